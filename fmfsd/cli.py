@@ -1,0 +1,71 @@
+"""`fmfsd`: parse, call one function, exit code."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmfsd.terminal import errors_shown, progress_report
+
+app = typer.Typer(
+    help="Feature map fusion self-distillation: a worker, and the data it trains on.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Prepare and verify data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def main() -> None:
+    os.umask(0o077)
+    app()
+
+
+@app.command()
+def train(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory with its config.yaml.")],
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+) -> None:
+    """Be one worker of a run; which one, the environment says (torchrun, DeepSpeed, srun or you)."""
+    from fmfsd.worker import Circumstances, work
+
+    raise typer.Exit(work(run_dir.absolute(), device, Circumstances.from_environment(os.environ)))
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10 or synthetic100.")],
+    out: Annotated[Path, typer.Option(help="Folder of prepared sets; the set gets a folder of its own in it.")],
+    source: Annotated[Path | None, typer.Option(help="Has the official files or their archive; default: --out.")] = None,
+    shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,
+    valid: Annotated[int, typer.Option(help="Training samples to hold out, the same number of each class.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses which ones.")] = 0,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the official archive if it is not there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Cut a data set into shards. Safe when many processes call it at once; nothing is overwritten."""
+    from rich.console import Console
+
+    from fmfsd.config.load import checked_data
+    from fmfsd.data.prepare import prepare as prepare_set
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
+        data = checked_data(name=name, root=str(out.absolute()), shards=shards, valid=valid)
+        index = prepare_set(data, source=source, fetch=download, seed=seed, report=report)
+        print(f"{index.folder}: {index.describe()}")
+
+
+@data_app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A prepared set, or a folder of them.")], debug: Debug = False) -> None:
+    """Check every checksum, count and label."""
+    from fmfsd.data.verify import verify_sets
+
+    with errors_shown(debug=debug):
+        for index in verify_sets(folder):
+            print(f"{index.folder}: whole; {index.describe()}")

@@ -1,0 +1,89 @@
+"""The few collectives the project needs, for one worker and for many. Every worker makes every call."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fmfsd.world import World
+
+TIMEOUT_S = 120.0
+"""How long a collective waits for the slowest worker before it fails (torch's own default is up to 30 minutes)."""
+
+
+class Comms(Protocol):
+    """How workers talk to one another."""
+
+    rank: int
+    size: int
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """`tensor` becomes the sum of all workers'; also returned. No gradient passes."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any worker."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, of JSON types, on every worker."""
+        ...
+
+
+class SoloComms:
+    """A world of one: nothing to agree on."""
+
+    rank, size = 0, 1
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def share(self, value: Any) -> Any:
+        return value
+
+
+class GroupComms:
+    """Several workers, by torch.distributed's default group."""
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self.rank, self.size, self._device = world.rank, world.size, device
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum_(torch.tensor([int(flag)], device=self._device)).item())
+
+    def share(self, value: Any) -> Any:
+        content = torch.tensor(list(json.dumps(value).encode() if self.rank == 0 else b""), dtype=torch.uint8, device=self._device)
+        length = torch.tensor([len(content)], device=self._device)
+        dist.broadcast(length, src=0)
+        content = content if self.rank == 0 else content.new_empty(int(length))
+        dist.broadcast(content, src=0)
+        return json.loads(bytes(content.tolist()))
+
+
+@contextmanager
+def connect(world: World, device: torch.device) -> Iterator[Comms]:
+    """Meet the other workers: NCCL on GPUs, gloo on CPUs; nothing at all in a world of one."""
+    if world.size == 1:
+        yield SoloComms()
+        return
+    backend, owned = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    timeout = timedelta(seconds=TIMEOUT_S)
+    dist.init_process_group(
+        backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout, device_id=owned
+    )
+    try:
+        yield GroupComms(world, device)
+    finally:
+        dist.destroy_process_group()

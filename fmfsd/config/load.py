@@ -1,0 +1,194 @@
+"""From a preset's name or a file, and `a.b=c` overrides, to one valid TrainConfig or to everything that is wrong."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, to_json
+
+from fmfsd.config.contradictions import contradictions
+from fmfsd.config.methods import METHODS
+from fmfsd.config.schema import DataConfig, TrainConfig
+from fmfsd.config.strict_yaml import Document, KeyPath, parse, read_document
+from fmfsd.errors import ConfigError, Problem
+
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def config_name(source: str) -> str:
+    """What a run of this preset or file is called: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).stem)[:64]
+
+
+def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> TrainConfig:
+    """The resolved config that `source`, a preset's name or a YAML file, describes.
+
+    `overrides` are `a.b=c` with c as YAML; `data_root` stands in where the config names none.
+    Raises ConfigError with every problem, each with its file and line.
+    """
+    draft = _Draft(read_document(_find(source)))
+    draft.override(overrides)
+    draft.apply_method()
+    config = draft.validated()
+    root = str(Path(config.data.root or data_root).expanduser().absolute())
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"root": root}),
+            "model": config.model.model_copy(update={"branches": config.branches}),
+        }
+    )
+
+
+def checked_data(**values: Any) -> DataConfig:
+    """The data section of these values, `root` among them. Raises ConfigError with every problem."""
+    return _Draft(Document({"data": values}, {}, "")).in_schema().data
+
+
+def dump_config(config: TrainConfig) -> str:
+    """`config` as YAML that `load_config` reads back to an equal config."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
+
+
+def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
+    """`key: value -> value` for each key in which two configs differ."""
+    before, after = (dict(_leaves(config.model_dump(mode="json"))) for config in (one, other))
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in before | after if before.get(key) != after.get(key)]
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _find(source: str) -> Path:
+    if "/" in source or source.endswith((".yaml", ".yml")):
+        return Path(source)
+    if source in preset_names():
+        return PRESETS / f"{source}.yaml"
+    raise ConfigError(f"no preset is called {source!r}{_did_you_mean(source, preset_names())}; presets: {', '.join(preset_names())}")
+
+
+class _Draft:
+    """A config that is not checked yet, with the place that each value came from."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = []
+        self._set_by: dict[KeyPath, str] = {}
+        self.content: dict[str, Any] = document.content if isinstance(document.content, dict) else {}
+        if not isinstance(document.content, dict):
+            found = "nothing" if document.content is None else type(document.content).__name__
+            raise ConfigError([Problem(document.name, f"expected keys and values, found {found}")])
+
+    def where(self, path: KeyPath) -> str:
+        for end in range(len(path), 0, -1):
+            if path[:end] in self._set_by:
+                return self._set_by[path[:end]]
+        return self.document.where(path)
+
+    def override(self, overrides: Sequence[str]) -> None:
+        for text in overrides:
+            key, equals, value = text.partition("=")
+            try:
+                if not (equals and all(key.split("."))):
+                    raise ConfigError([Problem("", "expected a.b=c, as in optim.lr=0.05")])
+                self._put(tuple(key.split(".")), parse(value, f"--set {text}").content, f"--set {text}")
+            except ConfigError as error:
+                self.problems += [Problem(f"--set {text}", problem.message) for problem in error.problems]
+
+    def _put(self, path: KeyPath, value: Any, where: str) -> None:
+        inside = self.content
+        for part in path[:-1]:
+            inside = inside.setdefault(part, {})
+            if not isinstance(inside, dict):
+                raise ConfigError([Problem(where, f"{part} is a value, not a section")])
+        inside[path[-1]] = value
+        self._set_by[path] = where
+
+    def apply_method(self) -> None:
+        """Fill in what the method fixes; a value that says otherwise is a problem."""
+        method = self.content.get("method", TrainConfig.model_fields["method"].default)
+        for dotted, fixed in METHODS.get(method, {}).items() if isinstance(method, str) else ():
+            section, key = dotted.split(".")
+            values = self.content.setdefault(section, {})
+            if isinstance(values, dict) and values.setdefault(key, fixed) != fixed:
+                message = f"{dotted}: method {method} means {fixed}, found {values[key]}: change one of the two"
+                self.problems.append(Problem(self.where((section, key)), message))
+
+    def in_schema(self) -> TrainConfig:
+        try:
+            return TrainConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))
+        except ValidationError as error:
+            raise ConfigError([*self.problems, *self._described(error)]) from error
+
+    def validated(self) -> TrainConfig:
+        config = self.in_schema()
+        self.problems += [Problem(self.where(tuple(key.split("."))), f"{key}: {message}") for key, message in contradictions(config)]
+        if self.problems:
+            raise ConfigError(self.problems)
+        return config
+
+    def _described(self, error: ValidationError) -> Iterator[Problem]:
+        by_path: dict[KeyPath, list[ErrorDetails]] = {}
+        for details in error.errors(include_url=False):
+            by_path.setdefault(self._keys(details["loc"]), []).append(details)
+        for path, found in by_path.items():
+            yield Problem(self.where(path), f"{'.'.join(path)}: {_message(path, found)}")
+
+    def _keys(self, location: tuple[int | str, ...]) -> KeyPath:
+        """`location` without the names of union members that pydantic puts into it."""
+        path: KeyPath = ()
+        inside: Any = self.content
+        for part in location:
+            if isinstance(inside, dict) and part in inside:
+                inside = inside[part]
+            elif isinstance(inside, list) and isinstance(part, int) and part < len(inside):
+                inside = inside[part]
+            else:
+                continue
+            path += (str(part),)
+        return path
+
+
+def _message(path: KeyPath, found: list[ErrorDetails]) -> str:
+    if any(details["type"] == "extra_forbidden" for details in found):
+        return f"unknown key{_nearest_key(path)}"
+    if any(details["type"] == "missing" for details in found):
+        return f"too few values; found {found[0]['input']!r}"
+    texts = dict.fromkeys(details["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for details in found)
+    return f"expected {' or '.join(texts)}; found {found[0]['input']!r}"
+
+
+def _nearest_key(path: KeyPath) -> str:
+    """`; did you mean ...?` with the closest key of the same section, else of any."""
+    known = list(_known_keys(TrainConfig))
+    section = ".".join(path[:-1])
+    here = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(path[-1], here, n=1):
+        return f"; did you mean {'.'.join((*path[:-1], close[0]))}?"
+    elsewhere = {key.rpartition(".")[2]: key for key in known}
+    close = difflib.get_close_matches(path[-1], elsewhere, n=1)
+    return f"; did you mean {elsewhere[close[0]]}?" if close else f"; {section or 'a config'} has {', '.join(here)}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

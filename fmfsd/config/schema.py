@@ -1,0 +1,140 @@
+"""What a training run can be told: frozen sections, each field with its meaning, unit and limits."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from fmfsd.config.durations import Duration, DurationField
+from fmfsd.config.known import taps
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+PerChannel = tuple[float, float, float]
+PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class Section(BaseModel):
+    """Frozen, strict about types and keys; NaN and infinity are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images, how they are cut into shards, and what is done to them."""
+
+    name: Literal["cifar10", "cifar100", "synthetic10", "synthetic100"] = "cifar100"
+    """The data set. The synthetic ones are drawn by a formula and need no files."""
+    root: PathText | None = None
+    """Folder of prepared sets. Unset: the variable FMFSD_DATA, else ./data."""
+    shards: PositiveInt = 64
+    """Logical shards L. The number of workers divides L, and L divides the batch."""
+    valid: NonNegativeInt = 0
+    """Training samples held out for validation, the same number of each class."""
+    crop_padding: Annotated[int, Field(ge=0, le=32)] = 4
+    """Pixels added on each side before the random crop back to size; 0: no crop."""
+    crop_fill: Annotated[int, Field(ge=0, le=255)] = 128
+    """Value of the added pixels."""
+    flip: bool = True
+    """Mirror half of the images."""
+    cutout: NonNegativeInt = 0
+    """Side of the square that is blacked out (arXiv:1708.04552), in pixels; 0: none."""
+    mean: PerChannel = (0.4914, 0.4822, 0.4465)
+    """Subtracted from each channel, as a fraction of full scale."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
+    """Each channel is divided by it, as a fraction of full scale."""
+
+
+class ModelConfig(Section):
+    """The backbone, where branches leave it, and how their maps are fused."""
+
+    backbone: Literal["resnet8", "resnet18", "resnet20", "resnet34", "resnet50"] = "resnet18"
+    """resnet8 and resnet20 are the CIFAR form (16, 32, 64 channels); all have a 3x3 stem without pooling."""
+    branches: Literal["auto"] | tuple[str, ...] = "auto"
+    """Taps that branches leave from, as stage1, stage2, ...; auto: every stage but the last."""
+    fusion: Literal["trunk", "none"] = "trunk"
+    """trunk: the fused map feeds the next stage. none: plain branches on an untouched trunk (BYOT)."""
+    sem_groups: Literal["auto"] | PositiveInt = "auto"
+    """Groups of spatial enhancement; auto: the largest common divisor, at most 32, of all maps' channels."""
+    sync_bn: Literal["auto"] | bool = "auto"
+    """Batch statistics over all workers; auto: with more than one. Off, results depend on the number of workers."""
+
+
+class DistillConfig(Section):
+    """Weights of the branches' losses (method section 2)."""
+
+    alpha: Fraction = 0.3
+    """Share of the soft-target loss in a branch's loss; the label loss has the rest."""
+    beta: NonNegativeFloat = 0.03
+    """Weight of the feature loss; 0: no feature layers are made."""
+    temperature: PositiveFloat = 3.0
+    """Divides logits before the softmax; larger is softer."""
+    label_weight: NonNegativeFloat = 1.0
+    """Multiplies the branches' label losses, not the deepest head's."""
+
+
+class OptimConfig(Section):
+    """SGD and its learning rate over time."""
+
+    lr: PositiveFloat = 0.1
+    momentum: BelowOne = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    nesterov: bool = False
+    milestones: tuple[DurationField, ...] = (Duration(66, "epoch"), Duration(133, "epoch"), Duration(190, "epoch"))
+    """Points after which the learning rate is multiplied by gamma."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the whole gradient; unset: no clipping."""
+
+
+class LoopConfig(Section):
+    """How long, in which batches and in which arithmetic."""
+
+    epochs: PositiveInt = 200
+    max_steps: PositiveInt | None = None
+    """End after so many steps, if that is earlier."""
+    batch: PositiveInt = 128
+    """Samples a step, over all workers."""
+    micro_batch: PositiveInt | None = None
+    """Samples a forward pass, over all workers; BN and the feature norm are taken over it. Unset: the batch."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16 is autocast with fp32 weights. fp32 means TF32 off."""
+    channels_last: bool = False
+    """Memory layout of images and maps; same results to rounding."""
+    label_smoothing: BelowOne = 0.0
+    evaluate_every: DurationField = Duration(1, "epoch")
+    evaluate_batch: PositiveInt = 500
+    """Samples a worker takes at once in an evaluation."""
+    log_every: DurationField = Duration(50, "step")
+    """How often the running means of the losses are written."""
+
+
+class CheckpointConfig(Section):
+    """When the state is saved, and how many saves are kept."""
+
+    every_epochs: PositiveInt = 1
+    keep: PositiveInt = 2
+    """The newest so many stay."""
+
+
+class TrainConfig(Section):
+    """One training run. Where it runs, and on how many workers, is not part of it."""
+
+    method: Literal["fmfsd", "byot", "plain"] = "fmfsd"
+    """What is trained: fusion, plain branches (arXiv:1905.08094), or the backbone alone."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    distill: DistillConfig = DistillConfig()
+    optim: OptimConfig = OptimConfig()
+    train: LoopConfig = LoopConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The taps, shallow to deep."""
+        known = taps(self.model.backbone)
+        return known if self.model.branches == "auto" else tuple(tap for tap in known if tap in self.model.branches)
+
+    @property
+    def micro_batch(self) -> int:
+        return self.train.micro_batch or self.train.batch

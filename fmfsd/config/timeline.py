@@ -1,0 +1,48 @@
+"""A run's events on one axis, the optimizer step; every duration is resolved here, once."""
+
+from dataclasses import dataclass
+
+from fmfsd.config.schema import TrainConfig
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When things happen, in steps. An epoch is what one permutation of the shards gives in whole batches."""
+
+    steps_per_epoch: int
+    total_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    milestones: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: TrainConfig, train_samples: int) -> "Timeline":
+        """The timeline of `config` on a training set of `train_samples`; a batch larger than it gives 0 steps an epoch."""
+        shards = config.data.shards
+        steps_per_epoch = (train_samples // shards) // max(1, config.train.batch // shards)
+        total = config.train.epochs * steps_per_epoch
+        return cls(
+            steps_per_epoch=steps_per_epoch,
+            total_steps=min(total, config.train.max_steps or total),
+            log_every=config.train.log_every.steps(steps_per_epoch),
+            evaluate_every=config.train.evaluate_every.steps(steps_per_epoch),
+            checkpoint_every=config.checkpoint.every_epochs * steps_per_epoch,
+            milestones=tuple(point.steps(steps_per_epoch) for point in config.optim.milestones),
+        )
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that the step after `step` finished steps belongs to."""
+        return step // self.steps_per_epoch
+
+    def is_last(self, step: int) -> bool:
+        return step >= self.total_steps
+
+    def log_due(self, step: int) -> bool:
+        return step % self.log_every == 0 or self.is_last(step)
+
+    def evaluation_due(self, step: int) -> bool:
+        return step > 0 and (step % self.evaluate_every == 0 or self.is_last(step))
+
+    def checkpoint_due(self, step: int) -> bool:
+        return step > 0 and (step % self.checkpoint_every == 0 or self.is_last(step))

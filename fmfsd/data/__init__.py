@@ -1,0 +1,1 @@
+"""Images: from official files to shards, and from shards to augmented batches. Preparing needs no torch."""

@@ -1,0 +1,56 @@
+"""Whole batches of uint8 images changed at once, on the device that holds them. What is drawn comes from outside.
+
+B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def flip(images_BCHW: Tensor, mirrored_B: Tensor) -> Tensor:
+    """Left and right exchanged where `mirrored_B` is true (four times as fast as a `torch.where` of bytes)."""
+    batch = len(images_BCHW)
+    either = torch.arange(batch, device=images_BCHW.device) + batch * mirrored_B
+    return torch.cat([images_BCHW, images_BCHW.flip(-1)]).index_select(0, either)
+
+
+def random_crop(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, *, padding: int, fill: int) -> Tensor:
+    """Each image padded by `padding` pixels of value `fill`, then cut back to size at (top, left), 0 to 2 * padding.
+
+    Every row of every result is one contiguous piece of the padded images: rows are gathered from a view in which each
+    pixel starts a row. Twenty times as fast as cutting image by image, and without a host synchronisation.
+    """
+    batch, channels, height, width = images_BCHW.shape
+    tall, wide = height + 2 * padding, width + 2 * padding
+    padded = images_BCHW.new_full((batch, channels, tall, wide), fill)
+    padded[:, :, padding : padding + height, padding : padding + width] = images_BCHW
+    rows_from_any_pixel = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
+    planes = torch.arange(batch * channels, device=images_BCHW.device).view(batch, channels, 1) * (tall * wide)
+    rows = torch.arange(height, device=images_BCHW.device) * wide
+    starts_BCH = planes + rows + (top_B * wide + left_B).view(batch, 1, 1)
+    return rows_from_any_pixel.index_select(0, starts_BCH.flatten()).view(images_BCHW.shape)
+
+
+def cutout(images_BCHW: Tensor, row_B: Tensor, column_B: Tensor, *, side: int) -> Tensor:
+    """A black square of `side` pixels around (row, column), clipped at the border (DeVries & Taylor, arXiv:1708.04552)."""
+    height, width = images_BCHW.shape[-2:]
+    inside_BH = _within(row_B, height, side)
+    inside_BW = _within(column_B, width, side)
+    return images_BCHW.masked_fill((inside_BH.unsqueeze(2) & inside_BW.unsqueeze(1)).unsqueeze(1), 0)
+
+
+def _within(centre_B: Tensor, length: int, side: int) -> Tensor:
+    distance = torch.arange(length, device=centre_B.device) - centre_B.unsqueeze(1)
+    return (distance >= -(side // 2)) & (distance < side - side // 2)
+
+
+def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """(image / 255 - mean) / std, a channel at a time, as `dtype`."""
+    scale, shift = (images_BCHW.new_tensor(values, dtype=dtype).view(-1, 1, 1) for values in _affine(mean, std))
+    return images_BCHW.to(dtype).mul_(scale).add_(shift)
+
+
+def _affine(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]

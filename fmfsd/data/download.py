@@ -1,0 +1,43 @@
+"""Fetches an official archive: once, whole or not at all, and only with the sum that is expected."""
+
+import hashlib
+import os
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from fmfsd.errors import CheckError, Problem
+
+TIMEOUT_S = 30.0
+_BLOCK = 1 << 20
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+
+def download(url: str, target: Path, *, md5: str, report: Report) -> None:
+    """Fetch `url` to `target`. Raises CheckError without network, or if the content's MD5 sum is another."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        found = _fetch(url, beside, report)
+        if found != md5:
+            raise CheckError([Problem(url, f"its MD5 sum is {found}, expected {md5}: what came is not the official archive")])
+        os.replace(beside, target)
+    except OSError as error:
+        raise CheckError([Problem(url, f"can't be fetched: {error}")]) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _fetch(url: str, target: Path, report: Report) -> str:
+    """Stream `url` into `target`; its MD5 sum."""
+    digest, done = hashlib.md5(usedforsecurity=False), 0
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
+        total = int(answer.headers.get("Content-Length") or 0)
+        while block := answer.read(_BLOCK):
+            digest.update(block)
+            done += file.write(block)
+            report(f"fetching {target.name.strip('.').rpartition('.')[0]}", done, total)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""A prepared set on disk: `index.json` with counts, classes and SHA-256 sums, and the shard files it names."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fmfsd.config.schema import DataConfig
+from fmfsd.errors import DataError, Problem
+from fmfsd.files import read_json, sha256, write_json
+
+INDEX_FORMAT = 1
+SPLITS = ("train", "valid", "test")
+CHECKED_AT_LAUNCH_BYTES = 1 << 30
+"""Sets up to this size have every checksum verified at each launch (CIFAR: 0.1 s)."""
+
+_FILE_NAME = re.compile(r"[a-z0-9_-]+\.safetensors")
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard: `samples` images in a file of `bytes` bytes."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SetIndex:
+    """What a prepared set holds. Every split is cut into the same number of shards."""
+
+    folder: Path
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    shards: int
+    valid: int
+    seed: int
+    splits: dict[str, tuple[ShardFile, ...]]
+    sources: tuple[dict[str, Any], ...] = ()
+
+    def samples(self, split: str) -> int:
+        return sum(shard.samples for shard in self.splits.get(split, ()))
+
+    def largest_part(self, split: str, world_size: int) -> int:
+        """Samples of the worker that holds most of `split`."""
+        files, share = self.splits[split], self.shards // world_size
+        return max(sum(shard.samples for shard in files[start : start + share]) for start in range(0, self.shards, share))
+
+    def total_bytes(self) -> int:
+        return sum(shard.bytes for files in self.splits.values() for shard in files)
+
+    def describe(self) -> str:
+        splits = ", ".join(f"{self.samples(split)} {split}" for split in self.splits)
+        strange = [source["file"] for source in self.sources if not source["official"]]
+        warning = f"; not the official files: {', '.join(strange)}" if strange else ""
+        return f"{splits} samples of {len(self.classes)} classes in {self.shards} shards{warning}"
+
+    def path(self, shard: ShardFile) -> Path:
+        return self.folder / shard.name
+
+    def write(self) -> None:
+        content = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_json(self.folder / "index.json", {"format": INDEX_FORMAT, **content})
+
+
+def set_folder(data: DataConfig) -> Path:
+    """Where the set that `data` describes lies below its root; what is not the default is part of the name."""
+    assert data.root is not None, "a loaded config has a root"
+    shards = "" if data.shards == DataConfig().shards else f"-shards{data.shards}"
+    valid = f"-valid{data.valid}" if data.valid else ""
+    return Path(data.root) / f"{data.name}{shards}{valid}"
+
+
+def read_index(folder: Path) -> SetIndex:
+    """The index of the set in `folder`. DataError if it is missing, malformed or contradicts itself."""
+    path = folder / "index.json"
+    try:
+        content = read_json(path)
+        if content.pop("format", None) != INDEX_FORMAT:
+            raise ValueError(f"not of format {INDEX_FORMAT}")
+        index = _from_json(folder, content)
+    except FileNotFoundError as error:
+        raise DataError([Problem(str(path), "missing: no prepared set is here; `fmfsd data prepare` makes one")]) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError([Problem(str(path), f"no index of a prepared set: {error}; prepare the set again")]) from error
+    if problems := list(_contradictions(index)):
+        raise DataError(problems)
+    return index
+
+
+def _from_json(folder: Path, content: dict[str, Any]) -> SetIndex:
+    splits = {split: tuple(ShardFile(**file) for file in files) for split, files in content.pop("splits").items()}
+    lists = {key: tuple(content.pop(key)) for key in ("shape", "classes", "sources")}
+    return SetIndex(folder=folder, splits=splits, **lists, **content)
+
+
+def _contradictions(index: SetIndex) -> Iterator[Problem]:
+    where = str(index.folder / "index.json")
+    for split, files in index.splits.items():
+        sizes = {shard.samples for shard in files}
+        if split not in SPLITS or len(files) != index.shards:
+            yield Problem(where, f"split {split} has {len(files)} files, expected {index.shards}")
+        elif max(sizes) - min(sizes) > 1 or min(sizes) < 0:
+            yield Problem(where, f"split {split}: shard sizes from {min(sizes)} to {max(sizes)} differ by more than one")
+        for shard in files:
+            if not _FILE_NAME.fullmatch(shard.name):
+                yield Problem(where, f"{shard.name!r} is no name of a shard file")
+    if not {"train", "test"} <= set(index.splits):
+        yield Problem(where, f"has only the splits {', '.join(index.splits) or 'none'}")
+
+
+def damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:
+    """Each shard file that is missing or of another size or, with `checksums`, of other content than the index says."""
+    for shard in (shard for files in index.splits.values() for shard in files):
+        path = index.path(shard)
+        if not path.is_file():
+            yield Problem(str(path), "missing; prepare the set again")
+        elif path.stat().st_size != shard.bytes:
+            yield Problem(str(path), f"{path.stat().st_size} bytes, expected {shard.bytes}; prepare the set again")
+        elif checksums and (found := sha256(path)) != shard.sha256:
+            yield Problem(str(path), f"damaged: SHA-256 {found[:16]}..., expected {shard.sha256[:16]}...; prepare the set again")

@@ -1,0 +1,110 @@
+"""From a whole data set to shards on disk: once, however many processes ask for it."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from safetensors.numpy import save
+
+from fmfsd.config.known import DATASETS
+from fmfsd.config.schema import DataConfig
+from fmfsd.data.download import Report, download
+from fmfsd.data.index import SetIndex, ShardFile, damaged_files, read_index, set_folder
+from fmfsd.data.official import OFFICIAL, has_files
+from fmfsd.data.sources import SHAPE, RawSet, Samples, read_set
+from fmfsd.errors import CheckError, DataError, Problem
+from fmfsd.files import sync_folder, write_whole
+
+
+def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0, report: Report) -> SetIndex:
+    """The index of the set that `data` describes, which is made below `data.root` if it is not there yet.
+
+    `source` has the official files; with `fetch` they are downloaded to the root if they are not there. `seed` chooses
+    the samples that are held out. Raises DataError or CheckError; nothing half-made is left and nothing is overwritten.
+    """
+    folder = set_folder(data)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.exists():
+            return _existing(folder, seed)
+        raw = read_set(data.name, _source(data, source, fetch, report))
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            built = Path(scratch) / folder.name
+            built.mkdir()
+            _write(raw, data, seed, built, report)
+            os.rename(built, folder)
+        sync_folder(folder.parent)
+    return read_index(folder)
+
+
+def _existing(folder: Path, seed: int) -> SetIndex:
+    index = read_index(folder)
+    if problems := list(damaged_files(index, checksums=True)):
+        raise DataError(problems)
+    if index.seed != seed and index.valid:
+        raise DataError([Problem(str(folder), f"was prepared with seed {index.seed}, not {seed}: choose another --out")])
+    return index
+
+
+def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) -> Path | None:
+    """Where the official files are, after fetching them if need be; None for a set that needs none."""
+    if data.name not in OFFICIAL:
+        return None
+    official, root = OFFICIAL[data.name], Path(str(data.root))
+    place = source or root
+    if has_files(official, place) or not fetch:
+        return place
+    try:
+        download(official.url, root / official.archive, md5=official.archive_md5, report=report)
+    except CheckError as error:
+        advice = f"put {official.archive} or {official.folder}/ into {root}, or try `fmfsd-launch smoke`, which needs no files"
+        raise CheckError([*error.problems, Problem("", advice)]) from error
+    return root
+
+
+def _write(raw: RawSet, data: DataConfig, seed: int, folder: Path, report: Report) -> None:
+    train, valid = _hold_out(raw.train, data.valid, DATASETS[data.name].num_classes, seed)
+    splits = {"train": train, "valid": valid, "test": raw.test}
+    splits = {name: samples for name, samples in splits.items() if len(samples) or name == "train"}
+    if len(train) < data.shards:
+        raise DataError(f"{len(train)} training samples can't be cut into {data.shards} shards")
+    total = data.shards * len(splits)
+    files: dict[str, list[ShardFile]] = {name: [] for name in splits}
+    for done, (name, shard, samples) in enumerate(_cut(splits, data.shards), 1):
+        files[name].append(_write_shard(folder / f"{name}-{shard:04d}.safetensors", samples))
+        report(f"writing {data.name}", done, total)
+    index = SetIndex(folder, data.name, SHAPE, raw.classes, data.shards, data.valid, seed, {}, raw.sources)
+    replace(index, splits={name: tuple(shards) for name, shards in files.items()}).write()
+
+
+def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tuple[Samples, Samples]:
+    """`samples` without and the `count` held out, the same number of each class, chosen by `seed`."""
+    if count % num_classes:
+        raise DataError(f"{count} held-out samples are not the same number of each of {num_classes} classes")
+    lots = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(samples))
+    held = np.zeros(len(samples), bool)
+    for label in range(num_classes):
+        members = np.flatnonzero(samples.labels == label)
+        if count and len(members) <= count // num_classes:
+            raise DataError(f"class {label} has {len(members)} samples; {count // num_classes} of them can't be held out")
+        held[members[np.argsort(lots[members], kind="stable")[: count // num_classes]]] = True
+    return samples.take(~held), samples.take(held)
+
+
+def _cut(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Samples]]:
+    """(split, shard, its samples): sample i goes to shard i mod L, so sizes differ by at most one."""
+    for name, samples in splits.items():
+        for shard in range(shards):
+            yield name, shard, samples.take(np.arange(shard, len(samples), shards))
+
+
+def _write_shard(path: Path, samples: Samples) -> ShardFile:
+    arrays = {"images": samples.images, "labels": samples.labels, "ids": samples.ids}
+    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    write_whole(path, content, durable=False)
+    return ShardFile(path.name, len(samples), len(content), hashlib.sha256(content).hexdigest())

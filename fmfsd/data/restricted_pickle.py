@@ -1,0 +1,63 @@
+"""Reads the official CIFAR pickles, and nothing that could run code.
+
+Allowed are the numbers, strings, lists and dicts that pickle makes by itself, and a NumPy array of unsigned bytes.
+The array is rebuilt here from its bytes: no object that the file names is ever called, NumPy's own included.
+"""
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from fmfsd.errors import DataError, Problem
+
+_ARRAY = {(module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
+
+
+class _Bytes:
+    """Stands for `numpy.dtype('u1')`; any other type is refused."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code != "u1":
+            raise pickle.UnpicklingError(f"an array of {code!r}; images are arrays of 'u1'")
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Array:
+    """Stands for `numpy.ndarray` while its state is read."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran_order, data = state
+        if not isinstance(kind, _Bytes) or fortran_order:
+            raise pickle.UnpicklingError("an array that is not of unsigned bytes in row order")
+        content = data.encode("latin1") if isinstance(data, str) else data
+        self.values = np.frombuffer(content, np.uint8).reshape(shape)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ARRAY:
+            return lambda *_: _Array()
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return _Array if name == "ndarray" else _Bytes
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
+
+
+def load_arrays(data: bytes, name: str) -> dict[str, Any]:
+    """The dictionary pickled in `data`, its arrays as uint8 NumPy arrays; `name` is the file's name in errors.
+
+    Raises DataError for a pickle that is damaged, that names anything but such arrays, or that holds no dictionary.
+    """
+    try:
+        content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise DataError([Problem(name, f"not read: {error or type(error).__name__}")]) from error
+    if not isinstance(content, dict):
+        raise DataError([Problem(name, f"holds a {type(content).__name__}, expected a dictionary")])
+    return {str(key): value.values if isinstance(value, _Array) else value for key, value in content.items()}

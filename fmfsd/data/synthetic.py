@@ -1,0 +1,63 @@
+"""Images drawn by a formula: deterministic, and to be told apart by spatial features only.
+
+Ten two-valued patterns, each equal to its own mirror image in kind: stripes across and upright, checkerboards, lattices
+on the diagonal and rings, coarse and fine. Phase and both colours are drawn a sample, and noise is added, so neither the
+mean, the histogram nor any single pixel tells the class. With 100 classes the upper and the lower half have a pattern each.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 32
+NOISE = 0.25
+"""Largest noise, as a fraction of full scale."""
+
+Floats = NDArray[np.float32]
+Pattern = Callable[[Floats, Floats, Floats], Floats]
+
+_PERIODS = (5.0, 9.0)
+_SHAPES: tuple[Pattern, ...] = (
+    lambda y, x, phase: np.sin(y + phase),
+    lambda y, x, phase: np.sin(x + phase),
+    lambda y, x, phase: np.sin(y + phase) * np.sin(x + 2 * phase),
+    lambda y, x, phase: np.sin(0.7 * (y + x) + phase) * np.sin(0.7 * (y - x) + 2 * phase),
+    lambda y, x, phase: np.sin(np.hypot(y - y.mean(), x - x.mean()) + phase),
+)
+NUM_PATTERNS = len(_SHAPES) * len(_PERIODS)
+
+
+def synthetic_images(num_classes: int, samples: int, *, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(samples, 3, 32, 32) images and their labels, 10 or 100 classes in turn; `seed` is below 2**64."""
+    assert num_classes in (NUM_PATTERNS, NUM_PATTERNS**2), num_classes
+    labels = np.arange(samples, dtype=np.int64) % num_classes
+    source = np.random.Philox(key=np.array([seed, num_classes], np.uint64))
+    draws = _unit(source.random_raw(samples * 8)).reshape(samples, 8)
+    upper, lower = (labels // NUM_PATTERNS, labels % NUM_PATTERNS) if num_classes > NUM_PATTERNS else (labels, labels)
+    images = np.empty((samples, 3, SIDE, SIDE), np.uint8)
+    for row, (image, draw) in enumerate(zip(images, draws, strict=True)):
+        mask = np.where(np.arange(SIDE)[:, None] < SIDE // 2, _pattern(upper[row], draw[0]), _pattern(lower[row], draw[1]))
+        noise = (source.random_raw(image.size // 8).view(np.uint8).reshape(image.shape) / np.float32(255) - 0.5) * NOISE
+        image[:] = np.clip((_colours(draw[2:], mask) + noise) * 255, 0, 255)
+    return images, labels
+
+
+def _unit(words: NDArray[np.uint64]) -> Floats:
+    """Numbers from 0 to below 1."""
+    return ((words >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+
+
+def _pattern(kind: int, draw: np.float32) -> NDArray[np.bool_]:
+    """A (32, 32) mask of pattern `kind`, shifted by `draw`, that holds half of the pixels."""
+    shape, period = _SHAPES[kind % len(_SHAPES)], _PERIODS[kind // len(_SHAPES)]
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) * np.float32(2 * np.pi / period)
+    values = shape(y, x, draw * np.float32(2 * np.pi))
+    return np.asarray(values > np.median(values))
+
+
+def _colours(draws: Floats, mask: NDArray[np.bool_]) -> Floats:
+    """(3, 32, 32): two colours, at least a third of full scale apart in each channel, on and off the mask."""
+    low, gap = draws[:3] * (1 / 3), 1 / 3 + draws[3:] * (1 / 3)
+    on, off = (low, low + gap) if draws[0] + draws[3] < draws[1] + draws[4] else (low + gap, low)
+    return np.where(mask, on[:, None, None], off[:, None, None]).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Who owns the optimizer step: plain PyTorch or DDP."""

@@ -1,0 +1,57 @@
+"""What the trainer asks of an engine."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fmfsd.model.network import Outputs
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Everything an engine needs to go on: tensors by parameter and buffer name, and the optimizer's numbers.
+
+    Names and tensors are those of one worker, whatever the number of workers.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    scalars: dict[str, Any]
+
+
+class Engine(Protocol):
+    """A network in training: forward, backward, step, and its state. `network` is the bare module."""
+
+    network: nn.Module
+    head_names: tuple[str, ...]
+
+    def forward(self, images: Tensor) -> Outputs:
+        """A training pass in the engine's precision and layout."""
+        ...
+
+    def predict(self, images: Tensor) -> Outputs:
+        """An evaluation pass, without gradients and without the other workers."""
+        ...
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of a micro-batch; gradients meet at the step's `last` one."""
+        ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self, learning_rate: float) -> None:
+        """One optimizer step with what was accumulated, which is then forgotten."""
+        ...
+
+    def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
+        """Let the engine settle by passes that leave no trace."""
+        ...
+
+    def state(self) -> EngineState: ...
+
+    def load(self, state: EngineState) -> None:
+        """Put `state` in place; layout and device stay the engine's."""
+        ...

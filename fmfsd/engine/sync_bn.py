@@ -1,0 +1,82 @@
+"""Batch normalisation over all workers' batches, on CPU tensors too (torch's SyncBatchNorm takes none).
+
+Ioffe & Szegedy 2015 (arXiv:1502.03167), statistics over the global batch. Two small all-reduces a layer and step: means and
+squares forward, the two sums of the gradient backward. Sums are in fp64, so that subtracting squares costs no digits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Sum = Callable[[Tensor], Tensor]
+"""All workers' sum of a tensor, in place."""
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalises with the global statistics; the gradient passes through them to every worker's batch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, sum_: Sum, size: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps, ctx.sum_, ctx.size = eps, sum_, size
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        through_affine, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = ctx.sum_(torch.stack([weight_gradient, bias_gradient]).double()).to(mean.dtype)
+        count = ctx.size * x.numel() // x.shape[1]
+        scale = (variance + ctx.eps).rsqrt()
+        slope = -weight * scale * scale * sums[0] / count
+        offset = -weight * scale * sums[1] / count - slope * mean
+        through_statistics = torch.addcmul(offset.view(1, -1, 1, 1), x, slope.view(1, -1, 1, 1))
+        x_gradient = (through_affine + through_statistics).to(x.dtype)
+        return x_gradient, weight_gradient, bias_gradient, None, None, None, None, None
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose training statistics are those of all `size` workers' equal batches; `sum_` reaches them."""
+
+    def __init__(self, like: nn.BatchNorm2d, sum_: Sum, size: int) -> None:
+        super().__init__(like.num_features, eps=like.eps, momentum=like.momentum)
+        self.load_state_dict(like.state_dict())
+        self._sum, self._size = sum_, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        mean, variance = self._statistics(x.detach())
+        self._remember(mean, variance, self._size * x.numel() // x.shape[1])
+        return _Normalise.apply(x, self.weight, self.bias, mean, variance, self.eps, self._sum, self._size)
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over all workers, in the type of the weights."""
+        unused = torch.zeros_like(self.weight)  # given running statistics, those of a bf16 batch come in fp32
+        mean, variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
+        local = torch.stack([mean.double(), variance.double() + mean.double().square()])
+        mean64, square64 = self._sum(local) / self._size
+        kind = self.weight.dtype
+        return mean64.to(kind), (square64 - mean64.square()).clamp_min(0).to(kind)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum or 0.0)
+        self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum or 0.0)
+
+
+def synchronise_batch_norm(network: nn.Module, sum_: Sum, size: int) -> None:
+    """Replace every `nn.BatchNorm2d` inside `network` by one over `size` workers."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, GlobalBatchNorm2d(child, sum_, size))

@@ -1,0 +1,105 @@
+"""The engine of plain PyTorch: one worker, or several by DistributedDataParallel."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.nn.parallel import DistributedDataParallel
+
+from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig
+from fmfsd.engine.base import EngineState
+from fmfsd.engine.sync_bn import synchronise_batch_norm
+from fmfsd.model.build import Network
+from fmfsd.model.network import Outputs
+from fmfsd.optim import build_optimizer
+
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+_WARM_UP_PASSES = 2
+
+
+class TorchEngine:
+    """Holds the network, its optimizer and, with several workers, the wrapper that averages gradients."""
+
+    def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
+        train = config.train
+        self.head_names = network.head_names
+        self._layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self._clip_norm = config.optim.clip_norm
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
+        self._device = device
+        synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
+        kind = torch.float64 if train.precision == "fp64" else torch.float32
+        bare = network.to(device, kind).to(memory_format=self._layout)
+        self.network: nn.Module = _synchronised(bare, comms, device) if synchronised else bare
+        self.optimizer = build_optimizer(self.network, config.optim)
+        self._module = _distributed(self.network, device, buffers=not synchronised) if comms.size > 1 else self.network
+
+    def forward(self, images: Tensor) -> Outputs:
+        with self._autocast:
+            return self._module(images.contiguous(memory_format=self._layout))
+
+    def predict(self, images: Tensor) -> Outputs:
+        self.network.eval()
+        try:
+            with torch.no_grad(), self._autocast:
+                return self.network(images.contiguous(memory_format=self._layout))
+        finally:
+            self.network.train()
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        return self._module.no_sync() if isinstance(self._module, DistributedDataParallel) and not last else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> None:
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
+        """Passes whose effect is undone, so that DDP's buckets have their final form before the first step.
+
+        DDP rebuilds its buckets after the first backward pass. From three workers on that changes the order of a sum, so a
+        run that was resumed would differ in the last bits from one that was not.
+        """
+        if not isinstance(self._module, DistributedDataParallel):
+            return
+        before = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            for _ in range(_WARM_UP_PASSES):
+                forward_and_backward()
+                self.optimizer.zero_grad()
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(before[name])
+
+    def state(self) -> EngineState:
+        model, optimizer = get_state_dict(self.network, self.optimizer, options=_FLAT)
+        tensors = {name: value for name, value in optimizer.items() if isinstance(value, Tensor)}
+        scalars = {name: value for name, value in optimizer.items() if name not in tensors}
+        return EngineState(model, tensors, scalars)
+
+    def load(self, state: EngineState) -> None:
+        optimizer = {**state.optimizer, **state.scalars}
+        set_state_dict(
+            self.network, self.optimizer, model_state_dict=state.model, optim_state_dict=optimizer, options=_FLAT
+        )
+
+
+def _synchronised(network: nn.Module, comms: Comms, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    synchronise_batch_norm(network, comms.sum_, comms.size)
+    return network
+
+
+def _distributed(network: nn.Module, device: torch.device, *, buffers: bool) -> DistributedDataParallel:
+    """DDP; `buffers`: rank 0's batch statistics are everyone's, as they are not synchronised otherwise."""
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=buffers, gradient_as_bucket_view=True)

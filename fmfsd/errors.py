@@ -1,0 +1,57 @@
+"""The errors that users can meet. Each knows the exit code of the command that shows it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where it stands, and what was asked, found and can be done."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class FmfsdError(Exception):
+    """Base of every error that is shown without a traceback."""
+
+    exit_code = 1
+
+
+class ProblemsError(FmfsdError):
+    """Everything that was found wrong, at once; `problems` holds one entry for each."""
+
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
+        self.problems = [Problem("", problems)] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class ConfigError(ProblemsError):
+    """The command line or the config is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class CheckError(ProblemsError):
+    """The machine, the data or the run directory does not fit; nothing was started."""
+
+    exit_code = 3
+
+
+class DataError(CheckError):
+    """Data files are missing, damaged or not what their name says."""
+
+
+class RunFailedError(FmfsdError):
+    """A run that had started came to an end that nobody asked for."""
+
+
+class NonFiniteLossError(RunFailedError):
+    """The loss became NaN or infinite; training on would only spoil the weights."""
+
+
+class CheckpointError(RunFailedError):
+    """A checkpoint could not be written, or none that is there can be used."""

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all, and that read back as written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write beside `path`, then rename over it; `durable` also survives a power loss."""
+    data = content.encode() if isinstance(content, str) else content
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(beside, path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
+    write_whole(path, json.dumps(content, indent=2) + "\n", durable=durable)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. OSError if it can't be read, ValueError if it is no JSON object."""
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power loss (a rename lives in the folder, not in the file)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

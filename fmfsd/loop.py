@@ -1,0 +1,145 @@
+"""The training loop of one worker. What is due is decided by the position alone, so a resumed run decides the same."""
+
+from dataclasses import dataclass, field
+
+from fmfsd.checkpoint import Checkpoints, Position, Saved
+from fmfsd.comms import Comms
+from fmfsd.config import Timeline, TrainConfig
+from fmfsd.data.batches import EvaluationBatches, TrainBatches
+from fmfsd.distill import SelfDistillLoss
+from fmfsd.engine.base import Engine
+from fmfsd.errors import NonFiniteLossError
+from fmfsd.evaluation import evaluate
+from fmfsd.metrics import MetricsLog, RunningMeans
+from fmfsd.optim import learning_rate
+from fmfsd.preemption import StopFlag
+from fmfsd.progress import ProgressFile
+from fmfsd.reduction import Reading, StepReduction
+from fmfsd.stopwatch import Stopwatch
+
+
+@dataclass
+class Loop:
+    """One worker's parts, and what drives them. `evaluations` are the splits by name."""
+
+    config: TrainConfig
+    timeline: Timeline
+    comms: Comms
+    engine: Engine
+    loss: SelfDistillLoss
+    reduction: StepReduction
+    batches: TrainBatches
+    evaluations: dict[str, EvaluationBatches]
+    checkpoints: Checkpoints
+    metrics: MetricsLog
+    progress: ProgressFile
+    stop: StopFlag
+    position: Position = Position()
+    means: RunningMeans = field(default_factory=RunningMeans)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    stop_agreed: bool = False
+
+    def run(self) -> str:
+        """Train to the end or to a stop request: "finished" or "stopped", with a checkpoint of either."""
+        self.stop_agreed = self.comms.any(self.stop.requested)
+        while not self.finished and not self.stop_agreed:
+            if self.position.evaluated:
+                self._train_one_step()
+            else:
+                self._evaluate()
+            if self.position.evaluated and self.timeline.checkpoint_due(self.position.step):
+                self._save()
+        if not self.finished:
+            self._save()
+        return "finished" if self.finished else "stopped"
+
+    @property
+    def finished(self) -> bool:
+        return self.timeline.is_last(self.position.step) and self.position.evaluated
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, if there is one; whether there was."""
+        saved = self.checkpoints.load_newest()
+        if saved is not None:
+            self.engine.load(saved.engine)
+            self.position = saved.position
+            self.means = RunningMeans(**saved.progress["means"])
+        self.metrics.keep(saved.progress["records"] if saved is not None else 0)
+        self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
+        self.reduction.forget()
+        self.stopwatch.take()
+        return saved is not None
+
+    def _train_one_step(self) -> None:
+        step, micro_steps = self.position.step, self.config.train.batch // self.config.micro_batch
+        with self.stopwatch.step(self.config.train.batch):
+            for micro_step in range(micro_steps):
+                self._forward_backward(step, micro_step, micro_steps)
+            self.engine.step(self._learning_rate(step))
+        self.position = Position(step + 1, evaluated=not self.timeline.evaluation_due(step + 1))
+        log_due = self.timeline.log_due(step + 1)
+        self._read(all_of_them=log_due)
+        self._show("train")
+        if log_due:
+            self._record("train", **self.means.take(), lr=self._learning_rate(step), **self.stopwatch.take())
+
+    def _forward_backward(self, step: int, micro_step: int, micro_steps: int) -> None:
+        epoch, step_in_epoch = divmod(step, self.timeline.steps_per_epoch)
+        with self.stopwatch.waiting():
+            images, labels = self.batches.at(epoch, step_in_epoch * micro_steps + micro_step)
+        with self.engine.accumulating(last=micro_step == micro_steps - 1):
+            terms = self.loss.terms(self.engine.forward(images), labels)
+            squares_F = self.reduction.reduce(step, terms, stop=self.stop.requested)
+            total = self.loss.total(terms, squares_F, world_size=self.comms.size)
+            self.engine.backward(total / micro_steps)
+
+    def _evaluate(self) -> None:
+        """Every split that is due; given up, with nothing recorded, if a stop is asked for on the way."""
+        self._show("evaluate")
+        results = {}
+        for split in self._splits_due():
+            results[split] = evaluate(self.engine, self.evaluations[split], self.comms, stop=lambda: self.stop.requested)
+            if not results[split]:
+                self.stop_agreed = True
+                return
+        for split, values in results.items():
+            self._record(split, **values)
+        self.position = Position(self.position.step)
+
+    def _splits_due(self) -> list[str]:
+        """With a validation split the test set is looked at once, at the end."""
+        test_due = "valid" not in self.evaluations or self.timeline.is_last(self.position.step)
+        return [split for split in self.evaluations if split != "test" or test_due]
+
+    def _save(self) -> None:
+        self._read(all_of_them=True)
+        self._show("save")
+        progress = {"means": self.means.state(), "records": self.metrics.records}
+        self.checkpoints.save(Saved(self.position, self.engine.state(), progress))
+
+    def _read(self, *, all_of_them: bool) -> None:
+        for reading in self.reduction.readings(all_of_them=all_of_them):
+            if not reading.finite:
+                raise NonFiniteLossError(self._non_finite(reading))
+            self.means.add(**reading.losses())
+            self.stop_agreed = self.stop_agreed or reading.stop
+
+    def _non_finite(self, reading: Reading) -> str:
+        values = ", ".join(f"{name} {value:g}" for name, value in reading.losses().items())
+        return (
+            f"the loss is not finite in step {reading.step + 1}, epoch {self.timeline.epoch(reading.step) + 1} ({values}). "
+            f"Earlier checkpoints stay. Lower optim.lr ({self.config.optim.lr:g}), set optim.clip_norm, "
+            "or set train.precision to fp32"
+        )
+
+    def _record(self, split: str, **values: float) -> None:
+        epoch = self.timeline.epoch(self.position.step - 1) + 1
+        self.metrics.write(step=self.position.step, epoch=epoch, split=split, **values)
+
+    def _show(self, state: str) -> None:
+        shown = {"total_steps": self.timeline.total_steps, "steps_per_epoch": self.timeline.steps_per_epoch}
+        self.progress.show(state, step=self.position.step, **shown, **self.means.peek(), **self.stopwatch.peek())
+
+    def _learning_rate(self, step: int) -> float:
+        optim = self.config.optim
+        return learning_rate(step, base=optim.lr, gamma=optim.gamma, milestones=self.timeline.milestones)

@@ -1,0 +1,71 @@
+"""Named running means, and the file in which each record stands exactly once."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fmfsd.files import write_whole
+
+
+class RunningMeans:
+    """Means of named values since the last `take`."""
+
+    def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
+        self._sums, self._count = dict(sums or {}), count
+
+    def add(self, **values: float) -> None:
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def peek(self) -> dict[str, float]:
+        return {name: total / self._count for name, total in self._sums.items()}
+
+    def take(self) -> dict[str, float]:
+        means = self.peek()
+        self._sums, self._count = {}, 0
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """As `RunningMeans(**state)` takes it; floats survive JSON exactly."""
+        return {"sums": self._sums, "count": self._count}
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one JSON object a line; `path` is None on every worker but rank 0, which alone writes.
+
+    `started` is the time of the run's first start, in seconds since 1970; records carry the seconds since then.
+    """
+
+    def __init__(self, path: Path | None, started: float) -> None:
+        self._path, self._started, self.records = path, started, 0
+
+    def keep(self, records: int) -> None:
+        """Forget all but the first `records` records: those after the checkpoint that a run goes on from."""
+        self.records = records
+        if self._path is not None:
+            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+            write_whole(self._path, b"".join(lines[:records]))
+
+    def write(self, *, step: int, epoch: int, split: str, **values: float) -> None:
+        self.records += 1
+        if self._path is None:
+            return
+        record = {"step": step, "epoch": epoch, "split": split, "time": round(time.time() - self._started, 3), **values}
+        with self._path.open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def last_records(path: Path) -> dict[str, dict[str, float]]:
+    """The newest record of each split, without the names that every record has."""
+    last: dict[str, dict[str, float]] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        split = record.pop("split")
+        last[split] = {name: value for name, value in record.items() if name not in ("step", "epoch", "time")}
+    return last

@@ -1,0 +1,1 @@
+"""The network: backbones as lists of stages, spatial enhancement, fusion, branches and heads."""

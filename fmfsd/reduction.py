@@ -1,0 +1,92 @@
+"""One small all-reduce for each forward pass: what the feature norm needs of the others, metrics, NaN check, stop flag."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmfsd.comms import Comms
+from fmfsd.distill import LossTerms
+
+READ_LATER_STEPS = {"cpu": 0, "cuda": 10}
+"""How many passes later the host reads a result: on a GPU it would otherwise wait for the device in every step."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all workers agree on for the step after `step` finished ones; losses are weighted means over the global batch."""
+
+    step: int
+    label: float
+    soft_target: float
+    feature: float
+    stop: bool
+    finite: bool
+
+    def losses(self) -> dict[str, float]:
+        """By the names that they have in the metrics."""
+        total = self.label + self.soft_target + self.feature
+        return {
+            "loss": total,
+            "loss_label": self.label,
+            "loss_soft_target": self.soft_target,
+            "loss_feature": self.feature,
+        }
+
+
+@dataclass(frozen=True)
+class _Pending:
+    step: int
+    values: Tensor
+    ready: torch.cuda.Event | None
+
+
+class StepReduction:
+    """Adds up each pass's terms over all workers: the feature norm at once, on the device; the rest to be read later."""
+
+    def __init__(self, comms: Comms, device: torch.device, *, beta: float) -> None:
+        self._comms, self._device, self._beta = comms, device, beta
+        self._delay = READ_LATER_STEPS[device.type]
+        self._pending: deque[_Pending] = deque()
+
+    def reduce(self, step: int, terms: LossTerms, *, stop: bool) -> Tensor:
+        """The squares of the feature norm over all workers, (F,), without gradient."""
+        flags = torch.tensor([float(stop)], dtype=terms.label.dtype, device=self._device)
+        packed = torch.cat([terms.squares_F, terms.label.view(1), terms.soft_target.view(1), flags]).detach()
+        self._comms.sum_(packed)
+        self._pending.append(self._on_its_way(step, packed))
+        return packed[: len(terms.squares_F)]
+
+    def readings(self, *, all_of_them: bool = False) -> Iterator[Reading]:
+        """The results that are due; `all_of_them` waits for the device."""
+        while len(self._pending) > (0 if all_of_them else self._delay):
+            pending = self._pending.popleft()
+            if pending.ready is not None:
+                pending.ready.synchronize()
+            yield self._read(pending)
+
+    def forget(self) -> None:
+        """Drop what was not read yet."""
+        self._pending.clear()
+
+    def _on_its_way(self, step: int, packed: Tensor) -> _Pending:
+        if self._device.type != "cuda":
+            return _Pending(step, packed.clone(), None)
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        host.copy_(packed, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return _Pending(step, host, ready)
+
+    def _read(self, pending: _Pending) -> Reading:
+        *squares, label, soft_target, stop = pending.values.tolist()
+        return Reading(
+            step=pending.step,
+            label=label / self._comms.size,
+            soft_target=soft_target / self._comms.size,
+            feature=self._beta * sum(max(square, 0.0) ** 0.5 for square in squares),
+            stop=stop > 0,
+            finite=bool(pending.values.isfinite().all()),
+        )

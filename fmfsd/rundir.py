@@ -1,0 +1,91 @@
+"""The one place that knows the file names of a run."""
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's folder, the contract between launcher, workers and reports."""
+
+    path: Path
+
+    @classmethod
+    def fresh(cls, parent: Path, config_name: str) -> "RunDir":
+        """A name that no run has yet: `<config>-<UTC time>-<4 hex>`. Nothing is created."""
+        moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        return cls((parent / f"{config_name}-{moment}-{secrets.token_hex(2)}").absolute())
+
+    def create(self) -> None:
+        for folder in (self.path, self.checkpoints, self.attempts, self.progress, self.logs):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def outcome(self) -> Path:
+        return self.path / "outcome.json"
+
+    @property
+    def stop_request(self) -> Path:
+        return self.path / "stop-request"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def attempt(self, number: int) -> Path:
+        """How attempt `number` went; written by the coordinator."""
+        return self.attempts / f"{number:04d}.json"
+
+    def crash(self, attempt: int, rank: int) -> Path:
+        """What ended worker `rank`, in its own words; written by the worker."""
+        return self.attempts / f"{attempt:04d}-rank-{rank}.json"
+
+    def crashes(self, attempt: int) -> list[Path]:
+        return sorted(self.attempts.glob(f"{attempt:04d}-rank-*.json"))
+
+    def last_attempt(self) -> int:
+        """The number of the newest attempt; 0 if there was none."""
+        return max((int(path.stem) for path in self.attempts.glob("[0-9]*[0-9].json") if path.stem.isdecimal()), default=0)
+
+    def rank_progress(self, rank: int) -> Path:
+        return self.progress / f"rank-{rank}.json"
+
+    def node_logs(self, node: int) -> Path:
+        return self.logs / f"node-{node}"
+
+    def rank_log(self, node: int, rank: int) -> Path:
+        return self.node_logs(node) / f"rank-{rank}.log"
+
+    def starter_log(self, node: int) -> Path:
+        """What the node's starter (torchrun) itself prints."""
+        return self.node_logs(node) / "starter.log"

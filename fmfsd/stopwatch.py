@@ -1,0 +1,37 @@
+"""How long steps take, and how much of that is waiting for data."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass
+class Stopwatch:
+    """Seconds in steps and in waiting, and images trained on, since the last `take`."""
+
+    waited: float = 0.0
+    stepped: float = 0.0
+    images: int = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def step(self, images: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stepped += time.perf_counter() - start
+        self.images += images
+
+    def peek(self) -> dict[str, float]:
+        seconds = max(self.stepped, 1e-9)
+        return {"images_per_s": round(self.images / seconds, 1), "data_wait": round(self.waited / seconds, 4)}
+
+    def take(self) -> dict[str, float]:
+        shown = self.peek()
+        self.waited, self.stepped, self.images = 0.0, 0.0, 0
+        return shown

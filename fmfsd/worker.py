@@ -1,0 +1,120 @@
+"""A worker's first and last acts, before torch is imported and after the training: ties, log file, crash file."""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmfsd.errors import FmfsdError
+from fmfsd.files import read_json, write_json
+from fmfsd.rundir import RunDir
+from fmfsd.world import World
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the starter told this worker by its environment.
+
+    `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand; `attempt` counts the
+    starts of the run; with `log_to_file`, output goes to the rank's log.
+    """
+
+    world: World
+    attempt: int = 1
+    agent: int | None = None
+    log_to_file: bool = False
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
+        agent = environment.get("FMFSD_AGENT_PID")
+        return cls(
+            world=World.from_environment(environment),
+            attempt=int(environment.get("FMFSD_ATTEMPT", "1")),
+            agent=int(agent) if agent else None,
+            log_to_file=environment.get("FMFSD_LOG_TO_FILE") == "1",
+        )
+
+
+def tie_to_parent(agent: int | None) -> None:
+    """Make the kernel end this process when its parent, the starter, ends: torchrun leaves orphans when it is killed.
+
+    The starter may have ended already; then the process above the parent is not the agent, and there is nothing to do here.
+    """
+    if agent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _parent_of(os.getppid()) != agent:
+        raise SystemExit("the starter of this worker is gone, so it ends too")
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def redirect_output(run: RunDir, world: World, attempt: int) -> None:
+    """Send stdout and stderr to the rank's log, that of libraries in C included."""
+    path = run.rank_log(world.node, world.rank)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+    print(f"--- attempt {attempt}, rank {world.rank} of {world.size}, pid {os.getpid()} on {socket.gethostname()}", flush=True)
+
+
+def write_crash(run: RunDir, circumstances: Circumstances, error: BaseException) -> None:
+    """Leave word of what ended this worker, whole, for whoever asks for the first cause."""
+    rank = circumstances.world.rank
+    content = {
+        "rank": rank,
+        "node": circumstances.world.node,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "time": time.time(),
+        "step": _last_step(run, rank),
+        "type": type(error).__name__,
+        "message": str(error),
+        "expected": isinstance(error, FmfsdError),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    write_json(run.crash(circumstances.attempt, rank), content)
+
+
+def _last_step(run: RunDir, rank: int) -> int | None:
+    try:
+        return int(read_json(run.rank_progress(rank))["step"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
+    """Train as the worker that `circumstances` describe; the exit code, 0 also after a stop on request."""
+    os.umask(0o077)
+    tie_to_parent(circumstances.agent)
+    run = RunDir(run_dir)
+    if circumstances.log_to_file:
+        redirect_output(run, circumstances.world, circumstances.attempt)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        from fmfsd.trainer import choose_device, train  # imports torch: not before this process is tied to its parent
+
+        state = train(run, circumstances.world, choose_device(device, circumstances.world), attempt=circumstances.attempt)
+    except Exception as error:
+        logging.exception("this worker failed")
+        write_crash(run, circumstances, error)
+        return error.exit_code if isinstance(error, FmfsdError) else 1
+    logging.info("%s", state)
+    return 0

@@ -1,0 +1,1 @@
+"""Everything outside a worker: deciding, checking, starting, watching. No torch anywhere."""

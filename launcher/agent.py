@@ -1,0 +1,146 @@
+"""A node's agent: starts, watches and ends that node's processes. JSON lines on stdin and stdout; the standard library only.
+
+It reads {"do": "start", "argv", "env", "cwd", "log"}, {"do": "stop"}, {"do": "kill"}, and writes {"event": "ready"},
+{"event": "started", "pid"}, {"event": "failed", "message"}, {"event": "exited", "code"}, {"event": "asked-to-stop"}. When its stdin ends, its coordinator is
+gone: it ends everything that it started, then itself.
+"""
+
+import ctypes
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_LOOK_S = 0.05
+_REAP_S = 5.0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Agent:
+    """One node's processes. Those whose parent died become children of the agent, so none is lost sight of."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._scratch: str | None = None
+        self._unread = b""
+
+    def run(self) -> int:
+        """Serve the coordinator until it closes our stdin."""
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGINT, self._pass_on)
+        _say(event="ready", pid=os.getpid(), host=socket.gethostname())
+        with selectors.DefaultSelector() as selector:
+            selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+            while self._listen(bool(selector.select(_LOOK_S))):
+                self._look()
+        self._end_everything()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        return 0
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Somebody asked this agent to stop: the whole run stops, and that is the coordinator's to do."""
+        _say(event="asked-to-stop", signal=number)
+
+    def _listen(self, readable: bool) -> bool:
+        """Obey what has arrived; False once the coordinator is gone."""
+        if not readable:
+            return True
+        data = os.read(sys.stdin.fileno(), 1 << 16)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._obey(json.loads(line))
+        return bool(data)
+
+    def _obey(self, order: dict[str, Any]) -> None:
+        if order["do"] == "start":
+            try:
+                self._start(order)
+            except OSError as error:
+                _say(event="failed", message=str(error))
+        elif order["do"] == "stop" and self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+        elif order["do"] == "kill":
+            self._end_everything()
+
+    def _start(self, order: dict[str, Any]) -> None:
+        self._scratch = order["scratch"]
+        log = Path(order["log"])
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with log.open("ab") as output:
+            self._child = subprocess.Popen(
+                order["argv"],
+                env={**order["env"], "FMFSD_AGENT_PID": str(os.getpid())},
+                cwd=order["cwd"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(_die_with, os.getpid()),
+            )
+        _say(event="started", pid=self._child.pid)
+
+    def _look(self) -> None:
+        """Tell of the starter's end, once nothing that it started is left."""
+        if self._child is None or self._child.poll() is None:
+            return
+        code = self._child.returncode
+        self._end_everything()
+        self._child = None
+        _say(event="exited", code=code)
+
+    def _end_everything(self) -> None:
+        """Kill the starter; its workers are tied to it, and become our children when it is gone."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+        deadline = time.monotonic() + _REAP_S
+        while _reap() and time.monotonic() < deadline:
+            for pid in _children():
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+
+def _die_with(parent: int) -> None:
+    """In a new process: end with `parent`, also if that has ended already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _reap() -> bool:
+    """Collect ended children; whether any is left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _children() -> list[int]:
+    """Our children, those that we inherited included."""
+    tasks = Path(f"/proc/{os.getpid()}/task")
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+
+
+def _say(**message: Any) -> None:
+    try:
+        os.write(sys.stdout.fileno(), (json.dumps(message) + "\n").encode())
+    except BrokenPipeError:
+        pass  # the coordinator is gone; its end of our stdin tells us the same
+
+
+if __name__ == "__main__":
+    raise SystemExit(Agent().run())

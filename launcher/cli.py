@@ -1,0 +1,64 @@
+"""`fmfsd-launch`: parse, call one function, exit code."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    os.umask(0o077)
+    app()
+
+
+@app.command()
+def launch(
+    config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "cifar100-resnet18",
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
+    run_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
+    resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with a run directory that exists.")] = "auto",
+    nodes: Annotated[int, typer.Option(min=1, help="Node agents.")] = 1,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")] = "auto",
+    env: Annotated[list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")] = None,
+    grace: Annotated[float, typer.Option(min=1, help="Seconds from a stop request to the end by force.")] = 30.0,
+    check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Train: check everything, start a node agent with its workers for each node, watch them to the end.
+
+    Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
+    checkpoint saved (run again to go on), 130 interrupted twice.
+    """
+    from fmfsd.terminal import errors_shown
+    from launcher.config import LaunchConfig
+    from launcher.environment import extra_variables
+    from launcher.launch import Request, launch_run, print_schema
+
+    with errors_shown(debug=debug):
+        if schema:
+            print_schema()
+            return
+        request = Request(
+            config=config,
+            overrides=tuple(overrides or ()),
+            launch=LaunchConfig(
+                nodes=nodes,
+                gpus=gpus,
+                device=device,
+                run_dir=run_dir,
+                resume=resume,
+                grace_s=grace,
+                extra_env=extra_variables(env or [], os.environ),
+            ),
+            stop_after="check" if check else "plan" if dry_run else "run",
+            as_json=as_json,
+        )
+        raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -1,0 +1,58 @@
+"""Which of the caller's environment variables travel to the workers, and which values are shown."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from fmfsd.errors import ConfigError
+
+TRAVELLING = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "LOGNAME",
+    "PATH",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+    "PYTHONWARNINGS",
+    "SSL_CERT_FILE",
+    "TERM",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    "VIRTUAL_ENV",
+    "XDG_CACHE_HOME",
+)
+TRAVELLING_PREFIXES = ("CUDA_", "FMFSD_", "GLOO_", "KMP_", "MKL_", "NCCL_", "OMP_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "UCX_")
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def travelling(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a worker gets from the caller: a stated list, nothing else."""
+    return {name: value for name, value in sorted(environment.items()) if name in TRAVELLING or name.startswith(TRAVELLING_PREFIXES)}
+
+
+def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """What `--env NAME` and `--env NAME=VALUE` add. ConfigError for a name that is none or is not set."""
+    extra = {}
+    for text in asked:
+        name, equals, value = text.partition("=")
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"--env {text}: {name!r} is no name of a variable")
+        if not equals and name not in environment:
+            raise ConfigError(f"--env {name}: not set here; give it a value with --env {name}=VALUE")
+        extra[name] = value if equals else environment[name]
+    return extra
+
+
+def shown(name: str, value: str) -> str:
+    """`value` as a log or a plan may show it: masked if `name` says that it is secret, and without passwords in URLs."""
+    return "***" if _SECRET.search(name) else without_passwords(value)
+
+
+def without_passwords(text: str) -> str:
+    return _URL_PASSWORD.sub(r"\1:***@", text)

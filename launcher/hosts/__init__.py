@@ -1,0 +1,1 @@
+"""How a node's agent is reached."""

@@ -1,0 +1,62 @@
+"""Agents and helpers on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+END_S = 10.0
+
+
+class LocalAgent:
+    """A node agent in a session of its own, so that the terminal's Ctrl-C reaches the coordinator alone."""
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "launcher.agent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self._unread = b""
+
+    def fileno(self) -> int:
+        """Readable when there is something to `read`."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def tell(self, **order: Any) -> None:
+        """Send one order; an agent that is gone is found by `read`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write((json.dumps(order) + "\n").encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def read(self) -> list[dict[str, Any]]:
+        """What the agent has said since the last call; `{"event": "gone"}` when it has ended."""
+        data = os.read(self.fileno(), 1 << 16)
+        if not data:
+            return [{"event": "gone"}]
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        """End the agent and all that it started."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def run_here(argv: Sequence[str]) -> int:
+    """Run a helper in the foreground, on our terminal; its exit code."""
+    return subprocess.run(argv, check=False).returncode

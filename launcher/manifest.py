@@ -1,0 +1,52 @@
+"""What a run was made with: versions, commit, data, command line. Written once, read by people and reports."""
+
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import fmfsd
+from fmfsd.config import TrainConfig
+from fmfsd.data.index import set_folder
+from fmfsd.files import sha256
+from launcher.environment import without_passwords
+
+PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic")
+
+
+def manifest(config: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
+    """`started` is in seconds since 1970; `data` is the SHA-256 sum of the set's index, which has those of all shards."""
+    return {
+        "started": time.time(),
+        "command": [_masked(part) for part in argv],
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "commit": _commit(Path(fmfsd.__file__).parents[1]),
+        "data": sha256(set_folder(config.data) / "index.json"),
+        "seed": config.seed,
+    }
+
+
+def _masked(part: str) -> str:
+    name, equals, value = part.partition("=")
+    from launcher.environment import shown
+
+    return f"{name}={shown(name, value)}" if equals else without_passwords(part)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit(checkout: Path) -> str | None:
+    """The commit that is checked out where fmfsd was imported from; None for an installed package."""
+    try:
+        head = (checkout / ".git" / "HEAD").read_text().strip()
+        name = head.removeprefix("ref: ")
+        return head if name == head else (checkout / ".git" / name).read_text().strip()
+    except OSError:
+        return None

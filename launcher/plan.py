@@ -1,0 +1,158 @@
+"""From config and resources to a plan: every command, variable and folder of a launch, as a value."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fmfsd.rundir import RunDir
+from launcher.config import LaunchConfig
+from launcher.environment import shown, travelling
+from launcher.resources import Resources
+
+RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID = "{rendezvous}", "{init_method}", "{attempt}", "{id}"
+"""Symbols for what is only known when an attempt starts. Each is a whole argument or value, so no text of a user's is one."""
+
+JOIN_TIMEOUT_S = 120
+_TORCHRUN = "torch.distributed.run"
+
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+"""glibc would give every large tensor back to the kernel, which clears its pages again at the next step: on the CPU that
+took a fifth of a training step (`python -m tests.benchmarks.train`)."""
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What a node's agent starts. `shown_env` is what differs from the caller's environment, to be printed."""
+
+    node: int
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+
+    def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
+        """With what is known now in the symbols' places."""
+        return replace(
+            self,
+            argv=tuple(symbols.get(part, part) for part in self.argv),
+            env={name: symbols.get(value, value) for name, value in self.env.items()},
+        )
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """One launch on this machine: a command for each node, and the one that prepares the data first, if it is needed."""
+
+    run_dir: str
+    device: str
+    workers_per_node: int
+    nodes: tuple[NodePlan, ...]
+    prepare: tuple[str, ...] = ()
+
+    @property
+    def num_workers(self) -> int:
+        return self.workers_per_node * len(self.nodes)
+
+    def summary(self) -> str:
+        """`2 workers on cpu, 1 node agent`."""
+        counts = {"worker": self.num_workers, "node agent": len(self.nodes)}
+        workers, nodes = (f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items())
+        return f"{workers} on {self.device}, {nodes}"
+
+    def to_json(self) -> str:
+        """Byte-stable; secrets are masked."""
+        content = {
+            "run_dir": self.run_dir,
+            "device": self.device,
+            "workers": self.num_workers,
+            "prepare": list(self.prepare),
+            "nodes": [
+                {
+                    "node": node.node,
+                    "cwd": node.cwd,
+                    "argv": list(node.argv),
+                    "env": {name: shown(name, value) for name, value in sorted(node.env.items())},
+                }
+                for node in self.nodes
+            ],
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    def render(self) -> str:
+        """What a person would type."""
+        lines = [f"# run directory {self.run_dir}: {self.summary()}"]
+        if self.prepare:
+            lines += ["# first, as the data is not prepared yet", shlex.join(self.prepare)]
+        for node in self.nodes:
+            variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(node.env.items())]
+            command = " \\\n    ".join(["env -i", *variables, shlex.join(node.argv)])
+            lines += [f"# node {node.node}", f"cd {shlex.quote(node.cwd)}", command]
+        return "\n".join(lines)
+
+
+def plan_run(
+    launch: LaunchConfig,
+    resources: Resources,
+    run: RunDir,
+    *,
+    environment: Mapping[str, str],
+    cwd: str,
+    prepare: tuple[str, ...] = (),
+) -> LaunchPlan:
+    """The plan of `launch`, which has passed the checks, on this machine."""
+    device, workers = placement(launch, resources)
+    nodes = tuple(
+        NodePlan(
+            node=node,
+            argv=_torchrun(launch, run, node, workers, device),
+            env={**travelling(environment), **_own_variables(launch, resources, node, workers, device), **launch.extra_env},
+            cwd=cwd,
+        )
+        for node in range(launch.nodes)
+    )
+    return LaunchPlan(str(run.path), device, workers, nodes, prepare)
+
+
+def placement(launch: LaunchConfig, resources: Resources) -> tuple[str, int]:
+    """The device, and the workers on each node."""
+    device = launch.device if launch.device != "auto" else ("cuda" if resources.gpus else "cpu")
+    if launch.gpus is not None:
+        return device, launch.gpus
+    return device, max(1, len(resources.gpus) // launch.nodes) if device == "cuda" else 1
+
+
+def _torchrun(launch: LaunchConfig, run: RunDir, node: int, workers: int, device: str) -> tuple[str, ...]:
+    """One node's torchrun. The nodes meet at a file, so nothing listens outside loopback; a restart is a new attempt.
+
+    torchrun numbers the nodes by sorting their addresses, so each gets a loopback address of its own, in order.
+    """
+    options = {
+        "--nnodes": str(launch.nodes),
+        "--nproc-per-node": str(workers),
+        "--rdzv-backend": "c10d",
+        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S}",
+        "--rdzv-endpoint": RENDEZVOUS,
+        "--rdzv-id": RUN_ID,
+        "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
+        "--max-restarts": "0",
+        "--shutdown-timeout": f"{launch.grace_s:g}",
+    }
+    starter = (sys.executable, "-m", _TORCHRUN, *(part for option in options.items() for part in option))
+    return (*starter, "-m", "fmfsd", "train", str(run.path), "--device", device)
+
+
+def _own_variables(launch: LaunchConfig, resources: Resources, node: int, workers: int, device: str) -> dict[str, str]:
+    threads = max(1, resources.cores // (launch.nodes * workers))
+    gpus = resources.gpus[node * workers : (node + 1) * workers] if device == "cuda" else ()
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "FMFSD_ATTEMPT": ATTEMPT,
+        "FMFSD_INIT_METHOD": INIT_METHOD,
+        "FMFSD_LOG_TO_FILE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        **(KEEP_FREED_MEMORY if device == "cpu" else {}),
+    }

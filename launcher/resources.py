@@ -1,0 +1,60 @@
+"""What this machine offers, read without torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_NVIDIA_CONTROL = Path("/dev/nvidiactl")
+_CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Cores that this process may use, and the visible GPUs as CUDA_VISIBLE_DEVICES would name them."""
+
+    cores: int
+    gpus: tuple[str, ...] = ()
+
+    @classmethod
+    def detect(cls, environment: Mapping[str, str]) -> "Resources":
+        return cls(cores=_cores(), gpus=_visible(_installed_gpus(), environment.get("CUDA_VISIBLE_DEVICES")))
+
+
+def _cores() -> int:
+    """The affinity mask's cores, or fewer where a container's quota says so."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CGROUP_CPU_LIMIT.read_text().split()
+        return max(1, min(allowed, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return allowed
+
+
+def _installed_gpus() -> list[str]:
+    """The UUID of each GPU that the driver shows to this process, in the driver's order."""
+    if not _NVIDIA_CONTROL.exists():
+        return []
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        return [str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(number))) for number in range(count)]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
+    """Those of the installed GPUs that `chosen`, CUDA_VISIBLE_DEVICES, lets through; as CUDA does, up to the first unknown."""
+    if chosen is None:
+        return tuple(str(number) for number in range(len(uuids)))
+    visible: list[str] = []
+    for name in chosen.split(","):
+        if name.strip() not in {*map(str, range(len(uuids)))} and not any(uuid.startswith(name.strip() or "-") for uuid in uuids):
+            break
+        visible.append(name.strip())
+    return tuple(visible)
