@@ -1,7 +1,7 @@
 """A run's state on disk: whole or absent, verified before it is used, without pickles.
 
-A checkpoint is a folder `step-...` of safetensors, JSON and a manifest with every file's SHA-256 sum. It is written under
-another name, flushed, and renamed.
+A checkpoint is a folder `step-...` of safetensors, JSON and a manifest with every file's SHA-256 sum. It is written
+under another name, flushed, and renamed.
 """
 
 import hashlib
@@ -57,7 +57,10 @@ class Checkpoints:
         self._folder, self._comms, self._keep = folder, comms, keep
 
     def save(self, saved: Saved) -> None:
-        """Make `saved` the newest checkpoint. Raises NonFiniteLossError rather than keep NaN, CheckpointError on I/O errors."""
+        """Make `saved` the newest checkpoint.
+
+        Raises NonFiniteLossError rather than keep NaN, and CheckpointError if it can't be written.
+        """
         _require_finite(saved)
         if self._comms.rank == 0 and not (self._folder / saved.position.folder_name).exists():
             try:
@@ -134,7 +137,7 @@ def _read(folder: Path) -> Saved:
     contents = _verified(folder)
     state = json.loads(contents["state.json"])
     model, optimizer = (safetensors.torch.load(contents[name]) for name in _FILES[:2])
-    return Saved(Position(**state["position"]), EngineState(model, optimizer, state["scalars"]), state["progress"])
+    return Saved(Position(**state["position"]), EngineState(model, optimizer), state["progress"])
 
 
 def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
@@ -143,7 +146,7 @@ def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 def _state_bytes(saved: Saved) -> bytes:
     position = {"step": saved.position.step, "evaluated": saved.position.evaluated}
-    return json.dumps({"position": position, "scalars": saved.engine.scalars, "progress": saved.progress}, indent=2).encode()
+    return json.dumps({"position": position, "progress": saved.progress}, indent=2).encode()
 
 
 def _require_finite(saved: Saved) -> None:

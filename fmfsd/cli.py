@@ -41,11 +41,15 @@ def train(
 def prepare(
     name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10 or synthetic100.")],
     out: Annotated[Path, typer.Option(help="Folder of prepared sets; the set gets a folder of its own in it.")],
-    source: Annotated[Path | None, typer.Option(help="Has the official files or their archive; default: --out.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Has the official files or their archive; default: --out.")
+    ] = None,
     shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,
     valid: Annotated[int, typer.Option(help="Training samples to hold out, the same number of each class.")] = 0,
     seed: Annotated[int, typer.Option(help="Chooses which ones.")] = 0,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the official archive if it is not there.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the official archive if it is not there.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Cut a data set into shards. Safe when many processes call it at once; nothing is overwritten."""
@@ -62,7 +66,9 @@ def prepare(
 
 
 @data_app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="A prepared set, or a folder of them.")], debug: Debug = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A prepared set, or a folder of them.")], debug: Debug = False
+) -> None:
     """Check every checksum, count and label."""
     from fmfsd.data.verify import verify_sets
 

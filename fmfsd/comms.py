@@ -64,7 +64,9 @@ class GroupComms:
         return bool(self.sum_(torch.tensor([int(flag)], device=self._device)).item())
 
     def share(self, value: Any) -> Any:
-        content = torch.tensor(list(json.dumps(value).encode() if self.rank == 0 else b""), dtype=torch.uint8, device=self._device)
+        content = torch.tensor(
+            list(json.dumps(value).encode() if self.rank == 0 else b""), dtype=torch.uint8, device=self._device
+        )
         length = torch.tensor([len(content)], device=self._device)
         dist.broadcast(length, src=0)
         content = content if self.rank == 0 else content.new_empty(int(length))

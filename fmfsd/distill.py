@@ -1,7 +1,7 @@
 """Losses between the branches of one network: tensors in, tensors out.
 
-B batch, K classes, D channels of a feature, F branches with a feature loss. Sources: knowledge distillation, Hinton et al.
-2015 (arXiv:1503.02531); self-distillation, Zhang et al. 2019 (arXiv:1905.08094); FMFSD, Qin et al. 2025
+B batch, K classes, D channels of a feature, F branches with a feature loss. Sources: knowledge distillation, Hinton et
+al. 2015 (arXiv:1503.02531); self-distillation, Zhang et al. 2019 (arXiv:1905.08094); FMFSD, Qin et al. 2025
 (doi 10.3390/electronics14010182).
 """
 
@@ -34,9 +34,9 @@ def squared_distances(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tens
 def global_norm_surrogate(local_squares_F: Tensor, global_squares_F: Tensor, *, world_size: int) -> Tensor:
     """A scalar whose gradient, averaged over workers, is that of the sum of the norms over the global batch.
 
-    The norm over the global batch is sqrt(S), S the sum of all workers' squares s: its gradient is ds / (2 sqrt(S)), and
-    DDP's mean divides by the number of workers. A worker's own norm would give 1 / sqrt(world_size) of it. `global_squares_F`
-    has no gradient; where it is 0 so is the result's gradient.
+    The norm over the global batch is sqrt(S), S the sum of all workers' squares s: its gradient is ds / (2 sqrt(S)),
+    and DDP's mean divides by the number of workers. A worker's own norm would give 1 / sqrt(world_size) of it.
+    `global_squares_F` has no gradient; where it is 0 so is the result's gradient.
     """
     norms_F = global_squares_F.sqrt()
     weights_F = torch.where(norms_F > 0, world_size / (2 * norms_F), 0.0)
@@ -68,7 +68,9 @@ class SelfDistillLoss:
         label, soft_target = self._label(teacher_BK, labels_B), teacher_BK.new_zeros(())
         for student_BK in students:
             label = label + self.label_weight * (1 - self.alpha) * self._label(student_BK, labels_B)
-            soft_target = soft_target + self.alpha * soft_target_loss(student_BK, teacher_BK, temperature=self.temperature)
+            soft_target = soft_target + self.alpha * soft_target_loss(
+                student_BK, teacher_BK, temperature=self.temperature
+            )
         features = [_at_least_fp32(feature) for feature in outputs.features]
         return LossTerms(label, soft_target, squared_distances(features, _at_least_fp32(outputs.deepest_feature)))
 

@@ -34,7 +34,7 @@ class Loop:
     metrics: MetricsLog
     progress: ProgressFile
     stop: StopFlag
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
     means: RunningMeans = field(default_factory=RunningMeans)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     stop_agreed: bool = False
@@ -98,7 +98,9 @@ class Loop:
         self._show("evaluate")
         results = {}
         for split in self._splits_due():
-            results[split] = evaluate(self.engine, self.evaluations[split], self.comms, stop=lambda: self.stop.requested)
+            results[split] = evaluate(
+                self.engine, self.evaluations[split], self.comms, stop=lambda: self.stop.requested
+            )
             if not results[split]:
                 self.stop_agreed = True
                 return
@@ -126,8 +128,9 @@ class Loop:
 
     def _non_finite(self, reading: Reading) -> str:
         values = ", ".join(f"{name} {value:g}" for name, value in reading.losses().items())
+        epoch = self.timeline.epoch(reading.step) + 1
         return (
-            f"the loss is not finite in step {reading.step + 1}, epoch {self.timeline.epoch(reading.step) + 1} ({values}). "
+            f"the loss is not finite in step {reading.step + 1}, epoch {epoch} ({values}). "
             f"Earlier checkpoints stay. Lower optim.lr ({self.config.optim.lr:g}), set optim.clip_norm, "
             "or set train.precision to fp32"
         )

@@ -28,13 +28,15 @@ class StopFlag:
             self._signalled = self._request.exists()
         return self._signalled
 
-    def _set(self, number: int, frame: FrameType | None) -> None:
+    def _set(self, _number: int, _frame: FrameType | None) -> None:
         self._signalled = True
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._set) for number in SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -26,5 +26,12 @@ class ProgressFile:
             return
         self._state, self._next = state, now + EVERY_S
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        content = {**self._constants, "state": state, "step": step, "time": time.time(), "peak_memory_bytes": memory, **values}
+        content = {
+            **self._constants,
+            "state": state,
+            "step": step,
+            "time": time.time(),
+            "peak_memory_bytes": memory,
+            **values,
+        }
         write_json(self._path, content, durable=False)

@@ -1,4 +1,4 @@
-"""One small all-reduce for each forward pass: what the feature norm needs of the others, metrics, NaN check, stop flag."""
+"""One small all-reduce a forward pass: what the feature norm needs of the others, metrics, NaN check, stop flag."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ READ_LATER_STEPS = {"cpu": 0, "cuda": 10}
 
 @dataclass(frozen=True)
 class Reading:
-    """What all workers agree on for the step after `step` finished ones; losses are weighted means over the global batch."""
+    """What all workers agree on for the step after `step` finished ones; losses are means over the global batch."""
 
     step: int
     label: float
@@ -44,7 +44,7 @@ class _Pending:
 
 
 class StepReduction:
-    """Adds up each pass's terms over all workers: the feature norm at once, on the device; the rest to be read later."""
+    """Adds up each pass's terms over all workers: the feature norm at once, on the device; the rest is read later."""
 
     def __init__(self, comms: Comms, device: torch.device, *, beta: float) -> None:
         self._comms, self._device, self._beta = comms, device, beta

@@ -75,7 +75,9 @@ class RunDir:
 
     def last_attempt(self) -> int:
         """The number of the newest attempt; 0 if there was none."""
-        return max((int(path.stem) for path in self.attempts.glob("[0-9]*[0-9].json") if path.stem.isdecimal()), default=0)
+        return max(
+            (int(path.stem) for path in self.attempts.glob("[0-9]*[0-9].json") if path.stem.isdecimal()), default=0
+        )
 
     def rank_progress(self, rank: int) -> Path:
         return self.progress / f"rank-{rank}.json"

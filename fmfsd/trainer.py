@@ -42,7 +42,9 @@ def train(run: RunDir, world: World, device: torch.device, *, attempt: int) -> s
         progress.show("setup", step=0)
         loop = build_loop(run, config, comms, device, stop, progress)
         resumed = loop.resume()
-        log.info("%s after step %d of %d", "resumed" if resumed else "started", loop.position.step, loop.timeline.total_steps)
+        log.info(
+            "%s after step %d of %d", "resumed" if resumed else "started", loop.position.step, loop.timeline.total_steps
+        )
         state = loop.run()
         progress.show(state, step=loop.position.step)
         if world.is_main:
@@ -51,11 +53,13 @@ def train(run: RunDir, world: World, device: torch.device, *, attempt: int) -> s
 
 
 def choose_device(asked: str, world: World) -> torch.device:
-    """`cuda`, `cpu`, or `auto`: a GPU if this process sees one. Raises ConfigError if there is no GPU for this worker."""
+    """`cuda`, `cpu`, or `auto`: a GPU if this process sees one. ConfigError if there is no GPU for this worker."""
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if world.local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"worker {world.local_rank} of this node needs a GPU of its own, {torch.cuda.device_count()} visible")
+        raise ConfigError(
+            f"worker {world.local_rank} of this node needs a GPU of its own, {torch.cuda.device_count()} visible"
+        )
     device = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(device)
     return device
@@ -77,7 +81,9 @@ def build_loop(
         loss=_build_loss(config),
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
-        evaluations={split: _evaluation(config, index, split, comms, device) for split in index.splits if split != "train"},
+        evaluations={
+            split: _evaluation(config, index, split, comms, device) for split in index.splits if split != "train"
+        },
         checkpoints=Checkpoints(run.checkpoints, comms, keep=config.checkpoint.keep),
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
@@ -106,7 +112,9 @@ def _build_loss(config: TrainConfig) -> SelfDistillLoss:
 def _train_batches(config: TrainConfig, index: SetIndex, comms: Comms, device: torch.device) -> TrainBatches:
     shards = load_own_shards(index, "train", rank=comms.rank, world_size=comms.size).to(device)
     per_shard = config.micro_batch // config.data.shards
-    return TrainBatches(shards, config.data, seed=config.seed, per_shard=per_shard, dtype=DTYPES[config.train.precision])
+    return TrainBatches(
+        shards, config.data, seed=config.seed, per_shard=per_shard, dtype=DTYPES[config.train.precision]
+    )
 
 
 def _evaluation(

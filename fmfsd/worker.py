@@ -24,8 +24,8 @@ _PR_SET_PDEATHSIG = 1
 class Circumstances:
     """What the starter told this worker by its environment.
 
-    `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand; `attempt` counts the
-    starts of the run; with `log_to_file`, output goes to the rank's log.
+    `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand;
+    `attempt` counts the starts of the run; with `log_to_file`, output goes to the rank's log.
     """
 
     world: World
@@ -45,9 +45,9 @@ class Circumstances:
 
 
 def tie_to_parent(agent: int | None) -> None:
-    """Make the kernel end this process when its parent, the starter, ends: torchrun leaves orphans when it is killed.
+    """Make the kernel end this process when its parent, the starter, ends: a killed torchrun leaves orphans.
 
-    The starter may have ended already; then the process above the parent is not the agent, and there is nothing to do here.
+    The starter may have ended already; then the process above the parent is not the agent, and this one ends too.
     """
     if agent is None:
         return
@@ -72,7 +72,10 @@ def redirect_output(run: RunDir, world: World, attempt: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(descriptor, stream.fileno())
     os.close(descriptor)
-    print(f"--- attempt {attempt}, rank {world.rank} of {world.size}, pid {os.getpid()} on {socket.gethostname()}", flush=True)
+    print(
+        f"--- attempt {attempt}, rank {world.rank} of {world.size}, pid {os.getpid()} on {socket.gethostname()}",
+        flush=True,
+    )
 
 
 def write_crash(run: RunDir, circumstances: Circumstances, error: BaseException) -> None:
@@ -111,7 +114,9 @@ def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
     try:
         from fmfsd.trainer import choose_device, train  # imports torch: not before this process is tied to its parent
 
-        state = train(run, circumstances.world, choose_device(device, circumstances.world), attempt=circumstances.attempt)
+        state = train(
+            run, circumstances.world, choose_device(device, circumstances.world), attempt=circumstances.attempt
+        )
     except Exception as error:
         logging.exception("this worker failed")
         write_crash(run, circumstances, error)

@@ -39,7 +39,10 @@ class World:
         if names is None:
             return cls()
         init_method = environment.get("FMFSD_INIT_METHOD", "env://")
-        return cls(**{field: _number(environment, name, field in _OPTIONAL) for field, name in names.items()}, init_method=init_method)
+        return cls(
+            **{field: _number(environment, name, field in _OPTIONAL) for field, name in names.items()},
+            init_method=init_method,
+        )
 
 
 def _number(environment: Mapping[str, str], name: str, optional: bool) -> int:

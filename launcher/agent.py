@@ -1,8 +1,9 @@
-"""A node's agent: starts, watches and ends that node's processes. JSON lines on stdin and stdout; the standard library only.
+"""A node's agent: starts, watches and ends that node's processes. It imports the standard library only.
 
-It reads {"do": "start", "argv", "env", "cwd", "log"}, {"do": "stop"}, {"do": "kill"}, and writes {"event": "ready"},
-{"event": "started", "pid"}, {"event": "failed", "message"}, {"event": "exited", "code"}, {"event": "asked-to-stop"}. When its stdin ends, its coordinator is
-gone: it ends everything that it started, then itself.
+JSON lines. On stdin: {"do": "start", "argv", "env", "cwd", "log", "scratch"}, {"do": "stop"}, {"do": "kill"}.
+On stdout: {"event": "ready", "pid", "host"}, {"event": "started", "pid"}, {"event": "failed", "message"},
+{"event": "exited", "code"}, {"event": "asked-to-stop", "signal"}. When its stdin ends, its coordinator is gone: it ends
+everything that it started, removes the attempt's scratch folder, and ends.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -49,7 +51,7 @@ class Agent:
             shutil.rmtree(self._scratch, ignore_errors=True)
         return 0
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         """Somebody asked this agent to stop: the whole run stops, and that is the coordinator's to do."""
         _say(event="asked-to-stop", signal=number)
 
@@ -136,10 +138,8 @@ def _children() -> list[int]:
 
 
 def _say(**message: Any) -> None:
-    try:
+    with suppress(BrokenPipeError):  # the coordinator is gone; the end of our stdin tells us the same
         os.write(sys.stdout.fileno(), (json.dumps(message) + "\n").encode())
-    except BrokenPipeError:
-        pass  # the coordinator is gone; its end of our stdin tells us the same
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ TESTED_TORCH = ("2.11", "2.16")
 FREE_BYTES = 256 << 20
 
 
-def require_sound(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: RunDir, *, checksums: bool) -> None:
+def require_sound(
+    config: TrainConfig, launch: LaunchConfig, resources: Resources, run: RunDir, *, checksums: bool
+) -> None:
     """Raises ConfigError (exit code 2) or, if the config itself is right, CheckError (3) with everything that is wrong.
 
     `checksums`: also verify the content of every shard, of sets up to CHECKED_AT_LAUNCH_BYTES.
@@ -43,12 +45,16 @@ def _workers(config: TrainConfig, launch: LaunchConfig, resources: Resources) ->
     wanted, found, shards = launch.nodes * workers, len(resources.gpus), config.data.shards
     if device == "cuda" and wanted > found:
         advice = f"set --gpus {found // launch.nodes}" if found >= launch.nodes else "set --device cpu"
-        yield Problem("--gpus", f"{launch.nodes} nodes of {workers} workers need {wanted} GPUs, {found} visible: {advice}")
+        yield Problem(
+            "--gpus", f"{launch.nodes} nodes of {workers} workers need {wanted} GPUs, {found} visible: {advice}"
+        )
     if shards % wanted:
         fits = [count for count in range(1, shards + 1) if shards % count == 0]
         near = [*[count for count in fits if count < wanted][-1:], *[count for count in fits if count > wanted][:1]]
         nearest = " or ".join(map(str, near))
-        yield Problem("--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}: nearest are {nearest} workers")
+        yield Problem(
+            "--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}: nearest are {nearest} workers"
+        )
 
 
 def _run_dir(config: TrainConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
@@ -62,7 +68,10 @@ def _run_dir(config: TrainConfig, launch: LaunchConfig, run: RunDir) -> Iterator
             yield from error.problems
             return
         if changed:
-            yield Problem(where, f"belongs to another config ({'; '.join(changed)}): choose another --run-dir, or leave the config as it was")
+            yield Problem(
+                where,
+                f"belongs to another config ({'; '.join(changed)}): choose another --run-dir, or change nothing",
+            )
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         yield Problem(where, "exists and is no run directory: choose another --run-dir")
     if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
@@ -88,7 +97,10 @@ def _space(run: RunDir) -> Iterator[Problem]:
     if not os.access(place, os.W_OK | os.X_OK):
         yield Problem(str(place), "not writable, so the run can't be kept there: choose another --run-dir")
     elif (free := shutil.disk_usage(place).free) < FREE_BYTES:
-        yield Problem(str(place), f"{free >> 20} MiB free, a run needs at least {FREE_BYTES >> 20}: free some or choose another --run-dir")
+        yield Problem(
+            str(place),
+            f"{free >> 20} MiB free, a run needs at least {FREE_BYTES >> 20}: free some or choose another --run-dir",
+        )
 
 
 def _data(config: TrainConfig, *, checksums: bool) -> Iterator[Problem]:
@@ -106,12 +118,20 @@ def _data(config: TrainConfig, *, checksums: bool) -> Iterator[Problem]:
     yield from damaged
     asked = (config.data.name, config.data.shards, config.data.valid)
     if (index.name, index.shards, index.valid) != asked:
-        yield Problem(str(folder), f"holds {index.name}, {index.shards} shards, {index.valid} held out; the config wants {asked}")
+        yield Problem(
+            str(folder), f"holds {index.name}, {index.shards} shards, {index.valid} held out; the config wants {asked}"
+        )
     elif not damaged and Timeline.of(config, index.samples("train")).steps_per_epoch < 1:
-        yield Problem("train.batch", f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give")
+        yield Problem(
+            "train.batch",
+            f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give",
+        )
 
 
 def _root(root: Path) -> Iterator[Problem]:
     place = next(parent for parent in (root, *root.parents) if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        yield Problem(str(root), "data.root is not writable, and the set is not prepared there: prepare it elsewhere and set data.root")
+        yield Problem(
+            str(root),
+            "data.root is not writable, and the set is not prepared there: prepare it elsewhere and set data.root",
+        )

@@ -18,17 +18,23 @@ def main() -> None:
 @app.command()
 def launch(
     config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "cifar100-resnet18",
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
     resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with a run directory that exists.")] = "auto",
     nodes: Annotated[int, typer.Option(min=1, help="Node agents.")] = 1,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")] = "auto",
-    env: Annotated[list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")
+    ] = None,
     grace: Annotated[float, typer.Option(min=1, help="Seconds from a stop request to the end by force.")] = 30.0,
     check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:

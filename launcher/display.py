@@ -40,7 +40,9 @@ class RunDisplay:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._evaluations()
         self._bar.stop()
 
@@ -54,7 +56,13 @@ class RunDisplay:
         if progress is None:
             return
         shown = _shown(progress)
-        self._bar.update(self._task, description=_where(progress), completed=progress["step"], total=progress.get("total_steps"), shown=shown)
+        self._bar.update(
+            self._task,
+            description=_where(progress),
+            completed=progress["step"],
+            total=progress.get("total_steps"),
+            shown=shown,
+        )
         if not self._console.is_terminal and now - self._said_at >= PLAIN_EVERY_S:
             self._said_at = now
             self._console.print(f"{_where(progress)} {shown}", highlight=False)
@@ -77,7 +85,11 @@ class RunDisplay:
             self._records_at = file.tell() - len(rest.encode())
         for record in map(json.loads, lines):
             if record["split"] != "train":
-                tops = [f"{name.removesuffix('_top1')} {value:.1%}" for name, value in record.items() if name.endswith("_top1")]
+                tops = [
+                    f"{name.removesuffix('_top1')} {value:.1%}"
+                    for name, value in record.items()
+                    if name.endswith("_top1")
+                ]
                 self._console.print(f"epoch {record['epoch']} {record['split']}: {', '.join(tops)}", highlight=False)
 
 

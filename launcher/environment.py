@@ -24,7 +24,19 @@ TRAVELLING = (
     "VIRTUAL_ENV",
     "XDG_CACHE_HOME",
 )
-TRAVELLING_PREFIXES = ("CUDA_", "FMFSD_", "GLOO_", "KMP_", "MKL_", "NCCL_", "OMP_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "UCX_")
+TRAVELLING_PREFIXES = (
+    "CUDA_",
+    "FMFSD_",
+    "GLOO_",
+    "KMP_",
+    "MKL_",
+    "NCCL_",
+    "OMP_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "UCX_",
+)
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
@@ -33,7 +45,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def travelling(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a worker gets from the caller: a stated list, nothing else."""
-    return {name: value for name, value in sorted(environment.items()) if name in TRAVELLING or name.startswith(TRAVELLING_PREFIXES)}
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if name in TRAVELLING or name.startswith(TRAVELLING_PREFIXES)
+    }
 
 
 def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -50,7 +66,7 @@ def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dic
 
 
 def shown(name: str, value: str) -> str:
-    """`value` as a log or a plan may show it: masked if `name` says that it is secret, and without passwords in URLs."""
+    """`value` as a log or a plan may show it: masked if `name` says it is secret, and without passwords in URLs."""
     return "***" if _SECRET.search(name) else without_passwords(value)
 
 

@@ -42,13 +42,16 @@ def first_failure(run: RunDir, attempt: Attempt) -> Failure:
     return Failure(*_starter_words(run, attempt), ())
 
 
-def page(run: RunDir, attempt: Attempt, failure: Failure) -> str:
+def page(run: RunDir, failure: Failure) -> str:
     """One screen for the end of stderr."""
     lines = [failure.detail.rstrip()] if failure.detail else []
     lines.append(f"run failed: {failure.cause}")
     if failure.victims:
         lines.append(f"ended because of it: rank {', '.join(map(str, failure.victims))}")
-    lines += [f"logs: {run.logs}", f"to go on from the newest checkpoint, run the same command with --run-dir {run.path}"]
+    lines += [
+        f"logs: {run.logs}",
+        f"to go on from the newest checkpoint, run the same command with --run-dir {run.path}",
+    ]
     return "\n".join(lines)
 
 
@@ -78,8 +81,14 @@ def _silent_workers(run: RunDir, attempt: Attempt, crashes: list[dict[str, Any]]
     for path in sorted(run.progress.glob("rank-*.json")):
         progress = _read(path)
         code = codes.get(progress["pid"], 0)
-        if progress["attempt"] == attempt.number and progress["rank"] not in spoken and code not in (0, -signal.SIGTERM):
-            found.append(f"rank {progress['rank']} (pid {progress['pid']}) after step {progress['step']}: {_meaning(code)}")
+        if (
+            progress["attempt"] == attempt.number
+            and progress["rank"] not in spoken
+            and code not in (0, -signal.SIGTERM)
+        ):
+            found.append(
+                f"rank {progress['rank']} (pid {progress['pid']}) after step {progress['step']}: {_meaning(code)}"
+            )
     return "; ".join(found)
 
 
@@ -100,7 +109,11 @@ def _meaning(code: int) -> str:
 
 def _killed_nodes(attempt: Attempt) -> str:
     """Nodes whose agent or starter somebody ended from outside."""
-    return "; ".join(f"node {number}: {node.killed_from_outside}" for number, node in enumerate(attempt.nodes) if node.killed_from_outside)
+    return "; ".join(
+        f"node {number}: {node.killed_from_outside}"
+        for number, node in enumerate(attempt.nodes)
+        if node.killed_from_outside
+    )
 
 
 def _starter_words(run: RunDir, attempt: Attempt) -> tuple[str, str]:

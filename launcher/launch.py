@@ -47,7 +47,11 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
 
 def _run_dir(request: Request, cwd: str) -> RunDir:
     asked = request.launch.run_dir
-    return RunDir((Path(cwd) / asked).absolute()) if asked else RunDir.fresh(Path(cwd) / "runs", config_name(request.config))
+    return (
+        RunDir((Path(cwd) / asked).absolute())
+        if asked
+        else RunDir.fresh(Path(cwd) / "runs", config_name(request.config))
+    )
 
 
 def _prepare_command(config: TrainConfig) -> tuple[str, ...]:
@@ -115,11 +119,16 @@ class _Launch:
         from launcher.failures import first_failure, page
 
         failure = first_failure(self._run, attempt)
-        content = {"state": "failed", "attempt": attempt.number, "cause": failure.cause, "victims": list(failure.victims)}
+        content = {
+            "state": "failed",
+            "attempt": attempt.number,
+            "cause": failure.cause,
+            "victims": list(failure.victims),
+        }
         write_json(self._run.outcome, {**content, "resumable": True})
         if self._request.as_json:
             print(json.dumps({"run_dir": str(self._run.path), "exit_code": 1, **self._outcome()}))
-        raise RunFailedError(page(self._run, attempt, failure))
+        raise RunFailedError(page(self._run, failure))
 
     def _conclude(self, state: str) -> int:
         from launcher.display import heads_table
@@ -129,7 +138,10 @@ class _Launch:
         if state == "finished":
             self._console.print(heads_table(outcome["metrics"]))
         if state == "stopped":
-            self._console.print(f"stopped after step {outcome['step']}; the same command with --run-dir {self._run.path} goes on", markup=False)
+            self._console.print(
+                f"stopped after step {outcome['step']}; the same command with --run-dir {self._run.path} goes on",
+                markup=False,
+            )
         if self._request.as_json:
             print(json.dumps({"run_dir": str(self._run.path), "exit_code": code, **outcome}))
         return code

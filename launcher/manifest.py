@@ -17,7 +17,7 @@ PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic")
 
 
 def manifest(config: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """`started` is in seconds since 1970; `data` is the SHA-256 sum of the set's index, which has those of all shards."""
+    """`started` is in seconds since 1970; `data` is the SHA-256 sum of the set's index, which has every shard's."""
     return {
         "started": time.time(),
         "command": [_masked(part) for part in argv],

@@ -12,14 +12,14 @@ from launcher.environment import shown, travelling
 from launcher.resources import Resources
 
 RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID = "{rendezvous}", "{init_method}", "{attempt}", "{id}"
-"""Symbols for what is only known when an attempt starts. Each is a whole argument or value, so no text of a user's is one."""
+"""Symbols for what is only known when an attempt starts. Each is a whole argument, so no path of a user's is one."""
 
 JOIN_TIMEOUT_S = 120
 _TORCHRUN = "torch.distributed.run"
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
-"""glibc would give every large tensor back to the kernel, which clears its pages again at the next step: on the CPU that
-took a fifth of a training step (`python -m tests.benchmarks.train`)."""
+"""glibc would give every large tensor back to the kernel, which clears its pages again in the next step
+(`python -m tests.benchmarks.train` shows what that costs on the CPU)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """One launch on this machine: a command for each node, and the one that prepares the data first, if it is needed."""
+    """One launch on this machine: a command for each node, and the one that prepares the data first, if need be."""
 
     run_dir: str
     device: str
@@ -106,7 +106,11 @@ def plan_run(
         NodePlan(
             node=node,
             argv=_torchrun(launch, run, node, workers, device),
-            env={**travelling(environment), **_own_variables(launch, resources, node, workers, device), **launch.extra_env},
+            env={
+                **travelling(environment),
+                **_own_variables(launch, resources, node, workers, device),
+                **launch.extra_env,
+            },
             cwd=cwd,
         )
         for node in range(launch.nodes)

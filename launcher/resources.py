@@ -49,12 +49,14 @@ def _installed_gpus() -> list[str]:
 
 
 def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
-    """Those of the installed GPUs that `chosen`, CUDA_VISIBLE_DEVICES, lets through; as CUDA does, up to the first unknown."""
+    """Those of the installed GPUs that CUDA_VISIBLE_DEVICES lets through: as CUDA does, up to the first unknown."""
     if chosen is None:
         return tuple(str(number) for number in range(len(uuids)))
     visible: list[str] = []
     for name in chosen.split(","):
-        if name.strip() not in {*map(str, range(len(uuids)))} and not any(uuid.startswith(name.strip() or "-") for uuid in uuids):
+        if name.strip() not in {*map(str, range(len(uuids)))} and not any(
+            uuid.startswith(name.strip() or "-") for uuid in uuids
+        ):
             break
         visible.append(name.strip())
     return tuple(visible)

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -33,20 +32,24 @@ class Requests:
     interrupted: bool = False
     _first_interrupt: float | None = None
 
-    def on_interrupt(self, number: int, frame: FrameType | None) -> None:
+    def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._first_interrupt is not None and now - self._first_interrupt >= SECOND_INTERRUPT_S:
             self.interrupted = True
         self._first_interrupt = self._first_interrupt or now
         self.stop = True
 
-    def on_terminate(self, number: int, frame: FrameType | None) -> None:
+    def on_terminate(self, _number: int, _frame: FrameType | None) -> None:
         self.stop = True
 
     @contextmanager
     def heard(self) -> Iterator[None]:
         """Signals come here instead of ending this process."""
-        handlers = {signal.SIGINT: self.on_interrupt, signal.SIGTERM: self.on_terminate, signal.SIGHUP: self.on_terminate}
+        handlers = {
+            signal.SIGINT: self.on_interrupt,
+            signal.SIGTERM: self.on_terminate,
+            signal.SIGHUP: self.on_terminate,
+        }
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -71,8 +74,9 @@ class NodeState:
     @property
     def killed_from_outside(self) -> str:
         """What somebody else did to this node's processes; empty if nobody did anything."""
-        by_signal = self.exit_code is not None and self.exit_code < 0 and not self.ended_by_us
-        return self.trouble or (f"its starter was killed by {signal.Signals(-self.exit_code).name}" if by_signal else "")
+        if self.trouble or self.ended_by_us or self.exit_code is None or self.exit_code >= 0:
+            return self.trouble
+        return f"its starter was killed by {signal.Signals(-self.exit_code).name}"
 
     def note(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -108,7 +112,9 @@ class Attempt:
         write_json(self.run.attempt(self.number), content)
 
 
-def run_plan(plan: LaunchPlan, run: RunDir, *, grace_s: float, requests: Requests, watch: Callable[[], None]) -> Attempt:
+def run_plan(
+    plan: LaunchPlan, run: RunDir, *, grace_s: float, requests: Requests, watch: Callable[[], None]
+) -> Attempt:
     """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
 
     `watch` is called ten times a second. `requests` are filled by the signal handlers that the caller has set.

@@ -60,7 +60,9 @@ def dump_config(config: TrainConfig) -> str:
 def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
     """`key: value -> value` for each key in which two configs differ."""
     before, after = (dict(_leaves(config.model_dump(mode="json"))) for config in (one, other))
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in before | after if before.get(key) != after.get(key)]
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}" for key in before | after if before.get(key) != after.get(key)
+    ]
 
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -76,7 +78,9 @@ def _find(source: str) -> Path:
         return Path(source)
     if source in preset_names():
         return PRESETS / f"{source}.yaml"
-    raise ConfigError(f"no preset is called {source!r}{_did_you_mean(source, preset_names())}; presets: {', '.join(preset_names())}")
+    raise ConfigError(
+        f"no preset is called {source!r}{_did_you_mean(source, preset_names())}; presets: {', '.join(preset_names())}"
+    )
 
 
 class _Draft:
@@ -134,7 +138,9 @@ class _Draft:
 
     def validated(self) -> TrainConfig:
         config = self.in_schema()
-        self.problems += [Problem(self.where(tuple(key.split("."))), f"{key}: {message}") for key, message in contradictions(config)]
+        self.problems += [
+            Problem(self.where(tuple(key.split("."))), f"{key}: {message}") for key, message in contradictions(config)
+        ]
         if self.problems:
             raise ConfigError(self.problems)
         return config
@@ -166,7 +172,9 @@ def _message(path: KeyPath, found: list[ErrorDetails]) -> str:
         return f"unknown key{_nearest_key(path)}"
     if any(details["type"] == "missing" for details in found):
         return f"too few values; found {found[0]['input']!r}"
-    texts = dict.fromkeys(details["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for details in found)
+    texts = dict.fromkeys(
+        details["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for details in found
+    )
     return f"expected {' or '.join(texts)}; found {found[0]['input']!r}"
 
 

@@ -104,19 +104,19 @@ class _Builder:
         self._nodes = self._documents = 0
 
     def take(self, event: yaml.Event) -> None:
-        line = event.start_mark.line + 1
+        line = (event.start_mark.line if event.start_mark else 0) + 1
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             self._require(self._documents == 1, line, "a second document starts here; a config is one document")
         elif isinstance(event, yaml.AliasEvent):
             self._refuse(line, f"alias *{event.anchor} is not allowed: write the value out")
             self._place(None, line)
-        elif isinstance(event, yaml.NodeEvent):
+        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             self._node(event, line)
         elif isinstance(event, yaml.CollectionEndEvent):
             self._open.pop()
 
-    def _node(self, event: yaml.NodeEvent, line: int) -> None:
+    def _node(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, line: int) -> None:
         self._nodes += 1
         self._require(self._nodes <= MAX_NODES, line, f"more than {MAX_NODES} values")
         self._require(len(self._open) < MAX_DEPTH, line, f"nested deeper than {MAX_DEPTH} levels")

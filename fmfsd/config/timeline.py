@@ -18,7 +18,7 @@ class Timeline:
 
     @classmethod
     def of(cls, config: TrainConfig, train_samples: int) -> "Timeline":
-        """The timeline of `config` on a training set of `train_samples`; a batch larger than it gives 0 steps an epoch."""
+        """The timeline of `config` on `train_samples` samples; too few for one batch give 0 steps an epoch."""
         shards = config.data.shards
         steps_per_epoch = (train_samples // shards) // max(1, config.train.batch // shards)
         total = config.train.epochs * steps_per_epoch

@@ -32,7 +32,7 @@ class TrainBatches:
 
     def __init__(self, shards: OwnShards, data: DataConfig, *, seed: int, per_shard: int, dtype: torch.dtype) -> None:
         self.shards, self.data, self.seed, self.per_shard, self.dtype = shards, data, seed, per_shard, dtype
-        self._epoch, self._table = -1, None
+        self._epoch, self._table = -1, EpochTable(torch.empty(0), {})
 
     def at(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
         """Images (b, 3, H, W) of `dtype` and labels (b,), b = shards held * per_shard."""
@@ -48,7 +48,7 @@ class TrainBatches:
 
     def table(self, epoch: int) -> EpochTable:
         """The epoch's table; made once an epoch."""
-        if self._table is None or self._epoch != epoch:
+        if self._epoch != epoch:
             self._epoch, self._table = epoch, self._make_table(epoch)
         return self._table
 
@@ -96,11 +96,13 @@ class TrainBatches:
 class EvaluationBatches:
     """Every sample of a worker's part of a split, once, without augmentation.
 
-    `largest_part` is the size of the largest worker's part: all workers get the same number of batches, so that they can
-    talk after each; a worker's last ones may be short or empty.
+    `largest_part` is the size of the largest worker's part: all workers get the same number of batches, so that they
+    can talk after each; a worker's last ones may be short or empty.
     """
 
-    def __init__(self, shards: OwnShards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shards: OwnShards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype
+    ) -> None:
         self.shards, self.data, self.batch, self.dtype = shards, data, batch, dtype
         self._number = -(-largest_part // batch)
 

@@ -21,7 +21,9 @@ def download(url: str, target: Path, *, md5: str, report: Report) -> None:
     try:
         found = _fetch(url, beside, report)
         if found != md5:
-            raise CheckError([Problem(url, f"its MD5 sum is {found}, expected {md5}: what came is not the official archive")])
+            raise CheckError(
+                [Problem(url, f"its MD5 sum is {found}, expected {md5}: what came is not the official archive")]
+            )
         os.replace(beside, target)
     except OSError as error:
         raise CheckError([Problem(url, f"can't be fetched: {error}")]) from error

@@ -48,7 +48,9 @@ class SetIndex:
     def largest_part(self, split: str, world_size: int) -> int:
         """Samples of the worker that holds most of `split`."""
         files, share = self.splits[split], self.shards // world_size
-        return max(sum(shard.samples for shard in files[start : start + share]) for start in range(0, self.shards, share))
+        return max(
+            sum(shard.samples for shard in files[start : start + share]) for start in range(0, self.shards, share)
+        )
 
     def total_bytes(self) -> int:
         return sum(shard.bytes for files in self.splits.values() for shard in files)
@@ -84,7 +86,9 @@ def read_index(folder: Path) -> SetIndex:
             raise ValueError(f"not of format {INDEX_FORMAT}")
         index = _from_json(folder, content)
     except FileNotFoundError as error:
-        raise DataError([Problem(str(path), "missing: no prepared set is here; `fmfsd data prepare` makes one")]) from error
+        raise DataError(
+            [Problem(str(path), "missing: no prepared set is here; `fmfsd data prepare` makes one")]
+        ) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError([Problem(str(path), f"no index of a prepared set: {error}; prepare the set again")]) from error
     if problems := list(_contradictions(index)):
@@ -94,7 +98,7 @@ def read_index(folder: Path) -> SetIndex:
 
 def _from_json(folder: Path, content: dict[str, Any]) -> SetIndex:
     splits = {split: tuple(ShardFile(**file) for file in files) for split, files in content.pop("splits").items()}
-    lists = {key: tuple(content.pop(key)) for key in ("shape", "classes", "sources")}
+    lists: dict[str, Any] = {key: tuple(content.pop(key)) for key in ("shape", "classes", "sources")}
     return SetIndex(folder=folder, splits=splits, **lists, **content)
 
 
@@ -105,7 +109,9 @@ def _contradictions(index: SetIndex) -> Iterator[Problem]:
         if split not in SPLITS or len(files) != index.shards:
             yield Problem(where, f"split {split} has {len(files)} files, expected {index.shards}")
         elif max(sizes) - min(sizes) > 1 or min(sizes) < 0:
-            yield Problem(where, f"split {split}: shard sizes from {min(sizes)} to {max(sizes)} differ by more than one")
+            yield Problem(
+                where, f"split {split}: shard sizes from {min(sizes)} to {max(sizes)} differ by more than one"
+            )
         for shard in files:
             if not _FILE_NAME.fullmatch(shard.name):
                 yield Problem(where, f"{shard.name!r} is no name of a shard file")
@@ -122,4 +128,6 @@ def damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:
         elif path.stat().st_size != shard.bytes:
             yield Problem(str(path), f"{path.stat().st_size} bytes, expected {shard.bytes}; prepare the set again")
         elif checksums and (found := sha256(path)) != shard.sha256:
-            yield Problem(str(path), f"damaged: SHA-256 {found[:16]}..., expected {shard.sha256[:16]}...; prepare the set again")
+            yield Problem(
+                str(path), f"damaged: SHA-256 {found[:16]}..., expected {shard.sha256[:16]}...; prepare the set again"
+            )

@@ -97,7 +97,9 @@ def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
     """
     found = _locate(official, source)
     if found is None:
-        raise DataError([Problem(str(source), f"has neither {official.folder}/ nor {official.archive}, from {official.url}")])
+        raise DataError(
+            [Problem(str(source), f"has neither {official.folder}/ nor {official.archive}, from {official.url}")]
+        )
     read = _from_folder(official, found) if found.is_dir() else _from_archive(official, found)
     files = {file.name: file for file in read}
     missing = [name for name in official.sums if name not in files]
@@ -135,7 +137,9 @@ def _from_archive(official: OfficialSet, archive: Path) -> Iterator[OfficialFile
                     where = f"{archive}:{member.name}"
                     yield OfficialFile(name, where, _read(file, where), official.sums[name])
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError([Problem(str(archive), f"damaged archive: {error}; get it again from {official.url}")]) from error
+        raise DataError(
+            [Problem(str(archive), f"damaged archive: {error}; get it again from {official.url}")]
+        ) from error
 
 
 def _read(file: IO[bytes], where: str) -> bytes:

@@ -47,7 +47,9 @@ def _existing(folder: Path, seed: int) -> SetIndex:
     if problems := list(damaged_files(index, checksums=True)):
         raise DataError(problems)
     if index.seed != seed and index.valid:
-        raise DataError([Problem(str(folder), f"was prepared with seed {index.seed}, not {seed}: choose another --out")])
+        raise DataError(
+            [Problem(str(folder), f"was prepared with seed {index.seed}, not {seed}: choose another --out")]
+        )
     return index
 
 
@@ -62,7 +64,7 @@ def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) 
     try:
         download(official.url, root / official.archive, md5=official.archive_md5, report=report)
     except CheckError as error:
-        advice = f"put {official.archive} or {official.folder}/ into {root}, or try `fmfsd-launch smoke`, which needs no files"
+        advice = f"put {official.archive} or {official.folder}/ into {root}; `fmfsd-launch smoke` needs no files"
         raise CheckError([*error.problems, Problem("", advice)]) from error
     return root
 
@@ -91,7 +93,9 @@ def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tupl
     for label in range(num_classes):
         members = np.flatnonzero(samples.labels == label)
         if count and len(members) <= count // num_classes:
-            raise DataError(f"class {label} has {len(members)} samples; {count // num_classes} of them can't be held out")
+            raise DataError(
+                f"class {label} has {len(members)} samples; {count // num_classes} of them can't be held out"
+            )
         held[members[np.argsort(lots[members], kind="stable")[: count // num_classes]]] = True
     return samples.take(~held), samples.take(held)
 

@@ -40,10 +40,19 @@ class _Array:
         self.values = np.frombuffer(content, np.uint8).reshape(shape)
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands for `codecs.encode`, by which Python 3 writes bytes in the old protocols."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ARRAY:
             return lambda *_: _Array()
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
         if module == "numpy" and name in ("ndarray", "dtype"):
             return _Array if name == "ndarray" else _Bytes
         raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")

@@ -57,11 +57,11 @@ def read_set(name: str, source: Path | None) -> RawSet:
 
 def _draw(name: str) -> RawSet:
     known = DATASETS[name]
-    splits = [
+    train, test = (
         _numbered(*synthetic_images(known.num_classes, count, seed=seed))
         for seed, count in ((1, known.train_samples), (2, known.test_samples))
-    ]
-    return RawSet(tuple(f"pattern{number}" for number in range(known.num_classes)), *splits, sources=())
+    )
+    return RawSet(tuple(f"pattern{number}" for number in range(known.num_classes)), train, test, sources=())
 
 
 def _numbered(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Samples:
@@ -72,10 +72,14 @@ def _read_official(official: OfficialSet, num_classes: int, source: Path) -> Raw
     files = read_files(official, source)
     for file in files.values():
         if not file.is_official:
-            log.warning("%s: MD5 %s is not the official %s; recorded in the index", file.where, file.md5, file.expected_md5)
+            log.warning(
+                "%s: MD5 %s is not the official %s; recorded in the index", file.where, file.md5, file.expected_md5
+            )
     (meta,) = (files[name] for name in official.meta)
     classes = _class_names(load_arrays(meta.data, meta.where).get(official.names_key), num_classes, meta.where)
-    train, test = (_merged(official, [files[name] for name in part], num_classes) for part in (official.train, official.test))
+    train, test = (
+        _merged(official, [files[name] for name in part], num_classes) for part in (official.train, official.test)
+    )
     sources = tuple({"file": file.name, "md5": file.md5, "official": file.is_official} for file in files.values())
     return RawSet(classes, train, test, sources)
 
@@ -104,7 +108,10 @@ def _contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, 
         found = f"an array of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
         yield Problem(where, f"'data': expected rows of 3072 bytes, found {found}")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        yield Problem(where, f"{label_key!r}: expected a list of whole numbers, found a {type(labels).__name__}; is it another set?")
+        yield Problem(
+            where,
+            f"{label_key!r}: expected a list of whole numbers, found a {type(labels).__name__}; is it another set?",
+        )
         return
     wrong = [(index, label) for index, label in enumerate(labels) if not 0 <= label < num_classes]
     for index, label in wrong[:10]:

@@ -1,8 +1,9 @@
 """Images drawn by a formula: deterministic, and to be told apart by spatial features only.
 
-Ten two-valued patterns, each equal to its own mirror image in kind: stripes across and upright, checkerboards, lattices
-on the diagonal and rings, coarse and fine. Phase and both colours are drawn a sample, and noise is added, so neither the
-mean, the histogram nor any single pixel tells the class. With 100 classes the upper and the lower half have a pattern each.
+Ten two-valued patterns, each a mirror image of its kind: stripes across and upright, checkerboards, lattices on the
+diagonal and rings, fine and coarse. Every pattern covers half of the pixels. Phase and both colours are drawn a sample,
+and noise is added, so neither the mean, the histogram nor any single pixel tells the class. With 100 classes the upper
+and the lower half have a pattern each.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,12 @@ NOISE = 0.25
 """Largest noise, as a fraction of full scale."""
 
 Floats = NDArray[np.float32]
-Pattern = Callable[[Floats, Floats, Floats], Floats]
+Pattern = Callable[[Floats, Floats, float], Floats]
 
 _PERIODS = (5.0, 9.0)
 _SHAPES: tuple[Pattern, ...] = (
-    lambda y, x, phase: np.sin(y + phase),
-    lambda y, x, phase: np.sin(x + phase),
+    lambda y, x, phase: np.sin(y + 0 * x + phase),
+    lambda y, x, phase: np.sin(x + 0 * y + phase),
     lambda y, x, phase: np.sin(y + phase) * np.sin(x + 2 * phase),
     lambda y, x, phase: np.sin(0.7 * (y + x) + phase) * np.sin(0.7 * (y - x) + 2 * phase),
     lambda y, x, phase: np.sin(np.hypot(y - y.mean(), x - x.mean()) + phase),
@@ -37,7 +38,9 @@ def synthetic_images(num_classes: int, samples: int, *, seed: int) -> tuple[NDAr
     upper, lower = (labels // NUM_PATTERNS, labels % NUM_PATTERNS) if num_classes > NUM_PATTERNS else (labels, labels)
     images = np.empty((samples, 3, SIDE, SIDE), np.uint8)
     for row, (image, draw) in enumerate(zip(images, draws, strict=True)):
-        mask = np.where(np.arange(SIDE)[:, None] < SIDE // 2, _pattern(upper[row], draw[0]), _pattern(lower[row], draw[1]))
+        mask = np.where(
+            np.arange(SIDE)[:, None] < SIDE // 2, _pattern(upper[row], draw[0]), _pattern(lower[row], draw[1])
+        )
         noise = (source.random_raw(image.size // 8).view(np.uint8).reshape(image.shape) / np.float32(255) - 0.5) * NOISE
         image[:] = np.clip((_colours(draw[2:], mask) + noise) * 255, 0, 255)
     return images, labels
@@ -48,11 +51,11 @@ def _unit(words: NDArray[np.uint64]) -> Floats:
     return ((words >> np.uint64(40)) * 2.0**-24).astype(np.float32)
 
 
-def _pattern(kind: int, draw: np.float32) -> NDArray[np.bool_]:
+def _pattern(kind: int, draw: float) -> NDArray[np.bool_]:
     """A (32, 32) mask of pattern `kind`, shifted by `draw`, that holds half of the pixels."""
     shape, period = _SHAPES[kind % len(_SHAPES)], _PERIODS[kind // len(_SHAPES)]
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32) * np.float32(2 * np.pi / period)
-    values = shape(y, x, draw * np.float32(2 * np.pi))
+    values = shape(y, x, 2 * np.pi * draw)
     return np.asarray(values > np.median(values))
 
 

@@ -12,7 +12,11 @@ from fmfsd.errors import DataError, Problem
 
 def verify_sets(folder: Path) -> list[SetIndex]:
     """The index of the set in `folder`, or of each set in it. Raises DataError with everything that is wrong."""
-    folders = [folder] if (folder / "index.json").exists() else sorted(path.parent for path in folder.glob("[!.]*/index.json"))
+    folders = (
+        [folder]
+        if (folder / "index.json").exists()
+        else sorted(path.parent for path in folder.glob("[!.]*/index.json"))
+    )
     if not folders:
         raise DataError([Problem(str(folder), "holds no prepared set: no index.json here or one level down")])
     indexes = [read_index(each) for each in folders]
@@ -30,7 +34,9 @@ def _problems(index: SetIndex) -> Iterator[Problem]:
     for split, files in index.splits.items():
         for shard in files:
             yield from _shard_problems(index, shard)
-            seen.setdefault("test" if split == "test" else "train", []).extend(load_file(index.path(shard))["ids"].tolist())
+            seen.setdefault("test" if split == "test" else "train", []).extend(
+                load_file(index.path(shard))["ids"].tolist()
+            )
     for part, ids in seen.items():
         if len(set(ids)) != len(ids):
             yield Problem(str(index.folder), f"{len(ids) - len(set(ids))} {part} samples stand there more than once")
@@ -40,7 +46,9 @@ def _shard_problems(index: SetIndex, shard: ShardFile) -> Iterator[Problem]:
     where, content = str(index.path(shard)), load_file(index.path(shard))
     images, labels = content["images"], content["labels"]
     if images.shape != (shard.samples, *index.shape) or images.dtype != np.uint8:
-        yield Problem(where, f"images are {images.dtype} {images.shape}, expected uint8 {(shard.samples, *index.shape)}")
+        yield Problem(
+            where, f"images are {images.dtype} {images.shape}, expected uint8 {(shard.samples, *index.shape)}"
+        )
     if labels.shape != (shard.samples,):
         yield Problem(where, f"{labels.shape[0]} labels, expected {shard.samples}")
     outside = labels[(labels < 0) | (labels >= len(index.classes))]

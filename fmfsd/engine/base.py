@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -12,14 +12,14 @@ from fmfsd.model.network import Outputs
 
 @dataclass(frozen=True)
 class EngineState:
-    """Everything an engine needs to go on: tensors by parameter and buffer name, and the optimizer's numbers.
+    """Everything an engine needs to go on, by name; the same for any number of workers.
 
-    Names and tensors are those of one worker, whatever the number of workers.
+    `model` has parameters and buffers; `optimizer` what it keeps of a parameter, as `<parameter>.<key>`, and nothing
+    before its first step. Its settings come from the config.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    scalars: dict[str, Any]
 
 
 class Engine(Protocol):

@@ -1,7 +1,7 @@
 """Batch normalisation over all workers' batches, on CPU tensors too (torch's SyncBatchNorm takes none).
 
-Ioffe & Szegedy 2015 (arXiv:1502.03167), statistics over the global batch. Two small all-reduces a layer and step: means and
-squares forward, the two sums of the gradient backward. Sums are in fp64, so that subtracting squares costs no digits.
+Ioffe & Szegedy 2015 (arXiv:1502.03167), statistics over the global batch. Two small all-reduces a layer and step: means
+and squares forward, the two sums of the gradient backward. Sums are in fp64: subtracting squares then costs no digits.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,15 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, sum_: Sum, size: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        sum_: Sum,
+        size: int,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps, ctx.sum_, ctx.size = eps, sum_, size
@@ -43,10 +51,11 @@ class _Normalise(torch.autograd.Function):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose training statistics are those of all `size` workers' equal batches; `sum_` reaches them."""
+    """`nn.BatchNorm2d` with the training statistics of all `size` workers' equal batches; `sum_` reaches them."""
 
     def __init__(self, like: nn.BatchNorm2d, sum_: Sum, size: int) -> None:
-        super().__init__(like.num_features, eps=like.eps, momentum=like.momentum)
+        place, kind = like.weight.device, like.weight.dtype
+        super().__init__(like.num_features, eps=like.eps, momentum=like.momentum, device=place, dtype=kind)
         self.load_state_dict(like.state_dict())
         self._sum, self._size = sum_, size
 
@@ -68,7 +77,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum or 0.0)
         self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum or 0.0)

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from fmfsd.comms import Comms
@@ -16,7 +15,6 @@ from fmfsd.model.build import Network
 from fmfsd.model.network import Outputs
 from fmfsd.optim import build_optimizer
 
-_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _WARM_UP_PASSES = 2
 
 
@@ -50,7 +48,9 @@ class TorchEngine:
             self.network.train()
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        return self._module.no_sync() if isinstance(self._module, DistributedDataParallel) and not last else nullcontext()
+        return (
+            self._module.no_sync() if isinstance(self._module, DistributedDataParallel) and not last else nullcontext()
+        )
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -66,8 +66,8 @@ class TorchEngine:
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
         """Passes whose effect is undone, so that DDP's buckets have their final form before the first step.
 
-        DDP rebuilds its buckets after the first backward pass. From three workers on that changes the order of a sum, so a
-        run that was resumed would differ in the last bits from one that was not.
+        DDP rebuilds its buckets after the first backward pass. From three workers on that changes the order of a sum,
+        so a run that was resumed would differ in the last bits from one that was not.
         """
         if not isinstance(self._module, DistributedDataParallel):
             return
@@ -80,16 +80,25 @@ class TorchEngine:
             buffer.copy_(before[name])
 
     def state(self) -> EngineState:
-        model, optimizer = get_state_dict(self.network, self.optimizer, options=_FLAT)
-        tensors = {name: value for name, value in optimizer.items() if isinstance(value, Tensor)}
-        scalars = {name: value for name, value in optimizer.items() if name not in tensors}
-        return EngineState(model, tensors, scalars)
+        """As it is: torch's `get_state_dict` would step an optimizer that has not stepped yet, which leaves weight
+        decay in the momentum of a run that is saved before its first step."""
+        optimizer = {
+            f"{name}.{key}": value
+            for name, parameter in self.network.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        return EngineState(self.network.state_dict(), optimizer)
 
     def load(self, state: EngineState) -> None:
-        optimizer = {**state.optimizer, **state.scalars}
-        set_state_dict(
-            self.network, self.optimizer, model_state_dict=state.model, optim_state_dict=optimizer, options=_FLAT
-        )
+        """Layouts are put back too: a checkpoint's tensors are contiguous, and the fused optimizers walk a parameter
+        and its state side by side in memory; other strides would pair the wrong elements without a word."""
+        self.network.load_state_dict(state.model)
+        parameters = dict(self.network.named_parameters())
+        for full_name, value in state.optimizer.items():
+            name, _, key = full_name.rpartition(".")
+            parameter = parameters[name]
+            like = parameter if value.shape == parameter.shape else value
+            self.optimizer.state[parameter][key] = torch.empty_like(like.detach()).copy_(value)
 
 
 def _synchronised(network: nn.Module, comms: Comms, device: torch.device) -> nn.Module:
@@ -102,4 +111,6 @@ def _synchronised(network: nn.Module, comms: Comms, device: torch.device) -> nn.
 def _distributed(network: nn.Module, device: torch.device, *, buffers: bool) -> DistributedDataParallel:
     """DDP; `buffers`: rank 0's batch statistics are everyone's, as they are not synchronised otherwise."""
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=buffers, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = buffers  # the argument is deprecated in torch 2.15, its successor unknown to 2.14
+    return wrapped

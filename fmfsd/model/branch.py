@@ -1,4 +1,4 @@
-"""The way from a stage's map to a deeper stage's shape (BYOT's separable branch, Zhang et al. 2019, arXiv:1905.08094)."""
+"""The way from a stage's map to a deeper stage's shape (separable branches: Zhang et al. 2019, arXiv:1905.08094)."""
 
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ def _half(channels_in: int, channels_out: int, *, stride: int) -> tuple[nn.Modul
 
 
 def path(backbone: Backbone, start: int, end: int, *, groups: int) -> nn.Sequential:
-    """From stage `start`'s map to stage `end`'s shape: a separable block a stage boundary, an enhanced map between two."""
+    """From stage `start`'s map to stage `end`'s shape: a separable block a stage boundary, a gate between two."""
     layers: list[nn.Module] = []
     for before, after in pairwise(range(start, end + 1)):
         if layers:

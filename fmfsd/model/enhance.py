@@ -1,4 +1,4 @@
-"""Spatial enhancement: how much each position of a map agrees with the map's mean (Li, Hu, Yang 2019, arXiv:1905.09646).
+"""Spatial enhancement: how much each position agrees with the map's mean (Li, Hu, Yang 2019, arXiv:1905.09646).
 
 B batch, C channels, G groups, H height, W width.
 """

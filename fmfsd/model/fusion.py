@@ -15,7 +15,9 @@ def fuse(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
     Raises ValueError unless there is one mask a map and at least one map.
     """
     if not maps_BCHW or len(maps_BCHW) != len(masks_BGHW):
-        raise ValueError(f"{len(maps_BCHW)} maps and {len(masks_BGHW)} masks: expected as many masks as maps, at least one")
+        raise ValueError(
+            f"{len(maps_BCHW)} maps and {len(masks_BGHW)} masks: expected as many masks as maps, at least one"
+        )
     return apply_mask(_mean(maps_BCHW), _mean(masks_BGHW))
 
 

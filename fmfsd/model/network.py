@@ -37,9 +37,11 @@ class Head(nn.Module):
 
 
 class BranchNetwork(nn.Module):
-    """An untouched trunk; from each tap a branch of its own to the deepest shape (BYOT). Without taps: the plain backbone."""
+    """An untouched trunk, and from each tap a branch of its own to the deepest shape (BYOT). No taps: the backbone."""
 
-    def __init__(self, backbone: Backbone, taps: Sequence[int], *, num_classes: int, groups: int, features: bool) -> None:
+    def __init__(
+        self, backbone: Backbone, taps: Sequence[int], *, num_classes: int, groups: int, features: bool
+    ) -> None:
         super().__init__()
         self.backbone, self.taps = backbone, tuple(taps)
         deepest, channels = len(backbone.stages) - 1, backbone.channels[-1]
@@ -68,11 +70,13 @@ class BranchNetwork(nn.Module):
 class FusionNetwork(nn.Module):
     """FMFSD: the tapped maps, brought to the deepest tap's shape, are fused; the fused map feeds the next stage.
 
-    Every tap but the deepest has a branch and a head of its own, from its own aligned map. The head between them and the
-    deepest one reads the fusion of the fused map, brought to the deepest shape, with the deepest map.
+    Every tap but the deepest has a branch and a head of its own, from its own aligned map. The head between them and
+    the deepest one reads the fusion of the fused map, brought to the deepest shape, with the deepest map.
     """
 
-    def __init__(self, backbone: Backbone, taps: Sequence[int], *, num_classes: int, groups: int, features: bool) -> None:
+    def __init__(
+        self, backbone: Backbone, taps: Sequence[int], *, num_classes: int, groups: int, features: bool
+    ) -> None:
         super().__init__()
         self.backbone, self.taps = backbone, tuple(taps)
         deepest, channels, last = len(backbone.stages) - 1, backbone.channels[-1], taps[-1]

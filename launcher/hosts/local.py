@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 END_S = 10.0
@@ -16,7 +17,10 @@ class LocalAgent:
     def __init__(self, node: int) -> None:
         self.node = node
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.agent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "launcher.agent"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         self._unread = b""
 
@@ -28,11 +32,9 @@ class LocalAgent:
     def tell(self, **order: Any) -> None:
         """Send one order; an agent that is gone is found by `read`."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.write((json.dumps(order) + "\n").encode())
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def read(self) -> list[dict[str, Any]]:
         """What the agent has said since the last call; `{"event": "gone"}` when it has ended."""
@@ -44,11 +46,10 @@ class LocalAgent:
 
     def close(self) -> None:
         """End the agent and all that it started."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:

@@ -34,7 +34,9 @@ def cifar_resnet(*, depth: int) -> Backbone:
 def _resnet(block: Block, counts: Sequence[int], *, widths: Sequence[int]) -> Backbone:
     strides = (1, *(2 for _ in widths[1:]))
     inputs = (widths[0], *(width * block.expansion for width in widths))
-    stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+    stem = nn.Sequential(
+        nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+    )
     stages = [
         _stage(block, count, channels_in=channels_in, width=width, stride=stride)
         for count, channels_in, width, stride in zip(counts, inputs, widths, strides, strict=False)
@@ -47,4 +49,6 @@ def _stage(block: Block, count: int, *, channels_in: int, width: int, stride: in
     shortcut = None
     if stride != 1 or channels_in != channels:
         shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
-    return nn.Sequential(block(channels_in, width, stride, shortcut), *(block(channels, width) for _ in range(count - 1)))
+    return nn.Sequential(
+        block(channels_in, width, stride, shortcut), *(block(channels, width) for _ in range(count - 1))
+    )

@@ -1,0 +1,1 @@
+"""Searching: what may be searched, and (with Ray) the search."""

@@ -1,0 +1,177 @@
+"""Several workers: collectives, synchronised BN, resuming bit for bit, memory, and failing together."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fmfsd.comms import Comms
+from fmfsd.engine.sync_bn import GlobalBatchNorm2d, synchronise_batch_norm
+from fmfsd.errors import CheckpointError
+from fmfsd.rundir import RunDir
+from tests.helpers.runs import (
+    assert_records_agree,
+    make_loop,
+    make_run,
+    newest_weights,
+    records,
+    tiny_config,
+    train_run,
+)
+from tests.helpers.workers import run_workers
+
+
+def use_every_collective(comms: Comms) -> tuple[list[float], bool, bool, Any]:
+    total = comms.sum_(torch.tensor([comms.rank + 1.0, 1.0]))
+    one, none = comms.any(comms.rank == 1), comms.any(False)
+    return total.tolist(), one, none, comms.share({"a": [1, None, "ü"]} if comms.rank == 0 else None)
+
+
+def test_collectives_give_all_workers_the_same() -> None:
+    assert run_workers(use_every_collective, 3) == [([6.0, 3.0], True, False, {"a": [1, None, "ü"]})] * 3
+
+
+def normalise_a_part(comms: Comms, dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:
+    """Output, input gradient, and then the layer's own, of this worker's part of a batch."""
+    images, gradient, layer = _batch_norm_case(dtype, layout)
+    layer = GlobalBatchNorm2d(layer.double() if dtype == torch.float64 else layer, comms.sum_, comms.size)
+    part = slice(comms.rank * 8 // comms.size, (comms.rank + 1) * 8 // comms.size)
+    x = images[part].clone(memory_format=layout).requires_grad_()
+    y = layer(x)
+    y.backward(gradient[part])
+    assert x.grad is not None
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    own = comms.sum_(torch.stack([layer.weight.grad, layer.bias.grad]))
+    return [y.detach(), x.grad, own, layer.running_mean, layer.running_var]
+
+
+def _batch_norm_case(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> tuple[torch.Tensor, torch.Tensor, nn.BatchNorm2d]:
+    generator = torch.Generator().manual_seed(0)
+    images, gradient = (torch.randn(8, 6, 5, 5, generator=generator).to(dtype) for _ in range(2))
+    layer = nn.BatchNorm2d(6)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2, generator=generator)
+        layer.bias.uniform_(-1, 1, generator=generator)
+    return (images * 3 + 10).contiguous(memory_format=layout), gradient.contiguous(memory_format=layout), layer
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 3e-2)]
+)
+@pytest.mark.parametrize("size", [2, 4])
+def test_batch_norm_over_workers_is_batch_norm_over_the_whole_batch(
+    size: int, dtype: torch.dtype, tolerance: float, layout: torch.memory_format
+) -> None:
+    images, gradient, layer = _batch_norm_case(dtype, layout)
+    layer = layer.double()
+    x = images.double().requires_grad_()
+    y = layer(x)
+    y.backward(gradient.double())
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    expected = [y, x.grad, torch.stack([layer.weight.grad, layer.bias.grad]), layer.running_mean, layer.running_var]
+    parts = run_workers(normalise_a_part, size, dtype, layout)
+    found = [torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), *parts[0][2:]]
+    for one, other in zip(found, expected, strict=True):
+        assert other is not None
+        scale = other.detach().abs().max().item()
+        torch.testing.assert_close(one.double(), other.detach().double(), rtol=tolerance, atol=tolerance * scale)
+
+
+def test_every_batch_norm_of_a_network_is_replaced() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.BatchNorm2d(4))
+    before = network.state_dict().keys()
+    synchronise_batch_norm(network, lambda tensor: tensor, 2)
+    kinds = [type(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert kinds == [GlobalBatchNorm2d] * 2
+    assert network.state_dict().keys() == before
+
+
+@pytest.mark.parametrize(("size", "shards", "batch"), [(1, 16, 32), (2, 16, 32), (3, 6, 30), (4, 16, 32)])
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    size: int, shards: int, batch: int, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Three workers and more are where DDP's bucket rebuild would show, were it not for the warm-up passes."""
+    sizes = (f"data.shards={shards}", f"train.batch={batch}", "train.max_steps=4", "train.evaluate_every=2 steps")
+    config = tiny_config(tiny_root, *sizes, "train.log_every=3 steps")
+    whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
+    assert run_workers(train_run, size, whole.path) == ["finished"] * size
+    assert run_workers(train_run, size, parted.path, 1) == ["stopped"] * size
+    assert run_workers(train_run, size, parted.path) == ["finished"] * size
+    assert records(parted) == records(whole)
+    assert newest_weights(parted) == newest_weights(whole)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
+    sizes = ("data.shards=16", "train.batch=32", "train.max_steps=4")
+    config = tiny_config(tiny_root, "train.precision=fp64", *sizes)
+    whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
+    run_workers(train_run, 1, whole.path)
+    run_workers(train_run, 4, parted.path, 1)
+    run_workers(train_run, 2, parted.path, 3)
+    run_workers(train_run, 1, parted.path)
+    assert_records_agree(records(parted), records(whole), tolerance=1e-9)
+
+
+def warm_up_and_compare(comms: Comms, folder: Path) -> list[str]:
+    """The names of tensors that the warm-up passes have changed."""
+    loop = make_loop(RunDir(folder), comms)
+    before = {name: tensor.clone() for name, tensor in loop.engine.network.state_dict().items()}
+    generator = torch.get_rng_state()
+    loop.resume()
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(parameter.grad is None for parameter in loop.engine.network.parameters())
+    assert loop.means.peek() == {}
+    return [name for name, tensor in loop.engine.network.state_dict().items() if not torch.equal(tensor, before[name])]
+
+
+def test_the_warm_up_passes_leave_no_trace(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    assert run_workers(warm_up_and_compare, 2, run.path) == [[], []]
+
+
+def load_newest(comms: Comms, folder: Path) -> str:
+    try:
+        make_loop(RunDir(folder), comms).resume()
+    except CheckpointError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_all_workers_refuse_together_when_no_checkpoint_can_be_used(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    (run.checkpoints / "step-00000001").mkdir()
+    for told in run_workers(load_newest, 2, run.path):
+        assert "no checkpoint there can be used" in told
+
+
+def train_until_error(comms: Comms, folder: Path) -> str:
+    try:
+        return train_run(comms, folder)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_a_loss_that_is_not_finite_ends_every_worker_with_the_same_words(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "optim.lr=1e30"))
+    one, other = run_workers(train_until_error, 2, run.path)
+    assert one == other
+    assert one.startswith("NonFiniteLossError: the loss is not finite in step")
+
+
+def images_held(comms: Comms, folder: Path) -> int:
+    loop = make_loop(RunDir(folder), comms)
+    shards = loop.batches.shards
+    return shards.images.nbytes + shards.labels.nbytes + shards.ids.nbytes
+
+
+def test_a_worker_of_four_holds_a_quarter_of_the_set(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    whole = 256 * 3 * 32 * 32
+    assert all(held < 1.1 * whole / 4 for held in run_workers(images_held, 4, run.path))

@@ -1,0 +1,163 @@
+"""Checkpoints are whole or absent, and what is damaged is not used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmfsd.checkpoint import Checkpoints, Position, Saved
+from fmfsd.comms import SoloComms
+from fmfsd.engine.base import EngineState
+from fmfsd.errors import CheckpointError, NonFiniteLossError
+
+
+def saved(step: int, *, evaluated: bool = True, value: float = 1.0) -> Saved:
+    weights = {"conv.weight": torch.full((2, 3), value + step).to(memory_format=torch.contiguous_format)}
+    optimizer = {"conv.weight.momentum_buffer": torch.randn(2, 3)}
+    progress = {"records": step, "means": {"sums": {"loss": 0.1 + 0.2}, "count": 1}}
+    return Saved(Position(step, evaluated), EngineState(weights, optimizer), progress)
+
+
+def store(folder: Path, *, keep: int = 2) -> Checkpoints:
+    folder.mkdir(exist_ok=True)
+    return Checkpoints(folder, SoloComms(), keep=keep)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def newest_step(checkpoints: Checkpoints) -> int:
+    found = checkpoints.load_newest()
+    assert found is not None
+    return found.position.step
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    checkpoints, before = store(tmp_path / "c"), saved(7)
+    assert checkpoints.load_newest() is None
+    checkpoints.save(before)
+    after = checkpoints.load_newest()
+    assert after is not None
+    assert (after.position, after.progress) == (before.position, before.progress)
+    for one, other in ((after.engine.model, before.engine.model), (after.engine.optimizer, before.engine.optimizer)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_newest_so_many_stay(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c", keep=2)
+    for step in (1, 5, 10_000_000, 123_456_789):
+        checkpoints.save(saved(step))
+    assert names(tmp_path / "c") == ["step-10000000", "step-123456789"]
+    assert newest_step(checkpoints) == 123_456_789
+
+
+def test_a_position_before_its_evaluation_comes_before_the_one_after(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c", keep=5)
+    checkpoints.save(saved(5))
+    checkpoints.save(saved(5, evaluated=False))
+    found = checkpoints.load_newest()
+    assert found is not None
+    assert found.position == Position(5, evaluated=True)
+    assert names(tmp_path / "c") == ["step-00000005", "step-00000005-unevaluated"]
+
+
+def test_saving_a_position_again_changes_nothing(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    checkpoints.save(saved(1))
+    before = (tmp_path / "c" / "step-00000001" / "manifest.json").stat().st_mtime_ns
+    checkpoints.save(saved(1, value=9.0))
+    assert (tmp_path / "c" / "step-00000001" / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty", "missing"])
+def test_a_damaged_newest_is_named_and_the_one_before_is_used(
+    file: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = store(tmp_path / "c")
+    checkpoints.save(saved(1))
+    checkpoints.save(saved(2))
+    path = tmp_path / "c" / "step-00000002" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    changed = {"flipped bit": bytes(content), "truncated": bytes(content[:-1]), "empty": b""}
+    path.unlink() if damage == "missing" else path.write_bytes(changed[damage])
+    if (file, damage) == ("manifest.json", "truncated"):
+        path.write_bytes(content[: len(content) // 2])  # without its last newline it would still be whole
+    assert newest_step(checkpoints) == 1
+    assert "step-00000002 is damaged" in caplog.text
+
+
+@given(data=st.data())
+def test_no_change_of_any_byte_goes_unnoticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "flips"
+    checkpoints = store(folder)
+    checkpoints.save(saved(1))
+    file = data.draw(st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json"]))
+    path = folder / "step-00000001" / file
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+        checkpoints.load_newest()
+    path.write_bytes(whole)
+    assert newest_step(checkpoints) == 1
+
+
+def test_if_none_can_be_used_the_run_does_not_start_again_from_nothing(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    checkpoints.save(saved(1))
+    (tmp_path / "c" / "step-00000001" / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+        checkpoints.load_newest()
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    checkpoints.save(saved(1))
+    path = tmp_path / "c" / "step-00000001" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+        checkpoints.load_newest()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_checkpoint_never_holds_nan(part: str, value: float, tmp_path: Path) -> None:
+    checkpoints, spoiled = store(tmp_path / "c"), saved(3)
+    next(iter(getattr(spoiled.engine, part).values()))[0, 0] = value
+    with pytest.raises(NonFiniteLossError, match="has NaN or infinite values after step 3"):
+        checkpoints.save(spoiled)
+    assert names(tmp_path / "c") == []
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_ones_and_no_rubbish_after_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = store(tmp_path / "c")
+    checkpoints.save(saved(1))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fmfsd.checkpoint.write_json", full)
+    with pytest.raises(CheckpointError, match="step 2 not saved.*No space left"):
+        checkpoints.save(saved(2))
+    assert newest_step(checkpoints) == 1
+    assert names(tmp_path / "c") == ["step-00000001"]
+
+
+def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c", keep=1)
+    for name in ("step-1", "step-00000001-old", "notes"):
+        (tmp_path / "c" / name).mkdir()
+    checkpoints.save(saved(1))
+    checkpoints.save(saved(2))
+    assert names(tmp_path / "c") == ["notes", "step-00000001-old", "step-00000002", "step-1"]

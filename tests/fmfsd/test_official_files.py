@@ -1,0 +1,200 @@
+"""The official files: what is read from them, and what is refused before anything could run."""
+
+import io
+import os
+import pickle
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fmfsd.data.official import OFFICIAL
+from fmfsd.data.restricted_pickle import load_arrays
+from fmfsd.data.sources import read_set
+from fmfsd.errors import DataError
+from tests.helpers.official import official_contents, write_official
+
+OLD_CIFAR = (  # what Python 2 wrote: {'data': array([[1, 2], [3, 4]], uint8), 'fine_labels': [7, 8]}
+    b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87R"
+    b"q\x05(K\x01K\x02K\x02\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xff"
+    b"J\xff\xff\xff\xffK\x00tb\x89U\x04\x01\x02\x03\x04tbU\x0bfine_labelsq\x08]q\x09(K\x07K\x08eu."
+)
+
+
+class Runs:
+    """Pickles to a call of `function`."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.function, self.arguments
+
+
+def archive(folder: Path, name: str, *, outside: str = "") -> Path:
+    """A folder that holds the set's archive only; `outside` adds a member that would escape on extraction."""
+    write_official(folder / "files", name)
+    official = OFFICIAL[name]
+    target = folder / "packed" / official.archive
+    target.parent.mkdir()
+    with tarfile.open(target, "w:gz") as tar:
+        tar.add(folder / "files" / official.folder, official.folder)
+        if outside:
+            member = tarfile.TarInfo(outside)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"out"))
+    return target.parent
+
+
+def test_a_pickle_of_python_2_is_read() -> None:
+    content = load_arrays(OLD_CIFAR, "train")
+    assert content["fine_labels"] == [7, 8]
+    assert np.array_equal(content["data"], np.array([[1, 2], [3, 4]], np.uint8))
+
+
+def test_arrays_of_todays_numpy_are_read() -> None:
+    array = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    content = load_arrays(pickle.dumps({"data": array, "labels": [1, 2]}, protocol=2), "x")
+    assert np.array_equal(content["data"], array)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Runs(os.system, "touch marker"),
+        Runs(eval, "open('marker', 'w')"),
+        Runs(getattr, "text", "upper"),
+        Runs(open, "marker", "w"),
+        Runs(np.load, "marker"),
+        OrderedDict(a=1),
+        Path("marker"),
+        np.array([object()], dtype=object),
+        np.array([1.5]),
+        np.array(["text"]),
+        np.asfortranarray(np.ones((2, 2), np.uint8)),
+        np.uint8(3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_pickle_that_names_anything_else_is_refused(
+    payload: Any, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="train: not read"):
+        load_arrays(pickle.dumps({"data": payload}, protocol=protocol), "train")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80", b"garbage", OLD_CIFAR[:-20], b"\x80\x02]q\x01.", b"\x80\x02X\xff\xff\xff\x7f"]
+)
+def test_a_damaged_pickle_is_one_error(data: bytes) -> None:
+    with pytest.raises(DataError, match="^train: "):
+        load_arrays(data, "train")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_files_are_found_as_folder_as_archive_and_as_either_itself(name: str, tmp_path: Path) -> None:
+    official = OFFICIAL[name]
+    packed = archive(tmp_path, name)
+    places = [tmp_path / "files", tmp_path / "files" / official.folder, packed, packed / official.archive]
+    sets = [read_set(name, place) for place in places]
+    contents = official_contents(name, train=256, test=64)
+    expected = np.concatenate([contents[file]["data"] for file in official.train]).reshape(-1, 3, 32, 32)
+    for each in sets:
+        assert np.array_equal(each.train.images, expected)
+        assert np.array_equal(each.train.ids, np.arange(256))
+        assert len(each.test) == 64
+        assert each.classes[1] == "class1"
+
+
+def test_a_member_that_would_escape_is_never_extracted(tmp_path: Path) -> None:
+    packed = archive(tmp_path, "cifar10", outside="../escaped")
+    read_set("cifar10", packed)
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_other_sums_than_the_official_ones_are_recorded_and_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = read_set("cifar100", write_official(tmp_path, "cifar100"))
+    assert [source["official"] for source in found.sources] == [False] * 3
+    assert "is not the official 16019d7e3df5f24257cddd939b257f8d" in caplog.text
+
+
+def damaged(name: str, case: str) -> dict[str, Any]:
+    """Files that replace the right ones."""
+    contents = official_contents(name, train=256, test=64)
+    train = next(iter(OFFICIAL[name].train))
+    key = OFFICIAL[name].label_key
+    whole = contents[train]
+    meta = next(iter(OFFICIAL[name].meta))
+    cases: dict[str, dict[str, Any]] = {
+        "label out of range": {train: {**whole, key: [*whole[key][:-1], 100]}},
+        "negative label": {train: {**whole, key: [-1, *whole[key][1:]]}},
+        "fewer labels": {train: {**whole, key: whole[key][:-1]}},
+        "labels of text": {train: {**whole, key: ["a"] * len(whole[key])}},
+        "other image size": {train: {**whole, "data": whole["data"][:, :-1]}},
+        "no images": {train: {key: whole[key]}},
+        "truncated": {train: pickle.dumps(whole, protocol=2)[:-100]},
+        "empty": {train: b""},
+        "class count": {meta: {OFFICIAL[name].names_key: ["one", "two"]}},
+        "no class names": {meta: {}},
+        "a list": {train: [1, 2]},
+    }
+    return cases[case]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("label out of range", r"\[\d+\] is 100, expected 0 to (9|99)"),
+        ("negative label", r"\[0\] is -1, expected 0 to"),
+        ("fewer labels", r"\d+ images but \d+ labels"),
+        ("labels of text", "expected a list of whole numbers"),
+        ("other image size", r"expected rows of 3072 bytes, found an array of shape \(\d+, 3071\)"),
+        ("no images", "'data': expected rows of 3072 bytes, found a NoneType"),
+        ("truncated", "not read"),
+        ("empty", "not read"),
+        ("class count", "expected the names of 100?0? classes, found 2 names"),
+        ("no class names", "found no list of names"),
+        ("a list", "holds a list, expected a dictionary"),
+    ],
+)
+def test_damaged_files_are_named_with_what_is_wrong(name: str, case: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
+        read_set(name, write_official(tmp_path, name, changes=damaged(name, case)))
+    assert OFFICIAL[name].folder in str(caught.value)
+
+
+def test_cifar_10_in_the_place_of_cifar_100_is_noticed(tmp_path: Path) -> None:
+    ten = official_contents("cifar10", train=250, test=50)
+    with pytest.raises(DataError, match="'fine_labels': expected a list of whole numbers.*is it another set"):
+        read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": ten["data_batch_1"]}))
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has neither cifar-100-python/ nor cifar-100-python\.tar\.gz"):
+        read_set("cifar100", tmp_path)
+    write_official(tmp_path, "cifar10")
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
+    with pytest.raises(DataError, match="data_batch_3 missing"):
+        read_set("cifar10", tmp_path)
+
+
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    packed = archive(tmp_path, "cifar100") / "cifar-100-python.tar.gz"
+    packed.write_bytes(packed.read_bytes()[:-2000])
+    with pytest.raises(DataError, match="damaged archive|missing"):
+        read_set("cifar100", packed.parent)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="damaged archive"):
+        read_set("cifar100", tmp_path)

@@ -1,0 +1,270 @@
+"""From a set to shards: whole, once, verifiable."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fmfsd.config import DataConfig
+from fmfsd.config.load import checked_data
+from fmfsd.data.download import download
+from fmfsd.data.index import SetIndex, damaged_files, read_index
+from fmfsd.data.official import OFFICIAL
+from fmfsd.data.prepare import prepare
+from fmfsd.data.sources import read_set
+from fmfsd.data.verify import verify_sets
+from fmfsd.errors import CheckError, DataError
+from tests.conftest import quiet
+from tests.helpers.official import write_official
+from tests.helpers.workers import _context as processes
+
+
+def make(root: Path, *, name: str = "cifar10", source: Path | None = None, seed: int = 0, **data: Any) -> SetIndex:
+    config = checked_data(name=name, root=str(root), **data)
+    return prepare(config, source=source, fetch=False, seed=seed, report=quiet)
+
+
+def ids(index: SetIndex, split: str) -> list[list[int]]:
+    return [load_file(index.path(shard))["ids"].tolist() for shard in index.splits[split]]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_official(tmp_path_factory.mktemp("source"), "cifar10", train=330, test=70)
+
+
+def test_shards_hold_every_sample_once_in_sizes_that_differ_by_at_most_one(source: Path, tmp_path: Path) -> None:
+    index = make(tmp_path, source=source)
+    shards = ids(index, "train")
+    assert sorted(number for shard in shards for number in shard) == list(range(330))
+    assert {len(shard) for shard in shards} == {5, 6}
+    assert sorted(number for shard in ids(index, "test") for number in shard) == list(range(70))
+    assert index.samples("train") == 330
+
+
+def test_shards_hold_the_images_of_the_files(source: Path, tmp_path: Path) -> None:
+    index, raw = make(tmp_path, source=source), read_set("cifar10", source)
+    for shard in index.splits["train"]:
+        content = load_file(index.path(shard))
+        assert np.array_equal(content["images"], raw.train.images[content["ids"]])
+        assert np.array_equal(content["labels"], raw.train.labels[content["ids"]])
+
+
+def test_held_out_samples_are_balanced_disjoint_and_chosen_by_the_seed(source: Path, tmp_path: Path) -> None:
+    index = make(tmp_path / "a", source=source, valid=50)
+    assert index.folder.name == "cifar10-valid50"
+    valid = {number for shard in ids(index, "valid") for number in shard}
+    train = {number for shard in ids(index, "train") for number in shard}
+    assert len(valid) == 50
+    assert valid | train == set(range(330))
+    labels = read_set("cifar10", source).train.labels
+    assert np.bincount(labels[list(valid)]).tolist() == [5] * 10
+    again, other = (make(tmp_path / name, source=source, valid=50, seed=seed) for name, seed in (("b", 0), ("c", 1)))
+    assert ids(again, "valid") == ids(index, "valid")
+    assert ids(other, "valid") != ids(index, "valid")
+
+
+def test_preparing_again_changes_nothing(source: Path, tmp_path: Path) -> None:
+    index = make(tmp_path, source=source)
+    before = {path: path.stat().st_mtime_ns for path in index.folder.iterdir()}
+    assert make(tmp_path, source=Path("/nowhere")) == index
+    assert {path: path.stat().st_mtime_ns for path in index.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"valid": 55}, "55 held-out samples are not the same number of each of 10 classes"),
+        ({"valid": 330}, r"class \d has 33 samples; 33 of them can't be held out"),
+        ({"shards": 331}, "330 training samples can't be cut into 331 shards"),
+    ],
+)
+def test_what_can_not_be_cut_is_refused_and_leaves_nothing(
+    data: dict[str, Any], expected: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=expected):
+        make(tmp_path, source=source, **data)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def _prepare_in_process(root: Path, source: Path) -> None:
+    make(root, source=source)
+
+
+def test_many_processes_at_once_prepare_one_set(source: Path, tmp_path: Path) -> None:
+    started = [processes.Process(target=_prepare_in_process, args=(tmp_path, source)) for _ in range(4)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0] * 4
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["cifar10"]
+    verify_sets(tmp_path)
+
+
+def test_a_killed_preparation_leaves_no_set_and_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fmfsd", "data", "prepare", "synthetic10", "--out", str(tmp_path)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".synthetic10.*/synthetic10/*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "synthetic10").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    verify_sets(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "missing"])
+def test_a_damaged_shard_is_named(damage: str, source: Path, tmp_path: Path) -> None:
+    index = make(tmp_path, source=source)
+    path = index.path(index.splits["train"][7])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flipped byte" else content[:-1])
+    (problem,) = damaged_files(index, checksums=True)
+    assert "train-0007.safetensors" in problem.where
+    assert {"flipped byte": "damaged: SHA-256", "truncated": "bytes, expected", "missing": "missing"}[
+        damage
+    ] in problem.message
+    with pytest.raises(DataError, match="train-0007"):
+        verify_sets(tmp_path)
+    with pytest.raises(DataError, match="train-0007"):
+        make(tmp_path, source=source)
+
+
+INDEX_DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
+    "no json": (lambda text: text[:-10], "no index of a prepared set"),
+    "other format": (lambda text: text.replace('"format": 1', '"format": 9'), "not of format 1"),
+    "path out of the folder": (lambda text: text.replace("train-0003", "../train-0003"), "is no name of a shard file"),
+    "absolute path": (lambda text: text.replace("train-0003", "/etc/passwd"), "is no name of a shard file"),
+    "shard count": (lambda text: text.replace('"shards": 64', '"shards": 32'), "split train has 64 files, expected 32"),
+    "unknown split": (lambda text: text.replace('"test": [', '"testt": ['), "split testt has 64 files|only the splits"),
+    "sizes": (lambda text: text.replace('"samples": 6,', '"samples": 9,', 1), "differ by more than one"),
+    "list": (lambda _: "[]", "expected a JSON object, found list"),
+    "unknown field": (
+        lambda text: text.replace('"name": "cifar10"', '"name": "cifar10", "x": 1', 1),
+        "unexpected keyword",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INDEX_DAMAGE)
+def test_a_damaged_index_is_named(case: str, source: Path, tmp_path: Path) -> None:
+    index = make(tmp_path, source=source)
+    change, expected = INDEX_DAMAGE[case]
+    path = index.folder / "index.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=expected):
+        read_index(index.folder)
+
+
+def test_a_folder_without_an_index_is_no_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"index\.json: missing"):
+        read_index(tmp_path)
+    with pytest.raises(DataError, match="holds no prepared set"):
+        verify_sets(tmp_path)
+
+
+def test_verify_reads_labels_and_ids(source: Path, tmp_path: Path) -> None:
+    index = make(tmp_path, source=source)
+    path = index.folder / "index.json"
+    content = json.loads(path.read_text())
+    content["classes"] = content["classes"][:9]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="label 9 is not between 0 and 8"):
+        verify_sets(index.folder)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """A real web server on loopback; its address, and the paths that were asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None:
+            asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_download_is_whole_or_absent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content" * 1000)
+    md5 = "4a3ec6ef3a5e8a5b0a3e3a5b0a3e3a5b"
+    with served(tmp_path) as (address, _):
+        with pytest.raises(CheckError, match=f"expected {md5}: what came is not the official archive"):
+            download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
+        with pytest.raises(CheckError, match="can't be fetched: HTTP Error 404"):
+            download(f"{address}/none", tmp_path / "target", md5=md5, report=quiet)
+    with pytest.raises(CheckError, match="can't be fetched"):
+        download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_missing_set_is_fetched_once_into_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+    import tarfile
+
+    write_official(tmp_path / "files", "cifar10")
+    archive = tmp_path / "web" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "files" / "cifar-10-batches-py", "cifar-10-batches-py")
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    config = DataConfig(name="cifar10", root=str(tmp_path / "root"))
+    with served(archive.parent) as (address, asked):
+        mirror = replace(OFFICIAL["cifar10"], url=f"{address}/{archive.name}", archive_md5=md5)
+        monkeypatch.setitem(OFFICIAL, "cifar10", mirror)
+        for _ in range(2):
+            assert prepare(config, source=None, fetch=True, report=quiet).samples("train") == 256
+    assert asked == ["/cifar-10-python.tar.gz"]
+
+
+def test_without_network_the_user_is_told_where_to_put_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreachable = replace(OFFICIAL["cifar100"], url="http://127.0.0.1:9/cifar-100-python.tar.gz")
+    monkeypatch.setitem(OFFICIAL, "cifar100", unreachable)
+    with pytest.raises(CheckError, match=rf"put cifar-100-python.tar.gz or cifar-100-python/ into {tmp_path}.*smoke"):
+        prepare(DataConfig(name="cifar100", root=str(tmp_path)), source=None, fetch=True, report=quiet)
+
+
+def test_real_cifar_100_is_bit_exact(cifar_dir: Path, tmp_path: Path) -> None:
+    index = make(tmp_path, name="cifar100", source=cifar_dir, valid=5200)
+    assert all(source["official"] for source in index.sources)
+    assert (index.samples("train"), index.samples("valid"), index.samples("test")) == (44_800, 5_200, 10_000)
+    assert {shard.samples for shard in index.splits["train"]} == {700}
+    assert index.classes[:3] == ("apple", "aquarium_fish", "baby")
+    verify_sets(tmp_path)
+
+
+def test_the_real_cifar_10_layout_is_read(cifar_dir: Path, tmp_path: Path) -> None:
+    index = make(tmp_path, name="cifar10", source=cifar_dir)
+    assert (index.samples("train"), index.samples("test")) == (50_000, 10_000)
+    assert {shard.samples for shard in index.splits["train"]} == {781, 782}
+    assert index.classes[0] == "airplane"

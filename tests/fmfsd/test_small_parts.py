@@ -1,0 +1,185 @@
+"""The small parts at the bottom: world, files, run directory, metrics, schedule, stop flag."""
+
+import json
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+import fmfsd
+from fmfsd.errors import CheckError, ConfigError, DataError, Problem
+from fmfsd.files import read_json, write_json, write_whole
+from fmfsd.metrics import MetricsLog, RunningMeans, last_records
+from fmfsd.optim import learning_rate
+from fmfsd.preemption import StopFlag
+from fmfsd.progress import ProgressFile
+from fmfsd.rundir import RunDir
+from fmfsd.stopwatch import Stopwatch
+from fmfsd.world import World
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
+
+
+def test_a_world_is_what_torchrun_srun_or_a_person_says() -> None:
+    assert World.from_environment({}) == World()
+    assert World.from_environment(TORCHRUN) == World(rank=3, size=4, local_rank=1, node=1)
+    assert World.from_environment({"RANK": "0", "WORLD_SIZE": "2"}) == World(size=2)
+    srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+    assert World.from_environment(srun) == World(rank=1, size=2, node=1)
+    assert World.from_environment({**srun, **TORCHRUN}).rank == 3
+    assert World.from_environment({**TORCHRUN, "FMFSD_INIT_METHOD": "file:///x"}).init_method == "file:///x"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"WORLD_SIZE": ""}, "environment variable WORLD_SIZE: expected a whole number, found ''"),
+        ({"RANK": "-1"}, "environment variable RANK: expected a whole number, found '-1'"),
+        ({"RANK": "4"}, "rank 4 of 4 workers does not exist"),
+    ],
+)
+def test_a_contradictory_world_is_refused(change: dict[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        World.from_environment({**TORCHRUN, **change})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_files_are_for_the_user_alone(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        write_whole(tmp_path / "file", "x")
+        RunDir(tmp_path / "run").create()
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").iterdir()} == {0o700}
+
+
+def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"x": 1})
+    assert read_json(tmp_path / "a") == {"x": 1}
+    (tmp_path / "b").write_text("[1]")
+    with pytest.raises(ValueError, match="expected a JSON object, found list"):
+        read_json(tmp_path / "b")
+
+
+def test_a_fresh_run_has_a_name_of_its_own(tmp_path: Path) -> None:
+    names = {RunDir.fresh(tmp_path, "smoke").path.name for _ in range(20)}
+    assert len(names) == 20
+    assert all(name.startswith("smoke-20") for name in names)
+
+
+def test_attempts_are_counted(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    assert run.last_attempt() == 0
+    for number in (1, 2, 10):
+        write_json(run.attempt(number), {})
+        write_json(run.crash(number, 3), {})
+    assert run.last_attempt() == 10
+    assert [path.name for path in run.crashes(10)] == ["0010-rank-3.json"]
+
+
+def test_errors_have_their_exit_codes_and_list_every_problem() -> None:
+    error = DataError([Problem("a.yaml:3", "wrong"), Problem("", "said alone")])
+    assert isinstance(error, CheckError)
+    assert error.exit_code == 3
+    assert ConfigError("x").exit_code == 2
+    assert str(error) == "a.yaml:3: wrong\nsaid alone"
+
+
+def test_the_learning_rate_drops_after_each_milestone() -> None:
+    rates = [learning_rate(step, base=0.1, gamma=0.1, milestones=(2, 4)) for step in range(6)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_means_are_over_what_was_added_since_the_last_take() -> None:
+    means = RunningMeans()
+    means.add(loss=1.0, top=0.5)
+    means.add(loss=2.0, top=1.5)
+    again = RunningMeans(**json.loads(json.dumps(means.state())))
+    assert means.take() == again.take() == {"loss": 1.5, "top": 1.0}
+    assert means.take() == {}
+    means.add(loss=4.0)
+    assert means.take() == {"loss": 4.0}
+
+
+def test_records_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", time.time())
+    log.keep(0)
+    for step in (1, 2, 3):
+        log.write(step=step, epoch=1, split="train", loss=step / 3)
+    assert log.records == 3
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"half a rec')
+    again = MetricsLog(tmp_path / "metrics.jsonl", time.time())
+    again.keep(2)
+    again.write(step=3, epoch=1, split="test", loss=0.5)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (3, "test")]
+    assert last_records(tmp_path / "metrics.jsonl") == {"train": {"loss": 2 / 3}, "test": {"loss": 0.5}}
+
+
+def test_other_ranks_count_records_but_write_none(tmp_path: Path) -> None:
+    log = MetricsLog(None, time.time())
+    log.keep(4)
+    log.write(step=1, epoch=1, split="train")
+    assert log.records == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_for_a_stop_and_the_handler_is_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopFlag(None) as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+    assert signal.getsignal(number) is before
+
+
+def test_a_stop_request_is_a_file(tmp_path: Path) -> None:
+    stop = StopFlag(tmp_path / "stop-request")
+    assert not stop.requested
+    (tmp_path / "stop-request").touch()
+    deadline = time.monotonic() + 5
+    while not stop.requested and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert stop.requested
+
+
+def test_progress_is_written_at_every_change_of_state_and_rarely_otherwise(tmp_path: Path) -> None:
+    progress = ProgressFile(tmp_path / "rank-0.json", rank=0)
+    for state, step in (("setup", 0), ("train", 1), ("train", 2)):
+        progress.show(state, step=step)
+    found = read_json(tmp_path / "rank-0.json")
+    assert (found["state"], found["step"], found["rank"], found["pid"]) == ("train", 1, 0, os.getpid())
+    assert found["peak_memory_bytes"] > 1 << 20
+
+
+def test_the_stopwatch_tells_waiting_from_working() -> None:
+    watch = Stopwatch()
+    with watch.step(128), watch.waiting():
+        time.sleep(0.02)
+    shown = watch.take()
+    assert shown["data_wait"] == pytest.approx(1, abs=0.1)
+    assert 1000 < shown["images_per_s"] < 6400
+    assert watch.peek() == {"images_per_s": 0.0, "data_wait": 0.0}
+
+
+def test_public_names_are_there_and_others_are_not() -> None:
+    assert fmfsd.fuse.__name__ == "fuse"
+    assert fmfsd.__version__
+    assert all(hasattr(fmfsd, name) for name in fmfsd.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = fmfsd.nonsense

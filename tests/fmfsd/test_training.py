@@ -1,0 +1,163 @@
+"""Training in one process: the loop, its records, stopping, resuming, bad losses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmfsd.comms import SoloComms
+from fmfsd.errors import ConfigError, NonFiniteLossError
+from fmfsd.rundir import RunDir
+from fmfsd.trainer import choose_device, train
+from fmfsd.world import World
+from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
+
+CPU = torch.device("cpu")
+
+
+def test_a_run_leaves_records_checkpoints_progress_and_an_outcome(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    assert train(run, World(), CPU, attempt=3) == "finished"
+    found = records(run)
+    assert [(line["step"], line["epoch"], line["split"]) for line in found] == [
+        (1, 1, "train"),
+        (2, 1, "train"),
+        (2, 1, "test"),
+        (3, 2, "train"),
+        (4, 2, "train"),
+        (4, 2, "test"),
+    ]
+    parts = ("loss_label", "loss_soft_target", "loss_feature")
+    for line in (line for line in found if line["split"] == "train"):
+        assert line["loss"] == pytest.approx(sum(line[part] for part in parts))
+    heads = {"branch1_top1", "fused_top1", "deepest_top1", "ensemble_top1", "loss"}
+    assert heads <= found[-1].keys()
+    assert [line["lr"] for line in found if "lr" in line] == pytest.approx([0.05, 0.05, 0.005, 0.005])
+    outcome = json.loads(run.outcome.read_text())
+    assert (outcome["state"], outcome["attempt"], outcome["step"], outcome["resumable"]) == ("finished", 3, 4, False)
+    assert outcome["metrics"]["test"]["deepest_top1"] == found[-1]["deepest_top1"]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
+    assert json.loads(run.rank_progress(0).read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
+@pytest.mark.parametrize(("precision", "channels_last"), [("fp32", "false"), ("bf16", "true")])
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    precision: str, channels_last: str, stop_after: int, tiny_root: Path, tmp_path: Path
+) -> None:
+    form = (f"train.precision={precision}", f"train.channels_last={channels_last}")
+    config = tiny_config(tiny_root, "train.log_every=3 steps", "checkpoint.keep=1", *form)
+    whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
+    assert train_run(SoloComms(), whole.path) == "finished"
+    assert train_run(SoloComms(), parted.path, stop_after) == "stopped"
+    assert train_run(SoloComms(), parted.path) == "finished"
+    assert records(parted) == records(whole)
+    assert newest_weights(parted) == newest_weights(whole)
+
+
+def test_a_stop_in_an_evaluation_evaluates_again_after_it(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    loop = make_loop(run, SoloComms(), stop_after=2)
+    loop.resume()
+    loop._read = lambda **_: None  # type: ignore[method-assign]  # so that the evaluation is the first to notice
+    assert loop.run() == "stopped"
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000002-unevaluated"]
+    assert [line["split"] for line in records(run)] == ["train", "train"]
+    assert train_run(SoloComms(), run.path) == "finished"
+    assert [line["split"] for line in records(run)] == ["train", "train", "test", "train", "train", "test"]
+
+
+def test_a_finished_run_is_not_trained_again(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    train_run(SoloComms(), run.path)
+    before = records(run)
+    assert train_run(SoloComms(), run.path) == "finished"
+    assert records(run) == before
+
+
+def test_the_test_set_is_read_once_when_there_is_a_validation_split(tiny_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        tiny_root, "data.shards=16", "data.valid=30", "train.batch=64", "train.epochs=2", "optim.milestones=[1]"
+    )
+    run = make_run(tmp_path / "run", config)
+    train_run(SoloComms(), run.path)
+    splits = [(line["epoch"], line["split"]) for line in records(run) if line["split"] != "train"]
+    assert splits == [(1, "valid"), (2, "valid"), (2, "test")]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "optim.lr=1e30"))
+    with pytest.raises(NonFiniteLossError, match=r"not finite in step \d, epoch \d .*Lower optim.lr \(1e\+30\)"):
+        train_run(SoloComms(), run.path)
+    assert list(run.checkpoints.glob("step-*")) == []
+
+
+@pytest.mark.parametrize("method", ["plain", "byot"])
+def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, f"method={method}"))
+    train_run(SoloComms(), run.path)
+    last = records(run)[-1]
+    expected = {"plain": {"deepest"}, "byot": {"branch1", "branch2", "deepest", "ensemble"}}[method]
+    assert {name.removesuffix("_top1") for name in last if name.endswith("_top1")} == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train.precision=bf16", "train.channels_last=true"),
+        ("optim.clip_norm=0.1", "optim.nesterov=true"),
+        ("data.cutout=8", "data.flip=false", "data.crop_padding=0"),
+        ("distill.beta=0", "distill.alpha=0"),
+        ("train.label_smoothing=0.1", "model.sem_groups=4", "model.branches=[stage2]"),
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_the_switches_of_the_recipe_train(changes: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
+    assert train_run(SoloComms(), run.path) == "finished"
+
+
+def test_gradients_are_clipped_to_the_norm(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "optim.clip_norm=0.01", "optim.weight_decay=0"))
+    loop = make_loop(run, SoloComms())
+    loop.resume()
+    parameters = list(loop.engine.network.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    loop._train_one_step()
+    moved = [(now.detach() - then).flatten() for now, then in zip(parameters, before, strict=True)]
+    assert torch.cat(moved).norm().item() == pytest.approx(0.05 * 0.01, rel=1e-3)
+
+
+def test_all_layouts_and_precisions_agree_at_first(tiny_root: Path, tmp_path: Path) -> None:
+    losses = {}
+    for precision, layout in (("fp64", "false"), ("fp32", "false"), ("fp32", "true"), ("bf16", "true")):
+        config = tiny_config(
+            tiny_root, f"train.precision={precision}", f"train.channels_last={layout}", "train.max_steps=1"
+        )
+        run = make_run(tmp_path / f"{precision}-{layout}", config)
+        train_run(SoloComms(), run.path)
+        losses[precision, layout] = records(run)[0]["loss"]
+    assert losses["fp32", "false"] == pytest.approx(losses["fp64", "false"], rel=1e-5)
+    assert losses["fp32", "true"] == pytest.approx(losses["fp64", "false"], rel=1e-5)
+    assert losses["bf16", "true"] == pytest.approx(losses["fp64", "false"], rel=2e-2)
+
+
+def test_a_set_that_is_smaller_than_the_batch_is_refused(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.batch=512"))
+    with pytest.raises(ConfigError, match=r"train\.batch 512 is more than the training set gives"):
+        make_loop(run, SoloComms())
+
+
+def test_a_worker_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="worker 1 of this node needs a GPU of its own, 1 visible"):
+        choose_device("cuda", World(rank=1, size=2, local_rank=1))
+    assert choose_device("cpu", World()) == CPU
+
+
+def test_a_run_directory_is_all_a_worker_needs(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    assert RunDir(run.path) == run
+    train(run, World(), CPU, attempt=1)
+    assert not run.stop_request.exists()

@@ -1,0 +1,95 @@
+"""Tiny runs inside the test's own process, or inside workers of `run_workers`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig, dump_config, load_config
+from fmfsd.loop import Loop
+from fmfsd.preemption import StopFlag
+from fmfsd.progress import ProgressFile
+from fmfsd.rundir import RunDir
+from fmfsd.trainer import build_loop
+
+TINY = (
+    "data.name=cifar10",
+    "model.backbone=resnet8",
+    "train.epochs=2",
+    "train.log_every=1 step",
+    "optim.milestones=[1]",
+    "optim.lr=0.05",
+    "train.precision=fp32",
+    "train.channels_last=false",
+)
+"""Four steps of ResNet-8 on the 256 samples of the `tiny_root` fixture."""
+
+NOT_REPEATABLE = ("time", "images_per_s", "data_wait")
+
+
+def tiny_config(root: Path, *changes: str) -> TrainConfig:
+    return load_config("cifar100-resnet18", [*TINY, *changes], data_root=str(root))
+
+
+def make_run(folder: Path, config: TrainConfig) -> RunDir:
+    run = RunDir(folder)
+    run.create()
+    run.config.write_text(dump_config(config))
+    return run
+
+
+class StopAfter(StopFlag):
+    """Asks for a stop once the loop that it is given to has done so many steps."""
+
+    def __init__(self, steps: int | None) -> None:
+        super().__init__(None)
+        self.steps, self.loop = steps, None
+        self._loop: Loop | None = None
+
+    def watch(self, loop: Loop) -> None:
+        self._loop = loop
+
+    @property
+    def requested(self) -> bool:
+        return self.steps is not None and self._loop is not None and self._loop.position.step >= self.steps
+
+
+def make_loop(run: RunDir, comms: Comms, *, stop_after: int | None = None) -> Loop:
+    """This worker's loop, ready to `resume` and `run`."""
+    stop = StopAfter(stop_after)
+    config = load_config(str(run.config))
+    progress = ProgressFile(run.rank_progress(comms.rank))
+    loop = build_loop(run, config, comms, torch.device("cpu"), stop, progress)
+    stop.watch(loop)
+    return loop
+
+
+def train_run(comms: Comms, folder: Path, stop_after: int | None = None) -> str:
+    """Train the run in `folder`, from where it is; its state at the end."""
+    loop = make_loop(RunDir(folder), comms, stop_after=stop_after)
+    loop.resume()
+    return loop.run()
+
+
+def records(run: RunDir) -> list[dict[str, Any]]:
+    """The metrics, without what depends on the clock."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in NOT_REPEATABLE} for line in lines]
+
+
+def assert_records_agree(one: list[dict[str, Any]], other: list[dict[str, Any]], *, tolerance: float) -> None:
+    """The same records, their floats equal to a relative `tolerance`."""
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert right[name] == (pytest.approx(value, rel=tolerance) if isinstance(value, float) else value), name
+
+
+def newest_weights(run: RunDir) -> bytes:
+    """The bytes of the newest checkpoint's weights and of its optimizer state."""
+    folder = max(path for path in run.checkpoints.iterdir() if path.name.startswith("step-"))
+    return (folder / "model.safetensors").read_bytes() + (folder / "optimizer.safetensors").read_bytes()
