@@ -13,8 +13,8 @@ from tests.helpers.runs import assert_records_agree, make_loop, make_run, record
 from tests.helpers.workers import run_workers
 
 STEPS = 4
-SMALL = ("data.shards=16", "train.batch=32", f"train.max_steps={STEPS}", "optim.milestones=[2 steps]")
-"""Two samples of each of 16 shards a step, and one evaluation at the end."""
+SMALL = ("data.shards=16", "train.batch=16", f"train.max_steps={STEPS}", "optim.milestones=[2 steps]")
+"""One sample of each of 16 shards a step, and one evaluation at the end."""
 FP64 = (*SMALL, "train.precision=fp64")
 
 
@@ -74,10 +74,11 @@ def test_workers_with_frozen_bn_train_like_one(tiny_root: Path, tmp_path: Path) 
 
 def test_accumulated_micro_batches_are_global(tiny_root: Path, tmp_path: Path) -> None:
     """At one batch and one micro-batch, any number of workers; with another micro-batch, something else."""
-    changes = (*FP64, "train.micro_batch=16")
+    double = (*FP64, "train.batch=32")
+    changes = (*double, "train.micro_batch=16")
     alone = outcome(tmp_path, tiny_root, 1, changes)
     assert_same(alone, outcome(tmp_path, tiny_root, 2, changes), tolerance=1e-9)
-    whole = outcome(tmp_path / "whole", tiny_root, 1, FP64)
+    whole = outcome(tmp_path / "whole", tiny_root, 1, double)
     assert whole["records"][0]["loss_feature"] != pytest.approx(alone["records"][0]["loss_feature"], rel=1e-3)
 
 

@@ -1,5 +1,6 @@
 """Runs a function as several real workers that talk by gloo; a second or less, as torch is loaded once."""
 
+import pickle
 import tempfile
 import traceback
 import warnings
@@ -17,7 +18,7 @@ from fmfsd.world import World
 DEADLINE_S = 180.0
 
 _context = get_context("forkserver")  # spawn imports torch for each worker: 3.7 s a test, against 0.3 s
-_context.set_forkserver_preload(["torch", "fmfsd.trainer"])
+_context.set_forkserver_preload(["torch", "torch._dynamo", "fmfsd.trainer"])  # an optimizer imports _dynamo
 
 
 def run_workers(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
@@ -53,7 +54,8 @@ class _Failure:
 def _answer(receiving: Connection) -> Any:
     with receiving:
         try:
-            return receiving.recv() if receiving.poll(DEADLINE_S) else _Failure(f"no answer in {DEADLINE_S} s")
+            waited = receiving.poll(DEADLINE_S)
+            return pickle.loads(receiving.recv_bytes()) if waited else _Failure(f"no answer in {DEADLINE_S} s")
         except EOFError:
             return _Failure("a worker ended without a word")
 
@@ -66,9 +68,10 @@ def _work(sending: Connection, function: Callable[..., Any], world: World, args:
     torch.set_num_threads(1)
     try:
         with connect(world, torch.device("cpu")) as comms:
-            sending.send(function(comms, *args))
+            answer = function(comms, *args)
     except BaseException:
-        sending.send(_Failure(f"rank {world.rank}: {traceback.format_exc()}"))
+        answer = _Failure(f"rank {world.rank}: {traceback.format_exc()}")
+    sending.send_bytes(pickle.dumps(answer))  # by value: `send` would share a tensor's memory, which ends with us
 
 
 def scratch_run(folder: Path, rank: int) -> Path:
