@@ -90,7 +90,9 @@ def read_index(folder: Path) -> SetIndex:
             [Problem(str(path), "missing: no prepared set is here; `fmfsd data prepare` makes one")]
         ) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError([Problem(str(path), f"no index of a prepared set: {error}; prepare the set again")]) from error
+        raise DataError(
+            [Problem(str(path), f"no index of a prepared set: {error}; delete {folder} and prepare the set again")]
+        ) from error
     if problems := list(_contradictions(index)):
         raise DataError(problems)
     return index
@@ -121,13 +123,13 @@ def _contradictions(index: SetIndex) -> Iterator[Problem]:
 
 def damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:
     """Each shard file that is missing or of another size or, with `checksums`, of other content than the index says."""
+    remedy = f"delete {index.folder} and prepare the set again"
     for shard in (shard for files in index.splits.values() for shard in files):
         path = index.path(shard)
         if not path.is_file():
-            yield Problem(str(path), "missing; prepare the set again")
+            yield Problem(str(path), f"missing; {remedy}")
         elif path.stat().st_size != shard.bytes:
-            yield Problem(str(path), f"{path.stat().st_size} bytes, expected {shard.bytes}; prepare the set again")
+            yield Problem(str(path), f"{path.stat().st_size} bytes, expected {shard.bytes}; {remedy}")
         elif checksums and (found := sha256(path)) != shard.sha256:
-            yield Problem(
-                str(path), f"damaged: SHA-256 {found[:16]}..., expected {shard.sha256[:16]}...; prepare the set again"
-            )
+            sums = f"SHA-256 {found[:16]}..., expected {shard.sha256[:16]}..."
+            yield Problem(str(path), f"damaged: {sums}; {remedy}")

@@ -1,0 +1,105 @@
+"""Augmented, normalised batches from shards on one core, against torchvision's PIL pipeline; and what a worker holds.
+
+python -m tests.benchmarks.input [--root DIR with a prepared cifar100] [--rounds N]
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from fmfsd.config import DataConfig
+from fmfsd.data.batches import TrainBatches
+from fmfsd.data.index import SetIndex, read_index
+from fmfsd.data.prepare import prepare
+from fmfsd.data.shards import load_own_shards
+from tests.benchmarks.peer import pil_loader
+from tests.benchmarks.table import print_table, spread
+
+BATCH = 128
+SECONDS = 4.0
+WORLD_SIZE = 4
+
+
+def images_per_s(next_batch: Callable[[], object]) -> float:
+    """Over SECONDS, after a few batches to warm up."""
+    for _ in range(3):
+        next_batch()
+    start, batches = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        next_batch()
+        batches += 1
+    return batches * BATCH / (time.perf_counter() - start)
+
+
+def from_shards(index: SetIndex, data: DataConfig) -> Callable[[], object]:
+    shards = load_own_shards(index, "train", rank=0, world_size=1)
+    batches = TrainBatches(shards, data, seed=0, per_shard=BATCH // index.shards, dtype=torch.float32)
+    steps = min(shards.sizes) // batches.per_shard
+    position = iter(divmod(step, steps) for step in range(10**9))
+    return lambda: batches.at(*next(position))
+
+
+def from_pil(index: SetIndex, data: DataConfig, processes: int) -> Callable[[], object]:
+    loader = pil_loader(index, data, batch=BATCH, processes=processes)
+    endless = (batch for _ in range(10**9) for batch in loader)
+    return lambda: next(endless)
+
+
+def held_by_a_worker(folder: Path) -> tuple[int, int]:
+    """Bytes of tensors, and growth of the process's own memory, of one worker of WORLD_SIZE; in a fresh process."""
+    code = f"from tests.benchmarks.input import tell_memory; tell_memory({str(folder)!r})"
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    tensors, growth = map(int, answer.stdout.split())
+    return tensors, growth
+
+
+def tell_memory(folder: str) -> None:
+    index = read_index(Path(folder))
+    before = psutil.Process().memory_full_info().uss
+    own = load_own_shards(index, "train", rank=0, world_size=WORLD_SIZE)
+    growth = psutil.Process().memory_full_info().uss - before
+    print(own.images.nbytes + own.labels.nbytes + own.ids.nbytes, growth)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, help="has a prepared cifar100; default: a synthetic set")
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = DataConfig(name="cifar100" if asked.root else "synthetic100", root=str(asked.root or scratch))
+        index = prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
+        ways: dict[str, Callable[[], Callable[[], object]]] = {
+            "PIL, 1 process": lambda: from_pil(index, data, 0),
+            "PIL, DataLoader of 2 processes": lambda: from_pil(index, data, 2),
+            "shards, 1 core": lambda: from_shards(index, data),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(asked.rounds):
+            for name, start in ways.items():
+                rates[name].append(images_per_s(start()))
+        base = sorted(rates["PIL, 1 process"])[len(rates["PIL, 1 process"]) // 2]
+        rows = [
+            [name, spread(values), f"{sorted(values)[len(values) // 2] / base:.1f}x"] for name, values in rates.items()
+        ]
+        print_table(["batches of 128, crop and flip", "images/s", "ratio"], rows)
+        tensors, growth = held_by_a_worker(index.folder)
+        whole = index.samples("train") * 3 * 32 * 32
+        shares = [
+            [name, f"{held / 2**20:.1f}", f"{held / whole:.3f}"]
+            for name, held in (("tensors", tensors), ("process", growth))
+        ]
+        print()
+        print_table([f"held by a worker of {WORLD_SIZE}", "MiB", "share of the set's pixels"], shares)
+
+
+if __name__ == "__main__":
+    main()

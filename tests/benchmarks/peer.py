@@ -1,0 +1,65 @@
+"""How the public scripts of this family feed and train: torchvision's PIL pipeline in a DataLoader, an eager loop."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from fmfsd.config import DataConfig, TrainConfig
+from fmfsd.data.index import SetIndex
+from fmfsd.data.shards import load_own_shards
+from fmfsd.distill import SelfDistillLoss
+from fmfsd.model.build import build_network
+from fmfsd.trainer import _build_loss
+
+
+class PilImages(Dataset[tuple[Tensor, int]]):
+    """The set as torchvision's CIFAR classes hold it: rows of an array, made a PIL image each time."""
+
+    def __init__(self, index: SetIndex, data: DataConfig) -> None:
+        shards = load_own_shards(index, "train", rank=0, world_size=1)
+        self.images: NDArray[np.uint8] = shards.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = shards.labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=data.crop_padding, fill=data.crop_fill),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(data.mean, data.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[number])), self.labels[number]
+
+
+def pil_loader(index: SetIndex, data: DataConfig, *, batch: int, processes: int) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(PilImages(index, data), batch, shuffle=True, num_workers=processes, drop_last=True)
+
+
+class PlainLoop:
+    """The network and the loss of `config`, trained step by step as a script would."""
+
+    def __init__(self, config: TrainConfig, index: SetIndex, *, processes: int) -> None:
+        self.network = build_network(config)
+        self.loss: SelfDistillLoss = _build_loss(config)
+        optim = config.optim
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        )
+        loader = pil_loader(index, config.data, batch=config.train.batch, processes=processes)
+        self.batches = iter(loader)
+
+    def step(self) -> None:
+        images, labels = next(self.batches)
+        terms = self.loss.terms(self.network(images), labels)
+        total = terms.label + terms.soft_target + self.loss.beta * terms.squares_F.sqrt().sum()
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()

@@ -1,0 +1,144 @@
+"""Every way a launch can end, with real torchrun, real workers and real signals: told truly, and nothing left."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers.processes import Launched, launched, run_command, wait_until
+from tests.helpers.runs import TINY, newest_weights, records
+
+NODES = ("--nodes", "2", "--gpus", "1")
+
+
+@pytest.fixture
+def arguments(tiny_root: Path) -> tuple[str, ...]:
+    """A launch of two nodes that is far from done when a test interferes."""
+    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
+    return ("cifar100-resnet18", *NODES, *(part for change in changes for part in ("--set", change)))
+
+
+def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    arguments = (*arguments, "--set", "train.max_steps=14")
+    with launched(tmp_path, "whole", arguments) as whole:
+        assert whole.end()[0] == 0
+    with launched(tmp_path, "parted", arguments) as parted:
+        parted.wait_for_step(3)
+        parted.signal(signal.SIGINT)
+        code, output = parted.end()
+    assert (code, "stopped after step" in output) == (75, True)
+    assert json.loads(parted.run.outcome.read_text())["state"] == "stopped"
+    with launched(tmp_path, "parted", arguments) as again:
+        assert again.end()[0] == 0
+    assert records(again.run) == records(whole.run)
+    assert newest_weights(again.run) == newest_weights(whole.run)
+    assert "attempt 2" in again.run.rank_log(1, 1).read_text()
+    finished = run_command("fmfsd-launch", *arguments, "--run-dir", "parted", cwd=tmp_path)
+    assert (finished.returncode, "this run is finished" in finished.stdout) == (0, True)
+    changed = run_command("fmfsd-launch", *arguments, "--set", "seed=9", "--run-dir", "parted", cwd=tmp_path)
+    assert (changed.returncode, "seed: 0 -> 9" in changed.stderr) == (2, True)
+
+
+def launcher(run: Launched) -> psutil.Process:
+    return psutil.Process(run.process.pid)
+
+
+KILLED = {
+    "launcher": (launcher, -9, ""),
+    "agent": (lambda run: run.agents()[0], 1, "node 0: its agent was killed"),
+    "torchrun": (lambda run: run.starter(1), 1, "node 1: its starter was killed by SIGKILL"),
+    "worker": (lambda run: run.worker(1), 1, "rank 1 (pid"),
+}
+
+
+@pytest.mark.parametrize("victim", KILLED)
+def test_a_kill_ends_everything_and_the_cause_is_named(victim: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """A kill -9 of any process of the tree."""
+    choose: Callable[[Launched], psutil.Process]
+    choose, expected, cause = KILLED[victim]
+    with launched(tmp_path, "run", arguments) as run:
+        run.wait_for_step(2, ranks=2)
+        everything = run.everything()
+        start = time.monotonic()
+        choose(run).kill()
+        code, output = run.end()
+        wait_until(lambda: not any(map(_alive, everything)), "the end of every process", deadline_s=5)
+    assert time.monotonic() - start < 20
+    assert code == expected
+    assert cause in output
+    if code == 1:
+        outcome = json.loads(run.run.outcome.read_text())
+        assert (outcome["state"], outcome["resumable"]) == ("failed", True)
+        assert cause in outcome["cause"]
+        assert cause in output.splitlines()[-4] + output.splitlines()[-3]
+
+
+def _alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_termination_of_the_launcher_stops_the_run_with_a_checkpoint(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with launched(tmp_path, "run", arguments) as run:
+        run.wait_for_step(2)
+        for _ in range(2):
+            run.signal(signal.SIGTERM)
+        code, _ = run.end()
+    assert code == 75
+    assert len(list(run.run.checkpoints.glob("step-*"))) == 1
+
+
+def test_a_second_interrupt_ends_at_once(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """The workers are stopped, so that they can't react to the first."""
+    with launched(tmp_path, "run", arguments) as run:
+        run.wait_for_step(1, ranks=2)
+        for rank in (0, 1):
+            run.worker(rank).suspend()
+        run.signal(signal.SIGINT)
+        wait_until(run.run.stop_request.exists, "stop request")
+        time.sleep(1.1)  # two interrupts within a second count as one
+        run.signal(signal.SIGINT)
+        start = time.monotonic()
+        code, _ = run.end()
+    assert code == 130
+    assert time.monotonic() - start < 5
+
+
+def test_the_first_failing_workers_own_error_comes_last(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
+        code, output = run.end()
+    assert code == 1
+    lines = output.splitlines()
+    assert "NonFiniteLossError: the loss is not finite in step" in lines[-4]
+    assert "Traceback" not in output
+    assert not list(run.run.checkpoints.glob("step-*"))
+
+
+def test_on_one_machine_nothing_listens_outside_loopback(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", arguments) as run:
+        run.wait_for_step(1, ranks=2)
+        processes = [psutil.Process(run.process.pid), *run.everything()]
+        assert len(processes) >= 7
+        connections = [each for process in processes for each in process.net_connections(kind="inet")]
+        listening = {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+        assert connections
+        assert all(address.startswith("127.") or address == "::1" for address in listening), listening
+        run.signal(signal.SIGTERM)
+        run.end()
+
+
+def test_files_of_a_run_are_for_the_user_alone(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", (*arguments, "--set", "train.max_steps=2", "--env", "MY_TOKEN=canary")) as run:
+        code, output = run.end()
+    assert code == 0
+    everything = list(run.run.path.rglob("*"))
+    assert {path.stat().st_mode & 0o077 for path in (run.run.path, *everything)} == {0}
+    assert "canary" not in output
+    assert not [path for path in everything if path.is_file() and b"canary" in path.read_bytes()]

@@ -1,0 +1,120 @@
+"""Real processes for tests: the commands as a user starts them, waited for with deadlines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fmfsd.rundir import RunDir
+
+DEADLINE_S = 120.0
+
+
+def command(name: str) -> str:
+    """The path of one of our console scripts in the environment that runs the tests."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def run_command(
+    name: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, with output captured."""
+    return subprocess.run(
+        [command(name), *arguments],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, deadline_s: float = DEADLINE_S) -> Any:
+    """The first true value of `condition`; fails with `what` after the deadline."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what}: not within {deadline_s:g} s")
+
+
+@dataclass
+class Launched:
+    """A running `fmfsd-launch`, its run, and its processes."""
+
+    process: subprocess.Popen[str]
+    run: RunDir
+
+    def wait_for_step(self, step: int, *, ranks: int = 1) -> None:
+        """Until that many ranks say that they have done `step` steps."""
+
+        def reached() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before step {step}"
+            return all(self.progress(rank).get("step", -1) >= step for rank in range(ranks))
+
+        wait_until(reached, f"step {step}")
+
+    def progress(self, rank: int) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.run.rank_progress(rank).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def agents(self) -> list[psutil.Process]:
+        return _children(psutil.Process(self.process.pid), "launcher.agent")
+
+    def starter(self, node: int) -> psutil.Process:
+        (starter,) = _children(self.agents()[node], "torch.distributed.run")
+        return starter
+
+    def worker(self, rank: int) -> psutil.Process:
+        return psutil.Process(self.progress(rank)["pid"])
+
+    def everything(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and everything that was printed."""
+        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        return self.process.returncode, output
+
+
+def _children(process: psutil.Process, part: str) -> list[psutil.Process]:
+    found = [child for child in process.children() if part in " ".join(child.cmdline())]
+    return sorted(found, key=lambda child: child.pid)
+
+
+@contextmanager
+def launched(
+    cwd: Path, run_dir: str, arguments: Sequence[str], env: Mapping[str, str] | None = None
+) -> Iterator[Launched]:
+    """`fmfsd-launch ... --run-dir run_dir`, ended at the end of the block if it has not ended by then."""
+    process = subprocess.Popen(
+        [command("fmfsd-launch"), *arguments, "--run-dir", run_dir],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield Launched(process, RunDir(cwd / run_dir))
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

@@ -1,0 +1,230 @@
+"""Everything that is wrong is said before anything starts, and nothing that exists is changed."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fmfsd.config import TrainConfig, dump_config, load_config
+from fmfsd.errors import CheckError, ConfigError, ProblemsError
+from fmfsd.rundir import RunDir
+from launcher import check
+from launcher.check import is_prepared, require_sound
+from launcher.config import LaunchConfig
+from launcher.resources import Resources
+from tests.helpers.runs import tiny_config
+
+CPU = Resources(cores=2)
+ONE = LaunchConfig()
+
+
+def problems(
+    config: TrainConfig, launch: LaunchConfig = ONE, resources: Resources = CPU, run: RunDir | None = None
+) -> tuple[int, str]:
+    """Exit code and text of what the check says."""
+    with pytest.raises(ProblemsError) as caught:
+        require_sound(config, launch, resources, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
+    return caught.value.exit_code, str(caught.value)
+
+
+def sound(config: TrainConfig, launch: LaunchConfig = ONE, run: RunDir | None = None) -> None:
+    require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
+
+
+@pytest.fixture
+def prepared(tiny_root: Path, tmp_path: Path) -> Path:
+    """A root of this test's own, with one prepared set."""
+    shutil.copytree(tiny_root / "cifar10", tmp_path / "root" / "cifar10")
+    return tmp_path / "root"
+
+
+def test_a_sound_launch_passes(prepared: Path) -> None:
+    config = tiny_config(prepared)
+    sound(config)
+    assert is_prepared(config)
+
+
+@pytest.mark.parametrize(
+    ("launch", "gpus", "expected"),
+    [
+        (LaunchConfig(gpus=3), (), "3 workers do not divide data.shards 64: nearest are 2 or 4 workers"),
+        (LaunchConfig(nodes=2, gpus=48), (), "96 workers do not divide data.shards 64: nearest are 64 workers"),
+        (LaunchConfig(gpus=4), ("0", "1"), "1 nodes of 4 workers need 4 GPUs, 2 visible: set --gpus 2"),
+        (LaunchConfig(nodes=2, gpus=2), ("0",), "2 nodes of 2 workers need 4 GPUs, 1 visible: set --device cpu"),
+        (LaunchConfig(device="cuda"), (), "1 nodes of 1 workers need 1 GPUs, 0 visible: set --device cpu"),
+    ],
+)
+def test_workers_must_fit_shards_and_gpus(
+    launch: LaunchConfig, gpus: tuple[str, ...], expected: str, prepared: Path
+) -> None:
+    code, text = problems(tiny_config(prepared), launch, Resources(cores=2, gpus=gpus))
+    assert code == 2
+    assert expected in text
+
+
+def test_a_run_directory_of_another_config_is_refused_with_the_difference(prepared: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.config.write_text(dump_config(tiny_config(prepared)))
+    sound(tiny_config(prepared), run=run)
+    code, text = problems(tiny_config(prepared, "optim.lr=0.2", "seed=3"), run=run)
+    assert code == 2
+    assert "belongs to another config (seed: 0 -> 3; optim.lr: 0.05 -> 0.2)" in text
+
+
+def test_resume_never_refuses_what_exists(prepared: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    sound(tiny_config(prepared), LaunchConfig(resume="never"), run)
+    run.create()
+    code, text = problems(tiny_config(prepared), LaunchConfig(resume="never"), run=run)
+    assert (code, "exists, and --resume never" in text) == (2, True)
+
+
+def test_a_folder_of_something_else_is_refused(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    sound(tiny_config(prepared), run=RunDir(tmp_path / "thesis"))
+    (tmp_path / "thesis" / "chapter1.tex").write_text("x")
+    assert "exists and is no run directory" in problems(tiny_config(prepared), run=RunDir(tmp_path / "thesis"))[1]
+    assert (
+        "exists and is no run directory"
+        in problems(tiny_config(prepared), run=RunDir(tmp_path / "thesis" / "chapter1.tex"))[1]
+    )
+
+
+def test_a_run_directory_with_a_damaged_config_is_named(prepared: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.config.write_text("seed: [")
+    assert "config.yaml:2: no YAML" in problems(tiny_config(prepared), run=run)[1]
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _classes(path: Path) -> None:
+    path.write_text(path.read_text().replace('"shards": 64', '"shards": 32'))
+
+
+DATA_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "one flipped byte": ("train-0003.safetensors", _flip, "train-0003.safetensors: damaged: SHA-256"),
+    "truncated": ("test-0001.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, expected"),
+    "missing": ("train-0063.safetensors", Path.unlink, "train-0063.safetensors: missing"),
+    "no index": ("index.json", Path.unlink, "index.json: missing"),
+    "damaged index": ("index.json", lambda path: path.write_text("{"), "no index of a prepared set"),
+    "contradictory index": ("index.json", _classes, "split train has 64 files, expected 32"),
+}
+
+
+@pytest.mark.parametrize("case", DATA_DAMAGE)
+def test_damaged_data_is_found_before_a_worker_starts(case: str, prepared: Path) -> None:
+    name, damage, expected = DATA_DAMAGE[case]
+    damage(prepared / "cifar10" / name)
+    code, text = problems(tiny_config(prepared))
+    assert code == 3
+    assert expected in text
+
+
+def test_every_damaged_shard_is_named_at_once(prepared: Path) -> None:
+    for number in (3, 9, 27):
+        _flip(prepared / "cifar10" / f"train-{number:04d}.safetensors")
+    assert problems(tiny_config(prepared))[1].count("damaged: SHA-256") == 3
+
+
+def test_another_set_under_the_name_is_refused(prepared: Path) -> None:
+    path = prepared / "cifar10" / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "cifar100"}))
+    assert "holds cifar100, 64 shards, 0 held out; the config wants" in problems(tiny_config(prepared))[1]
+
+
+def test_a_batch_above_the_real_set_is_refused(prepared: Path) -> None:
+    assert (
+        "train.batch: 512 is more than the 256 training samples"
+        in problems(tiny_config(prepared, "train.batch=512"))[1]
+    )
+
+
+def test_a_set_that_is_not_prepared_yet_is_no_problem_if_it_can_be(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "new")
+    sound(config)
+    assert not is_prepared(config)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere: needs another user")
+def test_places_that_are_not_writable_are_named(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "not writable" in problems(tiny_config(prepared), run=RunDir(tmp_path / "locked" / "run"))[1]
+
+
+def test_places_that_are_not_writable_are_named_also_to_root(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    code, text = problems(tiny_config(tmp_path / "new"), run=RunDir(tmp_path / "run"))
+    assert code == 3
+    assert "so the run can't be kept there" in text
+    assert "data.root is not writable" in text
+
+
+def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "FREE_BYTES", 1 << 60)
+    assert "MiB free, a run needs at least" in problems(tiny_config(prepared))[1]
+
+
+def test_another_users_run_directory_is_refused(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert "belongs to another user" in problems(tiny_config(prepared), run=run)[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("2.10.1", False), ("2.11.0+cpu", True), ("2.15.9", True), ("2.16.0", False)]
+)
+def test_torch_versions_that_were_not_tried_are_named(
+    version: str, fits: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "version", lambda _: version)
+    if fits:
+        sound(tiny_config(prepared))
+    else:
+        assert f"version {version} is not between 2.11 and 2.16" in problems(tiny_config(prepared))[1]
+
+
+def test_a_missing_torch_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    assert "torch: not installed in this environment" in problems(tiny_config(prepared))[1]
+
+
+def test_wrong_config_and_wrong_surroundings_are_said_together(prepared: Path, tmp_path: Path) -> None:
+    _flip(prepared / "cifar10" / "train-0000.safetensors")
+    code, text = problems(tiny_config(prepared), LaunchConfig(gpus=3))
+    assert code == 2
+    assert "3 workers do not divide" in text
+    assert "train-0000.safetensors: damaged" in text
+
+
+def test_the_check_changes_nothing(prepared: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError):
+        require_sound(tiny_config(prepared), LaunchConfig(gpus=3), CPU, RunDir(tmp_path / "run"), checksums=True)
+    with pytest.raises(CheckError):
+        require_sound(
+            tiny_config(prepared, "train.batch=512"), LaunchConfig(), CPU, RunDir(tmp_path / "run"), checksums=True
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_preset_passes_the_check(tmp_path: Path) -> None:
+    from fmfsd.config import preset_names
+
+    for name in preset_names():
+        sound(load_config(name, data_root=str(tmp_path)))

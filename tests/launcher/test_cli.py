@@ -1,0 +1,141 @@
+"""The commands as a user types them: exit codes, output, and what is not imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import command, run_command
+
+FORBIDDEN = ("torch", "ray", "deepspeed", "numpy")
+
+
+def imported(cwd: Path, *arguments: str) -> set[str]:
+    """The top-level modules that `fmfsd-launch` with these arguments imports."""
+    program = [sys.executable, "-X", "importtime", command("fmfsd-launch"), *arguments]
+    answer = subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=True)
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in answer.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("smoke", "--dry-run"), ("smoke", "--check"), ("--schema",)])
+def test_what_starts_nothing_imports_no_torch_and_writes_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    found = imported(tmp_path, *arguments)
+    assert "launcher" in found
+    assert not found & set(FORBIDDEN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_every_command_and_variable(tmp_path: Path) -> None:
+    answer = run_command(
+        "fmfsd-launch", "smoke", "--nodes", "2", "--gpus", "1", "--run-dir", "r", "--dry-run", cwd=tmp_path
+    )
+    assert answer.returncode == 0
+    for part in (
+        f"{tmp_path}/r",
+        "# node 0",
+        "# node 1",
+        "torch.distributed.run",
+        "FMFSD_ATTEMPT",
+        "data prepare synthetic10",
+    ):
+        assert part in answer.stdout
+
+
+def test_a_dry_run_in_json_is_the_plan(tmp_path: Path) -> None:
+    answer = run_command("fmfsd-launch", "smoke", "--run-dir", "r", "--dry-run", "--json", cwd=tmp_path)
+    content = json.loads(answer.stdout)
+    assert (content["workers"], content["run_dir"]) == (1, f"{tmp_path}/r")
+
+
+def test_the_schema_names_every_section(tmp_path: Path) -> None:
+    schema = json.loads(run_command("fmfsd-launch", "--schema", cwd=tmp_path).stdout)
+    assert {"data", "model", "distill", "optim", "train", "checkpoint", "method", "seed"} == set(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("nonsense",), 2, "no preset is called 'nonsense'"),
+        (("smoke", "--set", "train.epoch=3"), 2, "did you mean train.epochs?"),
+        (("smoke", "--set", "distill.temperature=0"), 2, "distill.temperature: expected greater than 0"),
+        (("smoke", "--set", "model.branches=[stage9]"), 2, "resnet8 has no tap 'stage9'"),
+        (("smoke", "--set", "train.batch=100"), 2, "nearest: 64 or 128"),
+        (("smoke", "--gpus", "3"), 2, "nearest are 2 or 4 workers"),
+        (("smoke", "--device", "cuda"), 2, "0 visible: set --device cpu"),
+        (("smoke", "--nodes", "0"), 2, "--nodes"),
+        (("smoke", "--nonsense"), 2, "--nonsense"),
+        (("smoke", "--env", "A B"), 2, "is no name of a variable"),
+        (("missing.yaml",), 2, "missing.yaml: can't be read"),
+        (("smoke", "--run-dir", "/proc/nowhere"), 3, "choose another --run-dir"),
+    ],
+)
+def test_bad_input_is_one_clear_message_and_starts_nothing(
+    arguments: tuple[str, ...], code: int, expected: str, tmp_path: Path
+) -> None:
+    answer = run_command("fmfsd-launch", *arguments, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"})
+    assert answer.returncode == code, answer.stderr
+    assert expected in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_network_the_default_exits_3_and_names_smoke(tmp_path: Path) -> None:
+    """A proxy that is not there stands for a machine without network."""
+    proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    answer = run_command("fmfsd-launch", cwd=tmp_path, env=proxy)
+    assert answer.returncode == 3
+    for part in ("can't be fetched", f"put cifar-100-python.tar.gz or cifar-100-python/ into {tmp_path}/data", "smoke"):
+        assert part in answer.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tracebacks_are_for_debug(tmp_path: Path) -> None:
+    quiet, loud = (run_command("fmfsd-launch", "nonsense", *extra, cwd=tmp_path) for extra in ((), ("--debug",)))
+    assert "Traceback" not in quiet.stderr
+    assert "Traceback" in loud.stderr
+
+
+def test_preparing_and_verifying_data(tmp_path: Path) -> None:
+    prepared = run_command("fmfsd", "data", "prepare", "synthetic10", "--out", "sets", "--valid", "100", cwd=tmp_path)
+    assert prepared.returncode == 0
+    assert prepared.stdout.strip() == (
+        f"{tmp_path}/sets/synthetic10-valid100: 9500 train, 100 valid, 1280 test samples of 10 classes in 64 shards"
+    )
+    whole = run_command("fmfsd", "data", "verify", "sets", cwd=tmp_path)
+    assert (whole.returncode, "whole" in whole.stdout) == (0, True)
+    shard = tmp_path / "sets" / "synthetic10-valid100" / "valid-0001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    damaged = run_command("fmfsd", "data", "verify", "sets", cwd=tmp_path)
+    assert (damaged.returncode, "valid-0001.safetensors" in damaged.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("cifar99", "--out", "x"), 2, "data.name: expected 'cifar10'"),
+        (("cifar100", "--out", "x", "--shards", "0"), 2, "data.shards: expected greater than 0"),
+        (("cifar100", "--out", "x"), 3, "has neither cifar-100-python/"),
+        (("synthetic10", "--out", "x", "--valid", "7"), 3, "7 held-out samples are not the same number of each"),
+    ],
+)
+def test_bad_input_to_prepare_is_one_clear_message(
+    arguments: tuple[str, ...], code: int, expected: str, tmp_path: Path
+) -> None:
+    answer = run_command("fmfsd", "data", "prepare", *arguments, cwd=tmp_path)
+    assert (answer.returncode, "Traceback" in answer.stderr) == (code, False)
+    assert expected in answer.stderr
+
+
+@pytest.mark.parametrize("space", ["loss", "branches", "smoke"])
+def test_shipped_spaces_are_right(space: str, tmp_path: Path) -> None:
+    answer = run_command("fmfsd-tune", "--space", space, "--dry-run", cwd=tmp_path)
+    assert answer.returncode == 0
+    assert " trials over " in answer.stdout
+
+
+def test_searching_is_refused_as_long_as_it_is_not_built(tmp_path: Path) -> None:
+    answer = run_command("fmfsd-tune", "--space", "smoke", cwd=tmp_path)
+    assert (answer.returncode, "not built yet" in answer.stderr) == (2, True)

@@ -1,0 +1,98 @@
+"""What a launch shows, read from the run's files alone."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from launcher import display as display_module
+from launcher.display import RunDisplay, heads_table
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    monkeypatch.setattr(display_module, "READ_EVERY_S", 0.0)
+    monkeypatch.setattr(display_module, "PLAIN_EVERY_S", 0.0)
+    run = RunDir(tmp_path / "run")
+    run.create()
+    return run
+
+
+def console(*, terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=200)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def progress(run: RunDir, *, step: int, state: str = "train", when: float | None = None) -> None:
+    moment = time.time() if when is None else when
+    content = {"state": state, "step": step, "time": moment, "total_steps": 200, "steps_per_epoch": 100, "loss": 1.5}
+    write_json(run.rank_progress(0), {**content, "images_per_s": 400.0, "data_wait": 0.01})
+
+
+def record(run: RunDir, split: str, **values: float) -> None:
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({"step": 100, "epoch": 1, "split": split, "time": 1.0, **values}) + "\n")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_and_evaluations_are_shown(terminal: bool, run: RunDir) -> None:
+    to = console(terminal=terminal)
+    with RunDisplay(to, run) as display:
+        display.update()
+        progress(run, step=100)
+        display.update()
+        record(run, "train", loss=1.0)
+        record(run, "test", branch1_top1=0.25, deepest_top1=0.5)
+        display.update()
+    text = printed(to)
+    assert text.count("epoch 1 test: branch1 25.0%, deepest 50.0%") == 1
+    assert "train epoch 1/2 step 100/200" in text
+    assert "loss 1.500 400 images/s, data wait 1.0%" in text
+
+
+def test_what_an_earlier_attempt_left_is_not_shown_again(run: RunDir) -> None:
+    record(run, "test", deepest_top1=0.5)
+    progress(run, step=50, when=time.time() - 100)
+    to = console(terminal=False)
+    with RunDisplay(to, run) as display:
+        display.update()
+    assert printed(to) == ""
+
+
+def test_half_written_files_are_waited_for(run: RunDir) -> None:
+    to = console(terminal=False)
+    with RunDisplay(to, run) as display:
+        run.rank_progress(0).write_text('{"state": "tr')
+        with run.metrics.open("a") as file:
+            file.write('{"step": 100, "epoch": 1, "split": "te')
+        display.update()
+        with run.metrics.open("a") as file:
+            file.write('st", "time": 1.0, "deepest_top1": 0.125}\n')
+    assert printed(to) == "epoch 1 test: deepest 12.5%\n"
+
+
+def test_plain_lines_are_rate_limited(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display_module, "PLAIN_EVERY_S", 1000.0)
+    to = console(terminal=False)
+    with RunDisplay(to, run) as display:
+        for step in range(5):
+            progress(run, step=step)
+            display.update()
+    assert printed(to) == ""
+
+
+def test_the_table_has_each_head_and_split() -> None:
+    to = console(terminal=False)
+    to.print(heads_table({"train": {"loss": 1.0}, "test": {"branch1_top1": 0.3, "deepest_top1": 0.5, "loss": 2.0}}))
+    assert "branch1" in printed(to)
+    assert "50.00%" in printed(to)
+    assert "loss" not in printed(to)

@@ -1,0 +1,147 @@
+"""Plans are values: the same bytes for the same input, nothing hidden, no secret shown."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmfsd.errors import ConfigError
+from fmfsd.rundir import RunDir
+from launcher.config import LaunchConfig
+from launcher.environment import extra_variables, shown, travelling, without_passwords
+from launcher.plan import LaunchPlan, placement, plan_run
+from launcher.resources import Resources, _visible
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ENVIRONMENT = {
+    "PATH": "/bin",
+    "HOME": "/home/me",
+    "SHELL": "/bin/bash",
+    "NCCL_DEBUG": "INFO",
+    "AWS_SECRET_ACCESS_KEY": "x",
+}
+
+
+def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one") -> LaunchPlan:
+    prepare = (sys.executable, "-m", "fmfsd", "data", "prepare", "cifar100", "--out", "/data")
+    return plan_run(
+        launch, resources, RunDir(Path(run_dir)), environment=ENVIRONMENT, cwd="/work here", prepare=prepare
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "launch", "resources"),
+    [
+        ("two-nodes-on-the-cpu", LaunchConfig(nodes=2, gpus=1), Resources(cores=8)),
+        ("two-nodes-of-two-gpus", LaunchConfig(nodes=2, grace_s=90), Resources(cores=64, gpus=("4", "5", "6", "7"))),
+    ],
+)
+def test_plans_are_byte_stable(name: str, launch: LaunchConfig, resources: Resources) -> None:
+    found = plan(launch, resources)
+    text = f"{found.render()}\n\n{found.to_json()}".replace(sys.executable, "PYTHON")
+    assert text == (GOLDEN / f"{name}.txt").read_text()
+
+
+def test_symbols_are_filled_and_nothing_else() -> None:
+    launch = LaunchConfig(extra_env={"MINE": "{id} and {attempt}"})
+    (node,) = plan(launch, Resources(cores=2), run_dir="/runs/{id} {x}").nodes
+    filled = node.filled({"{id}": "abc", "{attempt}": "7", "{rendezvous}": "/s/r", "{init_method}": "file:///s/w"})
+    assert filled.argv[filled.argv.index("--rdzv-id") + 1] == "abc"
+    assert filled.argv[filled.argv.index("--rdzv-endpoint") + 1] == "/s/r"
+    assert "/runs/{id} {x}" in filled.argv
+    assert (filled.env["FMFSD_ATTEMPT"], filled.env["FMFSD_INIT_METHOD"]) == ("7", "file:///s/w")
+    assert filled.env["MINE"] == "{id} and {attempt}"
+
+
+@pytest.mark.parametrize("name", ["with space", "a'b", 'a"b', "$(touch x)", "`x`", "a;b", "ü", "-x"])
+def test_a_rendered_plan_can_be_typed_for_any_name(name: str) -> None:
+    found = plan(LaunchConfig(extra_env={"MINE": name}), Resources(cores=2), run_dir=f"/runs/{name}")
+    words = shlex.split(found.render().split("env -i", 1)[1])
+    assert f"/runs/{name}" in words
+    assert f"MINE={name}" in words
+
+
+def test_nodes_get_names_that_sort_in_their_order() -> None:
+    """torchrun numbers nodes by their sorted addresses."""
+    found = plan(LaunchConfig(nodes=256, gpus=1), Resources(cores=2))
+    addresses = [node.argv[node.argv.index("--local-addr") + 1] for node in found.nodes]
+    assert addresses == sorted(addresses)
+    assert len(set(addresses)) == 256
+    assert all(address.startswith("127.") for address in addresses)
+
+
+@pytest.mark.parametrize(
+    ("launch", "gpus", "expected"),
+    [
+        (LaunchConfig(), (), ("cpu", 1)),
+        (LaunchConfig(nodes=2), (), ("cpu", 1)),
+        (LaunchConfig(gpus=4), (), ("cpu", 4)),
+        (LaunchConfig(), ("0", "1", "2"), ("cuda", 3)),
+        (LaunchConfig(nodes=2), ("0", "1", "2", "3"), ("cuda", 2)),
+        (LaunchConfig(device="cpu"), ("0", "1"), ("cpu", 1)),
+        (LaunchConfig(gpus=1), ("0", "1"), ("cuda", 1)),
+    ],
+)
+def test_workers_go_on_all_visible_gpus_else_one_on_the_cpu(
+    launch: LaunchConfig, gpus: tuple[str, ...], expected: tuple[str, int]
+) -> None:
+    assert placement(launch, Resources(cores=4, gpus=gpus)) == expected
+
+
+def test_cores_are_divided_among_workers() -> None:
+    found = plan(LaunchConfig(nodes=2, gpus=2), Resources(cores=9))
+    assert {node.env["OMP_NUM_THREADS"] for node in found.nodes} == {"2"}
+    assert plan(LaunchConfig(gpus=8), Resources(cores=2)).nodes[0].env["OMP_NUM_THREADS"] == "1"
+
+
+UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (None, ("0", "1", "2")),
+        ("", ()),
+        ("2,0", ("2", "0")),
+        ("1,7,0", ("1",)),
+        ("GPU-bbbb", ("GPU-bbbb",)),
+        ("-1", ()),
+        (" 0 , 1 ", ("0", "1")),
+    ],
+)
+def test_visible_gpus_are_those_that_cuda_would_show(chosen: str | None, expected: tuple[str, ...]) -> None:
+    assert _visible(UUIDS, chosen) == expected
+
+
+def test_only_stated_variables_travel() -> None:
+    found = travelling({**ENVIRONMENT, "OMP_PROC_BIND": "1", "WANDB_API_KEY": "s", "LS_COLORS": "x"})
+    assert set(found) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND"}
+
+
+def test_more_variables_travel_by_name() -> None:
+    assert extra_variables(["A", "B=2=3", "C="], {"A": "1"}) == {"A": "1", "B": "2=3", "C": ""}
+    with pytest.raises(ConfigError, match="--env A: not set here"):
+        extra_variables(["A"], {})
+    with pytest.raises(ConfigError, match="'A B' is no name of a variable"):
+        extra_variables(["A B=1"], {})
+
+
+def test_secrets_are_masked_in_what_is_shown_and_not_in_what_is_started() -> None:
+    secrets = {
+        "WANDB_API_KEY": "canary",
+        "HF_TOKEN": "canary",
+        "my_password": "canary",
+        "PROXY": "http://me:canary@host/",
+    }
+    found = plan(LaunchConfig(extra_env=secrets), Resources(cores=2))
+    assert "canary" not in found.render()
+    assert "canary" not in found.to_json()
+    assert found.nodes[0].env["HF_TOKEN"] == "canary"
+    assert json.loads(found.to_json())["nodes"][0]["env"]["PROXY"] == "http://me:***@host/"
+
+
+def test_passwords_in_addresses_are_masked() -> None:
+    assert without_passwords("https://user:pass@host:1/x?a=b@c") == "https://user:***@host:1/x?a=b@c"
+    assert shown("URL", "https://host/x") == "https://host/x"

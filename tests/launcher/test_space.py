@@ -1,0 +1,97 @@
+"""Search spaces: every mistake is named with its line before anything is searched."""
+
+from pathlib import Path
+
+import pytest
+
+from fmfsd.errors import ConfigError
+from launcher.shipped import find_space, shipped_folder
+from launcher.tune.space import read_space
+
+
+def space(folder: Path, parameters: str, head: str = "config: smoke\n") -> Path:
+    path = folder / "space.yaml"
+    path.write_text(f"{head}parameters:\n  {parameters}\n")
+    return path
+
+
+def test_every_kind_is_read(tmp_path: Path) -> None:
+    lines = (
+        "distill.alpha: {uniform: [0.0, 0.9]}",
+        "distill.beta: {loguniform: [1.0e-3, 0.3]}",
+        "optim.momentum: {quniform: [0.5, 0.9, 0.1]}",
+        "seed: {int: [0, 5]}",
+        "distill.temperature: {choice: [1, 3]}",
+        "method: {grid: [fmfsd, byot]}",
+        "model.branches: {subset: {of: [stage1, stage2], min: 1}}",
+        "optim.lr: {const: 0.05}",
+        "optim.weight_decay: {uniform: [0.0, 1.0e-3], when: {method: fmfsd}}",
+    )
+    found = read_space(space(tmp_path, "\n  ".join(lines), head="config: smoke\ntrials: 9\n"))
+    assert (found.config, found.trials) == ("smoke", 9)
+    kinds = [parameter.kind for parameter in found.parameters]
+    assert kinds == ["uniform", "loguniform", "quniform", "int", "choice", "grid", "subset", "const", "uniform"]
+    assert found.parameters[-1].when == (("method", "fmfsd"),)
+    assert found.parameters[6].probes() == [["stage1"], ["stage2"], ["stage1", "stage2"]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("distill.alfa: {uniform: [0, 1]}", "space.yaml:3: distill.alfa: unknown key; did you mean distill.alpha?"),
+        ("distill.alpha: {uniform: [0.9, 0.1]}", "low 0.9 is not below high 0.1"),
+        ("distill.alpha: {uniform: [0.5, 0.5]}", "low 0.5 is not below high 0.5"),
+        ("distill.alpha: {uniform: [0.0, 1.5]}", "distill.alpha: expected less than or equal to 1; found 1.5"),
+        ("distill.alpha: {uniform: [0.0]}", "uniform: expected [low, high], found [0.0]"),
+        ("distill.alpha: {uniform: [a, b]}", "uniform: expected [low, high]"),
+        ("distill.beta: {loguniform: [0, 1]}", "low 0 is not above 0"),
+        ("optim.momentum: {quniform: [0.5, 0.9, 0.5]}", "step 0.5 does not fit between 0.5 and 0.9"),
+        ("seed: {int: [0, 1.5]}", "int: expected [low, high]"),
+        ("distill.temperature: {choice: []}", "expected a list of values, found []"),
+        ("distill.temperature: {choice: [1, 1]}", "1 stands there more than once"),
+        ("distill.temperature: {choice: [1, 0]}", "expected greater than 0; found 0"),
+        ("distill.temperature: {chioce: [1]}", "expected one of uniform, loguniform"),
+        ("distill.temperature: {choice: [1], grid: [1]}", "found choice, grid"),
+        ("distill.temperature: 3", "expected {kind: values}"),
+        ("distill.temperature: {choice: [1], when: x}", "when: expected config keys and values"),
+        ("distill.temperature: {choice: [1], when: {method: kd}}", "method: expected 'fmfsd', 'byot' or 'plain'"),
+        ("model.branches: {subset: {of: [stage1, stage3]}}", "resnet8 has no tap 'stage3'"),
+        ("model.branches: {subset: {of: [stage1], min: 2}}", "min 2 and max 1 do not fit 1 elements"),
+        ("model.branches: {subset: [stage1]}", "subset: expected {of: [...]"),
+        ("model.branches: {subset: {of: [stage1, stage2], min: 0}}", None),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(parameters: str, expected: str | None, tmp_path: Path) -> None:
+    path = space(tmp_path, parameters)
+    if expected is None:
+        read_space(path)
+        return
+    with pytest.raises(ConfigError) as caught:
+        read_space(path)
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:3")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "there is nothing to vary"),
+        ("parameters: {}", "there is nothing to vary"),
+        ("parameters: {seed: {int: [0, 2]}}\ntrails: 3", "unknown key trails"),
+        ("parameters: {seed: {int: [0, 2]}}\ntrials: 0", "trials: expected a positive number, found 0"),
+        ("parameters: {seed: {int: [0, 2]}}\nconfig: 3", "config: expected a preset's name or a file"),
+        ("parameters: {seed: {int: [0, 2]}}\nconfig: smoky", "no preset is called 'smoky'"),
+    ],
+)
+def test_a_mistake_around_the_parameters_is_named(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        read_space(path)
+
+
+def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
+    assert find_space("loss") == shipped_folder("tune_spaces") / "loss.yaml"
+    assert find_space("here/mine.yaml") == Path("here/mine.yaml")
+    with pytest.raises(ConfigError, match=r"no search space is called 'los'; did you mean loss\?"):
+        find_space("los")

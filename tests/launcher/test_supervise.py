@@ -1,0 +1,231 @@
+"""Coordinator and node agents with real processes, and a stand-in for torchrun that starts in no time."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fmfsd.rundir import RunDir
+from launcher.hosts.local import LocalAgent
+from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
+from launcher.supervise import Attempt, Requests, run_plan
+from tests.helpers.processes import wait_until
+
+PRELUDE = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+run, node, attempt = Path(sys.argv[1]), sys.argv[2], int(os.environ["FMFSD_ATTEMPT"])
+def outcome(state):
+    (run / "outcome.json").write_text(json.dumps({"state": state, "attempt": attempt, "step": 1, "metrics": {}}))
+def until(condition):
+    while not condition(): time.sleep(0.01)
+(run / f"pid-{node}").write_text(str(os.getpid()))
+"""
+UNTIL_STOPPED = "until((run / 'stop-request').exists)\noutcome('stopped')\n"
+FOR_EVER = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nuntil(lambda: False)\n"
+WITH_CHILD = (
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    return run
+
+
+def plan(run: RunDir, *scripts: str) -> LaunchPlan:
+    nodes = tuple(
+        NodePlan(
+            node=number,
+            argv=(sys.executable, "-c", PRELUDE + script, str(run.path), str(number)),
+            env={"PATH": os.environ["PATH"], "FMFSD_ATTEMPT": ATTEMPT, "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"]},
+            cwd=str(run.path),
+        )
+        for number, script in enumerate(scripts)
+    )
+    return LaunchPlan(str(run.path), "cpu", 1, nodes)
+
+
+def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Requests | None = None) -> Attempt:
+    return run_plan(plan(run, *scripts), run, grace_s=grace_s, requests=requests or Requests(), watch=lambda: None)
+
+
+def starter(run: RunDir, node: int) -> int:
+    """The process of a node's starter, once it runs."""
+    path = run.path / f"pid-{node}"
+    return int(wait_until(lambda: path.exists() and path.read_text(), f"starter of node {node}"))
+
+
+def meanwhile(action: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=action)
+    thread.start()
+    return thread
+
+
+def test_a_run_that_says_finished_is_finished(run: RunDir) -> None:
+    attempt = carry_out(run, "outcome('finished')", "pass")
+    assert attempt.state == "finished"
+    written = json.loads(run.attempt(1).read_text())
+    assert (written["state"], [node["exit_code"] for node in written["nodes"]]) == ("finished", [0, 0])
+    assert all(node["starter_pid"] and node["agent_pid"] and node["host"] for node in written["nodes"])
+
+
+def test_exit_codes_without_an_outcome_are_not_trusted(run: RunDir) -> None:
+    assert carry_out(run, "pass").state == "failed"
+
+
+def test_an_outcome_counts_more_than_an_exit_code(run: RunDir) -> None:
+    assert carry_out(run, "outcome('finished'); sys.exit(1)").state == "finished"
+
+
+def test_an_earlier_attempts_outcome_does_not_count(run: RunDir) -> None:
+    assert carry_out(run, "outcome('finished')").state == "finished"
+    assert carry_out(run, "pass").state == "failed"
+    assert run.last_attempt() == 2
+
+
+def test_a_failing_node_ends_the_others(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    attempt = carry_out(run, "until((run / 'pid-1').exists); sys.exit(3)", FOR_EVER)
+    assert attempt.state == "failed"
+    assert [node.exit_code for node in attempt.nodes] == [3, -9]
+    assert [node.killed_from_outside for node in attempt.nodes] == ["", ""]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_the_run_by_request(number: signal.Signals, run: RunDir) -> None:
+    def send() -> None:
+        starter(run, 0)
+        starter(run, 1)
+        os.kill(os.getpid(), number)
+
+    requests = Requests()
+    with requests.heard():
+        thread = meanwhile(send)
+        attempt = carry_out(run, UNTIL_STOPPED, UNTIL_STOPPED, requests=requests)
+    thread.join()
+    assert attempt.state == "stopped"
+
+
+def test_two_signals_at_once_are_one(run: RunDir) -> None:
+    def send() -> None:
+        starter(run, 0)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+
+    requests = Requests()
+    with requests.heard():
+        thread = meanwhile(send)
+        attempt = carry_out(run, UNTIL_STOPPED, requests=requests)
+    thread.join()
+    assert attempt.state == "stopped"
+
+
+def test_a_second_interrupt_a_second_later_ends_at_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.supervise.SECOND_INTERRUPT_S", 0.2)
+
+    def send() -> None:
+        starter(run, 0)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(run.stop_request.exists, "stop request")
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    requests = Requests()
+    with requests.heard():
+        thread = meanwhile(send)
+        attempt = carry_out(run, FOR_EVER, requests=requests)
+    thread.join()
+    assert attempt.state == "interrupted"
+
+
+def test_an_agent_that_is_asked_to_stop_stops_the_run(run: RunDir) -> None:
+    def send() -> None:
+        agent = psutil.Process(starter(run, 1)).parent()
+        assert agent is not None
+        agent.terminate()
+
+    thread = meanwhile(send)
+    assert carry_out(run, UNTIL_STOPPED, UNTIL_STOPPED).state == "stopped"
+    thread.join()
+
+
+def test_after_the_grace_everything_is_ended_by_force(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    attempt = carry_out(run, WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=0.3, requests=Requests(stop=True))
+    assert attempt.state == "failed"
+    assert [node.exit_code for node in attempt.nodes] == [-9, -9]
+
+
+def test_a_killed_agent_is_noticed_and_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+
+    def send() -> None:
+        agent = psutil.Process(starter(run, 0)).parent()
+        starter(run, 1)
+        assert agent is not None
+        agent.kill()
+
+    thread = meanwhile(send)
+    attempt = carry_out(run, FOR_EVER, FOR_EVER)
+    thread.join()
+    assert [node.killed_from_outside for node in attempt.nodes] == ["its agent was killed", ""]
+
+
+def test_a_killed_starter_takes_its_orphans_with_it(run: RunDir) -> None:
+    def send() -> None:
+        process = psutil.Process(starter(run, 0))
+        wait_until(process.children, "the starter's child")
+        process.kill()
+
+    thread = meanwhile(send)
+    attempt = carry_out(run, WITH_CHILD + FOR_EVER)
+    thread.join()
+    assert attempt.nodes[0].killed_from_outside == "its starter was killed by SIGKILL"
+
+
+def test_a_starter_that_can_not_be_started_is_named(run: RunDir) -> None:
+    broken = plan(run, "pass")
+    missing = LaunchPlan(broken.run_dir, "cpu", 1, (NodePlan(0, ("/no/such/program",), {}, str(run.path)),))
+    attempt = run_plan(missing, run, grace_s=1, requests=Requests(), watch=lambda: None)
+    assert "/no/such/program" in attempt.nodes[0].killed_from_outside
+
+
+def test_output_of_the_starter_is_kept(run: RunDir) -> None:
+    carry_out(run, "print('out', flush=True); print('err', file=sys.stderr); outcome('finished')")
+    assert run.starter_log(0).read_text().splitlines() == ["out", "err"]
+
+
+def test_an_agent_whose_coordinator_is_gone_ends_everything(run: RunDir) -> None:
+    """What a kill -9 of the launcher does: our end of the agent's stdin closes."""
+    agent = LocalAgent(0)
+    (node,) = plan(run, WITH_CHILD + FOR_EVER).nodes
+    scratch = run.path / "scratch"
+    scratch.mkdir()
+    filled = node.filled({ATTEMPT: "1"})
+    log = str(run.starter_log(0))
+    agent.tell(do="start", argv=filled.argv, env=dict(filled.env), cwd=filled.cwd, log=log, scratch=str(scratch))
+    process = psutil.Process(starter(run, 0))
+    (child,) = wait_until(process.children, "the starter's child")
+    start = time.monotonic()
+    agent.close()
+    assert time.monotonic() - start < 5
+    assert not process.is_running()
+    assert not child.is_running()
+    assert not scratch.exists()
+
+
+def test_the_watcher_is_called_while_the_run_goes_on(run: RunDir) -> None:
+    calls: list[float] = []
+    script = "time.sleep(0.5); outcome('finished')"
+    run_plan(plan(run, script), run, grace_s=1, requests=Requests(), watch=lambda: calls.append(time.monotonic()))
+    assert len(calls) >= 3
