@@ -2,9 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,12 +30,13 @@ def main() -> None:
 @app.command()
 def train(
     run_dir: Annotated[Path, typer.Argument(help="A run directory with its config.yaml.")],
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
 ) -> None:
     """Be one worker of a run; which one, the environment says (torchrun, DeepSpeed, srun or you)."""
     from fmfsd.worker import Circumstances, work
 
-    raise typer.Exit(work(run_dir.absolute(), device, Circumstances.from_environment(os.environ)))
+    with errors_shown(debug=False):
+        raise typer.Exit(work(run_dir.absolute(), device, Circumstances.from_environment(os.environ)))
 
 
 @data_app.command()
@@ -59,6 +61,7 @@ def prepare(
     from fmfsd.data.prepare import prepare as prepare_set
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that half a set is cleared away
     with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
         data = checked_data(name=name, root=str(out.absolute()), shards=shards, valid=valid)
         index = prepare_set(data, source=source, fetch=download, seed=seed, report=report)

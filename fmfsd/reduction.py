@@ -53,8 +53,8 @@ class StepReduction:
 
     def reduce(self, step: int, terms: LossTerms, *, stop: bool) -> Tensor:
         """The squares of the feature norm over all workers, (F,), without gradient."""
-        flags = torch.tensor([float(stop)], dtype=terms.label.dtype, device=self._device)
-        packed = torch.cat([terms.squares_F, terms.label.view(1), terms.soft_target.view(1), flags]).detach()
+        flag = terms.label.new_full((1,), float(stop))
+        packed = torch.cat([terms.squares_F, terms.label.view(1), terms.soft_target.view(1), flag]).detach()
         self._comms.sum_(packed)
         self._pending.append(self._on_its_way(step, packed))
         return packed[: len(terms.squares_F)]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmfsd.errors import FmfsdError
+from fmfsd.errors import ConfigError, FmfsdError, Problem
 from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from fmfsd.world import World
@@ -108,6 +108,9 @@ def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
     os.umask(0o077)
     tie_to_parent(circumstances.agent)
     run = RunDir(run_dir)
+    if not run.config.exists():
+        raise ConfigError([Problem(str(run.config), "missing, so this is no run directory")])
+    run.create()
     if circumstances.log_to_file:
         redirect_output(run, circumstances.world, circumstances.attempt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""A node's agent: starts, watches and ends that node's processes. It imports the standard library only.
+"""A node's agent: starts, watches and ends that node's processes. Only the standard library is imported.
 
 JSON lines. On stdin: {"do": "start", "argv", "env", "cwd", "log", "scratch"}, {"do": "stop"}, {"do": "kill"}.
 On stdout: {"event": "ready", "pid", "host"}, {"event": "started", "pid"}, {"event": "failed", "message"},
@@ -17,15 +17,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+from launcher.ties import die_with_me
+
+_PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.05
 _REAP_S = 5.0
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Agent:
@@ -38,7 +38,7 @@ class Agent:
 
     def run(self) -> int:
         """Serve the coordinator until it closes our stdin."""
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         signal.signal(signal.SIGTERM, self._pass_on)
         signal.signal(signal.SIGINT, self._pass_on)
         _say(event="ready", pid=os.getpid(), host=socket.gethostname())
@@ -89,7 +89,7 @@ class Agent:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=partial(_die_with, os.getpid()),
+                preexec_fn=die_with_me(),
             )
         _say(event="started", pid=self._child.pid)
 
@@ -112,13 +112,6 @@ class Agent:
             for pid in _children():
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-
-
-def _die_with(parent: int) -> None:
-    """In a new process: end with `parent`, also if that has ended already."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _reap() -> bool:

@@ -1,6 +1,7 @@
 """From config and resources to a plan: every command, variable and folder of a launch, as a value."""
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -140,7 +141,6 @@ def _torchrun(launch: LaunchConfig, run: RunDir, node: int, workers: int, device
         "--rdzv-id": RUN_ID,
         "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
         "--max-restarts": "0",
-        "--shutdown-timeout": f"{launch.grace_s:g}",
     }
     starter = (sys.executable, "-m", _TORCHRUN, *(part for option in options.items() for part in option))
     return (*starter, "-m", "fmfsd", "train", str(run.path), "--device", device)
@@ -158,5 +158,6 @@ def _own_variables(launch: LaunchConfig, resources: Resources, node: int, worker
         "NCCL_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": str(threads),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(launch.grace_s)),  # the option is unknown to torch 2.11
         **(KEEP_FREED_MEMORY if device == "cpu" else {}),
     }

@@ -46,11 +46,15 @@ def _within(centre_B: Tensor, length: int, side: int) -> Tensor:
     return (distance >= -(side // 2)) & (distance < side - side // 2)
 
 
-def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """(image / 255 - mean) / std, a channel at a time, as `dtype`."""
-    scale, shift = (images_BCHW.new_tensor(values, dtype=dtype).view(-1, 1, 1) for values in _affine(mean, std))
-    return images_BCHW.to(dtype).mul_(scale).add_(shift)
+class Normalise:
+    """(image / 255 - mean) / std, a channel at a time, as `dtype`; the numbers lie ready on `device`."""
 
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device) -> None:
+        scale = [1 / (255 * each) for each in std]
+        shift = [-centre / each for centre, each in zip(mean, std, strict=True)]
+        self._scale, self._shift = (
+            torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1) for values in (scale, shift)
+        )
 
-def _affine(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
-    return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        return images_BCHW.to(self._scale.dtype).mul_(self._scale).add_(self._shift)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmfsd.config.schema import DataConfig
-from fmfsd.data.augment import cutout, flip, normalise, random_crop
+from fmfsd.data.augment import Normalise, cutout, flip, random_crop
 from fmfsd.data.order import integers, shard_epoch
 from fmfsd.data.shards import OwnShards
 
@@ -31,7 +31,8 @@ class TrainBatches:
     """
 
     def __init__(self, shards: OwnShards, data: DataConfig, *, seed: int, per_shard: int, dtype: torch.dtype) -> None:
-        self.shards, self.data, self.seed, self.per_shard, self.dtype = shards, data, seed, per_shard, dtype
+        self.shards, self.data, self.seed, self.per_shard = shards, data, seed, per_shard
+        self._normalise = Normalise(data.mean, data.std, dtype, shards.images.device)
         self._epoch, self._table = -1, EpochTable(torch.empty(0), {})
 
     def at(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
@@ -40,7 +41,7 @@ class TrainBatches:
         chosen = table.sample[micro_step]
         draws = {name: values[micro_step] for name, values in table.draws.items()}
         images = self._augment(self.shards.images.index_select(0, chosen), draws)
-        return normalise(images, self.data.mean, self.data.std, self.dtype), self.shards.labels.index_select(0, chosen)
+        return self._normalise(images), self.shards.labels.index_select(0, chosen)
 
     def ids(self, epoch: int, micro_step: int) -> Tensor:
         """Official positions of the samples of a micro-batch, in its order."""
@@ -103,7 +104,8 @@ class EvaluationBatches:
     def __init__(
         self, shards: OwnShards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype
     ) -> None:
-        self.shards, self.data, self.batch, self.dtype = shards, data, batch, dtype
+        self.shards, self.batch = shards, batch
+        self._normalise = Normalise(data.mean, data.std, dtype, shards.images.device)
         self._number = -(-largest_part // batch)
 
     def __len__(self) -> int:
@@ -115,4 +117,4 @@ class EvaluationBatches:
 
     def at(self, number: int) -> tuple[Tensor, Tensor]:
         rows = slice(number * self.batch, (number + 1) * self.batch)
-        return normalise(self.shards.images[rows], self.data.mean, self.data.std, self.dtype), self.shards.labels[rows]
+        return self._normalise(self.shards.images[rows]), self.shards.labels[rows]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,17 +29,15 @@ def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0
     the samples that are held out. Raises DataError or CheckError; nothing half-made is left and nothing is overwritten.
     """
     folder = set_folder(data)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if folder.exists():
-            return _existing(folder, seed)
-        raw = read_set(data.name, _source(data, source, fetch, report))
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            built = Path(scratch) / folder.name
-            built.mkdir()
-            _write(raw, data, seed, built, report)
-            os.rename(built, folder)
-        sync_folder(folder.parent)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if folder.exists():
+                return _existing(folder, seed)
+            raw = read_set(data.name, _source(data, source, fetch, report))
+            _write_whole_set(raw, data, seed, folder, report)
+    except OSError as error:
+        raise CheckError([Problem(str(folder), f"can't be written: {error}")]) from error
     return read_index(folder)
 
 
@@ -67,6 +66,18 @@ def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) 
         advice = f"put {official.archive} or {official.folder}/ into {root}; `fmfsd-launch smoke` needs no files"
         raise CheckError([*error.problems, Problem("", advice)]) from error
     return root
+
+
+def _write_whole_set(raw: RawSet, data: DataConfig, seed: int, folder: Path, report: Report) -> None:
+    """Make the set under another name, and rename it. What a killed preparation left is cleared away first."""
+    for left in folder.parent.glob(f".{folder.name}.*/"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        built = Path(scratch) / folder.name
+        built.mkdir()
+        _write(raw, data, seed, built, report)
+        os.rename(built, folder)
+    sync_folder(folder.parent)
 
 
 def _write(raw: RawSet, data: DataConfig, seed: int, folder: Path, report: Report) -> None:

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from launcher.ties import die_with_me
+
 END_S = 10.0
+LOOK_S = 0.1
 
 
 class LocalAgent:
@@ -58,6 +61,12 @@ class LocalAgent:
         self._process.stdout.close()
 
 
-def run_here(argv: Sequence[str]) -> int:
-    """Run a helper in the foreground, on our terminal; its exit code."""
-    return subprocess.run(argv, check=False).returncode
+def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
+    """Run a helper in the foreground, its words on our stderr; its exit code. It is ended once `stop` comes true."""
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=die_with_me())
+    while process.poll() is None:
+        if stop():
+            process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_S)
+    return process.returncode

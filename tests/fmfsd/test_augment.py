@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmfsd.data.augment import cutout, flip, normalise, random_crop
+from fmfsd.data.augment import Normalise, cutout, flip, random_crop
 
 IMAGES = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -48,7 +48,7 @@ def test_cutout_blackens_a_clipped_square(side: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_normalisation_is_that_of_the_pixel_as_a_fraction(dtype: torch.dtype) -> None:
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    found = normalise(IMAGES, mean, std, dtype)
+    found = Normalise(mean, std, dtype, torch.device("cpu"))(IMAGES)
     assert found.dtype == dtype
     shape = (3, 1, 1)
     expected = (IMAGES.double() / 255 - torch.tensor(mean).double().view(shape)) / torch.tensor(std).double().view(

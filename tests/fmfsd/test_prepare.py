@@ -122,8 +122,10 @@ def test_a_killed_preparation_leaves_no_set_and_does_not_stand_in_the_way(tmp_pa
     process.kill()
     process.wait()
     assert not (tmp_path / "synthetic10").exists()
+    assert list(tmp_path.glob(".synthetic10.*/"))
     subprocess.run(command, check=True, capture_output=True)
     verify_sets(tmp_path)
+    assert not list(tmp_path.glob(".synthetic10.*/"))
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "missing"])

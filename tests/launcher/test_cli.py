@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import command, run_command
+from tests.helpers.processes import command, run_command, wait_until
 
 FORBIDDEN = ("torch", "ray", "deepspeed", "numpy")
 
@@ -139,3 +139,36 @@ def test_shipped_spaces_are_right(space: str, tmp_path: Path) -> None:
 def test_searching_is_refused_as_long_as_it_is_not_built(tmp_path: Path) -> None:
     answer = run_command("fmfsd-tune", "--space", "smoke", cwd=tmp_path)
     assert (answer.returncode, "not built yet" in answer.stderr) == (2, True)
+
+
+def test_a_worker_without_a_run_directory_or_with_a_wrong_world_is_told_so(tmp_path: Path) -> None:
+    nowhere = run_command("fmfsd", "train", "nowhere", cwd=tmp_path)
+    assert (nowhere.returncode, "nowhere/config.yaml: missing" in nowhere.stderr) == (2, True)
+    wrong = run_command("fmfsd", "train", "nowhere", cwd=tmp_path, env={"RANK": "x", "WORLD_SIZE": "1"})
+    assert (wrong.returncode, "environment variable RANK" in wrong.stderr) == (2, True)
+    assert "Traceback" not in nowhere.stderr + wrong.stderr
+
+
+def test_a_launch_that_is_stopped_while_data_is_prepared_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [command("fmfsd-launch"), "smoke", "--run-dir", "run"], cwd=tmp_path, stdout=subprocess.PIPE
+    )
+    wait_until(lambda: list((tmp_path / "data").glob(".synthetic10.*/synthetic10")), "the preparation")
+    process.terminate()
+    output, _ = process.communicate(timeout=20)
+    assert (process.returncode, b"stopped before anything was started" in output) == (130, True)
+    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "data").iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_json_output_is_one_document(tmp_path: Path) -> None:
+    """Also when the data is prepared on the way, and when the run fails."""
+    arguments = ("smoke", "--set", "train.max_steps=1", "--set", "optim.milestones=[]", "--json")
+    answer = run_command("fmfsd-launch", *arguments, "--run-dir", "one", cwd=tmp_path)
+    content = json.loads(answer.stdout)
+    assert (content["exit_code"], content["state"], content["run_dir"]) == (0, "finished", f"{tmp_path}/one")
+    failing = ("--set", "optim.lr=1e30", "--set", "train.max_steps=9")
+    answer = run_command("fmfsd-launch", *arguments, *failing, "--run-dir", "two", cwd=tmp_path)
+    content = json.loads(answer.stdout)
+    assert (answer.returncode, content["state"]) == (1, "failed")
+    assert "NonFiniteLossError" in content["cause"]
