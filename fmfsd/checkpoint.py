@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,14 +66,15 @@ class Checkpoints:
         if self._comms.rank == 0 and not (self._folder / saved.position.folder_name).exists():
             try:
                 self._write(saved)
+                self._prune()
             except OSError as error:
                 raise CheckpointError(f"{self._folder}: step {saved.position.step} not saved: {error}") from error
-            self._prune()
         self._comms.any(False)  # nobody goes on before the checkpoint is there
 
     def load_newest(self) -> Saved | None:
         """The newest checkpoint that verifies, the same one on every worker; None if there is none at all.
 
+        Damaged ones that are newer are set aside, so that they neither block nor outlive their successors.
         Raises CheckpointError if there are some but none can be used.
         """
         name = self._comms.share(self._choose() if self._comms.rank == 0 else None)
@@ -85,13 +87,21 @@ class Checkpoints:
         for scratch in self._folder.glob(".tmp-*"):
             shutil.rmtree(scratch)
         found = _positions(self._folder)
-        for position in found:
+        for number, position in enumerate(found):
             try:
                 _verified(self._folder / position.folder_name)
-                return position.folder_name
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
+            else:
+                self._set_aside(found[:number])
+                return position.folder_name
         return "" if found else None
+
+    def _set_aside(self, damaged: list[Position]) -> None:
+        for position in damaged:
+            name = f"damaged-{position.folder_name}-{time.time_ns()}"
+            os.rename(self._folder / position.folder_name, self._folder / name)
+            log.warning("the damaged checkpoint is kept as %s", self._folder / name)
 
     def _write(self, saved: Saved) -> None:
         scratch = self._folder / f".tmp-{saved.position.folder_name}-{os.getpid()}"

@@ -26,6 +26,10 @@ class Comms(Protocol):
         """`tensor` becomes the sum of all workers'; also returned. No gradient passes."""
         ...
 
+    def spread_(self, tensor: Tensor) -> None:
+        """`tensor` becomes rank 0's."""
+        ...
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any worker."""
         ...
@@ -42,6 +46,9 @@ class SoloComms:
 
     def sum_(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def spread_(self, tensor: Tensor) -> None:
+        pass
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -60,6 +67,9 @@ class GroupComms:
         dist.all_reduce(tensor)
         return tensor
 
+    def spread_(self, tensor: Tensor) -> None:
+        dist.broadcast(tensor, src=0)
+
     def any(self, flag: bool) -> bool:
         return bool(self.sum_(torch.tensor([int(flag)], device=self._device)).item())
 
@@ -76,7 +86,10 @@ class GroupComms:
 
 @contextmanager
 def connect(world: World, device: torch.device) -> Iterator[Comms]:
-    """Meet the other workers: NCCL on GPUs, gloo on CPUs; nothing at all in a world of one."""
+    """Meet the other workers: NCCL on GPUs, gloo on CPUs; nothing at all in a world of one.
+
+    After an error the group is left as it is: taking it down can wait for peers, and the error's word comes first.
+    """
     if world.size == 1:
         yield SoloComms()
         return
@@ -85,7 +98,5 @@ def connect(world: World, device: torch.device) -> Iterator[Comms]:
     dist.init_process_group(
         backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout, device_id=owned
     )
-    try:
-        yield GroupComms(world, device)
-    finally:
-        dist.destroy_process_group()
+    yield GroupComms(world, device)
+    dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """The training loop of one worker. What is due is decided by the position alone, so a resumed run decides the same."""
 
+import math
 from dataclasses import dataclass, field
 
 from fmfsd.checkpoint import Checkpoints, Position, Saved
@@ -76,9 +77,9 @@ class Loop:
             for micro_step in range(micro_steps):
                 self._forward_backward(step, micro_step, micro_steps)
             self.engine.step(self._learning_rate(step))
+            log_due = self.timeline.log_due(step + 1)
+            self._read(all_of_them=log_due)
         self.position = Position(step + 1, evaluated=not self.timeline.evaluation_due(step + 1))
-        log_due = self.timeline.log_due(step + 1)
-        self._read(all_of_them=log_due)
         self._show("train")
         if log_due:
             self._record("train", **self.means.take(), lr=self._learning_rate(step), **self.stopwatch.take())
@@ -95,7 +96,9 @@ class Loop:
 
     def _evaluate(self) -> None:
         """Every split that is due; given up, with nothing recorded, if a stop is asked for on the way."""
+        self._read(all_of_them=True)
         self._show("evaluate")
+        self.engine.unify_buffers()
         results = {}
         for split in self._splits_due():
             results[split] = evaluate(
@@ -105,6 +108,10 @@ class Loop:
                 self.stop_agreed = True
                 return
         for split, values in results.items():
+            if not math.isfinite(values["loss"]):
+                raise NonFiniteLossError(
+                    f"the {split} loss is not finite after step {self.position.step}. {self._advice}"
+                )
             self._record(split, **values)
         self.position = Position(self.position.step)
 
@@ -129,8 +136,11 @@ class Loop:
     def _non_finite(self, reading: Reading) -> str:
         values = ", ".join(f"{name} {value:g}" for name, value in reading.losses().items())
         epoch = self.timeline.epoch(reading.step) + 1
+        return f"the loss is not finite in step {reading.step + 1}, epoch {epoch} ({values}). {self._advice}"
+
+    @property
+    def _advice(self) -> str:
         return (
-            f"the loss is not finite in step {reading.step + 1}, epoch {epoch} ({values}). "
             f"Earlier checkpoints stay. Lower optim.lr ({self.config.optim.lr:g}), set optim.clip_norm, "
             "or set train.precision to fp32"
         )

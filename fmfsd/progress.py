@@ -4,6 +4,7 @@ import os
 import resource
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,4 +35,5 @@ class ProgressFile:
             "peak_memory_bytes": memory,
             **values,
         }
-        write_json(self._path, content, durable=False)
+        with suppress(OSError):  # a watcher that sees nothing new is no reason to end a run
+            write_json(self._path, content, durable=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmfsd.comms import Comms
 from fmfsd.distill import LossTerms
 
-READ_LATER_STEPS = {"cpu": 0, "cuda": 10}
+READ_LATER_PASSES = {"cpu": 0, "cuda": 10}
 """How many passes later the host reads a result: on a GPU it would otherwise wait for the device in every step."""
 
 
@@ -48,7 +48,7 @@ class StepReduction:
 
     def __init__(self, comms: Comms, device: torch.device, *, beta: float) -> None:
         self._comms, self._device, self._beta = comms, device, beta
-        self._delay = READ_LATER_STEPS[device.type]
+        self._delay = READ_LATER_PASSES[device.type]
         self._pending: deque[_Pending] = deque()
 
     def reduce(self, step: int, terms: LossTerms, *, stop: bool) -> Tensor:

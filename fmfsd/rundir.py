@@ -19,8 +19,30 @@ class RunDir:
         return cls((parent / f"{config_name}-{moment}-{secrets.token_hex(2)}").absolute())
 
     def create(self) -> None:
-        for folder in (self.path, self.checkpoints, self.attempts, self.progress, self.logs):
+        for folder in (self.path, *self._folders):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def is_unused(self) -> bool:
+        """Whether nothing is there yet, or only what a launch leaves that was killed before it wrote the config."""
+        if not self.path.exists():
+            return True
+        if not self.path.is_dir():
+            return False
+        allowed = {*self._folders, self.manifest, self.lock}
+        return all(
+            path in allowed and not (path.is_dir() and any(path.iterdir()))
+            for path in self.path.iterdir()
+            if not path.name.startswith(".manifest.json.")
+        )
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.checkpoints, self.attempts, self.progress, self.logs)
+
+    @property
+    def lock(self) -> Path:
+        """Held by the launch that runs this run."""
+        return self.path / "lock"
 
     @property
     def config(self) -> Path:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 5.0
 
 Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much (0: unknown)."""
 
 
 @contextmanager

@@ -72,13 +72,14 @@ def build_loop(
     index = read_index(set_folder(config.data))
     timeline = Timeline.of(config, index.samples("train"))
     _require_fit(config, timeline, comms.size)
+    _log_consequences(config, timeline, index.samples("train"), comms.size)
     network = build_network(config)
     return Loop(
         config=config,
         timeline=timeline,
         comms=comms,
         engine=TorchEngine(network, config, comms, device),
-        loss=_build_loss(config),
+        loss=build_loss(config),
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
         evaluations={
@@ -98,7 +99,16 @@ def _require_fit(config: TrainConfig, timeline: Timeline, world_size: int) -> No
         raise ConfigError(f"train.batch {config.train.batch} is more than the training set gives in one epoch")
 
 
-def _build_loss(config: TrainConfig) -> SelfDistillLoss:
+def _log_consequences(config: TrainConfig, timeline: Timeline, samples: int, world_size: int) -> None:
+    """What follows from the config and is easily overlooked."""
+    if left_out := samples - timeline.steps_per_epoch * config.train.batch:
+        log.info("%d of %d training samples are left out of each epoch, others each time", left_out, samples)
+    if world_size > 1 and config.model.sync_bn is False:
+        log.warning("model.sync_bn is off: results depend on the number of workers, now %d", world_size)
+
+
+def build_loss(config: TrainConfig) -> SelfDistillLoss:
+    """The loss with the weights of `config`."""
     distill = config.distill
     return SelfDistillLoss(
         alpha=distill.alpha,

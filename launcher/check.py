@@ -10,6 +10,7 @@ from pathlib import Path
 from fmfsd.config import Timeline, TrainConfig, differences, load_config
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, damaged_files, read_index, set_folder
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
+from fmfsd.files import read_json, sha256
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.plan import placement
@@ -17,7 +18,8 @@ from launcher.resources import Resources
 
 TESTED_TORCH = ("2.11", "2.16")
 """The first version that works, and the first that was not tried."""
-FREE_BYTES = 256 << 20
+FREE_BYTES = 320 << 20
+"""Two kept checkpoints and the one that is being written, of FMFSD ResNet-18: 12.6 M weights and momenta in fp32."""
 
 
 def require_sound(
@@ -27,12 +29,17 @@ def require_sound(
 
     `checksums`: also verify the content of every shard, of sets up to CHECKED_AT_LAUNCH_BYTES.
     """
-    wrong = [*_workers(config, launch, resources), *_run_dir(config, launch, run)]
-    missing = [*_software(), *_space(run), *_data(config, checksums=checksums)]
+    wrong = [*_gpus(launch, resources), *_run_dir(launch, run), *_fit(config, launch, resources, run)]
+    missing = [*_software(), *_space(run), *_data(config, checksums=checksums), *_same_data(config, run)]
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:
         raise CheckError(missing)
+
+
+def problems_of_any_config(launch: LaunchConfig, resources: Resources, run: RunDir) -> list[Problem]:
+    """What is wrong whatever is trained: said together with what is wrong with a config."""
+    return [*_gpus(launch, resources), *_run_dir(launch, run), *_software(), *_space(run)]
 
 
 def is_prepared(config: TrainConfig) -> bool:
@@ -40,14 +47,29 @@ def is_prepared(config: TrainConfig) -> bool:
     return set_folder(config.data).exists()
 
 
-def _workers(config: TrainConfig, launch: LaunchConfig, resources: Resources) -> Iterator[Problem]:
+def _gpus(launch: LaunchConfig, resources: Resources) -> Iterator[Problem]:
     device, workers = placement(launch, resources)
-    wanted, found, shards = launch.nodes * workers, len(resources.gpus), config.data.shards
+    wanted, found = launch.nodes * workers, len(resources.gpus)
     if device == "cuda" and wanted > found:
         advice = f"set --gpus {found // launch.nodes}" if found >= launch.nodes else "set --device cpu"
         yield Problem(
             "--gpus", f"{launch.nodes} nodes of {workers} workers need {wanted} GPUs, {found} visible: {advice}"
         )
+
+
+def _run_dir(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
+    where = str(run.path)
+    if run.path.exists() and launch.resume == "never":
+        yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
+    elif not run.config.exists() and not run.is_unused():
+        yield Problem(where, "exists and is no run directory: choose another --run-dir")
+    if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
+        yield Problem(where, "belongs to another user: choose another --run-dir")
+
+
+def _fit(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: RunDir) -> Iterator[Problem]:
+    """What about `config` does not fit the workers or the run that is there."""
+    wanted, shards = launch.nodes * placement(launch, resources)[1], config.data.shards
     if shards % wanted:
         fits = [count for count in range(1, shards + 1) if shards % count == 0]
         near = [*[count for count in fits if count < wanted][-1:], *[count for count in fits if count > wanted][:1]]
@@ -55,27 +77,19 @@ def _workers(config: TrainConfig, launch: LaunchConfig, resources: Resources) ->
         yield Problem(
             "--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}: nearest are {nearest} workers"
         )
+    if run.config.exists() and launch.resume != "never":
+        yield from _changes(config, run)
 
 
-def _run_dir(config: TrainConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
-    where = str(run.path)
-    if run.path.exists() and launch.resume == "never":
-        yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
-    elif run.config.exists():
-        try:
-            changed = differences(load_config(str(run.config)), config)
-        except ConfigError as error:
-            yield from error.problems
-            return
-        if changed:
-            yield Problem(
-                where,
-                f"belongs to another config ({'; '.join(changed)}): choose another --run-dir, or change nothing",
-            )
-    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        yield Problem(where, "exists and is no run directory: choose another --run-dir")
-    if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
-        yield Problem(where, "belongs to another user: choose another --run-dir")
+def _changes(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
+    try:
+        changed = differences(load_config(str(run.config)), config)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    if changed:
+        message = f"belongs to another config ({'; '.join(changed)}): choose another --run-dir, or change nothing"
+        yield Problem(str(run.path), message)
 
 
 def _software() -> Iterator[Problem]:
@@ -126,6 +140,18 @@ def _data(config: TrainConfig, *, checksums: bool) -> Iterator[Problem]:
             "train.batch",
             f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give",
         )
+
+
+def _same_data(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
+    """A run goes on with the images that it was started with."""
+    index = set_folder(config.data) / "index.json"
+    try:
+        before, now = read_json(run.manifest)["data"], sha256(index)
+    except (OSError, ValueError, KeyError):
+        return
+    if before != now:
+        sums = f"its index has the SHA-256 sum {now[:16]}..., the run was started with {before[:16]}..."
+        yield Problem(str(index.parent), f"is not the set of {run.path}: {sums}: choose another --run-dir")
 
 
 def _root(root: Path) -> Iterator[Problem]:

@@ -1,9 +1,10 @@
 """What a launch shows while it runs, by reading the run's files: a bar on a terminal, rate-limited lines elsewhere."""
 
 import json
+import os
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -14,6 +15,37 @@ from fmfsd.rundir import RunDir
 
 READ_EVERY_S = 0.25
 PLAIN_EVERY_S = 10.0
+
+
+class SteadyStream:
+    """A stream whose reader may go away, as `| head` and a closed terminal do: the rest of the words go nowhere.
+
+    What is shown must never end a run.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return self._give_up()
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> int:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class RunDisplay:
@@ -79,10 +111,10 @@ class RunDisplay:
         """Print the evaluations that have come since the last look."""
         if not self._run.metrics.exists():
             return
-        with self._run.metrics.open() as file:
-            file.seek(min(self._records_at, self._run.metrics.stat().st_size))
-            *lines, rest = file.read().split("\n")
-            self._records_at = file.tell() - len(rest.encode())
+        with self._run.metrics.open("rb") as file:
+            file.seek(min(self._records_at, os.fstat(file.fileno()).st_size))
+            *lines, rest = file.read().split(b"\n")
+            self._records_at = file.tell() - len(rest)
         for record in map(json.loads, lines):
             if record["split"] != "train":
                 tops = [

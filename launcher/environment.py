@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fmfsd.errors import ConfigError
 
 TRAVELLING = (
+    "CUBLAS_WORKSPACE_CONFIG",
     "HOME",
     "LANG",
     "LC_ALL",
@@ -32,6 +33,7 @@ TRAVELLING_PREFIXES = (
     "MKL_",
     "NCCL_",
     "OMP_",
+    "PYTORCH_",
     "TORCH_",
     "TORCHINDUCTOR_",
     "TRITON_",

@@ -29,13 +29,13 @@ class Failure:
 
 def first_failure(run: RunDir, attempt: Attempt) -> Failure:
     """Which worker failed first, in its own words; a worker that only lost its peers is a victim."""
-    crashes = sorted((_read(path) for path in run.crashes(attempt.number)), key=lambda crash: crash["time"])
+    crashes = sorted(map(read_json, run.crashes(attempt.number)), key=lambda crash: crash["time"])
     causes = [crash for crash in crashes if not _is_victim(crash)]
     everyone = tuple(crash["rank"] for crash in crashes)
     if causes:
         victims = tuple(crash["rank"] for crash in crashes if crash is not causes[0])
         return Failure(_headline(causes[0]), _words(causes[0]), victims)
-    if silent := _killed_nodes(attempt) or _silent_workers(run, attempt, crashes):
+    if silent := attempt.trouble or _killed_nodes(attempt) or _silent_workers(run, attempt, crashes):
         return Failure(silent, "", everyone)
     if crashes:
         return Failure(_headline(crashes[0]), _words(crashes[0]), everyone[1:])
@@ -53,10 +53,6 @@ def page(run: RunDir, failure: Failure) -> str:
         f"to go on from the newest checkpoint, run the same command with --run-dir {run.path}",
     ]
     return "\n".join(lines)
-
-
-def _read(path: Any) -> dict[str, Any]:
-    return read_json(path)
 
 
 def _is_victim(crash: dict[str, Any]) -> bool:
@@ -79,7 +75,7 @@ def _silent_workers(run: RunDir, attempt: Attempt, crashes: list[dict[str, Any]]
     codes = _exit_codes(run, attempt)
     found = []
     for path in sorted(run.progress.glob("rank-*.json")):
-        progress = _read(path)
+        progress = read_json(path)
         code = codes.get(progress["pid"], 0)
         if (
             progress["attempt"] == attempt.number

@@ -9,8 +9,9 @@ from typing import Literal
 
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.load import config_name
+from fmfsd.errors import ConfigError
 from fmfsd.rundir import RunDir
-from launcher.check import is_prepared, require_sound
+from launcher.check import is_prepared, problems_of_any_config, require_sound
 from launcher.config import LaunchConfig
 from launcher.plan import plan_run
 from launcher.resources import Resources
@@ -29,15 +30,17 @@ class Request:
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    config = load_config(request.config, request.overrides, data_root=environment.get("FMFSD_DATA") or "data")
-    run = _run_dir(request, cwd)
-    resources = Resources.detect(environment)
+    run, resources = _run_dir(request, cwd), Resources.detect(environment)
+    try:
+        config = load_config(request.config, request.overrides, data_root=environment.get("FMFSD_DATA") or "data")
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *problems_of_any_config(request.launch, resources, run)]) from error
     require_sound(config, request.launch, resources, run, checksums=request.stop_after != "plan")
     plan = plan_run(request.launch, resources, run, environment=environment, cwd=cwd, prepare=_prepare_command(config))
     if request.stop_after == "run":
-        from launcher.carry_out import CarryOut  # what only a real launch needs would slow down a dry run
+        from launcher.execution import Execution  # what only a real launch needs would slow down a dry run
 
-        return CarryOut(config, request.launch, run, plan, as_json=request.as_json).run_to_end(argv)
+        return Execution(config, request.launch, run, plan, as_json=request.as_json).run_to_end(argv)
     text = plan.to_json() if request.as_json else plan.render()
     print("nothing is wrong" if request.stop_after == "check" and not request.as_json else text.rstrip())
     return 0
@@ -64,4 +67,4 @@ def _prepare_command(config: TrainConfig) -> tuple[str, ...]:
     data = config.data
     options = {"--out": str(data.root), "--shards": str(data.shards), "--valid": str(data.valid)}
     flat = (part for option in options.items() for part in option)
-    return (sys.executable, "-m", "fmfsd", "data", "prepare", data.name, *flat, "--download")
+    return (sys.executable, "-P", "-m", "fmfsd", "data", "prepare", data.name, *flat, "--download")

@@ -11,7 +11,7 @@ import fmfsd
 from fmfsd.config import TrainConfig
 from fmfsd.data.index import set_folder
 from fmfsd.files import sha256
-from launcher.environment import without_passwords
+from launcher.environment import shown, without_passwords
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic")
 
@@ -30,8 +30,6 @@ def manifest(config: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
 
 def _masked(part: str) -> str:
     name, equals, value = part.partition("=")
-    from launcher.environment import shown
-
     return f"{name}={shown(name, value)}" if equals else without_passwords(part)
 
 

@@ -12,7 +12,7 @@ from launcher.config import LaunchConfig
 from launcher.environment import shown, travelling
 from launcher.resources import Resources
 
-RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID = "{rendezvous}", "{init_method}", "{attempt}", "{id}"
+RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID, SCRATCH = "{rendezvous}", "{init_method}", "{attempt}", "{id}", "{scratch}"
 """Symbols for what is only known when an attempt starts. Each is a whole argument, so no path of a user's is one."""
 
 JOIN_TIMEOUT_S = 120
@@ -25,7 +25,7 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 <
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What a node's agent starts. `shown_env` is what differs from the caller's environment, to be printed."""
+    """What a node's agent starts: a command, its whole environment, and where."""
 
     node: int
     argv: tuple[str, ...]
@@ -110,6 +110,7 @@ def plan_run(
             env={
                 **travelling(environment),
                 **_own_variables(launch, resources, node, workers, device),
+                **_threads(environment, resources, launch.nodes * workers),
                 **launch.extra_env,
             },
             cwd=cwd,
@@ -141,13 +142,13 @@ def _torchrun(launch: LaunchConfig, run: RunDir, node: int, workers: int, device
         "--rdzv-id": RUN_ID,
         "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
         "--max-restarts": "0",
+        "--log-dir": SCRATCH,
     }
-    starter = (sys.executable, "-m", _TORCHRUN, *(part for option in options.items() for part in option))
+    starter = (sys.executable, "-P", "-m", _TORCHRUN, *(part for option in options.items() for part in option))
     return (*starter, "-m", "fmfsd", "train", str(run.path), "--device", device)
 
 
 def _own_variables(launch: LaunchConfig, resources: Resources, node: int, workers: int, device: str) -> dict[str, str]:
-    threads = max(1, resources.cores // (launch.nodes * workers))
     gpus = resources.gpus[node * workers : (node + 1) * workers] if device == "cuda" else ()
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
@@ -156,8 +157,14 @@ def _own_variables(launch: LaunchConfig, resources: Resources, node: int, worker
         "FMFSD_LOG_TO_FILE": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": str(threads),
+        "PYTHONSAFEPATH": "1",  # no module of the folder that the launch was started in
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(launch.grace_s)),  # the option is unknown to torch 2.11
         **(KEEP_FREED_MEMORY if device == "cpu" else {}),
     }
+
+
+def _threads(environment: Mapping[str, str], resources: Resources, workers: int) -> dict[str, str]:
+    """The caller's own number of threads a worker, else an equal share of the cores."""
+    asked = environment.get("OMP_NUM_THREADS")
+    return {"OMP_NUM_THREADS": asked or str(max(1, resources.cores // workers))}

@@ -54,9 +54,11 @@ def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
         return tuple(str(number) for number in range(len(uuids)))
     visible: list[str] = []
     for name in chosen.split(","):
-        if name.strip() not in {*map(str, range(len(uuids)))} and not any(
-            uuid.startswith(name.strip() or "-") for uuid in uuids
-        ):
+        name = name.strip()
+        by_number = name in map(str, range(len(uuids)))
+        by_uuid = name and any(uuid.startswith(name) for uuid in uuids)
+        part_of_one = name.startswith("MIG-") and uuids
+        if not (by_number or by_uuid or part_of_one):
             break
-        visible.append(name.strip())
+        visible.append(name)
     return tuple(visible)

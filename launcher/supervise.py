@@ -1,5 +1,6 @@
 """The coordinator: carries out a plan with one agent a node, from the first process to the outcome."""
 
+import math
 import selectors
 import shutil
 import signal
@@ -15,11 +16,13 @@ from typing import Any
 from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from launcher.hosts.local import LocalAgent
-from launcher.plan import ATTEMPT, INIT_METHOD, RENDEZVOUS, RUN_ID, LaunchPlan
+from launcher.plan import ATTEMPT, INIT_METHOD, RENDEZVOUS, RUN_ID, SCRATCH, LaunchPlan
 
 LOOK_S = 0.1
 TERM_TO_KILL_S = 5.0
 """From telling a starter to end until its node's processes are killed."""
+KILL_TO_LEAVE_S = 10.0
+"""From telling an agent to kill them until the agent itself is given up, and killed."""
 SECOND_INTERRUPT_S = 1.0
 """Two interrupts closer than this are one: a terminal and a shell may each send it."""
 
@@ -101,6 +104,13 @@ class Attempt:
     nodes: list[NodeState]
     started: float = field(default_factory=time.time)
     state: str = "running"
+    trouble: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """A node has ended badly, or a worker has left word that it has."""
+        ended_badly = any(node.done and node.exit_code != 0 for node in self.nodes)
+        return ended_badly or bool(self.run.crashes(self.number))
 
     def write(self) -> None:
         nodes = [
@@ -117,7 +127,8 @@ def run_plan(
 ) -> Attempt:
     """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
 
-    `watch` is called ten times a second. `requests` are filled by the signal handlers that the caller has set.
+    `watch` is called ten times a second. `requests` are filled by the signal handlers that the caller has set. An
+    outcome of an earlier attempt is removed first: what is there at the end is this attempt's.
     """
     with ExitStack() as stack:
         scratch = tempfile.mkdtemp(prefix="fmfsd-")
@@ -127,10 +138,11 @@ def run_plan(
             stack.callback(agent.close)
         attempt = Attempt(run, run.last_attempt() + 1, [NodeState(agent) for agent in agents])
         run.stop_request.unlink(missing_ok=True)
+        run.outcome.unlink(missing_ok=True)
         attempt.write()
         _start(plan, attempt, scratch)
         _Watch(attempt, requests, grace_s).until_done(watch)
-    attempt.state = "interrupted" if requests.interrupted else _state(run, attempt)
+    attempt.state = "interrupted" if requests.interrupted else _state(run)
     attempt.write()
     return attempt
 
@@ -141,6 +153,7 @@ def _start(plan: LaunchPlan, attempt: Attempt, scratch: str) -> None:
         INIT_METHOD: f"file://{scratch}/workers",
         ATTEMPT: str(attempt.number),
         RUN_ID: uuid.uuid4().hex,
+        SCRATCH: scratch,
     }
     for node, state in zip(plan.nodes, attempt.nodes, strict=True):
         ready = node.filled(symbols)
@@ -148,13 +161,12 @@ def _start(plan: LaunchPlan, attempt: Attempt, scratch: str) -> None:
         state.agent.tell(do="start", argv=ready.argv, env=dict(ready.env), cwd=ready.cwd, log=log, scratch=scratch)
 
 
-def _state(run: RunDir, attempt: Attempt) -> str:
-    """The run's own word, if it has spoken in this attempt; a starter's exit code says little."""
+def _state(run: RunDir) -> str:
+    """The run's own word, if it has spoken; a starter's exit code says little."""
     try:
-        outcome = read_json(run.outcome)
-    except (OSError, ValueError):
+        return str(read_json(run.outcome)["state"])
+    except (OSError, ValueError, KeyError):
         return "failed"
-    return str(outcome["state"]) if outcome.get("attempt") == attempt.number else "failed"
 
 
 class _Watch:
@@ -162,7 +174,7 @@ class _Watch:
 
     def __init__(self, attempt: Attempt, requests: Requests, grace_s: float) -> None:
         self._attempt, self._requests, self._grace_s = attempt, requests, grace_s
-        self._terminate_at: float | None = None
+        self._end_at = math.inf
         self._told = ""
 
     def until_done(self, watch: Callable[[], None]) -> None:
@@ -185,19 +197,29 @@ class _Watch:
                 selector.unregister(node.agent)
 
     def _decide(self) -> None:
+        """When all must have ended, and how far beyond that it is now."""
         now = time.monotonic()
-        failed = any(node.done and node.exit_code != 0 for node in self._attempt.nodes)
         if self._requests.interrupted:
-            self._tell("kill")
-        elif self._terminate_at is not None and now >= self._terminate_at + TERM_TO_KILL_S:
-            self._tell("kill")
-        elif self._terminate_at is not None and now >= self._terminate_at:
-            self._tell("stop")
-        elif failed and self._terminate_at is None:
-            self._terminate_at = now + TERM_TO_KILL_S
-        elif self._requests.stop and self._terminate_at is None:
+            self._end_at = min(self._end_at, now - TERM_TO_KILL_S)
+        elif self._attempt.has_failed:
+            self._end_at = min(self._end_at, now + TERM_TO_KILL_S)
+        elif self._requests.stop and self._end_at == math.inf:
             self._attempt.run.stop_request.touch(mode=0o600)
-            self._terminate_at = now + self._grace_s
+            self._end_at = now + self._grace_s
+        self._end(now - self._end_at)
+
+    def _end(self, late_s: float) -> None:
+        """First by request, then by force, then without the agents."""
+        if late_s >= TERM_TO_KILL_S + KILL_TO_LEAVE_S:
+            for node in self._attempt.nodes:
+                if not node.done:
+                    node.note({"event": "failed", "message": "its agent does not answer"})
+        elif late_s >= TERM_TO_KILL_S:
+            self._tell("kill")
+        elif late_s >= 0:
+            if not self._attempt.has_failed:
+                self._attempt.trouble = f"it did not stop within the {self._grace_s:g} s of --grace"
+            self._tell("stop")
 
     def _tell(self, order: str) -> None:
         if order != self._told:

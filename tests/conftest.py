@@ -1,6 +1,7 @@
 """Fixtures of all tests: a check that nothing is left behind, and small data sets."""
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,20 @@ from tests.helpers.official import write_official
 settings.register_profile("fmfsd", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fmfsd")
 os.environ[TEST_ID] = uuid.uuid4().hex
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is tested does not depend on the machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For us and all that we start, so that what is left in it is ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def nothing_is_left(own_temporary_folder: None) -> Iterator[None]:
     before = Surroundings.now()
     yield
     left = leaks_since(before)

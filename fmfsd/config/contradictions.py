@@ -1,6 +1,6 @@
 """Values that are each allowed but do not fit one another; all of them, before anything starts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 
 from fmfsd.config.known import BACKBONE_CHANNELS, DATASETS, taps
@@ -10,14 +10,14 @@ from fmfsd.config.timeline import Timeline
 Found = Iterator[tuple[str, str]]
 
 
-def contradictions(config: TrainConfig) -> Found:
-    """(dotted key, message) for everything in `config` that contradicts something else in it."""
-    yield from _branches(config)
-    yield from _groups(config)
-    batches = list(_batches(config))
-    yield from batches or _schedule(config)
-    if config.optim.nesterov and config.optim.momentum == 0:
-        yield "optim.nesterov", "needs a momentum above 0, found optim.momentum 0"
+def contradictions(config: TrainConfig, *, unknown: Collection[str] = ()) -> Found:
+    """(dotted key, message) for everything in `config` that contradicts something else in it.
+
+    `unknown` are keys and sections whose values are not meant as they stand: what depends on them is not judged.
+    """
+    for check, reads in _CHECKS.items():
+        if not any(f"{key}.".startswith(f"{each}.") for key in reads for each in unknown):
+            yield from check(config)
 
 
 def nearest_multiples(value: int, factor: int) -> str:
@@ -69,20 +69,20 @@ def _batches(config: TrainConfig) -> Found:
         )
 
 
+def _held_out(config: TrainConfig) -> Found:
+    valid, num_classes = config.data.valid, DATASETS[config.data.name].num_classes
+    if valid % num_classes:
+        nearest = nearest_multiples(valid, num_classes)
+        yield "data.valid", f"{valid} is not the same for each of {num_classes} classes; nearest: {nearest}"
+
+
 def _schedule(config: TrainConfig) -> Found:
-    known = DATASETS[config.data.name]
-    if config.data.valid % known.num_classes:
-        nearest = nearest_multiples(config.data.valid, known.num_classes)
-        yield (
-            "data.valid",
-            f"{config.data.valid} is not the same for each of {known.num_classes} classes; nearest: {nearest}",
-        )
-    timeline = Timeline.of(config, known.train_samples - config.data.valid)
+    if any(_batches(config)):
+        return
+    samples = DATASETS[config.data.name].train_samples - config.data.valid
+    timeline = Timeline.of(config, samples)
     if timeline.steps_per_epoch < 1:
-        yield (
-            "train.batch",
-            f"{config.train.batch} is more than the {known.train_samples - config.data.valid} training samples give",
-        )
+        yield "train.batch", f"{config.train.batch} is more than the {samples} training samples give"
         return
     points = timeline.milestones
     if any(later <= earlier for earlier, later in pairwise(points)):
@@ -91,3 +91,20 @@ def _schedule(config: TrainConfig) -> Found:
     if points and points[-1] >= whole:
         end = f"{config.train.epochs} epochs of {timeline.steps_per_epoch} steps"
         yield "optim.milestones", f"{config.optim.milestones[-1]} is not before the end, {end}"
+
+
+def _nesterov(config: TrainConfig) -> Found:
+    if config.optim.nesterov and config.optim.momentum == 0:
+        yield "optim.nesterov", "needs a momentum above 0, found optim.momentum 0"
+
+
+_BATCHES = ("data.shards", "train.batch", "train.micro_batch")
+_CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
+    _branches: ("method", "model.backbone", "model.branches"),
+    _groups: ("model.backbone", "model.sem_groups"),
+    _batches: _BATCHES,
+    _held_out: ("data.name", "data.valid"),
+    _schedule: (*_BATCHES, "data.name", "data.valid", "train.epochs", "optim.milestones"),
+    _nesterov: ("optim.momentum", "optim.nesterov"),
+}
+"""Each check, and the keys that it reads."""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,11 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
 
 def checked_data(**values: Any) -> DataConfig:
     """The data section of these values, `root` among them. Raises ConfigError with every problem."""
-    return _Draft(Document({"data": values}, {}, "")).in_schema().data
+    draft = _Draft(Document({"data": values}, {}, ""))
+    try:
+        return draft.in_schema().data
+    except ValidationError as error:
+        raise ConfigError(list(draft.described(error))) from error
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -130,22 +134,34 @@ class _Draft:
                 message = f"{dotted}: method {method} means {fixed}, found {values[key]}: change one of the two"
                 self.problems.append(Problem(self.where((section, key)), message))
 
-    def in_schema(self) -> TrainConfig:
-        try:
-            return TrainConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))
-        except ValidationError as error:
-            raise ConfigError([*self.problems, *self._described(error)]) from error
-
     def validated(self) -> TrainConfig:
-        config = self.in_schema()
+        """Everything that is wrong at once: of values that the schema takes, also what contradicts one another."""
+        refused: set[KeyPath] = set()
+        try:
+            config = self.in_schema()
+        except ValidationError as error:
+            self.problems += self.described(error)
+            refused = {self._keys(details["loc"])[:2] for details in error.errors()}
+            self._drop(refused)
+            config = self.in_schema()
         self.problems += [
-            Problem(self.where(tuple(key.split("."))), f"{key}: {message}") for key, message in contradictions(config)
+            Problem(self.where(tuple(key.split("."))), f"{key}: {message}")
+            for key, message in contradictions(config, unknown=[".".join(path) for path in refused])
         ]
         if self.problems:
             raise ConfigError(self.problems)
         return config
 
-    def _described(self, error: ValidationError) -> Iterator[Problem]:
+    def in_schema(self) -> TrainConfig:
+        return TrainConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))
+
+    def _drop(self, paths: Iterable[KeyPath]) -> None:
+        """Take out these sections and fields of sections."""
+        for path in paths:
+            inside = self.content if len(path) == 1 else self.content[path[0]]
+            del inside[path[-1]]
+
+    def described(self, error: ValidationError) -> Iterator[Problem]:
         by_path: dict[KeyPath, list[ErrorDetails]] = {}
         for details in error.errors(include_url=False):
             by_path.setdefault(self._keys(details["loc"]), []).append(details)

@@ -3,16 +3,13 @@
 import hashlib
 import os
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from fmfsd.errors import CheckError, Problem
+from fmfsd.terminal import Report
 
 TIMEOUT_S = 30.0
 _BLOCK = 1 << 20
-
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
 
 
 def download(url: str, target: Path, *, md5: str, report: Report) -> None:

@@ -14,12 +14,13 @@ from safetensors.numpy import save
 
 from fmfsd.config.known import DATASETS
 from fmfsd.config.schema import DataConfig
-from fmfsd.data.download import Report, download
+from fmfsd.data.download import download
 from fmfsd.data.index import SetIndex, ShardFile, damaged_files, read_index, set_folder
 from fmfsd.data.official import OFFICIAL, has_files
 from fmfsd.data.sources import SHAPE, RawSet, Samples, read_set
 from fmfsd.errors import CheckError, DataError, Problem
 from fmfsd.files import sync_folder, write_whole
+from fmfsd.terminal import Report
 
 
 def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0, report: Report) -> SetIndex:

@@ -36,6 +36,10 @@ class Engine(Protocol):
         """An evaluation pass, without gradients and without the other workers."""
         ...
 
+    def unify_buffers(self) -> None:
+        """Give every worker the same batch statistics before an evaluation, where training leaves them apart."""
+        ...
+
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-batch; gradients meet at the step's `last` one."""
         ...

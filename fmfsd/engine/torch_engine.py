@@ -27,13 +27,14 @@ class TorchEngine:
         self._layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self._clip_norm = config.optim.clip_norm
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
-        self._device = device
+        self._device, self._comms = device, comms
         synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
         kind = torch.float64 if train.precision == "fp64" else torch.float32
         bare = network.to(device, kind).to(memory_format=self._layout)
         self.network: nn.Module = _synchronised(bare, comms, device) if synchronised else bare
         self.optimizer = build_optimizer(self.network, config.optim)
         self._module = _distributed(self.network, device, buffers=not synchronised) if comms.size > 1 else self.network
+        self._buffers_differ = comms.size > 1 and not synchronised
 
     def forward(self, images: Tensor) -> Outputs:
         with self._autocast:
@@ -46,6 +47,12 @@ class TorchEngine:
                 return self.network(images.contiguous(memory_format=self._layout))
         finally:
             self.network.train()
+
+    def unify_buffers(self) -> None:
+        """Rank 0's become everyone's, as DDP would do before the next training pass."""
+        if self._buffers_differ:
+            for buffer in self.network.buffers():
+                self._comms.spread_(buffer)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         return (

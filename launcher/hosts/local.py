@@ -20,7 +20,7 @@ class LocalAgent:
     def __init__(self, node: int) -> None:
         self.node = node
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.agent"],
+            [sys.executable, "-P", "-m", "launcher.agent"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -45,7 +45,7 @@ class LocalAgent:
         if not data:
             return [{"event": "gone"}]
         *lines, self._unread = (self._unread + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [_event(line) for line in lines]
 
     def close(self) -> None:
         """End the agent and all that it started."""
@@ -61,12 +61,23 @@ class LocalAgent:
         self._process.stdout.close()
 
 
+def _event(line: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        text = line.decode(errors="replace")[:200]
+        return {"event": "failed", "message": f"its agent said what no agent says: {text!r}"}
+
+
 def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
     """Run a helper in the foreground, its words on our stderr; its exit code. It is ended once `stop` comes true."""
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=die_with_me())
-    while process.poll() is None:
-        if stop():
-            process.terminate()
+    while process.poll() is None and not stop():
         with suppress(subprocess.TimeoutExpired):
             process.wait(LOOK_S)
-    return process.returncode
+    process.terminate()
+    try:
+        return process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

@@ -13,7 +13,7 @@ from fmfsd.data.index import SetIndex
 from fmfsd.data.shards import load_own_shards
 from fmfsd.distill import SelfDistillLoss
 from fmfsd.model.build import build_network
-from fmfsd.trainer import _build_loss
+from fmfsd.trainer import build_loss
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
@@ -48,7 +48,7 @@ class PlainLoop:
 
     def __init__(self, config: TrainConfig, index: SetIndex, *, processes: int) -> None:
         self.network = build_network(config)
-        self.loss: SelfDistillLoss = _build_loss(config)
+        self.loss: SelfDistillLoss = build_loss(config)
         optim = config.optim
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay

@@ -175,3 +175,35 @@ def test_a_worker_of_four_holds_a_quarter_of_the_set(tiny_root: Path, tmp_path: 
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     whole = 256 * 3 * 32 * 32
     assert all(held < 1.1 * whole / 4 for held in run_workers(images_held, 4, run.path))
+
+
+def test_the_presets_form_resumes_bit_for_bit_too(tiny_root: Path, tmp_path: Path) -> None:
+    """Two workers in bf16 and channels_last, with micro-batches and a clipped gradient."""
+    sizes = ("data.shards=16", "train.batch=32", "train.micro_batch=16", "train.max_steps=3")
+    form = ("train.precision=bf16", "train.channels_last=true", "optim.clip_norm=1")
+    config = tiny_config(tiny_root, *sizes, *form)
+    whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
+    run_workers(train_run, 2, whole.path)
+    assert run_workers(train_run, 2, parted.path, 2) == ["stopped"] * 2
+    run_workers(train_run, 2, parted.path)
+    assert records(parted) == records(whole)
+    assert newest_weights(parted) == newest_weights(whole)
+
+
+def buffers_in_evaluation(comms: Comms, folder: Path) -> tuple[bytes, bytes]:
+    """A running mean of this worker after the last training pass, and in the evaluation."""
+    loop = make_loop(RunDir(folder), comms)
+    loop.resume()
+    loop._train_one_step()
+    (buffer, *_) = (value for name, value in loop.engine.network.named_buffers() if name.endswith("running_mean"))
+    before = buffer.numpy().tobytes()
+    loop._evaluate()
+    return before, buffer.numpy().tobytes()
+
+
+def test_workers_evaluate_with_one_set_of_batch_statistics(tiny_root: Path, tmp_path: Path) -> None:
+    """Where BN is not synchronised, those of rank 0, which are also the ones that are saved."""
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "model.sync_bn=false"))
+    (one, shown_one), (other, shown_other) = run_workers(buffers_in_evaluation, 2, run.path)
+    assert one != other
+    assert shown_one == shown_other == one

@@ -120,3 +120,28 @@ def test_silent_branches_leave_the_trunk_as_the_plain_backbone(tiny_root: Path, 
     assert heads
     for name in plain.keys() - heads:
         torch.testing.assert_close(byot[name], plain[name], rtol=1e-12, atol=1e-14)
+
+
+def gradient_of_a_step(comms: Comms, folder: Path, frozen_bn: bool) -> dict[str, Any]:
+    loop = make_loop(RunDir(folder), comms)
+    loop.resume()
+    if frozen_bn:
+        _freeze_batch_norm(loop)
+    loop._train_one_step()
+    return {name: tensor.double().numpy() for name, tensor in loop.engine.state().optimizer.items()}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_with_frozen_bn_and_no_norm_accumulation_is_the_whole_batch(
+    world_size: int, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Both are means over the samples then; BN and the feature norm are what makes a micro-batch more than a part."""
+    base = (*FP64, "train.batch=64", "distill.beta=0", "model.sync_bn=false", "data.flip=false", "data.crop_padding=0")
+    found = []
+    for name, changes in (("whole", ()), ("parts", ("train.micro_batch=16",))):
+        run = make_run(tmp_path / name, tiny_config(tiny_root, *base, *changes))
+        found.append(run_workers(gradient_of_a_step, world_size, run.path, True)[0])
+    whole, parts = found
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert parts[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name

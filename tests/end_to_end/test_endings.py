@@ -109,6 +109,7 @@ def test_a_second_interrupt_ends_at_once(arguments: tuple[str, ...], tmp_path: P
         code, _ = run.end()
     assert code == 130
     assert time.monotonic() - start < 5
+    assert json.loads(run.run.outcome.read_text()) == {"state": "interrupted", "attempt": 1, "resumable": True}
 
 
 def test_the_first_failing_workers_own_error_comes_last(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -142,3 +143,25 @@ def test_files_of_a_run_are_for_the_user_alone(arguments: tuple[str, ...], tmp_p
     assert {path.stat().st_mode & 0o077 for path in (run.run.path, *everything)} == {0}
     assert "canary" not in output
     assert not [path for path in everything if path.is_file() and b"canary" in path.read_bytes()]
+
+
+def test_a_second_launch_of_a_run_is_refused_and_disturbs_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", arguments) as run:
+        run.wait_for_step(1)
+        second = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=tmp_path)
+        assert second.returncode == 3
+        assert "another launch is at work there (attempt 1, started 0 minutes ago)" in second.stderr
+        assert not run.run.stop_request.exists()
+        run.signal(signal.SIGTERM)
+        assert run.end()[0] == 75
+    assert run.run.last_attempt() == 1
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """As in `fmfsd-launch ... | head -1`."""
+    with launched(tmp_path, "run", (*arguments, "--set", "train.max_steps=2")) as run:
+        assert run.process.stdout is not None
+        assert run.process.stdout.readline().startswith("run: ")
+        run.process.stdout.close()
+        assert run.process.wait(120) == 0
+    assert json.loads(run.run.outcome.read_text())["state"] == "finished"

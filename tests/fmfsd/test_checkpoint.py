@@ -161,3 +161,29 @@ def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
     checkpoints.save(saved(1))
     checkpoints.save(saved(2))
     assert names(tmp_path / "c") == ["notes", "step-00000001-old", "step-00000002", "step-1"]
+
+
+def test_a_damaged_newest_is_set_aside_so_that_its_successor_is_whole(tmp_path: Path) -> None:
+    """It neither blocks the save of the same step, nor counts among those that stay, nor is it thrown away."""
+    checkpoints = store(tmp_path / "c", keep=2)
+    for step in (1, 2):
+        checkpoints.save(saved(step))
+    damaged = tmp_path / "c" / "step-00000002" / "model.safetensors"
+    damaged.write_bytes(b"no weights")
+    assert newest_step(checkpoints) == 1
+    checkpoints.save(saved(2))
+    assert newest_step(checkpoints) == 2
+    aside, *good = names(tmp_path / "c")
+    assert good == ["step-00000001", "step-00000002"]
+    assert aside.startswith("damaged-step-00000002-")
+    assert (tmp_path / "c" / aside / "model.safetensors").read_bytes() == b"no weights"
+
+
+def test_if_none_can_be_used_that_is_so_at_the_next_start_too(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    checkpoints.save(saved(1))
+    (tmp_path / "c" / "step-00000001" / "state.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+            checkpoints.load_newest()
+    assert names(tmp_path / "c") == ["step-00000001"]

@@ -380,3 +380,23 @@ def test_run_names_are_plain() -> None:
 def test_configs_need_no_torch() -> None:
     code = "import fmfsd, sys; fmfsd.load_config('smoke'); assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_schema_refuses_and_what_contradicts_are_said_together(tmp_path: Path) -> None:
+    text = "distill:\n  temperature: 0\nmodel:\n  branches: [stage9]\ntrain:\n  batch: 100\n"
+    expected = (
+        "config.yaml:2: distill.temperature: expected greater than 0",
+        "config.yaml:4: model.branches: resnet18 has no tap 'stage9'",
+        "config.yaml:6: train.batch: 100 is not divisible by data.shards 64",
+        "--set data.valid=7: data.valid: 7 is not the same for each of 100 classes",
+    )
+    found = refused(tmp_path, text, "data.valid=7")
+    assert [message.startswith(start) for message, start in zip(found, expected, strict=True)] == [True] * 4
+
+
+def test_what_depends_on_a_refused_value_is_not_judged(tmp_path: Path) -> None:
+    """100 would fit 50 shards, and nobody knows how many are meant."""
+    (only,) = refused(tmp_path, "data:\n  shards: many\ntrain:\n  batch: 100\n")
+    assert "data.shards" in only
+    (only,) = refused(tmp_path, "model: 7\ntrain:\n  epochs: 300\n")
+    assert only.startswith("config.yaml:1: model:")

@@ -45,6 +45,16 @@ def fusion(count: int) -> Fusion:
     return module
 
 
+def disturbed(network: Network) -> Network:
+    """`network` with every gamma and beta away from its initial value, so that no two masks are alike."""
+    torch.manual_seed(5)
+    for module in network.modules():
+        if isinstance(module, SpatialEnhancement):
+            nn.init.normal_(module.gamma)
+            nn.init.normal_(module.beta)
+    return network
+
+
 def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -62,6 +72,29 @@ def test_factored_fusion_is_the_mean_of_the_masked_maps() -> None:
     masks = [enhancement(seed)(each) for seed, each in enumerate(inputs)]
     mask = torch.stack(masks).mean(0)
     torch.testing.assert_close(fuse(inputs, masks), torch.stack([apply_mask(each, mask) for each in inputs]).mean(0))
+
+
+def mask_by_hand(x: Tensor, module: SpatialEnhancement) -> Tensor:
+    """Section 1 of the method, group by group and position by position."""
+    batch, channels, height, width = x.shape
+    mask, share = torch.empty(batch, GROUPS, height, width, dtype=x.dtype), channels // GROUPS
+    for image in range(batch):
+        for group in range(GROUPS):
+            part = x[image, group * share : (group + 1) * share].reshape(share, -1)
+            agreement = torch.stack([part.mean(1) @ part[:, position] for position in range(height * width)])
+            centred = agreement - agreement.sum() / len(agreement)
+            deviation = (centred.square().sum() / (len(agreement) - 1)).sqrt()
+            score = module.gamma[group] * centred / (deviation + 1e-5) + module.beta[group]
+            mask[image, group] = (1 / (1 + torch.exp(-score))).view(height, width)
+    return mask
+
+
+@pytest.mark.parametrize("scale", [1.0, 3e-3])
+def test_a_mask_is_the_formula_of_the_method(scale: float) -> None:
+    """Small maps too, where the deviation is no larger than what is added to it."""
+    (x,) = maps(1, size=3)
+    module = enhancement(4)
+    torch.testing.assert_close(module(x * scale), mask_by_hand(x * scale, module))
 
 
 def test_fusion_follows_maps_together_with_their_masks_only() -> None:
@@ -189,13 +222,38 @@ def test_cost_is_the_published_one(
         assert tuple(round(factor, 3) for factor in factors) == expected
 
 
+class Pruned(nn.Module):
+    """What the deepest head needs of FMFSD, and nothing else."""
+
+    def __init__(self, network: FusionNetwork) -> None:
+        super().__init__()
+        self.backbone, self.gates, self.alignments = network.backbone, network.gates, network.alignments
+        self.fusion, self.deepest_head = network.fusion, network.deepest_head
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, aligned = self.backbone.stem(images), []
+        for stage, gate, alignment in zip(self.backbone.stages, self.gates, self.alignments, strict=False):
+            x = gate(stage(x))
+            aligned.append(alignment(x))
+        logits: Tensor = self.deepest_head(self.backbone.stages[-1](self.fusion(aligned)))[1]
+        return logits
+
+
 def test_the_deepest_head_alone_costs_the_published_share() -> None:
-    """FMFSD inference, deepest head: x1.011 parameters on ResNet-18."""
-    network = build_network(config())
+    """FMFSD inference, deepest head, on ResNet-18: x1.011 parameters, x1.018 multiply-accumulates."""
+    network, plain = build_network(config()), build_network(config("method=plain"))
     assert isinstance(network, FusionNetwork)
-    needed = (network.backbone, network.gates, network.alignments, network.fusion, network.deepest_head)
-    plain = parameters(build_network(config("method=plain")))
-    assert round(sum(map(parameters, needed)) / plain, 3) == 1.011
+    pruned = Pruned(network).eval()
+    assert round(parameters(pruned) / parameters(plain), 3) == 1.011
+    assert round(macs(pruned) / macs(plain.eval()), 3) == 1.018
+
+
+def test_the_deepest_head_needs_no_branch() -> None:
+    """Identity 12: bitwise in fp32."""
+    network = disturbed(build_network(config("model.backbone=resnet8")))
+    assert isinstance(network, FusionNetwork)
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(Pruned(network).eval()(images), network.eval()(images).logits[-1])
 
 
 @pytest.mark.parametrize(("backbone", "count"), [("resnet8", 83_892), ("resnet20", 278_324)])
@@ -284,3 +342,69 @@ def test_all_methods_start_from_the_same_trunk() -> None:
 def test_convolutions_start_by_kaiming_normal_fan_out() -> None:
     weight = build_network(config()).backbone.state_dict()["stages.3.1.conv2.weight"]
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+
+
+def fused_by_hand(fusion: Fusion, maps: list[Tensor]) -> Tensor:
+    """Every mask averaged, the average applied to every map, the results averaged."""
+    mask = sum(enhance(each) for enhance, each in zip(fusion.enhancements, maps, strict=True)) / len(maps)
+    assert isinstance(mask, Tensor)
+    wide = mask.repeat_interleave(maps[0].shape[1] // mask.shape[1], dim=1)
+    fused = sum(wide * each for each in maps) / len(maps)
+    assert isinstance(fused, Tensor)
+    return fused
+
+
+def test_the_network_is_the_one_of_the_method() -> None:
+    """Section 1 line by line, in its names, on ResNet-18 with branches after stages 1, 2 and 3."""
+    network = disturbed(build_network(config()).double()).train()
+    assert isinstance(network, FusionNetwork)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    found = network(images)
+    s1, s2, s3, s4 = network.backbone.stages
+    e1 = network.gates[0](s1(network.backbone.stem(images)))
+    e2 = network.gates[1](s2(e1))
+    e3 = network.gates[2](s3(e2))
+    p = [network.alignments[0](e1), network.alignments[1](e2), e3]
+    u = fused_by_hand(network.fusion, p)
+    f_4 = s4(u).mean((2, 3))
+    r = [network.branches[i](p[i]).mean((2, 3)) for i in (0, 1)]
+    v = fused_by_hand(network.deep_fusion, [network.fused_branch(u), s4(u)]).mean((2, 3))
+    features = [*r, v, f_4]
+    classifiers = [head.classifier for head in (*network.heads, network.fused_head, network.deepest_head)]
+    for logits, classifier, feature in zip(found.logits, classifiers, features, strict=True):
+        torch.testing.assert_close(logits, classifier(feature))
+    for projected, projection, feature in zip(found.features, network.projections, r, strict=True):
+        torch.testing.assert_close(projected, projection(feature))
+    torch.testing.assert_close(found.deepest_feature, f_4)
+
+
+SEPARABLE = ["conv 3x3 s2", "conv 1x1", "norm", "relu", "gate", "conv 3x3 s1", "conv 1x1", "norm", "relu"]
+
+
+def kinds(module: nn.Module) -> list[str]:
+    """What a sequence of layers is made of, in order."""
+    if isinstance(module, nn.Sequential):
+        return [kind for child in module for kind in kinds(child)]
+    if isinstance(module, nn.Conv2d):
+        assert module.kernel_size == (1, 1) or module.groups == module.in_channels == module.out_channels
+        return ["conv 1x1" if module.kernel_size == (1, 1) else f"conv 3x3 s{module.stride[0]}"]
+    return [{SpatialGate: "gate", nn.BatchNorm2d: "norm", nn.ReLU: "relu"}[type(module)]]
+
+
+def test_branches_are_made_of_the_methods_layers() -> None:
+    """P_1 and P_2, P_3 as it is, R_i and Q."""
+    network = build_network(config())
+    assert isinstance(network, FusionNetwork)
+    assert [kinds(each) for each in network.alignments] == [[*SEPARABLE, "gate", *SEPARABLE], SEPARABLE, []]
+    assert [kinds(each) for each in network.branches] == [["gate", *SEPARABLE, "gate"]] * 2
+    assert kinds(network.fused_branch) == [*SEPARABLE, "gate"]
+
+
+@pytest.mark.parametrize("head", [0, 1, 2])
+def test_nothing_is_stopped_on_the_way_from_a_head_into_the_trunk(head: int) -> None:
+    """The fused head teaches the last stage too; the others reach what lies before them."""
+    network = build_network(config())
+    images = torch.randn(2, 3, 32, 32)
+    F.cross_entropy(network.train()(images).logits[head], torch.tensor([0, 1])).backward()
+    reached = [next(stage.parameters()).grad is not None for stage in network.backbone.stages]
+    assert reached == [[True, False, False, False], [True, True, False, False], [True] * 4][head]

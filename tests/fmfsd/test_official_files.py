@@ -198,3 +198,31 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"no archive")
     with pytest.raises(DataError, match="damaged archive"):
         read_set("cifar100", tmp_path)
+
+
+def nested(depth: int) -> tuple[Any, ...]:
+    """Small as a pickle, and 2**depth tuples to hash."""
+    inside: tuple[Any, ...] = ()
+    for _ in range(depth):
+        inside = (inside, inside)
+    return inside
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (pickle.dumps({"data": {7: 1}}, protocol=2), "a key of type int"),
+        (b"\x80\x02}(" + pickle.dumps(nested(64), protocol=2)[2:-1] + b"K\x01u.", "a key of type tuple"),
+        (b"\x80\x04\x8f(" + pickle.dumps(nested(64), protocol=4)[11:-1] + b"\x90.", "it holds a set"),
+        (b"(I1\nI2\nd.", "a dictionary in the form of protocol 0"),
+    ],
+)
+def test_nothing_but_text_is_hashed(data: bytes, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        load_arrays(data, "x")
+
+
+def test_a_long_name_is_cut_in_the_message() -> None:
+    with pytest.raises(DataError, match="it names x{80}, which") as caught:
+        load_arrays(b"c" + b"x" * 100_000 + b"\nb\n.", "file")
+    assert len(str(caught.value)) < 200

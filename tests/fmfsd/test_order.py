@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +85,24 @@ def test_the_stream_is_philox_as_published() -> None:
     order = shard_epoch(7, 3, 2, 5)
     assert order.permutation.tolist() == [2, 1, 0, 4, 3]
     assert order.words[0].tolist() == [17517598195444341551, 13806165096732131116]
+
+
+def test_a_batch_is_what_the_table_says_image_by_image(tiny_root: Path) -> None:
+    """Each sample takes its own draws: mirrored or not, then its crop, then its Cutout."""
+    data = DataConfig(crop_padding=4, crop_fill=128, cutout=8)
+    shards = load_own_shards(read_index(tiny_root / "cifar10"), "train", rank=1, world_size=2)
+    found = TrainBatches(shards, data, seed=3, per_shard=2, dtype=torch.float64)
+    images, labels = found.at(5, 1)
+    draws, chosen = found.table(5).draws, found.table(5).sample[1]
+    assert torch.equal(labels, shards.labels[chosen])
+    for number, sample in enumerate(chosen):
+        top, left, row, column = (int(draws[name][1][number]) for name in ("top", "left", "row", "column"))
+        expected = shards.images[sample]
+        expected = expected.flip(-1) if draws["mirrored"][1][number] else expected
+        expected = F.pad(expected, (4, 4, 4, 4), value=128)[:, top : top + 32, left : left + 32].clone()
+        expected[:, max(0, row - 4) : row + 4, max(0, column - 4) : column + 4] = 0
+        scaled = [(expected[c].double() / 255 - data.mean[c]) / data.std[c] for c in range(3)]
+        torch.testing.assert_close(images[number], torch.stack(scaled), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("below", [1, 2, 9, 32])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import time
@@ -75,9 +76,24 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fresh_run_has_a_name_of_its_own(tmp_path: Path) -> None:
-    names = {RunDir.fresh(tmp_path, "smoke").path.name for _ in range(20)}
-    assert len(names) == 20
-    assert all(name.startswith("smoke-20") for name in names)
+    run = RunDir.fresh(tmp_path, "smoke")
+    assert re.fullmatch(r"smoke-20\d{6}-\d{6}-[0-9a-f]{4}", run.path.name)
+    assert not run.path.exists()
+
+
+def test_a_folder_is_unused_until_something_of_value_is_in_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert run.is_unused()
+    run.create()
+    run.manifest.write_text("{}")
+    run.lock.touch()
+    assert run.is_unused()
+    (run.checkpoints / "step-00000001").mkdir()
+    assert not run.is_unused()
+    assert not RunDir(run.manifest).is_unused()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    assert not RunDir(tmp_path / "other").is_unused()
 
 
 def test_attempts_are_counted(tmp_path: Path) -> None:

@@ -93,6 +93,43 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tiny_root: Path, t
     assert list(run.checkpoints.glob("step-*")) == []
 
 
+def test_an_evaluation_that_is_not_finite_ends_the_run_and_is_not_recorded(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    monkeypatch.setattr("fmfsd.loop.evaluate", lambda *_, **__: {"deepest_top1": 0.0, "loss": float("nan")})
+    with pytest.raises(NonFiniteLossError, match="the test loss is not finite after step 2"):
+        train_run(SoloComms(), run.path)
+    assert [line["split"] for line in records(run)] == ["train", "train"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [((), ""), (("data.shards=6", "train.batch=60"), "16 of 256 training samples are left out of each epoch")],
+)
+def test_samples_that_no_batch_takes_are_told(
+    changes: tuple[str, ...], told: str, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *changes)), SoloComms())
+    assert told in caplog.text
+    assert bool(told) == ("left out" in caplog.text)
+
+
+def test_weight_decay_pulls_every_parameter_towards_0(tiny_root: Path, tmp_path: Path) -> None:
+    """One step of SGD from the same start: decay adds -lr * decay * weight to each, BN and bias included."""
+    after = {}
+    for decay in (0.0, 0.25):
+        changes = ("train.precision=fp64", f"optim.weight_decay={decay}")
+        loop = make_loop(make_run(tmp_path / str(decay), tiny_config(tiny_root, *changes)), SoloComms())
+        loop.resume()
+        start = {name: parameter.detach().clone() for name, parameter in loop.engine.network.named_parameters()}
+        loop._train_one_step()
+        after[decay] = dict(loop.engine.network.named_parameters())
+    for name, weight in start.items():
+        torch.testing.assert_close(after[0.25][name], after[0.0][name] - 0.05 * 0.25 * weight)
+
+
 @pytest.mark.parametrize("method", ["plain", "byot"])
 def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, f"method={method}"))

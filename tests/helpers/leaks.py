@@ -86,11 +86,11 @@ def _threads() -> frozenset[str]:
 
 
 def _files() -> frozenset[str]:
-    """In the checkout, in shared memory, and our own scratch folders."""
+    """In the checkout and in the folder for temporary files, without those of Python's own helpers."""
     ignored = {".git", ".venv", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache"}
     places = [path for path in CHECKOUT.iterdir() if path.name not in ignored]
-    scratch = Path(tempfile.gettempdir()).glob("fmfsd-*")
-    return frozenset(map(str, (*places, *Path("/dev/shm").iterdir(), *scratch)))
+    temporary = [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("pymp-")]
+    return frozenset(map(str, (*places, *temporary)))
 
 
 def _variables() -> frozenset[tuple[str, str]]:

@@ -10,10 +10,12 @@ import pytest
 
 from fmfsd.config import TrainConfig, dump_config, load_config
 from fmfsd.errors import CheckError, ConfigError, ProblemsError
+from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher import check
 from launcher.check import is_prepared, require_sound
 from launcher.config import LaunchConfig
+from launcher.manifest import manifest
 from launcher.resources import Resources
 from tests.helpers.runs import tiny_config
 
@@ -228,3 +230,24 @@ def test_every_preset_passes_the_check(tmp_path: Path) -> None:
 
     for name in preset_names():
         sound(load_config(name, data_root=str(tmp_path)))
+
+
+def test_a_run_goes_on_with_its_own_images_only(prepared: Path, tmp_path: Path) -> None:
+    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
+    run.create()
+    run.config.write_text(dump_config(config))
+    write_json(run.manifest, manifest(config, ["fmfsd-launch"]))
+    sound(config, run=run)
+    index = json.loads((prepared / "cifar10" / "index.json").read_text())
+    write_json(prepared / "cifar10" / "index.json", {**index, "seed": 1})
+    code, text = problems(config, run=run)
+    assert code == 3
+    assert f"cifar10: is not the set of {run.path}" in text
+
+
+def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Path, tmp_path: Path) -> None:
+    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
+    run.create()
+    run.lock.touch()
+    write_json(run.manifest, manifest(config, ["fmfsd-launch"]))
+    sound(config, run=run)

@@ -82,6 +82,25 @@ def test_bad_input_is_one_clear_message_and_starts_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    """Of the config by itself, of its parts together, and of what this machine offers."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    changes = ("distill.temperature=0", "train.batch=100", "model.branch=x")
+    settings = (part for change in changes for part in ("--set", change))
+    answer = run_command("fmfsd-launch", "smoke", *settings, "--device", "cuda", "--run-dir", "thesis", cwd=tmp_path)
+    assert answer.returncode == 2
+    for part in (
+        "distill.temperature: expected greater than 0",
+        "did you mean model.branches?",
+        "100 is not divisible by data.shards 64",
+        "0 visible",
+        "exists and is no run directory",
+    ):
+        assert part in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
 def test_without_network_the_default_exits_3_and_names_smoke(tmp_path: Path) -> None:
     """A proxy that is not there stands for a machine without network."""
     proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}

@@ -96,6 +96,11 @@ def test_cores_are_divided_among_workers() -> None:
     assert plan(LaunchConfig(gpus=8), Resources(cores=2)).nodes[0].env["OMP_NUM_THREADS"] == "1"
 
 
+def test_the_callers_own_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "3")
+    assert plan(LaunchConfig(nodes=2), Resources(cores=16)).nodes[1].env["OMP_NUM_THREADS"] == "3"
+
+
 UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
 
 
@@ -109,6 +114,7 @@ UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
         ("GPU-bbbb", ("GPU-bbbb",)),
         ("-1", ()),
         (" 0 , 1 ", ("0", "1")),
+        ("MIG-5a1b, MIG-77", ("MIG-5a1b", "MIG-77")),
     ],
 )
 def test_visible_gpus_are_those_that_cuda_would_show(chosen: str | None, expected: tuple[str, ...]) -> None:
@@ -116,8 +122,10 @@ def test_visible_gpus_are_those_that_cuda_would_show(chosen: str | None, expecte
 
 
 def test_only_stated_variables_travel() -> None:
-    found = travelling({**ENVIRONMENT, "OMP_PROC_BIND": "1", "WANDB_API_KEY": "s", "LS_COLORS": "x"})
-    assert set(found) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND"}
+    found = travelling(
+        {**ENVIRONMENT, "OMP_PROC_BIND": "1", "PYTORCH_ALLOC_CONF": "", "WANDB_API_KEY": "s", "LS_COLORS": "x"}
+    )
+    assert set(found) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF"}
 
 
 def test_more_variables_travel_by_name() -> None:

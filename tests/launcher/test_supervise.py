@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from fmfsd.rundir import RunDir
-from launcher.hosts.local import LocalAgent
+from launcher.failures import first_failure
+from launcher.hosts.local import LocalAgent, run_here
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
 from launcher.supervise import Attempt, Requests, run_plan
 from tests.helpers.processes import wait_until
@@ -163,6 +164,7 @@ def test_after_the_grace_everything_is_ended_by_force(run: RunDir, monkeypatch: 
     monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
     attempt = carry_out(run, WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=0.3, requests=Requests(stop=True))
     assert attempt.state == "failed"
+    assert first_failure(run, attempt).cause == "it did not stop within the 0.3 s of --grace"
     assert [node.exit_code for node in attempt.nodes] == [-9, -9]
 
 
@@ -229,3 +231,64 @@ def test_the_watcher_is_called_while_the_run_goes_on(run: RunDir) -> None:
     script = "time.sleep(0.5); outcome('finished')"
     run_plan(plan(run, script), run, grace_s=1, requests=Requests(), watch=lambda: calls.append(time.monotonic()))
     assert len(calls) >= 3
+
+
+def test_an_agent_that_does_not_answer_is_given_up(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a suspended one is: what it had started ends with it."""
+    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.KILL_TO_LEAVE_S", 0.3)
+    monkeypatch.setattr("launcher.hosts.local.END_S", 0.3)
+    agents: list[psutil.Process] = []
+
+    def send() -> None:
+        agent = psutil.Process(starter(run, 0)).parent()
+        assert agent is not None
+        agents.append(agent)
+        agent.suspend()
+
+    thread = meanwhile(send)
+    attempt = carry_out(run, FOR_EVER, "until((run / 'pid-0').exists); time.sleep(0.3); sys.exit(1)")
+    thread.join()
+    assert attempt.nodes[0].killed_from_outside == "its agent does not answer"
+    assert not agents[0].is_running()
+
+
+def test_a_workers_last_words_end_the_attempt(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its starter goes on waiting for it."""
+    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    crash = "(run / 'attempts' / '0001-rank-0.json').write_text('{}')\n"
+    attempt = carry_out(run, crash + FOR_EVER, FOR_EVER)
+    assert attempt.state == "failed"
+    assert attempt.trouble == ""
+
+
+def test_an_agent_that_says_no_json_is_a_failed_one(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = LocalAgent(0)
+    wait_until(lambda: agent.read()[0]["event"] == "ready", "agent")
+    reading, writing = os.pipe()
+    os.write(writing, b"Segmentation fault\n")
+    monkeypatch.setattr(agent, "fileno", lambda: reading)
+    (event,) = agent.read()
+    assert (event["event"], "Segmentation fault" in event["message"]) == ("failed", True)
+    monkeypatch.undo()
+    agent.close()
+    for end in (reading, writing):
+        os.close(end)
+
+
+def test_interrupts_closer_than_a_second_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([100.0, 100.9, 101.0])
+    monkeypatch.setattr("launcher.supervise.time.monotonic", lambda: next(moments))
+    requests, seen = Requests(), []
+    for _ in range(3):
+        requests.on_interrupt(signal.SIGINT, None)
+        seen.append((requests.stop, requests.interrupted))
+    assert seen == [(True, False), (True, False), (True, True)]
+
+
+def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.hosts.local.END_S", 0.3)
+    asked = iter([False] * 5 + [True] * 100)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    assert run_here([sys.executable, "-c", code], stop=lambda: next(asked)) == -signal.SIGKILL
+    assert run_here([sys.executable, "-c", "raise SystemExit(3)"], stop=lambda: False) == 3

@@ -1,9 +1,13 @@
 """Carries a plan out: prepares the data, writes the run's folder, runs the attempt, and says how it ended."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, cast
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fmfsd.config import TrainConfig, dump_config
@@ -11,7 +15,7 @@ from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
-from launcher.display import RunDisplay, heads_table
+from launcher.display import RunDisplay, SteadyStream, heads_table
 from launcher.failures import first_failure, page
 from launcher.hosts.local import run_here
 from launcher.manifest import manifest
@@ -21,14 +25,16 @@ from launcher.supervise import Attempt, Requests, run_plan
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
 
 
-class CarryOut:
+class Execution:
     """One launch that has passed its checks. With `as_json`, stdout is for JSON and human words go to stderr."""
 
     def __init__(
         self, config: TrainConfig, launch: LaunchConfig, run: RunDir, plan: LaunchPlan, *, as_json: bool
     ) -> None:
         self._config, self._launch, self._run, self._plan, self._as_json = config, launch, run, plan, as_json
-        self._console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self._out = cast(IO[str], SteadyStream(sys.stdout))
+        words = cast(IO[str], SteadyStream(sys.stderr)) if as_json else self._out
+        self._console = Console(file=words, highlight=False, soft_wrap=True)
 
     def run_to_end(self, argv: Sequence[str]) -> int:
         """The exit code. Raises CheckError while no worker is started, RunFailedError with the failure page after."""
@@ -44,14 +50,41 @@ class CarryOut:
             if requests.stop:
                 self._say("stopped before anything was started")
                 return EXIT_CODES["interrupted"]
-            self._write_run_dir(argv)
-            attempt = self._attempt(requests)
+            with self._alone():
+                self._write_run_dir(argv)
+                attempt = self._attempt(requests)
         if attempt.state == "failed":
             self._fail(attempt)
+        if attempt.state == "interrupted":
+            self._write_outcome(attempt)
         return self._conclude(attempt.state)
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run's lock. CheckError if another launch does; the kernel takes it from one that was killed."""
+        try:
+            self._run.create()
+            lock = FileLock(self._run.lock, timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise CheckError(
+                f"{self._run.path}: {self._other_launch()}; wait for it, or choose another --run-dir"
+            ) from error
+        except OSError as error:
+            raise CheckError(f"the run directory can't be written: {error}") from error
+        with lock:
+            yield
+
+    def _other_launch(self) -> str:
+        number = self._run.last_attempt()
+        try:
+            minutes = (time.time() - read_json(self._run.attempt(number))["started"]) / 60
+        except (OSError, ValueError, KeyError):
+            return "another launch is at work there"
+        return f"another launch is at work there (attempt {number}, started {minutes:.0f} minutes ago)"
 
     def _prepare(self, requests: Requests) -> None:
         if (
@@ -63,7 +96,6 @@ class CarryOut:
 
     def _write_run_dir(self, argv: Sequence[str]) -> None:
         try:
-            self._run.create()
             if not self._run.config.exists():
                 write_json(self._run.manifest, manifest(self._config, argv))
                 write_whole(self._run.config, dump_config(self._config))
@@ -79,10 +111,13 @@ class CarryOut:
 
     def _fail(self, attempt: Attempt) -> None:
         failure = first_failure(self._run, attempt)
-        content = {"state": "failed", "attempt": attempt.number, "cause": failure.cause}
-        write_json(self._run.outcome, {**content, "victims": list(failure.victims), "resumable": True})
+        self._write_outcome(attempt, cause=failure.cause, victims=list(failure.victims))
         self._print_json(RunFailedError.exit_code)
         raise RunFailedError(page(self._run, failure))
+
+    def _write_outcome(self, attempt: Attempt, **more: Any) -> None:
+        content = {"state": attempt.state, "attempt": attempt.number, **more, "resumable": True}
+        write_json(self._run.outcome, content)
 
     def _conclude(self, state: str) -> int:
         outcome = self._outcome()
@@ -96,7 +131,7 @@ class CarryOut:
 
     def _print_json(self, code: int) -> None:
         if self._as_json:
-            print(json.dumps({"run_dir": str(self._run.path), "exit_code": code, **self._outcome()}))
+            print(json.dumps({"run_dir": str(self._run.path), "exit_code": code, **self._outcome()}), file=self._out)
 
     def _outcome(self) -> dict[str, Any]:
         try:
