@@ -10,13 +10,13 @@ from typing import IO, Any, cast
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from fmfsd.config import TrainConfig, dump_config
+from fmfsd.config import TrainConfig, dump_config, load_config
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, SteadyStream, heads_table
-from launcher.failures import first_failure, page
+from launcher.failures import Failure, first_failure, page
 from launcher.hosts.local import run_here
 from launcher.manifest import manifest
 from launcher.plan import LaunchPlan
@@ -53,10 +53,10 @@ class Execution:
             with self._alone():
                 self._write_run_dir(argv)
                 attempt = self._attempt(requests)
-        if attempt.state == "failed":
-            self._fail(attempt)
-        if attempt.state == "interrupted":
-            self._write_outcome(attempt)
+                failure = self._write_outcome(attempt)
+        if failure is not None:
+            self._print_json(RunFailedError.exit_code)
+            raise RunFailedError(page(self._run, failure))
         return self._conclude(attempt.state)
 
     def _say(self, text: str) -> None:
@@ -99,6 +99,10 @@ class Execution:
             if not self._run.config.exists():
                 write_json(self._run.manifest, manifest(self._config, argv))
                 write_whole(self._run.config, dump_config(self._config))
+            elif load_config(str(self._run.config)) != self._config:
+                raise CheckError(
+                    f"{self._run.path}: another launch has just begun another run there; choose another name"
+                )
             write_whole(self._run.plan, self._plan.to_json())
         except OSError as error:
             raise CheckError(f"the run directory can't be written: {error}") from error
@@ -109,15 +113,15 @@ class Execution:
                 self._plan, self._run, grace_s=self._launch.grace_s, requests=requests, watch=display.update
             )
 
-    def _fail(self, attempt: Attempt) -> None:
-        failure = first_failure(self._run, attempt)
-        self._write_outcome(attempt, cause=failure.cause, victims=list(failure.victims))
-        self._print_json(RunFailedError.exit_code)
-        raise RunFailedError(page(self._run, failure))
-
-    def _write_outcome(self, attempt: Attempt, **more: Any) -> None:
-        content = {"state": attempt.state, "attempt": attempt.number, **more, "resumable": True}
+    def _write_outcome(self, attempt: Attempt) -> Failure | None:
+        """What is left to say when the workers have not said how the run ended; the failure, if it is one."""
+        if attempt.state not in ("failed", "interrupted"):
+            return None
+        failure = first_failure(self._run, attempt) if attempt.state == "failed" else None
+        why = {"cause": failure.cause, "victims": list(failure.victims)} if failure else {}
+        content = {"state": attempt.state, "attempt": attempt.number, **why, "resumable": True}
         write_json(self._run.outcome, content)
+        return failure
 
     def _conclude(self, state: str) -> int:
         outcome = self._outcome()
