@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fmfsd.comms import Comms
 from fmfsd.engine.base import EngineState
-from fmfsd.errors import CheckpointError, NonFiniteLossError
+from fmfsd.errors import CheckpointError, NoCheckpointError, NonFiniteLossError
 from fmfsd.files import read_json, sync_folder, write_json, write_whole
 
 log = logging.getLogger(__name__)
@@ -75,11 +75,14 @@ class Checkpoints:
         """The newest checkpoint that verifies, the same one on every worker; None if there is none at all.
 
         Damaged ones that are newer are set aside, so that they neither block nor outlive their successors.
-        Raises CheckpointError if there are some but none can be used.
+        Raises NoCheckpointError if there are some but none can be used.
         """
         name = self._comms.share(self._choose() if self._comms.rank == 0 else None)
         if name == "":
-            raise CheckpointError(f"{self._folder}: no checkpoint there can be used; see the log for each one's damage")
+            raise NoCheckpointError(
+                f"{self._folder}: no checkpoint there can be used; the log of rank 0 names each one's damage. To begin "
+                "again, choose another --run-dir"
+            )
         return None if name is None else _read(self._folder / name)
 
     def _choose(self) -> str | None:

@@ -48,7 +48,7 @@ def prepare(
     ] = None,
     shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,
     valid: Annotated[int, typer.Option(help="Training samples to hold out, the same number of each class.")] = 0,
-    seed: Annotated[int, typer.Option(help="Chooses which ones.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Chooses which ones.")] = 0,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the official archive if it is not there.")
     ] = False,

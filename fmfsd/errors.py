@@ -46,7 +46,9 @@ class DataError(CheckError):
 
 
 class RunFailedError(FmfsdError):
-    """A run that had started came to an end that nobody asked for."""
+    """A run that had started came to an end that nobody asked for. `resumable`: the same command can go on."""
+
+    resumable = True
 
 
 class NonFiniteLossError(RunFailedError):
@@ -54,4 +56,10 @@ class NonFiniteLossError(RunFailedError):
 
 
 class CheckpointError(RunFailedError):
-    """A checkpoint could not be written, or none that is there can be used."""
+    """A checkpoint could not be written, or is damaged."""
+
+
+class NoCheckpointError(CheckpointError):
+    """There are checkpoints, and none of them can be used."""
+
+    resumable = False

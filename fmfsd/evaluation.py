@@ -13,11 +13,17 @@ from fmfsd.model.network import Outputs, ensemble
 
 
 def evaluate(
-    engine: Engine, batches: EvaluationBatches, comms: Comms, *, stop: Callable[[], bool] = lambda: False
+    engine: Engine,
+    batches: EvaluationBatches,
+    comms: Comms,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    report: Callable[[float], None] = lambda _done: None,
 ) -> dict[str, float]:
     """`<head>_top1` of each head, `ensemble_top1` with more than one, and `loss`, the deepest head's cross-entropy.
 
-    Accuracies are fractions of all workers' samples. Empty if any worker's `stop` came true on the way.
+    Accuracies are fractions of all workers' samples. Empty if any worker's `stop` came true on the way. `report` is
+    called with the fraction that is done.
     """
     names = [f"{name}_top1" for name in engine.head_names]
     shown = [*names, "ensemble_top1"] if len(names) > 1 else names
@@ -28,6 +34,7 @@ def evaluate(
             sums += _counts(engine.predict(images), labels)
         if comms.any(stop()):
             return {}
+        report((number + 1) / len(batches))
     *correct, loss, seen = comms.sum_(sums).tolist()
     return {**{name: hits / seen for name, hits in zip(shown, correct, strict=False)}, "loss": loss / seen}
 

@@ -102,7 +102,11 @@ class Loop:
         results = {}
         for split in self._splits_due():
             results[split] = evaluate(
-                self.engine, self.evaluations[split], self.comms, stop=lambda: self.stop.requested
+                self.engine,
+                self.evaluations[split],
+                self.comms,
+                stop=lambda: self.stop.requested,
+                report=lambda done: self._show("evaluate", evaluated=round(done, 3)),
             )
             if not results[split]:
                 self.stop_agreed = True
@@ -149,9 +153,10 @@ class Loop:
         epoch = self.timeline.epoch(self.position.step - 1) + 1
         self.metrics.write(step=self.position.step, epoch=epoch, split=split, **values)
 
-    def _show(self, state: str) -> None:
+    def _show(self, state: str, **values: float) -> None:
         shown = {"total_steps": self.timeline.total_steps, "steps_per_epoch": self.timeline.steps_per_epoch}
-        self.progress.show(state, step=self.position.step, **shown, **self.means.peek(), **self.stopwatch.peek())
+        numbers = {**self.means.peek(), **self.stopwatch.peek()} if state == "train" else values
+        self.progress.show(state, step=self.position.step, **shown, **numbers)
 
     def _learning_rate(self, step: int) -> float:
         optim = self.config.optim

@@ -14,11 +14,11 @@ EVERY_S = 0.5
 
 
 class ProgressFile:
-    """Writes `path` at most every EVERY_S seconds, and at every change of `state`."""
+    """Writes `path` at most every EVERY_S seconds, and at every change of `state`; `constants` are in every writing."""
 
     def __init__(self, path: Path, **constants: Any) -> None:
         self._path = path
-        self._constants = {"host": socket.gethostname(), "pid": os.getpid(), **constants}
+        self.constants = {"host": socket.gethostname(), "pid": os.getpid(), **constants}
         self._state, self._next = "", 0.0
 
     def show(self, state: str, *, step: int, **values: Any) -> None:
@@ -28,7 +28,7 @@ class ProgressFile:
         self._state, self._next = state, now + EVERY_S
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         content = {
-            **self._constants,
+            **self.constants,
             "state": state,
             "step": step,
             "time": time.time(),

@@ -32,7 +32,7 @@ class RunDir:
         return all(
             path in allowed and not (path.is_dir() and any(path.iterdir()))
             for path in self.path.iterdir()
-            if not path.name.startswith(".manifest.json.")
+            if not path.name.startswith((".manifest.json.", ".config.yaml."))
         )
 
     @property
@@ -83,6 +83,10 @@ class RunDir:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def damaged_checkpoints(self) -> list[Path]:
+        """Those that were set aside when a run went on."""
+        return sorted(self.checkpoints.glob("damaged-*"))
 
     def attempt(self, number: int) -> Path:
         """How attempt `number` went; written by the coordinator."""

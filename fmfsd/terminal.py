@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +59,9 @@ def errors_shown(*, debug: bool) -> Iterator[None]:
     """Errors as text on stderr and as an exit code; a traceback only with `debug`."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:

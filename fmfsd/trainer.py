@@ -42,6 +42,7 @@ def train(run: RunDir, world: World, device: torch.device, *, attempt: int) -> s
         progress.show("setup", step=0)
         loop = build_loop(run, config, comms, device, stop, progress)
         resumed = loop.resume()
+        progress.constants["went_on_after"] = loop.position.step if resumed else None
         log.info(
             "%s after step %d of %d", "resumed" if resumed else "started", loop.position.step, loop.timeline.total_steps
         )

@@ -91,6 +91,7 @@ def write_crash(run: RunDir, circumstances: Circumstances, error: BaseException)
         "type": type(error).__name__,
         "message": str(error),
         "expected": isinstance(error, FmfsdError),
+        "resumable": getattr(error, "resumable", True),
         "traceback": "".join(traceback.format_exception(error)),
     }
     write_json(run.crash(circumstances.attempt, rank), content)

@@ -52,14 +52,13 @@ def _gpus(launch: LaunchConfig, resources: Resources) -> Iterator[Problem]:
     wanted, found = launch.nodes * workers, len(resources.gpus)
     if device == "cuda" and wanted > found:
         advice = f"set --gpus {found // launch.nodes}" if found >= launch.nodes else "set --device cpu"
-        yield Problem(
-            "--gpus", f"{launch.nodes} nodes of {workers} workers need {wanted} GPUs, {found} visible: {advice}"
-        )
+        each = f"{launch.nodes} x {workers} workers need a GPU each"
+        yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
 
 
 def _run_dir(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
     where = str(run.path)
-    if run.path.exists() and launch.resume == "never":
+    if not run.is_unused() and launch.resume == "never":
         yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
     elif not run.config.exists() and not run.is_unused():
         yield Problem(where, "exists and is no run directory: choose another --run-dir")
@@ -74,9 +73,7 @@ def _fit(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: R
         fits = [count for count in range(1, shards + 1) if shards % count == 0]
         near = [*[count for count in fits if count < wanted][-1:], *[count for count in fits if count > wanted][:1]]
         nearest = " or ".join(map(str, near))
-        yield Problem(
-            "--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}: nearest are {nearest} workers"
-        )
+        yield Problem("--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}; nearest: {nearest}")
     if run.config.exists() and launch.resume != "never":
         yield from _changes(config, run)
 

@@ -30,7 +30,9 @@ def launch(
     env: Annotated[
         list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")
     ] = None,
-    grace: Annotated[float, typer.Option(min=1, help="Seconds from a stop request to the end by force.")] = 30.0,
+    grace: Annotated[
+        float, typer.Option(min=1, max=86_400, help="Seconds from a stop request to the end by force.")
+    ] = 30.0,
     check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -65,8 +66,10 @@ class RunDisplay:
         )
         self._task = self._bar.add_task("starting", total=None, shown="")
         self._read_at = self._said_at = time.monotonic()
-        self._records_at = run.metrics.stat().st_size if run.metrics.exists() else 0
+        self._inode, self._read_to, self._seen = -1, 0, set[bytes]()
         self._since = time.time()
+        self._told, self._damaged = False, set(run.damaged_checkpoints())
+        self._new_records()  # what earlier attempts have recorded is not shown again
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -75,7 +78,8 @@ class RunDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._evaluations()
+        with suppress(OSError, ValueError, KeyError):
+            self._evaluations()
         self._bar.stop()
 
     def update(self) -> None:
@@ -83,10 +87,15 @@ class RunDisplay:
         if now - self._read_at < READ_EVERY_S:
             return
         self._read_at = now
+        with suppress(OSError, ValueError, KeyError):  # what is shown must never end a run
+            self._show(now)
+
+    def _show(self, now: float) -> None:
         self._evaluations()
         progress = self._progress()
         if progress is None:
             return
+        self._tell_of_resuming(progress)
         shown = _shown(progress)
         self._bar.update(
             self._task,
@@ -97,7 +106,16 @@ class RunDisplay:
         )
         if not self._console.is_terminal and now - self._said_at >= PLAIN_EVERY_S:
             self._said_at = now
-            self._console.print(f"{_where(progress)} {shown}", highlight=False)
+            self._console.print(f"{_where(progress)} {shown}".rstrip(), highlight=False)
+
+    def _tell_of_resuming(self, progress: dict[str, Any]) -> None:
+        """Once: from where, and which checkpoints could not be used."""
+        if self._told or progress.get("went_on_after") is None:
+            return
+        self._told = True
+        for path in sorted(set(self._run.damaged_checkpoints()) - self._damaged):
+            self._console.print(f"a checkpoint is damaged and was set aside: {path}", highlight=False, markup=False)
+        self._console.print(f"going on after step {progress['went_on_after']}", highlight=False)
 
     def _progress(self) -> dict[str, Any] | None:
         """Rank 0's progress, unless it is an earlier attempt's."""
@@ -109,13 +127,7 @@ class RunDisplay:
 
     def _evaluations(self) -> None:
         """Print the evaluations that have come since the last look."""
-        if not self._run.metrics.exists():
-            return
-        with self._run.metrics.open("rb") as file:
-            file.seek(min(self._records_at, os.fstat(file.fileno()).st_size))
-            *lines, rest = file.read().split(b"\n")
-            self._records_at = file.tell() - len(rest)
-        for record in map(json.loads, lines):
+        for record in self._new_records():
             if record["split"] != "train":
                 tops = [
                     f"{name.removesuffix('_top1')} {value:.1%}"
@@ -123,6 +135,23 @@ class RunDisplay:
                     if name.endswith("_top1")
                 ]
                 self._console.print(f"epoch {record['epoch']} {record['split']}: {', '.join(tops)}", highlight=False)
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        """The whole lines that were not read yet. A resumed run replaces the file; what it has kept is not new."""
+        if not self._run.metrics.exists():
+            return []
+        with self._run.metrics.open("rb") as file:
+            if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
+                self._inode, self._read_to, kept = inode, 0, self._seen
+                self._seen = set()
+            else:
+                kept = set()
+            file.seek(self._read_to)
+            lines = file.read().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        self._read_to += sum(map(len, whole))
+        self._seen |= set(whole)
+        return [json.loads(line) for line in whole if line not in kept]
 
 
 def _where(progress: dict[str, Any]) -> str:
@@ -140,6 +169,8 @@ def _shown(progress: dict[str, Any]) -> str:
         parts.append(f"loss {progress['loss']:.3f}")
     if progress.get("images_per_s"):
         parts.append(f"{progress['images_per_s']:.0f} images/s, data wait {progress['data_wait']:.1%}")
+    if "evaluated" in progress:
+        parts.append(f"{progress['evaluated']:.0%} evaluated")
     return " ".join(parts)
 
 

@@ -40,8 +40,15 @@ TRAVELLING_PREFIXES = (
     "UCX_",
 )
 
+OWN = (
+    *("CUDA_VISIBLE_DEVICES", "FMFSD_AGENT_PID", "FMFSD_ATTEMPT", "FMFSD_INIT_METHOD", "FMFSD_LOG_TO_FILE"),
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE"),
+)
+"""What workers get from the launcher and from nobody else."""
+
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
+_URL_PASSWORD = re.compile(r"(?<=://)(?:([^/\s:@]*):\S+|[^/\s:@]+)@")
+"""A password with whatever is in it, or a name alone, which may be a token; up to the last @."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -60,7 +67,9 @@ def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dic
     for text in asked:
         name, equals, value = text.partition("=")
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"--env {text}: {name!r} is no name of a variable")
+            raise ConfigError(f"--env: {name!r} is no name of a variable")
+        if name in OWN:
+            raise ConfigError(f"--env {name}: the launcher sets it itself for each worker")
         if not equals and name not in environment:
             raise ConfigError(f"--env {name}: not set here; give it a value with --env {name}=VALUE")
         extra[name] = value if equals else environment[name]
@@ -69,8 +78,13 @@ def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dic
 
 def shown(name: str, value: str) -> str:
     """`value` as a log or a plan may show it: masked if `name` says it is secret, and without passwords in URLs."""
-    return "***" if _SECRET.search(name) else without_passwords(value)
+    return "***" if is_secret(name) else without_passwords(value)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name is likely to hold a secret."""
+    return bool(_SECRET.search(name))
 
 
 def without_passwords(text: str) -> str:
-    return _URL_PASSWORD.sub(r"\1:***@", text)
+    return _URL_PASSWORD.sub(lambda match: f"{match[1]}:***@" if match[1] is not None else "***@", text)

@@ -25,6 +25,7 @@ class Failure:
     cause: str
     detail: str
     victims: tuple[int, ...]
+    resumable: bool = True
 
 
 def first_failure(run: RunDir, attempt: Attempt) -> Failure:
@@ -34,7 +35,7 @@ def first_failure(run: RunDir, attempt: Attempt) -> Failure:
     everyone = tuple(crash["rank"] for crash in crashes)
     if causes:
         victims = tuple(crash["rank"] for crash in crashes if crash is not causes[0])
-        return Failure(_headline(causes[0]), _words(causes[0]), victims)
+        return Failure(_headline(causes[0]), _words(causes[0]), victims, causes[0]["resumable"])
     if silent := attempt.trouble or _killed_nodes(attempt) or _silent_workers(run, attempt, crashes):
         return Failure(silent, "", everyone)
     if crashes:
@@ -48,10 +49,11 @@ def page(run: RunDir, failure: Failure) -> str:
     lines.append(f"run failed: {failure.cause}")
     if failure.victims:
         lines.append(f"ended because of it: rank {', '.join(map(str, failure.victims))}")
-    lines += [
-        f"logs: {run.logs}",
-        f"to go on from the newest checkpoint, run the same command with --run-dir {run.path}",
-    ]
+    lines.append(f"logs: {run.logs}")
+    if failure.resumable:
+        has_checkpoint = any(run.checkpoints.glob("step-*"))
+        way_on = "goes on from the newest checkpoint" if has_checkpoint else "begins again: there is no checkpoint yet"
+        lines.append(f"the same command with --run-dir {run.path} {way_on}")
     return "\n".join(lines)
 
 
@@ -61,7 +63,8 @@ def _is_victim(crash: dict[str, Any]) -> bool:
 
 def _headline(crash: dict[str, Any]) -> str:
     step = f" after step {crash['step']}" if crash["step"] else ""
-    return f"rank {crash['rank']} (node {crash['node']}, {crash['host']}){step}: {crash['type']}: {crash['message']}"
+    kind = "" if crash["expected"] else f"{crash['type']}: "
+    return f"rank {crash['rank']} (node {crash['node']}, {crash['host']}){step}: {kind}{crash['message']}"
 
 
 def _words(crash: dict[str, Any]) -> str:

@@ -4,12 +4,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.load import config_name
-from fmfsd.errors import ConfigError
+from fmfsd.config.schema import usable_path
+from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, problems_of_any_config, require_sound
 from launcher.config import LaunchConfig
@@ -35,29 +37,39 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         config = load_config(request.config, request.overrides, data_root=environment.get("FMFSD_DATA") or "data")
     except ConfigError as error:
         raise ConfigError([*error.problems, *problems_of_any_config(request.launch, resources, run)]) from error
-    require_sound(config, request.launch, resources, run, checksums=request.stop_after != "plan")
+    check = partial(require_sound, config, request.launch, resources, run, checksums=request.stop_after != "plan")
+    check()
     plan = plan_run(request.launch, resources, run, environment=environment, cwd=cwd, prepare=_prepare_command(config))
     if request.stop_after == "run":
         from launcher.execution import Execution  # what only a real launch needs would slow down a dry run
 
-        return Execution(config, request.launch, run, plan, as_json=request.as_json).run_to_end(argv)
-    text = plan.to_json() if request.as_json else plan.render()
-    print("nothing is wrong" if request.stop_after == "check" and not request.as_json else text.rstrip())
+        return Execution(config, request.launch, run, plan, check=check, as_json=request.as_json).run_to_end(argv)
+    sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
+    text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
+    print(text.rstrip())
     return 0
+
+
+def _data_is(config: TrainConfig) -> str:
+    name, root = config.data.name, config.data.root
+    if is_prepared(config):
+        return f"{name} is prepared in {root}"
+    return f"{name} is prepared first, in {root}, from official files there or fetched"
 
 
 def print_schema() -> None:
     """The JSON schema of a config, for editors."""
-    print(json.dumps(TrainConfig.model_json_schema(), indent=2))
+    print(json.dumps(TrainConfig.model_json_schema(mode="serialization"), indent=2))
 
 
 def _run_dir(request: Request, cwd: str) -> RunDir:
     asked = request.launch.run_dir
-    return (
-        RunDir((Path(cwd) / asked).absolute())
-        if asked
-        else RunDir.fresh(Path(cwd) / "runs", config_name(request.config))
-    )
+    if asked is None:
+        return RunDir.fresh(Path(cwd) / "runs", config_name(request.config))
+    try:
+        return RunDir((Path(cwd) / usable_path(str(asked))).absolute())
+    except ValueError as error:
+        raise ConfigError([Problem(f"--run-dir {str(asked)!a}", f"expected {error}")]) from error
 
 
 def _prepare_command(config: TrainConfig) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import fmfsd
 from fmfsd.config import TrainConfig
 from fmfsd.data.index import set_folder
 from fmfsd.files import sha256
-from launcher.environment import shown, without_passwords
+from launcher.environment import is_secret, without_passwords
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic")
 
@@ -29,8 +29,12 @@ def manifest(config: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _masked(part: str) -> str:
-    name, equals, value = part.partition("=")
-    return f"{name}={shown(name, value)}" if equals else without_passwords(part)
+    """Without what stands behind a secret's name, as in `NAME=...` and `--env=NAME=...`, and without passwords."""
+    pieces = part.split("=")
+    for number, name in enumerate(pieces[:-1], 1):
+        if is_secret(name):
+            return "=".join([*pieces[:number], "***"])
+    return without_passwords(part)
 
 
 def _version(package: str) -> str | None:
@@ -42,9 +46,13 @@ def _version(package: str) -> str | None:
 
 def _commit(checkout: Path) -> str | None:
     """The commit that is checked out where fmfsd was imported from; None for an installed package."""
+    git = checkout / ".git"
     try:
-        head = (checkout / ".git" / "HEAD").read_text().strip()
+        head = (git / "HEAD").read_text().strip()
         name = head.removeprefix("ref: ")
-        return head if name == head else (checkout / ".git" / name).read_text().strip()
-    except OSError:
+        if name == head or (git / name).exists():
+            return head if name == head else (git / name).read_text().strip()
+        lines = map(str.split, (git / "packed-refs").read_text().splitlines())
+        return next((line[0] for line in lines if line[1:] == [name]), None)
+    except (OSError, ValueError):
         return None

@@ -16,6 +16,8 @@ RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID, SCRATCH = "{rendezvous}", "{init_metho
 """Symbols for what is only known when an attempt starts. Each is a whole argument, so no path of a user's is one."""
 
 JOIN_TIMEOUT_S = 120
+KEEP_ALIVE_S = 60
+"""How often a torchrun tells the others that it lives, which makes their file grow; our agents know it anyway."""
 _TORCHRUN = "torch.distributed.run"
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
@@ -82,7 +84,7 @@ class LaunchPlan:
 
     def render(self) -> str:
         """What a person would type."""
-        lines = [f"# run directory {self.run_dir}: {self.summary()}"]
+        lines = [f"# run directory {self.run_dir}: {self.summary()}; words in braces are filled in at the start"]
         if self.prepare:
             lines += ["# first, as the data is not prepared yet", shlex.join(self.prepare)]
         for node in self.nodes:
@@ -137,7 +139,7 @@ def _torchrun(launch: LaunchConfig, run: RunDir, node: int, workers: int, device
         "--nnodes": str(launch.nodes),
         "--nproc-per-node": str(workers),
         "--rdzv-backend": "c10d",
-        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S}",
+        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_S}",
         "--rdzv-endpoint": RENDEZVOUS,
         "--rdzv-id": RUN_ID,
         "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",

@@ -22,5 +22,5 @@ def find_space(source: str) -> Path:
     if source in names:
         return shipped_folder("tune_spaces") / f"{source}.yaml"
     close = difflib.get_close_matches(source, names, n=1)
-    meant = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"no search space is called {source!r}{meant}; spaces: {', '.join(names)}")
+    meant = f"; did you mean {close[0]}?" if close else ";"
+    raise ConfigError(f"no search space is called {source!r}{meant} spaces: {', '.join(names)}")

@@ -47,12 +47,13 @@ class Requests:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Signals come here instead of ending this process."""
+        """Signals come here instead of ending this process. A hang-up that is ignored, as under nohup, stays so."""
         handlers = {
             signal.SIGINT: self.on_interrupt,
             signal.SIGTERM: self.on_terminate,
-            signal.SIGHUP: self.on_terminate,
         }
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self.on_terminate
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
@@ -131,7 +132,7 @@ def run_plan(
     outcome of an earlier attempt is removed first: what is there at the end is this attempt's.
     """
     with ExitStack() as stack:
-        scratch = tempfile.mkdtemp(prefix="fmfsd-")
+        scratch = _scratch()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         agents = [LocalAgent(node.node) for node in plan.nodes]
         for agent in agents:
@@ -145,6 +146,12 @@ def run_plan(
     attempt.state = "interrupted" if requests.interrupted else _state(run)
     attempt.write()
     return attempt
+
+
+def _scratch() -> str:
+    """A folder of this attempt's own. torch reads its name as a part of a URL, in which # and ? have a meaning."""
+    usual = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp" if set("#?") & set(usual) else usual)  # noqa: S108
 
 
 def _start(plan: LaunchPlan, attempt: Attempt, scratch: str) -> None:

@@ -59,13 +59,13 @@ def _batches(config: TrainConfig) -> Found:
             "train.batch",
             f"{batch} is not divisible by data.shards {shards}; nearest: {nearest_multiples(batch, shards)}",
         )
-    elif batch % micro:
+    elif batch % micro or micro % shards:
         fits = [size for size in range(shards, batch + 1, shards) if batch % size == 0]
-        yield "train.micro_batch", f"{micro} does not divide train.batch {batch}; these do: {', '.join(map(str, fits))}"
-    elif micro % shards:
+        nearest = sorted(sorted(fits, key=lambda size: abs(size - micro))[:4])
         yield (
             "train.micro_batch",
-            f"{micro} is not divisible by data.shards {shards}; nearest: {nearest_multiples(micro, shards)}",
+            f"{micro} is no part of train.batch {batch} that data.shards {shards} divides; nearest: "
+            f"{' or '.join(map(str, nearest))}",
         )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
+LONGEST = 1e12
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(epoch|step)s?")
 
 
@@ -31,7 +32,7 @@ def parse_duration(value: Any) -> Duration:
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     match = _FORM.fullmatch(f"{value} epochs" if number else str(value))
-    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
+    if match is None or isinstance(value, bool) or not 0 < float(match[1]) <= LONGEST:
         raise ValueError("a positive number of epochs or steps, as in 30, '30 epochs' or '500 steps'")
     amount, unit = float(match[1]), match[2]
     if unit == "step" and not amount.is_integer():

@@ -36,9 +36,10 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
     """
     draft = _Draft(read_document(_find(source)))
     draft.override(overrides)
+    draft.fill_in_root(data_root)
     draft.apply_method()
     config = draft.validated()
-    root = str(Path(config.data.root or data_root).expanduser().absolute())
+    root = _absolute(str(config.data.root), draft.where(("data", "root")))
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": root}),
@@ -47,13 +48,24 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
     )
 
 
+def _absolute(root: str, where: str) -> str:
+    try:
+        return str(Path(root).expanduser().absolute())
+    except RuntimeError as error:
+        raise ConfigError([Problem(where, f"data.root: {root}: there is no such user")]) from error
+
+
 def checked_data(**values: Any) -> DataConfig:
     """The data section of these values, `root` among them. Raises ConfigError with every problem."""
     draft = _Draft(Document({"data": values}, {}, ""))
     try:
-        return draft.in_schema().data
+        config = draft.in_schema()
     except ValidationError as error:
         raise ConfigError(list(draft.described(error))) from error
+    of_data_alone = contradictions(config, unknown=("method", "model", "optim", "train"))
+    if problems := [Problem("", f"{key}: {message}") for key, message in of_data_alone]:
+        raise ConfigError(problems)
+    return config.data
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -83,7 +95,7 @@ def _find(source: str) -> Path:
     if source in preset_names():
         return PRESETS / f"{source}.yaml"
     raise ConfigError(
-        f"no preset is called {source!r}{_did_you_mean(source, preset_names())}; presets: {', '.join(preset_names())}"
+        f"no preset is called {source!r}{_did_you_mean(source, preset_names())} presets: {', '.join(preset_names())}"
     )
 
 
@@ -123,6 +135,12 @@ class _Draft:
                 raise ConfigError([Problem(where, f"{part} is a value, not a section")])
         inside[path[-1]] = value
         self._set_by[path] = where
+
+    def fill_in_root(self, root: str) -> None:
+        data = self.content.setdefault("data", {})
+        if isinstance(data, dict) and data.get("root") is None:
+            data["root"] = root
+            self._set_by[("data", "root")] = "FMFSD_DATA"
 
     def apply_method(self) -> None:
         """Fill in what the method fixes; a value that says otherwise is a problem."""
@@ -215,4 +233,4 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else ";"

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from fmfsd.config.durations import Duration, DurationField
 from fmfsd.config.known import taps
@@ -10,13 +19,26 @@ from fmfsd.config.known import taps
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 PerChannel = tuple[float, float, float]
-PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+def usable_path(text: str) -> str:
+    """`text`, unless no file can have that path: ValueError."""
+    if not text.isprintable() or not 1 <= len(text.encode()) <= 4096:
+        raise ValueError("a path of 1 to 4096 bytes without control characters")
+    if any(len(name.encode()) > 255 for name in text.split("/")):
+        raise ValueError("a path whose names have at most 255 bytes each")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(usable_path)]
 
 
 class Section(BaseModel):
     """Frozen, strict about types and keys; NaN and infinity are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataConfig(Section):
@@ -26,7 +48,7 @@ class DataConfig(Section):
     """The data set. The synthetic ones are drawn by a formula and need no files."""
     root: PathText | None = None
     """Folder of prepared sets. Unset: the variable FMFSD_DATA, else ./data."""
-    shards: PositiveInt = 64
+    shards: Annotated[int, Field(gt=0, le=65_536)] = 64
     """Logical shards L. The number of workers divides L, and L divides the batch."""
     valid: NonNegativeInt = 0
     """Training samples held out for validation, the same number of each class."""
@@ -36,7 +58,7 @@ class DataConfig(Section):
     """Value of the added pixels."""
     flip: bool = True
     """Mirror half of the images."""
-    cutout: NonNegativeInt = 0
+    cutout: Annotated[int, Field(ge=0, le=32)] = 0
     """Side of the square that is blacked out (arXiv:1708.04552), in pixels; 0: none."""
     mean: PerChannel = (0.4914, 0.4822, 0.4465)
     """Subtracted from each channel, as a fraction of full scale."""
@@ -60,7 +82,7 @@ class ModelConfig(Section):
 
 
 class DistillConfig(Section):
-    """Weights of the branches' losses (method section 2)."""
+    """What the branches learn from the deepest head, and with which weights."""
 
     alpha: Fraction = 0.3
     """Share of the soft-target loss in a branch's loss; the label loss has the rest."""
@@ -76,12 +98,17 @@ class OptimConfig(Section):
     """SGD and its learning rate over time."""
 
     lr: PositiveFloat = 0.1
+    """Learning rate at the start."""
     momentum: BelowOne = 0.9
+    """Share of the last step's direction that is kept."""
     weight_decay: NonNegativeFloat = 5e-4
+    """Times each weight, added to its gradient; of all parameters, BN and bias included."""
     nesterov: bool = False
+    """Momentum in Nesterov's form."""
     milestones: tuple[DurationField, ...] = (Duration(66, "epoch"), Duration(133, "epoch"), Duration(190, "epoch"))
     """Points after which the learning rate is multiplied by gamma."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor on the learning rate at each milestone."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; unset: no clipping."""
 
@@ -89,10 +116,11 @@ class OptimConfig(Section):
 class LoopConfig(Section):
     """How long, in which batches and in which arithmetic."""
 
-    epochs: PositiveInt = 200
+    epochs: Annotated[int, Field(gt=0, le=1_000_000)] = 200
+    """Times that the training set is gone through."""
     max_steps: PositiveInt | None = None
     """End after so many steps, if that is earlier."""
-    batch: PositiveInt = 128
+    batch: Annotated[int, Field(gt=0, le=1_048_576)] = 128
     """Samples a step, over all workers."""
     micro_batch: PositiveInt | None = None
     """Samples a forward pass, over all workers; BN and the feature norm are taken over it. Unset: the batch."""
@@ -101,7 +129,9 @@ class LoopConfig(Section):
     channels_last: bool = False
     """Memory layout of images and maps; same results to rounding."""
     label_smoothing: BelowOne = 0.0
+    """Share of each label that is spread over all classes."""
     evaluate_every: DurationField = Duration(1, "epoch")
+    """How often every head is tried on the held-out samples or, without any, on the test set."""
     evaluate_batch: PositiveInt = 500
     """Samples a worker takes at once in an evaluation."""
     log_every: DurationField = Duration(50, "step")
@@ -112,6 +142,7 @@ class CheckpointConfig(Section):
     """When the state is saved, and how many saves are kept."""
 
     every_epochs: PositiveInt = 1
+    """A checkpoint after every so many epochs, and at the end."""
     keep: PositiveInt = 2
     """The newest so many stay."""
 
@@ -122,6 +153,7 @@ class TrainConfig(Section):
     method: Literal["fmfsd", "byot", "plain"] = "fmfsd"
     """What is trained: fusion, plain branches (arXiv:1905.08094), or the backbone alone."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides initial weights, order and augmentation."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     distill: DistillConfig = DistillConfig()

@@ -66,8 +66,11 @@ def parse(text: str, name: str) -> Document:
     """The one YAML document in `text`; `name` stands for the file in messages. ConfigError as in `read_document`."""
     builder = _Builder(name)
     try:
+        text.encode()  # an argument with bytes that are no UTF-8 comes as half a character
         for event in yaml.parse(text, Loader=_Loader):
             builder.take(event)
+    except UnicodeEncodeError as error:
+        raise ConfigError([Problem(ascii(name), "not UTF-8")]) from error
     except yaml.YAMLError as error:
         raise ConfigError([_malformed(error, text, name)]) from error
     if builder.problems:

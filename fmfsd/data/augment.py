@@ -34,7 +34,10 @@ def random_crop(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, *, padding: 
 
 
 def cutout(images_BCHW: Tensor, row_B: Tensor, column_B: Tensor, *, side: int) -> Tensor:
-    """A black square of `side` pixels around (row, column), clipped at the border (arXiv:1708.04552)."""
+    """A black square of `side` pixels around (row, column), clipped at the border.
+
+    Cutout (arXiv:1708.04552), before normalisation as in the self-distillation recipes, so black and not mean grey.
+    """
     height, width = images_BCHW.shape[-2:]
     inside_BH = _within(row_B, height, side)
     inside_BW = _within(column_B, width, side)

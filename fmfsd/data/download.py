@@ -3,7 +3,10 @@
 import hashlib
 import os
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
+
+from filelock import FileLock
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.terminal import Report
@@ -13,19 +16,25 @@ _BLOCK = 1 << 20
 
 
 def download(url: str, target: Path, *, md5: str, report: Report) -> None:
-    """Fetch `url` to `target`. Raises CheckError without network, or if the content's MD5 sum is another."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        found = _fetch(url, beside, report)
-        if found != md5:
-            raise CheckError(
-                [Problem(url, f"its MD5 sum is {found}, expected {md5}: what came is not the official archive")]
-            )
-        os.replace(beside, target)
-    except OSError as error:
-        raise CheckError([Problem(url, f"can't be fetched: {error}")]) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """Fetch `url` to `target`, unless it is there by the time that nobody else is fetching it.
+
+    Raises CheckError without network, or if the content's MD5 sum is another.
+    """
+    beside = target.with_name(f".{target.name}.part")
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if target.exists():
+            return
+        try:
+            found = _fetch(url, beside, report)
+            if found != md5:
+                raise CheckError(
+                    [Problem(url, f"its MD5 sum is {found}, expected {md5}: what came is not the official archive")]
+                )
+            os.replace(beside, target)
+        except (OSError, HTTPException, ValueError) as error:
+            raise CheckError([Problem(url, f"can't be fetched: {type(error).__name__}: {error}")]) from error
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _fetch(url: str, target: Path, report: Report) -> str:
@@ -36,7 +45,7 @@ def _fetch(url: str, target: Path, report: Report) -> str:
         while block := answer.read(_BLOCK):
             digest.update(block)
             done += file.write(block)
-            report(f"fetching {target.name.strip('.').rpartition('.')[0]}", done, total)
+            report(f"fetching {url.rpartition('/')[2]}", done, total)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

@@ -1,11 +1,14 @@
 """A prepared set on disk: `index.json` with counts, classes and SHA-256 sums, and the shard files it names."""
 
-import re
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, with_config
+
+from fmfsd.config.known import DATASETS
 from fmfsd.config.schema import DataConfig
 from fmfsd.errors import DataError, Problem
 from fmfsd.files import read_json, sha256, write_json
@@ -15,17 +18,27 @@ SPLITS = ("train", "valid", "test")
 CHECKED_AT_LAUNCH_BYTES = 1 << 30
 """Sets up to this size have every checksum verified at each launch (CIFAR: 0.1 s)."""
 
-_FILE_NAME = re.compile(r"[a-z0-9_-]+\.safetensors")
+SHAPE = (3, 32, 32)
+"""Channels, height and width of every image."""
 
 
 @dataclass(frozen=True)
 class ShardFile:
     """One shard: `samples` images in a file of `bytes` bytes."""
 
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.safetensors$")]
+    samples: NonNegativeInt
+    bytes: NonNegativeInt
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that a set was made from; `official` if its MD5 sum is the published one."""
+
+    file: str
+    md5: str
+    official: bool
 
 
 @dataclass(frozen=True)
@@ -36,11 +49,11 @@ class SetIndex:
     name: str
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
-    shards: int
-    valid: int
-    seed: int
+    shards: PositiveInt
+    valid: NonNegativeInt
+    seed: NonNegativeInt
     splits: dict[str, tuple[ShardFile, ...]]
-    sources: tuple[dict[str, Any], ...] = ()
+    sources: tuple[SourceFile, ...] = ()
 
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits.get(split, ()))
@@ -57,7 +70,7 @@ class SetIndex:
 
     def describe(self) -> str:
         splits = ", ".join(f"{self.samples(split)} {split}" for split in self.splits)
-        strange = [source["file"] for source in self.sources if not source["official"]]
+        strange = [source.file for source in self.sources if not source.official]
         warning = f"; not the official files: {', '.join(strange)}" if strange else ""
         return f"{splits} samples of {len(self.classes)} classes in {self.shards} shards{warning}"
 
@@ -84,24 +97,26 @@ def read_index(folder: Path) -> SetIndex:
         content = read_json(path)
         if content.pop("format", None) != INDEX_FORMAT:
             raise ValueError(f"not of format {INDEX_FORMAT}")
-        index = _from_json(folder, content)
+        index = _FORMAT.validate_json(json.dumps({**content, "folder": str(folder)}), strict=True)
     except FileNotFoundError as error:
+        known = "delete the folder, or choose another place" if folder.exists() else "`fmfsd data prepare` makes one"
+        raise DataError([Problem(str(path), f"missing, so this is no prepared set: {known}")]) from error
+    except (OSError, ValueError) as error:
+        what = _first(error) if isinstance(error, ValidationError) else error
         raise DataError(
-            [Problem(str(path), "missing: no prepared set is here; `fmfsd data prepare` makes one")]
-        ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            [Problem(str(path), f"no index of a prepared set: {error}; delete {folder} and prepare the set again")]
+            [Problem(str(path), f"no index of a prepared set: {what}; delete {folder} and prepare the set again")]
         ) from error
     if problems := list(_contradictions(index)):
         raise DataError(problems)
     return index
 
 
-def _from_json(folder: Path, content: dict[str, Any]) -> SetIndex:
-    splits = {split: tuple(ShardFile(**file) for file in files) for split, files in content.pop("splits").items()}
-    lists: dict[str, Any] = {key: tuple(content.pop(key)) for key in ("shape", "classes", "sources")}
-    return SetIndex(folder=folder, splits=splits, **lists, **content)
+_FORMAT = TypeAdapter(with_config(ConfigDict(extra="forbid"))(SetIndex))
+
+
+def _first(error: ValidationError) -> str:
+    details = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, details['loc']))}: {details['msg']}"
 
 
 def _contradictions(index: SetIndex) -> Iterator[Problem]:
@@ -110,13 +125,14 @@ def _contradictions(index: SetIndex) -> Iterator[Problem]:
         sizes = {shard.samples for shard in files}
         if split not in SPLITS or len(files) != index.shards:
             yield Problem(where, f"split {split} has {len(files)} files, expected {index.shards}")
-        elif max(sizes) - min(sizes) > 1 or min(sizes) < 0:
+        elif max(sizes) - min(sizes) > 1:
             yield Problem(
                 where, f"split {split}: shard sizes from {min(sizes)} to {max(sizes)} differ by more than one"
             )
-        for shard in files:
-            if not _FILE_NAME.fullmatch(shard.name):
-                yield Problem(where, f"{shard.name!r} is no name of a shard file")
+    known = DATASETS.get(index.name)
+    if known is None or len(index.classes) != known.num_classes or index.shape != SHAPE:
+        found = f"{index.name!r}, {len(index.classes)} classes, images of {index.shape}"
+        yield Problem(where, f"describes no set that is known: {found}")
     if not {"train", "test"} <= set(index.splits):
         yield Problem(where, f"has only the splits {', '.join(index.splits) or 'none'}")
 

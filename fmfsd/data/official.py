@@ -111,10 +111,11 @@ def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
 def _locate(official: OfficialSet, source: Path) -> Path | None:
     if source.is_file():
         return source
-    if any((source / name).is_file() for name in official.train):
-        return source
-    places = (source / official.folder, source / official.archive)
-    return next((place for place in places if place.exists()), None)
+    for folder in (source, source / official.folder):
+        if any((folder / name).is_file() for name in official.sums):
+            return folder
+    archive = source / official.archive
+    return archive if archive.is_file() else None
 
 
 def _from_folder(official: OfficialSet, folder: Path) -> Iterator[OfficialFile]:

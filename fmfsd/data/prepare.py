@@ -15,9 +15,9 @@ from safetensors.numpy import save
 from fmfsd.config.known import DATASETS
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.download import download
-from fmfsd.data.index import SetIndex, ShardFile, damaged_files, read_index, set_folder
+from fmfsd.data.index import SHAPE, SetIndex, ShardFile, damaged_files, read_index, set_folder
 from fmfsd.data.official import OFFICIAL, has_files
-from fmfsd.data.sources import SHAPE, RawSet, Samples, read_set
+from fmfsd.data.sources import RawSet, Samples, read_set
 from fmfsd.errors import CheckError, DataError, Problem
 from fmfsd.files import sync_folder, write_whole
 from fmfsd.terminal import Report

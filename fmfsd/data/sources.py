@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmfsd.config.known import DATASETS
+from fmfsd.data.index import SHAPE, SourceFile
 from fmfsd.data.official import OFFICIAL, OfficialFile, OfficialSet, read_files
 from fmfsd.data.restricted_pickle import load_arrays
 from fmfsd.data.synthetic import synthetic_images
 from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
-SHAPE = (3, 32, 32)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RawSet:
     classes: tuple[str, ...]
     train: Samples
     test: Samples
-    sources: tuple[dict[str, Any], ...]
+    sources: tuple[SourceFile, ...]
 
 
 def read_set(name: str, source: Path | None) -> RawSet:
@@ -80,7 +80,7 @@ def _read_official(official: OfficialSet, num_classes: int, source: Path) -> Raw
     train, test = (
         _merged(official, [files[name] for name in part], num_classes) for part in (official.train, official.test)
     )
-    sources = tuple({"file": file.name, "md5": file.md5, "official": file.is_official} for file in files.values())
+    sources = tuple(SourceFile(file.name, file.md5, file.is_official) for file in files.values())
     return RawSet(classes, train, test, sources)
 
 
@@ -115,6 +115,7 @@ def _contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, 
         return
     wrong = [(index, label) for index, label in enumerate(labels) if not 0 <= label < num_classes]
     for index, label in wrong[:10]:
-        yield Problem(where, f"{label_key!r}[{index}] is {label}, expected 0 to {num_classes - 1}")
+        found = label if abs(label) < 10**9 else "a huge number"
+        yield Problem(where, f"{label_key!r}[{index}] is {found}, expected 0 to {num_classes - 1}")
     if isinstance(pixels, np.ndarray) and len(labels) != len(pixels):
         yield Problem(where, f"{len(pixels)} images but {len(labels)} labels")

@@ -137,13 +137,14 @@ def _subset(key: str, value: Any, when: tuple[tuple[str, Any], ...]) -> Paramete
 
 
 def _refused(document: Document, base: str, parameters: list[Parameter]) -> Iterator[Problem]:
-    """What the config would refuse of each parameter's values, the others being as in `base`."""
+    """What the config would refuse of each parameter's values under its `when`, the others being as in `base`."""
     load_config(base)
     for parameter in parameters:
         where = document.where(("parameters", parameter.key))
-        for key, value in (*((parameter.key, probe) for probe in parameter.probes()), *parameter.when):
+        conditions = [f"{key}={json.dumps(value)}" for key, value in parameter.when]
+        for probe in parameter.probes():
             try:
-                load_config(base, [f"{key}={json.dumps(value)}"])
+                load_config(base, [*conditions, f"{parameter.key}={json.dumps(probe)}"])
             except ConfigError as error:
                 yield Problem(where, "; ".join(problem.message for problem in error.problems))
                 break

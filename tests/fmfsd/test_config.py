@@ -211,11 +211,11 @@ BAD_FILES = {
     "small batch": ("train: {batch: 32}", ["train.batch: 32 is not divisible by data.shards 64; nearest: 64"]),
     "micro batch": (
         "train: {batch: 256, micro_batch: 100}",
-        ["train.micro_batch: 100 does not divide train.batch 256; these do: 64, 128, 256"],
+        ["train.micro_batch: 100 is no part of train.batch 256 that data.shards 64 divides; nearest: 64 or 128"],
     ),
     "micro batch and shards": (
         "train: {batch: 128, micro_batch: 32}",
-        ["train.micro_batch: 32 is not divisible by data.shards 64; nearest: 64"],
+        ["train.micro_batch: 32 is no part of train.batch 128 that data.shards 64 divides; nearest: 64 or 128"],
     ),
     "batch above the set": ("data: {valid: 49900}", ["train.batch: 128 is more than the 100 training samples give"]),
     "unequal classes": (
@@ -303,7 +303,7 @@ def test_missing_files_folders_and_presets_are_named(tmp_path: Path) -> None:
         load_config(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(ConfigError, match="can't be read: Is a directory"):
         load_config(f"{tmp_path}/")
-    with pytest.raises(ConfigError, match=r"no preset is called 'smoky'; did you mean smoke\?; presets: .*smoke"):
+    with pytest.raises(ConfigError, match=r"no preset is called 'smoky'; did you mean smoke\? presets: .*smoke"):
         load_config("smoky")
 
 

@@ -122,7 +122,7 @@ def test_other_sums_than_the_official_ones_are_recorded_and_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = read_set("cifar100", write_official(tmp_path, "cifar100"))
-    assert [source["official"] for source in found.sources] == [False] * 3
+    assert [source.official for source in found.sources] == [False] * 3
     assert "is not the official 16019d7e3df5f24257cddd939b257f8d" in caplog.text
 
 

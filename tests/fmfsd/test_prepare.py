@@ -1,7 +1,8 @@
 """From a set to shards: whole, once, verifiable."""
 
+import hashlib
 import http.server
-import json
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from fmfsd.config import DataConfig
 from fmfsd.config.load import checked_data
@@ -25,6 +26,7 @@ from fmfsd.data.prepare import prepare
 from fmfsd.data.sources import read_set
 from fmfsd.data.verify import verify_sets
 from fmfsd.errors import CheckError, DataError
+from fmfsd.files import sha256
 from tests.conftest import quiet
 from tests.helpers.official import write_official
 from tests.helpers.workers import _context as processes
@@ -85,7 +87,6 @@ def test_preparing_again_changes_nothing(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"valid": 55}, "55 held-out samples are not the same number of each of 10 classes"),
         ({"valid": 330}, r"class \d has 33 samples; 33 of them can't be held out"),
         ({"shards": 331}, "330 training samples can't be cut into 331 shards"),
     ],
@@ -152,15 +153,25 @@ def test_a_damaged_shard_is_named(damage: str, source: Path, tmp_path: Path) -> 
 INDEX_DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     "no json": (lambda text: text[:-10], "no index of a prepared set"),
     "other format": (lambda text: text.replace('"format": 1', '"format": 9'), "not of format 1"),
-    "path out of the folder": (lambda text: text.replace("train-0003", "../train-0003"), "is no name of a shard file"),
-    "absolute path": (lambda text: text.replace("train-0003", "/etc/passwd"), "is no name of a shard file"),
+    "path out of the folder": (
+        lambda text: text.replace("train-0003", "../train-0003"),
+        "splits.train.3.name: String should match",
+    ),
+    "absolute path": (lambda text: text.replace("train-0003", "/etc/passwd"), "name: String should match"),
+    "text for a number": (lambda text: text.replace('"samples": 6', '"samples": "6"', 1), "samples: Input should be"),
+    "no shards": (lambda text: text.replace('"shards": 64', '"shards": 0'), "shards: Input should be greater than 0"),
+    "no sum": (lambda text: text.replace('"sha256": "', '"sha256": "x', 1), "sha256: String should match"),
+    "source of nothing": (lambda text: text.replace('"official": false', '"x": 1', 1), "sources.0"),
+    "class count": (lambda text: text.replace('"class9"', '"class9", "class10"'), "describes no set that is known"),
+    "image size": (lambda text: text.replace("32", "64", 2), "describes no set that is known"),
+    "deep": (lambda _: "[" * 100_000, "no index of a prepared set"),
     "shard count": (lambda text: text.replace('"shards": 64', '"shards": 32'), "split train has 64 files, expected 32"),
     "unknown split": (lambda text: text.replace('"test": [', '"testt": ['), "split testt has 64 files|only the splits"),
     "sizes": (lambda text: text.replace('"samples": 6,', '"samples": 9,', 1), "differ by more than one"),
     "list": (lambda _: "[]", "expected a JSON object, found list"),
     "unknown field": (
         lambda text: text.replace('"name": "cifar10"', '"name": "cifar10", "x": 1', 1),
-        "unexpected keyword",
+        "x: Unexpected keyword argument",
     ),
 }
 
@@ -184,11 +195,13 @@ def test_a_folder_without_an_index_is_no_set(tmp_path: Path) -> None:
 
 def test_verify_reads_labels_and_ids(source: Path, tmp_path: Path) -> None:
     index = make(tmp_path, source=source)
-    path = index.folder / "index.json"
-    content = json.loads(path.read_text())
-    content["classes"] = content["classes"][:9]
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="label 9 is not between 0 and 8"):
+    shard, path = index.splits["train"][3], index.folder / "index.json"
+    arrays = load_file(index.path(shard))
+    arrays["labels"][2] = 10
+    index.path(shard).write_bytes(save(arrays))
+    text = path.read_text().replace(shard.sha256, sha256(index.path(shard)))
+    path.write_text(text)
+    with pytest.raises(DataError, match="label 10 is not between 0 and 9"):
         verify_sets(index.folder)
 
 
@@ -221,11 +234,11 @@ def test_a_download_is_whole_or_absent(tmp_path: Path) -> None:
     with served(tmp_path) as (address, _):
         with pytest.raises(CheckError, match=f"expected {md5}: what came is not the official archive"):
             download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
-        with pytest.raises(CheckError, match="can't be fetched: HTTP Error 404"):
+        with pytest.raises(CheckError, match="can't be fetched: HTTPError: HTTP Error 404"):
             download(f"{address}/none", tmp_path / "target", md5=md5, report=quiet)
     with pytest.raises(CheckError, match="can't be fetched"):
         download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == ["file"]
 
 
 def test_a_missing_set_is_fetched_once_into_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +271,7 @@ def test_without_network_the_user_is_told_where_to_put_the_files(
 
 def test_real_cifar_100_is_bit_exact(cifar_dir: Path, tmp_path: Path) -> None:
     index = make(tmp_path, name="cifar100", source=cifar_dir, valid=5200)
-    assert all(source["official"] for source in index.sources)
+    assert all(source.official for source in index.sources)
     assert (index.samples("train"), index.samples("valid"), index.samples("test")) == (44_800, 5_200, 10_000)
     assert {shard.samples for shard in index.splits["train"]} == {700}
     assert index.classes[:3] == ("apple", "aquarium_fish", "baby")
@@ -270,3 +283,47 @@ def test_the_real_cifar_10_layout_is_read(cifar_dir: Path, tmp_path: Path) -> No
     assert (index.samples("train"), index.samples("test")) == (50_000, 10_000)
     assert {shard.samples for shard in index.splits["train"]} == {781, 782}
     assert index.classes[0] == "airplane"
+
+
+def test_a_folder_of_something_else_is_not_prepared_over(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    with pytest.raises(DataError, match="missing, so this is no prepared set: delete the folder, or choose another"):
+        make(tmp_path, source=source)
+    assert list((tmp_path / "cifar10").iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nx"])
+def test_an_answer_that_is_no_web_servers_is_a_failed_download(answer: bytes, tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
+    with listener, pytest.raises(CheckError, match="can't be fetched"):
+        download(address, tmp_path / "file", md5="0" * 32, report=quiet)
+    thread.join()
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_many_that_want_the_same_archive_fetch_it_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content" * 1000)
+    md5 = hashlib.md5((tmp_path / "file").read_bytes()).hexdigest()
+    with served(tmp_path) as (address, asked):
+        threads = [
+            threading.Thread(
+                target=download, args=(f"{address}/file", tmp_path / "got"), kwargs={"md5": md5, "report": quiet}
+            )
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert asked == ["/file"]
+    assert (tmp_path / "got").read_bytes() == (tmp_path / "file").read_bytes()

@@ -89,8 +89,11 @@ def _files() -> frozenset[str]:
     """In the checkout and in the folder for temporary files, without those of Python's own helpers."""
     ignored = {".git", ".venv", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache"}
     places = [path for path in CHECKOUT.iterdir() if path.name not in ignored]
+    inside = [
+        path for place in places if place.is_dir() for path in place.rglob("*") if "__pycache__" not in path.parts
+    ]
     temporary = [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("pymp-")]
-    return frozenset(map(str, (*places, *temporary)))
+    return frozenset(map(str, (*places, *inside, *temporary)))
 
 
 def _variables() -> frozenset[tuple[str, str]]:

@@ -15,7 +15,7 @@ from fmfsd.rundir import RunDir
 from launcher import check
 from launcher.check import is_prepared, require_sound
 from launcher.config import LaunchConfig
-from launcher.manifest import manifest
+from launcher.manifest import _commit, manifest
 from launcher.resources import Resources
 from tests.helpers.runs import tiny_config
 
@@ -52,11 +52,11 @@ def test_a_sound_launch_passes(prepared: Path) -> None:
 @pytest.mark.parametrize(
     ("launch", "gpus", "expected"),
     [
-        (LaunchConfig(gpus=3), (), "3 workers do not divide data.shards 64: nearest are 2 or 4 workers"),
-        (LaunchConfig(nodes=2, gpus=48), (), "96 workers do not divide data.shards 64: nearest are 64 workers"),
-        (LaunchConfig(gpus=4), ("0", "1"), "1 nodes of 4 workers need 4 GPUs, 2 visible: set --gpus 2"),
-        (LaunchConfig(nodes=2, gpus=2), ("0",), "2 nodes of 2 workers need 4 GPUs, 1 visible: set --device cpu"),
-        (LaunchConfig(device="cuda"), (), "1 nodes of 1 workers need 1 GPUs, 0 visible: set --device cpu"),
+        (LaunchConfig(gpus=3), (), "3 workers do not divide data.shards 64; nearest: 2 or 4"),
+        (LaunchConfig(nodes=2, gpus=48), (), "96 workers do not divide data.shards 64; nearest: 64"),
+        (LaunchConfig(gpus=4), ("0", "1"), "1 x 4 workers need a GPU each, 2 visible: set --gpus 2"),
+        (LaunchConfig(nodes=2, gpus=2), ("0",), "2 x 2 workers need a GPU each, 1 visible: set --device cpu"),
+        (LaunchConfig(device="cuda"), (), "1 x 1 workers need a GPU each, 0 visible: set --device cpu"),
     ],
 )
 def test_workers_must_fit_shards_and_gpus(
@@ -81,6 +81,7 @@ def test_resume_never_refuses_what_exists(prepared: Path, tmp_path: Path) -> Non
     run = RunDir(tmp_path / "run")
     sound(tiny_config(prepared), LaunchConfig(resume="never"), run)
     run.create()
+    run.config.write_text(dump_config(tiny_config(prepared)))
     code, text = problems(tiny_config(prepared), LaunchConfig(resume="never"), run=run)
     assert (code, "exists, and --resume never" in text) == (2, True)
 
@@ -140,8 +141,8 @@ def test_every_damaged_shard_is_named_at_once(prepared: Path) -> None:
 
 def test_another_set_under_the_name_is_refused(prepared: Path) -> None:
     path = prepared / "cifar10" / "index.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "cifar100"}))
-    assert "holds cifar100, 64 shards, 0 held out; the config wants" in problems(tiny_config(prepared))[1]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "synthetic10"}))
+    assert "holds synthetic10, 64 shards, 0 held out; the config wants" in problems(tiny_config(prepared))[1]
 
 
 def test_a_batch_above_the_real_set_is_refused(prepared: Path) -> None:
@@ -251,3 +252,22 @@ def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Pat
     run.lock.touch()
     write_json(run.manifest, manifest(config, ["fmfsd-launch"]))
     sound(config, run=run)
+
+
+def test_the_manifest_names_the_commit_and_no_secret(prepared: Path, tmp_path: Path) -> None:
+    argv = ["fmfsd-launch", "--env", "MY_TOKEN=canary", "--env=MY_TOKEN=canary", "--set", "optim.lr=0.1"]
+    found = manifest(tiny_config(prepared), argv)
+    assert found["command"] == ["fmfsd-launch", "--env", "MY_TOKEN=***", "--env=MY_TOKEN=***", "--set", "optim.lr=0.1"]
+
+
+def test_a_commit_is_found_however_git_keeps_it(tmp_path: Path) -> None:
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert _commit(tmp_path) is None
+    (git / "packed-refs").write_text("# pack-refs with: peeled fully-peeled sorted\naaaa refs/heads/main\n^cccc\n")
+    assert _commit(tmp_path) == "aaaa"
+    (git / "refs" / "heads" / "main").write_text("bbbb\n")
+    assert _commit(tmp_path) == "bbbb"
+    (git / "HEAD").write_text("dddd\n")
+    assert _commit(tmp_path) == "dddd"

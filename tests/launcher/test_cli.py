@@ -1,12 +1,14 @@
 """The commands as a user types them: exit codes, output, and what is not imported."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until
 
 FORBIDDEN = ("torch", "ray", "deepspeed", "numpy")
@@ -62,10 +64,18 @@ def test_the_schema_names_every_section(tmp_path: Path) -> None:
         (("smoke", "--set", "distill.temperature=0"), 2, "distill.temperature: expected greater than 0"),
         (("smoke", "--set", "model.branches=[stage9]"), 2, "resnet8 has no tap 'stage9'"),
         (("smoke", "--set", "train.batch=100"), 2, "nearest: 64 or 128"),
-        (("smoke", "--gpus", "3"), 2, "nearest are 2 or 4 workers"),
+        (("smoke", "--gpus", "3"), 2, "nearest: 2 or 4"),
         (("smoke", "--device", "cuda"), 2, "0 visible: set --device cpu"),
         (("smoke", "--nodes", "0"), 2, "--nodes"),
         (("smoke", "--nonsense"), 2, "--nonsense"),
+        (("smoke", "--grace", "inf"), 2, "--grace"),
+        (("smoke", "--run-dir", "x" * 300), 2, "expected a path whose names have at most 255 bytes each"),
+        (("smoke", "--run-dir", "a\nb"), 2, "expected a path of 1 to 4096 bytes without control characters"),
+        (("smoke", "--set", "data.root=" + "x" * 300), 2, "data.root: expected a path whose names have at most 255"),
+        (("smoke", "--set", "data.root=~nosuchuser/x"), 2, "there is no such user"),
+        (("smoke", "--set", "data.root=a\udcff"), 2, "not UTF-8"),
+        (("smoke", "--set", f"train.log_every={'9' * 400} epochs"), 2, "a positive number of epochs or steps"),
+        (("smoke", "--set", "train.batch=1000000000000000000"), 2, "train.batch: expected less than or equal to"),
         (("smoke", "--env", "A B"), 2, "is no name of a variable"),
         (("missing.yaml",), 2, "missing.yaml: can't be read"),
         (("smoke", "--run-dir", "/proc/nowhere"), 3, "choose another --run-dir"),
@@ -80,6 +90,35 @@ def test_bad_input_is_one_clear_message_and_starts_nothing(
     assert "Traceback" not in answer.stderr
     assert answer.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_from_the_environment_is_checked_like_any_other(tmp_path: Path) -> None:
+    answer = run_command("fmfsd-launch", "--check", cwd=tmp_path, env={"FMFSD_DATA": "a\tb"})
+    assert (answer.returncode, "FMFSD_DATA: data.root: expected a path" in answer.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [("--schema",), ("smoke", "--dry-run", "--json")])
+def test_a_reader_may_have_seen_enough(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    answer = subprocess.run(
+        [command("fmfsd-launch"), *arguments], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_a_set_that_is_prepared_on_the_way_is_checked_before_a_worker_starts(tmp_path: Path) -> None:
+    write_official(tmp_path / "data", "cifar10", train=70, test=64)
+    answer = run_command("fmfsd-launch", "cifar10-resnet18", "--run-dir", "run", cwd=tmp_path)
+    assert answer.returncode == 3
+    assert "train.batch: 128 is more than the 70 training samples" in answer.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_check_says_what_it_has_found_right(tmp_path: Path) -> None:
+    answer = run_command("fmfsd-launch", "smoke", "--nodes", "2", "--check", cwd=tmp_path)
+    assert answer.stdout.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
@@ -137,7 +176,7 @@ def test_preparing_and_verifying_data(tmp_path: Path) -> None:
         (("cifar99", "--out", "x"), 2, "data.name: expected 'cifar10'"),
         (("cifar100", "--out", "x", "--shards", "0"), 2, "data.shards: expected greater than 0"),
         (("cifar100", "--out", "x"), 3, "has neither cifar-100-python/"),
-        (("synthetic10", "--out", "x", "--valid", "7"), 3, "7 held-out samples are not the same number of each"),
+        (("synthetic10", "--out", "x", "--valid", "7"), 2, "data.valid: 7 is not the same for each of 10 classes"),
     ],
 )
 def test_bad_input_to_prepare_is_one_clear_message(
@@ -190,4 +229,4 @@ def test_json_output_is_one_document(tmp_path: Path) -> None:
     answer = run_command("fmfsd-launch", *arguments, *failing, "--run-dir", "two", cwd=tmp_path)
     content = json.loads(answer.stdout)
     assert (answer.returncode, content["state"]) == (1, "failed")
-    assert "NonFiniteLossError" in content["cause"]
+    assert "the loss is not finite" in content["cause"]

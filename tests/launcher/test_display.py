@@ -2,16 +2,17 @@
 
 import io
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fmfsd.files import write_json
+from fmfsd.files import write_json, write_whole
 from fmfsd.rundir import RunDir
 from launcher import display as display_module
-from launcher.display import RunDisplay, heads_table
+from launcher.display import RunDisplay, SteadyStream, heads_table
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def printed(console: Console) -> str:
     return console.file.getvalue()
 
 
-def progress(run: RunDir, *, step: int, state: str = "train", when: float | None = None) -> None:
+def progress(run: RunDir, *, step: int, state: str = "train", when: float | None = None, **more: int) -> None:
     moment = time.time() if when is None else when
     content = {"state": state, "step": step, "time": moment, "total_steps": 200, "steps_per_epoch": 100, "loss": 1.5}
-    write_json(run.rank_progress(0), {**content, "images_per_s": 400.0, "data_wait": 0.01})
+    write_json(run.rank_progress(0), {**content, "images_per_s": 400.0, "data_wait": 0.01, **more})
 
 
 def record(run: RunDir, split: str, **values: float) -> None:
@@ -66,6 +67,53 @@ def test_what_an_earlier_attempt_left_is_not_shown_again(run: RunDir) -> None:
     with RunDisplay(to, run) as display:
         display.update()
     assert printed(to) == ""
+
+
+def test_a_file_that_a_resumed_run_replaces_is_read_anew(run: RunDir) -> None:
+    """Whatever its size by then; records that it kept were shown when they came."""
+    for _ in range(3):
+        record(run, "test", deepest_top1=0.25)
+    to = console(terminal=False)
+    with RunDisplay(to, run) as display:
+        kept = run.metrics.read_bytes().splitlines(keepends=True)[0]
+        write_whole(run.metrics, kept)
+        for accuracy in (0.5, 0.75, 0.875, 1.0):
+            record(run, "valid", deepest_top1=accuracy)
+            display.update()
+    assert [line.split()[-1] for line in printed(to).splitlines()] == ["50.0%", "75.0%", "87.5%", "100.0%"]
+
+
+def test_a_resumed_run_says_from_where_and_what_was_damaged(run: RunDir) -> None:
+    to = console(terminal=False)
+    (run.checkpoints / "damaged-of-old").mkdir()
+    with RunDisplay(to, run) as display:
+        (run.checkpoints / "damaged-step-00000090-1").mkdir()
+        for step in (50, 51):
+            progress(run, step=step, went_on_after=50)
+            display.update()
+    text = printed(to)
+    assert text.count("going on after step 50") == 1
+    assert text.count(f"a checkpoint is damaged and was set aside: {run.checkpoints}/damaged-step-00000090-1") == 1
+    assert "of-old" not in text
+
+
+def test_nothing_that_is_shown_can_end_a_run(run: RunDir) -> None:
+    with RunDisplay(console(terminal=False), run) as display:
+        run.metrics.write_text("no json\n")
+        write_json(run.rank_progress(0), {"time": time.time()})
+        display.update()
+
+
+def test_a_stream_without_a_reader_takes_words_all_the_same() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        steady = SteadyStream(stream)
+        for _ in range(2):
+            steady.write("x" * 100_000)
+            steady.flush()
+        assert steady.fileno() == writing
+        assert not steady.isatty()
 
 
 def test_half_written_files_are_waited_for(run: RunDir) -> None:

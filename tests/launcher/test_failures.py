@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fmfsd.files import write_json
+from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from launcher.failures import first_failure, page
 from launcher.hosts.local import LocalAgent
@@ -34,6 +34,7 @@ def crash(
         "type": kind,
         "message": message,
         "expected": expected,
+        "resumable": True,
         "traceback": f"Traceback of rank {rank}\n",
     }
     write_json(run.crash(1, rank), content)
@@ -71,10 +72,7 @@ def test_the_first_error_is_the_cause_and_lost_connections_are_not(run: RunDir) 
 def test_an_error_that_is_meant_for_people_has_no_traceback(run: RunDir) -> None:
     crash(run, 0, "the loss is not finite", time=1.0, kind="NonFiniteLossError", expected=True)
     text = page(run, first_failure(run, attempt(run, 1)))
-    assert (
-        text.splitlines()[0]
-        == "run failed: rank 0 (node 0, here) after step 7: NonFiniteLossError: the loss is not finite"
-    )
+    assert text.splitlines()[0] == "run failed: rank 0 (node 0, here) after step 7: the loss is not finite"
     assert "Traceback" not in text
 
 
@@ -126,4 +124,14 @@ def test_the_page_ends_with_logs_and_the_way_on(run: RunDir) -> None:
     assert lines[0] == "Traceback of rank 2"
     assert lines[2] == "ended because of it: rank 0"
     assert lines[3] == f"logs: {run.logs}"
-    assert str(run.path) in lines[4]
+    assert lines[4] == f"the same command with --run-dir {run.path} begins again: there is no checkpoint yet"
+    (run.checkpoints / "step-00000007").mkdir()
+    assert page(run, first_failure(run, attempt(run, 1, 1))).endswith("goes on from the newest checkpoint")
+
+
+def test_a_run_that_can_not_go_on_is_not_said_to(run: RunDir) -> None:
+    crash(run, 0, "no checkpoint there can be used", time=1.0, expected=True)
+    write_json(run.crash(1, 0), {**read_json(run.crash(1, 0)), "resumable": False})
+    failure = first_failure(run, attempt(run, 1))
+    assert not failure.resumable
+    assert page(run, failure).splitlines()[-1] == f"logs: {run.logs}"

@@ -132,8 +132,11 @@ def test_more_variables_travel_by_name() -> None:
     assert extra_variables(["A", "B=2=3", "C="], {"A": "1"}) == {"A": "1", "B": "2=3", "C": ""}
     with pytest.raises(ConfigError, match="--env A: not set here"):
         extra_variables(["A"], {})
-    with pytest.raises(ConfigError, match="'A B' is no name of a variable"):
-        extra_variables(["A B=1"], {})
+    with pytest.raises(ConfigError, match="'A B' is no name of a variable") as caught:
+        extra_variables(["A B=canary"], {})
+    assert "canary" not in str(caught.value)
+    with pytest.raises(ConfigError, match="--env FMFSD_ATTEMPT: the launcher sets it itself"):
+        extra_variables(["FMFSD_ATTEMPT=9"], {})
 
 
 def test_secrets_are_masked_in_what_is_shown_and_not_in_what_is_started() -> None:
@@ -151,5 +154,9 @@ def test_secrets_are_masked_in_what_is_shown_and_not_in_what_is_started() -> Non
 
 
 def test_passwords_in_addresses_are_masked() -> None:
-    assert without_passwords("https://user:pass@host:1/x?a=b@c") == "https://user:***@host:1/x?a=b@c"
+    """Up to the last @: better a hidden host than half a password."""
+    assert without_passwords("https://user:pass@host:1/x?a=b") == "https://user:***@host:1/x?a=b"
+    assert without_passwords("postgres://user:p@ss/w@host") == "postgres://user:***@host"
+    assert without_passwords("https://ghp_token@host/x and more") == "https://***@host/x and more"
+    assert without_passwords("git@host:x http://host:80/y") == "git@host:x http://host:80/y"
     assert shown("URL", "https://host/x") == "https://host/x"

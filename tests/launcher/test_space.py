@@ -35,6 +35,13 @@ def test_every_kind_is_read(tmp_path: Path) -> None:
     assert found.parameters[6].probes() == [["stage1"], ["stage2"], ["stage1", "stage2"]]
 
 
+def test_values_are_tried_where_their_condition_holds(tmp_path: Path) -> None:
+    """ResNet-8, which the space is over, has no stage 3."""
+    line = "model.branches: {subset: {of: [stage1, stage3]}, when: {model.backbone: resnet18}}"
+    found = read_space(space(tmp_path, line, head="config: smoke\n"))
+    assert found.parameters[0].when == (("model.backbone", "resnet18"),)
+
+
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [

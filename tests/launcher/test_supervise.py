@@ -16,7 +16,7 @@ from fmfsd.rundir import RunDir
 from launcher.failures import first_failure
 from launcher.hosts.local import LocalAgent, run_here
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
-from launcher.supervise import Attempt, Requests, run_plan
+from launcher.supervise import Attempt, Requests, _scratch, run_plan
 from tests.helpers.processes import wait_until
 
 PRELUDE = """
@@ -292,3 +292,23 @@ def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     assert run_here([sys.executable, "-c", code], stop=lambda: next(asked)) == -signal.SIGKILL
     assert run_here([sys.executable, "-c", "raise SystemExit(3)"], stop=lambda: False) == 3
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    """As nohup asks for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        requests = Requests()
+        with requests.heard():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not requests.stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a#b").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a#b"))
+    scratch = Path(_scratch())
+    assert scratch.parent == Path("/tmp")
+    scratch.rmdir()
