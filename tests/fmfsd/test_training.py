@@ -1,6 +1,7 @@
 """Training in one process: the loop, its records, stopping, resuming, bad losses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def test_a_stop_in_an_evaluation_evaluates_again_after_it(tiny_root: Path, tmp_p
     assert [line["split"] for line in records(run)] == ["train", "train"]
     assert train_run(SoloComms(), run.path) == "finished"
     assert [line["split"] for line in records(run)] == ["train", "train", "test", "train", "train", "test"]
+
+
+def test_a_killed_run_has_each_record_exactly_once(tiny_root: Path, tmp_path: Path) -> None:
+    """What was recorded after the checkpoint that it goes on from is recorded anew."""
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "checkpoint.keep=5"))
+    train_run(SoloComms(), run.path)
+    before, weights = records(run), newest_weights(run)
+    shutil.rmtree(run.checkpoints / "step-00000004")
+    assert train_run(SoloComms(), run.path) == "finished"
+    assert records(run) == before
+    assert newest_weights(run) == weights
 
 
 def test_a_finished_run_is_not_trained_again(tiny_root: Path, tmp_path: Path) -> None:
