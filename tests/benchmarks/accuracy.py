@@ -35,12 +35,6 @@ def shown(values: list[float]) -> str:
     return f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f}"
 
 
-def minutes(run: Path) -> float:
-    """From the first start to the last record."""
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return float(last["time"]) / 60
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
@@ -58,10 +52,9 @@ def main() -> None:
         branches = ", ".join(
             f"{name.removesuffix('_top1')} {value}" for name, value in heads.items() if name not in MAIN
         )
-        spent = statistics.mean(map(minutes, runs))
-        rows.append([method, heads[MAIN[0]], heads.get(MAIN[1], "-"), branches or "-", f"{spent:.1f}"])
+        rows.append([method, heads[MAIN[0]], heads.get(MAIN[1], "-"), branches or "-"])
     seeds = f"{asked.seeds} seed{'s' if asked.seeds > 1 else ''}"
-    print_table([f"{asked.preset}, {seeds}", "deepest head, %", "ensemble, %", "branches, %", "minutes a run"], rows)
+    print_table([f"{asked.preset}, {seeds}", "deepest head, %", "ensemble, %", "branches, %"], rows)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -60,6 +60,13 @@ def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Reque
     return run_plan(plan(run, *scripts), run, grace_s=grace_s, requests=requests or Requests(), watch=lambda: None)
 
 
+@pytest.fixture
+def not_under_nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def starter(run: RunDir, node: int) -> int:
     """The process of a node's starter, once it runs."""
     path = run.path / f"pid-{node}"
@@ -103,7 +110,7 @@ def test_a_failing_node_ends_the_others(run: RunDir, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_stops_the_run_by_request(number: signal.Signals, run: RunDir) -> None:
+def test_a_signal_stops_the_run_by_request(number: signal.Signals, run: RunDir, not_under_nohup: None) -> None:
     def send() -> None:
         starter(run, 0)
         starter(run, 1)
