@@ -1,5 +1,6 @@
 """What a training run can be told: frozen sections, each field with its meaning, unit and limits."""
 
+import unicodedata
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -23,7 +24,7 @@ PerChannel = tuple[float, float, float]
 
 def usable_path(text: str) -> str:
     """`text`, unless no file can have that path: ValueError."""
-    if not text.isprintable() or not 1 <= len(text.encode()) <= 4096:
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text) or not 1 <= len(text.encode()) <= 4096:
         raise ValueError("a path of 1 to 4096 bytes without control characters")
     if any(len(name.encode()) > 255 for name in text.split("/")):
         raise ValueError("a path whose names have at most 255 bytes each")
