@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -54,6 +54,39 @@ def _plain(console: Console) -> Report:
     return report
 
 
+def discard(stream: TextIO) -> None:
+    """Let the rest of what is written to `stream`, whose reader is gone, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class SteadyStream:
+    """A stream whose reader may go away, as `| head` and a closed terminal do: the rest of the words go nowhere.
+
+    What is shown must never end a run.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def errors_shown(*, debug: bool) -> Iterator[None]:
     """Errors as text on stderr and as an exit code; a traceback only with `debug`."""
@@ -61,7 +94,7 @@ def errors_shown(*, debug: bool) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:

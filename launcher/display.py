@@ -5,7 +5,7 @@ import os
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,37 +16,6 @@ from fmfsd.rundir import RunDir
 
 READ_EVERY_S = 0.25
 PLAIN_EVERY_S = 10.0
-
-
-class SteadyStream:
-    """A stream whose reader may go away, as `| head` and a closed terminal do: the rest of the words go nowhere.
-
-    What is shown must never end a run.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            return self._give_up()
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError:
-            self._give_up()
-
-    def _give_up(self) -> int:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
-        return 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class RunDisplay:

@@ -15,8 +15,9 @@ from fmfsd.config import TrainConfig, dump_config, load_config
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
+from fmfsd.terminal import SteadyStream
 from launcher.config import LaunchConfig
-from launcher.display import RunDisplay, SteadyStream, heads_table
+from launcher.display import RunDisplay, heads_table
 from launcher.failures import Failure, first_failure, page
 from launcher.hosts.local import run_here
 from launcher.manifest import manifest

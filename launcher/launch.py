@@ -52,9 +52,7 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
 
 def _data_is(config: TrainConfig) -> str:
     name, root = config.data.name, config.data.root
-    if is_prepared(config):
-        return f"{name} is prepared in {root}"
-    return f"{name} is prepared first, in {root}, from official files there or fetched"
+    return f"{name} is prepared in {root}" if is_prepared(config) else f"{name} is prepared first, in {root}"
 
 
 def print_schema() -> None:

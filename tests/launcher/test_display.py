@@ -11,8 +11,9 @@ from rich.console import Console
 
 from fmfsd.files import write_json, write_whole
 from fmfsd.rundir import RunDir
+from fmfsd.terminal import SteadyStream
 from launcher import display as display_module
-from launcher.display import RunDisplay, SteadyStream, heads_table
+from launcher.display import RunDisplay, heads_table
 
 
 @pytest.fixture

@@ -79,6 +79,16 @@ def meanwhile(action: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> Attempt:
+    """With the signals heard that `send` sends meanwhile."""
+    requests = Requests()
+    with requests.heard():
+        thread = meanwhile(send)
+        attempt = carry_out(run, *scripts, requests=requests)
+    thread.join()
+    return attempt
+
+
 def test_a_run_that_says_finished_is_finished(run: RunDir) -> None:
     attempt = carry_out(run, "outcome('finished')", "pass")
     assert attempt.state == "finished"
@@ -116,12 +126,7 @@ def test_a_signal_stops_the_run_by_request(number: signal.Signals, run: RunDir, 
         starter(run, 1)
         os.kill(os.getpid(), number)
 
-    requests = Requests()
-    with requests.heard():
-        thread = meanwhile(send)
-        attempt = carry_out(run, UNTIL_STOPPED, UNTIL_STOPPED, requests=requests)
-    thread.join()
-    assert attempt.state == "stopped"
+    assert carry_out_and_hear(run, send, UNTIL_STOPPED, UNTIL_STOPPED).state == "stopped"
 
 
 def test_two_signals_at_once_are_one(run: RunDir) -> None:
@@ -130,12 +135,7 @@ def test_two_signals_at_once_are_one(run: RunDir) -> None:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
             os.kill(os.getpid(), number)
 
-    requests = Requests()
-    with requests.heard():
-        thread = meanwhile(send)
-        attempt = carry_out(run, UNTIL_STOPPED, requests=requests)
-    thread.join()
-    assert attempt.state == "stopped"
+    assert carry_out_and_hear(run, send, UNTIL_STOPPED).state == "stopped"
 
 
 def test_a_second_interrupt_a_second_later_ends_at_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,12 +148,7 @@ def test_a_second_interrupt_a_second_later_ends_at_once(run: RunDir, monkeypatch
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGINT)
 
-    requests = Requests()
-    with requests.heard():
-        thread = meanwhile(send)
-        attempt = carry_out(run, FOR_EVER, requests=requests)
-    thread.join()
-    assert attempt.state == "interrupted"
+    assert carry_out_and_hear(run, send, FOR_EVER).state == "interrupted"
 
 
 def test_an_agent_that_is_asked_to_stop_stops_the_run(run: RunDir) -> None:
@@ -252,9 +247,10 @@ def test_an_agent_that_does_not_answer_is_given_up(run: RunDir, monkeypatch: pyt
         assert agent is not None
         agents.append(agent)
         agent.suspend()
+        (run.path / "suspended").touch()
 
     thread = meanwhile(send)
-    attempt = carry_out(run, FOR_EVER, "until((run / 'pid-0').exists); time.sleep(0.3); sys.exit(1)")
+    attempt = carry_out(run, FOR_EVER, "until((run / 'suspended').exists); sys.exit(1)")
     thread.join()
     assert attempt.nodes[0].killed_from_outside == "its agent does not answer"
     assert not agents[0].is_running()
