@@ -86,13 +86,15 @@ def _threads() -> frozenset[str]:
 
 
 def _files() -> frozenset[str]:
-    """In the checkout and in the folder for temporary files, without those of Python's own helpers."""
+    """In the checkout and in the folder for temporary files, without Python's own helpers' and torch's cache."""
     ignored = {".git", ".venv", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache"}
     places = [path for path in CHECKOUT.iterdir() if path.name not in ignored]
     inside = [
         path for place in places if place.is_dir() for path in place.rglob("*") if "__pycache__" not in path.parts
     ]
-    temporary = [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("pymp-")]
+    temporary = [
+        path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith(("pymp-", "torchinductor_"))
+    ]
     return frozenset(map(str, (*places, *inside, *temporary)))
 
 
