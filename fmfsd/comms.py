@@ -12,15 +12,16 @@ from torch import Tensor
 
 from fmfsd.world import World
 
-TIMEOUT_S = 120.0
-"""How long a collective waits for the slowest worker before it fails (torch's own default is up to 30 minutes)."""
-
 
 class Comms(Protocol):
     """How workers talk to one another."""
 
     rank: int
     size: int
+
+    def activity(self) -> tuple[int, bool]:
+        """How many calls were begun, and whether one of them waits for other workers now; from any thread."""
+        ...
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """`tensor` becomes the sum of all workers'; also returned. No gradient passes."""
@@ -44,6 +45,9 @@ class SoloComms:
 
     rank, size = 0, 1
 
+    def activity(self) -> tuple[int, bool]:
+        return 0, False
+
     def sum_(self, tensor: Tensor) -> Tensor:
         return tensor
 
@@ -62,13 +66,19 @@ class GroupComms:
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.rank, self.size, self._device = world.rank, world.size, device
+        self._calls, self._waiting = 0, False
+
+    def activity(self) -> tuple[int, bool]:
+        return self._calls, self._waiting
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        dist.all_reduce(tensor)
+        with self._call():
+            dist.all_reduce(tensor)
         return tensor
 
     def spread_(self, tensor: Tensor) -> None:
-        dist.broadcast(tensor, src=0)
+        with self._call():
+            dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
         return bool(self.sum_(torch.tensor([int(flag)], device=self._device)).item())
@@ -78,15 +88,23 @@ class GroupComms:
             list(json.dumps(value).encode() if self.rank == 0 else b""), dtype=torch.uint8, device=self._device
         )
         length = torch.tensor([len(content)], device=self._device)
-        dist.broadcast(length, src=0)
+        self.spread_(length)
         content = content if self.rank == 0 else content.new_empty(int(length))
-        dist.broadcast(content, src=0)
+        self.spread_(content)
         return json.loads(bytes(content.tolist()))
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        self._calls, self._waiting = self._calls + 1, True
+        yield
+        self._waiting = False
 
 
 @contextmanager
-def connect(world: World, device: torch.device) -> Iterator[Comms]:
+def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator[Comms]:
     """Meet the other workers: NCCL on GPUs, gloo on CPUs; nothing at all in a world of one.
+
+    A collective fails when it has waited `timeout_s` seconds (torch's own default is up to 30 minutes).
 
     After an error the group is left as it is: taking it down can wait for peers, and the error's word comes first.
     """
@@ -94,7 +112,7 @@ def connect(world: World, device: torch.device) -> Iterator[Comms]:
         yield SoloComms()
         return
     backend, owned = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    timeout = timedelta(seconds=TIMEOUT_S)
+    timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
         backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout, device_id=owned
     )

@@ -46,17 +46,41 @@ class DataError(CheckError):
 
 
 class RunFailedError(FmfsdError):
-    """A run that had started came to an end that nobody asked for. `resumable`: the same command can go on."""
+    """A run that had started came to an end that nobody asked for.
+
+    `resumable`: the same command can go on; `worth_another_attempt`: it may even go well as things are.
+    """
 
     resumable = True
+    worth_another_attempt = True
 
 
 class NonFiniteLossError(RunFailedError):
-    """The loss became NaN or infinite; training on would only spoil the weights."""
+    """The loss became NaN or infinite; training on would only spoil the weights, and would come to the same again."""
+
+    worth_another_attempt = False
+
+
+class UnlikeError(RunFailedError):
+    """Workers of one run were started with different things."""
+
+    worth_another_attempt = False
+
+
+class DivergedError(RunFailedError):
+    """Workers that must have the same weights have not."""
+
+
+class FencedError(RunFailedError):
+    """Another attempt has taken this run over."""
+
+    worth_another_attempt = False
 
 
 class CheckpointError(RunFailedError):
     """A checkpoint could not be written, or is damaged."""
+
+    worth_another_attempt = False
 
 
 class NoCheckpointError(CheckpointError):

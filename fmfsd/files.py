@@ -42,6 +42,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_own(path: Path) -> bytes:
+    """The content of a file of ours. OSError if it is a symbolic link, which may lead anywhere."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+def free_space(folder: Path) -> tuple[int, int]:
+    """Bytes and files that this user can still write there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize, found.f_favail
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power loss (a rename lives in the folder, not in the file)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -3,20 +3,21 @@
 import math
 from dataclasses import dataclass, field
 
-from fmfsd.checkpoint import Checkpoints, Position, Saved
+from fmfsd.checkpoint import Checkpoints, Saved
 from fmfsd.comms import Comms
 from fmfsd.config import Timeline, TrainConfig
 from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.distill import SelfDistillLoss
 from fmfsd.engine.base import Engine
-from fmfsd.errors import NonFiniteLossError
+from fmfsd.errors import DivergedError, NonFiniteLossError
 from fmfsd.evaluation import evaluate
 from fmfsd.metrics import MetricsLog, RunningMeans
 from fmfsd.optim import learning_rate
+from fmfsd.position import Position
 from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
 from fmfsd.reduction import Reading, StepReduction
-from fmfsd.stopwatch import Stopwatch
+from fmfsd.stopwatch import SaveClock, Stopwatch
 
 
 @dataclass
@@ -35,10 +36,15 @@ class Loop:
     metrics: MetricsLog
     progress: ProgressFile
     stop: StopFlag
+    save_clock: SaveClock
     position: Position = field(default_factory=Position)
     means: RunningMeans = field(default_factory=RunningMeans)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    best: float | None = None
+    """The highest score so far, and below that of the evaluation at `position`, if there was one."""
+    score: float | None = None
     stop_agreed: bool = False
+    save_agreed: bool = False
 
     def run(self) -> str:
         """Train to the end or to a stop request: "finished" or "stopped", with a checkpoint of either."""
@@ -48,11 +54,18 @@ class Loop:
                 self._train_one_step()
             else:
                 self._evaluate()
-            if self.position.evaluated and self.timeline.checkpoint_due(self.position.step):
+            if self._save_due():
                 self._save()
+            self.checkpoints.look()
         if not self.finished:
             self._save()
+        self.checkpoints.finish()
         return "finished" if self.finished else "stopped"
+
+    def close(self) -> None:
+        """Let go of files and of the thread that writes checkpoints."""
+        self.checkpoints.close()
+        self.metrics.close()
 
     @property
     def finished(self) -> bool:
@@ -65,6 +78,7 @@ class Loop:
             self.engine.load(saved.engine)
             self.position = saved.position
             self.means = RunningMeans(**saved.progress["means"])
+            self.best = saved.progress.get("best")
         self.metrics.keep(saved.progress["records"] if saved is not None else 0)
         self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
         self.reduction.forget()
@@ -80,6 +94,7 @@ class Loop:
             log_due = self.timeline.log_due(step + 1)
             self._read(all_of_them=log_due)
         self.position = Position(step + 1, evaluated=not self.timeline.evaluation_due(step + 1))
+        self.score = None
         self._show("train")
         if log_due:
             self._record("train", **self.means.take(), lr=self._learning_rate(step), **self.stopwatch.take())
@@ -90,7 +105,7 @@ class Loop:
             images, labels = self.batches.at(epoch, step_in_epoch * micro_steps + micro_step)
         with self.engine.accumulating(last=micro_step == micro_steps - 1):
             terms = self.loss.terms(self.engine.forward(images), labels)
-            squares_F = self.reduction.reduce(step, terms, stop=self.stop.requested)
+            squares_F = self.reduction.reduce(step, terms, stop=self.stop.requested, save=self.save_clock.due)
             total = self.loss.total(terms, squares_F, world_size=self.comms.size)
             self.engine.backward(total / micro_steps)
 
@@ -117,6 +132,8 @@ class Loop:
                     f"the {split} loss is not finite after step {self.position.step}. {self._advice}"
                 )
             self._record(split, **values)
+        if "valid" in results:
+            self.score = results["valid"]["deepest_top1"]
         self.position = Position(self.position.step)
 
     def _splits_due(self) -> list[str]:
@@ -124,11 +141,32 @@ class Loop:
         test_due = "valid" not in self.evaluations or self.timeline.is_last(self.position.step)
         return [split for split in self.evaluations if split != "test" or test_due]
 
+    def _save_due(self) -> bool:
+        """By step, by the clock that all agree on, or as the best so far on the validation split."""
+        by_step = self.position.evaluated and self.timeline.checkpoint_due(self.position.step)
+        is_best = self.score is not None and (self.best is None or self.score > self.best)
+        return by_step or self.save_agreed or is_best
+
     def _save(self) -> None:
         self._read(all_of_them=True)
         self._show("save")
-        progress = {"means": self.means.state(), "records": self.metrics.records}
-        self.checkpoints.save(Saved(self.position, self.engine.state(), progress))
+        self._require_one_network()
+        if self.score is not None:
+            self.best = max(self.score, self.best if self.best is not None else self.score)
+        progress = {"means": self.means.state(), "records": self.metrics.records, "best": self.best}
+        self.checkpoints.save(Saved(self.position, self.engine.state(), progress, self.score))
+        self.save_agreed = False
+        self.save_clock.restart()
+
+    def _require_one_network(self) -> None:
+        """Raises DivergedError on all workers if any has other weights than rank 0, as after a silent fault."""
+        mine = self.engine.weights_sum()
+        first = mine.clone()
+        self.comms.spread_(first)
+        differs = bool(mine != first)
+        if self.comms.any(differs):
+            who = "this worker's differ" if differs else "another worker's differ"
+            raise DivergedError(f"the workers' weights are no longer the same after step {self.position.step}: {who}")
 
     def _read(self, *, all_of_them: bool) -> None:
         for reading in self.reduction.readings(all_of_them=all_of_them):
@@ -136,6 +174,7 @@ class Loop:
                 raise NonFiniteLossError(self._non_finite(reading))
             self.means.add(**reading.losses())
             self.stop_agreed = self.stop_agreed or reading.stop
+            self.save_agreed = self.save_agreed or reading.save
 
     def _non_finite(self, reading: Reading) -> str:
         values = ", ".join(f"{name} {value:g}" for name, value in reading.losses().items())

@@ -3,10 +3,12 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fmfsd.errors import RunFailedError
 from fmfsd.files import write_whole
 
 
@@ -37,28 +39,48 @@ class RunningMeans:
 class MetricsLog:
     """`metrics.jsonl`, one JSON object a line; `path` is None on every worker but rank 0, which alone writes.
 
-    `started` is the time of the run's first start, in seconds since 1970; records carry the seconds since then.
+    `started` is the time of the run's first start, in seconds since 1970; records carry the seconds since then. The
+    file stays open: what a worker writes that has outlived its attempt goes into the file that its successor replaced.
     """
 
     def __init__(self, path: Path | None, started: float) -> None:
         self._path, self._started, self.records = path, started, 0
+        self._descriptor: int | None = None
 
     def keep(self, records: int) -> None:
         """Forget all but the first `records` records: those after the checkpoint that a run goes on from."""
         self.records = records
         if self._path is not None:
             lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-            write_whole(self._path, b"".join(lines[:records]))
+            with _reported(self._path):
+                write_whole(self._path, b"".join(lines[:records]))
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
 
     def write(self, *, step: int, epoch: int, split: str, **values: float) -> None:
+        """Add a record, which survives a power loss. RunFailedError if it can't be written."""
         self.records += 1
-        if self._path is None:
+        if self._path is None or self._descriptor is None:
             return
         record = {"step": step, "epoch": epoch, "split": split, "time": round(time.time() - self._started, 3), **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        with _reported(self._path):
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Without its records a run is worth nothing, so it ends when they can't be kept."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailedError(f"{path} can't be written: {error}") from error
 
 
 def last_records(path: Path) -> dict[str, dict[str, float]]:

@@ -23,6 +23,7 @@ class Reading:
     soft_target: float
     feature: float
     stop: bool
+    save: bool
     finite: bool
 
     def losses(self) -> dict[str, float]:
@@ -51,10 +52,13 @@ class StepReduction:
         self._delay = READ_LATER_PASSES[device.type]
         self._pending: deque[_Pending] = deque()
 
-    def reduce(self, step: int, terms: LossTerms, *, stop: bool) -> Tensor:
-        """The squares of the feature norm over all workers, (F,), without gradient."""
-        flag = terms.label.new_full((1,), float(stop))
-        packed = torch.cat([terms.squares_F, terms.label.view(1), terms.soft_target.view(1), flag]).detach()
+    def reduce(self, step: int, terms: LossTerms, *, stop: bool, save: bool) -> Tensor:
+        """The squares of the feature norm over all workers, (F,), without gradient.
+
+        `stop`, `save`: whether this worker asks for that.
+        """
+        flags = [terms.label.new_full((1,), float(flag)) for flag in (stop, save)]
+        packed = torch.cat([terms.squares_F, terms.label.view(1), terms.soft_target.view(1), *flags]).detach()
         self._comms.sum_(packed)
         self._pending.append(self._on_its_way(step, packed))
         return packed[: len(terms.squares_F)]
@@ -81,12 +85,13 @@ class StepReduction:
         return _Pending(step, host, ready)
 
     def _read(self, pending: _Pending) -> Reading:
-        *squares, label, soft_target, stop = pending.values.tolist()
+        *squares, label, soft_target, stop, save = pending.values.tolist()
         return Reading(
             step=pending.step,
             label=label / self._comms.size,
             soft_target=soft_target / self._comms.size,
             feature=self._beta * sum(max(square, 0.0) ** 0.5 for square in squares),
             stop=stop > 0,
+            save=save > 0,
             finite=bool(pending.values.isfinite().all()),
         )

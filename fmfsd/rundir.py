@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fmfsd.position import positions_in
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -28,11 +30,11 @@ class RunDir:
             return True
         if not self.path.is_dir():
             return False
-        allowed = {*self._folders, self.manifest, self.lock}
+        allowed = {*self._folders, self.manifest, self.lock, self.owner}
         return all(
             path in allowed and not (path.is_dir() and any(path.iterdir()))
             for path in self.path.iterdir()
-            if not path.name.startswith((".manifest.json.", ".config.yaml."))
+            if not path.name.startswith((".manifest.json.", ".config.yaml.", ".owner.json."))
         )
 
     @property
@@ -43,6 +45,11 @@ class RunDir:
     def lock(self) -> Path:
         """Held by the launch that runs this run."""
         return self.path / "lock"
+
+    @property
+    def owner(self) -> Path:
+        """Who holds the lock, or was the last to."""
+        return self.path / "owner.json"
 
     @property
     def config(self) -> Path:
@@ -83,6 +90,11 @@ class RunDir:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint; None without any."""
+        found = positions_in(self.checkpoints)
+        return found[0].step if found else None
 
     def damaged_checkpoints(self) -> list[Path]:
         """Those that were set aside when a run went on."""

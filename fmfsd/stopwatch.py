@@ -1,5 +1,6 @@
-"""How long steps take, and how much of that is waiting for data."""
+"""How long steps take, how much of that is waiting for data, and how long ago the last save was."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,3 +36,18 @@ class Stopwatch:
         shown = self.peek()
         self.waited, self.stepped, self.images = 0.0, 0.0, 0
         return shown
+
+
+class SaveClock:
+    """`due` once `minutes` have passed since the last `restart`; never, if that is None."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._seconds = math.inf if minutes is None else 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self._start >= self._seconds

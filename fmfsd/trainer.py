@@ -2,20 +2,23 @@
 
 import logging
 import time
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from fmfsd.checkpoint import Checkpoints
+from fmfsd.checkpoint import CheckpointFolder, Checkpoints
 from fmfsd.comms import Comms, connect
-from fmfsd.config import Timeline, TrainConfig, load_config
+from fmfsd.config import Timeline, TrainConfig, dump_config, load_config
 from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.data.shards import load_own_shards
 from fmfsd.distill import SelfDistillLoss
 from fmfsd.engine.torch_engine import TorchEngine
-from fmfsd.errors import ConfigError
-from fmfsd.files import read_json, write_json
+from fmfsd.errors import ConfigError, UnlikeError
+from fmfsd.fence import Fence
+from fmfsd.files import read_json, sha256, write_json
 from fmfsd.loop import Loop
 from fmfsd.metrics import MetricsLog, last_records
 from fmfsd.model.build import build_network
@@ -23,6 +26,7 @@ from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
 from fmfsd.reduction import StepReduction
 from fmfsd.rundir import RunDir
+from fmfsd.stopwatch import SaveClock
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -30,27 +34,38 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Type of weights and images for each precision; bf16 is autocast over fp32."""
 
 
-def train(run: RunDir, world: World, device: torch.device, *, attempt: int) -> str:
+def train(
+    run: RunDir, world: World, device: torch.device, progress: ProgressFile, fence: Fence, *, timeout_s: float
+) -> str:
     """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
 
-    Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress.
+    Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
+    another for `timeout_s` seconds at most.
     """
     config = load_config(str(run.config))
-    _exact_arithmetic()
-    progress = ProgressFile(run.rank_progress(world.rank), rank=world.rank, world_size=world.size, attempt=attempt)
-    with StopFlag(run.stop_request if world.is_main else None) as stop, connect(world, device) as comms:
+    _exact_arithmetic(deterministic=config.train.deterministic)
+    progress.show("connect", step=0)
+    stop = StopFlag(run.stop_request if world.is_main else None)
+    with stop, connect(world, device, timeout_s=timeout_s) as comms:
+        progress.activity = comms.activity
         progress.show("setup", step=0)
-        loop = build_loop(run, config, comms, device, stop, progress)
-        resumed = loop.resume()
-        progress.constants["went_on_after"] = loop.position.step if resumed else None
-        log.info(
-            "%s after step %d of %d", "resumed" if resumed else "started", loop.position.step, loop.timeline.total_steps
-        )
-        state = loop.run()
-        progress.show(state, step=loop.position.step)
+        _require_alike(comms, config)
+        loop = build_loop(run, config, comms, device, stop, progress, fence)
+        with closing(loop):
+            state = _run(loop)
         if world.is_main:
-            _write_outcome(run, state, loop.position.step, attempt)
+            fence.require_ours()
+            _write_outcome(run, state, loop, fence.attempt)
+        progress.show(state, step=loop.position.step)
     return state
+
+
+def _run(loop: Loop) -> str:
+    resumed = loop.resume()
+    loop.progress.constants["went_on_after"] = loop.position.step if resumed else None
+    what = "resumed" if resumed else "started"
+    log.info("%s after step %d of %d", what, loop.position.step, loop.timeline.total_steps)
+    return loop.run()
 
 
 def choose_device(asked: str, world: World) -> torch.device:
@@ -67,7 +82,13 @@ def choose_device(asked: str, world: World) -> torch.device:
 
 
 def build_loop(
-    run: RunDir, config: TrainConfig, comms: Comms, device: torch.device, stop: StopFlag, progress: ProgressFile
+    run: RunDir,
+    config: TrainConfig,
+    comms: Comms,
+    device: torch.device,
+    stop: StopFlag,
+    progress: ProgressFile,
+    fence: Fence,
 ) -> Loop:
     """Every part of this worker, from `config`. Raises DataError or ConfigError where they do not fit."""
     index = read_index(set_folder(config.data))
@@ -86,10 +107,15 @@ def build_loop(
         evaluations={
             split: _evaluation(config, index, split, comms, device) for split in index.splits if split != "train"
         },
-        checkpoints=Checkpoints(run.checkpoints, comms, keep=config.checkpoint.keep),
+        checkpoints=Checkpoints(
+            CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
+            comms,
+            warn=progress.warn,
+        ),
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
         stop=stop,
+        save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
 
 
@@ -140,8 +166,12 @@ def _evaluation(
     )
 
 
-def _exact_arithmetic() -> None:
-    """fp32 means fp32: cuDNN would otherwise use TF32, which keeps 10 bits of the mantissa."""
+def _exact_arithmetic(*, deterministic: bool) -> None:
+    """fp32 means fp32: cuDNN would otherwise use TF32, which keeps 10 bits of the mantissa.
+
+    `deterministic`: and every sum has one order, on GPUs too, or the operation is refused.
+    """
+    torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
@@ -151,7 +181,22 @@ def _started(manifest: Path) -> float:
     return float(read_json(manifest)["started"]) if manifest.exists() else time.time()
 
 
-def _write_outcome(run: RunDir, state: str, step: int, attempt: int) -> None:
-    content = {"state": state, "attempt": attempt, "step": step, "metrics": last_records(run.metrics)}
-    write_json(run.outcome, {**content, "resumable": state != "finished"})
+def _require_alike(comms: Comms, config: TrainConfig) -> None:
+    """Raises UnlikeError on all workers if one of them has another config, data set or software than rank 0."""
+    mine = {
+        "config": dump_config(config),
+        "data": sha256(set_folder(config.data) / "index.json"),
+        **{package: version(package) for package in ("torch", "numpy", "safetensors")},
+    }
+    first = comms.share(mine)
+    differing = [name for name, value in mine.items() if value != first[name]]
+    if comms.any(bool(differing)):
+        whose = f"this worker's {', '.join(differing)}" if differing else "another worker's"
+        raise UnlikeError(f"{whose} is not what rank 0 has: every node needs the same files and packages")
+
+
+def _write_outcome(run: RunDir, state: str, loop: Loop, attempt: int) -> None:
+    content = {"state": state, "attempt": attempt, "step": loop.position.step, "metrics": last_records(run.metrics)}
+    best = {"best_valid_top1": loop.best} if loop.best is not None else {}
+    write_json(run.outcome, {**content, **best, "resumable": state != "finished"})
     run.stop_request.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A worker's first and last acts, before torch is imported and after the training: ties, log file, crash file."""
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmfsd.errors import ConfigError, FmfsdError, Problem
+from fmfsd.fence import Fence
 from fmfsd.files import read_json, write_json
+from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.world import World
 
 _PR_SET_PDEATHSIG = 1
+DUMP_SIGNAL = signal.SIGUSR2
+"""Makes a worker write every thread's Python stack into its log, even in the midst of a hanging call."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +30,25 @@ class Circumstances:
     """What the starter told this worker by its environment.
 
     `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand;
-    `attempt` counts the starts of the run; with `log_to_file`, output goes to the rank's log.
+    `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes to the rank's log. Workers
+    wait for one another for `timeout_s` seconds.
     """
 
     world: World
-    attempt: int = 1
+    attempt: int | None = None
     agent: int | None = None
     log_to_file: bool = False
+    timeout_s: float = 120.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
-        agent = environment.get("FMFSD_AGENT_PID")
+        agent, attempt = environment.get("FMFSD_AGENT_PID"), environment.get("FMFSD_ATTEMPT")
         return cls(
             world=World.from_environment(environment),
-            attempt=int(environment.get("FMFSD_ATTEMPT", "1")),
+            attempt=int(attempt) if attempt else None,
             agent=int(agent) if agent else None,
             log_to_file=environment.get("FMFSD_LOG_TO_FILE") == "1",
+            timeout_s=float(environment.get("FMFSD_COLLECTIVE_TIMEOUT_S", cls.timeout_s)),
         )
 
 
@@ -78,23 +86,23 @@ def redirect_output(run: RunDir, world: World, attempt: int) -> None:
     )
 
 
-def write_crash(run: RunDir, circumstances: Circumstances, error: BaseException) -> None:
+def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -> None:
     """Leave word of what ended this worker, whole, for whoever asks for the first cause."""
-    rank = circumstances.world.rank
     content = {
-        "rank": rank,
-        "node": circumstances.world.node,
+        "rank": world.rank,
+        "node": world.node,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": time.time(),
-        "step": _last_step(run, rank),
+        "step": _last_step(run, world.rank),
         "type": type(error).__name__,
         "message": str(error),
         "expected": isinstance(error, FmfsdError),
         "resumable": getattr(error, "resumable", True),
+        "worth_another_attempt": getattr(error, "worth_another_attempt", not isinstance(error, FmfsdError)),
         "traceback": "".join(traceback.format_exception(error)),
     }
-    write_json(run.crash(circumstances.attempt, rank), content)
+    write_json(run.crash(attempt, world.rank), content)
 
 
 def _last_step(run: RunDir, rank: int) -> int | None:
@@ -108,22 +116,29 @@ def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
     """Train as the worker that `circumstances` describe; the exit code, 0 also after a stop on request."""
     os.umask(0o077)
     tie_to_parent(circumstances.agent)
-    run = RunDir(run_dir)
+    run, world = RunDir(run_dir), circumstances.world
     if not run.config.exists():
         raise ConfigError([Problem(str(run.config), "missing, so this is no run directory")])
     run.create()
+    attempt = circumstances.attempt or max(1, run.last_attempt())
     if circumstances.log_to_file:
-        redirect_output(run, circumstances.world, circumstances.attempt)
+        redirect_output(run, world, attempt)
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        from fmfsd.trainer import choose_device, train  # imports torch: not before this process is tied to its parent
-
-        state = train(
-            run, circumstances.world, choose_device(device, circumstances.world), attempt=circumstances.attempt
-        )
+        with ProgressFile(run.rank_progress(world.rank), rank=world.rank, attempt=attempt) as progress:
+            state = _train(run, device, circumstances, progress, Fence(run, attempt))
     except Exception as error:
         logging.exception("this worker failed")
-        write_crash(run, circumstances, error)
+        write_crash(run, world, attempt, error)
         return error.exit_code if isinstance(error, FmfsdError) else 1
     logging.info("%s", state)
     return 0
+
+
+def _train(run: RunDir, device: str, circumstances: Circumstances, progress: ProgressFile, fence: Fence) -> str:
+    """Imports torch, which is not to be done before this process is tied to its parent and has a pulse."""
+    from fmfsd.trainer import choose_device, train
+
+    chosen = choose_device(device, circumstances.world)
+    return train(run, circumstances.world, chosen, progress, fence, timeout_s=circumstances.timeout_s)

@@ -137,15 +137,21 @@ class LoopConfig(Section):
     """Samples a worker takes at once in an evaluation."""
     log_every: DurationField = Duration(50, "step")
     """How often the running means of the losses are written."""
+    deterministic: bool = False
+    """Only algorithms whose sums have one order, so that GPUs repeat a run bit for bit; CPUs always do."""
 
 
 class CheckpointConfig(Section):
-    """When the state is saved, and how many saves are kept."""
+    """When the state is saved, beside at the end, and how many saves are kept."""
 
-    every_epochs: PositiveInt = 1
-    """A checkpoint after every so many epochs, and at the end."""
+    every_epochs: PositiveInt | None = 1
+    """A checkpoint after every so many epochs."""
+    every_steps: PositiveInt | None = None
+    """And after every so many steps."""
+    every_minutes: PositiveFloat | None = None
+    """And when so many minutes have passed since the last one."""
     keep: PositiveInt = 2
-    """The newest so many stay."""
+    """The newest so many stay, and with a validation split the best one on it."""
 
 
 class TrainConfig(Section):

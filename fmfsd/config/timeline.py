@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fmfsd.config.schema import TrainConfig
+from fmfsd.config.schema import CheckpointConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Timeline:
     total_steps: int
     log_every: int
     evaluate_every: int
-    checkpoint_every: int
+    checkpoint_every: tuple[int, ...]
     milestones: tuple[int, ...]
 
     @classmethod
@@ -27,7 +27,7 @@ class Timeline:
             total_steps=min(total, config.train.max_steps or total),
             log_every=config.train.log_every.steps(steps_per_epoch),
             evaluate_every=config.train.evaluate_every.steps(steps_per_epoch),
-            checkpoint_every=config.checkpoint.every_epochs * steps_per_epoch,
+            checkpoint_every=_checkpoint_every(config.checkpoint, steps_per_epoch),
             milestones=tuple(point.steps(steps_per_epoch) for point in config.optim.milestones),
         )
 
@@ -45,4 +45,9 @@ class Timeline:
         return step > 0 and (step % self.evaluate_every == 0 or self.is_last(step))
 
     def checkpoint_due(self, step: int) -> bool:
-        return step > 0 and (step % self.checkpoint_every == 0 or self.is_last(step))
+        return step > 0 and (any(step % every == 0 for every in self.checkpoint_every) or self.is_last(step))
+
+
+def _checkpoint_every(checkpoint: CheckpointConfig, steps_per_epoch: int) -> tuple[int, ...]:
+    by_epochs = (checkpoint.every_epochs or 0) * steps_per_epoch
+    return tuple(every for every in (by_epochs, checkpoint.every_steps) if every)

@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Let the engine settle by passes that leave no trace."""
         ...
 
+    def weights_sum(self) -> Tensor:
+        """The sum of all parameters' bits as integers, of no dimension: workers with the same weights have the same."""
+        ...
+
     def state(self) -> EngineState: ...
 
     def load(self, state: EngineState) -> None:

@@ -16,6 +16,8 @@ from fmfsd.model.network import Outputs
 from fmfsd.optim import build_optimizer
 
 _WARM_UP_PASSES = 2
+_BITS = {4: torch.int32, 8: torch.int64}
+"""The integers that have as many bytes as a weight."""
 
 
 class TorchEngine:
@@ -85,6 +87,10 @@ class TorchEngine:
                 self.optimizer.zero_grad()
         for name, buffer in self.network.named_buffers():
             buffer.copy_(before[name])
+
+    def weights_sum(self) -> Tensor:
+        bits = [parameter.detach().view(_BITS[parameter.itemsize]).sum() for parameter in self.network.parameters()]
+        return torch.stack(bits).sum()
 
     def state(self) -> EngineState:
         """As it is: torch's `get_state_dict` would step an optimizer that has not stepped yet, which leaves weight

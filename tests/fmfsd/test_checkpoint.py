@@ -1,6 +1,9 @@
 """Checkpoints are whole or absent, and what is damaged is not used."""
 
+import errno
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +12,34 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmfsd.checkpoint import Checkpoints, Position, Saved
+from fmfsd.checkpoint import CheckpointFolder, Checkpoints, Saved
 from fmfsd.comms import SoloComms
 from fmfsd.engine.base import EngineState
-from fmfsd.errors import CheckpointError, NonFiniteLossError
+from fmfsd.errors import CheckpointError, FencedError, NonFiniteLossError
+from fmfsd.fence import Fence
+from fmfsd.files import write_json
+from fmfsd.position import Position
+from fmfsd.rundir import RunDir
+from tests.helpers.processes import wait_until
 
 
-def saved(step: int, *, evaluated: bool = True, value: float = 1.0) -> Saved:
+def saved(step: int, *, evaluated: bool = True, value: float = 1.0, score: float | None = None) -> Saved:
     weights = {"conv.weight": torch.full((2, 3), value + step).to(memory_format=torch.contiguous_format)}
     optimizer = {"conv.weight.momentum_buffer": torch.randn(2, 3)}
     progress = {"records": step, "means": {"sums": {"loss": 0.1 + 0.2}, "count": 1}}
-    return Saved(Position(step, evaluated), EngineState(weights, optimizer), progress)
+    return Saved(Position(step, evaluated), EngineState(weights, optimizer), progress, score)
 
 
-def store(folder: Path, *, keep: int = 2) -> Checkpoints:
+def store(folder: Path, *, keep: int = 2, require_ours: Callable[[], None] = lambda: None) -> Checkpoints:
     folder.mkdir(exist_ok=True)
-    return Checkpoints(folder, SoloComms(), keep=keep)
+    whole = CheckpointFolder(folder, keep=keep, require_ours=require_ours)
+    return Checkpoints(whole, SoloComms(), warn=lambda text: None)
+
+
+def save(checkpoints: Checkpoints, what: Saved) -> None:
+    """And wait for it."""
+    checkpoints.save(what)
+    checkpoints.finish()
 
 
 def names(folder: Path) -> list[str]:
@@ -40,7 +55,7 @@ def newest_step(checkpoints: Checkpoints) -> int:
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     checkpoints, before = store(tmp_path / "c"), saved(7)
     assert checkpoints.load_newest() is None
-    checkpoints.save(before)
+    save(checkpoints, before)
     after = checkpoints.load_newest()
     assert after is not None
     assert (after.position, after.progress) == (before.position, before.progress)
@@ -52,15 +67,15 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 def test_the_newest_so_many_stay(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c", keep=2)
     for step in (1, 5, 10_000_000, 123_456_789):
-        checkpoints.save(saved(step))
+        save(checkpoints, saved(step))
     assert names(tmp_path / "c") == ["step-10000000", "step-123456789"]
     assert newest_step(checkpoints) == 123_456_789
 
 
 def test_a_position_before_its_evaluation_comes_before_the_one_after(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c", keep=5)
-    checkpoints.save(saved(5))
-    checkpoints.save(saved(5, evaluated=False))
+    save(checkpoints, saved(5))
+    save(checkpoints, saved(5, evaluated=False))
     found = checkpoints.load_newest()
     assert found is not None
     assert found.position == Position(5, evaluated=True)
@@ -69,9 +84,9 @@ def test_a_position_before_its_evaluation_comes_before_the_one_after(tmp_path: P
 
 def test_saving_a_position_again_changes_nothing(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
-    checkpoints.save(saved(1))
+    save(checkpoints, saved(1))
     before = (tmp_path / "c" / "step-00000001" / "manifest.json").stat().st_mtime_ns
-    checkpoints.save(saved(1, value=9.0))
+    save(checkpoints, saved(1, value=9.0))
     assert (tmp_path / "c" / "step-00000001" / "manifest.json").stat().st_mtime_ns == before
 
 
@@ -81,8 +96,8 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(
     file: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = store(tmp_path / "c")
-    checkpoints.save(saved(1))
-    checkpoints.save(saved(2))
+    save(checkpoints, saved(1))
+    save(checkpoints, saved(2))
     path = tmp_path / "c" / "step-00000002" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -98,7 +113,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(
 def test_no_change_of_any_byte_goes_unnoticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "flips"
     checkpoints = store(folder)
-    checkpoints.save(saved(1))
+    save(checkpoints, saved(1))
     file = data.draw(st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json"]))
     path = folder / "step-00000001" / file
     whole = path.read_bytes()
@@ -113,7 +128,7 @@ def test_no_change_of_any_byte_goes_unnoticed(data: st.DataObject, tmp_path_fact
 
 def test_if_none_can_be_used_the_run_does_not_start_again_from_nothing(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
-    checkpoints.save(saved(1))
+    save(checkpoints, saved(1))
     (tmp_path / "c" / "step-00000001" / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
         checkpoints.load_newest()
@@ -121,7 +136,7 @@ def test_if_none_can_be_used_the_run_does_not_start_again_from_nothing(tmp_path:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
-    checkpoints.save(saved(1))
+    save(checkpoints, saved(1))
     path = tmp_path / "c" / "step-00000001" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
@@ -134,7 +149,7 @@ def test_a_checkpoint_never_holds_nan(part: str, value: float, tmp_path: Path) -
     checkpoints, spoiled = store(tmp_path / "c"), saved(3)
     next(iter(getattr(spoiled.engine, part).values()))[0, 0] = value
     with pytest.raises(NonFiniteLossError, match="has NaN or infinite values after step 3"):
-        checkpoints.save(spoiled)
+        save(checkpoints, spoiled)
     assert names(tmp_path / "c") == []
 
 
@@ -142,14 +157,11 @@ def test_a_save_that_fails_half_way_leaves_the_old_ones_and_no_rubbish_after_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = store(tmp_path / "c")
-    checkpoints.save(saved(1))
+    save(checkpoints, saved(1))
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("fmfsd.checkpoint.write_json", full)
+    monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", no_space)
     with pytest.raises(CheckpointError, match="step 2 not saved.*No space left"):
-        checkpoints.save(saved(2))
+        save(checkpoints, saved(2))
     assert newest_step(checkpoints) == 1
     assert names(tmp_path / "c") == ["step-00000001"]
 
@@ -158,8 +170,8 @@ def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c", keep=1)
     for name in ("step-1", "step-00000001-old", "notes"):
         (tmp_path / "c" / name).mkdir()
-    checkpoints.save(saved(1))
-    checkpoints.save(saved(2))
+    save(checkpoints, saved(1))
+    save(checkpoints, saved(2))
     assert names(tmp_path / "c") == ["notes", "step-00000001-old", "step-00000002", "step-1"]
 
 
@@ -167,11 +179,11 @@ def test_a_damaged_newest_is_set_aside_so_that_its_successor_is_whole(tmp_path: 
     """It neither blocks the save of the same step, nor counts among those that stay, nor is it thrown away."""
     checkpoints = store(tmp_path / "c", keep=2)
     for step in (1, 2):
-        checkpoints.save(saved(step))
+        save(checkpoints, saved(step))
     damaged = tmp_path / "c" / "step-00000002" / "model.safetensors"
     damaged.write_bytes(b"no weights")
     assert newest_step(checkpoints) == 1
-    checkpoints.save(saved(2))
+    save(checkpoints, saved(2))
     assert newest_step(checkpoints) == 2
     aside, *good = names(tmp_path / "c")
     assert good == ["step-00000001", "step-00000002"]
@@ -181,9 +193,120 @@ def test_a_damaged_newest_is_set_aside_so_that_its_successor_is_whole(tmp_path: 
 
 def test_if_none_can_be_used_that_is_so_at_the_next_start_too(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
-    checkpoints.save(saved(1))
+    save(checkpoints, saved(1))
     (tmp_path / "c" / "step-00000001" / "state.json").write_text("{}")
     for _ in range(2):
         with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
             checkpoints.load_newest()
     assert names(tmp_path / "c") == ["step-00000001"]
+
+
+def test_the_best_on_the_validation_split_stays_beside_the_newest(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c", keep=1)
+    for step, score in ((1, 0.2), (2, 0.6), (3, 0.6), (4, None), (5, 0.5)):
+        save(checkpoints, saved(step, score=score))
+    assert names(tmp_path / "c") == ["step-00000002", "step-00000005"]
+    assert newest_step(checkpoints) == 5
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is saved is the state at the call, whatever becomes of the tensors meanwhile."""
+    checkpoints, before, may_write = store(tmp_path / "c"), saved(1), threading.Event()
+    write = CheckpointFolder.write
+    monkeypatch.setattr(CheckpointFolder, "write", lambda self, what: (may_write.wait(60), write(self, what)))
+    expected = before.engine.model["conv.weight"].clone()
+    checkpoints.save(before)
+    checkpoints.look()
+    before.engine.model["conv.weight"].zero_()
+    assert names(tmp_path / "c") == []
+    may_write.set()
+    checkpoints.finish()
+    after = checkpoints.load_newest()
+    assert after is not None
+    assert torch.equal(after.engine.model["conv.weight"], expected)
+
+
+def test_one_save_may_fail_and_the_next_one_that_fails_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    checkpoints = Checkpoints(
+        CheckpointFolder(tmp_path, keep=2, require_ours=lambda: None), SoloComms(), warn=told.append
+    )
+    full = [False, True, False, True, True]
+
+    def sometimes_full(*_: Any, **__: Any) -> None:
+        if full.pop(0):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fmfsd.checkpoint.folder.sync_folder", sometimes_full)
+    for step in range(1, 6):
+        checkpoints.save(saved(step))
+        wait_until(lambda: not checkpoints._writer.busy, "the write")
+        if step < 5:
+            checkpoints.look()
+    with pytest.raises(CheckpointError, match=r"step 5 not saved.*it needs 0\.0 MiB, .* MiB and \d+ files are free"):
+        checkpoints.look()
+    assert [text.partition(" not saved")[0].rpartition(" ")[2] for text in told] == ["2", "4"]
+
+
+def test_a_run_does_not_end_well_without_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = store(tmp_path / "c")
+    monkeypatch.setattr("fmfsd.checkpoint.folder.write_whole", no_space)
+    checkpoints.save(saved(1))
+    with pytest.raises(CheckpointError, match="step 1 not saved"):
+        checkpoints.finish()
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_worker_that_outlived_its_attempt_commits_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    fence = Fence(run, 1)
+    write_json(run.attempt(1), {})
+    save(store(run.checkpoints, require_ours=fence.require_ours), saved(1))
+    write_json(run.attempt(2), {})
+    with pytest.raises(FencedError, match="attempt 2 has this run now"):
+        save(store(run.checkpoints, require_ours=fence.require_ours), saved(2))
+    assert names(run.checkpoints) == ["step-00000001"]
+
+
+def test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has passed the fence, and sleeps until its successor has started: that takes the scratch folder away."""
+    old, new = store(tmp_path / "c"), store(tmp_path / "c")
+    save(old, saved(1))
+    write = write_json
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", write)
+        write(*arguments)
+        assert newest_step(new) == 1
+
+    monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", overtaken)
+    with pytest.raises(CheckpointError, match="step 2 not saved"):
+        save(old, saved(2))
+    assert names(tmp_path / "c") == ["step-00000001"]
+
+
+@pytest.mark.parametrize("link", ["step-00000002", "step-00000002/model.safetensors"])
+def test_links_are_not_followed(link: str, tmp_path: Path) -> None:
+    """They may lead to what somebody else can write to."""
+    checkpoints = store(tmp_path / "c")
+    for step in (1, 2):
+        save(checkpoints, saved(step))
+    (tmp_path / "c" / link).rename(tmp_path / "elsewhere")
+    (tmp_path / "c" / link).symlink_to(tmp_path / "elsewhere")
+    assert newest_step(checkpoints) == 1
+
+
+def test_another_users_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = store(tmp_path / "c")
+    save(checkpoints, saved(1))
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+        checkpoints.load_newest()

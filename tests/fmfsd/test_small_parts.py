@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fmfsd
-from fmfsd.errors import CheckError, ConfigError, DataError, Problem
+from fmfsd.errors import CheckError, ConfigError, DataError, Problem, RunFailedError
 from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.metrics import MetricsLog, RunningMeans, last_records
 from fmfsd.optim import learning_rate
@@ -20,6 +20,7 @@ from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import Stopwatch
 from fmfsd.world import World
+from tests.helpers.processes import wait_until
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
 
@@ -137,14 +138,38 @@ def test_records_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         log.write(step=step, epoch=1, split="train", loss=step / 3)
     assert log.records == 3
+    log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"half a rec')
     again = MetricsLog(tmp_path / "metrics.jsonl", time.time())
     again.keep(2)
     again.write(step=3, epoch=1, split="test", loss=0.5)
+    again.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (3, "test")]
     assert last_records(tmp_path / "metrics.jsonl") == {"train": {"loss": 2 / 3}, "test": {"loss": 0.5}}
+
+
+def test_what_a_worker_records_that_outlived_its_attempt_is_not_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    old, new = MetricsLog(path, time.time()), MetricsLog(path, time.time())
+    old.keep(0)
+    old.write(step=1, epoch=1, split="train", loss=1.0)
+    new.keep(1)
+    old.write(step=2, epoch=1, split="train", loss=9.0)
+    new.write(step=2, epoch=1, split="train", loss=2.0)
+    old.close()
+    new.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0]
+
+
+def test_a_record_that_can_not_be_written_ends_the_run_in_clear_words(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", time.time())
+    log.keep(0)
+    log._descriptor = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(RunFailedError, match=r"metrics\.jsonl can't be written: .*No space left"):
+        log.write(step=1, epoch=1, split="train")
+    log.close()
 
 
 def test_other_ranks_count_records_but_write_none(tmp_path: Path) -> None:
@@ -174,13 +199,23 @@ def test_a_stop_request_is_a_file(tmp_path: Path) -> None:
     assert stop.requested
 
 
-def test_progress_is_written_at_every_change_of_state_and_rarely_otherwise(tmp_path: Path) -> None:
+def test_progress_is_written_at_every_change_of_state_and_by_a_pulse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fmfsd.progress.EVERY_S", 0.01)
     progress = ProgressFile(tmp_path / "rank-0.json", rank=0)
     for state, step in (("setup", 0), ("train", 1), ("train", 2)):
         progress.show(state, step=step)
     found = read_json(tmp_path / "rank-0.json")
     assert (found["state"], found["step"], found["rank"], found["pid"]) == ("train", 1, 0, os.getpid())
     assert found["peak_memory_bytes"] > 1 << 20
+    progress.activity = lambda: (10, True)
+    with progress:
+        wait_until(lambda: read_json(tmp_path / "rank-0.json")["beat"] > 3, "pulse")
+        shown = read_json(tmp_path / "rank-0.json")
+        assert (shown["step"], shown["moves"], shown["waiting"]) == (2, 13, True)
+        progress.warn("a disk is full")
+    assert read_json(tmp_path / "rank-0.json")["warnings"] == ["a disk is full"]
 
 
 def test_the_stopwatch_tells_waiting_from_working() -> None:

@@ -9,6 +9,8 @@ import torch
 
 from fmfsd.comms import SoloComms
 from fmfsd.errors import ConfigError, NonFiniteLossError
+from fmfsd.fence import Fence
+from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.trainer import choose_device, train
 from fmfsd.world import World
@@ -17,9 +19,15 @@ from tests.helpers.runs import make_loop, make_run, newest_weights, records, tin
 CPU = torch.device("cpu")
 
 
+def train_alone(run: RunDir, *, attempt: int) -> str:
+    """As the only worker, with a pulse."""
+    with ProgressFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
+        return train(run, World(), CPU, progress, Fence(run, attempt), timeout_s=60)
+
+
 def test_a_run_leaves_records_checkpoints_progress_and_an_outcome(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
-    assert train(run, World(), CPU, attempt=3) == "finished"
+    assert train_alone(run, attempt=3) == "finished"
     found = records(run)
     assert [(line["step"], line["epoch"], line["split"]) for line in found] == [
         (1, 1, "train"),
@@ -208,5 +216,5 @@ def test_a_worker_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.Monkey
 def test_a_run_directory_is_all_a_worker_needs(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     assert RunDir(run.path) == run
-    train(run, World(), CPU, attempt=1)
+    train_alone(run, attempt=1)
     assert not run.stop_request.exists()

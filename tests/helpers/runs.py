@@ -1,6 +1,7 @@
 """Tiny runs inside the test's own process, or inside workers of `run_workers`."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from fmfsd.comms import Comms
 from fmfsd.config import TrainConfig, dump_config, load_config
+from fmfsd.fence import Fence
 from fmfsd.loop import Loop
 from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
@@ -62,7 +64,7 @@ def make_loop(run: RunDir, comms: Comms, *, stop_after: int | None = None) -> Lo
     stop = StopAfter(stop_after)
     config = load_config(str(run.config))
     progress = ProgressFile(run.rank_progress(comms.rank))
-    loop = build_loop(run, config, comms, torch.device("cpu"), stop, progress)
+    loop = build_loop(run, config, comms, torch.device("cpu"), stop, progress, Fence(run, 1))
     stop.watch(loop)
     return loop
 
@@ -70,8 +72,9 @@ def make_loop(run: RunDir, comms: Comms, *, stop_after: int | None = None) -> Lo
 def train_run(comms: Comms, folder: Path, stop_after: int | None = None) -> str:
     """Train the run in `folder`, from where it is; its state at the end."""
     loop = make_loop(RunDir(folder), comms, stop_after=stop_after)
-    loop.resume()
-    return loop.run()
+    with closing(loop):
+        loop.resume()
+        return loop.run()
 
 
 def records(run: RunDir) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def _work(sending: Connection, function: Callable[..., Any], world: World, args:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     try:
-        with connect(world, torch.device("cpu")) as comms:
+        with connect(world, torch.device("cpu"), timeout_s=120) as comms:
             answer = function(comms, *args)
     except BaseException:
         answer = _Failure(f"rank {world.rank}: {traceback.format_exc()}")
