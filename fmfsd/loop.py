@@ -56,7 +56,7 @@ class Loop:
                 self._evaluate()
             if self._save_due():
                 self._save()
-            self.checkpoints.look()
+            self._look_after_saves()
         if not self.finished:
             self._save()
         self.checkpoints.finish()
@@ -157,6 +157,13 @@ class Loop:
         self.checkpoints.save(Saved(self.position, self.engine.state(), progress, self.score))
         self.save_agreed = False
         self.save_clock.restart()
+
+    def _look_after_saves(self) -> None:
+        """End if they keep failing; tell how long a stop takes, at most a step and a save."""
+        self.checkpoints.look()
+        if self.checkpoints.save_s:
+            takes_s = self.stopwatch.last_step_s + self.checkpoints.save_s
+            self.progress.constants["stop_takes_s"] = round(takes_s, 3)
 
     def _require_one_network(self) -> None:
         """Raises DivergedError on all workers if any has other weights than rank 0, as after a silent fault."""

@@ -14,6 +14,7 @@ class Stopwatch:
     waited: float = 0.0
     stepped: float = 0.0
     images: int = 0
+    last_step_s: float = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -25,7 +26,8 @@ class Stopwatch:
     def step(self, images: int) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.stepped += time.perf_counter() - start
+        self.last_step_s = time.perf_counter() - start
+        self.stepped += self.last_step_s
         self.images += images
 
     def peek(self) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """A node's agent: starts, watches and ends that node's processes. Only the standard library is imported.
 
-JSON lines. On stdin: {"do": "start", "argv", "env", "cwd", "log", "scratch"}, {"do": "stop"}, {"do": "kill"}.
-On stdout: {"event": "ready", "pid", "host"}, {"event": "started", "pid"}, {"event": "failed", "message"},
-{"event": "exited", "code"}, {"event": "asked-to-stop", "signal"}. When its stdin ends, its coordinator is gone: it ends
-everything that it started, removes the attempt's scratch folder, and ends.
+JSON lines. On stdin: {"do": "start", "argv", "env", "cwd", "log", "scratch"}, {"do": "dump", "pids"}, {"do": "stop"},
+{"do": "kill"}. On stdout: {"event": "ready", "pid", "host"}, {"event": "started", "pid"}, {"event": "failed",
+"message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code", "oom_kills"}, {"event": "asked-to-stop",
+"signal"}. When its stdin ends, its coordinator is gone: it ends everything that it started, removes the attempt's
+scratch folder, and ends.
 """
 
 import ctypes
@@ -33,6 +34,8 @@ class Agent:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._workers = frozenset[int]()
+        self._oom_kills_before = 0
         self._scratch: str | None = None
         self._unread = b""
 
@@ -73,11 +76,15 @@ class Agent:
                 _say(event="failed", message=str(error))
         elif order["do"] == "stop" and self._child is not None and self._child.poll() is None:
             self._child.terminate()
+        elif order["do"] == "dump":
+            for pid in self._workers.intersection(order["pids"]):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR2)
         elif order["do"] == "kill":
             self._end_everything()
 
     def _start(self, order: dict[str, Any]) -> None:
-        self._scratch = order["scratch"]
+        self._scratch, self._oom_kills_before = order["scratch"], oom_kills()
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with log.open("ab") as output:
@@ -94,13 +101,23 @@ class Agent:
         _say(event="started", pid=self._child.pid)
 
     def _look(self) -> None:
-        """Tell of the starter's end, once nothing that it started is left."""
-        if self._child is None or self._child.poll() is None:
+        """Tell of each worker's end and of the starter's, of that once nothing that it started is left."""
+        if self._child is None:
+            return
+        if self._child.poll() is None:
+            self._look_at_workers(self._child.pid)
             return
         code = self._child.returncode
         self._end_everything()
         self._child = None
-        _say(event="exited", code=code)
+        _say(event="exited", code=code, oom_kills=oom_kills() - self._oom_kills_before)
+
+    def _look_at_workers(self, starter: int) -> None:
+        """The starter itself waits for all of them, with the grace, before it says a word."""
+        now = frozenset(_children_of(starter))
+        for pid in self._workers - now:
+            _say(event="worker-gone", pid=pid)
+        self._workers = now
 
     def _end_everything(self) -> None:
         """Kill the starter; its workers are tied to it, and become our children when it is gone."""
@@ -109,7 +126,7 @@ class Agent:
             self._child.wait()
         deadline = time.monotonic() + _REAP_S
         while _reap() and time.monotonic() < deadline:
-            for pid in _children():
+            for pid in _children_of(os.getpid()):
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
 
@@ -124,10 +141,32 @@ def _reap() -> bool:
     return True
 
 
-def _children() -> list[int]:
-    """Our children, those that we inherited included."""
-    tasks = Path(f"/proc/{os.getpid()}/task")
-    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+def _children_of(parent: int) -> list[int]:
+    """A process's children, those that it inherited included."""
+    try:
+        return [int(pid) for task in _tasks(parent) for pid in (task / "children").read_text().split()]
+    except OSError:  # it has just ended
+        return []
+
+
+def _tasks(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/task").iterdir())
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory in this process's control group; 0 where that is not told."""
+    groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    for number, controllers, path in groups:
+        if number == "0":
+            file = Path("/sys/fs/cgroup", path.lstrip("/"), "memory.events")
+        elif "memory" in controllers.split(","):
+            file = Path("/sys/fs/cgroup/memory", path.lstrip("/"), "memory.oom_control")
+        else:
+            continue
+        with suppress(OSError):
+            found = dict(line.split() for line in file.read_text().splitlines())
+            return int(found.get("oom_kill", 0))
+    return 0
 
 
 def _say(**message: Any) -> None:

@@ -1,5 +1,6 @@
 """Everything that can be known to be wrong before a process is started or a file is written; all of it at once."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,12 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from fmfsd.config import Timeline, TrainConfig, differences, load_config
+from fmfsd.config import Timeline, TrainConfig, changes, load_config
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, damaged_files, read_index, set_folder
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.files import read_json, sha256
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
+from launcher.ownership import Owner, busy
 from launcher.plan import placement
 from launcher.resources import Resources
 
@@ -30,7 +32,7 @@ def require_sound(
     `checksums`: also verify the content of every shard, of sets up to CHECKED_AT_LAUNCH_BYTES.
     """
     wrong = [*_gpus(launch, resources), *_run_dir(launch, run), *_fit(config, launch, resources, run)]
-    missing = [*_software(), *_space(run), *_data(config, checksums=checksums), *_same_data(config, run)]
+    missing = [*_in_use(run), *_software(), *_space(run), *_data(config, checksums=checksums), *_same_data(config, run)]
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:
@@ -39,7 +41,7 @@ def require_sound(
 
 def problems_of_any_config(launch: LaunchConfig, resources: Resources, run: RunDir) -> list[Problem]:
     """What is wrong whatever is trained: said together with what is wrong with a config."""
-    return [*_gpus(launch, resources), *_run_dir(launch, run), *_software(), *_space(run)]
+    return [*_gpus(launch, resources), *_run_dir(launch, run), *_in_use(run), *_software(), *_space(run)]
 
 
 def is_prepared(config: TrainConfig) -> bool:
@@ -64,6 +66,25 @@ def _run_dir(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
         yield Problem(where, "exists and is no run directory: choose another --run-dir")
     if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
         yield Problem(where, "belongs to another user: choose another --run-dir")
+    yield from _grace(launch, run)
+
+
+def _in_use(run: RunDir) -> Iterator[Problem]:
+    """What can be known without the lock, which is only taken for good."""
+    owner = Owner.of(run)
+    if owner is not None and owner.is_known_to_live:
+        yield Problem(str(run.path), busy(run))
+
+
+def _grace(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
+    """A run that was here before has measured how long it takes to stop."""
+    try:
+        takes_s = float(read_json(run.rank_progress(0))["stop_takes_s"])
+    except (OSError, ValueError, KeyError):
+        return
+    if takes_s > launch.grace_s:
+        asked = f"a step and a save of this run took {takes_s:.1f} s: set --grace {math.ceil(2 * takes_s)}"
+        yield Problem(f"--grace {launch.grace_s:g}", asked)
 
 
 def _fit(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: RunDir) -> Iterator[Problem]:
@@ -79,14 +100,26 @@ def _fit(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: R
 
 
 def _changes(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
+    """Of the run's own config, what makes it another run, or one that would have ended already."""
     try:
-        changed = differences(load_config(str(run.config)), config)
+        found = changes(load_config(str(run.config)), config)
     except ConfigError as error:
         yield from error.problems
         return
-    if changed:
-        message = f"belongs to another config ({'; '.join(changed)}): choose another --run-dir, or change nothing"
+    if refused := [str(change) for change in found if not change.is_allowed]:
+        message = f"belongs to another config ({'; '.join(refused)}): choose another --run-dir, or change nothing"
         yield Problem(str(run.path), message)
+    total, step = total_steps(config), run.newest_step()
+    if found and total is not None and step is not None and total < step:
+        yield Problem("train.epochs, train.max_steps", f"make {total} steps, and {run.path} has done {step} already")
+
+
+def total_steps(config: TrainConfig) -> int | None:
+    """Steps of the whole run; None where its data can't be read, which is told elsewhere."""
+    try:
+        return Timeline.of(config, read_index(set_folder(config.data)).samples("train")).total_steps
+    except DataError:
+        return None
 
 
 def _software() -> Iterator[Problem]:

@@ -8,11 +8,33 @@ from typing import Annotated, Literal
 import typer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+RUN_COMMANDS = ("stop",)
+"""First words that are no preset: what is done to a run that exists."""
 
 
 def main() -> None:
     os.umask(0o077)
-    app()
+    (run_app if sys.argv[1:2] and sys.argv[1] in RUN_COMMANDS else app)()
+
+
+@run_app.callback()
+def of_a_run() -> None:
+    """Act on a run that exists."""
+
+
+@run_app.command()
+def stop(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return once the run has ended.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Ask a run to stop with a checkpoint, wherever it was launched from; its launcher then exits with 75."""
+    from fmfsd.terminal import errors_shown
+    from launcher.stop import request_stop
+
+    with errors_shown(debug=debug):
+        print(request_stop(run_dir.absolute(), wait=wait))
 
 
 @app.command()
@@ -24,7 +46,7 @@ def launch(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
     resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with a run directory that exists.")] = "auto",
-    nodes: Annotated[int, typer.Option(min=1, help="Node agents.")] = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Node agents; default 1.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")] = "auto",
     env: Annotated[
@@ -33,6 +55,15 @@ def launch(
     grace: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds from a stop request to the end by force.")
     ] = 30.0,
+    hang_timeout: Annotated[
+        float, typer.Option(min=5, max=86_400, help="Seconds without a sign of progress until a worker is ended.")
+    ] = 300.0,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="New attempts after failures, counted anew after each checkpoint.")
+    ] = 3,
+    elastic: Annotated[
+        str | None, typer.Option(metavar="MIN:MAX", help="Node agents; go on with fewer when some are lost.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
@@ -46,7 +77,7 @@ def launch(
     checkpoint saved (run again to go on), 130 interrupted twice.
     """
     from fmfsd.terminal import errors_shown
-    from launcher.config import LaunchConfig
+    from launcher.config import LaunchConfig, node_limits
     from launcher.environment import extra_variables
     from launcher.launch import Request, launch_run, print_schema
 
@@ -54,16 +85,20 @@ def launch(
         if schema:
             print_schema()
             return
+        most, fewest = node_limits(nodes, elastic)
         request = Request(
             config=config,
             overrides=tuple(overrides or ()),
             launch=LaunchConfig(
-                nodes=nodes,
+                nodes=most,
                 gpus=gpus,
                 device=device,
                 run_dir=run_dir,
                 resume=resume,
                 grace_s=grace,
+                hang_timeout_s=hang_timeout,
+                max_restarts=max_restarts,
+                min_nodes=fewest,
                 extra_env=extra_variables(env or [], os.environ),
             ),
             stop_after="check" if check else "plan" if dry_run else "run",

@@ -1,15 +1,23 @@
 """What a launch is asked for: where, on how many, and how."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fmfsd.errors import ConfigError
+
 DEFAULT_GRACE_S = 30.0
+DEFAULT_HANG_TIMEOUT_S = 300.0
+DEFAULT_MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """One launch. `gpus` is workers a node; None means all visible GPUs, else one worker."""
+    """One launch. `gpus` is workers a node; None means all visible GPUs, else one worker.
+
+    With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
+    """
 
     nodes: int = 1
     gpus: int | None = None
@@ -17,4 +25,20 @@ class LaunchConfig:
     run_dir: Path | None = None
     resume: Literal["auto", "never"] = "auto"
     grace_s: float = DEFAULT_GRACE_S
+    hang_timeout_s: float = DEFAULT_HANG_TIMEOUT_S
+    max_restarts: int = DEFAULT_MAX_RESTARTS
+    min_nodes: int | None = None
     extra_env: dict[str, str] = field(default_factory=dict)
+
+
+def node_limits(nodes: int | None, elastic: str | None) -> tuple[int, int | None]:
+    """The nodes to begin with, and the fewest to go on with, of `--nodes N` and `--elastic MIN:MAX`. ConfigError."""
+    if elastic is None:
+        return nodes or 1, None
+    match = re.fullmatch(r"([1-9][0-9]{0,5}):([1-9][0-9]{0,5})", elastic)
+    if match is None or int(match[1]) > int(match[2]):
+        raise ConfigError(f"--elastic {elastic!a}: expected MIN:MAX, as in 1:4, with 1 <= MIN <= MAX")
+    fewest, most = int(match[1]), int(match[2])
+    if nodes is not None and nodes != most:
+        raise ConfigError(f"--nodes {nodes}, --elastic {elastic}: a run begins with MAX nodes; leave --nodes out")
+    return most, fewest

@@ -19,10 +19,13 @@ PLAIN_EVERY_S = 10.0
 
 
 class RunDisplay:
-    """Follows rank 0's progress and the evaluations; `update` is cheap enough to be called ten times a second."""
+    """Follows rank 0's progress and the evaluations of the attempt that comes next.
 
-    def __init__(self, console: Console, run: RunDir) -> None:
-        self._console, self._run = console, run
+    `update` is cheap enough to be called ten times a second.
+    """
+
+    def __init__(self, console: Console, run: RunDir, *, grace_s: float) -> None:
+        self._console, self._run, self._grace_s = console, run, grace_s
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -36,7 +39,7 @@ class RunDisplay:
         self._task = self._bar.add_task("starting", total=None, shown="")
         self._read_at = self._said_at = time.monotonic()
         self._inode, self._read_to, self._seen = -1, 0, set[bytes]()
-        self._since = time.time()
+        self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
         self._told, self._damaged = False, set(run.damaged_checkpoints())
         self._new_records()  # what earlier attempts have recorded is not shown again
 
@@ -65,6 +68,7 @@ class RunDisplay:
         if progress is None:
             return
         self._tell_of_resuming(progress)
+        self._tell_of_warnings(progress)
         shown = _shown(progress)
         self._bar.update(
             self._task,
@@ -86,13 +90,23 @@ class RunDisplay:
             self._console.print(f"a checkpoint is damaged and was set aside: {path}", highlight=False, markup=False)
         self._console.print(f"going on after step {progress['went_on_after']}", highlight=False)
 
+    def _tell_of_warnings(self, progress: dict[str, Any]) -> None:
+        """Each once: what rank 0 says, and a grace that is too short for what it has measured."""
+        warnings, takes_s = list(progress.get("warnings", ())), progress.get("stop_takes_s", 0.0)
+        if takes_s > self._grace_s:
+            warnings.append(f"a step and a save take more than --grace, {self._grace_s:g} s: a stop may lose work")
+        for text in warnings:
+            if text not in self._warnings:
+                self._warnings.add(text)
+                self._console.print(f"warning: {text}", highlight=False, markup=False)
+
     def _progress(self) -> dict[str, Any] | None:
         """Rank 0's progress, unless it is an earlier attempt's."""
         try:
             progress = read_json(self._run.rank_progress(0))
         except (OSError, ValueError):
             return None
-        return progress if progress["time"] >= self._since else None
+        return progress if progress.get("attempt") == self._attempt else None
 
     def _evaluations(self) -> None:
         """Print the evaluations that have come since the last look."""

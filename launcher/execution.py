@@ -1,28 +1,32 @@
-"""Carries a plan out: prepares the data, writes the run's folder, runs the attempt, and says how it ended."""
+"""Carries a plan out: prepares the data, writes the run's folder, runs attempts, and says how it ended."""
 
 import json
+import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, cast
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
-from fmfsd.config import TrainConfig, dump_config, load_config
+from fmfsd.config import TrainConfig, changes, dump_config, load_config
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
+from launcher.attempt import Attempt
+from launcher.check import total_steps
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, heads_table
-from launcher.failures import Failure, first_failure, page
-from launcher.hosts.local import run_here
-from launcher.manifest import manifest
+from launcher.failures import page
+from launcher.hosts.local import LocalAgent, run_here
+from launcher.manifest import launch_entry, manifest, masked, software_changes
+from launcher.ownership import sole_owner
 from launcher.plan import LaunchPlan
-from launcher.supervise import SECOND_INTERRUPT_S, Attempt, Requests, run_plan
+from launcher.recovery import Ended, Recovery
+from launcher.requests import SECOND_INTERRUPT_S, Requests
+from launcher.supervise import run_plan
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
 AGAIN = f"Ctrl-C again, {SECOND_INTERRUPT_S:g} s later or more, ends at once"
@@ -31,7 +35,8 @@ AGAIN = f"Ctrl-C again, {SECOND_INTERRUPT_S:g} s later or more, ends at once"
 class Execution:
     """One launch that has passed `check`, which is called again once the data is prepared.
 
-    With `as_json`, stdout is for JSON and human words go to stderr.
+    `plan_of` gives the plan for some of the launch's node slots. With `as_json`, stdout is for JSON and human words go
+    to stderr. `look` is called ten times a second while an attempt is under way.
     """
 
     def __init__(
@@ -39,20 +44,24 @@ class Execution:
         config: TrainConfig,
         launch: LaunchConfig,
         run: RunDir,
-        plan: LaunchPlan,
+        plan_of: Callable[[tuple[int, ...]], LaunchPlan],
         *,
         check: Callable[[], None],
         as_json: bool,
+        look: Callable[[], None] = lambda: None,
+        start_agent: Callable[[int], LocalAgent] = LocalAgent,
     ) -> None:
-        self._config, self._launch, self._run, self._plan, self._as_json = config, launch, run, plan, as_json
-        self._check, self._acknowledged = check, False
+        self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
+        self._check, self._look, self._start_agent = check, look, start_agent
+        self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
         self._out = cast(IO[str], SteadyStream(sys.stdout))
         words = cast(IO[str], SteadyStream(sys.stderr)) if as_json else self._out
         self._console = Console(file=words, highlight=False, soft_wrap=True)
 
     def run_to_end(self, argv: Sequence[str]) -> int:
         """The exit code. Raises CheckError while no worker is started, RunFailedError with the failure page after."""
-        if self._outcome().get("state") == "finished":
+        self._argv = list(argv)
+        if self._is_finished():
             self._say(f"run: {self._run.path}")
             self._say("this run is finished; nothing to do")
             return self._conclude("finished")
@@ -65,41 +74,22 @@ class Execution:
             fallback = self._launch.device == "auto" and self._plan.device == "cpu"
             self._say(f"run: {self._run.path}")
             self._say(self._plan.summary() + (" (no GPU is visible)" if fallback else ""))
-            with self._alone():
-                self._write_run_dir(argv)
-                attempt = self._attempt(requests)
-                failure = self._write_outcome(attempt)
-        if failure is not None:
+            with sole_owner(self._run):
+                self._write_run_dir()
+                ended = self._attempts(requests)
+                self._write_outcome(ended)
+        if ended.failure is not None:
             self._print_json(RunFailedError.exit_code)
-            raise RunFailedError(page(self._run, failure))
-        return self._conclude(attempt.state)
+            raise RunFailedError(self._page(ended))
+        return self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
+
+    def _is_finished(self) -> bool:
+        """And what is asked for has no more steps than it has made."""
+        outcome = self._outcome()
+        return outcome.get("state") == "finished" and outcome["step"] >= (total_steps(self._config) or 0)
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the run's lock. CheckError if another launch does; the kernel takes it from one that was killed."""
-        try:
-            self._run.create()
-            lock = FileLock(self._run.lock, timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise CheckError(
-                f"{self._run.path}: {self._other_launch()}; wait for it, or choose another --run-dir"
-            ) from error
-        except OSError as error:
-            raise CheckError(f"the run directory can't be written: {error}") from error
-        with lock:
-            yield
-
-    def _other_launch(self) -> str:
-        number = self._run.last_attempt()
-        try:
-            minutes = (time.time() - read_json(self._run.attempt(number))["started"]) / 60
-        except (OSError, ValueError, KeyError):
-            return "another launch is at work there"
-        return f"another launch is at work there (attempt {number}, started {minutes:.0f} minutes ago)"
 
     def _prepare(self, requests: Requests) -> None:
         if not self._plan.prepare:
@@ -110,53 +100,94 @@ class Execution:
                 raise CheckError(f"the data set was not prepared (exit code {code}); nothing was started")
             self._check()
 
-    def _write_run_dir(self, argv: Sequence[str]) -> None:
+    def _write_run_dir(self) -> None:
         try:
+            self._run.stop_request.unlink(missing_ok=True)
             if self._run.config.exists():
-                self._require_own_run()
+                self._go_on()
             else:
-                write_json(self._run.manifest, manifest(self._config, argv))
+                write_json(self._run.manifest, manifest(self._config, self._argv))
                 write_whole(self._run.config, dump_config(self._config))
             write_whole(self._run.plan, self._plan.to_json())
         except OSError as error:
             raise CheckError(f"the run directory can't be written: {error}") from error
 
-    def _require_own_run(self) -> None:
-        """Between the check and the lock another launch may have begun a run of its own here."""
-        if self._launch.resume == "never" or load_config(str(self._run.config)) != self._config:
+    def _go_on(self) -> None:
+        """With the run that is there, which another launch may have begun between the check and the lock."""
+        changed = changes(load_config(str(self._run.config)), self._config)
+        if self._launch.resume == "never" or not all(change.is_allowed for change in changed):
             raise CheckError(f"{self._run.path}: another launch has just begun a run there: choose another --run-dir")
+        entry, content = launch_entry(self._argv, list(map(str, changed))), read_json(self._run.manifest)
+        for text in entry["changes"]:
+            self._say(f"changed: {text}")
+        for text in software_changes(content["launches"][-1], entry):
+            self._say(f"warning: not as it was, so results may differ in the last bits: {text}")
+        write_json(self._run.manifest, {**content, "launches": [*content["launches"], entry]})
+        write_whole(self._run.config, dump_config(self._config))
 
-    def _attempt(self, requests: Requests) -> Attempt:
-        with RunDisplay(self._console, self._run) as display:
-            watch = partial(self._watch, display, requests)
-            return run_plan(self._plan, self._run, grace_s=self._launch.grace_s, requests=requests, watch=watch)
+    def _attempts(self, requests: Requests) -> Ended:
+        recovery = Recovery(
+            launch=self._launch,
+            run=self._run,
+            requests=requests,
+            plan_of=self._plan_of,
+            start=partial(self._attempt, requests),
+            say=self._say,
+            shards=self._config.data.shards,
+        )
+        return recovery.to_the_end()
+
+    def _attempt(self, requests: Requests, plan: LaunchPlan) -> Attempt:
+        with RunDisplay(self._console, self._run, grace_s=self._launch.grace_s) as display:
+            return run_plan(
+                plan,
+                self._run,
+                grace_s=self._launch.grace_s,
+                hang_timeout_s=self._launch.hang_timeout_s,
+                requests=requests,
+                watch=partial(self._watch, display, requests),
+                start_agent=self._start_agent,
+            )
 
     def _watch(self, display: RunDisplay, requests: Requests) -> None:
         if requests.stop and not self._acknowledged:
             self._acknowledged = True
             self._say(f"stopping with a checkpoint, within {self._launch.grace_s:g} s; {AGAIN}")
         display.update()
+        self._look()
 
-    def _write_outcome(self, attempt: Attempt) -> Failure | None:
-        """What is left to say when the workers have not said how the run ended; the failure, if it is one."""
-        if attempt.state not in ("failed", "interrupted"):
-            return None
-        failure = first_failure(self._run, attempt) if attempt.state == "failed" else None
-        why = {"cause": failure.cause, "victims": list(failure.victims)} if failure else {}
-        resumable = failure is None or failure.resumable
-        content = {"state": attempt.state, "attempt": attempt.number, **why, "resumable": resumable}
-        write_json(self._run.outcome, content)
-        return failure
+    def _write_outcome(self, ended: Ended) -> None:
+        """What is left to say when the workers have not said how the run ended."""
+        failure, attempt = ended.failure, ended.attempt
+        content: dict[str, Any] = {"state": attempt.state, "attempt": attempt.number, "resumable": True}
+        if failure is not None:
+            told = {name: getattr(failure, name) for name in ("cause", "rank", "node", "step", "time", "advice")}
+            more = {"victims": list(failure.victims), "resumable": failure.resumable, "command": self._command()}
+            write_json(self._run.outcome, {**content, **told, **more, "no_other_attempt": ended.refusal})
+        elif attempt.state == "interrupted":
+            write_json(self._run.outcome, content)
 
-    def _conclude(self, state: str) -> int:
+    def _page(self, ended: Ended) -> str:
+        assert ended.failure is not None
+        attempts = f"attempt {ended.attempt.number}"
+        history = f"no attempt follows {attempts}: {ended.refusal}"
+        return page(self._run, ended.failure, history=history, command=self._command())
+
+    def _command(self) -> str:
+        """What goes on with this run."""
+        argv = [Path(self._argv[0]).name, *masked(self._argv[1:])]
+        given = any(part.partition("=")[0] == "--run-dir" for part in argv)
+        return shlex.join(argv if given else [*argv, "--run-dir", str(self._run.path)])
+
+    def _conclude(self, state: str, stopped_after_s: float | None = None) -> int:
         outcome = self._outcome()
         if state == "finished":
             self._console.print(heads_table(outcome["metrics"]))
-        way_on = f"the same command with --run-dir {self._run.path} goes on"
         if state == "stopped":
-            self._say(f"stopped after step {outcome['step']}; {way_on}")
+            took = f", {stopped_after_s:.1f} s after the request" if stopped_after_s is not None else ""
+            self._say(f"stopped after step {outcome['step']}{took}; to go on: {self._command()}")
         if state == "interrupted":
-            self._say(f"interrupted; {way_on}")
+            self._say(f"interrupted; to go on: {self._command()}")
         self._print_json(EXIT_CODES[state])
         return EXIT_CODES[state]
 

@@ -1,31 +1,54 @@
-"""From all workers' last words to one page: the first cause, who fell because of it, and where to read on."""
+"""From all workers' last words to one page: the first cause, who fell because of it, what helps, and the way on."""
 
 import re
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
-from launcher.supervise import Attempt
+from launcher.advice import advice
+from launcher.attempt import Attempt
 
 _VICTIM = re.compile(
     r"connection (closed|reset|refused)|broken pipe|gloo.*(timed? ?out|error)|timed out waiting|socket timeout|"
-    r"remote process exited|nccl.*(abort|unhandled system error)|store.*closed",
+    r"remote process exited|nccl.*(abort|unhandled system error)|store.*closed|another worker's",
     re.IGNORECASE,
 )
 _EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid:\s*(\d+)\)")
+_STACK = re.compile(r"^(Current thread|Thread) 0x.*\(most recent call first\):$", re.MULTILINE)
 _LAST_LINES = 12
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The first cause of a failed attempt, as text, and the ranks that fell with it."""
+    """The first cause of a failed attempt, as text, and the ranks that fell with it.
+
+    `rank`, `node`, `step` and `time` (seconds since 1970) say where and when, as far as that is known.
+    """
 
     cause: str
-    detail: str
-    victims: tuple[int, ...]
+    detail: str = ""
+    victims: tuple[int, ...] = ()
     resumable: bool = True
+    worth_another_attempt: bool = True
+    rank: int | None = None
+    node: int | None = None
+    step: int | None = None
+    time: float | None = None
+    advises: bool = False
+    """The cause's own words say what to do."""
+
+    @property
+    def advice(self) -> str:
+        return "" if self.advises else advice(f"{self.cause}\n{self.detail}")
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for failures that differ in numbers only."""
+        return re.sub(r"0x[0-9a-f]+|[0-9]+(\.[0-9]+)?", "#", self.cause)
 
 
 def first_failure(run: RunDir, attempt: Attempt) -> Failure:
@@ -34,61 +57,118 @@ def first_failure(run: RunDir, attempt: Attempt) -> Failure:
     causes = [crash for crash in crashes if not _is_victim(crash)]
     everyone = tuple(crash["rank"] for crash in crashes)
     if causes:
-        victims = tuple(crash["rank"] for crash in crashes if crash is not causes[0])
-        return Failure(_headline(causes[0]), _words(causes[0]), victims, causes[0]["resumable"])
-    if silent := attempt.trouble or _killed_nodes(attempt) or _silent_workers(run, attempt, crashes):
-        return Failure(silent, "", everyone)
+        return _in_own_words(causes[0], crashes)
+    if attempt.hang is not None:
+        return _of_a_hang(run, attempt, everyone)
+    if attempt.trouble:
+        return Failure(attempt.trouble, "", everyone, time=attempt.noticed)
+    if failure := _of_a_node(attempt, everyone) or _of_a_silent_worker(run, attempt, everyone):
+        return failure
     if crashes:
-        return Failure(_headline(crashes[0]), _words(crashes[0]), everyone[1:])
-    return Failure(*_starter_words(run, attempt), ())
+        return _in_own_words(crashes[0], crashes)
+    return _starter_words(run, attempt)
 
 
-def page(run: RunDir, failure: Failure) -> str:
-    """One screen for the end of stderr."""
-    lines = [failure.detail.rstrip()] if failure.detail else []
-    lines.append(f"run failed: {failure.cause}")
+def page(run: RunDir, failure: Failure, *, history: str, command: str) -> str:
+    """One screen for the end of stderr. `history`: what was tried; `command`: what goes on."""
+    lines = failure.detail.rstrip().splitlines()[-2 * _LAST_LINES :]
+    moment = f" at {datetime.fromtimestamp(failure.time, UTC):%H:%M:%S} UTC" if failure.time else ""
+    lines.append(f"run failed{moment}: {failure.cause}")
     if failure.victims:
         lines.append(f"ended because of it: rank {', '.join(map(str, failure.victims))}")
-    lines.append(f"logs: {run.logs}")
+    if failure.advice:
+        lines.append(f"likely to help: {failure.advice}")
+    lines.append(history)
+    log = run.rank_log(failure.node, failure.rank) if failure.node is not None and failure.rank is not None else None
+    lines.append(f"logs: {log if log and log.exists() else run.logs}")
     if failure.resumable:
-        has_checkpoint = any(run.checkpoints.glob("step-*"))
-        way_on = "goes on from the newest checkpoint" if has_checkpoint else "begins again: there is no checkpoint yet"
-        lines.append(f"the same command with --run-dir {run.path} {way_on}")
+        step = run.newest_step()
+        lines.append(f"to go on after step {step}:" if step is not None else "to begin again (no checkpoint yet):")
+        lines.append(f"  {command}")
     return "\n".join(lines)
 
 
 def _is_victim(crash: dict[str, Any]) -> bool:
-    return not crash["expected"] and bool(_VICTIM.search(crash["message"]))
+    return bool(_VICTIM.search(crash["message"])) and (not crash["expected"] or "another worker's" in crash["message"])
 
 
-def _headline(crash: dict[str, Any]) -> str:
+def _in_own_words(crash: dict[str, Any], crashes: list[dict[str, Any]]) -> Failure:
     step = f" after step {crash['step']}" if crash["step"] else ""
     kind = "" if crash["expected"] else f"{crash['type']}: "
-    return f"rank {crash['rank']} (node {crash['node']}, {crash['host']}){step}: {kind}{crash['message']}"
+    return Failure(
+        f"rank {crash['rank']} (node {crash['node']}, {crash['host']}){step}: {kind}{crash['message']}",
+        "" if crash["expected"] else str(crash["traceback"]),
+        tuple(other["rank"] for other in crashes if other is not crash),
+        resumable=crash["resumable"],
+        worth_another_attempt=crash["worth_another_attempt"],
+        advises=crash["expected"],
+        **{name: crash[name] for name in ("rank", "node", "step", "time")},
+    )
 
 
-def _words(crash: dict[str, Any]) -> str:
-    """The traceback, unless the message is meant to be enough."""
-    return "" if crash["expected"] else str(crash["traceback"])
+def _of_a_hang(run: RunDir, attempt: Attempt, everyone: tuple[int, ...]) -> Failure:
+    """With where the ranks that hang stood, as they have written it into their logs."""
+    assert attempt.hang is not None
+    stacks = (_last_stack(run, rank) for rank in attempt.hang.blamed or attempt.hang.pids)
+    rank = attempt.hang.blamed[0] if attempt.hang.blamed else None
+    victims = tuple(rank for rank in attempt.hang.pids if rank not in attempt.hang.blamed)
+    return Failure(
+        attempt.trouble,
+        "\n".join(filter(None, stacks)),
+        victims if attempt.hang.blamed else everyone,
+        rank=rank,
+        node=_node(run, rank),
+        time=attempt.noticed,
+    )
 
 
-def _silent_workers(run: RunDir, attempt: Attempt, crashes: list[dict[str, Any]]) -> str:
-    """Workers of this attempt that ended without a word, as a kill leaves them."""
-    spoken = {crash["rank"] for crash in crashes}
-    codes = _exit_codes(run, attempt)
-    found = []
-    for path in sorted(run.progress.glob("rank-*.json")):
-        progress = read_json(path)
-        code = codes.get(progress["pid"], 0)
-        if (
-            progress["attempt"] == attempt.number
-            and progress["rank"] not in spoken
-            and code not in (0, -signal.SIGTERM)
-        ):
-            found.append(
-                f"rank {progress['rank']} (pid {progress['pid']}) after step {progress['step']}: {_meaning(code)}"
+def _node(run: RunDir, rank: int | None) -> int | None:
+    logs = sorted(run.logs.glob(f"node-*/rank-{rank}.log"))
+    return int(logs[-1].parent.name.removeprefix("node-")) if logs else None
+
+
+def _last_stack(run: RunDir, rank: int) -> str:
+    """The thread that was at work, from the last dump of all threads in the rank's log."""
+    for log in run.logs.glob(f"node-*/rank-{rank}.log"):
+        text = log.read_text(errors="replace")
+        if found := [match for match in _STACK.finditer(text) if match[1] == "Current thread"]:
+            return f"rank {rank} stood, innermost call first:" + "\n".join(
+                text[found[-1].end() :].splitlines()[:_LAST_LINES]
             )
-    return "; ".join(found)
+    return ""
+
+
+def _of_a_node(attempt: Attempt, everyone: tuple[int, ...]) -> Failure | None:
+    """Nodes whose agent or starter somebody ended from outside."""
+    killed = {number: node.killed_from_outside for number, node in enumerate(attempt.nodes)}
+    told = [f"node {number}: {what}" for number, what in killed.items() if what]
+    return Failure("; ".join(told), "", everyone, time=attempt.noticed) if told else None
+
+
+def _of_a_silent_worker(run: RunDir, attempt: Attempt, everyone: tuple[int, ...]) -> Failure | None:
+    """Workers of this attempt that ended without a word, as a kill leaves them; the first one is the cause."""
+    silent = sorted(_silent(run, attempt, everyone), key=lambda worker: worker["rank"] != attempt.dead_rank)
+    if not silent:
+        return None
+    told = [
+        f"rank {worker['rank']} (pid {worker['pid']} on {worker['host']}) after step {worker['step']}: "
+        f"{_meaning(worker, any(node.oom_kills for node in attempt.nodes))}"
+        for worker in silent
+    ]
+    first = silent[0]
+    node = _node(run, first["rank"])
+    where = {"rank": first["rank"], "node": node, "step": first["step"], "time": attempt.noticed}
+    return Failure("; ".join(told), "", everyone, **where)
+
+
+def _silent(run: RunDir, attempt: Attempt, spoken: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    codes = _exit_codes(run, attempt)
+    for path in run.progress.glob("rank-*.json"):
+        worker = read_json(path)
+        code = codes.get(worker["pid"])
+        unforced = code not in (None, 0, -signal.SIGTERM) or worker["rank"] == attempt.dead_rank
+        if worker["attempt"] == attempt.number and worker["rank"] not in spoken and unforced:
+            yield {**worker, "code": code}
 
 
 def _exit_codes(run: RunDir, attempt: Attempt) -> dict[int, int]:
@@ -98,28 +178,26 @@ def _exit_codes(run: RunDir, attempt: Attempt) -> dict[int, int]:
     return {int(pid): int(code) for code, pid in pairs}
 
 
-def _meaning(code: int) -> str:
+def _meaning(worker: dict[str, Any], out_of_memory: bool) -> str:
+    code = worker["code"]
+    if code is None:
+        return "gone without a word"
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name
-    likely = " (by the out-of-memory killer, or by hand)" if code == -signal.SIGKILL else ""
-    return f"killed by {name}{likely}"
+    if code != -signal.SIGKILL:
+        return f"killed by {name}"
+    if not out_of_memory:
+        return f"killed by {name}, by hand or by the out-of-memory killer of a whole machine"
+    return f"killed by {name}: out of memory, at {worker.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
 
 
-def _killed_nodes(attempt: Attempt) -> str:
-    """Nodes whose agent or starter somebody ended from outside."""
-    return "; ".join(
-        f"node {number}: {node.killed_from_outside}"
-        for number, node in enumerate(attempt.nodes)
-        if node.killed_from_outside
-    )
-
-
-def _starter_words(run: RunDir, attempt: Attempt) -> tuple[str, str]:
+def _starter_words(run: RunDir, attempt: Attempt) -> Failure:
     """No worker got far enough to say anything: what the nodes' starters said."""
     for number, node in enumerate(attempt.nodes):
         log = run.starter_log(number)
         if node.exit_code != 0 and log.exists():
             last = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-            return f"node {number}: its starter ended with exit code {node.exit_code}", "\n".join(last)
-    return "the workers ended without an outcome", ""
+            what = f"node {number}: its starter ended with exit code {node.exit_code}"
+            return Failure(what, "\n".join(last), time=attempt.noticed, node=number)
+    return Failure("the workers ended without an outcome", time=attempt.noticed)

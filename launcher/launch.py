@@ -39,11 +39,15 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         raise ConfigError([*error.problems, *problems_of_any_config(request.launch, resources, run)]) from error
     check = partial(require_sound, config, request.launch, resources, run, checksums=request.stop_after != "plan")
     check()
-    plan = plan_run(request.launch, resources, run, environment=environment, cwd=cwd, prepare=_prepare_command(config))
+    prepare, fixed = _prepare_command(config), config.train.deterministic
+    plan_of = partial(
+        plan_run, request.launch, resources, run, environment=environment, cwd=cwd, prepare=prepare, deterministic=fixed
+    )
     if request.stop_after == "run":
         from launcher.execution import Execution  # what only a real launch needs would slow down a dry run
 
-        return Execution(config, request.launch, run, plan, check=check, as_json=request.as_json).run_to_end(argv)
+        return Execution(config, request.launch, run, plan_of, check=check, as_json=request.as_json).run_to_end(argv)
+    plan = plan_of()
     sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
     text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
     print(text.rstrip())

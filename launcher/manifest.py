@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, data, command line. Written once, read by people and reports."""
+"""What a run was made with: versions, commit, data, command lines. Read by people and reports."""
 
 import sys
 import time
@@ -17,15 +17,33 @@ PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic")
 
 
 def manifest(config: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """`started` is in seconds since 1970; `data` is the SHA-256 sum of the set's index, which has every shard's."""
+    """Of a new run. `started` is in seconds since 1970; `data` is the SHA-256 sum of the set's index, which has every
+    shard's; `launches` has an entry for this launch, and gets one for each that goes on with the run."""
+    first = launch_entry(argv, [])
+    data = sha256(set_folder(config.data) / "index.json")
+    return {"started": first["started"], "data": data, "seed": config.seed, "launches": [first]}
+
+
+def launch_entry(argv: Sequence[str], changes: Sequence[str]) -> dict[str, Any]:
+    """One launch of a run. `changes` are those of its config since the launch before."""
     return {
         "started": time.time(),
-        "command": [_masked(part) for part in argv],
+        "command": masked(argv),
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
         "commit": _commit(Path(fmfsd.__file__).parents[1]),
-        "data": sha256(set_folder(config.data) / "index.json"),
-        "seed": config.seed,
+        "changes": list(changes),
     }
+
+
+def software_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is not as it was at the launch `before`: results may then differ in the last bits."""
+    one, other = ({**entry["versions"], "commit": entry["commit"]} for entry in (before, now))
+    return [f"{name}: {one.get(name)} -> {value}" for name, value in other.items() if one.get(name) != value]
+
+
+def masked(argv: Sequence[str]) -> list[str]:
+    """The command line without secrets."""
+    return [_masked(part) for part in argv]
 
 
 def _masked(part: str) -> str:

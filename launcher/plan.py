@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fmfsd.rundir import RunDir
@@ -18,6 +18,8 @@ RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID, SCRATCH = "{rendezvous}", "{init_metho
 JOIN_TIMEOUT_S = 120
 KEEP_ALIVE_S = 60
 """How often a torchrun tells the others that it lives, which makes their file grow; our agents know it anyway."""
+AFTER_HANG_S = 15
+"""A worker gives up waiting for others only after the coordinator has looked who it is that hangs."""
 _TORCHRUN = "torch.distributed.run"
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
@@ -98,26 +100,33 @@ def plan_run(
     launch: LaunchConfig,
     resources: Resources,
     run: RunDir,
+    slots: Sequence[int] | None = None,
     *,
     environment: Mapping[str, str],
     cwd: str,
     prepare: tuple[str, ...] = (),
+    deterministic: bool = False,
 ) -> LaunchPlan:
-    """The plan of `launch`, which has passed the checks, on this machine."""
+    """The plan of `launch`, which has passed the checks, on this machine.
+
+    `slots`: which of the launch's nodes are used, as some may have been lost; None: all. They are numbered anew.
+    """
     device, workers = placement(launch, resources)
+    chosen = range(launch.nodes) if slots is None else slots
     nodes = tuple(
         NodePlan(
             node=node,
-            argv=_torchrun(launch, run, node, workers, device),
+            argv=_torchrun(len(chosen), run, node, workers, device),
             env={
                 **travelling(environment),
-                **_own_variables(launch, resources, node, workers, device),
-                **_threads(environment, resources, launch.nodes * workers),
+                **_own_variables(launch, resources, slot, workers, device),
+                **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if deterministic and device == "cuda" else {}),
+                **_threads(environment, resources, len(chosen) * workers),
                 **launch.extra_env,
             },
             cwd=cwd,
         )
-        for node in range(launch.nodes)
+        for node, slot in enumerate(chosen)
     )
     return LaunchPlan(str(run.path), device, workers, nodes, prepare)
 
@@ -130,13 +139,13 @@ def placement(launch: LaunchConfig, resources: Resources) -> tuple[str, int]:
     return device, max(1, len(resources.gpus) // launch.nodes) if device == "cuda" else 1
 
 
-def _torchrun(launch: LaunchConfig, run: RunDir, node: int, workers: int, device: str) -> tuple[str, ...]:
+def _torchrun(nodes: int, run: RunDir, node: int, workers: int, device: str) -> tuple[str, ...]:
     """One node's torchrun. The nodes meet at a file, so nothing listens outside loopback; a restart is a new attempt.
 
     torchrun numbers the nodes by sorting their addresses, so each gets a loopback address of its own, in order.
     """
     options = {
-        "--nnodes": str(launch.nodes),
+        "--nnodes": str(nodes),
         "--nproc-per-node": str(workers),
         "--rdzv-backend": "c10d",
         "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_S}",
@@ -150,11 +159,12 @@ def _torchrun(launch: LaunchConfig, run: RunDir, node: int, workers: int, device
     return (*starter, "-m", "fmfsd", "train", str(run.path), "--device", device)
 
 
-def _own_variables(launch: LaunchConfig, resources: Resources, node: int, workers: int, device: str) -> dict[str, str]:
-    gpus = resources.gpus[node * workers : (node + 1) * workers] if device == "cuda" else ()
+def _own_variables(launch: LaunchConfig, resources: Resources, slot: int, workers: int, device: str) -> dict[str, str]:
+    gpus = resources.gpus[slot * workers : (slot + 1) * workers] if device == "cuda" else ()
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "FMFSD_ATTEMPT": ATTEMPT,
+        "FMFSD_COLLECTIVE_TIMEOUT_S": f"{launch.hang_timeout_s + AFTER_HANG_S:g}",
         "FMFSD_INIT_METHOD": INIT_METHOD,
         "FMFSD_LOG_TO_FILE": "1",
         "GLOO_SOCKET_IFNAME": "lo",

@@ -3,128 +3,40 @@
 import math
 import selectors
 import shutil
-import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
 
-from fmfsd.files import read_json, write_json
+from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
+from launcher.attempt import Attempt, NodeState
 from launcher.hosts.local import LocalAgent
 from launcher.plan import ATTEMPT, INIT_METHOD, RENDEZVOUS, RUN_ID, SCRATCH, LaunchPlan
+from launcher.pulses import Pulses
+from launcher.requests import Requests
 
 LOOK_S = 0.1
 TERM_TO_KILL_S = 5.0
 """From telling a starter to end until its node's processes are killed."""
 KILL_TO_LEAVE_S = 10.0
 """From telling an agent to kill them until the agent itself is given up, and killed."""
-SECOND_INTERRUPT_S = 1.0
-"""Two interrupts closer than this are one: a terminal and a shell may each send it."""
-
-
-@dataclass
-class Requests:
-    """What signals and agents have asked the coordinator for. A handler only sets a value."""
-
-    stop: bool = False
-    interrupted: bool = False
-    _first_interrupt: float | None = None
-
-    def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._first_interrupt is not None and now - self._first_interrupt >= SECOND_INTERRUPT_S:
-            self.interrupted = True
-        self._first_interrupt = self._first_interrupt or now
-        self.stop = True
-
-    def on_terminate(self, _number: int, _frame: FrameType | None) -> None:
-        self.stop = True
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Signals come here instead of ending this process. A hang-up that is ignored, as under nohup, stays so."""
-        handlers = {
-            signal.SIGINT: self.on_interrupt,
-            signal.SIGTERM: self.on_terminate,
-        }
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            handlers[signal.SIGHUP] = self.on_terminate
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-@dataclass
-class NodeState:
-    """What is known of a node: its agent's host, its starter's process, and how that ended."""
-
-    agent: LocalAgent
-    host: str = ""
-    agent_pid: int | None = None
-    starter_pid: int | None = None
-    exit_code: int | None = None
-    trouble: str = ""
-    ended_by_us: bool = False
-    done: bool = False
-
-    @property
-    def killed_from_outside(self) -> str:
-        """What somebody else did to this node's processes; empty if nobody did anything."""
-        if self.trouble or self.ended_by_us or self.exit_code is None or self.exit_code >= 0:
-            return self.trouble
-        return f"its starter was killed by {signal.Signals(-self.exit_code).name}"
-
-    def note(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "ready":
-            self.host, self.agent_pid = event["host"], event["pid"]
-        elif kind == "started":
-            self.starter_pid = event["pid"]
-        elif kind == "exited":
-            self.exit_code, self.done = event["code"], True
-        elif kind == "failed":
-            self.trouble, self.done = event["message"], True
-        elif kind == "gone" and not self.done:
-            self.trouble, self.done = "its agent was killed", True
-
-
-@dataclass
-class Attempt:
-    """One start of all nodes' processes, and how it went."""
-
-    run: RunDir
-    number: int
-    nodes: list[NodeState]
-    started: float = field(default_factory=time.time)
-    state: str = "running"
-    trouble: str = ""
-
-    @property
-    def has_failed(self) -> bool:
-        """A node has ended badly, or a worker has left word that it has."""
-        ended_badly = any(node.done and node.exit_code != 0 for node in self.nodes)
-        return ended_badly or bool(self.run.crashes(self.number))
-
-    def write(self) -> None:
-        nodes = [
-            {key: value for key, value in vars(node).items() if key not in ("agent", "done")} | {"node": number}
-            for number, node in enumerate(self.nodes)
-        ]
-        ended = None if self.state == "running" else time.time()
-        content = {"attempt": self.number, "state": self.state, "started": self.started, "ended": ended, "nodes": nodes}
-        write_json(self.run.attempt(self.number), content)
+DUMP_S = 0.5
+"""For hanging workers to write down where they are."""
+REQUEST_EVERY_S = 0.5
+"""How often the coordinator looks for a stop request."""
 
 
 def run_plan(
-    plan: LaunchPlan, run: RunDir, *, grace_s: float, requests: Requests, watch: Callable[[], None]
+    plan: LaunchPlan,
+    run: RunDir,
+    *,
+    grace_s: float,
+    hang_timeout_s: float = math.inf,
+    requests: Requests,
+    watch: Callable[[], None],
+    start_agent: Callable[[int], LocalAgent] = LocalAgent,
 ) -> Attempt:
     """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
 
@@ -134,16 +46,19 @@ def run_plan(
     with ExitStack() as stack:
         scratch = _scratch()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        agents = [LocalAgent(node.node) for node in plan.nodes]
-        for agent in agents:
-            stack.callback(agent.close)
-        attempt = Attempt(run, run.last_attempt() + 1, [NodeState(agent) for agent in agents])
-        run.stop_request.unlink(missing_ok=True)
+        agents = []
+        for node in plan.nodes:
+            agents.append(start_agent(node.node))
+            stack.callback(agents[-1].close)
+        attempt = Attempt(run, run.last_attempt() + 1, [NodeState(agent) for agent in agents], plan.num_workers)
         run.outcome.unlink(missing_ok=True)
         attempt.write()
         _start(plan, attempt, scratch)
-        _Watch(attempt, requests, grace_s).until_done(watch)
-    attempt.state = "interrupted" if requests.interrupted else _state(run)
+        pulses = Pulses(run, attempt.number, plan.num_workers, hang_timeout_s=hang_timeout_s)
+        _Watch(attempt, requests, pulses, grace_s).until_done(watch)
+    if requests.asked_at is not None:
+        attempt.stopped_after_s = round(time.monotonic() - requests.asked_at, 3)
+    attempt.state = "interrupted" if requests.interrupted else _state(run, attempt.number)
     attempt.write()
     return attempt
 
@@ -168,10 +83,11 @@ def _start(plan: LaunchPlan, attempt: Attempt, scratch: str) -> None:
         state.agent.tell(do="start", argv=ready.argv, env=dict(ready.env), cwd=ready.cwd, log=log, scratch=scratch)
 
 
-def _state(run: RunDir) -> str:
+def _state(run: RunDir, attempt: int) -> str:
     """The run's own word, if it has spoken; a starter's exit code says little."""
     try:
-        return str(read_json(run.outcome)["state"])
+        outcome = read_json(run.outcome)
+        return str(outcome["state"]) if outcome["attempt"] == attempt else "failed"
     except (OSError, ValueError, KeyError):
         return "failed"
 
@@ -179,9 +95,9 @@ def _state(run: RunDir) -> str:
 class _Watch:
     """Waits for all nodes, and ends them: when asked to, or when one of them has failed."""
 
-    def __init__(self, attempt: Attempt, requests: Requests, grace_s: float) -> None:
-        self._attempt, self._requests, self._grace_s = attempt, requests, grace_s
-        self._end_at = math.inf
+    def __init__(self, attempt: Attempt, requests: Requests, pulses: Pulses, grace_s: float) -> None:
+        self._attempt, self._requests, self._pulses, self._grace_s = attempt, requests, pulses, grace_s
+        self._end_at, self._look_at = math.inf, 0.0
         self._told = ""
 
     def until_done(self, watch: Callable[[], None]) -> None:
@@ -191,17 +107,34 @@ class _Watch:
             while not all(node.done for node in self._attempt.nodes):
                 for key, _ in selector.select(LOOK_S):
                     self._hear(key.data, selector)
+                self._look()
                 self._decide()
                 watch()
 
     def _hear(self, node: NodeState, selector: selectors.BaseSelector) -> None:
         for event in node.agent.read():
             node.note(event)
-            self._requests.stop |= event["event"] == "asked-to-stop"
+            if event["event"] == "asked-to-stop":
+                self._requests.ask()
+            if event["event"] == "worker-gone" and self._attempt.dead_rank is None:
+                self._attempt.dead_rank = self._pulses.rank_of(event["pid"])
             if event["event"] == "started":
                 self._attempt.write()
             if event["event"] == "gone":
                 selector.unregister(node.agent)
+
+    def _look(self) -> None:
+        """At what nobody tells: a request to stop in the run's folder, and workers that hang."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + REQUEST_EVERY_S
+            if self._attempt.run.stop_request.exists():
+                self._requests.ask()
+        if not self._attempt.has_failed and (hang := self._pulses.look()):
+            self._attempt.hang, self._attempt.trouble = hang, hang.text
+            self._end_at = now - TERM_TO_KILL_S + DUMP_S
+            for node in self._attempt.nodes:
+                node.agent.tell(do="dump", pids=list(hang.pids.values()))
 
     def _decide(self) -> None:
         """When all must have ended, and how far beyond that it is now."""
@@ -219,8 +152,7 @@ class _Watch:
         """First by request, then by force, then without the agents."""
         if late_s >= TERM_TO_KILL_S + KILL_TO_LEAVE_S:
             for node in self._attempt.nodes:
-                if not node.done:
-                    node.note({"event": "failed", "message": "its agent does not answer"})
+                node.note({"event": "silent"})
         elif late_s >= TERM_TO_KILL_S:
             self._tell("kill")
         elif late_s >= 0:

@@ -1,6 +1,7 @@
 """The training config: schema, strict YAML, presets, overrides. No torch."""
 
-from fmfsd.config.load import differences, dump_config, load_config, preset_names
+from fmfsd.config.changes import changes
+from fmfsd.config.load import dump_config, load_config, preset_names
 from fmfsd.config.schema import DataConfig, DistillConfig, LoopConfig, ModelConfig, OptimConfig, TrainConfig
 from fmfsd.config.timeline import Timeline
 
@@ -12,7 +13,7 @@ __all__ = [
     "OptimConfig",
     "Timeline",
     "TrainConfig",
-    "differences",
+    "changes",
     "dump_config",
     "load_config",
     "preset_names",

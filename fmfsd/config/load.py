@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +71,6 @@ def checked_data(**values: Any) -> DataConfig:
 def dump_config(config: TrainConfig) -> str:
     """`config` as YAML that `load_config` reads back to an equal config."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
-
-
-def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
-    """`key: value -> value` for each key in which two configs differ."""
-    before, after = (dict(_leaves(config.model_dump(mode="json"))) for config in (one, other))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}" for key in before | after if before.get(key) != after.get(key)
-    ]
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _find(source: str) -> Path:

@@ -1,6 +1,8 @@
 """Every way a launch can end, with real torchrun, real workers and real signals: told truly, and nothing left."""
 
 import json
+import re
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -9,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fmfsd.rundir import RunDir
 from tests.helpers.processes import Launched, launched, run_command, wait_until
 from tests.helpers.runs import TINY, newest_weights, records
 
-NODES = ("--nodes", "2", "--gpus", "1")
+NODES = ("--nodes", "2", "--gpus", "1", "--max-restarts", "0")
 
 
 @pytest.fixture
@@ -43,6 +46,22 @@ def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
     assert (finished.returncode, "this run is finished" in finished.stdout) == (0, True)
     changed = run_command("fmfsd-launch", *arguments, "--set", "seed=9", "--run-dir", "parted", cwd=tmp_path)
     assert (changed.returncode, "seed: 0 -> 9" in changed.stderr) == (2, True)
+
+
+def test_a_finished_run_may_be_made_longer_and_that_is_recorded(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """To the result of one that was longer from the start; and not shorter than it is."""
+    steps = ("--set", "train.max_steps=4", "--set", "checkpoint.every_steps=2")
+    longer = ("--set", "train.max_steps=6", "--set", "train.evaluate_every=2 steps")
+    for run_dir, changes in (("parted", steps), ("parted", longer), ("whole", (*longer, *steps[2:]))):
+        assert run_command("fmfsd-launch", *arguments, *changes, "--run-dir", run_dir, cwd=tmp_path).returncode == 0
+    parted, whole = RunDir(tmp_path / "parted"), RunDir(tmp_path / "whole")
+    assert records(parted)[-2:] == records(whole)[-2:]
+    assert newest_weights(parted) == newest_weights(whole)
+    first, second = json.loads(parted.manifest.read_text())["launches"]
+    assert first["changes"] == []
+    assert "train.max_steps: 4 -> 6" in second["changes"]
+    back = run_command("fmfsd-launch", *arguments, *steps, "--run-dir", "parted", cwd=tmp_path)
+    assert (back.returncode, "make 4 steps, and" in back.stderr) == (2, True)
 
 
 def launcher(run: Launched) -> psutil.Process:
@@ -76,7 +95,8 @@ def test_a_kill_ends_everything_and_the_cause_is_named(victim: str, arguments: t
         outcome = json.loads(run.run.outcome.read_text())
         assert (outcome["state"], outcome["resumable"]) == ("failed", True)
         assert cause in outcome["cause"]
-        assert cause in output.splitlines()[-4] + output.splitlines()[-3]
+        assert any(line.startswith("run failed at") and cause in line for line in output.splitlines()[-7:])
+        assert output.splitlines()[-1] == f"  fmfsd-launch {shlex.join(arguments)} --run-dir run"
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -116,8 +136,7 @@ def test_the_first_failing_workers_own_error_comes_last(arguments: tuple[str, ..
     with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
         code, output = run.end()
     assert code == 1
-    lines = output.splitlines()
-    assert "the loss is not finite in step" in lines[-4]
+    assert any("the loss is not finite in step" in line for line in output.splitlines()[-6:])
     assert "Traceback" not in output
     assert not list(run.run.checkpoints.glob("step-*"))
 
@@ -150,7 +169,8 @@ def test_a_second_launch_of_a_run_is_refused_and_disturbs_nothing(arguments: tup
         run.wait_for_step(1)
         second = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=tmp_path)
         assert second.returncode == 3
-        assert "another launch is at work there (attempt 1, started 0 minutes ago)" in second.stderr
+        holder = rf"another launch is at work there \(process {run.process.pid} on \S+, since 20.* UTC; attempt 1\)"
+        assert re.search(holder, second.stderr)
         assert not run.run.stop_request.exists()
         run.signal(signal.SIGTERM)
         assert run.end()[0] == 75

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fmfsd.config import Timeline, differences, dump_config, load_config, preset_names
+from fmfsd.config import Timeline, changes, dump_config, load_config, preset_names
+from fmfsd.config.changes import MAY_CHANGE, _leaves
 from fmfsd.config.durations import Duration, parse_duration
 from fmfsd.config.load import PRESETS, config_name
 from fmfsd.config.strict_yaml import parse, scalar
@@ -96,10 +97,13 @@ def test_quoted_scalars_stay_text() -> None:
     assert parse("a: '1'\nb: \"true\"\nc: plain words", "x").content == {"a": "1", "b": "true", "c": "plain words"}
 
 
-def test_differences_name_each_changed_key() -> None:
+def test_changes_name_each_changed_key() -> None:
     one, other = load_config("smoke"), load_config("smoke", ["optim.lr=0.2", "model.branches=[stage1]"])
-    assert differences(one, other) == ["model.branches: ['stage1', 'stage2'] -> ['stage1']", "optim.lr: 0.1 -> 0.2"]
-    assert differences(one, one) == []
+    assert list(map(str, changes(one, other))) == [
+        "model.branches: ['stage1', 'stage2'] -> ['stage1']",
+        "optim.lr: 0.1 -> 0.2",
+    ]
+    assert changes(one, one) == []
 
 
 def test_durations_are_epochs_unless_they_say_steps() -> None:
@@ -141,3 +145,40 @@ def test_run_names_are_plain() -> None:
 def test_configs_need_no_torch() -> None:
     code = "import fmfsd, sys; fmfsd.load_config('smoke'); assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_key_is_the_runs_own_or_may_change() -> None:
+    """What may change is listed; a key that is new is the run's own until somebody decides otherwise."""
+    keys = {key for key, _ in _leaves(load_config("smoke").model_dump(mode="json"))}
+    assert keys >= MAY_CHANGE
+    allowed = {
+        change.key for change in changes(*(load_config("smoke", text) for text in ([], CHANGED))) if change.is_allowed
+    }
+    assert allowed == MAY_CHANGE
+
+
+CHANGED = [
+    "data.root=elsewhere",
+    "train.epochs=9",
+    "train.max_steps=7",
+    "train.evaluate_every=2",
+    "train.log_every=2 steps",
+    "checkpoint.every_epochs=2",
+    "checkpoint.every_steps=5",
+    "checkpoint.every_minutes=0.5",
+    "checkpoint.keep=9",
+    "optim.lr=0.2",
+    "seed=3",
+]
+
+
+def test_checkpoints_are_due_by_epochs_by_steps_and_at_the_end() -> None:
+    def due(*overrides: str) -> list[int]:
+        config = load_config("smoke", ["train.max_steps=12", *overrides])
+        timeline = Timeline.of(config, 64 * 12)
+        return [step for step in range(13) if timeline.checkpoint_due(step)]
+
+    assert due() == [6, 12]
+    assert due("checkpoint.every_steps=4") == [4, 6, 8, 12]
+    assert due("checkpoint.every_epochs=null", "checkpoint.every_steps=5") == [5, 10, 12]
+    assert due("checkpoint.every_epochs=null") == [12]

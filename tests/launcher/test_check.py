@@ -257,7 +257,14 @@ def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Pat
 def test_the_manifest_names_the_commit_and_no_secret(prepared: Path, tmp_path: Path) -> None:
     argv = ["fmfsd-launch", "--env", "MY_TOKEN=canary", "--env=MY_TOKEN=canary", "--set", "optim.lr=0.1"]
     found = manifest(tiny_config(prepared), argv)
-    assert found["command"] == ["fmfsd-launch", "--env", "MY_TOKEN=***", "--env=MY_TOKEN=***", "--set", "optim.lr=0.1"]
+    assert found["launches"][0]["command"] == [
+        "fmfsd-launch",
+        "--env",
+        "MY_TOKEN=***",
+        "--env=MY_TOKEN=***",
+        "--set",
+        "optim.lr=0.1",
+    ]
 
 
 def test_a_commit_is_found_however_git_keeps_it(tmp_path: Path) -> None:

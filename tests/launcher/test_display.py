@@ -5,6 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -34,10 +35,16 @@ def printed(console: Console) -> str:
     return console.file.getvalue()
 
 
-def progress(run: RunDir, *, step: int, state: str = "train", when: float | None = None, **more: int) -> None:
-    moment = time.time() if when is None else when
-    content = {"state": state, "step": step, "time": moment, "total_steps": 200, "steps_per_epoch": 100, "loss": 1.5}
-    write_json(run.rank_progress(0), {**content, "images_per_s": 400.0, "data_wait": 0.01, **more})
+def progress(run: RunDir, *, step: int, state: str = "train", attempt: int = 1, **more: Any) -> None:
+    content = {
+        "state": state,
+        "step": step,
+        "attempt": attempt,
+        "total_steps": 200,
+        "steps_per_epoch": 100,
+        "loss": 1.5,
+    }
+    write_json(run.rank_progress(0), {**content, "loss": 1.5, "images_per_s": 400.0, "data_wait": 0.01, **more})
 
 
 def record(run: RunDir, split: str, **values: float) -> None:
@@ -48,7 +55,7 @@ def record(run: RunDir, split: str, **values: float) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_and_evaluations_are_shown(terminal: bool, run: RunDir) -> None:
     to = console(terminal=terminal)
-    with RunDisplay(to, run) as display:
+    with RunDisplay(to, run, grace_s=30) as display:
         display.update()
         progress(run, step=100)
         display.update()
@@ -63,9 +70,10 @@ def test_progress_and_evaluations_are_shown(terminal: bool, run: RunDir) -> None
 
 def test_what_an_earlier_attempt_left_is_not_shown_again(run: RunDir) -> None:
     record(run, "test", deepest_top1=0.5)
-    progress(run, step=50, when=time.time() - 100)
+    progress(run, step=50)
+    write_json(run.attempt(1), {})
     to = console(terminal=False)
-    with RunDisplay(to, run) as display:
+    with RunDisplay(to, run, grace_s=30) as display:
         display.update()
     assert printed(to) == ""
 
@@ -75,7 +83,7 @@ def test_a_file_that_a_resumed_run_replaces_is_read_anew(run: RunDir) -> None:
     for _ in range(3):
         record(run, "test", deepest_top1=0.25)
     to = console(terminal=False)
-    with RunDisplay(to, run) as display:
+    with RunDisplay(to, run, grace_s=30) as display:
         kept = run.metrics.read_bytes().splitlines(keepends=True)[0]
         write_whole(run.metrics, kept)
         for accuracy in (0.5, 0.75, 0.875, 1.0):
@@ -87,7 +95,7 @@ def test_a_file_that_a_resumed_run_replaces_is_read_anew(run: RunDir) -> None:
 def test_a_resumed_run_says_from_where_and_what_was_damaged(run: RunDir) -> None:
     to = console(terminal=False)
     (run.checkpoints / "damaged-of-old").mkdir()
-    with RunDisplay(to, run) as display:
+    with RunDisplay(to, run, grace_s=30) as display:
         (run.checkpoints / "damaged-step-00000090-1").mkdir()
         for step in (50, 51):
             progress(run, step=step, went_on_after=50)
@@ -98,8 +106,18 @@ def test_a_resumed_run_says_from_where_and_what_was_damaged(run: RunDir) -> None
     assert "of-old" not in text
 
 
+def test_warnings_are_shown_once_each(run: RunDir) -> None:
+    to = console(terminal=False)
+    with RunDisplay(to, run, grace_s=30) as display:
+        for step, takes_s in ((1, 29.0), (2, 31.0), (3, 32.0)):
+            progress(run, step=step, warnings=["step 1 not saved: [disk] full"], stop_takes_s=takes_s)
+            display.update()
+    assert printed(to).count("warning: step 1 not saved: [disk] full") == 1
+    assert printed(to).count("warning: a step and a save take more than --grace, 30 s") == 1
+
+
 def test_nothing_that_is_shown_can_end_a_run(run: RunDir) -> None:
-    with RunDisplay(console(terminal=False), run) as display:
+    with RunDisplay(console(terminal=False), run, grace_s=30) as display:
         run.metrics.write_text("no json\n")
         write_json(run.rank_progress(0), {"time": time.time()})
         display.update()
@@ -119,7 +137,7 @@ def test_a_stream_without_a_reader_takes_words_all_the_same() -> None:
 
 def test_half_written_files_are_waited_for(run: RunDir) -> None:
     to = console(terminal=False)
-    with RunDisplay(to, run) as display:
+    with RunDisplay(to, run, grace_s=30) as display:
         run.rank_progress(0).write_text('{"state": "tr')
         with run.metrics.open("a") as file:
             file.write('{"step": 100, "epoch": 1, "split": "te')
@@ -132,7 +150,7 @@ def test_half_written_files_are_waited_for(run: RunDir) -> None:
 def test_plain_lines_are_rate_limited(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display_module, "PLAIN_EVERY_S", 1000.0)
     to = console(terminal=False)
-    with RunDisplay(to, run) as display:
+    with RunDisplay(to, run, grace_s=30) as display:
         for step in range(5):
             progress(run, step=step)
             display.update()

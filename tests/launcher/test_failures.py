@@ -7,9 +7,10 @@ import pytest
 
 from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
-from launcher.failures import first_failure, page
+from launcher.attempt import Attempt, NodeState
+from launcher.failures import Failure, first_failure, page
 from launcher.hosts.local import LocalAgent
-from launcher.supervise import Attempt, NodeState
+from launcher.pulses import Hang
 
 RESET = "[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer"
 
@@ -35,13 +36,15 @@ def crash(
         "message": message,
         "expected": expected,
         "resumable": True,
+        "worth_another_attempt": True,
         "traceback": f"Traceback of rank {rank}\n",
     }
     write_json(run.crash(1, rank), content)
 
 
 def progress(run: RunDir, rank: int) -> None:
-    write_json(run.rank_progress(rank), {"rank": rank, "pid": 100 + rank, "step": 7, "attempt": 1})
+    content = {"rank": rank, "pid": 100 + rank, "host": "here", "step": 7, "attempt": 1, "peak_memory_bytes": 3 << 29}
+    write_json(run.rank_progress(rank), content)
 
 
 @pytest.fixture
@@ -56,7 +59,12 @@ def attempt(run: RunDir, *codes: int | None, trouble: str = "") -> Attempt:
         NodeState(NoAgent(), exit_code=code, trouble=trouble if number == 0 else "")
         for number, code in enumerate(codes)
     ]
-    return Attempt(run, 1, nodes)
+    return Attempt(run, 1, nodes, num_workers=2)
+
+
+def lines(run: RunDir, failure: Failure) -> list[str]:
+    """Of the page."""
+    return page(run, failure, history="no attempt follows", command="fmfsd-launch x").splitlines()
 
 
 def test_the_first_error_is_the_cause_and_lost_connections_are_not(run: RunDir) -> None:
@@ -71,9 +79,9 @@ def test_the_first_error_is_the_cause_and_lost_connections_are_not(run: RunDir) 
 
 def test_an_error_that_is_meant_for_people_has_no_traceback(run: RunDir) -> None:
     crash(run, 0, "the loss is not finite", time=1.0, kind="NonFiniteLossError", expected=True)
-    text = page(run, first_failure(run, attempt(run, 1)))
-    assert text.splitlines()[0] == "run failed: rank 0 (node 0, here) after step 7: the loss is not finite"
-    assert "Traceback" not in text
+    first, *others = lines(run, first_failure(run, attempt(run, 1)))
+    assert first == "run failed at 00:00:01 UTC: rank 0 (node 0, here) after step 7: the loss is not finite"
+    assert not any("Traceback" in line or "likely to help" in line for line in others)
 
 
 def test_a_worker_that_was_killed_is_named_with_its_signal(run: RunDir) -> None:
@@ -83,8 +91,20 @@ def test_a_worker_that_was_killed_is_named_with_its_signal(run: RunDir) -> None:
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 101)\n")
     failure = first_failure(run, attempt(run, 1))
-    assert failure.cause.startswith("rank 1 (pid 101) after step 7: killed by SIGKILL (by the out-of-memory killer")
+    assert failure.cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL, by hand or")
     assert failure.victims == (0,)
+    killed = attempt(run, 1)
+    killed.nodes[0].oom_kills = 1
+    assert first_failure(run, killed).cause.endswith("killed by SIGKILL: out of memory, at 1.50 GiB")
+
+
+def test_a_worker_that_was_gone_first_is_the_cause_if_nobody_knows_its_exit_code(run: RunDir) -> None:
+    """As when its starter still waits for the others, and is ended itself."""
+    for rank in (0, 1):
+        progress(run, rank)
+    gone = attempt(run, -9)
+    gone.dead_rank, gone.nodes[0].ended_by_us = 1, True
+    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: gone without a word"
 
 
 def test_a_worker_that_its_starter_ended_is_no_cause(run: RunDir) -> None:
@@ -117,16 +137,23 @@ def test_nothing_at_all_is_said_too(run: RunDir) -> None:
     assert first_failure(run, attempt(run, 0)).cause == "the workers ended without an outcome"
 
 
-def test_the_page_ends_with_logs_and_the_way_on(run: RunDir) -> None:
-    crash(run, 2, "boom", time=1.0)
+def test_the_page_ends_with_what_helps_the_logs_and_the_way_on(run: RunDir) -> None:
+    crash(run, 2, "CUDA out of memory", time=1.0, kind="OutOfMemoryError")
     crash(run, 0, RESET, time=2.0)
-    lines = page(run, first_failure(run, attempt(run, 1, 1))).splitlines()
-    assert lines[0] == "Traceback of rank 2"
-    assert lines[2] == "ended because of it: rank 0"
-    assert lines[3] == f"logs: {run.logs}"
-    assert lines[4] == f"the same command with --run-dir {run.path} begins again: there is no checkpoint yet"
+    log = run.rank_log(1, 2)
+    log.parent.mkdir(parents=True)
+    log.touch()
+    first, _, *rest = lines(run, first_failure(run, attempt(run, 1, 1)))
+    assert first == "Traceback of rank 2"
+    assert rest[:3] == [
+        "ended because of it: rank 0",
+        "likely to help: a smaller train.micro_batch (same result, less memory), more workers, or fewer of them on one "
+        "machine",
+        "no attempt follows",
+    ]
+    assert rest[3:] == [f"logs: {log}", "to begin again (no checkpoint yet):", "  fmfsd-launch x"]
     (run.checkpoints / "step-00000007").mkdir()
-    assert page(run, first_failure(run, attempt(run, 1, 1))).endswith("goes on from the newest checkpoint")
+    assert "to go on after step 7:" in lines(run, first_failure(run, attempt(run, 1, 1)))
 
 
 def test_a_run_that_can_not_go_on_is_not_said_to(run: RunDir) -> None:
@@ -134,4 +161,30 @@ def test_a_run_that_can_not_go_on_is_not_said_to(run: RunDir) -> None:
     write_json(run.crash(1, 0), {**read_json(run.crash(1, 0)), "resumable": False})
     failure = first_failure(run, attempt(run, 1))
     assert not failure.resumable
-    assert page(run, failure).splitlines()[-1] == f"logs: {run.logs}"
+    assert lines(run, failure)[-1] == f"logs: {run.logs}"
+
+
+def test_a_worker_that_was_told_of_anothers_fault_is_no_cause(run: RunDir) -> None:
+    crash(run, 0, "the weights are no longer the same: another worker's differ", time=1.0, expected=True)
+    crash(run, 1, "the weights are no longer the same: this worker's differ", time=2.0, expected=True)
+    assert first_failure(run, attempt(run, 1)).rank == 1
+
+
+def test_a_hang_is_told_with_the_stack_of_the_worker_that_hangs(run: RunDir) -> None:
+    run.node_logs(1).mkdir(parents=True)
+    run.rank_log(1, 1).write_text(
+        "Thread 0x01 (most recent call first):\n  File a\nCurrent thread 0x02 (most recent call first):\n  File b\n"
+    )
+    hung = attempt(run, -9, -9)
+    hung.hang = Hang("rank 1: hangs, for 10 s or more", (1,), {0: 100, 1: 101})
+    hung.trouble = hung.hang.text
+    failure = first_failure(run, hung)
+    assert (failure.rank, failure.node, failure.victims) == (1, 1, (0,))
+    assert failure.detail == "rank 1 stood, innermost call first:\n  File b"
+    assert "raise --hang-timeout" in failure.advice
+
+
+def test_failures_that_differ_in_numbers_only_are_the_same() -> None:
+    one, other = (Failure(f"rank {rank} (pid 1{rank}) after step 2.5: at 0x{rank}f") for rank in (1, 2))
+    assert one.fingerprint == other.fingerprint
+    assert one.fingerprint != Failure("rank 1 (pid 11) before step 2: at 0x1f").fingerprint

@@ -13,10 +13,12 @@ import psutil
 import pytest
 
 from fmfsd.rundir import RunDir
+from launcher.attempt import Attempt
 from launcher.failures import first_failure
 from launcher.hosts.local import LocalAgent, run_here
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
-from launcher.supervise import Attempt, Requests, _scratch, run_plan
+from launcher.requests import Requests
+from launcher.supervise import _scratch, run_plan
 from tests.helpers.processes import wait_until
 
 PRELUDE = """
@@ -58,6 +60,13 @@ def plan(run: RunDir, *scripts: str) -> LaunchPlan:
 
 def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Requests | None = None) -> Attempt:
     return run_plan(plan(run, *scripts), run, grace_s=grace_s, requests=requests or Requests(), watch=lambda: None)
+
+
+def asked() -> Requests:
+    """To stop, before anything was started."""
+    requests = Requests()
+    requests.ask()
+    return requests
 
 
 @pytest.fixture
@@ -139,7 +148,7 @@ def test_two_signals_at_once_are_one(run: RunDir) -> None:
 
 
 def test_a_second_interrupt_a_second_later_ends_at_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.supervise.SECOND_INTERRUPT_S", 0.2)
+    monkeypatch.setattr("launcher.requests.SECOND_INTERRUPT_S", 0.2)
 
     def send() -> None:
         starter(run, 0)
@@ -164,7 +173,7 @@ def test_an_agent_that_is_asked_to_stop_stops_the_run(run: RunDir) -> None:
 
 def test_after_the_grace_everything_is_ended_by_force(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
-    attempt = carry_out(run, WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=0.3, requests=Requests(stop=True))
+    attempt = carry_out(run, WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=0.3, requests=asked())
     assert attempt.state == "failed"
     assert first_failure(run, attempt).cause == "it did not stop within the 0.3 s of --grace"
     assert [node.exit_code for node in attempt.nodes] == [-9, -9]
@@ -280,8 +289,8 @@ def test_an_agent_that_says_no_json_is_a_failed_one(run: RunDir, monkeypatch: py
 
 
 def test_interrupts_closer_than_a_second_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = iter([100.0, 100.9, 101.0])
-    monkeypatch.setattr("launcher.supervise.time.monotonic", lambda: next(moments))
+    moments = iter([100.0, 100.0, 100.9, 101.0])
+    monkeypatch.setattr("launcher.requests.time.monotonic", lambda: next(moments))
     requests, seen = Requests(), []
     for _ in range(3):
         requests.on_interrupt(signal.SIGINT, None)

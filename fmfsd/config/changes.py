@@ -1,0 +1,53 @@
+"""What differs between a run's config and the one that it is asked to go on with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fmfsd.config.schema import TrainConfig
+
+MAY_CHANGE = frozenset(
+    {
+        "data.root",
+        "train.epochs",
+        "train.max_steps",
+        "train.evaluate_every",
+        "train.log_every",
+        "checkpoint.every_epochs",
+        "checkpoint.every_steps",
+        "checkpoint.every_minutes",
+        "checkpoint.keep",
+    }
+)
+"""Keys that decide how long, how often and where from (the images themselves are told by their sum), and not what
+becomes of a step. Every other key is the run's own: with another value it would be another run."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key with two values."""
+
+    key: str
+    before: Any
+    after: Any
+
+    @property
+    def is_allowed(self) -> bool:
+        return self.key in MAY_CHANGE
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} -> {self.after}"
+
+
+def changes(one: TrainConfig, other: TrainConfig) -> list[Change]:
+    """One for each key in which two configs differ."""
+    before, after = (dict(_leaves(config.model_dump(mode="json"))) for config in (one, other))
+    return [Change(key, before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)]
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

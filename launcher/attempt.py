@@ -1,0 +1,100 @@
+"""One start of all of a run's processes: what is known of its nodes, and how it went."""
+
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from launcher.hosts.local import LocalAgent
+from launcher.pulses import Hang
+
+LOST = {"gone": "its agent was killed", "silent": "its agent does not answer"}
+
+
+@dataclass
+class NodeState:
+    """What is known of a node: its agent's host, its starter's process, and how that ended."""
+
+    agent: LocalAgent
+    host: str = ""
+    agent_pid: int | None = None
+    starter_pid: int | None = None
+    exit_code: int | None = None
+    oom_kills: int = 0
+    trouble: str = ""
+    is_gone: bool = False
+    ended_by_us: bool = False
+    done: bool = False
+
+    @property
+    def killed_from_outside(self) -> str:
+        """What somebody else did to this node's processes; empty if nobody did anything."""
+        if self.trouble or self.ended_by_us or self.exit_code is None or self.exit_code >= 0:
+            return self.trouble
+        return f"its starter was killed by {signal.Signals(-self.exit_code).name}"
+
+    def told(self) -> dict[str, Any]:
+        """What others may want to know of it, as JSON."""
+        return {name: value for name, value in vars(self).items() if name not in ("agent", "done")}
+
+    def note(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "ready":
+            self.host, self.agent_pid = event["host"], event["pid"]
+        elif kind == "started":
+            self.starter_pid = event["pid"]
+        elif kind == "exited":
+            self.exit_code, self.oom_kills, self.done = event["code"], event["oom_kills"], True
+        elif kind == "failed":
+            self.trouble, self.done = event["message"], True
+        elif kind in LOST and not self.done:
+            self.trouble, self.is_gone, self.done = LOST[kind], True, True
+
+
+@dataclass
+class Attempt:
+    """One start of all nodes' processes, and how it went."""
+
+    run: RunDir
+    number: int
+    nodes: list[NodeState]
+    num_workers: int
+    started: float = field(default_factory=time.time)
+    state: str = "running"
+    trouble: str = ""
+    hang: Hang | None = None
+    dead_rank: int | None = None
+    noticed: float | None = None
+    """When the coordinator first knew that it had failed, in seconds since 1970."""
+    stopped_after_s: float | None = None
+    """From the request to stop until everything had ended."""
+    cause: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """A node has ended badly, a worker has left word that it has, or one was gone or hung."""
+        if self.noticed is None and (
+            self.trouble
+            or self.dead_rank is not None
+            or any(node.done and node.exit_code != 0 for node in self.nodes)
+            or self.run.crashes(self.number)
+        ):
+            self.noticed = time.time()
+        return self.noticed is not None
+
+    def write(self) -> None:
+        nodes = [{"node": number, **node.told()} for number, node in enumerate(self.nodes)]
+        content = {
+            "attempt": self.number,
+            "state": self.state,
+            "cause": self.cause,
+            "workers": self.num_workers,
+            "started": self.started,
+            "noticed": self.noticed,
+            "ended": None if self.state == "running" else time.time(),
+            "stopped_after_s": self.stopped_after_s,
+            "nodes": nodes,
+        }
+        write_json(self.run.attempt(self.number), content)

@@ -1,0 +1,83 @@
+"""One launch at a time runs a run: the kernel's lock decides, and a file names the holder."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fmfsd.errors import CheckError
+from fmfsd.files import read_json, write_json
+from fmfsd.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that runs a run. `born` is its start in the kernel's ticks, as a number is used again for others."""
+
+    host: str
+    pid: int
+    born: int
+    since: float
+
+    @classmethod
+    def me(cls) -> "Owner":
+        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()), time.time())
+
+    @classmethod
+    def of(cls, run: RunDir) -> "Owner | None":
+        """Who holds the run, or was the last to; None if nobody has said so."""
+        try:
+            return cls(**read_json(run.owner))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    @property
+    def is_here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    @property
+    def is_known_to_live(self) -> bool:
+        """Whether it is a process of this host and alive; of other hosts nothing is known."""
+        return self.is_here and _born(self.pid) == self.born
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"process {self.pid} on {self.host}, since {since}"
+
+
+@contextmanager
+def sole_owner(run: RunDir) -> Iterator[None]:
+    """Hold the run. CheckError if another launch does; the kernel takes it from one that was killed."""
+    try:
+        run.create()
+        lock = FileLock(run.lock, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise CheckError(f"{run.path}: {busy(run)}") from error
+    except OSError as error:
+        raise CheckError(f"the run directory can't be written: {error}") from error
+    with lock:
+        write_json(run.owner, asdict(Owner.me()))
+        yield
+
+
+def busy(run: RunDir) -> str:
+    """What to tell a second launch."""
+    owner = Owner.of(run)
+    who = f" ({owner}; attempt {run.last_attempt()})" if owner else ""
+    ways = "wait for it, stop it with fmfsd-launch stop, or choose another --run-dir"
+    return f"another launch is at work there{who}: {ways}"
+
+
+def _born(pid: int) -> int:
+    """-1 for a process that is not there."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return -1

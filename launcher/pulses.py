@@ -1,0 +1,101 @@
+"""Finds workers that hang, by what changes between two looks: no clock is compared with another."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
+
+LOOK_EVERY_S = 0.5
+SLOW_STATES_S = 120.0
+"""Importing, meeting, loading and saving may take as long without a sign of life, whatever --hang-timeout says."""
+_QUICK_STATES = ("train", "evaluate")
+_ENDED_STATES = ("finished", "stopped")
+
+
+@dataclass
+class _Seen:
+    """What a worker has last shown, and when that last changed."""
+
+    shown: dict[str, Any] = field(default_factory=dict)
+    beat_at: float = field(default_factory=time.monotonic)
+    moved_at: float = field(default_factory=time.monotonic)
+
+    def note(self, shown: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if shown.get("beat") != self.shown.get("beat"):
+            self.beat_at = now
+        if any(shown.get(name) != self.shown.get(name) for name in ("moves", "state")):
+            self.moved_at = now
+        self.shown = shown
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Which ranks hang, those of them that hang by themselves first in `text`; `pids` are all workers', by rank."""
+
+    text: str
+    blamed: tuple[int, ...]
+    pids: dict[int, int]
+
+
+class Pulses:
+    """The progress files of an attempt's workers."""
+
+    def __init__(self, run: RunDir, attempt: int, num_workers: int, *, hang_timeout_s: float) -> None:
+        self._run, self._attempt, self._timeout_s = run, attempt, hang_timeout_s
+        self._seen = {rank: _Seen() for rank in range(num_workers)}
+        self._next_look = 0.0
+
+    def look(self) -> Hang | None:
+        """A hang, once a worker has not moved for the timeout."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return None
+        self._next_look = now + LOOK_EVERY_S
+        for rank, seen in self._seen.items():
+            if shown := self._read(rank):
+                seen.note(shown)
+        overdue = [seen for seen in self._seen.values() if now - seen.moved_at > self._limit_s(seen)]
+        return self._hang(now) if overdue else None
+
+    def rank_of(self, pid: int) -> int | None:
+        """The worker that is this process and has not said that it is done; None if there is none."""
+        for rank, seen in self._seen.items():
+            shown = self._read(rank) or seen.shown
+            if shown.get("pid") == pid and shown.get("state") not in _ENDED_STATES:
+                return rank
+        return None
+
+    def _read(self, rank: int) -> dict[str, Any] | None:
+        try:
+            shown = read_json(self._run.rank_progress(rank))
+        except (OSError, ValueError):
+            return None
+        return shown if shown.get("attempt") == self._attempt else None
+
+    def _limit_s(self, seen: _Seen) -> float:
+        state = seen.shown.get("state", "")
+        if state in _ENDED_STATES:
+            return float("inf")
+        return self._timeout_s if state in _QUICK_STATES else max(self._timeout_s, SLOW_STATES_S)
+
+    def _hang(self, now: float) -> Hang:
+        """The worker that has no pulse is to blame, else the one that waits for nobody, else what lies between them."""
+        alive = {rank: seen for rank, seen in self._seen.items() if seen.shown.get("state") not in _ENDED_STATES}
+        silent = [rank for rank, seen in alive.items() if now - seen.beat_at > self._timeout_s / 2]
+        busy = [rank for rank, seen in alive.items() if not seen.shown.get("waiting")]
+        blamed = silent or busy
+        pids = {rank: seen.shown["pid"] for rank, seen in alive.items() if "pid" in seen.shown}
+        why = "has no pulse, as a stopped process" if silent else "waits for no other worker"
+        since = f"for {self._timeout_s:g} s or more (--hang-timeout)"
+        named = "; ".join(self._described(rank) for rank in blamed)
+        network = f"all workers wait for one another, {since}: is the network between them cut?"
+        return Hang(f"{named}: hangs, {since}; it {why}" if blamed else network, tuple(blamed), pids)
+
+    def _described(self, rank: int) -> str:
+        shown = self._seen[rank].shown
+        if not shown:
+            return f"rank {rank}, which has not started"
+        return f"rank {rank} (pid {shown['pid']} on {shown['host']}) in {shown['state']} after step {shown['step']}"

@@ -1,0 +1,115 @@
+"""A run to its end, over as many attempts as it may take: each goes on from the newest checkpoint."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fmfsd.rundir import RunDir
+from launcher.attempt import Attempt
+from launcher.config import LaunchConfig
+from launcher.failures import Failure, first_failure
+from launcher.plan import LaunchPlan
+from launcher.requests import Requests
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+LOOK_S = 0.1
+
+
+@dataclass
+class Restarts:
+    """How many attempts may still follow; a checkpoint more than before makes that as many as at first."""
+
+    allowed: int
+    used: int = 0
+    _last: str = ""
+
+    def refusal(self, failure: Failure, *, progressed: bool) -> str:
+        """Why no attempt follows `failure`; empty if one does."""
+        again = failure.fingerprint == self._last and not progressed
+        self._last = failure.fingerprint
+        if progressed:
+            self.used = 0
+        if not failure.worth_another_attempt:
+            return "another attempt would come to the same"
+        if again:
+            return "the same failure twice without a checkpoint between"
+        if self.used >= self.allowed:
+            return f"{self.allowed} restarts without a checkpoint between (--max-restarts)"
+        self.used += 1
+        return ""
+
+    @property
+    def pause_s(self) -> float:
+        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.used - 1))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The last attempt and, if it failed, why, and why no other followed."""
+
+    attempt: Attempt
+    failure: Failure | None = None
+    refusal: str = ""
+
+
+@dataclass
+class Recovery:
+    """Carries out `start` again and again; `say` is told why.
+
+    `plan_of` gives the plan for some of the node slots, numbered from 0, that the launch began with.
+    """
+
+    launch: LaunchConfig
+    run: RunDir
+    requests: Requests
+    plan_of: Callable[[tuple[int, ...]], LaunchPlan]
+    start: Callable[[LaunchPlan], Attempt]
+    say: Callable[[str], None]
+    shards: int
+
+    def to_the_end(self) -> Ended:
+        restarts, slots = Restarts(self.launch.max_restarts), tuple(range(self.launch.nodes))
+        while True:
+            before = self.run.newest_step() or 0
+            attempt = self.start(self.plan_of(slots))
+            if attempt.state != "failed":
+                return Ended(attempt)
+            failure = first_failure(self.run, attempt)
+            attempt.cause = failure.cause
+            attempt.write()
+            refusal = restarts.refusal(failure, progressed=(self.run.newest_step() or 0) > before)
+            slots, too_few = self._left(slots, attempt)
+            if refusal := refusal or too_few or self._pause(failure, restarts):
+                return Ended(attempt, failure, refusal)
+
+    def _left(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[tuple[int, ...], str]:
+        """The slots for the next attempt and, if they are too few, what to say.
+
+        Here a lost node's slot is given to a new agent, unless the launch may go on with fewer.
+        """
+        lost = [number for number, node in enumerate(attempt.nodes) if node.is_gone]
+        if self.launch.min_nodes is None or not lost:
+            return slots, ""
+        left = tuple(slot for number, slot in enumerate(slots) if number not in lost)
+        workers = attempt.num_workers // len(slots)
+        fitting = [count for count in range(1, len(left) + 1) if self.shards % (count * workers) == 0]
+        count = max(fitting, default=0)
+        if count < self.launch.min_nodes:
+            return slots, f"of the {len(left)} nodes that are left, {count} could go on, fewer than --elastic allows"
+        idle = f"; workers must divide data.shards {self.shards}" if len(left) > count else ""
+        self.say(
+            f"{len(left)} of {len(slots)} nodes are left: going on with {count * workers} workers on {count}{idle}"
+        )
+        return left[:count], ""
+
+    def _pause(self, failure: Failure, restarts: Restarts) -> str:
+        """Wait a while before the next attempt; why not to make it, if a stop is asked for meanwhile."""
+        step = self.run.newest_step()
+        where = f"from step {step}" if step is not None else "from the beginning"
+        self.say(f"attempt {self.run.last_attempt()} failed: {failure.cause}")
+        self.say(f"starting again {where} in {restarts.pause_s:g} s, restart {restarts.used} of {restarts.allowed}")
+        end = time.monotonic() + restarts.pause_s
+        while time.monotonic() < end and not self.requests.stop:
+            time.sleep(LOOK_S)
+        return "a stop was asked for" if self.requests.stop else ""

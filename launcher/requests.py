@@ -1,0 +1,55 @@
+"""What signals and others ask a launch for. A handler only sets a value."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+SECOND_INTERRUPT_S = 1.0
+"""Two interrupts closer than this are one: a terminal and a shell may each send it."""
+
+
+@dataclass
+class Requests:
+    """What a launch was asked for."""
+
+    interrupted: bool = False
+    asked_at: float | None = None
+    """When a stop was first asked for, on the monotonic clock."""
+    _first_interrupt: float | None = None
+
+    @property
+    def stop(self) -> bool:
+        return self.asked_at is not None
+
+    def ask(self) -> None:
+        """The run is to stop; to be asked again changes nothing."""
+        self.asked_at = self.asked_at or time.monotonic()
+
+    def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first_interrupt is not None and now - self._first_interrupt >= SECOND_INTERRUPT_S:
+            self.interrupted = True
+        self._first_interrupt = self._first_interrupt or now
+        self.ask()
+
+    def on_terminate(self, _number: int, _frame: FrameType | None) -> None:
+        self.ask()
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Signals come here instead of ending this process. A hang-up that is ignored, as under nohup, stays so."""
+        handlers = {
+            signal.SIGINT: self.on_interrupt,
+            signal.SIGTERM: self.on_terminate,
+        }
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self.on_terminate
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
