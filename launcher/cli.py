@@ -68,6 +68,11 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
     ] = False,
+    drill: Annotated[
+        str | None,
+        typer.Option(metavar="FAULTS", help="Do these faults to short runs, and show what became of them; all: all."),
+    ] = None,
+    drill_seed: Annotated[int, typer.Option(help="Decides when, and to which process.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -77,7 +82,7 @@ def launch(
     checkpoint saved (run again to go on), 130 interrupted twice.
     """
     from fmfsd.terminal import errors_shown
-    from launcher.config import LaunchConfig, node_limits
+    from launcher.config import DrillOptions, LaunchConfig, node_limits
     from launcher.environment import extra_variables
     from launcher.launch import Request, launch_run, print_schema
 
@@ -103,5 +108,7 @@ def launch(
             ),
             stop_after="check" if check else "plan" if dry_run else "run",
             as_json=as_json,
+            data_root=os.environ.get("FMFSD_DATA") or "data",
+            drill=DrillOptions.parse(drill, drill_seed),
         )
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

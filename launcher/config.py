@@ -31,6 +31,28 @@ class LaunchConfig:
     extra_env: dict[str, str] = field(default_factory=dict)
 
 
+FAULTS = ("preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link")
+
+
+@dataclass(frozen=True)
+class DrillOptions:
+    """Faults to be done to short runs, and the seed of when and to which process."""
+
+    faults: tuple[str, ...]
+    seed: int
+
+    @classmethod
+    def parse(cls, faults: str | None, seed: int) -> "DrillOptions | None":
+        """Of `--drill a,b` and `--drill-seed N`; `all` are all faults. ConfigError for one that is unknown."""
+        if faults is None:
+            return None
+        asked = FAULTS if faults == "all" else tuple(dict.fromkeys(faults.split(",")))
+        if unknown := [name for name in asked if name not in FAULTS]:
+            names = ", ".join(map(ascii, unknown))
+            raise ConfigError(f"--drill: there is no fault {names}; there are {', '.join(FAULTS)}, and all")
+        return cls(asked, seed)
+
+
 def node_limits(nodes: int | None, elastic: str | None) -> tuple[int, int | None]:
     """The nodes to begin with, and the fewest to go on with, of `--nodes N` and `--elastic MIN:MAX`. ConfigError."""
     if elastic is None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
 from launcher.attempt import Attempt
-from launcher.check import total_steps
+from launcher.check import is_prepared, total_steps
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, heads_table
 from launcher.failures import page
@@ -32,11 +32,21 @@ EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
 AGAIN = f"Ctrl-C again, {SECOND_INTERRUPT_S:g} s later or more, ends at once"
 
 
+def steady(stream: TextIO) -> IO[str]:
+    """`stream`, which may lose its reader without ending the run."""
+    return cast(IO[str], SteadyStream(stream))
+
+
+def console_of(*, as_json: bool) -> Console:
+    """For human words: stdout, or stderr where that is for JSON."""
+    return Console(file=steady(sys.stderr if as_json else sys.stdout), highlight=False, soft_wrap=True)
+
+
 class Execution:
     """One launch that has passed `check`, which is called again once the data is prepared.
 
-    `plan_of` gives the plan for some of the launch's node slots. With `as_json`, stdout is for JSON and human words go
-    to stderr. `look` is called ten times a second while an attempt is under way.
+    `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
+    outcome goes to stdout. `look` is called ten times a second while an attempt is under way.
     """
 
     def __init__(
@@ -47,16 +57,15 @@ class Execution:
         plan_of: Callable[[tuple[int, ...]], LaunchPlan],
         *,
         check: Callable[[], None],
-        as_json: bool,
+        console: Console,
+        as_json: bool = False,
         look: Callable[[], None] = lambda: None,
         start_agent: Callable[[int], LocalAgent] = LocalAgent,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
         self._check, self._look, self._start_agent = check, look, start_agent
         self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
-        self._out = cast(IO[str], SteadyStream(sys.stdout))
-        words = cast(IO[str], SteadyStream(sys.stderr)) if as_json else self._out
-        self._console = Console(file=words, highlight=False, soft_wrap=True)
+        self._console = console
 
     def run_to_end(self, argv: Sequence[str]) -> int:
         """The exit code. Raises CheckError while no worker is started, RunFailedError with the failure page after."""
@@ -92,7 +101,7 @@ class Execution:
         self._console.print(text, markup=False)
 
     def _prepare(self, requests: Requests) -> None:
-        if not self._plan.prepare:
+        if not self._plan.prepare or is_prepared(self._config):
             return
         code = run_here(self._plan.prepare, stop=lambda: requests.stop)
         if not requests.stop:
@@ -193,7 +202,10 @@ class Execution:
 
     def _print_json(self, code: int) -> None:
         if self._as_json:
-            print(json.dumps({"run_dir": str(self._run.path), "exit_code": code, **self._outcome()}), file=self._out)
+            print(
+                json.dumps({"run_dir": str(self._run.path), "exit_code": code, **self._outcome()}),
+                file=steady(sys.stdout),
+            )
 
     def _outcome(self) -> dict[str, Any]:
         try:

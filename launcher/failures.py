@@ -43,7 +43,8 @@ class Failure:
 
     @property
     def advice(self) -> str:
-        return "" if self.advises else advice(f"{self.cause}\n{self.detail}")
+        words = [line for line in self.detail.splitlines() if not line.startswith(" ")]  # code says timeout_s as well
+        return "" if self.advises else advice("\n".join([self.cause, *words]))
 
     @property
     def fingerprint(self) -> str:

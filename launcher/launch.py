@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from fmfsd.config.schema import usable_path
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, problems_of_any_config, require_sound
-from launcher.config import LaunchConfig
-from launcher.plan import plan_run
+from launcher.config import DrillOptions, LaunchConfig
+from launcher.plan import LaunchPlan, plan_run
 from launcher.resources import Resources
 
 
@@ -28,30 +28,63 @@ class Request:
     launch: LaunchConfig
     stop_after: Literal["check", "plan", "run"]
     as_json: bool
+    data_root: str = "data"
+    drill: DrillOptions | None = None
 
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
     run, resources = _run_dir(request, cwd), Resources.detect(environment)
     try:
-        config = load_config(request.config, request.overrides, data_root=environment.get("FMFSD_DATA") or "data")
+        config = _config(request)
     except ConfigError as error:
         raise ConfigError([*error.problems, *problems_of_any_config(request.launch, resources, run)]) from error
     check = partial(require_sound, config, request.launch, resources, run, checksums=request.stop_after != "plan")
     check()
-    prepare, fixed = _prepare_command(config), config.train.deterministic
-    plan_of = partial(
-        plan_run, request.launch, resources, run, environment=environment, cwd=cwd, prepare=prepare, deterministic=fixed
+    plan_for = partial(
+        plan_run,
+        request.launch,
+        resources,
+        environment=environment,
+        cwd=cwd,
+        prepare=_prepare_command(config),
+        deterministic=config.train.deterministic,
     )
     if request.stop_after == "run":
-        from launcher.execution import Execution  # what only a real launch needs would slow down a dry run
-
-        return Execution(config, request.launch, run, plan_of, check=check, as_json=request.as_json).run_to_end(argv)
-    plan = plan_of()
+        return _carry_out(request, config, run, plan_for, check, argv)
+    plan = plan_for(run)
     sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
     text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
     print(text.rstrip())
     return 0
+
+
+def _config(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
+    """What is asked for; `changes` are further overrides."""
+    return load_config(request.config, [*request.overrides, *changes], data_root=request.data_root)
+
+
+def _carry_out(
+    request: Request,
+    config: TrainConfig,
+    run: RunDir,
+    plan_for: Callable[..., LaunchPlan],
+    check: Callable[[], None],
+    argv: Sequence[str],
+) -> int:
+    """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
+    from launcher.execution import Execution, console_of
+
+    console = console_of(as_json=request.as_json)
+    if request.drill is not None:
+        from launcher.drill import Drill
+
+        short_of = partial(_config, request)
+        drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
+        return drill.run_to_end(argv, as_json=request.as_json)
+    plan_of = partial(plan_for, run)
+    execution = Execution(config, request.launch, run, plan_of, check=check, console=console, as_json=request.as_json)
+    return execution.run_to_end(argv)
 
 
 def _data_is(config: TrainConfig) -> str:

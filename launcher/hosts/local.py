@@ -15,17 +15,24 @@ LOOK_S = 0.1
 
 
 class LocalAgent:
-    """A node agent in a session of its own, so that the terminal's Ctrl-C reaches the coordinator alone."""
+    """A node agent in a session of its own, so that the terminal's Ctrl-C reaches the coordinator alone.
 
-    def __init__(self, node: int) -> None:
+    `prefix` is a command that becomes the agent, as `unshare --net` does.
+    """
+
+    def __init__(self, node: int, prefix: Sequence[str] = ()) -> None:
         self.node = node
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "launcher.agent"],
+            [*prefix, sys.executable, "-P", "-m", "launcher.agent"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
         self._unread = b""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def fileno(self) -> int:
         """Readable when there is something to `read`."""

@@ -25,7 +25,7 @@ def command(name: str) -> str:
 
 
 def run_command(
-    name: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+    name: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end, with output captured."""
     return subprocess.run(
@@ -34,7 +34,7 @@ def run_command(
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
     )
 
 

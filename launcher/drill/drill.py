@@ -1,0 +1,155 @@
+"""A drill: an undisturbed run, the same run with each fault, and a table of what became of them."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from rich.console import Console
+
+from fmfsd.config import TrainConfig
+from fmfsd.errors import FmfsdError, RunFailedError
+from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
+from launcher.config import DrillOptions, LaunchConfig
+from launcher.drill.faults import FAULTS, Injector, Scene
+from launcher.drill.results import Result, checkpoint_bytes, differences, print_json, table
+from launcher.execution import EXIT_CODES, Execution
+from launcher.hosts.isolated import INTERFACE, CuttableNetwork
+from launcher.hosts.local import LocalAgent
+from launcher.plan import LaunchPlan
+
+FEWEST_STEPS = 16
+TRAINING_S = 12.0
+"""Long enough for a fault to find the run at work."""
+HANG_TIMEOUT_S = 10.0
+SLOW_STEPS = 4
+"""The time for so many steps is no hang, if that is longer."""
+
+
+class Drill:
+    """`short_of(changes)` is the user's config with changes; `plan_for(run, slots)` plans a run of the launch."""
+
+    def __init__(
+        self,
+        options: DrillOptions,
+        short_of: Callable[[Sequence[str]], TrainConfig],
+        launch: LaunchConfig,
+        run: RunDir,
+        plan_for: Callable[..., LaunchPlan],
+        console: Console,
+    ) -> None:
+        self._options, self._short_of, self._folder, self._plan_for = options, short_of, run.path, plan_for
+        self._launch, self._console = replace(launch, min_nodes=None), console
+        self._steps, self._whole = FEWEST_STEPS, RunDir(self._folder / "undisturbed")
+
+    def run_to_end(self, argv: Sequence[str], *, as_json: bool) -> int:
+        """The exit code: 1 if a fault was not survived, or changed the result."""
+        self._argv = argv
+        self._say(f"drill: {self._folder}; an undisturbed run first")
+        self._undisturbed()
+        results = [self._result(fault) for fault in self._options.faults]
+        self._console.print(table(results))
+        self._say(f"{self._steps} steps each, a checkpoint every {self._every}, seed {self._options.seed}")
+        self._say("noticed, and at work again: so long after the fault; resumed exactly: bit for bit as undisturbed")
+        if as_json:
+            print_json(results)
+        return 0 if all(result.is_good for result in results) else RunFailedError.exit_code
+
+    @property
+    def _every(self) -> int:
+        return self._steps // 4
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def _undisturbed(self) -> None:
+        """As long as a fault needs to find it at work, for which the first one is the measure."""
+        self._execute(self._whole)
+        step_s = _seconds_a_step(self._whole)
+        self._launch = replace(self._launch, hang_timeout_s=max(HANG_TIMEOUT_S, SLOW_STEPS * step_s))
+        wanted = 4 * math.ceil(TRAINING_S / step_s / 4)
+        if wanted > self._steps:
+            self._say(f"\nand a longer one, as {self._steps} steps take just {self._steps * step_s:.1f} s")
+            self._steps, self._whole = wanted, RunDir(self._folder / "undisturbed-longer")
+            self._execute(self._whole)
+
+    def _result(self, name: str) -> Result:
+        self._say(f"\n{name}")
+        if skipped := FAULTS[name].lacks(self._launch):
+            return Result(name, skipped=skipped)
+        try:
+            return self._with_fault(name)
+        except (FmfsdError, OSError) as error:
+            self._say(str(error))
+            return Result(name, problem=f"NO: {str(error).splitlines()[0]}")
+
+    def _with_fault(self, name: str) -> Result:
+        fault, run = FAULTS[name], RunDir(self._folder / name)
+        chance = random.Random(f"{self._options.seed} {name}")
+        scene = Scene(run, chance, checkpoint_bytes(self._whole))
+        fault.prepare(scene)
+        step = chance.randint(self._every + 1, 3 * self._every - 1)
+        injector = Injector(run, partial(fault.harm, scene), step=step)
+        code = self._execute(run, look=injector.look, network=scene.network)
+        stopped_s = _stopped_after(run) if code == EXIT_CODES["stopped"] else None
+        if stopped_s is not None:
+            code = self._execute(run, look=injector.look, network=scene.network)
+        if injector.at is None or code != 0:
+            return Result(name, injector.what, problem=f"NO: the run ended with {code}")
+        return Result(
+            name,
+            injector.what,
+            noticed_s=injector.noticed_s if stopped_s is None else stopped_s,
+            back_s=injector.back_s,
+            lost_steps=injector.lost_steps,
+            difference=differences(run, self._whole),
+        )
+
+    def _execute(
+        self, run: RunDir, look: Callable[[], None] = lambda: None, network: CuttableNetwork | None = None
+    ) -> int:
+        """The exit code of a run. Raises what a launch raises."""
+        plan_of = partial(self._plan_for, run) if network is None else partial(self._plan_in_network, run)
+        execution = Execution(
+            self._config(),
+            self._launch,
+            run,
+            plan_of,
+            check=lambda: None,
+            console=self._console,
+            look=look,
+            start_agent=LocalAgent if network is None else network.start_agent,
+        )
+        return execution.run_to_end(self._argv)
+
+    def _plan_in_network(self, run: RunDir, slots: tuple[int, ...]) -> LaunchPlan:
+        plan = self._plan_for(run, slots)
+        own = {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": INTERFACE}
+        return replace(plan, nodes=tuple(replace(node, env={**node.env, **own}) for node in plan.nodes))
+
+    def _config(self) -> TrainConfig:
+        steps, every = self._steps, self._every
+        return self._short_of(
+            [
+                f"train.max_steps={steps}",
+                f"train.evaluate_every={steps} steps",
+                f"train.log_every={max(1, steps // FEWEST_STEPS)} steps",
+                "train.deterministic=true",
+                "checkpoint.every_epochs=null",
+                f"checkpoint.every_steps={every}",
+            ]
+        )
+
+
+def _seconds_a_step(run: RunDir) -> float:
+    lines = list(map(json.loads, run.metrics.read_text().splitlines()))
+    times = [(line["time"], line["step"]) for line in lines if line["split"] == "train"]
+    (start, first), (end, last) = times[0], times[-1]
+    return float(max(0.001, (end - start) / (last - first)))
+
+
+def _stopped_after(run: RunDir) -> float:
+    return float(read_json(run.attempt(run.last_attempt()))["stopped_after_s"])

@@ -1,0 +1,53 @@
+"""The drill, as a user starts it: every fault for real, and a table that says what became of each."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import run_command
+from tests.helpers.runs import TINY
+
+NODES = ("--nodes", "2", "--gpus", "1")
+
+
+@pytest.fixture
+def arguments(tiny_root: Path) -> tuple[str, ...]:
+    """A launch that makes some 50 steps a second."""
+    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=1000")
+    return ("cifar100-resnet18", *NODES, *(part for change in changes for part in ("--set", change)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk and a cut link need root")
+def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Of the disk and the network that were made nothing is left."""
+    mounts = Path("/proc/mounts").read_text()
+    drill = ("--drill", "all", "--drill-seed", "3", "--run-dir", "drill", "--json")
+    done = run_command("fmfsd-launch", *arguments, *drill, cwd=tmp_path, timeout_s=900)
+    faults = {each["fault"]: each for each in json.loads(done.stdout)["faults"]}
+    assert list(faults) == ["preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link"]
+    assert all(each["good"] and not each["skipped"] for each in faults.values()), done.stderr
+    assert done.returncode == 0
+    assert all(faults[name]["noticed_s"] < 5 for name in ("kill-worker", "kill-agent"))
+    assert all(5 < faults[name]["noticed_s"] < 15 for name in ("hang", "cut-link"))
+    assert all(faults[name]["lost_steps"] == 0 for name in ("preempt", "disk-full"))
+    assert "is the network between them cut?" in done.stderr
+    assert Path("/proc/mounts").read_text() == mounts
+
+
+def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    one_node = ("--set", "train.max_steps=16", "--drill", "cut-link", "--run-dir", "drill", "--json")
+    done = run_command("fmfsd-launch", arguments[0], *arguments[5:], *one_node, cwd=tmp_path)
+    (fault,) = json.loads(done.stdout)["faults"]
+    assert fault["skipped"].startswith("needs ")
+    assert done.returncode == 0
+
+
+def test_a_fault_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    done = run_command("fmfsd-launch", "smoke", "--drill", "kill-worker,earthquake", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no fault 'earthquake'; there are preempt, kill-worker" in done.stderr
+    assert list(tmp_path.iterdir()) == []
