@@ -44,11 +44,11 @@ def make_run(folder: Path, config: TrainConfig) -> RunDir:
 
 
 class StopAfter(StopFlag):
-    """Asks for a stop once the loop that it is given to has done so many steps."""
+    """Asks for a stop once the loop that it is given to has done so many steps; if `evaluating`, in an evaluation."""
 
-    def __init__(self, steps: int | None) -> None:
+    def __init__(self, steps: int | None, *, evaluating: bool = False) -> None:
         super().__init__(None)
-        self.steps, self.loop = steps, None
+        self.steps, self.evaluating = steps, evaluating
         self._loop: Loop | None = None
 
     def watch(self, loop: Loop) -> None:
@@ -56,12 +56,14 @@ class StopAfter(StopFlag):
 
     @property
     def requested(self) -> bool:
-        return self.steps is not None and self._loop is not None and self._loop.position.step >= self.steps
+        if self.steps is None or self._loop is None or self._loop.position.step < self.steps:
+            return False
+        return not self.evaluating or not self._loop.position.evaluated
 
 
-def make_loop(run: RunDir, comms: Comms, *, stop_after: int | None = None) -> Loop:
+def make_loop(run: RunDir, comms: Comms, *, stop_after: int | None = None, evaluating: bool = False) -> Loop:
     """This worker's loop, ready to `resume` and `run`."""
-    stop = StopAfter(stop_after)
+    stop = StopAfter(stop_after, evaluating=evaluating)
     config = load_config(str(run.config))
     progress = ProgressFile(run.rank_progress(comms.rank))
     loop = build_loop(run, config, comms, torch.device("cpu"), stop, progress, Fence(run, 1))
