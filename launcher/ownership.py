@@ -15,6 +15,9 @@ from fmfsd.errors import CheckError
 from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 
+SAYS_SO_S = 2.0
+LOOK_S = 0.02
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -56,28 +59,38 @@ def sole_owner(run: RunDir) -> Iterator[None]:
     """Hold the run. CheckError if another launch does; the kernel takes it from one that was killed."""
     try:
         run.create()
-        lock = FileLock(run.lock, timeout=0)
-        lock.acquire()
+        held = FileLock(run.lock, timeout=0).acquire()
     except Timeout as error:
         raise CheckError(f"{run.path}: {busy(run)}") from error
     except OSError as error:
         raise CheckError(f"the run directory can't be written: {error}") from error
-    with lock:
+    with held:
         write_json(run.owner, asdict(Owner.me()))
         yield
 
 
 def busy(run: RunDir) -> str:
     """What to tell a second launch."""
-    owner = Owner.of(run)
+    owner = _holder(run)
     who = f" ({owner}; attempt {run.last_attempt()})" if owner else ""
     ways = "wait for it, stop it with fmfsd-launch stop, or choose another --run-dir"
     return f"another launch is at work there{who}: {ways}"
 
 
+def _holder(run: RunDir) -> Owner | None:
+    """Who has the lock, which says so a moment after it got it: until then the word is missing, or a dead launch's."""
+    end = time.monotonic() + SAYS_SO_S
+    while (owner := Owner.of(run)) is None or (owner.is_here and not owner.is_known_to_live):
+        if time.monotonic() >= end:
+            return None
+        time.sleep(LOOK_S)
+    return owner
+
+
 def _born(pid: int) -> int:
-    """-1 for a process that is not there."""
+    """-1 for a process that is not there, or has ended and is only waited for by its parent."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return -1 if state in "ZX" else int(others[18])
     except (OSError, ValueError, IndexError):
         return -1

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt
 from launcher.config import LaunchConfig
@@ -71,17 +72,25 @@ class Recovery:
     def to_the_end(self) -> Ended:
         restarts, slots = Restarts(self.launch.max_restarts), tuple(range(self.launch.nodes))
         while True:
-            before = self.run.newest_step() or 0
             attempt = self.start(self.plan_of(slots))
             if attempt.state != "failed":
                 return Ended(attempt)
             failure = first_failure(self.run, attempt)
             attempt.cause = failure.cause
             attempt.write()
-            refusal = restarts.refusal(failure, progressed=(self.run.newest_step() or 0) > before)
+            refusal = restarts.refusal(failure, progressed=self._has_progressed(attempt))
             slots, too_few = self._left(slots, attempt)
             if refusal := refusal or too_few or self._pause(failure, restarts):
                 return Ended(attempt, failure, refusal)
+
+    def _has_progressed(self, attempt: Attempt) -> bool:
+        """Whether there is a later checkpoint than the one that the attempt went on from, if it came that far."""
+        try:
+            shown = read_json(self.run.rank_progress(0))
+            began_at = shown["went_on_after"] or 0
+        except (OSError, ValueError, KeyError):
+            return False
+        return shown["attempt"] == attempt.number and (self.run.newest_step() or 0) > began_at
 
     def _left(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[tuple[int, ...], str]:
         """The slots for the next attempt and, if they are too few, what to say.
