@@ -1,8 +1,10 @@
 """The few collectives the project needs, for one worker and for many. Every worker makes every call."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -13,15 +15,31 @@ from torch import Tensor
 from fmfsd.world import World
 
 
+@dataclass
+class Activity:
+    """What a worker does with the others, for whoever watches from another thread.
+
+    `calls` were begun; `waiting`: one of them has not come back; `waited_s` is what all of them took.
+    """
+
+    calls: int = 0
+    waiting: bool = False
+    waited_s: float = 0.0
+
+    @contextmanager
+    def of_a_call(self) -> Iterator[None]:
+        start = time.perf_counter()
+        self.calls, self.waiting = self.calls + 1, True
+        yield
+        self.waiting, self.waited_s = False, self.waited_s + time.perf_counter() - start
+
+
 class Comms(Protocol):
     """How workers talk to one another."""
 
     rank: int
     size: int
-
-    def activity(self) -> tuple[int, bool]:
-        """How many calls were begun, and whether one of them waits for other workers now; from any thread."""
-        ...
+    activity: Activity
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """`tensor` becomes the sum of all workers'; also returned. No gradient passes."""
@@ -45,8 +63,8 @@ class SoloComms:
 
     rank, size = 0, 1
 
-    def activity(self) -> tuple[int, bool]:
-        return 0, False
+    def __init__(self) -> None:
+        self.activity = Activity()
 
     def sum_(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -66,18 +84,15 @@ class GroupComms:
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.rank, self.size, self._device = world.rank, world.size, device
-        self._calls, self._waiting = 0, False
-
-    def activity(self) -> tuple[int, bool]:
-        return self._calls, self._waiting
+        self.activity = Activity()
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        with self._call():
+        with self.activity.of_a_call():
             dist.all_reduce(tensor)
         return tensor
 
     def spread_(self, tensor: Tensor) -> None:
-        with self._call():
+        with self.activity.of_a_call():
             dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
@@ -92,12 +107,6 @@ class GroupComms:
         content = content if self.rank == 0 else content.new_empty(int(length))
         self.spread_(content)
         return json.loads(bytes(content.tolist()))
-
-    @contextmanager
-    def _call(self) -> Iterator[None]:
-        self._calls, self._waiting = self._calls + 1, True
-        yield
-        self._waiting = False
 
 
 @contextmanager

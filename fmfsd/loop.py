@@ -87,6 +87,7 @@ class Loop:
 
     def _train_one_step(self) -> None:
         step, micro_steps = self.position.step, self.config.train.batch // self.config.micro_batch
+        waited_before_s = self.comms.activity.waited_s
         with self.stopwatch.step(self.config.train.batch):
             for micro_step in range(micro_steps):
                 self._forward_backward(step, micro_step, micro_steps)
@@ -95,6 +96,7 @@ class Loop:
             self._read(all_of_them=log_due)
         self.position = Position(step + 1, evaluated=not self.timeline.evaluation_due(step + 1))
         self.score = None
+        self.stopwatch.busy_s += self.stopwatch.last_step_s - (self.comms.activity.waited_s - waited_before_s)
         self._show("train")
         if log_due:
             self._record("train", **self.means.take(), lr=self._learning_rate(step), **self.stopwatch.take())
@@ -201,7 +203,11 @@ class Loop:
 
     def _show(self, state: str, **values: float) -> None:
         shown = {"total_steps": self.timeline.total_steps, "steps_per_epoch": self.timeline.steps_per_epoch}
-        numbers = {**self.means.peek(), **self.stopwatch.peek()} if state == "train" else values
+        numbers = (
+            {**self.means.peek(), **self.stopwatch.peek(), "busy_s": self.stopwatch.busy_s}
+            if state == "train"
+            else values
+        )
         self.progress.show(state, step=self.position.step, **shown, **numbers)
 
     def _learning_rate(self, step: int) -> float:

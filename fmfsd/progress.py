@@ -27,8 +27,8 @@ class ProgressFile:
     def __init__(self, path: Path, **constants: Any) -> None:
         self._path = path
         self.constants = {"host": socket.gethostname(), "pid": os.getpid(), **constants}
-        self.activity: Callable[[], tuple[int, bool]] = lambda: (0, False)
-        """Calls that were made to other workers, and whether one is being waited for."""
+        self.calls: Callable[[], tuple[int, bool]] = lambda: (0, False)
+        """How many were made to other workers, and whether one is being waited for."""
         self.warnings: list[str] = []
         self._shown: dict[str, Any] = {"state": "starting", "step": 0}
         self._shows = self._beat = 0
@@ -64,7 +64,7 @@ class ProgressFile:
             self._write()
 
     def _write(self) -> None:
-        calls, waiting = self.activity()
+        calls, waiting = self.calls()
         content = {
             **self.constants,
             **self._shown,

@@ -15,6 +15,8 @@ class Stopwatch:
     stepped: float = 0.0
     images: int = 0
     last_step_s: float = 0.0
+    busy_s: float = 0.0
+    """In all steps so far, without waiting for other workers."""
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -47,7 +47,7 @@ def train(
     progress.show("connect", step=0)
     stop = StopFlag(run.stop_request if world.is_main else None)
     with stop, connect(world, device, timeout_s=timeout_s) as comms:
-        progress.activity = comms.activity
+        progress.calls = lambda: (comms.activity.calls, comms.activity.waiting)
         progress.show("setup", step=0)
         _require_alike(comms, config)
         loop = build_loop(run, config, comms, device, stop, progress, fence)

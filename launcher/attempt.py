@@ -2,9 +2,11 @@
 
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from fmfsd.errors import RunFailedError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.hosts.local import LocalAgent
@@ -84,7 +86,20 @@ class Attempt:
             self.noticed = time.time()
         return self.noticed is not None
 
+    def begin(self) -> None:
+        """Leave word of this attempt; an outcome of an earlier one goes, so that what is there at the end is ours."""
+        try:
+            self.run.outcome.unlink(missing_ok=True)
+            self._write()
+        except OSError as error:
+            raise RunFailedError(f"{self.run.path} can't be written, so no attempt was started: {error}") from error
+
     def write(self) -> None:
+        """Best effort: on a disk that is full or gone the run is ended all the same."""
+        with suppress(OSError):
+            self._write()
+
+    def _write(self) -> None:
         nodes = [{"node": number, **node.told()} for number, node in enumerate(self.nodes)]
         content = {
             "attempt": self.number,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
+from launcher.stragglers import Stragglers
 
 READ_EVERY_S = 0.25
 PLAIN_EVERY_S = 10.0
@@ -24,7 +25,7 @@ class RunDisplay:
     `update` is cheap enough to be called ten times a second.
     """
 
-    def __init__(self, console: Console, run: RunDir, *, grace_s: float) -> None:
+    def __init__(self, console: Console, run: RunDir, *, grace_s: float, num_workers: int = 1) -> None:
         self._console, self._run, self._grace_s = console, run, grace_s
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -40,6 +41,7 @@ class RunDisplay:
         self._read_at = self._said_at = time.monotonic()
         self._inode, self._read_to, self._seen = -1, 0, set[bytes]()
         self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
+        self._stragglers = Stragglers(run, self._attempt, num_workers)
         self._told, self._damaged = False, set(run.damaged_checkpoints())
         self._new_records()  # what earlier attempts have recorded is not shown again
 

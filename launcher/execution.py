@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
@@ -147,7 +148,8 @@ class Execution:
         return recovery.to_the_end()
 
     def _attempt(self, requests: Requests, plan: LaunchPlan) -> Attempt:
-        with RunDisplay(self._console, self._run, grace_s=self._launch.grace_s) as display:
+        shown = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=plan.num_workers)
+        with shown as display:
             return run_plan(
                 plan,
                 self._run,
@@ -167,6 +169,10 @@ class Execution:
 
     def _write_outcome(self, ended: Ended) -> None:
         """What is left to say when the workers have not said how the run ended."""
+        with suppress(OSError):  # the page says it too
+            self._write_last_word(ended)
+
+    def _write_last_word(self, ended: Ended) -> None:
         failure, attempt = ended.failure, ended.attempt
         content: dict[str, Any] = {"state": attempt.state, "attempt": attempt.number, "resumable": True}
         if failure is not None:

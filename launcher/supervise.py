@@ -40,8 +40,8 @@ def run_plan(
 ) -> Attempt:
     """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
 
-    `watch` is called ten times a second. `requests` are filled by the signal handlers that the caller has set. An
-    outcome of an earlier attempt is removed first: what is there at the end is this attempt's.
+    `watch` is called ten times a second. `requests` are filled by the signal handlers that the caller has set. Raises
+    RunFailedError if the attempt can't be written down, which keeps workers of earlier ones away from the run.
     """
     with ExitStack() as stack:
         scratch = _scratch()
@@ -51,8 +51,7 @@ def run_plan(
             agents.append(start_agent(node.node))
             stack.callback(agents[-1].close)
         attempt = Attempt(run, run.last_attempt() + 1, [NodeState(agent) for agent in agents], plan.num_workers)
-        run.outcome.unlink(missing_ok=True)
-        attempt.write()
+        attempt.begin()
         _start(plan, attempt, scratch)
         pulses = Pulses(run, attempt.number, plan.num_workers, hang_timeout_s=hang_timeout_s)
         _Watch(attempt, requests, pulses, grace_s).until_done(watch)
@@ -144,9 +143,16 @@ class _Watch:
         elif self._attempt.has_failed:
             self._end_at = min(self._end_at, now + TERM_TO_KILL_S)
         elif self._requests.stop and self._end_at == math.inf:
-            self._attempt.run.stop_request.touch(mode=0o600)
             self._end_at = now + self._grace_s
+            self._pass_on_the_request()
         self._end(now - self._end_at)
+
+    def _pass_on_the_request(self) -> None:
+        """By a file, as all workers' signals are not; by signals where no file can be written any more."""
+        try:
+            self._attempt.run.stop_request.touch(mode=0o600)
+        except OSError:
+            self._tell("stop")
 
     def _end(self, late_s: float) -> None:
         """First by request, then by force, then without the agents."""

@@ -209,7 +209,7 @@ def test_progress_is_written_at_every_change_of_state_and_by_a_pulse(
     found = read_json(tmp_path / "rank-0.json")
     assert (found["state"], found["step"], found["rank"], found["pid"]) == ("train", 1, 0, os.getpid())
     assert found["peak_memory_bytes"] > 1 << 20
-    progress.activity = lambda: (10, True)
+    progress.calls = lambda: (10, True)
     with progress:
         wait_until(lambda: read_json(tmp_path / "rank-0.json")["beat"] > 3, "pulse")
         shown = read_json(tmp_path / "rank-0.json")
