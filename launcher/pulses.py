@@ -18,9 +18,9 @@ _ENDED_STATES = ("finished", "stopped")
 class _Seen:
     """What a worker has last shown, and when that last changed."""
 
+    beat_at: float
+    moved_at: float
     shown: dict[str, Any] = field(default_factory=dict)
-    beat_at: float = field(default_factory=time.monotonic)
-    moved_at: float = field(default_factory=time.monotonic)
 
     def note(self, shown: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -45,7 +45,8 @@ class Pulses:
 
     def __init__(self, run: RunDir, attempt: int, num_workers: int, *, hang_timeout_s: float) -> None:
         self._run, self._attempt, self._timeout_s = run, attempt, hang_timeout_s
-        self._seen = {rank: _Seen() for rank in range(num_workers)}
+        now = time.monotonic()
+        self._seen = {rank: _Seen(now, now) for rank in range(num_workers)}
         self._next_look = 0.0
 
     def look(self) -> Hang | None:

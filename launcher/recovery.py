@@ -78,10 +78,12 @@ class Recovery:
             failure = first_failure(self.run, attempt)
             attempt.cause = failure.cause
             attempt.write()
-            refusal = restarts.refusal(failure, progressed=self._has_progressed(attempt))
-            slots, too_few = self._left(slots, attempt)
-            if refusal := refusal or too_few or self._pause(failure, restarts):
+            left, too_few = self._left(slots, attempt)
+            changed = left != slots or self._has_progressed(attempt)
+            refusal = too_few or restarts.refusal(failure, progressed=changed) or self._pause(failure, restarts)
+            if refusal:
                 return Ended(attempt, failure, refusal)
+            slots = left
 
     def _has_progressed(self, attempt: Attempt) -> bool:
         """Whether there is a later checkpoint than the one that the attempt went on from, if it came that far."""

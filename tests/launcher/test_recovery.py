@@ -1,0 +1,158 @@
+"""Which failures get another attempt, with which nodes; the attempts themselves are stood in for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.errors import ConfigError
+from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from launcher.attempt import Attempt, NodeState
+from launcher.config import FAULTS, DrillOptions, LaunchConfig, node_limits
+from launcher.failures import Failure
+from launcher.plan import LaunchPlan, NodePlan
+from launcher.recovery import Ended, Recovery, Restarts
+from launcher.requests import Requests
+from tests.launcher.test_failures import NoAgent, crash
+
+KILLED = Failure("rank 1 (pid 4711) after step 7: killed by SIGKILL")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    return run
+
+
+def test_a_checkpoint_more_refills_the_restarts() -> None:
+    restarts = Restarts(allowed=2)
+    failures = [Failure(f"boom {letter}") for letter in "abcdefg"]
+    progressed = [False, False, True, False, True, False, False]
+    told = [restarts.refusal(one, progressed=more) for one, more in zip(failures, progressed, strict=True)]
+    assert told == [*[""] * 6, "2 restarts without a checkpoint between (--max-restarts)"]
+
+
+def test_the_same_failure_twice_without_a_checkpoint_between_ends_it() -> None:
+    restarts = Restarts(allowed=9)
+    again = Failure("rank 0 (pid 99) after step 8: killed by SIGKILL")
+    assert [restarts.refusal(one, progressed=True) for one in (KILLED, again)] == ["", ""]
+    assert restarts.refusal(again, progressed=False) == "the same failure twice without a checkpoint between"
+
+
+def test_what_would_come_to_the_same_is_not_tried_again() -> None:
+    told = Restarts(allowed=9).refusal(Failure("NaN", worth_another_attempt=False), progressed=True)
+    assert told == "another attempt would come to the same"
+
+
+def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 1.0)
+    assert [Restarts(9, used).pause_s for used in (1, 2, 3, 7, 30)] == [1, 2, 4, 60, 60]
+
+
+class Stage:
+    """Attempts that end as they are told to: each entry is the nodes that are lost, or the state it ends in."""
+
+    def __init__(self, run: RunDir, *endings: tuple[int, ...] | str) -> None:
+        self.run, self.endings, self.slots, self.said = run, list(endings), list[tuple[int, ...]](), list[str]()
+
+    def plan_of(self, slots: tuple[int, ...]) -> LaunchPlan:
+        self.slots.append(slots)
+        nodes = tuple(NodePlan(number, (), {}, "/") for number, _ in enumerate(slots))
+        return LaunchPlan(str(self.run.path), "cpu", 8, nodes)
+
+    def start(self, plan: LaunchPlan) -> Attempt:
+        ending = self.endings.pop(0)
+        nodes = [NodeState(NoAgent(), exit_code=1, done=True) for _ in plan.nodes]
+        attempt = Attempt(self.run, self.run.last_attempt() + 1, nodes, plan.num_workers)
+        attempt.state = ending if isinstance(ending, str) else "failed"
+        for number in ending if not isinstance(ending, str) else ():
+            nodes[number].done = False
+            nodes[number].note({"event": "gone"})
+        attempt.write()
+        return attempt
+
+    def go(self, **launch: Any) -> Ended:
+        config = LaunchConfig(**{"nodes": 4, "gpus": 8, **launch})
+        return Recovery(config, self.run, Requests(), self.plan_of, self.start, self.said.append, 64).to_the_end()
+
+
+def test_a_run_goes_on_with_as_many_of_the_nodes_left_as_divide_the_shards(run: RunDir) -> None:
+    """4 nodes of 8 that lose one go on with 16 workers, as 24 do not divide 64 shards."""
+    stage = Stage(run, (1,), (0,), "finished")
+    ended = stage.go(min_nodes=1)
+    assert (ended.attempt.state, stage.slots) == ("finished", [(0, 1, 2, 3), (0, 2), (2,)])
+    assert "3 of 4 nodes are left: going on with 16 workers on 2; workers must divide data.shards 64" in stage.said
+    assert "1 of 2 nodes are left: going on with 8 workers on 1" in stage.said
+
+
+def test_below_the_fewest_nodes_a_run_ends(run: RunDir) -> None:
+    stage = Stage(run, (1,))
+    ended = stage.go(min_nodes=3)
+    assert ended.failure is not None
+    assert ended.refusal == "of the 3 nodes that are left, 2 could go on, fewer than --elastic allows"
+
+
+def test_without_elastic_a_lost_nodes_place_is_filled(run: RunDir) -> None:
+    stage = Stage(run, (1,), "finished")
+    assert stage.go().attempt.state == "finished"
+    assert stage.slots == [(0, 1, 2, 3)] * 2
+
+
+def test_a_failed_attempt_says_why_in_its_file_and_to_the_user(run: RunDir) -> None:
+    crash(run, 1, "boom", time=1.0, kind="ValueError")
+    stage = Stage(run, (), "stopped")
+    stage.go()
+    assert "ValueError: boom" in run.attempt(1).read_text()
+    assert stage.said[0].startswith("attempt 1 failed: rank 1 (node 0, here) after step 7: ValueError: boom")
+    assert stage.said[1] == "starting again from the beginning in 0 s, restart 1 of 3"
+
+
+def test_progress_is_a_checkpoint_after_the_one_that_the_attempt_went_on_from(run: RunDir) -> None:
+    """Not one that is newer by its name and was damaged."""
+    stage = Stage(run, (), (), (), "finished")
+    (run.checkpoints / "step-00000008").mkdir()
+    for attempt, began_at in ((1, 4), (2, 8), (3, 8)):
+        write_json(run.rank_progress(0), {"attempt": attempt, "went_on_after": began_at})
+        made = Attempt(run, attempt, [], 1)
+        recovery = Recovery(LaunchConfig(), run, Requests(), stage.plan_of, stage.start, stage.said.append, 64)
+        assert recovery._has_progressed(made) == (began_at == 4)
+    assert not recovery._has_progressed(Attempt(run, 9, [], 1))
+
+
+def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 60.0)
+    stage, requests = Stage(run, ()), Requests()
+    requests.ask()
+    recovery = Recovery(LaunchConfig(nodes=4), run, requests, stage.plan_of, stage.start, stage.said.append, 64)
+    assert recovery.to_the_end().refusal == "a stop was asked for"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "elastic", "expected"),
+    [(None, None, (1, None)), (3, None, (3, None)), (None, "1:4", (4, 1)), (4, "2:4", (4, 2)), (None, "2:2", (2, 2))],
+)
+def test_elastic_says_with_how_many_nodes_a_run_begins(
+    nodes: int | None, elastic: str | None, expected: tuple[int, int | None]
+) -> None:
+    assert node_limits(nodes, elastic) == expected
+
+
+@pytest.mark.parametrize("elastic", ["4:1", "0:2", "2", "1:2:3", "a:b", "", "-1:2", "1:9999999"])
+def test_an_elastic_that_is_none_is_refused(elastic: str) -> None:
+    with pytest.raises(ConfigError, match="expected MIN:MAX"):
+        node_limits(None, elastic)
+    with pytest.raises(ConfigError, match="leave --nodes out"):
+        node_limits(2, "1:4")
+
+
+def test_faults_of_a_drill_are_named_once_or_all() -> None:
+    assert DrillOptions.parse("hang,preempt,hang", 7) == DrillOptions(("hang", "preempt"), 7)
+    assert DrillOptions.parse("all", 0) == DrillOptions(FAULTS, 0)
+    assert DrillOptions.parse(None, 7) is None
