@@ -17,9 +17,9 @@ from fmfsd.world import World
 
 @dataclass
 class Activity:
-    """What a worker does with the others, for whoever watches from another thread.
+    """How a worker waits for the others, for whoever watches from another thread.
 
-    `calls` were begun; `waiting`: one of them has not come back; `waited_s` is what all of them took.
+    `calls` that may wait were begun; `waiting`: one of them has not come back; `waited_s` is what all of them took.
     """
 
     calls: int = 0
@@ -96,7 +96,9 @@ class GroupComms:
             dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
-        return bool(self.sum_(torch.tensor([int(flag)], device=self._device)).item())
+        flags = self.sum_(torch.tensor([int(flag)], device=self._device))
+        with self.activity.of_a_call():  # on a GPU this is where the host waits
+            return bool(flags.item())
 
     def share(self, value: Any) -> Any:
         content = torch.tensor(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,13 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. OSError if it can't be read, ValueError if it is no JSON object."""
+    return json_object(path.read_bytes(), path)
+
+
+def json_object(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in `data`, which comes from `path`. ValueError if there is none."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply") from error
     if not isinstance(content, dict):
@@ -43,9 +49,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_own(path: Path) -> bytes:
-    """The content of a file of ours. OSError if it is a symbolic link, which may lead anywhere."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    """The content of a file of ours. OSError for a link, which may lead anywhere, and a pipe, which may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no regular file")
         return file.read()
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_NAME = re.compile(r"step-([0-9]{8,})(-unevaluated)?")
+_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-unevaluated)?")
 
 
 @dataclass(frozen=True, order=True)

@@ -68,7 +68,8 @@ class StepReduction:
         while len(self._pending) > (0 if all_of_them else self._delay):
             pending = self._pending.popleft()
             if pending.ready is not None:
-                pending.ready.synchronize()
+                with self._comms.activity.of_a_call():
+                    pending.ready.synchronize()
             yield self._read(pending)
 
     def forget(self) -> None:

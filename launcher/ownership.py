@@ -63,10 +63,17 @@ def sole_owner(run: RunDir) -> Iterator[None]:
     except Timeout as error:
         raise CheckError(f"{run.path}: {busy(run)}") from error
     except OSError as error:
-        raise CheckError(f"the run directory can't be written: {error}") from error
+        raise _unwritable(error) from error
     with held:
-        write_json(run.owner, asdict(Owner.me()))
+        try:
+            write_json(run.owner, asdict(Owner.me()))
+        except OSError as error:
+            raise _unwritable(error) from error
         yield
+
+
+def _unwritable(error: OSError) -> CheckError:
+    return CheckError(f"the run directory can't be written: {error}")
 
 
 def busy(run: RunDir) -> str:

@@ -11,6 +11,7 @@ LOOK_EVERY_S = 0.5
 SLOW_STATES_S = 120.0
 """Importing, meeting, loading and saving may take as long without a sign of life, whatever --hang-timeout says."""
 _QUICK_STATES = ("train", "evaluate")
+_EARLY_STATES = ("starting", "connect", "setup")
 _ENDED_STATES = ("finished", "stopped")
 
 
@@ -60,6 +61,11 @@ class Pulses:
                 seen.note(shown)
         overdue = [seen for seen in self._seen.values() if now - seen.moved_at > self._limit_s(seen)]
         return self._hang(now) if overdue else None
+
+    def has_begun(self) -> bool:
+        """Whether any worker came as far as to train."""
+        shown = (self._read(rank) for rank in self._seen)
+        return any(each is not None and each["state"] not in _EARLY_STATES for each in shown)
 
     def rank_of(self, pid: int) -> int | None:
         """The worker that is this process and has not said that it is done; None if there is none."""

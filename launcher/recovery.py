@@ -123,4 +123,6 @@ class Recovery:
         end = time.monotonic() + restarts.pause_s
         while time.monotonic() < end and not self.requests.stop:
             time.sleep(LOOK_S)
+            if self.run.stop_request.exists():
+                self.requests.ask()
         return "a stop was asked for" if self.requests.stop else ""

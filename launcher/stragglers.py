@@ -6,7 +6,7 @@ from typing import Any
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 
-WINDOW_STEPS = 50
+WINDOW_STEPS = 25
 SLOW = 1.5
 """So many times the median of all workers' own time is much."""
 WINDOWS = 3

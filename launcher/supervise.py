@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from fmfsd.files import read_json
+from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt, NodeState
 from launcher.hosts.local import LocalAgent
@@ -22,6 +22,8 @@ TERM_TO_KILL_S = 5.0
 """From telling a starter to end until its node's processes are killed."""
 KILL_TO_LEAVE_S = 10.0
 """From telling an agent to kill them until the agent itself is given up, and killed."""
+LAST_WORD_S = 30.0
+"""From the run's own word of its end until whoever is still there is told to end."""
 DUMP_S = 0.5
 """For hanging workers to write down where they are."""
 REQUEST_EVERY_S = 0.5
@@ -58,6 +60,9 @@ def run_plan(
     if requests.asked_at is not None:
         attempt.stopped_after_s = round(time.monotonic() - requests.asked_at, 3)
     attempt.state = "interrupted" if requests.interrupted else _state(run, attempt.number)
+    if attempt.state == "failed" and requests.stop and not pulses.has_begun():
+        attempt.state = "stopped"  # signals that everybody gets end those that are not ready for them
+        _say_stopped(run, attempt.number)
     attempt.write()
     return attempt
 
@@ -89,6 +94,13 @@ def _state(run: RunDir, attempt: int) -> str:
         return str(outcome["state"]) if outcome["attempt"] == attempt else "failed"
     except (OSError, ValueError, KeyError):
         return "failed"
+
+
+def _say_stopped(run: RunDir, attempt: int) -> None:
+    """On behalf of workers that were ended before they had begun, so that nothing is lost."""
+    content = {"state": "stopped", "attempt": attempt, "step": run.newest_step() or 0, "metrics": {}, "resumable": True}
+    write_json(run.outcome, content)
+    run.stop_request.unlink(missing_ok=True)
 
 
 class _Watch:
@@ -129,6 +141,8 @@ class _Watch:
             self._look_at = now + REQUEST_EVERY_S
             if self._attempt.run.stop_request.exists():
                 self._requests.ask()
+            if self._end_at == math.inf and _state(self._attempt.run, self._attempt.number) != "failed":
+                self._end_at = now + LAST_WORD_S
         if not self._attempt.has_failed and (hang := self._pulses.look()):
             self._attempt.hang, self._attempt.trouble = hang, hang.text
             self._end_at = now - TERM_TO_KILL_S + DUMP_S
@@ -162,7 +176,7 @@ class _Watch:
         elif late_s >= TERM_TO_KILL_S:
             self._tell("kill")
         elif late_s >= 0:
-            if not self._attempt.has_failed:
+            if self._requests.stop and not self._attempt.has_failed:
                 self._attempt.trouble = f"it did not stop within the {self._grace_s:g} s of --grace"
             self._tell("stop")
 

@@ -8,13 +8,16 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fmfsd.checkpoint.saved import FILES, Saved
 from fmfsd.errors import CheckpointError
-from fmfsd.files import free_space, read_json, read_own, sync_folder, write_json, write_whole
+from fmfsd.files import free_space, json_object, read_json, read_own, sync_folder, write_json, write_whole
 from fmfsd.position import Position, positions_in
 
 log = logging.getLogger(__name__)
@@ -42,16 +45,19 @@ class CheckpointFolder:
         contents = saved.contents()
         try:
             self._commit(saved, contents)
-            self._prune()
         except OSError as error:
             needed = sum(map(len, contents.values()))
             raise CheckpointError(
                 f"{self.path}: step {saved.position.step} not saved: {error}{_missing(self.path, error, needed)}"
             ) from error
+        try:
+            self._prune()
+        except OSError as error:
+            log.warning("%s: those that are surplus were not removed: %s", self.path, error)
 
     def read(self, name: str) -> Saved:
         """Raises CheckpointError if it is damaged."""
-        return Saved.of(_verified(self.path / name))
+        return _loaded(self.path / name)
 
     def newest(self) -> str | None:
         """The name of the newest checkpoint that verifies; "" if none does, None if there is none.
@@ -62,7 +68,7 @@ class CheckpointFolder:
         found = positions_in(self.path)
         for number, position in enumerate(found):
             try:
-                _verified(self.path / position.folder_name)
+                self.read(position.folder_name)
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
             else:
@@ -117,27 +123,32 @@ def _manifest(contents: dict[str, bytes]) -> dict[str, object]:
     return {"format": CHECKPOINT_FORMAT, "sha256": sums}
 
 
-def _verified(folder: Path) -> dict[str, bytes]:
-    """Every file's content. Raises CheckpointError unless all are ours, there, and as the manifest says."""
+def _loaded(folder: Path) -> Saved:
+    """Raises CheckpointError unless all files are ours, there, as the manifest says, and of the folder's position."""
     try:
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            raise ValueError("it is a link, or another user's")
-        manifest = read_json(folder / MANIFEST)
+        status = folder.lstat()
+        if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise ValueError("it is a link, another user's, or others may write to it")
+        manifest = json_object(read_own(folder / MANIFEST), folder / MANIFEST)
         if manifest.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"format {manifest.get('format')}, expected {CHECKPOINT_FORMAT}")
         contents = {name: read_own(folder / name) for name in FILES}
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what the manifest says")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved = Saved.of(contents)
+        if saved.position.folder_name != folder.name:
+            raise ValueError(f"it holds {saved.position}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
-    return contents
+    return saved
 
 
 def _score(folder: Path) -> float | None:
+    """OSError if it can't be read now: what may be the best is not removed."""
     try:
         score = read_json(folder / "state.json").get("score")
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return score if isinstance(score, float) else None
 

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails, to_json
 from fmfsd.config.contradictions import contradictions
 from fmfsd.config.methods import METHODS
 from fmfsd.config.schema import DataConfig, TrainConfig
-from fmfsd.config.strict_yaml import Document, KeyPath, parse, read_document
+from fmfsd.config.strict_yaml import MAX_DEPTH, Document, KeyPath, parse, read_document
 from fmfsd.errors import ConfigError, Problem
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -105,16 +105,19 @@ class _Draft:
         for text in overrides:
             key, equals, value = text.partition("=")
             try:
-                if not (equals and all(key.split("."))):
+                path = tuple(key.split("."))
+                if not (equals and all(path) and key.isprintable() and len(path) <= MAX_DEPTH):
                     raise ConfigError([Problem("", "expected a.b=c, as in optim.lr=0.05")])
-                self._put(tuple(key.split(".")), parse(value, f"--set {text}").content, f"--set {text}")
+                self._put(path, parse(value, f"--set {text}").content, f"--set {text}")
             except ConfigError as error:
                 self.problems += [Problem(f"--set {text}", problem.message) for problem in error.problems]
 
     def _put(self, path: KeyPath, value: Any, where: str) -> None:
         inside = self.content
-        for part in path[:-1]:
-            inside = inside.setdefault(part, {})
+        for depth, part in enumerate(path[:-1], 1):
+            if part not in inside:
+                inside[part], self._set_by[path[:depth]] = {}, where
+            inside = inside[part]
             if not isinstance(inside, dict):
                 raise ConfigError([Problem(where, f"{part} is a value, not a section")])
         inside[path[-1]] = value

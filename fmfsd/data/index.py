@@ -26,7 +26,7 @@ SHAPE = (3, 32, 32)
 class ShardFile:
     """One shard: `samples` images in a file of `bytes` bytes."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+\.safetensors$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,200}\.safetensors$")]
     samples: NonNegativeInt
     bytes: NonNegativeInt
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -125,6 +125,7 @@ def test_the_same_number_of_workers_comes_to_the_same_bits(
     assert newest_weights(run) == newest_weights(whole[size, "fp32"])
 
 
+@pytest.mark.fault("F40")
 @settings(max_examples=4)
 @seed(2)
 @given(found=parts(st.sampled_from(WORLD_SIZES)))

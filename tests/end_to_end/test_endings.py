@@ -48,6 +48,7 @@ def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
     assert (changed.returncode, "seed: 0 -> 9" in changed.stderr) == (2, True)
 
 
+@pytest.mark.fault("F42")
 def test_a_finished_run_may_be_made_longer_and_that_is_recorded(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """To the result of one that was longer from the start; and not shorter than it is."""
     steps = ("--set", "train.max_steps=4", "--set", "checkpoint.every_steps=2")
@@ -76,6 +77,7 @@ KILLED = {
 }
 
 
+@pytest.mark.fault("F1", "F5", "F6")
 @pytest.mark.parametrize("victim", KILLED)
 def test_a_kill_ends_everything_and_the_cause_is_named(victim: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
     """A kill -9 of any process of the tree."""
@@ -103,6 +105,7 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.fault("F38")
 def test_a_termination_of_the_launcher_stops_the_run_with_a_checkpoint(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def test_a_termination_of_the_launcher_stops_the_run_with_a_checkpoint(
     assert len(list(run.run.checkpoints.glob("step-*"))) == 1
 
 
+@pytest.mark.fault("F37")
 def test_a_second_interrupt_ends_at_once(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """The workers are stopped, so that they can't react to the first."""
     with launched(tmp_path, "run", arguments) as run:
@@ -132,6 +136,7 @@ def test_a_second_interrupt_ends_at_once(arguments: tuple[str, ...], tmp_path: P
     assert json.loads(run.run.outcome.read_text()) == {"state": "interrupted", "attempt": 1, "resumable": True}
 
 
+@pytest.mark.fault("F18")
 def test_the_first_failing_workers_own_error_comes_last(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
         code, output = run.end()
@@ -164,6 +169,7 @@ def test_files_of_a_run_are_for_the_user_alone(arguments: tuple[str, ...], tmp_p
     assert not [path for path in everything if path.is_file() and b"canary" in path.read_bytes()]
 
 
+@pytest.mark.fault("F33")
 def test_a_second_launch_of_a_run_is_refused_and_disturbs_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with launched(tmp_path, "run", arguments) as run:
         run.wait_for_step(1)
@@ -177,6 +183,7 @@ def test_a_second_launch_of_a_run_is_refused_and_disturbs_nothing(arguments: tup
     assert run.run.last_attempt() == 1
 
 
+@pytest.mark.fault("F47")
 def test_a_reader_that_goes_away_does_not_end_the_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """As in `fmfsd-launch ... | head -1`."""
     with launched(tmp_path, "run", (*arguments, "--set", "train.max_steps=2")) as run:
@@ -185,3 +192,13 @@ def test_a_reader_that_goes_away_does_not_end_the_run(arguments: tuple[str, ...]
         run.process.stdout.close()
         assert run.process.wait(120) == 0
     assert json.loads(run.run.outcome.read_text())["state"] == "finished"
+
+
+@pytest.mark.fault("F39")
+def test_two_launches_of_the_same_at_once_keep_apart(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """The same command, folder and moment: each has workers and a meeting place of its own."""
+    short = (*arguments, "--set", "train.max_steps=3")
+    with launched(tmp_path, "one", short) as one, launched(tmp_path, "other", short) as other:
+        assert [run.end()[0] for run in (one, other)] == [0, 0]
+    assert records(one.run) == records(other.run)
+    assert newest_weights(one.run) == newest_weights(other.run)

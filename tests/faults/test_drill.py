@@ -19,6 +19,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
     return ("cifar100-resnet18", *NODES, *(part for change in changes for part in ("--set", change)))
 
 
+@pytest.mark.fault("F1", "F3", "F5", "F7", "F11")
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk and a cut link need root")
 def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
     arguments: tuple[str, ...], tmp_path: Path

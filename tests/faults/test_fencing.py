@@ -20,6 +20,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
     return ("cifar100-resnet18", *(part for change in (*changes, *steps) for part in ("--set", change)))
 
 
+@pytest.mark.fault("F25")
 def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:

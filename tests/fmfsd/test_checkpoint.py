@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_saving_a_position_again_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "c" / "step-00000001" / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.fault("F14")
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty", "missing"])
 def test_a_damaged_newest_is_named_and_the_one_before_is_used(
@@ -109,6 +111,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(
     assert "step-00000002 is damaged" in caplog.text
 
 
+@pytest.mark.fault("F14")
 @given(data=st.data())
 def test_no_change_of_any_byte_goes_unnoticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "flips"
@@ -143,6 +146,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         checkpoints.load_newest()
 
 
+@pytest.mark.fault("F16")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["model", "optimizer"])
 def test_a_checkpoint_never_holds_nan(part: str, value: float, tmp_path: Path) -> None:
@@ -226,6 +230,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert torch.equal(after.engine.model["conv.weight"], expected)
 
 
+@pytest.mark.fault("F11")
 def test_one_save_may_fail_and_the_next_one_that_fails_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +279,7 @@ def test_a_worker_that_outlived_its_attempt_commits_nothing(tmp_path: Path) -> N
     assert names(run.checkpoints) == ["step-00000001"]
 
 
+@pytest.mark.fault("F25")
 def test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,7 +299,40 @@ def test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing(
     assert names(tmp_path / "c") == ["step-00000001"]
 
 
-@pytest.mark.parametrize("link", ["step-00000002", "step-00000002/model.safetensors"])
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    for step in (1, 2):
+        save(checkpoints, saved(step))
+    (tmp_path / "c" / "step-00000002").chmod(0o770)
+    assert newest_step(checkpoints) == 1
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    for step in (1, 2):
+        save(checkpoints, saved(step))
+    model = tmp_path / "c" / "step-00000002" / "model.safetensors"
+    model.unlink()
+    os.mkfifo(model)
+    assert newest_step(checkpoints) == 1
+
+
+def test_what_may_be_the_best_is_not_removed_while_it_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does that make the save a failed one."""
+    checkpoints = store(tmp_path / "c", keep=1)
+    save(checkpoints, saved(1, score=0.9))
+    with monkeypatch.context() as patch:
+        patch.setattr("fmfsd.checkpoint.folder.read_json", no_space)
+        save(checkpoints, saved(2, score=0.1))
+    assert names(tmp_path / "c") == ["step-00000001", "step-00000002"]
+    save(checkpoints, saved(3, score=0.2))
+    assert names(tmp_path / "c") == ["step-00000001", "step-00000003"]
+
+
+@pytest.mark.fault("F15")
+@pytest.mark.parametrize("link", ["step-00000002", "step-00000002/model.safetensors", "step-00000002/manifest.json"])
 def test_links_are_not_followed(link: str, tmp_path: Path) -> None:
     """They may lead to what somebody else can write to."""
     checkpoints = store(tmp_path / "c")
@@ -304,6 +343,7 @@ def test_links_are_not_followed(link: str, tmp_path: Path) -> None:
     assert newest_step(checkpoints) == 1
 
 
+@pytest.mark.fault("F15")
 def test_another_users_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = store(tmp_path / "c")
     save(checkpoints, saved(1))

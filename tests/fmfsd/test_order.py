@@ -124,6 +124,7 @@ def test_a_worker_holds_its_own_shards_and_nothing_else(tiny_root: Path) -> None
     assert sorted(whole.ids.tolist()) == list(range(256))
 
 
+@pytest.mark.fault("F17")
 def test_a_worker_verifies_what_it_reads(tiny_root: Path, tmp_path: Path) -> None:
     import shutil
 

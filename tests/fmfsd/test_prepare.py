@@ -311,6 +311,7 @@ def test_an_answer_that_is_no_web_servers_is_a_failed_download(answer: bytes, tm
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
+@pytest.mark.fault("F36")
 def test_many_that_want_the_same_archive_fetch_it_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content" * 1000)
     md5 = hashlib.md5((tmp_path / "file").read_bytes()).hexdigest()

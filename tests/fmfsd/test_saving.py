@@ -80,6 +80,7 @@ def spoil_and_save(comms: Comms, folder: Path) -> str:
     return "saved"
 
 
+@pytest.mark.fault("F46")
 def test_workers_whose_weights_differ_in_a_bit_do_not_save(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
     told = run_workers(spoil_and_save, 2, run.path)
@@ -96,6 +97,7 @@ def compare_with_rank_0(comms: Comms, root: Path) -> str:
     return "alike"
 
 
+@pytest.mark.fault("F45")
 def test_workers_with_another_config_than_rank_0_are_found_before_the_first_step(tiny_root: Path) -> None:
     one, other = run_workers(compare_with_rank_0, 2, tiny_root)
     assert one.startswith("another worker's is not what rank 0 has")

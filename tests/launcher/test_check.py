@@ -71,6 +71,7 @@ def test_workers_must_fit_shards_and_gpus(
     assert expected in text
 
 
+@pytest.mark.fault("F42")
 def test_a_run_directory_of_another_config_is_refused_with_the_difference(prepared: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
@@ -128,6 +129,7 @@ DATA_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.fault("F17", "F35")
 @pytest.mark.parametrize("case", DATA_DAMAGE)
 def test_damaged_data_is_found_before_a_worker_starts(case: str, prepared: Path) -> None:
     name, damage, expected = DATA_DAMAGE[case]
@@ -193,6 +195,7 @@ def test_another_users_run_directory_is_refused(
     assert "belongs to another user" in problems(tiny_config(prepared), run=run)[1]
 
 
+@pytest.mark.fault("F44")
 @pytest.mark.parametrize(
     ("version", "fits"), [("2.10.1", False), ("2.11.0+cpu", True), ("2.15.9", True), ("2.16.0", False)]
 )
@@ -327,6 +330,7 @@ def test_a_run_that_somebody_works_on_is_refused_by_the_check_too(prepared: Path
     sound(tiny_config(prepared), run=run)
 
 
+@pytest.mark.fault("F43")
 def test_other_software_than_before_is_told() -> None:
     before = {"versions": {"torch": "2.14.0", "numpy": "2.4.0"}, "commit": "aaaa"}
     now = {"versions": {"torch": "2.15.0", "numpy": "2.4.0"}, "commit": "aaaa"}
@@ -334,6 +338,7 @@ def test_other_software_than_before_is_told() -> None:
     assert software_changes(now, now) == []
 
 
+@pytest.mark.fault("F34")
 def test_a_run_directory_on_a_disk_that_can_only_be_read_is_refused(prepared: Path, tmp_path: Path) -> None:
     """A real one, in a mount namespace of the test's own."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:

@@ -57,6 +57,7 @@ def test_workers_that_move_do_not_hang(run: RunDir, clock: Clock) -> None:
     assert watched(run, clock, {}, {"waiting": True}, seconds=60) is None
 
 
+@pytest.mark.fault("F3", "F32")
 def test_a_stopped_process_has_no_pulse(run: RunDir, clock: Clock) -> None:
     hang = watched(run, clock, {"stuck": True, "waiting": True}, {"stopped": True})
     assert hang is not None

@@ -31,6 +31,7 @@ def until(condition):
     while not condition(): time.sleep(0.01)
 (run / f"pid-{node}").write_text(str(os.getpid()))
 """
+BEGUN = "(run / 'progress' / 'rank-0.json').write_text(json.dumps({'attempt': 1, 'state': 'train', 'pid': 1}))\n"
 UNTIL_STOPPED = "until((run / 'stop-request').exists)\noutcome('stopped')\n"
 FOR_EVER = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nuntil(lambda: False)\n"
 WITH_CHILD = (
@@ -173,9 +174,9 @@ def test_an_agent_that_is_asked_to_stop_stops_the_run(run: RunDir) -> None:
 
 def test_after_the_grace_everything_is_ended_by_force(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
-    attempt = carry_out(run, WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=0.3, requests=asked())
+    attempt = carry_out(run, BEGUN + WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=1.0, requests=asked())
     assert attempt.state == "failed"
-    assert first_failure(run, attempt).cause == "it did not stop within the 0.3 s of --grace"
+    assert first_failure(run, attempt).cause == "it did not stop within the 1 s of --grace"
     assert [node.exit_code for node in attempt.nodes] == [-9, -9]
 
 
@@ -324,3 +325,35 @@ def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypat
     scratch = Path(_scratch())
     assert scratch.parent == Path("/tmp")
     scratch.rmdir()
+
+
+def test_signals_that_end_what_has_not_begun_yet_are_a_stop(run: RunDir) -> None:
+    """As srun sends them to everybody, also to those that have no handler yet; what was saved before is still there."""
+    (run.checkpoints / "step-00000007").mkdir()
+
+    def send() -> None:
+        process = starter(run, 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(process, signal.SIGTERM)
+
+    attempt = carry_out_and_hear(run, send, "until(lambda: False)")
+    assert attempt.state == "stopped"
+    outcome = json.loads(run.outcome.read_text())
+    assert (outcome["state"], outcome["step"], outcome["resumable"]) == ("stopped", 7, True)
+
+
+def test_signals_that_end_a_training_worker_are_none(run: RunDir) -> None:
+    def send() -> None:
+        process = starter(run, 0)
+        wait_until(run.rank_progress(0).exists, "a worker that trains")
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(process, signal.SIGTERM)
+
+    assert carry_out_and_hear(run, send, BEGUN + "until(lambda: False)").state == "failed"
+
+
+def test_after_the_runs_last_word_nobody_is_waited_for_for_ever(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for an agent that somebody has suspended; the word counts."""
+    monkeypatch.setattr("launcher.supervise.LAST_WORD_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    assert carry_out(run, "outcome('finished')", FOR_EVER).state == "finished"

@@ -1,0 +1,270 @@
+"""Changed configs, indexes and checkpoints against what reads them: each is taken, or refused by an error of ours.
+
+python -m tests.benchmarks.fuzz [--minutes N] [--seed N]
+
+Nothing else may come up: no other exception, no import of code, nothing that takes longer than LIMIT_S.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import NoReturn
+
+import torch
+
+import fmfsd
+from fmfsd.checkpoint import CheckpointFolder, Saved
+from fmfsd.checkpoint.folder import CHECKPOINT_FORMAT, MANIFEST
+from fmfsd.checkpoint.saved import FILES
+from fmfsd.config import DataConfig, dump_config, load_config
+from fmfsd.config.load import PRESETS
+from fmfsd.data.index import damaged_files, read_index
+from fmfsd.data.prepare import prepare
+from fmfsd.engine.base import EngineState
+from fmfsd.errors import CheckpointError, DataError, FmfsdError
+from fmfsd.position import Position
+from tests.benchmarks.table import print_table
+from tests.helpers.mutations import CANARY, mutations
+
+LIMIT_S = 5.0
+SHRINKING_S = 20.0
+AT_ONCE = 20
+OURS = str(Path(fmfsd.__file__).parent)
+ACCEPTED, REFUSED = "accepted", "refused"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that reads bytes such as the `examples`; `read` may raise FmfsdError."""
+
+    name: str
+    examples: Sequence[bytes]
+    read: Callable[[bytes], object]
+
+
+@dataclass
+class Tally:
+    """How many inputs came to what, and the shortest input for each thing that must not happen."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, bytes] = field(default_factory=dict)
+    slowest_s: float = 0.0
+
+    def add(self, content: bytes, found: str, took_s: float) -> None:
+        self.counts[found] = self.counts.get(found, 0) + 1
+        self.slowest_s = max(self.slowest_s, took_s)
+        if found not in (ACCEPTED, REFUSED):
+            self.faults[found] = min(content, self.faults.get(found, content), key=len)
+
+    def row(self) -> list[str]:
+        """Inputs, accepted, refused, anything else, slowest."""
+        total, known = sum(self.counts.values()), [self.counts.get(what, 0) for what in (ACCEPTED, REFUSED)]
+        return [*(f"{number:,}" for number in (total, *known, total - sum(known))), f"{self.slowest_s:.2f}"]
+
+
+class TooLongError(BaseException):
+    """No Exception, so that nothing on its way takes it for one of its own."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises TooLongError after that time, or when the code that is not Python's has returned."""
+
+    def end(*_: object) -> NoReturn:
+        raise TooLongError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def outcome(target: Target, content: bytes, *, limit_s: float = LIMIT_S) -> str:
+    """Accepted, refused, or what must not happen and where it did."""
+    found = ACCEPTED
+    try:
+        with limited(limit_s):
+            target.read(content)
+    except KeyboardInterrupt:
+        raise
+    except FmfsdError:
+        found = REFUSED
+    except BaseException as error:  # a panic of safetensors, which is Rust, is no Exception
+        found = f"{type(error).__name__} at {_place(error)}"
+    return found if sys.modules.pop(CANARY, None) is None else "code was imported"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of ours, or of all where none is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = ([frame for frame in frames if frame.filename.startswith(OURS)] or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def inputs(target: Target, seed: int) -> Iterator[bytes]:
+    """Without end; the same ones for the same seed."""
+    return mutations(target.examples, Random(f"{seed} {target.name}"))
+
+
+def fuzz(target: Target, contents: Iterator[bytes], tally: Tally, *, tries: int) -> Tally:
+    """Add that many inputs to the tally."""
+    for _ in range(tries):
+        content, start = next(contents), time.perf_counter()
+        found = outcome(target, content)
+        tally.add(content, found, time.perf_counter() - start)
+    return tally
+
+
+def shrunk(target: Target, content: bytes, fault: str) -> bytes:
+    """`content` without any piece, large ones first, that the fault does not need."""
+    size, place, end = max(1, len(content) // 2), 0, time.monotonic() + SHRINKING_S
+    while size and content and time.monotonic() < end:
+        shorter = content[:place] + content[place + size :]
+        if outcome(target, shorter) == fault:
+            content = shorter
+        else:
+            place += size
+        if place >= len(content):
+            size, place = size // 2, 0
+    return content
+
+
+def described(target: Target, content: bytes) -> str:
+    """As Python code, from the target's first example where that is shorter."""
+    example = target.examples[0]
+    start = _shared(content, example)
+    end = _shared(content[start:][::-1], example[start:][::-1])
+    text = f"example[:{start}] + {content[start : len(content) - end]!r} + example[{len(example) - end}:]"
+    return min(repr(content), text, key=len)
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """How many bytes both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def config_targets(scratch: Path) -> list[Target]:
+    """A config file, and the text of overrides, one a line. What is taken reads back as it was."""
+    path, again = scratch / "config.yaml", scratch / "again.yaml"
+
+    def read(source: str, *overrides: str) -> None:
+        config = load_config(source, overrides)
+        again.write_text(dump_config(config))
+        assert load_config(str(again)) == config
+
+    def read_file(content: bytes) -> None:
+        path.write_bytes(content)
+        read(str(path))
+
+    presets = [each.read_bytes() for each in sorted(PRESETS.glob("*.yaml"))]
+    everything = dump_config(load_config("smoke")).encode()
+    overrides = (b"train.batch=64", b"optim.milestones=[1, 500 steps]", b"model={backbone: resnet8}\ndata.root=~/x")
+    return [
+        Target("config file", [*presets, everything], read_file),
+        Target("--set", overrides, lambda content: read("smoke", *os.fsdecode(content).split("\n"))),
+    ]
+
+
+def index_target(folder: Path) -> Target:
+    """The index of the prepared set in `folder`, and the files that it names."""
+    path = folder / "index.json"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        if problems := list(damaged_files(read_index(folder), checksums=True)):
+            raise DataError(problems)
+
+    return Target("index.json", [path.read_bytes()], read)
+
+
+def checkpoint_targets(scratch: Path) -> list[Target]:
+    """Each file of a checkpoint, with the manifest as it was and, to get behind it, with one that fits."""
+    pairs = [(MANIFEST, False), *((name, fits) for fits in (False, True) for name in FILES)]
+    return [_checkpoint_file(scratch, name, fits=fits) for name, fits in pairs]
+
+
+def _checkpoint_file(scratch: Path, name: str, *, fits: bool) -> Target:
+    title = f"{name}{', sums made to fit' if fits else ''}"
+    folder = CheckpointFolder(scratch / title, keep=1, require_ours=lambda: None)
+    folder.path.mkdir()
+    folder.write(_saved())
+    (home,) = folder.path.iterdir()
+    whole = (home / name).read_bytes()
+
+    def read(content: bytes) -> None:
+        (home / name).write_bytes(content)
+        if fits:
+            _make_fit(home)
+        if not (newest := folder.newest()):
+            raise CheckpointError("none can be used")
+        assert folder.read(newest).position.folder_name == newest
+        assert fits or name == MANIFEST or content == whole
+
+    return Target(title, [whole], read)
+
+
+def _saved() -> Saved:
+    weights = {f"conv{number}.weight": torch.arange(2.0 * number).reshape(2, number) for number in range(4)}
+    momentum = {f"{name}.momentum_buffer": each / 8 for name, each in weights.items()}
+    progress = {"records": 7, "means": {"sums": {"loss": 0.3}, "count": 1}}
+    return Saved(Position(7), EngineState(weights, momentum), progress, 0.5)
+
+
+def _make_fit(home: Path) -> None:
+    sums = {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in FILES}
+    (home / MANIFEST).write_text(json.dumps({"format": CHECKPOINT_FORMAT, "sha256": sums}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=7)
+    asked = parser.parse_args()
+    logging.disable()
+    with tempfile.TemporaryDirectory() as scratch:
+        data = DataConfig(name="synthetic10", root=scratch)
+        index = prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
+        targets = [*config_targets(Path(scratch)), index_target(index.folder), *checkpoint_targets(Path(scratch))]
+        tallies = fuzz_all(targets, asked.seed, asked.minutes * 60)
+        show(targets, tallies)
+    sys.exit(any(tally.faults for tally in tallies))
+
+
+def fuzz_all(targets: Sequence[Target], seed: int, seconds: float) -> list[Tally]:
+    """In turns, so that each has the same number of inputs."""
+    tallies, contents = [Tally() for _ in targets], [inputs(target, seed) for target in targets]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for each in zip(targets, contents, tallies, strict=True):
+            fuzz(*each, tries=AT_ONCE)
+    return tallies
+
+
+def show(targets: Sequence[Target], tallies: Sequence[Tally]) -> None:
+    """The table, and the smallest input for each fault."""
+    rows = [[target.name, *tally.row()] for target, tally in zip(targets, tallies, strict=True)]
+    print_table(["what is read", "inputs", "accepted", "refused", "anything else", "slowest, s"], rows)
+    for target, tally in zip(targets, tallies, strict=True):
+        for fault, content in tally.faults.items():
+            texts = (described(target, each) for each in (content, shrunk(target, content, fault)))
+            print(f"\n{target.name}: {fault}: {min(texts, key=len)}")
+
+
+if __name__ == "__main__":
+    main()

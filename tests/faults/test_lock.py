@@ -1,0 +1,109 @@
+"""One launch at a time: whoever comes second is told who is first, and nobody has to clear away after a kill."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier, Event
+from pathlib import Path
+
+import pytest
+
+from fmfsd.errors import CheckError
+from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from launcher.ownership import Owner, sole_owner
+from tests.helpers.processes import run_command
+
+RACING, ROUNDS, DEADLINE_S = 16, 25, 60.0
+_context = get_context("forkserver")
+
+
+def race(folders: list[Path], everybody: Barrier) -> None:
+    """For each folder once, at the same moment as the others; leaves "won" there, or what one is told."""
+    for folder in folders:
+        answer = folder / f"answer-{os.getpid()}"
+        everybody.wait(DEADLINE_S)
+        try:
+            with sole_owner(RunDir(folder / "run")):
+                answer.write_text("won")
+                everybody.wait(DEADLINE_S)
+        except CheckError as error:
+            answer.write_text(str(error))
+            everybody.wait(DEADLINE_S)
+
+
+@pytest.mark.fault("F33")
+def test_of_sixteen_launches_at_once_one_wins_and_the_others_are_told_which(tmp_path: Path) -> None:
+    """Also where another launch was at work before."""
+    folders, everybody = [tmp_path / f"{number}" for number in range(ROUNDS)], _context.Barrier(RACING)
+    for folder in folders:
+        (folder / "run").mkdir(parents=True)
+    for folder in folders[1::2]:
+        write_json(RunDir(folder / "run").owner, asdict(replace(Owner.me(), born=1)))
+    racers = [_context.Process(target=race, args=(folders, everybody)) for _ in range(RACING)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        end(racer)
+    for folder in folders:
+        told = {path.name.removeprefix("answer-"): path.read_text() for path in folder.glob("answer-*")}
+        (winner,) = (pid for pid, text in told.items() if text == "won")
+        others = [text for pid, text in told.items() if pid != winner]
+        assert len(others) == RACING - 1
+        assert all(f"another launch is at work there (process {winner} on " in text for text in others), others
+
+
+def end(process: BaseProcess) -> None:
+    process.join(DEADLINE_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
+
+
+def hold(folder: Path, held: Event) -> None:
+    with sole_owner(RunDir(folder)):
+        held.set()
+        signal.pause()
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[int]:
+    """By a process of that number, which is killed at the end."""
+    held = _context.Event()
+    process = _context.Process(target=hold, args=(folder, held))
+    process.start()
+    try:
+        assert held.wait(DEADLINE_S)
+        assert process.pid is not None
+        yield process.pid
+    finally:
+        process.kill()
+        end(process)
+
+
+@pytest.mark.fault("F33")
+def test_the_lock_of_a_killed_launch_is_taken_over_at_once(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with owned(run.path) as pid, pytest.raises(CheckError, match=rf"\(process {pid} on "), sole_owner(run):
+        pass
+    left = Owner.of(run)
+    assert left is not None
+    assert (left.pid, left.is_known_to_live) == (pid, False)
+    with sole_owner(run):
+        assert Owner.of(run) != left
+
+
+@pytest.mark.fault("F33")
+def test_a_check_names_a_live_owner_and_no_dead_one(tiny_root: Path, tmp_path: Path) -> None:
+    data = ("--set", "data.name=cifar10", "--set", f"data.root={tiny_root}")
+    check = ("fmfsd-launch", "cifar100-resnet18", *data, "--check", "--gpus", "1", "--run-dir", "run")
+    with owned(tmp_path / "run") as pid:
+        refused = run_command(*check, cwd=tmp_path)
+    assert refused.returncode == 3
+    assert f"another launch is at work there (process {pid} on " in refused.stderr
+    assert run_command(*check, cwd=tmp_path).returncode == 0

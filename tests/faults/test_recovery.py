@@ -1,0 +1,175 @@
+"""Runs that fail on the way and are brought to the end by new attempts: as if nothing had happened, or not at all."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fmfsd.comms import SoloComms
+from fmfsd.rundir import RunDir
+from tests.helpers.faulty import Faulty, Moment, faulty
+from tests.helpers.processes import Launched, launched, wait_until
+from tests.helpers.runs import (
+    TINY,
+    assert_records_agree,
+    make_loop,
+    make_run,
+    newest_weights,
+    records,
+    tiny_config,
+)
+
+SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=14", "checkpoint.every_steps=4")
+TWO_NODES = ("--nodes", "2", "--gpus", "1")
+NOTICED_WITHIN_S = 5.0
+"""Promised are 2; the tests' machine may be busy with something else."""
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_root: Path) -> tuple[str, ...]:
+    """Fourteen steps with a checkpoint after every fourth."""
+    changes = (*TINY, f"data.root={tiny_root}", *SMALL)
+    return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """An uninterrupted run of two workers."""
+    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *TWO_NODES)) as run:
+        assert run.end()[0] == 0
+    return run.run
+
+
+def attempts(run: RunDir) -> list[dict[str, Any]]:
+    return [json.loads(run.attempt(number).read_text()) for number in range(1, run.last_attempt() + 1)]
+
+
+def fails_once_and_then_holds(moment: Moment) -> None:
+    """On rank 1."""
+    if moment.at == (1, 1, 2):
+        raise RuntimeError("this happens once")
+    if moment.at in ((2, 1, 6), (3, 1, 11), (4, 1, 13)):
+        moment.hold()
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What is killed in which attempt, once rank 1 holds and a checkpoint is there; and the cause that is told."""
+
+    attempt: int
+    newest: int
+    choose: Callable[[Launched], psutil.Process]
+    cause: str
+
+    def carry_out(self, run: Launched, fault: Faulty) -> float:
+        """When that was."""
+        wait_until(fault.held(attempt=self.attempt, rank=1).exists, f"attempt {self.attempt} at its step")
+        wait_until(lambda: run.run.newest_step() == self.newest, f"checkpoint {self.newest}")
+        self.choose(run).kill()
+        return time.time()
+
+    def assert_told(self, attempt: dict[str, Any], killed_at: float, output: str) -> None:
+        """In time; and what followed went on from that checkpoint."""
+        print(f"{self.cause}: noticed after {attempt['noticed'] - killed_at:.2f} s")
+        assert self.cause in attempt["cause"]
+        assert attempt["noticed"] - killed_at < NOTICED_WITHIN_S
+        assert f"going on after step {self.newest}\n" in output
+
+
+KILLS = (
+    Kill(2, 4, lambda run: run.worker(1), "rank 1 (pid"),
+    Kill(3, 8, lambda run: run.agents()[0], "node 0: its agent was killed"),
+    Kill(4, 12, lambda run: run.starter(1), "node 1: its starter was killed by SIGKILL"),
+)
+
+
+@pytest.mark.fault("F1", "F2", "F5")
+def test_a_run_with_four_failures_ends_as_one_without(
+    arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
+) -> None:
+    """An exception that does not come again, before any checkpoint, and three kills; the same bits at the end."""
+    fault = faulty(tmp_path / "fault", fails_once_and_then_holds)
+    with launched(tmp_path, "run", (*arguments, *TWO_NODES), env=fault.env) as run:
+        moments = [kill.carry_out(run, fault) for kill in KILLS]
+        code, output = run.end()
+    assert code == 0, output
+    first, *killed, last = attempts(run.run)
+    assert [each["state"] for each in (first, *killed, last)] == ["failed"] * 4 + ["finished"]
+    assert first["cause"].endswith("step 2: RuntimeError: this happens once")
+    for kill, attempt, moment in zip(KILLS, killed, moments, strict=True):
+        kill.assert_told(attempt, moment, output)
+    assert records(run.run) == records(whole)
+    assert newest_weights(run.run) == newest_weights(whole)
+
+
+def always_fails(moment: Moment) -> None:
+    if (moment.rank, moment.step) == (1, 6):
+        raise RuntimeError(f"no way past step {moment.step}")
+
+
+@pytest.mark.fault("F2")
+def test_a_bug_is_tried_twice_and_told_in_its_own_words(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """The second attempt went on from step 4 and came no farther."""
+    fault = faulty(tmp_path / "fault", always_fails)
+    with launched(tmp_path, "run", (*arguments, "--gpus", "2"), env=fault.env) as run:
+        code, output = run.end()
+    assert (code, run.run.last_attempt()) == (1, 2)
+    *_, failed, fallen, history, _, going_on, _ = output.splitlines()
+    assert re.search(r"rank 1 \(node 0, \S+\) after step 6: RuntimeError: no way past step 6", failed)
+    assert fallen == "ended because of it: rank 0"
+    assert history == "no attempt follows attempt 2: the same failure twice without a checkpoint between"
+    assert going_on == "to go on after step 4:"
+    assert "in always_fails" in output
+
+
+@pytest.mark.fault("F18")
+def test_a_loss_that_is_not_finite_is_not_tried_again(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
+        code, output = run.end()
+    assert (code, run.run.last_attempt()) == (1, 1)
+    assert "no attempt follows attempt 1: another attempt would come to the same" in output
+
+
+def test_without_restarts_the_first_failure_is_the_end(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", (*arguments, "--max-restarts", "0")) as run:
+        run.wait_for_step(0)
+        run.worker(0).kill()
+        code, output = run.end()
+    assert (code, run.run.last_attempt()) == (1, 1)
+    assert "no attempt follows attempt 1: 0 restarts" in output
+
+
+def holds_in_the_first_attempt(moment: Moment) -> None:
+    if moment.at == (1, 3, 6):
+        moment.hold()
+
+
+@pytest.mark.fault("F5", "F40")
+def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(
+    arguments: tuple[str, ...], tiny_root: Path, tmp_path: Path
+) -> None:
+    """To the result of a run of one worker that nothing happened to."""
+    fault, fp64 = faulty(tmp_path / "fault", holds_in_the_first_attempt), "train.precision=fp64"
+    with launched(
+        tmp_path, "run", (*arguments, "--elastic", "1:4", "--gpus", "1", "--set", fp64), env=fault.env
+    ) as run:
+        wait_until(fault.held(attempt=1, rank=3).exists, "step 6")
+        wait_until(lambda: run.run.newest_step() == 4, "checkpoint 4")
+        run.agents()[3].kill()
+        code, output = run.end()
+    assert code == 0, output
+    assert "3 of 4 nodes are left: going on with 2 workers on 2; workers must divide data.shards 16" in output
+    assert [each["workers"] for each in attempts(run.run)] == [4, 2]
+    assert [each["step"] for each in records(run.run) if each["split"] == "train"] == list(range(1, 15))
+    alone = make_run(tmp_path / "alone", tiny_config(tiny_root, *SMALL, fp64))
+    with closing(make_loop(alone, SoloComms())) as loop:
+        loop.resume()
+        loop.run()
+    assert_records_agree(records(alone), records(run.run), tolerance=1e-9)

@@ -1,0 +1,36 @@
+"""A real worker that is slower than the others is named while the run goes on, and nobody else is."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.faulty import Moment, faulty
+from tests.helpers.processes import launched
+from tests.helpers.runs import TINY
+
+SMALL = ("data.shards=16", "train.batch=16", "train.epochs=60", "train.max_steps=115", "train.evaluate_every=60 epochs")
+
+
+def dawdles(moment: Moment) -> None:
+    """Rank 1, for longer than a step takes, where no other worker is waited for."""
+    if (moment.rank, moment.step) == (1, 0):
+        step = moment.loop.engine.step
+
+        def slow_step(rate: float) -> None:
+            time.sleep(0.25)
+            step(rate)
+
+        moment.loop.engine.step = slow_step
+
+
+@pytest.mark.fault("F8")
+def test_a_worker_that_dawdles_is_named_and_nobody_else(tiny_root: Path, tmp_path: Path) -> None:
+    fault = faulty(tmp_path / "fault", dawdles)
+    changes = (*TINY, f"data.root={tiny_root}", *SMALL)
+    settings = (part for change in changes for part in ("--set", change))
+    with launched(tmp_path, "run", ("cifar100-resnet18", "--gpus", "2", *settings), env=fault.env) as run:
+        code, output = run.end()
+    assert code == 0
+    assert output.count("holds up the others") == 1
+    assert "warning: rank 1 on " in output

@@ -1,0 +1,75 @@
+"""Whatever a config, an index or a checkpoint holds: it is taken, or refused by an error of ours, and soon."""
+
+import json
+import logging
+import pickle
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.benchmarks.fuzz import (
+    ACCEPTED,
+    REFUSED,
+    Tally,
+    Target,
+    checkpoint_targets,
+    config_targets,
+    described,
+    fuzz,
+    index_target,
+    inputs,
+    outcome,
+    shrunk,
+)
+from tests.helpers.mutations import TOKENS
+
+SEED = 7
+
+
+def assert_taken_or_refused(targets: Sequence[Target], *, tries: int) -> None:
+    for target in targets:
+        tally = fuzz(target, inputs(target, SEED), Tally(), tries=tries)
+        faults = [f"{target.name}: {fault}: {described(target, each)}" for fault, each in tally.faults.items()]
+        assert not faults, "\n".join(faults)
+        assert {ACCEPTED, REFUSED} == tally.counts.keys(), target.name
+
+
+def test_any_config_is_taken_or_refused(tmp_path: Path) -> None:
+    assert_taken_or_refused(config_targets(tmp_path), tries=800)
+
+
+def test_any_index_is_taken_or_refused(synthetic_root: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(synthetic_root / "synthetic10", tmp_path / "synthetic10")
+    assert_taken_or_refused([index_target(folder)], tries=1_000)
+
+
+def test_any_checkpoint_is_taken_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "fmfsd.checkpoint")
+    assert_taken_or_refused(checkpoint_targets(tmp_path), tries=400)
+
+
+@pytest.mark.parametrize("read", [yaml.unsafe_load, pickle.loads])
+def test_code_that_is_run_would_be_found(read: Callable[[bytes], object]) -> None:
+    assert "code was imported" in {outcome(Target("unsafe", [], read), token) for token in TOKENS}
+
+
+def test_what_takes_too_long_would_be_found() -> None:
+    slow = Target("slow", [], lambda content: time.sleep(60))
+    assert outcome(slow, b"", limit_s=0.05).startswith("TooLongError")
+
+
+def test_any_other_exception_would_be_found_and_its_input_made_small() -> None:
+    target = Target("JSON", [b'{"a": [1, 2, 3]}'], json.loads)
+    tally = fuzz(target, inputs(target, SEED), Tally(), tries=200)
+    (fault, content), *_ = (each for each in tally.faults.items() if each[0].startswith("UnicodeDecodeError"))
+    assert len(shrunk(target, content, fault)) == 1
+
+
+def test_a_long_input_is_told_by_what_it_changes() -> None:
+    target = Target("any", [b"abcd" * 50], json.loads)
+    assert described(target, b"abcd" * 20 + b"\xff" + b"abcd" * 30) == r"example[:80] + b'\xff' + example[80:]"
+    assert described(target, b"short") == "b'short'"
