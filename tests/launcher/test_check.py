@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +10,11 @@ import pytest
 
 from fmfsd.config import TrainConfig, dump_config, load_config
 from fmfsd.errors import CheckError, ConfigError, ProblemsError
-from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher import check
 from launcher.check import is_prepared, require_sound
 from launcher.config import LaunchConfig
-from launcher.manifest import _commit, manifest, software_changes
-from launcher.ownership import sole_owner
 from launcher.resources import Resources
-from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config
 
 CPU = Resources(cores=2)
@@ -238,115 +232,3 @@ def test_every_preset_passes_the_check(tmp_path: Path) -> None:
 
     for name in preset_names():
         sound(load_config(name, data_root=str(tmp_path)))
-
-
-def test_a_run_goes_on_with_its_own_images_only(prepared: Path, tmp_path: Path) -> None:
-    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
-    run.create()
-    run.config.write_text(dump_config(config))
-    write_json(run.manifest, manifest(config, ["fmfsd-launch"]))
-    sound(config, run=run)
-    index = json.loads((prepared / "cifar10" / "index.json").read_text())
-    write_json(prepared / "cifar10" / "index.json", {**index, "seed": 1})
-    code, text = problems(config, run=run)
-    assert code == 3
-    assert f"cifar10: is not the set of {run.path}" in text
-
-
-def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Path, tmp_path: Path) -> None:
-    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
-    run.create()
-    run.lock.touch()
-    write_json(run.manifest, manifest(config, ["fmfsd-launch"]))
-    sound(config, run=run)
-
-
-def test_the_manifest_names_the_commit_and_no_secret(prepared: Path, tmp_path: Path) -> None:
-    argv = ["fmfsd-launch", "--env", "MY_TOKEN=canary", "--env=MY_TOKEN=canary", "--set", "optim.lr=0.1"]
-    found = manifest(tiny_config(prepared), argv)
-    assert found["launches"][0]["command"] == [
-        "fmfsd-launch",
-        "--env",
-        "MY_TOKEN=***",
-        "--env=MY_TOKEN=***",
-        "--set",
-        "optim.lr=0.1",
-    ]
-
-
-def test_a_commit_is_found_however_git_keeps_it(tmp_path: Path) -> None:
-    git = tmp_path / ".git"
-    (git / "refs" / "heads").mkdir(parents=True)
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert _commit(tmp_path) is None
-    (git / "packed-refs").write_text("# pack-refs with: peeled fully-peeled sorted\naaaa refs/heads/main\n^cccc\n")
-    assert _commit(tmp_path) == "aaaa"
-    (git / "refs" / "heads" / "main").write_text("bbbb\n")
-    assert _commit(tmp_path) == "bbbb"
-    (git / "HEAD").write_text("dddd\n")
-    assert _commit(tmp_path) == "dddd"
-
-
-def begun(prepared: Path, tmp_path: Path, *changes: str) -> RunDir:
-    """A run of the tiny config with these changes that was launched before."""
-    run = RunDir(tmp_path / "run")
-    run.create()
-    run.config.write_text(dump_config(tiny_config(prepared, *changes)))
-    write_json(run.manifest, manifest(tiny_config(prepared), ["fmfsd-launch"]))
-    return run
-
-
-def test_what_does_not_change_a_step_may_change_in_a_run_that_goes_on(prepared: Path, tmp_path: Path) -> None:
-    run = begun(prepared, tmp_path)
-    sound(tiny_config(prepared, "train.epochs=9", "checkpoint.every_minutes=1", "train.log_every=2 steps"), run=run)
-
-
-def test_a_run_can_not_be_made_shorter_than_it_is(prepared: Path, tmp_path: Path) -> None:
-    run = begun(prepared, tmp_path)
-    (run.checkpoints / "step-00000004").mkdir()
-    sound(tiny_config(prepared, "train.max_steps=4"), run=run)
-    code, text = problems(tiny_config(prepared, "train.max_steps=3"), run=run)
-    assert code == 2
-    assert f"train.epochs, train.max_steps: make 3 steps, and {run.path} has done 4 already" in text
-
-
-def test_a_grace_that_a_stop_does_not_fit_into_is_refused(prepared: Path, tmp_path: Path) -> None:
-    """As the run has measured it before."""
-    run = begun(prepared, tmp_path)
-    write_json(run.rank_progress(0), {"stop_takes_s": 12.3})
-    sound(tiny_config(prepared), LaunchConfig(grace_s=13), run=run)
-    code, text = problems(tiny_config(prepared), LaunchConfig(grace_s=12), run=run)
-    assert code == 2
-    assert "--grace 12: a step and a save of this run took 12.3 s: set --grace 25" in text
-
-
-def test_a_run_that_somebody_works_on_is_refused_by_the_check_too(prepared: Path, tmp_path: Path) -> None:
-    run = begun(prepared, tmp_path)
-    with sole_owner(run):
-        code, text = problems(tiny_config(prepared), run=run)
-    assert code == 3
-    assert f"another launch is at work there (process {os.getpid()} on" in text
-    write_json(run.owner, {"host": socket.gethostname(), "pid": os.getpid(), "born": 1, "since": 0.0})
-    sound(tiny_config(prepared), run=run)
-
-
-@pytest.mark.fault("F43")
-def test_other_software_than_before_is_told() -> None:
-    before = {"versions": {"torch": "2.14.0", "numpy": "2.4.0"}, "commit": "aaaa"}
-    now = {"versions": {"torch": "2.15.0", "numpy": "2.4.0"}, "commit": "aaaa"}
-    assert software_changes(before, now) == ["torch: 2.14.0 -> 2.15.0"]
-    assert software_changes(now, now) == []
-
-
-@pytest.mark.fault("F34")
-def test_a_run_directory_on_a_disk_that_can_only_be_read_is_refused(prepared: Path, tmp_path: Path) -> None:
-    """A real one, in a mount namespace of the test's own."""
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("needs root and unshare")
-    (tmp_path / "runs").mkdir()
-    launch = [command("fmfsd-launch"), "smoke", "--set", f"data.root={prepared}", "--set", "data.name=cifar10"]
-    mount = f'mount --bind {tmp_path}/runs {tmp_path}/runs && mount -o remount,ro,bind {tmp_path}/runs && exec "$@"'
-    inside = ["unshare", "--mount", "sh", "-c", mount, "sh", *launch, "--run-dir", f"{tmp_path}/runs/one"]
-    done = subprocess.run(inside, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3
-    assert f"{tmp_path}/runs: not writable" in done.stderr

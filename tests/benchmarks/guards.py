@@ -1,0 +1,204 @@
+"""Switches off one guard at a time, in a copy of the checkout, and expects a test to turn red.
+
+python -m tests.benchmarks.guards [--only WORD]
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.table import print_table
+
+CHECKOUT = Path(__file__).parents[2]
+FOLDERS = ("fmfsd", "launcher", "tests", "tune_spaces", "cluster")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """`text` in `file` is what guards; with `without` in its place, `test` must fail."""
+
+    name: str
+    file: str
+    text: str
+    without: str
+    test: str
+
+
+GUARDS = (
+    Guard(
+        "a worker dies with its starter",
+        "fmfsd/worker.py",
+        "    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
+        "",
+        "tests/end_to_end/test_endings.py::test_a_kill_ends_everything_and_the_cause_is_named[agent]",
+    ),
+    Guard(
+        "a starter dies with its agent",
+        "launcher/ties.py",
+        "    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
+        "",
+        "tests/end_to_end/test_endings.py::test_a_kill_ends_everything_and_the_cause_is_named[agent]",
+    ),
+    Guard(
+        "an agent ends what it started",
+        "launcher/agent.py",
+        "                os.kill(pid, signal.SIGKILL)\n",
+        "                pass\n",
+        "tests/launcher/test_supervise.py::test_a_killed_starter_takes_its_orphans_with_it",
+    ),
+    Guard(
+        "a checkpoint's sums",
+        "fmfsd/checkpoint/folder.py",
+        'if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:',
+        "if False:",
+        "tests/fmfsd/test_checkpoint.py::test_no_change_of_any_byte_goes_unnoticed",
+    ),
+    Guard(
+        "no checkpoint holds NaN",
+        "fmfsd/checkpoint/folder.py",
+        "        saved.require_finite()\n",
+        "",
+        "tests/fmfsd/test_checkpoint.py::test_a_checkpoint_never_holds_nan",
+    ),
+    Guard(
+        "the copy that is written",
+        "fmfsd/checkpoint/checkpoints.py",
+        "saved.staged()",
+        "saved",
+        "tests/fmfsd/test_checkpoint_writing.py::test_training_goes_on_while_a_checkpoint_is_written",
+    ),
+    Guard(
+        "flushed before it is renamed",
+        "fmfsd/files.py",
+        "                os.fsync(file.fileno())\n",
+        "                pass\n",
+        "tests/faults/test_commit_sweep.py::test_what_a_checkpoint_is_made_of_is_on_the_disk_before_it_has_its_name",
+    ),
+    Guard(
+        "links are not followed",
+        "fmfsd/files.py",
+        "os.O_RDONLY | os.O_NOFOLLOW",
+        "os.O_RDONLY",
+        "tests/fmfsd/test_checkpoint_writing.py::test_links_are_not_followed",
+    ),
+    Guard(
+        "the fence, before a save",
+        "fmfsd/checkpoint/folder.py",
+        "            self._require_ours()\n",
+        "",
+        "tests/fmfsd/test_checkpoint_writing.py::test_a_worker_that_outlived_its_attempt_commits_nothing",
+    ),
+    Guard(
+        "the fence, in the midst of a save",
+        "fmfsd/checkpoint/folder.py",
+        "        self._clear_away()\n",
+        "",
+        "tests/fmfsd/test_checkpoint_writing.py::test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing",
+    ),
+    Guard(
+        "the fence, of records",
+        "fmfsd/metrics.py",
+        "write_whole(self._path, b",
+        "self._path.write_bytes(b",
+        "tests/fmfsd/test_small_parts.py::test_what_a_worker_records_that_outlived_its_attempt_is_not_in_the_file",
+    ),
+    Guard(
+        "the lock",
+        "launcher/ownership.py",
+        "FileLock(run.lock, timeout=0)",
+        "FileLock(f'{run.lock}.{os.getpid()}', timeout=0)",
+        "tests/faults/test_lock.py",
+    ),
+    Guard(
+        "two interrupts at once are one",
+        "launcher/requests.py",
+        "now - self._first_interrupt >= SECOND_INTERRUPT_S",
+        "True",
+        "tests/launcher/test_stopping.py::test_interrupts_closer_than_a_second_are_one",
+    ),
+    Guard(
+        "a stop is agreed on",
+        "fmfsd/reduction.py",
+        "stop=stop > 0,",
+        "stop=False,",
+        "tests/faults/test_signals.py::test_a_signal_ends_the_run_as_documented_and_leaves_no_process[worker-SIGTERM]",
+    ),
+    Guard(
+        "a hang is looked for",
+        "launcher/supervise.py",
+        "(hang := self._pulses.look())",
+        "(hang := None)",
+        "tests/faults/test_hangs.py",
+    ),
+    Guard(
+        "weights are compared",
+        "fmfsd/loop.py",
+        "differs = bool(mine != first)",
+        "differs = False",
+        "tests/fmfsd/test_saving.py::test_workers_whose_weights_differ_in_a_bit_do_not_save",
+    ),
+    Guard(
+        "DDP is warmed up",
+        "fmfsd/loop.py",
+        "        self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))\n",
+        "",
+        "tests/distributed/test_exactness.py::test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit",
+    ),
+    Guard(
+        "what would come to the same is not tried again",
+        "launcher/recovery.py",
+        "if not failure.worth_another_attempt:",
+        "if False:",
+        "tests/launcher/test_recovery.py::test_what_would_come_to_the_same_is_not_tried_again",
+    ),
+    Guard(
+        "a run's own config",
+        "launcher/check.py",
+        "if not change.is_allowed]",
+        "if False]",
+        "tests/launcher/test_check.py::test_a_run_directory_of_another_config_is_refused_with_the_difference",
+    ),
+)
+
+
+def is_red(guard: Guard, copy: Path) -> bool:
+    """Whether the test fails without the guard; the copy is then as before."""
+    path = copy / guard.file
+    before = path.read_text()
+    assert before.count(guard.text) == 1, f"{guard.name}: stands {before.count(guard.text)} times in {guard.file}"
+    path.write_text(before.replace(guard.text, guard.without))
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]
+        env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=600)
+    finally:
+        path.write_text(before)
+    assert done.returncode in (0, 1), f"{guard.test}: {done.stdout[-2000:]}"
+    return done.returncode == 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="Guards whose name has this word.")
+    asked = parser.parse_args()
+    chosen = [guard for guard in GUARDS if asked.only in guard.name]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        copy.mkdir()
+        for name in FOLDERS:
+            shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(CHECKOUT / name, copy / name)
+        found = {guard: is_red(guard, copy) for guard in chosen}
+    rows = [[guard.name, guard.test.rpartition("::")[2], "red" if red else "GREEN"] for guard, red in found.items()]
+    print_table(["guard that was switched off", "test", "is"], rows)
+    return 0 if all(found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

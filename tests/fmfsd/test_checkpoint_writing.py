@@ -1,0 +1,162 @@
+"""Checkpoints are written beside the training, the best of them stays, and only who has the run writes or is read."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fmfsd.checkpoint import CheckpointFolder, Checkpoints
+from fmfsd.comms import SoloComms
+from fmfsd.errors import CheckpointError, FencedError
+from fmfsd.fence import Fence
+from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from tests.fmfsd.test_checkpoint import names, newest_step, no_space, save, saved, store
+from tests.helpers.processes import wait_until
+
+
+def test_the_best_on_the_validation_split_stays_beside_the_newest(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c", keep=1)
+    for step, score in ((1, 0.2), (2, 0.6), (3, 0.6), (4, None), (5, 0.5)):
+        save(checkpoints, saved(step, score=score))
+    assert names(tmp_path / "c") == ["step-00000002", "step-00000005"]
+    assert newest_step(checkpoints) == 5
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is saved is the state at the call, whatever becomes of the tensors meanwhile."""
+    checkpoints, before, may_write = store(tmp_path / "c"), saved(1), threading.Event()
+    write = CheckpointFolder.write
+    monkeypatch.setattr(CheckpointFolder, "write", lambda self, what: (may_write.wait(60), write(self, what)))
+    expected = before.engine.model["conv.weight"].clone()
+    checkpoints.save(before)
+    checkpoints.look()
+    before.engine.model["conv.weight"].zero_()
+    assert names(tmp_path / "c") == []
+    may_write.set()
+    checkpoints.finish()
+    after = checkpoints.load_newest()
+    assert after is not None
+    assert torch.equal(after.engine.model["conv.weight"], expected)
+
+
+@pytest.mark.fault("F11")
+def test_one_save_may_fail_and_the_next_one_that_fails_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    checkpoints = Checkpoints(
+        CheckpointFolder(tmp_path, keep=2, require_ours=lambda: None), SoloComms(), warn=told.append
+    )
+    full = [False, True, False, True, True]
+
+    def sometimes_full(*_: Any, **__: Any) -> None:
+        if full.pop(0):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fmfsd.checkpoint.folder.sync_folder", sometimes_full)
+    for step in range(1, 6):
+        checkpoints.save(saved(step))
+        wait_until(lambda: not checkpoints._writer.busy, "the write")
+        if step < 5:
+            checkpoints.look()
+    with pytest.raises(CheckpointError, match=r"step 5 not saved.*it needs 0\.0 MiB, .* MiB and \d+ files are free"):
+        checkpoints.look()
+    assert [text.partition(" not saved")[0].rpartition(" ")[2] for text in told] == ["2", "4"]
+
+
+def test_a_run_does_not_end_well_without_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = store(tmp_path / "c")
+    monkeypatch.setattr("fmfsd.checkpoint.folder.write_whole", no_space)
+    checkpoints.save(saved(1))
+    with pytest.raises(CheckpointError, match="step 1 not saved"):
+        checkpoints.finish()
+
+
+def test_a_worker_that_outlived_its_attempt_commits_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    fence = Fence(run, 1)
+    write_json(run.attempt(1), {})
+    save(store(run.checkpoints, require_ours=fence.require_ours), saved(1))
+    write_json(run.attempt(2), {})
+    with pytest.raises(FencedError, match="attempt 2 has this run now"):
+        save(store(run.checkpoints, require_ours=fence.require_ours), saved(2))
+    assert names(run.checkpoints) == ["step-00000001"]
+
+
+@pytest.mark.fault("F25")
+def test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has passed the fence, and sleeps until its successor has started: that takes the scratch folder away."""
+    old, new = store(tmp_path / "c"), store(tmp_path / "c")
+    save(old, saved(1))
+    write = write_json
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", write)
+        write(*arguments)
+        assert newest_step(new) == 1
+
+    monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", overtaken)
+    with pytest.raises(CheckpointError, match="step 2 not saved"):
+        save(old, saved(2))
+    assert names(tmp_path / "c") == ["step-00000001"]
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    for step in (1, 2):
+        save(checkpoints, saved(step))
+    (tmp_path / "c" / "step-00000002").chmod(0o770)
+    assert newest_step(checkpoints) == 1
+
+
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path / "c")
+    for step in (1, 2):
+        save(checkpoints, saved(step))
+    model = tmp_path / "c" / "step-00000002" / "model.safetensors"
+    model.unlink()
+    os.mkfifo(model)
+    assert newest_step(checkpoints) == 1
+
+
+def test_what_may_be_the_best_is_not_removed_while_it_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does that make the save a failed one."""
+    checkpoints = store(tmp_path / "c", keep=1)
+    save(checkpoints, saved(1, score=0.9))
+    with monkeypatch.context() as patch:
+        patch.setattr("fmfsd.checkpoint.folder.read_json", no_space)
+        save(checkpoints, saved(2, score=0.1))
+    assert names(tmp_path / "c") == ["step-00000001", "step-00000002"]
+    save(checkpoints, saved(3, score=0.2))
+    assert names(tmp_path / "c") == ["step-00000001", "step-00000003"]
+
+
+@pytest.mark.fault("F15")
+@pytest.mark.parametrize("link", ["step-00000002", "step-00000002/model.safetensors", "step-00000002/manifest.json"])
+def test_links_are_not_followed(link: str, tmp_path: Path) -> None:
+    """They may lead to what somebody else can write to."""
+    checkpoints = store(tmp_path / "c")
+    for step in (1, 2):
+        save(checkpoints, saved(step))
+    (tmp_path / "c" / link).rename(tmp_path / "elsewhere")
+    (tmp_path / "c" / link).symlink_to(tmp_path / "elsewhere")
+    assert newest_step(checkpoints) == 1
+
+
+@pytest.mark.fault("F15")
+def test_another_users_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = store(tmp_path / "c")
+    save(checkpoints, saved(1))
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+        checkpoints.load_newest()

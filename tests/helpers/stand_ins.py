@@ -1,0 +1,69 @@
+"""Stand-ins for torchrun that start in no time, carried out by the real coordinator and real agents."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+from fmfsd.rundir import RunDir
+from launcher.attempt import Attempt
+from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
+from launcher.requests import Requests
+from launcher.supervise import run_plan
+from tests.helpers.processes import wait_until
+
+PRELUDE = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+run, node, attempt = Path(sys.argv[1]), sys.argv[2], int(os.environ["FMFSD_ATTEMPT"])
+def outcome(state):
+    (run / "outcome.json").write_text(json.dumps({"state": state, "attempt": attempt, "step": 1, "metrics": {}}))
+def until(condition):
+    while not condition(): time.sleep(0.01)
+(run / f"pid-{node}").write_text(str(os.getpid()))
+"""
+BEGUN = "(run / 'progress' / 'rank-0.json').write_text(json.dumps({'attempt': 1, 'state': 'train', 'pid': 1}))\n"
+UNTIL_STOPPED = "until((run / 'stop-request').exists)\noutcome('stopped')\n"
+FOR_EVER = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nuntil(lambda: False)\n"
+WITH_CHILD = (
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+)
+
+
+def plan(run: RunDir, *scripts: str) -> LaunchPlan:
+    nodes = tuple(
+        NodePlan(
+            node=number,
+            argv=(sys.executable, "-c", PRELUDE + script, str(run.path), str(number)),
+            env={"PATH": os.environ["PATH"], "FMFSD_ATTEMPT": ATTEMPT, "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"]},
+            cwd=str(run.path),
+        )
+        for number, script in enumerate(scripts)
+    )
+    return LaunchPlan(str(run.path), "cpu", 1, nodes)
+
+
+def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Requests | None = None) -> Attempt:
+    return run_plan(plan(run, *scripts), run, grace_s=grace_s, requests=requests or Requests(), watch=lambda: None)
+
+
+def starter(run: RunDir, node: int) -> int:
+    """The process of a node's starter, once it runs."""
+    path = run.path / f"pid-{node}"
+    return int(wait_until(lambda: path.exists() and path.read_text(), f"starter of node {node}"))
+
+
+def meanwhile(action: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=action)
+    thread.start()
+    return thread
+
+
+def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> Attempt:
+    """With the signals heard that `send` sends meanwhile."""
+    requests = Requests()
+    with requests.heard():
+        thread = meanwhile(send)
+        attempt = carry_out(run, *scripts, requests=requests)
+    thread.join()
+    return attempt
