@@ -78,6 +78,8 @@ def launch(
 ) -> None:
     """Train: check everything, start a node agent with its workers for each node, watch them to the end.
 
+    `fmfsd-launch stop RUN_DIR` asks a run to stop with a checkpoint.
+
     Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
     checkpoint saved (run again to go on), 130 interrupted twice.
     """

@@ -189,7 +189,7 @@ def _meaning(worker: dict[str, Any], out_of_memory: bool) -> str:
     if code != -signal.SIGKILL:
         return f"killed by {name}"
     if not out_of_memory:
-        return f"killed by {name}, by hand or by the out-of-memory killer of a whole machine"
+        return f"killed by {name}: by hand, or as the whole machine ran out of memory"
     return f"killed by {name}: out of memory, at {worker.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
 
 
