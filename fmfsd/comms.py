@@ -30,8 +30,10 @@ class Activity:
     def of_a_call(self) -> Iterator[None]:
         start = time.perf_counter()
         self.calls, self.waiting = self.calls + 1, True
-        yield
-        self.waiting, self.waited_s = False, self.waited_s + time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.waiting, self.waited_s = False, self.waited_s + time.perf_counter() - start
 
 
 class Comms(Protocol):

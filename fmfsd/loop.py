@@ -40,9 +40,10 @@ class Loop:
     position: Position = field(default_factory=Position)
     means: RunningMeans = field(default_factory=RunningMeans)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    best: float | None = None
-    """The highest score so far, and below that of the evaluation at `position`, if there was one."""
     score: float | None = None
+    """Of the validation at `position`; None if there was none."""
+    is_best: bool = False
+    """And no checkpoint has as high a one."""
     stop_agreed: bool = False
     save_agreed: bool = False
 
@@ -78,7 +79,6 @@ class Loop:
             self.engine.load(saved.engine)
             self.position = saved.position
             self.means = RunningMeans(**saved.progress["means"])
-            self.best = saved.progress.get("best")
         self.metrics.keep(saved.progress["records"] if saved is not None else 0)
         self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
         self.reduction.forget()
@@ -95,7 +95,7 @@ class Loop:
             log_due = self.timeline.log_due(step + 1)
             self._read(all_of_them=log_due)
         self.position = Position(step + 1, evaluated=not self.timeline.evaluation_due(step + 1))
-        self.score = None
+        self.score, self.is_best = None, False
         self.stopwatch.busy_s += self.stopwatch.last_step_s - (self.comms.activity.waited_s - waited_before_s)
         self._show("train")
         if log_due:
@@ -135,7 +135,8 @@ class Loop:
                 )
             self._record(split, **values)
         if "valid" in results:
-            self.score = results["valid"]["deepest_top1"]
+            self.score, before = results["valid"]["deepest_top1"], self.checkpoints.best_score()
+            self.is_best = before is None or self.score > before
         self.position = Position(self.position.step)
 
     def _splits_due(self) -> list[str]:
@@ -146,18 +147,15 @@ class Loop:
     def _save_due(self) -> bool:
         """By step, by the clock that all agree on, or as the best so far on the validation split."""
         by_step = self.position.evaluated and self.timeline.checkpoint_due(self.position.step)
-        is_best = self.score is not None and (self.best is None or self.score > self.best)
-        return by_step or self.save_agreed or is_best
+        return by_step or self.save_agreed or self.is_best
 
     def _save(self) -> None:
         self._read(all_of_them=True)
         self._show("save")
         self._require_one_network()
-        if self.score is not None:
-            self.best = max(self.score, self.best if self.best is not None else self.score)
-        progress = {"means": self.means.state(), "records": self.metrics.records, "best": self.best}
+        progress = {"means": self.means.state(), "records": self.metrics.records}
         self.checkpoints.save(Saved(self.position, self.engine.state(), progress, self.score))
-        self.save_agreed = False
+        self.save_agreed = self.is_best = False
         self.save_clock.restart()
 
     def _look_after_saves(self) -> None:

@@ -53,9 +53,10 @@ def train(
         loop = build_loop(run, config, comms, device, stop, progress, fence)
         with closing(loop):
             state = _run(loop)
+            best = loop.checkpoints.best_score()
         if world.is_main:
             fence.require_ours()
-            _write_outcome(run, state, loop, fence.attempt)
+            _write_outcome(run, state, loop.position.step, best, fence.attempt)
         progress.show(state, step=loop.position.step)
     return state
 
@@ -195,8 +196,8 @@ def _require_alike(comms: Comms, config: TrainConfig) -> None:
         raise UnlikeError(f"{whose} is not what rank 0 has: every node needs the same files and packages")
 
 
-def _write_outcome(run: RunDir, state: str, loop: Loop, attempt: int) -> None:
-    content = {"state": state, "attempt": attempt, "step": loop.position.step, "metrics": last_records(run.metrics)}
-    best = {"best_valid_top1": loop.best} if loop.best is not None else {}
-    write_json(run.outcome, {**content, **best, "resumable": state != "finished"})
+def _write_outcome(run: RunDir, state: str, step: int, best: float | None, attempt: int) -> None:
+    content = {"state": state, "attempt": attempt, "step": step, "metrics": last_records(run.metrics)}
+    kept = {"best_valid_top1": best} if best is not None else {}
+    write_json(run.outcome, {**content, **kept, "resumable": state != "finished"})
     run.stop_request.unlink(missing_ok=True)

@@ -99,10 +99,16 @@ def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -
         "message": str(error),
         "expected": isinstance(error, FmfsdError),
         "resumable": getattr(error, "resumable", True),
-        "worth_another_attempt": getattr(error, "worth_another_attempt", not isinstance(error, FmfsdError)),
+        "worth_another_attempt": _worth_another_attempt(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
     write_json(run.crash(attempt, world.rank), content)
+
+
+def _worth_another_attempt(error: BaseException) -> bool:
+    """Of our own errors each kind says so; a GPU whose memory was too small will be again."""
+    unknown = not isinstance(error, FmfsdError) and type(error).__name__ != "OutOfMemoryError"
+    return bool(getattr(error, "worth_another_attempt", unknown))
 
 
 def _last_step(run: RunDir, rank: int) -> int | None:

@@ -74,9 +74,8 @@ class Attempt:
     """From the request to stop until everything had ended."""
     cause: str = ""
 
-    @property
-    def has_failed(self) -> bool:
-        """A node has ended badly, a worker has left word that it has, or one was gone or hung."""
+    def notice_failure(self) -> bool:
+        """Whether a node has ended badly, a worker has left word that it has, or one was gone or hung."""
         if self.noticed is None and (
             self.trouble
             or self.dead_rank is not None
@@ -85,6 +84,14 @@ class Attempt:
         ):
             self.noticed = time.time()
         return self.noticed is not None
+
+    def say_stopped(self) -> None:
+        """On behalf of workers that had not begun, or are between two attempts: nothing is lost."""
+        step = self.run.newest_step() or 0
+        self.state = "stopped"
+        with suppress(OSError):
+            content = {"state": "stopped", "attempt": self.number, "step": step, "metrics": {}, "resumable": True}
+            write_json(self.run.outcome, content)
 
     def begin(self) -> None:
         """Leave word of this attempt; an outcome of an earlier one goes, so that what is there at the end is ours."""

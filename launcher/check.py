@@ -66,7 +66,6 @@ def _run_dir(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
         yield Problem(where, "exists and is no run directory: choose another --run-dir")
     if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
         yield Problem(where, "belongs to another user: choose another --run-dir")
-    yield from _grace(launch, run)
 
 
 def _in_use(run: RunDir) -> Iterator[Problem]:
@@ -76,15 +75,17 @@ def _in_use(run: RunDir) -> Iterator[Problem]:
         yield Problem(str(run.path), busy(run))
 
 
-def _grace(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
-    """A run that was here before has measured how long it takes to stop."""
+def warnings(launch: LaunchConfig, run: RunDir) -> Iterator[str]:
+    """What is said and does not keep a run from being started: a run that was here has measured how it stops."""
     try:
         takes_s = float(read_json(run.rank_progress(0))["stop_takes_s"])
     except (OSError, ValueError, KeyError):
         return
     if takes_s > launch.grace_s:
-        asked = f"a step and a save of this run took {takes_s:.1f} s: set --grace {math.ceil(2 * takes_s)}"
-        yield Problem(f"--grace {launch.grace_s:g}", asked)
+        yield (
+            f"--grace {launch.grace_s:g}: a step and a save of this run took {takes_s:.1f} s, so a stop may lose work: "
+            f"set --grace {math.ceil(2 * takes_s)}"
+        )
 
 
 def _fit(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: RunDir) -> Iterator[Problem]:
@@ -102,15 +103,16 @@ def _fit(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: R
 def _changes(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
     """Of the run's own config, what makes it another run, or one that would have ended already."""
     try:
-        found = changes(load_config(str(run.config)), config)
+        before = load_config(str(run.config))
     except ConfigError as error:
         yield from error.problems
         return
+    found = changes(before, config)
     if refused := [str(change) for change in found if not change.is_allowed]:
         message = f"belongs to another config ({'; '.join(refused)}): choose another --run-dir, or change nothing"
         yield Problem(str(run.path), message)
     total, step = total_steps(config), run.newest_step()
-    if found and total is not None and step is not None and total < step:
+    if total is not None and step is not None and total <= step and total != total_steps(before):
         yield Problem("train.epochs, train.max_steps", f"make {total} steps, and {run.path} has done {step} already")
 
 

@@ -97,7 +97,7 @@ class RunDisplay:
         warnings, takes_s = list(progress.get("warnings", ())), progress.get("stop_takes_s", 0.0)
         if takes_s > self._grace_s:
             warnings.append(f"a step and a save take more than --grace, {self._grace_s:g} s: a stop may lose work")
-        for text in warnings:
+        for text in [*warnings, *self._stragglers.look()]:
             if text not in self._warnings:
                 self._warnings.add(text)
                 self._console.print(f"warning: {text}", highlight=False, markup=False)

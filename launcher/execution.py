@@ -17,7 +17,7 @@ from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
 from launcher.attempt import Attempt
-from launcher.check import is_prepared, total_steps
+from launcher.check import is_prepared, total_steps, warnings
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, heads_table
 from launcher.failures import page
@@ -84,6 +84,8 @@ class Execution:
             fallback = self._launch.device == "auto" and self._plan.device == "cpu"
             self._say(f"run: {self._run.path}")
             self._say(self._plan.summary() + (" (no GPU is visible)" if fallback else ""))
+            for text in warnings(self._launch, self._run):
+                self._say(f"warning: {text}")
             with sole_owner(self._run):
                 self._write_run_dir()
                 ended = self._attempts(requests)
@@ -112,7 +114,6 @@ class Execution:
 
     def _write_run_dir(self) -> None:
         try:
-            self._run.stop_request.unlink(missing_ok=True)
             if self._run.config.exists():
                 self._go_on()
             else:

@@ -110,7 +110,7 @@ def _in_own_words(crash: dict[str, Any], crashes: list[dict[str, Any]]) -> Failu
 def _of_a_hang(run: RunDir, attempt: Attempt, everyone: tuple[int, ...]) -> Failure:
     """With where the ranks that hang stood, as they have written it into their logs."""
     assert attempt.hang is not None
-    stacks = (_last_stack(run, rank) for rank in attempt.hang.blamed or attempt.hang.pids)
+    stacks = (_last_stack(run, attempt, rank) for rank in attempt.hang.blamed or attempt.hang.pids)
     rank = attempt.hang.blamed[0] if attempt.hang.blamed else None
     victims = tuple(rank for rank in attempt.hang.pids if rank not in attempt.hang.blamed)
     return Failure(
@@ -118,20 +118,20 @@ def _of_a_hang(run: RunDir, attempt: Attempt, everyone: tuple[int, ...]) -> Fail
         "\n".join(filter(None, stacks)),
         victims if attempt.hang.blamed else everyone,
         rank=rank,
-        node=_node(run, rank),
+        node=None if rank is None else _node(attempt, rank),
         time=attempt.noticed,
     )
 
 
-def _node(run: RunDir, rank: int | None) -> int | None:
-    logs = sorted(run.logs.glob(f"node-*/rank-{rank}.log"))
-    return int(logs[-1].parent.name.removeprefix("node-")) if logs else None
+def _node(attempt: Attempt, rank: int) -> int:
+    return rank * len(attempt.nodes) // attempt.num_workers
 
 
-def _last_stack(run: RunDir, rank: int) -> str:
-    """The thread that was at work, from the last dump of all threads in the rank's log."""
-    for log in run.logs.glob(f"node-*/rank-{rank}.log"):
-        text = log.read_text(errors="replace")
+def _last_stack(run: RunDir, attempt: Attempt, rank: int) -> str:
+    """The thread that was at work, from the attempt's last dump of all threads in the rank's log."""
+    log = run.rank_log(_node(attempt, rank), rank)
+    if log.exists():
+        text = log.read_text(errors="replace").rpartition(f"--- attempt {attempt.number}, ")[2]
         if found := [match for match in _STACK.finditer(text) if match[1] == "Current thread"]:
             return f"rank {rank} stood, innermost call first:" + "\n".join(
                 text[found[-1].end() :].splitlines()[:_LAST_LINES]
@@ -157,7 +157,7 @@ def _of_a_silent_worker(run: RunDir, attempt: Attempt, everyone: tuple[int, ...]
         for worker in silent
     ]
     first = silent[0]
-    node = _node(run, first["rank"])
+    node = _node(attempt, first["rank"])
     where = {"rank": first["rank"], "node": node, "step": first["step"], "time": attempt.noticed}
     return Failure("; ".join(told), "", everyone, **where)
 

@@ -13,7 +13,7 @@ from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
-from launcher.check import is_prepared, problems_of_any_config, require_sound
+from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
 from launcher.plan import LaunchPlan, plan_run
 from launcher.resources import Resources
@@ -41,6 +41,10 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         raise ConfigError([*error.problems, *problems_of_any_config(request.launch, resources, run)]) from error
     check = partial(require_sound, config, request.launch, resources, run, checksums=request.stop_after != "plan")
     check()
+    if request.drill is not None and not run.is_unused():
+        raise ConfigError(
+            [Problem(str(run.path), "exists, and a drill makes runs of its own: choose another --run-dir")]
+        )
     plan_for = partial(
         plan_run,
         request.launch,
@@ -48,7 +52,6 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         environment=environment,
         cwd=cwd,
         prepare=_prepare_command(config),
-        deterministic=config.train.deterministic,
     )
     if request.stop_after == "run":
         return _carry_out(request, config, run, plan_for, check, argv)
@@ -56,6 +59,8 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
     text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
     print(text.rstrip())
+    for warning in warnings(request.launch, run):
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 

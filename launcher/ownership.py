@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,10 +66,15 @@ def sole_owner(run: RunDir) -> Iterator[None]:
         raise _unwritable(error) from error
     with held:
         try:
+            run.stop_request.unlink(missing_ok=True)  # made to an earlier launch; from the next line on, to us
             write_json(run.owner, asdict(Owner.me()))
         except OSError as error:
             raise _unwritable(error) from error
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                run.stop_request.unlink(missing_ok=True)
 
 
 def _unwritable(error: OSError) -> CheckError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.environment import shown, travelling
+from launcher.pulses import SLOW_STATES_S
 from launcher.resources import Resources
 
 RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID, SCRATCH = "{rendezvous}", "{init_method}", "{attempt}", "{id}", "{scratch}"
@@ -105,7 +106,6 @@ def plan_run(
     environment: Mapping[str, str],
     cwd: str,
     prepare: tuple[str, ...] = (),
-    deterministic: bool = False,
 ) -> LaunchPlan:
     """The plan of `launch`, which has passed the checks, on this machine.
 
@@ -120,7 +120,6 @@ def plan_run(
             env={
                 **travelling(environment),
                 **_own_variables(launch, resources, slot, workers, device),
-                **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if deterministic and device == "cuda" else {}),
                 **_threads(environment, resources, len(chosen) * workers),
                 **launch.extra_env,
             },
@@ -164,7 +163,7 @@ def _own_variables(launch: LaunchConfig, resources: Resources, slot: int, worker
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "FMFSD_ATTEMPT": ATTEMPT,
-        "FMFSD_COLLECTIVE_TIMEOUT_S": f"{launch.hang_timeout_s + AFTER_HANG_S:g}",
+        "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, SLOW_STATES_S) + AFTER_HANG_S:g}",
         "FMFSD_INIT_METHOD": INIT_METHOD,
         "FMFSD_LOG_TO_FILE": "1",
         "GLOO_SOCKET_IFNAME": "lo",

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from fmfsd.files import read_json
+from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 
 LOOK_EVERY_S = 0.5
@@ -60,7 +60,21 @@ class Pulses:
             if shown := self._read(rank):
                 seen.note(shown)
         overdue = [seen for seen in self._seen.values() if now - seen.moved_at > self._limit_s(seen)]
+        if overdue and not self._takes_files():
+            for seen in self._seen.values():
+                seen.beat_at = seen.moved_at = now
+            return None
         return self._hang(now) if overdue else None
+
+    def _takes_files(self) -> bool:
+        """On a full disk no worker can show that it moves; that is no hang."""
+        probe = self._run.progress / "probe.json"
+        try:
+            write_json(probe, {"text": "x" * 4096}, durable=False)
+            probe.unlink()
+        except OSError:
+            return False
+        return True
 
     def has_begun(self) -> bool:
         """Whether any worker came as far as to train."""
@@ -89,11 +103,12 @@ class Pulses:
         return self._timeout_s if state in _QUICK_STATES else max(self._timeout_s, SLOW_STATES_S)
 
     def _hang(self, now: float) -> Hang:
-        """The worker that has no pulse is to blame, else the one that waits for nobody, else what lies between them."""
+        """The worker that has no pulse is to blame, else of those that wait for nobody the ones that came least far,
+        else what lies between them."""
         alive = {rank: seen for rank, seen in self._seen.items() if seen.shown.get("state") not in _ENDED_STATES}
         silent = [rank for rank, seen in alive.items() if now - seen.beat_at > self._timeout_s / 2]
-        busy = [rank for rank, seen in alive.items() if not seen.shown.get("waiting")]
-        blamed = silent or busy
+        busy = {rank: seen.shown.get("moves", 0) for rank, seen in alive.items() if not seen.shown.get("waiting")}
+        blamed = silent or [rank for rank, moves in busy.items() if moves == min(busy.values())]
         pids = {rank: seen.shown["pid"] for rank, seen in alive.items() if "pid" in seen.shown}
         why = "has no pulse, as a stopped process" if silent else "waits for no other worker"
         since = f"for {self._timeout_s:g} s or more (--hang-timeout)"

@@ -80,9 +80,14 @@ class Recovery:
             attempt.write()
             left, too_few = self._left(slots, attempt)
             changed = left != slots or self._has_progressed(attempt)
-            refusal = too_few or restarts.refusal(failure, progressed=changed) or self._pause(failure, restarts)
-            if refusal:
+            asked = "a stop was asked for" if self.requests.stop else ""
+            if refusal := asked or too_few or restarts.refusal(failure, progressed=changed):
                 return Ended(attempt, failure, refusal)
+            self._pause(failure, restarts)
+            if self.requests.stop:
+                attempt.say_stopped()
+                attempt.write()
+                return Ended(attempt)
             slots = left
 
     def _has_progressed(self, attempt: Attempt) -> bool:
@@ -114,8 +119,8 @@ class Recovery:
         )
         return left[:count], ""
 
-    def _pause(self, failure: Failure, restarts: Restarts) -> str:
-        """Wait a while before the next attempt; why not to make it, if a stop is asked for meanwhile."""
+    def _pause(self, failure: Failure, restarts: Restarts) -> None:
+        """Wait a while before the next attempt, or until a stop is asked for."""
         step = self.run.newest_step()
         where = f"from step {step}" if step is not None else "from the beginning"
         self.say(f"attempt {self.run.last_attempt()} failed: {failure.cause}")
@@ -125,4 +130,3 @@ class Recovery:
             time.sleep(LOOK_S)
             if self.run.stop_request.exists():
                 self.requests.ask()
-        return "a stop was asked for" if self.requests.stop else ""

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from fmfsd.files import read_json, write_json
+from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt, NodeState
 from launcher.hosts.local import LocalAgent
@@ -59,10 +59,11 @@ def run_plan(
         _Watch(attempt, requests, pulses, grace_s).until_done(watch)
     if requests.asked_at is not None:
         attempt.stopped_after_s = round(time.monotonic() - requests.asked_at, 3)
-    attempt.state = "interrupted" if requests.interrupted else _state(run, attempt.number)
-    if attempt.state == "failed" and requests.stop and not pulses.has_begun():
-        attempt.state = "stopped"  # signals that everybody gets end those that are not ready for them
-        _say_stopped(run, attempt.number)
+    attempt.state = _state(run, attempt.number)
+    if attempt.state == "failed" and requests.interrupted:
+        attempt.state = "interrupted"
+    elif attempt.state == "failed" and requests.stop and not pulses.has_begun():
+        attempt.say_stopped()  # signals that everybody gets have ended some that were not ready for them
     attempt.write()
     return attempt
 
@@ -94,13 +95,6 @@ def _state(run: RunDir, attempt: int) -> str:
         return str(outcome["state"]) if outcome["attempt"] == attempt else "failed"
     except (OSError, ValueError, KeyError):
         return "failed"
-
-
-def _say_stopped(run: RunDir, attempt: int) -> None:
-    """On behalf of workers that were ended before they had begun, so that nothing is lost."""
-    content = {"state": "stopped", "attempt": attempt, "step": run.newest_step() or 0, "metrics": {}, "resumable": True}
-    write_json(run.outcome, content)
-    run.stop_request.unlink(missing_ok=True)
 
 
 class _Watch:
@@ -143,7 +137,7 @@ class _Watch:
                 self._requests.ask()
             if self._end_at == math.inf and _state(self._attempt.run, self._attempt.number) != "failed":
                 self._end_at = now + LAST_WORD_S
-        if not self._attempt.has_failed and (hang := self._pulses.look()):
+        if not self._attempt.notice_failure() and (hang := self._pulses.look()):
             self._attempt.hang, self._attempt.trouble = hang, hang.text
             self._end_at = now - TERM_TO_KILL_S + DUMP_S
             for node in self._attempt.nodes:
@@ -154,7 +148,7 @@ class _Watch:
         now = time.monotonic()
         if self._requests.interrupted:
             self._end_at = min(self._end_at, now - TERM_TO_KILL_S)
-        elif self._attempt.has_failed:
+        elif self._attempt.notice_failure():
             self._end_at = min(self._end_at, now + TERM_TO_KILL_S)
         elif self._requests.stop and self._end_at == math.inf:
             self._end_at = now + self._grace_s
@@ -176,7 +170,7 @@ class _Watch:
         elif late_s >= TERM_TO_KILL_S:
             self._tell("kill")
         elif late_s >= 0:
-            if self._requests.stop and not self._attempt.has_failed:
+            if self._requests.stop and not self._attempt.notice_failure():
                 self._attempt.trouble = f"it did not stop within the {self._grace_s:g} s of --grace"
             self._tell("stop")
 

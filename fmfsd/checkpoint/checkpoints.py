@@ -24,6 +24,7 @@ class Checkpoints:
     def __init__(self, folder: CheckpointFolder, comms: Comms, *, warn: Callable[[str], None]) -> None:
         self._folder, self._comms, self._warn = folder, comms, warn
         self._writer, self._failed = _Writer(), 0
+        self._lost: CheckpointError | None = None
         self.save_s = 0.0
         """How long the last save took, from the copy to the rename."""
 
@@ -48,7 +49,14 @@ class Checkpoints:
         Raises CheckpointError if it is not.
         """
         self._collect(self._writer.result(), may_fail=0)
+        if self._lost is not None:  # `look` has only warned of it
+            raise self._lost
         self._comms.any(False)
+
+    def best_score(self) -> float | None:
+        """Of the checkpoints that are kept, the same on every worker; waits for what is being written."""
+        self._writer.wait()
+        return self._comms.share(self._folder.best_score() if self._comms.rank == 0 else None)
 
     def close(self) -> None:
         """Wait for the writer, whatever it says: the run has ended for another reason."""
@@ -69,7 +77,7 @@ class Checkpoints:
 
     def _write(self, saved: Saved, start: float) -> None:
         self._folder.write(saved)
-        self._failed = 0
+        self._failed, self._lost = 0, None
         self.save_s = time.monotonic() - start
         log.info("saved step %d in %.2f s", saved.position.step, self.save_s)
 
@@ -79,7 +87,7 @@ class Checkpoints:
             return
         if not isinstance(outcome, CheckpointError):
             raise outcome
-        self._failed += 1
+        self._failed, self._lost = self._failed + 1, outcome
         if self._failed > may_fail:
             raise outcome
         log.error("%s", outcome)
@@ -101,10 +109,13 @@ class _Writer:
         self._thread = threading.Thread(target=self._work, args=(task,), name="checkpoint writer")
         self._thread.start()
 
-    def result(self) -> BaseException | None:
-        """The task's error, once; waits for it."""
+    def wait(self) -> None:
         if self._thread is not None:
             self._thread.join()
+
+    def result(self) -> BaseException | None:
+        """The task's error, once; waits for it."""
+        self.wait()
         error, self._thread, self._error = self._error, None, None
         return error
 

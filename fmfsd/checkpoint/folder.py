@@ -55,6 +55,11 @@ class CheckpointFolder:
         except OSError as error:
             log.warning("%s: those that are surplus were not removed: %s", self.path, error)
 
+    def best_score(self) -> float | None:
+        """The highest there is; None without any."""
+        best = self._best(positions_in(self.path))
+        return None if best is None else _score(self.path / best.folder_name)
+
     def read(self, name: str) -> Saved:
         """Raises CheckpointError if it is damaged."""
         return _loaded(self.path / name)

@@ -29,6 +29,10 @@ SLOW_STEPS = 4
 """The time for so many steps is no hang, if that is longer."""
 
 
+class _EndedByUserError(Exception):
+    """Somebody, and no fault, has ended a run of the drill; it carries the exit code."""
+
+
 class Drill:
     """`short_of(changes)` is the user's config with changes; `plan_for(run, slots)` plans a run of the launch."""
 
@@ -49,8 +53,12 @@ class Drill:
         """The exit code: 1 if a fault was not survived, or changed the result."""
         self._argv = argv
         self._say(f"drill: {self._folder}; an undisturbed run first")
-        self._undisturbed()
-        results = [self._result(fault) for fault in self._options.faults]
+        try:
+            self._undisturbed()
+            results = [self._result(fault) for fault in self._options.faults]
+        except _EndedByUserError as ended:
+            self._say("the drill was ended")
+            return int(ended.args[0])
         self._console.print(table(results))
         self._say(f"{self._steps} steps each, a checkpoint every {self._every}, seed {self._options.seed}")
         self._say("noticed, and at work again: so long after the fault; resumed exactly: bit for bit as undisturbed")
@@ -69,7 +77,9 @@ class Drill:
         """As long as a fault needs to find it at work, for which the first one is the measure."""
         self._execute(self._whole)
         step_s = _seconds_a_step(self._whole)
-        self._launch = replace(self._launch, hang_timeout_s=max(HANG_TIMEOUT_S, SLOW_STEPS * step_s))
+        config, workers = self._config(), self._plan_for(self._whole).num_workers
+        longest = max(1.0, config.train.evaluate_batch * workers / config.train.batch)
+        self._launch = replace(self._launch, hang_timeout_s=max(HANG_TIMEOUT_S, SLOW_STEPS * longest * step_s))
         wanted = 4 * math.ceil(TRAINING_S / step_s / 4)
         if wanted > self._steps:
             self._say(f"\nand a longer one, as {self._steps} steps take just {self._steps * step_s:.1f} s")
@@ -78,7 +88,7 @@ class Drill:
 
     def _result(self, name: str) -> Result:
         self._say(f"\n{name}")
-        if skipped := FAULTS[name].lacks(self._launch):
+        if skipped := FAULTS[name].lacks(self._launch, checkpoint_bytes(self._whole)):
             return Result(name, skipped=skipped)
         try:
             return self._with_fault(name)
@@ -93,25 +103,27 @@ class Drill:
         fault.prepare(scene)
         step = chance.randint(self._every + 1, 3 * self._every - 1)
         injector = Injector(run, partial(fault.harm, scene), step=step)
-        code = self._execute(run, look=injector.look, network=scene.network)
-        stopped_s = _stopped_after(run) if code == EXIT_CODES["stopped"] else None
-        if stopped_s is not None:
-            code = self._execute(run, look=injector.look, network=scene.network)
-        if injector.at is None or code != 0:
-            return Result(name, injector.what, problem=f"NO: the run ended with {code}")
-        return Result(
-            name,
-            injector.what,
-            noticed_s=injector.noticed_s if stopped_s is None else stopped_s,
-            back_s=injector.back_s,
-            lost_steps=injector.lost_steps,
-            difference=differences(run, self._whole),
-        )
+        stopped_s = None
+        if name == "preempt":
+            self._execute(run, look=injector.look, may_stop=True)
+            stopped_s = _stopped_after(run)
+        self._execute(run, look=injector.look, network=scene.network)
+        noticed_s = injector.noticed_s if stopped_s is None else stopped_s
+        if noticed_s is None:
+            return Result(name, injector.what, problem="NO: nobody noticed it")
+        lost, difference = injector.lost_steps, differences(run, self._whole)
+        return Result(name, injector.what, noticed_s, injector.back_s, lost, difference)
 
     def _execute(
-        self, run: RunDir, look: Callable[[], None] = lambda: None, network: CuttableNetwork | None = None
-    ) -> int:
-        """The exit code of a run. Raises what a launch raises."""
+        self,
+        run: RunDir,
+        *,
+        look: Callable[[], None] = lambda: None,
+        network: CuttableNetwork | None = None,
+        may_stop: bool = False,
+    ) -> None:
+        """A run, until it is finished. Raises what a launch raises, and _EndedByUserError if it is stopped, which only
+        the fault itself may do."""
         plan_of = partial(self._plan_for, run) if network is None else partial(self._plan_in_network, run)
         execution = Execution(
             self._config(),
@@ -123,7 +135,9 @@ class Drill:
             look=look,
             start_agent=LocalAgent if network is None else network.start_agent,
         )
-        return execution.run_to_end(self._argv)
+        code = execution.run_to_end(self._argv)
+        if code == EXIT_CODES["interrupted"] or (code == EXIT_CODES["stopped"] and not may_stop):
+            raise _EndedByUserError(code)
 
     def _plan_in_network(self, run: RunDir, slots: tuple[int, ...]) -> LaunchPlan:
         plan = self._plan_for(run, slots)
@@ -134,6 +148,7 @@ class Drill:
         steps, every = self._steps, self._every
         return self._short_of(
             [
+                f"train.epochs={self._short_of(()).train.epochs + steps}",
                 f"train.max_steps={steps}",
                 f"train.evaluate_every={steps} steps",
                 f"train.log_every={max(1, steps // FEWEST_STEPS)} steps",

@@ -92,7 +92,7 @@ class Fault:
     """`harm` returns what it was done to; `lacks` says why it can't be done here; `prepare` makes the scene for it."""
 
     harm: Callable[[Scene], str]
-    lacks: Callable[[LaunchConfig], str] = lambda _launch: ""
+    lacks: Callable[[LaunchConfig, int], str] = lambda _launch, _checkpoint_bytes: ""
     prepare: Callable[[Scene], None] = lambda _scene: None
 
 
@@ -123,9 +123,19 @@ def _fill_disk(scene: Scene) -> str:
     return "disk: full"
 
 
+def _disk_bytes(checkpoint_bytes: int) -> int:
+    return DISK_OF_CHECKPOINTS * checkpoint_bytes + DISK_BYTES
+
+
+def _lacks_disk(_launch: LaunchConfig, checkpoint_bytes: int) -> str:
+    """The disk is memory, and will be full."""
+    needed, free = _disk_bytes(checkpoint_bytes), os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return lacks() or (f"needs {needed >> 19} MiB of free memory" if 2 * needed > free else "")
+
+
 def _small_disk(scene: Scene) -> None:
     scene.run.path.mkdir(parents=True)
-    mount_small_disk(scene.run.path, DISK_OF_CHECKPOINTS * scene.checkpoint_bytes + DISK_BYTES)
+    mount_small_disk(scene.run.path, _disk_bytes(scene.checkpoint_bytes))
 
 
 def _cut_link(scene: Scene) -> str:
@@ -139,8 +149,8 @@ def _own_network(scene: Scene) -> None:
     scene.network = CuttableNetwork()
 
 
-def _lacks_network(launch: LaunchConfig) -> str:
-    return lacks("ip", "nsenter", "unshare") or ("" if launch.nodes > 1 else "needs --nodes 2 or more")
+def _lacks_network(launch: LaunchConfig, _checkpoint_bytes: int) -> str:
+    return lacks("ip", "nsenter") or ("" if launch.nodes > 1 else "needs --nodes 2 or more")
 
 
 def _nodes(run: RunDir) -> list[dict[str, Any]]:
@@ -152,6 +162,6 @@ FAULTS = {
     "kill-worker": Fault(partial(_signal_worker, number=signal.SIGKILL)),
     "kill-agent": Fault(_kill_agent),
     "hang": Fault(partial(_signal_worker, number=signal.SIGSTOP)),
-    "disk-full": Fault(_fill_disk, lacks=lambda _launch: lacks(), prepare=_small_disk),
+    "disk-full": Fault(_fill_disk, lacks=_lacks_disk, prepare=_small_disk),
     "cut-link": Fault(_cut_link, lacks=_lacks_network, prepare=_own_network),
 }

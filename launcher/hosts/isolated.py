@@ -23,10 +23,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def lacks(*programs: str) -> str:
     """Why this process can not make such things; empty if it seems able to."""
-    missing = [program for program in programs if shutil.which(program) is None]
+    missing = [program for program in (*programs, "unshare") if shutil.which(program) is None]
     if os.geteuid() != 0:
         return "needs root"
-    return f"needs {' and '.join(missing)}" if missing else ""
+    if missing:
+        return f"needs {' and '.join(missing)}"
+    tried = subprocess.run([shutil.which("unshare") or "unshare", "--mount", "--net", "true"], capture_output=True)
+    return "needs CAP_SYS_ADMIN, which this container does not give" if tried.returncode else ""
 
 
 class CuttableNetwork:
@@ -41,7 +44,19 @@ class CuttableNetwork:
             self._agents = []
         agent = LocalAgent(node, prefix=("unshare", "--net", "--"))
         self._agents.append(agent)
-        self._wait_for_namespace(agent)
+        try:
+            self._wait_for_namespace(agent)
+            self._connect(node)
+        except BaseException:
+            agent.close()
+            raise
+        return agent
+
+    def cut(self, node: int) -> None:
+        """From now on nothing gets from or to the node; nobody is told."""
+        self._inside(node, "ip", "link", "set", INTERFACE, "down")
+
+    def _connect(self, node: int) -> None:
         self._inside(node, "ip", "link", "set", "lo", "up")
         if node == 0:
             self._inside(0, "ip", "link", "add", INTERFACE, "type", "bridge")
@@ -49,11 +64,6 @@ class CuttableNetwork:
             self._plug_in(node)
         self._inside(node, "ip", "addr", "add", f"10.213.0.{node + 1}/24", "dev", INTERFACE)
         self._inside(node, "ip", "link", "set", INTERFACE, "up")
-        return agent
-
-    def cut(self, node: int) -> None:
-        """From now on nothing gets from or to the node; nobody is told."""
-        self._inside(node, "ip", "link", "set", INTERFACE, "down")
 
     def _plug_in(self, node: int) -> None:
         peer = ("peer", "name", f"node{node}", "netns", str(self._agents[0].pid))

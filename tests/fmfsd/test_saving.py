@@ -1,6 +1,7 @@
 """When the loop saves, what it asks of the other workers first, and that nothing but the position decides a step."""
 
 import random
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,8 @@ def test_the_best_on_the_validation_split_is_saved_and_stays(
     assert steps(run) == ["4", "6-unevaluated"]
     train_run(SoloComms(), run.path)
     assert steps(run) == ["4", "8"]
+    with closing(make_loop(run, SoloComms())) as loop:
+        assert loop.checkpoints.best_score() == 0.5
 
 
 def spoil_and_save(comms: Comms, folder: Path) -> str:

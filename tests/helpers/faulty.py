@@ -55,7 +55,7 @@ class Faulty:
 
     @property
     def env(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.folder)}
+        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))}
 
     def held(self, *, attempt: int, rank: int) -> Path:
         """There once that worker holds; its age tells since when."""

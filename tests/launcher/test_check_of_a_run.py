@@ -12,6 +12,7 @@ import pytest
 from fmfsd.config import dump_config
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
+from launcher.check import warnings
 from launcher.config import LaunchConfig
 from launcher.manifest import _commit, manifest, software_changes
 from launcher.ownership import sole_owner
@@ -85,21 +86,24 @@ def test_what_does_not_change_a_step_may_change_in_a_run_that_goes_on(prepared: 
 
 def test_a_run_can_not_be_made_shorter_than_it_is(prepared: Path, tmp_path: Path) -> None:
     run = begun(prepared, tmp_path)
-    (run.checkpoints / "step-00000004").mkdir()
-    sound(tiny_config(prepared, "train.max_steps=4"), run=run)
-    code, text = problems(tiny_config(prepared, "train.max_steps=3"), run=run)
-    assert code == 2
-    assert f"train.epochs, train.max_steps: make 3 steps, and {run.path} has done 4 already" in text
+    """Nor end where it is: the evaluations at the end would be left out."""
+    sound(tiny_config(prepared), run=run)
+    for steps in (2, 3):
+        (run.checkpoints / "step-00000003").mkdir(exist_ok=True)
+        code, text = problems(tiny_config(prepared, f"train.max_steps={steps}"), run=run)
+        assert code == 2
+        assert f"train.epochs, train.max_steps: make {steps} steps, and {run.path} has done 3 already" in text
 
 
-def test_a_grace_that_a_stop_does_not_fit_into_is_refused(prepared: Path, tmp_path: Path) -> None:
-    """As the run has measured it before."""
+def test_a_grace_that_a_stop_does_not_fit_into_is_told(prepared: Path, tmp_path: Path) -> None:
+    """As the run has measured it before; the same command still goes on with it."""
     run = begun(prepared, tmp_path)
     write_json(run.rank_progress(0), {"stop_takes_s": 12.3})
-    sound(tiny_config(prepared), LaunchConfig(grace_s=13), run=run)
-    code, text = problems(tiny_config(prepared), LaunchConfig(grace_s=12), run=run)
-    assert code == 2
-    assert "--grace 12: a step and a save of this run took 12.3 s: set --grace 25" in text
+    assert list(warnings(LaunchConfig(grace_s=13), run)) == []
+    (told,) = warnings(LaunchConfig(grace_s=12), run)
+    assert told.startswith("--grace 12: a step and a save of this run took 12.3 s")
+    assert told.endswith("set --grace 25")
+    sound(tiny_config(prepared), LaunchConfig(grace_s=12), run=run)
 
 
 def test_a_run_that_somebody_works_on_is_refused_by_the_check_too(prepared: Path, tmp_path: Path) -> None:

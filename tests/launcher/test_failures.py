@@ -173,6 +173,7 @@ def test_a_worker_that_was_told_of_anothers_fault_is_no_cause(run: RunDir) -> No
 def test_a_hang_is_told_with_the_stack_of_the_worker_that_hangs(run: RunDir) -> None:
     run.node_logs(1).mkdir(parents=True)
     run.rank_log(1, 1).write_text(
+        "--- attempt 0, rank 1 of 2\nCurrent thread 0x02 (most recent call first):\n  File old\n--- attempt 1, rank 1\n"
         "Thread 0x01 (most recent call first):\n  File a\nCurrent thread 0x02 (most recent call first):\n  File b\n"
     )
     hung = attempt(run, -9, -9)

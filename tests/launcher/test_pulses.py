@@ -73,6 +73,32 @@ def test_a_worker_that_waits_for_nobody_is_the_one_that_hangs(run: RunDir, clock
     assert "it waits for no other worker" in hang.text
 
 
+def test_of_those_that_wait_for_nobody_the_one_that_came_least_far_hangs(run: RunDir, clock: Clock) -> None:
+    """The other waits where it can't tell, as in a kernel on a GPU, and is a call ahead."""
+    pulses = Pulses(run, 1, 2, hang_timeout_s=10)
+    for rank, moves in ((0, 8), (1, 7)):
+        show(run, rank, beat=1, moves=moves)
+    assert pulses.look() is None
+    clock.now += 8
+    for rank, moves in ((0, 8), (1, 7)):
+        show(run, rank, beat=9, moves=moves)
+    pulses.look()
+    clock.now += 3
+    hang = pulses.look()
+    assert hang is not None
+    assert hang.blamed == (1,)
+
+
+def test_on_a_disk_that_takes_no_files_nobody_hangs(run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can show that it moves, then."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pulses_module, "write_json", full)
+    assert watched(run, clock, {"stuck": True}, seconds=60) is None
+
+
 def test_if_all_wait_it_is_what_lies_between_them(run: RunDir, clock: Clock) -> None:
     hang = watched(run, clock, *[{"stuck": True, "waiting": True}] * 2)
     assert hang is not None

@@ -1,5 +1,6 @@
 """Which failures get another attempt, with which nodes; the attempts themselves are stood in for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,20 @@ def test_progress_is_a_checkpoint_after_the_one_that_the_attempt_went_on_from(ru
 
 
 def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a stop: nothing is under way, so nothing is lost. One that came before the failure does not undo that."""
     monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 60.0)
-    stage, requests = Stage(run, ()), Requests()
-    requests.ask()
-    recovery = Recovery(LaunchConfig(nodes=4), run, requests, stage.plan_of, stage.start, stage.said.append, 64)
-    assert recovery.to_the_end().refusal == "a stop was asked for"
+    (run.checkpoints / "step-00000004").mkdir()
+    for asked_before in (False, True):
+        stage, requests = Stage(run, ()), Requests()
+        say = requests.ask if asked_before else lambda: None
+        say()
+        recovery = Recovery(LaunchConfig(nodes=4), run, requests, stage.plan_of, stage.start, stage.said.append, 64)
+        run.stop_request.touch()
+        ended = recovery.to_the_end()
+        assert (ended.attempt.state, ended.refusal) == (
+            ("failed", "a stop was asked for") if asked_before else ("stopped", "")
+        )
+    assert json.loads(run.outcome.read_text())["step"] == 4
 
 
 @pytest.mark.parametrize(
