@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import run_command
+from fmfsd.rundir import RunDir
+from tests.helpers.processes import Launched, launched, run_command
 from tests.helpers.runs import TINY
 
 NODES = ("--nodes", "2", "--gpus", "1")
@@ -37,6 +39,26 @@ def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
     assert all(faults[name]["lost_steps"] == 0 for name in ("preempt", "disk-full"))
     assert "is the network between them cut?" in done.stderr
     assert Path("/proc/mounts").read_text() == mounts
+
+
+def test_a_drill_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """And does not take it for a fault of its own."""
+    with launched(tmp_path, "drill", (*arguments, "--drill", "preempt,hang")) as drill:
+        first = Launched(drill.process, RunDir(tmp_path / "drill" / "undisturbed"))
+        first.wait_for_step(1)
+        drill.signal(signal.SIGINT)
+        code, output = drill.end()
+    assert code == 75
+    assert output.endswith("the drill was ended\n")
+    assert [path.name for path in drill.run.path.iterdir()] == ["undisturbed"]
+
+
+def test_a_drill_does_not_begin_in_the_folder_of_a_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    done = run_command("fmfsd-launch", *arguments, "--drill", "hang", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tuple[str, ...], tmp_path: Path) -> None:
