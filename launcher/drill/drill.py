@@ -44,14 +44,15 @@ class Drill:
         run: RunDir,
         plan_for: Callable[..., LaunchPlan],
         console: Console,
+        argv: Sequence[str],
     ) -> None:
         self._options, self._short_of, self._folder, self._plan_for = options, short_of, run.path, plan_for
         self._launch, self._console = replace(launch, min_nodes=None), console
+        self._argv = argv
         self._steps, self._whole = FEWEST_STEPS, RunDir(self._folder / "undisturbed")
 
-    def run_to_end(self, argv: Sequence[str], *, as_json: bool) -> int:
+    def run_to_end(self, *, as_json: bool) -> int:
         """The exit code: 1 if a fault was not survived, or changed the result."""
-        self._argv = argv
         self._say(f"drill: {self._folder}; an undisturbed run first")
         try:
             self._undisturbed()
@@ -108,6 +109,8 @@ class Drill:
             self._execute(run, look=injector.look, may_stop=True)
             stopped_s = _stopped_after(run)
         self._execute(run, look=injector.look, network=scene.network)
+        if injector.at is None:
+            return Result(name, problem="NO: the run had ended before it could be done")
         noticed_s = injector.noticed_s if stopped_s is None else stopped_s
         if noticed_s is None:
             return Result(name, injector.what, problem="NO: nobody noticed it")
@@ -166,5 +169,7 @@ def _seconds_a_step(run: RunDir) -> float:
     return float(max(0.001, (end - start) / (last - first)))
 
 
-def _stopped_after(run: RunDir) -> float:
-    return float(read_json(run.attempt(run.last_attempt()))["stopped_after_s"])
+def _stopped_after(run: RunDir) -> float | None:
+    """None if nobody heard a request."""
+    stopped_after_s: float | None = read_json(run.attempt(run.last_attempt()))["stopped_after_s"]
+    return stopped_after_s
