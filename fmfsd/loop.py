@@ -60,6 +60,7 @@ class Loop:
             self._look_after_saves()
         if not self.finished:
             self._save()
+        self._show("save")
         self.checkpoints.finish()
         return "finished" if self.finished else "stopped"
 
@@ -155,6 +156,7 @@ class Loop:
         self._require_one_network()
         progress = {"means": self.means.state(), "records": self.metrics.records}
         self.checkpoints.save(Saved(self.position, self.engine.state(), progress, self.score))
+        self._show("train")
         self.save_agreed = self.is_best = False
         self.save_clock.restart()
 

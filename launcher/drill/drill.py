@@ -10,6 +10,7 @@ from functools import partial
 from rich.console import Console
 
 from fmfsd.config import TrainConfig
+from fmfsd.data.index import read_index, set_folder
 from fmfsd.errors import FmfsdError, RunFailedError
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
@@ -26,7 +27,7 @@ TRAINING_S = 12.0
 """Long enough for a fault to find the run at work."""
 HANG_TIMEOUT_S = 10.0
 SLOW_STEPS = 4
-"""The time for so many steps is no hang, if that is longer."""
+"""The time for so many steps or evaluation batches is no hang, if that is longer."""
 
 
 class _EndedByUserError(Exception):
@@ -78,14 +79,19 @@ class Drill:
         """As long as a fault needs to find it at work, for which the first one is the measure."""
         self._execute(self._whole)
         step_s = _seconds_a_step(self._whole)
-        config, workers = self._config(), self._plan_for(self._whole).num_workers
-        longest = max(1.0, config.train.evaluate_batch * workers / config.train.batch)
-        self._launch = replace(self._launch, hang_timeout_s=max(HANG_TIMEOUT_S, SLOW_STEPS * longest * step_s))
+        slowest_s = max(step_s, self._seconds_an_evaluation_batch())
+        self._launch = replace(self._launch, hang_timeout_s=max(HANG_TIMEOUT_S, SLOW_STEPS * slowest_s))
         wanted = 4 * math.ceil(TRAINING_S / step_s / 4)
         if wanted > self._steps:
             self._say(f"\nand a longer one, as {self._steps} steps take just {self._steps * step_s:.1f} s")
             self._steps, self._whole = wanted, RunDir(self._folder / "undisturbed-longer")
             self._execute(self._whole)
+
+    def _seconds_an_evaluation_batch(self) -> float:
+        config, workers = self._config(), self._plan_for(self._whole).num_workers
+        *_, (trained_at, _), (evaluated_at, split) = _moments(self._whole)
+        share = config.train.evaluate_batch * workers / read_index(set_folder(config.data)).samples(split)
+        return (evaluated_at - trained_at) * min(1.0, share)
 
     def _result(self, name: str) -> Result:
         self._say(f"\n{name}")
@@ -160,6 +166,11 @@ class Drill:
                 f"checkpoint.every_steps={every}",
             ]
         )
+
+
+def _moments(run: RunDir) -> list[tuple[float, str]]:
+    """When each record was made, and of which split."""
+    return [(line["time"], line["split"]) for line in map(json.loads, run.metrics.read_text().splitlines())]
 
 
 def _seconds_a_step(run: RunDir) -> float:
