@@ -78,6 +78,7 @@ def takes_ever_more_memory(moment: Moment) -> None:
 
 @pytest.mark.fault("F9")
 def test_an_out_of_memory_kill_is_told_with_its_size(group: Group, tiny_root: Path, tmp_path: Path) -> None:
+    """The kernel may have killed rank 0 as well, before the memory of rank 1 was free."""
     fault = faulty(tmp_path / "fault", takes_ever_more_memory)
     changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16")
     settings = (part for change in changes for part in ("--set", change))
@@ -92,7 +93,7 @@ def test_an_out_of_memory_kill_is_told_with_its_size(group: Group, tiny_root: Pa
         code, output = run.end()
     assert code == 1, output
     cause = json.loads(run.run.outcome.read_text())["cause"]
-    size = re.fullmatch(
+    size = re.search(
         r"rank 1 \(pid \d+ on \S+\) after step 2: killed by SIGKILL: out of memory, at (\d+\.\d\d) GiB", cause
     )
     assert size is not None, cause
