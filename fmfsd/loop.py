@@ -1,4 +1,5 @@
-"""The training loop of one worker. What is due is decided by the position alone, so a resumed run decides the same."""
+"""The training loop of one worker. What becomes of a step, and what is recorded, is decided by the position alone, so a
+resumed run decides the same; when it is saved may also depend on the clock."""
 
 import math
 from dataclasses import dataclass, field
@@ -119,13 +120,7 @@ class Loop:
         self.engine.unify_buffers()
         results = {}
         for split in self._splits_due():
-            results[split] = evaluate(
-                self.engine,
-                self.evaluations[split],
-                self.comms,
-                stop=lambda: self.stop.requested,
-                report=lambda done: self._show("evaluate", evaluated=round(done, 3)),
-            )
+            results[split] = self._results(split)
             if not results[split]:
                 self.stop_agreed = True
                 return
@@ -136,9 +131,22 @@ class Loop:
                 )
             self._record(split, **values)
         if "valid" in results:
-            self.score, before = results["valid"]["deepest_top1"], self.checkpoints.best_score()
-            self.is_best = before is None or self.score > before
+            self._judge(results["valid"]["deepest_top1"])
         self.position = Position(self.position.step)
+
+    def _results(self, split: str) -> dict[str, float]:
+        """Empty if a stop was asked for."""
+        return evaluate(
+            self.engine,
+            self.evaluations[split],
+            self.comms,
+            stop=lambda: self.stop.requested,
+            report=lambda done: self._show("evaluate", evaluated=round(done, 3)),
+        )
+
+    def _judge(self, score: float) -> None:
+        before = self.checkpoints.best_score()
+        self.score, self.is_best = score, before is None or score > before
 
     def _splits_due(self) -> list[str]:
         """With a validation split the test set is looked at once, at the end."""
@@ -161,7 +169,7 @@ class Loop:
         self.save_clock.restart()
 
     def _look_after_saves(self) -> None:
-        """End if they keep failing; tell how long a stop takes, at most a step and a save."""
+        """End if they keep failing; tell how long a stop is likely to take: a step and a save."""
         self.checkpoints.look()
         if self.checkpoints.save_s:
             takes_s = self.stopwatch.last_step_s + self.checkpoints.save_s

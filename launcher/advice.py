@@ -5,7 +5,7 @@ import re
 _KNOWN = (
     (
         r"out of memory|OutOfMemoryError|can't allocate memory|cannot allocate memory|bad_alloc",
-        "a smaller train.micro_batch (same result, less memory), more workers, or fewer of them on one machine",
+        "more workers with a GPU or a machine each; or, which is another run, a smaller train.micro_batch",
     ),
     (r"killed by SIGKILL", "free -h and dmesg tell whether memory ran out; somebody may also have killed it by hand"),
     (

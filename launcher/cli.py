@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 RUN_COMMANDS = ("stop",)
@@ -54,13 +56,13 @@ def launch(
     ] = None,
     grace: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds from a stop request to the end by force.")
-    ] = 30.0,
+    ] = DEFAULT_GRACE_S,
     hang_timeout: Annotated[
         float, typer.Option(min=5, max=86_400, help="Seconds without a sign of progress until a worker is ended.")
-    ] = 300.0,
+    ] = DEFAULT_HANG_TIMEOUT_S,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="New attempts after failures, counted anew after each checkpoint.")
-    ] = 3,
+    ] = DEFAULT_MAX_RESTARTS,
     elastic: Annotated[
         str | None, typer.Option(metavar="MIN:MAX", help="Node agents; go on with fewer when some are lost.")
     ] = None,

@@ -185,8 +185,7 @@ class Execution:
 
     def _page(self, ended: Ended) -> str:
         assert ended.failure is not None
-        attempts = f"attempt {ended.attempt.number}"
-        history = f"no attempt follows {attempts}: {ended.refusal}"
+        history = f"no attempt follows attempt {ended.attempt.number}: {ended.refusal}"
         return page(self._run, ended.failure, history=history, command=self._command())
 
     def _command(self) -> str:

@@ -85,7 +85,7 @@ def _carry_out(
         from launcher.drill import Drill
 
         short_of = partial(_config, request)
-        drill = Drill(request.drill, short_of, request.launch, run, plan_for, console, argv)
+        drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
         return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
     execution = Execution(config, request.launch, run, plan_of, check=check, console=console, as_json=request.as_json)

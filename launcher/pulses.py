@@ -34,7 +34,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class Hang:
-    """Which ranks hang, those of them that hang by themselves first in `text`; `pids` are all workers', by rank."""
+    """`blamed` are the ranks that hang by themselves, none if all wait for one another; `pids` are all workers'."""
 
     text: str
     blamed: tuple[int, ...]

@@ -1,11 +1,14 @@
 """Names workers that hold up the others: those whose own work takes much longer, window after window."""
 
 import statistics
+import time
 from typing import Any
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 
+LOOK_EVERY_S = 2.0
+"""Every worker has a file to be read, perhaps over a network."""
 WINDOW_STEPS = 25
 SLOW = 1.5
 """So many times the median of all workers' own time is much."""
@@ -22,10 +25,13 @@ class Stragglers:
         self._run, self._attempt, self._ranks = run, attempt, range(num_workers)
         self._before: dict[int, dict[str, Any]] = {}
         self._slow_windows = dict.fromkeys(self._ranks, 0)
-        self._named = set[int]()
+        self._named, self._next_look = set[int](), 0.0
 
     def look(self) -> list[str]:
         """What there is to say now; each straggler is named once."""
+        if time.monotonic() < self._next_look:
+            return []
+        self._next_look = time.monotonic() + LOOK_EVERY_S
         now = {rank: shown for rank in self._ranks if (shown := self._read(rank))}
         if len(now) < max(2, len(self._ranks)):
             return []

@@ -45,11 +45,9 @@ class Drill:
         run: RunDir,
         plan_for: Callable[..., LaunchPlan],
         console: Console,
-        argv: Sequence[str],
     ) -> None:
         self._options, self._short_of, self._folder, self._plan_for = options, short_of, run.path, plan_for
         self._launch, self._console = replace(launch, min_nodes=None), console
-        self._argv = argv
         self._steps, self._whole = FEWEST_STEPS, RunDir(self._folder / "undisturbed")
 
     def run_to_end(self, *, as_json: bool) -> int:
@@ -144,9 +142,15 @@ class Drill:
             look=look,
             start_agent=LocalAgent if network is None else network.start_agent,
         )
-        code = execution.run_to_end(self._argv)
+        code = execution.run_to_end(self._goes_on(run))
         if code == EXIT_CODES["interrupted"] or (code == EXIT_CODES["stopped"] and not may_stop):
             raise _EndedByUserError(code)
+
+    def _goes_on(self, run: RunDir) -> list[str]:
+        """The command that would go on with this one run of the drill."""
+        options = {"--nodes": self._launch.nodes, "--gpus": self._plan_for(run).workers_per_node}
+        flat = (str(part) for option in options.items() for part in option)
+        return ["fmfsd-launch", str(run.config), *flat, "--device", self._launch.device, "--run-dir", str(run.path)]
 
     def _plan_in_network(self, run: RunDir, slots: tuple[int, ...]) -> LaunchPlan:
         plan = self._plan_for(run, slots)

@@ -16,8 +16,7 @@ from launcher.hosts.isolated import CuttableNetwork, lacks, mount_small_disk
 
 FILLER = "filler"
 DISK_OF_CHECKPOINTS = 6
-DISK_BYTES = 64 << 20
-"""And so much for everything else of a run."""
+DISK_MORE_BYTES = 1 << 20
 
 
 class Injector:
@@ -46,7 +45,7 @@ class Injector:
                 self.at, self.what = time.time(), self._harm()
         elif self.warned is None and shown.get("warnings"):
             self.warned = time.time()
-            (self._run.path / FILLER).unlink(missing_ok=True)
+            (self._run.checkpoints / FILLER).unlink(missing_ok=True)
         elif self.back is None and self._is_at_work_again(shown):
             self.back = time.time()
 
@@ -116,15 +115,14 @@ def _kill_agent(scene: Scene) -> str:
 
 def _fill_disk(scene: Scene) -> str:
     """So that half a checkpoint still fits; the filler goes once a worker has warned."""
-    size = free_space(scene.run.path)[0] - scene.checkpoint_bytes // 2
-    descriptor = os.open(scene.run.path / FILLER, os.O_WRONLY | os.O_CREAT, 0o600)
-    os.posix_fallocate(descriptor, 0, max(1, size))
-    os.close(descriptor)
+    folder = scene.run.checkpoints
+    with (folder / FILLER).open("wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, max(1, free_space(folder)[0] - scene.checkpoint_bytes // 2))
     return "disk: full"
 
 
 def _disk_bytes(checkpoint_bytes: int) -> int:
-    return DISK_OF_CHECKPOINTS * checkpoint_bytes + DISK_BYTES
+    return DISK_OF_CHECKPOINTS * checkpoint_bytes + DISK_MORE_BYTES
 
 
 def _lacks_disk(_launch: LaunchConfig, checkpoint_bytes: int) -> str:
@@ -134,8 +132,9 @@ def _lacks_disk(_launch: LaunchConfig, checkpoint_bytes: int) -> str:
 
 
 def _small_disk(scene: Scene) -> None:
-    scene.run.path.mkdir(parents=True)
-    mount_small_disk(scene.run.path, _disk_bytes(scene.checkpoint_bytes))
+    """For the checkpoints alone: logs are to be read when the disk is gone."""
+    scene.run.create()
+    mount_small_disk(scene.run.checkpoints, _disk_bytes(scene.checkpoint_bytes))
 
 
 def _cut_link(scene: Scene) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.writer import checkpoints, saved
 from tests.helpers.leaks import CHECKOUT
+from tests.helpers.writer import checkpoints, saved
 
 DEADLINE_S = 60.0
 SCRATCH = r"FOLDER/\.tmp-step-00000002-PID"
@@ -104,7 +104,7 @@ def saves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saves]:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     writer = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.writer"],
+        [sys.executable, "-m", "tests.helpers.writer"],
         cwd=CHECKOUT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -99,4 +99,4 @@ def test_an_out_of_memory_kill_is_told_with_its_size(group: Group, tiny_root: Pa
     assert size is not None, cause
     assert 0.2 < float(size[1]) < 2
     assert any(line.endswith(cause) for line in output.splitlines())
-    assert "likely to help: a smaller train.micro_batch" in output
+    assert "likely to help: more workers with a GPU or a machine each" in output

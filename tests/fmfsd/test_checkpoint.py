@@ -1,54 +1,16 @@
 """Checkpoints are whole or absent, and what is damaged is not used."""
 
-import errno
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmfsd.checkpoint import CheckpointFolder, Checkpoints, Saved
-from fmfsd.comms import SoloComms
-from fmfsd.engine.base import EngineState
 from fmfsd.errors import CheckpointError, NonFiniteLossError
 from fmfsd.position import Position
-
-
-def saved(step: int, *, evaluated: bool = True, value: float = 1.0, score: float | None = None) -> Saved:
-    weights = {"conv.weight": torch.full((2, 3), value + step).to(memory_format=torch.contiguous_format)}
-    optimizer = {"conv.weight.momentum_buffer": torch.randn(2, 3)}
-    progress = {"records": step, "means": {"sums": {"loss": 0.1 + 0.2}, "count": 1}}
-    return Saved(Position(step, evaluated), EngineState(weights, optimizer), progress, score)
-
-
-def store(folder: Path, *, keep: int = 2, require_ours: Callable[[], None] = lambda: None) -> Checkpoints:
-    folder.mkdir(exist_ok=True)
-    whole = CheckpointFolder(folder, keep=keep, require_ours=require_ours)
-    return Checkpoints(whole, SoloComms(), warn=lambda text: None)
-
-
-def save(checkpoints: Checkpoints, what: Saved) -> None:
-    """And wait for it."""
-    checkpoints.save(what)
-    checkpoints.finish()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def newest_step(checkpoints: Checkpoints) -> int:
-    found = checkpoints.load_newest()
-    assert found is not None
-    return found.position.step
-
-
-def no_space(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+from tests.helpers.checkpoints import names, newest_step, no_space, save, saved, store
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:

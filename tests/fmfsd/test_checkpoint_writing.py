@@ -15,7 +15,7 @@ from fmfsd.errors import CheckpointError, FencedError
 from fmfsd.fence import Fence
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from tests.fmfsd.test_checkpoint import names, newest_step, no_space, save, saved, store
+from tests.helpers.checkpoints import names, newest_step, no_space, save, saved, store
 from tests.helpers.processes import wait_until
 
 

@@ -16,6 +16,7 @@ from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.trainer import build_loop
+from launcher.drill.results import NOT_REPEATABLE
 
 TINY = (
     "data.name=cifar10",
@@ -28,8 +29,6 @@ TINY = (
     "train.channels_last=false",
 )
 """Four steps of ResNet-8 on the 256 samples of the `tiny_root` fixture."""
-
-NOT_REPEATABLE = ("time", "images_per_s", "data_wait")
 
 
 def tiny_config(root: Path, *changes: str) -> TrainConfig:

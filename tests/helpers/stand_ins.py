@@ -1,12 +1,15 @@
-"""Stand-ins for torchrun that start in no time, carried out by the real coordinator and real agents."""
+"""Stand-ins: for torchrun, under the real coordinator and real agents; for agents; for what a worker leaves."""
 
 import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
+from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt
+from launcher.hosts.local import LocalAgent
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
@@ -67,3 +70,30 @@ def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> 
         attempt = carry_out(run, *scripts, requests=requests)
     thread.join()
     return attempt
+
+
+class NoAgent(LocalAgent):
+    """Stands where an agent would be: nothing is started."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def crash(
+    run: RunDir, rank: int, message: str, *, time: float, kind: str = "RuntimeError", expected: bool = False
+) -> None:
+    content: dict[str, Any] = {
+        "rank": rank,
+        "node": rank // 2,
+        "host": "here",
+        "pid": 100 + rank,
+        "time": time,
+        "step": 7,
+        "type": kind,
+        "message": message,
+        "expected": expected,
+        "resumable": True,
+        "worth_another_attempt": True,
+        "traceback": f"Traceback of rank {rank}\n",
+    }
+    write_json(run.crash(1, rank), content)

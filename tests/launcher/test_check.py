@@ -2,43 +2,20 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fmfsd.config import TrainConfig, dump_config, load_config
-from fmfsd.errors import CheckError, ConfigError, ProblemsError
+from fmfsd.config import dump_config, load_config
+from fmfsd.errors import CheckError, ConfigError
 from fmfsd.rundir import RunDir
 from launcher import check
 from launcher.check import is_prepared, require_sound
 from launcher.config import LaunchConfig
 from launcher.resources import Resources
+from tests.helpers.checks import CPU, problems, sound
 from tests.helpers.runs import tiny_config
-
-CPU = Resources(cores=2)
-ONE = LaunchConfig()
-
-
-def problems(
-    config: TrainConfig, launch: LaunchConfig = ONE, resources: Resources = CPU, run: RunDir | None = None
-) -> tuple[int, str]:
-    """Exit code and text of what the check says."""
-    with pytest.raises(ProblemsError) as caught:
-        require_sound(config, launch, resources, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
-    return caught.value.exit_code, str(caught.value)
-
-
-def sound(config: TrainConfig, launch: LaunchConfig = ONE, run: RunDir | None = None) -> None:
-    require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
-
-
-@pytest.fixture
-def prepared(tiny_root: Path, tmp_path: Path) -> Path:
-    """A root of this test's own, with one prepared set."""
-    shutil.copytree(tiny_root / "cifar10", tmp_path / "root" / "cifar10")
-    return tmp_path / "root"
 
 
 def test_a_sound_launch_passes(prepared: Path) -> None:

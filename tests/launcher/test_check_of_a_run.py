@@ -16,11 +16,9 @@ from launcher.check import warnings
 from launcher.config import LaunchConfig
 from launcher.manifest import _commit, manifest, software_changes
 from launcher.ownership import sole_owner
+from tests.helpers.checks import problems, sound
 from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config
-from tests.launcher.test_check import prepared, problems, sound
-
-__all__ = ["prepared"]  # the fixture
 
 
 def test_a_run_goes_on_with_its_own_images_only(prepared: Path, tmp_path: Path) -> None:

@@ -1,57 +1,18 @@
 """From the workers' last words to the first cause."""
 
-from pathlib import Path
-from typing import Any
-
-import pytest
-
 from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt, NodeState
 from launcher.failures import Failure, first_failure, page
-from launcher.hosts.local import LocalAgent
 from launcher.pulses import Hang
+from tests.helpers.stand_ins import NoAgent, crash
 
 RESET = "[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer"
-
-
-class NoAgent(LocalAgent):
-    """Stands where an agent would be: nothing is started."""
-
-    def __init__(self) -> None:
-        pass
-
-
-def crash(
-    run: RunDir, rank: int, message: str, *, time: float, kind: str = "RuntimeError", expected: bool = False
-) -> None:
-    content: dict[str, Any] = {
-        "rank": rank,
-        "node": rank // 2,
-        "host": "here",
-        "pid": 100 + rank,
-        "time": time,
-        "step": 7,
-        "type": kind,
-        "message": message,
-        "expected": expected,
-        "resumable": True,
-        "worth_another_attempt": True,
-        "traceback": f"Traceback of rank {rank}\n",
-    }
-    write_json(run.crash(1, rank), content)
 
 
 def progress(run: RunDir, rank: int) -> None:
     content = {"rank": rank, "pid": 100 + rank, "host": "here", "step": 7, "attempt": 1, "peak_memory_bytes": 3 << 29}
     write_json(run.rank_progress(rank), content)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
 
 
 def attempt(run: RunDir, *codes: int | None, trouble: str = "") -> Attempt:
@@ -147,8 +108,8 @@ def test_the_page_ends_with_what_helps_the_logs_and_the_way_on(run: RunDir) -> N
     assert first == "Traceback of rank 2"
     assert rest[:3] == [
         "ended because of it: rank 0",
-        "likely to help: a smaller train.micro_batch (same result, less memory), more workers, or fewer of them on one "
-        "machine",
+        "likely to help: more workers with a GPU or a machine each; or, which is another run, a smaller "
+        "train.micro_batch",
         "no attempt follows",
     ]
     assert rest[3:] == [f"logs: {log}", "to begin again (no checkpoint yet):", "  fmfsd-launch x"]

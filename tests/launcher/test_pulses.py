@@ -1,6 +1,5 @@
 """Who hangs is found from what workers show: without a pulse, busy with themselves, or all waiting."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,13 +22,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pulses_module, "time", clock)
     return clock
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
 
 
 def show(run: RunDir, rank: int, *, beat: int, moves: int, **more: Any) -> None:

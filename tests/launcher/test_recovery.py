@@ -1,7 +1,6 @@
 """Which failures get another attempt, with which nodes; the attempts themselves are stood in for."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from launcher.failures import Failure
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery, Restarts
 from launcher.requests import Requests
-from tests.launcher.test_failures import NoAgent, crash
+from tests.helpers.stand_ins import NoAgent, crash
 
 KILLED = Failure("rank 1 (pid 4711) after step 7: killed by SIGKILL")
 
@@ -23,13 +22,6 @@ KILLED = Failure("rank 1 (pid 4711) after step 7: killed by SIGKILL")
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 0.0)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
 
 
 def test_a_checkpoint_more_refills_the_restarts() -> None:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,13 +25,6 @@ from tests.helpers.stand_ins import (
     meanwhile,
     starter,
 )
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
 
 
 def asked() -> Requests:
@@ -143,3 +137,19 @@ def test_signals_that_end_a_training_worker_are_none(run: RunDir) -> None:
         os.kill(process, signal.SIGTERM)
 
     assert carry_out_and_hear(run, send, BEGUN + "until(lambda: False)").state == "failed"
+
+
+def test_where_no_file_can_be_written_a_stop_is_passed_on_by_signals(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "touch", no_space)
+    listens = "signal.signal(signal.SIGTERM, lambda *_: (outcome('stopped'), sys.exit(0)))\n"
+
+    def send() -> None:
+        wait_until(run.rank_progress(0).exists, "a worker that listens and trains")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert carry_out_and_hear(run, send, listens + BEGUN + "until(lambda: False)").state == "stopped"

@@ -43,8 +43,6 @@ def shown(step: int, busy_s: float) -> dict[str, object]:
     return {"attempt": 1, "step": step, "busy_s": busy_s, "host": "here"}
 
 
-@pytest.fixture
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    run = RunDir(tmp_path_factory.mktemp("run"))
-    run.create()
-    return run
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.stragglers.LOOK_EVERY_S", 0.0)

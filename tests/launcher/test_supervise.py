@@ -6,10 +6,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from fmfsd.errors import RunFailedError
+from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.hosts.local import LocalAgent, run_here
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
@@ -17,13 +20,6 @@ from launcher.requests import Requests
 from launcher.supervise import _scratch, run_plan
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, carry_out, meanwhile, plan, starter
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    return run
 
 
 def test_a_run_that_says_finished_is_finished(run: RunDir) -> None:
@@ -186,3 +182,29 @@ def test_after_the_runs_last_word_nobody_is_waited_for_for_ever(run: RunDir, mon
     monkeypatch.setattr("launcher.supervise.LAST_WORD_S", 0.3)
     monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
     assert carry_out(run, "outcome('finished')", FOR_EVER).state == "finished"
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise OSError("No space left on device")
+
+
+def test_an_attempt_that_can_not_be_written_down_is_not_started(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number is what keeps workers of earlier attempts away."""
+    monkeypatch.setattr("launcher.attempt.write_json", no_space)
+    with pytest.raises(RunFailedError, match="can't be written, so no attempt was started: No space left"):
+        carry_out(run, "outcome('finished')")
+    assert not (run.path / "pid-0").exists()
+
+
+def test_a_disk_that_is_full_later_does_not_keep_a_run_from_its_end(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = write_json, list[Path]()
+
+    def full_after_the_first(path: Path, content: dict[str, Any]) -> None:
+        written.append(path)
+        no_space() if len(written) > 1 else write(path, content)
+
+    monkeypatch.setattr("launcher.attempt.write_json", full_after_the_first)
+    assert carry_out(run, "outcome('finished')").state == "finished"
+    assert len(written) > 1

@@ -1,4 +1,4 @@
-"""Saves checkpoints, each in a process of its own that may die of it: `python -m tests.faults.writer`.
+"""Saves checkpoints, each in a process of its own that may die of it: `python -m tests.helpers.writer`.
 
 That process is forked by this one, which has loaded torch: 10 ms instead of 3 s. For each line of stdin, the folder of
 the checkpoints, it says its id, waits for another line, saves step 2 and, if it lives, says what came of it. Its exit

@@ -1,0 +1,28 @@
+"""What the check before a launch says."""
+
+from pathlib import Path
+
+import pytest
+
+from fmfsd.config import TrainConfig
+from fmfsd.errors import ProblemsError
+from fmfsd.rundir import RunDir
+from launcher.check import require_sound
+from launcher.config import LaunchConfig
+from launcher.resources import Resources
+
+CPU = Resources(cores=2)
+ONE = LaunchConfig()
+
+
+def problems(
+    config: TrainConfig, launch: LaunchConfig = ONE, resources: Resources = CPU, run: RunDir | None = None
+) -> tuple[int, str]:
+    """Exit code and text of what the check says."""
+    with pytest.raises(ProblemsError) as caught:
+        require_sound(config, launch, resources, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
+    return caught.value.exit_code, str(caught.value)
+
+
+def sound(config: TrainConfig, launch: LaunchConfig = ONE, run: RunDir | None = None) -> None:
+    require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
