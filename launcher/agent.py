@@ -1,14 +1,20 @@
 """A node's agent: starts, watches and ends that node's processes. Only the standard library is imported.
 
-JSON lines. On stdin: {"do": "start", "argv", "env", "cwd", "log", "scratch"}, {"do": "dump", "pids"}, {"do": "stop"},
-{"do": "kill"}. On stdout: {"event": "ready", "pid", "host"}, {"event": "started", "pid"}, {"event": "failed",
-"message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code", "oom_kills"}, {"event": "asked-to-stop",
-"signal"}. When its stdin ends, its coordinator is gone: it ends everything that it started, removes the attempt's
-scratch folder, and ends.
+JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "word"}, {"do": "reach", "addresses", "port",
+"word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch"}, {"do": "dump", "pids"}, {"do": "stop"},
+{"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event": "seen", ...}, {"event":
+"prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event": "started", "pid"}, {"event":
+"failed", "message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code", "oom_kills"}, {"event":
+"asked-to-stop", "signal"}, {"event": "beat"}.
+
+When its stdin ends, or nothing has come from there for the seconds of --deadline, its coordinator is gone: it ends
+everything that it started, removes the attempt's scratch folder, and ends.
 """
 
+import argparse
 import ctypes
 import json
+import math
 import os
 import selectors
 import shutil
@@ -22,6 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher import node
+from launcher.look import look
 from launcher.ties import die_with_me
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -29,10 +37,13 @@ _LOOK_S = 0.05
 _REAP_S = 5.0
 
 
-class Agent:
+class NodeAgent:
     """One node's processes. Those whose parent died become children of the agent, so none is lost sight of."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_s: float = math.inf) -> None:
+        self._deadline_s, self._heard_at = deadline_s, time.monotonic()
+        self._listener: socket.socket | None = None
+        self._word = ""
         self._child: subprocess.Popen[bytes] | None = None
         self._workers = frozenset[int]()
         self._oom_kills_before = 0
@@ -47,12 +58,16 @@ class Agent:
         _say(event="ready", pid=os.getpid(), host=socket.gethostname())
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
-            while self._listen(bool(selector.select(_LOOK_S))):
+            while self._listen(bool(selector.select(_LOOK_S))) and not self._is_forgotten():
                 self._look()
         self._end_everything()
+        self._close_listener()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
         return 0
+
+    def _is_forgotten(self) -> bool:
+        return time.monotonic() - self._heard_at > self._deadline_s
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         """Somebody asked this agent to stop: the whole run stops, and that is the coordinator's to do."""
@@ -62,35 +77,59 @@ class Agent:
         """Obey what has arrived; False once the coordinator is gone."""
         if not readable:
             return True
-        data = os.read(sys.stdin.fileno(), 1 << 16)
+        data, self._heard_at = os.read(sys.stdin.fileno(), 1 << 16), time.monotonic()
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
             self._obey(json.loads(line))
         return bool(data)
 
     def _obey(self, order: dict[str, Any]) -> None:
-        if order["do"] == "start":
-            try:
-                self._start(order)
-            except OSError as error:
-                _say(event="failed", message=str(error))
-        elif order["do"] == "stop" and self._child is not None and self._child.poll() is None:
-            self._child.terminate()
-        elif order["do"] == "dump":
-            for pid in self._workers.intersection(order["pids"]):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR2)
-        elif order["do"] == "kill":
-            self._end_everything()
+        act = getattr(self, f"_do_{order['do']}")
+        try:
+            act(order)
+        except OSError as error:
+            _say(event="failed", message=str(error))
 
-    def _start(self, order: dict[str, Any]) -> None:
+    def _do_beat(self, _order: dict[str, Any]) -> None:
+        _say(event="beat")
+
+    def _do_look(self, order: dict[str, Any]) -> None:
+        _say(event="seen", **look(order, os.environ))
+
+    def _do_prepare(self, order: dict[str, Any]) -> None:
+        """Get ready to meet others: with a folder and, if they are to come here, a port."""
+        self._scratch, self._word = node.scratch_folder(), order["word"]
+        interfaces, port = {}, None
+        if self._word:
+            interfaces, self._listener = node.addresses(os.environ, order["interface"]), node.listen()
+            port = self._listener.getsockname()[1]
+        _say(event="prepared", scratch=self._scratch, interfaces=interfaces, port=port)
+
+    def _do_reach(self, order: dict[str, Any]) -> None:
+        found = node.reached(order["addresses"], order["port"], order["word"])
+        _say(event="reached", interfaces={address: node.interface_to(address) for address in found})
+
+    def _do_stop(self, _order: dict[str, Any]) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+
+    def _do_dump(self, order: dict[str, Any]) -> None:
+        for pid in self._workers.intersection(order["pids"]):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)
+
+    def _do_kill(self, _order: dict[str, Any]) -> None:
+        self._end_everything()
+
+    def _do_start(self, order: dict[str, Any]) -> None:
+        self._close_listener()
         self._scratch, self._oom_kills_before = order["scratch"], oom_kills()
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with log.open("ab") as output:
             self._child = subprocess.Popen(
                 order["argv"],
-                env={**order["env"], "FMFSD_AGENT_PID": str(os.getpid())},
+                env={**node.own_variables(os.environ), **order["env"], "FMFSD_AGENT_PID": str(os.getpid())},
                 cwd=order["cwd"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -100,8 +139,15 @@ class Agent:
             )
         _say(event="started", pid=self._child.pid)
 
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
     def _look(self) -> None:
         """Tell of each worker's end and of the starter's, of that once nothing that it started is left."""
+        if self._listener is not None:
+            node.greet(self._listener, self._word)
         if self._child is None:
             return
         if self._child.poll() is None:
@@ -175,4 +221,6 @@ def _say(**message: Any) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(Agent().run())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--deadline", type=float, default=math.inf)
+    raise SystemExit(NodeAgent(parser.parse_args().deadline).run())

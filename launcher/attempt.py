@@ -9,7 +9,7 @@ from typing import Any
 from fmfsd.errors import RunFailedError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from launcher.hosts.local import LocalAgent
+from launcher.hosts.agents import Agent
 from launcher.pulses import Hang
 
 LOST = {"gone": "its agent was killed", "silent": "its agent does not answer"}
@@ -19,7 +19,7 @@ LOST = {"gone": "its agent was killed", "silent": "its agent does not answer"}
 class NodeState:
     """What is known of a node: its agent's host, its starter's process, and how that ended."""
 
-    agent: LocalAgent
+    agent: Agent
     host: str = ""
     agent_pid: int | None = None
     starter_pid: int | None = None
@@ -52,7 +52,13 @@ class NodeState:
         elif kind == "failed":
             self.trouble, self.done = event["message"], True
         elif kind in LOST and not self.done:
-            self.trouble, self.is_gone, self.done = LOST[kind], True, True
+            self.trouble, self.is_gone, self.done = _lost(event), True, True
+
+
+def _lost(event: dict[str, Any]) -> str:
+    """With the reason, where ssh or srun gave one."""
+    words = " / ".join(event.get("words", "").split("\n")).strip(" /")
+    return f"{LOST[event['event']]}: {words}" if words else LOST[event["event"]]
 
 
 @dataclass

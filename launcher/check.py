@@ -15,8 +15,7 @@ from fmfsd.files import read_json, sha256
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.ownership import Owner, busy
-from launcher.plan import placement
-from launcher.resources import Resources
+from launcher.site import Site
 
 TESTED_TORCH = ("2.11", "2.16")
 """The first version that works, and the first that was not tried."""
@@ -24,14 +23,12 @@ FREE_BYTES = 320 << 20
 """Two kept checkpoints and the one that is being written, of FMFSD ResNet-18: 12.6 M weights and momenta in fp32."""
 
 
-def require_sound(
-    config: TrainConfig, launch: LaunchConfig, resources: Resources, run: RunDir, *, checksums: bool
-) -> None:
+def require_sound(config: TrainConfig, launch: LaunchConfig, site: Site, run: RunDir, *, checksums: bool) -> None:
     """Raises ConfigError (exit code 2) or, if the config itself is right, CheckError (3) with everything that is wrong.
 
     `checksums`: also verify the content of every shard, of sets up to CHECKED_AT_LAUNCH_BYTES.
     """
-    wrong = [*_gpus(launch, resources), *_run_dir(launch, run), *_fit(config, launch, resources, run)]
+    wrong = [*_gpus(launch, site), *_run_dir(launch, run), *_fit(config, launch, site, run)]
     missing = [*_in_use(run), *_software(), *_space(run), *_data(config, checksums=checksums), *_same_data(config, run)]
     if wrong:
         raise ConfigError([*wrong, *missing])
@@ -39,9 +36,9 @@ def require_sound(
         raise CheckError(missing)
 
 
-def problems_of_any_config(launch: LaunchConfig, resources: Resources, run: RunDir) -> list[Problem]:
+def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir) -> list[Problem]:
     """What is wrong whatever is trained: said together with what is wrong with a config."""
-    return [*_gpus(launch, resources), *_run_dir(launch, run), *_in_use(run), *_software(), *_space(run)]
+    return [*_gpus(launch, site), *_run_dir(launch, run), *_in_use(run), *_software(), *_space(run)]
 
 
 def is_prepared(config: TrainConfig) -> bool:
@@ -49,9 +46,9 @@ def is_prepared(config: TrainConfig) -> bool:
     return set_folder(config.data).exists()
 
 
-def _gpus(launch: LaunchConfig, resources: Resources) -> Iterator[Problem]:
-    device, workers = placement(launch, resources)
-    wanted, found = launch.nodes * workers, len(resources.gpus)
+def _gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    device, workers = site.placement(launch)
+    wanted, found = launch.nodes * workers, site.gpus_for(launch)
     if device == "cuda" and wanted > found:
         advice = f"set --gpus {found // launch.nodes}" if found >= launch.nodes else "set --device cpu"
         each = f"{launch.nodes} x {workers} workers need a GPU each"
@@ -88,9 +85,9 @@ def warnings(launch: LaunchConfig, run: RunDir) -> Iterator[str]:
         )
 
 
-def _fit(config: TrainConfig, launch: LaunchConfig, resources: Resources, run: RunDir) -> Iterator[Problem]:
+def _fit(config: TrainConfig, launch: LaunchConfig, site: Site, run: RunDir) -> Iterator[Problem]:
     """What about `config` does not fit the workers or the run that is there."""
-    wanted, shards = launch.nodes * placement(launch, resources)[1], config.data.shards
+    wanted, shards = launch.nodes * site.placement(launch)[1], config.data.shards
     if shards % wanted:
         fits = [count for count in range(1, shards + 1) if shards % count == 0]
         near = [*[count for count in fits if count < wanted][-1:], *[count for count in fits if count > wanted][:1]]

@@ -66,6 +66,17 @@ def launch(
     elastic: Annotated[
         str | None, typer.Option(metavar="MIN:MAX", help="Node agents; go on with fewer when some are lost.")
     ] = None,
+    on: Annotated[
+        Literal["auto", "local", "ssh", "slurm"],
+        typer.Option(help="auto: a Slurm allocation's nodes, else the hosts given, else this machine."),
+    ] = "auto",
+    hosts: Annotated[str | None, typer.Option(metavar="A,B", help="Machines to reach by ssh, an agent each.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="The same as lines of `host` or `host slots=N`.")] = None,
+    interface: Annotated[str | None, typer.Option(metavar="IF", help="Network interface that nodes talk over.")] = None,
+    preflight: Annotated[
+        bool | None,
+        typer.Option("--preflight/--no-preflight", help="Try nodes and network first; default: with several nodes."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
@@ -88,28 +99,36 @@ def launch(
     from fmfsd.terminal import errors_shown
     from launcher.config import DrillOptions, LaunchConfig, node_limits
     from launcher.environment import extra_variables
+    from launcher.hosts.ssh import parse_hosts
     from launcher.launch import Request, launch_run, print_schema
+    from launcher.where import settle
 
     with errors_shown(debug=debug):
         if schema:
             print_schema()
             return
         most, fewest = node_limits(nodes, elastic)
+        asked = LaunchConfig(
+            gpus=gpus,
+            device=device,
+            run_dir=run_dir,
+            resume=resume,
+            grace_s=grace,
+            hang_timeout_s=hang_timeout,
+            max_restarts=max_restarts,
+            min_nodes=fewest,
+            on=on,
+            hosts=parse_hosts(hosts, hostfile),
+            interface=interface,
+            preflight=preflight,
+            extra_env=extra_variables(env or [], os.environ),
+        )
+        site, settled = settle(asked, nodes=most, environment=os.environ, asks_hosts=not dry_run)
         request = Request(
             config=config,
             overrides=tuple(overrides or ()),
-            launch=LaunchConfig(
-                nodes=most,
-                gpus=gpus,
-                device=device,
-                run_dir=run_dir,
-                resume=resume,
-                grace_s=grace,
-                hang_timeout_s=hang_timeout,
-                max_restarts=max_restarts,
-                min_nodes=fewest,
-                extra_env=extra_variables(env or [], os.environ),
-            ),
+            launch=settled,
+            site=site,
             stop_after="check" if check else "plan" if dry_run else "run",
             as_json=as_json,
             data_root=os.environ.get("FMFSD_DATA") or "data",

@@ -13,10 +13,38 @@ DEFAULT_MAX_RESTARTS = 3
 
 
 @dataclass(frozen=True)
+class Host:
+    """A machine to reach by ssh, under the name that OpenSSH's own config may know; `slots` are its workers if told."""
+
+    name: str
+    slots: int | None = None
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What a batch job is asked of Slurm, beside its nodes and workers. None: as the cluster has it.
+
+    `array`: seeds in Slurm's own form, as 0-4 or 1,5; a run for each. `extra`: further options of sbatch by name.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    mem: str | None = None
+    cpus_per_gpu: int | None = None
+    array: str | None = None
+    extra: tuple[tuple[str, str], ...] = ()
+    wait: bool = False
+
+
+@dataclass(frozen=True)
 class LaunchConfig:
     """One launch. `gpus` is workers a node; None means all visible GPUs, else one worker.
 
     With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
+    `on` and `hosts` say where. `interface`: the network interface that nodes talk over, None: the one that leads to the
+    first node. `preflight`: workers try their node and the network first, None: with more than one node.
     """
 
     nodes: int = 1
@@ -28,7 +56,17 @@ class LaunchConfig:
     hang_timeout_s: float = DEFAULT_HANG_TIMEOUT_S
     max_restarts: int = DEFAULT_MAX_RESTARTS
     min_nodes: int | None = None
+    on: Literal["auto", "local", "ssh", "slurm"] = "auto"
+    hosts: tuple[Host, ...] = ()
+    interface: str | None = None
+    preflight: bool | None = None
     extra_env: dict[str, str] = field(default_factory=dict)
+    slurm: SlurmOptions = SlurmOptions()
+
+    @property
+    def tries_nodes_first(self) -> bool:
+        """Whether workers try their node and the network before they train."""
+        return self.nodes > 1 if self.preflight is None else self.preflight
 
 
 FAULTS = ("preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link")
@@ -53,10 +91,10 @@ class DrillOptions:
         return cls(asked, seed)
 
 
-def node_limits(nodes: int | None, elastic: str | None) -> tuple[int, int | None]:
+def node_limits(nodes: int | None, elastic: str | None) -> tuple[int | None, int | None]:
     """The nodes to begin with, and the fewest to go on with, of `--nodes N` and `--elastic MIN:MAX`. ConfigError."""
     if elastic is None:
-        return nodes or 1, None
+        return nodes, None
     match = re.fullmatch(r"([1-9][0-9]{0,5}):([1-9][0-9]{0,5})", elastic)
     if match is None or int(match[1]) > int(match[2]):
         raise ConfigError(f"--elastic {elastic!a}: expected MIN:MAX, as in 1:4, with 1 <= MIN <= MAX")

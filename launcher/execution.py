@@ -21,10 +21,11 @@ from launcher.check import is_prepared, total_steps, warnings
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, heads_table
 from launcher.failures import page
-from launcher.hosts.local import LocalAgent, run_here
+from launcher.hosts.agents import Agent
+from launcher.hosts.helpers import run_here
 from launcher.manifest import launch_entry, manifest, masked, software_changes
 from launcher.ownership import sole_owner
-from launcher.plan import LaunchPlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
 from launcher.requests import SECOND_INTERRUPT_S, Requests
 from launcher.supervise import run_plan
@@ -60,8 +61,8 @@ class Execution:
         check: Callable[[], None],
         console: Console,
         as_json: bool = False,
+        start_agent: Callable[[NodePlan], Agent],
         look: Callable[[], None] = lambda: None,
-        start_agent: Callable[[int], LocalAgent] = LocalAgent,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
         self._check, self._look, self._start_agent = check, look, start_agent

@@ -15,8 +15,9 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
-from launcher.plan import LaunchPlan, plan_run
-from launcher.resources import Resources
+from launcher.hosts.agents import Agent
+from launcher.plan import LaunchPlan, NodePlan, plan_run
+from launcher.site import Site
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Request:
     config: str
     overrides: tuple[str, ...]
     launch: LaunchConfig
+    site: Site
     stop_after: Literal["check", "plan", "run"]
     as_json: bool
     data_root: str = "data"
@@ -34,12 +36,12 @@ class Request:
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    run, resources = _run_dir(request, cwd), Resources.detect(environment)
+    run, site = _run_dir(request, cwd), request.site
     try:
         config = _config(request)
     except ConfigError as error:
-        raise ConfigError([*error.problems, *problems_of_any_config(request.launch, resources, run)]) from error
-    check = partial(require_sound, config, request.launch, resources, run, checksums=request.stop_after != "plan")
+        raise ConfigError([*error.problems, *problems_of_any_config(request.launch, site, run)]) from error
+    check = partial(require_sound, config, request.launch, site, run, checksums=request.stop_after != "plan")
     check()
     if request.drill is not None and not run.is_unused():
         raise ConfigError(
@@ -48,13 +50,14 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     plan_for = partial(
         plan_run,
         request.launch,
-        resources,
+        site,
         environment=environment,
         cwd=cwd,
         prepare=_prepare_command(config),
     )
     if request.stop_after == "run":
-        return _carry_out(request, config, run, plan_for, check, argv)
+        start_agent = partial(_start_agent, site, environment)
+        return _carry_out(request, config, run, plan_for, check, start_agent, argv)
     plan = plan_for(run)
     sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
     text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
@@ -75,6 +78,7 @@ def _carry_out(
     run: RunDir,
     plan_for: Callable[..., LaunchPlan],
     check: Callable[[], None],
+    start_agent: Callable[[NodePlan], Agent],
     argv: Sequence[str],
 ) -> int:
     """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
@@ -88,8 +92,21 @@ def _carry_out(
         drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
         return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
-    execution = Execution(config, request.launch, run, plan_of, check=check, console=console, as_json=request.as_json)
+    execution = Execution(
+        config,
+        request.launch,
+        run,
+        plan_of,
+        check=check,
+        console=console,
+        as_json=request.as_json,
+        start_agent=start_agent,
+    )
     return execution.run_to_end(argv)
+
+
+def _start_agent(site: Site, environment: Mapping[str, str], node: NodePlan) -> Agent:
+    return site.start_agent(node.host, environment)
 
 
 def _data_is(config: TrainConfig) -> str:

@@ -6,14 +6,17 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.environment import shown, travelling
+from launcher.node import MACHINES_OWN
 from launcher.pulses import SLOW_STATES_S
-from launcher.resources import Resources
+from launcher.site import Site
 
 RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID, SCRATCH = "{rendezvous}", "{init_method}", "{attempt}", "{id}", "{scratch}"
+ADDRESS, PORT, INTERFACE = "{address}", "{port}", "{interface}"
 """Symbols for what is only known when an attempt starts. Each is a whole argument, so no path of a user's is one."""
 
 JOIN_TIMEOUT_S = 120
@@ -30,12 +33,13 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 <
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What a node's agent starts: a command, its whole environment, and where."""
+    """What a node's agent starts: a command, its whole environment, and where. `host` is empty for this machine."""
 
     node: int
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str
+    host: str = ""
 
     def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
         """With what is known now in the symbols' places."""
@@ -48,13 +52,23 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """One launch on this machine: a command for each node, and the one that prepares the data first, if need be."""
+    """One launch: a command for each node, and the one that prepares the data first, if need be.
+
+    The nodes meet at a file on this machine or, if it is but one, on their own; or at an address of the first one.
+    """
 
     run_dir: str
     device: str
     workers_per_node: int
     nodes: tuple[NodePlan, ...]
     prepare: tuple[str, ...] = ()
+    interface: str | None = None
+
+    @property
+    def meets_at(self) -> Literal["file here", "file there", "address"]:
+        if not self.nodes[0].host:
+            return "file here"
+        return "file there" if len(self.nodes) == 1 else "address"
 
     @property
     def num_workers(self) -> int:
@@ -76,6 +90,7 @@ class LaunchPlan:
             "nodes": [
                 {
                     "node": node.node,
+                    **({"host": node.host} if node.host else {}),
                     "cwd": node.cwd,
                     "argv": list(node.argv),
                     "env": {name: shown(name, value) for name, value in sorted(node.env.items())},
@@ -93,13 +108,17 @@ class LaunchPlan:
         for node in self.nodes:
             variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(node.env.items())]
             command = " \\\n    ".join(["env -i", *variables, shlex.join(node.argv)])
-            lines += [f"# node {node.node}", f"cd {shlex.quote(node.cwd)}", command]
+            lines += [
+                f"# node {node.node}{f' on {node.host}' if node.host else ''}",
+                f"cd {shlex.quote(node.cwd)}",
+                command,
+            ]
         return "\n".join(lines)
 
 
 def plan_run(
     launch: LaunchConfig,
-    resources: Resources,
+    site: Site,
     run: RunDir,
     slots: Sequence[int] | None = None,
     *,
@@ -107,50 +126,38 @@ def plan_run(
     cwd: str,
     prepare: tuple[str, ...] = (),
 ) -> LaunchPlan:
-    """The plan of `launch`, which has passed the checks, on this machine.
+    """The plan of `launch`, which has passed the checks.
 
     `slots`: which of the launch's nodes are used, as some may have been lost; None: all. They are numbered anew.
     """
-    device, workers = placement(launch, resources)
+    device, workers = site.placement(launch)
     chosen = range(launch.nodes) if slots is None else slots
     nodes = tuple(
         NodePlan(
             node=node,
-            argv=_torchrun(len(chosen), run, node, workers, device),
+            argv=_torchrun(site, len(chosen), run, node, workers, device),
             env={
-                **travelling(environment),
-                **_own_variables(launch, resources, slot, workers, device),
-                **_threads(environment, resources, len(chosen) * workers),
+                **_travelling(environment, site),
+                **_own_variables(launch, device),
+                **(_here(site, slot, workers, device) if site.is_here else _there(len(chosen), environment)),
+                **_threads(environment, site.cores_a_node(len(chosen)) // workers),
                 **launch.extra_env,
             },
             cwd=cwd,
+            host="" if site.is_here else site.hosts[slot],
         )
         for node, slot in enumerate(chosen)
     )
-    return LaunchPlan(str(run.path), device, workers, nodes, prepare)
+    return LaunchPlan(str(run.path), device, workers, nodes, prepare, launch.interface)
 
 
-def placement(launch: LaunchConfig, resources: Resources) -> tuple[str, int]:
-    """The device, and the workers on each node."""
-    device = launch.device if launch.device != "auto" else ("cuda" if resources.gpus else "cpu")
-    if launch.gpus is not None:
-        return device, launch.gpus
-    return device, max(1, len(resources.gpus) // launch.nodes) if device == "cuda" else 1
-
-
-def _torchrun(nodes: int, run: RunDir, node: int, workers: int, device: str) -> tuple[str, ...]:
-    """One node's torchrun. The nodes meet at a file, so nothing listens outside loopback; a restart is a new attempt.
-
-    torchrun numbers the nodes by sorting their addresses, so each gets a loopback address of its own, in order.
-    """
+def _torchrun(site: Site, nodes: int, run: RunDir, node: int, workers: int, device: str) -> tuple[str, ...]:
+    """One node's torchrun; a restart is a new attempt."""
     options = {
         "--nnodes": str(nodes),
         "--nproc-per-node": str(workers),
-        "--rdzv-backend": "c10d",
-        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_S}",
-        "--rdzv-endpoint": RENDEZVOUS,
+        **(_meeting_at_a_file(node) if site.is_here or nodes == 1 else _meeting_at_an_address(node)),
         "--rdzv-id": RUN_ID,
-        "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
         "--max-restarts": "0",
         "--log-dir": SCRATCH,
     }
@@ -158,24 +165,68 @@ def _torchrun(nodes: int, run: RunDir, node: int, workers: int, device: str) -> 
     return (*starter, "-m", "fmfsd", "train", str(run.path), "--device", device)
 
 
-def _own_variables(launch: LaunchConfig, resources: Resources, slot: int, workers: int, device: str) -> dict[str, str]:
-    gpus = resources.gpus[slot * workers : (slot + 1) * workers] if device == "cuda" else ()
+def _meeting_at_a_file(node: int) -> dict[str, str]:
+    """So that nothing listens outside loopback.
+
+    torchrun numbers the nodes by sorting their addresses, so each gets a loopback address of its own, in order.
+    """
     return {
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "--rdzv-backend": "c10d",
+        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_S}",
+        "--rdzv-endpoint": RENDEZVOUS,
+        "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
+    }
+
+
+def _meeting_at_an_address(node: int) -> dict[str, str]:
+    """torch's own c10d would hang where a cable is cut, and reads pickles from whoever sends some."""
+    return {
+        "--rdzv-backend": "static",
+        "--rdzv-conf": f"timeout={JOIN_TIMEOUT_S}",
+        "--master-addr": ADDRESS,
+        "--master-port": PORT,
+        "--node-rank": str(node),
+    }
+
+
+def _travelling(environment: Mapping[str, str], site: Site) -> dict[str, str]:
+    found = travelling(environment)
+    return found if site.is_here else {name: value for name, value in found.items() if name not in MACHINES_OWN}
+
+
+def _own_variables(launch: LaunchConfig, device: str) -> dict[str, str]:
+    return {
         "FMFSD_ATTEMPT": ATTEMPT,
         "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, SLOW_STATES_S) + AFTER_HANG_S:g}",
-        "FMFSD_INIT_METHOD": INIT_METHOD,
         "FMFSD_LOG_TO_FILE": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        **({"FMFSD_PREFLIGHT": "1"} if launch.tries_nodes_first else {}),
         "PYTHONSAFEPATH": "1",  # no module of the folder that the launch was started in
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(launch.grace_s)),  # the option is unknown to torch 2.11
         **(KEEP_FREED_MEMORY if device == "cpu" else {}),
     }
 
 
-def _threads(environment: Mapping[str, str], resources: Resources, workers: int) -> dict[str, str]:
-    """The caller's own number of threads a worker, else an equal share of the cores."""
-    asked = environment.get("OMP_NUM_THREADS")
-    return {"OMP_NUM_THREADS": asked or str(max(1, resources.cores // workers))}
+def _here(site: Site, slot: int, workers: int, device: str) -> dict[str, str]:
+    """Each node has its own slice of this machine's visible GPUs."""
+    gpus = site.resources.gpus[slot * workers : (slot + 1) * workers] if device == "cuda" else ()
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), **_AT_A_FILE}
+
+
+def _there(nodes: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Who has chosen NCCL's interface has done so for a reason: it may be another than the one nodes meet over."""
+    if nodes == 1:
+        return _AT_A_FILE
+    return {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": environment.get("NCCL_SOCKET_IFNAME", INTERFACE)}
+
+
+_AT_A_FILE = {
+    "FMFSD_INIT_METHOD": INIT_METHOD,
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
+
+
+def _threads(environment: Mapping[str, str], share: int) -> dict[str, str]:
+    """The caller's own number of threads a worker, else an equal share of the node's cores."""
+    return {"OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS") or str(max(1, share))}

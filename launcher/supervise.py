@@ -3,17 +3,17 @@
 import math
 import selectors
 import shutil
-import tempfile
 import time
-import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt, NodeState
-from launcher.hosts.local import LocalAgent
-from launcher.plan import ATTEMPT, INIT_METHOD, RENDEZVOUS, RUN_ID, SCRATCH, LaunchPlan
+from launcher.hosts.agents import Agent
+from launcher.meeting import NotMetError, meet
+from launcher.node import scratch_folder
+from launcher.plan import SCRATCH, LaunchPlan, NodePlan
 from launcher.pulses import Pulses
 from launcher.requests import Requests
 
@@ -28,6 +28,8 @@ DUMP_S = 0.5
 """For hanging workers to write down where they are."""
 REQUEST_EVERY_S = 0.5
 """How often the coordinator looks for a stop request."""
+BEAT_EVERY_S = 5.0
+"""How often agents on other machines hear from the coordinator and are to answer."""
 
 
 def run_plan(
@@ -38,7 +40,7 @@ def run_plan(
     hang_timeout_s: float = math.inf,
     requests: Requests,
     watch: Callable[[], None],
-    start_agent: Callable[[int], LocalAgent] = LocalAgent,
+    start_agent: Callable[[NodePlan], Agent],
 ) -> Attempt:
     """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
 
@@ -46,17 +48,18 @@ def run_plan(
     RunFailedError if the attempt can't be written down, which keeps workers of earlier ones away from the run.
     """
     with ExitStack() as stack:
-        scratch = _scratch()
+        scratch = scratch_folder()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         agents = []
         for node in plan.nodes:
-            agents.append(start_agent(node.node))
+            agents.append(start_agent(node))
             stack.callback(agents[-1].close)
         attempt = Attempt(run, run.last_attempt() + 1, [NodeState(agent) for agent in agents], plan.num_workers)
         attempt.begin()
-        _start(plan, attempt, scratch)
         pulses = Pulses(run, attempt.number, plan.num_workers, hang_timeout_s=hang_timeout_s)
-        _Watch(attempt, requests, pulses, grace_s).until_done(watch)
+        with suppress(NotMetError):
+            _start(plan, attempt, scratch, requests)
+            _Watch(attempt, requests, pulses, grace_s).until_done(watch)
     if requests.asked_at is not None:
         attempt.stopped_after_s = round(time.monotonic() - requests.asked_at, 3)
     attempt.state = _state(run, attempt.number)
@@ -68,24 +71,12 @@ def run_plan(
     return attempt
 
 
-def _scratch() -> str:
-    """A folder of this attempt's own. torch reads its name as a part of a URL, in which # and ? have a meaning."""
-    usual = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp" if set("#?") & set(usual) else usual)  # noqa: S108
-
-
-def _start(plan: LaunchPlan, attempt: Attempt, scratch: str) -> None:
-    symbols = {
-        RENDEZVOUS: f"{scratch}/rendezvous",
-        INIT_METHOD: f"file://{scratch}/workers",
-        ATTEMPT: str(attempt.number),
-        RUN_ID: uuid.uuid4().hex,
-        SCRATCH: scratch,
-    }
-    for node, state in zip(plan.nodes, attempt.nodes, strict=True):
-        ready = node.filled(symbols)
-        log = str(attempt.run.starter_log(node.node))
-        state.agent.tell(do="start", argv=ready.argv, env=dict(ready.env), cwd=ready.cwd, log=log, scratch=scratch)
+def _start(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -> None:
+    met = meet(plan, attempt, scratch, requests)
+    for node, state, symbols in zip(plan.nodes, attempt.nodes, met, strict=True):
+        ready, log = node.filled(symbols), str(attempt.run.starter_log(node.node))
+        own = symbols[SCRATCH]
+        state.agent.tell(do="start", argv=ready.argv, env=dict(ready.env), cwd=ready.cwd, log=log, scratch=own)
 
 
 def _state(run: RunDir, attempt: int) -> str:
@@ -102,7 +93,7 @@ class _Watch:
 
     def __init__(self, attempt: Attempt, requests: Requests, pulses: Pulses, grace_s: float) -> None:
         self._attempt, self._requests, self._pulses, self._grace_s = attempt, requests, pulses, grace_s
-        self._end_at, self._look_at = math.inf, 0.0
+        self._end_at, self._look_at, self._beat_at = math.inf, 0.0, 0.0
         self._told = ""
 
     def until_done(self, watch: Callable[[], None]) -> None:
@@ -112,6 +103,7 @@ class _Watch:
             while not all(node.done for node in self._attempt.nodes):
                 for key, _ in selector.select(LOOK_S):
                     self._hear(key.data, selector)
+                self._beat()
                 self._look()
                 self._decide()
                 watch()
@@ -127,6 +119,14 @@ class _Watch:
                 self._attempt.write()
             if event["event"] == "gone":
                 selector.unregister(node.agent)
+
+    def _beat(self) -> None:
+        if time.monotonic() >= self._beat_at:
+            self._beat_at = time.monotonic() + BEAT_EVERY_S
+            for node in self._attempt.nodes:
+                node.agent.beat()
+                if node.agent.is_silent:
+                    node.note({"event": "silent"})
 
     def _look(self) -> None:
         """At what nobody tells: a request to stop in the run's folder, and workers that hang."""

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from fmfsd.errors import CheckError
-from launcher.hosts.local import LocalAgent
+from launcher.hosts.agents import AGENT, Agent
 
 INTERFACE = "fmfsd0"
 READY_S = 10.0
@@ -36,13 +36,13 @@ class CuttableNetwork:
     """Agents of one launch, each in a network namespace; all hang on a bridge in that of node 0."""
 
     def __init__(self) -> None:
-        self._agents: list[LocalAgent] = []
+        self._agents: list[Agent] = []
 
-    def start_agent(self, node: int) -> LocalAgent:
+    def start_agent(self, node: int) -> Agent:
         """An agent whose only way to the others is INTERFACE. CheckError if it can't be made."""
         if node == 0:
             self._agents = []
-        agent = LocalAgent(node, prefix=("unshare", "--net", "--"))
+        agent = Agent(("unshare", "--net", "--", *AGENT))
         self._agents.append(agent)
         try:
             self._wait_for_namespace(agent)
@@ -78,7 +78,7 @@ class CuttableNetwork:
         if done.returncode:
             raise CheckError(f"{' '.join(command)}: {done.stderr.strip()}")
 
-    def _wait_for_namespace(self, agent: LocalAgent) -> None:
+    def _wait_for_namespace(self, agent: Agent) -> None:
         ours, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + READY_S
         while os.readlink(f"/proc/{agent.pid}/ns/net") == ours:
             if time.monotonic() > deadline:

@@ -10,17 +10,18 @@ from fmfsd.rundir import RunDir
 from launcher.check import require_sound
 from launcher.config import LaunchConfig
 from launcher.resources import Resources
+from launcher.site import Site
 
-CPU = Resources(cores=2)
+CPU = Site(Resources(cores=2))
 ONE = LaunchConfig()
 
 
 def problems(
-    config: TrainConfig, launch: LaunchConfig = ONE, resources: Resources = CPU, run: RunDir | None = None
+    config: TrainConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None
 ) -> tuple[int, str]:
     """Exit code and text of what the check says."""
     with pytest.raises(ProblemsError) as caught:
-        require_sound(config, launch, resources, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
+        require_sound(config, launch, site, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
     return caught.value.exit_code, str(caught.value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt
-from launcher.hosts.local import LocalAgent
+from launcher.hosts.agents import Agent
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
@@ -47,7 +47,14 @@ def plan(run: RunDir, *scripts: str) -> LaunchPlan:
 
 
 def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Requests | None = None) -> Attempt:
-    return run_plan(plan(run, *scripts), run, grace_s=grace_s, requests=requests or Requests(), watch=lambda: None)
+    return run_plan(
+        plan(run, *scripts),
+        run,
+        grace_s=grace_s,
+        requests=requests or Requests(),
+        watch=lambda: None,
+        start_agent=agent_here,
+    )
 
 
 def starter(run: RunDir, node: int) -> int:
@@ -72,7 +79,11 @@ def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> 
     return attempt
 
 
-class NoAgent(LocalAgent):
+def agent_here(_node: NodePlan) -> Agent:
+    return Agent()
+
+
+class NoAgent(Agent):
     """Stands where an agent would be: nothing is started."""
 
     def __init__(self) -> None:

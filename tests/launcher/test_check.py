@@ -14,6 +14,7 @@ from launcher import check
 from launcher.check import is_prepared, require_sound
 from launcher.config import LaunchConfig
 from launcher.resources import Resources
+from launcher.site import Site
 from tests.helpers.checks import CPU, problems, sound
 from tests.helpers.runs import tiny_config
 
@@ -37,7 +38,7 @@ def test_a_sound_launch_passes(prepared: Path) -> None:
 def test_workers_must_fit_shards_and_gpus(
     launch: LaunchConfig, gpus: tuple[str, ...], expected: str, prepared: Path
 ) -> None:
-    code, text = problems(tiny_config(prepared), launch, Resources(cores=2, gpus=gpus))
+    code, text = problems(tiny_config(prepared), launch, Site(Resources(cores=2, gpus=gpus)))
     assert code == 2
     assert expected in text
 

@@ -11,8 +11,9 @@ from fmfsd.errors import ConfigError
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.environment import extra_variables, shown, travelling, without_passwords
-from launcher.plan import LaunchPlan, placement, plan_run
+from launcher.plan import LaunchPlan, plan_run
 from launcher.resources import Resources, _visible
+from launcher.site import Site
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENVIRONMENT = {
@@ -27,7 +28,7 @@ ENVIRONMENT = {
 def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one") -> LaunchPlan:
     prepare = (sys.executable, "-m", "fmfsd", "data", "prepare", "cifar100", "--out", "/data")
     return plan_run(
-        launch, resources, RunDir(Path(run_dir)), environment=ENVIRONMENT, cwd="/work here", prepare=prepare
+        launch, Site(resources), RunDir(Path(run_dir)), environment=ENVIRONMENT, cwd="/work here", prepare=prepare
     )
 
 
@@ -87,7 +88,7 @@ def test_nodes_get_names_that_sort_in_their_order() -> None:
 def test_workers_go_on_all_visible_gpus_else_one_on_the_cpu(
     launch: LaunchConfig, gpus: tuple[str, ...], expected: tuple[str, int]
 ) -> None:
-    assert placement(launch, Resources(cores=4, gpus=gpus)) == expected
+    assert Site(Resources(cores=4, gpus=gpus)).placement(launch) == expected
 
 
 def test_cores_are_divided_among_workers() -> None:

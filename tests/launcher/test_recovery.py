@@ -138,7 +138,13 @@ def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypat
 
 @pytest.mark.parametrize(
     ("nodes", "elastic", "expected"),
-    [(None, None, (1, None)), (3, None, (3, None)), (None, "1:4", (4, 1)), (4, "2:4", (4, 2)), (None, "2:2", (2, 2))],
+    [
+        (None, None, (None, None)),
+        (3, None, (3, None)),
+        (None, "1:4", (4, 1)),
+        (4, "2:4", (4, 2)),
+        (None, "2:2", (2, 2)),
+    ],
 )
 def test_elastic_says_with_how_many_nodes_a_run_begins(
     nodes: int | None, elastic: str | None, expected: tuple[int, int | None]

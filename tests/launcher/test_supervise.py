@@ -14,12 +14,14 @@ import pytest
 from fmfsd.errors import RunFailedError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from launcher.hosts.local import LocalAgent, run_here
+from launcher.hosts.agents import Agent
+from launcher.hosts.helpers import run_here
+from launcher.node import scratch_folder
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
 from launcher.requests import Requests
-from launcher.supervise import _scratch, run_plan
+from launcher.supervise import run_plan
 from tests.helpers.processes import wait_until
-from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, carry_out, meanwhile, plan, starter
+from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, agent_here, carry_out, meanwhile, plan, starter
 
 
 def test_a_run_that_says_finished_is_finished(run: RunDir) -> None:
@@ -82,7 +84,7 @@ def test_a_killed_starter_takes_its_orphans_with_it(run: RunDir) -> None:
 def test_a_starter_that_can_not_be_started_is_named(run: RunDir) -> None:
     broken = plan(run, "pass")
     missing = LaunchPlan(broken.run_dir, "cpu", 1, (NodePlan(0, ("/no/such/program",), {}, str(run.path)),))
-    attempt = run_plan(missing, run, grace_s=1, requests=Requests(), watch=lambda: None)
+    attempt = run_plan(missing, run, grace_s=1, requests=Requests(), watch=lambda: None, start_agent=agent_here)
     assert "/no/such/program" in attempt.nodes[0].killed_from_outside
 
 
@@ -93,7 +95,7 @@ def test_output_of_the_starter_is_kept(run: RunDir) -> None:
 
 def test_an_agent_whose_coordinator_is_gone_ends_everything(run: RunDir) -> None:
     """What a kill -9 of the launcher does: our end of the agent's stdin closes."""
-    agent = LocalAgent(0)
+    agent = Agent()
     (node,) = plan(run, WITH_CHILD + FOR_EVER).nodes
     scratch = run.path / "scratch"
     scratch.mkdir()
@@ -113,7 +115,14 @@ def test_an_agent_whose_coordinator_is_gone_ends_everything(run: RunDir) -> None
 def test_the_watcher_is_called_while_the_run_goes_on(run: RunDir) -> None:
     calls: list[float] = []
     script = "time.sleep(0.5); outcome('finished')"
-    run_plan(plan(run, script), run, grace_s=1, requests=Requests(), watch=lambda: calls.append(time.monotonic()))
+    run_plan(
+        plan(run, script),
+        run,
+        grace_s=1,
+        requests=Requests(),
+        watch=lambda: calls.append(time.monotonic()),
+        start_agent=agent_here,
+    )
     assert len(calls) >= 3
 
 
@@ -121,7 +130,7 @@ def test_an_agent_that_does_not_answer_is_given_up(run: RunDir, monkeypatch: pyt
     """As a suspended one is: what it had started ends with it."""
     monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
     monkeypatch.setattr("launcher.supervise.KILL_TO_LEAVE_S", 0.3)
-    monkeypatch.setattr("launcher.hosts.local.END_S", 0.3)
+    monkeypatch.setattr("launcher.hosts.agents.END_S", 0.3)
     agents: list[psutil.Process] = []
 
     def send() -> None:
@@ -148,7 +157,7 @@ def test_a_workers_last_words_end_the_attempt(run: RunDir, monkeypatch: pytest.M
 
 
 def test_an_agent_that_says_no_json_is_a_failed_one(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = LocalAgent(0)
+    agent = Agent()
     wait_until(lambda: agent.read()[0]["event"] == "ready", "agent")
     reading, writing = os.pipe()
     os.write(writing, b"Segmentation fault\n")
@@ -162,7 +171,7 @@ def test_an_agent_that_says_no_json_is_a_failed_one(run: RunDir, monkeypatch: py
 
 
 def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.hosts.local.END_S", 0.3)
+    monkeypatch.setattr("launcher.hosts.helpers.END_S", 0.3)
     asked = iter([False] * 5 + [True] * 100)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     assert run_here([sys.executable, "-c", code], stop=lambda: next(asked)) == -signal.SIGKILL
@@ -172,7 +181,7 @@ def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
 def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a#b").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a#b"))
-    scratch = Path(_scratch())
+    scratch = Path(scratch_folder())
     assert scratch.parent == Path("/tmp")
     scratch.rmdir()
 

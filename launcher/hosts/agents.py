@@ -1,0 +1,109 @@
+"""A node's agent as its coordinator sees it: a process that is told orders and tells events, a JSON object a line."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+END_S = 10.0
+AGENT = (sys.executable, "-P", "-m", "launcher.agent")
+"""What becomes an agent on every node, which has the same environment of Python at the same place."""
+_LAST_WORDS_BYTES = 2000
+
+
+class Agent:
+    """The agent that `command` becomes, or leads to on another machine, in a session of its own, so that the terminal's
+    Ctrl-C reaches the coordinator alone.
+
+    One that is `deadline_s` seconds without a word is given up, and ends everything itself when it is that long without
+    one from us; None: there is no network between, in which words are lost.
+    """
+
+    def __init__(
+        self, command: Sequence[str] = AGENT, *, deadline_s: float | None = None, env: dict[str, str] | None = None
+    ) -> None:
+        self.deadline_s = deadline_s
+        self._words = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed with us)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env=env,
+            start_new_session=True,
+        )
+        self._unread = b""
+        self._heard_at = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_silent(self) -> bool:
+        return self.deadline_s is not None and time.monotonic() - self._heard_at > self.deadline_s
+
+    def fileno(self) -> int:
+        """Readable when there is something to `read`."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def tell(self, **order: Any) -> None:
+        """Send one order; an agent that is gone is found by `read`."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write((json.dumps(order) + "\n").encode())
+            self._process.stdin.flush()
+
+    def beat(self) -> None:
+        """A sign of life to one that waits for it; it answers with another."""
+        if self.deadline_s is not None:
+            self.tell(do="beat")
+
+    def read(self) -> list[dict[str, Any]]:
+        """What the agent has said since the last call; `{"event": "gone", "words"}` when it has ended."""
+        data = os.read(self.fileno(), 1 << 16)
+        self._heard_at = time.monotonic()
+        if not data:
+            return [{"event": "gone", "words": self.last_words()}]
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        return [_event(line) for line in lines]
+
+    def last_words(self) -> str:
+        """The end of what the way to the agent said to people: why ssh or srun did not get there."""
+        if self._words is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        size = os.fstat(self._words.fileno()).st_size
+        return os.pread(self._words.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES)).decode(
+            errors="replace"
+        )
+
+    def close(self) -> None:
+        """End the agent and all that it started."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        if self._words is not None:
+            self._words.close()
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        text = line.decode(errors="replace")[:200]
+        return {"event": "failed", "message": f"its agent said what no agent says: {text!r}"}

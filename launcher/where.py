@@ -1,0 +1,74 @@
+"""From what the command line says about where to run to a site: this machine, hosts, or an allocation of Slurm's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from fmfsd.errors import CheckError, ConfigError, Problem
+from launcher.allocation import Allocation
+from launcher.config import LaunchConfig
+from launcher.resources import Resources
+from launcher.site import Site
+from launcher.survey import survey
+
+
+def settle(
+    launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str], asks_hosts: bool = True
+) -> tuple[Site, LaunchConfig]:
+    """The site, and the launch with as many nodes as were asked for or are there.
+
+    With `asks_hosts` each host of several is asked what it has. ConfigError for what contradicts itself, CheckError for
+    hosts that do not answer.
+    """
+    allocation = Allocation.of(environment)
+    _require_one_meaning(launch, allocation)
+    if launch.hosts:
+        hosts = launch.hosts[: nodes or len(launch.hosts)]
+        slots = min((host.slots for host in hosts if host.slots), default=None)
+        site = Site(Resources(cores=1), "ssh", tuple(host.name for host in hosts))
+        launch = replace(launch, gpus=launch.gpus or slots)
+    elif allocation is not None and launch.on != "local":
+        offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus))))
+        site = Site(offered, "srun", allocation.hosts()[:nodes])
+    else:
+        return Site(Resources.detect(environment)), replace(launch, nodes=nodes or 1)
+    wanted = nodes or len(site.hosts)
+    if wanted > len(site.hosts):
+        raise ConfigError([Problem("--nodes", f"{wanted} asked for, {len(site.hosts)} there: {', '.join(site.hosts)}")])
+    launch = replace(launch, nodes=wanted)
+    return (_asked(site, environment) if asks_hosts else _supposed(site, launch)), launch
+
+
+def _require_one_meaning(launch: LaunchConfig, allocation: Allocation | None) -> None:
+    names = ", ".join(host.name for host in launch.hosts)
+    if launch.hosts and launch.on not in ("auto", "ssh"):
+        raise ConfigError(
+            [Problem("--on, --hosts", f"{launch.on}, and the hosts {names} to reach by ssh: leave one out")]
+        )
+    if launch.hosts and launch.on == "auto" and allocation is not None:
+        raise ConfigError(
+            [Problem("--hosts", f"in Slurm's job {allocation.job_id}: say --on ssh, or leave the hosts out")]
+        )
+    if launch.on == "ssh" and not launch.hosts:
+        raise ConfigError([Problem("--on ssh", "which machines? Name them with --hosts or --hostfile")])
+
+
+def _asked(site: Site, environment: Mapping[str, str]) -> Site:
+    """With what each of the hosts has at least."""
+    seen, trouble = survey(site.hosts, partial(site.start_agent, environment=environment))
+    if trouble:
+        raise CheckError([Problem(host, words) for host, words in trouble.items()])
+    found = seen.values()
+    return replace(site, resources=_least([Resources(each["cores"], tuple(each["gpus"])) for each in found]))
+
+
+def _least(found: Sequence[Resources]) -> Resources:
+    gpus = min(len(each.gpus) for each in found)
+    return Resources(cores=min(each.cores for each in found), gpus=tuple(map(str, range(gpus))))
+
+
+def _supposed(site: Site, launch: LaunchConfig) -> Site:
+    """That hosts have what is asked of them."""
+    if site.reach == "srun" or launch.device == "cpu":
+        return site
+    return replace(site, resources=replace(site.resources, gpus=tuple(map(str, range(launch.gpus or 0)))))
