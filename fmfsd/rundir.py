@@ -64,6 +64,21 @@ class RunDir:
         return self.path / "manifest.json"
 
     @property
+    def launch(self) -> Path:
+        """How it was last launched, for whoever launches it again."""
+        return self.path / "launch.json"
+
+    @property
+    def jobs(self) -> Path:
+        """The batch jobs that were submitted for it."""
+        return self.path / "jobs.json"
+
+    @property
+    def source(self) -> Path:
+        """Copies of the program as it was when batch jobs were submitted."""
+        return self.path / "source"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
