@@ -23,7 +23,7 @@ _KNOWN = (
     (r"SHA-256 sum is not|prepare the set again|shard", "fmfsd data verify DIR names every damaged file"),
     (r"not finite|NaN or infinite", "a lower optim.lr, optim.clip_norm, or train.precision fp32"),
     (r"did not stop within", "a --grace that one step and one checkpoint fit into"),
-    (r"its agent (was killed|does not answer)", "look at that node: it may be down, or somebody ended its processes"),
+    (r"its agent (is gone|does not answer)", "look at that node: it may be down, or somebody ended its processes"),
 )
 
 

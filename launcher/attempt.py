@@ -12,7 +12,7 @@ from fmfsd.rundir import RunDir
 from launcher.hosts.agents import Agent
 from launcher.pulses import Hang
 
-LOST = {"gone": "its agent was killed", "silent": "its agent does not answer"}
+LOST = {"gone": "its agent is gone", "silent": "its agent does not answer"}
 
 
 @dataclass

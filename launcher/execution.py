@@ -28,7 +28,7 @@ from launcher.ownership import sole_owner
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
 from launcher.requests import SECOND_INTERRUPT_S, Requests
-from launcher.supervise import run_plan
+from launcher.supervise import run_plan, start_planned
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
 AGAIN = f"Ctrl-C again, {SECOND_INTERRUPT_S:g} s later or more, ends at once"
@@ -61,8 +61,8 @@ class Execution:
         check: Callable[[], None],
         console: Console,
         as_json: bool = False,
-        start_agent: Callable[[NodePlan], Agent],
         look: Callable[[], None] = lambda: None,
+        start_agent: Callable[[NodePlan], Agent] = start_planned,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
         self._check, self._look, self._start_agent = check, look, start_agent

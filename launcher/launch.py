@@ -15,8 +15,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
-from launcher.hosts.agents import Agent
-from launcher.plan import LaunchPlan, NodePlan, plan_run
+from launcher.plan import LaunchPlan, plan_run
 from launcher.site import Site
 
 
@@ -56,8 +55,7 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         prepare=_prepare_command(config),
     )
     if request.stop_after == "run":
-        start_agent = partial(_start_agent, site, environment)
-        return _carry_out(request, config, run, plan_for, check, start_agent, argv)
+        return _carry_out(request, config, run, plan_for, check, argv)
     plan = plan_for(run)
     sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
     text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
@@ -78,7 +76,6 @@ def _carry_out(
     run: RunDir,
     plan_for: Callable[..., LaunchPlan],
     check: Callable[[], None],
-    start_agent: Callable[[NodePlan], Agent],
     argv: Sequence[str],
 ) -> int:
     """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
@@ -92,21 +89,8 @@ def _carry_out(
         drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
         return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
-    execution = Execution(
-        config,
-        request.launch,
-        run,
-        plan_of,
-        check=check,
-        console=console,
-        as_json=request.as_json,
-        start_agent=start_agent,
-    )
+    execution = Execution(config, request.launch, run, plan_of, check=check, console=console, as_json=request.as_json)
     return execution.run_to_end(argv)
-
-
-def _start_agent(site: Site, environment: Mapping[str, str], node: NodePlan) -> Agent:
-    return site.start_agent(node.host, environment)
 
 
 def _data_is(config: TrainConfig) -> str:

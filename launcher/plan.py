@@ -11,6 +11,7 @@ from typing import Literal
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.environment import shown, travelling
+from launcher.hosts.agents import AGENT
 from launcher.node import MACHINES_OWN
 from launcher.pulses import SLOW_STATES_S
 from launcher.site import Site
@@ -33,13 +34,17 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 <
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What a node's agent starts: a command, its whole environment, and where. `host` is empty for this machine."""
+    """What a node's agent starts: a command, its whole environment, and where.
+
+    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent.
+    """
 
     node: int
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str
     host: str = ""
+    agent: tuple[str, ...] = AGENT
 
     def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
         """With what is known now in the symbols' places."""
@@ -90,7 +95,8 @@ class LaunchPlan:
             "nodes": [
                 {
                     "node": node.node,
-                    **({"host": node.host} if node.host else {}),
+                    "host": node.host or None,
+                    "agent": list(node.agent),
                     "cwd": node.cwd,
                     "argv": list(node.argv),
                     "env": {name: shown(name, value) for name, value in sorted(node.env.items())},
@@ -109,7 +115,7 @@ class LaunchPlan:
             variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(node.env.items())]
             command = " \\\n    ".join(["env -i", *variables, shlex.join(node.argv)])
             lines += [
-                f"# node {node.node}{f' on {node.host}' if node.host else ''}",
+                f"# node {node.node}{f', whose agent is {shlex.join(node.agent)}' if node.host else ''}",
                 f"cd {shlex.quote(node.cwd)}",
                 command,
             ]
@@ -144,7 +150,8 @@ def plan_run(
                 **launch.extra_env,
             },
             cwd=cwd,
-            host="" if site.is_here else site.hosts[slot],
+            host=site.host(slot),
+            agent=site.agent(site.host(slot), environment),
         )
         for node, slot in enumerate(chosen)
     )

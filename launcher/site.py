@@ -6,7 +6,7 @@ from typing import Literal
 
 from launcher.config import LaunchConfig
 from launcher.hosts import srun, ssh
-from launcher.hosts.agents import Agent
+from launcher.hosts.agents import AGENT, Agent
 from launcher.resources import Resources
 
 AGENT_DEADLINE_S = 60.0
@@ -28,6 +28,10 @@ class Site:
     def is_here(self) -> bool:
         return self.reach == "here"
 
+    def host(self, slot: int) -> str:
+        """Of the launch's node `slot`; empty: this machine."""
+        return "" if self.is_here else self.hosts[slot]
+
     def placement(self, launch: LaunchConfig) -> tuple[str, int]:
         """The device, and the workers on each node."""
         gpus = len(self.resources.gpus)
@@ -43,12 +47,18 @@ class Site:
     def cores_a_node(self, nodes: int) -> int:
         return max(1, self.resources.cores // nodes) if self.is_here else self.resources.cores
 
-    def start_agent(self, host: str, environment: Mapping[str, str]) -> Agent:
-        """`environment` is the launcher's own: what ssh and srun need of it is theirs."""
+    def agent(self, host: str, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """The command that becomes, or leads to, a node's agent; `environment` is the launcher's own."""
         if self.reach == "ssh":
-            command = ssh.command(host, environment, deadline_s=AGENT_DEADLINE_S)
-        elif self.reach == "srun":
-            command = srun.command(host, cores=self.resources.cores, deadline_s=AGENT_DEADLINE_S)
-        else:
-            return Agent()
-        return Agent(command, deadline_s=AGENT_DEADLINE_S)
+            return ssh.command(host, environment, deadline_s=AGENT_DEADLINE_S)
+        if self.reach == "srun":
+            return srun.command(host, cores=self.resources.cores, deadline_s=AGENT_DEADLINE_S)
+        return AGENT
+
+    def start_agent(self, host: str, environment: Mapping[str, str]) -> Agent:
+        return start(self.agent(host, environment), host)
+
+
+def start(command: tuple[str, ...], host: str) -> Agent:
+    """The agent of `host`; empty: of this machine."""
+    return Agent(command, deadline_s=AGENT_DEADLINE_S if host else None)

@@ -16,6 +16,7 @@ from launcher.node import scratch_folder
 from launcher.plan import SCRATCH, LaunchPlan, NodePlan
 from launcher.pulses import Pulses
 from launcher.requests import Requests
+from launcher.site import start
 
 LOOK_S = 0.1
 TERM_TO_KILL_S = 5.0
@@ -32,6 +33,11 @@ BEAT_EVERY_S = 5.0
 """How often agents on other machines hear from the coordinator and are to answer."""
 
 
+def start_planned(node: NodePlan) -> Agent:
+    """The agent that the plan says."""
+    return start(node.agent, node.host)
+
+
 def run_plan(
     plan: LaunchPlan,
     run: RunDir,
@@ -40,7 +46,7 @@ def run_plan(
     hang_timeout_s: float = math.inf,
     requests: Requests,
     watch: Callable[[], None],
-    start_agent: Callable[[NodePlan], Agent],
+    start_agent: Callable[[NodePlan], Agent] = start_planned,
 ) -> Attempt:
     """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
 

@@ -18,9 +18,9 @@ from launcher.config import DrillOptions, LaunchConfig
 from launcher.drill.faults import FAULTS, Injector, Scene
 from launcher.drill.results import Result, checkpoint_bytes, differences, print_json, table
 from launcher.execution import EXIT_CODES, Execution
-from launcher.hosts.agents import Agent
 from launcher.hosts.isolated import INTERFACE, CuttableNetwork
 from launcher.plan import LaunchPlan
+from launcher.supervise import start_planned
 
 FEWEST_STEPS = 16
 TRAINING_S = 12.0
@@ -140,7 +140,7 @@ class Drill:
             check=lambda: None,
             console=self._console,
             look=look,
-            start_agent=lambda node: Agent() if network is None else network.start_agent(node.node),
+            start_agent=start_planned if network is None else lambda node: network.start_agent(node.node),
         )
         code = execution.run_to_end(self._goes_on(run))
         if code == EXIT_CODES["interrupted"] or (code == EXIT_CODES["stopped"] and not may_stop):

@@ -71,7 +71,7 @@ def launcher(run: Launched) -> psutil.Process:
 
 KILLED = {
     "launcher": (launcher, -9, ""),
-    "agent": (lambda run: run.agents()[0], 1, "node 0: its agent was killed"),
+    "agent": (lambda run: run.agents()[0], 1, "node 0: its agent is gone"),
     "torchrun": (lambda run: run.starter(1), 1, "node 1: its starter was killed by SIGKILL"),
     "worker": (lambda run: run.worker(1), 1, "rank 1 (pid"),
 }

@@ -85,7 +85,7 @@ class Kill:
 
 KILLS = (
     Kill(2, 4, lambda run: run.worker(1), "rank 1 (pid"),
-    Kill(3, 8, lambda run: run.agents()[0], "node 0: its agent was killed"),
+    Kill(3, 8, lambda run: run.agents()[0], "node 0: its agent is gone"),
     Kill(4, 12, lambda run: run.starter(1), "node 1: its starter was killed by SIGKILL"),
 )
 

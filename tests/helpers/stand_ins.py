@@ -47,14 +47,7 @@ def plan(run: RunDir, *scripts: str) -> LaunchPlan:
 
 
 def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Requests | None = None) -> Attempt:
-    return run_plan(
-        plan(run, *scripts),
-        run,
-        grace_s=grace_s,
-        requests=requests or Requests(),
-        watch=lambda: None,
-        start_agent=agent_here,
-    )
+    return run_plan(plan(run, *scripts), run, grace_s=grace_s, requests=requests or Requests(), watch=lambda: None)
 
 
 def starter(run: RunDir, node: int) -> int:
@@ -77,10 +70,6 @@ def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> 
         attempt = carry_out(run, *scripts, requests=requests)
     thread.join()
     return attempt
-
-
-def agent_here(_node: NodePlan) -> Agent:
-    return Agent()
 
 
 class NoAgent(Agent):

@@ -21,7 +21,7 @@ from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
 from tests.helpers.processes import wait_until
-from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, agent_here, carry_out, meanwhile, plan, starter
+from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, carry_out, meanwhile, plan, starter
 
 
 def test_a_run_that_says_finished_is_finished(run: RunDir) -> None:
@@ -66,7 +66,7 @@ def test_a_killed_agent_is_noticed_and_named(run: RunDir, monkeypatch: pytest.Mo
     thread = meanwhile(send)
     attempt = carry_out(run, FOR_EVER, FOR_EVER)
     thread.join()
-    assert [node.killed_from_outside for node in attempt.nodes] == ["its agent was killed", ""]
+    assert [node.killed_from_outside for node in attempt.nodes] == ["its agent is gone", ""]
 
 
 def test_a_killed_starter_takes_its_orphans_with_it(run: RunDir) -> None:
@@ -84,7 +84,7 @@ def test_a_killed_starter_takes_its_orphans_with_it(run: RunDir) -> None:
 def test_a_starter_that_can_not_be_started_is_named(run: RunDir) -> None:
     broken = plan(run, "pass")
     missing = LaunchPlan(broken.run_dir, "cpu", 1, (NodePlan(0, ("/no/such/program",), {}, str(run.path)),))
-    attempt = run_plan(missing, run, grace_s=1, requests=Requests(), watch=lambda: None, start_agent=agent_here)
+    attempt = run_plan(missing, run, grace_s=1, requests=Requests(), watch=lambda: None)
     assert "/no/such/program" in attempt.nodes[0].killed_from_outside
 
 
@@ -115,14 +115,7 @@ def test_an_agent_whose_coordinator_is_gone_ends_everything(run: RunDir) -> None
 def test_the_watcher_is_called_while_the_run_goes_on(run: RunDir) -> None:
     calls: list[float] = []
     script = "time.sleep(0.5); outcome('finished')"
-    run_plan(
-        plan(run, script),
-        run,
-        grace_s=1,
-        requests=Requests(),
-        watch=lambda: calls.append(time.monotonic()),
-        start_agent=agent_here,
-    )
+    run_plan(plan(run, script), run, grace_s=1, requests=Requests(), watch=lambda: calls.append(time.monotonic()))
     assert len(calls) >= 3
 
 
