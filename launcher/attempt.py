@@ -56,9 +56,13 @@ class NodeState:
 
 
 def _lost(event: dict[str, Any]) -> str:
-    """With the reason, where ssh or srun gave one."""
-    words = " / ".join(event.get("words", "").split("\n")).strip(" /")
+    words = on_the_way(event)
     return f"{LOST[event['event']]}: {words}" if words else LOST[event["event"]]
+
+
+def on_the_way(event: dict[str, Any]) -> str:
+    """What ssh, srun or a shell on the way to an agent said before it was gone, in one line."""
+    return " / ".join(filter(None, map(str.strip, event.get("words", "").splitlines())))
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from launcher.attempt import LOST
+from launcher.attempt import on_the_way
 from launcher.hosts.agents import Agent
 
 ANSWER_S = 30.0
@@ -40,5 +40,4 @@ def _note(agent: Any, host: str, seen: dict[str, dict[str, Any]], trouble: dict[
         elif event["event"] == "failed":
             trouble[host] = event["message"]
         elif event["event"] == "gone" and host not in seen:
-            words = event["words"].strip().splitlines()
-            trouble[host] = words[-1] if words else LOST["gone"]
+            trouble[host] = f"no agent could be started there: {on_the_way(event)}"

@@ -14,6 +14,7 @@ END_S = 10.0
 AGENT = (sys.executable, "-P", "-m", "launcher.agent")
 """What becomes an agent on every node, which has the same environment of Python at the same place."""
 _LAST_WORDS_BYTES = 2000
+_LINE_CHARACTERS = 200
 
 
 class Agent:
@@ -37,7 +38,7 @@ class Agent:
             env=env,
             start_new_session=True,
         )
-        self._unread = b""
+        self._unread, self._noise, self._has_begun = b"", "", False
         self._heard_at = time.monotonic()
 
     @property
@@ -72,18 +73,30 @@ class Agent:
         if not data:
             return [{"event": "gone", "words": self.last_words()}]
         *lines, self._unread = (self._unread + data).split(b"\n")
-        return [_event(line) for line in lines]
+        return [event for line in lines if (event := self._event(line))]
 
     def last_words(self) -> str:
         """The end of what the way to the agent said to people: why ssh or srun did not get there."""
         if self._words is None:
-            return ""
+            return self._noise
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         size = os.fstat(self._words.fileno()).st_size
-        return os.pread(self._words.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES)).decode(
-            errors="replace"
-        )
+        end = os.pread(self._words.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
+        return self._noise + end.decode(errors="replace")
+
+    def _event(self, line: bytes) -> dict[str, Any] | None:
+        """Before an agent's first word a host's shell may greet: only what comes after it must be an agent's."""
+        try:
+            event = dict(json.loads(line))
+        except ValueError:
+            text = line.decode(errors="replace")[:_LINE_CHARACTERS]
+            if self._has_begun:
+                return {"event": "failed", "message": f"its agent said what no agent says: {text!r}"}
+            self._noise += f"{text}\n"
+            return None
+        self._has_begun = True
+        return event
 
     def close(self) -> None:
         """End the agent and all that it started."""
@@ -99,11 +112,3 @@ class Agent:
         self._process.stdout.close()
         if self._words is not None:
             self._words.close()
-
-
-def _event(line: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except ValueError:
-        text = line.decode(errors="replace")[:200]
-        return {"event": "failed", "message": f"its agent said what no agent says: {text!r}"}

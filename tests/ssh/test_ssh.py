@@ -1,0 +1,194 @@
+"""Runs on two hosts with networks of their own, reached by a real sshd from a third: this machine."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.rundir import RunDir
+from tests.helpers.cluster import Cluster
+from tests.helpers.faulty import Moment, faulty
+from tests.helpers.processes import launched, wait_until
+from tests.helpers.runs import TINY, assert_records_agree, newest_weights, records
+
+SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=14", "checkpoint.every_steps=4")
+ON_BOTH = ("--hosts", "n1,n2", "--gpus", "1", "--device", "cpu")
+OURS = ("launcher.agent", "fmfsd train", "torch.distributed.run")
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_root: Path) -> tuple[str, ...]:
+    """Fourteen steps with a checkpoint after every fourth."""
+    changes = (*TINY, f"data.root={tiny_root}", *SMALL)
+    return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """An uninterrupted run of two workers on this machine."""
+    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, "--nodes", "2", "--gpus", "1")) as run:
+        assert run.end()[0] == 0
+    return run.run
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_on_hosts(hosts: Cluster) -> Iterator[None]:
+    yield
+    wait_until(lambda: not left(hosts), "the end of all processes on the hosts", deadline_s=5)
+
+
+def left(hosts: Cluster) -> list[int]:
+    return [pid for host in ("n1", "n2") for part in OURS for pid in hosts.processes(host, part)]
+
+
+def assert_same(run: RunDir, whole: RunDir) -> None:
+    assert newest_weights(run) == newest_weights(whole)
+    assert_records_agree(records(run), records(whole), tolerance=0)
+
+
+def holds_at_step_10(moment: Moment) -> None:
+    if moment.at == (1, 1, 10):
+        moment.hold()
+
+
+def attempt(run: RunDir, number: int) -> dict[str, Any]:
+    return dict(json.loads(run.attempt(number).read_text()))
+
+
+def test_two_hosts_train_as_two_agents_here_do(
+    hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
+) -> None:
+    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH)) as run:
+        code, output = run.end()
+    assert code == 0, output
+    assert [node["host"] for node in attempt(run.run, 1)["nodes"]] == ["n1", "n2"]
+    assert_same(run.run, whole)
+
+
+@pytest.mark.fault("F21")
+def test_a_stop_saves_on_all_hosts_and_the_run_goes_on_here(
+    hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
+) -> None:
+    fault = faulty(tmp_path / "fault", holds_at_step_10)
+    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
+        wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
+        run.signal(signal.SIGTERM)
+        fault.go()
+        assert run.end()[0] == 75
+    with launched(tmp_path, "run", (*arguments, "--nodes", "2", "--gpus", "1")) as again:
+        assert again.end()[0] == 0
+    assert_same(again.run, whole)
+
+
+@pytest.mark.fault("F6")
+def test_a_killed_launcher_leaves_nothing_on_any_host(
+    hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with hosts.launched(tmp_path, "run", (*arguments, "--set", "train.max_steps=14", *ON_BOTH)) as run:
+        run.wait_for_step(2, ranks=2)
+        run.signal(signal.SIGKILL)
+    wait_until(lambda: not left(hosts), "the end of all processes on the hosts", deadline_s=5)
+
+
+@pytest.mark.fault("F5")
+def test_a_killed_agent_costs_one_attempt(
+    hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
+) -> None:
+    fault = faulty(tmp_path / "fault", holds_at_step_10)
+    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
+        wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
+        wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
+        hosts.on("n2", "kill", "-9", str(hosts.processes("n2", "-m launcher.agent")[0]))
+        code, output = run.end()
+    assert code == 0, output
+    assert "node 1: its agent is gone" in attempt(run.run, 1)["cause"]
+    assert_same(run.run, whole)
+
+
+@pytest.mark.fault("F7")
+def test_after_a_cut_cable_the_run_goes_on_without_that_host(
+    hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The cut-off side ends by itself, and nothing of it is left when the cable is in again."""
+    fault = faulty(tmp_path / "fault", holds_at_step_10)
+    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH, "--elastic", "1:2"), env=fault.env) as run:
+        wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
+        wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
+        cut_at = time.time()
+        hosts.do("link", "n2", "down")
+        try:
+            code, output = run.end()
+        finally:
+            hosts.do("link", "n2", "up")
+    assert code == 0, output
+    assert "going on with 1 workers on 1" in output
+    first = attempt(run.run, 1)
+    print(f"noticed after {first['noticed'] - cut_at:.1f} s")
+    assert first["noticed"] - cut_at < 25
+    wait_until(lambda: not left(hosts), "the end of the cut-off side", deadline_s=70)
+
+
+ODD = "a b'c\"d$(touch canary)`touch canary`;e\nf\\ü*"
+
+
+def writes_what_it_was_given(moment: Moment) -> None:
+    if moment.step == 1:
+        Path(os.environ["WHERE"], f"rank-{moment.rank}").write_text(os.environ["ODD"])
+
+
+def test_odd_names_and_values_reach_workers_unchanged_and_are_run_nowhere(
+    hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    place = tmp_path / ODD.replace("\n", " ")
+    place.mkdir()
+    fault = faulty(tmp_path / "fault", writes_what_it_was_given)
+    given = ("--env", f"ODD={ODD}", "--env", f"WHERE={place}", "--set", "train.max_steps=2")
+    with hosts.launched(place, ODD.replace("\n", " "), (*arguments, *given, *ON_BOTH), env=fault.env) as run:
+        code, output = run.end()
+    assert code == 0, output
+    assert [(place / f"rank-{rank}").read_text() for rank in (0, 1)] == [ODD, ODD]
+    assert not list(tmp_path.rglob("canary*"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "expected"),
+    [
+        (("--hosts", "n1,n9"), 3, "n9: no agent could be started there: ssh: Could not resolve hostname n9"),
+        (
+            ("--hosts", "stranger@n1,n2"),
+            3,
+            "stranger@n1: no agent could be started there: stranger@n1: Permission denied (publickey",
+        ),
+        (
+            ("--hosts", "nobody@n1,n2"),
+            3,
+            "nobody@n1: no agent could be started there: This account is currently not available.",
+        ),
+        (("--hosts", "n1,n1"), 2, "--hosts: n1 stands there twice"),
+        (("--hosts", "n1,n2", "--nodes", "3"), 2, "--nodes: 3 asked for, 2 there: n1, n2"),
+        (("--hosts", "n1,-oProxyCommand=x"), 2, "--hosts: '-oProxyCommand=x' is no host's name"),
+        (("--on", "ssh"), 2, "--on ssh: which machines? Name them with --hosts or --hostfile"),
+    ],
+)
+def test_what_is_wrong_with_hosts_is_said_before_anything_is_started(
+    asked: tuple[str, ...], code: int, expected: str, hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with hosts.launched(tmp_path, "run", (*arguments, *asked)) as run:
+        found, output = run.end()
+    assert found == code
+    assert expected in output
+    assert not run.run.path.exists()
+
+
+def test_an_interface_that_others_do_not_reach_is_named(
+    hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH, "--interface", "lo")) as run:
+        code, output = run.end()
+    assert code == 1
+    assert "node 1: it can't reach n1 at 127.0.0.1:" in output
