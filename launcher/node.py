@@ -73,10 +73,11 @@ def listen() -> socket.socket:
 
 
 def greet(listener: socket.socket, word: str) -> None:
-    """Tell whoever has connected, if anybody has, that it is us."""
-    with suppress(OSError), listener.accept()[0] as caller:
-        caller.settimeout(REACH_S)
-        caller.sendall(word.encode())
+    """Tell all who have connected meanwhile that it is us."""
+    with suppress(BlockingIOError):  # nobody is left
+        while True:
+            with suppress(ConnectionError), listener.accept()[0] as caller:
+                caller.sendall(word.encode())
 
 
 def reached(candidates: Sequence[str], port: int, word: str) -> list[str]:

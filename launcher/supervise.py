@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt, NodeState
-from launcher.hosts.agents import Agent
+from launcher.hosts.agents import Agent, closing_all
 from launcher.meeting import NotMetError, meet
 from launcher.node import scratch_folder
 from launcher.plan import SCRATCH, LaunchPlan, NodePlan
@@ -56,10 +56,9 @@ def run_plan(
     with ExitStack() as stack:
         scratch = scratch_folder() if plan.meets_at == "file here" else ""
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        agents = []
+        agents = stack.enter_context(closing_all())
         for node in plan.nodes:
             agents.append(start_agent(node))
-            stack.callback(agents[-1].close)
         attempt = Attempt(run, run.last_attempt() + 1, [NodeState(agent) for agent in agents], plan.num_workers)
         attempt.begin()
         pulses = Pulses(run, attempt.number, plan.num_workers, hang_timeout_s=hang_timeout_s)
