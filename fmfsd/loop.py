@@ -219,5 +219,10 @@ class Loop:
         self.progress.show(state, step=self.position.step, **shown, **numbers)
 
     def _learning_rate(self, step: int) -> float:
-        optim = self.config.optim
-        return learning_rate(step, base=optim.lr, gamma=optim.gamma, milestones=self.timeline.milestones)
+        return learning_rate(
+            step,
+            base=self.config.full_rate,
+            gamma=self.config.optim.gamma,
+            milestones=self.timeline.milestones,
+            warmup_steps=self.timeline.warmup_steps,
+        )
