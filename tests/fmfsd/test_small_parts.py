@@ -121,6 +121,11 @@ def test_the_learning_rate_drops_after_each_milestone() -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
+def test_the_learning_rate_grows_to_the_whole_in_the_warm_up() -> None:
+    rates = [learning_rate(step, base=0.8, gamma=0.5, milestones=(5,), warmup_steps=4) for step in range(7)]
+    assert rates == [0.2, 0.4, 0.8 * 0.75, 0.8, 0.8, 0.4, 0.4]
+
+
 def test_means_are_over_what_was_added_since_the_last_take() -> None:
     means = RunningMeans()
     means.add(loss=1.0, top=0.5)
