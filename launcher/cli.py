@@ -78,6 +78,7 @@ def launch(
         typer.Option("--preflight/--no-preflight", help="Try nodes and network first; default: with several nodes."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
+    check_data: Annotated[bool, typer.Option("--check-data", help="Verify checksums, however large the set.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
     ] = False,
@@ -123,7 +124,7 @@ def launch(
             preflight=preflight,
             extra_env=extra_variables(env or [], os.environ),
         )
-        site, settled = settle(asked, nodes=most, environment=os.environ, asks_hosts=not dry_run)
+        site, settled = settle(asked, nodes=most, environment=os.environ)
         request = Request(
             config=config,
             overrides=tuple(overrides or ()),
@@ -133,5 +134,6 @@ def launch(
             as_json=as_json,
             data_root=os.environ.get("FMFSD_DATA") or "data",
             drill=DrillOptions.parse(drill, drill_seed),
+            checks_all_data=check_data,
         )
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

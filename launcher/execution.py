@@ -17,7 +17,7 @@ from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
 from launcher.attempt import Attempt
-from launcher.check import is_prepared, total_steps, warnings
+from launcher.check import is_prepared, total_steps
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, heads_table
 from launcher.failures import page
@@ -45,7 +45,7 @@ def console_of(*, as_json: bool) -> Console:
 
 
 class Execution:
-    """One launch that has passed `check`, which is called again once the data is prepared.
+    """One launch that has passed `check`, which is called again once the data is prepared, with `warnings`.
 
     `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
     outcome goes to stdout. `look` is called ten times a second while an attempt is under way.
@@ -58,14 +58,15 @@ class Execution:
         run: RunDir,
         plan_of: Callable[[tuple[int, ...]], LaunchPlan],
         *,
-        check: Callable[[], None],
+        check: Callable[[], object],
+        warnings: Sequence[str] = (),
         console: Console,
         as_json: bool = False,
         start_agent: Callable[[NodePlan], Agent],
         look: Callable[[], None] = lambda: None,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
-        self._check, self._look, self._start_agent = check, look, start_agent
+        self._check, self._warnings, self._look, self._start_agent = check, warnings, look, start_agent
         self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
         self._console = console
 
@@ -85,7 +86,7 @@ class Execution:
             fallback = self._launch.device == "auto" and self._plan.device == "cpu"
             self._say(f"run: {self._run.path}")
             self._say(self._plan.summary() + (" (no GPU is visible)" if fallback else ""))
-            for text in warnings(self._launch, self._run):
+            for text in self._warnings:
                 self._say(f"warning: {text}")
             with sole_owner(self._run):
                 self._write_run_dir()

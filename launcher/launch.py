@@ -1,6 +1,7 @@
 """One launch from request to exit code: load, check, plan, and then show the plan or carry it out."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from typing import Literal
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
+from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
+from launcher.costs import Costs, costs_of
 from launcher.hosts.agents import Agent
 from launcher.plan import LaunchPlan, NodePlan, plan_run
 from launcher.site import Site
+from launcher.survey import Survey, survey
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,26 @@ class Request:
     as_json: bool
     data_root: str = "data"
     drill: DrillOptions | None = None
+    checks_all_data: bool = False
+
+    @property
+    def checksums_bytes(self) -> float:
+        """The size up to which a data set's content is verified."""
+        if self.checks_all_data:
+            return math.inf
+        return 0 if self.stop_after == "plan" else CHECKED_AT_LAUNCH_BYTES
+
+    @property
+    def words(self) -> list[str]:
+        """What the config is made from, as a command line has it."""
+        return [*(word for override in self.overrides for word in ("--set", override)), "--", self.config]
 
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    run, site = _run_dir(request, cwd), request.site
-    try:
-        config = _config(request)
-    except ConfigError as error:
-        raise ConfigError([*error.problems, *problems_of_any_config(request.launch, site, run)]) from error
-    check = partial(require_sound, config, request.launch, site, run, checksums=request.stop_after != "plan")
-    check()
+    run = _run_dir(request, cwd)
+    check = partial(_checked, request, run, environment, cwd)
+    found = check()
     if request.drill is not None and not run.is_unused():
         raise ConfigError(
             [Problem(str(run.path), "exists, and a drill makes runs of its own: choose another --run-dir")]
@@ -50,21 +63,62 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     plan_for = partial(
         plan_run,
         request.launch,
-        site,
+        found.site,
         environment=environment,
         cwd=cwd,
-        prepare=_prepare_command(config),
+        prepare=_prepare_command(found.config),
     )
     if request.stop_after == "run":
-        start_agent = partial(_start_agent, site, environment)
-        return _carry_out(request, config, run, plan_for, check, start_agent, argv)
+        start_agent = partial(_start_agent, found.site, environment)
+        return _carry_out(request, found, run, plan_for, check, start_agent, argv)
     plan = plan_for(run)
-    sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
-    text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
+    text = plan.to_json() if request.as_json else found.text(plan) if request.stop_after == "check" else plan.render()
     print(text.rstrip())
-    for warning in warnings(request.launch, run):
+    for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A launch that nothing is wrong with: its config, its site as it was found, what is to be said of it."""
+
+    config: TrainConfig
+    site: Site
+    costs: Costs
+    warnings: Sequence[str]
+
+    def text(self, plan: LaunchPlan) -> str:
+        """For people."""
+        name, root = self.config.data.name, self.config.data.root
+        data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
+        return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs}"
+
+
+def _checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
+    """ConfigError or CheckError with everything that is wrong; hosts and torch are not asked for a dry run."""
+    launch, asks = request.launch, request.stop_after != "plan"
+    about = partial(_survey, request, run, environment, cwd)
+    try:
+        config = _config(request)
+    except ConfigError as error:
+        hosts = about(None)
+        around = problems_of_any_config(launch, hosts.told(request.site), run, hosts)
+        raise ConfigError([*error.problems, *around]) from error
+    hosts = about(config)
+    site = hosts.told(request.site)
+    costs = costs_of(config, request.words, workers=site.workers(launch), environment=environment) if asks else Costs()
+    require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
+    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs))
+
+
+def _survey(
+    request: Request, run: RunDir, environment: Mapping[str, str], cwd: str, config: TrainConfig | None
+) -> Survey:
+    if request.stop_after == "plan":
+        return Survey()
+    index = None if config is None else set_folder(config.data) / "index.json"
+    return survey(request.site, environment, run=run.path, cwd=cwd, index=index)
 
 
 def _config(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
@@ -74,10 +128,10 @@ def _config(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
 
 def _carry_out(
     request: Request,
-    config: TrainConfig,
+    found: Checked,
     run: RunDir,
     plan_for: Callable[..., LaunchPlan],
-    check: Callable[[], None],
+    check: Callable[[], object],
     start_agent: Callable[[NodePlan], Agent],
     argv: Sequence[str],
 ) -> int:
@@ -93,11 +147,12 @@ def _carry_out(
         return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
     execution = Execution(
-        config,
+        found.config,
         request.launch,
         run,
         plan_of,
         check=check,
+        warnings=found.warnings,
         console=console,
         as_json=request.as_json,
         start_agent=start_agent,
@@ -107,11 +162,6 @@ def _carry_out(
 
 def _start_agent(site: Site, environment: Mapping[str, str], node: NodePlan) -> Agent:
     return site.start_agent(node.host, environment)
-
-
-def _data_is(config: TrainConfig) -> str:
-    name, root = config.data.name, config.data.root
-    return f"{name} is prepared in {root}" if is_prepared(config) else f"{name} is prepared first, in {root}"
 
 
 def print_schema() -> None:

@@ -1,5 +1,6 @@
 """Where a launch's node agents run, how each is reached, and what each node offers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -35,6 +36,16 @@ class Site:
         if launch.gpus is not None:
             return device, launch.gpus
         return device, max(1, gpus // (launch.nodes if self.is_here else 1)) if device == "cuda" else 1
+
+    def workers(self, launch: LaunchConfig) -> int:
+        """On all nodes together."""
+        return launch.nodes * self.placement(launch)[1]
+
+    def memory_a_worker(self, launch: LaunchConfig, workers: int) -> int:
+        """Bytes that each of so many has on its device; 0: unknown."""
+        if self.placement(launch)[0] == "cuda":
+            return self.resources.gpu_memory
+        return self.resources.memory // (workers if self.is_here else math.ceil(workers / launch.nodes))
 
     def gpus_for(self, launch: LaunchConfig) -> int:
         """How many GPUs there are for the launch's nodes together."""

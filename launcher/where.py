@@ -1,24 +1,19 @@
 """From what the command line says about where to run to a site: this machine, hosts, or an allocation of Slurm's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
-from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.errors import ConfigError, Problem
 from launcher.allocation import Allocation
 from launcher.config import LaunchConfig
 from launcher.resources import Resources
 from launcher.site import Site
-from launcher.survey import survey
 
 
-def settle(
-    launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str], asks_hosts: bool = True
-) -> tuple[Site, LaunchConfig]:
+def settle(launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str]) -> tuple[Site, LaunchConfig]:
     """The site, and the launch with as many nodes as were asked for or are there.
 
-    With `asks_hosts` each host of several is asked what it has. ConfigError for what contradicts itself, CheckError for
-    hosts that do not answer.
+    Nobody is asked yet: hosts are supposed to have what is asked of them. ConfigError for what contradicts itself.
     """
     allocation = Allocation.of(environment)
     _require_one_meaning(launch, allocation)
@@ -36,7 +31,7 @@ def settle(
     if wanted > len(site.hosts):
         raise ConfigError([Problem("--nodes", f"{wanted} asked for, {len(site.hosts)} there: {', '.join(site.hosts)}")])
     launch = replace(launch, nodes=wanted)
-    return (_asked(site, environment) if asks_hosts else _supposed(site, launch)), launch
+    return _supposed(site, launch), launch
 
 
 def _require_one_meaning(launch: LaunchConfig, allocation: Allocation | None) -> None:
@@ -51,20 +46,6 @@ def _require_one_meaning(launch: LaunchConfig, allocation: Allocation | None) ->
         )
     if launch.on == "ssh" and not launch.hosts:
         raise ConfigError([Problem("--on ssh", "which machines? Name them with --hosts or --hostfile")])
-
-
-def _asked(site: Site, environment: Mapping[str, str]) -> Site:
-    """With what each of the hosts has at least."""
-    seen, trouble = survey(site.hosts, partial(site.start_agent, environment=environment))
-    if trouble:
-        raise CheckError([Problem(host, words) for host, words in trouble.items()])
-    found = seen.values()
-    return replace(site, resources=_least([Resources(each["cores"], tuple(each["gpus"])) for each in found]))
-
-
-def _least(found: Sequence[Resources]) -> Resources:
-    gpus = min(len(each.gpus) for each in found)
-    return Resources(cores=min(each.cores for each in found), gpus=tuple(map(str, range(gpus))))
 
 
 def _supposed(site: Site, launch: LaunchConfig) -> Site:

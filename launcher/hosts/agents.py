@@ -29,14 +29,18 @@ class Agent:
     ) -> None:
         self.deadline_s = deadline_s
         self._words = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed with us)
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._words,
-            env=env,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError:
+            self._close_words()
+            raise
         self._unread = b""
         self._heard_at = time.monotonic()
 
@@ -97,6 +101,9 @@ class Agent:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+        self._close_words()
+
+    def _close_words(self) -> None:
         if self._words is not None:
             self._words.close()
 

@@ -12,7 +12,7 @@ import pytest
 from fmfsd.config import dump_config
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from launcher.check import warnings
+from launcher.check.of_run import short_grace
 from launcher.config import LaunchConfig
 from launcher.manifest import _commit, manifest, software_changes
 from launcher.ownership import sole_owner
@@ -97,8 +97,8 @@ def test_a_grace_that_a_stop_does_not_fit_into_is_told(prepared: Path, tmp_path:
     """As the run has measured it before; the same command still goes on with it."""
     run = begun(prepared, tmp_path)
     write_json(run.rank_progress(0), {"stop_takes_s": 12.3})
-    assert list(warnings(LaunchConfig(grace_s=13), run)) == []
-    (told,) = warnings(LaunchConfig(grace_s=12), run)
+    assert list(short_grace(LaunchConfig(grace_s=13), run)) == []
+    (told,) = short_grace(LaunchConfig(grace_s=12), run)
     assert told.startswith("--grace 12: a step and a save of this run took 12.3 s")
     assert told.endswith("set --grace 25")
     sound(tiny_config(prepared), LaunchConfig(grace_s=12), run=run)
