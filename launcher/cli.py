@@ -79,6 +79,7 @@ def launch(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
     check_data: Annotated[bool, typer.Option("--check-data", help="Verify checksums, however large the set.")] = False,
+    doctor: Annotated[bool, typer.Option("--doctor", help="What there is to run on, and what to mend.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
     ] = False,
@@ -125,6 +126,10 @@ def launch(
             extra_env=extra_variables(env or [], os.environ),
         )
         site, settled = settle(asked, nodes=most, environment=os.environ)
+        if doctor:
+            from launcher.doctor import examine
+
+            raise typer.Exit(examine(site, environment=os.environ, cwd=os.getcwd(), as_json=as_json))
         request = Request(
             config=config,
             overrides=tuple(overrides or ()),

@@ -1,6 +1,7 @@
 """Everything that is wrong is said before anything starts, and nothing that exists is changed."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import dump_config, load_config
+from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, of_machine, require_sound
@@ -108,6 +110,13 @@ def test_damaged_data_is_found_before_a_worker_starts(case: str, prepared: Path)
     code, text = problems(tiny_config(prepared))
     assert code == 3
     assert expected in text
+
+
+def test_checksums_are_of_sets_up_to_the_size_that_is_asked_for(prepared: Path) -> None:
+    _flip(prepared / "cifar10" / "train-0003.safetensors")
+    sound(tiny_config(prepared), checksums_bytes=1000)
+    for size in (CHECKED_AT_LAUNCH_BYTES, math.inf):
+        assert "damaged: SHA-256" in problems(tiny_config(prepared), checksums_bytes=size)[1]
 
 
 def test_every_damaged_shard_is_named_at_once(prepared: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ def imported(cwd: Path, *arguments: str) -> set[str]:
     return {line.rpartition("|")[2].strip().split(".")[0] for line in answer.stderr.splitlines()}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("smoke", "--dry-run"), ("smoke", "--check"), ("--schema",)])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("smoke", "--dry-run"), ("smoke", "--check"), ("--schema",), ("--doctor",)]
+)
 def test_what_starts_nothing_imports_no_torch_and_writes_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
     found = imported(tmp_path, *arguments)
     assert "launcher" in found
@@ -118,7 +121,11 @@ def test_a_set_that_is_prepared_on_the_way_is_checked_before_a_worker_starts(tmp
 
 def test_the_check_says_what_it_has_found_right(tmp_path: Path) -> None:
     answer = run_command("fmfsd-launch", "smoke", "--nodes", "2", "--check", cwd=tmp_path)
-    assert answer.stdout.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
+    sound, costs = answer.stdout.splitlines()
+    assert sound.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
+    assert re.fullmatch(
+        r"0\.\d\d M parameters, \d+ M multiply-adds an image, at least \d+ MiB of memory a worker", costs
+    )
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
