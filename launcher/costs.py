@@ -10,6 +10,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.probe_cache import cache_folder, cached
 from launcher.hosts.helpers import said_here
+from launcher.sizes import size
 
 ANSWER_S = 120.0
 """A first import of torch from a shared file system takes its time."""
@@ -31,10 +32,9 @@ class Costs:
     def __str__(self) -> str:
         if not self.memory:
             return "parameters and memory are not known"
-        memory = self.memory["total"] / 2**20
         return (
             f"{self.parameters / 1e6:.2f} M parameters, {self.macs / 1e6:.0f} M multiply-adds an image, "
-            f"at least {memory:,.0f} MiB of memory a worker"
+            f"at least {size(self.memory['total'])} of memory a worker"
         )
 
 

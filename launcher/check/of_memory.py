@@ -9,6 +9,7 @@ from launcher.check.of_data import divisors
 from launcher.config import LaunchConfig
 from launcher.costs import Costs
 from launcher.site import Site
+from launcher.sizes import size
 
 FEWEST_IMAGES = 32
 """Of a micro-batch, for each GPU."""
@@ -26,11 +27,11 @@ def too_little(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Cos
     workers = site.workers(launch)
     need, have = costs.memory.get("total", 0), site.memory_a_worker(launch, workers)
     if have and need > have:
-        holder = "its GPU has" if site.placement(launch)[0] == "cuda" else f"the share of each of {workers} here is"
-        found = f"a worker needs at least {_gib(need)}, {_gib(costs.memory['activations'])} of it for activations"
+        there = "its GPU has {}" if site.placement(launch)[0] == "cuda" else "its machine has {} for it"
+        found = f"a worker needs at least {size(need)}, {size(costs.memory['activations'])} of it for activations"
         fitting = " or ".join([*_fewer_or_more(config, launch, site, costs), *_smaller(config, launch, site, costs)])
         advice = f"by these figures {fitting} would fit" if fitting else "only a smaller model fits"
-        yield Problem("memory", f"{found}; {holder} {_gib(have)}: {advice}")
+        yield Problem("memory", f"{found}; {there.format(size(have))}: {advice}")
 
 
 def _fewer_or_more(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[str]:
@@ -52,10 +53,10 @@ def _smaller(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs
     have, activations = site.memory_a_worker(launch, site.workers(launch)), costs.memory["activations"]
     sizes = range(config.data.shards, config.micro_batch, config.data.shards)
     fits = [
-        size
-        for size in sizes
-        if config.train.batch % size == 0
-        and costs.memory["total"] - activations * (1 - size / config.micro_batch) <= have
+        images
+        for images in sizes
+        if config.train.batch % images == 0
+        and costs.memory["total"] - activations * (1 - images / config.micro_batch) <= have
     ]
     if fits:
         yield f"train.micro_batch {fits[-1]} (which is another run)"
@@ -79,7 +80,3 @@ def too_small(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator
 def unknown(costs: Costs) -> Iterator[str]:
     if costs.unknown:
         yield f"shapes and memory could not be checked: {costs.unknown}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

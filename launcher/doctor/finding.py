@@ -11,10 +11,3 @@ class Finding:
     what: str
     found: str
     wrong: str = ""
-
-
-def size(number: int | None) -> str:
-    """Of bytes, for people."""
-    if number is None:
-        return "not there"
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -5,7 +5,8 @@ from typing import Any
 
 from launcher.check.of_machine import FREE_BYTES
 from launcher.condition import NAME_S
-from launcher.doctor.finding import Finding, size
+from launcher.doctor.finding import Finding
+from launcher.sizes import size
 
 FEWEST_OPEN_FILES = 1024
 SHM_BYTES = 1 << 30
@@ -64,7 +65,7 @@ def _shm(answer: Answer) -> Told:
     free, needed = answer["shm"], len(answer["gpus"]) > 1
     short = needed and (free is None or free < SHM_BYTES)
     advice = f"NCCL wants {size(SHM_BYTES)} between GPUs: docker run --shm-size=1g, or NCCL_SHM_DISABLE=1 (--env)"
-    yield "shared memory", f"{size(free)} free" if free is not None else size(free), advice if short else ""
+    yield "shared memory", f"{size(free)} free" if free is not None else "not there", advice if short else ""
 
 
 def _limits(answer: Answer) -> Told:

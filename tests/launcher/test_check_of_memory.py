@@ -46,7 +46,7 @@ def test_more_workers_are_no_help_where_they_share_the_memory(prepared: Path) ->
     site = Site(Resources(cores=8, memory=30 * GIB))
     code, text = problems(tiny_config(prepared), TWO, site, costs=LARGE)
     assert code == 3
-    assert "the share of each of 2 here is 15.0 GiB: by these figures 1 worker or train.micro_batch 64" in text
+    assert "its machine has 15.0 GiB for it: by these figures 1 worker or train.micro_batch 64" in text
     hosts = Site(Resources(cores=8, memory=30 * GIB), "ssh", ("n1", "n2"))
     assert not list(of_memory.too_little(tiny_config(prepared), LaunchConfig(nodes=2), hosts, LARGE))
 
@@ -99,7 +99,7 @@ def test_the_real_probe_is_asked_once_and_its_figures_refuse_what_is_too_small(
     assert found.parameters > 80_000
     assert found.memory["total"] > found.memory["activations"] > 100 << 20
     small = Site(Resources(cores=2, memory=100 << 20))
-    assert "memory: a worker needs at least 0." in problems(config, site=small, costs=found)[1]
+    assert "memory: a worker needs at least 3" in problems(config, site=small, costs=found)[1]
 
 
 def test_a_probe_is_not_asked_what_the_check_knows_to_be_wrong(prepared: Path) -> None:
