@@ -7,36 +7,23 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.errors import ConfigError
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
+from launcher.run_cli import RUN_COMMANDS, meant, run_app
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-RUN_COMMANDS = ("stop",)
-"""First words that are no preset: what is done to a run that exists."""
 
 
 def main() -> None:
     os.umask(0o077)
-    (run_app if sys.argv[1:2] and sys.argv[1] in RUN_COMMANDS else app)()
-
-
-@run_app.callback()
-def of_a_run() -> None:
-    """Act on a run that exists."""
-
-
-@run_app.command()
-def stop(
-    run_dir: Annotated[Path, typer.Argument(help="The run's folder.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Return once the run has ended.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """Ask a run to stop with a checkpoint, wherever it was launched from; its launcher then exits with 75."""
-    from fmfsd.terminal import errors_shown
-    from launcher.stop import request_stop
-
-    with errors_shown(debug=debug):
-        print(request_stop(run_dir.absolute(), wait=wait))
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in RUN_COMMANDS:
+        run_app()
+    elif trouble := meant(first):
+        print(trouble, file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    else:
+        app()
 
 
 @app.command()
@@ -91,7 +78,7 @@ def launch(
 ) -> None:
     """Train: check everything, start a node agent with its workers for each node, watch them to the end.
 
-    `fmfsd-launch stop RUN_DIR` asks a run to stop with a checkpoint.
+    `fmfsd-launch stop|cancel|resume RUN` acts on a run that exists; --help tells of each.
 
     Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
     checkpoint saved (run again to go on), 130 interrupted twice.

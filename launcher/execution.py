@@ -48,7 +48,8 @@ class Execution:
     """One launch that has passed `check`, which is called again once the data is prepared.
 
     `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
-    outcome goes to stdout. `look` is called ten times a second while an attempt is under way.
+    outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `keep_launch` leaves word
+    of how to launch it again.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Execution:
         as_json: bool = False,
         start_agent: Callable[[NodePlan], Agent],
         look: Callable[[], None] = lambda: None,
+        keep_launch: Callable[[], None] = lambda: None,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
-        self._check, self._look, self._start_agent = check, look, start_agent
+        self._check, self._look, self._start_agent, self._keep_launch = check, look, start_agent, keep_launch
         self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
         self._console = console
 
@@ -119,6 +121,7 @@ class Execution:
                 self._go_on()
             else:
                 write_json(self._run.manifest, manifest(self._config, self._argv))
+                self._keep_launch()
                 write_whole(self._run.config, dump_config(self._config))
             write_whole(self._run.plan, self._plan.to_json())
         except OSError as error:
@@ -135,6 +138,7 @@ class Execution:
         for text in software_changes(content["launches"][-1], entry):
             self._say(f"warning: not as it was, so results may differ in the last bits: {text}")
         write_json(self._run.manifest, {**content, "launches": [*content["launches"], entry]})
+        self._keep_launch()
         write_whole(self._run.config, dump_config(self._config))
 
     def _attempts(self, requests: Requests) -> Ended:
@@ -165,7 +169,8 @@ class Execution:
     def _watch(self, display: RunDisplay, requests: Requests) -> None:
         if requests.stop and not self._acknowledged:
             self._acknowledged = True
-            self._say(f"stopping with a checkpoint, within {self._launch.grace_s:g} s; {AGAIN}")
+            with_checkpoint = f"stopping with a checkpoint, within {self._launch.grace_s:g} s; {AGAIN}"
+            self._say("ending at once, as asked" if requests.interrupted else with_checkpoint)
         display.update()
         self._look()
 
@@ -190,9 +195,11 @@ class Execution:
         return page(self._run, ended.failure, history=history, command=self._command())
 
     def _command(self) -> str:
-        """What goes on with this run."""
+        """What goes on with this run: the same command, unless it can't be shown with the secrets that are in it."""
         argv = [Path(self._argv[0]).name, *masked(self._argv[1:])]
-        given = any(part.partition("=")[0] == "--run-dir" for part in argv)
+        if argv[1:] != self._argv[1:]:
+            argv[1:] = ["resume", str(self._run.path)]
+        given = argv[1:2] == ["resume"] or any(part.partition("=")[0] == "--run-dir" for part in argv)
         return shlex.join(argv if given else [*argv, "--run-dir", str(self._run.path)])
 
     def _conclude(self, state: str, stopped_after_s: float | None = None) -> int:

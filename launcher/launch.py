@@ -16,6 +16,7 @@ from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
 from launcher.hosts.agents import Agent
+from launcher.kept import keep
 from launcher.plan import LaunchPlan, NodePlan, plan_run
 from launcher.site import Site
 
@@ -57,7 +58,8 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     )
     if request.stop_after == "run":
         start_agent = partial(_start_agent, site, environment)
-        return _carry_out(request, config, run, plan_for, check, start_agent, argv)
+        keep_launch = partial(keep, run, request.launch, site, environment)
+        return _carry_out(request, config, run, plan_for, check, start_agent, keep_launch, argv)
     plan = plan_for(run)
     sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
     text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
@@ -79,6 +81,7 @@ def _carry_out(
     plan_for: Callable[..., LaunchPlan],
     check: Callable[[], None],
     start_agent: Callable[[NodePlan], Agent],
+    keep_launch: Callable[[], None],
     argv: Sequence[str],
 ) -> int:
     """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
@@ -101,6 +104,7 @@ def _carry_out(
         console=console,
         as_json=request.as_json,
         start_agent=start_agent,
+        keep_launch=keep_launch,
     )
     return execution.run_to_end(argv)
 

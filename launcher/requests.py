@@ -3,9 +3,12 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+
+from fmfsd.rundir import NOW
 
 SECOND_INTERRUPT_S = 1.0
 """Two interrupts closer than this are one: a terminal and a shell may each send it."""
@@ -27,6 +30,12 @@ class Requests:
     def ask(self) -> None:
         """The run is to stop; to be asked again changes nothing."""
         self.asked_at = self.asked_at or time.monotonic()
+
+    def look_at(self, request: Path) -> None:
+        """A run's stop request, if it is there."""
+        with suppress(OSError):
+            self.interrupted |= request.read_text() == NOW
+            self.ask()
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

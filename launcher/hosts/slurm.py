@@ -28,6 +28,10 @@ class JobState:
     exit_code: int | None = None
 
     @property
+    def is_waiting(self) -> bool:
+        return self.state == "PENDING"
+
+    @property
     def is_over(self) -> bool:
         return self.state in OVER
 
