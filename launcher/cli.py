@@ -78,7 +78,7 @@ def launch(
 ) -> None:
     """Train: check everything, start a node agent with its workers for each node, watch them to the end.
 
-    `fmfsd-launch stop|cancel|resume RUN` acts on a run that exists; --help tells of each.
+    `fmfsd-launch stop|status|logs|cancel|resume RUN` acts on a run that exists; --help tells of each.
 
     Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
     checkpoint saved (run again to go on), 130 interrupted twice.

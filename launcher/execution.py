@@ -23,6 +23,7 @@ from launcher.display import RunDisplay, heads_table
 from launcher.failures import page
 from launcher.hosts.agents import Agent
 from launcher.hosts.helpers import run_here
+from launcher.log_follower import LogFollower
 from launcher.manifest import launch_entry, manifest, masked, software_changes
 from launcher.ownership import sole_owner
 from launcher.plan import LaunchPlan, NodePlan
@@ -147,14 +148,15 @@ class Execution:
             run=self._run,
             requests=requests,
             plan_of=self._plan_of,
-            start=partial(self._attempt, requests),
+            start=partial(self._attempt, requests, None if self._plan.is_here else LogFollower(self._run)),
             say=self._say,
             shards=self._config.data.shards,
         )
         return recovery.to_the_end()
 
-    def _attempt(self, requests: Requests, plan: LaunchPlan) -> Attempt:
-        shown = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=plan.num_workers)
+    def _attempt(self, requests: Requests, logs: LogFollower | None, plan: LaunchPlan) -> Attempt:
+        workers = plan.num_workers
+        shown = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=workers, logs=logs)
         with shown as display:
             return run_plan(
                 plan,

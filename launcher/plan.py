@@ -65,8 +65,13 @@ class LaunchPlan:
     interface: str | None = None
 
     @property
+    def is_here(self) -> bool:
+        """Whether its nodes are on this machine."""
+        return not self.nodes[0].host
+
+    @property
     def meets_at(self) -> Literal["file here", "file there", "address"]:
-        if not self.nodes[0].host:
+        if self.is_here:
             return "file here"
         return "file there" if len(self.nodes) == 1 else "address"
 

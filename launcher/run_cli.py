@@ -1,4 +1,4 @@
-"""`fmfsd-launch stop|cancel|resume RUN`: parse, call one function, exit code."""
+"""`fmfsd-launch stop|status|logs|cancel|resume RUN`: parse, call one function, exit code."""
 
 import difflib
 import os
@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-RUN_COMMANDS = ("stop", "cancel", "resume")
+RUN_COMMANDS = ("stop", "status", "logs", "cancel", "resume")
 """First words that are no preset: what is done to a run that exists."""
+EXIT_INTERRUPTED = 130
 _ALIKE = 0.7
 """So that no preset's name is taken for a mistyped command."""
 
@@ -49,6 +50,35 @@ def cancel(run: RunFolder, wait: Wait = False, debug: Debug = False) -> None:
 
     with errors_shown(debug=debug):
         print(request_end(run.absolute(), wait=wait))
+
+
+@run_app.command()
+def status(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
+    """Show how a run is doing, or each of the runs in a folder: who runs it, how far it is, what became of it."""
+    from fmfsd.terminal import errors_shown
+    from launcher.control.show import shown
+
+    with errors_shown(debug=debug):
+        print(shown(run.absolute(), as_json=as_json))
+
+
+@run_app.command()
+def logs(
+    run: RunFolder,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Of this worker only.")] = None,
+    lines: Annotated[int, typer.Option(min=0, help="How many of the last lines of each log.")] = 20,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Show what workers, their starters and batch jobs have said, each line with who said it."""
+    from fmfsd.terminal import errors_shown
+    from launcher.control.logs import follow_logs, show_logs
+
+    with errors_shown(debug=debug):
+        try:
+            (follow_logs if follow else show_logs)(run.absolute(), sys.stdout, rank=rank, lines=lines)
+        except KeyboardInterrupt as enough:
+            raise typer.Exit(EXIT_INTERRUPTED) from enough
 
 
 @run_app.command()

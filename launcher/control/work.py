@@ -17,18 +17,21 @@ take as long."""
 
 @dataclass(frozen=True)
 class Work:
-    """`quiet_s` is how long nothing of the run has changed, `has_ended` whether the owner's outcome is there."""
+    """When the owner `claimed` it and an outcome was written, `ended`: by the file system's clock, 0 if never.
+
+    `quiet_s` is how long nothing has changed.
+    """
 
     owner: Owner | None
+    claimed: float
+    ended: float
     quiet_s: float
-    has_ended: bool
 
     @classmethod
     def on(cls, run: RunDir) -> "Work":
         """By the owner's process if it is one of this host, else by the age of what it and its workers write."""
-        moments = [*_moments(run)]
-        claimed, ended = _moment(run.owner), _moment(run.outcome)
-        return cls(Owner.of(run), max(0.0, time.time() - max(moments, default=0.0)), bool(ended and ended >= claimed))
+        quiet_s = max(0.0, time.time() - max(_moments(run)))
+        return cls(Owner.of(run), _moment(run.owner), _moment(run.outcome), quiet_s)
 
     @property
     def is_under_way(self) -> bool:
@@ -36,12 +39,16 @@ class Work:
             return False
         if self.owner.is_here:
             return self.owner.is_known_to_live
-        return not self.has_ended and self.quiet_s < SILENT_S
+        return self.ended < self.claimed and self.quiet_s < SILENT_S
 
     @property
     def may_be_elsewhere(self) -> bool:
         """Whether its owner is of another host, where it may live in silence."""
         return self.owner is not None and not self.owner.is_here
+
+    def has_run_since(self, path: Path) -> bool:
+        """Whether its owner has claimed it after `path` was written."""
+        return self.claimed >= _moment(path)
 
     @property
     def who(self) -> str:
@@ -49,7 +56,7 @@ class Work:
         if self.owner is None:
             return "nobody yet"
         if self.owner.is_here:
-            return f"{self.owner}{'' if self.is_under_way else ', which is gone'}"
+            return f"{self.owner}{'' if self.is_under_way else ', gone now'}"
         return f"{self.owner}, judged from here by the run's files: nothing has changed for {age(self.quiet_s)}"
 
 
@@ -67,6 +74,11 @@ def age(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def age_of(path: Path) -> float | None:
+    """Seconds since it was last written; None if it is not there."""
+    return max(0.0, time.time() - moment) if (moment := _moment(path)) else None
 
 
 def _moments(run: RunDir) -> Iterator[float]:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.helpers.processes import launched, run_command
+from fmfsd.files import write_json
+from tests.helpers.processes import command, launched, run_command, wait_until
 from tests.helpers.runs import TINY, newest_weights, records
 
 
@@ -72,7 +74,62 @@ def test_a_resumed_run_says_how_it_is_resumed(arguments: tuple[str, ...], tmp_pa
         assert re.search(rf"; to go on: fmfsd-launch resume {run.run.path}\n", run.end()[1])
 
 
-@pytest.mark.parametrize("word", ["stop", "cancel", "resume"])
+def test_a_run_is_looked_at_while_it_trains_from_elsewhere_and_when_it_is_lost(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with launched(tmp_path, "runs/seed-0", arguments) as run:
+        run.wait_for_step(2, ranks=2)
+        screen = control(tmp_path, "status", "runs/seed-0")
+        owner = json.loads(run.run.owner.read_text())
+        write_json(run.run.owner, {**owner, "host": "elsewhere"})
+        from_elsewhere = json.loads(control(tmp_path, "status", "runs/seed-0", "--json"))
+        write_json(run.run.owner, owner)
+        everything = [process.pid for process in run.everything()]
+        run.process.kill()
+        wait_until(lambda: not any(map(psutil.pid_exists, everything)), "the end of every process")
+        run.process.wait()
+    assert re.search(r"\nstate +training: step \d+ of 960, epoch 1 of 60, \d+ images/s\n", screen)
+    assert f"process {run.process.pid} on " in screen
+    assert re.search(
+        r"\nattempts +1: running, 2 workers\nworkers +rank 0 .*: train, step \d+, heartbeat \d s ago\n", screen
+    )
+    assert (from_elsewhere["state"], "judged from here" in from_elsewhere["who"]) == ("training", True)
+    assert control(tmp_path, "status", "runs").startswith("seed-0  lost: step ")
+    assert control(tmp_path, "status", "runs/seed-0").endswith(f"fmfsd-launch resume {run.run.path}\n")
+
+
+def test_a_failed_run_says_why(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
+        assert run.end()[0] == 1
+    screen = control(tmp_path, "status", "run")
+    assert re.search(r"\nstate +failed: step \d+ .*; rank [01] .*the loss is not finite in step ", screen)
+    assert re.search(r"\nattempts +1: failed after \d+ s, 2 workers: rank [01] ", screen)
+
+
+def test_logs_are_followed_of_all_workers_until_the_run_has_ended(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with launched(tmp_path, "run", arguments) as run:
+        run.wait_for_step(1)
+        follow = [command("fmfsd-launch"), "logs", "run", "--follow"]
+        with subprocess.Popen(follow, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as following:
+            assert following.stdout is not None
+            heard = [following.stdout.readline() for _ in range(4)]
+            assert run.process.poll() is None
+            control(tmp_path, "stop", "run")
+            assert run.end()[0] == 75
+            heard += following.stdout.readlines()
+        assert following.returncode == 0
+    for node, rank in ((0, 0), (1, 1)):
+        own = [line.removeprefix(f"[node {node} rank {rank}] ") for line in heard if f" rank {rank}]" in line]
+        assert own == run.run.rank_log(node, rank).read_text().splitlines(keepends=True)
+    assert any(line.endswith("INFO stopped\n") for line in heard)
+    assert control(tmp_path, "logs", "run", "--rank", "1", "--lines", "1") == heard_last(heard, 1)
+
+
+def heard_last(heard: list[str], rank: int) -> str:
+    return [line for line in heard if f" rank {rank}]" in line][-1]
+
+
+@pytest.mark.parametrize("word", ["stop", "cancel", "resume", "status", "logs"])
 def test_a_folder_that_is_no_run_is_left_alone(word: str, tmp_path: Path) -> None:
     for name in (".", "missing"):
         assert "no run directory" in control(tmp_path, word, name, code=3)
