@@ -20,6 +20,8 @@ CPUS_PER_WORKER = 2
 JOBS_OWN = ("CUDA_VISIBLE_DEVICES", "TMPDIR")
 """Variables that a job has of its own."""
 
+PLAIN = ("partition", "account", "qos", "time", "mem")
+"""Options that sbatch has under the same name."""
 OWN = (
     *("array", "chdir", "error", "export", "export-file", "get-user-env", "help", "hold", "input", "nodes", "ntasks"),
     *("ntasks-per-node", "ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket", "open-mode", "output", "parsable"),
@@ -111,7 +113,7 @@ def sbatch_options(
         "ntasks-per-node": "1",
         "cpus-per-task": str(cores),
         **({"gpus-per-node": str(workers)} if device == "cuda" and not has_gpus else {}),
-        **{key: value for key in ("partition", "account", "qos", "time", "mem") if (value := getattr(asked, key))},
+        **{name: value for name in PLAIN if (value := getattr(asked, name))},
         **({"array": str(seeds)} if seeds else {}),
         "chdir": cwd,
         "output": str(log),
@@ -140,24 +142,23 @@ def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str
 
 
 def inner_arguments(launch: LaunchConfig, config: Path, folder: Path, *, workers: int, device: str) -> tuple[str, ...]:
-    """What `fmfsd-launch` is told inside the job."""
-    nodes = (
-        {"--nodes": str(launch.nodes)}
-        if launch.min_nodes is None
-        else {"--elastic": f"{launch.min_nodes}:{launch.nodes}"}
-    )
+    """What `fmfsd-launch` is told inside the job; outside of one it would submit the same job once more."""
+    asked, fewest = launch.slurm, launch.min_nodes
     options = {
-        "--run-dir": str(folder),
+        "--run-dir": folder,
         "--on": "slurm",
-        **nodes,
-        "--gpus": str(workers),
+        **({"--nodes": launch.nodes} if fewest is None else {"--elastic": f"{fewest}:{launch.nodes}"}),
+        "--gpus": workers,
         "--device": device,
         "--grace": f"{launch.grace_s:g}",
         "--hang-timeout": f"{launch.hang_timeout_s:g}",
-        "--max-restarts": str(launch.max_restarts),
-        **({"--interface": launch.interface} if launch.interface else {}),
-        **({"--array": launch.slurm.array} if launch.slurm.array else {}),
+        "--max-restarts": launch.max_restarts,
+        "--interface": launch.interface,
+        **{f"--{name}": getattr(asked, name) for name in ("array", *PLAIN)},
+        "--cpus-per-gpu": asked.cpus_per_gpu,
     }
     tries = {None: (), True: ("--preflight",), False: ("--no-preflight",)}[launch.preflight]
-    names = (part for name in launch.extra_env for part in ("--env", name))
-    return (str(config), *(part for option in options.items() for part in option), *tries, *names)
+    given = [(name, str(value)) for name, value in options.items() if value is not None]
+    given += [("--sbatch-arg", f"{key}={value}" if value else key) for key, value in asked.extra]
+    given += [("--env", name) for name in launch.extra_env]
+    return (str(config), *(part for pair in given for part in pair), *tries)

@@ -170,7 +170,8 @@ class Execution:
     def _watch(self, display: RunDisplay, requests: Requests) -> None:
         if requests.stop and not self._acknowledged:
             self._acknowledged = True
-            self._say(f"stopping with a checkpoint, within {self._launch.grace_s:g} s; {AGAIN}")
+            again = f"; {AGAIN}" if self._job is None else ""
+            self._say(f"stopping with a checkpoint, within {self._launch.grace_s:g} s{again}")
         display.update()
         self._look()
 
