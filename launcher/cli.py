@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fmfsd.errors import ConfigError
+from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
 from launcher.run_cli import RUN_COMMANDS, meant, run_app
 
@@ -73,6 +74,15 @@ def launch(
         typer.Option(metavar="FAULTS", help="Do these faults to short runs, and show what became of them; all: all."),
     ] = None,
     drill_seed: Annotated[int, typer.Option(help="Decides when, and to which process.")] = 0,
+    partition: options.Partition = None,
+    account: options.Account = None,
+    qos: options.Qos = None,
+    time: options.Time = None,
+    mem: options.Mem = None,
+    cpus_per_gpu: options.CpusPerGpu = None,
+    array: options.Array = None,
+    sbatch_args: options.SbatchArgs = None,
+    wait: options.Wait = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -84,6 +94,7 @@ def launch(
     checkpoint saved (run again to go on), 130 interrupted twice.
     """
     from fmfsd.terminal import errors_shown
+    from launcher.batch import slurm_options
     from launcher.config import DrillOptions, LaunchConfig, node_limits
     from launcher.environment import extra_variables
     from launcher.hosts.ssh import parse_hosts
@@ -94,6 +105,7 @@ def launch(
         if schema:
             print_schema()
             return
+        words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
         most, fewest = node_limits(nodes, elastic)
         asked = LaunchConfig(
             gpus=gpus,
@@ -109,6 +121,7 @@ def launch(
             interface=interface,
             preflight=preflight,
             extra_env=extra_variables(env or [], os.environ),
+            slurm=slurm_options(words, more=sbatch_args or (), cpus_per_gpu=cpus_per_gpu, wait=wait),
         )
         site, settled = settle(asked, nodes=most, environment=os.environ, asks_hosts=not dry_run)
         request = Request(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,8 +72,9 @@ class LaunchConfig:
 
 
 def to_json(launch: LaunchConfig) -> dict[str, Any]:
-    """What to keep of a launch: of secret variables only the names, and not the run's folder, which is where."""
-    content = asdict(launch)
+    """What to keep of a launch for one run: of secret variables only the names, not the run's folder, which is where it
+    is kept, and no array of seeds, of which the run has one."""
+    content = asdict(replace(launch, slurm=replace(launch.slurm, array=None)))
     del content["run_dir"], content["resume"]
     extra = {name: value if shown(name, value) == value else None for name, value in launch.extra_env.items()}
     return {**content, "extra_env": extra}

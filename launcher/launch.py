@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,11 +13,12 @@ from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
+from launcher.allocation import Allocation
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
 from launcher.hosts.agents import Agent
-from launcher.kept import keep
 from launcher.plan import LaunchPlan, NodePlan, plan_run
+from launcher.seeds import Seeds, run_of
 from launcher.site import Site
 
 
@@ -37,9 +38,15 @@ class Request:
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    run, site = _run_dir(request, cwd), request.site
+    if request.site.reach == "sbatch":
+        from launcher.submit import submit
+
+        return submit(request, environment=environment, cwd=cwd, argv=argv)
+    job = Allocation.of(environment) if request.site.reach == "srun" else None
+    request = _of_task(request, job)
+    run, site = run_dir_of(request, cwd, job), request.site
     try:
-        config = _config(request)
+        config = config_of(request)
     except ConfigError as error:
         raise ConfigError([*error.problems, *problems_of_any_config(request.launch, site, run)]) from error
     check = partial(require_sound, config, request.launch, site, run, checksums=request.stop_after != "plan")
@@ -54,12 +61,11 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         site,
         environment=environment,
         cwd=cwd,
-        prepare=_prepare_command(config),
+        prepare=prepare_command(config),
     )
     if request.stop_after == "run":
         start_agent = partial(_start_agent, site, environment)
-        keep_launch = partial(keep, run, request.launch, site, environment)
-        return _carry_out(request, config, run, plan_for, check, start_agent, keep_launch, argv)
+        return _carry_out(request, config, run, plan_for, check, start_agent, argv, job)
     plan = plan_for(run)
     sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
     text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
@@ -69,7 +75,7 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     return 0
 
 
-def _config(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
+def config_of(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
     """What is asked for; `changes` are further overrides."""
     return load_config(request.config, [*request.overrides, *changes], data_root=request.data_root)
 
@@ -81,8 +87,8 @@ def _carry_out(
     plan_for: Callable[..., LaunchPlan],
     check: Callable[[], None],
     start_agent: Callable[[NodePlan], Agent],
-    keep_launch: Callable[[], None],
     argv: Sequence[str],
+    job: Allocation | None,
 ) -> int:
     """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
     from launcher.execution import Execution, console_of
@@ -91,7 +97,7 @@ def _carry_out(
     if request.drill is not None:
         from launcher.drill import Drill
 
-        short_of = partial(_config, request)
+        short_of = partial(config_of, request)
         drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
         return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
@@ -104,7 +110,7 @@ def _carry_out(
         console=console,
         as_json=request.as_json,
         start_agent=start_agent,
-        keep_launch=keep_launch,
+        job=job,
     )
     return execution.run_to_end(argv)
 
@@ -123,17 +129,42 @@ def print_schema() -> None:
     print(json.dumps(TrainConfig.model_json_schema(mode="serialization"), indent=2))
 
 
-def _run_dir(request: Request, cwd: str) -> RunDir:
-    asked = request.launch.run_dir
+def _of_task(request: Request, job: Allocation | None) -> Request:
+    """In a job array for seeds: with the seed and the folder of this task."""
+    text = request.launch.slurm.array
+    if text is None:
+        return request
+    task = job.array_task if job is not None else None
+    if task not in Seeds.parse(text).numbers:
+        found = "is in no job array" if task is None else f"is task {task} of one"
+        raise ConfigError(
+            [Problem(f"--array {text}", f"this job {found}: submit it with sbatch --array={text} as well")]
+        )
+    return replace(request, overrides=(*request.overrides, f"seed={task}"))
+
+
+def run_dir_of(request: Request, cwd: str, job: Allocation | None = None) -> RunDir:
+    """The run's folder; in a job array for seeds, the one of the job's own seed."""
+    folder = _folder(request, cwd, job)
+    seeds, task = request.launch.slurm.array, job.array_task if job is not None else None
+    return run_of(folder, task) if seeds and task is not None else folder
+
+
+def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
+    """What is asked for, else a new one; in a job the one of its name, to which it comes back when it starts again."""
+    asked, parent = request.launch.run_dir, Path(cwd) / "runs"
+    if asked is None and job is not None:
+        name = f"job{job.array_id}" if request.launch.slurm.array else job.name
+        return RunDir((parent / f"{config_name(request.config)}-{name}").absolute())
     if asked is None:
-        return RunDir.fresh(Path(cwd) / "runs", config_name(request.config))
+        return RunDir.fresh(parent, config_name(request.config))
     try:
         return RunDir((Path(cwd) / usable_path(str(asked))).absolute())
     except ValueError as error:
         raise ConfigError([Problem(f"--run-dir {str(asked)!a}", f"expected {error}")]) from error
 
 
-def _prepare_command(config: TrainConfig) -> tuple[str, ...]:
+def prepare_command(config: TrainConfig) -> tuple[str, ...]:
     """What makes the data set first; nothing if it is there."""
     if is_prepared(config):
         return ()

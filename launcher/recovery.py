@@ -53,6 +53,11 @@ class Ended:
     failure: Failure | None = None
     refusal: str = ""
 
+    @property
+    def for_want_of_a_node(self) -> bool:
+        """Whether it is another machine that would help."""
+        return self.failure is not None and any(node.is_gone for node in self.attempt.nodes)
+
 
 @dataclass
 class Recovery:

@@ -8,10 +8,9 @@ from pathlib import Path
 from fmfsd.errors import CheckError, Problem
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
-from launcher.config import LaunchConfig
-from launcher.kept import kept
+from launcher.config import LaunchConfig, from_json
+from launcher.control.work import existing_run
 from launcher.launch import Request, launch_run
-from launcher.site import Site
 from launcher.where import settle
 
 
@@ -22,15 +21,12 @@ def resume(
 
     `wait`: of a batch job, to its end.
     """
-    run = RunDir(folder)
-    if not run.config.exists():
-        raise CheckError([Problem(str(folder), "no run directory")])
+    run = existing_run(folder)
     if (outcome := _outcome(run)).get("state") == "finished":
         print(json.dumps({"run_dir": str(folder), "exit_code": 0, **outcome}) if as_json else _finished(folder))
         return 0
-    launch = kept(folder, environment)
+    launch = last_launch(run, environment)
     site, launch = settle(launch, nodes=launch.nodes, environment=environment)
-    _require_same_place(site, launch)
     request = Request(
         config=str(run.config),
         overrides=(),
@@ -42,10 +38,14 @@ def resume(
     return launch_run(request, environment=environment, cwd=cwd, argv=argv)
 
 
-def _require_same_place(site: Site, launch: LaunchConfig) -> None:
-    """A run of a cluster's is not begun on the machine that somebody happens to be logged in to."""
-    if launch.on == "slurm" and site.reach != "srun":
-        raise CheckError([Problem("--on slurm", "this run ran in a Slurm allocation, and this process is in none")])
+def last_launch(run: RunDir, environment: Mapping[str, str]) -> LaunchConfig:
+    """CheckError if the run's folder does not tell it, or a secret of its is not set here."""
+    try:
+        return replace(from_json(read_json(run.launch), environment), run_dir=run.path)
+    except (OSError, ValueError) as error:
+        advice = "launch it as before, with the same command and --run-dir"
+        wrong = f"does not say how this run was launched: {advice} ({error})"
+        raise CheckError([Problem(str(run.launch), wrong)]) from error
 
 
 def _outcome(run: RunDir) -> Mapping[str, object]:

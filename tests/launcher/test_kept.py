@@ -1,4 +1,4 @@
-"""How a run was launched is kept with it: all but secrets, and not from inside a batch job of its own."""
+"""How a run was launched is kept with it: all but secrets."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,10 @@ import pytest
 from fmfsd.errors import CheckError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from launcher.config import Host, LaunchConfig, SlurmOptions
-from launcher.kept import keep, kept
-from launcher.resources import Resources
-from launcher.site import Site
+from launcher.config import Host, LaunchConfig, SlurmOptions, to_json
+from launcher.control.resume import last_launch
+from launcher.where import settle
 
-HERE = Site(Resources(cores=2))
 LAUNCH = LaunchConfig(
     nodes=4,
     gpus=8,
@@ -30,36 +28,34 @@ LAUNCH = LaunchConfig(
 SECRETS = {"MY_TOKEN": "canary", "PROXY": "http://me:canary@host/"}
 
 
+def keep(run: RunDir, launch: LaunchConfig) -> None:
+    write_json(run.launch, to_json(launch))
+
+
 def test_a_launch_is_read_back_as_it_was_and_holds_no_secret(run: RunDir) -> None:
-    keep(run, LAUNCH, Site(Resources(cores=2), "ssh", ("me@a", "b")), {})
+    keep(run, LAUNCH)
     assert "canary" not in run.launch.read_text()
-    assert kept(run.path, SECRETS) == replace(LAUNCH, run_dir=run.path)
+    assert last_launch(run, SECRETS) == replace(LAUNCH, run_dir=run.path)
 
 
 def test_every_secret_that_is_not_set_is_named(run: RunDir) -> None:
-    keep(run, LAUNCH, HERE, {})
+    keep(run, LAUNCH)
     with pytest.raises(CheckError) as caught:
-        kept(run.path, {})
+        last_launch(run, {})
     assert [problem.where for problem in caught.value.problems] == ["MY_TOKEN", "PROXY"]
 
 
 @pytest.mark.parametrize(
-    ("site", "expected"),
-    [(HERE, "local"), (Site(Resources(cores=2), "ssh"), "ssh"), (Site(Resources(cores=2), "srun"), "slurm")],
+    ("asked", "expected"), [(LaunchConfig(), "local"), (LaunchConfig(on="slurm", device="cpu"), "slurm")]
 )
-def test_where_it_came_to_run_is_kept(site: Site, expected: str, run: RunDir) -> None:
+def test_where_it_came_to_run_is_kept(asked: LaunchConfig, expected: str) -> None:
     """What is meant by auto depends on where it is said."""
-    keep(run, LaunchConfig(), site, {})
-    assert kept(run.path, {}).on == expected
+    assert settle(asked, nodes=None, environment={})[1].on == expected
 
 
-def test_a_launch_inside_its_own_batch_job_is_not_the_one_to_repeat(run: RunDir) -> None:
-    write_json(run.jobs, {"jobs": [{"id": "7", "submitted": 1.0, "command": [], "log": ""}]})
-    keep(run, LaunchConfig(slurm=SlurmOptions(partition="p")), HERE, {})
-    keep(run, LaunchConfig(), HERE, {"SLURM_JOB_ID": "7"})
-    assert kept(run.path, {}).slurm.partition == "p"
-    keep(run, LaunchConfig(), HERE, {"SLURM_JOB_ID": "8"})
-    assert kept(run.path, {}).slurm.partition is None
+def test_one_of_several_seeds_is_launched_again_alone(run: RunDir) -> None:
+    keep(run, LaunchConfig(on="slurm", slurm=SlurmOptions(array="0-4", partition="p")))
+    assert last_launch(run, {}).slurm == SlurmOptions(partition="p")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"nodes": "many"}', '{"extra_env": {"A": 1}}', '{"hosts": [1]}'])
@@ -67,13 +63,13 @@ def test_what_is_no_launch_is_not_carried_out(content: str | None, run: RunDir) 
     if content is not None:
         run.launch.write_text(content)
     with pytest.raises(CheckError, match="does not say how this run was launched: launch it as before"):
-        kept(run.path, {})
+        last_launch(run, {})
 
 
 def test_options_that_are_not_known_yet_do_not_matter(run: RunDir, tmp_path: Path) -> None:
     """A run may be launched again by an earlier version, or by a later one."""
-    keep(run, LaunchConfig(nodes=3), HERE, {})
+    keep(run, LaunchConfig(nodes=3, on="local"))
     content = json.loads(run.launch.read_text())
     del content["grace_s"]
     write_json(run.launch, {**content, "of_tomorrow": 1})
-    assert kept(run.path, {}) == LaunchConfig(nodes=3, on="local", run_dir=run.path)
+    assert last_launch(run, {}) == LaunchConfig(nodes=3, on="local", run_dir=run.path)
