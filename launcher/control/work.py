@@ -39,12 +39,17 @@ class Work:
             return False
         if self.owner.is_here:
             return self.owner.is_known_to_live
-        return self.ended < self.claimed and self.quiet_s < SILENT_S
+        return not self.has_ended and self.quiet_s < SILENT_S
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its owner has left an outcome."""
+        return self.owner is not None and self.ended >= self.claimed
 
     @property
     def may_be_elsewhere(self) -> bool:
         """Whether its owner is of another host, where it may live in silence."""
-        return self.owner is not None and not self.owner.is_here
+        return self.owner is not None and not self.owner.is_here and not self.has_ended
 
     def has_run_since(self, path: Path) -> bool:
         """Whether its owner has claimed it after `path` was written."""
@@ -55,7 +60,7 @@ class Work:
         """Who works on it, or was the last to, and how that is known."""
         if self.owner is None:
             return "nobody yet"
-        if self.owner.is_here:
+        if self.owner.is_here or self.has_ended:
             return f"{self.owner}{'' if self.is_under_way else ', gone now'}"
         return f"{self.owner}, judged from here by the run's files: nothing has changed for {age(self.quiet_s)}"
 

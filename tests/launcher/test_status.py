@@ -265,6 +265,16 @@ def test_who_may_live_in_silence_is_asked_all_the_same(run: RunDir) -> None:
     assert run.stop_request.read_text() == NOW
 
 
+def test_who_has_ended_elsewhere_is_not_asked(run: RunDir) -> None:
+    owned(run, ELSEWHERE)
+    outcome(run, "stopped")
+    assert Status.of(run).who == f"{ELSEWHERE}, gone now"
+    for act in (request_stop, request_end):
+        with pytest.raises(CheckError, match="no launch is at work there; the last was process "):
+            act(run.path, wait=False)
+    assert not run.stop_request.exists()
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 days")]
 )
