@@ -1,7 +1,7 @@
 """What this machine offers, read without torch."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,30 @@ _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Resources:
-    """Cores that this process may use, and the visible GPUs as CUDA_VISIBLE_DEVICES would name them."""
+    """How many cores this process may use, and the visible GPUs as CUDA_VISIBLE_DEVICES would name them.
+
+    `core_numbers` are the kernel's, in order; more than `cores` where a container has but a share of their time.
+    """
 
     cores: int
     gpus: tuple[str, ...] = ()
+    core_numbers: tuple[int, ...] = ()
 
     @classmethod
     def detect(cls, environment: Mapping[str, str]) -> "Resources":
-        return cls(cores=_cores(), gpus=_visible(_installed_gpus(), environment.get("CUDA_VISIBLE_DEVICES")))
+        gpus = _visible(_installed_gpus(), environment.get("CUDA_VISIBLE_DEVICES"))
+        return cls(cores=_cores(), gpus=gpus, core_numbers=tuple(sorted(os.sched_getaffinity(0))))
+
+
+def core_list(numbers: Sequence[int]) -> str:
+    """As Linux writes it: `0-3,8`. The numbers are in order."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _cores() -> int:
