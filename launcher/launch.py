@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -15,11 +15,13 @@ from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
+from launcher.allocation import Allocation
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
 from launcher.costs import Costs, costs_of
 from launcher.hosts.agents import Agent
 from launcher.plan import LaunchPlan, NodePlan, plan_run
+from launcher.seeds import Seeds, run_of
 from launcher.site import Site
 from launcher.survey import Survey, survey
 
@@ -53,7 +55,13 @@ class Request:
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    run = _run_dir(request, cwd)
+    if request.site.reach == "sbatch":
+        from launcher.submit import submit
+
+        return submit(request, environment=environment, cwd=cwd, argv=argv)
+    job = Allocation.of(environment) if request.site.reach == "srun" else None
+    request = _of_task(request, job)
+    run = run_dir_of(request, cwd, job)
     check = partial(_checked, request, run, environment, cwd)
     found = check()
     if request.drill is not None and not run.is_unused():
@@ -66,11 +74,11 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         found.site,
         environment=environment,
         cwd=cwd,
-        prepare=_prepare_command(found.config),
+        prepare=prepare_command(found.config),
     )
     if request.stop_after == "run":
         start_agent = partial(_start_agent, found.site, environment)
-        return _carry_out(request, found, run, plan_for, check, start_agent, argv)
+        return _carry_out(request, found, run, plan_for, check, start_agent, argv, job)
     plan = plan_for(run)
     text = plan.to_json() if request.as_json else found.text(plan) if request.stop_after == "check" else plan.render()
     print(text.rstrip())
@@ -100,7 +108,7 @@ def _checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd:
     launch, asks = request.launch, request.stop_after != "plan"
     about = partial(_survey, request, run, environment, cwd)
     try:
-        config = _config(request)
+        config = config_of(request)
     except ConfigError as error:
         hosts = about(None)
         around = problems_of_any_config(launch, hosts.told(request.site), run, hosts)
@@ -121,7 +129,7 @@ def _survey(
     return survey(request.site, environment, run=run.path, cwd=cwd, index=index)
 
 
-def _config(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
+def config_of(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
     """What is asked for; `changes` are further overrides."""
     return load_config(request.config, [*request.overrides, *changes], data_root=request.data_root)
 
@@ -134,6 +142,7 @@ def _carry_out(
     check: Callable[[], object],
     start_agent: Callable[[NodePlan], Agent],
     argv: Sequence[str],
+    job: Allocation | None,
 ) -> int:
     """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
     from launcher.execution import Execution, console_of
@@ -142,7 +151,7 @@ def _carry_out(
     if request.drill is not None:
         from launcher.drill import Drill
 
-        short_of = partial(_config, request)
+        short_of = partial(config_of, request)
         drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
         return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
@@ -156,6 +165,7 @@ def _carry_out(
         console=console,
         as_json=request.as_json,
         start_agent=start_agent,
+        job=job,
     )
     return execution.run_to_end(argv)
 
@@ -169,17 +179,42 @@ def print_schema() -> None:
     print(json.dumps(TrainConfig.model_json_schema(mode="serialization"), indent=2))
 
 
-def _run_dir(request: Request, cwd: str) -> RunDir:
-    asked = request.launch.run_dir
+def _of_task(request: Request, job: Allocation | None) -> Request:
+    """In a job array for seeds: with the seed and the folder of this task."""
+    text = request.launch.slurm.array
+    if text is None:
+        return request
+    task = job.array_task if job is not None else None
+    if task not in Seeds.parse(text).numbers:
+        found = "is in no job array" if task is None else f"is task {task} of one"
+        raise ConfigError(
+            [Problem(f"--array {text}", f"this job {found}: submit it with sbatch --array={text} as well")]
+        )
+    return replace(request, overrides=(*request.overrides, f"seed={task}"))
+
+
+def run_dir_of(request: Request, cwd: str, job: Allocation | None = None) -> RunDir:
+    """The run's folder; in a job array for seeds, the one of the job's own seed."""
+    folder = _folder(request, cwd, job)
+    seeds, task = request.launch.slurm.array, job.array_task if job is not None else None
+    return run_of(folder, task) if seeds and task is not None else folder
+
+
+def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
+    """What is asked for, else a new one; in a job the one of its name, to which it comes back when it starts again."""
+    asked, parent = request.launch.run_dir, Path(cwd) / "runs"
+    if asked is None and job is not None:
+        name = f"job{job.array_id}" if request.launch.slurm.array else job.name
+        return RunDir((parent / f"{config_name(request.config)}-{name}").absolute())
     if asked is None:
-        return RunDir.fresh(Path(cwd) / "runs", config_name(request.config))
+        return RunDir.fresh(parent, config_name(request.config))
     try:
         return RunDir((Path(cwd) / usable_path(str(asked))).absolute())
     except ValueError as error:
         raise ConfigError([Problem(f"--run-dir {str(asked)!a}", f"expected {error}")]) from error
 
 
-def _prepare_command(config: TrainConfig) -> tuple[str, ...]:
+def prepare_command(config: TrainConfig) -> tuple[str, ...]:
     """What makes the data set first; nothing if it is there."""
     if is_prepared(config):
         return ()

@@ -14,21 +14,24 @@ _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Resources:
-    """Cores and bytes of memory that this process may use; visible GPUs, as CUDA_VISIBLE_DEVICES would name them.
+    """How many cores and bytes of memory this process may use; visible GPUs, as CUDA_VISIBLE_DEVICES would name them.
 
-    `gpu_memory`: bytes of the smallest of these. 0 bytes: unknown.
+    `gpu_memory`: bytes of the smallest of these. 0 bytes: unknown. `core_numbers` are the kernel's, in order; more than
+    `cores` where a container has but a share of their time.
     """
 
     cores: int
     gpus: tuple[str, ...] = ()
     memory: int = 0
     gpu_memory: int = 0
+    core_numbers: tuple[int, ...] = ()
 
     @classmethod
     def detect(cls, environment: Mapping[str, str]) -> "Resources":
         installed = driver().gpus
         visible = _visible([gpu.uuid for gpu in installed], environment.get("CUDA_VISIBLE_DEVICES"))
-        return cls(_cores(), visible, _memory(), _least_known(_memory_of(name, installed) for name in visible))
+        smallest = _least_known(_memory_of(name, installed) for name in visible)
+        return cls(_cores(), visible, _memory(), smallest, tuple(sorted(os.sched_getaffinity(0))))
 
     @classmethod
     def least(cls, found: Sequence["Resources"]) -> "Resources":
@@ -95,6 +98,17 @@ def _memory_of(name: str, installed: Sequence[Gpu]) -> int:
 
 def _least_known(sizes: Iterable[int]) -> int:
     return min(filter(None, sizes), default=0)
+
+
+def core_list(numbers: Sequence[int]) -> str:
+    """As Linux writes it: `0-3,8`. The numbers are in order."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _cores() -> int:

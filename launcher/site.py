@@ -16,18 +16,24 @@ AGENT_DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Site:
-    """`reach` says how an agent is started: here, or on one of `hosts` by ssh or, in an allocation of Slurm's, by srun.
+    """`reach` says how an agent is started: here, or on one of `hosts` by ssh or, in an allocation of Slurm's, by srun;
+    or that a batch job is submitted, whose hosts are not known yet.
 
     `resources` are this machine's, which its nodes share, or what each of the hosts has at least.
     """
 
     resources: Resources
-    reach: Literal["here", "ssh", "srun"] = "here"
+    reach: Literal["here", "ssh", "srun", "sbatch"] = "here"
     hosts: tuple[str, ...] = ()
 
     @property
     def is_here(self) -> bool:
         return self.reach == "here"
+
+    @property
+    def known_hosts(self) -> tuple[str, ...]:
+        """Those that can be asked: not this machine, and not nodes that Slurm has yet to choose."""
+        return self.hosts if self.reach in ("ssh", "srun") else ()
 
     def placement(self, launch: LaunchConfig) -> tuple[str, int]:
         """The device, and the workers on each node."""
@@ -60,6 +66,7 @@ class Site:
             command = ssh.command(host, environment, deadline_s=AGENT_DEADLINE_S)
         elif self.reach == "srun":
             command = srun.command(host, cores=self.resources.cores, deadline_s=AGENT_DEADLINE_S)
+            return Agent(command, deadline_s=AGENT_DEADLINE_S, env=srun.environment(environment))
         else:
             return Agent()
         return Agent(command, deadline_s=AGENT_DEADLINE_S)

@@ -46,13 +46,16 @@ def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, i
 
     A file in the run's parent folder, removed at once, shows whether they share it.
     """
-    if site.is_here:
+    if not site.known_hosts:
         return Survey()
     parent = next(folder for folder in run.parents if folder.is_dir())
     start_agent = partial(site.start_agent, environment=environment)
     with _marker(parent) as marker:
         question = {"cwd": cwd, "parent": str(parent), "marker": marker, "index": str(index or "")}
-        return replace(ask(site.hosts, start_agent, **question), here=look({}, environment))
+        found = ask(site.known_hosts, start_agent, **question)
+        if found.trouble and site.reach == "srun":  # the first step after a node came back may fail: credential revoked
+            found = ask(site.known_hosts, start_agent, **question)
+        return replace(found, here=look({}, environment))
 
 
 def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any) -> Survey:

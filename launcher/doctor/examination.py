@@ -19,7 +19,7 @@ def examine(site: Site, *, environment: Mapping[str, str], cwd: str, as_json: bo
     """Print what there is; the exit code: 0, or a failed check's if something is wrong."""
     here = look({"condition": cwd}, environment)
     start_agent = partial(site.start_agent, environment=environment)
-    hosts = Survey() if site.is_here else ask(site.hosts, start_agent, condition=cwd)
+    hosts = ask(site.known_hosts, start_agent, condition=cwd)
     found = [*machine.findings(HERE, here), *_software(), *surroundings.findings(environment, cwd=cwd)]
     found += [finding for host, answer in hosts.seen.items() for finding in machine.findings(host, answer)]
     found += _between(Survey(hosts.seen, hosts.trouble, here))

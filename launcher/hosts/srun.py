@@ -1,6 +1,14 @@
 """A node's agent as a step of a Slurm allocation."""
 
+from collections.abc import Mapping
+
 from launcher.hosts.agents import AGENT
+
+OF_THE_JOB = (
+    *("SLURM_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"),
+    "SLURM_TRES_PER_TASK",
+)
+"""What srun would take for a second word on what its options say; from Slurm 23.11 on it ends if the two differ."""
 
 
 def command(host: str, *, cores: int, deadline_s: float) -> tuple[str, ...]:
@@ -19,3 +27,8 @@ def command(host: str, *, cores: int, deadline_s: float) -> tuple[str, ...]:
     }
     flat = [f"{name}={value}" for name, value in options.items()]
     return ("srun", "--overlap", "--quiet", *flat, *AGENT, "--deadline", f"{deadline_s:g}")
+
+
+def environment(of_job: Mapping[str, str]) -> dict[str, str]:
+    """What srun gets of the job's environment."""
+    return {name: value for name, value in of_job.items() if name not in OF_THE_JOB}

@@ -86,8 +86,8 @@ def test_a_folder_is_unused_until_something_of_value_is_in_it(tmp_path: Path) ->
     run = RunDir(tmp_path / "run")
     assert run.is_unused()
     run.create()
-    run.manifest.write_text("{}")
-    run.lock.touch()
+    for path in (run.manifest, run.launch, run.lock):
+        path.write_text("{}")
     assert run.is_unused()
     (run.checkpoints / "step-00000001").mkdir()
     assert not run.is_unused()

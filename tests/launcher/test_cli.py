@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fmfsd.config.load import preset_names
+from launcher.run_cli import RUN_COMMANDS, meant
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until
 
@@ -63,6 +65,8 @@ def test_the_schema_names_every_section(tmp_path: Path) -> None:
     ("arguments", "code", "expected"),
     [
         (("nonsense",), 2, "no preset is called 'nonsense'"),
+        (("stpo", "run"), 2, "stpo: neither a config nor a command: did you mean `fmfsd-launch stop RUN`?"),
+        (("cancle",), 2, "did you mean `fmfsd-launch cancel RUN`?"),
         (("smoke", "--set", "train.epoch=3"), 2, "did you mean train.epochs?"),
         (("smoke", "--set", "distill.temperature=0"), 2, "distill.temperature: expected greater than 0"),
         (("smoke", "--set", "model.branches=[stage9]"), 2, "resnet8 has no tap 'stage9'"),
@@ -237,3 +241,13 @@ def test_json_output_is_one_document(tmp_path: Path) -> None:
     content = json.loads(answer.stdout)
     assert (answer.returncode, content["state"]) == (1, "failed")
     assert "the loss is not finite" in content["cause"]
+
+
+def test_no_preset_is_taken_for_a_mistyped_command() -> None:
+    assert not any(meant(name) for name in preset_names())
+
+
+def test_help_names_what_can_be_done_to_a_run(tmp_path: Path) -> None:
+    assert "|".join(RUN_COMMANDS) in run_command("fmfsd-launch", "--help", cwd=tmp_path).stdout
+    for word in RUN_COMMANDS:
+        assert f"fmfsd-launch {word} " in run_command("fmfsd-launch", word, "--help", cwd=tmp_path).stdout
