@@ -37,8 +37,12 @@ class Survey:
 
     def told(self, site: Site) -> Site:
         """`site` with what each of the hosts has at least."""
-        found = [_resources(answer) for answer in self.seen.values()]
-        return replace(site, resources=Resources.least(found)) if found else site
+        if not self.seen:
+            return site
+        least = Resources.least([_resources(answer) for answer in self.seen.values()])
+        if site.reach == "srun":  # a node may show more than the job has, which no step of it is given
+            least = replace(least, cores=min(least.cores, site.resources.cores))
+        return replace(site, resources=least)
 
 
 def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, index: Path | None) -> Survey:

@@ -16,6 +16,7 @@ from launcher.config import LaunchConfig
 from launcher.hosts import agents
 from launcher.hosts.agents import Agent
 from launcher.resources import Resources
+from launcher.site import Site
 from launcher.survey import Survey, ask, survey
 from tests.helpers.sites import NearSite, hiding, near_site, with_code_of
 
@@ -52,6 +53,8 @@ def test_a_site_has_what_each_of_its_hosts_has_at_least(tmp_path: Path) -> None:
     here = Resources.detect(os.environ)
     site = surveyed(near_site(), tmp_path).told(near_site())
     assert site.resources == Resources(here.cores, memory=here.memory)
+    in_job = surveyed(near_site(), tmp_path).told(Site(Resources(cores=1), "srun", ("n1", "n2")))
+    assert in_job.resources.cores == 1
     one, other = Resources(8, ("4", "5"), 64, 80), Resources(4, ("0",), 128, 40)
     assert Resources.least([one, other]) == Resources(4, ("0",), 64, 40)
     assert Resources.least([one, Resources(4)]).gpu_memory == 80
