@@ -12,7 +12,7 @@ import typer
 from fmfsd.terminal import errors_shown, progress_report
 
 app = typer.Typer(
-    help="Feature map fusion self-distillation: a worker, and the data it trains on.",
+    help="Feature map fusion self-distillation: a worker, the data it trains on, and what a config costs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -37,6 +37,35 @@ def train(
 
     with errors_shown(debug=False):
         raise typer.Exit(work(run_dir.absolute(), device, Circumstances.from_environment(os.environ)))
+
+
+@app.command()
+def probe(
+    config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Among how many the batch and the data are shared.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a config costs: shapes, parameters, multiply-adds, memory of a worker. Nothing is trained."""
+    import json
+
+    from rich.console import Console
+
+    from fmfsd.config import TrainConfig, load_config
+    from fmfsd.probe_cache import cache_folder, cached_or, probe_of
+    from fmfsd.probed import Probe
+
+    def found_out(wanted: TrainConfig, workers: int) -> Probe:
+        from fmfsd.probe import probe
+
+        return probe(wanted, workers=workers)
+
+    with errors_shown(debug=debug):
+        found = cached_or(found_out, load_config(config, overrides or ()), workers, cache_folder(os.environ))
+        print(json.dumps(found, indent=2)) if as_json else Console().print(probe_of(found).table())
 
 
 @data_app.command()

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -50,11 +51,30 @@ def json_object(data: bytes, path: Path) -> dict[str, Any]:
 
 def read_own(path: Path) -> bytes:
     """The content of a file of ours. OSError for a link, which may lead anywhere, and a pipe, which may never end."""
+    with _opened(path) as file:
+        return file.read()
+
+
+def read_private(path: Path) -> bytes:
+    """As `read_own`, and OSError too if others may have written it."""
+    with _opened(path) as file:
+        require_private(os.fstat(file.fileno()))
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is no regular file")
-        return file.read()
+        yield file
+
+
+def require_private(status: os.stat_result) -> None:
+    """OSError for a link, and for what others own or may write to: it may hold anything."""
+    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OSError("it is a link, another user's, or others may write to it")
 
 
 def free_space(folder: Path) -> tuple[int, int]:

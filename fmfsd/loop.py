@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 from fmfsd.checkpoint import Checkpoints, Saved
+from fmfsd.checkpoint.initial import begin_with
 from fmfsd.comms import Comms
 from fmfsd.config import Timeline, TrainConfig
 from fmfsd.data.batches import EvaluationBatches, TrainBatches
@@ -75,12 +76,14 @@ class Loop:
         return self.timeline.is_last(self.position.step) and self.position.evaluated
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint, if there is one; whether there was."""
+        """Go on from the newest checkpoint, if there is one, else begin; whether there was one."""
         saved = self.checkpoints.load_newest()
         if saved is not None:
             self.engine.load(saved.engine)
             self.position = saved.position
             self.means = RunningMeans(**saved.progress["means"])
+        elif self.config.train.init_from is not None:
+            begin_with(self.config.train.init_from, self.engine, self.comms)
         self.metrics.keep(saved.progress["records"] if saved is not None else 0)
         self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
         self.reduction.forget()
@@ -219,5 +222,10 @@ class Loop:
         self.progress.show(state, step=self.position.step, **shown, **numbers)
 
     def _learning_rate(self, step: int) -> float:
-        optim = self.config.optim
-        return learning_rate(step, base=optim.lr, gamma=optim.gamma, milestones=self.timeline.milestones)
+        return learning_rate(
+            step,
+            base=self.config.full_rate,
+            gamma=self.config.optim.gamma,
+            milestones=self.timeline.milestones,
+            warmup_steps=self.timeline.warmup_steps,
+        )

@@ -20,6 +20,11 @@ def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optim
     )
 
 
-def learning_rate(step: int, *, base: float, gamma: float, milestones: Sequence[int]) -> float:
-    """The rate of the step that follows `step` finished ones: `base` times `gamma` for each milestone reached."""
-    return base * gamma ** sum(step >= milestone for milestone in milestones)
+def learning_rate(step: int, *, base: float, gamma: float, milestones: Sequence[int], warmup_steps: int = 0) -> float:
+    """The rate of the step that follows `step` finished ones: `base` times `gamma` for each milestone reached.
+
+    The first `warmup_steps` steps have 1, 2, ... of so many parts of it (Goyal et al. 2017, arXiv:1706.02677, where the
+    warm-up starts from the rate of one worker instead).
+    """
+    share = min(step + 1, warmup_steps) / warmup_steps if warmup_steps else 1.0
+    return base * share * gamma ** sum(step >= milestone for milestone in milestones)

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from fmfsd.rundir import NOW
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_S = 0.5
 """How often rank 0 looks for the stop request; a look at a network file system is not free."""
@@ -25,7 +27,7 @@ class StopFlag:
     def requested(self) -> bool:
         if not self._signalled and self._request is not None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + POLL_S
-            self._signalled = self._request.exists()
+            self._signalled = _asks_to_save(self._request)
         return self._signalled
 
     def _set(self, _number: int, _frame: FrameType | None) -> None:
@@ -40,3 +42,11 @@ class StopFlag:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _asks_to_save(request: Path) -> bool:
+    """One to end at once is for the coordinator, which ends us."""
+    try:
+        return request.read_text() != NOW
+    except OSError:
+        return False

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fmfsd.position import positions_in
 
+NOW = "now"
+"""The content of a stop request that does not wait for a checkpoint."""
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -30,11 +33,11 @@ class RunDir:
             return True
         if not self.path.is_dir():
             return False
-        allowed = {*self._folders, self.manifest, self.lock, self.owner}
+        allowed = {*self._folders, self.manifest, self.launch, self.lock, self.owner}
         return all(
             path in allowed and not (path.is_dir() and any(path.iterdir()))
             for path in self.path.iterdir()
-            if not path.name.startswith((".manifest.json.", ".config.yaml.", ".owner.json."))
+            if not path.name.startswith((".manifest.json.", ".launch.json.", ".config.yaml.", ".owner.json."))
         )
 
     @property
@@ -88,6 +91,7 @@ class RunDir:
 
     @property
     def stop_request(self) -> Path:
+        """Asks whoever runs this run to stop; with NOW as its content, at once."""
         return self.path / "stop-request"
 
     @property

@@ -15,6 +15,7 @@ from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.data.shards import load_own_shards
 from fmfsd.distill import SelfDistillLoss
+from fmfsd.engine.form import DTYPES
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError, UnlikeError
 from fmfsd.fence import Fence
@@ -30,8 +31,6 @@ from fmfsd.stopwatch import SaveClock
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""Type of weights and images for each precision; bf16 is autocast over fp32."""
 
 
 def train(

@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any
 
 from launcher import node
+from launcher.cgroup import oom_kills
 from launcher.look import look
 from launcher.ties import die_with_me
 
@@ -197,22 +198,6 @@ def _children_of(parent: int) -> list[int]:
 
 def _tasks(pid: int) -> list[Path]:
     return list(Path(f"/proc/{pid}/task").iterdir())
-
-
-def oom_kills() -> int:
-    """How often the kernel has killed for memory in this process's control group; 0 where that is not told."""
-    groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    for number, controllers, path in groups:
-        if number == "0":
-            file = Path("/sys/fs/cgroup", path.lstrip("/"), "memory.events")
-        elif "memory" in controllers.split(","):
-            file = Path("/sys/fs/cgroup/memory", path.lstrip("/"), "memory.oom_control")
-        else:
-            continue
-        with suppress(OSError):
-            found = dict(line.split() for line in file.read_text().splitlines())
-            return int(found.get("oom_kill", 0))
-    return 0
 
 
 def _say(**message: Any) -> None:

@@ -3,19 +3,28 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from fmfsd.errors import CheckError
 from launcher.hosts import slurm
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """`cores` and `gpus` are a node's; `restarts` counts how often Slurm has started the job again."""
+    """`cores` and `gpus` are a node's; `restarts` counts how often Slurm has started the job again.
+
+    `array_id` and `array_task`: of a job array, where the job is one of its tasks. `spreads_gpus`: GPUs were asked for
+    the whole job (`--gpus`), not for each node.
+    """
 
     job_id: str
     nodelist: str
     cores: int
     gpus: int
     restarts: int = 0
+    array_id: str = ""
+    array_task: int | None = None
+    spreads_gpus: bool = False
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Allocation | None":
@@ -29,11 +38,30 @@ class Allocation:
             or _cores(environment.get("SLURM_JOB_CPUS_PER_NODE", "")),
             gpus=_number(environment.get("SLURM_GPUS_ON_NODE")),
             restarts=_number(environment.get("SLURM_RESTART_COUNT")),
+            array_id=environment.get("SLURM_ARRAY_JOB_ID", ""),
+            array_task=_number(task) if (task := environment.get("SLURM_ARRAY_TASK_ID")) else None,
+            spreads_gpus="SLURM_GPUS" in environment and "SLURM_GPUS_PER_NODE" not in environment,
         )
 
+    @property
+    def name(self) -> str:
+        """`job5`, and `job5_1` of an array: what a run is called that is started by hand in it, each time again."""
+        return f"job{self.job_id}" if self.array_task is None else f"job{self.array_id}_{self.array_task}"
+
+    def told(self) -> dict[str, Any]:
+        """For the run's manifest."""
+        return {"id": self.job_id, "restart": self.restarts, "array_task": self.array_task}
+
     def hosts(self) -> tuple[str, ...]:
-        """The nodes' names."""
-        return slurm.hostnames(self.nodelist)
+        """The nodes' names. CheckError if no step could be started on one of them alone."""
+        names = slurm.hostnames(self.nodelist)
+        if len(names) > 1 and self.spreads_gpus:
+            # Slurm 22.05 refuses every step of such a job: "Invalid generic resource (gres) specification"
+            raise CheckError(
+                f"job {self.job_id} has {len(names)} nodes and asked for GPUs with --gpus (-G), from which no single "
+                "node's step gets any: ask with --gpus-per-node"
+            )
+        return names
 
 
 def _number(text: str | None) -> int:

@@ -7,36 +7,24 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.errors import ConfigError
+from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
+from launcher.run_cli import RUN_COMMANDS, meant, run_app
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-RUN_COMMANDS = ("stop",)
-"""First words that are no preset: what is done to a run that exists."""
 
 
 def main() -> None:
     os.umask(0o077)
-    (run_app if sys.argv[1:2] and sys.argv[1] in RUN_COMMANDS else app)()
-
-
-@run_app.callback()
-def of_a_run() -> None:
-    """Act on a run that exists."""
-
-
-@run_app.command()
-def stop(
-    run_dir: Annotated[Path, typer.Argument(help="The run's folder.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Return once the run has ended.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    """Ask a run to stop with a checkpoint, wherever it was launched from; its launcher then exits with 75."""
-    from fmfsd.terminal import errors_shown
-    from launcher.stop import request_stop
-
-    with errors_shown(debug=debug):
-        print(request_stop(run_dir.absolute(), wait=wait))
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in RUN_COMMANDS:
+        run_app()
+    elif trouble := meant(first):
+        print(trouble, file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+    else:
+        app()
 
 
 @app.command()
@@ -78,6 +66,8 @@ def launch(
         typer.Option("--preflight/--no-preflight", help="Try nodes and network first; default: with several nodes."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
+    check_data: Annotated[bool, typer.Option("--check-data", help="Verify checksums, however large the set.")] = False,
+    doctor: Annotated[bool, typer.Option("--doctor", help="What there is to run on, and what to mend.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
     ] = False,
@@ -86,17 +76,27 @@ def launch(
         typer.Option(metavar="FAULTS", help="Do these faults to short runs, and show what became of them; all: all."),
     ] = None,
     drill_seed: Annotated[int, typer.Option(help="Decides when, and to which process.")] = 0,
+    partition: options.Partition = None,
+    account: options.Account = None,
+    qos: options.Qos = None,
+    time: options.Time = None,
+    mem: options.Mem = None,
+    cpus_per_gpu: options.CpusPerGpu = None,
+    array: options.Array = None,
+    sbatch_args: options.SbatchArgs = None,
+    wait: options.Wait = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Train: check everything, start a node agent with its workers for each node, watch them to the end.
 
-    `fmfsd-launch stop RUN_DIR` asks a run to stop with a checkpoint.
+    `fmfsd-launch stop|status|logs|cancel|resume RUN` acts on a run that exists; --help tells of each.
 
     Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
     checkpoint saved (run again to go on), 130 interrupted twice.
     """
     from fmfsd.terminal import errors_shown
+    from launcher.batch import slurm_options
     from launcher.config import DrillOptions, LaunchConfig, node_limits
     from launcher.environment import extra_variables
     from launcher.hosts.ssh import parse_hosts
@@ -107,6 +107,7 @@ def launch(
         if schema:
             print_schema()
             return
+        words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
         most, fewest = node_limits(nodes, elastic)
         asked = LaunchConfig(
             gpus=gpus,
@@ -122,8 +123,13 @@ def launch(
             interface=interface,
             preflight=preflight,
             extra_env=extra_variables(env or [], os.environ),
+            slurm=slurm_options(words, more=sbatch_args or (), cpus_per_gpu=cpus_per_gpu, wait=wait),
         )
-        site, settled = settle(asked, nodes=most, environment=os.environ, asks_hosts=not dry_run)
+        site, settled = settle(asked, nodes=most, environment=os.environ)
+        if doctor:
+            from launcher.doctor import examine
+
+            raise typer.Exit(examine(site, environment=os.environ, cwd=os.getcwd(), as_json=as_json))
         request = Request(
             config=config,
             overrides=tuple(overrides or ()),
@@ -133,5 +139,6 @@ def launch(
             as_json=as_json,
             data_root=os.environ.get("FMFSD_DATA") or "data",
             drill=DrillOptions.parse(drill, drill_seed),
+            checks_all_data=check_data,
         )
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

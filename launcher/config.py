@@ -1,11 +1,13 @@
 """What a launch is asked for: where, on how many, and how."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from fmfsd.errors import ConfigError
+from fmfsd.errors import CheckError, ConfigError, Problem
+from launcher.environment import shown
 
 DEFAULT_GRACE_S = 30.0
 DEFAULT_HANG_TIMEOUT_S = 300.0
@@ -67,6 +69,30 @@ class LaunchConfig:
     def tries_nodes_first(self) -> bool:
         """Whether workers try their node and the network before they train."""
         return self.nodes > 1 if self.preflight is None else self.preflight
+
+
+def to_json(launch: LaunchConfig) -> dict[str, Any]:
+    """What to keep of a launch for one run: of secret variables only the names, not the run's folder, which is where it
+    is kept, and no array of seeds, of which the run has one."""
+    content = asdict(replace(launch, slurm=replace(launch.slurm, array=None)))
+    del content["run_dir"], content["resume"]
+    extra = {name: value if shown(name, value) == value else None for name, value in launch.extra_env.items()}
+    return {**content, "extra_env": extra}
+
+
+def from_json(content: Mapping[str, Any], environment: Mapping[str, str]) -> LaunchConfig:
+    """What `to_json` has made, with secrets from `environment`: CheckError names those that are not set there.
+
+    ValueError if it is something else.
+    """
+    from pydantic import TypeAdapter
+
+    extra = dict(content["extra_env"]) if isinstance(content.get("extra_env"), dict) else {}
+    secrets = [name for name, value in extra.items() if value is None]
+    if missing := [name for name in secrets if name not in environment]:
+        raise CheckError([Problem(name, "not set here, and its value is kept nowhere: set it") for name in missing])
+    given = {name: environment[name] for name in secrets}
+    return TypeAdapter(LaunchConfig).validate_python({**content, "extra_env": {**extra, **given}})
 
 
 FAULTS = ("preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link")

@@ -13,20 +13,32 @@ from rich.table import Table
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
+from launcher.log_follower import LogFollower
 from launcher.stragglers import Stragglers
 
 READ_EVERY_S = 0.25
 PLAIN_EVERY_S = 10.0
+LOGS_EVERY_S = 1.0
+LINES_A_LOOK = 50
+"""Of the logs; who says more is read in the run's folder."""
 
 
 class RunDisplay:
-    """Follows rank 0's progress and the evaluations of the attempt that comes next.
+    """Follows rank 0's progress and the evaluations of the attempt that comes next, and `logs` if there are any.
 
     `update` is cheap enough to be called ten times a second.
     """
 
-    def __init__(self, console: Console, run: RunDir, *, grace_s: float, num_workers: int = 1) -> None:
-        self._console, self._run, self._grace_s = console, run, grace_s
+    def __init__(
+        self,
+        console: Console,
+        run: RunDir,
+        *,
+        grace_s: float,
+        num_workers: int = 1,
+        logs: LogFollower | None = None,
+    ) -> None:
+        self._console, self._run, self._grace_s, self._logs = console, run, grace_s, logs
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,7 +50,7 @@ class RunDisplay:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, shown="")
-        self._read_at = self._said_at = time.monotonic()
+        self._read_at = self._said_at = self._logs_at = time.monotonic()
         self._inode, self._read_to, self._seen = -1, 0, set[bytes]()
         self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
         self._stragglers = Stragglers(run, self._attempt, num_workers)
@@ -52,6 +64,7 @@ class RunDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._tell_of_logs()
         with suppress(OSError, ValueError, KeyError):
             self._evaluations()
         self._bar.stop()
@@ -61,6 +74,9 @@ class RunDisplay:
         if now - self._read_at < READ_EVERY_S:
             return
         self._read_at = now
+        if now - self._logs_at >= LOGS_EVERY_S:
+            self._logs_at = now
+            self._tell_of_logs()
         with suppress(OSError, ValueError, KeyError):  # what is shown must never end a run
             self._show(now)
 
@@ -82,6 +98,16 @@ class RunDisplay:
         if not self._console.is_terminal and now - self._said_at >= PLAIN_EVERY_S:
             self._said_at = now
             self._console.print(f"{_where(progress)} {shown}".rstrip(), highlight=False)
+
+    def _tell_of_logs(self) -> None:
+        """What workers on other machines say; of much the first lines."""
+        lines = []
+        with suppress(OSError):
+            lines = self._logs.look() if self._logs else []
+        for line in lines[:LINES_A_LOOK]:
+            self._console.print(line, highlight=False, markup=False)
+        if unsaid := len(lines[LINES_A_LOOK:]):
+            self._console.print(f"({unsaid} lines more: fmfsd-launch logs {self._run.path})", markup=False)
 
     def _tell_of_resuming(self, progress: dict[str, Any]) -> None:
         """Once: from where, and which checkpoints could not be used."""

@@ -29,6 +29,7 @@ TRAVELLING_PREFIXES = (
     "CUDA_",
     "FMFSD_",
     "GLOO_",
+    "GOMP_",
     "KMP_",
     "MKL_",
     "NCCL_",

@@ -7,27 +7,31 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, NoReturn, TextIO, cast
 
 from rich.console import Console
 
-from fmfsd.config import TrainConfig, changes, dump_config, load_config
+from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, RunFailedError
-from fmfsd.files import read_json, write_json, write_whole
+from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
+from launcher.allocation import Allocation
 from launcher.attempt import Attempt
-from launcher.check import is_prepared, total_steps, warnings
+from launcher.beginning import is_finished, write_run_dir
+from launcher.check import is_prepared
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, heads_table
 from launcher.failures import page
 from launcher.hosts.agents import Agent
 from launcher.hosts.helpers import run_here
-from launcher.manifest import launch_entry, manifest, masked, software_changes
+from launcher.log_follower import LogFollower
+from launcher.manifest import masked
 from launcher.ownership import sole_owner
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
 from launcher.requests import SECOND_INTERRUPT_S, Requests
+from launcher.requeue import Requeue
 from launcher.supervise import run_plan, start_planned
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
@@ -45,10 +49,11 @@ def console_of(*, as_json: bool) -> Console:
 
 
 class Execution:
-    """One launch that has passed `check`, which is called again once the data is prepared.
+    """One launch that has passed `check`, which is called again once the data is prepared, with `warnings`.
 
     `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
-    outcome goes to stdout. `look` is called ten times a second while an attempt is under way.
+    outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `job`: the batch job that
+    this is in, which Slurm is asked to start again when its time is up or a node is gone.
     """
 
     def __init__(
@@ -58,25 +63,27 @@ class Execution:
         run: RunDir,
         plan_of: Callable[[tuple[int, ...]], LaunchPlan],
         *,
-        check: Callable[[], None],
+        check: Callable[[], object],
+        warnings: Sequence[str] = (),
         console: Console,
         as_json: bool = False,
         look: Callable[[], None] = lambda: None,
         start_agent: Callable[[NodePlan], Agent] = start_planned,
+        job: Allocation | None = None,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
-        self._check, self._look, self._start_agent = check, look, start_agent
+        self._check, self._warnings, self._look, self._start_agent = check, warnings, look, start_agent
         self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
-        self._console = console
+        self._console, self._job = console, job
 
     def run_to_end(self, argv: Sequence[str]) -> int:
         """The exit code. Raises CheckError while no worker is started, RunFailedError with the failure page after."""
         self._argv = list(argv)
-        if self._is_finished():
+        if is_finished(self._config, self._run):
             self._say(f"run: {self._run.path}")
             self._say("this run is finished; nothing to do")
             return self._conclude("finished")
-        requests = Requests()
+        requests = Requests(in_job=self._job is not None)
         with requests.heard():
             self._prepare(requests)
             if requests.stop:
@@ -85,21 +92,34 @@ class Execution:
             fallback = self._launch.device == "auto" and self._plan.device == "cpu"
             self._say(f"run: {self._run.path}")
             self._say(self._plan.summary() + (" (no GPU is visible)" if fallback else ""))
-            for text in warnings(self._launch, self._run):
+            for text in self._warnings:
                 self._say(f"warning: {text}")
             with sole_owner(self._run):
+                requeue = Requeue.of(self._job, self._run) if self._job else None
                 self._write_run_dir()
                 ended = self._attempts(requests)
                 self._write_outcome(ended)
         if ended.failure is not None:
-            self._print_json(RunFailedError.exit_code)
-            raise RunFailedError(self._page(ended))
-        return self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
+            self._fail(ended, requeue)
+        code = self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
+        if requeue is not None and ended.attempt.state == "stopped" and requests.time_is_up:
+            self._go_on_later(requeue, "the job's time is nearly up")
+        return code
 
-    def _is_finished(self) -> bool:
-        """And what is asked for has no more steps than it has made."""
-        outcome = self._outcome()
-        return outcome.get("state") == "finished" and outcome["step"] >= (total_steps(self._config) or 0)
+    def _fail(self, ended: Ended, requeue: Requeue | None) -> NoReturn:
+        page = self._page(ended)
+        if requeue is not None and ended.for_want_of_a_node:
+            self._say(page)
+            self._go_on_later(requeue, "a node is gone")
+        self._print_json(RunFailedError.exit_code)
+        raise RunFailedError(page)
+
+    def _go_on_later(self, requeue: Requeue, why: str) -> None:
+        """Returns if Slurm does not start the job again."""
+        try:
+            requeue.carry_out(why, self._say)
+        except CheckError as error:
+            self._say(f"warning: {error}; to go on: {self._command()}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -114,28 +134,15 @@ class Execution:
             self._check()
 
     def _write_run_dir(self) -> None:
-        try:
-            if self._run.config.exists():
-                self._go_on()
-            else:
-                write_json(self._run.manifest, manifest(self._config, self._argv))
-                write_whole(self._run.config, dump_config(self._config))
-            write_whole(self._run.plan, self._plan.to_json())
-        except OSError as error:
-            raise CheckError(f"the run directory can't be written: {error}") from error
-
-    def _go_on(self) -> None:
-        """With the run that is there, which another launch may have begun between the check and the lock."""
-        changed = changes(load_config(str(self._run.config)), self._config)
-        if self._launch.resume == "never" or not all(change.is_allowed for change in changed):
-            raise CheckError(f"{self._run.path}: another launch has just begun a run there: choose another --run-dir")
-        entry, content = launch_entry(self._argv, list(map(str, changed))), read_json(self._run.manifest)
-        for text in entry["changes"]:
-            self._say(f"changed: {text}")
-        for text in software_changes(content["launches"][-1], entry):
-            self._say(f"warning: not as it was, so results may differ in the last bits: {text}")
-        write_json(self._run.manifest, {**content, "launches": [*content["launches"], entry]})
-        write_whole(self._run.config, dump_config(self._config))
+        write_run_dir(
+            self._config,
+            self._run,
+            self._plan,
+            self._launch,
+            self._argv,
+            say=self._say,
+            job=self._job.told() if self._job else None,
+        )
 
     def _attempts(self, requests: Requests) -> Ended:
         recovery = Recovery(
@@ -143,14 +150,20 @@ class Execution:
             run=self._run,
             requests=requests,
             plan_of=self._plan_of,
-            start=partial(self._attempt, requests),
+            start=partial(self._attempt, requests, self._logs_to_show()),
             say=self._say,
             shards=self._config.data.shards,
         )
         return recovery.to_the_end()
 
-    def _attempt(self, requests: Requests, plan: LaunchPlan) -> Attempt:
-        shown = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=plan.num_workers)
+    def _logs_to_show(self) -> LogFollower | None:
+        """Of other machines; not in a batch job, whose own log stands beside them."""
+        is_beside = self._job is not None and not self._console.is_terminal
+        return None if self._plan.is_here or is_beside else LogFollower(self._run)
+
+    def _attempt(self, requests: Requests, logs: LogFollower | None, plan: LaunchPlan) -> Attempt:
+        workers = plan.num_workers
+        shown = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=workers, logs=logs)
         with shown as display:
             return run_plan(
                 plan,
@@ -165,7 +178,9 @@ class Execution:
     def _watch(self, display: RunDisplay, requests: Requests) -> None:
         if requests.stop and not self._acknowledged:
             self._acknowledged = True
-            self._say(f"stopping with a checkpoint, within {self._launch.grace_s:g} s; {AGAIN}")
+            asks_to_save = f"stopping with a checkpoint, within {self._launch.grace_s:g} s"
+            with_checkpoint = asks_to_save if self._job else f"{asks_to_save}; {AGAIN}"
+            self._say("ending at once, as asked" if requests.interrupted else with_checkpoint)
         display.update()
         self._look()
 
@@ -190,9 +205,11 @@ class Execution:
         return page(self._run, ended.failure, history=history, command=self._command())
 
     def _command(self) -> str:
-        """What goes on with this run."""
+        """What goes on with this run: the same command, unless it can't be shown with the secrets that are in it."""
         argv = [Path(self._argv[0]).name, *masked(self._argv[1:])]
-        given = any(part.partition("=")[0] == "--run-dir" for part in argv)
+        if argv[1:] != self._argv[1:]:
+            argv[1:] = ["resume", str(self._run.path)]
+        given = argv[1:2] == ["resume"] or any(part.partition("=")[0] == "--run-dir" for part in argv)
         return shlex.join(argv if given else [*argv, "--run-dir", str(self._run.path)])
 
     def _conclude(self, state: str, stopped_after_s: float | None = None) -> int:

@@ -1,9 +1,10 @@
 """One launch from request to exit code: load, check, plan, and then show the plan or carry it out."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,12 +12,17 @@ from typing import Literal
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
+from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
+from launcher.allocation import Allocation
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
+from launcher.costs import Costs, costs_of
 from launcher.plan import LaunchPlan, plan_run
+from launcher.seeds import Seeds, run_of
 from launcher.site import Site
+from launcher.survey import Survey, survey
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,32 @@ class Request:
     as_json: bool
     data_root: str = "data"
     drill: DrillOptions | None = None
+    checks_all_data: bool = False
+
+    @property
+    def checksums_bytes(self) -> float:
+        """The size up to which a data set's content is verified."""
+        if self.checks_all_data:
+            return math.inf
+        return 0 if self.stop_after == "plan" else CHECKED_AT_LAUNCH_BYTES
+
+    @property
+    def words(self) -> list[str]:
+        """What the config is made from, as a command line has it."""
+        return [*(word for override in self.overrides for word in ("--set", override)), "--", self.config]
 
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    run, site = _run_dir(request, cwd), request.site
-    try:
-        config = _config(request)
-    except ConfigError as error:
-        raise ConfigError([*error.problems, *problems_of_any_config(request.launch, site, run)]) from error
-    check = partial(require_sound, config, request.launch, site, run, checksums=request.stop_after != "plan")
-    check()
+    if request.site.reach == "sbatch":
+        from launcher.submit import submit
+
+        return submit(request, environment=environment, cwd=cwd, argv=argv)
+    job = Allocation.of(environment) if request.site.reach == "srun" else None
+    request = _of_task(request, job)
+    run = run_dir_of(request, cwd, job)
+    check = partial(_checked, request, run, environment, cwd)
+    found = check()
     if request.drill is not None and not run.is_unused():
         raise ConfigError(
             [Problem(str(run.path), "exists, and a drill makes runs of its own: choose another --run-dir")]
@@ -49,34 +70,76 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     plan_for = partial(
         plan_run,
         request.launch,
-        site,
+        found.site,
         environment=environment,
         cwd=cwd,
-        prepare=_prepare_command(config),
+        prepare=prepare_command(found.config),
     )
     if request.stop_after == "run":
-        return _carry_out(request, config, run, plan_for, check, argv)
+        return _carry_out(request, found, run, plan_for, check, argv, job)
     plan = plan_for(run)
-    sound = f"nothing is wrong: {plan.summary()}; {_data_is(config)}"
-    text = plan.to_json() if request.as_json else sound if request.stop_after == "check" else plan.render()
+    text = plan.to_json() if request.as_json else found.text(plan) if request.stop_after == "check" else plan.render()
     print(text.rstrip())
-    for warning in warnings(request.launch, run):
+    for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
-def _config(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
+@dataclass(frozen=True)
+class Checked:
+    """A launch that nothing is wrong with: its config, its site as it was found, what is to be said of it."""
+
+    config: TrainConfig
+    site: Site
+    costs: Costs
+    warnings: Sequence[str]
+
+    def text(self, plan: LaunchPlan) -> str:
+        """For people."""
+        name, root = self.config.data.name, self.config.data.root
+        data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
+        return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs}"
+
+
+def _checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
+    """ConfigError or CheckError with everything that is wrong; hosts and torch are not asked for a dry run."""
+    launch, asks = request.launch, request.stop_after != "plan"
+    about = partial(_survey, request, run, environment, cwd)
+    try:
+        config = config_of(request)
+    except ConfigError as error:
+        hosts = about(None)
+        around = problems_of_any_config(launch, hosts.told(request.site), run, hosts)
+        raise ConfigError([*error.problems, *around]) from error
+    hosts = about(config)
+    site = hosts.told(request.site)
+    costs = costs_of(config, request.words, workers=site.workers(launch), environment=environment) if asks else Costs()
+    require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
+    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs))
+
+
+def _survey(
+    request: Request, run: RunDir, environment: Mapping[str, str], cwd: str, config: TrainConfig | None
+) -> Survey:
+    if request.stop_after == "plan":
+        return Survey()
+    index = None if config is None else set_folder(config.data) / "index.json"
+    return survey(request.site, environment, run=run.path, cwd=cwd, index=index)
+
+
+def config_of(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
     """What is asked for; `changes` are further overrides."""
     return load_config(request.config, [*request.overrides, *changes], data_root=request.data_root)
 
 
 def _carry_out(
     request: Request,
-    config: TrainConfig,
+    found: Checked,
     run: RunDir,
     plan_for: Callable[..., LaunchPlan],
-    check: Callable[[], None],
+    check: Callable[[], object],
     argv: Sequence[str],
+    job: Allocation | None,
 ) -> int:
     """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
     from launcher.execution import Execution, console_of
@@ -85,17 +148,22 @@ def _carry_out(
     if request.drill is not None:
         from launcher.drill import Drill
 
-        short_of = partial(_config, request)
+        short_of = partial(config_of, request)
         drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
         return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
-    execution = Execution(config, request.launch, run, plan_of, check=check, console=console, as_json=request.as_json)
+    execution = Execution(
+        found.config,
+        request.launch,
+        run,
+        plan_of,
+        check=check,
+        warnings=found.warnings,
+        console=console,
+        as_json=request.as_json,
+        job=job,
+    )
     return execution.run_to_end(argv)
-
-
-def _data_is(config: TrainConfig) -> str:
-    name, root = config.data.name, config.data.root
-    return f"{name} is prepared in {root}" if is_prepared(config) else f"{name} is prepared first, in {root}"
 
 
 def print_schema() -> None:
@@ -103,17 +171,42 @@ def print_schema() -> None:
     print(json.dumps(TrainConfig.model_json_schema(mode="serialization"), indent=2))
 
 
-def _run_dir(request: Request, cwd: str) -> RunDir:
-    asked = request.launch.run_dir
+def _of_task(request: Request, job: Allocation | None) -> Request:
+    """In a job array for seeds: with the seed and the folder of this task."""
+    text = request.launch.slurm.array
+    if text is None:
+        return request
+    task = job.array_task if job is not None else None
+    if task not in Seeds.parse(text).numbers:
+        found = "is in no job array" if task is None else f"is task {task} of one"
+        raise ConfigError(
+            [Problem(f"--array {text}", f"this job {found}: submit it with sbatch --array={text} as well")]
+        )
+    return replace(request, overrides=(*request.overrides, f"seed={task}"))
+
+
+def run_dir_of(request: Request, cwd: str, job: Allocation | None = None) -> RunDir:
+    """The run's folder; in a job array for seeds, the one of the job's own seed."""
+    folder = _folder(request, cwd, job)
+    seeds, task = request.launch.slurm.array, job.array_task if job is not None else None
+    return run_of(folder, task) if seeds and task is not None else folder
+
+
+def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
+    """What is asked for, else a new one; in a job the one of its name, to which it comes back when it starts again."""
+    asked, parent = request.launch.run_dir, Path(cwd) / "runs"
+    if asked is None and job is not None:
+        name = f"job{job.array_id}" if request.launch.slurm.array else job.name
+        return RunDir((parent / f"{config_name(request.config)}-{name}").absolute())
     if asked is None:
-        return RunDir.fresh(Path(cwd) / "runs", config_name(request.config))
+        return RunDir.fresh(parent, config_name(request.config))
     try:
         return RunDir((Path(cwd) / usable_path(str(asked))).absolute())
     except ValueError as error:
         raise ConfigError([Problem(f"--run-dir {str(asked)!a}", f"expected {error}")]) from error
 
 
-def _prepare_command(config: TrainConfig) -> tuple[str, ...]:
+def prepare_command(config: TrainConfig) -> tuple[str, ...]:
     """What makes the data set first; nothing if it is there."""
     if is_prepared(config):
         return ()

@@ -13,6 +13,8 @@ from fmfsd.data.index import set_folder
 from fmfsd.files import sha256
 from launcher.environment import is_secret, without_passwords
 
+COMMIT_FILE = "commit"
+"""Where a copy of the program, which has no history, says what it is a copy of."""
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic")
 
 
@@ -30,7 +32,7 @@ def launch_entry(argv: Sequence[str], changes: Sequence[str]) -> dict[str, Any]:
         "started": time.time(),
         "command": masked(argv),
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
-        "commit": _commit(Path(fmfsd.__file__).parents[1]),
+        "commit": commit_of(Path(fmfsd.__file__).parents[1]),
         "changes": list(changes),
     }
 
@@ -62,10 +64,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit(checkout: Path) -> str | None:
-    """The commit that is checked out where fmfsd was imported from; None for an installed package."""
-    git = checkout / ".git"
+def commit_of(checkout: Path) -> str | None:
+    """The commit that is checked out, or was when the copy was made; None for an installed package."""
+    git, said = checkout / ".git", checkout / COMMIT_FILE
     try:
+        if said.is_file():
+            return said.read_text().strip()
         head = (git / "HEAD").read_text().strip()
         name = head.removeprefix("ref: ")
         if name == head or (git / name).exists():

@@ -14,12 +14,18 @@ from launcher.environment import shown, travelling
 from launcher.hosts.agents import AGENT
 from launcher.node import MACHINES_OWN
 from launcher.pulses import SLOW_STATES_S
+from launcher.resources import core_list
 from launcher.site import Site
 
 RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID, SCRATCH = "{rendezvous}", "{init_method}", "{attempt}", "{id}", "{scratch}"
 ADDRESS, PORT, INTERFACE = "{address}", "{port}", "{interface}"
 """Symbols for what is only known when an attempt starts. Each is a whole argument, so no path of a user's is one."""
 
+PLACING_THREADS = (
+    *("FMFSD_CORES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET"),
+    *("OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND"),
+)
+"""Whose caller has thoughts of his own on which cores do what."""
 JOIN_TIMEOUT_S = 120
 KEEP_ALIVE_S = 60
 """How often a torchrun tells the others that it lives, which makes their file grow; our agents know it anyway."""
@@ -70,8 +76,13 @@ class LaunchPlan:
     interface: str | None = None
 
     @property
+    def is_here(self) -> bool:
+        """Whether its nodes are on this machine."""
+        return not self.nodes[0].host
+
+    @property
     def meets_at(self) -> Literal["file here", "file there", "address"]:
-        if not self.nodes[0].host:
+        if self.is_here:
             return "file here"
         return "file there" if len(self.nodes) == 1 else "address"
 
@@ -147,6 +158,7 @@ def plan_run(
                 **_own_variables(launch, device),
                 **(_here(site, slot, workers, device) if site.is_here else _there(len(chosen), environment)),
                 **_threads(environment, site.cores_a_node(len(chosen)) // workers),
+                **_cores({**environment, **launch.extra_env}, site, len(chosen), node, workers, device),
                 **launch.extra_env,
             },
             cwd=cwd,
@@ -232,6 +244,22 @@ _AT_A_FILE = {
     "NCCL_SOCKET_IFNAME": "lo",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
+
+
+def _cores(
+    environment: Mapping[str, str], site: Site, nodes: int, node: int, workers: int, device: str
+) -> dict[str, str]:
+    """What the node's workers divide among themselves, a core each at least; a caller who places threads does so alone.
+
+    With a GPU a worker belongs near it, which a slice of all cores does not know of.
+    """
+    if device != "cpu" or site.cores_a_node(nodes) < workers or any(map(environment.get, PLACING_THREADS)):
+        return {}
+    if not site.is_here:
+        return {"FMFSD_CORES": "all"}
+    numbers = site.resources.core_numbers
+    share = len(numbers) // nodes
+    return {"FMFSD_CORES": core_list(numbers[node * share : (node + 1) * share])} if share >= workers else {}
 
 
 def _threads(environment: Mapping[str, str], share: int) -> dict[str, str]:

@@ -53,6 +53,11 @@ class Ended:
     failure: Failure | None = None
     refusal: str = ""
 
+    @property
+    def for_want_of_a_node(self) -> bool:
+        """Whether it is another machine that would help."""
+        return self.failure is not None and any(node.is_gone for node in self.attempt.nodes)
+
 
 @dataclass
 class Recovery:
@@ -85,10 +90,17 @@ class Recovery:
                 return Ended(attempt, failure, refusal)
             self._pause(failure, restarts)
             if self.requests.stop:
-                attempt.say_stopped()
-                attempt.write()
+                self._ended_between(attempt)
                 return Ended(attempt)
             slots = left
+
+    def _ended_between(self, attempt: Attempt) -> None:
+        """Two attempts, where nothing is lost."""
+        if self.requests.interrupted:
+            attempt.state = "interrupted"
+        else:
+            attempt.say_stopped()
+        attempt.write()
 
     def _has_progressed(self, attempt: Attempt) -> bool:
         """Whether there is a later checkpoint than the one that the attempt went on from, if it came that far."""
@@ -128,5 +140,4 @@ class Recovery:
         end = time.monotonic() + restarts.pause_s
         while time.monotonic() < end and not self.requests.stop:
             time.sleep(LOOK_S)
-            if self.run.stop_request.exists():
-                self.requests.ask()
+            self.requests.look_at(self.run.stop_request)

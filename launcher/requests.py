@@ -3,9 +3,12 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+
+from fmfsd.rundir import NOW
 
 SECOND_INTERRUPT_S = 1.0
 """Two interrupts closer than this are one: a terminal and a shell may each send it."""
@@ -15,18 +18,33 @@ SECOND_INTERRUPT_S = 1.0
 class Requests:
     """What a launch was asked for."""
 
+    in_job: bool = False
+    """Whether a batch job's warning signal is for us; elsewhere SIGUSR1 is none of ours."""
     interrupted: bool = False
     asked_at: float | None = None
     """When a stop was first asked for, on the monotonic clock."""
+    _warned: bool = False
+    _terminated: bool = False
     _first_interrupt: float | None = None
 
     @property
     def stop(self) -> bool:
         return self.asked_at is not None
 
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the stop was asked for as the job's time is nearly up, and by nobody who meant more by it."""
+        return self._warned and not self._terminated and self._first_interrupt is None
+
     def ask(self) -> None:
         """The run is to stop; to be asked again changes nothing."""
         self.asked_at = self.asked_at or time.monotonic()
+
+    def look_at(self, request: Path) -> None:
+        """A run's stop request, if it is there."""
+        with suppress(OSError):
+            self.interrupted |= request.read_text() == NOW
+            self.ask()
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -36,6 +54,11 @@ class Requests:
         self.ask()
 
     def on_terminate(self, _number: int, _frame: FrameType | None) -> None:
+        self._terminated = True
+        self.ask()
+
+    def on_warning(self, _number: int, _frame: FrameType | None) -> None:
+        self._warned = True
         self.ask()
 
     @contextmanager
@@ -45,6 +68,8 @@ class Requests:
             signal.SIGINT: self.on_interrupt,
             signal.SIGTERM: self.on_terminate,
         }
+        if self.in_job:
+            handlers[signal.SIGUSR1] = self.on_warning
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             handlers[signal.SIGHUP] = self.on_terminate
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}

@@ -1,9 +1,12 @@
 """What this machine offers, read without torch."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from launcher.cgroup import memory_limit
 
 _NVIDIA_CONTROL = Path("/dev/nvidiactl")
 _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
@@ -11,14 +14,101 @@ _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Resources:
-    """Cores that this process may use, and the visible GPUs as CUDA_VISIBLE_DEVICES would name them."""
+    """How many cores and bytes of memory this process may use; visible GPUs, as CUDA_VISIBLE_DEVICES would name them.
+
+    `gpu_memory`: bytes of the smallest of these. 0 bytes: unknown. `core_numbers` are the kernel's, in order; more than
+    `cores` where a container has but a share of their time.
+    """
 
     cores: int
     gpus: tuple[str, ...] = ()
+    memory: int = 0
+    gpu_memory: int = 0
+    core_numbers: tuple[int, ...] = ()
 
     @classmethod
     def detect(cls, environment: Mapping[str, str]) -> "Resources":
-        return cls(cores=_cores(), gpus=_visible(_installed_gpus(), environment.get("CUDA_VISIBLE_DEVICES")))
+        installed = driver().gpus
+        visible = _visible([gpu.uuid for gpu in installed], environment.get("CUDA_VISIBLE_DEVICES"))
+        smallest = _least_known(_memory_of(name, installed) for name in visible)
+        return cls(_cores(), visible, _memory(), smallest, tuple(sorted(os.sched_getaffinity(0))))
+
+    @classmethod
+    def least(cls, found: Sequence["Resources"]) -> "Resources":
+        """What each of several machines has at least; its GPUs are named by their numbers."""
+        return cls(
+            cores=min(each.cores for each in found),
+            gpus=tuple(map(str, range(min(len(each.gpus) for each in found)))),
+            memory=_least_known(each.memory for each in found),
+            gpu_memory=_least_known(each.gpu_memory for each in found),
+        )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`memory`, and what is `free` of it, in bytes; 0: unknown."""
+
+    uuid: str
+    name: str
+    memory: int = 0
+    free: int = 0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's: its version or why it does not answer, neither where there is none; the GPUs that it shows us."""
+
+    version: str = ""
+    trouble: str = ""
+    gpus: tuple[Gpu, ...] = ()
+
+
+def driver() -> Driver:
+    """With the GPUs in its own order."""
+    if not _NVIDIA_CONTROL.exists():
+        return Driver()
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return Driver(trouble=str(error))
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return Driver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=tuple(_gpu(pynvml, each) for each in handles))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, handle: Any) -> Gpu:
+    uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError:  # it has none of its own
+        return Gpu(uuid, name)
+    return Gpu(uuid, name, memory.total, memory.free)
+
+
+def _memory_of(name: str, installed: Sequence[Gpu]) -> int:
+    """Of a GPU by its visible name; 0 for a part of one, whose size is not its whole's."""
+    if name.isdecimal():
+        return installed[int(name)].memory
+    return next((gpu.memory for gpu in installed if gpu.uuid.startswith(name)), 0)
+
+
+def _least_known(sizes: Iterable[int]) -> int:
+    return min(filter(None, sizes), default=0)
+
+
+def core_list(numbers: Sequence[int]) -> str:
+    """As Linux writes it: `0-3,8`. The numbers are in order."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _cores() -> int:
@@ -31,21 +121,10 @@ def _cores() -> int:
         return allowed
 
 
-def _installed_gpus() -> list[str]:
-    """The UUID of each GPU that the driver shows to this process, in the driver's order."""
-    if not _NVIDIA_CONTROL.exists():
-        return []
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        return [str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(number))) for number in range(count)]
-    finally:
-        pynvml.nvmlShutdown()
+def _memory() -> int:
+    """The machine's, or less where a control group says so."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(installed, memory_limit() or installed)
 
 
 def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:

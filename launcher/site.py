@@ -1,5 +1,6 @@
 """Where a launch's node agents run, how each is reached, and what each node offers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,13 +16,14 @@ AGENT_DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Site:
-    """`reach` says how an agent is started: here, or on one of `hosts` by ssh or, in an allocation of Slurm's, by srun.
+    """`reach` says how an agent is started: here, or on one of `hosts` by ssh or, in an allocation of Slurm's, by srun;
+    or that a batch job is submitted, whose hosts are not known yet.
 
     `resources` are this machine's, which its nodes share, or what each of the hosts has at least.
     """
 
     resources: Resources
-    reach: Literal["here", "ssh", "srun"] = "here"
+    reach: Literal["here", "ssh", "srun", "sbatch"] = "here"
     hosts: tuple[str, ...] = ()
 
     @property
@@ -32,6 +34,11 @@ class Site:
         """Of the launch's node `slot`; empty: this machine."""
         return "" if self.is_here else self.hosts[slot]
 
+    @property
+    def known_hosts(self) -> tuple[str, ...]:
+        """Those that can be asked: not this machine, and not nodes that Slurm has yet to choose."""
+        return self.hosts if self.reach in ("ssh", "srun") else ()
+
     def placement(self, launch: LaunchConfig) -> tuple[str, int]:
         """The device, and the workers on each node."""
         gpus = len(self.resources.gpus)
@@ -39,6 +46,16 @@ class Site:
         if launch.gpus is not None:
             return device, launch.gpus
         return device, max(1, gpus // (launch.nodes if self.is_here else 1)) if device == "cuda" else 1
+
+    def workers(self, launch: LaunchConfig) -> int:
+        """On all nodes together."""
+        return launch.nodes * self.placement(launch)[1]
+
+    def memory_a_worker(self, launch: LaunchConfig, workers: int) -> int:
+        """Bytes that each of so many has on its device; 0: unknown."""
+        if self.placement(launch)[0] == "cuda":
+            return self.resources.gpu_memory
+        return self.resources.memory // (workers if self.is_here else math.ceil(workers / launch.nodes))
 
     def gpus_for(self, launch: LaunchConfig) -> int:
         """How many GPUs there are for the launch's nodes together."""

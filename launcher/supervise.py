@@ -138,8 +138,7 @@ class _Watch:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + REQUEST_EVERY_S
-            if self._attempt.run.stop_request.exists():
-                self._requests.ask()
+            self._requests.look_at(self._attempt.run.stop_request)
             if self._end_at == math.inf and _state(self._attempt.run, self._attempt.number) != "failed":
                 self._end_at = now + LAST_WORD_S
         if not self._attempt.notice_failure() and (hang := self._pulses.look()):

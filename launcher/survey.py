@@ -1,43 +1,135 @@
 """What each host of a site offers and sees, asked of an agent there: all hosts at once."""
 
+import math
 import selectors
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from launcher.attempt import on_the_way
-from launcher.hosts.agents import Agent
+from launcher.hosts.agents import Agent, closing_all
+from launcher.look import look
+from launcher.resources import Resources
+from launcher.site import Site
 
 ANSWER_S = 30.0
 LOOK_S = 0.1
+HERE = "this machine"
 
 
-def survey(
-    hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """By host: what those said that answered `question` (`launcher.look`), and why others did not."""
-    seen, trouble, deadline = dict[str, dict[str, Any]](), dict[str, str](), time.monotonic() + ANSWER_S
-    with ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for host in hosts:
-            agent = start_agent(host)
-            stack.callback(agent.close)
-            agent.tell(do="look", **question)
-            selector.register(agent, selectors.EVENT_READ, host)
-        while len(seen) + len(trouble) < len(hosts) and time.monotonic() < deadline:
-            for key, _ in selector.select(LOOK_S):
-                _note(key.fileobj, key.data, seen, trouble)
-                if key.data in seen or key.data in trouble:
-                    selector.unregister(key.fileobj)
-    silent = {host: f"no answer in {ANSWER_S:g} s" for host in hosts if host not in seen and host not in trouble}
-    return seen, {**trouble, **silent}
+@dataclass(frozen=True)
+class Survey:
+    """By host: the answer (`launcher.look`) of those that gave one, and why others did not; `here` is our own answer.
+
+    `asked` is what all were asked. An answer's `clock_s` are the seconds by which its clock is ahead of ours, as far as
+    that is sure.
+    """
+
+    seen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trouble: Mapping[str, str] = field(default_factory=dict)
+    here: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self, site: Site) -> Site:
+        """`site` with what each of the hosts has at least."""
+        if not self.seen:
+            return site
+        least = Resources.least([_resources(answer) for answer in self.seen.values()])
+        if site.reach == "srun":  # a node may show more than the job has, which no step of it is given
+            least = replace(least, cores=min(least.cores, site.resources.cores))
+        return replace(site, resources=least)
 
 
-def _note(agent: Any, host: str, seen: dict[str, dict[str, Any]], trouble: dict[str, str]) -> None:
-    for event in agent.read():
-        if event["event"] == "seen":
-            seen[host] = event
-        elif event["event"] == "failed":
-            trouble[host] = event["message"]
-        elif event["event"] == "gone" and host not in seen:
-            trouble[host] = f"no agent could be started there: {on_the_way(event)}"
+def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, index: Path | None) -> Survey:
+    """Of all hosts that are not this machine: what a launch of `run` with the data set of that index wants to know.
+
+    A file in the run's parent folder, removed at once, shows whether they share it.
+    """
+    if not site.known_hosts:
+        return Survey()
+    parent = next(folder for folder in run.parents if folder.is_dir())
+    start_agent = partial(site.start_agent, environment=environment)
+    with _marker(parent) as marker:
+        question = {"cwd": cwd, "parent": str(parent), "marker": marker, "index": str(index or "")}
+        found = ask(site.known_hosts, start_agent, **question)
+        if found.trouble and site.reach == "srun":  # the first step after a node came back may fail: credential revoked
+            found = ask(site.known_hosts, start_agent, **question)
+        return replace(found, here=look({}, environment))
+
+
+def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any) -> Survey:
+    """What those said that answered in time, and of the others the last words of the way to them."""
+    talks = [_Talk(host, question) for host in hosts]
+    with closing_all() as agents, selectors.DefaultSelector() as selector:
+        for talk in talks:
+            if (agent := talk.begin(start_agent)) is not None:
+                agents.append(agent)
+                selector.register(agent, selectors.EVENT_READ, partial(talk.hear, agent))
+        _listen(selector, until=time.monotonic() + ANSWER_S)
+    seen = {talk.host: talk.answer for talk in talks if talk.answer}
+    return Survey(seen, {talk.host: talk.trouble for talk in talks if talk.host not in seen}, asked=question)
+
+
+def _listen(selector: selectors.BaseSelector, *, until: float) -> None:
+    """To all agents, until each of them has said all that it has to say."""
+    while selector.get_map() and time.monotonic() < until:
+        for key, _ in selector.select(LOOK_S):
+            if key.data():
+                selector.unregister(key.fileobj)
+
+
+class _Talk:
+    """With the agent on one host."""
+
+    def __init__(self, host: str, question: Mapping[str, Any]) -> None:
+        self.host, self._question = host, question
+        self.answer, self.trouble = dict[str, Any](), f"no answer in {ANSWER_S:g} s"
+        self._asked_at = math.inf
+
+    def begin(self, start_agent: Callable[[str], Agent]) -> Agent | None:
+        """None if there is no way to the host."""
+        try:
+            return start_agent(self.host)
+        except OSError as error:
+            self.trouble = f"can't be reached: {error}"
+            return None
+
+    def hear(self, agent: Agent) -> bool:
+        """Whether this was the last that there is to hear. It is asked once it is there, as its clock is read too."""
+        for event in agent.read():
+            if event["event"] == "ready":
+                self._asked_at = time.time()
+                agent.tell(do="look", **self._question)
+            elif event["event"] == "seen":
+                self.answer = {**event, "clock_s": _ahead(event["time"], self._asked_at, time.time())}
+            elif event["event"] == "failed":
+                self.trouble = event["message"]
+            elif event["event"] == "gone":
+                self.trouble = f"no agent could be started there: {on_the_way(event)}"
+            if event["event"] in ("seen", "failed", "gone"):
+                return True
+        return False
+
+
+def _ahead(theirs: float, asked_at: float, heard_at: float) -> float:
+    """The seconds by which a clock that was read between these moments of ours is surely ahead of ours; behind: < 0."""
+    return min(0.0, theirs - asked_at) + max(0.0, theirs - heard_at)
+
+
+def _resources(answer: Mapping[str, Any]) -> Resources:
+    return Resources(answer["cores"], tuple(answer["gpus"]), answer["memory"], answer["gpu_memory"])
+
+
+@contextmanager
+def _marker(folder: Path) -> Iterator[str]:
+    """A file in `folder` as long as the block lasts; no name if none can be written."""
+    with ExitStack() as stack:
+        name = ""
+        with suppress(OSError):
+            name = stack.enter_context(NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-")).name
+        yield name

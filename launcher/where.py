@@ -1,24 +1,20 @@
 """From what the command line says about where to run to a site: this machine, hosts, or an allocation of Slurm's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
-from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.errors import ConfigError, Problem
 from launcher.allocation import Allocation
-from launcher.config import LaunchConfig
+from launcher.batch import CPUS_PER_WORKER
+from launcher.config import LaunchConfig, SlurmOptions
 from launcher.resources import Resources
 from launcher.site import Site
-from launcher.survey import survey
 
 
-def settle(
-    launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str], asks_hosts: bool = True
-) -> tuple[Site, LaunchConfig]:
-    """The site, and the launch with as many nodes as were asked for or are there.
+def settle(launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str]) -> tuple[Site, LaunchConfig]:
+    """The site, and the launch on it, with as many nodes as were asked for or are there.
 
-    With `asks_hosts` each host of several is asked what it has. ConfigError for what contradicts itself, CheckError for
-    hosts that do not answer.
+    Nobody is asked yet: hosts are supposed to have what is asked of them. ConfigError for what contradicts itself.
     """
     allocation = Allocation.of(environment)
     _require_one_meaning(launch, allocation)
@@ -26,17 +22,20 @@ def settle(
         hosts = launch.hosts[: nodes or len(launch.hosts)]
         slots = min((host.slots for host in hosts if host.slots), default=None)
         site = Site(Resources(cores=1), "ssh", tuple(host.name for host in hosts))
-        launch = replace(launch, gpus=launch.gpus or slots)
+        launch = replace(launch, on="ssh", gpus=launch.gpus or slots)
     elif allocation is not None and launch.on != "local":
         offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus))))
-        site = Site(offered, "srun", allocation.hosts()[:nodes])
+        site, launch = Site(offered, "srun", allocation.hosts()[:nodes]), replace(launch, on="slurm")
+    elif launch.on == "slurm":
+        launch = replace(launch, nodes=nodes or 1)
+        return _of_a_job(launch), launch
     else:
-        return Site(Resources.detect(environment)), replace(launch, nodes=nodes or 1)
+        return Site(Resources.detect(environment)), replace(launch, on="local", nodes=nodes or 1)
     wanted = nodes or len(site.hosts)
     if wanted > len(site.hosts):
         raise ConfigError([Problem("--nodes", f"{wanted} asked for, {len(site.hosts)} there: {', '.join(site.hosts)}")])
     launch = replace(launch, nodes=wanted)
-    return (_asked(site, environment) if asks_hosts else _supposed(site, launch)), launch
+    return _supposed(site, launch), launch
 
 
 def _require_one_meaning(launch: LaunchConfig, allocation: Allocation | None) -> None:
@@ -49,22 +48,18 @@ def _require_one_meaning(launch: LaunchConfig, allocation: Allocation | None) ->
         raise ConfigError(
             [Problem("--hosts", f"in Slurm's job {allocation.job_id}: say --on ssh, or leave the hosts out")]
         )
+    if launch.on != "slurm" and allocation is None and launch.slurm != SlurmOptions():
+        raise ConfigError([Problem("--on", "options of a batch job without --on slurm: say it, or leave them out")])
     if launch.on == "ssh" and not launch.hosts:
         raise ConfigError([Problem("--on ssh", "which machines? Name them with --hosts or --hostfile")])
 
 
-def _asked(site: Site, environment: Mapping[str, str]) -> Site:
-    """With what each of the hosts has at least."""
-    seen, trouble = survey(site.hosts, partial(site.start_agent, environment=environment))
-    if trouble:
-        raise CheckError([Problem(host, words) for host, words in trouble.items()])
-    found = seen.values()
-    return replace(site, resources=_least([Resources(each["cores"], tuple(each["gpus"])) for each in found]))
-
-
-def _least(found: Sequence[Resources]) -> Resources:
-    gpus = min(len(each.gpus) for each in found)
-    return Resources(cores=min(each.cores for each in found), gpus=tuple(map(str, range(gpus))))
+def _of_a_job(launch: LaunchConfig) -> Site:
+    """What is to be asked of Slurm: GPUs, unless the workers are to do without."""
+    workers = launch.gpus or 1
+    gpus = tuple(map(str, range(workers))) if launch.device != "cpu" else ()
+    cores = workers * (launch.slurm.cpus_per_gpu or CPUS_PER_WORKER)
+    return Site(Resources(cores, gpus), "sbatch", tuple(f"{{node {number}}}" for number in range(launch.nodes)))
 
 
 def _supposed(site: Site, launch: LaunchConfig) -> Site:

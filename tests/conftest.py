@@ -22,10 +22,11 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is tested does not depend on the
 
 @pytest.fixture(scope="session", autouse=True)
 def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For us and all that we start, so that what is left in it is ours."""
+    """For us and all that we start, so that what is left in it is ours. A cache is one that nobody else has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setattr(tempfile, "tempdir", None)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

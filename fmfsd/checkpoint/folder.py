@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,16 @@ from safetensors import SafetensorError
 
 from fmfsd.checkpoint.saved import FILES, Saved
 from fmfsd.errors import CheckpointError
-from fmfsd.files import free_space, json_object, read_json, read_own, sync_folder, write_json, write_whole
+from fmfsd.files import (
+    free_space,
+    json_object,
+    read_json,
+    read_own,
+    require_private,
+    sync_folder,
+    write_json,
+    write_whole,
+)
 from fmfsd.position import Position, positions_in
 
 log = logging.getLogger(__name__)
@@ -62,7 +70,7 @@ class CheckpointFolder:
 
     def read(self, name: str) -> Saved:
         """Raises CheckpointError if it is damaged."""
-        return _loaded(self.path / name)
+        return load_checkpoint(self.path / name)
 
     def newest(self) -> str | None:
         """The name of the newest checkpoint that verifies; "" if none does, None if there is none.
@@ -128,12 +136,10 @@ def _manifest(contents: dict[str, bytes]) -> dict[str, object]:
     return {"format": CHECKPOINT_FORMAT, "sha256": sums}
 
 
-def _loaded(folder: Path) -> Saved:
+def load_checkpoint(folder: Path) -> Saved:
     """Raises CheckpointError unless all files are ours, there, as the manifest says, and of the folder's position."""
     try:
-        status = folder.lstat()
-        if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise ValueError("it is a link, another user's, or others may write to it")
+        require_private(folder.lstat())
         manifest = json_object(read_own(folder / MANIFEST), folder / MANIFEST)
         if manifest.get("format") != CHECKPOINT_FORMAT:
             raise ValueError(f"format {manifest.get('format')}, expected {CHECKPOINT_FORMAT}")

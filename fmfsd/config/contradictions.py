@@ -76,21 +76,44 @@ def _held_out(config: TrainConfig) -> Found:
         yield "data.valid", f"{valid} is not the same for each of {num_classes} classes; nearest: {nearest}"
 
 
-def _schedule(config: TrainConfig) -> Found:
-    if any(_batches(config)):
+def _epochs(config: TrainConfig) -> Found:
+    if not any(_batches(config)) and _timeline(config).steps_per_epoch < 1:
+        yield "train.batch", f"{config.train.batch} is more than the {_samples(config)} training samples give"
+
+
+def _milestones(config: TrainConfig) -> Found:
+    if any((*_batches(config), *_epochs(config))):
         return
-    samples = DATASETS[config.data.name].train_samples - config.data.valid
-    timeline = Timeline.of(config, samples)
-    if timeline.steps_per_epoch < 1:
-        yield "train.batch", f"{config.train.batch} is more than the {samples} training samples give"
-        return
-    points = timeline.milestones
+    points, (whole, end) = _timeline(config).milestones, _end(config)
     if any(later <= earlier for earlier, later in pairwise(points)):
         yield "optim.milestones", f"must grow, found {', '.join(map(str, config.optim.milestones))}"
-    whole = config.train.epochs * timeline.steps_per_epoch
     if points and points[-1] >= whole:
-        end = f"{config.train.epochs} epochs of {timeline.steps_per_epoch} steps"
         yield "optim.milestones", f"{config.optim.milestones[-1]} is not before the end, {end}"
+
+
+def _warmup(config: TrainConfig) -> Found:
+    if config.optim.warmup is None or any((*_batches(config), *_epochs(config))):
+        return
+    timeline, (whole, end) = _timeline(config), _end(config)
+    if timeline.warmup_steps >= whole:
+        yield "optim.warmup", f"{config.optim.warmup} is not before the end, {end}"
+    elif timeline.milestones and timeline.warmup_steps > timeline.milestones[0]:
+        first = config.optim.milestones[0]
+        yield "optim.warmup", f"{config.optim.warmup} ends after the first of optim.milestones, {first}: shorten it"
+
+
+def _samples(config: TrainConfig) -> int:
+    return DATASETS[config.data.name].train_samples - config.data.valid
+
+
+def _timeline(config: TrainConfig) -> Timeline:
+    return Timeline.of(config, _samples(config))
+
+
+def _end(config: TrainConfig) -> tuple[int, str]:
+    """The whole run's steps, and that in words."""
+    epochs, steps_per_epoch = config.train.epochs, _timeline(config).steps_per_epoch
+    return epochs * steps_per_epoch, f"{epochs} epochs of {steps_per_epoch} steps"
 
 
 def _nesterov(config: TrainConfig) -> Found:
@@ -99,12 +122,15 @@ def _nesterov(config: TrainConfig) -> Found:
 
 
 _BATCHES = ("data.shards", "train.batch", "train.micro_batch")
+_LENGTH = (*_BATCHES, "data.name", "data.valid", "train.epochs")
 _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _branches: ("method", "model.backbone", "model.branches"),
     _groups: ("model.backbone", "model.sem_groups"),
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
-    _schedule: (*_BATCHES, "data.name", "data.valid", "train.epochs", "optim.milestones"),
+    _epochs: (*_BATCHES, "data.name", "data.valid"),
+    _milestones: (*_LENGTH, "optim.milestones"),
+    _warmup: (*_LENGTH, "optim.milestones", "optim.warmup"),
     _nesterov: ("optim.momentum", "optim.nesterov"),
 }
 """Each check, and the keys that it reads."""

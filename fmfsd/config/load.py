@@ -39,20 +39,15 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
     draft.fill_in_root(data_root)
     draft.apply_method()
     config = draft.validated()
-    root = _absolute(str(config.data.root), draft.where(("data", "root")))
+    root = draft.absolute(config.data.root, ("data", "root"))
+    init_from = draft.absolute(config.train.init_from, ("train", "init_from"))
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": root}),
             "model": config.model.model_copy(update={"branches": config.branches}),
+            "train": config.train.model_copy(update={"init_from": init_from}),
         }
     )
-
-
-def _absolute(root: str, where: str) -> str:
-    try:
-        return str(Path(root).expanduser().absolute())
-    except RuntimeError as error:
-        raise ConfigError([Problem(where, f"data.root: {root}: there is no such user")]) from error
 
 
 def checked_data(**values: Any) -> DataConfig:
@@ -138,6 +133,13 @@ class _Draft:
             if isinstance(values, dict) and values.setdefault(key, fixed) != fixed:
                 message = f"{dotted}: method {method} means {fixed}, found {values[key]}: change one of the two"
                 self.problems.append(Problem(self.where((section, key)), message))
+
+    def absolute(self, path: str | None, key: KeyPath) -> str | None:
+        """Workers have another working directory."""
+        try:
+            return None if path is None else str(Path(path).expanduser().absolute())
+        except RuntimeError as error:
+            raise ConfigError([Problem(self.where(key), f"{'.'.join(key)}: {path}: there is no such user")]) from error
 
     def validated(self) -> TrainConfig:
         """Everything that is wrong at once: of values that the schema takes, also what contradicts one another."""

@@ -99,7 +99,11 @@ class OptimConfig(Section):
     """SGD and its learning rate over time."""
 
     lr: PositiveFloat = 0.1
-    """Learning rate at the start."""
+    """Learning rate at the start, after the warm-up."""
+    base_batch: Annotated[int, Field(gt=0, le=1_048_576)] | None = None
+    """Batch that lr is meant for; lr * train.batch / base_batch is used (arXiv:1706.02677). Unset: lr as it stands."""
+    warmup: DurationField | None = None
+    """How long the rate grows, by the same amount each step, until it is the whole (arXiv:1706.02677). Unset: not."""
     momentum: BelowOne = 0.9
     """Share of the last step's direction that is kept."""
     weight_decay: NonNegativeFloat = 5e-4
@@ -121,6 +125,8 @@ class LoopConfig(Section):
     """Times that the training set is gone through."""
     max_steps: PositiveInt | None = None
     """End after so many steps, if that is earlier."""
+    init_from: PathText | None = None
+    """First weights: of a run (its newest checkpoint), a checkpoint, or a .safetensors file. Unset: by the seed."""
     batch: Annotated[int, Field(gt=0, le=1_048_576)] = 128
     """Samples a step, over all workers."""
     micro_batch: PositiveInt | None = None
@@ -177,3 +183,9 @@ class TrainConfig(Section):
     @property
     def micro_batch(self) -> int:
         return self.train.micro_batch or self.train.batch
+
+    @property
+    def full_rate(self) -> float:
+        """The learning rate between the warm-up and the first milestone."""
+        optim = self.optim
+        return optim.lr * self.train.batch / optim.base_batch if optim.base_batch else optim.lr

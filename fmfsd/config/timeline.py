@@ -15,13 +15,14 @@ class Timeline:
     evaluate_every: int
     checkpoint_every: tuple[int, ...]
     milestones: tuple[int, ...]
+    warmup_steps: int
 
     @classmethod
     def of(cls, config: TrainConfig, train_samples: int) -> "Timeline":
         """The timeline of `config` on `train_samples` samples; too few for one batch give 0 steps an epoch."""
         shards = config.data.shards
         steps_per_epoch = (train_samples // shards) // max(1, config.train.batch // shards)
-        total = config.train.epochs * steps_per_epoch
+        total, warmup = config.train.epochs * steps_per_epoch, config.optim.warmup
         return cls(
             steps_per_epoch=steps_per_epoch,
             total_steps=min(total, config.train.max_steps or total),
@@ -29,6 +30,7 @@ class Timeline:
             evaluate_every=config.train.evaluate_every.steps(steps_per_epoch),
             checkpoint_every=_checkpoint_every(config.checkpoint, steps_per_epoch),
             milestones=tuple(point.steps(steps_per_epoch) for point in config.optim.milestones),
+            warmup_steps=warmup.steps(steps_per_epoch) if warmup is not None else 0,
         )
 
     def epoch(self, step: int) -> int:

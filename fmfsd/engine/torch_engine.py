@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fmfsd.comms import Comms
 from fmfsd.config import TrainConfig
 from fmfsd.engine.base import EngineState
+from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.model.build import Network
 from fmfsd.model.network import Outputs
@@ -24,15 +25,13 @@ class TorchEngine:
     """Holds the network, its optimizer and, with several workers, the wrapper that averages gradients."""
 
     def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
-        train = config.train
+        form = Form.of(config.train)
         self.head_names = network.head_names
-        self._layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self._layout, self._autocast = form.layout, form.autocast(device.type)
         self._clip_norm = config.optim.clip_norm
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
         self._device, self._comms = device, comms
         synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
-        kind = torch.float64 if train.precision == "fp64" else torch.float32
-        bare = network.to(device, kind).to(memory_format=self._layout)
+        bare = form.given_to(network, device)
         self.network: nn.Module = _synchronised(bare, comms, device) if synchronised else bare
         self.optimizer = build_optimizer(self.network, config.optim)
         self._module = _distributed(self.network, device, buffers=not synchronised) if comms.size > 1 else self.network

@@ -38,19 +38,20 @@ class Agent:
     one from us; None: there is no network between, in which words are lost.
     """
 
-    def __init__(
-        self, command: Sequence[str] = AGENT, *, deadline_s: float | None = None, env: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, command: Sequence[str] = AGENT, *, deadline_s: float | None = None) -> None:
         self.deadline_s = deadline_s
         self._words = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed with us)
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._words,
-            env=env,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                start_new_session=True,
+            )
+        except OSError:
+            self._close_words()
+            raise
         self._unread, self._noise, self._has_begun = b"", "", False
         self._heard_at = time.monotonic()
 
@@ -127,5 +128,8 @@ class Agent:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+        self._close_words()
+
+    def _close_words(self) -> None:
         if self._words is not None:
             self._words.close()

@@ -23,3 +23,22 @@ def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def said_here(argv: Sequence[str], *, deadline_s: float) -> tuple[int | None, str, str]:
+    """A helper's exit code and what it said on stdout and stderr; None and why, if it could not start or not end."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=deadline_s,
+            preexec_fn=die_with_me(),
+        )
+    except subprocess.TimeoutExpired:
+        return None, "", f"no answer in {deadline_s:g} s"
+    except OSError as error:
+        return None, "", str(error)
+    return done.returncode, done.stdout, done.stderr

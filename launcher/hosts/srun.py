@@ -2,6 +2,12 @@
 
 from launcher.hosts.agents import AGENT
 
+OF_THE_JOB = (
+    *("SLURM_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"),
+    "SLURM_TRES_PER_TASK",
+)
+"""What srun would take for a second word on what its options say; from Slurm 23.11 on it ends if the two differ."""
+
 
 def command(host: str, *, cores: int, deadline_s: float) -> tuple[str, ...]:
     """What starts an agent on the allocation's node `host`.
@@ -18,4 +24,5 @@ def command(host: str, *, cores: int, deadline_s: float) -> tuple[str, ...]:
         "--export": "ALL",
     }
     flat = [f"{name}={value}" for name, value in options.items()]
-    return ("srun", "--overlap", "--quiet", *flat, *AGENT, "--deadline", f"{deadline_s:g}")
+    without = [part for name in OF_THE_JOB for part in ("-u", name)]
+    return ("env", *without, "srun", "--overlap", "--quiet", *flat, *AGENT, "--deadline", f"{deadline_s:g}")

@@ -174,7 +174,11 @@ def config_targets(scratch: Path) -> list[Target]:
 
     presets = [each.read_bytes() for each in sorted(PRESETS.glob("*.yaml"))]
     everything = dump_config(load_config("smoke")).encode()
-    overrides = (b"train.batch=64", b"optim.milestones=[1, 500 steps]", b"model={backbone: resnet8}\ndata.root=~/x")
+    overrides = (
+        b"train.batch=64",
+        b"optim.milestones=[1, 500 steps]\noptim.warmup=9 steps",
+        b"model={backbone: resnet8}\ndata.root=~/x",
+    )
     return [
         Target("config file", [*presets, everything], read_file),
         Target("--set", overrides, lambda content: read("smoke", *os.fsdecode(content).split("\n"))),

@@ -158,7 +158,7 @@ GUARDS = (
     ),
     Guard(
         "a run's own config",
-        "launcher/check.py",
+        "launcher/check/of_run.py",
         "if not change.is_allowed]",
         "if False]",
         "tests/launcher/test_check.py::test_a_run_directory_of_another_config_is_refused_with_the_difference",

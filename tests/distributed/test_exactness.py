@@ -9,7 +9,7 @@ from torch import nn
 
 from fmfsd.comms import Comms
 from fmfsd.engine.sync_bn import GlobalBatchNorm2d, synchronise_batch_norm
-from fmfsd.errors import CheckpointError
+from fmfsd.errors import CheckError, CheckpointError
 from fmfsd.rundir import RunDir
 from tests.helpers.runs import (
     assert_records_agree,
@@ -134,6 +134,36 @@ def warm_up_and_compare(comms: Comms, folder: Path) -> list[str]:
 def test_the_warm_up_passes_leave_no_trace(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     assert run_workers(warm_up_and_compare, 2, run.path) == [[], []]
+
+
+def begin(comms: Comms, folder: Path) -> str | bytes:
+    """The weights that this worker begins with, or why it does not."""
+    loop = make_loop(RunDir(folder), comms)
+    try:
+        loop.resume()
+    except CheckError as error:
+        return str(error)
+    return b"".join(value.numpy().tobytes() for value in loop.engine.state().model.values())
+
+
+def test_all_workers_begin_with_the_weights_that_rank_0_finds(tiny_root: Path, tmp_path: Path) -> None:
+    """Rank 1 looks where there are none, as on a node with another file system."""
+    other = make_run(tmp_path / "other", tiny_config(tiny_root, "train.max_steps=1"))
+    run_workers(train_run, 1, other.path)
+    runs = []
+    for origin in (other.path, tmp_path / "nowhere"):
+        config = tiny_config(tiny_root, f"train.init_from={origin}")
+        runs.append(make_run(tmp_path / f"from-{origin.name}", config).path)
+    expected = run_workers(begin, 1, runs[0])[0]
+    assert isinstance(expected, bytes)
+    assert run_workers(begin_apart, 2, runs) == [expected] * 2
+    one, two = run_workers(begin_apart, 2, runs[::-1])
+    assert one == two
+    assert "nowhere does not exist" in str(one)
+
+
+def begin_apart(comms: Comms, runs: list[Path]) -> str | bytes:
+    return begin(comms, runs[comms.rank])
 
 
 def load_newest(comms: Comms, folder: Path) -> str:

@@ -43,7 +43,9 @@ def test_the_tree_in_the_readme_is_the_real_one() -> None:
         assert not missing, f"{package}: {missing} not in the README's tree"
 
 
-@pytest.mark.parametrize("name", ["smoke", "cifar100-resnet18", "cifar100-resnet8", "cifar10-resnet18"])
+@pytest.mark.parametrize(
+    "name", ["smoke", "cifar100-resnet18", "cifar100-resnet18-b2048", "cifar100-resnet8", "cifar10-resnet18"]
+)
 def test_every_preset_that_the_readme_names_exists(name: str) -> None:
     from fmfsd.config import preset_names
 

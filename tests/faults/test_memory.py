@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.faulty import Moment, faulty
-from tests.helpers.processes import launched, wait_until
+from tests.helpers.processes import command, launched, run_command, wait_until
 from tests.helpers.runs import TINY
 
 ROOT = Path("/sys/fs/cgroup")
@@ -62,6 +63,26 @@ def group() -> Iterator[Group]:
         yield group
     finally:
         wait_until(group.remove, "the end of the control group", deadline_s=10)
+
+
+LIMIT_BYTES = 160 << 20
+"""The launcher fits into it, and no worker of smoke does."""
+
+
+@pytest.mark.fault("F9")
+def test_a_control_group_that_is_too_small_for_a_worker_is_told_before_one_starts(group: Group, tmp_path: Path) -> None:
+    """What a worker needs is known already: torch, which tells it, would not fit either."""
+    assert run_command("fmfsd-launch", "smoke", "--check", cwd=tmp_path).returncode == 0
+    (group.folder / group.limit).write_text(str(LIMIT_BYTES))
+    inside = f'echo $$ > {group.folder}/cgroup.procs && exec "$@"'
+    check = ["sh", "-c", inside, "sh", command("fmfsd-launch"), "smoke", "--check"]
+    answer = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode == 3, answer.stderr
+    assert re.fullmatch(
+        r"memory: a worker needs at least 2\d\d MiB, \d+ MiB of it for activations; its machine has 160 MiB for it: "
+        r"by these figures train.micro_batch 64 \(which is another run\) would fit\n",
+        answer.stderr,
+    ), answer.stderr
 
 
 def takes_ever_more_memory(moment: Moment) -> None:

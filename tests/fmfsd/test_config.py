@@ -48,6 +48,14 @@ def test_the_default_is_the_recipe_of_the_method() -> None:
     assert config.branches == ("stage1", "stage2", "stage3")
 
 
+def test_the_large_batch_recipe_is_the_default_one_scaled_and_warmed_up() -> None:
+    """By 16 (Goyal et al. 2017), whole after 5 epochs; 32 samples of each of the 64 shards make 24 steps an epoch."""
+    small, large = load_config("cifar100-resnet18"), load_config("cifar100-resnet18-b2048")
+    assert [change.key for change in changes(small, large)] == ["optim.base_batch", "optim.warmup", "train.batch"]
+    assert (small.full_rate, large.full_rate) == (0.1, 16 * 0.1)
+    assert Timeline.of(large, 50_000).warmup_steps == 5 * 24
+
+
 def test_overrides_are_yaml_and_come_last() -> None:
     config = load_config("smoke", ["optim.lr=1e-3", "model.branches=[stage2]", "optim.clip_norm=1", "optim.lr=2e-3"])
     assert (config.optim.lr, config.branches, config.optim.clip_norm) == (2e-3, ("stage2",), 1.0)

@@ -86,8 +86,8 @@ def test_a_folder_is_unused_until_something_of_value_is_in_it(tmp_path: Path) ->
     run = RunDir(tmp_path / "run")
     assert run.is_unused()
     run.create()
-    run.manifest.write_text("{}")
-    run.lock.touch()
+    for path in (run.manifest, run.launch, run.lock):
+        path.write_text("{}")
     assert run.is_unused()
     (run.checkpoints / "step-00000001").mkdir()
     assert not run.is_unused()
@@ -119,6 +119,11 @@ def test_errors_have_their_exit_codes_and_list_every_problem() -> None:
 def test_the_learning_rate_drops_after_each_milestone() -> None:
     rates = [learning_rate(step, base=0.1, gamma=0.1, milestones=(2, 4)) for step in range(6)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_learning_rate_grows_to_the_whole_in_the_warm_up() -> None:
+    rates = [learning_rate(step, base=0.8, gamma=0.5, milestones=(5,), warmup_steps=4) for step in range(7)]
+    assert rates == [0.2, 0.4, 0.8 * 0.75, 0.8, 0.8, 0.4, 0.4]
 
 
 def test_means_are_over_what_was_added_since_the_last_take() -> None:

@@ -50,6 +50,23 @@ def test_a_run_leaves_records_checkpoints_progress_and_an_outcome(tiny_root: Pat
     assert json.loads(run.rank_progress(0).read_text())["state"] == "finished"
 
 
+def test_the_rate_of_each_step_is_scaled_by_the_batch_and_warmed_up(tiny_root: Path, tmp_path: Path) -> None:
+    changes = ("optim.base_batch=64", "optim.warmup=2 steps", "optim.milestones=[3 steps]", "checkpoint.keep=9")
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
+    train_run(SoloComms(), run.path)
+    assert [line["lr"] for line in records(run) if "lr" in line] == pytest.approx([0.05, 0.1, 0.1, 0.01])
+
+
+def test_a_run_that_stops_in_its_warm_up_goes_on_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_root, "optim.warmup=3 steps", "optim.milestones=[3 steps]")
+    whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
+    train_run(SoloComms(), whole.path)
+    assert train_run(SoloComms(), parted.path, 2) == "stopped"
+    train_run(SoloComms(), parted.path)
+    assert records(parted) == records(whole)
+    assert newest_weights(parted) == newest_weights(whole)
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
 @pytest.mark.parametrize(("precision", "channels_last"), [("fp32", "false"), ("bf16", "true")])
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(

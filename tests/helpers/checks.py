@@ -1,6 +1,7 @@
 """What the check before a launch says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,13 @@ ONE = LaunchConfig()
 
 
 def problems(
-    config: TrainConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None
+    config: TrainConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None, **known: Any
 ) -> tuple[int, str]:
     """Exit code and text of what the check says."""
     with pytest.raises(ProblemsError) as caught:
-        require_sound(config, launch, site, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
+        require_sound(config, launch, site, run or RunDir(Path("/tmp/nowhere/run")), **known)
     return caught.value.exit_code, str(caught.value)
 
 
-def sound(config: TrainConfig, launch: LaunchConfig = ONE, run: RunDir | None = None) -> None:
-    require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), checksums=True)
+def sound(config: TrainConfig, launch: LaunchConfig = ONE, run: RunDir | None = None, **known: Any) -> None:
+    require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), **known)

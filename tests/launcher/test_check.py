@@ -1,6 +1,7 @@
 """Everything that is wrong is said before anything starts, and nothing that exists is changed."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import dump_config, load_config
+from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.rundir import RunDir
-from launcher import check
-from launcher.check import is_prepared, require_sound
+from launcher.check import is_prepared, of_machine, require_sound
 from launcher.config import LaunchConfig
 from launcher.resources import Resources
 from launcher.site import Site
@@ -111,6 +112,13 @@ def test_damaged_data_is_found_before_a_worker_starts(case: str, prepared: Path)
     assert expected in text
 
 
+def test_checksums_are_of_sets_up_to_the_size_that_is_asked_for(prepared: Path) -> None:
+    _flip(prepared / "cifar10" / "train-0003.safetensors")
+    sound(tiny_config(prepared), checksums_bytes=1000)
+    for size in (CHECKED_AT_LAUNCH_BYTES, math.inf):
+        assert "damaged: SHA-256" in problems(tiny_config(prepared), checksums_bytes=size)[1]
+
+
 def test_every_damaged_shard_is_named_at_once(prepared: Path) -> None:
     for number in (3, 9, 27):
         _flip(prepared / "cifar10" / f"train-{number:04d}.safetensors")
@@ -154,7 +162,7 @@ def test_places_that_are_not_writable_are_named_also_to_root(
 
 
 def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(of_machine, "FREE_BYTES", 1 << 60)
     assert "MiB free, a run needs at least" in problems(tiny_config(prepared))[1]
 
 
@@ -174,7 +182,7 @@ def test_another_users_run_directory_is_refused(
 def test_torch_versions_that_were_not_tried_are_named(
     version: str, fits: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "version", lambda _: version)
+    monkeypatch.setattr(of_machine, "version", lambda _: version)
     if fits:
         sound(tiny_config(prepared))
     else:
@@ -182,7 +190,7 @@ def test_torch_versions_that_were_not_tried_are_named(
 
 
 def test_a_missing_torch_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    monkeypatch.setattr(of_machine, "find_spec", lambda name: None)
     assert "torch: not installed in this environment" in problems(tiny_config(prepared))[1]
 
 
@@ -197,11 +205,9 @@ def test_wrong_config_and_wrong_surroundings_are_said_together(prepared: Path, t
 def test_the_check_changes_nothing(prepared: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError):
-        require_sound(tiny_config(prepared), LaunchConfig(gpus=3), CPU, RunDir(tmp_path / "run"), checksums=True)
+        require_sound(tiny_config(prepared), LaunchConfig(gpus=3), CPU, RunDir(tmp_path / "run"))
     with pytest.raises(CheckError):
-        require_sound(
-            tiny_config(prepared, "train.batch=512"), LaunchConfig(), CPU, RunDir(tmp_path / "run"), checksums=True
-        )
+        require_sound(tiny_config(prepared, "train.batch=512"), LaunchConfig(), CPU, RunDir(tmp_path / "run"))
     assert sorted(tmp_path.rglob("*")) == before
 
 

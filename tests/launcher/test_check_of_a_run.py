@@ -12,9 +12,9 @@ import pytest
 from fmfsd.config import dump_config
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from launcher.check import warnings
+from launcher.check.of_run import short_grace
 from launcher.config import LaunchConfig
-from launcher.manifest import _commit, manifest, software_changes
+from launcher.manifest import commit_of, manifest, software_changes
 from launcher.ownership import sole_owner
 from tests.helpers.checks import problems, sound
 from tests.helpers.processes import command
@@ -42,7 +42,7 @@ def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Pat
     sound(config, run=run)
 
 
-def test_the_manifest_names_the_commit_and_no_secret(prepared: Path, tmp_path: Path) -> None:
+def test_the_manifest_names_thecommit_of_and_no_secret(prepared: Path, tmp_path: Path) -> None:
     argv = ["fmfsd-launch", "--env", "MY_TOKEN=canary", "--env=MY_TOKEN=canary", "--set", "optim.lr=0.1"]
     found = manifest(tiny_config(prepared), argv)
     assert found["launches"][0]["command"] == [
@@ -55,17 +55,17 @@ def test_the_manifest_names_the_commit_and_no_secret(prepared: Path, tmp_path: P
     ]
 
 
-def test_a_commit_is_found_however_git_keeps_it(tmp_path: Path) -> None:
+def test_acommit_of_is_found_however_git_keeps_it(tmp_path: Path) -> None:
     git = tmp_path / ".git"
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert _commit(tmp_path) is None
+    assert commit_of(tmp_path) is None
     (git / "packed-refs").write_text("# pack-refs with: peeled fully-peeled sorted\naaaa refs/heads/main\n^cccc\n")
-    assert _commit(tmp_path) == "aaaa"
+    assert commit_of(tmp_path) == "aaaa"
     (git / "refs" / "heads" / "main").write_text("bbbb\n")
-    assert _commit(tmp_path) == "bbbb"
+    assert commit_of(tmp_path) == "bbbb"
     (git / "HEAD").write_text("dddd\n")
-    assert _commit(tmp_path) == "dddd"
+    assert commit_of(tmp_path) == "dddd"
 
 
 def begun(prepared: Path, tmp_path: Path, *changes: str) -> RunDir:
@@ -97,8 +97,8 @@ def test_a_grace_that_a_stop_does_not_fit_into_is_told(prepared: Path, tmp_path:
     """As the run has measured it before; the same command still goes on with it."""
     run = begun(prepared, tmp_path)
     write_json(run.rank_progress(0), {"stop_takes_s": 12.3})
-    assert list(warnings(LaunchConfig(grace_s=13), run)) == []
-    (told,) = warnings(LaunchConfig(grace_s=12), run)
+    assert list(short_grace(LaunchConfig(grace_s=13), run)) == []
+    (told,) = short_grace(LaunchConfig(grace_s=12), run)
     assert told.startswith("--grace 12: a step and a save of this run took 12.3 s")
     assert told.endswith("set --grace 25")
     sound(tiny_config(prepared), LaunchConfig(grace_s=12), run=run)

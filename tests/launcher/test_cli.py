@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fmfsd.config.load import preset_names
+from launcher.run_cli import RUN_COMMANDS, meant
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until
 
@@ -21,7 +24,9 @@ def imported(cwd: Path, *arguments: str) -> set[str]:
     return {line.rpartition("|")[2].strip().split(".")[0] for line in answer.stderr.splitlines()}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("smoke", "--dry-run"), ("smoke", "--check"), ("--schema",)])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("smoke", "--dry-run"), ("smoke", "--check"), ("--schema",), ("--doctor",)]
+)
 def test_what_starts_nothing_imports_no_torch_and_writes_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
     found = imported(tmp_path, *arguments)
     assert "launcher" in found
@@ -60,6 +65,8 @@ def test_the_schema_names_every_section(tmp_path: Path) -> None:
     ("arguments", "code", "expected"),
     [
         (("nonsense",), 2, "no preset is called 'nonsense'"),
+        (("stpo", "run"), 2, "stpo: neither a config nor a command: did you mean `fmfsd-launch stop RUN`?"),
+        (("cancle",), 2, "did you mean `fmfsd-launch cancel RUN`?"),
         (("smoke", "--set", "train.epoch=3"), 2, "did you mean train.epochs?"),
         (("smoke", "--set", "distill.temperature=0"), 2, "distill.temperature: expected greater than 0"),
         (("smoke", "--set", "model.branches=[stage9]"), 2, "resnet8 has no tap 'stage9'"),
@@ -118,7 +125,11 @@ def test_a_set_that_is_prepared_on_the_way_is_checked_before_a_worker_starts(tmp
 
 def test_the_check_says_what_it_has_found_right(tmp_path: Path) -> None:
     answer = run_command("fmfsd-launch", "smoke", "--nodes", "2", "--check", cwd=tmp_path)
-    assert answer.stdout.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
+    sound, costs = answer.stdout.splitlines()
+    assert sound.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
+    assert re.fullmatch(
+        r"0\.\d\d M parameters, \d+ M multiply-adds an image, at least \d+ MiB of memory a worker", costs
+    )
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
@@ -230,3 +241,13 @@ def test_json_output_is_one_document(tmp_path: Path) -> None:
     content = json.loads(answer.stdout)
     assert (answer.returncode, content["state"]) == (1, "failed")
     assert "the loss is not finite" in content["cause"]
+
+
+def test_no_preset_is_taken_for_a_mistyped_command() -> None:
+    assert not any(meant(name) for name in preset_names())
+
+
+def test_help_names_what_can_be_done_to_a_run(tmp_path: Path) -> None:
+    assert "|".join(RUN_COMMANDS) in run_command("fmfsd-launch", "--help", cwd=tmp_path).stdout
+    for word in RUN_COMMANDS:
+        assert f"fmfsd-launch {word} " in run_command("fmfsd-launch", word, "--help", cwd=tmp_path).stdout

@@ -15,6 +15,7 @@ from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
 from launcher import display as display_module
 from launcher.display import RunDisplay, heads_table
+from launcher.log_follower import LogFollower
 
 
 @pytest.fixture
@@ -163,3 +164,20 @@ def test_the_table_has_each_head_and_split() -> None:
     assert "branch1" in printed(to)
     assert "50.00%" in printed(to)
     assert "loss" not in printed(to)
+
+
+def test_logs_of_other_machines_are_shown_and_of_many_lines_the_first(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display_module, "LOGS_EVERY_S", 0.0)
+    to, log = console(terminal=False), run.rank_log(1, 3)
+    log.parent.mkdir()
+    with RunDisplay(to, run, grace_s=30, logs=LogFollower(run)) as display:
+        log.write_text("[red]no markup\n")
+        display.update()
+        with log.open("a") as file:
+            file.write("again\n" * (display_module.LINES_A_LOOK + 7))
+    said = printed(to).splitlines()
+    assert said[0] == "[node 1 rank 3] [red]no markup"
+    assert said[1:-1] == ["[node 1 rank 3] again"] * display_module.LINES_A_LOOK
+    assert said[-1] == f"(7 lines more: fmfsd-launch logs {run.path})"

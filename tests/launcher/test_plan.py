@@ -1,9 +1,12 @@
 """Plans are values: the same bytes for the same input, nothing hidden, no secret shown."""
 
 import json
+import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -25,6 +28,9 @@ ENVIRONMENT = {
 }
 
 
+EIGHT_CORES = Resources(cores=8, core_numbers=(0, 1, 2, 3, 8, 9, 10, 12))
+
+
 def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one") -> LaunchPlan:
     prepare = (sys.executable, "-m", "fmfsd", "data", "prepare", "cifar100", "--out", "/data")
     return plan_run(
@@ -35,7 +41,7 @@ def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one")
 @pytest.mark.parametrize(
     ("name", "launch", "resources"),
     [
-        ("two-nodes-on-the-cpu", LaunchConfig(nodes=2, gpus=1), Resources(cores=8)),
+        ("two-nodes-on-the-cpu", LaunchConfig(nodes=2, gpus=1), EIGHT_CORES),
         ("two-nodes-of-two-gpus", LaunchConfig(nodes=2, grace_s=90), Resources(cores=64, gpus=("4", "5", "6", "7"))),
     ],
 )
@@ -100,6 +106,48 @@ def test_cores_are_divided_among_workers() -> None:
 def test_the_callers_own_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "3")
     assert plan(LaunchConfig(nodes=2), Resources(cores=16)).nodes[1].env["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("launch", "resources", "expected"),
+    [
+        (LaunchConfig(nodes=2, gpus=4), EIGHT_CORES, ["0-3", "8-10,12"]),
+        (LaunchConfig(nodes=3, gpus=2), EIGHT_CORES, ["0-1", "2-3", "8-9"]),
+        (LaunchConfig(), EIGHT_CORES, ["0-3,8-10,12"]),
+        (LaunchConfig(nodes=2, gpus=5), EIGHT_CORES, [None, None]),  # fewer cores than workers
+        (LaunchConfig(nodes=2, gpus=4), replace(EIGHT_CORES, cores=4), [None, None]),  # a container's share of them
+        (LaunchConfig(nodes=2), Resources(8, ("0", "1"), core_numbers=tuple(range(8))), [None, None]),  # GPUs
+    ],
+)
+def test_each_node_here_has_cores_of_its_own(
+    launch: LaunchConfig, resources: Resources, expected: list[str | None]
+) -> None:
+    assert [node.env.get("FMFSD_CORES") for node in plan(launch, resources).nodes] == expected
+
+
+def test_on_other_machines_workers_divide_all_cores() -> None:
+    def cores(reach: Literal["ssh", "srun"], device: Literal["cpu", "cuda"], each: int) -> set[str | None]:
+        site = Site(Resources(each, ("0", "1")), reach, ("a", "b"))
+        launch = LaunchConfig(nodes=2, gpus=2, device=device)
+        found = plan_run(launch, site, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work")
+        return {node.env.get("FMFSD_CORES") for node in found.nodes}
+
+    assert cores("ssh", "cpu", 8) == cores("srun", "cpu", 2) == {"all"}
+    assert cores("ssh", "cuda", 8) == cores("srun", "cpu", 1) == {None}
+
+
+@pytest.mark.parametrize(
+    "name", ["OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "GOMP_CPU_AFFINITY"]
+)
+def test_who_places_threads_does_so_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_option = plan(LaunchConfig(extra_env={name: "1"}), EIGHT_CORES).nodes[0].env
+    monkeypatch.setitem(ENVIRONMENT, name, "1")
+    for found in (by_option, plan(LaunchConfig(), EIGHT_CORES).nodes[0].env):
+        assert (found[name], "FMFSD_CORES" in found) == ("1", False)
+
+
+def test_the_cores_of_this_process_are_known() -> None:
+    assert Resources.detect({}).core_numbers == tuple(sorted(os.sched_getaffinity(0)))
 
 
 UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]

@@ -11,7 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.files import write_whole
+from fmfsd.preemption import StopFlag
+from fmfsd.rundir import NOW, RunDir
 from launcher.failures import first_failure
 from launcher.requests import Requests
 from tests.helpers.processes import wait_until
@@ -153,3 +155,18 @@ def test_where_no_file_can_be_written_a_stop_is_passed_on_by_signals(
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert carry_out_and_hear(run, send, listens + BEGUN + "until(lambda: False)").state == "stopped"
+
+
+def test_a_request_to_end_now_ends_a_run_that_would_have_stopped(run: RunDir) -> None:
+    """And the workers do not take it for one to save."""
+
+    def send() -> None:
+        starter(run, 0)
+        write_whole(run.stop_request, NOW)
+
+    thread = meanwhile(send)
+    assert carry_out(run, FOR_EVER).state == "interrupted"
+    thread.join()
+    assert not StopFlag(run.stop_request).requested
+    write_whole(run.stop_request, "")
+    assert StopFlag(run.stop_request).requested

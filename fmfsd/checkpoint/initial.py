@@ -1,0 +1,83 @@
+"""A run's first weights from elsewhere: those of another run, of a checkpoint, or of a file."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fmfsd.checkpoint.folder import load_checkpoint
+from fmfsd.comms import Comms
+from fmfsd.engine.base import Engine, EngineState
+from fmfsd.errors import CheckError, CheckpointError, Problem
+from fmfsd.files import read_private
+from fmfsd.origin import KEY, weights_at
+
+log = logging.getLogger(__name__)
+REMEDY = f"set method, model, distill.beta and data.name as in the run that it is from, or leave {KEY} out"
+
+
+def begin_with(origin: str, engine: Engine, comms: Comms) -> None:
+    """Every worker's network gets the weights and batch statistics that rank 0 finds at `origin`; nothing else changes.
+
+    Raises CheckError on all workers if there are none, or with everything that does not fit.
+    """
+    told = comms.share(_put_in_place(origin, engine) if comms.rank == 0 else None)
+    if told:
+        raise CheckError([Problem(KEY, text) for text in told])
+    for tensor in engine.network.state_dict().values():
+        comms.spread_(tensor)
+
+
+def _put_in_place(origin: str, engine: Engine) -> list[str]:
+    """What is wrong with them; if nothing is, they are in this worker's network."""
+    try:
+        path, weights = _newest_whole(origin)
+    except CheckError as error:
+        return [problem.message for problem in error.problems]
+    wrong = [f"{path}: {text}; {REMEDY}" for text in misfits(weights, engine.network.state_dict())]
+    if not wrong:
+        engine.load(EngineState(weights, {}))
+        log.info("begins with the weights of %s", path)
+    return wrong
+
+
+def _newest_whole(origin: str) -> tuple[Path, dict[str, Tensor]]:
+    damaged = []
+    for path in weights_at(origin):
+        try:
+            return path, load_checkpoint(path).engine.model if path.is_dir() else _read(path)
+        except CheckpointError as error:
+            damaged.append(Problem(KEY, str(error)))
+    raise CheckError(damaged)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(read_private(path))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be used: {error}") from error
+
+
+def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
+    """Every name that keeps `weights` from standing in for `wanted`, by what is wrong with it."""
+    both = sorted(weights.keys() & wanted.keys())
+    shapes = {name: (tuple(weights[name].shape), tuple(wanted[name].shape)) for name in both}
+    kinds = {
+        "does not have": sorted(wanted.keys() - weights.keys()),
+        "has, and this network has not": sorted(weights.keys() - wanted.keys()),
+        "has in another shape": [
+            f"{name} {there} and not {here}" for name, (there, here) in shapes.items() if there != here
+        ],
+        "has in another type": [
+            f"{name} {weights[name].dtype}"
+            for name in both
+            if weights[name].is_floating_point() != wanted[name].is_floating_point()
+        ],
+        "has with NaN or infinite values": [name for name in both if not weights[name].double().isfinite().all()],
+    }
+    for kind, names in kinds.items():
+        if names:
+            yield f"{kind}: {', '.join(names)}"

@@ -1,0 +1,84 @@
+"""Keeps what probes have found, by everything that it depends on. No torch, so that it can be asked before a launch."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from fmfsd.config import TrainConfig
+from fmfsd.files import json_object, read_private, write_json
+from fmfsd.probed import Probe
+
+_COUNTS = {
+    "data": ("name", "shards", "valid"),
+    "model": ("backbone", "branches", "fusion", "sem_groups", "sync_bn"),
+    "distill": ("alpha", "beta", "temperature", "label_weight"),
+    "optim": ("momentum",),
+    "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing"),
+}
+"""The keys of a config that what it costs depends on, or may."""
+_FORMAT = TypeAdapter(Probe)
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where this user's probes are kept; `XDG_CACHE_HOME` counts if it is an absolute path, as its standard says."""
+    home = Path(environment.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".cache") / "fmfsd" / "probe"
+
+
+def cached(config: TrainConfig, workers: int, folder: Path) -> dict[str, Any] | None:
+    """What `fmfsd probe --json` has said of `config` by so many workers, with this code and this torch.
+
+    None if it was not asked yet. What is damaged, or what others may have written, counts as not there.
+    """
+    key = _key(config, workers)
+    path = folder / f"{key}.json"
+    try:
+        content = json_object(read_private(path), path)
+        return _as_json(probe_of(content["probe"])) if content["key"] == key else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def cached_or(
+    make: Callable[[TrainConfig, int], Probe], config: TrainConfig, workers: int, folder: Path
+) -> dict[str, Any]:
+    """What is cached, else what `make` makes, which is kept; a folder that can't be written is no reason to fail."""
+    found = cached(config, workers, folder)
+    if found is None:
+        found, key = _as_json(make(config, workers)), _key(config, workers)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_json(folder / f"{key}.json", {"key": key, "probe": found}, durable=False)
+    return found
+
+
+def probe_of(content: Mapping[str, Any]) -> Probe:
+    """The value that `content` was made from."""
+    return _FORMAT.validate_json(json.dumps(content), strict=True)
+
+
+def _as_json(found: Probe) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(asdict(found))))
+
+
+def _key(config: TrainConfig, workers: int) -> str:
+    values = config.model_dump(mode="json")
+    counts = {section: {name: values[section][name] for name in names} for section, names in _COUNTS.items()}
+    what = [counts, config.method, workers, version("torch"), _sources()]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _sources() -> str:
+    """The sum of this package's code."""
+    package = Path(__file__).parent
+    sums = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        sums.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return sums.hexdigest()

@@ -1,0 +1,72 @@
+"""Writes what a run's folder says of a launch before it starts anything: a new run's, or one that goes on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fmfsd.config import TrainConfig, changes, dump_config, load_config
+from fmfsd.errors import CheckError
+from fmfsd.files import read_json, write_json, write_whole
+from fmfsd.rundir import RunDir
+from launcher.check import total_steps
+from launcher.config import LaunchConfig, to_json
+from launcher.manifest import launch_entry, manifest, software_changes
+from launcher.plan import LaunchPlan
+
+
+def is_finished(config: TrainConfig, run: RunDir) -> bool:
+    """And what is asked for has no more steps than it has made."""
+    try:
+        outcome = read_json(run.outcome)
+    except (OSError, ValueError):
+        return False
+    return outcome.get("state") == "finished" and outcome["step"] >= (total_steps(config) or 0)
+
+
+def write_run_dir(
+    config: TrainConfig,
+    run: RunDir,
+    plan: LaunchPlan,
+    launch: LaunchConfig,
+    argv: Sequence[str],
+    *,
+    say: Callable[[str], None],
+    job: Mapping[str, Any] | None = None,
+) -> None:
+    """To be called by the run's sole owner. `job`: the batch job that the launch is in. CheckError."""
+    try:
+        if run.config.exists():
+            _go_on(config, run, launch, argv, say, job)
+        else:
+            content = manifest(config, argv)
+            write_json(run.manifest, {**content, "launches": [_in_job(entry, job) for entry in content["launches"]]})
+            write_json(run.launch, to_json(launch))
+            write_whole(run.config, dump_config(config))
+        write_whole(run.plan, plan.to_json())
+    except OSError as error:
+        raise CheckError(f"the run directory can't be written: {error}") from error
+
+
+def _go_on(
+    config: TrainConfig,
+    run: RunDir,
+    launch: LaunchConfig,
+    argv: Sequence[str],
+    say: Callable[[str], None],
+    job: Mapping[str, Any] | None,
+) -> None:
+    """With the run that is there, which another launch may have begun between the check and the lock."""
+    changed = changes(load_config(str(run.config)), config)
+    if launch.resume == "never" or not all(change.is_allowed for change in changed):
+        raise CheckError(f"{run.path}: another launch has just begun a run there: choose another --run-dir")
+    entry, content = launch_entry(argv, list(map(str, changed))), read_json(run.manifest)
+    for text in entry["changes"]:
+        say(f"changed: {text}")
+    for text in software_changes(content["launches"][-1], entry):
+        say(f"warning: not as it was, so results may differ in the last bits: {text}")
+    write_json(run.manifest, {**content, "launches": [*content["launches"], _in_job(entry, job)]})
+    write_json(run.launch, to_json(launch))
+    write_whole(run.config, dump_config(config))
+
+
+def _in_job(entry: dict[str, Any], job: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {**entry, "job": dict(job)} if job is not None else entry

@@ -1,0 +1,82 @@
+"""Everything that can be known to be wrong before a process is started or a file is written; all of it at once."""
+
+from collections.abc import Iterator
+
+from fmfsd.config import TrainConfig
+from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
+from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.rundir import RunDir
+from launcher.check import of_data, of_hosts, of_machine, of_memory, of_run
+from launcher.check.of_data import is_prepared as is_prepared
+from launcher.check.of_data import total_steps as total_steps
+from launcher.config import LaunchConfig
+from launcher.costs import Costs
+from launcher.site import Site
+from launcher.survey import Survey
+
+NOBODY, UNKNOWN = Survey(), Costs()
+
+
+def require_sound(
+    config: TrainConfig,
+    launch: LaunchConfig,
+    site: Site,
+    run: RunDir,
+    *,
+    checksums_bytes: float = CHECKED_AT_LAUNCH_BYTES,
+    survey: Survey = NOBODY,
+    costs: Costs = UNKNOWN,
+) -> None:
+    """Raises ConfigError (exit code 2) or, if the config itself is right, CheckError (3) with everything that is wrong.
+
+    The content of every shard is verified too, of a set of up to `checksums_bytes`.
+    """
+    wrong = [
+        *of_machine.too_few_gpus(launch, site),
+        *of_run.not_usable(launch, run),
+        *of_run.changed(config, launch, run),
+        *of_data.not_divided(config, launch, site),
+        *of_memory.refused(costs),
+    ]
+    missing = [
+        *_around(launch, site, run, survey),
+        *of_machine.too_little_space(run, of_machine.checkpoints_bytes(config, costs)),
+        *of_memory.too_little(config, launch, site, costs),
+        *of_data.damaged(config, checksums_bytes=checksums_bytes),
+        *of_data.other_than_before(config, run),
+        *of_hosts.other_data(config, survey),
+    ]
+    if wrong:
+        raise ConfigError([*wrong, *missing])
+    if missing:
+        raise CheckError(missing)
+
+
+def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey = NOBODY) -> list[Problem]:
+    """What is wrong whatever is trained: said together with what is wrong with a config."""
+    return [
+        *of_machine.too_few_gpus(launch, site),
+        *of_run.not_usable(launch, run),
+        *_around(launch, site, run, survey),
+        *of_machine.too_little_space(run),
+    ]
+
+
+def _around(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey) -> Iterator[Problem]:
+    yield from of_run.in_use(run)
+    yield from of_machine.software()
+    yield from of_machine.loopback(site)
+    yield from of_machine.not_writable(run)
+    yield from of_hosts.problems(launch, survey)
+
+
+def warnings(
+    config: TrainConfig, launch: LaunchConfig, site: Site, run: RunDir, survey: Survey = NOBODY, costs: Costs = UNKNOWN
+) -> list[str]:
+    """What is said and does not keep a run from being started."""
+    return [
+        *of_run.short_grace(launch, run),
+        *of_hosts.warnings(survey),
+        *of_memory.too_small(config, launch, site),
+        *of_memory.unknown(costs),
+    ]

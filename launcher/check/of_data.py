@@ -1,0 +1,87 @@
+"""Whether the data set is there and whole, is the run's own, and can be shared among the workers."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fmfsd.config import Timeline, TrainConfig
+from fmfsd.data.index import damaged_files, read_index, set_folder
+from fmfsd.errors import DataError, Problem
+from fmfsd.files import read_json, sha256
+from fmfsd.rundir import RunDir
+from launcher.config import LaunchConfig
+from launcher.site import Site
+
+
+def is_prepared(config: TrainConfig) -> bool:
+    """Whether the set that `config` asks for is there; it may still be damaged."""
+    return set_folder(config.data).exists()
+
+
+def total_steps(config: TrainConfig) -> int | None:
+    """Steps of the whole run; None where its data can't be read, which is told elsewhere."""
+    try:
+        return Timeline.of(config, read_index(set_folder(config.data)).samples("train")).total_steps
+    except DataError:
+        return None
+
+
+def not_divided(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    wanted, shards = site.workers(launch), config.data.shards
+    if shards % wanted:
+        fits = divisors(shards)
+        near = [*[count for count in fits if count < wanted][-1:], *[count for count in fits if count > wanted][:1]]
+        nearest = " or ".join(map(str, near))
+        yield Problem("--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}; nearest: {nearest}")
+
+
+def divisors(shards: int) -> list[int]:
+    """The numbers of workers that share them evenly."""
+    return [count for count in range(1, shards + 1) if shards % count == 0]
+
+
+def damaged(config: TrainConfig, *, checksums_bytes: float) -> Iterator[Problem]:
+    """Problems of a set that is there, with checksums if it has so many bytes at most; one that is not is prepared by
+    the launch."""
+    folder = set_folder(config.data)
+    if not folder.exists():
+        yield from _not_preparable(Path(folder).parent)
+        return
+    try:
+        index = read_index(folder)
+    except DataError as error:
+        yield from error.problems
+        return
+    found = list(damaged_files(index, checksums=index.total_bytes() <= checksums_bytes))
+    yield from found
+    asked = (config.data.name, config.data.shards, config.data.valid)
+    if (index.name, index.shards, index.valid) != asked:
+        yield Problem(
+            str(folder), f"holds {index.name}, {index.shards} shards, {index.valid} held out; the config wants {asked}"
+        )
+    elif not found and Timeline.of(config, index.samples("train")).steps_per_epoch < 1:
+        yield Problem(
+            "train.batch",
+            f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give",
+        )
+
+
+def other_than_before(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
+    """A run goes on with the images that it was started with."""
+    index = set_folder(config.data) / "index.json"
+    try:
+        before, now = read_json(run.manifest)["data"], sha256(index)
+    except (OSError, ValueError, KeyError):
+        return
+    if before != now:
+        sums = f"its index has the SHA-256 sum {now[:16]}..., the run was started with {before[:16]}..."
+        yield Problem(str(index.parent), f"is not the set of {run.path}: {sums}: choose another --run-dir")
+
+
+def _not_preparable(root: Path) -> Iterator[Problem]:
+    place = next(parent for parent in (root, *root.parents) if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        yield Problem(
+            str(root),
+            "data.root is not writable, and the set is not prepared there: prepare it elsewhere and set data.root",
+        )

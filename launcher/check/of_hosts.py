@@ -1,0 +1,87 @@
+"""Whether all hosts of a launch answer, have the same software, and see the same files."""
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fmfsd.config import TrainConfig
+from fmfsd.data.index import set_folder
+from fmfsd.errors import Problem
+from fmfsd.files import sha256
+from launcher.config import LaunchConfig
+from launcher.look import PACKAGES
+from launcher.survey import Survey
+
+CLOCK_S = 5.0
+"""Clocks that differ by more make logs hard to read; nothing of ours compares them."""
+
+Answer = Mapping[str, Any]
+
+
+def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
+    """Whatever is trained."""
+    for host, words in survey.trouble.items():
+        yield Problem(host, words)
+    for host, answer in survey.seen.items():
+        yield from _unseen(host, answer, survey.asked)
+        if launch.interface is not None and launch.interface not in answer["interfaces"]:
+            found = ", ".join(answer["interfaces"]) or "none"
+            yield Problem(host, f"has no interface {launch.interface} with an IPv4 address; there are {found}")
+    for what, value_of in _SAME.items():
+        yield from _unlike(what, value_of, survey)
+
+
+def other_data(config: TrainConfig, survey: Survey) -> Iterator[Problem]:
+    """On hosts that do not see the set that is here; one that is not here is prepared first."""
+    index = set_folder(config.data) / "index.json"
+    here = sha256(index) if index.is_file() else None
+    for host, answer in survey.seen.items():
+        there = answer.get("index")
+        if here is None:
+            return
+        if there is None:
+            yield Problem(
+                host, f"can't read {index}: put data.root where all hosts see it, or prepare the set there too"
+            )
+        elif there != here:
+            sums = f"SHA-256 {there[:16]}... there, {here[:16]}... here"
+            yield Problem(host, f"has another data set at {index.parent} ({sums}): prepare it anew from the same files")
+
+
+def warnings(survey: Survey) -> Iterator[str]:
+    for host, answer in survey.seen.items():
+        if abs(ahead_s := answer["clock_s"]) > CLOCK_S:
+            way = "ahead of" if ahead_s > 0 else "behind"
+            yield f"{host}: its clock is {abs(ahead_s):.0f} s {way} ours, so times in its logs differ: let NTP set both"
+    counts = {host: len(answer["gpus"]) for host, answer in survey.seen.items()}
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{host} {count}" for host, count in counts.items())
+        yield f"hosts have different numbers of GPUs ({each}): each gets as many workers as the one with the fewest"
+
+
+def _unseen(host: str, answer: Answer, asked: Mapping[str, Any]) -> Iterator[Problem]:
+    if not answer.get("cwd", True):
+        yield Problem(host, f"there is no {asked['cwd']}, which this was started in: start it in a folder of all hosts")
+    if not answer.get("marker", True):
+        where = f"does not see a file that was just written in {asked['parent']}"
+        yield Problem(host, f"{where}: several machines have to share the run's file system: choose another --run-dir")
+    elif not answer.get("parent", True):
+        yield Problem(host, f"can't write in {asked['parent']}, where the run is to be: choose another --run-dir")
+
+
+def _unlike(what: str, value_of: Callable[[Answer], str | None], survey: Survey) -> Iterator[Problem]:
+    """Not the same on all hosts and here, where the run's config is written."""
+    by_value: dict[str | None, list[str]] = {}
+    for host, answer in {f"here ({socket.gethostname()})": survey.here, **survey.seen}.items():
+        if answer:
+            by_value.setdefault(value_of(answer), []).append(host)
+    if len(by_value) > 1:
+        found = "; ".join(f"{value or 'none'} on {', '.join(hosts)}" for value, hosts in by_value.items())
+        yield Problem(what, f"not the same everywhere: {found}: use one environment that all hosts see, or equal ones")
+
+
+_SAME: dict[str, Callable[[Answer], str | None]] = {
+    "Python": lambda answer: ".".join(answer["python"].split(".")[:2]),
+    **{name: (lambda answer, name=name: answer["versions"].get(name)) for name in PACKAGES},  # type: ignore[misc]
+    "code of fmfsd": lambda answer: f"sum {answer['source'][:12]}",
+}

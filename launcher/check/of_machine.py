@@ -1,0 +1,80 @@
+"""Whether this machine has what a launch needs: GPUs, software, space, loopback."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from fmfsd.config import TrainConfig
+from fmfsd.errors import Problem
+from fmfsd.rundir import RunDir
+from launcher.condition import loopback_trouble
+from launcher.config import LaunchConfig
+from launcher.costs import Costs
+from launcher.site import Site
+
+TESTED_TORCH = ("2.11", "2.16")
+"""The first version that works, and the first that was not tried."""
+FREE_BYTES = 320 << 20
+"""What is wanted free where nothing is known of a checkpoint's size."""
+ALSO_KEPT = 2
+"""Beside the newest checkpoints: the best one, and the one that is being written."""
+
+
+def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    device, workers = site.placement(launch)
+    wanted, found = launch.nodes * workers, site.gpus_for(launch)
+    if device == "cuda" and wanted > found:
+        advice = f"set --gpus {found // launch.nodes}" if found >= launch.nodes else "set --device cpu"
+        each = f"{launch.nodes} x {workers} workers need a GPU each"
+        yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
+
+
+def software() -> Iterator[Problem]:
+    for package in ("torch", "torchvision"):
+        if find_spec(package) is None:
+            yield Problem(package, "not installed in this environment: install fmfsd with its dependencies")
+            return
+    first, beyond = (tuple(map(int, text.split("."))) for text in TESTED_TORCH)
+    try:
+        found = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        return
+    if not first <= found < beyond:
+        yield Problem("torch", f"version {version('torch')} is not between {TESTED_TORCH[0]} and {TESTED_TORCH[1]}")
+
+
+def loopback(site: Site) -> Iterator[Problem]:
+    """Nodes of one machine meet there."""
+    if site.is_here and (trouble := loopback_trouble()):
+        yield Problem("loopback", f"{trouble}: bring the interface lo up, as `ip link set lo up` does")
+
+
+def not_writable(run: RunDir) -> Iterator[Problem]:
+    place = _place(run)
+    if not os.access(place, os.W_OK | os.X_OK):
+        yield Problem(str(place), "not writable, so the run can't be kept there: choose another --run-dir")
+
+
+def too_little_space(run: RunDir, wanted: int = FREE_BYTES) -> Iterator[Problem]:
+    """`wanted` in bytes."""
+    place = _place(run)
+    if (free := shutil.disk_usage(place).free) < wanted:
+        yield Problem(
+            str(place),
+            f"{free >> 20} MiB free, a run needs at least {wanted >> 20}: free some or choose another --run-dir",
+        )
+
+
+def checkpoints_bytes(config: TrainConfig, costs: Costs) -> int:
+    """What all checkpoints that a run has at a time take: weights and momenta."""
+    values = costs.parameters * (2 if config.optim.momentum else 1)
+    one = values * (8 if config.train.precision == "fp64" else 4)
+    return one * (config.checkpoint.keep + ALSO_KEPT) if one else FREE_BYTES
+
+
+def _place(run: RunDir) -> Path:
+    """The run's folder, or the nearest one above that is there."""
+    return next(parent for parent in (run.path, *run.path.parents) if parent.exists())

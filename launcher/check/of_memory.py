@@ -1,0 +1,82 @@
+"""Whether a worker's memory is enough, and its batch large enough to be worth a GPU."""
+
+import math
+from collections.abc import Iterator
+
+from fmfsd.config import TrainConfig
+from fmfsd.errors import Problem
+from launcher.check.of_data import divisors
+from launcher.config import LaunchConfig
+from launcher.costs import Costs
+from launcher.site import Site
+from launcher.sizes import size
+
+FEWEST_IMAGES = 32
+"""Of a micro-batch, for each GPU."""
+_SHARED = ("activations", "data")
+"""Parts of the memory that more workers share."""
+
+
+def refused(costs: Costs) -> Iterator[Problem]:
+    """What only the network itself could tell of the config."""
+    if costs.refused:
+        yield Problem("", costs.refused)
+
+
+def too_little(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[Problem]:
+    workers = site.workers(launch)
+    need, have = costs.memory.get("total", 0), site.memory_a_worker(launch, workers)
+    if have and need > have:
+        there = "its GPU has {}" if site.placement(launch)[0] == "cuda" else "its machine has {} for it"
+        found = f"a worker needs at least {size(need)}, {size(costs.memory['activations'])} of it for activations"
+        fitting = " or ".join([*_fewer_or_more(config, launch, site, costs), *_smaller(config, launch, site, costs)])
+        advice = f"by these figures {fitting} would fit" if fitting else "only a smaller model fits"
+        yield Problem("memory", f"{found}; {there.format(size(have))}: {advice}")
+
+
+def _fewer_or_more(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[str]:
+    """The nearest number of workers that would fit."""
+    now = site.workers(launch)
+    shared = sum(costs.memory[part] for part in _SHARED)
+    fits = [
+        count
+        for count in divisors(config.data.shards)
+        if costs.memory["total"] - shared + shared * now / count <= site.memory_a_worker(launch, count)
+    ]
+    if fits:
+        nearest = min(fits, key=lambda count: abs(count - now))
+        yield f"{nearest} worker{'' if nearest == 1 else 's'}"
+
+
+def _smaller(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[str]:
+    """The largest micro-batch that would fit."""
+    have, activations = site.memory_a_worker(launch, site.workers(launch)), costs.memory["activations"]
+    sizes = range(config.data.shards, config.micro_batch, config.data.shards)
+    fits = [
+        images
+        for images in sizes
+        if config.train.batch % images == 0
+        and costs.memory["total"] - activations * (1 - images / config.micro_batch) <= have
+    ]
+    if fits:
+        yield f"train.micro_batch {fits[-1]} (which is another run)"
+
+
+def too_small(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[str]:
+    """Batches that make a GPU wait for its own launches, and for the others."""
+    workers, shards, micro = site.workers(launch), config.data.shards, config.micro_batch
+    if site.placement(launch)[0] != "cuda" or micro // workers >= FEWEST_IMAGES:
+        return
+    key = "train.batch" if micro == config.train.batch else "train.micro_batch"
+    enough = [count for count in divisors(shards) if count * FEWEST_IMAGES <= micro]
+    fewer = f"{enough[-1]} workers or " if enough else ""
+    larger = math.ceil(workers * FEWEST_IMAGES / shards) * shards
+    yield (
+        f"{key} {micro} gives each of {workers} GPUs {micro // workers} images at a time, too few to be worth it: take "
+        f"{fewer}{key} {larger} (which is another run)"
+    )
+
+
+def unknown(costs: Costs) -> Iterator[str]:
+    if costs.unknown:
+        yield f"shapes and memory could not be checked: {costs.unknown}"

@@ -1,0 +1,61 @@
+"""Whether the run's folder can be used, and whether what is there is the same run."""
+
+import math
+import os
+from collections.abc import Iterator
+
+from fmfsd.config import TrainConfig, changes, load_config
+from fmfsd.errors import ConfigError, Problem
+from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
+from launcher.check.of_data import total_steps
+from launcher.config import LaunchConfig
+from launcher.ownership import Owner, busy
+
+
+def not_usable(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
+    where = str(run.path)
+    if not run.is_unused() and launch.resume == "never":
+        yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
+    elif not run.config.exists() and not run.is_unused():
+        yield Problem(where, "exists and is no run directory: choose another --run-dir")
+    if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
+        yield Problem(where, "belongs to another user: choose another --run-dir")
+
+
+def in_use(run: RunDir) -> Iterator[Problem]:
+    """What can be known without the lock, which is only taken for good."""
+    owner = Owner.of(run)
+    if owner is not None and owner.is_known_to_live:
+        yield Problem(str(run.path), busy(run))
+
+
+def changed(config: TrainConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
+    """Of the config of a run that is there, what makes it another run, or one that would have ended already."""
+    if not run.config.exists() or launch.resume == "never":
+        return
+    try:
+        before = load_config(str(run.config))
+    except ConfigError as error:
+        yield from error.problems
+        return
+    found = changes(before, config)
+    if refused := [str(change) for change in found if not change.is_allowed]:
+        message = f"belongs to another config ({'; '.join(refused)}): choose another --run-dir, or change nothing"
+        yield Problem(str(run.path), message)
+    total, step = total_steps(config), run.newest_step()
+    if total is not None and step is not None and total <= step and total != total_steps(before):
+        yield Problem("train.epochs, train.max_steps", f"make {total} steps, and {run.path} has done {step} already")
+
+
+def short_grace(launch: LaunchConfig, run: RunDir) -> Iterator[str]:
+    """A run that was here has measured how it stops."""
+    try:
+        takes_s = float(read_json(run.rank_progress(0))["stop_takes_s"])
+    except (OSError, ValueError, KeyError):
+        return
+    if takes_s > launch.grace_s:
+        yield (
+            f"--grace {launch.grace_s:g}: a step and a save of this run took {takes_s:.1f} s, so a stop may lose work: "
+            f"set --grace {math.ceil(2 * takes_s)}"
+        )

@@ -1,0 +1,1 @@
+"""What is done to a run that exists, from any host that sees its folder."""

@@ -1,0 +1,62 @@
+"""`fmfsd-launch stop` and `cancel`: take a run from Slurm's queue, and ask whoever works on it to end.
+
+They ask by a file in the run's folder, which works from every host that sees it.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fmfsd.errors import CheckError, Problem
+from fmfsd.files import read_json, write_whole
+from fmfsd.rundir import NOW, RunDir
+from launcher.control.work import Work, existing_run
+from launcher.hosts import slurm
+from launcher.hosts.slurm import JobState
+from launcher.jobs import states_seen
+
+LOOK_S = 0.2
+
+
+def request_stop(folder: Path, *, wait: bool) -> str:
+    """To end with a checkpoint. What to tell the user; CheckError if there is nothing to stop."""
+    return _end(existing_run(folder), "", "asked to stop", lambda job: job.is_waiting, wait=wait)
+
+
+def request_end(folder: Path, *, wait: bool) -> str:
+    """To end at once. What to tell the user; CheckError if there is nothing to end.
+
+    A job that Slurm has started, and whose launch is not heard of, is Slurm's to end.
+    """
+    run = existing_run(folder)
+    unheard = not Work.on(run).is_under_way
+    return _end(run, NOW, "asked to end at once", lambda job: job.is_waiting or unheard, wait=wait)
+
+
+def _end(run: RunDir, request: str, says: str, takes: Callable[[JobState], bool], *, wait: bool) -> str:
+    """`takes`: which jobs are taken from Slurm; the request goes to whoever is or may be at work."""
+    jobs, trouble = states_seen(run)
+    said = [_taken(job) for job in jobs if not job.is_over and takes(job)]
+    work = Work.on(run)
+    if work.is_under_way or (not said and work.may_be_elsewhere):
+        write_whole(run.stop_request, request)
+        said.append(_ended(run) if wait else f"{says}: {work.who}")
+    if not said:
+        last = f"; the last was {work.owner}" if work.owner else ""
+        raise CheckError([Problem(str(run.path), f"no launch is at work there{last}"), *trouble])
+    return "\n".join([*said, *map(str, trouble)])
+
+
+def _taken(job: JobState) -> str:
+    slurm.cancel(job.id)
+    return f"taken from Slurm: {job}"
+
+
+def _ended(run: RunDir) -> str:
+    """Once it has."""
+    while Work.on(run).is_under_way:
+        time.sleep(LOOK_S)
+    try:
+        return f"ended: {read_json(run.outcome)['state']}"
+    except (OSError, ValueError, KeyError):
+        return "ended: without an outcome"

@@ -1,0 +1,100 @@
+"""Follows batch jobs until they have ended: what they say, and how it went."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fmfsd.errors import CheckError
+from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
+from launcher.hosts import slurm
+
+LOOK_S = 0.5
+ASK_EVERY_S = 3.0
+PATIENCE_S = 600.0
+"""How long Slurm's controller may be away."""
+INTERRUPTED = 130
+CODES = {"finished": 0, "stopped": 75, "interrupted": INTERRUPTED, "failed": 1}
+
+
+@dataclass
+class Followed:
+    """One job, its log and its run, which had made `attempts` attempts before."""
+
+    job: str
+    log: Path
+    run: RunDir
+    attempts: int
+    state: slurm.JobState | None = None
+    ended: bool = False
+    _read_to: int = field(default=0, init=False)
+
+    def new_lines(self) -> list[str]:
+        """The whole lines that were not read yet; once it has ended, the rest too."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self._read_to)
+                data = file.read()
+        except OSError:
+            return []
+        whole = data if self.ended else data[: data.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+    def exit_code(self) -> int:
+        """The script's own word if it had one, else the run's, else that it failed."""
+        by_itself = self.state is not None and self.state.state in ("COMPLETED", "FAILED")
+        if self.state is not None and self.state.exit_code is not None and by_itself:
+            return self.state.exit_code
+        with suppress(OSError, ValueError, KeyError):
+            outcome = read_json(self.run.outcome)
+            if outcome["attempt"] > self.attempts:
+                return CODES[outcome["state"]]
+        return 1
+
+
+def follow(jobs: Sequence[Followed], say: Callable[[str], None]) -> int:
+    """The worst exit code of any. Ctrl-C leaves the jobs alone."""
+    try:
+        _until_ended(jobs, say)
+    except KeyboardInterrupt:
+        for job in jobs:
+            if not job.ended:
+                say(f"job {job.job} goes on; to see it again: tail -f {job.log}; to end it: scancel {job.job}")
+        return INTERRUPTED
+    return max(job.exit_code() for job in jobs)
+
+
+def _until_ended(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
+    ask_at, answered_at = 0.0, time.monotonic()
+    while not all(job.ended for job in jobs):
+        if time.monotonic() >= ask_at:
+            ask_at = time.monotonic() + ASK_EVERY_S
+            try:
+                _ask(jobs, say)
+                answered_at = time.monotonic()
+            except CheckError:
+                if time.monotonic() - answered_at > PATIENCE_S:
+                    raise
+        _show(jobs, say)
+        time.sleep(LOOK_S)
+    _show(jobs, say)
+
+
+def _ask(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
+    for job in jobs:
+        if job.ended:
+            continue
+        now = slurm.job_state(job.job)
+        if now is not None and (job.state is None or now.state != job.state.state):
+            say(str(now))
+        job.state = now or job.state
+        job.ended = now is None or now.is_over
+
+
+def _show(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
+    for job in jobs:
+        for line in job.new_lines():
+            say(line if len(jobs) == 1 else f"{job.job}: {line}")

@@ -1,0 +1,33 @@
+"""The batch jobs that were submitted for a run, as its folder names them and as Slurm knows them."""
+
+from dataclasses import dataclass
+
+from fmfsd.errors import CheckError, Problem
+from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
+from launcher.hosts import slurm
+from launcher.hosts.slurm import JobState
+
+
+@dataclass(frozen=True)
+class Job:
+    """`log` is where the job's own shell speaks, a path; empty if that is not known."""
+
+    id: str
+    log: str = ""
+
+
+def jobs_of(run: RunDir) -> tuple[Job, ...]:
+    """Oldest first; none if none was submitted."""
+    try:
+        return tuple(Job(str(job["id"]), str(job.get("log") or "")) for job in read_json(run.jobs)["jobs"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def states_seen(run: RunDir) -> tuple[list[JobState], list[Problem]]:
+    """Of the run's jobs that Slurm remembers; and what is wrong if it does not answer from here."""
+    try:
+        return [state for job in jobs_of(run) if (state := slurm.job_state(job.id))], []
+    except CheckError as error:
+        return [], error.problems

@@ -1,0 +1,24 @@
+"""Options of `fmfsd-launch` that belong together, as types for its command line."""
+
+from typing import Annotated
+
+import typer
+
+Partition = Annotated[str | None, typer.Option(rich_help_panel="Slurm", help="Partition of the batch job.")]
+Account = Annotated[str | None, typer.Option(rich_help_panel="Slurm", help="Account that is charged.")]
+Qos = Annotated[str | None, typer.Option(rich_help_panel="Slurm", help="Quality of service.")]
+Time = Annotated[
+    str | None,
+    typer.Option(rich_help_panel="Slurm", help="Limit, as in 4:00:00; a run that needs more goes on in the next."),
+]
+Mem = Annotated[str | None, typer.Option(rich_help_panel="Slurm", help="Memory a node, as in 64G.")]
+CpusPerGpu = Annotated[int | None, typer.Option(min=1, rich_help_panel="Slurm", help="Cores a worker; default 2.")]
+Array = Annotated[
+    str | None,
+    typer.Option(metavar="SEEDS", rich_help_panel="Slurm", help="As in 0-4: a run for each seed, in RUN_DIR/seed-N."),
+]
+SbatchArgs = Annotated[
+    list[str] | None,
+    typer.Option("--sbatch-arg", metavar="KEY=VALUE", rich_help_panel="Slurm", help="Any other option of sbatch."),
+]
+Wait = Annotated[bool, typer.Option("--wait", rich_help_panel="Slurm", help="Follow the job until it has ended.")]

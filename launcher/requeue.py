@@ -1,0 +1,45 @@
+"""What follows a launch in a batch job that could not end its run: Slurm starts the job again, or it says why not."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fmfsd.errors import CheckError, RunFailedError
+from fmfsd.rundir import RunDir
+from launcher.allocation import Allocation
+from launcher.hosts import slurm
+
+KILLED_WITHIN_S = 120.0
+"""Slurm ends a job at its own request to be started again; its KillWait is 30 s unless a site has another."""
+
+
+@dataclass(frozen=True)
+class Requeue:
+    """`began_at`: the step of the newest checkpoint when this launch began."""
+
+    job: Allocation
+    run: RunDir
+    began_at: int | None
+
+    @classmethod
+    def of(cls, job: Allocation, run: RunDir) -> "Requeue":
+        return cls(job, run, run.newest_step())
+
+    def refusal(self, why: str) -> str:
+        """Why the job is not started again; empty if it is. `why` it would be: for another try without end."""
+        progressed = (self.run.newest_step() or 0) > (self.began_at or 0)
+        if progressed or self.job.restarts == 0:
+            return ""
+        return (
+            f"{why}, and there is no newer checkpoint than when job {self.job.job_id} was last started again, so it "
+            "would go on like this for ever: give it more --time, or save more often (checkpoint.every_minutes)"
+        )
+
+    def carry_out(self, why: str, say: Callable[[str], None]) -> None:
+        """Does not return if Slurm does it. RunFailedError if it would be of no use, CheckError if Slurm does not."""
+        if refusal := self.refusal(why):
+            raise RunFailedError(refusal)
+        say(f"{why}: Slurm starts job {self.job.job_id} again, which goes on with this run")
+        slurm.requeue(self.job.job_id)
+        time.sleep(KILLED_WITHIN_S)
+        raise CheckError(f"job {self.job.job_id} was to be ended and started again by Slurm, and was not")

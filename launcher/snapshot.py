@@ -1,0 +1,67 @@
+"""A copy of the program in a run's folder, so that what is edited later does not change a job that waits."""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import fmfsd
+from fmfsd.files import write_whole
+from launcher.manifest import COMMIT_FILE, commit_of
+from launcher.shipped import shipped_folder
+
+PACKAGES = ("fmfsd", "launcher")
+SHIPPED = ("tune_spaces", "cluster")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is to be copied, by its name in the copy, and a digest of all of it. `commit` is that of the original."""
+
+    files: dict[str, Path]
+    commit: str
+    digest: str
+
+    @classmethod
+    def of_program(cls, site_folder: Path | None = None) -> "Snapshot":
+        """Of the program that runs. `site_folder`: whose `env.sh` is taken, None: the one that travels with it."""
+        root = Path(fmfsd.__file__).parents[1]
+        folders = {**{name: root / name for name in PACKAGES}, **{name: shipped_folder(name) for name in SHIPPED}}
+        files = {
+            f"{name}/{path.relative_to(folder)}": path
+            for name, folder in folders.items()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not {"__pycache__", "shipped"} & set(path.relative_to(folder).parts)
+        }
+        if site_folder is not None and (site_folder / "env.sh").is_file():
+            files["cluster/env.sh"] = site_folder / "env.sh"
+        commit = commit_of(root) or ""
+        return cls(files, commit, _digest(files, commit))
+
+    def folder(self, parent: Path) -> Path:
+        return parent / self.digest
+
+    def write(self, parent: Path) -> Path:
+        """The copy in `parent`: whole or not at all; one that is there already is the same. OSError."""
+        folder = self.folder(parent)
+        if folder.exists():
+            return folder
+        beside = parent / f".{self.digest}.{os.getpid()}"
+        try:
+            for name, path in self.files.items():
+                (beside / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                shutil.copyfile(path, beside / name)
+            if self.commit:
+                write_whole(beside / COMMIT_FILE, self.commit + "\n")
+            beside.rename(folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return folder
+
+
+def _digest(files: dict[str, Path], commit: str) -> str:
+    total = hashlib.sha256(commit.encode())
+    for name, path in files.items():
+        total.update(f"\0{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:12]

@@ -1,0 +1,190 @@
+"""Submits a batch job: checks, writes the runs' folders and a copy of the program into them, hands over, follows."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.files import read_json, write_json
+from fmfsd.rundir import RunDir
+from launcher.beginning import is_finished, write_run_dir
+from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
+from launcher.hosts import slurm
+from launcher.hosts.helpers import run_here
+from launcher.launch import Request, config_of, prepare_command, run_dir_of
+from launcher.manifest import masked
+from launcher.ownership import sole_owner
+from launcher.plan import plan_run
+from launcher.seeds import Seeds, run_of
+from launcher.shipped import shipped_folder
+from launcher.submission import SCRIPT, Submission, Task, problems, submission
+
+
+def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
+    """The exit code. ConfigError or CheckError while nothing is submitted."""
+    folder = run_dir_of(request, cwd)
+    tasks = _tasks(request, folder, environment, cwd)
+    check = partial(_require_sound, request, folder, tasks)
+    check()
+    job = submission(request, folder, tasks, environment=environment, cwd=cwd)
+    if request.stop_after == "plan":
+        print((job.to_json() if request.as_json else job.render()).rstrip())
+        return 0
+    say = partial(print, file=sys.stderr if request.as_json else sys.stdout, flush=True)
+    _require_no_other_job(tasks)
+    estimate = _tried_out(job)
+    if request.stop_after == "check":
+        print(job.to_json().rstrip() if request.as_json else f"nothing is wrong: {job.plan.summary()}; {estimate}")
+        return 0
+    for text in warnings(tasks[0].config, request.launch, request.site, tasks[0].run):
+        say(f"warning: {text}")
+    say(f"run: {folder.path}")
+    if all(is_finished(task.config, task.run) for task in tasks):
+        say("this run is finished; nothing to do")
+        return 0
+    _prepare(job, check)
+    return _hand_over(request, job, argv, say)
+
+
+def _tasks(request: Request, folder: RunDir, environment: Mapping[str, str], cwd: str) -> tuple[Task, ...]:
+    text = request.launch.slurm.array
+    seeds = Seeds.parse(text).numbers if text else (None,)
+
+    def task(seed: int | None) -> Task:
+        run = folder if seed is None else run_of(folder, seed)
+        config = config_of(request, () if seed is None else (f"seed={seed}",))
+        prepare = prepare_command(config)
+        plan = plan_run(request.launch, request.site, run, environment=environment, cwd=cwd, prepare=prepare)
+        return Task(run, config, plan, seed)
+
+    try:
+        return tuple(map(task, seeds))
+    except ConfigError as error:
+        others = problems_of_any_config(request.launch, request.site, folder)
+        raise ConfigError([*error.problems, *others]) from error
+
+
+def _require_sound(request: Request, folder: RunDir, tasks: tuple[Task, ...]) -> None:
+    """Everything that is wrong, of all tasks; each thing once."""
+    found, checked = list(problems(request, folder, tasks)), list[Problem]()
+    for number, task in enumerate(tasks):
+        try:
+            size = request.checksums_bytes if number == 0 else 0
+            require_sound(task.config, request.launch, request.site, task.run, checksums_bytes=size)
+        except ConfigError as error:
+            found += error.problems
+        except CheckError as error:
+            checked += error.problems
+    if found:
+        raise ConfigError(list(dict.fromkeys([*found, *checked])))
+    if checked:
+        raise CheckError(list(dict.fromkeys(checked)))
+
+
+def _require_no_other_job(tasks: tuple[Task, ...]) -> None:
+    wrong = []
+    for task in tasks:
+        for job in submitted(task.run)[-1:]:
+            state = slurm.job_state(job["id"])
+            if state is not None and not state.is_over:
+                wrong.append(Problem(str(task.run.path), f"{state}: wait for it, or end it with scancel {job['id']}"))
+    if wrong:
+        raise CheckError(wrong)
+
+
+def submitted(run: RunDir) -> list[dict[str, Any]]:
+    """The run's batch jobs, oldest first: their ids, times in seconds since 1970, commands and logs."""
+    try:
+        return list(read_json(run.jobs)["jobs"])
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _tried_out(job: Submission) -> str:
+    """With the script that travels with us, as the run's own copy is not there yet."""
+    copy = str(job.snapshot.folder(job.folder.source) / SCRIPT)
+    here = str(shipped_folder("cluster") / "train.sbatch")
+    arguments = [here if part == copy else part for part in job.arguments]
+    try:
+        return slurm.try_out(arguments, environment=job.environment, cwd=job.cwd)
+    except CheckError as error:
+        if job.plan.device == "cuda":
+            hint = "; workers without GPUs: --device cpu; GPUs of a type: --sbatch-arg gpus-per-node=TYPE:N"
+            raise CheckError(f"{error}{hint}") from error
+        raise
+
+
+def _prepare(job: Submission, check: partial[None]) -> None:
+    """The data, here, as compute nodes may have no way out."""
+    if job.plan.prepare and not is_prepared(job.tasks[0].config):
+        if code := run_here(job.plan.prepare, stop=lambda: False):
+            raise CheckError(f"the data set was not prepared (exit code {code}); nothing was submitted")
+        check()
+
+
+def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> int:
+    fresh = [task for task in job.tasks if not task.run.config.exists()]
+    _write(request, job, argv, say)
+    attempts = [task.run.last_attempt() for task in job.tasks]
+    try:
+        number = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
+    except CheckError:
+        for task in fresh:
+            _withdraw(task.run)
+        raise
+    for task in job.tasks:
+        entry = {
+            "id": task.id_in(number),
+            "submitted": time.time(),
+            "command": masked(argv),
+            "log": str(task.log(number)),
+        }
+        write_json(task.run.jobs, {"jobs": [*submitted(task.run), entry]})
+    say(f"submitted job {number}; it says what it does in {job.tasks[0].log(number)}")
+    code = 0
+    if request.launch.slurm.wait:
+        from launcher.follow import Followed, follow
+
+        code = follow(
+            [
+                Followed(task.id_in(number), task.log(number), task.run, before)
+                for task, before in zip(job.tasks, attempts, strict=True)
+            ],
+            say,
+        )
+    if request.as_json:
+        print(json.dumps(_told(job, number, code)))
+    return code
+
+
+def _told(job: Submission, number: str, code: int) -> dict[str, Any]:
+    runs = [
+        {"job": task.id_in(number), "run_dir": str(task.run.path), "log": str(task.log(number))} for task in job.tasks
+    ]
+    return {"job": number, "run_dir": str(job.folder.path), "exit_code": code, "runs": runs}
+
+
+def _write(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> None:
+    with ExitStack() as stack:
+        for task in job.tasks:
+            stack.enter_context(sole_owner(task.run))
+            write_run_dir(task.config, task.run, task.plan, request.launch, argv, say=say)
+            task.run.owner.unlink(missing_ok=True)  # it is the job that will be at work there
+        try:
+            job.folder.source.mkdir(parents=True, exist_ok=True, mode=0o700)
+            job.snapshot.write(job.folder.source)
+        except OSError as error:
+            raise CheckError(f"the run directory can't be written: {error}") from error
+
+
+def _withdraw(run: RunDir) -> None:
+    """As if the run had never been: what Slurm did not take may be submitted anew with another config."""
+    with suppress(OSError):
+        for path in (run.config, run.launch, run.manifest, run.plan):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(run.source, ignore_errors=True)

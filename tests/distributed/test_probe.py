@@ -1,0 +1,17 @@
+"""What a probe says of several workers is what each of them has."""
+
+import pytest
+
+from fmfsd.config import load_config
+from fmfsd.probe import probe
+from tests.helpers.costs import saved_bytes
+from tests.helpers.workers import run_workers
+
+
+@pytest.mark.parametrize("change", ["train.precision=fp32", "train.precision=bf16", "model.sync_bn=false"])
+def test_activations_are_what_each_of_two_workers_saves(change: str) -> None:
+    """In bf16 to 1e-4; see there why."""
+    config = load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.batch=64", change])
+    expected = run_workers(saved_bytes, 2, config)
+    assert expected[0] == expected[1]
+    assert probe(config, workers=2).memory.activations == pytest.approx(expected[0], rel=1e-4)

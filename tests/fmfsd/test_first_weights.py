@@ -1,0 +1,165 @@
+"""A run that starts from another's weights takes these, and nothing else of it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fmfsd.checkpoint.initial import misfits
+from fmfsd.comms import SoloComms
+from fmfsd.config import load_config
+from fmfsd.errors import CheckError
+from fmfsd.loop import Loop
+from fmfsd.origin import weights_at
+from fmfsd.position import Position
+from fmfsd.rundir import RunDir
+from fmfsd.worker import write_crash
+from fmfsd.world import World
+from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config, train_run
+
+
+@pytest.fixture(scope="module")
+def source(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A finished run with checkpoints of its steps 2 and 4."""
+    run = make_run(tmp_path_factory.mktemp("source") / "run", tiny_config(tiny_root))
+    train_run(SoloComms(), run.path)
+    return run
+
+
+def begun(folder: Path, root: Path, origin: Path, *changes: str) -> Loop:
+    """A run that has begun and made no step."""
+    loop = make_loop(make_run(folder, tiny_config(root, f"train.init_from={origin}", *changes)), SoloComms())
+    assert not loop.resume()
+    return loop
+
+
+def refused(folder: Path, root: Path, origin: Path, *changes: str) -> str:
+    with pytest.raises(CheckError) as caught:
+        begun(folder, root, origin, *changes)
+    return str(caught.value)
+
+
+ORIGINS: dict[str, Callable[[RunDir], Path]] = {
+    "run": lambda run: run.path,
+    "checkpoint": lambda run: run.checkpoints / "step-00000004",
+    "file": lambda run: run.checkpoints / "step-00000004" / "model.safetensors",
+}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+@pytest.mark.parametrize("layout", ["false", "true"])
+def test_weights_and_batch_statistics_are_taken_and_the_rest_is_fresh(
+    origin: str, layout: str, source: RunDir, tiny_root: Path, tmp_path: Path
+) -> None:
+    change = f"train.channels_last={layout}"
+    loop = begun(tmp_path / "run", tiny_root, ORIGINS[origin](source), change, "seed=9")
+    there, here = load_file(source.checkpoints / "step-00000004" / "model.safetensors"), loop.engine.state()
+    assert there.keys() == here.model.keys()
+    assert all(torch.equal(there[name], here.model[name]) for name in there)
+    assert (here.optimizer, loop.position, loop.metrics.records) == ({}, Position(), 0)
+
+
+def test_it_goes_on_from_its_own_checkpoint_even_when_the_other_run_is_gone(tiny_root: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", tiny_config(tiny_root))
+    train_run(SoloComms(), other.path)
+    config = tiny_config(tiny_root, f"train.init_from={other.path}")
+    whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
+    train_run(SoloComms(), whole.path)
+    train_run(SoloComms(), parted.path, 1)
+    shutil.rmtree(other.path)
+    assert train_run(SoloComms(), parted.path) == "finished"
+    assert newest_weights(parted) == newest_weights(whole)
+
+
+def test_of_a_run_the_newest_checkpoint_that_is_whole_is_taken_and_the_run_is_left_alone(
+    source: RunDir, tiny_root: Path, tmp_path: Path
+) -> None:
+    copy = RunDir(shutil.copytree(source.path, tmp_path / "copy"))
+    (copy.checkpoints / "step-00000004" / "model.safetensors").write_bytes(b"no weights")
+    (copy.checkpoints / ".tmp-step-00000005-7").mkdir()
+    before = sorted(copy.path.rglob("*"))
+    loop = begun(tmp_path / "run", tiny_root, copy.path)
+    there = load_file(copy.checkpoints / "step-00000002" / "model.safetensors")
+    assert all(torch.equal(there[name], value) for name, value in loop.engine.state().model.items())
+    assert sorted(copy.path.rglob("*")) == before
+
+
+def test_if_no_checkpoint_is_whole_each_ones_damage_is_told(source: RunDir, tiny_root: Path, tmp_path: Path) -> None:
+    copy = RunDir(shutil.copytree(source.path, tmp_path / "copy"))
+    for folder in copy.checkpoints.iterdir():
+        (folder / "state.json").write_text("{}")
+    told = refused(tmp_path / "run", tiny_root, copy.path).splitlines()
+    assert ["step-00000004 is damaged" in told[0], "step-00000002 is damaged" in told[1], len(told)] == [True, True, 2]
+
+
+def test_everything_that_does_not_fit_is_told_at_once() -> None:
+    wanted = {name: torch.zeros(2, 3) for name in ("same", "gone", "lost", "wide", "whole", "nan")}
+    weights = {name: torch.ones(2, 3) for name in ("same", "more")}
+    weights |= {"wide": torch.ones(4, 3), "whole": torch.ones(2, 3).int(), "nan": torch.full((2, 3), torch.nan)}
+    assert list(misfits(weights, wanted)) == [
+        "does not have: gone, lost",
+        "has, and this network has not: more",
+        "has in another shape: wide (4, 3) and not (2, 3)",
+        "has in another type: whole torch.int32",
+        "has with NaN or infinite values: nan",
+    ]
+
+
+def test_weights_of_another_network_are_refused_and_no_new_attempt_is_made(
+    source: RunDir, tiny_root: Path, tmp_path: Path
+) -> None:
+    plain = make_run(tmp_path / "plain", tiny_config(tiny_root, "method=plain", f"train.init_from={source.path}"))
+    loop = make_loop(plain, SoloComms())
+    before = {name: value.clone() for name, value in loop.engine.state().model.items()}
+    with pytest.raises(
+        CheckError, match=r"step-00000004: has, and this network has not: alignments\.0\.0\.0"
+    ) as caught:
+        loop.resume()
+    assert "set method, model, distill.beta and data.name as in the run that it is from" in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in loop.engine.state().model.items())
+    write_crash(plain, World(), 1, caught.value)
+    assert '"worth_another_attempt": false' in plain.crash(1, 0).read_text()
+
+
+@pytest.mark.parametrize("how", ["link", "writable by others", "no weights"])
+def test_a_file_that_others_may_have_written_or_that_is_damaged_is_refused(
+    how: str, source: RunDir, tiny_root: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(load_file(source.checkpoints / "step-00000004" / "model.safetensors"), path)
+    begun(tmp_path / "run", tiny_root, path)
+    if how == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    elif how == "no weights":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.chmod(0o620)
+    assert f"{path} can't be used" in refused(tmp_path / "run", tiny_root, path)
+
+
+def test_what_can_not_be_begun_with_is_known_before_a_worker_starts(source: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    for name, expected in {"none": "does not exist", "notes.txt": "is no", "empty": "has no checkpoint"}.items():
+        with pytest.raises(
+            CheckError, match=rf"^train\.init_from: {tmp_path}/{name} {expected}.*: expected a run's fol"
+        ):
+            weights_at(str(tmp_path / name))
+    found = weights_at(str(source.path))
+    assert [path.name for path in found] == ["step-00000004", "step-00000002"]
+    assert weights_at(str(found[0])) == found[:1]
+
+
+def test_the_path_is_made_absolute() -> None:
+    assert load_config("smoke", ["train.init_from=runs/a"]).train.init_from == str(Path("runs/a").absolute())
+
+
+def test_looking_for_first_weights_needs_no_torch() -> None:
+    code = "import fmfsd.origin, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

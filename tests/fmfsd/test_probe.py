@@ -1,0 +1,137 @@
+"""What a probe says of a config is what a worker has, though nothing of it is made."""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmfsd.comms import SoloComms
+from fmfsd.config import TrainConfig, load_config
+from fmfsd.data.index import read_index, set_folder
+from fmfsd.data.shards import load_own_shards
+from fmfsd.engine.torch_engine import TorchEngine
+from fmfsd.errors import ConfigError
+from fmfsd.model.build import build_network
+from fmfsd.probe import _parameters, probe
+from fmfsd.probed import HeadCost
+from tests.helpers.costs import saved_bytes
+
+SMALL = ("model.backbone=resnet8", "train.batch=64")
+
+
+def config(*changes: str) -> TrainConfig:
+    return load_config("cifar100-resnet18", changes)
+
+
+def real_engine(wanted: TrainConfig) -> TorchEngine:
+    return TorchEngine(build_network(wanted), wanted, SoloComms(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "base", "without_features", "with_features"),
+    [
+        ("resnet18", (11.220, 555.5), (1.079, 1.036), (1.125, 1.037)),
+        ("resnet34", (21.328, 1159.5), (1.041, 1.017), (1.066, 1.018)),
+        ("resnet50", (23.705, 1298.0), (1.503, 1.236), (1.857, 1.242)),
+    ],
+)
+def test_parameters_and_multiply_adds_are_the_published_ones(
+    backbone: str, base: tuple[float, float], without_features: tuple[float, float], with_features: tuple[float, float]
+) -> None:
+    """Of the backbone in millions, and FMFSD's factors over it."""
+    one, *others = (
+        probe(config(f"model.backbone={backbone}", *changes), workers=1)
+        for changes in (["method=plain"], ["distill.beta=0"], [])
+    )
+    assert one.parameters.total / 1e6 == pytest.approx(base[0], abs=5e-4)
+    assert one.macs / 1e6 == pytest.approx(base[1], abs=0.06)
+    for other, expected in zip(others, (without_features, with_features), strict=True):
+        factors = other.parameters.total / one.parameters.total, other.macs / one.macs
+        assert tuple(round(factor, 3) for factor in factors) == expected
+        assert other.parameters.backbone == one.parameters.total
+
+
+def test_multiply_adds_of_a_small_network_are_those_of_its_convolutions() -> None:
+    """ResNet-8: a 3x3 stem, two 3x3 convolutions a stage, 1x1 shortcuts into the second and third, a classifier."""
+    stem = 9 * 3 * 16 * 32**2
+    stages = [2 * 9 * 16 * 16 * 32**2]
+    for before, after, side in ((16, 32, 16), (32, 64, 8)):
+        stages.append((9 * before * after + 9 * after * after + before * after) * side**2)
+    found = probe(config(*SMALL, "method=plain", "train.precision=fp32"), workers=4)
+    assert found.macs == stem + sum(stages) + 64 * 100
+
+
+def test_heads_are_told_with_the_maps_that_they_start_from() -> None:
+    found = probe(config("model.branches=[stage1, stage3]", "train.batch=64"), workers=1)
+    assert found.heads == (
+        HeadCost("branch1", "stage1", (64, 32, 32)),
+        HeadCost("fused", "stage3", (256, 8, 8)),
+        HeadCost("deepest", "stage4", (512, 4, 4)),
+    )
+
+
+@pytest.mark.parametrize("method", ["fmfsd", "byot", "plain"])
+def test_every_parameter_is_of_one_part(method: str) -> None:
+    found = _parameters(build_network(config(*SMALL, f"method={method}")))
+    assert found.backbone + found.branches + found.fusion == found.total
+    assert (found.branches > 0, found.fusion > 0) == (method != "plain", method == "fmfsd")
+
+
+@pytest.mark.parametrize("changes", [(), ("optim.momentum=0",), ("train.precision=fp64", "method=byot")])
+def test_what_weights_gradients_and_momenta_take_is_what_an_engine_holds_after_a_step(changes: tuple[str, ...]) -> None:
+    wanted = config(*SMALL, *changes)
+    engine, kind = real_engine(wanted), torch.float64 if wanted.train.precision == "fp64" else torch.float32
+    outputs = engine.forward(torch.zeros(64, 3, 32, 32, dtype=kind))
+    engine.backward(sum((each.sum() for each in (*outputs.logits, *outputs.features)), torch.zeros(())))
+    gradients = [parameter.grad for parameter in engine.network.parameters() if parameter.grad is not None]
+    engine.step(0.1)
+    found = probe(wanted, workers=1).memory
+    assert found.parameters == size(engine.network.parameters())
+    assert found.gradients == size(gradients)
+    assert found.buffers == size(engine.network.buffers())
+    assert found.optimizer == size(engine.state().optimizer.values())
+
+
+def size(tensors: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+@pytest.mark.parametrize("layout", ["true", "false"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.0), ("fp64", 0.0), ("bf16", 1e-4)])
+@pytest.mark.parametrize("method", ["fmfsd", "plain"])
+def test_activations_are_what_a_real_forward_pass_saves(
+    method: str, precision: str, tolerance: float, layout: str
+) -> None:
+    """In bf16, torch's tensors without memory have batch statistics of bf16, where real ones have fp32."""
+    form = (f"train.precision={precision}", f"train.channels_last={layout}", f"method={method}")
+    wanted = config(*SMALL, *form)
+    expected = saved_bytes(SoloComms(), wanted)
+    assert probe(wanted, workers=1).memory.activations == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 64])
+def test_the_data_is_what_the_worker_with_most_holds(workers: int, synthetic_root: Path) -> None:
+    wanted = load_config("smoke", ["train.batch=64"], data_root=str(synthetic_root))
+    index = read_index(set_folder(wanted.data))
+    held = [load_own_shards(index, split, rank=0, world_size=workers) for split in index.splits]
+    expected = sum(size((shards.images, shards.labels, shards.ids)) for shards in held)
+    assert probe(wanted, workers=workers).memory.data == expected
+
+
+def test_a_probe_takes_no_memory_of_what_it_counts() -> None:
+    """46 GiB of activations."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = probe(load_config("cifar100-resnet18-b2048", ["model.backbone=resnet50"]), workers=1).memory
+    parts = (found.parameters, found.buffers, found.gradients, found.optimizer, found.activations, found.data)
+    assert found.total == sum(parts) > 46 << 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < 1 << 30
+
+
+def test_workers_that_do_not_divide_the_shards_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"3 workers do not divide data\.shards 64; what does: 1, 2, 4, 8, 16, 32, 64"
+    ):
+        probe(config(), workers=3)

@@ -1,0 +1,149 @@
+"""A probe is made once for what it depends on, and what is kept of it is not trusted blindly."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.config import TrainConfig, load_config
+from fmfsd.config.changes import _leaves
+from fmfsd.probe_cache import _COUNTS, cache_folder, cached, cached_or, probe_of
+from fmfsd.probed import HeadCost, MemoryCost, ParameterCount, Probe
+from tests.helpers.processes import run_command
+
+PROBE = Probe(
+    2,
+    (HeadCost("deepest", "stage3", (64, 8, 8)),),
+    ParameterCount(8, 5, 2, 1),
+    77,
+    MemoryCost(8, 1, 8, 8, 75, 100, 200),
+)
+DOES_NOT_COUNT = {
+    *("seed", "data.root", "data.crop_padding", "data.crop_fill", "data.flip", "data.cutout", "data.mean", "data.std"),
+    *("optim.lr", "optim.base_batch", "optim.warmup", "optim.weight_decay", "optim.nesterov", "optim.milestones"),
+    *("optim.gamma", "optim.clip_norm", "train.epochs", "train.max_steps", "train.init_from", "train.evaluate_every"),
+    *("train.evaluate_batch", "train.log_every", "train.deterministic", "checkpoint.every_epochs"),
+    *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
+}
+"""What a forward pass, the weights and the shards cost is the same whatever these are."""
+
+
+def kept(folder: Path, config: TrainConfig, workers: int = 2) -> Path:
+    """The file that keeps PROBE as what was found."""
+    cached_or(lambda config, workers: PROBE, config, workers, folder)
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_what_was_found_is_found_again_without_a_probe(tmp_path: Path) -> None:
+    folder, config = tmp_path / "a" / "b", load_config("smoke")
+    assert cached(config, 2, folder) is None
+    kept(folder, config)
+    found = cached(config, 2, folder)
+    assert found == json.loads(json.dumps(asdict(PROBE)))
+    assert cached_or(never, config, 2, folder) == found
+    assert probe_of(found) == PROBE
+
+
+def never(config: TrainConfig, workers: int) -> Probe:
+    raise AssertionError("probed again")
+
+
+def test_every_key_of_a_config_counts_or_does_not() -> None:
+    """A key that is new is counted until somebody decides otherwise."""
+    keys = {key for key, _ in _leaves(load_config("smoke").model_dump(mode="json"))}
+    counted = {f"{section}.{name}" for section, names in _COUNTS.items() for name in names} | {"method"}
+    assert (counted | DOES_NOT_COUNT, counted & DOES_NOT_COUNT) == (keys, set())
+
+
+@pytest.mark.parametrize("change", ["train.batch=256", "model.branches=[stage1]", "optim.momentum=0", "method=byot"])
+def test_what_was_found_for_another_config_is_not_taken(change: str, tmp_path: Path) -> None:
+    kept(tmp_path / "probes", load_config("smoke"))
+    assert cached(load_config("smoke", ["optim.lr=1", "seed=9"]), 2, tmp_path / "probes") is not None
+    assert cached(load_config("smoke", [change]), 2, tmp_path / "probes") is None
+    assert cached(load_config("smoke"), 4, tmp_path / "probes") is None
+
+
+@pytest.mark.parametrize("what", ["version", "_sources"])
+def test_what_another_torch_or_other_code_has_found_is_not_taken(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path / "probes", load_config("smoke"))
+    monkeypatch.setattr(f"fmfsd.probe_cache.{what}", lambda *_: "another")
+    assert cached(load_config("smoke"), 2, tmp_path / "probes") is None
+
+
+def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+def as_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def behind_a_link(path: Path) -> None:
+    path.rename(path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: path.write_text(path.read_text()[:-9]),
+    "no object": lambda path: path.write_text("[]"),
+    "empty": lambda path: path.write_text(""),
+    "of another key": edited(lambda content: content.update(key="0" * 64)),
+    "without its probe": edited(lambda content: content.pop("probe")),
+    "a number that is none": edited(lambda content: content["probe"].update(macs="many")),
+    "a number that is missing": edited(lambda content: content["probe"]["memory"].pop("total")),
+    "writable by others": lambda path: path.chmod(0o602),
+    "a link": behind_a_link,
+    "a folder": as_a_folder,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_or_may_be_anothers_is_made_anew(damage: str, tmp_path: Path) -> None:
+    config = load_config("smoke")
+    DAMAGES[damage](kept(tmp_path / "probes", config))
+    assert cached(config, 2, tmp_path / "probes") is None
+    assert probe_of(cached_or(lambda config, workers: PROBE, config, 2, tmp_path / "probes")) == PROBE
+    assert (cached(config, 2, tmp_path / "probes") is not None) == (damage != "a folder")
+
+
+def test_a_folder_that_can_not_be_made_is_no_reason_to_fail(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    answer = cached_or(lambda config, workers: PROBE, load_config("smoke"), 2, tmp_path / "file" / "probes")
+    assert probe_of(answer) == PROBE
+
+
+def test_the_cache_is_where_the_user_has_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_folder({"XDG_CACHE_HOME": "/caches"}) == Path("/caches/fmfsd/probe")
+    assert cache_folder({}) == cache_folder({"XDG_CACHE_HOME": "here"}) == Path("/home/me/.cache/fmfsd/probe")
+
+
+def test_a_second_probe_of_the_same_needs_no_torch(tmp_path: Path) -> None:
+    arguments = ("probe", "smoke", "--set", "train.batch=64", "--workers", "2")
+    caches = {"XDG_CACHE_HOME": str(tmp_path / "caches")}
+    first = run_command("fmfsd", *arguments, "--json", cwd=tmp_path, env=caches)
+    assert first.returncode == 0, first.stderr
+    assert [head["name"] for head in json.loads(first.stdout)["heads"]] == ["branch1", "fused", "deepest"]
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no" / "torch.py").write_text("raise ImportError('torch was imported')")
+    path = os.pathsep.join(filter(None, [str(tmp_path / "no"), os.environ.get("PYTHONPATH")]))
+    without_torch = {**caches, "PYTHONPATH": path}
+    again = run_command("fmfsd", *arguments, "--json", cwd=tmp_path, env=without_torch)
+    assert (again.stdout, again.stderr) == (first.stdout, "")
+    table = run_command("fmfsd", *arguments, cwd=tmp_path, env=without_torch)
+    assert "from stage2, 32 x 16 x 16" in table.stdout
+    other = run_command("fmfsd", *arguments, "--set", "train.batch=128", cwd=tmp_path, env=without_torch)
+    assert (other.returncode, "torch was imported" in other.stderr) == (1, True)

@@ -1,0 +1,33 @@
+"""What a real forward pass costs."""
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig
+from fmfsd.data.index import SHAPE
+from fmfsd.engine.form import DTYPES
+from fmfsd.engine.torch_engine import TorchEngine
+from fmfsd.model.build import build_network
+from fmfsd.trainer import build_loss
+
+
+def saved_bytes(comms: Comms, config: TrainConfig) -> int:
+    """What this worker saves for the backward pass of a micro-batch, beside the network's own tensors."""
+    engine, loss = TorchEngine(build_network(config), config, comms, torch.device("cpu")), build_loss(config)
+    own = {tensor.untyped_storage().data_ptr() for tensor in engine.network.state_dict().values()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    batch = config.micro_batch // comms.size
+    images, labels = torch.randn(batch, *SHAPE, dtype=DTYPES[config.train.precision]), torch.zeros(batch).long()
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        terms = loss.terms(engine.forward(images), labels)
+        loss.total(terms, comms.sum_(terms.squares_F.detach().clone()), world_size=comms.size)
+    return sum(storage.nbytes() for storage in saved.values())

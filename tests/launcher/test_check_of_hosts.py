@@ -1,0 +1,106 @@
+"""What the check says of hosts that differ: their answers, in which something is changed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.files import sha256
+from launcher.check import of_hosts
+from launcher.config import LaunchConfig
+from launcher.look import look
+from launcher.survey import Survey
+from tests.helpers.checks import problems, sound
+from tests.helpers.runs import tiny_config
+
+ONE = LaunchConfig()
+
+
+def survey_with(**changed: Any) -> Survey:
+    """Of n1, which is as this machine is, and n2, which is not."""
+    here = {**look({}, os.environ), "clock_s": 0.0}
+    return Survey({"n1": here, "n2": {**here, **changed}}, here=here)
+
+
+@pytest.mark.fault("F45")
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"python": "3.13.1"}, ["Python: not the same everywhere: 3.", ", n1; 3.13 on n2: use one environment"]),
+        ({"versions": {"torch": "2.14.0"}}, ["torch: not the same everywhere: 2.", "; 2.14.0 on n2", "none on n2"]),
+        ({"source": "f" * 64}, ["code of fmfsd: not the same everywhere", "; sum ffffffffffff on n2"]),
+    ],
+)
+def test_other_software_on_a_host_is_refused(changed: dict[str, Any], expected: list[str], prepared: Path) -> None:
+    code, text = problems(tiny_config(prepared), survey=survey_with(**changed))
+    assert code == 3
+    assert all(part in text for part in expected), text
+
+
+def test_a_patch_release_of_python_is_no_difference() -> None:
+    same = ".".join(look({}, {})["python"].split(".")[:2])
+    assert list(of_hosts.problems(ONE, survey_with(python=f"{same}.99"))) == []
+
+
+def test_a_host_with_the_same_data_is_sound(prepared: Path) -> None:
+    index = sha256(prepared / "cifar10" / "index.json")
+    found = survey_with(index=index)
+    sound(tiny_config(prepared), survey=Survey({"n2": found.seen["n2"]}, here=found.here))
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [(None, "n2: can't read "), ("0" * 64, "n2: has another data set at ")],
+)
+def test_a_host_with_other_data_or_none_is_refused(there: str | None, expected: str, prepared: Path) -> None:
+    found = survey_with(index=there)
+    code, text = problems(tiny_config(prepared), survey=Survey({"n2": found.seen["n2"]}, here=found.here))
+    assert (code, expected in text) == (3, True), text
+
+
+def test_data_that_is_prepared_first_is_nowhere_yet(tmp_path: Path) -> None:
+    sound(tiny_config(tmp_path / "new"), survey=survey_with(index=None))
+
+
+def test_hosts_that_do_not_answer_are_named_together_with_what_else_is_wrong(prepared: Path) -> None:
+    silent = Survey(trouble={"n1": "no route to host", "n2": "no answer in 30 s"})
+    code, text = problems(tiny_config(prepared), LaunchConfig(gpus=3), survey=silent)
+    assert code == 2
+    for part in ("n1: no route to host", "n2: no answer in 30 s", "3 workers do not divide"):
+        assert part in text
+
+
+def test_an_interface_that_a_host_lacks_is_named() -> None:
+    found = [
+        str(each) for each in of_hosts.problems(LaunchConfig(interface="ib0"), survey_with(interfaces=["lo", "ib0"]))
+    ]
+    assert len(found) == 1
+    assert found[0].startswith("n1: has no interface ib0 with an IPv4 address; there are lo")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"cwd": False}, "n2: there is no /work, which this was started in"),
+        ({"parent": False}, "n2: can't write in /runs, where the run is to be"),
+        ({"marker": False, "parent": False}, "n2: does not see a file that was just written in /runs"),
+    ],
+)
+def test_folders_that_a_host_lacks_are_named(answer: dict[str, Any], expected: str) -> None:
+    found = survey_with(**answer)
+    (told,) = of_hosts.problems(ONE, Survey(found.seen, here=found.here, asked={"cwd": "/work", "parent": "/runs"}))
+    assert str(told).startswith(expected)
+
+
+@pytest.mark.fault("F32")
+@pytest.mark.parametrize(("clock_s", "words"), [(4.0, []), (60.0, ["60 s ahead of"]), (-3600.0, ["3600 s behind"])])
+def test_a_clock_that_is_wrong_is_told_and_no_obstacle(clock_s: float, words: list[str]) -> None:
+    told = list(of_hosts.warnings(survey_with(clock_s=clock_s)))
+    assert len(told) == len(words)
+    assert all(f"n2: its clock is {part} ours" in text for part, text in zip(words, told, strict=True))
+
+
+def test_hosts_with_different_numbers_of_gpus_are_told() -> None:
+    (told,) = of_hosts.warnings(survey_with(gpus=["0", "1"]))
+    assert told.startswith("hosts have different numbers of GPUs (n1 0, n2 2)")

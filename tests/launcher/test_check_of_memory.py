@@ -1,0 +1,134 @@
+"""What the check says of memory, space and batches, with figures of a stand-in and of the real probe."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmfsd.rundir import RunDir
+from launcher import costs as costs_module
+from launcher.check import of_machine, of_memory, warnings
+from launcher.config import LaunchConfig
+from launcher.costs import Costs, costs_of
+from launcher.resources import Resources
+from launcher.site import Site
+from tests.helpers.checks import CPU, problems, sound
+from tests.helpers.processes import run_command
+from tests.helpers.runs import tiny_config
+
+GIB = 1 << 30
+PARTS = {"parameters": GIB, "buffers": 0, "gradients": GIB, "optimizer": GIB, "activations": 12 * GIB, "data": GIB}
+LARGE = Costs(parameters=GIB // 4, macs=10**9, memory={**PARTS, "total": 16 * GIB})
+"""Of each of two workers."""
+TWO = LaunchConfig(gpus=2)
+
+
+def gpus(count: int, gib: int = 0) -> Site:
+    return Site(Resources(cores=8, gpus=tuple(map(str, range(count))), gpu_memory=gib * GIB))
+
+
+def test_what_fits_is_sound(prepared: Path) -> None:
+    sound(tiny_config(prepared), costs=LARGE)
+    assert not list(of_memory.too_little(tiny_config(prepared), TWO, gpus(2, gib=16), LARGE))
+
+
+def test_a_gpu_with_too_little_memory_is_refused_with_what_would_fit(prepared: Path) -> None:
+    config = tiny_config(prepared, "train.batch=512", "train.micro_batch=256")
+    (problem,) = of_memory.too_little(config, TWO, gpus(2, gib=10), LARGE)
+    assert problem.message == (
+        "a worker needs at least 16.0 GiB, 12.0 GiB of it for activations; its GPU has 10.0 GiB: by these figures "
+        "4 workers or train.micro_batch 128 (which is another run) would fit"
+    )
+
+
+def test_more_workers_are_no_help_where_they_share_the_memory(prepared: Path) -> None:
+    site = Site(Resources(cores=8, memory=30 * GIB))
+    code, text = problems(tiny_config(prepared), TWO, site, costs=LARGE)
+    assert code == 3
+    assert "its machine has 15.0 GiB for it: by these figures 1 worker or train.micro_batch 64" in text
+    hosts = Site(Resources(cores=8, memory=30 * GIB), "ssh", ("n1", "n2"))
+    assert not list(of_memory.too_little(tiny_config(prepared), LaunchConfig(nodes=2), hosts, LARGE))
+
+
+def test_a_model_that_fits_in_no_way_is_told_so(prepared: Path) -> None:
+    (problem,) = of_memory.too_little(tiny_config(prepared), TWO, gpus(2, gib=2), LARGE)
+    assert problem.message.endswith("only a smaller model fits")
+
+
+def test_memory_that_is_not_known_is_not_judged(prepared: Path) -> None:
+    assert not list(of_memory.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
+
+
+def test_the_disk_has_to_hold_all_checkpoints_of_this_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and momenta, of the two newest, the best and the one that is being written."""
+    config = tiny_config(prepared)
+    assert of_machine.checkpoints_bytes(config, LARGE) == 8 * GIB
+    assert of_machine.checkpoints_bytes(tiny_config(prepared, "optim.momentum=0"), LARGE) == 4 * GIB
+    assert of_machine.checkpoints_bytes(tiny_config(prepared, "train.precision=fp64"), LARGE) == 16 * GIB
+    assert of_machine.checkpoints_bytes(config, Costs()) == of_machine.FREE_BYTES
+    assert f"a run needs at least {2**41}" in problems(config, costs=Costs(parameters=1 << 56))[1]
+
+
+@pytest.mark.parametrize(
+    ("launch", "site", "changes", "expected"),
+    [
+        (LaunchConfig(gpus=4), gpus(4), (), None),
+        (LaunchConfig(gpus=8), CPU, (), None),
+        (LaunchConfig(gpus=8), gpus(8), (), "train.batch 128 gives each of 8 GPUs 16 images at a time, too few to be "),
+        (LaunchConfig(gpus=8), gpus(8), (), ": take 4 workers or train.batch 256 (which is another run)"),
+        (LaunchConfig(gpus=4), gpus(4), ("train.micro_batch=64",), "take 2 workers or train.micro_batch 128 ("),
+    ],
+)
+def test_batches_that_are_too_small_for_so_many_gpus_are_told(
+    launch: LaunchConfig, site: Site, changes: tuple[str, ...], expected: str | None, prepared: Path, run: RunDir
+) -> None:
+    told = warnings(tiny_config(prepared, *changes), launch, site, run)
+    assert told == [] if expected is None else expected in told[0]
+
+
+def test_the_real_probe_is_asked_once_and_its_figures_refuse_what_is_too_small(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(prepared)
+    words = ["--set", "data.name=cifar10", "--set", "model.backbone=resnet8", "--", "cifar100-resnet18"]
+    settings = ["--set", "train.precision=fp32", "--set", "train.channels_last=false", *words]
+    found = costs_of(config, settings, workers=1, environment=os.environ)
+    monkeypatch.setattr(costs_module, "_ask", lambda words: pytest.fail("asked again"))
+    assert costs_of(config, settings, workers=1, environment=os.environ) == found
+    assert found.parameters > 80_000
+    assert found.memory["total"] > found.memory["activations"] > 100 << 20
+    small = Site(Resources(cores=2, memory=100 << 20))
+    assert "memory: a worker needs at least 3" in problems(config, site=small, costs=found)[1]
+
+
+def test_a_probe_is_not_asked_what_the_check_knows_to_be_wrong(prepared: Path) -> None:
+    assert costs_of(tiny_config(prepared), ["nonsense"], workers=3, environment=os.environ) == Costs()
+
+
+def test_what_the_probe_refuses_is_refused(prepared: Path) -> None:
+    refused = costs_of(tiny_config(prepared, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
+    code, text = problems(tiny_config(prepared), costs=refused)
+    assert (code, "no preset is called 'nonsense'" in text) == (2, True)
+
+
+def test_a_torch_that_does_not_load_leaves_the_check_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise OSError('libcudart.so.99: cannot open shared object file')")
+    path = os.pathsep.join([str(tmp_path / "broken"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    answer = run_command(
+        "fmfsd-launch", "smoke", "--set", "train.batch=64", "--check", cwd=tmp_path, env={"PYTHONPATH": path}
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "shapes and memory could not be checked: `fmfsd probe`: " in answer.stderr
+    assert "libcudart.so.99" in answer.stderr
+
+
+def test_a_probe_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, prepared: Path) -> None:
+    monkeypatch.setattr(costs_module, "ANSWER_S", 0.01)
+    found = costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ)
+    assert found.unknown == "`fmfsd probe`: no answer in 0.01 s"
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert (
+        "No such file" in costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ).unknown
+    )

@@ -1,0 +1,75 @@
+"""How a run was launched is kept with it: all but secrets."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fmfsd.errors import CheckError
+from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from launcher.config import Host, LaunchConfig, SlurmOptions, to_json
+from launcher.control.resume import last_launch
+from launcher.where import settle
+
+LAUNCH = LaunchConfig(
+    nodes=4,
+    gpus=8,
+    min_nodes=2,
+    grace_s=12.5,
+    on="ssh",
+    hosts=(Host("me@a", slots=8), Host("b")),
+    interface="ib0",
+    preflight=False,
+    extra_env={"MINE": "{id} 'x'\n", "MY_TOKEN": "canary", "PROXY": "http://me:canary@host/"},
+    slurm=SlurmOptions(partition="p", cpus_per_gpu=4, extra=(("reservation", "r"),)),
+)
+SECRETS = {"MY_TOKEN": "canary", "PROXY": "http://me:canary@host/"}
+
+
+def keep(run: RunDir, launch: LaunchConfig) -> None:
+    write_json(run.launch, to_json(launch))
+
+
+def test_a_launch_is_read_back_as_it_was_and_holds_no_secret(run: RunDir) -> None:
+    keep(run, LAUNCH)
+    assert "canary" not in run.launch.read_text()
+    assert last_launch(run, SECRETS) == replace(LAUNCH, run_dir=run.path)
+
+
+def test_every_secret_that_is_not_set_is_named(run: RunDir) -> None:
+    keep(run, LAUNCH)
+    with pytest.raises(CheckError) as caught:
+        last_launch(run, {})
+    assert [problem.where for problem in caught.value.problems] == ["MY_TOKEN", "PROXY"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(LaunchConfig(), "local"), (LaunchConfig(on="slurm", device="cpu"), "slurm")]
+)
+def test_where_it_came_to_run_is_kept(asked: LaunchConfig, expected: str) -> None:
+    """What is meant by auto depends on where it is said."""
+    assert settle(asked, nodes=None, environment={})[1].on == expected
+
+
+def test_one_of_several_seeds_is_launched_again_alone(run: RunDir) -> None:
+    keep(run, LaunchConfig(on="slurm", slurm=SlurmOptions(array="0-4", partition="p")))
+    assert last_launch(run, {}).slurm == SlurmOptions(partition="p")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"nodes": "many"}', '{"extra_env": {"A": 1}}', '{"hosts": [1]}'])
+def test_what_is_no_launch_is_not_carried_out(content: str | None, run: RunDir) -> None:
+    if content is not None:
+        run.launch.write_text(content)
+    with pytest.raises(CheckError, match="does not say how this run was launched: launch it as before"):
+        last_launch(run, {})
+
+
+def test_options_that_are_not_known_yet_do_not_matter(run: RunDir, tmp_path: Path) -> None:
+    """A run may be launched again by an earlier version, or by a later one."""
+    keep(run, LaunchConfig(nodes=3, on="local"))
+    content = json.loads(run.launch.read_text())
+    del content["grace_s"]
+    write_json(run.launch, {**content, "of_tomorrow": 1})
+    assert last_launch(run, {}) == LaunchConfig(nodes=3, on="local", run_dir=run.path)

@@ -1,0 +1,105 @@
+"""What hosts tell of themselves: real agents on this machine, some of which see or import something else."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import launcher
+from fmfsd.files import sha256
+from launcher import survey as survey_module
+from launcher.check import of_hosts
+from launcher.config import LaunchConfig
+from launcher.hosts import agents
+from launcher.hosts.agents import Agent
+from launcher.resources import Resources
+from launcher.site import Site
+from launcher.survey import Survey, ask, survey
+from tests.helpers.sites import NearSite, hiding, near_site, with_code_of
+
+
+def surveyed(site: NearSite, tmp_path: Path, index: Path | None = None) -> Survey:
+    return survey(site, os.environ, run=tmp_path / "runs" / "one", cwd=str(tmp_path), index=index)
+
+
+def said_of(found: Survey) -> list[str]:
+    return list(map(str, of_hosts.problems(LaunchConfig(), found)))
+
+
+def test_each_host_tells_what_it_has_and_sees(prepared: Path, tmp_path: Path) -> None:
+    index = prepared / "cifar10" / "index.json"
+    found = surveyed(near_site(), tmp_path, index)
+    assert (list(found.seen), found.trouble) == (["n1", "n2"], {})
+    answer = found.seen["n2"]
+    assert answer["python"] == sys.version.split()[0]
+    assert answer["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (answer["cwd"], answer["marker"], answer["parent"], answer["index"]) == (True, True, True, sha256(index))
+    assert answer["cores"] == Resources.detect(os.environ).cores
+    assert answer["source"] == found.here["source"]
+    assert "lo" in answer["interfaces"]
+    assert abs(answer["clock_s"]) < 1e-3
+    assert said_of(found) == []
+
+
+def test_a_survey_leaves_nothing_behind(tmp_path: Path) -> None:
+    surveyed(near_site(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_site_has_what_each_of_its_hosts_has_at_least(tmp_path: Path) -> None:
+    here = Resources.detect(os.environ)
+    site = surveyed(near_site(), tmp_path).told(near_site())
+    assert site.resources == Resources(here.cores, memory=here.memory)
+    in_job = surveyed(near_site(), tmp_path).told(Site(Resources(cores=1), "srun", ("n1", "n2")))
+    assert in_job.resources.cores == 1
+    one, other = Resources(8, ("4", "5"), 64, 80), Resources(4, ("0",), 128, 40)
+    assert Resources.least([one, other]) == Resources(4, ("0",), 64, 40)
+    assert Resources.least([one, Resources(4)]).gpu_memory == 80
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_a_host_that_does_not_share_the_runs_folder_is_named(tmp_path: Path) -> None:
+    found = surveyed(near_site(n2=hiding(tmp_path)), tmp_path)
+    (told,) = said_of(found)
+    assert told.startswith(
+        f"n2: does not see a file that was just written in {tmp_path}: several machines have to share"
+    )
+
+
+@pytest.mark.fault("F45")
+def test_a_host_with_another_checkout_is_named(tmp_path: Path) -> None:
+    checkout = Path(launcher.__file__).parents[1]
+    for package in ("fmfsd", "launcher"):
+        shutil.copytree(checkout / package, tmp_path / "other" / package)
+    assert said_of(surveyed(near_site(n2=with_code_of(tmp_path / "other")), tmp_path)) == []
+    with (tmp_path / "other" / "fmfsd" / "comms.py").open("a") as file:
+        file.write("# changed\n")
+    (told,) = said_of(surveyed(near_site(n2=with_code_of(tmp_path / "other")), tmp_path))
+    assert told.startswith("code of fmfsd: not the same everywhere: sum ")
+    assert ", n1; sum " in told
+    assert " on n2: " in told
+
+
+def test_hosts_that_can_not_be_reached_are_named_with_the_last_words_of_the_way(tmp_path: Path) -> None:
+    lost = ("sh", "-c", "echo Warning >&2; echo no route to host >&2; exit 255")
+    assert surveyed(near_site(n1=lost, n2=("no-such-program",)), tmp_path).trouble == {
+        "n1": "no agent could be started there: Warning / no route to host",
+        "n2": "can't be reached: [Errno 2] No such file or directory: 'no-such-program'",
+    }
+    assert list(surveyed(near_site(n1=lost), tmp_path).seen) == ["n2"]
+
+
+def test_a_host_that_says_nothing_is_waited_for_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "ANSWER_S", 0.2)
+    monkeypatch.setattr(agents, "END_S", 0.1)
+    found = ask(("n1",), lambda _: Agent(("sleep", "60"), deadline_s=60))
+    assert found.trouble == {"n1": "no answer in 0.2 s"}
+
+
+@pytest.mark.fault("F32")
+@pytest.mark.parametrize(("theirs", "ahead_s"), [(100.0, 0.0), (103.0, 0.0), (110.0, 6.0), (90.0, -10.0)])
+def test_a_clock_is_compared_as_far_as_the_way_allows(theirs: float, ahead_s: float) -> None:
+    assert survey_module._ahead(theirs, asked_at=100.0, heard_at=104.0) == ahead_s
