@@ -32,7 +32,8 @@ class Circumstances:
 
     `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand;
     `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes to the rank's log. Workers
-    wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless that is None.
+    wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless that is None. With
+    `preflight` they try themselves and one another out before they train.
     """
 
     world: World
@@ -41,6 +42,7 @@ class Circumstances:
     log_to_file: bool = False
     timeout_s: float = 120.0
     cores: Cores | None = None
+    preflight: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
@@ -53,6 +55,7 @@ class Circumstances:
             log_to_file=environment.get("FMFSD_LOG_TO_FILE") == "1",
             timeout_s=float(environment.get("FMFSD_COLLECTIVE_TIMEOUT_S", cls.timeout_s)),
             cores=parse_cores(cores) if cores else None,
+            preflight=environment.get("FMFSD_PREFLIGHT") == "1",
         )
 
 
@@ -152,5 +155,6 @@ def _train(run: RunDir, device: str, circumstances: Circumstances, progress: Pro
     """Imports torch, which is not to be done before this process is tied to its parent and has a pulse."""
     from fmfsd.trainer import choose_device, train
 
-    chosen = choose_device(device, circumstances.world)
-    return train(run, circumstances.world, chosen, progress, fence, timeout_s=circumstances.timeout_s)
+    world, chosen = circumstances.world, choose_device(device, circumstances.world)
+    timeout_s, preflight = circumstances.timeout_s, circumstances.preflight
+    return train(run, world, chosen, progress, fence, timeout_s=timeout_s, preflight=preflight)
