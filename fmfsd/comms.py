@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -59,6 +59,14 @@ class Comms(Protocol):
         """Rank 0's value, of JSON types, on every worker."""
         ...
 
+    def gather(self, value: Any) -> list[Any]:
+        """Each worker's value, of JSON types, by rank, on every worker."""
+        ...
+
+    def within(self, seconds: float, /) -> AbstractContextManager["Comms"]:
+        """The same workers for a while, by calls that fail with a RuntimeError when they have waited `seconds`."""
+        ...
+
 
 class SoloComms:
     """A world of one: nothing to agree on."""
@@ -80,22 +88,30 @@ class SoloComms:
     def share(self, value: Any) -> Any:
         return value
 
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def within(self, _seconds: float, /) -> AbstractContextManager[Comms]:
+        return nullcontext(self)
+
 
 class GroupComms:
-    """Several workers, by torch.distributed's default group."""
+    """Several workers, by torch.distributed's default group or by `group`, which has the same."""
 
-    def __init__(self, world: World, device: torch.device) -> None:
-        self.rank, self.size, self._device = world.rank, world.size, device
-        self.activity = Activity()
+    def __init__(
+        self, world: World, device: torch.device, activity: Activity, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.rank, self.size, self.activity = world.rank, world.size, activity
+        self._world, self._device, self._group = world, device, group
 
     def sum_(self, tensor: Tensor) -> Tensor:
         with self.activity.of_a_call():
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._group)
         return tensor
 
     def spread_(self, tensor: Tensor) -> None:
         with self.activity.of_a_call():
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=0, group=self._group)
 
     def any(self, flag: bool) -> bool:
         flags = self.sum_(torch.tensor([int(flag)], device=self._device))
@@ -111,6 +127,25 @@ class GroupComms:
         content = content if self.rank == 0 else content.new_empty(int(length))
         self.spread_(content)
         return json.loads(bytes(content.tolist()))
+
+    def gather(self, value: Any) -> list[Any]:
+        """By sums of tables in which each worker fills in its own row."""
+        content = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self._device)
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self._device)
+        lengths[self.rank] = len(content)
+        table = content.new_zeros(self.size, int(self.sum_(lengths).max()))
+        table[self.rank, : len(content)] = content
+        rows = self.sum_(table).tolist()
+        return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+    @contextmanager
+    def within(self, seconds: float, /) -> Iterator[Comms]:
+        """After an error the group is left as it is, as `connect` leaves its own."""
+        with self.activity.of_a_call():
+            group = dist.new_group(timeout=timedelta(seconds=seconds))
+        assert isinstance(group, dist.ProcessGroup), "all workers are in it"
+        yield GroupComms(self._world, self._device, self.activity, group)
+        dist.destroy_process_group(group)
 
 
 @contextmanager
@@ -129,5 +164,5 @@ def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator
     dist.init_process_group(
         backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout, device_id=owned
     )
-    yield GroupComms(world, device)
+    yield GroupComms(world, device, Activity())
     dist.destroy_process_group()

@@ -55,6 +55,12 @@ class RunFailedError(FmfsdError):
     worth_another_attempt = True
 
 
+class PreflightError(RunFailedError):
+    """A worker computes what is wrong, and would do so again."""
+
+    worth_another_attempt = False
+
+
 class NonFiniteLossError(RunFailedError):
     """The loss became NaN or infinite; training on would only spoil the weights, and would come to the same again."""
 

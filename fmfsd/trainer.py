@@ -24,6 +24,7 @@ from fmfsd.loop import Loop
 from fmfsd.metrics import MetricsLog, last_records
 from fmfsd.model.build import build_network
 from fmfsd.preemption import StopFlag
+from fmfsd.preflight import try_out
 from fmfsd.progress import ProgressFile
 from fmfsd.reduction import StepReduction
 from fmfsd.rundir import RunDir
@@ -34,12 +35,19 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    run: RunDir, world: World, device: torch.device, progress: ProgressFile, fence: Fence, *, timeout_s: float
+    run: RunDir,
+    world: World,
+    device: torch.device,
+    progress: ProgressFile,
+    fence: Fence,
+    *,
+    timeout_s: float,
+    preflight: bool = False,
 ) -> str:
     """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
 
     Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
-    another for `timeout_s` seconds at most.
+    another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything.
     """
     config = load_config(str(run.config))
     _exact_arithmetic(deterministic=config.train.deterministic)
@@ -49,6 +57,8 @@ def train(
         progress.calls = lambda: (comms.activity.calls, comms.activity.waiting)
         progress.show("setup", step=0)
         _require_alike(comms, config)
+        if preflight:
+            try_out(comms, world, device, warn=progress.warn)
         loop = build_loop(run, config, comms, device, stop, progress, fence)
         with closing(loop):
             state = _run(loop)

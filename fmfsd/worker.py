@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmfsd.affinity import Cores, parse_cores, stay_on_share
 from fmfsd.errors import ConfigError, FmfsdError, Problem
 from fmfsd.fence import Fence
 from fmfsd.files import read_json, write_json
@@ -31,7 +32,8 @@ class Circumstances:
 
     `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand;
     `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes to the rank's log. Workers
-    wait for one another for `timeout_s` seconds.
+    wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless that is None. With
+    `preflight` they try themselves and one another out before they train.
     """
 
     world: World
@@ -39,16 +41,21 @@ class Circumstances:
     agent: int | None = None
     log_to_file: bool = False
     timeout_s: float = 120.0
+    cores: Cores | None = None
+    preflight: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
         agent, attempt = environment.get("FMFSD_AGENT_PID"), environment.get("FMFSD_ATTEMPT")
+        cores = environment.get("FMFSD_CORES")
         return cls(
             world=World.from_environment(environment),
             attempt=int(attempt) if attempt else None,
             agent=int(agent) if agent else None,
             log_to_file=environment.get("FMFSD_LOG_TO_FILE") == "1",
             timeout_s=float(environment.get("FMFSD_COLLECTIVE_TIMEOUT_S", cls.timeout_s)),
+            cores=parse_cores(cores) if cores else None,
+            preflight=environment.get("FMFSD_PREFLIGHT") == "1",
         )
 
 
@@ -131,6 +138,8 @@ def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
         redirect_output(run, world, attempt)
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if circumstances.cores is not None:
+        stay_on_share(circumstances.cores, world)
     try:
         with ProgressFile(run.rank_progress(world.rank), rank=world.rank, attempt=attempt) as progress:
             state = _train(run, device, circumstances, progress, Fence(run, attempt))
@@ -146,5 +155,6 @@ def _train(run: RunDir, device: str, circumstances: Circumstances, progress: Pro
     """Imports torch, which is not to be done before this process is tied to its parent and has a pulse."""
     from fmfsd.trainer import choose_device, train
 
-    chosen = choose_device(device, circumstances.world)
-    return train(run, circumstances.world, chosen, progress, fence, timeout_s=circumstances.timeout_s)
+    world, chosen = circumstances.world, choose_device(device, circumstances.world)
+    timeout_s, preflight = circumstances.timeout_s, circumstances.preflight
+    return train(run, world, chosen, progress, fence, timeout_s=timeout_s, preflight=preflight)

@@ -5,18 +5,34 @@ from dataclasses import dataclass
 
 from fmfsd.errors import ConfigError
 
-_TORCHRUN = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "node": "GROUP_RANK"}
-_SRUN = {"rank": "SLURM_PROCID", "size": "SLURM_NTASKS", "local_rank": "SLURM_LOCALID", "node": "SLURM_NODEID"}
-_OPTIONAL = ("local_rank", "node")
+_TORCHRUN = {
+    "rank": "RANK",
+    "size": "WORLD_SIZE",
+    "local_rank": "LOCAL_RANK",
+    "local_size": "LOCAL_WORLD_SIZE",
+    "node": "GROUP_RANK",
+}
+_SRUN = {
+    "rank": "SLURM_PROCID",
+    "size": "SLURM_NTASKS",
+    "local_rank": "SLURM_LOCALID",
+    "local_size": "SLURM_NTASKS_PER_NODE",
+    "node": "SLURM_NODEID",
+}
+_OPTIONAL = ("local_rank", "local_size", "node")
 
 
 @dataclass(frozen=True)
 class World:
-    """A worker's place: `rank` of `size`, `local_rank` on its `node`; `init_method` is where they all meet."""
+    """A worker's place: `rank` of `size`, `local_rank` of `local_size` on its `node`; 0 of these if nobody said.
+
+    `init_method` is where they all meet.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     node: int = 0
     init_method: str = "env://"
 

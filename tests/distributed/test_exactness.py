@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmfsd.comms import Comms
+from fmfsd.comms import Comms, SoloComms
 from fmfsd.engine.sync_bn import GlobalBatchNorm2d, synchronise_batch_norm
 from fmfsd.errors import CheckError, CheckpointError
 from fmfsd.rundir import RunDir
@@ -23,14 +23,29 @@ from tests.helpers.runs import (
 from tests.helpers.workers import run_workers
 
 
-def use_every_collective(comms: Comms) -> tuple[list[float], bool, bool, Any]:
+def use_every_collective(comms: Comms) -> tuple[list[float], bool, bool, Any, list[Any]]:
     total = comms.sum_(torch.tensor([comms.rank + 1.0, 1.0]))
     one, none = comms.any(comms.rank == 1), comms.any(False)
-    return total.tolist(), one, none, comms.share({"a": [1, None, "ü"]} if comms.rank == 0 else None)
+    shared = comms.share({"a": [1, None, "ü"]} if comms.rank == 0 else None)
+    return total.tolist(), one, none, shared, comms.gather(["ü" * comms.rank, None])
+
+
+def use_them_in_a_group_of_its_own(comms: Comms) -> tuple[Any, bool]:
+    """And whether it counts its calls to the others with theirs."""
+    with comms.within(30) as near:
+        before = comms.activity.calls
+        found = use_every_collective(near)
+        counted = comms.activity.calls > before
+    assert comms.any(True)
+    return found, counted
 
 
 def test_collectives_give_all_workers_the_same() -> None:
-    assert run_workers(use_every_collective, 3) == [([6.0, 3.0], True, False, {"a": [1, None, "ü"]})] * 3
+    gathered = [["", None], ["ü", None], ["üü", None]]
+    expected = ([6.0, 3.0], True, False, {"a": [1, None, "ü"]}, gathered)
+    assert run_workers(use_every_collective, 3) == [expected] * 3
+    assert run_workers(use_them_in_a_group_of_its_own, 3) == [(expected, True)] * 3
+    assert use_every_collective(SoloComms()) == ([1.0, 1.0], False, False, {"a": [1, None, "ü"]}, [["", None]])
 
 
 def normalise_a_part(comms: Comms, dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:

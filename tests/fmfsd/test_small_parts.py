@@ -22,15 +22,16 @@ from fmfsd.stopwatch import Stopwatch
 from fmfsd.world import World
 from tests.helpers.processes import wait_until
 
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
 
 
 def test_a_world_is_what_torchrun_srun_or_a_person_says() -> None:
     assert World.from_environment({}) == World()
-    assert World.from_environment(TORCHRUN) == World(rank=3, size=4, local_rank=1, node=1)
-    assert World.from_environment({"RANK": "0", "WORLD_SIZE": "2"}) == World(size=2)
+    assert World.from_environment(TORCHRUN) == World(rank=3, size=4, local_rank=1, local_size=2, node=1)
+    assert World.from_environment({"RANK": "0", "WORLD_SIZE": "2"}) == World(size=2, local_size=0)
     srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
-    assert World.from_environment(srun) == World(rank=1, size=2, node=1)
+    assert World.from_environment(srun) == World(rank=1, size=2, local_size=0, node=1)
+    assert World.from_environment({**srun, "SLURM_NTASKS_PER_NODE": "1"}).local_size == 1
     assert World.from_environment({**srun, **TORCHRUN}).rank == 3
     assert World.from_environment({**TORCHRUN, "FMFSD_INIT_METHOD": "file:///x"}).init_method == "file:///x"
 

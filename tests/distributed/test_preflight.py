@@ -1,0 +1,209 @@
+"""Before a run, workers try themselves and one another out."""
+
+import logging
+import math
+import re
+import shutil
+import socket
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmfsd import preflight
+from fmfsd.comms import Comms, SoloComms
+from fmfsd.errors import DataError, PreflightError, RunFailedError
+from fmfsd.fence import Fence
+from fmfsd.files import read_json
+from fmfsd.preflight import Measured, described, measure, operands, slow, try_out
+from fmfsd.progress import ProgressFile
+from fmfsd.rundir import RunDir
+from fmfsd.trainer import train
+from fmfsd.worker import Circumstances, write_crash
+from fmfsd.world import World
+from tests.helpers.processes import run_command
+from tests.helpers.runs import make_run, tiny_config
+from tests.helpers.workers import run_workers
+
+CPU = torch.device("cpu")
+HERE = socket.gethostname()
+
+
+def tried_out(comms: Comms, product: Any = None) -> tuple[str, list[str], str]:
+    """Log, warnings and error of this worker, which multiplies by `product` if it is rank 2."""
+    if product is not None and comms.rank == 2:
+        preflight.multiply = product
+    lines, warnings = Lines(), list[str]()
+    preflight.log.setLevel(logging.INFO)
+    preflight.log.addHandler(lines)
+    try:
+        try_out(comms, World(comms.rank, comms.size, node=comms.rank // 2), CPU, warn=warnings.append)
+    except PreflightError as error:
+        return lines.text, warnings, str(error)
+    return lines.text, warnings, ""
+
+
+class Lines(logging.Handler):
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage() + "\n"
+
+
+def test_rank_0_logs_what_was_measured() -> None:
+    (line, _, _), *others = run_workers(tried_out, 3)
+    number = r"\d+(\.\d+)?(e-\d+)?"
+    assert re.match(
+        rf"preflight: 3 workers, all-reduce of 4 MiB {number} GB/s, latency {number} ms, "
+        rf"product {number} GFLOP/s \(slowest: rank \d, node [01], host {re.escape(HERE)}: {number}\)\n",
+        line,
+    )
+    assert [log for log, _, _ in others] == ["", ""]
+
+
+def measured(comms: Comms) -> list[Measured]:
+    return measure(comms, World(comms.rank, comms.size), CPU)
+
+
+def test_all_workers_know_what_each_has_measured() -> None:
+    """Figures that can be: no core makes less than 10 MFLOP/s or more than 10 TFLOP/s, no loopback moves 1 TB/s."""
+    one, other = run_workers(measured, 2)
+    assert one == other
+    assert [(each.rank, each.host, each.wrong) for each in one] == [(0, HERE, ""), (1, HERE, "")]
+    assert all(1e7 < each.flops_per_s < 1e13 for each in one)
+    assert all(4e-6 < each.message_s < 60 and 1e-7 < each.latency_s < 60 for each in one)
+
+
+def with_one_bit_wrong(left: Tensor, right: Tensor) -> Tensor:
+    product = left @ right
+    product.view(torch.int32)[3, 5] ^= 1
+    return product
+
+
+def with_nan(left: Tensor, right: Tensor) -> Tensor:
+    product = left @ right
+    product[1] = math.nan
+    return product
+
+
+@pytest.mark.parametrize(("product", "places"), [(with_one_bit_wrong, 1), (with_nan, 512)])
+def test_a_worker_that_multiplies_wrongly_is_named_by_all(product: Any, places: int) -> None:
+    told = {error for _, _, error in run_workers(tried_out, 3, product)}
+    what = f"its product of two matrices is wrong in {places} of 262144 places"
+    where = f"rank 2, node 1, host {HERE}"
+    assert told == {f"preflight: {where}: {what}. Do not use that node until its hardware is checked"}
+
+
+def slowly(left: Tensor, right: Tensor) -> Tensor:
+    time.sleep(0.1)
+    return left @ right
+
+
+def test_a_worker_that_multiplies_slowly_is_named_to_the_user() -> None:
+    (line, warnings, error), *others = run_workers(tried_out, 3, slowly)
+    assert error == ""
+    assert "(slowest: rank 2, node 1" in line
+    (warning,) = (text for text in warnings if text.startswith(f"rank 2, node 1, host {HERE} multiplies at "))
+    assert f"{warning}\n" in line
+    assert [told for _, told, _ in others] == [[], []]
+
+
+def test_who_is_slow_is_a_matter_of_the_median() -> None:
+    one = Measured(0, 0, "a", "", 3e11, 4e-4, 3e-5)
+    rates = (3.1e11, 3.0e11, 1.6e11, 1.4e11)
+    everyone = [replace(one, rank=rank, flops_per_s=rate) for rank, rate in enumerate(rates)]
+    assert slow(everyone[:3]) == []
+    everyone.append(replace(one, rank=4))
+    assert slow(everyone) == [
+        "rank 3, node 0, host a multiplies at 140 GFLOP/s where the median is 300: all others will wait for it"
+    ]
+    assert described(everyone) == (
+        "5 workers, all-reduce of 4 MiB 10 GB/s, latency 0.03 ms, "
+        "product 300 GFLOP/s (slowest: rank 3, node 0, host a: 140)"
+    )
+    assert described([one]) == "1 worker, product 300 GFLOP/s"
+
+
+@pytest.mark.parametrize("side", [64, 512])
+def test_the_product_is_known_exactly(side: int) -> None:
+    left, right, product = operands(side, CPU)
+    assert torch.equal((left.long() @ right.long()).float(), product)
+    assert len(product.unique()) > side
+
+
+def leave_alone(comms: Comms, met: bool) -> tuple[str, float]:
+    """Rank 1 does not add up, and has `met` rank 0 for it or not; its last call waits until rank 0 has given up."""
+    preflight.DEADLINE_S = 1.0
+    start, told = time.monotonic(), ""
+    with comms.within(preflight.DEADLINE_S) if met and comms.rank == 1 else nullcontext():
+        if comms.rank == 0:
+            try:
+                measure(comms, World(0, 2), CPU)
+            except RunFailedError as error:
+                told = str(error)
+        took_s = time.monotonic() - start
+        comms.any(False)
+    return told, took_s
+
+
+@pytest.mark.parametrize("met", [True, False])
+def test_a_worker_that_does_not_add_up_is_not_waited_for_longer_than_the_deadline(met: bool) -> None:
+    (told, took_s), _ = run_workers(leave_alone, 2, met)
+    assert told.startswith("preflight: rank 0 could not add up with the others within 1 s")
+    assert 1 <= took_s < 30
+
+
+def test_what_is_found_wrong_gets_no_new_attempt_and_can_be_gone_on_with(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    write_crash(run, World(), 1, PreflightError("wrong"))
+    crash = read_json(run.crash(1, 0))
+    assert (crash["worth_another_attempt"], crash["resumable"], crash["expected"]) == (False, True, True)
+
+
+def train_alone(run: RunDir, *, preflight: bool) -> None:
+    with ProgressFile(run.rank_progress(0), rank=0) as progress:
+        train(run, World(), CPU, progress, Fence(run, 1), timeout_s=60, preflight=preflight)
+
+
+def test_workers_try_themselves_out_before_they_load_anything_if_they_are_asked_to(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the set there is the index alone, which is seen when the first image is to be loaded."""
+    (tmp_path / "cifar10").mkdir()
+    shutil.copy(tiny_root / "cifar10" / "index.json", tmp_path / "cifar10")
+    run = make_run(tmp_path / "run", tiny_config(tmp_path))
+    monkeypatch.setattr(preflight, "multiply", with_nan)
+    with pytest.raises(PreflightError):
+        train_alone(run, preflight=True)
+    with pytest.raises(DataError):
+        train_alone(run, preflight=False)
+
+
+def test_the_user_is_warned_of_a_slow_worker_by_the_progress_file(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "slow", lambda everyone: [f"rank {each.rank} is slow" for each in everyone])
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1"))
+    train_alone(run, preflight=True)
+    assert read_json(run.rank_progress(0))["warnings"] == ["rank 0 is slow"]
+
+
+def test_a_worker_is_asked_to_by_its_environment(tiny_root: Path, tmp_path: Path) -> None:
+    assert not Circumstances.from_environment({}).preflight
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1"))
+    arguments = ("train", str(run.path), "--device", "cpu")
+    worker = run_command("fmfsd", *arguments, cwd=tmp_path, env={"FMFSD_PREFLIGHT": "1"})
+    assert worker.returncode == 0, worker.stderr
+    assert re.search(r"INFO preflight: 1 worker, product \S+ GFLOP/s\n(.*\n)*.*started after step 0", worker.stderr)
+
+
+def test_a_worker_alone_has_nobody_to_add_up_with(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    try_out(SoloComms(), World(), CPU, warn=pytest.fail)
+    assert re.search(r"preflight: 1 worker, product \S+ GFLOP/s$", caplog.text)

@@ -1,0 +1,83 @@
+"""Workers of a node have cores of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmfsd.affinity import parse_cores, share_of, stay_on_share
+from fmfsd.errors import ConfigError
+from fmfsd.files import read_json
+from fmfsd.worker import Circumstances
+from fmfsd.world import World
+from tests.helpers.processes import wait_until
+from tests.helpers.runs import make_run, tiny_config
+
+
+def test_cores_are_given_as_linux_lists_them() -> None:
+    assert parse_cores("0-3,8") == (0, 1, 2, 3, 8)
+    assert parse_cores("5,1, 1-2") == (5, 1, 2)
+    assert parse_cores("all") == "all"
+    assert Circumstances.from_environment({"FMFSD_CORES": "2"}).cores == (2,)
+    assert Circumstances.from_environment({"FMFSD_CORES": ""}).cores is None
+
+
+@pytest.mark.parametrize("text", ["some", "1-", "-1", "3-1", "1,,2", "1;2", "0-999999999"])
+def test_what_is_no_list_of_cores_is_refused(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match="environment variable FMFSD_CORES: expected all, or cores as in 0-3,8, found"
+    ):
+        parse_cores(text)
+
+
+@given(st.lists(st.integers(0, 9_999), unique=True, min_size=1), st.integers(1, 40))
+def test_shares_are_of_almost_one_size_and_nothing_is_lost(cores: list[int], count: int) -> None:
+    shares = [share_of(cores, index, count) for index in range(count)]
+    assert [core for share in shares for core in share] == cores
+    sizes = {len(share) for share in shares}
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world", [World(size=2, local_size=2), World(local_size=0)])
+def test_nothing_is_done_without_a_core_for_each_or_a_number_of_workers(world: World) -> None:
+    before = os.sched_getaffinity(0)
+    stay_on_share((min(before),), world)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_kernel_that_refuses_is_told_of_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    before = os.sched_getaffinity(0)
+    stay_on_share((9_999,), World())
+    assert os.sched_getaffinity(0) == before
+    assert "not kept on cores 9999: Invalid argument" in caplog.text
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_a_worker_and_all_its_threads_stay_on_its_share(local_rank: int, tiny_root: Path, tmp_path: Path) -> None:
+    """Also those that libraries start when they are imported. The other worker, for which it waits, never comes."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    world = {"RANK": str(local_rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": "2"}
+    ours = {"FMFSD_CORES": "all", "FMFSD_INIT_METHOD": f"file://{tmp_path}/meet", "OPENBLAS_NUM_THREADS": "2"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmfsd", "train", run.path, "--device", "cpu"],
+        env={**os.environ, **world, **ours},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        path = run.rank_progress(local_rank)
+        wait_until(lambda: path.exists() and read_json(path)["state"] == "connect", "the worker")
+        threads = psutil.Process(process.pid).threads()
+        found = {core for thread in threads for core in os.sched_getaffinity(thread.id)}
+    finally:
+        process.kill()
+        process.wait()
+    assert len(threads) > 1
+    assert found == set(share_of(cores, local_rank, 2))
