@@ -15,7 +15,7 @@ from fmfsd.files import write_json
 from fmfsd.rundir import NOW, RunDir
 from launcher.control.show import shown
 from launcher.control.status import Status
-from launcher.control.stop import request_end, request_stop
+from launcher.control.stop import LOOK_S, request_end, request_stop
 from launcher.control.work import SILENT_S, age
 from launcher.hosts import slurm
 from launcher.hosts.slurm import JobState
@@ -271,15 +271,13 @@ def test_a_stop_elsewhere_is_waited_for_until_another_launch_may_begin(run: RunD
     owned(run, ELSEWHERE)
     worker(run)
 
-    def end() -> None:
-        wait_until(run.stop_request.exists, "stop request")
-        outcome(run, "stopped")
-        assert waiting.is_alive()
-        run.stop_request.unlink()
-
     said: list[str] = []
     waiting = meanwhile(lambda: said.append(request_stop(run.path, wait=True)))
-    end()
+    wait_until(run.stop_request.exists, "stop request")
+    outcome(run, "stopped")
+    waiting.join(3 * LOOK_S)
+    assert waiting.is_alive()
+    run.stop_request.unlink()
     waiting.join()
     assert said == ["ended: stopped"]
 
