@@ -10,7 +10,7 @@ from pathlib import Path
 from fmfsd.errors import CheckError, Problem
 from fmfsd.files import read_json, write_whole
 from fmfsd.rundir import NOW, RunDir
-from launcher.control.work import Work, existing_run
+from launcher.control.work import SILENT_S, Work, existing_run
 from launcher.hosts import slurm
 from launcher.hosts.slurm import JobState
 from launcher.jobs import states_seen
@@ -53,10 +53,17 @@ def _taken(job: JobState) -> str:
 
 
 def _ended(run: RunDir) -> str:
-    """Once it has."""
-    while Work.on(run).is_under_way:
+    """Once it has, and another launch may begin."""
+    while _is_held(run):
         time.sleep(LOOK_S)
     try:
         return f"ended: {read_json(run.outcome)['state']}"
     except (OSError, ValueError, KeyError):
         return "ended: without an outcome"
+
+
+def _is_held(run: RunDir) -> bool:
+    """On another host also after its outcome, until its owner takes the request away."""
+    work = Work.on(run)
+    elsewhere = work.owner is not None and not work.owner.is_here and work.quiet_s < SILENT_S
+    return work.is_under_way or (elsewhere and run.stop_request.exists())

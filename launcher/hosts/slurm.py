@@ -71,7 +71,7 @@ def job_state(job_id: str) -> JobState | None:
     done = _run("scontrol", "show", "job", job_id)
     if not done.returncode:
         return _shown(job_id, done.stdout)
-    if "Invalid job id" not in done.stderr:
+    if "Invalid job id" not in done.stderr and "not found" not in done.stdout:  # the latter of a task of an array
         raise CheckError(f"scontrol show job {job_id}: {done.stderr.strip()}")
     return _accounted(job_id)
 

@@ -115,6 +115,20 @@ GUARDS = (
         "tests/faults/test_lock.py",
     ),
     Guard(
+        "no secret is kept with a launch",
+        "launcher/config.py",
+        "value if shown(name, value) == value else None",
+        "value",
+        "tests/launcher/test_kept.py::test_a_launch_is_read_back_as_it_was_and_holds_no_secret",
+    ),
+    Guard(
+        "what is to end now does not stop first",
+        "fmfsd/preemption.py",
+        "request.read_text() != NOW",
+        "request.exists()",
+        "tests/launcher/test_stopping.py::test_a_request_to_end_now_ends_a_run_that_would_have_stopped",
+    ),
+    Guard(
         "two interrupts at once are one",
         "launcher/requests.py",
         "now - self._first_interrupt >= SECOND_INTERRUPT_S",

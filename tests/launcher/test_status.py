@@ -15,11 +15,13 @@ from fmfsd.files import write_json
 from fmfsd.rundir import NOW, RunDir
 from launcher.control.show import shown
 from launcher.control.status import Status
-from launcher.control.stop import request_end, request_stop
+from launcher.control.stop import LOOK_S, request_end, request_stop
 from launcher.control.work import SILENT_S, age
 from launcher.hosts import slurm
 from launcher.hosts.slurm import JobState
 from launcher.ownership import Owner
+from tests.helpers.processes import wait_until
+from tests.helpers.stand_ins import meanwhile
 
 ELSEWHERE = replace(Owner.me(), host="elsewhere")
 GONE = replace(Owner.me(), born=1)
@@ -263,6 +265,33 @@ def test_who_may_live_in_silence_is_asked_all_the_same(run: RunDir) -> None:
     grow_old(run, 3600 * 5)
     assert request_end(run.path, wait=False).endswith("nothing has changed for 5 h")
     assert run.stop_request.read_text() == NOW
+
+
+def test_a_stop_elsewhere_is_waited_for_until_another_launch_may_begin(run: RunDir) -> None:
+    owned(run, ELSEWHERE)
+    worker(run)
+
+    said: list[str] = []
+    waiting = meanwhile(lambda: said.append(request_stop(run.path, wait=True)))
+    wait_until(run.stop_request.exists, "stop request")
+    outcome(run, "stopped")
+    waiting.join(3 * LOOK_S)
+    assert waiting.is_alive()
+    run.stop_request.unlink()
+    waiting.join()
+    assert said == ["ended: stopped"]
+
+
+def test_a_task_that_slurm_has_forgotten_is_no_trouble(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `scontrol show job 3_2` of Slurm 22.05 says of it, without a word on stderr."""
+    for name, words in (("scontrol", "echo Job 3_2 not found"), ("sacct", ":")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{words}\nexit 1\n")
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write_json(run.jobs, {"jobs": [{"id": "3_2"}]})
+    assert Status.of(run).jobs == []
 
 
 def test_who_has_ended_elsewhere_is_not_asked(run: RunDir) -> None:
