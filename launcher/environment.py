@@ -43,7 +43,7 @@ TRAVELLING_PREFIXES = (
 
 OWN = (
     *("CUDA_VISIBLE_DEVICES", "FMFSD_AGENT_PID", "FMFSD_ATTEMPT", "FMFSD_COLLECTIVE_TIMEOUT_S"),
-    *("FMFSD_INIT_METHOD", "FMFSD_LOG_TO_FILE"),
+    *("FMFSD_INIT_METHOD", "FMFSD_LOG_TO_FILE", "FMFSD_PREFLIGHT"),
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE"),
 )
 """What workers get from the launcher and from nobody else."""

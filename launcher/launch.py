@@ -63,6 +63,8 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     run = run_dir_of(request, cwd, job)
     check = partial(_checked, request, run, environment, cwd)
     found = check()
+    if request.drill is not None and not request.site.is_here:
+        raise ConfigError([Problem("--drill", "does its faults to node agents of this machine: leave the hosts out")])
     if request.drill is not None and not run.is_unused():
         raise ConfigError(
             [Problem(str(run.path), "exists, and a drill makes runs of its own: choose another --run-dir")]

@@ -40,6 +40,7 @@ def require_sound(
     ]
     missing = [
         *_around(launch, site, run, survey),
+        *of_run.without_first_weights(config, run),
         *of_machine.too_little_space(run, of_machine.checkpoints_bytes(config, costs)),
         *of_memory.too_little(config, launch, site, costs),
         *of_data.damaged(config, checksums_bytes=checksums_bytes),

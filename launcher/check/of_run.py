@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator
 
 from fmfsd.config import TrainConfig, changes, load_config
-from fmfsd.errors import ConfigError, Problem
+from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.files import read_json
+from fmfsd.origin import weights_at
 from fmfsd.rundir import RunDir
 from launcher.check.of_data import total_steps
 from launcher.config import LaunchConfig
@@ -28,6 +29,16 @@ def in_use(run: RunDir) -> Iterator[Problem]:
     owner = Owner.of(run)
     if owner is not None and owner.is_known_to_live:
         yield Problem(str(run.path), busy(run))
+
+
+def without_first_weights(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
+    """A run that has no checkpoint of its own yet begins with weights that must be there."""
+    if config.train.init_from is None or run.newest_step() is not None:
+        return
+    try:
+        weights_at(config.train.init_from)
+    except CheckError as error:
+        yield from error.problems
 
 
 def changed(config: TrainConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from launcher.config import LaunchConfig
 from launcher.resources import Resources
 from launcher.site import Site
 from tests.helpers.checks import CPU, problems, sound
-from tests.helpers.runs import tiny_config
+from tests.helpers.runs import make_run, tiny_config
 
 
 def test_a_sound_launch_passes(prepared: Path) -> None:
@@ -216,3 +216,12 @@ def test_every_preset_passes_the_check(tmp_path: Path) -> None:
 
     for name in preset_names():
         sound(load_config(name, data_root=str(tmp_path)))
+
+
+def test_weights_to_begin_with_must_be_there_unless_the_run_has_its_own(prepared: Path, tmp_path: Path) -> None:
+    config = tiny_config(prepared, f"train.init_from={tmp_path}/none")
+    code, text = problems(config)
+    assert (code, text.startswith(f"train.init_from: {tmp_path}/none does not exist")) == (3, True)
+    run = make_run(tmp_path / "run", config)
+    (run.checkpoints / "step-00000004").mkdir()
+    sound(config, run=run)
