@@ -96,11 +96,11 @@ def launch(
     checkpoint saved (run again to go on), 130 interrupted twice.
     """
     from fmfsd.terminal import errors_shown
-    from launcher.batch import slurm_options
     from launcher.config import DrillOptions, LaunchConfig, node_limits
     from launcher.environment import extra_variables
     from launcher.hosts.ssh import parse_hosts
     from launcher.launch import Request, launch_run, print_schema
+    from launcher.slurm.batch import slurm_options
     from launcher.where import settle
 
     with errors_shown(debug=debug):

@@ -16,7 +16,6 @@ from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
-from launcher.allocation import Allocation
 from launcher.attempt import Attempt
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import is_prepared
@@ -31,7 +30,8 @@ from launcher.ownership import sole_owner
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
 from launcher.requests import SECOND_INTERRUPT_S, Requests
-from launcher.requeue import Requeue
+from launcher.slurm.allocation import Allocation
+from launcher.slurm.requeue import Requeue
 from launcher.supervise import run_plan, start_planned
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}

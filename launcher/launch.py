@@ -15,13 +15,13 @@ from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
-from launcher.allocation import Allocation
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
 from launcher.costs import Costs, costs_of
 from launcher.plan import LaunchPlan, plan_run
-from launcher.seeds import Seeds, run_of
 from launcher.site import Site
+from launcher.slurm.allocation import Allocation
+from launcher.slurm.seeds import Seeds, run_of
 from launcher.survey import Survey, survey
 
 
@@ -55,7 +55,7 @@ class Request:
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
     if request.site.reach == "sbatch":
-        from launcher.submit import submit
+        from launcher.slurm.submit import submit
 
         return submit(request, environment=environment, cwd=cwd, argv=argv)
     job = Allocation.of(environment) if request.site.reach == "srun" else None

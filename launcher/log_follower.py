@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fmfsd.rundir import RunDir
-from launcher.jobs import jobs_of
+from launcher.slurm.jobs import jobs_of
 
 READ_BYTES = 1 << 16
 """At most so much of a log is read in one look; a line that is longer is cut."""

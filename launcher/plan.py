@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fmfsd.rundir import RunDir
+from launcher.agent.node import MACHINES_OWN
 from launcher.config import LaunchConfig
 from launcher.environment import shown, travelling
 from launcher.hosts.agents import AGENT
-from launcher.node import MACHINES_OWN
 from launcher.pulses import SLOW_STATES_S
 from launcher.resources import core_list
 from launcher.site import Site

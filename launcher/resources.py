@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.cgroup import memory_limit
+from launcher.agent.cgroup import memory_limit
 
 _NVIDIA_CONTROL = Path("/dev/nvidiactl")
 _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")

@@ -9,10 +9,10 @@ from contextlib import ExitStack, suppress
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
+from launcher.agent.node import scratch_folder
 from launcher.attempt import Attempt, NodeState
 from launcher.hosts.agents import Agent, closing_all
 from launcher.meeting import NotMetError, meet
-from launcher.node import scratch_folder
 from launcher.plan import SCRATCH, LaunchPlan, NodePlan
 from launcher.pulses import Pulses
 from launcher.requests import Requests

@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from launcher.agent.look import look
 from launcher.attempt import on_the_way
 from launcher.hosts.agents import Agent, closing_all
-from launcher.look import look
 from launcher.resources import Resources
 from launcher.site import Site
 
@@ -24,7 +24,7 @@ HERE = "this machine"
 
 @dataclass(frozen=True)
 class Survey:
-    """By host: the answer (`launcher.look`) of those that gave one, and why others did not; `here` is our own answer.
+    """By host: the answer (`launcher.agent.look`) of those that gave one, and why others did not; `here` is our own.
 
     `asked` is what all were asked. An answer's `clock_s` are the seconds by which its clock is ahead of ours, as far as
     that is sure.

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fmfsd.errors import ConfigError, Problem
-from launcher.allocation import Allocation
-from launcher.batch import CPUS_PER_WORKER
 from launcher.config import LaunchConfig, SlurmOptions
 from launcher.resources import Resources
 from launcher.site import Site
+from launcher.slurm.allocation import Allocation
+from launcher.slurm.batch import CPUS_PER_WORKER
 
 
 def settle(launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str]) -> tuple[Site, LaunchConfig]:

@@ -8,8 +8,8 @@ from fmfsd.config import TrainConfig
 from fmfsd.data.index import set_folder
 from fmfsd.errors import Problem
 from fmfsd.files import sha256
+from launcher.agent.look import PACKAGES
 from launcher.config import LaunchConfig
-from launcher.look import PACKAGES
 from launcher.survey import Survey
 
 CLOCK_S = 5.0

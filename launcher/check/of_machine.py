@@ -10,7 +10,7 @@ from pathlib import Path
 from fmfsd.config import TrainConfig
 from fmfsd.errors import Problem
 from fmfsd.rundir import RunDir
-from launcher.condition import loopback_trouble
+from launcher.agent.condition import loopback_trouble
 from launcher.config import LaunchConfig
 from launcher.costs import Costs
 from launcher.site import Site

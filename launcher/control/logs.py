@@ -7,8 +7,8 @@ from typing import TextIO
 
 from fmfsd.rundir import RunDir
 from launcher.control.work import Work, existing_run
-from launcher.jobs import states_seen
 from launcher.log_follower import LogFollower
+from launcher.slurm.jobs import states_seen
 
 LOOK_S = 0.2
 LOOK_AT_RUN_S = 3.0

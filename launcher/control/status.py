@@ -12,7 +12,7 @@ from fmfsd.position import positions_in
 from fmfsd.rundir import RunDir
 from launcher.control.work import Work, age_of
 from launcher.hosts.slurm import JobState
-from launcher.jobs import states_seen
+from launcher.slurm.jobs import states_seen
 
 TAIL_BYTES = 1 << 20
 """Of the metrics, in which the last evaluations are looked for."""

@@ -13,7 +13,7 @@ from fmfsd.rundir import NOW, RunDir
 from launcher.control.work import SILENT_S, Work, existing_run
 from launcher.hosts import slurm
 from launcher.hosts.slurm import JobState
-from launcher.jobs import states_seen
+from launcher.slurm.jobs import states_seen
 
 LOOK_S = 0.2
 

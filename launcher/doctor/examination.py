@@ -6,11 +6,11 @@ from dataclasses import asdict
 from functools import partial
 
 from fmfsd.errors import CheckError
+from launcher.agent.look import look
 from launcher.check import of_hosts, of_machine
 from launcher.config import LaunchConfig
 from launcher.doctor import machine, surroundings
 from launcher.doctor.finding import Finding
-from launcher.look import look
 from launcher.site import Site
 from launcher.survey import HERE, Survey, ask
 

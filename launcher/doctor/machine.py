@@ -1,10 +1,10 @@
-"""What a machine has told of itself (`launcher.look`, with its condition), judged."""
+"""What a machine has told of itself (`launcher.agent.look`, with its condition), judged."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launcher.agent.condition import NAME_S
 from launcher.check.of_machine import FREE_BYTES
-from launcher.condition import NAME_S
 from launcher.doctor.finding import Finding
 from launcher.sizes import size
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from fmfsd.data.index import read_index
 from fmfsd.errors import CheckError, DataError
-from launcher.allocation import Allocation
 from launcher.doctor.finding import Finding
 from launcher.hosts import cluster
+from launcher.slurm.allocation import Allocation
 from launcher.survey import HERE
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from launcher.ties import die_with_me
+from launcher.agent.ties import die_with_me
 
 END_S = 10.0
 LOOK_S = 0.1

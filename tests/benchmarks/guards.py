@@ -39,14 +39,14 @@ GUARDS = (
     ),
     Guard(
         "a starter dies with its agent",
-        "launcher/ties.py",
+        "launcher/agent/ties.py",
         "    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
         "",
         "tests/end_to_end/test_endings.py::test_a_kill_ends_everything_and_the_cause_is_named[agent]",
     ),
     Guard(
         "an agent ends what it started",
-        "launcher/agent.py",
+        "launcher/agent/__main__.py",
         "                os.kill(pid, signal.SIGKILL)\n",
         "                pass\n",
         "tests/launcher/test_supervise.py::test_a_killed_starter_takes_its_orphans_with_it",

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from fmfsd.files import sha256
+from launcher.agent.look import look
 from launcher.check import of_hosts
 from launcher.config import LaunchConfig
-from launcher.look import look
 from launcher.survey import Survey
 from tests.helpers.checks import problems, sound
 from tests.helpers.runs import tiny_config

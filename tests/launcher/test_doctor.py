@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from launcher.agent.look import look
 from launcher.doctor import examine, machine
-from launcher.look import look
 from launcher.site import Site
 from tests.helpers.processes import command
 from tests.helpers.sites import near_site

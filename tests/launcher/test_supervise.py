@@ -14,9 +14,9 @@ import pytest
 from fmfsd.errors import RunFailedError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
+from launcher.agent.node import scratch_folder
 from launcher.hosts.agents import Agent
 from launcher.hosts.helpers import run_here
-from launcher.node import scratch_folder
 from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan

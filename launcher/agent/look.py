@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from launcher import condition
-from launcher.node import interface_addresses
+from launcher.agent import condition
+from launcher.agent.node import interface_addresses
 from launcher.resources import Resources
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")

@@ -20,9 +20,9 @@ from launcher.launch import Request, config_of, prepare_command, run_dir_of
 from launcher.manifest import masked
 from launcher.ownership import sole_owner
 from launcher.plan import plan_run
-from launcher.seeds import Seeds, run_of
 from launcher.shipped import shipped_folder
-from launcher.submission import SCRIPT, Submission, Task, problems, submission
+from launcher.slurm.seeds import Seeds, run_of
+from launcher.slurm.submission import SCRIPT, Submission, Task, problems, submission
 
 
 def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
@@ -148,7 +148,7 @@ def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: part
     say(f"submitted job {number}; it says what it does in {job.tasks[0].log(number)}")
     code = 0
     if request.launch.slurm.wait:
-        from launcher.follow import Followed, follow
+        from launcher.slurm.follow import Followed, follow
 
         code = follow(
             [

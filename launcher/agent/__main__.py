@@ -28,10 +28,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import node
-from launcher.cgroup import oom_kills
-from launcher.look import look
-from launcher.ties import die_with_me
+from launcher.agent import node
+from launcher.agent.cgroup import oom_kills
+from launcher.agent.look import look
+from launcher.agent.ties import die_with_me
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.05

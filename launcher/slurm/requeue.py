@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.rundir import RunDir
-from launcher.allocation import Allocation
 from launcher.hosts import slurm
+from launcher.slurm.allocation import Allocation
 
 KILLED_WITHIN_S = 120.0
 """Slurm ends a job at its own request to be started again; its KillWait is 30 s unless a site has another."""

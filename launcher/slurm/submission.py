@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from fmfsd.config import TrainConfig
 from fmfsd.errors import Problem
 from fmfsd.rundir import RunDir
-from launcher.batch import inner_arguments, job_environment, lead_s, sbatch_options, seconds
 from launcher.environment import shown
 from launcher.plan import LaunchPlan
-from launcher.seeds import Seeds
 from launcher.shipped import shipped_folder
-from launcher.snapshot import Snapshot
+from launcher.slurm.batch import inner_arguments, job_environment, lead_s, sbatch_options, seconds
+from launcher.slurm.seeds import Seeds
+from launcher.slurm.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from launcher.launch import Request

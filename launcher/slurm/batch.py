@@ -11,7 +11,7 @@ from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig, SlurmOptions
 from launcher.environment import travelling
-from launcher.seeds import Seeds
+from launcher.slurm.seeds import Seeds
 
 LEAD_S = 180
 """From the warning that time is nearly up to its end; Slurm may send it up to 60 s early."""
