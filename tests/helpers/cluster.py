@@ -14,7 +14,7 @@ from tests.helpers.leaks import TEST_ID
 from tests.helpers.processes import Launched, command
 
 SCRIPT = Path(__file__).parents[1] / "slurm" / "cluster.sh"
-_NEEDS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter", "flock")
+_NEEDS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter", "flock", "ps")
 _BY_SSH = ("ssh", "sshd", "ssh-keygen")
 
 
@@ -75,9 +75,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(**settings: int | str) -> Iterator[Cluster]:
+def hosts_up(**settings: int | str) -> Iterator[Cluster]:
     """Up until the end of the block. `settings` as the script has them, without SLURM_UP_ and in small letters."""
-    folder = Path(tempfile.mkdtemp(prefix="su.", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp"))
     hosts = Cluster(folder)
     chosen = {f"SLURM_UP_{name.upper()}": str(value) for name, value in settings.items()}
     env = {name: value for name, value in {**hosts.env, **chosen}.items() if name != TEST_ID}

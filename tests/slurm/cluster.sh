@@ -18,11 +18,12 @@
 # what SLURM_UP_PRIVATE names). No cgroups, no systemd, no accounting database. Must run as root.
 #
 # Settings, all from the environment (read by `up`, which saves them for the other sub-commands):
-#   SLURM_UP_DIR       state directory: configuration, key, logs, spool, sockets   (default /tmp/slurm-up)
+#   SLURM_UP_DIR       state directory: configuration, key, logs, spool, sockets   (default /tmp/fmfsd-slurm)
 #   SLURM_UP_NODES     number of nodes, named n1, n2, ...                          (3)
 #   SLURM_UP_CPUS      CPUs each node claims (need not exist)                      (8)
 #   SLURM_UP_MEM       MiB of memory each node claims (need not exist)             (64000)
 #   SLURM_UP_GPUS      GPUs each node claims (fakes: links to /dev/null); 0=none  (4)
+#   SLURM_UP_GPU_TYPE  type of these GPUs, as a100                                (none)
 #   SLURM_UP_TIMEOUT   SlurmdTimeout: seconds until a silent node is DOWN          (10)
 #   SLURM_UP_MESSAGE   MessageTimeout: seconds Slurm waits for an answer; a crash is noticed after about
 #                      TIMEOUT + 2 x MESSAGE seconds; too low = false alarms under load       (5)
@@ -36,12 +37,14 @@
 #   SLURM_UP_MODE      netns, flat (no namespaces: every node is this host), auto  (auto)
 #   SLURM_UP_NET       first three numbers of the nodes' /24 network               (from the state directory's name)
 #   SLURM_UP_WAIT      seconds `up` waits for the nodes                            (30)
+# shellcheck disable=SC1091,SC2010,SC2015,SC2016,SC2044,SC2086,SC2154
+# (files that exist only while a cluster runs; our own names without spaces; text that other shells are to expand)
 set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 
-D=${SLURM_UP_DIR:-/tmp/slurm-up}
-die() { echo "slurm-up: error: $*" >&2; exit 1; }
-say() { echo "slurm-up: $*"; }
+D=${SLURM_UP_DIR:-/tmp/fmfsd-slurm}
+die() { echo "cluster: error: $*" >&2; exit 1; }
+say() { echo "cluster: $*"; }
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
 
 # ---- processes: known by outer pid and start time, so that a reused pid is never taken for ours -------------
@@ -77,7 +80,7 @@ check_host() {
 netns_possible() { ip link help >/dev/null 2>&1; unshare -n -u -m -p -i --fork --mount-proc --propagation private true 2>/dev/null && ip link add "$BR" type bridge 2>/dev/null && ip link del "$BR"; }
 
 settings() {
-    NODES=${SLURM_UP_NODES:-3} CPUS=${SLURM_UP_CPUS:-8} MEM=${SLURM_UP_MEM:-64000} GPUS=${SLURM_UP_GPUS:-4}
+    NODES=${SLURM_UP_NODES:-3} CPUS=${SLURM_UP_CPUS:-8} MEM=${SLURM_UP_MEM:-64000} GPUS=${SLURM_UP_GPUS:-4} GPU_TYPE=${SLURM_UP_GPU_TYPE:-}
     TIMEOUT=${SLURM_UP_TIMEOUT:-10} MESSAGE=${SLURM_UP_MESSAGE:-5} KILLWAIT=${SLURM_UP_KILLWAIT:-5} REQUEUE=${SLURM_UP_REQUEUE:-5} SSHD=${SLURM_UP_SSHD:-0}
     CGROUP=${SLURM_UP_CGROUP:-auto} PRIVATE=${SLURM_UP_PRIVATE:-} MODE=${SLURM_UP_MODE:-auto}
     local h; h=$(printf %s "$D" | cksum); h=${h%% *}
@@ -85,7 +88,7 @@ settings() {
     NET=${SLURM_UP_NET:-10.$((200 + h % 50)).$((h / 50 % 250))}
     CG=/sys/fs/cgroup/freezer BR=su$ID PORT=$((20000 + h % 10000))
 }
-save_settings() { declare -p NODES CPUS MEM GPUS TIMEOUT MESSAGE KILLWAIT REQUEUE SSHD CGROUP PRIVATE MODE ID NET BR PORT CG | sed 's/^declare --/declare -g/' >"$D/settings"; }
+save_settings() { declare -p NODES CPUS MEM GPUS GPU_TYPE TIMEOUT MESSAGE KILLWAIT REQUEUE SSHD CGROUP PRIVATE MODE ID NET BR PORT CG | sed 's/^declare --/declare -g/' >"$D/settings"; }
 load_settings() { [ -r "$D/settings" ] || die "no cluster in $D (SLURM_UP_DIR); start one with: $0 up"; . "$D/settings"; }
 nodes() { local i; for ((i = 1; i <= NODES; i++)); do echo "n$i"; done; }
 known() { [[ ${1:-} =~ ^n[1-9][0-9]*$ ]] && [ "${1#n}" -le "$NODES" ] || die "no such node: '${1:-}' (nodes: n1 to n$NODES)"; }
@@ -145,7 +148,7 @@ CONF
       for n in $(nodes); do
           if [ "$MODE" = flat ]; then echo -n "NodeName=$n NodeHostname=$host NodeAddr=127.0.0.1 Port=$((PORT + ${n#n}))"
           else echo -n "NodeName=$n NodeHostname=$n NodeAddr=$(addr "$n") Port=6818"; fi
-          echo " Sockets=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEM$([ "$GPUS" -gt 0 ] && echo " Gres=gpu:$GPUS")"
+          echo " Sockets=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=$MEM$([ "$GPUS" -gt 0 ] && echo " Gres=gpu:${GPU_TYPE:+$GPU_TYPE:}$GPUS")"
       done
       echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1"
       echo "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
@@ -155,7 +158,7 @@ CONF
     rm -f "$D"/dev/gpu*; : >"$D/gres.conf"
     if [ "$GPUS" -gt 0 ]; then
         for ((i = 0; i < GPUS; i++)); do ln -s /dev/null "$D/dev/gpu$i"; done  # slurmd wants character devices
-        { echo "AutoDetect=off"; echo "Name=gpu File=$D/dev/gpu[0-$((GPUS - 1))]"; } | sed 's/\[0-0\]/0/' >"$D/gres.conf"
+        { echo "AutoDetect=off"; echo "Name=gpu ${GPU_TYPE:+Type=$GPU_TYPE }File=$D/dev/gpu[0-$((GPUS - 1))]"; } | sed 's/\[0-0\]/0/' >"$D/gres.conf"
     fi
     { echo "export SLURM_CONF=$D/slurm.conf SLURM_UP_DIR=$D"; [ "$SSHD" = 0 ] || echo "export PDSH_RCMD_TYPE=ssh"; } >"$D/env.sh"
     rm -f "$D/ssh/sshd_config"
@@ -278,7 +281,7 @@ do_up() {
     [ ${#D} -le 60 ] || die "SLURM_UP_DIR is too long (${#D} > 60 characters: it holds unix sockets): $D"
     case $D in /*) ;; *) die "SLURM_UP_DIR must be an absolute path: $D" ;; esac
     case $D in *[!A-Za-z0-9/._-]*) die "SLURM_UP_DIR may hold only letters, digits and / . _ -: $D" ;; esac
-    mkdir -p "$D"; exec 9>"$D/lock"; flock -w 60 9 || die "another slurm-up holds $D/lock"
+    mkdir -p "$D"; exec 9>"$D/lock"; flock -w 60 9 || die "another cluster.sh holds $D/lock"
     if [ -r "$D/settings" ] && (load_settings; healthy); then say "already up in $D (its settings are kept)"; return 0; fi
     if [ -r "$D/settings" ]; then (load_settings; do_down); fi
     settings; check_host
@@ -321,11 +324,11 @@ do_status() {
 cmd=${1:-}; [ $# -eq 0 ] || shift
 case $cmd in
 up)     do_up ;;
-down)   if [ -r "$D/settings" ]; then exec 9>"$D/lock"; flock -w 60 9 || die "another slurm-up holds $D/lock"; load_settings; do_down; say "down"; else say "nothing is up in $D"; fi ;;
+down)   if [ -r "$D/settings" ]; then exec 9>"$D/lock"; flock -w 60 9 || die "another cluster.sh holds $D/lock"; load_settings; do_down; say "down"; else say "nothing is up in $D"; fi ;;
 status) do_status ;;
 env)    load_settings; cat "$D/env.sh" ;;
 run)    load_settings; [ $# -gt 0 ] || die "run what?"; . "$D/env.sh"
-        EXEC=exec with_hosts "$@" ;;
+        EXEC="exec" with_hosts "$@" ;;
 exec)   load_settings; known "${1:-}"; n=$1; shift; [ $# -gt 0 ] || die "run what?"; . "$D/env.sh"; in_node "$n" "$@" ;;
 crash)  load_settings; known "${1:-}"; node_crash "$1"
         [ "${2:-}" != told ] || SLURM_CONF=$D/slurm.conf scontrol update NodeName="$1" State=DOWN Reason=crash ;;

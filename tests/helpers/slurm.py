@@ -1,0 +1,115 @@
+"""A real Slurm cluster of two hosts on this machine, and jobs on it."""
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmfsd.rundir import RunDir
+from launcher.hosts import slurm
+from launcher.hosts.slurm import JobState
+from tests.helpers.cluster import Cluster
+from tests.helpers.processes import DEADLINE_S, run_command, wait_until
+
+SETTINGS: dict[str, int | str] = {
+    "nodes": 2,
+    "cpus": 4,
+    "gpus": 2,
+    "gpu_type": "a100",
+    "killwait": 30,  # as Slurm's own: two cores may be busy with other things than with saving
+    "requeue": 5,  # less counts as 120
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that was submitted with `fmfsd-launch`; `cluster` is where it is."""
+
+    cluster: "SlurmCluster"
+    id: str
+    run: RunDir
+
+    @property
+    def state(self) -> JobState:
+        found = slurm.job_state(self.id)
+        assert found is not None, f"Slurm has forgotten job {self.id}"
+        return found
+
+    @property
+    def words(self) -> str:
+        logs = sorted(self.run.logs.glob("slurm-*.log"))
+        return "".join(log.read_text(errors="replace") for log in logs)
+
+    @property
+    def restarts(self) -> int:
+        text = subprocess.run(["scontrol", "show", "job", self.id], capture_output=True, text=True, check=True).stdout
+        return int(text.partition(" Restarts=")[2].split()[0])
+
+    def progress(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.run.rank_progress(0).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def wait_for_step(self, step: int, *, attempt: int = 1) -> None:
+        def reached() -> bool:
+            shown = self.progress()
+            there = bool(shown.get("attempt", 0) >= attempt and shown.get("step", -1) >= step)
+            return there or self._has_not_ended(0.1)
+
+        wait_until(reached, f"step {step} of attempt {attempt}")
+
+    def wait_for_state(self, *names: str) -> None:
+        wait_until(lambda: self.state.state in names or self._has_not_ended(), f"job {self.id} to be {names}")
+
+    def wait_for_restart(self, number: int) -> None:
+        """Until Slurm has started it again, a few seconds after it could: a start that is hastened fails."""
+        wait_until(lambda: self.restarts >= number or self._has_not_ended(), f"restart {number} of job {self.id}")
+        self.wait_for_state("RUNNING")
+
+    def _has_not_ended(self, pause_s: float = 0.3) -> bool:
+        """False, some time later: for conditions that ask Slurm."""
+        assert not self.state.is_over, f"{self.state}\n{self.words}"
+        time.sleep(pause_s)
+        return False
+
+    def end(self) -> JobState:
+        """How it ended."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not (state := self.state).is_over:
+            assert time.monotonic() < deadline, f"{state}\n{self.words}"
+            time.sleep(0.3)
+        return state
+
+
+@dataclass(frozen=True)
+class SlurmCluster(Cluster):
+    """Hosts n1 and n2 with a Slurm of their own."""
+
+    def clear(self) -> None:
+        """End whatever is on it."""
+        subprocess.run(["scancel", "--me"], check=True)
+        wait_until(lambda: not self._queue(), "the jobs to end")
+
+    def _queue(self) -> str:
+        time.sleep(0.1)
+        return subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
+
+    @property
+    def configuration(self) -> str:
+        return str(self.folder / "slurm.conf")
+
+    def submit(self, cwd: Path, run_dir: str, *arguments: str) -> Job:
+        answer = run_command(
+            "fmfsd-launch", *arguments, "--on", "slurm", "--device", "cpu", "--run-dir", run_dir, "--json", cwd=cwd
+        )
+        assert answer.returncode == 0, answer.stderr
+        told = json.loads(answer.stdout)
+        return Job(self, told["job"], RunDir(Path(told["run_dir"])))
+
+    def signal_worker(self, job: Job, rank: int, name: str) -> None:
+        """Of a job with one worker on each of n1 and n2; its pid is as itself sees it."""
+        pid = json.loads(job.run.rank_progress(rank).read_text())["pid"]
+        self.on(f"n{rank + 1}", "kill", f"-{name}", str(pid))

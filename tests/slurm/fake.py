@@ -1,0 +1,119 @@
+"""Stands in for the command of Slurm's that its first argument names: one host, and each version's own refusals.
+
+$SLURM_CONF is a JSON file, {"version": "23.11", "refuses": ""}; what was asked is written beside it. A job is run here.
+Where a refusal comes from: 22.05's release notes (a step does not take the job's cores); github.com/meta-pytorch/torchx
+pull 1100 and github.com/FairRootGroup/DDS issue 490 (what 23.11 says). This is no proof that nothing else is refused.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+CONFIGURATION = Path(os.environ["SLURM_CONF"])
+FOLDER = CONFIGURATION.parent
+SETTINGS = json.loads(CONFIGURATION.read_text())
+VERSION = tuple(map(int, SETTINGS["version"].split(".")))
+HOST = socket.gethostname()
+FLAGS = {"--parsable", "--test-only", "--requeue", "--overlap", "--quiet", "--exclusive"}
+
+
+def die(name: str, words: str) -> None:
+    raise SystemExit(f"{name}: error: {words}")
+
+
+def parsed(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options, and what comes after them."""
+    options: dict[str, str] = {}
+    while words and words[0].startswith("-"):
+        name, equals, value = words.pop(0).partition("=")
+        if not equals and name not in FLAGS:
+            die("fake", f"unrecognized option '{name}'")
+        options[name] = value
+    return options, words
+
+
+def cpus_of(text: str) -> str:
+    return text.replace("=", ":").partition("cpu:")[2].partition(",")[0]
+
+
+def sbatch(words: list[str]) -> None:
+    if words == ["--version"]:
+        print(f"slurm {SETTINGS['version']}.0")
+        return
+    options, job = parsed(list(words))
+    alone = {"--gpus", "--ntasks"}.isdisjoint(options)
+    if VERSION >= (23, 11) and alone and ({"--gpus-per-task", "--tres-per-task"} & set(options)):
+        die(
+            "sbatch", "Failed to validate job spec. --gpus-per-task or --tres-per-task used without either --gpus or -n"
+        )
+    if options.get("--partition") == "nope":
+        die("sbatch", "invalid partition specified: nope")
+    if "--test-only" in options:
+        print(f"sbatch: Job 1 to start at 2026-01-01T00:00:00 using 2 processors on nodes {HOST}", file=sys.stderr)
+        return
+    (FOLDER / "sbatch.json").write_text(json.dumps({"arguments": words, "environment": dict(os.environ)}))
+    if SETTINGS.get("refuses") == "submit":
+        die("sbatch", "Batch job submission failed: Unable to contact slurm controller (connect failure)")
+    log = options["--output"].replace("%j", "7")
+    with open(log, "ab") as output:
+        command = [sys.executable, __file__, "job", options["--cpus-per-task"], *job]
+        subprocess.Popen(command, stdout=output, stderr=output, cwd=options["--chdir"], start_new_session=True)
+    print("7")
+
+
+def run_job(words: list[str]) -> None:
+    """The script in the environment that a batch shell has. The cores of a job may be more than it asked for."""
+    cores, *job = words
+    more = {"SLURM_TRES_PER_TASK": f"cpu={int(cores) + 1}"} if VERSION >= (23, 11) else {}
+    node = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": HOST, "SLURM_JOB_CPUS_PER_NODE": str(int(cores) + 1)}
+    environment = {**os.environ, **node, "SLURM_CPUS_PER_TASK": cores, "SLURM_NTASKS_PER_NODE": "1", **more}
+    show("RUNNING", "0:0")
+    code = subprocess.run(["bash", *job], env=environment).returncode
+    show("COMPLETED" if code == 0 else "FAILED", f"{code}:0")
+
+
+def show(state: str, code: str) -> None:
+    text = f"JobId=7 JobName=x\n   UserId=me JobState=none\n   JobState={state} Reason=None Dependency=(null)\n"
+    text = text.replace(" JobState=none", "") + f"   Requeue=1 Restarts=0 ExitCode={code}\n   NodeList={HOST}\n"
+    (FOLDER / "job.new").write_text(text)
+    (FOLDER / "job.new").replace(FOLDER / "job.txt")
+
+
+def srun(words: list[str]) -> None:
+    options, command = parsed(list(words))
+    (FOLDER / "srun.json").write_text(json.dumps({"arguments": words}))
+    by_variable, by_tres = os.environ.get("SLURM_CPUS_PER_TASK"), os.environ.get("SLURM_TRES_PER_TASK")
+    if VERSION >= (23, 11) and by_variable and by_tres and by_variable != cpus_of(by_tres):
+        die(
+            "srun",
+            "cpus_per_task set by two different environment variables "
+            f"SLURM_CPUS_PER_TASK={by_variable} != SLURM_TRES_PER_TASK={by_tres}",
+        )
+    if "--cpus-per-task" not in options:
+        die("srun", "this step gets one core of the job's")
+    os.execvpe(command[0], command, {**os.environ, "SLURM_STEP_ID": "0"})
+
+
+def scontrol(words: list[str]) -> None:
+    if words[:2] == ["show", "hostnames"]:
+        print("\n".join(words[2].split(",")))
+    elif words[:2] == ["show", "job"] and words[2] == "7" and (FOLDER / "job.txt").exists():
+        print((FOLDER / "job.txt").read_text(), end="")
+    elif words[0] == "requeue":
+        (FOLDER / "requeue.json").write_text(json.dumps(words[1:]))
+        die("scontrol", "Requested operation is presently disabled for job 7")
+    else:
+        print("slurm_load_jobs error: Invalid job id specified", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def sacct(_words: list[str]) -> None:
+    die("sacct", "Slurm accounting storage is disabled")
+
+
+if __name__ == "__main__":
+    commands = {"sbatch": sbatch, "srun": srun, "scontrol": scontrol, "sacct": sacct, "job": run_job}
+    commands[sys.argv[1]](sys.argv[2:])

@@ -1,0 +1,195 @@
+"""What is handed over to Slurm, and what becomes of it: quick tests with stand-ins for Slurm's commands."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launcher.slurm.allocation import Allocation
+
+from fmfsd.errors import CheckError
+from fmfsd.rundir import RunDir
+from launcher.environment import travelling
+from tests.helpers.processes import run_command
+from tests.helpers.runs import TINY
+
+FAKE = Path(__file__).with_name("fake.py")
+NASTY = 'it\'s $(touch canary) `touch canary` "x"; [a] *'
+
+
+@dataclass(frozen=True)
+class Fake:
+    """The stand-ins in `folder`, and what they were asked."""
+
+    folder: Path
+
+    def set_up(self, version: str, refuses: str = "") -> None:
+        (self.folder / "slurm.conf").write_text(json.dumps({"version": version, "refuses": refuses}))
+
+    def asked(self, command: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / f"{command}.json").read_text()))
+
+    @property
+    def was_submitted(self) -> bool:
+        return (self.folder / "sbatch.json").exists()
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name in ("sbatch", "srun", "scontrol", "sacct"):
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} {name} "$@"\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    made = Fake(folder)
+    made.set_up("22.05")
+    return made
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def tiny(root: Path) -> tuple[str, ...]:
+    sets = (part for change in (*TINY, f"data.root={root}") for part in ("--set", change))
+    return ("cifar100-resnet18", *sets, "--on", "slurm")
+
+
+@pytest.mark.parametrize("version", ["22.05", "23.11", "24.11"])
+def test_a_job_runs_to_its_end_under_every_version(version: str, fake: Fake, tiny_root: Path, work: Path) -> None:
+    fake.set_up(version)
+    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", NASTY, "--wait", cwd=work)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "--cpus-per-task=2" in fake.asked("srun")["arguments"]
+    assert "job 7: COMPLETED" in answer.stdout
+    assert not list(work.rglob("canary"))
+
+
+def test_gpus_are_asked_for_each_node_and_nothing_has_to_be_quoted(fake: Fake, tiny_root: Path, work: Path) -> None:
+    fake.set_up("22.05", refuses="submit")  # recorded, and not run
+    options = ("--partition", NASTY, "--account", "a b", "--time", "1-2", "--mem", "64G", "--cpus-per-gpu", "8")
+    more = ("--sbatch-arg", f"comment={NASTY}", "--sbatch-arg", "exclusive", "--env", f"SECRET_KEY={NASTY}\nhidden")
+    run_command(
+        "fmfsd-launch", *tiny(tiny_root), "--nodes", "2", "--gpus", "4", "--run-dir", NASTY, *options, *more, cwd=work
+    )
+    asked = fake.asked("sbatch")
+    before, _, after = " ".join(asked["arguments"]).partition("train.sbatch")
+    assert asked["arguments"][:6] == [
+        "--parsable",
+        f"--job-name={NASTY}",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=32",
+        "--gpus-per-node=4",
+    ]
+    wanted = (f"--partition={NASTY}", "--account=a b", "--time=1-2", "--mem=64G", f"--comment={NASTY}", "--exclusive")
+    assert set(wanted) <= set(asked["arguments"])
+    assert {f"--output={work}/{NASTY}/logs/slurm-%j.log", "--signal=B:USR1@180"} <= set(asked["arguments"])
+    assert "hidden" not in before + after
+    assert "--env SECRET_KEY" in after
+    assert asked["environment"]["SECRET_KEY"] == f"{NASTY}\nhidden"
+    assert not list(work.rglob("canary"))
+
+
+def test_a_type_of_gpus_takes_the_place_of_their_number(fake: Fake, tiny_root: Path, work: Path) -> None:
+    arguments = (*tiny(tiny_root), "--gpus", "4", "--sbatch-arg", "gres=gpu:a100:4", "--run-dir", "r", "--dry-run")
+    answer = run_command("fmfsd-launch", *arguments, "--json", cwd=work)
+    sbatch = json.loads(answer.stdout)["sbatch"]
+    assert "--gres=gpu:a100:4" in sbatch
+    assert not [word for word in sbatch if word.startswith("--gpus")]
+    assert not fake.was_submitted
+
+
+def test_a_job_gets_what_travels_and_nothing_else_of_the_callers_environment(
+    fake: Fake, tiny_root: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hidden")
+    monkeypatch.setenv("SBATCH_RESERVATION", "course")
+    monkeypatch.setenv("SLURM_NTASKS", "9")
+    fake.set_up("22.05", refuses="submit")
+    run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", "run", cwd=work)
+    found = fake.asked("sbatch")["environment"]
+    own = {"SLURM_CONF", "SBATCH_RESERVATION", "FMFSD_CLUSTER_DIR", "PATH", "PYTHONPATH", "PWD", "SHLVL", "_", "OLDPWD"}
+    assert set(found) - own <= set(travelling(os.environ))
+    assert found["PYTHONPATH"].startswith(f"{work}/run/source/")
+    assert found["PATH"].startswith(str(Path(sys.executable).parent))
+
+
+def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
+    fake: Fake, tiny_root: Path, work: Path
+) -> None:
+    fake.set_up("22.05", refuses="submit")
+    refused = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", "run", cwd=work)
+    assert (refused.returncode, "Unable to contact slurm controller" in refused.stderr) == (3, True)
+    again = (*tiny(tiny_root), "--set", "optim.lr=0.01", "--device", "cpu", "--run-dir", "run", "--resume", "never")
+    assert "Unable to contact" in run_command("fmfsd-launch", *again, cwd=work).stderr
+    assert RunDir(work / "run").is_unused()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("--time", "3"), 2, "3 is not longer than the 180 s before its end"),
+        (("--time", "soon"), 2, "expected Slurm's form"),
+        (("--partition", "-x"), 2, "is no value: expected visible characters, the first one no dash"),
+        (("--account", "a\nb"), 2, "is no value"),
+        (("--sbatch-arg", "wrap=touch canary"), 2, "'wrap': is the launcher's own"),
+        (("--sbatch-arg", "wr=touch canary"), 2, "'wr': is the launcher's own"),
+        (("--sbatch-arg", "outp=/x"), 2, "is the launcher's own"),
+        (("--sbatch-arg", "-p=x"), 2, "expected the long name of an option"),
+        (("--array", "5-1"), 2, "expected up to 10000 seeds"),
+        (("--run-dir", "100%"), 2, "Slurm writes no log into a folder with %"),
+        (("--partition", "nope"), 3, "Slurm refuses the job: invalid partition specified: nope"),
+        (("--drill", "all"), 2, "--drill: is done on this machine"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_submitted_or_written(
+    arguments: tuple[str, ...], code: int, expected: str, fake: Fake, tiny_root: Path, work: Path
+) -> None:
+    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", *arguments, cwd=work)
+    assert (answer.returncode, answer.stdout if code == 2 else "") == (code, ""), answer.stderr
+    assert expected in answer.stderr
+    assert list(work.iterdir()) == []
+    assert not fake.was_submitted
+
+
+def test_options_of_a_job_without_one_are_an_error(fake: Fake, work: Path) -> None:
+    answer = run_command("fmfsd-launch", "smoke", "--time", "10", cwd=work)
+    assert (answer.returncode, "--on: options of a batch job without --on slurm" in answer.stderr) == (2, True)
+
+
+def test_a_dry_run_shows_the_job_its_script_and_what_is_started_inside(fake: Fake, tiny_root: Path, work: Path) -> None:
+    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--nodes", "2", "--run-dir", "run", "--dry-run", cwd=work)
+    for part in ("sbatch --job-name=run --nodes=2", "trap '' USR1", "# node 1 on {node 1}", "--master-addr"):
+        assert part in answer.stdout
+    assert (list(work.iterdir()), fake.was_submitted) == ([], False)
+
+
+def test_a_check_says_when_slurm_would_start_the_job(fake: Fake, tiny_root: Path, work: Path) -> None:
+    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--check", cwd=work)
+    assert "1 worker on cpu, 1 node agent; Job 1 to start at 2026" in answer.stdout
+    assert not fake.was_submitted
+
+
+def test_a_run_is_not_submitted_twice_at_a_time(fake: Fake, tiny_root: Path, work: Path) -> None:
+    run = RunDir(work / "run")
+    run.create()
+    run.jobs.write_text(json.dumps({"jobs": [{"id": "7"}]}))
+    (fake.folder / "job.txt").write_text("JobId=7 JobName=x\n   JobState=PENDING Reason=Priority\n   ExitCode=0:0\n")
+    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", "run", cwd=work)
+    assert answer.returncode != 0
+    assert not fake.was_submitted
+
+
+def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: Fake) -> None:
+    found = Allocation.of({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS": "4"})
+    assert found is not None
+    with pytest.raises(CheckError, match="ask with --gpus-per-node"):
+        found.hosts()
