@@ -68,7 +68,7 @@ class Site:
         """The command that becomes, or leads to, a node's agent; `environment` is the launcher's own."""
         if self.reach == "ssh":
             return ssh.command(host, environment, deadline_s=AGENT_DEADLINE_S)
-        if self.reach == "srun":
+        if self.reach in ("srun", "sbatch"):
             return srun.command(host, cores=self.resources.cores, deadline_s=AGENT_DEADLINE_S)
         return AGENT
 

@@ -32,8 +32,12 @@ class Cluster:
     folder: Path
 
     def do(self, *arguments: str) -> str:
-        """A sub-command of the script; what it prints. CalledProcessError."""
-        return subprocess.run(self.command(*arguments), env=self.env, check=True, capture_output=True, text=True).stdout
+        """A sub-command of the script; what it prints. CalledProcessError.
+
+        Hosts and daemons outlive a test, so they don't get its mark.
+        """
+        env = {name: value for name, value in self.env.items() if name != TEST_ID}
+        return subprocess.run(self.command(*arguments), env=env, check=True, capture_output=True, text=True).stdout
 
     def command(self, *arguments: str) -> list[str]:
         return [str(SCRIPT), *arguments]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher.slurm.allocation import Allocation
 
 from fmfsd.errors import CheckError
 from fmfsd.rundir import RunDir
 from launcher.environment import travelling
+from launcher.slurm.allocation import Allocation
 from tests.helpers.processes import run_command
 from tests.helpers.runs import TINY
 
@@ -103,7 +103,7 @@ def test_a_type_of_gpus_takes_the_place_of_their_number(fake: Fake, tiny_root: P
     answer = run_command("fmfsd-launch", *arguments, "--json", cwd=work)
     sbatch = json.loads(answer.stdout)["sbatch"]
     assert "--gres=gpu:a100:4" in sbatch
-    assert not [word for word in sbatch if word.startswith("--gpus")]
+    assert not [word for word in sbatch if word.startswith("--gpus-per-node")]
     assert not fake.was_submitted
 
 
@@ -167,7 +167,8 @@ def test_options_of_a_job_without_one_are_an_error(fake: Fake, work: Path) -> No
 
 def test_a_dry_run_shows_the_job_its_script_and_what_is_started_inside(fake: Fake, tiny_root: Path, work: Path) -> None:
     answer = run_command("fmfsd-launch", *tiny(tiny_root), "--nodes", "2", "--run-dir", "run", "--dry-run", cwd=work)
-    for part in ("sbatch --job-name=run --nodes=2", "trap '' USR1", "# node 1 on {node 1}", "--master-addr"):
+    inside = ("# node 1, whose agent is env -u ", "srun --overlap", "--master-addr")
+    for part in ("sbatch --job-name=run --nodes=2", "trap '' USR1", *inside):
         assert part in answer.stdout
     assert (list(work.iterdir()), fake.was_submitted) == ([], False)
 
