@@ -67,8 +67,10 @@ def _asked(site: Site, environment: Mapping[str, str]) -> Site:
         seen, trouble = survey(site.hosts, start_agent)
     if trouble:
         raise CheckError([Problem(host, words) for host, words in trouble.items()])
-    found = seen.values()
-    return replace(site, resources=_least([Resources(each["cores"], tuple(each["gpus"])) for each in found]))
+    found = _least([Resources(each["cores"], tuple(each["gpus"])) for each in seen.values()])
+    if site.reach == "srun":  # a step that may see all cores of its node is refused more than the job's
+        found = replace(found, cores=site.resources.cores)
+    return replace(site, resources=found)
 
 
 def _least(found: Sequence[Resources]) -> Resources:

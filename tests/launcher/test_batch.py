@@ -19,7 +19,7 @@ from launcher.hosts.slurm import JobState
 from launcher.launch import Request, run_dir_of
 from launcher.manifest import commit_of
 from launcher.requests import Requests
-from launcher.requeue import Requeue
+from launcher.requeue import TIME_IS_UP, Requeue
 from launcher.resources import Resources
 from launcher.seeds import Seeds
 from launcher.site import Site
@@ -94,7 +94,7 @@ def test_a_job_starts_again_as_long_as_each_start_comes_further(
     if progress:
         checkpoint(run, 5)
     with pytest.raises(CheckError, match="it is disabled"):
-        requeue.carry_out("time is up", lambda text: None)
+        requeue.carry_out(TIME_IS_UP, lambda text: None)
     assert asked == ["7"]
 
 
@@ -104,7 +104,7 @@ def test_a_job_that_started_again_and_came_no_further_does_not_start_once_more(
     asked = asked_to_requeue(monkeypatch)
     checkpoint(run, 4)
     with pytest.raises(RunFailedError, match="no newer checkpoint than when job 7 was last started again"):
-        Requeue.of(job(1), run).carry_out("time is up", lambda text: None)
+        Requeue.of(job(1), run).carry_out(TIME_IS_UP, lambda text: None)
     assert asked == []
 
 
