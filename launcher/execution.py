@@ -31,7 +31,7 @@ from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
 from launcher.requests import SECOND_INTERRUPT_S, Requests
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.requeue import Requeue
+from launcher.slurm.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue
 from launcher.supervise import run_plan, start_planned
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
@@ -103,14 +103,14 @@ class Execution:
             self._fail(ended, requeue)
         code = self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
         if requeue is not None and ended.attempt.state == "stopped" and requests.time_is_up:
-            self._go_on_later(requeue, "the job's time is nearly up")
+            self._go_on_later(requeue, TIME_IS_UP)
         return code
 
     def _fail(self, ended: Ended, requeue: Requeue | None) -> NoReturn:
         page = self._page(ended)
         if requeue is not None and ended.for_want_of_a_node:
             self._say(page)
-            self._go_on_later(requeue, "a node is gone")
+            self._go_on_later(requeue, NODE_IS_GONE)
         self._print_json(RunFailedError.exit_code)
         raise RunFailedError(page)
 

@@ -9,6 +9,11 @@ from fmfsd.rundir import RunDir
 from launcher.hosts import slurm
 from launcher.slurm.allocation import Allocation
 
+TIME_IS_UP, NODE_IS_GONE = "the job's time is nearly up", "a node is gone"
+ADVICE = {
+    TIME_IS_UP: "give it more --time, or save more often (checkpoint.every_minutes)",
+    NODE_IS_GONE: "look at its nodes, and leave out the bad one with sbatch's --exclude",
+}
 KILLED_WITHIN_S = 120.0
 """Slurm ends a job at its own request to be started again; its KillWait is 30 s unless a site has another."""
 
@@ -26,13 +31,13 @@ class Requeue:
         return cls(job, run, run.newest_step())
 
     def refusal(self, why: str) -> str:
-        """Why the job is not started again; empty if it is. `why` it would be: for another try without end."""
+        """Why the job is not started again; empty if it is. `why` it would be: TIME_IS_UP or NODE_IS_GONE."""
         progressed = (self.run.newest_step() or 0) > (self.began_at or 0)
         if progressed or self.job.restarts == 0:
             return ""
         return (
             f"{why}, and there is no newer checkpoint than when job {self.job.job_id} was last started again, so it "
-            "would go on like this for ever: give it more --time, or save more often (checkpoint.every_minutes)"
+            f"would go on like this for ever: {ADVICE[why]}"
         )
 
     def carry_out(self, why: str, say: Callable[[str], None]) -> None:

@@ -57,6 +57,10 @@ def sbatch(words: list[str]) -> None:
     (FOLDER / "sbatch.json").write_text(json.dumps({"arguments": words, "environment": dict(os.environ)}))
     if SETTINGS.get("refuses") == "submit":
         die("sbatch", "Batch job submission failed: Unable to contact slurm controller (connect failure)")
+    if SETTINGS.get("refuses") == "run":
+        show("PENDING", "0:0", "Priority")
+        print("7")
+        return
     log = options["--output"].replace("%j", "7")
     with open(log, "ab") as output:
         command = [sys.executable, __file__, "job", options["--cpus-per-task"], *job]
@@ -75,9 +79,11 @@ def run_job(words: list[str]) -> None:
     show("COMPLETED" if code == 0 else "FAILED", f"{code}:0")
 
 
-def show(state: str, code: str) -> None:
-    text = f"JobId=7 JobName=x\n   UserId=me JobState=none\n   JobState={state} Reason=None Dependency=(null)\n"
-    text = text.replace(" JobState=none", "") + f"   Requeue=1 Restarts=0 ExitCode={code}\n   NodeList={HOST}\n"
+def show(state: str, code: str, reason: str = "None") -> None:
+    text = (
+        f"JobId=7 JobName=x\n   UserId=me MCS_label=N/A\n   JobState={state} Reason={reason} Dependency=(null)\n"
+        f"   Requeue=1 Restarts=0 ExitCode={code}\n   NodeList={HOST}\n"
+    )
     (FOLDER / "job.new").write_text(text)
     (FOLDER / "job.new").replace(FOLDER / "job.txt")
 

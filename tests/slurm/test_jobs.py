@@ -1,7 +1,9 @@
 """Jobs on a real Slurm cluster of two hosts: every way that one may end, and that the run goes on from there."""
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,6 +138,24 @@ def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
     assert [json.loads(task.run.manifest.read_text())["seed"] for task in tasks] == [3, 5]
     assert [launches(task.run)[1]["array_task"] for task in tasks] == [3, 5]
     assert newest_weights(tasks[0].run) != newest_weights(tasks[1].run)
+
+
+def test_the_script_may_be_submitted_by_hand(cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "cluster" / "train.sbatch"
+    options = ("--nodes=2", "--cpus-per-task=1", "--time=10")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(
+        ["sbatch", "--wait", *options, str(script), *training, "--set", "train.epochs=2"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+    )
+    (log,) = tmp_path.glob("fmfsd-*.log")
+    (run,) = (tmp_path / "runs").iterdir()
+    job = log.stem.removeprefix("fmfsd-")
+    assert run.name == f"cifar100-resnet18-job{job}", log.read_text()
+    assert json.loads((run / "outcome.json").read_text())["state"] == "finished", log.read_text()
+    assert [entry["id"] for entry in launches(RunDir(run))] == [job]
 
 
 def test_what_slurm_would_refuse_is_refused_before_anything_is_written(

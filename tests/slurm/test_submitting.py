@@ -103,7 +103,7 @@ def test_a_type_of_gpus_takes_the_place_of_their_number(fake: Fake, tiny_root: P
     answer = run_command("fmfsd-launch", *arguments, "--json", cwd=work)
     sbatch = json.loads(answer.stdout)["sbatch"]
     assert "--gres=gpu:a100:4" in sbatch
-    assert not [word for word in sbatch if word.startswith("--gpus-per-node")]
+    assert not [word for word in sbatch if word.startswith("--gpus-")]
     assert not fake.was_submitted
 
 
@@ -179,14 +179,13 @@ def test_a_check_says_when_slurm_would_start_the_job(fake: Fake, tiny_root: Path
     assert not fake.was_submitted
 
 
-def test_a_run_is_not_submitted_twice_at_a_time(fake: Fake, tiny_root: Path, work: Path) -> None:
-    run = RunDir(work / "run")
-    run.create()
-    run.jobs.write_text(json.dumps({"jobs": [{"id": "7"}]}))
-    (fake.folder / "job.txt").write_text("JobId=7 JobName=x\n   JobState=PENDING Reason=Priority\n   ExitCode=0:0\n")
-    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", "run", cwd=work)
-    assert answer.returncode != 0
-    assert not fake.was_submitted
+def test_a_run_whose_job_waits_is_not_submitted_once_more(fake: Fake, tiny_root: Path, work: Path) -> None:
+    fake.set_up("22.05", refuses="run")
+    arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", "run")
+    assert run_command("fmfsd-launch", *arguments, cwd=work).returncode == 0
+    again = run_command("fmfsd-launch", *arguments, cwd=work)
+    assert (again.returncode, "job 7: PENDING (Priority)" in again.stderr) == (3, True)
+    assert [job["id"] for job in json.loads((work / "run" / "jobs.json").read_text())["jobs"]] == ["7"]
 
 
 def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: Fake) -> None:

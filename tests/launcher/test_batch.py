@@ -1,0 +1,199 @@
+"""Decisions about batch jobs: times, seeds, what follows when time is up, and what is said of a job that has ended."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.errors import CheckError, ConfigError, RunFailedError
+from fmfsd.rundir import RunDir
+from launcher.config import LaunchConfig, SlurmOptions
+from launcher.hosts import slurm
+from launcher.hosts.slurm import JobState
+from launcher.launch import Request, run_dir_of
+from launcher.manifest import commit_of
+from launcher.requests import Requests
+from launcher.resources import Resources
+from launcher.site import Site
+from launcher.slurm.allocation import Allocation
+from launcher.slurm.batch import LEAD_S, lead_s, seconds
+from launcher.slurm.follow import Followed, follow
+from launcher.slurm.requeue import TIME_IS_UP, Requeue
+from launcher.slurm.seeds import Seeds
+from launcher.slurm.snapshot import Snapshot
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5", 300),
+        ("1:30", 90),
+        ("2:00:00", 7200),
+        ("1-0", 86_400),
+        ("1-2:30", 95_400),
+        ("0", float("inf")),
+        ("x", None),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(text: str, expected: float | None) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0-2", (0, 1, 2)), ("1,5", (1, 5)), ("0-8:4", (0, 4, 8)), ("7", (7,)), ("3-4%1", (3, 4))]
+)
+def test_seeds_are_written_as_slurm_writes_arrays(text: str, expected: tuple[int, ...]) -> None:
+    assert Seeds.parse(text).numbers == expected
+    assert Seeds.parse(str(Seeds.parse(text))) == Seeds.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "2-1", "1,,2", "0-99999999", "1%0"])
+def test_what_are_no_seeds_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected up to"):
+        Seeds.parse(text)
+
+
+@pytest.mark.parametrize(("takes_s", "expected"), [(None, LEAD_S), (10.0, LEAD_S), (100.0, 260)])
+def test_the_warning_comes_early_enough_for_a_save_as_long_as_it_was_measured(
+    takes_s: float | None, expected: int, run: RunDir
+) -> None:
+    if takes_s is not None:
+        run.rank_progress(0).write_text(json.dumps({"stop_takes_s": takes_s}))
+    assert lead_s(run) == expected
+
+
+def job(restarts: int, **more: Any) -> Allocation:
+    return Allocation("7", "n1", cores=1, gpus=0, restarts=restarts, **more)
+
+
+def checkpoint(run: RunDir, step: int) -> None:
+    (run.checkpoints / f"step-{step:08d}").mkdir()
+
+
+def asked_to_requeue(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    asked = list[str]()
+
+    def requeue(job_id: str) -> None:
+        asked.append(job_id)
+        raise CheckError("scontrol: it is disabled")
+
+    monkeypatch.setattr(slurm, "requeue", requeue)
+    return asked
+
+
+@pytest.mark.parametrize(("restarts", "progress"), [(0, False), (0, True), (3, True)])
+def test_a_job_starts_again_as_long_as_each_start_comes_further(
+    restarts: int, progress: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asked_to_requeue(monkeypatch)
+    checkpoint(run, 4)
+    requeue = Requeue.of(job(restarts), run)
+    if progress:
+        checkpoint(run, 5)
+    with pytest.raises(CheckError, match="it is disabled"):
+        requeue.carry_out(TIME_IS_UP, lambda text: None)
+    assert asked == ["7"]
+
+
+def test_a_job_that_started_again_and_came_no_further_does_not_start_once_more(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asked_to_requeue(monkeypatch)
+    checkpoint(run, 4)
+    with pytest.raises(RunFailedError, match="no newer checkpoint than when job 7 was last started again"):
+        Requeue.of(job(1), run).carry_out(TIME_IS_UP, lambda text: None)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("signals", "time_is_up"),
+    [
+        ((signal.SIGUSR1,), True),
+        ((signal.SIGTERM,), False),
+        ((signal.SIGUSR1, signal.SIGTERM), False),
+        ((signal.SIGUSR1, signal.SIGINT), False),
+    ],
+)
+def test_time_is_up_if_slurm_warns_and_nobody_ends_it(signals: tuple[signal.Signals, ...], time_is_up: bool) -> None:
+    requests = Requests(in_job=True)
+    with requests.heard():
+        for number in signals:
+            os.kill(os.getpid(), number)
+    assert (requests.stop, requests.time_is_up) == (True, time_is_up)
+
+
+def test_outside_of_jobs_the_warning_signal_keeps_its_meaning() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with Requests().heard():
+        assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.mark.parametrize(
+    ("array", "allocation", "expected"),
+    [
+        (None, job(0), "runs/smoke-job7"),
+        (None, job(2, array_id="6", array_task=1), "runs/smoke-job6_1"),
+        ("0-2", job(0, array_id="6", array_task=1), "runs/smoke-job6/seed-1"),
+    ],
+)
+def test_a_run_that_is_started_by_hand_in_a_job_is_found_again_by_the_jobs_name(
+    array: str | None, allocation: Allocation, expected: str, tmp_path: Path
+) -> None:
+    launch = LaunchConfig(slurm=SlurmOptions(array=array))
+    request = Request("smoke", (), launch, Site(Resources(1)), "run", as_json=False)
+    assert run_dir_of(request, str(tmp_path), allocation).path == tmp_path / expected
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "expected"),
+    [
+        (JobState("7", "COMPLETED", exit_code=0), None, 0),
+        (JobState("7", "FAILED", exit_code=3), None, 3),
+        (JobState("7", "CANCELLED", exit_code=0), None, 1),
+        (JobState("7", "CANCELLED", exit_code=0), {"state": "stopped", "attempt": 3}, 75),
+        (JobState("7", "CANCELLED", exit_code=0), {"state": "finished", "attempt": 2}, 1),
+        (JobState("7", "TIMEOUT", exit_code=0), {"state": "failed", "attempt": 3}, 1),
+        (None, {"state": "finished", "attempt": 3}, 0),
+    ],
+)
+def test_who_waits_gets_the_scripts_own_exit_code_or_else_the_runs(
+    state: JobState | None, outcome: dict[str, Any] | None, expected: int, run: RunDir
+) -> None:
+    if outcome is not None:
+        run.outcome.write_text(json.dumps(outcome))
+    assert Followed("7", run.logs / "log", run, attempts=2, state=state).exit_code() == expected
+
+
+def test_who_stops_waiting_is_told_how_to_come_back(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_id: str) -> JobState:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm, "job_state", interrupted)
+    said = list[str]()
+    assert follow([Followed("7", run.logs / "log", run, attempts=0)], said.append) == 130
+    assert said == [f"job 7 goes on; to see it again: tail -f {run.logs}/log; to end it: scancel 7"]
+
+
+def test_lines_are_shown_whole_and_once(run: RunDir) -> None:
+    followed = Followed("7", run.logs / "log", run, attempts=0)
+    assert followed.new_lines() == []
+    followed.log.write_text("one\ntw")
+    assert followed.new_lines() == ["one"]
+    followed.log.write_text("one\ntwo\nend")
+    assert followed.new_lines() == ["two"]
+    followed.ended = True
+    assert followed.new_lines() == ["end"]
+
+
+def test_a_copy_of_the_program_is_whole_says_its_commit_and_takes_the_sites_settings(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "env.sh").write_text("# ours\n")
+    ours = Snapshot.of_program(tmp_path / "site")
+    copy = ours.write(tmp_path)
+    assert (copy / "cluster" / "env.sh").read_text() == "# ours\n"
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(ours.files)
+    assert commit_of(copy) == commit_of(Path(__file__).parents[2])
+    assert (ours.write(tmp_path), Snapshot.of_program().digest != ours.digest) == (copy, True)
