@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ def cached(config: TrainConfig, workers: int, folder: Path) -> dict[str, Any] | 
 
     None if it was not asked yet. What is damaged, or what others may have written, counts as not there.
     """
-    key = _key(config, workers)
-    path = folder / f"{key}.json"
     try:
+        key = _key(config, workers)
+        path = folder / f"{key}.json"
         content = json_object(read_private(path), path)
         return _as_json(probe_of(content["probe"])) if content["key"] == key else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, PackageNotFoundError):
         return None
 
 

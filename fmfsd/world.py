@@ -46,12 +46,14 @@ class World:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "World":
-        """The world that torchrun, DeepSpeed or a person (`RANK`, ...) or srun (`SLURM_PROCID`, ...) describes.
+        """The world that torchrun, DeepSpeed or a person (`RANK`, ...) or a step of srun's (`SLURM_PROCID`, ...) says.
 
-        Without any of these it is a world of one. `FMFSD_INIT_METHOD` says where the workers meet.
-        Raises ConfigError if the variables contradict one another or are no numbers.
+        Without any of these it is a world of one; so it is in a batch job's shell, whose SLURM_PROCID is of no step.
+        `FMFSD_INIT_METHOD` says where the workers meet. Raises ConfigError if the variables contradict one another or
+        are no numbers.
         """
-        names = next((names for names in (_TORCHRUN, _SRUN) if names["rank"] in environment), None)
+        told = [_TORCHRUN, *([_SRUN] if environment.get("SLURM_STEP_ID", "").isdecimal() else [])]
+        names = next((names for names in told if names["rank"] in environment), None)
         if names is None:
             return cls()
         init_method = environment.get("FMFSD_INIT_METHOD", "env://")

@@ -84,6 +84,12 @@ class Attempt:
     """From the request to stop until everything had ended."""
     cause: str = ""
 
+    def ranks_on(self, node: NodeState) -> range:
+        """Of its workers: hosts number their processes alike."""
+        each = self.num_workers // len(self.nodes)
+        number = next(place for place, other in enumerate(self.nodes) if other is node)
+        return range(number * each, (number + 1) * each)
+
     def notice_failure(self) -> bool:
         """Whether a node has ended badly, a worker has left word that it has, or one was gone or hung."""
         if self.noticed is None and (

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,11 +96,15 @@ def launch(
     Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
     checkpoint saved (run again to go on), 130 interrupted twice.
     """
+    from fmfsd.config import load_config
     from fmfsd.terminal import errors_shown
-    from launcher.config import DrillOptions, LaunchConfig, node_limits
+    from launcher.config import DrillOptions, LaunchConfig, SlurmOptions, node_limits
     from launcher.environment import extra_variables
+    from launcher.gathered import Gathered
     from launcher.hosts.ssh import parse_hosts
     from launcher.launch import Request, launch_run, print_schema
+    from launcher.resources import Resources
+    from launcher.site import Site
     from launcher.slurm.batch import slurm_options
     from launcher.where import settle
 
@@ -108,7 +113,10 @@ def launch(
             print_schema()
             return
         words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
-        most, fewest = node_limits(nodes, elastic)
+        data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered()
+        as_said: tuple[int | None, int | None] = (nodes, None)
+        most, fewest = found.of(partial(node_limits, nodes, elastic), as_said)
+        slurm = partial(slurm_options, words, more=sbatch_args or (), cpus_per_gpu=cpus_per_gpu, wait=wait)
         asked = LaunchConfig(
             gpus=gpus,
             device=device,
@@ -119,13 +127,18 @@ def launch(
             max_restarts=max_restarts,
             min_nodes=fewest,
             on=on,
-            hosts=parse_hosts(hosts, hostfile),
+            hosts=found.of(lambda: parse_hosts(hosts, hostfile), ()),
             interface=interface,
             preflight=preflight,
-            extra_env=extra_variables(env or [], os.environ),
-            slurm=slurm_options(words, more=sbatch_args or (), cpus_per_gpu=cpus_per_gpu, wait=wait),
+            extra_env=found.of(lambda: extra_variables(env or [], os.environ), {}),
+            slurm=found.of(slurm, SlurmOptions()),
         )
-        site, settled = settle(asked, nodes=most, environment=os.environ)
+        drills = found.of(lambda: DrillOptions.parse(drill, drill_seed), None)
+        here = (Site(Resources(cores=1)), asked)
+        site, settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), here)
+        if found.problems:
+            found.of(lambda: load_config(config, overrides or (), data_root=data_root), None)
+        found.raise_all()
         if doctor:
             from launcher.doctor import examine
 
@@ -137,8 +150,8 @@ def launch(
             site=site,
             stop_after="check" if check else "plan" if dry_run else "run",
             as_json=as_json,
-            data_root=os.environ.get("FMFSD_DATA") or "data",
-            drill=DrillOptions.parse(drill, drill_seed),
+            data_root=data_root,
+            drill=drills,
             checks_all_data=check_data,
         )
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -14,6 +14,9 @@ DEFAULT_HANG_TIMEOUT_S = 300.0
 DEFAULT_MAX_RESTARTS = 3
 
 
+Device = Literal["auto", "cuda", "cpu"]
+
+
 @dataclass(frozen=True)
 class Host:
     """A machine to reach by ssh, under the name that OpenSSH's own config may know; `slots` are its workers if told."""
@@ -51,7 +54,7 @@ class LaunchConfig:
 
     nodes: int = 1
     gpus: int | None = None
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     run_dir: Path | None = None
     resume: Literal["auto", "never"] = "auto"
     grace_s: float = DEFAULT_GRACE_S

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from fmfsd.errors import ConfigError
+from fmfsd.errors import ConfigError, Problem
 
 TRAVELLING = (
     "CUBLAS_WORKSPACE_CONFIG",
@@ -43,7 +43,7 @@ TRAVELLING_PREFIXES = (
 
 OWN = (
     *("CUDA_VISIBLE_DEVICES", "FMFSD_AGENT_PID", "FMFSD_ATTEMPT", "FMFSD_COLLECTIVE_TIMEOUT_S"),
-    *("FMFSD_INIT_METHOD", "FMFSD_LOG_TO_FILE", "FMFSD_PREFLIGHT"),
+    *("FMFSD_INIT_METHOD", "FMFSD_LOG_TO_FILE", "FMFSD_PREFLIGHT", "FMFSD_BATCH_SCRIPT"),
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE"),
 )
 """What workers get from the launcher and from nobody else."""
@@ -65,17 +65,20 @@ def travelling(environment: Mapping[str, str]) -> dict[str, str]:
 
 def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """What `--env NAME` and `--env NAME=VALUE` add. ConfigError for a name that is none or is not set."""
-    extra = {}
-    for text in asked:
-        name, equals, value = text.partition("=")
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f"--env: {name!r} is no name of a variable")
-        if name in OWN:
-            raise ConfigError(f"--env {name}: the launcher sets it itself for each worker")
-        if not equals and name not in environment:
-            raise ConfigError(f"--env {name}: not set here; give it a value with --env {name}=VALUE")
-        extra[name] = value if equals else environment[name]
-    return extra
+    parts = [text.partition("=") for text in asked]
+    if wrong := [problem for part in parts if (problem := _refused(*part, environment))]:
+        raise ConfigError(wrong)
+    return {name: value if equals else environment[name] for name, equals, value in parts}
+
+
+def _refused(name: str, equals: str, _value: str, environment: Mapping[str, str]) -> Problem | None:
+    if not _NAME.fullmatch(name):
+        return Problem("--env", f"{name!r} is no name of a variable")
+    if name in OWN:
+        return Problem(f"--env {name}", "the launcher sets it itself for each worker")
+    if not equals and name not in environment:
+        return Problem(f"--env {name}", f"not set here; give it a value with --env {name}=VALUE")
+    return None
 
 
 def shown(name: str, value: str) -> str:

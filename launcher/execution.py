@@ -95,22 +95,23 @@ class Execution:
             for text in self._warnings:
                 self._say(f"warning: {text}")
             with sole_owner(self._run):
-                requeue = Requeue.of(self._job, self._run) if self._job else None
+                requeue = Requeue.of(self._job, self._run) if self._job and self._job.is_batch else None
                 self._write_run_dir()
                 ended = self._attempts(requests)
                 self._write_outcome(ended)
         if ended.failure is not None:
-            self._fail(ended, requeue)
+            self._fail(ended, requeue, requests)
         code = self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
         if requeue is not None and ended.attempt.state == "stopped" and requests.time_is_up:
             self._go_on_later(requeue, TIME_IS_UP)
         return code
 
-    def _fail(self, ended: Ended, requeue: Requeue | None) -> NoReturn:
+    def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
         page = self._page(ended)
-        if requeue is not None and ended.for_want_of_a_node:
+        why = TIME_IS_UP if requests.time_is_up else NODE_IS_GONE if ended.for_want_of_a_node else ""
+        if requeue is not None and why and (not requests.stop or requests.time_is_up):
             self._say(page)
-            self._go_on_later(requeue, NODE_IS_GONE)
+            self._go_on_later(requeue, why)
         self._print_json(RunFailedError.exit_code)
         raise RunFailedError(page)
 

@@ -166,17 +166,17 @@ def _silent(run: RunDir, attempt: Attempt, spoken: tuple[int, ...]) -> Iterator[
     codes = _exit_codes(run, attempt)
     for path in run.progress.glob("rank-*.json"):
         worker = read_json(path)
-        code = codes.get(worker["pid"])
+        code = codes.get((_node(attempt, worker["rank"]), worker["pid"]))
         unforced = code not in (None, 0, -signal.SIGTERM) or worker["rank"] == attempt.dead_rank
         if worker["attempt"] == attempt.number and worker["rank"] not in spoken and unforced:
             yield {**worker, "code": code}
 
 
-def _exit_codes(run: RunDir, attempt: Attempt) -> dict[int, int]:
-    """Exit codes by process, as each node's starter tells them in its log."""
-    logs = [run.starter_log(node) for node in range(len(attempt.nodes))]
-    pairs = (match for log in logs if log.exists() for match in _EXIT.findall(log.read_text(errors="replace")))
-    return {int(pid): int(code) for code, pid in pairs}
+def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
+    """Exit codes by node and process, as each node's starter tells them in its log."""
+    logs = {node: run.starter_log(node) for node in range(len(attempt.nodes))}
+    texts = {node: log.read_text(errors="replace") for node, log in logs.items() if log.exists()}
+    return {(node, int(pid)): int(code) for node, text in texts.items() for code, pid in _EXIT.findall(text)}
 
 
 def _meaning(worker: dict[str, Any], out_of_memory: bool) -> str:
@@ -185,7 +185,7 @@ def _meaning(worker: dict[str, Any], out_of_memory: bool) -> str:
         return "gone without a word"
     if code >= 0:
         return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     if code != -signal.SIGKILL:
         return f"killed by {name}"
     if not out_of_memory:

@@ -15,12 +15,14 @@ from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
+from launcher.beginning import is_finished
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
 from launcher.config import DrillOptions, LaunchConfig
 from launcher.costs import Costs, costs_of
 from launcher.plan import LaunchPlan, plan_run
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
+from launcher.slurm.batch import LEAD_BEYOND_S, lead_s
 from launcher.slurm.seeds import Seeds, run_of
 from launcher.survey import Survey, survey
 
@@ -63,6 +65,8 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     run = run_dir_of(request, cwd, job)
     check = partial(_checked, request, run, environment, cwd)
     found = check()
+    if job is not None:
+        request = replace(request, launch=_in_job(request.launch, found.site, run))
     if request.drill is not None and not request.site.is_here:
         raise ConfigError([Problem("--drill", "does its faults to node agents of this machine: leave the hosts out")])
     if request.drill is not None and not run.is_unused():
@@ -85,6 +89,13 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
+    """With what the job offers, for whoever resumes the run outside of it; and for a stop the time that is left after
+    Slurm's warning."""
+    device, workers = site.placement(launch)
+    return replace(launch, device=device, gpus=workers, grace_s=max(launch.grace_s, lead_s(run) - LEAD_BEYOND_S))
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ def _checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd:
 def _survey(
     request: Request, run: RunDir, environment: Mapping[str, str], cwd: str, config: TrainConfig | None
 ) -> Survey:
-    if request.stop_after == "plan":
+    if request.stop_after == "plan" or (config is not None and is_finished(config, run)):
         return Survey()
     index = None if config is None else set_folder(config.data) / "index.json"
     return survey(request.site, environment, run=run.path, cwd=cwd, index=index)
@@ -197,7 +208,7 @@ def run_dir_of(request: Request, cwd: str, job: Allocation | None = None) -> Run
 def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
     """What is asked for, else a new one; in a job the one of its name, to which it comes back when it starts again."""
     asked, parent = request.launch.run_dir, Path(cwd) / "runs"
-    if asked is None and job is not None:
+    if asked is None and job is not None and job.is_batch:
         name = f"job{job.array_id}" if request.launch.slurm.array else job.name
         return RunDir((parent / f"{config_name(request.config)}-{name}").absolute())
     if asked is None:

@@ -13,6 +13,7 @@ from launcher.requests import Requests
 READY_S = 60.0
 """For an agent on another machine to answer: until then ssh or srun may be under way."""
 LOOK_S = 0.1
+BEAT_EVERY_S = 1.0
 
 
 class NotMetError(Exception):
@@ -27,7 +28,7 @@ def meet(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -
     common = {ATTEMPT: str(attempt.number), RUN_ID: uuid.uuid4().hex}
     if plan.meets_at == "file here":
         return [{**common, **_at_a_file(scratch)} for _ in attempt.nodes]
-    talk = _Talk(attempt.nodes, requests)
+    talk = _Talk(attempt, requests)
     if plan.meets_at == "file there":
         (node,) = talk.ask(attempt.nodes, "prepared", do="prepare", word="", interface=plan.interface)
         return [{**common, **_at_a_file(node["scratch"])}]
@@ -69,8 +70,9 @@ def _common(first: NodeState, candidates: list[str], reached: list[dict[str, str
 class _Talk:
     """Questions to agents, and their answers."""
 
-    def __init__(self, nodes: list[NodeState], requests: Requests) -> None:
-        self._nodes, self._requests = nodes, requests
+    def __init__(self, attempt: Attempt, requests: Requests) -> None:
+        self._nodes, self._run, self._requests = attempt.nodes, attempt.run, requests
+        self._beat_at = 0.0
 
     def ask(self, nodes: list[NodeState], answer: str, **order: Any) -> list[dict[str, Any]]:
         """Each node's answer, which is an event of that name. NotMetError if one of all nodes has failed meanwhile."""
@@ -83,6 +85,7 @@ class _Talk:
             while len(answers) < len(nodes):
                 for key, _ in selector.select(LOOK_S):
                     self._hear(key.data, answer, answers)
+                self._beat()
                 self._give_up([node for node in nodes if id(node) not in answers], late=time.monotonic() > deadline)
         return [answers[id(node)] for node in nodes]
 
@@ -93,6 +96,14 @@ class _Talk:
                 self._requests.ask()
             if event["event"] == answer:
                 answers[id(node)] = event
+
+    def _beat(self) -> None:
+        """To agents that wait for others, and to whoever has asked for a stop."""
+        if time.monotonic() >= self._beat_at:
+            self._beat_at = time.monotonic() + BEAT_EVERY_S
+            self._requests.look_at(self._run.stop_request)
+            for node in self._nodes:
+                node.agent.beat()
 
     def _give_up(self, missing: list[NodeState], *, late: bool) -> None:
         for node in missing if late else ():

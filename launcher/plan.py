@@ -11,7 +11,7 @@ from typing import Literal
 from fmfsd.rundir import RunDir
 from launcher.agent.node import MACHINES_OWN
 from launcher.config import LaunchConfig
-from launcher.environment import shown, travelling
+from launcher.environment import OWN, shown, travelling
 from launcher.hosts.agents import AGENT
 from launcher.pulses import SLOW_STATES_S
 from launcher.resources import core_list
@@ -209,7 +209,7 @@ def _meeting_at_an_address(node: int) -> dict[str, str]:
 
 
 def _travelling(environment: Mapping[str, str], site: Site) -> dict[str, str]:
-    found = travelling(environment)
+    found = {name: value for name, value in travelling(environment).items() if name not in OWN}
     return found if site.is_here else {name: value for name, value in found.items() if name not in MACHINES_OWN}
 
 

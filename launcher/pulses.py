@@ -1,6 +1,7 @@
 """Finds workers that hang, by what changes between two looks: no clock is compared with another."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,10 +82,10 @@ class Pulses:
         shown = (self._read(rank) for rank in self._seen)
         return any(each is not None and each["state"] not in _EARLY_STATES for each in shown)
 
-    def rank_of(self, pid: int) -> int | None:
-        """The worker that is this process and has not said that it is done; None if there is none."""
-        for rank, seen in self._seen.items():
-            shown = self._read(rank) or seen.shown
+    def rank_of(self, pid: int, ranks: Iterable[int]) -> int | None:
+        """Which of the workers is this process and has not said that it is done; None if there is none."""
+        for rank in ranks:
+            shown = self._read(rank) or self._seen[rank].shown
             if shown.get("pid") == pid and shown.get("state") not in _ENDED_STATES:
                 return rank
         return None

@@ -114,10 +114,11 @@ class Recovery:
     def _left(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[tuple[int, ...], str]:
         """The slots for the next attempt and, if they are too few, what to say.
 
-        Here a lost node's slot is given to a new agent, unless the launch may go on with fewer.
+        A lost node's slot is given to a new agent, unless the launch may go on with fewer. If all are lost it may be us
+        who were: suspended, or without a network.
         """
         lost = [number for number, node in enumerate(attempt.nodes) if node.is_gone]
-        if self.launch.min_nodes is None or not lost:
+        if self.launch.min_nodes is None or len(lost) in (0, len(slots)):
             return slots, ""
         left = tuple(slot for number, slot in enumerate(slots) if number not in lost)
         workers = attempt.num_workers // len(slots)

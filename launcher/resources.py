@@ -76,6 +76,8 @@ def driver() -> Driver:
     try:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return Driver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=tuple(_gpu(pynvml, each) for each in handles))
+    except pynvml.NVMLError as error:  # one of them is lost
+        return Driver(trouble=str(error))
     finally:
         pynvml.nvmlShutdown()
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.config import LaunchConfig
+from launcher.config import Device, LaunchConfig
 from launcher.hosts import srun, ssh
 from launcher.hosts.agents import AGENT, Agent
 from launcher.resources import Resources
@@ -39,10 +39,10 @@ class Site:
         """Those that can be asked: not this machine, and not nodes that Slurm has yet to choose."""
         return self.hosts if self.reach in ("ssh", "srun") else ()
 
-    def placement(self, launch: LaunchConfig) -> tuple[str, int]:
+    def placement(self, launch: LaunchConfig) -> tuple[Device, int]:
         """The device, and the workers on each node."""
         gpus = len(self.resources.gpus)
-        device = launch.device if launch.device != "auto" else ("cuda" if gpus else "cpu")
+        device: Device = launch.device if launch.device != "auto" else ("cuda" if gpus else "cpu")
         if launch.gpus is not None:
             return device, launch.gpus
         return device, max(1, gpus // (launch.nodes if self.is_here else 1)) if device == "cuda" else 1

@@ -119,7 +119,7 @@ class _Watch:
             if event["event"] == "asked-to-stop":
                 self._requests.ask()
             if event["event"] == "worker-gone" and self._attempt.dead_rank is None:
-                self._attempt.dead_rank = self._pulses.rank_of(event["pid"])
+                self._attempt.dead_rank = self._pulses.rank_of(event["pid"], self._attempt.ranks_on(node))
             if event["event"] == "started":
                 self._attempt.write()
             if event["event"] == "gone":

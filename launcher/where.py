@@ -21,6 +21,9 @@ def settle(launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str,
     if launch.hosts:
         hosts = launch.hosts[: nodes or len(launch.hosts)]
         slots = min((host.slots for host in hosts if host.slots), default=None)
+        if launch.gpus and slots and launch.gpus > slots:
+            message = f"{launch.gpus} asked for, and the hostfile has a host with {slots} slots: ask for fewer"
+            raise ConfigError([Problem("--gpus", message)])
         site = Site(Resources(cores=1), "ssh", tuple(host.name for host in hosts))
         launch = replace(launch, on="ssh", gpus=launch.gpus or slots)
     elif allocation is not None and launch.on != "local":
@@ -66,4 +69,5 @@ def _supposed(site: Site, launch: LaunchConfig) -> Site:
     """That hosts have what is asked of them."""
     if site.reach == "srun" or launch.device == "cpu":
         return site
-    return replace(site, resources=replace(site.resources, gpus=tuple(map(str, range(launch.gpus or 0)))))
+    gpus = launch.gpus or (1 if launch.device == "cuda" else 0)
+    return replace(site, resources=replace(site.resources, gpus=tuple(map(str, range(gpus)))))

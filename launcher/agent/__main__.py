@@ -78,10 +78,11 @@ class NodeAgent:
         """Obey what has arrived; False once the coordinator is gone."""
         if not readable:
             return True
-        data, self._heard_at = os.read(sys.stdin.fileno(), 1 << 16), time.monotonic()
+        data = os.read(sys.stdin.fileno(), 1 << 16)
         *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
             self._obey(json.loads(line))
+        self._heard_at = time.monotonic()  # an order may have taken long, while others wait to be read
         return bool(data)
 
     def _obey(self, order: dict[str, Any]) -> None:
@@ -162,9 +163,10 @@ class NodeAgent:
     def _look_at_workers(self, starter: int) -> None:
         """The starter itself waits for all of them, with the grace, before it says a word."""
         now = frozenset(_children_of(starter))
-        for pid in self._workers - now:
+        still = {pid for pid in self._workers - now if _is_child(pid, starter)}  # of a thread that has just ended
+        for pid in self._workers - now - still:
             _say(event="worker-gone", pid=pid)
-        self._workers = now
+        self._workers = now | still
 
     def _end_everything(self) -> None:
         """Kill the starter; its workers are tied to it, and become our children when it is gone."""
@@ -190,10 +192,21 @@ def _reap() -> bool:
 
 def _children_of(parent: int) -> list[int]:
     """A process's children, those that it inherited included."""
+    found = list[int]()
+    with suppress(OSError):  # it has just ended
+        for task in _tasks(parent):
+            with suppress(OSError):  # just this thread of it has
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _is_child(pid: int, parent: int) -> bool:
+    """Whether it lives and is."""
     try:
-        return [int(pid) for task in _tasks(parent) for pid in (task / "children").read_text().split()]
-    except OSError:  # it has just ended
-        return []
+        state, above, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return False
+    return state not in "ZX" and int(above) == parent
 
 
 def _tasks(pid: int) -> list[Path]:

@@ -29,6 +29,10 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
             yield Problem(host, f"has no interface {launch.interface} with an IPv4 address; there are {found}")
     for what, value_of in _SAME.items():
         yield from _unlike(what, value_of, survey)
+    without = [host for host, answer in survey.seen.items() if not answer["gpus"]]
+    if launch.device == "auto" and without and len(without) < len(survey.seen):
+        message = f"no GPU is visible on {', '.join(without)}, and some are on the others: see --doctor"
+        yield Problem("--device auto", f"{message}; leave {'it' if len(without) == 1 else 'them'} out, or --device cpu")
 
 
 def other_data(config: TrainConfig, survey: Survey) -> Iterator[Problem]:

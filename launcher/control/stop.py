@@ -4,7 +4,6 @@ They ask by a file in the run's folder, which works from every host that sees it
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from fmfsd.errors import CheckError, Problem
@@ -20,23 +19,20 @@ LOOK_S = 0.2
 
 def request_stop(folder: Path, *, wait: bool) -> str:
     """To end with a checkpoint. What to tell the user; CheckError if there is nothing to stop."""
-    return _end(existing_run(folder), "", "asked to stop", lambda job: job.is_waiting, wait=wait)
+    return _end(existing_run(folder), "", "asked to stop", wait=wait)
 
 
 def request_end(folder: Path, *, wait: bool) -> str:
-    """To end at once. What to tell the user; CheckError if there is nothing to end.
-
-    A job that Slurm has started, and whose launch is not heard of, is Slurm's to end.
-    """
-    run = existing_run(folder)
-    unheard = not Work.on(run).is_under_way
-    return _end(run, NOW, "asked to end at once", lambda job: job.is_waiting or unheard, wait=wait)
+    """To end at once. What to tell the user; CheckError if there is nothing to end."""
+    return _end(existing_run(folder), NOW, "asked to end at once", wait=wait)
 
 
-def _end(run: RunDir, request: str, says: str, takes: Callable[[JobState], bool], *, wait: bool) -> str:
-    """`takes`: which jobs are taken from Slurm; the request goes to whoever is or may be at work."""
+def _end(run: RunDir, request: str, says: str, *, wait: bool) -> str:
+    """The request goes to whoever is or may be at work. A job that waits, or whose launch is not heard of yet, is
+    Slurm's to end, which a launch answers with a checkpoint."""
     jobs, trouble = states_seen(run)
-    said = [_taken(job) for job in jobs if not job.is_over and takes(job)]
+    unheard = not Work.on(run).is_under_way
+    said = [_taken(job) for job in jobs if not job.is_over and (job.is_waiting or unheard)]
     work = Work.on(run)
     if work.is_under_way or (not said and work.may_be_elsewhere):
         write_whole(run.stop_request, request)

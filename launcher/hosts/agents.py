@@ -26,8 +26,9 @@ def closing_all() -> Iterator[list["Agent"]]:
     finally:
         for agent in agents:
             agent.hang_up()
+        end = time.monotonic() + END_S
         for agent in agents:
-            agent.close()
+            agent.close(within_s=max(0.0, end - time.monotonic()))
 
 
 class Agent:
@@ -102,7 +103,9 @@ class Agent:
     def _event(self, line: bytes) -> dict[str, Any] | None:
         """Before an agent's first word a host's shell may greet: only what comes after it must be an agent's."""
         try:
-            event = dict(json.loads(line))
+            event = json.loads(line)
+            if not isinstance(event, dict) or "event" not in event:
+                raise ValueError(line)
         except ValueError:
             text = line.decode(errors="replace")[:_LINE_CHARACTERS]
             if self._has_begun:
@@ -118,12 +121,12 @@ class Agent:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def close(self) -> None:
+    def close(self, *, within_s: float = END_S) -> None:
         """The agent and all that it started have ended when this returns."""
         assert self._process.stdout is not None
         self.hang_up()
         try:
-            self._process.wait(END_S)
+            self._process.wait(within_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

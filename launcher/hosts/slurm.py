@@ -96,9 +96,14 @@ def _shown(job_id: str, text: str) -> JobState:
         found = re.search(rf"^ +(?:.* )?{name}=(\S*)", text, re.MULTILINE)
         return found[1] if found and found[1] not in ("None", "(null)", "Unknown", "N/A") else ""
 
-    code, _, number = field("ExitCode").partition(":")
-    exit_code = int(code) or (128 + int(number) if number.isdecimal() and int(number) else 0)
+    exit_code = _exit_code(field("ExitCode"))
     return JobState(job_id, field("JobState"), field("Reason"), field("StartTime"), field("NodeList"), exit_code)
+
+
+def _exit_code(text: str) -> int:
+    """Of `1:0`, an exit code, or `0:9`, a signal, which counts as a shell has it."""
+    code, _, number = text.partition(":")
+    return int(code or 0) or (128 + int(number) if number.isdecimal() and int(number) else 0)
 
 
 def _accounted(job_id: str) -> JobState | None:
@@ -109,7 +114,7 @@ def _accounted(job_id: str) -> JobState | None:
     if not lines or lines[0].count("|") != len(fields) - 1:
         return None
     state, start, nodes, code = lines[0].split("|")
-    return JobState(job_id, state.split()[0], start=start, nodes=nodes, exit_code=int(code.partition(":")[0]))
+    return JobState(job_id, state.split()[0], start=start, nodes=nodes, exit_code=_exit_code(code))
 
 
 def _said(*command: str, environment: Mapping[str, str] | None = None, cwd: str | None = None) -> str:

@@ -4,7 +4,7 @@ from launcher.hosts.agents import AGENT
 
 OF_THE_JOB = (
     *("SLURM_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"),
-    "SLURM_TRES_PER_TASK",
+    *("SLURM_TRES_PER_TASK", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_DISTRIBUTION", "SLURM_HINT"),
 )
 """What srun would take for a second word on what its options say; from Slurm 23.11 on it ends if the two differ."""
 

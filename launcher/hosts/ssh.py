@@ -1,5 +1,6 @@
 """A node's agent on another machine, reached by OpenSSH with the user's own config."""
 
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ def command(host: str, environment: Mapping[str, str], *, deadline_s: float) -> 
     All that workers need of it comes later through the pipe, where no list of processes shows it.
     """
     options = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
-    modules = [f"PYTHONPATH={environment['PYTHONPATH']}"] if environment.get("PYTHONPATH") else []
+    folders = [os.path.abspath(folder) for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    modules = [f"PYTHONPATH={os.pathsep.join(folders)}"] if folders else []
     words = ("exec", "env", *modules, *AGENT, "--deadline", f"{deadline_s:g}")
     return ("ssh", *options, "--", host, shlex.join(words))
 

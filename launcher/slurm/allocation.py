@@ -14,7 +14,7 @@ class Allocation:
     """`cores` and `gpus` are a node's; `restarts` counts how often Slurm has started the job again.
 
     `array_id` and `array_task`: of a job array, where the job is one of its tasks. `spreads_gpus`: GPUs were asked for
-    the whole job (`--gpus`), not for each node.
+    the whole job (`--gpus`), not for each node. `is_batch`: we are the job's own script, which Slurm may start again.
     """
 
     job_id: str
@@ -25,6 +25,7 @@ class Allocation:
     array_id: str = ""
     array_task: int | None = None
     spreads_gpus: bool = False
+    is_batch: bool = False
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Allocation | None":
@@ -34,12 +35,12 @@ class Allocation:
         return cls(
             job_id=environment["SLURM_JOB_ID"],
             nodelist=environment["SLURM_JOB_NODELIST"],
-            cores=_number(environment.get("SLURM_CPUS_PER_TASK"))
-            or _cores(environment.get("SLURM_JOB_CPUS_PER_NODE", "")),
+            cores=_cores(environment.get("SLURM_JOB_CPUS_PER_NODE", "")),
             gpus=_number(environment.get("SLURM_GPUS_ON_NODE")),
             restarts=_number(environment.get("SLURM_RESTART_COUNT")),
             array_id=environment.get("SLURM_ARRAY_JOB_ID", ""),
             array_task=_number(task) if (task := environment.get("SLURM_ARRAY_TASK_ID")) else None,
+            is_batch=environment.get("FMFSD_BATCH_SCRIPT") == "1",
             spreads_gpus="SLURM_GPUS" in environment and "SLURM_GPUS_PER_NODE" not in environment,
         )
 

@@ -30,6 +30,8 @@ OWN = (
 """Options of sbatch that are the launcher's, or would keep it from its work."""
 _OPTION = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,5})-)?(?P<rest>[0-9]{1,7}(?::[0-9]{1,3}){0,2})")
+_NOT_FOR_US = ("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_TEST_ONLY")
+"""Of sbatch's variables those that would make it wait, or submit something else."""
 _OF_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 
 
@@ -128,14 +130,16 @@ def sbatch_options(
 def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """All that sbatch itself gets, and so the job: what travels to workers, what the user adds, and where the copy of
     the program is. So no value stands in a command line, where others could read it."""
-    bin_folder, modules = str(Path(sys.executable).parent), environment.get("PYTHONPATH")
+    asked = {**environment, **launch.extra_env}
+    bin_folder, modules = str(Path(sys.executable).parent), asked.get("PYTHONPATH")
     kept = {name: value for name, value in travelling(environment).items() if name not in JOBS_OWN}
     own = {name: value for name, value in environment.items() if name in _OF_SLURM or name.startswith("SBATCH_")}
+    own = {name: value for name, value in own.items() if name not in _NOT_FOR_US}
     return {
         **kept,
         **own,
         **launch.extra_env,
-        "PATH": f"{bin_folder}:{environment.get('PATH', '/usr/bin:/bin')}",
+        "PATH": f"{bin_folder}:{asked.get('PATH', '/usr/bin:/bin')}",
         "PYTHONPATH": f"{source}:{modules}" if modules else str(source),
         "FMFSD_CLUSTER_DIR": str(source / "cluster"),
     }

@@ -29,7 +29,9 @@ def test_a_world_is_what_torchrun_srun_or_a_person_says() -> None:
     assert World.from_environment({}) == World()
     assert World.from_environment(TORCHRUN) == World(rank=3, size=4, local_rank=1, local_size=2, node=1)
     assert World.from_environment({"RANK": "0", "WORLD_SIZE": "2"}) == World(size=2, local_size=0)
-    srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+    shell = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+    assert World.from_environment(shell) == World()
+    srun = {**shell, "SLURM_STEP_ID": "0"}
     assert World.from_environment(srun) == World(rank=1, size=2, local_size=0, node=1)
     assert World.from_environment({**srun, "SLURM_NTASKS_PER_NODE": "1"}).local_size == 1
     assert World.from_environment({**srun, **TORCHRUN}).rank == 3

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_the_warning_comes_early_enough_for_a_save_as_long_as_it_was_measured(
 
 
 def job(restarts: int, **more: Any) -> Allocation:
-    return Allocation("7", "n1", cores=1, gpus=0, restarts=restarts, **more)
+    return Allocation("7", "n1", cores=1, gpus=0, restarts=restarts, is_batch=True, **more)
 
 
 def checkpoint(run: RunDir, step: int) -> None:
@@ -197,3 +198,10 @@ def test_a_copy_of_the_program_is_whole_says_its_commit_and_takes_the_sites_sett
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(ours.files)
     assert commit_of(copy) == commit_of(Path(__file__).parents[2])
     assert (ours.write(tmp_path), Snapshot.of_program().digest != ours.digest) == (copy, True)
+
+
+def test_a_run_in_an_interactive_allocation_is_always_new(tmp_path: Path) -> None:
+    """Slurm does not start it again, and a second launch there is another run."""
+    request = Request("smoke", (), LaunchConfig(), Site(Resources(1)), "run", as_json=False)
+    ours = run_dir_of(request, str(tmp_path), replace(job(0), is_batch=False))
+    assert ours.path.name.startswith("smoke-2")

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fmfsd.config.load import preset_names
@@ -218,12 +220,21 @@ def test_a_worker_without_a_run_directory_or_with_a_wrong_world_is_told_so(tmp_p
     assert "Traceback" not in nowhere.stderr + wrong.stderr
 
 
+def is_to_be_terminated(pid: int) -> bool:
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_a_launch_that_is_stopped_while_data_is_prepared_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [command("fmfsd-launch"), "smoke", "--run-dir", "run"], cwd=tmp_path, stdout=subprocess.PIPE
     )
     wait_until(lambda: list((tmp_path / "data").glob(".synthetic10.*/synthetic10")), "the preparation")
+    (preparing,) = psutil.Process(process.pid).children()
+    preparing.suspend()
     process.terminate()
+    wait_until(lambda: is_to_be_terminated(preparing.pid), "the launcher's word to it")
+    preparing.resume()
     output, _ = process.communicate(timeout=20)
     assert (process.returncode, b"stopped before anything was started" in output) == (130, True)
     assert not (tmp_path / "run").exists()

@@ -120,6 +120,6 @@ def test_a_worker_that_never_shows_up_is_missed_at_last(run: RunDir, clock: Cloc
 def test_a_process_is_known_by_its_number_until_it_says_that_it_is_done(run: RunDir, clock: Clock) -> None:
     pulses = Pulses(run, 1, 2, hang_timeout_s=10)
     show(run, 1, beat=1, moves=1)
-    assert (pulses.rank_of(101), pulses.rank_of(4711)) == (1, None)
+    assert (pulses.rank_of(101, (0, 1)), pulses.rank_of(4711, (0, 1)), pulses.rank_of(101, (0,))) == (1, None, None)
     show(run, 1, beat=1, moves=1, state="finished")
-    assert pulses.rank_of(101) is None
+    assert pulses.rank_of(101, (0, 1)) is None
