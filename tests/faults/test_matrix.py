@@ -1,8 +1,8 @@
 """Every fault that can befall a run has a test, and every test that claims one names one that is in the list.
 
-The numbers are those of the project's reliability page. Not here: Slurm's events and ssh (F20 to F24, F30), sweeps (F26
-to F29), a GPU out of memory (F10) and losses that spike (F19), for which there is no mechanism yet; and faults that
-nothing here can have: no process loads data beside a worker (F4, F41), and no port is chosen on one machine (F31).
+The numbers are those of the project's reliability page. Not here: sweeps (F26 to F30), a GPU out of memory (F10) and
+losses that spike (F19), for which there is no mechanism yet; faults that nothing here can have, as no process loads data
+beside a worker (F4, F41); and a port that is taken between its choice and its use (F31), which costs an attempt.
 """
 
 import ast
@@ -27,6 +27,11 @@ ROWS = {
     "F16": "a checkpoint would hold NaN",
     "F17": "a shard is damaged",
     "F18": "the loss is not finite",
+    "F20": "a job's time is up",
+    "F21": "a job is cancelled",
+    "F22": "a job makes place for another",
+    "F23": "a job is started again",
+    "F24": "a job's node fails",
     "F25": "a worker outlives its attempt",
     "F32": "clocks differ, or jump",
     "F33": "two launches want one run",

@@ -104,3 +104,10 @@ def test_a_clock_that_is_wrong_is_told_and_no_obstacle(clock_s: float, words: li
 def test_hosts_with_different_numbers_of_gpus_are_told() -> None:
     (told,) = of_hosts.warnings(survey_with(gpus=["0", "1"]))
     assert told.startswith("hosts have different numbers of GPUs (n1 0, n2 2)")
+
+
+def test_workers_do_not_go_to_the_cpu_because_one_host_has_lost_its_gpus() -> None:
+    found = survey_with(gpus=["0", "1"])
+    (told,) = map(str, of_hosts.problems(LaunchConfig(), found))
+    assert told.startswith("--device auto: no GPU is visible on n1, and some are on the others")
+    assert list(of_hosts.problems(LaunchConfig(device="cpu"), found)) == []

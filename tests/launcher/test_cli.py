@@ -262,3 +262,24 @@ def test_help_names_what_can_be_done_to_a_run(tmp_path: Path) -> None:
     assert "|".join(RUN_COMMANDS) in run_command("fmfsd-launch", "--help", cwd=tmp_path).stdout
     for word in RUN_COMMANDS:
         assert f"fmfsd-launch {word} " in run_command("fmfsd-launch", word, "--help", cwd=tmp_path).stdout
+
+
+def test_everything_that_is_wrong_with_a_command_line_is_said_at_once(tmp_path: Path) -> None:
+    wrong = (
+        "--env",
+        "1x",
+        "--env",
+        "NOT_SET",
+        "--elastic",
+        "3:1",
+        "--hosts",
+        "a,a",
+        "--drill",
+        "none",
+        "--set",
+        "foo=1",
+    )
+    answer = run_command("fmfsd-launch", "smoke", *wrong, cwd=tmp_path)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    for part in ("1x", "NOT_SET", "--elastic '3:1'", "a stands there twice", "there is no fault", "--set foo=1"):
+        assert part in answer.stderr

@@ -85,6 +85,13 @@ def test_a_run_goes_on_with_as_many_of_the_nodes_left_as_divide_the_shards(run: 
     assert "1 of 2 nodes are left: going on with 8 workers on 1" in stage.said
 
 
+def test_if_all_nodes_are_lost_at_once_their_places_are_filled(run: RunDir) -> None:
+    """It may be the launcher that was suspended, or cut off."""
+    stage = Stage(run, (0, 1, 2, 3), "finished")
+    assert stage.go(min_nodes=1).attempt.state == "finished"
+    assert stage.slots == [(0, 1, 2, 3)] * 2
+
+
 def test_below_the_fewest_nodes_a_run_ends(run: RunDir) -> None:
     stage = Stage(run, (1,))
     ended = stage.go(min_nodes=3)

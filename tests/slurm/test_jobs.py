@@ -69,6 +69,7 @@ def test_a_job_that_loses_a_worker_makes_a_new_attempt_and_ends_as_undisturbed(
     assert_same(job.run, undisturbed)
 
 
+@pytest.mark.fault("F20", "F23")
 def test_when_time_is_nearly_up_slurm_starts_the_job_again_and_it_ends_as_undisturbed(
     cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_when_time_is_nearly_up_slurm_starts_the_job_again_and_it_ends_as_undist
     assert_same(job.run, undisturbed)
 
 
+@pytest.mark.fault("F21")
 def test_a_job_is_cancelled_with_a_checkpoint_of_its_last_step_and_stays_so(
     cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -97,6 +99,23 @@ def test_a_job_is_cancelled_with_a_checkpoint_of_its_last_step_and_stays_so(
     assert "stopped after step" in job.words
 
 
+@pytest.mark.fault("F22")
+def test_a_job_that_makes_place_for_another_goes_on_afterwards_from_its_checkpoint(
+    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
+) -> None:
+    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT)
+    job.wait_for_step(10)
+    urgent = ("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
+    job.wait_for_restart(1)
+    job.wait_for_step(1, attempt=2)
+    went_on_after = job.progress()["went_on_after"]
+    subprocess.run(["scancel", job.id], check=True)
+    assert job.end().state == "CANCELLED"
+    assert went_on_after >= 10
+
+
+@pytest.mark.fault("F24")
 def test_a_job_that_loses_a_node_goes_on_from_its_newest_checkpoint(
     cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -70,7 +70,6 @@ def test_two_hosts_train_as_two_agents_here_do(
     assert_same(run.run, whole)
 
 
-@pytest.mark.fault("F21")
 def test_a_stop_saves_on_all_hosts_and_the_run_goes_on_here(
     hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
