@@ -1,8 +1,8 @@
 """Every fault that can befall a run has a test, and every test that claims one names one that is in the list.
 
 The numbers are those of the project's reliability page. Not here: sweeps (F26 to F30), a GPU out of memory (F10) and
-losses that spike (F19), for which there is no mechanism yet; faults that nothing here can have, as no process loads data
-beside a worker (F4, F41); and a port that is taken between its choice and its use (F31), which costs an attempt.
+losses that spike (F19), for which there is no mechanism yet; faults that nothing here can have, as no process loads
+data beside a worker (F4, F41); and a port that is taken between its choice and its use (F31), which costs an attempt.
 """
 
 import ast
