@@ -20,20 +20,24 @@ ANSWER_S = 120.0
 class Costs:
     """`parameters`; `macs` of an image's forward pass; `memory` by its parts and in `total`, in bytes, at least.
 
+    `heads` by name, each with its stage and the shape of the map there.
+
     Not known: 0 and empty, and the reason, if there is one to tell, is `unknown`; `refused`: the config is wrong.
     """
 
     parameters: int = 0
     macs: int = 0
     memory: Mapping[str, int] = field(default_factory=dict)
+    heads: Mapping[str, str] = field(default_factory=dict)
     unknown: str = ""
     refused: str = ""
 
     def __str__(self) -> str:
         if not self.memory:
             return "parameters and memory are not known"
+        heads = ", ".join(f"{name} from {place}" for name, place in self.heads.items())
         return (
-            f"{self.parameters / 1e6:.2f} M parameters, {self.macs / 1e6:.0f} M multiply-adds an image, "
+            f"{heads}\n{self.parameters / 1e6:.2f} M parameters, {self.macs / 1e6:.0f} M multiply-adds an image, "
             f"at least {size(self.memory['total'])} of memory a worker"
         )
 
@@ -58,4 +62,5 @@ def _ask(words: Sequence[str]) -> Costs:
 
 
 def _read(content: Mapping[str, Any]) -> Costs:
-    return Costs(content["parameters"]["total"], content["macs"], content["memory"])
+    heads = ((head["name"], f"{head['tap']} {'x'.join(map(str, head['shape']))}") for head in content["heads"])
+    return Costs(content["parameters"]["total"], content["macs"], content["memory"], dict(heads))
