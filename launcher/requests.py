@@ -44,6 +44,7 @@ class Requests:
         """A run's stop request, if it is there."""
         with suppress(OSError):
             self.interrupted |= request.read_text() == NOW
+            self._terminated |= not self.stop  # else it is ours, by which workers hear of it
             self.ask()
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:

@@ -5,13 +5,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmfsd.rundir import RunDir
 from tests.helpers.leaks import TEST_ID
-from tests.helpers.processes import Launched, command
+from tests.helpers.processes import Launched, launched
 
 SCRIPT = Path(__file__).parents[1] / "slurm" / "cluster.sh"
 _NEEDS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter", "flock", "ps")
@@ -55,27 +54,11 @@ class Cluster:
         lines = (line.split(maxsplit=1) for line in self.on(host, "ps", "-axo", "pid=,args=").splitlines())
         return [int(pid) for pid, args in lines if part in args]
 
-    @contextmanager
     def launched(
         self, cwd: Path, run_dir: str, arguments: Sequence[str], env: Mapping[str, str] | None = None
-    ) -> Iterator[Launched]:
+    ) -> AbstractContextManager[Launched]:
         """`fmfsd-launch ... --run-dir run_dir` on this machine, where the hosts' names are known."""
-        process = subprocess.Popen(
-            self.command("run", command("fmfsd-launch"), *arguments, "--run-dir", run_dir),
-            cwd=cwd,
-            env={**self.env, **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            yield Launched(process, RunDir(cwd / run_dir))
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        return launched(cwd, run_dir, arguments, {**self.env, **(env or {})}, prefix=self.command("run"))
 
 
 @contextmanager

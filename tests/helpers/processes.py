@@ -99,11 +99,18 @@ def _children(process: psutil.Process, part: str) -> list[psutil.Process]:
 
 @contextmanager
 def launched(
-    cwd: Path, run_dir: str, arguments: Sequence[str], env: Mapping[str, str] | None = None
+    cwd: Path,
+    run_dir: str,
+    arguments: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Launched]:
-    """`fmfsd-launch ... --run-dir run_dir`, ended at the end of the block if it has not ended by then."""
+    """`fmfsd-launch ... --run-dir run_dir`, ended at the end of the block if it has not ended by then.
+
+    `prefix`: a command that becomes it.
+    """
     process = subprocess.Popen(
-        [command("fmfsd-launch"), *arguments, "--run-dir", run_dir],
+        [*prefix, command("fmfsd-launch"), *arguments, "--run-dir", run_dir],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,

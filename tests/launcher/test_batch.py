@@ -126,6 +126,20 @@ def test_time_is_up_if_slurm_warns_and_nobody_ends_it(signals: tuple[signal.Sign
     assert (requests.stop, requests.time_is_up) == (True, time_is_up)
 
 
+@pytest.mark.parametrize(("file_first", "time_is_up"), [(True, False), (False, True)])
+def test_a_run_that_somebody_stops_is_not_started_again_by_a_warning(
+    file_first: bool, time_is_up: bool, run: RunDir
+) -> None:
+    """After a warning the file is the launcher's own word to its workers."""
+    requests = Requests(in_job=True)
+    run.stop_request.touch()
+    acts = [lambda: requests.look_at(run.stop_request), lambda: os.kill(os.getpid(), signal.SIGUSR1)]
+    with requests.heard():
+        for act in acts if file_first else reversed(acts):
+            act()
+    assert requests.time_is_up == time_is_up
+
+
 def test_outside_of_jobs_the_warning_signal_keeps_its_meaning() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with Requests().heard():
