@@ -24,6 +24,9 @@ class Host:
     name: str
     slots: int | None = None
 
+    def __str__(self) -> str:
+        return self.name
+
 
 @dataclass(frozen=True)
 class SlurmOptions:

@@ -1,6 +1,6 @@
 """From what the command line says about where to run to a site: this machine, hosts, or an allocation of Slurm's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fmfsd.errors import ConfigError, Problem
@@ -19,26 +19,38 @@ def settle(launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str,
     allocation = Allocation.of(environment)
     _require_one_meaning(launch, allocation)
     if launch.hosts:
-        hosts = launch.hosts[: nodes or len(launch.hosts)]
-        slots = min((host.slots for host in hosts if host.slots), default=None)
-        if launch.gpus and slots and launch.gpus > slots:
-            message = f"{launch.gpus} asked for, and the hostfile has a host with {slots} slots: ask for fewer"
-            raise ConfigError([Problem("--gpus", message)])
-        site = Site(Resources(cores=1), "ssh", tuple(host.name for host in hosts))
-        launch = replace(launch, on="ssh", gpus=launch.gpus or slots)
-    elif allocation is not None and launch.on != "local":
-        offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus))))
-        site, launch = Site(offered, "srun", allocation.hosts()[:nodes]), replace(launch, on="slurm")
-    elif launch.on == "slurm":
+        return _on_hosts(launch, nodes)
+    if allocation is not None and launch.on != "local":
+        return _in_allocation(allocation, launch, nodes)
+    if launch.on == "slurm":
         launch = replace(launch, nodes=nodes or 1)
         return _of_a_job(launch), launch
-    else:
-        return Site(Resources.detect(environment)), replace(launch, on="local", nodes=nodes or 1)
-    wanted = nodes or len(site.hosts)
-    if wanted > len(site.hosts):
-        raise ConfigError([Problem("--nodes", f"{wanted} asked for, {len(site.hosts)} there: {', '.join(site.hosts)}")])
-    launch = replace(launch, nodes=wanted)
-    return _supposed(site, launch), launch
+    return Site(Resources.detect(environment)), replace(launch, on="local", nodes=nodes or 1)
+
+
+def _on_hosts(launch: LaunchConfig, nodes: int | None) -> tuple[Site, LaunchConfig]:
+    hosts = launch.hosts[:nodes]
+    slots = min((host.slots for host in hosts if host.slots), default=None)
+    if launch.gpus and slots and launch.gpus > slots:
+        message = f"{launch.gpus} asked for, and the hostfile has a host with {slots} slots: ask for fewer"
+        raise ConfigError([Problem("--gpus", message)])
+    launch = replace(launch, on="ssh", gpus=launch.gpus or slots, nodes=_as_many(nodes, launch.hosts))
+    gpus = launch.gpus or (1 if launch.device == "cuda" else 0)  # supposed, until the hosts are asked
+    offered = Resources(cores=1, gpus=tuple(map(str, range(gpus if launch.device != "cpu" else 0))))
+    return Site(offered, "ssh", tuple(host.name for host in hosts)), launch
+
+
+def _in_allocation(allocation: Allocation, launch: LaunchConfig, nodes: int | None) -> tuple[Site, LaunchConfig]:
+    names = allocation.hosts()
+    offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus))))
+    return Site(offered, "srun", names[:nodes]), replace(launch, on="slurm", nodes=_as_many(nodes, names))
+
+
+def _as_many(nodes: int | None, there: Sequence[object]) -> int:
+    """As were asked for, or all."""
+    if nodes is not None and nodes > len(there):
+        raise ConfigError([Problem("--nodes", f"{nodes} asked for, {len(there)} there: {', '.join(map(str, there))}")])
+    return nodes or len(there)
 
 
 def _require_one_meaning(launch: LaunchConfig, allocation: Allocation | None) -> None:
@@ -63,11 +75,3 @@ def _of_a_job(launch: LaunchConfig) -> Site:
     gpus = tuple(map(str, range(workers))) if launch.device != "cpu" else ()
     cores = workers * (launch.slurm.cpus_per_gpu or CPUS_PER_WORKER)
     return Site(Resources(cores, gpus), "sbatch", tuple(f"{{node {number}}}" for number in range(launch.nodes)))
-
-
-def _supposed(site: Site, launch: LaunchConfig) -> Site:
-    """That hosts have what is asked of them."""
-    if site.reach == "srun" or launch.device == "cpu":
-        return site
-    gpus = launch.gpus or (1 if launch.device == "cuda" else 0)
-    return replace(site, resources=replace(site.resources, gpus=tuple(map(str, range(gpus)))))

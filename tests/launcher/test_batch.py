@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_a_run_that_somebody_stops_is_not_started_again_by_a_warning(
     """After a warning the file is the launcher's own word to its workers."""
     requests = Requests(in_job=True)
     run.stop_request.touch()
-    acts = [lambda: requests.look_at(run.stop_request), lambda: os.kill(os.getpid(), signal.SIGUSR1)]
+    acts = [partial(requests.look_at, run.stop_request), partial(os.kill, os.getpid(), signal.SIGUSR1)]
     with requests.heard():
         for act in acts if file_first else reversed(acts):
             act()

@@ -1,0 +1,100 @@
+"""From the words of a command line to where a launch runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fmfsd.errors import ConfigError
+from launcher.config import Host, LaunchConfig, SlurmOptions
+from launcher.hosts.ssh import command, parse_hosts
+from launcher.where import settle
+
+A, B = Host("a"), Host("b")
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
+
+
+@pytest.mark.parametrize(
+    ("launch", "nodes", "expected"),
+    [
+        (LaunchConfig(), None, ("here", (), 1, None)),
+        (LaunchConfig(), 3, ("here", (), 3, None)),
+        (LaunchConfig(hosts=(A, B)), None, ("ssh", ("a", "b"), 2, None)),
+        (LaunchConfig(hosts=(A, B)), 1, ("ssh", ("a",), 1, None)),
+        (LaunchConfig(hosts=(Host("a", 8), Host("b", 4))), None, ("ssh", ("a", "b"), 2, 4)),
+        (LaunchConfig(on="slurm"), 2, ("sbatch", ("{node 0}", "{node 1}"), 2, None)),
+    ],
+)
+def test_nodes_are_this_machine_hosts_or_what_slurm_will_choose(
+    launch: LaunchConfig, nodes: int | None, expected: tuple[str, tuple[str, ...], int, int | None]
+) -> None:
+    site, settled = settle(launch, nodes=nodes, environment={})
+    assert (site.reach, site.hosts, settled.nodes, settled.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("launch", "nodes", "environment", "expected"),
+    [
+        (LaunchConfig(hosts=(A,)), 2, {}, "--nodes: 2 asked for, 1 there: a"),
+        (
+            LaunchConfig(hosts=(Host("a", 4),), gpus=8),
+            None,
+            {},
+            "--gpus: 8 asked for, and the hostfile",
+        ),
+        (LaunchConfig(hosts=(A,), on="local"), None, {}, "--on, --hosts: local, and the hosts a to reach by ssh"),
+        (LaunchConfig(hosts=(A,)), None, JOB, "--hosts: in Slurm's job 7: say --on ssh, or leave the hosts out"),
+        (LaunchConfig(on="ssh"), None, {}, "--on ssh: which machines?"),
+        (LaunchConfig(slurm=SlurmOptions(time="1:00")), None, {}, "--on: options of a batch job without --on slurm"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    launch: LaunchConfig, nodes: int | None, environment: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settle(launch, nodes=nodes, environment=environment)
+    assert str(caught.value).startswith(expected)
+
+
+def test_hosts_that_are_told_apart_from_a_job_are_reached_by_ssh_in_it() -> None:
+    site, _ = settle(LaunchConfig(hosts=(A,), on="ssh"), nodes=None, environment=JOB)
+    assert site.reach == "ssh"
+
+
+def test_hosts_are_supposed_to_have_the_gpus_that_they_are_asked_for() -> None:
+    asked = LaunchConfig(hosts=(A, B), gpus=4)
+    site, settled = settle(asked, nodes=None, environment={})
+    assert site.placement(settled) == ("cuda", 4)
+    site, settled = settle(replace(asked, device="cpu"), nodes=None, environment={})
+    assert site.placement(settled) == ("cpu", 4)
+
+
+def test_a_hostfile_has_a_host_a_line_and_perhaps_its_slots(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("# ours\na slots=8\n\n me@b.example   slots = 4  # the old one\nc\n")
+    assert parse_hosts(None, file) == (Host("a", 8), Host("me@b.example", 4), Host("c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a slots=0\nb c\n", ["hosts:1: expected `host` or `host slots=N`, found 'a slots=0'", "hosts:2: expected"]),
+        ("-oProxyCommand=x\n", ["hosts:1: '-oProxyCommand=x' is no host's name"]),
+        ("a\na\n", ["hosts:1: a stands there twice"]),
+        ("# none\n", ["names no host"]),
+    ],
+)
+def test_what_is_wrong_in_a_hostfile_is_told_with_its_line(text: str, expected: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse_hosts(None, file)
+    assert all(part in str(caught.value) for part in expected)
+
+
+def test_ssh_asks_for_no_password_and_shows_no_variable_but_where_modules_are() -> None:
+    words = command("a", {"PYTHONPATH": "/our modules", "HF_TOKEN": "canary"}, deadline_s=60)
+    assert words[:3] == ("ssh", "-o", "BatchMode=yes")
+    assert words[-3:-1] == ("--", "a")
+    assert words[-1].startswith("exec env 'PYTHONPATH=/our modules' ")
+    assert "canary" not in " ".join(words)
