@@ -1,6 +1,7 @@
 """`fmfsd-launch`: parse, call one function, exit code."""
 
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def main() -> None:
     os.umask(0o077)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in RUN_COMMANDS:
         run_app()

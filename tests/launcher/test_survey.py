@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from launcher.hosts.agents import Agent
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.survey import Survey, ask, survey
+from tests.helpers.processes import launched, wait_until
 from tests.helpers.sites import NearSite, hiding, near_site, with_code_of
 
 
@@ -103,3 +105,17 @@ def test_a_host_that_says_nothing_is_waited_for_no_longer_than_that(monkeypatch:
 @pytest.mark.parametrize(("theirs", "ahead_s"), [(100.0, 0.0), (103.0, 0.0), (110.0, 6.0), (90.0, -10.0)])
 def test_a_clock_is_compared_as_far_as_the_way_allows(theirs: float, ahead_s: float) -> None:
     assert survey_module._ahead(theirs, asked_at=100.0, heard_at=104.0) == ahead_s
+
+
+def test_a_launch_that_is_ended_while_it_asks_hosts_leaves_nothing(tmp_path: Path) -> None:
+    way = tmp_path / "bin" / "ssh"
+    way.parent.mkdir()
+    way.write_text("#!/bin/sh\nexec sleep 60\n")
+    way.chmod(0o700)
+    env = {"PATH": f"{way.parent}:{os.environ['PATH']}"}
+    with launched(tmp_path, "run", ("smoke", "--hosts", "a,b", "--device", "cpu"), env) as run:
+        wait_until(lambda: list(tmp_path.glob(".fmfsd-seen-*")), "the survey")
+        run.signal(signal.SIGTERM)
+        code, output = run.end()
+    assert (code, "Traceback" in output) == (128 + signal.SIGTERM, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
