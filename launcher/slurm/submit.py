@@ -14,6 +14,7 @@ from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
+from launcher.costs import Costs, costs_of
 from launcher.hosts import slurm
 from launcher.hosts.helpers import run_here
 from launcher.launch import Request, config_of, prepare_command, run_dir_of
@@ -29,7 +30,8 @@ def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: 
     """The exit code. ConfigError or CheckError while nothing is submitted."""
     folder = run_dir_of(request, cwd)
     tasks = _tasks(request, folder, environment, cwd)
-    check = partial(_require_sound, request, folder, tasks)
+    costs = _costs(request, tasks[0], environment)
+    check = partial(_require_sound, request, folder, tasks, costs)
     check()
     job = submission(request, folder, tasks, environment=environment, cwd=cwd)
     if request.stop_after == "plan":
@@ -39,9 +41,10 @@ def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: 
     _require_no_other_job(tasks)
     estimate = _tried_out(job)
     if request.stop_after == "check":
-        print(job.to_json().rstrip() if request.as_json else f"nothing is wrong: {job.plan.summary()}; {estimate}")
+        sound = f"nothing is wrong: {job.plan.summary()}; {estimate}\n{costs}"
+        print(job.to_json().rstrip() if request.as_json else sound)
         return 0
-    for text in warnings(tasks[0].config, request.launch, request.site, tasks[0].run):
+    for text in warnings(tasks[0].config, request.launch, request.site, tasks[0].run, costs=costs):
         say(f"warning: {text}")
     say(f"run: {folder.path}")
     if all(is_finished(task.config, task.run) for task in tasks):
@@ -69,13 +72,20 @@ def _tasks(request: Request, folder: RunDir, environment: Mapping[str, str], cwd
         raise ConfigError([*error.problems, *others]) from error
 
 
-def _require_sound(request: Request, folder: RunDir, tasks: tuple[Task, ...]) -> None:
+def _costs(request: Request, task: Task, environment: Mapping[str, str]) -> Costs:
+    """A seed changes nothing of it."""
+    if request.stop_after == "plan":
+        return Costs()
+    return costs_of(task.config, request.words, workers=task.plan.num_workers, environment=environment)
+
+
+def _require_sound(request: Request, folder: RunDir, tasks: tuple[Task, ...], costs: Costs) -> None:
     """Everything that is wrong, of all tasks; each thing once."""
     found, checked = list(problems(request, folder, tasks)), list[Problem]()
     for number, task in enumerate(tasks):
         try:
             size = request.checksums_bytes if number == 0 else 0
-            require_sound(task.config, request.launch, request.site, task.run, checksums_bytes=size)
+            require_sound(task.config, request.launch, request.site, task.run, checksums_bytes=size, costs=costs)
         except ConfigError as error:
             found += error.problems
         except CheckError as error:
