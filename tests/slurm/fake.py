@@ -62,6 +62,7 @@ def sbatch(words: list[str]) -> None:
         print("7")
         return
     log = options["--output"].replace("%j", "7")
+    show("PENDING", "0:0", "Priority")  # known from the moment that its number is
     with open(log, "ab") as output:
         command = [sys.executable, __file__, "job", options["--cpus-per-task"], *job]
         subprocess.Popen(command, stdout=output, stderr=output, cwd=options["--chdir"], start_new_session=True)
