@@ -127,7 +127,8 @@ def test_a_set_that_is_prepared_on_the_way_is_checked_before_a_worker_starts(tmp
 
 def test_the_check_says_what_it_has_found_right(tmp_path: Path) -> None:
     answer = run_command("fmfsd-launch", "smoke", "--nodes", "2", "--check", cwd=tmp_path)
-    sound, costs = answer.stdout.splitlines()
+    sound, heads, costs = answer.stdout.splitlines()
+    assert heads.startswith("branch1 from stage1 ")
     assert sound.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
     assert re.fullmatch(
         r"0\.\d\d M parameters, \d+ M multiply-adds an image, at least \d+ MiB of memory a worker", costs
