@@ -105,8 +105,6 @@ def launch(
     from launcher.gathered import Gathered
     from launcher.hosts.ssh import parse_hosts
     from launcher.launch import Request, launch_run, print_schema
-    from launcher.resources import Resources
-    from launcher.site import Site
     from launcher.slurm.batch import slurm_options
     from launcher.where import settle
 
@@ -116,8 +114,7 @@ def launch(
             return
         words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
         data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered()
-        as_said: tuple[int | None, int | None] = (nodes, None)
-        most, fewest = found.of(partial(node_limits, nodes, elastic), as_said)
+        most, fewest = found.of(partial(node_limits, nodes, elastic), (nodes, None))
         slurm = partial(slurm_options, words, more=sbatch_args or (), cpus_per_gpu=cpus_per_gpu, wait=wait)
         asked = LaunchConfig(
             gpus=gpus,
@@ -136,11 +133,11 @@ def launch(
             slurm=found.of(slurm, SlurmOptions()),
         )
         drills = found.of(lambda: DrillOptions.parse(drill, drill_seed), None)
-        here = (Site(Resources(cores=1)), asked)
-        site, settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), here)
-        if found.problems:
+        settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), None)
+        if settled is None or found.problems:
             found.of(lambda: load_config(config, overrides or (), data_root=data_root), None)
-        found.raise_all()
+            raise ConfigError(found.problems)
+        site, placed = settled
         if doctor:
             from launcher.doctor import examine
 
@@ -148,7 +145,7 @@ def launch(
         request = Request(
             config=config,
             overrides=tuple(overrides or ()),
-            launch=settled,
+            launch=placed,
             site=site,
             stop_after="check" if check else "plan" if dry_run else "run",
             as_json=as_json,

@@ -6,6 +6,7 @@ from typing import TypeVar
 from fmfsd.errors import ConfigError, Problem
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Gathered:
@@ -14,15 +15,10 @@ class Gathered:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
-    def of(self, make: Callable[[], T], otherwise: T) -> T:
+    def of(self, make: Callable[[], T], otherwise: U) -> T | U:
         """What `make` makes, or `otherwise` if it can't, whose reasons are kept."""
         try:
             return make()
         except ConfigError as error:
             self.problems += error.problems
             return otherwise
-
-    def raise_all(self) -> None:
-        """ConfigError, if anything was wrong."""
-        if self.problems:
-            raise ConfigError(self.problems)

@@ -16,6 +16,10 @@ OVER = (
 """States that a job does not leave by itself."""
 
 
+class NoAnswerError(CheckError):
+    """Slurm has not said yes or no in time."""
+
+
 @dataclass(frozen=True)
 class JobState:
     """What Slurm says of a job, in its own words. `start` is when it began or is expected to; empty: not known."""
@@ -45,11 +49,6 @@ class JobState:
 def hostnames(nodelist: str) -> tuple[str, ...]:
     """The names that `nodelist`, as n[1-3,7], stands for. CheckError if Slurm does not say."""
     return tuple(_said("scontrol", "show", "hostnames", nodelist).split())
-
-
-def version() -> tuple[int, ...]:
-    """As (22, 5, 8). CheckError if there is no Slurm here."""
-    return tuple(map(int, re.findall(r"\d+", _said("sbatch", "--version"))))
 
 
 def submit(options: Sequence[str], *, environment: Mapping[str, str], cwd: str) -> str:
@@ -141,7 +140,7 @@ def _run(
     except FileNotFoundError as error:
         raise CheckError(f"{command[0]}: not found: is this machine a part of a Slurm cluster?") from error
     except subprocess.TimeoutExpired as error:
-        raise CheckError(f"{command[0]}: no answer in {ANSWER_S:g} s: is Slurm's controller up?") from error
+        raise NoAnswerError(f"{command[0]}: no answer in {ANSWER_S:g} s: is Slurm's controller up?") from error
 
 
 def _without_prefix(words: str) -> str:

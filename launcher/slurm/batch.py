@@ -10,6 +10,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig, SlurmOptions
+from launcher.environment import OWN as WORKERS_OWN
 from launcher.environment import travelling
 from launcher.slurm.seeds import Seeds
 
@@ -47,7 +48,10 @@ def slurm_options(
     if time is not None and not wrong and seconds(time) is None:
         wrong.append(Problem(f"--time {time!a}", "expected Slurm's form: minutes, hours:minutes:seconds or days-hours"))
     if asked.get("array") is not None:
-        Seeds.parse(str(asked["array"]))
+        try:
+            Seeds.parse(str(asked["array"]))
+        except ConfigError as error:
+            wrong += error.problems
     if wrong:
         raise ConfigError(wrong)
     return SlurmOptions(**asked, cpus_per_gpu=cpus_per_gpu, extra=extra, wait=wait)
@@ -132,12 +136,11 @@ def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str
     the program is. So no value stands in a command line, where others could read it."""
     asked = {**environment, **launch.extra_env}
     bin_folder, modules = str(Path(sys.executable).parent), asked.get("PYTHONPATH")
-    kept = {name: value for name, value in travelling(environment).items() if name not in JOBS_OWN}
-    own = {name: value for name, value in environment.items() if name in _OF_SLURM or name.startswith("SBATCH_")}
-    own = {name: value for name, value in own.items() if name not in _NOT_FOR_US}
+    set_by_others = {*JOBS_OWN, *WORKERS_OWN, *_NOT_FOR_US}
+    for_slurm = {name: value for name, value in environment.items() if name in _OF_SLURM or name.startswith("SBATCH_")}
+    kept = {**travelling(environment), **for_slurm}
     return {
-        **kept,
-        **own,
+        **{name: value for name, value in kept.items() if name not in set_by_others},
         **launch.extra_env,
         "PATH": f"{bin_folder}:{asked.get('PATH', '/usr/bin:/bin')}",
         "PYTHONPATH": f"{source}:{modules}" if modules else str(source),

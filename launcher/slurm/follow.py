@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fmfsd.errors import CheckError
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.hosts import slurm
+from launcher.log_follower import GrowingFile, harmless
 
 LOOK_S = 0.5
 ASK_EVERY_S = 3.0
@@ -29,19 +30,19 @@ class Followed:
     attempts: int
     state: slurm.JobState | None = None
     ended: bool = False
-    _read_to: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._growing = GrowingFile(self.log)
 
     def new_lines(self) -> list[str]:
-        """The whole lines that were not read yet; once it has ended, the rest too."""
+        """Whole lines that were not read yet; once it has ended and there are no more, the rest."""
         try:
-            with self.log.open("rb") as file:
-                file.seek(self._read_to)
-                data = file.read()
+            lines = self._growing.new_lines()
         except OSError:
             return []
-        whole = data if self.ended else data[: data.rfind(b"\n") + 1]
-        self._read_to += len(whole)
-        return whole.decode(errors="replace").splitlines()
+        if self.ended and not lines and self._growing.unended:
+            lines, self._growing.unended = [self._growing.unended], b""
+        return [harmless(line.decode(errors="replace")) for line in lines]
 
     def exit_code(self) -> int:
         """The script's own word if it had one, else the run's, else that it failed."""
@@ -96,5 +97,6 @@ def _ask(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
 
 def _show(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
     for job in jobs:
-        for line in job.new_lines():
-            say(line if len(jobs) == 1 else f"{job.job}: {line}")
+        while lines := job.new_lines():
+            for line in lines:
+                say(line if len(jobs) == 1 else f"{job.job}: {line}")

@@ -1,9 +1,13 @@
 """The batch jobs that were submitted for a run, as its folder names them and as Slurm knows them."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from fmfsd.errors import CheckError, Problem
-from fmfsd.files import read_json
+from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from launcher.hosts import slurm
 from launcher.hosts.slurm import JobState
@@ -20,9 +24,22 @@ class Job:
 def jobs_of(run: RunDir) -> tuple[Job, ...]:
     """Oldest first; none if none was submitted."""
     try:
-        return tuple(Job(str(job["id"]), str(job.get("log") or "")) for job in read_json(run.jobs)["jobs"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return tuple(Job(str(job["id"]), str(job.get("log") or "")) for job in _entries(run))
+    except (KeyError, TypeError, AttributeError):
         return ()
+
+
+def add_job(run: RunDir, job_id: str, *, command: Sequence[str], log: Path) -> None:
+    """One that has just been submitted; when is written in seconds since 1970. OSError."""
+    entry = {"id": job_id, "submitted": time.time(), "command": list(command), "log": str(log)}
+    write_json(run.jobs, {"jobs": [*_entries(run), entry]})
+
+
+def _entries(run: RunDir) -> list[dict[str, Any]]:
+    try:
+        return list(read_json(run.jobs)["jobs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def states_seen(run: RunDir) -> tuple[list[JobState], list[Problem]]:

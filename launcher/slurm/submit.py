@@ -3,14 +3,12 @@
 import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
@@ -22,6 +20,7 @@ from launcher.manifest import masked
 from launcher.ownership import sole_owner
 from launcher.plan import plan_run
 from launcher.shipped import shipped_folder
+from launcher.slurm.jobs import add_job, jobs_of
 from launcher.slurm.seeds import Seeds, run_of
 from launcher.slurm.submission import SCRIPT, Submission, Task, problems, submission
 
@@ -99,20 +98,13 @@ def _require_sound(request: Request, folder: RunDir, tasks: tuple[Task, ...], co
 def _require_no_other_job(tasks: tuple[Task, ...]) -> None:
     wrong = []
     for task in tasks:
-        for job in submitted(task.run)[-1:]:
-            state = slurm.job_state(job["id"])
+        for job in jobs_of(task.run)[-1:]:
+            state = slurm.job_state(job.id)
             if state is not None and not state.is_over:
-                wrong.append(Problem(str(task.run.path), f"{state}: wait for it, or end it with scancel {job['id']}"))
+                way = f"wait for it, or end it with fmfsd-launch cancel {task.run.path}"
+                wrong.append(Problem(str(task.run.path), f"{state}: {way}"))
     if wrong:
         raise CheckError(wrong)
-
-
-def submitted(run: RunDir) -> list[dict[str, Any]]:
-    """The run's batch jobs, oldest first: their ids, times in seconds since 1970, commands and logs."""
-    try:
-        return list(read_json(run.jobs)["jobs"])
-    except (OSError, ValueError, KeyError):
-        return []
 
 
 def _tried_out(job: Submission) -> str:
@@ -143,18 +135,14 @@ def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: part
     attempts = [task.run.last_attempt() for task in job.tasks]
     try:
         number = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
+    except slurm.NoAnswerError as error:
+        raise CheckError(f"{error}; it may have taken the job all the same: squeue --me tells") from error
     except CheckError:
         for task in fresh:
             _withdraw(task.run)
         raise
     for task in job.tasks:
-        entry = {
-            "id": task.id_in(number),
-            "submitted": time.time(),
-            "command": masked(argv),
-            "log": str(task.log(number)),
-        }
-        write_json(task.run.jobs, {"jobs": [*submitted(task.run), entry]})
+        add_job(task.run, task.id_in(number), command=masked(argv), log=task.log(number))
     say(f"submitted job {number}; it says what it does in {job.tasks[0].log(number)}")
     code = 0
     if request.launch.slurm.wait:

@@ -17,16 +17,16 @@ from fmfsd.rundir import RunDir
 from tests.helpers.faulty import Faulty, Moment, faulty
 from tests.helpers.processes import Launched, launched, wait_until
 from tests.helpers.runs import (
-    TINY,
+    SMALL,
     assert_records_agree,
     make_loop,
     make_run,
     newest_weights,
     records,
+    small_arguments,
     tiny_config,
 )
 
-SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=14", "checkpoint.every_steps=4")
 TWO_NODES = ("--nodes", "2", "--gpus", "1")
 NOTICED_WITHIN_S = 5.0
 """Promised are 2; the tests' machine may be busy with something else."""
@@ -34,9 +34,7 @@ NOTICED_WITHIN_S = 5.0
 
 @pytest.fixture(scope="module")
 def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """Fourteen steps with a checkpoint after every fourth."""
-    changes = (*TINY, f"data.root={tiny_root}", *SMALL)
-    return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
+    return small_arguments(tiny_root)
 
 
 @pytest.fixture(scope="module")

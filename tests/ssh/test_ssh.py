@@ -14,18 +14,15 @@ from fmfsd.rundir import RunDir
 from tests.helpers.cluster import Cluster
 from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import launched, wait_until
-from tests.helpers.runs import TINY, assert_records_agree, newest_weights, records
+from tests.helpers.runs import assert_records_agree, newest_weights, records, small_arguments
 
-SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=14", "checkpoint.every_steps=4")
 ON_BOTH = ("--hosts", "n1,n2", "--gpus", "1", "--device", "cpu")
 OURS = ("launcher.agent", "fmfsd train", "torch.distributed.run")
 
 
 @pytest.fixture(scope="module")
 def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """Fourteen steps with a checkpoint after every fourth."""
-    changes = (*TINY, f"data.root={tiny_root}", *SMALL)
-    return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
+    return small_arguments(tiny_root)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +99,7 @@ def test_a_killed_agent_costs_one_attempt(
     with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
         wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
         wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
-        hosts.on("n2", "kill", "-9", str(hosts.processes("n2", "-m launcher.agent")[0]))
+        hosts.on("n2", "kill", "-9", str(attempt(run.run, 1)["nodes"][1]["agent_pid"]))
         code, output = run.end()
     assert code == 0, output
     assert "node 1: its agent is gone" in attempt(run.run, 1)["cause"]
