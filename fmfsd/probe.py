@@ -33,8 +33,8 @@ def probe(config: TrainConfig, *, workers: int) -> Probe:
         raise ConfigError(f"{workers} workers do not divide data.shards {config.data.shards}; what does: {fits}")
     network = _network(config, workers)
     found = _forward(config, network, workers)
-    taps = (*config.branches, f"stage{len(found.shapes)}")
-    heads = (HeadCost(name, tap, found.shapes[tap]) for name, tap in zip(network.head_names, taps, strict=True))
+    named = zip(network.head_names, network.head_places, strict=True)
+    heads = (HeadCost(name, place, found.shapes[place]) for name, place in named)
     memory = _memory(config, network, found.saved_bytes, workers)
     return Probe(workers, tuple(heads), _parameters(network), found.macs, memory)
 
@@ -87,7 +87,7 @@ def _held_samples(config: TrainConfig, workers: int) -> int:
 
 
 class _Forward(NamedTuple):
-    """Each stage's output, multiply-adds an image, and what is saved for the backward pass."""
+    """Each block's output, multiply-adds an image, and what is saved for the backward pass."""
 
     shapes: dict[str, Shape]
     macs: int
@@ -98,12 +98,12 @@ def _forward(config: TrainConfig, network: Network, workers: int) -> _Forward:
     """Of a worker's part of a micro-batch."""
     form, loss, batch = Form.of(config.train), build_loss(config), config.micro_batch // workers
     shapes: dict[str, Shape] = {}
-    for number, stage in enumerate(network.backbone.stages, 1):
-        stage.register_forward_hook(_note_shape(shapes, f"stage{number}"))
+    for place, block in zip(network.backbone.places, network.backbone.blocks(), strict=True):
+        block.register_forward_hook(_note_shape(shapes, place.name))
     with FakeTensorMode(), _Statistics():  # type: ignore[no-untyped-call]
         values = _pretended(network)
         saved = _Saved(values)
-        images = torch.empty(batch, *SHAPE, dtype=form.dtype).contiguous(memory_format=form.layout)
+        images = torch.empty(batch, 3, *2 * [config.data.size], dtype=form.dtype).contiguous(memory_format=form.layout)
         labels = torch.zeros(batch, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(saved.add, lambda tensor: tensor):
             with form.autocast("cpu"):

@@ -16,9 +16,9 @@ from fmfsd.files import json_object, read_private, write_json
 from fmfsd.probed import Probe
 
 _COUNTS = {
-    "data": ("name", "shards", "valid"),
-    "model": ("backbone", "branches", "fusion", "sem_groups", "sync_bn"),
-    "distill": ("alpha", "beta", "temperature", "label_weight"),
+    "data": ("name", "size", "shards", "valid"),
+    "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
+    "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
     "optim": ("momentum",),
     "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing"),
 }

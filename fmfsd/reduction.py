@@ -58,7 +58,8 @@ class StepReduction:
         `stop`, `save`: whether this worker asks for that.
         """
         flags = [terms.label.new_full((1,), float(flag)) for flag in (stop, save)]
-        packed = torch.cat([terms.squares_F, terms.label.view(1), terms.soft_target.view(1), *flags]).detach()
+        means = [each.view(1) for each in (terms.label, terms.soft_target, terms.feature)]
+        packed = torch.cat([terms.squares_F, *means, *flags]).detach()
         self._comms.sum_(packed)
         self._pending.append(self._on_its_way(step, packed))
         return packed[: len(terms.squares_F)]
@@ -86,12 +87,13 @@ class StepReduction:
         return _Pending(step, host, ready)
 
     def _read(self, pending: _Pending) -> Reading:
-        *squares, label, soft_target, stop, save = pending.values.tolist()
+        *squares, label, soft_target, feature, stop, save = pending.values.tolist()
+        norms = sum(max(square, 0.0) ** 0.5 for square in squares)
         return Reading(
             step=pending.step,
             label=label / self._comms.size,
             soft_target=soft_target / self._comms.size,
-            feature=self._beta * sum(max(square, 0.0) ** 0.5 for square in squares),
+            feature=feature / self._comms.size + self._beta * norms,
             stop=stop > 0,
             save=save > 0,
             finite=bool(pending.values.isfinite().all()),

@@ -153,6 +153,9 @@ def build_loss(config: TrainConfig) -> SelfDistillLoss:
         temperature=distill.temperature,
         label_weight=distill.label_weight,
         label_smoothing=config.train.label_smoothing,
+        teacher=distill.teacher,
+        t_squared=distill.t_squared,
+        feature=distill.feature,
     )
 
 

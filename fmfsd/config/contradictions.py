@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 
-from fmfsd.config.known import BACKBONE_CHANNELS, DATASETS, taps
+from fmfsd.config.known import DATASETS, TIMM, channels_at, taps
 from fmfsd.config.schema import TrainConfig
 from fmfsd.config.timeline import Timeline
+from fmfsd.places import is_stage
 
 Found = Iterator[tuple[str, str]]
 
@@ -31,25 +32,51 @@ def _branches(config: TrainConfig) -> Found:
     if asked == "auto":
         return
     for name in dict.fromkeys(asked):
-        if name not in known:
+        if known and name not in known:
             yield "model.branches", f"{config.model.backbone} has no tap {name!r}; it has {', '.join(known)}"
         elif asked.count(name) > 1:
             yield "model.branches", f"{name} stands there {asked.count(name)} times: once is enough"
-    if not asked and config.method != "plain":
+    if not asked and config.method not in ("plain", "label_smoothing"):
         yield "model.branches", f"method {config.method} needs at least one; for the backbone alone set method: plain"
 
 
 def _groups(config: TrainConfig) -> Found:
-    groups = config.model.sem_groups
-    if groups == "auto":
+    groups, channels = config.model.sem_groups, channels_at(config.model.backbone)
+    used = (count for place, count in channels.items() if is_stage(place) or place in config.branches)
+    if groups != "auto" and (uneven := next((count for count in used if count % groups), None)):
+        yield (
+            "model.sem_groups",
+            f"{groups} groups do not divide a map's {uneven} channels; auto finds the largest that do",
+        )
+
+
+def _masks(config: TrainConfig) -> Found:
+    model = config.model
+    if model.fusion == "none" or model.sem != "softmax":
         return
-    for channels in BACKBONE_CHANNELS[config.model.backbone]:
-        if channels % groups:
-            yield (
-                "model.sem_groups",
-                f"{groups} groups do not divide a map's {channels} channels; auto finds the largest that do",
-            )
-            return
+    if model.masks == "averaged":
+        yield "model.sem", "softmax masks average to the same everywhere: set model.masks own, or another sem"
+    if len(config.branches) == 1:
+        yield (
+            "model.sem",
+            "softmax shares out between maps, and model.branches has one: add one, or set another sem",
+        )
+
+
+def _teacher(config: TrainConfig) -> Found:
+    if config.distill.teacher == "fused" and config.model.fusion == "none":
+        yield "distill.teacher", f"there is no fused head without fusion (method {config.method}): set another teacher"
+
+
+def _pretrained(config: TrainConfig) -> Found:
+    if config.model.pretrained and not config.model.backbone.startswith(TIMM):
+        yield "model.pretrained", f"{config.model.backbone} has no weights to fetch: only backbones of timm have"
+
+
+def _size(config: TrainConfig) -> Found:
+    have, asked = DATASETS[config.data.name].size, config.data.size
+    if asked != have:
+        yield "data.size", f"the images of {config.data.name} have {have} pixels a side, found {asked}"
 
 
 def _batches(config: TrainConfig) -> Found:
@@ -125,7 +152,11 @@ _BATCHES = ("data.shards", "train.batch", "train.micro_batch")
 _LENGTH = (*_BATCHES, "data.name", "data.valid", "train.epochs")
 _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _branches: ("method", "model.backbone", "model.branches"),
-    _groups: ("model.backbone", "model.sem_groups"),
+    _groups: ("model.backbone", "model.branches", "model.sem_groups"),
+    _masks: ("model.backbone", "model.branches", "model.fusion", "model.masks", "model.sem"),
+    _teacher: ("distill.teacher", "method", "model.fusion"),
+    _pretrained: ("model.backbone", "model.pretrained"),
+    _size: ("data.name", "data.size"),
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
     _epochs: (*_BATCHES, "data.name", "data.valid"),

@@ -125,14 +125,25 @@ class _Draft:
             self._set_by[("data", "root")] = "FMFSD_DATA"
 
     def apply_method(self) -> None:
-        """Fill in what the method fixes; a value that says otherwise is a problem."""
+        """Fill in what the method means or suggests; a value that it does not mean is a problem."""
         method = self.content.get("method", TrainConfig.model_fields["method"].default)
-        for dotted, fixed in METHODS.get(method, {}).items() if isinstance(method, str) else ():
-            section, key = dotted.split(".")
-            values = self.content.setdefault(section, {})
-            if isinstance(values, dict) and values.setdefault(key, fixed) != fixed:
-                message = f"{dotted}: method {method} means {fixed}, found {values[key]}: change one of the two"
-                self.problems.append(Problem(self.where((section, key)), message))
+        known = METHODS.get(method) if isinstance(method, str) else None
+        if known is None:
+            return
+        for dotted, value in known.suggests.items():
+            self._filled_in(dotted, value)
+        for dotted, values in known.means.items():
+            found = self._filled_in(dotted, values[0])
+            if found not in values:
+                message = f"{dotted}: method {method} means {' or '.join(map(str, values))}, found {found}"
+                where = self.where(tuple(dotted.split(".")))
+                self.problems.append(Problem(where, f"{message}: change one of the two"))
+
+    def _filled_in(self, dotted: str, value: Any) -> Any:
+        """What the config says of this key, and `value` if it says nothing."""
+        section, key = dotted.split(".")
+        values = self.content.setdefault(section, {})
+        return values.setdefault(key, value) if isinstance(values, dict) else value
 
     def absolute(self, path: str | None, key: KeyPath) -> str | None:
         """Workers have another working directory."""

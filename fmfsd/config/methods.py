@@ -1,10 +1,37 @@
-"""What each `method` fixes; everything else in a config stays free."""
+"""What each `method` is, in the words of a config; everything else in a config stays free.
+
+BYOT: Zhang et al. 2019 (arXiv:1905.08094), with attention TPAMI 2022 (doi 10.1109/TPAMI.2021.3067100); deep
+supervision: Lee et al. 2015 (arXiv:1409.5185); DKS: Sun et al. 2019 (arXiv:1906.00675); EED: arXiv:2104.00299; label
+smoothing: Szegedy et al. 2015 (arXiv:1512.00567).
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "fmfsd": {"model.fusion": "trunk"},
-    "byot": {"model.fusion": "none"},
-    "plain": {"model.fusion": "none", "model.branches": []},
+
+@dataclass(frozen=True)
+class Method:
+    """`means`: the values that a key may have; `suggests`: values that a config may change.
+
+    Where a config says nothing of a key, it gets the suggested value, or the first of those that it may have.
+    """
+
+    means: Mapping[str, tuple[Any, ...]]
+    suggests: Mapping[str, Any] = field(default_factory=dict)
+
+
+_NO_FUSION: Mapping[str, tuple[Any, ...]] = {"model.fusion": ("none",)}
+_BACKBONE_ALONE = {**_NO_FUSION, "model.branches": ([],)}
+
+METHODS: Mapping[str, Method] = {
+    "fmfsd": Method({"model.fusion": ("trunk", "side", "both")}),
+    "fmfsd_side": Method({"model.fusion": ("side",)}),
+    "byot": Method(_NO_FUSION, {"model.branch": "bottleneck"}),
+    "byot_attention": Method({**_NO_FUSION, "model.branch": ("attention",)}),
+    "deep_supervision": Method({**_NO_FUSION, "distill.alpha": (0,), "distill.beta": (0,)}),
+    "dks": Method({**_NO_FUSION, "distill.teacher": ("all_pairs",)}, {"distill.feature": "none"}),
+    "eed": Method({**_NO_FUSION, "distill.teacher": ("ensemble",)}, {"distill.feature": "none"}),
+    "plain": Method(_BACKBONE_ALONE),
+    "label_smoothing": Method(_BACKBONE_ALONE, {"train.label_smoothing": 0.1}),
 }

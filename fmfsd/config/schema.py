@@ -1,5 +1,7 @@
 """What a training run can be told: frozen sections, each field with its meaning, unit and limits."""
 
+import difflib
+import re
 import unicodedata
 from typing import Annotated, Literal
 
@@ -12,10 +14,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    WithJsonSchema,
 )
 
 from fmfsd.config.durations import Duration, DurationField
-from fmfsd.config.known import taps
+from fmfsd.config.known import BACKBONES, TIMM, taps
+from fmfsd.places import is_stage
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -34,6 +38,20 @@ def usable_path(text: str) -> str:
 PathText = Annotated[str, AfterValidator(usable_path)]
 
 
+def backbone_name(name: str) -> str:
+    """`name`, if there may be a backbone of that name: ValueError."""
+    if name in BACKBONES or (name.startswith(TIMM) and _TIMM_NAME.fullmatch(name)):
+        return name
+    close = difflib.get_close_matches(name, BACKBONES, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"one of {', '.join(BACKBONES)} or timm/NAME{meant}")
+
+
+_TIMM_NAME = re.compile(r"timm/[a-z0-9_]{1,100}(\.[a-z0-9_]{1,100})?")
+_EXAMPLES = [*BACKBONES, "timm/convnext_atto"]
+BackboneName = Annotated[str, AfterValidator(backbone_name), WithJsonSchema({"type": "string", "examples": _EXAMPLES})]
+
+
 class Section(BaseModel):
     """Frozen, strict about types and keys; NaN and infinity are refused."""
 
@@ -49,6 +67,8 @@ class DataConfig(Section):
     """The data set. The synthetic ones are drawn by a formula and need no files."""
     root: PathText | None = None
     """Folder of prepared sets. Unset: the variable FMFSD_DATA, else ./data."""
+    size: Literal[32, 64, 224] = 32
+    """Side of the images that the network sees, in pixels."""
     shards: Annotated[int, Field(gt=0, le=65_536)] = 64
     """Logical shards L. The number of workers divides L, and L divides the batch."""
     valid: NonNegativeInt = 0
@@ -70,12 +90,23 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The backbone, where branches leave it, and how their maps are fused."""
 
-    backbone: Literal["resnet8", "resnet18", "resnet20", "resnet34", "resnet50"] = "resnet18"
-    """resnet8 and resnet20 are the CIFAR form (16, 32, 64 channels); all have a 3x3 stem without pooling."""
+    backbone: BackboneName = "resnet18"
+    """Under a stem for images of 32 pixels: 3x3, without pooling. timm/NAME: any model of timm with feature maps."""
+    pretrained: bool = False
+    """First weights from timm, fetched once (backbones of timm only)."""
     branches: Literal["auto"] | tuple[str, ...] = "auto"
-    """Taps that branches leave from, as stage1, stage2, ...; auto: every stage but the last."""
-    fusion: Literal["trunk", "none"] = "trunk"
-    """trunk: the fused map feeds the next stage. none: plain branches on an untouched trunk (BYOT)."""
+    """Taps that branches leave from: stage1, ... and, inside a stage, stage2.block1, ...; auto: all stages but one."""
+    fusion: Literal["trunk", "side", "both", "none"] = "trunk"
+    """The fused map feeds what follows (trunk), a head beside an untouched trunk (side), or what follows and one more
+    head (both). none: plain branches."""
+    masks: Literal["averaged", "own"] = "averaged"
+    """Maps are fused under the mean of their masks, or each under its own (the ablation of averaging)."""
+    sem: Literal["sge", "none", "cbam", "softmax"] = "sge"
+    """A map's mask: spatial enhancement (arXiv:1905.09646), none, a 7x7 convolution (arXiv:1807.06521), or spatial
+    enhancement that the maps share out by a softmax, which needs masks: own."""
+    branch: Literal["sepconv", "bottleneck", "attention"] = "sepconv"
+    """A branch's layers: separable with enhancement (FMFSD), one bottleneck (BYOT 2019), separable after attention
+    (BYOT 2022)."""
     sem_groups: Literal["auto"] | PositiveInt = "auto"
     """Groups of spatial enhancement; auto: the largest common divisor, at most 32, of all maps' channels."""
     sync_bn: Literal["auto"] | bool = "auto"
@@ -83,7 +114,7 @@ class ModelConfig(Section):
 
 
 class DistillConfig(Section):
-    """What the branches learn from the deepest head, and with which weights."""
+    """What the heads learn from one another, and with which weights."""
 
     alpha: Fraction = 0.3
     """Share of the soft-target loss in a branch's loss; the label loss has the rest."""
@@ -91,8 +122,19 @@ class DistillConfig(Section):
     """Weight of the feature loss; 0: no feature layers are made."""
     temperature: PositiveFloat = 3.0
     """Divides logits before the softmax; larger is softer."""
+    t_squared: bool = False
+    """The soft-target loss times temperature squared (arXiv:1503.02531)."""
+    teacher: Literal["deepest", "ensemble", "fused", "all_pairs"] = "deepest"
+    """Who is learnt from: the deepest head, the mean of all (arXiv:2104.00299), the fused head (arXiv:1904.09058), or
+    each head by every other (arXiv:1906.00675). Who learns includes the deepest head with all but the first."""
+    feature: Literal["batch_norm", "mse", "none"] = "batch_norm"
+    """Distance of features to the deepest one: the Frobenius norm over the global batch, the mean square, or none."""
     label_weight: NonNegativeFloat = 1.0
     """Multiplies the branches' label losses, not the deepest head's."""
+
+    @property
+    def has_feature_loss(self) -> bool:
+        return self.beta > 0 and self.feature != "none"
 
 
 class OptimConfig(Section):
@@ -163,8 +205,10 @@ class CheckpointConfig(Section):
 class TrainConfig(Section):
     """One training run. Where it runs, and on how many workers, is not part of it."""
 
-    method: Literal["fmfsd", "byot", "plain"] = "fmfsd"
-    """What is trained: fusion, plain branches (arXiv:1905.08094), or the backbone alone."""
+    method: Literal[
+        "fmfsd", "fmfsd_side", "byot", "byot_attention", "deep_supervision", "dks", "eed", "plain", "label_smoothing"
+    ] = "fmfsd"
+    """What is trained: names for values of other keys (fmfsd/config/methods.py)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides initial weights, order and augmentation."""
     data: DataConfig = DataConfig()
@@ -175,10 +219,12 @@ class TrainConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
-    def branches(self) -> tuple[str, ...]:
-        """The taps, shallow to deep."""
-        known = taps(self.model.backbone)
-        return known if self.model.branches == "auto" else tuple(tap for tap in known if tap in self.model.branches)
+    def branches(self) -> Literal["auto"] | tuple[str, ...]:
+        """The taps, shallow to deep; as they stand where only the backbone itself can tell."""
+        asked, known = self.model.branches, taps(self.model.backbone)
+        if not known:
+            return asked
+        return tuple(tap for tap in known if (is_stage(tap) if asked == "auto" else tap in asked))
 
     @property
     def micro_batch(self) -> int:

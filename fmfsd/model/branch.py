@@ -1,37 +1,101 @@
-"""The way from a stage's map to a deeper stage's shape (separable branches: Zhang et al. 2019, arXiv:1905.08094)."""
+"""The way from a tapped map to a deeper shape, in the forms that the literature gives it."""
 
-from itertools import pairwise
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from fmfsd.model.backbones.backbone import Backbone
+from fmfsd.model.backbones.backbone import Step
 from fmfsd.model.enhance import SpatialGate
 
-
-def separable(channels_in: int, channels_out: int, *, stride: int, groups: int) -> nn.Sequential:
-    """Depthwise 3x3 and pointwise convolution twice, an enhanced map between; the first has the stride."""
-    return nn.Sequential(
-        *_half(channels_in, channels_in, stride=stride),
-        SpatialGate(groups),
-        *_half(channels_in, channels_out, stride=1),
-    )
+Layers = list[nn.Module]
 
 
-def _half(channels_in: int, channels_out: int, *, stride: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(channels_in, channels_in, 3, stride, padding=1, groups=channels_in, bias=False),
-        nn.Conv2d(channels_in, channels_out, 1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
-    )
+@dataclass(frozen=True)
+class BranchForm:
+    """`path` leads along a way, and is empty for an empty one; a branch has `entry` (of a map's channels) before it and
+    `exit` behind it."""
+
+    path: Callable[[Sequence[Step]], nn.Sequential]
+    entry: Callable[[int], Layers] = lambda _channels: []
+    exit: Callable[[], Layers] = list
+
+    def branch(self, way: Sequence[Step], channels: int) -> nn.Sequential:
+        """From a map of these channels along `way`."""
+        return nn.Sequential(*self.entry(channels), self.path(way), *self.exit())
+
+    def fused(self, way: Sequence[Step]) -> nn.Sequential:
+        """From the fused map along `way`."""
+        return nn.Sequential(self.path(way), *self.exit())
 
 
-def path(backbone: Backbone, start: int, end: int, *, groups: int) -> nn.Sequential:
-    """From stage `start`'s map to stage `end`'s shape: a separable block a stage boundary, a gate between two."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(range(start, end + 1)):
-        if layers:
-            layers.append(SpatialGate(groups))
-        stride = backbone.strides[after]
-        layers.append(separable(backbone.channels[before], backbone.channels[after], stride=stride, groups=groups))
+def branch_form(name: str, *, groups: int) -> BranchForm:
+    """`sepconv`, `bottleneck` or `attention`; `groups` are those of spatial enhancement."""
+
+    def gate() -> Layers:
+        return [SpatialGate(groups)]
+
+    forms = {
+        "sepconv": BranchForm(lambda way: _separable_path(way, gate), lambda _channels: gate(), gate),
+        "bottleneck": BranchForm(_bottleneck_path),
+        "attention": BranchForm(lambda way: _separable_path(way, list), lambda channels: [AttentionGate(channels)]),
+    }
+    return forms[name]
+
+
+def _separable_path(way: Sequence[Step], gate: Callable[[], Layers]) -> nn.Sequential:
+    """A separable block a step, a gate between two."""
+    layers: Layers = []
+    for step in way:
+        layers += [*(gate() if layers else []), separable(step, gate)]
     return nn.Sequential(*layers)
+
+
+def separable(step: Step, gate: Callable[[], Layers]) -> nn.Sequential:
+    """Depthwise 3x3 and pointwise convolution twice (Zhang et al. 2022, doi 10.1109/TPAMI.2021.3067100), an enhanced
+    map between; the first has the stride."""
+    return nn.Sequential(
+        *_half(step.channels_in, step.channels_in, stride=step.stride),
+        *gate(),
+        *_half(step.channels_in, step.channels_out, stride=1),
+    )
+
+
+def _half(channels_in: int, channels_out: int, *, stride: int) -> Layers:
+    depthwise = nn.Conv2d(channels_in, channels_in, 3, stride, padding=1, groups=channels_in, bias=False)
+    return [depthwise, *_normalised(nn.Conv2d(channels_in, channels_out, 1, bias=False))]
+
+
+def _normalised(convolution: nn.Conv2d) -> Layers:
+    return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)]
+
+
+def _bottleneck_path(way: Sequence[Step]) -> nn.Sequential:
+    """The whole way by one bottleneck (Zhang et al. 2019, arXiv:1905.08094): to a quarter of the channels, a
+    convolution whose kernel and stride are the whole reduction, and back."""
+    if not way:
+        return nn.Sequential()
+    stride, channels = math.prod(step.stride for step in way), way[-1].channels_out
+    narrow = max(1, channels // 4)
+    return nn.Sequential(
+        *_normalised(nn.Conv2d(way[0].channels_in, narrow, 1, bias=False)),
+        *_normalised(nn.Conv2d(narrow, narrow, stride, stride, bias=False)),
+        *_normalised(nn.Conv2d(narrow, channels, 1, bias=False)),
+    )
+
+
+class AttentionGate(nn.Module):
+    """A map times a mask of its own shape, made by a separable block at half its side and enlarged (Zhang et al. 2022,
+    doi 10.1109/TPAMI.2021.3067100)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mask = separable(Step(channels, channels, 2), list)
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        mask = F.interpolate(self.mask(map_BCHW), map_BCHW.shape[-2:], mode="bilinear", align_corners=False)
+        return map_BCHW * torch.sigmoid(mask)

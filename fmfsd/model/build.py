@@ -1,43 +1,70 @@
 """From a config to a network: the one place where model code meets configs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
+from functools import partial
 
 import torch
 from torch import nn
 
-from fmfsd.config import TrainConfig
-from fmfsd.config.known import DATASETS, taps
-from fmfsd.model.backbones import BACKBONES
-from fmfsd.model.network import BranchNetwork, FusionNetwork
+from fmfsd.config import ModelConfig, TrainConfig
+from fmfsd.config.known import DATASETS
+from fmfsd.errors import ConfigError
+from fmfsd.model.backbones import BACKBONES, Backbone
+from fmfsd.model.backbones.backbone import Place
+from fmfsd.model.branch import branch_form
+from fmfsd.model.fusion import fusion_of
+from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, SideFusionNetwork
+from fmfsd.places import is_stage
 
-Network = BranchNetwork | FusionNetwork
+Network = BranchNetwork | SideFusionNetwork
+FUSIONS = {"trunk": FusionNetwork, "side": SideFusionNetwork, "both": DoubleFusionNetwork}
 MOST_GROUPS = 32
 
 
 def build_network(config: TrainConfig) -> Network:
     """The network that `config` describes, with initial weights that depend on its seed alone.
 
-    Every layer exists when it returns, and only layers that a training step uses.
+    Every layer exists when it returns, and only layers that a training step uses. ConfigError for a placement or a
+    fusion that the backbone does not have, where only the backbone itself can tell.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        backbone = BACKBONES[config.model.backbone]()
+        backbone = BACKBONES[config.model.backbone](config.data.size)
         _initialise(backbone)
-        known = taps(config.model.backbone)
-        family = FusionNetwork if config.model.fusion == "trunk" else BranchNetwork
-        network = family(
-            backbone,
-            [known.index(tap) for tap in config.branches],
-            num_classes=DATASETS[config.data.name].num_classes,
-            groups=sem_groups(config.model.sem_groups, backbone.channels),
-            features=config.distill.beta > 0,
-        )
+        network = _around(backbone, config)
         _initialise(*(child for child in network.children() if child is not backbone))
     return network
 
 
-def sem_groups(asked: int | str, channels: Sequence[int]) -> int:
+def _around(backbone: Backbone, config: TrainConfig) -> Network:
+    model, taps = config.model, tapped(backbone, config.model)
+    groups = sem_groups(model.sem_groups, _channels(backbone, taps))
+    form = branch_form(model.branch, groups=groups)
+    classes, features = DATASETS[config.data.name].num_classes, config.distill.has_feature_loss
+    if model.fusion == "none":
+        return BranchNetwork(backbone, taps, form, num_classes=classes, features=features)
+    fusion, family = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]
+    return family(backbone, taps, form, fusion, num_classes=classes, groups=groups, features=features)
+
+
+def tapped(backbone: Backbone, model: ModelConfig) -> list[Place]:
+    """Where branches leave, shallow to deep. ConfigError for taps that the backbone does not have."""
+    possible = backbone.places[:-1]
+    if model.branches == "auto":
+        return [place for place in possible if is_stage(place.name)]
+    names = [place.name for place in possible]
+    if unknown := [tap for tap in model.branches if tap not in names]:
+        raise ConfigError(f"model.branches: {model.backbone} has no tap {unknown[0]!r}; it has {', '.join(names)}")
+    return [place for place in possible if place.name in model.branches]
+
+
+def _channels(backbone: Backbone, taps: Collection[Place]) -> list[int]:
+    """Of all maps that may be enhanced."""
+    return [place.channels for place in backbone.places if is_stage(place.name) or place in taps]
+
+
+def sem_groups(asked: int | str, channels: Collection[int]) -> int:
     """Groups of spatial enhancement; auto: the largest common divisor of all maps' channels, at most 32."""
     if isinstance(asked, int):
         return asked

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 EPSILON = 1e-5
 
 
-def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
-    """(B, G, H, W) in (0, 1): per group, sigmoid(gamma * c + beta), c the standardised agreement with the group's mean.
+def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
+    """(B, G, H, W): per group, gamma * c + beta, c the standardised agreement with the group's mean.
 
     The unbiased standard deviation has EPSILON added to it, not to the variance; of one position it counts as 0. Under
     autocast it is computed in fp32, since variance and EPSILON vanish in bf16. C must be divisible by G (ValueError).
@@ -20,13 +20,17 @@ def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
     if channels % groups:
         raise ValueError(f"{channels} channels can't be cut into {groups} groups")
     with torch.autocast(map_BCHW.device.type, enabled=False):
-        full = map_BCHW.float() if map_BCHW.dtype in (torch.bfloat16, torch.float16) else map_BCHW
+        full = _at_least_fp32(map_BCHW)
         weighted = full * full.mean(dim=(2, 3), keepdim=True)
         agreement = weighted.view(batch, groups, channels // groups, height, width).sum(dim=2)
         centred = agreement - agreement.mean(dim=(2, 3), keepdim=True)
         deviation = agreement.std(dim=(2, 3), keepdim=True, correction=min(1, height * width - 1))
         slope = gamma_G.view(1, -1, 1, 1) / (deviation + EPSILON)
-        return torch.sigmoid(slope * centred + beta_G.view(1, -1, 1, 1))
+        return slope * centred + beta_G.view(1, -1, 1, 1)
+
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def apply_mask(map_BCHW: Tensor, mask_BGHW: Tensor) -> Tensor:
@@ -37,11 +41,8 @@ def apply_mask(map_BCHW: Tensor, mask_BGHW: Tensor) -> Tensor:
     return (grouped * mask_BGHW.unsqueeze(2).to(map_BCHW.dtype)).view_as(map_BCHW)
 
 
-class SpatialEnhancement(nn.Module):
-    """A map's attention mask (the paper's SEM), with a gamma and a beta a group: 2 G parameters.
-
-    They start at 0 and 1, so every mask starts at sigmoid(1) = 0.731.
-    """
+class SpatialScores(nn.Module):
+    """A map's scores, with a gamma and a beta a group, which start at 0 and 1: 2 G parameters."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -49,8 +50,16 @@ class SpatialEnhancement(nn.Module):
         self.beta = nn.Parameter(torch.ones(groups))
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> scores (B, G, H, W)."""
+        return spatial_scores(map_BCHW, self.gamma, self.beta)
+
+
+class SpatialEnhancement(SpatialScores):
+    """A map's attention mask (the paper's SEM), in (0, 1); every one starts at sigmoid(1) = 0.731."""
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> mask (B, G, H, W)."""
-        return spatial_mask(map_BCHW, self.gamma, self.beta)
+        return torch.sigmoid(super().forward(map_BCHW))
 
 
 class SpatialGate(SpatialEnhancement):
@@ -59,3 +68,19 @@ class SpatialGate(SpatialEnhancement):
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return apply_mask(map_BCHW, super().forward(map_BCHW))
+
+
+class PooledEnhancement(nn.Module):
+    """A map's attention mask by a 7x7 convolution over the mean and the largest of its channels (the spatial half of
+    CBAM, Woo et al. 2018, arXiv:1807.06521, without its batch norm)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> mask (B, 1, H, W) in (0, 1); in fp32 at least under autocast."""
+        with torch.autocast(map_BCHW.device.type, enabled=False):
+            full = _at_least_fp32(map_BCHW)
+            pooled = torch.cat([full.mean(dim=1, keepdim=True), full.amax(dim=1, keepdim=True)], dim=1)
+            return torch.sigmoid(self.convolution(pooled))

@@ -1,11 +1,13 @@
-"""Fusion of feature maps by their averaged attention mask (Qin et al. 2025, doi 10.3390/electronics14010182)."""
+"""Fusion of feature maps by their attention masks (Qin et al. 2025, doi 10.3390/electronics14010182)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.enhance import SpatialEnhancement, apply_mask
+from fmfsd.model.enhance import PooledEnhancement, SpatialEnhancement, SpatialScores, apply_mask
+
+Fuse = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def fuse(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
@@ -14,11 +16,22 @@ def fuse(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
     As mean_i(A * P_i) == A * mean_i(P_i) for the averaged mask A, the maps are averaged first: each is read once.
     Raises ValueError unless there is one mask a map and at least one map.
     """
-    if not maps_BCHW or len(maps_BCHW) != len(masks_BGHW):
-        raise ValueError(
-            f"{len(maps_BCHW)} maps and {len(masks_BGHW)} masks: expected as many masks as maps, at least one"
-        )
+    _require_a_mask_each(maps_BCHW, masks_BGHW)
     return apply_mask(_mean(maps_BCHW), _mean(masks_BGHW))
+
+
+def fuse_under_own(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
+    """(B, C, H, W): the mean of all maps, each under its own mask: what averaging the masks is compared with.
+
+    Raises ValueError as `fuse`.
+    """
+    _require_a_mask_each(maps_BCHW, masks_BGHW)
+    return _mean([apply_mask(each, mask) for each, mask in zip(maps_BCHW, masks_BGHW, strict=True)])
+
+
+def _require_a_mask_each(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    if not maps or len(maps) != len(masks):
+        raise ValueError(f"{len(maps)} maps and {len(masks)} masks: expected as many masks as maps, at least one")
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
@@ -28,11 +41,46 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 class Fusion(nn.Module):
     """Fuses a fixed number of maps of one shape; each has an enhancement of its own."""
 
-    def __init__(self, num_maps: int, groups: int) -> None:
+    def __init__(self, enhancements: Sequence[nn.Module], fuse: Fuse = fuse) -> None:
         super().__init__()
-        self.enhancements = nn.ModuleList(SpatialEnhancement(groups) for _ in range(num_maps))
+        self.enhancements = nn.ModuleList(enhancements)
+        self._fuse = fuse
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
         """A list of (B, C, H, W) -> (B, C, H, W)."""
         masks = [enhance(each) for enhance, each in zip(self.enhancements, maps_BCHW, strict=True)]
-        return fuse(maps_BCHW, masks)
+        return self._fuse(maps_BCHW, masks)
+
+
+class SharedFusion(nn.Module):
+    """The sum of maps of one shape, whose weights at each position and group a softmax shares out between them."""
+
+    def __init__(self, scores: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.scores = nn.ModuleList(scores)
+
+    def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
+        """A list of (B, C, H, W) -> (B, C, H, W)."""
+        scores = [score(each) for score, each in zip(self.scores, maps_BCHW, strict=True)]
+        shares = torch.stack(scores).softmax(dim=0)
+        return torch.stack([apply_mask(each, shares[number]) for number, each in enumerate(maps_BCHW)]).sum(dim=0)
+
+
+class MeanFusion(nn.Module):
+    """The mean of maps of one shape: no masks."""
+
+    def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
+        """A list of (B, C, H, W) -> (B, C, H, W)."""
+        return _mean(maps_BCHW)
+
+
+def fusion_of(num_maps: int, *, sem: str, masks: str, groups: int) -> nn.Module:
+    """`sem`: sge, cbam, softmax or none; `masks`: averaged or own, which softmax and none do not ask."""
+    combine = fuse if masks == "averaged" else fuse_under_own
+    forms: dict[str, Callable[[], nn.Module]] = {
+        "sge": lambda: Fusion([SpatialEnhancement(groups) for _ in range(num_maps)], combine),
+        "cbam": lambda: Fusion([PooledEnhancement() for _ in range(num_maps)], combine),
+        "softmax": lambda: SharedFusion([SpatialScores(groups) for _ in range(num_maps)]),
+        "none": MeanFusion,
+    }
+    return forms[sem]()

@@ -1,15 +1,14 @@
 """A backbone with self-distilling branches: images in, one row of logits a head out, shallow to deep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.backbones.backbone import Backbone
-from fmfsd.model.branch import path
+from fmfsd.model.backbones.backbone import Backbone, Place
+from fmfsd.model.branch import BranchForm
 from fmfsd.model.enhance import SpatialGate
-from fmfsd.model.fusion import Fusion
 
 
 class Outputs(NamedTuple):
@@ -40,84 +39,132 @@ class BranchNetwork(nn.Module):
     """An untouched trunk, and from each tap a branch of its own to the deepest shape (BYOT). No taps: the backbone."""
 
     def __init__(
-        self, backbone: Backbone, taps: Sequence[int], *, num_classes: int, groups: int, features: bool
+        self, backbone: Backbone, taps: Sequence[Place], form: BranchForm, *, num_classes: int, features: bool
     ) -> None:
         super().__init__()
-        self.backbone, self.taps = backbone, tuple(taps)
-        deepest, channels = len(backbone.stages) - 1, backbone.channels[-1]
-        self.deepest_head = Head(channels, num_classes)
-        self.branches = nn.ModuleList(_branch(backbone, tap, deepest, groups) for tap in taps)
-        self.heads = nn.ModuleList(Head(channels, num_classes) for _ in taps)
-        self.projections = nn.ModuleList(nn.Linear(channels, channels) for _ in taps if features)
-        self.head_names = (*(f"branch{number}" for number, _ in enumerate(taps, 1)), "deepest")
+        self.backbone, self.taps = backbone, tuple(place.name for place in taps)
+        deepest = backbone.deepest
+        self.deepest_head = Head(deepest.channels, num_classes)
+        self.branches = nn.ModuleList(form.branch(backbone.way(tap, deepest), tap.channels) for tap in taps)
+        self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in taps)
+        self.projections = _projections(len(taps) if features else 0, deepest.channels)
+        self.head_names = (*_branch_names(len(taps)), "deepest")
+        self.head_places = (*self.taps, deepest.name)
 
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
-        x, tapped = self.backbone.stem(images), []
-        for number, stage in enumerate(self.backbone.stages):
-            x = stage(x)
-            if number in self.taps:
+        tapped: list[Tensor] = []
+
+        def visit(place: str, x: Tensor) -> Tensor:
+            if place in self.taps:
                 tapped.append(x)
-        deepest_feature, deepest_logits = self.deepest_head(x)
+            return x
+
+        deepest_feature, deepest_logits = self.deepest_head(self.backbone(images, visit))
         maps = [branch(each) for branch, each in zip(self.branches, tapped, strict=True)]
         features, logits = _heads(self.heads, maps)
-        return Outputs([*logits, deepest_logits], self._project(features), deepest_feature)
-
-    def _project(self, features: list[Tensor]) -> list[Tensor]:
-        return _project(self.projections, features) if self.training else []
+        projected = _project(self.projections, features) if self.training else []
+        return Outputs([*logits, deepest_logits], projected, deepest_feature)
 
 
-class FusionNetwork(nn.Module):
-    """FMFSD: the tapped maps, brought to the deepest tap's shape, are fused; the fused map feeds the next stage.
+class SideFusionNetwork(nn.Module):
+    """FMFSD beside an untouched trunk: the tapped maps, brought to the deepest tap's shape, are fused for a head.
 
     Every tap but the deepest has a branch and a head of its own, from its own aligned map. The head between them and
     the deepest one reads the fusion of the fused map, brought to the deepest shape, with the deepest map.
     """
 
     def __init__(
-        self, backbone: Backbone, taps: Sequence[int], *, num_classes: int, groups: int, features: bool
+        self,
+        backbone: Backbone,
+        taps: Sequence[Place],
+        form: BranchForm,
+        fusion: Callable[[int], nn.Module],
+        *,
+        num_classes: int,
+        groups: int,
+        features: bool,
     ) -> None:
+        """`fusion` makes one of so many maps."""
         super().__init__()
-        self.backbone, self.taps = backbone, tuple(taps)
-        deepest, channels, last = len(backbone.stages) - 1, backbone.channels[-1], taps[-1]
+        self.backbone, self.taps = backbone, tuple(place.name for place in taps)
+        deepest, last, shallow = backbone.deepest, taps[-1], taps[:-1]
         self.gates = nn.ModuleList(SpatialGate(groups) for _ in taps)
-        self.alignments = nn.ModuleList(path(backbone, tap, last, groups=groups) for tap in taps)
-        self.fusion = Fusion(len(taps), groups)
-        self.deepest_head = Head(channels, num_classes)
-        self.branches = nn.ModuleList(_branch(backbone, last, deepest, groups) for _ in taps[:-1])
-        self.heads = nn.ModuleList(Head(channels, num_classes) for _ in taps[:-1])
-        self.projections = nn.ModuleList(nn.Linear(channels, channels) for _ in taps[:-1] if features)
-        self.fused_branch = nn.Sequential(path(backbone, last, deepest, groups=groups), SpatialGate(groups))
-        self.deep_fusion = Fusion(2, groups)
-        self.fused_head = Head(channels, num_classes)
-        self.head_names = (*(f"branch{number}" for number, _ in enumerate(taps[:-1], 1)), "fused", "deepest")
+        self.alignments = nn.ModuleList(form.path(backbone.way(tap, last)) for tap in taps)
+        self.fusion = fusion(len(taps))
+        self.deepest_head = Head(deepest.channels, num_classes)
+        self.branches = nn.ModuleList(form.branch(backbone.way(last, deepest), last.channels) for _ in shallow)
+        self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in shallow)
+        self.projections = _projections(len(shallow) if features else 0, deepest.channels)
+        self.fused_branch = form.fused(backbone.way(last, deepest))
+        self.deep_fusion = fusion(2)
+        self.fused_head = Head(deepest.channels, num_classes)
+        self.head_names: tuple[str, ...] = (*_branch_names(len(shallow)), "fused", "deepest")
+        self.head_places = (*self.taps, deepest.name)
 
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
-        aligned, fused = self._shallow(images)
-        deepest_map = fused
-        for stage in self.backbone.stages[self.taps[-1] + 1 :]:
-            deepest_map = stage(deepest_map)
+        aligned: list[Tensor] = []
+        fused: list[Tensor] = []
+
+        def visit(place: str, x: Tensor) -> Tensor:
+            if place not in self.taps:
+                return x
+            number = len(aligned)
+            gated = self.gates[number](x)
+            aligned.append(self.alignments[number](gated))
+            if number + 1 < len(self.taps):
+                return self._onward(x, gated)
+            fused.append(self.fusion(aligned))
+            return self._onward(x, fused[0])
+
+        deepest_map = self.backbone(images, visit)
+        return self._outputs(aligned, fused[0], deepest_map)
+
+    def _onward(self, x: Tensor, _changed: Tensor) -> Tensor:
+        """What feeds the block behind a tap: its map as the trunk made it, or as the fusion did."""
+        return x
+
+    def _outputs(self, aligned: Sequence[Tensor], fused: Tensor, deepest_map: Tensor) -> Outputs:
         deepest_feature, deepest_logits = self.deepest_head(deepest_map)
-        _, fused_logits = self.fused_head(self.deep_fusion([self.fused_branch(fused), deepest_map]))
+        beside, fused_logits = self._read(self.fused_branch(fused), deepest_map)
         maps = [branch(each) for branch, each in zip(self.branches, aligned, strict=False)]
         features, logits = _heads(self.heads, maps)
         projected = _project(self.projections, features) if self.training else []
-        return Outputs([*logits, fused_logits, deepest_logits], projected, deepest_feature)
+        return Outputs([*logits, *beside, fused_logits, deepest_logits], projected, deepest_feature)
 
-    def _shallow(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The aligned map of each tap, and their fusion."""
-        x, aligned = self.backbone.stem(images), list[Tensor]()
-        for number, stage in enumerate(self.backbone.stages[: self.taps[-1] + 1]):
-            x = stage(x)
-            if number in self.taps:
-                x = self.gates[len(aligned)](x)
-                aligned.append(self.alignments[len(aligned)](x))
-        return aligned, self.fusion(aligned)
+    def _read(self, fused_map: Tensor, deepest_map: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Of the fused map at the deepest shape: the logits of heads beside the fused one, and the fused one's."""
+        return [], self.fused_head(self.deep_fusion([fused_map, deepest_map]))[1]
 
 
-def _branch(backbone: Backbone, start: int, deepest: int, groups: int) -> nn.Sequential:
-    return nn.Sequential(SpatialGate(groups), path(backbone, start, deepest, groups=groups), SpatialGate(groups))
+class FusionNetwork(SideFusionNetwork):
+    """FMFSD as published: enhanced maps go on through the trunk, and the fused map feeds what follows the last tap."""
+
+    def _onward(self, _x: Tensor, changed: Tensor) -> Tensor:
+        return changed
+
+
+class DoubleFusionNetwork(FusionNetwork):
+    """FMFSD with one more head, `side`, that reads the fused map before it meets the deepest one."""
+
+    def __init__(self, backbone: Backbone, *others: object, num_classes: int, **more: object) -> None:
+        super().__init__(backbone, *others, num_classes=num_classes, **more)  # type: ignore[arg-type]
+        self.side_head = Head(backbone.deepest.channels, num_classes)
+        self.head_names = (*self.head_names[:-2], "side", *self.head_names[-2:])
+        self.head_places = (*self.taps, *self.head_places[-2:])
+
+    def _read(self, fused_map: Tensor, deepest_map: Tensor) -> tuple[list[Tensor], Tensor]:
+        _, fused_logits = super()._read(fused_map, deepest_map)
+        return [self.side_head(fused_map)[1]], fused_logits
+
+
+def _branch_names(count: int) -> list[str]:
+    return [f"branch{number}" for number in range(1, count + 1)]
+
+
+def _projections(count: int, channels: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(channels, channels) for _ in range(count))
 
 
 def _heads(heads: nn.ModuleList, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

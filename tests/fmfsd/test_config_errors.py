@@ -84,8 +84,8 @@ BAD_FILES = {
     "epochs 0": ("train: {epochs: 0}", ["train.epochs: expected greater than 0; found 0"]),
     "steps 0": ("train: {max_steps: 0}", ["train.max_steps: expected greater than 0"]),
     "precision": ("train: {precision: fp8}", ["train.precision: expected 'fp32', 'bf16' or 'fp64'; found 'fp8'"]),
-    "backbone": ("model: {backbone: resnet19}", ["model.backbone: expected 'resnet8', 'resnet18'"]),
-    "method": ("method: kd", ["method: expected 'fmfsd', 'byot' or 'plain'; found 'kd'"]),
+    "backbone": ("model: {backbone: resnet19}", ["did you mean resnet18?; found 'resnet19'"]),
+    "method": ("method: kd", ["'plain' or 'label_smoothing'; found 'kd'"]),
     "data set": ("data: {name: mnist}", ["data.name: expected 'cifar10', 'cifar100', 'synthetic10' or 'synthetic100'"]),
     "negative seed": ("seed: -1", ["seed: expected greater than or equal to 0"]),
     "large seed": ("seed: 9223372036854775808", ["seed: expected less than 9223372036854775808"]),
@@ -109,7 +109,7 @@ BAD_FILES = {
     ),
     "tap": (
         "model: {branches: [stage4]}",
-        ["model.branches: resnet18 has no tap 'stage4'; it has stage1, stage2, stage3"],
+        ["model.branches: resnet18 has no tap 'stage4'; it has stage1.block1, stage1, stage2.block1, stage2, "],
     ),
     "tap of another backbone": (
         "model: {backbone: resnet8, branches: [stage1, stage3]}",

@@ -27,8 +27,12 @@ def enhancement(seed: int) -> SpatialEnhancement:
     return module
 
 
+def fresh(count: int) -> Fusion:
+    return Fusion([SpatialEnhancement(GROUPS) for _ in range(count)]).double()
+
+
 def fusion(count: int) -> Fusion:
-    module = Fusion(count, GROUPS).double()
+    module = fresh(count)
     module.enhancements = nn.ModuleList(enhancement(seed) for seed in range(count))
     return module
 
@@ -76,7 +80,7 @@ def test_fusion_follows_maps_together_with_their_masks_only() -> None:
 
 def test_maps_may_be_permuted_under_equal_masks() -> None:
     """Identity 2, the other half."""
-    inputs, module = maps(3), Fusion(3, GROUPS).double()
+    inputs, module = maps(3), fresh(3)
     torch.testing.assert_close(module(inputs[::-1]), module(inputs))
 
 
@@ -100,8 +104,7 @@ def test_masks_lie_between_0_and_1_and_start_at_sigmoid_of_1() -> None:
         assert ((mask > 0) & (mask < 1)).all()
     bound = torch.stack(inputs).abs().mean(0)
     assert (fusion(3)(inputs).abs() <= bound).all()
-    fresh = Fusion(3, GROUPS).double()(inputs)
-    torch.testing.assert_close(fresh, torch.stack(inputs).mean(0) / (1 + math.exp(-1)))
+    torch.testing.assert_close(fresh(3)(inputs), torch.stack(inputs).mean(0) / (1 + math.exp(-1)))
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig, load_config
-from fmfsd.config.known import BACKBONE_CHANNELS, taps
+from fmfsd.config.known import BACKBONES as KNOWN
+from fmfsd.config.known import channels_at, taps
 from fmfsd.model.backbones import BACKBONES
 from fmfsd.model.build import Network, build_network, sem_groups
 from fmfsd.model.enhance import SpatialEnhancement, SpatialGate
 from fmfsd.model.fusion import Fusion
 from fmfsd.model.network import FusionNetwork
+from fmfsd.places import is_stage
 
 
 def config(*changes: str) -> TrainConfig:
@@ -116,15 +118,16 @@ def test_small_cifar_forms_have_the_literatures_size(backbone: str, count: int) 
     ("backbone", "groups"), [("resnet8", 16), ("resnet18", 32), ("resnet20", 16), ("resnet34", 32), ("resnet50", 32)]
 )
 def test_groups_are_the_largest_common_divisor_up_to_32(backbone: str, groups: int) -> None:
-    assert sem_groups("auto", BACKBONE_CHANNELS[backbone]) == groups
+    assert sem_groups("auto", channels_at(backbone).values()) == groups
 
 
 def test_the_config_knows_every_backbones_stages() -> None:
-    assert {name: make().channels for name, make in BACKBONES.items()} == dict(BACKBONE_CHANNELS)
+    made = {name: {place.name: place.channels for place in make(32).places} for name, make in BACKBONES.items()}
+    assert made == {name: channels_at(name) for name in KNOWN}
 
 
 def every_placement(backbone: str) -> list[tuple[str, ...]]:
-    known = taps(backbone)
+    known = [tap for tap in taps(backbone) if is_stage(tap)]
     return [chosen for size in range(1, len(known) + 1) for chosen in itertools.combinations(known, size)]
 
 
@@ -211,6 +214,8 @@ def test_the_network_is_the_one_of_the_method() -> None:
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     found = network(images)
     s1, s2, s3, s4 = network.backbone.stages
+    assert isinstance(network.fusion, Fusion)
+    assert isinstance(network.deep_fusion, Fusion)
     e1 = network.gates[0](s1(network.backbone.stem(images)))
     e2 = network.gates[1](s2(e1))
     e3 = network.gates[2](s3(e2))

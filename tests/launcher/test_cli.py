@@ -139,7 +139,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     """Of the config by itself, of its parts together, and of what this machine offers."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    changes = ("distill.temperature=0", "train.batch=100", "model.branch=x")
+    changes = ("distill.temperature=0", "train.batch=100", "model.branchs=x")
     settings = (part for change in changes for part in ("--set", change))
     answer = run_command("fmfsd-launch", "smoke", *settings, "--device", "cuda", "--run-dir", "thesis", cwd=tmp_path)
     assert answer.returncode == 2

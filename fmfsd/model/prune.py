@@ -1,0 +1,43 @@
+"""The smallest network for one head: for inference, and to tell what a head costs."""
+
+import copy
+
+from torch import Tensor, fx, nn
+
+from fmfsd.model.enhance import PooledEnhancement, SpatialScores
+from fmfsd.model.network import BranchNetwork, SideFusionNetwork, ensemble
+
+ENSEMBLE = "ensemble"
+
+
+def prune(network: BranchNetwork | SideFusionNetwork, head: str = "deepest") -> fx.GraphModule:
+    """Images (B, 3, H, W) to the logits (B, K) of `head`, one of `network.head_names` or `ensemble`; for inference.
+
+    It has copies of the layers that the head needs, by their names in `network`, and no others; its results are those
+    of `network` in evaluation, bit for bit. Raises ValueError if there is no such head.
+    """
+    if head not in (*network.head_names, ENSEMBLE):
+        raise ValueError(f"there is no head {head!r}; there are {', '.join((*network.head_names, ENSEMBLE))}")
+    whole = _OneHead(copy.deepcopy(network).eval(), head)
+    pruned = fx.GraphModule(whole, _Tracer().trace(whole))
+    pruned.graph.eliminate_dead_code()
+    pruned.delete_all_unused_submodules()
+    pruned.recompile()
+    return pruned
+
+
+class _OneHead(nn.Module):
+    def __init__(self, network: BranchNetwork | SideFusionNetwork, head: str) -> None:
+        super().__init__()
+        self.network, self._head = network, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images).logits
+        return ensemble(logits) if self._head == ENSEMBLE else logits[self.network.head_names.index(self._head)]
+
+
+class _Tracer(fx.Tracer):
+    """Follows everything but what looks at the shape of its input."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return isinstance(module, SpatialScores | PooledEnhancement) or super().is_leaf_module(module, qualified_name)
