@@ -76,7 +76,7 @@ class _Batch:
         if number == len(self._thresholds):  # the last tap, where maps are fused and nobody leaves
             return onward
         _, logits = self._network.heads[number](self._network.branches[number](self._maps[number]))
-        sure = logits.float().softmax(dim=1).amax(dim=1) >= self._thresholds[number]
+        sure = logits.double().softmax(dim=1).amax(dim=1) >= self._thresholds[number]
         return self._without(onward, sure) if self.let_go(logits, sure) else onward
 
     def let_go(self, logits: Tensor, sure: Tensor) -> int:
