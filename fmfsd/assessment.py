@@ -55,9 +55,11 @@ class Assessment:
 
     def tables(self) -> Iterator[Table]:
         """For people."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        heads = Table(f"{self.split}, step {self.step}", "value", title=f"{self.samples} samples")
+        title = f"step {self.step} on the {self.samples} {self.split} samples"
+        heads = Table("what", "value", title=title, box=SIMPLE_HEAD)
         for name, value in self.metrics.items():
             heads.add_row(name, f"{value:.4f}")
         yield heads
@@ -165,11 +167,12 @@ def _thresholds(text: str, early: Sequence[str]) -> Thresholds:
 
 
 def _table_of_exits(exits: ExitTable) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     heads, alone = list(exits.if_all_leave), exits.deepest_alone
     title = "early exits: who leaves where, and what an image costs beside the deepest head alone"
-    table = Table("thresholds", "top-1", *heads, "M MACs", "share", "ms", "share", title=title)
+    table = Table("thresholds", "top-1", *heads, "M MACs", "share", "ms", "share", title=title, box=SIMPLE_HEAD)
 
     def add(name: str, top1: str, leaving: Mapping[str, float], cost: Cost) -> None:
         shares = (f"{leaving.get(head, 0):.1%}" for head in heads)
