@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.rundir import RunDir
 from fmfsd.terminal import errors_shown, progress_report
+from fmfsd.world import World
 
 app = typer.Typer(
     help="Feature map fusion self-distillation: a worker, the data it trains on, and what a config costs.",
@@ -66,6 +68,36 @@ def probe(
     with errors_shown(debug=debug):
         found = cached_or(found_out, load_config(config, overrides or ()), workers, cache_folder(os.environ))
         print(json.dumps(found, indent=2)) if as_json else Console().print(probe_of(found).table())
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="A run with a checkpoint; the newest one is looked at.")],
+    split: Annotated[
+        str, typer.Option(help="Of the run's data: test, train or, if it holds samples out, valid.")
+    ] = "test",
+    exit_thresholds: Annotated[
+        list[str] | None,
+        typer.Option(metavar="P,P,...", help="Let images leave at the first head that is so sure; may be repeated."),
+    ] = None,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a run's newest checkpoint can do: each head, the ensemble, and early exits with what they save."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
+        from fmfsd.assessment import assess
+        from fmfsd.trainer import choose_device
+
+        found = assess(
+            RunDir(run_dir.absolute()), split, exit_thresholds or (), choose_device(device, World()), report=report
+        )
+    print(json.dumps(asdict(found), indent=2)) if as_json else Console().print(*found.tables())
 
 
 @data_app.command()

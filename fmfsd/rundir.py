@@ -110,6 +110,10 @@ class RunDir:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    def evaluation(self, split: str) -> Path:
+        """What the newest checkpoint could do on a split when it was last looked at."""
+        return self.path / "evaluation" / f"{split}.json"
+
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint; None without any."""
         found = positions_in(self.checkpoints)

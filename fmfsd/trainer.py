@@ -50,7 +50,7 @@ def train(
     another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything.
     """
     config = load_config(str(run.config))
-    _exact_arithmetic(deterministic=config.train.deterministic)
+    exact_arithmetic(deterministic=config.train.deterministic)
     progress.show("connect", step=0)
     stop = StopFlag(run.stop_request if world.is_main else None)
     with stop, connect(world, device, timeout_s=timeout_s) as comms:
@@ -115,7 +115,7 @@ def build_loop(
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
         evaluations={
-            split: _evaluation(config, index, split, comms, device) for split in index.splits if split != "train"
+            split: evaluation_batches(config, index, split, comms, device) for split in index.splits if split != "train"
         },
         checkpoints=Checkpoints(
             CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
@@ -167,9 +167,10 @@ def _train_batches(config: TrainConfig, index: SetIndex, comms: Comms, device: t
     )
 
 
-def _evaluation(
+def evaluation_batches(
     config: TrainConfig, index: SetIndex, split: str, comms: Comms, device: torch.device
 ) -> EvaluationBatches:
+    """This worker's part of a split."""
     return EvaluationBatches(
         load_own_shards(index, split, rank=comms.rank, world_size=comms.size).to(device),
         config.data,
@@ -179,7 +180,7 @@ def _evaluation(
     )
 
 
-def _exact_arithmetic(*, deterministic: bool) -> None:
+def exact_arithmetic(*, deterministic: bool) -> None:
     """fp32 means fp32: cuDNN would otherwise use TF32, which keeps 10 bits of the mantissa.
 
     `deterministic`: and every sum has one order, on GPUs too, or the operation is refused.
