@@ -59,13 +59,18 @@ def _parameters(network: nn.Module) -> ParameterCount:
 
 
 def _memory(config: TrainConfig, network: nn.Module, activations: int, workers: int) -> MemoryCost:
-    """SGD keeps a momentum a parameter, unless it has none."""
+    """SGD keeps a momentum a parameter, unless it has none; an average is one of all weights and buffers."""
     parameters = sum(parameter.nbytes for parameter in network.parameters())
+    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    momenta, averages = (
+        bool(config.optim.momentum) * parameters,
+        (config.train.ema is not None) * (parameters + buffers),
+    )
     parts = {
         "parameters": parameters,
-        "buffers": sum(buffer.nbytes for buffer in network.buffers()),
+        "buffers": buffers,
         "gradients": parameters,
-        "optimizer": parameters if config.optim.momentum else 0,
+        "optimizer": momenta + averages,
         "activations": activations,
         "data": _held_samples(config, workers) * _SAMPLE_BYTES,
     }

@@ -20,7 +20,7 @@ _COUNTS = {
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
     "optim": ("momentum",),
-    "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing"),
+    "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing", "ema"),
 }
 """The keys of a config that what it costs depends on, or may."""
 _FORMAT = TypeAdapter(Probe)

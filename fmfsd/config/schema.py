@@ -149,7 +149,9 @@ class OptimConfig(Section):
     momentum: BelowOne = 0.9
     """Share of the last step's direction that is kept."""
     weight_decay: NonNegativeFloat = 5e-4
-    """Times each weight, added to its gradient; of all parameters, BN and bias included."""
+    """Times each weight, added to its gradient."""
+    decay_norms: bool = True
+    """Also of BN, of spatial enhancement's gamma and beta, and of biases; false: of none that is a vector."""
     nesterov: bool = False
     """Momentum in Nesterov's form."""
     milestones: tuple[DurationField, ...] = (Duration(66, "epoch"), Duration(133, "epoch"), Duration(190, "epoch"))
@@ -179,6 +181,8 @@ class LoopConfig(Section):
     """Memory layout of images and maps; same results to rounding."""
     label_smoothing: BelowOne = 0.0
     """Share of each label that is spread over all classes."""
+    ema: BelowOne | None = None
+    """Share of the averaged weights that a step keeps; they are what is evaluated, judged and kept. Unset: none."""
     evaluate_every: DurationField = Duration(1, "epoch")
     """How often every head is tried on the held-out samples or, without any, on the test set."""
     evaluate_batch: PositiveInt = 500
