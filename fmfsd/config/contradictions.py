@@ -79,6 +79,14 @@ def _size(config: TrainConfig) -> Found:
         yield "data.size", f"the images of {config.data.name} have {have} pixels a side, found {asked}"
 
 
+def _crops(config: TrainConfig) -> Found:
+    if config.data.resized_crop and config.data.crop_padding:
+        yield (
+            "data.resized_crop",
+            f"takes the place of the padded crop, found data.crop_padding {config.data.crop_padding}: set it to 0",
+        )
+
+
 def _batches(config: TrainConfig) -> Found:
     shards, batch, micro = config.data.shards, config.train.batch, config.micro_batch
     if batch % shards:
@@ -157,6 +165,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _teacher: ("distill.teacher", "method", "model.fusion"),
     _pretrained: ("model.backbone", "model.pretrained"),
     _size: ("data.name", "data.size"),
+    _crops: ("data.crop_padding", "data.resized_crop"),
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
     _epochs: (*_BATCHES, "data.name", "data.valid"),

@@ -18,11 +18,12 @@ from pydantic import (
 )
 
 from fmfsd.config.durations import Duration, DurationField
-from fmfsd.config.known import BACKBONES, TIMM, taps
+from fmfsd.config.known import BACKBONES, DATASETS, TIMM, taps
 from fmfsd.places import is_stage
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+BetaAlpha = Annotated[float, Field(ge=0, le=100)]
 PerChannel = tuple[float, float, float]
 
 
@@ -75,16 +76,29 @@ class DataConfig(Section):
     """Training samples held out for validation, the same number of each class."""
     crop_padding: Annotated[int, Field(ge=0, le=32)] = 4
     """Pixels added on each side before the random crop back to size; 0: no crop."""
+    resized_crop: bool = False
+    """Instead of that, a random part of 8 to 100% of the image, at full size (arXiv:1409.4842)."""
     crop_fill: Annotated[int, Field(ge=0, le=255)] = 128
-    """Value of the added pixels."""
+    """Value of the added pixels, and of those that AutoAugment moves in."""
     flip: bool = True
     """Mirror half of the images."""
+    autoaugment: bool = False
+    """Two more changes a sample, by the policy for CIFAR-10 (arXiv:1805.09501)."""
     cutout: Annotated[int, Field(ge=0, le=32)] = 0
     """Side of the square that is blacked out (arXiv:1708.04552), in pixels; 0: none."""
+    mixup: BetaAlpha = 0.0
+    """Alpha of the share in which each sample is blended with another (arXiv:1710.09412); 0: none."""
+    cutmix: BetaAlpha = 0.0
+    """Alpha of the share that is left of each sample when another's rectangle is pasted in (arXiv:1905.04899); 0: none.
+    With mixup too, each sample gets one of the two."""
     mean: PerChannel = (0.4914, 0.4822, 0.4465)
     """Subtracted from each channel, as a fraction of full scale."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
     """Each channel is divided by it, as a fraction of full scale."""
+
+    @property
+    def num_classes(self) -> int:
+        return DATASETS[self.name].num_classes
 
 
 class ModelConfig(Section):

@@ -23,6 +23,7 @@ PROBE = Probe(
     MemoryCost(8, 1, 8, 8, 75, 100, 200),
 )
 DOES_NOT_COUNT = {
+    *("data.autoaugment", "data.mixup", "data.cutmix", "data.resized_crop"),
     *("seed", "data.root", "data.crop_padding", "data.crop_fill", "data.flip", "data.cutout", "data.mean", "data.std"),
     *("optim.lr", "optim.base_batch", "optim.warmup", "optim.weight_decay", "optim.nesterov", "optim.milestones"),
     *(

@@ -186,6 +186,7 @@ def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_
         ("train.precision=bf16", "train.channels_last=true"),
         ("optim.clip_norm=0.1", "optim.nesterov=true"),
         ("data.cutout=8", "data.flip=false", "data.crop_padding=0"),
+        ("data.mixup=0.2", "train.label_smoothing=0.1", "distill.teacher=ensemble"),
         ("distill.beta=0", "distill.alpha=0"),
         ("train.label_smoothing=0.1", "model.sem_groups=4", "model.branches=[stage2]"),
     ],
