@@ -82,8 +82,10 @@ _SAMPLE_BYTES = SHAPE[0] * SHAPE[1] * SHAPE[2] + 8 + 8
 
 
 def _held_samples(config: TrainConfig, workers: int) -> int:
-    """Of all splits, by rank 0, which has the larger shards."""
-    known, (shards, valid) = DATASETS[config.data.name], (config.data.shards, config.data.valid)
+    """Of all splits, by rank 0, which has the larger shards; nothing is known of an image folder."""
+    known, (shards, valid) = DATASETS.get(config.data.name), (config.data.shards, config.data.valid)
+    if known is None:
+        return 0
     share = shards // workers
     return sum(
         share * (samples // shards) + min(share, samples % shards)

@@ -16,7 +16,7 @@ from fmfsd.files import json_object, read_private, write_json
 from fmfsd.probed import Probe
 
 _COUNTS = {
-    "data": ("name", "size", "shards", "valid"),
+    "data": ("name", "classes", "size", "shards", "valid"),
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
     "optim": ("momentum",),

@@ -64,8 +64,10 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which images, how they are cut into shards, and what is done to them."""
 
-    name: Literal["cifar10", "cifar100", "synthetic10", "synthetic100"] = "cifar100"
-    """The data set. The synthetic ones are drawn by a formula and need no files."""
+    name: Literal["cifar10", "cifar100", "synthetic10", "synthetic100", "folder"] = "cifar100"
+    """The data set. The synthetic ones are drawn by a formula and need no files; folder: your own images."""
+    classes: PositiveInt | None = None
+    """How many an image folder has. Unset: the data set's own number."""
     root: PathText | None = None
     """Folder of prepared sets. Unset: the variable FMFSD_DATA, else ./data."""
     size: Literal[32, 64, 224] = 32
@@ -98,7 +100,8 @@ class DataConfig(Section):
 
     @property
     def num_classes(self) -> int:
-        return DATASETS[self.name].num_classes
+        """0 for an image folder whose number is not said, which is a contradiction."""
+        return DATASETS[self.name].num_classes if self.name in DATASETS else self.classes or 0
 
 
 class ModelConfig(Section):
