@@ -59,7 +59,7 @@ class Assessment:
         from rich.table import Table
 
         title = f"step {self.step} on the {self.samples} {self.split} samples"
-        heads = Table("what", "value", title=title, box=SIMPLE_HEAD)
+        heads = Table("what", "value", title=title, title_justify="left", box=SIMPLE_HEAD)
         for name, value in self.metrics.items():
             heads.add_row(name, f"{value:.4f}")
         yield heads
@@ -171,8 +171,9 @@ def _table_of_exits(exits: ExitTable) -> Table:
     from rich.table import Table
 
     heads, alone = list(exits.if_all_leave), exits.deepest_alone
-    title = "early exits: who leaves where, and what an image costs beside the deepest head alone"
-    table = Table("thresholds", "top-1", *heads, "M MACs", "share", "ms", "share", title=title, box=SIMPLE_HEAD)
+    title = "early exits: who leaves where; an image's cost, and beside the deepest head alone"
+    columns = ("sure from", "top-1", *heads, "M MACs", "ratio", "ms", "ratio")
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
     def add(name: str, top1: str, leaving: Mapping[str, float], cost: Cost) -> None:
         shares = (f"{leaving.get(head, 0):.1%}" for head in heads)
