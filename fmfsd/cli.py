@@ -54,8 +54,6 @@ def probe(
     """Show what a config costs: shapes, parameters, multiply-adds, memory of a worker. Nothing is trained."""
     import json
 
-    from rich.console import Console
-
     from fmfsd.config import TrainConfig, load_config
     from fmfsd.probe_cache import cache_folder, cached_or, probe_of
     from fmfsd.probed import Probe
@@ -67,7 +65,7 @@ def probe(
 
     with errors_shown(debug=debug):
         found = cached_or(found_out, load_config(config, overrides or ()), workers, cache_folder(os.environ))
-        print(json.dumps(found, indent=2)) if as_json else Console().print(probe_of(found).table())
+        print(json.dumps(found, indent=2) if as_json else probe_of(found).text(sys.stdout))
 
 
 @app.command()

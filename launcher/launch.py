@@ -83,12 +83,17 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     )
     if request.stop_after == "run":
         return _carry_out(request, found, run, plan_for, check, argv, job)
-    plan = plan_for(run)
-    text = plan.to_json() if request.as_json else found.text(plan) if request.stop_after == "check" else plan.render()
-    print(text.rstrip())
+    print(_shown(request, found, plan_for(run)).rstrip())
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _shown(request: Request, found: "Checked", plan: LaunchPlan) -> str:
+    """What a dry run or a check has to say."""
+    if request.stop_after == "check":
+        return found.costs.beside(plan.to_json()) if request.as_json else found.text(plan)
+    return plan.to_json() if request.as_json else plan.render()
 
 
 def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
@@ -111,7 +116,7 @@ class Checked:
         """For people."""
         name, root = self.config.data.name, self.config.data.root
         data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
-        return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs}"
+        return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs.text(sys.stdout)}"
 
 
 def _checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:

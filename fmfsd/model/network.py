@@ -154,8 +154,18 @@ class FusionNetwork(SideFusionNetwork):
 class DoubleFusionNetwork(FusionNetwork):
     """FMFSD with one more head, `side`, that reads the fused map before it meets the deepest one."""
 
-    def __init__(self, backbone: Backbone, *others: object, num_classes: int, **more: object) -> None:
-        super().__init__(backbone, *others, num_classes=num_classes, **more)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        backbone: Backbone,
+        taps: Sequence[Place],
+        form: BranchForm,
+        fusion: Callable[[int], nn.Module],
+        *,
+        num_classes: int,
+        groups: int,
+        features: bool,
+    ) -> None:
+        super().__init__(backbone, taps, form, fusion, num_classes=num_classes, groups=groups, features=features)
         self.side_head = Head(backbone.deepest.channels, num_classes)
         self.head_names = (*self.head_names[:-2], "side", *self.head_names[-2:])
         self.head_places = (*self.taps, *self.head_places[-2:])
