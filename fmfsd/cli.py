@@ -100,11 +100,13 @@ def evaluate(
 
 @data_app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10 or synthetic100.")],
+    name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10, synthetic100 or folder.")],
     out: Annotated[Path, typer.Option(help="Folder of prepared sets; the set gets a folder of its own in it.")],
     source: Annotated[
-        Path | None, typer.Option(help="Has the official files or their archive; default: --out.")
+        Path | None,
+        typer.Option(help="Has the official files or archive (default: --out), or train/CLASS/*.png."),
     ] = None,
+    size: Annotated[int, typer.Option(help="Pixels that the network sees: 32, 64 or 224 (folder only).")] = 32,
     shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,
     valid: Annotated[int, typer.Option(help="Training samples to hold out, the same number of each class.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Chooses which ones.")] = 0,
@@ -122,7 +124,7 @@ def prepare(
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that half a set is cleared away
     with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
-        data = checked_data(name=name, root=str(out.absolute()), shards=shards, valid=valid)
+        data = checked_data(name=name, root=str(out.absolute()), size=size, shards=shards, valid=valid)
         index = prepare_set(data, source=source, fetch=download, seed=seed, report=report)
         print(f"{index.folder}: {index.describe()}")
 

@@ -98,13 +98,18 @@ def _parameters(network: nn.Module) -> ParameterCount:
 
 
 def _memory(config: TrainConfig, network: nn.Module, activations: int, workers: int) -> MemoryCost:
-    """SGD keeps a momentum a parameter, unless it has none."""
+    """SGD keeps a momentum a parameter, unless it has none; an average is one of all weights and buffers."""
     parameters = sum(parameter.nbytes for parameter in network.parameters())
+    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    momenta, averages = (
+        bool(config.optim.momentum) * parameters,
+        (config.train.ema is not None) * (parameters + buffers),
+    )
     parts = {
         "parameters": parameters,
-        "buffers": sum(buffer.nbytes for buffer in network.buffers()),
+        "buffers": buffers,
         "gradients": parameters,
-        "optimizer": parameters if config.optim.momentum else 0,
+        "optimizer": momenta + averages,
         "activations": activations,
         "data": _held_samples(config, workers) * _SAMPLE_BYTES,
     }
@@ -116,8 +121,10 @@ _SAMPLE_BYTES = SHAPE[0] * SHAPE[1] * SHAPE[2] + 8 + 8
 
 
 def _held_samples(config: TrainConfig, workers: int) -> int:
-    """Of all splits, by rank 0, which has the larger shards."""
-    known, (shards, valid) = DATASETS[config.data.name], (config.data.shards, config.data.valid)
+    """Of all splits, by rank 0, which has the larger shards; nothing is known of an image folder."""
+    known, (shards, valid) = DATASETS.get(config.data.name), (config.data.shards, config.data.valid)
+    if known is None:
+        return 0
     share = shards // workers
     return sum(
         share * (samples // shards) + min(share, samples % shards)

@@ -66,9 +66,9 @@ class ParameterCount:
 class MemoryCost:
     """Bytes that one worker holds when the forward pass of a micro-batch has ended.
 
-    `buffers` are batch statistics, `optimizer` the momenta, `activations` what the backward pass needs, counted as on a
-    CPU, `data` the shards of all splits at their published sizes. Kernels' workspaces, the libraries' own memory and
-    what is held for a moment come on top.
+    `buffers` are batch statistics, `optimizer` momenta and averages, `activations` what the backward pass needs,
+    counted as on a CPU, `data` the shards of all splits at their published sizes (of an image folder: nothing).
+    Kernels' workspaces, the libraries' own memory and what is held for a moment come on top.
     """
 
     parameters: int

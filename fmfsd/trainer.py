@@ -103,7 +103,7 @@ def build_loop(
     """Every part of this worker, from `config`. Raises DataError or ConfigError where they do not fit."""
     index = read_index(set_folder(config.data))
     timeline = Timeline.of(config, index.samples("train"))
-    _require_fit(config, timeline, comms.size)
+    _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
     network = build_network(config)
     return Loop(
@@ -129,7 +129,9 @@ def build_loop(
     )
 
 
-def _require_fit(config: TrainConfig, timeline: Timeline, world_size: int) -> None:
+def _require_fit(config: TrainConfig, timeline: Timeline, index: SetIndex, world_size: int) -> None:
+    if len(index.classes) != config.data.num_classes:
+        raise ConfigError(f"{index.folder} has {len(index.classes)} classes, data.classes is {config.data.num_classes}")
     if config.data.shards % world_size:
         raise ConfigError(f"{world_size} workers do not divide data.shards {config.data.shards}")
     if timeline.steps_per_epoch < 1:

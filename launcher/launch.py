@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fmfsd.config import TrainConfig, load_config
+from fmfsd.config.known import FOLDER
 from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
@@ -225,8 +226,8 @@ def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
 
 
 def prepare_command(config: TrainConfig) -> tuple[str, ...]:
-    """What makes the data set first; nothing if it is there."""
-    if is_prepared(config):
+    """What makes the data set first; nothing if it is there, or if only the user can say what from."""
+    if is_prepared(config) or config.data.name == FOLDER:
         return ()
     data = config.data
     options = {"--out": str(data.root), "--shards": str(data.shards), "--valid": str(data.valid)}

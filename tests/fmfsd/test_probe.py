@@ -79,7 +79,9 @@ def test_every_parameter_is_of_one_part(method: str) -> None:
     assert (found.branches > 0, found.fusion > 0) == (method != "plain", method == "fmfsd")
 
 
-@pytest.mark.parametrize("changes", [(), ("optim.momentum=0",), ("train.precision=fp64", "method=byot")])
+@pytest.mark.parametrize(
+    "changes", [(), ("optim.momentum=0",), ("train.precision=fp64", "method=byot"), ("train.ema=0.9",)]
+)
 def test_what_weights_gradients_and_momenta_take_is_what_an_engine_holds_after_a_step(changes: tuple[str, ...]) -> None:
     wanted = config(*SMALL, *changes)
     engine, kind = real_engine(wanted), torch.float64 if wanted.train.precision == "fp64" else torch.float32

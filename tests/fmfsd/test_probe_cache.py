@@ -33,9 +33,18 @@ PROBE = Probe(
     memory=MemoryCost(8, 1, 8, 8, 75, 100, 200),
 )
 DOES_NOT_COUNT = {
+    *("data.autoaugment", "data.mixup", "data.cutmix", "data.resized_crop"),
     *("seed", "data.root", "data.crop_padding", "data.crop_fill", "data.flip", "data.cutout", "data.mean", "data.std"),
     *("optim.lr", "optim.base_batch", "optim.warmup", "optim.weight_decay", "optim.nesterov", "optim.milestones"),
-    *("optim.gamma", "optim.clip_norm", "train.epochs", "train.max_steps", "train.init_from", "train.evaluate_every"),
+    *(
+        "optim.decay_norms",
+        "optim.gamma",
+        "optim.clip_norm",
+        "train.epochs",
+        "train.max_steps",
+        "train.init_from",
+        "train.evaluate_every",
+    ),
     *("train.evaluate_batch", "train.log_every", "train.deterministic", "checkpoint.every_epochs"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
 }
