@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from fmfsd.checkpoint import Saved
 from fmfsd.checkpoint.folder import load_checkpoint
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DEFAULT_THRESHOLDS = ("0.9",)
-AVERAGE = ".average"
-"""Ends the name under which an optimizer's state keeps a parameter's running average."""
 
 Thresholds = tuple[float, ...]
 
@@ -84,7 +81,7 @@ def assess(
     settings = _settings(asked or (DEFAULT_THRESHOLDS if early else ()), early)
     saved = newest_checkpoint(run)
     engine = TorchEngine(network, config, comms, device)
-    engine.load(EngineState(weights_to_serve(saved), {}))
+    engine.load(EngineState(saved.engine.evaluated, {}))
     batches = evaluation_batches(config, index, split, comms, device)
     metrics = evaluate(engine, batches, comms, report=_told(report, "images", index.samples(split)))
     told, form = _told(report, "settings of early exits", len(settings)), Form.of(config.train)
@@ -127,14 +124,6 @@ def newest_checkpoint(run: RunDir) -> Saved:
         except CheckpointError as error:
             log.warning("%s; trying the one before", error)
     raise NoCheckpointError(f"{run.checkpoints}: no checkpoint there can be used, see above: train the run anew")
-
-
-def weights_to_serve(saved: Saved) -> dict[str, Tensor]:
-    """Its parameters, those that have a running average by that, and its batch statistics."""
-    averages = {
-        name.removesuffix(AVERAGE): tensor for name, tensor in saved.engine.optimizer.items() if name.endswith(AVERAGE)
-    }
-    return {**saved.engine.model, **averages}
 
 
 def _settings(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
