@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from fmfsd.checkpoint import Saved
 from fmfsd.checkpoint.folder import load_checkpoint
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DEFAULT_THRESHOLDS = ("0.9",)
-AVERAGE = ".average"
-"""Ends the name under which an optimizer's state keeps a parameter's running average."""
 
 Thresholds = tuple[float, ...]
 
@@ -59,7 +56,7 @@ class Assessment:
         from rich.table import Table
 
         title = f"step {self.step} on the {self.samples} {self.split} samples"
-        heads = Table("what", "value", title=title, box=SIMPLE_HEAD)
+        heads = Table("what", "value", title=title, title_justify="left", box=SIMPLE_HEAD)
         for name, value in self.metrics.items():
             heads.add_row(name, f"{value:.4f}")
         yield heads
@@ -84,7 +81,7 @@ def assess(
     settings = _settings(asked or (DEFAULT_THRESHOLDS if early else ()), early)
     saved = newest_checkpoint(run)
     engine = TorchEngine(network, config, comms, device)
-    engine.load(EngineState(weights_to_serve(saved), {}))
+    engine.load(EngineState(saved.engine.evaluated, {}))
     batches = evaluation_batches(config, index, split, comms, device)
     metrics = evaluate(engine, batches, comms, report=_told(report, "images", index.samples(split)))
     told, form = _told(report, "settings of early exits", len(settings)), Form.of(config.train)
@@ -129,14 +126,6 @@ def newest_checkpoint(run: RunDir) -> Saved:
     raise NoCheckpointError(f"{run.checkpoints}: no checkpoint there can be used, see above: train the run anew")
 
 
-def weights_to_serve(saved: Saved) -> dict[str, Tensor]:
-    """Its parameters, those that have a running average by that, and its batch statistics."""
-    averages = {
-        name.removesuffix(AVERAGE): tensor for name, tensor in saved.engine.optimizer.items() if name.endswith(AVERAGE)
-    }
-    return {**saved.engine.model, **averages}
-
-
 def _settings(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
     """Raises ConfigError with everything that is wrong with them."""
     settings, problems = [], []
@@ -171,8 +160,9 @@ def _table_of_exits(exits: ExitTable) -> Table:
     from rich.table import Table
 
     heads, alone = list(exits.if_all_leave), exits.deepest_alone
-    title = "early exits: who leaves where, and what an image costs beside the deepest head alone"
-    table = Table("thresholds", "top-1", *heads, "M MACs", "share", "ms", "share", title=title, box=SIMPLE_HEAD)
+    title = "early exits: who leaves where; an image's cost, and beside the deepest head alone"
+    columns = ("sure from", "top-1", *heads, "M MACs", "ratio", "ms", "ratio")
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
     def add(name: str, top1: str, leaving: Mapping[str, float], cost: Cost) -> None:
         shares = (f"{leaving.get(head, 0):.1%}" for head in heads)

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fmfsd.assessment import assess, newest_checkpoint, weights_to_serve
-from fmfsd.checkpoint import Saved
+from fmfsd.assessment import assess, newest_checkpoint
 from fmfsd.cli import app
 from fmfsd.comms import SoloComms
-from fmfsd.engine.base import EngineState
 from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
 from fmfsd.model.network import Outputs
 from fmfsd.position import Position
@@ -50,9 +48,13 @@ def test_the_heads_are_those_of_the_runs_last_record_to_the_last_digit(run: RunD
 
 @pytest.mark.parametrize(
     "changes",
-    [("train.precision=bf16", "train.channels_last=true"), ("method=byot", "data.shards=16", "data.valid=30")],
+    [
+        ("train.precision=bf16", "train.channels_last=true"),
+        ("method=byot", "data.shards=16", "data.valid=30"),
+        ("train.ema=0.5",),
+    ],
 )
-def test_so_they_are_in_other_forms_and_on_other_splits(
+def test_so_they_are_in_other_forms_on_other_splits_and_by_averaged_weights(
     changes: tuple[str, ...], tiny_root: Path, tmp_path: Path
 ) -> None:
     run = trained(tiny_root, tmp_path / "run", *changes)
@@ -135,14 +137,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(run: RunDir, t
     with pytest.raises(NoCheckpointError, match="no checkpoint there can be used"):
         newest_checkpoint(copy)
     assert sorted(path.name for path in copy.checkpoints.iterdir()) == names
-
-
-def test_parameters_with_a_running_average_are_served_by_it() -> None:
-    weight, average, momentum, mean = (torch.full((2,), float(value)) for value in range(4))
-    state = EngineState(
-        {"a.weight": weight, "b.mean": mean}, {"a.weight.average": average, "a.weight.momentum": momentum}
-    )
-    assert weights_to_serve(Saved(Position(1), state, {})) == {"a.weight": average, "b.mean": mean}
 
 
 def evaluated(*arguments: str) -> tuple[int, str, str]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from fmfsd.config.known import BACKBONES as KNOWN
 from fmfsd.config.known import channels_at, taps
 from fmfsd.model.backbones import BACKBONES
-from fmfsd.model.build import Network, build_network, sem_groups
+from fmfsd.model.build import build_network, sem_groups
 from fmfsd.model.enhance import SpatialGate
 from fmfsd.model.fusion import Fusion
 from fmfsd.model.network import FusionNetwork
 from fmfsd.places import is_stage
-from tests.helpers.networks import config, macs, network_of, parameters
+from tests.helpers.networks import assert_all_train, config, macs, network_of, parameters
 
 
 def test_memory_layout_changes_nothing_but_rounding() -> None:
@@ -71,22 +71,12 @@ def every_placement(backbone: str) -> list[tuple[str, ...]]:
     return [chosen for size in range(1, len(known) + 1) for chosen in itertools.combinations(known, size)]
 
 
-def train_backward(network: Network) -> None:
-    outputs = network.train()(torch.randn(4, 3, 32, 32))
-    loss = sum(F.cross_entropy(logits, torch.arange(4)) for logits in outputs.logits)
-    assert isinstance(loss, Tensor)
-    loss = loss + sum((feature - outputs.deepest_feature.detach()).norm() for feature in outputs.features)
-    loss.backward()
-
-
 @pytest.mark.parametrize("method", ["fmfsd", "byot"])
 @pytest.mark.parametrize("placement", every_placement("resnet18"), ids="-".join)
 def test_every_placement_uses_every_parameter(method: str, placement: tuple[str, ...]) -> None:
     branches = f"model.branches=[{', '.join(placement)}]"
     network = build_network(config(f"method={method}", branches, "data.name=cifar10"))
-    train_backward(network)
-    unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
-    assert not unused
+    assert_all_train(network, torch.randn(4, 3, 32, 32))
     own = len(placement) - (method == "fmfsd")
     names = [f"branch{number}" for number in range(1, own + 1)] + ["fused"] * (method == "fmfsd") + ["deepest"]
     assert list(network.head_names) == names
@@ -100,8 +90,7 @@ def test_every_placement_uses_every_parameter(method: str, placement: tuple[str,
 @pytest.mark.parametrize("method", ["plain", "byot", "fmfsd"])
 def test_every_backbone_trains_under_every_method(backbone: str, method: str) -> None:
     network = build_network(config(f"method={method}", f"model.backbone={backbone}"))
-    train_backward(network)
-    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert_all_train(network, torch.randn(4, 3, 32, 32))
 
 
 def test_placement_order_does_not_matter() -> None:

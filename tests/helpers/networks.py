@@ -1,7 +1,8 @@
 """Small networks by the words of a config, with weights that no two masks share, and what they cost."""
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig, load_config
@@ -27,6 +28,15 @@ def network_of(*changes: str) -> Network:
             module.running_mean.normal_(std=0.1, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
     return made
+
+
+def assert_all_train(network: nn.Module, batch: Tensor) -> None:
+    """Every parameter has a gradient after a pass of `batch`."""
+    outputs = network.train()(batch)
+    loss = torch.stack([F.cross_entropy(logits, torch.arange(len(batch))) for logits in outputs.logits]).sum()
+    (loss + sum(feature.norm() for feature in outputs.features)).backward()
+    unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert not unused
 
 
 def parameters(network: nn.Module) -> int:
