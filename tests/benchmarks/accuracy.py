@@ -48,6 +48,8 @@ def main() -> int:
     except FmfsdError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # the runs have been stopped with a checkpoint each
+        return 130
     left = [run for run in asked.runs() if not run.is_finished]
     return 1 if failed else STOPPED if left and not options.only_table else 0
 

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.accuracy_runs import packed_on, recipe
+from launcher.costs import Costs
+from launcher.resources import Driver, Gpu, Resources
+from tests.benchmarks import accuracy_runs
+from tests.benchmarks.accuracy_runs import Asked, at_a_time, packed_on, recipe
 from tests.benchmarks.accuracy_table import Paired, Result, compared, spread, t_quantile, trained
 
 GIB = 1 << 30
@@ -67,3 +70,19 @@ def test_as_many_runs_share_a_gpu_as_it_has_room_and_cores_for(
     free: int, needed: int, cores: int, expected: int
 ) -> None:
     assert packed_on(free, needed, cores) == expected
+
+
+def test_runs_are_packed_by_what_the_largest_of_them_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two GPUs with 10 and 8 GiB free, and 3 GiB for fmfsd: two runs on each, of which 8 cores could look after."""
+    runs = Asked("resnet8", "cifar10", ("plain", "fmfsd"), 3, 6, tmp_path, tmp_path).runs()
+    needed = {"plain": GIB, "fmfsd": 2 * GIB}
+    monkeypatch.setattr(
+        accuracy_runs, "driver", lambda: Driver(gpus=(Gpu("a", "A", 0, 10 * GIB), Gpu("b", "B", 0, 8 * GIB)))
+    )
+    monkeypatch.setattr(Resources, "detect", lambda environment: Resources(cores=8, gpus=("0", "1")))
+    monkeypatch.setattr(
+        accuracy_runs, "costs_of", lambda config, *_, **__: Costs(memory={"total": needed[config.method]})
+    )
+    assert at_a_time(runs, {}) == 4
+    monkeypatch.setattr(Resources, "detect", lambda environment: Resources(cores=8))
+    assert at_a_time(runs, {}) == 1
