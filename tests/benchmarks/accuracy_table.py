@@ -64,19 +64,20 @@ def t_quantile(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """Of a finished run: its last accuracies by head, and the seconds and images of its training steps."""
+    """Of a finished run: its last accuracies by head, the seconds and images of its training steps, and how many others
+    were at work beside it, at most; None: not known."""
 
     top1: Mapping[str, float]
     seconds: float
     images: int
-    beside: int
+    beside: int | None
 
     @classmethod
     def of(cls, run: Run, notes: Mapping[str, Any]) -> "Result":
         test = run.outcome()["metrics"]["test"]
         top1 = {name: value for name, value in test.items() if name.endswith("_top1")}
         seconds, images = trained(run.folder.metrics, run.config().train.batch)
-        return cls(top1, seconds, images, notes.get(run.name, {}).get("beside", 0))
+        return cls(top1, seconds, images, notes.get(run.name, {}).get("beside"))
 
 
 def trained(metrics: Path, batch: int) -> tuple[float, int]:
@@ -116,7 +117,7 @@ def _row(asked: Asked, method: str, found: Mapping[int, Result], plain: Mapping[
         ", ".join(branches) or "-",
         "-" if method == COMPARED_TO else compared(found, plain),
         f"{statistics.mean(each.seconds for each in found.values()) / 60:.1f} min",
-        _rate(found, plain),
+        rate(found, plain),
     ]
 
 
@@ -136,12 +137,13 @@ def compared(found: Mapping[int, Result], plain: Mapping[int, Result]) -> str:
     return str(Paired.of(*([of[seed].top1[MAIN[0]] for seed in both] for of in (found, plain))))
 
 
-def _rate(found: Mapping[int, Result], plain: Mapping[int, Result]) -> str:
-    """With the ratio to plain where no run of either had another beside it."""
-    mine, most = _images_per_s(found), max(each.beside for each in (*found.values(), *plain.values()))
-    if most:
-        return f"{mine:,.0f} (up to {max(each.beside for each in found.values()) + 1} at a time)"
-    return f"{mine:,.0f} ({mine / _images_per_s(plain):.2f}x)" if plain else f"{mine:,.0f}"
+def rate(found: Mapping[int, Result], plain: Mapping[int, Result]) -> str:
+    """With the ratio to plain where it is known that no run of either had another beside it."""
+    mine, beside = f"{_images_per_s(found):,.0f}", [each.beside for each in found.values()]
+    if most := max(count or 0 for count in beside):
+        return f"{mine} (up to {most + 1} at a time)"
+    alone = all(count == 0 for count in (*beside, *(each.beside for each in plain.values())))
+    return f"{mine} ({_images_per_s(found) / _images_per_s(plain):.2f}x)" if alone and plain else mine
 
 
 def _images_per_s(found: Mapping[int, Result]) -> float:

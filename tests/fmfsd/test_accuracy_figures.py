@@ -9,7 +9,7 @@ from launcher.costs import Costs
 from launcher.resources import Driver, Gpu, Resources
 from tests.benchmarks import accuracy_runs
 from tests.benchmarks.accuracy_runs import Asked, at_a_time, packed_on, recipe
-from tests.benchmarks.accuracy_table import Paired, Result, compared, spread, t_quantile, trained
+from tests.benchmarks.accuracy_table import Paired, Result, compared, rate, spread, t_quantile, trained
 
 GIB = 1 << 30
 
@@ -33,6 +33,15 @@ def test_only_seeds_that_both_have_finished_are_compared() -> None:
     mine, plain = {0: result(0.5), 2: result(0.8)}, {1: result(0.1), 2: result(0.7)}
     assert compared(mine, plain) == "+10.00"
     assert compared(mine, {}) == "-"
+
+
+@pytest.mark.parametrize(
+    ("mine", "plain", "expected"),
+    [(0, 0, "300 (1.50x)"), (2, 0, "300 (up to 3 at a time)"), (0, 1, "300"), (None, 0, "300")],
+)
+def test_speeds_are_compared_only_of_runs_that_were_alone(mine: int | None, plain: int | None, expected: str) -> None:
+    one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, mine), (2000, plain)))
+    assert rate({0: one}, {0: other}) == expected
 
 
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (30, 2.042), (40, 2.0211), (120, 1.9799)])
