@@ -46,10 +46,10 @@ def compare(one: RunDir, other: RunDir) -> Comparison:
     """How far `other` is from `one`. CheckError unless both were traced to their end, over the same steps."""
     steps = _require_alike(one, other)
     return Comparison(
-        losses=[_largest(first, second) for first, second in zip(_losses(one), _losses(other), strict=True)],
-        gradients=[_largest(_gradients(one, step), _gradients(other, step)) for step in steps],
+        losses=[largest_difference(first, second) for first, second in zip(_losses(one), _losses(other), strict=True)],
+        gradients=[largest_difference(_gradients(one, step), _gradients(other, step)) for step in steps],
         samples=sum(_apart(_samples(one, step), _samples(other, step)) for step in steps),
-        weights=_largest(_weights(one), _weights(other)),
+        weights=largest_difference(_weights(one), _weights(other)),
     )
 
 
@@ -66,8 +66,8 @@ def _require_alike(*runs: RunDir) -> Sequence[int]:
     return steps
 
 
-def _largest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Largest:
-    """By name: the largest difference of two values over the largest value."""
+def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Largest:
+    """Over all names: a tensor's largest difference by its largest value. CheckError if the names are not the same."""
     if one.keys() != other.keys():
         raise CheckError(f"one of the two alone has {', '.join(sorted(one.keys() ^ other.keys()))}")
     sizes = {name: _size(value) for name, value in one.items()}
