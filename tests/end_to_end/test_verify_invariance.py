@@ -38,7 +38,7 @@ def test_a_config_whose_results_depend_on_the_workers_is_told_so(arguments: tupl
     assert done.returncode == 1
     assert "model.sync_bn is off: results depend on the number of workers" in done.stdout
     assert "NO: losses, gradients, weights" in done.stdout
-    assert "1 workers: gradients differ by" in done.stdout
+    assert "1 worker: gradients differ by" in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("cifar100-resnet18-invariance-")
 
