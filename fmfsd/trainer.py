@@ -29,6 +29,7 @@ from fmfsd.progress import ProgressFile
 from fmfsd.reduction import StepReduction
 from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import SaveClock
+from fmfsd.trace import WrittenTrace
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,13 @@ def train(
     *,
     timeout_s: float,
     preflight: bool = False,
+    traced: bool = False,
 ) -> str:
     """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
 
     Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
-    another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything.
+    another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything. If
+    `traced`, they write what each step was made from and came to.
     """
     config = load_config(str(run.config))
     exact_arithmetic(deterministic=config.train.deterministic)
@@ -60,6 +63,7 @@ def train(
         if preflight:
             try_out(comms, world, device, warn=progress.warn)
         loop = build_loop(run, config, comms, device, stop, progress, fence)
+        loop.trace = WrittenTrace(run, world.rank) if traced else loop.trace
         with closing(loop):
             state = _run(loop)
             best = loop.checkpoints.best_score()
