@@ -11,7 +11,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Promise:
-    """The largest relative differences that are rounding, in the first `steps` steps, or in all; None: none is promised.
+    """The largest relative differences that are rounding, in the first `steps` steps, or in all; None: not promised.
 
     Samples are always the same.
     """
