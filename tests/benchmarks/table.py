@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import statistics
 import sys
 from collections import Counter
@@ -35,7 +36,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def command_line() -> str:
     module = Path(sys.argv[0]).stem
-    return " ".join(["python -m", f"tests.benchmarks.{module}", *sys.argv[1:]])
+    return shlex.join(["python", "-m", f"tests.benchmarks.{module}", *sys.argv[1:]])
 
 
 def machine() -> str:
