@@ -1,6 +1,7 @@
 """What a config costs, found by a forward pass of tensors that have a shape and no memory."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,10 @@ def probe(config: TrainConfig, *, workers: int) -> Probe:
 
 
 def _network(config: TrainConfig, workers: int) -> Network:
-    """As a worker has it, without its memory."""
+    """As a worker has it, without its memory. Weights that are to be fetched are fetched now, and not by workers."""
+    if config.model.pretrained:
+        build_network(config)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
     with META:
         network = Form.of(config.train).given_to(build_network(config), META)
         if workers > 1 and config.model.sync_bn in ("auto", True):
@@ -87,7 +91,7 @@ def _held_samples(config: TrainConfig, workers: int) -> int:
 
 
 class _Forward(NamedTuple):
-    """Each block's output, multiply-adds an image, and what is saved for the backward pass."""
+    """The map at each place, multiply-adds an image, and what is saved for the backward pass."""
 
     shapes: dict[str, Shape]
     macs: int
@@ -98,8 +102,7 @@ def _forward(config: TrainConfig, network: Network, workers: int) -> _Forward:
     """Of a worker's part of a micro-batch."""
     form, loss, batch = Form.of(config.train), build_loss(config), config.micro_batch // workers
     shapes: dict[str, Shape] = {}
-    for place, block in zip(network.backbone.places, network.backbone.blocks(), strict=True):
-        block.register_forward_hook(_note_shape(shapes, place.name))
+    network.backbone.register_forward_pre_hook(_noting(shapes))
     with FakeTensorMode(), _Statistics():  # type: ignore[no-untyped-call]
         values = _pretended(network)
         saved = _Saved(values)
@@ -113,12 +116,20 @@ def _forward(config: TrainConfig, network: Network, workers: int) -> _Forward:
     return _Forward(shapes, counter.get_total_flops() // (2 * batch), saved.nbytes)
 
 
-def _note_shape(shapes: dict[str, Shape], name: str) -> Any:
-    def note(_stage: nn.Module, _inputs: Any, output: Tensor) -> None:
-        _, channels, height, width = output.shape
-        shapes[name] = channels, height, width
+def _noting(shapes: dict[str, Shape]) -> Any:
+    """A backbone's visitor that also notes the shapes of what it is shown."""
 
-    return note
+    def replaced(_backbone: nn.Module, arguments: Any) -> Any:
+        images, visit = arguments
+
+        def noting(place: str, x: Tensor) -> Tensor:
+            _, channels, height, width = x.shape
+            shapes[place] = channels, height, width
+            return visit(place, x)
+
+        return images, noting
+
+    return replaced
 
 
 def _pretended(network: nn.Module) -> dict[str, Tensor]:
@@ -127,7 +138,7 @@ def _pretended(network: nn.Module) -> dict[str, Tensor]:
         name: torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=CPU).requires_grad_(
             value.requires_grad
         )
-        for name, value in network.state_dict(keep_vars=True).items()
+        for name, value in chain(network.named_parameters(), network.named_buffers())
     }
 
 

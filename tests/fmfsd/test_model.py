@@ -231,6 +231,7 @@ def test_branches_are_made_of_the_methods_layers() -> None:
 def test_nothing_is_stopped_on_the_way_from_a_head_into_the_trunk(head: int) -> None:
     """The fused head teaches the last stage too; the others reach what lies before them."""
     network = build_network(config())
+    assert isinstance(network, FusionNetwork)
     images = torch.randn(2, 3, 32, 32)
     F.cross_entropy(network.train()(images).logits[head], torch.tensor([0, 1])).backward()
     reached = [next(stage.parameters()).grad is not None for stage in network.backbone.stages]

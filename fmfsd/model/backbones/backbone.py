@@ -69,6 +69,10 @@ class Trunk(nn.Module):
         )
 
 
+class Foreign(nn.Sequential):
+    """Layers of another package, which may look at their input in ways that no trace of them would show."""
+
+
 class Backbone(Trunk):
     """A stem and stages of blocks, one after another; a place is the end of a block."""
 
