@@ -98,6 +98,20 @@ def evaluate(
     print(json.dumps(asdict(found), indent=2)) if as_json else Console().print(*found.tables())
 
 
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run that was traced (FMFSD_TRACE=1) and logged every step.")],
+    others: Annotated[list[Path], typer.Argument(help="Runs of the same steps.")],
+    out: Annotated[Path, typer.Option(help="Where to write the largest differences, as JSON.")],
+    debug: Debug = False,
+) -> None:
+    """Say how far runs are from the first one: losses, gradients and samples of every step, and the last weights."""
+    from fmfsd.compare import write_comparisons
+
+    with errors_shown(debug=debug):
+        write_comparisons(out, first, others)
+
+
 @data_app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10, synthetic100 or folder.")],

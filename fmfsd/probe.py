@@ -1,6 +1,7 @@
 """What a config costs, found by a forward pass of tensors that have a shape and no memory."""
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +80,10 @@ def _in_words(path: HeadPath, first_shape: str) -> str:
 
 
 def _network(config: TrainConfig, workers: int) -> Network:
-    """As a worker has it, without its memory."""
+    """As a worker has it, without its memory. Weights that are to be fetched are fetched now, and not by workers."""
+    if config.model.pretrained:
+        build_network(config)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
     with META:
         network = Form.of(config.train).given_to(build_network(config), META)
         if workers > 1 and config.model.sync_bn in ("auto", True):
@@ -146,8 +150,7 @@ class _Forward(NamedTuple):
 def _forward(config: TrainConfig, network: Network, workers: int) -> _Forward:
     """Of a worker's part of a micro-batch."""
     batch, shapes, counter = config.micro_batch // workers, dict[str, Shape](), FlopCounterMode(display=False)
-    for name, module in _with_maps(network).items():
-        module.register_forward_hook(_note_shape(shapes, name))
+    _note_shapes(network, shapes)
     shares = ModuleShares(network, counter.get_total_flops)
     with FakeTensorMode(), _Statistics():  # type: ignore[no-untyped-call]
         values = _pretended(network)
@@ -173,21 +176,40 @@ def _outputs_and_loss(
     return outputs
 
 
-def _with_maps(network: Network) -> dict[str, nn.Module]:
-    """What makes the maps that a path leads along: blocks by place, layers by name."""
-    blocks = {
-        place.name: block for place, block in zip(network.backbone.places, network.backbone.blocks(), strict=True)
-    }
-    layers = (where for path in paths(network) for _, where in (*path.before, *path.after))
-    return blocks | {name: network.get_submodule(name) for name in layers if name not in blocks}
+def _note_shapes(network: Network, shapes: dict[str, Shape]) -> None:
+    """Of the maps that a path leads along, when they are made: those of the backbone by place, others by layer."""
+    network.backbone.register_forward_pre_hook(_noting(shapes))
+    places = {place.name for place in network.backbone.places}
+    layers = {where for path in paths(network) for _, where in (*path.before, *path.after)} - places
+    for name in layers:
+        network.get_submodule(name).register_forward_hook(_note_shape(shapes, name))
 
 
 def _note_shape(shapes: dict[str, Shape], name: str) -> Any:
-    def note(_stage: nn.Module, _inputs: Any, output: Tensor) -> None:
-        _, channels, height, width = output.shape
-        shapes[name] = channels, height, width
+    def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        shapes[name] = _shape(output)
 
     return note
+
+
+def _shape(map_BCHW: Tensor) -> Shape:
+    _, channels, height, width = map_BCHW.shape
+    return channels, height, width
+
+
+def _noting(shapes: dict[str, Shape]) -> Any:
+    """A backbone's visitor that also notes the shapes of what it is shown."""
+
+    def replaced(_backbone: nn.Module, arguments: Any) -> Any:
+        images, visit = arguments
+
+        def noting(place: str, x: Tensor) -> Tensor:
+            shapes[place] = _shape(x)
+            return visit(place, x)
+
+        return images, noting
+
+    return replaced
 
 
 def _pretended(network: nn.Module) -> dict[str, Tensor]:
@@ -196,7 +218,7 @@ def _pretended(network: nn.Module) -> dict[str, Tensor]:
         name: torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=CPU).requires_grad_(
             value.requires_grad
         )
-        for name, value in network.state_dict(keep_vars=True).items()
+        for name, value in chain(network.named_parameters(), network.named_buffers())
     }
 
 

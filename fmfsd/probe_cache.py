@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fmfsd.config import TrainConfig
+from fmfsd.config.known import TIMM
 from fmfsd.files import json_object, read_private, write_json
 from fmfsd.probed import Probe
 
@@ -71,7 +72,8 @@ def _as_json(found: Probe) -> dict[str, Any]:
 def _key(config: TrainConfig, workers: int) -> str:
     values = config.model_dump(mode="json")
     counts = {section: {name: values[section][name] for name in names} for section, names in _COUNTS.items()}
-    what = [counts, config.method, workers, version("torch"), _sources()]
+    packages = ["torch", *(["timm"] if config.model.backbone.startswith(TIMM) else [])]
+    what = [counts, config.method, workers, *map(version, packages), _sources()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from contextlib import closing
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from fmfsd.checkpoint import CheckpointFolder, Checkpoints
 from fmfsd.comms import Comms, connect
 from fmfsd.config import Timeline, TrainConfig, dump_config, load_config
+from fmfsd.config.known import TIMM
 from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.data.shards import load_own_shards
@@ -29,6 +30,7 @@ from fmfsd.progress import ProgressFile
 from fmfsd.reduction import StepReduction
 from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import SaveClock
+from fmfsd.trace import WrittenTrace
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -43,11 +45,13 @@ def train(
     *,
     timeout_s: float,
     preflight: bool = False,
+    traced: bool = False,
 ) -> str:
     """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
 
     Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
-    another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything.
+    another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything. If
+    `traced`, they write what each step was made from and came to.
     """
     config = load_config(str(run.config))
     exact_arithmetic(deterministic=config.train.deterministic)
@@ -60,6 +64,7 @@ def train(
         if preflight:
             try_out(comms, world, device, warn=progress.warn)
         loop = build_loop(run, config, comms, device, stop, progress, fence)
+        loop.trace = WrittenTrace(run, world.rank) if traced else loop.trace
         with closing(loop):
             state = _run(loop)
             best = loop.checkpoints.best_score()
@@ -199,16 +204,24 @@ def _started(manifest: Path) -> float:
 
 def _require_alike(comms: Comms, config: TrainConfig) -> None:
     """Raises UnlikeError on all workers if one of them has another config, data set or software than rank 0."""
+    packages = ["torch", "numpy", "safetensors", *(["timm"] if config.model.backbone.startswith(TIMM) else [])]
     mine = {
         "config": dump_config(config),
         "data": sha256(set_folder(config.data) / "index.json"),
-        **{package: version(package) for package in ("torch", "numpy", "safetensors")},
+        **{package: _version(package) for package in packages},
     }
     first = comms.share(mine)
     differing = [name for name, value in mine.items() if value != first[name]]
     if comms.any(bool(differing)):
         whose = f"this worker's {', '.join(differing)}" if differing else "another worker's"
         raise UnlikeError(f"{whose} is not what rank 0 has: every node needs the same files and packages")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _write_outcome(run: RunDir, state: str, step: int, best: float | None, attempt: int) -> None:

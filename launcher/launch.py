@@ -18,7 +18,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
-from launcher.config import DrillOptions, LaunchConfig
+from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig
 from launcher.costs import Costs, costs_of
 from launcher.plan import LaunchPlan, plan_run
 from launcher.site import Site
@@ -40,6 +40,7 @@ class Request:
     as_json: bool
     data_root: str = "data"
     drill: DrillOptions | None = None
+    invariance: InvarianceOptions | None = None
     checks_all_data: bool = False
 
     @property
@@ -57,6 +58,10 @@ class Request:
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
+    if request.invariance is not None:
+        from launcher.invariance import verify_invariance
+
+        return verify_invariance(request, environment=environment, cwd=cwd)
     if request.site.reach == "sbatch":
         from launcher.slurm.submit import submit
 
@@ -64,7 +69,7 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     job = Allocation.of(environment) if request.site.reach == "srun" else None
     request = _of_task(request, job)
     run = run_dir_of(request, cwd, job)
-    check = partial(_checked, request, run, environment, cwd)
+    check = partial(checked, request, run, environment, cwd)
     found = check()
     if job is not None:
         request = replace(request, launch=_in_job(request.launch, found.site, run))
@@ -120,7 +125,7 @@ class Checked:
         return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs.text(sys.stdout)}"
 
 
-def _checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
+def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
     """ConfigError or CheckError with everything that is wrong; hosts and torch are not asked for a dry run."""
     launch, asks = request.launch, request.stop_after != "plan"
     about = partial(_survey, request, run, environment, cwd)

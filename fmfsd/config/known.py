@@ -35,12 +35,25 @@ def _stages(widths: tuple[int, ...], counts: tuple[int, ...]) -> Channels:
     return tuple((width,) * count for width, count in zip(widths, counts, strict=True))
 
 
+_BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
+
 BACKBONES: dict[str, Channels] = {
-    "resnet8": _stages((16, 32, 64), (1, 1, 1)),
-    "resnet20": _stages((16, 32, 64), (3, 3, 3)),
-    "resnet18": _stages((64, 128, 256, 512), (2, 2, 2, 2)),
-    "resnet34": _stages((64, 128, 256, 512), (3, 4, 6, 3)),
-    "resnet50": _stages((256, 512, 1024, 2048), (3, 4, 6, 3)),
+    **{f"resnet{depth}": _stages((16, 32, 64), (depth // 6,) * 3) for depth in (8, 20, 32, 56, 110)},
+    "resnet18": _stages(_BASIC, (2, 2, 2, 2)),
+    "resnet34": _stages(_BASIC, (3, 4, 6, 3)),
+    "resnet50": _stages(_BOTTLENECK, (3, 4, 6, 3)),
+    "resnet101": _stages(_BOTTLENECK, (3, 4, 23, 3)),
+    "resnet152": _stages(_BOTTLENECK, (3, 8, 36, 3)),
+    "wrn16_8": _stages((128, 256, 512), (2, 2, 2)),
+    "wrn28_10": _stages((160, 320, 640), (4, 4, 4)),
+    "resnext50": _stages(_BOTTLENECK, (3, 4, 6, 3)),
+    "vgg11": _stages((64, 128, 256, 512, 512), (1, 1, 2, 2, 2)),
+    "vgg13": _stages((64, 128, 256, 512, 512), (2, 2, 2, 2, 2)),
+    "vgg16": _stages((64, 128, 256, 512, 512), (2, 2, 3, 3, 3)),
+    "vgg19": _stages((64, 128, 256, 512, 512), (2, 2, 4, 4, 4)),
+    "mobilenetv2": ((24,) * 2, (32,) * 3, (64,) * 4 + (96,) * 3, (160,) * 3 + (320, 1280)),
+    "mobilenetv3_large": ((24,) * 2, (40,) * 3, (80,) * 4 + (112,) * 2, (160,) * 3 + (960,)),
+    "squeezenet": _stages((128, 256, 384, 512), (2, 2, 2, 2)),
 }
 TIMM = "timm/"
 """What comes before the name of one of timm's models: only timm can tell its stages."""

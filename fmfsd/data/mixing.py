@@ -24,15 +24,18 @@ _QUANTILES = 1 << 16
 def mixing_draws(words: NDArray[np.uint64], *, mixup: float, cutmix: float, side: int) -> dict[str, NDArray[Any]]:
     """Row p for the sample at position p of a shard's epoch, from its two random words.
 
-    `partner` is the position that it is mixed with, another one if there is any; `share` is its part in the label,
-    `blend` in each pixel outside of the box from (`upper`, `left_edge`) to before (`lower`, `right_edge`), where there
-    is the partner alone. `mixup` and `cutmix` are alphas, 0 for none; of both, a coin chooses. `side` is the image's.
+    `partner` is the position that it is mixed with, another one if there is any; `share` is its part in the label and
+    `blend` in each pixel but those of a box, from (`upper`, `left_edge`) to before (`lower`, `right_edge`), where there
+    is the partner alone. `mixup` and `cutmix` are alphas, 0 for none; of both, a coin chooses; without `cutmix` there
+    are no boxes. `side` is the image's.
     """
     others, places = max(1, len(words) - 1), np.arange(len(words))
     partner = (places + 1 + np.floor(fractions(words[:, 0], half=1) * others).astype(np.int64)) % len(words)
     chosen = integers(words[:, 0], _QUANTILES, field=1)
     cut = integers(words[:, 0], 2, field=0) == 1 if mixup and cutmix else np.full(len(words), cutmix > 0)
-    drawn = np.where(cut, symmetric_beta(cutmix or 1.0)[chosen], symmetric_beta(mixup or 1.0)[chosen])
+    if not cutmix:
+        return {"partner": partner, "share": symmetric_beta(mixup)[chosen], "blend": symmetric_beta(mixup)[chosen]}
+    drawn = np.where(cut, symmetric_beta(cutmix)[chosen], symmetric_beta(mixup or 1.0)[chosen])
     box = _boxes(words[:, 1], np.where(cut, drawn, 1.0), side)
     outside = 1 - (box["lower"] - box["upper"]) * (box["right_edge"] - box["left_edge"]) / side**2
     blend = np.where(cut, 1.0, drawn)
@@ -79,11 +82,14 @@ def _distribution(x: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
 def mixed(images_BCHW: Tensor, partners_BCHW: Tensor, draws: dict[str, Tensor]) -> Tensor:
     """Floating images, normalised or not, each with its partner by what `mixing_draws` gave."""
     blend = draws["blend"].to(images_BCHW.dtype).view(-1, 1, 1, 1)
+    blended = torch.lerp(partners_BCHW, images_BCHW, blend)
+    if "upper" not in draws:
+        return blended
     height, width = images_BCHW.shape[-2:]
     inside_BH = _between(draws["upper"], draws["lower"], height)
     inside_BW = _between(draws["left_edge"], draws["right_edge"], width)
     inside = (inside_BH.unsqueeze(2) & inside_BW.unsqueeze(1)).unsqueeze(1)
-    return torch.where(inside, partners_BCHW, blend * images_BCHW + (1 - blend) * partners_BCHW)
+    return torch.where(inside, partners_BCHW, blended)
 
 
 def _between(start_B: Tensor, end_B: Tensor, length: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What the trainer asks of an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,6 +58,10 @@ class Engine(Protocol):
         ...
 
     def backward(self, loss: Tensor) -> None: ...
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """By parameter, over all workers, as the next step finds them, which may clip them."""
+        ...
 
     def step(self, learning_rate: float) -> None:
         """One optimizer step with what was accumulated, which is then forgotten."""

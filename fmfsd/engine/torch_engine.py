@@ -71,6 +71,10 @@ class TorchEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    def gradients(self) -> dict[str, Tensor]:
+        named = self.network.named_parameters()
+        return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+
     def step(self, learning_rate: float) -> None:
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_norm)

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from fmfsd.config import ModelConfig, TrainConfig
+from fmfsd.config.known import TIMM
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import BACKBONES, Backbone
-from fmfsd.model.backbones.backbone import Place
+from fmfsd.model.backbones.backbone import Place, Trunk
+from fmfsd.model.backbones.timm import timm_backbone
 from fmfsd.model.branch import branch_form
 from fmfsd.model.fusion import fusion_of
 from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, SideFusionNetwork
@@ -29,16 +31,25 @@ def build_network(config: TrainConfig) -> Network:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        backbone = BACKBONES[config.model.backbone](config.data.size)
-        _initialise(backbone)
+        backbone = _backbone(config.model, config.data.size)
         network = _around(backbone, config)
         _initialise(*(child for child in network.children() if child is not backbone))
     return network
 
 
-def _around(backbone: Backbone, config: TrainConfig) -> Network:
+def _backbone(model: ModelConfig, size: int) -> Trunk:
+    """With its first weights: timm's models bring theirs."""
+    if model.backbone.startswith(TIMM):
+        return timm_backbone(model.backbone.removeprefix(TIMM), size, pretrained=model.pretrained)
+    backbone = BACKBONES[model.backbone](size)
+    _initialise(backbone)
+    return backbone
+
+
+def _around(backbone: Trunk, config: TrainConfig) -> Network:
     model, taps = config.model, tapped(backbone, config.model)
     groups = sem_groups(model.sem_groups, _channels(backbone, taps))
+    _require_fusion(backbone, model)
     form = branch_form(model.branch, groups=groups)
     classes, features = config.data.num_classes, config.distill.has_feature_loss
     if model.fusion == "none":
@@ -47,7 +58,15 @@ def _around(backbone: Backbone, config: TrainConfig) -> Network:
     return family(backbone, taps, form, fusion, num_classes=classes, groups=groups, features=features)
 
 
-def tapped(backbone: Backbone, model: ModelConfig) -> list[Place]:
+def _require_fusion(backbone: Trunk, model: ModelConfig) -> None:
+    if model.fusion in ("trunk", "both") and not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"model.fusion: {model.fusion} feeds a fused map to the layers behind it, and {model.backbone} gives its "
+            "maps only at its end: set method fmfsd_side"
+        )
+
+
+def tapped(backbone: Trunk, model: ModelConfig) -> list[Place]:
     """Where branches leave, shallow to deep. ConfigError for taps that the backbone does not have."""
     possible = backbone.places[:-1]
     if model.branches == "auto":
@@ -58,14 +77,18 @@ def tapped(backbone: Backbone, model: ModelConfig) -> list[Place]:
     return [place for place in possible if place.name in model.branches]
 
 
-def _channels(backbone: Backbone, taps: Collection[Place]) -> list[int]:
+def _channels(backbone: Trunk, taps: Collection[Place]) -> list[int]:
     """Of all maps that may be enhanced."""
     return [place.channels for place in backbone.places if is_stage(place.name) or place in taps]
 
 
 def sem_groups(asked: int | str, channels: Collection[int]) -> int:
-    """Groups of spatial enhancement; auto: the largest common divisor of all maps' channels, at most 32."""
+    """Groups of spatial enhancement; auto: the largest common divisor of all maps' channels, at most 32.
+
+    ConfigError for groups that do not divide them."""
     if isinstance(asked, int):
+        if uneven := next((count for count in channels if count % asked), None):
+            raise ConfigError(f"model.sem_groups: {asked} groups do not divide a map's {uneven} channels; try auto")
         return asked
     common = math.gcd(*channels)
     return next(groups for groups in range(min(MOST_GROUPS, common), 0, -1) if common % groups == 0)
@@ -77,3 +100,5 @@ def _initialise(*parts: nn.Module) -> None:
         for module in part.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.backbones.backbone import Backbone, Place
+from fmfsd.model.backbones.backbone import Backbone, Place, Trunk
 from fmfsd.model.branch import BranchForm
 from fmfsd.model.enhance import SpatialGate
 
@@ -41,7 +41,7 @@ class BranchNetwork(nn.Module):
     feeds_trunk = False
 
     def __init__(
-        self, backbone: Backbone, taps: Sequence[Place], form: BranchForm, *, num_classes: int, features: bool
+        self, backbone: Trunk, taps: Sequence[Place], form: BranchForm, *, num_classes: int, features: bool
     ) -> None:
         super().__init__()
         self.backbone, self.taps = backbone, tuple(place.name for place in taps)
@@ -81,7 +81,7 @@ class SideFusionNetwork(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Trunk,
         taps: Sequence[Place],
         form: BranchForm,
         fusion: Callable[[int], nn.Module],
@@ -145,6 +145,7 @@ class SideFusionNetwork(nn.Module):
 class FusionNetwork(SideFusionNetwork):
     """FMFSD as published: enhanced maps go on through the trunk, and the fused map feeds what follows the last tap."""
 
+    backbone: Backbone
     feeds_trunk = True
 
     def _onward(self, _x: Tensor, changed: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class DoubleFusionNetwork(FusionNetwork):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Trunk,
         taps: Sequence[Place],
         form: BranchForm,
         fusion: Callable[[int], nn.Module],

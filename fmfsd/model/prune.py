@@ -4,6 +4,7 @@ import copy
 
 from torch import Tensor, fx, nn
 
+from fmfsd.model.backbones.backbone import Foreign
 from fmfsd.model.enhance import PooledEnhancement, SpatialScores
 from fmfsd.model.network import BranchNetwork, SideFusionNetwork, ensemble
 
@@ -37,7 +38,8 @@ class _OneHead(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Follows everything but what looks at the shape of its input."""
+    """Follows everything but what looks at the shape of its input, or may."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, SpatialScores | PooledEnhancement) or super().is_leaf_module(module, qualified_name)
+        whole = isinstance(module, SpatialScores | PooledEnhancement | Foreign)
+        return whole or super().is_leaf_module(module, qualified_name)

@@ -16,7 +16,7 @@ from launcher.agent.node import interface_addresses
 from launcher.resources import Resources
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
-EXTRAS = ("deepspeed", "ray")
+EXTRAS = ("deepspeed", "ray", "timm")
 OWN_PACKAGES = ("fmfsd", "launcher")
 
 

@@ -46,6 +46,7 @@ def require_sound(
         *of_data.damaged(config, checksums_bytes=checksums_bytes),
         *of_data.other_than_before(config, run),
         *of_hosts.other_data(config, survey),
+        *of_hosts.other_timm(config, survey),
     ]
     if wrong:
         raise ConfigError([*wrong, *missing])

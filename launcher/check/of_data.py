@@ -30,12 +30,17 @@ def total_steps(config: TrainConfig) -> int | None:
 
 
 def not_divided(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
-    wanted, shards = site.workers(launch), config.data.shards
-    if shards % wanted:
-        fits = divisors(shards)
-        near = [*[count for count in fits if count < wanted][-1:], *[count for count in fits if count > wanted][:1]]
-        nearest = " or ".join(map(str, near))
-        yield Problem("--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}; nearest: {nearest}")
+    if message := uneven(site.workers(launch), config.data.shards):
+        yield Problem("--nodes, --gpus", message)
+
+
+def uneven(workers: int, shards: int) -> str:
+    """What is wrong with sharing so many shards among so many workers; empty if nothing is."""
+    if shards % workers == 0:
+        return ""
+    fits = divisors(shards)
+    near = [*[count for count in fits if count < workers][-1:], *[count for count in fits if count > workers][:1]]
+    return f"{workers} workers do not divide data.shards {shards}; nearest: {' or '.join(map(str, near))}"
 
 
 def divisors(shards: int) -> list[int]:

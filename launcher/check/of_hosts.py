@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fmfsd.config import TrainConfig
+from fmfsd.config.known import TIMM
 from fmfsd.data.index import set_folder
 from fmfsd.errors import Problem
 from fmfsd.files import sha256
@@ -50,6 +51,12 @@ def other_data(config: TrainConfig, survey: Survey) -> Iterator[Problem]:
         elif there != here:
             sums = f"SHA-256 {there[:16]}... there, {here[:16]}... here"
             yield Problem(host, f"has another data set at {index.parent} ({sums}): prepare it anew from the same files")
+
+
+def other_timm(config: TrainConfig, survey: Survey) -> Iterator[Problem]:
+    """Where the backbone is of it."""
+    if config.model.backbone.startswith(TIMM):
+        yield from _unlike("timm", lambda answer: answer["versions"].get("timm"), survey)
 
 
 def warnings(survey: Survey) -> Iterator[str]:

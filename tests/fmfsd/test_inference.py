@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import Network
 from fmfsd.model.early_exit import EarlyExit, early_heads
 from fmfsd.model.network import ensemble
@@ -210,6 +211,7 @@ def test_what_has_left_is_computed_no_further() -> None:
 
 def test_where_nothing_remains_the_rest_does_not_run() -> None:
     model = EarlyExit(of_fusion("trunk"), [0.0])
+    assert isinstance(model.network.backbone, Backbone)
     model.network.backbone.stages[1].register_forward_pre_hook(never)
     assert model(images()).heads.tolist() == [0] * 4
 

@@ -38,6 +38,13 @@ def test_other_software_on_a_host_is_refused(changed: dict[str, Any], expected: 
     assert all(part in text for part in expected), text
 
 
+def test_another_timm_on_a_host_is_refused_where_the_backbone_is_of_timm(prepared: Path) -> None:
+    found = survey_with(versions={**look({}, {})["versions"], "timm": "0.9.0"})
+    code, text = problems(tiny_config(prepared, "model.backbone=timm/test_resnet"), survey=found)
+    assert (code, "timm: not the same everywhere: " in text, "; 0.9.0 on n2" in text) == (3, True, True), text
+    assert list(of_hosts.other_timm(tiny_config(prepared), found)) == []
+
+
 def test_a_patch_release_of_python_is_no_difference() -> None:
     same = ".".join(look({}, {})["python"].split(".")[:2])
     assert list(of_hosts.problems(ONE, survey_with(python=f"{same}.99"))) == []

@@ -1,4 +1,4 @@
-"""What the rest of the model needs to know of a backbone: blocks one after another, and the places between them."""
+"""What the rest of the model needs to know of a backbone: its places, and what lies between them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,40 +30,24 @@ class Step:
     stride: int
 
 
-class Backbone(nn.Module):
-    """A stem and stages of blocks.
+class Trunk(nn.Module):
+    """A network whose maps can be looked at while it runs, and what lies between their shapes.
 
-    `channels` has those of each block's output, stage by stage. All maps of a stage have one size, 1 / its stride of
+    `channels` has those of the map at each place, stage by stage. All maps of a stage have one size, 1 / its stride of
     the one before it.
     """
 
-    def __init__(
-        self,
-        stem: nn.Module,
-        stages: Sequence[Sequence[nn.Module]],
-        channels: Sequence[Sequence[int]],
-        strides: Sequence[int],
-    ) -> None:
+    def __init__(self, channels: Sequence[Sequence[int]], strides: Sequence[int]) -> None:
         super().__init__()
-        self.stem = stem
-        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
         self.strides = tuple(strides)
-        names = iter(place_names([len(blocks) for blocks in stages]))
+        names = iter(place_names([len(counts) for counts in channels]))
         self.places = tuple(
             Place(next(names), stage, count) for stage, counts in enumerate(channels) for count in counts
         )
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
-        """(B, 3, H, W) -> the last map. Every block's output is shown to `visit`, which may replace it."""
-        x = self.stem(images)
-        for place, block in zip(self.places, self.blocks(), strict=True):
-            x = visit(place.name, block(x))
-        return x
-
-    def blocks(self) -> Iterator[nn.Module]:
-        """One a place."""
-        for stage in self.stages:
-            yield from stage.children()
+    def forward(self, images: Tensor, visit: Visit) -> Tensor:
+        """(B, 3, H, W) -> the last map. Every place's is shown to `visit`."""
+        raise NotImplementedError
 
     @property
     def deepest(self) -> Place:
@@ -83,3 +67,34 @@ class Backbone(nn.Module):
             Step(before.channels, after.channels, stride)
             for (before, after), stride in zip(pairwise([start, *targets]), strides, strict=True)
         )
+
+
+class Foreign(nn.Sequential):
+    """Layers of another package, which may look at their input in ways that no trace of them would show."""
+
+
+class Backbone(Trunk):
+    """A stem and stages of blocks, one after another; a place is the end of a block."""
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[Sequence[nn.Module]],
+        channels: Sequence[Sequence[int]],
+        strides: Sequence[int],
+    ) -> None:
+        super().__init__(channels, strides)
+        self.stem = stem
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+
+    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
+        """(B, 3, H, W) -> the last map. What `visit` says of a place's map feeds the next block."""
+        x = self.stem(images)
+        for place, block in zip(self.places, self.blocks(), strict=True):
+            x = visit(place.name, block(x))
+        return x
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """One a place."""
+        for stage in self.stages:
+            yield from stage.children()

@@ -1,0 +1,17 @@
+"""The promise for backbones whose layers are others': the same result on one worker and on two, and each layer used."""
+
+from pathlib import Path
+
+from tests.distributed.test_invariance import Case, farthest, steps_of
+
+CASES = [
+    Case(("model.backbone=timm/test_byobnet", "method=fmfsd")),
+    Case(("model.backbone=timm/test_efficientnet", "method=fmfsd_side")),
+    Case(("model.backbone=squeezenet", "method=fmfsd")),
+]
+
+
+def test_two_workers_in_fp64_train_like_one(tiny_root: Path, tmp_path: Path) -> None:
+    alone, two = (steps_of(tmp_path, tiny_root, size, *CASES) for size in (1, 2))
+    for one, other in zip(alone, two, strict=True):
+        assert max(farthest(one, other).values()) < 1e-9

@@ -1,0 +1,209 @@
+"""Models of timm: cut into stages or only looked at, with every layer used, and refused where that is not possible."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fmfsd.config import TrainConfig, load_config
+from fmfsd.errors import ConfigError
+from fmfsd.model.backbones.backbone import Backbone
+from fmfsd.model.backbones.timm import MapsBackbone, timm_backbone
+from fmfsd.model.build import build_network
+from fmfsd.model.prune import prune
+from fmfsd.probe import probe
+from tests.helpers.processes import run_command
+
+CUT = ("test_resnet", "test_convnext", "test_byobnet", "test_nfnet")
+SHOWN = ("test_efficientnet", "test_vit", "test_mambaout")
+"""Which only show their maps; those of the last have their channels at their end."""
+
+
+def config(backbone: str, method: str, *changes: str) -> TrainConfig:
+    return load_config("cifar100-resnet18", [f"method={method}", f"model.backbone=timm/{backbone}", *changes])
+
+
+def built(backbone: str, method: str, *changes: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        build_network(config(backbone, method, *changes))
+    return caught.value
+
+
+def maps_of_timm(name: str, images: Tensor) -> list[Tensor]:
+    """As timm gives them, with the weights of seed 0."""
+    import timm
+
+    torch.manual_seed(0)
+    sized = {"img_size": 32} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    model = timm.create_model(name, features_only=True, **sized).train()
+    maps: list[Tensor] = model(images)
+    return [each.permute(0, 3, 1, 2) for each in maps] if name == "test_mambaout" else maps
+
+
+@pytest.mark.parametrize("name", [*CUT, *SHOWN, "densenet121"])
+def test_a_backbones_maps_are_timms_bit_for_bit(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = timm_backbone(name, 32, pretrained=False).train()
+    assert isinstance(backbone, MapsBackbone if name in SHOWN else Backbone)
+    found: list[Tensor] = []
+
+    def keep(_place: str, x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    images = torch.randn(3, 3, 32, 32)
+    last = backbone(images, keep)
+    expected = maps_of_timm(name, images)[-4:]
+    assert torch.equal(last, expected[-1])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert [place.channels for place in backbone.places] == [each.shape[1] for each in expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, method) for name in CUT for method in ("plain", "byot", "fmfsd", "fmfsd_side")),
+        *((name, method) for name in SHOWN for method in ("plain", "byot", "fmfsd_side")),
+    ],
+)
+def test_every_parameter_gets_a_gradient(name: str, method: str) -> None:
+    network = build_network(config(name, method)).train()
+    outputs = network(torch.randn(2, 3, 32, 32))
+    loss = sum((F.cross_entropy(logits, torch.tensor([0, 1])) for logits in outputs.logits), torch.zeros(()))
+    loss = loss + sum((feature - outputs.deepest_feature.detach()).norm() for feature in outputs.features)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "method"), [("test_resnet", "fmfsd"), ("test_vit", "fmfsd_side")])
+def test_a_probe_tells_what_there_is(name: str, method: str) -> None:
+    wanted = config(name, method, "train.batch=64")
+    found, network = probe(wanted, workers=2), build_network(wanted)
+    assert found.parameters.total == sum(parameter.numel() for parameter in network.parameters())
+    assert [head.tap for head in found.heads] == list(network.head_places)
+
+
+@pytest.mark.parametrize(("name", "method"), [("test_resnet", "fmfsd"), ("test_efficientnet", "fmfsd_side")])
+@pytest.mark.parametrize("head", ["branch1", "deepest"])
+def test_a_head_can_be_pruned_for(name: str, method: str, head: str) -> None:
+    network = build_network(config(name, method)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images).logits[network.head_names.index(head)]
+        assert torch.equal(prune(network, head)(images), expected)
+
+
+def test_first_weights_are_timms_own_and_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    one, again = (build_network(config("test_resnet", "plain", "seed=0")).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    other = build_network(config("test_resnet", "plain", "seed=4")).state_dict()
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    backbone, images = build_network(config("test_resnet", "plain", "seed=0")).backbone, torch.randn(2, 3, 32, 32)
+    last = backbone.train()(images, lambda _place, x: x)
+    assert torch.equal(last, maps_of_timm("test_resnet", images)[-1])
+
+
+def test_batch_normalisation_is_all_of_the_kind_that_engines_know() -> None:
+    kinds = {type(layer) for layer in timm_backbone("test_efficientnet", 32, pretrained=False).modules()}
+    assert nn.BatchNorm2d in kinds
+    assert not [kind for kind in kinds if issubclass(kind, nn.BatchNorm2d) and kind is not nn.BatchNorm2d]
+
+
+@pytest.mark.parametrize("method", ["fmfsd", "fmfsd --set model.fusion=both"])
+def test_a_fused_map_can_feed_nothing_in_a_model_that_only_shows_its_maps(method: str) -> None:
+    name, *fusion = method.split(" --set ")
+    assert "timm/test_vit gives its maps only at its end: set method fmfsd_side" in str(
+        built("test_vit", name, *fusion)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("resnet10", "is no model of timm 1.0.31; near: timm/resnet10t, timm/resnet101"),
+        ("inception_v3", "can't take images of 32 pixels (RuntimeError: Calculated padded input size"),
+        ("hrnet_w18_small", "has 66 parameters that its last map does not need, as model."),
+        ("levit_128s", "normalises by BatchNorm1d, whose results depend on the number of workers"),
+        ("coatnet_rmlp_nano_rw_224", "draws random numbers in training (Dropout)"),
+        ("halonet26t", "can't take images of 32 pixels (AssertionError): set data.size"),
+    ],
+)
+def test_what_can_not_be_trained_alike_on_any_number_of_workers_is_refused(name: str, reason: str) -> None:
+    assert f"model.backbone: timm/{name} {reason}" in str(built(name, "fmfsd_side"))
+
+
+def test_maps_that_are_no_whole_multiples_of_one_another_are_refused() -> None:
+    with pytest.raises(ConfigError, match="gives maps of 14, 7, 4 pixels a side for images of 224: needed are"):
+        timm_backbone("efficientvit_m0", 224, pretrained=False)
+
+
+def test_groups_that_do_not_divide_a_map_are_refused() -> None:
+    error = built("test_resnet", "fmfsd", "model.sem_groups=64")
+    assert str(error) == "model.sem_groups: 64 groups do not divide a map's 32 channels; try auto"
+
+
+def test_unknown_taps_are_refused_with_those_that_there_are() -> None:
+    error = built("test_resnet", "fmfsd", "model.branches=[stage9]")
+    assert "timm/test_resnet has no tap 'stage9'; it has stage1, stage2, stage3" in str(error)
+
+
+def test_without_timm_its_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "needs a package that is missing (timm): pip install 'fmfsd[timm]'" in str(built("test_resnet", "plain"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of what the hub's client has fetched; it has no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def put_weights(cache: Path) -> dict[str, Tensor]:
+    """As the hub's client would leave them there."""
+    import timm
+
+    weights: dict[str, Tensor] = timm.create_model("test_resnet").state_dict()
+    folder = cache / f"models--{timm.get_pretrained_cfg('test_resnet').hf_hub_id.replace('/', '--')}"
+    for part in ("refs", "snapshots/0123"):
+        (folder / part).mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123")
+    save_file(weights, folder / "snapshots" / "0123" / "model.safetensors")
+    return weights
+
+
+def test_fetched_weights_are_those_of_timms_cache(cache: Path) -> None:
+    weights, wanted = put_weights(cache), config("test_resnet", "plain", "model.pretrained=true")
+    built = build_network(wanted).backbone.state_dict()
+    convolutions = [name for name, tensor in weights.items() if tensor.dim() == 4]
+    found = [tensor for tensor in built.values() if tensor.dim() == 4]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in zip(convolutions, found, strict=True))
+    assert (
+        probe(wanted, workers=2).parameters.total == probe(config("test_resnet", "plain"), workers=2).parameters.total
+    )
+
+
+def test_a_probe_says_before_a_start_that_weights_can_not_be_had(cache: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        probe(config("test_resnet", "plain", "model.pretrained=true"), workers=2)
+    assert "timm/test_resnet gets no weights (LocalEntryNotFoundError" in str(caught.value)
+    assert "timm fetches them where there is a network, and keeps them in HF_HOME" in str(caught.value)
+
+
+def test_models_without_weights_to_fetch_are_refused() -> None:
+    error = built("test_mambaout", "fmfsd_side", "model.pretrained=true")
+    assert str(error).endswith("timm/test_mambaout has no weights to fetch: set model.pretrained false")
+
+
+def test_the_check_of_a_launch_says_what_a_model_can_not_do(tmp_path: Path) -> None:
+    path = tmp_path / "vit.yaml"
+    path.write_text("model: {backbone: timm/test_vit}\n")
+    ended = run_command("fmfsd-launch", str(path), "--check", cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path)})
+    assert ended.returncode == 2
+    assert "timm/test_vit gives its maps only at its end: set method fmfsd_side" in " ".join(ended.stderr.split())
