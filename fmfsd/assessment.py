@@ -55,7 +55,7 @@ class Assessment:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        title = f"step {self.step} on the {self.samples} {self.split} samples"
+        title = f"step {self.step}, {self.split}, {self.samples} samples"
         heads = Table("what", "value", title=title, title_justify="left", box=SIMPLE_HEAD)
         for name, value in self.metrics.items():
             heads.add_row(name, f"{value:.4f}")
@@ -160,7 +160,7 @@ def _table_of_exits(exits: ExitTable) -> Table:
     from rich.table import Table
 
     heads, alone = list(exits.if_all_leave), exits.deepest_alone
-    title = "early exits: who leaves where; an image's cost, and beside the deepest head alone"
+    title = "early exits, and costs beside the deepest head alone"
     columns = ("sure from", "top-1", *heads, "M MACs", "ratio", "ms", "ratio")
     table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 

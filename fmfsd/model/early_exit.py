@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fmfsd.model.backbones import Backbone
 from fmfsd.model.network import BranchNetwork, SideFusionNetwork
 
 
@@ -21,8 +22,11 @@ class Exits(NamedTuple):
 
 
 def early_heads(network: BranchNetwork | SideFusionNetwork) -> tuple[str, ...]:
-    """Those that read one tap's map, shallow to deep; the fused head is none, since it reads the deepest map too."""
-    return network.head_names[: len(network.heads)]
+    """Those that read one tap's map, shallow to deep; the fused head is none, since it reads the deepest map too.
+
+    None at all where the backbone gives all its maps at its end: nothing would be saved.
+    """
+    return network.head_names[: len(network.heads)] if isinstance(network.backbone, Backbone) else ()
 
 
 class EarlyExit(nn.Module):

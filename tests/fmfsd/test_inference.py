@@ -6,9 +6,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.model.backbones import Backbone
+from fmfsd.model.backbones.timm import MapsBackbone
+from fmfsd.model.branch import branch_form
 from fmfsd.model.build import Network
 from fmfsd.model.early_exit import EarlyExit, early_heads
-from fmfsd.model.network import ensemble
+from fmfsd.model.network import BranchNetwork, ensemble
 from fmfsd.model.prune import prune
 from tests.helpers.networks import macs, network_of, parameters
 
@@ -225,6 +227,28 @@ def test_a_plain_network_has_one_exit() -> None:
     found = EarlyExit(network, ())(images())
     assert torch.equal(found.logits, logits_of(network, "deepest", images()))
     assert found.heads.tolist() == [0] * 4
+
+
+class AllMaps(nn.Module):
+    """A model as timm has them, whose maps come at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(3 if not depth else 8, 8, 3, 2, padding=1) for depth in range(3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [x]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+
+def test_a_backbone_that_gives_all_its_maps_at_its_end_has_one_exit() -> None:
+    backbone = MapsBackbone(AllMaps(), [[8]] * 3, [2] * 3, channels_last=False)
+    form = branch_form("bottleneck", groups=4)
+    network = BranchNetwork(backbone, backbone.places[:2], form, num_classes=5, features=False)
+    assert (network.head_names, early_heads(network)) == (("branch1", "branch2", "deepest"), ())
+    assert torch.equal(EarlyExit(network, ())(images()).logits, logits_of(network, "deepest", images()))
 
 
 def test_every_early_head_needs_a_threshold() -> None:

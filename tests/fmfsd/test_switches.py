@@ -168,6 +168,14 @@ def test_a_fused_map_is_no_larger_than_the_maps(form: str) -> None:
     assert (module(inputs).abs() <= bound + 1e-15).all()
 
 
+@pytest.mark.parametrize("form", ["own", "softmax", "none"])
+def test_flipped_maps_give_the_flipped_fused_map_and_negated_maps_the_negated(form: str) -> None:
+    """Identity 6; a 7x7 kernel has a left and a right, so not of cbam."""
+    module, inputs = fusion_in(form, 3), maps(3)
+    torch.testing.assert_close(module([each.flip(-1) for each in inputs]), module(inputs).flip(-1))
+    torch.testing.assert_close(module([-each for each in inputs]), -module(inputs))
+
+
 def test_at_the_start_shares_are_equal_and_the_fused_map_is_the_mean() -> None:
     fresh, inputs = fusion_of(3, sem="softmax", masks="own", groups=4).double(), maps(3)
     torch.testing.assert_close(fresh(inputs), torch.stack(inputs).mean(0))

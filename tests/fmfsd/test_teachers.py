@@ -124,6 +124,24 @@ def test_the_mean_square_is_a_term_of_its_own_and_no_norm() -> None:
     assert deepest is None
 
 
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_two_workers_mean_terms_are_those_of_the_whole_batch(teacher: str) -> None:
+    """Identity 11, of every term that is a mean."""
+    found, kind = outputs(), loss(teacher=teacher, feature="mse")
+    halves = [slice(0, 3), slice(3, 6)]
+    parts = [
+        Outputs(
+            [each[half] for each in found.logits], [each[half] for each in found.features], found.deepest_feature[half]
+        )
+        for half in halves
+    ]
+    ours = [kind.terms(part, LABELS[half]) for part, half in zip(parts, halves, strict=True)]
+    whole = kind.terms(found, LABELS)
+    for name in ("label", "soft_target", "feature"):
+        mean = torch.stack([getattr(terms, name) for terms in ours]).mean()
+        torch.testing.assert_close(mean, getattr(whole, name))
+
+
 @pytest.mark.parametrize("feature", ["batch_norm", "mse", "none"])
 def test_without_features_there_is_no_feature_term(feature: str) -> None:
     found = Outputs(outputs().logits, [], outputs().deepest_feature)
