@@ -83,6 +83,11 @@ def _teacher(config: TrainConfig) -> Found:
         yield "distill.teacher", f"there is no fused head without fusion (method {config.method}): set another teacher"
 
 
+def _smoothing(config: TrainConfig) -> Found:
+    if config.method == "label_smoothing" and not config.train.label_smoothing:
+        yield "train.label_smoothing", "method label_smoothing without any is method plain: set one of the two"
+
+
 def _pretrained(config: TrainConfig) -> Found:
     if config.model.pretrained and not config.model.backbone.startswith(TIMM):
         yield "model.pretrained", f"{config.model.backbone} has no weights to fetch: only backbones of timm have"
@@ -178,6 +183,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _groups: ("model.backbone", "model.branches", "model.sem_groups"),
     _masks: ("model.backbone", "model.branches", "model.fusion", "model.masks", "model.sem"),
     _teacher: ("distill.teacher", "method", "model.fusion"),
+    _smoothing: ("method", "train.label_smoothing"),
     _pretrained: ("model.backbone", "model.pretrained"),
     _size: ("data.name", "data.size"),
     _classes: ("data.name", "data.classes"),

@@ -139,6 +139,7 @@ CLASHES = {
     ("model.sem=softmax", "model.masks=own", ONE_BRANCH): "model.sem: softmax shares out between maps, and model.branc",
     ("distill.teacher=fused", "method=byot"): "distill.teacher: there is no fused head without fusion (method byot)",
     ("distill.teacher=fused", "method=plain"): "distill.teacher: there is no fused head without fusion (method plain)",
+    ("method=label_smoothing", "train.label_smoothing=0"): "train.label_smoothing: method label_smoothing without any",
     ("model.branches=[]",): "model.branches: method fmfsd needs at least one; for the backbone alone set method: plain",
     ("model.branches=[]", "method=dks"): "model.branches: method dks needs at least one",
     ("model.branches=[stage4]",): "model.branches: resnet18 has no tap 'stage4'; it has stage1.block1, stage1, stage2",

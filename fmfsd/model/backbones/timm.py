@@ -218,6 +218,6 @@ class _Draws(TorchDispatchMode):
 
 
 def _unused(trunk: nn.Module, deepest: Tensor) -> list[str]:
-    parameters = dict(trunk.named_parameters())
+    parameters = {name: each for name, each in trunk.named_parameters() if each.requires_grad}
     gradients = torch.autograd.grad(deepest.sum(), list(parameters.values()), allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]

@@ -1,0 +1,33 @@
+"""DistributedDataParallel finds every parameter of a backbone used, without looking for those that are not."""
+
+import torch
+
+from fmfsd.comms import Comms
+from fmfsd.config import load_config
+from fmfsd.engine.torch_engine import TorchEngine
+from fmfsd.model.build import build_network
+from tests.helpers.workers import run_workers
+
+ONE_OF_EACH_FAMILY = ("resnet8", "vgg11", "mobilenetv3_large", "squeezenet", "timm/test_resnet")
+
+
+def two_steps_each(comms: Comms) -> list[int]:
+    """The sums of the weights after them."""
+    return [_two_steps(comms, backbone) for backbone in ONE_OF_EACH_FAMILY]
+
+
+def _two_steps(comms: Comms, backbone: str) -> int:
+    wanted = load_config("cifar100-resnet18", [f"model.backbone={backbone}", "train.precision=fp32"])
+    engine = TorchEngine(build_network(wanted), wanted, comms, torch.device("cpu"))
+    torch.manual_seed(comms.rank)
+    for _ in range(2):
+        outputs = engine.forward(torch.randn(2, 3, 32, 32))
+        engine.backward(sum((each.sum() for each in (*outputs.logits, *outputs.features)), torch.zeros(())))
+        assert all(parameter.grad is not None for parameter in engine.network.parameters())
+        engine.step(1e-6)
+    return int(engine.weights_sum())
+
+
+def test_two_workers_take_the_same_steps_with_every_parameter_in_use() -> None:
+    one, other = run_workers(two_steps_each, 2)
+    assert one == other
