@@ -31,6 +31,7 @@ class Rehearsal:
     run: RunDir
     plan_of: Callable[..., LaunchPlan]
     console: Console
+    check: Callable[[], object] = field(default=lambda: None)
     look: Callable[[], None] = field(default=lambda: None)
     start_agent: Callable[[NodePlan], Agent] = start_planned
 
@@ -41,7 +42,7 @@ class Rehearsal:
             self.launch,
             self.run,
             self.plan_of,
-            check=lambda: None,
+            check=self.check,
             console=self.console,
             look=self.look,
             start_agent=self.start_agent,

@@ -19,11 +19,13 @@ from launcher.rehearsal import shortened
 
 @dataclass(frozen=True)
 class Crew:
-    """So many workers on so many nodes, as `launch` says, and the run that they make; `plan_of` plans it."""
+    """So many workers on so many nodes, as `launch` says, and the run that they make; `plan_of` plans it, and `check`
+    is for when its data was prepared on the way."""
 
     launch: LaunchConfig
     run: RunDir
     found: Checked
+    check: Callable[[], Checked]
     plan_of: Callable[..., LaunchPlan]
 
     @property
@@ -80,11 +82,12 @@ def _crew(request: Request, folder: Path, environment: Mapping[str, str], cwd: s
     nodes = math.gcd(workers, request.launch.nodes)
     launch = replace(request.launch, nodes=nodes, gpus=workers // nodes, run_dir=None)
     run = RunDir(folder / f"w{workers}")
-    found = checked(replace(request, launch=launch), run, environment, cwd)
+    check = partial(checked, replace(request, launch=launch), run, environment, cwd)
+    found = check()
     planned = partial(
         plan_run, launch, found.site, run, environment=environment, cwd=cwd, prepare=prepare_command(found.config)
     )
-    return Crew(launch, run, found, lambda *slots: _traced(planned(*slots)))
+    return Crew(launch, run, found, check, lambda *slots: _traced(planned(*slots)))
 
 
 def _traced(plan: LaunchPlan) -> LaunchPlan:

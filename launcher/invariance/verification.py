@@ -28,12 +28,19 @@ def verify_invariance(request: Request, *, environment: Mapping[str, str], cwd: 
 
 
 def _show(crews: Sequence[Crew], request: Request) -> int:
+    for text in _warnings(crews):
+        print(text, file=sys.stderr)
     if request.as_json:
         print(json.dumps({"runs": [json.loads(crew.plan.to_json()) for crew in crews]}, indent=2))
         return 0
     for crew in crews:
         print(crew.found.text(crew.plan) if request.stop_after == "check" else crew.plan.render())
     return 0
+
+
+def _warnings(crews: Sequence[Crew]) -> list[str]:
+    """Each once."""
+    return list(dict.fromkeys(f"warning: {text}" for crew in crews for text in crew.found.warnings))
 
 
 class Verification:
@@ -73,8 +80,8 @@ class Verification:
         self._say(f"{train.precision}: {self._promise}")
         if self._config.model.sync_bn is False:
             self._say("model.sync_bn is off: results depend on the number of workers, so they will not agree")
-        for text in dict.fromkeys(text for crew in self._crews for text in crew.found.warnings):
-            self._say(f"warning: {text}")
+        for text in _warnings(self._crews):
+            self._say(text)
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -82,7 +89,8 @@ class Verification:
     def _run(self, crew: Crew, requests: Requests) -> None:
         _require_going_on(requests)
         self._say("")
-        Rehearsal(crew.found.config, crew.launch, crew.run, crew.plan_of, self._console).run_to_end()
+        config = crew.found.config
+        Rehearsal(config, crew.launch, crew.run, crew.plan_of, self._console, check=crew.check).run_to_end()
 
     def _rows(self, requests: Requests) -> list[Row]:
         out, runs = self._folder / "comparison.json", [str(crew.run.path) for crew in self._crews]
