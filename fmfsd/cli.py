@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.rundir import RunDir
 from fmfsd.terminal import errors_shown, progress_report
+from fmfsd.world import World
 
 app = typer.Typer(
     help="Feature map fusion self-distillation: a worker, the data it trains on, and what a config costs.",
@@ -52,8 +54,6 @@ def probe(
     """Show what a config costs: shapes, parameters, multiply-adds, memory of a worker. Nothing is trained."""
     import json
 
-    from rich.console import Console
-
     from fmfsd.config import TrainConfig, load_config
     from fmfsd.probe_cache import cache_folder, cached_or, probe_of
     from fmfsd.probed import Probe
@@ -65,16 +65,62 @@ def probe(
 
     with errors_shown(debug=debug):
         found = cached_or(found_out, load_config(config, overrides or ()), workers, cache_folder(os.environ))
-        print(json.dumps(found, indent=2)) if as_json else Console().print(probe_of(found).table())
+        print(json.dumps(found, indent=2) if as_json else probe_of(found).text(sys.stdout))
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="A run with a checkpoint; the newest one is looked at.")],
+    split: Annotated[
+        str, typer.Option(help="Of the run's data: test, train or, if it holds samples out, valid.")
+    ] = "test",
+    exit_thresholds: Annotated[
+        list[str] | None,
+        typer.Option(metavar="P,P,...", help="Let images leave at the first head that is so sure; may be repeated."),
+    ] = None,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a run's newest checkpoint can do: each head, the ensemble, and early exits with what they save."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
+        from fmfsd.assessment import assess
+        from fmfsd.trainer import choose_device
+
+        found = assess(
+            RunDir(run_dir.absolute()), split, exit_thresholds or (), choose_device(device, World()), report=report
+        )
+    print(json.dumps(asdict(found), indent=2)) if as_json else Console().print(*found.tables())
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run that was traced (FMFSD_TRACE=1) and logged every step.")],
+    others: Annotated[list[Path], typer.Argument(help="Runs of the same steps.")],
+    out: Annotated[Path, typer.Option(help="Where to write the largest differences, as JSON.")],
+    debug: Debug = False,
+) -> None:
+    """Say how far runs are from the first one: losses, gradients and samples of every step, and the last weights."""
+    from fmfsd.compare import write_comparisons
+
+    with errors_shown(debug=debug):
+        write_comparisons(out, first, others)
 
 
 @data_app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10 or synthetic100.")],
+    name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10, synthetic100 or folder.")],
     out: Annotated[Path, typer.Option(help="Folder of prepared sets; the set gets a folder of its own in it.")],
     source: Annotated[
-        Path | None, typer.Option(help="Has the official files or their archive; default: --out.")
+        Path | None,
+        typer.Option(help="Has the official files or archive (default: --out), or train/CLASS/*.png."),
     ] = None,
+    size: Annotated[int, typer.Option(help="Pixels that the network sees: 32, 64 or 224 (folder only).")] = 32,
     shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,
     valid: Annotated[int, typer.Option(help="Training samples to hold out, the same number of each class.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Chooses which ones.")] = 0,
@@ -92,7 +138,7 @@ def prepare(
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that half a set is cleared away
     with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
-        data = checked_data(name=name, root=str(out.absolute()), shards=shards, valid=valid)
+        data = checked_data(name=name, root=str(out.absolute()), size=size, shards=shards, valid=valid)
         index = prepare_set(data, source=source, fetch=download, seed=seed, report=report)
         print(f"{index.folder}: {index.describe()}")
 

@@ -66,7 +66,8 @@ def squared_distances(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tens
 
 
 def mean_squares(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
-    """The sum of all branches' mean squared distances to the detached teacher feature."""
+    """The sum of all branches' mean squared distances to the detached teacher feature (hints, Romero et al. 2015,
+    arXiv:1412.6550)."""
     distances = [F.mse_loss(feature, teacher_BD.detach()) for feature in features_BD]
     return torch.stack(distances).sum() if distances else teacher_BD.new_zeros(())
 

@@ -20,6 +20,7 @@ from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
 from fmfsd.reduction import Reading, StepReduction
 from fmfsd.stopwatch import SaveClock, Stopwatch
+from fmfsd.trace import NoTrace, Trace
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Loop:
     position: Position = field(default_factory=Position)
     means: RunningMeans = field(default_factory=RunningMeans)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    trace: Trace = field(default_factory=NoTrace)
     score: float | None = None
     """Of the validation at `position`; None if there was none."""
     is_best: bool = False
@@ -87,6 +89,7 @@ class Loop:
         self.metrics.keep(saved.progress["records"] if saved is not None else 0)
         self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
         self.reduction.forget()
+        self.trace.forget()
         self.stopwatch.take()
         return saved is not None
 
@@ -96,6 +99,7 @@ class Loop:
         with self.stopwatch.step(self.config.train.batch):
             for micro_step in range(micro_steps):
                 self._forward_backward(step, micro_step, micro_steps)
+            self.trace.step(step + 1, self.engine)
             self.engine.step(self._learning_rate(step))
             log_due = self.timeline.log_due(step + 1)
             self._read(all_of_them=log_due)
@@ -108,8 +112,10 @@ class Loop:
 
     def _forward_backward(self, step: int, micro_step: int, micro_steps: int) -> None:
         epoch, step_in_epoch = divmod(step, self.timeline.steps_per_epoch)
+        place = epoch, step_in_epoch * micro_steps + micro_step
         with self.stopwatch.waiting():
-            images, labels = self.batches.at(epoch, step_in_epoch * micro_steps + micro_step)
+            images, labels = self.batches.at(*place)
+        self.trace.batch(self.batches, *place)
         with self.engine.accumulating(last=micro_step == micro_steps - 1):
             terms = self.loss.terms(self.engine.forward(images), labels)
             squares_F = self.reduction.reduce(step, terms, stop=self.stop.requested, save=self.save_clock.due)

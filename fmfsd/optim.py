@@ -9,15 +9,21 @@ from fmfsd.config import OptimConfig
 
 
 def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD; weight decay on every parameter, as the paper's line of work does."""
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        nesterov=optim.nesterov,
-        fused=True,
-    )
+    """SGD; weight decay on every parameter, as the paper's line of work does, or without `decay_norms` on matrices
+    and kernels alone (Goyal et al. 2017, arXiv:1706.02677, spare BN)."""
+    groups = [
+        {"params": _parameters(network, vectors=False), "weight_decay": optim.weight_decay},
+        {
+            "params": _parameters(network, vectors=True),
+            "weight_decay": optim.weight_decay if optim.decay_norms else 0.0,
+        },
+    ]
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+
+
+def _parameters(network: nn.Module, *, vectors: bool) -> list[nn.Parameter]:
+    """Vectors are weights and biases of norms, gamma and beta, and other biases."""
+    return [parameter for parameter in network.parameters() if (parameter.ndim <= 1) == vectors]
 
 
 def learning_rate(step: int, *, base: float, gamma: float, milestones: Sequence[int], warmup_steps: int = 0) -> float:

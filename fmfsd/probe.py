@@ -1,6 +1,6 @@
 """What a config costs, found by a forward pass of tensors that have a shape and no memory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,7 +19,10 @@ from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.errors import ConfigError
 from fmfsd.model.build import Network, build_network
-from fmfsd.probed import HeadCost, MemoryCost, ParameterCount, Probe, Shape
+from fmfsd.model.costs import HeadCosts, ModuleShares, Names, needed_to_train, parameters_behind
+from fmfsd.model.network import Outputs
+from fmfsd.model.paths import HeadPath, paths
+from fmfsd.probed import HeadCost, Layer, MemoryCost, ParameterCount, Probe, Shape, dimensions
 from fmfsd.trainer import build_loss
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -34,10 +37,46 @@ def probe(config: TrainConfig, *, workers: int) -> Probe:
         raise ConfigError(f"{workers} workers do not divide data.shards {config.data.shards}; what does: {fits}")
     network = _network(config, workers)
     found = _forward(config, network, workers)
-    named = zip(network.head_names, network.head_places, strict=True)
-    heads = (HeadCost(name, place, found.shapes[place]) for name, place in named)
-    memory = _memory(config, network, found.saved_bytes, workers)
-    return Probe(workers, tuple(heads), _parameters(network), found.macs, memory)
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    costs = HeadCosts(sizes, found.macs, found.trained, found.needed)
+    return Probe(
+        workers,
+        config.model.fusion,
+        tuple(_heads(network, found.shapes, costs)),
+        _parameters(network),
+        costs.total.macs,
+        plain=costs.plain,
+        trunk=costs.trunk,
+        shared=costs.shared,
+        memory=_memory(config, network, found.saved_bytes, workers),
+    )
+
+
+def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> Iterator[HeadCost]:
+    named = zip(network.head_names, network.head_places, paths(network), strict=True)
+    for number, (name, place, path) in enumerate(named):
+        layers = [Layer(called, shapes[where]) for called, where in (*path.before, *path.after)]
+        own, alone = costs.own[number], costs.alone(number)
+        yield HeadCost(
+            name,
+            place,
+            shapes[place],
+            _in_words(path, dimensions(layers[0].shape)),
+            tuple(layers),
+            own=own,
+            training_share=own.macs / costs.total.macs,
+            alone=alone,
+            of_plain=alone.macs / costs.plain.macs,
+            exits_of_plain=costs.up_to(number).macs / costs.plain.macs,
+        )
+
+
+def _in_words(path: HeadPath, first_shape: str) -> str:
+    """As `stage1 64x32x32 > sepconv 128 /2 | sepconv 256 /2 > head`: the map that is fused is the one at the bar."""
+    before, after = ([called for called, _ in layers] for layers in (path.before, path.after))
+    before[0] = f"{before[0]} {first_shape}"
+    up_to_head = " > ".join([*after, "head"])
+    return f"{' > '.join(before)} {'|' if path.is_fused else '>'} {up_to_head}"
 
 
 def _network(config: TrainConfig, workers: int) -> Network:
@@ -63,13 +102,18 @@ def _parameters(network: nn.Module) -> ParameterCount:
 
 
 def _memory(config: TrainConfig, network: nn.Module, activations: int, workers: int) -> MemoryCost:
-    """SGD keeps a momentum a parameter, unless it has none."""
+    """SGD keeps a momentum a parameter, unless it has none; an average is one of all weights and buffers."""
     parameters = sum(parameter.nbytes for parameter in network.parameters())
+    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    momenta, averages = (
+        bool(config.optim.momentum) * parameters,
+        (config.train.ema is not None) * (parameters + buffers),
+    )
     parts = {
         "parameters": parameters,
-        "buffers": sum(buffer.nbytes for buffer in network.buffers()),
+        "buffers": buffers,
         "gradients": parameters,
-        "optimizer": parameters if config.optim.momentum else 0,
+        "optimizer": momenta + averages,
         "activations": activations,
         "data": _held_samples(config, workers) * _SAMPLE_BYTES,
     }
@@ -81,8 +125,10 @@ _SAMPLE_BYTES = SHAPE[0] * SHAPE[1] * SHAPE[2] + 8 + 8
 
 
 def _held_samples(config: TrainConfig, workers: int) -> int:
-    """Of all splits, by rank 0, which has the larger shards."""
-    known, (shards, valid) = DATASETS[config.data.name], (config.data.shards, config.data.valid)
+    """Of all splits, by rank 0, which has the larger shards; nothing is known of an image folder."""
+    known, (shards, valid) = DATASETS.get(config.data.name), (config.data.shards, config.data.valid)
+    if known is None:
+        return 0
     share = shards // workers
     return sum(
         share * (samples // shards) + min(share, samples % shards)
@@ -91,29 +137,64 @@ def _held_samples(config: TrainConfig, workers: int) -> int:
 
 
 class _Forward(NamedTuple):
-    """The map at each place, multiply-adds an image, and what is saved for the backward pass."""
+    """Maps at places and behind modules; modules' own multiply-adds an image; the parameters that each head needs in
+    training, and its logits need; what is saved for the backward pass."""
 
     shapes: dict[str, Shape]
-    macs: int
+    macs: dict[str, int]
+    trained: list[Names]
+    needed: list[Names]
     saved_bytes: int
 
 
 def _forward(config: TrainConfig, network: Network, workers: int) -> _Forward:
     """Of a worker's part of a micro-batch."""
-    form, loss, batch = Form.of(config.train), build_loss(config), config.micro_batch // workers
-    shapes: dict[str, Shape] = {}
-    network.backbone.register_forward_pre_hook(_noting(shapes))
+    batch, shapes, counter = config.micro_batch // workers, dict[str, Shape](), FlopCounterMode(display=False)
+    _note_shapes(network, shapes)
+    shares = ModuleShares(network, counter.get_total_flops)
     with FakeTensorMode(), _Statistics():  # type: ignore[no-untyped-call]
         values = _pretended(network)
         saved = _Saved(values)
-        images = torch.empty(batch, 3, *2 * [config.data.size], dtype=form.dtype).contiguous(memory_format=form.layout)
-        labels = torch.zeros(batch, dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(saved.add, lambda tensor: tensor):
-            with form.autocast("cpu"):
-                outputs = functional_call(network, values, (images,))
-            terms = loss.terms(outputs, labels)
-            loss.total(terms, terms.squares_F.detach(), world_size=workers)
-    return _Forward(shapes, counter.get_total_flops() // (2 * batch), saved.nbytes)
+        with counter, saved_tensors_hooks(saved.add, lambda tensor: tensor):
+            outputs = _outputs_and_loss(config, network, values, batch, workers)
+        parameters = {name: value for name, value in values.items() if value.requires_grad}
+        needed = [parameters_behind([logits], parameters) for logits in outputs.logits]
+        trained = needed_to_train(outputs, parameters)
+    macs = {name: flops // (2 * batch) for name, flops in shares.found.items() if flops}
+    return _Forward(shapes, macs, trained, needed, saved.nbytes)
+
+
+def _outputs_and_loss(
+    config: TrainConfig, network: Network, values: dict[str, Tensor], batch: int, workers: int
+) -> Outputs:
+    form, loss = Form.of(config.train), build_loss(config)
+    images = torch.empty(batch, 3, *2 * [config.data.size], dtype=form.dtype).contiguous(memory_format=form.layout)
+    with form.autocast("cpu"):
+        outputs: Outputs = functional_call(network, values, (images,))
+    terms = loss.terms(outputs, torch.zeros(batch, dtype=torch.int64))
+    loss.total(terms, terms.squares_F.detach(), world_size=workers)
+    return outputs
+
+
+def _note_shapes(network: Network, shapes: dict[str, Shape]) -> None:
+    """Of the maps that a path leads along, when they are made: those of the backbone by place, others by layer."""
+    network.backbone.register_forward_pre_hook(_noting(shapes))
+    places = {place.name for place in network.backbone.places}
+    layers = {where for path in paths(network) for _, where in (*path.before, *path.after)} - places
+    for name in layers:
+        network.get_submodule(name).register_forward_hook(_note_shape(shapes, name))
+
+
+def _note_shape(shapes: dict[str, Shape], name: str) -> Any:
+    def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        shapes[name] = _shape(output)
+
+    return note
+
+
+def _shape(map_BCHW: Tensor) -> Shape:
+    _, channels, height, width = map_BCHW.shape
+    return channels, height, width
 
 
 def _noting(shapes: dict[str, Shape]) -> Any:
@@ -123,8 +204,7 @@ def _noting(shapes: dict[str, Shape]) -> Any:
         images, visit = arguments
 
         def noting(place: str, x: Tensor) -> Tensor:
-            _, channels, height, width = x.shape
-            shapes[place] = channels, height, width
+            shapes[place] = _shape(x)
             return visit(place, x)
 
         return images, noting

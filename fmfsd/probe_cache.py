@@ -17,11 +17,11 @@ from fmfsd.files import json_object, read_private, write_json
 from fmfsd.probed import Probe
 
 _COUNTS = {
-    "data": ("name", "size", "shards", "valid"),
+    "data": ("name", "classes", "size", "shards", "valid"),
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
     "optim": ("momentum",),
-    "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing"),
+    "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing", "ema"),
 }
 """The keys of a config that what it costs depends on, or may."""
 _FORMAT = TypeAdapter(Probe)

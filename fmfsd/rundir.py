@@ -110,6 +110,27 @@ class RunDir:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    def evaluation(self, split: str) -> Path:
+        """What the newest checkpoint could do on a split when it was last looked at."""
+        return self.path / "evaluation" / f"{split}.json"
+
+    @property
+    def trace(self) -> Path:
+        """What each step was made from and came to, where a launch asks for that; written by the workers."""
+        return self.path / "trace"
+
+    def traced_gradients(self, step: int) -> Path:
+        """The gradients of the run's step `step`, from 1, before they were clipped."""
+        return self.trace / f"step-{step:08d}-gradients.safetensors"
+
+    def traced_samples(self, step: int, rank: int) -> Path:
+        """Official positions of the samples that worker `rank` has taken in the run's step `step`, from 1."""
+        return self.trace / f"step-{step:08d}-rank-{rank}.json"
+
+    def all_traced_samples(self, step: int) -> list[Path]:
+        """Those of all workers."""
+        return sorted(self.trace.glob(f"step-{step:08d}-rank-*.json"))
+
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint; None without any."""
         found = positions_in(self.checkpoints)

@@ -30,6 +30,7 @@ from fmfsd.progress import ProgressFile
 from fmfsd.reduction import StepReduction
 from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import SaveClock
+from fmfsd.trace import WrittenTrace
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -44,14 +45,16 @@ def train(
     *,
     timeout_s: float,
     preflight: bool = False,
+    traced: bool = False,
 ) -> str:
     """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
 
     Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
-    another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything.
+    another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything. If
+    `traced`, they write what each step was made from and came to.
     """
     config = load_config(str(run.config))
-    _exact_arithmetic(deterministic=config.train.deterministic)
+    exact_arithmetic(deterministic=config.train.deterministic)
     progress.show("connect", step=0)
     stop = StopFlag(run.stop_request if world.is_main else None)
     with stop, connect(world, device, timeout_s=timeout_s) as comms:
@@ -61,6 +64,7 @@ def train(
         if preflight:
             try_out(comms, world, device, warn=progress.warn)
         loop = build_loop(run, config, comms, device, stop, progress, fence)
+        loop.trace = WrittenTrace(run, world.rank) if traced else loop.trace
         with closing(loop):
             state = _run(loop)
             best = loop.checkpoints.best_score()
@@ -104,7 +108,7 @@ def build_loop(
     """Every part of this worker, from `config`. Raises DataError or ConfigError where they do not fit."""
     index = read_index(set_folder(config.data))
     timeline = Timeline.of(config, index.samples("train"))
-    _require_fit(config, timeline, comms.size)
+    _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
     network = build_network(config)
     return Loop(
@@ -116,7 +120,7 @@ def build_loop(
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
         evaluations={
-            split: _evaluation(config, index, split, comms, device) for split in index.splits if split != "train"
+            split: evaluation_batches(config, index, split, comms, device) for split in index.splits if split != "train"
         },
         checkpoints=Checkpoints(
             CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
@@ -130,7 +134,9 @@ def build_loop(
     )
 
 
-def _require_fit(config: TrainConfig, timeline: Timeline, world_size: int) -> None:
+def _require_fit(config: TrainConfig, timeline: Timeline, index: SetIndex, world_size: int) -> None:
+    if len(index.classes) != config.data.num_classes:
+        raise ConfigError(f"{index.folder} has {len(index.classes)} classes, data.classes is {config.data.num_classes}")
     if config.data.shards % world_size:
         raise ConfigError(f"{world_size} workers do not divide data.shards {config.data.shards}")
     if timeline.steps_per_epoch < 1:
@@ -168,9 +174,10 @@ def _train_batches(config: TrainConfig, index: SetIndex, comms: Comms, device: t
     )
 
 
-def _evaluation(
+def evaluation_batches(
     config: TrainConfig, index: SetIndex, split: str, comms: Comms, device: torch.device
 ) -> EvaluationBatches:
+    """This worker's part of a split."""
     return EvaluationBatches(
         load_own_shards(index, split, rank=comms.rank, world_size=comms.size).to(device),
         config.data,
@@ -180,7 +187,7 @@ def _evaluation(
     )
 
 
-def _exact_arithmetic(*, deterministic: bool) -> None:
+def exact_arithmetic(*, deterministic: bool) -> None:
     """fp32 means fp32: cuDNN would otherwise use TF32, which keeps 10 bits of the mantissa.
 
     `deterministic`: and every sum has one order, on GPUs too, or the operation is refused.

@@ -33,7 +33,8 @@ class Circumstances:
     `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand;
     `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes to the rank's log. Workers
     wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless that is None. With
-    `preflight` they try themselves and one another out before they train.
+    `preflight` they try themselves and one another out before they train; `traced` ones write what each step was made
+    from and came to.
     """
 
     world: World
@@ -43,6 +44,7 @@ class Circumstances:
     timeout_s: float = 120.0
     cores: Cores | None = None
     preflight: bool = False
+    traced: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
@@ -56,6 +58,7 @@ class Circumstances:
             timeout_s=float(environment.get("FMFSD_COLLECTIVE_TIMEOUT_S", cls.timeout_s)),
             cores=parse_cores(cores) if cores else None,
             preflight=environment.get("FMFSD_PREFLIGHT") == "1",
+            traced=environment.get("FMFSD_TRACE") == "1",
         )
 
 
@@ -156,5 +159,5 @@ def _train(run: RunDir, device: str, circumstances: Circumstances, progress: Pro
     from fmfsd.trainer import choose_device, train
 
     world, chosen = circumstances.world, choose_device(device, circumstances.world)
-    timeout_s, preflight = circumstances.timeout_s, circumstances.preflight
-    return train(run, world, chosen, progress, fence, timeout_s=timeout_s, preflight=preflight)
+    timeout_s, preflight, traced = circumstances.timeout_s, circumstances.preflight, circumstances.traced
+    return train(run, world, chosen, progress, fence, timeout_s=timeout_s, preflight=preflight, traced=traced)

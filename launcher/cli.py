@@ -79,6 +79,11 @@ def launch(
         typer.Option(metavar="FAULTS", help="Do these faults to short runs, and show what became of them; all: all."),
     ] = None,
     drill_seed: Annotated[int, typer.Option(help="Decides when, and to which process.")] = 0,
+    verify_invariance: Annotated[
+        str | None,
+        typer.Option(metavar="N,N...", help="Train some steps by each number of workers, and show how alike they are."),
+    ] = None,
+    verify_steps: Annotated[int, typer.Option(min=1, help="So many steps.")] = 5,
     partition: options.Partition = None,
     account: options.Account = None,
     qos: options.Qos = None,
@@ -100,7 +105,7 @@ def launch(
     """
     from fmfsd.config import load_config
     from fmfsd.terminal import errors_shown
-    from launcher.config import DrillOptions, LaunchConfig, SlurmOptions, node_limits
+    from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, SlurmOptions, node_limits
     from launcher.environment import extra_variables
     from launcher.gathered import Gathered
     from launcher.hosts.ssh import parse_hosts
@@ -133,6 +138,10 @@ def launch(
             slurm=found.of(slurm, SlurmOptions()),
         )
         drills = found.of(lambda: DrillOptions.parse(drill, drill_seed), None)
+        elsewhere = on if on in ("ssh", "slurm") else None
+        beside = {"--drill": drill, "--gpus": gpus, "--elastic": elastic, "--array": array, "--on": elsewhere}
+        with_hosts = {**beside, "--hosts": hosts, "--hostfile": hostfile}
+        invariance = found.of(lambda: InvarianceOptions.parse(verify_invariance, verify_steps, beside=with_hosts), None)
         settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), None)
         if settled is None or found.problems:
             found.of(lambda: load_config(config, overrides or (), data_root=data_root), None)
@@ -151,6 +160,7 @@ def launch(
             as_json=as_json,
             data_root=data_root,
             drill=drills,
+            invariance=invariance,
             checks_all_data=check_data,
         )
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -123,6 +123,32 @@ class DrillOptions:
         return cls(asked, seed)
 
 
+@dataclass(frozen=True)
+class InvarianceOptions:
+    """Numbers of workers that are to train alike, the first one being the measure, for so many steps."""
+
+    workers: tuple[int, ...]
+    steps: int
+
+    @classmethod
+    def parse(cls, workers: str | None, steps: int, *, beside: Mapping[str, object]) -> "InvarianceOptions | None":
+        """Of `--verify-invariance 1,2,4` and `--verify-steps N`. ConfigError, also for what is given `beside` it."""
+        if workers is None:
+            return None
+        given = [name for name, value in beside.items() if value]
+        wrong = [Problem(f"--verify-invariance, {name}", "it says itself what runs, and on how many") for name in given]
+        numbers = workers.split(",")
+        if len(set(numbers)) < max(2, len(numbers)) or not all(map(_COUNT.fullmatch, numbers)):
+            expected = "two or more different numbers of workers, as in 1,2,4"
+            wrong.append(Problem(f"--verify-invariance {workers!a}", f"expected {expected}"))
+        if wrong:
+            raise ConfigError(wrong)
+        return cls(tuple(map(int, numbers)), steps)
+
+
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
+
+
 def node_limits(nodes: int | None, elastic: str | None) -> tuple[int | None, int | None]:
     """The nodes to begin with, and the fewest to go on with, of `--nodes N` and `--elastic MIN:MAX`. ConfigError."""
     if elastic is None:

@@ -3,12 +3,13 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, TextIO
 
 from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError
-from fmfsd.probe_cache import cache_folder, cached
+from fmfsd.probe_cache import cache_folder, cached, probe_of
+from fmfsd.probed import Probe
 from launcher.hosts.helpers import said_here
 from launcher.sizes import size
 
@@ -20,7 +21,7 @@ ANSWER_S = 120.0
 class Costs:
     """`parameters`; `macs` of an image's forward pass; `memory` by its parts and in `total`, in bytes, at least.
 
-    `heads` by name, each with its stage and the shape of the map there.
+    `probe` is all that was found out.
 
     Not known: 0 and empty, and the reason, if there is one to tell, is `unknown`; `refused`: the config is wrong.
     """
@@ -28,18 +29,24 @@ class Costs:
     parameters: int = 0
     macs: int = 0
     memory: Mapping[str, int] = field(default_factory=dict)
-    heads: Mapping[str, str] = field(default_factory=dict)
+    probe: Probe | None = None
     unknown: str = ""
     refused: str = ""
 
-    def __str__(self) -> str:
-        if not self.memory:
+    def text(self, stream: TextIO) -> str:
+        """For people, to be printed to `stream`: the network as a table, and the sums."""
+        if self.probe is None:
             return "parameters and memory are not known"
-        heads = ", ".join(f"{name} from {place}" for name, place in self.heads.items())
         return (
-            f"{heads}\n{self.parameters / 1e6:.2f} M parameters, {self.macs / 1e6:.0f} M multiply-adds an image, "
+            f"{self.probe.network_text(stream)}\n"
+            f"{self.parameters / 1e6:.2f} M parameters, {self.macs / 1e6:.0f} M multiply-adds an image, "
             f"at least {size(self.memory['total'])} of memory a worker"
         )
+
+    def beside(self, plan: str) -> str:
+        """`plan`, which is JSON, with `costs`: what `fmfsd probe --json` says, or null."""
+        costs = asdict(self.probe) if self.probe is not None else None
+        return json.dumps({**json.loads(plan), "costs": costs}, indent=2)
 
 
 def costs_of(config: TrainConfig, asked: Sequence[str], *, workers: int, environment: Mapping[str, str]) -> Costs:
@@ -56,11 +63,12 @@ def _ask(words: Sequence[str]) -> Costs:
         return Costs(refused=errors.strip())
     try:
         return _read(json.loads(output))
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
         return Costs(unknown=f"`fmfsd probe`: {last}")
 
 
 def _read(content: Mapping[str, Any]) -> Costs:
-    heads = ((head["name"], f"{head['tap']} {'x'.join(map(str, head['shape']))}") for head in content["heads"])
-    return Costs(content["parameters"]["total"], content["macs"], content["memory"], dict(heads))
+    """ValueError if it is none of a probe's."""
+    found = probe_of(content)
+    return Costs(found.parameters.total, found.macs, asdict(found.memory), found)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fmfsd.config import TrainConfig, load_config
+from fmfsd.config.known import FOLDER
 from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
@@ -17,7 +18,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
-from launcher.config import DrillOptions, LaunchConfig
+from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig
 from launcher.costs import Costs, costs_of
 from launcher.plan import LaunchPlan, plan_run
 from launcher.site import Site
@@ -39,6 +40,7 @@ class Request:
     as_json: bool
     data_root: str = "data"
     drill: DrillOptions | None = None
+    invariance: InvarianceOptions | None = None
     checks_all_data: bool = False
 
     @property
@@ -56,6 +58,10 @@ class Request:
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
+    if request.invariance is not None:
+        from launcher.invariance import verify_invariance
+
+        return verify_invariance(request, environment=environment, cwd=cwd)
     if request.site.reach == "sbatch":
         from launcher.slurm.submit import submit
 
@@ -63,7 +69,7 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     job = Allocation.of(environment) if request.site.reach == "srun" else None
     request = _of_task(request, job)
     run = run_dir_of(request, cwd, job)
-    check = partial(_checked, request, run, environment, cwd)
+    check = partial(checked, request, run, environment, cwd)
     found = check()
     if job is not None:
         request = replace(request, launch=_in_job(request.launch, found.site, run))
@@ -83,12 +89,17 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     )
     if request.stop_after == "run":
         return _carry_out(request, found, run, plan_for, check, argv, job)
-    plan = plan_for(run)
-    text = plan.to_json() if request.as_json else found.text(plan) if request.stop_after == "check" else plan.render()
-    print(text.rstrip())
+    print(_shown(request, found, plan_for(run)).rstrip())
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _shown(request: Request, found: "Checked", plan: LaunchPlan) -> str:
+    """What a dry run or a check has to say."""
+    if request.stop_after == "check":
+        return found.costs.beside(plan.to_json()) if request.as_json else found.text(plan)
+    return plan.to_json() if request.as_json else plan.render()
 
 
 def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
@@ -111,10 +122,10 @@ class Checked:
         """For people."""
         name, root = self.config.data.name, self.config.data.root
         data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
-        return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs}"
+        return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs.text(sys.stdout)}"
 
 
-def _checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
+def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
     """ConfigError or CheckError with everything that is wrong; hosts and torch are not asked for a dry run."""
     launch, asks = request.launch, request.stop_after != "plan"
     about = partial(_survey, request, run, environment, cwd)
@@ -220,8 +231,8 @@ def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
 
 
 def prepare_command(config: TrainConfig) -> tuple[str, ...]:
-    """What makes the data set first; nothing if it is there."""
-    if is_prepared(config):
+    """What makes the data set first; nothing if it is there, or if only the user can say what from."""
+    if is_prepared(config) or config.data.name == FOLDER:
         return ()
     data = config.data
     options = {"--out": str(data.root), "--shards": str(data.shards), "--valid": str(data.valid)}

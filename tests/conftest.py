@@ -47,7 +47,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a `cifar10` of 256 training and 64 test samples, and a form of it with 32 held out."""
     root = tmp_path_factory.mktemp("tiny")
     source = write_official(root / "source", "cifar10", train=256, test=64)
-    for shards in (64, 16, 6):
+    for shards in (64, 16, 6, 4):
         prepare(DataConfig(name="cifar10", root=str(root), shards=shards), source=source, fetch=False, report=quiet)
     prepare(DataConfig(name="cifar10", root=str(root), shards=16, valid=30), source=source, fetch=False, report=quiet)
     return root

@@ -16,9 +16,24 @@ def contradictions(config: TrainConfig, *, unknown: Collection[str] = ()) -> Fou
 
     `unknown` are keys and sections whose values are not meant as they stand: what depends on them is not judged.
     """
+
+    def is_meant(reads: Collection[str]) -> bool:
+        return not any(f"{key}.".startswith(f"{each}.") for key in reads for each in unknown)
+
     for check, reads in _CHECKS.items():
-        if not any(f"{key}.".startswith(f"{each}.") for key in reads for each in unknown):
+        if is_meant(reads):
             yield from check(config)
+    if (known := DATASETS.get(config.data.name)) is not None:
+        for check_of_length, reads in _CHECKS_OF_LENGTH.items():
+            if is_meant(reads):
+                yield from check_of_length(config, known.train_samples - config.data.valid)
+
+
+def contradictions_of_length(config: TrainConfig, train_samples: int) -> Found:
+    """The same, where a run of `config` on so many samples is too short for what it asks: of a set that had to be
+    prepared first."""
+    for check in _CHECKS_OF_LENGTH:
+        yield from check(config, train_samples)
 
 
 def nearest_multiples(value: int, factor: int) -> str:
@@ -68,15 +83,36 @@ def _teacher(config: TrainConfig) -> Found:
         yield "distill.teacher", f"there is no fused head without fusion (method {config.method}): set another teacher"
 
 
+def _smoothing(config: TrainConfig) -> Found:
+    if config.method == "label_smoothing" and not config.train.label_smoothing:
+        yield "train.label_smoothing", "method label_smoothing without any is method plain: set one of the two"
+
+
 def _pretrained(config: TrainConfig) -> Found:
     if config.model.pretrained and not config.model.backbone.startswith(TIMM):
         yield "model.pretrained", f"{config.model.backbone} has no weights to fetch: only backbones of timm have"
 
 
 def _size(config: TrainConfig) -> Found:
-    have, asked = DATASETS[config.data.name].size, config.data.size
-    if asked != have:
-        yield "data.size", f"the images of {config.data.name} have {have} pixels a side, found {asked}"
+    known, asked = DATASETS.get(config.data.name), config.data.size
+    if known is not None and asked != known.size:
+        yield "data.size", f"the images of {config.data.name} have {known.size} pixels a side, found {asked}"
+
+
+def _classes(config: TrainConfig) -> Found:
+    known, asked = DATASETS.get(config.data.name), config.data.classes
+    if known is None and asked is None:
+        yield "data.classes", "how many classes an image folder has must be said: set it to the number in train/"
+    elif known is not None and asked not in (None, known.num_classes):
+        yield "data.classes", f"{config.data.name} has {known.num_classes}, found {asked}: leave it out"
+
+
+def _crops(config: TrainConfig) -> Found:
+    if config.data.resized_crop and config.data.crop_padding:
+        yield (
+            "data.resized_crop",
+            f"takes the place of the padded crop, found data.crop_padding {config.data.crop_padding}: set it to 0",
+        )
 
 
 def _batches(config: TrainConfig) -> Found:
@@ -97,31 +133,31 @@ def _batches(config: TrainConfig) -> Found:
 
 
 def _held_out(config: TrainConfig) -> Found:
-    valid, num_classes = config.data.valid, DATASETS[config.data.name].num_classes
-    if valid % num_classes:
+    valid, num_classes = config.data.valid, config.data.num_classes
+    if num_classes and valid % num_classes:
         nearest = nearest_multiples(valid, num_classes)
         yield "data.valid", f"{valid} is not the same for each of {num_classes} classes; nearest: {nearest}"
 
 
-def _epochs(config: TrainConfig) -> Found:
-    if not any(_batches(config)) and _timeline(config).steps_per_epoch < 1:
-        yield "train.batch", f"{config.train.batch} is more than the {_samples(config)} training samples give"
+def _epochs(config: TrainConfig, samples: int) -> Found:
+    if not any(_batches(config)) and Timeline.of(config, samples).steps_per_epoch < 1:
+        yield "train.batch", f"{config.train.batch} is more than the {samples} training samples give"
 
 
-def _milestones(config: TrainConfig) -> Found:
-    if any((*_batches(config), *_epochs(config))):
+def _milestones(config: TrainConfig, samples: int) -> Found:
+    if any((*_batches(config), *_epochs(config, samples))):
         return
-    points, (whole, end) = _timeline(config).milestones, _end(config)
+    points, (whole, end) = Timeline.of(config, samples).milestones, _end(config, samples)
     if any(later <= earlier for earlier, later in pairwise(points)):
         yield "optim.milestones", f"must grow, found {', '.join(map(str, config.optim.milestones))}"
     if points and points[-1] >= whole:
         yield "optim.milestones", f"{config.optim.milestones[-1]} is not before the end, {end}"
 
 
-def _warmup(config: TrainConfig) -> Found:
-    if config.optim.warmup is None or any((*_batches(config), *_epochs(config))):
+def _warmup(config: TrainConfig, samples: int) -> Found:
+    if config.optim.warmup is None or any((*_batches(config), *_epochs(config, samples))):
         return
-    timeline, (whole, end) = _timeline(config), _end(config)
+    timeline, (whole, end) = Timeline.of(config, samples), _end(config, samples)
     if timeline.warmup_steps >= whole:
         yield "optim.warmup", f"{config.optim.warmup} is not before the end, {end}"
     elif timeline.milestones and timeline.warmup_steps > timeline.milestones[0]:
@@ -129,17 +165,9 @@ def _warmup(config: TrainConfig) -> Found:
         yield "optim.warmup", f"{config.optim.warmup} ends after the first of optim.milestones, {first}: shorten it"
 
 
-def _samples(config: TrainConfig) -> int:
-    return DATASETS[config.data.name].train_samples - config.data.valid
-
-
-def _timeline(config: TrainConfig) -> Timeline:
-    return Timeline.of(config, _samples(config))
-
-
-def _end(config: TrainConfig) -> tuple[int, str]:
+def _end(config: TrainConfig, samples: int) -> tuple[int, str]:
     """The whole run's steps, and that in words."""
-    epochs, steps_per_epoch = config.train.epochs, _timeline(config).steps_per_epoch
+    epochs, steps_per_epoch = config.train.epochs, Timeline.of(config, samples).steps_per_epoch
     return epochs * steps_per_epoch, f"{epochs} epochs of {steps_per_epoch} steps"
 
 
@@ -155,13 +183,19 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _groups: ("model.backbone", "model.branches", "model.sem_groups"),
     _masks: ("model.backbone", "model.branches", "model.fusion", "model.masks", "model.sem"),
     _teacher: ("distill.teacher", "method", "model.fusion"),
+    _smoothing: ("method", "train.label_smoothing"),
     _pretrained: ("model.backbone", "model.pretrained"),
     _size: ("data.name", "data.size"),
+    _classes: ("data.name", "data.classes"),
+    _crops: ("data.crop_padding", "data.resized_crop"),
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
-    _epochs: (*_BATCHES, "data.name", "data.valid"),
-    _milestones: (*_LENGTH, "optim.milestones"),
-    _warmup: (*_LENGTH, "optim.milestones", "optim.warmup"),
     _nesterov: ("optim.momentum", "optim.nesterov"),
 }
 """Each check, and the keys that it reads."""
+_CHECKS_OF_LENGTH: dict[Callable[[TrainConfig, int], Found], tuple[str, ...]] = {
+    _epochs: (*_BATCHES, "data.name", "data.valid"),
+    _milestones: (*_LENGTH, "optim.milestones"),
+    _warmup: (*_LENGTH, "optim.milestones", "optim.warmup"),
+}
+"""Those that also need the number of training samples."""

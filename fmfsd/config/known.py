@@ -22,6 +22,10 @@ DATASETS = {
     "synthetic10": KnownSet(num_classes=10, train_samples=9_600, test_samples=1_280),
     "synthetic100": KnownSet(num_classes=100, train_samples=25_600, test_samples=5_120),
 }
+FOLDER = "folder"
+"""The set that a user brings: what it holds is known when it is prepared."""
+STORED_SIDE = {32: 32, 64: 64, 224: 256}
+"""By the side that a network sees, that of an image folder's shards: with room for parts of large images."""
 
 Channels = tuple[tuple[int, ...], ...]
 """Of each block's output, stage by stage."""

@@ -51,13 +51,13 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
 
 
 def checked_data(**values: Any) -> DataConfig:
-    """The data section of these values, `root` among them. Raises ConfigError with every problem."""
+    """The data section of these values, `root` among them; classes may come later. ConfigError with every problem."""
     draft = _Draft(Document({"data": values}, {}, ""))
     try:
         config = draft.in_schema()
     except ValidationError as error:
         raise ConfigError(list(draft.described(error))) from error
-    of_data_alone = contradictions(config, unknown=("method", "model", "optim", "train"))
+    of_data_alone = contradictions(config, unknown=("data.classes", "method", "model", "optim", "train"))
     if problems := [Problem("", f"{key}: {message}") for key, message in of_data_alone]:
         raise ConfigError(problems)
     return config.data

@@ -2,7 +2,9 @@
 
 BYOT: Zhang et al. 2019 (arXiv:1905.08094), with attention TPAMI 2022 (doi 10.1109/TPAMI.2021.3067100); deep
 supervision: Lee et al. 2015 (arXiv:1409.5185); DKS: Sun et al. 2019 (arXiv:1906.00675); EED: arXiv:2104.00299; label
-smoothing: Szegedy et al. 2015 (arXiv:1512.00567).
+smoothing: Szegedy et al. 2015 (arXiv:1512.00567). Weights are ours: alpha of the mean over a head's teachers, where DKS
+has the sum beside the whole label loss; a bottleneck's width is a quarter of the last map's channels, where BYOT's code
+has 128 for every ResNet.
 """
 
 from collections.abc import Mapping

@@ -18,11 +18,12 @@ from pydantic import (
 )
 
 from fmfsd.config.durations import Duration, DurationField
-from fmfsd.config.known import BACKBONES, TIMM, taps
+from fmfsd.config.known import BACKBONES, DATASETS, TIMM, taps
 from fmfsd.places import is_stage
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+BetaAlpha = Annotated[float, Field(ge=0, le=100)]
 PerChannel = tuple[float, float, float]
 
 
@@ -63,8 +64,10 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which images, how they are cut into shards, and what is done to them."""
 
-    name: Literal["cifar10", "cifar100", "synthetic10", "synthetic100"] = "cifar100"
-    """The data set. The synthetic ones are drawn by a formula and need no files."""
+    name: Literal["cifar10", "cifar100", "synthetic10", "synthetic100", "folder"] = "cifar100"
+    """The data set. The synthetic ones are drawn by a formula and need no files; folder: your own images."""
+    classes: PositiveInt | None = None
+    """How many an image folder has. Unset: the data set's own number."""
     root: PathText | None = None
     """Folder of prepared sets. Unset: the variable FMFSD_DATA, else ./data."""
     size: Literal[32, 64, 224] = 32
@@ -75,16 +78,30 @@ class DataConfig(Section):
     """Training samples held out for validation, the same number of each class."""
     crop_padding: Annotated[int, Field(ge=0, le=32)] = 4
     """Pixels added on each side before the random crop back to size; 0: no crop."""
+    resized_crop: bool = False
+    """Instead of that, a random part of 8 to 100% of the image, at full size (arXiv:1409.4842)."""
     crop_fill: Annotated[int, Field(ge=0, le=255)] = 128
-    """Value of the added pixels."""
+    """Value of the added pixels, and of those that AutoAugment moves in."""
     flip: bool = True
     """Mirror half of the images."""
+    autoaugment: bool = False
+    """Two more changes a sample, by the policy for CIFAR-10 (arXiv:1805.09501)."""
     cutout: Annotated[int, Field(ge=0, le=32)] = 0
     """Side of the square that is blacked out (arXiv:1708.04552), in pixels; 0: none."""
+    mixup: BetaAlpha = 0.0
+    """Alpha of the share in which each sample is blended with another (arXiv:1710.09412); 0: none."""
+    cutmix: BetaAlpha = 0.0
+    """Alpha of the share that is left of each sample when another's rectangle is pasted in (arXiv:1905.04899); 0: none.
+    With mixup too, each sample gets one of the two."""
     mean: PerChannel = (0.4914, 0.4822, 0.4465)
     """Subtracted from each channel, as a fraction of full scale."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
     """Each channel is divided by it, as a fraction of full scale."""
+
+    @property
+    def num_classes(self) -> int:
+        """0 for an image folder whose number is not said, which is a contradiction."""
+        return DATASETS[self.name].num_classes if self.name in DATASETS else self.classes or 0
 
 
 class ModelConfig(Section):
@@ -150,7 +167,9 @@ class OptimConfig(Section):
     momentum: BelowOne = 0.9
     """Share of the last step's direction that is kept."""
     weight_decay: NonNegativeFloat = 5e-4
-    """Times each weight, added to its gradient; of all parameters, BN and bias included."""
+    """Times each weight, added to its gradient."""
+    decay_norms: bool = True
+    """Also of BN, of spatial enhancement's gamma and beta, and of biases; false: of none that is a vector."""
     nesterov: bool = False
     """Momentum in Nesterov's form."""
     milestones: tuple[DurationField, ...] = (Duration(66, "epoch"), Duration(133, "epoch"), Duration(190, "epoch"))
@@ -180,6 +199,8 @@ class LoopConfig(Section):
     """Memory layout of images and maps; same results to rounding."""
     label_smoothing: BelowOne = 0.0
     """Share of each label that is spread over all classes."""
+    ema: BelowOne | None = None
+    """Share of the averaged weights that a step keeps; they are what is evaluated, judged and kept. Unset: none."""
     evaluate_every: DurationField = Duration(1, "epoch")
     """How often every head is tried on the held-out samples or, without any, on the test set."""
     evaluate_batch: PositiveInt = 500

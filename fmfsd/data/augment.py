@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 
+def centre(images_BCHW: Tensor, side: int) -> Tensor:
+    """The middle `side` pixels of larger images, as a view."""
+    top, left = (max(0, length - side) // 2 for length in images_BCHW.shape[-2:])
+    return images_BCHW[..., top : top + side, left : left + side]
+
+
 def flip(images_BCHW: Tensor, mirrored_B: Tensor) -> Tensor:
     """Left and right exchanged where `mirrored_B` is true (four times as fast as a `torch.where` of bytes)."""
     batch = len(images_BCHW)

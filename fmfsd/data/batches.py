@@ -1,6 +1,7 @@
 """The training batches of one worker, at any position: (epoch, micro-step) decides everything."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmfsd.config.schema import DataConfig
-from fmfsd.data.augment import Normalise, cutout, flip, random_crop
-from fmfsd.data.order import integers, shard_epoch
+from fmfsd.data.augment import Normalise, centre
+from fmfsd.data.autoaugment import Schedule
+from fmfsd.data.mixing import mixed, shares
+from fmfsd.data.order import shard_epoch
+from fmfsd.data.recipe import STEP_NAMES, Draws, Recipe
 from fmfsd.data.shards import OwnShards
 
 
@@ -21,6 +25,10 @@ class EpochTable:
     """Which of the worker's samples."""
     draws: dict[str, Tensor]
     """What augmentation needs, by name."""
+    schedules: list[Schedule] = field(default_factory=list)
+    """The steps of AutoAugment."""
+    partners: "EpochTable | None" = None
+    """With what each sample is mixed, under draws of its own."""
 
 
 class TrainBatches:
@@ -32,16 +40,27 @@ class TrainBatches:
 
     def __init__(self, shards: OwnShards, data: DataConfig, *, seed: int, per_shard: int, dtype: torch.dtype) -> None:
         self.shards, self.data, self.seed, self.per_shard = shards, data, seed, per_shard
-        self._normalise = Normalise(data.mean, data.std, dtype, shards.images.device)
+        self._device = shards.images.device
+        self._recipe = Recipe(data, shards.images.shape[-1], self._device)
+        self._normalise = Normalise(data.mean, data.std, dtype, self._device)
         self._epoch, self._table = -1, EpochTable(torch.empty(0), {})
 
     def at(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
-        """Images (b, 3, H, W) of `dtype` and labels (b,), b = shards held * per_shard."""
+        """Images (b, 3, H, W) of `dtype` and labels, b = shards held * per_shard.
+
+        Labels are numbers (b,) or, where samples are mixed, shares (b, K) of `dtype`.
+        """
         table = self.table(epoch)
-        chosen = table.sample[micro_step]
+        images, labels = self._augmented(table, micro_step)
+        if table.partners is None:
+            return images, labels
+        other_images, other_labels = self._augmented(table.partners, micro_step)
         draws = {name: values[micro_step] for name, values in table.draws.items()}
-        images = self._augment(self.shards.images.index_select(0, chosen), draws)
-        return self._normalise(images), self.shards.labels.index_select(0, chosen)
+        share = draws["share"].to(images.dtype)
+        return (
+            mixed(images, other_images, draws),
+            shares(labels, other_labels, share, num_classes=self.data.num_classes),
+        )
 
     def ids(self, epoch: int, micro_step: int) -> Tensor:
         """Official positions of the samples of a micro-batch, in its order."""
@@ -53,49 +72,49 @@ class TrainBatches:
             self._epoch, self._table = epoch, self._make_table(epoch)
         return self._table
 
-    def _augment(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        if self.data.flip:
-            images = flip(images, draws["mirrored"])
-        if self.data.crop_padding:
-            images = random_crop(
-                images, draws["top"], draws["left"], padding=self.data.crop_padding, fill=self.data.crop_fill
-            )
-        if self.data.cutout:
-            images = cutout(images, draws["row"], draws["column"], side=self.data.cutout)
-        return images
+    def _augmented(self, table: EpochTable, micro_step: int) -> tuple[Tensor, Tensor]:
+        chosen = table.sample[micro_step]
+        draws = {name: values[micro_step] for name, values in table.draws.items()}
+        stored = self.shards.images.index_select(0, chosen)
+        images = self._recipe.applied(stored, draws, table.schedules, micro_step)
+        return self._normalise(images), self.shards.labels.index_select(0, chosen)
 
     def _make_table(self, epoch: int) -> EpochTable:
-        micro_steps = min(self.shards.sizes) // self.per_shard
-        orders = [
-            shard_epoch(self.seed, epoch, number, size)
-            for number, size in zip(self.shards.numbers, self.shards.sizes, strict=True)
-        ]
         starts = np.cumsum([0, *self.shards.sizes[:-1]])
-        samples = [start + order.permutation for start, order in zip(starts, orders, strict=True)]
-        draws = [self._draw(order.words) for order in orders]
-        device = self.shards.images.device
+        drawn = []
+        for start, number, size in zip(starts, self.shards.numbers, self.shards.sizes, strict=True):
+            order = shard_epoch(self.seed, epoch, number, size)
+            drawn.append({"sample": start + order.permutation, **self._recipe.drawn(self.seed, epoch, number, order)})
+        partners = None
+        if self._recipe.mixes:
+            partners = self._arranged([_at(draws["partner"], draws) for draws in drawn], None)
+        return self._arranged(drawn, partners)
 
-        def arranged(per_shard_values: list[NDArray[np.int64]]) -> Tensor:
-            """Each shard's values by position to (micro-steps, samples of a micro-batch)."""
-            rows = [values[: micro_steps * self.per_shard].reshape(micro_steps, -1) for values in per_shard_values]
-            return torch.from_numpy(np.concatenate(rows, axis=1)).to(device)
+    def _arranged(self, drawn: list[Draws], partners: EpochTable | None) -> EpochTable:
+        """Each shard's values by position to (micro-steps, samples of a micro-batch)."""
+        micro_steps = min(self.shards.sizes) // self.per_shard
 
-        return EpochTable(arranged(samples), {name: arranged([draw[name] for draw in draws]) for name in draws[0]})
+        def rows(name: str) -> NDArray[Any]:
+            parts = [draws[name][: micro_steps * self.per_shard].reshape(micro_steps, -1) for draws in drawn]
+            return np.concatenate(parts, axis=1)
 
-    def _draw(self, words: NDArray[np.uint64]) -> dict[str, NDArray[np.int64]]:
-        height, width = self.shards.images.shape[-2:]
-        offsets = 2 * self.data.crop_padding + 1
-        return {
-            "top": integers(words[:, 0], offsets, field=0),
-            "left": integers(words[:, 0], offsets, field=1),
-            "mirrored": integers(words[:, 0], 2, field=2).astype(bool),
-            "row": integers(words[:, 1], height, field=0),
-            "column": integers(words[:, 1], width, field=1),
-        }
+        def on_device(name: str) -> Tensor:
+            return torch.from_numpy(rows(name)).to(self._device)
+
+        steps = [name for name in STEP_NAMES if name in drawn[0]]
+        draws = {name: on_device(name) for name in drawn[0] if name not in ("sample", *steps)}
+        schedules = [Schedule.of(rows(name).astype(np.int64), self._device) for name in steps]
+        return EpochTable(on_device("sample"), draws, schedules, partners)
+
+
+def _at(positions: NDArray[Any], draws: Draws) -> Draws:
+    """What is drawn for these positions, in their order."""
+    chosen = positions.astype(np.int64)
+    return {name: values[chosen] for name, values in draws.items()}
 
 
 class EvaluationBatches:
-    """Every sample of a worker's part of a split, once, without augmentation.
+    """Every sample of a worker's part of a split, once, without augmentation; of larger images the centre.
 
     `largest_part` is the size of the largest worker's part: all workers get the same number of batches, so that they
     can talk after each; a worker's last ones may be short or empty.
@@ -104,7 +123,7 @@ class EvaluationBatches:
     def __init__(
         self, shards: OwnShards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype
     ) -> None:
-        self.shards, self.batch = shards, batch
+        self.shards, self.batch, self._side = shards, batch, data.size
         self._normalise = Normalise(data.mean, data.std, dtype, shards.images.device)
         self._number = -(-largest_part // batch)
 
@@ -117,4 +136,4 @@ class EvaluationBatches:
 
     def at(self, number: int) -> tuple[Tensor, Tensor]:
         rows = slice(number * self.batch, (number + 1) * self.batch)
-        return self._normalise(self.shards.images[rows]), self.shards.labels[rows]
+        return self._normalise(centre(self.shards.images[rows], self._side)), self.shards.labels[rows]

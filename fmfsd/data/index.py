@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, with_config
 
-from fmfsd.config.known import DATASETS
+from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
 from fmfsd.config.schema import DataConfig
 from fmfsd.errors import DataError, Problem
 from fmfsd.files import read_json, sha256, write_json
@@ -19,7 +19,7 @@ CHECKED_AT_LAUNCH_BYTES = 1 << 30
 """Sets up to this size have every checksum verified at each launch (CIFAR: 0.1 s)."""
 
 SHAPE = (3, 32, 32)
-"""Channels, height and width of every image."""
+"""Channels, height and width of every image of a known set."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def set_folder(data: DataConfig) -> Path:
     assert data.root is not None, "a loaded config has a root"
     shards = "" if data.shards == DataConfig().shards else f"-shards{data.shards}"
     valid = f"-valid{data.valid}" if data.valid else ""
-    return Path(data.root) / f"{data.name}{shards}{valid}"
+    size = "" if data.size == DataConfig().size else f"-size{data.size}"
+    return Path(data.root) / f"{data.name}{size}{shards}{valid}"
 
 
 def read_index(folder: Path) -> SetIndex:
@@ -129,12 +130,18 @@ def _contradictions(index: SetIndex) -> Iterator[Problem]:
             yield Problem(
                 where, f"split {split}: shard sizes from {min(sizes)} to {max(sizes)} differ by more than one"
             )
-    known = DATASETS.get(index.name)
-    if known is None or len(index.classes) != known.num_classes or index.shape != SHAPE:
+    if not _is_known(index):
         found = f"{index.name!r}, {len(index.classes)} classes, images of {index.shape}"
         yield Problem(where, f"describes no set that is known: {found}")
     if not {"train", "test"} <= set(index.splits):
         yield Problem(where, f"has only the splits {', '.join(index.splits) or 'none'}")
+
+
+def _is_known(index: SetIndex) -> bool:
+    if index.name == FOLDER:
+        return bool(index.classes) and index.shape in {(3, side, side) for side in STORED_SIDE.values()}
+    known = DATASETS.get(index.name)
+    return known is not None and len(index.classes) == known.num_classes and index.shape == SHAPE
 
 
 def damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:

@@ -29,6 +29,21 @@ def shard_epoch(seed: int, epoch: int, shard: int, samples: int) -> ShardEpoch:
     return ShardEpoch(np.argsort(words[:, 0], kind="stable"), words[:, 1:])
 
 
+def stream_words(seed: int, epoch: int, shard: int, *, stream: int, samples: int, words: int) -> NDArray[np.uint64]:
+    """(samples, words) more random words, row p for position p: of a `stream` from 1 on, which no other overlaps.
+
+    Its counter starts at stream * 2**192, that of `shard_epoch` at 0.
+    """
+    key = np.array([seed, (epoch << 32) | shard], np.uint64)
+    start = np.array([0, 0, 0, stream], np.uint64)
+    return np.random.Philox(key=key, counter=start).random_raw(samples * words).reshape(samples, words)
+
+
+def fractions(words: NDArray[np.uint64], *, half: int) -> NDArray[np.float64]:
+    """Numbers from 0 to below 1, in steps of 2**-32, from the `half`-th 32 bits of each word (0 or 1)."""
+    return ((words >> np.uint64(32 * half)) & np.uint64(0xFFFFFFFF)).astype(np.float64) * 2.0**-32
+
+
 def integers(words: NDArray[np.uint64], below: int, *, field: int) -> NDArray[np.int64]:
     """Integers from 0 to `below` - 1, from the `field`-th 16 bits of each word (0 to 3).
 

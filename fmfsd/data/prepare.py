@@ -12,13 +12,14 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import save
 
-from fmfsd.config.known import DATASETS
+from fmfsd.config.known import FOLDER
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.download import download
-from fmfsd.data.index import SHAPE, SetIndex, ShardFile, damaged_files, read_index, set_folder
+from fmfsd.data.folders import LAYOUT, first_of
+from fmfsd.data.index import SetIndex, ShardFile, damaged_files, read_index, set_folder
 from fmfsd.data.official import OFFICIAL, has_files
 from fmfsd.data.sources import RawSet, Samples, read_set
-from fmfsd.errors import CheckError, DataError, Problem
+from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.files import sync_folder, write_whole
 from fmfsd.terminal import Report
 
@@ -26,8 +27,9 @@ from fmfsd.terminal import Report
 def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0, report: Report) -> SetIndex:
     """The index of the set that `data` describes, which is made below `data.root` if it is not there yet.
 
-    `source` has the official files; with `fetch` they are downloaded to the root if they are not there. `seed` chooses
-    the samples that are held out. Raises DataError or CheckError; nothing half-made is left and nothing is overwritten.
+    `source` has the official files or the image folders; with `fetch` official ones are downloaded to the root if they
+    are not there. `seed` chooses the samples that are held out. Raises ConfigError, DataError or CheckError; nothing
+    half-made is left and nothing is overwritten.
     """
     folder = set_folder(data)
     try:
@@ -35,7 +37,7 @@ def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if folder.exists():
                 return _existing(folder, seed)
-            raw = read_set(data.name, _source(data, source, fetch, report))
+            raw = read_set(data.name, _source(data, source, fetch, report), size=data.size)
             _write_whole_set(raw, data, seed, folder, report)
     except OSError as error:
         raise CheckError([Problem(str(folder), f"can't be written: {error}")]) from error
@@ -54,7 +56,11 @@ def _existing(folder: Path, seed: int) -> SetIndex:
 
 
 def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) -> Path | None:
-    """Where the official files are, after fetching them if need be; None for a set that needs none."""
+    """Where the files are, official ones after fetching them if need be; None for a set that needs none."""
+    if data.name == FOLDER:
+        if source is None:
+            raise ConfigError([Problem("--source", f"image folders need it: a folder with {LAYOUT}")])
+        return source
     if data.name not in OFFICIAL:
         return None
     official, root = OFFICIAL[data.name], Path(str(data.root))
@@ -82,7 +88,7 @@ def _write_whole_set(raw: RawSet, data: DataConfig, seed: int, folder: Path, rep
 
 
 def _write(raw: RawSet, data: DataConfig, seed: int, folder: Path, report: Report) -> None:
-    train, valid = _hold_out(raw.train, data.valid, DATASETS[data.name].num_classes, seed)
+    train, valid = _hold_out(raw.train, data.valid, len(raw.classes), seed)
     splits = {"train": train, "valid": valid, "test": raw.test}
     splits = {name: samples for name, samples in splits.items() if len(samples) or name == "train"}
     if len(train) < data.shards:
@@ -92,7 +98,9 @@ def _write(raw: RawSet, data: DataConfig, seed: int, folder: Path, report: Repor
     for done, (name, shard, samples) in enumerate(_cut(splits, data.shards), 1):
         files[name].append(_write_shard(folder / f"{name}-{shard:04d}.safetensors", samples))
         report(f"writing {data.name}", done, total)
-    index = SetIndex(folder, data.name, SHAPE, raw.classes, data.shards, data.valid, seed, {}, raw.sources)
+    if raw.damaged:
+        raise DataError(first_of(raw.damaged))
+    index = SetIndex(folder, data.name, raw.shape, raw.classes, data.shards, data.valid, seed, {}, raw.sources)
     replace(index, splits={name: tuple(shards) for name, shards in files.items()}).write()
 
 

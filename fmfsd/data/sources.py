@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmfsd.config.known import DATASETS
+from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
+from fmfsd.data.folders import FileImages, list_images
 from fmfsd.data.index import SHAPE, SourceFile
 from fmfsd.data.official import OFFICIAL, OfficialFile, OfficialSet, read_files
 from fmfsd.data.restricted_pickle import load_arrays
@@ -21,9 +22,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (n, 3, 32, 32) uint8, labels (n,) and ids (n,): their position in the official order."""
+    """Images (n, 3, H, W) uint8, labels (n,) and ids (n,): their position in the official order."""
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | FileImages
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
 
@@ -36,19 +37,28 @@ class Samples:
 
 @dataclass(frozen=True)
 class RawSet:
-    """A data set before it is cut. `sources` says which files it came from, with their MD5 sums."""
+    """A data set before it is cut. `sources` says which files it came from, with their MD5 sums.
+
+    `damaged` grows while images are read, where that comes later.
+    """
 
     classes: tuple[str, ...]
     train: Samples
     test: Samples
     sources: tuple[SourceFile, ...]
+    shape: tuple[int, int, int] = SHAPE
+    damaged: list[Problem] = field(default_factory=list)
 
 
-def read_set(name: str, source: Path | None) -> RawSet:
-    """The set called `name`, from the official files in `source` or, if it is synthetic, from its formula.
+def read_set(name: str, source: Path | None, *, size: int = SHAPE[1]) -> RawSet:
+    """The set called `name`, from the official files in `source`, from the image folders there (for a network that sees
+    `size` pixels) or, if it is synthetic, from its formula.
 
     Raises DataError for files that are missing, damaged or not what they should be.
     """
+    if name == FOLDER:
+        assert source is not None, "image folders need a source"
+        return _read_folders(source, STORED_SIDE[size])
     if name in OFFICIAL:
         assert source is not None, "official sets need a source"
         return _read_official(OFFICIAL[name], DATASETS[name].num_classes, source)
@@ -64,7 +74,16 @@ def _draw(name: str) -> RawSet:
     return RawSet(tuple(f"pattern{number}" for number in range(known.num_classes)), train, test, sources=())
 
 
-def _numbered(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Samples:
+def _read_folders(source: Path, side: int) -> RawSet:
+    listing, damaged = list_images(source), list[Problem]()
+    train, test = (
+        _numbered(FileImages(part.paths, side, damaged), np.array(part.labels, np.int64))
+        for part in (listing.train, listing.test)
+    )
+    return RawSet(listing.classes, train, test, sources=(), shape=(3, side, side), damaged=damaged)
+
+
+def _numbered(images: NDArray[np.uint8] | FileImages, labels: NDArray[np.int64]) -> Samples:
     return Samples(images, labels, np.arange(len(labels), dtype=np.int64))
 
 

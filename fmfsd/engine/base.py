@@ -1,6 +1,6 @@
 """What the trainer asks of an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,17 +9,30 @@ from torch import Tensor, nn
 
 from fmfsd.model.network import Outputs
 
+AVERAGE = ".average"
+
 
 @dataclass(frozen=True)
 class EngineState:
     """Everything an engine needs to go on, by name; the same for any number of workers.
 
     `model` has parameters and buffers; `optimizer` what it keeps of a parameter, as `<parameter>.<key>`, and nothing
-    before its first step. Its settings come from the config.
+    before its first step. Its settings come from the config. With averaged weights, `<name>.average` is the average of
+    a parameter or buffer.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """By name; empty without averaged weights."""
+        return {name.removesuffix(AVERAGE): value for name, value in self.optimizer.items() if name.endswith(AVERAGE)}
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights and buffers that are evaluated, and that a network for use should have: averaged if any are."""
+        return self.averages or self.model
 
 
 class Engine(Protocol):
@@ -33,7 +46,7 @@ class Engine(Protocol):
         ...
 
     def predict(self, images: Tensor) -> Outputs:
-        """An evaluation pass, without gradients and without the other workers."""
+        """An evaluation pass, without gradients and without the other workers; by averaged weights, if there are."""
         ...
 
     def unify_buffers(self) -> None:
@@ -45,6 +58,10 @@ class Engine(Protocol):
         ...
 
     def backward(self, loss: Tensor) -> None: ...
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """By parameter, over all workers, as the next step finds them, which may clip them."""
+        ...
 
     def step(self, learning_rate: float) -> None:
         """One optimizer step with what was accumulated, which is then forgotten."""

@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fmfsd.comms import Comms
 from fmfsd.config import TrainConfig
-from fmfsd.engine.base import EngineState
+from fmfsd.engine.average import WeightAverage
+from fmfsd.engine.base import AVERAGE, EngineState
 from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.model.build import Network
@@ -32,6 +33,7 @@ class TorchEngine:
         self._device, self._comms = device, comms
         synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
         bare = form.given_to(network, device)
+        self._average = WeightAverage(bare, config.train.ema) if config.train.ema is not None else None
         self.network: nn.Module = _synchronised(bare, comms, device) if synchronised else bare
         self.optimizer = build_optimizer(self.network, config.optim)
         self._module = _distributed(self.network, device, buffers=not synchronised) if comms.size > 1 else self.network
@@ -42,17 +44,23 @@ class TorchEngine:
             return self._module(images.contiguous(memory_format=self._layout))
 
     def predict(self, images: Tensor) -> Outputs:
-        self.network.eval()
+        network = self._evaluated
+        network.eval()
         try:
             with torch.no_grad(), self._autocast:
-                return self.network(images.contiguous(memory_format=self._layout))
+                return network(images.contiguous(memory_format=self._layout))
         finally:
             self.network.train()
 
+    @property
+    def _evaluated(self) -> nn.Module:
+        return self._average.network if self._average is not None and self._average.begun else self.network
+
     def unify_buffers(self) -> None:
-        """Rank 0's become everyone's, as DDP would do before the next training pass."""
+        """Rank 0's become everyone's, as DDP would do before the next training pass; their averages too."""
         if self._buffers_differ:
-            for buffer in self.network.buffers():
+            networks = [self.network] if self._average is None else [self.network, self._average.network]
+            for buffer in (buffer for network in networks for buffer in network.buffers()):
                 self._comms.spread_(buffer)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
@@ -63,6 +71,10 @@ class TorchEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    def gradients(self) -> dict[str, Tensor]:
+        named = self.network.named_parameters()
+        return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+
     def step(self, learning_rate: float) -> None:
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_norm)
@@ -70,6 +82,8 @@ class TorchEngine:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update(self.network)
 
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
         """Passes whose effect is undone, so that DDP's buckets have their final form before the first step.
@@ -99,15 +113,22 @@ class TorchEngine:
             for name, parameter in self.network.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
-        return EngineState(self.network.state_dict(), optimizer)
+        averages = self._average.state() if self._average is not None else {}
+        return EngineState(
+            self.network.state_dict(), optimizer | {f"{name}{AVERAGE}": value for name, value in averages.items()}
+        )
 
     def load(self, state: EngineState) -> None:
         """Layouts are put back too: a checkpoint's tensors are contiguous, and the fused optimizers walk a parameter
         and its state side by side in memory; other strides would pair the wrong elements without a word."""
         self.network.load_state_dict(state.model)
+        if self._average is not None:
+            self._average.load(state.averages)
         parameters = dict(self.network.named_parameters())
         for full_name, value in state.optimizer.items():
             name, _, key = full_name.rpartition(".")
+            if f".{key}" == AVERAGE:
+                continue
             parameter = parameters[name]
             like = parameter if value.shape == parameter.shape else value
             self.optimizer.state[parameter][key] = torch.empty_like(like.detach()).copy_(value)

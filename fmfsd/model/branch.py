@@ -1,7 +1,7 @@
 """The way from a tapped map to a deeper shape, in the forms that the literature gives it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,23 @@ from fmfsd.model.backbones.backbone import Step
 from fmfsd.model.enhance import SpatialGate
 
 Layers = list[nn.Module]
+
+
+class Named(nn.Sequential):
+    """Layers, one after another, that people have one name for."""
+
+    def __init__(self, label: str, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.label = label
+
+
+def named_layers(path: nn.Module, name: str) -> Iterator[tuple[str, str]]:
+    """What people call the layers of `path`, in order, and where they are below `name`."""
+    if isinstance(path, Named | AttentionGate):
+        yield path.label, name
+        return
+    for below, child in path.named_children():
+        yield from named_layers(child, f"{name}.{below}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,8 @@ def _separable_path(way: Sequence[Step], gate: Callable[[], Layers]) -> nn.Seque
 def separable(step: Step, gate: Callable[[], Layers]) -> nn.Sequential:
     """Depthwise 3x3 and pointwise convolution twice (Zhang et al. 2022, doi 10.1109/TPAMI.2021.3067100), an enhanced
     map between; the first has the stride."""
-    return nn.Sequential(
+    return Named(
+        _label("sepconv", step.channels_out, step.stride),
         *_half(step.channels_in, step.channels_in, stride=step.stride),
         *gate(),
         *_half(step.channels_in, step.channels_out, stride=1),
@@ -80,16 +98,23 @@ def _bottleneck_path(way: Sequence[Step]) -> nn.Sequential:
         return nn.Sequential()
     stride, channels = math.prod(step.stride for step in way), way[-1].channels_out
     narrow = max(1, channels // 4)
-    return nn.Sequential(
+    return Named(
+        _label("bottleneck", channels, stride),
         *_normalised(nn.Conv2d(way[0].channels_in, narrow, 1, bias=False)),
         *_normalised(nn.Conv2d(narrow, narrow, stride, stride, bias=False)),
         *_normalised(nn.Conv2d(narrow, channels, 1, bias=False)),
     )
 
 
+def _label(kind: str, channels: int, stride: int) -> str:
+    return f"{kind} {channels}{f' /{stride}' if stride > 1 else ''}"
+
+
 class AttentionGate(nn.Module):
     """A map times a mask of its own shape, made by a separable block at half its side and enlarged (Zhang et al. 2022,
     doi 10.1109/TPAMI.2021.3067100)."""
+
+    label = "attention"
 
     def __init__(self, channels: int) -> None:
         super().__init__()

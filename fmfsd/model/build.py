@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fmfsd.config import ModelConfig, TrainConfig
-from fmfsd.config.known import DATASETS, TIMM
+from fmfsd.config.known import TIMM
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import BACKBONES, Backbone
 from fmfsd.model.backbones.backbone import Place, Trunk
@@ -51,7 +51,7 @@ def _around(backbone: Trunk, config: TrainConfig) -> Network:
     groups = sem_groups(model.sem_groups, _channels(backbone, taps))
     _require_fusion(backbone, model)
     form = branch_form(model.branch, groups=groups)
-    classes, features = DATASETS[config.data.name].num_classes, config.distill.has_feature_loss
+    classes, features = config.data.num_classes, config.distill.has_feature_loss
     if model.fusion == "none":
         return BranchNetwork(backbone, taps, form, num_classes=classes, features=features)
     fusion, family = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]

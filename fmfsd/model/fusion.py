@@ -53,7 +53,11 @@ class Fusion(nn.Module):
 
 
 class SharedFusion(nn.Module):
-    """The sum of maps of one shape, whose weights at each position and group a softmax shares out between them."""
+    """The sum of maps of one shape, whose weights at each position and group a softmax shares out between them.
+
+    The softmax over branches is that of selective kernels (Li et al. 2019, arXiv:1903.06586), which share out whole
+    channels; the scores are those of spatial enhancement.
+    """
 
     def __init__(self, scores: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -38,6 +38,8 @@ class Head(nn.Module):
 class BranchNetwork(nn.Module):
     """An untouched trunk, and from each tap a branch of its own to the deepest shape (BYOT). No taps: the backbone."""
 
+    feeds_trunk = False
+
     def __init__(
         self, backbone: Trunk, taps: Sequence[Place], form: BranchForm, *, num_classes: int, features: bool
     ) -> None:
@@ -54,17 +56,17 @@ class BranchNetwork(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
         tapped: list[Tensor] = []
-
-        def visit(place: str, x: Tensor) -> Tensor:
-            if place in self.taps:
-                tapped.append(x)
-            return x
-
-        deepest_feature, deepest_logits = self.deepest_head(self.backbone(images, visit))
+        deepest_map = self.backbone(images, lambda place, x: self.tap(x, tapped) if place in self.taps else x)
+        deepest_feature, deepest_logits = self.deepest_head(deepest_map)
         maps = [branch(each) for branch, each in zip(self.branches, tapped, strict=True)]
         features, logits = _heads(self.heads, maps)
         projected = _project(self.projections, features) if self.training else []
         return Outputs([*logits, deepest_logits], projected, deepest_feature)
+
+    def tap(self, x: Tensor, maps: list[Tensor]) -> Tensor:
+        """What goes on behind the next tap, whose map `x` is added to `maps`."""
+        maps.append(x)
+        return x
 
 
 class SideFusionNetwork(nn.Module):
@@ -73,6 +75,9 @@ class SideFusionNetwork(nn.Module):
     Every tap but the deepest has a branch and a head of its own, from its own aligned map. The head between them and
     the deepest one reads the fusion of the fused map, brought to the deepest shape, with the deepest map.
     """
+
+    feeds_trunk = False
+    """Whether what a tap leaves behind differs from the map there."""
 
     def __init__(
         self,
@@ -104,22 +109,21 @@ class SideFusionNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
-        aligned: list[Tensor] = []
-        fused: list[Tensor] = []
+        maps: list[Tensor] = []
+        deepest_map = self.backbone(images, lambda place, x: self.tap(x, maps) if place in self.taps else x)
+        *aligned, fused = maps
+        return self._outputs(aligned, fused, deepest_map)
 
-        def visit(place: str, x: Tensor) -> Tensor:
-            if place not in self.taps:
-                return x
-            number = len(aligned)
-            gated = self.gates[number](x)
-            aligned.append(self.alignments[number](gated))
-            if number + 1 < len(self.taps):
-                return self._onward(x, gated)
-            fused.append(self.fusion(aligned))
-            return self._onward(x, fused[0])
-
-        deepest_map = self.backbone(images, visit)
-        return self._outputs(aligned, fused[0], deepest_map)
+    def tap(self, x: Tensor, maps: list[Tensor]) -> Tensor:
+        """What goes on behind the next tap, whose map `x` is brought to the deepest tap's shape and added to `maps`;
+        behind the last tap their fusion is added too."""
+        number = len(maps)
+        gated = self.gates[number](x)
+        maps.append(self.alignments[number](gated))
+        if number + 1 < len(self.taps):
+            return self._onward(x, gated)
+        maps.append(self.fusion(maps))
+        return self._onward(x, maps[-1])
 
     def _onward(self, x: Tensor, _changed: Tensor) -> Tensor:
         """What feeds the block behind a tap: its map as the trunk made it, or as the fusion did."""
@@ -142,6 +146,7 @@ class FusionNetwork(SideFusionNetwork):
     """FMFSD as published: enhanced maps go on through the trunk, and the fused map feeds what follows the last tap."""
 
     backbone: Backbone
+    feeds_trunk = True
 
     def _onward(self, _x: Tensor, changed: Tensor) -> Tensor:
         return changed
@@ -150,8 +155,18 @@ class FusionNetwork(SideFusionNetwork):
 class DoubleFusionNetwork(FusionNetwork):
     """FMFSD with one more head, `side`, that reads the fused map before it meets the deepest one."""
 
-    def __init__(self, backbone: Backbone, *others: object, num_classes: int, **more: object) -> None:
-        super().__init__(backbone, *others, num_classes=num_classes, **more)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        backbone: Trunk,
+        taps: Sequence[Place],
+        form: BranchForm,
+        fusion: Callable[[int], nn.Module],
+        *,
+        num_classes: int,
+        groups: int,
+        features: bool,
+    ) -> None:
+        super().__init__(backbone, taps, form, fusion, num_classes=num_classes, groups=groups, features=features)
         self.side_head = Head(backbone.deepest.channels, num_classes)
         self.head_names = (*self.head_names[:-2], "side", *self.head_names[-2:])
         self.head_places = (*self.taps, *self.head_places[-2:])

@@ -1,10 +1,13 @@
 """Whether the data set is there and whole, is the run's own, and can be shared among the workers."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from fmfsd.config import Timeline, TrainConfig
+from fmfsd.config.contradictions import contradictions_of_length
+from fmfsd.config.known import FOLDER
 from fmfsd.data.index import damaged_files, read_index, set_folder
 from fmfsd.errors import DataError, Problem
 from fmfsd.files import read_json, sha256
@@ -27,12 +30,17 @@ def total_steps(config: TrainConfig) -> int | None:
 
 
 def not_divided(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
-    wanted, shards = site.workers(launch), config.data.shards
-    if shards % wanted:
-        fits = divisors(shards)
-        near = [*[count for count in fits if count < wanted][-1:], *[count for count in fits if count > wanted][:1]]
-        nearest = " or ".join(map(str, near))
-        yield Problem("--nodes, --gpus", f"{wanted} workers do not divide data.shards {shards}; nearest: {nearest}")
+    if message := uneven(site.workers(launch), config.data.shards):
+        yield Problem("--nodes, --gpus", message)
+
+
+def uneven(workers: int, shards: int) -> str:
+    """What is wrong with sharing so many shards among so many workers; empty if nothing is."""
+    if shards % workers == 0:
+        return ""
+    fits = divisors(shards)
+    near = [*[count for count in fits if count < workers][-1:], *[count for count in fits if count > workers][:1]]
+    return f"{workers} workers do not divide data.shards {shards}; nearest: {' or '.join(map(str, near))}"
 
 
 def divisors(shards: int) -> list[int]:
@@ -45,7 +53,7 @@ def damaged(config: TrainConfig, *, checksums_bytes: float) -> Iterator[Problem]
     the launch."""
     folder = set_folder(config.data)
     if not folder.exists():
-        yield from _not_preparable(Path(folder).parent)
+        yield from _not_preparable(folder.parent) if config.data.name != FOLDER else _not_prepared(config)
         return
     try:
         index = read_index(folder)
@@ -59,11 +67,17 @@ def damaged(config: TrainConfig, *, checksums_bytes: float) -> Iterator[Problem]
         yield Problem(
             str(folder), f"holds {index.name}, {index.shards} shards, {index.valid} held out; the config wants {asked}"
         )
+    elif len(index.classes) != config.data.num_classes:
+        yield Problem(
+            "data.classes", f"{config.data.num_classes}, but {folder} has {len(index.classes)}: set it to that"
+        )
     elif not found and Timeline.of(config, index.samples("train")).steps_per_epoch < 1:
         yield Problem(
             "train.batch",
             f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give",
         )
+    elif config.data.name == FOLDER:
+        yield from (Problem(*each) for each in contradictions_of_length(config, index.samples("train")))
 
 
 def other_than_before(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
@@ -76,6 +90,18 @@ def other_than_before(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
     if before != now:
         sums = f"its index has the SHA-256 sum {now[:16]}..., the run was started with {before[:16]}..."
         yield Problem(str(index.parent), f"is not the set of {run.path}: {sums}: choose another --run-dir")
+
+
+def _not_prepared(config: TrainConfig) -> Iterator[Problem]:
+    """Only the user knows where the images are."""
+    data = config.data
+    options = {"--out": data.root, "--size": data.size, "--shards": data.shards, "--valid": data.valid}
+    flat = shlex.join(str(part) for option in options.items() for part in option)
+    yield Problem(
+        str(set_folder(data)),
+        f"is not there: `fmfsd data prepare folder --source ROOT {flat}` makes it, where ROOT has train/CLASS/*.png or "
+        "*.jpg and test/CLASS/... (or val/, valid/)",
+    )
 
 
 def _not_preparable(root: Path) -> Iterator[Problem]:

@@ -69,8 +69,8 @@ def too_little_space(run: RunDir, wanted: int = FREE_BYTES) -> Iterator[Problem]
 
 
 def checkpoints_bytes(config: TrainConfig, costs: Costs) -> int:
-    """What all checkpoints that a run has at a time take: weights and momenta."""
-    values = costs.parameters * (2 if config.optim.momentum else 1)
+    """What all checkpoints that a run has at a time take: weights, momenta and averages."""
+    values = costs.parameters * (1 + bool(config.optim.momentum) + (config.train.ema is not None))
     one = values * (8 if config.train.precision == "fp64" else 4)
     return one * (config.checkpoint.keep + ALSO_KEPT) if one else FREE_BYTES
 

@@ -17,9 +17,9 @@ from fmfsd.rundir import RunDir
 from launcher.config import DrillOptions, LaunchConfig
 from launcher.drill.faults import FAULTS, Injector, Scene
 from launcher.drill.results import Result, checkpoint_bytes, differences, print_json, table
-from launcher.execution import EXIT_CODES, Execution
 from launcher.hosts.isolated import INTERFACE, CuttableNetwork
 from launcher.plan import LaunchPlan
+from launcher.rehearsal import EndedByUserError, Rehearsal, shortened
 from launcher.supervise import start_planned
 
 FEWEST_STEPS = 16
@@ -28,10 +28,6 @@ TRAINING_S = 12.0
 HANG_TIMEOUT_S = 10.0
 SLOW_STEPS = 4
 """The time for so many steps or evaluation batches is no hang, if that is longer."""
-
-
-class _EndedByUserError(Exception):
-    """Somebody, and no fault, has ended a run of the drill; it carries the exit code."""
 
 
 class Drill:
@@ -56,9 +52,9 @@ class Drill:
         try:
             self._undisturbed()
             results = [self._result(fault) for fault in self._options.faults]
-        except _EndedByUserError as ended:
+        except EndedByUserError as ended:
             self._say("the drill was ended")
-            return int(ended.args[0])
+            return ended.exit_code
         self._console.print(table(results))
         self._say(f"{self._steps} steps each, a checkpoint every {self._every}, seed {self._options.seed}")
         self._say("noticed, and at work again: so long after the fault; resumed exactly: bit for bit as undisturbed")
@@ -129,30 +125,19 @@ class Drill:
         network: CuttableNetwork | None = None,
         may_stop: bool = False,
     ) -> None:
-        """A run, until it is finished. Raises what a launch raises, and _EndedByUserError if it is stopped, which only
-        the fault itself may do."""
-        plan_of = partial(self._plan_for, run) if network is None else partial(self._plan_in_network, run)
-        execution = Execution(
+        """Only the fault itself may stop the run."""
+        plan_in = self._plan_for if network is None else self._plan_in_network
+        Rehearsal(
             self._config(),
             self._launch,
             run,
-            plan_of,
-            check=lambda: None,
-            console=self._console,
+            partial(plan_in, run),
+            self._console,
             look=look,
             start_agent=start_planned if network is None else lambda node: network.start_agent(node.node),
-        )
-        code = execution.run_to_end(self._goes_on(run))
-        if code == EXIT_CODES["interrupted"] or (code == EXIT_CODES["stopped"] and not may_stop):
-            raise _EndedByUserError(code)
+        ).run_to_end(may_stop=may_stop)
 
-    def _goes_on(self, run: RunDir) -> list[str]:
-        """The command that would go on with this one run of the drill."""
-        options = {"--nodes": self._launch.nodes, "--gpus": self._plan_for(run).workers_per_node}
-        flat = (str(part) for option in options.items() for part in option)
-        return ["fmfsd-launch", str(run.config), *flat, "--device", self._launch.device, "--run-dir", str(run.path)]
-
-    def _plan_in_network(self, run: RunDir, slots: tuple[int, ...]) -> LaunchPlan:
+    def _plan_in_network(self, run: RunDir, slots: tuple[int, ...] | None = None) -> LaunchPlan:
         plan = self._plan_for(run, slots)
         own = {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": INTERFACE}
         return replace(plan, nodes=tuple(replace(node, env={**node.env, **own}) for node in plan.nodes))
@@ -161,12 +146,9 @@ class Drill:
         steps, every = self._steps, self._every
         return self._short_of(
             [
-                f"train.epochs={self._short_of(()).train.epochs + steps}",
-                f"train.max_steps={steps}",
-                f"train.evaluate_every={steps} steps",
+                *shortened(self._short_of(()), steps),
                 f"train.log_every={max(1, steps // FEWEST_STEPS)} steps",
                 "train.deterministic=true",
-                "checkpoint.every_epochs=null",
                 f"checkpoint.every_steps={every}",
             ]
         )

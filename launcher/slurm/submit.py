@@ -40,8 +40,8 @@ def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: 
     _require_no_other_job(tasks)
     estimate = _tried_out(job)
     if request.stop_after == "check":
-        sound = f"nothing is wrong: {job.plan.summary()}; {estimate}\n{costs}"
-        print(job.to_json().rstrip() if request.as_json else sound)
+        sound = f"nothing is wrong: {job.plan.summary()}; {estimate}\n{costs.text(sys.stdout)}"
+        print(costs.beside(job.to_json()) if request.as_json else sound)
         return 0
     for text in warnings(tasks[0].config, request.launch, request.site, tasks[0].run, costs=costs):
         say(f"warning: {text}")

@@ -1,61 +1,104 @@
 """Accuracies of methods side by side: last epoch, deepest head, ensemble and each branch, over seeds.
 
-python -m tests.benchmarks.accuracy --root DIR [--preset cifar100-resnet8] [--methods plain,byot,fmfsd] [--seeds N]
-    [--out DIR]
+python -m tests.benchmarks.accuracy --root DIR [--methods plain,label_smoothing,deep_supervision,byot,fmfsd,fmfsd_side]
+    [--backbone resnet18] [--dataset cifar100] [--seeds 3] [--epochs N] [--set A.B=C] [--packed N|auto]
+    [--budget-s S] [--out DIR] [--only-table]
 
-Each run is an ordinary `fmfsd-launch`, in its own folder below --out; what is finished there is not run again, and what
-was stopped goes on.
+Reduced, for a CPU: `--backbone resnet8` (6 epochs; about 10 minutes a run on 2 cores). Each run is an ordinary
+`fmfsd-launch` in its own folder below --out. With the same command it goes on after any end: what is finished is not
+run again. Exit codes: 0 all runs are finished, 1 some have failed, 75 some are left for another time.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
+import os
+import signal
+import sys
+import time
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.table import print_table
-from tests.helpers.processes import command
+from fmfsd.config.methods import METHODS
+from fmfsd.errors import FmfsdError
+from launcher.resources import Resources
+from tests.benchmarks.accuracy_runs import STOPPED, Asked, Bench, at_a_time
+from tests.benchmarks.accuracy_table import print_results
+from tests.benchmarks.table import machine
 
-MAIN = ("deepest_top1", "ensemble_top1")
-
-
-def outcome(run: Path, preset: str, root: Path, method: str, seed: int) -> dict[str, Any]:
-    """The finished run's outcome; the run is started or gone on with if need be."""
-    changes = (f"method={method}", f"seed={seed}", f"data.root={root.absolute()}")
-    settings = [part for change in changes for part in ("--set", change)]
-    subprocess.run([command("fmfsd-launch"), preset, *settings, "--run-dir", str(run)], check=True)
-    return dict(json.loads((run / "outcome.json").read_text()))
+ALL = "plain,label_smoothing,deep_supervision,byot,fmfsd,fmfsd_side"
+NOTES = "accuracy.json"
 
 
-def shown(values: list[float]) -> str:
-    percent = [100 * value for value in values]
-    if len(percent) == 1:
-        return f"{percent[0]:.2f}"
-    return f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f}"
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    options = _parser().parse_args()
+    asked = Asked(
+        options.backbone,
+        options.dataset,
+        tuple(options.methods.split(",")),
+        options.seeds,
+        options.epochs,
+        options.root,
+        options.out,
+        tuple(options.settings),
+    )
+    notes, failed = asked.out.absolute() / NOTES, False
+    try:
+        if not options.only_table:
+            failed = _work(asked, notes, options)
+        print_results(asked, notes)
+    except FmfsdError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:  # the runs have been stopped with a checkpoint each
+        return 130
+    left = [run for run in asked.runs() if not run.is_finished]
+    return 1 if failed else STOPPED if left and not options.only_table else 0
 
 
-def main() -> None:
+def _work(asked: Asked, notes: Path, options: argparse.Namespace) -> bool:
+    """Whether a run has failed. ConfigError for a config that is wrong, before any is started."""
+    end = time.monotonic() + options.budget_s
+    for run in asked.runs():
+        run.config()
+    left = [run for run in asked.runs() if not run.is_finished]
+    packed = (at_a_time(left, os.environ) if options.packed == "auto" else int(options.packed)) if left else 1
+    asked.out.mkdir(parents=True, exist_ok=True)
+    gpus = Resources.detect(os.environ).gpus
+    bench = Bench(left, packed, lambda: time.monotonic() >= end, notes, machine(), gpus)
+    bench.work()
+    return bool(bench.failed)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--preset", default="cifar100-resnet8")
-    parser.add_argument("--methods", default="plain,byot,fmfsd")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of prepared sets")
+    parser.add_argument("--methods", type=_methods, default=ALL)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--seeds", type=_positive, default=3)
+    parser.add_argument("--epochs", type=_positive, help="default: the preset's; milestones at 33, 66.5 and 95 %%")
+    parser.add_argument("--set", dest="settings", metavar="A.B=C", action="append", default=[])
+    parser.add_argument("--packed", type=_packed, default="auto", help="runs at a time; auto: what a GPU has room for")
+    parser.add_argument("--budget-s", type=float, default=float("inf"), help="stop with checkpoints after so long")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
-    asked = parser.parse_args()
-    rows = []
-    for method in asked.methods.split(","):
-        runs = [asked.out / f"{asked.preset}-{method}-{seed}" for seed in range(asked.seeds)]
-        found = [outcome(run, asked.preset, asked.root, method, seed) for seed, run in enumerate(runs)]
-        tests = [each["metrics"]["test"] for each in found]
-        heads = {name: shown([test[name] for test in tests]) for name in tests[0] if name.endswith("_top1")}
-        branches = ", ".join(
-            f"{name.removesuffix('_top1')} {value}" for name, value in heads.items() if name not in MAIN
-        )
-        rows.append([method, heads[MAIN[0]], heads.get(MAIN[1], "-"), branches or "-"])
-    seeds = f"{asked.seeds} seed{'s' if asked.seeds > 1 else ''}"
-    print_table([f"{asked.preset}, {seeds}", "deepest head, %", "ensemble, %", "branches, %"], rows)
+    parser.add_argument("--only-table", action="store_true", help="of what is finished; start nothing")
+    return parser
+
+
+def _methods(text: str) -> str:
+    if unknown := [name for name in text.split(",") if name not in METHODS]:
+        raise argparse.ArgumentTypeError(f"no method is called {unknown[0]!r}; there are {', '.join(METHODS)}")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
+    return int(text)
+
+
+def _packed(text: str) -> str:
+    return text if text == "auto" else str(_positive(text))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -164,6 +164,20 @@ GUARDS = (
         "tests/distributed/test_exactness.py::test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
     Guard(
+        "the feature norm is over all workers",
+        "fmfsd/loop.py",
+        "total = self.loss.total(terms, squares_F, world_size=self.comms.size)",
+        "total = self.loss.total(terms, terms.squares_F.detach(), world_size=1)",
+        "tests/distributed/test_invariance.py::test_every_switch_comes_to_the_same_on_any_number_of_workers",
+    ),
+    Guard(
+        "results that depend on the number of workers end a comparison with 1",
+        "launcher/invariance/verification.py",
+        "if any(row.beyond for row in rows)",
+        "if False",
+        "tests/end_to_end/test_verify_invariance.py::test_a_config_whose_results_depend_on_the_workers_is_told_so",
+    ),
+    Guard(
         "what would come to the same is not tried again",
         "launcher/recovery.py",
         "if not failure.worth_another_attempt:",

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
@@ -52,6 +54,18 @@ def from_pil(index: SetIndex, data: DataConfig, processes: int) -> Callable[[], 
     return lambda: next(endless)
 
 
+def compare(what: str, ways: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> None:
+    """A table of images/s, the ways in turn; ratios are to the first."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, start in ways.items():
+            rates[name].append(images_per_s(start()))
+    base = median(next(iter(rates.values())))
+    rows = [[name, spread(values), f"{median(values) / base:.1f}x"] for name, values in rates.items()]
+    print_table([f"batches of {BATCH}, {what}", "images/s", "ratio"], rows)
+    print()
+
+
 def held_by_a_worker(folder: Path) -> tuple[int, int]:
     """Bytes of tensors, and growth of the process's own memory, of one worker of WORLD_SIZE; in a fresh process."""
     code = f"from tests.benchmarks.input import tell_memory; tell_memory({str(folder)!r})"
@@ -77,27 +91,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = DataConfig(name="cifar100" if asked.root else "synthetic100", root=str(asked.root or scratch))
         index = prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
-        ways: dict[str, Callable[[], Callable[[], object]]] = {
+        pil = {
             "PIL, 1 process": lambda: from_pil(index, data, 0),
             "PIL, DataLoader of 2 processes": lambda: from_pil(index, data, 2),
-            "shards, 1 core": lambda: from_shards(index, data),
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(asked.rounds):
-            for name, start in ways.items():
-                rates[name].append(images_per_s(start()))
-        base = sorted(rates["PIL, 1 process"])[len(rates["PIL, 1 process"]) // 2]
-        rows = [
-            [name, spread(values), f"{sorted(values)[len(values) // 2] / base:.1f}x"] for name, values in rates.items()
-        ]
-        print_table(["batches of 128, crop and flip", "images/s", "ratio"], rows)
+        compare("crop and flip", pil | {"shards, 1 core": lambda: from_shards(index, data)}, asked.rounds)
+        strong = data.model_copy(update={"autoaugment": True})
+        recipes = {
+            "shards, 1 core": strong,
+            "the same and Cutout 16": strong.model_copy(update={"cutout": 16}),
+            "the same and MixUp": strong.model_copy(update={"cutout": 16, "mixup": 0.2}),
+            "parts instead of crops": strong.model_copy(update={"resized_crop": True, "crop_padding": 0}),
+        }
+        ways = {"PIL, 1 process": lambda: from_pil(index, strong, 0)}
+        ways |= {name: partial(from_shards, index, recipe) for name, recipe in recipes.items()}
+        compare("crop, flip and AutoAugment", ways, asked.rounds)
         tensors, growth = held_by_a_worker(index.folder)
         whole = index.samples("train") * 3 * 32 * 32
         shares = [
             [name, f"{held / 2**20:.1f}", f"{held / whole:.3f}"]
             for name, held in (("tensors", tensors), ("process", growth))
         ]
-        print()
         print_table([f"held by a worker of {WORLD_SIZE}", "MiB", "share of the set's pixels"], shares)
 
 

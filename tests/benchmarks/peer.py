@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+from torchvision.transforms import AutoAugmentPolicy
 
 from fmfsd.config import DataConfig, TrainConfig
 from fmfsd.data.index import SetIndex
@@ -23,10 +24,12 @@ class PilImages(Dataset[tuple[Tensor, int]]):
         shards = load_own_shards(index, "train", rank=0, world_size=1)
         self.images: NDArray[np.uint8] = shards.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = shards.labels.tolist()
+        fill = float(data.crop_fill)
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(32, padding=data.crop_padding, fill=data.crop_fill),
                 transforms.RandomHorizontalFlip(),
+                *([transforms.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=[fill] * 3)] if data.autoaugment else []),
                 transforms.ToTensor(),
                 transforms.Normalize(data.mean, data.std),
             ]

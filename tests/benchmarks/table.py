@@ -2,22 +2,30 @@
 
 import os
 import platform
+import shlex
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+
+from launcher.resources import driver
 
 PACKAGES = ("torch", "torchvision", "numpy")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """The rows, and below them where they come from."""
+    print_rows(header, rows)
+    print(f"\n`{command_line()}` · {machine()} · {_versions()}")
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
-    print(f"\n`{_command()}` · {_machine()} · {_versions()}")
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
@@ -26,16 +34,18 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def _command() -> str:
+def command_line() -> str:
     module = Path(sys.argv[0]).stem
-    return " ".join(["python -m", f"tests.benchmarks.{module}", *sys.argv[1:]])
+    return shlex.join(["python", "-m", f"tests.benchmarks.{module}", *sys.argv[1:]])
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Processor, cores, and GPUs if there are any."""
     model = next(
         (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
     )
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()}"
+    gpus = [f"{count} x {name}" for name, count in Counter(gpu.name for gpu in driver().gpus).items()]
+    return ", ".join([model, f"{len(os.sched_getaffinity(0))} cores", *gpus, platform.system()])
 
 
 def _cpu_lines() -> list[str]:

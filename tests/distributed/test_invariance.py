@@ -1,134 +1,143 @@
 """The promise: the same result on any number of workers, for one global batch and one accumulation."""
 
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fmfsd.comms import Comms
+from fmfsd.comms import Comms, SoloComms
+from fmfsd.compare import largest_difference
+from fmfsd.data.batches import TrainBatches
+from fmfsd.distill import LossTerms, SelfDistillLoss
+from fmfsd.engine.base import Engine
 from fmfsd.loop import Loop
 from fmfsd.rundir import RunDir
-from tests.helpers.runs import assert_records_agree, make_loop, make_run, records, tiny_config
+from tests.helpers.runs import assert_records_agree, make_loop, make_run, records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
 STEPS = 4
-SMALL = ("data.shards=16", "train.batch=16", f"train.max_steps={STEPS}", "optim.milestones=[2 steps]")
-"""One sample of each of 16 shards a step, and one evaluation at the end."""
+SMALL = ("data.shards=4", "train.batch=4", f"train.max_steps={STEPS}", "optim.milestones=[2 steps]")
+"""One sample of each of 4 shards a step, and one evaluation at the end."""
 FP64 = (*SMALL, "train.precision=fp64")
+ONE_STEP = (*FP64, "train.log_every=10 steps")
+"""Nothing is written after the first one."""
+SWITCHES = {
+    "as published": (),
+    "learning from the ensemble, by t squared": ("distill.teacher=ensemble", "distill.t_squared=true"),
+    "learning from the fused head, smoothed": ("distill.teacher=fused", "train.label_smoothing=0.1"),
+    "learning from all others": ("distill.teacher=all_pairs", "distill.label_weight=0.5", "optim.clip_norm=1"),
+    "mean squares": ("distill.feature=mse", "model.masks=own"),
+    "no features": ("distill.feature=none", "model.sem=none"),
+    "beside": ("model.fusion=side", "model.sem=cbam", "distill.label_weight=2"),
+    "both": ("model.fusion=both", "model.branch=bottleneck", "model.masks=own"),
+    "shared out": ("model.sem=softmax", "model.masks=own", "model.branch=attention"),
+    "one map": ("model.branches=[stage2]", "distill.teacher=ensemble"),
+    "byot": ("method=byot", "distill.t_squared=true"),
+    "byot_attention": ("method=byot_attention", "distill.teacher=ensemble"),
+    "dks": ("method=dks", "distill.feature=batch_norm"),
+    "plain": ("method=plain", "train.label_smoothing=0.1"),
+    "micro-batches": ("train.batch=8", "train.micro_batch=4", "distill.teacher=all_pairs"),
+}
+"""Each value of each switch of loss and network; the norm over the batch with each teacher, weight and target."""
+Found = dict[str, dict[str, torch.Tensor]]
 
 
-def train_and_tell(comms: Comms, folder: Path, frozen_bn: bool) -> dict[str, Any] | None:
-    """Train a run that is written to the folder; from rank 0 its losses, evaluations and final weights."""
-    loop = make_loop(RunDir(folder), comms)
-    loop.resume()
-    if frozen_bn:
-        _freeze_batch_norm(loop)
-    loop.run()
-    if comms.rank > 0:
-        return None
-    state = loop.engine.state()
-    weights = {name: tensor.detach().double().numpy() for name, tensor in state.model.items()}
-    return {"records": records(RunDir(folder)), "weights": weights}
+class KeptTrace:
+    """What a step was made from and came to, in memory."""
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def batch(self, batches: TrainBatches, epoch: int, micro_step: int) -> None:
+        self.positions += batches.ids(epoch, micro_step).tolist()
+
+    def step(self, number: int, engine: Engine) -> None:
+        self.gradients = {name: value.clone() for name, value in engine.gradients().items()}
+
+    def forget(self) -> None:
+        self.positions = []
 
 
-def _freeze_batch_norm(loop: Loop) -> None:
-    for module in loop.engine.network.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    loop._evaluate = lambda: setattr(loop, "position", type(loop.position)(loop.position.step))  # type: ignore[method-assign]
+class OwnNorm(SelfDistillLoss):
+    """The loss of a script for one worker: the feature norm is over a worker's own samples."""
+
+    def total(self, terms: LossTerms, global_squares_F: torch.Tensor, *, world_size: int) -> torch.Tensor:
+        return super().total(terms, terms.squares_F.detach(), world_size=1)
 
 
-def outcome(
-    tmp_path: Path, root: Path, world_size: int, changes: tuple[str, ...], *, frozen_bn: bool = False
-) -> dict[str, Any]:
-    run = make_run(tmp_path / f"w{world_size}", tiny_config(root, *changes))
-    (found, *_) = run_workers(train_and_tell, world_size, run.path, frozen_bn)
-    assert found is not None
-    return dict(found)
+@dataclass(frozen=True)
+class Case:
+    """A run with some changes of its config, or of what is no choice in one."""
+
+    changes: tuple[str, ...] = ()
+    frozen_bn: bool = False
+    own_norm: bool = False
+
+    def loop(self, folder: Path, comms: Comms) -> Loop:
+        loop = make_loop(RunDir(folder), comms)
+        if self.frozen_bn:
+            for module in loop.engine.network.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        if self.own_norm:
+            loop.loss = OwnNorm(**vars(loop.loss))
+        return loop
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any], *, tolerance: float) -> None:
-    assert len(one["records"]) >= STEPS
-    assert_records_agree(one["records"], other["records"], tolerance=tolerance)
-    for name, weight in one["weights"].items():
-        assert other["weights"][name] == pytest.approx(weight, rel=tolerance, abs=tolerance), name
+def a_step_of_each(comms: Comms, cases: dict[Path, Case]) -> list[Found]:
+    """Of each case: the losses, gradients and samples of one step, and weights and BN buffers after it."""
+    found = []
+    for folder, case in cases.items():
+        with closing(case.loop(folder, comms)) as loop:
+            loop.trace = kept = KeptTrace()
+            loop._train_one_step()
+            samples = torch.zeros(256)
+            samples[torch.tensor(kept.positions)] += 1
+            found.append(
+                {
+                    "losses": {name: torch.tensor(value) for name, value in loop.means.peek().items()},
+                    "gradients": kept.gradients,
+                    "samples": {"taken": comms.sum_(samples)},
+                    "weights": {name: value.double().clone() for name, value in loop.engine.state().model.items()},
+                }
+            )
+    return found
 
 
-@pytest.mark.parametrize("method", ["fmfsd", "byot", "plain"])
-def test_workers_in_fp64_train_like_one(method: str, tiny_root: Path, tmp_path: Path) -> None:
-    """Identity 11 with synchronised BN: losses, evaluations, weights and BN buffers."""
-    changes = (f"method={method}", *FP64)
-    alone = outcome(tmp_path, tiny_root, 1, changes)
-    for world_size in (2, 4):
-        assert_same(alone, outcome(tmp_path, tiny_root, world_size, changes), tolerance=1e-9)
+def steps_of(folder: Path, root: Path, world_size: int, *cases: Case) -> list[Found]:
+    """A step of each case by so many workers, as rank 0 has found it."""
+    configs = [tiny_config(root, *ONE_STEP, *case.changes) for case in cases]
+    runs = [make_run(folder / f"w{world_size}" / str(number), config) for number, config in enumerate(configs)]
+    paths = [run.path for run in runs]
+    (found, *_) = run_workers(a_step_of_each, world_size, dict(zip(paths, cases, strict=True)))
+    return list(found)
 
 
-def test_workers_with_frozen_bn_train_like_one(tiny_root: Path, tmp_path: Path) -> None:
-    """Identity 11 without any synchronisation of BN."""
-    changes = (*FP64, "model.sync_bn=false")
-    alone = outcome(tmp_path, tiny_root, 1, changes, frozen_bn=True)
-    for world_size in (2, 4):
-        assert_same(alone, outcome(tmp_path, tiny_root, world_size, changes, frozen_bn=True), tolerance=1e-9)
+def farthest(one: Found, other: Found) -> dict[str, float]:
+    return {what: largest_difference(one[what], other[what]).difference for what in one}
 
 
-def test_accumulated_micro_batches_are_global(tiny_root: Path, tmp_path: Path) -> None:
-    """At one batch and one micro-batch, any number of workers; with another micro-batch, something else."""
-    double = (*FP64, "train.batch=32")
-    changes = (*double, "train.micro_batch=16")
-    alone = outcome(tmp_path, tiny_root, 1, changes)
-    assert_same(alone, outcome(tmp_path, tiny_root, 2, changes), tolerance=1e-9)
-    whole = outcome(tmp_path / "whole", tiny_root, 1, double)
-    assert whole["records"][0]["loss_feature"] != pytest.approx(alone["records"][0]["loss_feature"], rel=1e-3)
+def test_every_switch_comes_to_the_same_on_any_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
+    """Identity 11, with BN over all workers and with frozen BN."""
+    synchronised = {name: Case(changes) for name, changes in SWITCHES.items()}
+    without = ("model.sync_bn=false",)
+    frozen = {f"{name}, frozen": Case((*changes, *without), frozen_bn=True) for name, changes in SWITCHES.items()}
+    cases = {**synchronised, **frozen}
+    alone, *others = (steps_of(tmp_path, tiny_root, size, *cases.values()) for size in (1, 2, 4))
+    for other in others:
+        apart = dict(zip(cases, map(farthest, alone, other), strict=True))
+        assert {name: far for name, far in apart.items() if max(far.values()) > 1e-9} == {}
 
 
-def test_workers_in_fp32_agree_for_five_steps(tiny_root: Path, tmp_path: Path) -> None:
-    changes = (*SMALL, "train.max_steps=5", "optim.lr=0.01")
-    alone = outcome(tmp_path, tiny_root, 1, changes)
-    for world_size in (2, 4):
-        other = outcome(tmp_path, tiny_root, world_size, changes)
-        assert_records_agree(alone["records"][:5], other["records"][:5], tolerance=1e-5)
-
-
-def test_without_synchronised_bn_results_depend_on_the_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
-    """The check above can fail: this is what it would look like."""
-    changes = (*FP64, "model.sync_bn=false")
-    alone, other = (outcome(tmp_path, tiny_root, world_size, changes) for world_size in (1, 4))
-    assert alone["records"][0]["loss"] != pytest.approx(other["records"][0]["loss"], rel=1e-4)
-
-
-def _trunk_after_a_step(folder: Path) -> dict[str, torch.Tensor]:
-    from fmfsd.comms import SoloComms
-
-    loop = make_loop(RunDir(folder), SoloComms())
-    loop.resume()
-    loop._train_one_step()
-    return {
-        name: tensor for name, tensor in loop.engine.state().model.items() if name.startswith(("backbone", "deepest"))
-    }
-
-
-def test_silent_branches_leave_the_trunk_as_the_plain_backbone(tiny_root: Path, tmp_path: Path) -> None:
-    """Identity 13, for branches without fusion."""
-    silent = ("method=byot", "distill.alpha=0", "distill.beta=0", "distill.label_weight=0")
-    trunks = []
-    for name, changes in (("plain", ("method=plain",)), ("byot", silent)):
-        run = make_run(tmp_path / name, tiny_config(tiny_root, *FP64, *changes))
-        trunks.append(_trunk_after_a_step(run.path))
-    plain, byot = trunks
-    heads = {name for name in plain if name.startswith("deepest")}
-    assert heads
-    for name in plain.keys() - heads:
-        torch.testing.assert_close(byot[name], plain[name], rtol=1e-12, atol=1e-14)
-
-
-def gradient_of_a_step(comms: Comms, folder: Path, frozen_bn: bool) -> dict[str, Any]:
-    loop = make_loop(RunDir(folder), comms)
-    loop.resume()
-    if frozen_bn:
-        _freeze_batch_norm(loop)
-    loop._train_one_step()
-    return {name: tensor.double().numpy() for name, tensor in loop.engine.state().optimizer.items()}
+@pytest.mark.parametrize("case", [Case(own_norm=True), Case(("model.sync_bn=false",))], ids=["norm", "BN"])
+def test_what_is_each_workers_own_is_found_out(case: Case, tiny_root: Path, tmp_path: Path) -> None:
+    """The check above can fail: this is what it is for."""
+    alone, two = (steps_of(tmp_path, tiny_root, size, case) for size in (1, 2))
+    assert farthest(alone[0], two[0])["gradients"] > 1e-3
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -136,12 +145,72 @@ def test_with_frozen_bn_and_no_norm_accumulation_is_the_whole_batch(
     world_size: int, tiny_root: Path, tmp_path: Path
 ) -> None:
     """Both are means over the samples then; BN and the feature norm are what makes a micro-batch more than a part."""
-    base = (*FP64, "train.batch=64", "distill.beta=0", "model.sync_bn=false", "data.flip=false", "data.crop_padding=0")
-    found = []
-    for name, changes in (("whole", ()), ("parts", ("train.micro_batch=16",))):
-        run = make_run(tmp_path / name, tiny_config(tiny_root, *base, *changes))
-        found.append(run_workers(gradient_of_a_step, world_size, run.path, True)[0])
-    whole, parts = found
-    assert whole.keys() == parts.keys()
-    for name, value in whole.items():
-        assert parts[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    base = ("train.batch=16", "distill.beta=0", "model.sync_bn=false", "data.flip=false", "data.crop_padding=0")
+    changes = [base, (*base, "train.micro_batch=4")]
+    frozen, free = ([Case(each, frozen_bn=frozen_bn) for each in changes] for frozen_bn in (True, False))
+    whole, parts, whole_bn, parts_bn = steps_of(tmp_path, tiny_root, world_size, *frozen, *free)
+    assert max(farthest(whole, parts).values()) < 1e-9
+    assert farthest(whole_bn, parts_bn)["gradients"] > 1e-2
+
+
+def trained(folder: Path, root: Path, world_size: int, *changes: str) -> list[dict[str, Any]]:
+    """The records of a whole run."""
+    run = make_run(folder / f"w{world_size}", tiny_config(root, *changes))
+    assert run_workers(train_run, world_size, run.path) == ["finished"] * world_size
+    return records(run)
+
+
+def test_workers_in_fp64_train_and_evaluate_like_one(tiny_root: Path, tmp_path: Path) -> None:
+    alone, *others = (trained(tmp_path, tiny_root, size, *FP64) for size in (1, 2, 4))
+    assert [record["split"] for record in alone] == [*(["train"] * STEPS), "test"]
+    for other in others:
+        assert_records_agree(alone, other, tolerance=1e-9)
+
+
+def test_workers_in_fp32_agree_for_five_steps(tiny_root: Path, tmp_path: Path) -> None:
+    changes = (*SMALL, "train.max_steps=5", "optim.lr=0.01")
+    alone, *others = (trained(tmp_path, tiny_root, size, *changes) for size in (1, 2, 4))
+    for other in others:
+        assert_records_agree(alone[:5], other[:5], tolerance=1e-5)
+
+
+SILENT = ("distill.label_weight=0", "distill.alpha=0", "distill.beta=0")
+LOSSES = {
+    "as published": (),
+    "ensemble": ("distill.teacher=ensemble", "distill.t_squared=true"),
+    "fused": ("distill.teacher=fused",),
+    "all others": ("distill.teacher=all_pairs",),
+    "mean squares": ("distill.feature=mse",),
+    "no features": ("distill.feature=none",),
+    "smoothed": ("train.label_smoothing=0.1",),
+}
+
+
+def _trunk_after_a_step(run: RunDir, first: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Backbone and deepest head, which begin with what `first` has of them."""
+    with closing(make_loop(run, SoloComms())) as loop:
+        network = loop.engine.network
+        network.load_state_dict({**network.state_dict(), **first})
+        loop._train_one_step()
+    return {name: value for name, value in network.state_dict().items() if name.startswith(("backbone", "deepest"))}
+
+
+def _first_weights(run: RunDir) -> dict[str, torch.Tensor]:
+    with closing(make_loop(run, SoloComms())) as loop:
+        return {name: value.clone() for name, value in loop.engine.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+def test_silent_branches_leave_the_trunk_as_the_plain_backbone(losses: str, tiny_root: Path, tmp_path: Path) -> None:
+    """Identity 13, for branches without fusion and for fusion beside the trunk."""
+    changes = (*ONE_STEP, *LOSSES[losses])
+    smoothing = tuple(change for change in changes if "smoothing" in change)
+    plain_run = make_run(tmp_path / "plain", tiny_config(tiny_root, *ONE_STEP, *smoothing, "method=plain"))
+    first = _first_weights(plain_run)
+    plain = _trunk_after_a_step(plain_run, first)
+    for method in ("fmfsd_side",) if losses == "fused" else ("fmfsd_side", "byot"):
+        run = make_run(tmp_path / method, tiny_config(tiny_root, *changes, *SILENT, f"method={method}"))
+        trunk = _trunk_after_a_step(run, first)
+        assert trunk.keys() == plain.keys() == first.keys()
+        for name, value in plain.items():
+            torch.testing.assert_close(trunk[name], value, rtol=1e-12, atol=1e-14)

@@ -86,7 +86,10 @@ BAD_FILES = {
     "precision": ("train: {precision: fp8}", ["train.precision: expected 'fp32', 'bf16' or 'fp64'; found 'fp8'"]),
     "backbone": ("model: {backbone: resnet19}", ["did you mean resnet18?; found 'resnet19'"]),
     "method": ("method: kd", ["'plain' or 'label_smoothing'; found 'kd'"]),
-    "data set": ("data: {name: mnist}", ["data.name: expected 'cifar10', 'cifar100', 'synthetic10' or 'synthetic100'"]),
+    "data set": (
+        "data: {name: mnist}",
+        ["data.name: expected 'cifar10', 'cifar100', 'synthetic10', 'synthetic100' or 'folder'"],
+    ),
     "negative seed": ("seed: -1", ["seed: expected greater than or equal to 0"]),
     "large seed": ("seed: 9223372036854775808", ["seed: expected less than 9223372036854775808"]),
     "shards 0": ("data: {shards: 0}", ["data.shards: expected greater than 0"]),

@@ -6,40 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.known import taps
-from fmfsd.model.build import Network, build_network
-from fmfsd.model.enhance import SpatialEnhancement, SpatialGate
+from fmfsd.model.build import build_network
+from fmfsd.model.enhance import SpatialGate
 from fmfsd.model.fusion import Fusion
 from fmfsd.model.network import FusionNetwork
 from fmfsd.places import is_stage
-
-
-def config(*changes: str) -> TrainConfig:
-    return load_config("cifar100-resnet18", changes)
-
-
-def disturbed(network: Network) -> Network:
-    """`network` with every gamma and beta away from its initial value, so that no two masks are alike."""
-    torch.manual_seed(5)
-    for module in network.modules():
-        if isinstance(module, SpatialEnhancement):
-            nn.init.normal_(module.gamma)
-            nn.init.normal_(module.beta)
-    return network
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def macs(network: nn.Module) -> float:
-    """Multiply-accumulates for one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(2, 3, 32, 32))
-    return counter.get_total_flops() / 4
+from tests.helpers.networks import assert_all_train, config, macs, network_of, parameters
 
 
 def test_memory_layout_changes_nothing_but_rounding() -> None:
@@ -72,51 +46,9 @@ def test_cost_is_the_published_one(
         assert tuple(round(factor, 3) for factor in factors) == expected
 
 
-class Pruned(nn.Module):
-    """What the deepest head needs of FMFSD, and nothing else."""
-
-    def __init__(self, network: FusionNetwork) -> None:
-        super().__init__()
-        self.backbone, self.gates, self.alignments = network.backbone, network.gates, network.alignments
-        self.fusion, self.deepest_head = network.fusion, network.deepest_head
-
-    def forward(self, images: Tensor) -> Tensor:
-        x, aligned = self.backbone.stem(images), []
-        for stage, gate, alignment in zip(self.backbone.stages, self.gates, self.alignments, strict=False):
-            x = gate(stage(x))
-            aligned.append(alignment(x))
-        logits: Tensor = self.deepest_head(self.backbone.stages[-1](self.fusion(aligned)))[1]
-        return logits
-
-
-def test_the_deepest_head_alone_costs_the_published_share() -> None:
-    """FMFSD inference, deepest head, on ResNet-18: x1.011 parameters, x1.018 multiply-accumulates."""
-    network, plain = build_network(config()), build_network(config("method=plain"))
-    assert isinstance(network, FusionNetwork)
-    pruned = Pruned(network).eval()
-    assert round(parameters(pruned) / parameters(plain), 3) == 1.011
-    assert round(macs(pruned) / macs(plain.eval()), 3) == 1.018
-
-
-def test_the_deepest_head_needs_no_branch() -> None:
-    """Identity 12: bitwise in fp32."""
-    network = disturbed(build_network(config("model.backbone=resnet8")))
-    assert isinstance(network, FusionNetwork)
-    images = torch.randn(4, 3, 32, 32)
-    assert torch.equal(Pruned(network).eval()(images), network.eval()(images).logits[-1])
-
-
 def every_placement(backbone: str) -> list[tuple[str, ...]]:
     known = [tap for tap in taps(backbone) if is_stage(tap)]
     return [chosen for size in range(1, len(known) + 1) for chosen in itertools.combinations(known, size)]
-
-
-def train_backward(network: Network) -> None:
-    outputs = network.train()(torch.randn(4, 3, 32, 32))
-    loss = sum(F.cross_entropy(logits, torch.arange(4)) for logits in outputs.logits)
-    assert isinstance(loss, Tensor)
-    loss = loss + sum((feature - outputs.deepest_feature.detach()).norm() for feature in outputs.features)
-    loss.backward()
 
 
 @pytest.mark.parametrize("method", ["fmfsd", "byot"])
@@ -124,9 +56,7 @@ def train_backward(network: Network) -> None:
 def test_every_placement_uses_every_parameter(method: str, placement: tuple[str, ...]) -> None:
     branches = f"model.branches=[{', '.join(placement)}]"
     network = build_network(config(f"method={method}", branches, "data.name=cifar10"))
-    train_backward(network)
-    unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
-    assert not unused
+    assert_all_train(network, torch.randn(4, 3, 32, 32))
     own = len(placement) - (method == "fmfsd")
     names = [f"branch{number}" for number in range(1, own + 1)] + ["fused"] * (method == "fmfsd") + ["deepest"]
     assert list(network.head_names) == names
@@ -181,7 +111,7 @@ def fused_by_hand(fusion: Fusion, maps: list[Tensor]) -> Tensor:
 
 def test_the_network_is_the_one_of_the_method() -> None:
     """Section 1 line by line, in its names, on ResNet-18 with branches after stages 1, 2 and 3."""
-    network = disturbed(build_network(config()).double()).train()
+    network = network_of().double().train()
     assert isinstance(network, FusionNetwork)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     found = network(images)

@@ -12,20 +12,39 @@ import pytest
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.changes import _leaves
 from fmfsd.probe_cache import _COUNTS, cache_folder, cached, cached_or, probe_of
-from fmfsd.probed import HeadCost, MemoryCost, ParameterCount, Probe
+from fmfsd.probed import Cost, HeadCost, Layer, MemoryCost, ParameterCount, Probe
 from tests.helpers.processes import run_command
 
+MAP = (64, 8, 8)
+PATH = "stage3 64x8x8 > head", (Layer("stage3", MAP),)
 PROBE = Probe(
     2,
-    (HeadCost("deepest", "stage3", (64, 8, 8)),),
+    "none",
+    (
+        HeadCost(
+            "deepest", "stage3", MAP, *PATH, Cost(1, 7), 1 / 11, alone=Cost(8, 77), of_plain=1.0, exits_of_plain=1.0
+        ),
+    ),
     ParameterCount(8, 5, 2, 1),
     77,
-    MemoryCost(8, 1, 8, 8, 75, 100, 200),
+    plain=Cost(8, 77),
+    trunk=Cost(7, 70),
+    shared=Cost(0, 0),
+    memory=MemoryCost(8, 1, 8, 8, 75, 100, 200),
 )
 DOES_NOT_COUNT = {
+    *("data.autoaugment", "data.mixup", "data.cutmix", "data.resized_crop"),
     *("seed", "data.root", "data.crop_padding", "data.crop_fill", "data.flip", "data.cutout", "data.mean", "data.std"),
     *("optim.lr", "optim.base_batch", "optim.warmup", "optim.weight_decay", "optim.nesterov", "optim.milestones"),
-    *("optim.gamma", "optim.clip_norm", "train.epochs", "train.max_steps", "train.init_from", "train.evaluate_every"),
+    *(
+        "optim.decay_norms",
+        "optim.gamma",
+        "optim.clip_norm",
+        "train.epochs",
+        "train.max_steps",
+        "train.init_from",
+        "train.evaluate_every",
+    ),
     *("train.evaluate_batch", "train.log_every", "train.deterministic", "checkpoint.every_epochs"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
 }
@@ -144,6 +163,6 @@ def test_a_second_probe_of_the_same_needs_no_torch(tmp_path: Path) -> None:
     again = run_command("fmfsd", *arguments, "--json", cwd=tmp_path, env=without_torch)
     assert (again.stdout, again.stderr) == (first.stdout, "")
     table = run_command("fmfsd", *arguments, cwd=tmp_path, env=without_torch)
-    assert "from stage2, 32 x 16 x 16" in table.stdout
+    assert "fused map 32x16x16 > sepconv 64 /2 > fused with stage3" in " ".join(table.stdout.split())
     other = run_command("fmfsd", *arguments, "--set", "train.batch=128", cwd=tmp_path, env=without_torch)
     assert (other.returncode, "torch was imported" in other.stderr) == (1, True)

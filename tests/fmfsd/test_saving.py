@@ -11,7 +11,7 @@ import torch
 from fmfsd.comms import Comms, SoloComms
 from fmfsd.errors import DivergedError, UnlikeError
 from fmfsd.rundir import RunDir
-from fmfsd.trainer import _exact_arithmetic, _require_alike
+from fmfsd.trainer import _require_alike, exact_arithmetic
 from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
@@ -134,11 +134,11 @@ def test_deterministic_algorithms_are_enough_for_every_method(tiny_root: Path, t
     try:
         for method in ("fmfsd", "byot", "plain"):
             config = tiny_config(tiny_root, *SMALL, f"method={method}", "train.deterministic=true")
-            _exact_arithmetic(deterministic=config.train.deterministic)
+            exact_arithmetic(deterministic=config.train.deterministic)
             assert torch.are_deterministic_algorithms_enabled()
             assert train_run(SoloComms(), make_run(tmp_path / method, config).path) == "finished"
     finally:
-        _exact_arithmetic(deterministic=False)
+        exact_arithmetic(deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 

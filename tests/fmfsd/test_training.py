@@ -153,18 +153,22 @@ def test_samples_that_no_batch_takes_are_told(
     assert bool(told) == ("left out" in caplog.text)
 
 
-def test_weight_decay_pulls_every_parameter_towards_0(tiny_root: Path, tmp_path: Path) -> None:
-    """One step of SGD from the same start: decay adds -lr * decay * weight to each, BN and bias included."""
+@pytest.mark.parametrize("spares", [(), ("optim.decay_norms=false",)], ids=["all", "spares vectors"])
+def test_weight_decay_pulls_parameters_towards_0(spares: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
+    """One step of SGD from the same start: decay adds -lr * decay * weight to each, BN and bias included or not."""
     after = {}
     for decay in (0.0, 0.25):
-        changes = ("train.precision=fp64", f"optim.weight_decay={decay}")
+        changes = ("train.precision=fp64", f"optim.weight_decay={decay}", *spares)
         loop = make_loop(make_run(tmp_path / str(decay), tiny_config(tiny_root, *changes)), SoloComms())
         loop.resume()
         start = {name: parameter.detach().clone() for name, parameter in loop.engine.network.named_parameters()}
         loop._train_one_step()
         after[decay] = dict(loop.engine.network.named_parameters())
+    spared = {name for name in start if name.endswith(("bias", "gamma", "beta")) or start[name].ndim == 1}
+    assert any(name.endswith("gamma") for name in spared)
     for name, weight in start.items():
-        torch.testing.assert_close(after[0.25][name], after[0.0][name] - 0.05 * 0.25 * weight)
+        decay = 0.0 if spares and name in spared else 0.25
+        torch.testing.assert_close(after[0.25][name], after[0.0][name] - 0.05 * decay * weight)
 
 
 @pytest.mark.parametrize("method", ["plain", "byot"])
@@ -182,6 +186,7 @@ def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_
         ("train.precision=bf16", "train.channels_last=true"),
         ("optim.clip_norm=0.1", "optim.nesterov=true"),
         ("data.cutout=8", "data.flip=false", "data.crop_padding=0"),
+        ("data.mixup=0.2", "train.label_smoothing=0.1", "distill.teacher=ensemble"),
         ("distill.beta=0", "distill.alpha=0"),
         ("train.label_smoothing=0.1", "model.sem_groups=4", "model.branches=[stage2]"),
     ],

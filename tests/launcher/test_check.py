@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.config import dump_config, load_config
+from fmfsd.config import DataConfig, dump_config, load_config
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
+from fmfsd.data.prepare import prepare
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.rundir import RunDir
 from launcher.check import is_prepared, of_machine, require_sound
 from launcher.config import LaunchConfig
 from launcher.resources import Resources
 from launcher.site import Site
+from tests.conftest import quiet
 from tests.helpers.checks import CPU, problems, sound
+from tests.helpers.folders import write_folders
 from tests.helpers.runs import make_run, tiny_config
 
 
@@ -225,3 +228,42 @@ def test_weights_to_begin_with_must_be_there_unless_the_run_has_its_own(prepared
     run = make_run(tmp_path / "run", config)
     (run.checkpoints / "step-00000004").mkdir()
     sound(config, run=run)
+
+
+FOLDERS = (*("data.name=folder", "data.classes=4", "data.shards=4", "data.valid=0"), "train.batch=4")
+
+
+def test_a_folder_set_that_is_not_prepared_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    config = load_config("smoke", [*FOLDERS, "data.size=64"], data_root=str(tmp_path / "a b"))
+    code, text = problems(config)
+    assert code == 3
+    assert f"fmfsd data prepare folder --source ROOT --out '{tmp_path}/a b' --size 64 --shards 4 --valid 0`" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ((), None),
+        (("data.classes=5",), "data.classes: 5, but "),
+        (("train.batch=16",), "train.batch: 16 is more than the 12 training samples in "),
+        (
+            ("optim.milestones=[1]", "train.epochs=1"),
+            "optim.milestones: 1 epoch is not before the end, 1 epochs of 3 steps",
+        ),
+        (
+            ("optim.warmup=9 steps", "train.epochs=2"),
+            "optim.warmup: 9 steps is not before the end, 2 epochs of 3 steps",
+        ),
+    ],
+)
+def test_what_only_the_prepared_folder_can_tell_is_told(
+    changes: tuple[str, ...], expected: str | None, tmp_path: Path
+) -> None:
+    data = DataConfig(name="folder", root=str(tmp_path), shards=4)
+    prepare(data, source=write_folders(tmp_path / "images", train=3), fetch=False, report=quiet)
+    config = load_config("smoke", [*FOLDERS, "optim.milestones=[]", *changes], data_root=str(tmp_path))
+    if expected is None:
+        sound(config)
+    else:
+        code, text = problems(config)
+        assert (code, expected in text) == (3, True), text

@@ -127,12 +127,22 @@ def test_a_set_that_is_prepared_on_the_way_is_checked_before_a_worker_starts(tmp
 
 def test_the_check_says_what_it_has_found_right(tmp_path: Path) -> None:
     answer = run_command("fmfsd-launch", "smoke", "--nodes", "2", "--check", cwd=tmp_path)
-    sound, heads, costs = answer.stdout.splitlines()
-    assert heads.startswith("branch1 from stage1 ")
+    sound, *network, costs = answer.stdout.splitlines()
+    assert any(line.startswith("branch1  stage1 16x32x32 > sepconv 32 /2 | sepconv 64 /2 > head") for line in network)
+    assert max(map(len, network)) <= 120
+    assert "branches can't be dropped for free" in answer.stdout
     assert sound.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
     assert re.fullmatch(
         r"0\.\d\d M parameters, \d+ M multiply-adds an image, at least \d+ MiB of memory a worker", costs
     )
+
+
+def test_a_check_in_json_has_all_numbers_of_the_probe(tmp_path: Path) -> None:
+    answer = run_command("fmfsd-launch", "smoke", "--check", "--json", cwd=tmp_path)
+    probed = run_command("fmfsd", "probe", "smoke", "--json", cwd=tmp_path)
+    content = json.loads(answer.stdout)
+    assert content["workers"] == 1
+    assert content["costs"] == json.loads(probed.stdout)
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 """Search spaces: every mistake is named with its line before anything is searched."""
 
+import json
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fmfsd.config import load_config
 from fmfsd.errors import ConfigError
 from launcher.shipped import find_space, shipped_folder
-from launcher.tune.space import read_space
+from launcher.tune.space import RANGES, Parameter, Space, read_space
+
+SHIPPED = sorted(path.stem for path in shipped_folder("tune_spaces").glob("*.yaml"))
 
 
 def space(folder: Path, parameters: str, head: str = "config: smoke\n") -> Path:
@@ -102,3 +108,43 @@ def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
     assert find_space("here/mine.yaml") == Path("here/mine.yaml")
     with pytest.raises(ConfigError, match=r"no search space is called 'los'; did you mean loss\?"):
         find_space("los")
+
+
+def drawn(parameter: Parameter, chance: random.Random) -> Any:
+    """One of its values; of a range its ends."""
+    if parameter.kind == "subset":
+        return chance.sample(parameter.values, chance.randint(parameter.least, parameter.most or len(parameter.values)))
+    return chance.choice(parameter.values[:2] if parameter.kind in RANGES else parameter.values)
+
+
+def trial(space: Space, chance: random.Random) -> dict[str, Any]:
+    """A value for each parameter whose condition holds."""
+    values: dict[str, Any] = {}
+    for parameter in space.parameters:
+        if all(values[key] == wanted for key, wanted in parameter.when):
+            values[parameter.key] = drawn(parameter, chance)
+    return values
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_trial_of_a_shipped_space_is_a_config(name: str) -> None:
+    """Its values together, too, of which the check of a space tries each by itself."""
+    space, chance = read_space(find_space(name)), random.Random(1)
+    for _ in range(25):
+        changes = [f"{key}={json.dumps(value)}" for key, value in trial(space, chance).items()]
+        load_config(space.config, changes)
+
+
+def test_shipped_spaces_reach_the_switches_of_the_method() -> None:
+    keys = {parameter.key for name in SHIPPED for parameter in read_space(find_space(name)).parameters}
+    switches = ("branches", "fusion", "masks", "sem", "branch")
+    expected = {f"model.{name}" for name in switches} | {
+        f"distill.{name}" for name in ("teacher", "t_squared", "feature")
+    }
+    assert expected | {"method"} <= keys
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_space_opens_with_its_command(name: str) -> None:
+    first = find_space(name).read_text().splitlines()[0]
+    assert first.startswith(f"# fmfsd-tune --space {name} --dry-run · ")

@@ -1,0 +1,101 @@
+"""`fmfsd-launch --verify-invariance`, as a user starts it: real runs by several numbers of workers, and its table."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fmfsd.rundir import RunDir
+from tests.helpers.processes import Launched, launched, run_command
+from tests.helpers.runs import TINY
+
+
+@pytest.fixture
+def arguments(tiny_root: Path) -> tuple[str, ...]:
+    changes = (*TINY, f"data.root={tiny_root}", "data.shards=4", "train.batch=4", "train.precision=fp64")
+    return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
+
+
+def test_a_sound_config_comes_to_the_same_on_one_and_on_two_nodes(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    sizes = ("--verify-invariance", "1,2", "--verify-steps", "2", "--nodes", "2", "--run-dir", "found", "--json")
+    done = run_command("fmfsd-launch", *arguments, *sizes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    (two,) = content["against_the_first"]
+    assert (two["workers"], two["nodes"], two["samples"], two["good"]) == (2, 2, 0, True)
+    assert 0 < max(two[name] for name in ("losses", "gradients", "weights")) < content["promise"]["losses"] == 1e-9
+    assert "2 steps by 1, 2 workers on cpu (no GPU is visible), fp64, global batch 4" in done.stderr
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {"w1", "w2", "comparison.json"}
+    (compared,) = json.loads((tmp_path / "found" / "comparison.json").read_text())["comparisons"]
+    assert (len(compared["losses"]), len(compared["gradients"])) == (2, 2)
+    assert not (RunDir(tmp_path / "found" / "w2").path / "trace" / "step-00000001-rank-2.json").exists()
+
+
+def test_a_config_whose_results_depend_on_the_workers_is_told_so(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    changes = ("--set", "model.sync_bn=false", "--verify-invariance", "2,1", "--verify-steps", "2")
+    done = run_command("fmfsd-launch", *arguments, *changes, cwd=tmp_path, env={"COLUMNS": "120"})
+    assert done.returncode == 1
+    assert "model.sync_bn is off: results depend on the number of workers" in done.stdout
+    assert "NO: losses, gradients, weights" in done.stdout
+    assert "1 worker: gradients differ by" in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("cifar100-resnet18-invariance-")
+
+
+def test_a_comparison_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """And begins no other run."""
+    sizes = ("--verify-invariance", "1,2", "--verify-steps", "100000")
+    with launched(tmp_path, "found", (*arguments, *sizes)) as verification:
+        Launched(verification.process, RunDir(tmp_path / "found" / "w1")).wait_for_step(1)
+        verification.signal(signal.SIGINT)
+        code, output = verification.end()
+    assert code == 75
+    assert output.endswith("the comparison was ended\n")
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["w1"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (
+            ("--verify-invariance", "1,3,128", "--set", "train.log_every=no"),
+            ("train.log_every",),
+        ),
+        (
+            ("--verify-invariance", "1,3,128", "--run-dir", "taken"),
+            ("3 workers do not divide data.shards 64; nearest: 2 or 4", "128 workers do not", "taken: exists"),
+        ),
+        (
+            ("--verify-invariance", "1,2", "--device", "cuda"),
+            ("--verify-invariance 1: as many GPUs are needed, 0 visible", "--verify-invariance 2:", "--device cpu"),
+        ),
+        (
+            ("--verify-invariance", "2", "--drill", "hang", "--gpus", "2", "--hosts", "a,b", "--set", "foo=1"),
+            ("'2': expected two or more", "--drill:", "--gpus:", "--hosts:", "--set foo=1"),
+        ),
+        (("--verify-invariance", "1,2", "--on", "slurm"), ("--verify-invariance, --on: it says itself",)),
+        (("--verify-invariance", "1,2,2"), ("expected two or more different numbers of workers, as in 1,2,4",)),
+    ],
+)
+def test_what_can_not_be_compared_is_refused_before_anything_starts(
+    wrong: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.yaml").touch()
+    answer = run_command("fmfsd-launch", "smoke", *wrong, cwd=tmp_path)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    for part in expected:
+        assert part in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_dry_run_shows_the_plan_of_each(tmp_path: Path) -> None:
+    words = ("smoke", "--verify-invariance", "1,4", "--nodes", "2", "--run-dir", "found", "--dry-run", "--json")
+    runs = json.loads(run_command("fmfsd-launch", *words, cwd=tmp_path).stdout)["runs"]
+    assert [(run["workers"], len(run["nodes"]), run["run_dir"]) for run in runs] == [
+        (1, 1, f"{tmp_path}/found/w1"),
+        (4, 2, f"{tmp_path}/found/w4"),
+    ]
+    assert all(node["env"]["FMFSD_TRACE"] == "1" for run in runs for node in run["nodes"])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,97 @@
+"""The figures of the accuracy benchmark, against numbers from a hand's calculation."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.costs import Costs
+from launcher.resources import Driver, Gpu, Resources
+from tests.benchmarks import accuracy_runs
+from tests.benchmarks.accuracy_runs import Asked, at_a_time, packed_on, recipe
+from tests.benchmarks.accuracy_table import Paired, Result, compared, rate, spread, t_quantile, trained
+
+GIB = 1 << 30
+
+
+def test_pairs_are_compared_by_their_differences() -> None:
+    """Differences 1, 2 and 3 points: mean 2, deviation 1, and 4.303 / sqrt(3) of it to each side."""
+    found = Paired.of([0.71, 0.75, 0.70], [0.70, 0.73, 0.67])
+    assert (found.mean, found.deviation, found.half_width) == pytest.approx((0.02, 0.01, 0.0248434), abs=1e-6)
+    assert str(found) == "+2.00 ± 1.00 (-0.48 to +4.48)"
+
+
+def test_of_one_pair_no_interval_is_known() -> None:
+    assert str(Paired.of([0.5], [0.515])) == "-1.50"
+
+
+def result(top1: float) -> Result:
+    return Result({"deepest_top1": top1}, seconds=1.0, images=1, beside=0)
+
+
+def test_only_seeds_that_both_have_finished_are_compared() -> None:
+    mine, plain = {0: result(0.5), 2: result(0.8)}, {1: result(0.1), 2: result(0.7)}
+    assert compared(mine, plain) == "+10.00"
+    assert compared(mine, {}) == "-"
+
+
+@pytest.mark.parametrize(
+    ("mine", "plain", "expected"),
+    [(0, 0, "300 (1.50x)"), (2, 0, "300 (up to 3 at a time)"), (0, 1, "300"), (None, 0, "300")],
+)
+def test_speeds_are_compared_only_of_runs_that_were_alone(mine: int | None, plain: int | None, expected: str) -> None:
+    one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, mine), (2000, plain)))
+    assert rate({0: one}, {0: other}) == expected
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (30, 2.042), (40, 2.0211), (120, 1.9799)])
+def test_quantiles_are_those_of_the_tables(freedom: int, expected: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(expected, abs=1e-4)
+
+
+def test_spread_is_in_percent() -> None:
+    assert (spread([0.5]), spread([0.5, 0.52])) == ("50.00", "51.00 ± 1.41")
+
+
+def test_training_time_is_of_steps_and_not_of_pauses(tmp_path: Path) -> None:
+    """10 steps of 8 images at 40 a second, an evaluation and a day's pause, and 5 at 20: 2 s and 2 s."""
+    records = [
+        {"split": "train", "step": 10, "time": 5, "images_per_s": 40.0},
+        {"split": "test", "step": 10, "time": 9},
+        {"split": "train", "step": 15, "time": 90_000, "images_per_s": 20.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert trained(tmp_path / "metrics.jsonl", batch=8) == (4.0, 120)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "points"), [(200, [66, 133, 190]), (250, [82, 166, 238]), (6, [2, 4]), (2, [1]), (1, [])]
+)
+def test_milestones_are_scaled_to_the_epochs(epochs: int, points: list[int]) -> None:
+    assert recipe(epochs) == [f"train.epochs={epochs}", f"optim.milestones={points}"]
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "cores", "expected"),
+    [(80 * GIB, 2 * GIB, 16, 8), (80 * GIB, 20 * GIB, 16, 2), (80 * GIB, 2 * GIB, 4, 2), (GIB, 8 * GIB, 1, 1)],
+)
+def test_as_many_runs_share_a_gpu_as_it_has_room_and_cores_for(
+    free: int, needed: int, cores: int, expected: int
+) -> None:
+    assert packed_on(free, needed, cores) == expected
+
+
+def test_runs_are_packed_by_what_the_largest_of_them_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two GPUs with 10 and 8 GiB free, and 3 GiB for fmfsd: two runs on each, of which 8 cores could look after."""
+    runs = Asked("resnet8", "cifar10", ("plain", "fmfsd"), 3, 6, tmp_path, tmp_path).runs()
+    needed = {"plain": GIB, "fmfsd": 2 * GIB}
+    monkeypatch.setattr(
+        accuracy_runs, "driver", lambda: Driver(gpus=(Gpu("a", "A", 0, 10 * GIB), Gpu("b", "B", 0, 8 * GIB)))
+    )
+    monkeypatch.setattr(Resources, "detect", lambda environment: Resources(cores=8, gpus=("0", "1")))
+    monkeypatch.setattr(
+        accuracy_runs, "costs_of", lambda config, *_, **__: Costs(memory={"total": needed[config.method]})
+    )
+    assert at_a_time(runs, {}) == 4
+    monkeypatch.setattr(Resources, "detect", lambda environment: Resources(cores=8))
+    assert at_a_time(runs, {}) == 1

@@ -1,0 +1,174 @@
+"""`fmfsd evaluate`: what it says is what the run said, early exits included; what it can't do it says clearly."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from fmfsd.assessment import assess, newest_checkpoint
+from fmfsd.cli import app
+from fmfsd.comms import SoloComms
+from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
+from fmfsd.model.network import Outputs
+from fmfsd.position import Position
+from fmfsd.rundir import RunDir
+from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
+
+CPU = torch.device("cpu")
+SHORT = ("train.max_steps=3", "checkpoint.every_steps=1", "train.evaluate_batch=24", "optim.milestones=[]")
+
+
+def trained(root: Path, folder: Path, *changes: str) -> RunDir:
+    run = make_run(folder, tiny_config(root, *SHORT, *changes))
+    train_run(SoloComms(), run.path)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return trained(tiny_root, tmp_path_factory.mktemp("assessed") / "run")
+
+
+def last_record(run: RunDir, split: str) -> dict[str, float]:
+    line = next(line for line in reversed(records(run)) if line["split"] == split)
+    return {name: value for name, value in line.items() if name not in ("step", "epoch", "split")}
+
+
+def test_the_heads_are_those_of_the_runs_last_record_to_the_last_digit(run: RunDir) -> None:
+    found = assess(run, "test", (), CPU)
+    assert found.metrics == last_record(run, "test")
+    assert (found.step, found.samples, found.checkpoint) == (3, 64, "step-00000003")
+    assert json.loads(run.evaluation("test").read_text()) == json.loads(json.dumps(asdict(found)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("train.precision=bf16", "train.channels_last=true"),
+        ("method=byot", "data.shards=16", "data.valid=30"),
+        ("train.ema=0.5",),
+    ],
+)
+def test_so_they_are_in_other_forms_on_other_splits_and_by_averaged_weights(
+    changes: tuple[str, ...], tiny_root: Path, tmp_path: Path
+) -> None:
+    run = trained(tiny_root, tmp_path / "run", *changes)
+    for split in {line["split"] for line in records(run)} - {"train"}:
+        assert assess(run, split, (), CPU).metrics == last_record(run, split)
+
+
+def whole_split(run: RunDir) -> tuple[Outputs, Tensor]:
+    """The whole network on the test split at once, and the labels."""
+    loop = make_loop(run, SoloComms())
+    loop.engine.load(newest_checkpoint(run).engine)
+    batches = loop.evaluations["test"]
+    images, labels = (torch.cat(parts) for parts in zip(*map(batches.at, range(len(batches))), strict=True))
+    return loop.engine.predict(images), labels
+
+
+def test_early_exits_are_what_the_whole_network_would_have_let_go(run: RunDir) -> None:
+    outputs, labels = whole_split(run)
+    sure = outputs.logits[0].softmax(dim=1).amax(dim=1)
+    threshold = sure.quantile(0.7).item()
+    found = assess(run, "test", (str(threshold), "1"), CPU).early_exits
+    assert found is not None
+    half, none = found.settings
+    leaves = sure >= threshold
+    predictions = torch.where(leaves, outputs.logits[0].argmax(dim=1), outputs.logits[-1].argmax(dim=1))
+    assert half.top1 == (predictions == labels).double().mean().item()
+    share = leaves.double().mean().item()
+    assert 0 < share < 1
+    assert half.leaving == {"branch1": share, "deepest": 1 - share}
+    early, late = found.if_all_leave["branch1"].macs, found.if_all_leave["deepest"].macs
+    assert half.cost.macs == pytest.approx(share * early + (1 - share) * late, rel=1e-12)
+    assert early < found.deepest_alone.macs < late
+    assert (none.top1, none.cost.macs) == (last_record(run, "test")["deepest_top1"], late)
+    costs = [*(setting.cost for setting in found.settings), *found.if_all_leave.values(), found.deepest_alone]
+    assert all(cost.seconds > 0 for cost in costs)
+
+
+def test_a_network_without_early_heads_has_no_early_exits(tiny_root: Path, tmp_path: Path) -> None:
+    run = trained(tiny_root, tmp_path / "run", "method=plain")
+    assert assess(run, "test", (), CPU).early_exits is None
+    with pytest.raises(ConfigError, match="this network has no early head"):
+        assess(run, "test", ("0.5",), CPU)
+
+
+WRONG = {
+    "0.9,0.8": "2 for 1 early heads (branch1): give one each, or one for all",
+    **dict.fromkeys(
+        ("", "0", "-0.1", "1.01", "nan", "inf", "sure", "0.9,", "0.9;0.8"),
+        "expected probabilities above 0 and up to 1 with commas between, as in 0.9,0.95",
+    ),
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_thresholds_that_do_not_fit_are_refused(text: str, run: RunDir) -> None:
+    with pytest.raises(ConfigError) as caught:
+        assess(run, "test", ("0.5", text), CPU)
+    assert str(caught.value) == f"--exit-thresholds {text}: {WRONG[text]}"
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="--split valid: .*/cifar10 has train, test"):
+        assess(run, "valid", (), CPU)
+
+
+def test_a_run_without_checkpoints_says_what_to_do(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    with pytest.raises(CheckError, match="no checkpoint there yet: train the run first"):
+        assess(run, "test", (), CPU)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(run: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(tmp_path / "run")
+    shutil.copytree(run.path, copy.path)
+    names = sorted(path.name for path in copy.checkpoints.iterdir())
+    assert names == ["step-00000002", "step-00000003"]
+    (copy.checkpoints / names[1] / "model.safetensors").write_bytes(b"")
+    assert newest_checkpoint(copy).position == Position(2)
+    (copy.checkpoints / names[0] / "model.safetensors").write_bytes(b"")
+    with pytest.raises(NoCheckpointError, match="no checkpoint there can be used"):
+        newest_checkpoint(copy)
+    assert sorted(path.name for path in copy.checkpoints.iterdir()) == names
+
+
+def evaluated(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["evaluate", *arguments, "--device", "cpu"])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_shows_tables_or_json(run: RunDir) -> None:
+    code, shown, _ = evaluated(str(run.path), "--exit-thresholds", "0.5")
+    assert code == 0
+    assert "deepest_top1" in shown
+    assert "early exits" in shown
+    code, shown, _ = evaluated(str(run.path), "--split", "train", "--json")
+    assert (code, json.loads(shown)["samples"]) == (0, 256)
+    assert json.loads(shown) == json.loads(run.evaluation("train").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--split", "dev"), 2, "--split dev"),
+        (("--exit-thresholds", "2"), 2, "--exit-thresholds 2: expected probabilities"),
+    ],
+)
+def test_the_command_ends_with_a_usage_error(arguments: tuple[str, ...], code: int, message: str, run: RunDir) -> None:
+    found, shown, errors = evaluated(str(run.path), *arguments)
+    assert (found, shown) == (code, "")
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    code, _, errors = evaluated(str(tmp_path / "nowhere"))
+    assert code == 2
+    assert "config.yaml" in errors

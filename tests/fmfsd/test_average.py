@@ -1,0 +1,87 @@
+"""Averaged weights: what they are, who is asked with them, and that a run keeps them exactly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmfsd.comms import SoloComms
+from fmfsd.engine.base import EngineState
+from fmfsd.evaluation import evaluate
+from tests.helpers.runs import (
+    assert_records_agree,
+    make_loop,
+    make_run,
+    newest_weights,
+    records,
+    tiny_config,
+    train_run,
+)
+from tests.helpers.workers import run_workers
+
+EMA = ("train.ema=0.75",)
+SMALL = (*EMA, "data.shards=16", "train.batch=16", "train.max_steps=4", "train.evaluate_every=2 steps")
+
+
+def test_each_step_keeps_a_share_of_the_average_of_weights_and_batch_statistics(
+    tiny_root: Path, tmp_path: Path
+) -> None:
+    loop = make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *EMA, "train.precision=fp64")), SoloComms())
+    loop.resume()
+    assert loop.engine.state().averages == {}
+    expected: dict[str, torch.Tensor] = {}
+    for _ in range(3):
+        loop._train_one_step()
+        now = {name: value.clone() for name, value in loop.engine.state().model.items()}
+        expected = {name: 0.75 * expected[name] + 0.25 * now[name] for name in now} if expected else now
+        expected = {name: value.to(now[name].dtype) for name, value in expected.items()}
+    averages = loop.engine.state().averages
+    assert averages.keys() == expected.keys() >= {"backbone.stem.1.running_mean"}
+    for name, value in expected.items():
+        torch.testing.assert_close(averages[name], value, rtol=1e-12, atol=1e-15)
+
+
+def test_an_evaluation_is_that_of_the_averaged_weights(tiny_root: Path, tmp_path: Path) -> None:
+    loop = make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *EMA)), SoloComms())
+    loop.resume()
+    for _ in range(2):
+        loop._train_one_step()
+    plain = make_loop(make_run(tmp_path / "plain", tiny_config(tiny_root)), SoloComms())
+    found = evaluate(loop.engine, loop.evaluations["test"], SoloComms())
+    for weights, same in ((loop.engine.state().evaluated, True), (loop.engine.state().model, False)):
+        plain.engine.load(EngineState(weights, {}))
+        assert (evaluate(plain.engine, plain.evaluations["test"], SoloComms()) == found) == same
+
+
+@pytest.mark.parametrize(("size", "more"), [(1, ()), (2, ()), (2, ("model.sync_bn=false", "train.channels_last=true"))])
+def test_a_resumed_run_has_the_averages_of_the_uninterrupted_one_bit_for_bit(
+    size: int, more: tuple[str, ...], tiny_root: Path, tmp_path: Path
+) -> None:
+    whole, parted = (make_run(tmp_path / name, tiny_config(tiny_root, *SMALL, *more)) for name in ("whole", "parted"))
+    run_workers(train_run, size, whole.path)
+    assert run_workers(train_run, size, parted.path, 3) == ["stopped"] * size
+    run_workers(train_run, size, parted.path)
+    assert records(parted) == records(whole)
+    assert newest_weights(parted) == newest_weights(whole)
+    assert b".running_var.average" in newest_weights(whole)
+
+
+def test_averages_do_not_depend_on_the_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
+    found = []
+    for size in (1, 2):
+        run = make_run(tmp_path / str(size), tiny_config(tiny_root, *SMALL, "train.precision=fp64"))
+        run_workers(train_run, size, run.path)
+        found.append(records(run))
+    assert_records_agree(*found, tolerance=1e-9)
+
+
+def test_first_weights_from_elsewhere_begin_an_average_of_their_own(tiny_root: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", tiny_config(tiny_root, *EMA))
+    train_run(SoloComms(), other.path)
+    config = tiny_config(tiny_root, *EMA, f"train.init_from={other.path}")
+    loop = make_loop(make_run(tmp_path / "run", config), SoloComms())
+    loop.resume()
+    assert loop.engine.state().optimizer == {}
+    loop._train_one_step()
+    state = loop.engine.state()
+    assert all(torch.equal(value, state.model[name]) for name, value in state.averages.items())

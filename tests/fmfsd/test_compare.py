@@ -1,0 +1,79 @@
+"""Traces of runs, and how far runs are apart."""
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from fmfsd.comms import SoloComms
+from fmfsd.compare import compare, largest_difference
+from fmfsd.errors import CheckError
+from fmfsd.files import read_json, write_json
+from fmfsd.rundir import RunDir
+from fmfsd.trace import WrittenTrace
+from tests.helpers.runs import make_loop, make_run, tiny_config, train_run
+
+CHANGES = ("data.shards=4", "train.batch=8", "train.micro_batch=4", "train.max_steps=2", "optim.milestones=[]")
+
+
+@pytest.fixture
+def traced(tiny_root: Path, tmp_path: Path) -> RunDir:
+    """Two steps of two micro-batches, by one worker."""
+    run = make_run(tmp_path / "traced", tiny_config(tiny_root, *CHANGES))
+    with closing(make_loop(run, SoloComms())) as loop:
+        loop.trace = WrittenTrace(run, 0)
+        loop.resume()
+        loop.run()
+    return run
+
+
+def test_a_trace_has_the_samples_and_the_whole_gradient_of_each_step(traced: RunDir) -> None:
+    with closing(make_loop(traced, SoloComms())) as loop:
+        parameters = {name: value.shape for name, value in loop.engine.network.named_parameters()}
+        batches = loop.batches
+    for step in (1, 2):
+        ids = [batches.ids(0, 2 * step - 2), batches.ids(0, 2 * step - 1)]
+        assert read_json(traced.traced_samples(step, 0)) == {"positions": torch.cat(ids).tolist()}
+    gradients = safetensors.torch.load_file(traced.traced_gradients(2))
+    assert {name: value.shape for name, value in gradients.items()} == parameters
+    assert not traced.traced_gradients(3).exists()
+
+
+def test_what_differs_is_found_with_its_place(traced: RunDir, tmp_path: Path) -> None:
+    same = compare(traced, traced)
+    assert max(each.difference for each in (*same.losses, *same.gradients, same.weights)) == same.samples == 0
+    other = RunDir(tmp_path / "other")
+    shutil.copytree(traced.path, other.path)
+    first, *others = read_json(other.traced_samples(2, 0))["positions"]
+    write_json(other.traced_samples(2, 0), {"positions": [first, first, *others[1:]]})
+    gradients = safetensors.torch.load_file(other.traced_gradients(2))
+    gradients["deepest_head.classifier.bias"] *= 1.5
+    safetensors.torch.save_file(gradients, other.traced_gradients(2))
+    found = compare(traced, other)
+    assert found.samples == 2
+    assert found.gradients[0].difference == found.weights.difference == 0
+    assert found.gradients[1].difference == pytest.approx(0.5)
+    assert found.gradients[1].where == "deepest_head.classifier.bias"
+
+
+def test_runs_that_were_not_traced_or_are_longer_are_refused(traced: RunDir, tiny_root: Path, tmp_path: Path) -> None:
+    for name, changes, expected in (
+        ("untraced", (), "not traced to its end"),
+        ("longer", ("train.max_steps=3",), "compare runs of one length"),
+    ):
+        run = make_run(tmp_path / name, tiny_config(tiny_root, *CHANGES, *changes))
+        train_run(SoloComms(), run.path)
+        with pytest.raises(CheckError, match=expected):
+            compare(traced, run)
+
+
+def test_rounding_of_a_gradient_that_is_0_in_theory_is_measured_by_the_largest_one() -> None:
+    one = {"a": torch.tensor([2.0, -4.0]), "b": torch.tensor([1e-18])}
+    other = {"a": torch.tensor([2.0, -4.0]), "b": torch.tensor([-1e-18])}
+    assert largest_difference(one, other).difference == pytest.approx(2e-18 / 4e-6)
+    assert largest_difference({"a": torch.zeros(2)}, {"a": torch.zeros(2)}).difference == 0
+    with pytest.raises(CheckError, match="one of the two alone has b"):
+        largest_difference(one, {"a": one["a"]})
