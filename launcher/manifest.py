@@ -15,7 +15,7 @@ from launcher.environment import is_secret, without_passwords
 
 COMMIT_FILE = "commit"
 """Where a copy of the program, which has no history, says what it is a copy of."""
-PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic")
+PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm")
 
 
 def manifest(config: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:

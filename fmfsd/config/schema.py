@@ -108,7 +108,8 @@ class ModelConfig(Section):
     """The backbone, where branches leave it, and how their maps are fused."""
 
     backbone: BackboneName = "resnet18"
-    """Under a stem for images of 32 pixels: 3x3, without pooling. timm/NAME: any model of timm with feature maps."""
+    """Under a stem for the size of the images; of 32 pixels: 3x3, without pooling. timm/NAME: timm's of that name, as
+    timm made it."""
     pretrained: bool = False
     """First weights from timm, fetched once (backbones of timm only)."""
     branches: Literal["auto"] | tuple[str, ...] = "auto"

@@ -92,7 +92,9 @@ def test_every_parameter_gets_a_gradient(backbone: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 224])
-@pytest.mark.parametrize("backbone", list(BACKBONES))
+@pytest.mark.parametrize(
+    "backbone", ["resnet8", "resnet50", "wrn16_8", "vgg11", "mobilenetv2", "mobilenetv3_large", "squeezenet"]
+)
 def test_larger_images_get_another_stem(backbone: str, size: int) -> None:
     with FakeTensorMode(), torch.no_grad():
         network = build_network(config(backbone, "fmfsd", size))
