@@ -21,7 +21,7 @@ from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import CheckError, CheckpointError, ConfigError, NoCheckpointError, Problem
 from fmfsd.evaluation import evaluate
 from fmfsd.exits import Cost, ExitTable, measure_exits
-from fmfsd.files import write_json
+from fmfsd.files import read_json, sha256, write_json
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import early_heads
 from fmfsd.position import positions_in
@@ -76,7 +76,7 @@ def assess(
     """
     config = load_config(str(run.config))
     exact_arithmetic(deterministic=config.train.deterministic)
-    index, network, comms = _index_with(split, config), build_network(config), SoloComms()
+    index, network, comms = _index_with(split, run, config), build_network(config), SoloComms()
     early = early_heads(network)
     settings = _settings(asked or (DEFAULT_THRESHOLDS if early else ()), early)
     saved = newest_checkpoint(run)
@@ -101,8 +101,12 @@ def _told(report: Report, what: str, total: int) -> Callable[[float], None]:
     return lambda done: report(what, round(done * total), total)
 
 
-def _index_with(split: str, config: TrainConfig) -> SetIndex:
+def _index_with(split: str, run: RunDir, config: TrainConfig) -> SetIndex:
+    """Of the set that the run was trained on."""
     index = read_index(set_folder(config.data))
+    trained_on = read_json(run.manifest).get("data") if run.manifest.exists() else None
+    if trained_on not in (None, sha256(index.folder / "index.json")):
+        raise CheckError([Problem(str(index.folder), f"is not the set that {run.path} was trained on")])
     if split not in index.splits:
         raise ConfigError(f"--split {split}: {index.folder} has {', '.join(index.splits)}")
     return index

@@ -1,6 +1,7 @@
 """How far traced runs of one config are apart: losses, gradients and samples of every step, weights at the end."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fmfsd.checkpoint.folder import load_checkpoint
+from fmfsd.engine.base import AVERAGE
 from fmfsd.errors import CheckError, Problem
 from fmfsd.files import read_json, write_json
 from fmfsd.position import positions_in
@@ -73,7 +75,7 @@ def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -
     sizes = {name: _size(value) for name, value in one.items()}
     floor = FLOOR * max(sizes.values(), default=0.0)
     found = (Largest(_size(other[name] - one[name]) / (max(sizes[name], floor) or 1.0), name) for name in one)
-    return max(found, key=lambda each: each.difference, default=Largest(0.0, ""))
+    return max(found, key=lambda each: (math.isnan(each.difference), each.difference), default=Largest(0.0, ""))
 
 
 def _size(value: Tensor) -> float:
@@ -108,7 +110,8 @@ def _samples(run: RunDir, step: int) -> Counter[int]:
 
 def _weights(run: RunDir) -> dict[str, Tensor]:
     newest = run.checkpoints / positions_in(run.checkpoints)[0].folder_name
-    return _in_double(load_checkpoint(newest).engine.model)
+    engine = load_checkpoint(newest).engine
+    return _in_double({**engine.model, **{f"{name}{AVERAGE}": value for name, value in engine.averages.items()}})
 
 
 def _in_double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

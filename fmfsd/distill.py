@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmfsd.model.enhance import at_least_fp32
 from fmfsd.model.network import Outputs, ensemble
 
 
@@ -116,7 +117,7 @@ class SelfDistillLoss:
         Logits and features are taken in fp32 at least. A head with teachers has its label loss times 1 - alpha, and
         alpha times the mean of its soft-target losses.
         """
-        logits = [_at_least_fp32(each) for each in outputs.logits]
+        logits = [at_least_fp32(each) for each in outputs.logits]
         label, soft_target = logits[-1].new_zeros(()), logits[-1].new_zeros(())
         for number, (student_BK, teachers) in enumerate(zip(logits, self._teachers(logits), strict=True), 1):
             weight = 1.0 if number == len(logits) else self.label_weight
@@ -143,12 +144,8 @@ class SelfDistillLoss:
 
     def _distances(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """The weighted mean distance, and the squares of the norm, of which one is what `feature` says."""
-        features = [_at_least_fp32(feature) for feature in outputs.features]
-        deepest = _at_least_fp32(outputs.deepest_feature)
+        features = [at_least_fp32(feature) for feature in outputs.features]
+        deepest = at_least_fp32(outputs.deepest_feature)
         if self.feature == "mse":
             return self.beta * mean_squares(features, deepest), deepest.new_zeros(0)
         return deepest.new_zeros(()), squared_distances(features, deepest)
-
-
-def _at_least_fp32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.data.batches import EvaluationBatches
 from fmfsd.engine.form import Form
-from fmfsd.model.build import Network
 from fmfsd.model.early_exit import EarlyExit, Exits, early_heads
+from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 
 NEVER = 2.0

@@ -18,9 +18,10 @@ from fmfsd.data.index import SHAPE
 from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.errors import ConfigError
-from fmfsd.model.build import Network, build_network
+from fmfsd.model.backbones import Backbone
+from fmfsd.model.build import build_network
 from fmfsd.model.costs import HeadCosts, ModuleShares, Names, needed_to_train, parameters_behind
-from fmfsd.model.network import Outputs
+from fmfsd.model.network import Network, Outputs
 from fmfsd.model.paths import HeadPath, paths
 from fmfsd.probed import HeadCost, Layer, MemoryCost, ParameterCount, Probe, Shape, dimensions
 from fmfsd.trainer import build_loss
@@ -158,10 +159,18 @@ def _forward(config: TrainConfig, network: Network, workers: int) -> _Forward:
         with counter, saved_tensors_hooks(saved.add, lambda tensor: tensor):
             outputs = _outputs_and_loss(config, network, values, batch, workers)
         parameters = {name: value for name, value in values.items() if value.requires_grad}
-        needed = [parameters_behind([logits], parameters) for logits in outputs.logits]
+        always = _always_whole(network)
+        needed = [parameters_behind([logits], parameters) | always for logits in outputs.logits]
         trained = needed_to_train(outputs, parameters)
     macs = {name: flops // (2 * batch) for name, flops in shares.found.items() if flops}
     return _Forward(shapes, macs, trained, needed, saved.nbytes)
+
+
+def _always_whole(network: Network) -> Names:
+    """The parameters of a backbone that gives no map before its end."""
+    if isinstance(network.backbone, Backbone):
+        return frozenset()
+    return frozenset(f"backbone.{name}" for name, _ in network.backbone.named_parameters())
 
 
 def _outputs_and_loss(
@@ -170,7 +179,10 @@ def _outputs_and_loss(
     form, loss = Form.of(config.train), build_loss(config)
     images = torch.empty(batch, 3, *2 * [config.data.size], dtype=form.dtype).contiguous(memory_format=form.layout)
     with form.autocast("cpu"):
-        outputs: Outputs = functional_call(network, values, (images,))
+        try:
+            outputs: Outputs = functional_call(network, values, (images,))
+        except ValueError as error:
+            raise ConfigError(f"a worker can't train on {batch} images at a time: {error}") from error
     terms = loss.terms(outputs, torch.zeros(batch, dtype=torch.int64))
     loss.total(terms, terms.squares_F.detach(), world_size=workers)
     return outputs

@@ -38,6 +38,8 @@ def cached(config: TrainConfig, workers: int, folder: Path) -> dict[str, Any] | 
 
     None if it was not asked yet. What is damaged, or what others may have written, counts as not there.
     """
+    if config.model.pretrained:  # a probe is also what fetches them
+        return None
     try:
         key = _key(config, workers)
         path = folder / f"{key}.json"
@@ -72,7 +74,7 @@ def _as_json(found: Probe) -> dict[str, Any]:
 def _key(config: TrainConfig, workers: int) -> str:
     values = config.model_dump(mode="json")
     counts = {section: {name: values[section][name] for name in names} for section, names in _COUNTS.items()}
-    packages = ["torch", *(["timm"] if config.model.backbone.startswith(TIMM) else [])]
+    packages = ["torch", "torchvision", *(["timm"] if config.model.backbone.startswith(TIMM) else [])]
     what = [counts, config.method, workers, *map(version, packages), _sources()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -204,7 +204,8 @@ def _started(manifest: Path) -> float:
 
 def _require_alike(comms: Comms, config: TrainConfig) -> None:
     """Raises UnlikeError on all workers if one of them has another config, data set or software than rank 0."""
-    packages = ["torch", "numpy", "safetensors", *(["timm"] if config.model.backbone.startswith(TIMM) else [])]
+    of_the_backbone = ["timm"] if config.model.backbone.startswith(TIMM) else []
+    packages = ["torch", "torchvision", "numpy", "safetensors", *of_the_backbone]
     mine = {
         "config": dump_config(config),
         "data": sha256(set_folder(config.data) / "index.json"),

@@ -60,12 +60,19 @@ def costs_of(config: TrainConfig, asked: Sequence[str], *, workers: int, environ
 def _ask(words: Sequence[str]) -> Costs:
     code, output, errors = said_here((sys.executable, "-P", "-m", "fmfsd", "probe", *words), deadline_s=ANSWER_S)
     if code in (ConfigError.exit_code, CheckError.exit_code):
-        return Costs(refused=errors.strip())
+        return Costs(refused=_own_words(errors))
     try:
         return _read(json.loads(output))
     except ValueError:
         last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
         return Costs(unknown=f"`fmfsd probe`: {last}")
+
+
+def _own_words(errors: str) -> str:
+    """Without what packages say before the error itself, which is in one line or begins with a key of the config."""
+    lines = errors.strip().splitlines()
+    start = max((number for number, line in enumerate(lines) if line.startswith("model.backbone: ")), default=0)
+    return "\n".join(lines[start:])
 
 
 def _read(content: Mapping[str, Any]) -> Costs:

@@ -16,7 +16,7 @@ from fmfsd.files import read_private
 from fmfsd.origin import KEY, weights_at
 
 log = logging.getLogger(__name__)
-REMEDY = f"set method, model, distill.beta and data.name as in the run that it is from, or leave {KEY} out"
+REMEDY = f"set method, model, distill.beta and .feature, and the data as in the run that it is from, or leave {KEY} out"
 
 
 def begin_with(origin: str, engine: Engine, comms: Comms) -> None:
@@ -48,7 +48,7 @@ def _newest_whole(origin: str) -> tuple[Path, dict[str, Tensor]]:
     damaged = []
     for path in weights_at(origin):
         try:
-            return path, load_checkpoint(path).engine.model if path.is_dir() else _read(path)
+            return path, load_checkpoint(path).engine.evaluated if path.is_dir() else _read(path)
         except CheckpointError as error:
             damaged.append(Problem(KEY, str(error)))
     raise CheckError(damaged)

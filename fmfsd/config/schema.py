@@ -188,7 +188,8 @@ class LoopConfig(Section):
     max_steps: PositiveInt | None = None
     """End after so many steps, if that is earlier."""
     init_from: PathText | None = None
-    """First weights: of a run (its newest checkpoint), a checkpoint, or a .safetensors file. Unset: by the seed."""
+    """First weights: of a run (its newest checkpoint), a checkpoint, or a .safetensors file; averaged ones where there
+    are any. Unset: by the seed."""
     batch: Annotated[int, Field(gt=0, le=1_048_576)] = 128
     """Samples a step, over all workers."""
     micro_batch: PositiveInt | None = None

@@ -1,5 +1,6 @@
 """Images as users have them: `ROOT/train/CLASS/*.png`, beside it `ROOT/test`, `ROOT/val` or `ROOT/valid`."""
 
+import hashlib
 import logging
 import struct
 import zlib
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fmfsd.errors import DataError, Problem
 
@@ -18,9 +19,14 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg")
 TEST_NAMES = ("test", "val", "valid")
 LAYOUT = "train/CLASS/*.png or *.jpg, and test/CLASS/... (or val/, valid/)"
+FORMATS = ("PNG", "JPEG")
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 SHOWN = 10
 """So many damaged files are named."""
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 """What Pillow raises for files that are no images, or too large to be meant."""
 
 
@@ -69,14 +75,21 @@ class FileImages:
 
 def decoded(path: Path, side: int) -> NDArray[np.uint8]:
     """(3, side, side): the middle of the image, in red, green and blue."""
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    with Image.open(path, formats=FORMATS) as file:
+        if file.mode not in _EIGHT_BITS:
+            raise ValueError(f"its pixels are of Pillow's mode {file.mode}, and 8 bits a channel are needed")
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    return np.asarray(_middle(image, side)).transpose(2, 0, 1)
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    """The largest square around the middle, at `side` pixels."""
     shorter = min(image.size)
-    width, height = (max(side, round(length * side / shorter)) for length in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - side) // 2, (height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
+    if shorter == side:
+        left, top = ((length - side) // 2 for length in image.size)
+        return image.crop((left, top, left + side, top + side))
+    x, y = ((length - shorter) / 2 for length in image.size)
+    return image.resize((side, side), Image.Resampling.BILINEAR, (x, y, x + shorter, y + shorter))
 
 
 def list_images(root: Path) -> Listing:
@@ -88,6 +101,13 @@ def list_images(root: Path) -> Listing:
     if problems := [*_wrong_classes(root / "train", train), *_wrong_classes(tests[0], test), *_unlike(train, test)]:
         raise DataError(problems)
     return Listing(tuple(train), _part(train), _part(test))
+
+
+def sum_of(listing: Listing, root: Path) -> str:
+    """MD5 of the names and sizes of all images, below `root`: what tells one folder of images from another."""
+    paths = [*listing.train.paths, *listing.test.paths]
+    lines = (f"{path.relative_to(root)}\0{path.stat().st_size}\n" for path in paths)
+    return hashlib.md5("".join(lines).encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
 
 
 def first_of(damaged: Sequence[Problem]) -> list[Problem]:
@@ -112,7 +132,7 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
     found, others = {}, 0
     for path in classes:
         files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-        found[path.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
+        found[path.name] = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
         others += len(files) - len(found[path.name])
     if others:
         log.warning("%s: %d files are left out, as their names do not end in %s", folder, others, ", ".join(SUFFIXES))
@@ -122,6 +142,8 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
 def _wrong_classes(folder: Path, classes: dict[str, list[Path]]) -> Iterator[Problem]:
     if not classes:
         yield Problem(str(folder), f"has no classes; expected {LAYOUT}")
+    for name in (name for name in classes if not name.isprintable()):  # what is not UTF-8 is not, either
+        yield Problem(str(folder), f"{name!a} is no name for a class: give it letters, digits and signs")
     for name in (name for name, files in classes.items() if not files):
         yield Problem(str(folder / name), f"has no images: none of its names ends in {', '.join(SUFFIXES)}")
 

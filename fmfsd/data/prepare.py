@@ -16,9 +16,9 @@ from fmfsd.config.known import FOLDER
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.download import download
 from fmfsd.data.folders import LAYOUT, first_of
-from fmfsd.data.index import SetIndex, ShardFile, damaged_files, read_index, set_folder
+from fmfsd.data.index import SetIndex, ShardFile, SourceFile, damaged_files, read_index, set_folder
 from fmfsd.data.official import OFFICIAL, has_files
-from fmfsd.data.sources import RawSet, Samples, read_set
+from fmfsd.data.sources import RawSet, Samples, folder_source, read_set
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.files import sync_folder, write_whole
 from fmfsd.terminal import Report
@@ -36,7 +36,7 @@ def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if folder.exists():
-                return _existing(folder, seed)
+                return _existing(folder, seed, _source_of_folders(data, source))
             raw = read_set(data.name, _source(data, source, fetch, report), size=data.size)
             _write_whole_set(raw, data, seed, folder, report)
     except OSError as error:
@@ -44,10 +44,17 @@ def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0
     return read_index(folder)
 
 
-def _existing(folder: Path, seed: int) -> SetIndex:
+def _source_of_folders(data: DataConfig, source: Path | None) -> SourceFile | None:
+    return folder_source(source) if data.name == FOLDER and source is not None else None
+
+
+def _existing(folder: Path, seed: int, source: SourceFile | None) -> SetIndex:
+    """`source`: what it must have been made from, if that is known."""
     index = read_index(folder)
     if problems := list(damaged_files(index, checksums=True)):
         raise DataError(problems)
+    if source is not None and source not in index.sources:
+        raise DataError([Problem(str(folder), "was prepared from other images: choose another --out")])
     if index.seed != seed and index.valid:
         raise DataError(
             [Problem(str(folder), f"was prepared with seed {index.seed}, not {seed}: choose another --out")]

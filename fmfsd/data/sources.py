@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
-from fmfsd.data.folders import FileImages, list_images
+from fmfsd.data.folders import FileImages, list_images, sum_of
 from fmfsd.data.index import SHAPE, SourceFile
 from fmfsd.data.official import OFFICIAL, OfficialFile, OfficialSet, read_files
 from fmfsd.data.restricted_pickle import load_arrays
@@ -80,7 +80,13 @@ def _read_folders(source: Path, side: int) -> RawSet:
         _numbered(FileImages(part.paths, side, damaged), np.array(part.labels, np.int64))
         for part in (listing.train, listing.test)
     )
-    return RawSet(listing.classes, train, test, sources=(), shape=(3, side, side), damaged=damaged)
+    sources = (folder_source(source),)
+    return RawSet(listing.classes, train, test, sources, shape=(3, side, side), damaged=damaged)
+
+
+def folder_source(source: Path) -> SourceFile:
+    """What a set of image folders is known by: the sum of all names and sizes. DataError if they are not in order."""
+    return SourceFile("names and sizes of all images", sum_of(list_images(source), source), official=True)
 
 
 def _numbered(images: NDArray[np.uint8] | FileImages, labels: NDArray[np.int64]) -> Samples:

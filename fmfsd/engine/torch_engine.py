@@ -13,8 +13,7 @@ from fmfsd.engine.average import WeightAverage
 from fmfsd.engine.base import AVERAGE, EngineState
 from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
-from fmfsd.model.build import Network
-from fmfsd.model.network import Outputs
+from fmfsd.model.network import Network, Outputs
 from fmfsd.optim import build_optimizer
 
 _WARM_UP_PASSES = 2

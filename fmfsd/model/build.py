@@ -15,10 +15,9 @@ from fmfsd.model.backbones.backbone import Place, Trunk
 from fmfsd.model.backbones.timm import timm_backbone
 from fmfsd.model.branch import branch_form
 from fmfsd.model.fusion import fusion_of
-from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, SideFusionNetwork
+from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
 from fmfsd.places import is_stage
 
-Network = BranchNetwork | SideFusionNetwork
 FUSIONS = {"trunk": FusionNetwork, "side": SideFusionNetwork, "both": DoubleFusionNetwork}
 MOST_GROUPS = 32
 

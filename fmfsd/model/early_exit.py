@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fmfsd.model.backbones import Backbone
-from fmfsd.model.network import BranchNetwork, SideFusionNetwork
+from fmfsd.model.network import Network
 
 
 class Exits(NamedTuple):
@@ -21,7 +21,7 @@ class Exits(NamedTuple):
     heads: Tensor
 
 
-def early_heads(network: BranchNetwork | SideFusionNetwork) -> tuple[str, ...]:
+def early_heads(network: Network) -> tuple[str, ...]:
     """Those that read one tap's map, shallow to deep; the fused head is none, since it reads the deepest map too.
 
     None at all where the backbone gives all its maps at its end: nothing would be saved.
@@ -38,7 +38,7 @@ class EarlyExit(nn.Module):
     together; else to rounding, since sums depend on the size of a batch.
     """
 
-    def __init__(self, network: BranchNetwork | SideFusionNetwork, thresholds: Sequence[float]) -> None:
+    def __init__(self, network: Network, thresholds: Sequence[float]) -> None:
         """`thresholds`: one an early head. ValueError if there are fewer or more."""
         super().__init__()
         early = early_heads(network)
@@ -63,9 +63,7 @@ class _NothingRemains(Exception):
 class _Batch:
     """The images that are still inside, by their places in the batch that came in, and what became of the others."""
 
-    def __init__(
-        self, network: BranchNetwork | SideFusionNetwork, thresholds: Sequence[float], remaining: Tensor
-    ) -> None:
+    def __init__(self, network: Network, thresholds: Sequence[float], remaining: Tensor) -> None:
         self._network, self._thresholds, self._remaining = network, thresholds, remaining
         self._taps = network.taps if network.feeds_trunk else network.taps[: len(thresholds)]
         self._maps: list[Tensor] = []

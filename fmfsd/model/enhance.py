@@ -20,7 +20,7 @@ def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
     if channels % groups:
         raise ValueError(f"{channels} channels can't be cut into {groups} groups")
     with torch.autocast(map_BCHW.device.type, enabled=False):
-        full = _at_least_fp32(map_BCHW)
+        full = at_least_fp32(map_BCHW)
         weighted = full * full.mean(dim=(2, 3), keepdim=True)
         agreement = weighted.view(batch, groups, channels // groups, height, width).sum(dim=2)
         centred = agreement - agreement.mean(dim=(2, 3), keepdim=True)
@@ -29,7 +29,8 @@ def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
         return slope * centred + beta_G.view(1, -1, 1, 1)
 
 
-def _at_least_fp32(tensor: Tensor) -> Tensor:
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Half-precision values as fp32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
@@ -81,6 +82,6 @@ class PooledEnhancement(nn.Module):
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> mask (B, 1, H, W) in (0, 1); in fp32 at least under autocast."""
         with torch.autocast(map_BCHW.device.type, enabled=False):
-            full = _at_least_fp32(map_BCHW)
+            full = at_least_fp32(map_BCHW)
             pooled = torch.cat([full.mean(dim=1, keepdim=True), full.amax(dim=1, keepdim=True)], dim=1)
             return torch.sigmoid(self.convolution(pooled))

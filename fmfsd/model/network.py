@@ -176,6 +176,9 @@ class DoubleFusionNetwork(FusionNetwork):
         return [self.side_head(fused_map)[1]], fused_logits
 
 
+Network = BranchNetwork | SideFusionNetwork
+
+
 def _branch_names(count: int) -> list[str]:
     return [f"branch{number}" for number in range(1, count + 1)]
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fmfsd.model.branch import named_layers
-from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, SideFusionNetwork
+from fmfsd.model.network import DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
 
-Network = BranchNetwork | SideFusionNetwork
 Layers = tuple[tuple[str, str], ...]
 """What each is called, and where it is: a place of the backbone or the name of a module."""
 

@@ -6,12 +6,12 @@ from torch import Tensor, fx, nn
 
 from fmfsd.model.backbones.backbone import Foreign
 from fmfsd.model.enhance import PooledEnhancement, SpatialScores
-from fmfsd.model.network import BranchNetwork, SideFusionNetwork, ensemble
+from fmfsd.model.network import Network, ensemble
 
 ENSEMBLE = "ensemble"
 
 
-def prune(network: BranchNetwork | SideFusionNetwork, head: str = "deepest") -> fx.GraphModule:
+def prune(network: Network, head: str = "deepest") -> fx.GraphModule:
     """Images (B, 3, H, W) to the logits (B, K) of `head`, one of `network.head_names` or `ensemble`; for inference.
 
     It has copies of the layers that the head needs, by their names in `network`, and no others; its results are those
@@ -28,7 +28,7 @@ def prune(network: BranchNetwork | SideFusionNetwork, head: str = "deepest") -> 
 
 
 class _OneHead(nn.Module):
-    def __init__(self, network: BranchNetwork | SideFusionNetwork, head: str) -> None:
+    def __init__(self, network: Network, head: str) -> None:
         super().__init__()
         self.network, self._head = network, head
 

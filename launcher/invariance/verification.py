@@ -1,13 +1,16 @@
 """The same short run by each number of workers, one after the other, and a table of how far they are apart."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from fmfsd.errors import RunFailedError
 from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
 from launcher.execution import EXIT_CODES, console_of
 from launcher.hosts.helpers import run_here
 from launcher.invariance.crews import Crew, crews_of
@@ -100,6 +103,8 @@ class Verification:
         _require_going_on(requests)
         if code:
             raise RunFailedError(f"the runs in {self._folder} were not compared (exit code {code})")
+        for run in runs:
+            shutil.rmtree(RunDir(Path(run)).trace)
         found = read_json(out)["comparisons"]
         return [Row.of(*_size(crew), each, self._promise) for crew, each in zip(self._crews[1:], found, strict=True)]
 

@@ -14,6 +14,7 @@ from fmfsd.assessment import assess, newest_checkpoint
 from fmfsd.cli import app
 from fmfsd.comms import SoloComms
 from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
+from fmfsd.files import write_json
 from fmfsd.model.network import Outputs
 from fmfsd.position import Position
 from fmfsd.rundir import RunDir
@@ -166,6 +167,13 @@ def test_the_command_ends_with_a_usage_error(arguments: tuple[str, ...], code: i
     assert (found, shown) == (code, "")
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_a_set_that_the_run_was_not_trained_on_is_refused(run: RunDir, tmp_path: Path) -> None:
+    copied = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    write_json(copied.manifest, {"data": "0" * 64, "started": 0})
+    with pytest.raises(CheckError, match="is not the set that .* was trained on"):
+        assess(copied, "test", (), CPU)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

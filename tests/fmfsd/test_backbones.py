@@ -15,7 +15,8 @@ from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.known import BACKBONES as KNOWN
 from fmfsd.config.known import channels_at
 from fmfsd.model.backbones import BACKBONES, Backbone
-from fmfsd.model.build import Network, build_network, sem_groups
+from fmfsd.model.build import build_network, sem_groups
+from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 from fmfsd.places import is_stage
 

@@ -77,3 +77,8 @@ def test_rounding_of_a_gradient_that_is_0_in_theory_is_measured_by_the_largest_o
     assert largest_difference({"a": torch.zeros(2)}, {"a": torch.zeros(2)}).difference == 0
     with pytest.raises(CheckError, match="one of the two alone has b"):
         largest_difference(one, {"a": one["a"]})
+
+
+def test_what_is_no_number_differs_most() -> None:
+    one = {name: torch.ones(2) for name in "ab"}
+    assert largest_difference(one, {"a": torch.zeros(2), "b": torch.tensor([1.0, torch.nan])}).where == "b"

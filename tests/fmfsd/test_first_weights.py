@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fmfsd.checkpoint.folder import load_checkpoint
 from fmfsd.checkpoint.initial import misfits
 from fmfsd.comms import SoloComms
 from fmfsd.config import load_config
@@ -120,7 +121,7 @@ def test_weights_of_another_network_are_refused_and_no_new_attempt_is_made(
         CheckError, match=r"step-00000004: has, and this network has not: alignments\.0\.0\.0"
     ) as caught:
         loop.resume()
-    assert "set method, model, distill.beta and data.name as in the run that it is from" in str(caught.value)
+    assert "set method, model, distill.beta and .feature, and the data as in the run" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in loop.engine.state().model.items())
     write_crash(plain, World(), 1, caught.value)
     assert '"worth_another_attempt": false' in plain.crash(1, 0).read_text()
@@ -163,3 +164,13 @@ def test_the_path_is_made_absolute() -> None:
 def test_looking_for_first_weights_needs_no_torch() -> None:
     code = "import fmfsd.origin, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_of_a_run_with_averages_are_these(tiny_root: Path, tmp_path: Path) -> None:
+    """What it was evaluated by."""
+    run = make_run(tmp_path / "averaged", tiny_config(tiny_root, "train.ema=0.5"))
+    train_run(SoloComms(), run.path)
+    kept = load_checkpoint(run.checkpoints / "step-00000004").engine
+    weights = begun(tmp_path / "run", tiny_root, run.path).engine.state().model
+    assert all(torch.equal(value, kept.averages[name]) for name, value in weights.items())
+    assert any(not torch.equal(value, kept.model[name]) for name, value in weights.items())

@@ -1,5 +1,6 @@
 """Image folders: what is read of them, what is wrong with them, and training on them."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,53 @@ def test_a_worker_refuses_another_number_of_classes(source: Path, tmp_path: Path
     run = make_run(tmp_path / "run", config(tmp_path, "data.classes=5"))
     with pytest.raises(ConfigError, match=r"folder-shards4 has 4 classes, data\.classes is 5"):
         make_loop(run, SoloComms())
+
+
+def test_a_set_of_other_images_is_not_taken_for_this_one(source: Path, tmp_path: Path) -> None:
+    made = make(tmp_path / "sets", source)
+    assert make(tmp_path / "sets", source) == made
+    others = write_folders(tmp_path / "others", train=4)
+    with pytest.raises(DataError, match="was prepared from other images: choose another --out"):
+        make(tmp_path / "sets", others)
+
+
+def test_what_pillow_would_make_something_else_of_is_refused(source: Path, tmp_path: Path) -> None:
+    """A gif under another name, and 16 bits, which it would cut to white."""
+    copied = shutil.copytree(source, tmp_path / "images")
+    gif, deep = (copied / "train" / CLASSES[0] / name for name in ("a.png", "b.png"))
+    Image.new("RGB", (32, 32)).save(gif, format="GIF")
+    Image.fromarray(np.full((32, 32), 20000, np.uint16)).save(deep)
+    with pytest.raises(DataError) as caught:
+        make(tmp_path / "sets", copied)
+    assert {Path(problem.where) for problem in caught.value.problems} == {gif, deep}
+    assert "8 bits a channel are needed" in str(caught.value)
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    assert decoded(tmp_path / "turned.png", 32)[0, 0].tolist() == [0] * 16 + [255] * 16
+
+
+def test_an_endless_strip_costs_no_more_than_its_middle(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 100_000), "red").save(tmp_path / "strip.png")
+    assert decoded(tmp_path / "strip.png", 256).shape == (3, 256, 256)
+
+
+def test_what_is_no_file_is_left_out(source: Path, tmp_path: Path) -> None:
+    """A pipe would be read for ever."""
+    copied = shutil.copytree(source, tmp_path / "images")
+    os.mkfifo(copied / "train" / CLASSES[0] / "pipe.png")
+    assert make(tmp_path / "sets", copied).samples("train") == 12
+
+
+def test_a_name_that_no_terminal_should_see_is_no_class(source: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(source, tmp_path / "images")
+    for part in copied.iterdir():
+        (part / CLASSES[0]).rename(part / "a\x1b[31m")
+    with pytest.raises(DataError) as caught:
+        make(tmp_path / "sets", copied)
+    assert r"'a\x1b[31m' is no name for a class" in str(caught.value)

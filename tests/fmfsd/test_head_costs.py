@@ -71,6 +71,7 @@ NETWORKS = {
     "attention": ("method=byot_attention", *SMALL),
     "cbam": ("model.sem=cbam", *SMALL),
     "plain": ("method=plain", *SMALL),
+    "maps at the end": ("method=byot", "model.backbone=timm/test_efficientnet", "data.name=cifar10"),
 }
 
 

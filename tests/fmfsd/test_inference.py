@@ -8,9 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.backbones.timm import MapsBackbone
 from fmfsd.model.branch import branch_form
-from fmfsd.model.build import Network
 from fmfsd.model.early_exit import EarlyExit, early_heads
-from fmfsd.model.network import BranchNetwork, ensemble
+from fmfsd.model.network import BranchNetwork, Network, ensemble
 from fmfsd.model.prune import prune
 from tests.helpers.networks import macs, network_of, parameters
 

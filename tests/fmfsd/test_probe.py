@@ -136,3 +136,10 @@ def test_workers_that_do_not_divide_the_shards_are_refused() -> None:
         ConfigError, match=r"3 workers do not divide data\.shards 64; what does: 1, 2, 4, 8, 16, 32, 64"
     ):
         probe(config(), workers=3)
+
+
+def test_batches_that_batch_norm_can_not_take_are_refused_before_a_worker_meets_them() -> None:
+    """One image a worker, whose last maps have one position."""
+    changes = ("model.backbone=timm/convnext_atto", "data.shards=4", "train.batch=4", "model.sync_bn=false")
+    with pytest.raises(ConfigError, match="a worker can't train on 1 images at a time: Expected more than 1 value"):
+        probe(config(*changes), workers=4)

@@ -130,6 +130,7 @@ def test_a_fused_map_can_feed_nothing_in_a_model_that_only_shows_its_maps(method
         ("hrnet_w18_small", "has 66 parameters that its last map does not need, as model."),
         ("levit_128s", "normalises by BatchNorm1d, whose results depend on the number of workers"),
         ("coatnet_rmlp_nano_rw_224", "draws random numbers in training (Dropout)"),
+        ("selecsls42", "hands on more than one map from stage to stage"),
         ("halonet26t", "can't take images of 32 pixels (AssertionError): set data.size"),
     ],
 )

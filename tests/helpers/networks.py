@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig, load_config
-from fmfsd.model.build import Network, build_network
+from fmfsd.model.build import build_network
 from fmfsd.model.enhance import SpatialScores
+from fmfsd.model.network import Network
 
 
 def config(*changes: str) -> TrainConfig:

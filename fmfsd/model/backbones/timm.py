@@ -180,6 +180,8 @@ def _require_usable(name: str, trunk: Trunk, size: int) -> None:
     seen: list[tuple[Tensor, int]] = []
 
     def look(_place: str, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise _refusal(name, "hands on more than one map from stage to stage")
         seen.append((x, x._version))
         return x
 
