@@ -78,6 +78,8 @@ class SideFusionNetwork(nn.Module):
 
     feeds_trunk = False
     """Whether what a tap leaves behind differs from the map there."""
+    beside: tuple[str, ...] = ()
+    """Heads that read the fused map alone."""
 
     def __init__(
         self,
@@ -103,9 +105,10 @@ class SideFusionNetwork(nn.Module):
         self.projections = _projections(len(shallow) if features else 0, deepest.channels)
         self.fused_branch = form.fused(backbone.way(last, deepest))
         self.deep_fusion = fusion(2)
+        self.side_heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in self.beside)
         self.fused_head = Head(deepest.channels, num_classes)
-        self.head_names: tuple[str, ...] = (*_branch_names(len(shallow)), "fused", "deepest")
-        self.head_places = (*self.taps, deepest.name)
+        self.head_names = (*_branch_names(len(shallow)), *self.beside, "fused", "deepest")
+        self.head_places = (*self.taps, *(last.name for _ in self.beside), deepest.name)
 
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
@@ -131,15 +134,13 @@ class SideFusionNetwork(nn.Module):
 
     def _outputs(self, aligned: Sequence[Tensor], fused: Tensor, deepest_map: Tensor) -> Outputs:
         deepest_feature, deepest_logits = self.deepest_head(deepest_map)
-        beside, fused_logits = self._read(self.fused_branch(fused), deepest_map)
+        fused_map = self.fused_branch(fused)
+        beside = [head(fused_map)[1] for head in self.side_heads]
+        _, fused_logits = self.fused_head(self.deep_fusion([fused_map, deepest_map]))
         maps = [branch(each) for branch, each in zip(self.branches, aligned, strict=False)]
         features, logits = _heads(self.heads, maps)
         projected = _project(self.projections, features) if self.training else []
         return Outputs([*logits, *beside, fused_logits, deepest_logits], projected, deepest_feature)
-
-    def _read(self, fused_map: Tensor, deepest_map: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Of the fused map at the deepest shape: the logits of heads beside the fused one, and the fused one's."""
-        return [], self.fused_head(self.deep_fusion([fused_map, deepest_map]))[1]
 
 
 class FusionNetwork(SideFusionNetwork):
@@ -153,27 +154,9 @@ class FusionNetwork(SideFusionNetwork):
 
 
 class DoubleFusionNetwork(FusionNetwork):
-    """FMFSD with one more head, `side`, that reads the fused map before it meets the deepest one."""
+    """FMFSD with one more head, that reads the fused map before it meets the deepest one."""
 
-    def __init__(
-        self,
-        backbone: Trunk,
-        taps: Sequence[Place],
-        form: BranchForm,
-        fusion: Callable[[int], nn.Module],
-        *,
-        num_classes: int,
-        groups: int,
-        features: bool,
-    ) -> None:
-        super().__init__(backbone, taps, form, fusion, num_classes=num_classes, groups=groups, features=features)
-        self.side_head = Head(backbone.deepest.channels, num_classes)
-        self.head_names = (*self.head_names[:-2], "side", *self.head_names[-2:])
-        self.head_places = (*self.taps, *self.head_places[-2:])
-
-    def _read(self, fused_map: Tensor, deepest_map: Tensor) -> tuple[list[Tensor], Tensor]:
-        _, fused_logits = super()._read(fused_map, deepest_map)
-        return [self.side_head(fused_map)[1]], fused_logits
+    beside = ("side",)
 
 
 Network = BranchNetwork | SideFusionNetwork

@@ -91,7 +91,7 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "both": {
         "deepest": (*TRUNK, *ALIGNED, "deepest_head"),
-        "side": (*TRUNK[:3], *ALIGNED, "fused_branch", "side_head"),
+        "side": (*TRUNK[:3], *ALIGNED, "fused_branch", "side_heads"),
     },
 }
 

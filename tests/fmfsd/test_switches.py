@@ -89,7 +89,7 @@ def test_the_side_head_reads_the_fused_map_before_it_meets_the_deepest_one() -> 
     read: list[Tensor] = []
     network.fusion.register_forward_hook(lambda _module, _maps, fused: read.append(fused))
     logits = network(images()).logits[network.head_names.index("side")]
-    own = network.side_head.classifier(network.fused_branch(read[0]).mean((2, 3)))
+    own = network.get_submodule("side_heads.0.classifier")(network.fused_branch(read[0]).mean((2, 3)))
     assert torch.equal(logits, own)
 
 
