@@ -7,6 +7,10 @@ from fmfsd.errors import ConfigError, Problem
 
 TRAVELLING = (
     "CUBLAS_WORKSPACE_CONFIG",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
     "HOME",
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -36,7 +40,6 @@ TRAVELLING_PREFIXES = (
     "FMFSD_",
     "GLOO_",
     "GOMP_",
-    "HF_",
     "KMP_",
     "MKL_",
     "NCCL_",

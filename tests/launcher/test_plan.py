@@ -177,6 +177,12 @@ def test_only_stated_variables_travel() -> None:
     assert set(found) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF"}
 
 
+def test_workers_find_fetched_weights_where_the_check_has_put_them() -> None:
+    """A token for them is given by `--env`, as every secret is."""
+    places = {"HF_HOME": "/srv/hf", "HF_HUB_OFFLINE": "1", "https_proxy": "http://proxy:3128"}
+    assert travelling({**places, "HF_TOKEN": "s"}) == places
+
+
 def test_more_variables_travel_by_name() -> None:
     assert extra_variables(["A", "B=2=3", "C="], {"A": "1"}) == {"A": "1", "B": "2=3", "C": ""}
     with pytest.raises(ConfigError, match="--env A: not set here"):
