@@ -20,7 +20,7 @@ from fmfsd.engine.form import Form
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import CheckError, CheckpointError, ConfigError, NoCheckpointError, Problem
 from fmfsd.evaluation import evaluate
-from fmfsd.exits import Cost, ExitTable, measure_exits
+from fmfsd.exits import ExitTable, MeasuredCost, measure_exits
 from fmfsd.files import read_json, sha256, write_json
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import early_heads
@@ -168,7 +168,7 @@ def _table_of_exits(exits: ExitTable) -> Table:
     columns = ("sure from", "top-1", *heads, "M MACs", "ratio", "ms", "ratio")
     table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
-    def add(name: str, top1: str, leaving: Mapping[str, float], cost: Cost) -> None:
+    def add(name: str, top1: str, leaving: Mapping[str, float], cost: MeasuredCost) -> None:
         shares = (f"{leaving.get(head, 0):.1%}" for head in heads)
         macs = (f"{cost.macs / 1e6:.1f}", f"{cost.macs / alone.macs:.3f}")
         table.add_row(name, top1, *shares, *macs, f"{cost.seconds * 1e3:.3f}", f"{cost.seconds / alone.seconds:.3f}")

@@ -24,7 +24,7 @@ Run = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
-class Cost:
+class MeasuredCost:
     """Of one image, the mean over those that were run: multiply-adds of convolutions and linear layers, and seconds."""
 
     macs: float
@@ -38,7 +38,7 @@ class Setting:
     thresholds: tuple[float, ...]
     top1: float
     leaving: dict[str, float]
-    cost: Cost
+    cost: MeasuredCost
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class ExitTable:
     """`deepest_alone`: the network that the deepest head alone needs. `if_all_leave`: what an image costs that leaves
     at that head, where the heads before it have been asked."""
 
-    deepest_alone: Cost
-    if_all_leave: dict[str, Cost]
+    deepest_alone: MeasuredCost
+    if_all_leave: dict[str, MeasuredCost]
     settings: tuple[Setting, ...]
 
 
@@ -90,16 +90,16 @@ def _setting(model: EarlyExit, batches: EvaluationBatches, form: Form) -> Settin
             leaving += found.heads.bincount(minlength=len(leaving)).cpu()
     seen = int(leaving.sum())
     shares = {name: count / seen for name, count in zip(model.head_names, leaving.tolist(), strict=True)}
-    cost = Cost(_macs(counter) / seen, _seconds(model, batches, range(len(batches)), form) / seen)
+    cost = MeasuredCost(_macs(counter) / seen, _seconds(model, batches, range(len(batches)), form) / seen)
     return Setting(model.thresholds, correct / seen, shares, cost)
 
 
-def _cost(model: Run, batches: EvaluationBatches, form: Form) -> Cost:
+def _cost(model: Run, batches: EvaluationBatches, form: Form) -> MeasuredCost:
     images, _ = batches.at(0)
     with FlopCounterMode(display=False) as counter:
         _run(model, images, form)
     seconds = _seconds(model, batches, FIRST_BATCH, form)
-    return Cost(_macs(counter) / len(images), seconds / (len(images) * len(FIRST_BATCH)))
+    return MeasuredCost(_macs(counter) / len(images), seconds / (len(images) * len(FIRST_BATCH)))
 
 
 def _macs(counter: FlopCounterMode) -> float:
