@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -120,7 +121,7 @@ def build_loop(
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
         evaluations={
-            split: evaluation_batches(config, index, split, comms, device) for split in index.splits if split != "train"
+            split: evaluation_batches(config, index, split, comms, device) for split in _looked_at(config, index)
         },
         checkpoints=Checkpoints(
             CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
@@ -132,6 +133,12 @@ def build_loop(
         stop=stop,
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
+
+
+def _looked_at(config: TrainConfig, index: SetIndex) -> Iterator[str]:
+    for split in index.splits:
+        if split != "train" and (split != "test" or config.train.evaluate_test):
+            yield split
 
 
 def _require_fit(config: TrainConfig, timeline: Timeline, index: SetIndex, world_size: int) -> None:

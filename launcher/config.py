@@ -77,6 +77,30 @@ class LaunchConfig:
         return self.nodes > 1 if self.preflight is None else self.preflight
 
 
+@dataclass(frozen=True)
+class TuneOptions:
+    """One search over a space.
+
+    `metrics` as in valid/deepest_top1, each with a mode; several are searched for their Pareto front. `concurrent`
+    trials at a time, None: as many as fit. A trial may fail `max_failures` times. Afterwards the `best` so many are run
+    again with `seeds` seeds each, 0: not at all. `disk_bytes` bound the whole sweep, None: they are not bound.
+    `seed` decides what is drawn.
+    """
+
+    trials: int
+    metrics: tuple[str, ...] = ("valid/deepest_top1",)
+    modes: tuple[Literal["max", "min"], ...] = ("max",)
+    search: str = "tpe"
+    scheduler: Literal["none", "asha", "median"] = "none"
+    concurrent: int | None = None
+    max_failures: int = 3
+    seeds: int = 0
+    best: int = 3
+    disk_bytes: int | None = None
+    seed: int = 0
+    ray_address: str | None = None
+
+
 def to_json(launch: LaunchConfig) -> dict[str, Any]:
     """What to keep of a launch for one run: of secret variables only the names, not the run's folder, which is where it
     is kept, and no array of seeds, of which the run has one."""

@@ -1,7 +1,7 @@
 """The training config: schema, strict YAML, presets, overrides. No torch."""
 
 from fmfsd.config.changes import changes
-from fmfsd.config.load import dump_config, load_config, preset_names
+from fmfsd.config.load import dump_config, dump_given, load_config, preset_names
 from fmfsd.config.schema import DataConfig, DistillConfig, LoopConfig, ModelConfig, OptimConfig, TrainConfig
 from fmfsd.config.timeline import Timeline
 
@@ -15,6 +15,7 @@ __all__ = [
     "TrainConfig",
     "changes",
     "dump_config",
+    "dump_given",
     "load_config",
     "preset_names",
 ]

@@ -12,6 +12,7 @@ MAY_CHANGE = frozenset(
         "train.epochs",
         "train.max_steps",
         "train.evaluate_every",
+        "train.evaluate_test",
         "train.log_every",
         "checkpoint.every_epochs",
         "checkpoint.every_steps",

@@ -171,6 +171,11 @@ def _end(config: TrainConfig, samples: int) -> tuple[int, str]:
     return epochs * steps_per_epoch, f"{epochs} epochs of {steps_per_epoch} steps"
 
 
+def _test(config: TrainConfig) -> Found:
+    if not config.train.evaluate_test and not config.data.valid:
+        yield "train.evaluate_test", "false, and data.valid holds no samples out: nothing would be evaluated"
+
+
 def _nesterov(config: TrainConfig) -> Found:
     if config.optim.nesterov and config.optim.momentum == 0:
         yield "optim.nesterov", "needs a momentum above 0, found optim.momentum 0"
@@ -190,6 +195,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _crops: ("data.crop_padding", "data.resized_crop"),
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
+    _test: ("data.valid", "train.evaluate_test"),
     _nesterov: ("optim.momentum", "optim.nesterov"),
 }
 """Each check, and the keys that it reads."""

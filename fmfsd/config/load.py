@@ -68,6 +68,17 @@ def dump_config(config: TrainConfig) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
 
 
+def dump_given(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> str:
+    """As YAML what was said, without what it means: so a method may still be changed. Raises as `load_config` does."""
+    config = load_config(source, overrides, data_root=data_root)
+    draft = _Draft(read_document(_find(source)))
+    draft.override(overrides)
+    draft.content.setdefault("data", {})["root"] = config.data.root
+    if config.train.init_from is not None:
+        draft.content["train"]["init_from"] = config.train.init_from
+    return str(yaml.safe_dump(draft.content, sort_keys=False, default_flow_style=None))
+
+
 def _find(source: str) -> Path:
     if "/" in source or source.endswith((".yaml", ".yml")):
         return Path(source)

@@ -204,6 +204,8 @@ class LoopConfig(Section):
     """Share of the averaged weights that a step keeps; they are what is evaluated, judged and kept. Unset: none."""
     evaluate_every: DurationField = Duration(1, "epoch")
     """How often every head is tried on the held-out samples or, without any, on the test set."""
+    evaluate_test: bool = True
+    """With held-out samples: also look at the test set once, at the end. A search does that for its winners alone."""
     evaluate_batch: PositiveInt = 500
     """Samples a worker takes at once in an evaluation."""
     log_every: DurationField = Duration(50, "step")

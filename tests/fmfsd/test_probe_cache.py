@@ -44,6 +44,7 @@ DOES_NOT_COUNT = {
         "train.max_steps",
         "train.init_from",
         "train.evaluate_every",
+        "train.evaluate_test",
     ),
     *("train.evaluate_batch", "train.log_every", "train.deterministic", "checkpoint.every_epochs"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),

@@ -1,0 +1,143 @@
+"""What a sweep's facts come to: its trials, how each went, and which were best."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.config import TuneOptions
+from launcher.tune.ledger import facts
+
+TrialState = Literal["asked", "finished", "pruned", "failed"]
+
+
+@dataclass
+class Trial:
+    """A configuration that the search has asked for, and how far it came.
+
+    `values` are the parameters that exist under their conditions, by config key; `memory` is what the search needs to
+    know of it again. `reports`: the metrics after so many epochs. `repeats`: an earlier trial of an equal config, whose
+    result it has. `metrics` are the last ones, `cause` why it failed.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    digest: str
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    state: TrialState = "asked"
+    reports: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cause: str = ""
+    seconds: float = 0.0
+    repeats: int | None = None
+    is_freed: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its run's folder."""
+        return f"{self.number:04d}"
+
+    @property
+    def overrides(self) -> list[str]:
+        return overrides(self.values)
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A run of `config`, a trial's name or `base`, with a seed that the search has not seen."""
+
+    config: str
+    seed: int
+    metrics: Mapping[str, float]
+
+
+@dataclass
+class History:
+    """Everything that a ledger knows."""
+
+    options: TuneOptions
+    trials: dict[int, Trial] = field(default_factory=dict)
+    confirmations: list[Confirmation] = field(default_factory=list)
+    tested: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """The winners' last accuracies on the test set."""
+
+    @classmethod
+    def read(cls, ledger: Path, options: TuneOptions) -> "History":
+        """CheckError if the ledger is damaged."""
+        history = cls(options)
+        for fact in facts(ledger):
+            history.add(fact)
+        return history
+
+    def add(self, fact: Mapping[str, Any]) -> None:
+        """Facts of kinds that are not known here change nothing."""
+        kind, number = fact["fact"], fact.get("trial")
+        if kind in ("asked", "repeated"):
+            self._add_trial(fact)
+        elif kind == "reported":
+            self.trials[fact["trial"]].reports[fact["epoch"]] = fact["metrics"]
+        elif kind == "ended":
+            ended = {name: fact[name] for name in ("state", "metrics", "cause", "seconds")}
+            self._put(replace(self.trials[fact["trial"]], **ended))
+        elif kind == "freed":
+            self.trials[fact["trial"]].is_freed = True
+        elif kind == "confirmed":
+            self.confirmations.append(Confirmation(fact["config"], fact["seed"], fact["metrics"]))
+        elif kind == "tested" and number is not None:
+            self.tested[number] = fact["metrics"]
+
+    def _add_trial(self, fact: Mapping[str, Any]) -> None:
+        trial = Trial(fact["trial"], fact["values"], fact["digest"], fact["memory"], repeats=fact.get("of"))
+        self._put(trial)
+
+    def _put(self, trial: Trial) -> None:
+        """And give what repeats it its result."""
+        self.trials[trial.number] = trial
+        for other in self.trials.values():
+            if other.repeats == trial.number:
+                other.state, other.metrics, other.reports = trial.state, trial.metrics, trial.reports
+        if trial.repeats is not None and (of := self.trials[trial.repeats]):
+            trial.state, trial.metrics, trial.reports = of.state, of.metrics, of.reports
+
+    @property
+    def runs(self) -> list[Trial]:
+        """Without those that repeat another."""
+        return [trial for trial in self.trials.values() if trial.repeats is None]
+
+    @property
+    def unfinished(self) -> list[Trial]:
+        return [trial for trial in self.runs if trial.state == "asked"]
+
+    def objectives(self, trial: Trial) -> tuple[float, ...]:
+        """The values of the metrics that are searched for, in their order."""
+        return tuple(trial.metrics[name] for name in self.options.metrics)
+
+    def ranked(self) -> list[Trial]:
+        """The finished ones, best first; of several metrics the front first, in the order of the first metric."""
+        found = [trial for trial in self.runs if trial.state == "finished"]
+        front = {trial.number for trial in self.front()}
+        return sorted(found, key=lambda trial: (trial.number not in front, *self._losses(trial), trial.number))
+
+    def front(self) -> list[Trial]:
+        """Those that no other finished trial is at least as good as in all metrics and better in one."""
+        found = [(trial, self._losses(trial)) for trial in self.runs if trial.state == "finished"]
+        return [trial for trial, own in found if not any(_dominates(other, own) for _, other in found)]
+
+    def _losses(self, trial: Trial) -> tuple[float, ...]:
+        """Smaller is better."""
+        signs = (-1 if mode == "max" else 1 for mode in self.options.modes)
+        return tuple(sign * value for sign, value in zip(signs, self.objectives(trial), strict=True))
+
+
+def overrides(values: Mapping[str, Any]) -> list[str]:
+    """As a command line has them after --set."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def names(trials: Iterable[Trial]) -> str:
+    return ", ".join(trial.name for trial in trials)
