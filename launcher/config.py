@@ -84,7 +84,7 @@ class TuneOptions:
     `metrics` as in valid/deepest_top1, each with a mode; several are searched for their Pareto front. `concurrent`
     trials at a time, None: as many as fit. A trial may fail `max_failures` times. Afterwards the `best` so many are run
     again with `seeds` seeds each, 0: not at all. `disk_bytes` bound the whole sweep, None: they are not bound.
-    `seed` decides what is drawn.
+    `seed` decides what is drawn. `ray_address`: of a cluster that is there; None: Ray is started for the sweep alone.
     """
 
     trials: int
@@ -99,6 +99,7 @@ class TuneOptions:
     disk_bytes: int | None = None
     seed: int = 0
     ray_address: str | None = None
+    dashboard: bool = False
 
 
 def to_json(launch: LaunchConfig) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Has Tune carry trials out: how many at a time, in which of Ray's resources, and stopped by which rule."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import TrialScheduler
+
+from launcher.config import LaunchConfig
+from launcher.tune.searching import Feeder
+from launcher.tune.shape import Shape
+from launcher.tune.trial import TrialActor, placement
+
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has measured nothing
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nobody reads it
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+}
+"""What Tune is told by its process's environment."""
+
+
+def run_trials(
+    feeder: Feeder,
+    rule: TrialScheduler | None,
+    *,
+    launch: LaunchConfig,
+    shape: Shape,
+    max_failures: int,
+    scratch: Path,
+    pulse: Callable[[], None],
+) -> None:
+    """Until the feeder has no more and all have ended. `pulse` is called several times a second.
+
+    Tune writes into `scratch`, which is new each time: nothing of what it writes is needed.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(TrialActor, placement(launch, shape.cores, shape.gpus)),
+        tune_config=tune.TuneConfig(
+            search_alg=feeder,
+            scheduler=rule,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=_folder,
+            trial_name_creator=_folder,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=str(scratch),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_Pulse(pulse)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _folder(trial: RayTrial) -> str:
+    return str(trial.trial_id)
+
+
+class _Pulse(tune.Callback):
+    """Tune's loop goes round."""
+
+    def __init__(self, pulse: Callable[[], None]) -> None:
+        self._pulse = pulse
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **_info: Any) -> None:
+        self._pulse()
