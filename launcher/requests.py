@@ -23,6 +23,8 @@ class Requests:
     interrupted: bool = False
     asked_at: float | None = None
     """When a stop was first asked for, on the monotonic clock."""
+    others: tuple[Path, ...] = ()
+    """Further stop requests that are meant for this launch, beside its run's own."""
     _warned: bool = False
     _terminated: bool = False
     _first_interrupt: float | None = None
@@ -41,11 +43,12 @@ class Requests:
         self.asked_at = self.asked_at or time.monotonic()
 
     def look_at(self, request: Path) -> None:
-        """A run's stop request, if it is there."""
-        with suppress(OSError):
-            self.interrupted |= request.read_text() == NOW
-            self._terminated |= not self.stop  # else it is ours, by which workers hear of it
-            self.ask()
+        """A run's stop request and the others, as far as they are there."""
+        for path in (request, *self.others):
+            with suppress(OSError):
+                self.interrupted |= path.read_text() == NOW
+                self._terminated |= not self.stop  # else it is ours, by which workers hear of it
+                self.ask()
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
