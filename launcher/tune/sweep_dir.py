@@ -58,3 +58,8 @@ class SweepDir:
 
     def trial(self, name: str) -> RunDir:
         return RunDir(self.trials / name)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether it is a search's folder, and not a run's."""
+    return SweepDir(folder).ledger.exists()
