@@ -66,6 +66,7 @@ class LaunchPlan:
     """One launch: a command for each node, and the one that prepares the data first, if need be.
 
     The nodes meet at a file on this machine or, if it is but one, on their own; or at an address of the first one.
+    Sockets in the scratch folder want it to have at most `longest_scratch` characters.
     """
 
     run_dir: str
@@ -74,6 +75,7 @@ class LaunchPlan:
     nodes: tuple[NodePlan, ...]
     prepare: tuple[str, ...] = ()
     interface: str | None = None
+    longest_scratch: int = 4096
 
     @property
     def is_here(self) -> bool:

@@ -10,6 +10,7 @@ from types import FrameType
 
 from fmfsd.rundir import NOW
 
+LOOK_S = 0.1
 SECOND_INTERRUPT_S = 1.0
 """Two interrupts closer than this are one: a terminal and a shell may each send it."""
 
@@ -49,6 +50,13 @@ class Requests:
                 self.interrupted |= path.read_text() == NOW
                 self._terminated |= not self.stop  # else it is ours, by which workers hear of it
                 self.ask()
+
+    def wait(self, seconds: float, request: Path) -> None:
+        """So long, or until a stop is asked for."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.stop:
+            time.sleep(LOOK_S)
+            self.look_at(request)
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -54,7 +54,7 @@ def run_plan(
     RunFailedError if the attempt can't be written down, which keeps workers of earlier ones away from the run.
     """
     with ExitStack() as stack:
-        scratch = scratch_folder() if plan.meets_at == "file here" else ""
+        scratch = scratch_folder(plan.longest_scratch) if plan.meets_at == "file here" else ""
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         agents = stack.enter_context(closing_all())
         for node in plan.nodes:

@@ -40,10 +40,9 @@ class Begun:
         except (KeyError, TypeError, ValidationError) as error:
             raise CheckError([Problem(str(ledger), f"was written by another version: {error}")]) from error
 
-    def launch_of_a_trial(self, device: str) -> dict[str, Any]:
-        """Its node agents' grace and patience are the sweep's; where they run, Ray decides."""
-        launch = replace(self.launch, device=device, gpus=self.launch.gpus or 1, max_restarts=self.options.max_failures)
-        return to_json(launch)
+    def launch_of_a_trial(self, device: str) -> LaunchConfig:
+        """On what Ray has given it."""
+        return replace(self.launch, device=device, max_restarts=self.options.max_failures)
 
     def going_on(self, given: Mapping[str, Any]) -> "Begun":
         """With those options that were `given` anew. ConfigError for one that would make it another search."""

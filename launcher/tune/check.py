@@ -86,11 +86,7 @@ def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
     if costs.probe is None:
         return
     varies = [parameter.key for parameter in space.parameters if parameter.key in _HEADS]
-    written = [
-        name
-        for name in metric_names(costs.probe)
-        if not varies or name in _ALWAYS or name.startswith("cost/")
-    ]
+    written = [name for name in metric_names(costs.probe) if not varies or name in _ALWAYS or name.startswith("cost/")]
     why = f"not every trial writes it, as {', '.join(varies)} varies" if varies else "no run of this config writes it"
     unknown = [name for name in options.metrics if name not in written]
     if unknown:

@@ -108,7 +108,7 @@ class Driver:
 
     def _order(self, shape: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0) -> TrialOrder:
         return TrialOrder(
-            sweep=str(self._sweep.path),
+            sweep=self._sweep.path,
             name=name,
             overrides=tuple(overrides),
             launch=self._begun.launch_of_a_trial(shape.device),

@@ -10,6 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from launcher.config import TuneOptions
 from launcher.tune.history import History
+from launcher.tune.unkept import Unkept
 
 FIRST_RUNG = 9
 """ASHA looks at trials after a ninth and a third of their epochs for the first time, and lets a third go on."""
@@ -25,7 +26,7 @@ class _Named:
     trial_id: str
 
 
-class Scheduler(FIFOScheduler):
+class Scheduler(Unkept, FIFOScheduler):
     """Begins trials in their order, and has `rule` decide which are stopped; `on_stop` is told of them.
 
     `history` is told to the rule first, as if it had seen it. A trial is not stopped in its last epoch.

@@ -9,6 +9,7 @@ from ray.tune.search import Searcher
 from launcher.tune.book import Book
 from launcher.tune.history import Trial, TrialState
 from launcher.tune.order import TrialOrder
+from launcher.tune.unkept import Unkept
 
 LOST = "the process that carried it out was lost more often than --max-failures allows"
 _METRICS = ("valid/", "test/", "cost/")
@@ -36,7 +37,7 @@ class Source(Protocol):
     def ended(self, number: int, how: Ended) -> None: ...
 
 
-class Feeder(Searcher):
+class Feeder(Unkept, Searcher):
     """Hands a source's trials to Tune, at most `concurrent` at a time, as long as `may_begin`."""
 
     def __init__(
@@ -47,6 +48,9 @@ class Feeder(Searcher):
         self._may_begin, self._is_stopped = may_begin, is_stopped
         self._live = dict[str, int]()
 
+    def save(self, _path: str) -> None:
+        """Nothing of Tune's is read again."""
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._is_stopped():
             return str(Searcher.FINISHED)
@@ -56,7 +60,7 @@ class Feeder(Searcher):
         if found is None:
             return str(Searcher.FINISHED)
         self._live[trial_id], order = found
-        return {"number": self._live[trial_id], "order": order.to_json()}
+        return {"number": self._live[trial_id], **order.to_json()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if metrics := metrics_in(result):

@@ -12,7 +12,6 @@ from fmfsd.config.load import config_name
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.files import read_json, write_whole
 from launcher.config import LaunchConfig, TuneOptions
-from launcher.control.work import existing_sweep
 from launcher.launch import Request, checked, prepare_command
 from launcher.ownership import sole_owner
 from launcher.resources import Resources
@@ -103,8 +102,15 @@ def _new(request: SweepRequest, environment: Mapping[str, str], cwd: str) -> Rea
 def _going_on(request: SweepRequest, environment: Mapping[str, str]) -> Ready:
     """With what is in the sweep's folder, and nothing else."""
     assert request.resume is not None
-    sweep = existing_sweep(request.resume.absolute())
-    said = {"--space": request.space, "CONFIG": request.config, "--set": request.overrides, "--sweep-dir": request.sweep_dir}
+    sweep = SweepDir(request.resume.absolute())
+    if not sweep.ledger.exists():
+        raise CheckError([Problem(str(sweep.path), "no sweep's folder: it has no ledger")])
+    said = {
+        "--space": request.space,
+        "CONFIG": request.config,
+        "--set": request.overrides,
+        "--sweep-dir": request.sweep_dir,
+    }
     if wrong := [Problem(name, "the sweep has its own: leave it out") for name, value in said.items() if value]:
         raise ConfigError(wrong)
     begun = Begun.of(sweep.ledger, environment).going_on(request.given)
@@ -157,15 +163,3 @@ def _described(ready: Ready, coordination: Coordination) -> str:
     if ready.shape is not None:
         lines.append(str(ready.shape))
     return "\n".join([*lines, coordination.plan().render()])
-
-
-def is_finished(sweep: SweepDir) -> bool:
-    """Whether its last driver has said so."""
-    try:
-        return bool(read_json(sweep.coordination.outcome)["state"] == "finished")
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def argv_of(argv: Sequence[str]) -> list[str]:
-    return [Path(argv[0]).name, *argv[1:]] if argv else [sys.executable]

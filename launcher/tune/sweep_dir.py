@@ -36,6 +36,11 @@ class SweepDir:
         return self.path / "ledger.jsonl"
 
     @property
+    def token(self) -> Path:
+        """Without which nobody may talk to this sweep's Ray; there while it runs."""
+        return self.path / "ray-token"
+
+    @property
     def summary(self) -> Path:
         return self.path / "sweep.json"
 

@@ -12,19 +12,8 @@ from ray.tune.schedulers import TrialScheduler
 from launcher.config import LaunchConfig
 from launcher.tune.searching import Feeder
 from launcher.tune.shape import Shape
-from launcher.tune.trial import TrialActor, placement
-
-ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has measured nothing
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nobody reads it
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
-}
-"""What Tune is told by its process's environment."""
+from launcher.tune.trial import Trial, placement
+from launcher.tune.unkept import Unkept
 
 
 def run_trials(
@@ -43,7 +32,7 @@ def run_trials(
     """
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(TrialActor, placement(launch, shape.cores, shape.gpus)),
+        tune.with_resources(Trial, placement(launch, shape.cores, shape.gpus)),
         tune_config=tune.TuneConfig(
             search_alg=feeder,
             scheduler=rule,
@@ -71,7 +60,7 @@ def _folder(trial: RayTrial) -> str:
     return str(trial.trial_id)
 
 
-class _Pulse(tune.Callback):
+class _Pulse(Unkept, tune.Callback):
     """Tune's loop goes round."""
 
     def __init__(self, pulse: Callable[[], None]) -> None:

@@ -1,0 +1,2 @@
+def bytes_of(t):
+    return 1
