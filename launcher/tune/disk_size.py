@@ -1,2 +1,0 @@
-def bytes_of(t):
-    return 1
