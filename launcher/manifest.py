@@ -31,10 +31,15 @@ def launch_entry(argv: Sequence[str], changes: Sequence[str]) -> dict[str, Any]:
     return {
         "started": time.time(),
         "command": masked(argv),
-        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "versions": versions(PACKAGES),
         "commit": commit_of(Path(fmfsd.__file__).parents[1]),
         "changes": list(changes),
     }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Python's and these packages'; None of one that is not installed."""
+    return {"python": sys.version.split()[0], **{name: _version(name) for name in packages}}
 
 
 def software_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """What the runs of an accuracy benchmark have found: means over seeds, and a paired comparison to plain."""
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fmfsd.files import read_json
+from fmfsd.report.paired import Paired
 from tests.benchmarks.accuracy_runs import Asked, Run, notes_in
 from tests.benchmarks.table import command_line, print_rows
 
@@ -18,48 +18,6 @@ COMPARED_TO = "plain"
 NOT_RUN = "not run"
 HEADER = ("seeds", "deepest head, %", "ensemble, %", "branches, %", "to plain, points (95 %)", "training", "images/s")
 VERSIONS = ("python", "torch", "torchvision", "numpy")
-# Student's t, two-sided 95 %, by degrees of freedom from 1: any statistics book, as NIST/SEMATECH e-Handbook 1.3.6.7.2.
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Of the differences between pairs: their mean and standard deviation, and half the width of a 95 % interval.
-
-    Of one pair only the mean is known: the others are None.
-    """
-
-    mean: float
-    deviation: float | None
-    half_width: float | None
-
-    @classmethod
-    def of(cls, mine: Sequence[float], others: Sequence[float]) -> "Paired":
-        """Of values in pairs, at least one."""
-        differences = [one - other for one, other in zip(mine, others, strict=True)]
-        mean, count = statistics.mean(differences), len(differences)
-        if count == 1:
-            return cls(mean, None, None)
-        deviation = statistics.stdev(differences)
-        return cls(mean, deviation, t_quantile(count - 1) * deviation / math.sqrt(count))
-
-    def __str__(self) -> str:
-        if self.deviation is None or self.half_width is None:
-            return f"{100 * self.mean:+.2f}"
-        ends = (100 * (self.mean + side * self.half_width) for side in (-1, 1))
-        return f"{100 * self.mean:+.2f} ± {100 * self.deviation:.2f} ({' to '.join(f'{end:+.2f}' for end in ends)})"
-
-
-def t_quantile(freedom: int) -> float:
-    """Two-sided 95 %; above the table by the first terms of its expansion around the normal distribution."""
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 @dataclass(frozen=True)

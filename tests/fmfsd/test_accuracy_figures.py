@@ -9,20 +9,9 @@ from launcher.costs import Costs
 from launcher.resources import Driver, Gpu, Resources
 from tests.benchmarks import accuracy_runs
 from tests.benchmarks.accuracy_runs import Asked, at_a_time, packed_on, recipe
-from tests.benchmarks.accuracy_table import Paired, Result, compared, rate, spread, t_quantile, trained
+from tests.benchmarks.accuracy_table import Result, compared, rate, spread, trained
 
 GIB = 1 << 30
-
-
-def test_pairs_are_compared_by_their_differences() -> None:
-    """Differences 1, 2 and 3 points: mean 2, deviation 1, and 4.303 / sqrt(3) of it to each side."""
-    found = Paired.of([0.71, 0.75, 0.70], [0.70, 0.73, 0.67])
-    assert (found.mean, found.deviation, found.half_width) == pytest.approx((0.02, 0.01, 0.0248434), abs=1e-6)
-    assert str(found) == "+2.00 ± 1.00 (-0.48 to +4.48)"
-
-
-def test_of_one_pair_no_interval_is_known() -> None:
-    assert str(Paired.of([0.5], [0.515])) == "-1.50"
 
 
 def result(top1: float) -> Result:
@@ -42,11 +31,6 @@ def test_only_seeds_that_both_have_finished_are_compared() -> None:
 def test_speeds_are_compared_only_of_runs_that_were_alone(mine: int | None, plain: int | None, expected: str) -> None:
     one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, mine), (2000, plain)))
     assert rate({0: one}, {0: other}) == expected
-
-
-@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (30, 2.042), (40, 2.0211), (120, 1.9799)])
-def test_quantiles_are_those_of_the_tables(freedom: int, expected: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(expected, abs=1e-4)
 
 
 def test_spread_is_in_percent() -> None:

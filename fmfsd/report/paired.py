@@ -1,0 +1,87 @@
+"""Whether one thing is better than another by more than noise: differences in pairs, Student's t, Holm's correction."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SURE = 0.95
+"""How often an interval holds the truth; what is left is how often noise alone may pass for a difference."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Of the differences between pairs: their mean and standard deviation, and half the width of a 95 % interval.
+
+    `p` is the probability of a mean that far from 0, to either side, if there were no difference. Of one pair only the
+    mean is known: the others are None.
+    """
+
+    mean: float
+    deviation: float | None
+    half_width: float | None
+    p: float | None
+
+    @classmethod
+    def of(cls, mine: Sequence[float], others: Sequence[float]) -> "Paired":
+        """Of values in pairs, at least one."""
+        differences = [one - other for one, other in zip(mine, others, strict=True)]
+        mean, count = statistics.mean(differences), len(differences)
+        if count == 1:
+            return cls(mean, None, None, None)
+        deviation = statistics.stdev(differences)
+        error = deviation / math.sqrt(count)
+        return cls(mean, deviation, t_quantile(count - 1) * error, _p_of(mean, error, count - 1))
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Of the interval."""
+        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
+
+    def __str__(self) -> str:
+        """In percentage points."""
+        if self.deviation is None or self.ends is None:
+            return f"{100 * self.mean:+.2f}"
+        ends = " to ".join(f"{100 * end:+.2f}" for end in self.ends)
+        return f"{100 * self.mean:+.2f} ± {100 * self.deviation:.2f} ({ends})"
+
+
+def _p_of(mean: float, error: float, freedom: int) -> float:
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return 1 - t_within(abs(mean) / error, freedom)
+
+
+def t_within(t: float, freedom: int) -> float:
+    """The probability that Student's t of so many degrees of freedom lies between -t and t, for t from 0.
+
+    Finite sums: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 (odd) and 26.7.4 (even).
+    """
+    angle = math.atan2(t, math.sqrt(freedom))
+    cosine, is_odd = math.cos(angle), freedom % 2
+    term, total = (cosine if is_odd else 1.0), 0.0
+    for k in range(1 + is_odd, freedom, 2):
+        total += term
+        term *= cosine**2 * k / (k + 1)
+    if is_odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total
+
+
+def t_quantile(freedom: int) -> float:
+    """What Student's t of so many degrees of freedom, from 1, exceeds to neither side with the probability SURE."""
+    low, high = 0.0, 16.0  # of one degree of freedom it is 12.7, of more it is less
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_within(middle, freedom) < SURE else (low, middle)
+    return high
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The same, made larger for there being several, so that the chance that noise passes for a difference in any one
+    is what it would be for one alone (Holm 1979, Scand. J. Statistics 6, 65-70)."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -1,0 +1,76 @@
+"""What a search leaves for people and scripts: sweep.json, trials.csv, best.yaml and report.html.
+
+All of it follows from the ledger and is written anew as facts come in, so none of it has to survive a power loss.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from fmfsd.files import write_json, write_whole
+from fmfsd.report.sweep_page import sweep_page
+from launcher.tune.best_config import SEARCH_ONLY, best_config
+from launcher.tune.history import History, Trial
+from launcher.tune.importance import Importances, importances
+from launcher.tune.space import Space
+from launcher.tune.summary import summary
+from launcher.tune.sweep_dir import SweepDir
+
+
+def write_results(
+    sweep: SweepDir, space: Space, history: History, *, search_only: Collection[str] = SEARCH_ONLY
+) -> None:
+    """As things stand, quick enough for after each trial: without importances, which need Optuna, and the report.
+
+    `search_only` are config keys that are the search's own, which best.yaml goes without.
+    """
+    _write(sweep, space, history, None, search_only)
+
+
+def write_report(
+    sweep: SweepDir, space: Space, history: History, *, search_only: Collection[str] = SEARCH_ONLY
+) -> None:
+    """All of it, with importances, and the page."""
+    content = _write(sweep, space, history, importances(space, history), search_only)
+    write_whole(sweep.report, sweep_page(content, sweep.space.read_text(encoding="utf-8")), durable=False)
+
+
+def _write(
+    sweep: SweepDir,
+    space: Space,
+    history: History,
+    found: Sequence[Importances] | None,
+    search_only: Collection[str],
+) -> dict[str, Any]:
+    content = summary(sweep, space, history, found)
+    write_json(sweep.summary, content, durable=False)
+    write_whole(sweep.table, trials_csv(space, history), durable=False)
+    if ranked := history.ranked():
+        best = best_config(sweep, ranked[0], history.options.metrics[0], without=search_only)
+        write_whole(sweep.best, best, durable=False)
+    return content
+
+
+def trials_csv(space: Space, history: History) -> str:
+    """A row a trial. What does not exist in a trial is empty; text stands as it is, everything else as JSON."""
+    trials = list(history.trials.values())
+    keys = [parameter.key for parameter in space.parameters]
+    metrics = sorted({name for trial in trials for name in trial.metrics})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "state", "epochs", "seconds", "repeats", "cause", *keys, *metrics])
+    writer.writerows(_row(trial, keys, metrics) for trial in trials)
+    return text.getvalue()
+
+
+def _row(trial: Trial, keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    repeats = "" if trial.repeats is None else f"{trial.repeats:04d}"
+    about = [trial.name, trial.state, str(max(trial.reports, default=0)), f"{trial.seconds:.1f}", repeats, trial.cause]
+    values = [_cell(trial.values[key]) if key in trial.values else "" for key in keys]
+    return [*about, *values, *(_cell(trial.metrics[name]) if name in trial.metrics else "" for name in metrics)]
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

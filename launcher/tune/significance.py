@@ -1,0 +1,98 @@
+"""Whether the best configs are better than the base by more than noise: runs of all with the same new seeds.
+
+Differences are taken between runs of the same seed. The intervals are Student's, of each config alone; whether a gain
+counts as more than noise is decided after Holm's correction for the number of configs that are compared.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fmfsd.report.numbers import shown_difference, unit_of_differences
+from fmfsd.report.paired import SURE, Paired, holm
+from launcher.tune.history import History
+
+BASE = "base"
+
+Seeds = Mapping[int, Mapping[str, float]]
+"""The metrics of one config's runs."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds; of one seed the deviation is None."""
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """One config's runs. `difference`, to the base in the first metric, is None of the base itself and without common
+    seeds; `p` is corrected, and None of one seed."""
+
+    config: str
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Spread]
+    difference: Paired | None = None
+    p: float | None = None
+    finding: str = ""
+
+
+def confirmed(history: History) -> list[Confirmed]:
+    """Best mean of the first metric first, the base last; none without confirming runs."""
+    runs: dict[str, dict[int, Mapping[str, float]]] = {}
+    for each in history.confirmations:
+        runs.setdefault(each.config, {})[each.seed] = each.metrics
+    base = runs.pop(BASE, {})
+    metric, sign = history.options.metrics[0], -1 if history.options.modes[0] == "min" else 1
+    differences = {config: _difference(seeds, base, metric) for config, seeds in runs.items()}
+    p_values = _corrected(differences)
+    found = []
+    for config, seeds in runs.items():
+        difference, p = differences[config], p_values.get(config)
+        finding = _finding(metric, sign, difference, p, len(p_values))
+        found.append(Confirmed(config, *_spreads(seeds), difference, p, finding))
+    found.sort(key=lambda each: -sign * each.metrics[metric].mean)
+    return found + ([Confirmed(BASE, *_spreads(base))] if base else [])
+
+
+def _spreads(runs: Seeds) -> tuple[tuple[int, ...], dict[str, Spread]]:
+    """Of the metrics that all of these runs have."""
+    seeds = sorted(runs)
+    names = [name for name in runs[seeds[0]] if all(name in runs[seed] for seed in seeds)]
+    return tuple(seeds), {name: Spread.of([runs[seed][name] for seed in seeds]) for name in names}
+
+
+def _difference(runs: Seeds, base: Seeds, metric: str) -> Paired | None:
+    both = sorted(runs.keys() & base.keys())
+    return Paired.of(*([of[seed][metric] for seed in both] for of in (runs, base))) if both else None
+
+
+def _corrected(differences: Mapping[str, Paired | None]) -> dict[str, float]:
+    """Of those that have a p."""
+    known = {config: each.p for config, each in differences.items() if each is not None and each.p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
+
+
+def _finding(metric: str, sign: int, difference: Paired | None, p: float | None, compared: int) -> str:
+    """One sentence."""
+    if difference is None:
+        return "no seed that the base ran with too: nothing to compare"
+    unit, mean = unit_of_differences(metric), shown_difference(metric, difference.mean)
+    if p is None or difference.ends is None:
+        return f"{mean} {unit} to {BASE} with one seed, which can not tell a gain from noise"
+    low, high = (shown_difference(metric, end) for end in difference.ends)
+    measured = f"{mean} {unit} to {BASE}, 95 % interval {low} to {high}"
+    corrected = f"p = {p:.2g}" + (f" after Holm's correction for {compared} comparisons" if compared > 1 else "")
+    return f"{measured}, {corrected}: {_verdict(sign * difference.mean, p)}"
+
+
+def _verdict(gain: float, p: float) -> str:
+    if p >= 1 - SURE:
+        return "noise may explain the gain" if gain > 0 else "there is no gain"
+    return "the gain is more than noise" if gain > 0 else f"it is worse than {BASE} by more than noise"
