@@ -53,6 +53,7 @@ class LaunchConfig:
     With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
     `on` and `hosts` say where. `interface`: the network interface that nodes talk over, None: the one that leads to the
     first node. `preflight`: workers try their node and the network first, None: with more than one node.
+    `starter`: what a node's agent starts, which starts the workers; none: a worker that is alone is started as it is.
     """
 
     nodes: int = 1
@@ -68,6 +69,7 @@ class LaunchConfig:
     hosts: tuple[Host, ...] = ()
     interface: str | None = None
     preflight: bool | None = None
+    starter: Literal["torchrun", "none"] = "torchrun"
     extra_env: dict[str, str] = field(default_factory=dict)
     slurm: SlurmOptions = SlurmOptions()
 

@@ -32,6 +32,13 @@ def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
         yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
 
 
+def starts_none(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    if launch.starter == "none" and (workers := site.workers(launch)) > 1:
+        yield Problem(
+            "starter: none", f"only a worker alone needs no torchrun, here are {workers}: set starter: torchrun"
+        )
+
+
 def software() -> Iterator[Problem]:
     for package in ("torch", "torchvision"):
         if find_spec(package) is None:

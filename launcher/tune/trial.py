@@ -53,11 +53,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # nothing is known of Ray's 
         """Returns when nothing of the run is left."""
         self._run.end_now()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+    def save_checkpoint(self, _folder: str) -> dict[str, Any]:
         """Nothing: the run keeps its own. Tune asks for it at the end of each trial, and before a pause."""
         return {}
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def load_checkpoint(self, _content: Any) -> None:
         """Nothing: `setup` has gone on from the run's own."""
 
     def _begin(self, order: TrialOrder) -> None:

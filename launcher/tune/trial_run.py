@@ -146,9 +146,11 @@ class TrialRun:
         self.state = _STATES.get(ended.attempt.state, "stopped")
 
     def _settled(self) -> LaunchConfig:
-        """The launch with what its machines offer, so that it can be done again elsewhere."""
-        device, workers = self._machines.site.placement(self._order.launch)
-        return replace(self._order.launch, device=device, gpus=workers, run_dir=self._run.path)
+        """The launch with what its machines offer, so that it can be done again elsewhere; one worker by itself."""
+        asked = self._order.launch
+        device, workers = self._machines.site.placement(asked)
+        starter: Literal["torchrun", "none"] = "torchrun" if asked.nodes * workers > 1 else "none"
+        return replace(asked, device=device, gpus=workers, starter=starter, run_dir=self._run.path)
 
     def _attempts(self, config: TrainConfig, launch: LaunchConfig) -> Ended:
         order, run = self._order, self._run
