@@ -16,7 +16,7 @@ from launcher.tune.history import History
 from launcher.tune.results import write_report, write_results
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
-from tests.helpers.sweeps import TAPS, TOP1, ask, confirm, end, history_of, sweep_of
+from tests.helpers.histories import TAPS, TOP1, ask, confirm, end, history_of, sweep_of
 
 SPACE = (
     TAPS,
