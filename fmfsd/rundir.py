@@ -166,6 +166,11 @@ class RunDir:
     def rank_log(self, node: int, rank: int) -> Path:
         return self.node_logs(node) / f"rank-{rank}.log"
 
+    @property
+    def said(self) -> Path:
+        """What the coordinator of a trial has to say: nobody sits in front of it."""
+        return self.logs / "coordinator.log"
+
     def starter_log(self, node: int) -> Path:
         """What the node's starter (torchrun) itself prints."""
         return self.node_logs(node) / "starter.log"

@@ -30,16 +30,17 @@ DUMP_SIGNAL = signal.SIGUSR2
 class Circumstances:
     """What the starter told this worker by its environment.
 
-    `agent` is the process that must be alive two levels up, None for a worker that somebody started by hand;
-    `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes to the rank's log. Workers
-    wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless that is None. With
-    `preflight` they try themselves and one another out before they train; `traced` ones write what each step was made
-    from and came to.
+    `agent` is the process that must be alive above this one, two levels up if a starter is between; None for a worker
+    that somebody started by hand. `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes
+    to the rank's log. Workers wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless
+    that is None. With `preflight` they try themselves and one another out before they train; `traced` ones write what
+    each step was made from and came to.
     """
 
     world: World
     attempt: int | None = None
     agent: int | None = None
+    has_starter: bool = True
     log_to_file: bool = False
     timeout_s: float = 120.0
     cores: Cores | None = None
@@ -54,6 +55,7 @@ class Circumstances:
             world=World.from_environment(environment),
             attempt=int(attempt) if attempt else None,
             agent=int(agent) if agent else None,
+            has_starter=environment.get("FMFSD_STARTER") != "none",
             log_to_file=environment.get("FMFSD_LOG_TO_FILE") == "1",
             timeout_s=float(environment.get("FMFSD_COLLECTIVE_TIMEOUT_S", cls.timeout_s)),
             cores=parse_cores(cores) if cores else None,
@@ -62,16 +64,16 @@ class Circumstances:
         )
 
 
-def tie_to_parent(agent: int | None) -> None:
-    """Make the kernel end this process when its parent, the starter, ends: a killed torchrun leaves orphans.
+def tie_to_parent(agent: int | None, *, has_starter: bool = True) -> None:
+    """Make the kernel end this process when its parent does, the starter or agent: a killed torchrun leaves orphans.
 
-    The starter may have ended already; then the process above the parent is not the agent, and this one ends too.
+    The parent may have ended already; then the agent is not where it should be, and this one ends too.
     """
     if agent is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if _parent_of(os.getppid()) != agent:
-        raise SystemExit("the starter of this worker is gone, so it ends too")
+    if (_parent_of(os.getppid()) if has_starter else os.getppid()) != agent:
+        raise SystemExit("what has started this worker is gone, so it ends too")
 
 
 def _parent_of(pid: int) -> int | None:
@@ -131,7 +133,7 @@ def _last_step(run: RunDir, rank: int) -> int | None:
 def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
     """Train as the worker that `circumstances` describe; the exit code, 0 also after a stop on request."""
     os.umask(0o077)
-    tie_to_parent(circumstances.agent)
+    tie_to_parent(circumstances.agent, has_starter=circumstances.has_starter)
     run, world = RunDir(run_dir), circumstances.world
     if not run.config.exists():
         raise ConfigError([Problem(str(run.config), "missing, so this is no run directory")])

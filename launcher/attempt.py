@@ -17,9 +17,13 @@ LOST = {"gone": "its agent is gone", "silent": "its agent does not answer"}
 
 @dataclass
 class NodeState:
-    """What is known of a node: its agent's host, its starter's process, and how that ended."""
+    """What is known of a node: its agent's host, its starter's process, and how that ended.
+
+    `is_worker`: there is no starter, its place has the worker.
+    """
 
     agent: Agent
+    is_worker: bool = False
     host: str = ""
     agent_pid: int | None = None
     starter_pid: int | None = None
@@ -32,8 +36,8 @@ class NodeState:
 
     @property
     def killed_from_outside(self) -> str:
-        """What somebody else did to this node's processes; empty if nobody did anything."""
-        if self.trouble or self.ended_by_us or self.exit_code is None or self.exit_code >= 0:
+        """What somebody else did to its agent or starter, who can't say it; empty if nobody did anything."""
+        if self.trouble or self.ended_by_us or self.is_worker or self.exit_code is None or self.exit_code >= 0:
             return self.trouble
         return f"its starter was killed by {signal.Signals(-self.exit_code).name}"
 

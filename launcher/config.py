@@ -53,6 +53,7 @@ class LaunchConfig:
     With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
     `on` and `hosts` say where. `interface`: the network interface that nodes talk over, None: the one that leads to the
     first node. `preflight`: workers try their node and the network first, None: with more than one node.
+    `starter`: what a node's agent starts, which starts the workers; none: a worker that is alone is started as it is.
     """
 
     nodes: int = 1
@@ -68,6 +69,7 @@ class LaunchConfig:
     hosts: tuple[Host, ...] = ()
     interface: str | None = None
     preflight: bool | None = None
+    starter: Literal["torchrun", "none"] = "torchrun"
     extra_env: dict[str, str] = field(default_factory=dict)
     slurm: SlurmOptions = SlurmOptions()
 
@@ -84,7 +86,7 @@ class TuneOptions:
     `metrics` as in valid/deepest_top1, each with a mode; several are searched for their Pareto front. `concurrent`
     trials at a time, None: as many as fit. A trial may fail `max_failures` times. Afterwards the `best` so many are run
     again with `seeds` seeds each, 0: not at all. `disk_bytes` bound the whole sweep, None: they are not bound.
-    `seed` decides what is drawn.
+    `seed` decides what is drawn. `ray_address`: of a cluster that is there; None: Ray is started for the sweep alone.
     """
 
     trials: int
@@ -99,6 +101,7 @@ class TuneOptions:
     disk_bytes: int | None = None
     seed: int = 0
     ray_address: str | None = None
+    dashboard: bool = False
 
 
 def to_json(launch: LaunchConfig) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """What a launch shows while it runs, by reading the run's files: a bar on a terminal, rate-limited lines elsewhere."""
 
-import json
-import os
 import time
 from contextlib import suppress
 from types import TracebackType
@@ -14,6 +12,7 @@ from rich.table import Table
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.log_follower import LogFollower
+from launcher.record_follower import RecordFollower
 from launcher.stragglers import Stragglers
 
 READ_EVERY_S = 0.25
@@ -51,11 +50,11 @@ class RunDisplay:
         )
         self._task = self._bar.add_task("starting", total=None, shown="")
         self._read_at = self._said_at = self._logs_at = time.monotonic()
-        self._inode, self._read_to, self._seen = -1, 0, set[bytes]()
+        self._records = RecordFollower(run)
         self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
         self._stragglers = Stragglers(run, self._attempt, num_workers)
         self._told, self._damaged = False, set(run.damaged_checkpoints())
-        self._new_records()  # what earlier attempts have recorded is not shown again
+        self._records.look()  # what earlier attempts have recorded is not shown again
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -138,7 +137,7 @@ class RunDisplay:
 
     def _evaluations(self) -> None:
         """Print the evaluations that have come since the last look."""
-        for record in self._new_records():
+        for record in self._records.look():
             if record["split"] != "train":
                 tops = [
                     f"{name.removesuffix('_top1')} {value:.1%}"
@@ -146,23 +145,6 @@ class RunDisplay:
                     if name.endswith("_top1")
                 ]
                 self._console.print(f"epoch {record['epoch']} {record['split']}: {', '.join(tops)}", highlight=False)
-
-    def _new_records(self) -> list[dict[str, Any]]:
-        """The whole lines that were not read yet. A resumed run replaces the file; what it has kept is not new."""
-        if not self._run.metrics.exists():
-            return []
-        with self._run.metrics.open("rb") as file:
-            if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
-                self._inode, self._read_to, kept = inode, 0, self._seen
-                self._seen = set()
-            else:
-                kept = set()
-            file.seek(self._read_to)
-            lines = file.read().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]
-        self._read_to += sum(map(len, whole))
-        self._seen |= set(whole)
-        return [json.loads(line) for line in whole if line not in kept]
 
 
 def _where(progress: dict[str, Any]) -> str:

@@ -4,16 +4,14 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NoReturn, TextIO, cast
+from typing import IO, NoReturn, TextIO, cast
 
 from rich.console import Console
 
 from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, RunFailedError
-from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
 from launcher.attempt import Attempt
@@ -21,9 +19,9 @@ from launcher.beginning import is_finished, write_run_dir
 from launcher.check import is_prepared
 from launcher.config import LaunchConfig
 from launcher.display import RunDisplay, heads_table
-from launcher.failures import page
 from launcher.hosts.agents import Agent
 from launcher.hosts.helpers import run_here
+from launcher.last_word import outcome_of, page_of, write_last_word
 from launcher.log_follower import LogFollower
 from launcher.manifest import masked
 from launcher.ownership import sole_owner
@@ -98,7 +96,7 @@ class Execution:
                 requeue = Requeue.of(self._job, self._run) if self._job and self._job.is_batch else None
                 self._write_run_dir()
                 ended = self._attempts(requests)
-                self._write_outcome(ended)
+                write_last_word(self._run, ended, self._command())
         if ended.failure is not None:
             self._fail(ended, requeue, requests)
         code = self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
@@ -107,7 +105,7 @@ class Execution:
         return code
 
     def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
-        page = self._page(ended)
+        page = page_of(self._run, ended, self._command())
         why = TIME_IS_UP if requests.time_is_up else NODE_IS_GONE if ended.for_want_of_a_node else ""
         if requeue is not None and why and (not requests.stop or requests.time_is_up):
             self._say(page)
@@ -185,26 +183,6 @@ class Execution:
         display.update()
         self._look()
 
-    def _write_outcome(self, ended: Ended) -> None:
-        """What is left to say when the workers have not said how the run ended."""
-        with suppress(OSError):  # the page says it too
-            self._write_last_word(ended)
-
-    def _write_last_word(self, ended: Ended) -> None:
-        failure, attempt = ended.failure, ended.attempt
-        content: dict[str, Any] = {"state": attempt.state, "attempt": attempt.number, "resumable": True}
-        if failure is not None:
-            told = {name: getattr(failure, name) for name in ("cause", "rank", "node", "step", "time", "advice")}
-            more = {"victims": list(failure.victims), "resumable": failure.resumable, "command": self._command()}
-            write_json(self._run.outcome, {**content, **told, **more, "no_other_attempt": ended.refusal})
-        elif attempt.state == "interrupted":
-            write_json(self._run.outcome, content)
-
-    def _page(self, ended: Ended) -> str:
-        assert ended.failure is not None
-        history = f"no attempt follows attempt {ended.attempt.number}: {ended.refusal}"
-        return page(self._run, ended.failure, history=history, command=self._command())
-
     def _command(self) -> str:
         """What goes on with this run: the same command, unless it can't be shown with the secrets that are in it."""
         argv = [Path(self._argv[0]).name, *masked(self._argv[1:])]
@@ -214,7 +192,7 @@ class Execution:
         return shlex.join(argv if given else [*argv, "--run-dir", str(self._run.path)])
 
     def _conclude(self, state: str, stopped_after_s: float | None = None) -> int:
-        outcome = self._outcome()
+        outcome = outcome_of(self._run)
         if state == "finished":
             self._console.print(heads_table(outcome["metrics"]))
         if state == "stopped":
@@ -228,12 +206,6 @@ class Execution:
     def _print_json(self, code: int) -> None:
         if self._as_json:
             print(
-                json.dumps({"run_dir": str(self._run.path), "exit_code": code, **self._outcome()}),
+                json.dumps({"run_dir": str(self._run.path), "exit_code": code, **outcome_of(self._run)}),
                 file=steady(sys.stdout),
             )
-
-    def _outcome(self) -> dict[str, Any]:
-        try:
-            return read_json(self._run.outcome)
-        except (OSError, ValueError):
-            return {}

@@ -173,10 +173,16 @@ def _silent(run: RunDir, attempt: Attempt, spoken: tuple[int, ...]) -> Iterator[
 
 
 def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
-    """Exit codes by node and process, as each node's starter tells them in its log."""
+    """Exit codes by node and process, as each node's starter tells them in its log, or the agent of a lone worker."""
     logs = {node: run.starter_log(node) for node in range(len(attempt.nodes))}
     texts = {node: log.read_text(errors="replace") for node, log in logs.items() if log.exists()}
-    return {(node, int(pid)): int(code) for node, text in texts.items() for code, pid in _EXIT.findall(text)}
+    told = {(node, int(pid)): int(code) for node, text in texts.items() for code, pid in _EXIT.findall(text)}
+    alone = {
+        (number, node.starter_pid): node.exit_code
+        for number, node in enumerate(attempt.nodes)
+        if node.is_worker and node.starter_pid is not None and node.exit_code is not None
+    }
+    return {**told, **alone}
 
 
 def _meaning(worker: dict[str, Any], out_of_memory: bool) -> str:
@@ -199,6 +205,7 @@ def _starter_words(run: RunDir, attempt: Attempt) -> Failure:
         log = run.starter_log(number)
         if node.exit_code != 0 and log.exists():
             last = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-            what = f"node {number}: its starter ended with exit code {node.exit_code}"
+            who = "worker" if node.is_worker else "starter"
+            what = f"node {number}: its {who} ended with exit code {node.exit_code}"
             return Failure(what, "\n".join(last), time=attempt.noticed, node=number)
     return Failure("the workers ended without an outcome", time=attempt.noticed)

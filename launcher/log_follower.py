@@ -103,6 +103,11 @@ def harmless(line: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\t" else _code(letter) for letter in text)
 
 
+def in_a_line(text: str) -> str:
+    """Lines behind one another."""
+    return harmless(" / ".join(text.splitlines()))
+
+
 def _code(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 

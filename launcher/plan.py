@@ -42,7 +42,8 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 <
 class NodePlan:
     """What a node's agent starts: a command, its whole environment, and where.
 
-    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent.
+    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent. `is_worker`: it is
+    the worker itself, not what starts some.
     """
 
     node: int
@@ -51,6 +52,7 @@ class NodePlan:
     cwd: str
     host: str = ""
     agent: tuple[str, ...] = AGENT
+    is_worker: bool = False
 
     def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
         """With what is known now in the symbols' places."""
@@ -66,6 +68,7 @@ class LaunchPlan:
     """One launch: a command for each node, and the one that prepares the data first, if need be.
 
     The nodes meet at a file on this machine or, if it is but one, on their own; or at an address of the first one.
+    Sockets in the scratch folder want it to have at most `longest_scratch` characters.
     """
 
     run_dir: str
@@ -74,6 +77,7 @@ class LaunchPlan:
     nodes: tuple[NodePlan, ...]
     prepare: tuple[str, ...] = ()
     interface: str | None = None
+    longest_scratch: int = 4096
 
     @property
     def is_here(self) -> bool:
@@ -152,7 +156,7 @@ def plan_run(
     nodes = tuple(
         NodePlan(
             node=node,
-            argv=_torchrun(site, len(chosen), run, node, workers, device),
+            argv=(*_starter(launch, site, len(chosen), node, workers), *_worker(run, device)),
             env={
                 **_travelling(environment, site),
                 **_own_variables(launch, device),
@@ -164,14 +168,22 @@ def plan_run(
             cwd=cwd,
             host=site.host(slot),
             agent=site.agent(site.host(slot), environment),
+            is_worker=launch.starter == "none",
         )
         for node, slot in enumerate(chosen)
     )
     return LaunchPlan(str(run.path), device, workers, nodes, prepare, launch.interface)
 
 
-def _torchrun(site: Site, nodes: int, run: RunDir, node: int, workers: int, device: str) -> tuple[str, ...]:
-    """One node's torchrun; a restart is a new attempt."""
+def _worker(run: RunDir, device: str) -> tuple[str, ...]:
+    return ("-m", "fmfsd", "train", str(run.path), "--device", device)
+
+
+def _starter(launch: LaunchConfig, site: Site, nodes: int, node: int, workers: int) -> tuple[str, ...]:
+    """What stands before the worker's own module and arguments: one node's torchrun, whose restart is a new attempt, or
+    only Python."""
+    if launch.starter == "none":
+        return (sys.executable, "-P")
     options = {
         "--nnodes": str(nodes),
         "--nproc-per-node": str(workers),
@@ -180,8 +192,7 @@ def _torchrun(site: Site, nodes: int, run: RunDir, node: int, workers: int, devi
         "--max-restarts": "0",
         "--log-dir": SCRATCH,
     }
-    starter = (sys.executable, "-P", "-m", _TORCHRUN, *(part for option in options.items() for part in option))
-    return (*starter, "-m", "fmfsd", "train", str(run.path), "--device", device)
+    return (sys.executable, "-P", "-m", _TORCHRUN, *(part for option in options.items() for part in option))
 
 
 def _meeting_at_a_file(node: int) -> dict[str, str]:
@@ -219,6 +230,7 @@ def _own_variables(launch: LaunchConfig, device: str) -> dict[str, str]:
         "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, SLOW_STATES_S) + AFTER_HANG_S:g}",
         "FMFSD_LOG_TO_FILE": "1",
         **({"FMFSD_PREFLIGHT": "1"} if launch.tries_nodes_first else {}),
+        **({"FMFSD_STARTER": "none"} if launch.starter == "none" else {}),
         "PYTHONSAFEPATH": "1",  # no module of the folder that the launch was started in
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(launch.grace_s)),  # the option is unknown to torch 2.11
         **(KEEP_FREED_MEMORY if device == "cpu" else {}),

@@ -1,6 +1,5 @@
 """A run to its end, over as many attempts as it may take: each goes on from the newest checkpoint."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from launcher.requests import Requests
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
-LOOK_S = 0.1
 
 
 @dataclass
@@ -138,7 +136,4 @@ class Recovery:
         where = f"from step {step}" if step is not None else "from the beginning"
         self.say(f"attempt {self.run.last_attempt()} failed: {failure.cause}")
         self.say(f"starting again {where} in {restarts.pause_s:g} s, restart {restarts.used} of {restarts.allowed}")
-        end = time.monotonic() + restarts.pause_s
-        while time.monotonic() < end and not self.requests.stop:
-            time.sleep(LOOK_S)
-            self.requests.look_at(self.run.stop_request)
+        self.requests.wait(restarts.pause_s, self.run.stop_request)

@@ -10,6 +10,7 @@ from types import FrameType
 
 from fmfsd.rundir import NOW
 
+LOOK_S = 0.1
 SECOND_INTERRUPT_S = 1.0
 """Two interrupts closer than this are one: a terminal and a shell may each send it."""
 
@@ -23,6 +24,8 @@ class Requests:
     interrupted: bool = False
     asked_at: float | None = None
     """When a stop was first asked for, on the monotonic clock."""
+    others: tuple[Path, ...] = ()
+    """Further stop requests that are meant for this launch, beside its run's own."""
     _warned: bool = False
     _terminated: bool = False
     _first_interrupt: float | None = None
@@ -41,11 +44,19 @@ class Requests:
         self.asked_at = self.asked_at or time.monotonic()
 
     def look_at(self, request: Path) -> None:
-        """A run's stop request, if it is there."""
-        with suppress(OSError):
-            self.interrupted |= request.read_text() == NOW
-            self._terminated |= not self.stop  # else it is ours, by which workers hear of it
-            self.ask()
+        """A run's stop request and the others, as far as they are there."""
+        for path in (request, *self.others):
+            with suppress(OSError):
+                self.interrupted |= path.read_text() == NOW
+                self._terminated |= not self.stop  # else it is ours, by which workers hear of it
+                self.ask()
+
+    def wait(self, seconds: float, request: Path) -> None:
+        """So long, or until a stop is asked for."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.stop:
+            time.sleep(LOOK_S)
+            self.look_at(request)
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

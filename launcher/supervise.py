@@ -54,12 +54,17 @@ def run_plan(
     RunFailedError if the attempt can't be written down, which keeps workers of earlier ones away from the run.
     """
     with ExitStack() as stack:
-        scratch = scratch_folder() if plan.meets_at == "file here" else ""
+        scratch = scratch_folder(plan.longest_scratch) if plan.meets_at == "file here" else ""
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         agents = stack.enter_context(closing_all())
         for node in plan.nodes:
             agents.append(start_agent(node))
-        attempt = Attempt(run, run.last_attempt() + 1, [NodeState(agent) for agent in agents], plan.num_workers)
+        attempt = Attempt(
+            run,
+            run.last_attempt() + 1,
+            [NodeState(agent, is_worker=node.is_worker) for node, agent in zip(plan.nodes, agents, strict=True)],
+            plan.num_workers,
+        )
         attempt.begin()
         pulses = Pulses(run, attempt.number, plan.num_workers, hang_timeout_s=hang_timeout_s)
         with suppress(NotMetError):
@@ -80,8 +85,8 @@ def _start(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests)
     met = meet(plan, attempt, scratch, requests)
     for node, state, symbols in zip(plan.nodes, attempt.nodes, met, strict=True):
         ready, log = node.filled(symbols), str(attempt.run.starter_log(node.node))
-        own = symbols[SCRATCH]
-        state.agent.tell(do="start", argv=ready.argv, env=dict(ready.env), cwd=ready.cwd, log=log, scratch=own)
+        what = {"argv": ready.argv, "env": dict(ready.env), "cwd": ready.cwd, "is_worker": ready.is_worker}
+        state.agent.tell(do="start", **what, log=log, scratch=symbols[SCRATCH])
 
 
 def _state(run: RunDir, attempt: int) -> str:

@@ -1,37 +1,124 @@
 """`fmfsd-tune`: parse, call one function, exit code."""
 
 import os
-from typing import Annotated
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
+
+from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
     os.umask(0o077)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     app()
 
 
 @app.command()
 def tune(
-    space: Annotated[str, typer.Option(help="A space's file, or a shipped one's name.")],
     config: Annotated[
         str | None, typer.Argument(help="A preset's name or a YAML file; default: the space's own.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the space, start nothing.")] = False,
+    space: Annotated[str | None, typer.Option(help="A space's file, or a shipped one's name.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Different configs to try; default: the space's.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="What is searched for, as valid/deepest_top1; several: their Pareto front."),
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="max or min, for each --metric; default: max of accuracies, else min.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="random, grid, tpe, or another of Optuna's; default: grid of grids, else tpe.")
+    ] = None,
+    scheduler: Annotated[
+        Literal["none", "asha", "median"] | None, typer.Option(help="Which trials are stopped early; default none.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides what is drawn; default 0.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of a trial.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Workers on each of its nodes.")] = 1,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")] = "auto",
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster that is there; default: one of our own.")
+    ] = None,
+    dashboard: Annotated[bool, typer.Option(help="Ray's dashboard, on loopback.")] = False,
+    sweep_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="SWEEP_DIR", help="Go on with a sweep; also with more --trials or --seeds.")
+    ] = None,
+    disk_budget: Annotated[
+        str | None, typer.Option(metavar="10G", help="Bound of the whole sweep: only the best keep checkpoints.")
+    ] = None,
+    max_failures: Annotated[int | None, typer.Option(min=0, help="New attempts of a trial; default 3.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Run the best again with so many seeds each.")] = None,
+    best: Annotated[int | None, typer.Option(min=1, help="How many are the best; default 3.")] = None,
+    grace: Annotated[
+        float, typer.Option(min=1, max=86_400, help="Seconds from a stop request to the end by force.")
+    ] = DEFAULT_GRACE_S,
+    hang_timeout: Annotated[
+        float, typer.Option(min=5, max=86_400, help="Seconds without a sign of progress until a worker is ended.")
+    ] = DEFAULT_HANG_TIMEOUT_S,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be searched and started.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Check and show a search space. Running the search is not built yet: only --dry-run does something."""
-    from fmfsd.errors import ConfigError
+    """Search: draw configs from a space, train each as an ordinary run, and show which are best.
+
+    Exit codes: 0 done, 1 the search failed, 2 usage or config error, 3 a check failed (nothing was started), 75 stopped
+    on request (--resume goes on), 130 interrupted twice.
+    """
     from fmfsd.terminal import errors_shown
-    from launcher.shipped import find_space
-    from launcher.tune.space import read_space
+    from launcher.config import LaunchConfig
+    from launcher.environment import extra_variables
+    from launcher.tune.disk_size import bytes_of
+    from launcher.tune.sweep import SweepRequest, run_sweep
 
     with errors_shown(debug=debug):
-        found = read_space(find_space(space), config=config)
-        if not dry_run:
-            raise ConfigError("the space is right, but searching it is not built yet: --dry-run shows it")
-        print(f"{found.trials} trials over {found.config}")
-        for parameter in found.parameters:
-            print(f"  {parameter.describe()}")
+        given = {
+            "trials": trials,
+            "metrics": tuple(metric) if metric else None,
+            "modes": tuple(mode) if mode else None,
+            "search": search,
+            "scheduler": scheduler,
+            "seed": seed,
+            "concurrent": concurrent,
+            "ray_address": ray_address,
+            "dashboard": dashboard or None,
+            "disk_bytes": bytes_of(disk_budget) if disk_budget else None,
+            "max_failures": max_failures,
+            "seeds": seeds,
+            "best": best,
+        }
+        launch = LaunchConfig(
+            nodes=nodes,
+            gpus=gpus,
+            device=device,
+            grace_s=grace,
+            hang_timeout_s=hang_timeout,
+            extra_env=extra_variables(env or [], os.environ),
+        )
+        request = SweepRequest(
+            space=space,
+            config=config,
+            overrides=tuple(overrides or ()),
+            given={name: value for name, value in given.items() if value is not None},
+            launch=launch,
+            sweep_dir=sweep_dir,
+            resume=resume,
+            stop_after="plan" if dry_run else "run",
+            as_json=as_json,
+            data_root=os.environ.get("FMFSD_DATA") or "data",
+        )
+        raise typer.Exit(run_sweep(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

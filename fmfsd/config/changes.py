@@ -42,13 +42,14 @@ class Change:
 
 def changes(one: TrainConfig, other: TrainConfig) -> list[Change]:
     """One for each key in which two configs differ."""
-    before, after = (dict(_leaves(config.model_dump(mode="json"))) for config in (one, other))
+    before, after = (dict(leaves(config.model_dump(mode="json"))) for config in (one, other))
     return [Change(key, before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)]
 
 
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

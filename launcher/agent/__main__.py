@@ -1,7 +1,7 @@
 """A node's agent: starts, watches and ends that node's processes. Only the standard library is imported.
 
 JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "word"}, {"do": "reach", "addresses", "port",
-"word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch"}, {"do": "dump", "pids"}, {"do": "stop"},
+"word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "is_worker"}, {"do": "dump", "pids"}, {"do": "stop"},
 {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event": "seen", ...}, {"event":
 "prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event": "started", "pid"}, {"event":
 "failed", "message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code", "oom_kills"}, {"event":
@@ -46,6 +46,7 @@ class NodeAgent:
         self._listener: socket.socket | None = None
         self._word = ""
         self._child: subprocess.Popen[bytes] | None = None
+        self._is_worker = False
         self._workers = frozenset[int]()
         self._oom_kills_before = 0
         self._scratch: str | None = None
@@ -126,6 +127,7 @@ class NodeAgent:
     def _do_start(self, order: dict[str, Any]) -> None:
         self._close_listener()
         self._scratch, self._oom_kills_before = order["scratch"], oom_kills()
+        self._is_worker = order.get("is_worker", False)
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with log.open("ab") as output:
@@ -155,14 +157,16 @@ class NodeAgent:
         if self._child.poll() is None:
             self._look_at_workers(self._child.pid)
             return
+        if self._is_worker:
+            _say(event="worker-gone", pid=self._child.pid)
         code = self._child.returncode
         self._end_everything()
         self._child = None
         _say(event="exited", code=code, oom_kills=oom_kills() - self._oom_kills_before)
 
     def _look_at_workers(self, starter: int) -> None:
-        """The starter itself waits for all of them, with the grace, before it says a word."""
-        now = frozenset(_children_of(starter))
+        """The starter itself waits for all of them, with the grace, before it says a word. A lone worker needs none."""
+        now = frozenset([starter] if self._is_worker else _children_of(starter))
         still = {pid for pid in self._workers - now if _is_child(pid, starter)}  # of a thread that has just ended
         for pid in self._workers - now - still:
             _say(event="worker-gone", pid=pid)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 REACH_S = 3.0
+_OWN_CHARACTERS = len("/fmfsd-12345678")
 _SIOCGIFADDR = 0x8915
 
 
@@ -19,10 +20,14 @@ def own_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in MACHINES_OWN if name in environment}
 
 
-def scratch_folder() -> str:
-    """A new folder of ours alone. torch reads its name as a part of a URL, in which # and ? have a meaning."""
+def scratch_folder(longest: int = 4096) -> str:
+    """A new folder of ours alone, with a path of so many characters at most if that can be had.
+
+    torch reads its name as a part of a URL, in which # and ? have a meaning.
+    """
     usual = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp" if set("#?") & set(usual) else usual)  # noqa: S108
+    unfit = set("#?") & set(usual) or len(usual) + _OWN_CHARACTERS > longest
+    return tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp" if unfit else usual)  # noqa: S108
 
 
 def addresses(environment: Mapping[str, str], interface: str | None) -> dict[str, str]:

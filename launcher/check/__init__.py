@@ -33,6 +33,7 @@ def require_sound(
     """
     wrong = [
         *of_machine.too_few_gpus(launch, site),
+        *of_machine.starts_none(launch, site),
         *of_run.not_usable(launch, run),
         *of_run.changed(config, launch, run),
         *of_data.not_divided(config, launch, site),

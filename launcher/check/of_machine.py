@@ -32,6 +32,13 @@ def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
         yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
 
 
+def starts_none(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    if launch.starter == "none" and (workers := site.workers(launch)) > 1:
+        yield Problem(
+            "starter: none", f"only a worker alone needs no torchrun, here are {workers}: set starter: torchrun"
+        )
+
+
 def software() -> Iterator[Problem]:
     for package in ("torch", "torchvision"):
         if find_spec(package) is None:
@@ -69,10 +76,14 @@ def too_little_space(run: RunDir, wanted: int = FREE_BYTES) -> Iterator[Problem]
 
 
 def checkpoints_bytes(config: TrainConfig, costs: Costs) -> int:
-    """What all checkpoints that a run has at a time take: weights, momenta and averages."""
+    """What all checkpoints that a run has at a time take."""
+    return checkpoint_bytes(config, costs) * (config.checkpoint.keep + ALSO_KEPT) or FREE_BYTES
+
+
+def checkpoint_bytes(config: TrainConfig, costs: Costs) -> int:
+    """What one takes: weights, momenta and averages. 0 if that is not known."""
     values = costs.parameters * (1 + bool(config.optim.momentum) + (config.train.ema is not None))
-    one = values * (8 if config.train.precision == "fp64" else 4)
-    return one * (config.checkpoint.keep + ALSO_KEPT) if one else FREE_BYTES
+    return values * (8 if config.train.precision == "fp64" else 4)
 
 
 def _place(run: RunDir) -> Path:

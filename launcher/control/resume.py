@@ -11,6 +11,7 @@ from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig, from_json
 from launcher.control.work import existing_run
 from launcher.launch import Request, launch_run
+from launcher.tune.sweep_dir import is_sweep
 from launcher.where import settle
 
 
@@ -21,6 +22,8 @@ def resume(
 
     `wait`: of a batch job, to its end.
     """
+    if is_sweep(folder):
+        raise CheckError([Problem(str(folder), f"a search and no run; to go on with it: fmfsd-tune --resume {folder}")])
     run = existing_run(folder)
     if (outcome := _outcome(run)).get("state") == "finished":
         print(json.dumps({"run_dir": str(folder), "exit_code": 0, **outcome}) if as_json else _finished(folder))

@@ -1,8 +1,7 @@
-"""`fmfsd-launch status`: one screen for a run, a line for each of several."""
+"""`fmfsd-launch status`: one screen for a run or a search, a line for each of several."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ from fmfsd.errors import CheckError, Problem
 from fmfsd.rundir import RunDir
 from launcher.control.status import Status
 from launcher.control.work import age
-from launcher.log_follower import harmless, in_order
+from launcher.log_follower import in_a_line, in_order
+from launcher.tune.status import SweepStatus
+from launcher.tune.sweep_dir import SweepDir, is_sweep
 
 LAST_ATTEMPTS = 5
 WORKERS_SHOWN = 8
@@ -18,63 +19,47 @@ WORKERS_SHOWN = 8
 
 
 def shown(folder: Path, *, as_json: bool) -> str:
-    """Of the run in `folder`, or of those that are in it. CheckError if there are none."""
-    run = RunDir(folder)
-    if run.config.exists():
-        status = Status.of(run)
-        return _json(status) if as_json else "\n".join(_screen(status))
-    found = [Status.of(RunDir(path.parent)) for path in sorted(folder.glob("*/config.yaml"), key=in_order)]
+    """Of the run or search in `folder`, or of those that are in it. CheckError if there are none."""
+    if (folder / "config.yaml").exists():
+        status = _status(folder)
+        return json.dumps(status.told()) if as_json else "\n".join(_screen(status))
+    found = [_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=in_order)]
     if not found:
         raise CheckError([Problem(str(folder), "no run directory, and there is none in it")])
     if as_json:
-        return f"[{', '.join(map(_json, found))}]"
-    width = max(len(status.run.name) for status in found)
-    return "\n".join(f"{status.run.name:<{width}}  {_line(status)}" for status in found)
+        return json.dumps([status.told() for status in found])
+    width = max(len(status.path.name) for status in found)
+    return "\n".join(f"{status.path.name:<{width}}  {status.line}" for status in found)
 
 
-def _json(status: Status) -> str:
-    return json.dumps({**asdict(status), "run": str(status.run)})
+def _status(folder: Path) -> Status | SweepStatus:
+    return SweepStatus.of(SweepDir(folder)) if is_sweep(folder) else Status.of(RunDir(folder))
 
 
-def _line(status: Status) -> str:
-    """`training: step 5 of 20, epoch 1 of 2, 400 images/s`."""
-    parts = list(filter(None, (_done(status.progress), _in_a_line(status.why))))
-    return f"{status.state}: {'; '.join(parts)}" if parts else status.state
+def _screen(status: Status | SweepStatus) -> Iterator[str]:
+    for name, lines in (_rows(status) if isinstance(status, Status) else status.rows()).items():
+        for number, line in enumerate(lines):
+            yield f"{'' if number else name:<12}{line}".rstrip()
 
 
-def _done(progress: dict[str, Any]) -> str:
-    parts = []
-    if "step" in progress:
-        of = f" of {progress['total_steps']}" if "total_steps" in progress else ""
-        parts.append(f"step {progress['step']}{of}")
-    if "epoch" in progress:
-        parts.append(f"epoch {progress['epoch']} of {progress['epochs']}")
-    if progress.get("images_per_s"):
-        parts.append(f"{progress['images_per_s']:.0f} images/s")
-    return ", ".join(parts)
-
-
-def _screen(status: Status) -> Iterator[str]:
-    rows = {
-        "run": [str(status.run)],
-        "state": [_line(status)],
+def _rows(status: Status) -> dict[str, list[str]]:
+    return {
+        "run": [str(status.path)],
+        "state": [status.line],
         "run by": [status.who],
         "jobs": status.jobs,
         "attempts": [_attempt(each) for each in status.attempts[-LAST_ATTEMPTS:]],
         "workers": list(_workers(status.workers)) if status.has_workers else [],
         "checkpoint": _checkpoint(status),
         "evaluated": [_evaluation(split, record) for split, record in status.evaluations.items()],
-        "to go on": [f"fmfsd-launch resume {status.run}"] if status.is_resumable else [],
+        "to go on": [f"fmfsd-launch resume {status.path}"] if status.is_resumable else [],
     }
-    for name, lines in rows.items():
-        for number, line in enumerate(lines):
-            yield f"{'' if number else name:<12}{line}".rstrip()
 
 
 def _attempt(attempt: dict[str, Any]) -> str:
     took = f" after {age(attempt['ended'] - attempt['started'])}" if attempt["ended"] else ""
     workers = f"{attempt['workers']} worker{'' if attempt['workers'] == 1 else 's'}"
-    cause = f": {_in_a_line(attempt['cause'])}" if attempt["cause"] else ""
+    cause = f": {in_a_line(attempt['cause'])}" if attempt["cause"] else ""
     return f"{attempt['attempt']}: {attempt['state']}{took}, {workers}{cause}"
 
 
@@ -85,10 +70,6 @@ def _workers(workers: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{where}: {worker['state']}, step {worker['step']}, heartbeat {age(worker['heartbeat_age_s'])} ago"
     if more := len(workers) - len(silent):
         yield f"and {more} more, heard of later than these"
-
-
-def _in_a_line(text: str) -> str:
-    return harmless(" / ".join(text.splitlines()))
 
 
 def _checkpoint(status: Status) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fmfsd.position import positions_in
 from fmfsd.rundir import RunDir
 from launcher.control.work import Work, age_of
 from launcher.hosts.slurm import JobState
+from launcher.log_follower import in_a_line
 from launcher.slurm.jobs import states_seen
 
 TAIL_BYTES = 1 << 20
@@ -29,7 +30,7 @@ class Status:
     Ages are in seconds. `evaluations` has the last record of each split.
     """
 
-    run: Path
+    path: Path
     state: str
     why: str
     who: str
@@ -54,7 +55,7 @@ class Status:
         state, why = _state(run, work, jobs, attempts, workers)
         (step, checkpoint_age_s), outcome = _checkpoint(run), _read(run.outcome)
         return cls(
-            run=run.path,
+            path=run.path,
             state=state,
             why=why,
             who=work.who,
@@ -67,6 +68,29 @@ class Status:
             workers=workers,
             jobs=[*map(str, jobs), *map(str, trouble)],
         )
+
+    @property
+    def line(self) -> str:
+        """`training: step 5 of 20, epoch 1 of 2, 400 images/s`."""
+        parts = list(filter(None, (_done(self.progress), in_a_line(self.why))))
+        return f"{self.state}: {'; '.join(parts)}" if parts else self.state
+
+    def told(self) -> dict[str, Any]:
+        """As JSON."""
+        content = asdict(self)
+        return {"run": str(content.pop("path")), **content}
+
+
+def _done(progress: dict[str, int | float]) -> str:
+    parts = []
+    if "step" in progress:
+        of = f" of {progress['total_steps']}" if "total_steps" in progress else ""
+        parts.append(f"step {progress['step']}{of}")
+    if "epoch" in progress:
+        parts.append(f"epoch {progress['epoch']} of {progress['epochs']}")
+    if progress.get("images_per_s"):
+        parts.append(f"{progress['images_per_s']:.0f} images/s")
+    return ", ".join(parts)
 
 
 def _state(

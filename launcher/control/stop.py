@@ -1,4 +1,4 @@
-"""`fmfsd-launch stop` and `cancel`: take a run from Slurm's queue, and ask whoever works on it to end.
+"""`fmfsd-launch stop` and `cancel`: take a run from Slurm's queue, and ask whoever works on it, or on a search, to end.
 
 They ask by a file in the run's folder, which works from every host that sees it.
 """

@@ -1,4 +1,4 @@
-"""Whether anybody works on a run, as far as that can be known from here."""
+"""Whether anybody works on a run or a search, as far as that can be known from here."""
 
 import time
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from pathlib import Path
 from fmfsd.errors import CheckError, Problem
 from fmfsd.rundir import RunDir
 from launcher.ownership import Owner
+from launcher.tune.sweep_dir import SweepDir
 
 SILENT_S = 150.0
 """Workers write twice a second; between two attempts nobody writes for up to a minute, and a save or a slow disk may
@@ -87,8 +88,11 @@ def age_of(path: Path) -> float | None:
 
 
 def _moments(run: RunDir) -> Iterator[float]:
-    """When each of the files was last written that are written while a run is under way; seconds since 1970."""
-    for path in (run.owner, *run.progress.glob("rank-*.json"), *run.attempts.glob("*.json")):
+    """When each of the files was last written that are written while a run, or a search, is under way; since 1970."""
+    sweep = SweepDir(run.path)
+    for path in (run.owner, *run.progress.glob("rank-*.json"), *run.attempts.glob("*.json"), sweep.ledger):
+        yield _moment(path)
+    for path in sweep.trials.glob("*/progress/rank-0.json"):
         yield _moment(path)
 
 

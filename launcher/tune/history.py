@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,8 +122,12 @@ class History:
 
     def front(self) -> list[Trial]:
         """Those that no other finished trial is at least as good as in all metrics and better in one."""
-        found = [(trial, self._losses(trial)) for trial in self.runs if trial.state == "finished"]
-        return [trial for trial, own in found if not any(_dominates(other, own) for _, other in found)]
+        found = [(self._losses(trial), trial) for trial in self.runs if trial.state == "finished"]
+        front: list[tuple[tuple[float, ...], Trial]] = []
+        for own, trial in sorted(found, key=itemgetter(0)):  # so that only those before it may be better
+            if not any(_dominates(other, own) for other, _ in front):
+                front.append((own, trial))
+        return sorted((trial for _, trial in front), key=attrgetter("number"))
 
     def _losses(self, trial: Trial) -> tuple[float, ...]:
         """Smaller is better."""

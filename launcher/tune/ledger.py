@@ -20,11 +20,16 @@ class Ledger:
             sync_folder(path.parent)
 
     def note(self, fact: str, **values: Any) -> None:
-        """OSError if it could not be kept."""
+        """OSError if it could not be kept; then nothing of it is there."""
         line = json.dumps({"fact": fact, **values}, separators=(",", ":")).encode() + b"\n"
-        if os.write(self._descriptor, line) != len(line):
-            raise OSError("the ledger's disk is full")
-        os.fsync(self._descriptor)
+        before = os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, line) != len(line):
+                raise OSError("the ledger's disk is full")
+            os.fsync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, before)  # else the next fact would stand in the same line
+            raise
 
     def close(self) -> None:
         os.close(self._descriptor)

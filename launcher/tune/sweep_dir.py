@@ -36,6 +36,11 @@ class SweepDir:
         return self.path / "ledger.jsonl"
 
     @property
+    def token(self) -> Path:
+        """Without which nobody may talk to this sweep's Ray; there while it runs."""
+        return self.path / "ray-token"
+
+    @property
     def summary(self) -> Path:
         return self.path / "sweep.json"
 
@@ -58,3 +63,8 @@ class SweepDir:
 
     def trial(self, name: str) -> RunDir:
         return RunDir(self.trials / name)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether it is a search's folder, and not a run's."""
+    return SweepDir(folder).ledger.exists()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fmfsd.config import TrainConfig, load_config
-from fmfsd.config.changes import _leaves
+from fmfsd.config.changes import leaves
 from fmfsd.probe_cache import _COUNTS, cache_folder, cached, cached_or, probe_of
 from fmfsd.probed import Cost, HeadCost, Layer, MemoryCost, ParameterCount, Probe
 from tests.helpers.processes import run_command
@@ -75,7 +75,7 @@ def never(config: TrainConfig, workers: int) -> Probe:
 
 def test_every_key_of_a_config_counts_or_does_not() -> None:
     """A key that is new is counted until somebody decides otherwise."""
-    keys = {key for key, _ in _leaves(load_config("smoke").model_dump(mode="json"))}
+    keys = {key for key, _ in leaves(load_config("smoke").model_dump(mode="json"))}
     counted = {f"{section}.{name}" for section, names in _COUNTS.items() for name in names} | {"method"}
     assert (counted | DOES_NOT_COUNT, counted & DOES_NOT_COUNT) == (keys, set())
 

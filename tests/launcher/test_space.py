@@ -37,15 +37,24 @@ def test_every_kind_is_read(tmp_path: Path) -> None:
     assert (found.config, found.trials) == ("smoke", 9)
     kinds = [parameter.kind for parameter in found.parameters]
     assert kinds == ["uniform", "loguniform", "quniform", "int", "choice", "grid", "subset", "const", "uniform"]
-    assert found.parameters[-1].when == (("method", "fmfsd"),)
+    assert found.parameters[-1].when == (("method", ("fmfsd",)),)
     assert found.parameters[6].probes() == [["stage1"], ["stage2"], ["stage1", "stage2"]]
 
 
 def test_values_are_tried_where_their_condition_holds(tmp_path: Path) -> None:
     """ResNet-8, which the space is over, has no stage 3."""
-    line = "model.branches: {subset: {of: [stage1, stage3]}, when: {model.backbone: resnet18}}"
-    found = read_space(space(tmp_path, line, head="config: smoke\n"))
-    assert found.parameters[0].when == (("model.backbone", "resnet18"),)
+    lines = (
+        "model.branches: {subset: {of: [stage1, stage3]}, when: {model.backbone: [resnet18, resnet34]}}",
+        "model.backbone: {choice: [resnet8, resnet18, resnet34]}",
+    )
+    found = read_space(space(tmp_path, "\n  ".join(lines)))
+    assert found.parameters[0].when == (("model.backbone", ("resnet18", "resnet34")),)
+
+
+def test_values_are_tried_with_the_constants_and_with_what_else_is_drawn(tmp_path: Path) -> None:
+    branches = "model.branches: {subset: {of: [stage1, stage3]}}"
+    for backbone in ("{const: resnet18}", "{choice: [resnet18, resnet34]}"):
+        read_space(space(tmp_path, f"model.backbone: {backbone}\n  {branches}"))
 
 
 @pytest.mark.parametrize(
@@ -71,18 +80,25 @@ def test_values_are_tried_where_their_condition_holds(tmp_path: Path) -> None:
         ("model.branches: {subset: {of: [stage1, stage3]}}", "resnet8 has no tap 'stage3'"),
         ("model.branches: {subset: {of: [stage1], min: 2}}", "min 2 and max 1 do not fit 1 elements"),
         ("model.branches: {subset: [stage1]}", "subset: expected {of: [...]"),
-        ("model.branches: {subset: {of: [stage1, stage2], min: 0}}", None),
+        ("model.branches: {subset: {of: [stage1, stage2], min: 0}}", "method fmfsd needs at least one"),
+        ("model: {choice: [{}]}", "model: is a section: name its keys, as in model.backbone"),
+        ("data.valid: {choice: [0, 1280]}", "data.valid: not to be searched: all trials learn and are judged"),
+        ("checkpoint.keep: {int: [1, 3]}", "checkpoint.keep: not to be searched: it changes nothing"),
+        ("optim.lr: {uniform: [.nan, 1]}", "uniform: expected [low, high], found [nan, 1]"),
+        ("train.epochs: {uniform: [2, 5]}", "train.epochs: expected a valid integer; found 2.0"),
+        ("seed: {int: [0, 3], when: {metod: fmfsd}}", "seed: when: metod: unknown key; did you mean method?"),
+        ("seed: {int: [0, 3], when: {seed: 1}}", "seed <- seed: conditions that go round in a circle"),
+        ("seed: {int: [3, 0], when: 1}", "seed: int: low 3 is not below high 0"),
+        ("distill.temperature: {const: 3}", "there is nothing to vary over smoke"),
+        ("distill.temperature: {choice: [3]}", "there is nothing to vary over smoke"),
     ],
 )
-def test_a_mistake_is_named_with_its_line(parameters: str, expected: str | None, tmp_path: Path) -> None:
+def test_a_mistake_is_named_with_its_line(parameters: str, expected: str, tmp_path: Path) -> None:
     path = space(tmp_path, parameters)
-    if expected is None:
-        read_space(path)
-        return
     with pytest.raises(ConfigError) as caught:
         read_space(path)
     assert expected in str(caught.value)
-    assert str(caught.value).startswith(f"{path}:3")
+    assert str(caught.value).startswith((f"{path}:3", f"{path}:2: there is nothing"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""What a sweep was begun with, and is gone on with: the first facts of its ledger."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fmfsd.errors import CheckError, ConfigError, Problem
+from launcher.config import LaunchConfig, TuneOptions, from_json, to_json
+from launcher.tune.ledger import facts
+
+_OPTIONS = TypeAdapter(TuneOptions)
+MAY_CHANGE = ("trials", "concurrent", "max_failures", "seeds", "best", "disk_bytes", "ray_address", "dashboard")
+"""What decides how much is searched and where, and not what is drawn next or which trial is better."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How a sweep's trials are drawn (`options`) and run (`launch`); `held_out` samples were set aside for it."""
+
+    options: TuneOptions
+    launch: LaunchConfig
+    held_out: int
+
+    def told(self) -> dict[str, Any]:
+        """As a fact's values."""
+        return {"options": asdict(self.options), "launch": to_json(self.launch), "held_out": self.held_out}
+
+    @classmethod
+    def of(cls, ledger: Path, environment: Mapping[str, str]) -> "Begun":
+        """As the sweep was last gone on with. CheckError if the ledger does not tell."""
+        told = [fact for fact in facts(ledger) if fact["fact"] == "begun"]
+        if not told:
+            raise CheckError([Problem(str(ledger), "does not say how this sweep was begun: begin another")])
+        try:
+            options = _OPTIONS.validate_python(told[-1]["options"])
+            return cls(options, from_json(told[-1]["launch"], environment), int(told[-1]["held_out"]))
+        except (KeyError, TypeError, ValidationError) as error:
+            raise CheckError([Problem(str(ledger), f"was written by another version: {error}")]) from error
+
+    def launch_of_a_trial(self, device: str) -> LaunchConfig:
+        """On what Ray has given it."""
+        return replace(self.launch, device=device, max_restarts=self.options.max_failures)
+
+    def going_on(self, given: Mapping[str, Any]) -> "Begun":
+        """With those options that were `given` anew. ConfigError for one that would make it another search."""
+        refused = list(self._refused(given))
+        if refused:
+            raise ConfigError(refused)
+        return replace(self, options=replace(self.options, **given))
+
+    def _refused(self, given: Mapping[str, Any]) -> Iterator[Problem]:
+        for name, value in given.items():
+            before = getattr(self.options, name)
+            if name not in MAY_CHANGE and value != before:
+                yield Problem(f"--{name}", f"{value}, and this sweep was begun with {before}: begin another one")

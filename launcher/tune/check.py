@@ -1,0 +1,94 @@
+"""Everything that can be known to be wrong with a search before Ray is touched; all of it at once."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+from fmfsd.errors import CheckError, ConfigError, Problem
+from launcher.config import LaunchConfig, TuneOptions
+from launcher.costs import Costs
+from launcher.tune import searches
+from launcher.tune.metrics import metric_names
+from launcher.tune.space import Space
+from launcher.tune.sweep_dir import SweepDir
+
+_PACKAGES = ("ray", "optuna")
+_FORM = re.compile(r"(valid|cost)/[a-z0-9_]+")
+_HEADS = ("method", "model.branches", "model.fusion")
+"""What decides which heads a run has."""
+_ALWAYS = ("valid/deepest_top1", "valid/ensemble_top1", "valid/loss")
+
+
+def options_of(space: Space, given: Mapping[str, Any]) -> TuneOptions:
+    """What the command line names, else what the space suggests. ConfigError for modes that do not fit the metrics."""
+    options = TuneOptions(**{"trials": space.trials, "search": searches.default_search(space), **given})
+    if "modes" not in given:
+        return replace(options, modes=tuple(map(_mode, options.metrics)))
+    if len(options.modes) != len(options.metrics):
+        counts = f"{len(options.modes)} for {len(options.metrics)} metrics"
+        raise ConfigError([Problem("--mode", f"{counts}: say one for each --metric, in their order, or none")])
+    return options
+
+
+def _mode(metric: str) -> str:
+    return "max" if metric.endswith("_top1") else "min"
+
+
+def require_sound(
+    space: Space, options: TuneOptions, launch: LaunchConfig, sweep: SweepDir, *, asks: bool, is_new: bool = True
+) -> None:
+    """ConfigError, or CheckError if just the machine is wrong; `asks`: whether it is to be carried out."""
+    wrong = [*_metrics(options), *searches.refused(options, space), *_scheduler(options), *_folder(sweep, is_new)]
+    if launch.nodes > 1 and launch.preflight:
+        wrong.append(Problem("--preflight", "not of trials: each would wait for it"))
+    missing = [*_packages(), *searches.missing(options.search)] if asks else []
+    if wrong:
+        raise ConfigError([*wrong, *missing])
+    if missing:
+        raise CheckError(missing)
+
+
+def _metrics(options: TuneOptions) -> Iterator[Problem]:
+    for metric in options.metrics:
+        if metric.startswith("test/"):
+            message = "the test set is read for the winners alone, at the end: search on valid/"
+            yield Problem(f"--metric {metric}", message)
+        elif not _FORM.fullmatch(metric):
+            yield Problem(f"--metric {metric!a}", "expected a name as valid/deepest_top1 or cost/train_macs")
+        elif options.metrics.count(metric) > 1:
+            yield Problem(f"--metric {metric}", "stands there twice")
+
+
+def _scheduler(options: TuneOptions) -> Iterator[Problem]:
+    if options.scheduler != "none" and len(options.metrics) > 1:
+        yield Problem("--scheduler", f"{options.scheduler} needs one metric to compare trials by: set none")
+    if options.scheduler != "none" and options.metrics[0].startswith("cost/"):
+        yield Problem("--scheduler", f"{options.metrics[0]} does not change while a trial runs: set none")
+
+
+def _folder(sweep: SweepDir, is_new: bool) -> Iterator[Problem]:
+    if is_new and sweep.ledger.exists():
+        yield Problem(str(sweep.path), f"exists: go on with it by --resume {sweep.path}, or choose another --sweep-dir")
+    elif is_new and not sweep.coordination.is_unused():
+        yield Problem(str(sweep.path), "exists and is no sweep: choose another --sweep-dir")
+
+
+def _packages() -> Iterator[Problem]:
+    for package in _PACKAGES:
+        if find_spec(package) is None:
+            yield Problem(package, "is not installed: `pip install 'fmfsd[tune]'`")
+
+
+def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
+    """ConfigError for a metric that not every run of the space will write; nothing is known without a probe."""
+    if costs.probe is None:
+        return
+    varies = [parameter.key for parameter in space.parameters if parameter.key in _HEADS]
+    written = [name for name in metric_names(costs.probe) if not varies or name in _ALWAYS or name.startswith("cost/")]
+    why = f"not every trial writes it, as {', '.join(varies)} varies" if varies else "no run of this config writes it"
+    unknown = [name for name in options.metrics if name not in written]
+    if unknown:
+        message = f"{why}; those that all write: {', '.join(written)}"
+        raise ConfigError([Problem(f"--metric {name}", message) for name in unknown])

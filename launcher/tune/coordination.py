@@ -1,0 +1,168 @@
+"""The outer process of a sweep, without Ray: starts its driver, shows how it goes, and starts it anew if it falls."""
+
+import json
+import secrets
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+
+from fmfsd.errors import CheckError, RunFailedError
+from fmfsd.files import read_json, write_whole
+from launcher.attempt import Attempt
+from launcher.environment import travelling
+from launcher.execution import AGAIN, EXIT_CODES, console_of
+from launcher.failures import first_failure
+from launcher.hosts.helpers import run_here
+from launcher.last_word import page_of, write_last_word
+from launcher.plan import ATTEMPT, SCRATCH, LaunchPlan, NodePlan
+from launcher.recovery import Ended, Restarts
+from launcher.requests import Requests
+from launcher.supervise import run_plan
+from launcher.tune.begun import Begun
+from launcher.tune.display import SweepDisplay, final_table
+from launcher.tune.history import History
+from launcher.tune.shape import Shape
+from launcher.tune.space import Space
+from launcher.tune.sweep_dir import SweepDir
+
+HANG_S = 120.0
+"""Tune's loop goes round several times a second."""
+RAY_FOLDER_CHARACTERS = 36
+"""Ray puts sockets at up to 70 characters below it, and a socket's path has 107 at most."""
+BEYOND_GRACE_S = 30.0
+"""From the end of the last trial to that of Ray."""
+ENVIRONMENT = {
+    "PYTHONSAFEPATH": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has measured nothing
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nobody reads Tune's own state
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+}
+"""What Ray and Tune are told."""
+EXISTING = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""With which a cluster that is there is reached, as its owner has them set."""
+
+
+class Coordination:
+    """Of one sweep that this process owns."""
+
+    def __init__(
+        self, sweep: SweepDir, begun: Begun, space: Space, environment: Mapping[str, str], *, as_json: bool
+    ) -> None:
+        self._sweep, self._begun, self._space, self._environment = sweep, begun, space, environment
+        self._console, self._as_json = console_of(as_json=as_json), as_json
+        self._run, self._acknowledged = sweep.coordination, False
+
+    def plan(self) -> LaunchPlan:
+        """One process, which starts all that Ray needs."""
+        argv = (sys.executable, "-P", "-m", "launcher.tune.driver", str(self._sweep.path), ATTEMPT, SCRATCH)
+        environment = {**travelling(self._environment), **ENVIRONMENT, **self._credentials()}
+        node = NodePlan(node=0, argv=argv, env=environment, cwd=str(self._sweep.path))
+        return LaunchPlan(str(self._sweep.path), "cpu", 1, (node,), longest_scratch=RAY_FOLDER_CHARACTERS)
+
+    def _credentials(self) -> dict[str, str]:
+        if self._begun.options.ray_address is None:
+            return {"RAY_AUTH_TOKEN_PATH": str(self._sweep.token)}
+        return {name: self._environment[name] for name in EXISTING if name in self._environment}
+
+    def run_to_end(self, *, prepare: tuple[str, ...], shape: Shape | None, warnings: Sequence[str]) -> int:
+        """The exit code. Raises CheckError while nothing is started, RunFailedError with the failure page after."""
+        requests = Requests()
+        with requests.heard(), self._own_token():
+            self._introduce(shape, warnings)
+            if prepare and (code := run_here(prepare, stop=lambda: requests.stop)) and not requests.stop:
+                raise CheckError(f"the data set was not prepared (exit code {code}); nothing was started")
+            ended = self._attempts(requests)
+            write_last_word(self._run, ended, self._command)
+        if ended.failure is not None:
+            self._print_json(RunFailedError.exit_code)
+            raise RunFailedError(page_of(self._run, ended, self._command))
+        return self._conclude(ended.attempt.state)
+
+    def _introduce(self, shape: Shape | None, warnings: Sequence[str]) -> None:
+        options, held_out = self._begun.options, self._begun.held_out
+        self._say(f"sweep: {self._sweep.path}")
+        self._say(f"{options.trials} trials, {shape or f'on the Ray cluster {options.ray_address}'}")
+        if held_out:
+            self._say(f"{held_out} training samples are held out to judge by; the test set is for the winners alone")
+        for text in warnings:
+            self._say(f"warning: {text}")
+
+    @contextmanager
+    def _own_token(self) -> Iterator[None]:
+        """Of a Ray of our own; what an earlier start has left of one is of no use."""
+        if self._begun.options.ray_address is not None:
+            yield
+            return
+        write_whole(self._sweep.token, secrets.token_hex(32))
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                self._sweep.token.unlink(missing_ok=True)
+
+    def _attempts(self, requests: Requests) -> Ended:
+        """Drivers, one after the other, until one has said how the sweep ended."""
+        restarts = Restarts(self._begun.options.max_failures)
+        while True:
+            known = self._sweep.ledger.stat().st_size
+            attempt = self._attempt(requests)
+            if attempt.state != "failed":
+                return Ended(attempt)
+            failure = first_failure(self._run, attempt)
+            attempt.cause = failure.cause
+            attempt.write()
+            asked = "a stop was asked for" if requests.stop else ""
+            progressed = self._sweep.ledger.stat().st_size > known
+            if refusal := asked or restarts.refusal(failure, progressed=progressed):
+                return Ended(attempt, failure, refusal)
+            self._say(f"the search's driver fell: {failure.cause}; going on from the ledger in {restarts.pause_s:g} s")
+            requests.wait(restarts.pause_s, self._run.stop_request)
+
+    def _attempt(self, requests: Requests) -> Attempt:
+        hidden = [parameter.key for parameter in self._space.parameters if parameter.kind == "const"]
+        with SweepDisplay(self._console, self._sweep, self._begun.options, hidden=hidden) as display:
+            return run_plan(
+                self.plan(),
+                self._run,
+                grace_s=self._begun.launch.grace_s + BEYOND_GRACE_S,
+                hang_timeout_s=HANG_S,
+                requests=requests,
+                watch=partial(self._watch, display, requests),
+            )
+
+    def _watch(self, display: SweepDisplay, requests: Requests) -> None:
+        if requests.stop and not self._acknowledged:
+            self._acknowledged = True
+            asks = f"stopping, each trial with a checkpoint, within {self._begun.launch.grace_s:g} s; {AGAIN}"
+            self._say("ending at once, as asked" if requests.interrupted else asks)
+        display.update()
+
+    @property
+    def _command(self) -> str:
+        return shlex.join(["fmfsd-tune", "--resume", str(self._sweep.path)])
+
+    def _conclude(self, state: str) -> int:
+        if state == "finished":
+            self._console.print(final_table(History.read(self._sweep.ledger, self._begun.options)))
+            self._say(f"report: {self._sweep.report}")
+            self._say(f"to train the best: fmfsd-launch {self._sweep.best}")
+        else:
+            self._say(f"{state}; to go on: {self._command}")
+        self._print_json(EXIT_CODES[state])
+        return EXIT_CODES[state]
+
+    def _print_json(self, code: int) -> None:
+        if self._as_json:
+            found = read_json(self._sweep.summary) if self._sweep.summary.exists() else {}
+            print(json.dumps({"sweep_dir": str(self._sweep.path), "exit_code": code, **found}))
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)

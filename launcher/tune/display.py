@@ -1,0 +1,163 @@
+"""What a search shows while it runs, by reading files: a live table on a terminal, rate-limited lines elsewhere."""
+
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launcher.config import TuneOptions
+from launcher.log_follower import in_a_line
+from launcher.tune.follow import Running, SweepFollower
+from launcher.tune.history import History, Trial
+from launcher.tune.outlook import ENDED
+from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.words import (
+    best_text,
+    counts_text,
+    ended_text,
+    left_text,
+    metric_text,
+    metrics_text,
+    value_text,
+    values_text,
+)
+
+READ_EVERY_S = 0.25
+PLAIN_EVERY_S = 30.0
+LINES_A_LOOK = 20
+"""Of trials that have ended; who wants all of them reads the table."""
+RUNNING_SHOWN = 16
+FRONT_SHOWN = 20
+
+
+class SweepDisplay:
+    """Follows the sweep from here on; keys that are `hidden`, as they never vary, are left out of a trial's values.
+
+    `update` is cheap enough to be called ten times a second.
+    """
+
+    def __init__(
+        self, console: Console, sweep: SweepDir, options: TuneOptions, *, hidden: Collection[str] = ()
+    ) -> None:
+        self._console, self._hidden = console, hidden
+        self._follower = SweepFollower(sweep, options)
+        self._best = _best(self._follower.history)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._read_at = self._said_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError, ValueError, KeyError):
+            self._tell()
+        if self._live:
+            self._live.stop()
+
+    def update(self) -> None:
+        now = time.monotonic()
+        if now - self._read_at < READ_EVERY_S:
+            return
+        self._read_at = now
+        with suppress(OSError, ValueError, KeyError):  # what is shown must never end a search
+            self._show(now)
+
+    def _show(self, now: float) -> None:
+        self._tell()
+        running = self._follower.running()
+        counts, left = self._follower.counts(running), left_text(self._follower.seconds_left(running))
+        if self._live:
+            self._live.update(self._picture(running, counts, left), refresh=True)
+        elif now - self._said_at >= PLAIN_EVERY_S:
+            self._said_at = now
+            ended = sum(counts[state] for state in ENDED)
+            self._say(", ".join(filter(None, (f"{ended} of {sum(counts.values())} ended", left))))
+
+    def _tell(self) -> None:
+        """Of the trials that have ended since the last look; of many the first."""
+        for text in self._follower.troubles():
+            self._say(f"warning: {in_a_line(text)}")
+        facts = self._follower.look()
+        if any(fact["fact"] == "ended" for fact in facts):
+            self._best = _best(self._follower.history)
+        lines = list(filter(None, map(self._line, facts)))
+        for line in lines[:LINES_A_LOOK]:
+            self._say(line)
+        if unsaid := len(lines[LINES_A_LOOK:]):
+            self._say(f"({unsaid} more have ended)")
+
+    def _line(self, fact: Mapping[str, Any]) -> str:
+        history = self._follower.history
+        if fact["fact"] in ("ended", "repeated"):
+            return ended_text(history.trials[fact["trial"]], history, self._best, self._hidden)
+        if fact["fact"] == "confirmed":
+            reached = metrics_text(fact["metrics"], history.options.metrics)
+            return f"{fact['config']} again with seed {fact['seed']}: {reached}"
+        return ""
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def _picture(self, running: list[Running], counts: Mapping[str, int], left: str) -> Group:
+        lines = [Text("; ".join(filter(None, (f"trials: {counts_text(counts)}", left))))]
+        if best := best_text(self._follower.history, self._best, self._hidden):
+            lines.append(Text(f"best {best}"))
+        more = len(running) - RUNNING_SHOWN
+        below = [Text(f"and {more} more run")] if more > 0 else []
+        return Group(*lines, *([self._running_table(running)] if running else []), *below)
+
+    def _running_table(self, running: list[Running]) -> Table:
+        metrics = self._follower.history.options.metrics
+        table = _table("trial", "values", "epoch", *metrics, "images/s")
+        for one in running[:RUNNING_SHOWN]:
+            reports = one.trial.reports
+            last = reports[max(reports)] if reports else {}
+            epoch = f"{one.epoch}/{one.epochs}" if one.epochs else one.state
+            speed = f"{one.images_per_s:.0f}" if one.images_per_s else ""
+            reached = [metric_text(name, last[name]) if name in last else "" for name in metrics]
+            _add_row(table, [one.trial.name, values_text(one.trial.values, self._hidden), epoch, *reached, speed])
+        return table
+
+
+def final_table(history: History, hidden: Collection[str] = ()) -> Table:
+    """The best trials, or of several metrics the front, with what they reached and were made of, the best first."""
+    metrics = history.options.metrics
+    shown = history.ranked()[: history.options.best]
+    if len(metrics) > 1:
+        shown = history.ranked()[: min(len(history.front()), FRONT_SHOWN)]
+    keys = [key for key in dict.fromkeys(key for trial in shown for key in trial.values) if key not in hidden]
+    tested = list(dict.fromkeys(name for trial in shown for name in history.tested.get(trial.number, {})))
+    table = _table("trial", *metrics, *tested, *keys)
+    for trial in shown:
+        known = {**trial.metrics, **history.tested.get(trial.number, {})}
+        reached = [metric_text(name, known[name]) if name in known else "" for name in (*metrics, *tested)]
+        of = [value_text(trial.values[key]) if key in trial.values else "" for key in keys]
+        _add_row(table, [trial.name, *reached, *of])
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table()
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
+    return table
+
+
+def _add_row(table: Table, cells: list[str]) -> None:
+    """As they are: a list in brackets is no markup."""
+    table.add_row(*map(Text, cells))
+
+
+def _best(history: History) -> Trial | None:
+    ranked = history.ranked()
+    return ranked[0] if ranked else None

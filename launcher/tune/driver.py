@@ -1,0 +1,162 @@
+"""The process of a sweep that has Ray: searches, tries the winners, and says how it ended.
+
+`python -m launcher.tune.driver SWEEP ATTEMPT SCRATCH`. Should it fall, another one goes on from the ledger.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+from fmfsd.config import load_config
+from fmfsd.errors import FmfsdError, RunFailedError
+from fmfsd.files import write_json
+from fmfsd.progress import ProgressFile
+from fmfsd.rundir import NOW, RunDir
+from launcher.environment import travelling
+from launcher.resources import Resources
+from launcher.tune.begun import Begun
+from launcher.tune.book import Book
+from launcher.tune.disk import DiskBudget
+from launcher.tune.last_words import write_crash
+from launcher.tune.order import TrialOrder
+from launcher.tune.ray_cluster import ending_if_ray_dies, existing_ray, machines, private_ray
+from launcher.tune.results import write_report, write_results
+from launcher.tune.scheduling import Scheduler, rule_of
+from launcher.tune.searching import Feeder, Searched, Source
+from launcher.tune.shape import Shape, shape_of
+from launcher.tune.space import read_space
+from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.tuning import run_trials
+from launcher.tune.winners import Confirmed, reruns, test_winners
+
+
+class Driver:
+    """One start of a sweep's search, from where its ledger ends to the end or to a stop."""
+
+    def __init__(self, sweep: SweepDir, begun: Begun, environment: Mapping[str, str], progress: ProgressFile) -> None:
+        self._sweep, self._begun, self._environment, self._progress = sweep, begun, environment, progress
+        self._space = read_space(sweep.space, config=str(sweep.config))
+        self._book = Book(sweep, self._space, begun.options)
+        self._budget = DiskBudget(sweep, begun.options, note=self._book.note)
+
+    def run(self, folder: Path, last_word: Callable[[Exception], None]) -> str:
+        """finished or stopped; Ray's files are in `folder`. Raises RunFailedError if no trial came to its end."""
+        try:
+            with self._ray(folder), ending_if_ray_dies(last_word):
+                shape = shape_of(machines(), self._begun.launch, self._begun.options)
+                self._search(shape)
+                if not self._is_stopped():
+                    self._judge(shape)
+        finally:
+            self._show_results()
+            write_report(self._sweep, self._space, self._book.history)
+            self._book.close()
+        return "stopped" if self._is_stopped() else "finished"
+
+    def _ray(self, folder: Path) -> AbstractContextManager[None]:
+        options = self._begun.options
+        if options.ray_address is not None:
+            return existing_ray(options.ray_address)
+        return private_ray(folder, Resources.detect(self._environment), dashboard=options.dashboard)
+
+    def _is_stopped(self) -> bool:
+        return self._sweep.coordination.stop_request.exists()
+
+    def _search(self, shape: Shape) -> None:
+        options, history = self._begun.options, self._book.history
+        epochs = load_config(str(self._sweep.config)).train.epochs
+        rule = Scheduler(rule_of(options, epochs), history, last_epoch=self._last_epoch, on_stop=self._stop_early)
+        source = Searched(
+            self._book,
+            lambda trial: self._order(shape, trial.name, trial.overrides, epochs=len(trial.reports)),
+            is_stopped=self._is_stopped,
+            done=self._after_a_trial,
+        )
+        self._carry_out(source, rule, shape)
+
+    def _judge(self, shape: Shape) -> None:
+        """The winners of a search that is done."""
+        if not self._book.history.ranked():
+            raise RunFailedError(self._why_none())
+        test_winners(self._book, self._sweep, shape)
+        source = Confirmed(
+            self._book,
+            self._sweep,
+            reruns(self._book, self._sweep),
+            lambda rerun: self._order(shape, rerun.name, rerun.overrides),
+            is_stopped=self._is_stopped,
+            done=self._show_results,
+        )
+        self._carry_out(source, None, shape)
+
+    def _carry_out(self, source: Source, rule: Scheduler | None, shape: Shape) -> None:
+        may_begin = partial(self._budget.may_begin, self._book.history)
+        feeder = Feeder(source, concurrent=shape.concurrent, may_begin=may_begin, is_stopped=self._is_stopped)
+        run_trials(
+            feeder,
+            rule,
+            launch=self._begun.launch,
+            shape=shape,
+            max_failures=self._begun.options.max_failures,
+            scratch=self._sweep.path / ".tune",
+            pulse=lambda: self._progress.show("search", step=len(self._book.history.trials)),
+        )
+
+    def _order(self, shape: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0) -> TrialOrder:
+        return TrialOrder(
+            sweep=self._sweep.path,
+            name=name,
+            overrides=tuple(overrides),
+            launch=self._begun.launch_of_a_trial(shape.device),
+            cwd=str(self._sweep.path),
+            environment=travelling(self._environment),
+            cores=shape.cores,
+            reported=epochs,
+            wants_costs=any(metric.startswith("cost/") for metric in self._begun.options.metrics),
+        )
+
+    def _last_epoch(self, number: int) -> int:
+        trial = self._book.history.trials[number]
+        return load_config(str(self._sweep.config), trial.overrides).train.epochs
+
+    def _stop_early(self, number: int) -> None:
+        """Its own coordinator ends it, wherever that is."""
+        self._sweep.trial(self._book.history.trials[number].name).stop_request.write_text(NOW)
+
+    def _after_a_trial(self) -> None:
+        self._budget.tidy(self._book.history)
+        self._show_results()
+
+    def _show_results(self) -> None:
+        write_results(self._sweep, self._space, self._book.history)
+
+    def _why_none(self) -> str:
+        causes = [trial.cause for trial in self._book.history.runs if trial.cause]
+        return f"no trial came to its end; the last one failed: {causes[-1]}" if causes else "no trial came to its end"
+
+
+def main(sweep: SweepDir, attempt: int, scratch: Path, environment: Mapping[str, str]) -> int:
+    """The exit code; how it ended stands in the sweep's folder."""
+    os.umask(0o077)
+    run, begun = sweep.coordination, Begun.of(sweep.ledger, environment)
+    last_word = partial(write_crash, run, attempt)
+    try:
+        with ProgressFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
+            state = Driver(sweep, begun, environment, progress).run(scratch / "ray", last_word)
+    except Exception as error:
+        last_word(error)
+        return error.exit_code if isinstance(error, FmfsdError) else 1
+    _write_outcome(run, attempt, state)
+    return 0
+
+
+def _write_outcome(run: RunDir, attempt: int, state: str) -> None:
+    write_json(run.outcome, {"state": state, "attempt": attempt, "resumable": True, "time": time.time(), "metrics": {}})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(SweepDir(Path(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3]), os.environ))

@@ -1,0 +1,76 @@
+"""How many trials at a time, and what each of their nodes gets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fmfsd.errors import CheckError, Problem
+from launcher.config import LaunchConfig, TuneOptions
+from launcher.resources import Resources
+from launcher.sizes import size
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`cores` and `gpus` of each node of a trial, on `device`; `concurrent` such trials fit beside one another."""
+
+    device: str
+    cores: int
+    gpus: int
+    concurrent: int
+
+    def __str__(self) -> str:
+        what = f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}" if self.gpus else f"{self.cores} cores"
+        return f"{self.concurrent} at a time, {what} for each node of a trial"
+
+
+def shape_of(
+    machines: Sequence[Resources], launch: LaunchConfig, options: TuneOptions, *, worker_bytes: int = 0
+) -> Shape:
+    """For as many trials as fit, or as were asked for; they share out all cores. CheckError if not even one fits.
+
+    `worker_bytes`: what a worker holds at least; 0: not known.
+    """
+    device = launch.device if launch.device != "auto" else "cuda" if any(each.gpus for each in machines) else "cpu"
+    workers = launch.gpus or 1
+
+    def fitting(cores: int) -> int:
+        """With so many cores for a node of a trial."""
+        rooms = (_room(each, cores, workers, device, worker_bytes) for each in machines)
+        return sum(rooms) // launch.nodes
+
+    most = fitting(workers)
+    if most < (options.concurrent or 1):
+        raise CheckError([_too_much(machines, launch, options, device, most, worker_bytes)])
+    concurrent = min(options.concurrent or most, options.trials)
+    cores = next(cores for cores in range(max(each.cores for each in machines), 0, -1) if fitting(cores) >= concurrent)
+    return Shape(device, cores, workers if device == "cuda" else 0, concurrent)
+
+
+def _room(machine: Resources, cores: int, workers: int, device: str, worker_bytes: int) -> int:
+    """Nodes of trials that a machine takes."""
+    rooms = [machine.cores // cores]
+    if device == "cuda":
+        rooms.append(len(machine.gpus) // workers)
+    elif worker_bytes and machine.memory:
+        rooms.append(machine.memory // (worker_bytes * workers))
+    return min(rooms)
+
+
+def _too_much(
+    machines: Sequence[Resources], launch: LaunchConfig, options: TuneOptions, device: str, most: int, worker_bytes: int
+) -> Problem:
+    workers = launch.gpus or 1
+    needs = f"{workers} GPUs" if device == "cuda" else f"{workers} cores"
+    memory = f" and {size(worker_bytes * workers)} of memory" if worker_bytes and device != "cuda" else ""
+    offers = "; ".join(dict.fromkeys(map(_offer, machines)))
+    asked = f"a trial asks for {launch.nodes} x {needs}{memory}"
+    if most and options.concurrent:
+        return Problem(
+            "--concurrent", f"{options.concurrent} at a time, of which {most} fit: {asked}, there is {offers}"
+        )
+    return Problem("--nodes, --gpus", f"{asked}; there is {offers}: ask for fewer workers a trial")
+
+
+def _offer(machine: Resources) -> str:
+    memory = f", {size(machine.memory)}" if machine.memory else ""
+    return f"a machine with {machine.cores} cores, {len(machine.gpus)} GPUs{memory}"

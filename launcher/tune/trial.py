@@ -1,0 +1,65 @@
+"""A trial as Ray Tune sees it: an actor that tells what its run measures, one evaluation a step."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ray import tune
+
+from launcher.config import LaunchConfig
+from launcher.tune.order import TrialOrder
+from launcher.tune.trial_run import Machines, TrialRun
+
+LOOK_S = 0.1
+
+
+def placement(launch: LaunchConfig, cores: int, gpus: int) -> Any:
+    """One bundle a node, of so many cores and GPUs each, packed on as few machines as possible."""
+    bundle = {"CPU": float(cores), **({"GPU": float(gpus)} if gpus else {})}
+    return tune.PlacementGroupFactory([bundle] * launch.nodes, strategy="PACK")
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]  # nothing is known of Ray's types
+    """Never fails in Ray's sense: a run has attempts of its own, and what they come to is told as a result."""
+
+    _run: TrialRun
+    _told: int
+    """The last epoch whose evaluation was told."""
+
+    def setup(self, config: Mapping[str, Any]) -> None:
+        """`config` is a TrialOrder's JSON."""
+        os.umask(0o077)
+        self._begin(TrialOrder.from_json(config))
+
+    def step(self) -> dict[str, Any]:
+        """The next evaluation, or how the run has ended: state, cause, seconds, and the last metrics there are."""
+        while not (found := self._run.records(self._told)) and not self._run.has_ended:
+            self._run.wait(LOOK_S)
+        found = found or self._run.records(self._told)
+        shown = found[0] if found else self._run.last_record()
+        self._told = max(self._told, int(shown.get("epoch", 0)))
+        is_last = self._run.has_ended and len(found) <= 1
+        state = self._run.state if is_last else "running"
+        how = {"state": state, "cause": self._run.cause if is_last else "", "seconds": self._run.seconds()}
+        return {"epoch": self._told, **shown, **how, "done": is_last}
+
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+        """The next trial, in this same actor."""
+        self.cleanup()
+        self._begin(TrialOrder.from_json(new_config))
+        return True
+
+    def cleanup(self) -> None:
+        """Returns when nothing of the run is left."""
+        self._run.end_now()
+
+    def save_checkpoint(self, _folder: str) -> dict[str, Any]:
+        """Nothing: the run keeps its own. Tune asks for it at the end of each trial, and before a pause."""
+        return {}
+
+    def load_checkpoint(self, _content: Any) -> None:
+        """Nothing: `setup` has gone on from the run's own."""
+
+    def _begin(self, order: TrialOrder) -> None:
+        self._told = order.reported
+        self._run = TrialRun(order, Machines.here(order, os.environ))

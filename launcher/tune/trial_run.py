@@ -1,0 +1,191 @@
+"""A trial's run: an ordinary one, carried out in a thread of its own for whoever waits for what it measures."""
+
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from fmfsd.config import TrainConfig, load_config
+from fmfsd.errors import ConfigError, FmfsdError
+from fmfsd.files import read_json
+from launcher.attempt import Attempt
+from launcher.beginning import is_finished, write_run_dir
+from launcher.check import of_data, total_steps
+from launcher.config import LaunchConfig
+from launcher.hosts.agents import Agent
+from launcher.last_word import page_of, write_last_word
+from launcher.ownership import sole_owner
+from launcher.plan import LaunchPlan, NodePlan, plan_run
+from launcher.record_follower import RecordFollower
+from launcher.recovery import Ended, Recovery
+from launcher.requests import Requests
+from launcher.resources import Resources
+from launcher.site import Site
+from launcher.supervise import run_plan, start_planned
+from launcher.tune.metrics import SPLIT, costs_by_name
+from launcher.tune.order import TrialOrder
+
+State = Literal["running", "finished", "stopped", "failed"]
+_STATES: Mapping[str, State] = {"finished": "finished", "failed": "failed"}
+"""All others are stops: to one that was asked for, what is lost is not told apart."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where a trial's nodes are, and what starts the agent of one."""
+
+    site: Site
+    start_agent: Callable[[NodePlan], Agent] = start_planned
+
+    @classmethod
+    def here(cls, order: TrialOrder, environment: Mapping[str, str]) -> "Machines":
+        """This one, of which a trial has some cores, whichever these are, and the GPUs that `environment` shows."""
+        found, cores = Resources.detect(environment), order.cores * order.launch.nodes
+        return cls(Site(replace(found, cores=cores, core_numbers=())))
+
+
+class TrialRun:
+    """Begins at once. Ends by itself, when the sweep is asked to stop, or by `end_now`."""
+
+    def __init__(self, order: TrialOrder, machines: Machines) -> None:
+        self._order, self._machines, self._run = order, machines, order.run
+        self._requests = Requests(others=(order.sweep_dir.coordination.stop_request,))
+        self._follower, self._found = RecordFollower(self._run), dict[int, dict[str, float]]()
+        self._costs, self._last_step = dict[str, float](), -math.inf
+        self.state: State = "running"
+        self.cause = ""
+        """Why it failed, in one line."""
+        self._thread = threading.Thread(target=self._carry_out, name=f"trial {order.name}")
+        self._thread.start()
+
+    @property
+    def has_ended(self) -> bool:
+        """And nothing of it is left."""
+        return not self._thread.is_alive()
+
+    def wait(self, timeout_s: float) -> None:
+        """For its end, so long at most."""
+        self._thread.join(timeout_s)
+
+    def end_now(self) -> None:
+        """Without a checkpoint. Returns when nothing of it is left."""
+        self._requests.interrupted = True
+        self._requests.ask()
+        self._thread.join()
+
+    def records(self, after: int) -> list[dict[str, float]]:
+        """What was measured on the held-out samples after each epoch later than `after`, in order.
+
+        None is told before all its values are known, nor the last epoch's before the run has ended as it should.
+        """
+        ended = self.has_ended
+        with suppress(OSError, ValueError, KeyError):
+            for record in self._follower.look():
+                if record["split"] == SPLIT:
+                    self._found[record["epoch"]] = record
+        return [
+            self._by_name(record)
+            for epoch, record in sorted(self._found.items())
+            if epoch > after and (ended or record["step"] < self._last_step)
+        ]
+
+    def last_record(self) -> dict[str, float]:
+        """What was last measured; empty if nothing was."""
+        return (self.records(0) or [{}])[-1]
+
+    def seconds(self) -> float:
+        """That all its attempts have taken so far, without those whose coordinator was killed."""
+        found = list[dict[str, Any]]()
+        for number in range(1, self._run.last_attempt() + 1):
+            with suppress(OSError, ValueError):
+                found.append(read_json(self._run.attempt(number)))
+        ends = [each["ended"] or each["started"] for each in found]
+        if found and found[-1]["state"] == "running" and not self.has_ended:
+            ends[-1] = time.time()
+        return sum(end - each["started"] for each, end in zip(found, ends, strict=True))
+
+    def _by_name(self, record: Mapping[str, Any]) -> dict[str, float]:
+        measured = {name: value for name, value in record.items() if name.endswith("_top1") or name == "loss"}
+        return {
+            "epoch": record["epoch"],
+            **{f"{SPLIT}/{name}": value for name, value in measured.items()},
+            **self._costs,
+        }
+
+    def _carry_out(self) -> None:
+        try:
+            self._try()
+        except Exception as error:  # whoever waits must hear of it
+            self.cause = str(error) if isinstance(error, FmfsdError) else f"{type(error).__name__}: {error}"
+            self._say(traceback.format_exc())
+            self.state = "failed"
+
+    def _try(self) -> None:
+        order = self._order
+        config = load_config(str(order.sweep_dir.config), order.overrides)
+        launch = self._settled()
+        if problems := list(of_data.not_divided(config, launch, self._machines.site)):
+            raise ConfigError(problems)
+        if order.wants_costs:
+            self._costs = costs_by_name(config, self._words(), launch, self._machines.site, order.environment)
+        self._last_step = total_steps(config) or math.inf
+        if is_finished(config, self._run):
+            self.state = "finished"
+            return
+        with sole_owner(self._run):
+            ended = self._attempts(config, launch)
+            write_last_word(self._run, ended, self._command())
+        if ended.failure is not None:
+            self.cause = ended.failure.cause
+            self._say(page_of(self._run, ended, self._command()))
+        self.state = _STATES.get(ended.attempt.state, "stopped")
+
+    def _settled(self) -> LaunchConfig:
+        """The launch with what its machines offer, so that it can be done again elsewhere; one worker by itself."""
+        asked = self._order.launch
+        device, workers = self._machines.site.placement(asked)
+        starter: Literal["torchrun", "none"] = "torchrun" if asked.nodes * workers > 1 else "none"
+        return replace(asked, device=device, gpus=workers, starter=starter, run_dir=self._run.path)
+
+    def _attempts(self, config: TrainConfig, launch: LaunchConfig) -> Ended:
+        order, run = self._order, self._run
+        plan_of = partial(plan_run, launch, self._machines.site, run, environment=order.environment, cwd=order.cwd)
+        plan = plan_of(tuple(range(launch.nodes)))
+        write_run_dir(config, run, plan, launch, self._argv(launch), say=self._say)
+        start = partial(self._attempt, launch)
+        shards = config.data.shards
+        return Recovery(launch, run, self._requests, plan_of, start, self._say, shards).to_the_end()
+
+    def _attempt(self, launch: LaunchConfig, plan: LaunchPlan) -> Attempt:
+        return run_plan(
+            plan,
+            self._run,
+            grace_s=launch.grace_s,
+            hang_timeout_s=launch.hang_timeout_s,
+            requests=self._requests,
+            watch=lambda: None,
+            start_agent=self._machines.start_agent,
+        )
+
+    def _argv(self, launch: LaunchConfig) -> list[str]:
+        """What would do the same by itself."""
+        where = {"--nodes": launch.nodes, "--gpus": launch.gpus, "--device": launch.device, "--run-dir": self._run.path}
+        options = (word for option in where.items() for word in map(str, option))
+        return ["fmfsd-launch", *self._words(), *options]
+
+    def _words(self) -> list[str]:
+        overrides = (word for override in self._order.overrides for word in ("--set", override))
+        return [str(self._order.sweep_dir.config), *overrides]
+
+    def _command(self) -> str:
+        return f"fmfsd-launch resume {self._run.path}"
+
+    def _say(self, text: str) -> None:
+        """Into a log, as nobody looks on; best effort."""
+        with suppress(OSError), self._run.said.open("a") as log:
+            log.write(f"{text}\n")

@@ -1,0 +1,70 @@
+"""Has Tune carry trials out: how many at a time, in which of Ray's resources, and stopped by which rule."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import TrialScheduler
+
+from launcher.config import LaunchConfig
+from launcher.tune.searching import Feeder
+from launcher.tune.shape import Shape
+from launcher.tune.trial import Trial, placement
+from launcher.tune.unkept import Unkept
+
+
+def run_trials(
+    feeder: Feeder,
+    rule: TrialScheduler | None,
+    *,
+    launch: LaunchConfig,
+    shape: Shape,
+    max_failures: int,
+    scratch: Path,
+    pulse: Callable[[], None],
+) -> None:
+    """Until the feeder has no more and all have ended. `pulse` is called several times a second.
+
+    Tune writes into `scratch`, which is new each time: nothing of what it writes is needed.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(Trial, placement(launch, shape.cores, shape.gpus)),
+        tune_config=tune.TuneConfig(
+            search_alg=feeder,
+            scheduler=rule,
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=_folder,
+            trial_name_creator=_folder,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=str(scratch),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_Pulse(pulse)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _folder(trial: RayTrial) -> str:
+    return str(trial.trial_id)
+
+
+class _Pulse(Unkept, tune.Callback):
+    """Tune's loop goes round."""
+
+    def __init__(self, pulse: Callable[[], None]) -> None:
+        self._pulse = pulse
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **_info: Any) -> None:
+        self._pulse()

@@ -1,0 +1,124 @@
+"""What is done with the best of a search: read the test set once, and run them again with seeds not seen before."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+
+from fmfsd.config import load_config
+from fmfsd.errors import RunFailedError
+from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
+from launcher.hosts.helpers import said_here
+from launcher.tune.book import Book
+from launcher.tune.history import Trial
+from launcher.tune.order import TrialOrder
+from launcher.tune.searching import Ended
+from launcher.tune.shape import Shape
+from launcher.tune.sweep_dir import SweepDir
+
+BASE = "base"
+ANSWER_S = 3600.0
+
+
+def test_winners(book: Book, sweep: SweepDir, shape: Shape) -> None:
+    """Of a search for one metric the best trial, of several the front: each is looked at once, however often we come
+    here. RunFailedError if a winner can't be read."""
+    history = book.history
+    winners = history.front() if len(history.options.metrics) > 1 else history.ranked()[:1]
+    missing = [trial for trial in winners if trial.number not in history.tested]
+    found = [_tested.options(num_cpus=shape.cores, num_gpus=min(shape.gpus, 1)).remote for _ in missing]
+    answers = [ask(str(sweep.trial(trial.name).path), shape.device) for ask, trial in zip(found, missing, strict=True)]
+    for trial, answer in zip(missing, answers, strict=True):
+        book.note("tested", trial=trial.number, metrics=_read(trial, *ray.get(answer)))
+
+
+@ray.remote
+def _tested(run: str, device: str) -> tuple[int | None, str, str]:
+    argv = (sys.executable, "-P", "-m", "fmfsd", "evaluate", run, "--split", "test", "--device", device, "--json")
+    return said_here(argv, deadline_s=ANSWER_S)
+
+
+def _read(trial: Trial, code: int | None, output: str, errors: str) -> dict[str, float]:
+    if code != 0:
+        last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+        raise RunFailedError(f"trial {trial.name} could not be tried on the test set: {last}")
+    return {f"test/{name}": value for name, value in json.loads(output)["metrics"].items()}
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A config, by its trial's name or BASE, to be run with a seed."""
+
+    config: str
+    seed: int
+    values: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its run's folder."""
+        return f"{self.config}-seed-{self.seed}"
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return (*self.values, f"seed={self.seed}", "train.evaluate_test=true")
+
+
+def reruns(book: Book, sweep: SweepDir) -> list[Rerun]:
+    """The best configs and the one that the search began with, each with the same seeds, that are not done yet.
+
+    A seed is one that no trial had.
+    """
+    options, history = book.history.options, book.history
+    if not options.seeds:
+        return []
+    taken = {load_config(str(sweep.config)).seed, *(trial.values.get("seed", 0) for trial in history.runs)}
+    seeds = range(max(taken) + 1, max(taken) + 1 + options.seeds)
+    configs = {trial.name: trial.overrides for trial in history.ranked()[: options.best]}
+    done = {(each.config, each.seed) for each in history.confirmations}
+    wanted = (Rerun(name, seed, tuple(values)) for seed in seeds for name, values in {**configs, BASE: []}.items())
+    return [each for each in wanted if (each.config, each.seed) not in done]
+
+
+class Confirmed:
+    """The source of these runs."""
+
+    def __init__(
+        self,
+        book: Book,
+        sweep: SweepDir,
+        wanted: Sequence[Rerun],
+        order_of: Callable[[Rerun], TrialOrder],
+        *,
+        is_stopped: Callable[[], bool],
+        done: Callable[[], None],
+    ) -> None:
+        self._book, self._sweep, self._order_of = book, sweep, order_of
+        self._wanted, self._next = dict(enumerate(wanted, 1)), 1
+        self._is_stopped, self._done = is_stopped, done
+
+    def next_order(self) -> tuple[int, TrialOrder] | None:
+        number = self._next
+        self._next += 1
+        return (number, self._order_of(self._wanted[number])) if number in self._wanted else None
+
+    def reported(self, _number: int, _epoch: int, _metrics: Mapping[str, float]) -> None:
+        """Nobody decides by these."""
+
+    def ended(self, number: int, how: Ended) -> None:
+        rerun = self._wanted[number]
+        if how.state == "stopped" and self._is_stopped():
+            return
+        if how.state == "finished":
+            found = _last_metrics(self._sweep.trial(rerun.name))
+            self._book.note("confirmed", config=rerun.config, seed=rerun.seed, metrics=found)
+        else:
+            self._book.note("unconfirmed", config=rerun.config, seed=rerun.seed, cause=how.cause or how.state)
+        self._done()
+
+
+def _last_metrics(run: RunDir) -> dict[str, float]:
+    splits = read_json(run.outcome)["metrics"]
+    return {f"{split}/{name}": value for split in ("valid", "test") for name, value in splits.get(split, {}).items()}

@@ -1,0 +1,178 @@
+"""A trial's run, without Ray: the very run that a launch would be, brought to its end or told how it failed."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fmfsd.config import load_config
+from fmfsd.files import read_json, write_whole
+from fmfsd.rundir import NOW, RunDir
+from launcher.config import LaunchConfig
+from launcher.costs import costs_of
+from launcher.tune.metrics import metric_names
+from launcher.tune.order import TrialOrder
+from launcher.tune.sweep_dir import SweepDir
+from tests.helpers.faulty import Moment, faulty
+from tests.helpers.processes import launched, wait_until
+from tests.helpers.runs import newest_weights, records
+from tests.helpers.trials import EPOCHS, STEPS, order_of, run_to_end, running, small_sweep
+
+CPU = LaunchConfig(device="cpu")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_root: Path) -> SweepDir:
+    return small_sweep(tmp_path, tiny_root)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> TrialOrder:
+    """A trial that has finished."""
+    order = order_of(small_sweep(tmp_path_factory.mktemp("whole"), tiny_root), "distill.alpha=0.5", wants_costs=True)
+    assert run_to_end(order).state == "finished"
+    return order
+
+
+def attempts(run: RunDir) -> list[dict[str, Any]]:
+    return [read_json(run.attempt(number)) for number in range(1, run.last_attempt() + 1)]
+
+
+def test_a_trial_without_torchrun_is_bit_for_bit_the_launch_of_its_config(whole: TrialOrder, tmp_path: Path) -> None:
+    with launched(tmp_path, "run", (str(whole.run.config), "--device", "cpu")) as run:
+        code, output = run.end()
+    assert code == 0, output
+    assert records(run.run) == records(whole.run)
+    assert newest_weights(run.run) == newest_weights(whole.run)
+    plan = json.loads(whole.run.plan.read_text())
+    assert [word for word in plan["nodes"][0]["argv"] if "torch" in word] == []
+
+
+def test_a_finished_trial_gives_its_records_again_and_starts_nothing(whole: TrialOrder) -> None:
+    run = run_to_end(whole)
+    found = run.records(0)
+    assert (run.state, [record["epoch"] for record in found]) == ("finished", [1, EPOCHS])
+    assert run.records(1) == found[1:]
+    assert whole.run.last_attempt() == 1
+    assert run.seconds() > 1
+    measured = records(whole.run)[-1]
+    assert measured["split"] == "valid"
+    assert found[-1]["valid/deepest_top1"] == measured["deepest_top1"]
+
+
+def test_the_metrics_that_can_be_searched_are_those_that_a_trial_tells(whole: TrialOrder) -> None:
+    config = load_config(str(whole.sweep_dir.config))
+    probe = costs_of(config, [str(whole.sweep_dir.config)], workers=1, environment=whole.environment).probe
+    assert probe is not None
+    assert {"epoch", *metric_names(probe)} == run_to_end(whole).last_record().keys()
+
+
+def test_an_order_travels_as_json(whole: TrialOrder) -> None:
+    assert TrialOrder.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+def holds_and_is_slow(moment: Moment) -> None:
+    if moment.at == (1, 0, 17):
+        moment.hold()
+    if moment.attempt == 1 and moment.step >= 17:
+        time.sleep(0.2)
+
+
+@pytest.mark.fault("F1")
+def test_a_killed_lone_worker_is_told_as_any_and_a_new_attempt_goes_on(
+    whole: TrialOrder, sweep: SweepDir, tmp_path: Path
+) -> None:
+    fault = faulty(tmp_path / "fault", holds_and_is_slow)
+    order = order_of(sweep, *whole.overrides, env=fault.env)
+    with running(order) as run:
+        wait_until(fault.held(attempt=1, rank=0).exists, "the worker at its step")
+        early = wait_until(lambda: run.records(0), "the first epoch")
+        psutil.Process(read_json(order.run.rank_progress(0))["pid"]).kill()
+        run.wait(120)
+    first, last = attempts(order.run)
+    assert re.fullmatch(r"rank 0 \(pid \d+ on \S+\) after step 17: killed by SIGKILL: by hand, or .*", first["cause"])
+    assert (last["state"], run.state, run.cause) == ("finished", "finished", "")
+    assert run.records(0)[: len(early)] == early
+    assert records(order.run) == records(whole.run)
+    assert newest_weights(order.run) == newest_weights(whole.run)
+
+
+def test_a_sweeps_stop_request_stops_its_trial_with_a_checkpoint(
+    whole: TrialOrder, sweep: SweepDir, tmp_path: Path
+) -> None:
+    fault = faulty(tmp_path / "fault", holds_and_is_slow)
+    order = order_of(sweep, *whole.overrides, env=fault.env)
+    with running(order) as run:
+        wait_until(fault.held(attempt=1, rank=0).exists, "the worker at its step")
+        write_whole(sweep.coordination.stop_request, "")
+        wait_until(order.run.stop_request.exists, "the trial's own request")
+        fault.go()
+        run.wait(60)
+    assert (run.state, read_json(order.run.outcome)["state"]) == ("stopped", "stopped")
+    assert 17 < (order.run.newest_step() or 0) < STEPS
+    sweep.coordination.stop_request.unlink()
+    assert run_to_end(order).state == "finished"
+    assert newest_weights(order.run) == newest_weights(whole.run)
+
+
+@pytest.mark.parametrize("by", ["the sweep", "its owner"])
+def test_a_trial_can_be_ended_at_once(by: str, sweep: SweepDir, tmp_path: Path) -> None:
+    fault = faulty(tmp_path / "fault", holds_and_is_slow)
+    order = order_of(sweep, env=fault.env)
+    with running(order) as run:
+        wait_until(fault.held(attempt=1, rank=0).exists, "the worker at its step")
+        began = time.monotonic()
+        if by == "the sweep":
+            write_whole(sweep.coordination.stop_request, NOW)
+            run.wait(60)
+        else:
+            run.end_now()
+        took_s = time.monotonic() - began
+    assert (run.state, read_json(order.run.outcome)["state"]) == ("stopped", "interrupted")
+    assert took_s < 5
+
+
+def spins(moment: Moment) -> None:
+    while moment.step == 1:
+        pass
+
+
+def test_a_lone_worker_that_hangs_is_told_with_its_stack(sweep: SweepDir, tmp_path: Path) -> None:
+    fault = faulty(tmp_path / "fault", spins)
+    launch = replace(CPU, hang_timeout_s=2, max_restarts=0)
+    order = order_of(sweep, launch=launch, env=fault.env)
+    run = run_to_end(order)
+    assert run.state == "failed"
+    assert "waits for no other worker" in run.cause
+    assert re.search(r"rank 0 stood, innermost call first:\n.* in spins\n", order.run.said.read_text())
+    assert (
+        read_json(order.run.outcome)["no_other_attempt"] == "0 restarts without a checkpoint between (--max-restarts)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optim.lr=1e30"], lambda order: "the loss is not finite in step"),
+        (["distill.alpha=2"], lambda order: "--set distill.alpha=2: distill.alpha: expected less than or equal to 1"),
+        (["model.backbone=timm/no_such_model"], lambda order: "no_such_model"),
+    ],
+)
+def test_a_trial_that_fails_says_why_in_its_own_words(
+    overrides: list[str], said: Callable[[TrialOrder], str], sweep: SweepDir
+) -> None:
+    order = order_of(sweep, *overrides)
+    run = run_to_end(order)
+    assert run.state == "failed"
+    assert said(order) in run.cause
+
+
+def test_workers_that_do_not_divide_the_shards_are_refused(sweep: SweepDir) -> None:
+    run = run_to_end(order_of(sweep, launch=replace(CPU, nodes=3, gpus=1)))
+    assert (run.state, run.cause.split(":")[0]) == ("failed", "--nodes, --gpus")

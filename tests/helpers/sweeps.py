@@ -1,0 +1,53 @@
+"""A search's folder as its driver leaves it, made by hand."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fmfsd.files import write_json
+from launcher.config import TuneOptions
+from launcher.tune.ledger import Ledger
+from launcher.tune.sweep_dir import SweepDir
+
+
+class MadeSweep:
+    """Facts and trials' folders, noted as a driver and its trials would."""
+
+    def __init__(self, path: Path, options: TuneOptions) -> None:
+        self.dir = SweepDir(path)
+        self.dir.coordination.create()
+        self.dir.config.write_text("seed: 0\n")
+        self.ledger = Ledger(self.dir.ledger)
+        self.ledger.note("began", options=asdict(options))
+
+    def asked(self, number: int, **values: Any) -> None:
+        self.ledger.note("asked", trial=number, values=values, digest=f"d{number}", memory={})
+
+    def repeated(self, number: int, of: int, **values: Any) -> None:
+        self.ledger.note("repeated", trial=number, of=of, values=values, digest=f"d{of}", memory={})
+
+    def reported(self, number: int, epoch: int, **metrics: float) -> None:
+        self.ledger.note("reported", trial=number, epoch=epoch, metrics=named(metrics))
+
+    def ended(self, number: int, state: str, cause: str = "", seconds: float = 60.0, **metrics: float) -> None:
+        self.ledger.note("ended", trial=number, state=state, metrics=named(metrics), cause=cause, seconds=seconds)
+
+    def begun(self, number: int, attempt: int = 1, **progress: Any) -> None:
+        """An attempt at a trial, with what its first worker tells, if anything."""
+        run = self.dir.trial(f"{number:04d}")
+        run.create()
+        run.config.write_text("seed: 0\n")
+        told = {"attempt": attempt, "state": "running", "cause": "", "workers": 1, "started": 100.0, "ended": None}
+        write_json(run.attempt(attempt), told)
+        if progress:
+            steps = {"step": 50, "total_steps": 100, "steps_per_epoch": 25, "images_per_s": 400.4}
+            write_json(run.rank_progress(0), {"rank": 0, "attempt": attempt, "state": "train", **steps, **progress})
+
+    def failed_attempt(self, number: int, attempt: int, cause: str) -> None:
+        told = {"attempt": attempt, "state": "failed", "cause": cause, "workers": 1, "started": 100.0, "ended": 130.0}
+        write_json(self.dir.trial(f"{number:04d}").attempt(attempt), told)
+
+
+def named(metrics: dict[str, float]) -> dict[str, float]:
+    """`deepest_top1` of the validation split, and `train_macs` of the costs."""
+    return {f"{'cost' if name.endswith('macs') else 'valid'}/{name}": value for name, value in metrics.items()}

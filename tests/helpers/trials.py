@@ -1,0 +1,58 @@
+"""Small trials of a sweep over tiny data."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fmfsd.config import dump_given
+from launcher.config import LaunchConfig
+from launcher.environment import travelling
+from launcher.tune.order import TrialOrder
+from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.trial_run import Machines, TrialRun
+from tests.helpers.runs import TINY
+
+CHANGES = (*TINY, "data.shards=16", "data.valid=30", "train.batch=16", "train.evaluate_test=false")
+EPOCHS, STEPS = 2, 28
+CPU = LaunchConfig(device="cpu")
+TIMEOUT_S = 120.0
+
+
+def small_sweep(folder: Path, root: Path) -> SweepDir:
+    """A base config of two epochs of fourteen steps, a checkpoint after every fourth; `root` is that of `tiny_root`."""
+    sweep = SweepDir(folder / "sweep")
+    sweep.path.mkdir()
+    changes = [*CHANGES, "checkpoint.every_steps=4", f"data.root={root}"]
+    sweep.config.write_text(dump_given("cifar100-resnet18", changes))
+    return sweep
+
+
+def order_of(
+    sweep: SweepDir,
+    *overrides: str,
+    name: str = "0000",
+    launch: LaunchConfig = CPU,
+    env: Mapping[str, str] | None = None,
+    wants_costs: bool = False,
+) -> TrialOrder:
+    """Of a trial that takes its environment from the test's, with `env` over it."""
+    environment = travelling({**os.environ, **(env or {})})
+    return TrialOrder(sweep.path, name, overrides, launch, str(sweep.path), environment, wants_costs=wants_costs)
+
+
+@contextmanager
+def running(order: TrialOrder) -> Iterator[TrialRun]:
+    """Ended at the end of the block if it has not ended by then."""
+    run = TrialRun(order, Machines.here(order, os.environ))
+    try:
+        yield run
+    finally:
+        run.end_now()
+
+
+def run_to_end(order: TrialOrder) -> TrialRun:
+    with running(order) as run:
+        run.wait(TIMEOUT_S)
+        assert run.has_ended
+    return run
