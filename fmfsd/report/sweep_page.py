@@ -79,8 +79,10 @@ def _confirmed(content: Content) -> Html:
     found = content["confirmations"]
     if not found:
         return Html("")
-    names, first = content["options"]["metrics"], content["options"]["metrics"][0]
-    header = ("config", "seeds", *names, f"to base, {unit_of_differences(first)}", "95 % interval", "p")
+    judged_by = found[0]["judged_by"]
+    known = [name for name in content["options"]["metrics"] if name in found[0]["metrics"]]
+    names = list(dict.fromkeys([judged_by, *known]))
+    header = ("config", "seeds", *names, f"{judged_by} to base", "95 % interval", "p")
     rows = [_confirmed_row(each, names) for each in found]
     findings = [f"Trial {each['config']}: {each['finding']}." for each in found if each["finding"]]
     return joined(paragraphs(*findings), table(header, rows), paragraphs(_HOW_COMPARED))

@@ -53,7 +53,7 @@ class Driver:
                     self._judge(shape)
         finally:
             self._show_results()
-            write_report(self._sweep, self._space, self._book.history)
+            write_report(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
             self._book.close()
         return "stopped" if self._is_stopped() else "finished"
 
@@ -132,7 +132,7 @@ class Driver:
         self._show_results()
 
     def _show_results(self) -> None:
-        write_results(self._sweep, self._space, self._book.history)
+        write_results(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
 
     def _why_none(self) -> str:
         causes = [trial.cause for trial in self._book.history.runs if trial.cause]

@@ -47,7 +47,7 @@ def written(folder: Path) -> tuple[SweepDir, Space, History]:
     confirm(history, "0001", [0.7, 0.71, 0.705])
     confirm(history, "base", [0.5, 0.51, 0.505])
     history.add({"fact": "tested", "trial": 1, "metrics": {"test/deepest_top1": 0.7}})
-    write_report(sweep, space, history)
+    write_report(sweep, space, history, held_out=5200)
     return sweep, space, history
 
 
@@ -111,7 +111,7 @@ def test_the_best_config_says_what_it_is(sweep: SweepDir) -> None:
 
 def test_samples_that_the_user_held_out_stay_held_out(tmp_path: Path) -> None:
     sweep, space = sweep_of(tmp_path, *SPACE)
-    write_results(sweep, space, history_of((PLAIN, 0.5)), search_only=["train.evaluate_test"])
+    write_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
     assert load_config(str(sweep.best)).data.valid == 5200
 
 
@@ -121,7 +121,7 @@ def test_of_several_metrics_the_best_is_the_fronts_first_by_the_first(tmp_path: 
     for number, (top1, macs) in enumerate(((0.5, 1e8), (0.7, 3e8), (0.6, 4e8))):
         ask(history, number, PLAIN)
         end(history, number, "finished", [{TOP1: top1, "cost/train_macs": macs}])
-    write_report(sweep, space, history)
+    write_report(sweep, space, history, held_out=5200)
     content = summary(sweep)
     assert (content["best"]["trial"], content["front"]) == ("0001", ["0000", "0001"])
     assert [each["metric"] for each in content["importances"]] == [TOP1, "cost/train_macs"]
@@ -132,7 +132,7 @@ def test_without_a_finished_trial_there_is_a_report_and_no_best(tmp_path: Path) 
     sweep, space = sweep_of(tmp_path, *SPACE)
     history = History(TuneOptions(trials=1))
     ask(history, 0, PLAIN)
-    write_report(sweep, space, history)
+    write_report(sweep, space, history, held_out=5200)
     assert summary(sweep)["best"] is None
     assert not sweep.best.exists()
     assert "No trial has finished." in sweep.report.read_text()
@@ -147,9 +147,9 @@ def test_what_a_trial_says_is_no_markup(sweep: SweepDir) -> None:
 def test_a_hundred_trials_are_written_with_less_than_a_tenth_of_a_second_of_work(tmp_path: Path) -> None:
     sweep, space = sweep_of(tmp_path, *SPACE)
     history = history_of(*((GOOD, number / 1000) for number in range(100)))
-    write_results(sweep, space, history)
+    write_results(sweep, space, history, held_out=5200)
     start = time.process_time()
-    write_results(sweep, space, history)
+    write_results(sweep, space, history, held_out=5200)
     assert time.process_time() - start < 0.1
 
 

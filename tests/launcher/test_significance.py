@@ -29,7 +29,7 @@ def test_seeds_that_are_good_for_all_are_no_noise() -> None:
     mine = tuple(0.7 + each + gain for each, gain in zip(shared, gains, strict=True))
     best, base = confirmed(history(t0003=mine, base=around(0.7, shared)))
     assert (best.config, base.config) == ("0003", "base")
-    assert best.finding.startswith("+1.00 points to base, 95 % interval +0.91 to +1.09, p = ")
+    assert best.finding.startswith(f"+1.00 points of {TOP1} to base, 95 % interval +0.91 to +1.09, p = ")
     assert best.finding.endswith(": the gain is more than noise")
     assert best.metrics[TOP1].deviation == pytest.approx(base.metrics[TOP1].deviation, rel=0.1)
 
@@ -66,7 +66,7 @@ def test_where_less_is_better_a_fall_is_the_gain() -> None:
 
 def test_one_seed_tells_nothing_of_noise() -> None:
     best = confirmed(history(t1=(0.8,), base=(0.7,)))[0]
-    assert best.finding == "+10.00 points to base with one seed, which can not tell a gain from noise"
+    assert best.finding == f"+10.00 points of {TOP1} to base with one seed, which can not tell a gain from noise"
     assert best.p is None
 
 
@@ -79,6 +79,29 @@ def test_a_run_that_was_noted_twice_counts_once() -> None:
     found = history(t1=(0.8, 0.9), base=(0.7, 0.7))
     confirm(found, "1", (0.8, 0.9))
     assert confirmed(found)[0].seeds == (100, 101)
+
+
+def test_the_test_set_decides_where_all_runs_have_read_it() -> None:
+    """On the samples that it was chosen by it looks better than it is."""
+    found = History(TuneOptions(trials=1))
+    for seed in (1, 2, 3):
+        for config, top1, tested in (("1", 0.8, 0.7), ("base", 0.7, 0.7)):
+            noise = {"1": 0.001, "base": 0.002}[config] * (-1) ** seed
+            metrics = {TOP1: top1 + noise, "test/deepest_top1": tested + noise}
+            found.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": metrics})
+    assert confirmed(found)[0].judged_by == "test/deepest_top1"
+    assert "the gain is more than noise" not in confirmed(found)[0].finding
+    confirm(found, "1", [0.8])
+    assert confirmed(found)[0].judged_by == TOP1
+
+
+def test_a_cost_that_these_runs_do_not_have_decides_nothing() -> None:
+    found = History(TuneOptions(trials=1, metrics=("cost/train_macs", TOP1), modes=("min", "max")))
+    confirm(found, "1", [0.8])
+    assert confirmed(found)[0].judged_by == TOP1
+    alone = History(TuneOptions(trials=1, metrics=("cost/train_macs",), modes=("min",)))
+    confirm(alone, "1", [0.8])
+    assert confirmed(alone) == []
 
 
 def test_without_confirming_runs_there_is_nothing() -> None:
