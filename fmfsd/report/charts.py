@@ -12,7 +12,8 @@ from fmfsd.report.tables import folded, table
 Kind = Literal["best", "plain", "pale"]
 Place = tuple[float, float]
 WIDTH, HEIGHT = 720, 330
-LEFT, RIGHT, TOP, BOTTOM = 76, 16, 12, 48
+LEFT, RIGHT, TOP, BOTTOM = 76, 28, 12, 48
+BACK_TO_FRONT = ("pale", "plain", "best")
 LETTER = 6.6
 """About a letter's width in the charts' font, in the charts' own pixels, which are those of the page or smaller."""
 
@@ -80,12 +81,11 @@ def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: S
     places = [point.place for point in points] + [place for line in lines for place in line.places]
     to_x = _Scale(ticks(*_ends([place[0] for place in places]), whole=x.whole), LEFT, WIDTH - RIGHT)
     to_y = _Scale(ticks(*_ends([place[1] for place in places]), whole=y.whole), HEIGHT - BOTTOM, TOP)
-    back_to_front = sorted(lines, key=lambda line: ("pale", "plain", "best").index(line.kind))
     drawn = [
         *_y_grid(y, to_y),
         *_x_grid(x, to_x, HEIGHT),
-        *(_polyline(line, to_x, to_y) for line in back_to_front),
-        *(_circle(point, x, y, to_x, to_y) for point in points),
+        *(_polyline(line, to_x, to_y) for line in sorted(lines, key=_depth)),
+        *(_circle(point, x, y, to_x, to_y) for point in sorted(points, key=_depth)),
     ]
     rows = [(point.label, x.shown(point.place[0]), y.shown(point.place[1])) for point in points]
     data = [table(("", x.name, y.name), rows)] if rows else []
@@ -95,14 +95,20 @@ def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: S
 def bars(title: str, axis: Axis, given: Sequence[Bar]) -> Html:
     """A line a bar, from 0; at least one. `half_width` is drawn as a line around the bar's end."""
     ends = [end for bar in given for end in _bar_ends(bar)]
-    left = min(320, 12 + LETTER * max(len(bar.label) for bar in given))
+    letters = min(46, max(len(bar.label) for bar in given))
+    left = 12 + LETTER * letters
     height = TOP + 26 * len(given) + BOTTOM
     to_x = _Scale(ticks(*_ends([0.0, *ends])), left, WIDTH - RIGHT)
-    rows = chain.from_iterable(_bar(bar, TOP + 26 * number, to_x, axis) for number, bar in enumerate(given))
+    rows = chain.from_iterable(_bar(bar, TOP + 26 * number, to_x, axis, letters) for number, bar in enumerate(given))
     zero = element("line", x1=to_x(0), x2=to_x(0), y1=TOP, y2=height - BOTTOM, class_="zero")
     data = [(bar.label, axis.shown(bar.value), _shown_width(bar, axis)) for bar in given]
     drawn = [*_x_grid(axis, to_x, height), *rows, zero]
     return _figure(title, height, drawn, [table(("", axis.name, "to each side"), data)])
+
+
+def _depth(drawn: Point | Line) -> int:
+    """What stands out is drawn last."""
+    return BACK_TO_FRONT.index(drawn.kind)
 
 
 def _ends(values: Sequence[float]) -> Place:
@@ -180,10 +186,9 @@ def _at(line: Line, columns: Sequence[float], shown: Callable[[float], str]) -> 
     return [shown(values[column]) if column in values else "" for column in columns]
 
 
-def _bar(bar: Bar, top: float, to_x: _Scale, axis: Axis) -> list[Html]:
+def _bar(bar: Bar, top: float, to_x: _Scale, axis: Axis, letters: int) -> list[Html]:
     start, end = sorted((to_x(0), to_x(bar.value)))
     told = element("title", f"{bar.label}: {axis.shown(bar.value)}")
-    letters = int((to_x.start - 12) / LETTER)
     label = bar.label if len(bar.label) <= letters else f"{bar.label[: letters - 1]}…"
     drawn = [
         element("text", label, x=to_x.start - 8, y=top + 16, text_anchor="end"),

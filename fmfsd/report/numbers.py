@@ -52,7 +52,9 @@ def shown_duration(seconds: float) -> str:
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Two to eight round numbers around low and high, a step of 1, 2 or 5 times a power of ten apart."""
-    span = (high - low) or abs(high) / 10 or 1.0
+    if low == high:
+        low, high = low - (abs(low) / 10 or 1.0), high + (abs(high) / 10 or 1.0)
+    span = high - low
     step = next(step for step in _steps(span / 5) if span / step <= 6)
     step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -19,7 +19,8 @@ def course(content: Content) -> Html | None:
     points = [Point(trial["name"], (int(trial["name"]), trial["metrics"][metric])) for trial in finished]
     places = [point.place for point in points]
     best = Line("best so far", list(_best_so_far(places, max if mode == "max" else min)), "best")
-    return plot("Result by trial", Axis("trial", whole=True), Axis.of(metric), points=points, lines=[best])
+    title, trial = "Result by trial, and the best so far", Axis("trial", whole=True)
+    return plot(title, trial, Axis.of(metric), points=points, lines=[best])
 
 
 def _best_so_far(
@@ -41,7 +42,10 @@ def curves(content: Content) -> Html | None:
         places = [(report["epoch"], report[metric]) for report in trial["reports"] if report.get(metric) is not None]
         if trial["repeats"] is None and places:
             lines.append(Line(trial["name"], places, _kind(trial, best)))
-    return plot("Learning curves", Axis("epoch", whole=True), Axis.of(metric), lines=lines) if lines else None
+    return plot(_CURVES, Axis("epoch", whole=True), Axis.of(metric), lines=lines) if lines else None
+
+
+_CURVES = "Learning curves: the best trial's stands out, pale ones were stopped early or failed"
 
 
 def _kind(trial: Content, best: Content | None) -> Kind:
@@ -53,17 +57,19 @@ def _kind(trial: Content, best: Content | None) -> Kind:
 def fronts(content: Content) -> list[Html]:
     """The first metric over each other one; the front's trials stand out."""
     first, *others = content["options"]["metrics"]
-    return [_front(content, other, first) for other in others if _runs(content, "finished")]
+    return [chart for other in others if (chart := _front(content, other, first))]
 
 
-def _front(content: Content, x: str, y: str) -> Html:
+def _front(content: Content, x: str, y: str) -> Html | None:
     front = set(content["front"])
-    points = [
-        Point(trial["name"], (trial["metrics"][x], trial["metrics"][y]), "best" if trial["name"] in front else "plain")
+    known = [
+        (trial["name"], (trial["metrics"][x], trial["metrics"][y]))
         for trial in _runs(content, "finished")
+        if trial["metrics"].get(x) is not None and trial["metrics"].get(y) is not None
     ]
+    points = [Point(name, place, "best" if name in front else "plain") for name, place in known]
     line = Line("front", sorted(point.place for point in points if point.kind == "best"), "pale")
-    return plot(f"{y} over {x}", Axis.of(x), Axis.of(y), points=points, lines=[line])
+    return plot(f"{y} over {x}", Axis.of(x), Axis.of(y), points=points, lines=[line]) if points else None
 
 
 def importance_bars(found: Content) -> Html:

@@ -65,25 +65,26 @@ def _best(content: Content) -> Html:
     )
 
 
-def _searched_first(content: Content, metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    return [(name, metrics[name]) for name in _metric_names(content, [metrics])]
+def _searched_first(content: Content, metrics: Mapping[str, float]) -> list[tuple[str, float | None]]:
+    return [(name, metrics.get(name)) for name in _metric_names(content, [metrics])]
 
 
 def _metric_names(content: Content, found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Those that are searched for, then the others."""
-    there = {name for metrics in found for name in metrics}
-    asked = [name for name in content["options"]["metrics"] if name in there]
-    return [*asked, *sorted(there - set(asked))]
+    asked = content["options"]["metrics"]
+    return [*asked, *sorted({name for metrics in found for name in metrics} - set(asked))]
 
 
 def _confirmed(content: Content) -> Html:
     found = content["confirmations"]
     if not found:
         return Html("")
-    names, first = content["options"]["metrics"], content["options"]["metrics"][0]
-    header = ("config", "seeds", *names, f"to base, {unit_of_differences(first)}", "95 % interval", "p")
+    judged_by = found[0]["judged_by"]
+    known = [name for name in content["options"]["metrics"] if name in found[0]["metrics"]]
+    names = list(dict.fromkeys([judged_by, *known]))
+    header = ("config", "seeds", *names, f"{judged_by} to base", "95 % interval", "p")
     rows = [_confirmed_row(each, names) for each in found]
-    findings = [f"{each['config']}: {each['finding']}." for each in found if each["finding"]]
+    findings = [f"Trial {each['config']}: {each['finding']}." for each in found if each["finding"]]
     return joined(paragraphs(*findings), table(header, rows), paragraphs(_HOW_COMPARED))
 
 
@@ -112,7 +113,7 @@ def _plus_minus(metric: str, mean: float | None, deviation: float) -> str:
 
 
 def _difference(metric: str, difference: Mapping[str, Any] | None) -> tuple[str, str]:
-    if difference is None:
+    if difference is None or difference["mean"] is None:
         return NOTHING, NOTHING
     mean, half = difference["mean"], difference["half_width"]
     if half is None:
@@ -134,7 +135,10 @@ def _tested(content: Content) -> Html:
 def _importance(found: Content) -> Html:
     if found["shares"] is None:
         return paragraphs(f"{found['metric']}: {found['reason']}.")
-    how = "How far the values of the best tenth (at least five) are from those of all, by PED-ANOVA, as shares of 1."
+    how = (
+        "How far the values of the best tenth (at least five) are from those of all, by PED-ANOVA, as shares of all "
+        "parameters. A choice of few values comes out smaller than a range, where the best can stand closer together."
+    )
     return joined(importance_bars(found), paragraphs(f"Over {found['trials']} finished trials. {how}"))
 
 
@@ -181,17 +185,18 @@ def _placement(metric: str, found: Content) -> tuple[str, str, str]:
 def _trials(content: Content) -> Html:
     """The best or the front stand out."""
     trials, keys = content["trials"], list(content["space"]["parameters"])
-    names = _metric_names(content, [trial["metrics"] for trial in trials])
-    rows = [_trial_row(trial, names, keys) for trial in trials]
+    asked = content["options"]["metrics"]
+    others = _metric_names(content, [trial["metrics"] for trial in trials])[len(asked) :]
+    rows = [_trial_row(trial, asked, keys, others) for trial in trials]
     front = [number for number, trial in enumerate(trials) if trial["name"] in content["front"]]
-    return table(("trial", "state", "epochs", "time", *names, *keys), rows, marked=front)
+    return table(("trial", "state", "epochs", "time", *asked, *keys, *others), rows, marked=front)
 
 
-def _trial_row(trial: Content, metrics: Sequence[str], keys: Sequence[str]) -> list[str]:
+def _trial_row(trial: Content, asked: Sequence[str], keys: Sequence[str], others: Sequence[str]) -> list[str]:
     about = [trial["name"], _state(trial), str(trial["epochs"]), shown_duration(trial["seconds"])]
-    shown = [shown_metric(name, trial["metrics"].get(name)) for name in metrics]
-    values = trial["values"]
-    return [*about, *shown, *(shown_value(values[key]) if key in values else "" for key in keys)]
+    values = [shown_value(trial["values"][key]) if key in trial["values"] else "" for key in keys]
+    wanted, further = ([shown_metric(name, trial["metrics"].get(name)) for name in names] for names in (asked, others))
+    return [*about, *wanted, *values, *further]
 
 
 def _state(trial: Content) -> str:

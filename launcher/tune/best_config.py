@@ -1,7 +1,6 @@
 """The best trial's config, as a file to be launched."""
 
 import shlex
-from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -12,14 +11,16 @@ from fmfsd.report.numbers import shown_duration, shown_metric
 from launcher.tune.history import Trial
 from launcher.tune.sweep_dir import SweepDir
 
-SEARCH_ONLY = ("data.valid", "train.evaluate_test")
-"""What a search sets in its base config to choose by held-out samples: who trains its best wants all of them."""
 
+def best_config(sweep: SweepDir, trial: Trial, metric: str, *, held_out: int) -> str:
+    """As given, so without what a method means, and without what the search itself has set in its base config.
 
-def best_config(sweep: SweepDir, trial: Trial, metric: str, *, without: Collection[str] = SEARCH_ONLY) -> str:
-    """As given, so without what a method means, and `without` these keys. Raises as `load_config` does."""
+    That are the `held_out` samples that it chose by (0: they are the user's own wish, and stay held out), and that no
+    trial looks at the test set. Raises as `load_config` does.
+    """
     content = parse(dump_given(str(sweep.config), trial.overrides), "").content
-    left_out = [f"{key} ({taken})" for key in without if (taken := _taken(content, key)) is not None]
+    search_only = [*(["data.valid"] if held_out else []), "train.evaluate_test"]
+    left_out = [f"{key} ({taken})" for key in search_only if (taken := _taken(content, key)) is not None]
     result = f"{metric} {shown_metric(metric, trial.metrics.get(metric))}"
     launch = shlex.join(["fmfsd-launch", str(sweep.best)])
     lines = [f"{launch} · {shown_duration(trial.seconds)} as trial {trial.name} of a search · {result}"]

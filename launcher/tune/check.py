@@ -14,7 +14,7 @@ from launcher.costs import Costs
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.survey import Survey, survey
-from launcher.tune import searches
+from launcher.tune.search import default_search, refused
 from launcher.tune.cluster import machines_of
 from launcher.tune.disk import DiskBudget
 from launcher.tune.metrics import metric_names
@@ -31,7 +31,7 @@ _ALWAYS = ("valid/deepest_top1", "valid/loss")
 
 def options_of(space: Space, given: Mapping[str, Any]) -> TuneOptions:
     """What the command line names, else what the space suggests. ConfigError for modes that do not fit the metrics."""
-    options = TuneOptions(**{"trials": space.trials, "search": searches.default_search(space), **given})
+    options = TuneOptions(**{"trials": space.trials, "search": default_search(space), **given})
     if "modes" not in given:
         return replace(options, modes=tuple(map(_mode, options.metrics)))
     if len(options.modes) != len(options.metrics):
@@ -48,10 +48,10 @@ def require_sound(
     space: Space, options: TuneOptions, launch: LaunchConfig, sweep: SweepDir, *, asks: bool, is_new: bool = True
 ) -> None:
     """ConfigError, or CheckError if just the machine is wrong; `asks`: whether it is to be carried out."""
-    wrong = [*_metrics(options), *searches.refused(options, space), *_scheduler(options), *_folder(sweep, is_new)]
+    wrong = [*_metrics(options), *refused(options.search, options, space), *_scheduler(options), *_folder(sweep, is_new)]
     if launch.nodes > 1 and launch.preflight:
         wrong.append(Problem("--preflight", "not of trials: each would wait for it"))
-    missing = [*_packages(), *searches.missing(options.search)] if asks else []
+    missing = list(_packages()) if asks else []
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:

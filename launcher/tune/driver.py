@@ -22,7 +22,6 @@ from launcher.costs import Costs, costs_of
 from launcher.environment import travelling
 from launcher.resources import Resources
 from launcher.tune.begun import Begun
-from launcher.tune.best_config import SEARCH_ONLY
 from launcher.tune.book import Book
 from launcher.tune.disk import DiskBudget
 from launcher.tune.last_words import write_crash
@@ -67,7 +66,7 @@ class Driver:
                     self._judge(shape)
         finally:
             self._show_results()
-            write_report(self._sweep, self._space, self._book.history, search_only=self._search_only)
+            write_report(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
             self._book.close()
         return "stopped" if self._is_stopped() else "finished"
 
@@ -90,11 +89,6 @@ class Driver:
         workers = self._begun.launch.nodes * (self._begun.launch.gpus or 1)
         costs = costs_of(config, words, workers=workers, environment=self._environment) if bounded else Costs()
         return DiskBudget.of(self._sweep, options, config, costs, concurrent=shape.concurrent)
-
-    @property
-    def _search_only(self) -> tuple[str, ...]:
-        """A user's own split stays."""
-        return SEARCH_ONLY if self._begun.held_out else SEARCH_ONLY[1:]
 
     def _search(self, shape: Shape) -> None:
         options, history = self._begun.options, self._book.history
@@ -162,7 +156,7 @@ class Driver:
         self._show_results()
 
     def _show_results(self) -> None:
-        write_results(self._sweep, self._space, self._book.history, search_only=self._search_only)
+        write_results(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
 
     def _why_none(self) -> str:
         causes = [trial.cause for trial in self._book.history.runs if trial.cause]

@@ -6,12 +6,12 @@ All of it follows from the ledger and is written anew as facts come in, so none 
 import csv
 import io
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fmfsd.files import write_json, write_whole
 from fmfsd.report.sweep_page import sweep_page
-from launcher.tune.best_config import SEARCH_ONLY, best_config
+from launcher.tune.best_config import best_config
 from launcher.tune.history import History, Trial
 from launcher.tune.importance import Importances, importances
 from launcher.tune.space import Space
@@ -19,36 +19,28 @@ from launcher.tune.summary import summary
 from launcher.tune.sweep_dir import SweepDir
 
 
-def write_results(
-    sweep: SweepDir, space: Space, history: History, *, search_only: Collection[str] = SEARCH_ONLY
-) -> None:
+def write_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
     """As things stand, quick enough for after each trial: without importances, which need Optuna, and the report.
 
-    `search_only` are config keys that are the search's own, which best.yaml goes without.
+    `held_out` samples were set aside for the search, and are not in best.yaml.
     """
-    _write(sweep, space, history, None, search_only)
+    _write(sweep, space, history, None, held_out)
 
 
-def write_report(
-    sweep: SweepDir, space: Space, history: History, *, search_only: Collection[str] = SEARCH_ONLY
-) -> None:
+def write_report(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
     """All of it, with importances, and the page."""
-    content = _write(sweep, space, history, importances(space, history), search_only)
+    content = _write(sweep, space, history, importances(space, history), held_out)
     write_whole(sweep.report, sweep_page(content, sweep.space.read_text(encoding="utf-8")), durable=False)
 
 
 def _write(
-    sweep: SweepDir,
-    space: Space,
-    history: History,
-    found: Sequence[Importances] | None,
-    search_only: Collection[str],
+    sweep: SweepDir, space: Space, history: History, found: Sequence[Importances] | None, held_out: int
 ) -> dict[str, Any]:
     content = summary(sweep, space, history, found)
     write_json(sweep.summary, content, durable=False)
     write_whole(sweep.table, trials_csv(space, history), durable=False)
     if ranked := history.ranked():
-        best = best_config(sweep, ranked[0], history.options.metrics[0], without=search_only)
+        best = best_config(sweep, ranked[0], history.options.metrics[0], held_out=held_out)
         write_whole(sweep.best, best, durable=False)
     return content
 

@@ -1,14 +1,16 @@
 """Whether the best configs are better than the base by more than noise: runs of all with the same new seeds.
 
-Differences are taken between runs of the same seed. The intervals are Student's, of each config alone; whether a gain
-counts as more than noise is decided after Holm's correction for the number of configs that are compared.
+They are compared on the test set where the runs have read it: on the samples that the best were chosen by, part of
+their lead is that they fit those samples. Differences are taken between runs of the same seed. The intervals are
+Student's, of each config alone; whether a gain counts as more than noise is decided after Holm's correction for the
+number of configs that are compared.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fmfsd.report.numbers import shown_difference, unit_of_differences
+from fmfsd.report.numbers import is_share, shown_difference
 from fmfsd.report.paired import SURE, Paired, holm
 from launcher.tune.history import History
 
@@ -32,10 +34,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """One config's runs. `difference`, to the base in the first metric, is None of the base itself and without common
-    seeds; `p` is corrected, and None of one seed."""
+    """One config's runs. `difference`, to the base in `judged_by`, is None of the base itself and without common seeds;
+    `p` is corrected, and None of one seed."""
 
     config: str
+    judged_by: str
     seeds: tuple[int, ...]
     metrics: Mapping[str, Spread]
     difference: Paired | None = None
@@ -44,21 +47,34 @@ class Confirmed:
 
 
 def confirmed(history: History) -> list[Confirmed]:
-    """Best mean of the first metric first, the base last; none without confirming runs."""
+    """Best mean first, the base last; none without confirming runs, or if these have no metric that is searched for."""
     runs: dict[str, dict[int, Mapping[str, float]]] = {}
     for each in history.confirmations:
         runs.setdefault(each.config, {})[each.seed] = each.metrics
+    judge = _judge(history)
+    if judge is None:
+        return []
+    metric, sign = judge
     base = runs.pop(BASE, {})
-    metric, sign = history.options.metrics[0], -1 if history.options.modes[0] == "min" else 1
     differences = {config: _difference(seeds, base, metric) for config, seeds in runs.items()}
     p_values = _corrected(differences)
     found = []
     for config, seeds in runs.items():
         difference, p = differences[config], p_values.get(config)
         finding = _finding(metric, sign, difference, p, len(p_values))
-        found.append(Confirmed(config, *_spreads(seeds), difference, p, finding))
+        found.append(Confirmed(config, metric, *_spreads(seeds), difference, p, finding))
     found.sort(key=lambda each: -sign * each.metrics[metric].mean)
-    return found + ([Confirmed(BASE, *_spreads(base))] if base else [])
+    return found + ([Confirmed(BASE, metric, *_spreads(base))] if base else [])
+
+
+def _judge(history: History) -> tuple[str, int] | None:
+    """The first metric that all runs have, rather on the test set, and 1 if more is better, else -1."""
+    for metric, mode in zip(history.options.metrics, history.options.modes, strict=True):
+        split, _, name = metric.partition("/")
+        for known in [f"test/{name}", metric] if split == "valid" else [metric]:
+            if all(known in each.metrics for each in history.confirmations):
+                return known, 1 if mode == "max" else -1
+    return None
 
 
 def _spreads(runs: Seeds) -> tuple[tuple[int, ...], dict[str, Spread]]:
@@ -83,13 +99,13 @@ def _finding(metric: str, sign: int, difference: Paired | None, p: float | None,
     """One sentence."""
     if difference is None:
         return "no seed that the base ran with too: nothing to compare"
-    unit, mean = unit_of_differences(metric), shown_difference(metric, difference.mean)
+    mean, points = shown_difference(metric, difference.mean), " points" if is_share(metric) else ""
+    measured = f"{mean}{points} of {metric} to {BASE}"
     if p is None or difference.ends is None:
-        return f"{mean} {unit} to {BASE} with one seed, which can not tell a gain from noise"
+        return f"{measured} with one seed, which can not tell a gain from noise"
     low, high = (shown_difference(metric, end) for end in difference.ends)
-    measured = f"{mean} {unit} to {BASE}, 95 % interval {low} to {high}"
     corrected = f"p = {p:.2g}" + (f" after Holm's correction for {compared} comparisons" if compared > 1 else "")
-    return f"{measured}, {corrected}: {_verdict(sign * difference.mean, p)}"
+    return f"{measured}, 95 % interval {low} to {high}, {corrected}: {_verdict(sign * difference.mean, p)}"
 
 
 def _verdict(gain: float, p: float) -> str:

@@ -1,0 +1,180 @@
+"""Pages: whole, well-formed, without a script, and with every number in reach of those who see no chart."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fmfsd.report.charts import Axis, Bar, Line, Point, bars, plot
+from fmfsd.report.markup import Html, element
+from fmfsd.report.numbers import shown_difference, shown_duration, shown_metric, shown_value, tick_labels, ticks
+from fmfsd.report.page import Section, page
+from fmfsd.report.tables import table
+
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(1)'>\x1b\udc80"
+MACS = Axis("cost/train_macs")
+TOP1 = Axis.of("valid/deepest_top1")
+
+
+class Tags(HTMLParser):
+    """Those that are open, and all names that came by. AssertionError where one ends that is not open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def chart(text: str) -> ElementTree.Element:
+    """The one chart in there."""
+    (found,) = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    return ElementTree.fromstring(found)
+
+
+def texts(svg: ElementTree.Element) -> list[str | None]:
+    return [each.text for each in svg.iter("text")]
+
+
+def test_a_page_is_whole_and_nothing_in_it_is_markup_that_came_from_outside() -> None:
+    hostile_bars = bars(HOSTILE, Axis(HOSTILE), [Bar(HOSTILE, 1.0, 0.5)])
+    hostile_plot = plot(HOSTILE, Axis(HOSTILE), TOP1, points=[Point(HOSTILE, (1, 1))], lines=[Line(HOSTILE, [(1, 1)])])
+    inside = Html(table((HOSTILE,), [(HOSTILE,)]) + hostile_bars + hostile_plot)
+    text = page(HOSTILE, HOSTILE, [Section("key", HOSTILE, inside)])
+    tags = Tags(text)
+    assert tags.open == []
+    assert not tags.seen & {"script", "img", "link", "iframe"}
+    text.encode()
+
+
+def test_a_page_asks_for_nothing_from_elsewhere() -> None:
+    text = page("Title", "Lead", [Section("a", "A", element("p", "text"))])
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_attributes_are_escaped() -> None:
+    assert element("a", "b", href='"<', class_="c") == '<a href="&quot;&lt;" class="c">b</a>'
+
+
+def test_a_chart_names_itself_and_its_axes() -> None:
+    svg = chart(plot("A front", MACS, TOP1, points=[Point("0001", (6e8, 0.61)), Point("0002", (7e8, 0.68))]))
+    assert (svg.get("aria-label"), svg.findtext("title"), svg.get("role")) == ("A front", "A front", "img")
+    assert {"cost/train_macs", "valid/deepest_top1", "600 M", "62 %"} <= set(texts(svg))
+    assert [each.findtext("title") for each in svg.iter("circle")] == [
+        "0001: cost/train_macs 600 M, valid/deepest_top1 61.00 %",
+        "0002: cost/train_macs 700 M, valid/deepest_top1 68.00 %",
+    ]
+
+
+def test_places_are_to_scale() -> None:
+    """Half-way between its neighbours, and upwards is more."""
+    points = [Point(str(x), (x, y)) for x, y in ((0, 0.0), (5, 0.5), (10, 1.0))]
+    circles = list(chart(plot("", Axis("x"), Axis("y"), points=points)).iter("circle"))
+    low, middle, high = ([float(each.attrib[name]) for name in ("cx", "cy")] for each in circles)
+    assert middle == pytest.approx([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2], abs=0.01)
+    assert high[1] < low[1]
+
+
+def test_what_stands_out_is_drawn_last() -> None:
+    lines = [Line("best", [(1, 1), (2, 2)], "best"), Line("pale", [(1, 2), (2, 2)], "pale")]
+    drawn = chart(plot("", Axis("x"), Axis("y"), lines=lines)).iter("polyline")
+    assert [each.get("class") for each in drawn] == ["pale", "best"]
+
+
+def test_every_number_of_a_chart_stands_in_a_table_too() -> None:
+    text = plot(
+        "", Axis("epoch", whole=True), TOP1, lines=[Line("0001", [(1, 0.5), (2, 0.625)]), Line("0002", [(1, 0.25)])]
+    )
+    rows = re.findall(r"<tr>(.*?)</tr>", text)
+    assert [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows] == [
+        ["valid/deepest_top1 by epoch", "1", "2"],
+        ["0001", "50.00 %", "62.50 %"],
+        ["0002", "25.00 %", ""],
+    ]
+
+
+def test_bars_begin_at_0_and_carry_their_intervals() -> None:
+    svg = chart(bars("", Axis("change"), [Bar("up", 2.0, 1.0), Bar("down", -1.0)]))
+    zero = float(next(each for each in svg.iter("line") if each.get("class") == "zero").attrib["x1"])
+    up, down = svg.iter("rect")
+    (interval,) = (each for each in svg.iter("line") if each.get("class") == "error")
+    assert float(up.attrib["x"]) == zero
+    assert float(down.attrib["x"]) + float(down.attrib["width"]) == pytest.approx(zero, abs=0.02)
+    middle = (float(interval.attrib["x1"]) + float(interval.attrib["x2"])) / 2
+    assert middle == pytest.approx(zero + float(up.attrib["width"]), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.413, 0.447, [0.41, 0.42, 0.43, 0.44, 0.45]),
+        (5.0, 5.0, [4.4, 4.6, 4.8, 5.0, 5.2, 5.4, 5.6]),
+        (-1.2, 2.9, [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]),
+        (0.0, 0.0, [-1.0, -0.5, 0.0, 0.5, 1.0]),
+    ],
+)
+def test_ticks_are_round_and_around_all_values(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_counts_have_no_ticks_between_them() -> None:
+    assert ticks(1, 2, whole=True) == [1, 2]
+
+
+def test_labels_are_as_precise_as_their_distance() -> None:
+    assert tick_labels([0.41, 0.415, 0.42], percent=True) == ["41.0 %", "41.5 %", "42.0 %"]
+    assert tick_labels([2e8, 4e8, 6e8]) == ["200 M", "400 M", "600 M"]
+    assert tick_labels([0, 5, 10]) == ["0", "5", "10"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "expected"),
+    [
+        ("valid/deepest_top1", 0.38333, "38.33 %"),
+        ("cost/train_macs", 5.56e8, "556 M"),
+        ("valid/loss", 1.23456, "1.235"),
+        ("valid/loss", None, "–"),
+        ("valid/loss", float("nan"), "nan"),
+    ],
+)
+def test_metrics_are_shown_in_their_units(metric: str, value: float | None, expected: str) -> None:
+    assert shown_metric(metric, value) == expected
+
+
+def test_differences_keep_their_sign() -> None:
+    assert [shown_difference("a_top1", 0.0123), shown_difference("loss", -0.5)] == ["+1.23", "-0.5"]
+
+
+def test_values_are_shown_without_brackets() -> None:
+    assert [shown_value(each) for each in (["stage1", "stage2"], 1e-05, True, "deepest", [])] == [
+        *("stage1, stage2", "1e-05", "true", "deepest", "none of them")
+    ]
+
+
+def test_durations_are_in_units_that_fit() -> None:
+    assert [shown_duration(each) for each in (5.4, 125, 7300)] == ["5 s", "2 min 5 s", "2 h 1 min"]
+
+
+def test_columns_of_numbers_stand_to_the_right_and_names_do_not() -> None:
+    assert table(("trial", "top1"), [("0001", "71.20 %")]).count('class="number"') == 2
+
+
+def test_the_style_travels_with_the_package() -> None:
+    import fmfsd.report
+
+    assert (Path(fmfsd.report.__file__).parent / "page.css").is_file()

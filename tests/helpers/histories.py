@@ -1,0 +1,50 @@
+"""Searches made by hand: facts as a ledger has them, over a small space."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmfsd.config import dump_given
+from launcher.config import TuneOptions
+from launcher.tune.history import History
+from launcher.tune.space import Space, read_space
+from launcher.tune.sweep_dir import SweepDir
+
+TOP1 = "valid/deepest_top1"
+TAPS = "model.branches: {subset: {of: [stage1, stage2, stage3], min: 1}}"
+
+
+def sweep_of(folder: Path, *parameters: str) -> tuple[SweepDir, Space]:
+    """A sweep's folder with its space and base config, in which the search has held samples out."""
+    sweep = SweepDir(folder / "sweep")
+    sweep.path.mkdir()
+    sweep.space.write_text("\n  ".join(["config: cifar100-resnet18\nparameters:", *parameters]) + "\n")
+    sweep.config.write_text(dump_given("cifar100-resnet18", ["data.valid=5200", "train.evaluate_test=false"]))
+    return sweep, read_space(sweep.space)
+
+
+def history_of(*trials: tuple[Mapping[str, Any], float], metric: str = TOP1, mode: str = "max") -> History:
+    """Finished trials with these values and results, over one epoch."""
+    history = History(TuneOptions(trials=len(trials), metrics=(metric,), modes=(mode,)))  # type: ignore[arg-type]
+    for number, (values, result) in enumerate(trials):
+        ask(history, number, values)
+        end(history, number, "finished", [{metric: result}])
+    return history
+
+
+def ask(history: History, number: int, values: Mapping[str, Any]) -> None:
+    history.add({"fact": "asked", "trial": number, "values": values, "digest": str(number), "memory": {}})
+
+
+def end(history: History, number: int, state: str, reports: Sequence[Mapping[str, float]], cause: str = "") -> None:
+    """After an epoch for each of `reports`, and a minute."""
+    for epoch, metrics in enumerate(reports, 1):
+        history.add({"fact": "reported", "trial": number, "epoch": epoch, "metrics": metrics})
+    last = reports[-1] if reports else {}
+    history.add({"fact": "ended", "trial": number, "state": state, "metrics": last, "cause": cause, "seconds": 60.0})
+
+
+def confirm(history: History, config: str, results: Sequence[float], metric: str = TOP1) -> None:
+    """With seeds 100, 101, ..."""
+    for seed, result in enumerate(results, 100):
+        history.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": {metric: result}})

@@ -1,0 +1,158 @@
+"""What a search leaves: files that read back as what its ledger says, and a best config that can be launched."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.config import load_config
+from launcher.config import TuneOptions
+from launcher.tune.history import History
+from launcher.tune.results import write_report, write_results
+from launcher.tune.space import Space
+from launcher.tune.sweep_dir import SweepDir
+from tests.helpers.histories import TAPS, TOP1, ask, confirm, end, history_of, sweep_of
+
+SPACE = (
+    TAPS,
+    "distill.feature: {choice: [batch_norm, none]}",
+    "distill.beta: {uniform: [0.0, 0.3], when: {distill.feature: batch_norm}}",
+)
+GOOD: dict[str, Any] = {"model.branches": ["stage1", "stage3"], "distill.feature": "batch_norm", "distill.beta": 1e-05}
+PLAIN: dict[str, Any] = {"model.branches": ["stage2"], "distill.feature": "none"}
+HOSTILE = "</pre><script>alert('1')</script>\x00"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepDir:
+    return written(tmp_path)[0]
+
+
+def written(folder: Path) -> tuple[SweepDir, Space, History]:
+    """One trial of each state, one that repeats another, and confirming runs; everything is written."""
+    sweep, space = sweep_of(folder, *SPACE)
+    history = History(TuneOptions(trials=6))
+    for number, values in enumerate((PLAIN, GOOD, PLAIN, PLAIN, PLAIN)):
+        ask(history, number, values)
+    end(history, 0, "finished", [{TOP1: 0.25}, {TOP1: 0.5}])
+    end(history, 1, "finished", [{TOP1: 0.5, "valid/loss": 2.0}, {TOP1: 0.75, "valid/loss": float("nan")}])
+    end(history, 2, "pruned", [{TOP1: 0.125}])
+    end(history, 3, "failed", [], HOSTILE)
+    history.add({"fact": "repeated", "trial": 5, "values": GOOD, "digest": "1", "memory": {}, "of": 1})
+    confirm(history, "0001", [0.7, 0.71, 0.705])
+    confirm(history, "base", [0.5, 0.51, 0.505])
+    history.add({"fact": "tested", "trial": 1, "metrics": {"test/deepest_top1": 0.7}})
+    write_report(sweep, space, history, held_out=5200)
+    return sweep, space, history
+
+
+def summary(sweep: SweepDir) -> dict[str, Any]:
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    content = json.loads(sweep.summary.read_text(), parse_constant=refused)
+    assert isinstance(content, dict)
+    return content
+
+
+def test_a_script_finds_the_best_first(sweep: SweepDir) -> None:
+    name, best = next(iter(summary(sweep).items()))
+    assert name == "best"
+    assert (best["trial"], best["values"], best["metrics"]) == ("0001", GOOD, {TOP1: 0.75, "valid/loss": None})
+    assert best["path"] == str(sweep.trial("0001").path)
+    assert best["command"] == f"fmfsd-launch {sweep.best}"
+
+
+def test_every_trial_is_told_with_its_state(sweep: SweepDir) -> None:
+    content = summary(sweep)
+    states = [trial["state"] for trial in content["trials"]]
+    assert states == ["finished", "finished", "pruned", "failed", "asked", "finished"]
+    assert content["counts"] == {"finished": 2, "pruned": 1, "failed": 1, "asked": 1, "repeated": 1}
+    assert (content["ranked"], content["trials"][5]["repeats"]) == (["0001", "0000"], "0001")
+    assert content["trials"][0]["reports"] == [{TOP1: 0.25, "epoch": 1}, {TOP1: 0.5, "epoch": 2}]
+    assert [each["config"] for each in content["confirmations"]] == ["0001", "base"]
+    assert content["tested"] == {"0001": {"test/deepest_top1": 0.7}}
+
+
+def test_a_trial_can_be_run_again_by_its_command(sweep: SweepDir) -> None:
+    command = summary(sweep)["trials"][0]["command"]
+    assert (
+        command == f"""fmfsd-launch {sweep.config} --set 'model.branches=["stage2"]' --set 'distill.feature="none"'"""
+    )
+
+
+def test_a_table_has_a_row_a_trial_and_is_empty_where_a_parameter_does_not_exist(sweep: SweepDir) -> None:
+    with sweep.table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == ["0000", "0001", "0002", "0003", "0004", "0005"]
+    assert (rows[0]["distill.beta"], rows[1]["distill.beta"]) == ("", "1e-05")
+    assert json.loads(rows[1]["model.branches"]) == ["stage1", "stage3"]
+    assert (rows[0]["distill.feature"], rows[2][TOP1], rows[3]["cause"]) == ("none", "0.125", HOSTILE)
+
+
+def test_the_best_config_trains_on_all_images_with_the_best_values(sweep: SweepDir) -> None:
+    config = load_config(str(sweep.best))
+    assert (config.data.valid, config.train.evaluate_test) == (0, True)
+    assert (config.model.branches, config.distill.beta) == (("stage1", "stage3"), 1e-05)
+    base = load_config(str(sweep.config))
+    assert (config.optim, config.data.root, config.train.epochs) == (base.optim, base.data.root, base.train.epochs)
+
+
+def test_the_best_config_says_what_it_is(sweep: SweepDir) -> None:
+    launch, left_out, *_ = sweep.best.read_text().splitlines()
+    assert launch == f"# fmfsd-launch {sweep.best} · 1 min 0 s as trial 0001 of a search · {TOP1} 75.00 %"
+    assert left_out == "# Without what only the search needed: data.valid (5200), train.evaluate_test (false)."
+
+
+def test_samples_that_the_user_held_out_stay_held_out(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, *SPACE)
+    write_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
+    assert load_config(str(sweep.best)).data.valid == 5200
+
+
+def test_of_several_metrics_the_best_is_the_fronts_first_by_the_first(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, *SPACE)
+    history = History(TuneOptions(trials=3, metrics=(TOP1, "cost/train_macs"), modes=("max", "min")))
+    for number, (top1, macs) in enumerate(((0.5, 1e8), (0.7, 3e8), (0.6, 4e8))):
+        ask(history, number, PLAIN)
+        end(history, number, "finished", [{TOP1: top1, "cost/train_macs": macs}])
+    write_report(sweep, space, history, held_out=5200)
+    content = summary(sweep)
+    assert (content["best"]["trial"], content["front"]) == ("0001", ["0000", "0001"])
+    assert [each["metric"] for each in content["importances"]] == [TOP1, "cost/train_macs"]
+    assert f"{TOP1} over cost/train_macs" in sweep.report.read_text()
+
+
+def test_without_a_finished_trial_there_is_a_report_and_no_best(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, *SPACE)
+    history = History(TuneOptions(trials=1))
+    ask(history, 0, PLAIN)
+    write_report(sweep, space, history, held_out=5200)
+    assert summary(sweep)["best"] is None
+    assert not sweep.best.exists()
+    assert "No trial has finished." in sweep.report.read_text()
+
+
+def test_what_a_trial_says_is_no_markup(sweep: SweepDir) -> None:
+    page = sweep.report.read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#x27;1&#x27;)" in page
+
+
+def test_a_hundred_trials_are_written_with_less_than_a_tenth_of_a_second_of_work(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, *SPACE)
+    history = history_of(*((GOOD, number / 1000) for number in range(100)))
+    write_results(sweep, space, history, held_out=5200)
+    start = time.process_time()
+    write_results(sweep, space, history, held_out=5200)
+    assert time.process_time() - start < 0.1
+
+
+def test_results_are_imported_without_what_only_a_search_needs() -> None:
+    code = "import sys, launcher.tune.results; print({'torch', 'ray', 'optuna'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
