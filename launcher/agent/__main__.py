@@ -2,10 +2,10 @@
 
 JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "longest", "word"}, {"do": "reach",
 "addresses", "port", "word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "is_worker"}, {"do": "dump",
-"pids"}, {"do": "stop"}, {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event": "seen", ...}, {"event":
-"prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event": "started", "pid"}, {"event":
-"failed", "message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code", "oom_kills"}, {"event":
-"asked-to-stop", "signal"}, {"event": "beat"}.
+"pids"}, {"do": "stop"}, {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event":
+"seen", ...}, {"event": "prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event":
+"started", "pid"}, {"event": "failed", "message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code",
+"oom_kills"}, {"event": "asked-to-stop", "signal"}, {"event": "beat"}.
 
 When its stdin ends, or nothing has come from there for the seconds of --deadline, its coordinator is gone: it ends
 everything that it started, removes the attempt's scratch folder, and ends.

@@ -14,10 +14,10 @@ from launcher.costs import Costs
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.survey import Survey, survey
-from launcher.tune.search import default_search, refused
 from launcher.tune.cluster import machines_of
 from launcher.tune.disk import DiskBudget
 from launcher.tune.metrics import metric_names
+from launcher.tune.search import default_search, refused
 from launcher.tune.shape import Shape
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
@@ -48,7 +48,12 @@ def require_sound(
     space: Space, options: TuneOptions, launch: LaunchConfig, sweep: SweepDir, *, asks: bool, is_new: bool = True
 ) -> None:
     """ConfigError, or CheckError if just the machine is wrong; `asks`: whether it is to be carried out."""
-    wrong = [*_metrics(options), *refused(options.search, options, space), *_scheduler(options), *_folder(sweep, is_new)]
+    wrong = [
+        *_metrics(options),
+        *refused(options.search, options, space),
+        *_scheduler(options),
+        *_folder(sweep, is_new),
+    ]
     if launch.nodes > 1 and launch.preflight:
         wrong.append(Problem("--preflight", "not of trials: each would wait for it"))
     missing = list(_packages()) if asks else []
