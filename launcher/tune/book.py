@@ -26,7 +26,6 @@ class Book:
         for trial in self.history.trials.values():
             self._search.recall(trial)
         self._to_go_on = list(self.history.unfinished)
-        self.is_exhausted = False
 
     def next_trial(self) -> Trial | None:
         """Those that were interrupted first, then new ones. None: there is nothing more to run."""
@@ -42,7 +41,6 @@ class Book:
             trial = self._noted(number, draw.values, draw.memory)
             if trial.repeats is None:
                 return trial
-        self.is_exhausted = True
         return None
 
     def _noted(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> Trial:

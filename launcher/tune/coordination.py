@@ -194,7 +194,10 @@ class Coordination:
 
     def _conclude(self, state: str) -> int:
         if state == "finished":
-            self._console.print(final_table(History.read(self._sweep.ledger, self._begun.options)))
+            history = History.read(self._sweep.ledger, self._begun.options)
+            self._console.print(final_table(history))
+            if len(history.runs) < self._begun.options.trials:
+                self._say(f"{len(history.runs)} trials are all that the space has")
             self._say(f"report: {self._sweep.report}")
             self._say(f"to train the best: fmfsd-launch {self._sweep.best}")
         else:
