@@ -19,11 +19,11 @@ def drawn(count: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("mode", "expected"), [("max", "optim.lr"), ("min", "distill.alpha")])
 def test_what_the_best_results_were_made_from_decides(tmp_path: Path, mode: str, expected: str) -> None:
-    """Above 0 the result is the rate, below 0 it is alpha."""
+    """Of the rates the largest quarter are the result, with the others it is -alpha."""
     _, space = sweep_of(tmp_path, RATE, ALPHA)
-    trials = [
-        (values, values["optim.lr"] if values["optim.lr"] > 0.1 else -values["distill.alpha"]) for values in drawn(80)
-    ]
+    values = drawn(80)
+    results = [each["optim.lr"] if each["optim.lr"] > 0.3 else -each["distill.alpha"] for each in values]
+    trials = zip(values, results, strict=True)
     (found,) = importances(space, history_of(*trials, mode=mode))
     assert found.shares is not None
     assert next(iter(found.shares)) == expected
