@@ -18,7 +18,7 @@ _VICTIM = re.compile(
     re.IGNORECASE,
 )
 _EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid:\s*(\d+)\)")
-_STACK = re.compile(r"^(Current thread|Thread) 0x.*\(most recent call first\):$", re.MULTILINE)
+_STACK = re.compile(r"^(?:Current thread|Thread) 0x.*\(most recent call first\):$", re.MULTILINE)
 _LAST_LINES = 12
 
 
@@ -128,11 +128,11 @@ def _node(attempt: Attempt, rank: int) -> int:
 
 
 def _last_stack(run: RunDir, attempt: Attempt, rank: int) -> str:
-    """The thread that was at work, from the attempt's last dump of all threads in the rank's log."""
+    """Of the main thread, which is the last one of the attempt's last dump in the rank's log."""
     log = run.rank_log(_node(attempt, rank), rank)
     if log.exists():
         text = log.read_text(errors="replace").rpartition(f"--- attempt {attempt.number}, ")[2]
-        if found := [match for match in _STACK.finditer(text) if match[1] == "Current thread"]:
+        if found := list(_STACK.finditer(text)):
             return f"rank {rank} stood, innermost call first:" + "\n".join(
                 text[found[-1].end() :].splitlines()[:_LAST_LINES]
             )

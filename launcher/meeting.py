@@ -30,19 +30,22 @@ def meet(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -
         return [{**common, **_at_a_file(scratch)} for _ in attempt.nodes]
     talk = _Talk(attempt, requests)
     if plan.meets_at == "file there":
-        (node,) = talk.ask(attempt.nodes, "prepared", do="prepare", word="", interface=plan.interface)
+        (node,) = talk.ask(
+            attempt.nodes, "prepared", do="prepare", word="", interface=plan.interface, longest=plan.longest_scratch
+        )
         return [{**common, **_at_a_file(node["scratch"])}]
-    return [{**common, **symbols} for symbols in _at_an_address(talk, attempt.nodes, plan.interface)]
+    return [{**common, **symbols} for symbols in _at_an_address(talk, attempt.nodes, plan)]
 
 
 def _at_a_file(scratch: str) -> dict[str, str]:
     return {RENDEZVOUS: f"{scratch}/rendezvous", INIT_METHOD: f"file://{scratch}/workers", SCRATCH: scratch}
 
 
-def _at_an_address(talk: "_Talk", nodes: list[NodeState], interface: str | None) -> list[dict[str, str]]:
+def _at_an_address(talk: "_Talk", nodes: list[NodeState], plan: LaunchPlan) -> list[dict[str, str]]:
     first, others, word = nodes[0], nodes[1:], uuid.uuid4().hex
-    (prepared,) = talk.ask([first], "prepared", do="prepare", word=word, interface=interface)
-    scratches = [each["scratch"] for each in talk.ask(others, "prepared", do="prepare", word="", interface=interface)]
+    interface, order = plan.interface, _preparing(plan)
+    (prepared,) = talk.ask([first], "prepared", word=word, **order)
+    scratches = [each["scratch"] for each in talk.ask(others, "prepared", word="", **order)]
     candidates, port = prepared["interfaces"], prepared["port"]
     reached = talk.ask(others, "reached", do="reach", word=word, addresses=list(candidates), port=port)
     for node, found in zip(others, reached, strict=True):
@@ -56,6 +59,10 @@ def _at_an_address(talk: "_Talk", nodes: list[NodeState], interface: str | None)
         {ADDRESS: address, PORT: str(port), INTERFACE: own, SCRATCH: scratch}
         for own, scratch in zip(interfaces, [prepared["scratch"], *scratches], strict=True)
     ]
+
+
+def _preparing(plan: LaunchPlan) -> dict[str, Any]:
+    return {"do": "prepare", "interface": plan.interface, "longest": plan.longest_scratch}
 
 
 def _common(first: NodeState, candidates: list[str], reached: list[dict[str, str]]) -> str:

@@ -82,7 +82,7 @@ def tune(
     from fmfsd.terminal import errors_shown
     from launcher.config import LaunchConfig
     from launcher.environment import extra_variables
-    from launcher.tune.disk_size import bytes_of
+    from launcher.sizes import parse_size
     from launcher.tune.sweep import SweepRequest, run_sweep
 
     with errors_shown(debug=debug):
@@ -96,7 +96,7 @@ def tune(
             "concurrent": concurrent,
             "ray_address": ray_address,
             "dashboard": dashboard or None,
-            "disk_bytes": bytes_of(disk_budget) if disk_budget else None,
+            "disk_bytes": parse_size("--disk-budget", disk_budget) if disk_budget else None,
             "max_failures": max_failures,
             "seeds": seeds,
             "best": best,

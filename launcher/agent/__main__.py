@@ -1,11 +1,11 @@
 """A node's agent: starts, watches and ends that node's processes. Only the standard library is imported.
 
-JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "word"}, {"do": "reach", "addresses", "port",
-"word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "is_worker"}, {"do": "dump", "pids"}, {"do": "stop"},
-{"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event": "seen", ...}, {"event":
-"prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event": "started", "pid"}, {"event":
-"failed", "message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code", "oom_kills"}, {"event":
-"asked-to-stop", "signal"}, {"event": "beat"}.
+JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "longest", "word"}, {"do": "reach",
+"addresses", "port", "word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "is_worker"}, {"do": "dump",
+"pids"}, {"do": "stop"}, {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event":
+"seen", ...}, {"event": "prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event":
+"started", "pid"}, {"event": "failed", "message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code",
+"oom_kills"}, {"event": "asked-to-stop", "signal"}, {"event": "beat"}.
 
 When its stdin ends, or nothing has come from there for the seconds of --deadline, its coordinator is gone: it ends
 everything that it started, removes the attempt's scratch folder, and ends.
@@ -101,7 +101,7 @@ class NodeAgent:
 
     def _do_prepare(self, order: dict[str, Any]) -> None:
         """Get ready to meet others: with a folder and, if they are to come here, a port."""
-        self._scratch, self._word = node.scratch_folder(), order["word"]
+        self._scratch, self._word = node.scratch_folder(order["longest"]), order["word"]
         interfaces, port = {}, None
         if self._word:
             interfaces, self._listener = node.addresses(os.environ, order["interface"]), node.listen()

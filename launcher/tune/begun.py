@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fmfsd.errors import CheckError, ConfigError, Problem
-from launcher.config import LaunchConfig, TuneOptions, from_json, to_json
+from launcher.config import Device, LaunchConfig, TuneOptions, from_json, to_json
 from launcher.tune.ledger import facts
 
 _OPTIONS = TypeAdapter(TuneOptions)
@@ -40,7 +40,7 @@ class Begun:
         except (KeyError, TypeError, ValidationError) as error:
             raise CheckError([Problem(str(ledger), f"was written by another version: {error}")]) from error
 
-    def launch_of_a_trial(self, device: str) -> LaunchConfig:
+    def launch_of_a_trial(self, device: Device) -> LaunchConfig:
         """On what Ray has given it."""
         return replace(self.launch, device=device, max_restarts=self.options.max_failures)
 

@@ -4,13 +4,21 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
+from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError, Problem
+from launcher.check import of_hosts
 from launcher.config import LaunchConfig, TuneOptions
 from launcher.costs import Costs
-from launcher.tune import searches
+from launcher.resources import Resources
+from launcher.site import Site
+from launcher.survey import Survey, survey
+from launcher.tune.cluster import machines_of
+from launcher.tune.disk import DiskBudget
 from launcher.tune.metrics import metric_names
+from launcher.tune.search import default_search, refused
+from launcher.tune.shape import Shape
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
 
@@ -18,12 +26,12 @@ _PACKAGES = ("ray", "optuna")
 _FORM = re.compile(r"(valid|cost)/[a-z0-9_]+")
 _HEADS = ("method", "model.branches", "model.fusion")
 """What decides which heads a run has."""
-_ALWAYS = ("valid/deepest_top1", "valid/ensemble_top1", "valid/loss")
+_ALWAYS = ("valid/deepest_top1", "valid/loss")
 
 
 def options_of(space: Space, given: Mapping[str, Any]) -> TuneOptions:
     """What the command line names, else what the space suggests. ConfigError for modes that do not fit the metrics."""
-    options = TuneOptions(**{"trials": space.trials, "search": searches.default_search(space), **given})
+    options = TuneOptions(**{"trials": space.trials, "search": default_search(space), **given})
     if "modes" not in given:
         return replace(options, modes=tuple(map(_mode, options.metrics)))
     if len(options.modes) != len(options.metrics):
@@ -32,7 +40,7 @@ def options_of(space: Space, given: Mapping[str, Any]) -> TuneOptions:
     return options
 
 
-def _mode(metric: str) -> str:
+def _mode(metric: str) -> Literal["max", "min"]:
     return "max" if metric.endswith("_top1") else "min"
 
 
@@ -40,10 +48,15 @@ def require_sound(
     space: Space, options: TuneOptions, launch: LaunchConfig, sweep: SweepDir, *, asks: bool, is_new: bool = True
 ) -> None:
     """ConfigError, or CheckError if just the machine is wrong; `asks`: whether it is to be carried out."""
-    wrong = [*_metrics(options), *searches.refused(options, space), *_scheduler(options), *_folder(sweep, is_new)]
+    wrong = [
+        *_metrics(options),
+        *refused(options.search, options, space),
+        *_scheduler(options),
+        *_folder(sweep, is_new),
+    ]
     if launch.nodes > 1 and launch.preflight:
         wrong.append(Problem("--preflight", "not of trials: each would wait for it"))
-    missing = [*_packages(), *searches.missing(options.search)] if asks else []
+    missing = list(_packages()) if asks else []
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:
@@ -92,3 +105,24 @@ def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
     if unknown:
         message = f"{why}; those that all write: {', '.join(written)}"
         raise ConfigError([Problem(f"--metric {name}", message) for name in unknown])
+
+
+def machines(
+    site: Site, options: TuneOptions, sweep: SweepDir, environment: Mapping[str, str], cwd: str, *, asks: bool
+) -> list[Resources]:
+    """What there is for trials. CheckError if a cluster, or a host of an allocation, does not answer or see the files.
+
+    Unless it `asks`, hosts are supposed to have what the allocation says, and a cluster what this machine has.
+    """
+    if options.ray_address is not None:
+        return machines_of(options.ray_address, sweep) if asks else [site.resources]
+    found = survey(site, environment, run=sweep.path, cwd=cwd, index=None) if asks else Survey()
+    if problems := list(of_hosts.problems(LaunchConfig(), found)):
+        raise CheckError(problems)
+    return [found.told(site).resources] * max(1, len(site.hosts))
+
+
+def require_room(sweep: SweepDir, options: TuneOptions, config: TrainConfig, costs: Costs, shape: Shape) -> None:
+    """CheckError if the disk or its budget is too small."""
+    if refused := list(DiskBudget.of(sweep, options, config, costs, concurrent=shape.concurrent).refused()):
+        raise CheckError(refused)

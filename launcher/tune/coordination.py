@@ -16,9 +16,11 @@ from launcher.execution import AGAIN, EXIT_CODES, console_of
 from launcher.failures import first_failure
 from launcher.hosts.helpers import run_here
 from launcher.last_word import page_of, write_last_word
-from launcher.plan import ATTEMPT, SCRATCH, LaunchPlan, NodePlan
+from launcher.plan import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH, LaunchPlan, NodePlan
 from launcher.recovery import Ended, Restarts
 from launcher.requests import Requests
+from launcher.site import Site
+from launcher.slurm.allocation import Allocation
 from launcher.supervise import run_plan
 from launcher.tune.begun import Begun
 from launcher.tune.display import SweepDisplay, final_table
@@ -27,6 +29,7 @@ from launcher.tune.shape import Shape
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
 
+_MODULE = (sys.executable, "-P", "-m")
 HANG_S = 120.0
 """Tune's loop goes round several times a second."""
 RAY_FOLDER_CHARACTERS = 36
@@ -54,18 +57,49 @@ class Coordination:
     """Of one sweep that this process owns."""
 
     def __init__(
-        self, sweep: SweepDir, begun: Begun, space: Space, environment: Mapping[str, str], *, as_json: bool
+        self,
+        sweep: SweepDir,
+        begun: Begun,
+        space: Space,
+        site: Site,
+        environment: Mapping[str, str],
+        *,
+        as_json: bool = False,
+        job: Allocation | None = None,
     ) -> None:
         self._sweep, self._begun, self._space, self._environment = sweep, begun, space, environment
+        self._site, self._job = site, job
         self._console, self._as_json = console_of(as_json=as_json), as_json
         self._run, self._acknowledged = sweep.coordination, False
 
-    def plan(self) -> LaunchPlan:
-        """One process, which starts all that Ray needs."""
-        argv = (sys.executable, "-P", "-m", "launcher.tune.driver", str(self._sweep.path), ATTEMPT, SCRATCH)
+    def plan(self, slots: Sequence[int] | None = None) -> LaunchPlan:
+        """On this machine one process, which starts all that Ray needs; on several, one on each of those `slots`."""
+        chosen = list(range(len(self._site.hosts) or 1)) if slots is None else list(slots)
         environment = {**travelling(self._environment), **ENVIRONMENT, **self._credentials()}
-        node = NodePlan(node=0, argv=argv, env=environment, cwd=str(self._sweep.path))
-        return LaunchPlan(str(self._sweep.path), "cpu", 1, (node,), longest_scratch=RAY_FOLDER_CHARACTERS)
+        nodes = tuple(
+            NodePlan(
+                node=number,
+                argv=self._driver(len(chosen)) if number == 0 else self._joiner(),
+                env=environment,
+                cwd=str(self._sweep.path),
+                host=self._site.host(slot),
+                agent=self._site.agent(self._site.host(slot), self._environment),
+            )
+            for number, slot in enumerate(chosen)
+        )
+        return LaunchPlan(str(self._sweep.path), "cpu", 1, nodes, longest_scratch=RAY_FOLDER_CHARACTERS)
+
+    def _driver(self, machines: int) -> tuple[str, ...]:
+        start = (*_MODULE, "launcher.tune.driver", str(self._sweep.path), ATTEMPT, SCRATCH)
+        found = self._site.resources
+        offered = ("--cores", str(found.cores), "--gpus", str(len(found.gpus)))
+        head = ("--machines", str(machines), "--head", ADDRESS, PORT) if machines > 1 else ()
+        return (*start, *offered, *head)
+
+    def _joiner(self) -> tuple[str, ...]:
+        found = self._site.resources
+        offered = (str(found.cores), str(len(found.gpus)))
+        return (*_MODULE, "launcher.tune.joiner", ADDRESS, PORT, INTERFACE, SCRATCH, *offered)
 
     def _credentials(self) -> dict[str, str]:
         if self._begun.options.ray_address is None:
@@ -74,7 +108,7 @@ class Coordination:
 
     def run_to_end(self, *, prepare: tuple[str, ...], shape: Shape | None, warnings: Sequence[str]) -> int:
         """The exit code. Raises CheckError while nothing is started, RunFailedError with the failure page after."""
-        requests = Requests()
+        requests = Requests(in_job=self._job is not None)
         with requests.heard(), self._own_token():
             self._introduce(shape, warnings)
             if prepare and (code := run_here(prepare, stop=lambda: requests.stop)) and not requests.stop:
@@ -110,27 +144,36 @@ class Coordination:
 
     def _attempts(self, requests: Requests) -> Ended:
         """Drivers, one after the other, until one has said how the sweep ended."""
-        restarts = Restarts(self._begun.options.max_failures)
+        restarts, slots = Restarts(self._begun.options.max_failures), tuple(range(len(self._site.hosts) or 1))
         while True:
             known = self._sweep.ledger.stat().st_size
-            attempt = self._attempt(requests)
+            attempt = self._attempt(requests, self.plan(slots))
             if attempt.state != "failed":
                 return Ended(attempt)
             failure = first_failure(self._run, attempt)
             attempt.cause = failure.cause
             attempt.write()
             asked = "a stop was asked for" if requests.stop else ""
-            progressed = self._sweep.ledger.stat().st_size > known
+            left = self._left(slots, attempt)
+            progressed = self._sweep.ledger.stat().st_size > known or left != slots
             if refusal := asked or restarts.refusal(failure, progressed=progressed):
                 return Ended(attempt, failure, refusal)
             self._say(f"the search's driver fell: {failure.cause}; going on from the ledger in {restarts.pause_s:g} s")
             requests.wait(restarts.pause_s, self._run.stop_request)
+            slots = left
 
-    def _attempt(self, requests: Requests) -> Attempt:
+    def _left(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[int, ...]:
+        """Machines to go on with: without those whose agents are gone, unless it is us who have lost all of them."""
+        left = tuple(slot for slot, node in zip(slots, attempt.nodes, strict=True) if not node.is_gone)
+        if left and left != slots:
+            self._say(f"{len(left)} of {len(slots)} machines are left")
+        return left or slots
+
+    def _attempt(self, requests: Requests, plan: LaunchPlan) -> Attempt:
         hidden = [parameter.key for parameter in self._space.parameters if parameter.kind == "const"]
         with SweepDisplay(self._console, self._sweep, self._begun.options, hidden=hidden) as display:
             return run_plan(
-                self.plan(),
+                plan,
                 self._run,
                 grace_s=self._begun.launch.grace_s + BEYOND_GRACE_S,
                 hang_timeout_s=HANG_S,

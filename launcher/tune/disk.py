@@ -18,7 +18,7 @@ from launcher.config import TuneOptions
 from launcher.costs import Costs
 from launcher.sizes import at_least, at_most, size
 from launcher.tune.history import History, Trial
-from launcher.tune.ledger import Ledger
+from launcher.tune.ledger import Notebook
 from launcher.tune.sweep_dir import SweepDir
 
 LOGS_BYTES = 256 << 10
@@ -96,7 +96,7 @@ class DiskBudget:
             advice = f"make room, or give it at most {at_most(there)}"
             yield Problem(f"--disk-budget {at_most(budget)}", f"only {size(there)} are free for it: {advice}")
 
-    def tidy(self, history: History, ledger: Ledger) -> list[Trial]:
+    def tidy(self, history: History, ledger: Notebook) -> list[Trial]:
         """Free what may go until what runs, and what comes next, has room; the trials that have lost something.
 
         OSError if the disk is at fault.
@@ -161,7 +161,7 @@ class DiskBudget:
             self._ended[trial.number] = found
         return found
 
-    def _free(self, trial: Trial, history: History, ledger: Ledger) -> bool:
+    def _free(self, trial: Trial, history: History, ledger: Notebook) -> bool:
         """The fact comes first, so that a checkpoint that is missing is always one that is known to be."""
         run = self.sweep.trial(trial.name)
         if not (number := _bytes_in(run.checkpoints)):

@@ -1,12 +1,14 @@
 """The process of a sweep that has Ray: searches, tries the winners, and says how it ended.
 
-`python -m launcher.tune.driver SWEEP ATTEMPT SCRATCH`. Should it fall, another one goes on from the ledger.
+`python -m launcher.tune.driver SWEEP ATTEMPT SCRATCH`, with what its machine offers and, of several machines, where
+Ray's head is to be. Should it fall, another one goes on from the ledger.
 """
 
+import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from fmfsd.errors import FmfsdError, RunFailedError
 from fmfsd.files import write_json
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import NOW, RunDir
+from launcher.costs import Costs, costs_of
 from launcher.environment import travelling
 from launcher.resources import Resources
 from launcher.tune.begun import Begun
@@ -23,7 +26,7 @@ from launcher.tune.book import Book
 from launcher.tune.disk import DiskBudget
 from launcher.tune.last_words import write_crash
 from launcher.tune.order import TrialOrder
-from launcher.tune.ray_cluster import ending_if_ray_dies, existing_ray, machines, private_ray
+from launcher.tune.ray_cluster import Head, ending_if_ray_dies, existing_ray, head_of_a_cluster, machines, private_ray
 from launcher.tune.results import write_report, write_results
 from launcher.tune.scheduling import Scheduler, rule_of
 from launcher.tune.searching import Feeder, Searched, Source
@@ -37,17 +40,27 @@ from launcher.tune.winners import Confirmed, reruns, test_winners
 class Driver:
     """One start of a sweep's search, from where its ledger ends to the end or to a stop."""
 
-    def __init__(self, sweep: SweepDir, begun: Begun, environment: Mapping[str, str], progress: ProgressFile) -> None:
+    def __init__(
+        self,
+        sweep: SweepDir,
+        begun: Begun,
+        environment: Mapping[str, str],
+        progress: ProgressFile,
+        *,
+        offered: Resources,
+        head: Head | None,
+    ) -> None:
         self._sweep, self._begun, self._environment, self._progress = sweep, begun, environment, progress
+        self._offered, self._head = offered, head
         self._space = read_space(sweep.space, config=str(sweep.config))
         self._book = Book(sweep, self._space, begun.options)
-        self._budget = DiskBudget(sweep, begun.options, note=self._book.note)
 
     def run(self, folder: Path, last_word: Callable[[Exception], None]) -> str:
         """finished or stopped; Ray's files are in `folder`. Raises RunFailedError if no trial came to its end."""
         try:
             with self._ray(folder), ending_if_ray_dies(last_word):
                 shape = shape_of(machines(), self._begun.launch, self._begun.options)
+                self._budget = self._budget_for(shape)
                 self._search(shape)
                 if not self._is_stopped():
                     self._judge(shape)
@@ -61,10 +74,21 @@ class Driver:
         options = self._begun.options
         if options.ray_address is not None:
             return existing_ray(options.ray_address)
-        return private_ray(folder, Resources.detect(self._environment), dashboard=options.dashboard)
+        if self._head is not None:
+            return head_of_a_cluster(folder, self._head, self._offered)
+        return private_ray(folder, self._offered, dashboard=options.dashboard)
 
     def _is_stopped(self) -> bool:
         return self._sweep.coordination.stop_request.exists()
+
+    def _budget_for(self, shape: Shape) -> DiskBudget:
+        """The check has asked what a config costs, so the answer is at hand."""
+        options, config = self._begun.options, load_config(str(self._sweep.config))
+        bounded = options.disk_bytes is not None
+        words = [str(self._sweep.config)]
+        workers = self._begun.launch.nodes * (self._begun.launch.gpus or 1)
+        costs = costs_of(config, words, workers=workers, environment=self._environment) if bounded else Costs()
+        return DiskBudget.of(self._sweep, options, config, costs, concurrent=shape.concurrent)
 
     def _search(self, shape: Shape) -> None:
         options, history = self._begun.options, self._book.history
@@ -128,7 +152,7 @@ class Driver:
         self._sweep.trial(self._book.history.trials[number].name).stop_request.write_text(NOW)
 
     def _after_a_trial(self) -> None:
-        self._budget.tidy(self._book.history)
+        self._budget.tidy(self._book.history, self._book)
         self._show_results()
 
     def _show_results(self) -> None:
@@ -139,14 +163,19 @@ class Driver:
         return f"no trial came to its end; the last one failed: {causes[-1]}" if causes else "no trial came to its end"
 
 
-def main(sweep: SweepDir, attempt: int, scratch: Path, environment: Mapping[str, str]) -> int:
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """The exit code; how it ended stands in the sweep's folder."""
     os.umask(0o077)
+    asked = _parser().parse_args(argv)
+    sweep, attempt = SweepDir(asked.sweep), asked.attempt
     run, begun = sweep.coordination, Begun.of(sweep.ledger, environment)
     last_word = partial(write_crash, run, attempt)
+    offered = Resources(asked.cores, tuple(map(str, range(asked.gpus))))
+    head = Head(asked.head[0], int(asked.head[1]), asked.machines) if asked.head else None
     try:
         with ProgressFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
-            state = Driver(sweep, begun, environment, progress).run(scratch / "ray", last_word)
+            driver = Driver(sweep, begun, environment, progress, offered=offered, head=head)
+            state = driver.run(asked.scratch / "ray", last_word)
     except Exception as error:
         last_word(error)
         return error.exit_code if isinstance(error, FmfsdError) else 1
@@ -154,9 +183,21 @@ def main(sweep: SweepDir, attempt: int, scratch: Path, environment: Mapping[str,
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("attempt", type=int)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--machines", type=int, default=1)
+    parser.add_argument("--head", nargs=2, metavar=("ADDRESS", "PORT"))
+    return parser
+
+
 def _write_outcome(run: RunDir, attempt: int, state: str) -> None:
     write_json(run.outcome, {"state": state, "attempt": attempt, "resumable": True, "time": time.time(), "metrics": {}})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(SweepDir(Path(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3]), os.environ))
+    raise SystemExit(main(sys.argv[1:], os.environ))

@@ -3,10 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.files import sync_folder
+
+
+class Notebook(Protocol):
+    """Keeps facts."""
+
+    def note(self, fact: str, **values: Any) -> None: ...
 
 
 class Ledger:

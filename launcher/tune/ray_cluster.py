@@ -4,19 +4,31 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from fmfsd.errors import CheckError
+from launcher.hosts import ray_nodes
 from launcher.resources import Resources
+from launcher.tune.joiner import answers
 
-OBJECTS_BYTES = 100 << 20
-"""Trials hand over small dictionaries only."""
 LOOK_S = 1.0
+START_S = 60.0
 _QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a cluster of ours over several machines is to have its head, and how many machines it has with that."""
+
+    address: str
+    port: int
+    machines: int
 
 
 @contextmanager
@@ -31,7 +43,7 @@ def private_ray(folder: Path, offered: Resources, *, dashboard: bool) -> Iterato
         num_gpus=len(offered.gpus),
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
-        object_store_memory=OBJECTS_BYTES,
+        object_store_memory=ray_nodes.OBJECTS_BYTES,
         _temp_dir=str(folder),
         **_QUIET,
     )
@@ -39,6 +51,31 @@ def private_ray(folder: Path, offered: Resources, *, dashboard: bool) -> Iterato
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def head_of_a_cluster(folder: Path, head: Head, offered: Resources) -> Iterator[None]:
+    """Of one that other machines join, which is waited for. CheckError if Ray does not start here."""
+    process = ray_nodes.start_head(head.address, head.port, offered, folder)
+    try:
+        deadline = time.monotonic() + START_S
+        while not answers(head.address, head.port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise CheckError("Ray did not start here: the driver's log says why")
+            time.sleep(LOOK_S / 10)
+        ray.init(address=f"{head.address}:{head.port}", _node_ip_address=head.address, **_QUIET)
+        _wait_for(head.machines)
+        yield
+    finally:
+        ray.shutdown()
+        ray_nodes.end(process)
+
+
+def _wait_for(count: int) -> None:
+    """Machines; those that come later are of use then."""
+    deadline = time.monotonic() + START_S
+    while len(machines()) < count and time.monotonic() < deadline:
+        time.sleep(LOOK_S / 10)
 
 
 @contextmanager
@@ -56,16 +93,15 @@ def existing_ray(address: str) -> Iterator[None]:
 
 
 def machines() -> list[Resources]:
-    """What each of Ray's nodes offers, as Ray has it."""
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [
-        Resources(
-            cores=int(each.get("CPU", 0)),
-            gpus=tuple(map(str, range(int(each.get("GPU", 0))))),
-            memory=int(each.get("memory", 0)),
-        )
-        for each in found
-    ]
+    """What each of Ray's machines offers, as Ray has it."""
+    return [machine(node) for node in ray.nodes() if node["Alive"]]
+
+
+def machine(node: Mapping[str, Any]) -> Resources:
+    """Of one of `ray.nodes()`."""
+    found = node["Resources"]
+    gpus = tuple(map(str, range(int(found.get("GPU", 0)))))
+    return Resources(cores=int(found.get("CPU", 0)), gpus=gpus, memory=int(found.get("memory", 0)))
 
 
 @contextmanager
@@ -87,7 +123,7 @@ def ending_if_ray_dies(last_word: Callable[[Exception], None]) -> Iterator[None]
 def _own_processes() -> dict[str, int]:
     """By what they are; none where Ray was there before."""
     node = ray._private.worker._global_node
-    found = node.live_processes() if node is not None and node.is_head() else []
+    found = node.live_processes() if node is not None else []
     return {name: process.pid for name, process in found if name in ("gcs_server", "raylet")}
 
 

@@ -57,7 +57,7 @@ class Scheduler(Unkept, FIFOScheduler):
             self._rule.on_trial_add(None, named)
         return named
 
-    def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:
+    def on_trial_add(self, _controller: TuneController, trial: RayTrial) -> None:
         self._add(str(trial.config["number"]))
 
     def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmfsd.errors import CheckError, Problem
-from launcher.config import LaunchConfig, TuneOptions
+from launcher.config import Device, LaunchConfig, TuneOptions
 from launcher.resources import Resources
 from launcher.sizes import size
 
@@ -13,7 +13,7 @@ from launcher.sizes import size
 class Shape:
     """`cores` and `gpus` of each node of a trial, on `device`; `concurrent` such trials fit beside one another."""
 
-    device: str
+    device: Device
     cores: int
     gpus: int
     concurrent: int
@@ -30,7 +30,7 @@ def shape_of(
 
     `worker_bytes`: what a worker holds at least; 0: not known.
     """
-    device = launch.device if launch.device != "auto" else "cuda" if any(each.gpus for each in machines) else "cpu"
+    device = _device(machines, launch)
     workers = launch.gpus or 1
 
     def fitting(cores: int) -> int:
@@ -44,6 +44,12 @@ def shape_of(
     concurrent = min(options.concurrent or most, options.trials)
     cores = next(cores for cores in range(max(each.cores for each in machines), 0, -1) if fitting(cores) >= concurrent)
     return Shape(device, cores, workers if device == "cuda" else 0, concurrent)
+
+
+def _device(machines: Sequence[Resources], launch: LaunchConfig) -> Device:
+    if launch.device != "auto":
+        return launch.device
+    return "cuda" if any(each.gpus for each in machines) else "cpu"
 
 
 def _room(machine: Resources, cores: int, workers: int, device: str, worker_bytes: int) -> int:

@@ -1,7 +1,6 @@
 """A sweep from its command line to its exit code: everything is checked, then it is carried out or gone on with."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any, Literal
 from fmfsd.config import dump_given, load_config
 from fmfsd.config.load import config_name
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.files import read_json, write_whole
+from fmfsd.files import write_whole
 from launcher.config import LaunchConfig, TuneOptions
-from launcher.launch import Request, checked, prepare_command
+from launcher.launch import Checked, Request, checked, prepare_command
 from launcher.ownership import sole_owner
 from launcher.resources import Resources
 from launcher.shipped import find_space
 from launcher.site import Site
+from launcher.slurm.allocation import Allocation
 from launcher.tune import check, held_out
 from launcher.tune.begun import Begun
 from launcher.tune.coordination import Coordination
@@ -24,6 +24,7 @@ from launcher.tune.ledger import Ledger
 from launcher.tune.shape import Shape, shape_of
 from launcher.tune.space import Space, read_space
 from launcher.tune.sweep_dir import SweepDir
+from launcher.where import settle
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,20 @@ class Ready:
     begun: Begun
     space: Space
     prepare: tuple[str, ...]
-    shape: Shape | None
+    shape: Shape
     warnings: Sequence[str]
     content: Mapping[Path, str]
 
 
 def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    ready = _going_on(request, environment) if request.resume else _new(request, environment, cwd)
-    coordination = Coordination(ready.sweep, ready.begun, ready.space, environment, as_json=request.as_json)
+    job = Allocation.of(environment)
+    request = _of_job(request, cwd, job)
+    site, _ = settle(LaunchConfig(), nodes=None, environment=environment)
+    ready = (_going_on if request.resume else _new)(request, site, environment, cwd)
+    coordination = Coordination(
+        ready.sweep, ready.begun, ready.space, site, environment, as_json=request.as_json, job=job
+    )
     if request.stop_after == "plan":
         print(json.dumps(_told(ready), indent=2) if request.as_json else _described(ready, coordination))
         return 0
@@ -67,44 +73,69 @@ def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str
         return coordination.run_to_end(prepare=ready.prepare, shape=ready.shape, warnings=ready.warnings)
 
 
-def _new(request: SweepRequest, environment: Mapping[str, str], cwd: str) -> Ready:
+def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepRequest:
+    """A batch job that Slurm starts again comes back to its sweep, and goes on with it."""
+    if job is None or not job.is_batch or request.resume is not None:
+        return request
+    name = f"{config_name(request.space or 'sweep')}-{job.name}"
+    sweep = SweepDir((Path(cwd) / (request.sweep_dir or Path("runs") / name)).absolute())
+    if not sweep.ledger.exists():
+        return replace(request, sweep_dir=sweep.path)
+    return replace(request, resume=sweep.path, space=None, config=None, overrides=(), sweep_dir=None)
+
+
+def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
     if request.space is None:
         raise ConfigError([Problem("--space", "which one? A file, or a shipped space's name")])
-    path = find_space(request.space)
-    space = read_space(path, config=request.config)
+    path, asks = find_space(request.space), request.stop_after == "run"
+    space = read_space(path, config=request.config, overrides=request.overrides)
     also, count = held_out.for_search(space.config, request.overrides, data_root=request.data_root)
-    overrides = (*request.overrides, *also)
-    options = check.options_of(space, request.given)
-    sweep = _folder(request, cwd, path)
-    asks = request.stop_after == "run"
+    options, sweep = check.options_of(space, request.given), _folder(request, cwd, path)
     check.require_sound(space, options, request.launch, sweep, asks=asks)
-    launch = _trials_launch(request.launch, options)
-    site = Site(Resources.detect(environment))
+    begun = Begun(options, _trials_launch(request.launch, options), count)
+    overrides = (*request.overrides, *also)
+    found = _checked(replace(request, config=space.config, overrides=overrides), begun, sweep, environment, cwd)
+    check.require_metrics(options, space, found.costs)
+    machines = check.machines(site, options, sweep, environment, cwd, asks=asks)
+    shape = shape_of(machines, begun.launch, options, worker_bytes=found.costs.memory.get("total", 0))
+    check.require_room(sweep, options, found.config, found.costs, shape)
+    given = dump_given(space.config, overrides, data_root=request.data_root)
+    content = {sweep.space: path.read_text(), sweep.config: given}
+    return Ready(sweep, begun, space, prepare_command(found.config), shape, found.warnings, content)
+
+
+def _checked(request: SweepRequest, begun: Begun, sweep: SweepDir, environment: Mapping[str, str], cwd: str) -> Checked:
+    """The base config as a run of its own; on how many machines, and which, is the search's to check."""
+    assert request.config is not None
     single = Request(
-        config=space.config,
-        overrides=overrides,
-        launch=launch if options.ray_address is None else replace(launch, device="cpu"),
-        site=site,
+        config=request.config,
+        overrides=request.overrides,
+        launch=replace(begun.launch, device="cpu"),
+        site=Site(replace(Resources.detect(environment), memory=0)),
         stop_after=request.stop_after,
         as_json=False,
         data_root=request.data_root,
     )
-    found = checked(single, sweep.trial("0001"), environment, cwd)
-    check.require_metrics(options, space, found.costs)
-    worker_bytes = found.costs.memory.get("total", 0)
-    shape = shape_of([site.resources], launch, options, worker_bytes=worker_bytes) if not options.ray_address else None
-    given = dump_given(space.config, overrides, data_root=request.data_root)
-    content = {sweep.space: path.read_text(), sweep.config: given}
-    begun = Begun(options, launch, count)
-    return Ready(sweep, begun, space, prepare_command(found.config), shape, found.warnings, content)
+    return checked(single, sweep.trial("0001"), environment, cwd)
 
 
-def _going_on(request: SweepRequest, environment: Mapping[str, str]) -> Ready:
+def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
     """With what is in the sweep's folder, and nothing else."""
     assert request.resume is not None
-    sweep = SweepDir(request.resume.absolute())
+    sweep, asks = SweepDir(request.resume.absolute()), request.stop_after == "run"
     if not sweep.ledger.exists():
         raise CheckError([Problem(str(sweep.path), "no sweep's folder: it has no ledger")])
+    _require_nothing_else(request)
+    begun = Begun.of(sweep.ledger, environment).going_on(request.given)
+    space = read_space(sweep.space, config=str(sweep.config))
+    check.require_sound(space, begun.options, begun.launch, sweep, asks=asks, is_new=False)
+    shape = shape_of(
+        check.machines(site, begun.options, sweep, environment, cwd, asks=asks), begun.launch, begun.options
+    )
+    return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
+
+
+def _require_nothing_else(request: SweepRequest) -> None:
     said = {
         "--space": request.space,
         "CONFIG": request.config,
@@ -113,12 +144,6 @@ def _going_on(request: SweepRequest, environment: Mapping[str, str]) -> Ready:
     }
     if wrong := [Problem(name, "the sweep has its own: leave it out") for name, value in said.items() if value]:
         raise ConfigError(wrong)
-    begun = Begun.of(sweep.ledger, environment).going_on(request.given)
-    space = read_space(sweep.space, config=str(sweep.config))
-    check.require_sound(space, begun.options, begun.launch, sweep, asks=request.stop_after == "run", is_new=False)
-    local = begun.options.ray_address is None
-    shape = shape_of([Resources.detect(environment)], begun.launch, begun.options) if local else None
-    return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
 
 
 def _folder(request: SweepRequest, cwd: str, space: Path) -> SweepDir:
@@ -155,11 +180,10 @@ def _described(ready: Ready, coordination: Coordination) -> str:
     options = ready.begun.options
     goals = ", ".join(f"{mode} {metric}" for metric, mode in zip(options.metrics, options.modes, strict=True))
     lines = [
-        f"{options.trials} trials over {ready.space.config}: {goals}; search {options.search}, scheduler {options.scheduler}",
+        f"{options.trials} trials over {ready.space.config}: {goals}",
+        f"search {options.search}, scheduler {options.scheduler}",
         *(f"  {parameter.describe()}" for parameter in ready.space.parameters),
     ]
     if ready.begun.held_out:
         lines.append(f"data.valid: {ready.begun.held_out} training samples are held out for the search")
-    if ready.shape is not None:
-        lines.append(str(ready.shape))
-    return "\n".join([*lines, coordination.plan().render()])
+    return "\n".join([*lines, str(ready.shape), coordination.plan().render()])

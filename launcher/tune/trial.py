@@ -19,7 +19,7 @@ def placement(launch: LaunchConfig, cores: int, gpus: int) -> Any:
     return tune.PlacementGroupFactory([bundle] * launch.nodes, strategy="PACK")
 
 
-class Trial(tune.Trainable):  # type: ignore[misc]  # nothing is known of Ray's types
+class Trial(tune.Trainable):
     """Never fails in Ray's sense: a run has attempts of its own, and what they come to is told as a result."""
 
     _run: TrialRun

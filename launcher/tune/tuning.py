@@ -66,5 +66,5 @@ class _Pulse(Unkept, tune.Callback):
     def __init__(self, pulse: Callable[[], None]) -> None:
         self._pulse = pulse
 
-    def on_step_end(self, iteration: int, trials: list[RayTrial], **_info: Any) -> None:
+    def on_step_end(self, **_info: Any) -> None:
         self._pulse()

