@@ -107,16 +107,18 @@ def _pair(taps: Sequence[str], there: Matrix, results: Matrix, pair: tuple[int, 
 def _fit(columns: Matrix, results: Matrix) -> list[Estimate]:
     """Each column's coefficient beside a constant.
 
-    A coefficient can be told if its unit vector lies in the space of the rows, which pinv(X) X projects onto.
+    A coefficient can be told if its unit vector lies in the space of the rows, which pinv(X'X) X'X projects onto. Of
+    columns of 0 and 1 the products X'X are exact.
     """
     design = np.column_stack([np.ones(len(results)), columns])
-    inverse = np.linalg.pinv(design)
-    coefficients = inverse @ results
-    can_be_told = np.isclose(np.diag(inverse @ design), 1.0)
-    spare = len(results) - int(np.linalg.matrix_rank(design))
+    products = design.T @ design
+    inverse = np.linalg.pinv(products, hermitian=True)
+    coefficients = inverse @ (design.T @ results)
+    can_be_told = np.isclose(np.diag(inverse @ products), 1.0)
+    spare = len(results) - int(np.linalg.matrix_rank(products, hermitian=True))
     residuals = results - design @ coefficients
     variance = float(residuals @ residuals) / spare if spare else None
-    scales = np.diag(inverse @ inverse.T)
+    scales = np.diag(inverse)
     return [
         _estimate(float(coefficients[n]), variance, float(scales[n]), spare) if can_be_told[n] else (None, None, None)
         for n in range(1, len(coefficients))

@@ -6,10 +6,10 @@ All of it follows from the ledger and is written anew as facts come in, so none 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmfsd.files import write_json, write_whole
+from fmfsd.files import write_whole
 from fmfsd.report.sweep_page import sweep_page
 from launcher.tune.best_config import best_config
 from launcher.tune.history import History, Trial
@@ -37,12 +37,19 @@ def _write(
     sweep: SweepDir, space: Space, history: History, found: Sequence[Importances] | None, held_out: int
 ) -> dict[str, Any]:
     content = summary(sweep, space, history, found)
-    write_json(sweep.summary, content, durable=False)
+    write_whole(sweep.summary, _lines(content), durable=False)
     write_whole(sweep.table, trials_csv(space, history), durable=False)
     if ranked := history.ranked():
         best = best_config(sweep, ranked[0], history.options.metrics[0], held_out=held_out)
         write_whole(sweep.best, best, durable=False)
     return content
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """As JSON with a line for each key and for each trial; json's own indenting is slow."""
+    trials = ",\n".join(map(json.dumps, content["trials"]))
+    keys = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "trials"]
+    return ",\n".join(["{" + keys[0], *keys[1:], f'"trials": [\n{trials}\n]}}\n'])
 
 
 def trials_csv(space: Space, history: History) -> str:

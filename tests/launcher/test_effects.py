@@ -49,14 +49,22 @@ def test_an_interaction_is_the_difference_of_differences(tmp_path: Path) -> None
     assert first.value == pytest.approx(0.03)
 
 
+def test_an_interaction_gets_no_credit_for_a_third_tap(tmp_path: Path) -> None:
+    """Stage 3 is there only with both others."""
+    found = effects_of(tmp_path, *((taps, result_of(taps)) for taps in ALL if "stage3" not in taps or taps == NAMES))
+    assert found.pairs[0].taps == ("stage1", "stage2")
+    assert found.pairs[0].value == pytest.approx(0, abs=1e-12)
+
+
 def test_a_standard_error_is_that_of_two_means(tmp_path: Path) -> None:
-    """Two trials each, 1 point apart: variance 0.005^2 x 2 on 2 degrees of freedom, times 1/2 + 1/2; t is 4.3027."""
-    found = effects_of(tmp_path, *((("stage1",), top1) for top1 in (0.5, 0.51)), *(((), top1) for top1 in (0.4, 0.41)))
+    """Six residuals of 0.005 with 4 degrees of freedom to spare, times 1/4 + 1/2; t is 2.7764."""
+    there, absent = (0.5, 0.51, 0.5, 0.51), (0.4, 0.41)
+    found = effects_of(tmp_path, *((("stage1",), top1) for top1 in there), *(((), top1) for top1 in absent))
     effect = found.taps[0]
-    assert effect.counts == (2, 2)
+    assert effect.counts == (2, 4)
     assert effect.value == pytest.approx(0.1)
-    assert effect.error == pytest.approx(0.005 * 2**0.5)
-    assert effect.half_width == pytest.approx(4.3027 * 0.005 * 2**0.5, rel=1e-4)
+    assert effect.error == pytest.approx((6 * 0.005**2 / 4 * 0.75) ** 0.5)
+    assert effect.half_width == pytest.approx(2.7764 * (6 * 0.005**2 / 4 * 0.75) ** 0.5, rel=1e-4)
 
 
 def test_what_trials_can_not_tell_is_not_said(tmp_path: Path) -> None:
