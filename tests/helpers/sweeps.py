@@ -37,10 +37,11 @@ RUNS = (
 
 
 def arguments(root: Path, folder: Path, *more: str, space: str = SPACE, changes: tuple[str, ...] = ()) -> list[str]:
-    """Of `fmfsd-tune` for a sweep in `folder`/sweep; `root` is that of `tiny_root`."""
+    """Of `fmfsd-tune` for a sweep in `folder`/sweep; `root` is that of `tiny_root`. What is searched is not set."""
     file = folder / "space.yaml"
     file.write_text(space)
-    sets = [part for change in (*RUNS, f"data.root={root}", *changes) for part in ("--set", change)]
+    given = (*RUNS, f"data.root={root}", *changes)
+    sets = [part for change in given if change.partition("=")[0] not in space for part in ("--set", change)]
     return ["--space", str(file), *sets, "--sweep-dir", str(folder / "sweep"), "--search", "random", *more]
 
 
@@ -111,7 +112,9 @@ def sweeping(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -
         stderr=subprocess.PIPE,
         text=True,
     )
-    sweep = SweepDir(Path(arguments[arguments.index("--sweep-dir") + 1] if "--sweep-dir" in arguments else arguments[-1]))
+    sweep = SweepDir(
+        Path(arguments[arguments.index("--sweep-dir") + 1] if "--sweep-dir" in arguments else arguments[-1])
+    )
     try:
         yield Sweeping(process, sweep)
     finally:

@@ -5,13 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 import yaml
 
 from fmfsd.files import read_json
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.processes import run_command
-from tests.helpers.sweeps import RUNS, SPACE, arguments, known, results, tune
+from tests.helpers.sweeps import SPACE, arguments, known, results, tune
 
 
 def test_every_trial_has_its_run_its_row_and_its_result(undisturbed: SweepDir) -> None:
@@ -40,7 +39,8 @@ def test_a_trial_is_reproducible_without_ray(undisturbed: SweepDir, tmp_path: Pa
     trial = undisturbed.trial("0002")
     again = run_command("fmfsd-launch", str(trial.config), "--run-dir", "again", "--gpus", "1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert read_json(tmp_path / "again" / "outcome.json")["metrics"] == read_json(trial.outcome)["metrics"]
+    one, other = (read_json(path)["metrics"] for path in (tmp_path / "again" / "outcome.json", trial.outcome))
+    assert (one["valid"], one["train"]["loss"]) == (other["valid"], other["train"]["loss"])
 
 
 def test_the_best_config_is_ready_to_be_launched(undisturbed: SweepDir, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_finished_sweep_goes_on_with_more_trials(undisturbed: SweepDir, tmp_pa
 
 def test_a_trial_that_fails_is_marked_and_the_search_goes_on(tiny_root: Path, tmp_path: Path) -> None:
     space = SPACE.replace("  distill.alpha: {uniform: [0.0, 0.9]}", "  optim.lr: {grid: [1.0e+30, 0.05]}")
-    answer = tune(*arguments(tiny_root, tmp_path, "--trials", "2", space=space), cwd=tmp_path)
+    answer = tune(*arguments(tiny_root, tmp_path, "--trials", "2", "--max-failures", "0", space=space), cwd=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
     states = {trial: state for trial, (state, _) in results(sweep).items()}
@@ -89,13 +89,11 @@ def test_equal_configs_are_run_once(tiny_root: Path, tmp_path: Path) -> None:
     assert "2 trials are all that the space has" in answer.stdout
 
 
-@pytest.mark.parametrize("scheduler", ["asha"])
-def test_a_scheduler_stops_trials_early_and_nothing_of_them_goes_on(
-    tiny_root: Path, tmp_path: Path, scheduler: str
-) -> None:
-    space = "config: cifar100-resnet18\ntrials: 6\nparameters:\n  optim.lr: {grid: [0.05, 0.04, 0.03, 1.0e-6, 2.0e-6, 3.0e-6]}\n"
+def test_a_scheduler_stops_trials_early_and_nothing_of_them_goes_on(tiny_root: Path, tmp_path: Path) -> None:
+    rates = [0.05, 0.04, 0.03, 1.0e-6, 2.0e-6]
+    space = f"config: cifar100-resnet18\ntrials: 5\nparameters:\n  optim.lr: {{grid: {rates}}}\n"
     changes = ("train.epochs=9", "train.max_steps=null", "optim.milestones=[8]")
-    more = ("--scheduler", scheduler, "--concurrent", "1")
+    more = ("--scheduler", "asha", "--concurrent", "1", "--search", "grid")
     answer = tune(*arguments(tiny_root, tmp_path, *more, space=space, changes=changes), cwd=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
