@@ -133,6 +133,8 @@ def problems(path: Path, **given: Any) -> list[str]:
         ("distill.teacher: [deepest, fused]", 'distill.teacher is never "fused"'),
         ("distill.alpha: 0.5", "distill.alpha is never 0.5; it is distill.alpha: uniform"),
         ("model.branches: [[stage2, stage1]]", 'model.branches is never ["stage2", "stage1"]'),
+        ("train.epochs: .nan", "train.epochs is never NaN; it is train.epochs: int [2, 3]"),
+        ("train.epochs: []", "when: train.epochs: expected a value or a list of values, found []"),
         ("optim.nesterov: 1", "when: optim.nesterov: expected a valid boolean; found 1"),
         ("{distill.teacher: deepest, optim.lr: 0.1}", "when: these conditions never hold together"),
     ],
@@ -143,11 +145,12 @@ def test_a_condition_that_never_holds_is_named(condition: str, expected: str, tm
         "distill.alpha: {uniform: [0, 1]}",
         "optim.lr: {choice: [0.1, 0.2], when: {distill.teacher: ensemble}}",
         "model.branches: {subset: {of: [stage1, stage2]}}",
+        "train.epochs: {int: [2, 3]}",
         f"seed: {{int: [0, 5], when: {{{condition.strip('{}')}}}}}",
     )
     (found,) = problems(space(tmp_path, "\n  ".join(lines)))
     assert expected in found
-    assert found.startswith(f"{tmp_path}/space.yaml:7: seed: ")
+    assert found.startswith(f"{tmp_path}/space.yaml:8: seed: ")
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
@@ -186,7 +189,7 @@ def test_what_is_searched_can_not_be_set_too(tmp_path: Path) -> None:
     assert read_space(path, overrides=["optim.nesterov=true"]).base["optim.nesterov"] is True
     (found,) = problems(path, overrides=["optim.lr=0.3"])
     assert (
-        found == f"{path}:3: optim.lr: is searched, and --set optim.lr=0.3 gives it a value: leave one of the two out"
+        found == f"{path}:3: optim.lr: the space and --set optim.lr=0.3 both give it values: leave one of the two out"
     )
 
 
