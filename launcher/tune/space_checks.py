@@ -91,9 +91,10 @@ def own_problems(document: Document, space: Space, base: Base, *, unread: Collec
 def _circle(space: Space) -> list[str]:
     """Keys of parameters, each with a condition on one beside it; empty if there is none."""
     try:
-        return [] if space.ordered else []
+        assert len(space.ordered) == len(space.parameters)
     except CycleError as error:
         return [str(key) for key in error.args[1]]
+    return []
 
 
 def _of_key(document: Document, parameter: Parameter, base: Base) -> Iterator[Problem]:
