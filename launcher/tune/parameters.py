@@ -5,10 +5,10 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from graphlib import TopologicalSorter
-from itertools import chain, combinations
+from itertools import accumulate, chain, combinations
 from typing import Any
 
 ENDLESS = ("uniform", "loguniform")
@@ -72,23 +72,28 @@ class Parameter:
             chosen = [each for each in self.values if isinstance(value, list) and each in value]
             return chosen == value and len(chosen) in self.sizes
         if self.kind in RANGES:
-            if self.kind in ENDLESS or type(value) not in (int, float):
+            if self.kind in ENDLESS or type(value) not in (int, float) or not math.isfinite(value):
                 return False
             low, high, step = self._steps
-            return low <= Decimal(str(value)) <= high and (Decimal(str(value)) - low) % step == 0
+            asked = Fraction(str(value))
+            return low <= asked <= high and (asked - low) % step == 0
         return is_one_of(value, self.values)
 
     def at_random(self, chance: random.Random) -> Any:
         """Each value, of loguniform each order of magnitude, is as likely as any other."""
         if self.kind == "subset":
-            weights = [math.comb(len(self.values), size) for size in self.sizes]
-            return self.ordered(chance.sample(self.values, chance.choices(self.sizes, weights)[0]))
+            return self.ordered(chance.sample(self.values, self._size(chance.randrange(self.count or 1))))
         if self.kind not in ENDLESS:
             return self.step(chance.randrange(self.count or 0)) if self.kind in RANGES else chance.choice(self.values)
         low, high = self.values
         if self.kind == "uniform":
             return chance.uniform(low, high)
         return min(max(math.exp(chance.uniform(math.log(low), math.log(high))), low), high)
+
+    def _size(self, number: int) -> int:
+        """Of the subset of this number, smaller ones first."""
+        ends = accumulate(math.comb(len(self.values), size) for size in self.sizes)
+        return next(size for size, end in zip(self.sizes, ends, strict=True) if number < end)
 
     def ordered(self, elements: Sequence[Any]) -> list[Any]:
         """A subset of these, in the order of all."""
@@ -114,10 +119,10 @@ class Parameter:
         return f"{self.key}: {self.kind} {inside}{sizes}{condition}"
 
     @property
-    def _steps(self) -> tuple[Decimal, Decimal, Decimal]:
+    def _steps(self) -> tuple[Fraction, Fraction, Fraction]:
         """A range's low and high end and its step: exactly what was written."""
-        low, high, *step = (Decimal(str(value)) for value in self.values)
-        return low, high, *(step or [Decimal(1)])  # type: ignore[return-value]
+        low, high, *step = (Fraction(str(value)) for value in self.values)
+        return low, high, *(step or [Fraction(1)])  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,7 @@ def own_problems(document: Document, space: Space, base: Base, *, unread: Collec
         found = [*_of_key(document, parameter, base), *_of_conditions(document, parameter, space, base, unread)]
         yield from found
         sound += [] if found else [parameter]
-    try:
-        space.ordered  # noqa: B018
-    except CycleError as error:
-        circle = [str(key) for key in error.args[1]]
+    if circle := _circle(space):
         where = document.where(("parameters", circle[0], "when"))
         yield Problem(where, f"{' <- '.join(circle)}: conditions that go round in a circle never hold")
         return
@@ -89,6 +86,15 @@ def own_problems(document: Document, space: Space, base: Base, *, unread: Collec
         yield from _of_values(document, parameter, space, base)
     if len(sound) == len(space.parameters) > 0 and not unread and space.size() == 1:
         yield Problem(document.where(("parameters",)), f"there is nothing to vary over {base.source}: one draw is all")
+
+
+def _circle(space: Space) -> list[str]:
+    """Keys of parameters, each with a condition on one beside it; empty if there is none."""
+    try:
+        assert len(space.ordered) == len(space.parameters)
+    except CycleError as error:
+        return [str(key) for key in error.args[1]]
+    return []
 
 
 def _of_key(document: Document, parameter: Parameter, base: Base) -> Iterator[Problem]:
@@ -99,7 +105,7 @@ def _of_key(document: Document, parameter: Parameter, base: Base) -> Iterator[Pr
         yield Problem(where, f"{key}: not to be searched: {NOT_SEARCHED[key]}")
     for text in base.overrides:
         if f"{key}.".startswith(f"{text.partition('=')[0]}."):
-            yield Problem(where, f"{key}: is searched, and --set {text} gives it a value: leave one of the two out")
+            yield Problem(where, f"{key}: the space and --set {text} both give it values: leave one of the two out")
 
 
 def _of_conditions(

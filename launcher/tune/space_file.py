@@ -63,6 +63,8 @@ def _conditions(value: Any) -> When:
     """A list is any of its values."""
     if not isinstance(value, dict):
         raise ValueError(f"when: expected config keys and values, found {value!r}")
+    if empty := [key for key, each in value.items() if each == []]:
+        raise ValueError(f"when: {empty[0]}: expected a value or a list of values, found []")
     return tuple((key, _listed(each) if isinstance(each, list) else (each,)) for key, each in value.items())
 
 

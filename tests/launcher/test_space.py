@@ -1,6 +1,5 @@
 """Search spaces: every mistake is named with its line before anything is searched."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import pytest
 from fmfsd.config import load_config
 from fmfsd.errors import ConfigError
 from launcher.shipped import find_space, shipped_folder
-from launcher.tune.space import RANGES, Parameter, Space, read_space
+from launcher.tune.draws import at_random
+from launcher.tune.history import overrides
+from launcher.tune.space import read_space
 
 SHIPPED = sorted(path.stem for path in shipped_folder("tune_spaces").glob("*.yaml"))
 
@@ -119,6 +120,79 @@ def test_a_mistake_around_the_parameters_is_named(text: str, expected: str, tmp_
         read_space(path)
 
 
+def problems(path: Path, **given: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_space(path, **given)
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("distill.teacher: ensembel", 'distill.teacher is never "ensembel"; it is distill.teacher: choice'),
+        ("distill.teacher: [deepest, fused]", 'distill.teacher is never "fused"'),
+        ("distill.alpha: 0.5", "distill.alpha is never 0.5; it is distill.alpha: uniform"),
+        ("model.branches: [[stage2, stage1]]", 'model.branches is never ["stage2", "stage1"]'),
+        ("train.epochs: .nan", "train.epochs is never NaN; it is train.epochs: int [2, 3]"),
+        ("train.epochs: []", "when: train.epochs: expected a value or a list of values, found []"),
+        ("optim.nesterov: 1", "when: optim.nesterov: expected a valid boolean; found 1"),
+        ("{distill.teacher: deepest, optim.lr: 0.1}", "when: these conditions never hold together"),
+    ],
+)
+def test_a_condition_that_never_holds_is_named(condition: str, expected: str, tmp_path: Path) -> None:
+    lines = (
+        "distill.teacher: {choice: [deepest, ensemble]}",
+        "distill.alpha: {uniform: [0, 1]}",
+        "optim.lr: {choice: [0.1, 0.2], when: {distill.teacher: ensemble}}",
+        "model.branches: {subset: {of: [stage1, stage2]}}",
+        "train.epochs: {int: [2, 3]}",
+        f"seed: {{int: [0, 5], when: {{{condition.strip('{}')}}}}}",
+    )
+    (found,) = problems(space(tmp_path, "\n  ".join(lines)))
+    assert expected in found
+    assert found.startswith(f"{tmp_path}/space.yaml:8: seed: ")
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    lines = (
+        "distill.alfa: {uniform: [0, 1]}",
+        "distill.beta: {uniform: [1, 0], when: [x]}",
+        "optim.lr: {choice: [0.1, 0], when: {distill.beta: 0.1}}",
+        "data.root: {choice: [a, b]}",
+    )
+    found = problems(space(tmp_path, "\n  ".join(lines), head="config: smoke\ntrials: none\n"))
+    assert [text.split(":")[1] for text in found] == ["2", "5", "5", "7", "4", "6"]
+
+
+def test_draws_that_are_no_config_are_refused_with_the_values_that_clash(tmp_path: Path) -> None:
+    lines = (
+        "distill.alpha: {uniform: [0.0, 0.9]}",
+        "model.sem: {choice: [sge, softmax]}",
+        "model.masks: {choice: [averaged, own]}",
+        "model.branches: {const: [stage1, stage2]}",
+    )
+    (found,) = problems(space(tmp_path, "\n  ".join(lines)))
+    assert found.startswith(f"{tmp_path}/space.yaml:4: model.sem: softmax masks average to the same everywhere")
+    assert found.endswith('; found with model.sem "softmax": let a `when` keep these apart')
+
+
+def test_a_config_is_found_from_where_its_space_is_and_can_be_another(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("method: byot\ndata: {name: synthetic10}\nmodel: {backbone: resnet20}\n")
+    path = space(tmp_path, "seed: {int: [0, 5], when: {method: byot}}", head="config: ./mine.yaml\n")
+    assert read_space(path).config == str(tmp_path / "mine.yaml")
+    assert read_space(path).size() == 6
+    assert problems(path, config="smoke") == [f"{path}:2: there is nothing to vary over smoke: one draw is all"]
+
+
+def test_what_is_searched_can_not_be_set_too(tmp_path: Path) -> None:
+    path = space(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}\n  seed: {int: [0, 5], when: {optim.nesterov: true}}")
+    assert read_space(path, overrides=["optim.nesterov=true"]).base["optim.nesterov"] is True
+    (found,) = problems(path, overrides=["optim.lr=0.3"])
+    assert (
+        found == f"{path}:3: optim.lr: the space and --set optim.lr=0.3 both give it values: leave one of the two out"
+    )
+
+
 def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
     assert find_space("loss") == shipped_folder("tune_spaces") / "loss.yaml"
     assert find_space("here/mine.yaml") == Path("here/mine.yaml")
@@ -126,29 +200,12 @@ def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
         find_space("los")
 
 
-def drawn(parameter: Parameter, chance: random.Random) -> Any:
-    """One of its values; of a range its ends."""
-    if parameter.kind == "subset":
-        return chance.sample(parameter.values, chance.randint(parameter.least, parameter.most or len(parameter.values)))
-    return chance.choice(parameter.values[:2] if parameter.kind in RANGES else parameter.values)
-
-
-def trial(space: Space, chance: random.Random) -> dict[str, Any]:
-    """A value for each parameter whose condition holds."""
-    values: dict[str, Any] = {}
-    for parameter in space.parameters:
-        if all(values[key] == wanted for key, wanted in parameter.when):
-            values[parameter.key] = drawn(parameter, chance)
-    return values
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_trial_of_a_shipped_space_is_a_config(name: str) -> None:
-    """Its values together, too, of which the check of a space tries each by itself."""
+    """Others than those of the sample that the check of a space tries."""
     space, chance = read_space(find_space(name)), random.Random(1)
-    for _ in range(25):
-        changes = [f"{key}={json.dumps(value)}" for key, value in trial(space, chance).items()]
-        load_config(space.config, changes)
+    for _ in range(50):
+        load_config(space.config, overrides(at_random(space, chance)))
 
 
 def test_shipped_spaces_reach_the_switches_of_the_method() -> None:
@@ -163,4 +220,5 @@ def test_shipped_spaces_reach_the_switches_of_the_method() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_space_opens_with_its_command(name: str) -> None:
     first = find_space(name).read_text().splitlines()[0]
-    assert first.startswith(f"# fmfsd-tune --space {name} --dry-run · ")
+    assert first.startswith(f"# fmfsd-tune --space {name} ")
+    assert " · not searched yet" in first
