@@ -9,7 +9,7 @@ from typing import Any
 from fmfsd.errors import RunFailedError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from launcher.hosts.agents import Agent
+from launcher.hosts.agents import Link
 from launcher.pulses import Hang
 
 LOST = {"gone": "its agent is gone", "silent": "its agent does not answer"}
@@ -22,7 +22,7 @@ class NodeState:
     `is_worker`: there is no starter, its place has the worker.
     """
 
-    agent: Agent
+    agent: Link
     is_worker: bool = False
     host: str = ""
     agent_pid: int | None = None

@@ -267,6 +267,8 @@ def _cores(
     """
     if device != "cpu" or site.cores_a_node(nodes) < workers or any(map(environment.get, PLACING_THREADS)):
         return {}
+    if site.reach == "ray":  # which counts cores, and has other work for those that are left
+        return {}
     if not site.is_here:
         return {"FMFSD_CORES": "all"}
     numbers = site.resources.core_numbers

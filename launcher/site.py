@@ -16,14 +16,14 @@ AGENT_DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Site:
-    """`reach` says how an agent is started: here, or on one of `hosts` by ssh or, in an allocation of Slurm's, by srun;
-    or that a batch job is submitted, whose hosts are not known yet.
+    """`reach` says how an agent is started: here, or on one of `hosts` by ssh, in an allocation of Slurm's by srun, by an
+    actor of Ray's; or that a batch job is submitted, whose hosts are not known yet.
 
     `resources` are this machine's, which its nodes share, or what each of the hosts has at least.
     """
 
     resources: Resources
-    reach: Literal["here", "ssh", "srun", "sbatch"] = "here"
+    reach: Literal["here", "ssh", "srun", "sbatch", "ray"] = "here"
     hosts: tuple[str, ...] = ()
 
     @property

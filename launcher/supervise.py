@@ -11,7 +11,7 @@ from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.agent.node import scratch_folder
 from launcher.attempt import Attempt, NodeState
-from launcher.hosts.agents import Agent, closing_all
+from launcher.hosts.agents import Agent, Link, closing_all
 from launcher.meeting import NotMetError, meet
 from launcher.plan import SCRATCH, LaunchPlan, NodePlan
 from launcher.pulses import Pulses
@@ -46,7 +46,7 @@ def run_plan(
     hang_timeout_s: float = math.inf,
     requests: Requests,
     watch: Callable[[], None],
-    start_agent: Callable[[NodePlan], Agent] = start_planned,
+    start_agent: Callable[[NodePlan], Link] = start_planned,
 ) -> Attempt:
     """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,9 +19,9 @@ _LINE_CHARACTERS = 200
 
 
 @contextmanager
-def closing_all() -> Iterator[list["Agent"]]:
+def closing_all() -> Iterator[list["Link"]]:
     """A list for agents, that are ended together: one after the other, 64 would take 3 s."""
-    agents = list[Agent]()
+    agents = list[Link]()
     try:
         yield agents
     finally:
@@ -31,50 +32,41 @@ def closing_all() -> Iterator[list["Agent"]]:
             agent.close(within_s=max(0.0, end - time.monotonic()))
 
 
-class Agent:
-    """The agent that `command` becomes, or leads to on another machine, in a session of its own, so that the terminal's
-    Ctrl-C reaches the coordinator alone.
+class Link(ABC):
+    """A coordinator's way to an agent: orders go there, events come back.
 
-    One that is `deadline_s` seconds without a word is given up, and ends everything itself when it is that long without
-    one from us; None: there is no network between, in which words are lost.
+    An agent that is `deadline_s` seconds without a word is given up, and ends everything itself when it is that long
+    without one from us; None: there is no network between, in which words are lost.
     """
 
-    def __init__(self, command: Sequence[str] = AGENT, *, deadline_s: float | None = None) -> None:
+    def __init__(self, deadline_s: float | None) -> None:
         self.deadline_s = deadline_s
-        self._words = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed with us)
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._words,
-                start_new_session=True,
-            )
-        except OSError:
-            self._close_words()
-            raise
         self._unread, self._noise, self._has_begun = b"", "", False
         self._heard_at = time.monotonic()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     @property
     def is_silent(self) -> bool:
         return self.deadline_s is not None and time.monotonic() - self._heard_at > self.deadline_s
 
+    @abstractmethod
     def fileno(self) -> int:
         """Readable when there is something to `read`."""
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
 
+    @abstractmethod
     def tell(self, **order: Any) -> None:
         """Send one order; an agent that is gone is found by `read`."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write((json.dumps(order) + "\n").encode())
-            self._process.stdin.flush()
+
+    @abstractmethod
+    def last_words(self) -> str:
+        """The end of what the way to the agent said to people: why it did not get there."""
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """Let the agent end itself and all that it started."""
+
+    @abstractmethod
+    def close(self, *, within_s: float = END_S) -> None:
+        """The agent and all that it started have ended when this returns, if they can be reached."""
 
     def beat(self) -> None:
         """A sign of life to one that waits for it; it answers with another."""
@@ -89,16 +81,6 @@ class Agent:
             return [{"event": "gone", "words": self.last_words()}]
         *lines, self._unread = (self._unread + data).split(b"\n")
         return [event for line in lines if (event := self._event(line))]
-
-    def last_words(self) -> str:
-        """The end of what the way to the agent said to people: why ssh or srun did not get there."""
-        if self._words is None:
-            return self._noise
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        size = os.fstat(self._words.fileno()).st_size
-        end = os.pread(self._words.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
-        return self._noise + end.decode(errors="replace")
 
     def _event(self, line: bytes) -> dict[str, Any] | None:
         """Before an agent's first word a host's shell may greet: only what comes after it must be an agent's."""
@@ -115,14 +97,55 @@ class Agent:
         self._has_begun = True
         return event
 
+
+class Agent(Link):
+    """The agent that `command` becomes, or leads to on another machine, in a session of its own, so that the terminal's
+    Ctrl-C reaches the coordinator alone."""
+
+    def __init__(self, command: Sequence[str] = AGENT, *, deadline_s: float | None = None) -> None:
+        super().__init__(deadline_s)
+        self._words = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed with us)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                start_new_session=True,
+            )
+        except OSError:
+            self._close_words()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def tell(self, **order: Any) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write((json.dumps(order) + "\n").encode())
+            self._process.stdin.flush()
+
+    def last_words(self) -> str:
+        if self._words is None:
+            return self._noise
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        size = os.fstat(self._words.fileno()).st_size
+        end = os.pread(self._words.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
+        return self._noise + end.decode(errors="replace")
+
     def hang_up(self) -> None:
-        """Let the agent end itself and all that it started."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
     def close(self, *, within_s: float = END_S) -> None:
-        """The agent and all that it started have ended when this returns."""
         assert self._process.stdout is not None
         self.hang_up()
         try:

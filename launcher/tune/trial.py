@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
 
+from launcher.agent.node import MACHINES_OWN, own_variables
 from launcher.config import LaunchConfig
+from launcher.hosts.ray import Crew
 from launcher.tune.order import TrialOrder
 from launcher.tune.trial_run import Machines, TrialRun
 
@@ -23,6 +26,8 @@ class Trial(tune.Trainable):
     """Never fails in Ray's sense: a run has attempts of its own, and what they come to is told as a result."""
 
     _run: TrialRun
+    _crew: Crew | None
+    """Of a trial with more than one node."""
     _told: int
     """The last epoch whose evaluation was told."""
 
@@ -52,6 +57,8 @@ class Trial(tune.Trainable):
     def cleanup(self) -> None:
         """Returns when nothing of the run is left."""
         self._run.end_now()
+        if self._crew is not None:
+            self._crew.close()
 
     def save_checkpoint(self, _folder: str) -> dict[str, Any]:
         """Nothing: the run keeps its own. Tune asks for it at the end of each trial, and before a pause."""
@@ -61,5 +68,16 @@ class Trial(tune.Trainable):
         """Nothing: `setup` has gone on from the run's own."""
 
     def _begin(self, order: TrialOrder) -> None:
+        order = replace(order, environment=_as_here(order.environment))
         self._told = order.reported
-        self._run = TrialRun(order, Machines.here(order, os.environ))
+        self._crew = Crew(os.environ) if order.launch.nodes > 1 else None
+        machines = Machines.here(order, os.environ)
+        if self._crew is not None:
+            machines = Machines(self._crew.site(order.cores), self._crew.start_agent)
+        self._run = TrialRun(order, machines)
+
+
+def _as_here(environment: Mapping[str, str]) -> dict[str, str]:
+    """With what this machine knows better than the one that the sweep was started on."""
+    own = own_variables(os.environ)
+    return {**{name: value for name, value in environment.items() if name not in MACHINES_OWN}, **own}

@@ -17,7 +17,7 @@ from launcher.attempt import Attempt
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import of_data, total_steps
 from launcher.config import LaunchConfig
-from launcher.hosts.agents import Agent
+from launcher.hosts.agents import Link
 from launcher.last_word import page_of, write_last_word
 from launcher.ownership import sole_owner
 from launcher.plan import LaunchPlan, NodePlan, plan_run
@@ -40,7 +40,7 @@ class Machines:
     """Where a trial's nodes are, and what starts the agent of one."""
 
     site: Site
-    start_agent: Callable[[NodePlan], Agent] = start_planned
+    start_agent: Callable[[NodePlan], Link] = start_planned
 
     @classmethod
     def here(cls, order: TrialOrder, environment: Mapping[str, str]) -> "Machines":

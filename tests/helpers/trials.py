@@ -19,11 +19,14 @@ CPU = LaunchConfig(device="cpu")
 TIMEOUT_S = 120.0
 
 
-def small_sweep(folder: Path, root: Path) -> SweepDir:
-    """A base config of two epochs of fourteen steps, a checkpoint after every fourth; `root` is that of `tiny_root`."""
+def small_sweep(folder: Path, root: Path, *more: str) -> SweepDir:
+    """A base config of two epochs of fourteen steps, a checkpoint after every fourth, with `more` changes.
+
+    `root` is that of `tiny_root`.
+    """
     sweep = SweepDir(folder / "sweep")
     sweep.path.mkdir()
-    changes = [*CHANGES, "checkpoint.every_steps=4", f"data.root={root}"]
+    changes = [*CHANGES, "checkpoint.every_steps=4", f"data.root={root}", *more]
     sweep.config.write_text(dump_given("cifar100-resnet18", changes))
     return sweep
 

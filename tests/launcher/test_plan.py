@@ -51,6 +51,22 @@ def test_plans_are_byte_stable(name: str, launch: LaunchConfig, resources: Resou
     assert text == (GOLDEN / f"{name}.txt").read_text()
 
 
+def test_a_worker_alone_can_be_started_without_torchrun() -> None:
+    (node,) = plan(LaunchConfig(gpus=1, starter="none"), Resources(cores=2)).nodes
+    assert node.argv == (sys.executable, "-P", "-m", "fmfsd", "train", "/runs/one", "--device", "cpu")
+    assert (node.is_worker, node.env["FMFSD_STARTER"]) == (True, "none")
+
+
+def test_an_actors_agent_is_told_of_no_cores_of_its_own() -> None:
+    """Ray counts them, and several trials may share a machine."""
+    site = Site(Resources(cores=2), "ray", ("n1", "n2"))
+    launch = LaunchConfig(nodes=2, gpus=2, device="cpu")
+    found = plan_run(launch, site, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work here")
+    assert [node.host for node in found.nodes] == ["n1", "n2"]
+    assert found.meets_at == "address"
+    assert [("FMFSD_CORES" in node.env, node.env["OMP_NUM_THREADS"]) for node in found.nodes] == [(False, "1")] * 2
+
+
 def test_symbols_are_filled_and_nothing_else() -> None:
     launch = LaunchConfig(extra_env={"MINE": "{id} and {attempt}"})
     (node,) = plan(launch, Resources(cores=2), run_dir="/runs/{id} {x}").nodes
