@@ -75,7 +75,7 @@ class Coordination:
     def plan(self, slots: Sequence[int] | None = None) -> LaunchPlan:
         """On this machine one process, which starts all that Ray needs; on several, one on each of those `slots`."""
         chosen = list(range(len(self._site.hosts) or 1)) if slots is None else list(slots)
-        environment = {**travelling(self._environment), **ENVIRONMENT, **self._credentials()}
+        environment = {**travelling(self._environment), **ENVIRONMENT, "TMPDIR": SCRATCH, **self._credentials()}
         nodes = tuple(
             NodePlan(
                 node=number,

@@ -73,7 +73,7 @@ def test_a_trial_that_fails_is_marked_and_the_search_goes_on(tiny_root: Path, tm
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
     states = {trial: state for trial, (state, _) in results(sweep).items()}
-    assert states == {1: "failed", 2: "finished"}
+    assert states == {1: "finished", 2: "failed"}
     (cause,) = [fact["cause"] for fact in known(sweep, "ended") if fact["state"] == "failed"]
     assert "not finite" in cause
     assert cause in answer.stdout
