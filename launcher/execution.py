@@ -93,7 +93,7 @@ class Execution:
             for text in self._warnings:
                 self._say(f"warning: {text}")
             with sole_owner(self._run):
-                requeue = Requeue.of(self._job, self._run) if self._job and self._job.is_batch else None
+                requeue = Requeue.of(self._job, self._reached) if self._job and self._job.is_batch else None
                 self._write_run_dir()
                 ended = self._attempts(requests)
                 write_last_word(self._run, ended, self._command())
@@ -119,6 +119,9 @@ class Execution:
             requeue.carry_out(why, self._say)
         except CheckError as error:
             self._say(f"warning: {error}; to go on: {self._command()}")
+
+    def _reached(self) -> int:
+        return self._run.newest_step() or 0
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)

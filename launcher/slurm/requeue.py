@@ -1,11 +1,11 @@
-"""What follows a launch in a batch job that could not end its run: Slurm starts the job again, or it says why not."""
+"""What follows a launch in a batch job that could not end what it was to do: Slurm starts the job again, or it says why
+not."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fmfsd.errors import CheckError, RunFailedError
-from fmfsd.rundir import RunDir
 from launcher.hosts import slurm
 from launcher.slurm.allocation import Allocation
 
@@ -20,20 +20,19 @@ KILLED_WITHIN_S = 120.0
 
 @dataclass(frozen=True)
 class Requeue:
-    """`began_at`: the step of the newest checkpoint when this launch began."""
+    """`reached` tells how far what the job does has come, in numbers that grow; `began_at` is what it told at first."""
 
     job: Allocation
-    run: RunDir
-    began_at: int | None
+    reached: Callable[[], int]
+    began_at: int
 
     @classmethod
-    def of(cls, job: Allocation, run: RunDir) -> "Requeue":
-        return cls(job, run, run.newest_step())
+    def of(cls, job: Allocation, reached: Callable[[], int]) -> "Requeue":
+        return cls(job, reached, reached())
 
     def refusal(self, why: str) -> str:
         """Why the job is not started again; empty if it is. `why` it would be: TIME_IS_UP or NODE_IS_GONE."""
-        progressed = (self.run.newest_step() or 0) > (self.began_at or 0)
-        if progressed or self.job.restarts == 0:
+        if self.reached() > self.began_at or self.job.restarts == 0:
             return ""
         return (
             f"{why}, and there is no newer checkpoint than when job {self.job.job_id} was last started again, so it "
@@ -44,7 +43,7 @@ class Requeue:
         """Does not return if Slurm does it. RunFailedError if it would be of no use, CheckError if Slurm does not."""
         if refusal := self.refusal(why):
             raise RunFailedError(refusal)
-        say(f"{why}: Slurm starts job {self.job.job_id} again, which goes on with this run")
+        say(f"{why}: Slurm starts job {self.job.job_id} again, which goes on from here")
         slurm.requeue(self.job.job_id)
         time.sleep(KILLED_WITHIN_S)
         raise CheckError(f"job {self.job.job_id} was to be ended and started again by Slurm, and was not")

@@ -10,6 +10,7 @@ from functools import partial
 
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_whole
+from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt
 from launcher.environment import travelling
 from launcher.execution import AGAIN, EXIT_CODES, console_of
@@ -21,6 +22,7 @@ from launcher.recovery import Ended, Restarts
 from launcher.requests import Requests
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
+from launcher.slurm.requeue import TIME_IS_UP, Requeue
 from launcher.supervise import run_plan
 from launcher.tune.begun import Begun
 from launcher.tune.display import SweepDisplay, final_table
@@ -113,12 +115,28 @@ class Coordination:
             self._introduce(shape, warnings)
             if prepare and (code := run_here(prepare, stop=lambda: requests.stop)) and not requests.stop:
                 raise CheckError(f"the data set was not prepared (exit code {code}); nothing was started")
+            requeue = Requeue.of(self._job, self._reached) if self._job and self._job.is_batch else None
             ended = self._attempts(requests)
             write_last_word(self._run, ended, self._command)
         if ended.failure is not None:
             self._print_json(RunFailedError.exit_code)
             raise RunFailedError(page_of(self._run, ended, self._command))
-        return self._conclude(ended.attempt.state)
+        code = self._conclude(ended.attempt.state)
+        if requeue is not None and requests.time_is_up and ended.attempt.state == "stopped":
+            self._go_on_later(requeue)
+        return code
+
+    def _go_on_later(self, requeue: Requeue) -> None:
+        """Returns if Slurm does not start the job again."""
+        try:
+            requeue.carry_out(TIME_IS_UP, self._say)
+        except CheckError as error:
+            self._say(f"warning: {error}; to go on: {self._command}")
+
+    def _reached(self) -> int:
+        """Facts and steps."""
+        steps = (RunDir(folder).newest_step() or 0 for folder in self._sweep.trials.iterdir())
+        return self._sweep.ledger.stat().st_size + sum(steps)
 
     def _introduce(self, shape: Shape | None, warnings: Sequence[str]) -> None:
         options, held_out = self._begun.options, self._begun.held_out

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.tune.sweep_dir import SweepDir
-from tests.helpers.sweeps import arguments, tune
+from tests.helpers.searches import arguments, tune
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from fmfsd.rundir import NOW
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.leaks import TEST_ID
 from tests.helpers.processes import wait_until
-from tests.helpers.sweeps import Sweeping, arguments, known, results, sweeping, tune
+from tests.helpers.searches import Sweeping, arguments, known, results, sweeping, tune
 
 WORDS = {
     "driver": ("launcher.tune.driver",),

@@ -10,7 +10,7 @@ import yaml
 from fmfsd.files import read_json
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.processes import run_command
-from tests.helpers.sweeps import SPACE, arguments, known, results, tune
+from tests.helpers.searches import SPACE, arguments, known, results, tune
 
 
 def test_every_trial_has_its_run_its_row_and_its_result(undisturbed: SweepDir) -> None:
@@ -59,7 +59,7 @@ def test_nothing_of_ray_is_left_in_the_sweep(undisturbed: SweepDir) -> None:
 def test_a_finished_sweep_goes_on_with_more_trials(undisturbed: SweepDir, tmp_path: Path) -> None:
     sweep = SweepDir(tmp_path / "sweep")
     shutil.copytree(undisturbed.path, sweep.path)
-    before = {trial: result for trial, result in results(sweep).items()}
+    before = results(sweep)
     answer = tune("--resume", str(sweep.path), "--trials", "4", cwd=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     after = results(sweep)

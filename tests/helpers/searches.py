@@ -1,0 +1,123 @@
+"""Real sweeps of tiny runs, as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from launcher.tune.ledger import facts
+from launcher.tune.sweep_dir import SweepDir
+from tests.helpers.processes import command, run_command, wait_until
+from tests.helpers.runs import TINY
+
+SPACE = """\
+config: cifar100-resnet18
+trials: 3
+parameters:
+  distill.alpha: {uniform: [0.0, 0.9]}
+  model.branches: {subset: {of: [stage1, stage2], min: 1}}
+"""
+RUNS = (
+    *TINY,
+    "data.shards=16",
+    "data.valid=30",
+    "train.batch=16",
+    "train.max_steps=20",
+    "checkpoint.every_steps=4",
+    "checkpoint.every_epochs=null",
+)
+"""Twenty steps, which are two epochs of 14: an evaluation on the way and one at the end."""
+
+
+def arguments(root: Path, folder: Path, *more: str, space: str = SPACE, changes: tuple[str, ...] = ()) -> list[str]:
+    """Of `fmfsd-tune` for a sweep in `folder`/sweep; `root` is that of `tiny_root`. What is searched is not set."""
+    file = folder / "space.yaml"
+    file.write_text(space)
+    given = (*RUNS, f"data.root={root}", *changes)
+    sets = [part for change in given if change.partition("=")[0] not in space for part in ("--set", change)]
+    return ["--space", str(file), *sets, "--sweep-dir", str(folder / "sweep"), "--search", "random", *more]
+
+
+def tune(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return run_command("fmfsd-tune", *arguments, cwd=cwd, env=env)
+
+
+def known(sweep: SweepDir, fact: str) -> list[dict[str, Any]]:
+    """Facts of that kind."""
+    return [each for each in facts(sweep.ledger) if each["fact"] == fact]
+
+
+def results(sweep: SweepDir) -> dict[int, tuple[str, dict[str, float]]]:
+    """How each trial ended."""
+    return {each["trial"]: (each["state"], each["metrics"]) for each in known(sweep, "ended")}
+
+
+@dataclass
+class Sweeping:
+    """A running `fmfsd-tune`, its sweep, and its processes."""
+
+    process: subprocess.Popen[str]
+    sweep: SweepDir
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        def holds() -> Any:
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}"
+            return condition()
+
+        return wait_until(holds, what)
+
+    def wait_for_trial(self, number: int, *, step: int) -> None:
+        """Until it has done so many steps."""
+        self.wait_for(lambda: self._step(number) >= step, f"step {step} of trial {number}")
+
+    def _step(self, number: int) -> int:
+        try:
+            return int(json.loads(self.sweep.trial(f"{number:04d}").rank_progress(0).read_text())["step"])
+        except (OSError, ValueError):
+            return -1
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Its descendants whose command line has all of these words."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if all(word in line for word in words):
+                found.append(process)
+        return found
+
+    def ended(self) -> tuple[int, str, str]:
+        """Its exit code and words."""
+        output, errors = self.process.communicate(timeout=240)
+        return self.process.returncode, output, errors
+
+
+@contextmanager
+def sweeping(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Sweeping]:
+    """Killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [command("fmfsd-tune"), *arguments],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    sweep = SweepDir(
+        Path(arguments[arguments.index("--sweep-dir") + 1] if "--sweep-dir" in arguments else arguments[-1])
+    )
+    try:
+        yield Sweeping(process, sweep)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
