@@ -14,6 +14,7 @@ from fmfsd.errors import CheckError, Problem
 from launcher.agent.look import look
 from launcher.hosts.helpers import said_here
 from launcher.resources import Resources
+from launcher.tune.joiner import answers
 from launcher.tune.sweep_dir import SweepDir
 
 ANSWER_S = 120.0
@@ -22,6 +23,9 @@ NODE_S = 60.0
 
 def machines_of(address: str, sweep: SweepDir) -> list[Resources]:
     """What each of its machines offers. CheckError if it can't be reached, or one has other code or no such folder."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and not answers(host, int(port)):
+        raise CheckError([Problem(f"--ray-address {address}", "nobody answers there: is it up, and the address right?")])
     folder = next(parent for parent in sweep.path.parents if parent.is_dir())
     with NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-") as marker:
         argv = (sys.executable, "-P", "-m", "launcher.tune.cluster", address, marker.name)

@@ -1,0 +1,54 @@
+"""A search in an allocation of a real Slurm cluster: trials over two nodes, and a job that is started again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from fmfsd.files import read_json
+from launcher.hosts import slurm
+from launcher.tune.sweep_dir import SweepDir
+from tests.helpers.processes import wait_until
+from tests.helpers.searches import arguments, known, results
+from tests.helpers.slurm import SlurmCluster
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "tune.sbatch"
+DEADLINE_S = 240.0
+
+
+def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_again(
+    cluster: SlurmCluster, tiny_root: Path, tmp_path: Path
+) -> None:
+    words = arguments(tiny_root, tmp_path, "--trials", "1", "--nodes", "2", "--gpus", "1", "--device", "cpu")
+    options = ("--parsable", "--nodes=2", "--cpus-per-task=1", "--time=30", "--output=log")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    answer = subprocess.run(
+        ["sbatch", *options, str(SCRIPT), *words],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    job, sweep = answer.stdout.strip(), SweepDir(tmp_path / "sweep")
+    log = tmp_path / "log"
+
+    def is_over() -> bool:
+        state = slurm.job_state(job)
+        assert state is not None, "Slurm has forgotten the job"
+        return state.is_over
+
+    def has_steps() -> bool:
+        assert not is_over(), log.read_text()
+        return second.exists() and read_json(second)["step"] >= 4
+
+    second = sweep.trial("0001").rank_progress(1)
+    wait_until(has_steps, "steps of a trial", deadline_s=DEADLINE_S)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
+    wait_until(is_over, "the job to end", deadline_s=DEADLINE_S)
+    assert [state for state, _ in results(sweep).values()] == ["finished"], log.read_text()
+    assert len(known(sweep, "begun")) == 2, log.read_text()
+    hosts = {node["host"] for node in read_json(sweep.trial("0001").attempt(1))["nodes"]}
+    assert hosts == {"n1", "n2"}
+    assert json.loads(sweep.trial("0001").outcome.read_text())["state"] == "finished"
