@@ -16,8 +16,8 @@ AGENT_DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Site:
-    """`reach` says how an agent is started: here, or on one of `hosts` by ssh, in an allocation of Slurm's by srun, or
-    by an actor of Ray's; or that a batch job is submitted, whose hosts are not known yet.
+    """`reach` says how an agent is started: here, or on one of `hosts` by ssh, by srun in Slurm's allocation, or by an
+    actor of Ray's; or that a batch job is submitted, whose hosts are not known yet.
 
     `resources` are this machine's, which its nodes share, or what each of the hosts has at least.
     """

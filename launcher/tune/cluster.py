@@ -25,7 +25,9 @@ def machines_of(address: str, sweep: SweepDir) -> list[Resources]:
     """What each of its machines offers. CheckError if it can't be reached, or one has other code or no such folder."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and not answers(host, int(port)):
-        raise CheckError([Problem(f"--ray-address {address}", "nobody answers there: is it up, and the address right?")])
+        raise CheckError(
+            [Problem(f"--ray-address {address}", "nobody answers there: is it up, and the address right?")]
+        )
     folder = next(parent for parent in sweep.path.parents if parent.is_dir())
     with NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-") as marker:
         argv = (sys.executable, "-P", "-m", "launcher.tune.cluster", address, marker.name)

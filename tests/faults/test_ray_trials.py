@@ -26,14 +26,14 @@ from tests.helpers.runs import assert_records_agree, newest_weights, records
 from tests.helpers.trials import CPU, order_of, small_sweep
 
 TWO_NODES = replace(CPU, nodes=2, gpus=1)
-EXACT = "train.precision=fp64"
-"""In which two workers differ from one by rounding that does not grow."""
+EXACT = ("train.precision=fp64", "train.max_steps=20")
+"""So that two workers differ from one by rounding that does not grow."""
 TIMEOUT_S = 240
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, tiny_root: Path) -> SweepDir:
-    return small_sweep(tmp_path, tiny_root, EXACT)
+    return small_sweep(tmp_path, tiny_root, *EXACT)
 
 
 @dataclass
@@ -73,6 +73,7 @@ def driven(folder: Path, *orders: TrialOrder, machines: int = 1, **asked: Any) -
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray would have all that it starts give way to others
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.ray_driver", str(file)],
@@ -93,7 +94,7 @@ def driven(folder: Path, *orders: TrialOrder, machines: int = 1, **asked: Any) -
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> RunDir:
     """What a launch without Ray makes of the same config."""
     folder = tmp_path_factory.mktemp("whole")
-    sweep = small_sweep(folder, tiny_root, EXACT)
+    sweep = small_sweep(folder, tiny_root, *EXACT)
     with launched(folder, "run", (str(sweep.config), "--device", "cpu")) as run:
         code, output = run.end()
     assert code == 0, output
@@ -144,13 +145,14 @@ def test_a_trial_survives_kills_of_its_worker_and_of_its_actor(whole: RunDir, sw
 
 
 def test_a_trial_over_two_nodes_of_ray_meets_over_the_network(whole: RunDir, sweep: SweepDir, tmp_path: Path) -> None:
-    order, again = order_of(sweep, launch=TWO_NODES), order_of(sweep, name="0001", launch=TWO_NODES)
+    order = order_of(sweep, launch=TWO_NODES)
+    again = order_of(sweep, "train.max_steps=4", name="0001", launch=TWO_NODES)
     with driven(tmp_path, order, again, machines=2, reuse=True) as driver:
         found = driver.end()
     assert [found[name]["state"] for name in ("0000", "0001")] == ["finished", "finished"]
     assert found["0000"]["pid"] == found["0001"]["pid"]
     assert_records_agree(records(order.run), records(whole), tolerance=1e-6)
-    assert records(again.run) == records(order.run)
+    assert records(again.run)[0] == records(order.run)[0]
     nodes = read_json(order.run.plan)["nodes"]
     assert [bool(node["host"]) for node in nodes] == [True, True]
     assert "--master-addr" in nodes[0]["argv"]

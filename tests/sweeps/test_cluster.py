@@ -83,9 +83,7 @@ def test_a_search_on_a_cluster_survives_the_loss_of_a_machine_and_leaves_the_res
     assert answers(*ray_cluster.address.split(":"))  # type: ignore[arg-type]
 
 
-def test_more_than_any_machine_has_is_refused(
-    ray_cluster: RayCluster, tiny_root: Path, tmp_path: Path
-) -> None:
+def test_more_than_any_machine_has_is_refused(ray_cluster: RayCluster, tiny_root: Path, tmp_path: Path) -> None:
     words = arguments(tiny_root, tmp_path, "--ray-address", ray_cluster.address, "--gpus", "4")
     answer = tune(*words, cwd=tmp_path, env=ray_cluster.environment)
     assert answer.returncode == 3, answer.stderr
