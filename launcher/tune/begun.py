@@ -1,6 +1,6 @@
 """What a sweep was begun with, and is gone on with: the first facts of its ledger."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from fmfsd.errors import CheckError, ConfigError, Problem
 from launcher.config import Device, LaunchConfig, TuneOptions, from_json, to_json
+from launcher.resources import Resources
 from launcher.tune.ledger import facts
+from launcher.tune.shape import Shape, shape_of
 
 _OPTIONS = TypeAdapter(TuneOptions)
 MAY_CHANGE = ("trials", "concurrent", "max_failures", "seeds", "best", "disk_bytes", "ray_address", "dashboard")
@@ -18,15 +20,20 @@ MAY_CHANGE = ("trials", "concurrent", "max_failures", "seeds", "best", "disk_byt
 
 @dataclass(frozen=True)
 class Begun:
-    """How a sweep's trials are drawn (`options`) and run (`launch`); `held_out` samples were set aside for it."""
+    """How a sweep's trials are drawn (`options`) and run (`launch`); `held_out` samples were set aside for it.
+
+    `worker_bytes`: what a worker holds at least; 0: not known.
+    """
 
     options: TuneOptions
     launch: LaunchConfig
     held_out: int
+    worker_bytes: int = 0
 
     def told(self) -> dict[str, Any]:
         """As a fact's values."""
-        return {"options": asdict(self.options), "launch": to_json(self.launch), "held_out": self.held_out}
+        own = {"held_out": self.held_out, "worker_bytes": self.worker_bytes}
+        return {"options": asdict(self.options), "launch": to_json(self.launch), **own}
 
     @classmethod
     def of(cls, ledger: Path, environment: Mapping[str, str]) -> "Begun":
@@ -36,13 +43,21 @@ class Begun:
             raise CheckError([Problem(str(ledger), "does not say how this sweep was begun: begin another")])
         try:
             options = _OPTIONS.validate_python(told[-1]["options"])
-            return cls(options, from_json(told[-1]["launch"], environment), int(told[-1]["held_out"]))
+            launch, numbers = (
+                from_json(told[-1]["launch"], environment),
+                (told[-1]["held_out"], told[-1]["worker_bytes"]),
+            )
+            return cls(options, launch, *map(int, numbers))
         except (KeyError, TypeError, ValidationError) as error:
             raise CheckError([Problem(str(ledger), f"was written by another version: {error}")]) from error
 
     def launch_of_a_trial(self, device: Device) -> LaunchConfig:
         """On what Ray has given it."""
         return replace(self.launch, device=device, max_restarts=self.options.max_failures)
+
+    def shape_on(self, machines: Sequence[Resources]) -> Shape:
+        """CheckError if not even one trial fits."""
+        return shape_of(machines, self.launch, self.options, worker_bytes=self.worker_bytes)
 
     def going_on(self, given: Mapping[str, Any]) -> "Begun":
         """With those options that were `given` anew. ConfigError for one that would make it another search."""

@@ -79,6 +79,7 @@ class Coordination:
         """On this machine one process, which starts all that Ray needs; on several, one on each of those `slots`."""
         chosen = list(range(len(self._site.hosts) or 1)) if slots is None else list(slots)
         environment = {**travelling(self._environment), **ENVIRONMENT, "TMPDIR": SCRATCH, **self._credentials()}
+        environment |= self._begun.launch.extra_env
         nodes = tuple(
             NodePlan(
                 node=number,

@@ -30,7 +30,7 @@ from launcher.tune.ray_cluster import Head, ending_if_ray_dies, existing_ray, he
 from launcher.tune.results import write_report, write_results
 from launcher.tune.scheduling import Scheduler, rule_of
 from launcher.tune.searching import Feeder, Searched, Source
-from launcher.tune.shape import Shape, shape_of
+from launcher.tune.shape import Shape
 from launcher.tune.space import read_space
 from launcher.tune.sweep_dir import SweepDir
 from launcher.tune.tuning import run_trials
@@ -59,7 +59,7 @@ class Driver:
         """finished or stopped; Ray's files are in `folder`. Raises RunFailedError if no trial came to its end."""
         try:
             with self._ray(folder), ending_if_ray_dies(last_word):
-                shape = shape_of(machines(), self._begun.launch, self._begun.options)
+                shape = self._begun.shape_on(machines())
                 self._budget = self._budget_for(shape)
                 self._search(shape)
                 if not self._is_stopped():

@@ -21,7 +21,7 @@ from launcher.tune import check, held_out
 from launcher.tune.begun import Begun
 from launcher.tune.coordination import Coordination
 from launcher.tune.ledger import Ledger
-from launcher.tune.shape import Shape, shape_of
+from launcher.tune.shape import Shape
 from launcher.tune.space import Space, read_space
 from launcher.tune.sweep_dir import SweepDir
 from launcher.where import settle
@@ -92,25 +92,28 @@ def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd:
     also, count = held_out.for_search(space.config, request.overrides, data_root=request.data_root)
     options, sweep = check.options_of(space, request.given), _folder(request, cwd, path)
     check.require_sound(space, options, request.launch, sweep, asks=asks)
-    begun = Begun(options, _trials_launch(request.launch, options), count)
+    launch = _trials_launch(request.launch, options)
     overrides = (*request.overrides, *also)
-    found = _checked(replace(request, config=space.config, overrides=overrides), begun, sweep, environment, cwd)
+    found = _checked(replace(request, config=space.config, overrides=overrides), launch, sweep, environment, cwd)
+    begun = Begun(options, launch, count, found.costs.memory.get("total", 0))
     check.require_metrics(options, space, found.costs)
     machines = check.machines(site, options, sweep, environment, cwd, asks=asks)
-    shape = shape_of(machines, begun.launch, options, worker_bytes=found.costs.memory.get("total", 0))
+    shape = begun.shape_on(machines)
     check.require_room(sweep, options, found.config, found.costs, shape)
     given = dump_given(space.config, overrides, data_root=request.data_root)
     content = {sweep.space: path.read_text(), sweep.config: given}
     return Ready(sweep, begun, space, prepare_command(found.config), shape, found.warnings, content)
 
 
-def _checked(request: SweepRequest, begun: Begun, sweep: SweepDir, environment: Mapping[str, str], cwd: str) -> Checked:
+def _checked(
+    request: SweepRequest, launch: LaunchConfig, sweep: SweepDir, environment: Mapping[str, str], cwd: str
+) -> Checked:
     """The base config as a run of its own; on how many machines, and which, is the search's to check."""
     assert request.config is not None
     single = Request(
         config=request.config,
         overrides=request.overrides,
-        launch=replace(begun.launch, device="cpu"),
+        launch=replace(launch, device="cpu"),
         site=Site(replace(Resources.detect(environment), memory=0)),
         stop_after=request.stop_after,
         as_json=False,
@@ -129,9 +132,7 @@ def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str],
     begun = Begun.of(sweep.ledger, environment).going_on(request.given)
     space = read_space(sweep.space, config=str(sweep.config))
     check.require_sound(space, begun.options, begun.launch, sweep, asks=asks, is_new=False)
-    shape = shape_of(
-        check.machines(site, begun.options, sweep, environment, cwd, asks=asks), begun.launch, begun.options
-    )
+    shape = begun.shape_on(check.machines(site, begun.options, sweep, environment, cwd, asks=asks))
     return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ray import tune
@@ -34,7 +33,7 @@ class Trial(tune.Trainable):
     def setup(self, config: Mapping[str, Any]) -> None:
         """`config` is a TrialOrder's JSON."""
         os.umask(0o077)
-        self._begin(TrialOrder.from_json(config))
+        self._begin(config)
 
     def step(self) -> dict[str, Any]:
         """The next evaluation, or how the run has ended: state, cause, seconds, and the last metrics there are."""
@@ -51,7 +50,7 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         """The next trial, in this same actor."""
         self.cleanup()
-        self._begin(TrialOrder.from_json(new_config))
+        self._begin(new_config)
         return True
 
     def cleanup(self) -> None:
@@ -67,8 +66,8 @@ class Trial(tune.Trainable):
     def load_checkpoint(self, _content: Any) -> None:
         """Nothing: `setup` has gone on from the run's own."""
 
-    def _begin(self, order: TrialOrder) -> None:
-        order = replace(order, environment=_as_here(order.environment))
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        order = TrialOrder.from_json({**config, "environment": {**_as_here(config["environment"]), **_secrets(config)}})
         self._told = order.reported
         self._crew = Crew(os.environ) if order.launch.nodes > 1 else None
         machines = Machines.here(order, os.environ)
@@ -81,3 +80,9 @@ def _as_here(environment: Mapping[str, str]) -> dict[str, str]:
     """With what this machine knows better than the one that the sweep was started on."""
     own = own_variables(os.environ)
     return {**{name: value for name, value in environment.items() if name not in MACHINES_OWN}, **own}
+
+
+def _secrets(config: Mapping[str, Any]) -> dict[str, str]:
+    """What workers are to get and no file may hold: this process has them from the one that started Ray."""
+    wanted = (name for name, value in config["launch"]["extra_env"].items() if value is None)
+    return {name: os.environ[name] for name in wanted if name in os.environ}
