@@ -136,7 +136,8 @@ def final_table(history: History, hidden: Collection[str] = ()) -> Table:
     if len(metrics) > 1:
         shown = history.ranked()[: min(len(history.front()), FRONT_SHOWN)]
     keys = [key for key in dict.fromkeys(key for trial in shown for key in trial.values) if key not in hidden]
-    tested = list(dict.fromkeys(name for trial in shown for name in history.tested.get(trial.number, {})))
+    wanted = [name.replace("valid/", "test/") for name in metrics]
+    tested = [name for name in wanted if any(name in history.tested.get(trial.number, {}) for trial in shown)]
     table = _table("trial", *metrics, *tested, *keys)
     for trial in shown:
         known = {**trial.metrics, **history.tested.get(trial.number, {})}

@@ -1,0 +1,106 @@
+"""What is wrong with a search is said before Ray is touched, all of it at once, and a dry run starts nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import run_command
+from tests.helpers.searches import arguments, tune
+
+
+def refused(folder: Path, *words: str) -> tuple[int, list[str]]:
+    answer = tune(*words, cwd=folder)
+    assert not answer.stdout, answer.stdout
+    return answer.returncode, answer.stderr.splitlines()
+
+
+def test_a_dry_run_shows_what_would_be_searched_and_started_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
+    answer = tune(*arguments(tiny_root, tmp_path, "--dry-run"), cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith(
+        "3 trials over cifar100-resnet18: max valid/deepest_top1\nsearch random, scheduler none\n"
+    )
+    assert "launcher.tune.driver" in answer.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--space", "loss", "--dry-run")])
+def test_help_and_dry_runs_import_neither_ray_nor_optuna_nor_torch(words: tuple[str, ...], tmp_path: Path) -> None:
+    code = (
+        "import sys; from launcher.tune_cli import app\n"
+        f"try:\n    app({list(words)})\n"
+        "finally:\n    assert not {'ray', 'optuna', 'torch', 'numpy'} & set(sys.modules)"
+    )
+    answer = run_command("python", "-c", code, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
+    answer = tune(*arguments(tiny_root, tmp_path, "--dry-run", "--json"), cwd=tmp_path)
+    told = json.loads(answer.stdout)
+    assert (told["options"]["trials"], told["held_out"], told["launch"]["gpus"]) == (3, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--metric", "test/deepest_top1"), "the test set is read for the winners alone, at the end: search on valid/"),
+        (("--metric", "deepest"), "--metric 'deepest': expected a name as valid/deepest_top1 or cost/train_macs"),
+        (("--mode", "max", "--mode", "min"), "--mode: 2 for 1 metrics"),
+        (("--search", "tpee"), "did you mean tpe?"),
+        (
+            ("--scheduler", "asha", "--metric", "valid/loss", "--metric", "cost/params"),
+            "--scheduler: asha needs one metric to compare trials by: set none",
+        ),
+        (("--disk-budget", "10X"), "--disk-budget"),
+        (("--set", "optim.lr=-1"), "optim.lr"),
+        (("--set", "distill.alpha=0.2"), "distill.alpha: the space and --set distill.alpha=0.2 both give it values"),
+        (("--resume", "nowhere"), "nowhere: no sweep's folder: it has no ledger"),
+    ],
+)
+def test_what_can_not_be_searched_is_refused(
+    words: tuple[str, ...], says: str, tiny_root: Path, tmp_path: Path
+) -> None:
+    given = words if "--resume" in words else (*arguments(tiny_root, tmp_path), *words)
+    code, errors = refused(tmp_path, *given)
+    assert code == (3 if "--resume" in words else 2)
+    assert any(says in line for line in errors), errors
+
+
+def test_a_metric_that_no_run_writes_is_refused_with_those_that_are(tiny_root: Path, tmp_path: Path) -> None:
+    code, errors = refused(tmp_path, *arguments(tiny_root, tmp_path), "--metric", "valid/branch7_top1")
+    assert (code, len(errors)) == (2, 1)
+    assert "not every trial writes it, as model.branches varies; those that all write: valid/deepest_top1" in errors[0]
+
+
+def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path) -> None:
+    space = "config: smoke\nparameters:\n  distill.alpha: {const: 0.3}\n"
+    code, errors = refused(tmp_path, *arguments(tiny_root, tmp_path, space=space))
+    assert code == 2
+    assert "nothing to vary" in "".join(errors)
+
+
+def test_more_workers_than_there_are_cores_are_refused(tiny_root: Path, tmp_path: Path) -> None:
+    code, errors = refused(tmp_path, *arguments(tiny_root, tmp_path), "--nodes", "16", "--device", "cpu")
+    assert code == 3
+    assert "a trial asks for 16 x 1 cores" in "".join(errors)
+
+
+def test_without_ray_the_extra_is_named(tiny_root: Path, tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as util, sys\n"
+        "found = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name in ('ray', 'optuna') else found(name, *more)\n"
+        "from launcher.tune_cli import app\n"
+        f"app({arguments(tiny_root, tmp_path)!r})"
+    )
+    answer = run_command("python", "-c", code, cwd=tmp_path)
+    assert answer.returncode == 3, answer.stderr
+    assert "ray: is not installed: `pip install 'fmfsd[tune]'`" in answer.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_config_without_held_out_samples_gets_some(tmp_path: Path) -> None:
+    answer = run_command("fmfsd-tune", "--space", "loss", "--dry-run", "--json", cwd=tmp_path)
+    assert json.loads(answer.stdout)["held_out"] == 5200
