@@ -56,7 +56,8 @@ def _room(machine: Resources, cores: int, workers: int, device: str, worker_byte
     """Nodes of trials that a machine takes."""
     rooms = [machine.cores // cores]
     if device == "cuda":
-        rooms.append(len(machine.gpus) // workers)
+        fits = not machine.gpu_memory or worker_bytes <= machine.gpu_memory
+        rooms.append(len(machine.gpus) // workers if fits else 0)
     elif worker_bytes and machine.memory:
         rooms.append(machine.memory // (worker_bytes * workers))
     return min(rooms)
@@ -67,9 +68,9 @@ def _too_much(
 ) -> Problem:
     workers = launch.gpus or 1
     needs = f"{workers} GPUs" if device == "cuda" else f"{workers} cores"
-    memory = f" and {size(worker_bytes * workers)} of memory" if worker_bytes and device != "cuda" else ""
+    memory = f" and at least {size(worker_bytes * workers)} of {'their ' if device == 'cuda' else ''}memory"
     offers = "; ".join(dict.fromkeys(map(_offer, machines)))
-    asked = f"a trial asks for {launch.nodes} x {needs}{memory}"
+    asked = f"a trial asks for {launch.nodes} x {needs}{memory if worker_bytes else ''}"
     if most and options.concurrent:
         return Problem(
             "--concurrent", f"{options.concurrent} at a time, of which {most} fit: {asked}, there is {offers}"
@@ -78,5 +79,6 @@ def _too_much(
 
 
 def _offer(machine: Resources) -> str:
-    memory = f", {size(machine.memory)}" if machine.memory else ""
+    known = machine.gpu_memory or machine.memory
+    memory = f", {size(known)}{' each' if machine.gpu_memory else ''}" if known else ""
     return f"a machine with {machine.cores} cores, {len(machine.gpus)} GPUs{memory}"

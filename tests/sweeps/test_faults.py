@@ -112,14 +112,3 @@ def test_a_damaged_ledger_is_refused(undisturbed: SweepDir, tmp_path: Path) -> N
         3,
         f"{sweep.ledger}:2: is no fact: put it back, or take the line out\n",
     )
-
-
-def test_two_sweeps_run_beside_each_other(tiny_root: Path, undisturbed: SweepDir, tmp_path: Path) -> None:
-    folders = [tmp_path / "one", tmp_path / "other"]
-    for folder in folders:
-        folder.mkdir()
-    one, other = (arguments(tiny_root, folder, "--concurrent", "2") for folder in folders)
-    with sweeping(*one, cwd=tmp_path) as first, sweeping(*other, cwd=tmp_path) as second:
-        ends = first.ended(), second.ended()
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert results(first.sweep) == results(second.sweep) == results(undisturbed)

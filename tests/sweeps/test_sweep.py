@@ -56,15 +56,24 @@ def test_nothing_of_ray_is_left_in_the_sweep(undisturbed: SweepDir) -> None:
     assert not list(undisturbed.path.glob(".tune*"))
 
 
-def test_a_finished_sweep_goes_on_with_more_trials(undisturbed: SweepDir, tmp_path: Path) -> None:
+def test_two_sweeps_run_beside_each_other_and_draw_alike(two_sweeps: tuple[SweepDir, SweepDir]) -> None:
+    one, other = two_sweeps
+    assert one.path != other.path
+    assert results(one) == results(other)
+
+
+def test_a_finished_sweep_goes_on_with_more_trials_and_confirms_its_best(undisturbed: SweepDir, tmp_path: Path) -> None:
     sweep = SweepDir(tmp_path / "sweep")
     shutil.copytree(undisturbed.path, sweep.path)
     before = results(sweep)
-    answer = tune("--resume", str(sweep.path), "--trials", "4", cwd=tmp_path)
+    answer = tune("--resume", str(sweep.path), "--trials", "4", "--seeds", "2", "--best", "1", cwd=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    after = results(sweep)
+    after, confirmed = results(sweep), known(sweep, "confirmed")
     assert (len(after), len(known(sweep, "ended"))) == (4, 4)
     assert before.items() <= after.items()
+    best = read_json(sweep.summary)["best"]["trial"]
+    assert {(fact["config"], fact["seed"]) for fact in confirmed} == {(best, 1), (best, 2), ("base", 1), ("base", 2)}
+    assert all("test/deepest_top1" in fact["metrics"] for fact in confirmed)
 
 
 def test_a_trial_that_fails_is_marked_and_the_search_goes_on(tiny_root: Path, tmp_path: Path) -> None:
@@ -80,13 +89,19 @@ def test_a_trial_that_fails_is_marked_and_the_search_goes_on(tiny_root: Path, tm
     assert cause.splitlines()[0][:40] in sweep.report.read_text()
 
 
-def test_equal_configs_are_run_once(tiny_root: Path, tmp_path: Path) -> None:
-    space = "config: cifar100-resnet18\ntrials: 8\nparameters:\n  distill.temperature: {choice: [1, 3]}\n"
-    answer = tune(*arguments(tiny_root, tmp_path, space=space), cwd=tmp_path)
+def test_equal_configs_are_run_once_and_several_metrics_give_a_front(tiny_root: Path, tmp_path: Path) -> None:
+    space = "config: cifar100-resnet18\ntrials: 8\nparameters:\n  model.branches: {subset: {of: [stage1, stage2], max: 1}}\n"
+    goals = ("--metric", "valid/deepest_top1", "--metric", "cost/train_macs")
+    answer = tune(*arguments(tiny_root, tmp_path, *goals, "--search", "tpe", space=space), cwd=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
-    assert len(results(sweep)) == len(list(sweep.trials.iterdir())) == 2
+    ended = results(sweep)
+    assert len(ended) == len(list(sweep.trials.iterdir())) == 2
     assert "2 trials are all that the space has" in answer.stdout
+    cheapest = min(ended, key=lambda number: ended[number][1]["cost/train_macs"])
+    front = read_json(sweep.summary)["front"]
+    assert f"{cheapest:04d}" in front
+    assert sorted(f"{fact['trial']:04d}" for fact in known(sweep, "tested")) == sorted(front)
 
 
 def test_a_scheduler_stops_trials_early_and_nothing_of_them_goes_on(tiny_root: Path, tmp_path: Path) -> None:

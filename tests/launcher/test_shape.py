@@ -1,0 +1,49 @@
+"""How many trials fit beside one another: by cores, GPUs and memory, over machines that differ."""
+
+import pytest
+
+from fmfsd.errors import CheckError
+from launcher.config import LaunchConfig, TuneOptions
+from launcher.resources import Resources
+from launcher.tune.shape import Shape, shape_of
+
+GIB = 1 << 30
+BOX = Resources(cores=64, gpus=tuple(map(str, range(8))), memory=256 * GIB, gpu_memory=80 * GIB)
+LAPTOP = Resources(cores=8, memory=16 * GIB)
+
+
+def shape(
+    *machines: Resources, trials: int = 100, concurrent: int | None = None, need: int = 0, **launch: int
+) -> Shape:
+    options = TuneOptions(trials=trials, concurrent=concurrent)
+    return shape_of(machines, LaunchConfig(**{"gpus": 1, **launch}), options, worker_bytes=need)  # type: ignore[arg-type]
+
+
+def test_gpus_and_cores_are_shared_out_among_as_many_trials_as_fit() -> None:
+    assert shape(BOX) == Shape("cuda", cores=8, gpus=1, concurrent=8)
+    assert shape(BOX, gpus=2) == Shape("cuda", cores=16, gpus=2, concurrent=4)
+    assert shape(BOX, BOX, nodes=2, gpus=8) == Shape("cuda", cores=64, gpus=8, concurrent=1)
+    assert shape(BOX, gpus=3) == Shape("cuda", cores=32, gpus=3, concurrent=2)
+
+
+def test_without_gpus_each_worker_has_a_core_at_least_and_fewer_trials_have_more() -> None:
+    assert shape(LAPTOP) == Shape("cpu", cores=1, gpus=0, concurrent=8)
+    assert shape(LAPTOP, trials=3) == Shape("cpu", cores=2, gpus=0, concurrent=3)
+    assert shape(LAPTOP, concurrent=2) == Shape("cpu", cores=4, gpus=0, concurrent=2)
+
+
+def test_memory_bounds_them_too() -> None:
+    assert shape(LAPTOP, need=5 * GIB) == Shape("cpu", cores=2, gpus=0, concurrent=3)
+    with pytest.raises(CheckError, match="a trial asks for 1 x 1 GPUs and at least 90.0 GiB of their memory"):
+        shape(BOX, need=90 * GIB)
+
+
+def test_machines_that_differ_are_each_used_as_far_as_they_go() -> None:
+    assert shape(BOX, Resources(cores=4, gpus=("0", "1"))).concurrent == 10
+
+
+def test_what_fits_nowhere_is_refused_with_what_there_is() -> None:
+    with pytest.raises(CheckError, match="a trial asks for 1 x 9 cores; there is a machine with 8 cores, 0 GPUs"):
+        shape(LAPTOP, gpus=9)
+    with pytest.raises(CheckError, match="--concurrent: 9 at a time, of which 8 fit"):
+        shape(LAPTOP, concurrent=9)
