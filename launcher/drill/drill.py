@@ -45,12 +45,15 @@ class Drill:
         self._options, self._short_of, self._folder, self._plan_for = options, short_of, run.path, plan_for
         self._launch, self._console = replace(launch, min_nodes=None), console
         self._steps, self._whole = FEWEST_STEPS, RunDir(self._folder / "undisturbed")
+        self._checkpoint_bytes = 0
 
     def run_to_end(self, *, as_json: bool) -> int:
         """The exit code: 1 if a fault was not survived, or changed the result."""
-        self._say(f"drill: {self._folder}; an undisturbed run first")
+        self._say(f"drill: {self._folder}")
         try:
-            self._undisturbed()
+            if not all(map(self._lacks, self._options.faults)):
+                self._say("an undisturbed run first")
+                self._undisturbed()
             results = [self._result(fault) for fault in self._options.faults]
         except EndedByUserError as ended:
             self._say("the drill was ended")
@@ -80,6 +83,11 @@ class Drill:
             self._say(f"\nand a longer one, as {self._steps} steps take just {self._steps * step_s:.1f} s")
             self._steps, self._whole = wanted, RunDir(self._folder / "undisturbed-longer")
             self._execute(self._whole)
+        self._checkpoint_bytes = checkpoint_bytes(self._whole)
+
+    def _lacks(self, name: str) -> str:
+        """What it takes and is not here, as far as a checkpoint's size is known; empty if it can be done."""
+        return FAULTS[name].lacks(self._launch, self._checkpoint_bytes)
 
     def _seconds_an_evaluation_batch(self) -> float:
         config, workers = self._config(), self._plan_for(self._whole).num_workers
@@ -89,7 +97,7 @@ class Drill:
 
     def _result(self, name: str) -> Result:
         self._say(f"\n{name}")
-        if skipped := FAULTS[name].lacks(self._launch, checkpoint_bytes(self._whole)):
+        if skipped := self._lacks(name):
             return Result(name, skipped=skipped)
         try:
             return self._with_fault(name)
@@ -100,7 +108,7 @@ class Drill:
     def _with_fault(self, name: str) -> Result:
         fault, run = FAULTS[name], RunDir(self._folder / name)
         chance = random.Random(f"{self._options.seed} {name}")
-        scene = Scene(run, chance, checkpoint_bytes(self._whole))
+        scene = Scene(run, chance, self._checkpoint_bytes)
         fault.prepare(scene)
         step = chance.randint(self._every + 1, 3 * self._every - 1)
         injector = Injector(run, partial(fault.harm, scene), step=step)

@@ -3,23 +3,17 @@
 import json
 import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from tests.end_to_end.conftest import FOURTEEN_STEPS
 from tests.helpers.processes import command, launched, run_command, wait_until
-from tests.helpers.runs import TINY, newest_weights, records
-
-
-@pytest.fixture
-def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """Two node agents, far from done and far from a checkpoint when a test interferes."""
-    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
-    every = ("train.evaluate_every=60 epochs", "checkpoint.every_epochs=60")
-    settings = (part for change in (*changes, *every) for part in ("--set", change))
-    return ("cifar100-resnet18", "--nodes", "2", "--gpus", "1", "--max-restarts", "0", *settings)
+from tests.helpers.runs import newest_weights, records
 
 
 def control(cwd: Path, *words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
@@ -45,33 +39,24 @@ def test_a_run_that_is_cancelled_ends_at_once_and_without_a_checkpoint(
 
 
 def test_a_stopped_run_resumes_as_it_was_launched_to_the_uninterrupted_result(
-    arguments: tuple[str, ...], tmp_path: Path
+    arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
     """With its two node agents and its variables; the secret is asked for, and found nowhere."""
     secret = {"MY_TOKEN": "canary"}
-    arguments = (*arguments, "--set", "train.max_steps=14", "--env", "MY_TOKEN", "--grace", "77")
-    with launched(tmp_path, "whole", arguments, env=secret) as whole:
-        assert whole.end()[0] == 0
+    arguments = (*arguments, *FOURTEEN_STEPS, "--env", "MY_TOKEN", "--grace", "77")
     with launched(tmp_path, "parted", arguments, env=secret) as parted:
         parted.wait_for_step(3)
         control(tmp_path, "stop", "parted")
         assert parted.end()[0] == 75
     assert "MY_TOKEN: not set here" in control(tmp_path, "resume", "parted", code=3)
     assert "2 workers on cpu, 2 node agents" in control(tmp_path, "resume", "parted", env=secret)
-    assert records(parted.run) == records(whole.run)
-    assert newest_weights(parted.run) == newest_weights(whole.run)
+    assert records(parted.run) == records(whole)
+    assert newest_weights(parted.run) == newest_weights(whole)
     first, second = json.loads(parted.run.manifest.read_text())["launches"]
     assert (first["command"][-2:], second["command"][-2:]) == (["--run-dir", "parted"], ["resume", "parted"])
     assert all(b"canary" not in path.read_bytes() for path in parted.run.path.rglob("*") if path.is_file())
     assert "this run is finished; nothing to do" in control(tmp_path, "resume", "parted")
     assert json.loads(control(tmp_path, "resume", "parted", "--json"))["state"] == "finished"
-
-
-def test_a_resumed_run_says_how_it_is_resumed(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", (*arguments, "--env", "MY_TOKEN=canary")) as run:
-        run.wait_for_step(1)
-        control(tmp_path, "stop", "run")
-        assert re.search(rf"; to go on: fmfsd-launch resume {run.run.path}\n", run.end()[1])
 
 
 def test_a_run_is_looked_at_while_it_trains_from_elsewhere_and_when_it_is_lost(
@@ -98,31 +83,45 @@ def test_a_run_is_looked_at_while_it_trains_from_elsewhere_and_when_it_is_lost(
     assert control(tmp_path, "status", "runs/seed-0").endswith(f"fmfsd-launch resume {run.run.path}\n")
 
 
-def test_a_failed_run_says_why(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
-        assert run.end()[0] == 1
-    screen = control(tmp_path, "status", "run")
-    assert re.search(r"\nstate +failed: step \d+ .*; rank [01] .*the loss is not finite in step ", screen)
-    assert re.search(r"\nattempts +1: failed after \d+ s, 2 workers: rank [01] ", screen)
+@dataclass(frozen=True)
+class Followed:
+    """A run that was stopped, what it printed, and what was heard by who followed its logs."""
+
+    run: RunDir
+    output: str
+    heard: list[str]
 
 
-def test_logs_are_followed_of_all_workers_until_the_run_has_ended(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", arguments) as run:
+@pytest.fixture(scope="module")
+def followed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Followed:
+    folder = tmp_path_factory.mktemp("followed")
+    with launched(folder, "run", (*arguments, "--env", "MY_TOKEN=canary")) as run:
         run.wait_for_step(1)
         follow = [command("fmfsd-launch"), "logs", "run", "--follow"]
-        with subprocess.Popen(follow, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as following:
+        with subprocess.Popen(follow, cwd=folder, stdout=subprocess.PIPE, text=True) as following:
             assert following.stdout is not None
             heard = [following.stdout.readline() for _ in range(4)]
             assert run.process.poll() is None
-            control(tmp_path, "stop", "run")
-            assert run.end()[0] == 75
+            control(folder, "stop", "run")
+            code, output = run.end()
+            assert code == 75
             heard += following.stdout.readlines()
         assert following.returncode == 0
+    return Followed(run.run, output, heard)
+
+
+def test_a_resumed_run_says_how_it_is_resumed(followed: Followed) -> None:
+    """Not by its command, in which a secret is."""
+    assert re.search(rf"; to go on: fmfsd-launch resume {followed.run.path}\n", followed.output)
+
+
+def test_logs_are_followed_of_all_workers_until_the_run_has_ended(followed: Followed) -> None:
+    run, heard = followed.run, followed.heard
     for node, rank in ((0, 0), (1, 1)):
         own = [line.removeprefix(f"[node {node} rank {rank}] ") for line in heard if f" rank {rank}]" in line]
-        assert own == run.run.rank_log(node, rank).read_text().splitlines(keepends=True)
+        assert own == run.rank_log(node, rank).read_text().splitlines(keepends=True)
     assert any(line.endswith("INFO stopped\n") for line in heard)
-    assert control(tmp_path, "logs", "run", "--rank", "1", "--lines", "1") == heard_last(heard, 1)
+    assert control(run.path.parent, "logs", "run", "--rank", "1", "--lines", "1") == heard_last(heard, 1)
 
 
 def heard_last(heard: list[str], rank: int) -> str:

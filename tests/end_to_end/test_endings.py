@@ -4,33 +4,26 @@ import json
 import re
 import shlex
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from fmfsd.rundir import RunDir
+from tests.end_to_end.conftest import FOURTEEN_STEPS
 from tests.helpers.processes import Launched, launched, run_command, wait_until
-from tests.helpers.runs import TINY, newest_weights, records
-
-NODES = ("--nodes", "2", "--gpus", "1", "--max-restarts", "0")
-
-
-@pytest.fixture
-def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """A launch of two nodes that is far from done when a test interferes."""
-    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
-    return ("cifar100-resnet18", *NODES, *(part for change in changes for part in ("--set", change)))
+from tests.helpers.runs import newest_weights, records
 
 
 def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
-    arguments: tuple[str, ...], tmp_path: Path
+    arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    arguments = (*arguments, "--set", "train.max_steps=14")
-    with launched(tmp_path, "whole", arguments) as whole:
-        assert whole.end()[0] == 0
+    arguments = (*arguments, *FOURTEEN_STEPS)
     with launched(tmp_path, "parted", arguments) as parted:
         parted.wait_for_step(3)
         parted.signal(signal.SIGINT)
@@ -39,8 +32,8 @@ def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
     assert json.loads(parted.run.outcome.read_text())["state"] == "stopped"
     with launched(tmp_path, "parted", arguments) as again:
         assert again.end()[0] == 0
-    assert records(again.run) == records(whole.run)
-    assert newest_weights(again.run) == newest_weights(whole.run)
+    assert records(again.run) == records(whole)
+    assert newest_weights(again.run) == newest_weights(whole)
     assert "attempt 2" in again.run.rank_log(1, 1).read_text()
     finished = run_command("fmfsd-launch", *arguments, "--run-dir", "parted", cwd=tmp_path)
     assert (finished.returncode, "this run is finished" in finished.stdout) == (0, True)
@@ -91,7 +84,7 @@ def test_a_kill_ends_everything_and_the_cause_is_named(victim: str, arguments: t
         code, output = run.end()
         wait_until(lambda: not any(map(_alive, everything)), "the end of every process", deadline_s=5)
     assert time.monotonic() - start < 20
-    assert code == expected
+    assert (code, run.run.last_attempt()) == (expected, 1)
     assert cause in output
     if code == 1:
         outcome = json.loads(run.run.outcome.read_text())
@@ -105,17 +98,54 @@ def _alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.fault("F38")
-def test_a_termination_of_the_launcher_stops_the_run_with_a_checkpoint(
-    arguments: tuple[str, ...], tmp_path: Path
-) -> None:
-    with launched(tmp_path, "run", arguments) as run:
-        run.wait_for_step(2)
+@dataclass(frozen=True)
+class Terminated:
+    """A run of two nodes that was looked at while it was at work, on which another launch was tried, and which was then
+    asked to end, twice."""
+
+    run: Launched
+    connections: list[Any]
+    second: subprocess.CompletedProcess[str]
+    second_asked: bool
+    code: int
+
+
+@pytest.fixture(scope="module")
+def terminated(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Terminated:
+    folder = tmp_path_factory.mktemp("terminated")
+    with launched(folder, "run", arguments) as run:
+        run.wait_for_step(2, ranks=2)
+        processes = [psutil.Process(run.process.pid), *run.everything()]
+        assert len(processes) >= 7
+        connections = [each for process in processes for each in process.net_connections(kind="inet")]
+        second = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=folder)
+        second_asked = run.run.stop_request.exists()
         for _ in range(2):
             run.signal(signal.SIGTERM)
         code, _ = run.end()
-    assert code == 75
-    assert len(list(run.run.checkpoints.glob("step-*"))) == 1
+    return Terminated(run, connections, second, second_asked, code)
+
+
+@pytest.mark.fault("F38")
+def test_a_termination_of_the_launcher_stops_the_run_with_a_checkpoint(terminated: Terminated) -> None:
+    assert terminated.code == 75
+    assert len(list(terminated.run.run.checkpoints.glob("step-*"))) == 1
+
+
+def test_on_one_machine_nothing_listens_outside_loopback(terminated: Terminated) -> None:
+    listening = {each.laddr.ip for each in terminated.connections if each.status == psutil.CONN_LISTEN}
+    assert terminated.connections
+    assert all(address.startswith("127.") or address == "::1" for address in listening), listening
+
+
+@pytest.mark.fault("F33")
+def test_a_second_launch_of_a_run_is_refused_and_disturbs_nothing(terminated: Terminated) -> None:
+    first, second = terminated.run, terminated.second
+    assert second.returncode == 3
+    holder = rf"another launch is at work there \(process {first.process.pid} on \S+, since 20.* UTC; attempt 1\)"
+    assert re.search(holder, second.stderr)
+    assert not terminated.second_asked
+    assert first.run.last_attempt() == 1
 
 
 @pytest.mark.fault("F37")
@@ -136,51 +166,27 @@ def test_a_second_interrupt_ends_at_once(arguments: tuple[str, ...], tmp_path: P
     assert json.loads(run.run.outcome.read_text()) == {"state": "interrupted", "attempt": 1, "resumable": True}
 
 
-@pytest.mark.fault("F18")
-def test_the_first_failing_workers_own_error_comes_last(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
+@pytest.fixture(scope="module")
+def failed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, str]:
+    """A run whose loss is soon not finite, and what it printed."""
+    with launched(tmp_path_factory.mktemp("failed"), "run", (*arguments, "--set", "optim.lr=1e30")) as run:
         code, output = run.end()
     assert code == 1
+    return run.run, output
+
+
+@pytest.mark.fault("F18")
+def test_the_first_failing_workers_own_error_comes_last(failed: tuple[RunDir, str]) -> None:
+    run, output = failed
     assert any("the loss is not finite in step" in line for line in output.splitlines()[-6:])
     assert "Traceback" not in output
-    assert not list(run.run.checkpoints.glob("step-*"))
+    assert not list(run.checkpoints.glob("step-*"))
 
 
-def test_on_one_machine_nothing_listens_outside_loopback(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", arguments) as run:
-        run.wait_for_step(1, ranks=2)
-        processes = [psutil.Process(run.process.pid), *run.everything()]
-        assert len(processes) >= 7
-        connections = [each for process in processes for each in process.net_connections(kind="inet")]
-        listening = {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
-        assert connections
-        assert all(address.startswith("127.") or address == "::1" for address in listening), listening
-        run.signal(signal.SIGTERM)
-        run.end()
-
-
-def test_files_of_a_run_are_for_the_user_alone(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", (*arguments, "--set", "train.max_steps=2", "--env", "MY_TOKEN=canary")) as run:
-        code, output = run.end()
-    assert code == 0
-    everything = list(run.run.path.rglob("*"))
-    assert {path.stat().st_mode & 0o077 for path in (run.run.path, *everything)} == {0}
-    assert "canary" not in output
-    assert not [path for path in everything if path.is_file() and b"canary" in path.read_bytes()]
-
-
-@pytest.mark.fault("F33")
-def test_a_second_launch_of_a_run_is_refused_and_disturbs_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", arguments) as run:
-        run.wait_for_step(1)
-        second = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=tmp_path)
-        assert second.returncode == 3
-        holder = rf"another launch is at work there \(process {run.process.pid} on \S+, since 20.* UTC; attempt 1\)"
-        assert re.search(holder, second.stderr)
-        assert not run.run.stop_request.exists()
-        run.signal(signal.SIGTERM)
-        assert run.end()[0] == 75
-    assert run.run.last_attempt() == 1
+def test_the_status_of_a_failed_run_says_why(failed: tuple[RunDir, str], tmp_path: Path) -> None:
+    screen = run_command("fmfsd-launch", "status", str(failed[0].path), cwd=tmp_path).stdout
+    assert re.search(r"\nstate +failed: step \d+ .*; rank [01] .*the loss is not finite in step ", screen)
+    assert re.search(r"\nattempts +1: failed after \d+ s, 2 workers: rank [01] ", screen)
 
 
 @pytest.mark.fault("F47")
@@ -194,11 +200,36 @@ def test_a_reader_that_goes_away_does_not_end_the_run(arguments: tuple[str, ...]
     assert json.loads(run.run.outcome.read_text())["state"] == "finished"
 
 
+@dataclass(frozen=True)
+class Pair:
+    """The same command, folder and moment, twice, with a secret; and all that was printed."""
+
+    one: RunDir
+    other: RunDir
+    output: str
+
+
+@pytest.fixture(scope="module")
+def pair(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder, short = tmp_path_factory.mktemp("pair"), ("--set", "train.max_steps=3", "--env", "MY_TOKEN=canary")
+    with (
+        launched(folder, "one", (*arguments, *short)) as one,
+        launched(folder, "other", (*arguments, *short)) as other,
+    ):
+        (first, said), (second, said_too) = one.end(), other.end()
+    assert (first, second) == (0, 0)
+    return Pair(one.run, other.run, said + said_too)
+
+
 @pytest.mark.fault("F39")
-def test_two_launches_of_the_same_at_once_keep_apart(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """The same command, folder and moment: each has workers and a meeting place of its own."""
-    short = (*arguments, "--set", "train.max_steps=3")
-    with launched(tmp_path, "one", short) as one, launched(tmp_path, "other", short) as other:
-        assert [run.end()[0] for run in (one, other)] == [0, 0]
-    assert records(one.run) == records(other.run)
-    assert newest_weights(one.run) == newest_weights(other.run)
+def test_two_launches_of_the_same_at_once_keep_apart(pair: Pair) -> None:
+    """Each has workers and a meeting place of its own."""
+    assert records(pair.one) == records(pair.other)
+    assert newest_weights(pair.one) == newest_weights(pair.other)
+
+
+def test_files_of_a_run_are_for_the_user_alone(pair: Pair) -> None:
+    everything = list(pair.one.path.rglob("*"))
+    assert {path.stat().st_mode & 0o077 for path in (pair.one.path, *everything)} == {0}
+    assert "canary" not in pair.output
+    assert not [path for path in everything if path.is_file() and b"canary" in path.read_bytes()]

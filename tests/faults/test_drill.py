@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from fmfsd.rundir import RunDir
+from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import Launched, launched, run_command
 from tests.helpers.runs import TINY
 
@@ -21,6 +23,11 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
     return ("cifar100-resnet18", *NODES, *(part for change in changes for part in ("--set", change)))
 
 
+def takes_its_time(_: Moment) -> None:
+    """So that the fewest steps of a drill are long enough for it, and the machine is free for what is drilled."""
+    time.sleep(0.75)
+
+
 @pytest.mark.fault("F1", "F3", "F5", "F7", "F11")
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk and a cut link need root")
 def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
@@ -29,7 +36,8 @@ def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
     """Of the disk and the network that were made nothing is left."""
     mounts = Path("/proc/mounts").read_text()
     drill = ("--drill", "all", "--drill-seed", "3", "--run-dir", "drill", "--json")
-    done = run_command("fmfsd-launch", *arguments, *drill, cwd=tmp_path, timeout_s=900)
+    slow = faulty(tmp_path / "slow", takes_its_time)
+    done = run_command("fmfsd-launch", *arguments, *drill, cwd=tmp_path, env=slow.env, timeout_s=900)
     faults = {each["fault"]: each for each in json.loads(done.stdout)["faults"]}
     assert list(faults) == ["preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link"]
     assert all(each["good"] and not each["skipped"] for each in faults.values()), done.stderr
@@ -62,11 +70,13 @@ def test_a_drill_does_not_begin_in_the_folder_of_a_run(arguments: tuple[str, ...
 
 
 def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    one_node = ("--set", "train.max_steps=16", "--drill", "cut-link", "--run-dir", "drill", "--json")
+    """And nothing is run where no fault is left."""
+    one_node = ("--drill", "cut-link", "--run-dir", "drill", "--json")
     done = run_command("fmfsd-launch", arguments[0], *arguments[5:], *one_node, cwd=tmp_path)
     (fault,) = json.loads(done.stdout)["faults"]
     assert fault["skipped"].startswith("needs ")
     assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fault_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ STOPPED, INTERRUPTED, FAILED = 75, 130, 1
 GONE_WITHIN_S = 5.0
 
 EXPECTED: dict[str, dict[signal.Signals, int]] = {
-    "launcher": {TERM: STOPPED, INT: INTERRUPTED, HUP: STOPPED, USR1: -USR1, KILL: -KILL},
-    "agent": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED, KILL: FAILED},
-    "starter": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED, KILL: FAILED},
+    "launcher": {TERM: STOPPED, INT: INTERRUPTED, HUP: STOPPED, USR1: -USR1},
+    "agent": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED},
+    "starter": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED},
     "worker": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED, KILL: FAILED},
 }
-"""The launcher's exit code. A worker and torchrun, which passes it on, know TERM and INT as requests to stop."""
+"""The launcher's exit code. A worker and torchrun, which passes it on, know TERM and INT as requests to stop. The
+others are killed in tests/end_to_end/test_endings.py."""
 
 CHOOSE: dict[str, Callable[[Launched], psutil.Process]] = {
     "launcher": lambda run: psutil.Process(run.process.pid),

@@ -9,7 +9,7 @@ from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import launched
 from tests.helpers.runs import TINY
 
-SMALL = ("data.shards=16", "train.batch=16", "train.epochs=60", "train.max_steps=115", "train.evaluate_every=60 epochs")
+SMALL = ("data.shards=16", "train.batch=16", "train.epochs=60", "train.max_steps=140", "train.evaluate_every=60 epochs")
 
 
 def dawdles(moment: Moment) -> None:
@@ -18,7 +18,7 @@ def dawdles(moment: Moment) -> None:
         step = moment.loop.engine.step
 
         def slow_step(rate: float) -> None:
-            time.sleep(0.25)
+            time.sleep(0.1)
             step(rate)
 
         moment.loop.engine.step = slow_step

@@ -4,6 +4,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -89,13 +90,17 @@ def _files() -> frozenset[str]:
     """In the checkout and in the folder for temporary files, without Python's own helpers' and torch's cache."""
     ignored = {".git", ".venv", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache"}
     places = [path for path in CHECKOUT.iterdir() if path.name not in ignored]
-    inside = [
-        path for place in places if place.is_dir() for path in place.rglob("*") if "__pycache__" not in path.parts
-    ]
+    inside = [path for place in places if place.is_dir() for path in _below(str(place))]
     temporary = [
         path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith(("pymp-", "torchinductor_"))
     ]
     return frozenset(map(str, (*places, *inside, *temporary)))
+
+
+def _below(folder: str) -> Iterator[str]:
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        yield from (f"{path}/{name}" for name in (*folders, *files))
 
 
 def _variables() -> frozenset[tuple[str, str]]:

@@ -1,0 +1,28 @@
+"""Fixtures of the tests of whole launches."""
+
+from pathlib import Path
+
+import pytest
+
+from fmfsd.rundir import RunDir
+from tests.helpers.processes import launched
+from tests.helpers.runs import TINY
+
+FOURTEEN_STEPS = ("--set", "train.max_steps=14")
+
+
+@pytest.fixture(scope="session")
+def arguments(tiny_root: Path) -> tuple[str, ...]:
+    """Two node agents, far from done and far from a checkpoint when a test interferes."""
+    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
+    every = ("train.evaluate_every=60 epochs", "checkpoint.every_epochs=60")
+    settings = (part for change in (*changes, *every) for part in ("--set", change))
+    return ("cifar100-resnet18", "--nodes", "2", "--gpus", "1", "--max-restarts", "0", *settings)
+
+
+@pytest.fixture(scope="session")
+def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """An uninterrupted run of FOURTEEN_STEPS."""
+    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *FOURTEEN_STEPS)) as run:
+        assert run.end()[0] == 0
+    return run.run
