@@ -43,13 +43,14 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_prestart_worker_first_driver": "0",  # no trial could use one: Tune wants workers with variables of its own
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # else trials give way to whatever else runs here
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has measured nothing
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nobody reads Tune's own state
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # the feeder hands over no more than run at a time
 }
 """What Ray and Tune are told."""
 EXISTING = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

@@ -38,12 +38,12 @@ def _combined(space: Space, number: int, drawn: dict[str, Any]) -> Iterator[dict
 
 
 def grid_values(space: Space, number: int) -> dict[str, Any]:
-    """What the grids and constants are in a trial, beside what else is drawn: each combination in its turn."""
-    return nth(space.grids, number % (space.grids.size() or 1)) or {}
+    """What the grids and constants are in a trial, beside what else is drawn: each combination in turn, from 1 on."""
+    return nth(space.grids, (number - 1) % (space.grids.size() or 1)) or {}
 
 
 def nth(space: Space, number: int) -> dict[str, Any] | None:
-    """One of all draws; None: there are not so many."""
+    """One of all draws, from 0 on; None: there are not so many."""
     return next(islice(combinations(space), number, None), None)
 
 

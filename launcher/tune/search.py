@@ -105,7 +105,7 @@ class Search:
         self._drawer = _drawer(space, options)
 
     def draw(self, number: int) -> Draw | None:
-        """The next one, under this number; None: a grid is at its end."""
+        """The next one, under this number, which is 1 of the first; None: a grid is at its end."""
         return self._drawer.draw(number)
 
     def tell(self, trial: Trial) -> None:
@@ -148,5 +148,5 @@ class _Grid(_Unlearning):
         self._space = space
 
     def draw(self, number: int) -> Draw | None:
-        values = nth(self._space, number)
+        values = nth(self._space, number - 1)
         return None if values is None else Draw(values)

@@ -15,7 +15,7 @@ from launcher.config import TuneOptions
 from launcher.tune.draws import at_random, combinations
 from launcher.tune.history import Trial
 from launcher.tune.parameters import Parameter, Space
-from launcher.tune.search import SEARCHES, Draw, Search, default_search, missing, refused
+from launcher.tune.search import SEARCHES, Search, default_search, missing, refused
 
 TAPS = Parameter("model.branches", "subset", ("stage1", "stage2", "stage3"), least=1, most=2)
 CONDITIONAL = (
@@ -52,8 +52,8 @@ def searched(
 ) -> tuple[dict[int, Trial], list[Trial]]:
     """All trials with so many under way, and those that one made anew has drawn after each of the `cuts`."""
     search, ledger, again = Search(space, options), dict[int, Trial](), list[Trial]()
-    for number in range(options.trials):
-        if (oldest := number - under_way) >= 0:
+    for number in range(1, options.trials + 1):
+        if (oldest := number - under_way) >= 1:
             ledger[oldest] = ended(ledger[oldest], options.metrics)
             search.tell(ledger[oldest])
         if number in cuts:
@@ -71,7 +71,7 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(search: str, under_w
     if package := missing(search):
         pytest.skip(f"{package} is not installed")
     trials = {"gp": 16}.get(search, 45)
-    cuts = (1, 4, trials - 1)
+    cuts = (2, 5, trials)
     space = replace(SPACE, parameters=(*SPACE.parameters, SEEDS))
     options = TuneOptions(trials=trials, search=search, metrics=("valid/loss",), modes=("min",), seed=5)
     assert not list(refused(search, options, space))
@@ -86,8 +86,8 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(search: str, under_w
 def test_a_search_of_two_metrics_goes_on_as_if_it_had_not_been_interrupted(search: str) -> None:
     options = TuneOptions(trials=40, search=search, metrics=("valid/loss", "cost/params"), modes=("min", "max"))
     assert not list(refused(search, options, SPACE))
-    ledger, (again,) = searched(SPACE, options, under_way=2, cuts=(39,))
-    assert (again.values, again.memory) == (ledger[39].values, ledger[39].memory)
+    ledger, (again,) = searched(SPACE, options, under_way=2, cuts=(40,))
+    assert (again.values, again.memory) == (ledger[40].values, ledger[40].memory)
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
@@ -148,11 +148,11 @@ FINITE = (
 def test_a_space_with_an_end_knows_its_size_and_a_grid_goes_through_all_of_it() -> None:
     space = Space("smoke", 1, FINITE[::-1], {"optim.nesterov": False})
     search = Search(space, TuneOptions(trials=31, search="grid"))
-    draws = [search.draw(number) for number in range(32)]
+    draws = [search.draw(number) for number in range(1, 40)]
     assert space.size() == 1 + 2 * (4 + 5 + 2 * 5) == 39
     assert len({json.dumps(draw) for draw in combinations(space)}) == 39
-    assert all(isinstance(draw, Draw) for draw in draws)
-    assert search.draw(39) is None
+    assert [draw.values for draw in draws if draw is not None] == list(combinations(space))
+    assert search.draw(40) is None
     assert all(list(draw) == [key for key in "fedcba" if key in draw] for draw in combinations(space))
 
 
@@ -183,9 +183,9 @@ def test_chance_draws_within_a_range() -> None:
 def test_a_metric_that_is_no_number_is_a_failure_to_the_search() -> None:
     options = TuneOptions(trials=2, search="tpe", metrics=("valid/loss",), modes=("min",))
     search = Search(SPACE, options)
-    for number, metrics in enumerate(({"valid/loss": float("nan")}, {}, {"valid/loss": 1.0})):
+    for number, metrics in enumerate(({"valid/loss": float("nan")}, {}, {"valid/loss": 1.0}), 1):
         search.tell(replace(asked(search, number), state="finished", metrics=metrics))
-    assert search.draw(3) is not None
+    assert search.draw(4) is not None
 
 
 @pytest.mark.parametrize(
