@@ -1,9 +1,8 @@
 """Every fault that can befall a run has a test, and every test that claims one names one that is in the list.
 
-The numbers are those of the project's reliability page. Not here: of sweeps F26, F27, F29 and F30, a GPU out of memory
-(F10) and losses that spike (F19), for which there is no mechanism yet; faults that nothing here can have, as no process
-loads data beside a worker (F4, F41); and a port that is taken between its choice and its use (F31), which costs an
-attempt.
+The numbers are those of the project's reliability page. Not here: a GPU out of memory (F10) and losses that spike
+(F19), for which there is no mechanism yet; faults that nothing here can have, as no process loads data beside a worker
+(F4, F41); and a port that is taken between its choice and its use (F31), which costs an attempt.
 """
 
 import ast
@@ -34,7 +33,11 @@ ROWS = {
     "F23": "a job is started again",
     "F24": "a job's node fails",
     "F25": "a worker outlives its attempt",
+    "F26": "Ray's head is killed",
+    "F27": "Ray's process of a machine is killed",
     "F28": "Ray's process of a trial, or the trial's worker, is killed",
+    "F29": "a search's driver is killed",
+    "F30": "what a search goes on from is cut off or damaged",
     "F32": "clocks differ, or jump",
     "F33": "two launches want one run",
     "F34": "the run's folder can't be written",
