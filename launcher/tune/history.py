@@ -62,6 +62,8 @@ class History:
     confirmations: list[Confirmation] = field(default_factory=list)
     tested: dict[int, Mapping[str, float]] = field(default_factory=dict)
     """The winners' last accuracies on the test set."""
+    told: list[tuple[int, int]] = field(default_factory=list)
+    """Trial and epoch of every report, in the order in which they came."""
 
     @classmethod
     def read(cls, ledger: Path, options: TuneOptions) -> "History":
@@ -78,6 +80,7 @@ class History:
             self._add_trial(fact)
         elif kind == "reported":
             self.trials[fact["trial"]].reports[fact["epoch"]] = fact["metrics"]
+            self.told.append((fact["trial"], fact["epoch"]))
         elif kind == "ended":
             ended = {name: fact[name] for name in ("state", "metrics", "cause", "seconds")}
             self._put(replace(self.trials[fact["trial"]], **ended))
