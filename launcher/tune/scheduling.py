@@ -39,8 +39,8 @@ _NOBODY = _Nobody()
 class Scheduler(Unkept, FIFOScheduler):
     """Begins trials in their order, and has `rule` decide which are stopped; `on_stop` is told of them.
 
-    `history` is told to the rule first, as it would have seen it. The rule hears of each epoch once, and of a trial that
-    it stops no more: should a kill have come between, that trial is stopped by what it tells next. None is stopped in
+    `history` is told to the rule first, as it would have seen it. The rule hears of each epoch once, and of a trial
+    that it stops no more: had a kill come between, that trial is stopped by what it tells next. None is stopped in
     its last epoch.
     """
 

@@ -12,6 +12,7 @@ from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.files import write_whole
 from launcher.config import LaunchConfig, TuneOptions
 from launcher.launch import Checked, Request, checked, prepare_command
+from launcher.manifest import masked
 from launcher.ownership import sole_owner
 from launcher.resources import Resources
 from launcher.shipped import find_space
@@ -165,7 +166,7 @@ def _write(ready: Ready, argv: Sequence[str]) -> None:
         for path, text in ready.content.items():
             write_whole(path, text)
         ledger = Ledger(ready.sweep.ledger)
-        ledger.note("begun", **ready.begun.told(), argv=list(argv))
+        ledger.note("begun", **ready.begun.told(), argv=masked(argv))
         ledger.close()
     except OSError as error:
         raise CheckError([Problem(str(ready.sweep.path), f"can't be written: {error}")]) from error
