@@ -52,6 +52,10 @@ class Confirmation:
     seed: int
     metrics: Mapping[str, float]
 
+    @property
+    def name(self) -> str:
+        return name_of_rerun(self.config, self.seed)
+
 
 @dataclass
 class History:
@@ -136,6 +140,11 @@ class History:
         """Smaller is better."""
         signs = (-1 if mode == "max" else 1 for mode in self.options.modes)
         return tuple(sign * value for sign, value in zip(signs, self.objectives(trial), strict=True))
+
+
+def name_of_rerun(config: str, seed: int) -> str:
+    """Of the folder of a run of `config` with another seed."""
+    return f"{config}-seed-{seed}"
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:

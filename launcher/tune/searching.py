@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from fmfsd.errors import RunFailedError
 from launcher.tune.book import Book
 from launcher.tune.history import Trial, TrialState
 from launcher.tune.order import TrialOrder
@@ -38,24 +39,29 @@ class Source(Protocol):
 
 
 class Feeder(Unkept, Searcher):
-    """Hands a source's trials to Tune, at most `concurrent` at a time, as long as `may_begin`."""
+    """Hands a source's trials to Tune, at most `concurrent` at a time, while `trouble` has nothing to say."""
 
     def __init__(
-        self, source: Source, *, concurrent: int, may_begin: Callable[[], bool], is_stopped: Callable[[], bool]
+        self, source: Source, *, concurrent: int, trouble: Callable[[], str], is_stopped: Callable[[], bool]
     ) -> None:
         super().__init__(metric="epoch", mode="max")  # Tune wants some; which trial is better is not its to say
         self._source, self._concurrent = source, concurrent
-        self._may_begin, self._is_stopped = may_begin, is_stopped
+        self._trouble, self._is_stopped = trouble, is_stopped
         self._live = dict[str, int]()
 
     def save(self, _path: str) -> None:
         """Nothing of Tune's is read again."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """RunFailedError if there is trouble that no trial's end can better."""
         if self._is_stopped():
             return str(Searcher.FINISHED)
-        if len(self._live) >= self._concurrent or not self._may_begin():
+        if len(self._live) >= self._concurrent:
             return None
+        if trouble := self._trouble():
+            if self._live:
+                return None
+            raise RunFailedError(trouble)
         found = self._source.next_order()
         if found is None:
             return str(Searcher.FINISHED)

@@ -34,7 +34,7 @@ def test_a_search_that_goes_on_decides_as_one_that_was_not_interrupted(name: Lit
     whole = scheduler(history, stopped)
     for number in range(1, 7):
         ask(history, number, {})
-        whole.on_trial_add(None, SimpleNamespace(config={"number": number}))  # type: ignore[arg-type]
+        whole.on_trial_add(None, SimpleNamespace(config={"number": number}))
     for epoch in (1, 2, 3):
         for number in range(1, 7):
             if number not in stopped:
