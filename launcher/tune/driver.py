@@ -59,7 +59,7 @@ class Driver:
         """finished or stopped; Ray's files are in `folder`. Raises RunFailedError if no trial came to its end."""
         try:
             with self._ray(folder), ending_if_ray_dies(last_word):
-                shape = self._begun.shape_on(machines())
+                shape = self._begun.shape_left_on(machines())
                 self._budget = self._budget_for(shape)
                 self._search(shape)
                 if not self._is_stopped():

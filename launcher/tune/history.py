@@ -7,6 +7,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from fmfsd.errors import CheckError, Problem
 from launcher.config import TuneOptions
 from launcher.tune.ledger import facts
 
@@ -71,10 +72,16 @@ class History:
 
     @classmethod
     def read(cls, ledger: Path, options: TuneOptions) -> "History":
-        """CheckError if the ledger is damaged."""
+        """CheckError if the ledger is damaged, or lacks what others of its facts are about."""
         history = cls(options)
-        for fact in facts(ledger):
-            history.add(fact)
+        for number, fact in enumerate(facts(ledger), 1):
+            try:
+                history.add(fact)
+            except (KeyError, TypeError, AttributeError) as error:
+                why = (
+                    f"does not fit with the facts before it ({error}): put back what is missing, or begin another sweep"
+                )
+                raise CheckError([Problem(f"{ledger}:{number}", why)]) from error
         return history
 
     def add(self, fact: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Between Tune, which runs trials, and the sweep's book, which knows them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -116,10 +117,11 @@ class Searched:
         self._done()
 
     def _judged(self, how: Ended) -> tuple[TrialState, str]:
-        missing = [name for name in self._book.history.options.metrics if name not in how.metrics]
+        wanted = self._book.history.options.metrics
+        missing = [name for name in wanted if math.isnan(how.metrics.get(name, math.nan))]
         if how.state == "running":
             return "pruned", how.cause
         if how.state == "finished" and not missing:
             return "finished", how.cause
-        words = {"finished": f"it has not written {', '.join(missing)}", "stopped": "somebody stopped it"}
+        words = {"finished": f"it has measured no {', '.join(missing)}", "stopped": "somebody stopped it"}
         return "failed", how.cause or words.get(how.state, how.state)

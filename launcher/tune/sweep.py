@@ -21,6 +21,7 @@ from launcher.slurm.allocation import Allocation
 from launcher.tune import check, held_out
 from launcher.tune.begun import Begun
 from launcher.tune.coordination import Coordination
+from launcher.tune.history import History
 from launcher.tune.ledger import Ledger
 from launcher.tune.shape import Shape
 from launcher.tune.space import Space, read_space
@@ -131,6 +132,7 @@ def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str],
         raise CheckError([Problem(str(sweep.path), "no sweep's folder: it has no ledger")])
     _require_nothing_else(request)
     begun = Begun.of(sweep.ledger, environment).going_on(request.given)
+    History.read(sweep.ledger, begun.options)
     space = read_space(sweep.space, config=str(sweep.config))
     check.require_sound(space, begun.options, begun.launch, sweep, asks=asks, is_new=False)
     shape = begun.shape_on(check.machines(site, begun.options, sweep, environment, cwd, asks=asks))
