@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from fmfsd.errors import CheckError, ConfigError, Problem
 from launcher.config import Device, LaunchConfig, TuneOptions, from_json, to_json
@@ -48,7 +48,7 @@ class Begun:
                 (told[-1]["held_out"], told[-1]["worker_bytes"]),
             )
             return cls(options, launch, *map(int, numbers))
-        except (KeyError, TypeError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckError([Problem(str(ledger), f"was written by another version: {error}")]) from error
 
     def launch_of_a_trial(self, device: Device) -> LaunchConfig:
@@ -58,6 +58,13 @@ class Begun:
     def shape_on(self, machines: Sequence[Resources]) -> Shape:
         """CheckError if not even one trial fits."""
         return shape_of(machines, self.launch, self.options, worker_bytes=self.worker_bytes)
+
+    def shape_left_on(self, machines: Sequence[Resources]) -> Shape:
+        """The same of what is left once some may be lost: fewer trials at a time than were asked for are better than
+        none."""
+        asked = self.options.concurrent
+        most = replace(self, options=replace(self.options, concurrent=None)).shape_on(machines).concurrent
+        return replace(self, options=replace(self.options, concurrent=min(asked or most, most))).shape_on(machines)
 
     def going_on(self, given: Mapping[str, Any]) -> "Begun":
         """With those options that were `given` anew. ConfigError for one that would make it another search."""

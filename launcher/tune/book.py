@@ -43,6 +43,11 @@ class Book:
                 return trial
         return None
 
+    @property
+    def begins(self) -> bool:
+        """Whether the next trial is a new one, for which there must be room: not one that goes on, nor the end."""
+        return not self._to_go_on and len(self.history.runs) < self._options.trials
+
     def _noted(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> Trial:
         digest = self._digest(values)
         equal = next((trial.number for trial in self.history.runs if trial.digest == digest), None)

@@ -220,7 +220,7 @@ class Coordination:
             if len(history.runs) < self._begun.options.trials:
                 self._say(f"{len(history.runs)} trials are all that the space has")
             self._say(f"report: {self._sweep.report}")
-            self._say(f"to train the best: fmfsd-launch {self._sweep.best}")
+            self._say(f"to train the best: {shlex.join(['fmfsd-launch', str(self._sweep.best)])}")
         else:
             self._say(f"{state}; to go on: {self._command}")
         self._print_json(EXIT_CODES[state])

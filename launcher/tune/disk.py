@@ -114,6 +114,12 @@ class DiskBudget:
                 freed.append(trial)
         return freed
 
+    def tidy_reruns(self, history: History) -> None:
+        """The runs with further seeds whose results are known lose their checkpoints: nothing goes on from these."""
+        if self.options.disk_bytes is not None:
+            for confirmation in history.confirmations:
+                _remove(self.sweep.trial(confirmation.name))
+
     def may_begin(self, history: History) -> bool:
         """Whether one more trial has room, beside those that are not at their end."""
         return self._short(history, begins=1) <= 0

@@ -59,7 +59,7 @@ class Driver:
         """finished or stopped; Ray's files are in `folder`. Raises RunFailedError if no trial came to its end."""
         try:
             with self._ray(folder), ending_if_ray_dies(last_word):
-                shape = self._begun.shape_on(machines())
+                shape = self._begun.shape_left_on(machines())
                 self._budget = self._budget_for(shape)
                 self._search(shape)
                 if not self._is_stopped():
@@ -92,34 +92,41 @@ class Driver:
 
     def _search(self, shape: Shape) -> None:
         options, history = self._begun.options, self._book.history
+        self._budget.tidy(history, self._book)  # a kill may have come between a trial's end and this
         epochs = load_config(str(self._sweep.config)).train.epochs
         rule = Scheduler(rule_of(options, epochs), history, last_epoch=self._last_epoch, on_stop=self._stop_early)
         source = Searched(
             self._book,
-            lambda trial: self._order(shape, trial.name, trial.overrides, epochs=len(trial.reports)),
+            lambda trial: self._order(shape, trial.name, trial.overrides, epochs=max(trial.reports, default=0)),
             is_stopped=self._is_stopped,
             done=self._after_a_trial,
         )
-        self._carry_out(source, rule, shape)
+        self._carry_out(source, rule, shape, trouble=self._want_of_room)
 
     def _judge(self, shape: Shape) -> None:
         """The winners of a search that is done."""
         if not self._book.history.ranked():
             raise RunFailedError(self._why_none())
-        test_winners(self._book, self._sweep, shape)
+        test_winners(self._book, self._sweep, shape, pulse=self._pulse, is_stopped=self._is_stopped)
+        self._budget.tidy_reruns(self._book.history)
         source = Confirmed(
             self._book,
             self._sweep,
             reruns(self._book, self._sweep),
             lambda rerun: self._order(shape, rerun.name, rerun.overrides),
             is_stopped=self._is_stopped,
-            done=self._show_results,
+            done=self._after_a_rerun,
         )
-        self._carry_out(source, None, shape)
+        self._carry_out(source, None, shape, trouble=str)
 
-    def _carry_out(self, source: Source, rule: Scheduler | None, shape: Shape) -> None:
-        may_begin = partial(self._budget.may_begin, self._book.history)
-        feeder = Feeder(source, concurrent=shape.concurrent, may_begin=may_begin, is_stopped=self._is_stopped)
+    def _want_of_room(self) -> str:
+        """For a new trial; empty if there is room. What was interrupted has its room already."""
+        if not self._book.begins or self._budget.may_begin(self._book.history):
+            return ""
+        return self._budget.trouble(self._book.history)
+
+    def _carry_out(self, source: Source, rule: Scheduler | None, shape: Shape, *, trouble: Callable[[], str]) -> None:
+        feeder = Feeder(source, concurrent=shape.concurrent, trouble=trouble, is_stopped=self._is_stopped)
         run_trials(
             feeder,
             rule,
@@ -127,8 +134,12 @@ class Driver:
             shape=shape,
             max_failures=self._begun.options.max_failures,
             scratch=self._sweep.path / ".tune",
-            pulse=lambda: self._progress.show("search", step=len(self._book.history.trials)),
+            pulse=self._pulse,
         )
+
+    def _pulse(self) -> None:
+        """We are not hung."""
+        self._progress.show("search", step=len(self._book.history.trials))
 
     def _order(self, shape: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0) -> TrialOrder:
         return TrialOrder(
@@ -153,6 +164,10 @@ class Driver:
 
     def _after_a_trial(self) -> None:
         self._budget.tidy(self._book.history, self._book)
+        self._show_results()
+
+    def _after_a_rerun(self) -> None:
+        self._budget.tidy_reruns(self._book.history)
         self._show_results()
 
     def _show_results(self) -> None:

@@ -7,6 +7,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from fmfsd.errors import CheckError, Problem
 from launcher.config import TuneOptions
 from launcher.tune.ledger import facts
 
@@ -52,6 +53,10 @@ class Confirmation:
     seed: int
     metrics: Mapping[str, float]
 
+    @property
+    def name(self) -> str:
+        return name_of_rerun(self.config, self.seed)
+
 
 @dataclass
 class History:
@@ -62,13 +67,21 @@ class History:
     confirmations: list[Confirmation] = field(default_factory=list)
     tested: dict[int, Mapping[str, float]] = field(default_factory=dict)
     """The winners' last accuracies on the test set."""
+    told: list[tuple[int, int]] = field(default_factory=list)
+    """Trial and epoch of every report, in the order in which they came."""
 
     @classmethod
     def read(cls, ledger: Path, options: TuneOptions) -> "History":
-        """CheckError if the ledger is damaged."""
+        """CheckError if the ledger is damaged, or lacks what others of its facts are about."""
         history = cls(options)
-        for fact in facts(ledger):
-            history.add(fact)
+        for number, fact in enumerate(facts(ledger), 1):
+            try:
+                history.add(fact)
+            except (KeyError, TypeError, AttributeError) as error:
+                why = (
+                    f"does not fit with the facts before it ({error}): put back what is missing, or begin another sweep"
+                )
+                raise CheckError([Problem(f"{ledger}:{number}", why)]) from error
         return history
 
     def add(self, fact: Mapping[str, Any]) -> None:
@@ -78,6 +91,7 @@ class History:
             self._add_trial(fact)
         elif kind == "reported":
             self.trials[fact["trial"]].reports[fact["epoch"]] = fact["metrics"]
+            self.told.append((fact["trial"], fact["epoch"]))
         elif kind == "ended":
             ended = {name: fact[name] for name in ("state", "metrics", "cause", "seconds")}
             self._put(replace(self.trials[fact["trial"]], **ended))
@@ -133,6 +147,11 @@ class History:
         """Smaller is better."""
         signs = (-1 if mode == "max" else 1 for mode in self.options.modes)
         return tuple(sign * value for sign, value in zip(signs, self.objectives(trial), strict=True))
+
+
+def name_of_rerun(config: str, seed: int) -> str:
+    """Of the folder of a run of `config` with another seed."""
+    return f"{config}-seed-{seed}"
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:

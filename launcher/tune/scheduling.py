@@ -1,6 +1,6 @@
 """Which trials are stopped early: Tune's schedulers, told of trials by the sweep's own numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from launcher.config import TuneOptions
-from launcher.tune.history import History
+from launcher.tune.history import History, Trial
 from launcher.tune.unkept import Unkept
 
 FIRST_RUNG = 9
@@ -26,10 +26,22 @@ class _Named:
     trial_id: str
 
 
+class _Nobody:
+    """Tune's controller as rules see it: with no trial that waits, for which another one would be paused."""
+
+    def get_live_trials(self) -> list[RayTrial]:
+        return []
+
+
+_NOBODY = _Nobody()
+
+
 class Scheduler(Unkept, FIFOScheduler):
     """Begins trials in their order, and has `rule` decide which are stopped; `on_stop` is told of them.
 
-    `history` is told to the rule first, as if it had seen it. A trial is not stopped in its last epoch.
+    `history` is told to the rule first, as it would have seen it. The rule hears of each epoch once, and of a trial
+    that it stops no more: had a kill come between, that trial is stopped by what it tells next. None is stopped in
+    its last epoch.
     """
 
     def __init__(
@@ -42,37 +54,48 @@ class Scheduler(Unkept, FIFOScheduler):
     ) -> None:
         super().__init__()
         self._rule, self._last_epoch, self._on_stop = rule, last_epoch, on_stop
-        self._known = set[str]()
+        self._epochs, self._stopped = dict[int, int](), set[int]()
         for trial in history.runs:
-            named = self._add(str(trial.number))
-            for epoch, metrics in sorted(trial.reports.items()):
-                rule.on_trial_result(None, named, {"epoch": epoch, **metrics})
-            if trial.state != "asked" and trial.reports:
-                rule.on_trial_complete(None, named, {"epoch": max(trial.reports), **trial.metrics})
+            self._add(trial.number)
+        for number, epoch in history.told:
+            self._tell_again(history.trials[number], epoch)
 
-    def _add(self, number: str) -> _Named:
-        named = _Named(number)
-        if number not in self._known:
-            self._known.add(number)
-            self._rule.on_trial_add(None, named)
-        return named
+    def _add(self, number: int) -> None:
+        if number not in self._epochs:
+            self._epochs[number] = 0
+            self._rule.on_trial_add(None, _Named(str(number)))
+
+    def _tell_again(self, trial: Trial, epoch: int) -> None:
+        result = {"epoch": epoch, **trial.reports[epoch]}
+        if trial.state == "finished" and epoch == max(trial.reports):
+            self._rule.on_trial_complete(None, _Named(str(trial.number)), result)
+        else:
+            self._stops(trial.number, result)
 
     def on_trial_add(self, _controller: TuneController, trial: RayTrial) -> None:
-        self._add(str(trial.config["number"]))
+        self._add(int(trial.config["number"]))
 
-    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, _controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
         number = int(trial.config["number"])
         if result.get("state") != "running":
             return str(TrialScheduler.CONTINUE)
-        decision = self._rule.on_trial_result(tune_controller, _Named(str(number)), result)
-        if decision != TrialScheduler.STOP or result["epoch"] >= self._last_epoch(number):
+        if not self._stops(number, result) or result["epoch"] >= self._last_epoch(number):
             return str(TrialScheduler.CONTINUE)
         self._on_stop(number)
         return str(TrialScheduler.STOP)
 
+    def _stops(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Whether the rule has the trial stopped, by this or by what it was told before."""
+        if number not in self._stopped and result["epoch"] > self._epochs[number]:
+            self._epochs[number] = result["epoch"]
+            if self._rule.on_trial_result(_NOBODY, _Named(str(number)), result) == TrialScheduler.STOP:
+                self._stopped.add(number)
+        return number in self._stopped
+
     def on_trial_complete(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> None:
-        if "epoch" in result:
-            self._rule.on_trial_complete(tune_controller, _Named(str(trial.config["number"])), result)
+        number = int(trial.config["number"])
+        if "epoch" in result and number not in self._stopped:
+            self._rule.on_trial_complete(tune_controller, _Named(str(number)), result)
 
 
 def rule_of(options: TuneOptions, epochs: int) -> TrialScheduler:

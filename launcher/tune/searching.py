@@ -1,11 +1,13 @@
 """Between Tune, which runs trials, and the sweep's book, which knows them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from fmfsd.errors import RunFailedError
 from launcher.tune.book import Book
 from launcher.tune.history import Trial, TrialState
 from launcher.tune.order import TrialOrder
@@ -38,24 +40,29 @@ class Source(Protocol):
 
 
 class Feeder(Unkept, Searcher):
-    """Hands a source's trials to Tune, at most `concurrent` at a time, as long as `may_begin`."""
+    """Hands a source's trials to Tune, at most `concurrent` at a time, while `trouble` has nothing to say."""
 
     def __init__(
-        self, source: Source, *, concurrent: int, may_begin: Callable[[], bool], is_stopped: Callable[[], bool]
+        self, source: Source, *, concurrent: int, trouble: Callable[[], str], is_stopped: Callable[[], bool]
     ) -> None:
         super().__init__(metric="epoch", mode="max")  # Tune wants some; which trial is better is not its to say
         self._source, self._concurrent = source, concurrent
-        self._may_begin, self._is_stopped = may_begin, is_stopped
+        self._trouble, self._is_stopped = trouble, is_stopped
         self._live = dict[str, int]()
 
     def save(self, _path: str) -> None:
         """Nothing of Tune's is read again."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """RunFailedError if there is trouble that no trial's end can better."""
         if self._is_stopped():
             return str(Searcher.FINISHED)
-        if len(self._live) >= self._concurrent or not self._may_begin():
+        if len(self._live) >= self._concurrent:
             return None
+        if trouble := self._trouble():
+            if self._live:
+                return None
+            raise RunFailedError(trouble)
         found = self._source.next_order()
         if found is None:
             return str(Searcher.FINISHED)
@@ -110,10 +117,11 @@ class Searched:
         self._done()
 
     def _judged(self, how: Ended) -> tuple[TrialState, str]:
-        missing = [name for name in self._book.history.options.metrics if name not in how.metrics]
+        wanted = self._book.history.options.metrics
+        missing = [name for name in wanted if math.isnan(how.metrics.get(name, math.nan))]
         if how.state == "running":
             return "pruned", how.cause
         if how.state == "finished" and not missing:
             return "finished", how.cause
-        words = {"finished": f"it has not written {', '.join(missing)}", "stopped": "somebody stopped it"}
+        words = {"finished": f"it has measured no {', '.join(missing)}", "stopped": "somebody stopped it"}
         return "failed", how.cause or words.get(how.state, how.state)

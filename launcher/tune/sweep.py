@@ -12,6 +12,7 @@ from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.files import write_whole
 from launcher.config import LaunchConfig, TuneOptions
 from launcher.launch import Checked, Request, checked, prepare_command
+from launcher.manifest import masked
 from launcher.ownership import sole_owner
 from launcher.resources import Resources
 from launcher.shipped import find_space
@@ -20,6 +21,7 @@ from launcher.slurm.allocation import Allocation
 from launcher.tune import check, held_out
 from launcher.tune.begun import Begun
 from launcher.tune.coordination import Coordination
+from launcher.tune.history import History
 from launcher.tune.ledger import Ledger
 from launcher.tune.shape import Shape
 from launcher.tune.space import Space, read_space
@@ -130,6 +132,7 @@ def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str],
         raise CheckError([Problem(str(sweep.path), "no sweep's folder: it has no ledger")])
     _require_nothing_else(request)
     begun = Begun.of(sweep.ledger, environment).going_on(request.given)
+    History.read(sweep.ledger, begun.options)
     space = read_space(sweep.space, config=str(sweep.config))
     check.require_sound(space, begun.options, begun.launch, sweep, asks=asks, is_new=False)
     shape = begun.shape_on(check.machines(site, begun.options, sweep, environment, cwd, asks=asks))
@@ -165,7 +168,7 @@ def _write(ready: Ready, argv: Sequence[str]) -> None:
         for path, text in ready.content.items():
             write_whole(path, text)
         ledger = Ledger(ready.sweep.ledger)
-        ledger.note("begun", **ready.begun.told(), argv=list(argv))
+        ledger.note("begun", **ready.begun.told(), argv=masked(argv))
         ledger.close()
     except OSError as error:
         raise CheckError([Problem(str(ready.sweep.path), f"can't be written: {error}")]) from error

@@ -13,7 +13,7 @@ from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.hosts.helpers import said_here
 from launcher.tune.book import Book
-from launcher.tune.history import Trial
+from launcher.tune.history import Trial, name_of_rerun
 from launcher.tune.order import TrialOrder
 from launcher.tune.searching import Ended
 from launcher.tune.shape import Shape
@@ -21,17 +21,25 @@ from launcher.tune.sweep_dir import SweepDir
 
 BASE = "base"
 ANSWER_S = 3600.0
+LOOK_S = 0.5
 
 
-def test_winners(book: Book, sweep: SweepDir, shape: Shape) -> None:
-    """Of a search for one metric the best trial, of several the front: each is looked at once, however often we come
-    here. RunFailedError if a winner can't be read."""
+def test_winners(
+    book: Book, sweep: SweepDir, shape: Shape, *, pulse: Callable[[], None], is_stopped: Callable[[], bool]
+) -> None:
+    """Of a search for one metric the best trial, of several those of the front that have their checkpoints: each is
+    looked at once, however often we come here. `pulse` is called meanwhile; once it `is_stopped`, the rest is left.
+    RunFailedError if a winner can't be read."""
     history = book.history
     winners = history.front() if len(history.options.metrics) > 1 else history.ranked()[:1]
-    missing = [trial for trial in winners if trial.number not in history.tested]
-    found = [_tested.options(num_cpus=shape.cores, num_gpus=min(shape.gpus, 1)).remote for _ in missing]
-    answers = [ask(str(sweep.trial(trial.name).path), shape.device) for ask, trial in zip(found, missing, strict=True)]
+    missing = [trial for trial in winners if trial.number not in history.tested and not trial.is_freed]
+    ask = _tested.options(num_cpus=shape.cores, num_gpus=min(shape.gpus, 1)).remote
+    answers = [ask(str(sweep.trial(trial.name).path), shape.device) for trial in missing]
     for trial, answer in zip(missing, answers, strict=True):
+        while not ray.wait([answer], timeout=LOOK_S)[0]:
+            pulse()
+            if is_stopped():
+                return
         book.note("tested", trial=trial.number, metrics=_read(trial, *ray.get(answer)))
 
 
@@ -59,7 +67,7 @@ class Rerun:
     @property
     def name(self) -> str:
         """Of its run's folder."""
-        return f"{self.config}-seed-{self.seed}"
+        return name_of_rerun(self.config, self.seed)
 
     @property
     def overrides(self) -> tuple[str, ...]:

@@ -148,6 +148,16 @@ def test_what_a_trial_needs_that_is_not_at_its_end_stays(sweep: MadeSweep) -> No
     assert roomy.may_begin(history)
 
 
+def test_runs_with_further_seeds_keep_no_checkpoints(sweep: MadeSweep) -> None:
+    sweep.ledger.note("confirmed", config="base", seed=1, metrics={})
+    for name in ("base-seed-1", "base-seed-2"):
+        (sweep.dir.trial(name).checkpoints / "step-00000010").mkdir(parents=True)
+        (sweep.dir.trial(name).checkpoints / "step-00000010" / "model.safetensors").touch()
+    found, history = budget(sweep, 10)
+    found.tidy_reruns(history)
+    assert whole(sweep) == ["base-seed-2"]
+
+
 def test_a_trial_that_is_larger_than_the_base_is_reckoned_with(sweep: MadeSweep) -> None:
     ended(sweep, 0, "finished", 0.5)
     found, history = budget(sweep, 6)

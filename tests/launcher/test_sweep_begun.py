@@ -1,0 +1,50 @@
+"""What a sweep writes down when it begins, and reads when it goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.errors import CheckError
+from launcher.config import LaunchConfig, TuneOptions
+from launcher.resources import Resources
+from launcher.tune.begun import Begun
+from launcher.tune.history import History
+from launcher.tune.shape import Shape
+from launcher.tune.sweep import Ready, _write
+from tests.helpers.histories import TAPS, sweep_of
+
+
+def test_no_file_of_a_sweep_holds_a_secret(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, TAPS)
+    begun = Begun(TuneOptions(trials=3), LaunchConfig(gpus=1, extra_env={"MY_TOKEN": "abc123"}), held_out=0)
+    ready = Ready(sweep, begun, space, (), Shape("cpu", 1, 0, 1), (), {})
+    _write(ready, ["fmfsd-tune", "--env", "MY_TOKEN=abc123", "--env=OTHER_KEY=abc123"])
+    assert "MY_TOKEN" in sweep.ledger.read_text()
+    assert not [path for path in sweep.path.rglob("*") if path.is_file() and "abc123" in path.read_text()]
+
+
+def test_what_is_left_after_a_loss_takes_fewer_trials_than_were_asked_for() -> None:
+    begun = Begun(TuneOptions(trials=9, concurrent=4), LaunchConfig(gpus=1, device="cpu"), held_out=0)
+    left = [Resources(2), Resources(1)]
+    assert begun.shape_left_on(left).concurrent == 3
+    assert begun.shape_left_on([*left, Resources(8)]).concurrent == 4
+    with pytest.raises(CheckError, match="--concurrent"):
+        begun.shape_on(left)
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        {"fact": "reported", "trial": 7, "epoch": 1, "metrics": {}},
+        {"fact": "ended", "trial": 7},
+        {"fact": "freed", "trial": 7},
+        {"fact": "asked", "trial": 7},
+    ],
+)
+def test_facts_about_what_the_ledger_lacks_are_refused_by_their_line(fact: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(f'{{"fact":"begun"}}\n{json.dumps(fact)}\n')
+    with pytest.raises(CheckError, match=r"ledger\.jsonl:2: does not fit"):
+        History.read(path, TuneOptions(trials=1))

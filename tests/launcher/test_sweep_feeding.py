@@ -1,0 +1,59 @@
+"""What Tune is given to run, and when, without Tune."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ray.tune.search import Searcher
+
+from fmfsd.errors import RunFailedError
+from launcher.config import LaunchConfig, TuneOptions
+from launcher.tune.book import Book
+from launcher.tune.order import TrialOrder
+from launcher.tune.searching import Feeder, Searched
+from launcher.tune.space import Space
+from launcher.tune.sweep_dir import SweepDir
+from tests.helpers.histories import TAPS, TOP1, sweep_of
+
+OPTIONS = TuneOptions(trials=2, search="random")
+FULL = "the disk is full"
+END = {"state": "finished", "epoch": 1, TOP1: 0.5}
+
+
+@contextmanager
+def feeder(made: tuple[SweepDir, Space], trouble: list[str]) -> Iterator[Feeder]:
+    """Of a sweep's start; new trials have what `trouble` says at the time."""
+    book = Book(*made, OPTIONS)
+    order = TrialOrder(made[0].path, "0001", (), LaunchConfig(), "/", {})
+    source = Searched(book, lambda _trial: order, is_stopped=lambda: False, done=lambda: None)
+    yield Feeder(
+        source,
+        concurrent=2,
+        trouble=lambda: "".join(trouble) if book.begins else "",
+        is_stopped=lambda: False,
+    )
+    book.close()
+
+
+def test_trouble_is_waited_for_as_long_as_a_trial_runs_and_then_said(tmp_path: Path) -> None:
+    trouble = list[str]()
+    with feeder(sweep_of(tmp_path, TAPS), trouble) as found:
+        assert isinstance(found.suggest("a"), dict)
+        trouble.append(FULL)
+        assert found.suggest("b") is None
+        found.on_trial_complete("a", {**END, "state": "failed"})
+        with pytest.raises(RunFailedError, match=FULL):
+            found.suggest("b")
+
+
+def test_what_was_interrupted_goes_on_and_the_end_is_reached_whatever_the_trouble(tmp_path: Path) -> None:
+    made, trouble = sweep_of(tmp_path, TAPS), list[str]()
+    with feeder(made, trouble) as found:
+        assert isinstance(found.suggest("a"), dict)
+        assert isinstance(found.suggest("b"), dict)
+    trouble.append(FULL)
+    with feeder(made, trouble) as found:
+        assert [found.suggest("a")["number"], found.suggest("b")["number"]] == [1, 2]  # type: ignore[index]
+        found.on_trial_complete("a", END)
+        assert found.suggest("c") == Searcher.FINISHED
