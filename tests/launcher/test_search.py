@@ -238,4 +238,4 @@ def test_a_ledger_holds_nothing_that_names_code() -> None:
     options = TuneOptions(trials=30, search="cmaes", metrics=("valid/loss",), modes=("min",))
     memories = [trial.memory for trial in searched(SPACE, options)[0].values()]
     assert memories[0] == {"new": []}
-    assert all(memory == {"new": [number]} for number, memory in enumerate(memories[1:]))
+    assert all(memory == {"new": [number]} for number, memory in enumerate(memories[1:], 1))

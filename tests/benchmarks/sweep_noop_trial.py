@@ -1,0 +1,35 @@
+"""A trial with a result but without a run."""
+
+import math
+from typing import Any
+
+from launcher.tune.order import TrialOrder
+from launcher.tune.trial import Trial
+
+
+class Finished:
+    """In place of a trial's run: what it has measured depends on its values."""
+
+    has_ended, state, cause = True, "finished", ""
+
+    def __init__(self, order: TrialOrder) -> None:
+        values = [float(override.partition("=")[2]) for override in order.overrides]
+        self._result = {"epoch": 1, "valid/deepest_top1": math.sin(sum(values)) ** 2, "valid/loss": sum(values)}
+
+    def records(self, after: int) -> list[dict[str, Any]]:
+        return [self._result] if after < 1 else []
+
+    def last_record(self) -> dict[str, Any]:
+        return self._result
+
+    def seconds(self) -> float:
+        return 0.0
+
+    def end_now(self) -> None:
+        """It has."""
+
+
+class Nothing(Trial):
+    def _begin(self, order: TrialOrder) -> None:
+        self._told, self._crew = order.reported, None
+        self._run = Finished(order)  # type: ignore[assignment]

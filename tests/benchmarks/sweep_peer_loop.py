@@ -1,0 +1,68 @@
+"""A plain loop over this project's network, loss and batches, on one CPU core."""
+
+from typing import Any
+
+import torch
+
+from fmfsd.comms import SoloComms
+from fmfsd.config import Timeline, TrainConfig
+from fmfsd.data.batches import EvaluationBatches, TrainBatches
+from fmfsd.data.index import read_index, set_folder
+from fmfsd.data.shards import load_own_shards
+from fmfsd.engine.form import DTYPES
+from fmfsd.engine.torch_engine import TorchEngine
+from fmfsd.evaluation import evaluate
+from fmfsd.model.build import build_network
+from fmfsd.optim import learning_rate
+from fmfsd.trainer import build_loss, evaluation_batches, exact_arithmetic
+
+
+class PlainTrial:
+    """Has the config's network, loss and batches; `steps` are all there are to do."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        exact_arithmetic(deterministic=False)
+        self._config, self._device = config, torch.device("cpu")
+        self._index = read_index(set_folder(config.data))
+        self._timeline = Timeline.of(config, self._index.samples("train"))
+        self._engine = TorchEngine(build_network(config), config, SoloComms(), self._device)
+        self._loss, self.steps = build_loss(config), self._timeline.total_steps
+        self._batches = TrainBatches(
+            load_own_shards(self._index, "train", rank=0, world_size=1),
+            config.data,
+            seed=config.seed,
+            per_shard=config.micro_batch // config.data.shards,
+            dtype=DTYPES[config.train.precision],
+        )
+
+    def step(self, number: int) -> float:
+        """The loss."""
+        images, labels = self._batches.at(*divmod(number, self._timeline.steps_per_epoch))
+        terms = self._loss.terms(self._engine.forward(images), labels)
+        total = self._loss.total(terms, terms.squares_F, world_size=1)
+        total.backward()
+        self._engine.step(self._rate(number))
+        return float(total.detach())
+
+    def _rate(self, number: int) -> float:
+        """As the config has it."""
+        line, optim = self._timeline, self._config.optim
+        return learning_rate(
+            number,
+            base=self._config.full_rate,
+            gamma=optim.gamma,
+            milestones=line.milestones,
+            warmup_steps=line.warmup_steps,
+        )
+
+    def tried(self, split: str) -> dict[str, float]:
+        """Its accuracies on a split."""
+        batches: EvaluationBatches = evaluation_batches(self._config, self._index, split, SoloComms(), self._device)
+        return evaluate(self._engine, batches, SoloComms())
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self._engine.network.state_dict(), "optimizer": self._engine.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._engine.network.load_state_dict(state["network"])
+        self._engine.optimizer.load_state_dict(state["optimizer"])

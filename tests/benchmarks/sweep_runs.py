@@ -1,0 +1,86 @@
+"""The same twelve short trials by `fmfsd-tune` and by a hand-written search, each a process of its own, watched."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmfsd.files import read_json
+from fmfsd.rundir import RunDir
+from launcher.plan import KEEP_FREED_MEMORY
+from launcher.tune.sweep_dir import SweepDir
+from tests.benchmarks.usage import cpu_seconds, idle_share, watched
+from tests.helpers.processes import command
+
+VALUES = {"distill.alpha": (0.1, 0.3, 0.5, 0.7), "distill.temperature": (1.0, 3.0, 6.0)}
+TRIALS = 12
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Of one trial, in seconds since 1970: begun, first step done, ended."""
+
+    start: float
+    first_step: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one search: whole, and from the end of a trial, or from the command, to the next one's first step."""
+
+    whole: float
+    first: float
+    overheads: Sequence[float]
+    idle: float
+    cpu_s: float
+
+
+def ours(folder: Path, config: str, changes: Sequence[str]) -> Measured:
+    space = folder / "space.yaml"
+    lines = [f"  {key}: {{grid: {json.dumps(values)}}}" for key, values in VALUES.items()]
+    space.write_text("\n".join([f"config: {config}", f"trials: {TRIALS}", "parameters:", *lines, ""]))
+    sets = [part for change in (*changes, "train.log_every=1 step") for part in ("--set", change)]
+    sweep = SweepDir(folder / "sweep")
+    argv = [command("fmfsd-tune"), "--space", str(space), *sets, "--device", "cpu", "--sweep-dir", str(sweep.path)]
+    return _measured(argv, folder, {}, lambda: (_stamps_of(RunDir(path)) for path in sweep.trials.iterdir()))
+
+
+def by_hand(folder: Path, config: str, changes: Sequence[str]) -> Measured:
+    own = folder / "peer"
+    values = [f"{key}={json.dumps(found)}" for key, found in VALUES.items()]
+    argv = [sys.executable, "-m", "tests.benchmarks.sweep_peer", str(own), config, *changes, *values]
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", **KEEP_FREED_MEMORY}
+    return _measured(
+        argv, folder, quiet, lambda: (Stamps(**json.loads(path.read_text())) for path in (own / "stamps").iterdir())
+    )
+
+
+def _measured(
+    argv: Sequence[str], folder: Path, more: Mapping[str, str], stamps: Callable[[], Iterable[Stamps]]
+) -> Measured:
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    cores, began = len(os.sched_getaffinity(0)), time.time()
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(argv, env={**free, **more}, stdout=log, stderr=log)
+        samples = watched(process)
+    whole = time.time() - began
+    assert process.returncode == 0, (argv, (folder / "log").read_text())
+    trials = list(stamps())
+    assert len(trials) == TRIALS, trials
+    firsts, ends = sorted(each.first_step for each in trials), sorted(each.end for each in trials)
+    overheads = [first - end for end, first in zip(ends, firsts[cores:], strict=False)]
+    idle = idle_share(samples, min(each.start for each in trials), ends[-1], cores)
+    return Measured(whole, firsts[0] - began, overheads, idle, cpu_seconds(samples))
+
+
+def _stamps_of(run: RunDir) -> Stamps:
+    """Of a run in one attempt whose every step was written down."""
+    attempt, record = read_json(run.attempt(1)), json.loads(run.metrics.read_text().partition("\n")[0])
+    assert record["step"] == 1, record
+    first_step = read_json(run.manifest)["started"] + record["time"]
+    return Stamps(attempt["started"], first_step, attempt["ended"])
