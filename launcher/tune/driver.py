@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from fmfsd.config import load_config
-from fmfsd.errors import FmfsdError, RunFailedError
+from fmfsd.errors import FmfsdError, SearchFailedError
 from fmfsd.files import write_json
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import NOW, RunDir
@@ -56,7 +56,7 @@ class Driver:
         self._book = Book(sweep, self._space, begun.options)
 
     def run(self, folder: Path, last_word: Callable[[Exception], None]) -> str:
-        """finished or stopped; Ray's files are in `folder`. Raises RunFailedError if no trial came to its end."""
+        """finished or stopped; Ray's files are in `folder`. Raises SearchFailedError if no trial came to its end."""
         try:
             with self._ray(folder), ending_if_ray_dies(last_word):
                 shape = self._begun.shape_left_on(machines())
@@ -106,7 +106,7 @@ class Driver:
     def _judge(self, shape: Shape) -> None:
         """The winners of a search that is done."""
         if not self._book.history.ranked():
-            raise RunFailedError(self._why_none())
+            raise SearchFailedError(self._why_none())
         test_winners(self._book, self._sweep, shape, pulse=self._pulse, is_stopped=self._is_stopped)
         self._budget.tidy_reruns(self._book.history)
         source = Confirmed(
