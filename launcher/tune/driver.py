@@ -26,6 +26,7 @@ from launcher.tune.book import Book
 from launcher.tune.disk import DiskBudget
 from launcher.tune.last_words import write_crash
 from launcher.tune.order import TrialOrder
+from launcher.tune.patience import Patience
 from launcher.tune.ray_cluster import Head, ending_if_ray_dies, existing_ray, head_of_a_cluster, machines, private_ray
 from launcher.tune.results import write_report, write_results
 from launcher.tune.scheduling import Scheduler, rule_of
@@ -54,6 +55,7 @@ class Driver:
         self._offered, self._head = offered, head
         self._space = read_space(sweep.space, config=str(sweep.config))
         self._book = Book(sweep, self._space, begun.options)
+        self._patience = Patience(lambda: begun.shape_left_on(machines()))
 
     def run(self, folder: Path, last_word: Callable[[Exception], None]) -> str:
         """finished or stopped; Ray's files are in `folder`. Raises SearchFailedError if no trial came to its end."""
@@ -138,7 +140,8 @@ class Driver:
         )
 
     def _pulse(self) -> None:
-        """We are not hung."""
+        """We are not hung, and not waiting for what won't come."""
+        self._patience.look()
         self._progress.show("search", step=len(self._book.history.trials))
 
     def _order(self, shape: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0) -> TrialOrder:

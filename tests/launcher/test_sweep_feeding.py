@@ -9,8 +9,11 @@ from ray.tune.search import Searcher
 
 from fmfsd.errors import SearchFailedError
 from launcher.config import LaunchConfig, TuneOptions
+from launcher.resources import Resources
+from launcher.tune.begun import Begun
 from launcher.tune.book import Book
 from launcher.tune.order import TrialOrder
+from launcher.tune.patience import Patience
 from launcher.tune.searching import Feeder, Searched
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
@@ -68,3 +71,24 @@ def test_a_trial_that_lacks_a_secret_where_it_is_says_so(tmp_path: Path) -> None
     trial.cleanup()
     assert (told["state"], told["done"]) == ("failed", True)
     assert "NOT_SET_TOKEN: not set here" in told["cause"]
+
+
+def test_a_cluster_that_has_lost_too_much_is_waited_for_a_while() -> None:
+    begun, now = Begun(TuneOptions(trials=1), LaunchConfig(nodes=2, gpus=1), held_out=0), [0.0]
+    left = [Resources(1), Resources(1)]
+    patience = Patience(lambda: begun.shape_left_on(left), clock=lambda: now[0])
+    patience.look()
+    lost = left.pop()
+    for now[0] in (60.0, 119.0):
+        patience.look()
+    left.append(lost)
+    now[0] = 130.0
+    patience.look()
+    left.pop()
+    now[0] = 249.0
+    patience.look()
+    now[0] = 260.0
+    with pytest.raises(
+        SearchFailedError, match="none came back in 120 s: --nodes, --gpus: a trial asks for 2 x 1 cores"
+    ):
+        patience.look()
