@@ -55,6 +55,12 @@ class RunFailedError(FmfsdError):
     worth_another_attempt = True
 
 
+class SearchFailedError(RunFailedError):
+    """A search can't go on as things are."""
+
+    worth_another_attempt = False
+
+
 class PreflightError(RunFailedError):
     """A worker computes what is wrong, and would do so again."""
 

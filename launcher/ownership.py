@@ -19,6 +19,10 @@ SAYS_SO_S = 2.0
 LOOK_S = 0.02
 
 
+class BusyError(CheckError):
+    """Somebody else has the run."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """The process that runs a run. `born` is its start in the kernel's ticks, as a number is used again for others."""
@@ -56,12 +60,12 @@ class Owner:
 
 @contextmanager
 def sole_owner(run: RunDir) -> Iterator[None]:
-    """Hold the run. CheckError if another launch does; the kernel takes it from one that was killed."""
+    """Hold the run. BusyError if another launch does; the kernel takes it from one that was killed."""
     try:
         run.create()
         held = FileLock(run.lock, timeout=0).acquire()
     except Timeout as error:
-        raise CheckError(f"{run.path}: {busy(run)}") from error
+        raise BusyError(f"{run.path}: {busy(run)}") from error
     except OSError as error:
         raise _unwritable(error) from error
     with held:

@@ -24,6 +24,7 @@ from launcher.tune.sweep_dir import SweepDir
 
 _PACKAGES = ("ray", "optuna")
 _FORM = re.compile(r"(valid|cost)/[a-z0-9_]+")
+_ADDRESS = re.compile(r"auto|(?!ray://)\S+:[0-9]{1,5}")
 _HEADS = ("method", "model.branches", "model.fusion")
 """What decides which heads a run has."""
 _ALWAYS = ("valid/deepest_top1", "valid/loss")
@@ -52,6 +53,7 @@ def require_sound(
         *_metrics(options),
         *refused(options.search, options, space),
         *_scheduler(options),
+        *_address(options),
         *_folder(sweep, is_new),
     ]
     if launch.nodes > 1 and launch.preflight:
@@ -79,6 +81,12 @@ def _scheduler(options: TuneOptions) -> Iterator[Problem]:
         yield Problem("--scheduler", f"{options.scheduler} needs one metric to compare trials by: set none")
     if options.scheduler != "none" and options.metrics[0].startswith("cost/"):
         yield Problem("--scheduler", f"{options.metrics[0]} does not change while a trial runs: set none")
+
+
+def _address(options: TuneOptions) -> Iterator[Problem]:
+    if options.ray_address is not None and not _ADDRESS.fullmatch(options.ray_address):
+        message = "expected auto or HOST:PORT, where the cluster's head is; there is no search by Ray's client (ray://)"
+        yield Problem(f"--ray-address {options.ray_address!a}", message)
 
 
 def _folder(sweep: SweepDir, is_new: bool) -> Iterator[Problem]:

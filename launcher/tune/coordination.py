@@ -17,6 +17,7 @@ from launcher.execution import AGAIN, EXIT_CODES, console_of
 from launcher.failures import first_failure
 from launcher.hosts.helpers import run_here
 from launcher.last_word import page_of, write_last_word
+from launcher.log_follower import in_a_line
 from launcher.plan import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH, LaunchPlan, NodePlan
 from launcher.recovery import Ended, Restarts
 from launcher.requests import Requests
@@ -219,6 +220,8 @@ class Coordination:
             self._console.print(final_table(history))
             if len(history.runs) < self._begun.options.trials:
                 self._say(f"{len(history.runs)} trials are all that the space has")
+            for name, cause in history.unconfirmed.items():
+                self._say(f"{name} came to nothing, and is tried again by {self._command}: {in_a_line(cause)}")
             self._say(f"report: {self._sweep.report}")
             self._say(f"to train the best: {shlex.join(['fmfsd-launch', str(self._sweep.best)])}")
         else:

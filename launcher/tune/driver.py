@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from fmfsd.config import load_config
-from fmfsd.errors import FmfsdError, RunFailedError
+from fmfsd.errors import FmfsdError, SearchFailedError
 from fmfsd.files import write_json
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import NOW, RunDir
@@ -26,6 +26,7 @@ from launcher.tune.book import Book
 from launcher.tune.disk import DiskBudget
 from launcher.tune.last_words import write_crash
 from launcher.tune.order import TrialOrder
+from launcher.tune.patience import Patience
 from launcher.tune.ray_cluster import Head, ending_if_ray_dies, existing_ray, head_of_a_cluster, machines, private_ray
 from launcher.tune.results import write_report, write_results
 from launcher.tune.scheduling import Scheduler, rule_of
@@ -54,9 +55,10 @@ class Driver:
         self._offered, self._head = offered, head
         self._space = read_space(sweep.space, config=str(sweep.config))
         self._book = Book(sweep, self._space, begun.options)
+        self._patience = Patience(lambda: begun.shape_left_on(machines()))
 
     def run(self, folder: Path, last_word: Callable[[Exception], None]) -> str:
-        """finished or stopped; Ray's files are in `folder`. Raises RunFailedError if no trial came to its end."""
+        """finished or stopped; Ray's files are in `folder`. Raises SearchFailedError if no trial came to its end."""
         try:
             with self._ray(folder), ending_if_ray_dies(last_word):
                 shape = self._begun.shape_left_on(machines())
@@ -106,7 +108,7 @@ class Driver:
     def _judge(self, shape: Shape) -> None:
         """The winners of a search that is done."""
         if not self._book.history.ranked():
-            raise RunFailedError(self._why_none())
+            raise SearchFailedError(self._why_none())
         test_winners(self._book, self._sweep, shape, pulse=self._pulse, is_stopped=self._is_stopped)
         self._budget.tidy_reruns(self._book.history)
         source = Confirmed(
@@ -138,7 +140,8 @@ class Driver:
         )
 
     def _pulse(self) -> None:
-        """We are not hung."""
+        """We are not hung, and not waiting for what won't come."""
+        self._patience.look()
         self._progress.show("search", step=len(self._book.history.trials))
 
     def _order(self, shape: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0) -> TrialOrder:

@@ -67,6 +67,8 @@ class History:
     confirmations: list[Confirmation] = field(default_factory=list)
     tested: dict[int, Mapping[str, float]] = field(default_factory=dict)
     """The winners' last accuracies on the test set."""
+    unconfirmed: dict[str, str] = field(default_factory=dict)
+    """Why runs with such a seed came to nothing, by their folders' names; they are tried again when a sweep goes on."""
     told: list[tuple[int, int]] = field(default_factory=list)
     """Trial and epoch of every report, in the order in which they came."""
 
@@ -99,6 +101,9 @@ class History:
             self.trials[fact["trial"]].is_freed = True
         elif kind == "confirmed":
             self.confirmations.append(Confirmation(fact["config"], fact["seed"], fact["metrics"]))
+            self.unconfirmed.pop(self.confirmations[-1].name, None)
+        elif kind == "unconfirmed":
+            self.unconfirmed[name_of_rerun(fact["config"], fact["seed"])] = fact["cause"]
         elif kind == "tested" and number is not None:
             self.tested[number] = fact["metrics"]
 

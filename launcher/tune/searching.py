@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
-from fmfsd.errors import RunFailedError
+from fmfsd.errors import SearchFailedError
 from launcher.tune.book import Book
 from launcher.tune.history import Trial, TrialState
 from launcher.tune.order import TrialOrder
@@ -54,7 +54,7 @@ class Feeder(Unkept, Searcher):
         """Nothing of Tune's is read again."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """RunFailedError if there is trouble that no trial's end can better."""
+        """SearchFailedError if there is trouble that no trial's end can better."""
         if self._is_stopped():
             return str(Searcher.FINISHED)
         if len(self._live) >= self._concurrent:
@@ -62,7 +62,7 @@ class Feeder(Unkept, Searcher):
         if trouble := self._trouble():
             if self._live:
                 return None
-            raise RunFailedError(trouble)
+            raise SearchFailedError(trouble)
         found = self._source.next_order()
         if found is None:
             return str(Searcher.FINISHED)

@@ -31,6 +31,7 @@ def summary(
         "ranked": [trial.name for trial in ranked],
         "front": [trial.name for trial in history.front()],
         "confirmations": [asdict(each) for each in confirmed(history)],
+        "unconfirmed": history.unconfirmed,
         "tested": {f"{number:04d}": metrics for number, metrics in history.tested.items()},
         "importances": None if importances is None else [asdict(each) for each in importances],
         "effects": [asdict(each) for each in effects(space, history)],

@@ -101,7 +101,8 @@ def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd:
     check.require_metrics(options, space, found.costs)
     machines = check.machines(site, options, sweep, environment, cwd, asks=asks)
     shape = begun.shape_on(machines)
-    check.require_room(sweep, options, found.config, found.costs, shape)
+    if asks:  # what a config needs is not known without
+        check.require_room(sweep, options, found.config, found.costs, shape)
     given = dump_given(space.config, overrides, data_root=request.data_root)
     content = {sweep.space: path.read_text(), sweep.config: given}
     return Ready(sweep, begun, space, prepare_command(found.config), shape, found.warnings, content)

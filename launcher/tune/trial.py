@@ -1,11 +1,13 @@
 """A trial as Ray Tune sees it: an actor that tells what its run measures, one evaluation a step."""
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
 
+from fmfsd.errors import CheckError
 from launcher.agent.node import MACHINES_OWN, own_variables
 from launcher.config import LaunchConfig
 from launcher.hosts.ray import Crew
@@ -24,7 +26,9 @@ def placement(launch: LaunchConfig, cores: int, gpus: int) -> Any:
 class Trial(tune.Trainable):
     """Never fails in Ray's sense: a run has attempts of its own, and what they come to is told as a result."""
 
-    _run: TrialRun
+    _run: TrialRun | None
+    _refusal: str
+    """Why there is no run."""
     _crew: Crew | None
     """Of a trial with more than one node."""
     _told: int
@@ -37,14 +41,16 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The next evaluation, or how the run has ended: state, cause, seconds, and the last metrics there are."""
-        while not (found := self._run.records(self._told)) and not self._run.has_ended:
-            self._run.wait(LOOK_S)
-        found = found or self._run.records(self._told)
-        shown = found[0] if found else self._run.last_record()
+        if (run := self._run) is None:
+            return {"state": "failed", "cause": self._refusal, "seconds": 0.0, "done": True}
+        while not (found := run.records(self._told)) and not run.has_ended:
+            run.wait(LOOK_S)
+        found = found or run.records(self._told)
+        shown = found[0] if found else run.last_record()
         self._told = max(self._told, int(shown.get("epoch", 0)))
-        is_last = self._run.has_ended and len(found) <= 1
-        state = self._run.state if is_last else "running"
-        how = {"state": state, "cause": self._run.cause if is_last else "", "seconds": self._run.seconds()}
+        is_last = run.has_ended and len(found) <= 1
+        state = run.state if is_last else "running"
+        how = {"state": state, "cause": run.cause if is_last else "", "seconds": run.seconds()}
         return {"epoch": self._told, **shown, **how, "done": is_last}
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
@@ -55,7 +61,8 @@ class Trial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Returns when nothing of the run is left."""
-        self._run.end_now()
+        if self._run is not None:
+            self._run.end_now()
         if self._crew is not None:
             self._crew.close()
 
@@ -67,7 +74,13 @@ class Trial(tune.Trainable):
         """Nothing: `setup` has gone on from the run's own."""
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        order = TrialOrder.from_json({**config, "environment": {**_as_here(config["environment"]), **_secrets(config)}})
+        self._run, self._crew = None, None
+        try:
+            told = {**config, "environment": {**_as_here(config["environment"]), **_secrets(config)}}
+            order = TrialOrder.from_json(told)
+        except CheckError as error:  # as a secret that this machine lacks
+            self._refusal = f"on {socket.gethostname()}: {error}"
+            return
         self._told = order.reported
         self._crew = Crew(os.environ) if order.launch.nodes > 1 else None
         machines = Machines.here(order, os.environ)

@@ -5,7 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from launcher.check import of_data, total_steps
 from launcher.config import LaunchConfig
 from launcher.hosts.agents import Link
 from launcher.last_word import page_of, write_last_word
-from launcher.ownership import sole_owner
+from launcher.ownership import BusyError, sole_owner
 from launcher.plan import LaunchPlan, NodePlan, plan_run
 from launcher.record_follower import RecordFollower
 from launcher.recovery import Ended, Recovery
@@ -31,6 +31,9 @@ from launcher.tune.metrics import SPLIT, costs_by_name
 from launcher.tune.order import TrialOrder
 
 State = Literal["running", "finished", "stopped", "failed"]
+HELD_S = 60.0
+"""For that process to find out."""
+LOOK_S = 0.5
 _STATES: Mapping[str, State] = {"finished": "finished", "failed": "failed"}
 """All others are stops: to one that was asked for, what is lost is not told apart."""
 
@@ -137,13 +140,32 @@ class TrialRun:
         if is_finished(config, self._run):
             self.state = "finished"
             return
-        with sole_owner(self._run):
+        with ExitStack() as stack:
+            if not self._taken(stack):
+                self.state = "stopped"
+                return
             ended = self._attempts(config, launch)
             write_last_word(self._run, ended, self._command())
         if ended.failure is not None:
             self.cause = ended.failure.cause
             self._say(page_of(self._run, ended, self._command()))
         self.state = _STATES.get(ended.attempt.state, "stopped")
+
+    def _taken(self, stack: ExitStack) -> bool:
+        """The run, once a process that Ray has cut off from it has let it go; not if a stop is asked for before that.
+
+        BusyError if it does not let go.
+        """
+        deadline = time.monotonic() + HELD_S
+        while not self._requests.stop:
+            try:
+                stack.enter_context(sole_owner(self._run))
+                return True
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+            self._requests.wait(LOOK_S, self._order.sweep_dir.coordination.stop_request)
+        return False
 
     def _settled(self) -> LaunchConfig:
         """The launch with what its machines offer, so that it can be done again elsewhere; one worker by itself."""

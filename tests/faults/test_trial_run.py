@@ -15,6 +15,7 @@ from fmfsd.config import load_config
 from fmfsd.files import read_json, write_whole
 from fmfsd.rundir import NOW, RunDir
 from launcher.costs import costs_of
+from launcher.ownership import sole_owner
 from launcher.tune.metrics import metric_names
 from launcher.tune.order import TrialOrder
 from launcher.tune.sweep_dir import SweepDir
@@ -135,6 +136,15 @@ def test_a_trial_can_be_ended_at_once(by: str, sweep: SweepDir, tmp_path: Path) 
         took_s = time.monotonic() - began
     assert (run.state, read_json(order.run.outcome)["state"]) == ("stopped", "interrupted")
     assert took_s < 5
+
+
+def test_a_run_that_a_process_still_holds_is_waited_for(sweep: SweepDir) -> None:
+    order = order_of(sweep)
+    with sole_owner(order.run), running(order) as run:
+        run.wait(0.1)
+        assert run.state == "running"
+        run.end_now()
+    assert (run.state, order.run.last_attempt()) == ("stopped", 0)
 
 
 def spins(moment: Moment) -> None:

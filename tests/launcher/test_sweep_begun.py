@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from fmfsd.errors import CheckError
+from fmfsd.errors import CheckError, ConfigError
 from launcher.config import LaunchConfig, TuneOptions
 from launcher.resources import Resources
 from launcher.tune.begun import Begun
+from launcher.tune.check import require_sound
 from launcher.tune.history import History
 from launcher.tune.shape import Shape
 from launcher.tune.sweep import Ready, _write
+from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.histories import TAPS, sweep_of
 
 
@@ -48,3 +50,19 @@ def test_facts_about_what_the_ledger_lacks_are_refused_by_their_line(fact: dict[
     path.write_text(f'{{"fact":"begun"}}\n{json.dumps(fact)}\n')
     with pytest.raises(CheckError, match=r"ledger\.jsonl:2: does not fit"):
         History.read(path, TuneOptions(trials=1))
+
+
+@pytest.mark.parametrize("address", ["local", "ray://head:10001", "head", "head:port"])
+def test_what_is_no_clusters_address_is_refused(address: str, tmp_path: Path) -> None:
+    _, space = sweep_of(tmp_path, TAPS)
+    options = TuneOptions(trials=3, search="random", ray_address=address)
+    with pytest.raises(ConfigError, match="expected auto or HOST:PORT"):
+        require_sound(space, options, LaunchConfig(gpus=1), SweepDir(tmp_path / "new"), asks=False)
+
+
+def test_a_run_with_another_seed_that_came_to_nothing_is_known_until_it_is_confirmed() -> None:
+    history, which = History(TuneOptions(trials=1)), {"config": "base", "seed": 7}
+    history.add({"fact": "unconfirmed", **which, "cause": "the disk is full"})
+    assert history.unconfirmed == {"base-seed-7": "the disk is full"}
+    history.add({"fact": "confirmed", **which, "metrics": {}})
+    assert not history.unconfirmed

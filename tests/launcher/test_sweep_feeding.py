@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 from ray.tune.search import Searcher
 
-from fmfsd.errors import RunFailedError
+from fmfsd.errors import SearchFailedError
 from launcher.config import LaunchConfig, TuneOptions
+from launcher.resources import Resources
+from launcher.tune.begun import Begun
 from launcher.tune.book import Book
 from launcher.tune.order import TrialOrder
+from launcher.tune.patience import Patience
 from launcher.tune.searching import Feeder, Searched
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.trial import Trial
 from tests.helpers.histories import TAPS, TOP1, sweep_of
 
 OPTIONS = TuneOptions(trials=2, search="random")
@@ -43,7 +47,7 @@ def test_trouble_is_waited_for_as_long_as_a_trial_runs_and_then_said(tmp_path: P
         trouble.append(FULL)
         assert found.suggest("b") is None
         found.on_trial_complete("a", {**END, "state": "failed"})
-        with pytest.raises(RunFailedError, match=FULL):
+        with pytest.raises(SearchFailedError, match=FULL):
             found.suggest("b")
 
 
@@ -57,3 +61,34 @@ def test_what_was_interrupted_goes_on_and_the_end_is_reached_whatever_the_troubl
         assert [found.suggest("a")["number"], found.suggest("b")["number"]] == [1, 2]  # type: ignore[index]
         found.on_trial_complete("a", END)
         assert found.suggest("c") == Searcher.FINISHED
+
+
+def test_a_trial_that_lacks_a_secret_where_it_is_says_so(tmp_path: Path) -> None:
+    launch = LaunchConfig(extra_env={"NOT_SET_TOKEN": "abc"})
+    trial = Trial.__new__(Trial)
+    trial.setup(TrialOrder(tmp_path, "0001", (), launch, "/", {}).to_json())
+    told = trial.step()
+    trial.cleanup()
+    assert (told["state"], told["done"]) == ("failed", True)
+    assert "NOT_SET_TOKEN: not set here" in told["cause"]
+
+
+def test_a_cluster_that_has_lost_too_much_is_waited_for_a_while() -> None:
+    begun, now = Begun(TuneOptions(trials=1), LaunchConfig(nodes=2, gpus=1), held_out=0), [0.0]
+    left = [Resources(1), Resources(1)]
+    patience = Patience(lambda: begun.shape_left_on(left), clock=lambda: now[0])
+    patience.look()
+    lost = left.pop()
+    for now[0] in (60.0, 119.0):
+        patience.look()
+    left.append(lost)
+    now[0] = 130.0
+    patience.look()
+    left.pop()
+    now[0] = 249.0
+    patience.look()
+    now[0] = 260.0
+    with pytest.raises(
+        SearchFailedError, match="none came back in 120 s: --nodes, --gpus: a trial asks for 2 x 1 cores"
+    ):
+        patience.look()
