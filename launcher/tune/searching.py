@@ -1,5 +1,6 @@
 """Between Tune, which runs trials, and the sweep's book, which knows them."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Feeder(Unkept, Searcher):
         if found is None:
             return str(Searcher.FINISHED)
         self._live[trial_id], order = found
-        return {"number": self._live[trial_id], **order.to_json()}
+        return {"number": self._live[trial_id], "order": json.dumps(order.to_json())}  # Tune copies whatever is no text
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if metrics := metrics_in(result):

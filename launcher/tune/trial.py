@@ -1,5 +1,6 @@
 """A trial as Ray Tune sees it: an actor that tells what its run measures, one evaluation a step."""
 
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ class Trial(tune.Trainable):
     """The last epoch whose evaluation was told."""
 
     def setup(self, config: Mapping[str, Any]) -> None:
-        """`config` is a TrialOrder's JSON."""
+        """`config` has a TrialOrder's JSON, as text, under `order`."""
         os.umask(0o077)
         self._begin(config)
 
@@ -76,8 +77,7 @@ class Trial(tune.Trainable):
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._run, self._crew = None, None
         try:
-            told = {**config, "environment": {**_as_here(config["environment"]), **_secrets(config)}}
-            order = TrialOrder.from_json(told)
+            order = TrialOrder.from_json(_completed(json.loads(config["order"])))
         except CheckError as error:  # as a secret that this machine lacks
             self._refusal = f"on {socket.gethostname()}: {error}"
             return
@@ -89,13 +89,17 @@ class Trial(tune.Trainable):
         self._run = TrialRun(order, machines)
 
 
+def _completed(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {**told, "environment": {**_as_here(told["environment"]), **_secrets(told)}}
+
+
 def _as_here(environment: Mapping[str, str]) -> dict[str, str]:
     """With what this machine knows better than the one that the sweep was started on."""
     own = own_variables(os.environ)
     return {**{name: value for name, value in environment.items() if name not in MACHINES_OWN}, **own}
 
 
-def _secrets(config: Mapping[str, Any]) -> dict[str, str]:
+def _secrets(told: Mapping[str, Any]) -> dict[str, str]:
     """What workers are to get and no file may hold: this process has them from the one that started Ray."""
-    wanted = (name for name, value in config["launch"]["extra_env"].items() if value is None)
+    wanted = (name for name, value in told["launch"]["extra_env"].items() if value is None)
     return {name: os.environ[name] for name in wanted if name in os.environ}

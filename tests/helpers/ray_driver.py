@@ -53,30 +53,20 @@ def fit(asked: dict[str, Any], storage: Path) -> list[dict[str, Any]]:
     """Of each trial the last result; of one that is to stop early no more than its first."""
 
     def resources(config: dict[str, Any]) -> Any:
-        return placement(TrialOrder.from_json(config["order"]).launch, 1, 0)
+        return placement(TrialOrder.from_json(json.loads(config["order"])).launch, 1, 0)
 
     tuner = tune.Tuner(
-        tune.with_resources(Ordered, resources),
-        param_space={"order": tune.grid_search(asked["orders"])},
+        tune.with_resources(Trial, resources),
+        param_space={"order": tune.grid_search([json.dumps(order) for order in asked["orders"]])},
         tune_config=tune.TuneConfig(reuse_actors=asked["reuse"]),
         run_config=tune.RunConfig(
             storage_path=str(storage),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=asked["max_failures"]),
-            stop=lambda _trial, result: result["config"]["order"]["name"] in asked["stop_early"],
+            stop=lambda _trial, result: json.loads(result["config"]["order"])["name"] in asked["stop_early"],
         ),
     )
     return [{**dict(result.metrics or {}), "error": str(result.error or "")} for result in tuner.fit()]
-
-
-class Ordered(Trial):
-    """Its order stands under a key of its own, as a grid search has it."""
-
-    def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
-        super().setup(config["order"])
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:  # type: ignore[override]
-        return super().reset_config(new_config["order"])
 
 
 def left() -> dict[str, Any]:

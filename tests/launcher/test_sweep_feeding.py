@@ -1,5 +1,6 @@
 """What Tune is given to run, and when, without Tune."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_what_was_interrupted_goes_on_and_the_end_is_reached_whatever_the_troubl
 def test_a_trial_that_lacks_a_secret_where_it_is_says_so(tmp_path: Path) -> None:
     launch = LaunchConfig(extra_env={"NOT_SET_TOKEN": "abc"})
     trial = Trial.__new__(Trial)
-    trial.setup(TrialOrder(tmp_path, "0001", (), launch, "/", {}).to_json())
+    trial.setup({"order": json.dumps(TrialOrder(tmp_path, "0001", (), launch, "/", {}).to_json())})
     told = trial.step()
     trial.cleanup()
     assert (told["state"], told["done"]) == ("failed", True)
