@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fmfsd.config import dump_config, load_config
+from fmfsd.errors import ConfigError
 from launcher.config import TuneOptions
 from launcher.tune.history import History, Trial, TrialState, overrides
 from launcher.tune.ledger import Ledger
@@ -39,7 +40,7 @@ class Book:
             if draw is None:
                 break
             trial = self._noted(number, draw.values, draw.memory)
-            if trial.repeats is None:
+            if trial.repeats is None and trial.state == "asked":
                 return trial
         return None
 
@@ -49,7 +50,10 @@ class Book:
         return not self._to_go_on and len(self.history.runs) < self._options.trials
 
     def _noted(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> Trial:
-        digest = self._digest(values)
+        try:
+            digest, refusal = self._digest(values), ""
+        except ConfigError as error:  # a combination so rare that the check has not met it
+            digest, refusal = f"refused {number}", str(error)
         equal = next((trial.number for trial in self.history.runs if trial.digest == digest), None)
         told = {"trial": number, "values": dict(values), "digest": digest, "memory": dict(memory)}
         if equal is None:
@@ -57,6 +61,8 @@ class Book:
         else:
             self.note("repeated", of=equal, **told)
             self._tell_if_ended(self.history.trials[number])
+        if refusal:
+            self.ended(number, "failed", {}, cause=refusal)
         return self.history.trials[number]
 
     def _digest(self, values: Mapping[str, Any]) -> str:

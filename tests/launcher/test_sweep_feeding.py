@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from launcher.resources import Resources
 from launcher.tune.begun import Begun
 from launcher.tune.book import Book
 from launcher.tune.order import TrialOrder
+from launcher.tune.parameters import Parameter
 from launcher.tune.patience import Patience
 from launcher.tune.searching import Feeder, Searched
 from launcher.tune.space import Space
@@ -93,3 +95,15 @@ def test_a_cluster_that_has_lost_too_much_is_waited_for_a_while() -> None:
         SearchFailedError, match="none came back in 120 s: --nodes, --gpus: a trial asks for 2 x 1 cores"
     ):
         patience.look()
+
+
+def test_a_combination_that_only_its_draw_brings_up_is_a_failed_trial_and_no_end_of_the_search(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, TAPS)
+    alphas = Parameter("distill.alpha", "grid", (2.0, 0.5))
+    book = Book(sweep, replace(space, parameters=(alphas,)), TuneOptions(trials=2, search="random"))
+    trials = [book.next_trial(), book.next_trial()]
+    book.close()
+    assert [trial and trial.values for trial in trials] == [{"distill.alpha": 0.5}, None]
+    (failed,) = [trial for trial in book.history.runs if trial.state == "failed"]
+    assert failed.values == {"distill.alpha": 2.0}
+    assert "less than or equal to 1" in failed.cause
