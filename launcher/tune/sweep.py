@@ -76,12 +76,12 @@ def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str
 
 
 def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepRequest:
-    """A batch job that Slurm starts again comes back to its sweep, and goes on with it."""
+    """A batch job that Slurm starts again comes back to its sweep and goes on with it, and with no other job's."""
     if job is None or not job.is_batch or request.resume is not None:
         return request
     name = f"{config_name(request.space or 'sweep')}-{job.name}"
     sweep = SweepDir((Path(cwd) / (request.sweep_dir or Path("runs") / name)).absolute())
-    if not sweep.ledger.exists():
+    if not job.restarts or not sweep.ledger.exists():
         return replace(request, sweep_dir=sweep.path)
     return replace(request, resume=sweep.path, space=None, config=None, overrides=(), sweep_dir=None)
 

@@ -1,6 +1,7 @@
 """What a sweep writes down when it begins, and reads when it goes on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from fmfsd.errors import CheckError, ConfigError
 from launcher.config import LaunchConfig, TuneOptions
 from launcher.resources import Resources
+from launcher.slurm.allocation import Allocation
 from launcher.tune.begun import Begun
 from launcher.tune.check import require_sound
 from launcher.tune.history import History
 from launcher.tune.shape import Shape
-from launcher.tune.sweep import Ready, _write
+from launcher.tune.sweep import Ready, SweepRequest, _of_job, _write
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.histories import TAPS, sweep_of
 
@@ -66,3 +68,14 @@ def test_a_run_with_another_seed_that_came_to_nothing_is_known_until_it_is_confi
     assert history.unconfirmed == {"base-seed-7": "the disk is full"}
     history.add({"fact": "confirmed", **which, "metrics": {}})
     assert not history.unconfirmed
+
+
+def test_a_batch_job_goes_on_with_its_own_sweep_alone(tmp_path: Path) -> None:
+    sweep, _ = sweep_of(tmp_path, TAPS)
+    sweep.ledger.touch()
+    request = SweepRequest(
+        space="loss", config=None, overrides=(), given={}, launch=LaunchConfig(), sweep_dir=sweep.path
+    )
+    first = Allocation("5", "n1", 2, 0, is_batch=True)
+    assert _of_job(request, str(tmp_path), first) == request
+    assert _of_job(request, str(tmp_path), replace(first, restarts=1)).resume == sweep.path
