@@ -17,10 +17,15 @@ LONGEST_PAUSE_S = 60.0
 
 @dataclass
 class Restarts:
-    """How many attempts may still follow; a checkpoint more than before makes that as many as at first."""
+    """How many attempts may still follow; a checkpoint more than before makes that as many as at first.
+
+    `gain` says what counts instead of a checkpoint, and which option `allowed` is from.
+    """
 
     allowed: int
     used: int = 0
+    gain: str = "checkpoint"
+    option: str = " (--max-restarts)"
     _last: str = ""
 
     def refusal(self, failure: Failure, *, progressed: bool) -> str:
@@ -32,9 +37,9 @@ class Restarts:
         if not failure.worth_another_attempt:
             return "another attempt would come to the same"
         if again:
-            return "the same failure twice without a checkpoint between"
+            return f"the same failure twice without a {self.gain} between"
         if self.used >= self.allowed:
-            return f"{self.allowed} restarts without a checkpoint between (--max-restarts)"
+            return f"{self.allowed} restarts without a {self.gain} between{self.option}"
         self.used += 1
         return ""
 

@@ -1,5 +1,6 @@
 """Whether the data set is there and whole, is the run's own, and can be shared among the workers."""
 
+import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -23,8 +24,18 @@ def is_prepared(config: TrainConfig) -> bool:
 
 def total_steps(config: TrainConfig) -> int | None:
     """Steps of the whole run; None where its data can't be read, which is told elsewhere."""
+    return found.total_steps if (found := _timeline(config)) is not None else None
+
+
+def last_epoch(config: TrainConfig) -> int:
+    """That a run ends in, from 1 on; where its data can't be read, the last one that there may be."""
+    found = _timeline(config)
+    return math.ceil(found.total_steps / found.steps_per_epoch) if found else config.train.epochs
+
+
+def _timeline(config: TrainConfig) -> Timeline | None:
     try:
-        return Timeline.of(config, read_index(set_folder(config.data)).samples("train")).total_steps
+        return Timeline.of(config, read_index(set_folder(config.data)).samples("train"))
     except DataError:
         return None
 

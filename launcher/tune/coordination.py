@@ -37,6 +37,8 @@ HANG_S = 120.0
 """Tune's loop goes round several times a second."""
 RAY_FOLDER_CHARACTERS = 36
 """Ray puts sockets at up to 70 characters below it, and a socket's path has 107 at most."""
+DRIVERS = 3
+"""So many may fall without a new fact between; --max-failures is about trials."""
 BEYOND_GRACE_S = 30.0
 """From the end of the last trial to that of Ray."""
 ENVIRONMENT = {
@@ -166,7 +168,8 @@ class Coordination:
 
     def _attempts(self, requests: Requests) -> Ended:
         """Drivers, one after the other, until one has said how the sweep ended."""
-        restarts, slots = Restarts(self._begun.options.max_failures), tuple(range(len(self._site.hosts) or 1))
+        restarts = Restarts(DRIVERS, gain="new fact", option="")
+        slots = tuple(range(len(self._site.hosts) or 1))
         while True:
             known = self._sweep.ledger.stat().st_size
             attempt = self._attempt(requests, self.plan(slots))

@@ -18,12 +18,14 @@ from fmfsd.errors import FmfsdError, SearchFailedError
 from fmfsd.files import write_json
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import NOW, RunDir
+from launcher.check.of_data import last_epoch
 from launcher.costs import Costs, costs_of
 from launcher.environment import travelling
 from launcher.resources import Resources
 from launcher.tune.begun import Begun
 from launcher.tune.book import Book
 from launcher.tune.disk import DiskBudget
+from launcher.tune.history import overrides
 from launcher.tune.last_words import write_crash
 from launcher.tune.order import TrialOrder
 from launcher.tune.patience import Patience
@@ -95,8 +97,9 @@ class Driver:
     def _search(self, shape: Shape) -> None:
         options, history = self._begun.options, self._book.history
         self._budget.tidy(history, self._book)  # a kill may have come between a trial's end and this
-        epochs = load_config(str(self._sweep.config)).train.epochs
-        rule = Scheduler(rule_of(options, epochs), history, last_epoch=self._last_epoch, on_stop=self._stop_early)
+        rule = Scheduler(
+            rule_of(options, self._most_epochs()), history, last_epoch=self._last_epoch, on_stop=self._stop_early
+        )
         source = Searched(
             self._book,
             lambda trial: self._order(shape, trial.name, trial.overrides, epochs=max(trial.reports, default=0)),
@@ -159,7 +162,14 @@ class Driver:
 
     def _last_epoch(self, number: int) -> int:
         trial = self._book.history.trials[number]
-        return load_config(str(self._sweep.config), trial.overrides).train.epochs
+        return last_epoch(load_config(str(self._sweep.config), trial.overrides))
+
+    def _most_epochs(self) -> int:
+        """Of any trial."""
+        given = {each.key: each.values[0] for each in self._space.parameters if each.kind == "const"}
+        searched = [max(each.values) for each in self._space.parameters if each.key == "train.epochs"]
+        longest = {"train.epochs": searched[0]} if searched else {}
+        return last_epoch(load_config(str(self._sweep.config), overrides({**given, **longest})))
 
     def _stop_early(self, number: int) -> None:
         """Its own coordinator ends it, wherever that is."""
