@@ -33,24 +33,16 @@ def main() -> None:
 @app.command()
 def launch(
     config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "cifar100-resnet18",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
-    ] = None,
+    overrides: options.Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
     resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with a run directory that exists.")] = "auto",
     nodes: Annotated[int | None, typer.Option(min=1, help="Node agents; default 1.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,
-    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")] = "auto",
-    env: Annotated[
-        list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")
-    ] = None,
-    grace: Annotated[
-        float, typer.Option(min=1, max=86_400, help="Seconds from a stop request to the end by force.")
-    ] = DEFAULT_GRACE_S,
-    hang_timeout: Annotated[
-        float, typer.Option(min=5, max=86_400, help="Seconds without a sign of progress until a worker is ended.")
-    ] = DEFAULT_HANG_TIMEOUT_S,
+    device: options.Device = "auto",
+    env: options.Env = None,
+    grace: options.Grace = DEFAULT_GRACE_S,
+    hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="New attempts after failures, counted anew after each checkpoint.")
     ] = DEFAULT_MAX_RESTARTS,

@@ -1,6 +1,6 @@
 """Options of `fmfsd-launch` that belong together, as types for its command line."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,3 +22,11 @@ SbatchArgs = Annotated[
     typer.Option("--sbatch-arg", metavar="KEY=VALUE", rich_help_panel="Slurm", help="Any other option of sbatch."),
 ]
 Wait = Annotated[bool, typer.Option("--wait", rich_help_panel="Slurm", help="Follow the job until it has ended.")]
+
+Device = Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")]
+Env = Annotated[list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")]
+Grace = Annotated[float, typer.Option(min=1, max=86_400, help="Seconds from a stop request to the end by force.")]
+HangTimeout = Annotated[
+    float, typer.Option(min=5, max=86_400, help="Seconds without a sign of progress until a worker is ended.")
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")]

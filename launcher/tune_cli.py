@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -25,9 +26,7 @@ def tune(
         str | None, typer.Argument(help="A preset's name or a YAML file; default: the space's own.")
     ] = None,
     space: Annotated[str | None, typer.Option(help="A space's file, or a shipped one's name.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
-    ] = None,
+    overrides: options.Overrides = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Different configs to try; default: the space's.")] = None,
     metric: Annotated[
         list[str] | None,
@@ -45,7 +44,7 @@ def tune(
     seed: Annotated[int | None, typer.Option(min=0, help="Decides what is drawn; default 0.")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of a trial.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="Workers on each of its nodes.")] = 1,
-    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")] = "auto",
+    device: options.Device = "auto",
     concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")] = None,
     ray_address: Annotated[
         str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster that is there; default: one of our own.")
@@ -61,15 +60,9 @@ def tune(
     max_failures: Annotated[int | None, typer.Option(min=0, help="New attempts of a trial; default 3.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Run the best again with so many seeds each.")] = None,
     best: Annotated[int | None, typer.Option(min=1, help="How many are the best; default 3.")] = None,
-    grace: Annotated[
-        float, typer.Option(min=1, max=86_400, help="Seconds from a stop request to the end by force.")
-    ] = DEFAULT_GRACE_S,
-    hang_timeout: Annotated[
-        float, typer.Option(min=5, max=86_400, help="Seconds without a sign of progress until a worker is ended.")
-    ] = DEFAULT_HANG_TIMEOUT_S,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", metavar="NAME[=VALUE]", help="A variable for the workers.")
-    ] = None,
+    grace: options.Grace = DEFAULT_GRACE_S,
+    hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
+    env: options.Env = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be searched and started.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

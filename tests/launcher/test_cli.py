@@ -218,11 +218,6 @@ def test_shipped_spaces_are_right(space: str, tmp_path: Path) -> None:
     assert " trials over " in answer.stdout
 
 
-def test_searching_is_refused_as_long_as_it_is_not_built(tmp_path: Path) -> None:
-    answer = run_command("fmfsd-tune", "--space", "smoke", cwd=tmp_path)
-    assert (answer.returncode, "not built yet" in answer.stderr) == (2, True)
-
-
 def test_a_worker_without_a_run_directory_or_with_a_wrong_world_is_told_so(tmp_path: Path) -> None:
     nowhere = run_command("fmfsd", "train", "nowhere", cwd=tmp_path)
     assert (nowhere.returncode, "nowhere/config.yaml: missing" in nowhere.stderr) == (2, True)
