@@ -57,7 +57,7 @@ class Driven:
         output, _ = self.process.communicate(timeout=TIMEOUT_S)
         assert self.process.returncode == 0, output
         found = dict(json.loads(self.file.with_suffix(".out").read_text()))
-        return {**found, **{result["config"]["order"]["name"]: result for result in found["results"]}}
+        return {**found, **{json.loads(result["config"]["order"])["name"]: result for result in found["results"]}}
 
 
 @contextmanager
