@@ -45,9 +45,7 @@ def _mode(metric: str) -> Literal["max", "min"]:
     return "max" if metric.endswith("_top1") else "min"
 
 
-def require_sound(
-    space: Space, options: TuneOptions, launch: LaunchConfig, sweep: SweepDir, *, asks: bool, is_new: bool = True
-) -> None:
+def require_sound(space: Space, options: TuneOptions, sweep: SweepDir, *, asks: bool, is_new: bool = True) -> None:
     """ConfigError, or CheckError if just the machine is wrong; `asks`: whether it is to be carried out."""
     wrong = [
         *_metrics(options),
@@ -56,8 +54,6 @@ def require_sound(
         *_address(options),
         *_folder(sweep, is_new),
     ]
-    if launch.nodes > 1 and launch.preflight:
-        wrong.append(Problem("--preflight", "not of trials: each would wait for it"))
     missing = list(_packages()) if asks else []
     if wrong:
         raise ConfigError([*wrong, *missing])

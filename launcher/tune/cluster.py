@@ -1,6 +1,6 @@
 """What a Ray cluster that is there offers and sees, asked by a short process with Ray.
 
-`python -m launcher.tune.cluster ADDRESS FOLDER` prints it as JSON.
+`python -m launcher.tune.cluster ADDRESS FILE` prints it as JSON; FILE is one that all of its machines should see.
 """
 
 import json

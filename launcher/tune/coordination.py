@@ -44,7 +44,6 @@ BEYOND_GRACE_S = 30.0
 ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_AUTH_MODE": "token",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_prestart_worker_first_driver": "0",  # no trial could use one: Tune wants workers with variables of its own
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -111,10 +110,10 @@ class Coordination:
 
     def _credentials(self) -> dict[str, str]:
         if self._begun.options.ray_address is None:
-            return {"RAY_AUTH_TOKEN_PATH": str(self._sweep.token)}
+            return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._sweep.token)}
         return {name: self._environment[name] for name in EXISTING if name in self._environment}
 
-    def run_to_end(self, *, prepare: tuple[str, ...], shape: Shape | None, warnings: Sequence[str]) -> int:
+    def run_to_end(self, *, prepare: tuple[str, ...], shape: Shape, warnings: Sequence[str]) -> int:
         """The exit code. Raises CheckError while nothing is started, RunFailedError with the failure page after."""
         requests = Requests(in_job=self._job is not None)
         with requests.heard(), self._own_token():
@@ -144,10 +143,10 @@ class Coordination:
         steps = (RunDir(folder).newest_step() or 0 for folder in self._sweep.trials.iterdir())
         return self._sweep.ledger.stat().st_size + sum(steps)
 
-    def _introduce(self, shape: Shape | None, warnings: Sequence[str]) -> None:
+    def _introduce(self, shape: Shape, warnings: Sequence[str]) -> None:
         options, held_out = self._begun.options, self._begun.held_out
         self._say(f"sweep: {self._sweep.path}")
-        self._say(f"{options.trials} trials, {shape or f'on the Ray cluster {options.ray_address}'}")
+        self._say(f"{options.trials} trials, {shape}")
         if held_out:
             self._say(f"{held_out} training samples are held out to judge by; the test set is for the winners alone")
         for text in warnings:

@@ -1,7 +1,7 @@
 """What a sweep's facts come to: its trials, how each went, and which were best."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -166,7 +166,3 @@ def overrides(values: Mapping[str, Any]) -> list[str]:
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
-
-
-def names(trials: Iterable[Trial]) -> str:
-    return ", ".join(trial.name for trial in trials)

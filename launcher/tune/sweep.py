@@ -93,7 +93,7 @@ def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd:
     space = read_space(path, config=request.config, overrides=request.overrides)
     also, count = held_out.for_search(space.config, request.overrides, data_root=request.data_root)
     options, sweep = check.options_of(space, request.given), _folder(request, cwd, path)
-    check.require_sound(space, options, request.launch, sweep, asks=asks)
+    check.require_sound(space, options, sweep, asks=asks)
     launch = _trials_launch(request.launch, options)
     overrides = (*request.overrides, *also)
     found = _checked(replace(request, config=space.config, overrides=overrides), launch, sweep, environment, cwd)
@@ -135,7 +135,7 @@ def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str],
     begun = Begun.of(sweep.ledger, environment).going_on(request.given)
     History.read(sweep.ledger, begun.options)
     space = read_space(sweep.space, config=str(sweep.config))
-    check.require_sound(space, begun.options, begun.launch, sweep, asks=asks, is_new=False)
+    check.require_sound(space, begun.options, sweep, asks=asks, is_new=False)
     shape = begun.shape_on(check.machines(site, begun.options, sweep, environment, cwd, asks=asks))
     return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
 
