@@ -17,7 +17,7 @@ from tests.helpers.official import write_official
 settings.register_profile("fmfsd", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fmfsd")
 os.environ[TEST_ID] = uuid.uuid4().hex
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is tested does not depend on the machine
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # what is tested does not depend on the machine
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -194,8 +194,7 @@ class Coordination:
         return left or slots
 
     def _attempt(self, requests: Requests, plan: LaunchPlan) -> Attempt:
-        hidden = [parameter.key for parameter in self._space.parameters if parameter.kind == "const"]
-        with SweepDisplay(self._console, self._sweep, self._begun.options, hidden=hidden) as display:
+        with SweepDisplay(self._console, self._sweep, self._begun.options, hidden=self._space.constants) as display:
             return run_plan(
                 plan,
                 self._run,
@@ -219,7 +218,7 @@ class Coordination:
     def _conclude(self, state: str) -> int:
         if state == "finished":
             history = History.read(self._sweep.ledger, self._begun.options)
-            self._console.print(final_table(history))
+            self._console.print(final_table(history, self._space.constants))
             if len(history.runs) < self._begun.options.trials:
                 self._say(f"{len(history.runs)} trials are all that the space has")
             for name, cause in history.unconfirmed.items():

@@ -24,7 +24,6 @@ from launcher.tune.words import (
     left_text,
     metric_text,
     metrics_text,
-    value_text,
     values_text,
 )
 
@@ -135,15 +134,13 @@ def final_table(history: History, hidden: Collection[str] = ()) -> Table:
     shown = history.ranked()[: history.options.best]
     if len(metrics) > 1:
         shown = history.ranked()[: min(len(history.front()), FRONT_SHOWN)]
-    keys = [key for key in dict.fromkeys(key for trial in shown for key in trial.values) if key not in hidden]
     wanted = [name.replace("valid/", "test/") for name in metrics]
     tested = [name for name in wanted if any(name in history.tested.get(trial.number, {}) for trial in shown)]
-    table = _table("trial", *metrics, *tested, *keys)
+    table = _table("trial", *metrics, *tested, "values")
     for trial in shown:
         known = {**trial.metrics, **history.tested.get(trial.number, {})}
         reached = [metric_text(name, known[name]) if name in known else "" for name in (*metrics, *tested)]
-        of = [value_text(trial.values[key]) if key in trial.values else "" for key in keys]
-        _add_row(table, [trial.name, *reached, *of])
+        _add_row(table, [trial.name, *reached, values_text(trial.values, hidden)])
     return table
 
 

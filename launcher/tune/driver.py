@@ -117,7 +117,7 @@ class Driver:
         source = Confirmed(
             self._book,
             self._sweep,
-            reruns(self._book, self._sweep),
+            reruns(self._book.history, self._sweep, self._space),
             lambda rerun: self._order(shape, rerun.name, rerun.overrides),
             is_stopped=self._is_stopped,
             done=self._after_a_rerun,
@@ -166,10 +166,9 @@ class Driver:
 
     def _most_epochs(self) -> int:
         """Of any trial."""
-        given = {each.key: each.values[0] for each in self._space.parameters if each.kind == "const"}
         searched = [max(each.values) for each in self._space.parameters if each.key == "train.epochs"]
         longest = {"train.epochs": searched[0]} if searched else {}
-        return last_epoch(load_config(str(self._sweep.config), overrides({**given, **longest})))
+        return last_epoch(load_config(str(self._sweep.config), overrides({**self._space.constants, **longest})))
 
     def _stop_early(self, number: int) -> None:
         """Its own coordinator ends it, wherever that is."""

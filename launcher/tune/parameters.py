@@ -137,6 +137,11 @@ class Space:
     parameters: tuple[Parameter, ...]
     base: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What every trial has."""
+        return {each.key: each.values[0] for each in self.parameters if each.kind == "const" and not each.when}
+
     @cached_property
     def ordered(self) -> tuple[Parameter, ...]:
         """Each after those that its conditions are on. CycleError if they go round in a circle."""

@@ -13,8 +13,9 @@ from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.hosts.helpers import said_here
 from launcher.tune.book import Book
-from launcher.tune.history import Trial, name_of_rerun
+from launcher.tune.history import History, Trial, name_of_rerun, overrides
 from launcher.tune.order import TrialOrder
+from launcher.tune.parameters import Space
 from launcher.tune.searching import Ended
 from launcher.tune.shape import Shape
 from launcher.tune.sweep_dir import SweepDir
@@ -74,20 +75,23 @@ class Rerun:
         return (*self.values, f"seed={self.seed}", "train.evaluate_test=true")
 
 
-def reruns(book: Book, sweep: SweepDir) -> list[Rerun]:
+def reruns(history: History, sweep: SweepDir, space: Space) -> list[Rerun]:
     """The best configs and the one that the search began with, each with the same seeds, that are not done yet.
 
-    A seed is one that no trial had.
+    That one has the space's constants too: what is compared differs in nothing but what was searched.
     """
-    options, history = book.history.options, book.history
-    if not options.seeds:
-        return []
-    taken = {load_config(str(sweep.config)).seed, *(trial.values.get("seed", 0) for trial in history.runs)}
-    seeds = range(max(taken) + 1, max(taken) + 1 + options.seeds)
-    configs = {trial.name: trial.overrides for trial in history.ranked()[: options.best]}
+    configs = {trial.name: trial.overrides for trial in history.ranked()[: history.options.best]}
+    configs[BASE] = overrides(space.constants)
     done = {(each.config, each.seed) for each in history.confirmations}
-    wanted = (Rerun(name, seed, tuple(values)) for seed in seeds for name, values in {**configs, BASE: []}.items())
+    wanted = [Rerun(name, seed, tuple(configs[name])) for seed in _seeds(history, sweep) for name in configs]
     return [each for each in wanted if (each.config, each.seed) not in done]
+
+
+def _seeds(history: History, sweep: SweepDir) -> range:
+    """That no trial had when the first of them was run again: trials that are added later change none of them."""
+    taken = {load_config(str(sweep.config)).seed, *(trial.values.get("seed", 0) for trial in history.runs)}
+    first = min((each.seed for each in history.confirmations), default=max(taken) + 1)
+    return range(first, first + history.options.seeds)
 
 
 class Confirmed:

@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.helpers.leaks import TEST_ID
 from tests.helpers.processes import Launched, launched
 
@@ -24,14 +22,6 @@ def lacks(*, ssh: bool) -> str:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in (*_NEEDS, *(_BY_SSH if ssh else ())) if shutil.which(name, path=path) is None]
     return "needs root" if os.geteuid() else f"needs {', '.join(missing)}" if missing else ""
-
-
-@contextmanager
-def one_thread_a_worker() -> Iterator[None]:
-    """For bitwise comparisons, and as each host takes all of this machine's cores for its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def test_of_several_metrics_the_front_is_told(tmp_path: Path) -> None:
         "trial 0002 finished: valid/deepest_top1 30.00%, cost/train_macs 2e+08",
     ]
     to.print(final_table(History.read(made.dir.ledger, FRONT)))
-    assert _cells(to) == [["0000", "40.00%", "2e+08"], ["0001", "30.00%", "1e+08"]]
+    assert _cells(to) == [["0000", "40.00%", "2e+08", ""], ["0001", "30.00%", "1e+08", ""]]
 
 
 def test_at_the_end_the_best_stand_in_a_table(sweep: MadeSweep) -> None:
@@ -196,7 +196,10 @@ def test_at_the_end_the_best_stand_in_a_table(sweep: MadeSweep) -> None:
     sweep.ledger.note("tested", trial=1, metrics={"test/deepest_top1": 0.39})
     to = console()
     to.print(final_table(History.read(sweep.dir.ledger, OPTIONS), hidden=["seed"]))
-    assert _cells(to) == [["0001", "40.00%", "39.00%", "0.25", ""], ["0002", "30.00%", "", "0.5", "[0.9]"]]
+    assert _cells(to) == [
+        ["0001", "40.00%", "39.00%", "distill.alpha 0.25"],
+        ["0002", "30.00%", "", "distill.alpha 0.5, ema [0.9]"],
+    ]
 
 
 def _cells(to: Console) -> list[list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.rundir import RunDir
-from tests.helpers.cluster import hosts_up, lacks, one_thread_a_worker
+from tests.helpers.cluster import hosts_up, lacks
 from tests.helpers.processes import run_command
 from tests.helpers.runs import TINY
 from tests.helpers.slurm import SETTINGS, SlurmCluster
@@ -49,14 +49,8 @@ def _arguments(root: Path, *changes: str) -> tuple[str, ...]:
     return ("cifar100-resnet18", *sets, "--nodes", "2", "--gpus", "1")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    with one_thread_a_worker():
-        yield
-
-
 @pytest.fixture(scope="session")
-def undisturbed(one_thread: None, training: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def undisturbed(training: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """The run of `training` on this machine, which nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
     answer = run_command("fmfsd-launch", *training, "--run-dir", "run", cwd=folder)

@@ -4,13 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.cluster import Cluster, hosts_up, lacks, one_thread_a_worker
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    with one_thread_a_worker():
-        yield
+from tests.helpers.cluster import Cluster, hosts_up, lacks
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_a_search_on_a_cluster_survives_the_loss_of_a_machine_and_leaves_the_res
     ray_cluster: RayCluster, tiny_root: Path, undisturbed: SweepDir, tmp_path: Path
 ) -> None:
     words = arguments(tiny_root, tmp_path, "--ray-address", ray_cluster.address, "--concurrent", "2")
-    with sweeping(*words, cwd=tmp_path, env={**ray_cluster.environment, "OMP_NUM_THREADS": "1"}) as running:
+    with sweeping(*words, cwd=tmp_path, env=ray_cluster.environment) as running:
         running.wait_for(lambda: results(running.sweep), "an end of a trial")
         running.wait_for_trial(3, step=1)
         ray_cluster.kill_other()

@@ -1,0 +1,47 @@
+"""What is run again with new seeds: the best and what they are compared with."""
+
+from pathlib import Path
+
+from launcher.config import TuneOptions
+from launcher.tune.history import History
+from launcher.tune.space import read_space
+from launcher.tune.winners import BASE, Rerun, reruns
+from tests.helpers.sweeps import MadeSweep
+
+SPACE = """\
+trials: 3
+parameters:
+  train.batch: {const: 64}
+  distill.alpha: {choice: [0.25, 0.5]}
+  optim.nesterov: {const: true, when: {distill.alpha: 0.5}}
+"""
+OPTIONS = TuneOptions(trials=3, seeds=2, best=1)
+
+
+def wanted(made: MadeSweep) -> list[Rerun]:
+    made.dir.space.write_text(SPACE)
+    space = read_space(made.dir.space, config="cifar100-resnet8")
+    return reruns(History.read(made.dir.ledger, OPTIONS), made.dir, space)
+
+
+def test_the_best_is_compared_with_the_first_config_under_the_constants_of_the_space(tmp_path: Path) -> None:
+    made = MadeSweep(tmp_path / "sweep", OPTIONS)
+    for number, (alpha, top1) in enumerate([(0.25, 0.2), (0.5, 0.4)]):
+        made.asked(number, **{"train.batch": 64, "distill.alpha": alpha})
+        made.ended(number, "finished", deepest_top1=top1)
+    made.ledger.close()
+    best, base = ("train.batch=64", "distill.alpha=0.5"), ("train.batch=64",)
+    expected = [Rerun(name, seed, values) for seed in (1, 2) for name, values in (("0001", best), (BASE, base))]
+    assert wanted(made) == expected
+
+
+def test_trials_that_are_added_change_no_seed_of_what_is_run_again(tmp_path: Path) -> None:
+    made = MadeSweep(tmp_path / "sweep", OPTIONS)
+    made.asked(0, seed=3)
+    made.ended(0, "finished", deepest_top1=0.2)
+    assert {each.seed for each in wanted(made)} == {4, 5}
+    made.ledger.note("confirmed", config=BASE, seed=4, metrics={})
+    made.asked(1, seed=7)
+    made.ended(1, "finished", deepest_top1=0.1)
+    made.ledger.close()
+    assert [(each.config, each.seed) for each in wanted(made)] == [("0000", 4), ("0000", 5), (BASE, 5)]
