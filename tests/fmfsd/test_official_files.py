@@ -77,7 +77,7 @@ def test_arrays_of_todays_numpy_are_read() -> None:
         np.asfortranarray(np.ones((2, 2), np.uint8)),
         np.uint8(3),
     ],
-    ids=str,
+    ids=lambda payload: type(payload).__name__,
 )
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_pickle_that_names_anything_else_is_refused(
