@@ -20,6 +20,11 @@ os.environ[TEST_ID] = uuid.uuid4().hex
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # what is tested does not depend on the machine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Short tests last: of several processes none waits for another's long file at the end."""
+    items.sort(key=lambda item: item.path.parent.name in ("fmfsd", "launcher"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """For us and all that we start, so that what is left in it is ours. A cache is one that nobody else has."""

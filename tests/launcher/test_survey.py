@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -108,13 +109,14 @@ def test_a_clock_is_compared_as_far_as_the_way_allows(theirs: float, ahead_s: fl
 
 
 def test_a_launch_that_is_ended_while_it_asks_hosts_leaves_nothing(tmp_path: Path) -> None:
-    way = tmp_path / "bin" / "ssh"
-    way.parent.mkdir()
-    way.write_text("#!/bin/sh\nexec sleep 60\n")
-    way.chmod(0o700)
-    env = {"PATH": f"{way.parent}:{os.environ['PATH']}"}
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\nexec sleep 60\n")
+    ssh.chmod(0o700)
+    env = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}
     with launched(tmp_path, "run", ("smoke", "--hosts", "a,b", "--device", "cpu"), env) as run:
-        wait_until(lambda: list(tmp_path.glob(".fmfsd-seen-*")), "the survey")
+        ways = psutil.Process(run.process.pid).children
+        wait_until(lambda: [way.name() for way in ways()] == ["sleep", "sleep"], "a way to each host")
         run.signal(signal.SIGTERM)
         code, output = run.end()
     assert (code, "Traceback" in output) == (128 + signal.SIGTERM, False)
