@@ -41,7 +41,7 @@ Thresholds = tuple[float, ...]
 @dataclass(frozen=True)
 class Assessment:
     """Of `checkpoint`, taken after `step` steps; `metrics` by the names of a run's records, `early_exits` None where no
-    head is early."""
+    head is early or nobody asked for them."""
 
     split: str
     checkpoint: str
@@ -65,19 +65,25 @@ class Assessment:
 
 
 def assess(
-    run: RunDir, split: str, asked: Sequence[str], device: torch.device, *, report: Report = lambda *_: None
+    run: RunDir,
+    split: str,
+    asked: Sequence[str],
+    device: torch.device,
+    *,
+    early_exits: bool = True,
+    report: Report = lambda *_: None,
 ) -> Assessment:
     """Evaluate the newest whole checkpoint of `run` by one process; kept in the run as `evaluation/<split>.json`.
 
-    `asked` are settings of early exits, each a threshold a head or one for all, in (0, 1], with commas between. On one
-    worker of the same kind of device the metrics are those of the run's own record, to the last digit. Raises
+    `asked` are settings of `early_exits`, each a threshold a head or one for all, in (0, 1], with commas between. On
+    one worker of the same kind of device the metrics are those of the run's own record, to the last digit. Raises
     ConfigError for a split or thresholds that do not fit, CheckError without a checkpoint, NoCheckpointError if none
     is whole.
     """
     config = load_config(str(run.config))
     exact_arithmetic(deterministic=config.train.deterministic)
     index, network, comms = _index_with(split, run, config), build_network(config), SoloComms()
-    early = early_heads(network)
+    early = early_heads(network) if early_exits else ()
     settings = _settings(asked or (DEFAULT_THRESHOLDS if early else ()), early)
     saved = newest_checkpoint(run)
     engine = TorchEngine(network, config, comms, device)
@@ -145,7 +151,7 @@ def _settings(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
 
 def _thresholds(text: str, early: Sequence[str]) -> Thresholds:
     if not early:
-        raise ValueError("this network has no early head: leave it out")
+        raise ValueError("there is no early exit to measure: leave it out")
     try:
         values = tuple(map(float, text.split(",")))
     except ValueError:

@@ -78,6 +78,9 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="P,P,...", help="Let images leave at the first head that is so sure; may be repeated."),
     ] = None,
+    early_exits: Annotated[
+        bool, typer.Option("--early-exits/--no-early-exits", help="Measure what early exits save.")
+    ] = True,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Debug = False,
@@ -93,7 +96,12 @@ def evaluate(
         from fmfsd.trainer import choose_device
 
         found = assess(
-            RunDir(run_dir.absolute()), split, exit_thresholds or (), choose_device(device, World()), report=report
+            RunDir(run_dir.absolute()),
+            split,
+            exit_thresholds or (),
+            choose_device(device, World()),
+            early_exits=early_exits,
+            report=report,
         )
     print(json.dumps(asdict(found), indent=2)) if as_json else Console().print(*found.tables())
 

@@ -1,8 +1,9 @@
 """Short helpers that run here, in the foreground of a launch."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from launcher.agent.ties import die_with_me
@@ -25,11 +26,17 @@ def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
         return process.wait()
 
 
-def said_here(argv: Sequence[str], *, deadline_s: float) -> tuple[int | None, str, str]:
-    """A helper's exit code and what it said on stdout and stderr; None and why, if it could not start or not end."""
+def said_here(
+    argv: Sequence[str], *, deadline_s: float, more: Mapping[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """A helper's exit code and what it said on stdout and stderr; None and why, if it could not start or not end.
+
+    It has our environment and `more`.
+    """
     try:
         done = subprocess.run(
             argv,
+            env={**os.environ, **(more or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

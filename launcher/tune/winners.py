@@ -12,6 +12,7 @@ from fmfsd.errors import RunFailedError
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.hosts.helpers import said_here
+from launcher.plan import KEEP_FREED_MEMORY
 from launcher.tune.book import Book
 from launcher.tune.history import History, Trial, name_of_rerun, overrides
 from launcher.tune.order import TrialOrder
@@ -46,8 +47,9 @@ def test_winners(
 
 @ray.remote
 def _tested(run: str, device: str) -> tuple[int | None, str, str]:
-    argv = (sys.executable, "-P", "-m", "fmfsd", "evaluate", run, "--split", "test", "--device", device, "--json")
-    return said_here(argv, deadline_s=ANSWER_S)
+    words = ("evaluate", run, "--split", "test", "--no-early-exits", "--device", device, "--json")
+    argv = (sys.executable, "-P", "-m", "fmfsd", *words)
+    return said_here(argv, deadline_s=ANSWER_S, more=KEEP_FREED_MEMORY if device == "cpu" else {})
 
 
 def _read(trial: Trial, code: int | None, output: str, errors: str) -> dict[str, float]:

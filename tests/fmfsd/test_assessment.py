@@ -96,7 +96,7 @@ def test_early_exits_are_what_the_whole_network_would_have_let_go(run: RunDir) -
 def test_a_network_without_early_heads_has_no_early_exits(tiny_root: Path, tmp_path: Path) -> None:
     run = trained(tiny_root, tmp_path / "run", "method=plain")
     assert assess(run, "test", (), CPU).early_exits is None
-    with pytest.raises(ConfigError, match="this network has no early head"):
+    with pytest.raises(ConfigError, match="there is no early exit to measure"):
         assess(run, "test", ("0.5",), CPU)
 
 
