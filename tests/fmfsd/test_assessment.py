@@ -47,6 +47,13 @@ def test_the_heads_are_those_of_the_runs_last_record_to_the_last_digit(run: RunD
     assert json.loads(run.evaluation("test").read_text()) == json.loads(json.dumps(asdict(found)))
 
 
+def test_early_exits_need_not_be_measured(run: RunDir) -> None:
+    found = assess(run, "test", (), CPU, early_exits=False)
+    assert (found.metrics, found.early_exits) == (last_record(run, "test"), None)
+    with pytest.raises(ConfigError, match="there is no early exit to measure"):
+        assess(run, "test", ("0.5",), CPU, early_exits=False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
