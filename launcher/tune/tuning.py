@@ -61,10 +61,15 @@ def _folder(trial: RayTrial) -> str:
 
 
 class _Pulse(Unkept, tune.Callback):
-    """Tune's loop goes round."""
+    """Tune's loop goes round, and forgets what has ended."""
 
     def __init__(self, pulse: Callable[[], None]) -> None:
         self._pulse = pulse
+
+    def on_trial_complete(self, *, trial: Any, **_info: Any) -> None:
+        """Tune would keep 20 KiB of statistics of its metrics for ever, which nobody reads."""
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def on_step_end(self, **_info: Any) -> None:
         self._pulse()
