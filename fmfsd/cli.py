@@ -38,6 +38,8 @@ def train(
     from fmfsd.worker import Circumstances, work
 
     with errors_shown(debug=False):
+        if (gpus := os.environ.get("FMFSD_VISIBLE_GPUS")) is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # DeepSpeed's launcher has set it to 0,1,... of the whole machine
         raise typer.Exit(work(run_dir.absolute(), device, Circumstances.from_environment(os.environ)))
 
 

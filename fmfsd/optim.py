@@ -9,8 +9,8 @@ from fmfsd.config import OptimConfig
 
 
 def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD; weight decay on every parameter, as the paper's line of work does, or without `decay_norms` on matrices
-    and kernels alone (Goyal et al. 2017, arXiv:1706.02677, spare BN)."""
+    """SGD or AdamW; weight decay on every parameter, as the paper's line of work does, or without `decay_norms` on
+    matrices and kernels alone (Goyal et al. 2017, arXiv:1706.02677, spare BN)."""
     groups = [
         {"params": _parameters(network, vectors=False), "weight_decay": optim.weight_decay},
         {
@@ -18,6 +18,8 @@ def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optim
             "weight_decay": optim.weight_decay if optim.decay_norms else 0.0,
         },
     ]
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
 
 

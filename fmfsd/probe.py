@@ -103,18 +103,18 @@ def _parameters(network: nn.Module) -> ParameterCount:
 
 
 def _memory(config: TrainConfig, network: nn.Module, activations: int, workers: int) -> MemoryCost:
-    """SGD keeps a momentum a parameter, unless it has none; an average is one of all weights and buffers."""
+    """An average is one of all weights and buffers, whole on every worker; the rest is as ZeRO divides it."""
     parameters = sum(parameter.nbytes for parameter in network.parameters())
     buffers = sum(buffer.nbytes for buffer in network.buffers())
-    momenta, averages = (
-        bool(config.optim.momentum) * parameters,
-        (config.train.ema is not None) * (parameters + buffers),
-    )
+    averages = (config.train.ema is not None) * (parameters + buffers)
+    stage = config.engine.zero_stage if config.engine.name == "deepspeed" else 0
+    kept = config.optim.kept_per_weight + (stage > 0)  # whose optimizer has weights of its own
+    here = not (config.engine.offload and stage)
     parts = {
-        "parameters": parameters,
+        "parameters": parameters // (workers if stage == 3 else 1),
         "buffers": buffers,
-        "gradients": parameters,
-        "optimizer": momenta + averages,
+        "gradients": parameters // (workers if stage >= 2 else 1),
+        "optimizer": here * kept * parameters // (workers if stage else 1) + averages,
         "activations": activations,
         "data": _held_samples(config, workers) * _SAMPLE_BYTES,
     }

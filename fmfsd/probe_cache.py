@@ -20,8 +20,9 @@ _COUNTS = {
     "data": ("name", "classes", "size", "shards", "valid"),
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
-    "optim": ("momentum",),
+    "optim": ("name", "momentum"),
     "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing", "ema"),
+    "engine": ("name", "zero_stage", "offload"),
 }
 """The keys of a config that what it costs depends on, or may."""
 _FORMAT = TypeAdapter(Probe)

@@ -172,5 +172,5 @@ class RunDir:
         return self.logs / "coordinator.log"
 
     def starter_log(self, node: int) -> Path:
-        """What the node's starter (torchrun) itself prints."""
+        """What the node's starter (torchrun, DeepSpeed's launcher) itself prints."""
         return self.node_logs(node) / "starter.log"

@@ -17,8 +17,8 @@ from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.data.shards import load_own_shards
 from fmfsd.distill import SelfDistillLoss
+from fmfsd.engine.build import build_engine
 from fmfsd.engine.form import DTYPES
-from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError, UnlikeError
 from fmfsd.fence import Fence
 from fmfsd.files import read_json, sha256, write_json
@@ -116,7 +116,7 @@ def build_loop(
         config=config,
         timeline=timeline,
         comms=comms,
-        engine=TorchEngine(network, config, comms, device),
+        engine=build_engine(network, config, comms, device),
         loss=build_loss(config),
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
@@ -212,7 +212,8 @@ def _started(manifest: Path) -> float:
 def _require_alike(comms: Comms, config: TrainConfig) -> None:
     """Raises UnlikeError on all workers if one of them has another config, data set or software than rank 0."""
     of_the_backbone = ["timm"] if config.model.backbone.startswith(TIMM) else []
-    packages = ["torch", "torchvision", "numpy", "safetensors", *of_the_backbone]
+    of_the_engine = ["deepspeed"] if config.engine.name == "deepspeed" else []
+    packages = ["torch", "torchvision", "numpy", "safetensors", *of_the_backbone, *of_the_engine]
     mine = {
         "config": dump_config(config),
         "data": sha256(set_folder(config.data) / "index.json"),

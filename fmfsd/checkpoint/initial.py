@@ -24,24 +24,26 @@ def begin_with(origin: str, engine: Engine, comms: Comms) -> None:
 
     Raises CheckError on all workers if there are none, or with everything that does not fit.
     """
-    told = comms.share(_put_in_place(origin, engine) if comms.rank == 0 else None)
-    if told:
+    wanted = engine.state().model
+    found, wrong = _fitting(origin, wanted) if comms.rank == 0 else ({}, [])
+    if told := comms.share(wrong):
         raise CheckError([Problem(KEY, text) for text in told])
-    for tensor in engine.network.state_dict().values():
+    weights = {name: found.get(name, like).to(like, copy=True) for name, like in wanted.items()}
+    for tensor in weights.values():
         comms.spread_(tensor)
+    engine.load(EngineState(weights, {}))
 
 
-def _put_in_place(origin: str, engine: Engine) -> list[str]:
-    """What is wrong with them; if nothing is, they are in this worker's network."""
+def _fitting(origin: str, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights there, and what is wrong with them."""
     try:
         path, weights = _newest_whole(origin)
     except CheckError as error:
-        return [problem.message for problem in error.problems]
-    wrong = [f"{path}: {text}; {REMEDY}" for text in misfits(weights, engine.network.state_dict())]
+        return {}, [problem.message for problem in error.problems]
+    wrong = [f"{path}: {text}; {REMEDY}" for text in misfits(weights, wanted)]
     if not wrong:
-        engine.load(EngineState(weights, {}))
         log.info("begins with the weights of %s", path)
-    return wrong
+    return weights, wrong
 
 
 def _newest_whole(origin: str) -> tuple[Path, dict[str, Tensor]]:

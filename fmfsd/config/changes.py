@@ -22,6 +22,8 @@ MAY_CHANGE = frozenset(
 )
 """Keys that decide how long, how often and where from (the images themselves are told by their sum), and not what
 becomes of a step. Every other key is the run's own: with another value it would be another run."""
+ENGINE = "engine."
+"""The engine may change too: a checkpoint is the same whoever made the step."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Change:
 
     @property
     def is_allowed(self) -> bool:
-        return self.key in MAY_CHANGE
+        return self.key in MAY_CHANGE or self.key.startswith(ENGINE)
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} -> {self.after}"

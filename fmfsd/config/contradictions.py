@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 
+from fmfsd.config import deepspeed
 from fmfsd.config.known import DATASETS, TIMM, channels_at, taps
 from fmfsd.config.schema import TrainConfig
 from fmfsd.config.timeline import Timeline
@@ -181,6 +182,15 @@ def _nesterov(config: TrainConfig) -> Found:
         yield "optim.nesterov", "needs a momentum above 0, found optim.momentum 0"
 
 
+def _engine(config: TrainConfig) -> Found:
+    yield from deepspeed.refused(config)
+    engine = config.engine
+    if engine.offload and engine.zero_stage < 2:
+        yield "engine.offload", f"needs engine.zero_stage 2 or 3, found {engine.zero_stage}"
+    if engine.name == "deepspeed" and engine.zero_stage and config.train.precision == "fp64":
+        yield "train.precision", "ZeRO steps in fp32, found fp64: set engine.zero_stage 0, engine.name torch, or fp32"
+
+
 _BATCHES = ("data.shards", "train.batch", "train.micro_batch")
 _LENGTH = (*_BATCHES, "data.name", "data.valid", "train.epochs")
 _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
@@ -197,6 +207,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _held_out: ("data.name", "data.valid"),
     _test: ("data.valid", "train.evaluate_test"),
     _nesterov: ("optim.momentum", "optim.nesterov"),
+    _engine: ("engine", "train.precision"),
 }
 """Each check, and the keys that it reads."""
 _CHECKS_OF_LENGTH: dict[Callable[[TrainConfig, int], Found], tuple[str, ...]] = {

@@ -3,7 +3,7 @@
 import difflib
 import re
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -156,8 +156,10 @@ class DistillConfig(Section):
 
 
 class OptimConfig(Section):
-    """SGD and its learning rate over time."""
+    """The optimizer and its learning rate over time."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD, or AdamW (arXiv:1711.05101)."""
     lr: PositiveFloat = 0.1
     """Learning rate at the start, after the warm-up."""
     base_batch: Annotated[int, Field(gt=0, le=1_048_576)] | None = None
@@ -165,19 +167,26 @@ class OptimConfig(Section):
     warmup: DurationField | None = None
     """How long the rate grows, by the same amount each step, until it is the whole (arXiv:1706.02677). Unset: not."""
     momentum: BelowOne = 0.9
-    """Share of the last step's direction that is kept."""
+    """Share of the last step's direction that is kept (sgd)."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """Shares of the running means of gradients and of their squares that are kept (adamw)."""
     weight_decay: NonNegativeFloat = 5e-4
-    """Times each weight, added to its gradient."""
+    """Times each weight, added to its gradient; with adamw, times the rate too, taken from the weight."""
     decay_norms: bool = True
     """Also of BN, of spatial enhancement's gamma and beta, and of biases; false: of none that is a vector."""
     nesterov: bool = False
-    """Momentum in Nesterov's form."""
+    """Momentum in Nesterov's form (sgd)."""
     milestones: tuple[DurationField, ...] = (Duration(66, "epoch"), Duration(133, "epoch"), Duration(190, "epoch"))
     """Points after which the learning rate is multiplied by gamma."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Factor on the learning rate at each milestone."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; unset: no clipping."""
+
+    @property
+    def kept_per_weight(self) -> int:
+        """So many values the optimizer keeps for each weight."""
+        return 2 if self.name == "adamw" else int(self.momentum > 0)
 
 
 class LoopConfig(Section):
@@ -227,6 +236,20 @@ class CheckpointConfig(Section):
     """The newest so many stay, and with a validation split the best one on it."""
 
 
+class EngineConfig(Section):
+    """Who owns the optimizer step. With each, a run comes to the same but for rounding, and can be gone on with."""
+
+    name: Literal["torch", "deepspeed"] = "torch"
+    """PyTorch, with several workers by DDP; or DeepSpeed."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed divides among the workers (ZeRO, arXiv:1910.02054): nothing, the optimizer's state, the gradients
+    too, the weights too."""
+    offload: bool = False
+    """The optimizer's state and step are the CPU's (stages 2 and 3)."""
+    deepspeed: dict[str, Any] = {}
+    """Further settings by DeepSpeed's own names, such as `zero_optimization: {overlap_comm: true}`."""
+
+
 class TrainConfig(Section):
     """One training run. Where it runs, and on how many workers, is not part of it."""
 
@@ -241,6 +264,7 @@ class TrainConfig(Section):
     distill: DistillConfig = DistillConfig()
     optim: OptimConfig = OptimConfig()
     train: LoopConfig = LoopConfig()
+    engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

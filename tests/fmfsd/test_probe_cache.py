@@ -48,6 +48,7 @@ DOES_NOT_COUNT = {
     ),
     *("train.evaluate_batch", "train.log_every", "train.deterministic", "checkpoint.every_epochs"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
+    "optim.betas",
 }
 """What a forward pass, the weights and the shards cost is the same whatever these are."""
 

@@ -1,0 +1,139 @@
+"""The engine of DeepSpeed: ZeRO divides the optimizer's state, gradients and weights among the workers.
+
+Rajbhandari et al. 2020 (arXiv:1910.02054). It trains in fp32, or by our own autocast over fp32, as PyTorch's engine
+does; its own checkpoints, schedulers and mixed precision are not used.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger, safe_get_full_grad
+from torch import Tensor, nn
+
+from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig
+from fmfsd.config.deepspeed import deepspeed_config
+from fmfsd.engine.base import EngineState
+from fmfsd.engine.extension import compile_nothing, say_less
+from fmfsd.engine.kept import give_back, kept_by
+from fmfsd.engine.trained import TrainedNetwork, sum_of_bits
+from fmfsd.engine.zero import DividedState, DividedWeights, Zero
+from fmfsd.model.network import Network, Outputs
+from fmfsd.optim import build_optimizer
+
+
+class DeepSpeedEngine(TrainedNetwork):
+    """Holds the network and what `deepspeed.initialize` makes of it.
+
+    At stage 3 the network's own parameters are empty outside a pass, so a copy is evaluated, which `unify_buffers`
+    fills.
+    """
+
+    def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
+        super().__init__(network, config, comms, device)
+        _be_a_group(device)
+        compile_nothing(deepspeed.ops)
+        say_less(logger)
+        self._stage = config.engine.zero_stage
+        self._copy = copy.deepcopy(self.network) if self._stage == 3 and self.average is None else None
+        self._base = build_optimizer(self.network, config.optim)
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=_Autocast(self.network, self.autocast),
+            optimizer=self._base,
+            config=deepspeed_config(config, comms.size),
+            dist_init_required=False,
+        )
+        self._zero = self._divided()
+
+    def _divided(self) -> Zero | None:
+        if self._stage == 3:
+            return DividedWeights(self.network, self._optimizer, rank=self._comms.rank)
+        return DividedState(self.network, self._optimizer) if self._stage else None
+
+    def forward(self, images: Tensor) -> Outputs:
+        return self._engine(self.laid_out(images))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self._copy if self._copy is not None else super().evaluated
+
+    def unify_buffers(self) -> None:
+        super().unify_buffers()
+        if self._copy is not None:
+            self._copy.load_state_dict(self._model())
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {name: safe_get_full_grad(parameter) for name, parameter in self.network.named_parameters()}
+
+    def step(self, learning_rate: float) -> None:
+        for group in self._base.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        if self.average is not None:
+            with self._whole():
+                self.average.update(self.network)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """The network with all its weights."""
+        with deepspeed.zero.GatheredParameters(list(self.network.parameters()), enabled=self._stage == 3):
+            yield
+
+    def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
+        """Its buckets are filled in the same order from the first pass on."""
+
+    def weights_sum(self) -> Tensor:
+        """At stage 3 of the batch statistics alone: there is one copy of the weights."""
+        return sum_of_bits(*self.network.buffers()) if self._stage == 3 else super().weights_sum()
+
+    def state(self) -> EngineState:
+        kept = kept_by(self._base, self.network) if self._zero is None else self._zero.kept()
+        return EngineState(self._model(), kept | self.averages())
+
+    def _model(self) -> dict[str, Tensor]:
+        whole = self.network.state_dict()
+        return whole if self._zero is None else {**whole, **self._zero.weights()}
+
+    def load(self, state: EngineState) -> None:
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(state.model[name])
+        self.load_averages(state)
+        if self._zero is None:
+            self.network.load_state_dict(state.model)
+            give_back(state.optimizer, self._base, self.network)
+        else:
+            self._zero.load(state.model, state.optimizer)
+
+
+class _Autocast(nn.Module):
+    """DeepSpeed turns off autocast that is around its engine, not that which is inside."""
+
+    def __init__(self, network: nn.Module, autocast: Callable[[], Any]) -> None:
+        super().__init__()
+        self.network, self._autocast = network, autocast
+
+    def forward(self, images: Tensor) -> Outputs:
+        with self._autocast():
+            return self.network(images)
+
+
+def _be_a_group(device: torch.device) -> None:
+    """DeepSpeed wants one, of a worker that is alone too, and asks the environment which GPU is its own."""
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

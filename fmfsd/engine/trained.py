@@ -1,0 +1,80 @@
+"""What engines have in common: the network in its form, synchronised, with its average, and how it is evaluated."""
+
+import torch
+from torch import Tensor, nn
+
+from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig
+from fmfsd.engine.average import WeightAverage
+from fmfsd.engine.base import AVERAGE, EngineState
+from fmfsd.engine.form import Form
+from fmfsd.engine.sync_bn import synchronise_batch_norm
+from fmfsd.model.network import Network, Outputs
+
+_BITS = {4: torch.int32, 8: torch.int64}
+"""The integers that have as many bytes as a weight."""
+
+
+class TrainedNetwork:
+    """A network on its device, whose batch statistics are over all workers unless the config says otherwise.
+
+    `average` is of its weights and buffers, None if there is none.
+    """
+
+    def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
+        self._form, self._device, self._comms = Form.of(config.train), device, comms
+        self.head_names = network.head_names
+        bare = self._form.given_to(network, device)
+        self.average = WeightAverage(bare, config.train.ema) if config.train.ema is not None else None
+        self.synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
+        self.network: nn.Module = _synchronised(bare, comms, device) if self.synchronised else bare
+
+    def autocast(self) -> torch.autocast:
+        return self._form.autocast(self._device.type)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self._form.layout)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """By averaged weights, if there are."""
+        return self.average.network if self.average is not None and self.average.begun else self.network
+
+    def predict(self, images: Tensor) -> Outputs:
+        network = self.evaluated
+        network.eval()
+        try:
+            with torch.no_grad(), self.autocast():
+                return network(self.laid_out(images))
+        finally:
+            self.network.train()
+
+    def unify_buffers(self) -> None:
+        """Rank 0's become everyone's, as DDP would do before the next training pass; their averages too."""
+        if self._comms.size > 1 and not self.synchronised:
+            networks = [self.network] if self.average is None else [self.network, self.average.network]
+            for buffer in (buffer for network in networks for buffer in network.buffers()):
+                self._comms.spread_(buffer)
+
+    def weights_sum(self) -> Tensor:
+        return sum_of_bits(*self.network.parameters())
+
+    def averages(self) -> dict[str, Tensor]:
+        """By the names that `EngineState.optimizer` has for them."""
+        averages = self.average.state() if self.average is not None else {}
+        return {f"{name}{AVERAGE}": value for name, value in averages.items()}
+
+    def load_averages(self, state: EngineState) -> None:
+        if self.average is not None:
+            self.average.load(state.averages)
+
+
+def sum_of_bits(*tensors: Tensor) -> Tensor:
+    return torch.stack([tensor.detach().view(_BITS[tensor.itemsize]).sum() for tensor in tensors]).sum()
+
+
+def _synchronised(network: nn.Module, comms: Comms, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    synchronise_batch_norm(network, comms.sum_, comms.size)
+    return network

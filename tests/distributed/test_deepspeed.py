@@ -1,0 +1,109 @@
+"""DeepSpeed's engine trains as PyTorch's does at every ZeRO stage, and what one has saved the other goes on with."""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmfsd.checkpoint.folder import load_checkpoint
+from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig, dump_config
+from fmfsd.position import positions_in
+from fmfsd.rundir import RunDir
+from tests.helpers.deepspeed import needs_deepspeed
+from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config
+from tests.helpers.workers import run_workers
+
+pytestmark = needs_deepspeed
+
+STEPS = 10
+SMALL = ("data.shards=16", "train.batch=32", "train.epochs=10", "optim.milestones=[6 epochs]", "train.log_every=1 step")
+"""Eight steps an epoch."""
+SGD = ("optim.lr=0.01", "optim.weight_decay=5e-4")
+ADAMW = ("optim.name=adamw", "optim.lr=1e-3", "train.ema=0.9", "train.micro_batch=16", "optim.clip_norm=5")
+TORCH = ("engine.name=torch",)
+STAGES = [("engine.name=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)]
+
+
+def trained(comms: Comms, runs: Sequence[Path], nudged: Sequence[Path] = ()) -> None:
+    """Train each of `runs` from where it is; first change the weights of `nudged` by one unit in the last place."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DeepSpeed's own
+        for folder in runs:
+            with closing(make_loop(RunDir(folder), comms)) as loop:
+                loop.resume()
+                if folder in nudged:
+                    nudge(loop.engine.network)
+                loop.run()
+
+
+def nudge(network: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in network.parameters():
+            up = torch.rand(weights.shape, generator=generator) < 0.5
+            weights.copy_(weights.nextafter(torch.where(up, torch.inf, -torch.inf)))
+
+
+def losses(run: Path) -> torch.Tensor:
+    return torch.tensor([each["loss"] for each in records(RunDir(run)) if each["split"] == "train"])
+
+
+@pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw, average, accumulation, clipping"])
+def test_every_stage_trains_as_pytorch_does(optim: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
+    """Five losses to 1e-5, and all as near as those of a network whose weights differ in the last bit, times 3 (fifty
+    of them: `python -m tests.benchmarks.engines --part spread`)."""
+    runs = {name: tmp_path / name for name in ("torch", "nudged", "stage 0", "stage 1", "stage 2", "stage 3")}
+    for folder, engine in zip(runs.values(), (TORCH, TORCH, *STAGES), strict=True):
+        make_run(folder, tiny_config(tiny_root, *SMALL, *optim, *engine, f"train.max_steps={STEPS}"))
+    run_workers(trained, 2, list(runs.values()), [runs["nudged"]])
+    expected, *others = (losses(folder) for folder in runs.values())
+    spread, *differences = ((one - expected).abs() for one in others)
+    assert len(expected) == STEPS
+    for stage, difference in enumerate(differences):
+        assert (difference[:5] <= 1e-5 * expected[:5]).all(), (stage, difference[:5])
+        assert difference.max() <= 3 * spread.max(), (stage, difference.max(), spread.max())
+
+
+def newest_state(run: RunDir) -> dict[str, torch.Tensor]:
+    (newest, *_) = positions_in(run.checkpoints)
+    engine = load_checkpoint(run.checkpoints / newest.folder_name).engine
+    return {**engine.model, **engine.optimizer}
+
+
+def go_on(run: Path, config: TrainConfig, workers: int) -> None:
+    RunDir(run).config.write_text(dump_config(config))
+    run_workers(trained, workers, [run])
+
+
+@pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_a_run_goes_on_by_another_engine_stage_and_number_of_workers(
+    optim: tuple[str, ...], tiny_root: Path, tmp_path: Path
+) -> None:
+    """In the midst of epochs; each part has two steps."""
+    parts = [(TORCH, 2), (STAGES[1], 2), (STAGES[2], 1), (STAGES[3], 2), (STAGES[0], 2), (STAGES[3], 1), (TORCH, 1)]
+    at_once = make_run(tmp_path / "at once", tiny_config(tiny_root, *SMALL, *optim, "train.max_steps=14"))
+    run_workers(trained, 2, [at_once.path])
+    run = make_run(tmp_path / "in parts", tiny_config(tiny_root))
+    for number, (engine, workers) in enumerate(parts, 1):
+        go_on(run.path, tiny_config(tiny_root, *SMALL, *optim, *engine, f"train.max_steps={2 * number}"), workers)
+    assert losses(run.path) == pytest.approx(losses(at_once.path), rel=1e-4)
+    one, other = (newest_state(each) for each in (run, at_once))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert (value - other[name]).double().norm() <= 1e-2 * other[name].double().norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_run_that_was_stopped_is_the_same_to_the_last_bit(stage: int, tiny_root: Path, tmp_path: Path) -> None:
+    def config(steps: int) -> TrainConfig:
+        return tiny_config(tiny_root, *SMALL, *ADAMW, *STAGES[stage], f"train.max_steps={steps}")
+
+    whole, stopped = (make_run(tmp_path / name, config(6)) for name in ("whole", "stopped"))
+    run_workers(trained, 2, [whole.path])
+    for steps in (3, 6):
+        go_on(stopped.path, config(steps), 2)
+    assert newest_weights(whole) == newest_weights(stopped)

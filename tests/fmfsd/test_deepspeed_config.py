@@ -1,0 +1,40 @@
+"""What a config may say to DeepSpeed, judged without it."""
+
+import pytest
+
+from fmfsd.config import load_config
+from fmfsd.config.deepspeed import deepspeed_config
+from fmfsd.errors import ConfigError
+
+STAGE_2 = ("engine.name=deepspeed", "engine.zero_stage=2")
+
+
+def test_what_is_passed_through_is_added_to_what_the_config_says() -> None:
+    more = "engine.deepspeed={zero_optimization: {overlap_comm: true}, wall_clock_breakdown: true}"
+    config = load_config("smoke", [*STAGE_2, "train.batch=128", "train.micro_batch=64", "engine.offload=true", more])
+    found = deepspeed_config(config, 2)
+    assert found["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}, "overlap_comm": True}
+    assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (32, 2)
+    assert found["wall_clock_breakdown"] is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    {
+        ("engine.deepspeed={train_batch_size: 64}",): "says that by train.batch, found",
+        ("engine.deepspeed={optimizer: {type: Adam}}",): "says that by optim, found",
+        ("engine.deepspeed={scheduler: {type: WarmupLR}}",): "says that by optim.milestones and optim.warmup, found",
+        ("engine.deepspeed={fp16: {enabled: true}}",): "says that by train.precision, found",
+        ("engine.deepspeed={zero_optimization: {stage: 3}}",): "says that by engine.zero_stage, found",
+        ("engine.deepspeed={zero_optimization: {overlap_com: true}}",): "did you mean zero_optimization.overlap_comm?",
+        ("engine.deepspeed={zero_optimization: {zero_quantized_weights: true}}",): "none of the settings",
+        ("engine.offload=true", "engine.zero_stage=1"): "needs engine.zero_stage 2 or 3, found 1",
+        ("train.precision=fp64",): "ZeRO steps in fp32, found fp64",
+    }.items(),
+)
+def test_what_contradicts_the_config_or_is_no_setting_is_refused_with_both_places(
+    changes: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(ConfigError, match="engine") as error:
+        load_config("smoke", [*STAGE_2, *changes])
+    assert says in str(error.value)

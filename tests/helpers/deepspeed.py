@@ -1,0 +1,7 @@
+"""What tests with a real DeepSpeed need."""
+
+from importlib.util import find_spec
+
+import pytest
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed: the extra of that name")
