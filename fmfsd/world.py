@@ -12,6 +12,7 @@ _TORCHRUN = {
     "local_size": "LOCAL_WORLD_SIZE",
     "node": "GROUP_RANK",
 }
+_DEEPSPEED = {**_TORCHRUN, "local_size": "LOCAL_SIZE", "node": "CROSS_RANK"}
 _SRUN = {
     "rank": "SLURM_PROCID",
     "size": "SLURM_NTASKS",
@@ -52,7 +53,9 @@ class World:
         `FMFSD_INIT_METHOD` says where the workers meet. Raises ConfigError if the variables contradict one another or
         are no numbers.
         """
-        told = [_TORCHRUN, *([_SRUN] if environment.get("SLURM_STEP_ID", "").isdecimal() else [])]
+        by_deepspeed = "CROSS_RANK" in environment and "GROUP_RANK" not in environment
+        in_step = environment.get("SLURM_STEP_ID", "").isdecimal()
+        told = [_DEEPSPEED if by_deepspeed else _TORCHRUN, *([_SRUN] if in_step else [])]
         names = next((names for names in told if names["rank"] in environment), None)
         if names is None:
             return cls()

@@ -19,7 +19,8 @@ LOST = {"gone": "its agent is gone", "silent": "its agent does not answer"}
 class NodeState:
     """What is known of a node: its agent's host, its starter's process, and how that ended.
 
-    `is_worker`: there is no starter, its place has the worker.
+    `is_worker`: there is no starter, its place has the worker. `worker_codes`: exit codes of workers by process, as far
+    as the agent saw them.
     """
 
     agent: Link
@@ -28,6 +29,7 @@ class NodeState:
     agent_pid: int | None = None
     starter_pid: int | None = None
     exit_code: int | None = None
+    worker_codes: dict[int, int] = field(default_factory=dict)
     oom_kills: int = 0
     trouble: str = ""
     is_gone: bool = False
@@ -51,6 +53,8 @@ class NodeState:
             self.host, self.agent_pid = event["host"], event["pid"]
         elif kind == "started":
             self.starter_pid = event["pid"]
+        elif kind == "worker-gone" and event["code"]:  # 0 is also what a kernel says that does not tell us
+            self.worker_codes[event["pid"]] = event["code"]
         elif kind == "exited":
             self.exit_code, self.oom_kills, self.done = event["code"], event["oom_kills"], True
         elif kind == "failed":

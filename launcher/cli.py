@@ -40,6 +40,8 @@ def launch(
     nodes: Annotated[int | None, typer.Option(min=1, help="Node agents; default 1.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,
     device: options.Device = "auto",
+    engine: options.Engine = None,
+    starter: options.Starter = "torchrun",
     env: options.Env = None,
     grace: options.Grace = DEFAULT_GRACE_S,
     hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
@@ -109,6 +111,7 @@ def launch(
         if schema:
             print_schema()
             return
+        changes = (*([f"engine.name={engine}"] if engine else []), *(overrides or ()))
         words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
         data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered()
         most, fewest = found.of(partial(node_limits, nodes, elastic), (nodes, None))
@@ -126,6 +129,7 @@ def launch(
             hosts=found.of(lambda: parse_hosts(hosts, hostfile), ()),
             interface=interface,
             preflight=preflight,
+            starter=starter,
             extra_env=found.of(lambda: extra_variables(env or [], os.environ), {}),
             slurm=found.of(slurm, SlurmOptions()),
         )
@@ -136,7 +140,7 @@ def launch(
         invariance = found.of(lambda: InvarianceOptions.parse(verify_invariance, verify_steps, beside=with_hosts), None)
         settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), None)
         if settled is None or found.problems:
-            found.of(lambda: load_config(config, overrides or (), data_root=data_root), None)
+            found.of(lambda: load_config(config, changes, data_root=data_root), None)
             raise ConfigError(found.problems)
         site, placed = settled
         if doctor:
@@ -145,7 +149,7 @@ def launch(
             raise typer.Exit(examine(site, environment=os.environ, cwd=os.getcwd(), as_json=as_json))
         request = Request(
             config=config,
-            overrides=tuple(overrides or ()),
+            overrides=changes,
             launch=placed,
             site=site,
             stop_after="check" if check else "plan" if dry_run else "run",

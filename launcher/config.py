@@ -1,5 +1,6 @@
 """What a launch is asked for: where, on how many, and how."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +13,12 @@ from launcher.environment import shown
 DEFAULT_GRACE_S = 30.0
 DEFAULT_HANG_TIMEOUT_S = 300.0
 DEFAULT_MAX_RESTARTS = 3
+DEEPSPEED_KILLS_AFTER_S = 30.0
+"""What DeepSpeed's launcher leaves workers from TERM to KILL (deepspeed/launcher/launch.py, terminate_process_tree)."""
 
 
 Device = Literal["auto", "cuda", "cpu"]
+Starter = Literal["torchrun", "deepspeed", "none"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class LaunchConfig:
     With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
     `on` and `hosts` say where. `interface`: the network interface that nodes talk over, None: the one that leads to the
     first node. `preflight`: workers try their node and the network first, None: with more than one node.
-    `starter`: what a node's agent starts, which starts the workers; none: a worker that is alone is started as it is.
+    `starter`: what a node's agent starts, which starts the workers: torchrun, DeepSpeed's launcher of one node; none: a
+    worker that is alone is started as it is.
     """
 
     nodes: int = 1
@@ -69,7 +74,7 @@ class LaunchConfig:
     hosts: tuple[Host, ...] = ()
     interface: str | None = None
     preflight: bool | None = None
-    starter: Literal["torchrun", "none"] = "torchrun"
+    starter: Starter = "torchrun"
     extra_env: dict[str, str] = field(default_factory=dict)
     slurm: SlurmOptions = SlurmOptions()
 
@@ -77,6 +82,11 @@ class LaunchConfig:
     def tries_nodes_first(self) -> bool:
         """Whether workers try their node and the network before they train."""
         return self.nodes > 1 if self.preflight is None else self.preflight
+
+    @property
+    def longest_grace_s(self) -> float:
+        """What its starter can leave workers for a stop."""
+        return DEEPSPEED_KILLS_AFTER_S if self.starter == "deepspeed" else math.inf
 
 
 @dataclass(frozen=True)

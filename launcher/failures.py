@@ -18,6 +18,8 @@ _VICTIM = re.compile(
     re.IGNORECASE,
 )
 _EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid:\s*(\d+)\)")
+_SPAWNED, _RETURN = "process {pid} spawned with command", re.compile(r"exits with return code = (-?\d+)")
+"""Of DeepSpeed's launcher, which tells the code of one process that failed, and does not say whose it is."""
 _STACK = re.compile(r"^(?:Current thread|Thread) 0x.*\(most recent call first\):$", re.MULTILINE)
 _LAST_LINES = 12
 
@@ -166,14 +168,15 @@ def _silent(run: RunDir, attempt: Attempt, spoken: tuple[int, ...]) -> Iterator[
     codes = _exit_codes(run, attempt)
     for path in run.progress.glob("rank-*.json"):
         worker = read_json(path)
-        code = codes.get((_node(attempt, worker["rank"]), worker["pid"]))
-        unforced = code not in (None, 0, -signal.SIGTERM) or worker["rank"] == attempt.dead_rank
+        node, is_first = _node(attempt, worker["rank"]), worker["rank"] == attempt.dead_rank
+        code = codes.get((node, worker["pid"])) or (_code_after(run, node, worker["pid"]) if is_first else None)
+        unforced = code not in (None, 0, -signal.SIGTERM) or is_first
         if worker["attempt"] == attempt.number and worker["rank"] not in spoken and unforced:
             yield {**worker, "code": code}
 
 
 def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
-    """Exit codes by node and process, as each node's starter tells them in its log, or the agent of a lone worker."""
+    """Exit codes by node and process, as each node's torchrun tells them in its log, or as its agent saw them."""
     logs = {node: run.starter_log(node) for node in range(len(attempt.nodes))}
     texts = {node: log.read_text(errors="replace") for node, log in logs.items() if log.exists()}
     told = {(node, int(pid)): int(code) for node, text in texts.items() for code, pid in _EXIT.findall(text)}
@@ -182,7 +185,16 @@ def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
         for number, node in enumerate(attempt.nodes)
         if node.is_worker and node.starter_pid is not None and node.exit_code is not None
     }
-    return {**told, **alone}
+    seen = {(number, pid): code for number, node in enumerate(attempt.nodes) for pid, code in node.worker_codes.items()}
+    return {**told, **seen, **alone}
+
+
+def _code_after(run: RunDir, node: int, pid: int) -> int | None:
+    """What DeepSpeed's launcher of that node said last of the processes among which `pid` was; None: nothing."""
+    log = run.starter_log(node)
+    text = log.read_text(errors="replace") if log.exists() else ""
+    found = _RETURN.findall(text.rpartition(_SPAWNED.format(pid=pid))[2]) if _SPAWNED.format(pid=pid) in text else ()
+    return int(found[-1]) if found else None
 
 
 def _meaning(worker: dict[str, Any], out_of_memory: bool) -> str:

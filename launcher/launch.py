@@ -106,7 +106,8 @@ def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
     """With what the job offers, for whoever resumes the run outside of it; and for a stop the time that is left after
     Slurm's warning."""
     device, workers = site.placement(launch)
-    return replace(launch, device=device, gpus=workers, grace_s=max(launch.grace_s, lead_s(run) - LEAD_BEYOND_S))
+    grace_s = min(launch.longest_grace_s, max(launch.grace_s, lead_s(run) - LEAD_BEYOND_S))
+    return replace(launch, device=device, gpus=workers, grace_s=grace_s)
 
 
 @dataclass(frozen=True)

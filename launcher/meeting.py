@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.attempt import Attempt, NodeState
-from launcher.plan import ADDRESS, ATTEMPT, INIT_METHOD, INTERFACE, PORT, RENDEZVOUS, RUN_ID, SCRATCH, LaunchPlan
+from launcher.plan import LaunchPlan
 from launcher.requests import Requests
+from launcher.symbols import ADDRESS, ATTEMPT, INIT_METHOD, INTERFACE, PORT, RENDEZVOUS, RUN_ID, SCRATCH
 
 READY_S = 60.0
 """For an agent on another machine to answer: until then ssh or srun may be under way."""

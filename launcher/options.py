@@ -29,4 +29,10 @@ Grace = Annotated[float, typer.Option(min=1, max=86_400, help="Seconds from a st
 HangTimeout = Annotated[
     float, typer.Option(min=5, max=86_400, help="Seconds without a sign of progress until a worker is ended.")
 ]
+Engine = Annotated[
+    Literal["torch", "deepspeed"] | None, typer.Option(help="Who owns the optimizer step; as --set engine.name=...")
+]
+Starter = Annotated[
+    Literal["torchrun", "deepspeed"], typer.Option(help="What starts a node's workers; deepspeed: its own launcher.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")]

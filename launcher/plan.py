@@ -1,9 +1,7 @@
 """From config and resources to a plan: every command, variable and folder of a launch, as a value."""
 
 import json
-import math
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,22 +14,16 @@ from launcher.hosts.agents import AGENT
 from launcher.pulses import SLOW_STATES_S
 from launcher.resources import core_list
 from launcher.site import Site
-
-RENDEZVOUS, INIT_METHOD, ATTEMPT, RUN_ID, SCRATCH = "{rendezvous}", "{init_method}", "{attempt}", "{id}", "{scratch}"
-ADDRESS, PORT, INTERFACE = "{address}", "{port}", "{interface}"
-"""Symbols for what is only known when an attempt starts. Each is a whole argument, so no path of a user's is one."""
+from launcher.starters import Crew, Start, start_of
+from launcher.symbols import ATTEMPT, INIT_METHOD, INTERFACE
 
 PLACING_THREADS = (
     *("FMFSD_CORES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET"),
     *("OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND"),
 )
 """Whose caller has thoughts of his own on which cores do what."""
-JOIN_TIMEOUT_S = 120
-KEEP_ALIVE_S = 60
-"""How often a torchrun tells the others that it lives, which makes their file grow; our agents know it anyway."""
 AFTER_HANG_S = 15
 """A worker gives up waiting for others only after the coordinator has looked who it is that hangs."""
-_TORCHRUN = "torch.distributed.run"
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 """glibc would give every large tensor back to the kernel, which clears its pages again in the next step
@@ -153,13 +145,15 @@ def plan_run(
     """
     device, workers = site.placement(launch)
     chosen = range(launch.nodes) if slots is None else slots
+    starts = _starts(launch, site, run, chosen)
     nodes = tuple(
         NodePlan(
             node=node,
-            argv=(*_starter(launch, site, len(chosen), node, workers), *_worker(run, device)),
+            argv=starts[node].argv,
             env={
                 **_travelling(environment, site),
                 **_own_variables(launch, device),
+                **starts[node].env,
                 **(_here(site, slot, workers, device) if site.is_here else _there(len(chosen), environment)),
                 **_threads(environment, site.cores_a_node(len(chosen)) // workers),
                 **_cores({**environment, **launch.extra_env}, site, len(chosen), node, workers, device),
@@ -175,48 +169,19 @@ def plan_run(
     return LaunchPlan(str(run.path), device, workers, nodes, prepare, launch.interface)
 
 
-def _worker(run: RunDir, device: str) -> tuple[str, ...]:
-    return ("-m", "fmfsd", "train", str(run.path), "--device", device)
-
-
-def _starter(launch: LaunchConfig, site: Site, nodes: int, node: int, workers: int) -> tuple[str, ...]:
-    """What stands before the worker's own module and arguments: one node's torchrun, whose restart is a new attempt, or
-    only Python."""
-    if launch.starter == "none":
-        return (sys.executable, "-P")
-    options = {
-        "--nnodes": str(nodes),
-        "--nproc-per-node": str(workers),
-        **(_meeting_at_a_file(node) if site.is_here or nodes == 1 else _meeting_at_an_address(node)),
-        "--rdzv-id": RUN_ID,
-        "--max-restarts": "0",
-        "--log-dir": SCRATCH,
-    }
-    return (sys.executable, "-P", "-m", _TORCHRUN, *(part for option in options.items() for part in option))
-
-
-def _meeting_at_a_file(node: int) -> dict[str, str]:
-    """So that nothing listens outside loopback.
-
-    torchrun numbers the nodes by sorting their addresses, so each gets a loopback address of its own, in order.
-    """
-    return {
-        "--rdzv-backend": "c10d",
-        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_S}",
-        "--rdzv-endpoint": RENDEZVOUS,
-        "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
-    }
-
-
-def _meeting_at_an_address(node: int) -> dict[str, str]:
-    """torch's own c10d would hang where a cable is cut, and reads pickles from whoever sends some."""
-    return {
-        "--rdzv-backend": "static",
-        "--rdzv-conf": f"timeout={JOIN_TIMEOUT_S}",
-        "--master-addr": ADDRESS,
-        "--master-port": PORT,
-        "--node-rank": str(node),
-    }
+def _starts(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int]) -> list[Start]:
+    """For each node: what starts its workers."""
+    device, workers = site.placement(launch)
+    by_number, sliced = tuple(map(str, range(workers))), site.is_here and device == "cuda"
+    crew = Crew(
+        node=0,
+        worker=("fmfsd", "train", str(run.path), "--device", device),
+        device=device,
+        gpus=tuple(_slice(site, slot, workers) if sliced else by_number for slot in slots),
+        at_a_file=site.is_here or len(slots) == 1,
+        grace_s=launch.grace_s,
+    )
+    return [start_of(launch.starter, replace(crew, node=node)) for node in range(len(slots))]
 
 
 def _travelling(environment: Mapping[str, str], site: Site) -> dict[str, str]:
@@ -230,17 +195,19 @@ def _own_variables(launch: LaunchConfig, device: str) -> dict[str, str]:
         "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, SLOW_STATES_S) + AFTER_HANG_S:g}",
         "FMFSD_LOG_TO_FILE": "1",
         **({"FMFSD_PREFLIGHT": "1"} if launch.tries_nodes_first else {}),
-        **({"FMFSD_STARTER": "none"} if launch.starter == "none" else {}),
         "PYTHONSAFEPATH": "1",  # no module of the folder that the launch was started in
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(launch.grace_s)),  # the option is unknown to torch 2.11
         **(KEEP_FREED_MEMORY if device == "cpu" else {}),
     }
 
 
 def _here(site: Site, slot: int, workers: int, device: str) -> dict[str, str]:
     """Each node has its own slice of this machine's visible GPUs."""
-    gpus = site.resources.gpus[slot * workers : (slot + 1) * workers] if device == "cuda" else ()
+    gpus = _slice(site, slot, workers) if device == "cuda" else ()
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), **_AT_A_FILE}
+
+
+def _slice(site: Site, slot: int, workers: int) -> tuple[str, ...]:
+    return site.resources.gpus[slot * workers : (slot + 1) * workers]
 
 
 def _there(nodes: int, environment: Mapping[str, str]) -> dict[str, str]:

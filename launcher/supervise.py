@@ -13,10 +13,11 @@ from launcher.agent.node import scratch_folder
 from launcher.attempt import Attempt, NodeState
 from launcher.hosts.agents import Agent, Link, closing_all
 from launcher.meeting import NotMetError, meet
-from launcher.plan import SCRATCH, LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.pulses import Pulses
 from launcher.requests import Requests
 from launcher.site import start
+from launcher.symbols import SCRATCH
 
 LOOK_S = 0.1
 TERM_TO_KILL_S = 5.0

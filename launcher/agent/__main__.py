@@ -4,7 +4,7 @@ JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "longe
 "addresses", "port", "word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "is_worker"}, {"do": "dump",
 "pids"}, {"do": "stop"}, {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event":
 "seen", ...}, {"event": "prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event":
-"started", "pid"}, {"event": "failed", "message"}, {"event": "worker-gone", "pid"}, {"event": "exited", "code",
+"started", "pid"}, {"event": "failed", "message"}, {"event": "worker-gone", "pid", "code"}, {"event": "exited", "code",
 "oom_kills"}, {"event": "asked-to-stop", "signal"}, {"event": "beat"}.
 
 When its stdin ends, or nothing has come from there for the seconds of --deadline, its coordinator is gone: it ends
@@ -44,6 +44,7 @@ class NodeAgent:
     def __init__(self, deadline_s: float = math.inf) -> None:
         self._deadline_s, self._heard_at = deadline_s, time.monotonic()
         self._listener: socket.socket | None = None
+        self._holder: socket.socket | None = None
         self._word = ""
         self._child: subprocess.Popen[bytes] | None = None
         self._is_worker = False
@@ -63,7 +64,7 @@ class NodeAgent:
             while self._listen(bool(selector.select(_LOOK_S))) and not self._is_forgotten():
                 self._look()
         self._end_everything()
-        self._close_listener()
+        self._close_sockets()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
         return 0
@@ -125,7 +126,7 @@ class NodeAgent:
         self._end_everything()
 
     def _do_start(self, order: dict[str, Any]) -> None:
-        self._close_listener()
+        self._leave_the_port()
         self._scratch, self._oom_kills_before = order["scratch"], oom_kills()
         self._is_worker = order.get("is_worker", False)
         log = Path(order["log"])
@@ -133,7 +134,7 @@ class NodeAgent:
         with log.open("ab") as output:
             self._child = subprocess.Popen(
                 order["argv"],
-                env={**node.own_variables(os.environ), **order["env"], "FMFSD_AGENT_PID": str(os.getpid())},
+                env=_told(order["env"]),
                 cwd=order["cwd"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -143,10 +144,18 @@ class NodeAgent:
             )
         _say(event="started", pid=self._child.pid)
 
-    def _close_listener(self) -> None:
+    def _leave_the_port(self) -> None:
+        """To the starter or the first worker, which may need half a minute until it listens there."""
         if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+            port = self._listener.getsockname()[1]
+            self._close_sockets()
+            with suppress(OSError):  # it is in use already: that is the workers' to say
+                self._holder = node.hold(port)
+
+    def _close_sockets(self) -> None:
+        for each in filter(None, (self._listener, self._holder)):
+            each.close()
+        self._listener = self._holder = None
 
     def _look(self) -> None:
         """Tell of each worker's end and of the starter's, of that once nothing that it started is left."""
@@ -157,19 +166,24 @@ class NodeAgent:
         if self._child.poll() is None:
             self._look_at_workers(self._child.pid)
             return
-        if self._is_worker:
-            _say(event="worker-gone", pid=self._child.pid)
         code = self._child.returncode
+        if self._is_worker:
+            _say(event="worker-gone", pid=self._child.pid, code=code)
         self._end_everything()
         self._child = None
         _say(event="exited", code=code, oom_kills=oom_kills() - self._oom_kills_before)
 
     def _look_at_workers(self, starter: int) -> None:
-        """The starter itself waits for all of them, with the grace, before it says a word. A lone worker needs none."""
-        now = frozenset([starter] if self._is_worker else _children_of(starter))
+        """The starter itself waits for all of them, with the grace, before it says a word. A lone worker needs none.
+
+        DeepSpeed's looks once a second, and tells of one exit code: until then it can be read here.
+        """
+        children = [starter] if self._is_worker else _children_of(starter)
+        ended = {pid: code for pid in children if (code := _exit_code(pid)) is not None}
+        now = frozenset(children) - ended.keys()
         still = {pid for pid in self._workers - now if _is_child(pid, starter)}  # of a thread that has just ended
         for pid in self._workers - now - still:
-            _say(event="worker-gone", pid=pid)
+            _say(event="worker-gone", pid=pid, code=ended.get(pid))
         self._workers = now | still
 
     def _end_everything(self) -> None:
@@ -182,6 +196,14 @@ class NodeAgent:
             for pid in _children_of(os.getpid()):
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
+
+
+def _told(variables: dict[str, str]) -> dict[str, str]:
+    """All variables of what is started. A starter that chooses GPUs does so by their numbers on the whole machine, of
+    which we may have a part, as of a node that Slurm shares out."""
+    told = {**node.own_variables(os.environ), **variables, "FMFSD_AGENT_PID": str(os.getpid())}
+    gpus = told.get("CUDA_VISIBLE_DEVICES")
+    return told if gpus is None else {**told, "FMFSD_VISIBLE_GPUS": gpus}
 
 
 def _reap() -> bool:
@@ -206,11 +228,21 @@ def _children_of(parent: int) -> list[int]:
 
 def _is_child(pid: int, parent: int) -> bool:
     """Whether it lives and is."""
-    try:
-        state, above, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return False
+    state, above, *_ = _stat(pid) or ("X", "0")
     return state not in "ZX" and int(above) == parent
+
+
+def _exit_code(pid: int) -> int | None:
+    """Of a process that has ended, until its parent has taken note of that; None: it lives, or is gone."""
+    state, *others = _stat(pid) or ("X",)
+    return os.waitstatus_to_exitcode(int(others[-1])) if state == "Z" else None
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel tells of it, from its state to its exit code; nothing of one that is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return []
 
 
 def _tasks(pid: int) -> list[Path]:

@@ -77,6 +77,21 @@ def listen() -> socket.socket:
     return listener
 
 
+def hold(port: int) -> socket.socket:
+    """Keep a port that nobody listens on from being given away as a free one; who knows of it may listen there.
+
+    OSError if somebody does already.
+    """
+    holder = socket.socket()
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", port))
+    except OSError:
+        holder.close()
+        raise
+    return holder
+
+
 def greet(listener: socket.socket, word: str) -> None:
     """Tell all who have connected meanwhile that it is us."""
     with suppress(BlockingIOError):  # nobody is left

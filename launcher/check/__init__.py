@@ -6,7 +6,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.rundir import RunDir
-from launcher.check import of_data, of_hosts, of_machine, of_memory, of_run
+from launcher.check import of_data, of_deepspeed, of_hosts, of_machine, of_memory, of_run
 from launcher.check.of_data import is_prepared as is_prepared
 from launcher.check.of_data import total_steps as total_steps
 from launcher.config import LaunchConfig
@@ -34,6 +34,7 @@ def require_sound(
     wrong = [
         *of_machine.too_few_gpus(launch, site),
         *of_machine.starts_none(launch, site),
+        *of_deepspeed.long_grace(launch),
         *of_run.not_usable(launch, run),
         *of_run.changed(config, launch, run),
         *of_data.not_divided(config, launch, site),
@@ -41,6 +42,7 @@ def require_sound(
     ]
     missing = [
         *_around(launch, site, run, survey),
+        *(_deepspeed(survey) if of_deepspeed.is_asked_for(launch, config) else ()),
         *of_run.without_first_weights(config, run),
         *of_machine.too_little_space(run, of_machine.checkpoints_bytes(config, costs)),
         *of_memory.too_little(config, launch, site, costs),
@@ -59,6 +61,7 @@ def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey
     """What is wrong whatever is trained: said together with what is wrong with a config."""
     return [
         *of_machine.too_few_gpus(launch, site),
+        *of_deepspeed.long_grace(launch),
         *of_run.not_usable(launch, run),
         *_around(launch, site, run, survey),
         *of_machine.too_little_space(run),
@@ -73,6 +76,11 @@ def _around(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey) -> It
     yield from of_hosts.problems(launch, survey)
 
 
+def _deepspeed(survey: Survey) -> Iterator[Problem]:
+    yield from of_deepspeed.missing()
+    yield from of_hosts.other_deepspeed(survey)
+
+
 def warnings(
     config: TrainConfig, launch: LaunchConfig, site: Site, run: RunDir, survey: Survey = NOBODY, costs: Costs = UNKNOWN
 ) -> list[str]:
@@ -80,6 +88,7 @@ def warnings(
     return [
         *of_run.short_grace(launch, run),
         *of_hosts.warnings(survey),
+        *(of_deepspeed.untested() if of_deepspeed.is_asked_for(launch, config) else ()),
         *of_memory.too_small(config, launch, site),
         *of_memory.unknown(costs),
     ]

@@ -59,6 +59,10 @@ def other_timm(config: TrainConfig, survey: Survey) -> Iterator[Problem]:
         yield from _unlike("timm", lambda answer: answer["versions"].get("timm"), survey)
 
 
+def other_deepspeed(survey: Survey) -> Iterator[Problem]:
+    yield from _unlike("deepspeed", lambda answer: answer["versions"].get("deepspeed"), survey)
+
+
 def warnings(survey: Survey) -> Iterator[str]:
     for host, answer in survey.seen.items():
         if abs(ahead_s := answer["clock_s"]) > CLOCK_S:

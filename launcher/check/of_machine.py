@@ -81,8 +81,8 @@ def checkpoints_bytes(config: TrainConfig, costs: Costs) -> int:
 
 
 def checkpoint_bytes(config: TrainConfig, costs: Costs) -> int:
-    """What one takes: weights, momenta and averages. 0 if that is not known."""
-    values = costs.parameters * (1 + bool(config.optim.momentum) + (config.train.ema is not None))
+    """What one takes: weights, what the optimizer keeps, and averages. 0 if that is not known."""
+    values = costs.parameters * (1 + config.optim.kept_per_weight + (config.train.ema is not None))
     return values * (8 if config.train.precision == "fp64" else 4)
 
 

@@ -66,7 +66,9 @@ def short_grace(launch: LaunchConfig, run: RunDir) -> Iterator[str]:
     except (OSError, ValueError, KeyError):
         return
     if takes_s > launch.grace_s:
+        wanted = math.ceil(2 * takes_s)
+        instead = " and --starter torchrun" if wanted > launch.longest_grace_s else ""
         yield (
             f"--grace {launch.grace_s:g}: a step and a save of this run took {takes_s:.1f} s, so a stop may lose work: "
-            f"set --grace {math.ceil(2 * takes_s)}"
+            f"set --grace {wanted}{instead}"
         )

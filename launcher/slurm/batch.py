@@ -157,6 +157,7 @@ def inner_arguments(launch: LaunchConfig, config: Path, folder: Path, *, workers
         **({"--nodes": launch.nodes} if fewest is None else {"--elastic": f"{fewest}:{launch.nodes}"}),
         "--gpus": workers,
         "--device": device,
+        "--starter": launch.starter,
         "--grace": f"{launch.grace_s:g}",
         "--hang-timeout": f"{launch.hang_timeout_s:g}",
         "--max-restarts": launch.max_restarts,

@@ -18,13 +18,14 @@ from launcher.failures import first_failure
 from launcher.hosts.helpers import run_here
 from launcher.last_word import page_of, write_last_word
 from launcher.log_follower import in_a_line
-from launcher.plan import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH, LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Restarts
 from launcher.requests import Requests
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.requeue import TIME_IS_UP, Requeue
 from launcher.supervise import run_plan
+from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH
 from launcher.tune.begun import Begun
 from launcher.tune.display import SweepDisplay, final_table
 from launcher.tune.history import History

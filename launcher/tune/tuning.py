@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run_trials(
             storage_path=str(scratch),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Pulse(pulse)],
+            callbacks=[_Loop(pulse)],
             verbose=0,
         ),
     )
@@ -60,16 +61,17 @@ def _folder(trial: RayTrial) -> str:
     return str(trial.trial_id)
 
 
-class _Pulse(Unkept, tune.Callback):
-    """Tune's loop goes round, and forgets what has ended."""
+class _Loop(Unkept, tune.Callback):
+    """What we do as Tune's loop goes round."""
 
     def __init__(self, pulse: Callable[[], None]) -> None:
         self._pulse = pulse
 
     def on_trial_complete(self, *, trial: Any, **_info: Any) -> None:
-        """Tune would keep 20 KiB of statistics of its metrics for ever, which nobody reads."""
-        trial.run_metadata.metric_analysis.clear()
-        trial.run_metadata.metric_n_steps.clear()
+        """Forget statistics of its metrics, which nobody reads: Ray 2.60 would keep these 20 KiB for ever."""
+        with suppress(AttributeError):  # another Ray may have them elsewhere
+            trial.run_metadata.metric_analysis.clear()
+            trial.run_metadata.metric_n_steps.clear()
 
     def on_step_end(self, **_info: Any) -> None:
         self._pulse()

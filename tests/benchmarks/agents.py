@@ -21,9 +21,10 @@ from pathlib import Path
 from fmfsd.rundir import RunDir
 from launcher.execution import Execution
 from launcher.hosts.agents import AGENT
-from launcher.plan import ATTEMPT, INTERFACE, LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
+from launcher.symbols import ATTEMPT, INTERFACE
 from tests.benchmarks.table import print_table, spread
 
 STAND_IN = """

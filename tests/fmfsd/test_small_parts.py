@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 import fmfsd
+from fmfsd.cli import train
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem, RunFailedError
 from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.metrics import MetricsLog, RunningMeans, last_records
@@ -25,9 +27,14 @@ from tests.helpers.processes import wait_until
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
 
 
-def test_a_world_is_what_torchrun_srun_or_a_person_says() -> None:
+DEEPSPEED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
+
+
+def test_a_world_is_what_torchrun_deepspeed_srun_or_a_person_says() -> None:
     assert World.from_environment({}) == World()
     assert World.from_environment(TORCHRUN) == World(rank=3, size=4, local_rank=1, local_size=2, node=1)
+    assert World.from_environment(DEEPSPEED) == World.from_environment(TORCHRUN)
+    assert World.from_environment({**DEEPSPEED, **TORCHRUN, "GROUP_RANK": "0"}).node == 0
     assert World.from_environment({"RANK": "0", "WORLD_SIZE": "2"}) == World(size=2, local_size=0)
     shell = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
     assert World.from_environment(shell) == World()
@@ -49,6 +56,17 @@ def test_a_world_is_what_torchrun_srun_or_a_person_says() -> None:
 def test_a_contradictory_world_is_refused(change: dict[str, str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         World.from_environment({**TORCHRUN, **change})
+
+
+def test_a_worker_has_the_gpus_that_its_agent_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's launcher has told it the first ones of the machine."""
+    seen: list[str] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("FMFSD_VISIBLE_GPUS", "2,3")
+    monkeypatch.setattr("fmfsd.worker.work", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    with pytest.raises(typer.Exit):
+        train(Path("run"))
+    assert seen == ["2,3"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

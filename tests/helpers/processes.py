@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from fmfsd.rundir import RunDir
+from launcher.starters import DEEPSPEED, TORCHRUN
 
 DEADLINE_S = 120.0
 
@@ -74,7 +75,8 @@ class Launched:
         return _children(psutil.Process(self.process.pid), "launcher.agent")
 
     def starter(self, node: int) -> psutil.Process:
-        (starter,) = _children(self.agents()[node], "torch.distributed.run")
+        children = (_children(self.agents()[node], part) for part in (TORCHRUN, DEEPSPEED))
+        (starter,) = (child for found in children for child in found)
         return starter
 
     def worker(self, rank: int) -> psutil.Process:

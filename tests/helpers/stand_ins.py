@@ -10,9 +10,10 @@ from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt
 from launcher.hosts.agents import Agent
-from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
+from launcher.symbols import ATTEMPT
 from tests.helpers.processes import wait_until
 
 PRELUDE = """

@@ -13,6 +13,7 @@ import pytest
 
 from fmfsd.config.load import preset_names
 from launcher.run_cli import RUN_COMMANDS, meant
+from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until
 
@@ -27,7 +28,15 @@ def imported(cwd: Path, *arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("smoke", "--dry-run"), ("smoke", "--check"), ("--schema",), ("--doctor",)]
+    "arguments",
+    [
+        ("--help",),
+        ("smoke", "--dry-run"),
+        ("smoke", "--check"),
+        pytest.param(("smoke", "--check", "--set", "engine.name=deepspeed"), marks=needs_deepspeed),
+        ("--schema",),
+        ("--doctor",),
+    ],
 )
 def test_what_starts_nothing_imports_no_torch_and_writes_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
     found = imported(tmp_path, *arguments)

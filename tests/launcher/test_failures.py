@@ -68,6 +68,31 @@ def test_a_worker_that_was_gone_first_is_the_cause_if_nobody_knows_its_exit_code
     assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: gone without a word"
 
 
+def test_an_exit_code_that_the_agent_saw_is_told(run: RunDir) -> None:
+    """A worker that was ended with the others is no cause."""
+    for rank in (0, 1):
+        progress(run, rank)
+    killed = attempt(run, 1)
+    killed.nodes[0].worker_codes |= {100: -15, 101: -11}
+    failure = first_failure(run, killed)
+    assert failure.cause == "rank 1 (pid 101 on here) after step 7: killed by SIGSEGV"
+
+
+def test_what_deepspeeds_launcher_said_last_is_the_first_ones_exit_code(run: RunDir) -> None:
+    """It is told of no process; an earlier attempt's words are before that process was started."""
+    for rank in (0, 1):
+        progress(run, rank)
+    run.node_logs(0).mkdir(parents=True)
+    spawned = [f"[INFO] process {pid} spawned with command: ['python']\n" for pid in (90, 91, 100, 101)]
+    words = [f"[ERROR] ['python'] exits with return code = {code}\n" for code in (7, -9)]
+    run.starter_log(0).write_text("".join([*spawned[:2], words[0], *spawned[2:], words[1]]))
+    gone = attempt(run, 1)
+    gone.dead_rank = 1
+    assert first_failure(run, gone).cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL")
+    run.starter_log(0).write_text("".join([*spawned[:2], words[0], *spawned[2:]]))
+    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: gone without a word"
+
+
 def test_a_worker_that_its_starter_ended_is_no_cause(run: RunDir) -> None:
     progress(run, 1)
     crash(run, 0, RESET, time=1.0)

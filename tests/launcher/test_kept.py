@@ -22,6 +22,7 @@ LAUNCH = LaunchConfig(
     hosts=(Host("me@a", slots=8), Host("b")),
     interface="ib0",
     preflight=False,
+    starter="deepspeed",
     extra_env={"MINE": "{id} 'x'\n", "MY_TOKEN": "canary", "PROXY": "http://me:canary@host/"},
     slurm=SlurmOptions(partition="p", cpus_per_gpu=4, extra=(("reservation", "r"),)),
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ from fmfsd.rundir import RunDir
 from launcher.agent import node
 from launcher.attempt import Attempt
 from launcher.hosts.agents import AGENT, Agent, closing_all
-from launcher.plan import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH, LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
+from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import PRELUDE, meanwhile
 
@@ -53,6 +55,20 @@ def test_nodes_meet_at_an_address_that_all_have_reached_and_each_has_a_folder_of
     scratches = [Path(each["SCRATCH"]) for each in given]
     assert len(set(scratches)) == 3
     assert not any(scratch.exists() for scratch in scratches)
+
+
+def test_a_port_that_was_offered_is_kept_for_who_knows_of_it() -> None:
+    """torch is imported first, and meanwhile others ask for free ports."""
+    listener = node.listen()
+    port = listener.getsockname()[1]
+    with pytest.raises(OSError, match="in use"):
+        node.hold(port)
+    listener.close()
+    with node.hold(port):
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("", port))
+        with socket.create_server(("", port)), socket.create_connection(("127.0.0.1", port)):
+            pass
 
 
 def test_a_node_that_can_not_be_reached_is_named(run: RunDir) -> None:

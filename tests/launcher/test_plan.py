@@ -1,5 +1,6 @@
 """Plans are values: the same bytes for the same input, nothing hidden, no secret shown."""
 
+import base64
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from launcher.environment import extra_variables, shown, travelling, without_pas
 from launcher.plan import LaunchPlan, plan_run
 from launcher.resources import Resources, _visible
 from launcher.site import Site
+from launcher.symbols import ADDRESS, PORT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENVIRONMENT = {
@@ -29,6 +31,7 @@ ENVIRONMENT = {
 
 
 EIGHT_CORES = Resources(cores=8, core_numbers=(0, 1, 2, 3, 8, 9, 10, 12))
+FOUR_GPUS = Resources(cores=64, gpus=("4", "5", "6", "7"))
 
 
 def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one") -> LaunchPlan:
@@ -42,7 +45,8 @@ def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one")
     ("name", "launch", "resources"),
     [
         ("two-nodes-on-the-cpu", LaunchConfig(nodes=2, gpus=1), EIGHT_CORES),
-        ("two-nodes-of-two-gpus", LaunchConfig(nodes=2, grace_s=90), Resources(cores=64, gpus=("4", "5", "6", "7"))),
+        ("two-nodes-of-two-gpus", LaunchConfig(nodes=2, grace_s=90), FOUR_GPUS),
+        ("two-nodes-by-deepspeed", LaunchConfig(nodes=2, starter="deepspeed"), FOUR_GPUS),
     ],
 )
 def test_plans_are_byte_stable(name: str, launch: LaunchConfig, resources: Resources) -> None:
@@ -55,6 +59,33 @@ def test_a_worker_alone_can_be_started_without_torchrun() -> None:
     (node,) = plan(LaunchConfig(gpus=1, starter="none"), Resources(cores=2)).nodes
     assert node.argv == (sys.executable, "-P", "-m", "fmfsd", "train", "/runs/one", "--device", "cpu")
     assert (node.is_worker, node.env["FMFSD_STARTER"]) == (True, "none")
+
+
+def worlds(found: LaunchPlan) -> list[dict[str, list[str]]]:
+    """As each node's DeepSpeed is told."""
+    words = [node.argv[node.argv.index("--world_info") + 1] for node in found.nodes]
+    return [json.loads(base64.urlsafe_b64decode(word)) for word in words]
+
+
+def test_deepspeed_is_told_each_nodes_gpus_or_as_many_numbers_as_it_has_workers() -> None:
+    sliced, numbered = {"node-0": ["4", "5"], "node-1": ["6", "7"]}, {"node-0": ["0", "1"], "node-1": ["0", "1"]}
+    launch = LaunchConfig(nodes=2, gpus=2, starter="deepspeed")
+    assert worlds(plan(launch, FOUR_GPUS)) == [sliced] * 2
+    assert worlds(plan(replace(launch, device="cpu"), FOUR_GPUS)) == [numbered] * 2
+    hosts = Site(Resources(8, ("0", "1")), "ssh", ("a", "b"))
+    on_hosts = plan_run(launch, hosts, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work")
+    assert worlds(on_hosts) == [numbered] * 2
+    (rest,) = worlds(plan_run(launch, Site(FOUR_GPUS), RunDir(Path("/r")), [1], environment=ENVIRONMENT, cwd="/work"))
+    assert rest == {"node-0": ["6", "7"]}
+
+
+def test_deepspeeds_workers_meet_at_an_address_of_the_first_ones_host() -> None:
+    hosts = Site(Resources(8, ("0", "1")), "ssh", ("a", "b"))
+    launch = LaunchConfig(nodes=2, gpus=2, starter="deepspeed")
+    for found in plan_run(launch, hosts, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work").nodes:
+        filled = found.filled({ADDRESS: "10.0.0.1", PORT: "4242"})
+        assert " --master_addr 10.0.0.1 --master_port 4242 " in shlex.join(filled.argv)
+        assert "FMFSD_INIT_METHOD" not in filled.env
 
 
 def test_an_actors_agent_is_told_of_no_cores_of_its_own() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from fmfsd.rundir import RunDir
 from launcher.agent.node import scratch_folder
 from launcher.hosts.agents import Agent
 from launcher.hosts.helpers import run_here
-from launcher.plan import ATTEMPT, LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
+from launcher.symbols import ATTEMPT
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, carry_out, meanwhile, plan, starter
 
@@ -79,6 +81,21 @@ def test_a_killed_starter_takes_its_orphans_with_it(run: RunDir) -> None:
     attempt = carry_out(run, WITH_CHILD + FOR_EVER)
     thread.join()
     assert attempt.nodes[0].killed_from_outside == "its starter was killed by SIGKILL"
+
+
+def test_a_node_that_has_a_part_of_the_machines_gpus_tells_its_workers_which(run: RunDir) -> None:
+    """Whatever its starter makes of that, which DeepSpeed's overwrites with numbers of its own."""
+    writes = "(run / 'seen').write_text(os.environ['FMFSD_VISIBLE_GPUS']); outcome('finished')"
+    (node,) = plan(run, writes).nodes
+    sliced = replace(node, env={**node.env, "CUDA_VISIBLE_DEVICES": "2,3"})
+    run_plan(replace(plan(run, writes), nodes=(sliced,)), run, grace_s=5, requests=Requests(), watch=lambda: None)
+    assert (run.path / "seen").read_text() == "2,3"
+
+
+def test_a_workers_exit_code_is_seen_before_its_starter_looks(run: RunDir) -> None:
+    """DeepSpeed's launcher looks once a second, and tells of the first one that it finds only."""
+    attempt = carry_out(run, WITH_CHILD + "time.sleep(0.5); child.kill(); time.sleep(0.5); outcome('failed')")
+    assert list(attempt.nodes[0].worker_codes.values()) == [-9]
 
 
 def test_a_starter_that_can_not_be_started_is_named(run: RunDir) -> None:

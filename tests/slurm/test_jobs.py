@@ -16,6 +16,8 @@ import pytest
 from fmfsd.rundir import RunDir
 from launcher.hosts import srun
 from launcher.hosts.agents import AGENT
+from launcher.starters import DEEPSPEED, TORCHRUN
+from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.processes import run_command, wait_until
 from tests.helpers.runs import newest_weights, records
 from tests.helpers.slurm import Job, SlurmCluster
@@ -86,10 +88,15 @@ def test_when_time_is_nearly_up_slurm_starts_the_job_again_and_it_ends_as_undist
 
 
 @pytest.mark.fault("F21")
+@pytest.mark.parametrize(
+    ("starter", "module", "grace_s"),
+    [("torchrun", TORCHRUN, 120), pytest.param("deepspeed", DEEPSPEED, 30, marks=needs_deepspeed)],
+)
 def test_a_job_is_cancelled_with_a_checkpoint_of_its_last_step_and_stays_so(
-    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
+    starter: str, module: str, grace_s: int, cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
 ) -> None:
-    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT)
+    """DeepSpeed's launcher, which Slurm signals too, would kill its workers later than that."""
+    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT, "--starter", starter)
     job.wait_for_step(5)
     subprocess.run(["scancel", job.id], check=True)
     end = job.end()
@@ -97,6 +104,8 @@ def test_a_job_is_cancelled_with_a_checkpoint_of_its_last_step_and_stays_so(
     assert (end.state, end.exit_code, job.restarts) == ("CANCELLED", 75, 0)
     assert (outcome["state"], outcome["step"]) == ("stopped", job.run.newest_step())
     assert "stopped after step" in job.words
+    assert module in job.run.plan.read_text()
+    assert json.loads(job.run.launch.read_text())["grace_s"] == grace_s
 
 
 @pytest.mark.fault("F22")

@@ -14,23 +14,10 @@ from fmfsd.rundir import RunDir
 from tests.helpers.cluster import Cluster
 from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import launched, wait_until
-from tests.helpers.runs import assert_records_agree, newest_weights, records, small_arguments
+from tests.helpers.runs import assert_records_agree, newest_weights, records
 
 ON_BOTH = ("--hosts", "n1,n2", "--gpus", "1", "--device", "cpu")
 OURS = ("launcher.agent", "fmfsd train", "torch.distributed.run")
-
-
-@pytest.fixture(scope="module")
-def arguments(tiny_root: Path) -> tuple[str, ...]:
-    return small_arguments(tiny_root)
-
-
-@pytest.fixture(scope="module")
-def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """An uninterrupted run of two workers on this machine."""
-    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, "--nodes", "2", "--gpus", "1")) as run:
-        assert run.end()[0] == 0
-    return run.run
 
 
 @pytest.fixture(autouse=True)

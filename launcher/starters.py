@@ -1,0 +1,115 @@
+"""What a node's agent starts, which starts the workers: torchrun, DeepSpeed's launcher of one node, or nothing."""
+
+import base64
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from launcher.config import Starter
+from launcher.symbols import ADDRESS, PORT, RENDEZVOUS, RUN_ID, SCRATCH
+
+JOIN_TIMEOUT_S = 120
+KEEP_ALIVE_S = 60
+"""How often a torchrun tells the others that it lives, which makes their file grow; our agents know it anyway."""
+TORCHRUN, DEEPSPEED = "torch.distributed.run", "deepspeed.launcher.launch"
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of one `node`: each is `python -m` with the words of `worker`, on `device`.
+
+    `gpus` are names of GPUs for each of the nodes, as many as it has workers, on the CPU too. The nodes meet
+    `at_a_file`, or at an address of the first. They have `grace_s` seconds for a stop.
+    """
+
+    node: int
+    worker: tuple[str, ...]
+    device: str
+    gpus: tuple[tuple[str, ...], ...]
+    at_a_file: bool
+    grace_s: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """A whole command, and the variables that it needs beside those that every worker gets."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def start_of(starter: Starter, crew: Crew) -> Start:
+    return _STARTERS[starter](crew)
+
+
+def _torchrun(crew: Crew) -> Start:
+    """Without restarts of its own: a restart is a new attempt."""
+    options = {
+        "--nnodes": str(len(crew.gpus)),
+        "--nproc-per-node": str(len(crew.gpus[crew.node])),
+        **(_meeting_at_a_file(crew.node) if crew.at_a_file else _meeting_at_an_address(crew.node)),
+        "--rdzv-id": RUN_ID,
+        "--max-restarts": "0",
+        "--log-dir": SCRATCH,
+    }
+    argv = (*_PYTHON, "-m", TORCHRUN, *_flat(options), "-m", *crew.worker)
+    # the option is unknown to torch 2.11
+    return Start(argv, {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(crew.grace_s))})
+
+
+def _deepspeed(crew: Crew) -> Start:
+    """It knows nodes by their place in a mapping, which needs names that differ, also of nodes on one machine.
+
+    It opens no meeting place: at an address that is the first worker's own to do.
+    """
+    world = {f"node-{node}": gpus for node, gpus in enumerate(crew.gpus)}
+    options = {
+        "--node_rank": str(crew.node),
+        **({} if crew.at_a_file else {"--master_addr": ADDRESS, "--master_port": PORT}),
+        "--world_info": base64.urlsafe_b64encode(json.dumps(world).encode()).decode(),
+    }
+    argv = (*_PYTHON, "-m", DEEPSPEED, *_flat(options), "--no_local_rank", "--module", *crew.worker)
+    return Start(argv, {"DS_ACCELERATOR": crew.device})
+
+
+def _nothing(crew: Crew) -> Start:
+    """A worker alone is started as it is."""
+    return Start((*_PYTHON, "-m", *crew.worker), {"FMFSD_STARTER": "none"})
+
+
+def _meeting_at_a_file(node: int) -> dict[str, str]:
+    """So that nothing listens outside loopback.
+
+    torchrun numbers the nodes by sorting their addresses, so each gets a loopback address of its own, in order.
+    """
+    return {
+        "--rdzv-backend": "c10d",
+        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_S}",
+        "--rdzv-endpoint": RENDEZVOUS,
+        "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
+    }
+
+
+def _meeting_at_an_address(node: int) -> dict[str, str]:
+    """torch's own c10d would hang where a cable is cut, and reads pickles from whoever sends some."""
+    return {
+        "--rdzv-backend": "static",
+        "--rdzv-conf": f"timeout={JOIN_TIMEOUT_S}",
+        "--master-addr": ADDRESS,
+        "--master-port": PORT,
+        "--node-rank": str(node),
+    }
+
+
+def _flat(options: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(part for option in options.items() for part in option)
+
+
+_PYTHON = (sys.executable, "-P")
+_STARTERS: Mapping[Starter, Callable[[Crew], Start]] = {
+    "torchrun": _torchrun,
+    "deepspeed": _deepspeed,
+    "none": _nothing,
+}

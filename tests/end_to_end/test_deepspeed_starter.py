@@ -1,0 +1,83 @@
+"""Workers that DeepSpeed's own launcher of one node has started: as those of torchrun, to the last bit."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fmfsd.rundir import RunDir
+from launcher.starters import DEEPSPEED
+from tests.end_to_end.conftest import FOURTEEN_STEPS
+from tests.helpers.deepspeed import needs_deepspeed
+from tests.helpers.faulty import Faulty, Moment, faulty
+from tests.helpers.processes import Launched, launched, run_command, wait_until
+from tests.helpers.runs import newest_weights, records
+
+BY_DEEPSPEED = ("--starter", "deepspeed", "--max-restarts", "2")
+
+
+def attempt(run: RunDir, number: int) -> dict[str, Any]:
+    return dict(json.loads(run.attempt(number).read_text()))
+
+
+def holds_in_three_attempts(moment: Moment) -> None:
+    """On rank 1."""
+    if moment.at in ((1, 1, 6), (2, 1, 10), (3, 1, 11)):
+        moment.hold()
+
+
+def wait_for(run: Launched, fault: Faulty, number: int, newest: int) -> None:
+    """Until rank 1 holds in that attempt, with that checkpoint."""
+    wait_until(fault.held(attempt=number, rank=1).exists, f"attempt {number} at its step")
+    wait_until(lambda: run.run.newest_step() == newest, f"checkpoint {newest}")
+
+
+@needs_deepspeed
+@pytest.mark.fault("F1", "F5")
+def test_a_run_by_deepspeeds_launcher_that_is_killed_twice_and_stopped_ends_as_one_by_torchrun(
+    arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
+) -> None:
+    """A killed worker, a killed launcher of DeepSpeed's, one that is told to stop; then it is resumed as it was."""
+    fault = faulty(tmp_path / "fault", holds_in_three_attempts)
+    asked = (*arguments, *FOURTEEN_STEPS, *BY_DEEPSPEED, "--set", "checkpoint.every_steps=4")
+    with launched(tmp_path, "run", asked, env=fault.env) as run:
+        wait_for(run, fault, number=1, newest=4)
+        run.worker(1).kill()
+        wait_for(run, fault, number=2, newest=8)
+        run.starter(1).kill()
+        wait_for(run, fault, number=3, newest=8)
+        everything = run.everything()
+        run.starter(0).send_signal(signal.SIGTERM)
+        fault.go()
+        code, output = run.end()
+    assert code == 75, output
+    assert not psutil.wait_procs(everything, timeout=5)[1]
+    first, second = (attempt(run.run, number)["cause"] for number in (1, 2))
+    assert first.startswith("rank 1 (pid")
+    assert "killed by SIGKILL" in first
+    assert second == "node 1: its starter was killed by SIGKILL"
+    resumed = run_command("fmfsd-launch", "resume", "run", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert DEEPSPEED in run.run.plan.read_text()
+    assert records(run.run) == records(whole)
+    assert newest_weights(run.run) == newest_weights(whole)
+
+
+def test_a_deepspeed_that_can_not_be_imported_is_told_in_its_own_words(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A stand-in, which is only found by its name and release before it is started."""
+    modules = tmp_path / "modules"
+    for folder in ("deepspeed", "deepspeed-0.19.8.dist-info"):
+        (modules / folder).mkdir(parents=True)
+    (modules / "deepspeed" / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open')\n")
+    (modules / "deepspeed-0.19.8.dist-info" / "METADATA").write_text("Name: deepspeed\nVersion: 0.19.8\n")
+    env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))}
+    with launched(tmp_path, "run", (*arguments, "--starter", "deepspeed"), env=env) as run:
+        code, output = run.end()
+    assert (code, "node 0: its starter ended with exit code 1" in output) == (1, True), output
+    assert "ImportError: libcudart.so.12: cannot open\n" in output

@@ -1,0 +1,79 @@
+"""What the check says of DeepSpeed: whether it is there, everywhere the same, and of a release that was tried."""
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from fmfsd.files import write_json
+from launcher.agent.look import look
+from launcher.check import warnings
+from launcher.config import LaunchConfig
+from launcher.survey import Survey
+from tests.helpers.checks import CPU, problems, sound
+from tests.helpers.runs import make_run, tiny_config
+
+BY_DEEPSPEED = LaunchConfig(starter="deepspeed")
+VERSIONS = {"here": "0.19.8", "n1": "0.19.7", "n2": None}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, release: str | None) -> None:
+    """That release; None: none."""
+
+    def version(package: str) -> str:
+        if release is None:
+            raise PackageNotFoundError(package)
+        return release
+
+    monkeypatch.setattr("launcher.check.of_deepspeed.version", version)
+
+
+def test_where_deepspeed_is_missing_its_extra_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, None)
+    code, text = problems(tiny_config(prepared), BY_DEEPSPEED)
+    assert (code, "deepspeed: not installed in this environment: pip install 'fmfsd[deepspeed]'" in text) == (3, True)
+    sound(tiny_config(prepared))
+
+
+def test_another_deepspeed_on_a_host_is_refused(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "0.19.8")
+    answer = {**look({}, {}), "clock_s": 0.0}
+    hosts = {name: {**answer, "versions": {**answer["versions"], "deepspeed": each}} for name, each in VERSIONS.items()}
+    found = Survey({"n1": hosts["n1"], "n2": hosts["n2"]}, here=hosts["here"])
+    code, text = problems(tiny_config(prepared), BY_DEEPSPEED, survey=found)
+    assert (code, "; 0.19.7 on n1; none on n2: use one environment" in text) == (3, True), text
+    assert "deepspeed: " not in problems(tiny_config(prepared), survey=found)[1]
+
+
+@pytest.mark.parametrize(("grace_s", "refused"), [(30.0, False), (30.5, True)])
+def test_more_grace_than_deepspeeds_launcher_leaves_is_refused(
+    grace_s: float, refused: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "0.19.8")
+    launch = LaunchConfig(starter="deepspeed", grace_s=grace_s)
+    if not refused:
+        sound(tiny_config(prepared), launch)
+        return
+    code, text = problems(tiny_config(prepared), launch)
+    assert code == 2
+    assert "--grace 30.5, --starter deepspeed: DeepSpeed's launcher kills workers 30 s after TERM" in text
+
+
+@pytest.mark.parametrize(("release", "told"), [("0.19.0", False), ("0.20.1", True), ("1.19.0", True)])
+def test_a_release_that_was_not_tried_is_no_obstacle_and_told_once(
+    release: str, told: bool, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, release)
+    config = tiny_config(prepared)
+    said = warnings(config, BY_DEEPSPEED, CPU, make_run(tmp_path / "run", config))
+    assert sum(f"deepspeed {release} was not tried" in text for text in said) == told
+    assert not [
+        text for text in warnings(config, LaunchConfig(), CPU, make_run(tmp_path / "r", config)) if release in text
+    ]
+
+
+def test_a_run_whose_stop_takes_longer_is_sent_to_torchrun(prepared: Path, tmp_path: Path) -> None:
+    config = tiny_config(prepared)
+    run = make_run(tmp_path / "run", config)
+    write_json(run.rank_progress(0), {"stop_takes_s": 30.5})
+    assert [text for text in warnings(config, BY_DEEPSPEED, CPU, run) if text.endswith("61 and --starter torchrun")]
