@@ -108,7 +108,12 @@ class Loop:
         self.stopwatch.busy_s += self.stopwatch.last_step_s - (self.comms.activity.waited_s - waited_before_s)
         self._show("train")
         if log_due:
-            self._record("train", **self.means.take(), lr=self._learning_rate(step), **self.stopwatch.take())
+            self._record("train", **self.means.take(), **self._rates(step), **self.stopwatch.take())
+
+    def _rates(self, step: int) -> dict[str, float]:
+        """What `step` was taken with, and in fp16 the loss scale of the next."""
+        scale = self.engine.loss_scale
+        return {"lr": self._learning_rate(step), **({"loss_scale": scale} if scale is not None else {})}
 
     def _forward_backward(self, step: int, micro_step: int, micro_steps: int) -> None:
         epoch, step_in_epoch = divmod(step, self.timeline.steps_per_epoch)

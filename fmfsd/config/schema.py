@@ -203,8 +203,8 @@ class LoopConfig(Section):
     """Samples a step, over all workers."""
     micro_batch: PositiveInt | None = None
     """Samples a forward pass, over all workers; BN and the feature norm are taken over it. Unset: the batch."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """bf16 is autocast with fp32 weights. fp32 means TF32 off."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16 and fp16 are autocast with fp32 weights, fp16 with a loss scale. fp32 means TF32 off."""
     channels_last: bool = False
     """Memory layout of images and maps; same results to rounding."""
     label_smoothing: BelowOne = 0.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fmfsd.model.network import Outputs
 
 AVERAGE = ".average"
+SCALE = "loss_scale."
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class EngineState:
 
     `model` has parameters and buffers; `optimizer` what it keeps of a parameter, as `<parameter>.<key>`, and nothing
     before its first step. Its settings come from the config. With averaged weights, `<name>.average` is the average of
-    a parameter or buffer.
+    a parameter or buffer; in fp16, `loss_scale.value` and `loss_scale.good_steps` are of no dimension.
     """
 
     model: dict[str, Tensor]
@@ -40,6 +41,11 @@ class Engine(Protocol):
 
     network: nn.Module
     head_names: tuple[str, ...]
+
+    @property
+    def loss_scale(self) -> float | None:
+        """By which the next backward pass multiplies; None but in fp16."""
+        ...
 
     def forward(self, images: Tensor) -> Outputs:
         """A training pass in the engine's precision and layout."""
@@ -64,7 +70,7 @@ class Engine(Protocol):
         ...
 
     def step(self, learning_rate: float) -> None:
-        """One optimizer step with what was accumulated, which is then forgotten."""
+        """One optimizer step with what was accumulated, which is then forgotten; none if it overflowed in fp16."""
         ...
 
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:

@@ -24,6 +24,7 @@ from fmfsd.engine.extension import compile_nothing, say_less
 from fmfsd.engine.kept import give_back, kept_by
 from fmfsd.engine.trained import TrainedNetwork, sum_of_bits
 from fmfsd.engine.zero import DividedState, DividedWeights, Zero
+from fmfsd.errors import NonFiniteLossError
 from fmfsd.model.network import Network, Outputs
 from fmfsd.optim import build_optimizer
 
@@ -50,6 +51,7 @@ class DeepSpeedEngine(TrainedNetwork):
             dist_init_required=False,
         )
         self._zero = self._divided()
+        self._tell_scale()
 
     def _divided(self) -> Zero | None:
         if self._stage == 3:
@@ -74,18 +76,39 @@ class DeepSpeedEngine(TrainedNetwork):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._engine.backward(self.scaled(loss) if self._zero is None else loss, scale_wrt_gas=False)
 
     def gradients(self) -> dict[str, Tensor]:
-        return {name: safe_get_full_grad(parameter) for name, parameter in self.network.named_parameters()}
+        scale = self.loss_scale or 1.0
+        return {name: safe_get_full_grad(parameter) / scale for name, parameter in self.network.named_parameters()}
 
     def step(self, learning_rate: float) -> None:
         for group in self._base.param_groups:
             group["lr"] = learning_rate
-        self._engine.step()
-        if self.average is not None:
+        if self._stepped() and self.average is not None:
             with self._whole():
                 self.average.update(self.network)
+
+    def _stepped(self) -> bool:
+        """ZeRO itself divides by the scale, and leaves out a step whose gradients are not finite."""
+        if self._zero is None:
+            fits = self.gradients_fit()
+            (self._engine.step if fits else self._engine.zero_grad)()
+            return fits
+        self._engine.step()
+        return self._zero_stepped(fits=not self._optimizer.overflow)
+
+    def _zero_stepped(self, *, fits: bool) -> bool:
+        if self.scale is not None:
+            self.scale.update(fits=fits)
+            self._tell_scale()
+        elif not fits:
+            raise NonFiniteLossError("the gradients are not finite. Earlier checkpoints stay. Lower optim.lr")
+        return fits
+
+    def _tell_scale(self) -> None:
+        if self._zero is not None and self.scale is not None:
+            self._optimizer.override_loss_scale(self.scale.value)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -102,7 +125,7 @@ class DeepSpeedEngine(TrainedNetwork):
 
     def state(self) -> EngineState:
         kept = kept_by(self._base, self.network) if self._zero is None else self._zero.kept()
-        return EngineState(self._model(), kept | self.averages())
+        return EngineState(self._model(), kept | self.added())
 
     def _model(self) -> dict[str, Tensor]:
         whole = self.network.state_dict()
@@ -111,7 +134,8 @@ class DeepSpeedEngine(TrainedNetwork):
     def load(self, state: EngineState) -> None:
         for name, buffer in self.network.named_buffers():
             buffer.copy_(state.model[name])
-        self.load_averages(state)
+        self.load_added(state)
+        self._tell_scale()
         if self._zero is None:
             self.network.load_state_dict(state.model)
             give_back(state.optimizer, self._base, self.network)

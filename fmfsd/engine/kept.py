@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fmfsd.engine.base import AVERAGE
+from fmfsd.engine.base import AVERAGE, SCALE
 
 
 def kept_by(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
@@ -29,8 +29,8 @@ def give_back(kept: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, netw
 
 
 def of_parameters(kept: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    """Parameter, key and value, without averages."""
+    """Parameter, key and value, without averages and the loss scale."""
     for full_name, value in kept.items():
-        if not full_name.endswith(AVERAGE):
+        if not full_name.endswith(AVERAGE) and not full_name.startswith(SCALE):
             name, _, key = full_name.rpartition(".")
             yield name, key, value

@@ -38,19 +38,23 @@ class TorchEngine(TrainedNetwork):
         )
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        self.scaled(loss).backward()
 
     def gradients(self) -> dict[str, Tensor]:
-        named = self.network.named_parameters()
-        return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+        named, scale = self.network.named_parameters(), self.loss_scale or 1.0
+        return {name: parameter.grad / scale for name, parameter in named if parameter.grad is not None}
 
     def step(self, learning_rate: float) -> None:
+        if self.gradients_fit():
+            self._step(learning_rate)
+        self.optimizer.zero_grad()
+
+    def _step(self, learning_rate: float) -> None:
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.network)
 
@@ -71,11 +75,11 @@ class TorchEngine(TrainedNetwork):
             buffer.copy_(before[name])
 
     def state(self) -> EngineState:
-        return EngineState(self.network.state_dict(), kept_by(self.optimizer, self.network) | self.averages())
+        return EngineState(self.network.state_dict(), kept_by(self.optimizer, self.network) | self.added())
 
     def load(self, state: EngineState) -> None:
         self.network.load_state_dict(state.model)
-        self.load_averages(state)
+        self.load_added(state)
         give_back(state.optimizer, self.optimizer, self.network)
 
 

@@ -8,6 +8,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.engine.average import WeightAverage
 from fmfsd.engine.base import AVERAGE, EngineState
 from fmfsd.engine.form import Form
+from fmfsd.engine.scale import LossScale
 from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.model.network import Network, Outputs
 
@@ -18,7 +19,7 @@ _BITS = {4: torch.int32, 8: torch.int64}
 class TrainedNetwork:
     """A network on its device, whose batch statistics are over all workers unless the config says otherwise.
 
-    `average` is of its weights and buffers, None if there is none.
+    `average` is of its weights and buffers, None if there is none; `scale` is of the loss, in fp16 only.
     """
 
     def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
@@ -26,6 +27,7 @@ class TrainedNetwork:
         self.head_names = network.head_names
         bare = self._form.given_to(network, device)
         self.average = WeightAverage(bare, config.train.ema) if config.train.ema is not None else None
+        self.scale = LossScale() if config.train.precision == "fp16" else None
         self.synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
         self.network: nn.Module = _synchronised(bare, comms, device) if self.synchronised else bare
 
@@ -59,14 +61,32 @@ class TrainedNetwork:
     def weights_sum(self) -> Tensor:
         return sum_of_bits(*self.network.parameters())
 
-    def averages(self) -> dict[str, Tensor]:
-        """By the names that `EngineState.optimizer` has for them."""
-        averages = self.average.state() if self.average is not None else {}
-        return {f"{name}{AVERAGE}": value for name, value in averages.items()}
+    @property
+    def loss_scale(self) -> float | None:
+        return self.scale.value if self.scale is not None else None
 
-    def load_averages(self, state: EngineState) -> None:
+    def scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.scale.value if self.scale is not None else loss
+
+    def gradients_fit(self) -> bool:
+        """Whether the gradients, of which the scale is taken, are such that the optimizer can step."""
+        if self.scale is None:
+            return True
+        return self.scale.divide(each.grad for each in self.network.parameters() if each.grad is not None)
+
+    def added(self) -> dict[str, Tensor]:
+        """To what the optimizer keeps: averages and the loss scale, by the names that `EngineState.optimizer` has."""
+        return self._averages() | (self.scale.state() if self.scale is not None else {})
+
+    def load_added(self, state: EngineState) -> None:
         if self.average is not None:
             self.average.load(state.averages)
+        if self.scale is not None:
+            self.scale.load(state.optimizer)
+
+    def _averages(self) -> dict[str, Tensor]:
+        averages = self.average.state() if self.average is not None else {}
+        return {f"{name}{AVERAGE}": value for name, value in averages.items()}
 
 
 def sum_of_bits(*tensors: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class DividedState(_Parts):
         for name, parameter in self._parameters.items():
             parameter.data.copy_(weights[name])
             safe_set_full_fp32_param(parameter, weights[name])
-        if kept:
+        if any(of_parameters(kept)):
             self._begin()
             self._link()
             self._set(kept, safe_set_full_optimizer_state)
@@ -124,7 +124,7 @@ class DividedWeights(_Parts):
     def load(self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             safe_set_local_fp32_param(parameter, self._part(weights[name], parameter))
-        if kept:
+        if any(of_parameters(kept)):
             self._begin()
             self._set(
                 kept,

@@ -52,7 +52,10 @@ BAD_FILES = {
         ["config.yaml:2: train.epoch: unknown key; did you mean train.epochs?"],
     ),
     "key of another section": ("alpha: 0.1", ["alpha: unknown key; did you mean distill.alpha?"]),
-    "far-off key": ("optim: {xyzzy: 1}", ["optim.xyzzy: unknown key; optim has name, lr, base_batch, warmup, momentum"]),
+    "far-off key": (
+        "optim: {xyzzy: 1}",
+        ["optim.xyzzy: unknown key; optim has name, lr, base_batch, warmup, momentum"],
+    ),
     "section is a number": ("optim: 3", ["config.yaml:1: optim: expected an object; found 3"]),
     "bool for int": ("seed: true", ["seed: expected a valid integer; found True"]),
     "bool for float": ("optim: {lr: true}", ["optim.lr: expected a valid number; found True"]),

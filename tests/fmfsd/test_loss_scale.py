@@ -1,0 +1,44 @@
+"""The loss scale follows torch's own."""
+
+import pytest
+import torch
+
+from fmfsd.engine.scale import LossScale
+from fmfsd.errors import NonFiniteLossError
+
+
+def test_it_is_that_of_torch() -> None:
+    """Two doublings and three overflows, one of which comes just before a doubling."""
+    ours, theirs = LossScale(), torch.amp.GradScaler("cpu")
+    weights = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weights], lr=0.0)
+    for step in range(8100):
+        gradient = torch.inf if step in (0, 2500, 6499) else 1.0
+        weights.grad = torch.tensor([gradient * ours.value])
+        theirs.scale(torch.ones(1))
+        theirs.step(optimizer)
+        theirs.update()
+        assert ours.divide([torch.tensor([gradient * ours.value])]) == (gradient == 1.0)
+        assert ours.value == theirs.get_scale(), step
+    assert ours.value == 2.0**15
+
+
+def test_gradients_are_divided_in_place() -> None:
+    gradients = [torch.full((2,), 2.0**16), torch.full((1,), 2.0**-10)]
+    assert LossScale().divide(gradients)
+    assert [gradient.tolist() for gradient in gradients] == [[1.0, 1.0], [2.0**-26]]
+
+
+def test_overflow_without_a_scale_is_an_error() -> None:
+    scale = LossScale(value=2.0)
+    scale.update(fits=False)
+    with pytest.raises(NonFiniteLossError, match="even with a loss scale of 1"):
+        scale.update(fits=False)
+
+
+def test_it_is_loaded_and_stays_without_one() -> None:
+    saved, loaded = LossScale(value=8.0, good_steps=5), LossScale()
+    loaded.load({})
+    assert loaded == LossScale()
+    loaded.load(saved.state())
+    assert loaded == saved
