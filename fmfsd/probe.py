@@ -109,16 +109,17 @@ def _memory(config: TrainConfig, network: nn.Module, activations: int, workers: 
     averages = (config.train.ema is not None) * (parameters + buffers)
     stage = config.engine.zero_stage if config.engine.name == "deepspeed" else 0
     kept = config.optim.kept_per_weight + (stage > 0)  # whose optimizer has weights of its own
-    here = not (config.engine.offload and stage)
+    step = kept * parameters // (workers if stage else 1)
+    offloaded = bool(config.engine.offload and stage)
     parts = {
         "parameters": parameters // (workers if stage == 3 else 1),
         "buffers": buffers,
         "gradients": parameters // (workers if stage >= 2 else 1),
-        "optimizer": here * kept * parameters // (workers if stage else 1) + averages,
+        "optimizer": (not offloaded) * step + averages,
         "activations": activations,
         "data": _held_samples(config, workers) * _SAMPLE_BYTES,
     }
-    return MemoryCost(**parts, total=sum(parts.values()))
+    return MemoryCost(**parts, total=sum(parts.values()), offloaded=offloaded * step)
 
 
 _SAMPLE_BYTES = SHAPE[0] * SHAPE[1] * SHAPE[2] + 8 + 8

@@ -68,7 +68,8 @@ class MemoryCost:
 
     `buffers` are batch statistics, `optimizer` momenta and averages, `activations` what the backward pass needs,
     counted as on a CPU, `data` the shards of all splits at their published sizes (of an image folder: nothing).
-    Kernels' workspaces, the libraries' own memory and what is held for a moment come on top.
+    Kernels' workspaces, the libraries' own memory and what is held for a moment come on top. `offloaded` is no part of
+    the total: it is the optimizer's, in the memory of the worker's machine, if engine.offload puts it there.
     """
 
     parameters: int
@@ -78,6 +79,7 @@ class MemoryCost:
     activations: int
     data: int
     total: int
+    offloaded: int = 0
 
 
 @dataclass(frozen=True)

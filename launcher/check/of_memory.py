@@ -25,13 +25,28 @@ def refused(costs: Costs) -> Iterator[Problem]:
 
 def too_little(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[Problem]:
     workers = site.workers(launch)
-    need, have = costs.memory.get("total", 0), site.memory_a_worker(launch, workers)
+    need, have = _needed(launch, site, costs), site.memory_a_worker(launch, workers)
     if have and need > have:
         there = "its GPU has {}" if site.placement(launch)[0] == "cuda" else "its machine has {} for it"
         found = f"a worker needs at least {size(need)}, {size(costs.memory['activations'])} of it for activations"
         fitting = " or ".join([*_fewer_or_more(config, launch, site, costs), *_smaller(config, launch, site, costs)])
         advice = f"by these figures {fitting} would fit" if fitting else "only a smaller model fits"
         yield Problem("memory", f"{found}; {there.format(size(have))}: {advice}")
+
+
+def no_room_to_offload(launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[Problem]:
+    """Of the machine beside its GPUs."""
+    here = site.placement(launch)[1] * (launch.nodes if site.is_here else 1)
+    need, have = here * costs.memory.get("offloaded", 0), site.resources.memory
+    if site.placement(launch)[0] == "cuda" and have and need > have:
+        found = f"the optimizers of {here} workers need at least {size(need)} of their machine, which has {size(have)}"
+        yield Problem("engine.offload", f"{found}: set it to false, or take more nodes with fewer GPUs each")
+
+
+def _needed(launch: LaunchConfig, site: Site, costs: Costs) -> int:
+    """On a worker's device; on a CPU that is where offloaded parts are too."""
+    offloaded = costs.memory.get("offloaded", 0) if site.placement(launch)[0] == "cpu" else 0
+    return costs.memory.get("total", 0) + offloaded
 
 
 def _fewer_or_more(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[str]:

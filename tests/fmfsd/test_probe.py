@@ -96,6 +96,19 @@ def test_what_weights_gradients_and_momenta_take_is_what_an_engine_holds_after_a
     assert found.optimizer == size(engine.state().optimizer.values())
 
 
+def test_zero_divides_what_workers_hold_and_offloading_puts_it_elsewhere() -> None:
+    """Beside the momenta, ZeRO's optimizer has weights of its own."""
+    by = {stage: ("engine.name=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)}
+    whole = probe(config(*SMALL, *by[0]), workers=2).memory
+    divided = {stage: probe(config(*SMALL, *by[stage]), workers=2).memory for stage in (1, 2, 3)}
+    assert [each.optimizer for each in divided.values()] == 3 * [whole.optimizer]
+    assert [each.gradients * 2 // whole.gradients for each in divided.values()] == [2, 1, 1]
+    assert [each.parameters * 2 // whole.parameters for each in divided.values()] == [2, 2, 1]
+    offloading = probe(config(*SMALL, *by[2], "engine.offload=true"), workers=2).memory
+    assert (offloading.optimizer, offloading.offloaded) == (0, divided[2].optimizer)
+    assert offloading.total == divided[2].total - divided[2].optimizer
+
+
 def size(tensors: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 

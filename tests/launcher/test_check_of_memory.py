@@ -56,6 +56,22 @@ def test_a_model_that_fits_in_no_way_is_told_so(prepared: Path) -> None:
     assert problem.message.endswith("only a smaller model fits")
 
 
+def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared: Path) -> None:
+    """Beside GPUs it is that of all workers there; on a CPU it is where all the rest is."""
+    offloading = Costs(memory={**LARGE.memory, "offloaded": 5 * GIB})
+    two = Site(Resources(cores=8, gpus=("0", "1"), gpu_memory=16 * GIB, memory=9 * GIB))
+    (problem,) = of_memory.no_room_to_offload(TWO, two, offloading)
+    assert str(problem) == (
+        "engine.offload: the optimizers of 2 workers need at least 10.0 GiB of their machine, which has 9.0 GiB: set "
+        "it to false, or take more nodes with fewer GPUs each"
+    )
+    assert not list(of_memory.no_room_to_offload(LaunchConfig(gpus=1), two, offloading))
+    cpu = Site(Resources(cores=8, memory=20 * GIB))
+    (problem,) = of_memory.too_little(tiny_config(prepared), LaunchConfig(), cpu, offloading)
+    assert "a worker needs at least 21.0 GiB" in problem.message
+    assert not list(of_memory.no_room_to_offload(LaunchConfig(), cpu, offloading))
+
+
 def test_memory_that_is_not_known_is_not_judged(prepared: Path) -> None:
     assert not list(of_memory.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
 

@@ -1,0 +1,135 @@
+"""PyTorch's engine beside DeepSpeed's at each ZeRO stage, on this machine's processors, one thread a worker.
+
+python -m tests.benchmarks.engines [--part speed] [--rounds N] [--steps N] [--backbone resnet50] [--batch N]
+python -m tests.benchmarks.engines --part spread [--steps N]
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig, load_config
+from fmfsd.data.prepare import prepare
+from fmfsd.engine.base import Engine
+from fmfsd.engine.torch_engine import TorchEngine
+from fmfsd.rundir import RunDir
+from tests.benchmarks.table import print_table, spread
+from tests.distributed.test_deepspeed import ADAMW, SGD, SMALL, STAGES, TORCH, losses, trained
+from tests.helpers.runs import make_loop, make_run
+from tests.helpers.workers import run_workers
+
+ENGINES = {"DDP": TORCH, **{f"DeepSpeed, ZeRO {stage}": engine for stage, engine in enumerate(STAGES)}}
+WORKERS = (1, 2)
+WARM_UP_STEPS = 2
+MiB = 2**20
+
+
+def timed(comms: Comms, folder: Path, steps: int) -> tuple[float, float, float]:
+    """Seconds a step, the process's largest size in MiB, and what its optimizer keeps, in MiB."""
+    warnings.simplefilter("ignore")  # DeepSpeed's own
+    with closing(make_loop(RunDir(folder), comms)) as loop:
+        loop.resume()
+        for _ in range(WARM_UP_STEPS):
+            loop._train_one_step()
+        start = time.perf_counter()
+        for _ in range(steps):
+            loop._train_one_step()
+        return (time.perf_counter() - start) / steps, _largest_size(), _kept(loop.engine)
+
+
+def _largest_size() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _kept(engine: Engine) -> float:
+    optimizer = engine.optimizer if isinstance(engine, TorchEngine) else engine._base  # type: ignore[attr-defined]
+    values = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(value.numel() * value.element_size() for value in values) / MiB
+
+
+def speed(asked: argparse.Namespace) -> None:
+    cases = [(workers, name) for workers in WORKERS for name in ENGINES]
+    found: dict[tuple[int, str], list[tuple[float, float, float]]] = {case: [] for case in cases}
+    with tempfile.TemporaryDirectory() as root:
+        prepare(_config(asked, root).data, source=None, fetch=False, report=lambda what, done, total: None)
+        for number in range(asked.rounds):
+            for workers, name in cases:
+                run = make_run(Path(root) / f"{number}-{workers}-{name}", _config(asked, root, *ENGINES[name]))
+                answers = run_workers(timed, workers, run.path, asked.steps)
+                found[workers, name].append(max(answers))
+    header = ["workers", "engine", "images/s", "s a step", "over DDP", "peak, MiB", "optimizer's state, MiB"]
+    print_table(header, [_row(asked.batch, case, found) for case in cases])
+
+
+def _config(asked: argparse.Namespace, root: str, *changes: str) -> TrainConfig:
+    fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={asked.backbone}", "data.shards=2")
+    plain = (f"train.batch={asked.batch}", "optim.base_batch=128", "train.precision=fp32", "train.channels_last=false")
+    return load_config("cifar100-resnet18", [*fixed, *plain, "train.log_every=1000 steps", *changes])
+
+
+def _row(
+    batch: int, case: tuple[int, str], found: dict[tuple[int, str], list[tuple[float, float, float]]]
+) -> list[str]:
+    workers, name = case
+    seconds, peaks, kept = zip(*found[case], strict=True)
+    ratios = [one[0] / ddp[0] for one, ddp in zip(found[case], found[workers, "DDP"], strict=True)]
+    rate = spread([batch / each for each in seconds], 2)
+    over = spread([100 * (ratio - 1) for ratio in ratios], 1)
+    return [str(workers), name, rate, spread(seconds, 2), f"{over} %", spread(peaks), f"{statistics.median(kept):.1f}"]
+
+
+def spreads(asked: argparse.Namespace) -> None:
+    """Losses of each stage against DDP's, beside those of DDP from weights that differ in the last bit."""
+    rows: list[Sequence[object]] = []
+    with tempfile.TemporaryDirectory() as root:
+        prepare(_spread_config(asked, root).data, source=None, fetch=False, report=lambda what, done, total: None)
+        for title, optim in (("SGD", SGD), ("AdamW, average, accumulation, clipping", ADAMW)):
+            rows += _differences(asked, Path(root), title, optim)
+    print_table(["optimizer", "engine", "largest difference, first 5", f"of {asked.steps}", "over the spread"], rows)
+
+
+def _differences(asked: argparse.Namespace, root: Path, title: str, optim: tuple[str, ...]) -> list[Sequence[object]]:
+    names = ("DDP", "DDP, weights nudged", *list(ENGINES)[1:])
+    runs = [root / title / name for name in names]
+    for folder, engine in zip(runs, (TORCH, TORCH, *STAGES), strict=True):
+        make_run(folder, _spread_config(asked, str(root), *optim, *engine))
+    for folder in runs:
+        run_workers(trained, 2, [folder], [runs[1]])
+    expected, *others = (losses(folder) for folder in runs)
+    relative = [((other - expected) / expected).abs() for other in others]
+    most = relative[0].max()
+    return [
+        (title, name, f"{each[:5].max():.1e}", f"{each.max():.1e}", f"{each.max() / most:.2f}")
+        for name, each in zip(names[1:], relative, strict=True)
+    ]
+
+
+def _spread_config(asked: argparse.Namespace, root: str, *changes: str) -> TrainConfig:
+    fixed = ("data.name=synthetic10", f"data.root={root}", *SMALL, f"train.max_steps={asked.steps}")
+    return load_config("smoke", [*fixed, f"model.backbone={asked.backbone}", *changes])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("speed", "spread"), default="speed")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--backbone")
+    parser.add_argument("--batch", type=int, default=16)
+    asked = parser.parse_args()
+    part, steps, backbone = (speed, 4, "resnet50") if asked.part == "speed" else (spreads, 50, "resnet8")
+    asked.steps, asked.backbone = asked.steps or steps, asked.backbone or backbone
+    part(asked)
+
+
+if __name__ == "__main__":
+    main()
