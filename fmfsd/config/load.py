@@ -100,6 +100,7 @@ class _Draft:
         if not isinstance(document.content, dict):
             found = "nothing" if document.content is None else type(document.content).__name__
             raise ConfigError([Problem(document.name, f"expected keys and values, found {found}")])
+        self._name_engine()
 
     def where(self, path: KeyPath) -> str:
         for end in range(len(path), 0, -1):
@@ -128,6 +129,12 @@ class _Draft:
                 raise ConfigError([Problem(where, f"{part} is a value, not a section")])
         inside[path[-1]] = value
         self._set_by[path] = where
+        self._name_engine()
+
+    def _name_engine(self) -> None:
+        """`engine: deepspeed` is short for `engine: {name: deepspeed}`."""
+        if isinstance(self.content.get("engine"), str):
+            self.content["engine"] = {"name": self.content["engine"]}
 
     def fill_in_root(self, root: str) -> None:
         data = self.content.setdefault("data", {})

@@ -237,7 +237,10 @@ class CheckpointConfig(Section):
 
 
 class EngineConfig(Section):
-    """Who owns the optimizer step. With each, a run comes to the same but for rounding, and can be gone on with."""
+    """Who owns the optimizer step. With each, a run comes to the same but for rounding, and can be gone on with.
+
+    `engine: deepspeed` is short for its name.
+    """
 
     name: Literal["torch", "deepspeed"] = "torch"
     """PyTorch, with several workers by DDP; or DeepSpeed."""

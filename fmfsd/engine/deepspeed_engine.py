@@ -38,6 +38,7 @@ class DeepSpeedEngine(TrainedNetwork):
 
     def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
         super().__init__(network, config, comms, device)
+        self.network.to(memory_format=torch.contiguous_format)  # DeepSpeed spreads no weights that are laid out else
         _be_a_group(device)
         compile_nothing(deepspeed.ops)
         say_less(logger)

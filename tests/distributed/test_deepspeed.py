@@ -68,6 +68,29 @@ def test_every_stage_trains_as_pytorch_does(optim: tuple[str, ...], tiny_root: P
         assert difference.max() <= 3 * spread.max(), (stage, difference.max(), spread.max())
 
 
+@pytest.mark.parametrize(
+    ("changes", "workers"),
+    [
+        ((*STAGES[2], "engine.offload=true"), 2),
+        ((*STAGES[3], "engine.offload=true"), 1),
+        *(((*STAGES[stage], "train.precision=bf16", "train.channels_last=true"), 2) for stage in (0, 1, 3)),
+        ((*STAGES[1], "model.sync_bn=false"), 2),
+    ],
+    ids=["offloaded", "offloaded, alone", "bf16 at 0", "bf16 at 1", "bf16 at 3", "statistics of each worker"],
+)
+def test_other_ways_to_train_are_as_pytorchs_too(
+    changes: tuple[str, ...], workers: int, tiny_root: Path, tmp_path: Path
+) -> None:
+    one, other = (tmp_path / name for name in ("torch", "deepspeed"))
+    settings = (*SMALL, *ADAMW, "train.max_steps=5", "train.evaluate_every=5 steps", *changes)
+    make_run(one, tiny_config(tiny_root, *settings, *TORCH))
+    make_run(other, tiny_config(tiny_root, *settings))
+    run_workers(trained, workers, [one, other])
+    assert losses(other) == pytest.approx(losses(one), rel=1e-3 if "train.precision=bf16" in changes else 1e-5)
+    evaluated, expected = ({k: v for k, v in records(RunDir(run))[-1].items() if "loss" in k} for run in (other, one))
+    assert evaluated == pytest.approx(expected, rel=1e-3)
+
+
 def newest_state(run: RunDir) -> dict[str, torch.Tensor]:
     (newest, *_) = positions_in(run.checkpoints)
     engine = load_checkpoint(run.checkpoints / newest.folder_name).engine

@@ -67,6 +67,28 @@ def test_a_run_by_deepspeeds_launcher_that_is_killed_twice_and_stopped_ends_as_o
     assert newest_weights(run.run) == newest_weights(whole)
 
 
+@needs_deepspeed
+def test_its_engine_is_the_same_by_either_starter_and_goes_on_by_pytorchs(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    asked = (*arguments, "--set", "checkpoint.every_steps=4", "--set", "engine.zero_stage=2")
+    eight = ("--engine", "deepspeed", "--set", "train.max_steps=8")
+    runs = {}
+    for starter in ("torchrun", "deepspeed"):
+        with launched(tmp_path, starter, (*asked, *eight, "--starter", starter)) as run:
+            code, output = run.end()
+        assert code == 0, output
+        runs[starter] = run.run
+    assert newest_weights(runs["torchrun"]) == newest_weights(runs["deepspeed"])
+    assert records(runs["torchrun"]) == records(runs["deepspeed"])
+    with launched(tmp_path, "torchrun", (*asked, "--engine", "torch", "--set", "train.max_steps=10")) as run:
+        code, output = run.end()
+    assert code == 0, output
+    assert [each["step"] for each in records(run.run) if each["split"] == "train"] == list(range(1, 11))
+    evaluated = run_command("fmfsd", "evaluate", "deepspeed", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
 def test_a_deepspeed_that_can_not_be_imported_is_told_in_its_own_words(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -1,9 +1,12 @@
 """What a config may say to DeepSpeed, judged without it."""
 
+from pathlib import Path
+
 import pytest
 
 from fmfsd.config import load_config
 from fmfsd.config.deepspeed import deepspeed_config
+from fmfsd.config.schema import EngineConfig
 from fmfsd.errors import ConfigError
 
 STAGE_2 = ("engine.name=deepspeed", "engine.zero_stage=2")
@@ -16,6 +19,15 @@ def test_what_is_passed_through_is_added_to_what_the_config_says() -> None:
     assert found["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}, "overlap_comm": True}
     assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (32, 2)
     assert found["wall_clock_breakdown"] is True
+
+
+def test_an_engines_name_is_short_for_its_section(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("engine: deepspeed\n")
+    source = str(tmp_path / "my.yaml")
+    assert load_config(source, ["engine.zero_stage=3"]).engine == EngineConfig(name="deepspeed", zero_stage=3)
+    assert load_config(source, ["engine=torch"]).engine == EngineConfig()
+    with pytest.raises(ConfigError, match=r"engine.name: expected 'torch' or 'deepspeed'; found 'deepsped'"):
+        load_config(source, ["engine=deepsped"])
 
 
 @pytest.mark.parametrize(
