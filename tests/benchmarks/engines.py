@@ -5,6 +5,7 @@ python -m tests.benchmarks.engines --part spread [--steps N]
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -21,6 +22,7 @@ from fmfsd.data.prepare import prepare
 from fmfsd.engine.base import Engine
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.rundir import RunDir
+from launcher.plan import KEEP_FREED_MEMORY
 from tests.benchmarks.table import print_table, spread
 from tests.distributed.test_deepspeed import ADAMW, SGD, SMALL, STAGES, TORCH, losses, trained
 from tests.helpers.runs import make_loop, make_run
@@ -124,10 +126,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--backbone")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
     asked = parser.parse_args()
-    part, steps, backbone = (speed, 4, "resnet50") if asked.part == "speed" else (spreads, 50, "resnet8")
+    part, steps, backbone = (speed, 3, "resnet50") if asked.part == "speed" else (spreads, 50, "resnet8")
     asked.steps, asked.backbone = asked.steps or steps, asked.backbone or backbone
+    os.environ.update(KEEP_FREED_MEMORY)  # as the launcher starts workers: read by the process that theirs come from
     part(asked)
 
 
