@@ -86,7 +86,10 @@ BAD_FILES = {
     "label smoothing 1": ("train: {label_smoothing: 1.0}", ["train.label_smoothing: expected less than 1"]),
     "epochs 0": ("train: {epochs: 0}", ["train.epochs: expected greater than 0; found 0"]),
     "steps 0": ("train: {max_steps: 0}", ["train.max_steps: expected greater than 0"]),
-    "precision": ("train: {precision: fp8}", ["train.precision: expected 'fp32', 'bf16' or 'fp64'; found 'fp8'"]),
+    "precision": (
+        "train: {precision: fp8}",
+        ["train.precision: expected 'fp32', 'bf16', 'fp16' or 'fp64'; found 'fp8'"],
+    ),
     "backbone": ("model: {backbone: resnet19}", ["did you mean resnet18?; found 'resnet19'"]),
     "method": ("method: kd", ["'plain' or 'label_smoothing'; found 'kd'"]),
     "data set": (
