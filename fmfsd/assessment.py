@@ -1,36 +1,41 @@
 """What a run's newest checkpoint can do on a split: each head, the ensemble, and early exits."""
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor, nn
 
+from fmfsd.assessed import Assessment, EarlyExits
 from fmfsd.checkpoint import Saved
 from fmfsd.checkpoint.folder import load_checkpoint
-from fmfsd.comms import SoloComms
+from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import TrainConfig, load_config
+from fmfsd.config.known import FOLDER
+from fmfsd.config.load import checked_data
 from fmfsd.data.index import SetIndex, read_index, set_folder
+from fmfsd.data.official import OFFICIAL, has_files
+from fmfsd.data.prepare import prepare
 from fmfsd.engine.base import EngineState
 from fmfsd.engine.form import Form
 from fmfsd.engine.torch_engine import TorchEngine
-from fmfsd.errors import CheckError, CheckpointError, ConfigError, NoCheckpointError, Problem
-from fmfsd.evaluation import evaluate
-from fmfsd.exits import ExitTable, MeasuredCost, measure_exits
+from fmfsd.errors import CheckError, CheckpointError, ConfigError, DataError, NoCheckpointError, Problem
+from fmfsd.evaluation import Predictor, evaluate
+from fmfsd.exits import measure_exits
 from fmfsd.files import read_json, sha256, write_json
+from fmfsd.findings import keep_evaluation
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import early_heads
+from fmfsd.model.network import Network, Outputs
 from fmfsd.position import positions_in
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import Report
+from fmfsd.thresholds import cheapest, curve, parsed_target, sureness
 from fmfsd.trainer import evaluation_batches, exact_arithmetic
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 log = logging.getLogger(__name__)
 DEFAULT_THRESHOLDS = ("0.9",)
@@ -39,83 +44,189 @@ Thresholds = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Assessment:
-    """Of `checkpoint`, taken after `step` steps; `metrics` by the names of a run's records, `early_exits` None where no
-    head is early or nobody asked for them."""
+class Questions:
+    """What is asked of a checkpoint on `split`, of the run's data or of those in the folder `data`.
 
-    split: str
-    checkpoint: str
-    step: int
-    samples: int
-    metrics: dict[str, float]
-    early_exits: ExitTable | None
+    `thresholds` are settings of early exits, each a threshold a head or one for all, in (0, 1], with commas between;
+    `exit_target` asks for thresholds that the validation split gives. `mirrored`: also by an image and its mirror image
+    together.
+    """
 
-    def tables(self) -> Iterator[Table]:
-        """For people."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        title = f"step {self.step}, {self.split}, {self.samples} samples"
-        heads = Table("what", "value", title=title, title_justify="left", box=SIMPLE_HEAD)
-        for name, value in self.metrics.items():
-            heads.add_row(name, f"{value:.4f}")
-        yield heads
-        if self.early_exits is not None:
-            yield _table_of_exits(self.early_exits)
+    split: str = "test"
+    thresholds: Sequence[str] = ()
+    exit_target: str | None = None
+    early_exits: bool = True
+    mirrored: bool = False
+    data: Path | None = None
 
 
 def assess(
     run: RunDir,
-    split: str,
-    asked: Sequence[str],
+    asked: Questions,
     device: torch.device,
-    *,
-    early_exits: bool = True,
+    comms: Comms | None = None,
     report: Report = lambda *_: None,
 ) -> Assessment:
-    """Evaluate the newest whole checkpoint of `run` by one process; kept in the run as `evaluation/<split>.json`.
+    """Evaluate the newest whole checkpoint of `run`, each sample by one of the workers of `comms`.
 
-    `asked` are settings of `early_exits`, each a threshold a head or one for all, in (0, 1], with commas between. On
-    one worker of the same kind of device the metrics are those of the run's own record, to the last digit. Raises
-    ConfigError for a split or thresholds that do not fit, CheckError without a checkpoint, NoCheckpointError if none
-    is whole.
+    Of the run's own data it is kept in the run, as `evaluation/<split>.json` and `<split>-exits.json`. On as many
+    workers of the same kind of device the metrics are those of the run's own record, to the last digit. Raises
+    ConfigError for a split, thresholds or a target that do not fit, CheckError without a checkpoint, NoCheckpointError
+    if none is whole, DataError for data of another kind.
     """
-    config = load_config(str(run.config))
+    config, comms = load_config(str(run.config)), comms or SoloComms()
     exact_arithmetic(deterministic=config.train.deterministic)
-    index, network, comms = _index_with(split, run, config), build_network(config), SoloComms()
-    early = early_heads(network) if early_exits else ()
-    settings = _settings(asked or (DEFAULT_THRESHOLDS if early else ()), early)
-    saved = newest_checkpoint(run)
-    engine = TorchEngine(network, config, comms, device)
-    engine.load(EngineState(saved.engine.evaluated, {}))
-    batches = evaluation_batches(config, index, split, comms, device)
-    metrics = evaluate(engine, batches, comms, report=_told(report, "images", index.samples(split)))
-    told, form = _told(report, "settings of early exits", len(settings)), Form.of(config.train)
-    exits = measure_exits(network, batches, form, settings, report=told) if early else None
-    position = saved.position
-    found = Assessment(split, position.folder_name, position.step, index.samples(split), metrics, exits)
-    _keep(found, run.evaluation(split))
-    return found
+    with _index(run, config, asked, comms) as index:
+        return _Assessing(run, config, index, asked, device, comms, report).all_of_it()
 
 
-def _keep(found: Assessment, path: Path) -> None:
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_json(path, asdict(found))
+class _Assessing:
+    """A checkpoint in an engine, and what is asked of it."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: TrainConfig,
+        index: SetIndex,
+        asked: Questions,
+        device: torch.device,
+        comms: Comms,
+        report: Report,
+    ) -> None:
+        """ConfigError before anything long is begun."""
+        self.config, self.index, self.asked, self.comms = config, index, asked, comms
+        self._run, self._device, self._report = run, device, report
+        self.network: Network = build_network(config)
+        self.early = early_heads(self.network) if asked.early_exits else ()
+        self.settings = _settings(asked.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
+        self.target = _target(asked, self.early, index)
+        self.saved = newest_checkpoint(run)
+        self.engine = TorchEngine(self.network, config, SoloComms(), device)
+        self.engine.load(EngineState(self.saved.engine.evaluated, {}))
+        self.batches = evaluation_batches(config, index, asked.split, comms, device)
+
+    def all_of_it(self) -> Assessment:
+        asked, position, samples = self.asked, self.saved.position, self.index.samples(self.asked.split)
+        found = evaluate(self.engine, self.batches, self.comms, report=self._told("images", samples))
+        assert found is not None, "nobody could ask it to stop"
+        mirrored = evaluate(_Mirrored(self.engine), self.batches, self.comms) if asked.mirrored else None
+        exits = self._exits() if self.early else None
+        of_mirrored = mirrored.metrics if mirrored is not None else None
+        name = position.folder_name
+        where = str(asked.data or self.index.folder)
+        if asked.data is None and self.comms.rank == 0:
+            keep_evaluation(self._run, asked.split, position.step, found)
+            if exits is not None:
+                write_json(self._run.early_exits(asked.split), {"step": position.step, **asdict(exits)})
+        return Assessment(asked.split, where, name, position.step, samples, found.metrics, of_mirrored, exits)
+
+    def _exits(self) -> EarlyExits:
+        costs_of = measure_exits(self.network, self.batches, self._form, (), self.comms)
+        costs = [cost.macs for cost in costs_of.if_all_leave.values()]
+        chosen = self._chosen(costs) if self.target is not None else None
+        settings = [*self.settings, *([chosen] if chosen is not None else [])]
+        told = self._told("settings of early exits", len(settings))
+        measured = measure_exits(self.network, self.batches, self._form, settings, self.comms, report=told)
+        table = replace(costs_of, settings=measured.settings)
+        sure = sureness(self.engine, self.batches, len(self.early), self.comms)
+        return EarlyExits(table, curve(sure, costs), self.asked.exit_target, chosen)
+
+    def _chosen(self, costs: Sequence[float]) -> Thresholds:
+        """From the validation split, whatever split is assessed: thresholds chosen on a split look too good on it."""
+        assert self.target is not None
+        held_out = evaluation_batches(self.config, self.index, "valid", self.comms, self._device)
+        sure = sureness(self.engine, held_out, len(self.early), self.comms)
+        found = cheapest(sure, costs, sure.deepest_top1 + self.target)
+        if found is None:
+            best = max(point.top1 for point in curve(sure, costs)) - sure.deepest_top1
+            reached = f"one threshold for all heads reaches {100 * best:+.2f} points on the validation split"
+            raise CheckError([Problem(f"--exit-target {self.asked.exit_target}", f"no thresholds give it: {reached}")])
+        return found
+
+    @property
+    def _form(self) -> Form:
+        return Form.of(self.config.train)
+
+    def _told(self, what: str, total: int) -> Callable[[float], None]:
+        return lambda done: self._report(what, round(done * total), total)
 
 
-def _told(report: Report, what: str, total: int) -> Callable[[float], None]:
-    return lambda done: report(what, round(done * total), total)
+class _Mirrored:
+    """Means of the logits of an image and of its mirror image."""
+
+    def __init__(self, engine: Predictor) -> None:
+        self._engine, self.head_names = engine, engine.head_names
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self._engine.evaluated
+
+    def predict(self, images: Tensor) -> Outputs:
+        plain, mirrored = self._engine.predict(images), self._engine.predict(images.flip(3))
+        logits = [(one + other) / 2 for one, other in zip(plain.logits, mirrored.logits, strict=True)]
+        return plain._replace(logits=logits)
 
 
-def _index_with(split: str, run: RunDir, config: TrainConfig) -> SetIndex:
+@contextmanager
+def _index(run: RunDir, config: TrainConfig, asked: Questions, comms: Comms) -> Iterator[SetIndex]:
+    """Of the set that is asked about, which may be made for it."""
+    own = _own_index(run, config) if asked.data is None else None
+    if own is not None:
+        yield _fitting(own, asked.split, config, comms)
+    elif asked.data is not None and (asked.data / "index.json").exists():
+        yield _fitting(read_index(asked.data), asked.split, config, comms)
+    elif asked.data is not None:
+        if comms.size > 1:
+            raise ConfigError(f"--data {asked.data}: several workers need a prepared set; see fmfsd data prepare")
+        with TemporaryDirectory(prefix="fmfsd-") as scratch:
+            yield _fitting(_prepared(asked.data, config, scratch), asked.split, config, comms)
+
+
+def _own_index(run: RunDir, config: TrainConfig) -> SetIndex:
     """Of the set that the run was trained on."""
     index = read_index(set_folder(config.data))
     trained_on = read_json(run.manifest).get("data") if run.manifest.exists() else None
     if trained_on not in (None, sha256(index.folder / "index.json")):
         raise CheckError([Problem(str(index.folder), f"is not the set that {run.path} was trained on")])
+    return index
+
+
+def _prepared(source: Path, config: TrainConfig, scratch: str) -> SetIndex:
+    """Official files of the run's kind of set, or image folders, as they were prepared for its training."""
+    name = config.data.name
+    is_official = name in OFFICIAL and has_files(OFFICIAL[name], source)
+    data = checked_data(name=name if is_official else FOLDER, root=scratch, size=config.data.size, shards=1)
+    return prepare(data, source=source, fetch=False, report=lambda *_: None)
+
+
+def _fitting(index: SetIndex, split: str, config: TrainConfig, comms: Comms) -> SetIndex:
+    """Raises ConfigError or DataError unless the run's network can be asked about `split` by these workers."""
     if split not in index.splits:
         raise ConfigError(f"--split {split}: {index.folder} has {', '.join(index.splits)}")
+    if index.shards % comms.size:
+        raise ConfigError(f"{comms.size} workers do not divide the {index.shards} shards of {index.folder}")
+    known, own_folder = len(index.classes), set_folder(config.data)
+    if known != config.data.num_classes:
+        raise DataError([Problem(str(index.folder), f"has {known} classes, the run {config.data.num_classes}")])
+    own = read_index(own_folder) if (own_folder / "index.json").exists() else index
+    if (own.classes, own.shape) != (index.classes, index.shape):
+        told = f"its classes or the size of its images are not those of {own_folder}, which the run learnt from"
+        raise DataError([Problem(str(index.folder), told)])
     return index
+
+
+def _target(asked: Questions, early: Sequence[str], index: SetIndex) -> float | None:
+    if asked.exit_target is None:
+        return None
+    name = f"--exit-target {asked.exit_target}"
+    if not early:
+        raise ConfigError([Problem(name, "there is no early exit to find thresholds for: leave it out")])
+    if "valid" not in index.splits:
+        raise ConfigError([Problem(name, f"{index.folder} holds no samples out to find them on: see data.valid")])
+    try:
+        return parsed_target(asked.exit_target)
+    except ValueError as error:
+        raise ConfigError([Problem(name, str(error))]) from error
 
 
 def newest_checkpoint(run: RunDir) -> Saved:
@@ -163,25 +274,3 @@ def _thresholds(text: str, early: Sequence[str]) -> Thresholds:
             f"{len(values)} for {len(early)} early heads ({', '.join(early)}): give one each, or one for all"
         )
     return values * len(early) if len(values) == 1 else values
-
-
-def _table_of_exits(exits: ExitTable) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    heads, alone = list(exits.if_all_leave), exits.deepest_alone
-    title = "early exits, and costs beside the deepest head alone"
-    columns = ("sure from", "top-1", *heads, "M MACs", "ratio", "ms", "ratio")
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-    def add(name: str, top1: str, leaving: Mapping[str, float], cost: MeasuredCost) -> None:
-        shares = (f"{leaving.get(head, 0):.1%}" for head in heads)
-        macs = (f"{cost.macs / 1e6:.1f}", f"{cost.macs / alone.macs:.3f}")
-        table.add_row(name, top1, *shares, *macs, f"{cost.seconds * 1e3:.3f}", f"{cost.seconds / alone.seconds:.3f}")
-
-    for setting in exits.settings:
-        add(", ".join(map(str, setting.thresholds)), f"{setting.top1:.4f}", setting.leaving, setting.cost)
-    for name, cost in exits.if_all_leave.items():
-        add("", "", {name: 1.0}, cost)
-    add("alone", "", {heads[-1]: 1.0}, alone)
-    return table

@@ -83,29 +83,41 @@ def evaluate(
     early_exits: Annotated[
         bool, typer.Option("--early-exits/--no-early-exits", help="Measure what early exits save.")
     ] = True,
+    exit_target: Annotated[
+        str | None,
+        typer.Option(metavar="accuracy=POINTS", help="Find thresholds on the validation split, as in accuracy=-0.2."),
+    ] = None,
+    mirrored: Annotated[
+        bool, typer.Option("--mirrored", help="Also by each image and its mirror image together.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Other data: a prepared set, official CIFAR files or image folders; nothing is kept."),
+    ] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a run's newest checkpoint can do: each head, the ensemble, and early exits with what they save."""
+    """Show what a run's newest checkpoint can do: each head, the ensemble, and early exits with what they save.
+
+    Several workers share the samples: torchrun --nproc-per-node 2 -m fmfsd evaluate RUN_DIR.
+    """
     import json
-    from dataclasses import asdict
 
     from rich.console import Console
 
-    with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
-        from fmfsd.assessment import assess
+    world = World.from_environment(os.environ)
+    with errors_shown(debug=debug), progress_report(Console(stderr=True, quiet=not world.is_main)) as report:
+        from fmfsd.assessment import Questions, assess
+        from fmfsd.comms import connect
         from fmfsd.trainer import choose_device
 
-        found = assess(
-            RunDir(run_dir.absolute()),
-            split,
-            exit_thresholds or (),
-            choose_device(device, World()),
-            early_exits=early_exits,
-            report=report,
-        )
-    print(json.dumps(asdict(found), indent=2)) if as_json else Console().print(*found.tables())
+        asked = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
+        chosen = choose_device(device, world)
+        with connect(world, chosen, timeout_s=120.0) as comms:
+            found = assess(RunDir(run_dir.absolute()), asked, chosen, comms, report)
+    if world.is_main:
+        print(json.dumps(found.as_json(), indent=2)) if as_json else Console().print(*found.tables())
 
 
 @app.command()

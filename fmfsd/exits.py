@@ -2,21 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fmfsd.comms import Comms
 from fmfsd.data.batches import EvaluationBatches
 from fmfsd.engine.form import Form
 from fmfsd.model.early_exit import EarlyExit, Exits, early_heads
 from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
+from fmfsd.thresholds import NEVER
 
-NEVER = 2.0
-"""A threshold that no probability reaches."""
 FIRST_BATCH = (0,) * 3
 """Timed so often, for what costs the same whatever the images are."""
 
@@ -56,20 +56,28 @@ def measure_exits(
     batches: EvaluationBatches,
     form: Form,
     settings: Sequence[tuple[float, ...]],
+    comms: Comms,
     *,
     report: Callable[[float], None] = lambda _done: None,
 ) -> ExitTable:
-    """Each of `settings`, thresholds by early head, on all of `batches`; what depends on no image on the first of them.
+    """Each of `settings`, thresholds by early head, on all workers' batches; the rest on rank 0's first.
 
     Times are those of the network alone, on this device, in `form`, at the size of these batches, after a batch that is
     not timed. `report` is called with the fraction of the settings that is done.
     """
     found = []
     for number, thresholds in enumerate(settings, 1):
-        found.append(_setting(EarlyExit(network, thresholds), batches, form))
+        found.append(_setting(EarlyExit(network, thresholds), batches, form, comms))
         report(number / len(settings))
-    if_all_leave = {name: _cost(EarlyExit(network, chosen), batches, form) for name, chosen in _forcing(network)}
-    return ExitTable(_cost(prune(network), batches, form), if_all_leave, tuple(found))
+    alone, *costs = comms.share(_costs(network, batches, form) if comms.rank == 0 else [])
+    if_all_leave = {name: MeasuredCost(*cost) for (name, _), cost in zip(_forcing(network), costs, strict=True)}
+    return ExitTable(MeasuredCost(*alone), if_all_leave, tuple(found))
+
+
+def _costs(network: Network, batches: EvaluationBatches, form: Form) -> list[tuple[float, float]]:
+    """Of the deepest head alone, then of an image that leaves at each."""
+    models = (prune(network), *(EarlyExit(network, thresholds) for _, thresholds in _forcing(network)))
+    return [astuple(_cost(model, batches, form)) for model in models]
 
 
 def _forcing(network: Network) -> Iterator[tuple[str, tuple[float, ...]]]:
@@ -79,19 +87,21 @@ def _forcing(network: Network) -> Iterator[tuple[str, tuple[float, ...]]]:
         yield name, tuple(NEVER if before < number else 0.0 for before in range(count))
 
 
-def _setting(model: EarlyExit, batches: EvaluationBatches, form: Form) -> Setting:
+def _setting(model: EarlyExit, batches: EvaluationBatches, form: Form, comms: Comms) -> Setting:
     """Two passes, since counting takes time."""
     correct, leaving = 0, torch.zeros(len(model.head_names), dtype=torch.int64)
+    numbers = [number for number in range(len(batches)) if len(batches.at(number)[1])]
     with FlopCounterMode(display=False) as counter:
-        for number in range(len(batches)):
+        for number in numbers:
             images, labels = batches.at(number)
             found: Exits = _run(model, images, form)
             correct += int((found.logits.argmax(dim=1) == labels).sum())
             leaving += found.heads.bincount(minlength=len(leaving)).cpu()
-    seen = int(leaving.sum())
-    shares = {name: count / seen for name, count in zip(model.head_names, leaving.tolist(), strict=True)}
-    cost = MeasuredCost(_macs(counter) / seen, _seconds(model, batches, range(len(batches)), form) / seen)
-    return Setting(model.thresholds, correct / seen, shares, cost)
+    seconds = _seconds(model, batches, numbers, form) if numbers else 0.0
+    sums = torch.tensor([correct, _macs(counter), seconds, *leaving.tolist()], dtype=torch.float64)
+    right, macs, taken, *left = comms.sum_(sums.to(batches.device)).tolist()
+    shares = {name: count / sum(left) for name, count in zip(model.head_names, left, strict=True)}
+    return Setting(model.thresholds, right / sum(left), shares, MeasuredCost(macs / sum(left), taken / sum(left)))
 
 
 def _cost(model: Run, batches: EvaluationBatches, form: Form) -> MeasuredCost:

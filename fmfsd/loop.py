@@ -13,6 +13,7 @@ from fmfsd.distill import SelfDistillLoss
 from fmfsd.engine.base import Engine
 from fmfsd.errors import DivergedError, NonFiniteLossError
 from fmfsd.evaluation import evaluate
+from fmfsd.findings import Findings, NoFindings
 from fmfsd.metrics import MetricsLog, RunningMeans
 from fmfsd.optim import learning_rate
 from fmfsd.position import Position
@@ -20,6 +21,7 @@ from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
 from fmfsd.reduction import Reading, StepReduction
 from fmfsd.stopwatch import SaveClock, Stopwatch
+from fmfsd.tally import Evaluation
 from fmfsd.trace import NoTrace, Trace
 
 
@@ -44,6 +46,7 @@ class Loop:
     means: RunningMeans = field(default_factory=RunningMeans)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     trace: Trace = field(default_factory=NoTrace)
+    findings: Findings = field(default_factory=NoFindings)
     score: float | None = None
     """Of the validation at `position`; None if there was none."""
     is_best: bool = False
@@ -134,22 +137,27 @@ class Loop:
         self.engine.unify_buffers()
         results = {}
         for split in self._splits_due():
-            results[split] = self._results(split)
-            if not results[split]:
+            found = self._found(split)
+            if found is None:
                 self.stop_agreed = True
                 return
-        for split, values in results.items():
-            if not math.isfinite(values["loss"]):
-                raise NonFiniteLossError(
-                    f"the {split} loss is not finite after step {self.position.step}. {self._advice}"
-                )
-            self._record(split, **values)
+            results[split] = found
+        for split, found in results.items():
+            self._require_finite(split, found.metrics["loss"])
+            self._record(split, **found.metrics)
+            self.findings.keep(split, self.position.step, found)
         if "valid" in results:
-            self._judge(results["valid"]["deepest_top1"])
+            self._judge(results["valid"].metrics["deepest_top1"])
+        if results and self.timeline.look_due(self.position.step):
+            self.findings.look(self.engine, self.position.step)
         self.position = Position(self.position.step)
 
-    def _results(self, split: str) -> dict[str, float]:
-        """Empty if a stop was asked for."""
+    def _require_finite(self, split: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the {split} loss is not finite after step {self.position.step}. {self._advice}")
+
+    def _found(self, split: str) -> Evaluation | None:
+        """None if a stop was asked for."""
         return evaluate(
             self.engine,
             self.evaluations[split],

@@ -111,8 +111,29 @@ class RunDir:
         return self.path / "logs"
 
     def evaluation(self, split: str) -> Path:
-        """What the newest checkpoint could do on a split when it was last looked at."""
+        """What the network could do on a split when it was last looked at."""
         return self.path / "evaluation" / f"{split}.json"
+
+    def early_exits(self, split: str) -> Path:
+        """What early exits saved on a split when that was last measured."""
+        return self.path / "evaluation" / f"{split}-exits.json"
+
+    @property
+    def attention(self) -> Path:
+        """What the fusion attended to in a few images as the training went on."""
+        return self.path / "evaluation" / "attention"
+
+    @property
+    def pictures(self) -> Path:
+        """Those images."""
+        return self.attention / "images.json"
+
+    def attention_at(self, step: int) -> Path:
+        return self.attention / f"step-{step:08d}.json"
+
+    def all_attention(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.attention.glob("step-*.json"))
 
     @property
     def trace(self) -> Path:

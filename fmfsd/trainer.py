@@ -22,6 +22,7 @@ from fmfsd.engine.form import DTYPES
 from fmfsd.errors import ConfigError, UnlikeError
 from fmfsd.fence import Fence
 from fmfsd.files import read_json, sha256, write_json
+from fmfsd.findings import Findings, NoFindings, WrittenFindings, pictures_of
 from fmfsd.loop import Loop
 from fmfsd.metrics import MetricsLog, last_records
 from fmfsd.model.build import build_network
@@ -111,7 +112,7 @@ def build_loop(
     timeline = Timeline.of(config, index.samples("train"))
     _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
-    network = build_network(config)
+    network, splits = build_network(config), list(_looked_at(config, index))
     return Loop(
         config=config,
         timeline=timeline,
@@ -120,9 +121,7 @@ def build_loop(
         loss=build_loss(config),
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
-        evaluations={
-            split: evaluation_batches(config, index, split, comms, device) for split in _looked_at(config, index)
-        },
+        evaluations={split: evaluation_batches(config, index, split, comms, device) for split in splits},
         checkpoints=Checkpoints(
             CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
             comms,
@@ -131,8 +130,19 @@ def build_loop(
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
         stop=stop,
+        findings=_findings(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
+
+
+def _findings(
+    run: RunDir, config: TrainConfig, index: SetIndex, splits: list[str], device: torch.device, progress: ProgressFile
+) -> Findings:
+    """Of images of the validation split, or of the test split where there is no other."""
+    if not splits:
+        return NoFindings()
+    split = splits[0]
+    return WrittenFindings(run, pictures_of(index, split, config, device), split, progress.warn)
 
 
 def _looked_at(config: TrainConfig, index: SetIndex) -> Iterator[str]:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from fmfsd.config.schema import CheckpointConfig, TrainConfig
 
+LOOKS = 10
+"""So often a run keeps what its fusion attends to."""
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -45,6 +48,11 @@ class Timeline:
 
     def evaluation_due(self, step: int) -> bool:
         return step > 0 and (step % self.evaluate_every == 0 or self.is_last(step))
+
+    def look_due(self, step: int) -> bool:
+        """At LOOKS of the evaluations, evenly, the last one among them; at each where there are no more."""
+        number, total = (-(-each // self.evaluate_every) for each in (step, self.total_steps))
+        return number * LOOKS // total > (number - 1) * LOOKS // total
 
     def checkpoint_due(self, step: int) -> bool:
         return step > 0 and (any(step % every == 0 for every in self.checkpoint_every) or self.is_last(step))

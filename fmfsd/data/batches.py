@@ -124,6 +124,7 @@ class EvaluationBatches:
         self, shards: OwnShards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype
     ) -> None:
         self.shards, self.batch, self._side = shards, batch, data.size
+        self.num_classes = data.num_classes
         self._normalise = Normalise(data.mean, data.std, dtype, shards.images.device)
         self._number = -(-largest_part // batch)
 
@@ -133,6 +134,10 @@ class EvaluationBatches:
     @property
     def device(self) -> torch.device:
         return self.shards.images.device
+
+    def stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All images as they were stored, (n, 3, H, W) uint8 of the size that the network sees, labels and ids."""
+        return centre(self.shards.images, self._side), self.shards.labels, self.shards.ids
 
     def at(self, number: int) -> tuple[Tensor, Tensor]:
         rows = slice(number * self.batch, (number + 1) * self.batch)

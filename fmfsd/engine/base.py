@@ -51,6 +51,11 @@ class Engine(Protocol):
         """A training pass in the engine's precision and layout."""
         ...
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The bare module that `predict` asks."""
+        ...
+
     def predict(self, images: Tensor) -> Outputs:
         """An evaluation pass, without gradients and without the other workers; by averaged weights, if there are."""
         ...

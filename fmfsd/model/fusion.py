@@ -46,10 +46,17 @@ class Fusion(nn.Module):
         self.enhancements = nn.ModuleList(enhancements)
         self._fuse = fuse
 
+    @property
+    def averages_masks(self) -> bool:
+        return self._fuse is fuse
+
+    def masks(self, maps_BCHW: Sequence[Tensor]) -> list[Tensor]:
+        """A list of (B, C, H, W) -> a mask (B, G, H, W) of each; of a pooled enhancement G is 1."""
+        return [enhance(each) for enhance, each in zip(self.enhancements, maps_BCHW, strict=True)]
+
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
         """A list of (B, C, H, W) -> (B, C, H, W)."""
-        masks = [enhance(each) for enhance, each in zip(self.enhancements, maps_BCHW, strict=True)]
-        return self._fuse(maps_BCHW, masks)
+        return self._fuse(maps_BCHW, self.masks(maps_BCHW))
 
 
 class SharedFusion(nn.Module):
@@ -59,19 +66,31 @@ class SharedFusion(nn.Module):
     channels; the scores are those of spatial enhancement.
     """
 
+    averages_masks = False
+
     def __init__(self, scores: Sequence[nn.Module]) -> None:
         super().__init__()
         self.scores = nn.ModuleList(scores)
 
-    def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
-        """A list of (B, C, H, W) -> (B, C, H, W)."""
+    def masks(self, maps_BCHW: Sequence[Tensor]) -> list[Tensor]:
+        """A list of (B, C, H, W) -> the share (B, G, H, W) of each; they add up to 1."""
         scores = [score(each) for score, each in zip(self.scores, maps_BCHW, strict=True)]
         shares = torch.stack(scores).softmax(dim=0)
-        return torch.stack([apply_mask(each, shares[number]) for number, each in enumerate(maps_BCHW)]).sum(dim=0)
+        return [shares[number] for number in range(len(scores))]
+
+    def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
+        """A list of (B, C, H, W) -> (B, C, H, W)."""
+        shares = self.masks(maps_BCHW)
+        return torch.stack([apply_mask(each, share) for each, share in zip(maps_BCHW, shares, strict=True)]).sum(dim=0)
 
 
 class MeanFusion(nn.Module):
     """The mean of maps of one shape: no masks."""
+
+    averages_masks = False
+
+    def masks(self, _maps_BCHW: Sequence[Tensor]) -> list[Tensor]:
+        return []
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
         """A list of (B, C, H, W) -> (B, C, H, W)."""

@@ -58,7 +58,9 @@ class PlainTrial:
     def tried(self, split: str) -> dict[str, float]:
         """Its accuracies on a split."""
         batches: EvaluationBatches = evaluation_batches(self._config, self._index, split, SoloComms(), self._device)
-        return evaluate(self._engine, batches, SoloComms())
+        found = evaluate(self._engine, batches, SoloComms())
+        assert found is not None
+        return found.metrics
 
     def state(self) -> dict[str, Any]:
         return {"network": self._engine.network.state_dict(), "optimizer": self._engine.optimizer.state_dict()}

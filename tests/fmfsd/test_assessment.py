@@ -2,17 +2,21 @@
 
 import json
 import shutil
-from dataclasses import asdict
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fmfsd.assessment import assess, newest_checkpoint
+from fmfsd.assessment import Questions, assess, newest_checkpoint
 from fmfsd.cli import app
 from fmfsd.comms import SoloComms
+from fmfsd.data.index import SetIndex, read_index
+from fmfsd.data.shards import load_own_shards
 from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
 from fmfsd.files import write_json
 from fmfsd.model.network import Outputs
@@ -41,17 +45,19 @@ def last_record(run: RunDir, split: str) -> dict[str, float]:
 
 
 def test_the_heads_are_those_of_the_runs_last_record_to_the_last_digit(run: RunDir) -> None:
-    found = assess(run, "test", (), CPU)
+    found = assess(run, Questions(), CPU)
     assert found.metrics == last_record(run, "test")
     assert (found.step, found.samples, found.checkpoint) == (3, 64, "step-00000003")
-    assert json.loads(run.evaluation("test").read_text()) == json.loads(json.dumps(asdict(found)))
+    kept, of_exits = (json.loads(path.read_text()) for path in (run.evaluation("test"), run.early_exits("test")))
+    assert (kept["step"], kept["metrics"]) == (3, found.metrics)
+    assert of_exits == json.loads(json.dumps({"step": 3, **found.as_json()["early_exits"]}))
 
 
 def test_early_exits_need_not_be_measured(run: RunDir) -> None:
-    found = assess(run, "test", (), CPU, early_exits=False)
+    found = assess(run, Questions(early_exits=False), CPU)
     assert (found.metrics, found.early_exits) == (last_record(run, "test"), None)
     with pytest.raises(ConfigError, match="there is no early exit to measure"):
-        assess(run, "test", ("0.5",), CPU, early_exits=False)
+        assess(run, Questions(thresholds=("0.5",), early_exits=False), CPU)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,7 @@ def test_so_they_are_in_other_forms_on_other_splits_and_by_averaged_weights(
 ) -> None:
     run = trained(tiny_root, tmp_path / "run", *changes)
     for split in {line["split"] for line in records(run)} - {"train"}:
-        assert assess(run, split, (), CPU).metrics == last_record(run, split)
+        assert assess(run, Questions(split), CPU).metrics == last_record(run, split)
 
 
 def whole_split(run: RunDir) -> tuple[Outputs, Tensor]:
@@ -83,8 +89,9 @@ def test_early_exits_are_what_the_whole_network_would_have_let_go(run: RunDir) -
     outputs, labels = whole_split(run)
     sure = outputs.logits[0].softmax(dim=1).amax(dim=1)
     threshold = sure.quantile(0.7).item()
-    found = assess(run, "test", (str(threshold), "1"), CPU).early_exits
-    assert found is not None
+    exits = assess(run, Questions(thresholds=(str(threshold), "1")), CPU).early_exits
+    assert exits is not None
+    found = exits.table
     half, none = found.settings
     leaves = sure >= threshold
     predictions = torch.where(leaves, outputs.logits[0].argmax(dim=1), outputs.logits[-1].argmax(dim=1))
@@ -102,9 +109,9 @@ def test_early_exits_are_what_the_whole_network_would_have_let_go(run: RunDir) -
 
 def test_a_network_without_early_heads_has_no_early_exits(tiny_root: Path, tmp_path: Path) -> None:
     run = trained(tiny_root, tmp_path / "run", "method=plain")
-    assert assess(run, "test", (), CPU).early_exits is None
+    assert assess(run, Questions(), CPU).early_exits is None
     with pytest.raises(ConfigError, match="there is no early exit to measure"):
-        assess(run, "test", ("0.5",), CPU)
+        assess(run, Questions(thresholds=("0.5",)), CPU)
 
 
 WRONG = {
@@ -119,19 +126,19 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_thresholds_that_do_not_fit_are_refused(text: str, run: RunDir) -> None:
     with pytest.raises(ConfigError) as caught:
-        assess(run, "test", ("0.5", text), CPU)
+        assess(run, Questions(thresholds=("0.5", text)), CPU)
     assert str(caught.value) == f"--exit-thresholds {text}: {WRONG[text]}"
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(run: RunDir) -> None:
     with pytest.raises(ConfigError, match="--split valid: .*/cifar10 has train, test"):
-        assess(run, "valid", (), CPU)
+        assess(run, Questions("valid"), CPU)
 
 
 def test_a_run_without_checkpoints_says_what_to_do(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     with pytest.raises(CheckError, match="no checkpoint there yet: train the run first"):
-        assess(run, "test", (), CPU)
+        assess(run, Questions(), CPU)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(run: RunDir, tmp_path: Path) -> None:
@@ -159,7 +166,7 @@ def test_the_command_shows_tables_or_json(run: RunDir) -> None:
     assert "early exits" in shown
     code, shown, _ = evaluated(str(run.path), "--split", "train", "--json")
     assert (code, json.loads(shown)["samples"]) == (0, 256)
-    assert json.loads(shown) == json.loads(run.evaluation("train").read_text())
+    assert json.loads(shown)["metrics"] == json.loads(run.evaluation("train").read_text())["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -180,10 +187,95 @@ def test_a_set_that_the_run_was_not_trained_on_is_refused(run: RunDir, tmp_path:
     copied = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     write_json(copied.manifest, {"data": "0" * 64, "started": 0})
     with pytest.raises(CheckError, match="is not the set that .* was trained on"):
-        assess(copied, "test", (), CPU)
+        assess(copied, Questions(), CPU)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     code, _, errors = evaluated(str(tmp_path / "nowhere"))
     assert code == 2
     assert "config.yaml" in errors
+
+
+def test_the_mirror_image_is_asked_too_and_told_apart(run: RunDir) -> None:
+    found = assess(run, Questions(mirrored=True), CPU)
+    assert found.metrics == last_record(run, "test")
+    loop = make_loop(run, SoloComms())
+    loop.engine.load(newest_checkpoint(run).engine)
+    images, labels = loop.evaluations["test"].at(0)
+    for number in range(1, len(loop.evaluations["test"])):
+        more = loop.evaluations["test"].at(number)
+        images, labels = torch.cat([images, more[0]]), torch.cat([labels, more[1]])
+    both = [loop.engine.predict(each).logits[-1].double() for each in (images, images.flip(3))]
+    assert found.mirrored is not None
+    assert found.mirrored["deepest_top1"] == (sum(both).argmax(dim=1) == labels).double().mean().item()  # type: ignore[union-attr]
+
+
+def test_thresholds_for_a_target_come_from_the_validation_split(tiny_root: Path, tmp_path: Path) -> None:
+    run = trained(tiny_root, tmp_path / "run", "data.shards=16", "data.valid=30")
+    exits = assess(run, Questions(exit_target="accuracy=-5"), CPU).early_exits
+    assert exits is not None
+    assert exits.chosen is not None
+    assert exits.table.settings[-1].thresholds == exits.chosen
+    on_valid = assess(run, Questions("valid", exit_target="accuracy=-5"), CPU)
+    assert on_valid.early_exits is not None
+    assert on_valid.early_exits.chosen == exits.chosen
+    assert on_valid.early_exits.table.settings[-1].top1 >= on_valid.metrics["deepest_top1"] - 0.05 - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("accuracy=-1", "holds no samples out"), ("accuracy", "holds no samples out")]
+)
+def test_a_target_needs_samples_that_were_held_out(target: str, message: str, run: RunDir) -> None:
+    code, shown, errors = evaluated(str(run.path), "--exit-target", target)
+    assert (code, shown) == (2, "")
+    assert message in errors
+
+
+@pytest.mark.parametrize("text", ["accuracy", "accuracy=", "speed=1", "accuracy=much", "accuracy=-101", "accuracy=nan"])
+def test_a_target_that_is_none_is_refused(text: str, tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *SHORT, "data.shards=16", "data.valid=30"))
+    make_loop(run, SoloComms()).close()
+    with pytest.raises(ConfigError, match="expected accuracy=POINTS"):
+        assess(run, Questions(exit_target=text), CPU)
+
+
+def test_a_target_that_no_threshold_reaches_says_so(tiny_root: Path, tmp_path: Path) -> None:
+    run = trained(tiny_root, tmp_path / "run", "data.shards=16", "data.valid=30")
+    with pytest.raises(CheckError, match="no thresholds give it: one threshold for all heads reaches"):
+        assess(run, Questions(exit_target="accuracy=90"), CPU)
+
+
+def as_image_folders(index: SetIndex, folder: Path) -> Path:
+    for split in index.splits:
+        shards = load_own_shards(index, split, rank=0, world_size=1)
+        for image, label, number in zip(shards.images, shards.labels.tolist(), shards.ids.tolist(), strict=True):
+            path = folder / split / index.classes[label] / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)
+    return folder
+
+
+def test_other_data_of_a_known_form_are_evaluated_and_nothing_is_kept(
+    run: RunDir, tiny_root: Path, tmp_path: Path
+) -> None:
+    run.evaluation("test").unlink(missing_ok=True)
+    prepared = tiny_root / "cifar10"
+    for folder in (prepared, as_image_folders(read_index(prepared), tmp_path / "images")):
+        found = assess(run, Questions(data=folder), CPU)
+        assert (found.metrics["deepest_top1"], found.data) == (last_record(run, "test")["deepest_top1"], str(folder))
+    assert not run.evaluation("test").exists()
+
+
+def test_two_workers_count_each_sample_once(run: RunDir, tmp_path: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--log-dir", str(tmp_path), "--standalone")
+    asked = ("evaluate", str(run.path), "--json", "--device", "cpu", "--exit-thresholds", "0.2")
+    command = [*torchrun, "--nproc-per-node", "2", "--no-python", "fmfsd", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    both, alone = json.loads(done.stdout), assess(run, Questions(thresholds=("0.2",)), CPU)
+    assert both["metrics"] == pytest.approx(alone.metrics, rel=1e-6)
+    assert alone.early_exits is not None
+    by_both, by_one = both["early_exits"]["table"]["settings"][0], alone.early_exits.table.settings[0]
+    assert (by_both["top1"], by_both["leaving"]) == (by_one.top1, by_one.leaving)
+    curve = [point.top1 for point in alone.early_exits.curve]
+    assert [point["top1"] for point in both["early_exits"]["curve"]] == curve

@@ -14,7 +14,7 @@ from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.trainer import choose_device, train
 from fmfsd.world import World
-from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
+from tests.helpers.runs import evaluation, make_loop, make_run, newest_weights, records, tiny_config, train_run
 
 CPU = torch.device("cpu")
 
@@ -134,7 +134,7 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_is_not_recorded(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
-    monkeypatch.setattr("fmfsd.loop.evaluate", lambda *_, **__: {"deepest_top1": 0.0, "loss": float("nan")})
+    monkeypatch.setattr("fmfsd.loop.evaluate", lambda *_, **__: evaluation(deepest_top1=0.0, loss=float("nan")))
     with pytest.raises(NonFiniteLossError, match="the test loss is not finite after step 2"):
         train_run(SoloComms(), run.path)
     assert [line["split"] for line in records(run)] == ["train", "train"]

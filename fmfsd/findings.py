@@ -1,0 +1,109 @@
+"""What rank 0 leaves in a run's `evaluation/` for whoever draws it: each split as it was last, and what the fusion
+attended to in a few images as the training went on."""
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fmfsd.attention import Watcher
+from fmfsd.config import TrainConfig
+from fmfsd.data.batches import EvaluationBatches
+from fmfsd.data.index import SetIndex
+from fmfsd.data.shards import OwnShards, load_own_shards
+from fmfsd.engine.form import DTYPES
+from fmfsd.evaluation import Predictor
+from fmfsd.files import write_json
+from fmfsd.rundir import RunDir
+from fmfsd.tally import Evaluation, rounded
+
+IMAGES = 12
+SHOWN_SIDE = 64
+"""Images of more pixels are shown smaller."""
+
+
+class Findings(Protocol):
+    def keep(self, split: str, step: int, found: Evaluation) -> None: ...
+
+    def look(self, engine: Predictor, step: int) -> None: ...
+
+
+class NoFindings:
+    """Of every worker but rank 0."""
+
+    def keep(self, split: str, step: int, found: Evaluation) -> None:
+        pass
+
+    def look(self, engine: Predictor, step: int) -> None:
+        pass
+
+
+class WrittenFindings:
+    """Files that a run can do without: what can't be written is told by `warn`."""
+
+    def __init__(self, run: RunDir, pictures: EvaluationBatches, split: str, warn: Callable[[str], None]) -> None:
+        """`pictures`: the images of `split` that are looked at, in one batch."""
+        self._run, self._pictures, self._split, self._warn = run, pictures, split, warn
+
+    def keep(self, split: str, step: int, found: Evaluation) -> None:
+        try:
+            keep_evaluation(self._run, split, step, found)
+        except OSError as error:
+            self._warn(f"the evaluation of {split} can't be kept: {error}")
+
+    def look(self, engine: Predictor, step: int) -> None:
+        """The fusion's masks of each image, and what the deepest head says of it; nothing without a fusion."""
+        watcher = Watcher()
+        with watcher.watching(engine.evaluated):
+            logits = engine.predict(self._pictures.at(0)[0]).logits[-1]
+        if watcher.last is None:
+            return
+        sure, said = logits.double().softmax(dim=1).max(dim=1)
+        content = {"step": step, "names": watcher.last.names, "grids": rounded(watcher.last.grids)}
+        told = {"said": said.tolist(), "sure": [round(each, 4) for each in sure.tolist()]}
+        try:
+            self._run.attention.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._run.pictures.exists():
+                write_json(self._run.pictures, _shown(self._pictures, self._split))
+            write_json(self._run.attention_at(step), {**content, **told}, durable=False)
+        except OSError as error:
+            self._warn(f"what the fusion attends to can't be kept: {error}")
+
+
+def keep_evaluation(run: RunDir, split: str, step: int, found: Evaluation) -> None:
+    """As `evaluation/<split>.json`."""
+    path = run.evaluation(split)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    write_json(path, {"split": split, "step": step, **asdict(found)}, durable=False)
+
+
+def pictures_of(index: SetIndex, split: str, config: TrainConfig, device: torch.device) -> EvaluationBatches:
+    """The first images of the first shard, each of a class of its own; the same ones for any number of workers."""
+    first = load_own_shards(index, split, rank=0, world_size=index.shards)
+    seen: dict[int, int] = {}
+    for row, label in enumerate(first.labels.tolist()):
+        seen.setdefault(label, row)
+    rows = torch.tensor(sorted(seen.values())[:IMAGES], dtype=torch.int64)
+    chosen = OwnShards(first.images[rows], first.labels[rows], first.ids[rows], first.numbers, (len(rows),))
+    dtype = DTYPES[config.train.precision]
+    return EvaluationBatches(chosen.to(device), config.data, batch=IMAGES, largest_part=len(rows), dtype=dtype)
+
+
+def _shown(pictures: EvaluationBatches, split: str) -> dict[str, object]:
+    images, labels, ids = pictures.stored()
+    pixels = [_png(image) for image in images.cpu()]
+    return {"split": split, "png": pixels, "labels": labels.tolist(), "ids": ids.tolist()}
+
+
+def _png(image: Tensor) -> str:
+    """Of (3, H, W) uint8, in base64."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

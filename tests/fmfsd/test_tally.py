@@ -1,0 +1,163 @@
+"""What an evaluation comes to: by hand, on any number of workers, and in files."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmfsd.attention import Attention, Watcher
+from fmfsd.comms import SoloComms
+from fmfsd.config import load_config
+from fmfsd.config.timeline import Timeline
+from fmfsd.model.build import build_network
+from fmfsd.model.network import Outputs
+from fmfsd.tally import BINS, Tally
+from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
+
+HEADS = ("branch1", "fused", "deepest")
+CLASSES, SAMPLES = 5, 200
+
+
+def drawn() -> tuple[list[Tensor], Tensor, Attention]:
+    generator = torch.Generator().manual_seed(3)
+    logits = [3 * torch.randn(SAMPLES, CLASSES, generator=generator) for _ in HEADS]
+    labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+    return logits, labels, Attention(("stage1", "fused"), torch.rand(SAMPLES, 2, 3, 4, generator=generator))
+
+
+def tallied(rows: slice) -> Tally:
+    logits, labels, attention = drawn()
+    tally = Tally(HEADS, CLASSES, torch.device("cpu"))
+    for start in range(rows.start, rows.stop, 37):
+        part = slice(start, min(start + 37, rows.stop))
+        outputs = Outputs([head[part] for head in logits], [], torch.empty(0))
+        tally.add(outputs, labels[part], Attention(attention.names, attention.grids[part]))
+    return tally
+
+
+def test_every_number_is_the_one_counted_by_hand() -> None:
+    logits, labels, attention = drawn()
+    found = tallied(slice(0, SAMPLES)).of_all(SoloComms())
+    heads = [*logits, torch.stack(logits).double().mean(dim=0)]
+    said = [head.argmax(dim=1) for head in heads]
+    assert found.heads == (*HEADS, "ensemble")
+    assert [found.metrics[f"{name}_top1"] for name in found.heads] == [
+        (each == labels).double().mean().item() for each in said
+    ]
+    assert found.agreement == [[(one == other).double().mean().item() for one in said] for other in said]
+    for true in range(CLASSES):
+        for told in range(CLASSES):
+            assert found.confusion[true][told] == int(((labels == true) & (said[2] == told)).sum())
+    sure = heads[0].double().softmax(dim=1).amax(dim=1)
+    bins = [(sure >= number / BINS) & (sure < (number + 1) / BINS) for number in range(BINS)]
+    calibration = found.calibration["branch1"]
+    assert calibration.samples == [int(each.sum()) for each in bins]
+    right = said[0] == labels
+    error = sum((sure[each].sum() - right[each].sum()).abs() for each in bins) / SAMPLES
+    assert calibration.error == pytest.approx(float(error), abs=1e-6)
+    assert found.attention is not None
+    by_hand = attention.grids[labels == 2].mean(dim=0)
+    assert torch.tensor(found.attention.grids[2]) == pytest.approx(by_hand, abs=6e-4)
+
+
+class Pair(SoloComms):
+    """Two workers in turn: what the other has is known beforehand."""
+
+    size = 2
+
+    def __init__(self, other: Tally) -> None:
+        super().__init__()
+        self._others = [other.sums, other._attention]
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        other = self._others.pop(0)
+        return tensor if other is None else tensor + other
+
+
+def test_two_workers_come_to_what_one_does_even_if_one_has_no_image() -> None:
+    whole = tallied(slice(0, SAMPLES)).of_all(SoloComms())
+    for cut in (70, SAMPLES):
+        both = tallied(slice(0, cut)).of_all(Pair(tallied(slice(cut, SAMPLES))))
+        assert (both.confusion, both.calibration) == (whole.confusion, whole.calibration)
+        assert both.attention == whole.attention
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ((), ("stage1", "stage2", "stage3", "averaged", "fused")),
+        (("model.masks=own",), ("stage1", "stage2", "stage3", "fused")),
+        (("model.sem=softmax", "model.masks=own"), ("stage1", "stage2", "stage3", "fused")),
+        (("model.sem=none",), ("fused",)),
+        (("model.sem=cbam", "model.fusion=side"), ("stage1", "stage2", "stage3", "averaged", "fused")),
+    ],
+)
+def test_the_fusion_is_watched_and_not_disturbed(changes: tuple[str, ...], names: tuple[str, ...]) -> None:
+    network = build_network(load_config("cifar100-resnet18", ("data.root=data", *changes))).eval()
+    images, watcher = torch.randn(2, 3, 32, 32), Watcher()
+    plain = network(images).logits
+    with watcher.watching(network):
+        seen = network(images).logits
+    assert all(torch.equal(one, other) for one, other in zip(plain, seen, strict=True))
+    assert watcher.last is not None
+    assert watcher.last.names == names
+    if "softmax" in str(changes):
+        torch.testing.assert_close(watcher.last.grids[:, :3].sum(dim=1), torch.ones(2, *watcher.last.grids.shape[2:]))
+    elif len(names) == 5:
+        torch.testing.assert_close(watcher.last.grids[:, 3], watcher.last.grids[:, :3].mean(dim=1))
+        assert ((watcher.last.grids[:, :4] > 0) & (watcher.last.grids[:, :4] < 1)).all()
+    network(images)
+    assert len(network.fusion._forward_hooks) == 0  # type: ignore[union-attr]
+
+
+def test_a_run_leaves_what_it_found_and_the_same_after_a_stop(tiny_root: Path, tmp_path: Path) -> None:
+    changes = ("train.max_steps=4", "train.evaluate_every=2 steps", "optim.milestones=[]")
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
+    train_run(SoloComms(), run.path)
+    kept = json.loads(run.evaluation("test").read_text())
+    last = [line for line in records(run) if line["split"] == "test"][-1]
+    assert kept["step"] == 4
+    assert all(last[name] == value for name, value in kept["metrics"].items())
+    assert [path.name for path in run.all_attention()] == ["step-00000002.json", "step-00000004.json"]
+    looked = json.loads(run.all_attention()[-1].read_text())
+    shown = json.loads(run.pictures.read_text())
+    assert len(looked["grids"]) == len(looked["said"]) == len(shown["png"]) == len(set(shown["labels"]))
+    assert shown["split"] == "test"
+    before = {path: path.read_bytes() for path in (run.evaluation("test"), *run.all_attention())}
+    again = make_run(tmp_path / "again", tiny_config(tiny_root, *changes, "checkpoint.every_steps=1"))
+    loop = make_loop(again, SoloComms())
+    loop.resume()
+    loop._train_one_step()
+    loop._save()
+    loop.checkpoints.finish()
+    loop.close()
+    train_run(SoloComms(), again.path)
+    assert {path.name: path.read_bytes() for path in (again.evaluation("test"), *again.all_attention())} == {
+        path.name: content for path, content in before.items()
+    }
+
+
+def test_findings_that_cannot_be_written_are_a_warning_and_no_end(tiny_root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=2", "optim.milestones=[]"))
+    (run.path / "evaluation").write_text("in the way")
+    loop = make_loop(run, SoloComms())
+    with closing(loop):
+        loop.resume()
+        assert loop.run() == "finished"
+    assert [each.partition(":")[0] for each in loop.progress.warnings] == [
+        "the evaluation of test can't be kept",
+        "what the fusion attends to can't be kept",
+    ]
+
+
+def test_a_run_looks_at_ten_evaluations_and_at_the_last() -> None:
+    def looks(total: int, every: int) -> list[int]:
+        line = Timeline(10, total, 1, every, (), (), 0)
+        return [step for step in range(1, total + 1) if line.evaluation_due(step) and line.look_due(step)]
+
+    assert looks(200, 1) == list(range(20, 201, 20))
+    assert looks(30, 10) == [10, 20, 30]
+    assert looks(25, 10) == [10, 20, 25]
