@@ -82,9 +82,9 @@ def assess(
     """
     config = load_config(str(run.config))
     exact_arithmetic(deterministic=config.train.deterministic)
-    index, network, comms = _index_with(split, run, config), build_network(config), SoloComms()
+    index, network, comms = index_with(split, run, config), build_network(config), SoloComms()
     early = early_heads(network) if early_exits else ()
-    settings = _settings(asked or (DEFAULT_THRESHOLDS if early else ()), early)
+    settings = settings_of(asked or (DEFAULT_THRESHOLDS if early else ()), early)
     saved = newest_checkpoint(run)
     engine = TorchEngine(network, config, comms, device)
     engine.load(EngineState(saved.engine.evaluated, {}))
@@ -107,8 +107,8 @@ def _told(report: Report, what: str, total: int) -> Callable[[float], None]:
     return lambda done: report(what, round(done * total), total)
 
 
-def _index_with(split: str, run: RunDir, config: TrainConfig) -> SetIndex:
-    """Of the set that the run was trained on."""
+def index_with(split: str, run: RunDir, config: TrainConfig) -> SetIndex:
+    """Of the set that the run was trained on. CheckError if it is gone or another, ConfigError if it has no `split`."""
     index = read_index(set_folder(config.data))
     trained_on = read_json(run.manifest).get("data") if run.manifest.exists() else None
     if trained_on not in (None, sha256(index.folder / "index.json")):
@@ -136,8 +136,8 @@ def newest_checkpoint(run: RunDir) -> Saved:
     raise NoCheckpointError(f"{run.checkpoints}: no checkpoint there can be used, see above: train the run anew")
 
 
-def _settings(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
-    """Raises ConfigError with everything that is wrong with them."""
+def settings_of(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
+    """`--exit-thresholds` by early head. Raises ConfigError with everything that is wrong with them."""
     settings, problems = [], []
     for text in asked:
         try:
