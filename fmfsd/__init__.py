@@ -8,10 +8,12 @@ from typing import Any
 
 _HOMES = {
     "FusionNetwork": "fmfsd.model.network",
+    "SelfDistillation": "fmfsd.self_distillation",
     "SelfDistillLoss": "fmfsd.distill",
     "SpatialEnhancement": "fmfsd.model.enhance",
     "TrainConfig": "fmfsd.config",
     "fuse": "fmfsd.model.fusion",
+    "load": "fmfsd.serving",
     "load_config": "fmfsd.config",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -1,6 +1,5 @@
 """What a run's newest checkpoint can do on a split: each head, the ensemble, and early exits."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fmfsd.assessed import Assessment, EarlyExits
-from fmfsd.checkpoint import Saved
-from fmfsd.checkpoint.folder import load_checkpoint
 from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.known import FOLDER
@@ -23,24 +20,21 @@ from fmfsd.data.prepare import prepare
 from fmfsd.engine.base import EngineState
 from fmfsd.engine.form import Form
 from fmfsd.engine.torch_engine import TorchEngine
-from fmfsd.errors import CheckError, CheckpointError, ConfigError, DataError, NoCheckpointError, Problem
+from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.evaluation import Predictor, evaluate
 from fmfsd.exits import measure_exits
-from fmfsd.files import read_json, sha256, write_json
+from fmfsd.files import write_json
 from fmfsd.findings import keep_evaluation
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import early_heads
 from fmfsd.model.network import Network, Outputs
-from fmfsd.position import positions_in
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import Report
-from fmfsd.thresholds import cheapest, curve, parsed_target, sureness
+from fmfsd.thresholds import Thresholds, cheapest, curve, parsed_target, settings_of, sureness
+from fmfsd.trained_run import newest_checkpoint, own_index
 from fmfsd.trainer import evaluation_batches, exact_arithmetic
 
-log = logging.getLogger(__name__)
 DEFAULT_THRESHOLDS = ("0.9",)
-
-Thresholds = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class _Assessing:
         self._run, self._device, self._report = run, device, report
         self.network: Network = build_network(config)
         self.early = early_heads(self.network) if asked.early_exits else ()
-        self.settings = _settings(asked.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
+        self.settings = settings_of(asked.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
         self.target = _target(asked, self.early, index)
         self.saved = newest_checkpoint(run)
         self.engine = TorchEngine(self.network, config, SoloComms(), device)
@@ -170,7 +164,7 @@ class _Mirrored:
 @contextmanager
 def _index(run: RunDir, config: TrainConfig, asked: Questions, comms: Comms) -> Iterator[SetIndex]:
     """Of the set that is asked about, which may be made for it."""
-    own = _own_index(run, config) if asked.data is None else None
+    own = own_index(run, config) if asked.data is None else None
     if own is not None:
         yield _fitting(own, asked.split, config, comms)
     elif asked.data is not None and (asked.data / "index.json").exists():
@@ -180,15 +174,6 @@ def _index(run: RunDir, config: TrainConfig, asked: Questions, comms: Comms) -> 
             raise ConfigError(f"--data {asked.data}: several workers need a prepared set; see fmfsd data prepare")
         with TemporaryDirectory(prefix="fmfsd-") as scratch:
             yield _fitting(_prepared(asked.data, config, scratch), asked.split, config, comms)
-
-
-def _own_index(run: RunDir, config: TrainConfig) -> SetIndex:
-    """Of the set that the run was trained on."""
-    index = read_index(set_folder(config.data))
-    trained_on = read_json(run.manifest).get("data") if run.manifest.exists() else None
-    if trained_on not in (None, sha256(index.folder / "index.json")):
-        raise CheckError([Problem(str(index.folder), f"is not the set that {run.path} was trained on")])
-    return index
 
 
 def _prepared(source: Path, config: TrainConfig, scratch: str) -> SetIndex:
@@ -227,50 +212,3 @@ def _target(asked: Questions, early: Sequence[str], index: SetIndex) -> float | 
         return parsed_target(asked.exit_target)
     except ValueError as error:
         raise ConfigError([Problem(name, str(error))]) from error
-
-
-def newest_checkpoint(run: RunDir) -> Saved:
-    """The newest one that is whole; nothing in the run changes, which may still be training.
-
-    Raises CheckError without any, NoCheckpointError if none can be used.
-    """
-    found = positions_in(run.checkpoints)
-    if not found:
-        raise CheckError(
-            [Problem(str(run.checkpoints), "no checkpoint there yet: train the run first (fmfsd-launch resume)")]
-        )
-    for position in found:
-        try:
-            return load_checkpoint(run.checkpoints / position.folder_name)
-        except CheckpointError as error:
-            log.warning("%s; trying the one before", error)
-    raise NoCheckpointError(f"{run.checkpoints}: no checkpoint there can be used, see above: train the run anew")
-
-
-def _settings(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
-    """Raises ConfigError with everything that is wrong with them."""
-    settings, problems = [], []
-    for text in asked:
-        try:
-            settings.append(_thresholds(text, early))
-        except ValueError as error:
-            problems.append(Problem(f"--exit-thresholds {text}", str(error)))
-    if problems:
-        raise ConfigError(problems)
-    return settings
-
-
-def _thresholds(text: str, early: Sequence[str]) -> Thresholds:
-    if not early:
-        raise ValueError("there is no early exit to measure: leave it out")
-    try:
-        values = tuple(map(float, text.split(",")))
-    except ValueError:
-        values = ()
-    if not values or not all(0 < value <= 1 for value in values):
-        raise ValueError("expected probabilities above 0 and up to 1 with commas between, as in 0.9,0.95")
-    if len(values) not in (1, len(early)):
-        raise ValueError(
-            f"{len(values)} for {len(early)} early heads ({', '.join(early)}): give one each, or one for all"
-        )
-    return values * len(early) if len(values) == 1 else values

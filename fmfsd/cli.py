@@ -121,6 +121,36 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="A run with a checkpoint; the newest one is exported.")],
+    form: Annotated[
+        Literal["safetensors", "onnx", "torch"],
+        typer.Option("--format", help="For fmfsd.load, for ONNX runtimes, or for torch.export.load."),
+    ],
+    head: Annotated[
+        Literal["deepest", "ensemble", "early-exit"],
+        typer.Option(
+            help="early-exit: images leave at the first sure head; as onnx or torch every head is computed "
+            "and the first sure one chosen, which saves nothing."
+        ),
+    ] = "deepest",
+    exit_thresholds: Annotated[
+        str | None, typer.Option(metavar="P,P,...", help="How sure an early head must be (0.9): one each, or one.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write. Unset: export/HEAD.* in the run.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the network that a head needs as one file, checked against the run on its test images.
+
+    It takes float images in [0, 1] and normalises them itself. Needs the run's prepared set.
+    """
+    with errors_shown(debug=debug):
+        from fmfsd.export import export as written
+
+        print(written(RunDir(run_dir.absolute()), form, head, exit_thresholds, out and out.absolute()))
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A run that was traced (FMFSD_TRACE=1) and logged every step.")],
     others: Annotated[list[Path], typer.Argument(help="Runs of the same steps.")],

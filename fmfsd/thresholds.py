@@ -10,7 +10,10 @@ from torch import Tensor
 
 from fmfsd.comms import Comms
 from fmfsd.data.batches import EvaluationBatches
+from fmfsd.errors import ConfigError, Problem
 from fmfsd.evaluation import Predictor
+
+Thresholds = tuple[float, ...]
 
 NEVER = 2.0
 """A threshold that no probability reaches."""
@@ -80,7 +83,7 @@ def _point(sure: Sureness, threshold: float, costs: Sequence[float]) -> CurvePoi
     return CurvePoint(min(threshold, 1.0), top1, _cost(leaving, costs))
 
 
-def cheapest(sure: Sureness, costs: Sequence[float], least_top1: float) -> tuple[float, ...] | None:
+def cheapest(sure: Sureness, costs: Sequence[float], least_top1: float) -> Thresholds | None:
     """Thresholds, one an early head, that keep `least_top1` on these samples at the lowest cost; None if none do.
 
     They are tried on a grid of each head's own confidences, as fine as MOST_TRIED settings allow.
@@ -90,7 +93,7 @@ def cheapest(sure: Sureness, costs: Sequence[float], least_top1: float) -> tuple
     return min(kept)[2] if kept else None
 
 
-def _settings(sure: Sureness) -> Iterator[tuple[float, ...]]:
+def _settings(sure: Sureness) -> Iterator[Thresholds]:
     early = sure.confidence[:-1]
     count = min(MOST_LEVELS, int(MOST_TRIED ** (1 / len(early)))) - 1
     return product(*([*_levels(head, count), NEVER] for head in early))
@@ -119,3 +122,32 @@ def parsed_target(text: str) -> float:
     if name != "accuracy" or not -100 <= points <= 100:
         raise ValueError("expected accuracy=POINTS, as in accuracy=-0.2 for at most 0.2 points below the deepest head")
     return points / 100
+
+
+def settings_of(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
+    """`--exit-thresholds` by early head. Raises ConfigError with everything that is wrong with them."""
+    settings, problems = [], []
+    for text in asked:
+        try:
+            settings.append(_thresholds(text, early))
+        except ValueError as error:
+            problems.append(Problem(f"--exit-thresholds {text}", str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _thresholds(text: str, early: Sequence[str]) -> Thresholds:
+    if not early:
+        raise ValueError("there is no early exit to measure: leave it out")
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value <= 1 for value in values):
+        raise ValueError("expected probabilities above 0 and up to 1 with commas between, as in 0.9,0.95")
+    if len(values) not in (1, len(early)):
+        raise ValueError(
+            f"{len(values)} for {len(early)} early heads ({', '.join(early)}): give one each, or one for all"
+        )
+    return values * len(early) if len(values) == 1 else values

@@ -32,7 +32,7 @@ def build_network(config: TrainConfig) -> Network:
         torch.manual_seed(config.seed)
         backbone = _backbone(config.model, config.data.size)
         network = _around(backbone, config)
-        _initialise(*(child for child in network.children() if child is not backbone))
+        initialise(*(child for child in network.children() if child is not backbone))
     return network
 
 
@@ -41,7 +41,7 @@ def _backbone(model: ModelConfig, size: int) -> Trunk:
     if model.backbone.startswith(TIMM):
         return timm_backbone(model.backbone.removeprefix(TIMM), size, pretrained=model.pretrained)
     backbone = BACKBONES[model.backbone](size)
-    _initialise(backbone)
+    initialise(backbone)
     return backbone
 
 
@@ -93,7 +93,7 @@ def sem_groups(asked: int | str, channels: Collection[int]) -> int:
     return next(groups for groups in range(min(MOST_GROUPS, common), 0, -1) if common % groups == 0)
 
 
-def _initialise(*parts: nn.Module) -> None:
+def initialise(*parts: nn.Module) -> None:
     """Convolutions by Kaiming normal, fan-out, ReLU (arXiv:1502.01852); BN and linear layers keep PyTorch's default."""
     for part in parts:
         for module in part.modules():

@@ -42,10 +42,8 @@ class EarlyExit(nn.Module):
         """`thresholds`: one an early head. ValueError if there are fewer or more."""
         super().__init__()
         early = early_heads(network)
-        if len(thresholds) != len(early):
-            raise ValueError(f"{len(thresholds)} thresholds for {len(early)} early heads ({', '.join(early)})")
         self.network = copy.deepcopy(network).eval()
-        self.head_names, self.thresholds = (*early, "deepest"), tuple(thresholds)
+        self.head_names, self.thresholds = (*early, "deepest"), _one_each(thresholds, early)
 
     def forward(self, images: Tensor) -> Exits:
         """(B, 3, H, W) -> Exits."""
@@ -54,6 +52,39 @@ class EarlyExit(nn.Module):
             _, logits = self.network.deepest_head(self.network.backbone(images, batch.visit))
             batch.let_go(logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device))
         return batch.exits()
+
+
+class FirstSure(nn.Module):
+    """What `EarlyExit` says, to rounding, without branching on data: every head of every image is computed.
+
+    For forms that can't let images leave; nothing is saved. A plain pair, so that a graph of it needs no package.
+    """
+
+    def __init__(self, network: Network, thresholds: Sequence[float]) -> None:
+        """`thresholds`: one an early head. ValueError if there are fewer or more."""
+        super().__init__()
+        self.network, self.thresholds = copy.deepcopy(network).eval(), _one_each(thresholds, early_heads(network))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> logits and heads, as in Exits."""
+        logits = self.network(images).logits
+        shallow, chosen = logits[: len(self.thresholds)], logits[-1]
+        heads = torch.zeros_like(chosen[:, 0], dtype=torch.int64) + len(shallow)
+        for number in reversed(range(len(shallow))):
+            sure = _is_sure(shallow[number], self.thresholds[number])
+            chosen = torch.where(sure.unsqueeze(1), shallow[number], chosen)
+            heads = torch.where(sure, number, heads)
+        return chosen, heads
+
+
+def _one_each(thresholds: Sequence[float], early: Sequence[str]) -> tuple[float, ...]:
+    if len(thresholds) != len(early):
+        raise ValueError(f"{len(thresholds)} thresholds for {len(early)} early heads ({', '.join(early)})")
+    return tuple(thresholds)
+
+
+def _is_sure(logits: Tensor, threshold: float) -> Tensor:
+    return logits.double().softmax(dim=1).amax(dim=1) >= threshold
 
 
 class _NothingRemains(Exception):
@@ -78,7 +109,7 @@ class _Batch:
         if number == len(self._thresholds):  # the last tap, where maps are fused and nobody leaves
             return onward
         _, logits = self._network.heads[number](self._network.branches[number](self._maps[number]))
-        sure = logits.double().softmax(dim=1).amax(dim=1) >= self._thresholds[number]
+        sure = _is_sure(logits, self._thresholds[number])
         return self._without(onward, sure) if self.let_go(logits, sure) else onward
 
     def let_go(self, logits: Tensor, sure: Tensor) -> int:

@@ -19,12 +19,16 @@ def prune(network: Network, head: str = "deepest") -> fx.GraphModule:
     """
     if head not in (*network.head_names, ENSEMBLE):
         raise ValueError(f"there is no head {head!r}; there are {', '.join((*network.head_names, ENSEMBLE))}")
-    whole = _OneHead(copy.deepcopy(network).eval(), head)
-    pruned = fx.GraphModule(whole, _Tracer().trace(whole))
-    pruned.graph.eliminate_dead_code()
-    pruned.delete_all_unused_submodules()
-    pruned.recompile()
-    return pruned
+    return pruned(_OneHead(copy.deepcopy(network).eval(), head))
+
+
+def pruned(whole: nn.Module) -> fx.GraphModule:
+    """What `whole` computes from images, as a graph that has the layers it needs and no others."""
+    graph = fx.GraphModule(whole, _Tracer().trace(whole))
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
 
 
 class _OneHead(nn.Module):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fmfsd.assessment import Questions, assess, newest_checkpoint
+from fmfsd.assessment import Questions, assess
 from fmfsd.cli import app
 from fmfsd.comms import SoloComms
 from fmfsd.data.index import SetIndex, read_index
@@ -22,6 +22,7 @@ from fmfsd.files import write_json
 from fmfsd.model.network import Outputs
 from fmfsd.position import Position
 from fmfsd.rundir import RunDir
+from fmfsd.trained_run import newest_checkpoint
 from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
 
 CPU = torch.device("cpu")

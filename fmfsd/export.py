@@ -1,0 +1,243 @@
+"""A run's network as one file for serving: written, tried on images of the test split, and only then given its name."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fmfsd.data.augment import Normalise, centre
+from fmfsd.data.index import SetIndex
+from fmfsd.data.shards import load_own_shards
+from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.files import sync_folder
+from fmfsd.model.classifier import Classifier
+from fmfsd.model.early_exit import EarlyExit, FirstSure, early_heads
+from fmfsd.model.network import Network, ensemble
+from fmfsd.model.prune import ENSEMBLE, pruned
+from fmfsd.rundir import RunDir
+from fmfsd.serving import EARLY_EXIT, Card, card_of, load_exported, served, trained_network
+from fmfsd.thresholds import settings_of
+from fmfsd.trained_run import own_index
+from fmfsd.trainer import exact_arithmetic
+
+SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt2", "onnx": ".onnx"}
+CHECKED_IMAGES = 512
+TOLERANCE = 1e-4
+"""Largest difference of a logit, as a share of the largest logit, or of 1 if that is more."""
+BATCH = 64
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+Answer = tuple[Tensor, Tensor]
+"""Logits (B, K), and of each image the number of the head that they are from (zeros where there is one head)."""
+Run = Callable[[Tensor], Answer]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that agrees with its run on `images` images: `difference` is the largest of a logit, `tolerance` what was
+    allowed."""
+
+    path: str
+    head: str
+    checkpoint: str
+    images: int
+    difference: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        agreed = f"{self.images} test images have the same labels, logits differ by {self.difference:.1e} at most"
+        return f"{self.path}: {self.head} of {self.checkpoint}; {agreed} (allowed: {self.tolerance:.1e})"
+
+
+def export(
+    run: RunDir, form: str, head: str = "deepest", thresholds: str | None = None, out: Path | None = None
+) -> Export:
+    """The newest whole checkpoint of `run` as one file of `form`, one of SUFFIXES; `head` is deepest, ensemble or
+    early-exit, which alone takes `thresholds`.
+
+    ConfigError for what was asked, CheckError if the file exists, a package or the run's set is missing, or the file's
+    answers differ from the run's: then no file is left.
+    """
+    path = out or run.path / "export" / f"{head}{SUFFIXES[form]}"
+    _require_possible(path, form)
+    exact_arithmetic(deterministic=False)
+    config, network, checkpoint = trained_network(run)
+    exits = _exits(network, head, thresholds)
+    card = card_of(run, config, head, exits, checkpoint)
+    images = _images(own_index(run, config), config.data.size)
+    expected = _answers(_of_the_run(network, card), images)
+    with _published(path) as beside:
+        _write(form, network, card, beside)
+        reader = _READERS[form](beside)
+        found = _answers(lambda batch: reader(batch.float() / 255), images)
+        difference, tolerance = _require_same(found, expected, path)
+    return Export(str(path), head, checkpoint, len(images), difference, tolerance)
+
+
+def _require_possible(path: Path, form: str) -> None:
+    problems = [Problem(str(path), "exists, and nothing is overwritten: choose another --out")] if path.exists() else []
+    if missing := [name for name in NEEDED if form == "onnx" and find_spec(name) is None]:
+        problems.append(Problem("--format onnx", f"needs {', '.join(missing)}: pip install 'fmfsd[export]'"))
+    if problems:
+        raise CheckError(problems)
+
+
+def _exits(network: Network, head: str, thresholds: str | None) -> tuple[float, ...]:
+    if head != EARLY_EXIT:
+        if thresholds is not None:
+            raise ConfigError(f"--exit-thresholds {thresholds}: --head {head} has none: add --head {EARLY_EXIT}")
+        return ()
+    if not (early := early_heads(network)):
+        raise ConfigError(f"--head {EARLY_EXIT}: this network has no early head: choose deepest or ensemble")
+    return settings_of([thresholds or "0.9"], early)[0]
+
+
+def _images(index: SetIndex, size: int) -> Tensor:
+    """uint8 (n, 3, size, size), the first of the test split."""
+    return centre(load_own_shards(index, "test", rank=0, world_size=1).images[:CHECKED_IMAGES], size)
+
+
+def _of_the_run(network: Network, card: Card) -> Run:
+    """As training evaluates uint8 images, by the whole network."""
+    data = card.config.data
+    normalise = Normalise(data.mean, data.std, torch.float32, torch.device("cpu"))
+
+    def answer(images: Tensor) -> Answer:
+        if card.head == EARLY_EXIT:
+            return _answer(EarlyExit(network, card.thresholds)(normalise(images)))
+        logits = network(normalise(images)).logits
+        return _answer(ensemble(logits) if card.head == ENSEMBLE else logits[-1])
+
+    return answer
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` at the end of the block, unless that exists by then."""
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.link(beside, path)
+    except OSError as error:
+        raise CheckError([Problem(str(path), f"can't be written: {error.strerror}; choose another --out")]) from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _write(form: str, network: Network, card: Card, path: Path) -> None:
+    try:
+        _WRITERS[form](network, card, path)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the exporter says of such a network
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckError([Problem(f"--format {form}", f"does not take this network ({why}): try another")]) from error
+
+
+def _answers(run: Run, images: Tensor) -> Answer:
+    """By batches; the last may be short, as a served one may be."""
+    with torch.no_grad():
+        logits, heads = zip(*map(run, images.split(BATCH)), strict=True)
+    return torch.cat(logits), torch.cat(heads)
+
+
+def _require_same(found: Answer, expected: Answer, path: Path) -> tuple[float, float]:
+    """The largest difference of logits, and what is allowed. Raises CheckError unless labels and exits are the same."""
+    logits, wanted = found[0].double(), expected[0].double()
+    tolerance = TOLERANCE * max(1.0, wanted.abs().max().item())
+    difference = (logits - wanted).abs().max().item()
+    wrong = (logits.argmax(dim=1) != wanted.argmax(dim=1)).sum().item()
+    strayed = (found[1] != expected[1]).sum().item()
+    if not difference <= tolerance or wrong or strayed:
+        what = f"logits differ by {difference:.1e} (allowed: {tolerance:.1e}), {wrong} labels, {strayed} exits"
+        advice = "no file was left; try another --format, and report this"
+        raise CheckError([Problem(str(path), f"does not answer as the run does on test images: {what}: {advice}")])
+    return difference, tolerance
+
+
+def _of_module(module: nn.Module) -> Run:
+    def answer(images: Tensor) -> Answer:
+        return _answer(module(images))
+
+    return answer
+
+
+def _answer(found: Any) -> Answer:
+    logits, heads = found if isinstance(found, tuple) else (found, torch.zeros(len(found), dtype=torch.int64))
+    return logits, heads
+
+
+def _graph(network: Network, card: Card) -> Classifier:
+    """Without branching on data."""
+    chosen = pruned(FirstSure(network, card.thresholds)) if card.head == EARLY_EXIT else served(network, card.head, ())
+    return card.classifier(chosen)
+
+
+def _example(card: Card) -> tuple[tuple[Tensor], dict[str, Any]]:
+    """Images to trace with, and that their number is any."""
+    images = torch.zeros(2, 3, card.config.data.size, card.config.data.size)
+    return (images,), {"images": {0: torch.export.Dim("batch")}}
+
+
+def _write_safetensors(network: Network, card: Card, path: Path) -> None:
+    state = served(network, card.head, card.thresholds).state_dict()
+    weights = {f"network.{name}": each.contiguous() for name, each in state.items()}
+    safetensors.torch.save_file(weights, path, card.properties())
+
+
+def _write_torch(network: Network, card: Card, path: Path) -> None:
+    example, any_number = _example(card)
+    program = torch.export.export(_graph(network, card), example, dynamic_shapes=any_number)
+    torch.export.save(program, path, extra_files={"fmfsd.json": json.dumps(card.properties())})
+
+
+def _write_onnx(network: Network, card: Card, path: Path) -> None:
+    example, any_number = _example(card)
+    names = ["logits", "heads"] if card.head == EARLY_EXIT else ["logits"]
+    program = torch.onnx.export(
+        _graph(network, card), example, dynamo=True, dynamic_shapes=any_number, output_names=names, verbose=False
+    )
+    assert program is not None
+    program.model.metadata_props.update(card.properties())
+    program.save(path, external_data=False)
+
+
+def _read_torch(path: Path) -> Run:
+    return _of_module(torch.export.load(path).module())
+
+
+def _read_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def answer(images: Tensor) -> Answer:
+        logits, *heads = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+        return logits, heads[0] if heads else torch.zeros(len(logits), dtype=torch.int64)
+
+    return answer
+
+
+_WRITERS: Mapping[str, Callable[[Network, Card, Path], None]] = {
+    "safetensors": _write_safetensors,
+    "torch": _write_torch,
+    "onnx": _write_onnx,
+}
+_READERS: Mapping[str, Callable[[Path], Run]] = {
+    "safetensors": lambda path: _of_module(load_exported(path)),
+    "torch": _read_torch,
+    "onnx": _read_onnx,
+}

@@ -1,0 +1,41 @@
+"""What a run has to go by when somebody asks what it learnt: its newest checkpoint, and the set that it learnt from."""
+
+import logging
+
+from fmfsd.checkpoint import Saved
+from fmfsd.checkpoint.folder import load_checkpoint
+from fmfsd.config import TrainConfig
+from fmfsd.data.index import SetIndex, read_index, set_folder
+from fmfsd.errors import CheckError, CheckpointError, NoCheckpointError, Problem
+from fmfsd.files import read_json, sha256
+from fmfsd.position import positions_in
+from fmfsd.rundir import RunDir
+
+log = logging.getLogger(__name__)
+
+
+def newest_checkpoint(run: RunDir) -> Saved:
+    """The newest one that is whole; nothing in the run changes, which may still be training.
+
+    Raises CheckError without any, NoCheckpointError if none can be used.
+    """
+    found = positions_in(run.checkpoints)
+    if not found:
+        raise CheckError(
+            [Problem(str(run.checkpoints), "no checkpoint there yet: train the run first (fmfsd-launch resume)")]
+        )
+    for position in found:
+        try:
+            return load_checkpoint(run.checkpoints / position.folder_name)
+        except CheckpointError as error:
+            log.warning("%s; trying the one before", error)
+    raise NoCheckpointError(f"{run.checkpoints}: no checkpoint there can be used, see above: train the run anew")
+
+
+def own_index(run: RunDir, config: TrainConfig) -> SetIndex:
+    """Of the set that the run was trained on. CheckError if it is another."""
+    index = read_index(set_folder(config.data))
+    trained_on = read_json(run.manifest).get("data") if run.manifest.exists() else None
+    if trained_on not in (None, sha256(index.folder / "index.json")):
+        raise CheckError([Problem(str(index.folder), f"is not the set that {run.path} was trained on")])
+    return index

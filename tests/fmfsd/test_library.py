@@ -1,0 +1,112 @@
+"""fmfsd in other people's programs: trained networks, the method around any backbone, and the README's examples."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import fmfsd
+from fmfsd.comms import SoloComms
+from fmfsd.errors import CheckError, ConfigError
+from fmfsd.export import export
+from fmfsd.rundir import RunDir
+from tests.helpers.runs import make_run, tiny_config, train_run
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.partition("## As a library")[2].partition("\n## ")[0], re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    config = tiny_config(tiny_root, "train.max_steps=2", "optim.milestones=[]")
+    run = make_run(tmp_path_factory.mktemp("library") / "run", config)
+    train_run(SoloComms(), run.path)
+    return run
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_readmes_examples_run(
+    number: int, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(EXAMPLES) == 3
+    shutil.copytree(run.path, tmp_path / "runs" / "NAME")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLES[number], "README.md", "exec"), {})
+
+
+def test_bytes_and_fractions_and_single_images_are_predicted_alike(run: RunDir) -> None:
+    classifier = fmfsd.load(run.path)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    labels, probabilities = classifier.predict(images)
+    assert probabilities.shape == (3, len(classifier.class_names))
+    assert torch.equal(labels, classifier.predict(images.float() / 255).labels)
+    torch.testing.assert_close(classifier.predict(images[1]).probabilities, probabilities[1:2])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(3, 16, 16), torch.zeros(1, 32, 32), torch.full((3, 32, 32), 1.5), torch.ones(3, 32, 32).int()],
+)
+def test_images_that_it_would_take_wrongly_are_refused(images: torch.Tensor, run: RunDir) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        fmfsd.load(run.path).predict(images)
+
+
+def test_an_exported_file_needs_neither_run_nor_set(run: RunDir, tmp_path: Path) -> None:
+    moved = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    path = tmp_path / "served.safetensors"
+    export(moved, "safetensors", "early-exit", "0.5", path)
+    shutil.rmtree(moved.path)
+    images = torch.rand(2, 3, 32, 32)
+    assert fmfsd.load(path).predict(images).labels.shape == (2,)
+    with pytest.raises(ValueError, match="a file has the one that it was exported with"):
+        fmfsd.load(path, head="deepest")
+
+
+def test_a_file_of_something_else_is_refused(run: RunDir) -> None:
+    other = next(run.checkpoints.glob("step-*")) / "model.safetensors"
+    with pytest.raises(CheckError, match="no file of `fmfsd export --format safetensors`"):
+        fmfsd.load(other)
+
+
+def test_a_wrapped_backbone_learns_in_every_layer_before_its_classifier() -> None:
+    backbone = torchvision.models.resnet18()
+    backbone.fc = nn.Identity()
+    names = ["layer1", "layer2", "layer3"]
+    model = fmfsd.SelfDistillation(backbone, names, deepest="layer4", num_classes=4, size=64)
+    assert model.head_names == ("branch1", "branch2", "fused", "deepest")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    before = model.loss(images, labels)
+    before.backward()
+    assert not [name for name, each in model.named_parameters() if each.grad is None]
+    optimizer.step()
+    for _ in range(4):
+        optimizer.zero_grad()
+        last = model.loss(images, labels)
+        last.backward()
+        optimizer.step()
+    assert last < before
+    assert not any(each._forward_hooks for each in backbone.modules())
+
+
+def test_submodules_that_give_no_maps_are_named_all_at_once() -> None:
+    backbone = torchvision.models.resnet18()
+
+    def wrapped(*branches: str, deepest: str = "layer4") -> None:
+        fmfsd.SelfDistillation(backbone, branches, deepest=deepest, num_classes=4, size=64)
+
+    with pytest.raises(ConfigError) as caught:
+        wrapped("layer9", "layer2", "head")
+    assert [problem.where for problem in caught.value.problems] == ["layer9", "head"]
+    assert "it has conv1, bn1" in str(caught.value)
+    with pytest.raises(ConfigError, match="fc: gives no square map"):
+        wrapped("layer1", deepest="fc")
+    with pytest.raises(ConfigError, match="name them shallow to deep"):
+        wrapped("layer3", "layer1")
+    with pytest.raises(ConfigError, match="branches: none named"):
+        wrapped()
