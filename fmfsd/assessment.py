@@ -109,7 +109,7 @@ class _Assessing:
         name = position.folder_name
         where = str(asked.data or self.index.folder)
         if asked.data is None and self.comms.rank == 0:
-            keep_evaluation(self._run, asked.split, position.step, found)
+            keep_evaluation(self._run, asked.split, position.step, found, self.index.classes)
             if exits is not None:
                 write_json(self._run.early_exits(asked.split), {"step": position.step, **asdict(exits)})
         return Assessment(asked.split, where, name, position.step, samples, found.metrics, of_mirrored, exits)

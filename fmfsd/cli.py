@@ -151,6 +151,21 @@ def export(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Runs, or one sweep.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it (default: report.html in the folder; here for several).")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML page of a run, of several side by side, or of a sweep, finished or not."""
+    from fmfsd.report.written import write_report
+
+    with errors_shown(debug=debug):
+        print(write_report(folders, out))
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A run that was traced (FMFSD_TRACE=1) and logged every step.")],
     others: Annotated[list[Path], typer.Argument(help="Runs of the same steps.")],

@@ -32,7 +32,7 @@ def evaluate(
     report: Callable[[float], None] = lambda _done: None,
 ) -> Evaluation | None:
     """What all workers' samples come to; the metrics are `<head>_top1` of each head, `ensemble_top1` with more than
-    one, and `loss`, the deepest head's cross-entropy.
+    one, `<head>_agreement`, how often it says what the deepest does, and `loss`, the deepest head's cross-entropy.
 
     Accuracies are fractions. None if any worker's `stop` came true on the way. `report` is called with the fraction
     that is done.

@@ -3,7 +3,7 @@ attended to in a few images as the training went on."""
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -46,13 +46,20 @@ class NoFindings:
 class WrittenFindings:
     """Files that a run can do without: what can't be written is told by `warn`."""
 
-    def __init__(self, run: RunDir, pictures: EvaluationBatches, split: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        classes: Sequence[str],
+        pictures: EvaluationBatches,
+        split: str,
+        warn: Callable[[str], None],
+    ) -> None:
         """`pictures`: the images of `split` that are looked at, in one batch."""
-        self._run, self._pictures, self._split, self._warn = run, pictures, split, warn
+        self._run, self._classes, self._pictures, self._split, self._warn = run, classes, pictures, split, warn
 
     def keep(self, split: str, step: int, found: Evaluation) -> None:
         try:
-            keep_evaluation(self._run, split, step, found)
+            keep_evaluation(self._run, split, step, found, self._classes)
         except OSError as error:
             self._warn(f"the evaluation of {split} can't be kept: {error}")
 
@@ -75,23 +82,26 @@ class WrittenFindings:
             self._warn(f"what the fusion attends to can't be kept: {error}")
 
 
-def keep_evaluation(run: RunDir, split: str, step: int, found: Evaluation) -> None:
+def keep_evaluation(run: RunDir, split: str, step: int, found: Evaluation, classes: Sequence[str]) -> None:
     """As `evaluation/<split>.json`."""
     path = run.evaluation(split)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_json(path, {"split": split, "step": step, **asdict(found)}, durable=False)
+    write_json(path, {"split": split, "step": step, "classes": list(classes), **asdict(found)}, durable=False)
 
 
 def pictures_of(index: SetIndex, split: str, config: TrainConfig, device: torch.device) -> EvaluationBatches:
-    """The first images of the first shard, each of a class of its own; the same ones for any number of workers."""
-    first = load_own_shards(index, split, rank=0, world_size=index.shards)
-    seen: dict[int, int] = {}
-    for row, label in enumerate(first.labels.tolist()):
-        seen.setdefault(label, row)
-    rows = torch.tensor(sorted(seen.values())[:IMAGES], dtype=torch.int64)
-    chosen = OwnShards(first.images[rows], first.labels[rows], first.ids[rows], first.numbers, (len(rows),))
-    dtype = DTYPES[config.train.precision]
-    return EvaluationBatches(chosen.to(device), config.data, batch=IMAGES, largest_part=len(rows), dtype=dtype)
+    """Images of as many classes, the first of each in the first shards; the same for any number of workers."""
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for number in range(index.shards):
+        shard = load_own_shards(index, split, rank=number, world_size=index.shards)
+        for row, label in enumerate(shard.labels.tolist()):
+            found.setdefault(label, (shard.images[row], shard.labels[row], shard.ids[row]))
+        if len(found) >= IMAGES:
+            break
+    chosen = [found[label] for label in sorted(found)[:IMAGES]]
+    images, labels, ids = (torch.stack(parts) for parts in zip(*chosen, strict=True))
+    own, dtype = OwnShards(images, labels, ids, (0,), (len(chosen),)), DTYPES[config.train.precision]
+    return EvaluationBatches(own.to(device), config.data, batch=IMAGES, largest_part=len(chosen), dtype=dtype)
 
 
 def _shown(pictures: EvaluationBatches, split: str) -> dict[str, object]:

@@ -93,15 +93,21 @@ class Tally:
         calibration = self._calibration([part.view(-1, BINS) for part in binned])
         right = binned[2].view(-1, BINS).sum(dim=1).tolist()
         shown = {f"{name}_top1": count / seen for name, count in zip(self.heads, right, strict=True)}
+        shares = (agreement / seen).view(len(self.heads), -1)
         square = confusion.view(self._classes, self._classes)
         return Evaluation(
             heads=self.heads,
-            metrics={**shown, "loss": loss / seen},
-            agreement=(agreement / seen).view(len(self.heads), -1).tolist(),
+            metrics={**shown, **self._with_deepest(shares[self._deepest].tolist()), "loss": loss / seen},
+            agreement=shares.tolist(),
             calibration=calibration,
             confusion=square.long().tolist(),
             attention=self._class_attention(comms, square.sum(dim=1)),
         )
+
+    def _with_deepest(self, shares: list[float]) -> dict[str, float]:
+        """How often each other head says what the deepest does; the ensemble is made of it."""
+        others = self.heads[: self._deepest]
+        return {f"{name}_agreement": share for name, share in zip(others, shares, strict=False)}
 
     def _calibration(self, binned: Sequence[Tensor]) -> dict[str, Calibration]:
         return {name: _calibration(*(part[number].cpu() for part in binned)) for number, name in enumerate(self.heads)}

@@ -142,7 +142,7 @@ def _findings(
     if not splits:
         return NoFindings()
     split = splits[0]
-    return WrittenFindings(run, pictures_of(index, split, config, device), split, progress.warn)
+    return WrittenFindings(run, index.classes, pictures_of(index, split, config, device), split, progress.warn)
 
 
 def _looked_at(config: TrainConfig, index: SetIndex) -> Iterator[str]:

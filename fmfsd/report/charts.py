@@ -1,21 +1,31 @@
-"""Charts of a page as inline SVG, each with its data as a table under it."""
+"""Charts of a page, each with its data as a table under it.
 
-from collections.abc import Callable, Sequence
+Vega-Lite draws them (vl-convert-python: Vega's own renderer in one wheel, no browser and no network) as SVG when the
+page is written: they need no script, their colours are the page's CSS variables, so that one drawing serves light and
+dark, and every mark says its values to a screen reader. Interactive charts would need a megabyte of script a page.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
-from fmfsd.report.markup import Html, element
-from fmfsd.report.numbers import NOTHING, is_share, shown_metric, tick_labels, ticks
+from fmfsd.report.markup import Html, cleaned, element
+from fmfsd.report.numbers import NOTHING, is_share, shown_metric
 from fmfsd.report.tables import folded, table
 
-Kind = Literal["best", "plain", "pale"]
+Kind = Literal["best", "plain", "pale", "series"]
 Place = tuple[float, float]
-WIDTH, HEIGHT = 720, 330
-LEFT, RIGHT, TOP, BOTTOM = 76, 28, 12, 48
-BACK_TO_FRONT = ("pale", "plain", "best")
-LETTER = 6.6
-"""About a letter's width in the charts' font, in the charts' own pixels, which are those of the page or smaller."""
+WIDTH, HEIGHT = 600, 270
+MOST_PLACES = 400
+"""Of a longer line the lowest and the highest place of each of half as many equal parts are drawn."""
+ALL_PLACES = 20_000
+"""Shared out between the lines of a chart, which else would make a page of megabytes."""
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2, 1, 2])
+COLOURS = [f"var(--series-{number})" for number in range(len(DASHES))]
+
+Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A labelled way from place to place."""
+    """A labelled way from place to place; `band` has the lowest and highest value at each. Those of the kind `series`
+    differ in colour and in dashes and are named beside the chart."""
 
     label: str
     places: Sequence[Place]
     kind: Kind = "plain"
+    band: Sequence[Place] = ()
 
 
 @dataclass(frozen=True)
@@ -63,138 +75,212 @@ class Bar:
     half_width: float | None = None
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """Values along an axis to pixels from `start` to `end`."""
-
-    ticks: list[float]
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        low, high = self.ticks[0], self.ticks[-1]
-        return self.start + (self.end - self.start) * (value - low) / (high - low)
-
-
 def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: Sequence[Line] = ()) -> Html:
     """Points and lines over two axes: a front, a course, a history. At least one place."""
-    places = [point.place for point in points] + [place for line in lines for place in line.places]
-    to_x = _Scale(ticks(*_ends([place[0] for place in places]), whole=x.whole), LEFT, WIDTH - RIGHT)
-    to_y = _Scale(ticks(*_ends([place[1] for place in places]), whole=y.whole), HEIGHT - BOTTOM, TOP)
-    drawn = [
-        *_y_grid(y, to_y),
-        *_x_grid(x, to_x, HEIGHT),
-        *(_polyline(line, to_x, to_y) for line in sorted(lines, key=_depth)),
-        *(_circle(point, x, y, to_x, to_y) for point in sorted(points, key=_depth)),
+    most = min(MOST_PLACES, max(10, ALL_PLACES // max(1, len(lines))))
+    drawn = [thinned(line, most) for line in lines]
+    names = [line.label for line in lines if line.kind == "series"]
+    layers = [
+        *(_band(line, names) for line in drawn if line.band),
+        *_lines(drawn, names),
+        *_points([*points, *_single_places(drawn)], x, y),
     ]
+    axes = {"x": _axis(x, "x"), "y": _axis(y, "y")}
+    spec = {"width": WIDTH, "height": HEIGHT, "encoding": axes, "layer": layers}
     rows = [(point.label, x.shown(point.place[0]), y.shown(point.place[1])) for point in points]
     data = [table(("", x.name, y.name), rows)] if rows else []
-    return _figure(title, HEIGHT, drawn, [*data, *([_lines_table(x, y, lines)] if lines else [])])
+    return _figure(title, spec, [*data, *([_lines_table(x, y, drawn)] if lines else [])])
 
 
 def bars(title: str, axis: Axis, given: Sequence[Bar]) -> Html:
     """A line a bar, from 0; at least one. `half_width` is drawn as a line around the bar's end."""
-    ends = [end for bar in given for end in _bar_ends(bar)]
-    letters = min(46, max(len(bar.label) for bar in given))
-    left = 12 + LETTER * letters
-    height = TOP + 26 * len(given) + BOTTOM
-    to_x = _Scale(ticks(*_ends([0.0, *ends])), left, WIDTH - RIGHT)
-    rows = chain.from_iterable(_bar(bar, TOP + 26 * number, to_x, axis, letters) for number, bar in enumerate(given))
-    zero = element("line", x1=to_x(0), x2=to_x(0), y1=TOP, y2=height - BOTTOM, class_="zero")
+    order = [bar.label for bar in given]
+    y = {"field": "label", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 320}}
+    told = {"field": "told"}
+    rows = [{"label": bar.label, "x": bar.value, "told": f"{bar.label}: {axis.shown(bar.value)}"} for bar in given]
+    ends = [
+        {"label": bar.label, "x": bar.value - bar.half_width, "x2": bar.value + bar.half_width}
+        for bar in given
+        if bar.half_width is not None
+    ]
+    drawn = _layer({"type": "bar", "color": "var(--plain)"}, rows, x=_axis(axis, "x"), y=y, description=told)
+    errors = _layer({"type": "rule", "color": "var(--ink)", "size": 1.5}, ends, x=_axis(axis, "x"), y=y, x2=_X2)
+    spec = {"width": WIDTH - 120, "height": {"step": 24}, "layer": [drawn, *([errors] if ends else [])]}
     data = [(bar.label, axis.shown(bar.value), _shown_width(bar, axis)) for bar in given]
-    drawn = [*_x_grid(axis, to_x, height), *rows, zero]
-    return _figure(title, height, drawn, [table(("", axis.name, "to each side"), data)])
+    return _figure(title, spec, [table(("", axis.name, "to each side"), data)])
 
 
-def _depth(drawn: Point | Line) -> int:
-    """What stands out is drawn last."""
-    return BACK_TO_FRONT.index(drawn.kind)
+_X2 = {"field": "x2"}
 
 
-def _ends(values: Sequence[float]) -> Place:
-    return min(values), max(values)
+def thinned(line: Line, most: int = MOST_PLACES) -> Line:
+    """Itself unless it has more than `most` places; else with about as many, its ends and extremes among them."""
+    if len(line.places) <= most:
+        return line
+    size = -(-len(line.places) // (most // 2))
+    chosen = set()
+    for start in range(0, len(line.places), size):
+        part = range(start, min(start + size, len(line.places)))
+        chosen |= {min(part, key=lambda at: line.places[at][1]), max(part, key=lambda at: line.places[at][1])}
+    kept = sorted({0, *chosen, len(line.places) - 1})
+    band = [line.band[at] for at in kept] if line.band else ()
+    return Line(line.label, [line.places[at] for at in kept], line.kind, band)
 
 
-def _bar_ends(bar: Bar) -> Place:
-    return bar.value - (bar.half_width or 0), bar.value + (bar.half_width or 0)
+def _axis(axis: Axis, channel: str) -> Spec:
+    """Bars begin at 0; other axes where their values do."""
+    shown: Spec = {"format": ".1~%"} if axis.percent else {"format": "d" if axis.whole else "~s"}
+    ticks = {"tickMinStep": 1} if axis.whole else {}
+    return {"field": channel, "type": "quantitative", "title": axis.name, "axis": {**shown, **ticks}, "scale": _SCALE}
+
+
+_SCALE = {"zero": False, "nice": True}
+
+
+def _layer(mark: Spec, rows: Sequence[Mapping[str, Any]], **encoding: Spec) -> Spec:
+    return {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding}
+
+
+def _band(line: Line, names: Sequence[str]) -> Spec:
+    rows = [{"x": x, "low": low, "high": high} for (x, _), (low, high) in zip(line.places, line.band, strict=True)]
+    mark = {"type": "area", "opacity": 0.18, "color": _colour(line, names), "aria": False}
+    low = {"field": "low", "type": "quantitative"}
+    return _layer(mark, rows, y=low, y2={"field": "high"})
+
+
+def _colour(line: Line, names: Sequence[str]) -> str:
+    return COLOURS[names.index(line.label) % len(COLOURS)] if line.kind == "series" else f"var(--{line.kind})"
+
+
+def _lines(lines: Sequence[Line], names: Sequence[str]) -> list[Spec]:
+    """A layer a kind, what stands out last."""
+    layers = []
+    for kind, width, opacity in (("pale", 1.2, 1.0), ("plain", 1.5, 0.5), ("series", 1.8, 1.0), ("best", 2.5, 1.0)):
+        rows = [
+            {"x": x, "y": y, "name": line.label, "number": number, "at": at}
+            for number, line in enumerate(lines)
+            if line.kind == kind
+            for at, (x, y) in enumerate(line.places)
+        ]
+        if rows:
+            mark = {"type": "line", "strokeWidth": width, "opacity": opacity, "color": f"var(--{kind})"}
+            named = _named(names) if kind == "series" else {"detail": {"field": "number", "type": "nominal"}}
+            layers.append(_layer(mark, rows, order={"field": "at"}, description={"field": "name"}, **named))
+    return layers
+
+
+def _named(names: Sequence[str]) -> dict[str, Spec]:
+    """Colours and dashes by name, told in one legend."""
+    times = -(-len(names) // len(DASHES))
+    scales = {"color": (COLOURS * times)[: len(names)], "strokeDash": (list(DASHES) * times)[: len(names)]}
+    legend = {"title": None, "symbolType": "stroke", "symbolSize": 500, "labelLimit": 260}
+    return {
+        channel: {
+            "field": "name",
+            "type": "nominal",
+            "scale": {"domain": list(names), "range": values},
+            "legend": legend,
+        }
+        for channel, values in scales.items()
+    }
+
+
+def _single_places(lines: Sequence[Line]) -> list[Point]:
+    """Of lines that have no more, which would not be seen."""
+    return [Point(line.label, line.places[0], line.kind) for line in lines if len(line.places) == 1]
+
+
+def _points(points: Sequence[Point], x: Axis, y: Axis) -> list[Spec]:
+    layers = []
+    for kind, size in (("pale", 30), ("plain", 36), ("series", 36), ("best", 80)):
+        rows = [
+            {"x": point.place[0], "y": point.place[1], "told": _told(point, x, y)}
+            for point in points
+            if point.kind == kind
+        ]
+        if rows:
+            mark = {"type": "circle", "size": size, "opacity": 1, "color": f"var(--{kind})"}
+            layers.append(_layer(mark, rows, description={"field": "told"}))
+    return layers
+
+
+def _told(point: Point, x: Axis, y: Axis) -> str:
+    return f"{point.label}: {x.name} {x.shown(point.place[0])}, {y.name} {y.shown(point.place[1])}"
 
 
 def _shown_width(bar: Bar, axis: Axis) -> str:
     return NOTHING if bar.half_width is None else axis.shown(bar.half_width)
 
 
-def _figure(title: str, height: float, drawn: Sequence[Html], data: Sequence[Html]) -> Html:
-    box = f"0 0 {WIDTH} {height:.0f}"
-    svg = element("svg", element("title", title), *drawn, viewBox=box, role="img", aria_label=title)
+_CONFIG: Spec = {
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--ink)",
+        "titleColor": "var(--quiet)",
+        "titleFontWeight": "normal",
+        "gridColor": "var(--line)",
+        "domainColor": "var(--quiet)",
+        "tickColor": "var(--quiet)",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+    },
+    "legend": {
+        "labelColor": "var(--ink)",
+        "labelFontSize": 12,
+        "symbolStrokeWidth": 2,
+        "orient": "bottom",
+        "columns": 4,
+    },
+}
+
+
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+
+
+def _figure(title: str, spec: Spec, data: Sequence[Html]) -> Html:
+    from vl_convert import vegalite_to_svg  # not before there is something to draw
+
+    whole = {
+        "$schema": _SCHEMA,
+        "background": None,
+        "config": _CONFIG,
+        **spec,
+    }
+    svg = _in_a_page(vegalite_to_svg(json.dumps(_cleaned(whole))), title)
     return element("figure", element("figcaption", title), svg, folded("Data", *data))
 
 
-def _y_grid(axis: Axis, to_y: _Scale) -> list[Html]:
-    labels = zip(to_y.ticks, tick_labels(to_y.ticks, percent=axis.percent), strict=True)
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    turned = f"rotate(-90 14 {middle:.0f})"
-    return [
-        *(_tick(LEFT, WIDTH - RIGHT, to_y(value), to_y(value)) for value in to_y.ticks),
-        *(_label(label, LEFT - 6, to_y(value) + 4, "end") for value, label in labels),
-        element("text", axis.name, x=14, y=middle, text_anchor="middle", transform=turned, class_="axis"),
-    ]
+def _cleaned(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _cleaned(value) for name, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [_cleaned(each) for each in part]
+    return cleaned(part) if isinstance(part, str) else part
 
 
-def _x_grid(axis: Axis, to_x: _Scale, height: float) -> list[Html]:
-    labels = zip(to_x.ticks, tick_labels(to_x.ticks, percent=axis.percent), strict=True)
-    bottom, middle = height - BOTTOM, (to_x.start + to_x.end) / 2
-    return [
-        *(_tick(to_x(value), to_x(value), TOP, bottom) for value in to_x.ticks),
-        *(_label(label, to_x(value), bottom + 16, "middle") for value, label in labels),
-        element("text", axis.name, x=middle, y=height - 10, text_anchor="middle", class_="axis"),
-    ]
+_TOLD = re.compile(r'(<(?:path|text|rect) aria-label="([^"]*)" role="graphics-symbol"[^>]*?)/>')
 
 
-def _tick(x1: float, x2: float, y1: float, y2: float) -> Html:
-    return element("line", x1=x1, x2=x2, y1=y1, y2=y2, class_="grid")
-
-
-def _label(text: str, x: float, y: float, anchor: str) -> Html:
-    return element("text", text, x=x, y=y, text_anchor=anchor)
-
-
-def _circle(point: Point, x: Axis, y: Axis, to_x: _Scale, to_y: _Scale) -> Html:
-    place_x, place_y = point.place
-    told = element("title", f"{point.label}: {x.name} {x.shown(place_x)}, {y.name} {y.shown(place_y)}")
-    radius = 5.0 if point.kind == "best" else 3.5
-    return element("circle", told, cx=to_x(place_x), cy=to_y(place_y), r=radius, class_=point.kind)
-
-
-def _polyline(line: Line, to_x: _Scale, to_y: _Scale) -> Html:
-    """Of one place a dot, which a line would not show."""
-    if len(line.places) == 1:
-        x, y = line.places[0]
-        return element("circle", element("title", line.label), cx=to_x(x), cy=to_y(y), r=2.5, class_=line.kind)
-    way = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in line.places)
-    return element("polyline", element("title", line.label), points=way, class_=line.kind)
+def _in_a_page(svg: str, title: str) -> Html:
+    """Named, in the page's width, and with the values of a mark shown where the pointer is."""
+    hovered = _TOLD.sub(lambda found: f"{found[1]}><title>{found[2]}</title></path>", svg)
+    box, inside = re.fullmatch(r'<svg [^>]*(viewBox="[^"]*")>(.*)</svg>', hovered, re.DOTALL).groups()  # type: ignore[union-attr]
+    _, _, sides = box.partition('"')
+    name = element("title", title)
+    return element("svg", name, Html(inside), viewBox=sides.rstrip('"'), role="img", aria_label=title)
 
 
 def _lines_table(x: Axis, y: Axis, lines: Sequence[Line]) -> Html:
-    """A row a line, a column for each value of x."""
-    columns = sorted({place[0] for line in lines for place in line.places})
-    rows = [(line.label, *_at(line, columns, y.shown)) for line in lines]
-    return table((f"{y.name} by {x.name}", *map(x.shown, columns)), rows)
+    """A row for each value of x, a column a line; of many lines a row a line."""
+    places = sorted({place[0] for line in lines for place in line.places})
+    values = [dict(line.places) for line in lines]
+    if len(lines) > len(DASHES):
+        rows = [(line.label, *_at(each, places, y)) for line, each in zip(lines, values, strict=True)]
+        return table((f"{y.name} by {x.name}", *map(x.shown, places)), rows)
+    by_place = [(x.shown(place), *(_at(each, [place], y)[0] for each in values)) for place in places]
+    return table((x.name, *(line.label for line in lines)), by_place)
 
 
-def _at(line: Line, columns: Sequence[float], shown: Callable[[float], str]) -> list[str]:
-    values = dict(line.places)
-    return [shown(values[column]) if column in values else "" for column in columns]
-
-
-def _bar(bar: Bar, top: float, to_x: _Scale, axis: Axis, letters: int) -> list[Html]:
-    start, end = sorted((to_x(0), to_x(bar.value)))
-    told = element("title", f"{bar.label}: {axis.shown(bar.value)}")
-    label = bar.label if len(bar.label) <= letters else f"{bar.label[: letters - 1]}…"
-    drawn = [
-        element("text", label, x=to_x.start - 8, y=top + 16, text_anchor="end"),
-        element("rect", told, x=start, y=top + 5, width=max(end - start, 1.0), height=15, class_="plain"),
-    ]
-    if bar.half_width is None:
-        return drawn
-    low, high = map(to_x, _bar_ends(bar))
-    return [*drawn, element("line", x1=low, x2=high, y1=top + 12.5, y2=top + 12.5, class_="error")]
+def _at(values: Mapping[float, float], places: Sequence[float], y: Axis) -> list[str]:
+    return [y.shown(values[place]) if place in values else "" for place in places]

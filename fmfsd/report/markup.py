@@ -32,9 +32,12 @@ def _text(value: Attribute) -> str:
 
 
 def _escaped(text: str) -> str:
+    return html.escape(cleaned(text))
+
+
+def cleaned(text: str) -> str:
     """What no file or no page may hold becomes the sign for that."""
-    shown = "".join("\N{REPLACEMENT CHARACTER}" if _is_no_text(letter) else letter for letter in text)
-    return html.escape(shown)
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_no_text(letter) else letter for letter in text)
 
 
 def _is_no_text(letter: str) -> bool:

@@ -9,8 +9,8 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def is_share(metric: str) -> bool:
-    """Whether it is an accuracy, which files hold as a fraction and people read in percent."""
-    return metric.endswith("_top1")
+    """Whether it is an accuracy or an agreement, which files hold as fractions and people read in percent."""
+    return metric.endswith(("_top1", "_agreement"))
 
 
 def shown_metric(metric: str, value: float | None) -> str:
@@ -48,34 +48,3 @@ def shown_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Two to eight round numbers around low and high, a step of 1, 2 or 5 times a power of ten apart."""
-    if low == high:
-        low, high = low - (abs(low) / 10 or 1.0), high + (abs(high) / 10 or 1.0)
-    span = high - low
-    step = next(step for step in _steps(span / 5) if span / step <= 6)
-    step = max(step, 1.0) if whole else step
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    last = max(last, first + 1)
-    return [step * number for number in range(first, last + 1)]
-
-
-def _steps(about: float) -> list[float]:
-    power = 10.0 ** math.floor(math.log10(about))
-    return [power * factor for factor in (1, 2, 5, 10, 20)]
-
-
-def tick_labels(values: list[float], *, percent: bool = False) -> list[str]:
-    """As short as their distance allows, with one unit for all."""
-    if percent:
-        return [f"{text} %" for text in _equally_precise([100 * value for value in values])]
-    largest = max(map(abs, values))
-    factor, prefix = next(((factor, prefix) for factor, prefix in _PREFIXES if largest >= 10 * factor), (1.0, ""))
-    return [f"{text} {prefix}".rstrip() for text in _equally_precise([value / factor for value in values])]
-
-
-def _equally_precise(values: list[float]) -> list[str]:
-    digits = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
-    return [f"{value + 0.0:.{digits}f}" for value in values]

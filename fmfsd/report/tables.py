@@ -19,7 +19,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, marked: Itera
         for number, row in enumerate(rows)
     ]
     whole = element("table", element("thead", element("tr", *head)), element("tbody", *body))
-    return element("div", whole, class_="wide")
+    name = ", ".join(filter(None, header))
+    return element("div", whole, class_="wide", tabindex="0", role="region", aria_label=f"Table: {name}")
 
 
 def _kind(column: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,8 @@
-"""Pages: whole, well-formed, without a script, and with every number in reach of those who see no chart."""
+"""Pages: whole, well-formed, with no script but their own, and with every number in reach of those who see no chart."""
 
+import base64
+import hashlib
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fmfsd.report.charts import Axis, Bar, Line, Point, bars, plot
+from fmfsd.report.charts import MOST_PLACES, Axis, Bar, Line, Point, bars, plot, thinned
 from fmfsd.report.markup import Html, element
-from fmfsd.report.numbers import shown_difference, shown_duration, shown_metric, shown_value, tick_labels, ticks
+from fmfsd.report.numbers import shown_difference, shown_duration, shown_metric, shown_value
 from fmfsd.report.page import Section, page
 from fmfsd.report.tables import table
 
@@ -55,13 +58,17 @@ def test_a_page_is_whole_and_nothing_in_it_is_markup_that_came_from_outside() ->
     text = page(HOSTILE, HOSTILE, [Section("key", HOSTILE, inside)])
     tags = Tags(text)
     assert tags.open == []
-    assert not tags.seen & {"script", "img", "link", "iframe"}
+    assert not tags.seen & {"img", "link", "iframe"}
+    assert text.count("<script>") == 1
     text.encode()
 
 
 def test_a_page_asks_for_nothing_from_elsewhere() -> None:
     text = page("Title", "Lead", [Section("a", "A", element("p", "text"))])
     assert "default-src 'none'" in text
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.unescape(text)
     assert not re.search(r"https?:|url\(|@import", text)
     assert "prefers-color-scheme: dark" in text
 
@@ -70,11 +77,20 @@ def test_attributes_are_escaped() -> None:
     assert element("a", "b", href='"<', class_="c") == '<a href="&quot;&lt;" class="c">b</a>'
 
 
+def marks(svg: ElementTree.Element, kind: str) -> list[ElementTree.Element]:
+    return [each for each in svg.iter() if each.get("aria-roledescription") == kind]
+
+
+def place(mark: ElementTree.Element) -> tuple[float, float]:
+    x, y = re.findall(r"-?[0-9.]+", mark.attrib["transform"])
+    return float(x), float(y)
+
+
 def test_a_chart_names_itself_and_its_axes() -> None:
     svg = chart(plot("A front", MACS, TOP1, points=[Point("0001", (6e8, 0.61)), Point("0002", (7e8, 0.68))]))
     assert (svg.get("aria-label"), svg.findtext("title"), svg.get("role")) == ("A front", "A front", "img")
-    assert {"cost/train_macs", "valid/deepest_top1", "600 M", "62 %"} <= set(texts(svg))
-    assert [each.findtext("title") for each in svg.iter("circle")] == [
+    assert {"cost/train_macs", "valid/deepest_top1", "600M", "62%"} <= set(texts(svg))
+    assert [each.findtext("title") for each in marks(svg, "circle")] == [
         "0001: cost/train_macs 600 M, valid/deepest_top1 61.00 %",
         "0002: cost/train_macs 700 M, valid/deepest_top1 68.00 %",
     ]
@@ -83,16 +99,35 @@ def test_a_chart_names_itself_and_its_axes() -> None:
 def test_places_are_to_scale() -> None:
     """Half-way between its neighbours, and upwards is more."""
     points = [Point(str(x), (x, y)) for x, y in ((0, 0.0), (5, 0.5), (10, 1.0))]
-    circles = list(chart(plot("", Axis("x"), Axis("y"), points=points)).iter("circle"))
-    low, middle, high = ([float(each.attrib[name]) for name in ("cx", "cy")] for each in circles)
+    low, middle, high = map(place, marks(chart(plot("", Axis("x"), Axis("y"), points=points)), "circle"))
     assert middle == pytest.approx([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2], abs=0.01)
     assert high[1] < low[1]
 
 
 def test_what_stands_out_is_drawn_last() -> None:
     lines = [Line("best", [(1, 1), (2, 2)], "best"), Line("pale", [(1, 2), (2, 2)], "pale")]
-    drawn = chart(plot("", Axis("x"), Axis("y"), lines=lines)).iter("polyline")
-    assert [each.get("class") for each in drawn] == ["pale", "best"]
+    drawn = marks(chart(plot("", Axis("x"), Axis("y"), lines=lines)), "line mark")
+    assert [each.findtext("title") for each in drawn] == ["pale", "best"]
+
+
+def test_series_differ_in_colour_and_in_dashes_are_named_and_carry_their_bands() -> None:
+    places = [(1.0, 0.2), (2.0, 0.4)]
+    lines = [Line(f"head{number}", places, "series", [(0.1, 0.3), (0.3, 0.5)]) for number in range(10)]
+    svg = chart(plot("", Axis("epoch", whole=True), TOP1, lines=lines))
+    drawn = marks(svg, "line mark")
+    assert {each.attrib["stroke"] for each in drawn} == {f"var(--series-{number})" for number in range(8)}
+    assert len({(each.attrib["stroke"], each.get("stroke-dasharray")) for each in drawn}) == 8
+    assert {line.label for line in lines} <= set(texts(svg))
+    assert sum("fill-opacity" in each.attrib or each.get("opacity") == "0.18" for each in svg.iter()) >= len(lines)
+
+
+def test_long_lines_are_thinned_and_keep_their_ends_and_extremes() -> None:
+    places = [(float(x), float((x * 7919) % 10_007)) for x in range(10_000)]
+    line = thinned(Line("long", places))
+    assert len(line.places) <= MOST_PLACES + 2
+    lowest, highest = min(places, key=lambda at: at[1]), max(places, key=lambda at: at[1])
+    assert {places[0], places[-1], lowest, highest} <= set(line.places)
+    assert thinned(Line("short", places[:10])).places == places[:10]
 
 
 def test_every_number_of_a_chart_stands_in_a_table_too() -> None:
@@ -101,45 +136,19 @@ def test_every_number_of_a_chart_stands_in_a_table_too() -> None:
     )
     rows = re.findall(r"<tr>(.*?)</tr>", text)
     assert [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows] == [
-        ["valid/deepest_top1 by epoch", "1", "2"],
-        ["0001", "50.00 %", "62.50 %"],
-        ["0002", "25.00 %", ""],
+        ["epoch", "0001", "0002"],
+        ["1", "50.00 %", "25.00 %"],
+        ["2", "62.50 %", ""],
     ]
 
 
 def test_bars_begin_at_0_and_carry_their_intervals() -> None:
     svg = chart(bars("", Axis("change"), [Bar("up", 2.0, 1.0), Bar("down", -1.0)]))
-    zero = float(next(each for each in svg.iter("line") if each.get("class") == "zero").attrib["x1"])
-    up, down = svg.iter("rect")
-    (interval,) = (each for each in svg.iter("line") if each.get("class") == "error")
-    assert float(up.attrib["x"]) == zero
-    assert float(down.attrib["x"]) + float(down.attrib["width"]) == pytest.approx(zero, abs=0.02)
-    middle = (float(interval.attrib["x1"]) + float(interval.attrib["x2"])) / 2
-    assert middle == pytest.approx(zero + float(up.attrib["width"]), abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (0.413, 0.447, [0.41, 0.42, 0.43, 0.44, 0.45]),
-        (5.0, 5.0, [4.4, 4.6, 4.8, 5.0, 5.2, 5.4, 5.6]),
-        (-1.2, 2.9, [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]),
-        (0.0, 0.0, [-1.0, -0.5, 0.0, 0.5, 1.0]),
-    ],
-)
-def test_ticks_are_round_and_around_all_values(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
-
-
-def test_counts_have_no_ticks_between_them() -> None:
-    assert ticks(1, 2, whole=True) == [1, 2]
-
-
-def test_labels_are_as_precise_as_their_distance() -> None:
-    assert tick_labels([0.41, 0.415, 0.42], percent=True) == ["41.0 %", "41.5 %", "42.0 %"]
-    assert tick_labels([2e8, 4e8, 6e8]) == ["200 M", "400 M", "600 M"]
-    assert tick_labels([0, 5, 10]) == ["0", "5", "10"]
+    up, down = ([float(each) for each in re.findall(r"-?[0-9.]+", mark.attrib["d"])] for mark in marks(svg, "bar"))
+    assert [mark.findtext("title") for mark in marks(svg, "bar")] == ["up: 2", "down: -1"]
+    ends_of_up, ends_of_down = ({each[0], each[0] + each[2]} for each in (up, down))
+    assert len(ends_of_up & ends_of_down) == 1, "both begin at 0"
+    assert len(marks(svg, "rule mark")) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""How long the pages of 100 runs and of a search of 1,000 trials take to write, and how large they are.
+
+python -m tests.benchmarks.report [--runs 100] [--trials 1000]
+"""
+
+import argparse
+import json
+import logging
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fmfsd.comms import SoloComms
+from fmfsd.config import DataConfig
+from fmfsd.data.prepare import prepare
+from fmfsd.report.sweep_page import sweep_page
+from fmfsd.report.written import write_report
+from fmfsd.rundir import RunDir
+from tests.benchmarks.table import print_table
+from tests.helpers.official import write_official
+from tests.helpers.runs import make_run, tiny_config, train_run
+
+EPOCHS = 200
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=1000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = made_runs(Path(scratch), asked.runs)
+        rows = [timed("one run", folders[:1], Path(scratch) / "one.html")]
+        rows.append(timed(f"{asked.runs} runs of {EPOCHS} epochs", folders, Path(scratch) / "all.html"))
+        rows.append(of_sweep(asked.trials))
+    print_table(("page", "seconds", "MiB"), rows)
+
+
+def timed(what: str, folders: list[Path], out: Path) -> tuple[str, str, str]:
+    start = time.perf_counter()
+    write_report(folders, out)
+    return what, f"{time.perf_counter() - start:.2f}", f"{out.stat().st_size / 2**20:.2f}"
+
+
+def made_runs(root: Path, count: int) -> list[Path]:
+    """Copies of one that was trained, with EPOCHS epochs of records; five seeds a config."""
+    source = write_official(root / "source", "cifar10", train=256, test=64)
+    prepare(DataConfig(name="cifar10", root=str(root)), source=source, fetch=False, report=lambda *_: None)
+    first = make_run(root / "first", tiny_config(root, "train.max_steps=4", "optim.milestones=[]"))
+    train_run(SoloComms(), first.path)
+    return [one_of(first, root / f"run{number:03d}", number) for number in range(count)]
+
+
+def one_of(first: RunDir, folder: Path, number: int) -> Path:
+    copy = RunDir(shutil.copytree(first.path, folder))
+    config = yaml.safe_load(copy.config.read_text())
+    config["seed"], config["distill"]["alpha"] = number % 5, round(0.1 + number // 5 / 100, 2)
+    copy.config.write_text(yaml.safe_dump(config))
+    lines = [json.loads(line) for line in copy.metrics.read_text().splitlines()]
+    last = {line["split"]: line for line in lines}
+    drawn = random.Random(number)
+    records = [
+        {name: value * drawn.uniform(0.9, 1.1) if isinstance(value, float) else value for name, value in line.items()}
+        | {"epoch": epoch, "step": 100 * epoch, "time": 10.0 * epoch}
+        for epoch in range(1, EPOCHS + 1)
+        for line in last.values()
+    ]
+    copy.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def of_sweep(trials: int) -> tuple[str, str, str]:
+    content = search(trials)
+    start = time.perf_counter()
+    text = sweep_page(content, "parameters: {}\n")
+    return f"a search of {trials} trials", f"{time.perf_counter() - start:.2f}", f"{len(text) / 2**20:.2f}"
+
+
+def search(trials: int) -> dict[str, Any]:
+    """As sweep.json has it, of finished trials with EPOCHS reports each."""
+    drawn, metric = random.Random(0), "valid/deepest_top1"
+    made: list[dict[str, Any]] = []
+    for number in range(trials):
+        top1, name = drawn.random(), f"{number:04d}"
+        reports = [{"epoch": epoch, metric: top1 * epoch / EPOCHS} for epoch in range(1, EPOCHS + 1)]
+        values = {"distill.alpha": drawn.random(), "optim.lr": drawn.random()}
+        about = {"state": "finished", "repeats": None, "epochs": EPOCHS, "seconds": 60.0, "cause": "", "command": ""}
+        made.append({"name": name, **about, "metrics": {metric: top1}, "values": values, "reports": reports})
+    best = max(made, key=lambda trial: trial["metrics"][metric])
+    chosen = {"trial": best["name"], "metrics": best["metrics"], "values": best["values"], "command": "fmfsd-launch"}
+    counts = {"finished": trials, "pruned": 0, "failed": 0, "asked": 0, "repeated": 0}
+    return {
+        "folder": "search",
+        "options": {"metrics": [metric], "modes": ["max"], "search": "random"},
+        "counts": counts,
+        "trials": made,
+        "best": chosen,
+        "front": [best["name"]],
+        "confirmations": [],
+        "tested": {},
+        "importances": [],
+        "effects": [],
+        "space": {"parameters": {"distill.alpha": {}, "optim.lr": {}}},
+        "versions": {},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The report page as a person has it: Debian's Chromium opens it from disk, clicks, types, prints."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from fmfsd.comms import SoloComms
+from fmfsd.files import write_json
+from fmfsd.report.written import write_report
+from fmfsd.rundir import RunDir
+from tests.helpers.browser import MISSING, complaints, narrowed, opened, prefer, requests
+from tests.helpers.runs import make_run, tiny_config, train_run
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
+
+CONTRAST = """
+const lightness = ([r, g, b]) => [r, g, b].map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const parts = text => text.match(/[\\d.]+/g).map(Number);
+const behind = element => {
+  for (let each = element; each; each = each.parentElement) {
+    const found = parts(getComputedStyle(each).backgroundColor);
+    if (found.length < 4 || found[3] > 0) return found;
+  }
+};
+return [...document.querySelectorAll("h1, h2, p, a, th, td, summary, svg text, figcaption")]
+  .filter(each => each.textContent.trim() && each.getClientRects().length && !each.classList.contains("skip"))
+  .map(each => {
+    const style = getComputedStyle(each), colour = each.closest("svg") ? style.fill : style.color;
+    const [a, b] = [lightness(parts(colour)), lightness(behind(each))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), each.tagName, each.textContent.slice(0, 40)];
+  }).sort((one, other) => one[0] - other[0])[0];
+"""
+UNDRAWN = """
+return [...document.querySelectorAll("svg")].filter(svg => {
+  const marks = [...svg.querySelectorAll("[role=graphics-symbol]")];
+  const seen = marks.some(each => each.getBBox().width + each.getBBox().height > 0);
+  return !seen || svg.getBoundingClientRect().width < 200;
+}).map(svg => svg.getAttribute("aria-label"));
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    changes = ("train.max_steps=6", "train.evaluate_every=2 steps", "train.log_every=1 step", "optim.milestones=[]")
+    run = make_run(tmp_path_factory.mktemp("paged") / "run", tiny_config(tiny_root, *changes))
+    train_run(SoloComms(), run.path)
+    write_json(run.attempt(1), {"attempt": 1, "state": "finished", "workers": 1, "started": 10.0, "ended": 12.5})
+    write_json(run.manifest, {"started": 9.0})
+    return run
+
+
+@pytest.fixture(scope="module")
+def browser(run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    page = write_report([run.path], tmp_path_factory.mktemp("page") / "report.html")
+    with opened(page, tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+    if (kept := os.environ.get("FMFSD_ARTEFACTS")) is not None:
+        shutil.copy(page, Path(kept) / "run-report.html")
+
+
+def test_it_opens_from_disk_without_a_word_in_the_console_and_asks_nobody(browser: webdriver.Chrome) -> None:
+    assert complaints(browser) == []
+    assert set(requests(browser)) == {browser.current_url}
+    assert browser.current_url.startswith("file://")
+
+
+def test_every_chart_is_drawn_and_every_picture_loaded(browser: webdriver.Chrome) -> None:
+    assert len(browser.find_elements(By.TAG_NAME, "svg")) >= 5
+    assert browser.execute_script(UNDRAWN) == []
+    loaded = "return [...document.images].map(image => image.complete && image.naturalWidth > 0 && image.alt !== '')"
+    pictures = browser.execute_script(loaded)
+    assert len(pictures) > 20
+    assert all(pictures)
+
+
+def column(browser: webdriver.Chrome, number: int) -> list[str]:
+    rows = browser.find_elements(By.CSS_SELECTOR, "#test tbody tr")
+    return [row.find_elements(By.TAG_NAME, "td")[number].text for row in rows]
+
+
+def test_a_table_is_sorted_by_click_and_by_keyboard(browser: webdriver.Chrome) -> None:
+    heads, top1 = browser.find_elements(By.CSS_SELECTOR, "#test th button")[:2]
+    before = column(browser, 1)
+    heads.click()
+    assert column(browser, 1) == sorted(before)
+    heads.send_keys(Keys.ENTER)
+    assert column(browser, 1) == sorted(before, reverse=True)
+    top1.send_keys(Keys.SPACE)
+    values = [float(each.removesuffix(" %")) for each in column(browser, 2)]
+    assert values == sorted(values)
+    sorted_by = browser.find_elements(By.CSS_SELECTOR, "#test th[aria-sort]")
+    assert [(each.text.split()[0], each.get_attribute("aria-sort")) for each in sorted_by] == [("top-1", "ascending")]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_by_day_and_by_night(scheme: str, browser: webdriver.Chrome) -> None:
+    prefer(browser, scheme)
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(253, 253, 252)") == (scheme == "light")
+    worst = browser.execute_script(CONTRAST)
+    assert worst[0] >= 4.5, worst
+    if (kept := os.environ.get("FMFSD_ARTEFACTS")) is not None:
+        browser.get_screenshot_as_file(str(Path(kept) / f"run-report-{scheme}.png"))
+
+
+def test_it_fits_a_telephone(browser: webdriver.Chrome) -> None:
+    narrowed(browser, 360)
+    widths = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    narrowed(browser, 1000)
+    assert widths[0] <= widths[1]
+
+
+def test_it_can_be_walked_without_eyes_or_mouse(browser: webdriver.Chrome) -> None:
+    levels = [int(each.tag_name[1]) for each in browser.find_elements(By.CSS_SELECTOR, "h1, h2, h3")]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    unnamed = "svg:not([aria-label]), th:not([scope]), img:not([alt]), html:not([lang])"
+    assert browser.find_elements(By.CSS_SELECTOR, unnamed) == []
+    browser.refresh()
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    assert browser.switch_to.active_element.text == "Skip to the content"
+
+
+def test_it_prints(browser: webdriver.Chrome) -> None:
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert len(printed) > 20_000

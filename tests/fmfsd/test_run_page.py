@@ -1,0 +1,134 @@
+"""A run's page: from files alone, of whatever state, of several runs, and whole."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fmfsd.cli import app
+from fmfsd.comms import SoloComms
+from fmfsd.files import write_json
+from fmfsd.report.groups import grouped, interval, mean_line
+from fmfsd.report.run_files import read_run
+from fmfsd.report.written import write_report
+from fmfsd.rundir import RunDir
+from tests.helpers.runs import make_run, tiny_config, train_run
+
+SHORT = ("train.max_steps=4", "train.evaluate_every=2 steps", "train.log_every=1 step", "optim.milestones=[]")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = make_run(tmp_path_factory.mktemp("reported") / "run", tiny_config(tiny_root, *SHORT))
+    train_run(SoloComms(), run.path)
+    return run
+
+
+def copied(run: RunDir, folder: Path, seed: int = 0, alpha: float | None = None) -> RunDir:
+    """With another seed or weight in its config."""
+    copy = RunDir(shutil.copytree(run.path, folder))
+    config = yaml.safe_load(copy.config.read_text())
+    config["seed"] = seed
+    config["distill"]["alpha"] = config["distill"]["alpha"] if alpha is None else alpha
+    copy.config.write_text(yaml.safe_dump(config))
+    return copy
+
+
+def reported(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["report", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def sections(page: Path) -> list[str]:
+    return re.findall(r'<section id="(\w+)">', page.read_text())
+
+
+def test_the_page_of_a_run_has_every_part_and_its_numbers(run: RunDir) -> None:
+    code, shown, _ = reported(run.path)
+    page = run.path / "report.html"
+    assert (code, shown.strip()) == (0, str(page))
+    of_heads = ["calibration", "confusion", "attention", "agreement"]
+    assert sections(page) == ["runs", "test", "curves", *of_heads, "speed", "config"]
+    text = page.read_text()
+    last = [json.loads(line) for line in run.metrics.read_text().splitlines()][-1]
+    assert f"{100 * last['deepest_top1']:.2f} %" in text
+    assert len(text) < 3_000_000
+    assert reported(run.path)[0] == 0, "a page of ours makes room for the next"
+
+
+def test_a_run_in_any_state_has_a_page(run: RunDir, tmp_path: Path) -> None:
+    torn = copied(run, tmp_path / "torn")
+    torn.metrics.write_bytes(torn.metrics.read_bytes()[:-20])
+    torn.evaluation("test").write_text("{")
+    for look in torn.all_attention():
+        look.write_text("")
+    assert reported(torn.path)[0] == 0
+    assert {"calibration", "attention"} & set(sections(torn.path / "report.html")) == set()
+    bare = RunDir(tmp_path / "bare")
+    bare.path.mkdir()
+    shutil.copy(run.config, bare.config)
+    assert reported(bare.path)[0] == 0
+    assert "not started" in (bare.path / "report.html").read_text()
+
+
+def test_a_failed_run_says_why(run: RunDir, tmp_path: Path) -> None:
+    failed = copied(run, tmp_path / "failed")
+    write_json(failed.outcome, {"state": "failed", "cause": "rank 1 <was> killed", "step": 2})
+    write_json(failed.manifest, {"started": 100.0, "launches": [{"command": ["fmfsd-launch", "smoke"]}]})
+    write_json(failed.attempt(1), {"attempt": 1, "state": "failed", "cause": "lost", "started": 101.0, "ended": 102.0})
+    write_json(failed.attempt(2), {"attempt": 2, "state": "failed", "cause": "lost", "started": 103.0, "ended": None})
+    assert reported(failed.path)[0] == 0
+    text = (failed.path / "report.html").read_text()
+    assert "rank 1 &lt;was&gt; killed" in text
+    assert "start 1 failed" in text
+    assert "fmfsd-launch smoke" in text
+
+
+def test_runs_that_differ_by_their_seed_are_one_line_with_a_band(run: RunDir, tmp_path: Path) -> None:
+    others = [copied(run, tmp_path / f"seed{seed}", seed=seed) for seed in (1, 2)]
+    records = [json.loads(line) for line in others[0].metrics.read_text().splitlines()]
+    raised = [{**record, "loss": record["loss"] + 1} for record in records]
+    others[0].metrics.write_text("".join(json.dumps(record) + "\n" for record in raised))
+    runs = [read_run(each.path) for each in (run, *others, copied(run, tmp_path / "other", alpha=0.5))]
+    seeds, other = grouped(runs)
+    assert [len(seeds.runs), len(other.runs)] == [3, 1]
+    weight = read_run(run.path).values["distill.alpha"]
+    assert (seeds.label, other.label) == (f"distill.alpha {weight}", "distill.alpha 0.5")
+    line = mean_line("loss", seeds, "train", "loss")
+    assert line is not None
+    for (_, mean), (low, high) in zip(line.places, line.band, strict=True):
+        assert [high - low, mean - low] == pytest.approx([1, 1 / 3])
+    page = write_report([each.run.path for each in runs], tmp_path / "all.html")
+    assert "distill.alpha 0.5" in page.read_text()
+    assert "bands reach from the least to the most" in page.read_text()
+
+
+def test_what_is_no_run_or_in_the_way_is_told(run: RunDir, tmp_path: Path) -> None:
+    code, shown, errors = reported(tmp_path)
+    assert (code, shown) == (3, "")
+    assert "no folder of a run" in errors
+    (tmp_path / "notes.html").write_text("mine")
+    code, _, errors = reported(run.path, "--out", tmp_path / "notes.html")
+    assert (code, (tmp_path / "notes.html").read_text()) == (3, "mine")
+    assert "no page of ours" in errors
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    assert reported(run.path, tmp_path / "sweep")[0] == 2
+
+
+def test_it_needs_no_torch(run: RunDir) -> None:
+    program = "import sys; sys.modules['torch'] = None; from fmfsd.cli import app; app(['report', sys.argv[1]])"
+    done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_intervals_are_wilsons() -> None:
+    """Of 50 of 100: the value of Wilson's formula as in Newcombe 1998, table I's method 3."""
+    assert interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)

@@ -1,0 +1,56 @@
+"""A page as a person has it: opened from disk in Debian's Chromium, without a window."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MISSING = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIVER)) if path is None]
+
+
+@contextmanager
+def opened(page: Path, scratch: Path, width: int = 1000) -> Iterator[webdriver.Chrome]:
+    """`scratch` is the browser's own folder."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"user-data-dir={scratch}"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    try:
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen(width))
+        driver.get(page.as_uri())
+        yield driver
+    finally:
+        driver.quit()
+
+
+def _screen(width: int) -> dict[str, Any]:
+    return {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+
+
+def narrowed(driver: webdriver.Chrome, width: int) -> None:
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen(width))
+
+
+def prefer(driver: webdriver.Chrome, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def complaints(driver: webdriver.Chrome) -> list[str]:
+    """What the console says: errors, and what the page's own policy has forbidden."""
+    return [entry["message"] for entry in driver.get_log("browser")]
+
+
+def requests(driver: webdriver.Chrome) -> list[str]:
+    """All addresses that were asked for, but for data in the page itself and the parts of the browser."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [url for url in sent if not url.startswith(("data:", "chrome:"))]
