@@ -24,7 +24,7 @@ NO_KEY = "a" * 40
 
 
 class Broken:
-    """A tracker that shows `takes` records and then does as `end` does."""
+    """Shows `takes` records; then it waits for `wait`, or raises."""
 
     def __init__(self, takes: int, wait: Event | None = None) -> None:
         self.left, self.wait = takes, wait
