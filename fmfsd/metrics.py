@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,21 @@ class MetricsLog:
 
     def __init__(self, path: Path | None, started: float) -> None:
         self._path, self._started, self.records = path, started, 0
+        self.show: Callable[[Mapping[str, Any]], None] = _nobody
+        """Called with each record of the file: with those that are kept, and then with each that is added."""
         self._descriptor: int | None = None
 
     def keep(self, records: int) -> None:
         """Forget all but the first `records` records: those after the checkpoint that a run goes on from."""
         self.records = records
-        if self._path is not None:
-            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-            with _reported(self._path):
-                write_whole(self._path, b"".join(lines[:records]))
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        if self._path is None:
+            return
+        lines = self._path.read_bytes().splitlines(keepends=True)[:records] if self._path.exists() else []
+        with _reported(self._path):
+            write_whole(self._path, b"".join(lines))
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        for line in lines:
+            self.show(json.loads(line))
 
     def write(self, *, step: int, epoch: int, split: str, **values: float) -> None:
         """Add a record, which survives a power loss. RunFailedError if it can't be written."""
@@ -67,11 +72,16 @@ class MetricsLog:
             while line:
                 line = line[os.write(self._descriptor, line) :]
             os.fsync(self._descriptor)
+        self.show(record)
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _nobody(record: Mapping[str, Any]) -> None:
+    pass
 
 
 @contextmanager

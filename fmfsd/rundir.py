@@ -110,6 +110,15 @@ class RunDir:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        """What W&B knows this run by; beside it lies what W&B itself writes."""
+        return self.path / "wandb" / "id"
+
     def evaluation(self, split: str) -> Path:
         """What the network could do on a split when it was last looked at."""
         return self.path / "evaluation" / f"{split}.json"

@@ -33,6 +33,7 @@ from fmfsd.reduction import StepReduction
 from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import SaveClock
 from fmfsd.trace import WrittenTrace
+from fmfsd.trackers import Trackers, build_trackers
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def train(
     exact_arithmetic(deterministic=config.train.deterministic)
     progress.show("connect", step=0)
     stop = StopFlag(run.stop_request if world.is_main else None)
-    with stop, connect(world, device, timeout_s=timeout_s) as comms:
+    trackers = build_trackers(run, config, _started(run.manifest), warn=progress.warn) if world.is_main else Trackers()
+    with stop, trackers, connect(world, device, timeout_s=timeout_s) as comms:
         progress.calls = lambda: (comms.activity.calls, comms.activity.waiting)
         progress.show("setup", step=0)
         _require_alike(comms, config)
@@ -67,6 +69,7 @@ def train(
             try_out(comms, world, device, warn=progress.warn)
         loop = build_loop(run, config, comms, device, stop, progress, fence)
         loop.trace = WrittenTrace(run, world.rank) if traced else loop.trace
+        loop.metrics.show = trackers.show
         with closing(loop):
             state = _run(loop)
             best = loop.checkpoints.best_score()

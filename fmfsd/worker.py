@@ -1,6 +1,5 @@
 """A worker's first and last acts, before torch is imported and after the training: ties, log file, crash file."""
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -19,9 +18,9 @@ from fmfsd.fence import Fence
 from fmfsd.files import read_json, write_json
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
+from fmfsd.ties import tie_to_parent
 from fmfsd.world import World
 
-_PR_SET_PDEATHSIG = 1
 DUMP_SIGNAL = signal.SIGUSR2
 """Makes a worker write every thread's Python stack into its log, even in the midst of a hanging call."""
 
@@ -62,26 +61,6 @@ class Circumstances:
             preflight=environment.get("FMFSD_PREFLIGHT") == "1",
             traced=environment.get("FMFSD_TRACE") == "1",
         )
-
-
-def tie_to_parent(agent: int | None, *, has_starter: bool = True) -> None:
-    """Make the kernel end this process when its parent does, the starter or agent: a killed torchrun leaves orphans.
-
-    The parent may have ended already; then the agent is not where it should be, and this one ends too.
-    """
-    if agent is None:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if (_parent_of(os.getppid()) if has_starter else os.getppid()) != agent:
-        raise SystemExit("what has started this worker is gone, so it ends too")
-
-
-def _parent_of(pid: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
 
 
 def redirect_output(run: RunDir, world: World, attempt: int) -> None:

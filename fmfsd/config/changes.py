@@ -18,10 +18,11 @@ MAY_CHANGE = frozenset(
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
         "checkpoint.keep",
+        "tracker",
     }
 )
-"""Keys that decide how long, how often and where from (the images themselves are told by their sum), and not what
-becomes of a step. Every other key is the run's own: with another value it would be another run."""
+"""Keys that decide how long, how often, where from (the images themselves are told by their sum) and who is shown it,
+not what becomes of a step. Every other key is the run's own: with another value it would be another run."""
 ENGINE = "engine."
 """The engine may change too: a checkpoint is the same whoever made the step."""
 

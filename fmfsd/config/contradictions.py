@@ -191,6 +191,12 @@ def _engine(config: TrainConfig) -> Found:
         yield "train.precision", "ZeRO steps in fp32, found fp64: set engine.zero_stage 0, engine.name torch, or fp32"
 
 
+def _tracker(config: TrainConfig) -> Found:
+    for name in dict.fromkeys(config.tracker):
+        if (times := config.tracker.count(name)) > 1:
+            yield "tracker", f"{name} stands there {times} times: once is enough"
+
+
 _BATCHES = ("data.shards", "train.batch", "train.micro_batch")
 _LENGTH = (*_BATCHES, "data.name", "data.valid", "train.epochs")
 _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
@@ -208,6 +214,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _test: ("data.valid", "train.evaluate_test"),
     _nesterov: ("optim.momentum", "optim.nesterov"),
     _engine: ("engine", "train.precision"),
+    _tracker: ("tracker",),
 }
 """Each check, and the keys that it reads."""
 _CHECKS_OF_LENGTH: dict[Callable[[TrainConfig, int], Found], tuple[str, ...]] = {

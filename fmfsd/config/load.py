@@ -194,8 +194,11 @@ class _Draft:
     def _drop(self, paths: Iterable[KeyPath]) -> None:
         """Take out these sections and fields of sections."""
         for path in paths:
-            inside = self.content if len(path) == 1 else self.content[path[0]]
-            del inside[path[-1]]
+            section = self.content.get(path[0])
+            if len(path) > 1 and isinstance(section, dict):
+                del section[path[-1]]
+            else:
+                self.content.pop(path[0], None)
 
     def described(self, error: ValidationError) -> Iterator[Problem]:
         by_path: dict[KeyPath, list[ErrorDetails]] = {}

@@ -269,6 +269,8 @@ class TrainConfig(Section):
     train: LoopConfig = LoopConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    tracker: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Who is shown the records too, beside metrics.jsonl. One that fails is a warning."""
 
     @property
     def branches(self) -> Literal["auto"] | tuple[str, ...]:

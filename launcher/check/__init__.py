@@ -6,7 +6,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.rundir import RunDir
-from launcher.check import of_data, of_deepspeed, of_hosts, of_machine, of_memory, of_run
+from launcher.check import of_data, of_deepspeed, of_hosts, of_machine, of_memory, of_run, of_trackers
 from launcher.check.of_data import is_prepared as is_prepared
 from launcher.check.of_data import total_steps as total_steps
 from launcher.config import LaunchConfig
@@ -51,6 +51,7 @@ def require_sound(
         *of_data.other_than_before(config, run),
         *of_hosts.other_data(config, survey),
         *of_hosts.other_timm(config, survey),
+        *of_trackers.missing(config),
     ]
     if wrong:
         raise ConfigError([*wrong, *missing])

@@ -32,7 +32,7 @@ class Guard:
 GUARDS = (
     Guard(
         "a worker dies with its starter",
-        "fmfsd/worker.py",
+        "fmfsd/ties.py",
         "    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
         "",
         "tests/end_to_end/test_endings.py::test_a_kill_ends_everything_and_the_cause_is_named[agent]",

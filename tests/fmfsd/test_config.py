@@ -179,6 +179,7 @@ CHANGED = [
     "checkpoint.every_steps=5",
     "checkpoint.every_minutes=0.5",
     "checkpoint.keep=9",
+    "tracker=[tensorboard]",
     "engine.name=deepspeed",
     "engine.zero_stage=2",
     "engine.offload=true",

@@ -96,6 +96,8 @@ BAD_FILES = {
         "data: {name: mnist}",
         ["data.name: expected 'cifar10', 'cifar100', 'synthetic10', 'synthetic100' or 'folder'"],
     ),
+    "tracker": ("tracker: [tensorbord]", ["tracker.0: expected 'tensorboard' or 'wandb'; found 'tensorbord'"]),
+    "tracker twice": ("tracker: [wandb, wandb]", ["tracker: wandb stands there 2 times: once is enough"]),
     "negative seed": ("seed: -1", ["seed: expected greater than or equal to 0"]),
     "large seed": ("seed: 9223372036854775808", ["seed: expected less than 9223372036854775808"]),
     "shards 0": ("data: {shards: 0}", ["data.shards: expected greater than 0"]),

@@ -46,11 +46,11 @@ def prefer(driver: webdriver.Chrome, scheme: str) -> None:
 
 def complaints(driver: webdriver.Chrome) -> list[str]:
     """What the console says: errors, and what the page's own policy has forbidden."""
-    return [entry["message"] for entry in driver.get_log("browser")]
+    return [entry["message"] for entry in driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
 
 def requests(driver: webdriver.Chrome) -> list[str]:
     """All addresses that were asked for, but for data in the page itself and the parts of the browser."""
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]  # type: ignore[no-untyped-call]
     sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     return [url for url in sent if not url.startswith(("data:", "chrome:"))]

@@ -1,0 +1,69 @@
+"""A W&B run, fed through a process that can be killed: W&B itself may wait for an unreachable server for long."""
+
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
+from types import TracebackType
+from typing import Any, Self
+
+from fmfsd.errors import FmfsdError
+from fmfsd.files import write_whole
+from fmfsd.rundir import RunDir
+from fmfsd.trackers.base import Record
+from fmfsd.trackers.feed import CLOSING_S
+
+MARGIN_S = 1.0
+"""Before whoever closes this gives up, too."""
+
+
+class WandbError(FmfsdError):
+    """W&B did not take the records."""
+
+
+class WandbRun:
+    """Starts the process, writes records to it, a line each, and at the end waits for it or kills it."""
+
+    def __init__(self, run: RunDir, config: dict[str, Any]) -> None:
+        self._run, self._config = run, config
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "fmfsd.trackers.wandb_process", str(os.getpid())]
+        self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True)
+        folder = str(self._run.path)
+        self._write(
+            {"id": _lasting_id(self._run.wandb_id), "name": self._run.path.name, "dir": folder, "config": self._config}
+        )
+        return self
+
+    def show(self, record: Record) -> None:
+        self._write(record)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            said, _ = self._process.communicate(timeout=CLOSING_S - MARGIN_S)
+        except TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise WandbError(f"W&B has not taken all records {CLOSING_S - MARGIN_S:g} s after the run's end") from None
+        if self._process.returncode:
+            raise WandbError(said.strip() or f"its process ended with {self._process.returncode}")
+
+    def _write(self, content: Record) -> None:
+        """A process that has ended is found out at the exit, which knows its words."""
+        try:
+            print(json.dumps(content), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise WandbError("W&B's process takes no more records") from None
+
+
+def _lasting_id(path: Path) -> str:
+    """One for all starts of a run."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        write_whole(path, secrets.token_hex(8).encode())
+    return path.read_text()

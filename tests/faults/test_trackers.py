@@ -1,0 +1,57 @@
+"""Trackers of real runs: a worker that is killed, and a server that never answers."""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.helpers.faulty import Moment, faulty
+from tests.helpers.processes import Launched, launched, wait_until
+from tests.helpers.runs import small_arguments
+from tests.helpers.tracked import in_float32, in_tensorboard, in_wandb, points
+
+
+def holds_once(moment: Moment) -> None:
+    if moment.at == (1, 0, 6):
+        moment.hold()
+
+
+def wandb_core(run: Launched) -> psutil.Process | None:
+    """W&B's own process."""
+    return next((each for each in run.everything() if each.name() == "wandb-core"), None)
+
+
+def test_a_killed_run_is_shown_as_one_that_was_not(tiny_root: Path, tmp_path: Path) -> None:
+    """And nothing of W&B outlives the worker."""
+    fault = faulty(tmp_path / "fault", holds_once)
+    asked = (*small_arguments(tiny_root), "--set", "tracker=[tensorboard, wandb]", "--env", "WANDB_MODE=offline")
+    with launched(tmp_path, "run", asked, env=fault.env) as run:
+        wait_until(fault.held(attempt=1, rank=0).exists, "step 6")
+        core = wait_until(lambda: wandb_core(run), "W&B's process")
+        run.worker(0).kill()
+        psutil.wait_procs([core], timeout=5)
+        assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE
+        code, output = run.end()
+    assert (code, run.run.last_attempt(), "warning: tracker" in output) == (0, 2, False), output
+    assert in_tensorboard(run.run) == in_float32(points(run.run))
+    assert in_wandb(run.run) == points(run.run)
+
+
+def test_a_server_that_never_answers_is_a_warning_after_the_outcome(tiny_root: Path, tmp_path: Path) -> None:
+    """Within the 10 s that trackers have."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        url = f"WANDB_BASE_URL=http://127.0.0.1:{server.getsockname()[1]}"
+        key = ("--env", f"WANDB_API_KEY={'canary' * 7}")
+        asked = (*small_arguments(tiny_root), "--set", "tracker=[wandb]", "--env", url, *key)
+        with launched(tmp_path, "run", asked) as run:
+            wait_until(run.run.outcome.exists, "the outcome")
+            written = time.monotonic()
+            code, output = run.end()
+    assert code == 0, output
+    assert time.monotonic() - written < 15
+    assert "warning: tracker wandb shows no more: W&B has not taken all records 9 s after the run's end" in output
+    assert json.loads(run.run.outcome.read_text())["state"] == "finished"
+    assert "canary" not in output
+    assert not [path for path in run.run.path.rglob("*") if path.is_file() and b"canarycanary" in path.read_bytes()]

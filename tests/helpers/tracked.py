@@ -1,0 +1,77 @@
+"""What trackers have written, read back."""
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+from fmfsd.rundir import RunDir
+from fmfsd.trackers.base import named_values
+
+Points = dict[str, list[tuple[int, float]]]
+"""By name: steps and values."""
+_HEADER, _BLOCK, _CHUNK = 7, 32768, struct.Struct("<IHB")
+
+
+def points(run: RunDir) -> Points:
+    """As metrics.jsonl has them."""
+    found: Points = {}
+    for line in run.metrics.read_text().splitlines():
+        record = json.loads(line)
+        for name, value in named_values(record).items():
+            found.setdefault(name, []).append((record["step"], value))
+    return found
+
+
+def in_float32(exact: Points) -> Points:
+    """TensorBoard's scalars have no more."""
+    return {name: [(step, float(np.float32(value))) for step, value in each] for name, each in exact.items()}
+
+
+def in_tensorboard(run: RunDir) -> Points:
+    accumulator = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    names = accumulator.Tags()["scalars"]
+    return {name: [(each.step, each.value) for each in accumulator.Scalars(name)] for name in names}
+
+
+def in_wandb(run: RunDir) -> Points:
+    """In its newest offline run."""
+    found: Points = {}
+    path = sorted(run.wandb_id.parent.glob("offline-run-*/*.wandb"))[-1]
+    for content in _log_records(path.read_bytes()):
+        record = Record.FromString(content)
+        row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        for name in (name for name in row if "/" in name):
+            found.setdefault(name, []).append((row["step"], row[name]))
+    return found
+
+
+def _log_records(content: bytes) -> Iterator[bytes]:
+    """Of LevelDB's log format: chunks of a record that do not cross blocks of 32 KiB; the last one has type 1 or 4."""
+    position, record = _HEADER, b""
+    while position + _CHUNK.size <= len(content):
+        if _BLOCK - position % _BLOCK < _CHUNK.size:
+            position += _BLOCK - position % _BLOCK
+            continue
+        _, length, kind = _CHUNK.unpack_from(content, position)
+        position += _CHUNK.size + length
+        record += content[position - length : position]
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
+def hyperparameters(run: RunDir) -> dict[str, Any]:
+    """As TensorBoard shows them."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    accumulator = EventAccumulator(str(run.tensorboard))
+    accumulator.Reload()
+    content = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    told = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in told.items()}
