@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -163,6 +164,29 @@ def report(
 
     with errors_shown(debug=debug):
         print(write_report(folders, out))
+
+
+@app.command()
+def watch(
+    target: Annotated[str, typer.Argument(help="The folder of a run or of a search, or the id of a Slurm job.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output; an object a line.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Look again after so many seconds.")] = 1.0,
+    debug: Debug = False,
+) -> None:
+    """Show all workers of a run live, by reading files only; Ctrl-C ends the watching, not the run."""
+    from rich.console import Console
+
+    from fmfsd.watch.live import show_once
+    from fmfsd.watch.live import watch as watch_on
+    from fmfsd.watch.target import folder_of
+
+    with errors_shown(debug=debug), suppress(KeyboardInterrupt):
+        folder = folder_of(target, Path.cwd())
+        if once:
+            show_once(folder, Console(), as_json=as_json)
+        else:
+            watch_on(folder, Console(), as_json=as_json, every_s=every)
 
 
 @app.command()

@@ -109,6 +109,7 @@ class Loop:
         self.position = Position(step + 1, evaluated=not self.timeline.evaluation_due(step + 1))
         self.score, self.is_best = None, False
         self.stopwatch.busy_s += self.stopwatch.last_step_s - (self.comms.activity.waited_s - waited_before_s)
+        self.progress.constants["busy_s"] = round(self.stopwatch.busy_s, 3)
         self._show("train")
         if log_due:
             self._record("train", **self.means.take(), **self._rates(step), **self.stopwatch.take())
@@ -233,11 +234,7 @@ class Loop:
 
     def _show(self, state: str, **values: float) -> None:
         shown = {"total_steps": self.timeline.total_steps, "steps_per_epoch": self.timeline.steps_per_epoch}
-        numbers = (
-            {**self.means.peek(), **self.stopwatch.peek(), "busy_s": self.stopwatch.busy_s}
-            if state == "train"
-            else values
-        )
+        numbers = {**self.means.peek(), **self.stopwatch.peek()} if state == "train" else values
         self.progress.show(state, step=self.position.step, **shown, **numbers)
 
     def _learning_rate(self, step: int) -> float:

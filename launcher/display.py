@@ -1,13 +1,15 @@
 """What a launch shows while it runs, by reading the run's files: a bar on a terminal, rate-limited lines elsewhere."""
 
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
@@ -38,7 +40,7 @@ class RunDisplay:
         logs: LogFollower | None = None,
     ) -> None:
         self._console, self._run, self._grace_s, self._logs = console, run, grace_s, logs
-        self._bar = Progress(
+        self._bar = _BarAndLines(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -53,6 +55,7 @@ class RunDisplay:
         self._records = RecordFollower(run)
         self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
         self._stragglers = Stragglers(run, self._attempt, num_workers)
+        self._newest = ""
         self._told, self._damaged = False, set(run.damaged_checkpoints())
         self._records.look()  # what earlier attempts have recorded is not shown again
 
@@ -87,6 +90,7 @@ class RunDisplay:
         self._tell_of_resuming(progress)
         self._tell_of_warnings(progress)
         shown = _shown(progress)
+        self._bar.lines = [line for line in (_losses(progress), self._newest) if line]
         self._bar.update(
             self._task,
             description=_where(progress),
@@ -144,7 +148,23 @@ class RunDisplay:
                     for name, value in record.items()
                     if name.endswith("_top1")
                 ]
-                self._console.print(f"epoch {record['epoch']} {record['split']}: {', '.join(tops)}", highlight=False)
+                self._newest = f"{record['split']}: {', '.join(tops)}"
+                self._console.print(f"epoch {record['epoch']} {self._newest}", highlight=False)
+
+
+class _BarAndLines(Progress):
+    """A bar, and under it what does not fit beside one."""
+
+    lines: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from (Text(line, overflow="ellipsis", no_wrap=True) for line in self.lines)
+
+
+def _losses(progress: dict[str, Any]) -> str:
+    """Each term."""
+    return "  ".join(f"{name} {value:.3f}" for name, value in progress.items() if name.startswith("loss_"))
 
 
 def _where(progress: dict[str, Any]) -> str:

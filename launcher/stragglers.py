@@ -1,17 +1,15 @@
 """Names workers that hold up the others: those whose own work takes much longer, window after window."""
 
-import statistics
 import time
 from typing import Any
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
+from fmfsd.slowness import SLOW, factors
 
 LOOK_EVERY_S = 2.0
 """Every worker has a file to be read, perhaps over a network."""
 WINDOW_STEPS = 25
-SLOW = 1.5
-"""So many times the median of all workers' own time is much."""
 WINDOWS = 3
 
 
@@ -41,15 +39,15 @@ class Stragglers:
             return []
         busy = {rank: _busy_s_a_step(self._before[rank], now[rank]) for rank in self._ranks}
         self._before = now
-        return [text for rank in self._ranks if (text := self._judge(rank, busy, now[rank]["host"]))]
+        judged = (self._judge(rank, factor, now[rank]["host"]) for rank, factor in factors(busy).items())
+        return [text for text in judged if text]
 
-    def _judge(self, rank: int, busy: dict[int, float], host: str) -> str:
-        usual = statistics.median_low(busy.values())
-        self._slow_windows[rank] = self._slow_windows[rank] + 1 if busy[rank] > SLOW * usual else 0
+    def _judge(self, rank: int, factor: float, host: str) -> str:
+        self._slow_windows[rank] = self._slow_windows[rank] + 1 if factor > SLOW else 0
         if self._slow_windows[rank] < WINDOWS or rank in self._named:
             return ""
         self._named.add(rank)
-        return f"rank {rank} on {host} holds up the others: its own work takes {busy[rank] / usual:.1f} times as long"
+        return f"rank {rank} on {host} holds up the others: its own work takes {factor:.1f} times as long"
 
     def _read(self, rank: int) -> dict[str, Any] | None:
         try:

@@ -44,6 +44,10 @@ class Surroundings:
         ]
 
 
+_OF_WANDB = ("wandb-media", "wandb-artifacts")
+"""Made where it is imported, as timm does, and left by processes that end at once."""
+
+
 def leaks_since(before: Surroundings) -> list[str]:
     """What a test left, after giving processes a moment to end."""
     deadline = time.monotonic() + SETTLE_S
@@ -87,12 +91,14 @@ def _threads() -> frozenset[str]:
 
 
 def _files() -> frozenset[str]:
-    """In the checkout and in the folder for temporary files, without Python's own helpers' and torch's cache."""
+    """In the checkout and in the folder for temporary files, without Python's own helpers', torch's cache and W&B's."""
     ignored = {".git", ".venv", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache"}
     places = [path for path in CHECKOUT.iterdir() if path.name not in ignored]
     inside = [path for place in places if place.is_dir() for path in _below(str(place))]
     temporary = [
-        path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith(("pymp-", "torchinductor_"))
+        path
+        for path in Path(tempfile.gettempdir()).iterdir()
+        if not path.name.startswith(("pymp-", "torchinductor_")) and not path.name.endswith(_OF_WANDB)
     ]
     return frozenset(map(str, (*places, *inside, *temporary)))
 

@@ -1,0 +1,161 @@
+"""`fmfsd watch`: what a run's own files say, whoever reads them and whatever state they are in."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fmfsd.cli import app
+from fmfsd.files import write_json
+from fmfsd.metrics import MetricsLog
+from fmfsd.progress import ProgressFile
+from fmfsd.rundir import RunDir
+from fmfsd.watch.live import view_of, watch
+from fmfsd.watch.run_view import run_view
+from fmfsd.watch.screen import line, screen
+from fmfsd.watch.target import folder_of
+
+STEPS = {"total_steps": 40, "steps_per_epoch": 10}
+
+
+def made(folder: Path, workers: int = 2, **busy_s: float) -> RunDir:
+    """A run in its step 12, by the classes that write it."""
+    run = RunDir(folder)
+    run.create()
+    run.config.write_text("seed: 0\n")
+    for rank in range(workers):
+        progress = ProgressFile(run.rank_progress(rank), rank=rank, attempt=2, busy_s=busy_s.get(f"r{rank}", 10.0))
+        progress.show("train", step=12, **STEPS, loss=1.5, loss_label=1.0, images_per_s=250.0, data_wait=0.01)
+    log = MetricsLog(run.metrics, time.time())
+    log.keep(0)
+    log.write(step=10, epoch=1, split="valid", branch1_top1=0.5, deepest_top1=0.625, loss=1.2)
+    log.close()
+    return run
+
+
+def changed(run: RunDir, rank: int, **values: Any) -> None:
+    content = json.loads(run.rank_progress(rank).read_text())
+    write_json(run.rank_progress(rank), {**content, **values})
+
+
+def shown(run: RunDir, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(screen(view_of(run.path)))
+    return console.export_text()
+
+
+def test_a_run_is_shown_with_all_its_workers(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    text = shown(run)
+    assert "running, epoch 2/4, step 12/40, attempt 2" in text
+    assert "valid: branch1 50.0%  deepest 62.5%" in text
+    assert "loss 1.500  loss_label 1.000" in text
+    rows = [row.split() for row in text.splitlines() if re.match(r"\s*[01] ", row)]
+    assert [(row[0], row[2], row[3], row[4], row[5]) for row in rows] == [
+        (str(rank), "train", "12", "250", "1.0%") for rank in range(2)
+    ]
+
+
+@pytest.mark.parametrize(("slow", "mark"), [(14.9, False), (15.1, True)])
+def test_a_worker_that_takes_half_as_long_again_is_marked(slow: float, mark: bool, tmp_path: Path) -> None:
+    run = made(tmp_path / "run", workers=3, r1=slow)
+    assert [worker.is_straggler for worker in run_view(run.path).workers] == [False, mark, False]
+    assert ("straggler" in shown(run)) == mark
+
+
+def test_a_silent_worker_is_marked_and_when_all_are_the_run_is_silent(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    changed(run, 1, time=time.time() - 60)
+    assert run_view(run.path).state == "running"
+    assert line(run_view(run.path)).endswith("rank 1 SILENT")
+    changed(run, 0, time=time.time() - 60)
+    assert run_view(run.path).state == "silent"
+
+
+def test_how_it_ended_is_what_its_outcome_says(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    write_json(run.outcome, {"state": "failed", "cause": "rank 1 was killed", "step": 12})
+    assert run_view(run.path).state == "running", "it goes on again"
+    for rank in range(2):
+        changed(run, rank, time=time.time() - 60)
+    assert (run_view(run.path).state, run_view(run.path).cause) == ("failed", "rank 1 was killed")
+
+
+def test_workers_of_an_earlier_attempt_are_not_shown(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", workers=3)
+    changed(run, 2, attempt=1)
+    assert [worker.rank for worker in run_view(run.path).workers] == [0, 1]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "train"}', '{"rank": 1}'])
+def test_files_that_are_half_written_do_no_harm(content: str, tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    run.rank_progress(1).write_text(content)
+    run.metrics.write_text('{"step": 1, "spl')
+    run.outcome.write_text(content)
+    view = run_view(run.path)
+    assert view.workers[0].rank == 0
+    shown(run)
+    json.dumps(view.as_json())
+
+
+def test_of_many_workers_those_that_need_a_look_are_shown(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", workers=64, r63=30.0)
+    text = shown(run)
+    assert "63" in text
+    assert "and 40 more without a mark" in text
+    assert len(text.splitlines()) < 36
+
+
+def test_a_narrow_terminal_shows_every_column(tmp_path: Path) -> None:
+    assert max(map(len, shown(made(tmp_path / "run"), width=60).splitlines())) <= 60
+
+
+def test_a_search_shows_its_trials(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "space.yaml").write_text("parameters: {}\n")
+    for name in ("0001", "0002"):
+        made(tmp_path / "sweep" / "trials" / name)
+    done = RunDir(tmp_path / "sweep" / "trials" / "0001")
+    for rank in range(2):
+        changed(done, rank, state="finished")
+    write_json(done.outcome, {"state": "finished", "step": 40})
+    view = view_of(tmp_path / "sweep")
+    assert line(view) == "1 running, 1 finished"
+    assert "62.5%" in shown(RunDir(tmp_path / "sweep"))
+    assert [trial["state"] for trial in view.as_json()["trials"]] == ["finished", "running"]
+
+
+def test_a_job_is_found_by_what_runs_know_of_it(tmp_path: Path) -> None:
+    run = made(tmp_path / "runs" / "one")
+    write_json(run.jobs, {"jobs": [{"id": "4711_3"}, {"id": 4712}]})
+    assert folder_of("4711", tmp_path) == folder_of("4712", tmp_path) == folder_of("runs/one", tmp_path) == run.path
+    result = CliRunner().invoke(app, ["watch", "99", "--once"])
+    assert (result.exit_code, "job 99: no run knows of it" in result.stderr) == (3, True)
+    assert CliRunner().invoke(app, ["watch", str(tmp_path), "--once"]).exit_code == 3
+
+
+def test_once_and_json_are_for_scripts(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", r1=30.0)
+    result = CliRunner().invoke(app, ["watch", str(run.path), "--once", "--json"])
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert [found[name] for name in ("kind", "state", "step", "attempt")] == ["run", "running", 12, 2]
+    assert [worker["straggler"] for worker in found["workers"]] == [False, True]
+    assert found["metrics"]["valid"]["deepest_top1"] == 0.625
+
+
+def test_watching_ends_with_the_run(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    for rank in range(2):
+        changed(run, rank, state="finished")
+    write_json(run.outcome, {"state": "finished", "step": 40})
+    with (tmp_path / "out").open("w") as file:
+        watch(run.path, Console(file=file, width=100), as_json=False, every_s=0.1)
+    assert (tmp_path / "out").read_text().startswith("finished, epoch 2/4, step 12/40")
