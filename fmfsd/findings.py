@@ -3,8 +3,10 @@ attended to in a few images as the training went on."""
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,7 +20,7 @@ from fmfsd.data.index import SetIndex
 from fmfsd.data.shards import OwnShards, load_own_shards
 from fmfsd.engine.form import DTYPES
 from fmfsd.evaluation import Predictor
-from fmfsd.files import write_json
+from fmfsd.files import write_whole
 from fmfsd.rundir import RunDir
 from fmfsd.tally import Evaluation, rounded
 
@@ -76,8 +78,8 @@ class WrittenFindings:
         try:
             self._run.attention.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._run.pictures.exists():
-                write_json(self._run.pictures, _shown(self._pictures, self._split))
-            write_json(self._run.attention_at(step), {**content, **told}, durable=False)
+                _write(self._run.pictures, _shown(self._pictures, self._split))
+            _write(self._run.attention_at(step), {**content, **told})
         except OSError as error:
             self._warn(f"what the fusion attends to can't be kept: {error}")
 
@@ -86,7 +88,12 @@ def keep_evaluation(run: RunDir, split: str, step: int, found: Evaluation, class
     """As `evaluation/<split>.json`."""
     path = run.evaluation(split)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_json(path, {"split": split, "step": step, "classes": list(classes), **asdict(found)}, durable=False)
+    _write(path, {"split": split, "step": step, "classes": list(classes), **asdict(found)})
+
+
+def _write(path: Path, content: Mapping[str, object]) -> None:
+    """Without spaces: there may be a million numbers."""
+    write_whole(path, json.dumps(content, separators=(",", ":")), durable=False)
 
 
 def pictures_of(index: SetIndex, split: str, config: TrainConfig, device: torch.device) -> EvaluationBatches:

@@ -19,7 +19,7 @@ def attention(run: RunFiles, classes: Sequence[str]) -> Html:
         element("h3", f"Images of the {run.pictures.get('split', 'test')} split after step {run.looks[-1]['step']}"),
         _images(run.looks[-1], run.pictures, classes),
         element("h3", "Over training"),
-        _over_training(run.looks, run.pictures),
+        *_over_training(run.looks, run.pictures),
         *_by_class(run, classes),
     )
 
@@ -53,20 +53,27 @@ def _called(classes: Sequence[str], number: int) -> str:
     return classes[number] if number < len(classes) else f"class {number}"
 
 
-def _over_training(looks: Sequence[Content], pictures: Content) -> Html:
-    """Of the first images, the averaged mask or, where there is none, the first one."""
+def _over_training(looks: Sequence[Content], pictures: Content) -> Iterator[Html]:
+    """Of the first images; openly the averaged mask or, where there is none, the first one, the others on demand."""
     names = list(looks[-1]["names"])
-    place = names.index("averaged") if "averaged" in names else 0
-    header = ("step", *(f"image {number + 1}" for number in range(OVER_TRAINING)))
-    rows = []
+    first = names.index("averaged") if "averaged" in names else 0
+    yield paragraphs(f"The {names[first]} mask of the first images above, each step on its own scale.")
+    yield _course(looks, pictures, first)
+    for number, name in enumerate(names):
+        if number != first:
+            yield folded(name, _course(looks, pictures, number))
+
+
+def _course(looks: Sequence[Content], pictures: Content, number: int) -> Html:
+    images = [picture(png, f"image {place + 1}") for place, png in enumerate(pictures["png"][:OVER_TRAINING])]
+    rows = [["image", *images, ""]]
     for look in looks:
-        chosen = [grids[place] for grids in look["grids"][:OVER_TRAINING]]
+        chosen = [grids[number] for grids in look["grids"][:OVER_TRAINING]]
         low, high = ends(chosen)
-        cells = [heat(each, f"{names[place]} after step {look['step']}", low=low, high=high) for each in chosen]
-        rows.append([f"{look['step']}", *cells, f"{low:.3f} to {high:.3f}"])
-    images = [picture(png, f"image {number + 1}") for number, png in enumerate(pictures["png"][:OVER_TRAINING])]
-    note = paragraphs(f"The {names[place]} mask of the first images above, each step on its own scale.")
-    return joined(note, table((*header[: len(images) + 1], "scale"), [["image", *images, ""], *rows]))
+        told = f"{look['names'][number]} after step {look['step']}"
+        cells = [heat(each, told, low=low, high=high) for each in chosen]
+        rows.append([str(look["step"]), *cells, f"{low:.3f} to {high:.3f}"])
+    return table(("step", *(f"image {place + 1}" for place in range(len(images))), "scale"), rows)
 
 
 def _by_class(run: RunFiles, classes: Sequence[str]) -> Iterator[Html]:

@@ -18,6 +18,7 @@ from fmfsd.report.groups import grouped, interval, mean_line
 from fmfsd.report.run_files import read_run
 from fmfsd.report.written import write_report
 from fmfsd.rundir import RunDir
+from tests.benchmarks.report import search
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 SHORT = ("train.max_steps=4", "train.evaluate_every=2 steps", "train.log_every=1 step", "optim.milestones=[]")
@@ -120,6 +121,14 @@ def test_what_is_no_run_or_in_the_way_is_told(run: RunDir, tmp_path: Path) -> No
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
     assert reported(run.path, tmp_path / "sweep")[0] == 2
+
+
+def test_a_search_has_its_own_page(tmp_path: Path) -> None:
+    write_json(tmp_path / "sweep.json", search(20))
+    (tmp_path / "space.yaml").write_text("parameters: {}\n")
+    code, shown, _ = reported(tmp_path)
+    assert (code, shown.strip()) == (0, str(tmp_path / "report.html"))
+    assert "20 trials: 20 finished" in (tmp_path / "report.html").read_text()
 
 
 def test_it_needs_no_torch(run: RunDir) -> None:

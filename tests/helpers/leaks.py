@@ -17,6 +17,8 @@ TEST_ID = "FMFSD_TEST_ID"
 CHECKOUT = Path(__file__).parents[2]
 SETTLE_S = 5.0
 _HELPERS = (vars(forkserver)["_forkserver"], vars(resource_tracker)["_resource_tracker"])
+_OF_WANDB = ("wandb-media", "wandb-artifacts")
+"""Made where it is imported, as timm does, and left by processes that end at once."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,6 @@ class Surroundings:
             *(f"file {each}" for each in self.files - before.files),
             *(f"variable {name}" for name, _ in self.variables ^ before.variables),
         ]
-
-
-_OF_WANDB = ("wandb-media", "wandb-artifacts")
-"""Made where it is imported, as timm does, and left by processes that end at once."""
 
 
 def leaks_since(before: Surroundings) -> list[str]:

@@ -1,0 +1,48 @@
+"""What a launch and `fmfsd watch` show on a real terminal, of a real run."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import command, run_command
+from tests.helpers.terminals import TMUX, terminal
+
+pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
+
+OFTEN = ("--set", "train.evaluate_every=5 steps")
+
+
+@pytest.fixture
+def launch(arguments: tuple[str, ...]) -> list[str]:
+    words = (command("fmfsd-launch"), *arguments, *OFTEN, "--run-dir", "run", "--device", "cpu")
+    return [shlex.quote(word) for word in words]
+
+
+def test_a_launch_and_a_watcher_show_the_run_and_its_end(launch: list[str], tmp_path: Path) -> None:
+    with terminal(tmp_path, launch) as one:
+        screen = one.wait_for("images/s", "data wait", "test: branch1", "loss_label", "loss_soft_target")
+        bar = next(row for row in screen.splitlines() if "images/s" in row)
+        assert "/960" in bar
+        with terminal(tmp_path, [command("fmfsd"), "watch", "run"]) as other:
+            watched = other.wait_for("running, epoch", "rank", "heartbeat", "deepest")
+            assert [row.split()[0] for row in watched.splitlines() if " train " in row] == ["0", "1"]
+            once = run_command("fmfsd", "watch", "run", "--once", "--json", cwd=tmp_path)
+            assert json.loads(once.stdout)["state"] == "running"
+            one.tmux("send-keys", "C-c")
+            one.wait_for("ended with 75")
+            other.wait_for("stopped", "ended with 0")
+
+
+def test_a_watcher_who_has_seen_enough_ends_nothing_but_the_watching(launch: list[str], tmp_path: Path) -> None:
+    with terminal(tmp_path, launch, columns=60) as one:
+        one.wait_for("step", "images/s", "loss_label")
+        with terminal(tmp_path, [command("fmfsd"), "watch", "run"], columns=60) as other:
+            other.wait_for("running")
+            other.tmux("send-keys", "C-c")
+            other.wait_for("ended with 0")
+        before = json.loads(run_command("fmfsd", "watch", "run", "--once", "--json", cwd=tmp_path).stdout)
+        assert before["state"] == "running"
+        one.tmux("send-keys", "C-c")
+        one.wait_for("ended with 75")
