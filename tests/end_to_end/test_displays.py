@@ -1,6 +1,7 @@
 """What a launch and `fmfsd watch` show on a real terminal, of a real run."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_a_launch_and_a_watcher_show_the_run_and_its_end(launch: list[str], tmp_
         assert "/960" in bar
         with terminal(tmp_path, [command("fmfsd"), "watch", "run"]) as other:
             watched = other.wait_for("running, epoch", "rank", "heartbeat", "deepest")
-            assert [row.split()[0] for row in watched.splitlines() if " train " in row] == ["0", "1"]
+            assert re.findall(r"(?m)^ *(\d+) +\S+ +(?:train|evaluate|save) ", watched) == ["0", "1"]
             once = run_command("fmfsd", "watch", "run", "--once", "--json", cwd=tmp_path)
             assert json.loads(once.stdout)["state"] == "running"
             one.tmux("send-keys", "C-c")
