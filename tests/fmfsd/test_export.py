@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import onnx
@@ -16,7 +17,7 @@ import fmfsd
 from fmfsd.cli import app
 from fmfsd.comms import SoloComms
 from fmfsd.errors import CheckError
-from fmfsd.export import SUFFIXES, export
+from fmfsd.export import SUFFIXES, Answer, agreement, export
 from fmfsd.model.early_exit import EarlyExit
 from fmfsd.rundir import RunDir
 from fmfsd.serving import trained_network
@@ -58,7 +59,8 @@ def test_every_form_answers_as_the_run_for_any_number_of_images(
     path = tmp_path / f"served{SUFFIXES[form]}"
     found = export(run, form, head, out=path)
     assert found.images == 64
-    assert found.difference <= found.tolerance
+    assert found.agreement.difference <= found.agreement.tolerance
+    assert (found.agreement.ties, found.agreement.strayed) == (0, 0)
     with torch.no_grad():
         expected = fmfsd.load(run.path, head=head)(images())
     torch.testing.assert_close(answered(form, path, images())[0], expected, atol=1e-5, rtol=1e-5)
@@ -138,7 +140,7 @@ def test_the_command_says_what_it_checked_and_never_overwrites(run: RunDir, tmp_
     arguments = (str(run.path), "--format", "safetensors", "--out", str(tmp_path / "new" / "served.safetensors"))
     code, shown, _ = exported(*arguments)
     assert code == 0
-    assert "deepest of step-00000003; 64 test images have the same labels" in shown
+    assert "deepest of step-00000003; 64 test images: logits differ by" in shown
     code, _, errors = exported(*arguments)
     assert code == 3
     assert "exists, and nothing is overwritten: choose another --out" in errors
@@ -174,3 +176,23 @@ def test_without_the_set_of_the_run_it_says_what_makes_one(tmp_path: Path, run: 
     code, _, errors = exported(str(moved.path), "--format", "safetensors")
     assert code == 3
     assert "`fmfsd data prepare` makes one" in errors
+
+
+def answers(*logits: tuple[float, float]) -> Answer:
+    return torch.tensor(logits), torch.zeros(len(logits), dtype=torch.int64)
+
+
+def test_a_tie_may_have_the_other_label_and_nothing_else_may() -> None:
+    expected = answers((1.0, 1.0 + 1e-6), (3.0, 1.0))
+    found = agreement(answers((1.0 + 1e-6, 1.0), (3.0, 1.0)), expected, Path("file"))
+    assert (found.ties, str(found).count("1 by another label to rounding")) == (1, 1)
+    with pytest.raises(CheckError, match="does not answer as the run does"):
+        agreement(answers((1.0, 1.0 + 1e-6), (1.0, 3.0)), expected, Path("file"))
+
+
+@pytest.mark.parametrize(("strayed", "fails"), [(2, False), (3, True)])
+def test_few_images_may_leave_elsewhere_whose_sureness_is_a_threshold(strayed: int, fails: bool) -> None:
+    logits, heads = torch.zeros(200, 2), torch.zeros(200, dtype=torch.int64)
+    elsewhere = (torch.arange(200) < strayed).long()
+    with pytest.raises(CheckError, match=f"{strayed} by another exit") if fails else nullcontext():
+        agreement((logits + 9 * elsewhere.unsqueeze(1), elsewhere), (logits, heads), Path("file"))
