@@ -34,7 +34,17 @@ PROBE = Probe(
 )
 DOES_NOT_COUNT = {
     *("data.autoaugment", "data.mixup", "data.cutmix", "data.resized_crop"),
-    *("seed", "data.root", "data.crop_padding", "data.crop_fill", "data.flip", "data.cutout", "data.mean", "data.std"),
+    *(
+        "seed",
+        "tracker",
+        "data.root",
+        "data.crop_padding",
+        "data.crop_fill",
+        "data.flip",
+        "data.cutout",
+        "data.mean",
+        "data.std",
+    ),
     *("optim.lr", "optim.base_batch", "optim.warmup", "optim.weight_decay", "optim.nesterov", "optim.milestones"),
     *(
         "optim.decay_norms",

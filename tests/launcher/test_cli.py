@@ -69,7 +69,7 @@ def test_a_dry_run_in_json_is_the_plan(tmp_path: Path) -> None:
 
 def test_the_schema_names_every_section(tmp_path: Path) -> None:
     schema = json.loads(run_command("fmfsd-launch", "--schema", cwd=tmp_path).stdout)
-    assert {"data", "model", "distill", "optim", "train", "checkpoint", "engine", "method", "seed"} == set(
+    assert {"data", "model", "distill", "optim", "train", "checkpoint", "engine", "method", "seed", "tracker"} == set(
         schema["properties"]
     )
 
