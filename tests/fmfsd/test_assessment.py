@@ -270,7 +270,7 @@ def test_other_data_of_a_known_form_are_evaluated_and_nothing_is_kept(
 def test_two_workers_count_each_sample_once(run: RunDir, tmp_path: Path) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--log-dir", str(tmp_path), "--standalone")
     asked = ("evaluate", str(run.path), "--json", "--device", "cpu", "--exit-thresholds", "0.2")
-    command = [*torchrun, "--nproc-per-node", "2", "--no-python", "fmfsd", *asked]
+    command = [*torchrun, "--nproc-per-node", "2", "-m", "fmfsd", *asked]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     both, alone = json.loads(done.stdout), assess(run, Questions(thresholds=("0.2",)), CPU)

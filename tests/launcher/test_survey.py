@@ -111,12 +111,12 @@ def test_a_clock_is_compared_as_far_as_the_way_allows(theirs: float, ahead_s: fl
 def test_a_launch_that_is_ended_while_it_asks_hosts_leaves_nothing(tmp_path: Path) -> None:
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
-    ssh.write_text("#!/bin/sh\nexec sleep 60\n")
+    ssh.write_text("#!/bin/sh\nexec cat\n")  # says nothing, and like ssh ends with its input
     ssh.chmod(0o700)
     env = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}
     with launched(tmp_path, "run", ("smoke", "--hosts", "a,b", "--device", "cpu"), env) as run:
         ways = psutil.Process(run.process.pid).children
-        wait_until(lambda: [way.name() for way in ways()] == ["sleep", "sleep"], "a way to each host")
+        wait_until(lambda: [way.name() for way in ways()] == ["cat", "cat"], "a way to each host")
         run.signal(signal.SIGTERM)
         code, output = run.end()
     assert (code, "Traceback" in output) == (128 + signal.SIGTERM, False)
