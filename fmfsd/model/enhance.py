@@ -6,6 +6,8 @@ B batch, C channels, G groups, H height, W width.
 import torch
 from torch import Tensor, nn
 
+from fmfsd.model import kernel
+
 EPSILON = 1e-5
 
 
@@ -17,8 +19,7 @@ def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
     """
     groups = len(gamma_G)
     batch, channels, height, width = map_BCHW.shape
-    if channels % groups:
-        raise ValueError(f"{channels} channels can't be cut into {groups} groups")
+    _require_groups(channels, groups)
     with torch.autocast(map_BCHW.device.type, enabled=False):
         full = at_least_fp32(map_BCHW)
         weighted = full * full.mean(dim=(2, 3), keepdim=True)
@@ -27,6 +28,27 @@ def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
         deviation = agreement.std(dim=(2, 3), keepdim=True, correction=min(1, height * width - 1))
         slope = gamma_G.view(1, -1, 1, 1) / (deviation + EPSILON)
         return slope * centred + beta_G.view(1, -1, 1, 1)
+
+
+def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
+    """(B, G, H, W), in (0, 1): the sigmoid of the scores."""
+    if kernel.takes(map_BCHW, gamma_G):
+        _require_groups(map_BCHW.shape[1], len(gamma_G))
+        return kernel.Mask.apply(map_BCHW, gamma_G, beta_G)
+    return torch.sigmoid(spatial_scores(map_BCHW, gamma_G, beta_G))
+
+
+def spatial_gate(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
+    """(B, C, H, W): the map times its own mask."""
+    if kernel.takes(map_BCHW, gamma_G):
+        _require_groups(map_BCHW.shape[1], len(gamma_G))
+        return kernel.Gated.apply(map_BCHW, gamma_G, beta_G)
+    return apply_mask(map_BCHW, spatial_mask(map_BCHW, gamma_G, beta_G))
+
+
+def _require_groups(channels: int, groups: int) -> None:
+    if channels % groups:
+        raise ValueError(f"{channels} channels can't be cut into {groups} groups")
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
@@ -60,7 +82,7 @@ class SpatialEnhancement(SpatialScores):
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> mask (B, G, H, W)."""
-        return torch.sigmoid(super().forward(map_BCHW))
+        return spatial_mask(map_BCHW, self.gamma, self.beta)
 
 
 class SpatialGate(SpatialEnhancement):
@@ -68,7 +90,7 @@ class SpatialGate(SpatialEnhancement):
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return apply_mask(map_BCHW, super().forward(map_BCHW))
+        return spatial_gate(map_BCHW, self.gamma, self.beta)
 
 
 class PooledEnhancement(nn.Module):

@@ -5,6 +5,7 @@ import copy
 from torch import Tensor, fx, nn
 
 from fmfsd.model.backbones.backbone import Foreign
+from fmfsd.model.branch import DepthwiseConv2d
 from fmfsd.model.enhance import PooledEnhancement, SpatialScores
 from fmfsd.model.network import Network, ensemble
 
@@ -42,8 +43,8 @@ class _OneHead(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Follows everything but what looks at the shape of its input, or may."""
+    """Follows everything but what looks at the shape or the kind of its input, or may."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        whole = isinstance(module, SpatialScores | PooledEnhancement | Foreign)
+        whole = isinstance(module, SpatialScores | PooledEnhancement | DepthwiseConv2d | Foreign)
         return whole or super().is_leaf_module(module, qualified_name)
