@@ -6,16 +6,14 @@ import torch
 
 from fmfsd.config import LoopConfig
 from fmfsd.engine.form import DTYPES, Form
-from fmfsd.preflight import finish, multiply, operands
+from fmfsd.preflight import TIMED, TIMED_S, finish, multiply, operands
 
 SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 """Of square matrices; which is the faster depends on caches."""
-TIMED, TIMED_S = 5, 0.3
-"""Products after the first, and seconds, at least. The fastest counts: it is to be a limit."""
 
 
 def matrix_flops_per_s(train: LoopConfig, device: torch.device) -> float:
-    """Two for a multiplication and an addition."""
+    """Of the fastest product: it is to be a limit. A multiplication and an addition are two."""
     dtype = Form.of(train).mixed or DTYPES[train.precision]
     return max(_rate(side, dtype, device) for side in SIDES[device.type])
 

@@ -17,8 +17,8 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
     return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
 
 
-def test_two_nodes_say_where_their_steps_go(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    words = ("--nodes", "2", "--gpus", "1", "--profile", "--profile-steps", "2", "--run-dir", "run", "--json")
+def test_two_workers_say_where_their_steps_go(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    words = ("--gpus", "2", "--profile", "--profile-steps", "2", "--run-dir", "run", "--json")
     done = run_command("fmfsd-launch", *arguments, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
