@@ -96,7 +96,7 @@ def _multiply(device: torch.device) -> tuple[str, float]:
     while len(seconds) <= TIMED or sum(seconds) < TIMED_S:
         start = time.perf_counter()
         found = multiply(left, right)
-        _finish(device)
+        finish(device)
         seconds.append(time.perf_counter() - start)
         wrong.append(int((found != expected).sum()))
     what = f"its product of two matrices is wrong in {max(wrong)} of {expected.numel()} places"
@@ -110,12 +110,12 @@ def _add_up(comms: Comms, floats: int, device: torch.device) -> float:
         start = time.perf_counter()
         comms.sum_(tensor)
         with comms.activity.of_a_call():  # on a GPU this is where the host waits
-            _finish(device)
+            finish(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

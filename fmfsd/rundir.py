@@ -161,6 +161,19 @@ class RunDir:
         """Those of all workers."""
         return sorted(self.trace.glob(f"step-{step:08d}-rank-*.json"))
 
+    @property
+    def profile(self) -> Path:
+        """Where its steps go, where a launch asks for that; written by the workers."""
+        return self.path / "profile"
+
+    def profiled(self, rank: int) -> Path:
+        """What the profiler says of worker `rank`, in numbers."""
+        return self.profile / f"rank-{rank}.json"
+
+    def profile_trace(self, rank: int) -> Path:
+        """And event by event, in the form that browsers show (Perfetto, chrome://tracing)."""
+        return self.profile / f"rank-{rank}.trace.json.gz"
+
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint; None without any."""
         found = positions_in(self.checkpoints)

@@ -28,6 +28,7 @@ from fmfsd.metrics import MetricsLog, last_records
 from fmfsd.model.build import build_network
 from fmfsd.preemption import StopFlag
 from fmfsd.preflight import try_out
+from fmfsd.profiling import NoProfile, Profile, WrittenProfile
 from fmfsd.progress import ProgressFile
 from fmfsd.reduction import StepReduction
 from fmfsd.rundir import RunDir
@@ -49,25 +50,27 @@ def train(
     timeout_s: float,
     preflight: bool = False,
     traced: bool = False,
+    profiled_steps: int = 0,
 ) -> str:
     """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
 
     Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
     another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything. If
-    `traced`, they write what each step was made from and came to.
+    `traced`, they write what each step was made from and came to; of `profiled_steps` where they go, if there are any.
     """
     config = load_config(str(run.config))
     exact_arithmetic(deterministic=config.train.deterministic)
     progress.show("connect", step=0)
     stop = StopFlag(run.stop_request if world.is_main else None)
     trackers = build_trackers(run, config, _started(run.manifest), warn=progress.warn) if world.is_main else Trackers()
-    with stop, trackers, connect(world, device, timeout_s=timeout_s) as comms:
+    profile: Profile = WrittenProfile(run, world.rank, device, profiled_steps) if profiled_steps else NoProfile()
+    with stop, trackers, profile, connect(world, device, timeout_s=timeout_s) as comms:
         progress.calls = lambda: (comms.activity.calls, comms.activity.waiting)
         progress.show("setup", step=0)
         _require_alike(comms, config)
         if preflight:
             try_out(comms, world, device, warn=progress.warn)
-        loop = build_loop(run, config, comms, device, stop, progress, fence)
+        loop = profile.of(build_loop(run, config, profile.heard(comms), device, stop, progress, fence))
         loop.trace = WrittenTrace(run, world.rank) if traced else loop.trace
         loop.metrics.show = trackers.show
         with closing(loop):

@@ -33,7 +33,7 @@ class Circumstances:
     that somebody started by hand. `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes
     to the rank's log. Workers wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless
     that is None. With `preflight` they try themselves and one another out before they train; `traced` ones write what
-    each step was made from and came to.
+    each step was made from and came to; with `profiled_steps`, where so many of them go.
     """
 
     world: World
@@ -45,6 +45,7 @@ class Circumstances:
     cores: Cores | None = None
     preflight: bool = False
     traced: bool = False
+    profiled_steps: int = 0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
@@ -60,6 +61,7 @@ class Circumstances:
             cores=parse_cores(cores) if cores else None,
             preflight=environment.get("FMFSD_PREFLIGHT") == "1",
             traced=environment.get("FMFSD_TRACE") == "1",
+            profiled_steps=int(environment.get("FMFSD_PROFILE", cls.profiled_steps)),
         )
 
 
@@ -140,5 +142,14 @@ def _train(run: RunDir, device: str, circumstances: Circumstances, progress: Pro
     from fmfsd.trainer import choose_device, train
 
     world, chosen = circumstances.world, choose_device(device, circumstances.world)
-    timeout_s, preflight, traced = circumstances.timeout_s, circumstances.preflight, circumstances.traced
-    return train(run, world, chosen, progress, fence, timeout_s=timeout_s, preflight=preflight, traced=traced)
+    return train(
+        run,
+        world,
+        chosen,
+        progress,
+        fence,
+        timeout_s=circumstances.timeout_s,
+        preflight=circumstances.preflight,
+        traced=circumstances.traced,
+        profiled_steps=circumstances.profiled_steps,
+    )

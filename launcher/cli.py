@@ -78,6 +78,10 @@ def launch(
         typer.Option(metavar="N,N...", help="Train some steps by each number of workers, and show how alike they are."),
     ] = None,
     verify_steps: Annotated[int, typer.Option(min=1, help="So many steps.")] = 5,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Train some steps, show where they go, and write the profiler's traces.")
+    ] = False,
+    profile_steps: Annotated[int, typer.Option(min=1, help="So many are timed, and as many taken apart.")] = 10,
     partition: options.Partition = None,
     account: options.Account = None,
     qos: options.Qos = None,
@@ -99,7 +103,7 @@ def launch(
     """
     from fmfsd.config import load_config
     from fmfsd.terminal import errors_shown
-    from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, SlurmOptions, node_limits
+    from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions, SlurmOptions, node_limits
     from launcher.environment import extra_variables
     from launcher.gathered import Gathered
     from launcher.hosts.ssh import parse_hosts
@@ -136,8 +140,10 @@ def launch(
         drills = found.of(lambda: DrillOptions.parse(drill, drill_seed), None)
         elsewhere = on if on in ("ssh", "slurm") else None
         beside = {"--drill": drill, "--gpus": gpus, "--elastic": elastic, "--array": array, "--on": elsewhere}
-        with_hosts = {**beside, "--hosts": hosts, "--hostfile": hostfile}
+        with_hosts = {**beside, "--hosts": hosts, "--hostfile": hostfile, "--profile": profile}
         invariance = found.of(lambda: InvarianceOptions.parse(verify_invariance, verify_steps, beside=with_hosts), None)
+        alone = {"--drill": drill, "--array": array, "--elastic": elastic}
+        profiled = found.of(lambda: ProfileOptions.parse(asked=profile, steps=profile_steps, beside=alone), None)
         settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), None)
         if settled is None or found.problems:
             found.of(lambda: load_config(config, changes, data_root=data_root), None)
@@ -157,6 +163,7 @@ def launch(
             data_root=data_root,
             drill=drills,
             invariance=invariance,
+            profile=profiled,
             checks_all_data=check_data,
         )
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -183,6 +183,24 @@ class InvarianceOptions:
         return cls(tuple(map(int, numbers)), steps)
 
 
+@dataclass(frozen=True)
+class ProfileOptions:
+    """So many steps are timed, and as many are taken apart."""
+
+    steps: int
+
+    @classmethod
+    def parse(cls, *, asked: bool, steps: int, beside: Mapping[str, object]) -> "ProfileOptions | None":
+        """Of `--profile` and `--profile-steps N`. ConfigError for what is given `beside` it."""
+        if not asked:
+            return None
+        if given := [name for name, value in beside.items() if value]:
+            raise ConfigError(
+                [Problem(f"--profile, {name}", "each makes runs of its own: leave one out") for name in given]
+            )
+        return cls(steps)
+
+
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
 

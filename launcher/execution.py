@@ -196,7 +196,7 @@ class Execution:
 
     def _conclude(self, state: str, stopped_after_s: float | None = None) -> int:
         outcome = outcome_of(self._run)
-        if state == "finished":
+        if state == "finished" and outcome["metrics"].keys() - {"train"}:
             self._console.print(heads_table(outcome["metrics"]))
         if state == "stopped":
             took = f", {stopped_after_s:.1f} s after the request" if stopped_after_s is not None else ""

@@ -18,7 +18,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
-from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig
+from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
 from launcher.plan import LaunchPlan, plan_run
 from launcher.site import Site
@@ -41,6 +41,7 @@ class Request:
     data_root: str = "data"
     drill: DrillOptions | None = None
     invariance: InvarianceOptions | None = None
+    profile: ProfileOptions | None = None
     checks_all_data: bool = False
 
     @property
@@ -62,6 +63,10 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         from launcher.invariance import verify_invariance
 
         return verify_invariance(request, environment=environment, cwd=cwd)
+    if request.profile is not None:
+        from launcher.profile import profile_run
+
+        return profile_run(request, environment=environment, cwd=cwd)
     if request.site.reach == "sbatch":
         from launcher.slurm.submit import submit
 

@@ -1,0 +1,29 @@
+"""How fast a worker could compute: the rate at which it multiplies large matrices in a run's precision."""
+
+import time
+
+import torch
+
+from fmfsd.config import LoopConfig
+from fmfsd.engine.form import DTYPES, Form
+from fmfsd.preflight import TIMED, TIMED_S, finish, multiply, operands
+
+SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
+"""Of square matrices; which is the faster depends on caches."""
+
+
+def matrix_flops_per_s(train: LoopConfig, device: torch.device) -> float:
+    """Of the fastest product: it is to be a limit. A multiplication and an addition are two."""
+    dtype = Form.of(train).mixed or DTYPES[train.precision]
+    return max(_rate(side, dtype, device) for side in SIDES[device.type])
+
+
+def _rate(side: int, dtype: torch.dtype, device: torch.device) -> float:
+    left, right, _ = operands(side, device)
+    left, right, seconds = left.to(dtype), right.to(dtype), list[float]()
+    while len(seconds) <= TIMED or sum(seconds) < TIMED_S:
+        start = time.perf_counter()
+        multiply(left, right)
+        finish(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds[1:])

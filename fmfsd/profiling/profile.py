@@ -1,0 +1,166 @@
+"""A worker's profile: some steps are timed as they are, then as many are taken apart by torch's profiler."""
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from fmfsd.comms import Comms
+from fmfsd.files import write_json
+from fmfsd.loop import Loop
+from fmfsd.preflight import finish
+from fmfsd.profiled import SETTLING_STEPS, WARM_UP_STEPS, WorkerProfile, steps_to_profile
+from fmfsd.profiling.attribution import division
+from fmfsd.profiling.limit import matrix_flops_per_s
+from fmfsd.profiling.ranges import CALLS, ENGINE, LOSSES, STEP, RangedStopwatch, ranged, ranges_of
+from fmfsd.rundir import RunDir
+
+
+class Profile(Protocol):
+    """Looks at a loop and at its calls to other workers, while it is open."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def heard(self, comms: Comms) -> Comms:
+        """What the loop is to be built with."""
+        ...
+
+    def of(self, loop: Loop) -> Loop: ...
+
+
+class NoProfile:
+    """Looks at nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def heard(self, comms: Comms) -> Comms:
+        return comms
+
+    def of(self, loop: Loop) -> Loop:
+        return loop
+
+
+class WrittenProfile:
+    """Files below `RUN/profile`, once `steps_to_profile(steps)` steps are done: the profiler's trace, and what this
+    worker's time went to.
+
+    The loop evaluates nothing: that is no part of a step.
+    """
+
+    def __init__(self, run: RunDir, rank: int, device: torch.device, steps: int) -> None:
+        self._run, self._rank, self._device, self._steps = run, rank, device, steps
+        self._stopwatch, self._open = RangedStopwatch(self._step), ExitStack()
+        self._number, self._timed = 0, list[tuple[_Mark, _Mark]]()
+        self._waited_s, self._peak_memory, self._flops_per_s = 0.0, 0, 0.0
+        run.profile.mkdir(exist_ok=True, mode=0o700)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def heard(self, comms: Comms) -> Comms:
+        return ranged(comms, CALLS)
+
+    def of(self, loop: Loop) -> Loop:
+        loop.comms.any(False)  # all workers at once, as they train: they may share what limits them
+        self._flops_per_s = matrix_flops_per_s(loop.config.train, self._device)
+        self._network = loop.engine.network
+        loop.engine, loop.loss = ranged(loop.engine, ENGINE), ranged(loop.loss, LOSSES)
+        loop.stopwatch, loop.evaluations = self._stopwatch, {}
+        return loop
+
+    def _step(self) -> AbstractContextManager[None]:
+        """Around the next step of the loop."""
+        number, self._number = self._number, self._number + 1
+        timed = number - SETTLING_STEPS
+        if timed < 0 or number >= steps_to_profile(self._steps):
+            return nullcontext()
+        return self._as_it_is() if timed < self._steps else self._taken_apart(timed - self._steps)
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[None]:
+        waited_s, start = self._stopwatch.waited_in_all, _Mark(self._device)
+        yield
+        self._timed.append((start, _Mark(self._device)))
+        self._waited_s += self._stopwatch.waited_in_all - waited_s
+
+    @contextmanager
+    def _taken_apart(self, number: int) -> Iterator[None]:
+        if number == 0:
+            self._begin()
+        with record_function(STEP):
+            yield
+            if number in (WARM_UP_STEPS - 1, WARM_UP_STEPS - 1 + self._steps):
+                finish(self._device)
+        self._profiler.step()
+        if number == WARM_UP_STEPS - 1 + self._steps:
+            self._open.close()
+            self._write()
+
+    def _begin(self) -> None:
+        self._peak_memory = _peak_memory(self._device)
+        gpu = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
+        when = schedule(wait=0, warmup=WARM_UP_STEPS, active=self._steps, repeat=1)
+        self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu], schedule=when)
+        self._open.enter_context(torch.compiler.set_stance("force_eager"))  # nobody sees into a compiled step
+        self._open.enter_context(ranges_of(self._network))
+        self._open.enter_context(self._profiler)
+
+    def _write(self) -> None:
+        trace = self._run.profile_trace(self._rank)
+        beside = trace.with_name(f".{trace.name}")
+        self._profiler.export_chrome_trace(str(beside))
+        os.replace(beside, trace)
+        steps_s = tuple(start.seconds_to(end) for start, end in self._timed)
+        found = WorkerProfile(
+            self._rank,
+            steps_s,
+            self._waited_s / sum(steps_s),
+            self._peak_memory,
+            self._flops_per_s,
+            division(self._profiler.events(), on_gpu=self._device.type == "cuda"),
+        )
+        write_json(self._run.profiled(self._rank), found.to_json())
+
+
+class _Mark:
+    """A moment, on a GPU one of its own time, which is asked for once all is over: asking waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._host_s = time.perf_counter()
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+
+    def seconds_to(self, later: "_Mark") -> float:
+        if self._event is None or later._event is None:
+            return later._host_s - self._host_s
+        later._event.synchronize()
+        return self._event.elapsed_time(later._event) / 1e3
+
+
+def _peak_memory(device: torch.device) -> int:
+    """In bytes, so far: of the process, or on its GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
