@@ -116,14 +116,15 @@ class _Assessing:
 
     def _exits(self) -> EarlyExits:
         costs_of = measure_exits(self.network, self.batches, self._form, (), self.comms)
-        costs = [cost.macs for cost in costs_of.if_all_leave.values()]
+        measured_costs = costs_of.if_all_leave.values()
+        costs, seconds = [cost.macs for cost in measured_costs], [cost.seconds for cost in measured_costs]
         chosen = self._chosen(costs) if self.target is not None else None
         settings = [*self.settings, *([chosen] if chosen is not None else [])]
         told = self._told("settings of early exits", len(settings))
         measured = measure_exits(self.network, self.batches, self._form, settings, self.comms, report=told)
         table = replace(costs_of, settings=measured.settings)
         sure = sureness(self.engine, self.batches, len(self.early), self.comms)
-        return EarlyExits(table, curve(sure, costs), self.asked.exit_target, chosen)
+        return EarlyExits(table, curve(sure, costs, seconds), self.asked.exit_target, chosen)
 
     def _chosen(self, costs: Sequence[float]) -> Thresholds:
         """From the validation split, whatever split is assessed: thresholds chosen on a split look too good on it."""
@@ -132,7 +133,7 @@ class _Assessing:
         sure = sureness(self.engine, held_out, len(self.early), self.comms)
         found = cheapest(sure, costs, sure.deepest_top1 + self.target)
         if found is None:
-            best = max(point.top1 for point in curve(sure, costs)) - sure.deepest_top1
+            best = max(point.top1 for point in curve(sure, costs, costs)) - sure.deepest_top1
             reached = f"one threshold for all heads reaches {100 * best:+.2f} points on the validation split"
             raise CheckError([Problem(f"--exit-target {self.asked.exit_target}", f"no thresholds give it: {reached}")])
         return found

@@ -49,11 +49,13 @@ class Sureness:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One threshold for all early heads: the accuracy, and the cost that the measured costs of leaving come to."""
+    """One threshold for all early heads: the accuracy, and the cost and the time that those measured of leaving at each
+    head come to."""
 
     threshold: float
     top1: float
     cost: float
+    seconds: float
 
 
 def sureness(engine: Predictor, batches: EvaluationBatches, early: int, comms: Comms) -> Sureness:
@@ -72,15 +74,15 @@ def _of_batch(engine: Predictor, images: Tensor, labels: Tensor, early: int) -> 
     return asked.softmax(dim=2).amax(dim=2).cpu(), (asked.argmax(dim=2) == labels).cpu()
 
 
-def curve(sure: Sureness, costs: Sequence[float]) -> tuple[CurvePoint, ...]:
-    """From all samples to none leaving early, by shares of the early heads' confidences; `costs` by head."""
+def curve(sure: Sureness, costs: Sequence[float], seconds: Sequence[float]) -> tuple[CurvePoint, ...]:
+    """From all samples to none leaving early, by shares of the early heads' confidences; costs and times by head."""
     levels = [0.0, *_levels(sure.confidence[:-1].flatten(), CURVE_POINTS), NEVER]
-    return tuple(_point(sure, level, costs) for level in levels)
+    return tuple(_point(sure, level, costs, seconds) for level in levels)
 
 
-def _point(sure: Sureness, threshold: float, costs: Sequence[float]) -> CurvePoint:
+def _point(sure: Sureness, threshold: float, costs: Sequence[float], seconds: Sequence[float]) -> CurvePoint:
     top1, leaving = sure.with_thresholds([threshold] * (len(costs) - 1))
-    return CurvePoint(min(threshold, 1.0), top1, _cost(leaving, costs))
+    return CurvePoint(min(threshold, 1.0), top1, _cost(leaving, costs), _cost(leaving, seconds))
 
 
 def cheapest(sure: Sureness, costs: Sequence[float], least_top1: float) -> Thresholds | None:

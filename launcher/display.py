@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -55,7 +56,7 @@ class RunDisplay:
         self._records = RecordFollower(run)
         self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
         self._stragglers = Stragglers(run, self._attempt, num_workers)
-        self._newest = ""
+        self._newest, self._trained = "", dict[str, Any]()
         self._told, self._damaged = False, set(run.damaged_checkpoints())
         self._records.look()  # what earlier attempts have recorded is not shown again
 
@@ -89,6 +90,8 @@ class RunDisplay:
             return
         self._tell_of_resuming(progress)
         self._tell_of_warnings(progress)
+        if progress["state"] == "train":
+            progress = {**self._trained, **progress}  # just after a record a worker has no means yet
         shown = _shown(progress)
         self._bar.lines = [line for line in (_losses(progress), self._newest) if line]
         self._bar.update(
@@ -100,7 +103,13 @@ class RunDisplay:
         )
         if not self._console.is_terminal and now - self._said_at >= PLAIN_EVERY_S:
             self._said_at = now
-            self._console.print(f"{_where(progress)} {shown}".rstrip(), highlight=False)
+            told = [f"{_where(progress)} {shown}".rstrip(), _losses(progress), self._time_left()]
+            self._console.print(", ".join(filter(None, told)), highlight=False)
+
+    def _time_left(self) -> str:
+        """By the speed of the last half minute, as the bar has it."""
+        seconds = self._bar.tasks[self._task].time_remaining
+        return f"{timedelta(seconds=round(seconds))} left" if seconds else ""
 
     def _tell_of_logs(self) -> None:
         """What workers on other machines say; of much the first lines."""
@@ -142,7 +151,9 @@ class RunDisplay:
     def _evaluations(self) -> None:
         """Print the evaluations that have come since the last look."""
         for record in self._records.look():
-            if record["split"] != "train":
+            if record["split"] == "train":
+                self._trained = record
+            else:
                 tops = [
                     f"{name.removesuffix('_top1')} {value:.1%}"
                     for name, value in record.items()

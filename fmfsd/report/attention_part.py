@@ -34,14 +34,14 @@ _HOW = (
 def _images(look: Content, pictures: Content, classes: Sequence[str]) -> Html:
     names = list(look["names"])
     scales = [ends([grids[number] for grids in look["grids"]]) for number in range(len(names))]
-    shown = [f"{name}, {low:.2f} to {high:.2f}" for name, (low, high) in zip(names, scales, strict=True)]
+    shown = [f"{name}\n{low:.2f} to {high:.2f}" for name, (low, high) in zip(names, scales, strict=True)]
     rows = []
     for number, grids in enumerate(look["grids"]):
         of, said = (_called(classes, content[key][number]) for content, key in ((pictures, "labels"), (look, "said")))
         cells = _heats(grids, names, scales, of)
-        told = f"{said}, {100 * look['sure'][number]:.0f} %"
+        told = f"{said}\n{100 * look['sure'][number]:.0f} %"
         rows.append([of, picture(pictures["png"][number], f"an image of {of}"), told, *cells])
-    return table(("class", "image", "deepest head says", *shown), rows)
+    return table(("class", "image", "deepest\nhead says", *shown), rows)
 
 
 def _heats(grids: Sequence[Grid], names: Sequence[str], scales: Sequence[tuple[float, float]], of: str) -> list[Html]:
@@ -88,7 +88,7 @@ def _by_class(run: RunFiles, classes: Sequence[str]) -> Iterator[Html]:
         [_called(classes, number), *_heats(each, names, scales, _called(classes, number))]
         for number, each in enumerate(grids)
     ]
-    header = ("class", *(f"{name}, {low:.2f} to {high:.2f}" for name, (low, high) in zip(names, scales, strict=True)))
+    header = ("class", *(f"{name}\n{low:.2f} to {high:.2f}" for name, (low, high) in zip(names, scales, strict=True)))
     yield element("h3", f"By class, means over the {split} split")
     yield table(header, rows[:CLASSES])
     if rows[CLASSES:]:

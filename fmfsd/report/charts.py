@@ -1,31 +1,25 @@
-"""Charts of a page, each with its data as a table under it.
+"""Charts of a page, each with its data as a table under it."""
 
-Vega-Lite draws them (vl-convert-python: Vega's own renderer in one wheel, no browser and no network) as SVG when the
-page is written: they need no script, their colours are the page's CSS variables, so that one drawing serves light and
-dark, and every mark says its values to a screen reader. Interactive charts would need a megabyte of script a page.
-"""
-
-import json
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fmfsd.report.markup import Html, cleaned, element
+from fmfsd.report.drawing import Spec, drawing
+from fmfsd.report.markup import Html, element
 from fmfsd.report.numbers import NOTHING, is_share, shown_metric
 from fmfsd.report.tables import folded, table
 
 Kind = Literal["best", "plain", "pale", "series"]
 Place = tuple[float, float]
-WIDTH, HEIGHT = 600, 270
+WIDTH, HEIGHT = 400, 220
+"""Without the axes; at this size two charts stand side by side, and one is legible on a telephone."""
 MOST_PLACES = 400
 """Of a longer line the lowest and the highest place of each of half as many equal parts are drawn."""
 ALL_PLACES = 20_000
 """Shared out between the lines of a chart, which else would make a page of megabytes."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2, 1, 2])
 COLOURS = [f"var(--series-{number})" for number in range(len(DASHES))]
-
-Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,12 +74,14 @@ def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: S
     most = min(MOST_PLACES, max(10, ALL_PLACES // max(1, len(lines))))
     drawn = [thinned(line, most) for line in lines]
     names = [line.label for line in lines if line.kind == "series"]
+    places = [*(point.place for point in points), *(place for line in drawn for place in line.places)]
     layers = [
         *(_band(line, names) for line in drawn if line.band),
         *_lines(drawn, names),
         *_points([*points, *_single_places(drawn)], x, y),
+        *_labels(points, [place[0] for place in places]),
     ]
-    axes = {"x": _axis(x, "x"), "y": _axis(y, "y")}
+    axes = {"x": _axis(x, "x", [place[0] for place in places]), "y": _axis(y, "y", [place[1] for place in places])}
     spec = {"width": WIDTH, "height": HEIGHT, "encoding": axes, "layer": layers}
     rows = [(point.label, x.shown(point.place[0]), y.shown(point.place[1])) for point in points]
     data = [table(("", x.name, y.name), rows)] if rows else []
@@ -95,7 +91,8 @@ def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: S
 def bars(title: str, axis: Axis, given: Sequence[Bar]) -> Html:
     """A line a bar, from 0; at least one. `half_width` is drawn as a line around the bar's end."""
     order = [bar.label for bar in given]
-    y = {"field": "label", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 320}}
+    y = {"field": "label", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 200}}
+    x = _axis(axis, "x", [bar.value for bar in given])
     told = {"field": "told"}
     rows = [{"label": bar.label, "x": bar.value, "told": f"{bar.label}: {axis.shown(bar.value)}"} for bar in given]
     ends = [
@@ -103,9 +100,9 @@ def bars(title: str, axis: Axis, given: Sequence[Bar]) -> Html:
         for bar in given
         if bar.half_width is not None
     ]
-    drawn = _layer({"type": "bar", "color": "var(--plain)"}, rows, x=_axis(axis, "x"), y=y, description=told)
-    errors = _layer({"type": "rule", "color": "var(--ink)", "size": 1.5}, ends, x=_axis(axis, "x"), y=y, x2=_X2)
-    spec = {"width": WIDTH - 120, "height": {"step": 24}, "layer": [drawn, *([errors] if ends else [])]}
+    drawn = _layer({"type": "bar", "color": "var(--plain)"}, rows, x=x, y=y, description=told)
+    errors = _layer({"type": "rule", "color": "var(--ink)", "size": 1.5}, ends, x=x, y=y, x2=_X2)
+    spec = {"width": WIDTH - 100, "height": {"step": 24}, "layer": [drawn, *([errors] if ends else [])]}
     data = [(bar.label, axis.shown(bar.value), _shown_width(bar, axis)) for bar in given]
     return _figure(title, spec, [table(("", axis.name, "to each side"), data)])
 
@@ -127,11 +124,22 @@ def thinned(line: Line, most: int = MOST_PLACES) -> Line:
     return Line(line.label, [line.places[at] for at in kept], line.kind, band)
 
 
-def _axis(axis: Axis, channel: str) -> Spec:
+def _axis(axis: Axis, channel: str, values: Sequence[float]) -> Spec:
     """Bars begin at 0; other axes where their values do."""
-    shown: Spec = {"format": ".1~%"} if axis.percent else {"format": "d" if axis.whole else "~s"}
-    ticks = {"tickMinStep": 1} if axis.whole else {}
+    large = max(map(abs, values), default=0.0) >= LARGE
+    shown: Spec = {"format": "~%" if axis.percent else "~s" if large else "d" if axis.whole else ".6~g"}
+    ticks = {"values": _each(values)} if axis.whole and max(values) - min(values) <= MOST_TICKS else {}
     return {"field": channel, "type": "quantitative", "title": axis.name, "axis": {**shown, **ticks}, "scale": _SCALE}
+
+
+LARGE = 1e4
+"""From here on numbers have a prefix: 20k."""
+MOST_TICKS = 10
+
+
+def _each(values: Sequence[float]) -> list[int]:
+    """Whole numbers among them: Vega would put ticks between these, and round what it writes there."""
+    return list(range(math.ceil(min(values)), math.floor(max(values)) + 1))
 
 
 _SCALE = {"zero": False, "nice": True}
@@ -173,7 +181,10 @@ def _named(names: Sequence[str]) -> dict[str, Spec]:
     """Colours and dashes by name, told in one legend."""
     times = -(-len(names) // len(DASHES))
     scales = {"color": (COLOURS * times)[: len(names)], "strokeDash": (list(DASHES) * times)[: len(names)]}
-    legend = {"title": None, "symbolType": "stroke", "symbolSize": 500, "labelLimit": 260}
+    longest = max(map(len, names))
+    columns = max(1, min(4, LEGEND_LETTERS // (longest + 6)))
+    of_several = {"title": None, "symbolType": "stroke", "symbolSize": 500, "labelLimit": WIDTH, "columns": columns}
+    legend = of_several if len(names) > 1 else None
     return {
         channel: {
             "field": "name",
@@ -183,6 +194,10 @@ def _named(names: Sequence[str]) -> dict[str, Spec]:
         }
         for channel, values in scales.items()
     }
+
+
+LEGEND_LETTERS = 58
+"""So many stand under a chart in a line."""
 
 
 def _single_places(lines: Sequence[Line]) -> list[Point]:
@@ -204,6 +219,30 @@ def _points(points: Sequence[Point], x: Axis, y: Axis) -> list[Spec]:
     return layers
 
 
+def _labels(points: Sequence[Point], across: Sequence[float]) -> list[Spec]:
+    """What stands out is named beside it, towards the middle, as long as it is little; of one place all at once."""
+    named: dict[Place, list[str]] = {}
+    for point in points:
+        if point.kind == "best":
+            named.setdefault(point.place, []).append(point.label)
+    if not 0 < len(named) <= MOST_NAMED:
+        return []
+    middle = (min(across) + max(across)) / 2
+    sides = {"left": [], "right": []}  # type: dict[str, list[Spec]]
+    for place, labels in named.items():
+        row = {"x": place[0], "y": place[1], "text": ", ".join(dict.fromkeys(labels))}
+        sides["right" if place[0] > middle else "left"].append(row)
+    return [_text(side, rows) for side, rows in sides.items() if rows]
+
+
+MOST_NAMED = 8
+
+
+def _text(side: str, rows: Sequence[Spec]) -> Spec:
+    mark = {"type": "text", "align": side, "dx": 9 if side == "left" else -9, "dy": -9, "color": "var(--ink)"}
+    return _layer({**mark, "aria": False}, rows, text={"field": "text"})
+
+
 def _told(point: Point, x: Axis, y: Axis) -> str:
     return f"{point.label}: {x.name} {x.shown(point.place[0])}, {y.name} {y.shown(point.place[1])}"
 
@@ -212,63 +251,8 @@ def _shown_width(bar: Bar, axis: Axis) -> str:
     return NOTHING if bar.half_width is None else axis.shown(bar.half_width)
 
 
-_CONFIG: Spec = {
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": "var(--ink)",
-        "titleColor": "var(--quiet)",
-        "titleFontWeight": "normal",
-        "gridColor": "var(--line)",
-        "domainColor": "var(--quiet)",
-        "tickColor": "var(--quiet)",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-    },
-    "legend": {
-        "labelColor": "var(--ink)",
-        "labelFontSize": 12,
-        "symbolStrokeWidth": 2,
-        "orient": "bottom",
-        "columns": 4,
-    },
-}
-
-
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-
-
 def _figure(title: str, spec: Spec, data: Sequence[Html]) -> Html:
-    from vl_convert import vegalite_to_svg  # not before there is something to draw
-
-    whole = {
-        "$schema": _SCHEMA,
-        "background": None,
-        "config": _CONFIG,
-        **spec,
-    }
-    svg = _in_a_page(vegalite_to_svg(json.dumps(_cleaned(whole))), title)
-    return element("figure", element("figcaption", title), svg, folded("Data", *data))
-
-
-def _cleaned(part: Any) -> Any:
-    if isinstance(part, dict):
-        return {name: _cleaned(value) for name, value in part.items()}
-    if isinstance(part, list | tuple):
-        return [_cleaned(each) for each in part]
-    return cleaned(part) if isinstance(part, str) else part
-
-
-_TOLD = re.compile(r'(<(?:path|text|rect) aria-label="([^"]*)" role="graphics-symbol"[^>]*?)/>')
-
-
-def _in_a_page(svg: str, title: str) -> Html:
-    """Named, in the page's width, and with the values of a mark shown where the pointer is."""
-    hovered = _TOLD.sub(lambda found: f"{found[1]}><title>{found[2]}</title></path>", svg)
-    box, inside = re.fullmatch(r'<svg [^>]*(viewBox="[^"]*")>(.*)</svg>', hovered, re.DOTALL).groups()  # type: ignore[union-attr]
-    _, _, sides = box.partition('"')
-    name = element("title", title)
-    return element("svg", name, Html(inside), viewBox=sides.rstrip('"'), role="img", aria_label=title)
+    return element("figure", element("figcaption", title), drawing(title, spec), folded("Numbers", *data))
 
 
 def _lines_table(x: Axis, y: Axis, lines: Sequence[Line]) -> Html:

@@ -4,13 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from fmfsd.report.charts import Axis, Line, Point, plot
 from fmfsd.report.groups import Group, mean_line
-from fmfsd.report.images import heat
 from fmfsd.report.markup import Html, joined
 from fmfsd.report.numbers import shown_metric
 from fmfsd.report.run_files import Content, RunFiles
-from fmfsd.report.tables import folded, paragraphs, table
-
-MOST_PAIRS = 20
+from fmfsd.report.tables import paragraphs, table
 
 
 def calibration(found: Content) -> Html:
@@ -35,34 +32,6 @@ _ERROR = (
 )
 
 
-def confusion(found: Content, classes: Sequence[str]) -> Html:
-    """Of the deepest head: the whole matrix as a picture, and the pairs that it takes for one another most."""
-    matrix = found.get("confusion")
-    if not matrix:
-        return Html("")
-    names = [classes[number] if number < len(classes) else f"class {number}" for number in range(len(matrix))]
-    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
-    alt = f"Confusion matrix of {len(matrix)} classes; the table beside it names the pairs that stand out"
-    pairs = sorted(
-        ((matrix[one][other] + matrix[other][one], one, other) for one in range(len(matrix)) for other in range(one)),
-        reverse=True,
-    )[:MOST_PAIRS]
-    rows = [
-        (names[one], names[other], str(both), f"{100 * shares[one][other]:.1f} %", f"{100 * shares[other][one]:.1f} %")
-        for both, one, other in pairs
-        if both
-    ]
-    header = ("class", "and", "confused", "first as second", "second as first")
-    right = [f"{100 * row[number]:.2f} %" for number, row in enumerate(shares)]
-    by_class = [(name, share, str(sum(row))) for name, share, row in zip(names, right, matrix, strict=True)]
-    return joined(
-        paragraphs("Rows are classes, columns what the deepest head says; each row adds up to 1, light is much."),
-        heat(shares, alt, low=0.0, high=1.0, kind="matrix"),
-        table(header, rows) if rows else paragraphs("No class is taken for another."),
-        folded("Each class", table(("class", "top-1", "samples"), by_class)),
-    )
-
-
 def agreement(found: Content, run: RunFiles) -> Html:
     """Of how many samples two heads say the same, at the end and with the deepest over the training."""
     heads, shares = found.get("heads", ()), found.get("agreement", ())
@@ -70,11 +39,39 @@ def agreement(found: Content, run: RunFiles) -> Html:
         return Html("")
     rows = [(name, *(f"{100 * share:.2f} %" for share in row)) for name, row in zip(heads, shares, strict=True)]
     alone, split = Group(run.name, [run]), str(found["split"])
-    lines = [mean_line(name, alone, split, f"{name}_agreement") for name in heads]
+    lines = [mean_line(name, alone, split, f"{name}_agreement", "step") for name in heads]
     known = [line for line in lines if line is not None]
     title = f"How often a head says what the deepest does, {split}"
-    chart = plot(title, Axis("epoch", whole=True), Axis("agreement", percent=True), lines=known) if known else Html("")
+    chart = plot(title, Axis("step", whole=True), Axis("agreement", percent=True), lines=known) if known else Html("")
     return joined(table(("head", *heads), rows), chart)
+
+
+def calibration_error(run: RunFiles, head: str) -> float | None:
+    """On the test split."""
+    found: float | None = run.evaluations.get("test", {}).get("calibration", {}).get(head, {}).get("error")
+    return found
+
+
+def exits_beside(groups: Sequence[Group]) -> Iterator[Html]:
+    """The test split's curves of several configs, each that of its first run that was asked for them."""
+    found = [
+        (group.label, next((run.exits["test"] for run in group.runs if "test" in run.exits), None)) for group in groups
+    ]
+    lines = [Line(label, _of_curve(each), "series") for label, each in found if each]
+    if lines:
+        title = "Accuracy and multiply-adds of early exits, test"
+        yield plot(title, Axis("multiply-adds an image"), Axis("top-1", percent=True), lines=lines)
+
+
+def _of_curve(found: Content, key: str = "cost") -> list[tuple[float, float]]:
+    """Times in ms."""
+    factor = 1e3 if key == "seconds" else 1.0
+    return [(factor * point[key], point["top1"]) for point in found["curve"] if key in point]
+
+
+def _known(line: Line) -> list[Line]:
+    """Nothing where the costs were measured before times were kept."""
+    return [line] if line.places else []
 
 
 def early_exits(run: RunFiles) -> Iterator[Html]:
@@ -82,13 +79,19 @@ def early_exits(run: RunFiles) -> Iterator[Html]:
     for split, found in run.exits.items():
         settings, alone = found["table"]["settings"], found["table"]["deepest_alone"]
         marked = [(_thresholds(each, found), each["top1"], each["cost"]) for each in settings]
-        curve = Line("one threshold for all", [(point["cost"], point["top1"]) for point in found["curve"]])
+        curves = {key: Line("one threshold for all", _of_curve(found, key)) for key in ("cost", "seconds")}
         points = [Point(name, (cost["macs"], top1), "best") for name, top1, cost in marked]
         top1_axis, macs = Axis("top-1", percent=True), Axis("multiply-adds an image")
-        yield plot(f"Accuracy and multiply-adds, {split}", macs, top1_axis, points=points, lines=[curve])
+        yield plot(f"Accuracy and multiply-adds, {split}", macs, top1_axis, points=points, lines=[curves["cost"]])
         times = [Point(name, (1e3 * cost["seconds"], top1), "best") for name, top1, cost in marked]
-        whole = Point("deepest head alone", (1e3 * alone["seconds"], found["curve"][-1]["top1"]))
-        yield plot(f"Accuracy and time, {split}", Axis("ms an image"), top1_axis, points=[*times, whole])
+        whole = Point("deepest head alone", (1e3 * alone["seconds"], found["curve"][-1]["top1"]), "best")
+        yield plot(
+            f"Accuracy and time, {split}",
+            Axis("ms an image"),
+            top1_axis,
+            points=[*times, whole],
+            lines=_known(curves["seconds"]),
+        )
         heads = list(found["table"]["if_all_leave"])
         rows = [_setting(each, found, heads, alone) for each in settings]
         header = ("sure from", "top-1", *heads, "multiply-adds", "of the deepest alone", "ms", "of the deepest alone's")

@@ -1,40 +1,47 @@
 """The page of a run, or of several side by side, from their files."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-import yaml
+from statistics import mean, stdev
 
 from fmfsd.report.attention_part import attention
-from fmfsd.report.charts import Axis, Line, Point, plot
+from fmfsd.report.charts import Axis, plot
+from fmfsd.report.confusion_part import confusion
+from fmfsd.report.course_part import course, speed
 from fmfsd.report.groups import Group, grouped, interval, mean_line
-from fmfsd.report.heads_part import agreement, calibration, confusion, early_exits
-from fmfsd.report.markup import Html, element, joined
-from fmfsd.report.numbers import NOTHING, is_share, shown_duration, shown_metric, shown_value
+from fmfsd.report.heads_part import agreement, calibration, calibration_error, early_exits, exits_beside
+from fmfsd.report.made_part import made_with, setups
+from fmfsd.report.markup import Html, joined
+from fmfsd.report.numbers import NOTHING, is_share, shown_duration, shown_metric
 from fmfsd.report.page import Section, page
+from fmfsd.report.paired import t_quantile
 from fmfsd.report.run_files import Content, RunFiles
-from fmfsd.report.tables import code, folded, pairs, paragraphs, table
+from fmfsd.report.tables import paragraphs, table
 
 MOST_SERIES = 16
 """Of more groups only the best by the test or validation accuracy are drawn; all stand in the tables."""
 LOSSES = ("loss", "loss_label", "loss_soft_target", "loss_feature")
 DEEPEST = "deepest_top1"
 
+Wanted = tuple[str, Group, str, str]
+"""A line's label, whose it is, and the split and the metric that it shows."""
+
 
 def run_page(runs: Sequence[RunFiles]) -> str:
     """At least one."""
-    groups = grouped(runs)
+    groups, is_one = grouped(runs), len(runs) == 1
+    drawn = _drawn(groups)
     parts: list[tuple[str, str, Html]] = [
         ("runs", "Runs", _runs(runs)),
+        ("made", "What was run, and with what", made_with(runs[0]) if is_one else Html("")),
         ("test", "On the test set", _tested(groups)),
-        ("curves", "Learning curves", joined(*_curves(groups))),
-        *(_of_one(runs[0]) if len(runs) == 1 else []),
-        ("speed", "Throughput", joined(*_speed(groups, runs))),
-        ("course", "Starts and stops", joined(*map(_course, runs)) if len(runs) <= MOST_SERIES else Html("")),
-        ("config", "What was run", joined(*_what(groups, runs))),
+        ("curves", "Learning curves", joined(*_curves(groups, drawn))),
+        *(_of_one(runs[0]) if is_one else [("exits", "Early exits", joined(*exits_beside(drawn)))]),
+        ("speed", "Throughput", joined(*speed(drawn, runs))),
+        ("course", "Starts and stops", joined(*map(course, runs)) if len(runs) <= MOST_SERIES else Html("")),
+        ("config", "What was run", Html("") if is_one else joined(*setups(groups, runs, MOST_SERIES))),
     ]
     sections = [Section(key, title, inside) for key, title, inside in parts if inside]
-    title = f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
+    title = f"Run {runs[0].name}" if is_one else f"{len(runs)} runs"
     return page(title, _lead(runs), sections)
 
 
@@ -88,13 +95,14 @@ def _run_row(run: RunFiles) -> list[str]:
 def _tested(groups: Sequence[Group]) -> Html:
     """Each head by group: the mean over seeds, or of a single run its 95 % interval over images."""
     rows = [row for group in groups for row in _tested_rows(group)]
-    header = ("", "head", "top-1", "spread", "runs")
+    header = ("config", "head", "top-1", "95 % interval", "deviation", "calibration error", "runs")
     return joined(table(header, rows), paragraphs(_SPREAD)) if rows else Html("")
 
 
 _SPREAD = (
-    "The last evaluation of the test split. Spread: of several seeds their standard deviation in percentage points; of "
-    "one run the 95 % interval that its number of test images leaves (Wilson), which says nothing about other seeds."
+    "The last evaluation of the test split, a mean over seeds where there are several. The interval of several seeds "
+    "is Student's, beside their standard deviation in percentage points; that of one run is what its number of test "
+    "images leaves (Wilson), and says nothing about other seeds."
 )
 
 
@@ -102,39 +110,44 @@ def _tested_rows(group: Group) -> Iterator[list[str]]:
     lasts = [run.split("test")[-1] for run in group.runs if run.split("test")]
     names = [name for name in (lasts[0] if lasts else {}) if name.endswith("_top1")]
     for name in names:
-        values = [last[name] for last in lasts if name in last]
-        mean = sum(values) / len(values)
-        spread = _deviation(values) if len(values) > 1 else _own_interval(group.runs[0], values[0])
-        yield [group.label, name.removesuffix("_top1"), shown_metric(name, mean), spread, str(len(values))]
+        values, head = [last[name] for last in lasts if name in last], name.removesuffix("_top1")
+        known = [error for run in group.runs if (error := calibration_error(run, head)) is not None]
+        calibrated = f"{100 * mean(known):.2f} %" if known else NOTHING
+        spread = _of_seeds(values) if len(values) > 1 else _of_images(group.runs[0], values[0])
+        yield [group.label, head, shown_metric(name, mean(values)), *spread, calibrated, str(len(values))]
 
 
-def _deviation(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return f"± {100 * variance**0.5:.2f}"
+def _of_seeds(values: Sequence[float]) -> tuple[str, str]:
+    deviation = stdev(values)
+    half = t_quantile(len(values) - 1) * deviation / len(values) ** 0.5
+    return _ends(mean(values) - half, mean(values) + half), f"{100 * deviation:.2f}"
 
 
-def _own_interval(run: RunFiles, share: float) -> str:
+def _of_images(run: RunFiles, share: float) -> tuple[str, str]:
     samples = sum(map(sum, run.evaluations.get("test", {}).get("confusion", ())))
-    if not samples:
-        return NOTHING
-    low, high = interval(share, samples)
-    return f"{100 * low:.2f} to {100 * high:.2f}"
+    return (_ends(*interval(share, samples)) if samples else NOTHING), NOTHING
 
 
-def _curves(groups: Sequence[Group]) -> Iterator[Html]:
-    drawn = _drawn(groups)
+def _ends(low: float, high: float) -> str:
+    """Student's can reach beyond what an accuracy can be."""
+    return f"{100 * max(0.0, low):.2f} to {100 * min(1.0, high):.2f}"
+
+
+def _curves(groups: Sequence[Group], drawn: Sequence[Group]) -> Iterator[Html]:
+    """Of one config all that was recorded, by step; of several by epoch, since their steps may differ in size."""
     if len(drawn) < len(groups):
         yield paragraphs(f"Of {len(groups)} configs those {len(drawn)} that came to the highest accuracy.")
     if any(len(group.runs) > 1 for group in drawn):
         yield paragraphs("Lines are means over seeds, bands reach from the least to the most.")
     losses = [("train", name) for name in LOSSES]
     if len(drawn) == 1:
-        yield from _chart("Losses in training", "loss", [(name, drawn[0], split, name) for split, name in losses])
+        yield from _chart(
+            "Losses in training", "loss", [(name, drawn[0], split, name) for split, name in losses], "step"
+        )
         for split in ("valid", "test"):
             heads = _metrics(drawn[0], split, "_top1")
             of_heads = [(name.removesuffix("_top1"), drawn[0], split, name) for name in heads]
-            yield from _chart(f"Accuracy of each head, {split}", "top-1", of_heads)
+            yield from _chart(f"Accuracy of each head, {split}", "top-1", of_heads, "step")
         return
     of_all = [(split, name) for split in ("valid", "test") for name in _metrics(drawn[0], split, "_top1")]
     for split, name in (*losses, *of_all):
@@ -154,95 +167,9 @@ def _metrics(group: Group, split: str, ending: str) -> list[str]:
     return [name for name in (records[-1] if records else {}) if name.endswith(ending)]
 
 
-def _chart(title: str, metric: str, wanted: Sequence[tuple[str, Group, str, str]]) -> Iterator[Html]:
+def _chart(title: str, metric: str, wanted: Sequence[Wanted], x: str = "epoch") -> Iterator[Html]:
     """Nothing where each has one value, as on a test set that is looked at once: the tables have it."""
-    lines = [line for label, group, split, name in wanted if (line := mean_line(label, group, split, name))]
+    lines = [line for label, group, split, name in wanted if (line := mean_line(label, group, split, name, x))]
     if any(len(line.places) > 1 for line in lines):
         percent = is_share(metric) or metric == "top-1"
-        yield plot(title, Axis("epoch", whole=True), Axis(metric, percent=percent), lines=lines)
-
-
-def _speed(groups: Sequence[Group], runs: Sequence[RunFiles]) -> Iterator[Html]:
-    """Over steps, which are shorter than epochs."""
-    for name, title in (("images_per_s", "Images a second, of all workers"), ("data_wait", "Share of time for data")):
-        lines = [line for group in _drawn(groups) if (line := mean_line(group.label, group, "train", name, "step"))]
-        if lines:
-            yield plot(title, Axis("step", whole=True), Axis(name, percent=name == "data_wait"), lines=lines)
-    if len(runs) == 1 and runs[0].workers:
-        header = ("rank", "host", "state", "step", "busy", "behind the fastest", "peak memory")
-        yield table(header, _workers(runs[0].workers))
-
-
-def _workers(workers: Sequence[Content]) -> list[list[str]]:
-    """Of those that compute for longer the others wait."""
-    busy = [worker.get("busy_s") for worker in workers]
-    known = [each for each in busy if each]
-    least = min(known, default=0.0)
-    rows = []
-    for worker, each in zip(workers, busy, strict=True):
-        behind = f"{100 * (each / least - 1):.1f} %" if each and least else NOTHING
-        memory = f"{worker.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
-        about = [str(worker.get(name, "")) for name in ("rank", "host", "state", "step")]
-        rows.append([*about, shown_duration(each) if each else NOTHING, behind, memory])
-    return rows
-
-
-def _course(run: RunFiles) -> Html:
-    """Steps over time, and on the same axis where it was started and how each start ended."""
-    began = run.manifest.get("started")
-    if began is None or not run.attempts:
-        return Html("")
-    reached = [(record["time"], float(record["step"])) for record in run.records if "time" in record]
-    points = list(_marks(run.attempts, began, reached))
-    chart = plot(
-        f"Course of {run.name}", Axis("seconds"), Axis("step", whole=True), points=points, lines=_ways(reached)
-    )
-    header = ("start", "workers", "began after", "took", "ended", "cause")
-    return joined(chart, table(header, [_attempt(attempt, began) for attempt in run.attempts]))
-
-
-def _ways(reached: Sequence[tuple[float, float]]) -> list[Line]:
-    return [Line("step", reached)] if reached else []
-
-
-def _marks(attempts: Sequence[Content], began: float, reached: Sequence[tuple[float, float]]) -> Iterator[Point]:
-    for attempt in attempts:
-        for what, kind in (("started", "plain"), ("ended", "best")):
-            if (time := attempt.get(what)) is not None:
-                told = f"start {attempt.get('attempt')} {attempt.get('state') if what == 'ended' else 'began'}"
-                at = time - began
-                step = max((step for when, step in reached if when <= at), default=0.0)
-                yield Point(told, (at, step), "best" if kind == "best" else "plain")
-
-
-def _attempt(attempt: Content, began: float) -> list[str]:
-    start, end = attempt.get("started"), attempt.get("ended")
-    took = shown_duration(end - start) if start is not None and end is not None else NOTHING
-    began_after = shown_duration(start - began) if start is not None else NOTHING
-    about = [str(attempt.get("attempt", "")), str(attempt.get("workers", ""))]
-    return [*about, began_after, took, str(attempt.get("state") or NOTHING), str(attempt.get("cause") or "")]
-
-
-def _what(groups: Sequence[Group], runs: Sequence[RunFiles]) -> Iterator[Html]:
-    for run in runs[:MOST_SERIES]:
-        told = [code(yaml.safe_dump(dict(run.config), sort_keys=False)), pairs(_manifest(run))]
-        yield folded(run.name, *map(_launch, run.manifest.get("launches", ())), *told)
-    if len(runs) > MOST_SERIES:
-        yield paragraphs(f"And of {len(runs) - MOST_SERIES} more runs, whose folders hold theirs.")
-    if len(groups) > 1:
-        yield element("h3", "Groups")
-        yield table(("config", "runs"), [(group.label, ", ".join(run.name for run in group.runs)) for group in groups])
-
-
-def _launch(launch: Content) -> Html:
-    command = code(" ".join(map(str, launch.get("command", ()))))
-    changes = ", ".join(map(str, launch.get("changes", ())))
-    return joined(command, paragraphs(f"Changed: {changes}" if changes else ""))
-
-
-def _manifest(run: RunFiles) -> list[tuple[str, str]]:
-    last: dict[str, Any] = (run.manifest.get("launches") or [{}])[-1]
-    versions = {name: value or "not installed" for name, value in last.get("versions", {}).items()}
-    found = {"data (SHA-256 of its index)": run.manifest.get("data"), "commit": last.get("commit"), **versions}
-    found["folder"] = str(run.run.path)
-    return [(name, shown_value(value)) for name, value in found.items() if value is not None]
+        yield plot(title, Axis(x, whole=True), Axis(metric, percent=percent), lines=lines)

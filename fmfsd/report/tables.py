@@ -18,9 +18,35 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, marked: Itera
         element("tr", *map(_cell, row, kinds), **({"class_": "marked"} if number in marked else {}))
         for number, row in enumerate(rows)
     ]
-    whole = element("table", element("thead", element("tr", *head)), element("tbody", *body))
-    name = ", ".join(filter(None, header))
-    return element("div", whole, class_="wide", tabindex="0", role="region", aria_label=f"Table: {name}")
+    name = ", ".join(" ".join(each.split()) for each in header if each)
+    return _framed(element("table", element("thead", element("tr", *head)), element("tbody", *body)), name, len(rows))
+
+
+LONG = 30
+"""Rows, above which a table has a scroll bar of its own, and its header stays in sight."""
+
+
+def _framed(whole: Html, name: str, rows: int) -> Html:
+    """It may be wider than the page."""
+    kind = "wide long" if rows > LONG else "wide"
+    return element("div", whole, class_=kind, tabindex="0", role="region", aria_label=f"Table: {name}")
+
+
+def matrix(
+    corner: str, names: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]
+) -> Html:
+    """Counts, as dark as their shares are large; the names are those of the rows and of the columns."""
+    head = element("tr", *(element("th", name, scope="col") for name in (corner, *names)))
+    body = [
+        element("tr", element("th", name, scope="row"), *map(_shaded, own, of_row))
+        for name, own, of_row in zip(names, counts, shares, strict=True)
+    ]
+    return _framed(element("table", element("thead", head), element("tbody", *body), class_="matrix"), corner, 0)
+
+
+def _shaded(count: int, share: float) -> Html:
+    """Zeros are left out: what is there stands out."""
+    return element("td", str(count or ""), class_="number", style=f"background: rgb(43 108 176 / {0.6 * share:.2f})")
 
 
 def _kind(column: Sequence[str]) -> dict[str, str]:
@@ -36,7 +62,7 @@ def _cell(value: str, kind: dict[str, str]) -> Html:
 def pairs(rows: Iterable[tuple[str, str]]) -> Html:
     """Names and what they are, a line each."""
     lines = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows]
-    return element("div", element("table", element("tbody", *lines)), class_="wide")
+    return element("div", element("table", element("tbody", *lines)), class_="wide facts")
 
 
 def folded(summary: str, *inside: str) -> Html:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def run_view(path: Path) -> RunView:
     newest = [each for each in shown if each.get("attempt") == attempt]
     workers = tuple(_worker(each, _own_times(newest)) for each in newest)
     first = newest[0] if newest else {}
-    outcome = _object(run.outcome)
+    outcome, metrics = _object(run.outcome), _records(run)
     return RunView(
         path=str(path),
         state=_state(outcome, workers),
@@ -85,8 +85,8 @@ def run_view(path: Path) -> RunView:
         total_steps=first.get("total_steps"),
         steps_per_epoch=first.get("steps_per_epoch"),
         checkpoint_step=run.newest_step(),
-        losses={name: value for name, value in first.items() if name.startswith("loss")},
-        metrics=_records(run),
+        losses=_losses(first) or _losses(metrics.get("train", {})),
+        metrics=metrics,
         workers=workers,
     )
 
@@ -125,6 +125,10 @@ def _worker(shown: dict[str, Any], own_times: dict[int, float]) -> Worker:
         own_time=own_times.get(rank),
         warnings=tuple(shown.get("warnings", ())),
     )
+
+
+def _losses(shown: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in shown.items() if name.startswith("loss")}
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The report page as a person has it: Debian's Chromium opens it from disk, clicks, types, prints."""
 
+import base64
 import os
 from collections.abc import Iterator
 from itertools import pairwise
@@ -25,10 +26,10 @@ const lightness = ([r, g, b]) => [r, g, b].map(v => v / 255)
   .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
 const parts = text => text.match(/[\\d.]+/g).map(Number);
 const behind = element => {
-  for (let each = element; each; each = each.parentElement) {
-    const found = parts(getComputedStyle(each).backgroundColor);
-    if (found.length < 4 || found[3] > 0) return found;
-  }
+  const [r, g, b, share = 1] = parts(getComputedStyle(element).backgroundColor);
+  if (share === 1) return [r, g, b];
+  const further = behind(element.parentElement);
+  return [r, g, b].map((v, i) => share * v + (1 - share) * further[i]);
 };
 return [...document.querySelectorAll("h1, h2, p, a, th, td, summary, svg text, figcaption")]
   .filter(each => each.textContent.trim() && each.getClientRects().length && !each.classList.contains("skip"))
@@ -38,6 +39,13 @@ return [...document.querySelectorAll("h1, h2, p, a, th, td, summary, svg text, f
     return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), each.tagName, each.textContent.slice(0, 40)];
   }).sort((one, other) => one[0] - other[0])[0];
 """
+SMALLEST_TEXT = """
+const sizes = [...document.querySelectorAll("svg text")].map(each =>
+  parseFloat(getComputedStyle(each).fontSize) * each.getScreenCTM().a);
+return Math.min(...sizes.filter(size => size > 0));
+"""
+PRINTED_WIDTH = 688
+"""Pixels between the margins of a sheet of A4."""
 UNDRAWN = """
 return [...document.querySelectorAll("svg")].filter(svg => {
   const marks = [...svg.querySelectorAll("[role=graphics-symbol]")];
@@ -85,7 +93,7 @@ def column(browser: webdriver.Chrome, number: int) -> list[str]:
 
 
 def test_a_table_is_sorted_by_click_and_by_keyboard(browser: webdriver.Chrome) -> None:
-    heads, top1 = browser.find_elements(By.CSS_SELECTOR, "#test th button")[:2]
+    heads, top1 = browser.find_elements(By.CSS_SELECTOR, "#test th button")[1:3]
     before = column(browser, 1)
     heads.click()
     assert column(browser, 1) == sorted(before)
@@ -113,8 +121,10 @@ def test_it_can_be_read_by_day_and_by_night(scheme: str, browser: webdriver.Chro
 def test_it_fits_a_telephone(browser: webdriver.Chrome) -> None:
     narrowed(browser, 360)
     widths = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    smallest = browser.execute_script(SMALLEST_TEXT)
     narrowed(browser, 1000)
     assert widths[0] <= widths[1]
+    assert smallest >= 8, "pixels, of the letters in charts"
 
 
 def test_it_can_be_walked_without_eyes_or_mouse(browser: webdriver.Chrome) -> None:
@@ -128,6 +138,17 @@ def test_it_can_be_walked_without_eyes_or_mouse(browser: webdriver.Chrome) -> No
     assert browser.switch_to.active_element.text == "Skip to the content"
 
 
-def test_it_prints(browser: webdriver.Chrome) -> None:
-    printed = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
-    assert len(printed) > 20_000
+def test_it_prints_dark_on_white_and_cuts_nothing_off(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    (Path(os.environ.get("FMFSD_ARTEFACTS", tmp_path)) / "run-report.pdf").write_bytes(printed)
+    assert printed.startswith(b"%PDF")
+    prefer(browser, "dark", media="print")
+    narrowed(browser, PRINTED_WIDTH)
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    widest = browser.execute_script(
+        "return Math.max(...[...document.querySelectorAll('.wide')].map(e => e.scrollWidth))"
+    )
+    prefer(browser, "light")
+    narrowed(browser, 1000)
+    assert paper == "rgb(255, 255, 255)"
+    assert widest <= PRINTED_WIDTH

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from typer.testing import CliRunner
 from fmfsd.cli import app
 from fmfsd.comms import SoloComms
 from fmfsd.files import write_json
+from fmfsd.report.confusion_part import confusion
 from fmfsd.report.groups import grouped, interval, mean_line
 from fmfsd.report.run_files import read_run
+from fmfsd.report.sweep_page import sweep_page
 from fmfsd.report.written import write_report
 from fmfsd.rundir import RunDir
-from tests.benchmarks.report import search
+from tests.benchmarks.report import one_of, search
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 SHORT = ("train.max_steps=4", "train.evaluate_every=2 steps", "train.log_every=1 step", "optim.milestones=[]")
@@ -55,12 +58,29 @@ def test_the_page_of_a_run_has_every_part_and_its_numbers(run: RunDir) -> None:
     page = run.path / "report.html"
     assert (code, shown.strip()) == (0, str(page))
     of_heads = ["calibration", "confusion", "attention", "agreement"]
-    assert sections(page) == ["runs", "test", "curves", *of_heads, "speed", "config"]
+    assert sections(page) == ["runs", "made", "test", "curves", *of_heads, "speed"]
     text = page.read_text()
     last = [json.loads(line) for line in run.metrics.read_text().splitlines()][-1]
     assert f"{100 * last['deepest_top1']:.2f} %" in text
     assert len(text) < 3_000_000
     assert reported(run.path)[0] == 0, "a page of ours makes room for the next"
+
+
+def test_every_number_of_the_confusion_matrix_is_in_a_table(run: RunDir) -> None:
+    text = confusion({"confusion": [[7, 3, 0], [0, 9, 1], [2, 0, 8]]}, ["cat", "dog", "<cow>"])
+    assert re.findall(r"<td[^>]*share[^>]*>|<td class=.number. style=[^>]*>(\d*)<", text) == [
+        *"73",
+        "",
+        "",
+        *"912",
+        "",
+        "8",
+    ]
+    assert "<tr><td>cat</td><td>70.00 %</td><td>10</td><td>dog 3</td></tr>" in re.sub(r' class="number"', "", text)
+    many = [[1 if one == other else 2 * (other == one + 1) for other in range(30)] for one in range(30)]
+    large = confusion({"confusion": many}, [f"c{number}" for number in range(30)])
+    assert "<img" in large
+    assert "<td>c1 2</td>" in large
 
 
 def test_a_run_in_any_state_has_a_page(run: RunDir, tmp_path: Path) -> None:
@@ -129,6 +149,14 @@ def test_a_search_has_its_own_page(tmp_path: Path) -> None:
     code, shown, _ = reported(tmp_path)
     assert (code, shown.strip()) == (0, str(tmp_path / "report.html"))
     assert "20 trials: 20 finished" in (tmp_path / "report.html").read_text()
+
+
+def test_pages_of_a_hundred_runs_and_of_a_thousand_trials_are_ready_soon_and_small(run: RunDir, tmp_path: Path) -> None:
+    folders = [one_of(run, tmp_path / f"run{number:03d}", number) for number in range(100)]
+    start = time.process_time()  # of its own work, whatever else the machine does
+    pages = [write_report(folders, tmp_path / "runs.html").read_text(), sweep_page(search(1000), "parameters: {}\n")]
+    assert time.process_time() - start < 20
+    assert max(map(len, pages)) < 3_000_000
 
 
 def test_it_needs_no_torch(run: RunDir) -> None:

@@ -51,7 +51,8 @@ def test_an_accuracy_that_nothing_gives_has_no_thresholds() -> None:
 
 def test_the_curve_goes_from_all_leaving_at_once_to_none() -> None:
     sure = drawn()
-    points = curve(sure, COSTS)
+    points = curve(sure, COSTS, [2 * cost for cost in COSTS])
     assert (points[0].cost, points[-1].cost) == (COSTS[0], COSTS[-1])
     assert points[-1].top1 == sure.deepest_top1
+    assert [point.seconds for point in points] == pytest.approx([2 * point.cost for point in points])
     assert [point.cost for point in points] == sorted(point.cost for point in points)

@@ -87,6 +87,15 @@ def test_how_it_ended_is_what_its_outcome_says(tmp_path: Path) -> None:
     assert (run_view(run.path).state, run_view(run.path).cause) == ("failed", "rank 1 was killed")
 
 
+def test_just_after_a_record_its_losses_are_shown(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", workers=1)
+    content = json.loads(run.rank_progress(0).read_text())
+    write_json(run.rank_progress(0), {name: value for name, value in content.items() if not name.startswith("loss")})
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({"step": 12, "epoch": 2, "split": "train", "time": 9.0, "loss": 1.25, "lr": 0.1}) + "\n")
+    assert run_view(run.path).losses == {"loss": 1.25}
+
+
 def test_workers_of_an_earlier_attempt_are_not_shown(tmp_path: Path) -> None:
     run = made(tmp_path / "run", workers=3)
     changed(run, 2, attempt=1)

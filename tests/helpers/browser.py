@@ -39,9 +39,9 @@ def narrowed(driver: webdriver.Chrome, width: int) -> None:
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen(width))
 
 
-def prefer(driver: webdriver.Chrome, scheme: str) -> None:
+def prefer(driver: webdriver.Chrome, scheme: str, media: str = "") -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
 
 def complaints(driver: webdriver.Chrome) -> list[str]:

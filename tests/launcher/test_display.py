@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,24 @@ def test_plain_lines_are_rate_limited(run: RunDir, monkeypatch: pytest.MonkeyPat
             progress(run, step=step)
             display.update()
     assert printed(to) == ""
+
+
+def test_a_plain_line_has_each_loss_and_the_time_left(run: RunDir) -> None:
+    to = console(terminal=False)
+    with RunDisplay(to, run, grace_s=30) as display:
+        for step in (50, 100, 150):
+            progress(run, step=step, loss_label=1.25, loss_feature=0.25)
+            display.update()
+    assert re.search(r"data wait 1.0%, loss_label 1.250  loss_feature 0.250, 0:00:0\d left\n$", printed(to))
+
+
+def test_just_after_a_record_its_numbers_are_shown(run: RunDir) -> None:
+    to = console(terminal=False)
+    with RunDisplay(to, run, grace_s=30) as display:
+        write_json(run.rank_progress(0), {"state": "train", "step": 4, "attempt": 1})
+        record(run, "train", loss=2.5, loss_label=1.5, images_per_s=20.0, data_wait=0.5)
+        display.update()
+    assert "loss 2.500 20 images/s, data wait 50.0%, loss_label 1.500" in printed(to)
 
 
 def test_the_table_has_each_head_and_split() -> None:

@@ -1,0 +1,63 @@
+"""What was run, and with what: commands, settings, versions, machines."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from fmfsd.report.groups import Group
+from fmfsd.report.markup import Html, element, joined
+from fmfsd.report.numbers import shown_value
+from fmfsd.report.run_files import Content, RunFiles
+from fmfsd.report.tables import code, folded, pairs, paragraphs, table
+
+TOLD = (
+    "method",
+    "model.backbone",
+    "model.branches",
+    "data.name",
+    "data.size",
+    "train.batch",
+    "train.precision",
+    "seed",
+)
+"""Settings that a reader asks for first; all stand under them."""
+
+
+def made_with(run: RunFiles) -> Html:
+    """Openly what a reader asks for first, the whole config on demand."""
+    values = {**run.values, "seed": run.config.get("seed")}
+    first = [(key, shown_value(values[key])) for key in TOLD if values.get(key) is not None]
+    config = folded("Whole config", code(yaml.safe_dump(dict(run.config), sort_keys=False)))
+    return joined(*map(_launch, run.manifest.get("launches", ())), pairs([*first, *_manifest(run)]), config)
+
+
+def setups(groups: Sequence[Group], runs: Sequence[RunFiles], most: int) -> Iterator[Html]:
+    """Of several runs, each on demand."""
+    for run in runs[:most]:
+        yield folded(run.name, made_with(run))
+    if len(runs) > most:
+        yield paragraphs(f"And of {len(runs) - most} more runs, whose folders hold theirs.")
+    if len(groups) > 1:
+        yield element("h3", "Groups")
+        yield table(("config", "runs"), [(group.label, ", ".join(run.name for run in group.runs)) for group in groups])
+
+
+def _launch(launch: Content) -> Html:
+    command = code(" ".join(map(str, launch.get("command", ()))))
+    changes = ", ".join(map(str, launch.get("changes", ())))
+    return joined(command, paragraphs(f"Changed: {changes}" if changes else ""))
+
+
+def _manifest(run: RunFiles) -> list[tuple[str, str]]:
+    last: dict[str, Any] = (run.manifest.get("launches") or [{}])[-1]
+    versions = [f"{name} {value}" for name, value in last.get("versions", {}).items() if value]
+    hosts = dict.fromkeys(str(worker["host"]) for worker in run.workers if worker.get("host"))
+    found = {
+        "data (SHA-256 of its index)": run.manifest.get("data"),
+        "commit": last.get("commit"),
+        "versions": ", ".join(versions),
+        "hosts": ", ".join(hosts),
+        "folder": str(run.run.path),
+    }
+    return [(name, value) for name, value in found.items() if value]
