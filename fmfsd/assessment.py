@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +22,7 @@ from fmfsd.engine.form import Form
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.evaluation import Predictor, evaluate
-from fmfsd.exits import measure_exits
+from fmfsd.exits import ExitTable, measure_costs, measure_settings
 from fmfsd.files import write_json
 from fmfsd.findings import keep_evaluation
 from fmfsd.model.build import build_network
@@ -115,14 +115,13 @@ class _Assessing:
         return Assessment(asked.split, where, name, position.step, samples, found.metrics, of_mirrored, exits)
 
     def _exits(self) -> EarlyExits:
-        costs_of = measure_exits(self.network, self.batches, self._form, (), self.comms)
-        measured_costs = costs_of.if_all_leave.values()
-        costs, seconds = [cost.macs for cost in measured_costs], [cost.seconds for cost in measured_costs]
+        alone, if_all_leave = measure_costs(self.network, self.batches, self._form, self.comms)
+        costs, seconds = zip(*map(astuple, if_all_leave.values()), strict=True)
         chosen = self._chosen(costs) if self.target is not None else None
         settings = [*self.settings, *([chosen] if chosen is not None else [])]
         told = self._told("settings of early exits", len(settings))
-        measured = measure_exits(self.network, self.batches, self._form, settings, self.comms, report=told)
-        table = replace(costs_of, settings=measured.settings)
+        measured = measure_settings(self.network, self.batches, self._form, settings, self.comms, report=told)
+        table = ExitTable(alone, if_all_leave, measured)
         sure = sureness(self.engine, self.batches, len(self.early), self.comms)
         return EarlyExits(table, curve(sure, costs, seconds), self.asked.exit_target, chosen)
 

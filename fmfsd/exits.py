@@ -51,7 +51,7 @@ class ExitTable:
     settings: tuple[Setting, ...]
 
 
-def measure_exits(
+def measure_settings(
     network: Network,
     batches: EvaluationBatches,
     form: Form,
@@ -59,8 +59,8 @@ def measure_exits(
     comms: Comms,
     *,
     report: Callable[[float], None] = lambda _done: None,
-) -> ExitTable:
-    """Each of `settings`, thresholds by early head, on all workers' batches; the rest on rank 0's first.
+) -> tuple[Setting, ...]:
+    """Each of `settings`, thresholds by early head, on all workers' batches.
 
     Times are those of the network alone, on this device, in `form`, at the size of these batches, after a batch that is
     not timed. `report` is called with the fraction of the settings that is done.
@@ -69,9 +69,16 @@ def measure_exits(
     for number, thresholds in enumerate(settings, 1):
         found.append(_setting(EarlyExit(network, thresholds), batches, form, comms))
         report(number / len(settings))
+    return tuple(found)
+
+
+def measure_costs(
+    network: Network, batches: EvaluationBatches, form: Form, comms: Comms
+) -> tuple[MeasuredCost, dict[str, MeasuredCost]]:
+    """Of the deepest head alone, and of leaving at each, on rank 0's first batch; timed as settings are."""
     alone, *costs = comms.share(_costs(network, batches, form) if comms.rank == 0 else [])
-    if_all_leave = {name: MeasuredCost(*cost) for (name, _), cost in zip(_forcing(network), costs, strict=True)}
-    return ExitTable(MeasuredCost(*alone), if_all_leave, tuple(found))
+    names = [name for name, _ in _forcing(network)]
+    return MeasuredCost(*alone), {name: MeasuredCost(*cost) for name, cost in zip(names, costs, strict=True)}
 
 
 def _costs(network: Network, batches: EvaluationBatches, form: Form) -> list[tuple[float, float]]:

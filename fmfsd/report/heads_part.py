@@ -38,7 +38,7 @@ def agreement(found: Content, run: RunFiles) -> Html:
     if len(heads) < 2:
         return Html("")
     rows = [(name, *(f"{100 * share:.2f} %" for share in row)) for name, row in zip(heads, shares, strict=True)]
-    alone, split = Group(run.name, [run]), str(found["split"])
+    alone, split = Group(run.name, [run]), max(("valid", "test"), key=lambda split: len(run.split(split)))
     lines = [mean_line(name, alone, split, f"{name}_agreement", "step") for name in heads]
     known = [line for line in lines if line is not None]
     title = f"How often a head says what the deepest does, {split}"
@@ -63,39 +63,43 @@ def exits_beside(groups: Sequence[Group]) -> Iterator[Html]:
         yield plot(title, Axis("multiply-adds an image"), Axis("top-1", percent=True), lines=lines)
 
 
-def _of_curve(found: Content, key: str = "cost") -> list[tuple[float, float]]:
-    """Times in ms."""
-    factor = 1e3 if key == "seconds" else 1.0
-    return [(factor * point[key], point["top1"]) for point in found["curve"] if key in point]
-
-
-def _known(line: Line) -> list[Line]:
-    """Nothing where the costs were measured before times were kept."""
-    return [line] if line.places else []
+def _of_curve(found: Content, key: str = "cost", unit: float = 1.0) -> list[tuple[float, float]]:
+    """Nothing of a time where the curve is from before these were kept."""
+    return [(unit * point[key], point["top1"]) for point in found["curve"] if key in point]
 
 
 def early_exits(run: RunFiles) -> Iterator[Html]:
     """Accuracy against multiply-adds and time, the measured settings marked."""
     for split, found in run.exits.items():
-        settings, alone = found["table"]["settings"], found["table"]["deepest_alone"]
-        marked = [(_thresholds(each, found), each["top1"], each["cost"]) for each in settings]
-        curves = {key: Line("one threshold for all", _of_curve(found, key)) for key in ("cost", "seconds")}
-        points = [Point(name, (cost["macs"], top1), "best") for name, top1, cost in marked]
-        top1_axis, macs = Axis("top-1", percent=True), Axis("multiply-adds an image")
-        yield plot(f"Accuracy and multiply-adds, {split}", macs, top1_axis, points=points, lines=[curves["cost"]])
-        times = [Point(name, (1e3 * cost["seconds"], top1), "best") for name, top1, cost in marked]
-        whole = Point("deepest head alone", (1e3 * alone["seconds"], found["curve"][-1]["top1"]), "best")
-        yield plot(
-            f"Accuracy and time, {split}",
-            Axis("ms an image"),
-            top1_axis,
-            points=[*times, whole],
-            lines=_known(curves["seconds"]),
-        )
-        heads = list(found["table"]["if_all_leave"])
-        rows = [_setting(each, found, heads, alone) for each in settings]
-        header = ("sure from", "top-1", *heads, "multiply-adds", "of the deepest alone", "ms", "of the deepest alone's")
-        yield table(header, rows)
+        yield paragraphs(_HOW_LEFT)
+        yield _exit_chart(f"Accuracy and multiply-adds, {split}", Axis("multiply-adds an image"), found, "macs", "cost")
+        yield _exit_chart(f"Accuracy and time, {split}", Axis("ms an image"), found, "seconds", "seconds", unit=1e3)
+        yield _exit_table(found)
+
+
+_HOW_LEFT = (
+    "Named marks were measured. The line is what one threshold for all early heads comes to, from all images leaving "
+    "at the first head to none leaving early, by what leaving at each head was measured to cost."
+)
+
+
+def _exit_chart(title: str, axis: Axis, found: Content, measured: str, of_curve: str, unit: float = 1.0) -> Html:
+    """`measured` and `of_curve`: what the costs that `axis` shows are called in a setting and in the curve."""
+    settings, alone = found["table"]["settings"], found["table"]["deepest_alone"]
+    known = [(_thresholds(each, found), each["cost"][measured], each["top1"]) for each in settings]
+    whole = ("deepest head alone", alone[measured], found["curve"][-1]["top1"])
+    points = [Point(name, (unit * cost, top1), "best") for name, cost, top1 in (*known, whole)]
+    places = _of_curve(found, of_curve, unit)
+    lines = [Line("one threshold for all", places)] if places else []
+    return plot(title, axis, Axis("top-1", percent=True), points=points, lines=lines)
+
+
+def _exit_table(found: Content) -> Html:
+    settings, alone = found["table"]["settings"], found["table"]["deepest_alone"]
+    heads = list(found["table"]["if_all_leave"])
+    rows = [_setting(each, found, heads, alone) for each in settings]
+    header = ("sure from", "top-1", *heads, "multiply-adds", "of the deepest alone", "ms", "of the deepest alone's")
+    return table(header, rows)
 
 
 def _thresholds(setting: Content, found: Content) -> str:

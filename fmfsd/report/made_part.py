@@ -1,5 +1,6 @@
 """What was run, and with what: commands, settings, versions, machines."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def setups(groups: Sequence[Group], runs: Sequence[RunFiles], most: int) -> Iter
 
 
 def _launch(launch: Content) -> Html:
-    command = code(" ".join(map(str, launch.get("command", ()))))
+    command = code(shlex.join(map(str, launch.get("command", ()))))
     changes = ", ".join(map(str, launch.get("changes", ())))
     return joined(command, paragraphs(f"Changed: {changes}" if changes else ""))
 

@@ -83,6 +83,27 @@ def test_every_number_of_the_confusion_matrix_is_in_a_table(run: RunDir) -> None
     assert "<td>c1 2</td>" in large
 
 
+def test_early_exits_are_drawn_against_multiply_adds_and_time_with_the_chosen_thresholds_marked(
+    run: RunDir, tmp_path: Path
+) -> None:
+    left = copied(run, tmp_path / "left")
+    costs = [{"macs": 2e6, "seconds": 0.002}, {"macs": 1e6, "seconds": 0.001}]
+    setting = {"thresholds": [0.75], "top1": 0.5, "leaving": {"branch1": 1.0, "deepest": 0.0}, "cost": costs[1]}
+    all_leave = {"branch1": costs[1], "deepest": costs[0]}
+    ends = [{"threshold": 0.0, "top1": 0.5, "cost": 1e6, "seconds": 0.001}]
+    ends.append({"threshold": 1.0, "top1": 0.625, "cost": 2e6, "seconds": 0.002})
+    found = {"table": {"deepest_alone": costs[0], "if_all_leave": all_leave, "settings": [setting]}, "curve": ends}
+    write_json(left.early_exits("test"), {**found, "target": "accuracy=-20", "chosen": [0.75]})
+    text = write_report([left.path], tmp_path / "left.html").read_text()
+    assert "<title>0.75 for accuracy=-20: multiply-adds an image 1 M, top-1 50.00 %</title>" in text
+    assert "<title>deepest head alone: ms an image 2, top-1 62.50 %</title>" in text
+    assert text.count(">0.75 for accuracy=-20</text>") == 2
+    both = write_report(
+        [left.path, copied(left, tmp_path / "other", alpha=0.5).path], tmp_path / "both.html"
+    ).read_text()
+    assert "Accuracy and multiply-adds of early exits, test" in both
+
+
 def test_a_run_in_any_state_has_a_page(run: RunDir, tmp_path: Path) -> None:
     torn = copied(run, tmp_path / "torn")
     torn.metrics.write_bytes(torn.metrics.read_bytes()[:-20])
