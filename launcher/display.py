@@ -103,7 +103,8 @@ class RunDisplay:
         )
         if not self._console.is_terminal and now - self._said_at >= PLAIN_EVERY_S:
             self._said_at = now
-            told = [f"{_where(progress)} {shown}".rstrip(), _losses(progress), self._time_left()]
+            left = self._time_left() if "total_steps" in progress else ""
+            told = [f"{_where(progress)} {shown}".rstrip(), _losses(progress), left]
             self._console.print(", ".join(filter(None, told)), highlight=False)
 
     def _time_left(self) -> str:

@@ -75,7 +75,7 @@ def run_view(path: Path) -> RunView:
     newest = [each for each in shown if each.get("attempt") == attempt]
     workers = tuple(_worker(each, _own_times(newest)) for each in newest)
     first = newest[0] if newest else {}
-    outcome, metrics = _object(run.outcome), _records(run)
+    outcome, metrics = read_or_empty(run.outcome), _records(run)
     return RunView(
         path=str(path),
         state=_state(outcome, workers),
@@ -103,7 +103,7 @@ def _state(outcome: dict[str, Any], workers: tuple[Worker, ...]) -> str:
 
 def _progress(run: RunDir) -> Iterator[dict[str, Any]]:
     """By rank."""
-    found = [content for path in run.progress.glob("rank-*.json") if "rank" in (content := _object(path))]
+    found = [content for path in run.progress.glob("rank-*.json") if "rank" in (content := read_or_empty(path))]
     yield from sorted(found, key=lambda each: int(each["rank"]))
 
 
@@ -131,7 +131,7 @@ def _losses(shown: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in shown.items() if name.startswith("loss")}
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_or_empty(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except (OSError, ValueError):

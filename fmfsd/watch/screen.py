@@ -22,7 +22,8 @@ def screen(view: View) -> RenderableType:
 def line(view: View) -> str:
     """In one line, for a file or a pipe."""
     if isinstance(view, SweepView):
-        return ", ".join(f"{count} {state}" for state, count in view.counts.items()) or "no trial yet"
+        counts = ", ".join(f"{count} {state}" for state, count in view.counts.items()) or "no trial yet"
+        return f"search {view.state}: {counts}" if view.is_over else counts
     speed = next((f", {worker.images_per_s:.0f} images/s" for worker in view.workers if worker.images_per_s), "")
     marks = [f"rank {worker.rank} {_mark(worker)}" for worker in view.workers if _mark(worker)]
     return ", ".join([f"{view.state}, {_where(view)}{speed}", *marks])

@@ -141,6 +141,20 @@ def test_a_search_shows_its_trials(tmp_path: Path) -> None:
     assert [trial["state"] for trial in view.as_json()["trials"]] == ["finished", "running"]
 
 
+def test_watching_a_search_ends_with_it_and_not_with_what_it_goes_on_from(tmp_path: Path) -> None:
+    run = made(tmp_path / "trials" / "0001", workers=1)
+    (tmp_path / "space.yaml").write_text("parameters: {}\n")
+    write_json(RunDir(tmp_path).owner, {"since": 20.0})
+    write_json(RunDir(tmp_path).outcome, {"state": "stopped", "time": 10.0})
+    view = view_of(tmp_path)
+    assert (view.state, view.is_over) == ("running", False)
+    changed(run, 0, state="finished")
+    write_json(run.outcome, {"state": "finished", "step": 40})
+    write_json(RunDir(tmp_path).outcome, {"state": "finished", "time": 30.0})
+    result = CliRunner().invoke(app, ["watch", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (0, "search finished: 1 finished\n")
+
+
 def test_a_job_is_found_by_what_runs_know_of_it(tmp_path: Path) -> None:
     run = made(tmp_path / "runs" / "one")
     write_json(run.jobs, {"jobs": [{"id": "4711_3"}, {"id": 4712}]})
