@@ -159,6 +159,11 @@ def test_a_job_is_found_by_what_runs_know_of_it(tmp_path: Path) -> None:
     run = made(tmp_path / "runs" / "one")
     write_json(run.jobs, {"jobs": [{"id": "4711_3"}, {"id": 4712}]})
     assert folder_of("4711", tmp_path) == folder_of("4712", tmp_path) == folder_of("runs/one", tmp_path) == run.path
+    of_array = made(tmp_path / "runs" / "array" / "seed-3")
+    write_json(of_array.jobs, {"jobs": [{"id": "4713_3"}]})
+    assert folder_of("4713_3", tmp_path) == folder_of("4713", tmp_path) == of_array.path
+    by_a_job = made(tmp_path / "runs" / "loss-4714")
+    assert folder_of("4714", tmp_path) == by_a_job.path
     result = CliRunner().invoke(app, ["watch", "99", "--once"])
     assert (result.exit_code, "job 99: no run knows of it" in result.stderr) == (3, True)
     assert CliRunner().invoke(app, ["watch", str(tmp_path), "--once"]).exit_code == 3
