@@ -125,8 +125,8 @@ class Tally:
 
 
 def rounded(grids: Tensor) -> Any:
-    """As nested lists, to a thousandth."""
-    return [[[[round(x, 3) for x in row] for row in grid] for grid in of_one] for of_one in grids.tolist()]
+    """As nested lists. Masks begin all alike, and their means differ little: thousandths would make steps of them."""
+    return [[[[round(x, 5) for x in row] for row in grid] for grid in of_one] for of_one in grids.tolist()]
 
 
 def _binned(sure: Tensor, right: Tensor) -> list[Tensor]:

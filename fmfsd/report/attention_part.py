@@ -34,7 +34,7 @@ _HOW = (
 def _images(look: Content, pictures: Content, classes: Sequence[str]) -> Html:
     names = list(look["names"])
     scales = [ends([grids[number] for grids in look["grids"]]) for number in range(len(names))]
-    shown = [f"{name}\n{low:.2f} to {high:.2f}" for name, (low, high) in zip(names, scales, strict=True)]
+    shown = [f"{name}\n{low:.3f} to {high:.3f}" for name, (low, high) in zip(names, scales, strict=True)]
     rows = []
     for number, grids in enumerate(look["grids"]):
         of, said = (_called(classes, content[key][number]) for content, key in ((pictures, "labels"), (look, "said")))
@@ -88,7 +88,7 @@ def _by_class(run: RunFiles, classes: Sequence[str]) -> Iterator[Html]:
         [_called(classes, number), *_heats(each, names, scales, _called(classes, number))]
         for number, each in enumerate(grids)
     ]
-    header = ("class", *(f"{name}\n{low:.2f} to {high:.2f}" for name, (low, high) in zip(names, scales, strict=True)))
+    header = ("class", *(f"{name}\n{low:.3f} to {high:.3f}" for name, (low, high) in zip(names, scales, strict=True)))
     yield element("h3", f"By class, means over the {split} split")
     yield table(header, rows[:CLASSES])
     if rows[CLASSES:]:
