@@ -31,9 +31,14 @@ def _written(names: Sequence[str], counts: Counts, shares: Sequence[Sequence[flo
 
 
 def _picture(shares: Sequence[Sequence[float]]) -> Html:
-    text = "Rows are classes, columns what the deepest head says, both in the order of the last table; light is much."
+    """By the square root, or confusions of a few in a hundred would not be seen beside the diagonal."""
+    text = (
+        "Rows are classes, columns what the deepest head says, both in the order of the last table; light is much, by "
+        "the square root of the share of a row."
+    )
     alt = f"Confusion matrix of {len(shares)} classes; the tables under it have its numbers"
-    return joined(paragraphs(text), heat(shares, alt, low=0.0, high=1.0, kind="matrix"))
+    roots = [[share**0.5 for share in row] for row in shares]
+    return joined(paragraphs(text), heat(roots, alt, low=0.0, high=1.0, kind="matrix"))
 
 
 def _most_confused(names: Sequence[str], counts: Counts, shares: Sequence[Sequence[float]]) -> Html:

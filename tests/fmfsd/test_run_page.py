@@ -119,6 +119,16 @@ def test_a_run_in_any_state_has_a_page(run: RunDir, tmp_path: Path) -> None:
     assert "not started" in (bare.path / "report.html").read_text()
 
 
+def test_a_worker_that_holds_up_the_others_stands_out(run: RunDir, tmp_path: Path) -> None:
+    slow = copied(run, tmp_path / "slow")
+    for rank, busy_s in enumerate((10.0, 10.5, 30.0)):
+        write_json(slow.rank_progress(rank), {"rank": rank, "host": f"n{rank}", "busy_s": busy_s})
+    rows = re.findall(r"<tr.*?</tr>", write_report([slow.path], tmp_path / "slow.html").read_text())
+    assert [("straggler" in row, "marked" in row) for row in rows if re.search(r"<td>n[0-2]<", row)] == [
+        *((False, False), (False, False), (True, True))
+    ]
+
+
 def test_a_failed_run_says_why(run: RunDir, tmp_path: Path) -> None:
     failed = copied(run, tmp_path / "failed")
     write_json(failed.outcome, {"state": "failed", "cause": "rank 1 <was> killed", "step": 2})
