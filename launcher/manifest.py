@@ -71,11 +71,12 @@ def _version(package: str) -> str | None:
 
 def commit_of(checkout: Path) -> str | None:
     """The commit that is checked out, or was when the copy was made; None for an installed package."""
-    git, said = checkout / ".git", checkout / COMMIT_FILE
+    said = checkout / COMMIT_FILE
     try:
         if said.is_file():
             return said.read_text().strip()
-        head = (git / "HEAD").read_text().strip()
+        own, git = _git_folders(checkout)
+        head = (own / "HEAD").read_text().strip()
         name = head.removeprefix("ref: ")
         if name == head or (git / name).exists():
             return head if name == head else (git / name).read_text().strip()
@@ -83,3 +84,13 @@ def commit_of(checkout: Path) -> str | None:
         return next((line[0] for line in lines if line[1:] == [name]), None)
     except (OSError, ValueError):
         return None
+
+
+def _git_folders(checkout: Path) -> tuple[Path, Path]:
+    """That of the checkout's own head, and that of the branches: another one in a worktree. OSError."""
+    git = checkout / ".git"
+    if git.is_dir():
+        return git, git
+    own = checkout / git.read_text().strip().removeprefix("gitdir: ")
+    common = own / "commondir"
+    return own, own / common.read_text().strip() if common.exists() else own

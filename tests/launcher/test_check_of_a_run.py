@@ -68,6 +68,21 @@ def test_acommit_of_is_found_however_git_keeps_it(tmp_path: Path) -> None:
     assert commit_of(tmp_path) == "dddd"
 
 
+def test_the_commit_of_a_worktree_is_found(tmp_path: Path) -> None:
+    for words in (
+        ("init", "-q", "whole"),
+        ("-C", "whole", *_SOMEBODY, "commit", "-q", "--allow-empty", "-m", "first"),
+        ("-C", "whole", "worktree", "add", "-q", "-b", "other", "../tree"),
+        ("-C", "tree", *_SOMEBODY, "commit", "-q", "--allow-empty", "-m", "second"),
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    said = subprocess.run(["git", "-C", "tree", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True)
+    assert commit_of(tmp_path / "tree") == said.stdout.strip() != commit_of(tmp_path / "whole")
+
+
+_SOMEBODY = ("-c", "user.name=a", "-c", "user.email=a@b")
+
+
 def begun(prepared: Path, tmp_path: Path, *changes: str) -> RunDir:
     """A run of the tiny config with these changes that was launched before."""
     run = RunDir(tmp_path / "run")
