@@ -32,7 +32,7 @@ from fmfsd.rundir import RunDir
 from fmfsd.terminal import Report
 from fmfsd.thresholds import Thresholds, cheapest, curve, parsed_target, settings_of, sureness
 from fmfsd.trained_run import newest_checkpoint, own_index
-from fmfsd.trainer import evaluation_batches, exact_arithmetic
+from fmfsd.trainer import build_loss, evaluation_batches, exact_arithmetic
 
 DEFAULT_THRESHOLDS = ("0.9",)
 
@@ -95,7 +95,7 @@ class _Assessing:
         self.settings = settings_of(asked.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
         self.target = _target(asked, self.early, index)
         self.saved = newest_checkpoint(run)
-        self.engine = TorchEngine(self.network, config, SoloComms(), device)
+        self.engine = TorchEngine(self.network, build_loss(config), config, SoloComms(), device)
         self.engine.load(EngineState(self.saved.engine.evaluated, {}))
         self.batches = evaluation_batches(config, index, asked.split, comms, device)
 

@@ -8,6 +8,7 @@ Kim et al. 2019, arXiv:1904.09058), each head of each (DKS, Sun et al. 2019, arX
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +86,7 @@ def global_norm_surrogate(local_squares_F: Tensor, global_squares_F: Tensor, *, 
     return (weights_F * local_squares_F).sum()
 
 
-@dataclass(frozen=True)
-class LossTerms:
+class LossTerms(NamedTuple):
     """One worker's terms, weighted: means over its batch, and what the feature norm needs of the other workers.
 
     `feature` is a distance that is a mean over the batch, `squares_F` are those of one that is a norm over it.

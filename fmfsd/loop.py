@@ -90,6 +90,8 @@ class Loop:
         elif self.config.train.init_from is not None:
             begin_with(self.config.train.init_from, self.engine, self.comms)
         self.metrics.keep(saved.progress["records"] if saved is not None else 0)
+        if self.engine.is_compiled:
+            self._show("compile")
         self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
         self.reduction.forget()
         self.trace.forget()
@@ -126,7 +128,7 @@ class Loop:
             images, labels = self.batches.at(*place)
         self.trace.batch(self.batches, *place)
         with self.engine.accumulating(last=micro_step == micro_steps - 1):
-            terms = self.loss.terms(self.engine.forward(images), labels)
+            terms = self.engine.terms(images, labels)
             squares_F = self.reduction.reduce(step, terms, stop=self.stop.requested, save=self.save_clock.due)
             total = self.loss.total(terms, squares_F, world_size=self.comms.size)
             self.engine.backward(total / micro_steps)

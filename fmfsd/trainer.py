@@ -118,13 +118,13 @@ def build_loop(
     timeline = Timeline.of(config, index.samples("train"))
     _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
-    network, splits = build_network(config), list(_looked_at(config, index))
+    network, loss, splits = build_network(config), build_loss(config), list(_looked_at(config, index))
     return Loop(
         config=config,
         timeline=timeline,
         comms=comms,
-        engine=build_engine(network, config, comms, device),
-        loss=build_loss(config),
+        engine=build_engine(network, loss, config, comms, device),
+        loss=loss,
         reduction=StepReduction(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device),
         evaluations={split: evaluation_batches(config, index, split, comms, device) for split in splits},
@@ -213,11 +213,13 @@ def evaluation_batches(
 def exact_arithmetic(*, deterministic: bool) -> None:
     """fp32 means fp32: cuDNN would otherwise use TF32, which keeps 10 bits of the mantissa.
 
-    `deterministic`: and every sum has one order, on GPUs too, or the operation is refused.
+    `deterministic`: and every sum has one order, on GPUs too, or the operation is refused; else cuDNN tries which of
+    its algorithms is the fastest for each shape.
     """
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def _started(manifest: Path) -> float:

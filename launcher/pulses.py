@@ -11,8 +11,10 @@ from fmfsd.rundir import RunDir
 LOOK_EVERY_S = 0.5
 SLOW_STATES_S = 120.0
 """Importing, meeting, loading and saving may take as long without a sign of life, whatever --hang-timeout says."""
+COMPILE_S = 1800.0
+"""And compiling as long as that."""
 _QUICK_STATES = ("train", "evaluate")
-_EARLY_STATES = ("starting", "connect", "setup")
+_EARLY_STATES = ("starting", "connect", "setup", "compile")
 _ENDED_STATES = ("finished", "stopped")
 
 
@@ -101,7 +103,9 @@ class Pulses:
         state = seen.shown.get("state", "")
         if state in _ENDED_STATES:
             return float("inf")
-        return self._timeout_s if state in _QUICK_STATES else max(self._timeout_s, SLOW_STATES_S)
+        if state in _QUICK_STATES:
+            return self._timeout_s
+        return max(self._timeout_s, COMPILE_S if state == "compile" else SLOW_STATES_S)
 
     def _hang(self, now: float) -> Hang:
         """The worker that has no pulse is to blame, else of those that wait for nobody the ones that came least far,

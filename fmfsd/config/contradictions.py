@@ -191,6 +191,13 @@ def _engine(config: TrainConfig) -> Found:
         yield "train.precision", "ZeRO steps in fp32, found fp64: set engine.zero_stage 0, engine.name torch, or fp32"
 
 
+def _compile(config: TrainConfig) -> Found:
+    if config.train.compile == "cuda_graphs" and config.micro_batch != config.train.batch:
+        yield "train.compile", "cuda_graphs can't add up the gradients of micro-batches: set true, or no micro_batch"
+    if config.engine.name == "deepspeed" and config.train.compile not in ("auto", False):
+        yield "train.compile", "is for engine.name torch, DeepSpeed's engine is not compiled: set auto or false"
+
+
 def _tracker(config: TrainConfig) -> Found:
     for name in dict.fromkeys(config.tracker):
         if (times := config.tracker.count(name)) > 1:
@@ -214,6 +221,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _test: ("data.valid", "train.evaluate_test"),
     _nesterov: ("optim.momentum", "optim.nesterov"),
     _engine: ("engine", "train.precision"),
+    _compile: ("engine", "train.batch", "train.compile", "train.micro_batch"),
     _tracker: ("tracker",),
 }
 """Each check, and the keys that it reads."""

@@ -207,6 +207,9 @@ class LoopConfig(Section):
     """bf16 and fp16 are autocast with fp32 weights, fp16 with a loss scale. fp32 means TF32 off."""
     channels_last: bool = False
     """Memory layout of images and maps; same results to rounding."""
+    compile: Literal["auto", "cuda_graphs"] | bool = "auto"
+    """Network and losses as one program, by torch.compile; the first step waits for it. auto: on a GPU, unless batch
+    norm is over several workers. cuda_graphs: and launched at once (a GPU, no micro-batches)."""
     label_smoothing: BelowOne = 0.0
     """Share of each label that is spread over all classes."""
     ema: BelowOne | None = None

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -99,6 +98,7 @@ def _between(start_B: Tensor, end_B: Tensor, length: int) -> Tensor:
 
 def shares(labels_B: Tensor, partners_B: Tensor, share_B: Tensor, *, num_classes: int) -> Tensor:
     """(B, K) of `share_B`'s type: a label's share at its class, the rest at the partner's."""
-    own, other = (F.one_hot(each, num_classes).to(share_B.dtype) for each in (labels_B, partners_B))
+    classes = torch.arange(num_classes, device=labels_B.device)  # F.one_hot looks at values, for which a host waits
+    own, other = ((each.unsqueeze(1) == classes).to(share_B.dtype) for each in (labels_B, partners_B))
     share_B1 = share_B.unsqueeze(1)
     return share_B1 * own + (1 - share_B1) * other

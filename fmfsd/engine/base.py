@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from fmfsd.distill import LossTerms
 from fmfsd.model.network import Outputs
 
 AVERAGE = ".average"
@@ -42,13 +43,16 @@ class Engine(Protocol):
     network: nn.Module
     head_names: tuple[str, ...]
 
+    is_compiled: bool
+    """Whether `warm_up` has something to compile, which takes minutes."""
+
     @property
     def loss_scale(self) -> float | None:
         """By which the next backward pass multiplies; None but in fp16."""
         ...
 
-    def forward(self, images: Tensor) -> Outputs:
-        """A training pass in the engine's precision and layout."""
+    def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
+        """A training pass, in the engine's precision and layout, and what its loss is made of."""
         ...
 
     @property

@@ -6,15 +6,18 @@ import torch
 
 from fmfsd.comms import Comms
 from fmfsd.config import TrainConfig
+from fmfsd.distill import SelfDistillLoss
 from fmfsd.engine.base import Engine
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.model.network import Network
 
 
-def build_engine(network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> Engine:
+def build_engine(
+    network: Network, loss: SelfDistillLoss, config: TrainConfig, comms: Comms, device: torch.device
+) -> Engine:
     if config.engine.name == "torch":
-        return TorchEngine(network, config, comms, device)
+        return TorchEngine(network, loss, config, comms, device)
     os.environ["DS_ACCELERATOR"] = device.type  # read by its import, which would otherwise look for one itself
     from fmfsd.engine.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(network, config, comms, device)
+    return DeepSpeedEngine(network, loss, config, comms, device)

@@ -8,7 +8,6 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import deepspeed
 import torch
@@ -19,13 +18,15 @@ from torch import Tensor, nn
 from fmfsd.comms import Comms
 from fmfsd.config import TrainConfig
 from fmfsd.config.deepspeed import deepspeed_config
+from fmfsd.distill import LossTerms, SelfDistillLoss
 from fmfsd.engine.base import EngineState
 from fmfsd.engine.extension import compile_nothing, say_less
 from fmfsd.engine.kept import give_back, kept_by
 from fmfsd.engine.trained import TrainedNetwork, sum_of_bits
+from fmfsd.engine.training_pass import TrainingPass
 from fmfsd.engine.zero import DividedState, DividedWeights, Zero
 from fmfsd.errors import NonFiniteLossError
-from fmfsd.model.network import Network, Outputs
+from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer
 
 
@@ -36,7 +37,11 @@ class DeepSpeedEngine(TrainedNetwork):
     fills.
     """
 
-    def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
+    is_compiled = False
+
+    def __init__(
+        self, network: Network, loss: SelfDistillLoss, config: TrainConfig, comms: Comms, device: torch.device
+    ) -> None:
         super().__init__(network, config, comms, device)
         self.network.to(memory_format=torch.contiguous_format)  # DeepSpeed spreads no weights that are laid out else
         _be_a_group(device)
@@ -46,7 +51,7 @@ class DeepSpeedEngine(TrainedNetwork):
         self._copy = copy.deepcopy(self.network) if self._stage == 3 and self.average is None else None
         self._base = build_optimizer(self.network, config.optim)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=_Autocast(self.network, self.autocast),
+            model=TrainingPass(self.network, loss, self.autocast),  # it turns off autocast around it, not inside
             optimizer=self._base,
             config=deepspeed_config(config, comms.size),
             dist_init_required=False,
@@ -59,8 +64,8 @@ class DeepSpeedEngine(TrainedNetwork):
             return DividedWeights(self.network, self._optimizer, rank=self._comms.rank)
         return DividedState(self.network, self._optimizer) if self._stage else None
 
-    def forward(self, images: Tensor) -> Outputs:
-        return self._engine(self.laid_out(images))
+    def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
+        return self._engine(self.laid_out(images), labels)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -142,18 +147,6 @@ class DeepSpeedEngine(TrainedNetwork):
             give_back(state.optimizer, self._base, self.network)
         else:
             self._zero.load(state.model, state.optimizer)
-
-
-class _Autocast(nn.Module):
-    """DeepSpeed turns off autocast that is around its engine, not that which is inside."""
-
-    def __init__(self, network: nn.Module, autocast: Callable[[], Any]) -> None:
-        super().__init__()
-        self.network, self._autocast = network, autocast
-
-    def forward(self, images: Tensor) -> Outputs:
-        with self._autocast():
-            return self.network(images)
 
 
 def _be_a_group(device: torch.device) -> None:

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig
+from fmfsd.config import LoopConfig, TrainConfig
+from fmfsd.distill import LossTerms, SelfDistillLoss
 from fmfsd.engine.base import EngineState
 from fmfsd.engine.kept import give_back, kept_by
 from fmfsd.engine.trained import TrainedNetwork
-from fmfsd.model.network import Network, Outputs
+from fmfsd.engine.training_pass import TrainingPass, compiled, is_compiled
+from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer
 
 _WARM_UP_PASSES = 2
@@ -21,16 +23,22 @@ _WARM_UP_PASSES = 2
 class TorchEngine(TrainedNetwork):
     """Holds the network, its optimizer and, with several workers, the wrapper that averages gradients."""
 
-    def __init__(self, network: Network, config: TrainConfig, comms: Comms, device: torch.device) -> None:
+    def __init__(
+        self, network: Network, loss: SelfDistillLoss, config: TrainConfig, comms: Comms, device: torch.device
+    ) -> None:
         super().__init__(network, config, comms, device)
         self._clip_norm = config.optim.clip_norm
         self.optimizer = build_optimizer(self.network, config.optim)
-        buffers = not self.synchronised
-        self._module = _distributed(self.network, device, buffers=buffers) if comms.size > 1 else self.network
+        alone, buffers = TrainingPass(self.network, loss, self.autocast), not self.synchronised
+        self._module = _distributed(alone, device, buffers=buffers) if comms.size > 1 else alone
+        self.is_compiled = is_compiled(config.train, device, synchronised=self.synchronised)
+        self._pass = self._compiled(config.train) if self.is_compiled else self._module
 
-    def forward(self, images: Tensor) -> Outputs:
-        with self.autocast():
-            return self._module(self.laid_out(images))
+    def _compiled(self, train: LoopConfig) -> Callable[[Tensor, Tensor], LossTerms]:
+        return compiled(self._module, train, synchronised=self.synchronised)
+
+    def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
+        return self._pass(self.laid_out(images), labels)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         return (
@@ -59,12 +67,13 @@ class TorchEngine(TrainedNetwork):
             self.average.update(self.network)
 
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
-        """Passes whose effect is undone, so that DDP's buckets have their final form before the first step.
+        """Passes whose effect is undone, so that they are compiled and DDP's buckets have their final form before the
+        first step.
 
         DDP rebuilds its buckets after the first backward pass. From three workers on that changes the order of a sum,
         so a run that was resumed would differ in the last bits from one that was not.
         """
-        if not isinstance(self._module, DistributedDataParallel):
+        if not self.is_compiled and not isinstance(self._module, DistributedDataParallel):
             return
         before = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):

@@ -15,8 +15,8 @@ from fmfsd.stopwatch import Stopwatch
 T = TypeVar("T")
 
 STEP = "step"
-ENGINE = {"forward": FORWARD, "terms": LOSS, "backward": BACKWARD, "step": OPTIMIZER}
-LOSSES = {"terms": LOSS, "total": LOSS}
+ENGINE = {"terms": LOSS, "backward": BACKWARD, "step": OPTIMIZER}
+LOSSES = {"total": LOSS}
 CALLS = dict.fromkeys(("sum_", "spread_", "any", "share", "gather"), COMMUNICATION)
 """Methods of an engine, a loss and comms, and the range of each. What is inside another range is that one's."""
 

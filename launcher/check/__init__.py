@@ -52,6 +52,7 @@ def require_sound(
         *of_hosts.other_data(config, survey),
         *of_hosts.other_timm(config, survey),
         *of_trackers.missing(config),
+        *of_machine.not_compiled(config, launch, site),
     ]
     if wrong:
         raise ConfigError([*wrong, *missing])

@@ -17,6 +17,8 @@ from launcher.site import Site
 
 TESTED_TORCH = ("2.11", "2.16")
 """The first version that works, and the first that was not tried."""
+COMPILERS = ("c++", "g++", "clang++")
+"""What torch.compile makes its programs for CPUs with; who has one of these also has what it needs for GPUs."""
 FREE_BYTES = 320 << 20
 """What is wanted free where nothing is known of a checkpoint's size."""
 ALSO_KEPT = 2
@@ -37,6 +39,18 @@ def starts_none(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
         yield Problem(
             "starter: none", f"only a worker alone needs no torchrun, here are {workers}: set starter: torchrun"
         )
+
+
+def not_compiled(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    """What `train.compile` asks for and this machine has not; of others nothing is known."""
+    if config.train.compile in ("auto", False) or not site.is_here:
+        return
+    if not any(map(shutil.which, COMPILERS)):
+        yield Problem(
+            "train.compile", f"needs one of {', '.join(COMPILERS)}, and none is here: install one, or set false"
+        )
+    if config.train.compile == "cuda_graphs" and site.placement(launch)[0] != "cuda":
+        yield Problem("train.compile", "cuda_graphs are a GPU's, and workers are on the CPU: set true or false")
 
 
 def software() -> Iterator[Problem]:

@@ -25,8 +25,8 @@ class PlainTrial:
         self._config, self._device = config, torch.device("cpu")
         self._index = read_index(set_folder(config.data))
         self._timeline = Timeline.of(config, self._index.samples("train"))
-        self._engine = TorchEngine(build_network(config), config, SoloComms(), self._device)
         self._loss, self.steps = build_loss(config), self._timeline.total_steps
+        self._engine = TorchEngine(build_network(config), self._loss, config, SoloComms(), self._device)
         self._batches = TrainBatches(
             load_own_shards(self._index, "train", rank=0, world_size=1),
             config.data,
@@ -38,7 +38,7 @@ class PlainTrial:
     def step(self, number: int) -> float:
         """The loss."""
         images, labels = self._batches.at(*divmod(number, self._timeline.steps_per_epoch))
-        terms = self._loss.terms(self._engine.forward(images), labels)
+        terms = self._engine.terms(images, labels)
         total = self._loss.total(terms, terms.squares_F, world_size=1)
         total.backward()
         self._engine.step(self._rate(number))

@@ -6,6 +6,7 @@ from fmfsd.comms import Comms
 from fmfsd.config import load_config
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.model.build import build_network
+from fmfsd.trainer import build_loss
 from tests.helpers.workers import run_workers
 
 ONE_OF_EACH_FAMILY = ("resnet8", "vgg11", "mobilenetv3_large", "squeezenet", "timm/test_resnet")
@@ -18,11 +19,11 @@ def two_steps_each(comms: Comms) -> list[int]:
 
 def _two_steps(comms: Comms, backbone: str) -> int:
     wanted = load_config("cifar100-resnet18", [f"model.backbone={backbone}", "train.precision=fp32"])
-    engine = TorchEngine(build_network(wanted), wanted, comms, torch.device("cpu"))
+    engine = TorchEngine(build_network(wanted), build_loss(wanted), wanted, comms, torch.device("cpu"))
     torch.manual_seed(comms.rank)
     for _ in range(2):
-        outputs = engine.forward(torch.randn(2, 3, 32, 32))
-        engine.backward(sum((each.sum() for each in (*outputs.logits, *outputs.features)), torch.zeros(())))
+        terms = engine.terms(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
+        engine.backward(terms.label + terms.soft_target + terms.squares_F.sum())
         assert all(parameter.grad is not None for parameter in engine.network.parameters())
         engine.step(1e-6)
     return int(engine.weights_sum())

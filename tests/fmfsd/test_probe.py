@@ -16,6 +16,7 @@ from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.model.build import build_network
 from fmfsd.probe import _parameters, probe
+from fmfsd.trainer import build_loss
 from tests.helpers.costs import saved_bytes
 
 SMALL = ("model.backbone=resnet8", "train.batch=64")
@@ -26,7 +27,7 @@ def config(*changes: str) -> TrainConfig:
 
 
 def real_engine(wanted: TrainConfig) -> TorchEngine:
-    return TorchEngine(build_network(wanted), wanted, SoloComms(), torch.device("cpu"))
+    return TorchEngine(build_network(wanted), build_loss(wanted), wanted, SoloComms(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -85,8 +86,8 @@ def test_every_parameter_is_of_one_part(method: str) -> None:
 def test_what_weights_gradients_and_momenta_take_is_what_an_engine_holds_after_a_step(changes: tuple[str, ...]) -> None:
     wanted = config(*SMALL, *changes)
     engine, kind = real_engine(wanted), torch.float64 if wanted.train.precision == "fp64" else torch.float32
-    outputs = engine.forward(torch.zeros(64, 3, 32, 32, dtype=kind))
-    engine.backward(sum((each.sum() for each in (*outputs.logits, *outputs.features)), torch.zeros(())))
+    terms = engine.terms(torch.zeros(64, 3, 32, 32, dtype=kind), torch.zeros(64, dtype=torch.int64))
+    engine.backward(terms.label + terms.soft_target + terms.squares_F.sum())
     gradients = [parameter.grad for parameter in engine.network.parameters() if parameter.grad is not None]
     engine.step(0.1)
     found = probe(wanted, workers=1).memory

@@ -15,7 +15,8 @@ from fmfsd.trainer import build_loss
 
 def saved_bytes(comms: Comms, config: TrainConfig) -> int:
     """What this worker saves for the backward pass of a micro-batch, beside the network's own tensors."""
-    engine, loss = TorchEngine(build_network(config), config, comms, torch.device("cpu")), build_loss(config)
+    loss = build_loss(config)
+    engine = TorchEngine(build_network(config), loss, config, comms, torch.device("cpu"))
     own = {tensor.untyped_storage().data_ptr() for tensor in engine.network.state_dict().values()}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -28,6 +29,6 @@ def saved_bytes(comms: Comms, config: TrainConfig) -> int:
     batch = config.micro_batch // comms.size
     images, labels = torch.randn(batch, *SHAPE, dtype=DTYPES[config.train.precision]), torch.zeros(batch).long()
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        terms = loss.terms(engine.forward(images), labels)
+        terms = engine.terms(images, labels)
         loss.total(terms, comms.sum_(terms.squares_F.detach().clone()), world_size=comms.size)
     return sum(storage.nbytes() for storage in saved.values())
