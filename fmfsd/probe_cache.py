@@ -21,7 +21,7 @@ _COUNTS = {
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
     "optim": ("name", "momentum"),
-    "train": ("batch", "micro_batch", "precision", "channels_last", "label_smoothing", "ema"),
+    "train": ("batch", "micro_batch", "precision", "channels_last", "recompute", "label_smoothing", "ema"),
     "engine": ("name", "zero_stage", "offload"),
 }
 """The keys of a config that what it costs depends on, or may."""

@@ -14,6 +14,7 @@ MAY_CHANGE = frozenset(
         "train.evaluate_every",
         "train.evaluate_test",
         "train.log_every",
+        "train.recompute",
         "checkpoint.every_epochs",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",

@@ -198,6 +198,13 @@ def _compile(config: TrainConfig) -> Found:
         yield "train.compile", "is for engine.name torch, DeepSpeed's engine is not compiled: set auto or false"
 
 
+def _recompute(config: TrainConfig) -> Found:
+    if config.train.recompute and config.train.compile not in ("auto", False):
+        yield "train.recompute", "torch.compile decides itself what is computed twice: set train.compile auto or false"
+    if config.train.recompute and config.engine.name == "deepspeed" and config.engine.zero_stage == 3:
+        yield "train.recompute", "can't have weights that are divided, which are gone by then: set engine.zero_stage 2"
+
+
 def _tracker(config: TrainConfig) -> Found:
     for name in dict.fromkeys(config.tracker):
         if (times := config.tracker.count(name)) > 1:
@@ -222,6 +229,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _nesterov: ("optim.momentum", "optim.nesterov"),
     _engine: ("engine", "train.precision"),
     _compile: ("engine", "train.batch", "train.compile", "train.micro_batch"),
+    _recompute: ("engine", "train.compile", "train.recompute"),
     _tracker: ("tracker",),
 }
 """Each check, and the keys that it reads."""

@@ -34,7 +34,8 @@ def is_compiled(train: LoopConfig, device: torch.device, *, synchronised: bool) 
     """Whether passes are one program. `auto`: on a GPU, unless batch norm talks to other workers in their midst."""
     if train.compile != "auto":
         return bool(train.compile)
-    return device.type == "cuda" and not synchronised and any(map(shutil.which, COMPILERS))
+    on_gpu, able = device.type == "cuda", any(map(shutil.which, COMPILERS))
+    return on_gpu and able and not synchronised and not train.recompute
 
 
 def compiled(module: nn.Module, train: LoopConfig, *, synchronised: bool) -> Callable[[Tensor, Tensor], LossTerms]:

@@ -31,6 +31,8 @@ def build_network(config: TrainConfig) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = _backbone(config.model, config.data.size)
+        if config.train.recompute:
+            _require_blocks(backbone, config.model).recomputes = True
         network = _around(backbone, config)
         initialise(*(child for child in network.children() if child is not backbone))
     return network
@@ -55,6 +57,12 @@ def _around(backbone: Trunk, config: TrainConfig) -> Network:
         return BranchNetwork(backbone, taps, form, num_classes=classes, features=features)
     fusion, family = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]
     return family(backbone, taps, form, fusion, num_classes=classes, groups=groups, features=features)
+
+
+def _require_blocks(backbone: Trunk, model: ModelConfig) -> Backbone:
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(f"train.recompute: {model.backbone} is not made of blocks, one after another: set false")
+    return backbone
 
 
 def _require_fusion(backbone: Trunk, model: ModelConfig) -> None:

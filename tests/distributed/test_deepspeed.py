@@ -77,8 +77,17 @@ def test_every_stage_trains_as_pytorch_does(optim: tuple[str, ...], tiny_root: P
         ((*STAGES[3], "engine.offload=true"), 1),
         *(((*STAGES[stage], "train.precision=bf16", "train.channels_last=true"), 2) for stage in (0, 1, 3)),
         ((*STAGES[1], "model.sync_bn=false"), 2),
+        ((*STAGES[2], "train.recompute=true"), 2),
     ],
-    ids=["offloaded", "offloaded, alone", "bf16 at 0", "bf16 at 1", "bf16 at 3", "statistics of each worker"],
+    ids=[
+        "offloaded",
+        "offloaded, alone",
+        "bf16 at 0",
+        "bf16 at 1",
+        "bf16 at 3",
+        "statistics of each worker",
+        "recompute",
+    ],
 )
 def test_other_ways_to_train_are_as_pytorchs_too(
     changes: tuple[str, ...], workers: int, tiny_root: Path, tmp_path: Path

@@ -175,6 +175,7 @@ CHANGED = [
     "train.evaluate_every=2",
     "train.evaluate_test=false",
     "train.log_every=2 steps",
+    "train.recompute=true",
     "checkpoint.every_epochs=2",
     "checkpoint.every_steps=5",
     "checkpoint.every_minutes=0.5",

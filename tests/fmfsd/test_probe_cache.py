@@ -37,6 +37,7 @@ DOES_NOT_COUNT = {
     *(
         "seed",
         "tracker",
+        "train.compile",
         "data.root",
         "data.crop_padding",
         "data.crop_fill",

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from fmfsd.model.recompute import recomputed
 from fmfsd.places import place_names
 
 Visit = Callable[[str, Tensor], Tensor]
@@ -74,7 +75,12 @@ class Foreign(nn.Sequential):
 
 
 class Backbone(Trunk):
-    """A stem and stages of blocks, one after another; a place is the end of a block."""
+    """A stem and stages of blocks, one after another; a place is the end of a block.
+
+    `recomputes`: in training a block's inner maps are computed again for the backward pass.
+    """
+
+    recomputes = False
 
     def __init__(
         self,
@@ -91,7 +97,7 @@ class Backbone(Trunk):
         """(B, 3, H, W) -> the last map. What `visit` says of a place's map feeds the next block."""
         x = self.stem(images)
         for place, block in zip(self.places, self.blocks(), strict=True):
-            x = visit(place.name, block(x))
+            x = visit(place.name, recomputed(block, x) if self.recomputes and self.training else block(x))
         return x
 
     def blocks(self) -> Iterator[nn.Module]:

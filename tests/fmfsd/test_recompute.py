@@ -1,0 +1,60 @@
+"""A run whose blocks compute their maps twice is the same run, and keeps less."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmfsd.comms import SoloComms
+from fmfsd.config import load_config
+from fmfsd.errors import ConfigError
+from fmfsd.model.backbones import Backbone
+from fmfsd.model.build import build_network
+from tests.helpers.costs import saved_bytes
+from tests.helpers.runs import make_run, newest_weights, tiny_config, train_run
+from tests.helpers.workers import run_workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_weights_statistics_and_momenta_are_the_same_to_the_last_bit(
+    workers: int, tiny_root: Path, tmp_path: Path
+) -> None:
+    """With several workers batch norm talks to the others in the backward pass once more."""
+    runs = [
+        make_run(tmp_path / recompute, tiny_config(tiny_root, f"train.recompute={recompute}"))
+        for recompute in ("false", "true")
+    ]
+    for run in runs:
+        run_workers(train_run, workers, run.path)
+    assert newest_weights(runs[0]) == newest_weights(runs[1])
+
+
+def test_less_is_kept_for_the_backward_pass() -> None:
+    """Beside the blocks' inputs, which their second pass starts from: nothing of ResNet-8's blocks."""
+    plain = ("method=plain", "model.backbone=resnet8", "train.batch=64", "train.precision=fp32")
+    kept, less = (
+        saved_bytes(SoloComms(), load_config("cifar100-resnet18", [*plain, f"train.recompute={recompute}"]))
+        for recompute in ("false", "true")
+    )
+    assert less < 0.4 * kept
+
+
+def test_only_training_computes_twice() -> None:
+    network = build_network(load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.recompute=true"]))
+    passes = list[int]()
+    assert isinstance(network.backbone, Backbone)
+    for block in network.backbone.blocks():
+        block.register_forward_pre_hook(lambda *_: passes.append(1))
+    for training, expected in ((False, 3), (True, 6)):
+        passes.clear()
+        outputs = network.train(training)(torch.zeros(2, 3, 32, 32))
+        torch.stack([each.sum() for each in outputs.logits]).sum().backward()
+        assert len(passes) == expected
+
+
+def test_what_is_not_made_of_blocks_is_refused() -> None:
+    config = load_config(
+        "cifar100-resnet18", ["model.backbone=timm/test_efficientnet", "method=byot", "train.recompute=true"]
+    )
+    with pytest.raises(ConfigError, match="train.recompute: timm/test_efficientnet is not made of blocks"):
+        build_network(config)
