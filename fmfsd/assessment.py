@@ -1,8 +1,8 @@
 """What a run's newest checkpoint can do on a split: each head, the ensemble, and early exits."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +16,7 @@ from fmfsd.config.known import FOLDER
 from fmfsd.config.load import checked_data
 from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.data.official import OFFICIAL, has_files
+from fmfsd.data.own import images_stay_in_files
 from fmfsd.data.prepare import prepare
 from fmfsd.engine.base import EngineState
 from fmfsd.engine.form import Form
@@ -70,8 +71,11 @@ def assess(
     """
     config, comms = load_config(str(run.config)), comms or SoloComms()
     exact_arithmetic(deterministic=config.train.deterministic)
-    with _index(run, config, asked, comms) as index:
-        return _Assessing(run, config, index, asked, device, comms, report).all_of_it()
+    with (
+        _index(run, config, asked, comms) as index,
+        closing(_Assessing(run, config, index, asked, device, comms, report)) as assessing,
+    ):
+        return assessing.all_of_it()
 
 
 class _Assessing:
@@ -97,7 +101,11 @@ class _Assessing:
         self.saved = newest_checkpoint(run)
         self.engine = TorchEngine(self.network, build_loss(config), config, SoloComms(), device)
         self.engine.load(EngineState(self.saved.engine.evaluated, {}))
-        self.batches = evaluation_batches(config, index, asked.split, comms, device)
+        self._in_files = images_stay_in_files(config.data, index, comms, device)
+        self.batches = evaluation_batches(config, index, asked.split, comms, device, self._in_files)
+
+    def close(self) -> None:
+        self.batches.close()
 
     def all_of_it(self) -> Assessment:
         asked, position, samples = self.asked, self.saved.position, self.index.samples(self.asked.split)
@@ -128,8 +136,9 @@ class _Assessing:
     def _chosen(self, costs: Sequence[float]) -> Thresholds:
         """From the validation split, whatever split is assessed: thresholds chosen on a split look too good on it."""
         assert self.target is not None
-        held_out = evaluation_batches(self.config, self.index, "valid", self.comms, self._device)
-        sure = sureness(self.engine, held_out, len(self.early), self.comms)
+        held_out = evaluation_batches(self.config, self.index, "valid", self.comms, self._device, self._in_files)
+        with closing(held_out):
+            sure = sureness(self.engine, held_out, len(self.early), self.comms)
         found = cheapest(sure, costs, sure.deepest_top1 + self.target)
         if found is None:
             best = max(point.top1 for point in curve(sure, costs, costs)) - sure.deepest_top1

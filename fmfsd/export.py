@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fmfsd.comms import SoloComms
+from fmfsd.config import DataConfig
 from fmfsd.data.augment import Normalise, centre
 from fmfsd.data.index import SetIndex
-from fmfsd.data.shards import load_own_shards
+from fmfsd.data.own import images_stay_in_files, own_shards
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.files import sync_folder
 from fmfsd.model.classifier import Classifier
@@ -88,7 +90,7 @@ def export(
     config, network, checkpoint = trained_network(run)
     exits = _exits(network, head, thresholds)
     card = card_of(run, config, head, exits, checkpoint)
-    images = _images(own_index(run, config), config.data.size)
+    images = _images(own_index(run, config), config.data)
     expected = _answers(_of_the_run(network, card), images)
     with _published(path) as beside:
         _write(form, network, card, beside)
@@ -116,9 +118,12 @@ def _exits(network: Network, head: str, thresholds: str | None) -> tuple[float, 
     return settings_of([thresholds or "0.9"], early)[0]
 
 
-def _images(index: SetIndex, size: int) -> Tensor:
+def _images(index: SetIndex, data: DataConfig) -> Tensor:
     """uint8 (n, 3, size, size), the first of the test split."""
-    return centre(load_own_shards(index, "test", rank=0, world_size=1).images[:CHECKED_IMAGES], size)
+    cpu = torch.device("cpu")
+    in_files = images_stay_in_files(data, index, SoloComms(), cpu)
+    with closing(own_shards(index, "test", rank=0, world_size=1, device=cpu, in_files=in_files)) as shards:
+        return centre(shards.rows(torch.arange(min(CHECKED_IMAGES, len(shards.labels)))), data.size)
 
 
 def _of_the_run(network: Network, card: Card) -> Run:

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,8 @@ from fmfsd.attention import Watcher
 from fmfsd.config import TrainConfig
 from fmfsd.data.batches import EvaluationBatches
 from fmfsd.data.index import SetIndex
-from fmfsd.data.shards import OwnShards, load_own_shards
+from fmfsd.data.own import own_shards
+from fmfsd.data.shards import OwnShards
 from fmfsd.engine.form import DTYPES
 from fmfsd.evaluation import Predictor
 from fmfsd.files import write_whole
@@ -96,23 +98,27 @@ def _write(path: Path, content: Mapping[str, object]) -> None:
     write_whole(path, json.dumps(content, separators=(",", ":")), durable=False)
 
 
-def pictures_of(index: SetIndex, split: str, config: TrainConfig, device: torch.device) -> EvaluationBatches:
+def pictures_of(
+    index: SetIndex, split: str, config: TrainConfig, device: torch.device, in_files: bool
+) -> EvaluationBatches:
     """Images of as many classes, the first of each in the first shards; the same for any number of workers."""
     found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for number in range(index.shards):
-        shard = load_own_shards(index, split, rank=number, world_size=index.shards)
-        for row, label in enumerate(shard.labels.tolist()):
-            found.setdefault(label, (shard.images[row], shard.labels[row], shard.ids[row]))
+        part = {"rank": number, "world_size": index.shards}
+        with closing(own_shards(index, split, **part, device=device, in_files=in_files)) as shard:
+            for row, label in enumerate(shard.labels.tolist()):
+                if label not in found:
+                    found[label] = shard.rows(torch.tensor([row]))[0], shard.labels[row], shard.ids[row]
         if len(found) >= IMAGES:
             break
     chosen = [found[label] for label in sorted(found)[:IMAGES]]
     images, labels, ids = (torch.stack(parts) for parts in zip(*chosen, strict=True))
     own, dtype = OwnShards(images, labels, ids, (0,), (len(chosen),)), DTYPES[config.train.precision]
-    return EvaluationBatches(own.to(device), config.data, batch=IMAGES, largest_part=len(chosen), dtype=dtype)
+    return EvaluationBatches(own, config.data, batch=IMAGES, largest_part=len(chosen), dtype=dtype)
 
 
 def _shown(pictures: EvaluationBatches, split: str) -> dict[str, object]:
-    images, labels, ids = pictures.stored()
+    images, labels, ids = pictures.stored(0)
     pixels = [_png(image) for image in images.cpu()]
     return {"split": split, "png": pixels, "labels": labels.tolist(), "ids": ids.tolist()}
 

@@ -72,9 +72,12 @@ class Loop:
         return "finished" if self.finished else "stopped"
 
     def close(self) -> None:
-        """Let go of files and of the thread that writes checkpoints."""
+        """Let go of files and of the threads that write checkpoints and read images."""
         self.checkpoints.close()
         self.metrics.close()
+        self.batches.close()
+        for batches in self.evaluations.values():
+            batches.close()
 
     @property
     def finished(self) -> bool:

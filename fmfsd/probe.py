@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig
-from fmfsd.config.known import DATASETS
-from fmfsd.data.index import SHAPE
+from fmfsd.data.place import Part
 from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.errors import ConfigError
@@ -117,25 +116,9 @@ def _memory(config: TrainConfig, network: nn.Module, activations: int, workers: 
         "gradients": parameters // (workers if stage >= 2 else 1),
         "optimizer": (not offloaded) * step + averages,
         "activations": activations,
-        "data": _held_samples(config, workers) * _SAMPLE_BYTES,
+        "data": Part.published(config.data, workers).held_bytes,
     }
     return MemoryCost(**parts, total=sum(parts.values()), offloaded=offloaded * step)
-
-
-_SAMPLE_BYTES = SHAPE[0] * SHAPE[1] * SHAPE[2] + 8 + 8
-"""A uint8 image, its label and its position in the official file."""
-
-
-def _held_samples(config: TrainConfig, workers: int) -> int:
-    """Of all splits, by rank 0, which has the larger shards; nothing is known of an image folder."""
-    known, (shards, valid) = DATASETS.get(config.data.name), (config.data.shards, config.data.valid)
-    if known is None:
-        return 0
-    share = shards // workers
-    return sum(
-        share * (samples // shards) + min(share, samples % shards)
-        for samples in (known.train_samples - valid, valid, known.test_samples)
-    )
 
 
 class _Forward(NamedTuple):

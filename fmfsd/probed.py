@@ -67,7 +67,7 @@ class MemoryCost:
     """Bytes that one worker holds when the forward pass of a micro-batch has ended.
 
     `buffers` are batch statistics, `optimizer` momenta and averages, `activations` what the backward pass needs,
-    counted as on a CPU, `data` the shards of all splits at their published sizes (of an image folder: nothing).
+    counted as on a CPU, `data` the shards of all splits in memory, at their published sizes (of an image folder none).
     Kernels' workspaces, the libraries' own memory and what is held for a moment come on top. `offloaded` is no part of
     the total: it is the optimizer's, in the memory of the worker's machine, if engine.offload puts it there.
     """

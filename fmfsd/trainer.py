@@ -15,7 +15,7 @@ from fmfsd.config import Timeline, TrainConfig, dump_config, load_config
 from fmfsd.config.known import TIMM
 from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.index import SetIndex, read_index, set_folder
-from fmfsd.data.shards import load_own_shards
+from fmfsd.data.own import images_stay_in_files, own_shards
 from fmfsd.distill import SelfDistillLoss
 from fmfsd.engine.build import build_engine
 from fmfsd.engine.form import DTYPES
@@ -119,6 +119,7 @@ def build_loop(
     _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
     network, loss, splits = build_network(config), build_loss(config), list(_looked_at(config, index))
+    in_files = images_stay_in_files(config.data, index, comms, device)
     return Loop(
         config=config,
         timeline=timeline,
@@ -126,8 +127,8 @@ def build_loop(
         engine=build_engine(network, loss, config, comms, device),
         loss=loss,
         reduction=StepReduction(comms, device, beta=config.distill.beta),
-        batches=_train_batches(config, index, comms, device),
-        evaluations={split: evaluation_batches(config, index, split, comms, device) for split in splits},
+        batches=_train_batches(config, index, comms, device, in_files),
+        evaluations={split: evaluation_batches(config, index, split, comms, device, in_files) for split in splits},
         checkpoints=Checkpoints(
             CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
             comms,
@@ -136,19 +137,27 @@ def build_loop(
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
         stop=stop,
-        findings=_findings(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
+        findings=_findings(run, config, index, splits, device, in_files, progress) if comms.rank == 0 else NoFindings(),
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
 
 
 def _findings(
-    run: RunDir, config: TrainConfig, index: SetIndex, splits: list[str], device: torch.device, progress: ProgressFile
+    run: RunDir,
+    config: TrainConfig,
+    index: SetIndex,
+    splits: list[str],
+    device: torch.device,
+    in_files: bool,
+    progress: ProgressFile,
 ) -> Findings:
     """Of images of the validation split, or of the test split where there is no other."""
     if not splits:
         return NoFindings()
     split = splits[0]
-    return WrittenFindings(run, index.classes, pictures_of(index, split, config, device), split, progress.warn)
+    return WrittenFindings(
+        run, index.classes, pictures_of(index, split, config, device, in_files), split, progress.warn
+    )
 
 
 def _looked_at(config: TrainConfig, index: SetIndex) -> Iterator[str]:
@@ -189,8 +198,10 @@ def build_loss(config: TrainConfig) -> SelfDistillLoss:
     )
 
 
-def _train_batches(config: TrainConfig, index: SetIndex, comms: Comms, device: torch.device) -> TrainBatches:
-    shards = load_own_shards(index, "train", rank=comms.rank, world_size=comms.size).to(device)
+def _train_batches(
+    config: TrainConfig, index: SetIndex, comms: Comms, device: torch.device, in_files: bool
+) -> TrainBatches:
+    shards = own_shards(index, "train", rank=comms.rank, world_size=comms.size, device=device, in_files=in_files)
     per_shard = config.micro_batch // config.data.shards
     return TrainBatches(
         shards, config.data, seed=config.seed, per_shard=per_shard, dtype=DTYPES[config.train.precision]
@@ -198,11 +209,11 @@ def _train_batches(config: TrainConfig, index: SetIndex, comms: Comms, device: t
 
 
 def evaluation_batches(
-    config: TrainConfig, index: SetIndex, split: str, comms: Comms, device: torch.device
+    config: TrainConfig, index: SetIndex, split: str, comms: Comms, device: torch.device, in_files: bool
 ) -> EvaluationBatches:
-    """This worker's part of a split."""
+    """This worker's part of a split; `in_files`: its images are read when they are needed."""
     return EvaluationBatches(
-        load_own_shards(index, split, rank=comms.rank, world_size=comms.size).to(device),
+        own_shards(index, split, rank=comms.rank, world_size=comms.size, device=device, in_files=in_files),
         config.data,
         batch=config.train.evaluate_batch,
         largest_part=index.largest_part(split, comms.size),

@@ -18,6 +18,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
+from launcher.check.of_images import counted, told
 from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
 from launcher.plan import LaunchPlan, plan_run
@@ -123,12 +124,15 @@ class Checked:
     site: Site
     costs: Costs
     warnings: Sequence[str]
+    images: str = ""
+    """Where they will be, if not in memory."""
 
     def text(self, plan: LaunchPlan) -> str:
         """For people."""
         name, root = self.config.data.name, self.config.data.root
         data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
-        return f"nothing is wrong: {plan.summary()}; {data}\n{self.costs.text(sys.stdout)}"
+        said = "; ".join(filter(None, [plan.summary(), data, self.images]))
+        return f"nothing is wrong: {said}\n{self.costs.text(sys.stdout)}"
 
 
 def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
@@ -144,8 +148,10 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
     hosts = about(config)
     site = hosts.told(request.site)
     costs = costs_of(config, request.words, workers=site.workers(launch), environment=environment) if asks else Costs()
+    costs = counted(costs, config, launch, site)
     require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
-    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs))
+    images = told(config, launch, site)
+    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs), images)
 
 
 def _survey(

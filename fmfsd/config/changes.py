@@ -9,6 +9,7 @@ from fmfsd.config.schema import TrainConfig
 MAY_CHANGE = frozenset(
     {
         "data.root",
+        "data.images_in",
         "train.epochs",
         "train.max_steps",
         "train.evaluate_every",

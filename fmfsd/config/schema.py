@@ -72,6 +72,9 @@ class DataConfig(Section):
     """Folder of prepared sets. Unset: the variable FMFSD_DATA, else ./data."""
     size: Literal[32, 64, 224] = 32
     """Side of the images that the network sees, in pixels."""
+    images_in: Literal["auto", "memory", "files"] = "auto"
+    """Where images are in training: in the workers' memory, or in their files, from which they are read ahead of their
+    turn; auto: in memory, unless they would take more than half of it. Results are the same bit for bit."""
     shards: Annotated[int, Field(gt=0, le=65_536)] = 64
     """Logical shards L. The number of workers divides L, and L divides the batch."""
     valid: NonNegativeInt = 0

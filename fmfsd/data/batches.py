@@ -1,5 +1,6 @@
 """The training batches of one worker, at any position: (epoch, micro-step) decides everything."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from fmfsd.data.autoaugment import Schedule
 from fmfsd.data.mixing import mixed, shares
 from fmfsd.data.order import shard_epoch
 from fmfsd.data.recipe import STEP_NAMES, Draws, Recipe
-from fmfsd.data.shards import OwnShards
+from fmfsd.data.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class EpochTable:
 
     sample: Tensor
     """Which of the worker's samples."""
+    stored: Callable[[int], Tensor]
+    """A micro-step's images, as they are stored."""
     draws: dict[str, Tensor]
     """What augmentation needs, by name."""
     schedules: list[Schedule] = field(default_factory=list)
@@ -38,12 +41,12 @@ class TrainBatches:
     micro-batch is the same for any number of workers, and in their order it is the concatenation over the ranks.
     """
 
-    def __init__(self, shards: OwnShards, data: DataConfig, *, seed: int, per_shard: int, dtype: torch.dtype) -> None:
+    def __init__(self, shards: Shards, data: DataConfig, *, seed: int, per_shard: int, dtype: torch.dtype) -> None:
         self.shards, self.data, self.seed, self.per_shard = shards, data, seed, per_shard
-        self._device = shards.images.device
-        self._recipe = Recipe(data, shards.images.shape[-1], self._device)
+        self._device = shards.labels.device
+        self._recipe = Recipe(data, shards.side, self._device)
         self._normalise = Normalise(data.mean, data.std, dtype, self._device)
-        self._epoch, self._table = -1, EpochTable(torch.empty(0), {})
+        self._made: tuple[int, EpochTable] | None = None
 
     def at(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
         """Images (b, 3, H, W) of `dtype` and labels, b = shards held * per_shard.
@@ -68,15 +71,17 @@ class TrainBatches:
 
     def table(self, epoch: int) -> EpochTable:
         """The epoch's table; made once an epoch."""
-        if self._epoch != epoch:
-            self._epoch, self._table = epoch, self._make_table(epoch)
-        return self._table
+        if self._made is None or self._made[0] != epoch:
+            self._made = epoch, self._make_table(epoch)
+        return self._made[1]
+
+    def close(self) -> None:
+        self.shards.close()
 
     def _augmented(self, table: EpochTable, micro_step: int) -> tuple[Tensor, Tensor]:
         chosen = table.sample[micro_step]
         draws = {name: values[micro_step] for name, values in table.draws.items()}
-        stored = self.shards.images.index_select(0, chosen)
-        images = self._recipe.applied(stored, draws, table.schedules, micro_step)
+        images = self._recipe.applied(table.stored(micro_step), draws, table.schedules, micro_step)
         return self._normalise(images), self.shards.labels.index_select(0, chosen)
 
     def _make_table(self, epoch: int) -> EpochTable:
@@ -104,7 +109,8 @@ class TrainBatches:
         steps = [name for name in STEP_NAMES if name in drawn[0]]
         draws = {name: on_device(name) for name in drawn[0] if name not in ("sample", *steps)}
         schedules = [Schedule.of(rows(name).astype(np.int64), self._device) for name in steps]
-        return EpochTable(on_device("sample"), draws, schedules, partners)
+        stored = self.shards.in_order(torch.from_numpy(rows("sample")))
+        return EpochTable(on_device("sample"), stored, draws, schedules, partners)
 
 
 def _at(positions: NDArray[Any], draws: Draws) -> Draws:
@@ -120,25 +126,29 @@ class EvaluationBatches:
     can talk after each; a worker's last ones may be short or empty.
     """
 
-    def __init__(
-        self, shards: OwnShards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, shards: Shards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype) -> None:
         self.shards, self.batch, self._side = shards, batch, data.size
         self.num_classes = data.num_classes
-        self._normalise = Normalise(data.mean, data.std, dtype, shards.images.device)
-        self._number = -(-largest_part // batch)
+        self._normalise = Normalise(data.mean, data.std, dtype, shards.labels.device)
+        own = torch.arange(len(shards.labels))
+        self._rows = [slice(start, start + batch) for start in range(0, largest_part, batch)]
+        self._stored = shards.in_order([own[rows] for rows in self._rows])
 
     def __len__(self) -> int:
-        return self._number
+        return len(self._rows)
 
     @property
     def device(self) -> torch.device:
-        return self.shards.images.device
+        return self.shards.labels.device
 
-    def stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All images as they were stored, (n, 3, H, W) uint8 of the size that the network sees, labels and ids."""
-        return centre(self.shards.images, self._side), self.shards.labels, self.shards.ids
+    def stored(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch of images as they are stored, uint8 of the size that the network sees, their labels and ids."""
+        rows = self._rows[number]
+        return centre(self._stored(number), self._side), self.shards.labels[rows], self.shards.ids[rows]
 
     def at(self, number: int) -> tuple[Tensor, Tensor]:
-        rows = slice(number * self.batch, (number + 1) * self.batch)
-        return self._normalise(centre(self.shards.images[rows], self._side)), self.shards.labels[rows]
+        images, labels, _ = self.stored(number)
+        return self._normalise(images), labels
+
+    def close(self) -> None:
+        self.shards.close()

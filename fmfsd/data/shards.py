@@ -1,20 +1,63 @@
-"""A worker's part of a split in memory: the shards that are its own, and nothing of the rest."""
+"""A worker's part of a split: the shards that are its own, and nothing of the rest; and these in its memory."""
 
 import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fmfsd.data.index import SetIndex, ShardFile
-from fmfsd.errors import DataError, Problem
+from fmfsd.data.shard_file import OpenShard
+
+MOST_THREADS = 8
+"""That read and verify files: SHA-256 takes longer than the reading, and lets other threads work meanwhile."""
+
+
+Order = Tensor | Sequence[Tensor]
+"""Batches of positions, on the CPU."""
+
+
+class Shards(Protocol):
+    """Consecutive shards; images (n, 3, H, W) uint8, wherever they are.
+
+    `labels` (n,) and `ids` (n,) are on the device of the batches; `numbers` and `sizes` are the shards'.
+    """
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def ids(self) -> Tensor: ...
+
+    @property
+    def numbers(self) -> tuple[int, ...]: ...
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def side(self) -> int: ...
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """These images, in this order, on the device of the labels."""
+        ...
+
+    def in_order(self, order: Order) -> Callable[[int], Tensor]:
+        """What gives `rows(order[n])` for any n, and soonest if n grows by one."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class OwnShards:
-    """Images (n, 3, H, W) uint8, labels (n,) and ids (n,) of consecutive shards; `sizes` and `numbers` are theirs."""
+    """Shards whose images are held in memory, on the CPU or on a GPU."""
 
     images: Tensor
     labels: Tensor
@@ -25,34 +68,57 @@ class OwnShards:
     def to(self, device: torch.device) -> "OwnShards":
         return OwnShards(self.images.to(device), self.labels.to(device), self.ids.to(device), self.numbers, self.sizes)
 
+    @property
+    def side(self) -> int:
+        return self.images.shape[-1]
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        return self.images.index_select(0, chosen.to(self.images.device))
+
+    def in_order(self, order: Order) -> Callable[[int], Tensor]:
+        there = order.to(self.images.device) if isinstance(order, Tensor) else order
+        return lambda n: self.rows(there[n])
+
+    def close(self) -> None:
+        pass
+
+
+def own_part(index: SetIndex, split: str, *, rank: int, world_size: int) -> tuple[range, Sequence[ShardFile]]:
+    """The numbers and files of the shards of worker `rank` of `world_size`, which divides the shards."""
+    files = index.splits[split]
+    share = len(files) // world_size
+    assert share * world_size == len(files), f"{world_size} workers do not divide {len(files)} shards"
+    numbers = range(rank * share, (rank + 1) * share)
+    return numbers, files[numbers.start : numbers.stop]
+
 
 def load_own_shards(index: SetIndex, split: str, *, rank: int, world_size: int) -> OwnShards:
     """The shards of worker `rank` of `world_size`, each verified against the index as it is read.
 
     Raises DataError for a file that is missing or not what the index says. `world_size` divides the shards.
     """
-    files = index.splits[split]
-    share = len(files) // world_size
-    assert share * world_size == len(files), f"{world_size} workers do not divide {len(files)} shards"
-    numbers = range(rank * share, (rank + 1) * share)
-    own = [files[number] for number in numbers]
-    sizes = tuple(shard.samples for shard in own)
+    numbers, files = own_part(index, split, rank=rank, world_size=world_size)
+    sizes = tuple(shard.samples for shard in files)
     images = torch.empty((sum(sizes), *index.shape), dtype=torch.uint8)
     labels, ids = (torch.empty(sum(sizes), dtype=torch.int64) for _ in range(2))
-    start = 0
-    for shard in own:
-        part, rows = _read(index, shard), slice(start, start + shard.samples)
-        images[rows], labels[rows], ids[rows] = part["images"], part["labels"], part["ids"]
-        start = rows.stop
+
+    def read(shard: ShardFile, end: int) -> None:
+        rows = slice(end - shard.samples, end)
+        labels[rows], ids[rows] = _read(index, shard, images[rows])
+
+    with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))), "shard reader") as pool:
+        list(pool.map(read, files, accumulate(sizes)))
     return OwnShards(images, labels, ids, tuple(numbers), sizes)
 
 
-def _read(index: SetIndex, shard: ShardFile) -> dict[str, Tensor]:
-    path = index.path(shard)
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise DataError([Problem(str(path), "damaged: its SHA-256 sum is not the index's; prepare the set again")])
-        return safetensors.torch.load(content)
-    except (OSError, SafetensorError) as error:
-        raise DataError([Problem(str(path), f"can't be read: {error}")]) from error
+def _read(index: SetIndex, shard: ShardFile, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and ids; the images go to where they are to stay."""
+    with closing(OpenShard(index, shard)) as file:
+        head, pixels = file.before_images(), images.view(-1).numpy().data
+        file.read_into(pixels, file.images_start)
+        digest = hashlib.sha256(head)
+        digest.update(pixels)
+        if digest.hexdigest() != shard.sha256:
+            raise file.damaged("its SHA-256 sum is not the index's")
+        labels, ids = map(torch.from_numpy, file.labels_and_ids(head))
+        return labels, ids

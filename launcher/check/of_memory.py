@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from fmfsd.config import TrainConfig
 from fmfsd.errors import Problem
+from launcher.check import of_images
 from launcher.check.of_data import divisors
 from launcher.config import LaunchConfig
 from launcher.costs import Costs
@@ -29,7 +30,8 @@ def too_little(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Cos
     if have and need > have:
         there = "its GPU has {}" if site.placement(launch)[0] == "cuda" else "its machine has {} for it"
         found = f"a worker needs at least {size(need)}, {size(costs.memory['activations'])} of it for activations"
-        fitting = " or ".join([*_fewer_or_more(config, launch, site, costs), *_smaller(config, launch, site, costs)])
+        ways = (_fewer_or_more, _from_files, _smaller)
+        fitting = " or ".join(way for find in ways for way in find(config, launch, site, costs))
         advice = f"by these figures {fitting} would fit" if fitting else "only a smaller model fits"
         yield Problem("memory", f"{found}; {there.format(size(have))}: {advice}")
 
@@ -61,6 +63,14 @@ def _fewer_or_more(config: TrainConfig, launch: LaunchConfig, site: Site, costs:
     if fits:
         nearest = min(fits, key=lambda count: abs(count - now))
         yield f"{nearest} worker{'' if nearest == 1 else 's'}"
+
+
+def _from_files(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[str]:
+    """Images that are not in memory, if that would be enough."""
+    workers = site.workers(launch)
+    saved = costs.memory["data"] - of_images.part_of(config, workers).read_bytes
+    if saved > 0 and _needed(launch, site, costs) - saved <= site.memory_a_worker(launch, workers):
+        yield "data.images_in files"
 
 
 def _smaller(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[str]:

@@ -12,6 +12,7 @@ from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
+from launcher.check.of_images import counted
 from launcher.costs import Costs, costs_of
 from launcher.hosts import slurm
 from launcher.hosts.helpers import run_here
@@ -75,7 +76,8 @@ def _costs(request: Request, task: Task, environment: Mapping[str, str]) -> Cost
     """A seed changes nothing of it."""
     if request.stop_after == "plan":
         return Costs()
-    return costs_of(task.config, request.words, workers=task.plan.num_workers, environment=environment)
+    costs = costs_of(task.config, request.words, workers=task.plan.num_workers, environment=environment)
+    return counted(costs, task.config, request.launch, request.site)
 
 
 def _require_sound(request: Request, folder: RunDir, tasks: tuple[Task, ...], costs: Costs) -> None:

@@ -59,6 +59,13 @@ GUARDS = (
         "tests/fmfsd/test_checkpoint.py::test_no_change_of_any_byte_goes_unnoticed",
     ),
     Guard(
+        "a shard's sum",
+        "fmfsd/data/shards.py",
+        "if digest.hexdigest() != shard.sha256:",
+        "if False:",
+        "tests/fmfsd/test_order.py::test_a_worker_verifies_what_it_reads",
+    ),
+    Guard(
         "no checkpoint holds NaN",
         "fmfsd/checkpoint/folder.py",
         "        saved.require_finite()\n",

@@ -57,7 +57,9 @@ class PlainTrial:
 
     def tried(self, split: str) -> dict[str, float]:
         """Its accuracies on a split."""
-        batches: EvaluationBatches = evaluation_batches(self._config, self._index, split, SoloComms(), self._device)
+        batches: EvaluationBatches = evaluation_batches(
+            self._config, self._index, split, SoloComms(), self._device, False
+        )
         found = evaluate(self._engine, batches, SoloComms())
         assert found is not None
         return found.metrics

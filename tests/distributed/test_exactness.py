@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fmfsd.comms import Comms, SoloComms
+from fmfsd.data.shards import OwnShards
 from fmfsd.engine.sync_bn import GlobalBatchNorm2d, synchronise_batch_norm
 from fmfsd.errors import CheckError, CheckpointError
 from fmfsd.rundir import RunDir
@@ -213,6 +214,7 @@ def test_a_loss_that_is_not_finite_ends_every_worker_with_the_same_words(tiny_ro
 def images_held(comms: Comms, folder: Path) -> int:
     loop = make_loop(RunDir(folder), comms)
     shards = loop.batches.shards
+    assert isinstance(shards, OwnShards)
     return shards.images.nbytes + shards.labels.nbytes + shards.ids.nbytes
 
 

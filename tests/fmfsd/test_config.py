@@ -170,6 +170,7 @@ def test_every_key_is_the_runs_own_or_may_change() -> None:
 
 CHANGED = [
     "data.root=elsewhere",
+    "data.images_in=files",
     "train.epochs=9",
     "train.max_steps=7",
     "train.evaluate_every=2",

@@ -33,7 +33,7 @@ PROBE = Probe(
     memory=MemoryCost(8, 1, 8, 8, 75, 100, 200),
 )
 DOES_NOT_COUNT = {
-    *("data.autoaugment", "data.mixup", "data.cutmix", "data.resized_crop"),
+    *("data.autoaugment", "data.mixup", "data.cutmix", "data.resized_crop", "data.images_in"),
     *(
         "seed",
         "tracker",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fmfsd.data.place import WINDOW_BYTES
 from fmfsd.rundir import RunDir
 from launcher import costs as costs_module
-from launcher.check import of_machine, of_memory, warnings
+from launcher.check import of_images, of_machine, of_memory, warnings
 from launcher.config import LaunchConfig
 from launcher.costs import Costs, costs_of
 from launcher.resources import Resources
@@ -148,3 +149,40 @@ def test_a_probe_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatc
     assert (
         "No such file" in costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ).unknown
     )
+
+
+def test_images_that_would_take_half_of_a_workers_memory_are_counted_where_they_will_be(prepared: Path) -> None:
+    """Of the prepared set, of which the probe knows the published size alone; 384 samples of 3088 bytes."""
+    config, launch = tiny_config(prepared), LaunchConfig(gpus=2)
+    held, beside = 3088 * 160, LARGE.memory["total"] - LARGE.memory["data"]
+    roomy, tight = (Site(Resources(cores=2, memory=2 * 2 * held + more)) for more in (0, -2))
+    found = of_images.counted(LARGE, config, launch, roomy).memory
+    assert (found["data"], found["total"], of_images.told(config, launch, roomy)) == (held, beside + held, "")
+    window = 16 * 160 + 2 * WINDOW_BYTES
+    found = of_images.counted(LARGE, config, launch, tight).memory
+    assert (found["data"], found["total"]) == (window, beside + window)
+    told = of_images.told(config, launch, tight)
+    assert told == "images (0 MiB a worker) stay in their files and are read ahead of their turn"
+    held_anyway = tiny_config(prepared, "data.images_in=memory")
+    assert of_images.counted(LARGE, held_anyway, launch, tight).memory["data"] == held
+    assert of_images.counted(Costs(), config, launch, tight) == Costs()
+
+
+def test_of_a_set_that_is_not_prepared_the_published_size_counts(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "data.name=cifar100")
+    part = of_images.part_of(config, 2)
+    assert (part.samples, part.held_bytes) == (25_008 + 5_008, 30_016 * 3088)
+
+
+def test_images_in_files_are_named_as_a_way_out(prepared: Path) -> None:
+    site = Site(Resources(cores=8, memory=31 * GIB))
+    assert "or data.images_in files or train.micro_batch" in problems(tiny_config(prepared), TWO, site, costs=LARGE)[1]
+
+
+def test_the_check_says_in_a_line_that_images_stay_in_their_files(prepared: Path) -> None:
+    words = ("--set", "data.name=cifar10", "--set", f"data.root={prepared}", "--set", "data.images_in=files", "--check")
+    answer = run_command("fmfsd-launch", "cifar100-resnet8", *words, cwd=prepared)
+    assert answer.returncode == 0, answer.stderr
+    first = answer.stdout.splitlines()[0]
+    assert first.startswith("nothing is wrong: 1 worker on cpu, 1 node agent; cifar10 is prepared in ")
+    assert first.endswith("; images (1 MiB a worker) stay in their files and are read ahead of their turn")

@@ -1,0 +1,203 @@
+"""Preparing a set, a worker's start from shards, and how start, memory and speed grow with the set.
+
+python -m tests.benchmarks.data [--source DIR with cifar-100-python/] [--scales 1,10,100] [--rounds N] [--scratch DIR]
+
+Larger sets repeat the pixels of 781 random images, each in a place of its own on the disk: 100 is 15 GB.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import torch
+from safetensors.numpy import save
+
+from fmfsd.config import DataConfig
+from fmfsd.data.batches import EvaluationBatches, TrainBatches
+from fmfsd.data.index import SHAPE, SetIndex, ShardFile, read_index
+from fmfsd.data.own import own_shards
+from fmfsd.data.place import Part
+from fmfsd.data.prepare import prepare
+from fmfsd.files import free_space
+from tests.benchmarks.table import print_table, spread
+from tests.helpers.official import write_official
+
+BATCH, SHARDS = 128, 64
+SECONDS = 4.0
+KEPT_FREE_BYTES = 20 << 30
+LARGEST_HELD = 0.25
+"""Of the memory that is free: this machine has other work."""
+
+
+def prepared(source: Path | None, scratch: Path, rounds: int) -> SetIndex:
+    """60,000 images to shards, timed; without the official files, of others in their form."""
+    origin = source or write_official(scratch / "source", "cifar100", train=50_000, test=10_000)
+    seconds = []
+    for number in range(rounds):
+        start = time.perf_counter()
+        data = DataConfig(name="cifar100", root=str(scratch / f"sets-{number}"))
+        index = prepare(data, source=origin, fetch=False, report=lambda what, done, total: None)
+        seconds.append(time.perf_counter() - start)
+    print_table(["60,000 images to shards", "seconds"], [["fmfsd data prepare cifar100", spread(seconds, 2)]])
+    print()
+    return index
+
+
+def grown(scratch: Path, scale: int) -> SetIndex:
+    """A set of `scale` times 50,000 images to train on; the test split stays small."""
+    folder = scratch / f"set-{scale}"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (781, *SHAPE), np.uint8)
+    splits = {
+        split: tuple(
+            written(folder, split, number, np.tile(pixels[:count], (times, 1, 1, 1))) for number in range(SHARDS)
+        )
+        for split, count, times in (("train", 781, scale), ("test", 156, 1))
+    }
+    classes = tuple(f"class{number}" for number in range(100))
+    index = SetIndex(folder, "cifar100", SHAPE, classes, SHARDS, 0, 0, splits)
+    index.write()
+    return index
+
+
+def written(
+    folder: Path, split: str, number: int, images: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
+) -> ShardFile:
+    ids = np.arange(len(images), dtype=np.int64) * SHARDS + number
+    content = save({"images": images, "labels": ids % 100, "ids": ids})
+    path = folder / f"{split}-{number:04d}.safetensors"
+    with path.open("wb") as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    return ShardFile(path.name, len(images), len(content), hashlib.sha256(content).hexdigest())
+
+
+def forgotten(index: SetIndex) -> None:
+    """By the page cache, as if nobody had read these files since the machine was started."""
+    for shard in (shard for files in index.splits.values() for shard in files):
+        descriptor = os.open(index.path(shard), os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def asked(index: SetIndex, workers: int, *, in_files: bool, seconds: float) -> dict[str, float]:
+    """Of rank 0 of so many workers, alone on the machine and in a fresh process; see `tell`."""
+    code = f"from tests.benchmarks.data import tell; tell({str(index.folder)!r}, {workers}, {in_files}, {seconds})"
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return dict(json.loads(answer.stdout))
+
+
+def tell(folder: str, workers: int, in_files: bool, seconds: float) -> None:
+    """Seconds to the first batch, and those computed by all threads; MiB of this process's own memory that came to it;
+    images a second of the batches that follow."""
+    torch.set_num_threads(1)
+    index, data, cpu = read_index(Path(folder)), DataConfig(name="cifar100"), torch.device("cpu")
+    before = psutil.Process().memory_full_info().uss
+    start, computed = time.perf_counter(), time.process_time()
+    train, test = (
+        own_shards(index, split, rank=0, world_size=workers, device=cpu, in_files=in_files)
+        for split in ("train", "test")
+    )
+    batches = TrainBatches(train, data, seed=0, per_shard=BATCH // SHARDS, dtype=torch.float32)
+    evaluation = EvaluationBatches(test, data, batch=500, largest_part=len(test.labels), dtype=torch.float32)
+    with closing(batches), closing(evaluation):
+        batches.at(0, 0)
+        found = {"start": time.perf_counter() - start, "computed": time.process_time() - computed, "images": 0.0}
+        start = time.perf_counter()
+        for place in positions(min(train.sizes) // batches.per_shard):
+            if time.perf_counter() - start >= seconds:
+                break
+            found["images"] += len(batches.at(*place)[1])
+        found["rate"] = found["images"] / (time.perf_counter() - start)
+        found["held"] = (psutil.Process().memory_full_info().uss - before) / 2**20
+    print(json.dumps(found))
+
+
+def positions(steps: int) -> Iterator[tuple[int, int]]:
+    return ((number // steps, number % steps) for number in range(1, 10**9))
+
+
+def print_starts(index: SetIndex, rounds: int) -> None:
+    rows = []
+    for workers in (1, 2, 4):
+        found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+        for _ in range(rounds):
+            for in_files, each in found.items():
+                each.append(asked(index, workers, in_files=in_files, seconds=0))
+        values = [[each[name] for each in found[in_files]] for in_files in found for name in ("start", "computed")]
+        rows.append([workers, *(spread(each, 2) for each in values)])
+    ways = (f"{where}: {what}" for where in ("images in memory", "in files") for what in ("s", "s computed"))
+    print_table(["workers", *ways], rows)
+    print()
+
+
+def rows_of(index: SetIndex, scale: int, rounds: int) -> Iterator[list[object]]:
+    for workers in (1, 4):
+        part, free = Part.of(index, workers), psutil.virtual_memory().available
+        for in_files, cold in ((False, False), (True, False), (True, True)):
+            where = f"files{', read for the first time' if cold else ''}" if in_files else "memory"
+            if not in_files and part.held_bytes > LARGEST_HELD * free:
+                yield [f"{scale * 50_000:,}", workers, where, f"not tried: {part.held_bytes >> 20:,} MiB", "", "", ""]
+                continue
+            found = []
+            for _ in range(rounds):
+                if cold:
+                    forgotten(index)
+                found.append(asked(index, workers, in_files=in_files, seconds=SECONDS))
+            start, computed, rate = (
+                spread([each[name] for each in found], digits)
+                for name, digits in (("start", 2), ("computed", 2), ("rate", 0))
+            )
+            held = f"{median(each['held'] for each in found):,.0f}"
+            yield [f"{scale * 50_000:,}", workers, where, start, computed, held, rate]
+
+
+def print_growth(scales: Sequence[int], rounds: int, scratch: Path) -> None:
+    rows: list[list[object]] = []
+    for scale in scales:
+        needed = scale * 50_000 * 3088
+        if free_space(scratch)[0] - needed < KEPT_FREE_BYTES:
+            sys.exit(
+                f"{scratch}: a set of {needed >> 30} GiB would leave less than {KEPT_FREE_BYTES >> 30} GiB: --scales"
+            )
+        index = grown(scratch, scale)
+        rows += rows_of(index, scale, rounds)
+        shutil.rmtree(index.folder)
+    header = [
+        "training images",
+        "workers",
+        "images in",
+        "s to the first batch",
+        "of them computed, by all threads",
+        "MiB of a worker",
+        "images/s, 1 core",
+    ]
+    print_table(header, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", type=Path, help="has cifar-100-python/ or its archive; default: files like these")
+    parser.add_argument("--scales", default="1,10", help="times 50,000 images")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="a folder on the disk that is to be measured")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=wanted.scratch) as scratch:
+        print_starts(prepared(wanted.source, Path(scratch), wanted.rounds), wanted.rounds)
+        print_growth([int(scale) for scale in wanted.scales.split(",")], wanted.rounds, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()
