@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -77,7 +78,7 @@ class OfficialFile:
     data: bytes
     expected_md5: str
 
-    @property
+    @cached_property
     def md5(self) -> str:
         return hashlib.md5(self.data, usedforsecurity=False).hexdigest()
 

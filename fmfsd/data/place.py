@@ -16,6 +16,8 @@ WINDOW_BYTES = 64 << 20
 """Of images that are read ahead, of each split; but two batches at least."""
 LABEL_BYTES = 8 + 8
 """And the sample's position in the official files."""
+ORDER_BYTES = 48
+"""Of a sample's place in an epoch and its draws, about; beside images in memory it is nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Part:
     @property
     def read_bytes(self) -> int:
         """Of memory, if they stay in their files."""
-        return self.samples * LABEL_BYTES + self.splits * WINDOW_BYTES
+        return self.samples * (LABEL_BYTES + ORDER_BYTES) + self.splits * WINDOW_BYTES
 
     def stays_in_files(self, data: DataConfig, memory: int) -> bool:
         """Where a worker may use `memory` bytes (0: not known)."""

@@ -158,7 +158,7 @@ def test_images_that_would_take_half_of_a_workers_memory_are_counted_where_they_
     roomy, tight = (Site(Resources(cores=2, memory=2 * 2 * held + more)) for more in (0, -2))
     found = of_images.counted(LARGE, config, launch, roomy).memory
     assert (found["data"], found["total"], of_images.told(config, launch, roomy)) == (held, beside + held, "")
-    window = 16 * 160 + 2 * WINDOW_BYTES
+    window = 64 * 160 + 2 * WINDOW_BYTES
     found = of_images.counted(LARGE, config, launch, tight).memory
     assert (found["data"], found["total"]) == (window, beside + window)
     told = of_images.told(config, launch, tight)
