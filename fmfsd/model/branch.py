@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmfsd.model.backbones.backbone import Step
+from fmfsd.model.depthwise import DepthwiseConv2d
 from fmfsd.model.enhance import SpatialGate
 
 Layers = list[nn.Module]
@@ -84,21 +85,6 @@ def separable(step: Step, gate: Callable[[], Layers]) -> nn.Sequential:
 
 def _half(channels_in: int, channels_out: int, *, stride: int) -> Layers:
     return [DepthwiseConv2d(channels_in, stride), *_normalised(nn.Conv2d(channels_in, channels_out, 1, bias=False))]
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """A 3x3 filter a channel. On a CPU a strided one computes in the type of its weights, under autocast too: oneDNN's
-    backward pass of it takes 12 to 45 times as long in bf16 as in fp32 (3.13 of torch 2.15, maps of 32 to 8 pixels)."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
-
-    def forward(self, map_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H / stride, W / stride)."""
-        if map_BCHW.device.type != "cpu" or self.stride == (1, 1):
-            return super().forward(map_BCHW)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(map_BCHW.to(self.weight.dtype))
 
 
 def _normalised(convolution: nn.Conv2d) -> Layers:

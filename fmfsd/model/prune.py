@@ -5,7 +5,7 @@ import copy
 from torch import Tensor, fx, nn
 
 from fmfsd.model.backbones.backbone import Foreign
-from fmfsd.model.branch import DepthwiseConv2d
+from fmfsd.model.depthwise import DepthwiseConv2d
 from fmfsd.model.enhance import PooledEnhancement, SpatialScores
 from fmfsd.model.network import Network, ensemble
 

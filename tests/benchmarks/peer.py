@@ -1,5 +1,7 @@
 """How the public scripts of this family feed and train: torchvision's PIL pipeline in a DataLoader, an eager loop."""
 
+import time
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -57,10 +59,12 @@ class PlainLoop:
             self.network.parameters(), optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
         loader = pil_loader(index, config.data, batch=config.train.batch, processes=processes)
-        self.batches = iter(loader)
+        self.batches, self.waited_s = iter(loader), 0.0
 
     def step(self) -> None:
+        start = time.perf_counter()
         images, labels = next(self.batches)
+        self.waited_s += time.perf_counter() - start
         terms = self.loss.terms(self.network(images), labels)
         total = terms.label + terms.soft_target + self.loss.beta * terms.squares_F.sqrt().sum()
         self.optimizer.zero_grad()

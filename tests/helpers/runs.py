@@ -70,12 +70,19 @@ class StopAfter(StopFlag):
         return not self.evaluating or not self._loop.position.evaluated
 
 
-def make_loop(run: RunDir, comms: Comms, *, stop_after: int | None = None, evaluating: bool = False) -> Loop:
+def make_loop(
+    run: RunDir,
+    comms: Comms,
+    *,
+    stop_after: int | None = None,
+    evaluating: bool = False,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
+) -> Loop:
     """This worker's loop, ready to `resume` and `run`."""
     stop = StopAfter(stop_after, evaluating=evaluating)
     config = load_config(str(run.config))
     progress = ProgressFile(run.rank_progress(comms.rank))
-    loop = build_loop(run, config, comms, torch.device("cpu"), stop, progress, Fence(run, 1))
+    loop = build_loop(run, config, comms, device, stop, progress, Fence(run, 1))
     stop.watch(loop)
     return loop
 
