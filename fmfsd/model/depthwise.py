@@ -1,4 +1,4 @@
-"""Depthwise convolution, which on a CPU is not left to bf16 where that is slow."""
+"""Depthwise convolution, whose backward pass on a CPU is not left to bf16 where that is slow."""
 
 from typing import Any
 
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 class DepthwiseConv2d(nn.Conv2d):
     """A 3x3 filter a channel.
 
-    On a CPU a strided one computes in the type of its weights, under autocast too, and keeps its map as it came:
-    oneDNN's backward pass of it takes 12 to 45 times as long in bf16 as in fp32 (3.13 of torch 2.15, maps of 32 to 8
-    pixels).
+    On a CPU the backward pass of a strided one is computed in the type of its weights, under autocast too: oneDNN takes
+    12 to 45 times as long for it in bf16 as in fp32 (3.13 of torch 2.15, maps of 32 to 8 pixels).
     """
 
     def __init__(self, channels: int, stride: int) -> None:
@@ -22,20 +21,18 @@ class DepthwiseConv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C, H / stride, W / stride)."""
         unlike = map_BCHW.dtype != self.weight.dtype
         if unlike and map_BCHW.device.type == "cpu" and self.stride != (1, 1):
-            return _InFullPrecision.apply(map_BCHW, self.weight, self.stride)
+            return _BackInFull.apply(map_BCHW, self.weight, self.stride)
         return super().forward(map_BCHW)
 
 
-class _InFullPrecision(torch.autograd.Function):
-    """A map in half precision and weights that are not to a map in half precision."""
+class _BackInFull(torch.autograd.Function):
+    """In half precision forward, with weights in full precision, and in that backward."""
 
     @staticmethod
     def forward(ctx: Any, map_BCHW: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(map_BCHW, weight)
         ctx.stride = stride
-        with torch.autocast("cpu", enabled=False):
-            full = F.conv2d(map_BCHW.to(weight.dtype), weight, None, stride, padding=1, groups=len(weight))
-            return full.to(map_BCHW.dtype)
+        return F.conv2d(map_BCHW, weight.to(map_BCHW.dtype), None, stride, padding=1, groups=len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:

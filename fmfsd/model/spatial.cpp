@@ -1,8 +1,11 @@
-// Spatial enhancement of whole maps in one pass over memory, forward and backward by its closed form; see enhance.py.
+// Spatial enhancement of whole maps, forward and backward by its closed form; see enhance.py.
 //
 // A map has C channels at P positions, in G groups of N = C / G consecutive channels. Images are independent, and each is
-// done by one thread, so that its result depends neither on the batch nor on the number of threads. T is what maps are
-// stored as, A what is computed in; compile with -DT=Half|float|double -DA=float|double.
+// done by one thread, so that its result depends neither on the batch nor on the number of threads, and lies in that
+// core's cache meanwhile. T is what maps are stored as, A what is computed in; compile with -DT=Half|float|double
+// -DA=float|double.
+//
+// Everywhere i is an element of the map, c its channel, and j the element of its group at its position.
 
 #include <cmath>
 #include <cstdint>
@@ -29,84 +32,70 @@ static inline void store(float value, Half& place) {  // to nearest, ties to eve
     place.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-static inline float exponential(float value) { return expf(value); }
-static inline double exponential(double value) { return exp(value); }
+static inline double exponential(double value) { return std::exp(value); }
+static inline float exponential(float value) {  // to 1e-7, in vectors, as the library's own is only with -ffast-math
+    const float ROUNDING = 12582912.0f;         // 1.5 * 2^23: behind it a float has no fraction
+    float bounded = value < -87.0f ? -87.0f : value > 88.0f ? 88.0f : value;
+    float powers = (bounded * 1.44269504f + ROUNDING) - ROUNDING;  // of two
+    float rest = (bounded - powers * 0.693359375f) + powers * 2.12194440e-4f;
+    float series = 1.0f / 5040;
+    for (float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) series = series * rest + factor;
+    int32_t exponent = (int32_t(powers) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &exponent, sizeof scale);
+    return series * scale;
+}
 
-// Maps of which each channel is contiguous: element (c, p) is at c * P + p, a group's value (g, p) at g * P + p.
+// Maps of which each channel is contiguous.
 struct Planes {
     const long C, G, P, N = C / G;
 
-    void channel_sums(const A* x, A* sums) const {
+    // act(c, i, j) for each element
+    template <typename F> void each(F act) const {
         for (long c = 0; c < C; c++) {
-            A sum = 0;
-            #pragma omp simd reduction(+ : sum)
-            for (long p = 0; p < P; p++) sum += x[c * P + p];
-            sums[c] = sum;
-        }
-    }
-    void group_sums(const A* x, A* sums) const {
-        for (long g = 0; g < G; g++) {
-            A sum = 0;
-            #pragma omp simd reduction(+ : sum)
-            for (long p = 0; p < P; p++) sum += x[g * P + p];
-            sums[g] = sum;
-        }
-    }
-    // sums(g, p) of value(c, p, element) over the group's channels
-    template <typename F> void over_channels(F value, A* sums) const {
-        for (long g = 0; g < G; g++) {
-            A* row = sums + g * P;
             #pragma omp simd
-            for (long p = 0; p < P; p++) row[p] = 0;
-            for (long c = g * N; c < (g + 1) * N; c++) {
-                #pragma omp simd
-                for (long p = 0; p < P; p++) row[p] += value(c, c * P + p);
-            }
+            for (long p = 0; p < P; p++) act(c, c * P + p, c / N * P + p);
         }
     }
+    // act(g, j) for each position of each group
     template <typename F> void each_of_group(F act) const {
         for (long g = 0; g < G; g++) {
             #pragma omp simd
             for (long p = 0; p < P; p++) act(g, g * P + p);
         }
     }
-    template <typename F> void each(F act) const {
-        for (long g = 0; g < G; g++)
-            for (long c = g * N; c < (g + 1) * N; c++) {
-                #pragma omp simd
-                for (long p = 0; p < P; p++) act(c, c * P + p, g * P + p);
-            }
+    // sums[c] of value(i, j) over positions
+    template <typename F> void channel_sums(F value, A* sums) const {
+        for (long c = 0; c < C; c++) sums[c] = sum(c * P, c / N * P, value);
+    }
+    // sums[g] of value(j) over positions
+    template <typename F> void group_sums(F value, A* sums) const {
+        for (long g = 0; g < G; g++) sums[g] = sum(0, g * P, [=](long, long j) { return value(j); });
+    }
+    template <typename F> A sum(long i, long j, F value) const {
+        A total = 0;
+        #pragma omp simd reduction(+ : total)
+        for (long p = 0; p < P; p++) total += value(i + p, j + p);
+        return total;
+    }
+    // sums[j] of value(c, i) over the group's channels
+    template <typename F> void over_channels(F value, A* sums) const {
+        each_of_group([=](long, long j) { sums[j] = 0; });
+        each([=](long c, long i, long j) { sums[j] += value(c, i); });
     }
 };
 
-// Maps whose channels are contiguous at each position: element (c, p) is at p * C + c, a group's value at p * G + g.
+// Maps whose channels are contiguous at each position. FIXED is N where it is known, so that loops are unrolled, else 0.
 template <long FIXED> struct Pixels {
     const long C, G, P;
+    static constexpr long BLOCK = 32;  // positions whose sum is added to others': sums of sums lose fewer digits
 
-    void channel_sums(const A* x, A* sums) const { row_sums(x, sums, C); }
-    void group_sums(const A* x, A* sums) const { row_sums(x, sums, G); }
-    void row_sums(const A* x, A* sums, long length) const {
-        const long BLOCK = 32;  // sums of sums lose fewer digits
-        for (long i = 0; i < length; i++) sums[i] = 0;
-        for (long begin = 0; begin < P; begin += BLOCK) {
-            const long end = begin + BLOCK < P ? begin + BLOCK : P;
-            #pragma omp simd
-            for (long i = 0; i < length; i++) {
-                A sum = 0;
-                for (long p = begin; p < end; p++) sum += x[p * length + i];
-                sums[i] += sum;
-            }
-        }
-    }
-    template <typename F> void over_channels(F value, A* sums) const {
+    template <typename F> void each(F act) const {
         const long N = FIXED ? FIXED : C / G;
         for (long p = 0; p < P; p++) {
             #pragma omp simd
-            for (long g = 0; g < G; g++) {
-                A sum = 0;
-                for (long j = 0; j < N; j++) sum += value(g * N + j, p * C + g * N + j);
-                sums[p * G + g] = sum;
-            }
+            for (long g = 0; g < G; g++)
+                for (long n = 0; n < N; n++) act(g * N + n, p * C + g * N + n, p * G + g);
         }
     }
     template <typename F> void each_of_group(F act) const {
@@ -115,123 +104,124 @@ template <long FIXED> struct Pixels {
             for (long g = 0; g < G; g++) act(g, p * G + g);
         }
     }
-    template <typename F> void each(F act) const {
+    template <typename F> void channel_sums(F value, A* sums) const {
+        const long N = FIXED ? FIXED : C / G;
+        in_blocks(C, sums, [=](long p, A* some) {
+            #pragma omp simd
+            for (long g = 0; g < G; g++)
+                for (long n = 0; n < N; n++) some[g * N + n] += value(p * C + g * N + n, p * G + g);
+        });
+    }
+    template <typename F> void group_sums(F value, A* sums) const {
+        in_blocks(G, sums, [=](long p, A* some) {
+            #pragma omp simd
+            for (long g = 0; g < G; g++) some[g] += value(p * G + g);
+        });
+    }
+    template <typename F> void in_blocks(long length, A* sums, F add) const {
+        std::vector<A> some(length);
+        for (long i = 0; i < length; i++) sums[i] = 0;
+        for (long begin = 0; begin < P; begin += BLOCK) {
+            for (long i = 0; i < length; i++) some[i] = 0;
+            for (long p = begin; p < P && p < begin + BLOCK; p++) add(p, some.data());
+            for (long i = 0; i < length; i++) sums[i] += some[i];
+        }
+    }
+    template <typename F> void over_channels(F value, A* sums) const {
         const long N = FIXED ? FIXED : C / G;
         for (long p = 0; p < P; p++) {
             #pragma omp simd
-            for (long g = 0; g < G; g++)
-                for (long j = 0; j < N; j++) act(g * N + j, p * C + g * N + j, p * G + g);
+            for (long g = 0; g < G; g++) {
+                A total = 0;
+                for (long n = 0; n < N; n++) total += value(g * N + n, p * C + g * N + n);
+                sums[p * G + g] = total;
+            }
         }
     }
 };
 
-// What is computed of one image, and kept until the next.
+// What is computed of one image; a thread has it for all of its images.
 struct Scratch {
-    std::vector<A> x, y, through_mean, mean, sums, agreement, mask, slope, product, deviation, scale, offset, share;
+    std::vector<A> agreement, mask, slope, mean, through_mean, deviation, scale, offset, share;
     Scratch(long C, long G, long P)
-        : x(C * P), y(C * P), through_mean(C * P), mean(C), sums(C), agreement(G * P), mask(G * P), slope(G * P),
-          product(G * P), deviation(G), scale(G), offset(G), share(G) {}
+        : agreement(G * P), mask(G * P), slope(G * P), mean(C), through_mean(C), deviation(G), scale(G), offset(G),
+          share(G) {}
 };
 
-// Fills in x, mean, agreement (standardised), deviation, scale (1 / (deviation + eps)) and mask.
+// Fills in mean, agreement (standardised), deviation, scale (1 / (deviation + eps)) and mask.
 template <typename Layout>
-static void enhance(const Layout& layout, const T* image, const A* gamma, const A* beta, Scratch& s) {
+static void enhance(const Layout& layout, const T* x, const A* gamma, const A* beta, Scratch& s) {
     const long C = layout.C, G = layout.G, P = layout.P;
-    A *x = s.x.data(), *mean = s.mean.data(), *agreement = s.agreement.data(), *mask = s.mask.data();
-    A *scale = s.scale.data(), *offset = s.offset.data();
-    #pragma omp simd
-    for (long i = 0; i < C * P; i++) x[i] = load(image[i]);
-    layout.channel_sums(x, mean);
+    A *mean = s.mean.data(), *agreement = s.agreement.data(), *mask = s.mask.data();
+    A *deviation = s.deviation.data(), *scale = s.scale.data(), *offset = s.offset.data();
+    layout.channel_sums([=](long i, long) { return load(x[i]); }, mean);
     for (long c = 0; c < C; c++) mean[c] /= P;
-    layout.over_channels([=](long c, long i) { return mean[c] * x[i]; }, agreement);
-    layout.group_sums(agreement, offset);
+    layout.over_channels([=](long c, long i) { return mean[c] * load(x[i]); }, agreement);
+    layout.group_sums([=](long j) { return agreement[j]; }, offset);
     for (long g = 0; g < G; g++) offset[g] /= P;
-    layout.each_of_group([=](long g, long i) { agreement[i] -= offset[g]; mask[i] = agreement[i] * agreement[i]; });
-    layout.group_sums(mask, scale);
+    layout.each_of_group([=](long g, long j) { agreement[j] -= offset[g]; });
+    layout.group_sums([=](long j) { return agreement[j] * agreement[j]; }, scale);
     for (long g = 0; g < G; g++) {
-        s.deviation[g] = std::sqrt(scale[g] / (P > 1 ? P - 1 : 1));
-        scale[g] = 1 / (s.deviation[g] + A(1e-5));
+        deviation[g] = std::sqrt(scale[g] / (P > 1 ? P - 1 : 1));
+        scale[g] = 1 / (deviation[g] + A(1e-5));
     }
-    layout.each_of_group([=](long g, long i) {
-        agreement[i] *= scale[g];
-        mask[i] = 1 / (1 + exponential(-(gamma[g] * agreement[i] + beta[g])));
+    layout.each_of_group([=](long g, long j) {
+        agreement[j] *= scale[g];
+        mask[j] = 1 / (1 + exponential(-(gamma[g] * agreement[j] + beta[g])));
     });
 }
 
-// The gradient of one image into s.y, of gamma and beta into theirs. s.slope has that of the mask; if `gated`, s.y has
-// that of the map times its mask.
+// From the gradient of the mask, in slope, to that of the agreement, there too; those of gamma and beta; and the
+// gradient of each channel's mean, divided by the positions that it is a mean of.
 template <typename Layout>
-static void differentiate(
-    const Layout& layout, const A* gamma, A* gamma_gradient, A* beta_gradient, bool gated, Scratch& s
+static void through_mask(
+    const Layout& layout, const T* x, const A* gamma, A* gamma_gradient, A* beta_gradient, Scratch& s
 ) {
     const long C = layout.C, G = layout.G, P = layout.P;
-    A *x = s.x.data(), *mean = s.mean.data(), *agreement = s.agreement.data(), *mask = s.mask.data();
-    A *scale = s.scale.data(), *offset = s.offset.data(), *share = s.share.data();
-    A *y = s.y.data(), *slope = s.slope.data(), *product = s.product.data();
-    A *through_mean = s.through_mean.data(), *sums = s.sums.data();
-    if (gated) layout.over_channels([=](long, long i) { return y[i] * x[i]; }, slope);
-    layout.each_of_group([=](long, long i) { slope[i] *= mask[i] * (1 - mask[i]); });
-    layout.group_sums(slope, beta_gradient);
-    layout.each_of_group([=](long, long i) { product[i] = slope[i] * agreement[i]; });
-    layout.group_sums(product, gamma_gradient);
+    A *agreement = s.agreement.data(), *mask = s.mask.data(), *slope = s.slope.data(), *deviation = s.deviation.data();
+    A *scale = s.scale.data(), *offset = s.offset.data(), *share = s.share.data(), *sums = s.through_mean.data();
+    layout.each_of_group([=](long, long j) { slope[j] *= mask[j] * (1 - mask[j]); });
+    layout.group_sums([=](long j) { return slope[j]; }, beta_gradient);
+    layout.group_sums([=](long j) { return slope[j] * agreement[j]; }, gamma_gradient);
     for (long g = 0; g < G; g++) {
         offset[g] = gamma[g] * beta_gradient[g] / P;
-        share[g] = s.deviation[g] > 0 ? gamma[g] * gamma_gradient[g] / ((P > 1 ? P - 1 : 1) * s.deviation[g]) : A(0);
+        share[g] = deviation[g] > 0 ? gamma[g] * gamma_gradient[g] / ((P > 1 ? P - 1 : 1) * deviation[g]) : A(0);
     }
-    layout.each_of_group([=](long g, long i) {
-        slope[i] = scale[g] * (gamma[g] * slope[i] - offset[g]) - share[g] * agreement[i];
+    layout.each_of_group([=](long g, long j) {
+        slope[j] = scale[g] * (gamma[g] * slope[j] - offset[g]) - share[g] * agreement[j];
     });
-    layout.each([=](long, long i, long j) { through_mean[i] = slope[j] * x[i]; });
-    layout.channel_sums(through_mean, sums);
+    layout.channel_sums([=](long i, long j) { return slope[j] * load(x[i]); }, sums);
     for (long c = 0; c < C; c++) sums[c] /= P;
-    if (gated) layout.each([=](long c, long i, long j) { y[i] = y[i] * mask[j] + slope[j] * mean[c] + sums[c]; });
-    else layout.each([=](long c, long i, long j) { y[i] = slope[j] * mean[c] + sums[c]; });
 }
 
 template <typename Layout>
-static void forward_all(
-    const Layout& layout, const T* maps, const A* gamma, const A* beta, T* gated, A* masks, long images, int threads
+static void forward_one(
+    const Layout& layout, const T* x, const A* gamma, const A* beta, T* gated, A* masks, Scratch& s
 ) {
-    const long size = layout.C * layout.P, positions = layout.G * layout.P;
-    #pragma omp parallel num_threads(threads)
-    {
-        Scratch s(layout.C, layout.G, layout.P);
-        #pragma omp for
-        for (long b = 0; b < images; b++) {
-            enhance(layout, maps + b * size, gamma, beta, s);
-            if (masks) std::memcpy(masks + b * positions, s.mask.data(), positions * sizeof(A));
-            const A *x = s.x.data(), *mask = s.mask.data();
-            T* out = gated + b * size;
-            if (gated) layout.each([=](long, long i, long j) { store(x[i] * mask[j], out[i]); });
-        }
-    }
+    enhance(layout, x, gamma, beta, s);
+    const A* mask = s.mask.data();
+    if (masks) std::memcpy(masks, mask, s.mask.size() * sizeof(A));
+    if (gated) layout.each([=](long, long i, long j) { store(load(x[i]) * mask[j], gated[i]); });
 }
 
 template <typename Layout>
-static void backward_all(
-    const Layout& layout, const T* maps, const A* gamma, const A* beta, const T* gated, const A* masks, T* gradient,
-    A* gamma_gradient, A* beta_gradient, long images, int threads
+static void backward_one(
+    const Layout& layout, const T* x, const A* gamma, const A* beta, const T* gated, const A* masks, T* gradient,
+    A* gamma_gradient, A* beta_gradient, Scratch& s
 ) {
-    const long size = layout.C * layout.P, positions = layout.G * layout.P;
-    #pragma omp parallel num_threads(threads)
-    {
-        Scratch s(layout.C, layout.G, layout.P);
-        #pragma omp for
-        for (long b = 0; b < images; b++) {
-            enhance(layout, maps + b * size, gamma, beta, s);
-            A* y = s.y.data();
-            #pragma omp simd
-            for (long i = 0; i < (gated ? size : 0); i++) y[i] = load(gated[b * size + i]);
-            if (masks) std::memcpy(s.slope.data(), masks + b * positions, positions * sizeof(A));
-            differentiate(layout, gamma, gamma_gradient + b * layout.G, beta_gradient + b * layout.G, gated != nullptr, s);
-            T* out = gradient + b * size;
-            #pragma omp simd
-            for (long i = 0; i < size; i++) store(y[i], out[i]);
-        }
-    }
+    enhance(layout, x, gamma, beta, s);
+    A *mask = s.mask.data(), *mean = s.mean.data(), *slope = s.slope.data(), *sums = s.through_mean.data();
+    if (masks) std::memcpy(slope, masks, s.slope.size() * sizeof(A));
+    if (gated) layout.over_channels([=](long, long i) { return load(gated[i]) * load(x[i]); }, slope);
+    through_mask(layout, x, gamma, gamma_gradient, beta_gradient, s);
+    if (gated)
+        layout.each([=](long c, long i, long j) {
+            store(load(gated[i]) * mask[j] + slope[j] * mean[c] + sums[c], gradient[i]);
+        });
+    else layout.each([=](long c, long i, long j) { store(slope[j] * mean[c] + sums[c], gradient[i]); });
 }
 
-// Calls `act` with the layout; loops over a group's channels are unrolled where their number is a usual one.
+// Calls act(layout) with the layout of images.
 template <typename F> static void in_layout(long C, long G, long P, bool channels_last, F act) {
     if (!channels_last) return act(Planes{C, G, P});
     switch (C / G) {
@@ -243,13 +233,28 @@ template <typename F> static void in_layout(long C, long G, long P, bool channel
     }
 }
 
+// Calls act(b, scratch) for each of B images.
+template <typename F> static void for_images(long B, long C, long G, long P, int threads, F act) {
+    #pragma omp parallel num_threads(threads)
+    {
+        Scratch scratch(C, G, P);
+        #pragma omp for
+        for (long b = 0; b < B; b++) act(b, scratch);
+    }
+}
+
+// `index` into an array that may not be there.
+template <typename V> static V* at(V* array, long index) { return array ? array + index : nullptr; }
+
 // (B, C, P) maps to maps times their masks, or to the masks (B, G, P): the other is null.
 extern "C" void forward(
     const T* maps, const A* gamma, const A* beta, T* gated, A* masks, long B, long C, long G, long P, int channels_last,
     int threads
 ) {
     in_layout(C, G, P, channels_last, [=](const auto& layout) {
-        forward_all(layout, maps, gamma, beta, gated, masks, B, threads);
+        for_images(B, C, G, P, threads, [=](long b, Scratch& s) {
+            forward_one(layout, maps + b * C * P, gamma, beta, at(gated, b * C * P), at(masks, b * G * P), s);
+        });
     });
 }
 
@@ -259,6 +264,12 @@ extern "C" void backward(
     A* beta_gradient, long B, long C, long G, long P, int channels_last, int threads
 ) {
     in_layout(C, G, P, channels_last, [=](const auto& layout) {
-        backward_all(layout, maps, gamma, beta, gated, masks, gradient, gamma_gradient, beta_gradient, B, threads);
+        for_images(B, C, G, P, threads, [=](long b, Scratch& s) {
+            const long start = b * C * P;
+            backward_one(
+                layout, maps + start, gamma, beta, at(gated, start), at(masks, b * G * P), gradient + start,
+                gamma_gradient + b * G, beta_gradient + b * G, s
+            );
+        });
     });
 }
