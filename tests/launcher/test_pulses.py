@@ -98,7 +98,7 @@ def test_if_all_wait_it_is_what_lies_between_them(run: RunDir, clock: Clock) -> 
 
 
 @pytest.mark.parametrize(
-    ("state", "seconds"), [("setup", 122), ("save", 122), ("finished", 10_000), ("stopped", 10_000)]
+    ("state", "seconds"), [("setup", 122), ("save", 122), ("compile", 1802), ("finished", 10_000), ("stopped", 10_000)]
 )
 def test_some_states_may_take_longer(state: str, seconds: int, run: RunDir, clock: Clock) -> None:
     assert watched(run, clock, {"stuck": True, "state": state}, seconds=seconds) is None
