@@ -199,9 +199,11 @@ def _compile(config: TrainConfig) -> Found:
 
 
 def _recompute(config: TrainConfig) -> Found:
-    if config.train.recompute and config.train.compile not in ("auto", False):
+    if config.train.recompute == "none":
+        return
+    if config.train.compile not in ("auto", False):
         yield "train.recompute", "torch.compile decides itself what is computed twice: set train.compile auto or false"
-    if config.train.recompute and config.engine.name == "deepspeed" and config.engine.zero_stage == 3:
+    if config.engine.name == "deepspeed" and config.engine.zero_stage == 3:
         yield "train.recompute", "can't have weights that are divided, which are gone by then: set engine.zero_stage 2"
 
 

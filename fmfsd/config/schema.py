@@ -213,9 +213,9 @@ class LoopConfig(Section):
     compile: Literal["auto", "cuda_graphs"] | bool = "auto"
     """Network and losses as one program, by torch.compile; the first step waits for it. auto: on a GPU, unless batch
     norm is over several workers. cuda_graphs: and launched at once (a GPU, no micro-batches)."""
-    recompute: bool = False
-    """The backbone's blocks compute their inner maps twice instead of keeping them: less memory for large images, the
-    same results bit for bit (arXiv:1604.06174)."""
+    recompute: Literal["none", "branches", "all"] = "none"
+    """What computes its inner maps twice instead of keeping them: the branches' paths, or these and the backbone's
+    blocks. Less memory, the same results bit for bit (arXiv:1604.06174)."""
     label_smoothing: BelowOne = 0.0
     """Share of each label that is spread over all classes."""
     ema: BelowOne | None = None

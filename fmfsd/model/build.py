@@ -31,9 +31,10 @@ def build_network(config: TrainConfig) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = _backbone(config.model, config.data.size)
-        if config.train.recompute:
+        if config.train.recompute == "all":
             _require_blocks(backbone, config.model).recomputes = True
         network = _around(backbone, config)
+        network.recomputes = config.train.recompute != "none"
         initialise(*(child for child in network.children() if child is not backbone))
     return network
 
@@ -61,7 +62,9 @@ def _around(backbone: Trunk, config: TrainConfig) -> Network:
 
 def _require_blocks(backbone: Trunk, model: ModelConfig) -> Backbone:
     if not isinstance(backbone, Backbone):
-        raise ConfigError(f"train.recompute: {model.backbone} is not made of blocks, one after another: set false")
+        raise ConfigError(
+            f"train.recompute: {model.backbone} is not made of blocks, one after another: set branches or none"
+        )
     return backbone
 
 

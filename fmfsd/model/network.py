@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fmfsd.model.backbones.backbone import Backbone, Place, Trunk
 from fmfsd.model.branch import BranchForm
 from fmfsd.model.enhance import SpatialGate
+from fmfsd.model.recompute import recomputed
 
 
 class Outputs(NamedTuple):
@@ -35,7 +36,19 @@ class Head(nn.Module):
         return feature_BD, self.classifier(feature_BD)
 
 
-class BranchNetwork(nn.Module):
+class _Branching(nn.Module):
+    """What both kinds of networks have.
+
+    `recomputes`: in training the paths of branches compute their inner maps again for the backward pass.
+    """
+
+    recomputes = False
+
+    def _along(self, path: nn.Module, x: Tensor) -> Tensor:
+        return recomputed(path, x) if self.recomputes and self.training else path(x)
+
+
+class BranchNetwork(_Branching):
     """An untouched trunk, and from each tap a branch of its own to the deepest shape (BYOT). No taps: the backbone."""
 
     feeds_trunk = False
@@ -58,7 +71,7 @@ class BranchNetwork(nn.Module):
         tapped: list[Tensor] = []
         deepest_map = self.backbone(images, lambda place, x: self.tap(x, tapped) if place in self.taps else x)
         deepest_feature, deepest_logits = self.deepest_head(deepest_map)
-        maps = [branch(each) for branch, each in zip(self.branches, tapped, strict=True)]
+        maps = [self._along(branch, each) for branch, each in zip(self.branches, tapped, strict=True)]
         features, logits = _heads(self.heads, maps)
         projected = _project(self.projections, features) if self.training else []
         return Outputs([*logits, deepest_logits], projected, deepest_feature)
@@ -69,7 +82,7 @@ class BranchNetwork(nn.Module):
         return x
 
 
-class SideFusionNetwork(nn.Module):
+class SideFusionNetwork(_Branching):
     """FMFSD beside an untouched trunk: the tapped maps, brought to the deepest tap's shape, are fused for a head.
 
     Every tap but the deepest has a branch and a head of its own, from its own aligned map. The head between them and
@@ -122,7 +135,7 @@ class SideFusionNetwork(nn.Module):
         behind the last tap their fusion is added too."""
         number = len(maps)
         gated = self.gates[number](x)
-        maps.append(self.alignments[number](gated))
+        maps.append(self._along(self.alignments[number], gated))
         if number + 1 < len(self.taps):
             return self._onward(x, gated)
         maps.append(self.fusion(maps))
@@ -134,10 +147,10 @@ class SideFusionNetwork(nn.Module):
 
     def _outputs(self, aligned: Sequence[Tensor], fused: Tensor, deepest_map: Tensor) -> Outputs:
         deepest_feature, deepest_logits = self.deepest_head(deepest_map)
-        fused_map = self.fused_branch(fused)
+        fused_map = self._along(self.fused_branch, fused)
         beside = [head(fused_map)[1] for head in self.side_heads]
         _, fused_logits = self.fused_head(self.deep_fusion([fused_map, deepest_map]))
-        maps = [branch(each) for branch, each in zip(self.branches, aligned, strict=False)]
+        maps = [self._along(branch, each) for branch, each in zip(self.branches, aligned, strict=False)]
         features, logits = _heads(self.heads, maps)
         projected = _project(self.projections, features) if self.training else []
         return Outputs([*logits, *beside, fused_logits, deepest_logits], projected, deepest_feature)

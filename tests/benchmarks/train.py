@@ -17,15 +17,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
-import psutil
 import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from fmfsd.comms import SoloComms
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.data.index import read_index, set_folder
 from fmfsd.data.prepare import prepare
+from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.trainer import exact_arithmetic
 from launcher.plan import KEEP_FREED_MEMORY
 from tests.benchmarks.peer import PlainLoop
@@ -54,7 +58,8 @@ WAYS = {
     "plain: fp32, NCHW": Way("ours", ("method=plain", *FP32)),
     "FMFSD, the preset: bf16, channels_last": Way("ours", PRESET, "plain, the preset"),
     "plain, the preset": Way("ours", ("method=plain", *PRESET)),
-    "FMFSD, the preset, train.recompute": Way("ours", ("train.recompute=true", *PRESET), "plain, the preset"),
+    "FMFSD, the preset, branches recomputed": Way("ours", ("train.recompute=branches", *PRESET), "plain, the preset"),
+    "FMFSD, the preset, all recomputed": Way("ours", ("train.recompute=all", *PRESET), "plain, the preset"),
 }
 COMPILED = {
     "FMFSD, the preset, compiled": Way("ours", ("train.compile=true",), "plain, the preset, compiled"),
@@ -68,7 +73,7 @@ CUDA_GRAPHS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """`ready_s` is until two steps are done; `memory` what steps added to the process, or took of the GPU, in MiB."""
+    """`ready_s` is until two steps are done; `memory` all that tensors take at most in a step, in MiB."""
 
     images_per_s: float
     data_wait: float
@@ -86,8 +91,8 @@ def tell(kind: str, root: str, backbone: str, batch: int, device: str, steps: in
     settings, place = config(root, backbone, changes, batch), torch.device(device)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     exact_arithmetic(deterministic=False)
-    step, waits = _step_of(kind, settings, place)
-    before, start = _memory_now(place), time.perf_counter()
+    step, waits, held = _step_of(kind, settings, place)
+    start = time.perf_counter()
     for _ in range(WARM_UP_STEPS):
         step()
     _finish(place)
@@ -97,21 +102,24 @@ def tell(kind: str, root: str, backbone: str, batch: int, device: str, steps: in
         step()
     _finish(place)
     took = time.perf_counter() - start
-    memory = (_most_memory(place) - before) / MiB
-    print(json.dumps(asdict(Measured(steps * batch / took, (waits() - waited_before) / took, ready_s, memory))))
+    waited, memory = (waits() - waited_before) / took, _most_memory(step, held(), place) / MiB
+    print(json.dumps(asdict(Measured(steps * batch / took, waited, ready_s, memory))))
 
 
 def _step_of(
     kind: str, settings: TrainConfig, device: torch.device
-) -> tuple[Callable[[], object], Callable[[], float]]:
-    """A step, and the seconds that were waited for data so far."""
+) -> tuple[Callable[[], object], Callable[[], float], Callable[[], int]]:
+    """A step, the seconds that were waited for data so far, and the bytes that are held between steps."""
     if kind == "script":
         peer = PlainLoop(settings, read_index(set_folder(settings.data)), processes=2)
-        return peer.step, lambda: peer.waited_s
+        return peer.step, lambda: peer.waited_s, lambda: _held(peer.network, peer.optimizer)
     run = make_run(Path(tempfile.mkdtemp(dir=settings.data.root)), settings)
     loop = make_loop(run, SoloComms(), device=device)
     loop.metrics.keep(0)
-    return loop._train_one_step, lambda: loop.stopwatch.waited
+    engine = loop.engine
+    assert isinstance(engine, TorchEngine)
+    held = partial(_held, engine.network, engine.optimizer)
+    return loop._train_one_step, lambda: loop.stopwatch.waited, held
 
 
 def _finish(device: torch.device) -> None:
@@ -119,15 +127,20 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _memory_now(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+def _held(network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in (*network.state_dict().values(), *kept))
 
 
-def _most_memory(device: torch.device) -> int:
+def _most_memory(step: Callable[[], object], held: int, device: torch.device) -> int:
+    """On a CPU by what torch's profiler sees allocated in one more step: a process's size also tells what it wastes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    found = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(found, key=lambda event: event.start_ns())]
+    return held + max(accumulate(changes))
 
 
 def measured(way: Way, root: str, asked: argparse.Namespace) -> Measured:

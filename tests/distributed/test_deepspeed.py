@@ -77,7 +77,7 @@ def test_every_stage_trains_as_pytorch_does(optim: tuple[str, ...], tiny_root: P
         ((*STAGES[3], "engine.offload=true"), 1),
         *(((*STAGES[stage], "train.precision=bf16", "train.channels_last=true"), 2) for stage in (0, 1, 3)),
         ((*STAGES[1], "model.sync_bn=false"), 2),
-        ((*STAGES[2], "train.recompute=true"), 2),
+        ((*STAGES[2], "train.recompute=all"), 2),
     ],
     ids=[
         "offloaded",

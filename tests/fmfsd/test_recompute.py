@@ -22,25 +22,27 @@ def test_weights_statistics_and_momenta_are_the_same_to_the_last_bit(
     """With several workers batch norm talks to the others in the backward pass once more."""
     runs = [
         make_run(tmp_path / recompute, tiny_config(tiny_root, f"train.recompute={recompute}"))
-        for recompute in ("false", "true")
+        for recompute in ("none", "branches", "all")
     ]
     for run in runs:
         run_workers(train_run, workers, run.path)
-    assert newest_weights(runs[0]) == newest_weights(runs[1])
+    assert len(set(map(newest_weights, runs))) == 1
 
 
-def test_less_is_kept_for_the_backward_pass() -> None:
-    """Beside the blocks' inputs, which their second pass starts from: nothing of ResNet-8's blocks."""
-    plain = ("method=plain", "model.backbone=resnet8", "train.batch=64", "train.precision=fp32")
-    kept, less = (
-        saved_bytes(SoloComms(), load_config("cifar100-resnet18", [*plain, f"train.recompute={recompute}"]))
-        for recompute in ("false", "true")
+@pytest.mark.parametrize(("method", "share"), [("plain", 0.4), ("fmfsd", 0.45)])
+def test_less_is_kept_for_the_backward_pass(method: str, share: float) -> None:
+    """Beside what second passes start from: nothing of ResNet-8's blocks, and nothing of the paths of branches."""
+    small = (f"method={method}", "model.backbone=resnet8", "train.batch=64", "train.precision=fp32")
+    none, branches, everything = (
+        saved_bytes(SoloComms(), load_config("cifar100-resnet18", [*small, f"train.recompute={recompute}"]))
+        for recompute in ("none", "branches", "all")
     )
-    assert less < 0.4 * kept
+    assert everything < share * none
+    assert (branches < 0.9 * none) == (method == "fmfsd")
 
 
 def test_only_training_computes_twice() -> None:
-    network = build_network(load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.recompute=true"]))
+    network = build_network(load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.recompute=all"]))
     passes = list[int]()
     assert isinstance(network.backbone, Backbone)
     for block in network.backbone.blocks():
@@ -54,7 +56,7 @@ def test_only_training_computes_twice() -> None:
 
 def test_what_is_not_made_of_blocks_is_refused() -> None:
     config = load_config(
-        "cifar100-resnet18", ["model.backbone=timm/test_efficientnet", "method=byot", "train.recompute=true"]
+        "cifar100-resnet18", ["model.backbone=timm/test_efficientnet", "method=byot", "train.recompute=all"]
     )
     with pytest.raises(ConfigError, match="train.recompute: timm/test_efficientnet is not made of blocks"):
         build_network(config)
