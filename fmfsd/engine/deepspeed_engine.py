@@ -82,7 +82,8 @@ class DeepSpeedEngine(TrainedNetwork):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(self.scaled(loss) if self._zero is None else loss, scale_wrt_gas=False)
+        with self.backwards():
+            self._engine.backward(self.scaled(loss) if self._zero is None else loss, scale_wrt_gas=False)
 
     def gradients(self) -> dict[str, Tensor]:
         scale = self.loss_scale or 1.0

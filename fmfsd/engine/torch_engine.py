@@ -46,7 +46,8 @@ class TorchEngine(TrainedNetwork):
         )
 
     def backward(self, loss: Tensor) -> None:
-        self.scaled(loss).backward()
+        with self.backwards():
+            self.scaled(loss).backward()
 
     def gradients(self) -> dict[str, Tensor]:
         named, scale = self.network.named_parameters(), self.loss_scale or 1.0

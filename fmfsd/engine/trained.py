@@ -1,5 +1,7 @@
 """What engines have in common: the network in its form, synchronised, with its average, and how it is evaluated."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,12 @@ class TrainedNetwork:
 
     def scaled(self, loss: Tensor) -> Tensor:
         return loss * self.scale.value if self.scale is not None else loss
+
+    def backwards(self) -> AbstractContextManager[None]:
+        """Around a backward pass: on CPUs with instructions for fp16 oneDNN has convolutions in it that are nine times
+        as slow as PyTorch's own (8.0 against 0.9 s a step of ResNet-8, torch 2.15)."""
+        slow = self.scale is not None and self._device.type == "cpu"
+        return torch.backends.mkldnn.flags(enabled=False) if slow else nullcontext()
 
     def gradients_fit(self) -> bool:
         """Whether the gradients, of which the scale is taken, are such that the optimizer can step."""

@@ -1,6 +1,6 @@
-"""Spatial enhancement on a CPU by our own kernel, `spatial.cpp`: one pass over each map, forward and backward.
+"""Spatial enhancement on a CPU by our own kernel, `spatial.cpp`, which has each map in a core's cache meanwhile.
 
-PyTorch's operations read and write a map some twenty times for it. The kernel is compiled at its first use by the
+PyTorch's operations read and write a map many times over for it. The kernel is compiled at its first use by the
 machine's C++ compiler and kept in the user's cache; where there is none, `enhance` takes PyTorch's operations.
 """
 
