@@ -128,7 +128,7 @@ def test_a_run_goes_on_by_another_engine_stage_and_number_of_workers(
     one, other = (newest_state(each) for each in (run, at_once))
     assert one.keys() == other.keys()
     for name, value in one.items():
-        assert (value - other[name]).double().norm() <= 1e-2 * other[name].double().norm() + 1e-5, name
+        assert (value - other[name]).double().norm() <= 3e-2 * other[name].double().norm() + 1e-5, name
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -8,7 +8,7 @@ from fmfsd.rundir import RunDir
 from tests.helpers.processes import launched
 from tests.helpers.runs import TINY
 
-FOURTEEN_STEPS = ("--set", "train.max_steps=14")
+SIXTY_STEPS = ("--set", "train.max_steps=60")
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """An uninterrupted run of FOURTEEN_STEPS."""
-    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *FOURTEEN_STEPS)) as run:
+    """An uninterrupted run of SIXTY_STEPS."""
+    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *SIXTY_STEPS)) as run:
         assert run.end()[0] == 0
     return run.run

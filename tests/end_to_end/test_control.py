@@ -11,7 +11,7 @@ import pytest
 
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
-from tests.end_to_end.conftest import FOURTEEN_STEPS
+from tests.end_to_end.conftest import SIXTY_STEPS
 from tests.helpers.processes import command, launched, run_command, wait_until
 from tests.helpers.runs import newest_weights, records
 
@@ -43,7 +43,7 @@ def test_a_stopped_run_resumes_as_it_was_launched_to_the_uninterrupted_result(
 ) -> None:
     """With its two node agents and its variables; the secret is asked for, and found nowhere."""
     secret = {"MY_TOKEN": "canary"}
-    arguments = (*arguments, *FOURTEEN_STEPS, "--env", "MY_TOKEN", "--grace", "77")
+    arguments = (*arguments, *SIXTY_STEPS, "--env", "MY_TOKEN", "--grace", "77")
     with launched(tmp_path, "parted", arguments, env=secret) as parted:
         parted.wait_for_step(3)
         control(tmp_path, "stop", "parted")

@@ -11,7 +11,7 @@ import pytest
 
 from fmfsd.rundir import RunDir
 from launcher.starters import DEEPSPEED
-from tests.end_to_end.conftest import FOURTEEN_STEPS
+from tests.end_to_end.conftest import SIXTY_STEPS
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.faulty import Faulty, Moment, faulty
 from tests.helpers.processes import Launched, launched, run_command, wait_until
@@ -43,7 +43,7 @@ def test_a_run_by_deepspeeds_launcher_that_is_killed_twice_and_stopped_ends_as_o
 ) -> None:
     """A killed worker, a killed launcher of DeepSpeed's, one that is told to stop; then it is resumed as it was."""
     fault = faulty(tmp_path / "fault", holds_in_three_attempts)
-    asked = (*arguments, *FOURTEEN_STEPS, *BY_DEEPSPEED, "--set", "checkpoint.every_steps=4")
+    asked = (*arguments, *SIXTY_STEPS, *BY_DEEPSPEED, "--set", "checkpoint.every_steps=4")
     with launched(tmp_path, "run", asked, env=fault.env) as run:
         wait_for(run, fault, number=1, newest=4)
         run.worker(1).kill()

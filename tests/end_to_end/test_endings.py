@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from fmfsd.rundir import RunDir
-from tests.end_to_end.conftest import FOURTEEN_STEPS
+from tests.end_to_end.conftest import SIXTY_STEPS
 from tests.helpers.processes import Launched, launched, run_command, wait_until
 from tests.helpers.runs import newest_weights, records
 
@@ -23,7 +23,7 @@ from tests.helpers.runs import newest_weights, records
 def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
     arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    arguments = (*arguments, *FOURTEEN_STEPS)
+    arguments = (*arguments, *SIXTY_STEPS)
     with launched(tmp_path, "parted", arguments) as parted:
         parted.wait_for_step(3)
         parted.signal(signal.SIGINT)
