@@ -52,6 +52,27 @@ GUARDS = (
         "tests/launcher/test_supervise.py::test_a_killed_starter_takes_its_orphans_with_it",
     ),
     Guard(
+        "a kernel that others may have written",
+        "fmfsd/model/kernel.py",
+        "    read_private(library)\n",
+        "",
+        "tests/fmfsd/test_kernel.py::test_a_library_that_others_may_write_is_not_loaded",
+    ),
+    Guard(
+        "batch statistics are taken once where maps are computed twice",
+        "fmfsd/model/recompute.py",
+        "        norm.momentum = 0.0\n",
+        "        pass\n",
+        "tests/fmfsd/test_recompute.py::test_weights_statistics_and_momenta_are_the_same_to_the_last_bit[1]",
+    ),
+    Guard(
+        "labels that are shared out without looking at them",
+        "fmfsd/data/mixing.py",
+        "(each.unsqueeze(1) == classes).to(share_B.dtype)",
+        "torch.nn.functional.one_hot(each, num_classes).to(share_B.dtype)",
+        "tests/fmfsd/test_compiled.py::test_the_host_waits_for_no_value_in_a_step[recipe1]",
+    ),
+    Guard(
         "a checkpoint's sums",
         "fmfsd/checkpoint/folder.py",
         'if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:',
