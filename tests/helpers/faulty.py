@@ -44,7 +44,7 @@ class Moment:
 
     def replace_loss(self, terms: Callable[..., Any]) -> None:
         """What computes the loss from now on."""
-        self.loop.loss = SimpleNamespace(terms=terms)
+        self.loop.engine.terms = terms
 
 
 @dataclass(frozen=True)
