@@ -55,8 +55,9 @@ def known(sweep: SweepDir, fact: str) -> list[dict[str, Any]]:
 
 
 def results(sweep: SweepDir) -> dict[int, tuple[str, dict[str, float]]]:
-    """How each trial ended."""
-    return {each["trial"]: (each["state"], each["metrics"]) for each in known(sweep, "ended")}
+    """How each trial ended, by number: two at a time end in any order."""
+    ended = sorted(known(sweep, "ended"), key=lambda fact: fact["trial"])
+    return {each["trial"]: (each["state"], each["metrics"]) for each in ended}
 
 
 @dataclass
