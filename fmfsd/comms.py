@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fmfsd.shared_sums import SharedSums, shared_sums
 from fmfsd.world import World
 
 
@@ -43,6 +44,11 @@ class Comms(Protocol):
     size: int
     activity: Activity
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether sums of CPU tensors go through memory that all workers have, and not over a network."""
+        ...
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """`tensor` becomes the sum of all workers'; also returned. No gradient passes."""
         ...
@@ -71,7 +77,7 @@ class Comms(Protocol):
 class SoloComms:
     """A world of one: nothing to agree on."""
 
-    rank, size = 0, 1
+    rank, size, shares_memory = 0, 1, False
 
     def __init__(self) -> None:
         self.activity = Activity()
@@ -99,14 +105,26 @@ class GroupComms:
     """Several workers, by torch.distributed's default group or by `group`, which has the same."""
 
     def __init__(
-        self, world: World, device: torch.device, activity: Activity, group: dist.ProcessGroup | None = None
+        self,
+        world: World,
+        device: torch.device,
+        activity: Activity,
+        group: dist.ProcessGroup | None = None,
+        shared: SharedSums | None = None,
     ) -> None:
         self.rank, self.size, self.activity = world.rank, world.size, activity
-        self._world, self._device, self._group = world, device, group
+        self._world, self._device, self._group, self._shared = world, device, group, shared
+
+    @property
+    def shares_memory(self) -> bool:
+        return self._shared is not None
 
     def sum_(self, tensor: Tensor) -> Tensor:
         with self.activity.of_a_call():
-            dist.all_reduce(tensor, group=self._group)
+            if self._shared is not None and self._shared.takes(tensor):
+                self._shared.sum_(tensor)
+            else:
+                dist.all_reduce(tensor, group=self._group)
         return tensor
 
     def spread_(self, tensor: Tensor) -> None:
@@ -144,13 +162,14 @@ class GroupComms:
         with self.activity.of_a_call():
             group = dist.new_group(timeout=timedelta(seconds=seconds))
         assert isinstance(group, dist.ProcessGroup), "all workers are in it"
-        yield GroupComms(self._world, self._device, self.activity, group)
+        shared = self._shared.within(seconds) if self._shared is not None else None
+        yield GroupComms(self._world, self._device, self.activity, group, shared)
         dist.destroy_process_group(group)
 
 
 @contextmanager
 def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator[Comms]:
-    """Meet the other workers: NCCL on GPUs, gloo on CPUs; nothing at all in a world of one.
+    """Meet the other workers: NCCL on GPUs, gloo and on one host shared memory on CPUs; nothing in a world of one.
 
     A collective fails when it has waited `timeout_s` seconds (torch's own default is up to 30 minutes).
 
@@ -164,5 +183,9 @@ def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator
     dist.init_process_group(
         backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout, device_id=owned
     )
-    yield GroupComms(world, device, Activity())
+    together = device.type == "cpu" and world.local_size == world.size
+    shared = shared_sums(GroupComms(world, device, Activity()), timeout_s=timeout_s) if together else None
+    yield GroupComms(world, device, Activity(), shared=shared)
+    if shared is not None:
+        shared.close()
     dist.destroy_process_group()

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmfsd.native import maps
+
 Sum = Callable[[Tensor], Tensor]
 """All workers' sum of a tensor, in place."""
 
@@ -37,16 +39,42 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
-        through_affine, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        _, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         sums = ctx.sum_(torch.stack([weight_gradient, bias_gradient]).double()).to(mean.dtype)
         count = ctx.size * x.numel() // x.shape[1]
         scale = (variance + ctx.eps).rsqrt()
-        slope = -weight * scale * scale * sums[0] / count
-        offset = -weight * scale * sums[1] / count - slope * mean
-        through_statistics = _line(x, slope, offset)
-        return through_affine.add_(through_statistics), weight_gradient, bias_gradient, None, None, None, None, None
+        steepness = weight * scale
+        slope = -steepness * scale * sums[0] / count
+        offset = -steepness * sums[1] / count - slope * mean
+        gradient = _combined(gradients[0], x, steepness, slope, offset)
+        return gradient, weight_gradient, bias_gradient, None, None, None, None, None
+
+
+def _moments(x: Tensor, weight_C: Tensor) -> Tensor:
+    """(2, C): mean and mean square of each channel of (B, C, H, W), in fp64."""
+    if maps.takes("batch_norm", x, weight_C):
+        batch, channels, height, width = x.shape
+        x, found = maps.dense(x), torch.empty(2, channels, dtype=torch.float64)
+        maps.run("batch_norm", "moments", x, (x, found), batch, channels, height * width)
+        return found
+    unused = torch.zeros_like(weight_C)  # given running statistics, those of a bf16 batch come in fp32
+    mean, variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
+    return torch.stack([mean.double(), variance.double() + mean.double().square()])
+
+
+def _combined(one: Tensor, other: Tensor, of_one_C: Tensor, of_other_C: Tensor, offset_C: Tensor) -> Tensor:
+    """of_one * one + of_other * other + offset, by channel, of maps (B, C, H, W) in their own type."""
+    if not maps.takes("batch_norm", other, offset_C):
+        return _line(one, of_one_C, torch.zeros_like(offset_C)).add_(_line(other, of_other_C, offset_C))
+    y = maps.dense(other)
+    x, result = one.contiguous(memory_format=maps.layout(y)), torch.empty_like(y)
+    batch, channels, height, width = y.shape
+    maps.run(
+        "batch_norm", "combine", y, (x, y, of_one_C, of_other_C, offset_C, result), batch, channels, height * width
+    )
+    return result
 
 
 def _line(x: Tensor, slope_C: Tensor, offset_C: Tensor) -> Tensor:
@@ -73,10 +101,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over all workers, in the type of the weights."""
-        unused = torch.zeros_like(self.weight)  # given running statistics, those of a bf16 batch come in fp32
-        mean, variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
-        local = torch.stack([mean.double(), variance.double() + mean.double().square()])
-        mean64, square64 = self._sum(local) / self._size
+        mean64, square64 = self._sum(_moments(x, self.weight)) / self._size
         kind = self.weight.dtype
         return mean64.to(kind), (square64 - mean64.square()).clamp_min(0).to(kind)
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from fmfsd.comms import Comms
@@ -30,7 +32,7 @@ class TorchEngine(TrainedNetwork):
         self._clip_norm = config.optim.clip_norm
         self.optimizer = build_optimizer(self.network, config.optim)
         alone, buffers = TrainingPass(self.network, loss, self.autocast), not self.synchronised
-        self._module = _distributed(alone, device, buffers=buffers) if comms.size > 1 else alone
+        self._module = _distributed(alone, comms, device, buffers=buffers) if comms.size > 1 else alone
         self.is_compiled = is_compiled(config.train, device, synchronised=self.synchronised)
         self._pass = self._compiled(config.train) if self.is_compiled else self._module
 
@@ -93,9 +95,18 @@ class TorchEngine(TrainedNetwork):
         give_back(state.optimizer, self.optimizer, self.network)
 
 
-def _distributed(network: nn.Module, device: torch.device, *, buffers: bool) -> DistributedDataParallel:
+def _distributed(network: nn.Module, comms: Comms, device: torch.device, *, buffers: bool) -> DistributedDataParallel:
     """DDP; `buffers`: rank 0's batch statistics are everyone's, as they are not synchronised otherwise."""
     devices = [device] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = buffers  # the argument is deprecated in torch 2.15, its successor unknown to 2.14
+    if comms.shares_memory:
+        wrapped.register_comm_hook(comms, _mean)
     return wrapped
+
+
+def _mean(comms: Comms, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
+    """Of all workers' gradients, there when it returns."""
+    found = Future[Tensor]()
+    found.set_result(comms.sum_(bucket.buffer().div_(comms.size)))
+    return found

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fmfsd import native
 from fmfsd.comms import Comms, SoloComms
 from fmfsd.data.shards import OwnShards
-from fmfsd.engine.sync_bn import GlobalBatchNorm2d, synchronise_batch_norm
+from fmfsd.engine.sync_bn import GlobalBatchNorm2d, _moments, synchronise_batch_norm
 from fmfsd.errors import CheckError, CheckpointError
 from fmfsd.rundir import RunDir
 from tests.helpers.runs import (
@@ -98,6 +99,42 @@ def test_batch_norm_over_workers_is_batch_norm_over_the_whole_batch(
         assert other is not None
         scale = other.detach().abs().max().item()
         torch.testing.assert_close(one.double(), other.detach().double(), rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 0)]
+)
+def test_batch_norm_is_the_same_without_a_compiler(
+    dtype: torch.dtype, within: float, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 is left to PyTorch with one too."""
+    images, gradient, like = _batch_norm_case(dtype, layout)
+    found = list[list[torch.Tensor]]()
+    for _ in range(2):
+        layer = GlobalBatchNorm2d(like.double() if dtype == torch.float64 else like, lambda sums: sums * 2, 2)
+        x = images.clone(memory_format=layout).requires_grad_()
+        y = layer(x)
+        y.backward(gradient)
+        found.append([y, x.grad, layer.weight.grad, layer.running_mean, layer.running_var])  # type: ignore[list-item]
+        monkeypatch.setattr(native, "library", lambda *names: None)
+    for one, other in zip(*found, strict=True):
+        assert (one.dtype, one.stride()) == (other.dtype, other.stride())
+        assert (one - other).abs().max() <= within * other.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_moments_keep_their_digits_far_from_zero_and_with_more_threads(layout: torch.memory_format) -> None:
+    x = (torch.randn(5, 3, 40, 40, generator=torch.Generator().manual_seed(0)) + 1000).contiguous(memory_format=layout)
+    one = _moments(x, torch.ones(3))
+    mean, square = one
+    expected = x.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, expected.mean(dim=1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(square - mean.square(), expected.var(dim=1, correction=0), rtol=1e-5, atol=0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 2)
+    assert torch.equal(_moments(x, torch.ones(3)), one)
+    torch.set_num_threads(threads)
 
 
 def test_every_batch_norm_of_a_network_is_replaced() -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from fmfsd import native
 from fmfsd.model import kernel
 from fmfsd.model.enhance import apply_mask, spatial_gate, spatial_mask, spatial_scores
 
@@ -129,25 +129,9 @@ def test_results_depend_neither_on_the_batch_nor_on_the_threads() -> None:
     assert torch.equal(alone, together)
 
 
-def test_without_a_compiler_pytorchs_operations_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_compiler_pytorchs_operations_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = drawn((2, 8, 4, 4, 4), torch.contiguous_format)
     by_the_kernel = spatial_gate(*inputs)
-    monkeypatch.setattr(kernel, "COMPILER", "no-such-compiler")
-    monkeypatch.setattr(kernel, "user_cache_path", lambda name: tmp_path)
-    kernel._library.cache_clear()
-    try:
-        assert not kernel.takes(*inputs[:2])
-        torch.testing.assert_close(spatial_gate(*inputs), by_the_kernel)
-    finally:
-        kernel._library.cache_clear()
-
-
-def test_a_library_that_others_may_write_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernel, "user_cache_path", lambda name: tmp_path)
-    kernel._compiled("float", "float").chmod(0o722)
-    kernel._library.cache_clear()
-    try:
-        assert kernel._library(torch.float32) is None
-    finally:
-        kernel._library.cache_clear()
-    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"], "nothing beside it"
+    monkeypatch.setattr(native, "library", lambda *names: None)
+    assert not kernel.takes(*inputs[:2])
+    torch.testing.assert_close(spatial_gate(*inputs), by_the_kernel)

@@ -1,4 +1,4 @@
-"""Runs a function as several real workers that talk by gloo; a second or less, as torch is loaded once."""
+"""Runs a function as several real workers that talk to one another; a second or less, as torch is loaded once."""
 
 import pickle
 import tempfile
@@ -21,13 +21,15 @@ _context = get_context("forkserver")  # spawn imports torch for each worker: 3.7
 _context.set_forkserver_preload(["torch", "torch._dynamo", "fmfsd.trainer"])  # an optimizer imports _dynamo
 
 
-def run_workers(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
-    """`function(comms, *args)` on `size` workers; results by rank. A worker's error is raised with its traceback."""
+def run_workers(function: Callable[..., Any], size: int, *args: Any, nodes: int = 1) -> list[Any]:
+    """`function(comms, *args)` on `size` workers, as if on so many nodes; results by rank. A worker's error is raised
+    with its traceback."""
+    local = size // nodes
     with tempfile.TemporaryDirectory() as folder:
         pairs = [_context.Pipe(duplex=False) for _ in range(size)]
         processes = []
         for rank, (_, sending) in enumerate(pairs):
-            world = World(rank=rank, size=size, local_rank=rank, init_method=f"file://{folder}/meet")
+            world = World(rank, size, rank % local, local, rank // local, f"file://{folder}/meet")
             processes.append(_context.Process(target=_work, args=(sending, function, world, args)))
             processes[-1].start()
             sending.close()

@@ -1,4 +1,4 @@
-// Spatial enhancement of whole maps, forward and backward by its closed form; see enhance.py.
+// Spatial enhancement of whole maps, forward and backward by its closed form; see fmfsd/model/enhance.py.
 //
 // A map has C channels at P positions, in G groups of N = C / G consecutive channels. Images are independent, and each is
 // done by one thread, so that its result depends neither on the batch nor on the number of threads, and lies in that
@@ -8,29 +8,9 @@
 // Everywhere i is an element of the map, c its channel, and j the element of its group at its position.
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
-struct Half { uint16_t bits; };  // bfloat16
-
-static inline float load(float value) { return value; }
-static inline double load(double value) { return value; }
-static inline float load(Half value) {
-    uint32_t bits = uint32_t(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-static inline void store(float value, float& place) { place = value; }
-static inline void store(double value, double& place) { place = value; }
-static inline void store(float value, Half& place) {  // to nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    place.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
+#include "stored.h"
 
 static inline double exponential(double value) { return std::exp(value); }
 static inline float exponential(float value) {  // to 1e-7, in vectors, as the library's own is only with -ffast-math

@@ -1,0 +1,58 @@
+"""Our C++ is compiled once, kept where nobody else can write, and done without where there is no compiler."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fmfsd import native
+
+
+@pytest.fixture
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder of libraries, of which this process knows none."""
+    monkeypatch.setattr(native, "user_cache_path", lambda name: tmp_path)
+    native.library.cache_clear()
+    yield tmp_path / "kernels"
+    native.library.cache_clear()
+
+
+def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    monkeypatch.setattr(native, "SOURCES", sources)
+    (sources / "one.h").write_text("#define ADDED 1\n")
+    (sources / "one.cpp").write_text('#include "one.h"\nextern "C" long answer() { return T + ADDED; }\n')
+
+    def answers(*definitions: str) -> tuple[int, int]:
+        """And how many libraries there are."""
+        native.library.cache_clear()
+        library = native.library("one", *definitions)
+        assert library is not None
+        return library.answer(), len(list(empty_cache.iterdir()))
+
+    assert [answers("T=1"), answers("T=1"), answers("T=2")] == [(2, 1), (2, 1), (3, 2)]
+    (sources / "one.h").write_text("#define ADDED 5\n")
+    assert answers("T=2") == (7, 3)
+    assert {path.suffix for path in empty_cache.iterdir()} == {".so"}, "nothing beside them"
+
+
+def test_without_a_compiler_there_is_none(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "COMPILER", "no-such-compiler")
+    assert native.library("sums") is None
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_nor_is_there_one_of_what_does_not_compile(empty_cache: Path) -> None:
+    assert native.library("sums", "SEAT=1") is None
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_a_library_that_others_may_write_is_not_loaded(empty_cache: Path) -> None:
+    assert native.library("sums") is not None
+    (made,) = empty_cache.iterdir()
+    made.chmod(0o722)
+    native.library.cache_clear()
+    assert native.library("sums") is None
