@@ -199,7 +199,7 @@ def _compile(config: TrainConfig) -> Found:
 
 
 def _recompute(config: TrainConfig) -> Found:
-    if config.train.recompute == "none":
+    if config.train.recompute in ("auto", "none"):
         return
     if config.train.compile not in ("auto", False):
         yield "train.recompute", "torch.compile decides itself what is computed twice: set train.compile auto or false"

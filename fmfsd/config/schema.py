@@ -213,9 +213,10 @@ class LoopConfig(Section):
     compile: Literal["auto", "cuda_graphs"] | bool = "auto"
     """Network and losses as one program, by torch.compile; the first step waits for it. auto: on a GPU, unless batch
     norm is over several workers. cuda_graphs: and launched at once (a GPU, no micro-batches)."""
-    recompute: Literal["none", "branches", "all"] = "none"
+    recompute: Literal["auto", "none", "branches", "all"] = "auto"
     """What computes its inner maps twice instead of keeping them: the branches' paths, or these and the backbone's
-    blocks. Less memory, the same results bit for bit (arXiv:1604.06174)."""
+    blocks. Less memory, the same results bit for bit (arXiv:1604.06174). auto: branches, where torch.compile does not
+    decide it itself and weights are not divided by ZeRO."""
     label_smoothing: BelowOne = 0.0
     """Share of each label that is spread over all classes."""
     ema: BelowOne | None = None

@@ -34,6 +34,8 @@ class TorchEngine(TrainedNetwork):
         alone, buffers = TrainingPass(self.network, loss, self.autocast), not self.synchronised
         self._module = _distributed(alone, comms, device, buffers=buffers) if comms.size > 1 else alone
         self.is_compiled = is_compiled(config.train, device, synchronised=self.synchronised)
+        if self.is_compiled:
+            network.recomputes = False  # what is computed twice is the compiler's to decide
         self._pass = self._compiled(config.train) if self.is_compiled else self._module
 
     def _compiled(self, train: LoopConfig) -> Callable[[Tensor, Tensor], LossTerms]:

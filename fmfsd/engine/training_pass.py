@@ -35,7 +35,7 @@ def is_compiled(train: LoopConfig, device: torch.device, *, synchronised: bool) 
     if train.compile != "auto":
         return bool(train.compile)
     on_gpu, able = device.type == "cuda", any(map(shutil.which, COMPILERS))
-    return on_gpu and able and not synchronised and train.recompute == "none"
+    return on_gpu and able and not synchronised and train.recompute in ("auto", "none")
 
 
 def compiled(module: nn.Module, train: LoopConfig, *, synchronised: bool) -> Callable[[Tensor, Tensor], LossTerms]:

@@ -34,7 +34,7 @@ def build_network(config: TrainConfig) -> Network:
         if config.train.recompute == "all":
             _require_blocks(backbone, config.model).recomputes = True
         network = _around(backbone, config)
-        network.recomputes = config.train.recompute != "none"
+        network.recomputes = _recomputes_branches(config)
         initialise(*(child for child in network.children() if child is not backbone))
     return network
 
@@ -58,6 +58,13 @@ def _around(backbone: Trunk, config: TrainConfig) -> Network:
         return BranchNetwork(backbone, taps, form, num_classes=classes, features=features)
     fusion, family = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]
     return family(backbone, taps, form, fusion, num_classes=classes, groups=groups, features=features)
+
+
+def _recomputes_branches(config: TrainConfig) -> bool:
+    """Not by itself where ZeRO divides weights, which are gone when the backward pass comes."""
+    if config.train.recompute == "auto":
+        return config.engine.name == "torch" or config.engine.zero_stage < 3
+    return config.train.recompute != "none"
 
 
 def _require_blocks(backbone: Trunk, model: ModelConfig) -> Backbone:

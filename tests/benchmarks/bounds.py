@@ -41,7 +41,7 @@ class Bound:
 BOUNDS = (
     Bound("images/s, FMFSD to a script's", (FMFSD, SCRIPT), "images_per_s", least=1.3),
     Bound("images/s, the plain backbone to FMFSD", (PLAIN, FMFSD), "images_per_s", most=2.0),
-    Bound("memory, FMFSD to the plain backbone", (FMFSD, PLAIN), "memory", most=2.0),
+    Bound("memory, FMFSD to the plain backbone", (FMFSD, PLAIN), "memory", most=1.35),
 )
 
 

@@ -49,7 +49,7 @@ def test_every_form_of_the_method_is_one_program(changes: tuple[str, ...], tiny_
     """Nothing in it looks at a value: a cut would be an error, as it is compiled whole."""
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
-    run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, *changes))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "train.recompute=none", *changes))
     with closing(make_loop(run, SoloComms())) as loop:
         module = loop.engine._module  # type: ignore[attr-defined]
         loop.engine._pass = torch.compile(module, backend=counter, fullgraph=True, dynamic=False)  # type: ignore[attr-defined]

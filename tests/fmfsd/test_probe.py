@@ -137,11 +137,11 @@ def test_the_data_is_what_the_worker_with_most_holds(workers: int, synthetic_roo
 
 
 def test_a_probe_takes_no_memory_of_what_it_counts() -> None:
-    """34 GiB of activations."""
+    """28 GiB, nearly all of it activations."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = probe(load_config("cifar100-resnet18-b2048", ["model.backbone=resnet50"]), workers=1).memory
     parts = (found.parameters, found.buffers, found.gradients, found.optimizer, found.activations, found.data)
-    assert found.total == sum(parts) > 34 << 30
+    assert found.total == sum(parts) > 28 << 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < 1 << 30
 
 

@@ -7,9 +7,11 @@ import torch
 
 from fmfsd.comms import SoloComms
 from fmfsd.config import load_config
+from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import build_network
+from fmfsd.trainer import build_loss
 from tests.helpers.costs import saved_bytes
 from tests.helpers.runs import make_run, newest_weights, tiny_config, train_run
 from tests.helpers.workers import run_workers
@@ -22,7 +24,7 @@ def test_weights_statistics_and_momenta_are_the_same_to_the_last_bit(
     """With several workers batch norm talks to the others in the backward pass once more."""
     runs = [
         make_run(tmp_path / recompute, tiny_config(tiny_root, f"train.recompute={recompute}"))
-        for recompute in ("none", "branches", "all")
+        for recompute in ("none", "auto", "branches", "all")
     ]
     for run in runs:
         run_workers(train_run, workers, run.path)
@@ -33,10 +35,11 @@ def test_weights_statistics_and_momenta_are_the_same_to_the_last_bit(
 def test_less_is_kept_for_the_backward_pass(method: str, share: float) -> None:
     """Beside what second passes start from: nothing of ResNet-8's blocks, and nothing of the paths of branches."""
     small = (f"method={method}", "model.backbone=resnet8", "train.batch=64", "train.precision=fp32")
-    none, branches, everything = (
+    none, auto, branches, everything = (
         saved_bytes(SoloComms(), load_config("cifar100-resnet18", [*small, f"train.recompute={recompute}"]))
-        for recompute in ("none", "branches", "all")
+        for recompute in ("none", "auto", "branches", "all")
     )
+    assert auto == branches
     assert everything < share * none
     assert (branches < 0.9 * none) == (method == "fmfsd")
 
@@ -52,6 +55,22 @@ def test_only_training_computes_twice() -> None:
         outputs = network.train(training)(torch.zeros(2, 3, 32, 32))
         torch.stack([each.sum() for each in outputs.logits]).sum().backward()
         assert len(passes) == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"), [("name=torch", True), ("name=deepspeed", True), ("zero_stage=3", False)]
+)
+def test_by_itself_it_is_not_done_where_weights_are_gone_by_then(engine: str, expected: bool) -> None:
+    zero = ("engine.name=deepspeed",) if engine.startswith("zero") else ()
+    config = load_config("cifar100-resnet18", ["model.backbone=resnet8", *zero, f"engine.{engine}"])
+    assert build_network(config).recomputes == expected
+
+
+def test_by_itself_it_is_left_to_the_compiler_where_there_is_one() -> None:
+    config = load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.compile=true"])
+    network, loss = build_network(config), build_loss(config)
+    assert TorchEngine(network, loss, config, SoloComms(), torch.device("cpu")).is_compiled
+    assert not network.recomputes
 
 
 def test_what_is_not_made_of_blocks_is_refused() -> None:
