@@ -53,6 +53,10 @@ class Comms(Protocol):
         """`tensor` becomes the sum of all workers'; also returned. No gradient passes."""
         ...
 
+    def mean_(self, tensor: Tensor) -> Tensor:
+        """`tensor` becomes the mean of all workers'; also returned. No gradient passes."""
+        ...
+
     def spread_(self, tensor: Tensor) -> None:
         """`tensor` becomes rank 0's."""
         ...
@@ -83,6 +87,9 @@ class SoloComms:
         self.activity = Activity()
 
     def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def mean_(self, tensor: Tensor) -> Tensor:
         return tensor
 
     def spread_(self, tensor: Tensor) -> None:
@@ -129,6 +136,13 @@ class GroupComms:
                 self._shared.sum_(tensor)
             else:
                 dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    def mean_(self, tensor: Tensor) -> Tensor:
+        if self._shared is None or not self._shared.takes(tensor):
+            return self.sum_(tensor.div_(self.size))
+        with self.activity.of_a_call():
+            self._shared.sum_(tensor, 1 / self.size)
         return tensor
 
     def spread_(self, tensor: Tensor) -> None:

@@ -48,14 +48,18 @@ class SharedSums:
     def takes(self, tensor: Tensor) -> bool:
         return tensor.device.type == "cpu" and tensor.dtype in self._functions and tensor.is_contiguous()
 
-    def sum_(self, tensor: Tensor) -> None:
-        """`tensor` becomes all workers' sum. Raises RuntimeError if one has ended, or is waited for too long."""
+    def sum_(self, tensor: Tensor, factor: float = 1.0) -> None:
+        """`tensor` becomes the sum of all workers', each times `factor`.
+
+        Raises RuntimeError if one has ended, or is waited for too long.
+        """
         missed = self._functions[tensor.dtype](
             self._start,
             len(self._watched),
             self._rank,
             self._watched,
             self._timeout_s,
+            factor,
             tensor.data_ptr(),
             tensor.numel(),
         )
@@ -122,6 +126,7 @@ def _mapped(size: int, pid: int, file: int, name: str) -> mmap.mmap | None:
 def _prepared(library: ctypes.CDLL, name: str) -> Any:
     function = getattr(library, name)
     number, address = ctypes.c_long, ctypes.c_void_p
-    function.argtypes = (address, number, number, ctypes.POINTER(ctypes.c_int), ctypes.c_double, address, number)
+    real, files = ctypes.c_double, ctypes.POINTER(ctypes.c_int)
+    function.argtypes = (address, number, number, files, real, real, address, number)
     function.restype = number
     return function

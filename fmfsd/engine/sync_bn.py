@@ -4,7 +4,8 @@ Ioffe & Szegedy 2015 (arXiv:1502.03167), statistics over the global batch. Two s
 and squares forward, the two sums of the gradient backward. Sums are in fp64: subtracting squares then costs no digits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,15 +90,25 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         place, kind = like.weight.device, like.weight.dtype
         super().__init__(like.num_features, eps=like.eps, momentum=like.momentum, device=place, dtype=kind)
         self.load_state_dict(like.state_dict())
-        self._sum, self._size = sum_, size
+        self._sum, self._size, self._repeats = sum_, size, False
+
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Passes over the maps of the last one, with the statistics that it had: nobody is asked again."""
+        self._repeats = True
+        try:
+            yield
+        finally:
+            self._repeats = False
 
     @torch.compiler.disable(reason="it talks to other workers")  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        mean, variance = self._statistics(x.detach())
-        self._remember(mean, variance, self._size * x.numel() // x.shape[1])
-        return _Normalise.apply(x, self.weight, self.bias, mean, variance, self.eps, self._sum, self._size)
+        if not self._repeats:
+            self._found = self._statistics(x.detach())
+            self._remember(*self._found, self._size * x.numel() // x.shape[1])
+        return _Normalise.apply(x, self.weight, self.bias, *self._found, self.eps, self._sum, self._size)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over all workers, in the type of the weights."""

@@ -110,5 +110,5 @@ def _distributed(network: nn.Module, comms: Comms, device: torch.device, *, buff
 def _mean(comms: Comms, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
     """Of all workers' gradients, there when it returns."""
     found = Future[Tensor]()
-    found.set_result(comms.sum_(bucket.buffer().div_(comms.size)))
+    found.set_result(comms.mean_(bucket.buffer()))
     return found

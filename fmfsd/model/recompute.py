@@ -2,7 +2,8 @@
 arXiv:1604.06174)."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,15 +22,22 @@ def recomputed(layers: nn.Module, x: Tensor) -> Tensor:
 @contextmanager
 def _statistics_kept(layers: nn.Module) -> Iterator[None]:
     """A second pass, which ends where all is there that was not kept, adds nothing to the running statistics."""
-    norms = [layer for layer in layers.modules() if isinstance(layer, _BatchNorm)]
-    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-    momenta, before = [norm.momentum for norm in norms], [count.clone() for count in counts]
-    for norm in norms:
-        norm.momentum = 0.0
+    with ExitStack() as stack:
+        for norm in layers.modules():
+            if isinstance(norm, _BatchNorm):
+                repeating = getattr(norm, "repeating", partial(_nothing_added, norm))
+                stack.enter_context(repeating())
+        yield
+
+
+@contextmanager
+def _nothing_added(norm: _BatchNorm) -> Iterator[None]:
+    momentum, count = norm.momentum, norm.num_batches_tracked
+    before = count.clone() if count is not None else None
+    norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for count, value in zip(counts, before, strict=True):
-            count.copy_(value)
+        norm.momentum = momentum
+        if count is not None and before is not None:
+            count.copy_(before)

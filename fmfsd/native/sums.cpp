@@ -1,7 +1,7 @@
 // Sums over the workers of one host, through memory that they share.
 //
 // The segment has a seat for each worker, with the number of its latest turn, and behind these two halves with a slot for
-// each worker. In every turn a worker puts its part into its slot of the turn's half, says so in its seat, and adds up all
+// each worker. In every turn a worker puts its part, times a factor, into its slot of the turn's half, says so in its seat, and adds up all
 // slots, by rank. Who begins turn t + 2 has seen everybody begin t + 1, so all have read what it is about to overwrite.
 
 #include <poll.h>
@@ -56,35 +56,48 @@ template <typename V> static void add_up(const Segment& segment, int64_t turn, l
     }
 }
 
-// 0; or of the worker that was waited for in vain 1 + rank if it has ended, that negative if it is late.
-template <typename V>
-static long sum(const Segment& segment, long rank, const int* processes, double timeout_s, V* values, long count) {
-    constexpr long most = SLOT / sizeof(V);
-    const double deadline = seconds() + timeout_s;
-    for (long begin = 0; begin < count; begin += most) {
-        const long length = count - begin < most ? count - begin : most;
+// A worker's place in the segment, whom it waits for, and until when.
+struct Worker {
+    const Segment segment;
+    const long rank;
+    const int* const processes;
+    const double deadline;
+
+    // Values become all workers' sum, each times the factor: 0. Or of the worker that was waited for in vain 1 + rank if
+    // it has ended, that negative if it is late.
+    template <typename V> long sum(V factor, V* values, long count) const {
+        constexpr long most = SLOT / sizeof(V);
+        for (long begin = 0; begin < count; begin += most)
+            if (long missed = turn(factor, values + begin, count - begin < most ? count - begin : most)) return missed;
+        return 0;
+    }
+
+    template <typename V> long turn(V factor, V* values, long count) const {
         const int64_t turn = segment.turn(rank).load(std::memory_order_relaxed) + 1;
-        std::memcpy(segment.slot(turn, rank), values + begin, length * sizeof(V));
+        V* slot = reinterpret_cast<V*>(segment.slot(turn, rank));
+        #pragma omp simd
+        for (long i = 0; i < count; i++) slot[i] = factor * values[i];
         segment.turn(rank).store(turn, std::memory_order_release);
         for (long other = 0; other < segment.workers; other++) {
             const Outcome outcome = wait(segment.turn(other), turn, processes[other], deadline);
             if (outcome != DONE) return outcome == ENDED ? 1 + other : -1 - other;
         }
-        add_up(segment, turn, length, values + begin);
+        add_up(segment, turn, count, values);
+        return 0;
     }
-    return 0;
-}
+};
 
 extern "C" long segment_bytes(long workers) { return workers * (SEAT + 2 * SLOT); }
 
 extern "C" long sum_float(
-    char* start, long workers, long rank, const int* processes, double timeout_s, float* values, long count
+    char* start, long workers, long rank, const int* processes, double timeout_s, double factor, float* values, long count
 ) {
-    return sum(Segment{start, workers}, rank, processes, timeout_s, values, count);
+    return Worker{{start, workers}, rank, processes, seconds() + timeout_s}.sum(float(factor), values, count);
 }
 
 extern "C" long sum_double(
-    char* start, long workers, long rank, const int* processes, double timeout_s, double* values, long count
+    char* start, long workers, long rank, const int* processes, double timeout_s, double factor, double* values,
+    long count
 ) {
-    return sum(Segment{start, workers}, rank, processes, timeout_s, values, count);
+    return Worker{{start, workers}, rank, processes, seconds() + timeout_s}.sum(factor, values, count);
 }

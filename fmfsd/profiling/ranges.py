@@ -17,7 +17,7 @@ T = TypeVar("T")
 STEP = "step"
 ENGINE = {"terms": LOSS, "backward": BACKWARD, "step": OPTIMIZER}
 LOSSES = {"total": LOSS}
-CALLS = dict.fromkeys(("sum_", "spread_", "any", "share", "gather"), COMMUNICATION)
+CALLS = dict.fromkeys(("sum_", "mean_", "spread_", "any", "share", "gather"), COMMUNICATION)
 """Methods of an engine, a loss and comms, and the range of each. What is inside another range is that one's."""
 
 ROLES = {

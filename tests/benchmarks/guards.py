@@ -61,8 +61,8 @@ GUARDS = (
     Guard(
         "batch statistics are taken once where maps are computed twice",
         "fmfsd/model/recompute.py",
-        "        norm.momentum = 0.0\n",
-        "        pass\n",
+        "    norm.momentum = 0.0\n",
+        "",
         "tests/fmfsd/test_recompute.py::test_weights_statistics_and_momenta_are_the_same_to_the_last_bit[1]",
     ),
     Guard(

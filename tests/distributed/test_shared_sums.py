@@ -39,6 +39,17 @@ def test_all_have_the_sum_of_parts_by_rank_to_the_last_bit(size: int, dtype: tor
         assert all(torch.equal(sums[place], expected) for sums in found)
 
 
+def mean_of_parts(comms: Comms) -> torch.Tensor:
+    return comms.mean_(part(comms.rank, 100, torch.float32))
+
+
+@pytest.mark.parametrize("nodes", [1, 3], ids=["memory", "network"])
+def test_a_mean_is_one_of_all_workers(nodes: int) -> None:
+    expected = torch.stack([part(rank, 100, torch.float32) for rank in range(3)]).mean(dim=0)
+    for found in run_workers(mean_of_parts, 3, nodes=nodes):
+        torch.testing.assert_close(found, expected)
+
+
 def add_up_what_memory_does_not_take(comms: Comms) -> list[torch.Tensor]:
     ones = torch.ones(2, 3, dtype=torch.float64)
     return [comms.sum_(each) for each in (torch.tensor([comms.rank, 1]), torch.ones(2, dtype=torch.bfloat16), ones.t())]
@@ -117,6 +128,7 @@ def test_only_a_file_of_that_name_is_mapped() -> None:
 
 
 def shares_memory(comms: Comms) -> bool:
+    assert not comms.any(False)
     return comms.shares_memory
 
 

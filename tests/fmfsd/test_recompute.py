@@ -1,19 +1,21 @@
 """A run whose blocks compute their maps twice is the same run, and keeps less."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from fmfsd.comms import SoloComms
+from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import load_config
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import build_network
+from fmfsd.rundir import RunDir
 from fmfsd.trainer import build_loss
 from tests.helpers.costs import saved_bytes
-from tests.helpers.runs import make_run, newest_weights, tiny_config, train_run
+from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
 
@@ -29,6 +31,24 @@ def test_weights_statistics_and_momenta_are_the_same_to_the_last_bit(
     for run in runs:
         run_workers(train_run, workers, run.path)
     assert len(set(map(newest_weights, runs))) == 1
+
+
+def calls_of_a_step(comms: Comms, folder: Path) -> int:
+    with closing(make_loop(RunDir(folder), comms)) as loop:
+        loop.resume()
+        before = comms.activity.calls
+        loop._train_one_step()
+        return comms.activity.calls - before
+
+
+def test_workers_ask_one_another_once(tiny_root: Path, tmp_path: Path) -> None:
+    """A second pass of batch norm over workers has the statistics of the first."""
+    runs = [
+        make_run(tmp_path / recompute, tiny_config(tiny_root, f"train.recompute={recompute}")).path
+        for recompute in ("none", "all")
+    ]
+    (none, _), (everything, _) = (run_workers(calls_of_a_step, 2, run) for run in runs)
+    assert none == everything > 20
 
 
 @pytest.mark.parametrize(("method", "share"), [("plain", 0.4), ("fmfsd", 0.45)])
