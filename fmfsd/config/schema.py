@@ -211,8 +211,8 @@ class LoopConfig(Section):
     channels_last: bool = False
     """Memory layout of images and maps; same results to rounding."""
     compile: Literal["auto", "cuda_graphs"] | bool = "auto"
-    """Network and losses as one program, by torch.compile; the first step waits for it. auto: on a GPU, unless batch
-    norm is over several workers. cuda_graphs: and launched at once (a GPU, no micro-batches)."""
+    """Network and losses as one program, by torch.compile; the first step waits for it. auto: on a GPU. cuda_graphs:
+    and launched at once (one GPU, no micro-batches)."""
     recompute: Literal["auto", "none", "branches", "all"] = "auto"
     """What computes its inner maps twice instead of keeping them: the branches' paths, or these and the backbone's
     blocks. Less memory, the same results bit for bit (arXiv:1604.06174). auto: branches, where torch.compile does not

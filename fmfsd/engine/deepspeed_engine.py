@@ -37,8 +37,6 @@ class DeepSpeedEngine(TrainedNetwork):
     fills.
     """
 
-    is_compiled = False
-
     def __init__(
         self, network: Network, loss: SelfDistillLoss, config: TrainConfig, comms: Comms, device: torch.device
     ) -> None:

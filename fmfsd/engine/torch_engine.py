@@ -10,12 +10,12 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from fmfsd.comms import Comms
-from fmfsd.config import LoopConfig, TrainConfig
+from fmfsd.config import TrainConfig
 from fmfsd.distill import LossTerms, SelfDistillLoss
 from fmfsd.engine.base import EngineState
 from fmfsd.engine.kept import give_back, kept_by
 from fmfsd.engine.trained import TrainedNetwork
-from fmfsd.engine.training_pass import TrainingPass, compiled, is_compiled
+from fmfsd.engine.training_pass import TrainingPass, compiled
 from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer
 
@@ -31,18 +31,16 @@ class TorchEngine(TrainedNetwork):
         super().__init__(network, config, comms, device)
         self._clip_norm = config.optim.clip_norm
         self.optimizer = build_optimizer(self.network, config.optim)
-        alone, buffers = TrainingPass(self.network, loss, self.autocast), not self.synchronised
-        self._module = _distributed(alone, comms, device, buffers=buffers) if comms.size > 1 else alone
-        self.is_compiled = is_compiled(config.train, device, synchronised=self.synchronised)
+        alone: nn.Module = TrainingPass(self.network, loss, self.autocast)
         if self.is_compiled:
             network.recomputes = False  # what is computed twice is the compiler's to decide
-        self._pass = self._compiled(config.train) if self.is_compiled else self._module
-
-    def _compiled(self, train: LoopConfig) -> Callable[[Tensor, Tensor], LossTerms]:
-        return compiled(self._module, train, synchronised=self.synchronised)
+            alone = compiled(alone, config.train)
+        buffers = not self.synchronised
+        self._module = _distributed(alone, comms, device, buffers=buffers) if comms.size > 1 else alone
 
     def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
-        return self._pass(self.laid_out(images), labels)
+        terms: LossTerms = self._module(self.laid_out(images), labels)
+        return terms
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         return (

@@ -1,6 +1,7 @@
 """What engines have in common: the network in its form, synchronised, with its average, and how it is evaluated."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,10 @@ from fmfsd.comms import Comms
 from fmfsd.config import TrainConfig
 from fmfsd.engine.average import WeightAverage
 from fmfsd.engine.base import AVERAGE, EngineState
-from fmfsd.engine.form import Form
+from fmfsd.engine.form import AnyModule, Form
 from fmfsd.engine.scale import LossScale
 from fmfsd.engine.sync_bn import synchronise_batch_norm
+from fmfsd.engine.training_pass import is_compiled
 from fmfsd.model.network import Network, Outputs
 
 _BITS = {4: torch.int32, 8: torch.int64}
@@ -31,7 +33,10 @@ class TrainedNetwork:
         self.average = WeightAverage(bare, config.train.ema) if config.train.ema is not None else None
         self.scale = LossScale() if config.train.precision == "fp16" else None
         self.synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
-        self.network: nn.Module = _synchronised(bare, comms, device) if self.synchronised else bare
+        self.is_compiled = is_compiled(config, device)
+        if self.synchronised:
+            bare = _synchronised(bare, comms, own=self.is_compiled or device.type == "cpu")
+        self.network: nn.Module = bare
 
     def autocast(self) -> torch.autocast:
         return self._form.autocast(self._device.type)
@@ -101,8 +106,9 @@ def sum_of_bits(*tensors: Tensor) -> Tensor:
     return torch.stack([tensor.detach().view(_BITS[tensor.itemsize]).sum() for tensor in tensors]).sum()
 
 
-def _synchronised(network: nn.Module, comms: Comms, device: torch.device) -> nn.Module:
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+def _synchronised(network: AnyModule, comms: Comms, *, own: bool) -> AnyModule:
+    """By our own layers, where a compiler is to see into them or there is no GPU; else by torch's."""
+    if not own:
+        return cast("AnyModule", nn.SyncBatchNorm.convert_sync_batchnorm(network))
     synchronise_batch_norm(network, comms.sum_, comms.size)
     return network

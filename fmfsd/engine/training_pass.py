@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fmfsd.config import LoopConfig
+from fmfsd.config import LoopConfig, TrainConfig
 from fmfsd.distill import LossTerms, SelfDistillLoss
 
 COMPILERS = ("gcc", "clang")
@@ -30,15 +31,16 @@ class TrainingPass(nn.Module):
         return self._loss.terms(outputs, labels)
 
 
-def is_compiled(train: LoopConfig, device: torch.device, *, synchronised: bool) -> bool:
-    """Whether passes are one program. `auto`: on a GPU, unless batch norm talks to other workers in their midst."""
-    if train.compile != "auto":
-        return bool(train.compile)
-    on_gpu, able = device.type == "cuda", any(map(shutil.which, COMPILERS))
-    return on_gpu and able and not synchronised and train.recompute in ("auto", "none")
+def is_compiled(config: TrainConfig, device: torch.device) -> bool:
+    """Whether passes are one program. `auto`: on a GPU, where there is a C compiler and nothing forbids it."""
+    train = config.train
+    if train.compile != "auto" or config.engine.name != "torch":
+        return train.compile in (True, "cuda_graphs")
+    return device.type == "cuda" and any(map(shutil.which, COMPILERS)) and train.recompute in ("auto", "none")
 
 
-def compiled(module: nn.Module, train: LoopConfig, *, synchronised: bool) -> Callable[[Tensor, Tensor], LossTerms]:
-    """`module` by torch.compile, for batches of one shape; cut where batch norm is synchronised, else whole."""
+def compiled(module: nn.Module, train: LoopConfig) -> nn.Module:
+    """`module` as one program, for batches of one shape. DDP around it cuts the program where its buckets end, so that
+    their gradients travel meanwhile."""
     mode = "reduce-overhead" if train.compile == "cuda_graphs" else None
-    return torch.compile(module, fullgraph=not synchronised, dynamic=False, mode=mode)
+    return cast("nn.Module", torch.compile(module, fullgraph=True, dynamic=False, mode=mode))

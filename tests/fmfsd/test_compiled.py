@@ -1,6 +1,7 @@
 """Network and losses as one program: no cut, no recompilation, and the same training as step by step."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch._dynamo.testing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmfsd import reduction
-from fmfsd.comms import SoloComms
+from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import load_config
 from fmfsd.config.changes import changes as changes_between
+from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.loop import Loop
 from tests.helpers.runs import (
@@ -42,6 +44,25 @@ def test_a_compiled_run_is_the_same_to_rounding_and_goes_on_bit_for_bit(tiny_roo
     assert newest_weights(whole) == newest_weights(stopped)
 
 
+def train_in_one_program(comms: Comms, folder: Path) -> tuple[int, int]:
+    """How many programs there were, and where they were cut. As inductor is given them, which takes minutes."""
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    train_run(comms, folder)
+    counted = torch._dynamo.utils.counters
+    return counted["stats"]["unique_graphs"], sum(counted["graph_break"].values())
+
+
+def test_with_several_workers_it_is_one_program_too_in_which_they_talk(tiny_root: Path, tmp_path: Path) -> None:
+    """Batch norm over them included."""
+    eager, whole = (
+        make_run(tmp_path / name, tiny_config(tiny_root, *SMALL, *PLACEMENT, f"train.compile={compiles}"))
+        for name, compiles in (("eager", "false"), ("whole", "true"))
+    )
+    run_workers(train_run, 2, eager.path)
+    assert run_workers(train_in_one_program, 2, whole.path, nodes=2) == [(1, 0)] * 2
+    assert_records_agree(records(eager), records(whole), tolerance=1e-4)
+
+
 @pytest.mark.parametrize(
     "changes", [(), ("method=dks",), ("method=byot_attention",), ("model.sem=cbam", "model.fusion=both")]
 )
@@ -51,8 +72,9 @@ def test_every_form_of_the_method_is_one_program(changes: tuple[str, ...], tiny_
     counter = torch._dynamo.testing.CompileCounter()
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "train.recompute=none", *changes))
     with closing(make_loop(run, SoloComms())) as loop:
-        module = loop.engine._module  # type: ignore[attr-defined]
-        loop.engine._pass = torch.compile(module, backend=counter, fullgraph=True, dynamic=False)  # type: ignore[attr-defined]
+        engine = loop.engine
+        assert isinstance(engine, TorchEngine)
+        engine._module = torch.compile(engine._module, backend=counter, fullgraph=True, dynamic=False)  # type: ignore[assignment]
         loop.resume()
         for _ in range(3):
             loop._train_one_step()
