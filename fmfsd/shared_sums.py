@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fmfsd import native
 
+_ENDED, _LATE, _UNLIKE = 1, 2, 3
+"""What a sum can come to, as sums.cpp has it."""
 _FUNCTIONS = {torch.float32: "sum_float", torch.float64: "sum_double"}
 
 
@@ -46,14 +48,15 @@ class SharedSums:
         self._watched = (ctypes.c_int * len(processes))(*processes)
 
     def takes(self, tensor: Tensor) -> bool:
-        return tensor.device.type == "cpu" and tensor.dtype in self._functions and tensor.is_contiguous()
+        plain = tensor.is_contiguous() and not tensor.is_neg()
+        return plain and tensor.device.type == "cpu" and tensor.dtype in self._functions
 
     def sum_(self, tensor: Tensor, factor: float = 1.0) -> None:
         """`tensor` becomes the sum of all workers', each times `factor`.
 
         Raises RuntimeError if one has ended, or is waited for too long.
         """
-        missed = self._functions[tensor.dtype](
+        outcome = self._functions[tensor.dtype](
             self._start,
             len(self._watched),
             self._rank,
@@ -63,10 +66,15 @@ class SharedSums:
             tensor.data_ptr(),
             tensor.numel(),
         )
-        if missed > 0:
-            raise RuntimeError(f"another worker's process has ended: rank {missed - 1}'s")
-        if missed < 0:
-            raise RuntimeError(f"timed out waiting for rank {-missed - 1}, for {self._timeout_s:g} s")
+        if outcome:
+            raise RuntimeError(self._in_words(*divmod(outcome, len(self._watched))))
+
+    def _in_words(self, outcome: int, rank: int) -> str:
+        if outcome == _ENDED:
+            return _ended(rank)
+        if outcome == _LATE:
+            return f"timed out waiting for rank {rank}, for {self._timeout_s:g} s"
+        return f"rank {rank} adds up something else than rank {self._rank}"
 
     def within(self, timeout_s: float) -> "SharedSums":
         """The same memory, for calls that wait as long as that."""
@@ -90,8 +98,18 @@ def shared_sums(talk: Talk, *, timeout_s: float) -> SharedSums | None:
         os.close(created[0])
     if library is None or memory is None or None in pids:
         return None
-    processes = [-1 if pid == os.getpid() else os.pidfd_open(pid) for pid in pids]
-    return SharedSums(library, memory, talk.rank, processes, timeout_s)
+    return SharedSums(library, memory, talk.rank, [_watched(rank, pid) for rank, pid in enumerate(pids)], timeout_s)
+
+
+def _watched(rank: int, pid: int) -> int:
+    try:
+        return -1 if pid == os.getpid() else os.pidfd_open(pid)
+    except ProcessLookupError as error:
+        raise RuntimeError(_ended(rank)) from error
+
+
+def _ended(rank: int) -> str:
+    return f"another worker's process has ended: rank {rank}'s"
 
 
 def _system_can() -> bool:
@@ -102,12 +120,19 @@ def _system_can() -> bool:
     return False
 
 
-def _created(size: int) -> tuple[int, str]:
-    """A file without a place, of which nothing is left when nobody has it any more; and its name."""
+def _created(size: int) -> tuple[int, str] | None:
+    """A file without a place, of which nothing is left when nobody has it any more, and its name; None if there can be
+    none."""
     name = f"fmfsd-{secrets.token_hex(8)}"
-    file = os.memfd_create(name)
-    os.truncate(file, size)
-    return file, name
+    with suppress(OSError):
+        file = os.memfd_create(name)
+        try:
+            os.truncate(file, size)
+        except OSError:
+            os.close(file)
+            raise
+        return file, name
+    return None
 
 
 def _mapped(size: int, pid: int, file: int, name: str) -> mmap.mmap | None:

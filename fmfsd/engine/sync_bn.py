@@ -13,11 +13,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fmfsd.native import maps
 
 Sum = Callable[[Tensor], Tensor]
 """All workers' sum of a tensor, in place."""
+Statistics = tuple[Tensor, Tensor]
+"""Mean and biased variance of each channel, over all workers."""
 
 
 def _sum_in_a_program(tensor: Tensor) -> Tensor:
@@ -46,6 +49,7 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
         _, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
@@ -78,7 +82,7 @@ def _combined(one: Tensor, other: Tensor, of_one_C: Tensor, of_other_C: Tensor, 
     if not maps.takes("batch_norm", other, offset_C):
         return _line(one, of_one_C, torch.zeros_like(offset_C)).add_(_line(other, of_other_C, offset_C))
     y = maps.dense(other)
-    x, result = one.contiguous(memory_format=maps.layout(y)), torch.empty_like(y)
+    x, result = maps.laid_out_as(y, one), torch.empty_like(y)
     batch, channels, height, width = y.shape
     maps.run(
         "batch_norm", "combine", y, (x, y, of_one_C, of_other_C, offset_C, result), batch, channels, height * width
@@ -98,26 +102,28 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         place, kind = like.weight.device, like.weight.dtype
         super().__init__(like.num_features, eps=like.eps, momentum=like.momentum, device=place, dtype=kind)
         self.load_state_dict(like.state_dict())
-        self._sum, self._size, self._repeats = sum_, size, False
+        self._sum, self._size = sum_, size
+        self._repeated: Statistics | None = None
+        self.last: Statistics | None = None
 
     @contextmanager
-    def repeating(self) -> Iterator[None]:
-        """Passes over the maps of the last one, with the statistics that it had: nobody is asked again."""
-        self._repeats = True
+    def repeating(self, statistics: Statistics) -> Iterator[None]:
+        """Passes over the maps of an earlier one, which had these statistics (its `last`): nobody is asked again."""
+        self._repeated = statistics
         try:
             yield
         finally:
-            self._repeats = False
+            self._repeated = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        if not self._repeats:
-            self._found = self._statistics(x.detach())
-            self._remember(*self._found, self._size * x.numel() // x.shape[1])
-        return _Normalise.apply(x, self.weight, self.bias, *self._found, self.eps, self._asks(), self._size)
+        mean, variance = self._repeated or self._statistics(x.detach())
+        if self._repeated is None:
+            self._remember(mean, variance, self._size * x.numel() // x.shape[1])
+        return _Normalise.apply(x, self.weight, self.bias, mean, variance, self.eps, self._asks(), self._size)
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics(self, x: Tensor) -> Statistics:
         """Mean and biased variance over all workers, in the type of the weights."""
         mean64, square64 = self._asks()(_moments(x, self.weight)) / self._size
         kind = self.weight.dtype
@@ -132,6 +138,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
+        if not torch.compiler.is_compiling():
+            self.last = mean, variance
         self.running_mean.lerp_(mean, self.momentum or 0.0)
         self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum or 0.0)
 

@@ -32,7 +32,7 @@ def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
 
 def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
     """(B, G, H, W), in (0, 1): the sigmoid of the scores."""
-    if kernel.takes(map_BCHW, gamma_G):
+    if kernel.takes(map_BCHW, gamma_G, beta_G):
         _require_groups(map_BCHW.shape[1], len(gamma_G))
         return kernel.Mask.apply(map_BCHW, gamma_G, beta_G)
     return torch.sigmoid(spatial_scores(map_BCHW, gamma_G, beta_G))
@@ -40,7 +40,7 @@ def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
 
 def spatial_gate(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
     """(B, C, H, W): the map times its own mask."""
-    if kernel.takes(map_BCHW, gamma_G):
+    if kernel.takes(map_BCHW, gamma_G, beta_G):
         _require_groups(map_BCHW.shape[1], len(gamma_G))
         return kernel.Gated.apply(map_BCHW, gamma_G, beta_G)
     return apply_mask(map_BCHW, spatial_mask(map_BCHW, gamma_G, beta_G))

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from fmfsd.native import maps
 
 takes = partial(maps.takes, "spatial")
-"""Of a map and gamma: whether the kernel can have them."""
+"""Of a map, gamma and beta: whether the kernel can have them."""
 
 
 class Gated(torch.autograd.Function):
@@ -58,7 +58,7 @@ def _gradients(
     """Of the map, gamma and beta; one of the gradients that come in is None."""
     gradient = torch.empty_like(x)
     of_gamma_BG, of_beta_BG = (torch.empty(len(x), len(gamma_G), dtype=gamma_G.dtype) for _ in range(2))
-    gated, mask = (None if each is None else each.contiguous(memory_format=maps.layout(x)) for each in (gated, mask))
+    gated, mask = (None if each is None else maps.laid_out_as(x, each) for each in (gated, mask))
     _run("backward", x, gamma_G, beta_G, gated, mask, gradient, of_gamma_BG, of_beta_BG)
     return gradient, of_gamma_BG.sum(dim=0), of_beta_BG.sum(dim=0)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from fmfsd.files import read_private
+from fmfsd.files import read_private, require_private
 
 COMPILER = "c++"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
@@ -41,6 +41,8 @@ def _compiled(name: str, definitions: tuple[str, ...]) -> Path:
     key = hashlib.sha256(b"\0".join([*texts, " ".join(flags).encode(), _processor()])).hexdigest()
     folder = user_cache_path("fmfsd") / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in (folder.parent, folder):  # who may write there may change what was looked at
+        require_private(each.lstat())
     made = folder / f"{key}.so"
     if not made.exists():
         _compile(SOURCES / f"{name}.cpp", flags, made)
@@ -53,6 +55,8 @@ def _compile(source: Path, flags: tuple[str, ...], made: Path) -> None:
         whole = Path(scratch) / made.name
         subprocess.run([COMPILER, *flags, str(source), "-o", str(whole)], check=True, capture_output=True)
         whole.chmod(0o700)
+        with whole.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(whole, made)
 
 

@@ -5,7 +5,9 @@
 
 #include "stored.h"
 
-constexpr long BLOCK = 64, PARTS = 16;  // positions that are added up in A, before these sums are in double; of a batch
+constexpr long BLOCK = 64;   // positions that are added up in A, before these sums are in double
+constexpr long PARTS = 16;   // of a batch
+constexpr long LOOKS = 64;   // positions that tell about where a channel's values are
 
 // Adds to sums[c] and sums[C + c] what rows of C channels are beyond shift[c], and its square.
 static void add_rows(const T* x, long rows, long C, const A* shift, double* sums) {
@@ -58,11 +60,22 @@ static void sums_of_planes(const T* x, long B, long C, long P, const A* shift, d
         for (long b = 0; b < B; b++) add_plane(x + (b * C + c) * P, P, shift[c], sums[c], sums[C + c]);
 }
 
-// Each channel's mean, and behind all these its mean square: (2, C). Sums are of what values are beyond the channel's
-// first, so that a mean far from zero costs no digits.
+// Near the mean of a channel, as the mean of a few positions all over the batch is.
+static A near_mean(const T* x, long B, long C, long P, bool channels_last, long c) {
+    const long positions = B * P, looks = positions < LOOKS ? positions : LOOKS;
+    double sum = 0;
+    for (long look = 0; look < looks; look++) {
+        const long position = look * positions / looks, b = position / P, p = position % P;
+        sum += load(x[channels_last ? position * C + c : (b * C + c) * P + p]);
+    }
+    return sum / looks;
+}
+
+// Each channel's mean, and behind all these its mean square: (2, C). Sums are of what values are beyond one near the
+// mean, so that a mean far from zero costs no digits.
 extern "C" void moments(const T* x, double* found, long B, long C, long P, int channels_last, int threads) {
     std::vector<A> shift(C);
-    for (long c = 0; c < C; c++) shift[c] = load(x[channels_last ? c : c * P]);
+    for (long c = 0; c < C; c++) shift[c] = near_mean(x, B, C, P, channels_last, c);
     for (long i = 0; i < 2 * C; i++) found[i] = 0;
     (channels_last ? sums_of_pixels : sums_of_planes)(x, B, C, P, shift.data(), found, threads);
     for (long c = 0; c < C; c++) {

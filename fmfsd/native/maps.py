@@ -17,13 +17,15 @@ _TYPES = {
 """Of maps: their name in C++, that of what is computed in, and the type of factors."""
 
 
-def takes(name: str, map_BCHW: Tensor, factors: Tensor) -> bool:
+def takes(name: str, map_BCHW: Tensor, *factors: Tensor) -> bool:
     """Whether `name`.cpp can have this map and factors: one in this machine's memory, or one without memory that stands
     for such a map, but none that is traced."""
     if torch.compiler.is_compiling() or map_BCHW.device.type != "cpu" or type(map_BCHW) not in (Tensor, FakeTensor):
         return False
     known = _TYPES.get(map_BCHW.dtype)
-    return known is not None and known[2] == factors.dtype and _library(name, map_BCHW.dtype) is not None
+    if known is None or not all(each.dtype == known[2] and each.is_contiguous() for each in factors):
+        return False
+    return _library(name, map_BCHW.dtype) is not None
 
 
 def layout(x: Tensor) -> torch.memory_format:
@@ -32,7 +34,13 @@ def layout(x: Tensor) -> torch.memory_format:
 
 
 def dense(x: Tensor) -> Tensor:
+    x = x.resolve_neg()
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+def laid_out_as(like: Tensor, x: Tensor) -> Tensor:
+    """x in the layout of a dense map."""
+    return x.resolve_neg().contiguous(memory_format=layout(like))
 
 
 def run(name: str, function: str, x: Tensor, arrays: Iterable[Tensor | None], *sizes: int) -> None:

@@ -1,8 +1,9 @@
 // Sums over the workers of one host, through memory that they share.
 //
-// The segment has a seat for each worker, with the number of its latest turn, and behind these two halves with a slot for
-// each worker. In every turn a worker puts its part, times a factor, into its slot of the turn's half, says so in its seat, and adds up all
-// slots, by rank. Who begins turn t + 2 has seen everybody begin t + 1, so all have read what it is about to overwrite.
+// The segment has a seat for each worker, with the number of its latest turn and how many bytes it adds up in it, and
+// behind these two halves with a slot for each worker. In every turn a worker puts its part, times a factor, into its slot
+// of the turn's half, says so in its seat, and adds up all slots, by rank. Who begins turn t + 2 has seen everybody begin
+// t + 1, so all have read what it is about to overwrite.
 
 #include <poll.h>
 #include <sched.h>
@@ -14,13 +15,18 @@
 
 constexpr long SEAT = 64, SLOT = 1 << 18;    // bytes: a cache line, and what two slots of fit into a core's cache
 constexpr long LOOKS = 2000, PAUSE = 100000;  // with the core left to others between looks, about 1 ms; then ns of sleep
-enum Outcome { DONE, ENDED, LATE };
+enum Outcome { DONE, ENDED, LATE, UNLIKE };  // shared_sums.py has them too
+
+struct Seat {
+    std::atomic<int64_t> turn;
+    int64_t bytes[2];  // of either half's turn
+};
 
 struct Segment {
     char* const start;
     const long workers;
 
-    std::atomic<int64_t>& turn(long rank) const { return *reinterpret_cast<std::atomic<int64_t>*>(start + rank * SEAT); }
+    Seat& seat(long rank) const { return *reinterpret_cast<Seat*>(start + rank * SEAT); }
     char* slot(int64_t turn, long rank) const { return start + workers * SEAT + ((turn % 2) * workers + rank) * SLOT; }
 };
 
@@ -63,27 +69,34 @@ struct Worker {
     const int* const processes;
     const double deadline;
 
-    // Values become all workers' sum, each times the factor: 0. Or of the worker that was waited for in vain 1 + rank if
-    // it has ended, that negative if it is late.
+    // Values become all workers' sum, each times the factor. What it came to, times the workers, and whose fault that is.
     template <typename V> long sum(V factor, V* values, long count) const {
         constexpr long most = SLOT / sizeof(V);
         for (long begin = 0; begin < count; begin += most)
-            if (long missed = turn(factor, values + begin, count - begin < most ? count - begin : most)) return missed;
+            if (long fault = turn(factor, values + begin, count - begin < most ? count - begin : most)) return fault;
         return 0;
     }
 
     template <typename V> long turn(V factor, V* values, long count) const {
-        const int64_t turn = segment.turn(rank).load(std::memory_order_relaxed) + 1;
+        Seat& own = segment.seat(rank);
+        const int64_t turn = own.turn.load(std::memory_order_relaxed) + 1, bytes = count * sizeof(V);
         V* slot = reinterpret_cast<V*>(segment.slot(turn, rank));
         #pragma omp simd
         for (long i = 0; i < count; i++) slot[i] = factor * values[i];
-        segment.turn(rank).store(turn, std::memory_order_release);
+        own.bytes[turn % 2] = bytes;
+        own.turn.store(turn, std::memory_order_release);
         for (long other = 0; other < segment.workers; other++) {
-            const Outcome outcome = wait(segment.turn(other), turn, processes[other], deadline);
-            if (outcome != DONE) return outcome == ENDED ? 1 + other : -1 - other;
+            const Outcome outcome = come(other, turn, bytes);
+            if (outcome != DONE) return outcome * segment.workers + other;
         }
         add_up(segment, turn, count, values);
         return 0;
+    }
+
+    Outcome come(long other, int64_t turn, int64_t bytes) const {
+        const Seat& seat = segment.seat(other);
+        const Outcome outcome = wait(seat.turn, turn, processes[other], deadline);
+        return outcome == DONE && seat.bytes[turn % 2] != bytes ? UNLIKE : outcome;
     }
 };
 

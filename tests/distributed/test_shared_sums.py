@@ -1,6 +1,7 @@
 """Workers of one host add up through memory that they share, and are told when one of them does not come."""
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -103,22 +104,41 @@ def test_nobody_is_waited_for_longer_than_the_time_for_it(tmp_path: Path) -> Non
     assert run_workers(wait_for_one_that_does_not_come, 2, tmp_path) == told
 
 
-def begin_without(comms: Comms, rank: int) -> bool:
-    """Whether there is a way through memory where worker `rank` has no compiler."""
-    if comms.rank == rank:
+def add_up_unlike_things(comms: Comms) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        comms.sum_(torch.ones(3 + comms.rank))
+    return str(caught.value)
+
+
+def test_workers_that_do_not_add_up_the_same_are_told() -> None:
+    told = [f"rank {1 - rank} adds up something else than rank {rank}" for rank in range(2)]
+    assert run_workers(add_up_unlike_things, 2) == told
+
+
+def begin_without(comms: Comms, what: str, rank: int) -> bool:
+    """Whether there is a way through memory where worker `rank` has no compiler, or can have no such file."""
+    if comms.rank == rank and what == "compiler":
         native.library = lambda *names: None  # type: ignore[assignment]
+    if comms.rank == rank and what == "file":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     return shared_sums(comms, timeout_s=5) is not None
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_what_one_worker_cannot_do_is_done_by_none(rank: int) -> None:
-    assert run_workers(begin_without, 2, rank) == [False, False]
-    assert run_workers(begin_without, 2, 2) == [True, True]
+@pytest.mark.parametrize(("what", "rank"), [("compiler", 0), ("compiler", 1), ("file", 0)])
+def test_what_one_worker_cannot_do_is_done_by_none(what: str, rank: int) -> None:
+    assert run_workers(begin_without, 2, what, rank) == [False, False]
+
+
+def test_what_all_can_do_is_done() -> None:
+    assert run_workers(begin_without, 2, "compiler", 2) == [True, True]
 
 
 def test_only_a_file_of_that_name_is_mapped() -> None:
     """Numbers of a process and a file may be those of others, on another host."""
-    file, name = _created(100)
+    created = _created(100)
+    assert created is not None
+    file, name = created
     try:
         assert _mapped(100, os.getpid(), file, name) is not None
         assert _mapped(100, os.getpid(), file, "fmfsd-other") is None

@@ -50,6 +50,13 @@ def test_nor_is_there_one_of_what_does_not_compile(empty_cache: Path) -> None:
     assert list(empty_cache.iterdir()) == []
 
 
+def test_nor_is_one_in_a_folder_that_they_may_write(empty_cache: Path) -> None:
+    empty_cache.mkdir(mode=0o700)
+    empty_cache.chmod(0o777)
+    assert native.library("sums") is None
+    assert list(empty_cache.iterdir()) == []
+
+
 def test_a_library_that_others_may_write_is_not_loaded(empty_cache: Path) -> None:
     assert native.library("sums") is not None
     (made,) = empty_cache.iterdir()

@@ -1,17 +1,21 @@
 """A run whose blocks compute their maps twice is the same run, and keeps less."""
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import load_config
+from fmfsd.engine.sync_bn import GlobalBatchNorm2d
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import build_network
+from fmfsd.model.recompute import recomputed
 from fmfsd.rundir import RunDir
 from fmfsd.trainer import build_loss
 from tests.helpers.costs import saved_bytes
@@ -62,6 +66,23 @@ def test_less_is_kept_for_the_backward_pass(method: str, share: float) -> None:
     assert auto == branches
     assert everything < share * none
     assert (branches < 0.9 * none) == (method == "fmfsd")
+
+
+def gradients_of_two_passes(passes: Callable[[nn.Module, Tensor], Tensor]) -> list[Tensor | None]:
+    """Both forward, and then both backward; of a batch norm over two workers with the same maps."""
+    generator = torch.Generator().manual_seed(0)
+    norm = GlobalBatchNorm2d(nn.BatchNorm2d(3), lambda sums: sums * 2, 2)
+    layers = nn.Sequential(nn.Tanh(), norm, nn.Tanh())
+    one, other = (torch.randn(4, 3, 5, 5, generator=generator) * scale + scale for scale in (1, 3))
+    both = passes(layers, one.requires_grad_()).sum() + passes(layers, other.requires_grad_()).square().sum()
+    both.backward()
+    return [one.grad, other.grad, norm.weight.grad, norm.running_mean, norm.num_batches_tracked]
+
+
+def test_two_passes_have_the_statistics_of_each() -> None:
+    once = gradients_of_two_passes(lambda layers, x: layers(x))
+    for one, other in zip(gradients_of_two_passes(recomputed), once, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_only_training_computes_twice() -> None:
