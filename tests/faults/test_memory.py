@@ -65,7 +65,7 @@ def group() -> Iterator[Group]:
         wait_until(group.remove, "the end of the control group", deadline_s=10)
 
 
-LIMIT_BYTES = 160 << 20
+LIMIT_BYTES = 128 << 20
 """The launcher fits into it, and no worker of smoke does."""
 
 
@@ -79,7 +79,7 @@ def test_a_control_group_that_is_too_small_for_a_worker_is_told_before_one_start
     answer = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 3, answer.stderr
     assert re.fullmatch(
-        r"memory: a worker needs at least 1\d\d MiB, \d+ MiB of it for activations; its machine has 160 MiB for it: "
+        r"memory: a worker needs at least 1\d\d MiB, \d+ MiB of it for activations; its machine has 128 MiB for it: "
         r"by these figures train.micro_batch 64 \(which is another run\) would fit\n",
         answer.stderr,
     ), answer.stderr
