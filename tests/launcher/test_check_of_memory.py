@@ -14,6 +14,7 @@ from launcher.config import LaunchConfig
 from launcher.costs import Costs, costs_of
 from launcher.resources import Resources
 from launcher.site import Site
+from launcher.sizes import size
 from tests.helpers.checks import CPU, problems, sound
 from tests.helpers.processes import run_command
 from tests.helpers.runs import tiny_config
@@ -116,7 +117,9 @@ def test_the_real_probe_is_asked_once_and_its_figures_refuse_what_is_too_small(
     assert found.parameters > 80_000
     assert found.memory["total"] > found.memory["activations"] > 100 << 20
     small = Site(Resources(cores=2, memory=100 << 20))
-    assert "memory: a worker needs at least 3" in problems(config, site=small, costs=found)[1]
+    assert (
+        f"memory: a worker needs at least {size(found.memory['total'])}" in problems(config, site=small, costs=found)[1]
+    )
 
 
 def test_a_probe_is_not_asked_what_the_check_knows_to_be_wrong(prepared: Path) -> None:
