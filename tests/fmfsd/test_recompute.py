@@ -30,7 +30,7 @@ def test_weights_statistics_and_momenta_are_the_same_to_the_last_bit(
     """With several workers batch norm talks to the others in the backward pass once more."""
     runs = [
         make_run(tmp_path / recompute, tiny_config(tiny_root, f"train.recompute={recompute}"))
-        for recompute in ("none", "auto", "branches", "all")
+        for recompute in ("none", "branches", "all")
     ]
     for run in runs:
         run_workers(train_run, workers, run.path)
