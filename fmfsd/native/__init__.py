@@ -39,15 +39,22 @@ def _compiled(name: str, definitions: tuple[str, ...]) -> Path:
     flags = (*FLAGS, *(f"-D{each}" for each in definitions))
     texts = [path.read_bytes() for path in (SOURCES / f"{name}.cpp", *sorted(SOURCES.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*texts, " ".join(flags).encode(), _processor()])).hexdigest()
-    folder = user_cache_path("fmfsd") / "kernels"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for each in (folder.parent, folder):  # who may write there may change what was looked at
-        require_private(each.lstat())
-    made = folder / f"{key}.so"
+    made = _folder() / f"{key}.so"
     if not made.exists():
         _compile(SOURCES / f"{name}.cpp", flags, made)
     read_private(made)
     return made
+
+
+def _folder() -> Path:
+    """Where libraries are kept. OSError if others may write there: they may change what was looked at."""
+    ours = user_cache_path("fmfsd")
+    ours.mkdir(parents=True, exist_ok=True)
+    ours.chmod(ours.stat().st_mode & ~0o022)  # a umask of 002 leaves it to the group
+    (ours / "kernels").mkdir(exist_ok=True, mode=0o700)
+    for each in (ours, ours / "kernels"):
+        require_private(each.stat())
+    return ours / "kernels"
 
 
 def _compile(source: Path, flags: tuple[str, ...], made: Path) -> None:

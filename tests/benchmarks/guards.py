@@ -89,7 +89,7 @@ GUARDS = (
     Guard(
         "a folder of kernels that others may write",
         "fmfsd/native/__init__.py",
-        "        require_private(each.lstat())\n",
+        "        require_private(each.stat())\n",
         "        pass\n",
         "tests/fmfsd/test_native.py::test_nor_is_one_in_a_folder_that_they_may_write",
     ),

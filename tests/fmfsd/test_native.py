@@ -57,6 +57,12 @@ def test_nor_is_one_in_a_folder_that_they_may_write(empty_cache: Path) -> None:
     assert list(empty_cache.iterdir()) == []
 
 
+def test_a_umask_for_groups_does_not_matter(empty_cache: Path) -> None:
+    empty_cache.parent.chmod(0o775)
+    assert native.library("sums") is not None
+    assert empty_cache.parent.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_library_that_others_may_write_is_not_loaded(empty_cache: Path) -> None:
     assert native.library("sums") is not None
     (made,) = empty_cache.iterdir()
