@@ -1,9 +1,9 @@
 // Sums over the workers of one host, through memory that they share.
 //
 // The segment has a seat for each worker, with the number of its latest turn and how many bytes it adds up in it, and
-// behind these two halves with a slot for each worker. In every turn a worker puts its part, times a factor, into its slot
-// of the turn's half, says so in its seat, and adds up all slots, by rank. Who begins turn t + 2 has seen everybody begin
-// t + 1, so all have read what it is about to overwrite.
+// behind these two halves with a slot for each worker. In every turn a worker puts its part, times a factor, into its
+// slot of the turn's half, says so in its seat, and adds up all slots, by rank. Who begins turn t + 2 has seen everybody
+// begin t + 1, so all have read what it is about to overwrite.
 
 #include <poll.h>
 #include <sched.h>
@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <cstring>
 
-constexpr long SEAT = 64, SLOT = 1 << 18;    // bytes: a cache line, and what two slots of fit into a core's cache
+constexpr long SEAT = 64, SLOT = 1 << 18;     // bytes: a cache line, and what two slots of fit into a core's cache
 constexpr long LOOKS = 2000, PAUSE = 100000;  // with the core left to others between looks, about 1 ms; then ns of sleep
 enum Outcome { DONE, ENDED, LATE, UNLIKE };  // shared_sums.py has them too
 
