@@ -55,7 +55,7 @@ class Circumstances:
             world=World.from_environment(environment),
             attempt=int(attempt) if attempt else None,
             agent=int(agent) if agent else None,
-            has_starter=environment.get("FMFSD_STARTER") != "none",
+            has_starter=environment.get("FMFSD_STARTER") != "direct",
             log_to_file=environment.get("FMFSD_LOG_TO_FILE") == "1",
             timeout_s=float(environment.get("FMFSD_COLLECTIVE_TIMEOUT_S", cls.timeout_s)),
             cores=parse_cores(cores) if cores else None,

@@ -19,12 +19,12 @@ LOST = {"gone": "its agent is gone", "silent": "its agent does not answer"}
 class NodeState:
     """What is known of a node: its agent's host, its starter's process, and how that ended.
 
-    `is_worker`: there is no starter, its place has the worker. `worker_codes`: exit codes of workers by process, as far
-    as the agent saw them.
+    `starts_workers`: there is no starter, the agent starts the workers. `worker_codes`: exit codes of workers by
+    process, as far as the agent saw them.
     """
 
     agent: Link
-    is_worker: bool = False
+    starts_workers: bool = False
     host: str = ""
     agent_pid: int | None = None
     starter_pid: int | None = None
@@ -39,7 +39,7 @@ class NodeState:
     @property
     def killed_from_outside(self) -> str:
         """What somebody else did to its agent or starter, who can't say it; empty if nobody did anything."""
-        if self.trouble or self.ended_by_us or self.is_worker or self.exit_code is None or self.exit_code >= 0:
+        if self.trouble or self.ended_by_us or self.starts_workers or self.exit_code is None or self.exit_code >= 0:
             return self.trouble
         return f"its starter was killed by {signal.Signals(-self.exit_code).name}"
 

@@ -18,7 +18,7 @@ DEEPSPEED_KILLS_AFTER_S = 30.0
 
 
 Device = Literal["auto", "cuda", "cpu"]
-Starter = Literal["torchrun", "deepspeed", "none"]
+Starter = Literal["torchrun", "deepspeed", "direct"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class LaunchConfig:
     With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
     `on` and `hosts` say where. `interface`: the network interface that nodes talk over, None: the one that leads to the
     first node. `preflight`: workers try their node and the network first, None: with more than one node.
-    `starter`: what a node's agent starts, which starts the workers: torchrun, DeepSpeed's launcher of one node; none: a
-    worker that is alone is started as it is.
+    `starter`: what starts a node's workers: torchrun, DeepSpeed's launcher of one node, or the agent itself (direct).
     """
 
     nodes: int = 1
@@ -135,6 +134,8 @@ def from_json(content: Mapping[str, Any], environment: Mapping[str, str]) -> Lau
     if missing := [name for name in secrets if name not in environment]:
         raise CheckError([Problem(name, "not set here, and its value is kept nowhere: set it") for name in missing])
     given = {name: environment[name] for name in secrets}
+    if content.get("starter") == _DIRECT_BEFORE:
+        content = {**content, "starter": "direct"}
     return TypeAdapter(LaunchConfig).validate_python({**content, "extra_env": {**extra, **given}})
 
 
@@ -201,6 +202,8 @@ class ProfileOptions:
         return cls(steps)
 
 
+_DIRECT_BEFORE = "none"
+"""What runs of 0.1 call a worker that its agent has started itself."""
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
 

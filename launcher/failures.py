@@ -180,13 +180,8 @@ def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
     logs = {node: run.starter_log(node) for node in range(len(attempt.nodes))}
     texts = {node: log.read_text(errors="replace") for node, log in logs.items() if log.exists()}
     told = {(node, int(pid)): int(code) for node, text in texts.items() for code, pid in _EXIT.findall(text)}
-    alone = {
-        (number, node.starter_pid): node.exit_code
-        for number, node in enumerate(attempt.nodes)
-        if node.is_worker and node.starter_pid is not None and node.exit_code is not None
-    }
     seen = {(number, pid): code for number, node in enumerate(attempt.nodes) for pid, code in node.worker_codes.items()}
-    return {**told, **seen, **alone}
+    return {**told, **seen}
 
 
 def _code_after(run: RunDir, node: int, pid: int) -> int | None:
@@ -217,7 +212,7 @@ def _starter_words(run: RunDir, attempt: Attempt) -> Failure:
         log = run.starter_log(number)
         if node.exit_code != 0 and log.exists():
             last = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-            who = "worker" if node.is_worker else "starter"
-            what = f"node {number}: its {who} ended with exit code {node.exit_code}"
+            who = "a worker" if node.starts_workers else "its starter"
+            what = f"node {number}: {who} ended with exit code {node.exit_code}"
             return Failure(what, "\n".join(last), time=attempt.noticed, node=number)
     return Failure("the workers ended without an outcome", time=attempt.noticed)

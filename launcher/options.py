@@ -33,6 +33,7 @@ Engine = Annotated[
     Literal["torch", "deepspeed"] | None, typer.Option(help="Who owns the optimizer step; as --set engine.name=...")
 ]
 Starter = Annotated[
-    Literal["torchrun", "deepspeed"], typer.Option(help="What starts a node's workers; deepspeed: its own launcher.")
+    Literal["torchrun", "deepspeed", "direct"],
+    typer.Option(help="What starts a node's workers: torchrun, DeepSpeed's launcher, or our agent itself (direct)."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")]

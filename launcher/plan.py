@@ -34,8 +34,8 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 <
 class NodePlan:
     """What a node's agent starts: a command, its whole environment, and where.
 
-    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent. `is_worker`: it is
-    the worker itself, not what starts some.
+    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent. `workers` has the
+    variables of each worker that is started by this command; without any, the command is what starts them.
     """
 
     node: int
@@ -44,7 +44,7 @@ class NodePlan:
     cwd: str
     host: str = ""
     agent: tuple[str, ...] = AGENT
-    is_worker: bool = False
+    workers: tuple[Mapping[str, str], ...] = ()
 
     def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
         """With what is known now in the symbols' places."""
@@ -53,6 +53,11 @@ class NodePlan:
             argv=tuple(symbols.get(part, part) for part in self.argv),
             env={name: symbols.get(value, value) for name, value in self.env.items()},
         )
+
+    def commands(self) -> list[str]:
+        """Each command that its agent starts, as a person would type it; secrets are masked."""
+        environments = [{**self.env, **own} for own in self.workers] or [self.env]
+        return [_typed(self.argv, env) for env in environments]
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class LaunchPlan:
                     "cwd": node.cwd,
                     "argv": list(node.argv),
                     "env": {name: shown(name, value) for name, value in sorted(node.env.items())},
+                    **({"workers": [dict(sorted(each.items())) for each in node.workers]} if node.workers else {}),
                 }
                 for node in self.nodes
             ],
@@ -119,14 +125,17 @@ class LaunchPlan:
         if self.prepare:
             lines += ["# first, as the data is not prepared yet", shlex.join(self.prepare)]
         for node in self.nodes:
-            variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(node.env.items())]
-            command = " \\\n    ".join(["env -i", *variables, shlex.join(node.argv)])
             lines += [
                 f"# node {node.node}{f', whose agent is {shlex.join(node.agent)}' if node.host else ''}",
                 f"cd {shlex.quote(node.cwd)}",
-                command,
+                " &\n".join(node.commands()),
             ]
         return "\n".join(lines)
+
+
+def _typed(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(env.items())]
+    return " \\\n    ".join(["env -i", *variables, shlex.join(argv)])
 
 
 def plan_run(
@@ -162,7 +171,7 @@ def plan_run(
             cwd=cwd,
             host=site.host(slot),
             agent=site.agent(site.host(slot), environment),
-            is_worker=launch.starter == "none",
+            workers=starts[node].workers,
         )
         for node, slot in enumerate(chosen)
     )

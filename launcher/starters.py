@@ -1,4 +1,4 @@
-"""What a node's agent starts, which starts the workers: torchrun, DeepSpeed's launcher of one node, or nothing."""
+"""What a node's agent starts: torchrun or DeepSpeed's launcher of one node, which start the workers, or these."""
 
 import base64
 import json
@@ -34,10 +34,14 @@ class Crew:
 
 @dataclass(frozen=True)
 class Start:
-    """A whole command, and the variables that it needs beside those that every worker gets."""
+    """A whole command, and the variables that it needs in addition to those that every worker gets.
+
+    `workers` has the variables of each worker, if the command is a worker's own; else it starts them.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    workers: tuple[Mapping[str, str], ...] = ()
 
 
 def start_of(starter: Starter, crew: Crew) -> Start:
@@ -74,9 +78,29 @@ def _deepspeed(crew: Crew) -> Start:
     return Start(argv, {"DS_ACCELERATOR": crew.device})
 
 
-def _nothing(crew: Crew) -> Start:
-    """A worker alone is started as it is."""
-    return Start((*_PYTHON, "-m", *crew.worker), {"FMFSD_STARTER": "none"})
+def _direct(crew: Crew) -> Start:
+    """The agent starts the workers itself, with the variables that torchrun would set. Without torchrun's store, the
+    first worker opens its own at MASTER_ADDR."""
+    nodes, local_size = len(crew.gpus), len(crew.gpus[crew.node])
+    size = nodes * local_size
+    address = {} if crew.at_a_file else {"MASTER_ADDR": ADDRESS, "MASTER_PORT": PORT}
+    common = {
+        "FMFSD_STARTER": "direct",
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(local_size),
+        "GROUP_RANK": str(crew.node),
+        "GROUP_WORLD_SIZE": str(nodes),
+        "ROLE_NAME": "default",
+        "ROLE_WORLD_SIZE": str(size),
+        "TORCHELASTIC_RUN_ID": RUN_ID,
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        **address,
+    }
+    ranks = ((local_rank, str(crew.node * local_size + local_rank)) for local_rank in range(local_size))
+    workers = tuple({"LOCAL_RANK": str(local_rank), "RANK": rank, "ROLE_RANK": rank} for local_rank, rank in ranks)
+    return Start((*_PYTHON, "-m", *crew.worker), common, workers)
 
 
 def _meeting_at_a_file(node: int) -> dict[str, str]:
@@ -111,5 +135,5 @@ _PYTHON = (sys.executable, "-P")
 _STARTERS: Mapping[Starter, Callable[[Crew], Start]] = {
     "torchrun": _torchrun,
     "deepspeed": _deepspeed,
-    "none": _nothing,
+    "direct": _direct,
 }

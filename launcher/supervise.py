@@ -63,7 +63,10 @@ def run_plan(
         attempt = Attempt(
             run,
             run.last_attempt() + 1,
-            [NodeState(agent, is_worker=node.is_worker) for node, agent in zip(plan.nodes, agents, strict=True)],
+            [
+                NodeState(agent, starts_workers=bool(node.workers))
+                for node, agent in zip(plan.nodes, agents, strict=True)
+            ],
             plan.num_workers,
         )
         attempt.begin()
@@ -86,7 +89,7 @@ def _start(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests)
     met = meet(plan, attempt, scratch, requests)
     for node, state, symbols in zip(plan.nodes, attempt.nodes, met, strict=True):
         ready, log = node.filled(symbols), str(attempt.run.starter_log(node.node))
-        what = {"argv": ready.argv, "env": dict(ready.env), "cwd": ready.cwd, "is_worker": ready.is_worker}
+        what = {"argv": ready.argv, "env": dict(ready.env), "cwd": ready.cwd, "workers": ready.workers}
         state.agent.tell(do="start", **what, log=log, scratch=symbols[SCRATCH])
 
 

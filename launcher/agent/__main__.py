@@ -1,11 +1,14 @@
 """A node's agent: starts, watches and ends that node's processes. Only the standard library is imported.
 
 JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "longest", "word"}, {"do": "reach",
-"addresses", "port", "word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "is_worker"}, {"do": "dump",
+"addresses", "port", "word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "workers"}, {"do": "dump",
 "pids"}, {"do": "stop"}, {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event":
 "seen", ...}, {"event": "prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event":
 "started", "pid"}, {"event": "failed", "message"}, {"event": "worker-gone", "pid", "code"}, {"event": "exited", "code",
 "oom_kills"}, {"event": "asked-to-stop", "signal"}, {"event": "beat"}.
+
+`workers` has the variables of each worker that `argv` is started as; without any, `argv` is a starter, whose children
+are the workers, and `pid` its process.
 
 When its stdin ends, or nothing has come from there for the seconds of --deadline, its coordinator is gone: it ends
 everything that it started, removes the attempt's scratch folder, and ends.
@@ -20,7 +23,6 @@ import selectors
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -31,24 +33,21 @@ from typing import Any
 from launcher.agent import node
 from launcher.agent.cgroup import oom_kills
 from launcher.agent.look import look
-from launcher.agent.ties import die_with_me
+from launcher.agent.processes import Command, NodeProcesses, StarterProcess, WorkerProcesses, end_descendants
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.05
-_REAP_S = 5.0
 
 
 class NodeAgent:
-    """One node's processes. Those whose parent died become children of the agent, so none is lost sight of."""
+    """Starts, watches and ends one node's processes on behalf of the coordinator."""
 
     def __init__(self, deadline_s: float = math.inf) -> None:
         self._deadline_s, self._heard_at = deadline_s, time.monotonic()
         self._listener: socket.socket | None = None
         self._holder: socket.socket | None = None
         self._word = ""
-        self._child: subprocess.Popen[bytes] | None = None
-        self._is_worker = False
-        self._workers = frozenset[int]()
+        self._processes: NodeProcesses | None = None
         self._oom_kills_before = 0
         self._scratch: str | None = None
         self._unread = b""
@@ -114,11 +113,12 @@ class NodeAgent:
         _say(event="reached", interfaces={address: node.interface_to(address) for address in found})
 
     def _do_stop(self, _order: dict[str, Any]) -> None:
-        if self._child is not None and self._child.poll() is None:
-            self._child.terminate()
+        if self._processes is not None:
+            self._processes.terminate()
 
     def _do_dump(self, order: dict[str, Any]) -> None:
-        for pid in self._workers.intersection(order["pids"]):
+        workers = self._processes.workers if self._processes is not None else frozenset()
+        for pid in workers.intersection(order["pids"]):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
 
@@ -128,21 +128,13 @@ class NodeAgent:
     def _do_start(self, order: dict[str, Any]) -> None:
         self._leave_the_port()
         self._scratch, self._oom_kills_before = order["scratch"], oom_kills()
-        self._is_worker = order.get("is_worker", False)
+        command = Command(order["argv"], _all_variables(order["env"]), order["cwd"])
+        workers = [Command(command.argv, {**command.env, **own}, command.cwd) for own in order.get("workers", ())]
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with log.open("ab") as output:
-            self._child = subprocess.Popen(
-                order["argv"],
-                env=_told(order["env"]),
-                cwd=order["cwd"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_me(),
-            )
-        _say(event="started", pid=self._child.pid)
+            self._processes = WorkerProcesses(workers, output) if workers else StarterProcess(command, output)
+        _say(event="started", pid=self._processes.starter_pid)
 
     def _leave_the_port(self) -> None:
         """To the starter or the first worker, which may need half a minute until it listens there."""
@@ -158,95 +150,31 @@ class NodeAgent:
         self._listener = self._holder = None
 
     def _look(self) -> None:
-        """Tell of each worker's end and of the starter's, of that once nothing that it started is left."""
+        """Report each worker's end, and the node's exit code once nothing that was started here is left."""
         if self._listener is not None:
             node.greet(self._listener, self._word)
-        if self._child is None:
+        if self._processes is None:
             return
-        if self._child.poll() is None:
-            self._look_at_workers(self._child.pid)
-            return
-        code = self._child.returncode
-        if self._is_worker:
-            _say(event="worker-gone", pid=self._child.pid, code=code)
-        self._end_everything()
-        self._child = None
-        _say(event="exited", code=code, oom_kills=oom_kills() - self._oom_kills_before)
-
-    def _look_at_workers(self, starter: int) -> None:
-        """The starter itself waits for all of them, with the grace, before it says a word. A lone worker needs none.
-
-        DeepSpeed's looks once a second, and tells of one exit code: until then it can be read here.
-        """
-        children = [starter] if self._is_worker else _children_of(starter)
-        ended = {pid: code for pid in children if (code := _exit_code(pid)) is not None}
-        now = frozenset(children) - ended.keys()
-        still = {pid for pid in self._workers - now if _is_child(pid, starter)}  # of a thread that has just ended
-        for pid in self._workers - now - still:
-            _say(event="worker-gone", pid=pid, code=ended.get(pid))
-        self._workers = now | still
+        for pid, code in self._processes.poll().items():
+            _say(event="worker-gone", pid=pid, code=code)
+        if (code := self._processes.exit_code) is not None:
+            self._end_everything()
+            self._processes = None
+            _say(event="exited", code=code, oom_kills=oom_kills() - self._oom_kills_before)
 
     def _end_everything(self) -> None:
-        """Kill the starter; its workers are tied to it, and become our children when it is gone."""
-        if self._child is not None and self._child.poll() is None:
-            self._child.kill()
-            self._child.wait()
-        deadline = time.monotonic() + _REAP_S
-        while _reap() and time.monotonic() < deadline:
-            for pid in _children_of(os.getpid()):
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
+        """Kill what the agent has started; workers of a starter are tied to it, and become our children without it."""
+        if self._processes is not None:
+            self._processes.kill()
+        end_descendants()
 
 
-def _told(variables: dict[str, str]) -> dict[str, str]:
+def _all_variables(variables: dict[str, str]) -> dict[str, str]:
     """All variables of what is started. A starter that chooses GPUs does so by their numbers on the whole machine, of
     which we may have a part, as of a node that Slurm shares out."""
-    told = {**node.own_variables(os.environ), **variables, "FMFSD_AGENT_PID": str(os.getpid())}
-    gpus = told.get("CUDA_VISIBLE_DEVICES")
-    return told if gpus is None else {**told, "FMFSD_VISIBLE_GPUS": gpus}
-
-
-def _reap() -> bool:
-    """Collect ended children; whether any is left."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return False
-    return True
-
-
-def _children_of(parent: int) -> list[int]:
-    """A process's children, those that it inherited included."""
-    found = list[int]()
-    with suppress(OSError):  # it has just ended
-        for task in _tasks(parent):
-            with suppress(OSError):  # just this thread of it has
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _is_child(pid: int, parent: int) -> bool:
-    """Whether it lives and is."""
-    state, above, *_ = _stat(pid) or ("X", "0")
-    return state not in "ZX" and int(above) == parent
-
-
-def _exit_code(pid: int) -> int | None:
-    """Of a process that has ended, until its parent has taken note of that; None: it lives, or is gone."""
-    state, *others = _stat(pid) or ("X",)
-    return os.waitstatus_to_exitcode(int(others[-1])) if state == "Z" else None
-
-
-def _stat(pid: int) -> list[str]:
-    """What the kernel tells of it, from its state to its exit code; nothing of one that is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return []
-
-
-def _tasks(pid: int) -> list[Path]:
-    return list(Path(f"/proc/{pid}/task").iterdir())
+    found = {**node.own_variables(os.environ), **variables, "FMFSD_AGENT_PID": str(os.getpid())}
+    gpus = found.get("CUDA_VISIBLE_DEVICES")
+    return found if gpus is None else {**found, "FMFSD_VISIBLE_GPUS": gpus}
 
 
 def _say(**message: Any) -> None:

@@ -33,7 +33,6 @@ def require_sound(
     """
     wrong = [
         *of_machine.too_few_gpus(launch, site),
-        *of_machine.starts_none(launch, site),
         *of_deepspeed.long_grace(launch),
         *of_run.not_usable(launch, run),
         *of_run.changed(config, launch, run),

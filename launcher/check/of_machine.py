@@ -34,13 +34,6 @@ def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
         yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
 
 
-def starts_none(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
-    if launch.starter == "none" and (workers := site.workers(launch)) > 1:
-        yield Problem(
-            "starter: none", f"only a worker alone needs no torchrun, here are {workers}: set starter: torchrun"
-        )
-
-
 def not_compiled(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
     """What `train.compile` asks for and this machine has not; of others nothing is known."""
     if config.train.compile in ("auto", False) or not site.is_here:

@@ -168,11 +168,10 @@ class TrialRun:
         return False
 
     def _settled(self) -> LaunchConfig:
-        """The launch with what its machines offer, so that it can be done again elsewhere; one worker by itself."""
+        """The launch with what its machines offer, so that it can be done again elsewhere; without torchrun."""
         asked = self._order.launch
         device, workers = self._machines.site.placement(asked)
-        starter: Literal["torchrun", "none"] = "torchrun" if asked.nodes * workers > 1 else "none"
-        return replace(asked, device=device, gpus=workers, starter=starter, run_dir=self._run.path)
+        return replace(asked, device=device, gpus=workers, starter="direct", run_dir=self._run.path)
 
     def _attempts(self, config: TrainConfig, launch: LaunchConfig) -> Ended:
         order, run = self._order, self._run
@@ -196,8 +195,9 @@ class TrialRun:
 
     def _argv(self, launch: LaunchConfig) -> list[str]:
         """What would do the same by itself."""
-        where = {"--nodes": launch.nodes, "--gpus": launch.gpus, "--device": launch.device, "--run-dir": self._run.path}
-        options = (word for option in where.items() for word in map(str, option))
+        where = {"--nodes": launch.nodes, "--gpus": launch.gpus, "--device": launch.device}
+        how = {"--starter": launch.starter, "--run-dir": self._run.path}
+        options = (word for option in {**where, **how}.items() for word in map(str, option))
         return ["fmfsd-launch", *self._words(), *options]
 
     def _words(self) -> list[str]:

@@ -47,13 +47,6 @@ def test_workers_must_fit_shards_and_gpus(
     assert expected in text
 
 
-@pytest.mark.fault("F42")
-def test_only_a_worker_alone_does_without_torchrun(prepared: Path) -> None:
-    code, text = problems(tiny_config(prepared), LaunchConfig(gpus=2, starter="none"))
-    assert (code, "starter: none: only a worker alone needs no torchrun, here are 2" in text) == (2, True), text
-    sound(tiny_config(prepared), LaunchConfig(gpus=1, starter="none"))
-
-
 def test_a_run_directory_of_another_config_is_refused_with_the_difference(prepared: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()

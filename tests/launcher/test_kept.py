@@ -54,6 +54,11 @@ def test_where_it_came_to_run_is_kept(asked: LaunchConfig, expected: str) -> Non
     assert settle(asked, nodes=None, environment={})[1].on == expected
 
 
+def test_a_run_whose_agent_started_its_only_worker_is_read_under_the_starters_present_name(run: RunDir) -> None:
+    write_json(run.launch, {**to_json(LaunchConfig()), "starter": "none"})
+    assert last_launch(run, {}).starter == "direct"
+
+
 def test_one_of_several_seeds_is_launched_again_alone(run: RunDir) -> None:
     keep(run, LaunchConfig(on="slurm", slurm=SlurmOptions(array="0-4", partition="p")))
     assert last_launch(run, {}).slurm == SlurmOptions(partition="p")

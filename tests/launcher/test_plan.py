@@ -13,12 +13,13 @@ import pytest
 
 from fmfsd.errors import ConfigError
 from fmfsd.rundir import RunDir
+from fmfsd.world import World
 from launcher.config import LaunchConfig
 from launcher.environment import extra_variables, shown, travelling, without_passwords
 from launcher.plan import LaunchPlan, plan_run
 from launcher.resources import Resources, _visible
 from launcher.site import Site
-from launcher.symbols import ADDRESS, PORT
+from launcher.symbols import ADDRESS, INIT_METHOD, PORT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENVIRONMENT = {
@@ -47,6 +48,7 @@ def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one")
         ("two-nodes-on-the-cpu", LaunchConfig(nodes=2, gpus=1), EIGHT_CORES),
         ("two-nodes-of-two-gpus", LaunchConfig(nodes=2, grace_s=90), FOUR_GPUS),
         ("two-nodes-by-deepspeed", LaunchConfig(nodes=2, starter="deepspeed"), FOUR_GPUS),
+        ("two-nodes-without-a-starter", LaunchConfig(nodes=2, starter="direct"), FOUR_GPUS),
     ],
 )
 def test_plans_are_byte_stable(name: str, launch: LaunchConfig, resources: Resources) -> None:
@@ -55,10 +57,24 @@ def test_plans_are_byte_stable(name: str, launch: LaunchConfig, resources: Resou
     assert text == (GOLDEN / f"{name}.txt").read_text()
 
 
-def test_a_worker_alone_can_be_started_without_torchrun() -> None:
-    (node,) = plan(LaunchConfig(gpus=1, starter="none"), Resources(cores=2)).nodes
-    assert node.argv == (sys.executable, "-P", "-m", "fmfsd", "train", "/runs/one", "--device", "cpu")
-    assert (node.is_worker, node.env["FMFSD_STARTER"]) == (True, "none")
+def test_without_a_starter_each_worker_gets_the_variables_of_its_rank() -> None:
+    """On this machine workers meet at a file, on several at the address of the first one."""
+    launch = LaunchConfig(nodes=2, gpus=2, device="cpu", starter="direct")
+    for found in (
+        plan(launch, Resources(cores=2)),
+        plan_run(
+            launch, Site(Resources(8), "ssh", ("a", "b")), RunDir(Path("/r")), environment=ENVIRONMENT, cwd="/work"
+        ),
+    ):
+        worlds = [World.from_environment({**node.env, **own}) for node in found.nodes for own in node.workers]
+        assert [(world.rank, world.size) for world in worlds] == [(rank, 4) for rank in range(4)]
+        assert [(world.node, world.local_rank, world.local_size) for world in worlds] == [
+            (node, local_rank, 2) for node in range(2) for local_rank in range(2)
+        ]
+        at_a_file = found.meets_at == "file here"
+        assert {world.init_method for world in worlds} == {INIT_METHOD if at_a_file else "env://"}
+        assert {node.env.get("MASTER_ADDR") for node in found.nodes} == {None if at_a_file else ADDRESS}
+        assert {node.env.get("MASTER_PORT") for node in found.nodes} == {None if at_a_file else PORT}
 
 
 def worlds(found: LaunchPlan) -> list[dict[str, list[str]]]:

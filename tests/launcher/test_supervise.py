@@ -16,6 +16,7 @@ from fmfsd.errors import RunFailedError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.agent.node import scratch_folder
+from launcher.attempt import Attempt
 from launcher.hosts.agents import Agent
 from launcher.hosts.helpers import run_here
 from launcher.plan import LaunchPlan, NodePlan
@@ -96,6 +97,65 @@ def test_a_workers_exit_code_is_seen_before_its_starter_looks(run: RunDir) -> No
     """DeepSpeed's launcher looks once a second, and tells of the first one that it finds only."""
     attempt = carry_out(run, WITH_CHILD + "time.sleep(0.5); child.kill(); time.sleep(0.5); outcome('failed')")
     assert list(attempt.nodes[0].worker_codes.values()) == [-9]
+
+
+def direct_plan(run: RunDir, script: str) -> LaunchPlan:
+    """One node, whose agent starts two workers itself; each writes its process id into `worker-RANK`."""
+    prelude = "import os; rank = os.environ['RANK']\n"
+    writes = (
+        "(run / f'new-{rank}').write_text(str(os.getpid())); (run / f'new-{rank}').rename(run / f'worker-{rank}')\n"
+    )
+    both = "until(lambda: all((run / f'worker-{each}').exists() for each in '01'))\n"
+    found = plan(run, prelude + writes + both + script)
+    (node,) = found.nodes
+    workers = ({"RANK": "0"}, {"RANK": "1"})
+    return replace(found, workers_per_node=2, nodes=(replace(node, workers=workers),))
+
+
+def run_direct(run: RunDir, script: str) -> Attempt:
+    return run_plan(direct_plan(run, script), run, grace_s=5, requests=Requests(), watch=lambda: None)
+
+
+def worker_pids(run: RunDir) -> list[int]:
+    return [int((run.path / f"worker-{rank}").read_text()) for rank in range(2)]
+
+
+def test_an_agent_starts_workers_itself_and_waits_for_all_of_them(run: RunDir) -> None:
+    ends = "until((run / 'outcome.json').exists) if rank == '0' else outcome('finished')"
+    attempt = run_direct(run, ends)
+    assert (attempt.state, attempt.nodes[0].exit_code, attempt.nodes[0].starter_pid) == ("finished", 0, None)
+    assert len(set(worker_pids(run))) == 2
+
+
+def test_a_failed_worker_ends_the_others_of_its_agent_at_once(run: RunDir) -> None:
+    """With SIGTERM, as by torchrun; its own exit code is the node's."""
+    attempt = run_direct(run, "until(lambda: False) if rank == '0' else sys.exit(3)")
+    (node,), (first, second) = attempt.nodes, worker_pids(run)
+    assert (attempt.state, node.exit_code, node.killed_from_outside) == ("failed", 3, "")
+    assert node.worker_codes == {first: -signal.SIGTERM, second: 3}
+
+
+def test_workers_of_an_agent_that_is_killed_end_with_it(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+
+    def send() -> None:
+        wait_until(lambda: all((run.path / f"worker-{rank}").exists() for rank in range(2)), "both workers")
+        agent = psutil.Process(worker_pids(run)[0]).parent()
+        assert agent is not None
+        agent.kill()
+
+    thread = meanwhile(send)
+    attempt = run_direct(run, FOR_EVER)
+    thread.join()
+    assert attempt.nodes[0].killed_from_outside == "its agent is gone"
+    wait_until(lambda: not any(map(psutil.pid_exists, worker_pids(run))), "the end of the workers", deadline_s=5)
+
+
+def test_a_worker_that_can_not_be_started_is_named(run: RunDir) -> None:
+    (node,) = direct_plan(run, "pass").nodes
+    missing = LaunchPlan(str(run.path), "cpu", 2, (replace(node, argv=("/no/such/program",)),))
+    attempt = run_plan(missing, run, grace_s=1, requests=Requests(), watch=lambda: None)
+    assert "/no/such/program" in attempt.nodes[0].killed_from_outside
 
 
 def test_a_starter_that_can_not_be_started_is_named(run: RunDir) -> None:
