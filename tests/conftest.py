@@ -13,25 +13,39 @@ from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
 from tests.helpers.leaks import TEST_ID, Surroundings, leaks_since
 from tests.helpers.official import write_official
+from tests.helpers.quick import is_quick, refused_processes
 
 settings.register_profile("fmfsd", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fmfsd")
+SHARED_BY_FOLDER = ("slurm", "ssh", "sweeps")
+"""Folders whose session fixtures start a cluster, and so are set up by one process for all their tests."""
+
 os.environ[TEST_ID] = uuid.uuid4().hex
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # what is tested does not depend on the machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Short tests last: of several processes none waits for another's long file at the end."""
-    items.sort(key=lambda item: item.path.parent.name in ("fmfsd", "launcher"))
+    """Mark quick tests, keep tests that share expensive fixtures in one process, and run the quick ones last, so that
+    no process waits at the end for another one's long file."""
+    for item in items:
+        if is_quick(item):
+            item.add_marker(pytest.mark.quick)
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARED_BY_FOLDER else str(item.path)))
+    items.sort(key=is_quick)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For us and all that we start, so that what is left in it is ours. A cache is one that nobody else has."""
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[None]:
+    """For us and all that we start, so that what is left in it is ours; and a cache that this session alone has, the
+    processes that run its tests together."""
+    own = tmp_path_factory.getbasetemp()
+    cache = (own if worker_id == "master" else own.parent) / "cache"
+    cache.mkdir(exist_ok=True, mode=0o700)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setattr(tempfile, "tempdir", None)
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         yield
 
 
@@ -41,6 +55,21 @@ def nothing_is_left(own_temporary_folder: None) -> Iterator[None]:
     yield
     left = leaks_since(before)
     assert not left, "the test left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def processes() -> None:
+    """Requested by tests next to quick ones that start processes."""
+
+
+@pytest.fixture(autouse=True)
+def quick_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not is_quick(request.node):
+        yield
+        return
+    with refused_processes() as refused:
+        yield
+    assert not refused, refused
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -35,14 +35,14 @@ GUARDS = (
         "fmfsd/ties.py",
         "    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
         "",
-        "tests/end_to_end/test_endings.py::test_a_kill_ends_everything_and_the_cause_is_named[agent]",
+        "tests/faults/test_signals.py::test_a_signal_ends_the_run_as_documented_and_leaves_no_process[agent-SIGKILL]",
     ),
     Guard(
         "a starter dies with its agent",
         "launcher/agent/ties.py",
         "    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
         "",
-        "tests/end_to_end/test_endings.py::test_a_kill_ends_everything_and_the_cause_is_named[agent]",
+        "tests/faults/test_signals.py::test_a_signal_ends_the_run_as_documented_and_leaves_no_process[agent-SIGKILL]",
     ),
     Guard(
         "an agent ends what it started",

@@ -6,7 +6,7 @@ import pytest
 
 from fmfsd.rundir import RunDir
 from tests.helpers.processes import launched
-from tests.helpers.runs import TINY
+from tests.helpers.runs import DIRECT, TINY
 
 SIXTY_STEPS = ("--set", "train.max_steps=60")
 
@@ -17,7 +17,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
     changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
     every = ("train.evaluate_every=60 epochs", "checkpoint.every_epochs=60")
     settings = (part for change in (*changes, *every) for part in ("--set", change))
-    return ("cifar100-resnet18", "--nodes", "2", "--gpus", "1", "--max-restarts", "0", *settings)
+    return ("cifar100-resnet18", *DIRECT, "--nodes", "2", "--gpus", "1", "--max-restarts", "0", *settings)
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,8 @@ def test_a_run_with_four_failures_ends_as_one_without(
 ) -> None:
     """An exception that does not come again, before any checkpoint, and three kills; the same bits at the end."""
     fault = faulty(tmp_path / "fault", fails_once_and_then_holds)
-    with launched(tmp_path, "run", (*arguments, *TWO_NODES), env=fault.env) as run:
+    by_torchrun = (*arguments, *TWO_NODES, "--starter", "torchrun")
+    with launched(tmp_path, "run", by_torchrun, env=fault.env) as run:
         moments = [kill.carry_out(run, fault) for kill in KILLS]
         code, output = run.end()
     assert code == 0, output
@@ -124,23 +125,6 @@ def test_a_bug_is_tried_twice_and_told_in_its_own_words(arguments: tuple[str, ..
     assert "\nno attempt follows attempt 2: the same failure twice without a checkpoint between\n" in page
     assert "\nto go on after step 4:\n" in page
     assert "in always_fails" in output
-
-
-@pytest.mark.fault("F18")
-def test_a_loss_that_is_not_finite_is_not_tried_again(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", (*arguments, "--set", "optim.lr=1e30")) as run:
-        code, output = run.end()
-    assert (code, run.run.last_attempt()) == (1, 1)
-    assert "no attempt follows attempt 1: another attempt would come to the same" in output
-
-
-def test_without_restarts_the_first_failure_is_the_end(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", (*arguments, "--max-restarts", "0")) as run:
-        run.wait_for_step(0)
-        run.worker(0).kill()
-        code, output = run.end()
-    assert (code, run.run.last_attempt()) == (1, 1)
-    assert "no attempt follows attempt 1: 0 restarts" in output
 
 
 def holds_in_the_first_attempt(moment: Moment) -> None:

@@ -1,8 +1,9 @@
-"""Every signal to every kind of process: the run ends as documented, and nothing of it lives on."""
+"""Signals to every kind of process: the run ends as documented, names the cause, and nothing of it lives on."""
 
 import json
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,20 +14,27 @@ import psutil
 import pytest
 
 from tests.helpers.processes import Launched, launched, run_command, wait_until
-from tests.helpers.runs import TINY
+from tests.helpers.runs import DIRECT, TINY
 
 TERM, INT, HUP, USR1, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL
 STOPPED, INTERRUPTED, FAILED = 75, 130, 1
-GONE_WITHIN_S = 5.0
+GONE_WITHIN_S, ENDED_WITHIN_S = 5.0, 20.0
 
 EXPECTED: dict[str, dict[signal.Signals, int]] = {
-    "launcher": {TERM: STOPPED, INT: INTERRUPTED, HUP: STOPPED, USR1: -USR1},
-    "agent": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED},
-    "starter": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED},
-    "worker": {TERM: STOPPED, INT: STOPPED, HUP: FAILED, USR1: FAILED, KILL: FAILED},
+    "launcher": {INT: INTERRUPTED, HUP: STOPPED, USR1: -USR1, KILL: -KILL},
+    "agent": {TERM: STOPPED, HUP: FAILED, KILL: FAILED},
+    "starter": {INT: STOPPED, USR1: FAILED, KILL: FAILED},
+    "worker": {TERM: STOPPED, KILL: FAILED},
 }
-"""The launcher's exit code. A worker and torchrun, which passes it on, know TERM and INT as requests to stop. The
-others are killed in tests/end_to_end/test_endings.py."""
+"""The launcher's exit code. TERM and INT have one handler in agents, torchrun and workers, and HUP and USR1 none, so
+each pair is sent once. The launcher gets TERM in tests/end_to_end/test_endings.py."""
+
+CAUSES = {
+    "agent": "node 0: its agent is gone",
+    "starter": "node 0: its starter was killed by SIG",
+    "worker": "rank 1 (pid",
+}
+"""What the outcome and the last lines of the output name, if the run failed."""
 
 CHOOSE: dict[str, Callable[[Launched], psutil.Process]] = {
     "launcher": lambda run: psutil.Process(run.process.pid),
@@ -50,7 +58,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
     changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
     every = ("train.evaluate_every=60 epochs", "checkpoint.every_epochs=60")
     settings = (part for change in (*changes, *every) for part in ("--set", change))
-    return ("cifar100-resnet18", "--gpus", "2", "--max-restarts", "0", *settings)
+    return ("cifar100-resnet18", *DIRECT, "--gpus", "2", "--max-restarts", "0", *settings)
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:
@@ -76,7 +84,18 @@ def assert_stopped(run: Launched, output: str) -> None:
     assert f"stopped after step {outcome['step']}" in output
 
 
-@pytest.mark.fault("F5", "F6", "F37")
+def assert_failed(run: Launched, output: str, cause: str, arguments: tuple[str, ...]) -> None:
+    """With the cause in the outcome and on the failure page, and with the command that resumes the run."""
+    outcome = json.loads(run.run.outcome.read_text())
+    assert (outcome["state"], outcome["resumable"]) == ("failed", True)
+    assert cause in outcome["cause"]
+    last_lines = output.splitlines()[-7:]
+    assert any(line.startswith("run failed at") and cause in line for line in last_lines)
+    assert "no attempt follows attempt 1: 0 restarts" in output
+    assert last_lines[-1] == f"  fmfsd-launch {shlex.join(arguments)} --run-dir run"
+
+
+@pytest.mark.fault("F1", "F5", "F6", "F37")
 @pytest.mark.parametrize(
     ("victim", "number"),
     [pytest.param(victim, number, id=f"{victim}-{number.name}") for victim in EXPECTED for number in EXPECTED[victim]],
@@ -84,20 +103,28 @@ def assert_stopped(run: Launched, output: str) -> None:
 def test_a_signal_ends_the_run_as_documented_and_leaves_no_process(
     victim: str, number: signal.Signals, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
+    if victim == "starter":
+        arguments = (*arguments, "--starter", "torchrun")
     with launched(tmp_path, "run", arguments) as run:
         run.wait_for_step(1, ranks=2)
         everything = run.everything()
-        assert len(everything) == 4
+        assert len(everything) == (4 if victim == "starter" else 3)
         if (victim, number) == ("launcher", INT):  # the first interrupt would have ended the run before the second
             for rank in (0, 1):
                 run.worker(rank).suspend()
         send(CHOOSE[victim](run), number)
+        sent = time.monotonic()
         code, output = run.end()
         wait_until(lambda: not any(map(is_alive, everything)), "the end of every process", deadline_s=GONE_WITHIN_S)
+    assert time.monotonic() - sent < ENDED_WITHIN_S
     assert code == EXPECTED[victim][number], output
     assert run.run.last_attempt() == 1
     if code == STOPPED:
         assert_stopped(run, output)
+    if code == FAILED:
+        assert_failed(run, output, CAUSES[victim], arguments)
+    if code == INTERRUPTED:
+        assert json.loads(run.run.outcome.read_text()) == {"state": "interrupted", "attempt": 1, "resumable": True}
 
 
 @pytest.mark.fault("F38")
@@ -130,10 +157,3 @@ def test_a_run_is_stopped_from_outside(arguments: tuple[str, ...], tmp_path: Pat
     assert again.returncode == 3
     assert f"no launch is at work there; the last was process {run.process.pid} on " in again.stderr
     assert not run.run.stop_request.exists()
-
-
-def test_a_folder_that_is_no_run_can_not_be_stopped(tmp_path: Path) -> None:
-    for name in (".", "missing"):
-        stop = run_command("fmfsd-launch", "stop", name, "--wait", cwd=tmp_path)
-        assert (stop.returncode, "no run directory" in stop.stderr) == (3, True)
-    assert not list(tmp_path.iterdir())

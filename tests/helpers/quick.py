@@ -1,0 +1,58 @@
+"""Which tests are quick: those of two folders that start no process, which is enforced while they run."""
+
+import multiprocessing.process
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from fmfsd.native import COMPILER
+
+FOLDERS = ("fmfsd", "launcher")
+PROCESSES = "processes"
+"""The fixture that a test of these folders requests to start processes, which makes it one that is not quick."""
+
+_EVENTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system")
+_refused: list[str] | None = None
+"""What was refused since the start of a quick test; None while no quick test runs."""
+
+
+def is_quick(item: pytest.Item) -> bool:
+    return item.path.parent.name in FOLDERS and PROCESSES not in getattr(item, "fixturenames", ())
+
+
+@contextmanager
+def refused_processes() -> Iterator[list[str]]:
+    """Refuse every start of a process but the compiler's, which compiles a CPU kernel once a session.
+
+    The list names what was refused, also where the code under test caught the error.
+    """
+    global _refused
+    start = multiprocessing.process.BaseProcess.start
+    _refused = []
+    multiprocessing.process.BaseProcess.start = _refuse_worker  # type: ignore[method-assign]
+    try:
+        yield _refused
+    finally:
+        multiprocessing.process.BaseProcess.start = start  # type: ignore[method-assign]
+        _refused = None
+
+
+def _refuse_worker(process: multiprocessing.process.BaseProcess) -> None:
+    _refuse(f"multiprocessing: {process.name}")
+
+
+def _refuse(what: str) -> None:
+    if _refused is not None:
+        _refused.append(what)
+        raise RuntimeError(f"a quick test must not start a process ({what}): request the fixture `{PROCESSES}`")
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _refused is not None and event in _EVENTS and arguments[:1] != (COMPILER,):
+        _refuse(f"{event}: {arguments[:2]}")
+
+
+sys.addaudithook(_audit)
