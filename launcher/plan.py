@@ -56,7 +56,7 @@ class NodePlan:
 
     def commands(self) -> list[str]:
         """Each command that its agent starts, as a person would type it; secrets are masked."""
-        environments = [{**self.env, **own} for own in self.workers] or [self.env]
+        environments = [{**self.env, **own} for own in self.workers or ({},)]
         return [_typed(self.argv, env) for env in environments]
 
 

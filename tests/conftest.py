@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
-from tests.helpers.leaks import TEST_ID, Surroundings, leaks_since
+from tests.helpers.leaks import TEST_ID, leaks_since, running_processes, surroundings
 from tests.helpers.official import write_official
 from tests.helpers.quick import is_quick, refused_processes
 
@@ -51,9 +51,9 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: st
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(own_temporary_folder: None) -> Iterator[None]:
-    before = Surroundings.now()
+    before = surroundings()
     yield
-    left = leaks_since(before)
+    left = leaks_since(before, surroundings)
     assert not left, "the test left behind:\n" + "\n".join(left)
 
 
@@ -63,13 +63,16 @@ def processes() -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator[None]:
-    if not is_quick(request.node):
+def no_process_is_left(request: pytest.FixtureRequest, own_temporary_folder: None) -> Iterator[None]:
+    """Quick tests start none at all."""
+    if is_quick(request.node):
+        with refused_processes() as left:
+            yield
+    else:
+        before = running_processes()
         yield
-        return
-    with refused_processes() as refused:
-        yield
-    assert not refused, refused
+        left = leaks_since(before, running_processes)
+    assert not left, "started and not ended:\n" + "\n".join(left)
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -112,7 +112,7 @@ GUARDS = (
         "fmfsd/data/mixing.py",
         "(each.unsqueeze(1) == classes).to(share_B.dtype)",
         "torch.nn.functional.one_hot(each, num_classes).to(share_B.dtype)",
-        "tests/fmfsd/test_compiled.py::test_the_host_waits_for_no_value_in_a_step[recipe1]",
+        "tests/training/test_compiled.py::test_the_host_waits_for_no_value_in_a_step[recipe1]",
     ),
     Guard(
         "a checkpoint's sums",

@@ -57,6 +57,7 @@ def test_a_kernel_that_refuses_is_told_of_and_ends_nothing(caplog: pytest.LogCap
     assert "not kept on cores 9999: Invalid argument" in caplog.text
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("local_rank", [0, 1])
 def test_a_worker_and_all_its_threads_stay_on_its_share(local_rank: int, tiny_root: Path, tmp_path: Path) -> None:
     """Also those that libraries start when they are imported. The other worker, for which it waits, never comes."""

@@ -150,6 +150,7 @@ def test_run_names_are_plain() -> None:
     assert config_name("smoke") == "smoke"
 
 
+@pytest.mark.usefixtures("processes")
 def test_configs_need_no_torch() -> None:
     code = "import fmfsd, sys; fmfsd.load_config('smoke'); assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.processes import run_command
 from tests.helpers.runs import make_run, tiny_config
+
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @needs_deepspeed

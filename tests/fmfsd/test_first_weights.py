@@ -161,6 +161,7 @@ def test_the_path_is_made_absolute() -> None:
     assert load_config("smoke", ["train.init_from=runs/a"]).train.init_from == str(Path("runs/a").absolute())
 
 
+@pytest.mark.usefixtures("processes")
 def test_looking_for_first_weights_needs_no_torch() -> None:
     code = "import fmfsd.origin, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

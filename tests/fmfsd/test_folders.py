@@ -174,6 +174,7 @@ def test_what_a_folder_set_needs_in_a_config_is_told(changes: tuple[str, ...], e
         config(tmp_path, *changes)
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_command_prepares_folders_and_says_what_it_needs(source: Path, tmp_path: Path) -> None:
     command = ("data", "prepare", "folder", "--out", str(tmp_path), "--size", "64", "--shards", "4")
     lacking = run_command("fmfsd", *command, cwd=tmp_path)
@@ -202,6 +203,7 @@ def test_large_images_are_seen_whole_in_parts_and_in_the_centre(source: Path, tm
     assert torch.equal(shown, normalise(centre))
 
 
+@pytest.mark.usefixtures("processes")
 def test_workers_train_on_folders_like_one(source: Path, tmp_path: Path) -> None:
     make(tmp_path, source)
     found = []
@@ -213,6 +215,7 @@ def test_workers_train_on_folders_like_one(source: Path, tmp_path: Path) -> None
     assert_records_agree(*found, tolerance=1e-9)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_network_for_224_pixels_trains(source: Path, tmp_path: Path) -> None:
     make(tmp_path, source, size=224)
     large = ("data.size=224", "data.resized_crop=true", "data.crop_padding=0", "train.max_steps=2")

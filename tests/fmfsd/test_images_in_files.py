@@ -83,6 +83,7 @@ def test_evaluation_sees_the_same_in_the_same_order(index: SetIndex) -> None:
             assert all(map(torch.equal, held.at(number), read.at(number)))
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_run_is_bit_for_bit_the_same_and_may_change_between_the_two(tiny_root: Path, tmp_path: Path) -> None:
     """Two workers, stopped in the middle of an epoch; the pictures of the attention are the same too."""
     small = ("data.shards=16", "train.batch=32", "train.micro_batch=16", "train.max_steps=9", "data.mixup=0.2")

@@ -39,6 +39,7 @@ def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
     assert {path.suffix for path in empty_cache.iterdir()} == {".so"}, "nothing beside them"
 
 
+@pytest.mark.usefixtures("processes")
 def test_without_a_compiler_there_is_none(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "COMPILER", "no-such-compiler")
     assert native.library("sums") is None

@@ -103,6 +103,7 @@ def _prepare_in_process(root: Path, source: Path) -> None:
     make(root, source=source)
 
 
+@pytest.mark.usefixtures("processes")
 def test_many_processes_at_once_prepare_one_set(source: Path, tmp_path: Path) -> None:
     started = [processes.Process(target=_prepare_in_process, args=(tmp_path, source)) for _ in range(4)]
     for process in started:
@@ -114,6 +115,7 @@ def test_many_processes_at_once_prepare_one_set(source: Path, tmp_path: Path) ->
     verify_sets(tmp_path)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_killed_preparation_leaves_no_set_and_does_not_stand_in_the_way(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fmfsd", "data", "prepare", "synthetic10", "--out", str(tmp_path)]
     process = subprocess.Popen(command)

@@ -163,6 +163,7 @@ def test_the_cache_is_where_the_user_has_caches(monkeypatch: pytest.MonkeyPatch)
     assert cache_folder({}) == cache_folder({"XDG_CACHE_HOME": "here"}) == Path("/home/me/.cache/fmfsd/probe")
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_second_probe_of_the_same_needs_no_torch(tmp_path: Path) -> None:
     arguments = ("probe", "smoke", "--set", "train.batch=64", "--workers", "2")
     caches = {"XDG_CACHE_HOME": str(tmp_path / "caches")}

@@ -135,6 +135,7 @@ def test_a_part_is_the_first_of_ten_tries_that_fits() -> None:
     assert (areas.min(), areas.max()) == (pytest.approx(0.08, abs=0.01), 1.0)
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_whole_recipe_trains_the_same_on_two_workers_and_goes_on_in_the_middle_of_an_epoch(
     tiny_root: Path, tmp_path: Path
 ) -> None:

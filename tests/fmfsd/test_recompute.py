@@ -23,6 +23,7 @@ from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config,
 from tests.helpers.workers import run_workers
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_weights_statistics_and_momenta_are_the_same_to_the_last_bit(
     workers: int, tiny_root: Path, tmp_path: Path
@@ -45,6 +46,7 @@ def calls_of_a_step(comms: Comms, folder: Path) -> int:
         return comms.activity.calls - before
 
 
+@pytest.mark.usefixtures("processes")
 def test_workers_ask_one_another_once(tiny_root: Path, tmp_path: Path) -> None:
     """A second pass of batch norm over workers has the statistics of the first."""
     runs = [

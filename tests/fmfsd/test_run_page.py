@@ -190,6 +190,7 @@ def test_pages_of_a_hundred_runs_and_of_a_thousand_trials_are_ready_soon_and_sma
     assert max(map(len, pages)) < 3_000_000
 
 
+@pytest.mark.usefixtures("processes")
 def test_it_needs_no_torch(run: RunDir) -> None:
     program = "import sys; sys.modules['torch'] = None; from fmfsd.cli import app; app(['report', sys.argv[1]])"
     done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True)

@@ -40,6 +40,7 @@ def train_with_a_clock(comms: Comms, folder: Path) -> str:
     return state
 
 
+@pytest.mark.usefixtures("processes")
 def test_all_workers_save_when_rank_0s_clock_says_so(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
     assert run_workers(train_with_a_clock, 2, run.path) == ["finished"] * 2
@@ -83,6 +84,7 @@ def spoil_and_save(comms: Comms, folder: Path) -> str:
     return "saved"
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.fault("F46")
 def test_workers_whose_weights_differ_in_a_bit_do_not_save(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
@@ -100,6 +102,7 @@ def compare_with_rank_0(comms: Comms, root: Path) -> str:
     return "alike"
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.fault("F45")
 def test_workers_with_another_config_than_rank_0_are_found_before_the_first_step(tiny_root: Path) -> None:
     one, other = run_workers(compare_with_rank_0, 2, tiny_root)

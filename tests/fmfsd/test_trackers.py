@@ -151,6 +151,7 @@ def test_a_full_disk_is_a_warning(run: RunDir, monkeypatch: pytest.MonkeyPatch) 
     assert told == ["tracker tensorboard shows no more: [Errno 28] No space left on device"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_wandb_that_is_not_installed_is_a_warning(
     run: RunDir, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_wandb_that_is_not_installed_is_a_warning(
     assert told == ["tracker wandb shows no more: No module named wandb"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_wandb_has_the_very_values_offline(run: RunDir, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And all of them after a part was done again, under the same id."""
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -174,6 +176,7 @@ def test_wandb_has_the_very_values_offline(run: RunDir, tiny_root: Path, monkeyp
     assert {path.stem for path in run.wandb_id.parent.glob("offline-run-*/*.wandb")} == {f"run-{known_as}"}
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("answers", ["refuses", "is silent"])
 def test_wandb_without_its_server_is_left_after_its_time(
     answers: str, run: RunDir, tiny_root: Path, silent_server: str, short_closing: None, monkeypatch: pytest.MonkeyPatch

@@ -4,8 +4,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
@@ -21,41 +20,35 @@ _OF_WANDB = ("wandb-media", "wandb-artifacts")
 """Made where it is imported, as timm does, and left by processes that end at once."""
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """Everything around a test that it could change and not put back."""
-
-    processes: frozenset[str]
-    listeners: frozenset[str]
-    threads: frozenset[str]
-    files: frozenset[str]
-    variables: frozenset[tuple[str, str]]
-
-    @classmethod
-    def now(cls) -> "Surroundings":
-        return cls(_processes(), _listeners(), _threads(), _files(), _variables())
-
-    def left_since(self, before: "Surroundings") -> list[str]:
-        """What is there now and was not before, or the other way round for variables."""
-        return [
-            *(f"process {each}" for each in self.processes - before.processes),
-            *(f"listener {each}" for each in self.listeners - before.listeners),
-            *(f"thread {each}" for each in self.threads - before.threads),
-            *(f"file {each}" for each in self.files - before.files),
-            *(f"variable {name}" for name, _ in self.variables ^ before.variables),
-        ]
+Snapshot = Mapping[str, frozenset[str]]
+"""What is there, by kind."""
 
 
-def leaks_since(before: Surroundings) -> list[str]:
-    """What a test left, after giving processes a moment to end."""
+def surroundings() -> Snapshot:
+    """All that a test could change within its own process and not put back."""
+    return {"listener": _listeners(), "thread": _threads(), "file": _files(), "variable": _variables()}
+
+
+def running_processes() -> Snapshot:
+    """Our descendants and every process with our test id, without Python's own helpers."""
+    return {"process": _processes()}
+
+
+def leaks_since(before: Snapshot, take: Callable[[], Snapshot]) -> list[str]:
+    """What `take` finds in addition to `before`, after it has had a moment to end."""
     deadline = time.monotonic() + SETTLE_S
-    while (left := Surroundings.now().left_since(before)) and time.monotonic() < deadline:
+    while (left := _added(before, take())) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
+def _added(before: Snapshot, now: Snapshot) -> list[str]:
+    """A variable that is gone or changed counts too."""
+    found = {kind: now[kind] ^ before[kind] if kind == "variable" else now[kind] - before[kind] for kind in now}
+    return [f"{kind} {each}" for kind, added in found.items() for each in sorted(added)]
+
+
 def _processes() -> frozenset[str]:
-    """Our descendants and every process with our test id, without Python's own helpers."""
     helpers = {os.getpid(), *(vars(server).get(name) for server in _HELPERS for name in ("_forkserver_pid", "_pid"))}
     mark = f"{TEST_ID}={os.environ[TEST_ID]}".encode()
     ours = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -107,7 +100,7 @@ def _below(folder: str) -> Iterator[str]:
         yield from (f"{path}/{name}" for name in (*folders, *files))
 
 
-def _variables() -> frozenset[tuple[str, str]]:
+def _variables() -> frozenset[str]:
     """Without the one that pytest and the one that torch, when it first makes an optimizer, set by themselves."""
     ignored = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
-    return frozenset((name, value) for name, value in os.environ.items() if name not in ignored)
+    return frozenset(f"{name}={value}" for name, value in os.environ.items() if name not in ignored)

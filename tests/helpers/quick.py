@@ -1,10 +1,11 @@
 """Which tests are quick: those of two folders that start no process, which is enforced while they run."""
 
-import multiprocessing.process
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -30,17 +31,15 @@ def refused_processes() -> Iterator[list[str]]:
     The list names what was refused, also where the code under test caught the error.
     """
     global _refused
-    start = multiprocessing.process.BaseProcess.start
     _refused = []
-    multiprocessing.process.BaseProcess.start = _refuse_worker  # type: ignore[method-assign]
     try:
-        yield _refused
+        with patch.object(BaseProcess, "start", _refuse_worker):
+            yield _refused
     finally:
-        multiprocessing.process.BaseProcess.start = start  # type: ignore[method-assign]
         _refused = None
 
 
-def _refuse_worker(process: multiprocessing.process.BaseProcess) -> None:
+def _refuse_worker(process: BaseProcess) -> None:
     _refuse(f"multiprocessing: {process.name}")
 
 

@@ -68,6 +68,7 @@ def test_acommit_of_is_found_however_git_keeps_it(tmp_path: Path) -> None:
     assert commit_of(tmp_path) == "dddd"
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_commit_of_a_worktree_is_found(tmp_path: Path) -> None:
     for words in (
         ("init", "-q", "whole"),
@@ -137,6 +138,7 @@ def test_other_software_than_before_is_told() -> None:
     assert software_changes(now, now) == []
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.fault("F34")
 def test_a_run_directory_on_a_disk_that_can_only_be_read_is_refused(prepared: Path, tmp_path: Path) -> None:
     """A real one, in a mount namespace of the test's own."""

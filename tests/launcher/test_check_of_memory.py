@@ -105,6 +105,7 @@ def test_batches_that_are_too_small_for_so_many_gpus_are_told(
     assert told == [] if expected is None else expected in told[0]
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_real_probe_is_asked_once_and_its_figures_refuse_what_is_too_small(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,12 +127,14 @@ def test_a_probe_is_not_asked_what_the_check_knows_to_be_wrong(prepared: Path) -
     assert costs_of(tiny_config(prepared), ["nonsense"], workers=3, environment=os.environ) == Costs()
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_the_probe_refuses_is_refused(prepared: Path) -> None:
     refused = costs_of(tiny_config(prepared, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
     code, text = problems(tiny_config(prepared), costs=refused)
     assert (code, "no preset is called 'nonsense'" in text) == (2, True)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_torch_that_does_not_load_leaves_the_check_with_a_warning(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "torch.py").write_text("raise OSError('libcudart.so.99: cannot open shared object file')")
@@ -144,6 +147,7 @@ def test_a_torch_that_does_not_load_leaves_the_check_with_a_warning(tmp_path: Pa
     assert "libcudart.so.99" in answer.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_probe_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, prepared: Path) -> None:
     monkeypatch.setattr(costs_module, "ANSWER_S", 0.01)
     found = costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ)
@@ -182,6 +186,7 @@ def test_images_in_files_are_named_as_a_way_out(prepared: Path) -> None:
     assert "or data.images_in files or train.micro_batch" in problems(tiny_config(prepared), TWO, site, costs=LARGE)[1]
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_check_says_in_a_line_that_images_stay_in_their_files(prepared: Path) -> None:
     words = ("--set", "data.name=cifar10", "--set", f"data.root={prepared}", "--set", "data.images_in=files", "--check")
     answer = run_command("fmfsd-launch", "cifar100-resnet8", *words, cwd=prepared)

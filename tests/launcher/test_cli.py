@@ -17,6 +17,8 @@ from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 FORBIDDEN = ("torch", "ray", "deepspeed", "numpy")
 
 

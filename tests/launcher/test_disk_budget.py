@@ -222,6 +222,7 @@ def test_what_a_link_leads_to_stays(at: str, sweep: MadeSweep, tmp_path: Path) -
     assert list(elsewhere.rglob("model.safetensors"))
 
 
+@pytest.mark.usefixtures("processes")
 @needs_unshare
 def test_on_a_disk_that_is_full_to_the_last_byte_room_is_made_all_the_same(tmp_path: Path) -> None:
     """There is no room for the fact before something has gone; and what could not be written leaves no torn line."""

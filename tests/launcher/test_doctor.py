@@ -15,6 +15,8 @@ from launcher.site import Site
 from tests.helpers.processes import command
 from tests.helpers.sites import near_site
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 needs_unshare = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
 )

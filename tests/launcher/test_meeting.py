@@ -20,6 +20,8 @@ from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import PRELUDE, meanwhile
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 FAR = (*AGENT, "--deadline", "60")
 HAS_A_NETWORK = any(not address.startswith("127.") for address in node.interface_addresses().values())
 WRITES_WHAT_IT_WAS_GIVEN = """

@@ -153,6 +153,7 @@ def test_a_hundred_trials_are_written_with_less_than_a_tenth_of_a_second_of_work
     assert time.process_time() - start < 0.1
 
 
+@pytest.mark.usefixtures("processes")
 def test_results_are_imported_without_what_only_a_search_needs() -> None:
     code = "import sys, launcher.tune.results; print({'torch', 'ray', 'optuna'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"

@@ -65,6 +65,7 @@ def searched(
     return ledger, again
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("under_way", [1, 3])
 @pytest.mark.parametrize("search", [name for name in SEARCHES if name != "grid"])
 def test_a_search_goes_on_as_if_it_had_not_been_interrupted(search: str, under_way: int) -> None:
@@ -219,6 +220,7 @@ def test_grids_alone_are_gone_through_and_anything_else_is_learnt() -> None:
     assert default_search(Space("smoke", 9, (SEEDS, TAPS))) == "tpe"
 
 
+@pytest.mark.usefixtures("processes")
 def test_chance_and_grids_need_no_optuna() -> None:
     code = (
         "import sys; from launcher.config import TuneOptions; from launcher.shipped import find_space;"

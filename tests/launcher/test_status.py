@@ -171,6 +171,7 @@ def test_a_job_that_waits_is_queued_with_slurms_words(run: RunDir, cluster: Call
     assert Status.of(run).state == "finished"
 
 
+@pytest.mark.usefixtures("processes")
 def test_where_slurm_does_not_answer_the_rest_is_shown(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     write_json(run.jobs, {"jobs": [{"id": "7"}]})
@@ -282,6 +283,7 @@ def test_a_stop_elsewhere_is_waited_for_until_another_launch_may_begin(run: RunD
     assert said == ["ended: stopped"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_task_that_slurm_has_forgotten_is_no_trouble(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

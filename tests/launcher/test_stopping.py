@@ -28,6 +28,8 @@ from tests.helpers.stand_ins import (
     starter,
 )
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 def asked() -> Requests:
     """To stop, before anything was started."""

@@ -26,6 +26,8 @@ from launcher.symbols import ATTEMPT
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, carry_out, meanwhile, plan, starter
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 def test_a_run_that_says_finished_is_finished(run: RunDir) -> None:
     attempt = carry_out(run, "outcome('finished')", "pass")

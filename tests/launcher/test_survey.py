@@ -23,6 +23,8 @@ from launcher.survey import Survey, ask, survey
 from tests.helpers.processes import launched, wait_until
 from tests.helpers.sites import NearSite, hiding, near_site, with_code_of
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 def surveyed(site: NearSite, tmp_path: Path, index: Path | None = None) -> Survey:
     return survey(site, os.environ, run=tmp_path / "runs" / "one", cwd=str(tmp_path), index=index)

@@ -8,6 +8,8 @@ import pytest
 from tests.helpers.processes import run_command
 from tests.helpers.searches import arguments, tune
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 
 def refused(folder: Path, *words: str) -> tuple[int, list[str]]:
     answer = tune(*words, cwd=folder)
