@@ -71,7 +71,7 @@ class Terminated:
 
 @pytest.fixture(scope="module")
 def terminated(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Terminated:
-    folder = tmp_path_factory.mktemp("terminated")
+    folder, arguments = tmp_path_factory.mktemp("terminated"), (*arguments, "--starter", "torchrun")
     with launched(folder, "run", arguments) as run:
         run.wait_for_step(2, ranks=2)
         processes = [psutil.Process(run.process.pid), *run.everything()]
