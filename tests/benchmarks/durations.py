@@ -7,12 +7,12 @@ fewer than the wall seconds, a test waits, and another can compute meanwhile. Th
 those of the fixtures it requests.
 """
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -30,7 +30,7 @@ class Cost:
 
     @classmethod
     def now(cls) -> "Cost":
-        return cls(time.monotonic(), _cpu_seconds())
+        return cls(monotonic(), _cpu_seconds())
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.wall + other.wall, self.cpu + other.cpu)
