@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import compiler
 from deepspeed.utils import logger, safe_get_full_grad
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.config.deepspeed import deepspeed_config
 from fmfsd.distill import LossTerms, SelfDistillLoss
 from fmfsd.engine.base import EngineState
-from fmfsd.engine.extension import compile_nothing, say_less
+from fmfsd.engine.extension import compile_nothing, import_muon, say_less
 from fmfsd.engine.kept import give_back, kept_by
 from fmfsd.engine.trained import TrainedNetwork, sum_of_bits
 from fmfsd.engine.training_pass import TrainingPass
@@ -44,6 +45,7 @@ class DeepSpeedEngine(TrainedNetwork):
         self.network.to(memory_format=torch.contiguous_format)  # DeepSpeed spreads no weights that are laid out else
         _be_a_group(device)
         compile_nothing(deepspeed.ops)
+        import_muon(compiler)
         say_less(logger)
         self._stage = config.engine.zero_stage
         self._copy = copy.deepcopy(self.network) if self._stage == 3 and self.average is None else None

@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from importlib import import_module
 from types import ModuleType
 
 
@@ -13,6 +14,21 @@ def compile_nothing(ops: ModuleType) -> None:
     training calls. To find its own answer it tries a compiler for every extension.
     """
     vars(ops)["__compatible_ops__"] = defaultdict(bool)
+
+
+def import_muon(compiler: ModuleType) -> None:
+    """Import Muon, an optimizer that no config of ours can name, without compiling its kernels.
+
+    Every start with ZeRO imports it, to see that the optimizer is another one (DeepSpeed 0.19, runtime/zero/utils.py,
+    `is_zero_supported_optimizer`). Its decorators from `deepspeed.runtime.compiler` then load torch's inductor, which
+    takes 1.9 s of each worker.
+    """
+    decorator = compiler.compile
+    vars(compiler)["compile"] = lambda: lambda function: function
+    try:
+        import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        vars(compiler)["compile"] = decorator
 
 
 def say_less(logger: logging.Logger) -> None:

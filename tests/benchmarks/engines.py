@@ -30,6 +30,8 @@ from tests.helpers.workers import run_workers
 
 ENGINES = {"DDP": TORCH, **{f"DeepSpeed, ZeRO {stage}": engine for stage, engine in enumerate(STAGES)}}
 WORKERS = (1, 2)
+SIZES = ("data.shards=16", "train.batch=32")
+"""Of the runs whose losses are compared."""
 WARM_UP_STEPS = 2
 MiB = 2**20
 
@@ -94,7 +96,10 @@ def spreads(asked: argparse.Namespace) -> None:
     rows: list[Sequence[object]] = []
     with tempfile.TemporaryDirectory() as root:
         prepare(_spread_config(asked, root).data, source=None, fetch=False, report=lambda what, done, total: None)
-        for title, optim in (("SGD", SGD), ("AdamW, average, accumulation, clipping", ADAMW)):
+        for title, optim in (
+            ("SGD", SGD),
+            ("AdamW, average, accumulation, clipping", (*ADAMW, "train.micro_batch=16")),
+        ):
             rows += _differences(asked, Path(root), title, optim)
     print_table(["optimizer", "engine", "largest difference, first 5", f"of {asked.steps}", "over the spread"], rows)
 
@@ -116,7 +121,7 @@ def _differences(asked: argparse.Namespace, root: Path, title: str, optim: tuple
 
 
 def _spread_config(asked: argparse.Namespace, root: str, *changes: str) -> TrainConfig:
-    fixed = ("data.name=synthetic10", f"data.root={root}", *SMALL, f"train.max_steps={asked.steps}")
+    fixed = ("data.name=synthetic10", f"data.root={root}", *SMALL, *SIZES, f"train.max_steps={asked.steps}")
     return load_config("smoke", [*fixed, f"model.backbone={asked.backbone}", *changes])
 
 

@@ -1,8 +1,10 @@
 """DeepSpeed's engine trains as PyTorch's does at every ZeRO stage, and what one has saved the other goes on with."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,12 +22,44 @@ from tests.helpers.workers import run_workers
 pytestmark = needs_deepspeed
 
 STEPS = 10
-SMALL = ("data.shards=16", "train.batch=32", "train.epochs=10", "optim.milestones=[6 epochs]", "train.log_every=1 step")
-"""Eight steps an epoch."""
+SMALL = (
+    *("data.shards=4", "train.batch=16", "train.epochs=10", "optim.milestones=[6 epochs]"),
+    *("train.log_every=1 step", "train.evaluate_every=8 steps"),
+)
+"""Sixteen steps an epoch."""
 SGD = ("optim.lr=0.01", "optim.weight_decay=5e-4")
-ADAMW = ("optim.name=adamw", "optim.lr=1e-3", "train.ema=0.9", "train.micro_batch=16", "optim.clip_norm=5")
+ADAMW = ("optim.name=adamw", "optim.lr=1e-3", "train.ema=0.9", "train.micro_batch=8", "optim.clip_norm=5")
+ONE_BRANCH = ("model.branches=[stage2]",)
+"""Where the engines have been compared with all branches already."""
+BF16 = ("train.precision=bf16", "train.channels_last=true")
 TORCH = ("engine.name=torch",)
 STAGES = [("engine.name=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train: at a ZeRO stage, with changes for PyTorch's engine too, and with changes for DeepSpeed only."""
+
+    stage: int
+    changes: tuple[str, ...] = ()
+    deepspeed_changes: tuple[str, ...] = ()
+    workers: int = 2
+
+    @property
+    def expected_run(self) -> str:
+        """The name of the run of PyTorch's engine, which several ways share."""
+        return f"torch, {self.workers} workers, {' '.join(self.changes)}"
+
+
+WAYS = {
+    "offloaded": Way(2, deepspeed_changes=("engine.offload=true",)),
+    "offloaded, alone": Way(3, deepspeed_changes=("engine.offload=true",), workers=1),
+    "bf16 at 0": Way(0, BF16),
+    "bf16 at 1": Way(1, BF16),
+    "bf16 at 3": Way(3, BF16),
+    "statistics of each worker": Way(1, ("model.sync_bn=false",)),
+    "recompute": Way(2, deepspeed_changes=("train.recompute=all",)),
+}
 
 
 def trained(comms: Comms, runs: Sequence[Path], nudged: Sequence[Path] = ()) -> None:
@@ -70,34 +104,24 @@ def test_every_stage_trains_as_pytorch_does(optim: tuple[str, ...], tiny_root: P
         assert difference.max() <= 3 * spread, (stage, difference.max(), spread)
 
 
-@pytest.mark.parametrize(
-    ("changes", "workers"),
-    [
-        ((*STAGES[2], "engine.offload=true"), 2),
-        ((*STAGES[3], "engine.offload=true"), 1),
-        *(((*STAGES[stage], "train.precision=bf16", "train.channels_last=true"), 2) for stage in (0, 1, 3)),
-        ((*STAGES[1], "model.sync_bn=false"), 2),
-        ((*STAGES[2], "train.recompute=all"), 2),
-    ],
-    ids=[
-        "offloaded",
-        "offloaded, alone",
-        "bf16 at 0",
-        "bf16 at 1",
-        "bf16 at 3",
-        "statistics of each worker",
-        "recompute",
-    ],
-)
-def test_other_ways_to_train_are_as_pytorchs_too(
-    changes: tuple[str, ...], workers: int, tiny_root: Path, tmp_path: Path
-) -> None:
-    one, other = (tmp_path / name for name in ("torch", "deepspeed"))
-    settings = (*SMALL, *ADAMW, "train.max_steps=5", "train.evaluate_every=5 steps", *changes)
-    make_run(one, tiny_config(tiny_root, *settings, *TORCH))
-    make_run(other, tiny_config(tiny_root, *settings))
-    run_workers(trained, workers, [one, other])
-    assert losses(other) == pytest.approx(losses(one), rel=1e-3 if "train.precision=bf16" in changes else 1e-5)
+@pytest.fixture(scope="module")
+def ways(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of all ways, each trained once."""
+    folder = tmp_path_factory.mktemp("ways")
+    for workers in (1, 2):
+        these = {name: way for name, way in WAYS.items() if way.workers == workers}
+        runs = {way.expected_run: (*way.changes, *TORCH) for way in these.values()}
+        runs |= {name: (*way.changes, *STAGES[way.stage], *way.deepspeed_changes) for name, way in these.items()}
+        for name, changes in runs.items():
+            make_run(folder / name, tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *ADAMW, "train.max_steps=5", *changes))
+        run_workers(trained, workers, [folder / name for name in runs])
+    return folder
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_other_ways_to_train_are_as_pytorchs_too(name: str, ways: Path) -> None:
+    one, other = ways / WAYS[name].expected_run, ways / name
+    assert losses(other) == pytest.approx(losses(one), rel=1e-3 if WAYS[name].changes == BF16 else 1e-5)
     evaluated, expected = ({k: v for k, v in records(RunDir(run))[-1].items() if "loss" in k} for run in (other, one))
     assert evaluated == pytest.approx(expected, rel=1e-3)
 
@@ -119,11 +143,12 @@ def test_a_run_goes_on_by_another_engine_stage_and_number_of_workers(
 ) -> None:
     """In the midst of epochs; each part has two steps."""
     parts = [(TORCH, 2), (STAGES[1], 2), (STAGES[2], 1), (STAGES[3], 2), (STAGES[0], 2), (STAGES[3], 1), (TORCH, 1)]
-    at_once = make_run(tmp_path / "at once", tiny_config(tiny_root, *SMALL, *optim, "train.max_steps=14"))
+    at_once = make_run(tmp_path / "at once", tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *optim, "train.max_steps=14"))
     run_workers(trained, 2, [at_once.path])
     run = make_run(tmp_path / "in parts", tiny_config(tiny_root))
     for number, (engine, workers) in enumerate(parts, 1):
-        go_on(run.path, tiny_config(tiny_root, *SMALL, *optim, *engine, f"train.max_steps={2 * number}"), workers)
+        changes = (*SMALL, *ONE_BRANCH, *optim, *engine, f"train.max_steps={2 * number}")
+        go_on(run.path, tiny_config(tiny_root, *changes), workers)
     assert losses(run.path) == pytest.approx(losses(at_once.path), rel=1e-4)
     one, other = (newest_state(each) for each in (run, at_once))
     assert one.keys() == other.keys()
@@ -131,13 +156,39 @@ def test_a_run_goes_on_by_another_engine_stage_and_number_of_workers(
         assert (value - other[name]).double().norm() <= 3e-2 * other[name].double().norm() + 1e-5, name
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_a_run_that_was_stopped_is_the_same_to_the_last_bit(stage: int, tiny_root: Path, tmp_path: Path) -> None:
-    def config(steps: int) -> TrainConfig:
-        return tiny_config(tiny_root, *SMALL, *ADAMW, *STAGES[stage], f"train.max_steps={steps}")
+@pytest.fixture(scope="module")
+def stopped(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[RunDir, RunDir]]:
+    """At each stage: a run of four steps, and one that other processes have resumed after two."""
 
-    whole, stopped = (make_run(tmp_path / name, config(6)) for name in ("whole", "stopped"))
-    run_workers(trained, 2, [whole.path])
-    for steps in (3, 6):
-        go_on(stopped.path, config(steps), 2)
-    assert newest_weights(whole) == newest_weights(stopped)
+    def config(stage: int, steps: int) -> TrainConfig:
+        return tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *ADAMW, *STAGES[stage], f"train.max_steps={steps}")
+
+    folder = tmp_path_factory.mktemp("stopped")
+    whole = [make_run(folder / f"whole {stage}", config(stage, 4)) for stage in range(4)]
+    parted = [make_run(folder / f"parted {stage}", config(stage, 2)) for stage in range(4)]
+    run_workers(trained, 2, [run.path for run in (*whole, *parted)])
+    for stage, run in enumerate(parted):
+        run.config.write_text(dump_config(config(stage, 4)))
+    run_workers(trained, 2, [run.path for run in parted])
+    return dict(enumerate(zip(whole, parted, strict=True)))
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_run_that_was_stopped_is_the_same_to_the_last_bit(
+    stage: int, stopped: dict[int, tuple[RunDir, RunDir]]
+) -> None:
+    whole, parted = stopped[stage]
+    assert newest_weights(whole) == newest_weights(parted)
+
+
+def imported_modules(comms: Comms, run: Path) -> set[str]:
+    trained(comms, [run])
+    return set(sys.modules)
+
+
+def test_zero_starts_without_torchs_compiler(tiny_root: Path, tmp_path: Path) -> None:
+    """It would take longer than all else at a start; DeepSpeed imports it for kernels of Muon."""
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, *STAGES[3], "train.max_steps=1"))
+    for modules in run_workers(imported_modules, 2, run.path):
+        assert "deepspeed.runtime.zero.muon.original_muon" in modules
+        assert "torch._inductor.compile_fx" not in modules

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,20 @@ import torch
 from torch import nn
 
 from fmfsd.comms import Comms
+from fmfsd.config import TrainConfig, dump_config
+from fmfsd.errors import NonFiniteLossError
 from fmfsd.rundir import RunDir
-from tests.distributed.test_deepspeed import ADAMW, SMALL, STAGES, TORCH, go_on, losses
+from tests.distributed.test_deepspeed import ADAMW, ONE_BRANCH, SMALL, STAGES, TORCH, losses, trained
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config
 from tests.helpers.workers import run_workers
 
 pytestmark = needs_deepspeed
 
-FP16 = ("train.precision=fp16", "train.max_steps=6")
+FP16 = ("train.precision=fp16", "train.batch=8", "train.micro_batch=4", "train.max_steps=6")
+"""Small batches: CPUs take ten times as long for one as in fp32."""
+ENGINES = {"torch": TORCH, **{f"stage {stage}": engine for stage, engine in enumerate(STAGES)}}
+STOPPED = ("torch", "stage 2")
 TOO_LARGE = 2.0**20
 
 
@@ -51,45 +57,63 @@ def scales(run: Path) -> list[float]:
     return [each["loss_scale"] for each in records(RunDir(run)) if each["split"] == "train"]
 
 
-def test_every_stage_leaves_out_the_same_steps(tiny_root: Path, tmp_path: Path) -> None:
-    runs = [tmp_path / name for name in ("torch", "stage 0", "stage 1", "stage 2", "stage 3")]
-    for folder, engine in zip(runs, (TORCH, *STAGES), strict=True):
-        make_run(folder, tiny_config(tiny_root, *SMALL, *ADAMW, *engine, *FP16))
-    expected, *others = run_workers(trained_from, 2, runs, TOO_LARGE)[0]
+def run_config(root: Path, engine: str, *changes: str) -> TrainConfig:
+    return tiny_config(root, *SMALL, *ONE_BRANCH, *ADAMW, *ENGINES[engine], *FP16, *changes)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A run of six steps by each engine with its gradients' norms, and two that were stopped after three."""
+
+    whole: dict[str, RunDir]
+    stopped: dict[str, RunDir]
+    norms: dict[str, list[float]]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("fp16")
+    whole = {name: make_run(folder / name, run_config(tiny_root, name)) for name in ENGINES}
+    half = {name: run_config(tiny_root, name, "train.max_steps=3") for name in STOPPED}
+    stopped = {name: make_run(folder / f"{name}, stopped", config) for name, config in half.items()}
+    every = [run.path for run in (*whole.values(), *stopped.values())]
+    found, _ = run_workers(trained_from, 2, every, TOO_LARGE)
+    for name, run in stopped.items():
+        run.config.write_text(dump_config(run_config(tiny_root, name)))
+    run_workers(trained, 2, [run.path for run in stopped.values()])
+    return Runs(whole, stopped, dict(zip(ENGINES, found, strict=False)))
+
+
+def test_every_stage_leaves_out_the_same_steps(runs: Runs) -> None:
+    expected, one = runs.norms["torch"], runs.whole["torch"].path
     assert [math.isfinite(norm) for norm in expected] == [False, False, True, True, True, True]
-    assert scales(runs[0]) == [TOO_LARGE / 2] + 5 * [TOO_LARGE / 4]
-    for folder, norms in zip(runs[1:], others, strict=True):
-        assert scales(folder) == scales(runs[0])
-        assert norms[2:] == pytest.approx(expected[2:], rel=2e-2)
-        assert losses(folder) == pytest.approx(losses(runs[0]), rel=1e-4)
+    assert scales(one) == [TOO_LARGE / 2] + 5 * [TOO_LARGE / 4]
+    for name, run in runs.whole.items():
+        assert scales(run.path) == scales(one)
+        assert runs.norms[name][2:] == pytest.approx(expected[2:], rel=2e-2)
+        assert losses(run.path) == pytest.approx(losses(one), rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", [TORCH, STAGES[2]], ids=["torch", "stage 2"])
-def test_a_run_that_was_stopped_is_the_same_to_the_last_bit(
-    engine: tuple[str, ...], tiny_root: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_run_that_was_stopped_is_the_same_to_the_last_bit(name: str, runs: Runs) -> None:
     """The scale of the first steps is what the rest has to go on with."""
-    whole, stopped = (
-        make_run(tmp_path / name, tiny_config(tiny_root, *SMALL, *ADAMW, *engine, *FP16, f"train.max_steps={steps}"))
-        for name, steps in (("whole", 6), ("stopped", 3))
-    )
-    run_workers(trained_from, 2, [whole.path, stopped.path], TOO_LARGE)
-    go_on(stopped.path, tiny_config(tiny_root, *SMALL, *ADAMW, *engine, *FP16), 2)
+    whole, stopped = runs.whole[name], runs.stopped[name]
     assert scales(whole.path) == scales(stopped.path)
     assert newest_weights(whole) == newest_weights(stopped)
 
 
 def test_gradients_without_end_are_an_error_and_no_step_that_is_left_out(tiny_root: Path, tmp_path: Path) -> None:
     """Of ZeRO in fp32, which by itself would leave out one step after the other."""
-    for number, engine in enumerate((STAGES[1], STAGES[3])):
-        run = make_run(tmp_path / str(number), tiny_config(tiny_root, *SMALL, *engine, "train.max_steps=2"))
-        with pytest.raises(AssertionError, match="the gradients are not finite"):
-            run_workers(trained_with_infinite_gradients, 2, run.path)
+    runs = [make_run(tmp_path / str(stage), tiny_config(tiny_root, *SMALL, *STAGES[stage])) for stage in (1, 3)]
+    run_workers(refuse_infinite_gradients, 2, [run.path for run in runs])
 
 
-def trained_with_infinite_gradients(comms: Comms, folder: Path) -> None:
-    with closing(make_loop(RunDir(folder), comms)) as loop:
-        loop.resume()
-        weights = next(loop.engine.network.parameters())
-        weights.register_hook(lambda gradient: gradient * torch.inf)
-        loop.run()
+def refuse_infinite_gradients(comms: Comms, runs: Sequence[Path]) -> None:
+    warnings.simplefilter("ignore")  # DeepSpeed's own
+    for folder in runs:
+        with closing(make_loop(RunDir(folder), comms)) as loop:
+            loop.resume()
+            weights = next(loop.engine.network.parameters())
+            weights.register_hook(lambda gradient: gradient * torch.inf)
+            with pytest.raises(NonFiniteLossError, match="the gradients are not finite"):
+                loop.run()

@@ -17,23 +17,23 @@ from tests.helpers.workers import run_workers
 
 LENGTHS = (0, 1, 7, 65_536, 65_537, 300_001)
 """Up to one slot of floats, and beyond one and several."""
+SUMS = [(length, dtype) for dtype in (torch.float32, torch.float64) for length in LENGTHS]
 
 
 def part(rank: int, length: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(length, generator=torch.Generator().manual_seed(100 * rank + length), dtype=dtype)
 
 
-def add_up(comms: Comms, dtype: torch.dtype) -> list[torch.Tensor]:
+def add_up(comms: Comms) -> list[torch.Tensor]:
     assert comms.shares_memory
-    return [comms.sum_(part(comms.rank, length, dtype)) for length in LENGTHS]
+    return [comms.sum_(part(comms.rank, *each)) for each in SUMS]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_all_have_the_sum_of_parts_by_rank_to_the_last_bit(size: int, dtype: torch.dtype) -> None:
+def test_all_have_the_sum_of_parts_by_rank_to_the_last_bit(size: int) -> None:
     """With more workers than cores too."""
-    found = run_workers(add_up, size, dtype)
-    for place, length in enumerate(LENGTHS):
+    found = run_workers(add_up, size)
+    for place, (length, dtype) in enumerate(SUMS):
         expected = part(0, length, dtype)
         for rank in range(1, size):
             expected += part(rank, length, dtype)
@@ -156,11 +156,12 @@ def test_workers_of_several_nodes_share_none() -> None:
     assert run_workers(shares_memory, 2, nodes=2) == [False, False]
 
 
-@pytest.mark.parametrize("changes", [(), ("model.sync_bn=false",), ("train.micro_batch=64",)], ids=str)
+@pytest.mark.parametrize("changes", [(), ("model.sync_bn=false",), ("train.micro_batch=16",)], ids=str)
 def test_two_workers_train_the_same_through_memory_and_over_a_network(
     changes: tuple[str, ...], tiny_root: Path, tmp_path: Path
 ) -> None:
-    config = tiny_config(tiny_root, "train.max_steps=3", "train.log_every=1 step", *changes)
+    sizes = ("data.shards=16", "train.batch=32", "train.max_steps=3")
+    config = tiny_config(tiny_root, *sizes, "train.log_every=1 step", *changes)
     near, far = (make_run(tmp_path / name, config) for name in ("near", "far"))
     run_workers(train_run, 2, near.path)
     run_workers(train_run, 2, far.path, nodes=2)

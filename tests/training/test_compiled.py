@@ -32,14 +32,20 @@ SMALL = ("data.shards=16", "train.batch=32", "train.max_steps=3", "train.evaluat
 PLACEMENT = ("model.branches=[stage2]", "distill.beta=0")
 
 
+def train_in_turn(comms: Comms, stops: dict[Path, int | None]) -> None:
+    """Each of the runs, up to so many steps or to its end."""
+    for folder, stop_after in stops.items():
+        train_run(comms, folder, stop_after)
+
+
 def test_a_compiled_run_is_the_same_to_rounding_and_goes_on_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
     """By inductor, in processes of their own, as it leaves threads and variables."""
     eager, whole, stopped = (
         make_run(tmp_path / name, tiny_config(tiny_root, *SMALL, *PLACEMENT, f"train.compile={compiles}"))
         for name, compiles in (("eager", "false"), ("whole", "true"), ("stopped", "true"))
     )
-    for run, after in ((eager, None), (whole, None), (stopped, 2), (stopped, None)):
-        run_workers(train_run, 1, run.path, after)
+    run_workers(train_in_turn, 1, {eager.path: None, whole.path: None, stopped.path: 2})
+    run_workers(train_run, 1, stopped.path)
     assert_records_agree(records(eager), records(whole), tolerance=1e-4)
     assert newest_weights(whole) == newest_weights(stopped)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fmfsd.comms import SoloComms
+from fmfsd.config import load_config
 from fmfsd.errors import ConfigError, NonFiniteLossError
 from fmfsd.fence import Fence
 from fmfsd.progress import ProgressFile
@@ -17,6 +18,11 @@ from fmfsd.world import World
 from tests.helpers.runs import evaluation, make_loop, make_run, newest_weights, records, tiny_config, train_run
 
 CPU = torch.device("cpu")
+FOUR_STEPS = (
+    *("data.shards=16", "train.batch=16", "train.max_steps=4"),
+    *("train.evaluate_every=2 steps", "checkpoint.every_steps=2"),
+)
+"""Of an eighth of the samples that the four steps of `tiny_config` take."""
 
 
 def train_alone(run: RunDir, *, attempt: int) -> str:
@@ -51,14 +57,20 @@ def test_a_run_leaves_records_checkpoints_progress_and_an_outcome(tiny_root: Pat
 
 
 def test_the_rate_of_each_step_is_scaled_by_the_batch_and_warmed_up(tiny_root: Path, tmp_path: Path) -> None:
-    changes = ("optim.base_batch=64", "optim.warmup=2 steps", "optim.milestones=[3 steps]", "checkpoint.keep=9")
+    changes = (
+        *FOUR_STEPS,
+        "optim.base_batch=8",
+        "optim.warmup=2 steps",
+        "optim.milestones=[3 steps]",
+        "checkpoint.keep=9",
+    )
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
     train_run(SoloComms(), run.path)
     assert [line["lr"] for line in records(run) if "lr" in line] == pytest.approx([0.05, 0.1, 0.1, 0.01])
 
 
 def test_a_run_that_stops_in_its_warm_up_goes_on_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
-    config = tiny_config(tiny_root, "optim.warmup=3 steps", "optim.milestones=[3 steps]")
+    config = tiny_config(tiny_root, *FOUR_STEPS, "optim.warmup=3 steps", "optim.milestones=[3 steps]")
     whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
     train_run(SoloComms(), whole.path)
     assert train_run(SoloComms(), parted.path, 2) == "stopped"
@@ -67,15 +79,22 @@ def test_a_run_that_stops_in_its_warm_up_goes_on_bit_for_bit(tiny_root: Path, tm
     assert newest_weights(parted) == newest_weights(whole)
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
-@pytest.mark.parametrize(("precision", "channels_last"), [("fp32", "false"), ("bf16", "true")])
-def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    precision: str, channels_last: str, stop_after: int, tiny_root: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module", params=[("fp32", "false"), ("bf16", "true")], ids=["fp32", "bf16, channels last"])
+def whole(request: pytest.FixtureRequest, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of four steps that nothing has stopped."""
+    precision, channels_last = request.param
     form = (f"train.precision={precision}", f"train.channels_last={channels_last}")
-    config = tiny_config(tiny_root, "train.log_every=3 steps", "checkpoint.keep=1", *form)
-    whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
-    assert train_run(SoloComms(), whole.path) == "finished"
+    config = tiny_config(tiny_root, *FOUR_STEPS, "train.log_every=3 steps", "checkpoint.keep=1", *form)
+    run = make_run(tmp_path_factory.mktemp("whole") / "run", config)
+    assert train_run(SoloComms(), run.path) == "finished"
+    return run
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    stop_after: int, whole: RunDir, tmp_path: Path
+) -> None:
+    parted = make_run(tmp_path / "run", load_config(str(whole.config)))
     assert train_run(SoloComms(), parted.path, stop_after) == "stopped"
     assert train_run(SoloComms(), parted.path) == "finished"
     assert records(parted) == records(whole)
@@ -83,7 +102,7 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 def test_a_stop_in_an_evaluation_evaluates_again_after_it(tiny_root: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
     loop = make_loop(run, SoloComms(), stop_after=2)
     loop.resume()
     loop._read = lambda **_: None  # type: ignore[method-assign]  # so that the evaluation is the first to notice
@@ -96,7 +115,7 @@ def test_a_stop_in_an_evaluation_evaluates_again_after_it(tiny_root: Path, tmp_p
 
 def test_a_killed_run_has_each_record_exactly_once(tiny_root: Path, tmp_path: Path) -> None:
     """What was recorded after the checkpoint that it goes on from is recorded anew."""
-    run = make_run(tmp_path / "run", tiny_config(tiny_root, "checkpoint.keep=5"))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "checkpoint.keep=5"))
     train_run(SoloComms(), run.path)
     before, weights = records(run), newest_weights(run)
     shutil.rmtree(run.checkpoints / "step-00000004")
@@ -106,7 +125,7 @@ def test_a_killed_run_has_each_record_exactly_once(tiny_root: Path, tmp_path: Pa
 
 
 def test_a_finished_run_is_not_trained_again(tiny_root: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
     train_run(SoloComms(), run.path)
     before = records(run)
     assert train_run(SoloComms(), run.path) == "finished"
@@ -124,7 +143,7 @@ def test_the_test_set_is_read_once_when_there_is_a_validation_split(tiny_root: P
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tiny_root: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root, "optim.lr=1e30"))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "optim.lr=1e30"))
     with pytest.raises(NonFiniteLossError, match=r"not finite in step \d, epoch \d .*Lower optim.lr \(1e\+30\)"):
         train_run(SoloComms(), run.path)
     assert list(run.checkpoints.glob("step-*")) == []
@@ -133,7 +152,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tiny_root: Path, t
 def test_an_evaluation_that_is_not_finite_ends_the_run_and_is_not_recorded(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
     monkeypatch.setattr("fmfsd.loop.evaluate", lambda *_, **__: evaluation(deepest_top1=0.0, loss=float("nan")))
     with pytest.raises(NonFiniteLossError, match="the test loss is not finite after step 2"):
         train_run(SoloComms(), run.path)
@@ -158,7 +177,7 @@ def test_weight_decay_pulls_parameters_towards_0(spares: tuple[str, ...], tiny_r
     """One step of SGD from the same start: decay adds -lr * decay * weight to each, BN and bias included or not."""
     after = {}
     for decay in (0.0, 0.25):
-        changes = ("train.precision=fp64", f"optim.weight_decay={decay}", *spares)
+        changes = (*FOUR_STEPS, "train.precision=fp64", f"optim.weight_decay={decay}", *spares)
         loop = make_loop(make_run(tmp_path / str(decay), tiny_config(tiny_root, *changes)), SoloComms())
         loop.resume()
         start = {name: parameter.detach().clone() for name, parameter in loop.engine.network.named_parameters()}
@@ -173,7 +192,7 @@ def test_weight_decay_pulls_parameters_towards_0(spares: tuple[str, ...], tiny_r
 
 @pytest.mark.parametrize("method", ["plain", "byot"])
 def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root, f"method={method}"))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, f"method={method}"))
     train_run(SoloComms(), run.path)
     last = records(run)[-1]
     expected = {"plain": {"deepest"}, "byot": {"branch1", "branch2", "deepest", "ensemble"}}[method]
@@ -193,12 +212,14 @@ def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_
     ids=lambda changes: " ".join(changes),
 )
 def test_the_switches_of_the_recipe_train(changes: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, *changes))
     assert train_run(SoloComms(), run.path) == "finished"
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_root: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root, "optim.clip_norm=0.01", "optim.weight_decay=0"))
+    run = make_run(
+        tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "optim.clip_norm=0.01", "optim.weight_decay=0")
+    )
     loop = make_loop(run, SoloComms())
     loop.resume()
     parameters = list(loop.engine.network.parameters())
@@ -211,9 +232,8 @@ def test_gradients_are_clipped_to_the_norm(tiny_root: Path, tmp_path: Path) -> N
 def test_all_layouts_and_precisions_agree_at_first(tiny_root: Path, tmp_path: Path) -> None:
     losses = {}
     for precision, layout in (("fp64", "false"), ("fp32", "false"), ("fp32", "true"), ("bf16", "true")):
-        config = tiny_config(
-            tiny_root, f"train.precision={precision}", f"train.channels_last={layout}", "train.max_steps=1"
-        )
+        form = (f"train.precision={precision}", f"train.channels_last={layout}")
+        config = tiny_config(tiny_root, *FOUR_STEPS, *form, "train.max_steps=1")
         run = make_run(tmp_path / f"{precision}-{layout}", config)
         train_run(SoloComms(), run.path)
         losses[precision, layout] = records(run)[0]["loss"]
@@ -236,7 +256,7 @@ def test_a_worker_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.Monkey
 
 
 def test_a_run_directory_is_all_a_worker_needs(tiny_root: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root))
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
     assert RunDir(run.path) == run
     train_alone(run, attempt=1)
     assert not run.stop_request.exists()
