@@ -23,8 +23,9 @@ from launcher.rehearsal import EndedByUserError, Rehearsal, shortened
 from launcher.supervise import start_planned
 
 FEWEST_STEPS = 16
-TRAINING_S = 12.0
-"""Long enough for a fault to find the run at work."""
+TRAINING_S = 6.0
+"""Long enough for a fault to find the run at work: half of it is left after the latest one, and progress is shown twice
+a second."""
 HANG_TIMEOUT_S = 10.0
 SLOW_STEPS = 4
 """The time for so many steps or evaluation batches is no hang, if that is longer."""
@@ -110,7 +111,7 @@ class Drill:
         chance = random.Random(f"{self._options.seed} {name}")
         scene = Scene(run, chance, self._checkpoint_bytes)
         fault.prepare(scene)
-        step = chance.randint(self._every + 1, 3 * self._every - 1)
+        step = chance.randint(self._every + 1, 2 * self._every)
         injector = Injector(run, partial(fault.harm, scene), step=step)
         stopped_s = None
         if name == "preempt":

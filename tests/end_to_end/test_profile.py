@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from fmfsd.profiled import PARTS, steps_to_profile
+from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import run_command
-from tests.helpers.runs import TINY
 
 
 @pytest.fixture
 def arguments(tiny_root: Path) -> tuple[str, ...]:
-    changes = (*TINY, f"data.root={tiny_root}", "data.shards=4", "train.batch=4")
-    return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
+    return tiny_arguments(tiny_root, "data.shards=4", "train.batch=4")
 
 
 def test_two_workers_say_where_their_steps_go(arguments: tuple[str, ...], tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 
 from fmfsd.rundir import RunDir
+from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import Launched, launched, run_command
-from tests.helpers.runs import TINY
 
 
 @pytest.fixture
 def arguments(tiny_root: Path) -> tuple[str, ...]:
-    changes = (*TINY, f"data.root={tiny_root}", "data.shards=4", "train.batch=4", "train.precision=fp64")
-    return ("cifar100-resnet18", *(part for change in changes for part in ("--set", change)))
+    return _arguments(tiny_root)
+
+
+def _arguments(root: Path, *changes: str) -> tuple[str, ...]:
+    changes = ("data.shards=4", "train.batch=4", "train.precision=fp64", *changes)
+    return tiny_arguments(root, *changes, workers=(1, 2))
 
 
 def test_a_sound_config_comes_to_the_same_on_one_and_on_two_nodes(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -32,9 +36,10 @@ def test_a_sound_config_comes_to_the_same_on_one_and_on_two_nodes(arguments: tup
     assert not (RunDir(tmp_path / "found" / "w2").path / "trace" / "step-00000001-rank-2.json").exists()
 
 
-def test_a_config_whose_results_depend_on_the_workers_is_told_so(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    changes = ("--set", "model.sync_bn=false", "--verify-invariance", "2,1", "--verify-steps", "2")
-    done = run_command("fmfsd-launch", *arguments, *changes, cwd=tmp_path, env={"COLUMNS": "120"})
+def test_a_config_whose_results_depend_on_the_workers_is_told_so(tiny_root: Path, tmp_path: Path) -> None:
+    arguments = _arguments(tiny_root, "model.sync_bn=false")
+    sizes = ("--verify-invariance", "2,1", "--verify-steps", "2")
+    done = run_command("fmfsd-launch", *arguments, *sizes, cwd=tmp_path, env={"COLUMNS": "120"})
     assert done.returncode == 1
     assert "model.sync_bn is off: results depend on the number of workers" in done.stdout
     assert "NO: losses, gradients, weights" in done.stdout

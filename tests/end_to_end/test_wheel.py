@@ -3,26 +3,43 @@
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
+BUILD = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment with our wheel, over the dependencies that are installed for the tests."""
+    """The bin folder of an environment with our wheel, over the dependencies that are installed for the tests.
+
+    Neither pip nor an index is needed: the tests' own environment has the build backend.
+    """
+    pytest.importorskip("hatchling", reason="needs hatchling, which the extra dev brings")
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, CHECKOUT], check=True)
+    subprocess.run([sys.executable, "-c", BUILD, folder], cwd=CHECKOUT, check=True)
     (wheel,) = folder.glob("fmfsd-*.whl")
     environment = folder / "fresh"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", wheel], check=True)
     (site,) = environment.glob("lib/python*/site-packages")
+    install(wheel, site, environment / "bin")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return environment / "bin"
+
+
+def install(wheel: Path, site: Path, scripts: Path) -> None:
+    """As an installer does it: unpack the wheel, and write a script for each of its entry points."""
+    with ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (distribution,) = distributions(name="fmfsd", path=[str(site)])
+    for entry in distribution.entry_points.select(group="console_scripts"):
+        script = scripts / entry.name
+        script.write_text(f"#!{scripts / 'python'}\nfrom {entry.module} import {entry.attr}\n{entry.attr}()\n")
+        script.chmod(0o755)
 
 
 def ask(fresh: Path, folder: Path, *words: str) -> str:

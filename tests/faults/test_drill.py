@@ -10,22 +10,22 @@ import pytest
 
 from fmfsd.rundir import RunDir
 from tests.helpers.faulty import Moment, faulty
+from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import Launched, launched, run_command
-from tests.helpers.runs import TINY
 
-NODES = ("--nodes", "2", "--gpus", "1")
+TWO_NODES = ("--nodes", "2", "--gpus", "1")
 
 
 @pytest.fixture
 def arguments(tiny_root: Path) -> tuple[str, ...]:
     """A launch that makes some 50 steps a second."""
-    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=1000")
-    return ("cifar100-resnet18", *NODES, *(part for change in changes for part in ("--set", change)))
+    changes = ("data.shards=16", "train.batch=16", "train.epochs=1000")
+    return tiny_arguments(tiny_root, *changes, workers=(1, 2))
 
 
 def takes_its_time(_: Moment) -> None:
     """So that the fewest steps of a drill are long enough for it, and the machine is free for what is drilled."""
-    time.sleep(0.75)
+    time.sleep(0.4)
 
 
 @pytest.mark.fault("F1", "F3", "F5", "F7", "F11")
@@ -37,7 +37,7 @@ def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
     mounts = Path("/proc/mounts").read_text()
     drill = ("--drill", "all", "--drill-seed", "3", "--run-dir", "drill", "--json")
     slow = faulty(tmp_path / "slow", takes_its_time)
-    done = run_command("fmfsd-launch", *arguments, *drill, cwd=tmp_path, env=slow.env, timeout_s=900)
+    done = run_command("fmfsd-launch", *arguments, *TWO_NODES, *drill, cwd=tmp_path, env=slow.env, timeout_s=900)
     faults = {each["fault"]: each for each in json.loads(done.stdout)["faults"]}
     assert list(faults) == ["preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link"]
     assert all(each["good"] and not each["skipped"] for each in faults.values()), done.stderr
@@ -72,7 +72,7 @@ def test_a_drill_does_not_begin_in_the_folder_of_a_run(arguments: tuple[str, ...
 def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """And nothing is run where no fault is left."""
     one_node = ("--drill", "cut-link", "--run-dir", "drill", "--json")
-    done = run_command("fmfsd-launch", arguments[0], *arguments[5:], *one_node, cwd=tmp_path)
+    done = run_command("fmfsd-launch", *arguments, *one_node, cwd=tmp_path)
     (fault,) = json.loads(done.stdout)["faults"]
     assert fault["skipped"].startswith("needs ")
     assert done.returncode == 0

@@ -7,34 +7,39 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fmfsd.comms import SoloComms
 from fmfsd.rundir import RunDir
+from tests.helpers.faulty import Moment, faulty
+from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import launched, run_command, wait_until
-from tests.helpers.runs import TINY, newest_weights, records
+from tests.helpers.runs import make_run, newest_weights, records, tiny_config, train_run
+
+CHANGES = ("data.shards=16", "train.batch=16", "train.max_steps=24", "checkpoint.every_steps=4")
 
 
-@pytest.fixture
-def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """One worker, which waits for nobody, with a checkpoint every few steps."""
-    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
-    steps = ("train.max_steps=200", "checkpoint.every_steps=20", "train.evaluate_every=100 steps")
-    return ("cifar100-resnet18", *(part for change in (*changes, *steps) for part in ("--set", change)))
+def holds_at_step_10(moment: Moment) -> None:
+    if moment.at == (1, 0, 10):
+        moment.hold()
 
 
 @pytest.mark.fault("F25")
-def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(
-    arguments: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(tiny_root: Path, tmp_path: Path) -> None:
     """Its launcher is gone, so that a second launch takes the run over; then it goes on where it stood."""
-    with launched(tmp_path, "run", arguments) as old:
-        old.wait_for_step(40)
+    arguments = tiny_arguments(tiny_root, *CHANGES, workers=(1,))
+    fault = faulty(tmp_path / "fault", holds_at_step_10)
+    with launched(tmp_path, "run", (*arguments, "--starter", "torchrun"), env=fault.env) as old:
+        wait_until(fault.held(attempt=1, rank=0).exists, "step 10")
+        wait_until(lambda: old.run.newest_step() == 8, "checkpoint 8")
         agent, starter, worker = old.agents()[0], old.starter(0), old.worker(0)
         for process in (agent, starter, worker):
             process.suspend()
         old.signal(signal.SIGKILL)
         old.process.wait(10)
-        assert run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=tmp_path).returncode == 0
+        again = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
         before = _contents(old.run)
         assert old.run.last_attempt() == 2
+        fault.go()
         worker.resume()
         wait_until(old.run.crash(1, 0).exists, "its last words")
         assert "attempt 2 has this run now" in old.run.crash(1, 0).read_text()
@@ -42,10 +47,10 @@ def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(
         for process in (starter, agent):
             process.resume()
         psutil.wait_procs([agent, starter, worker], timeout=10)
-    with launched(tmp_path, "whole", arguments) as whole:
-        assert whole.end()[0] == 0
-    assert records(old.run) == records(whole.run)
-    assert newest_weights(old.run) == newest_weights(whole.run)
+    whole = make_run(tmp_path / "whole", tiny_config(tiny_root, *CHANGES))
+    train_run(SoloComms(), whole.path)
+    assert records(old.run) == records(whole)
+    assert newest_weights(old.run) == newest_weights(whole)
 
 
 def _contents(run: RunDir) -> dict[str, str]:

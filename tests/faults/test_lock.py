@@ -100,8 +100,9 @@ def test_the_lock_of_a_killed_launch_is_taken_over_at_once(tmp_path: Path) -> No
 
 @pytest.mark.fault("F33")
 def test_a_check_names_a_live_owner_and_no_dead_one(tiny_root: Path, tmp_path: Path) -> None:
-    data = ("--set", "data.name=cifar10", "--set", f"data.root={tiny_root}")
-    check = ("fmfsd-launch", "cifar100-resnet18", *data, "--check", "--gpus", "1", "--run-dir", "run")
+    from tests.helpers.launches import tiny_arguments  # torch, which the processes above would import as well
+
+    check = ("fmfsd-launch", *tiny_arguments(tiny_root, workers=(1,)), "--check", "--gpus", "1", "--run-dir", "run")
     with owned(tmp_path / "run") as pid:
         refused = run_command(*check, cwd=tmp_path)
     assert refused.returncode == 3

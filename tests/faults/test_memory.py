@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fmfsd.config import load_config
 from tests.helpers.faulty import Moment, faulty
+from tests.helpers.launches import cache_costs, tiny_arguments
 from tests.helpers.processes import command, launched, run_command, wait_until
-from tests.helpers.runs import TINY
 
 ROOT = Path("/sys/fs/cgroup")
 MORE_BYTES = 128 << 20
@@ -72,6 +73,7 @@ LIMIT_BYTES = 128 << 20
 @pytest.mark.fault("F9")
 def test_a_control_group_that_is_too_small_for_a_worker_is_told_before_one_starts(group: Group, tmp_path: Path) -> None:
     """What a worker needs is known already: torch, which tells it, would not fit either."""
+    cache_costs(load_config("smoke", []), 1)
     assert run_command("fmfsd-launch", "smoke", "--check", cwd=tmp_path).returncode == 0
     (group.folder / group.limit).write_text(str(LIMIT_BYTES))
     inside = f'echo $$ > {group.folder}/cgroup.procs && exec "$@"'
@@ -101,9 +103,8 @@ def takes_ever_more_memory(moment: Moment) -> None:
 def test_an_out_of_memory_kill_is_told_with_its_size(group: Group, tiny_root: Path, tmp_path: Path) -> None:
     """The kernel may have killed rank 0 as well, before the memory of rank 1 was free."""
     fault = faulty(tmp_path / "fault", takes_ever_more_memory)
-    changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16")
-    settings = (part for change in changes for part in ("--set", change))
-    arguments = ("cifar100-resnet18", "--gpus", "2", "--max-restarts", "0", *settings)
+    tiny = tiny_arguments(tiny_root, "data.shards=16", "train.batch=16")
+    arguments = (*tiny, "--gpus", "2", "--max-restarts", "0")
     with launched(tmp_path, "run", arguments, env=fault.env) as run:
         group.add(run.process.pid)
         wait_until(fault.held(attempt=1, rank=1).exists, "rank 1 at its step")

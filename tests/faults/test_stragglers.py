@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.faulty import Moment, faulty
+from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import launched
-from tests.helpers.runs import TINY
 
-SMALL = ("data.shards=16", "train.batch=16", "train.epochs=60", "train.max_steps=140", "train.evaluate_every=60 epochs")
+CHANGES = (
+    *("data.shards=16", "train.batch=16", "train.epochs=60"),
+    *("train.max_steps=140", "train.evaluate_every=60 epochs"),
+)
 
 
 def dawdles(moment: Moment) -> None:
@@ -27,9 +30,8 @@ def dawdles(moment: Moment) -> None:
 @pytest.mark.fault("F8")
 def test_a_worker_that_dawdles_is_named_and_nobody_else(tiny_root: Path, tmp_path: Path) -> None:
     fault = faulty(tmp_path / "fault", dawdles)
-    changes = (*TINY, f"data.root={tiny_root}", *SMALL)
-    settings = (part for change in changes for part in ("--set", change))
-    with launched(tmp_path, "run", ("cifar100-resnet18", "--gpus", "2", *settings), env=fault.env) as run:
+    arguments = (*tiny_arguments(tiny_root, *CHANGES), "--gpus", "2")
+    with launched(tmp_path, "run", arguments, env=fault.env) as run:
         code, output = run.end()
     assert code == 0
     assert output.count("holds up the others") == 1

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.helpers.faulty import Moment, faulty
+from tests.helpers.launches import small_arguments
 from tests.helpers.processes import Launched, launched, wait_until
-from tests.helpers.runs import small_arguments
 from tests.helpers.tracked import in_float32, in_tensorboard, in_wandb, points
 
 
@@ -18,15 +19,20 @@ def holds_once(moment: Moment) -> None:
         moment.hold()
 
 
+@pytest.fixture
+def arguments(tiny_root: Path) -> tuple[str, ...]:
+    return small_arguments(tiny_root, workers=(1,))
+
+
 def wandb_core(run: Launched) -> psutil.Process | None:
     """W&B's own process."""
     return next((each for each in run.everything() if each.name() == "wandb-core"), None)
 
 
-def test_a_killed_run_is_shown_as_one_that_was_not(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_killed_run_is_shown_as_one_that_was_not(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """And nothing of W&B outlives the worker."""
     fault = faulty(tmp_path / "fault", holds_once)
-    asked = (*small_arguments(tiny_root), "--set", "tracker=[tensorboard, wandb]", "--env", "WANDB_MODE=offline")
+    asked = (*arguments, "--set", "tracker=[tensorboard, wandb]", "--env", "WANDB_MODE=offline")
     with launched(tmp_path, "run", asked, env=fault.env) as run:
         wait_until(fault.held(attempt=1, rank=0).exists, "step 6")
         core = wait_until(lambda: wandb_core(run), "W&B's process")
@@ -39,12 +45,12 @@ def test_a_killed_run_is_shown_as_one_that_was_not(tiny_root: Path, tmp_path: Pa
     assert in_wandb(run.run) == points(run.run)
 
 
-def test_a_server_that_never_answers_is_a_warning_after_the_outcome(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_server_that_never_answers_is_a_warning_after_the_outcome(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Within the 10 s that trackers have."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         url = f"WANDB_BASE_URL=http://127.0.0.1:{server.getsockname()[1]}"
         key = ("--env", f"WANDB_API_KEY={'canary' * 7}")
-        asked = (*small_arguments(tiny_root), "--set", "tracker=[wandb]", "--env", url, *key)
+        asked = (*arguments, "--set", "tracker=[wandb]", "--env", url, *key)
         with launched(tmp_path, "run", asked) as run:
             wait_until(run.run.outcome.exists, "the outcome")
             written = time.monotonic()

@@ -49,10 +49,10 @@ class Cluster:
         """A command on a host; what it prints."""
         return self.do("exec", host, *arguments)
 
-    def processes(self, host: str, part: str) -> list[int]:
-        """Those on a host whose command line has `part`, by the numbers that they have there."""
+    def processes(self, host: str, *parts: str) -> list[int]:
+        """Those on a host whose command line has one of `parts`, by the numbers that they have there."""
         lines = (line.split(maxsplit=1) for line in self.on(host, "ps", "-axo", "pid=,args=").splitlines())
-        return [int(pid) for pid, args in lines if part in args]
+        return [int(pid) for pid, args in lines if any(part in args for part in parts)]
 
     def launched(
         self, cwd: Path, run_dir: str, arguments: Sequence[str], env: Mapping[str, str] | None = None

@@ -38,12 +38,6 @@ DIRECT = ("--starter", "direct")
 SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=14", "checkpoint.every_steps=4")
 
 
-def small_arguments(root: Path) -> tuple[str, ...]:
-    """Of `fmfsd-launch`: fourteen steps with a checkpoint after every fourth; `root` is that of `tiny_root`."""
-    changes = (*TINY, f"data.root={root}", *SMALL)
-    return ("cifar100-resnet18", *DIRECT, *(part for change in changes for part in ("--set", change)))
-
-
 def tiny_config(root: Path, *changes: str) -> TrainConfig:
     return load_config("cifar100-resnet18", [*TINY, *changes], data_root=str(root))
 

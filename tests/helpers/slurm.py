@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ SETTINGS: dict[str, int | str] = {
     "killwait": 30,  # as Slurm's own: two cores may be busy with other things than with saving
     "requeue": 5,  # less counts as 120
 }
+POLL_SLURM_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,34 +55,48 @@ class Job:
         except (OSError, ValueError):
             return {}
 
+    def wait_for_file(self, path: Path) -> None:
+        self._wait_until(path.exists, str(path))
+
     def wait_for_step(self, step: int, *, attempt: int = 1) -> None:
-        def reached() -> bool:
+        def is_reached() -> bool:
             shown = self.progress()
-            there = bool(shown.get("attempt", 0) >= attempt and shown.get("step", -1) >= step)
-            return there or self._has_not_ended(0.1)
+            return bool(shown.get("attempt", 0) >= attempt and shown.get("step", -1) >= step)
 
-        wait_until(reached, f"step {step} of attempt {attempt}")
-
-    def wait_for_state(self, *names: str) -> None:
-        wait_until(lambda: self.state.state in names or self._has_not_ended(), f"job {self.id} to be {names}")
+        self._wait_until(is_reached, f"step {step} of attempt {attempt}")
 
     def wait_for_restart(self, number: int) -> None:
         """Until Slurm has started it again, a few seconds after it could: a start that is hastened fails."""
-        wait_until(lambda: self.restarts >= number or self._has_not_ended(), f"restart {number} of job {self.id}")
-        self.wait_for_state("RUNNING")
 
-    def _has_not_ended(self, pause_s: float = 0.3) -> bool:
-        """False, some time later: for conditions that ask Slurm."""
-        assert not self.state.is_over, f"{self.state}\n{self.words}"
-        time.sleep(pause_s)
-        return False
+        def is_restarted() -> bool:
+            return self.restarts >= number and self.state.state == "RUNNING"
+
+        self._wait_until(is_restarted, f"restart {number}", every_s=POLL_SLURM_S)
+
+    def resumed_after_restart(self, number: int) -> int:
+        """The step that it resumes from once it is started again, when it has made a step."""
+        self.wait_for_restart(number)
+        self.wait_for_step(1, attempt=self.run.last_attempt() + 1)
+        return int(self.progress()["went_on_after"])
+
+    def _wait_until(self, condition: Callable[[], bool], what: str, *, every_s: float = 0.05) -> None:
+        """Fails if the job ends before, for which Slurm is asked less often: each command takes 30 ms of a core."""
+        deadline, ask_at = time.monotonic() + DEADLINE_S, 0.0
+        while not condition():
+            if time.monotonic() >= ask_at:
+                state, ask_at = self.state, time.monotonic() + 4 * POLL_SLURM_S
+                assert not state.is_over, f"{what} of job {self.id}: {state}\n{self.words}"
+                assert time.monotonic() < deadline, (
+                    f"{what} of job {self.id}: not within {DEADLINE_S:g} s\n{self.words}"
+                )
+            time.sleep(every_s)
 
     def end(self) -> JobState:
         """How it ended."""
         deadline = time.monotonic() + DEADLINE_S
         while not (state := self.state).is_over:
             assert time.monotonic() < deadline, f"{state}\n{self.words}"
-            time.sleep(0.3)
+            time.sleep(POLL_SLURM_S)
         return state
 
 
@@ -101,10 +117,9 @@ class SlurmCluster(Cluster):
     def configuration(self) -> str:
         return str(self.folder / "slurm.conf")
 
-    def submit(self, cwd: Path, run_dir: str, *arguments: str) -> Job:
-        answer = run_command(
-            "fmfsd-launch", *arguments, "--on", "slurm", "--device", "cpu", "--run-dir", run_dir, "--json", cwd=cwd
-        )
+    def submit(self, cwd: Path, run_dir: str, *arguments: str, env: Mapping[str, str] | None = None) -> Job:
+        options = ("--on", "slurm", "--device", "cpu", "--run-dir", run_dir, "--json")
+        answer = run_command("fmfsd-launch", *arguments, *options, cwd=cwd, env=env)
         assert answer.returncode == 0, answer.stderr
         told = json.loads(answer.stdout)
         return Job(self, told["job"], RunDir(Path(told["run_dir"])))

@@ -7,11 +7,15 @@ import pytest
 
 from fmfsd.rundir import RunDir
 from tests.helpers.cluster import hosts_up, lacks
-from tests.helpers.processes import run_command
-from tests.helpers.runs import TINY
+from tests.helpers.launches import tiny_arguments
+from tests.helpers.runs import make_run, tiny_config, train_run
 from tests.helpers.slurm import SETTINGS, SlurmCluster
+from tests.helpers.workers import run_workers
 
-STEPS = 40
+SMALL = ("data.shards=16", "train.batch=16", "checkpoint.every_steps=8", "checkpoint.every_epochs=null")
+SHORT = (*SMALL, "train.max_steps=24", "train.evaluate_every=24 steps")
+LONG = (*SMALL, "train.epochs=100000", "train.evaluate_every=100000 epochs")
+NODES = ("--nodes", "2", "--gpus", "1")
 
 
 @pytest.fixture(scope="session")
@@ -32,27 +36,19 @@ def cluster(a_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture(scope="session")
 def training(tiny_root: Path) -> tuple[str, ...]:
-    """The arguments of a run of STEPS steps on two nodes."""
-    return _arguments(tiny_root, f"train.epochs={STEPS // 4}", f"train.evaluate_every={STEPS} steps")
+    """The arguments of a run of 24 steps on two nodes."""
+    return (*tiny_arguments(tiny_root, *SHORT, workers=(1, 2, 8)), *NODES)
 
 
 @pytest.fixture(scope="session")
 def long_training(tiny_root: Path) -> tuple[str, ...]:
     """The same, without an end that a test would see."""
-    return _arguments(tiny_root, "train.epochs=100000", "train.evaluate_every=100000 epochs")
-
-
-def _arguments(root: Path, *changes: str) -> tuple[str, ...]:
-    every = ("train.batch=64", "checkpoint.every_steps=8", "checkpoint.every_epochs=null", f"data.root={root}")
-    changes = (*TINY, *every, *changes)
-    sets = (part for change in changes for part in ("--set", change))
-    return ("cifar100-resnet18", *sets, "--nodes", "2", "--gpus", "1")
+    return (*tiny_arguments(tiny_root, *LONG), *NODES)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(training: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run of `training` on this machine, which nobody disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    answer = run_command("fmfsd-launch", *training, "--run-dir", "run", cwd=folder)
-    assert answer.returncode == 0, answer.stderr
-    return RunDir(folder / "run")
+def undisturbed(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run of `training` by two workers on this machine, which nobody disturbs."""
+    run = make_run(tmp_path_factory.mktemp("undisturbed") / "run", tiny_config(tiny_root, *SHORT))
+    run_workers(train_run, 2, run.path)
+    return run

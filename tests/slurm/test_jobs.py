@@ -4,9 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ from launcher.hosts import srun
 from launcher.hosts.agents import AGENT
 from launcher.starters import DEEPSPEED, TORCHRUN
 from tests.helpers.deepspeed import needs_deepspeed
-from tests.helpers.processes import run_command, wait_until
+from tests.helpers.faulty import Moment, faulty
+from tests.helpers.processes import run_command
 from tests.helpers.runs import newest_weights, records
 from tests.helpers.slurm import Job, SlurmCluster
 
@@ -40,51 +38,72 @@ def in_job(job: Job, *restarts: int) -> list[Any]:
     return [None, *({"id": job.id, "restart": restart, "array_task": None} for restart in restarts)]
 
 
-@contextmanager
-def frozen(cluster: SlurmCluster, job: Job) -> Iterator[None]:
-    """Its workers do nothing meanwhile, so that it can't end."""
-    for name in ("STOP", "CONT"):
-        for rank in (0, 1):
-            cluster.signal_worker(job, rank, name)
-        if name == "STOP":
-            yield
-
-
 def at(seconds: int) -> str:
     return (datetime.now() + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def test_a_job_that_loses_a_worker_makes_a_new_attempt_and_ends_as_undisturbed(
-    cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
-) -> None:
-    folder = tmp_path / NASTY
-    folder.mkdir()
-    job = cluster.submit(folder, NASTY, *training, *LIMIT, "--env", f"NASTY={NASTY}\n")
-    job.wait_for_step(5)
-    pid = json.loads(job.run.rank_progress(1).read_text())["pid"]
-    environment = cluster.on("n2", "cat", f"/proc/{pid}/environ")
-    cluster.signal_worker(job, 1, "KILL")
-    assert (job.end().state, job.restarts, job.run.last_attempt()) == ("COMPLETED", 0, 2)
-    assert f"NASTY={NASTY}\n\0" in environment
-    assert not list(tmp_path.rglob("canary"))
-    assert launches(job.run) == in_job(job, 0)
-    assert_same(job.run, undisturbed)
+def holds_and_in_the_next_attempt_waits_for_a_stop(moment: Moment) -> None:
+    """On rank 0, which alone looks for a stop request."""
+    from time import sleep
+
+    if moment.at == (1, 1, 5):
+        moment.hold()
+    if moment.at == (2, 0, 12):
+        moment.leave_word()
+        while not moment.loop.stop.requested:
+            sleep(0.02)
 
 
 @pytest.mark.fault("F20", "F23")
-def test_when_time_is_nearly_up_slurm_starts_the_job_again_and_it_ends_as_undisturbed(
+def test_a_job_that_loses_a_worker_and_then_runs_out_of_time_ends_as_undisturbed(
     cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
 ) -> None:
-    job = cluster.submit(tmp_path, "run", *training, *LIMIT)
-    job.wait_for_step(3)
-    with frozen(cluster, job):
-        subprocess.run(["scontrol", "update", f"jobid={job.id}", f"EndTime={at(150)}"], check=True)
-        wait_until(job.run.stop_request.exists, "the warning, which Slurm sends within 30 s")
+    """It makes a new attempt itself; when its time is nearly up, Slurm starts it again."""
+    fault = faulty(tmp_path / "fault", holds_and_in_the_next_attempt_waits_for_a_stop)
+    folder = tmp_path / NASTY
+    folder.mkdir()
+    job = cluster.submit(folder, NASTY, *training, *LIMIT, "--env", f"NASTY={NASTY}\n", env=fault.env)
+    job.wait_for_file(fault.held(attempt=1, rank=1))
+    pid = json.loads(job.run.rank_progress(1).read_text())["pid"]
+    environment = cluster.on("n2", "cat", f"/proc/{pid}/environ")
+    cluster.signal_worker(job, 1, "KILL")
+    job.wait_for_file(fault.held(attempt=2, rank=0))
+    subprocess.run(["scontrol", "update", f"jobid={job.id}", f"EndTime={at(150)}"], check=True)
+    job.wait_for_file(job.run.stop_request)  # the warning comes within 30 s: Slurm looks no more often
     job.wait_for_restart(1)
-    assert job.end().state == "COMPLETED"
+    assert (job.end().state, job.run.last_attempt()) == ("COMPLETED", 3)
+    assert f"NASTY={NASTY}\n\0" in environment
+    assert not list(tmp_path.rglob("canary"))
     assert "the job's time is nearly up: Slurm starts job" in job.words
     assert launches(job.run) == in_job(job, 0, 1)
     assert_same(job.run, undisturbed)
+
+
+@pytest.mark.fault("F22", "F24")
+def test_a_job_that_loses_a_node_and_then_makes_place_for_another_resumes_each_time(
+    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
+) -> None:
+    """From its newest checkpoint; before it makes place it saves one."""
+    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT)
+    job.wait_for_step(10)
+    cluster.do("crash", "n2", "told")
+    cluster.do("boot", "n2")
+    assert job.resumed_after_restart(1) >= 8
+    step = job.progress()["step"]
+    urgent = ("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
+    assert job.resumed_after_restart(2) >= step
+    subprocess.run(["scancel", job.id], check=True)
+    assert_cancelled(job)
+    assert launches(job.run) == in_job(job, 0, 1, 2)
+
+
+def assert_cancelled(job: Job) -> None:
+    """With a checkpoint of its last step."""
+    end, outcome = job.end(), json.loads(job.run.outcome.read_text())
+    assert (end.state, end.exit_code) == ("CANCELLED", 75)
+    assert (outcome["state"], outcome["step"]) == ("stopped", job.run.newest_step())
+    assert "stopped after step" in job.words
 
 
 @pytest.mark.fault("F21")
@@ -99,46 +118,10 @@ def test_a_job_is_cancelled_with_a_checkpoint_of_its_last_step_and_stays_so(
     job = cluster.submit(tmp_path, "run", *long_training, *LIMIT, "--starter", starter)
     job.wait_for_step(5)
     subprocess.run(["scancel", job.id], check=True)
-    end = job.end()
-    outcome = json.loads(job.run.outcome.read_text())
-    assert (end.state, end.exit_code, job.restarts) == ("CANCELLED", 75, 0)
-    assert (outcome["state"], outcome["step"]) == ("stopped", job.run.newest_step())
-    assert "stopped after step" in job.words
+    assert_cancelled(job)
+    assert job.restarts == 0
     assert module in job.run.plan.read_text()
     assert json.loads(job.run.launch.read_text())["grace_s"] == grace_s
-
-
-@pytest.mark.fault("F22")
-def test_a_job_that_makes_place_for_another_goes_on_afterwards_from_its_checkpoint(
-    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
-) -> None:
-    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT)
-    job.wait_for_step(10)
-    urgent = ("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
-    job.wait_for_restart(1)
-    job.wait_for_step(1, attempt=2)
-    went_on_after = job.progress()["went_on_after"]
-    subprocess.run(["scancel", job.id], check=True)
-    assert job.end().state == "CANCELLED"
-    assert went_on_after >= 10
-
-
-@pytest.mark.fault("F24")
-def test_a_job_that_loses_a_node_goes_on_from_its_newest_checkpoint(
-    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
-) -> None:
-    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT)
-    job.wait_for_step(10)
-    cluster.do("crash", "n2", "told")
-    cluster.do("boot", "n2")
-    job.wait_for_restart(1)
-    job.wait_for_step(1, attempt=2)
-    went_on_after = job.progress()["went_on_after"]
-    subprocess.run(["scancel", job.id], check=True)
-    assert job.end().state == "CANCELLED"
-    assert went_on_after >= 8
-    assert launches(job.run) == in_job(job, 0, 1)
 
 
 def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
@@ -158,7 +141,7 @@ def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
 def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
-    job = cluster.submit(tmp_path, "sweep", *training, "--set", "train.epochs=4", *LIMIT, "--array", "3,5")
+    job = cluster.submit(tmp_path, "sweep", *training, "--set", "train.max_steps=4", *LIMIT, "--array", "3,5")
     tasks = [Job(cluster, f"{job.id}_{seed}", RunDir(tmp_path / "sweep" / f"seed-{seed}")) for seed in (3, 5)]
     for task in tasks:
         task.wait_for_step(1)
@@ -170,20 +153,20 @@ def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
 
 def test_the_script_may_be_submitted_by_hand(cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "cluster" / "train.sbatch"
-    options = ("--nodes=2", "--cpus-per-task=1", "--time=10")
+    words = (*training, "--nodes", "1", "--set", "train.max_steps=2")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(
-        ["sbatch", "--wait", *options, str(script), *training, "--set", "train.epochs=2"],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-    )
-    (log,) = tmp_path.glob("fmfsd-*.log")
-    (run,) = (tmp_path / "runs").iterdir()
-    job = log.stem.removeprefix("fmfsd-")
-    assert run.name == f"cifar100-resnet18-job{job}", log.read_text()
-    assert json.loads((run / "outcome.json").read_text())["state"] == "finished", log.read_text()
-    assert [entry["id"] for entry in launches(RunDir(run))] == [job]
+    number = sbatch("--cpus-per-task=1", "--time=10", str(script), *words, cwd=tmp_path, PATH=path)
+    run = RunDir(tmp_path / "runs" / f"cifar100-resnet18-job{number}")
+    job = Job(cluster, number, run)
+    assert job.end().state == "COMPLETED", (tmp_path / f"fmfsd-{number}.log").read_text()
+    assert json.loads(run.outcome.read_text())["state"] == "finished"
+    assert [entry["id"] for entry in launches(run)] == [number]
+
+
+def sbatch(*words: str, cwd: Path, **variables: str) -> str:
+    """The number of the submitted job."""
+    command, env = ["sbatch", "--parsable", *words], {**os.environ, **variables}
+    return subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_what_slurm_would_refuse_is_refused_before_anything_is_written(
@@ -207,16 +190,18 @@ def test_edits_after_the_submission_do_not_change_a_job(
     assert job.end().state == "CANCELLED"
 
 
-@pytest.mark.parametrize("asked", ["--gpus-per-node=2", "--gpus-per-node=a100:2", "--gres=gpu:2", "--gres=gpu:a100:2"])
-def test_an_agent_gets_all_gpus_that_the_job_has_on_its_node(asked: str, cluster: SlurmCluster, tmp_path: Path) -> None:
-    script = tmp_path / "script"
+def test_an_agent_gets_all_gpus_that_the_job_has_on_its_node(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """However it has asked for them."""
+    script, asked = (
+        tmp_path / "script",
+        ("--gpus-per-node=2", "--gpus-per-node=a100:2", "--gres=gpu:2", "--gres=gpu:a100:2"),
+    )
     words = srun.command("n2", cores=2, deadline_s=1)
     assert words[-len(AGENT) - 2 :][: len(AGENT)] == AGENT
     step = (*words[: -len(AGENT) - 2], "printenv", "CUDA_VISIBLE_DEVICES")
     script.write_text(f"#!/bin/sh\n{' '.join(step)}\n")
-    options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", asked, f"--output={tmp_path}/out")
-    subprocess.run(["sbatch", "--wait", *options, str(script)], check=True, capture_output=True)
-    end = time.monotonic() + 10
-    while not (tmp_path / "out").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert (tmp_path / "out").read_text() == "0,1\n"
+    options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--output=%j")
+    numbers = [sbatch(*options, option, str(script), cwd=tmp_path) for option in asked]
+    states = [Job(cluster, number, RunDir(tmp_path)).end().state for number in numbers]
+    assert states == ["COMPLETED"] * len(asked)
+    assert [(tmp_path / number).read_text() for number in numbers] == ["0,1\n"] * len(asked)

@@ -7,8 +7,9 @@ import pytest
 
 from fmfsd.rundir import RunDir
 from tests.helpers.cluster import Cluster, hosts_up, lacks
-from tests.helpers.processes import launched
-from tests.helpers.runs import small_arguments
+from tests.helpers.launches import small_arguments
+from tests.helpers.runs import SMALL, make_run, tiny_config, train_run
+from tests.helpers.workers import run_workers
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +26,8 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def whole(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """An uninterrupted run of two workers on this machine."""
-    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, "--nodes", "2", "--gpus", "1")) as run:
-        assert run.end()[0] == 0
-    return run.run
+    run = make_run(tmp_path_factory.mktemp("whole") / "run", tiny_config(tiny_root, *SMALL))
+    run_workers(train_run, 2, run.path)
+    return run

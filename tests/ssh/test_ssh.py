@@ -27,7 +27,7 @@ def nothing_is_left_on_hosts(hosts: Cluster) -> Iterator[None]:
 
 
 def left(hosts: Cluster) -> list[int]:
-    return [pid for host in ("n1", "n2") for part in OURS for pid in hosts.processes(host, part)]
+    return [pid for host in ("n1", "n2") for pid in hosts.processes(host, *OURS)]
 
 
 def assert_same(run: RunDir, whole: RunDir) -> None:
@@ -35,43 +35,62 @@ def assert_same(run: RunDir, whole: RunDir) -> None:
     assert_records_agree(records(run), records(whole), tolerance=0)
 
 
-def waits_at_step_10_for_a_stop(moment: Moment) -> None:
-    """Else the run may have ended before the request has come to this host."""
+def attempt(run: RunDir, number: int) -> dict[str, Any]:
+    return dict(json.loads(run.attempt(number).read_text()))
+
+
+ODD = "a b'c\"d$(touch canary)`touch canary`;e\nf\\ü*"
+
+
+def writes_what_it_was_given(moment: Moment) -> None:
+    if moment.step == 1:
+        Path(os.environ["WHERE"], f"rank-{moment.rank}").write_text(os.environ["ODD"])
+
+
+def test_two_hosts_train_as_two_workers_here_under_odd_names_that_are_run_nowhere(
+    hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
+) -> None:
+    """Also through torchrun, names and values reach the workers unchanged."""
+    place = tmp_path / ODD.replace("\n", " ")
+    place.mkdir()
+    fault = faulty(tmp_path / "fault", writes_what_it_was_given)
+    given = ("--env", f"ODD={ODD}", "--env", f"WHERE={place}", "--starter", "torchrun")
+    with hosts.launched(place, ODD.replace("\n", " "), (*arguments, *given, *ON_BOTH), env=fault.env) as run:
+        code, output = run.end()
+    assert code == 0, output
+    assert [node["host"] for node in attempt(run.run, 1)["nodes"]] == ["n1", "n2"]
+    assert [(place / f"rank-{rank}").read_text() for rank in (0, 1)] == [ODD, ODD]
+    assert not list(tmp_path.rglob("canary*"))
+    assert_same(run.run, whole)
+
+
+def holds_at_step_10_and_in_the_next_attempt_waits_there_for_a_stop(moment: Moment) -> None:
+    """On rank 0, which alone looks for a stop request; else the run may have ended before it is there."""
     from time import sleep
 
     if moment.at == (1, 1, 10):
+        moment.hold()
+    if moment.at == (2, 0, 10):
         moment.leave_word()
         while not moment.loop.stop.requested:
             sleep(0.02)
 
 
-def holds_at_step_10(moment: Moment) -> None:
-    if moment.at == (1, 1, 10):
-        moment.hold()
-
-
-def attempt(run: RunDir, number: int) -> dict[str, Any]:
-    return dict(json.loads(run.attempt(number).read_text()))
-
-
-def test_two_hosts_train_as_two_agents_here_do(
+@pytest.mark.fault("F5")
+def test_a_killed_agent_costs_one_attempt_and_a_stop_saves_on_all_hosts(
     hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH)) as run:
-        code, output = run.end()
-    assert code == 0, output
-    assert [node["host"] for node in attempt(run.run, 1)["nodes"]] == ["n1", "n2"]
-    assert_same(run.run, whole)
-
-
-def test_a_stop_saves_on_all_hosts_and_the_run_goes_on_here(
-    hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
-) -> None:
-    fault = faulty(tmp_path / "fault", waits_at_step_10_for_a_stop)
+    """The stopped run is finished on this machine, as if nothing had happened."""
+    fault = faulty(tmp_path / "fault", holds_at_step_10_and_in_the_next_attempt_waits_there_for_a_stop)
     with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
         wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
+        wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
+        hosts.on("n2", "kill", "-9", str(attempt(run.run, 1)["nodes"][1]["agent_pid"]))
+        wait_until(fault.held(attempt=2, rank=0).exists, "step 10 again")
         run.signal(signal.SIGTERM)
-        assert run.end()[0] == 75
+        code, output = run.end()
+    assert (code, run.run.last_attempt()) == (75, 2), output
+    assert "node 1: its agent is gone" in attempt(run.run, 1)["cause"]
     with launched(tmp_path, "run", (*arguments, "--nodes", "2", "--gpus", "1")) as again:
         assert again.end()[0] == 0
     assert_same(again.run, whole)
@@ -81,25 +100,17 @@ def test_a_stop_saves_on_all_hosts_and_the_run_goes_on_here(
 def test_a_killed_launcher_leaves_nothing_on_any_host(
     hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    with hosts.launched(tmp_path, "run", (*arguments, "--set", "train.max_steps=14", *ON_BOTH)) as run:
-        run.wait_for_step(2, ranks=2)
+    """Neither agents nor workers, which have a heartbeat before they import torch."""
+    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH)) as run:
+        wait_until(lambda: run.progress(0) and run.progress(1), "a heartbeat of each worker")
+        assert left(hosts)
         run.signal(signal.SIGKILL)
     wait_until(lambda: not left(hosts), "the end of all processes on the hosts", deadline_s=5)
 
 
-@pytest.mark.fault("F5")
-def test_a_killed_agent_costs_one_attempt(
-    hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
-) -> None:
-    fault = faulty(tmp_path / "fault", holds_at_step_10)
-    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
-        wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
-        wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
-        hosts.on("n2", "kill", "-9", str(attempt(run.run, 1)["nodes"][1]["agent_pid"]))
-        code, output = run.end()
-    assert code == 0, output
-    assert "node 1: its agent is gone" in attempt(run.run, 1)["cause"]
-    assert_same(run.run, whole)
+def holds_at_step_10(moment: Moment) -> None:
+    if moment.at == (1, 1, 10):
+        moment.hold()
 
 
 @pytest.mark.fault("F7")
@@ -123,28 +134,6 @@ def test_after_a_cut_cable_the_run_goes_on_without_that_host(
     print(f"noticed after {first['noticed'] - cut_at:.1f} s")
     assert first["noticed"] - cut_at < 25
     wait_until(lambda: not left(hosts), "the end of the cut-off side", deadline_s=70)
-
-
-ODD = "a b'c\"d$(touch canary)`touch canary`;e\nf\\ü*"
-
-
-def writes_what_it_was_given(moment: Moment) -> None:
-    if moment.step == 1:
-        Path(os.environ["WHERE"], f"rank-{moment.rank}").write_text(os.environ["ODD"])
-
-
-def test_odd_names_and_values_reach_workers_unchanged_and_are_run_nowhere(
-    hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
-) -> None:
-    place = tmp_path / ODD.replace("\n", " ")
-    place.mkdir()
-    fault = faulty(tmp_path / "fault", writes_what_it_was_given)
-    given = ("--env", f"ODD={ODD}", "--env", f"WHERE={place}", "--set", "train.max_steps=2")
-    with hosts.launched(place, ODD.replace("\n", " "), (*arguments, *given, *ON_BOTH), env=fault.env) as run:
-        code, output = run.end()
-    assert code == 0, output
-    assert [(place / f"rank-{rank}").read_text() for rank in (0, 1)] == [ODD, ODD]
-    assert not list(tmp_path.rglob("canary*"))
 
 
 @pytest.mark.parametrize(
