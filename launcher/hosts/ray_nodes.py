@@ -49,6 +49,7 @@ def _start(options: tuple[str, ...], offered: Resources) -> "subprocess.Popen[by
         "--num-cpus": str(offered.cores),
         "--num-gpus": str(len(offered.gpus)),
         "--object-store-memory": str(OBJECTS_BYTES),
+        "--include-log-monitor": "false",  # no driver of ours shows workers' logs
     }
     program = (sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
     return subprocess.Popen(

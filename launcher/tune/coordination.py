@@ -46,6 +46,7 @@ ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a machine whose head is gone would drain until it is killed
     "RAY_prestart_worker_first_driver": "0",  # no trial could use one: Tune wants workers with variables of its own
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # else trials give way to whatever else runs here

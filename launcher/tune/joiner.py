@@ -31,10 +31,11 @@ def main(address: str, port: int, interface: str, folder: Path, offered: Resourc
             return 1
         time.sleep(LOOK_S)
     own = interface_addresses()[interface]
-    while answers(address, port):
+    while True:
         _join(f"{address}:{port}", own, offered, folder)
+        if not answers(address, port):
+            return 0
         time.sleep(PAUSE_S)
-    return 0
 
 
 def _join(head: str, own: str, offered: Resources, folder: Path) -> None:

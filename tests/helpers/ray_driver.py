@@ -1,6 +1,8 @@
-"""A driver of trials: `python -m tests.helpers.ray_driver FILE` carries out the orders in FILE by Ray Tune.
+"""A driver of trials on a Ray of its own, of two machines: `python -m tests.helpers.ray_driver READY`.
 
-It writes FILE.out: each trial's last result, and what Ray then had left of its cores and agents.
+It makes the file READY once Ray is there. Each line of its stdin is a FILE with orders, which it carries out by Ray
+Tune. Then it writes FILE.out: each trial's last result, and what Ray then had left of its cores and agents. It ends
+with its stdin.
 """
 
 import json
@@ -8,6 +10,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +20,44 @@ import ray
 from ray import tune
 from ray.cluster_utils import Cluster
 
+from fmfsd.files import write_json
 from launcher.tune.order import TrialOrder
 from launcher.tune.trial import Trial, placement
 
-CORES = 4
-QUIET = {"include_dashboard": False}
+CORES = (4, 3)
+"""Of each machine: no other one has room for two nodes of three cores."""
+QUIET = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True, "object_store_memory": 100 << 20}
 SETTLE_S = 10.0
 
 
-def main(file: Path) -> None:
-    asked = json.loads(file.read_text())
-    cluster = start(asked["machines"])
+def main(ready: Path) -> None:
+    with two_machines():
+        ready.touch()
+        for line in sys.stdin:
+            file = Path(line.strip())
+            found = fit(json.loads(file.read_text()), file.with_suffix(".ray"))
+            write_json(file.with_suffix(".out"), {"results": found, "left": left()})
+
+
+@contextmanager
+def two_machines() -> Iterator[None]:
+    (Path(tempfile.gettempdir()) / "ray").mkdir()  # where it says to all of this user that it is there
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CORES[0], **QUIET})
     try:
-        found = fit(asked, file.with_suffix(".ray"))
-        file.with_suffix(".out").write_text(json.dumps({"results": found, "left": left()}))
+        cluster.add_node(num_cpus=CORES[1], **QUIET)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield
     finally:
         ray.shutdown()
-        if cluster is not None:
-            cluster.shutdown()
-
-
-def start(machines: int) -> Any:
-    """One machine by itself, or several of one core each, all of them here."""
-    if machines == 1:
-        ray.init(address="local", num_cpus=CORES, log_to_driver=False, **QUIET)
-        return None
-    (Path(tempfile.gettempdir()) / "ray").mkdir()  # where it says to all of this user that it is there
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **QUIET})
-    for _ in range(machines - 1):
-        cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
-    return cluster
+        cluster.shutdown()
 
 
 def fit(asked: dict[str, Any], storage: Path) -> list[dict[str, Any]]:
     """Of each trial the last result; of one that is to stop early no more than its first."""
 
     def resources(config: dict[str, Any]) -> Any:
-        return placement(TrialOrder.from_json(json.loads(config["order"])).launch, 1, 0)
+        order = TrialOrder.from_json(json.loads(config["order"]))
+        return placement(order.launch, order.cores, 0)
 
     tuner = tune.Tuner(
         tune.with_resources(Trial, resources),

@@ -1,6 +1,5 @@
 """Real sweeps of tiny runs, as a user starts them."""
 
-import json
 import os
 import signal
 import subprocess
@@ -24,6 +23,14 @@ parameters:
   distill.alpha: {uniform: [0.0, 0.9]}
   model.branches: {subset: {of: [stage1, stage2], min: 1}}
 """
+STUB_SPACE = """\
+config: cifar100-resnet18
+trials: 3
+parameters:
+  optim.weight_decay: {uniform: [0.0, 0.9]}
+  model.branches: {grid: [[stage1, stage2], [stage1]]}
+"""
+"""For stub workers: two networks, whose costs do not depend on the weight decay, so that each is probed once."""
 RUNS = (
     *TINY,
     "data.shards=16",
@@ -34,6 +41,10 @@ RUNS = (
     "checkpoint.every_epochs=null",
 )
 """Twenty steps, which are two epochs of 14: an evaluation on the way and one at the end."""
+EPOCH_STEPS = 14
+FIVE_EPOCHS = ("train.epochs=5", "train.max_steps=null")
+"""For stub workers, whose steps take no time."""
+METRICS = ("--metric", "valid/deepest_top1", "--metric", "cost/train_macs")
 
 
 def arguments(root: Path, folder: Path, *more: str, space: str = SPACE, changes: tuple[str, ...] = ()) -> list[str]:
@@ -69,20 +80,11 @@ class Sweeping:
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         def holds() -> Any:
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}"
+            if self.process.poll() is not None:
+                raise AssertionError(f"it has ended before {what}: {self.ended()}")
             return condition()
 
         return wait_until(holds, what)
-
-    def wait_for_trial(self, number: int, *, step: int) -> None:
-        """Until it has done so many steps."""
-        self.wait_for(lambda: self._step(number) >= step, f"step {step} of trial {number}")
-
-    def _step(self, number: int) -> int:
-        try:
-            return int(json.loads(self.sweep.trial(f"{number:04d}").rank_progress(0).read_text())["step"])
-        except (OSError, ValueError):
-            return -1
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """Its descendants whose command line has all of these words."""

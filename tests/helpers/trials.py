@@ -37,11 +37,14 @@ def order_of(
     name: str = "0000",
     launch: LaunchConfig = CPU,
     env: Mapping[str, str] | None = None,
+    cores: int = 1,
     wants_costs: bool = False,
 ) -> TrialOrder:
     """Of a trial that takes its environment from the test's, with `env` over it."""
     environment = travelling({**os.environ, **(env or {})})
-    return TrialOrder(sweep.path, name, overrides, launch, str(sweep.path), environment, wants_costs=wants_costs)
+    return TrialOrder(
+        sweep.path, name, overrides, launch, str(sweep.path), environment, cores=cores, wants_costs=wants_costs
+    )
 
 
 @contextmanager

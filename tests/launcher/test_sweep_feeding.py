@@ -1,7 +1,7 @@
 """What Tune is given to run, and when, without Tune."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from launcher.config import LaunchConfig, TuneOptions
 from launcher.resources import Resources
 from launcher.tune.begun import Begun
 from launcher.tune.book import Book
+from launcher.tune.history import History
 from launcher.tune.order import TrialOrder
 from launcher.tune.parameters import Parameter
 from launcher.tune.patience import Patience
@@ -29,9 +30,11 @@ END = {"state": "finished", "epoch": 1, TOP1: 0.5}
 
 
 @contextmanager
-def feeder(made: tuple[SweepDir, Space], trouble: list[str]) -> Iterator[Feeder]:
+def feeder(
+    made: tuple[SweepDir, Space], trouble: Sequence[str] = (), options: TuneOptions = OPTIONS
+) -> Iterator[Feeder]:
     """Of a sweep's start; new trials have what `trouble` says at the time."""
-    book = Book(*made, OPTIONS)
+    book = Book(*made, options)
     order = TrialOrder(made[0].path, "0001", (), LaunchConfig(), "/", {})
     source = Searched(book, lambda _trial: order, is_stopped=lambda: False, done=lambda: None)
     yield Feeder(
@@ -64,6 +67,24 @@ def test_what_was_interrupted_goes_on_and_the_end_is_reached_whatever_the_troubl
         assert [found.suggest("a")["number"], found.suggest("b")["number"]] == [1, 2]  # type: ignore[index]
         found.on_trial_complete("a", END)
         assert found.suggest("c") == Searcher.FINISHED
+
+
+def test_equal_configs_are_run_once_and_two_metrics_give_a_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.tune.book.REPEATS", 20)
+    made = sweep_of(tmp_path, "model.branches: {subset: {of: [stage1, stage2], min: 1, max: 1}}")
+    metrics = {TOP1: 0.5, "cost/train_macs": 1.0}
+    options = TuneOptions(trials=8, search="tpe", metrics=tuple(metrics), modes=("max", "min"))
+    with feeder(made, options=options) as found:
+        while isinstance(order := found.suggest("a"), dict):
+            found.on_trial_complete("a", {**END, **metrics})
+            metrics = {name: 2 * value for name, value in metrics.items()}
+    history = History.read(made[0].ledger, options)
+    assert order == Searcher.FINISHED
+    assert len(history.trials) > len(history.runs) == 2
+    assert {trial.state for trial in history.trials.values()} == {"finished"}
+    assert history.front() == history.runs
 
 
 def test_a_trial_that_lacks_a_secret_where_it_is_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.processes import wait_until
 from tests.helpers.searches import arguments, known, results
 from tests.helpers.slurm import SlurmCluster
+from tests.helpers.stub_training import stub_training
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "tune.sbatch"
 DEADLINE_S = 240.0
@@ -22,11 +23,12 @@ def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_
 ) -> None:
     words = arguments(tiny_root, tmp_path, "--trials", "1", "--nodes", "2", "--gpus", "1", "--device", "cpu")
     options = ("--parsable", "--nodes=2", "--cpus-per-task=1", "--time=30", "--output=log")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path, stub = f"{Path(sys.executable).parent}:{os.environ['PATH']}", stub_training(tmp_path / "stub")
+    held = stub.hold("0001", attempt=1, step=5)
     answer = subprocess.run(
         ["sbatch", *options, str(SCRIPT), *words],
         cwd=tmp_path,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, **stub.env},
         capture_output=True,
         text=True,
         check=True,
@@ -39,16 +41,16 @@ def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_
         assert state is not None, "Slurm has forgotten the job"
         return state.is_over
 
-    def has_steps() -> bool:
+    def is_held() -> bool:
         assert not is_over(), log.read_text()
-        return second.exists() and read_json(second)["step"] >= 4
+        return held.exists()
 
-    second = sweep.trial("0001").rank_progress(1)
-    wait_until(has_steps, "steps of a trial", deadline_s=DEADLINE_S)
+    wait_until(is_held, "steps of a trial", deadline_s=DEADLINE_S)
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
     wait_until(is_over, "the job to end", deadline_s=DEADLINE_S)
     assert [state for state, _ in results(sweep).values()] == ["finished"], log.read_text()
     assert len(known(sweep, "begun")) == 2, log.read_text()
     hosts = {node["host"] for node in read_json(sweep.trial("0001").attempt(1))["nodes"]}
     assert hosts == {"n1", "n2"}
+    assert [read_json(sweep.trial("0001").rank_progress(rank))["attempt"] for rank in (0, 1)] == [2, 2]
     assert json.loads(sweep.trial("0001").outcome.read_text())["state"] == "finished"

@@ -1,23 +1,52 @@
-"""Two sweeps beside each other that nobody disturbs, for tests that compare with one or read what one leaves."""
+"""Two sweeps at a time that nothing disturbs: one that trains, and one of stub workers for tests to compare with."""
 
 from pathlib import Path
 
 import pytest
 
 from launcher.tune.sweep_dir import SweepDir
-from tests.helpers.searches import arguments, sweeping
+from tests.helpers.searches import FIVE_EPOCHS, METRICS, STUB_SPACE, arguments, sweeping
+from tests.helpers.stub_training import StubTraining, stub_training
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> StubTraining:
+    return stub_training(tmp_path / "stub")
+
+
+@pytest.fixture
+def stub_arguments(tiny_root: Path, tmp_path: Path) -> list[str]:
+    """The arguments of the undisturbed sweep of stub workers, for another folder."""
+    return _stub_arguments(tiny_root, tmp_path)
+
+
+def _stub_arguments(root: Path, folder: Path) -> list[str]:
+    return arguments(root, folder, *METRICS, "--concurrent", "2", space=STUB_SPACE, changes=FIVE_EPOCHS)
 
 
 @pytest.fixture(scope="session")
 def two_sweeps(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepDir, SweepDir]:
-    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
-    words = [arguments(tiny_root, folder, "--concurrent", "2") for folder in folders]
-    with sweeping(*words[0], cwd=folders[0]) as first, sweeping(*words[1], cwd=folders[1]) as second:
-        ends = first.ended(), second.ended()
+    folders = tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("undisturbed")
+    words = (
+        arguments(tiny_root, folders[0], "--trials", "2", "--concurrent", "2"),
+        _stub_arguments(tiny_root, folders[1]),
+    )
+    stub = stub_training(folders[1] / "stub")
+    with sweeping(*words[0], cwd=folders[0]) as first:
+        first.wait_for(first.sweep.ledger.exists, "its first fact")  # what a network costs is known by then
+        with sweeping(*words[1], cwd=folders[1], env=stub.env) as second:
+            ends = second.ended(), first.ended()
     assert [code for code, _, _ in ends] == [0, 0], ends
     return first.sweep, second.sweep
 
 
 @pytest.fixture(scope="session")
-def undisturbed(two_sweeps: tuple[SweepDir, SweepDir]) -> SweepDir:
+def trained(two_sweeps: tuple[SweepDir, SweepDir]) -> SweepDir:
+    """Two trials of real training."""
     return two_sweeps[0]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(two_sweeps: tuple[SweepDir, SweepDir]) -> SweepDir:
+    """Three trials of stub workers, searched for two metrics."""
+    return two_sweeps[1]

@@ -12,90 +12,127 @@ from subprocess import Popen
 import psutil
 import pytest
 
+from fmfsd.files import read_json
 from launcher.hosts.ray_nodes import end, start_head, start_worker
 from launcher.resources import Resources
 from launcher.tune.cluster import machines_of
 from launcher.tune.joiner import answers
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.processes import wait_until
-from tests.helpers.searches import arguments, results, sweeping, tune
+from tests.helpers.searches import EPOCH_STEPS, results, sweeping, tune
+from tests.helpers.stub_training import StubTraining, stub_training
 
 HERE = "127.0.0.1"
+TRIALS = ("0002", "0003")
+AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_prestart_worker_first_driver": "0"}
+"""Ray's machines end without draining first, and start no process before it is needed."""
 
 
 @dataclass
-class RayCluster:
-    """A head with one core and a further machine with two."""
+class RayNode:
+    """What `ray start` has started as one machine."""
 
-    address: str
-    head: "Popen[bytes]"
-    other: "Popen[bytes]"
-    environment: dict[str, str]
+    process: "Popen[bytes]"
 
-    def kill_other(self) -> None:
+    def kill(self) -> None:
         """All that Ray has there; node agents end by themselves."""
-        for process in [*psutil.Process(self.other.pid).children(recursive=True), psutil.Process(self.other.pid)]:
+        for process in [*self._below(), psutil.Process(self.process.pid)]:
             with suppress(psutil.Error):
                 if "ray" in " ".join(process.cmdline()) and "launcher.agent" not in process.cmdline():
                     process.kill()
 
+    def end(self) -> None:
+        below = self._below() if self.process.poll() is None else []
+        end(self.process)
+        for child in below:
+            with suppress(psutil.Error):
+                child.kill()
+
+    def _below(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@dataclass
+class RayCluster:
+    """A head with one core; `environment` reaches it, and has the stub workers of `stub` in it."""
+
+    head: RayNode
+    port: int
+    folder: Path
+    environment: dict[str, str]
+    stub: StubTraining
+
+    @property
+    def address(self) -> str:
+        return f"{HERE}:{self.port}"
+
 
 @pytest.fixture
-def ray_cluster() -> Iterator[RayCluster]:
+def cluster() -> Iterator[RayCluster]:
     with tempfile.TemporaryDirectory(prefix="fmfsd-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
-        token = Path(folder) / "token"
+        token, stub = Path(folder) / "token", stub_training(Path(folder) / "stub")
         token.write_text("a1" * 32)
         token.chmod(0o600)
-        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-        for name, value in environment.items():
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        for name, value in {**own, **stub.env, **AT_ONCE}.items():
             patch.setenv(name, value)
         with socket.create_server((HERE, 0)) as free:
             port = free.getsockname()[1]
-        head = start_head(HERE, port, Resources(1), Path(folder) / "head")
-        wait_until(lambda: answers(HERE, port), "Ray's head")
-        other = start_worker(f"{HERE}:{port}", HERE, Resources(2), Path(folder) / "other")
-        sweep = SweepDir(Path(folder) / "sweep")
-        wait_until(lambda: len(machines_of(f"{HERE}:{port}", sweep)) == 2, "both machines")
-        parents = [psutil.Process(process.pid) for process in (head, other)]
+        head = RayNode(start_head(HERE, port, Resources(1), Path(folder) / "head"))
         try:
-            yield RayCluster(f"{HERE}:{port}", head, other, environment)
+            wait_until(lambda: answers(HERE, port), "Ray's head")
+            yield RayCluster(head, port, Path(folder), {**own, **stub.env}, stub)
         finally:
-            below = [child for parent in parents if parent.is_running() for child in parent.children(recursive=True)]
-            for process in (other, head):
-                end(process)
-            for child in below:
-                with suppress(psutil.Error):
-                    child.kill()
+            head.end()
+
+
+@pytest.fixture
+def other(cluster: RayCluster) -> Iterator[RayNode]:
+    """A further machine with two cores."""
+    node = RayNode(start_worker(cluster.address, HERE, Resources(2), cluster.folder / "other"))
+    try:
+        sweep = SweepDir(cluster.folder / "sweep")
+        wait_until(lambda: len(machines_of(cluster.address, sweep)) == 2, "both machines")
+        yield node
+    finally:
+        node.end()
 
 
 @pytest.mark.fault("F28")
 def test_a_search_on_a_cluster_survives_the_loss_of_a_machine_and_leaves_the_rest_as_it_was(
-    ray_cluster: RayCluster, tiny_root: Path, undisturbed: SweepDir, tmp_path: Path
+    cluster: RayCluster, other: RayNode, stub_arguments: list[str], undisturbed: SweepDir, tmp_path: Path
 ) -> None:
-    words = arguments(tiny_root, tmp_path, "--ray-address", ray_cluster.address, "--concurrent", "2")
-    with sweeping(*words, cwd=tmp_path, env=ray_cluster.environment) as running:
-        running.wait_for(lambda: results(running.sweep), "an end of a trial")
-        running.wait_for_trial(3, step=1)
-        ray_cluster.kill_other()
+    """At least one of two running trials is on the machine that is lost, as the head has a single core."""
+    held = [cluster.stub.hold(trial, attempt=1, step=EPOCH_STEPS) for trial in TRIALS]
+    words = [*stub_arguments, "--ray-address", cluster.address]
+    with sweeping(*words, cwd=tmp_path, env=cluster.environment) as running:
+        running.wait_for(lambda: all(each.exists() for each in held), "two trials under way")
+        assert results(running.sweep)
+        workers = [psutil.Process(read_json(running.sweep.trial(trial).rank_progress(0))["pid"]) for trial in TRIALS]
+        other.kill()
+        running.wait_for(lambda: not all(worker.is_running() for worker in workers), "the loss of a worker")
+        for each in held:
+            each.unlink()
         code, output, errors = running.ended()
     assert code == 0, output + errors
     assert results(running.sweep) == results(undisturbed)
-    assert ray_cluster.head.poll() is None
-    assert answers(*ray_cluster.address.split(":"))  # type: ignore[arg-type]
+    assert max(running.sweep.trial(trial).last_attempt() for trial in TRIALS) > 1
+    assert cluster.head.process.poll() is None
+    assert answers(HERE, cluster.port)
 
 
-def test_more_than_any_machine_has_is_refused(ray_cluster: RayCluster, tiny_root: Path, tmp_path: Path) -> None:
-    words = arguments(tiny_root, tmp_path, "--ray-address", ray_cluster.address, "--gpus", "4")
-    answer = tune(*words, cwd=tmp_path, env=ray_cluster.environment)
+def test_more_than_a_cluster_has_is_refused(cluster: RayCluster, stub_arguments: list[str], tmp_path: Path) -> None:
+    words = [*stub_arguments, "--ray-address", cluster.address]
+    answer = tune(*words, cwd=tmp_path, env=cluster.environment)
     assert answer.returncode == 3, answer.stderr
-    assert "a trial asks for 1 x 4 cores" in answer.stderr
+    assert "--concurrent: 2 at a time, of which 1 fit: a trial asks for 1 x 1 cores" in answer.stderr
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_cluster_that_is_not_there_is_refused(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there_is_refused(stub_arguments: list[str], tmp_path: Path) -> None:
     with socket.create_server((HERE, 0)) as free:
         address = f"{HERE}:{free.getsockname()[1]}"
-    answer = tune(*arguments(tiny_root, tmp_path, "--ray-address", address), cwd=tmp_path, env=dict(os.environ))
+    answer = tune(*stub_arguments, "--ray-address", address, cwd=tmp_path, env=dict(os.environ))
     assert answer.returncode == 3, answer.stderr
     assert f"--ray-address {address}" in answer.stderr
     assert len(answer.stderr.splitlines()) == 1

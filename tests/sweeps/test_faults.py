@@ -12,19 +12,16 @@ from fmfsd.rundir import NOW
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.leaks import TEST_ID
 from tests.helpers.processes import wait_until
-from tests.helpers.searches import Sweeping, arguments, known, results, sweeping, tune
+from tests.helpers.searches import EPOCH_STEPS, Sweeping, known, results, sweeping, tune
+from tests.helpers.stub_training import StubTraining
 
-WORDS = {
+PROCESSES = {
     "driver": ("launcher.tune.driver",),
     "raylet": ("/raylet/raylet",),
+    "worker": ("fmfsd", "train", "0003"),
     "gcs_server": ("/gcs/gcs_server",),
 }
-
-
-def in_the_middle(running: Sweeping) -> None:
-    """One trial has ended, another has a checkpoint."""
-    running.wait_for(lambda: results(running.sweep), "an end of a trial")
-    running.wait_for_trial(3, step=5)
+"""What is killed, by words of its command line."""
 
 
 def kill_one(running: Sweeping, *words: str) -> None:
@@ -37,30 +34,47 @@ def alike(sweep: SweepDir, undisturbed: SweepDir) -> bool:
 
 
 @pytest.mark.fault("F26", "F27", "F28", "F29")
-@pytest.mark.parametrize("victims", [("driver",), ("raylet", "worker"), ("gcs_server",)])
-def test_a_search_goes_on_by_itself(
-    tiny_root: Path, undisturbed: SweepDir, tmp_path: Path, victims: tuple[str, ...]
+def test_a_search_goes_on_by_itself_whatever_is_killed(
+    stub: StubTraining, stub_arguments: list[str], undisturbed: SweepDir, tmp_path: Path
 ) -> None:
-    with sweeping(*arguments(tiny_root, tmp_path, "--concurrent", "2"), cwd=tmp_path) as running:
-        for victim in victims:
-            in_the_middle(running)
-            kill_one(running, *WORDS.get(victim, ("fmfsd", "train", "0003")))
+    """One after the other, each time with a trial that has ended and one under way, which has a new checkpoint."""
+    holds = {
+        victim: stub.hold("0003", attempt=number, step=number * EPOCH_STEPS)
+        for number, victim in enumerate(PROCESSES, start=1)
+    }
+    with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
+        for victim, held in holds.items():
+            running.wait_for(held.exists, f"the trial, before the kill of its {victim}")
+            assert results(running.sweep)
+            kill_one(running, *PROCESSES[victim])
         code, output, errors = running.ended()
     assert code == 0, output + errors
     assert alike(running.sweep, undisturbed)
+    assert running.sweep.trial("0003").last_attempt() == 1 + len(PROCESSES)
+    assert running.sweep.coordination.last_attempt() == 1 + len(PROCESSES) - 1  # a worker is its trial's own to replace
 
 
 @pytest.mark.fault("F29")
-def test_a_killed_sweep_leaves_nothing_and_is_gone_on_with(
-    tiny_root: Path, undisturbed: SweepDir, tmp_path: Path
+def test_a_search_that_was_stopped_and_then_killed_goes_on_to_the_same_end(
+    stub: StubTraining, stub_arguments: list[str], undisturbed: SweepDir, tmp_path: Path
 ) -> None:
-    with sweeping(*arguments(tiny_root, tmp_path, "--concurrent", "2"), cwd=tmp_path) as running:
-        in_the_middle(running)
+    stopped, killed = (
+        stub.hold("0003", attempt=attempt, step=step) for attempt, step in ((1, 5), (2, EPOCH_STEPS + 5))
+    )
+    with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
+        running.wait_for(stopped.exists, "a trial under way")
+        running.process.send_signal(signal.SIGTERM)
+        code, output, errors = running.ended()
+    assert code == 75, output + errors
+    assert f"fmfsd-tune --resume {running.sweep.path}" in output
+    assert running.sweep.trial("0003").newest_step() == 6
+    with sweeping("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env) as running:
+        running.wait_for(killed.exists, "the trial that goes on")
         running.process.kill()
         wait_until(lambda: not ours(str(tmp_path)), "the end of all that the sweep has started")
     with running.sweep.ledger.open("ab") as ledger:
         ledger.write(b'{"fact":"ended","trial":')
-    answer = tune("--resume", str(running.sweep.path), cwd=tmp_path)
+    answer = tune("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert alike(running.sweep, undisturbed)
     assert [each["state"] for each in known(running.sweep, "ended")] == ["finished"] * 3
@@ -79,24 +93,10 @@ def ours(word: str) -> list[int]:
     return found
 
 
-def test_a_stopped_sweep_saves_its_trials_and_goes_on_to_the_same_end(
-    tiny_root: Path, undisturbed: SweepDir, tmp_path: Path
-) -> None:
-    with sweeping(*arguments(tiny_root, tmp_path, "--concurrent", "2"), cwd=tmp_path) as running:
-        in_the_middle(running)
-        running.process.send_signal(signal.SIGTERM)
-        code, output, errors = running.ended()
-    assert code == 75, output + errors
-    assert f"fmfsd-tune --resume {running.sweep.path}" in output
-    answer = tune("--resume", str(running.sweep.path), cwd=tmp_path)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert alike(running.sweep, undisturbed)
-
-
-def test_a_sweep_that_is_cancelled_ends_at_once(tiny_root: Path, tmp_path: Path) -> None:
-    changes = ("train.max_steps=null", "train.epochs=100000")
-    with sweeping(*arguments(tiny_root, tmp_path, changes=changes), cwd=tmp_path) as running:
-        running.wait_for_trial(1, step=1)
+def test_a_sweep_that_is_cancelled_ends_at_once(stub: StubTraining, stub_arguments: list[str], tmp_path: Path) -> None:
+    held = stub.hold("0001", attempt=1, step=1)
+    with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
+        running.wait_for(held.exists, "a trial under way")
         running.sweep.coordination.stop_request.write_text(NOW)
         assert running.ended()[0] == 130
 

@@ -1,4 +1,4 @@
-"""A whole search: what it leaves, and that each of its trials is an ordinary run."""
+"""A whole search: what it leaves, that each of its trials is an ordinary run, and what its scheduler does."""
 
 import csv
 import json
@@ -10,63 +10,82 @@ import yaml
 from fmfsd.files import read_json
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.processes import run_command
-from tests.helpers.searches import SPACE, arguments, known, results, tune
+from tests.helpers.runs import DIRECT
+from tests.helpers.searches import EPOCH_STEPS, arguments, known, results, tune
+from tests.helpers.stub_training import StubTraining
+
+RATES = (0.05, 1.0e30, 1.0e-6, 2.0e-6)
 
 
-def test_every_trial_has_its_run_its_row_and_its_result(undisturbed: SweepDir) -> None:
-    rows = list(csv.DictReader(undisturbed.table.read_text().splitlines()))
-    told = read_json(undisturbed.summary)
-    assert [row["trial"] for row in rows] == ["0001", "0002", "0003"]
-    for row, (state, metrics) in zip(rows, results(undisturbed).values(), strict=True):
-        outcome = read_json(undisturbed.trial(row["trial"]).outcome)
+def test_every_trial_has_its_run_its_row_and_its_result(trained: SweepDir) -> None:
+    rows = list(csv.DictReader(trained.table.read_text().splitlines()))
+    told = read_json(trained.summary)
+    assert [row["trial"] for row in rows] == ["0001", "0002"]
+    for row, (state, metrics) in zip(rows, results(trained).values(), strict=True):
+        outcome = read_json(trained.trial(row["trial"]).outcome)
         assert (state, outcome["state"]) == ("finished", "finished")
         assert outcome["metrics"]["valid"]["deepest_top1"] == metrics["valid/deepest_top1"]
         assert float(row["valid/deepest_top1"]) == metrics["valid/deepest_top1"]
     assert told["best"]["metrics"]["valid/deepest_top1"] == max(float(row["valid/deepest_top1"]) for row in rows)
-    assert undisturbed.report.read_text().startswith("<!DOCTYPE html>")
+    assert trained.report.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_the_test_set_is_read_once_and_for_the_winner_alone(undisturbed: SweepDir) -> None:
-    best = read_json(undisturbed.summary)["best"]["trial"]
-    assert [f"{fact['trial']:04d}" for fact in known(undisturbed, "tested")] == [best]
-    for run in undisturbed.trials.iterdir():
+def test_the_test_set_is_read_once_and_for_the_winner_alone(trained: SweepDir) -> None:
+    best = read_json(trained.summary)["best"]["trial"]
+    assert [f"{fact['trial']:04d}" for fact in known(trained, "tested")] == [best]
+    for run in trained.trials.iterdir():
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {line["split"] for line in lines} == {"train", "valid"}
         assert (run / "evaluation" / "test.json").exists() == (run.name == best)
 
 
-def test_a_trial_is_reproducible_without_ray(undisturbed: SweepDir, tmp_path: Path) -> None:
-    trial = undisturbed.trial("0002")
-    again = run_command("fmfsd-launch", str(trial.config), "--run-dir", "again", "--gpus", "1", cwd=tmp_path)
+def test_a_trial_is_reproducible_without_ray(trained: SweepDir, tmp_path: Path) -> None:
+    trial = trained.trial("0002")
+    again = run_command("fmfsd-launch", str(trial.config), *DIRECT, "--run-dir", "again", "--gpus", "1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     one, other = (read_json(path)["metrics"] for path in (tmp_path / "again" / "outcome.json", trial.outcome))
     assert (one["valid"], one["train"]["loss"]) == (other["valid"], other["train"]["loss"])
 
 
-def test_the_best_config_is_ready_to_be_launched(undisturbed: SweepDir, tmp_path: Path) -> None:
-    best = read_json(undisturbed.summary)["best"]
-    content = yaml.safe_load(undisturbed.best.read_text())
+def test_the_best_config_is_ready_to_be_launched(trained: SweepDir, tmp_path: Path) -> None:
+    best = read_json(trained.summary)["best"]
+    content = yaml.safe_load(trained.best.read_text())
     assert content["distill"]["alpha"] == best["values"]["distill.alpha"]
-    answer = run_command("fmfsd-launch", str(undisturbed.best), "--dry-run", cwd=tmp_path)
+    answer = run_command("fmfsd-launch", str(trained.best), "--dry-run", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
 
 
-def test_nothing_of_ray_is_left_in_the_sweep(undisturbed: SweepDir) -> None:
-    assert not undisturbed.token.exists()
-    assert not list(undisturbed.path.glob(".tune*"))
+def test_nothing_of_ray_is_left_in_the_sweep(trained: SweepDir) -> None:
+    assert not trained.token.exists()
+    assert not list(trained.path.glob(".tune*"))
 
 
-def test_two_sweeps_run_beside_each_other_and_draw_alike(two_sweeps: tuple[SweepDir, SweepDir]) -> None:
-    one, other = two_sweeps
-    assert one.path != other.path
-    assert results(one) == results(other)
+def test_two_sweeps_run_beside_each_other_and_draw_alike(trained: SweepDir, undisturbed: SweepDir) -> None:
+    sweeps = trained, undisturbed
+    drivers = [read_json(sweep.coordination.attempt(1)) for sweep in sweeps]
+    assert max(driver["started"] for driver in drivers) < min(driver["ended"] for driver in drivers)
+    one, other = ([fact["values"] for fact in known(sweep, "asked")] for sweep in sweeps)
+    assert [values["distill.alpha"] for values in one] == [values["optim.weight_decay"] for values in other[:2]]
 
 
-def test_a_finished_sweep_goes_on_with_more_trials_and_confirms_its_best(undisturbed: SweepDir, tmp_path: Path) -> None:
+def test_several_metrics_give_a_front_whose_trials_are_all_tested(undisturbed: SweepDir) -> None:
+    ended = results(undisturbed)
+    cheapest, best = (
+        pick(ended, key=lambda number: ended[number][1][metric])
+        for pick, metric in ((min, "cost/train_macs"), (max, "valid/deepest_top1"))
+    )
+    front = read_json(undisturbed.summary)["front"]
+    assert {f"{cheapest:04d}", f"{best:04d}"} <= set(front)
+    assert sorted(f"{fact['trial']:04d}" for fact in known(undisturbed, "tested")) == sorted(front)
+
+
+def test_a_finished_sweep_goes_on_with_more_trials_and_confirms_its_best(
+    undisturbed: SweepDir, stub: StubTraining, tmp_path: Path
+) -> None:
     sweep = SweepDir(tmp_path / "sweep")
     shutil.copytree(undisturbed.path, sweep.path)
-    before = results(sweep)
-    answer = tune("--resume", str(sweep.path), "--trials", "4", "--seeds", "2", "--best", "1", cwd=tmp_path)
+    before, more = results(sweep), ("--trials", "4", "--seeds", "2", "--best", "1")
+    answer = tune("--resume", str(sweep.path), *more, cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     after, confirmed = results(sweep), known(sweep, "confirmed")
     assert (len(after), len(known(sweep, "ended"))) == (4, 4)
@@ -76,44 +95,31 @@ def test_a_finished_sweep_goes_on_with_more_trials_and_confirms_its_best(undistu
     assert all("test/deepest_top1" in fact["metrics"] for fact in confirmed)
 
 
-def test_a_trial_that_fails_is_marked_and_the_search_goes_on(tiny_root: Path, tmp_path: Path) -> None:
-    space = SPACE.replace("  distill.alpha: {uniform: [0.0, 0.9]}", "  optim.lr: {grid: [1.0e+30, 0.05]}")
-    answer = tune(*arguments(tiny_root, tmp_path, "--trials", "2", "--max-failures", "0", space=space), cwd=tmp_path)
+def test_trials_that_fail_or_are_stopped_early_are_marked_and_the_search_goes_on(
+    stub: StubTraining, tiny_root: Path, tmp_path: Path
+) -> None:
+    space = f"config: cifar100-resnet18\ntrials: 5\nparameters:\n  optim.lr: {{grid: {list(RATES)}}}\n"
+    more = ("--scheduler", "asha", "--concurrent", "1", "--search", "grid")
+    for trial in ("0003", "0004"):  # so that each is still under way when the scheduler decides
+        stub.hold(trial, attempt=1, step=2 * EPOCH_STEPS)
+    changes = ("train.epochs=3", "train.max_steps=null", "optim.milestones=[2]")
+    words = arguments(tiny_root, tmp_path, *more, space=space, changes=changes)
+    answer = tune(*words, cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
     states = {trial: state for trial, (state, _) in results(sweep).items()}
-    assert states == {1: "failed", 2: "finished"}
+    assert states == {1: "finished", 2: "failed", 3: "pruned", 4: "pruned"}
+    assert [read_json(sweep.trial(trial).outcome)["state"] for trial in ("0003", "0004")] == ["interrupted"] * 2
     (cause,) = [fact["cause"] for fact in known(sweep, "ended") if fact["state"] == "failed"]
     assert "not finite" in cause
     assert cause in answer.stdout
     assert cause.splitlines()[0][:40] in sweep.report.read_text()
+    assert "4 trials are all that the space has" in answer.stdout
 
 
-def test_equal_configs_are_run_once_and_several_metrics_give_a_front(tiny_root: Path, tmp_path: Path) -> None:
-    places = "model.branches: {subset: {of: [stage1, stage2], max: 1}}"
-    space = f"config: cifar100-resnet18\ntrials: 8\nparameters:\n  {places}\n"
-    goals = ("--metric", "valid/deepest_top1", "--metric", "cost/train_macs")
-    answer = tune(*arguments(tiny_root, tmp_path, *goals, "--search", "tpe", space=space), cwd=tmp_path)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    sweep = SweepDir(tmp_path / "sweep")
-    ended = results(sweep)
-    assert len(ended) == len(list(sweep.trials.iterdir())) == 2
-    assert "2 trials are all that the space has" in answer.stdout
-    cheapest = min(ended, key=lambda number: ended[number][1]["cost/train_macs"])
-    front = read_json(sweep.summary)["front"]
-    assert f"{cheapest:04d}" in front
-    assert sorted(f"{fact['trial']:04d}" for fact in known(sweep, "tested")) == sorted(front)
-
-
-def test_a_scheduler_stops_trials_early_and_nothing_of_them_goes_on(tiny_root: Path, tmp_path: Path) -> None:
-    rates = [0.05, 1.0e-6, 2.0e-6]
-    space = f"config: cifar100-resnet18\ntrials: 3\nparameters:\n  optim.lr: {{grid: {rates}}}\n"
-    changes = ("train.epochs=3", "train.max_steps=null", "optim.milestones=[2]")
-    more = ("--scheduler", "asha", "--concurrent", "1", "--search", "grid")
-    answer = tune(*arguments(tiny_root, tmp_path, *more, space=space, changes=changes), cwd=tmp_path)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    sweep = SweepDir(tmp_path / "sweep")
-    pruned = [trial for trial, (state, _) in results(sweep).items() if state == "pruned"]
-    assert pruned
-    for number in pruned:
-        assert read_json(sweep.trial(f"{number:04d}").outcome)["state"] == "interrupted"
+def test_a_metric_that_no_run_writes_is_refused_with_those_that_are(tiny_root: Path, tmp_path: Path) -> None:
+    answer = tune(*arguments(tiny_root, tmp_path), "--metric", "valid/branch7_top1", cwd=tmp_path)
+    assert (answer.returncode, answer.stdout, len(answer.stderr.splitlines())) == (2, "", 1)
+    assert (
+        "not every trial writes it, as model.branches varies; those that all write: valid/deepest_top1" in answer.stderr
+    )
