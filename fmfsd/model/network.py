@@ -62,7 +62,7 @@ class BranchNetwork(_Branching):
         self.deepest_head = Head(deepest.channels, num_classes)
         self.branches = nn.ModuleList(form.branch(backbone.way(tap, deepest), tap.channels) for tap in taps)
         self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in taps)
-        self.projections = _projections(len(taps) if features else 0, deepest.channels)
+        self.projections = _projections(len(taps) - form.num_without_feature if features else 0, deepest.channels)
         self.head_names = (*_branch_names(len(taps)), "deepest")
         self.head_places = (*self.taps, deepest.name)
 

@@ -102,16 +102,18 @@ def test_the_parts_of_a_training_step_are_the_whole(kind: str) -> None:
 
 
 def test_what_only_one_head_needs_is_its_own() -> None:
-    """ResNet-8, BYOT's attention: a branch from stage 2 has its attention gate, a separable block and two linear
-    layers: a classifier, and one for the feature loss, which inference needs not."""
+    """ResNet-8, BYOT's attention: a branch from stage 1 has its attention gate, two separable blocks and two linear
+    layers: a classifier, and one for the feature loss, which inference needs not; the last branch has no such layer."""
 
     def separable(channels_in: int, channels_out: int) -> int:
         """Two depthwise 3x3, two pointwise, two batch norms."""
         return 18 * channels_in + channels_in**2 + channels_in * channels_out + 2 * (channels_in + channels_out)
 
-    branch, classifier, feature = separable(32, 32) + separable(32, 64), 64 * 100 + 100, 64 * 64 + 64
-    found = by_name(probed(*NETWORKS["attention"]))["branch2"]
-    assert found.own.parameters == branch + classifier + feature
+    classifier, feature = 64 * 100 + 100, 64 * 64 + 64
+    found = by_name(probed(*NETWORKS["attention"]))
+    first = separable(16, 16) + separable(16, 32) + separable(32, 64)
+    assert found["branch1"].own.parameters == first + classifier + feature
+    assert found["branch2"].own.parameters == separable(32, 32) + separable(32, 64) + classifier
     assert by_name(probed(*NETWORKS["plain"]))["deepest"].own.parameters == classifier
 
 
