@@ -40,4 +40,6 @@ def test_the_loss_is_the_one_of_its_release(method: str, num_features: int) -> N
 
 
 def test_one_branch_with_attention_has_no_feature_loss() -> None:
-    assert len(network_of("method=byot_attention", "model.backbone=resnet8", "model.branches=[stage2]").projections) == 0
+    assert (
+        len(network_of("method=byot_attention", "model.backbone=resnet8", "model.branches=[stage2]").projections) == 0
+    )

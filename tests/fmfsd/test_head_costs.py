@@ -12,9 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.model.build import build_network
+from fmfsd.model.early_exit import EarlyExit, early_heads
+from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 from fmfsd.probe import probe
 from fmfsd.probed import HeadCost, Probe
+from fmfsd.thresholds import NEVER
+from tests.helpers.networks import macs
 
 SMALL = ("model.backbone=resnet8", "train.batch=64")
 PLACES = "model.branches=[stage3, stage2.block1, stage1]"
@@ -35,13 +39,47 @@ def by_name(found: Probe) -> dict[str, HeadCost]:
 
 
 def test_early_exits_cost_the_published_share_of_the_plain_network() -> None:
-    """Method, section 6: heads 1 and 2 0.293 and 0.546, the deepest after failing both 1.030, all 1.036."""
+    """Method, section 6: 0.293 and 0.546 for heads 1 and 2, 1.030 for the deepest after both; the fused is no exit."""
     found = probed("distill.beta=0")
-    heads = by_name(found)
-    assert [round(head.exits_of_plain, 3) for head in found.heads] == [0.293, 0.546, 1.036, 1.036]
+    exits = {head.name: head.exits_of_plain for head in found.heads}
+    assert exits == {
+        "branch1": pytest.approx(0.293, abs=5e-4),
+        "branch2": pytest.approx(0.546, abs=5e-4),
+        "fused": None,
+        "deepest": pytest.approx(1.0298, abs=5e-5),
+    }
     assert found.plain.macs / 1e6 == pytest.approx(555.5, abs=0.06)
-    without_fused = heads["deepest"].exits_of_plain - heads["fused"].own.macs / found.plain.macs
-    assert round(without_fused, 3) == 1.030
+    assert round(found.macs / found.plain.macs, 3) == 1.036
+
+
+FORMS = ("model.fusion=trunk", "model.fusion=side", "model.fusion=both", "method=byot", "method=byot_attention")
+INSIDE_STAGES = "model.branches=[stage1.block2, stage2, stage3.block1]"
+WITH_EXITS = [
+    *((form, "model.backbone=resnet8") for form in FORMS),
+    *((form, "model.backbone=resnet20", INSIDE_STAGES) for form in FORMS),
+    *((f"model.backbone={backbone}",) for backbone in ("resnet18", "wrn16_8", "vgg11", "mobilenetv2", "squeezenet")),
+    ("method=plain", "model.backbone=resnet8"),
+    ("model.backbone=resnet18", "model.branches=[stage3]"),
+    ("model.backbone=resnet18", "model.branch=bottleneck", "model.fusion=both"),
+    ("model.backbone=timm/test_resnet",),
+    ("model.backbone=timm/test_vit", "model.fusion=side"),
+]
+
+
+def exits_by_running(network: Network) -> dict[str, int]:
+    """Return the multiply-adds of an image that leaves at each exit, counted while it runs."""
+    early = early_heads(network)
+    forced = [[NEVER] * number + [0.0] * (len(early) - number) for number in range(len(early) + 1)]
+    models = [EarlyExit(network, thresholds) for thresholds in forced]
+    return {name: macs(model) for name, model in zip((*early, "deepest"), models, strict=True)}
+
+
+@pytest.mark.parametrize("changes", WITH_EXITS, ids="-".join)
+def test_each_exit_costs_what_running_it_costs(changes: tuple[str, ...]) -> None:
+    found = probed(*changes)
+    exits = {head.name: head.exits_of_plain for head in found.heads if head.exits_of_plain is not None}
+    running = exits_by_running(build_network(config(*changes)))
+    assert exits == {name: count / found.plain.macs for name, count in running.items()}
 
 
 @pytest.mark.parametrize(
