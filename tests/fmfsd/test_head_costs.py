@@ -66,7 +66,7 @@ WITH_EXITS = [
 ]
 
 
-def exits_by_running(network: Network) -> dict[str, int]:
+def exits_by_running(network: Network) -> dict[str, float]:
     """Return the multiply-adds of an image that leaves at each exit, counted while it runs."""
     early = early_heads(network)
     forced = [[NEVER] * number + [0.0] * (len(early) - number) for number in range(len(early) + 1)]
