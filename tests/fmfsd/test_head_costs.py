@@ -61,7 +61,7 @@ WITH_EXITS = [
     ("method=plain", "model.backbone=resnet8"),
     ("model.backbone=resnet18", "model.branches=[stage3]"),
     ("model.backbone=resnet18", "model.branch=bottleneck", "model.fusion=both"),
-    ("model.backbone=timm/test_resnet",),
+    *((f"model.backbone=timm/{name}",) for name in ("test_resnet", "test_efficientnet", "vit_tiny_patch16_224")),
     ("model.backbone=timm/test_vit", "model.fusion=side"),
 ]
 
@@ -109,7 +109,9 @@ NETWORKS = {
     "attention": ("method=byot_attention", *SMALL),
     "cbam": ("model.sem=cbam", *SMALL),
     "plain": ("method=plain", *SMALL),
-    "maps at the end": ("method=byot", "model.backbone=timm/test_efficientnet", "data.name=cifar10"),
+    "maps at the end": ("method=byot", "model.backbone=timm/test_vit", "data.name=cifar10"),
+    "cut": ("model.backbone=timm/test_efficientnet", "data.name=cifar10"),
+    "tokens": ("model.backbone=timm/vit_tiny_patch16_224", "data.name=cifar10"),
 }
 
 

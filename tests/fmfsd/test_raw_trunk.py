@@ -9,6 +9,12 @@ from fmfsd.model.network import BranchNetwork, Network
 from tests.helpers.networks import maps_by_place, network_of, plain_maps_by_place
 
 RESNET8, RESNET20 = "model.backbone=resnet8", "model.backbone=resnet20"
+CUT = (
+    *(f"test_{name}" for name in ("resnet", "convnext", "byobnet", "nfnet", "efficientnet", "mambaout")),
+    *("efficientnet_b0", "mobilenetv3_small_050", "mobilenetv4_conv_small"),
+    *("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "vit_medium_patch16_gap_256"),
+)
+"""Models of timm."""
 INSIDE_STAGES = "model.branches=[stage1.block1, stage2, stage3.block1]"
 
 
@@ -42,7 +48,7 @@ def test_the_fused_map_is_the_only_change_to_the_trunk(backbone: str) -> None:
         (RESNET8, "train.recompute=all"),
         (RESNET8, "model.sem=cbam", "model.branch=attention"),
         (RESNET8, "model.sem=softmax", "model.masks=own"),
-        *((f"model.backbone=timm/test_{name}",) for name in ("resnet", "convnext", "byobnet", "nfnet")),
+        *((f"model.backbone=timm/{name}",) for name in CUT),
         ("model.backbone=timm/test_resnet", "model.fusion=both"),
     ],
     ids="-".join,
@@ -59,7 +65,7 @@ def test_so_it_is_in_every_form_of_the_method(changes: tuple[str, ...]) -> None:
         (RESNET20, INSIDE_STAGES, "method=byot"),
         ("model.backbone=mobilenetv2", "model.fusion=side"),
         (RESNET8, "method=byot_attention"),
-        *((f"model.backbone=timm/test_{name}", "model.fusion=side") for name in ("resnet", "vit", "mambaout")),
+        *((f"model.backbone=timm/{name}", "model.fusion=side") for name in ("test_vit", "test_mambaout", CUT[-2])),
     ],
     ids="-".join,
 )
