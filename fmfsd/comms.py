@@ -185,6 +185,18 @@ class GroupComms:
         dist.destroy_process_group(group)
 
 
+def sum_over_default_group(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return the sum of `tensor` over the workers of torch's default process group, and their number.
+
+    No gradient passes. Without a process group there is one worker.
+    """
+    total = tensor.detach().clone()
+    if not (dist.is_available() and dist.is_initialized()):
+        return total, 1
+    dist.all_reduce(total)
+    return total, dist.get_world_size()
+
+
 @contextmanager
 def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator[Comms]:
     """Meet the other workers: NCCL on GPUs, gloo and on one host shared memory on CPUs; nothing in a world of one.

@@ -75,15 +75,16 @@ def mean_squares(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
 
 
 def global_norm_surrogate(local_squares_F: Tensor, global_squares_F: Tensor, *, world_size: int) -> Tensor:
-    """A scalar whose gradient, averaged over workers, is that of the sum of the norms over the global batch.
+    """Return the sum of the norms over the global batch; averaged over workers, its gradient is that of this sum.
 
     The norm over the global batch is sqrt(S), S the sum of all workers' squares s: its gradient is ds / (2 sqrt(S)),
     and DDP's mean divides by the number of workers. A worker's own norm would give 1 / sqrt(world_size) of it.
-    `global_squares_F` has no gradient; where it is 0 so is the result's gradient.
+    No gradient passes through `global_squares_F`; where it is 0 so is the result's gradient.
     """
-    norms_F = global_squares_F.sqrt()
+    norms_F = global_squares_F.detach().sqrt()
     weights_F = torch.where(norms_F > 0, world_size / (2 * norms_F), 0.0)
-    return (weights_F * local_squares_F).sum()
+    surrogate = (weights_F * local_squares_F).sum()
+    return surrogate + (norms_F.sum() - surrogate).detach()
 
 
 class LossTerms(NamedTuple):
@@ -128,7 +129,7 @@ class SelfDistillLoss:
         return LossTerms(label, soft_target, *self._distances(outputs))
 
     def total(self, terms: LossTerms, global_squares_F: Tensor, *, world_size: int) -> Tensor:
-        """What a worker differentiates; averaged over workers, its gradient is the global batch's."""
+        """What a worker differentiates; averaged over workers, value and gradient are those of the global batch."""
         norms = global_norm_surrogate(terms.squares_F, global_squares_F, world_size=world_size)
         return terms.label + terms.soft_target + terms.feature + self.beta * norms
 

@@ -20,6 +20,7 @@ from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import build_network
 from fmfsd.model.costs import HeadCosts, ModuleShares, Names, needed_to_train, parameters_behind
+from fmfsd.model.early_exit import early_heads
 from fmfsd.model.network import Network, Outputs
 from fmfsd.model.paths import HeadPath, paths
 from fmfsd.probed import HeadCost, Layer, MemoryCost, ParameterCount, Probe, Shape, dimensions
@@ -54,9 +55,10 @@ def probe(config: TrainConfig, *, workers: int) -> Probe:
 
 def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> Iterator[HeadCost]:
     named = zip(network.head_names, network.head_places, paths(network), strict=True)
+    exit_macs = _exit_macs(network, costs)
     for number, (name, place, path) in enumerate(named):
         layers = [Layer(called, shapes[where]) for called, where in (*path.before, *path.after)]
-        own, alone = costs.own[number], costs.alone(number)
+        own, alone = costs.own[number], costs.of_heads([number])
         yield HeadCost(
             name,
             place,
@@ -67,8 +69,15 @@ def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> I
             training_share=own.macs / costs.total.macs,
             alone=alone,
             of_plain=alone.macs / costs.plain.macs,
-            exits_of_plain=costs.up_to(number).macs / costs.plain.macs,
+            exits_of_plain=exit_macs[name] / costs.plain.macs if name in exit_macs else None,
         )
+
+
+def _exit_macs(network: Network, costs: HeadCosts) -> dict[str, int]:
+    """Return the multiply-adds of an image that leaves at each exit, after the early heads before it were computed."""
+    exits = (*early_heads(network), network.head_names[-1])
+    numbers = [network.head_names.index(name) for name in exits]
+    return {name: costs.of_heads(numbers[: count + 1]).macs for count, name in enumerate(exits)}
 
 
 def _in_words(path: HeadPath, first_shape: str) -> str:

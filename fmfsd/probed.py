@@ -36,8 +36,9 @@ class HeadCost:
 
     `path` in words, and its `layers`. `own` is of layers that neither the backbone has nor another head needs, and
     `training_share` their part of a training step's multiply-adds. `alone` is a network for this head and nothing else,
-    as `fmfsd.model.prune` makes it, and `of_plain` its multiply-adds over those of the plain backbone; `exits_of_plain`
-    those of this head and all that are named before it.
+    as `fmfsd.model.prune` makes it, and `of_plain` its multiply-adds over those of the plain backbone. `exits_of_plain`
+    is the same ratio for an image that leaves here after the early heads before were computed; None if this head is
+    neither an early head nor the deepest one, since an early exit never computes it.
     """
 
     name: str
@@ -49,7 +50,7 @@ class HeadCost:
     training_share: float
     alone: Cost
     of_plain: float
-    exits_of_plain: float
+    exits_of_plain: float | None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Self-distillation around anybody's network, for anybody's training loop."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
+from fmfsd.comms import sum_over_default_group
 from fmfsd.distill import SelfDistillLoss
-from fmfsd.errors import ConfigError
+from fmfsd.errors import ConfigError, Problem
 from fmfsd.model.branch import branch_form
 from fmfsd.model.build import initialise, sem_groups
 from fmfsd.model.fusion import fusion_of
@@ -19,7 +21,8 @@ class SelfDistillation(nn.Module):
 
     `branches` name the submodules that branches leave from and `deepest` the one with the last map, shallow to deep.
     The backbone's own classifier is not asked, and gets no gradients: under DistributedDataParallel replace it by
-    `nn.Identity()`. For one worker: with several, each takes the feature term over its own part of the batch.
+    `nn.Identity()`, and wrap a module whose `forward` returns `loss(images, labels)`, since DistributedDataParallel
+    averages the gradients of its own forward pass only.
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class SelfDistillation(nn.Module):
     ) -> None:
         """`size` is the side of the images in pixels; the weights of the loss are those of SelfDistillLoss.
 
-        ConfigError, with everything that is wrong, for submodules that give no maps or no branch at all.
+        ConfigError, with everything that is wrong, for values out of range, no or repeated branches, or submodules
+        that give no maps.
         """
         super().__init__()
-        if not branches:
-            raise ConfigError("branches: none named: name one or more submodules before the deepest")
+        values = _wrong_values(num_classes=num_classes, size=size, alpha=alpha, beta=beta, temperature=temperature)
+        if problems := [*_wrong_branches(branches, deepest), *values]:
+            raise ConfigError(problems)
         trunk = hooked(backbone, [*branches, deepest], size)
         taps, groups = trunk.places[:-1], sem_groups("auto", [place.channels for place in trunk.places])
         fusion = partial(fusion_of, sem="sge", masks="averaged", groups=groups)
@@ -59,13 +64,54 @@ class SelfDistillation(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, size, size), as the backbone wants them -> logits (B, K) of every head, the deepest last."""
-        outputs: Outputs = self.network(images)
-        return outputs.logits
+        return self._outputs(images).logits
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """What to differentiate, of labels (B,) or shares (B, K).
+        """Return the loss of labels (B,), of any integer type, or shares (B, K); in evaluation without feature term.
 
-        The feature term has its gradient, and half its value: see `global_norm_surrogate`.
+        With a process group, the feature term is the norm over all workers' batches, so in training every worker must
+        call it; the mean of the workers' gradients, as DistributedDataParallel takes it, is the global batch's.
         """
-        terms = self._loss.terms(self.network(images), labels)
-        return self._loss.total(terms, terms.squares_F.detach(), world_size=1)
+        terms = self._loss.terms(self._outputs(images), labels if labels.is_floating_point() else labels.long())
+        squares_F, world_size = terms.squares_F.detach(), 1
+        if len(squares_F):
+            squares_F, world_size = sum_over_default_group(squares_F)
+        return self._loss.total(terms, squares_F, world_size=world_size)
+
+    def _outputs(self, images: Tensor) -> Outputs:
+        """Raises ValueError if a batch norm of the backbone or of a branch has one value a channel."""
+        try:
+            outputs: Outputs = self.network(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"batch norm can't train on one value per channel: a batch of {len(images)} has maps of 1x1 pixels "
+                f"({error}); use two or more images, larger images, or eval()"
+            ) from error
+        return outputs
+
+
+def _wrong_branches(branches: Sequence[str], deepest: str) -> Iterator[Problem]:
+    if not branches:
+        yield Problem("branches", "none named: name one or more submodules before the deepest")
+    for name in sorted({name for name in branches if list(branches).count(name) > 1}):
+        yield Problem("branches", f"{name} is named {list(branches).count(name)} times: name each submodule once")
+    if deepest in branches:
+        yield Problem("branches", f"{deepest} is the deepest submodule too: a branch leaves from one before it")
+
+
+_RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "num_classes": (lambda value: value >= 1, "1 or more"),
+    "size": (lambda value: value >= 1, "1 or more"),
+    "alpha": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "beta": (lambda value: 0 <= value < math.inf, "0 or more, and finite"),
+    "temperature": (lambda value: 0 < value < math.inf, "above 0, and finite"),
+}
+
+
+def _wrong_values(**values: float) -> Iterator[Problem]:
+    for name, value in values.items():
+        is_in_range, expected = _RANGES[name]
+        if not is_in_range(value):
+            yield Problem(name, f"{value} is out of range: expected {expected}")

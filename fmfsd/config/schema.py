@@ -127,7 +127,7 @@ class ModelConfig(Section):
     enhancement that the maps share out by a softmax, which needs masks: own."""
     branch: Literal["sepconv", "bottleneck", "attention"] = "sepconv"
     """A branch's layers: separable with enhancement (FMFSD), one bottleneck (BYOT 2019), separable after attention
-    (BYOT 2022)."""
+    (BYOT 2022; without fusion the branch next to the deepest head has no feature loss, as in its release)."""
     sem_groups: Literal["auto"] | PositiveInt = "auto"
     """Groups of spatial enhancement; auto: the largest common divisor, at most 32, of all maps' channels."""
     sync_bn: Literal["auto"] | bool = "auto"

@@ -40,6 +40,8 @@ class BranchForm:
     path: Callable[[Sequence[Step]], nn.Sequential]
     entry: Callable[[int], Layers] = lambda _channels: []
     exit: Callable[[], Layers] = list
+    num_without_feature: int = 0
+    """Of a network without fusion, how many branches next to the deepest head have no feature loss."""
 
     def branch(self, way: Sequence[Step], channels: int) -> nn.Sequential:
         """From a map of these channels along `way`."""
@@ -59,7 +61,9 @@ def branch_form(name: str, *, groups: int) -> BranchForm:
     forms = {
         "sepconv": BranchForm(lambda way: _separable_path(way, gate), lambda _channels: gate(), gate),
         "bottleneck": BranchForm(_bottleneck_path),
-        "attention": BranchForm(lambda way: _separable_path(way, list), lambda channels: [AttentionGate(channels)]),
+        "attention": BranchForm(
+            lambda way: _separable_path(way, list), lambda channels: [AttentionGate(channels)], num_without_feature=1
+        ),
     }
     return forms[name]
 

@@ -94,13 +94,9 @@ class HeadCosts:
         parameters = self.total.parameters - sum(part.parameters for part in parts)
         return Cost(parameters, self.total.macs - sum(part.macs for part in parts))
 
-    def alone(self, head: int) -> Cost:
-        """Of a network for this head and nothing else."""
-        return self._of(self._needed[head])
-
-    def up_to(self, head: int) -> Cost:
-        """Of this head and all before it."""
-        return self._of(frozenset().union(*self._needed[: head + 1]))
+    def of_heads(self, heads: Sequence[int]) -> Cost:
+        """Return the cost of a network that computes these heads and nothing else."""
+        return self._of(frozenset().union(*(self._needed[head] for head in heads)))
 
     def _of(self, names: Names) -> Cost:
         used = _modules_with(names)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.backbones import Backbone
 from fmfsd.model.network import Network
 
 
@@ -24,9 +23,10 @@ class Exits(NamedTuple):
 def early_heads(network: Network) -> tuple[str, ...]:
     """Those that read one tap's map, shallow to deep; the fused head is none, since it reads the deepest map too.
 
-    None at all where the backbone gives all its maps at its end: nothing would be saved.
+    None at all where the backbone gives all its maps at its end, since nothing would be saved, and where its parts
+    exchange more than maps (class tokens).
     """
-    return network.head_names[: len(network.heads)] if isinstance(network.backbone, Backbone) else ()
+    return network.head_names[: len(network.heads)] if network.backbone.passes_maps_only else ()
 
 
 class EarlyExit(nn.Module):
@@ -106,7 +106,7 @@ class _Batch:
             return x
         number = len(self._maps)
         onward = self._network.tap(x, self._maps)
-        if number == len(self._thresholds):  # the last tap, where maps are fused and nobody leaves
+        if number >= len(self._thresholds):  # where maps are fused, or no head is early, nobody leaves
             return onward
         _, logits = self._network.heads[number](self._network.branches[number](self._maps[number]))
         sure = _is_sure(logits, self._thresholds[number])

@@ -62,7 +62,7 @@ class BranchNetwork(_Branching):
         self.deepest_head = Head(deepest.channels, num_classes)
         self.branches = nn.ModuleList(form.branch(backbone.way(tap, deepest), tap.channels) for tap in taps)
         self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in taps)
-        self.projections = _projections(len(taps) if features else 0, deepest.channels)
+        self.projections = _projections(len(taps) - form.num_without_feature if features else 0, deepest.channels)
         self.head_names = (*_branch_names(len(taps)), "deepest")
         self.head_places = (*self.taps, deepest.name)
 
@@ -90,7 +90,7 @@ class SideFusionNetwork(_Branching):
     """
 
     feeds_trunk = False
-    """Whether what a tap leaves behind differs from the map there."""
+    """Whether the trunk continues from the fused map after the last tap."""
     beside: tuple[str, ...] = ()
     """Heads that read the fused map alone."""
 
@@ -131,19 +131,16 @@ class SideFusionNetwork(_Branching):
         return self._outputs(aligned, fused, deepest_map)
 
     def tap(self, x: Tensor, maps: list[Tensor]) -> Tensor:
-        """What goes on behind the next tap, whose map `x` is brought to the deepest tap's shape and added to `maps`;
-        behind the last tap their fusion is added too."""
-        number = len(maps)
-        gated = self.gates[number](x)
-        maps.append(self._along(self.alignments[number], gated))
-        if number + 1 < len(self.taps):
-            return self._onward(x, gated)
-        maps.append(self.fusion(maps))
-        return self._onward(x, maps[-1])
+        """Add the next tap's map `x`, enhanced and aligned to the deepest tap, to `maps`; return what feeds the trunk.
 
-    def _onward(self, x: Tensor, _changed: Tensor) -> Tensor:
-        """What feeds the block behind a tap: its map as the trunk made it, or as the fusion did."""
-        return x
+        At the last tap the fused map is added too. At every other tap the trunk continues from `x` itself.
+        """
+        number = len(maps)
+        maps.append(self._along(self.alignments[number], self.gates[number](x)))
+        if number + 1 < len(self.taps):
+            return x
+        maps.append(self.fusion(maps))
+        return maps[-1] if self.feeds_trunk else x
 
     def _outputs(self, aligned: Sequence[Tensor], fused: Tensor, deepest_map: Tensor) -> Outputs:
         deepest_feature, deepest_logits = self.deepest_head(deepest_map)
@@ -157,13 +154,10 @@ class SideFusionNetwork(_Branching):
 
 
 class FusionNetwork(SideFusionNetwork):
-    """FMFSD as published: enhanced maps go on through the trunk, and the fused map feeds what follows the last tap."""
+    """FMFSD as published: the fused map feeds what follows the last tap, which is the only change to the trunk."""
 
     backbone: Backbone
     feeds_trunk = True
-
-    def _onward(self, _x: Tensor, changed: Tensor) -> Tensor:
-        return changed
 
 
 class DoubleFusionNetwork(FusionNetwork):

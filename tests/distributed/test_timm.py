@@ -6,7 +6,8 @@ from tests.distributed.test_invariance import Case, farthest, steps_of
 
 CASES = [
     Case(("model.backbone=timm/test_byobnet", "method=fmfsd")),
-    Case(("model.backbone=timm/test_efficientnet", "method=fmfsd_side")),
+    Case(("model.backbone=timm/test_efficientnet", "method=fmfsd")),
+    Case(("model.backbone=timm/test_vit", "method=fmfsd_side")),
 ]
 
 

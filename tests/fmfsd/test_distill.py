@@ -87,15 +87,18 @@ def test_the_soft_target_loss_has_no_factor_of_the_squared_temperature() -> None
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 16])
-def test_the_workers_mean_gradient_is_that_of_the_global_norm(world_size: int) -> None:
-    """Each worker's own norm would give 1 / sqrt(world_size) of it."""
+def test_the_workers_mean_value_and_gradient_are_those_of_the_global_norm(world_size: int) -> None:
+    """Each worker's own norm would give 1 / sqrt(world_size) of them."""
     differences = torch.randn(world_size, 3, 7, dtype=torch.float64).requires_grad_()
-    (expected,) = torch.autograd.grad(torch.linalg.norm(differences), differences)
+    norm = torch.linalg.norm(differences)
+    (expected,) = torch.autograd.grad(norm, differences)
     squares = differences.detach().square().sum().view(1)
     found = torch.zeros_like(differences)
     for worker in range(world_size):
         local = differences[worker].square().sum().view(1)
-        (gradient,) = torch.autograd.grad(global_norm_surrogate(local, squares, world_size=world_size), differences)
+        surrogate = global_norm_surrogate(local, squares, world_size=world_size)
+        torch.testing.assert_close(surrogate, norm)
+        (gradient,) = torch.autograd.grad(surrogate, differences)
         found += gradient / world_size
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
 

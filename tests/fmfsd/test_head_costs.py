@@ -12,9 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.model.build import build_network
+from fmfsd.model.early_exit import EarlyExit, early_heads
+from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 from fmfsd.probe import probe
 from fmfsd.probed import HeadCost, Probe
+from fmfsd.thresholds import NEVER
+from tests.helpers.networks import macs
 
 SMALL = ("model.backbone=resnet8", "train.batch=64")
 PLACES = "model.branches=[stage3, stage2.block1, stage1]"
@@ -35,13 +39,47 @@ def by_name(found: Probe) -> dict[str, HeadCost]:
 
 
 def test_early_exits_cost_the_published_share_of_the_plain_network() -> None:
-    """Method, section 6: heads 1 and 2 0.293 and 0.546, the deepest after failing both 1.030, all 1.036."""
+    """Method, section 6: 0.293 and 0.546 for heads 1 and 2, 1.030 for the deepest after both; the fused is no exit."""
     found = probed("distill.beta=0")
-    heads = by_name(found)
-    assert [round(head.exits_of_plain, 3) for head in found.heads] == [0.293, 0.546, 1.036, 1.036]
+    exits = {head.name: head.exits_of_plain for head in found.heads}
+    assert exits == {
+        "branch1": pytest.approx(0.293, abs=5e-4),
+        "branch2": pytest.approx(0.546, abs=5e-4),
+        "fused": None,
+        "deepest": pytest.approx(1.0298, abs=5e-5),
+    }
     assert found.plain.macs / 1e6 == pytest.approx(555.5, abs=0.06)
-    without_fused = heads["deepest"].exits_of_plain - heads["fused"].own.macs / found.plain.macs
-    assert round(without_fused, 3) == 1.030
+    assert round(found.macs / found.plain.macs, 3) == 1.036
+
+
+FORMS = ("model.fusion=trunk", "model.fusion=side", "model.fusion=both", "method=byot", "method=byot_attention")
+INSIDE_STAGES = "model.branches=[stage1.block2, stage2, stage3.block1]"
+WITH_EXITS = [
+    *((form, "model.backbone=resnet8") for form in FORMS),
+    *((form, "model.backbone=resnet20", INSIDE_STAGES) for form in FORMS),
+    *((f"model.backbone={backbone}",) for backbone in ("resnet18", "wrn16_8", "vgg11", "mobilenetv2", "squeezenet")),
+    ("method=plain", "model.backbone=resnet8"),
+    ("model.backbone=resnet18", "model.branches=[stage3]"),
+    ("model.backbone=resnet18", "model.branch=bottleneck", "model.fusion=both"),
+    *((f"model.backbone=timm/{name}",) for name in ("test_resnet", "test_efficientnet", "vit_tiny_patch16_224")),
+    ("model.backbone=timm/test_vit", "model.fusion=side"),
+]
+
+
+def exits_by_running(network: Network) -> dict[str, float]:
+    """Return the multiply-adds of an image that leaves at each exit, counted while it runs."""
+    early = early_heads(network)
+    forced = [[NEVER] * number + [0.0] * (len(early) - number) for number in range(len(early) + 1)]
+    models = [EarlyExit(network, thresholds) for thresholds in forced]
+    return {name: macs(model) for name, model in zip((*early, "deepest"), models, strict=True)}
+
+
+@pytest.mark.parametrize("changes", WITH_EXITS, ids="-".join)
+def test_each_exit_costs_what_running_it_costs(changes: tuple[str, ...]) -> None:
+    found = probed(*changes)
+    exits = {head.name: head.exits_of_plain for head in found.heads if head.exits_of_plain is not None}
+    running = exits_by_running(build_network(config(*changes)))
+    assert exits == {name: count / found.plain.macs for name, count in running.items()}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +109,9 @@ NETWORKS = {
     "attention": ("method=byot_attention", *SMALL),
     "cbam": ("model.sem=cbam", *SMALL),
     "plain": ("method=plain", *SMALL),
-    "maps at the end": ("method=byot", "model.backbone=timm/test_efficientnet", "data.name=cifar10"),
+    "maps at the end": ("method=byot", "model.backbone=timm/test_vit", "data.name=cifar10"),
+    "cut": ("model.backbone=timm/test_efficientnet", "data.name=cifar10"),
+    "tokens": ("model.backbone=timm/vit_tiny_patch16_224", "data.name=cifar10"),
 }
 
 
@@ -102,16 +142,18 @@ def test_the_parts_of_a_training_step_are_the_whole(kind: str) -> None:
 
 
 def test_what_only_one_head_needs_is_its_own() -> None:
-    """ResNet-8, BYOT's attention: a branch from stage 2 has its attention gate, a separable block and two linear
-    layers: a classifier, and one for the feature loss, which inference needs not."""
+    """ResNet-8, BYOT's attention: a branch from stage 1 has its attention gate, two separable blocks and two linear
+    layers: a classifier, and one for the feature loss, which inference needs not; the last branch has no such layer."""
 
     def separable(channels_in: int, channels_out: int) -> int:
         """Two depthwise 3x3, two pointwise, two batch norms."""
         return 18 * channels_in + channels_in**2 + channels_in * channels_out + 2 * (channels_in + channels_out)
 
-    branch, classifier, feature = separable(32, 32) + separable(32, 64), 64 * 100 + 100, 64 * 64 + 64
-    found = by_name(probed(*NETWORKS["attention"]))["branch2"]
-    assert found.own.parameters == branch + classifier + feature
+    classifier, feature = 64 * 100 + 100, 64 * 64 + 64
+    found = by_name(probed(*NETWORKS["attention"]))
+    first = separable(16, 16) + separable(16, 32) + separable(32, 64)
+    assert found["branch1"].own.parameters == first + classifier + feature
+    assert found["branch2"].own.parameters == separable(32, 32) + separable(32, 64) + classifier
     assert by_name(probed(*NETWORKS["plain"]))["deepest"].own.parameters == classifier
 
 

@@ -118,9 +118,10 @@ def test_the_network_is_the_one_of_the_method() -> None:
     s1, s2, s3, s4 = network.backbone.stages
     assert isinstance(network.fusion, Fusion)
     assert isinstance(network.deep_fusion, Fusion)
-    e1 = network.gates[0](s1(network.backbone.stem(images)))
-    e2 = network.gates[1](s2(e1))
-    e3 = network.gates[2](s3(e2))
+    f1 = s1(network.backbone.stem(images))
+    f2 = s2(f1)
+    f3 = s3(f2)
+    e1, e2, e3 = (network.gates[i](f) for i, f in enumerate((f1, f2, f3)))
     p = [network.alignments[0](e1), network.alignments[1](e2), e3]
     u = fused_by_hand(network.fusion, p)
     f_4 = s4(u).mean((2, 3))

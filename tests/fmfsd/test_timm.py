@@ -14,13 +14,19 @@ from fmfsd.errors import ConfigError
 from fmfsd.model.backbones.backbone import Backbone
 from fmfsd.model.backbones.timm import MapsBackbone, timm_backbone
 from fmfsd.model.build import build_network
+from fmfsd.model.early_exit import EarlyExit, early_heads
 from fmfsd.model.prune import prune
 from fmfsd.probe import probe
 from tests.helpers.processes import run_command
 
-CUT = ("test_resnet", "test_convnext", "test_byobnet", "test_nfnet")
-SHOWN = ("test_efficientnet", "test_vit", "test_mambaout")
-"""Which only show their maps; those of the last have their channels at their end."""
+CHAINS = ("test_resnet", "test_convnext", "test_byobnet", "test_nfnet")
+MAPS_AT_THE_END = ("test_efficientnet", "efficientnet_b0", "mobilenetv3_small_050", "mobilenetv4_conv_small")
+CHANNELS_LAST = ("test_mambaout", "swin_tiny_patch4_window7_224")
+TOKENS = ("vit_tiny_patch16_224", "vit_medium_patch16_gap_256")
+"""With a class token, and without one."""
+CUT = (*CHAINS, *MAPS_AT_THE_END, *CHANNELS_LAST, *TOKENS)
+SHOWN = ("test_vit",)
+"""Which only show their maps: this one has a way of its own for each size of images."""
 
 
 def config(backbone: str, method: str, *changes: str) -> TrainConfig:
@@ -39,9 +45,10 @@ def maps_of_timm(name: str, images: Tensor) -> list[Tensor]:
 
     torch.manual_seed(0)
     sized = {"img_size": 32} if timm.get_pretrained_cfg(name).fixed_input_size else {}
-    model = timm.create_model(name, features_only=True, **sized).train()
+    still = {"drop_path_rate": 0.0} if name.startswith("swin") else {}
+    model = timm.create_model(name, features_only=True, **sized, **still).train()
     maps: list[Tensor] = model(images)
-    return [each.permute(0, 3, 1, 2) for each in maps] if name == "test_mambaout" else maps
+    return [each.permute(0, 3, 1, 2) for each in maps] if name in CHANNELS_LAST else maps
 
 
 @pytest.mark.parametrize("name", [*CUT, *SHOWN, "densenet121"])
@@ -87,7 +94,14 @@ def test_a_probe_tells_what_there_is(name: str, method: str) -> None:
     assert [head.tap for head in found.heads] == list(network.head_places)
 
 
-@pytest.mark.parametrize(("name", "method"), [("test_resnet", "fmfsd"), ("test_efficientnet", "fmfsd_side")])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("test_resnet", "fmfsd"),
+        ("test_vit", "fmfsd_side"),
+        *((name, "fmfsd") for name in ("test_efficientnet", "test_mambaout", *TOKENS)),
+    ],
+)
 @pytest.mark.parametrize("head", ["branch1", "deepest"])
 def test_a_head_can_be_pruned_for(name: str, method: str, head: str) -> None:
     network = build_network(config(name, method)).eval()
@@ -95,6 +109,26 @@ def test_a_head_can_be_pruned_for(name: str, method: str, head: str) -> None:
     with torch.no_grad():
         expected = network(images).logits[network.head_names.index(head)]
         assert torch.equal(prune(network, head)(images), expected)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_mambaout", "vit_medium_patch16_gap_256"])
+def test_images_leave_early_where_parts_exchange_maps_only(name: str) -> None:
+    network = build_network(config(name, "fmfsd")).eval()
+    images = torch.randn(4, 3, 32, 32)
+    first, *_, last = network(images).logits
+    confidence = first.double().softmax(dim=1).amax(dim=1)
+    never = [2.0] * (len(early_heads(network)) - 1)
+    found = EarlyExit(network, [confidence.quantile(0.5).item(), *never])(images)
+    leaves = (confidence >= confidence.quantile(0.5)).unsqueeze(1)
+    assert sorted(found.heads.tolist()) == [0, 0, len(never) + 1, len(never) + 1]
+    torch.testing.assert_close(found.logits, torch.where(leaves, first, last), rtol=1e-4, atol=1e-5)
+
+
+def test_with_a_class_token_no_image_leaves_early() -> None:
+    network = build_network(config("vit_tiny_patch16_224", "fmfsd")).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert early_heads(network) == ()
+    assert torch.equal(EarlyExit(network, ())(images).logits, network(images).logits[-1])
 
 
 def test_first_weights_are_timms_own_and_depend_on_the_seed_alone() -> None:
@@ -131,7 +165,6 @@ def test_a_fused_map_can_feed_nothing_in_a_model_that_only_shows_its_maps(method
         ("hrnet_w18_small", "has 66 parameters that its last map does not need, as model."),
         ("levit_128s", "normalises by BatchNorm1d, whose results depend on the number of workers"),
         ("coatnet_rmlp_nano_rw_224", "draws random numbers in training (Dropout)"),
-        ("selecsls42", "hands on more than one map from stage to stage"),
         ("halonet26t", "can't take images of 32 pixels (AssertionError): set data.size"),
     ],
 )

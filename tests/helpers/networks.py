@@ -1,4 +1,6 @@
-"""Small networks by the words of a config, with weights that no two masks share, and what they cost."""
+"""Small networks by the words of a config, with weights that no two masks share, their maps, and what they cost."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,31 @@ def network_of(*changes: str) -> Network:
             module.running_mean.normal_(std=0.1, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
     return made
+
+
+def maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
+    """Return what the trunk makes at each place in a pass of the whole network."""
+    maps = dict[str, Tensor]()
+
+    def record(_backbone: nn.Module, arguments: Any) -> Any:
+        taken, visit = arguments
+        return taken, lambda place, x: visit(place, _noted(maps, place, x))
+
+    with network.backbone.register_forward_pre_hook(record):
+        network(images)
+    return maps
+
+
+def plain_maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
+    """Return what the trunk makes at each place when it runs alone."""
+    maps = dict[str, Tensor]()
+    network.backbone(images, lambda place, x: _noted(maps, place, x))
+    return maps
+
+
+def _noted(maps: dict[str, Tensor], place: str, x: Tensor) -> Tensor:
+    maps[place] = x.detach().clone()
+    return x
 
 
 def assert_all_train(network: nn.Module, batch: Tensor) -> None:

@@ -1,195 +1,198 @@
-"""The method's network and loss in NumPy, restated from their description alone: sections 1 and 2, on plain arrays.
+"""The method's network and loss restated from their description alone: torch functions on a dictionary of weights.
 
-Arrays may be complex, so that the derivative along a direction can be had by a complex step. What our code gives is the
-names of the weights. Shapes: maps (B, C, H, W), masks (B, G, H, W), features (B, D), logits (B, K).
+Sections 1 and 2 of the method, line by line: ResNets of K stages, branches after all stages but the last, `fusion:
+trunk`. Only the names of the weights come from our code. Batch normalisation uses the statistics of the batch.
+Shapes: maps (B, C, H, W), masks (B, G, H, W), features (B, D), logits (B, K).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-Array = NDArray[Any]
-Weights = Mapping[str, Array]
+Weights = Mapping[str, Tensor]
 
 EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
-class Found:
-    """h_1 ... h_4, phi_1(f_1) and phi_2(f_2), and f_4."""
+class Restated:
+    """All outputs of one forward pass."""
 
-    logits: list[Array]
-    features: list[Array]
-    deepest_feature: Array
-
-
-def network(weights: Weights, images: Array) -> Found:
-    """K stages of basic blocks, branches after all but the last: section 1, line by line."""
-    stages = count(weights, "backbone.stages")
-    x = relu(norm(part(weights, "backbone.stem.1"), convolve(images, weights["backbone.stem.0.weight"])))
-    aligned = []
-    for number in range(stages - 1):
-        x = sge(part(weights, f"gates.{number}"), stage(part(weights, f"backbone.stages.{number}"), x, number))
-        aligned.append(way(part(weights, f"alignments.{number}"), x))
-    u = fused(part(weights, "fusion"), aligned)
-    deepest_map = stage(part(weights, f"backbone.stages.{stages - 1}"), u, stages - 1)
-    q = sge(part(weights, "fused_branch.1"), way(part(weights, "fused_branch.0"), u))
-    v = fused(part(weights, "deep_fusion"), [q, deepest_map])
-    own = [pooled(branch(part(weights, f"branches.{number}"), aligned[number])) for number in range(stages - 2)]
-    names = [*(f"heads.{number}" for number in range(stages - 2)), "fused_head", "deepest_head"]
-    features = [*own, pooled(v), pooled(deepest_map)]
-    logits = [linear(part(weights, f"{name}.classifier"), each) for name, each in zip(names, features, strict=True)]
-    projected = [linear(part(weights, f"projections.{number}"), each) for number, each in enumerate(own)]
-    return Found(logits, projected, features[-1])
+    logits: list[Tensor]
+    """h_1 ... h_K: the branches' heads, the fused head, the deepest head."""
+    features: list[Tensor]
+    """phi_i(f_i) of the branches."""
+    deepest_feature: Tensor
+    """f_K."""
 
 
-def stage(weights: Weights, x: Array, number: int) -> Array:
-    for index in range(count(weights, "")):
-        x = block(part(weights, str(index)), x, stride=2 if number > 0 and index == 0 else 1)
+def network(weights: Weights, images: Tensor) -> Restated:
+    """Return the outputs of the whole training graph."""
+    num_taps = count(weights, "gates.")
+    enhanced = enhanced_maps(weights, images)
+    aligned = [align(part(weights, f"alignments.{i}"), enhanced[i]) for i in range(num_taps - 1)] + enhanced[-1:]
+    united = fuse(part(weights, "fusion"), aligned)
+    deepest_map = stage(weights, united, num_taps)
+    deepest_feature = pool(deepest_map)
+    branch_features = [pool(branch(part(weights, f"branches.{i}"), aligned[i])) for i in range(num_taps - 1)]
+    candidate = fused_branch(part(weights, "fused_branch"), united)
+    fused_feature = pool(fuse(part(weights, "deep_fusion"), [candidate, deepest_map]))
+    logits = [linear(part(weights, f"heads.{i}.classifier"), f) for i, f in enumerate(branch_features)]
+    logits.append(linear(part(weights, "fused_head.classifier"), fused_feature))
+    logits.append(linear(part(weights, "deepest_head.classifier"), deepest_feature))
+    features = [linear(part(weights, f"projections.{i}"), f) for i, f in enumerate(branch_features)]
+    return Restated(logits, features, deepest_feature)
+
+
+def enhanced_maps(weights: Weights, images: Tensor) -> list[Tensor]:
+    """Return E_k = SGE_k(F_k) for every stage but the last; F_k itself goes on to stage k + 1."""
+    x, enhanced = stem(weights, images), []
+    for k in range(count(weights, "gates.")):
+        x = stage(weights, x, k)
+        enhanced.append(sge(part(weights, f"gates.{k}"), x))
+    return enhanced
+
+
+def stem(weights: Weights, images: Tensor) -> Tensor:
+    """Apply the CIFAR stem: 3x3 with stride 1, no max-pooling."""
+    return F.relu(batch_norm(part(weights, "backbone.stem.1"), conv(images, weights["backbone.stem.0.weight"])))
+
+
+def stage(weights: Weights, x: Tensor, number: int) -> Tensor:
+    """Apply one stage of residual blocks; each stage but the first halves the resolution in its first block."""
+    own = part(weights, f"backbone.stages.{number}")
+    for i in range(count(own, "")):
+        x = residual_block(part(own, str(i)), x, stride=2 if number > 0 and i == 0 else 1)
     return x
 
 
-def block(weights: Weights, x: Array, *, stride: int) -> Array:
-    inner = relu(norm(part(weights, "bn1"), convolve(x, weights["conv1.weight"], stride=stride)))
-    inner = norm(part(weights, "bn2"), convolve(inner, weights["conv2.weight"]))
+def residual_block(weights: Weights, x: Tensor, *, stride: int) -> Tensor:
+    """Apply a basic (3x3, 3x3) or a bottleneck block (1x1, 3x3, 1x1); the first 3x3 convolution has the stride."""
+    last = count_names(weights, "conv")
+    strided = 2 if last == 3 else 1
+    y = x
+    for i in range(1, last + 1):
+        y = conv(y, weights[f"conv{i}.weight"], stride=stride if i == strided else 1)
+        y = batch_norm(part(weights, f"bn{i}"), y)
+        y = F.relu(y) if i < last else y
     if "downsample.0.weight" in weights:
-        x = norm(part(weights, "downsample.1"), convolve(x, weights["downsample.0.weight"], stride=stride))
-    return relu(inner + x)
+        x = batch_norm(part(weights, "downsample.1"), conv(x, weights["downsample.0.weight"], stride=stride))
+    return F.relu(y + x)
 
 
-def way(weights: Weights, x: Array) -> Array:
-    """SepConv after SepConv, an SGE between two; no layers leave the map as it is."""
-    for index in range(count(weights, "")):
-        layer = part(weights, str(index))
-        x = sge(layer, x) if "gamma" in layer else separable(layer, x)
+def align(weights: Weights, x: Tensor) -> Tensor:
+    """Apply SepConv SGE SepConv ...: one SepConv for each stage boundary, an SGE between two of them."""
+    for i in range(count(weights, "")):
+        own = part(weights, str(i))
+        x = sge(own, x) if "gamma" in own else sep_conv(own, x)
     return x
 
 
-def branch(weights: Weights, x: Array) -> Array:
+def branch(weights: Weights, x: Tensor) -> Tensor:
     """R_i = SGE SepConv SGE P_i."""
-    return sge(part(weights, "2"), way(part(weights, "1"), sge(part(weights, "0"), x)))
+    x = sge(part(weights, "0"), x)
+    x = sep_conv(part(weights, "1.0"), x)
+    return sge(part(weights, "2"), x)
 
 
-def separable(weights: Weights, x: Array) -> Array:
-    """dw 3x3 s2, pw, BN, ReLU, SGE, dw 3x3 s1, pw, BN, ReLU."""
-    x = convolve(depthwise(x, weights["0.weight"], stride=2), weights["1.weight"])
-    x = sge(part(weights, "4"), relu(norm(part(weights, "2"), x)))
-    x = convolve(depthwise(x, weights["5.weight"]), weights["6.weight"])
-    return relu(norm(part(weights, "7"), x))
+def fused_branch(weights: Weights, united: Tensor) -> Tensor:
+    """Q = SGE SepConv U."""
+    return sge(part(weights, "1"), sep_conv(part(weights, "0.0"), united))
 
 
-def sge(weights: Weights, x: Array) -> Array:
-    return spread(mask(weights, x), x) * x
+def sep_conv(weights: Weights, x: Tensor) -> Tensor:
+    """Apply dw 3x3 s2, pw ci->ci, BN, ReLU, SGE, dw 3x3 s1, pw ci->co, BN, ReLU."""
+    x = conv(x, weights["0.weight"], stride=2, groups=x.shape[1])
+    x = F.relu(batch_norm(part(weights, "2"), conv(x, weights["1.weight"])))
+    x = sge(part(weights, "4"), x)
+    x = conv(x, weights["5.weight"], groups=x.shape[1])
+    return F.relu(batch_norm(part(weights, "7"), conv(x, weights["6.weight"])))
 
 
-def fused(weights: Weights, maps: Sequence[Array]) -> Array:
-    """U = mean_i(Abar * P_i), Abar = mean_i A_i."""
-    masks = [mask(part(weights, f"enhancements.{number}"), each) for number, each in enumerate(maps)]
-    wide = spread(np.mean(masks, axis=0), maps[0])
-    return np.mean([wide * each for each in maps], axis=0)
+def sge(weights: Weights, x: Tensor) -> Tensor:
+    return repeat_over_groups(mask(weights, x), x) * x
 
 
-def mask(weights: Weights, x: Array) -> Array:
-    """sigmoid(gamma c^ + beta), c_p = <g, x_p> over a group's channels, g its mean over the positions."""
-    groups = len(weights["gamma"])
-    grouped = x.reshape(len(x), groups, -1, *x.shape[2:])
-    agreement = (grouped * grouped.mean((3, 4), keepdims=True)).sum(2)
-    scores = weights["gamma"][:, None, None] * standardised(agreement) + weights["beta"][:, None, None]
-    return 1 / (1 + np.exp(-scores))
+def fuse(weights: Weights, maps: Sequence[Tensor]) -> Tensor:
+    """U = mean_i(Abar * P_i) with Abar = mean_i sem_i(P_i)."""
+    masks = [mask(part(weights, f"enhancements.{i}"), each) for i, each in enumerate(maps)]
+    average = torch.stack(masks).mean(0)
+    intermediate = [repeat_over_groups(average, each) * each for each in maps]
+    return torch.stack(intermediate).mean(0)
 
 
-def standardised(agreement: Array) -> Array:
-    centred = agreement - agreement.mean((2, 3), keepdims=True)
-    positions = agreement.shape[2] * agreement.shape[3]
-    variance = (centred**2).sum((2, 3), keepdims=True) / (positions - 1)
-    return centred / (np.sqrt(variance) + EPSILON)
+def mask(weights: Weights, x: Tensor) -> Tensor:
+    """Return sigmoid(gamma c^ + beta) for every group and position."""
+    gamma, beta = weights["gamma"].flatten(), weights["beta"].flatten()
+    grouped = x.unflatten(1, (len(gamma), -1))
+    mean = grouped.mean((3, 4), keepdim=True)
+    agreement = (mean * grouped).sum(2)
+    return torch.sigmoid(gamma[:, None, None] * standardise(agreement) + beta[:, None, None])
 
 
-def spread(masks: Array, x: Array) -> Array:
-    """Each group's mask for all of its channels."""
-    return np.repeat(masks, x.shape[1] // masks.shape[1], axis=1)
+def standardise(agreement: Tensor) -> Tensor:
+    """Return (c - mean c) / (std c + 1e-5) over the positions, with the unbiased std."""
+    centred = agreement - agreement.mean((2, 3), keepdim=True)
+    return centred / (agreement.std((2, 3), unbiased=True, keepdim=True) + EPSILON)
 
 
-def loss(found: Found, labels: Array, *, teacher: Found, alpha: float, beta: float, temperature: float) -> Any:
-    """Section 2; `teacher` has the values of the deepest head, which are not differentiated."""
-    *students, deepest = found.logits
-    total = cross_entropy(deepest, labels)
+def repeat_over_groups(masks: Tensor, x: Tensor) -> Tensor:
+    """Repeat each group's mask for all channels of the group."""
+    return masks.repeat_interleave(x.shape[1] // masks.shape[1], dim=1)
+
+
+def loss(outputs: Restated, labels: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
+    """Return L; the teacher's logits and feature are detached in the terms of its students."""
+    *students, teacher = outputs.logits
+    total = F.cross_entropy(teacher, labels)
     for student in students:
-        soft = soft_cross_entropy(student, teacher.logits[-1], temperature)
-        total = total + (1 - alpha) * cross_entropy(student, labels) + alpha * soft
-    for projected in found.features:
-        total = total + beta * distance(projected, teacher.deepest_feature)
+        soft = soft_cross_entropy(student, teacher.detach(), temperature)
+        total = total + (1 - alpha) * F.cross_entropy(student, labels) + alpha * soft
+    for feature in outputs.features:
+        total = total + beta * distance(feature, outputs.deepest_feature.detach())
     return total
 
 
-def cross_entropy(logits: Array, labels: Array) -> Any:
-    return -log_softmax(logits)[np.arange(len(labels)), labels].mean()
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return SCE_T: batch mean, without the factor T^2."""
+    log_student = F.log_softmax(student / temperature, dim=1)
+    return -(F.softmax(teacher / temperature, dim=1) * log_student).sum(1).mean()
 
 
-def soft_cross_entropy(student: Array, teacher: Array, temperature: float) -> Any:
-    target = np.exp(log_softmax(teacher / temperature))
-    return -(target * log_softmax(student / temperature)).sum(1).mean()
+def distance(feature: Tensor, teacher: Tensor) -> Tensor:
+    """Return the Frobenius norm over the whole batch."""
+    return ((feature - teacher) ** 2).sum().sqrt()
 
 
-def distance(feature: Array, teacher: Array) -> Any:
-    """The Frobenius norm over the whole batch."""
-    return np.sqrt(((feature - teacher) ** 2).sum())
+def conv(x: Tensor, kernel: Tensor, *, stride: int = 1, groups: int = 1) -> Tensor:
+    return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2, groups=groups)
 
 
-def log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.real.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+def batch_norm(weights: Weights, x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, weights["weight"], weights["bias"], training=True, eps=EPSILON)
 
 
-def convolve(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-    """With so much padding that a stride of 1 keeps the size."""
-    windows = windows_of(x, kernel.shape[-1], stride)
-    batch, _, height, width = windows.shape[:4]
-    rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch * height * width, -1)
-    return (rows @ kernel.reshape(len(kernel), -1).T).reshape(batch, height, width, -1).transpose(0, 3, 1, 2)
-
-
-def depthwise(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-    windows = windows_of(x, kernel.shape[-1], stride)
-    return (windows * kernel[:, 0][:, None, None]).sum((4, 5))
-
-
-def windows_of(x: Array, side: int, stride: int) -> Array:
-    """(B, C, H', W', side, side)."""
-    edge = side // 2
-    padded = np.pad(x, ((0, 0), (0, 0), (edge, edge), (edge, edge)))
-    return np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(2, 3))[:, :, ::stride, ::stride]
-
-
-def norm(weights: Weights, x: Array) -> Array:
-    """Batch norm by the batch's own statistics."""
-    centred = x - x.mean((0, 2, 3), keepdims=True)
-    variance = (centred**2).mean((0, 2, 3), keepdims=True)
-    scale, shift = weights["weight"][:, None, None], weights["bias"][:, None, None]
-    return scale * centred / np.sqrt(variance + EPSILON) + shift
-
-
-def relu(x: Array) -> Array:
-    return x * (x.real > 0)
-
-
-def pooled(x: Array) -> Array:
+def pool(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
-def linear(weights: Weights, x: Array) -> Array:
+def linear(weights: Weights, x: Tensor) -> Tensor:
     return x @ weights["weight"].T + weights["bias"]
 
 
 def part(weights: Weights, prefix: str) -> Weights:
-    """Those under `prefix`, without it."""
-    return {name.removeprefix(f"{prefix}."): each for name, each in weights.items() if name.startswith(f"{prefix}.")}
+    """Return the weights below `prefix`, without it."""
+    return {name[len(prefix) + 1 :]: each for name, each in weights.items() if name.startswith(prefix + ".")}
 
 
 def count(weights: Weights, prefix: str) -> int:
-    """How many numbered parts there are under `prefix`."""
-    names = part(weights, prefix) if prefix else weights
-    return len({name.partition(".")[0] for name in names})
+    """Return how many different names follow `prefix`."""
+    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
+
+
+def count_names(weights: Weights, beginning: str) -> int:
+    """Return how many different first names start with `beginning`."""
+    return len({name.split(".")[0] for name in weights if name.startswith(beginning)})

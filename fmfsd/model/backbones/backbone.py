@@ -34,9 +34,13 @@ class Step:
 class Trunk(nn.Module):
     """A network whose maps can be looked at while it runs, and what lies between their shapes.
 
+    `passes_maps_only`: what `visit` returns is all that feeds what follows, so it may be the map of fewer images.
+
     `channels` has those of the map at each place, stage by stage. All maps of a stage have one size, 1 / its stride of
     the one before it.
     """
+
+    passes_maps_only = False
 
     def __init__(self, channels: Sequence[Sequence[int]], strides: Sequence[int]) -> None:
         super().__init__()
@@ -81,6 +85,7 @@ class Backbone(Trunk):
     """
 
     recomputes = False
+    passes_maps_only = True
 
     def __init__(
         self,
@@ -97,8 +102,11 @@ class Backbone(Trunk):
         """(B, 3, H, W) -> the last map. What `visit` says of a place's map feeds the next block."""
         x = self.stem(images)
         for place, block in zip(self.places, self.blocks(), strict=True):
-            x = visit(place.name, recomputed(block, x) if self.recomputes and self.training else block(x))
+            x = visit(place.name, self.run_block(block, x))
         return x
+
+    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        return recomputed(block, x) if self.recomputes and self.training else block(x)
 
     def blocks(self) -> Iterator[nn.Module]:
         """One a place."""

@@ -1,11 +1,12 @@
 """Models of timm as backbones: their last feature maps, four at most, end the stages.
 
-A model whose layers run one after another (timm's FeatureListNet) is cut into stages, so that a map can feed what
-follows it. Others only show their maps. What would make results depend on the number of workers is refused.
+A model that can be cut at its maps is made of stages, so that a map can feed what follows it. Others only show their
+maps. What would make results depend on the number of workers is refused.
 """
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmfsd.errors import ConfigError
-from fmfsd.model.backbones.backbone import Backbone, Foreign, Trunk, Visit
+from fmfsd.model.backbones.backbone import Foreign, Trunk, Visit
+from fmfsd.model.backbones.split import Cut, CutBackbone, find_cuts, parts_between
 
 MOST_STAGES = 4
 Shape = tuple[int, int]
@@ -53,8 +55,9 @@ def timm_backbone(name: str, size: int, *, pretrained: bool) -> Trunk:
     with torch.device("meta"):
         pretended = _made(timm, name, size, pretrained=False)
         shapes = _shapes(name, pretended, size)
-        _require_usable(name, _trunk(timm, pretended, shapes, size), size)
-    return _trunk(timm, _made(timm, name, size, pretrained=pretrained), shapes, size)
+        cuts = find_cuts(pretended, torch.empty(2, 3, size, size), MOST_STAGES + 1, partial(_as_map, pretended))
+        _require_usable(name, _trunk(pretended, cuts, shapes, size), size)
+    return _trunk(_made(timm, name, size, pretrained=pretrained), cuts, shapes, size)
 
 
 def _refusal(name: str, reason: str) -> ConfigError:
@@ -152,24 +155,21 @@ def _is_channels_last(model: nn.Module) -> bool:
     return getattr(model, "output_fmt", None) == "NHWC"
 
 
-def _trunk(timm: Any, model: Any, shapes: Sequence[Shape], size: int) -> Trunk:
+def _as_map(model: nn.Module, returned: Tensor) -> Tensor:
+    return returned.permute(0, 3, 1, 2) if _is_channels_last(model) else returned
+
+
+def _trunk(model: nn.Module, cuts: Sequence[Cut], shapes: Sequence[Shape], size: int) -> Trunk:
+    """Return the model in parts; whole, if there are no cuts."""
     sides = [size, *(side for _, side in shapes)]
     strides = [before // after for before, after in pairwise(sides)]
     channels = [[count] for count, _ in shapes]
-    if type(model) is not timm.models.FeatureListNet or _is_channels_last(model):
+    if not cuts:
         return MapsBackbone(model, channels, strides, channels_last=_is_channels_last(model))
-    stem, *stages = _cut(model, len(shapes))
-    return Backbone(stem, [[stage] for stage in stages], channels, strides)
-
-
-def _cut(model: Any, stages: int) -> list[Foreign]:
-    """The layers before, between and up to the last maps."""
-    parts, ends = [Foreign()], list(model.return_layers)[-stages - 1 :]
-    for name, layer in model.items():
-        parts[-1].append(layer)
-        if name in ends[:-1]:
-            parts.append(Foreign())
-    return parts if len(ends) > stages else [Foreign(), *parts]
+    before, stages = [Foreign()] * (len(cuts) == len(shapes)), parts_between(model, cuts)
+    stem, *stages = *before, *stages
+    views = [cut.view for cut in cuts[-len(shapes) :]]
+    return CutBackbone(stem, stages, views, channels, strides)
 
 
 def _require_usable(name: str, trunk: Trunk, size: int) -> None:
@@ -180,8 +180,6 @@ def _require_usable(name: str, trunk: Trunk, size: int) -> None:
     seen: list[tuple[Tensor, int]] = []
 
     def look(_place: str, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise _refusal(name, "hands on more than one map from stage to stage")
         seen.append((x, x._version))
         return x
 

@@ -1,0 +1,228 @@
+"""Cuts a model that returns a list of feature maps into the parts between them, by its graph (torch.fx).
+
+A cut is at a value that all later maps are computed from, with nothing else from before it; its own map is that value
+or a rearrangement of it. B batch, C channels, H height, W width, N tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fmfsd.model.backbones.backbone import Backbone, Foreign, Visit
+
+Read = Callable[[Tensor], Tensor]
+"""From what a model returns for a map to the map (B, C, H, W)."""
+
+
+class View:
+    """Shows a value as a map (B, C, H, W), and replaces the map in it; this one is of values that are maps."""
+
+    has_more = False
+    """Whether the value has more than the map."""
+
+    def map_of(self, value: Tensor) -> Tensor:
+        return value
+
+    def with_map(self, _value: Tensor, map_BCHW: Tensor) -> Tensor:
+        """Return `value` with another map."""
+        return map_BCHW
+
+
+class ChannelsLast(View):
+    """Of values (B, H, W, C)."""
+
+    def map_of(self, value: Tensor) -> Tensor:
+        return value.permute(0, 3, 1, 2)
+
+    def with_map(self, _value: Tensor, map_BCHW: Tensor) -> Tensor:
+        return map_BCHW.permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Tokens(View):
+    """Of values (B, N, C): class and register tokens, then one token a position, row by row."""
+
+    num_prefix: int
+    side: int
+
+    @property
+    def has_more(self) -> bool:  # type: ignore[override]
+        return self.num_prefix > 0
+
+    def map_of(self, value: Tensor) -> Tensor:
+        return value[:, self.num_prefix :].transpose(1, 2).unflatten(2, (self.side, self.side))
+
+    def with_map(self, value: Tensor, map_BCHW: Tensor) -> Tensor:
+        tokens_BNC = map_BCHW.flatten(2).transpose(1, 2)
+        return torch.cat([value[:, : self.num_prefix], tokens_BNC], dim=1) if self.num_prefix else tokens_BNC
+
+
+class CutBackbone(Backbone):
+    """A model in parts, which hand values to one another that `views` show as maps."""
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        views: Sequence[View],
+        channels: Sequence[Sequence[int]],
+        strides: Sequence[int],
+    ) -> None:
+        super().__init__(stem, [[stage] for stage in stages], channels, strides)
+        self._views = tuple(views)
+        self.passes_maps_only = not any(view.has_more for view in views)
+
+    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
+        """(B, 3, H, W) -> the last map. What `visit` returns for a map takes its place in what feeds the next part."""
+        value = self.stem(images)
+        for place, view, block in zip(self.places, self._views, self.blocks(), strict=True):
+            value = self.run_block(block, value)
+            shown = view.map_of(value)
+            x = visit(place.name, shown)
+            value = value if x is shown else view.with_map(value, x)
+        return x
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Behind the node of this name in the model's graph, whose value `view` shows as a map."""
+
+    node: str
+    view: View
+
+
+def find_cuts(model: nn.Module, images: Tensor, count: int, read: Read) -> list[Cut]:
+    """Return the cuts at the last `count` maps that `model` returns for `images`; none if it can't be cut.
+
+    The model runs once; on the meta device that takes no memory.
+    """
+    graph = _graph(model)
+    if graph is None:
+        return []
+    values = _values(model, graph, images)
+    candidates = [list(_candidates(end, values, read)) for end in _returned(graph)[-count:]]
+    cuts = [Cut(node.name, view) for node, view in _chain(_images(graph), candidates) or []]
+    return cuts if _share_no_parameter(parts_between(model, cuts)) else []
+
+
+def parts_between(model: nn.Module, cuts: Sequence[Cut]) -> list[Foreign]:
+    """Return the layers up to the first cut, and from each cut to the next; `cuts` are those of a model like it."""
+    graph = _graph(model)
+    assert graph is not None
+    nodes = {node.name: node for node in graph.nodes}
+    return [_part(model, start, end) for start, end in pairwise([_images(graph), *(nodes[cut.node] for cut in cuts)])]
+
+
+class _Tracer(fx.Tracer):
+    """Follows the model's own forward pass: each module that it calls is one step."""
+
+    def is_leaf_module(self, _module: nn.Module, _name: str) -> bool:
+        return True
+
+
+def _graph(model: nn.Module) -> fx.Graph | None:
+    """Return None if the model can't be traced, or computes something else in evaluation."""
+    was_training = model.training
+    try:
+        training, evaluation = (_Tracer().trace(model.train(mode)) for mode in (True, False))
+    except Exception:  # whatever its code does with values that are not there yet
+        return None
+    finally:
+        model.train(was_training)
+    return training if str(training) == str(evaluation) else None
+
+
+def _images(graph: fx.Graph) -> fx.Node:
+    return next(node for node in graph.nodes if node.op == "placeholder")
+
+
+def _returned(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes of the maps, if a list of them is what the model returns."""
+    (returned,) = next(node for node in reversed(graph.nodes) if node.op == "output").args
+    maps = list(returned) if isinstance(returned, list | tuple) else []
+    return maps if all(isinstance(each, fx.Node) for each in maps) else []
+
+
+def _values(model: nn.Module, graph: fx.Graph, images: Tensor) -> Mapping[fx.Node, Any]:
+    """Return the value of every node."""
+    nodes = tuple(node for node in graph.nodes if node.op not in ("placeholder", "output"))
+    found = fx.GraphModule(model, _subgraph([_images(graph)], nodes))(images)
+    return {_images(graph): images, **dict(zip(nodes, found, strict=True))}
+
+
+def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: Read) -> Iterator[tuple[fx.Node, View]]:
+    """Go back from a map's node as long as values are only rearranged; yield the nodes that have the map in them."""
+    node: Any = end
+    while isinstance(node, fx.Node) and isinstance(value := values[node], Tensor):
+        rearrange = _subgraph([_images(end.graph), node], end)
+        if any(step.op in ("call_module", "get_attr") for step in rearrange.nodes):
+            return
+        found = read(fx.GraphModule({}, rearrange)(values[_images(end.graph)], _numbered(value)))
+        yield from ((node, view) for view in _views(value, found) if torch.equal(view.map_of(_numbered(value)), found))
+        node = node.args[0] if node.op in ("call_function", "call_method") and node.args else None
+
+
+def _numbered(value: Tensor) -> Tensor:
+    """Return a tensor of this shape with another number at each position, some of them negative."""
+    return torch.arange(value.numel(), dtype=torch.float64, device="cpu").view(value.shape) - value.numel() // 2
+
+
+def _views(value: Tensor, map_BCHW: Tensor) -> Iterator[View]:
+    """Yield the views that would show a value of this shape as a map of that shape."""
+    _, channels, height, width = map_BCHW.shape
+    if value.shape[1:] == (channels, height, width):
+        yield View()
+    if value.shape[1:] == (height, width, channels):
+        yield ChannelsLast()
+    if value.dim() == 3 and value.shape[2] == channels and value.shape[1] >= height * width:
+        yield Tokens(value.shape[1] - height * width, height)
+
+
+def _chain(start: fx.Node, candidates: Sequence[Sequence[tuple[fx.Node, View]]]) -> list[tuple[fx.Node, View]] | None:
+    """Return one candidate a map, each computed from the one before it and nothing else; None if there are none."""
+    if not candidates:
+        return []
+    for node, view in candidates[0]:
+        if _images(node.graph) not in _needed([start], [node]) and (rest := _chain(node, candidates[1:])) is not None:
+            return [(node, view), *rest]
+    return None
+
+
+def _needed(starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node]:
+    """Return what `ends` are computed from, themselves included, where the values of `starts` are given."""
+    waiting, found = [*ends], set[fx.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node not in starts:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _subgraph(starts: Sequence[fx.Node], ends: fx.Node | tuple[fx.Node, ...]) -> fx.Graph:
+    """Return the graph that computes the value or values of `ends` from those of `starts`."""
+    graph, needed = fx.Graph(), _needed(starts, ends if isinstance(ends, tuple) else (ends,))
+    copies = {start: graph.placeholder(start.name) for start in starts}
+    for node in starts[0].graph.nodes:
+        if node in needed:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(fx.node.map_arg(ends, copies.__getitem__))
+    return graph
+
+
+def _part(model: nn.Module, start: fx.Node, end: fx.Node) -> Foreign:
+    """Return the layers themselves where they run one after another, else a graph of them."""
+    graph = _subgraph([start], end)
+    given, *steps, _ = graph.nodes
+    if all(step.op == "call_module" and step.args == (before,) for before, step in pairwise([given, *steps])):
+        return Foreign(*(model.get_submodule(step.target) for step in steps))
+    return Foreign(fx.GraphModule(model, graph))
+
+
+def _share_no_parameter(parts: Sequence[nn.Module]) -> bool:
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    return len(parameters) == len(set(parameters))
