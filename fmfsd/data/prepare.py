@@ -12,10 +12,10 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import save
 
-from fmfsd.config.known import FOLDER
+from fmfsd.config.known import FOLDER, FOLDER_LAYOUT
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.download import download
-from fmfsd.data.folders import LAYOUT, first_of
+from fmfsd.data.folders import first_of
 from fmfsd.data.index import SetIndex, ShardFile, SourceFile, damaged_files, read_index, set_folder
 from fmfsd.data.official import OFFICIAL, has_files
 from fmfsd.data.sources import RawSet, Samples, folder_source, read_set
@@ -66,7 +66,7 @@ def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) 
     """Where the files are, official ones after fetching them if need be; None for a set that needs none."""
     if data.name == FOLDER:
         if source is None:
-            raise ConfigError([Problem("--source", f"image folders need it: a folder with {LAYOUT}")])
+            raise ConfigError([Problem("--source", f"image folders need it: a folder with {FOLDER_LAYOUT}")])
         return source
     if data.name not in OFFICIAL:
         return None
@@ -95,11 +95,9 @@ def _write_whole_set(raw: RawSet, data: DataConfig, seed: int, folder: Path, rep
 
 
 def _write(raw: RawSet, data: DataConfig, seed: int, folder: Path, report: Report) -> None:
-    train, valid = _hold_out(raw.train, data.valid, len(raw.classes), seed)
-    splits = {"train": train, "valid": valid, "test": raw.test}
-    splits = {name: samples for name, samples in splits.items() if len(samples) or name == "train"}
-    if len(train) < data.shards:
-        raise DataError(f"{len(train)} training samples can't be cut into {data.shards} shards")
+    splits = _splits(raw, data, seed)
+    if (found := len(splits["train"])) < data.shards:
+        raise DataError(f"{found} training samples can't be cut into {data.shards} shards")
     total = data.shards * len(splits)
     files: dict[str, list[ShardFile]] = {name: [] for name in splits}
     for done, (name, shard, samples) in enumerate(_cut(splits, data.shards), 1):
@@ -109,6 +107,17 @@ def _write(raw: RawSet, data: DataConfig, seed: int, folder: Path, report: Repor
         raise DataError(first_of(raw.damaged))
     index = SetIndex(folder, data.name, raw.shape, raw.classes, data.shards, data.valid, seed, {}, raw.sources)
     replace(index, splits={name: tuple(shards) for name, shards in files.items()}).write()
+
+
+def _splits(raw: RawSet, data: DataConfig, seed: int) -> dict[str, Samples]:
+    """Return the samples of each split. DataError for samples to hold out where there is a validation split."""
+    if raw.valid is None:
+        train, valid = _hold_out(raw.train, data.valid, len(raw.classes), seed)
+        return {"train": train, **({"valid": valid} if len(valid) else {}), "test": raw.test}
+    if data.valid:
+        found = f"the source has a validation split of {len(raw.valid)} images"
+        raise DataError([Problem(f"--valid {data.valid}", f"{found}: leave the option out, or remove that split")])
+    return {"train": raw.train, "valid": raw.valid, "test": raw.test}
 
 
 def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tuple[Samples, Samples]:

@@ -1,5 +1,6 @@
 """A whole data set in memory, wherever it comes from: images, labels and class names, checked."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
-from fmfsd.data.folders import FileImages, list_images, sum_of
+from fmfsd.data.decode import FileImages
+from fmfsd.data.folders import Listing, first_of, list_images
 from fmfsd.data.index import SHAPE, SourceFile
 from fmfsd.data.official import OFFICIAL, OfficialFile, OfficialSet, read_files
 from fmfsd.data.restricted_pickle import load_arrays
@@ -46,6 +48,7 @@ class RawSet:
     train: Samples
     test: Samples
     sources: tuple[SourceFile, ...]
+    valid: Samples | None = None
     shape: tuple[int, int, int] = SHAPE
     damaged: list[Problem] = field(default_factory=list)
 
@@ -76,17 +79,29 @@ def _draw(name: str) -> RawSet:
 
 def _read_folders(source: Path, side: int) -> RawSet:
     listing, damaged = list_images(source), list[Problem]()
-    train, test = (
-        _numbered(FileImages(part.paths, side, damaged), np.array(part.labels, np.int64))
-        for part in (listing.train, listing.test)
-    )
-    sources = (folder_source(source),)
-    return RawSet(listing.classes, train, test, sources, shape=(3, side, side), damaged=damaged)
+    if listing.dangling:
+        raise DataError(first_of(list(listing.dangling.values())))
+    splits = {
+        name: _numbered(FileImages(part.paths, side, damaged), np.array(part.labels, np.int64))
+        for name, part in listing.splits.items()
+    }
+    if "valid" in splits:  # ids of train and valid differ, as when valid is held out of train
+        splits["valid"].ids[:] += len(splits["train"])
+    sources = (_source_of(listing, source),)
+    return RawSet(listing.classes, **splits, sources=sources, shape=(3, side, side), damaged=damaged)
 
 
 def folder_source(source: Path) -> SourceFile:
     """What a set of image folders is known by: the sum of all names and sizes. DataError if they are not in order."""
-    return SourceFile("names and sizes of all images", sum_of(list_images(source), source), official=True)
+    return _source_of(list_images(source), source)
+
+
+def _source_of(listing: Listing, root: Path) -> SourceFile:
+    """MD5 of the names and sizes of all images, below `root`: what tells one folder of images from another."""
+    paths = [path for name in ("train", "test", "valid") if (part := listing.splits.get(name)) for path in part.paths]
+    lines = (f"{path.relative_to(root)}\0{path.stat().st_size}\n" for path in paths)
+    md5 = hashlib.md5("".join(lines).encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
+    return SourceFile("names and sizes of all images", md5, official=True)
 
 
 def _numbered(images: NDArray[np.uint8] | FileImages, labels: NDArray[np.int64]) -> Samples:
