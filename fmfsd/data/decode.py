@@ -1,59 +1,53 @@
-"""Decodes image files to squares of one size."""
+"""Decodes an image file to a square of red, green and blue bytes."""
 
-import struct
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fmfsd.errors import Problem
-
-FORMATS = ("PNG", "JPEG")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
-"""What Pillow raises for files that are no images, or too large to be meant."""
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-class FileImages:
-    """Images (n, 3, side, side) uint8 in files, decoded each time that an array of them is asked for.
-
-    The shorter side is made `side` pixels long, and the middle of the longer one is taken. What can't be decoded is
-    black, and told to `damaged`.
-    """
-
-    def __init__(self, paths: Sequence[Path], side: int, damaged: list[Problem]) -> None:
-        self._paths, self._side, self._damaged = paths, side, damaged
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, chosen: NDArray[Any]) -> "FileImages":
-        return FileImages([self._paths[n] for n in np.arange(len(self))[chosen]], self._side, self._damaged)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
-        images = np.zeros((len(self), 3, self._side, self._side), np.uint8)
-        for image, path in zip(images, self._paths, strict=True):
-            try:
-                image[:] = decoded(path, self._side)
-            except _DAMAGE as error:
-                self._damaged.append(Problem(str(path), f"can't be decoded: {error}; replace it or take it away"))
-        return images
+def decoded(file: Path | BinaryIO, side: int) -> NDArray[np.uint8]:
+    """Return the middle of the image in `file`, of its first frame, as (3, side, side) bytes."""
+    with Image.open(file, formats=FORMATS) as image:
+        image.load()
+        upright = _turned(_as_rgb(image), _orientation(image))
+    return np.asarray(_middle(upright, side)).transpose(2, 0, 1)
 
 
-def decoded(path: Path, side: int) -> NDArray[np.uint8]:
-    """(3, side, side): the middle of the image, in red, green and blue."""
-    with Image.open(path, formats=FORMATS) as file:
-        if file.mode not in _EIGHT_BITS:
-            raise ValueError(f"its pixels are of Pillow's mode {file.mode}, and 8 bits a channel are needed")
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    return np.asarray(_middle(image, side)).transpose(2, 0, 1)
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BITS:  # the upper byte, as Pillow takes of 16-bit colours
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode not in _EIGHT_BITS:
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}; 8 or 16 bits a channel are needed")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the camera's orientation by EXIF, or 1, upright, where EXIF is missing or broken."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # nearly anything can be raised for broken EXIF, and the image needs none
+        return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _middle(image: Image.Image, side: int) -> Image.Image:

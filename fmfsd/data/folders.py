@@ -64,12 +64,6 @@ def list_images(root: Path) -> Listing:
     return Listing(tuple(classes), {name: _part(split, classes) for name, split in splits.items()}, search.dangling)
 
 
-def first_of(damaged: Sequence[Problem]) -> list[Problem]:
-    """The first few, and how many there are."""
-    more = [Problem("", f"and {len(damaged) - SHOWN} more")] if len(damaged) > SHOWN else []
-    return [*damaged[:SHOWN], *more]
-
-
 def _split_folders(root: Path, search: Search) -> dict[str, Path]:
     """Return the folder of each split. Raises DataError unless there are a train and another, and one folder each."""
     folders: dict[str, list[Path]] = {}
@@ -201,8 +195,8 @@ def _log_skipped(root: Path, search: Search) -> None:
         found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         log.warning("%s: skipped what is no data: %s", root, found)
     if search.num_others:
-        message = "%s: left out %d files outside of class folders or with names that do not end in %s"
-        log.warning(message, root, search.num_others, ", ".join(SUFFIXES))
+        message = "%s: left out files outside of class folders or with names that do not end in %s: %d"
+        log.warning(message, root, ", ".join(SUFFIXES), search.num_others)
 
 
 def _part(split: _Split, classes: Sequence[str]) -> Part:

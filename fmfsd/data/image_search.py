@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fmfsd.data.type_check import TYPES
 from fmfsd.errors import Problem
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = tuple(TYPES)
 JUNK = frozenset(
     ("__macosx", ".ds_store", "@eadir", "lost+found", "thumbs.db", ".ipynb_checkpoints", "desktop.ini", "$recycle.bin")
 )

@@ -146,10 +146,11 @@ def test_everything_that_is_wrong_with_folders_is_told_and_nothing_is_left(
 def test_other_files_are_left_out_and_told_of(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "images"
     shutil.copytree(source, root)
-    for name in ("notes.txt", ".hidden.png", "more.webp"):
+    for name in ("notes.txt", ".hidden.png", "more.heic"):
         (root / "train" / "bee" / name).touch()
     assert prepare_folders(tmp_path / "root", root).samples("train") == 12
-    assert "left out 2 files outside of class folders or with names that do not end in .png" in caplog.text
+    assert "left out files outside of class folders or with names that do not end in .png" in caplog.text
+    assert caplog.text.rstrip().endswith(": 2")
 
 
 @pytest.mark.parametrize(
@@ -231,18 +232,6 @@ def test_a_set_of_other_images_is_not_taken_for_this_one(source: Path, tmp_path:
     others = write_folders(tmp_path / "others", train=4)
     with pytest.raises(DataError, match="was prepared from other images: choose another --out"):
         prepare_folders(tmp_path / "sets", others)
-
-
-def test_what_pillow_would_make_something_else_of_is_refused(source: Path, tmp_path: Path) -> None:
-    """A gif under another name, and 16 bits, which it would cut to white."""
-    copied = shutil.copytree(source, tmp_path / "images")
-    gif, deep = (copied / "train" / CLASSES[0] / name for name in ("a.png", "b.png"))
-    Image.new("RGB", (32, 32)).save(gif, format="GIF")
-    Image.fromarray(np.full((32, 32), 20000, np.uint16)).save(deep)
-    with pytest.raises(DataError) as caught:
-        prepare_folders(tmp_path / "sets", copied)
-    assert {Path(problem.where) for problem in caught.value.problems} == {gif, deep}
-    assert "8 bits a channel are needed" in str(caught.value)
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:

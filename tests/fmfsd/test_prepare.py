@@ -88,7 +88,10 @@ def test_preparing_again_changes_nothing(source: Path, tmp_path: Path) -> None:
     ("data", "expected"),
     [
         ({"valid": 330}, r"class \d has 33 samples; 33 of them can't be held out"),
-        ({"shards": 331}, "330 training samples can't be cut into 331 shards"),
+        (
+            {"shards": 331},
+            "--shards 331: more than the 330 training images: use --shards 256, and set data.shards",
+        ),
     ],
 )
 def test_what_can_not_be_cut_is_refused_and_leaves_nothing(

@@ -61,7 +61,7 @@ def write_tiny_imagenet(root: Path, *, classes: tuple[str, ...] = ("n01443537", 
     return root
 
 
-def prepare_folders(root: Path, source: Path | None, **values: Any) -> SetIndex:
+def prepare_folders(root: Path, source: Path | None, *, skip_damaged: bool = False, **values: Any) -> SetIndex:
     """Prepare the image folders in `source` below `root`, in four shards unless `values` of the data section differ."""
     data = checked_data(**{"name": "folder", "root": str(root), "shards": 4, **values})
-    return prepare(data, source=source, fetch=False, report=lambda *_: None)
+    return prepare(data, source=source, fetch=False, skip_damaged=skip_damaged, report=lambda *_: None)

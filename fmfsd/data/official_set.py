@@ -1,0 +1,69 @@
+"""An official set from its files: images, labels and class names, checked."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmfsd.data.index import SHAPE, SourceFile
+from fmfsd.data.official import OfficialFile, OfficialSet, read_files
+from fmfsd.data.raw_set import RawSet, Samples
+from fmfsd.data.restricted_pickle import load_arrays
+from fmfsd.errors import DataError, Problem
+
+log = logging.getLogger(__name__)
+
+
+def read_official(official: OfficialSet, num_classes: int, source: Path) -> RawSet:
+    files = read_files(official, source)
+    for file in files.values():
+        if not file.is_official:
+            log.warning(
+                "%s: MD5 %s is not the official %s; recorded in the index", file.where, file.md5, file.expected_md5
+            )
+    (meta,) = (files[name] for name in official.meta)
+    classes = _class_names(load_arrays(meta.data, meta.where).get(official.names_key), num_classes, meta.where)
+    train, test = (
+        _merged(official, [files[name] for name in part], num_classes) for part in (official.train, official.test)
+    )
+    sources = tuple(SourceFile(file.name, file.md5, file.is_official) for file in files.values())
+    return RawSet(classes, train, test, sources)
+
+
+def _class_names(names: Any, num_classes: int, where: str) -> tuple[str, ...]:
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        found = f"{len(names)} names" if isinstance(names, list) else "no list of names"
+        raise DataError([Problem(where, f"expected the names of {num_classes} classes, found {found}")])
+    return tuple(names)
+
+
+def _merged(official: OfficialSet, files: list[OfficialFile], num_classes: int) -> Samples:
+    images, labels = [], []
+    for file in files:
+        content = load_arrays(file.data, file.where)
+        pixels, numbers = content.get("data"), content.get(official.label_key)
+        if problems := list(_contradictions(pixels, numbers, official.label_key, num_classes, file.where)):
+            raise DataError(problems)
+        images.append(np.asarray(pixels).reshape(-1, *SHAPE))
+        labels.append(np.asarray(numbers, np.int64))
+    return Samples.numbered(np.concatenate(images), np.concatenate(labels))
+
+
+def _contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, where: str) -> Iterator[Problem]:
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != np.prod(SHAPE) or not len(pixels):
+        found = f"an array of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
+        yield Problem(where, f"'data': expected rows of 3072 bytes, found {found}")
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        yield Problem(
+            where,
+            f"{label_key!r}: expected a list of whole numbers, found a {type(labels).__name__}; is it another set?",
+        )
+        return
+    wrong = [(index, label) for index, label in enumerate(labels) if not 0 <= label < num_classes]
+    for index, label in wrong[:10]:
+        found = label if abs(label) < 10**9 else "a huge number"
+        yield Problem(where, f"{label_key!r}[{index}] is {found}, expected 0 to {num_classes - 1}")
+    if isinstance(pixels, np.ndarray) and len(labels) != len(pixels):
+        yield Problem(where, f"{len(pixels)} images but {len(labels)} labels")

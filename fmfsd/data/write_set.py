@@ -1,0 +1,123 @@
+"""Cuts a data set into shards, and writes them with their index."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from fmfsd.config.schema import DataConfig
+from fmfsd.data.image_reader import ImageReader
+from fmfsd.data.index import SetIndex, ShardFile
+from fmfsd.data.raw_set import RawSet, Samples
+from fmfsd.data.shard_writer import write_shard
+from fmfsd.errors import DataError, Problem
+from fmfsd.terminal import Report
+
+log = logging.getLogger(__name__)
+SHOWN = 10
+"""Damaged files that are listed before the rest is counted."""
+
+Splits = dict[str, Samples]
+
+
+@dataclass(frozen=True)
+class SetWriter:
+    """Writes a set as `data` describes it; `seed` chooses the samples that are held out."""
+
+    data: DataConfig
+    seed: int
+    skip_damaged: bool
+    report: Report
+
+    def write(self, raw: RawSet, folder: Path) -> None:
+        """Write `raw` to `folder`. Files that turn out damaged are an error, or it is written again without them."""
+        raw = self._without(raw, raw.damaged)
+        while damaged := self._write(raw, self._splits(raw), folder):
+            raw = self._without(raw, damaged)
+
+    def _without(self, raw: RawSet, damaged: Mapping[Path, Problem]) -> RawSet:
+        if not damaged:
+            return raw
+        problems = first_of(damaged)
+        if not self.skip_damaged:
+            raise DataError([*problems, Problem("", "replace or remove these files, or skip them: --skip-damaged")])
+        log.warning("skipped %d damaged images:\n%s", len(damaged), "\n".join(map(str, problems)))
+        return raw.without(damaged)
+
+    def _splits(self, raw: RawSet) -> Splits:
+        """Return the samples of each split. DataError for fewer training samples than shards."""
+        splits, shards = _split(raw, self.data.valid, self.seed), self.data.shards
+        if (found := len(splits["train"])) < shards:
+            fitting = 1 << (found.bit_length() - 1)
+            message = f"more than the {found} training images: use --shards {fitting}, and set data.shards to {fitting}"
+            raise DataError([Problem(f"--shards {shards}", message)])
+        return splits
+
+    def _write(self, raw: RawSet, splits: Splits, folder: Path) -> dict[Path, Problem]:
+        """Write the shards and, if all images could be read, the index. Return the files that are damaged."""
+        parts = list(_cut(splits, self.data.shards))
+        reader, files = ImageReader(), {name: list[ShardFile]() for name in splits}
+        with closing(reader.read([samples.images for _, _, samples in parts])) as images:
+            counted = self._counted(images, sum(map(len, splits.values())))
+            for name, shard, samples in parts:
+                own, path = islice(counted, len(samples)), folder / f"{name}-{shard:04d}.safetensors"
+                files[name].append(write_shard(path, own, samples.labels, samples.ids, raw.shape))
+        if not reader.damaged:
+            self._index(raw, folder, files).write()
+        return reader.damaged
+
+    def _counted(self, images: Iterable[bytes], total: int) -> Iterator[bytes]:
+        for done, image in enumerate(images, 1):
+            self.report(f"preparing {self.data.name}", done, total)
+            yield image
+
+    def _index(self, raw: RawSet, folder: Path, files: Mapping[str, list[ShardFile]]) -> SetIndex:
+        splits = {name: tuple(shards) for name, shards in files.items()}
+        data = self.data
+        index = SetIndex(folder, data.name, raw.shape, raw.classes, data.shards, data.valid, self.seed, splits)
+        return replace(index, sources=raw.sources, skipped=raw.skipped)
+
+
+def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:
+    """Return the first few of `damaged`, by path, and how many there are."""
+    problems = [damaged[path] for path in sorted(damaged)]
+    more = [Problem("", f"and {len(problems) - SHOWN} more")] if len(problems) > SHOWN else []
+    return [*problems[:SHOWN], *more]
+
+
+def _split(raw: RawSet, num_valid: int, seed: int) -> Splits:
+    """Return the splits of `raw`. DataError for samples to hold out where there is a validation split."""
+    if raw.valid is None:
+        train, valid = _hold_out(raw.train, num_valid, len(raw.classes), seed)
+        return {"train": train, **({"valid": valid} if len(valid) else {}), "test": raw.test}
+    if num_valid:
+        found = f"the source has a validation split of {len(raw.valid)} images"
+        raise DataError([Problem(f"--valid {num_valid}", f"{found}: leave the option out, or remove that split")])
+    return {"train": raw.train, "valid": raw.valid, "test": raw.test}
+
+
+def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tuple[Samples, Samples]:
+    """`samples` without and the `count` held out, the same number of each class, chosen by `seed`."""
+    if count % num_classes:
+        raise DataError(f"{count} held-out samples are not the same number of each of {num_classes} classes")
+    lots = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(samples))
+    held = np.zeros(len(samples), bool)
+    for label in range(num_classes):
+        members = np.flatnonzero(samples.labels == label)
+        if count and len(members) <= count // num_classes:
+            raise DataError(
+                f"class {label} has {len(members)} samples; {count // num_classes} of them can't be held out"
+            )
+        held[members[np.argsort(lots[members], kind="stable")[: count // num_classes]]] = True
+    return samples.take(~held), samples.take(held)
+
+
+def _cut(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Samples]]:
+    """(split, shard, its samples): sample i goes to shard i mod L, so sizes differ by at most one."""
+    for name, samples in splits.items():
+        for shard in range(shards):
+            yield name, shard, samples.take(np.arange(shard, len(samples), shards))
