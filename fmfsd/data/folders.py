@@ -132,7 +132,7 @@ def _annotated(path: Path, images: Sequence[Path], search: Search) -> Classes:
             classes.setdefault(class_of[image.name], []).append(image)
     names = {image.name for image in images}
     search.problems += [
-        Problem(str(path), f"{message}: {_some(found)}")
+        Problem(str(path), f"{message}: {join_some(found)}")
         for message, found in (
             ("lists images that do not exist", class_of.keys() - names),
             ("does not list all images", names - class_of.keys()),
@@ -181,10 +181,10 @@ def _differences(splits: Mapping[str, _Split]) -> Iterator[Problem]:
             (train.folder, split.classes.keys() - train.classes.keys()),
         ):
             if missing:
-                yield Problem(str(folder), f"lacks the classes {_some(missing)}: all splits need the same classes")
+                yield Problem(str(folder), f"lacks the classes {join_some(missing)}: all splits need the same classes")
 
 
-def _some(names: Collection[str]) -> str:
+def join_some(names: Collection[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(sorted(names)[:SHOWN])}{more}"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmfsd.data.decode import decoded
+from fmfsd.data.image_record import FileState
 from fmfsd.data.raw_set import FileImages, Images
 from fmfsd.data.threads import map_in_threads
 from fmfsd.errors import Problem
@@ -16,28 +17,34 @@ from fmfsd.errors import Problem
 class ImageReader:
     """Yields each image as bytes. One whose file is damaged is black, and listed in `damaged`."""
 
+    states: dict[Path, FileState] = field(default_factory=dict)
+    """Of all files that were read, damaged ones included."""
     damaged: dict[Path, Problem] = field(default_factory=dict)
 
     def read(self, parts: Sequence[Images]) -> Iterator[bytes]:
         """Yield the images of all `parts`. Close the iterator, or its threads work until it is collected."""
-        if all(isinstance(part, FileImages) for part in parts):
-            return self._decode([part for part in parts if isinstance(part, FileImages)])
-        return (image.tobytes() for part in parts for image in part)
+        files = [(path, part.side) for part in parts if isinstance(part, FileImages) for path in part.paths]
+        return self._decode(files) if files else (image.tobytes() for part in parts for image in part)
 
-    def _decode(self, parts: Sequence[FileImages]) -> Iterator[bytes]:
-        files = ((path, part.side) for part in parts for path in part.paths)
-        with warnings.catch_warnings(), closing(map_in_threads(_decode_file, files)) as results:
+    def _decode(self, files: Sequence[tuple[Path, int]]) -> Iterator[bytes]:
+        with warnings.catch_warnings(), closing(map_in_threads(_read_file, files)) as results:
             warnings.filterwarnings("ignore", module="PIL")  # they name no file
-            for path, pixels, problem in results:
+            for (path, _), (pixels, state, problem) in zip(files, results, strict=True):
+                if state is not None:
+                    self.states[path] = state
                 if problem is not None:
                     self.damaged[path] = problem
                 yield pixels
 
 
-def _decode_file(file: tuple[Path, int]) -> tuple[Path, bytes, Problem | None]:
-    path, side = file
+def _read_file(source: tuple[Path, int]) -> tuple[bytes, FileState | None, Problem | None]:
+    """Return an image's pixels, and the state of its file unless it can't be opened."""
+    path, side = source
+    state = None
     try:
-        return path, decoded(path, side).tobytes(), None
+        with path.open("rb") as file:
+            state = FileState.read(file)
+            return decoded(file, side).tobytes(), state, None
     except Exception as error:  # decoders raise nearly anything for damaged files
         problem = Problem(str(path), f"can't be decoded: {str(error) or type(error).__name__}")
-        return path, bytes(3 * side * side), problem
+        return bytes(3 * side * side), state, problem

@@ -1,7 +1,7 @@
 """An official set from its files: images, labels and class names, checked."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,16 @@ def read_official(official: OfficialSet, num_classes: int, source: Path) -> RawS
     train, test = (
         _merged(official, [files[name] for name in part], num_classes) for part in (official.train, official.test)
     )
-    sources = tuple(SourceFile(file.name, file.md5, file.is_official) for file in files.values())
-    return RawSet(classes, train, test, sources)
+    return RawSet(classes, train, test, _as_sources(files.values()))
+
+
+def source_files(official: OfficialSet, source: Path) -> tuple[SourceFile, ...]:
+    """Return the files of `official` in `source`, with their sums."""
+    return _as_sources(read_files(official, source).values())
+
+
+def _as_sources(files: Iterable[OfficialFile]) -> tuple[SourceFile, ...]:
+    return tuple(SourceFile(file.name, file.md5, file.is_official) for file in files)
 
 
 def _class_names(names: Any, num_classes: int, where: str) -> tuple[str, ...]:

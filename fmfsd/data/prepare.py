@@ -10,10 +10,11 @@ from filelock import FileLock
 from fmfsd.config.known import FOLDER, FOLDER_LAYOUT
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.download import download
-from fmfsd.data.index import SetIndex, SourceFile, damaged_files, read_index, set_folder
+from fmfsd.data.index import SetIndex, damaged_files, read_index, set_folder
 from fmfsd.data.official import OFFICIAL, has_files
 from fmfsd.data.raw_set import RawSet
-from fmfsd.data.sources import folder_source, read_set
+from fmfsd.data.source_check import require_same_source
+from fmfsd.data.sources import read_set
 from fmfsd.data.write_set import SetWriter
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.files import sync_folder
@@ -42,7 +43,7 @@ def prepare(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if folder.exists():
-                return _existing(folder, seed, _source_of_folders(data, source))
+                return _existing(folder, seed, source, report)
             raw = read_set(data.name, _source(data, source, fetch, report), size=data.size, report=report)
             _write_whole(raw, folder, writer)
     except OSError as error:
@@ -50,17 +51,13 @@ def prepare(
     return read_index(folder)
 
 
-def _source_of_folders(data: DataConfig, source: Path | None) -> SourceFile | None:
-    return folder_source(source) if data.name == FOLDER and source is not None else None
-
-
-def _existing(folder: Path, seed: int, source: SourceFile | None) -> SetIndex:
-    """`source`: what it must have been made from, if that is known."""
+def _existing(folder: Path, seed: int, source: Path | None, report: Report) -> SetIndex:
+    """Return the index of the set in `folder`. DataError if it is damaged, or was made from anything but `source`."""
     index = read_index(folder)
     if problems := list(damaged_files(index, checksums=True)):
         raise DataError(problems)
-    if source is not None and source not in index.sources:
-        raise DataError([Problem(str(folder), "was prepared from other images: choose another --out")])
+    if source is not None:
+        require_same_source(index, source, report)
     if index.seed != seed and index.valid:
         raise DataError(
             [Problem(str(folder), f"was prepared with seed {index.seed}, not {seed}: choose another --out")]

@@ -52,17 +52,19 @@ class Samples:
 
 @dataclass(frozen=True)
 class RawSet:
-    """A data set and the files that it came from, with their MD5 sums; `valid` if the source has such a split.
+    """A data set, with a validation split if its source has one.
 
-    `damaged` are the files of images that are known to be unusable, `skipped` counts those that were left out.
+    `sources` are the official files that it came from, `root` is the folder of images that it comes from. `damaged` are
+    images that are known to be unusable, `skipped` counts those that were left out.
     """
 
     classes: tuple[str, ...]
     train: Samples
     test: Samples
-    sources: tuple[SourceFile, ...]
+    sources: tuple[SourceFile, ...] = ()
     valid: Samples | None = None
     shape: tuple[int, int, int] = SHAPE
+    root: Path | None = None
     damaged: Mapping[Path, Problem] = field(default_factory=dict)
     skipped: int = 0
 

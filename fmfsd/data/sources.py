@@ -1,13 +1,12 @@
 """A data set by its name, from its source: image folders, official files, or a formula."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
-from fmfsd.data.folders import Listing, list_images
-from fmfsd.data.index import SHAPE, SourceFile
+from fmfsd.data.folders import list_images
+from fmfsd.data.index import SHAPE
 from fmfsd.data.official import OFFICIAL
 from fmfsd.data.official_set import read_official
 from fmfsd.data.raw_set import FileImages, RawSet, Samples
@@ -37,7 +36,7 @@ def _draw(name: str) -> RawSet:
         Samples.numbered(*synthetic_images(known.num_classes, count, seed=seed))
         for seed, count in ((1, known.train_samples), (2, known.test_samples))
     )
-    return RawSet(tuple(f"pattern{number}" for number in range(known.num_classes)), train, test, sources=())
+    return RawSet(tuple(f"pattern{number}" for number in range(known.num_classes)), train, test)
 
 
 def _read_folders(source: Path, side: int, report: Report) -> RawSet:
@@ -53,18 +52,4 @@ def _read_folders(source: Path, side: int, report: Report) -> RawSet:
         )
         for name, part in listing.splits.items()
     }
-    sources = (_source_of(listing, source),)
-    return RawSet(listing.classes, **splits, sources=sources, shape=(3, side, side), damaged=damaged)
-
-
-def folder_source(source: Path) -> SourceFile:
-    """What a set of image folders is known by: the sum of all names and sizes. DataError if they are not in order."""
-    return _source_of(list_images(source), source)
-
-
-def _source_of(listing: Listing, root: Path) -> SourceFile:
-    """MD5 of the names and sizes of all images, below `root`: what tells one folder of images from another."""
-    paths = [path for name in ("train", "test", "valid") if (part := listing.splits.get(name)) for path in part.paths]
-    lines = (f"{path.relative_to(root)}\0{path.lstat().st_size}\n" for path in paths)
-    md5 = hashlib.md5("".join(lines).encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
-    return SourceFile("names and sizes of all images", md5, official=True)
+    return RawSet(listing.classes, **splits, shape=(3, side, side), root=source, damaged=damaged)

@@ -11,6 +11,7 @@ import numpy as np
 
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.image_reader import ImageReader
+from fmfsd.data.image_record import FileState, as_source, write_record
 from fmfsd.data.index import SetIndex, ShardFile
 from fmfsd.data.raw_set import RawSet, Samples
 from fmfsd.data.shard_writer import write_shard
@@ -22,6 +23,7 @@ SHOWN = 10
 """Damaged files that are listed before the rest is counted."""
 
 Splits = dict[str, Samples]
+Files = dict[str, list[ShardFile]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,12 @@ class SetWriter:
 
     def write(self, raw: RawSet, folder: Path) -> None:
         """Write `raw` to `folder`. Files that turn out damaged are an error, or it is written again without them."""
-        raw = self._without(raw, raw.damaged)
-        while damaged := self._write(raw, self._splits(raw), folder):
-            raw = self._without(raw, damaged)
+        reader, raw = ImageReader(), self._without(raw, raw.damaged)
+        files = self._write_shards(raw, folder, reader)
+        while reader.damaged:
+            raw, reader.damaged = self._without(raw, reader.damaged), {}
+            files = self._write_shards(raw, folder, reader)
+        self._write_index(raw, folder, files, reader.states)
 
     def _without(self, raw: RawSet, damaged: Mapping[Path, Problem]) -> RawSet:
         if not damaged:
@@ -57,29 +62,31 @@ class SetWriter:
             raise DataError([Problem(f"--shards {shards}", message)])
         return splits
 
-    def _write(self, raw: RawSet, splits: Splits, folder: Path) -> dict[Path, Problem]:
-        """Write the shards and, if all images could be read, the index. Return the files that are damaged."""
-        parts = list(_cut(splits, self.data.shards))
-        reader, files = ImageReader(), {name: list[ShardFile]() for name in splits}
+    def _write_shards(self, raw: RawSet, folder: Path, reader: ImageReader) -> Files:
+        splits = self._splits(raw)
+        parts, files = list(_cut(splits, self.data.shards)), {name: list[ShardFile]() for name in splits}
         with closing(reader.read([samples.images for _, _, samples in parts])) as images:
             counted = self._counted(images, sum(map(len, splits.values())))
             for name, shard, samples in parts:
                 own, path = islice(counted, len(samples)), folder / f"{name}-{shard:04d}.safetensors"
                 files[name].append(write_shard(path, own, samples.labels, samples.ids, raw.shape))
-        if not reader.damaged:
-            self._index(raw, folder, files).write()
-        return reader.damaged
+        return files
 
     def _counted(self, images: Iterable[bytes], total: int) -> Iterator[bytes]:
         for done, image in enumerate(images, 1):
             self.report(f"preparing {self.data.name}", done, total)
             yield image
 
-    def _index(self, raw: RawSet, folder: Path, files: Mapping[str, list[ShardFile]]) -> SetIndex:
+    def _write_index(self, raw: RawSet, folder: Path, files: Files, read: Mapping[Path, FileState]) -> None:
+        """Write the index and, of image folders, the record of the files that were `read`."""
+        data, sources = self.data, raw.sources
+        if raw.root is not None:
+            states = {str(path.relative_to(raw.root)): state for path, state in read.items()}
+            write_record(folder, states)
+            sources = (as_source(states),)
         splits = {name: tuple(shards) for name, shards in files.items()}
-        data = self.data
         index = SetIndex(folder, data.name, raw.shape, raw.classes, data.shards, data.valid, self.seed, splits)
-        return replace(index, sources=raw.sources, skipped=raw.skipped)
+        replace(index, sources=sources, skipped=raw.skipped).write()
 
 
 def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:

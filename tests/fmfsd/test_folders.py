@@ -226,14 +226,6 @@ def test_a_worker_refuses_another_number_of_classes(source: Path, tmp_path: Path
         make_loop(run, SoloComms())
 
 
-def test_a_set_of_other_images_is_not_taken_for_this_one(source: Path, tmp_path: Path) -> None:
-    made = prepare_folders(tmp_path / "sets", source)
-    assert prepare_folders(tmp_path / "sets", source) == made
-    others = write_folders(tmp_path / "others", train=4)
-    with pytest.raises(DataError, match="was prepared from other images: choose another --out"):
-        prepare_folders(tmp_path / "sets", others)
-
-
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:16] = 255

@@ -29,11 +29,17 @@ def official_contents(name: str, *, train: int, test: int, seed: int = 1) -> dic
 
 
 def write_official(
-    folder: Path, name: str, *, train: int = 256, test: int = 64, changes: Mapping[str, Any] = MappingProxyType({})
+    folder: Path,
+    name: str,
+    *,
+    train: int = 256,
+    test: int = 64,
+    seed: int = 1,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write such a set below `folder`; `changes` replace whole files, by name, with an object or with bytes."""
     home = folder / OFFICIAL[name].folder
     home.mkdir(parents=True)
-    for file, content in (official_contents(name, train=train, test=test) | dict(changes)).items():
+    for file, content in (official_contents(name, train=train, test=test, seed=seed) | dict(changes)).items():
         (home / file).write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=2))
     return folder
