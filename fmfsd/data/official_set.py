@@ -41,28 +41,38 @@ def _as_sources(files: Iterable[OfficialFile]) -> tuple[SourceFile, ...]:
 
 
 def _class_names(names: Any, num_classes: int, where: str) -> tuple[str, ...]:
-    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        found = f"{len(names)} names" if isinstance(names, list) else "no list of names"
-        raise DataError([Problem(where, f"expected the names of {num_classes} classes, found {found}")])
-    return tuple(names)
+    """Return the names as text: Python 3 reads those of Python 2 as bytes, and writes them as such again."""
+    found = [_as_text(name) for name in names] if isinstance(names, list) else None
+    if found is None or len(found) != num_classes or not all(isinstance(name, str) for name in found):
+        told = f"{len(found)} names" if found is not None else "no list of names"
+        raise DataError([Problem(where, f"expected the names of {num_classes} classes, found {told}")])
+    return tuple(found)
+
+
+def _as_text(name: Any) -> Any:
+    return name.decode("latin1") if isinstance(name, bytes) else name
 
 
 def _merged(official: OfficialSet, files: list[OfficialFile], num_classes: int) -> Samples:
     images, labels = [], []
     for file in files:
         content = load_arrays(file.data, file.where)
-        pixels, numbers = content.get("data"), content.get(official.label_key)
+        pixels, numbers = content.get("data"), _as_list(content.get(official.label_key))
         if problems := list(_contradictions(pixels, numbers, official.label_key, num_classes, file.where)):
             raise DataError(problems)
-        images.append(np.asarray(pixels).reshape(-1, *SHAPE))
+        images.append(np.ascontiguousarray(pixels).reshape(-1, *SHAPE))
         labels.append(np.asarray(numbers, np.int64))
     return Samples.numbered(np.concatenate(images), np.concatenate(labels))
 
 
+def _as_list(labels: Any) -> Any:
+    return labels.tolist() if isinstance(labels, np.ndarray) else labels
+
+
 def _contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, where: str) -> Iterator[Problem]:
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != np.prod(SHAPE) or not len(pixels):
-        found = f"an array of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
-        yield Problem(where, f"'data': expected rows of 3072 bytes, found {found}")
+    is_table = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2
+    if not is_table or pixels.shape[1] != np.prod(SHAPE) or not len(pixels):
+        yield Problem(where, f"'data': expected rows of 3072 bytes, found {_describe(pixels)}")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         yield Problem(
             where,
@@ -73,5 +83,11 @@ def _contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, 
     for index, label in wrong[:10]:
         found = label if abs(label) < 10**9 else "a huge number"
         yield Problem(where, f"{label_key!r}[{index}] is {found}, expected 0 to {num_classes - 1}")
-    if isinstance(pixels, np.ndarray) and len(labels) != len(pixels):
+    if is_table and len(labels) != len(pixels):
         yield Problem(where, f"{len(pixels)} images but {len(labels)} labels")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    return f"a {type(value).__name__}"
