@@ -6,6 +6,8 @@ HEAD_BYTES = 512
 PNG, JPEG, WEBP, AVIF, GIF, TIFF, BMP = (
     f"{article} image" for article in ("a PNG", "a JPEG", "a WebP", "an AVIF", "a GIF", "a TIFF", "a BMP")
 )
+HTML = "an HTML page"
+PARQUET = "a Parquet file"
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", PNG),
     (b"\xff\xd8\xff", JPEG),
@@ -23,7 +25,7 @@ _SIGNATURES = (
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip file"),
-    (b"PAR1", "a Parquet file"),
+    (b"PAR1", PARQUET),
     (b"Rar!", "a RAR archive"),
     (b"version https://git-lfs", "a Git LFS pointer, whose content was never fetched"),
 )
@@ -58,7 +60,7 @@ def _type_of_text(head: bytes) -> str:
         return "nothing but zero bytes"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or b"<html" in start:
-        return "an HTML page"
+        return HTML
     if start.startswith((b"<svg", b"<?xml")):
         return "an SVG image" if b"<svg" in start else "an XML document"
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,6 @@ from safetensors.numpy import load_file, save
 
 from fmfsd.config import DataConfig
 from fmfsd.config.load import checked_data
-from fmfsd.data.download import download
 from fmfsd.data.index import SetIndex, damaged_files, read_index
 from fmfsd.data.official import OFFICIAL
 from fmfsd.data.prepare import prepare
@@ -231,21 +229,7 @@ def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
-def test_a_download_is_whole_or_absent(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"content" * 1000)
-    md5 = "4a3ec6ef3a5e8a5b0a3e3a5b0a3e3a5b"
-    with served(tmp_path) as (address, _):
-        with pytest.raises(CheckError, match=f"expected {md5}: what came is not the official archive"):
-            download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
-        with pytest.raises(CheckError, match="can't be fetched: HTTPError: HTTP Error 404"):
-            download(f"{address}/none", tmp_path / "target", md5=md5, report=quiet)
-    with pytest.raises(CheckError, match="can't be fetched"):
-        download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == ["file"]
-
-
 def test_a_missing_set_is_fetched_once_into_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
     import tarfile
 
     write_official(tmp_path / "files", "cifar10")
@@ -293,41 +277,3 @@ def test_a_folder_of_something_else_is_not_prepared_over(source: Path, tmp_path:
     with pytest.raises(DataError, match="missing, so this is no prepared set: delete the folder, or choose another"):
         make(tmp_path, source=source)
     assert list((tmp_path / "cifar10").iterdir()) == []
-
-
-@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nx"])
-def test_an_answer_that_is_no_web_servers_is_a_failed_download(answer: bytes, tmp_path: Path) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(answer)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
-    with listener, pytest.raises(CheckError, match="can't be fetched"):
-        download(address, tmp_path / "file", md5="0" * 32, report=quiet)
-    thread.join()
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
-
-
-@pytest.mark.fault("F36")
-def test_many_that_want_the_same_archive_fetch_it_once(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"content" * 1000)
-    md5 = hashlib.md5((tmp_path / "file").read_bytes()).hexdigest()
-    with served(tmp_path) as (address, asked):
-        threads = [
-            threading.Thread(
-                target=download, args=(f"{address}/file", tmp_path / "got"), kwargs={"md5": md5, "report": quiet}
-            )
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert asked == ["/file"]
-    assert (tmp_path / "got").read_bytes() == (tmp_path / "file").read_bytes()
