@@ -209,7 +209,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Folder of prepared sets; the set gets a folder of its own in it.")],
     source: Annotated[
         Path | None,
-        typer.Option(help="Has the official files or archive (default: --out), or train/CLASS/ with images."),
+        typer.Option(help="Has the official files, archive or Parquet files (default: --out), or train/CLASS/."),
     ] = None,
     size: Annotated[int, typer.Option(help="Pixels that the network sees: 32, 64 or 224 (folder only).")] = 32,
     shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,

@@ -1,9 +1,7 @@
 """Fetches an official archive: once, whole or not at all, and only with the sum that is expected."""
 
-import hashlib
 import os
 import urllib.request
-from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -11,7 +9,8 @@ from urllib.error import HTTPError
 
 from filelock import FileLock
 
-from fmfsd.data.file_types import HEAD_BYTES, HTML, type_of
+from fmfsd.data.file_types import HTML, file_type
+from fmfsd.data.official import md5_sum
 from fmfsd.errors import CheckError, Problem
 from fmfsd.terminal import Report
 
@@ -77,9 +76,7 @@ def _fetch(url: str, part: Path, start: int, report: Report) -> None:
 
 def _require_sum(url: str, part: Path, md5: str) -> None:
     """Raise CheckError, and remove what was fetched, unless it has the sum that is expected."""
-    with part.open("rb") as file:
-        found, _ = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest(), file.seek(0)
-        kind = type_of(file.read(HEAD_BYTES))
+    found, kind = md5_sum(part), file_type(part)
     if found != md5:
         part.unlink()
         message = f"its MD5 sum is {found}, expected {md5}: the server sent {kind}, not the official archive"

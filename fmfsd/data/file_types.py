@@ -6,8 +6,7 @@ HEAD_BYTES = 512
 PNG, JPEG, WEBP, AVIF, GIF, TIFF, BMP = (
     f"{article} image" for article in ("a PNG", "a JPEG", "a WebP", "an AVIF", "a GIF", "a TIFF", "a BMP")
 )
-HTML = "an HTML page"
-PARQUET = "a Parquet file"
+HTML, GZIP, TAR = "an HTML page", "a gzip file", "a tar archive"
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", PNG),
     (b"\xff\xd8\xff", JPEG),
@@ -24,8 +23,8 @@ _SIGNATURES = (
     (b"\xff\x0a", "a JPEG XL image"),
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"PAR1", PARQUET),
+    (b"\x1f\x8b", GZIP),
+    (b"PAR1", "a Parquet file"),
     (b"Rar!", "a RAR archive"),
     (b"version https://git-lfs", "a Git LFS pointer, whose content was never fetched"),
 )
@@ -50,6 +49,8 @@ def type_of(head: bytes) -> str:
         return WEBP
     if head[4:8] == b"ftyp":
         return _HEIF.get(head[8:12], "a video")
+    if head[257:262] == b"ustar":
+        return TAR
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return BMP
     return _type_of_text(head)

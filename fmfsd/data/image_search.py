@@ -39,7 +39,7 @@ class Search:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
-            self.problems.append(Problem(str(folder), f"can't be read: {error.strerror}; make it readable"))
+            self.problems.append(Problem(str(folder), f"can't be read: {error.strerror}"))
             return []
         self.junk.update(entry.path for entry in entries if entry.name.lower() in JUNK)
         return [entry for entry in entries if entry.name.lower() not in JUNK and not entry.name.startswith(".")]

@@ -1,39 +1,63 @@
 """An official set from its files: images, labels and class names, checked."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fmfsd.data.cifar_parquet import read_parquet
 from fmfsd.data.index import SHAPE, SourceFile
-from fmfsd.data.official import OfficialFile, OfficialSet, read_files
+from fmfsd.data.official import OfficialFile, OfficialSet, md5_sum, parquet_files, read_files
 from fmfsd.data.raw_set import RawSet, Samples
 from fmfsd.data.restricted_pickle import load_arrays
 from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
 
+Table = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images (n, 3, 32, 32) and their labels (n,)."""
 
-def read_official(official: OfficialSet, num_classes: int, source: Path) -> RawSet:
-    files = read_files(official, source)
+
+def read_official(official: OfficialSet, source: Path) -> RawSet:
+    """Return the set in the official files, or the Parquet files, in `source`. Raises DataError for what is wrong."""
+    parquet = parquet_files(official, source)
+    return _from_parquet(official, parquet) if parquet else _from_pickles(official, read_files(official, source))
+
+
+def source_files(official: OfficialSet, source: Path) -> tuple[SourceFile, ...]:
+    """Return the files in `source` that the set is read from, with their sums."""
+    parquet = parquet_files(official, source)
+    return _unofficial(parquet) if parquet else _as_sources(read_files(official, source).values())
+
+
+def _from_pickles(official: OfficialSet, files: Mapping[str, OfficialFile]) -> RawSet:
     for file in files.values():
         if not file.is_official:
             log.warning(
                 "%s: MD5 %s is not the official %s; recorded in the index", file.where, file.md5, file.expected_md5
             )
     (meta,) = (files[name] for name in official.meta)
+    num_classes = len(official.classes)
     classes = _class_names(load_arrays(meta.data, meta.where).get(official.names_key), num_classes, meta.where)
     train, test = (
-        _merged(official, [files[name] for name in part], num_classes) for part in (official.train, official.test)
+        _merged([_pickled(official, files[name]) for name in part]) for part in (official.train, official.test)
     )
     return RawSet(classes, train, test, _as_sources(files.values()))
 
 
-def source_files(official: OfficialSet, source: Path) -> tuple[SourceFile, ...]:
-    """Return the files of `official` in `source`, with their sums."""
-    return _as_sources(read_files(official, source).values())
+def _from_parquet(official: OfficialSet, files: Mapping[str, Sequence[Path]]) -> RawSet:
+    sources = _unofficial(files)
+    log.warning("%s: no official sums exist for Parquet files; theirs are recorded", ", ".join(s.file for s in sources))
+    train, test = (_merged([_parquet(official, path) for path in files[split]]) for split in ("train", "test"))
+    return RawSet(official.classes, train, test, sources)
+
+
+def _unofficial(files: Mapping[str, Sequence[Path]]) -> tuple[SourceFile, ...]:
+    paths = [path for split in ("train", "test") for path in files[split]]
+    return tuple(SourceFile(path.name, md5_sum(path), official=False) for path in paths)
 
 
 def _as_sources(files: Iterable[OfficialFile]) -> tuple[SourceFile, ...]:
@@ -53,16 +77,24 @@ def _as_text(name: Any) -> Any:
     return name.decode("latin1") if isinstance(name, bytes) else name
 
 
-def _merged(official: OfficialSet, files: list[OfficialFile], num_classes: int) -> Samples:
-    images, labels = [], []
-    for file in files:
-        content = load_arrays(file.data, file.where)
-        pixels, numbers = content.get("data"), _as_list(content.get(official.label_key))
-        if problems := list(_contradictions(pixels, numbers, official.label_key, num_classes, file.where)):
-            raise DataError(problems)
-        images.append(np.ascontiguousarray(pixels).reshape(-1, *SHAPE))
-        labels.append(np.asarray(numbers, np.int64))
-    return Samples.numbered(np.concatenate(images), np.concatenate(labels))
+def _pickled(official: OfficialSet, file: OfficialFile) -> Table:
+    content, key = load_arrays(file.data, file.where), official.label_key
+    return _checked(content.get("data"), _as_list(content.get(key)), key, official, file.where)
+
+
+def _parquet(official: OfficialSet, path: Path) -> Table:
+    return _checked(*read_parquet(path, official.parquet_label), official.parquet_label, official, str(path))
+
+
+def _checked(pixels: Any, labels: Any, label_key: str, official: OfficialSet, where: str) -> Table:
+    if problems := list(_contradictions(pixels, labels, label_key, len(official.classes), where)):
+        raise DataError(problems)
+    return np.ascontiguousarray(pixels).reshape(-1, *SHAPE), np.asarray(labels, np.int64)
+
+
+def _merged(tables: Sequence[Table]) -> Samples:
+    images, labels = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return Samples.numbered(images, labels)
 
 
 def _as_list(labels: Any) -> Any:

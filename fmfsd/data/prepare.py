@@ -39,6 +39,8 @@ def prepare(
     folder, writer = set_folder(data), SetWriter(data, seed, skip_damaged, report)
     if skip_damaged and data.name != FOLDER:
         raise ConfigError([Problem("--skip-damaged", f"only image folders have files to skip, not {data.name}")])
+    if source is not None and not source.exists():
+        raise DataError([Problem(str(source), "does not exist: give the place of the images or of the official files")])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.lock"):
@@ -47,7 +49,8 @@ def prepare(
             raw = read_set(data.name, _source(data, source, fetch, report), size=data.size, report=report)
             _write_whole(raw, folder, writer)
     except OSError as error:
-        raise CheckError([Problem(str(folder), f"can't be written: {error}")]) from error
+        place = error.filename or folder
+        raise CheckError([Problem(str(place), f"can't be read or written: {error.strerror or error}")]) from error
     return read_index(folder)
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fmfsd.data.file_types import HEAD_BYTES, type_of
 from fmfsd.errors import DataError, Problem
 
 
@@ -133,5 +134,6 @@ def load_arrays(data: bytes, name: str) -> dict[str, Any]:
         if isinstance(content, dict):
             return {key: value.values if isinstance(value, _Array) else value for key, value in content.items()}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError([Problem(name, f"not read: {str(error) or type(error).__name__}")]) from error
+        found = f"{str(error) or type(error).__name__} (it holds {type_of(data[:HEAD_BYTES])})"
+        raise DataError([Problem(name, f"not read: {found}")]) from error
     raise DataError([Problem(name, f"holds a {type(content).__name__}, expected a dictionary")])

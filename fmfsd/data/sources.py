@@ -26,7 +26,7 @@ def read_set(name: str, source: Path | None, *, size: int = SHAPE[1], report: Re
         return _read_folders(source, STORED_SIDE[size], report)
     if name in OFFICIAL:
         assert source is not None, "official sets need a source"
-        return read_official(OFFICIAL[name], DATASETS[name].num_classes, source)
+        return read_official(OFFICIAL[name], source)
     return _draw(name)
 
 

@@ -65,11 +65,17 @@ class SetWriter:
     def _write_shards(self, raw: RawSet, folder: Path, reader: ImageReader) -> Files:
         splits = self._splits(raw)
         parts, files = list(_cut(splits, self.data.shards)), {name: list[ShardFile]() for name in splits}
+        seen = {name: set[int]() for name in splits}
         with closing(reader.read([samples.images for _, _, samples in parts])) as images:
             counted = self._counted(images, sum(map(len, splits.values())))
             for name, shard, samples in parts:
-                own, path = islice(counted, len(samples)), folder / f"{name}-{shard:04d}.safetensors"
+                own, path = (
+                    _noted(islice(counted, len(samples)), seen[name]),
+                    folder / f"{name}-{shard:04d}.safetensors",
+                )
                 files[name].append(write_shard(path, own, samples.labels, samples.ids, raw.shape))
+        if not reader.damaged:
+            _require_other_images(seen, held_out=raw.valid is None)
         return files
 
     def _counted(self, images: Iterable[bytes], total: int) -> Iterator[bytes]:
@@ -94,6 +100,21 @@ def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:
     problems = [damaged[path] for path in sorted(damaged)]
     more = [Problem("", f"and {len(problems) - SHOWN} more")] if len(problems) > SHOWN else []
     return [*problems[:SHOWN], *more]
+
+
+def _noted(images: Iterable[bytes], seen: set[int]) -> Iterator[bytes]:
+    """Yield `images`, and add the hash of each to `seen`."""
+    for image in images:
+        seen.add(hash(image))
+        yield image
+
+
+def _require_other_images(seen: Mapping[str, set[int]], *, held_out: bool) -> None:
+    """Raise DataError where a split has no image that is not a training image too."""
+    train = seen["train"] | (seen.get("valid", set()) if held_out else set())
+    for name in ("test",) if held_out else ("valid", "test"):
+        if seen[name] <= train:
+            raise DataError(f"every {name} image is a training image too: give it images of its own")
 
 
 def _split(raw: RawSet, num_valid: int, seed: int) -> Splits:

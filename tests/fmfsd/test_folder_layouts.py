@@ -194,6 +194,19 @@ def test_a_folder_that_can_not_be_read_is_an_error_with_its_name(
     assert f"{root}/train/b: can't be read: Permission denied" in refused(root)
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_is_the_training_split_is_refused(split: str, tmp_path: Path) -> None:
+    splits = ("train", "val", "test")
+    root = write_images(
+        tmp_path / "images", *(f"{name}/{each}/{n}.png" for name in splits for each in "ab" for n in name)
+    )
+    shutil.rmtree(root / split)
+    (root / split).symlink_to("train")
+    name = {"val": "valid"}.get(split, split)
+    with pytest.raises(DataError, match=f"every {name} image is a training image too"):
+        prepare_folders(tmp_path / "sets", root)
+
+
 def test_class_names_are_compared_composed(tmp_path: Path) -> None:
     """macOS writes accents and Korean syllables decomposed, and Linux as they were typed."""
     names = ("café", "한국")

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import sys
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmfsd.data.official import OFFICIAL
 from fmfsd.data.restricted_pickle import load_arrays
 from fmfsd.data.sources import read_set
-from fmfsd.errors import DataError
-from tests.helpers.official import official_contents, write_official
+from fmfsd.errors import CheckError, DataError
+from tests.helpers.official import official_contents, write_official, write_parquet
 
 OLD_CIFAR = (  # what Python 2 wrote: {'data': array([[1, 2], [3, 4]], uint8), 'fine_labels': [7, 8]}
     b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87R"
@@ -246,9 +248,107 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
         read_set("cifar100", packed.parent)
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match="damaged archive"):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"no archive", "text, not an archive"), (b"<!doctype html>", "an HTML page, not an archive"), (b"", "0 bytes")],
+)
+def test_what_is_no_archive_is_called_what_it_is(content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"cifar-100-python\.tar\.gz: {told}.*; get it again from https://www\.cs\.tor"
+    ):
+        read_set("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar-100-python.tar",
+        "cifar-100-python (1).tar.gz",
+        "cifar-100-python(2).tar.gz",
+        "cifar-100-python.tar (1).gz",
+        "cifar-100-python.tgz",
+        "cifar-100-python (1).tar",
+    ],
+)
+def test_archives_are_found_under_the_names_that_browsers_give_them(name: str, tmp_path: Path) -> None:
+    write_official(tmp_path / "files", "cifar100")
+    (tmp_path / "downloads").mkdir()
+    with tarfile.open(tmp_path / "downloads" / name, "w" if name.endswith(".tar") else "w:gz") as tar:
+        tar.add(tmp_path / "files" / "cifar-100-python", "cifar-100-python")
+    assert len(read_set("cifar100", tmp_path / "downloads").train) == 256
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar-100-python.tar.gz.part", "cifar-100-python.tar.gz.crdownload", "cifar-100.tar"]
+)
+def test_other_files_are_no_archives(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match="has neither"):
+        read_set("cifar100", tmp_path)
+
+
+def test_a_page_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cifar-100-python/train: not read: .* \(it holds an HTML page\)"):
+        read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": b"<html>"}))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("place", ["", "inside", "file"])
+def test_parquet_files_hold_the_same_set(
+    name: str, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    official = OFFICIAL[name]
+    folder = write_parquet(tmp_path / "parquet" / (official.parquet_folder if place == "inside" else ""), name)
+    source = folder / "test-00000-of-00001.parquet" if place == "file" else tmp_path / "parquet"
+    found, expected = read_set(name, source), read_set(name, write_official(tmp_path / "pickles", name))
+    assert found.classes == official.classes
+    for part in ("train", "test"):
+        one, other = getattr(found, part), getattr(expected, part)
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.labels, other.labels)
+    assert [(file.file, file.official) for file in found.sources] == [
+        ("train-00000-of-00001.parquet", False),
+        ("test-00000-of-00001.parquet", False),
+    ]
+    assert "no official sums exist for Parquet files" in caplog.text
+
+
+def test_the_names_of_classes_are_the_official_ones(cifar_dir: Path) -> None:
+    for name in OFFICIAL:
+        assert read_set(name, cifar_dir).classes == OFFICIAL[name].classes
+
+
+def test_the_other_set_in_parquet_files_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train-.*has no column fine_label among img, label, coarse_label; is it anot"):
+        read_set("cifar100", write_parquet(tmp_path, "cifar10"))
+    with pytest.raises(DataError, match="has no column img and no label among image, fine_label"):
+        read_set("cifar10", write_parquet(tmp_path, "cifar100", columns={"img": "image"}))
+
+
+def test_damaged_parquet_files_are_named(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path, "cifar100") / "test-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match=rf"{path}: can't be read: .*; get it again"):
+        read_set("cifar100", tmp_path)
+    path.write_bytes(whole.replace(b"\x89PNG", b"\x89XXX", 1))
+    with pytest.raises(DataError, match=rf"{path}: (image 0 can't be decoded|can't be read)"):
+        read_set("cifar100", tmp_path)
+
+
+def test_parquet_images_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, format="PNG")
+    monkeypatch.setattr("tests.helpers.official._png", lambda _: file.getvalue())
+    with pytest.raises(DataError, match="image 0 has 64 x 48 pixels, expected 32 x 32"):
+        read_set("cifar100", write_parquet(tmp_path, "cifar100"))
+
+
+def test_parquet_files_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path, "cifar100")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(CheckError, match=r"needs pyarrow: pip install 'fmfsd\[parquet\]'"):
         read_set("cifar100", tmp_path)
 
 

@@ -26,7 +26,7 @@ from fmfsd.data.verify import verify_sets
 from fmfsd.errors import CheckError, DataError
 from fmfsd.files import sha256
 from tests.conftest import quiet
-from tests.helpers.official import write_official
+from tests.helpers.official import official_contents, write_official
 from tests.helpers.workers import _context as processes
 
 
@@ -98,6 +98,37 @@ def test_what_can_not_be_cut_is_refused_and_leaves_nothing(
     with pytest.raises(DataError, match=expected):
         make(tmp_path, source=source, **data)
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_source_that_does_not_exist_is_reported(source: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"^/nowhere/at/all: does not exist: give the place of the images"):
+            make(tmp_path, source=Path("/nowhere/at/all"))
+        make(tmp_path, source=source)
+
+
+def test_a_training_set_that_is_the_test_set_is_refused(tmp_path: Path) -> None:
+    content = official_contents("cifar100", train=256, test=64)["train"]
+    copied = write_official(tmp_path / "copied", "cifar100", changes={"test": content})
+    part = {**content, "data": content["data"][:100], "fine_labels": content["fine_labels"][:100]}
+    parted = write_official(tmp_path / "parted", "cifar100", changes={"test": part})
+    for source in (copied, parted):
+        with pytest.raises(DataError, match="every test image is a training image too: give it images of its own"):
+            make(tmp_path, name="cifar100", source=source)
+    assert not (tmp_path / "cifar100").exists()
+    overlapping = {**part, "data": np.concatenate([part["data"][:-1], part["data"][-1:] ^ 1])}
+    make(tmp_path, name="cifar100", source=write_official(tmp_path / "few", "cifar100", changes={"test": overlapping}))
+
+
+def test_a_held_out_training_image_is_no_test_image(tmp_path: Path) -> None:
+    content = official_contents("cifar10", train=320, test=64)
+    copies = content["data_batch_1"]
+    with pytest.raises(DataError, match="every test image is a training image too"):
+        make(
+            tmp_path,
+            source=write_official(tmp_path / "x", "cifar10", train=320, changes={"test_batch": copies}),
+            valid=100,
+        )
 
 
 def _prepare_in_process(root: Path, source: Path) -> None:

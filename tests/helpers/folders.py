@@ -1,5 +1,7 @@
 """Tiny folders of images, as a user has them."""
 
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,8 @@ def write_image(path: Path, *, seed: int = 0, side: int = 32) -> Path:
 
 def write_images(root: Path, *names: str) -> Path:
     """Write images of these names, all different, below `root`."""
-    for number, name in enumerate(names):
-        write_image(root / name, seed=number)
+    for name in names:
+        write_image(root / name, seed=zlib.crc32(os.fsencode(name)))
     return root
 
 
