@@ -1,10 +1,12 @@
 """Reads the images of a set one by one, in the order of its shards; files are decoded on all cores."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from fmfsd.data.decode import decoded
 from fmfsd.data.image_record import FileState
@@ -21,12 +23,14 @@ class ImageReader:
     """Of all files that were read, damaged ones included."""
     damaged: dict[Path, Problem] = field(default_factory=dict)
 
-    def read(self, parts: Sequence[Images]) -> Iterator[bytes]:
+    def read(self, parts: Sequence[Images]) -> Generator[bytes]:
         """Yield the images of all `parts`. Close the iterator, or its threads work until it is collected."""
         files = [(path, part.side) for part in parts if isinstance(part, FileImages) for path in part.paths]
-        return self._decode(files) if files else (image.tobytes() for part in parts for image in part)
+        if files:
+            return self._decode(files)
+        return (image.tobytes() for part in parts if isinstance(part, np.ndarray) for image in part)
 
-    def _decode(self, files: Sequence[tuple[Path, int]]) -> Iterator[bytes]:
+    def _decode(self, files: Sequence[tuple[Path, int]]) -> Generator[bytes]:
         with warnings.catch_warnings(), closing(map_in_threads(_read_file, files)) as results:
             warnings.filterwarnings("ignore", module="PIL")  # they name no file
             for (path, _), (pixels, state, problem) in zip(files, results, strict=True):

@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from fmfsd.data.folders import join_some
 from fmfsd.data.index import SourceFile
@@ -28,7 +28,7 @@ class FileState:
     digest: str
 
     @classmethod
-    def read(cls, file: BinaryIO) -> "FileState":
+    def read(cls, file: BufferedReader) -> "FileState":
         """Return the state of an open file, and leave it at its start."""
         status = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()

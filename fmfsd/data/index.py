@@ -74,7 +74,7 @@ class SetIndex:
         splits = ", ".join(f"{self.samples(split)} {split}" for split in self.splits)
         strange = [source.file for source in self.sources if not source.official]
         warning = f"; not the official files: {', '.join(strange)}" if strange else ""
-        skipped = f"; {self.skipped} damaged images skipped" if self.skipped else ""
+        skipped = f"; damaged images skipped: {self.skipped}" if self.skipped else ""
         return f"{splits} samples of {len(self.classes)} classes in {self.shards} shards{warning}{skipped}"
 
     def path(self, shard: ShardFile) -> Path:

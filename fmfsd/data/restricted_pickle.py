@@ -25,10 +25,11 @@ class _Dtype:
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch("[iu][1248]", code):
             raise pickle.UnpicklingError("an array whose elements are no integers")
-        self.dtype = np.dtype(code)
+        self._code, self.dtype = code, np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder({"<": "<", ">": ">"}.get(state[1], "="))
+        if state[1] in ("<", ">"):
+            self.dtype = np.dtype(f"{state[1]}{self._code}")
 
 
 class _Array:

@@ -52,4 +52,12 @@ def _read_folders(source: Path, side: int, report: Report) -> RawSet:
         )
         for name, part in listing.splits.items()
     }
-    return RawSet(listing.classes, **splits, shape=(3, side, side), root=source, damaged=damaged)
+    return RawSet(
+        listing.classes,
+        splits["train"],
+        splits["test"],
+        valid=splits.get("valid"),
+        shape=(3, side, side),
+        root=source,
+        damaged=damaged,
+    )

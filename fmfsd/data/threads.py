@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ WINDOW = 8
 """Results a thread that may wait for the reader, so that one slow item does not stop the other threads."""
 
 
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
     """Yield `function` of each item, in order, from a thread per core that this process may use.
 
     Close the iterator to end the threads early. It serves functions that release the GIL, as Pillow's decoders do.

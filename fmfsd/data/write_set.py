@@ -13,7 +13,7 @@ from fmfsd.config.schema import DataConfig
 from fmfsd.data.image_reader import ImageReader
 from fmfsd.data.image_record import FileState, as_source, write_record
 from fmfsd.data.index import SetIndex, ShardFile
-from fmfsd.data.raw_set import RawSet, Samples
+from fmfsd.data.raw_set import FileImages, RawSet, Samples
 from fmfsd.data.shard_writer import write_shard
 from fmfsd.errors import DataError, Problem
 from fmfsd.terminal import Report
@@ -42,6 +42,7 @@ class SetWriter:
         while reader.damaged:
             raw, reader.damaged = self._without(raw, reader.damaged), {}
             files = self._write_shards(raw, folder, reader)
+        _require_other_images(raw, reader.states)
         self._write_index(raw, folder, files, reader.states)
 
     def _without(self, raw: RawSet, damaged: Mapping[Path, Problem]) -> RawSet:
@@ -50,7 +51,7 @@ class SetWriter:
         problems = first_of(damaged)
         if not self.skip_damaged:
             raise DataError([*problems, Problem("", "replace or remove these files, or skip them: --skip-damaged")])
-        log.warning("skipped %d damaged images:\n%s", len(damaged), "\n".join(map(str, problems)))
+        log.warning("damaged images skipped: %d\n%s", len(damaged), "\n".join(map(str, problems)))
         return raw.without(damaged)
 
     def _splits(self, raw: RawSet) -> Splits:
@@ -65,17 +66,11 @@ class SetWriter:
     def _write_shards(self, raw: RawSet, folder: Path, reader: ImageReader) -> Files:
         splits = self._splits(raw)
         parts, files = list(_cut(splits, self.data.shards)), {name: list[ShardFile]() for name in splits}
-        seen = {name: set[int]() for name in splits}
         with closing(reader.read([samples.images for _, _, samples in parts])) as images:
             counted = self._counted(images, sum(map(len, splits.values())))
             for name, shard, samples in parts:
-                own, path = (
-                    _noted(islice(counted, len(samples)), seen[name]),
-                    folder / f"{name}-{shard:04d}.safetensors",
-                )
+                own, path = islice(counted, len(samples)), folder / f"{name}-{shard:04d}.safetensors"
                 files[name].append(write_shard(path, own, samples.labels, samples.ids, raw.shape))
-        if not reader.damaged:
-            _require_other_images(seen, held_out=raw.valid is None)
         return files
 
     def _counted(self, images: Iterable[bytes], total: int) -> Iterator[bytes]:
@@ -102,19 +97,19 @@ def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:
     return [*problems[:SHOWN], *more]
 
 
-def _noted(images: Iterable[bytes], seen: set[int]) -> Iterator[bytes]:
-    """Yield `images`, and add the hash of each to `seen`."""
-    for image in images:
-        seen.add(hash(image))
-        yield image
-
-
-def _require_other_images(seen: Mapping[str, set[int]], *, held_out: bool) -> None:
+def _require_other_images(raw: RawSet, states: Mapping[Path, FileState]) -> None:
     """Raise DataError where a split has no image that is not a training image too."""
-    train = seen["train"] | (seen.get("valid", set()) if held_out else set())
-    for name in ("test",) if held_out else ("valid", "test"):
-        if seen[name] <= train:
+    train = _contents(raw.train, states)
+    for name, samples in (("validation", raw.valid), ("test", raw.test)):
+        if samples is not None and _contents(samples, states) <= train:
             raise DataError(f"every {name} image is a training image too: give it images of its own")
+
+
+def _contents(samples: Samples, states: Mapping[Path, FileState]) -> set[str | int]:
+    """Return what is different for images of different content."""
+    if isinstance(samples.images, FileImages):
+        return {states[path].digest for path in samples.images.paths}
+    return {hash(image.tobytes()) for image in samples.images}
 
 
 def _split(raw: RawSet, num_valid: int, seed: int) -> Splits:

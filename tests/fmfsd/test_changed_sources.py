@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,13 @@ def test_content_is_read_only_where_the_time_differs(
 ) -> None:
     made, touched = prepare_folders(tmp_path, source), source / "val" / "cat" / "0002.png"
     os.utime(touched)
-    read, states = list[str](), FileState.read
-    monkeypatch.setattr(FileState, "read", lambda file: read.append(file.name) or states(file))
+    read, original = list[str](), FileState.read
+
+    def noted(file: BufferedReader) -> FileState:
+        read.append(file.name)
+        return original(file)
+
+    monkeypatch.setattr(FileState, "read", noted)
     assert prepare_folders(tmp_path, source) == made
     assert read == [str(touched)]
 

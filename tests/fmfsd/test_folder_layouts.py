@@ -4,6 +4,7 @@ import os
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from torchvision.datasets import ImageFolder
@@ -202,7 +203,7 @@ def test_a_split_that_is_the_training_split_is_refused(split: str, tmp_path: Pat
     )
     shutil.rmtree(root / split)
     (root / split).symlink_to("train")
-    name = {"val": "valid"}.get(split, split)
+    name = {"val": "validation"}.get(split, split)
     with pytest.raises(DataError, match=f"every {name} image is a training image too"):
         prepare_folders(tmp_path / "sets", root)
 
@@ -210,7 +211,7 @@ def test_a_split_that_is_the_training_split_is_refused(split: str, tmp_path: Pat
 def test_class_names_are_compared_composed(tmp_path: Path) -> None:
     """macOS writes accents and Korean syllables decomposed, and Linux as they were typed."""
     names = ("café", "한국")
-    forms = {"train": "NFC", "val": "NFD"}
+    forms: dict[str, Literal["NFC", "NFD"]] = {"train": "NFC", "val": "NFD"}
     root = tmp_path / "images"
     for split, form in forms.items():
         write_images(root / split, *(f"{unicodedata.normalize(form, name)}/1.png" for name in names))

@@ -175,7 +175,7 @@ def test_damaged_files_are_skipped_as_if_they_were_not_there(
     found = prepare_folders(tmp_path / "sets", copied, skip_damaged=True)
     assert sums(found) == sums(prepare_folders(tmp_path / "clean", source))
     assert found.skipped == len(told) + 2
-    assert found.describe().endswith("; 11 damaged images skipped")
+    assert found.describe().endswith("; damaged images skipped: 11")
     assert "short.png: can't be decoded: image file is truncated" in caplog.text
 
 
@@ -193,7 +193,7 @@ def test_the_command_skips_damaged_files(copied: Path, tmp_path: Path) -> None:
     assert (refused.returncode, "empty.jpg: 0 bytes" in refused.stderr) == (3, True)
     made = run_command("fmfsd", *command, "--skip-damaged", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
-    assert "; 1 damaged images skipped" in made.stdout
+    assert "; damaged images skipped: 1" in made.stdout
 
 
 def test_official_sets_have_no_files_to_skip(tmp_path: Path) -> None:

@@ -3,21 +3,22 @@
 import io
 import os
 import pickle
-import sys
 import tarfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmfsd.data.official import OFFICIAL
 from fmfsd.data.restricted_pickle import load_arrays
 from fmfsd.data.sources import read_set
-from fmfsd.errors import CheckError, DataError
-from tests.helpers.official import official_contents, write_official, write_parquet
+from fmfsd.errors import DataError
+from tests.helpers.official import official_contents, write_official
 
 OLD_CIFAR = (  # what Python 2 wrote: {'data': array([[1, 2], [3, 4]], uint8), 'fine_labels': [7, 8]}
     b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87R"
@@ -156,6 +157,7 @@ def test_files_are_found_as_folder_as_archive_and_as_either_itself(name: str, tm
     contents = official_contents(name, train=256, test=64)
     expected = np.concatenate([contents[file]["data"] for file in official.train]).reshape(-1, 3, 32, 32)
     for each in sets:
+        assert isinstance(each.train.images, np.ndarray)
         assert np.array_equal(each.train.images, expected)
         assert np.array_equal(each.train.ids, np.arange(256))
         assert len(each.test) == 64
@@ -293,65 +295,6 @@ def test_a_page_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
         read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": b"<html>"}))
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("place", ["", "inside", "file"])
-def test_parquet_files_hold_the_same_set(
-    name: str, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    official = OFFICIAL[name]
-    folder = write_parquet(tmp_path / "parquet" / (official.parquet_folder if place == "inside" else ""), name)
-    source = folder / "test-00000-of-00001.parquet" if place == "file" else tmp_path / "parquet"
-    found, expected = read_set(name, source), read_set(name, write_official(tmp_path / "pickles", name))
-    assert found.classes == official.classes
-    for part in ("train", "test"):
-        one, other = getattr(found, part), getattr(expected, part)
-        assert np.array_equal(one.images, other.images)
-        assert np.array_equal(one.labels, other.labels)
-    assert [(file.file, file.official) for file in found.sources] == [
-        ("train-00000-of-00001.parquet", False),
-        ("test-00000-of-00001.parquet", False),
-    ]
-    assert "no official sums exist for Parquet files" in caplog.text
-
-
-def test_the_names_of_classes_are_the_official_ones(cifar_dir: Path) -> None:
-    for name in OFFICIAL:
-        assert read_set(name, cifar_dir).classes == OFFICIAL[name].classes
-
-
-def test_the_other_set_in_parquet_files_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train-.*has no column fine_label among img, label, coarse_label; is it anot"):
-        read_set("cifar100", write_parquet(tmp_path, "cifar10"))
-    with pytest.raises(DataError, match="has no column img and no label among image, fine_label"):
-        read_set("cifar10", write_parquet(tmp_path, "cifar100", columns={"img": "image"}))
-
-
-def test_damaged_parquet_files_are_named(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path, "cifar100") / "test-00000-of-00001.parquet"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
-    with pytest.raises(DataError, match=rf"{path}: can't be read: .*; get it again"):
-        read_set("cifar100", tmp_path)
-    path.write_bytes(whole.replace(b"\x89PNG", b"\x89XXX", 1))
-    with pytest.raises(DataError, match=rf"{path}: (image 0 can't be decoded|can't be read)"):
-        read_set("cifar100", tmp_path)
-
-
-def test_parquet_images_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 48)).save(file, format="PNG")
-    monkeypatch.setattr("tests.helpers.official._png", lambda _: file.getvalue())
-    with pytest.raises(DataError, match="image 0 has 64 x 48 pixels, expected 32 x 32"):
-        read_set("cifar100", write_parquet(tmp_path, "cifar100"))
-
-
-def test_parquet_files_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_parquet(tmp_path, "cifar100")
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(CheckError, match=r"needs pyarrow: pip install 'fmfsd\[parquet\]'"):
-        read_set("cifar100", tmp_path)
-
-
 def nested(depth: int) -> tuple[Any, ...]:
     """Small as a pickle, and 2**depth tuples to hash."""
     inside: tuple[Any, ...] = ()
@@ -375,6 +318,14 @@ def nested(depth: int) -> tuple[Any, ...]:
 def test_nothing_is_hashed_changed_or_allocated_at_the_will_of_a_file(data: bytes, expected: str) -> None:
     with pytest.raises(DataError, match=expected):
         load_arrays(data, "x")
+
+
+@given(noise=st.binary(min_size=1, max_size=12), place=st.integers(0, 600), removed=st.integers(0, 12))
+def test_no_noise_in_a_pickle_is_more_than_an_error(noise: bytes, place: int, removed: int) -> None:
+    whole = rewritten({"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [1, 2, 3], "names": ["a", "b"]})
+    start = place % len(whole)
+    with suppress(DataError):
+        load_arrays(whole[:start] + noise + whole[start + removed :], "x")
 
 
 def test_a_long_name_is_cut_in_the_message() -> None:

@@ -55,6 +55,7 @@ def test_shards_hold_every_sample_once_in_sizes_that_differ_by_at_most_one(sourc
 
 def test_shards_hold_the_images_of_the_files(source: Path, tmp_path: Path) -> None:
     index, raw = make(tmp_path, source=source), read_set("cifar10", source)
+    assert isinstance(raw.train.images, np.ndarray)
     for shard in index.splits["train"]:
         content = load_file(index.path(shard))
         assert np.array_equal(content["images"], raw.train.images[content["ids"]])

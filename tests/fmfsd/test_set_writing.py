@@ -50,7 +50,7 @@ def test_few_results_wait_for_their_reader(monkeypatch: pytest.MonkeyPatch) -> N
 
     results = map_in_threads(lambda number: number, items())
     assert list(islice(results, 100)) == list(range(100))
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(taken) <= 100 + 3 * WINDOW
 
 
