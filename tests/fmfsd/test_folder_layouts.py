@@ -14,9 +14,13 @@ from fmfsd.data.folders import Listing, list_images
 from fmfsd.data.index import SetIndex
 from fmfsd.data.verify import verify_sets
 from fmfsd.errors import DataError
+from fmfsd.report.written import write_report
 from launcher.check.of_data import damaged
 from launcher.tune.held_out import for_search
 from tests.helpers.folders import prepare_folders, write_images, write_tiny_imagenet
+from tests.helpers.processes import run_command
+from tests.helpers.runs import make_run, records, train_run
+from tests.helpers.workers import run_workers
 
 SPLITS = ("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")
 
@@ -236,6 +240,23 @@ def test_any_name_that_people_write_is_a_class(name: str, tmp_path: Path) -> Non
     names = (f"{split}/{each}/{n}.png" for n, split in enumerate(("train", "val")) for each in ("a", name))
     index = prepare_folders(tmp_path / "sets", write_images(tmp_path / "images", *names), shards=2)
     assert set(index.classes) == {"a", name}
+
+
+def test_three_splits_and_any_names_go_through_training_evaluation_and_the_report(tmp_path: Path) -> None:
+    names = ("x" * 200, "می\u200cخواهم")
+    splits = {"train": 4, "val": 3, "test": 2}
+    images = (f"{split}/{name}/{n}.png" for split, count in splits.items() for name in names for n in range(count))
+    prepare_folders(tmp_path, write_images(tmp_path / "images", *images))
+    small = ("data.name=folder", "data.classes=2", "data.shards=4", "train.batch=4", "train.epochs=1")
+    config = load_config("smoke", [*small, "optim.milestones=[]"], data_root=str(tmp_path))
+    run = make_run(tmp_path / "run", config)
+    assert run_workers(train_run, 1, run.path) == ["finished"]
+    assert [record["split"] for record in records(run)][-2:] == ["valid", "test"]
+    page = write_report([run.path], None).read_text()
+    assert all(name in page for name in names)
+    found = run_command("fmfsd", "evaluate", str(run.path), "--split", "valid", "--no-early-exits", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "deepest" in found.stdout
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", "\u202egnp", "a\u2028b", "caf\udce9", "\x85"])
