@@ -209,12 +209,16 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Folder of prepared sets; the set gets a folder of its own in it.")],
     source: Annotated[
         Path | None,
-        typer.Option(help="Has the official files or archive (default: --out), or train/CLASS/*.png."),
+        typer.Option(help="Has the official files, archive or Parquet files (default: --out), or train/CLASS/."),
     ] = None,
     size: Annotated[int, typer.Option(help="Pixels that the network sees: 32, 64 or 224 (folder only).")] = 32,
     shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,
     valid: Annotated[int, typer.Option(help="Training samples to hold out, the same number of each class.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Chooses which ones.")] = 0,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="Leave out images that can't be read (folder only); they are counted."),
+    ] = False,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the official archive if it is not there.")
     ] = False,
@@ -230,7 +234,7 @@ def prepare(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that half a set is cleared away
     with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
         data = checked_data(name=name, root=str(out.absolute()), size=size, shards=shards, valid=valid)
-        index = prepare_set(data, source=source, fetch=download, seed=seed, report=report)
+        index = prepare_set(data, source=source, fetch=download, seed=seed, skip_damaged=skip_damaged, report=report)
         print(f"{index.folder}: {index.describe()}")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 
 from fmfsd.config import deepspeed
-from fmfsd.config.known import DATASETS, TIMM, channels_at, taps
+from fmfsd.config.known import DATASETS, FOLDER, TIMM, channels_at, taps
 from fmfsd.config.schema import TrainConfig
 from fmfsd.config.timeline import Timeline
 from fmfsd.places import is_stage
@@ -173,7 +173,7 @@ def _end(config: TrainConfig, samples: int) -> tuple[int, str]:
 
 
 def _test(config: TrainConfig) -> Found:
-    if not config.train.evaluate_test and not config.data.valid:
+    if not config.train.evaluate_test and not config.data.valid and config.data.name != FOLDER:
         yield "train.evaluate_test", "false, and data.valid holds no samples out: nothing would be evaluated"
 
 
@@ -227,7 +227,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _crops: ("data.crop_padding", "data.resized_crop"),
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
-    _test: ("data.valid", "train.evaluate_test"),
+    _test: ("data.name", "data.valid", "train.evaluate_test"),
     _nesterov: ("optim.momentum", "optim.nesterov"),
     _engine: ("engine", "train.precision"),
     _compile: ("engine", "train.batch", "train.compile", "train.micro_batch"),

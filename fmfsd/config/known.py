@@ -24,6 +24,8 @@ DATASETS = {
 }
 FOLDER = "folder"
 """The set that a user brings: what it holds is known when it is prepared."""
+FOLDER_LAYOUT = "train/CLASS/*.png, and test/CLASS/... or val/CLASS/... (with both, val is the validation split)"
+"""Where a user's images lie."""
 STORED_SIDE = {32: 32, 64: 64, 224: 256}
 """By the side that a network sees, that of an image folder's shards: with room for parts of large images."""
 

@@ -1,13 +1,16 @@
 """Fetches an official archive: once, whole or not at all, and only with the sum that is expected."""
 
-import hashlib
 import os
 import urllib.request
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
 from filelock import FileLock
 
+from fmfsd.data.file_types import HTML, file_type
+from fmfsd.data.official import md5_sum
 from fmfsd.errors import CheckError, Problem
 from fmfsd.terminal import Report
 
@@ -16,36 +19,66 @@ _BLOCK = 1 << 20
 
 
 def download(url: str, target: Path, *, md5: str, report: Report) -> None:
-    """Fetch `url` to `target`, unless it is there by the time that nobody else is fetching it.
+    """Fetch `url` to `target`, unless another process has by then. An interrupted download is continued.
 
     Raises CheckError without network, or if the content's MD5 sum is another.
     """
-    beside = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.name}.part")
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.exists():
             return
         try:
-            found = _fetch(url, beside, report)
-            if found != md5:
-                raise CheckError(
-                    [Problem(url, f"its MD5 sum is {found}, expected {md5}: what came is not the official archive")]
-                )
-            os.replace(beside, target)
+            _fetch_all(url, part, report)
+            _require_sum(url, part, md5)
+            os.replace(part, target)
         except (OSError, HTTPException, ValueError) as error:
-            raise CheckError([Problem(url, f"can't be fetched: {type(error).__name__}: {error}")]) from error
-        finally:
-            beside.unlink(missing_ok=True)
+            size = _size(part)
+            remedy = f"; {size} bytes are kept, and the same command continues from there" if size else ""
+            raise CheckError([Problem(url, f"can't be fetched: {type(error).__name__}: {error}{remedy}")]) from error
 
 
-def _fetch(url: str, target: Path, report: Report) -> str:
-    """Stream `url` into `target`; its MD5 sum."""
-    digest, done = hashlib.md5(usedforsecurity=False), 0
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0)
-        while block := answer.read(_BLOCK):
-            digest.update(block)
-            done += file.write(block)
-            report(f"fetching {url.rpartition('/')[2]}", done, total)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _fetch_all(url: str, part: Path, report: Report) -> None:
+    """Fetch what `part` lacks. Where a connection breaks, the next one continues, as long as that adds bytes."""
+    while True:
+        before = _size(part)
+        try:
+            _fetch(url, part, before, report)
+            return
+        except HTTPError as error:
+            if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not before:
+                raise
+            part.unlink()
+        except (OSError, HTTPException):
+            if _size(part) <= before:
+                raise
+
+
+def _fetch(url: str, part: Path, start: int, report: Report) -> None:
+    """Append `url` from byte `start` on to `part`, or write `part` anew where the server sends all of it."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        continued = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        done = start if answer.status == HTTPStatus.PARTIAL_CONTENT and continued else 0
+        total = done + length if (length := int(answer.headers.get("Content-Length") or 0)) else 0
+        with part.open("ab" if done else "wb") as file:
+            while block := answer.read1(_BLOCK):  # what has come, so that a kill loses little
+                done += file.write(block)
+                report(f"fetching {url.rpartition('/')[2]}", done, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if done < total:
+        raise OSError(f"the connection was closed after {done} of {total} bytes")
+
+
+def _require_sum(url: str, part: Path, md5: str) -> None:
+    """Raise CheckError, and remove what was fetched, unless it has the sum that is expected."""
+    found, kind = md5_sum(part), file_type(part)
+    if found != md5:
+        part.unlink()
+        message = f"its MD5 sum is {found}, expected {md5}: the server sent {kind}, not the official archive"
+        hint = "; is a login page or a proxy in between?" if kind == HTML else ""
+        raise CheckError([Problem(url, f"{message}{hint}")])

@@ -1,33 +1,26 @@
-"""Images as users have them: `ROOT/train/CLASS/*.png`, beside it `ROOT/test`, `ROOT/val` or `ROOT/valid`."""
+"""Image folders: `ROOT/train/CLASS/**/*.png`, and test or val beside train. Which images a split holds, by class."""
 
-import hashlib
 import logging
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
+from fmfsd.config.known import FOLDER_LAYOUT
+from fmfsd.data.image_search import SUFFIXES, Search, dangling, is_dangling, is_folder
 from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".png", ".jpg", ".jpeg")
-TEST_NAMES = ("test", "val", "valid")
-LAYOUT = "train/CLASS/*.png or *.jpg, and test/CLASS/... (or val/, valid/)"
-FORMATS = ("PNG", "JPEG")
-_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "valid", "valid": "valid", "validation": "valid"}
+"""The split that a folder holds, by the folder's name in lower case."""
+ANNOTATIONS = "val_annotations.txt"
+"""In Tiny ImageNet's val: a file and its class a line, separated by a tab; the images lie in val/images."""
+IMAGES = "images"
 SHOWN = 10
-"""So many damaged files are named."""
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
-"""What Pillow raises for files that are no images, or too large to be meant."""
+"""Problems and names that are listed before the rest is counted."""
+
+Classes = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
@@ -40,120 +33,172 @@ class Part:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a folder of images; `classes` are sorted."""
+    """What lies in a folder of images; `classes` are sorted. `splits` are train, test and, if there is one, valid."""
 
     classes: tuple[str, ...]
-    train: Part
-    test: Part
+    splits: dict[str, Part]
+    dangling: dict[Path, Problem]
+    """Images that are links to files that do not exist."""
 
 
-class FileImages:
-    """Images (n, 3, side, side) uint8 in files, decoded each time that an array of them is asked for.
-
-    The shorter side is made `side` pixels long, and the middle of the longer one is taken. What can't be decoded is
-    black, and told to `damaged`.
-    """
-
-    def __init__(self, paths: Sequence[Path], side: int, damaged: list[Problem]) -> None:
-        self._paths, self._side, self._damaged = paths, side, damaged
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, chosen: NDArray[Any]) -> "FileImages":
-        return FileImages([self._paths[n] for n in np.arange(len(self))[chosen]], self._side, self._damaged)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
-        images = np.zeros((len(self), 3, self._side, self._side), np.uint8)
-        for image, path in zip(images, self._paths, strict=True):
-            try:
-                image[:] = decoded(path, self._side)
-            except _DAMAGE as error:
-                self._damaged.append(Problem(str(path), f"can't be decoded: {error}; replace it or take it away"))
-        return images
-
-
-def decoded(path: Path, side: int) -> NDArray[np.uint8]:
-    """(3, side, side): the middle of the image, in red, green and blue."""
-    with Image.open(path, formats=FORMATS) as file:
-        if file.mode not in _EIGHT_BITS:
-            raise ValueError(f"its pixels are of Pillow's mode {file.mode}, and 8 bits a channel are needed")
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    return np.asarray(_middle(image, side)).transpose(2, 0, 1)
-
-
-def _middle(image: Image.Image, side: int) -> Image.Image:
-    """The largest square around the middle, at `side` pixels."""
-    shorter = min(image.size)
-    if shorter == side:
-        left, top = ((length - side) // 2 for length in image.size)
-        return image.crop((left, top, left + side, top + side))
-    x, y = ((length - shorter) / 2 for length in image.size)
-    return image.resize((side, side), Image.Resampling.BILINEAR, (x, y, x + shorter, y + shorter))
+@dataclass(frozen=True)
+class _Split:
+    folder: Path
+    classes: Classes
+    num_unlabelled: int = 0
 
 
 def list_images(root: Path) -> Listing:
-    """The images below `root`. Raises DataError with everything that is wrong with their folders."""
-    tests = [root / name for name in TEST_NAMES if (root / name).is_dir()]
-    if problems := list(_wrong_splits(root, tests)):
+    """Return the images below `root`. Raises DataError with everything that is wrong with their folders."""
+    search = Search()
+    folders = _split_folders(root, search)
+    train = _read_split(folders["train"], search, known=())
+    others = {
+        name: _read_split(folder, search, known=train.classes) for name, folder in folders.items() if name != "train"
+    }
+    _log_skipped(root, search)
+    splits = {"train": train, **_with_test(others)}
+    if problems := [*search.problems, *_wrong_classes(splits.values()), *_differences(splits)]:
         raise DataError(problems)
-    train, test = (_by_class(folder) for folder in (root / "train", tests[0]))
-    if problems := [*_wrong_classes(root / "train", train), *_wrong_classes(tests[0], test), *_unlike(train, test)]:
+    classes = sorted(train.classes)
+    return Listing(tuple(classes), {name: _part(split, classes) for name, split in splits.items()}, search.dangling)
+
+
+def _split_folders(root: Path, search: Search) -> dict[str, Path]:
+    """Return the folder of each split. Raises DataError unless there are a train and another, and one folder each."""
+    folders: dict[str, list[Path]] = {}
+    for entry in search.entries(root):
+        if entry.name.lower() in SPLIT_NAMES and (is_folder(entry) or is_dangling(entry)):
+            folders.setdefault(SPLIT_NAMES[entry.name.lower()], []).append(Path(entry.path))
+            search.problems += [dangling(entry)] if is_dangling(entry) else []
+    if problems := [*search.problems, *_wrong_splits(root, folders)]:
         raise DataError(problems)
-    return Listing(tuple(train), _part(train), _part(test))
+    return {name: found[0] for name, found in folders.items()}
 
 
-def sum_of(listing: Listing, root: Path) -> str:
-    """MD5 of the names and sizes of all images, below `root`: what tells one folder of images from another."""
-    paths = [*listing.train.paths, *listing.test.paths]
-    lines = (f"{path.relative_to(root)}\0{path.stat().st_size}\n" for path in paths)
-    return hashlib.md5("".join(lines).encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
+def _wrong_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
+    if "train" not in folders:
+        yield Problem(str(root), f"has no train/; expected {FOLDER_LAYOUT}")
+    if not folders.keys() & {"test", "valid"}:
+        yield Problem(str(root), f"has no test/, val/, valid/ or validation/; expected {FOLDER_LAYOUT}")
+    for found in folders.values():
+        if len(found) > 1:
+            names = " and ".join(f"{folder.name}/" for folder in found)
+            yield Problem(str(root), f"has {names}, which name the same split: keep one of them")
 
 
-def first_of(damaged: Sequence[Problem]) -> list[Problem]:
-    """The first few, and how many there are."""
-    more = [Problem("", f"and {len(damaged) - SHOWN} more")] if len(damaged) > SHOWN else []
-    return [*damaged[:SHOWN], *more]
+def _read_split(folder: Path, search: Search, *, known: Collection[str]) -> _Split:
+    """Return the images in `folder` by class; `known` are the classes of the training split."""
+    entries = search.entries(folder)
+    subfolders = [Path(entry.path) for entry in entries if is_folder(entry)]
+    if {path.name for path in subfolders} <= {IMAGES} - set(known):
+        images = search.images(folder)
+        if (folder / ANNOTATIONS).is_file():
+            return _Split(folder, _annotated(folder / ANNOTATIONS, images, search))
+        return _Split(folder, {}, len(images))
+    search.problems += [dangling(entry) for entry in entries if is_dangling(entry)]
+    search.num_others += len(entries) - len(subfolders)
+    return _Split(folder, _by_class(subfolders, search))
 
 
-def _wrong_splits(root: Path, tests: Sequence[Path]) -> Iterator[Problem]:
-    if not (root / "train").is_dir():
-        yield Problem(str(root), f"has no train/; expected {LAYOUT}")
-    if not tests:
-        yield Problem(str(root), f"has no test/, val/ or valid/; expected {LAYOUT}")
-    if len(tests) > 1:
-        found = " and ".join(f"{folder.name}/" for folder in tests)
-        yield Problem(str(root), f"has {found}: leave the one that is to be tested on")
+def _by_class(folders: Sequence[Path], search: Search) -> Classes:
+    classes: Classes = {}
+    for folder in folders:
+        images = search.images(folder)
+        classes.setdefault(_class_name(folder.name), []).extend(images)
+        if not images:
+            search.problems.append(Problem(str(folder), _without_images(folder)))
+    return classes
 
 
-def _by_class(folder: Path) -> dict[str, list[Path]]:
-    """Its images by class, both sorted by name. Hidden files count for nothing, others are told of."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found, others = {}, 0
-    for path in classes:
-        files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-        found[path.name] = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
-        others += len(files) - len(found[path.name])
-    if others:
-        log.warning("%s: %d files are left out, as their names do not end in %s", folder, others, ", ".join(SUFFIXES))
-    return found
+def _class_name(name: str) -> str:
+    """Return `name` composed: macOS writes accents as separate characters."""
+    return unicodedata.normalize("NFC", name)
 
 
-def _wrong_classes(folder: Path, classes: dict[str, list[Path]]) -> Iterator[Problem]:
-    if not classes:
-        yield Problem(str(folder), f"has no classes; expected {LAYOUT}")
-    for name in (name for name in classes if not name.isprintable()):  # what is not UTF-8 is not, either
-        yield Problem(str(folder), f"{name!a} is no name for a class: give it letters, digits and signs")
-    for name in (name for name, files in classes.items() if not files):
-        yield Problem(str(folder / name), f"has no images: none of its names ends in {', '.join(SUFFIXES)}")
+def _without_images(folder: Path) -> str:
+    if not any(folder.iterdir()):
+        return "an empty class folder: add images, or remove the folder from every split"
+    return f"a class folder without images: no file name in it ends in {', '.join(SUFFIXES)}"
 
 
-def _unlike(train: dict[str, list[Path]], test: dict[str, list[Path]]) -> Iterator[Problem]:
-    for have, lack, where in ((train, test, "the test images"), (test, train, "train/")):
-        if missing := sorted(have.keys() - lack.keys()):
-            yield Problem("", f"{where} lack the classes {', '.join(missing[:SHOWN])}: both need the same ones")
+def _annotated(path: Path, images: Sequence[Path], search: Search) -> Classes:
+    """Return `images` by the classes that the annotations in `path` give them."""
+    lines = (line.split("\t") for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip())
+    class_of = {line[0]: _class_name(line[1]) for line in lines if len(line) > 1}
+    classes: Classes = {}
+    for image in images:
+        if image.name in class_of:
+            classes.setdefault(class_of[image.name], []).append(image)
+    names = {image.name for image in images}
+    search.problems += [
+        Problem(str(path), f"{message}: {join_some(found)}")
+        for message, found in (
+            ("lists images that do not exist", class_of.keys() - names),
+            ("does not list all images", names - class_of.keys()),
+        )
+        if found
+    ]
+    return classes
 
 
-def _part(classes: dict[str, list[Path]]) -> Part:
-    labelled = [(path, label) for label, paths in enumerate(classes.values()) for path in paths]
+def _with_test(splits: dict[str, _Split]) -> dict[str, _Split]:
+    """Return `splits`, with val as the test split where no other one has labels: Tiny ImageNet's test has none."""
+    valid, test = splits.get("valid"), splits.get("test")
+    if valid is None or (test is not None and not (test.num_unlabelled and valid.classes)):
+        return splits
+    if test is not None:
+        message = "%s: left out, as it has no class folders: its %d images have no labels; %s is the test split"
+        log.warning(message, test.folder, test.num_unlabelled, valid.folder)
+    return {"test": valid}
+
+
+def _wrong_classes(splits: Collection[_Split]) -> Iterator[Problem]:
+    for split in splits:
+        if not split.classes:
+            found = f"its {split.num_unlabelled} images have no labels" if split.num_unlabelled else "and no images"
+            yield Problem(str(split.folder), f"has no class folders, {found}; expected {FOLDER_LAYOUT}")
+        for name in filter(_is_unsafe, split.classes):
+            yield Problem(str(split.folder), f"{name!a} is no name for a class: use letters, digits and signs")
+
+
+def _is_unsafe(name: str) -> bool:
+    """Whether `name` holds control characters, bytes that are no UTF-8, or changes of the writing direction.
+
+    Joiners are safe: Persian, Hindi and emoji need them. So is what this Python's Unicode tables do not know yet.
+    """
+    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _DIRECTIONS for letter in name)
+
+
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _differences(splits: Mapping[str, _Split]) -> Iterator[Problem]:
+    train = splits["train"]
+    for split in (split for split in splits.values() if split.classes and train.classes):
+        for folder, missing in (
+            (split.folder, train.classes.keys() - split.classes.keys()),
+            (train.folder, split.classes.keys() - train.classes.keys()),
+        ):
+            if missing:
+                yield Problem(str(folder), f"lacks the classes {join_some(missing)}: all splits need the same classes")
+
+
+def join_some(names: Collection[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(sorted(names)[:SHOWN])}{more}"
+
+
+def _log_skipped(root: Path, search: Search) -> None:
+    if search.junk:
+        counts = Counter(path.rpartition("/")[2] for path in search.junk)
+        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        log.warning("%s: skipped what is no data: %s", root, found)
+    if search.num_others:
+        message = "%s: left out files outside of class folders or with names that do not end in %s: %d"
+        log.warning(message, root, ", ".join(SUFFIXES), search.num_others)
+
+
+def _part(split: _Split, classes: Sequence[str]) -> Part:
+    labelled = [(path, label) for label, name in enumerate(classes) for path in split.classes[name]]
     return Part([path for path, _ in labelled], [label for _, label in labelled])

@@ -54,6 +54,8 @@ class SetIndex:
     seed: NonNegativeInt
     splits: dict[str, tuple[ShardFile, ...]]
     sources: tuple[SourceFile, ...] = ()
+    skipped: NonNegativeInt = 0
+    """Damaged images of the source that are not in the set."""
 
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits.get(split, ()))
@@ -72,7 +74,8 @@ class SetIndex:
         splits = ", ".join(f"{self.samples(split)} {split}" for split in self.splits)
         strange = [source.file for source in self.sources if not source.official]
         warning = f"; not the official files: {', '.join(strange)}" if strange else ""
-        return f"{splits} samples of {len(self.classes)} classes in {self.shards} shards{warning}"
+        skipped = f"; damaged images skipped: {self.skipped}" if self.skipped else ""
+        return f"{splits} samples of {len(self.classes)} classes in {self.shards} shards{warning}{skipped}"
 
     def path(self, shard: ShardFile) -> Path:
         return self.folder / shard.name

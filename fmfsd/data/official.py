@@ -4,14 +4,17 @@ Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
 """
 
 import hashlib
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO
 
+from fmfsd.data.cifar_names import CIFAR10, CIFAR100
+from fmfsd.data.file_types import GZIP, TAR, file_type
 from fmfsd.errors import DataError, Problem
 
 LARGEST_FILE_BYTES = 256 << 20
@@ -19,7 +22,8 @@ LARGEST_FILE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class OfficialSet:
-    """One published set. Sums are the MD5 sums of its page and of its files."""
+    """One published set. Sums are the MD5 sums of its page and of its files; its form at Hugging Face, Parquet files in
+    a folder and with a column of labels, has none."""
 
     folder: str
     url: str
@@ -29,6 +33,9 @@ class OfficialSet:
     meta: dict[str, str]
     label_key: str
     names_key: str
+    parquet_folder: str
+    parquet_label: str
+    classes: tuple[str, ...]
 
     @property
     def archive(self) -> str:
@@ -55,6 +62,9 @@ OFFICIAL = {
         meta={"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
         label_key="labels",
         names_key="label_names",
+        parquet_folder="plain_text",
+        parquet_label="label",
+        classes=CIFAR10,
     ),
     "cifar100": OfficialSet(
         folder="cifar-100-python",
@@ -65,6 +75,9 @@ OFFICIAL = {
         meta={"meta": "7973b15100ade9c7d40fb424638fde48"},
         label_key="fine_labels",
         names_key="fine_label_names",
+        parquet_folder="cifar100",
+        parquet_label="fine_label",
+        classes=CIFAR100,
     ),
 }
 
@@ -87,8 +100,13 @@ class OfficialFile:
         return self.md5 == self.expected_md5
 
 
+def md5_sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+
+
 def has_files(official: OfficialSet, source: Path) -> bool:
-    return _locate(official, source) is not None
+    return _locate(official, source) is not None or bool(parquet_files(official, source))
 
 
 def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
@@ -98,9 +116,8 @@ def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
     """
     found = _locate(official, source)
     if found is None:
-        raise DataError(
-            [Problem(str(source), f"has neither {official.folder}/ nor {official.archive}, from {official.url}")]
-        )
+        expected = f"neither {official.folder}/ nor {official.archive}, from {official.url}, nor Parquet files of train"
+        raise DataError([Problem(str(source), f"has {expected} and test")])
     read = _from_folder(official, found) if found.is_dir() else _from_archive(official, found)
     files = {file.name: file for file in read}
     missing = [name for name in official.sums if name not in files]
@@ -109,14 +126,39 @@ def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
     return files
 
 
+def parquet_files(official: OfficialSet, source: Path) -> dict[str, list[Path]]:
+    """Return the Parquet files of train and test in `source`; empty without both, and beside the official files."""
+    if _locate(official, source) is not None:
+        return {}
+    place = source.parent if source.is_file() else source
+    for folder in (place, place / official.parquet_folder):
+        found: dict[str, list[Path]] = {"train": [], "test": []}
+        for path in sorted(folder.glob("*.parquet")):
+            if (split := _SPLIT.search(path.stem)) is not None:
+                found[split[1]].append(path)
+        if all(found.values()):
+            return found
+    return {}
+
+
+_SPLIT = re.compile(r"(?<![A-Za-z])(train|test)(?![A-Za-z])")
+
+
 def _locate(official: OfficialSet, source: Path) -> Path | None:
+    """Return the folder or the archive of the official files in `source`, which may be either itself."""
     if source.is_file():
-        return source
+        return None if source.suffix == ".parquet" else source
     for folder in (source, source / official.folder):
         if any((folder / name).is_file() for name in official.sums):
             return folder
-    archive = source / official.archive
-    return archive if archive.is_file() else None
+    name = re.compile(rf"{re.escape(official.archive.removesuffix('.tar.gz'))}{_DOWNLOADED}")
+    archives = [path for path in source.glob("*") if name.fullmatch(path.name) and path.is_file()]
+    return min(archives, key=lambda path: (path.name != official.archive, path.name), default=None)
+
+
+_COPY = r"(?: ?\(\d+\))?"
+_DOWNLOADED = rf"{_COPY}\.(?:tgz|tar{_COPY}(?:\.gz)?)"
+"""How browsers name archives: a second copy has a number, and some unpack the outer layer."""
 
 
 def _from_folder(official: OfficialSet, folder: Path) -> Iterator[OfficialFile]:
@@ -139,9 +181,9 @@ def _from_archive(official: OfficialSet, archive: Path) -> Iterator[OfficialFile
                     where = f"{archive}:{member.name}"
                     yield OfficialFile(name, where, _read(file, where), official.sums[name])
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(
-            [Problem(str(archive), f"damaged archive: {error}; get it again from {official.url}")]
-        ) from error
+        kind = file_type(archive)
+        found = f"damaged archive: {error}" if kind in (GZIP, TAR) else f"{kind}, not an archive"
+        raise DataError([Problem(str(archive), f"{found}; get it again from {official.url}")]) from error
 
 
 def _read(file: IO[bytes], where: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmfsd.config import Timeline, TrainConfig
 from fmfsd.config.contradictions import contradictions_of_length
-from fmfsd.config.known import FOLDER
+from fmfsd.config.known import FOLDER, FOLDER_LAYOUT
 from fmfsd.data.index import damaged_files, read_index, set_folder
 from fmfsd.errors import DataError, Problem
 from fmfsd.files import read_json, sha256
@@ -89,6 +89,8 @@ def damaged(config: TrainConfig, *, checksums_bytes: float) -> Iterator[Problem]
         )
     elif config.data.name == FOLDER:
         yield from (Problem(*each) for each in contradictions_of_length(config, index.samples("train")))
+        if not config.train.evaluate_test and "valid" not in index.splits:
+            yield Problem("train.evaluate_test", f"false, and {folder} has no validation split: set data.valid or true")
 
 
 def other_than_before(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
@@ -110,8 +112,7 @@ def _not_prepared(config: TrainConfig) -> Iterator[Problem]:
     flat = shlex.join(str(part) for option in options.items() for part in option)
     yield Problem(
         str(set_folder(data)),
-        f"is not there: `fmfsd data prepare folder --source ROOT {flat}` makes it, where ROOT has train/CLASS/*.png or "
-        "*.jpg and test/CLASS/... (or val/, valid/)",
+        f"is not there: `fmfsd data prepare folder --source ROOT {flat}` makes it, where ROOT has {FOLDER_LAYOUT}",
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fmfsd.config import TrainConfig, load_config
-from fmfsd.config.known import DATASETS
+from fmfsd.config.known import DATASETS, FOLDER
 from fmfsd.data.index import read_index, set_folder
 from fmfsd.errors import ConfigError, Problem
 
@@ -15,9 +15,15 @@ def for_search(source: str, overrides: Sequence[str], *, data_root: str) -> tupl
     """What is to be set beside `overrides` so that trials hold samples out and leave the test set alone, and how many
     samples that are; 0: the config does so itself. ConfigError."""
     config = load_config(source, overrides, data_root=data_root)
-    held_out = 0 if config.data.valid else fitting(config)
+    held_out = 0 if config.data.valid or _has_valid_split(config) else fitting(config)
     also = [f"data.valid={held_out}"] if held_out else []
     return [*also, "train.evaluate_test=false"], held_out
+
+
+def _has_valid_split(config: TrainConfig) -> bool:
+    """Whether the set is an image folder that came with a validation split."""
+    folder = set_folder(config.data)
+    return config.data.name == FOLDER and folder.exists() and "valid" in read_index(folder).splits
 
 
 def fitting(config: TrainConfig) -> int:

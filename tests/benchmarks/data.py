@@ -1,6 +1,7 @@
-"""Preparing a set, a worker's start from shards, and how start, memory and speed grow with the set.
+"""Preparing a set on one core and on two, a worker's start from shards, and how start, memory and speed grow with it.
 
 python -m tests.benchmarks.data [--source DIR with cifar-100-python/] [--scales 1,10,100] [--rounds N] [--scratch DIR]
+python -m tests.benchmarks.data --only folders [--images N] [--rounds N]
 
 Larger sets repeat the pixels of 781 random images, each in a place of its own on the disk: 100 is 15 GB.
 """
@@ -22,6 +23,7 @@ from statistics import median
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 from safetensors.numpy import save
 
 from fmfsd.config import DataConfig
@@ -35,6 +37,7 @@ from tests.benchmarks.table import print_table, spread
 from tests.helpers.official import write_official
 
 BATCH, SHARDS = 128, 64
+PHOTOGRAPH = (500, 375)
 SECONDS = 4.0
 KEPT_FREE_BYTES = 20 << 30
 LARGEST_HELD = 0.25
@@ -53,6 +56,54 @@ def prepared(source: Path | None, scratch: Path, rounds: int) -> SetIndex:
     print_table(["60,000 images to shards", "seconds"], [["fmfsd data prepare cifar100", spread(seconds, 2)]])
     print()
     return index
+
+
+def print_folders(images: int, rounds: int, scratch: Path) -> None:
+    """So many photographs to shards, on one core and on two in turn, each time in a fresh process."""
+    source, cores = write_photographs(scratch / "photographs", images), sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        sys.exit("comparing one core with two needs two cores")
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for count, found in seconds.items():
+            out = scratch / f"folders-{number}-{count}"
+            arguments = f"{str(source)!r}, {str(out)!r}, {cores[:count]}"
+            found.append(float(run_code(f"from tests.benchmarks.data import tell_folders as t; t({arguments})")))
+            shutil.rmtree(out)
+    ratios = [one / two for one, two in zip(*seconds.values(), strict=True)]
+    rows = [[count, spread(found, 2), spread([images / each for each in found])] for count, found in seconds.items()]
+    width, height = PHOTOGRAPH
+    print_table(
+        [f"cores, {images} JPEG images of {width} x {height} to shards of 256 pixels", "seconds", "images/s"], rows
+    )
+    print(f"\nTwo cores are {spread(ratios, 2)} times as fast as one.\n")
+
+
+def tell_folders(source: str, out: str, cores: Sequence[int]) -> None:
+    """Seconds that preparing these image folders takes on these cores."""
+    os.sched_setaffinity(0, cores)
+    start = time.perf_counter()
+    data = DataConfig(name="folder", root=out, size=224)
+    prepare(data, source=Path(source), fetch=False, report=lambda what, done, total: None)
+    print(time.perf_counter() - start)
+
+
+def write_photographs(root: Path, images: int) -> Path:
+    """Write images of ten classes, a tenth of them to test on: clouds of colour under the noise of a camera."""
+    random = np.random.default_rng(0)
+    for number in range(images):
+        small = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8))
+        clouds = np.asarray(small.resize(PHOTOGRAPH, Image.Resampling.BICUBIC))
+        noisy = clouds + random.normal(0, 12, (1, PHOTOGRAPH[0], 3))
+        folder = root / ("test" if number % 10 == 0 else "train") / f"class{number // 10 % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=85)
+    return root
+
+
+def run_code(code: str) -> str:
+    """What `code` prints, in a fresh process."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
 def grown(scratch: Path, scale: int) -> SetIndex:
@@ -95,8 +146,7 @@ def forgotten(index: SetIndex) -> None:
 def asked(index: SetIndex, workers: int, *, in_files: bool, seconds: float) -> dict[str, float]:
     """Of rank 0 of so many workers, alone on the machine and in a fresh process; see `tell`."""
     code = f"from tests.benchmarks.data import tell; tell({str(index.folder)!r}, {workers}, {in_files}, {seconds})"
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return dict(json.loads(answer.stdout))
+    return dict(json.loads(run_code(code)))
 
 
 def tell(folder: str, workers: int, in_files: bool, seconds: float) -> None:
@@ -192,9 +242,14 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="has cifar-100-python/ or its archive; default: files like these")
     parser.add_argument("--scales", default="1,10", help="times 50,000 images")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["folders"], help="the part that is measured; default: all")
+    parser.add_argument("--images", type=int, default=3000, help="photographs that are prepared")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk that is to be measured")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=wanted.scratch) as scratch:
+        print_folders(wanted.images, wanted.rounds, Path(scratch))
+        if wanted.only:
+            return
         print_starts(prepared(wanted.source, Path(scratch), wanted.rounds), wanted.rounds)
         print_growth([int(scale) for scale in wanted.scales.split(",")], wanted.rounds, Path(scratch))
 

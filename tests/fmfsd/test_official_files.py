@@ -5,11 +5,14 @@ import os
 import pickle
 import tarfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmfsd.data.official import OFFICIAL
 from fmfsd.data.restricted_pickle import load_arrays
@@ -61,6 +64,51 @@ def test_arrays_of_todays_numpy_are_read() -> None:
     assert np.array_equal(content["data"], array)
 
 
+@pytest.mark.parametrize("protocol", range(1, 6))
+@pytest.mark.parametrize("dtype", ["u1", "i8", ">i8", "<u2", "i4"])
+def test_integers_of_any_protocol_are_read_in_either_order(dtype: str, protocol: int) -> None:
+    rows = np.arange(12).astype(dtype).reshape(3, 4)
+    written = {"rows": rows, "columns": np.asfortranarray(rows), "parts": rows[:, ::2]}
+    content = load_arrays(pickle.dumps(written, protocol=protocol), "x")
+    for name, array in written.items():
+        assert np.array_equal(content[name], array)
+        assert content[name].dtype == array.dtype
+
+
+def test_numpy_1_names_are_known(tmp_path: Path) -> None:
+    written = pickle.dumps({"data": np.arange(4, dtype=np.uint8)}, protocol=5)
+    assert b"numpy._core.numeric" in written
+    old = written.replace(b"\x8c\x13numpy._core.numeric", b"\x8c\x12numpy.core.numeric")
+    old = old[:3] + (int.from_bytes(old[3:11], "little") - 1).to_bytes(8, "little") + old[11:]
+    assert load_arrays(old, "x")["data"].tolist() == [0, 1, 2, 3]
+
+
+def rewritten(content: dict[str, Any], protocol: int = 5) -> bytes:
+    """As Python 3 writes again what it read of Python 2 with encoding="bytes": labels and columns as arrays."""
+
+    def as_bytes(value: Any) -> Any:
+        if isinstance(value, list):
+            return np.array(value) if isinstance(value[0], int) else [name.encode() for name in value]
+        return np.asfortranarray(value) if isinstance(value, np.ndarray) else value.encode()
+
+    return pickle.dumps({key.encode(): as_bytes(value) for key, value in content.items()}, protocol=protocol)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_set_that_python_3_rewrote_is_the_same(name: str, tmp_path: Path) -> None:
+    contents = official_contents(name, train=250, test=50)
+    changes = {file: rewritten(content) for file, content in contents.items()}
+    sets = [
+        read_set(name, write_official(tmp_path / str(number), name, train=250, test=50, changes=each))
+        for number, each in enumerate((changes, {}))
+    ]
+    assert sets[0].classes == sets[1].classes
+    for part in ("train", "test"):
+        one, other = (getattr(each, part) for each in sets)
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.labels, other.labels)
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -74,7 +122,10 @@ def test_arrays_of_todays_numpy_are_read() -> None:
         np.array([object()], dtype=object),
         np.array([1.5]),
         np.array(["text"]),
-        np.asfortranarray(np.ones((2, 2), np.uint8)),
+        np.zeros(2, np.complex64),
+        np.zeros(2, "datetime64[s]"),
+        np.zeros(2, [("a", "u1")]),
+        np.ma.masked_array([1, 2]),
         np.uint8(3),
     ],
     ids=lambda payload: type(payload).__name__,
@@ -106,6 +157,7 @@ def test_files_are_found_as_folder_as_archive_and_as_either_itself(name: str, tm
     contents = official_contents(name, train=256, test=64)
     expected = np.concatenate([contents[file]["data"] for file in official.train]).reshape(-1, 3, 32, 32)
     for each in sets:
+        assert isinstance(each.train.images, np.ndarray)
         assert np.array_equal(each.train.images, expected)
         assert np.array_equal(each.train.ids, np.arange(256))
         assert len(each.test) == 64
@@ -139,6 +191,8 @@ def damaged(name: str, case: str) -> dict[str, Any]:
         "fewer labels": {train: {**whole, key: whole[key][:-1]}},
         "labels of text": {train: {**whole, key: ["a"] * len(whole[key])}},
         "other image size": {train: {**whole, "data": whole["data"][:, :-1]}},
+        "other type": {train: {**whole, "data": whole["data"].astype(np.int16)}},
+        "labels in pairs": {train: {**whole, key: np.zeros((len(whole[key]), 2), np.int64)}},
         "no images": {train: {key: whole[key]}},
         "truncated": {train: pickle.dumps(whole, protocol=2)[:-100]},
         "empty": {train: b""},
@@ -157,7 +211,9 @@ def damaged(name: str, case: str) -> dict[str, Any]:
         ("negative label", r"\[0\] is -1, expected 0 to"),
         ("fewer labels", r"\d+ images but \d+ labels"),
         ("labels of text", "expected a list of whole numbers"),
-        ("other image size", r"expected rows of 3072 bytes, found an array of shape \(\d+, 3071\)"),
+        ("other image size", r"expected rows of 3072 bytes, found an array of uint8 of shape \(\d+, 3071\)"),
+        ("other type", r"expected rows of 3072 bytes, found an array of int16 of shape \(\d+, 3072\)"),
+        ("labels in pairs", "expected a list of whole numbers"),
         ("no images", "'data': expected rows of 3072 bytes, found a NoneType"),
         ("truncated", "not read"),
         ("empty", "not read"),
@@ -194,10 +250,49 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
         read_set("cifar100", packed.parent)
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"no archive")
-    with pytest.raises(DataError, match="damaged archive"):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"no archive", "text, not an archive"), (b"<!doctype html>", "an HTML page, not an archive"), (b"", "0 bytes")],
+)
+def test_what_is_no_archive_is_called_what_it_is(content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"cifar-100-python\.tar\.gz: {told}.*; get it again from https://www\.cs\.tor"
+    ):
         read_set("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar-100-python.tar",
+        "cifar-100-python (1).tar.gz",
+        "cifar-100-python(2).tar.gz",
+        "cifar-100-python.tar (1).gz",
+        "cifar-100-python.tgz",
+        "cifar-100-python (1).tar",
+    ],
+)
+def test_archives_are_found_under_the_names_that_browsers_give_them(name: str, tmp_path: Path) -> None:
+    write_official(tmp_path / "files", "cifar100")
+    (tmp_path / "downloads").mkdir()
+    with tarfile.open(tmp_path / "downloads" / name, "w" if name.endswith(".tar") else "w:gz") as tar:
+        tar.add(tmp_path / "files" / "cifar-100-python", "cifar-100-python")
+    assert len(read_set("cifar100", tmp_path / "downloads").train) == 256
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar-100-python.tar.gz.part", "cifar-100-python.tar.gz.crdownload", "cifar-100.tar"]
+)
+def test_other_files_are_no_archives(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match="has neither"):
+        read_set("cifar100", tmp_path)
+
+
+def test_a_page_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cifar-100-python/train: not read: .* \(it holds an HTML page\)"):
+        read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": b"<html>"}))
 
 
 def nested(depth: int) -> tuple[Any, ...]:
@@ -212,14 +307,25 @@ def nested(depth: int) -> tuple[Any, ...]:
     ("data", "expected"),
     [
         (pickle.dumps({"data": {7: 1}}, protocol=2), "a key of type int"),
+        (b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__U\x00s\x86b.", "a state of something that is no array"),
+        (b"\x80\x05\x96" + (1 << 45).to_bytes(8, "little") + b"x.", "not read: EOFError"),
+        (b"\x80\x02}U\x04datacnumpy\nndarray\n)\x81s.", "not read"),
         (b"\x80\x02}(" + pickle.dumps(nested(64), protocol=2)[2:-1] + b"K\x01u.", "a key of type tuple"),
         (b"\x80\x04\x8f(" + pickle.dumps(nested(64), protocol=4)[11:-1] + b"\x90.", "it holds a set"),
         (b"(I1\nI2\nd.", "a dictionary in the form of protocol 0"),
     ],
 )
-def test_nothing_but_text_is_hashed(data: bytes, expected: str) -> None:
+def test_nothing_is_hashed_changed_or_allocated_at_the_will_of_a_file(data: bytes, expected: str) -> None:
     with pytest.raises(DataError, match=expected):
         load_arrays(data, "x")
+
+
+@given(noise=st.binary(min_size=1, max_size=12), place=st.integers(0, 600), removed=st.integers(0, 12))
+def test_no_noise_in_a_pickle_is_more_than_an_error(noise: bytes, place: int, removed: int) -> None:
+    whole = rewritten({"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [1, 2, 3], "names": ["a", "b"]})
+    start = place % len(whole)
+    with suppress(DataError):
+        load_arrays(whole[:start] + noise + whole[start + removed :], "x")
 
 
 def test_a_long_name_is_cut_in_the_message() -> None:

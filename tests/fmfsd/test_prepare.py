@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,6 @@ from safetensors.numpy import load_file, save
 
 from fmfsd.config import DataConfig
 from fmfsd.config.load import checked_data
-from fmfsd.data.download import download
 from fmfsd.data.index import SetIndex, damaged_files, read_index
 from fmfsd.data.official import OFFICIAL
 from fmfsd.data.prepare import prepare
@@ -28,7 +26,7 @@ from fmfsd.data.verify import verify_sets
 from fmfsd.errors import CheckError, DataError
 from fmfsd.files import sha256
 from tests.conftest import quiet
-from tests.helpers.official import write_official
+from tests.helpers.official import official_contents, write_official
 from tests.helpers.workers import _context as processes
 
 
@@ -57,6 +55,7 @@ def test_shards_hold_every_sample_once_in_sizes_that_differ_by_at_most_one(sourc
 
 def test_shards_hold_the_images_of_the_files(source: Path, tmp_path: Path) -> None:
     index, raw = make(tmp_path, source=source), read_set("cifar10", source)
+    assert isinstance(raw.train.images, np.ndarray)
     for shard in index.splits["train"]:
         content = load_file(index.path(shard))
         assert np.array_equal(content["images"], raw.train.images[content["ids"]])
@@ -80,7 +79,7 @@ def test_held_out_samples_are_balanced_disjoint_and_chosen_by_the_seed(source: P
 def test_preparing_again_changes_nothing(source: Path, tmp_path: Path) -> None:
     index = make(tmp_path, source=source)
     before = {path: path.stat().st_mtime_ns for path in index.folder.iterdir()}
-    assert make(tmp_path, source=Path("/nowhere")) == index
+    assert make(tmp_path, source=source) == index
     assert {path: path.stat().st_mtime_ns for path in index.folder.iterdir()} == before
 
 
@@ -88,7 +87,10 @@ def test_preparing_again_changes_nothing(source: Path, tmp_path: Path) -> None:
     ("data", "expected"),
     [
         ({"valid": 330}, r"class \d has 33 samples; 33 of them can't be held out"),
-        ({"shards": 331}, "330 training samples can't be cut into 331 shards"),
+        (
+            {"shards": 331},
+            "--shards 331: more than the 330 training images: use --shards 256, and set data.shards",
+        ),
     ],
 )
 def test_what_can_not_be_cut_is_refused_and_leaves_nothing(
@@ -97,6 +99,37 @@ def test_what_can_not_be_cut_is_refused_and_leaves_nothing(
     with pytest.raises(DataError, match=expected):
         make(tmp_path, source=source, **data)
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_source_that_does_not_exist_is_reported(source: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"^/nowhere/at/all: does not exist: give the place of the images"):
+            make(tmp_path, source=Path("/nowhere/at/all"))
+        make(tmp_path, source=source)
+
+
+def test_a_training_set_that_is_the_test_set_is_refused(tmp_path: Path) -> None:
+    content = official_contents("cifar100", train=256, test=64)["train"]
+    copied = write_official(tmp_path / "copied", "cifar100", changes={"test": content})
+    part = {**content, "data": content["data"][:100], "fine_labels": content["fine_labels"][:100]}
+    parted = write_official(tmp_path / "parted", "cifar100", changes={"test": part})
+    for source in (copied, parted):
+        with pytest.raises(DataError, match="every test image is a training image too: give it images of its own"):
+            make(tmp_path, name="cifar100", source=source)
+    assert not (tmp_path / "cifar100").exists()
+    overlapping = {**part, "data": np.concatenate([part["data"][:-1], part["data"][-1:] ^ 1])}
+    make(tmp_path, name="cifar100", source=write_official(tmp_path / "few", "cifar100", changes={"test": overlapping}))
+
+
+def test_a_held_out_training_image_is_no_test_image(tmp_path: Path) -> None:
+    content = official_contents("cifar10", train=320, test=64)
+    copies = content["data_batch_1"]
+    with pytest.raises(DataError, match="every test image is a training image too"):
+        make(
+            tmp_path,
+            source=write_official(tmp_path / "x", "cifar10", train=320, changes={"test_batch": copies}),
+            valid=100,
+        )
 
 
 def _prepare_in_process(root: Path, source: Path) -> None:
@@ -230,21 +263,7 @@ def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
-def test_a_download_is_whole_or_absent(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"content" * 1000)
-    md5 = "4a3ec6ef3a5e8a5b0a3e3a5b0a3e3a5b"
-    with served(tmp_path) as (address, _):
-        with pytest.raises(CheckError, match=f"expected {md5}: what came is not the official archive"):
-            download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
-        with pytest.raises(CheckError, match="can't be fetched: HTTPError: HTTP Error 404"):
-            download(f"{address}/none", tmp_path / "target", md5=md5, report=quiet)
-    with pytest.raises(CheckError, match="can't be fetched"):
-        download(f"{address}/file", tmp_path / "target", md5=md5, report=quiet)
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == ["file"]
-
-
 def test_a_missing_set_is_fetched_once_into_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
     import tarfile
 
     write_official(tmp_path / "files", "cifar10")
@@ -292,41 +311,3 @@ def test_a_folder_of_something_else_is_not_prepared_over(source: Path, tmp_path:
     with pytest.raises(DataError, match="missing, so this is no prepared set: delete the folder, or choose another"):
         make(tmp_path, source=source)
     assert list((tmp_path / "cifar10").iterdir()) == []
-
-
-@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nx"])
-def test_an_answer_that_is_no_web_servers_is_a_failed_download(answer: bytes, tmp_path: Path) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(answer)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
-    with listener, pytest.raises(CheckError, match="can't be fetched"):
-        download(address, tmp_path / "file", md5="0" * 32, report=quiet)
-    thread.join()
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
-
-
-@pytest.mark.fault("F36")
-def test_many_that_want_the_same_archive_fetch_it_once(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"content" * 1000)
-    md5 = hashlib.md5((tmp_path / "file").read_bytes()).hexdigest()
-    with served(tmp_path) as (address, asked):
-        threads = [
-            threading.Thread(
-                target=download, args=(f"{address}/file", tmp_path / "got"), kwargs={"md5": md5, "report": quiet}
-            )
-            for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert asked == ["/file"]
-    assert (tmp_path / "got").read_bytes() == (tmp_path / "file").read_bytes()

@@ -1,12 +1,15 @@
 """Tiny sets in the official CIFAR layouts."""
 
+import io
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from fmfsd.config.known import DATASETS
 from fmfsd.data.official import OFFICIAL
@@ -29,11 +32,40 @@ def official_contents(name: str, *, train: int, test: int, seed: int = 1) -> dic
 
 
 def write_official(
-    folder: Path, name: str, *, train: int = 256, test: int = 64, changes: Mapping[str, Any] = MappingProxyType({})
+    folder: Path,
+    name: str,
+    *,
+    train: int = 256,
+    test: int = 64,
+    seed: int = 1,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write such a set below `folder`; `changes` replace whole files, by name, with an object or with bytes."""
     home = folder / OFFICIAL[name].folder
     home.mkdir(parents=True)
-    for file, content in (official_contents(name, train=train, test=test) | dict(changes)).items():
+    for file, content in (official_contents(name, train=train, test=test, seed=seed) | dict(changes)).items():
         (home / file).write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=2))
     return folder
+
+
+def write_parquet(
+    folder: Path, name: str, *, train: int = 256, test: int = 64, columns: Mapping[str, str] = MappingProxyType({})
+) -> Path:
+    """Write the same set as Hugging Face does; `columns` renames columns."""
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    official, contents = OFFICIAL[name], official_contents(name, train=train, test=test)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, files in (("train", official.train), ("test", official.test)):
+        rows = np.concatenate([contents[file]["data"] for file in files]).reshape(-1, 3, 32, 32)
+        labels = [label for file in files for label in contents[file][official.label_key]]
+        images = [{"bytes": _png(row), "path": None} for row in rows]
+        table = {"img": images, official.parquet_label: labels, "coarse_label": [0] * len(labels)}
+        renamed = {columns.get(key, key): values for key, values in table.items()}
+        parquet.write_table(arrow.table(renamed), folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def _png(image: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, format="PNG")
+    return file.getvalue()

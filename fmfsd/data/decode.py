@@ -1,0 +1,60 @@
+"""Decodes an image file to a square of red, green and blue bytes."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def decoded(file: Path | BinaryIO, side: int) -> NDArray[np.uint8]:
+    """Return the middle of the image in `file`, of its first frame, as (3, side, side) bytes."""
+    with Image.open(file, formats=FORMATS) as image:
+        image.load()
+        upright = _turned(_as_rgb(image), _orientation(image))
+    return np.asarray(_middle(upright, side)).transpose(2, 0, 1)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BITS:  # the upper byte, as Pillow takes of 16-bit colours
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode not in _EIGHT_BITS:
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}; 8 or 16 bits a channel are needed")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the camera's orientation by EXIF, or 1, upright, where EXIF is missing or broken."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # nearly anything can be raised for broken EXIF, and the image needs none
+        return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    """The largest square around the middle, at `side` pixels."""
+    shorter = min(image.size)
+    if shorter == side:
+        left, top = ((length - side) // 2 for length in image.size)
+        return image.crop((left, top, left + side, top + side))
+    x, y = ((length - shorter) / 2 for length in image.size)
+    return image.resize((side, side), Image.Resampling.BILINEAR, (x, y, x + shorter, y + shorter))
