@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pwd
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def read_own(path: Path) -> bytes:
 def read_private(path: Path) -> bytes:
     """As `read_own`, and OSError too if others may have written it."""
     with _opened(path) as file:
-        require_private(os.fstat(file.fileno()))
+        require_private(path, os.fstat(file.fileno()))
         return file.read()
 
 
@@ -71,10 +72,42 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def require_private(status: os.stat_result) -> None:
-    """OSError for a link, and for what others own or may write to: it may hold anything."""
-    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise OSError("it is a link, another user's, or others may write to it")
+class NotPrivateError(OSError):
+    """Other users may write to a file or folder that must be this user's alone."""
+
+
+def require_private(path: Path, status: os.stat_result) -> None:
+    """Raise NotPrivateError if other users may write to `path`, and so decide what is in it."""
+    if stat.S_ISLNK(status.st_mode):
+        raise NotPrivateError(f"{path} is a symbolic link and must be a file of your own: `rm {path}`")
+    if status.st_uid != os.getuid():
+        owner = user_name(status.st_uid)
+        raise NotPrivateError(
+            f"{path} belongs to {owner} and must be your own: remove it, or `chown {os.getuid()} {path}`"
+        )
+    if status.st_mode & 0o022:
+        mode = stat.S_IMODE(status.st_mode)
+        raise NotPrivateError(f"{path} has mode {mode:04o}, so other users can write to it: `chmod go-w {path}`")
+
+
+def user_name(uid: int) -> str:
+    """The name of a user, or `user 1234` if this machine knows none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def access_remedy(path: Path, wanted: str = "go+rX") -> str:
+    """Return who can grant other users access to `path`, and the command for it."""
+    place = nearest_visible(path)
+    owner = user_name(place.stat().st_uid)
+    return f"{place} belongs to {owner}, who can grant it with `chmod -R {wanted} {place}`"
+
+
+def nearest_visible(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists as far as this user can see."""
+    return next(each for each in (path, *path.parents) if os.path.exists(each))
 
 
 def free_space(folder: Path) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def launch(
     config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "cifar100-resnet18",
     overrides: options.Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
-    run_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(readable=False, help="Default: a new one in runs/.")] = None,
     resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with a run directory that exists.")] = "auto",
     nodes: Annotated[int | None, typer.Option(min=1, help="Node agents; default 1.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,

@@ -1,7 +1,6 @@
 """Whether the run's folder can be used, and whether what is there is the same run."""
 
 import math
-import os
 from collections.abc import Iterator
 
 from fmfsd.config import TrainConfig, changes, load_config
@@ -20,8 +19,6 @@ def not_usable(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
         yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
     elif not run.config.exists() and not run.is_unused():
         yield Problem(where, "exists and is no run directory: choose another --run-dir")
-    if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
-        yield Problem(where, "belongs to another user: choose another --run-dir")
 
 
 def in_use(run: RunDir) -> Iterator[Problem]:

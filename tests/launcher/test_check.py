@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tests.conftest import quiet
 from tests.helpers.checks import CPU, problems, sound
 from tests.helpers.folders import write_folders
 from tests.helpers.runs import make_run, tiny_config
+from tests.helpers.users import as_other, common_folder, needs_second_user
 
 
 def test_a_sound_launch_passes(prepared: Path) -> None:
@@ -154,34 +154,18 @@ def test_a_set_that_is_not_prepared_yet_is_no_problem_if_it_can_be(tmp_path: Pat
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere: needs another user")
-def test_places_that_are_not_writable_are_named(prepared: Path, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert "not writable" in problems(tiny_config(prepared), run=RunDir(tmp_path / "locked" / "run"))[1]
-
-
-def test_places_that_are_not_writable_are_named_also_to_root(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    code, text = problems(tiny_config(tmp_path / "new"), run=RunDir(tmp_path / "run"))
+@needs_second_user
+def test_places_that_are_not_writable_are_named() -> None:
+    with common_folder() as folder:
+        code, text = as_other(problems, tiny_config(folder / "new"), LaunchConfig(), CPU, RunDir(folder / "run"))
     assert code == 3
-    assert "so the run can't be kept there" in text
+    assert f"{folder}: not writable, so the run can't be kept there: {folder} belongs to root" in text
     assert "data.root is not writable" in text
 
 
 def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(of_machine, "FREE_BYTES", 1 << 60)
     assert "MiB free, a run needs at least" in problems(tiny_config(prepared))[1]
-
-
-def test_another_users_run_directory_is_refused(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert "belongs to another user" in problems(tiny_config(prepared), run=run)[1]
 
 
 @pytest.mark.fault("F44")
