@@ -26,7 +26,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def main() -> None:
-    os.umask(0o077)
+    if umask := os.environ.get("FMFSD_UMASK"):  # the user's: our launcher's own lets nobody else read anything
+        os.umask(int(umask, 8))
     app()
 
 

@@ -146,7 +146,10 @@ def _published(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        mode = beside.stat().st_mode
         yield beside
+        beside.chmod(mode)  # safetensors makes a file of its own, which nobody else can read
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.link(beside, path)

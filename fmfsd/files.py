@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+PRIVATE, SHARED = 0o600, 0o666
+"""Modes of new files: for this user alone, and for whoever the umask allows."""
 
-def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True, mode: int = PRIVATE) -> None:
     """Write beside `path`, then rename over it; `durable` also survives a power loss."""
     data = content.encode() if isinstance(content, str) else content
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -30,8 +33,8 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> No
         sync_folder(path.parent)
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
-    write_whole(path, json.dumps(content, indent=2) + "\n", durable=durable)
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True, mode: int = PRIVATE) -> None:
+    write_whole(path, json.dumps(content, indent=2) + "\n", durable=durable, mode=mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:

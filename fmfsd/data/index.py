@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
 from fmfsd.config.schema import DataConfig
 from fmfsd.errors import DataError, Problem
-from fmfsd.files import access_remedy, read_json, sha256, write_json
+from fmfsd.files import SHARED, access_remedy, read_json, sha256, write_json
 
 INDEX_FORMAT = 1
 SPLITS = ("train", "valid", "test")
@@ -80,7 +80,7 @@ class SetIndex:
 
     def write(self) -> None:
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
-        write_json(self.folder / "index.json", {"format": INDEX_FORMAT, **content})
+        write_json(self.folder / "index.json", {"format": INDEX_FORMAT, **content}, mode=SHARED)
 
 
 def set_folder(data: DataConfig) -> Path:

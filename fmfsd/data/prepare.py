@@ -20,7 +20,7 @@ from fmfsd.data.index import SetIndex, ShardFile, SourceFile, damaged_files, rea
 from fmfsd.data.official import OFFICIAL, has_files
 from fmfsd.data.sources import RawSet, Samples, folder_source, read_set
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
-from fmfsd.files import sync_folder, write_whole
+from fmfsd.files import SHARED, sync_folder, write_whole
 from fmfsd.terminal import Report
 
 
@@ -137,5 +137,5 @@ def _cut(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Sa
 def _write_shard(path: Path, samples: Samples) -> ShardFile:
     arrays = {"images": samples.images, "labels": samples.labels, "ids": samples.ids}
     content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    write_whole(path, content, durable=False)
+    write_whole(path, content, durable=False, mode=SHARED)
     return ShardFile(path.name, len(samples), len(content), hashlib.sha256(content).hexdigest())

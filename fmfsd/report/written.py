@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.files import write_whole
+from fmfsd.files import SHARED, write_whole
 from fmfsd.report.page import GENERATOR
 from fmfsd.report.run_files import read_run
 from fmfsd.report.run_page import run_page
@@ -24,7 +24,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> Path:
     text = _text(folders)
     _require_ours(path)
     try:
-        write_whole(path, text, durable=False)
+        write_whole(path, text, durable=False, mode=SHARED)
     except OSError as error:
         raise CheckError([Problem(str(path), f"can't be written: {error}")]) from error
     return path
