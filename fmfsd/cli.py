@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.locks import choose_method
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import errors_shown, progress_report
 from fmfsd.world import World
@@ -28,6 +29,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 def main() -> None:
     if umask := os.environ.get("FMFSD_UMASK"):  # the user's: our launcher's own lets nobody else read anything
         os.umask(int(umask, 8))
+    choose_method(os.environ)
     app()
 
 

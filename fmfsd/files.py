@@ -1,12 +1,13 @@
 """Files that appear whole or not at all, and that read back as written."""
 
+import errno
 import hashlib
 import json
 import os
 import pwd
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = True, mode:
             file.write(data)
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                flush_to_disk(file.fileno())
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -119,13 +120,55 @@ def free_space(folder: Path) -> tuple[int, int]:
     return found.f_bavail * found.f_frsize, found.f_favail
 
 
+def flush_to_disk(descriptor: int) -> None:
+    """Flush a file or folder, where its file system can: CIFS and some of FUSE refuse it for folders."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power loss (a rename lives in the folder, not in the file)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
+
+
+def give_name(beside: Path, path: Path) -> None:
+    """Rename `beside`, in the same folder, to `path`. FileExistsError if that exists: nothing is overwritten."""
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links there: an empty file reserves the name for a moment
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SHARED))
+        _replace_reserved(beside, path)
+    else:
+        beside.unlink()
+
+
+def _replace_reserved(beside: Path, path: Path) -> None:
+    try:
+        os.replace(beside, path)
+    except OSError:
+        path.unlink()
+        raise
+
+
+def mount_of(path: Path) -> str:
+    """Return the mount point of `path` and the type of its file system, as `/data (nfs4)`."""
+    place = nearest_visible(path.absolute()).resolve()
+    point = next(str(each) for each in (place, *place.parents) if os.path.ismount(each))
+    with suppress(OSError):
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            _, mounted, kind, *_ = line.split(" ")
+            if mounted == point:
+                return f"{point} ({kind})"
+    return point
 
 
 def sha256(path: Path) -> str:

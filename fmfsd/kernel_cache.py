@@ -1,5 +1,6 @@
 """Where compiled kernels are cached. Programs load code from there, so nobody but this user may write to it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -11,7 +12,9 @@ def kernel_folder() -> Path:
     """Return the folder, made if need be. NotPrivateError if other users may write there."""
     ours = user_cache_path("fmfsd")
     ours.mkdir(parents=True, exist_ok=True)
-    ours.chmod(ours.stat().st_mode & ~0o022)  # a umask of 002 leaves it to the group
+    if (mode := ours.stat().st_mode) & 0o022:  # a umask of 002 leaves it to the group
+        with suppress(OSError):
+            ours.chmod(mode & ~0o022)
     folder = ours / "kernels"
     folder.mkdir(exist_ok=True, mode=0o700)
     for each in (ours, folder):

@@ -1,16 +1,18 @@
 """Fetches an official archive: once, whole or not at all, and only with the sum that is expected."""
 
 import hashlib
+import logging
 import os
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from filelock import FileLock
-
 from fmfsd.errors import CheckError, Problem
+from fmfsd.files import flush_to_disk
+from fmfsd.locks import wait_for_lock
 from fmfsd.terminal import Report
 
+log = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
 _BLOCK = 1 << 20
 
@@ -21,7 +23,7 @@ def download(url: str, target: Path, *, md5: str, report: Report) -> None:
     Raises CheckError without network, or if the content's MD5 sum is another.
     """
     beside = target.with_name(f".{target.name}.part")
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with wait_for_lock(target.with_name(f".{target.name}.lock"), log.warning):
         if target.exists():
             return
         try:
@@ -47,5 +49,5 @@ def _fetch(url: str, target: Path, report: Report) -> str:
             done += file.write(block)
             report(f"fetching {url.rpartition('/')[2]}", done, total)
         file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file.fileno())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """From a whole data set to shards on disk: once, however many processes ask for it."""
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -9,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from safetensors.numpy import save
 
 from fmfsd.config.known import FOLDER
@@ -21,7 +21,10 @@ from fmfsd.data.official import OFFICIAL, has_files
 from fmfsd.data.sources import RawSet, Samples, folder_source, read_set
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.files import SHARED, sync_folder, write_whole
+from fmfsd.locks import LockLeftError, LockUnsupportedError, wait_for_lock
 from fmfsd.terminal import Report
+
+log = logging.getLogger(__name__)
 
 
 def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0, report: Report) -> SetIndex:
@@ -32,13 +35,17 @@ def prepare(data: DataConfig, *, source: Path | None, fetch: bool, seed: int = 0
     half-made is left and nothing is overwritten.
     """
     folder = set_folder(data)
+    if os.path.exists(folder):  # whole, as it got its name last: whoever may only read it can't lock it
+        return _existing(folder, seed, _source_of_folders(data, source))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        with wait_for_lock(folder.parent / f".{folder.name}.lock", log.warning):
             if folder.exists():
                 return _existing(folder, seed, _source_of_folders(data, source))
             raw = read_set(data.name, _source(data, source, fetch, report), size=data.size)
             _write_whole_set(raw, data, seed, folder, report)
+    except (LockLeftError, LockUnsupportedError) as error:
+        raise CheckError(str(error)) from error
     except OSError as error:
         raise CheckError([Problem(str(folder), f"can't be written: {error}")]) from error
     return read_index(folder)

@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from fmfsd.files import NotPrivateError, read_private
+from fmfsd.files import NotPrivateError, flush_to_disk, read_private
 from fmfsd.kernel_cache import kernel_folder
 
 COMPILER = "c++"
@@ -54,7 +54,7 @@ def _compile(source: Path, flags: tuple[str, ...], made: Path) -> None:
         subprocess.run([COMPILER, *flags, str(source), "-o", str(whole)], check=True, capture_output=True)
         whole.chmod(0o700)
         with whole.open("rb") as file:
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
         os.replace(whole, made)
 
 

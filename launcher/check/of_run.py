@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fmfsd.config import TrainConfig, changes, load_config
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.files import read_json
+from fmfsd.locks import problem_of
 from fmfsd.origin import weights_at
 from fmfsd.rundir import RunDir
 from launcher.check.of_data import total_steps
@@ -26,6 +27,8 @@ def in_use(run: RunDir) -> Iterator[Problem]:
     owner = Owner.of(run)
     if owner is not None and owner.is_known_to_live:
         yield Problem(str(run.path), busy(run))
+    elif problem := problem_of(run.lock):
+        yield Problem("", problem)
 
 
 def without_first_weights(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
