@@ -38,6 +38,20 @@ def tallied(rows: slice) -> Tally:
     return tally
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("number", range(len(HEADS)))
+def test_values_that_are_not_finite_are_counted_and_named(number: int, value: float) -> None:
+    """Of one image, by one head."""
+    logits, labels, _ = drawn()
+    logits[number][7, 2] = value
+    tally = Tally(HEADS, CLASSES, torch.device("cpu"))
+    tally.add(Outputs(logits, [], torch.empty(0)), labels)
+    found = tally.of_all(SoloComms())
+    names = [f"the output of {name}" for name in (HEADS[number], "ensemble")]
+    assert found.not_finite == (["the loss", *names] if HEADS[number] == "deepest" else names)
+    assert sum(map(sum, found.confusion)) == SAMPLES
+
+
 def test_every_number_is_the_one_counted_by_hand() -> None:
     logits, labels, attention = drawn()
     found = tallied(slice(0, SAMPLES)).of_all(SoloComms())
