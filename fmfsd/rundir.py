@@ -83,6 +83,11 @@ class RunDir:
         return self.path / "source"
 
     @property
+    def classes(self) -> Path:
+        """The names of the classes, so that a trained network needs no data set to be used."""
+        return self.path / "classes.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -48,3 +48,16 @@ def own_index(run: RunDir, config: TrainConfig) -> SetIndex:
     if trained_on not in (None, sha256(index.folder / "index.json")):
         raise CheckError([Problem(str(index.folder), f"is not the set that {run.path} was trained on")])
     return index
+
+
+def class_names(run: RunDir, config: TrainConfig) -> tuple[str, ...]:
+    """Return the names of the classes, by label. A run of an earlier version has them only in its set: CheckError."""
+    try:
+        return tuple(map(str, read_json(run.classes)["classes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return own_index(run, config).classes
+
+
+def without_download(config: TrainConfig) -> TrainConfig:
+    """Return `config` for a network whose weights will be loaded: pretrained ones would only be replaced."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})

@@ -35,6 +35,7 @@ from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import SaveClock
 from fmfsd.trace import WrittenTrace
 from fmfsd.trackers import Trackers, build_trackers
+from fmfsd.trained_run import without_download
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,9 @@ def build_loop(
     timeline = Timeline.of(config, index.samples("train"))
     _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
-    network, loss, splits = build_network(config), build_loss(config), list(_looked_at(config, index))
+    if comms.rank == 0 and not run.classes.exists():
+        write_json(run.classes, {"classes": index.classes})
+    network, loss, splits = build_network(_to_build(config, run)), build_loss(config), list(_looked_at(config, index))
     in_files = images_stay_in_files(config.data, index, comms, device)
     return Loop(
         config=config,
@@ -140,6 +143,12 @@ def build_loop(
         findings=_findings(run, config, index, splits, device, in_files, progress) if comms.rank == 0 else NoFindings(),
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
+
+
+def _to_build(config: TrainConfig, run: RunDir) -> TrainConfig:
+    """What a run that resumes, or starts from other weights, builds its network from."""
+    has_weights = run.newest_step() is not None or config.train.init_from is not None
+    return without_download(config) if has_weights else config
 
 
 def _findings(

@@ -2,20 +2,23 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from fmfsd.config import dump_config, load_config
 from fmfsd.data.place import WINDOW_BYTES
 from fmfsd.rundir import RunDir
 from launcher import costs as costs_module
 from launcher.check import of_images, of_machine, of_memory, warnings
 from launcher.config import LaunchConfig
 from launcher.costs import Costs, costs_of
+from launcher.launch import Request, checked
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.sizes import size
-from tests.helpers.checks import CPU, problems, sound
+from tests.helpers.checks import CPU, ONE, problems, sound
 from tests.helpers.processes import run_command
 from tests.helpers.runs import tiny_config
 
@@ -124,6 +127,20 @@ def test_the_real_probe_is_asked_once_and_its_figures_refuse_what_is_too_small(
 
 def test_a_probe_is_not_asked_what_the_check_knows_to_be_wrong(prepared: Path) -> None:
     assert costs_of(tiny_config(prepared), ["nonsense"], workers=3, environment=os.environ) == Costs()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_check_fetches_no_weights_that_a_checkpoint_replaces(
+    replaced: bool, prepared: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("data.name=cifar10", "model.backbone=timm/test_resnet", "model.pretrained=true", f"data.root={prepared}")
+    if replaced:
+        run.config.write_text(dump_config(load_config("cifar100-resnet18", changes)))
+        (run.checkpoints / "step-00000001").mkdir()
+    asked = list[Sequence[str]]()
+    monkeypatch.setattr(costs_module, "_ask", lambda words: asked.append(words) or Costs())
+    checked(Request("cifar100-resnet18", changes, ONE, CPU, "check", as_json=False), run, os.environ, ".")
+    assert ["model.pretrained=false" in words for words in asked] == [replaced]
 
 
 def test_what_the_probe_refuses_is_refused(prepared: Path) -> None:
