@@ -96,7 +96,10 @@ def evaluate(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="Other data: a prepared set, official CIFAR files or image folders; nothing is kept."),
+        typer.Option(help="Other data: a prepared set, official CIFAR files or image folders; the run stays as it is."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the results to this file, as JSON.")
     ] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -106,22 +109,22 @@ def evaluate(
 
     Several workers share the samples: torchrun --nproc-per-node 2 -m fmfsd evaluate RUN_DIR.
     """
-    import json
-
     from rich.console import Console
 
-    world = World.from_environment(os.environ)
+    world, run = World.from_environment(os.environ), RunDir(run_dir.absolute())
     with errors_shown(debug=debug), progress_report(Console(stderr=True, quiet=not world.is_main)) as report:
         from fmfsd.assessment import Questions, assess
+        from fmfsd.assessment_output import show_and_write
         from fmfsd.comms import connect
         from fmfsd.trainer import choose_device
 
         asked = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
         chosen = choose_device(device, world)
         with connect(world, chosen, timeout_s=120.0) as comms:
-            found = assess(RunDir(run_dir.absolute()), asked, chosen, comms, report)
+            found = assess(run, asked, chosen, comms, report)
     if world.is_main:
-        print(json.dumps(found.as_json(), indent=2)) if as_json else Console().print(*found.tables())
+        with errors_shown(debug=debug):
+            show_and_write(found, run=run if data is None else None, out=out, as_json=as_json)
 
 
 @app.command()

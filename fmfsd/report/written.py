@@ -22,11 +22,12 @@ def write_report(folders: Sequence[Path], out: Path | None) -> Path:
     """
     path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     text = _text(folders)
-    _require_ours(path)
     try:
+        _require_ours(path)
         write_whole(path, text, durable=False, mode=SHARED)
     except OSError as error:
-        raise CheckError([Problem(str(path), f"can't be written: {error}")]) from error
+        remedy = "write the page elsewhere with --out FILE"
+        raise CheckError([Problem(str(path), f"can't be written: {error}: {remedy}")]) from error
     return path
 
 
