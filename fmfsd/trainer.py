@@ -140,7 +140,7 @@ def build_loop(
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
         stop=stop,
-        findings=_findings(run, config, index, splits, device, in_files, progress) if comms.rank == 0 else NoFindings(),
+        findings=_findings(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
 
@@ -157,16 +157,13 @@ def _findings(
     index: SetIndex,
     splits: list[str],
     device: torch.device,
-    in_files: bool,
     progress: ProgressFile,
 ) -> Findings:
     """Of images of the validation split, or of the test split where there is no other."""
     if not splits:
         return NoFindings()
     split = splits[0]
-    return WrittenFindings(
-        run, index.classes, pictures_of(index, split, config, device, in_files), split, progress.warn
-    )
+    return WrittenFindings(run, index.classes, pictures_of(index, split, config, device), split, progress.warn)
 
 
 def _looked_at(config: TrainConfig, index: SetIndex) -> Iterator[str]:
