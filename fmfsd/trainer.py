@@ -177,6 +177,8 @@ def _require_fit(config: TrainConfig, timeline: Timeline, index: SetIndex, world
         raise ConfigError(f"{index.folder} has {len(index.classes)} classes, data.classes is {config.data.num_classes}")
     if config.data.shards % world_size:
         raise ConfigError(f"{world_size} workers do not divide data.shards {config.data.shards}")
+    if config.train.compile == "cuda_graphs" and world_size > 1:
+        raise ConfigError(f"train.compile cuda_graphs is for one worker, found {world_size}: set true or false")
     if timeline.steps_per_epoch < 1:
         raise ConfigError(f"train.batch {config.train.batch} is more than the training set gives in one epoch")
 

@@ -35,6 +35,7 @@ def require_sound(
     wrong = [
         *of_machine.too_few_gpus(launch, site),
         *of_machine.starts_none(launch, site),
+        *of_machine.no_cuda_graphs(config, launch, site),
         *of_deepspeed.long_grace(launch),
         *of_run.not_usable(launch, run),
         *of_run.changed(config, launch, run),
@@ -54,7 +55,7 @@ def require_sound(
         *of_hosts.other_data(config, survey),
         *of_hosts.other_timm(config, survey),
         *of_trackers.missing(config),
-        *of_machine.not_compiled(config, launch, site),
+        *of_machine.not_compiled(config, site),
     ]
     if wrong:
         raise ConfigError([*wrong, *missing])

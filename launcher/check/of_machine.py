@@ -41,7 +41,7 @@ def starts_none(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
         )
 
 
-def not_compiled(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+def not_compiled(config: TrainConfig, site: Site) -> Iterator[Problem]:
     """What `train.compile` asks for and this machine has not; of others nothing is known."""
     if config.train.compile in ("auto", False) or not site.is_here:
         return
@@ -49,14 +49,22 @@ def not_compiled(config: TrainConfig, launch: LaunchConfig, site: Site) -> Itera
         yield Problem(
             "train.compile", f"needs one of {', '.join(COMPILERS)}, and none is here: install one, or set false"
         )
-    if config.train.compile == "cuda_graphs" and site.placement(launch)[0] != "cuda":
-        yield Problem("train.compile", "cuda_graphs are a GPU's, and workers are on the CPU: set true or false")
 
 
 def private_kernels(launch: LaunchConfig, site: Site) -> Iterator[str]:
     """That workers on this machine's CPU will do without our kernels; nothing is known of other machines."""
     if site.is_here and site.placement(launch)[0] == "cpu" and (problem := privacy_problem()):
         yield f"our kernels for CPUs will not be used, and training takes longer: {problem}"
+
+
+def no_cuda_graphs(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    """What the launch of a step as one CUDA graph can't be combined with."""
+    if config.train.compile != "cuda_graphs":
+        return
+    if launch.device == "cpu" or (site.is_here and site.placement(launch)[0] != "cuda"):
+        yield Problem("train.compile", "cuda_graphs are a GPU's, and workers are on the CPU: set true or false")
+    elif (workers := site.workers(launch)) > 1:
+        yield Problem("train.compile", f"cuda_graphs are for one worker, found {workers}: set true, or --gpus 1")
 
 
 def software() -> Iterator[Problem]:

@@ -47,6 +47,28 @@ def test_workers_must_fit_shards_and_gpus(
     assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("launch", "site", "expected"),
+    [
+        (LaunchConfig(gpus=2), Site(Resources(8, ("0", "1"))), "cuda_graphs are for one worker, found 2: set true, or"),
+        (LaunchConfig(), Site(Resources(8, ("0", "1"))), "cuda_graphs are for one worker, found 2"),
+        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "ssh", ("n1", "n2")), "for one worker, found 2"),
+        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "sbatch", ("a", "b")), "for one worker, found 2"),
+        (LaunchConfig(device="cpu"), Site(Resources(8), "ssh", ("n1",)), "cuda_graphs are a GPU's"),
+        (LaunchConfig(), CPU, "cuda_graphs are a GPU's, and workers are on the CPU: set true or false"),
+        (LaunchConfig(), Site(Resources(8, ("0",))), None),
+        (LaunchConfig(gpus=1), Site(Resources(8, ("0", "1"))), None),
+    ],
+)
+def test_cuda_graphs_are_for_one_gpu(launch: LaunchConfig, site: Site, expected: str | None, prepared: Path) -> None:
+    config = tiny_config(prepared, "train.compile=cuda_graphs")
+    if expected is None:
+        require_sound(config, launch, site, RunDir(Path("/tmp/nowhere/run")))
+    else:
+        code, text = problems(config, launch, site)
+        assert (code, expected in text) == (2, True), text
+
+
 @pytest.mark.fault("F42")
 def test_only_a_worker_alone_does_without_torchrun(prepared: Path) -> None:
     code, text = problems(tiny_config(prepared), LaunchConfig(gpus=2, starter="none"))
