@@ -23,6 +23,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+EVALUATION_TIMEOUT_S = 3600.0
+"""Workers that evaluate have unequal parts and devices, and whoever started them ends them all if one fails."""
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -120,7 +123,7 @@ def evaluate(
 
         asked = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
         chosen = choose_device(device, world)
-        with connect(world, chosen, timeout_s=120.0) as comms:
+        with connect(world, chosen, timeout_s=EVALUATION_TIMEOUT_S) as comms:
             found = assess(run, asked, chosen, comms, report)
     if world.is_main:
         with errors_shown(debug=debug):

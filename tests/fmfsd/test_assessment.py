@@ -6,7 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
+from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,20 +17,27 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
+from fmfsd import exits
 from fmfsd.assessment import Questions, assess
 from fmfsd.assessment_output import show_and_write
 from fmfsd.cli import app
-from fmfsd.comms import SoloComms
-from fmfsd.data.index import SetIndex, read_index
+from fmfsd.comms import Comms, SoloComms
+from fmfsd.config import load_config
+from fmfsd.data.batches import EvaluationBatches
+from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.data.shards import load_own_shards
+from fmfsd.engine.form import Form
 from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
 from fmfsd.files import write_json
+from fmfsd.model.build import build_network
 from fmfsd.model.network import Outputs
 from fmfsd.position import Position
 from fmfsd.rundir import RunDir
 from fmfsd.trained_run import newest_checkpoint
+from fmfsd.trainer import evaluation_batches
 from tests.helpers.processes import command
 from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
+from tests.helpers.workers import run_workers
 
 CPU = torch.device("cpu")
 SHORT = ("train.max_steps=3", "checkpoint.every_steps=1", "train.evaluate_batch=24", "optim.milestones=[]")
@@ -291,6 +301,45 @@ def test_two_workers_count_each_sample_once(run: RunDir, tmp_path: Path) -> None
 
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("images_in", ["memory", "files"])
+def test_one_batch_of_images_is_held_at_a_time(
+    images_in: str, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large a split is; another is there while it is computed."""
+    run = trained(tiny_root, tmp_path / "run", f"data.images_in={images_in}")
+    held: list[weakref.ref[Tensor]] = []
+    most, at = 0, EvaluationBatches.at
+
+    def counted(batches: EvaluationBatches, number: int) -> tuple[Tensor, Tensor]:
+        nonlocal most
+        images, labels = at(batches, number)
+        held.append(weakref.ref(images))
+        most = max(most, sum(each() is not None for each in held))
+        return images, labels
+
+    monkeypatch.setattr(EvaluationBatches, "at", counted)
+    assess(run, Questions("train"), CPU)
+    assert len(held) > 20
+    assert most <= 2
+
+
+def measured_by(comms: Comms, folder: Path) -> int:
+    """How many costs this worker has measured."""
+    run, measured = RunDir(folder), list[object]()
+    config, measure = load_config(str(run.config)), exits._cost
+    index, network = read_index(set_folder(config.data)), build_network(config)
+    with (
+        closing(evaluation_batches(config, index, "test", comms, CPU, False)) as batches,
+        patch.object(exits, "_cost", lambda *args: measured.append(args) or measure(*args)),
+    ):
+        exits.measure_costs(network.eval(), batches, Form.of(config.train), comms)
+    return len(measured)
+
+
+def test_no_worker_waits_while_another_measures(run: RunDir) -> None:
+    assert run_workers(measured_by, 2, run.path) == [3, 3]
 
 
 @pytest.mark.fault("F11")
