@@ -57,6 +57,7 @@ def probe(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Among how many the batch and the data are shared.")] = 1,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What a worker computes on.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -65,15 +66,15 @@ def probe(
 
     from fmfsd.config import TrainConfig, load_config
     from fmfsd.probe_cache import cache_folder, cached_or, probe_of
-    from fmfsd.probed import Probe
+    from fmfsd.probed import Device, Probe
 
-    def found_out(wanted: TrainConfig, workers: int) -> Probe:
+    def found_out(wanted: TrainConfig, workers: int, device: Device) -> Probe:
         from fmfsd.probe import probe
 
-        return probe(wanted, workers=workers)
+        return probe(wanted, workers=workers, device=device)
 
     with errors_shown(debug=debug):
-        found = cached_or(found_out, load_config(config, overrides or ()), workers, cache_folder(os.environ))
+        found = cached_or(found_out, load_config(config, overrides or ()), workers, device, cache_folder(os.environ))
         print(json.dumps(found, indent=2) if as_json else probe_of(found).text(sys.stdout))
 
 

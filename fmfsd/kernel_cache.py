@@ -1,11 +1,19 @@
 """Where compiled kernels are cached. Programs load code from there, so nobody but this user may write to it."""
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from fmfsd.files import NotPrivateError, require_private
+
+COMPILER = "c++"
+
+
+def have_kernels() -> bool:
+    """Return whether kernels can be compiled and used here, as far as that shows without compiling one."""
+    return shutil.which(COMPILER) is not None and not privacy_problem()
 
 
 def kernel_folder() -> Path:

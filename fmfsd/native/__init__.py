@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from fmfsd.files import NotPrivateError, flush_to_disk, read_private
-from fmfsd.kernel_cache import kernel_folder
+from fmfsd.kernel_cache import COMPILER, kernel_folder
 
-COMPILER = "c++"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 SOURCES = Path(__file__).parent
 
