@@ -50,6 +50,7 @@ def require_sound(
         *of_machine.too_little_space(run, of_machine.checkpoints_bytes(config, costs)),
         *of_memory.too_little(config, launch, site, costs),
         *of_memory.no_room_to_offload(launch, site, costs),
+        *of_memory.too_little_beside_gpus(config, launch, site, costs),
         *of_data.damaged(config, checksums_bytes=checksums_bytes),
         *of_data.other_than_before(config, run),
         *of_hosts.other_data(config, survey),

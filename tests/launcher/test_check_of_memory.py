@@ -77,6 +77,25 @@ def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared
     assert not list(of_memory.no_room_to_offload(LaunchConfig(), cpu, offloading))
 
 
+def test_what_workers_with_gpus_hold_in_the_memory_of_their_machine_has_to_fit(prepared: Path) -> None:
+    """Images on their way to a GPU, copies of a checkpoint, and offloaded optimizers."""
+    config, costs = tiny_config(prepared), Costs(parameters=GIB // 4, memory={**LARGE.memory, "offloaded": GIB})
+    eight = LaunchConfig(gpus=8)
+
+    def told(gib: int, launch: LaunchConfig = eight) -> list[str]:
+        site = Site(Resources(cores=8, gpus=tuple("01234567"), gpu_memory=64 * GIB, memory=gib * GIB))
+        return [str(problem) for problem in of_memory.too_little_beside_gpus(config, launch, site, costs)]
+
+    assert told(13) == [
+        "memory: 8 workers with GPUs also need at least 14.0 GiB of their machine's memory (2.0 GiB to read images, "
+        "4.0 GiB for the copies of a checkpoint, 8.0 GiB for optimizers), which has 13.0 GiB: take more nodes with "
+        "fewer GPUs each"
+    ]
+    assert told(15) == told(0) == told(13, LaunchConfig(gpus=4)) == []
+    code, text = problems(config, eight, Site(Resources(8, tuple("01234567"), 13 * GIB, 64 * GIB)), costs=costs)
+    assert (code, "8 workers with GPUs also need" in text) == (3, True)
+
+
 def test_memory_that_is_not_known_is_not_judged(prepared: Path) -> None:
     assert not list(of_memory.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
 
