@@ -86,12 +86,15 @@ def require_private(path: Path, status: os.stat_result) -> None:
         raise NotPrivateError(f"{path} is a symbolic link and must be a file of your own: `rm {path}`")
     if status.st_uid != os.getuid():
         owner = user_name(status.st_uid)
-        raise NotPrivateError(
-            f"{path} belongs to {owner} and must be your own: remove it, or `chown {os.getuid()} {path}`"
-        )
-    if status.st_mode & 0o022:
+        raise NotPrivateError(f"{path} belongs to {owner} and must be your own: `mv {path} {path}.old`")
+    if not is_private(status):
         mode = stat.S_IMODE(status.st_mode)
         raise NotPrivateError(f"{path} has mode {mode:04o}, so other users can write to it: `chmod go-w {path}`")
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Whether it belongs to this user, who alone may write to it."""
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def user_name(uid: int) -> str:

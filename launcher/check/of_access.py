@@ -1,11 +1,12 @@
 """Whether this user may read and write what a launch needs in the folder of a run."""
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from fmfsd.errors import Problem
-from fmfsd.files import access_remedy, nearest_visible, require_private
+from fmfsd.files import access_remedy, is_private, nearest_visible, user_name
 from fmfsd.rundir import RunDir
 from launcher.site import Site
 
@@ -58,9 +59,7 @@ def _denied_paths(run: RunDir) -> Iterator[Path]:
 
 def code_of_others(run: RunDir, site: Site) -> Iterator[Problem]:
     """A batch job runs the copy of the program in the run's folder, so only this user may write there."""
-    if site.reach != "sbatch" or not run.path.is_dir():
-        return
-    try:
-        require_private(run.path, run.path.stat())
-    except OSError as error:
-        yield Problem(str(run.path), f"a batch job would run the copy of the program in this folder: {error}")
+    if site.reach == "sbatch" and run.path.is_dir() and not is_private(status := run.path.stat()):
+        found = f"it belongs to {user_name(status.st_uid)}, its mode is {stat.S_IMODE(status.st_mode):04o}"
+        why = f"a batch job runs the copy of the program in this folder, and others can write there ({found})"
+        yield Problem(str(run.path), f"{why}: `chmod go-w {run.path}` if it is yours, or choose another --run-dir")

@@ -1,13 +1,14 @@
 """Whether the run's folder can be used, and whether what is there is the same run."""
 
 import math
+import os
 from collections.abc import Iterator
 
 from fmfsd.config import TrainConfig, changes, load_config
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.files import read_json
+from fmfsd.files import access_remedy, read_json
 from fmfsd.locks import problem_of
-from fmfsd.origin import weights_at
+from fmfsd.origin import KEY, weights_at
 from fmfsd.rundir import RunDir
 from launcher.check.of_data import total_steps
 from launcher.config import LaunchConfig
@@ -36,9 +37,13 @@ def without_first_weights(config: TrainConfig, run: RunDir) -> Iterator[Problem]
     if config.train.init_from is None or run.newest_step() is not None:
         return
     try:
-        weights_at(config.train.init_from)
+        newest = weights_at(config.train.init_from)[0]
     except CheckError as error:
         yield from error.problems
+        return
+    files = newest.glob("*") if newest.is_dir() else [newest]
+    if not os.access(newest, os.R_OK) or not all(os.access(path, os.R_OK) for path in files):
+        yield Problem(KEY, f"{newest} can't be read: {access_remedy(newest)}")
 
 
 def changed(config: TrainConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:

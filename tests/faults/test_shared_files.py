@@ -13,7 +13,11 @@ from fmfsd.comms import SoloComms
 from fmfsd.errors import UnreadableCheckpointError
 from fmfsd.files import read_own
 from fmfsd.rundir import RunDir
+from launcher.check.of_access import code_of_others
+from launcher.resources import Resources
+from launcher.site import Site
 from tests.helpers.checkpoints import names, newest_step, save, saved, store
+from tests.helpers.checks import CPU
 from tests.helpers.processes import command
 from tests.helpers.runs import TINY, make_run, tiny_config, train_run
 from tests.helpers.users import OTHER, as_other, common_folder, needs_second_user, open_to_all, run_as_other
@@ -171,6 +175,33 @@ def test_first_weights_may_belong_to_a_group_and_lie_behind_a_link(
     (tmp_path / "model.safetensors").symlink_to(weights)
     run = make_run(tmp_path / "run", tiny_config(tiny_root, f"train.init_from={tmp_path}/model.safetensors"))
     assert train_run(SoloComms(), run.path, 1) == "stopped"
+
+
+@needs_second_user
+@pytest.mark.parametrize("denied", ["checkpoints/step-*", "checkpoints/*/model.safetensors", ""])
+def test_the_check_says_that_first_weights_can_not_be_read(denied: str, stopped: RunDir, common: Path) -> None:
+    run = copied(stopped, common / "run")
+    open_to_all(run.path)
+    open_to_all(stopped.path.parent / "data")
+    os.chown(common, OTHER, OTHER)
+    (path,) = run.path.glob(denied) if denied else [run.path]
+    path.chmod(0)
+    config = Path(shutil.copy(stopped.config, common / "config.yaml"))
+    weights = ("--set", f"train.init_from={run.path}")
+    done = run_as_other(command("fmfsd-launch"), str(config), *weights, "--check", cwd=common)
+    assert done.returncode == 3, done.stderr
+    assert "train.init_from: " in done.stderr
+    assert "can't be read" in done.stderr
+
+
+def test_a_batch_job_runs_no_program_from_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+    run, cluster = RunDir(tmp_path / "run"), Site(Resources(1), "sbatch", ("{node 0}",))
+    run.create()
+    assert list(code_of_others(run, cluster)) == []
+    run.path.chmod(0o770)
+    assert list(code_of_others(run, CPU)) == []
+    (problem,) = code_of_others(run, cluster)
+    assert f"`chmod go-w {run.path}` if it is yours" in problem.message
 
 
 @needs_second_user
