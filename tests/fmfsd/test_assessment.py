@@ -9,6 +9,7 @@ import sys
 import weakref
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -327,15 +328,20 @@ def test_one_batch_of_images_is_held_at_a_time(
 
 def measured_by(comms: Comms, folder: Path) -> int:
     """How many costs this worker has measured."""
-    run, measured = RunDir(folder), list[object]()
-    config, measure = load_config(str(run.config)), exits._cost
+    config, measured, measure = load_config(str(RunDir(folder).config)), 0, exits._cost
+
+    def counted(*arguments: Any) -> exits.MeasuredCost:
+        nonlocal measured
+        measured += 1
+        return measure(*arguments)
+
     index, network = read_index(set_folder(config.data)), build_network(config)
     with (
         closing(evaluation_batches(config, index, "test", comms, CPU, False)) as batches,
-        patch.object(exits, "_cost", lambda *args: measured.append(args) or measure(*args)),
+        patch.object(exits, "_cost", counted),
     ):
         exits.measure_costs(network.eval(), batches, Form.of(config.train), comms)
-    return len(measured)
+    return measured
 
 
 def test_no_worker_waits_while_another_measures(run: RunDir) -> None:

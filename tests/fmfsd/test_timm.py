@@ -204,7 +204,8 @@ def test_a_probe_says_before_a_start_that_weights_can_not_be_had(cache: Path) ->
 
 def test_what_a_checkpoint_replaces_is_not_fetched(cache: Path, tiny_root: Path, tmp_path: Path) -> None:
     """Not to resume, to evaluate or to load a run, nor to start from its weights."""
-    folder = put_weights(cache) and next(cache.glob("models--*"))
+    put_weights(cache)
+    (folder,) = cache.glob("models--*")
     fetched = ("model.backbone=timm/test_resnet", "model.pretrained=true", "method=plain")
     wanted = tiny_config(tiny_root, *fetched, "train.max_steps=2", "optim.milestones=[]")
     run = make_run(tmp_path / "run", wanted)

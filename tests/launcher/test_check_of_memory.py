@@ -157,7 +157,12 @@ def test_a_check_fetches_no_weights_that_a_checkpoint_replaces(
         run.config.write_text(dump_config(load_config("cifar100-resnet18", changes)))
         (run.checkpoints / "step-00000001").mkdir()
     asked = list[Sequence[str]]()
-    monkeypatch.setattr(costs_module, "_ask", lambda words: asked.append(words) or Costs())
+
+    def ask(words: Sequence[str]) -> Costs:
+        asked.append(words)
+        return Costs()
+
+    monkeypatch.setattr(costs_module, "_ask", ask)
     checked(Request("cifar100-resnet18", changes, ONE, CPU, "check", as_json=False), run, os.environ, ".")
     assert ["model.pretrained=false" in words for words in asked] == [replaced]
 
