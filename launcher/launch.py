@@ -18,7 +18,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.probed import Device
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
-from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
+from launcher.check import is_prepared, problems_of_any_config, require_sound, require_visible, warnings
 from launcher.check.of_images import counted, told
 from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
@@ -148,6 +148,7 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
         raise ConfigError([*error.problems, *around]) from error
     hosts = about(config)
     site = hosts.told(request.site)
+    require_visible(run)
     costs = _costs(request, config, run, site, environment) if asks else Costs()
     costs = counted(costs, config, launch, site)
     require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)

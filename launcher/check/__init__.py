@@ -31,7 +31,7 @@ def require_sound(
 
     The content of every shard is verified too, of a set of up to `checksums_bytes`.
     """
-    _require_visible(run)
+    require_visible(run)
     wrong = [
         *of_machine.too_few_gpus(launch, site),
         *of_machine.starts_none(launch, site),
@@ -77,7 +77,8 @@ def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey
     ]
 
 
-def _require_visible(run: RunDir) -> None:
+def require_visible(run: RunDir) -> None:
+    """Raise CheckError if this user can't look into the run's folder: nothing else can be checked then."""
     if problems := list(of_access.hidden(run)):
         raise CheckError(problems)
 
