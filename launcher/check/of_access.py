@@ -46,11 +46,11 @@ def denied(run: RunDir) -> Iterator[Problem]:
 
 def _denied_paths(run: RunDir) -> Iterator[Path]:
     """New files are made in folders, the lock and logs are opened for writing; all else is read, or replaced whole."""
-    folders = (run.checkpoints, run.attempts, run.progress, run.logs, *run.logs.glob("*"))
+    folders = (run.checkpoints, run.attempts, run.progress, run.logs, *run.logs.glob("node-*"))
     evaluated = (run.evaluation("any").parent, run.attention, run.tensorboard, run.wandb_id.parent)
     needed = {
         FOLDER: (*folders, *evaluated),
-        os.W_OK: (run.lock, *run.logs.glob("*/*")),
+        os.W_OK: (run.lock, *run.logs.glob("node-*/*")),
         os.R_OK: (run.config, run.manifest, *run.checkpoints.glob("step-*/*")),
     }
     for access, paths in needed.items():
