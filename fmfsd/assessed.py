@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fmfsd.exits import ExitTable, MeasuredCost
+from fmfsd.tally import Evaluation
 from fmfsd.thresholds import CurvePoint
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class EarlyExits:
 class Assessment:
     """Of `checkpoint`, taken after `step` steps; `metrics` by the names of a run's records, `mirrored` the same of each
     image and its mirror image together, where asked for. `early_exits` is None where no head is early or nobody asked.
+
+    `evaluation` and the names of the `classes` are for the run's report, and stand in no output.
     """
 
     split: str
@@ -38,9 +41,11 @@ class Assessment:
     metrics: dict[str, float]
     mirrored: dict[str, float] | None
     early_exits: EarlyExits | None
+    evaluation: Evaluation
+    classes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name not in ("evaluation", "classes")}
 
     def tables(self) -> Iterator[Table]:
         """For people."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,15 +24,13 @@ from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.evaluation import Predictor, evaluate
 from fmfsd.exits import ExitTable, measure_costs, measure_settings
-from fmfsd.files import write_json
-from fmfsd.findings import keep_evaluation
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import early_heads
 from fmfsd.model.network import Network, Outputs
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import Report
 from fmfsd.thresholds import Thresholds, cheapest, curve, parsed_target, settings_of, sureness
-from fmfsd.trained_run import newest_checkpoint, own_index
+from fmfsd.trained_run import newest_checkpoint, own_index, without_download
 from fmfsd.trainer import build_loss, evaluation_batches, exact_arithmetic
 
 DEFAULT_THRESHOLDS = ("0.9",)
@@ -62,12 +60,11 @@ def assess(
     comms: Comms | None = None,
     report: Report = lambda *_: None,
 ) -> Assessment:
-    """Evaluate the newest whole checkpoint of `run`, each sample by one of the workers of `comms`.
+    """Evaluate the newest whole checkpoint of `run`, each sample by one of the workers of `comms`; nothing is written.
 
-    Of the run's own data it is kept in the run, as `evaluation/<split>.json` and `<split>-exits.json`. On as many
-    workers of the same kind of device the metrics are those of the run's own record, to the last digit. Raises
-    ConfigError for a split, thresholds or a target that do not fit, CheckError without a checkpoint, NoCheckpointError
-    if none is whole, DataError for data of another kind.
+    On as many workers of the same kind of device the metrics are those of the run's own record, to the last digit.
+    Raises ConfigError for a split, thresholds or a target that do not fit, CheckError without a checkpoint,
+    NoCheckpointError if none is whole, DataError for data of another kind.
     """
     config, comms = load_config(str(run.config)), comms or SoloComms()
     exact_arithmetic(deterministic=config.train.deterministic)
@@ -93,8 +90,8 @@ class _Assessing:
     ) -> None:
         """ConfigError before anything long is begun."""
         self.config, self.index, self.asked, self.comms = config, index, asked, comms
-        self._run, self._device, self._report = run, device, report
-        self.network: Network = build_network(config)
+        self._device, self._report = device, report
+        self.network: Network = build_network(without_download(config))
         self.early = early_heads(self.network) if asked.early_exits else ()
         self.settings = settings_of(asked.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
         self.target = _target(asked, self.early, index)
@@ -114,13 +111,18 @@ class _Assessing:
         mirrored = evaluate(_Mirrored(self.engine), self.batches, self.comms) if asked.mirrored else None
         exits = self._exits() if self.early else None
         of_mirrored = mirrored.metrics if mirrored is not None else None
-        name = position.folder_name
-        where = str(asked.data or self.index.folder)
-        if asked.data is None and self.comms.rank == 0:
-            keep_evaluation(self._run, asked.split, position.step, found, self.index.classes)
-            if exits is not None:
-                write_json(self._run.early_exits(asked.split), {"step": position.step, **asdict(exits)})
-        return Assessment(asked.split, where, name, position.step, samples, found.metrics, of_mirrored, exits)
+        return Assessment(
+            asked.split,
+            str(asked.data or self.index.folder),
+            position.folder_name,
+            position.step,
+            samples,
+            found.metrics,
+            of_mirrored,
+            exits,
+            evaluation=found,
+            classes=self.index.classes,
+        )
 
     def _exits(self) -> EarlyExits:
         alone, if_all_leave = measure_costs(self.network, self.batches, self._form, self.comms)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.locks import choose_method
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import errors_shown, progress_report
 from fmfsd.world import World
@@ -22,11 +23,16 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+EVALUATION_TIMEOUT_S = 3600.0
+"""Workers that evaluate have unequal parts and devices, and whoever started them ends them all if one fails."""
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def main() -> None:
-    os.umask(0o077)
+    if umask := os.environ.get("FMFSD_UMASK"):  # the user's: our launcher's own lets nobody else read anything
+        os.umask(int(umask, 8))
+    choose_method(os.environ)
     app()
 
 
@@ -51,6 +57,7 @@ def probe(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Among how many the batch and the data are shared.")] = 1,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What a worker computes on.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -59,15 +66,15 @@ def probe(
 
     from fmfsd.config import TrainConfig, load_config
     from fmfsd.probe_cache import cache_folder, cached_or, probe_of
-    from fmfsd.probed import Probe
+    from fmfsd.probed import Device, Probe
 
-    def found_out(wanted: TrainConfig, workers: int) -> Probe:
+    def found_out(wanted: TrainConfig, workers: int, device: Device) -> Probe:
         from fmfsd.probe import probe
 
-        return probe(wanted, workers=workers)
+        return probe(wanted, workers=workers, device=device)
 
     with errors_shown(debug=debug):
-        found = cached_or(found_out, load_config(config, overrides or ()), workers, cache_folder(os.environ))
+        found = cached_or(found_out, load_config(config, overrides or ()), workers, device, cache_folder(os.environ))
         print(json.dumps(found, indent=2) if as_json else probe_of(found).text(sys.stdout))
 
 
@@ -93,7 +100,10 @@ def evaluate(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="Other data: a prepared set, official CIFAR files or image folders; nothing is kept."),
+        typer.Option(help="Other data: a prepared set, official CIFAR files or image folders; the run stays as it is."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the results to this file, as JSON.")
     ] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -103,22 +113,22 @@ def evaluate(
 
     Several workers share the samples: torchrun --nproc-per-node 2 -m fmfsd evaluate RUN_DIR.
     """
-    import json
-
     from rich.console import Console
 
-    world = World.from_environment(os.environ)
+    world, run = World.from_environment(os.environ), RunDir(run_dir.absolute())
     with errors_shown(debug=debug), progress_report(Console(stderr=True, quiet=not world.is_main)) as report:
         from fmfsd.assessment import Questions, assess
+        from fmfsd.assessment_output import show_and_write
         from fmfsd.comms import connect
         from fmfsd.trainer import choose_device
 
         asked = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
         chosen = choose_device(device, world)
-        with connect(world, chosen, timeout_s=120.0) as comms:
-            found = assess(RunDir(run_dir.absolute()), asked, chosen, comms, report)
+        with connect(world, chosen, timeout_s=EVALUATION_TIMEOUT_S) as comms:
+            found = assess(run, asked, chosen, comms, report)
     if world.is_main:
-        print(json.dumps(found.as_json(), indent=2)) if as_json else Console().print(*found.tables())
+        with errors_shown(debug=debug):
+            show_and_write(found, run=run if data is None else None, out=out, as_json=as_json)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from torch import Tensor
 from fmfsd.checkpoint.folder import load_checkpoint
 from fmfsd.engine.base import AVERAGE
 from fmfsd.errors import CheckError, Problem
-from fmfsd.files import read_json, write_json
+from fmfsd.files import SHARED, read_json, write_json
 from fmfsd.position import positions_in
 from fmfsd.rundir import RunDir
 
@@ -121,4 +121,4 @@ def _in_double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_comparisons(out: Path, first: Path, others: Sequence[Path]) -> None:
     """Of `first` with each of the others, in their order."""
     compared = [asdict(compare(RunDir(first), RunDir(other))) for other in others]
-    write_json(out, {"first": str(first), "others": list(map(str, others)), "comparisons": compared})
+    write_json(out, {"first": str(first), "others": list(map(str, others)), "comparisons": compared}, mode=SHARED)

@@ -95,6 +95,12 @@ class CheckpointError(RunFailedError):
     worth_another_attempt = False
 
 
+class UnreadableCheckpointError(CheckpointError):
+    """A checkpoint can't be read now, as this user or on this machine; nothing says that it is damaged."""
+
+    worth_another_attempt = True
+
+
 class NoCheckpointError(CheckpointError):
     """There are checkpoints, and none of them can be used."""
 

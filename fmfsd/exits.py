@@ -75,8 +75,12 @@ def measure_settings(
 def measure_costs(
     network: Network, batches: EvaluationBatches, form: Form, comms: Comms
 ) -> tuple[MeasuredCost, dict[str, MeasuredCost]]:
-    """Of the deepest head alone, and of leaving at each, on rank 0's first batch; timed as settings are."""
-    alone, *costs = comms.share(_costs(network, batches, form) if comms.rank == 0 else [])
+    """Of the deepest head alone, and of leaving at each, on rank 0's first batch; timed as settings are.
+
+    All workers measure, so that none waits for rank 0 longer than it takes itself.
+    """
+    has_images = len(batches.at(0)[1]) > 0
+    alone, *costs = comms.share(_costs(network, batches, form) if has_images else [])
     names = [name for name, _ in _forcing(network)]
     return MeasuredCost(*alone), {name: MeasuredCost(*cost) for name, cost in zip(names, costs, strict=True)}
 

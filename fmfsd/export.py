@@ -20,7 +20,7 @@ from fmfsd.data.augment import Normalise, centre
 from fmfsd.data.index import SetIndex
 from fmfsd.data.own import images_stay_in_files, own_shards
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.files import sync_folder
+from fmfsd.files import flush_to_disk, give_name, sync_folder
 from fmfsd.model.classifier import Classifier
 from fmfsd.model.early_exit import EarlyExit, FirstSure, early_heads
 from fmfsd.model.network import Network, ensemble
@@ -146,10 +146,14 @@ def _published(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        mode = beside.stat().st_mode
         yield beside
+        if beside.stat().st_mode != mode:  # safetensors makes a file of its own, which nobody else can read
+            beside.chmod(mode)
         with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.link(beside, path)
+            flush_to_disk(file.fileno())
+        give_name(beside, path)
     except OSError as error:
         raise CheckError([Problem(str(path), f"can't be written: {error.strerror}; choose another --out")]) from error
     finally:

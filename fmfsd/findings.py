@@ -98,18 +98,19 @@ def _write(path: Path, content: Mapping[str, object]) -> None:
     write_whole(path, json.dumps(content, separators=(",", ":")), durable=False)
 
 
-def pictures_of(
-    index: SetIndex, split: str, config: TrainConfig, device: torch.device, in_files: bool
-) -> EvaluationBatches:
-    """Images of as many classes, the first of each in the first shards; the same for any number of workers."""
+def pictures_of(index: SetIndex, split: str, config: TrainConfig, device: torch.device) -> EvaluationBatches:
+    """Images of as many classes, the first of each in the first shards; the same for any number of workers.
+
+    Of each shard only labels and these images are read, and no shard after all classes are found.
+    """
     found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for number in range(index.shards):
         part = {"rank": number, "world_size": index.shards}
-        with closing(own_shards(index, split, **part, device=device, in_files=in_files)) as shard:
+        with closing(own_shards(index, split, **part, device=device, in_files=True)) as shard:
             for row, label in enumerate(shard.labels.tolist()):
                 if label not in found:
                     found[label] = shard.rows(torch.tensor([row]))[0], shard.labels[row], shard.ids[row]
-        if len(found) >= IMAGES:
+        if len(found) >= min(IMAGES, len(index.classes)):
             break
     chosen = [found[label] for label in sorted(found)[:IMAGES]]
     images, labels, ids = (torch.stack(parts) for parts in zip(*chosen, strict=True))

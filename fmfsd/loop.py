@@ -1,7 +1,6 @@
 """The training loop of one worker. What becomes of a step, and what is recorded, is decided by the position alone, so a
 resumed run decides the same; when it is saved may also depend on the clock."""
 
-import math
 from dataclasses import dataclass, field
 
 from fmfsd.checkpoint import Checkpoints, Saved
@@ -147,9 +146,9 @@ class Loop:
             if found is None:
                 self.stop_agreed = True
                 return
+            self._require_finite(split, found)
             results[split] = found
         for split, found in results.items():
-            self._require_finite(split, found.metrics["loss"])
             self._record(split, **found.metrics)
             self.findings.keep(split, self.position.step, found)
         if "valid" in results:
@@ -158,9 +157,10 @@ class Loop:
             self.findings.look(self.engine, self.position.step)
         self.position = Position(self.position.step)
 
-    def _require_finite(self, split: str, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(f"the {split} loss is not finite after step {self.position.step}. {self._advice}")
+    def _require_finite(self, split: str, found: Evaluation) -> None:
+        if what := found.not_finite:
+            where = f"on the {split} split after step {self.position.step}"
+            raise NonFiniteLossError(f"{what[0]} is not finite {where}. {self._advice}")
 
     def _found(self, split: str) -> Evaluation | None:
         """None if a stop was asked for."""

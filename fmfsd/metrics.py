@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fmfsd.errors import RunFailedError
-from fmfsd.files import write_whole
+from fmfsd.files import flush_to_disk, write_whole
 
 
 class RunningMeans:
@@ -71,7 +71,7 @@ class MetricsLog:
         with _reported(self._path):
             while line:
                 line = line[os.write(self._descriptor, line) :]
-            os.fsync(self._descriptor)
+            flush_to_disk(self._descriptor)
         self.show(record)
 
     def close(self) -> None:

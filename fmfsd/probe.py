@@ -1,6 +1,8 @@
 """What a config costs, found by a forward pass of tensors that have a shape and no memory."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -10,20 +12,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig
 from fmfsd.data.place import Part
 from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
+from fmfsd.engine.training_pass import may_be_compiled
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import build_network
 from fmfsd.model.costs import HeadCosts, ModuleShares, Names, needed_to_train, parameters_behind
 from fmfsd.model.early_exit import early_heads
+from fmfsd.model.enhance import SpatialScores
 from fmfsd.model.network import Network, Outputs
 from fmfsd.model.paths import HeadPath, paths
-from fmfsd.probed import HeadCost, Layer, MemoryCost, ParameterCount, Probe, Shape, dimensions
+from fmfsd.native import maps
+from fmfsd.probed import Device, HeadCost, Layer, MemoryCost, ParameterCount, Probe, Shape, dimensions
 from fmfsd.trainer import build_loss
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -31,13 +37,17 @@ _PARTS = {"backbone": ("backbone", "deepest_head"), "branches": ("branches", "he
 """Which of a network's children are counted as what; the others are its fusion."""
 
 
-def probe(config: TrainConfig, *, workers: int) -> Probe:
-    """What a run of `config` by so many workers costs each. ConfigError if they do not divide the shards."""
+def probe(config: TrainConfig, *, workers: int, device: Device = "cpu") -> Probe:
+    """What a run of `config` by so many workers, each on such a device, costs each. ConfigError if they do not divide
+    the shards. The same on every machine, but that a CPU without a C++ compiler keeps more activations."""
     if config.data.shards % workers:
         fits = ", ".join(str(count) for count in range(1, config.data.shards + 1) if config.data.shards % count == 0)
         raise ConfigError(f"{workers} workers do not divide data.shards {config.data.shards}; what does: {fits}")
     network = _network(config, workers)
-    found = _forward(config, network, workers)
+    with maps.left_out() if device == "cuda" else nullcontext():
+        if device == "cuda" and may_be_compiled(config):
+            _keep_inputs_only(network)
+        found = _forward(config, network, workers)
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     costs = HeadCosts(sizes, found.macs, found.trained, found.needed)
     return Probe(
@@ -50,6 +60,7 @@ def probe(config: TrainConfig, *, workers: int) -> Probe:
         trunk=costs.trunk,
         shared=costs.shared,
         memory=_memory(config, network, found.saved_bytes, workers),
+        device=device,
     )
 
 
@@ -98,6 +109,13 @@ def _network(config: TrainConfig, workers: int) -> Network:
         if workers > 1 and config.model.sync_bn in ("auto", True):
             synchronise_batch_norm(network, lambda sums: sums, workers)
     return network
+
+
+def _keep_inputs_only(network: nn.Module) -> None:
+    """Of spatial enhancement: a compiler computes all that is inside it once more, rather than keep it."""
+    for layer in network.modules():
+        if isinstance(layer, SpatialScores):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
 
 
 def _parameters(network: nn.Module) -> ParameterCount:

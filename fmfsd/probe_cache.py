@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,14 +15,15 @@ from pydantic import TypeAdapter
 from fmfsd.config import TrainConfig
 from fmfsd.config.known import TIMM
 from fmfsd.files import json_object, read_private, write_json
-from fmfsd.probed import Probe
+from fmfsd.kernel_cache import have_kernels
+from fmfsd.probed import Device, Probe
 
 _COUNTS = {
     "data": ("name", "classes", "size", "shards", "valid"),
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
     "optim": ("name", "momentum"),
-    "train": ("batch", "micro_batch", "precision", "channels_last", "recompute", "label_smoothing", "ema"),
+    "train": ("batch", "micro_batch", "precision", "channels_last", "recompute", "compile", "label_smoothing", "ema"),
     "engine": ("name", "zero_stage", "offload"),
 }
 """The keys of a config that what it costs depends on, or may."""
@@ -34,15 +36,15 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
     return (home if home.is_absolute() else Path.home() / ".cache") / "fmfsd" / "probe"
 
 
-def cached(config: TrainConfig, workers: int, folder: Path) -> dict[str, Any] | None:
-    """What `fmfsd probe --json` has said of `config` by so many workers, with this code and this torch.
+def cached(config: TrainConfig, workers: int, device: Device, folder: Path) -> dict[str, Any] | None:
+    """What `fmfsd probe --json` has said of `config` by so many workers on such devices, with this code and this torch.
 
     None if it was not asked yet. What is damaged, or what others may have written, counts as not there.
     """
     if config.model.pretrained:  # a probe is also what fetches them
         return None
     try:
-        key = _key(config, workers)
+        key = _key(config, workers, device)
         path = folder / f"{key}.json"
         content = json_object(read_private(path), path)
         return _as_json(probe_of(content["probe"])) if content["key"] == key else None
@@ -51,12 +53,12 @@ def cached(config: TrainConfig, workers: int, folder: Path) -> dict[str, Any] | 
 
 
 def cached_or(
-    make: Callable[[TrainConfig, int], Probe], config: TrainConfig, workers: int, folder: Path
+    make: Callable[[TrainConfig, int, Device], Probe], config: TrainConfig, workers: int, device: Device, folder: Path
 ) -> dict[str, Any]:
     """What is cached, else what `make` makes, which is kept; a folder that can't be written is no reason to fail."""
-    found = cached(config, workers, folder)
+    found = cached(config, workers, device, folder)
     if found is None:
-        found, key = _as_json(make(config, workers)), _key(config, workers)
+        found, key = _as_json(make(config, workers, device)), _key(config, workers, device)
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_json(folder / f"{key}.json", {"key": key, "probe": found}, durable=False)
@@ -72,18 +74,20 @@ def _as_json(found: Probe) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(found))))
 
 
-def _key(config: TrainConfig, workers: int) -> str:
+def _key(config: TrainConfig, workers: int, device: Device) -> str:
+    """Everything that the answer depends on; on a CPU also whether our kernels are there, which keep less memory."""
     values = config.model_dump(mode="json")
     counts = {section: {name: values[section][name] for name in names} for section, names in _COUNTS.items()}
     packages = ["torch", "torchvision", *(["timm"] if config.model.backbone.startswith(TIMM) else [])]
-    what = [counts, config.method, workers, *map(version, packages), _sources()]
+    kernels = device == "cpu" and have_kernels()
+    what = [counts, config.method, workers, device, kernels, *map(version, packages), _sources()]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _sources() -> str:
-    """The sum of this package's code."""
+    """The sum of this package's code, and of the Python that runs it."""
     package = Path(__file__).parent
-    sums = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    sums = hashlib.sha256(sys.version.encode())
+    for path in sorted(each for each in package.rglob("*") if each.suffix in (".py", ".cpp", ".h")):
         sums.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
     return sums.hexdigest()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+Device = Literal["cpu", "cuda"]
 Shape = tuple[int, int, int]
 """Channels, height and width of a map."""
 
@@ -67,10 +68,10 @@ class ParameterCount:
 class MemoryCost:
     """Bytes that one worker holds when the forward pass of a micro-batch has ended.
 
-    `buffers` are batch statistics, `optimizer` momenta and averages, `activations` what the backward pass needs,
-    counted as on a CPU, `data` the shards of all splits in memory, at their published sizes (of an image folder none).
-    Kernels' workspaces, the libraries' own memory and what is held for a moment come on top. `offloaded` is no part of
-    the total: it is the optimizer's, in the memory of the worker's machine, if engine.offload puts it there.
+    `buffers` are batch statistics, `optimizer` momenta and averages, `activations` what the backward pass needs, `data`
+    the shards of all splits in memory, at their published sizes (of an image folder none). Kernels' workspaces, the
+    libraries' own memory and what is held for a moment come on top. `offloaded` is no part of the total: it is the
+    optimizer's, in the memory of the worker's machine, if engine.offload puts it there.
     """
 
     parameters: int
@@ -101,6 +102,7 @@ class Probe:
     trunk: Cost
     shared: Cost
     memory: MemoryCost
+    device: Device = "cpu"
 
     def network_table(self, plain: bool) -> Table:
         """The network, a head a row, within 120 columns; `plain`: without lines, for a file."""
@@ -128,7 +130,7 @@ class Probe:
             table.add_row(f"parameters, {name}", f"{count / 1e6:.3f} M")
         table.add_row("multiply-adds an image, forward", f"{self.macs / 1e6:.1f} M")
         for name, size in vars(self.memory).items():
-            table.add_row(f"memory of a worker of {self.workers}, {name}", f"{size / 2**20:,.1f} MiB")
+            table.add_row(f"memory of a worker of {self.workers} on {self.device}, {name}", f"{size / 2**20:,.1f} MiB")
         return table
 
     def advice(self) -> str:

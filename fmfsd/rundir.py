@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fmfsd.locks import lock_file
 from fmfsd.position import positions_in
 
 NOW = "now"
@@ -33,7 +34,7 @@ class RunDir:
             return True
         if not self.path.is_dir():
             return False
-        allowed = {*self._folders, self.manifest, self.launch, self.lock, self.owner}
+        allowed = {*self._folders, self.manifest, self.launch, self.lock, lock_file(self.lock), self.owner}
         return all(
             path in allowed and not (path.is_dir() and any(path.iterdir()))
             for path in self.path.iterdir()
@@ -80,6 +81,11 @@ class RunDir:
     def source(self) -> Path:
         """Copies of the program as it was when batch jobs were submitted."""
         return self.path / "source"
+
+    @property
+    def classes(self) -> Path:
+        """The names of the classes, so that a trained network needs no data set to be used."""
+        return self.path / "classes.json"
 
     @property
     def metrics(self) -> Path:

@@ -19,7 +19,7 @@ from fmfsd.model.early_exit import EarlyExit
 from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 from fmfsd.rundir import RunDir
-from fmfsd.trained_run import newest_checkpoint, own_index
+from fmfsd.trained_run import class_names, newest_checkpoint, without_download
 
 EARLY_EXIT = "early-exit"
 KEY = "fmfsd"
@@ -56,8 +56,8 @@ _FORMAT = TypeAdapter(Card)
 def load(source: str | PathLike[str], *, head: str | None = None) -> Classifier:
     """A run's newest whole checkpoint, `head` of it (deepest), or what a `.safetensors` file of `fmfsd export` holds.
 
-    On the CPU, in evaluation. ConfigError if there is neither, CheckError if it can't be used or the run's set, which
-    names the classes, is gone; ValueError for a head that is not there, and for one asked of a file, which has its own.
+    On the CPU, in evaluation; without network or data set. ConfigError if there is neither, CheckError if it can't be
+    used; ValueError for a head that is not there, and for one asked of a file, which has its own.
     """
     path = Path(source)
     if path.is_file():
@@ -74,14 +74,9 @@ def trained_network(run: RunDir) -> tuple[TrainConfig, Network, str]:
     """The run's config, its network with the weights that are evaluated, in fp32, and whose checkpoint they are."""
     config = load_config(str(run.config))
     saved = newest_checkpoint(run)
-    network = build_network(_offline(config)).float()
+    network = build_network(without_download(config)).float()
     network.load_state_dict(saved.engine.evaluated)
     return config, network.eval(), saved.position.folder_name
-
-
-def _offline(config: TrainConfig) -> TrainConfig:
-    """Its weights come from elsewhere: none are fetched."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
 
 
 def load_exported(path: Path) -> Classifier:
@@ -90,7 +85,7 @@ def load_exported(path: Path) -> Classifier:
         with safe_open(path, framework="pt") as file:
             card = _card(file.metadata() or {})
         weights = safetensors.torch.load_file(path)
-        classifier = card.classifier(served(build_network(_offline(card.config)), card.head, card.thresholds))
+        classifier = card.classifier(served(build_network(without_download(card.config)), card.head, card.thresholds))
         classifier.load_state_dict(weights)
     except (OSError, SafetensorError, ValidationError, ValueError, KeyError, RuntimeError) as error:
         text = f"is no file of `fmfsd export --format safetensors`, or damaged: {error}"
@@ -108,9 +103,8 @@ def card_of(
     run: RunDir, config: TrainConfig, head: str, thresholds: Sequence[float] = (), checkpoint: str = ""
 ) -> Card:
     """What there is to say of `head` of the run; no path of this machine is in it."""
-    index = own_index(run, config)
     bare = {"data": config.data.model_copy(update={"root": None}), "train": config.train.model_copy(update=_NOWHERE)}
-    return Card(config.model_copy(update=bare), index.classes, head, tuple(thresholds), checkpoint)
+    return Card(config.model_copy(update=bare), class_names(run, config), head, tuple(thresholds), checkpoint)
 
 
 _NOWHERE = {"init_from": None}

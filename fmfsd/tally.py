@@ -1,5 +1,6 @@
 """What a split comes to: sums over samples that any number of workers can add up, and what follows from them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,12 @@ class Evaluation:
     confusion: list[list[int]]
     """Of the deepest head: samples by their class and the one that it says."""
     attention: ClassAttention | None
+
+    @property
+    def not_finite(self) -> list[str]:
+        """What has NaN or infinite values: the loss, or heads whose outputs have."""
+        loss = [] if math.isfinite(self.metrics["loss"]) else ["the loss"]
+        return loss + [f"the output of {name}" for name, found in self.calibration.items() if math.isnan(found.error)]
 
 
 class Tally:
@@ -130,9 +137,9 @@ def rounded(grids: Tensor) -> Any:
 
 
 def _binned(sure: Tensor, right: Tensor) -> list[Tensor]:
-    """Samples, confidence and correct predictions by head and bin."""
+    """Samples, confidence and correct predictions by head and bin. A confidence that is NaN makes its bin NaN."""
     first = BINS * torch.arange(len(sure), device=sure.device).unsqueeze(1)
-    places = first + (sure * BINS).long().clamp(max=BINS - 1)
+    places = first + (sure.nan_to_num() * BINS).long().clamp(max=BINS - 1)
     return [
         _counts(places.flatten(), len(sure) * BINS, each.flatten()) for each in (torch.ones_like(sure), sure, right)
     ]

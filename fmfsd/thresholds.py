@@ -59,9 +59,12 @@ class CurvePoint:
 
 
 def sureness(engine: Predictor, batches: EvaluationBatches, early: int, comms: Comms) -> Sureness:
-    """Over all workers' samples, on every worker; `early`: how many heads are."""
-    filled = [(images, labels) for images, labels in map(batches.at, range(len(batches))) if len(labels)]
-    parts = [_of_batch(engine, images, labels, early) for images, labels in filled]
+    """Over all workers' samples, on every worker; `early`: how many heads are. Images are held a batch at a time."""
+    parts = [
+        _of_batch(engine, images, labels, early)
+        for images, labels in map(batches.at, range(len(batches)))
+        if len(labels)
+    ]
     mine = [torch.cat([part[which] for part in parts], dim=1).tolist() if parts else [] for which in (0, 1)]
     known = [part for part in comms.gather(mine) if part[0]]
     confidence, right = (torch.cat([torch.tensor(part[which]) for part in known], dim=1) for which in (0, 1))

@@ -6,8 +6,8 @@ from fmfsd.checkpoint import Saved
 from fmfsd.checkpoint.folder import load_checkpoint
 from fmfsd.config import TrainConfig
 from fmfsd.data.index import SetIndex, read_index, set_folder
-from fmfsd.errors import CheckError, CheckpointError, NoCheckpointError, Problem
-from fmfsd.files import read_json, sha256
+from fmfsd.errors import CheckError, CheckpointError, NoCheckpointError, Problem, UnreadableCheckpointError
+from fmfsd.files import access_remedy, read_json, sha256
 from fmfsd.position import positions_in
 from fmfsd.rundir import RunDir
 
@@ -17,9 +17,13 @@ log = logging.getLogger(__name__)
 def newest_checkpoint(run: RunDir) -> Saved:
     """The newest one that is whole; nothing in the run changes, which may still be training.
 
-    Raises CheckError without any, NoCheckpointError if none can be used.
+    Raises CheckError without any, NoCheckpointError if all are damaged, UnreadableCheckpointError if this user can't
+    read it.
     """
-    found = positions_in(run.checkpoints)
+    try:
+        found = positions_in(run.checkpoints)
+    except PermissionError as error:
+        raise UnreadableCheckpointError(f"{run.checkpoints} can't be read: {access_remedy(run.checkpoints)}") from error
     if not found:
         raise CheckError(
             [Problem(str(run.checkpoints), "no checkpoint there yet: train the run first (fmfsd-launch resume)")]
@@ -27,9 +31,14 @@ def newest_checkpoint(run: RunDir) -> Saved:
     for position in found:
         try:
             return load_checkpoint(run.checkpoints / position.folder_name)
+        except UnreadableCheckpointError:
+            raise
         except CheckpointError as error:
             log.warning("%s; trying the one before", error)
-    raise NoCheckpointError(f"{run.checkpoints}: no checkpoint there can be used, see above: train the run anew")
+    raise NoCheckpointError(
+        f"{run.checkpoints}: no checkpoint there can be used, each one's damage is shown above: restore a copy, or "
+        "train the run anew"
+    )
 
 
 def own_index(run: RunDir, config: TrainConfig) -> SetIndex:
@@ -39,3 +48,16 @@ def own_index(run: RunDir, config: TrainConfig) -> SetIndex:
     if trained_on not in (None, sha256(index.folder / "index.json")):
         raise CheckError([Problem(str(index.folder), f"is not the set that {run.path} was trained on")])
     return index
+
+
+def class_names(run: RunDir, config: TrainConfig) -> tuple[str, ...]:
+    """Return the names of the classes, by label. A run of an earlier version has them only in its set: CheckError."""
+    try:
+        return tuple(map(str, read_json(run.classes)["classes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return own_index(run, config).classes
+
+
+def without_download(config: TrainConfig) -> TrainConfig:
+    """Return `config` for a network whose weights will be loaded: pretrained ones would only be replaced."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})

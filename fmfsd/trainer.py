@@ -35,6 +35,7 @@ from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import SaveClock
 from fmfsd.trace import WrittenTrace
 from fmfsd.trackers import Trackers, build_trackers
+from fmfsd.trained_run import without_download
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,9 @@ def build_loop(
     timeline = Timeline.of(config, index.samples("train"))
     _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
-    network, loss, splits = build_network(config), build_loss(config), list(_looked_at(config, index))
+    if comms.rank == 0 and not run.classes.exists():
+        write_json(run.classes, {"classes": index.classes})
+    network, loss, splits = build_network(_to_build(config, run)), build_loss(config), list(_looked_at(config, index))
     in_files = images_stay_in_files(config.data, index, comms, device)
     return Loop(
         config=config,
@@ -137,9 +140,15 @@ def build_loop(
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
         stop=stop,
-        findings=_findings(run, config, index, splits, device, in_files, progress) if comms.rank == 0 else NoFindings(),
+        findings=_findings(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
+
+
+def _to_build(config: TrainConfig, run: RunDir) -> TrainConfig:
+    """What a run that resumes, or starts from other weights, builds its network from."""
+    has_weights = run.newest_step() is not None or config.train.init_from is not None
+    return without_download(config) if has_weights else config
 
 
 def _findings(
@@ -148,16 +157,13 @@ def _findings(
     index: SetIndex,
     splits: list[str],
     device: torch.device,
-    in_files: bool,
     progress: ProgressFile,
 ) -> Findings:
     """Of images of the validation split, or of the test split where there is no other."""
     if not splits:
         return NoFindings()
     split = splits[0]
-    return WrittenFindings(
-        run, index.classes, pictures_of(index, split, config, device, in_files), split, progress.warn
-    )
+    return WrittenFindings(run, index.classes, pictures_of(index, split, config, device), split, progress.warn)
 
 
 def _looked_at(config: TrainConfig, index: SetIndex) -> Iterator[str]:
@@ -171,6 +177,8 @@ def _require_fit(config: TrainConfig, timeline: Timeline, index: SetIndex, world
         raise ConfigError(f"{index.folder} has {len(index.classes)} classes, data.classes is {config.data.num_classes}")
     if config.data.shards % world_size:
         raise ConfigError(f"{world_size} workers do not divide data.shards {config.data.shards}")
+    if config.train.compile == "cuda_graphs" and world_size > 1:
+        raise ConfigError(f"train.compile cuda_graphs is for one worker, found {world_size}: set true or false")
     if timeline.steps_per_epoch < 1:
         raise ConfigError(f"train.batch {config.train.batch} is more than the training set gives in one epoch")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from fmfsd.errors import ConfigError
+from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
 from launcher.run_cli import RUN_COMMANDS, meant, run_app
@@ -18,7 +19,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
-    os.umask(0o077)
+    os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
+    choose_method(os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in RUN_COMMANDS:
@@ -35,7 +37,7 @@ def launch(
     config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "cifar100-resnet18",
     overrides: options.Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
-    run_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(readable=False, help="Default: a new one in runs/.")] = None,
     resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with a run directory that exists.")] = "auto",
     nodes: Annotated[int | None, typer.Option(min=1, help="Node agents; default 1.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,

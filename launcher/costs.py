@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.probe_cache import cache_folder, cached, probe_of
-from fmfsd.probed import Probe
+from fmfsd.probed import Device, Probe
 from launcher.hosts.helpers import said_here
 from launcher.sizes import size
 
@@ -49,12 +49,21 @@ class Costs:
         return json.dumps({**json.loads(plan), "costs": costs}, indent=2)
 
 
-def costs_of(config: TrainConfig, asked: Sequence[str], *, workers: int, environment: Mapping[str, str]) -> Costs:
+def costs_of(
+    config: TrainConfig,
+    asked: Sequence[str],
+    *,
+    workers: int,
+    environment: Mapping[str, str],
+    device: Device = "cpu",
+) -> Costs:
     """`asked` is what `config` was made from, as words of a command line."""
     if config.data.shards % workers:
         return Costs()  # told elsewhere
-    found = cached(config, workers, cache_folder(environment))
-    return _read(found) if found is not None else _ask(["--workers", str(workers), "--json", *asked])
+    found = cached(config, workers, device, cache_folder(environment))
+    if found is not None:
+        return _read(found)
+    return _ask(["--workers", str(workers), "--device", device, "--json", *asked])
 
 
 def _ask(words: Sequence[str]) -> Costs:

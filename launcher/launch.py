@@ -15,9 +15,10 @@ from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
 from fmfsd.errors import ConfigError, Problem
+from fmfsd.probed import Device
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
-from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
+from launcher.check import is_prepared, problems_of_any_config, require_sound, require_visible, warnings
 from launcher.check.of_images import counted, told
 from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
@@ -147,11 +148,23 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
         raise ConfigError([*error.problems, *around]) from error
     hosts = about(config)
     site = hosts.told(request.site)
-    costs = costs_of(config, request.words, workers=site.workers(launch), environment=environment) if asks else Costs()
+    require_visible(run)
+    costs = _costs(request, config, run, site, environment) if asks else Costs()
     costs = counted(costs, config, launch, site)
     require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
     images = told(config, launch, site)
     return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs), images)
+
+
+def _costs(request: Request, config: TrainConfig, run: RunDir, site: Site, environment: Mapping[str, str]) -> Costs:
+    """Without a download of weights that a checkpoint of the run, or train.init_from, replaces."""
+    replaced = config.train.init_from is not None or any(run.checkpoints.glob("step-*"))
+    if config.model.pretrained and replaced:
+        request = replace(request, overrides=(*request.overrides, "model.pretrained=false"))
+        config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
+    device: Device = "cuda" if site.placement(request.launch)[0] == "cuda" else "cpu"
+    workers = site.workers(request.launch)
+    return costs_of(config, request.words, workers=workers, environment=environment, device=device)
 
 
 def _survey(

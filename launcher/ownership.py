@@ -1,18 +1,14 @@
 """One launch at a time runs a run: the kernel's lock decides, and a file names the holder."""
 
-import os
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-
-from filelock import FileLock, Timeout
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from typing import Self
 
 from fmfsd.errors import CheckError
-from fmfsd.files import read_json, write_json
+from fmfsd.files import write_json
+from fmfsd.locks import Holder, LockHeldError, LockLeftError, LockUnsupportedError, hold_lock, lock_file
 from fmfsd.rundir import RunDir
 
 SAYS_SO_S = 2.0
@@ -23,52 +19,29 @@ class BusyError(CheckError):
     """Somebody else has the run."""
 
 
-@dataclass(frozen=True)
-class Owner:
-    """The process that runs a run. `born` is its start in the kernel's ticks, as a number is used again for others."""
-
-    host: str
-    pid: int
-    born: int
-    since: float
+class Owner(Holder):
+    """The process that runs a run."""
 
     @classmethod
-    def me(cls) -> "Owner":
-        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()), time.time())
-
-    @classmethod
-    def of(cls, run: RunDir) -> "Owner | None":
+    def of(cls, run: RunDir) -> Self | None:
         """Who holds the run, or was the last to; None if nobody has said so."""
-        try:
-            return cls(**read_json(run.owner))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    @property
-    def is_here(self) -> bool:
-        return self.host == socket.gethostname()
-
-    @property
-    def is_known_to_live(self) -> bool:
-        """Whether it is a process of this host and alive; of other hosts nothing is known."""
-        return self.is_here and _born(self.pid) == self.born
-
-    def __str__(self) -> str:
-        since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return f"process {self.pid} on {self.host}, since {since}"
+        return cls.read(run.owner)
 
 
 @contextmanager
 def sole_owner(run: RunDir) -> Iterator[None]:
     """Hold the run. BusyError if another launch does; the kernel takes it from one that was killed."""
-    try:
-        run.create()
-        held = FileLock(run.lock, timeout=0).acquire()
-    except Timeout as error:
-        raise BusyError(f"{run.path}: {busy(run)}") from error
-    except OSError as error:
-        raise _unwritable(error) from error
-    with held:
+    with ExitStack() as stack:
+        try:
+            run.create()
+            stack.enter_context(hold_lock(run.lock))
+        except (LockLeftError, LockUnsupportedError) as error:
+            raise CheckError(str(error)) from error
+        except LockHeldError as error:
+            file = f" ({error})" if lock_file(run.lock).exists() else ""
+            raise BusyError(f"{run.path}: {busy(run)}{file}") from error
+        except OSError as error:
+            raise _unwritable(error) from error
         try:
             run.stop_request.unlink(missing_ok=True)  # made to an earlier launch; from the next line on, to us
             write_json(run.owner, asdict(Owner.me()))
@@ -101,12 +74,3 @@ def _holder(run: RunDir) -> Owner | None:
             return None
         time.sleep(LOOK_S)
     return owner
-
-
-def _born(pid: int) -> int:
-    """-1 for a process that is not there, or has ended and is only waited for by its parent."""
-    try:
-        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return -1 if state in "ZX" else int(others[18])
-    except (OSError, ValueError, IndexError):
-        return -1

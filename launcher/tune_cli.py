@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
 
@@ -15,7 +16,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
-    os.umask(0o077)
+    os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
+    choose_method(os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     app()
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from fmfsd.checkpoint.saved import FILES, Saved
-from fmfsd.errors import CheckpointError
+from fmfsd.errors import CheckpointError, UnreadableCheckpointError
 from fmfsd.files import (
+    access_remedy,
     free_space,
     json_object,
     read_json,
     read_own,
-    require_private,
     sync_folder,
     write_json,
     write_whole,
@@ -31,6 +31,8 @@ from fmfsd.position import Position, positions_in
 log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
+DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO)
+"""Errors of a file that is missing, of another kind, or on a bad sector. After any other it may well be healthy."""
 
 
 class CheckpointFolder:
@@ -69,19 +71,23 @@ class CheckpointFolder:
         return None if best is None else _score(self.path / best.folder_name)
 
     def read(self, name: str) -> Saved:
-        """Raises CheckpointError if it is damaged."""
+        """Raises what `load_checkpoint` raises."""
         return load_checkpoint(self.path / name)
 
     def newest(self) -> str | None:
         """The name of the newest checkpoint that verifies; "" if none does, None if there is none.
 
-        Damaged ones that are newer are set aside, so that they neither block nor outlive their successors.
+        Damaged ones that are newer are set aside, so that they neither block nor outlive their successors. Raises
+        UnreadableCheckpointError for one that can't be read now and may be healthy: training its steps again, unasked,
+        would be a waste.
         """
         self._clear_away()
         found = positions_in(self.path)
         for number, position in enumerate(found):
             try:
                 self.read(position.folder_name)
+            except UnreadableCheckpointError:
+                raise
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
             else:
@@ -137,22 +143,40 @@ def _manifest(contents: dict[str, bytes]) -> dict[str, object]:
 
 
 def load_checkpoint(folder: Path) -> Saved:
-    """Raises CheckpointError unless all files are ours, there, as the manifest says, and of the folder's position."""
+    """Return the checkpoint in `folder`, whoever owns it: its files are tensors and JSON, and can hold no code.
+
+    Raises CheckpointError unless all files are there, as the manifest says, and of the folder's position;
+    UnreadableCheckpointError if this process can't read them now.
+    """
     try:
-        require_private(folder.lstat())
-        manifest = json_object(read_own(folder / MANIFEST), folder / MANIFEST)
-        if manifest.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"format {manifest.get('format')}, expected {CHECKPOINT_FORMAT}")
-        contents = {name: read_own(folder / name) for name in FILES}
-        for name, content in contents.items():
-            if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
-                raise ValueError(f"{name} is not what the manifest says")
-        saved = Saved.of(contents)
-        if saved.position.folder_name != folder.name:
-            raise ValueError(f"it holds {saved.position}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+        return _verified(folder)
+    except OSError as error:
+        if error.errno in DAMAGE:
+            raise _damaged(folder, error) from error
+        remedy = f": {access_remedy(folder)}" if isinstance(error, PermissionError) else ""
+        raise UnreadableCheckpointError(f"checkpoint {folder} can't be read: {error}{remedy}") from error
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _verified(folder: Path) -> Saved:
+    if folder.is_symlink():
+        raise ValueError("it is a symbolic link")
+    manifest = json_object(read_own(folder / MANIFEST), folder / MANIFEST)
+    if manifest.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"format {manifest.get('format')}, expected {CHECKPOINT_FORMAT}")
+    contents = {name: read_own(folder / name) for name in FILES}
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+            raise ValueError(f"{name} is not what the manifest says")
+    saved = Saved.of(contents)
+    if saved.position.folder_name != folder.name:
+        raise ValueError(f"it holds {saved.position}")
     return saved
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"checkpoint {folder} is damaged: {error}")
 
 
 def _score(folder: Path) -> float | None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from fmfsd.checkpoint.folder import load_checkpoint
 from fmfsd.comms import Comms
 from fmfsd.engine.base import Engine, EngineState
-from fmfsd.errors import CheckError, CheckpointError, Problem
-from fmfsd.files import read_private
+from fmfsd.errors import CheckError, CheckpointError, Problem, UnreadableCheckpointError
+from fmfsd.files import access_remedy
 from fmfsd.origin import KEY, weights_at
 
 log = logging.getLogger(__name__)
@@ -51,14 +51,19 @@ def _newest_whole(origin: str) -> tuple[Path, dict[str, Tensor]]:
     for path in weights_at(origin):
         try:
             return path, load_checkpoint(path).engine.evaluated if path.is_dir() else _read(path)
+        except UnreadableCheckpointError as error:
+            raise CheckError([Problem(KEY, str(error))]) from error
         except CheckpointError as error:
             damaged.append(Problem(KEY, str(error)))
     raise CheckError(damaged)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """Weights are data and can hold no code, so they may belong to anyone, and links are followed."""
     try:
-        return safetensors.torch.load(read_private(path))
+        return safetensors.torch.load(path.read_bytes())
+    except PermissionError as error:
+        raise UnreadableCheckpointError(f"{path} can't be read: {access_remedy(path)}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be used: {error}") from error
 

@@ -178,7 +178,11 @@ def _test(config: TrainConfig) -> Found:
 
 
 def _nesterov(config: TrainConfig) -> Found:
-    if config.optim.nesterov and config.optim.momentum == 0:
+    if not config.optim.nesterov:
+        return
+    if config.optim.name != "sgd":
+        yield "optim.nesterov", f"is for optim.name sgd, found {config.optim.name}: set it to false"
+    elif config.optim.momentum == 0:
         yield "optim.nesterov", "needs a momentum above 0, found optim.momentum 0"
 
 
@@ -228,7 +232,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
     _test: ("data.name", "data.valid", "train.evaluate_test"),
-    _nesterov: ("optim.momentum", "optim.nesterov"),
+    _nesterov: ("optim.momentum", "optim.name", "optim.nesterov"),
     _engine: ("engine", "train.precision"),
     _compile: ("engine", "train.batch", "train.compile", "train.micro_batch"),
     _recompute: ("engine", "train.compile", "train.recompute"),

@@ -1,5 +1,6 @@
 """Fetches an official archive: once, whole or not at all, and only with the sum that is expected."""
 
+import logging
 import os
 import urllib.request
 from http import HTTPStatus
@@ -7,13 +8,14 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
-from filelock import FileLock
-
 from fmfsd.data.file_types import HTML, file_type
 from fmfsd.data.official import md5_sum
 from fmfsd.errors import CheckError, Problem
+from fmfsd.files import flush_to_disk
+from fmfsd.locks import wait_for_lock
 from fmfsd.terminal import Report
 
+log = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
 _BLOCK = 1 << 20
 
@@ -24,7 +26,7 @@ def download(url: str, target: Path, *, md5: str, report: Report) -> None:
     Raises CheckError without network, or if the content's MD5 sum is another.
     """
     part = target.with_name(f".{target.name}.part")
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with wait_for_lock(target.with_name(f".{target.name}.lock"), log.warning):
         if target.exists():
             return
         try:
@@ -69,7 +71,7 @@ def _fetch(url: str, part: Path, start: int, report: Report) -> None:
                 done += file.write(block)
                 report(f"fetching {url.rpartition('/')[2]}", done, total)
             file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
     if done < total:
         raise OSError(f"the connection was closed after {done} of {total} bytes")
 

@@ -1,6 +1,7 @@
 """A prepared set on disk: `index.json` with counts, classes and SHA-256 sums, and the shard files it names."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
 from fmfsd.config.schema import DataConfig
 from fmfsd.errors import DataError, Problem
-from fmfsd.files import read_json, sha256, write_json
+from fmfsd.files import SHARED, access_remedy, read_json, sha256, write_json
 
 INDEX_FORMAT = 1
 SPLITS = ("train", "valid", "test")
@@ -82,7 +83,7 @@ class SetIndex:
 
     def write(self) -> None:
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
-        write_json(self.folder / "index.json", {"format": INDEX_FORMAT, **content})
+        write_json(self.folder / "index.json", {"format": INDEX_FORMAT, **content}, mode=SHARED)
 
 
 def set_folder(data: DataConfig) -> Path:
@@ -105,6 +106,8 @@ def read_index(folder: Path) -> SetIndex:
     except FileNotFoundError as error:
         known = "delete the folder, or choose another place" if folder.exists() else "`fmfsd data prepare` makes one"
         raise DataError([Problem(str(path), f"missing, so this is no prepared set: {known}")]) from error
+    except PermissionError as error:
+        raise DataError([Problem(str(path), f"can't be read: {access_remedy(folder)}")]) from error
     except (OSError, ValueError) as error:
         what = _first(error) if isinstance(error, ValidationError) else error
         raise DataError(
@@ -150,7 +153,12 @@ def _is_known(index: SetIndex) -> bool:
 def damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:
     """Each shard file that is missing or of another size or, with `checksums`, of other content than the index says."""
     remedy = f"delete {index.folder} and prepare the set again"
-    for shard in (shard for files in index.splits.values() for shard in files):
+    shards = [shard for files in index.splits.values() for shard in files]
+    paths = map(index.path, shards)
+    if denied := next((path for path in paths if path.exists() and not os.access(path, os.R_OK)), None):
+        yield Problem(str(denied), f"can't be read: {access_remedy(index.folder)}")
+        return
+    for shard in shards:
         path = index.path(shard)
         if not path.is_file():
             yield Problem(str(path), f"missing; {remedy}")

@@ -22,7 +22,7 @@ def own_shards(
     """With its images in the memory of `device` or, `in_files`, read when they are needed."""
     if in_files:
         return ShardsOnDisk(index, split, rank=rank, world_size=world_size, device=device)
-    return load_own_shards(index, split, rank=rank, world_size=world_size).to(device)
+    return load_own_shards(index, split, rank=rank, world_size=world_size, device=device)
 
 
 def images_stay_in_files(data: DataConfig, index: SetIndex, comms: Comms, device: torch.device) -> bool:

@@ -14,6 +14,10 @@ LARGEST_SHARE = 0.5
 """Of a worker's memory that images are held in unless somebody says otherwise: the network needs the rest."""
 WINDOW_BYTES = 64 << 20
 """Of images that are read ahead, of each split; but two batches at least."""
+MOST_READERS = 8
+"""Threads that read and verify shards: SHA-256 takes longer than the reading, and lets other threads work meanwhile."""
+STAGED_BYTES = 32 << 20
+"""Of the machine's memory, for each of them, on the way to a GPU."""
 LABEL_BYTES = 8 + 8
 """And the sample's position in the official files."""
 ORDER_BYTES = 48
@@ -51,6 +55,10 @@ class Part:
     def read_bytes(self) -> int:
         """Of memory, if they stay in their files."""
         return self.samples * (LABEL_BYTES + ORDER_BYTES) + self.splits * WINDOW_BYTES
+
+    def staged_bytes(self, *, in_files: bool) -> int:
+        """Of the machine's memory, for a worker whose batches are on a GPU."""
+        return self.read_bytes if in_files else self.samples * ORDER_BYTES + MOST_READERS * STAGED_BYTES
 
     def stays_in_files(self, data: DataConfig, memory: int) -> bool:
         """Where a worker may use `memory` bytes (0: not known)."""

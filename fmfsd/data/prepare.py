@@ -1,11 +1,10 @@
 """From a whole data set to shards on disk: once, however many processes ask for it."""
 
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
-
-from filelock import FileLock
 
 from fmfsd.config.known import FOLDER, FOLDER_LAYOUT
 from fmfsd.config.schema import DataConfig
@@ -18,7 +17,10 @@ from fmfsd.data.sources import read_set
 from fmfsd.data.write_set import SetWriter
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.files import sync_folder
+from fmfsd.locks import LockLeftError, LockUnsupportedError, wait_for_lock
 from fmfsd.terminal import Report
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -41,13 +43,17 @@ def prepare(
         raise ConfigError([Problem("--skip-damaged", f"only image folders have files to skip, not {data.name}")])
     if source is not None and not source.exists():
         raise DataError([Problem(str(source), "does not exist: give the place of the images or of the official files")])
+    if os.path.exists(folder):  # whole, as it got its name last: whoever may only read it can't lock it
+        return _existing(folder, seed, source, report)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        with wait_for_lock(folder.parent / f".{folder.name}.lock", log.warning):
             if folder.exists():
                 return _existing(folder, seed, source, report)
             raw = read_set(data.name, _source(data, source, fetch, report), size=data.size, report=report)
             _write_whole(raw, folder, writer)
+    except (LockLeftError, LockUnsupportedError) as error:
+        raise CheckError(str(error)) from error
     except OSError as error:
         place = error.filename or folder
         raise CheckError([Problem(str(place), f"can't be read or written: {error.strerror or error}")]) from error

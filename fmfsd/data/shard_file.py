@@ -7,6 +7,7 @@ an error that names the file.
 import json
 import math
 import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ class OpenShard:
 
     def announce(self, start: int, length: int) -> None:
         """That these bytes will be read soon, so that a disk works on many at once."""
-        os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
+        with suppress(OSError):  # some file systems know no such thing
+            os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     def before_images(self) -> bytes:
         """The header, the labels and the ids."""

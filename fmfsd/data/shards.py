@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from fmfsd.data.index import SetIndex, ShardFile
+from fmfsd.data.place import MOST_READERS, STAGED_BYTES
 from fmfsd.data.shard_file import OpenShard
 
-MOST_THREADS = 8
-"""That read and verify files: SHA-256 takes longer than the reading, and lets other threads work meanwhile."""
-
-
+CPU = torch.device("cpu")
 Order = Tensor | Sequence[Tensor]
 """Batches of positions, on the CPU."""
 
@@ -65,9 +63,6 @@ class OwnShards:
     numbers: tuple[int, ...]
     sizes: tuple[int, ...]
 
-    def to(self, device: torch.device) -> "OwnShards":
-        return OwnShards(self.images.to(device), self.labels.to(device), self.ids.to(device), self.numbers, self.sizes)
-
     @property
     def side(self) -> int:
         return self.images.shape[-1]
@@ -92,33 +87,46 @@ def own_part(index: SetIndex, split: str, *, rank: int, world_size: int) -> tupl
     return numbers, files[numbers.start : numbers.stop]
 
 
-def load_own_shards(index: SetIndex, split: str, *, rank: int, world_size: int) -> OwnShards:
-    """The shards of worker `rank` of `world_size`, each verified against the index as it is read.
+def load_own_shards(
+    index: SetIndex, split: str, *, rank: int, world_size: int, device: torch.device = CPU
+) -> OwnShards:
+    """The shards of worker `rank` of `world_size` on `device`, each verified against the index as it is read.
 
     Raises DataError for a file that is missing or not what the index says. `world_size` divides the shards.
     """
     numbers, files = own_part(index, split, rank=rank, world_size=world_size)
     sizes = tuple(shard.samples for shard in files)
-    images = torch.empty((sum(sizes), *index.shape), dtype=torch.uint8)
+    images = torch.empty((sum(sizes), *index.shape), dtype=torch.uint8, device=device)
     labels, ids = (torch.empty(sum(sizes), dtype=torch.int64) for _ in range(2))
 
     def read(shard: ShardFile, end: int) -> None:
         rows = slice(end - shard.samples, end)
         labels[rows], ids[rows] = _read(index, shard, images[rows])
 
-    with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))), "shard reader") as pool:
+    with ThreadPoolExecutor(min(MOST_READERS, len(os.sched_getaffinity(0))), "shard reader") as pool:
         list(pool.map(read, files, accumulate(sizes)))
-    return OwnShards(images, labels, ids, tuple(numbers), sizes)
+    return OwnShards(images, labels.to(device), ids.to(device), tuple(numbers), sizes)
 
 
 def _read(index: SetIndex, shard: ShardFile, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and ids; the images go to where they are to stay."""
+    """Labels and ids; the images go to where they are to stay, a piece at a time through this machine's memory."""
     with closing(OpenShard(index, shard)) as file:
-        head, pixels = file.before_images(), images.view(-1).numpy().data
-        file.read_into(pixels, file.images_start)
+        head, start = file.before_images(), file.images_start
         digest = hashlib.sha256(head)
-        digest.update(pixels)
+        for piece, buffer in _staged(images.view(-1)):
+            pixels = buffer.numpy().data
+            file.read_into(pixels, start)
+            digest.update(pixels)
+            start += len(pixels)
+            piece.copy_(buffer)
         if digest.hexdigest() != shard.sha256:
             raise file.damaged("its SHA-256 sum is not the index's")
         labels, ids = map(torch.from_numpy, file.labels_and_ids(head))
         return labels, ids
+
+
+def _staged(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of `values`, each with the memory of this machine that it is read into: its own if it is there."""
+    staging = torch.empty(min(STAGED_BYTES, len(values)) if values.device != CPU else 0, dtype=torch.uint8)
+    for piece in values.split(STAGED_BYTES):
+        yield piece, piece if values.device == CPU else staging[: len(piece)]

@@ -33,10 +33,16 @@ class TrainingPass(nn.Module):
 
 def is_compiled(config: TrainConfig, device: torch.device) -> bool:
     """Whether passes are one program. `auto`: on a GPU, where there is a C compiler and nothing forbids it."""
-    train = config.train
-    if train.compile != "auto" or config.engine.name != "torch":
-        return train.compile in (True, "cuda_graphs")
-    return device.type == "cuda" and any(map(shutil.which, COMPILERS)) and train.recompute in ("auto", "none")
+    if config.train.compile != "auto":
+        return config.train.compile in (True, "cuda_graphs")
+    return device.type == "cuda" and any(map(shutil.which, COMPILERS)) and may_be_compiled(config)
+
+
+def may_be_compiled(config: TrainConfig) -> bool:
+    """Whether passes on a GPU are one program where there is a C compiler."""
+    if config.train.compile != "auto" or config.engine.name != "torch":
+        return config.train.compile in (True, "cuda_graphs")
+    return config.train.recompute in ("auto", "none")
 
 
 def compiled(module: nn.Module, train: LoopConfig) -> nn.Module:

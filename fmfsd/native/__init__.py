@@ -13,11 +13,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from fmfsd.files import NotPrivateError, flush_to_disk, read_private
+from fmfsd.kernel_cache import COMPILER, kernel_folder
 
-from fmfsd.files import read_private, require_private
-
-COMPILER = "c++"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 SOURCES = Path(__file__).parent
 
@@ -29,6 +27,9 @@ def library(name: str, *definitions: str) -> ctypes.CDLL | None:
     """`name`.cpp, with `definitions` as `T=float`; None where it can't be compiled."""
     try:
         return ctypes.CDLL(str(_compiled(name, definitions)))
+    except NotPrivateError as error:
+        log.warning("%s.cpp is not used, so what it is for takes longer: %s", name, error)
+        return None
     except (OSError, subprocess.CalledProcessError) as error:
         log.info("%s.cpp could not be compiled, so what it is for takes longer: %s", name, error)
         return None
@@ -39,22 +40,11 @@ def _compiled(name: str, definitions: tuple[str, ...]) -> Path:
     flags = (*FLAGS, *(f"-D{each}" for each in definitions))
     texts = [path.read_bytes() for path in (SOURCES / f"{name}.cpp", *sorted(SOURCES.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*texts, " ".join(flags).encode(), _processor()])).hexdigest()
-    made = _folder() / f"{key}.so"
+    made = kernel_folder() / f"{key}.so"
     if not made.exists():
         _compile(SOURCES / f"{name}.cpp", flags, made)
     read_private(made)
     return made
-
-
-def _folder() -> Path:
-    """Where libraries are kept. OSError if others may write there: they may change what was looked at."""
-    ours = user_cache_path("fmfsd")
-    ours.mkdir(parents=True, exist_ok=True)
-    ours.chmod(ours.stat().st_mode & ~0o022)  # a umask of 002 leaves it to the group
-    (ours / "kernels").mkdir(exist_ok=True, mode=0o700)
-    for each in (ours, ours / "kernels"):
-        require_private(each.stat())
-    return ours / "kernels"
 
 
 def _compile(source: Path, flags: tuple[str, ...], made: Path) -> None:
@@ -63,7 +53,7 @@ def _compile(source: Path, flags: tuple[str, ...], made: Path) -> None:
         subprocess.run([COMPILER, *flags, str(source), "-o", str(whole)], check=True, capture_output=True)
         whole.chmod(0o700)
         with whole.open("rb") as file:
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
         os.replace(whole, made)
 
 

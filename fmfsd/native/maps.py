@@ -1,7 +1,9 @@
 """Maps, (B, C, H, W), as our C++ takes them: dense, in one of two layouts, of a few types."""
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -17,10 +19,25 @@ _TYPES = {
 """Of maps: their name in C++, that of what is computed in, and the type of factors."""
 
 
+_are_left_out = ContextVar("_are_left_out", default=False)
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Within the block no map is taken, as if all were on another device, for which they may stand."""
+    token = _are_left_out.set(True)
+    try:
+        yield
+    finally:
+        _are_left_out.reset(token)
+
+
 def takes(name: str, map_BCHW: Tensor, *factors: Tensor) -> bool:
     """Whether `name`.cpp can have this map and factors: one in this machine's memory, or one without memory that stands
     for such a map, but none that is traced."""
     if torch.compiler.is_compiling() or map_BCHW.device.type != "cpu" or type(map_BCHW) not in (Tensor, FakeTensor):
+        return False
+    if _are_left_out.get():
         return False
     known = _TYPES.get(map_BCHW.dtype)
     if known is None or not all(each.dtype == known[2] and each.is_contiguous() for each in factors):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.files import write_whole
+from fmfsd.files import SHARED, write_whole
 from fmfsd.report.page import GENERATOR
 from fmfsd.report.run_files import read_run
 from fmfsd.report.run_page import run_page
@@ -22,11 +22,12 @@ def write_report(folders: Sequence[Path], out: Path | None) -> Path:
     """
     path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     text = _text(folders)
-    _require_ours(path)
     try:
-        write_whole(path, text, durable=False)
+        _require_ours(path)
+        write_whole(path, text, durable=False, mode=SHARED)
     except OSError as error:
-        raise CheckError([Problem(str(path), f"can't be written: {error}")]) from error
+        remedy = "write the page elsewhere with --out FILE"
+        raise CheckError([Problem(str(path), f"can't be written: {error}: {remedy}")]) from error
     return path
 
 

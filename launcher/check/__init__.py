@@ -6,7 +6,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.rundir import RunDir
-from launcher.check import of_data, of_deepspeed, of_hosts, of_machine, of_memory, of_run, of_trackers
+from launcher.check import of_access, of_data, of_deepspeed, of_hosts, of_machine, of_memory, of_run, of_trackers
 from launcher.check.of_data import is_prepared as is_prepared
 from launcher.check.of_data import total_steps as total_steps
 from launcher.config import LaunchConfig
@@ -31,8 +31,10 @@ def require_sound(
 
     The content of every shard is verified too, of a set of up to `checksums_bytes`.
     """
+    require_visible(run)
     wrong = [
         *of_machine.too_few_gpus(launch, site),
+        *of_machine.no_cuda_graphs(config, launch, site),
         *of_deepspeed.long_grace(launch),
         *of_run.not_usable(launch, run),
         *of_run.changed(config, launch, run),
@@ -41,17 +43,19 @@ def require_sound(
     ]
     missing = [
         *_around(launch, site, run, survey),
+        *of_access.code_of_others(run, site),
         *(_deepspeed(survey) if of_deepspeed.is_asked_for(launch, config) else ()),
         *of_run.without_first_weights(config, run),
         *of_machine.too_little_space(run, of_machine.checkpoints_bytes(config, costs)),
         *of_memory.too_little(config, launch, site, costs),
         *of_memory.no_room_to_offload(launch, site, costs),
+        *of_memory.too_little_beside_gpus(config, launch, site, costs),
         *of_data.damaged(config, checksums_bytes=checksums_bytes),
         *of_data.other_than_before(config, run),
         *of_hosts.other_data(config, survey),
         *of_hosts.other_timm(config, survey),
         *of_trackers.missing(config),
-        *of_machine.not_compiled(config, launch, site),
+        *of_machine.not_compiled(config, site),
     ]
     if wrong:
         raise ConfigError([*wrong, *missing])
@@ -61,6 +65,8 @@ def require_sound(
 
 def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey = NOBODY) -> list[Problem]:
     """What is wrong whatever is trained: said together with what is wrong with a config."""
+    if problems := list(of_access.hidden(run)):
+        return problems
     return [
         *of_machine.too_few_gpus(launch, site),
         *of_deepspeed.long_grace(launch),
@@ -70,11 +76,18 @@ def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey
     ]
 
 
+def require_visible(run: RunDir) -> None:
+    """Raise CheckError if this user can't look into the run's folder: nothing else can be checked then."""
+    if problems := list(of_access.hidden(run)):
+        raise CheckError(problems)
+
+
 def _around(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey) -> Iterator[Problem]:
     yield from of_run.in_use(run)
     yield from of_machine.software()
     yield from of_machine.loopback(site)
-    yield from of_machine.not_writable(run)
+    yield from of_access.not_writable(run)
+    yield from of_access.denied(run)
     yield from of_hosts.problems(launch, survey)
 
 
@@ -93,4 +106,5 @@ def warnings(
         *(of_deepspeed.untested() if of_deepspeed.is_asked_for(launch, config) else ()),
         *of_memory.too_small(config, launch, site),
         *of_memory.unknown(costs),
+        *of_machine.private_kernels(launch, site),
     ]

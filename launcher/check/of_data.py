@@ -11,7 +11,7 @@ from fmfsd.config.contradictions import contradictions_of_length
 from fmfsd.config.known import FOLDER, FOLDER_LAYOUT
 from fmfsd.data.index import damaged_files, read_index, set_folder
 from fmfsd.errors import DataError, Problem
-from fmfsd.files import read_json, sha256
+from fmfsd.files import access_remedy, nearest_visible, read_json, sha256
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
 from launcher.site import Site
@@ -19,7 +19,7 @@ from launcher.site import Site
 
 def is_prepared(config: TrainConfig) -> bool:
     """Whether the set that `config` asks for is there; it may still be damaged."""
-    return set_folder(config.data).exists()
+    return os.path.exists(set_folder(config.data))
 
 
 def total_steps(config: TrainConfig) -> int | None:
@@ -63,6 +63,9 @@ def damaged(config: TrainConfig, *, checksums_bytes: float) -> Iterator[Problem]
     """Problems of a set that is there, with checksums if it has so many bytes at most; one that is not is prepared by
     the launch."""
     folder = set_folder(config.data)
+    if (place := nearest_visible(folder)).is_dir() and not os.access(place, os.X_OK):
+        yield Problem(str(folder), f"can't be read: {access_remedy(folder)}")
+        return
     if not folder.exists():
         yield from _not_preparable(folder.parent) if config.data.name != FOLDER else _not_prepared(config)
         return

@@ -1,5 +1,6 @@
 """Whether all hosts of a launch answer, have the same software, and see the same files."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
 def other_data(config: TrainConfig, survey: Survey) -> Iterator[Problem]:
     """On hosts that do not see the set that is here; one that is not here is prepared first."""
     index = set_folder(config.data) / "index.json"
-    here = sha256(index) if index.is_file() else None
+    here = sha256(index) if os.access(index, os.R_OK) else None
     for host, answer in survey.seen.items():
         there = answer.get("index")
         if here is None:

@@ -1,14 +1,14 @@
 """Whether this machine has what a launch needs: GPUs, software, space, loopback."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 from fmfsd.config import TrainConfig
 from fmfsd.errors import Problem
+from fmfsd.files import nearest_visible
+from fmfsd.kernel_cache import privacy_problem
 from fmfsd.rundir import RunDir
 from launcher.agent.condition import loopback_trouble
 from launcher.config import LaunchConfig
@@ -34,7 +34,7 @@ def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
         yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
 
 
-def not_compiled(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+def not_compiled(config: TrainConfig, site: Site) -> Iterator[Problem]:
     """What `train.compile` asks for and this machine has not; of others nothing is known."""
     if config.train.compile in ("auto", False) or not site.is_here:
         return
@@ -42,8 +42,22 @@ def not_compiled(config: TrainConfig, launch: LaunchConfig, site: Site) -> Itera
         yield Problem(
             "train.compile", f"needs one of {', '.join(COMPILERS)}, and none is here: install one, or set false"
         )
-    if config.train.compile == "cuda_graphs" and site.placement(launch)[0] != "cuda":
+
+
+def private_kernels(launch: LaunchConfig, site: Site) -> Iterator[str]:
+    """That workers on this machine's CPU will do without our kernels; nothing is known of other machines."""
+    if site.is_here and site.placement(launch)[0] == "cpu" and (problem := privacy_problem()):
+        yield f"our kernels for CPUs will not be used, and training takes longer: {problem}"
+
+
+def no_cuda_graphs(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    """What the launch of a step as one CUDA graph can't be combined with."""
+    if config.train.compile != "cuda_graphs":
+        return
+    if launch.device == "cpu" or (site.is_here and site.placement(launch)[0] != "cuda"):
         yield Problem("train.compile", "cuda_graphs are a GPU's, and workers are on the CPU: set true or false")
+    elif (workers := site.workers(launch)) > 1:
+        yield Problem("train.compile", f"cuda_graphs are for one worker, found {workers}: set true, or --gpus 1")
 
 
 def software() -> Iterator[Problem]:
@@ -66,15 +80,9 @@ def loopback(site: Site) -> Iterator[Problem]:
         yield Problem("loopback", f"{trouble}: bring the interface lo up, as `ip link set lo up` does")
 
 
-def not_writable(run: RunDir) -> Iterator[Problem]:
-    place = _place(run)
-    if not os.access(place, os.W_OK | os.X_OK):
-        yield Problem(str(place), "not writable, so the run can't be kept there: choose another --run-dir")
-
-
 def too_little_space(run: RunDir, wanted: int = FREE_BYTES) -> Iterator[Problem]:
     """`wanted` in bytes."""
-    place = _place(run)
+    place = nearest_visible(run.path)
     if (free := shutil.disk_usage(place).free) < wanted:
         yield Problem(
             str(place),
@@ -91,8 +99,3 @@ def checkpoint_bytes(config: TrainConfig, costs: Costs) -> int:
     """What one takes: weights, what the optimizer keeps, and averages. 0 if that is not known."""
     values = costs.parameters * (1 + config.optim.kept_per_weight + (config.train.ema is not None))
     return values * (8 if config.train.precision == "fp64" else 4)
-
-
-def _place(run: RunDir) -> Path:
-    """The run's folder, or the nearest one above that is there."""
-    return next(parent for parent in (run.path, *run.path.parents) if parent.exists())

@@ -7,6 +7,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.errors import Problem
 from launcher.check import of_images
 from launcher.check.of_data import divisors
+from launcher.check.of_machine import checkpoint_bytes
 from launcher.config import LaunchConfig
 from launcher.costs import Costs
 from launcher.site import Site
@@ -14,6 +15,8 @@ from launcher.sizes import size
 
 FEWEST_IMAGES = 32
 """Of a micro-batch, for each GPU."""
+COPIES_OF_A_CHECKPOINT = 2
+"""Rank 0 holds a copy of the tensors, and then the bytes of the files, while it writes them."""
 _SHARED = ("activations", "data")
 """Parts of the memory that more workers share."""
 
@@ -43,6 +46,25 @@ def no_room_to_offload(launch: LaunchConfig, site: Site, costs: Costs) -> Iterat
     if site.placement(launch)[0] == "cuda" and have and need > have:
         found = f"the optimizers of {here} workers need at least {size(need)} of their machine, which has {size(have)}"
         yield Problem("engine.offload", f"{found}: set it to false, or take more nodes with fewer GPUs each")
+
+
+def too_little_beside_gpus(config: TrainConfig, launch: LaunchConfig, site: Site, costs: Costs) -> Iterator[Problem]:
+    """Of the machine's memory, for what its workers hold there though they compute on GPUs."""
+    if site.placement(launch)[0] != "cuda" or not site.resources.memory or any(no_room_to_offload(launch, site, costs)):
+        return
+    here = site.placement(launch)[1] * (launch.nodes if site.is_here else 1)
+    in_files = of_images.stay_in_files(config, launch, site)
+    parts = {
+        "to read images": here * of_images.part_of(config, site.workers(launch)).staged_bytes(in_files=in_files),
+        "for the copies of a checkpoint": COPIES_OF_A_CHECKPOINT * checkpoint_bytes(config, costs),
+        "for optimizers": here * costs.memory.get("offloaded", 0),
+    }
+    if (need := sum(parts.values())) > site.resources.memory:
+        each = ", ".join(f"{size(part)} {what}" for what, part in parts.items() if part)
+        found = f"{here} workers with GPUs also need at least {size(need)} of their machine's memory ({each})"
+        yield Problem(
+            "memory", f"{found}, which has {size(site.resources.memory)}: take more nodes with fewer GPUs each"
+        )
 
 
 def _needed(launch: LaunchConfig, site: Site, costs: Costs) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from fmfsd.config import TrainConfig, changes, load_config
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.files import read_json
-from fmfsd.origin import weights_at
+from fmfsd.files import access_remedy, read_json
+from fmfsd.locks import problem_of
+from fmfsd.origin import KEY, weights_at
 from fmfsd.rundir import RunDir
 from launcher.check.of_data import total_steps
 from launcher.config import LaunchConfig
@@ -20,8 +21,6 @@ def not_usable(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
         yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
     elif not run.config.exists() and not run.is_unused():
         yield Problem(where, "exists and is no run directory: choose another --run-dir")
-    if run.path.is_dir() and run.path.stat().st_uid != os.getuid():
-        yield Problem(where, "belongs to another user: choose another --run-dir")
 
 
 def in_use(run: RunDir) -> Iterator[Problem]:
@@ -29,6 +28,8 @@ def in_use(run: RunDir) -> Iterator[Problem]:
     owner = Owner.of(run)
     if owner is not None and owner.is_known_to_live:
         yield Problem(str(run.path), busy(run))
+    elif problem := problem_of(run.lock):
+        yield Problem("", problem)
 
 
 def without_first_weights(config: TrainConfig, run: RunDir) -> Iterator[Problem]:
@@ -36,9 +37,13 @@ def without_first_weights(config: TrainConfig, run: RunDir) -> Iterator[Problem]
     if config.train.init_from is None or run.newest_step() is not None:
         return
     try:
-        weights_at(config.train.init_from)
+        newest = weights_at(config.train.init_from)[0]
     except CheckError as error:
         yield from error.problems
+        return
+    files = newest.glob("*") if newest.is_dir() else [newest]
+    if not os.access(newest, os.R_OK) or not all(os.access(path, os.R_OK) for path in files):
+        yield Problem(KEY, f"{newest} can't be read: {access_remedy(newest)}")
 
 
 def changed(config: TrainConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:

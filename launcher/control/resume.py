@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fmfsd.errors import CheckError, Problem
-from fmfsd.files import read_json
+from fmfsd.files import json_object, read_json, read_private
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig, from_json
 from launcher.control.work import existing_run
@@ -42,11 +42,15 @@ def resume(
 
 
 def last_launch(run: RunDir, environment: Mapping[str, str]) -> LaunchConfig:
-    """CheckError if the run's folder does not tell it, or a secret of its is not set here."""
+    """CheckError if the run's folder does not tell it, or a secret of its is not set here.
+
+    It names hosts and variables of workers, by which whoever can write it could run programs as this user.
+    """
     try:
-        return replace(from_json(read_json(run.launch), environment), run_dir=run.path)
+        content = json_object(read_private(run.launch), run.launch)
+        return replace(from_json(content, environment), run_dir=run.path)
     except (OSError, ValueError) as error:
-        advice = "launch it as before, with the same command and --run-dir"
+        advice = f"launch it as before, with the same command or `fmfsd-launch {run.config}`, and --run-dir {run.path}"
         wrong = f"does not say how this run was launched: {advice} ({error})"
         raise CheckError([Problem(str(run.launch), wrong)]) from error
 

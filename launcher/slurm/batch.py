@@ -139,8 +139,10 @@ def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str
     set_by_others = {*JOBS_OWN, *WORKERS_OWN, *_NOT_FOR_US}
     for_slurm = {name: value for name, value in environment.items() if name in _OF_SLURM or name.startswith("SBATCH_")}
     kept = {**travelling(environment), **for_slurm}
+    umask = {name: value for name, value in environment.items() if name == "FMFSD_UMASK"}
     return {
         **{name: value for name, value in kept.items() if name not in set_by_others},
+        **umask,
         **launch.extra_env,
         "PATH": f"{bin_folder}:{asked.get('PATH', '/usr/bin:/bin')}",
         "PYTHONPATH": f"{source}:{modules}" if modules else str(source),

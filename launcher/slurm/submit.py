@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.probed import Device
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
@@ -76,7 +77,9 @@ def _costs(request: Request, task: Task, environment: Mapping[str, str]) -> Cost
     """A seed changes nothing of it."""
     if request.stop_after == "plan":
         return Costs()
-    costs = costs_of(task.config, request.words, workers=task.plan.num_workers, environment=environment)
+    device: Device = "cuda" if task.plan.device == "cuda" else "cpu"
+    workers = task.plan.num_workers
+    costs = costs_of(task.config, request.words, workers=workers, environment=environment, device=device)
     return counted(costs, task.config, request.launch, request.site)
 
 

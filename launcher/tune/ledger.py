@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fmfsd.errors import CheckError, Problem
-from fmfsd.files import sync_folder
+from fmfsd.files import flush_to_disk, sync_folder
 
 
 class Notebook(Protocol):
@@ -32,7 +32,7 @@ class Ledger:
         try:
             if os.write(self._descriptor, line) != len(line):
                 raise OSError("the ledger's disk is full")
-            os.fsync(self._descriptor)
+            flush_to_disk(self._descriptor)
         except OSError:
             os.ftruncate(self._descriptor, before)  # else the next fact would stand in the same line
             raise

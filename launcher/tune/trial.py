@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from fmfsd.errors import CheckError
+from fmfsd.locks import choose_method
 from launcher.agent.node import MACHINES_OWN, own_variables
 from launcher.config import LaunchConfig
 from launcher.hosts.ray import Crew
@@ -38,6 +39,7 @@ class Trial(tune.Trainable):
     def setup(self, config: Mapping[str, Any]) -> None:
         """`config` has a TrialOrder's JSON, as text, under `order`."""
         os.umask(0o077)
+        choose_method(os.environ)
         self._begin(config)
 
     def step(self) -> dict[str, Any]:

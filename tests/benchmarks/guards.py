@@ -88,8 +88,8 @@ GUARDS = (
     ),
     Guard(
         "a folder of kernels that others may write",
-        "fmfsd/native/__init__.py",
-        "        require_private(each.stat())\n",
+        "fmfsd/kernel_cache.py",
+        "        require_private(each, each.stat())\n",
         "        pass\n",
         "tests/fmfsd/test_native.py::test_nor_is_one_in_a_folder_that_they_may_write",
     ),

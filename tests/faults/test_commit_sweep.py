@@ -183,3 +183,13 @@ def test_a_save_tells_of_a_call_that_fails_from_then_on_and_leaves_one_whole_che
         is_saved = place > last(protocol, r"fsync\(\d+<FOLDER>\)")
         assert re.match("saved" if is_saved else told, case.said), (call, case.said)
         assert_whole(case, 2 if place > last(protocol, COMMIT) else 1, call)
+
+
+@pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP"])
+def test_a_file_system_that_can_not_flush_a_folder_takes_checkpoints(
+    error: str, saves: Saves, protocol: list[Call]
+) -> None:
+    case = saves.save("-e", f"inject=fsync:error={error}")
+    assert [call for call in case.calls if call.name == "fsync" and f"{error} " in call.text], "injected"
+    assert case.said == "saved"
+    assert_whole(case, 2, case.calls[-1])

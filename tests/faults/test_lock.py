@@ -14,6 +14,7 @@ import pytest
 
 from fmfsd.errors import CheckError
 from fmfsd.files import write_json
+from fmfsd.locks import VARIABLE, choose_method
 from fmfsd.rundir import RunDir
 from launcher.ownership import Owner, sole_owner
 from tests.helpers.processes import run_command
@@ -22,8 +23,9 @@ RACING, ROUNDS, DEADLINE_S = 16, 25, 60.0
 _context = get_context("forkserver")
 
 
-def race(folders: list[Path], everybody: Barrier) -> None:
+def race(folders: list[Path], everybody: Barrier, method: str) -> None:
     """For each folder once, at the same moment as the others; leaves "won" there, or what one is told."""
+    choose_method({VARIABLE: method})
     for folder in folders:
         answer = folder / f"answer-{os.getpid()}"
         everybody.wait(DEADLINE_S)
@@ -37,14 +39,15 @@ def race(folders: list[Path], everybody: Barrier) -> None:
 
 
 @pytest.mark.fault("F33")
-def test_of_sixteen_launches_at_once_one_wins_and_the_others_are_told_which(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["flock", "file"])
+def test_of_sixteen_launches_at_once_one_wins_and_the_others_are_told_which(method: str, tmp_path: Path) -> None:
     """Also where another launch was at work before."""
     folders, everybody = [tmp_path / f"{number}" for number in range(ROUNDS)], _context.Barrier(RACING)
     for folder in folders:
         (folder / "run").mkdir(parents=True)
     for folder in folders[1::2]:
         write_json(RunDir(folder / "run").owner, asdict(replace(Owner.me(), born=1)))
-    racers = [_context.Process(target=race, args=(folders, everybody)) for _ in range(RACING)]
+    racers = [_context.Process(target=race, args=(folders, everybody, method)) for _ in range(RACING)]
     for racer in racers:
         racer.start()
     for racer in racers:

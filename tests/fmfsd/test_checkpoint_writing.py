@@ -109,14 +109,6 @@ def test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing(
     assert names(tmp_path / "c") == ["step-00000001"]
 
 
-def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
-    checkpoints = store(tmp_path / "c")
-    for step in (1, 2):
-        save(checkpoints, saved(step))
-    (tmp_path / "c" / "step-00000002").chmod(0o770)
-    assert newest_step(checkpoints) == 1
-
-
 def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
     for step in (1, 2):
@@ -151,12 +143,3 @@ def test_links_are_not_followed(link: str, tmp_path: Path) -> None:
     (tmp_path / "c" / link).rename(tmp_path / "elsewhere")
     (tmp_path / "c" / link).symlink_to(tmp_path / "elsewhere")
     assert newest_step(checkpoints) == 1
-
-
-@pytest.mark.fault("F15")
-def test_another_users_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = store(tmp_path / "c")
-    save(checkpoints, saved(1))
-    monkeypatch.setattr("os.getuid", lambda: 12345)
-    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
-        checkpoints.load_newest()

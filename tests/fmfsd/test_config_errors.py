@@ -171,6 +171,10 @@ BAD_FILES = {
     ),
     "warm-up 0": ("optim: {warmup: 0}", ["optim.warmup: expected a positive number of epochs or steps"]),
     "base batch 0": ("optim: {base_batch: 0}", ["optim.base_batch: expected greater than 0; found 0"]),
+    "nesterov of adamw": (
+        "optim: {nesterov: true, name: adamw}",
+        ["optim.nesterov: is for optim.name sgd, found adamw"],
+    ),
     "nesterov": ("optim: {nesterov: true, momentum: 0}", ["optim.nesterov: needs a momentum above 0"]),
     "keep 0": ("checkpoint: {keep: 0}", ["checkpoint.keep: expected greater than 0"]),
     "bf16 typo": ("train: {presision: bf16}", ["train.presision: unknown key; did you mean train.precision?"]),

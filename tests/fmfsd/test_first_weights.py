@@ -127,20 +127,11 @@ def test_weights_of_another_network_are_refused_and_no_new_attempt_is_made(
     assert '"worth_another_attempt": false' in plain.crash(1, 0).read_text()
 
 
-@pytest.mark.parametrize("how", ["link", "writable by others", "no weights"])
-def test_a_file_that_others_may_have_written_or_that_is_damaged_is_refused(
-    how: str, source: RunDir, tiny_root: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_is_damaged_is_refused(source: RunDir, tiny_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(load_file(source.checkpoints / "step-00000004" / "model.safetensors"), path)
     begun(tmp_path / "run", tiny_root, path)
-    if how == "link":
-        path.rename(tmp_path / "elsewhere")
-        path.symlink_to(tmp_path / "elsewhere")
-    elif how == "no weights":
-        path.write_bytes(path.read_bytes()[:-1])
-    else:
-        path.chmod(0o620)
+    path.write_bytes(path.read_bytes()[:-1])
     assert f"{path} can't be used" in refused(tmp_path / "run", tiny_root, path)
 
 

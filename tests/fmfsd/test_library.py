@@ -67,6 +67,21 @@ def test_an_exported_file_needs_neither_run_nor_set(run: RunDir, tmp_path: Path)
         fmfsd.load(path, head="deepest")
 
 
+def test_a_run_needs_no_set_to_be_loaded(tiny_root: Path, tmp_path: Path) -> None:
+    """And one of an earlier version, which did not store the names of its classes, says where they would be."""
+    data = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "data" / "cifar10")).parent
+    config = tiny_config(data, "train.max_steps=1", "optim.milestones=[]")
+    run = make_run(tmp_path / "run", config)
+    train_run(SoloComms(), run.path)
+    expected = fmfsd.load(run.path)
+    shutil.rmtree(data)
+    found = fmfsd.load(run.path, head="branch1")
+    assert found.class_names == expected.class_names == tuple(f"class{number}" for number in range(10))
+    run.classes.unlink()
+    with pytest.raises(CheckError, match=f"{data}/cifar10/index.json: missing"):
+        fmfsd.load(run.path)
+
+
 def test_a_file_of_something_else_is_refused(run: RunDir) -> None:
     other = next(run.checkpoints.glob("step-*")) / "model.safetensors"
     with pytest.raises(CheckError, match="no file of `fmfsd export --format safetensors`"):

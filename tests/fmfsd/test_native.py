@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from fmfsd import native
+from launcher.check.of_machine import private_kernels
+from launcher.config import LaunchConfig
+from tests.helpers.checks import CPU
 
 
 @pytest.fixture
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The folder of libraries, of which this process knows none."""
-    monkeypatch.setattr(native, "user_cache_path", lambda name: tmp_path)
+    monkeypatch.setattr("fmfsd.kernel_cache.user_cache_path", lambda name: tmp_path)
     native.library.cache_clear()
     yield tmp_path / "kernels"
     native.library.cache_clear()
@@ -51,10 +54,16 @@ def test_nor_is_there_one_of_what_does_not_compile(empty_cache: Path) -> None:
     assert list(empty_cache.iterdir()) == []
 
 
-def test_nor_is_one_in_a_folder_that_they_may_write(empty_cache: Path) -> None:
+def test_nor_is_one_in_a_folder_that_they_may_write(empty_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log and the check say how to change that."""
     empty_cache.mkdir(mode=0o700)
     empty_cache.chmod(0o777)
     assert native.library("sums") is None
+    told = f"{empty_cache} has mode 0777, so other users can write to it: `chmod go-w {empty_cache}`"
+    assert told in caplog.text
+    assert [told in text for text in private_kernels(LaunchConfig(), CPU)] == [True]
+    empty_cache.chmod(0o700)
+    assert list(private_kernels(LaunchConfig(), CPU)) == []
     assert list(empty_cache.iterdir()) == []
 
 

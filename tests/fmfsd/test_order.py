@@ -1,5 +1,7 @@
 """Which sample comes when: the same for any number of workers, each at most once, and reproducible."""
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmfsd.comms import Comms
 from fmfsd.config import DataConfig
 from fmfsd.data.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.index import read_index
+from fmfsd.data.index import SetIndex, read_index
 from fmfsd.data.order import integers, shard_epoch
+from fmfsd.data.place import MOST_READERS, STAGED_BYTES
+from fmfsd.data.prepare import _write_shard
 from fmfsd.data.shards import OwnShards, load_own_shards
+from fmfsd.data.sources import Samples
 from fmfsd.errors import DataError
+from tests.helpers.workers import run_workers
 
 
 def own_shards(sizes: list[int], numbers: range) -> OwnShards:
@@ -138,6 +145,48 @@ def test_a_worker_verifies_what_it_reads(tiny_root: Path, tmp_path: Path) -> Non
     load_own_shards(index, "train", rank=1, world_size=2)
     with pytest.raises(DataError, match="train-0005.safetensors: damaged"):
         load_own_shards(index, "train", rank=0, world_size=2)
+
+
+@pytest.mark.parametrize("piece", [1000, 3072 * 4, 1 << 25])
+def test_images_reach_another_device_piece_by_piece(
+    piece: int, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is this one, as if it were not where files are read to."""
+    index = read_index(tiny_root / "cifar10-shards6")
+    expected = load_own_shards(index, "train", rank=0, world_size=1)
+    monkeypatch.setattr("fmfsd.data.shards.CPU", torch.device("meta"))
+    monkeypatch.setattr("fmfsd.data.shards.STAGED_BYTES", piece)
+    found = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("cpu"))
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def large_set(folder: Path) -> Path:
+    """Four shards of 60 MiB."""
+    count = 20_000
+    images, labels = np.zeros((count, 3, 32, 32), np.uint8), np.zeros(count, np.int64)
+    files = [
+        _write_shard(folder / f"train-{shard:04d}.safetensors", Samples(images, labels, labels + shard * count))
+        for shard in range(4)
+    ]
+    classes = tuple(f"class{number}" for number in range(10))
+    splits = {"train": tuple(files), "test": tuple(files)}
+    SetIndex(folder, "synthetic10", (3, 32, 32), classes, 4, 0, 0, splits).write()
+    return folder
+
+
+def growth_of_loading(_comms: Comms, small: Path, large: Path) -> tuple[int, int]:
+    """Bytes by which this process grows, and those of the images, which go to a device without memory."""
+    load_own_shards(read_index(small), "train", rank=0, world_size=1, device=torch.device("meta"))
+    index, before = read_index(large), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("meta"))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10, own.images.nbytes
+
+
+def test_images_for_a_gpu_are_never_all_in_the_memory_of_the_machine(tiny_root: Path, tmp_path: Path) -> None:
+    ((grown, images),) = run_workers(growth_of_loading, 1, tiny_root / "cifar10", large_set(tmp_path))
+    assert images > 230 << 20
+    assert grown < min(MOST_READERS, len(os.sched_getaffinity(0))) * STAGED_BYTES + (16 << 20)
 
 
 def test_evaluation_sees_every_sample_once_in_equally_many_batches(tiny_root: Path) -> None:

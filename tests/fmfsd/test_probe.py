@@ -15,6 +15,7 @@ from fmfsd.data.shards import load_own_shards
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.model.build import build_network
+from fmfsd.native import maps
 from fmfsd.probe import _parameters, probe
 from fmfsd.trainer import build_loss
 from tests.helpers.costs import saved_bytes
@@ -125,6 +126,37 @@ def test_activations_are_what_a_real_forward_pass_saves(
     wanted = config(*SMALL, *form)
     expected = saved_bytes(SoloComms(), wanted)
     assert probe(wanted, workers=1).memory.activations == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+def on_a_gpu(*changes: str) -> int:
+    return probe(config(*SMALL, "train.precision=bf16", *changes), workers=1, device="cuda").memory.activations
+
+
+def test_what_a_gpu_needs_does_not_depend_on_this_machines_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Our kernel for CPUs is not asked."""
+    expected = [on_a_gpu(*changes) for changes in ((), ("train.compile=false",))]
+    monkeypatch.setattr("fmfsd.native.maps._library", lambda *_: pytest.fail("asked for a kernel"))
+    assert [on_a_gpu(*changes) for changes in ((), ("train.compile=false",))] == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_without_a_compiler_keeps_what_pytorchs_operations_save(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what a CPU without our kernel saves, counted in a real pass."""
+    wanted = config(*SMALL, f"train.precision={precision}", "train.compile=false")
+    found = probe(wanted, workers=1, device="cuda").memory.activations
+    with maps.left_out():
+        expected = saved_bytes(SoloComms(), wanted)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found > probe(wanted, workers=1, device="cpu").memory.activations > 0
+
+
+@pytest.mark.parametrize("change", ["engine.name=deepspeed", "train.compile=false", "train.recompute=branches"])
+def test_a_compiled_program_keeps_less_than_single_operations_do(change: str) -> None:
+    assert on_a_gpu() == on_a_gpu("train.compile=true") < on_a_gpu(change)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])

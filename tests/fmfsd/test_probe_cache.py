@@ -12,7 +12,7 @@ import pytest
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.changes import leaves
 from fmfsd.probe_cache import _COUNTS, cache_folder, cached, cached_or, probe_of
-from fmfsd.probed import Cost, HeadCost, Layer, MemoryCost, ParameterCount, Probe
+from fmfsd.probed import Cost, Device, HeadCost, Layer, MemoryCost, ParameterCount, Probe
 from tests.helpers.processes import run_command
 
 MAP = (64, 8, 8)
@@ -37,7 +37,6 @@ DOES_NOT_COUNT = {
     *(
         "seed",
         "tracker",
-        "train.compile",
         "data.root",
         "data.crop_padding",
         "data.crop_fill",
@@ -66,22 +65,22 @@ DOES_NOT_COUNT = {
 
 def kept(folder: Path, config: TrainConfig, workers: int = 2) -> Path:
     """The file that keeps PROBE as what was found."""
-    cached_or(lambda config, workers: PROBE, config, workers, folder)
+    cached_or(lambda *_: PROBE, config, workers, "cpu", folder)
     (path,) = folder.iterdir()
     return path
 
 
 def test_what_was_found_is_found_again_without_a_probe(tmp_path: Path) -> None:
     folder, config = tmp_path / "a" / "b", load_config("smoke")
-    assert cached(config, 2, folder) is None
+    assert cached(config, 2, "cpu", folder) is None
     kept(folder, config)
-    found = cached(config, 2, folder)
+    found = cached(config, 2, "cpu", folder)
     assert found == json.loads(json.dumps(asdict(PROBE)))
-    assert cached_or(never, config, 2, folder) == found
+    assert cached_or(never, config, 2, "cpu", folder) == found
     assert probe_of(found) == PROBE
 
 
-def never(config: TrainConfig, workers: int) -> Probe:
+def never(config: TrainConfig, workers: int, device: Device) -> Probe:
     raise AssertionError("probed again")
 
 
@@ -95,9 +94,24 @@ def test_every_key_of_a_config_counts_or_does_not() -> None:
 @pytest.mark.parametrize("change", ["train.batch=256", "model.branches=[stage1]", "optim.momentum=0", "method=byot"])
 def test_what_was_found_for_another_config_is_not_taken(change: str, tmp_path: Path) -> None:
     kept(tmp_path / "probes", load_config("smoke"))
-    assert cached(load_config("smoke", ["optim.lr=1", "seed=9"]), 2, tmp_path / "probes") is not None
-    assert cached(load_config("smoke", [change]), 2, tmp_path / "probes") is None
-    assert cached(load_config("smoke"), 4, tmp_path / "probes") is None
+    assert cached(load_config("smoke", ["optim.lr=1", "seed=9"]), 2, "cpu", tmp_path / "probes") is not None
+    assert cached(load_config("smoke", [change]), 2, "cpu", tmp_path / "probes") is None
+    assert cached(load_config("smoke"), 4, "cpu", tmp_path / "probes") is None
+
+
+def test_what_was_found_for_another_device_is_not_taken(tmp_path: Path) -> None:
+    kept(tmp_path / "probes", load_config("smoke"))
+    assert cached(load_config("smoke"), 2, "cuda", tmp_path / "probes") is None
+
+
+def test_what_was_found_with_kernels_is_not_taken_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without a compiler keeps more; a GPU never has them."""
+    folder, config = tmp_path / "probes", load_config("smoke")
+    for device in ("cpu", "cuda"):
+        cached_or(lambda *_: PROBE, config, 2, device, folder)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cached(config, 2, "cpu", folder) is None
+    assert cached(config, 2, "cuda", folder) is not None
 
 
 @pytest.mark.parametrize("what", ["version", "_sources"])
@@ -106,7 +120,7 @@ def test_what_another_torch_or_other_code_has_found_is_not_taken(
 ) -> None:
     kept(tmp_path / "probes", load_config("smoke"))
     monkeypatch.setattr(f"fmfsd.probe_cache.{what}", lambda *_: "another")
-    assert cached(load_config("smoke"), 2, tmp_path / "probes") is None
+    assert cached(load_config("smoke"), 2, "cpu", tmp_path / "probes") is None
 
 
 def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -146,14 +160,14 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_what_is_damaged_or_may_be_anothers_is_made_anew(damage: str, tmp_path: Path) -> None:
     config = load_config("smoke")
     DAMAGES[damage](kept(tmp_path / "probes", config))
-    assert cached(config, 2, tmp_path / "probes") is None
-    assert probe_of(cached_or(lambda config, workers: PROBE, config, 2, tmp_path / "probes")) == PROBE
-    assert (cached(config, 2, tmp_path / "probes") is not None) == (damage != "a folder")
+    assert cached(config, 2, "cpu", tmp_path / "probes") is None
+    assert probe_of(cached_or(lambda *_: PROBE, config, 2, "cpu", tmp_path / "probes")) == PROBE
+    assert (cached(config, 2, "cpu", tmp_path / "probes") is not None) == (damage != "a folder")
 
 
 def test_a_folder_that_can_not_be_made_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    answer = cached_or(lambda config, workers: PROBE, load_config("smoke"), 2, tmp_path / "file" / "probes")
+    answer = cached_or(lambda *_: PROBE, load_config("smoke"), 2, "cpu", tmp_path / "file" / "probes")
     assert probe_of(answer) == PROBE
 
 

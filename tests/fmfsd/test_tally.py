@@ -1,6 +1,7 @@
 """What an evaluation comes to: by hand, on any number of workers, and in files."""
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from fmfsd.attention import Attention, Watcher
 from fmfsd.comms import SoloComms
 from fmfsd.config import load_config
 from fmfsd.config.timeline import Timeline
+from fmfsd.data.index import read_index
+from fmfsd.data.shards import load_own_shards
+from fmfsd.findings import pictures_of
 from fmfsd.model.build import build_network
 from fmfsd.model.network import Outputs
 from fmfsd.tally import BINS, Tally
@@ -36,6 +40,20 @@ def tallied(rows: slice) -> Tally:
         outputs = Outputs([head[part] for head in logits], [], torch.empty(0))
         tally.add(outputs, labels[part], Attention(attention.names, attention.grids[part]))
     return tally
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("number", range(len(HEADS)))
+def test_values_that_are_not_finite_are_counted_and_named(number: int, value: float) -> None:
+    """Of one image, by one head."""
+    logits, labels, _ = drawn()
+    logits[number][7, 2] = value
+    tally = Tally(HEADS, CLASSES, torch.device("cpu"))
+    tally.add(Outputs(logits, [], torch.empty(0)), labels)
+    found = tally.of_all(SoloComms())
+    names = [f"the output of {name}" for name in (HEADS[number], "ensemble")]
+    assert found.not_finite == (["the loss", *names] if HEADS[number] == "deepest" else names)
+    assert sum(map(sum, found.confusion)) == SAMPLES
 
 
 def test_every_number_is_the_one_counted_by_hand() -> None:
@@ -161,3 +179,19 @@ def test_a_run_looks_at_ten_evaluations_and_at_the_last() -> None:
     assert looks(200, 1) == list(range(20, 201, 20))
     assert looks(30, 10) == [10, 20, 30]
     assert looks(25, 10) == [10, 20, 25]
+
+
+def test_the_images_that_are_looked_at_are_found_in_the_first_shards(tiny_root: Path, tmp_path: Path) -> None:
+    """Of a set with fewer classes than images are shown no shard is opened once each class is found."""
+    folder = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "cifar10"))
+    index, config = read_index(folder), tiny_config(tmp_path)
+    labels = load_own_shards(index, "test", rank=0, world_size=1).labels.tolist()
+    last = max(labels.index(label) for label in range(10))
+    for shard in index.splits["test"][last + 1 :]:
+        index.path(shard).unlink()
+    assert last < 63
+    pictures = pictures_of(index, "test", config, torch.device("cpu"))
+    images, found, _ids = pictures.stored(0)
+    assert found.tolist() == list(range(10))
+    whole = load_own_shards(read_index(tiny_root / "cifar10"), "test", rank=0, world_size=1)
+    assert torch.equal(images, whole.images[[labels.index(label) for label in range(10)]])

@@ -1,5 +1,6 @@
 """Models of timm: cut into stages or only looked at, with every layer used, and refused where that is not possible."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import fmfsd
+from fmfsd.assessment import Questions, assess
+from fmfsd.comms import SoloComms
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones.backbone import Backbone
@@ -18,6 +22,7 @@ from fmfsd.model.early_exit import EarlyExit, early_heads
 from fmfsd.model.prune import prune
 from fmfsd.probe import probe
 from tests.helpers.processes import run_command
+from tests.helpers.runs import make_loop, make_run, tiny_config, train_run
 
 CHAINS = ("test_resnet", "test_convnext", "test_byobnet", "test_nfnet")
 MAPS_AT_THE_END = ("test_efficientnet", "efficientnet_b0", "mobilenetv3_small_050", "mobilenetv4_conv_small")
@@ -229,6 +234,24 @@ def test_a_probe_says_before_a_start_that_weights_can_not_be_had(cache: Path) ->
         probe(config("test_resnet", "plain", "model.pretrained=true"), workers=2)
     assert "timm/test_resnet gets no weights (LocalEntryNotFoundError" in str(caught.value)
     assert "timm fetches them where there is a network, and keeps them in HF_HOME" in str(caught.value)
+
+
+def test_what_a_checkpoint_replaces_is_not_fetched(cache: Path, tiny_root: Path, tmp_path: Path) -> None:
+    """Not to resume, to evaluate or to load a run, nor to start from its weights."""
+    put_weights(cache)
+    (folder,) = cache.glob("models--*")
+    fetched = ("model.backbone=timm/test_resnet", "model.pretrained=true", "method=plain")
+    wanted = tiny_config(tiny_root, *fetched, "train.max_steps=2", "optim.milestones=[]")
+    run = make_run(tmp_path / "run", wanted)
+    train_run(SoloComms(), run.path, 1)
+    shutil.rmtree(folder)
+    assert train_run(SoloComms(), run.path) == "finished"
+    assert assess(run, Questions(early_exits=False), torch.device("cpu")).step == 2
+    assert fmfsd.load(run.path).predict(torch.zeros(3, 32, 32)).labels.shape == (1,)
+    again = make_run(tmp_path / "again", tiny_config(tiny_root, *fetched, f"train.init_from={run.path}"))
+    assert train_run(SoloComms(), again.path, 1) == "stopped"
+    with pytest.raises(ConfigError, match="gets no weights"):
+        make_loop(make_run(tmp_path / "new", wanted), SoloComms())
 
 
 def test_models_without_weights_to_fetch_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tests.conftest import quiet
 from tests.helpers.checks import CPU, problems, sound
 from tests.helpers.folders import write_folders
 from tests.helpers.runs import make_run, tiny_config
+from tests.helpers.users import as_other, common_folder, needs_second_user
 
 
 def test_a_sound_launch_passes(prepared: Path) -> None:
@@ -45,6 +45,28 @@ def test_workers_must_fit_shards_and_gpus(
     code, text = problems(tiny_config(prepared), launch, Site(Resources(cores=2, gpus=gpus)))
     assert code == 2
     assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("launch", "site", "expected"),
+    [
+        (LaunchConfig(gpus=2), Site(Resources(8, ("0", "1"))), "cuda_graphs are for one worker, found 2: set true, or"),
+        (LaunchConfig(), Site(Resources(8, ("0", "1"))), "cuda_graphs are for one worker, found 2"),
+        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "ssh", ("n1", "n2")), "for one worker, found 2"),
+        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "sbatch", ("a", "b")), "for one worker, found 2"),
+        (LaunchConfig(device="cpu"), Site(Resources(8), "ssh", ("n1",)), "cuda_graphs are a GPU's"),
+        (LaunchConfig(), CPU, "cuda_graphs are a GPU's, and workers are on the CPU: set true or false"),
+        (LaunchConfig(), Site(Resources(8, ("0",))), None),
+        (LaunchConfig(gpus=1), Site(Resources(8, ("0", "1"))), None),
+    ],
+)
+def test_cuda_graphs_are_for_one_gpu(launch: LaunchConfig, site: Site, expected: str | None, prepared: Path) -> None:
+    config = tiny_config(prepared, "train.compile=cuda_graphs")
+    if expected is None:
+        require_sound(config, launch, site, RunDir(Path("/tmp/nowhere/run")))
+    else:
+        code, text = problems(config, launch, site)
+        assert (code, expected in text) == (2, True), text
 
 
 def test_a_run_directory_of_another_config_is_refused_with_the_difference(prepared: Path, tmp_path: Path) -> None:
@@ -147,34 +169,19 @@ def test_a_set_that_is_not_prepared_yet_is_no_problem_if_it_can_be(tmp_path: Pat
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere: needs another user")
-def test_places_that_are_not_writable_are_named(prepared: Path, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert "not writable" in problems(tiny_config(prepared), run=RunDir(tmp_path / "locked" / "run"))[1]
-
-
-def test_places_that_are_not_writable_are_named_also_to_root(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    code, text = problems(tiny_config(tmp_path / "new"), run=RunDir(tmp_path / "run"))
+@pytest.mark.usefixtures("processes")
+@needs_second_user
+def test_places_that_are_not_writable_are_named() -> None:
+    with common_folder() as folder:
+        code, text = as_other(problems, tiny_config(folder / "new"), LaunchConfig(), CPU, RunDir(folder / "run"))
     assert code == 3
-    assert "so the run can't be kept there" in text
+    assert f"{folder}: not writable, so the run can't be kept there: {folder} belongs to root" in text
     assert "data.root is not writable" in text
 
 
 def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(of_machine, "FREE_BYTES", 1 << 60)
     assert "MiB free, a run needs at least" in problems(tiny_config(prepared))[1]
-
-
-def test_another_users_run_directory_is_refused(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert "belongs to another user" in problems(tiny_config(prepared), run=run)[1]
 
 
 @pytest.mark.fault("F44")

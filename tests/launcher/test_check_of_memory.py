@@ -2,20 +2,23 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from fmfsd.config import dump_config, load_config
 from fmfsd.data.place import WINDOW_BYTES
 from fmfsd.rundir import RunDir
 from launcher import costs as costs_module
 from launcher.check import of_images, of_machine, of_memory, warnings
 from launcher.config import LaunchConfig
 from launcher.costs import Costs, costs_of
+from launcher.launch import Request, checked
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.sizes import size
-from tests.helpers.checks import CPU, problems, sound
+from tests.helpers.checks import CPU, ONE, problems, sound
 from tests.helpers.processes import run_command
 from tests.helpers.runs import tiny_config
 
@@ -74,6 +77,25 @@ def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared
     assert not list(of_memory.no_room_to_offload(LaunchConfig(), cpu, offloading))
 
 
+def test_what_workers_with_gpus_hold_in_the_memory_of_their_machine_has_to_fit(prepared: Path) -> None:
+    """Images on their way to a GPU, copies of a checkpoint, and offloaded optimizers."""
+    config, costs = tiny_config(prepared), Costs(parameters=GIB // 4, memory={**LARGE.memory, "offloaded": GIB})
+    eight = LaunchConfig(gpus=8)
+
+    def told(gib: int, launch: LaunchConfig = eight) -> list[str]:
+        site = Site(Resources(cores=8, gpus=tuple("01234567"), gpu_memory=64 * GIB, memory=gib * GIB))
+        return [str(problem) for problem in of_memory.too_little_beside_gpus(config, launch, site, costs)]
+
+    assert told(13) == [
+        "memory: 8 workers with GPUs also need at least 14.0 GiB of their machine's memory (2.0 GiB to read images, "
+        "4.0 GiB for the copies of a checkpoint, 8.0 GiB for optimizers), which has 13.0 GiB: take more nodes with "
+        "fewer GPUs each"
+    ]
+    assert told(15) == told(0) == told(13, LaunchConfig(gpus=4)) == []
+    code, text = problems(config, eight, Site(Resources(8, tuple("01234567"), 13 * GIB, 64 * GIB)), costs=costs)
+    assert (code, "8 workers with GPUs also need" in text) == (3, True)
+
+
 def test_memory_that_is_not_known_is_not_judged(prepared: Path) -> None:
     assert not list(of_memory.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
 
@@ -125,6 +147,25 @@ def test_the_real_probe_is_asked_once_and_its_figures_refuse_what_is_too_small(
 
 def test_a_probe_is_not_asked_what_the_check_knows_to_be_wrong(prepared: Path) -> None:
     assert costs_of(tiny_config(prepared), ["nonsense"], workers=3, environment=os.environ) == Costs()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_check_fetches_no_weights_that_a_checkpoint_replaces(
+    replaced: bool, prepared: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("data.name=cifar10", "model.backbone=timm/test_resnet", "model.pretrained=true", f"data.root={prepared}")
+    if replaced:
+        run.config.write_text(dump_config(load_config("cifar100-resnet18", changes)))
+        (run.checkpoints / "step-00000001").mkdir()
+    asked = list[Sequence[str]]()
+
+    def ask(words: Sequence[str]) -> Costs:
+        asked.append(words)
+        return Costs()
+
+    monkeypatch.setattr(costs_module, "_ask", ask)
+    checked(Request("cifar100-resnet18", changes, ONE, CPU, "check", as_json=False), run, os.environ, ".")
+    assert ["model.pretrained=false" in words for words in asked] == [replaced]
 
 
 @pytest.mark.usefixtures("processes")

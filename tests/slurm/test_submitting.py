@@ -115,7 +115,8 @@ def test_a_job_gets_what_travels_and_nothing_else_of_the_callers_environment(
     fake.set_up("22.05", refuses="submit")
     run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", "run", cwd=work)
     found = fake.asked("sbatch")["environment"]
-    own = {"SLURM_CONF", "SBATCH_RESERVATION", "FMFSD_CLUSTER_DIR", "PATH", "PYTHONPATH", "PWD", "SHLVL", "_", "OLDPWD"}
+    ours = {"FMFSD_CLUSTER_DIR", "FMFSD_UMASK", "PATH", "PYTHONPATH"}
+    own = {*ours, "SLURM_CONF", "SBATCH_RESERVATION", "PWD", "SHLVL", "_", "OLDPWD"}
     assert set(found) - own <= set(travelling(os.environ))
     assert found["PYTHONPATH"].startswith(f"{work}/run/source/")
     assert found["PATH"].startswith(str(Path(sys.executable).parent))

@@ -1,10 +1,16 @@
 """`fmfsd evaluate`: what it says is what the run said, early exits included; what it can't do it says clearly."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import weakref
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,18 +18,27 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
+from fmfsd import exits
 from fmfsd.assessment import Questions, assess
+from fmfsd.assessment_output import show_and_write
 from fmfsd.cli import app
-from fmfsd.comms import SoloComms
-from fmfsd.data.index import SetIndex, read_index
+from fmfsd.comms import Comms, SoloComms
+from fmfsd.config import load_config
+from fmfsd.data.batches import EvaluationBatches
+from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.data.shards import load_own_shards
+from fmfsd.engine.form import Form
 from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
 from fmfsd.files import write_json
+from fmfsd.model.build import build_network
 from fmfsd.model.network import Outputs
 from fmfsd.position import Position
 from fmfsd.rundir import RunDir
 from fmfsd.trained_run import newest_checkpoint
+from fmfsd.trainer import evaluation_batches
+from tests.helpers.processes import command
 from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
+from tests.helpers.workers import run_workers
 
 CPU = torch.device("cpu")
 SHORT = ("train.max_steps=3", "checkpoint.every_steps=1", "train.evaluate_batch=24", "optim.milestones=[]")
@@ -47,6 +62,7 @@ def last_record(run: RunDir, split: str) -> dict[str, float]:
 
 def test_the_heads_are_those_of_the_runs_last_record_to_the_last_digit(run: RunDir) -> None:
     found = assess(run, Questions(), CPU)
+    show_and_write(found, run=run, out=None, as_json=False)
     assert found.metrics == last_record(run, "test")
     assert (found.step, found.samples, found.checkpoint) == (3, 64, "step-00000003")
     kept, of_exits = (json.loads(path.read_text()) for path in (run.evaluation("test"), run.early_exits("test")))
@@ -262,8 +278,10 @@ def test_other_data_of_a_known_form_are_evaluated_and_nothing_is_kept(
     run.evaluation("test").unlink(missing_ok=True)
     prepared = tiny_root / "cifar10"
     for folder in (prepared, as_image_folders(read_index(prepared), tmp_path / "images")):
-        found = assess(run, Questions(data=folder), CPU)
-        assert (found.metrics["deepest_top1"], found.data) == (last_record(run, "test")["deepest_top1"], str(folder))
+        code, shown, errors = evaluated(str(run.path), "--data", str(folder), "--json")
+        found = json.loads(shown)
+        assert (code, found["data"]) == (0, str(folder)), errors
+        assert found["metrics"]["deepest_top1"] == last_record(run, "test")["deepest_top1"]
     assert not run.evaluation("test").exists()
 
 
@@ -280,3 +298,93 @@ def test_two_workers_count_each_sample_once(run: RunDir, tmp_path: Path) -> None
     assert (by_both["top1"], by_both["leaving"]) == (by_one.top1, by_one.leaving)
     curve = [point.top1 for point in alone.early_exits.curve]
     assert [point["top1"] for point in both["early_exits"]["curve"]] == curve
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("images_in", ["memory", "files"])
+def test_one_batch_of_images_is_held_at_a_time(
+    images_in: str, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large a split is; another is there while it is computed."""
+    run = trained(tiny_root, tmp_path / "run", f"data.images_in={images_in}")
+    held: list[weakref.ref[Tensor]] = []
+    most, at = 0, EvaluationBatches.at
+
+    def counted(batches: EvaluationBatches, number: int) -> tuple[Tensor, Tensor]:
+        nonlocal most
+        images, labels = at(batches, number)
+        held.append(weakref.ref(images))
+        most = max(most, sum(each() is not None for each in held))
+        return images, labels
+
+    monkeypatch.setattr(EvaluationBatches, "at", counted)
+    assess(run, Questions("train"), CPU)
+    assert len(held) > 20
+    assert most <= 2
+
+
+def measured_by(comms: Comms, folder: Path) -> int:
+    """How many costs this worker has measured."""
+    config, measured, measure = load_config(str(RunDir(folder).config)), 0, exits._cost
+
+    def counted(*arguments: Any) -> exits.MeasuredCost:
+        nonlocal measured
+        measured += 1
+        return measure(*arguments)
+
+    index, network = read_index(set_folder(config.data)), build_network(config)
+    with (
+        closing(evaluation_batches(config, index, "test", comms, CPU, False)) as batches,
+        patch.object(exits, "_cost", counted),
+    ):
+        exits.measure_costs(network.eval(), batches, Form.of(config.train), comms)
+    return measured
+
+
+def test_no_worker_waits_while_another_measures(run: RunDir) -> None:
+    assert run_workers(measured_by, 2, run.path) == [3, 3]
+
+
+@pytest.mark.fault("F11")
+def test_results_that_can_not_be_stored_are_shown_and_written_elsewhere(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, out = RunDir(Path(shutil.copytree(run.path, tmp_path / "run"))), tmp_path / "results.json"
+    monkeypatch.setattr("fmfsd.findings.write_whole", full_disk)
+    code, shown, errors = evaluated(str(copied.path), "--json", "--out", str(out))
+    assert (code, json.loads(shown)["metrics"]) == (0, last_record(run, "test")), errors
+    assert json.loads(out.read_text()) == json.loads(shown)
+    assert "the results can't be stored there: [Errno 28] No space left on device; --out FILE" in errors
+    nowhere = str(tmp_path / "no" / "out")
+    code, again, errors = evaluated(str(copied.path), "--no-early-exits", "--json", "--out", nowhere)
+    assert (code, json.loads(again)["metrics"]) == (3, last_record(run, "test"))
+    assert f"--out {nowhere}: can't be written: " in errors
+
+
+@pytest.mark.fault("F34")
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_a_run_that_can_only_be_read_is_evaluated_and_reported(run: RunDir, tmp_path: Path) -> None:
+    """On a real read-only mount."""
+    mount = f'mount --bind {run.path} {run.path} && mount -o remount,ro,bind {run.path} && exec "$@"'
+    read_only = ["unshare", "--mount", "sh", "-c", mount, "sh", command("fmfsd")]
+    page = str(tmp_path / "page.html")
+    found = {
+        name: subprocess.run([*read_only, *arguments], capture_output=True, text=True, timeout=120)
+        for name, arguments in {
+            "evaluate": ("evaluate", str(run.path), "--json", "--device", "cpu", "--no-early-exits"),
+            "report": ("report", str(run.path)),
+            "report elsewhere": ("report", str(run.path), "--out", page),
+        }.items()
+    }
+    assert json.loads(found["evaluate"].stdout)["metrics"] == last_record(run, "test")
+    assert found["evaluate"].returncode == 0
+    assert "warning" in found["evaluate"].stderr
+    assert "Read-only file system" in found["evaluate"].stderr
+    assert (found["report"].returncode, "write the page elsewhere with --out FILE" in found["report"].stderr) == (
+        3,
+        True,
+    )
+    assert (found["report elsewhere"].returncode, Path(page).exists()) == (0, True), found["report elsewhere"].stderr

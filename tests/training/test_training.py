@@ -15,7 +15,7 @@ from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.trainer import choose_device, train
 from fmfsd.world import World
-from tests.helpers.runs import evaluation, make_loop, make_run, newest_weights, records, tiny_config, train_run
+from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
 
 CPU = torch.device("cpu")
 FOUR_STEPS = (
@@ -149,14 +149,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tiny_root: Path, t
     assert list(run.checkpoints.glob("step-*")) == []
 
 
-def test_an_evaluation_that_is_not_finite_ends_the_run_and_is_not_recorded(
-    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.fault("F18")
+@pytest.mark.parametrize("rate", ["1e6", "1e30"])
+def test_a_network_that_one_step_has_broken_ends_the_run_at_its_evaluation(
+    rate: str, tiny_root: Path, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
-    monkeypatch.setattr("fmfsd.loop.evaluate", lambda *_, **__: evaluation(deepest_top1=0.0, loss=float("nan")))
-    with pytest.raises(NonFiniteLossError, match="the test loss is not finite after step 2"):
+    """Its training loss was finite, as it was before the step. Nothing is recorded, and no attempt follows."""
+    changes = ("train.batch=256", f"optim.lr={rate}", "optim.momentum=0", "optim.milestones=[]")
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
+    with pytest.raises(
+        NonFiniteLossError, match=r"is not finite on the test split after step \d.*Lower optim.lr"
+    ) as caught:
         train_run(SoloComms(), run.path)
-    assert [line["split"] for line in records(run)] == ["train", "train"]
+    assert not caught.value.worth_another_attempt
+    assert {line["split"] for line in records(run)} == {"train"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""File systems that lack what others have: hard links, folders that can be flushed, locks. The faults are strace's."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fmfsd.comms import SoloComms
+from fmfsd.errors import CheckError
+from fmfsd.export import export
+from fmfsd.files import mount_of
+from fmfsd.locks import VARIABLE, LockLeftError, choose_method, hold_lock, lock_file, problem_of, wait_for_lock
+from fmfsd.rundir import RunDir
+from launcher.ownership import BusyError, sole_owner
+from tests.helpers.leaks import CHECKOUT
+from tests.helpers.official import write_official
+from tests.helpers.processes import command, run_command
+from tests.helpers.runs import TINY, make_run, tiny_config, train_run
+
+DEADLINE_S = 60.0
+
+
+def can_trace() -> bool:
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True).returncode == 0
+
+
+needs_strace = pytest.mark.skipif(not can_trace(), reason="needs strace, and processes that can be traced")
+
+
+def faulty(fault: str, *argv: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`argv` where every system call that `fault` names fails."""
+    strace = ["strace", "-f", "-qq", "-o", str(cwd / "strace"), "-e", f"inject={fault}"]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [*strace, *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert "INJECTED" in (cwd / "strace").read_text(), "the fault happened"
+    return done
+
+
+def prepare_arguments(folder: Path) -> tuple[str, ...]:
+    source = write_official(folder / "source", "cifar10")
+    return (command("fmfsd"), "data", "prepare", "cifar10", "--out", str(folder / "data"), "--source", str(source))
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP"])
+def test_a_set_is_prepared_where_folders_can_not_be_flushed(error: str, tmp_path: Path) -> None:
+    done = faulty(f"fsync:error={error}", *prepare_arguments(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+GIVE_NAME = (
+    "import sys; from pathlib import Path; from fmfsd.files import give_name; give_name(*map(Path, sys.argv[1:]))"
+)
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EPERM", "EOPNOTSUPP", "EMLINK"])
+def test_a_finished_file_gets_its_name_where_there_are_no_hard_links(error: str, tmp_path: Path) -> None:
+    """And none is overwritten there either."""
+    for text in ("first", "second"):
+        (tmp_path / "beside").write_text(text)
+        argv = (sys.executable, "-c", GIVE_NAME, str(tmp_path / "beside"), str(tmp_path / "export"))
+        done = faulty(f"link,linkat:error={error}", *argv, cwd=tmp_path, PYTHONPATH=str(CHECKOUT))
+        assert (tmp_path / "export").read_text() == "first"
+        assert ("FileExistsError" in done.stderr) == (text == "second")
+        assert (tmp_path / "beside").exists() == (text == "second")
+
+
+def test_an_export_is_not_lost_for_want_of_hard_links(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1", "optim.milestones=[]"))
+    train_run(SoloComms(), run.path)
+
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    made = export(run, "safetensors", out=tmp_path / "served.safetensors")
+    assert [path.name for path in tmp_path.iterdir() if "served" in path.name] == ["served.safetensors"], made
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ENOLCK", "ENOSYS"])
+def test_a_set_is_prepared_without_locks_once_the_user_says_how(error: str, tmp_path: Path) -> None:
+    arguments, fault = prepare_arguments(tmp_path), f"flock:error={error}"
+    done = faulty(fault, *arguments, cwd=tmp_path)
+    assert done.returncode == 3
+    assert f"the file system of {mount_of(tmp_path)} does not support locks (flock: " in done.stderr
+    assert f"set {VARIABLE}=file" in done.stderr
+    done = subprocess.run(arguments, env={**os.environ, VARIABLE: "file"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "data").glob(".*.held"))
+
+
+@needs_strace
+@pytest.mark.fault("F34")
+def test_the_check_says_that_a_run_can_not_be_locked(tiny_root: Path, tmp_path: Path) -> None:
+    settings = (part for change in (*TINY, f"data.root={tiny_root}") for part in ("--set", change))
+    launch = (command("fmfsd-launch"), "smoke", *settings, "--run-dir", str(tmp_path / "run"))
+    for arguments in ((*launch, "--check"), launch):
+        done = faulty("flock:error=ENOLCK", *arguments, cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert f"{tmp_path}/run/lock: the file system of {mount_of(tmp_path)} does not support locks" in done.stderr
+    done = run_command(*("fmfsd-launch", *launch[1:]), "--check", cwd=tmp_path, env={VARIABLE: "file"})
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"strace"}
+
+
+@pytest.fixture
+def by_files() -> Iterator[None]:
+    choose_method({VARIABLE: "file"})
+    yield
+    choose_method({})
+
+
+def test_a_run_is_held_by_a_file_where_the_kernel_has_no_locks(by_files: None, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    told = rf"another launch is at work there \(process {os.getpid()}.*`rm {run.path}"
+    with sole_owner(run):
+        with pytest.raises(BusyError, match=told), sole_owner(run):
+            pass
+        assert "if that process has ended" in problem_of(run.lock)
+    assert problem_of(run.lock) == ""
+    assert run.is_unused()
+
+
+LEAVE_LOCK = """
+import sys
+from pathlib import Path
+from fmfsd.locks import _create_exclusively
+_create_exclusively(Path(sys.argv[1]))
+"""
+
+
+def left_behind(lock: Path) -> int:
+    """The number of a process that has ended without releasing the lock."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", LEAVE_LOCK, str(lock)], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    )
+    assert child.wait() == 0
+    return child.pid
+
+
+def test_nobody_waits_for_a_lock_file_that_was_left_behind(by_files: None, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    pid, marker = left_behind(run.lock), lock_file(run.lock)
+    told = rf"{marker} was left behind by process {pid} on .*, which has ended: `rm {marker}`"
+    assert re.match(told, problem_of(run.lock))
+    with pytest.raises(LockLeftError, match=told), wait_for_lock(run.lock, pytest.fail):
+        pass
+    with pytest.raises(CheckError, match=told), sole_owner(run):
+        pass
+    assert run.is_unused()
+    marker.unlink()
+    with sole_owner(run):
+        pass
+
+
+@pytest.mark.fault("F36")
+@pytest.mark.parametrize("method", ["flock", "file"])
+def test_whoever_waits_for_a_lock_says_for_whom(method: str, tmp_path: Path) -> None:
+    arguments = prepare_arguments(tmp_path)
+    (tmp_path / "data").mkdir()
+    choose_method({VARIABLE: method})
+    try:
+        with hold_lock(tmp_path / "data" / ".cifar10.lock"):
+            environment = {**os.environ, VARIABLE: method}
+            waiting = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+            assert waiting.stderr is not None
+            assert f"by process {os.getpid()} on " in waiting.stderr.readline()
+        _, rest = waiting.communicate(timeout=DEADLINE_S)
+    finally:
+        choose_method({})
+    assert waiting.returncode == 0, rest
+
+
+def test_a_set_that_is_there_needs_no_lock(tiny_root: Path, tmp_path: Path) -> None:
+    """As whoever may only read it can't take one."""
+    data = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "data" / "cifar10")).parent
+    with hold_lock(data / ".cifar10.lock"):
+        source = str(tiny_root / "source")
+        done = run_command("fmfsd", "data", "prepare", "cifar10", "--out", str(data), "--source", source, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,218 @@
+"""A run, its checkpoints and its data on a file system that several users share."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fmfsd.checkpoint import CheckpointFolder
+from fmfsd.comms import SoloComms
+from fmfsd.errors import UnreadableCheckpointError
+from fmfsd.files import read_own
+from fmfsd.rundir import RunDir
+from launcher.check.of_access import code_of_others
+from launcher.resources import Resources
+from launcher.site import Site
+from tests.helpers.checkpoints import names, newest_step, save, saved, store
+from tests.helpers.checks import CPU
+from tests.helpers.processes import command
+from tests.helpers.runs import TINY, make_run, tiny_config, train_run
+from tests.helpers.users import OTHER, as_other, common_folder, needs_second_user, open_to_all, run_as_other
+
+
+def newest(folder: Path) -> str | None:
+    return CheckpointFolder(folder, keep=2, require_ours=lambda: None).newest()
+
+
+@pytest.fixture
+def common() -> Iterator[Path]:
+    with common_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    """A folder with checkpoints of steps 1 and 2."""
+    for step in (1, 2):
+        save(store(tmp_path / "c"), saved(step))
+    return tmp_path / "c"
+
+
+@pytest.mark.fault("F15")
+def test_a_checkpoint_that_a_group_can_write_to_is_healthy(checkpoints: Path) -> None:
+    open_to_all(checkpoints)
+    assert newest_step(store(checkpoints)) == 2
+    assert names(checkpoints) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.fault("F15")
+@needs_second_user
+def test_a_checkpoint_of_another_user_is_healthy(checkpoints: Path, common: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints, common / "c"))
+    open_to_all(folder)
+    assert as_other(newest, folder) == "step-00000002"
+    assert names(folder) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.fault("F15")
+@needs_second_user
+def test_a_checkpoint_that_a_user_can_not_read_stays_and_the_message_says_who_can_change_that(
+    checkpoints: Path, common: Path
+) -> None:
+    """It is not renamed, and no earlier one is taken in its place."""
+    folder = Path(shutil.copytree(checkpoints, common / "c"))
+    open_to_all(folder)
+    (folder / "step-00000002").chmod(0o700)
+    error = as_other(newest, folder)
+    assert isinstance(error, UnreadableCheckpointError)
+    newer = folder / "step-00000002"
+    assert f"checkpoint {newer} can't be read: " in str(error)
+    assert f"{newer} belongs to root, who can grant it with `chmod -R go+rX {newer}`" in str(error)
+    assert names(folder) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE])
+def test_a_file_system_that_does_not_answer_is_no_damage(
+    number: int, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("fmfsd.checkpoint.folder.read_own", fails)
+    with pytest.raises(UnreadableCheckpointError, match=f"can't be read: .*{os.strerror(number)}"):
+        store(checkpoints).load_newest()
+    assert names(checkpoints) == ["step-00000001", "step-00000002"]
+
+
+def test_a_bad_sector_is_damage(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So an older checkpoint is used."""
+
+    def fails(path: Path) -> bytes:
+        if path.parent.name == "step-00000002":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read_own(path)
+
+    monkeypatch.setattr("fmfsd.checkpoint.folder.read_own", fails)
+    assert newest_step(store(checkpoints)) == 1
+
+
+@pytest.fixture(scope="module")
+def colleagues() -> Iterator[Path]:
+    """A folder with the data, and a run that its owner has stopped after two of four steps."""
+    with common_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def stopped(colleagues: Path, tiny_root: Path) -> RunDir:
+    shutil.copytree(tiny_root / "cifar10", colleagues / "data" / "cifar10")
+    run = make_run(colleagues / "run", tiny_config(colleagues / "data", "train.max_steps=4", "optim.milestones=[]"))
+    train_run(SoloComms(), run.path, 2)
+    return run
+
+
+def copied(run: RunDir, folder: Path) -> RunDir:
+    return RunDir(Path(shutil.copytree(run.path, folder)))
+
+
+@needs_second_user
+def test_a_colleague_resumes_a_run_that_everybody_can_write_to(stopped: RunDir, common: Path) -> None:
+    run = copied(stopped, common / "run")
+    open_to_all(run.path)
+    open_to_all(stopped.path.parent / "data")
+    check = (command("fmfsd-launch"), str(run.config), "--run-dir", str(run.path), "--check")
+    done = run_as_other(*check, cwd=common)
+    assert done.returncode == 0, done.stderr
+    done = run_as_other(command("fmfsd"), "train", str(run.path), "--device", "cpu", cwd=common)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 2 of 4" in done.stderr
+    assert (run.newest_step(), run.damaged_checkpoints()) == (4, [])
+
+
+@needs_second_user
+@pytest.mark.parametrize("denied", ["", "checkpoints", "checkpoints/*/model.safetensors", "logs"])
+def test_the_check_refuses_a_run_that_its_user_has_no_access_to(denied: str, stopped: RunDir, common: Path) -> None:
+    run = copied(stopped, common / "run")
+    open_to_all(run.path)
+    open_to_all(stopped.path.parent / "data")
+    config = Path(shutil.copy(run.config, common))
+    (path,) = run.path.glob(denied) if denied else [run.path]
+    path.chmod(0o700 if path.is_dir() else 0o600)
+    done = run_as_other(command("fmfsd-launch"), str(config), "--run-dir", str(run.path), "--check", cwd=common)
+    assert done.returncode == 3, done.stderr
+    assert "no access" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"root, who can grant it with `chmod -R go+rwX {run.path}`" in done.stderr
+
+
+@needs_second_user
+@pytest.mark.parametrize(
+    "denied", ["data", "data/cifar10", "data/cifar10/index.json", "data/cifar10/test-0003.safetensors"]
+)
+def test_the_check_says_which_data_a_user_can_not_read(denied: str, tiny_root: Path, common: Path) -> None:
+    shutil.copytree(tiny_root / "cifar10", common / "data" / "cifar10")
+    open_to_all(common / "data")
+    (common / denied).chmod(0)
+    settings = (part for change in (*TINY, f"data.root={common}/data") for part in ("--set", change))
+    os.chown(common, OTHER, OTHER)
+    done = run_as_other(command("fmfsd-launch"), "smoke", *settings, "--check", cwd=common)
+    assert done.returncode == 3, done.stderr
+    assert "can't be read" in done.stderr
+    assert "delete" not in done.stderr
+    assert "`chmod -R go+rX" in done.stderr
+
+
+def test_first_weights_may_belong_to_a_group_and_lie_behind_a_link(
+    tiny_root: Path, stopped: RunDir, tmp_path: Path
+) -> None:
+    """As those of a model hub's cache do."""
+    weights = tmp_path / "blob"
+    shutil.copy(next(stopped.checkpoints.glob("*/model.safetensors")), weights)
+    weights.chmod(0o666)
+    (tmp_path / "model.safetensors").symlink_to(weights)
+    run = make_run(tmp_path / "run", tiny_config(tiny_root, f"train.init_from={tmp_path}/model.safetensors"))
+    assert train_run(SoloComms(), run.path, 1) == "stopped"
+
+
+@needs_second_user
+@pytest.mark.parametrize("denied", ["checkpoints/step-*", "checkpoints/*/model.safetensors", ""])
+def test_the_check_says_that_first_weights_can_not_be_read(denied: str, stopped: RunDir, common: Path) -> None:
+    run = copied(stopped, common / "run")
+    open_to_all(run.path)
+    open_to_all(stopped.path.parent / "data")
+    os.chown(common, OTHER, OTHER)
+    (path,) = run.path.glob(denied) if denied else [run.path]
+    path.chmod(0)
+    config = Path(shutil.copy(stopped.config, common / "config.yaml"))
+    weights = ("--set", f"train.init_from={run.path}")
+    done = run_as_other(command("fmfsd-launch"), str(config), *weights, "--check", cwd=common)
+    assert done.returncode == 3, done.stderr
+    assert "train.init_from: " in done.stderr
+    assert "can't be read" in done.stderr
+
+
+def test_a_batch_job_runs_no_program_from_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+    run, cluster = RunDir(tmp_path / "run"), Site(Resources(1), "sbatch", ("{node 0}",))
+    run.create()
+    assert list(code_of_others(run, cluster)) == []
+    run.path.chmod(0o770)
+    assert list(code_of_others(run, CPU)) == []
+    (problem,) = code_of_others(run, cluster)
+    assert f"`chmod go-w {run.path}` if it is yours" in problem.message
+
+
+@needs_second_user
+def test_what_the_last_launch_was_is_only_believed_if_no_other_user_could_write_it(
+    stopped: RunDir, common: Path
+) -> None:
+    """It names variables and hosts, by which its writer could run programs."""
+    run = copied(stopped, common / "run")
+    run.launch.write_text("{}")
+    open_to_all(run.path)
+    done = run_as_other(command("fmfsd-launch"), "resume", str(run.path), cwd=common)
+    assert done.returncode == 3
+    assert f"{run.launch} belongs to root and must be your own" in done.stderr
+    assert f"`fmfsd-launch {run.config}`, and --run-dir {run.path}" in done.stderr

@@ -1,0 +1,113 @@
+"""What users share follows their umask; what holds their environment and their keys is theirs alone."""
+
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fmfsd.comms import SoloComms
+from fmfsd.config import DataConfig
+from fmfsd.data.prepare import prepare
+from fmfsd.export import export
+from fmfsd.report.written import write_report
+from fmfsd.rundir import RunDir
+from launcher.config import LaunchConfig
+from launcher.slurm.batch import job_environment
+from tests.conftest import quiet
+from tests.helpers.official import write_official
+from tests.helpers.processes import command, launched, wait_until
+from tests.helpers.runs import make_run, tiny_config, train_run
+from tests.helpers.users import common_folder, needs_second_user, run_as_other
+
+UMASKS = [0o022, 0o002, 0o027, 0o077]
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    previous = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(previous)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    changes = ("train.max_steps=1", "optim.milestones=[]")
+    run = make_run(tmp_path_factory.mktemp("modes") / "run", tiny_config(tiny_root, *changes))
+    train_run(SoloComms(), run.path)
+    return run
+
+
+@pytest.mark.parametrize("value", UMASKS)
+def test_an_export_follows_the_umask(value: int, run: RunDir, tmp_path: Path) -> None:
+    """In the form whose own writer closes its files to everybody else."""
+    with umask(value):
+        export(run, "safetensors", out=tmp_path / "new" / "served.safetensors")
+    assert mode(tmp_path / "new" / "served.safetensors") == 0o666 & ~value
+    assert mode(tmp_path / "new") == 0o777 & ~value
+
+
+@pytest.mark.parametrize("value", UMASKS)
+def test_a_report_follows_the_umask(value: int, run: RunDir, tmp_path: Path) -> None:
+    with umask(value):
+        write_report([run.path], tmp_path / "report.html")
+    assert mode(tmp_path / "report.html") == 0o666 & ~value
+
+
+def test_a_run_that_is_reported_and_exported_is_still_closed_to_others(run: RunDir) -> None:
+    with umask(0o022):
+        write_report([run.path], None)
+        export(run, "safetensors")
+    assert [mode(path) for path in (run.path, run.checkpoints, run.logs, run.progress)] == [0o700] * 4
+
+
+@pytest.mark.parametrize("value", UMASKS)
+def test_a_prepared_set_follows_the_umask(value: int, tmp_path: Path) -> None:
+    source = write_official(tmp_path / "source", "cifar10", train=64, test=16)
+    with umask(value):
+        data = DataConfig(name="cifar10", root=str(tmp_path / "data"), shards=2)
+        prepare(data, source=source, fetch=False, report=quiet)
+    (prepared,) = (tmp_path / "data").glob("cifar10*")
+    assert {mode(path) for path in (prepared, prepared.parent)} == {0o777 & ~value}
+    assert {mode(path) for path in prepared.iterdir()} == {0o666 & ~value}
+
+
+@needs_second_user
+def test_a_set_that_the_command_has_prepared_can_be_read_by_another_user() -> None:
+    with common_folder() as folder:
+        source = write_official(folder / "source", "cifar10")
+        prepare = ("prepare", "cifar10", "--out", str(folder / "data"), "--source", str(source))
+        done = subprocess.run([command("fmfsd"), "data", *prepare], umask=0o022, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        done = run_as_other(command("fmfsd"), "data", "verify", str(folder / "data"), cwd=folder)
+        assert "whole; 256 train, 64 test samples" in done.stdout, done.stderr
+
+
+def test_a_set_that_a_launch_prepares_follows_the_umask_of_its_user(tmp_path: Path) -> None:
+    """The launch itself makes files that are closed to others, and so does all else that it starts."""
+    data = tmp_path / "data"
+    with (
+        umask(0o022),
+        launched(tmp_path, "run", ("smoke", "--set", f"data.root={data}", "--device", "cpu")) as launch,
+    ):
+        (index,) = wait_until(lambda: list(data.glob("[!.]*/index.json")), "a set")
+        launch.signal(signal.SIGTERM)
+        launch.end()
+    assert (mode(index), mode(index.parent), mode(data)) == (0o644, 0o755, 0o755)
+
+
+def test_a_batch_job_knows_the_umask_of_the_user_who_submitted_it() -> None:
+    """The job itself inherits the launcher's."""
+    environment = job_environment(LaunchConfig(), Path("/source"), {"FMFSD_UMASK": "022", "FMFSD_ATTEMPT": "1"})
+    assert environment["FMFSD_UMASK"] == "022"
+    assert "FMFSD_ATTEMPT" not in environment
