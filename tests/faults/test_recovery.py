@@ -15,6 +15,7 @@ import pytest
 from fmfsd.comms import SoloComms
 from fmfsd.rundir import RunDir
 from tests.helpers.faulty import Faulty, Moment, faulty
+from tests.helpers.launches import small_arguments
 from tests.helpers.processes import Launched, launched, wait_until
 from tests.helpers.runs import (
     SMALL,
@@ -23,7 +24,6 @@ from tests.helpers.runs import (
     make_run,
     newest_weights,
     records,
-    small_arguments,
     tiny_config,
 )
 

@@ -113,6 +113,7 @@ def test_what_was_fetched_is_kept_for_the_next_try(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_download_that_was_killed_is_continued(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from fmfsd.data.download import download; "
     code += "download(sys.argv[1], Path('file'), md5=sys.argv[2], report=lambda *_: None)"

@@ -82,6 +82,7 @@ def test_a_prepared_set_follows_the_umask(value: int, tmp_path: Path) -> None:
     assert {mode(path) for path in prepared.iterdir()} == {0o666 & ~value}
 
 
+@pytest.mark.usefixtures("processes")
 @needs_second_user
 def test_a_set_that_the_command_has_prepared_can_be_read_by_another_user() -> None:
     with common_folder() as folder:
@@ -93,6 +94,7 @@ def test_a_set_that_the_command_has_prepared_can_be_read_by_another_user() -> No
         assert "whole; 256 train, 64 test samples" in done.stdout, done.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_set_that_a_launch_prepares_follows_the_umask_of_its_user(tmp_path: Path) -> None:
     """The launch itself makes files that are closed to others, and so does all else that it starts."""
     data = tmp_path / "data"

@@ -186,6 +186,7 @@ def test_a_class_whose_images_are_all_damaged_is_an_error(copied: Path, tmp_path
         prepare_folders(tmp_path / "sets", copied, skip_damaged=True)
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_command_skips_damaged_files(copied: Path, tmp_path: Path) -> None:
     (copied / "train" / "ant" / "empty.jpg").touch()
     command = ("data", "prepare", "folder", "--source", str(copied), "--out", str(tmp_path), "--shards", "4")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,8 @@ from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.index import SetIndex, read_index
 from fmfsd.data.order import integers, shard_epoch
 from fmfsd.data.place import MOST_READERS, STAGED_BYTES
-from fmfsd.data.prepare import _write_shard
+from fmfsd.data.shard_writer import write_shard
 from fmfsd.data.shards import OwnShards, load_own_shards
-from fmfsd.data.sources import Samples
 from fmfsd.errors import DataError
 from tests.helpers.workers import run_workers
 
@@ -164,9 +164,11 @@ def test_images_reach_another_device_piece_by_piece(
 def large_set(folder: Path) -> Path:
     """Four shards of 60 MiB."""
     count = 20_000
-    images, labels = np.zeros((count, 3, 32, 32), np.uint8), np.zeros(count, np.int64)
+    shape, image, labels = (3, 32, 32), bytes(3 * 32 * 32), np.zeros(count, np.int64)
     files = [
-        _write_shard(folder / f"train-{shard:04d}.safetensors", Samples(images, labels, labels + shard * count))
+        write_shard(
+            folder / f"train-{shard:04d}.safetensors", repeat(image, count), labels, labels + shard * count, shape
+        )
         for shard in range(4)
     ]
     classes = tuple(f"class{number}" for number in range(10))
@@ -183,6 +185,7 @@ def growth_of_loading(_comms: Comms, small: Path, large: Path) -> tuple[int, int
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10, own.images.nbytes
 
 
+@pytest.mark.usefixtures("processes")
 def test_images_for_a_gpu_are_never_all_in_the_memory_of_the_machine(tiny_root: Path, tmp_path: Path) -> None:
     ((grown, images),) = run_workers(growth_of_loading, 1, tiny_root / "cifar10", large_set(tmp_path))
     assert images > 230 << 20

@@ -89,6 +89,7 @@ def train_on_a_part(comms: Comms) -> tuple[float, dict[str, list[float]]]:
     return loss.item(), {name: each.grad.tolist() for name, each in module.named_parameters() if each.grad is not None}
 
 
+@pytest.mark.usefixtures("processes")
 def test_two_workers_have_the_loss_and_the_gradients_of_one() -> None:
     ((loss, gradients),) = run_workers(train_on_a_part, 1)
     (one_loss, found), (other_loss, again) = run_workers(train_on_a_part, 2)

@@ -6,6 +6,7 @@ from pathlib import Path
 from fmfsd.config import TrainConfig
 from fmfsd.probe import probe
 from fmfsd.probe_cache import cache_folder, cached_or
+from fmfsd.probed import Device, Probe
 from tests.helpers.runs import DIRECT, SMALL, TINY, tiny_config
 
 
@@ -30,5 +31,9 @@ def overrides(*changes: str) -> tuple[str, ...]:
 
 def cache_costs(config: TrainConfig, *workers: int) -> None:
     """Probe `config` in this process: a launch would start a process that takes 8 s of a core to import torch."""
+
+    def probe_on(config: TrainConfig, workers: int, device: Device) -> Probe:
+        return probe(config, workers=workers, device=device)
+
     for size in workers:
-        cached_or(lambda config, workers: probe(config, workers=workers), config, size, cache_folder(os.environ))
+        cached_or(probe_on, config, size, "cpu", cache_folder(os.environ))

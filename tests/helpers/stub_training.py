@@ -74,7 +74,7 @@ def replace_training(folder: Path) -> None:
     def train(run: RunDir, world: World, _device: str, progress: ProgressFile, fence: Fence, **_options: Any) -> str:
         return _StubWorker(folder, run, world, progress, fence).run_to_end()
 
-    stubs = {
+    stubs: dict[str, dict[str, Any]] = {
         "fmfsd.trainer": {"train": train, "choose_device": lambda device, _world: device},
         "fmfsd.comms": {"connect": _connect},
         "fmfsd.assessment": {"Questions": lambda split, *_: split, "assess": _assess},
