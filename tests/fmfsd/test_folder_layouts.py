@@ -242,6 +242,7 @@ def test_any_name_that_people_write_is_a_class(name: str, tmp_path: Path) -> Non
     assert set(index.classes) == {"a", name}
 
 
+@pytest.mark.usefixtures("processes")
 def test_three_splits_and_any_names_go_through_training_evaluation_and_the_report(tmp_path: Path) -> None:
     names = ("x" * 200, "می\u200cخواهم")
     splits = {"train": 4, "val": 3, "test": 2}
