@@ -17,8 +17,8 @@ from tests.helpers.quick import is_quick, refused_processes
 
 settings.register_profile("fmfsd", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fmfsd")
-SHARED_BY_FOLDER = ("slurm", "ssh", "sweeps")
-"""Folders whose session fixtures start a cluster, and so are set up by one process for all their tests."""
+SHARED_FIXTURES = ("a_cluster", "hosts", "two_sweeps")
+"""Session fixtures that take long, and so are set up by one process for all tests that request them."""
 
 os.environ[TEST_ID] = uuid.uuid4().hex
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # what is tested does not depend on the machine
@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_quick(item):
             item.add_marker(pytest.mark.quick)
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARED_BY_FOLDER else str(item.path)))
+        shared = [name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
     items.sort(key=is_quick)
 
 

@@ -3,24 +3,25 @@
 from pathlib import Path
 
 from fmfsd.rundir import RunDir
+from tests.helpers.launches import overrides
 from tests.helpers.processes import run_command
 from tests.helpers.runs import records
 
-FEW_STEPS = ("--set", "train.max_steps=2", "--set", "train.log_every=1 step", "--set", "train.evaluate_every=1000")
+SMALL = overrides("model.backbone=resnet8", "train.max_steps=2", "train.log_every=1 step", "train.evaluate_every=1000")
 
 
-def test_the_default_preset_trains_on_real_cifar_100(cifar_dir: Path, tmp_path: Path) -> None:
-    """Two steps of FMFSD ResNet-18 and, as they are the last ones, the whole test set. The launch prepares the set from
-    files in the root; the command of its own comes to the same."""
+def test_the_default_preset_with_a_small_backbone_trains_on_real_cifar_100(cifar_dir: Path, tmp_path: Path) -> None:
+    """Two steps of FMFSD and, as they are the last ones, the whole test set, which would take ResNet-18 a minute; its
+    speed is measured by the gate. The launch prepares the set from files in the root; the command of its own comes to
+    the same."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cifar-100-python").symlink_to(cifar_dir / "cifar-100-python")
-    answer = run_command("fmfsd-launch", "--nodes", "2", "--gpus", "1", *FEW_STEPS, "--run-dir", "run", cwd=tmp_path)
+    answer = run_command("fmfsd-launch", "--nodes", "2", "--gpus", "1", *SMALL, "--run-dir", "run", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     found = records(RunDir(tmp_path / "run"))
     assert [(line["step"], line["split"]) for line in found] == [(1, "train"), (2, "train"), (2, "test")]
     assert {name for name in found[-1] if name.endswith("_top1")} == {
         "branch1_top1",
-        "branch2_top1",
         "fused_top1",
         "deepest_top1",
         "ensemble_top1",
