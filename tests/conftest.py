@@ -24,6 +24,7 @@ os.environ[TEST_ID] = uuid.uuid4().hex
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # what is tested does not depend on the machine
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark quick tests, keep tests that share expensive fixtures in one process, and run the quick ones last, so that
     no process waits at the end for another one's long file."""
