@@ -5,9 +5,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
@@ -17,22 +19,33 @@ from tests.helpers.quick import is_quick, refused_processes
 
 settings.register_profile("fmfsd", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fmfsd")
-SHARED_FIXTURES = ("a_cluster", "hosts", "two_sweeps")
-"""Session fixtures that take long, and so are set up by one process for all tests that request them."""
+SHARED_BY_FOLDER = ("slurm", "ssh", "sweeps")
+"""Folders whose session fixtures take long, and so are set up by one process for all their tests."""
 
 os.environ[TEST_ID] = uuid.uuid4().hex
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # what is tested does not depend on the machine
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Keeps the tests of a file in one process, and those of folders that share a cluster or sweeps.
+
+    xdist's own groups have no effect with pytest 9.2: xdist 3.8 writes them where pytest no longer reads.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = Path(nodeid.partition("::")[0])
+        return path.parent.name if path.parent.name in SHARED_BY_FOLDER else str(path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark quick tests, keep tests that share expensive fixtures in one process, and run the quick ones last, so that
-    no process waits at the end for another one's long file."""
+    """Mark quick tests, and run them last, so that no process waits at the end for another one's long file."""
     for item in items:
         if is_quick(item):
             item.add_marker(pytest.mark.quick)
-        shared = [name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
     items.sort(key=is_quick)
 
 
