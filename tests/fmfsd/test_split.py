@@ -77,6 +77,19 @@ class WithOneLayerTwice(Stages):
         return [first, second, self.two(second)]
 
 
+class WithOneTableTwice(Stages):
+    """A constant of the model that two stages read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(1))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.one(x)
+        second = self.two(first * self.table)
+        return [first, second, self.three(second * self.table)]
+
+
 class WithChangedMaps(Stages):
     """Maps are rectified, and what goes on is not."""
 
@@ -166,6 +179,7 @@ def test_layers_one_after_another_are_taken_as_they_are() -> None:
     [
         WithSkip,
         WithOneLayerTwice,
+        WithOneTableTwice,
         WithChangedMaps,
         WithNormalisedMaps,
         WithAnotherWayInTraining,

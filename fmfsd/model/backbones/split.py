@@ -106,7 +106,7 @@ def find_cuts(model: nn.Module, images: Tensor, count: int, read: Read) -> list[
     values = _values(model, graph, images)
     candidates = [list(_candidates(end, values, read)) for end in _returned(graph)[-count:]]
     cuts = [Cut(node.name, view) for node, view in _chain(_images(graph), candidates) or []]
-    return cuts if _share_no_parameter(parts_between(model, cuts)) else []
+    return cuts if _share_nothing(parts_between(model, cuts)) else []
 
 
 def parts_between(model: nn.Module, cuts: Sequence[Cut]) -> list[Foreign]:
@@ -223,6 +223,7 @@ def _part(model: nn.Module, start: fx.Node, end: fx.Node) -> Foreign:
     return Foreign(fx.GraphModule(model, graph))
 
 
-def _share_no_parameter(parts: Sequence[nn.Module]) -> bool:
-    parameters = [parameter for part in parts for parameter in part.parameters()]
-    return len(parameters) == len(set(parameters))
+def _share_nothing(parts: Sequence[nn.Module]) -> bool:
+    """Checkpoints refuse tensors of two names."""
+    tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    return len(tensors) == len(set(tensors))
