@@ -46,9 +46,9 @@ GUARDS = (
     ),
     Guard(
         "an agent ends what it started",
-        "launcher/agent/__main__.py",
-        "                os.kill(pid, signal.SIGKILL)\n",
-        "                pass\n",
+        "launcher/agent/processes.py",
+        "            os.kill(pid, signal.SIGKILL)\n",
+        "            pass\n",
         "tests/launcher/test_supervise.py::test_a_killed_starter_takes_its_orphans_with_it",
     ),
     Guard(
@@ -145,7 +145,7 @@ GUARDS = (
     Guard(
         "flushed before it is renamed",
         "fmfsd/files.py",
-        "                os.fsync(file.fileno())\n",
+        "                flush_to_disk(file.fileno())\n",
         "                pass\n",
         "tests/faults/test_commit_sweep.py::test_what_a_checkpoint_is_made_of_is_on_the_disk_before_it_has_its_name",
     ),
@@ -180,8 +180,8 @@ GUARDS = (
     Guard(
         "the lock",
         "launcher/ownership.py",
-        "FileLock(run.lock, timeout=0)",
-        "FileLock(f'{run.lock}.{os.getpid()}', timeout=0)",
+        "hold_lock(run.lock)",
+        "hold_lock(run.lock.with_name(str(time.monotonic_ns())))",
         "tests/faults/test_lock.py",
     ),
     Guard(

@@ -26,7 +26,7 @@ FP16 = ("train.precision=fp16", "train.batch=8", "train.micro_batch=4", "train.m
 """Small batches: CPUs take ten times as long for one as in fp32."""
 ENGINES = {"torch": TORCH, **{f"stage {stage}": engine for stage, engine in enumerate(STAGES)}}
 STOPPED = ("torch", "stage 2")
-TOO_LARGE = 2.0**20
+TOO_LARGE = 2.0**19
 
 
 def trained_from(comms: Comms, runs: Sequence[Path], scale: float) -> list[list[float]]:
