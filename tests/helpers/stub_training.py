@@ -5,6 +5,7 @@ real: its ties to its parent, heartbeat, log, stop flag, records, crash file and
 time instead of 5.
 """
 
+import json
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from fmfsd.config import Timeline, TrainConfig, dump_config, load_config
@@ -78,6 +79,7 @@ def replace_training(folder: Path) -> None:
         "fmfsd.trainer": {"train": train, "choose_device": lambda device, _world: device},
         "fmfsd.comms": {"connect": _connect},
         "fmfsd.assessment": {"Questions": lambda split, *_: split, "assess": _assess},
+        "fmfsd.assessment_output": {"show_and_write": _show_and_write},
     }
     for name, content in stubs.items():
         sys.modules[name] = ModuleType(name)
@@ -164,12 +166,15 @@ def _connect(_world: World, _device: str, **_options: Any) -> Iterator[None]:
     yield None
 
 
-def _assess(run: RunDir, split: str, *_more: Any) -> SimpleNamespace:
+def _assess(run: RunDir, split: str, *_more: Any) -> dict[str, Any]:
     config, step = load_config(str(run.config)), run.newest_step()
-    metrics = draw_metrics(config, split, config.train.epochs)
-    run.evaluation(split).parent.mkdir(exist_ok=True)
-    write_json(run.evaluation(split), {"split": split, "step": step, "metrics": metrics})
-    return SimpleNamespace(as_json=lambda: {"metrics": metrics})
+    return {"split": split, "step": step, "metrics": draw_metrics(config, split, config.train.epochs)}
+
+
+def _show_and_write(found: dict[str, Any], *, run: RunDir, **_options: Any) -> None:
+    print(json.dumps(found))
+    run.evaluation(found["split"]).parent.mkdir(exist_ok=True)
+    write_json(run.evaluation(found["split"]), found)
 
 
 def _hold_file(folder: Path, run: str, attempt: int, step: int) -> Path:
