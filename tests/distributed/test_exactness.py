@@ -160,14 +160,14 @@ def test_every_batch_norm_of_a_network_is_replaced() -> None:
 
 
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
-    """Three workers and more are where DDP's bucket rebuild would show, were it not for the warm-up passes; 1, 2 and 4
-    are in test_resume.py."""
+    """Three workers and more that share no memory are where DDP's bucket rebuild would show, were it not for the
+    warm-up passes; 1, 2 and 4 workers of one host are in test_resume.py."""
     sizes = ("data.shards=6", "train.batch=18", "train.max_steps=4", "train.evaluate_every=2 steps")
     config = tiny_config(tiny_root, *sizes, "train.log_every=3 steps")
     whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
-    assert run_workers(train_run, 3, whole.path) == ["finished"] * 3
-    assert run_workers(train_run, 3, parted.path, 1) == ["stopped"] * 3
-    assert run_workers(train_run, 3, parted.path) == ["finished"] * 3
+    assert run_workers(train_run, 3, whole.path, nodes=3) == ["finished"] * 3
+    assert run_workers(train_run, 3, parted.path, 1, nodes=3) == ["stopped"] * 3
+    assert run_workers(train_run, 3, parted.path, nodes=3) == ["finished"] * 3
     assert records(parted) == records(whole)
     assert newest_weights(parted) == newest_weights(whole)
 
