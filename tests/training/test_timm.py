@@ -153,7 +153,6 @@ def test_batch_normalisation_is_all_of_the_kind_that_engines_know() -> None:
     assert not [kind for kind in kinds if issubclass(kind, nn.BatchNorm2d) and kind is not nn.BatchNorm2d]
 
 
-@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("method", ["fmfsd", "fmfsd --set model.fusion=both"])
 def test_a_fused_map_can_feed_nothing_in_a_model_that_only_shows_its_maps(method: str) -> None:
     name, *fusion = method.split(" --set ")
@@ -259,7 +258,6 @@ def test_models_without_weights_to_fetch_are_refused() -> None:
     assert str(error).endswith("timm/test_mambaout has no weights to fetch: set model.pretrained false")
 
 
-@pytest.mark.usefixtures("processes")
 def test_the_check_of_a_launch_says_what_a_model_can_not_do(tmp_path: Path) -> None:
     path = tmp_path / "vit.yaml"
     path.write_text("model: {backbone: timm/test_vit}\n")
