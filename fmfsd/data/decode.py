@@ -26,13 +26,13 @@ def decoded(file: Path | BinaryIO, side: int) -> NDArray[np.uint8]:
     """Return the middle of the image in `file`, of its first frame, as (3, side, side) bytes."""
     with Image.open(file, formats=FORMATS) as image:
         image.load()
-        upright = _turned(_as_rgb(image), _orientation(image))
+        upright = _turn(_to_rgb(image), _read_orientation(image))
         colours = _middle(upright, side).split()
     pixels = b"".join(colour.tobytes() for colour in colours)  # half the time of a transposed array, under the GIL
     return np.frombuffer(pixels, np.uint8).reshape(3, side, side)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _SIXTEEN_BITS:  # the upper byte, as Pillow takes of 16-bit colours
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode not in _EIGHT_BITS:
@@ -40,7 +40,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     """Return the camera's orientation by EXIF, or 1, upright, where EXIF is missing or broken."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
@@ -48,7 +48,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 

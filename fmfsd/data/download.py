@@ -8,8 +8,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
-from fmfsd.data.file_types import HTML, file_type
-from fmfsd.data.official import md5_sum
+from fmfsd.data.file_types import HTML, detect_file_type
+from fmfsd.data.official import compute_md5
 from fmfsd.errors import CheckError, Problem
 from fmfsd.files import flush_to_disk
 from fmfsd.locks import wait_for_lock
@@ -34,19 +34,19 @@ def download(url: str, target: Path, *, md5: str, report: Report) -> None:
             _require_sum(url, part, md5)
             os.replace(part, target)
         except (OSError, HTTPException, ValueError) as error:
-            size = _size(part)
+            size = _get_size(part)
             remedy = f"; {size} bytes are kept, and the same command continues from there" if size else ""
             raise CheckError([Problem(url, f"can't be fetched: {type(error).__name__}: {error}{remedy}")]) from error
 
 
-def _size(part: Path) -> int:
+def _get_size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
 def _fetch_all(url: str, part: Path, report: Report) -> None:
     """Fetch what `part` lacks. Where a connection breaks, the next one continues, as long as that adds bytes."""
     while True:
-        before = _size(part)
+        before = _get_size(part)
         try:
             _fetch(url, part, before, report)
             return
@@ -55,7 +55,7 @@ def _fetch_all(url: str, part: Path, report: Report) -> None:
                 raise
             part.unlink()
         except (OSError, HTTPException):
-            if _size(part) <= before:
+            if _get_size(part) <= before:
                 raise
 
 
@@ -78,7 +78,7 @@ def _fetch(url: str, part: Path, start: int, report: Report) -> None:
 
 def _require_sum(url: str, part: Path, md5: str) -> None:
     """Raise CheckError, and remove what was fetched, unless it has the sum that is expected."""
-    found, kind = md5_sum(part), file_type(part)
+    found, kind = compute_md5(part), detect_file_type(part)
     if found != md5:
         part.unlink()
         message = f"its MD5 sum is {found}, expected {md5}: the server sent {kind}, not the official archive"

@@ -32,13 +32,13 @@ _HEIF = {b"avif": AVIF, b"avis": AVIF, **dict.fromkeys((b"heic", b"heix", b"hevc
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 
-def file_type(path: Path) -> str:
+def detect_file_type(path: Path) -> str:
     """Return what `path` holds, as "a PNG image" or "0 bytes". OSError if it can't be read."""
     with path.open("rb") as file:
-        return type_of(file.read(HEAD_BYTES))
+        return detect_type(file.read(HEAD_BYTES))
 
 
-def type_of(head: bytes) -> str:
+def detect_type(head: bytes) -> str:
     """Return what a file with these first bytes holds."""
     if not head:
         return "0 bytes"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmfsd.config.known import FOLDER_LAYOUT
-from fmfsd.data.image_search import SUFFIXES, Search, dangling, is_dangling, is_folder
+from fmfsd.data.image_search import SUFFIXES, Search, describe_dangling, is_dangling, is_folder
 from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
@@ -57,26 +57,26 @@ def list_images(root: Path) -> Listing:
         name: _read_split(folder, search, known=train.classes) for name, folder in folders.items() if name != "train"
     }
     _log_skipped(root, search)
-    splits = {"train": train, **_with_test(others)}
-    if problems := [*search.problems, *_wrong_classes(splits.values()), *_differences(splits)]:
+    splits = {"train": train, **_choose_test_split(others)}
+    if problems := [*search.problems, *_check_classes(splits.values()), *_check_same_classes(splits)]:
         raise DataError(problems)
     classes = sorted(train.classes)
-    return Listing(tuple(classes), {name: _part(split, classes) for name, split in splits.items()}, search.dangling)
+    return Listing(tuple(classes), {name: _to_part(split, classes) for name, split in splits.items()}, search.dangling)
 
 
 def _split_folders(root: Path, search: Search) -> dict[str, Path]:
     """Return the folder of each split. Raises DataError unless there are a train and another, and one folder each."""
     folders: dict[str, list[Path]] = {}
-    for entry in search.entries(root):
+    for entry in search.list_entries(root):
         if entry.name.lower() in SPLIT_NAMES and (is_folder(entry) or is_dangling(entry)):
             folders.setdefault(SPLIT_NAMES[entry.name.lower()], []).append(Path(entry.path))
-            search.problems += [dangling(entry)] if is_dangling(entry) else []
-    if problems := [*search.problems, *_wrong_splits(root, folders)]:
+            search.problems += [describe_dangling(entry)] if is_dangling(entry) else []
+    if problems := [*search.problems, *_check_splits(root, folders)]:
         raise DataError(problems)
     return {name: found[0] for name, found in folders.items()}
 
 
-def _wrong_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
+def _check_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
     if "train" not in folders:
         yield Problem(str(root), f"has no train/; expected {FOLDER_LAYOUT}")
     if not folders.keys() & {"test", "valid"}:
@@ -89,43 +89,43 @@ def _wrong_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator
 
 def _read_split(folder: Path, search: Search, *, known: Collection[str]) -> _Split:
     """Return the images in `folder` by class; `known` are the classes of the training split."""
-    entries = search.entries(folder)
+    entries = search.list_entries(folder)
     subfolders = [Path(entry.path) for entry in entries if is_folder(entry)]
     if {path.name for path in subfolders} <= {IMAGES} - set(known):
-        images = search.images(folder)
+        images = search.find_images(folder)
         if (folder / ANNOTATIONS).is_file():
-            return _Split(folder, _annotated(folder / ANNOTATIONS, images, search))
+            return _Split(folder, _read_annotations(folder / ANNOTATIONS, images, search))
         return _Split(folder, {}, len(images))
-    search.problems += [dangling(entry) for entry in entries if is_dangling(entry)]
+    search.problems += [describe_dangling(entry) for entry in entries if is_dangling(entry)]
     search.num_others += len(entries) - len(subfolders)
-    return _Split(folder, _by_class(subfolders, search))
+    return _Split(folder, _group_by_class(subfolders, search))
 
 
-def _by_class(folders: Sequence[Path], search: Search) -> Classes:
+def _group_by_class(folders: Sequence[Path], search: Search) -> Classes:
     classes: Classes = {}
     for folder in folders:
-        images = search.images(folder)
-        classes.setdefault(_class_name(folder.name), []).extend(images)
+        images = search.find_images(folder)
+        classes.setdefault(_normalize_name(folder.name), []).extend(images)
         if not images:
-            search.problems.append(Problem(str(folder), _without_images(folder)))
+            search.problems.append(Problem(str(folder), _describe_missing_images(folder)))
     return classes
 
 
-def _class_name(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """Return `name` composed: macOS writes accents as separate characters."""
     return unicodedata.normalize("NFC", name)
 
 
-def _without_images(folder: Path) -> str:
+def _describe_missing_images(folder: Path) -> str:
     if not any(folder.iterdir()):
         return "an empty class folder: add images, or remove the folder from every split"
     return f"a class folder without images: no file name in it ends in {', '.join(SUFFIXES)}"
 
 
-def _annotated(path: Path, images: Sequence[Path], search: Search) -> Classes:
+def _read_annotations(path: Path, images: Sequence[Path], search: Search) -> Classes:
     """Return `images` by the classes that the annotations in `path` give them."""
     lines = (line.split("\t") for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip())
-    class_of = {line[0]: _class_name(line[1]) for line in lines if len(line) > 1}
+    class_of = {line[0]: _normalize_name(line[1]) for line in lines if len(line) > 1}
     classes: Classes = {}
     for image in images:
         if image.name in class_of:
@@ -142,7 +142,7 @@ def _annotated(path: Path, images: Sequence[Path], search: Search) -> Classes:
     return classes
 
 
-def _with_test(splits: dict[str, _Split]) -> dict[str, _Split]:
+def _choose_test_split(splits: dict[str, _Split]) -> dict[str, _Split]:
     """Return `splits`, with val as the test split where no other one has labels: Tiny ImageNet's test has none."""
     valid, test = splits.get("valid"), splits.get("test")
     if valid is None or (test is not None and not (test.num_unlabelled and valid.classes)):
@@ -153,7 +153,7 @@ def _with_test(splits: dict[str, _Split]) -> dict[str, _Split]:
     return {"test": valid}
 
 
-def _wrong_classes(splits: Collection[_Split]) -> Iterator[Problem]:
+def _check_classes(splits: Collection[_Split]) -> Iterator[Problem]:
     for split in splits:
         if not split.classes:
             found = f"its {split.num_unlabelled} images have no labels" if split.num_unlabelled else "and no images"
@@ -173,7 +173,7 @@ def _is_unsafe(name: str) -> bool:
 _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-def _differences(splits: Mapping[str, _Split]) -> Iterator[Problem]:
+def _check_same_classes(splits: Mapping[str, _Split]) -> Iterator[Problem]:
     train = splits["train"]
     for split in (split for split in splits.values() if split.classes and train.classes):
         for folder, missing in (
@@ -199,6 +199,6 @@ def _log_skipped(root: Path, search: Search) -> None:
         log.warning(message, root, ", ".join(SUFFIXES), search.num_others)
 
 
-def _part(split: _Split, classes: Sequence[str]) -> Part:
+def _to_part(split: _Split, classes: Sequence[str]) -> Part:
     labelled = [(path, label) for label, name in enumerate(classes) for path in split.classes[name]]
     return Part([path for path, _ in labelled], [label for _, label in labelled])

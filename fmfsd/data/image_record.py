@@ -61,14 +61,14 @@ def read_record(folder: Path) -> dict[str, FileState]:
         raise DataError([Problem(str(folder / RECORD), what)]) from error
 
 
-def as_source(states: States) -> SourceFile:
+def to_source(states: States) -> SourceFile:
     """Return the MD5 sum of all names and contents: the same wherever the same images lie."""
     lines = (f"{name}\0{state.digest}\n" for name, state in sorted(states.items()))
     md5 = hashlib.md5("".join(lines).encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
     return SourceFile("names and contents of all images", md5, official=True)
 
 
-def differences(states: States, root: Path, names: Collection[str]) -> list[str]:
+def find_differences(states: States, root: Path, names: Collection[str]) -> list[str]:
     """Return how the images `names` below `root` differ from those recorded: which changed, were added or removed."""
     common = sorted(states.keys() & set(names))
     same = map_in_threads(lambda name: _is_same(root / name, states[name]), common)

@@ -33,7 +33,7 @@ class Search:
     num_others: int = 0
     """Files that lie outside of class folders or do not have the names of images."""
 
-    def entries(self, folder: str | Path) -> list[Entry]:
+    def list_entries(self, folder: str | Path) -> list[Entry]:
         """Return what lies in `folder`, sorted by name, without hidden files and junk."""
         try:
             with os.scandir(folder) as found:
@@ -44,12 +44,12 @@ class Search:
         self.junk.update(entry.path for entry in entries if entry.name.lower() in JUNK)
         return [entry for entry in entries if entry.name.lower() not in JUNK and not entry.name.startswith(".")]
 
-    def images(self, folder: Path) -> list[Path]:
+    def find_images(self, folder: Path) -> list[Path]:
         """Return the images below `folder`, sorted by their folder's path, then by name."""
         found, folders = list[Path](), [(str(folder), frozenset({os.path.realpath(folder)}))]
         while folders:
             current = folders.pop()
-            for entry in self.entries(current[0]):
+            for entry in self.list_entries(current[0]):
                 if is_folder(entry):
                     folders += _descend(entry, current)
                 elif self._is_image(entry):
@@ -61,7 +61,7 @@ class Search:
             self.num_others += 1
             return False
         if is_dangling(entry):
-            self.dangling[Path(entry.path)] = dangling(entry)
+            self.dangling[Path(entry.path)] = describe_dangling(entry)
             return True
         return os.path.isfile(entry.path)  # reading a pipe would never end
 
@@ -87,6 +87,6 @@ def is_dangling(entry: Entry) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def dangling(entry: Entry) -> Problem:
+def describe_dangling(entry: Entry) -> Problem:
     target = os.readlink(entry.path)
     return Problem(entry.path, f"a dangling link: its target {target} does not exist; restore it or remove the link")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from fmfsd.data.cifar_names import CIFAR10, CIFAR100
-from fmfsd.data.file_types import GZIP, TAR, file_type
+from fmfsd.data.file_types import GZIP, TAR, detect_file_type
 from fmfsd.errors import DataError, Problem
 
 LARGEST_FILE_BYTES = 256 << 20
@@ -100,13 +100,13 @@ class OfficialFile:
         return self.md5 == self.expected_md5
 
 
-def md5_sum(path: Path) -> str:
+def compute_md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def has_files(official: OfficialSet, source: Path) -> bool:
-    return _locate(official, source) is not None or bool(parquet_files(official, source))
+    return _locate(official, source) is not None or bool(find_parquet_files(official, source))
 
 
 def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
@@ -126,7 +126,7 @@ def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
     return files
 
 
-def parquet_files(official: OfficialSet, source: Path) -> dict[str, list[Path]]:
+def find_parquet_files(official: OfficialSet, source: Path) -> dict[str, list[Path]]:
     """Return the Parquet files of train and test in `source`; empty without both, and beside the official files."""
     if _locate(official, source) is not None:
         return {}
@@ -181,7 +181,7 @@ def _from_archive(official: OfficialSet, archive: Path) -> Iterator[OfficialFile
                     where = f"{archive}:{member.name}"
                     yield OfficialFile(name, where, _read(file, where), official.sums[name])
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        kind = file_type(archive)
+        kind = detect_file_type(archive)
         found = f"damaged archive: {error}" if kind in (GZIP, TAR) else f"{kind}, not an archive"
         raise DataError([Problem(str(archive), f"{found}; get it again from {official.url}")]) from error
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fmfsd.data.cifar_parquet import read_parquet
 from fmfsd.data.index import SHAPE, SourceFile
-from fmfsd.data.official import OfficialFile, OfficialSet, md5_sum, parquet_files, read_files
+from fmfsd.data.official import OfficialFile, OfficialSet, compute_md5, find_parquet_files, read_files
 from fmfsd.data.raw_set import RawSet, Samples
 from fmfsd.data.restricted_pickle import load_arrays
 from fmfsd.errors import DataError, Problem
@@ -23,17 +23,17 @@ Table = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 def read_official(official: OfficialSet, source: Path) -> RawSet:
     """Return the set in the official files, or the Parquet files, in `source`. Raises DataError for what is wrong."""
-    parquet = parquet_files(official, source)
-    return _from_parquet(official, parquet) if parquet else _from_pickles(official, read_files(official, source))
+    parquet = find_parquet_files(official, source)
+    return _read_parquet_set(official, parquet) if parquet else _read_pickles(official, read_files(official, source))
 
 
-def source_files(official: OfficialSet, source: Path) -> tuple[SourceFile, ...]:
+def read_source_files(official: OfficialSet, source: Path) -> tuple[SourceFile, ...]:
     """Return the files in `source` that the set is read from, with their sums."""
-    parquet = parquet_files(official, source)
-    return _unofficial(parquet) if parquet else _as_sources(read_files(official, source).values())
+    parquet = find_parquet_files(official, source)
+    return _describe_parquet(parquet) if parquet else _to_sources(read_files(official, source).values())
 
 
-def _from_pickles(official: OfficialSet, files: Mapping[str, OfficialFile]) -> RawSet:
+def _read_pickles(official: OfficialSet, files: Mapping[str, OfficialFile]) -> RawSet:
     for file in files.values():
         if not file.is_official:
             log.warning(
@@ -43,50 +43,52 @@ def _from_pickles(official: OfficialSet, files: Mapping[str, OfficialFile]) -> R
     num_classes = len(official.classes)
     classes = _class_names(load_arrays(meta.data, meta.where).get(official.names_key), num_classes, meta.where)
     train, test = (
-        _merged([_pickled(official, files[name]) for name in part]) for part in (official.train, official.test)
+        _merged([_read_pickle(official, files[name]) for name in part]) for part in (official.train, official.test)
     )
-    return RawSet(classes, train, test, _as_sources(files.values()))
+    return RawSet(classes, train, test, _to_sources(files.values()))
 
 
-def _from_parquet(official: OfficialSet, files: Mapping[str, Sequence[Path]]) -> RawSet:
-    sources = _unofficial(files)
+def _read_parquet_set(official: OfficialSet, files: Mapping[str, Sequence[Path]]) -> RawSet:
+    sources = _describe_parquet(files)
     log.warning("%s: no official sums exist for Parquet files; theirs are recorded", ", ".join(s.file for s in sources))
-    train, test = (_merged([_parquet(official, path) for path in files[split]]) for split in ("train", "test"))
+    train, test = (
+        _merged([_read_parquet_table(official, path) for path in files[split]]) for split in ("train", "test")
+    )
     return RawSet(official.classes, train, test, sources)
 
 
-def _unofficial(files: Mapping[str, Sequence[Path]]) -> tuple[SourceFile, ...]:
+def _describe_parquet(files: Mapping[str, Sequence[Path]]) -> tuple[SourceFile, ...]:
     paths = [path for split in ("train", "test") for path in files[split]]
-    return tuple(SourceFile(path.name, md5_sum(path), official=False) for path in paths)
+    return tuple(SourceFile(path.name, compute_md5(path), official=False) for path in paths)
 
 
-def _as_sources(files: Iterable[OfficialFile]) -> tuple[SourceFile, ...]:
+def _to_sources(files: Iterable[OfficialFile]) -> tuple[SourceFile, ...]:
     return tuple(SourceFile(file.name, file.md5, file.is_official) for file in files)
 
 
 def _class_names(names: Any, num_classes: int, where: str) -> tuple[str, ...]:
     """Return the names as text: Python 3 reads those of Python 2 as bytes, and writes them as such again."""
-    found = [_as_text(name) for name in names] if isinstance(names, list) else None
+    found = [_to_text(name) for name in names] if isinstance(names, list) else None
     if found is None or len(found) != num_classes or not all(isinstance(name, str) for name in found):
         told = f"{len(found)} names" if found is not None else "no list of names"
         raise DataError([Problem(where, f"expected the names of {num_classes} classes, found {told}")])
     return tuple(found)
 
 
-def _as_text(name: Any) -> Any:
+def _to_text(name: Any) -> Any:
     return name.decode("latin1") if isinstance(name, bytes) else name
 
 
-def _pickled(official: OfficialSet, file: OfficialFile) -> Table:
+def _read_pickle(official: OfficialSet, file: OfficialFile) -> Table:
     content, key = load_arrays(file.data, file.where), official.label_key
-    return _checked(content.get("data"), _as_list(content.get(key)), key, official, file.where)
+    return _check_table(content.get("data"), _to_list(content.get(key)), key, official, file.where)
 
 
-def _parquet(official: OfficialSet, path: Path) -> Table:
-    return _checked(*read_parquet(path, official.parquet_label), official.parquet_label, official, str(path))
+def _read_parquet_table(official: OfficialSet, path: Path) -> Table:
+    return _check_table(*read_parquet(path, official.parquet_label), official.parquet_label, official, str(path))
 
 
-def _checked(pixels: Any, labels: Any, label_key: str, official: OfficialSet, where: str) -> Table:
+def _check_table(pixels: Any, labels: Any, label_key: str, official: OfficialSet, where: str) -> Table:
     if problems := list(_contradictions(pixels, labels, label_key, len(official.classes), where)):
         raise DataError(problems)
     return np.ascontiguousarray(pixels).reshape(-1, *SHAPE), np.asarray(labels, np.int64)
@@ -94,10 +96,10 @@ def _checked(pixels: Any, labels: Any, label_key: str, official: OfficialSet, wh
 
 def _merged(tables: Sequence[Table]) -> Samples:
     images, labels = (np.concatenate(parts) for parts in zip(*tables, strict=True))
-    return Samples.numbered(images, labels)
+    return Samples.number(images, labels)
 
 
-def _as_list(labels: Any) -> Any:
+def _to_list(labels: Any) -> Any:
     return labels.tolist() if isinstance(labels, np.ndarray) else labels
 
 

@@ -39,7 +39,7 @@ class Samples:
     ids: NDArray[np.int64]
 
     @classmethod
-    def numbered(cls, images: Images, labels: NDArray[np.int64], *, first: int = 0) -> "Samples":
+    def number(cls, images: Images, labels: NDArray[np.int64], *, first: int = 0) -> "Samples":
         """Return these images with the ids from `first` on."""
         return cls(images, labels, np.arange(first, first + len(labels), dtype=np.int64))
 
@@ -68,18 +68,18 @@ class RawSet:
     damaged: Mapping[Path, Problem] = field(default_factory=dict)
     skipped: int = 0
 
-    def without(self, damaged: Mapping[Path, Problem]) -> "RawSet":
+    def drop(self, damaged: Mapping[Path, Problem]) -> "RawSet":
         """Return this set as if the files `damaged` were not there. DataError if a class has no others in a split."""
-        train = self._kept("train", self.train, damaged)
-        valid = self._kept("validation", self.valid, damaged, first=len(train)) if self.valid is not None else None
-        test = self._kept("test", self.test, damaged)
+        train = self._drop("train", self.train, damaged)
+        valid = self._drop("validation", self.valid, damaged, first=len(train)) if self.valid is not None else None
+        test = self._drop("test", self.test, damaged)
         return replace(self, train=train, valid=valid, test=test, damaged={}, skipped=self.skipped + len(damaged))
 
-    def _kept(self, name: str, samples: Samples, damaged: Collection[Path], *, first: int = 0) -> Samples:
+    def _drop(self, name: str, samples: Samples, damaged: Collection[Path], *, first: int = 0) -> Samples:
         assert isinstance(samples.images, FileImages), "only images in files can be damaged one by one"
         kept = samples.take(np.array([path not in damaged for path in samples.images.paths]))
         present = np.bincount(kept.labels, minlength=len(self.classes))
         if gone := [label for label, count in zip(self.classes, present, strict=True) if not count]:
             message = f"all {name} images of class {gone[0]} are damaged: replace them, or remove the class"
             raise DataError(message)
-        return Samples.numbered(kept.images, kept.labels, first=first)
+        return Samples.number(kept.images, kept.labels, first=first)

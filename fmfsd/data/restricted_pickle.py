@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fmfsd.data.file_types import HEAD_BYTES, type_of
+from fmfsd.data.file_types import HEAD_BYTES, detect_type
 from fmfsd.errors import DataError, Problem
 
 
@@ -40,10 +40,10 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.values = _array(data.encode("latin1") if isinstance(data, str) else data, dtype, shape, is_fortran)
+        self.values = _build_array(data.encode("latin1") if isinstance(data, str) else data, dtype, shape, is_fortran)
 
 
-def _array(data: Any, dtype: Any, shape: Any, is_fortran: bool) -> NDArray[Any]:
+def _build_array(data: Any, dtype: Any, shape: Any, is_fortran: bool) -> NDArray[Any]:
     if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype):
         raise pickle.UnpicklingError("an array that is not of integers")
     return np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
@@ -57,7 +57,7 @@ def _reconstruct(*_: Any) -> _Array:
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Array:
     """Stands for the function of NumPy by which protocol 5 makes an array."""
     array = _Array()
-    array.values = _array(data, dtype, shape, order == "F")
+    array.values = _build_array(data, dtype, shape, order == "F")
     return array
 
 
@@ -135,6 +135,6 @@ def load_arrays(data: bytes, name: str) -> dict[str, Any]:
         if isinstance(content, dict):
             return {key: value.values if isinstance(value, _Array) else value for key, value in content.items()}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        found = f"{str(error) or type(error).__name__} (it holds {type_of(data[:HEAD_BYTES])})"
+        found = f"{str(error) or type(error).__name__} (it holds {detect_type(data[:HEAD_BYTES])})"
         raise DataError([Problem(name, f"not read: {found}")]) from error
     raise DataError([Problem(name, f"holds a {type(content).__name__}, expected a dictionary")])

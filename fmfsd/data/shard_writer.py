@@ -19,14 +19,14 @@ def write_shard(
     """Write as many `images` of `shape` as there are labels. Return what the index says of the file."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for block in chain((_header(len(labels), shape), ids.tobytes(), labels.tobytes()), images):
+        for block in chain((_build_header(len(labels), shape), ids.tobytes(), labels.tobytes()), images):
             digest.update(block)
             file.write(block)
         size = file.tell()
     return ShardFile(path.name, len(labels), size, digest.hexdigest())
 
 
-def _header(samples: int, shape: tuple[int, ...]) -> bytes:
+def _build_header(samples: int, shape: tuple[int, ...]) -> bytes:
     """Return the header that safetensors itself writes: a length, and JSON padded to a multiple of eight bytes."""
     numbers, pixels = 8 * samples, samples * math.prod(shape)
     content = {

@@ -11,7 +11,7 @@ from fmfsd.data.official import OFFICIAL
 from fmfsd.data.official_set import read_official
 from fmfsd.data.raw_set import FileImages, RawSet, Samples
 from fmfsd.data.synthetic import synthetic_images
-from fmfsd.data.type_check import wrong_types
+from fmfsd.data.type_check import find_wrong_types
 from fmfsd.terminal import Report
 
 
@@ -33,7 +33,7 @@ def read_set(name: str, source: Path | None, *, size: int = SHAPE[1], report: Re
 def _draw(name: str) -> RawSet:
     known = DATASETS[name]
     train, test = (
-        Samples.numbered(*synthetic_images(known.num_classes, count, seed=seed))
+        Samples.number(*synthetic_images(known.num_classes, count, seed=seed))
         for seed, count in ((1, known.train_samples), (2, known.test_samples))
     )
     return RawSet(tuple(f"pattern{number}" for number in range(known.num_classes)), train, test)
@@ -42,10 +42,10 @@ def _draw(name: str) -> RawSet:
 def _read_folders(source: Path, side: int, report: Report) -> RawSet:
     listing = list_images(source)
     present = [path for part in listing.splits.values() for path in part.paths if path not in listing.dangling]
-    damaged = listing.dangling | wrong_types(present, report)
+    damaged = listing.dangling | find_wrong_types(present, report)
     num_train = len(listing.splits["train"].paths)
     splits = {
-        name: Samples.numbered(
+        name: Samples.number(
             FileImages(np.array(part.paths, object), side),
             np.array(part.labels, np.int64),
             first=num_train if name == "valid" else 0,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import features
 
-from fmfsd.data.file_types import AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP, file_type
+from fmfsd.data.file_types import AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP, detect_file_type
 from fmfsd.data.threads import map_in_threads
 from fmfsd.errors import Problem
 from fmfsd.terminal import Report
@@ -28,7 +28,7 @@ _INTERCHANGEABLE = {PNG, JPEG}
 """ImageNet has PNG images under names of JPEG, which all tools read."""
 
 
-def wrong_types(paths: Sequence[Path], report: Report) -> dict[Path, Problem]:
+def find_wrong_types(paths: Sequence[Path], report: Report) -> dict[Path, Problem]:
     """Return the files that do not hold what their names say, or that can't be read."""
     wrong, renamed = dict[Path, Problem](), list[Path]()
     for done, (path, found) in enumerate(zip(paths, map_in_threads(_type, paths), strict=True), 1):
@@ -50,6 +50,6 @@ def wrong_types(paths: Sequence[Path], report: Report) -> dict[Path, Problem]:
 
 def _type(path: Path) -> str | Problem:
     try:
-        return file_type(path)
+        return detect_file_type(path)
     except OSError as error:
         return Problem(str(path), f"can't be read: {error.strerror}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.image_reader import ImageReader
-from fmfsd.data.image_record import FileState, as_source, write_record
+from fmfsd.data.image_record import FileState, to_source, write_record
 from fmfsd.data.index import SetIndex, ShardFile
 from fmfsd.data.raw_set import FileImages, RawSet, Samples
 from fmfsd.data.shard_writer import write_shard
@@ -19,7 +19,7 @@ from fmfsd.errors import DataError, Problem
 from fmfsd.terminal import Report
 
 log = logging.getLogger(__name__)
-SHOWN = 10
+SHOWN = 50
 """Damaged files that are listed before the rest is counted."""
 
 Splits = dict[str, Samples]
@@ -37,26 +37,26 @@ class SetWriter:
 
     def write(self, raw: RawSet, folder: Path) -> None:
         """Write `raw` to `folder`. Files that turn out damaged are an error, or it is written again without them."""
-        reader, raw = ImageReader(), self._without(raw, raw.damaged)
+        reader, raw = ImageReader(), self._drop_damaged(raw, raw.damaged)
         files = self._write_shards(raw, folder, reader)
         while reader.damaged:
-            raw, reader.damaged = self._without(raw, reader.damaged), {}
+            raw, reader.damaged = self._drop_damaged(raw, reader.damaged), {}
             files = self._write_shards(raw, folder, reader)
         _require_other_images(raw, reader.states)
         self._write_index(raw, folder, files, reader.states)
 
-    def _without(self, raw: RawSet, damaged: Mapping[Path, Problem]) -> RawSet:
+    def _drop_damaged(self, raw: RawSet, damaged: Mapping[Path, Problem]) -> RawSet:
         if not damaged:
             return raw
         problems = first_of(damaged)
         if not self.skip_damaged:
             raise DataError([*problems, Problem("", "replace or remove these files, or skip them: --skip-damaged")])
         log.warning("damaged images skipped: %d\n%s", len(damaged), "\n".join(map(str, problems)))
-        return raw.without(damaged)
+        return raw.drop(damaged)
 
-    def _splits(self, raw: RawSet) -> Splits:
+    def _build_splits(self, raw: RawSet) -> Splits:
         """Return the samples of each split. DataError for fewer training samples than shards."""
-        splits, shards = _split(raw, self.data.valid, self.seed), self.data.shards
+        splits, shards = _split_set(raw, self.data.valid, self.seed), self.data.shards
         if (found := len(splits["train"])) < shards:
             fitting = 1 << (found.bit_length() - 1)
             message = f"more than the {found} training images: use --shards {fitting}, and set data.shards to {fitting}"
@@ -64,16 +64,16 @@ class SetWriter:
         return splits
 
     def _write_shards(self, raw: RawSet, folder: Path, reader: ImageReader) -> Files:
-        splits = self._splits(raw)
+        splits = self._build_splits(raw)
         parts, files = list(_cut(splits, self.data.shards)), {name: list[ShardFile]() for name in splits}
         with closing(reader.read([samples.images for _, _, samples in parts])) as images:
-            counted = self._counted(images, sum(map(len, splits.values())))
+            counted = self._report_each(images, sum(map(len, splits.values())))
             for name, shard, samples in parts:
                 own, path = islice(counted, len(samples)), folder / f"{name}-{shard:04d}.safetensors"
                 files[name].append(write_shard(path, own, samples.labels, samples.ids, raw.shape))
         return files
 
-    def _counted(self, images: Iterable[bytes], total: int) -> Iterator[bytes]:
+    def _report_each(self, images: Iterable[bytes], total: int) -> Iterator[bytes]:
         for done, image in enumerate(images, 1):
             self.report(f"preparing {self.data.name}", done, total)
             yield image
@@ -84,7 +84,7 @@ class SetWriter:
         if raw.root is not None:
             states = {str(path.relative_to(raw.root)): state for path, state in read.items()}
             write_record(folder, states)
-            sources = (as_source(states),)
+            sources = (to_source(states),)
         splits = {name: tuple(shards) for name, shards in files.items()}
         index = SetIndex(folder, data.name, raw.shape, raw.classes, data.shards, data.valid, self.seed, splits)
         replace(index, sources=sources, skipped=raw.skipped).write()
@@ -99,20 +99,20 @@ def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:
 
 def _require_other_images(raw: RawSet, states: Mapping[Path, FileState]) -> None:
     """Raise DataError where a split has no image that is not a training image too."""
-    train = _contents(raw.train, states)
+    train = _hash_images(raw.train, states)
     for name, samples in (("validation", raw.valid), ("test", raw.test)):
-        if samples is not None and _contents(samples, states) <= train:
+        if samples is not None and _hash_images(samples, states) <= train:
             raise DataError(f"every {name} image is a training image too: give it images of its own")
 
 
-def _contents(samples: Samples, states: Mapping[Path, FileState]) -> set[str | int]:
+def _hash_images(samples: Samples, states: Mapping[Path, FileState]) -> set[str | int]:
     """Return what is different for images of different content."""
     if isinstance(samples.images, FileImages):
         return {states[path].digest for path in samples.images.paths}
     return {hash(image.tobytes()) for image in samples.images}
 
 
-def _split(raw: RawSet, num_valid: int, seed: int) -> Splits:
+def _split_set(raw: RawSet, num_valid: int, seed: int) -> Splits:
     """Return the splits of `raw`. DataError for samples to hold out where there is a validation split."""
     if raw.valid is None:
         train, valid = _hold_out(raw.train, num_valid, len(raw.classes), seed)

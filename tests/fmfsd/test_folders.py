@@ -100,8 +100,8 @@ def with_other_classes(root: Path) -> None:
     shutil.rmtree(root / "train" / "dog")
 
 
-def with_twelve_that_are_no_images(root: Path) -> None:
-    for number in range(12):
+def with_many_that_are_no_images(root: Path) -> None:
+    for number in range(52):
         (root / "train" / "ant" / f"bad{number:02d}.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
 
 
@@ -121,8 +121,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "no classes": (without(*(f"train/{name}" for name in CLASSES)), ["train: has no class folders"]),
     "damaged": (
-        with_twelve_that_are_no_images,
-        [r"ant/bad00\.png: can't be decoded", r"ant/bad09\.png", "and 2 more"],
+        with_many_that_are_no_images,
+        [r"ant/bad00\.png: can't be decoded", r"ant/bad49\.png", "and 2 more"],
     ),
     "cut short": (with_one_cut_short, [r"cat/.*\.png: can't be decoded"]),
 }

@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from fmfsd.data import image_reader
 from fmfsd.data.decode import decoded
-from fmfsd.data.file_types import type_of
+from fmfsd.data.file_types import detect_type
 from fmfsd.data.index import SetIndex
 from fmfsd.errors import ConfigError, DataError
 from tests.helpers.folders import prepare_folders, write_folders, write_image
@@ -218,4 +218,4 @@ def test_official_sets_have_no_files_to_skip(tmp_path: Path) -> None:
     ],
 )
 def test_types_are_recognised_by_the_first_bytes(head: bytes, expected: str) -> None:
-    assert type_of(head) == expected
+    assert detect_type(head) == expected
