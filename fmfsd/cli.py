@@ -139,9 +139,10 @@ def export(
         typer.Option("--format", help="For fmfsd.load, for ONNX runtimes, or for torch.export.load."),
     ],
     head: Annotated[
-        Literal["deepest", "ensemble", "early-exit"],
+        str,
         typer.Option(
-            help="early-exit: images leave at the first sure head; as onnx or torch every head is computed "
+            help="deepest, branchN, fused, side, ensemble or early-exit. A single head keeps only the layers that it "
+            "needs. early-exit: images leave at the first sure head; as onnx or torch every head is computed "
             "and the first sure one chosen, which saves nothing."
         ),
     ] = "deepest",

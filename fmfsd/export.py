@@ -78,8 +78,9 @@ class Export:
 def export(
     run: RunDir, form: str, head: str = "deepest", thresholds: str | None = None, out: Path | None = None
 ) -> Export:
-    """The newest whole checkpoint of `run` as one file of `form`, one of SUFFIXES; `head` is deepest, ensemble or
-    early-exit, which alone takes `thresholds`.
+    """Export the newest whole checkpoint of `run` to one file of format `form`, one of SUFFIXES.
+
+    `head` is one of the network's heads, ensemble, or early-exit, which alone takes `thresholds`.
 
     ConfigError for what was asked, CheckError if the file exists, a package or the run's set is missing, or the file's
     answers differ from the run's: then no file is left.
@@ -88,6 +89,7 @@ def export(
     _require_possible(path, form)
     exact_arithmetic(deterministic=False)
     config, network, checkpoint = trained_network(run)
+    _require_head(network, head)
     exits = _exits(network, head, thresholds)
     card = card_of(run, config, head, exits, checkpoint)
     images = _images(own_index(run, config), config.data)
@@ -108,13 +110,19 @@ def _require_possible(path: Path, form: str) -> None:
         raise CheckError(problems)
 
 
+def _require_head(network: Network, head: str) -> None:
+    known = (*network.head_names, ENSEMBLE, EARLY_EXIT)
+    if head not in known:
+        raise ConfigError(f"--head {head}: the network has no such head: choose {', '.join(known[:-1])} or {known[-1]}")
+
+
 def _exits(network: Network, head: str, thresholds: str | None) -> tuple[float, ...]:
     if head != EARLY_EXIT:
         if thresholds is not None:
             raise ConfigError(f"--exit-thresholds {thresholds}: --head {head} has none: add --head {EARLY_EXIT}")
         return ()
     if not (early := early_heads(network)):
-        raise ConfigError(f"--head {EARLY_EXIT}: this network has no early head: choose deepest or ensemble")
+        raise ConfigError(f"--head {EARLY_EXIT}: this network has no early head: choose another head")
     return settings_of([thresholds or "0.9"], early)[0]
 
 
@@ -135,7 +143,7 @@ def _of_the_run(network: Network, card: Card) -> Run:
         if card.head == EARLY_EXIT:
             return _answer(EarlyExit(network, card.thresholds)(normalise(images)))
         logits = network(normalise(images)).logits
-        return _answer(ensemble(logits) if card.head == ENSEMBLE else logits[-1])
+        return _answer(ensemble(logits) if card.head == ENSEMBLE else logits[network.head_names.index(card.head)])
 
     return answer
 

@@ -51,7 +51,7 @@ def middle_threshold(run: RunDir) -> str:
     return str(sure[widest : widest + 2].mean().item())
 
 
-@pytest.mark.parametrize("head", ["deepest", "ensemble"])
+@pytest.mark.parametrize("head", ["deepest", "ensemble", "branch1"])
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_every_form_answers_as_the_run_for_any_number_of_images(
     form: str, head: str, run: RunDir, tmp_path: Path
@@ -65,6 +65,17 @@ def test_every_form_answers_as_the_run_for_any_number_of_images(
         expected = fmfsd.load(run.path, head=head)(images())
     torch.testing.assert_close(answered(form, path, images())[0], expected, atol=1e-5, rtol=1e-5)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_file_of_a_branch_holds_no_layer_behind_its_tap(run: RunDir, tmp_path: Path) -> None:
+    layers = {}
+    for head in ("branch1", "deepest"):
+        export(run, "safetensors", head, out=tmp_path / head)
+        with safe_open(tmp_path / head, framework="pt") as file:
+            layers[head] = set(file.keys())
+    assert any("deepest_head" in name for name in layers["deepest"])
+    assert not any("deepest_head" in name or "fused_head" in name for name in layers["branch1"])
+    assert any("heads.0" in name for name in layers["branch1"])
 
 
 def answered(form: str, path: Path, batch: Tensor) -> list[Tensor]:
@@ -148,6 +159,7 @@ def test_the_command_says_what_it_checked_and_never_overwrites(run: RunDir, tmp_
 
 WRONG = [
     (("--exit-thresholds", "0.5"), 2, "--exit-thresholds 0.5: --head deepest has none"),
+    (("--head", "branch9"), 2, "choose branch1, fused, deepest, ensemble or early-exit"),
     (("--head", "early-exit", "--exit-thresholds", "2"), 2, "expected probabilities above 0"),
     (("--head", "early-exit", "--exit-thresholds", "0.5,0.6"), 2, "2 for 1 early heads (branch1)"),
     (("--out", "/dev/null/served"), 3, "can't be written"),
