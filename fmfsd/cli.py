@@ -201,6 +201,22 @@ def watch(
 
 
 @app.command()
+def diff(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR...", help="Two runs or more.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: config, software, commit, hardware, data and final metrics, what differs first."""
+    from fmfsd.errors import ConfigError
+    from fmfsd.report.differences import print_differences, show_differences
+
+    with errors_shown(debug=debug):
+        if len(runs) < 2:
+            raise ConfigError(f"{runs[0]}: expected two runs or more to compare")
+        print_differences(runs) if as_json else show_differences(runs)
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A run that was traced (FMFSD_TRACE=1) and logged every step.")],
     others: Annotated[list[Path], typer.Argument(help="Runs of the same steps.")],

@@ -1,6 +1,6 @@
 """Writes what a run's folder says of a launch before it starts anything: a new run's, or one that goes on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmfsd.config import TrainConfig, changes, dump_config, load_config
@@ -9,7 +9,7 @@ from fmfsd.files import read_json, write_json, write_whole
 from fmfsd.rundir import RunDir
 from launcher.check import total_steps
 from launcher.config import LaunchConfig, to_json
-from launcher.manifest import launch_entry, manifest, software_changes
+from launcher.manifest import manifest, software_changes
 from launcher.plan import LaunchPlan
 
 
@@ -27,18 +27,16 @@ def write_run_dir(
     run: RunDir,
     plan: LaunchPlan,
     launch: LaunchConfig,
-    argv: Sequence[str],
+    entry: Mapping[str, Any],
     *,
     say: Callable[[str], None],
-    job: Mapping[str, Any] | None = None,
 ) -> None:
-    """To be called by the run's sole owner. `job`: the batch job that the launch is in. CheckError."""
+    """To be called by the run's sole owner. `entry`: the launch's own in the manifest. CheckError."""
     try:
         if run.config.exists():
-            _go_on(config, run, launch, argv, say, job)
+            _go_on(config, run, launch, entry, say)
         else:
-            content = manifest(config, argv)
-            write_json(run.manifest, {**content, "launches": [_in_job(entry, job) for entry in content["launches"]]})
+            write_json(run.manifest, manifest(config, entry))
             write_json(run.launch, to_json(launch))
             write_whole(run.config, dump_config(config))
         write_whole(run.plan, plan.to_json())
@@ -50,23 +48,18 @@ def _go_on(
     config: TrainConfig,
     run: RunDir,
     launch: LaunchConfig,
-    argv: Sequence[str],
+    entry: Mapping[str, Any],
     say: Callable[[str], None],
-    job: Mapping[str, Any] | None,
 ) -> None:
     """With the run that is there, which another launch may have begun between the check and the lock."""
     changed = changes(load_config(str(run.config)), config)
     if launch.resume == "never" or not all(change.is_allowed for change in changed):
         raise CheckError(f"{run.path}: another launch has just begun a run there: choose another --run-dir")
-    entry, content = launch_entry(argv, list(map(str, changed))), read_json(run.manifest)
+    entry, content = {**entry, "changes": list(map(str, changed))}, read_json(run.manifest)
     for text in entry["changes"]:
         say(f"changed: {text}")
     for text in software_changes(content["launches"][-1], entry):
         say(f"warning: not as it was, so results may differ in the last bits: {text}")
-    write_json(run.manifest, {**content, "launches": [*content["launches"], _in_job(entry, job)]})
+    write_json(run.manifest, {**content, "launches": [*content["launches"], entry]})
     write_json(run.launch, to_json(launch))
     write_whole(run.config, dump_config(config))
-
-
-def _in_job(entry: dict[str, Any], job: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {**entry, "job": dict(job)} if job is not None else entry

@@ -3,10 +3,10 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, NoReturn, TextIO, cast
+from typing import IO, Any, NoReturn, TextIO, cast
 
 from rich.console import Console
 
@@ -14,6 +14,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import SteadyStream
+from launcher.agent.hardware import hardware_here
 from launcher.attempt import Attempt
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import is_prepared
@@ -23,7 +24,7 @@ from launcher.hosts.agents import Agent
 from launcher.hosts.helpers import run_here
 from launcher.last_word import outcome_of, page_of, write_last_word
 from launcher.log_follower import LogFollower
-from launcher.manifest import masked
+from launcher.manifest import launch_entry, masked
 from launcher.ownership import sole_owner
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
@@ -51,7 +52,8 @@ class Execution:
 
     `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
     outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `job`: the batch job that
-    this is in, which Slurm is asked to start again when its time is up or a node is gone.
+    this is in, which Slurm is asked to start again when its time is up or a node is gone. `hardware`: the hosts',
+    if they are other machines than this.
     """
 
     def __init__(
@@ -68,11 +70,12 @@ class Execution:
         look: Callable[[], None] = lambda: None,
         start_agent: Callable[[NodePlan], Agent] = start_planned,
         job: Allocation | None = None,
+        hardware: Mapping[str, Any] | None = None,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
         self._check, self._warnings, self._look, self._start_agent = check, warnings, look, start_agent
         self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
-        self._console, self._job = console, job
+        self._console, self._job, self._hardware = console, job, hardware
 
     def run_to_end(self, argv: Sequence[str]) -> int:
         """The exit code. Raises CheckError while no worker is started, RunFailedError with the failure page after."""
@@ -136,15 +139,9 @@ class Execution:
             self._check()
 
     def _write_run_dir(self) -> None:
-        write_run_dir(
-            self._config,
-            self._run,
-            self._plan,
-            self._launch,
-            self._argv,
-            say=self._say,
-            job=self._job.told() if self._job else None,
-        )
+        job = self._job.told() if self._job else None
+        entry = launch_entry(self._argv, hardware=self._hardware or hardware_here(), job=job)
+        write_run_dir(self._config, self._run, self._plan, self._launch, entry, say=self._say)
 
     def _attempts(self, requests: Requests) -> Ended:
         recovery = Recovery(

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -127,6 +127,7 @@ class Checked:
     warnings: Sequence[str]
     images: str = ""
     """Where they will be, if not in memory."""
+    hosts: Survey = field(default_factory=Survey)
 
     def text(self, plan: LaunchPlan) -> str:
         """For people."""
@@ -153,7 +154,7 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
     costs = counted(costs, config, launch, site)
     require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
     images = told(config, launch, site)
-    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs), images)
+    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs), images, hosts)
 
 
 def _costs(request: Request, config: TrainConfig, run: RunDir, site: Site, environment: Mapping[str, str]) -> Costs:
@@ -211,6 +212,7 @@ def _carry_out(
         console=console,
         as_json=request.as_json,
         job=job,
+        hardware=found.hosts.hardware,
     )
     return execution.run_to_end(argv)
 

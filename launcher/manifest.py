@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,41 @@ from fmfsd.config import TrainConfig
 from fmfsd.data.index import set_folder
 from fmfsd.files import sha256
 from launcher.environment import is_secret, without_passwords
+from launcher.hosts.helpers import said_here
 
 COMMIT_FILE = "commit"
-"""Where a copy of the program, which has no history, says what it is a copy of."""
+"""Where a copy of the program, which has no history, says what it is a copy of: the commit, then uncommitted files."""
+OWN_PACKAGES = ("fmfsd", "launcher")
+GIT_S = 5.0
+_SOURCE = ("commit", "uncommitted")
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm")
 
 
-def manifest(config: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """Of a new run. `started` is in seconds since 1970; `data` is the SHA-256 sum of the set's index, which has every
-    shard's; `launches` has an entry for this launch, and gets one for each that goes on with the run."""
-    first = launch_entry(argv, [])
+def manifest(config: TrainConfig, first: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a new run, whose `first` launch has this entry. `started` is in seconds since 1970; `data` is the SHA-256 sum
+    of the set's index, which has every shard's; `launches` gets an entry for each launch that goes on with the run."""
     data = sha256(set_folder(config.data) / "index.json")
     return {"started": first["started"], "data": data, "seed": config.seed, "launches": [first]}
 
 
-def launch_entry(argv: Sequence[str], changes: Sequence[str]) -> dict[str, Any]:
-    """One launch of a run. `changes` are those of its config since the launch before."""
+def launch_entry(
+    argv: Sequence[str], *, hardware: Mapping[str, Any] | None = None, job: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """One launch of a run. `hardware`: that of each host, where it is known; `job`: the batch job that it is in.
+
+    `uncommitted` are the files of ours that differ from `commit`, as `git status --short` prints them; None if unknown.
+    `changes` will be those of the run's config since the launch before.
+    """
+    checkout = Path(fmfsd.__file__).parents[1]
     return {
         "started": time.time(),
         "command": masked(argv),
         "versions": versions(PACKAGES),
-        "commit": commit_of(Path(fmfsd.__file__).parents[1]),
-        "changes": list(changes),
+        "commit": commit_of(checkout),
+        "uncommitted": uncommitted_files(checkout),
+        "hardware": dict(hardware or {}),
+        "changes": [],
+        **({"job": dict(job)} if job is not None else {}),
     }
 
 
@@ -44,7 +57,7 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 def software_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is not as it was at the launch `before`: results may then differ in the last bits."""
-    one, other = ({**entry["versions"], "commit": entry["commit"]} for entry in (before, now))
+    one, other = ({**entry["versions"], **{name: entry.get(name) for name in _SOURCE}} for entry in (before, now))
     return [f"{name}: {one.get(name)} -> {value}" for name, value in other.items() if one.get(name) != value]
 
 
@@ -69,12 +82,27 @@ def _version(package: str) -> str | None:
         return None
 
 
+def uncommitted_files(checkout: Path) -> list[str] | None:
+    """Those of our packages, as `git status --short` prints them; None where git can't tell.
+
+    A copy of the program knows those of its original.
+    """
+    said = checkout / COMMIT_FILE
+    if said.is_file():
+        return said.read_text().splitlines()[1:]
+    if not (checkout / ".git").exists():
+        return None
+    command = ("git", "-C", str(checkout), "status", "--short", "--", *OWN_PACKAGES)
+    code, output, _ = said_here(command, deadline_s=GIT_S, more={"GIT_OPTIONAL_LOCKS": "0"})
+    return output.splitlines() if code == 0 else None
+
+
 def commit_of(checkout: Path) -> str | None:
     """The commit that is checked out, or was when the copy was made; None for an installed package."""
     said = checkout / COMMIT_FILE
     try:
         if said.is_file():
-            return said.read_text().strip()
+            return said.read_text().splitlines()[0]
         own, git = _git_folders(checkout)
         head = (own / "HEAD").read_text().strip()
         name = head.removeprefix("ref: ")

@@ -35,6 +35,11 @@ class Survey:
     here: Mapping[str, Any] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """By host; none where no host was asked."""
+        return {host: answer["hardware"] for host, answer in self.seen.items()}
+
     def told(self, site: Site) -> Site:
         """`site` with what each of the hosts has at least."""
         if not self.seen:

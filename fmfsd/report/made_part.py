@@ -1,6 +1,7 @@
 """What was run, and with what: commands, settings, versions, machines."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,6 +51,19 @@ def _launch(launch: Content) -> Html:
     return joined(command, paragraphs(f"Changed: {changes}" if changes else ""))
 
 
+def hardware_text(launch: Content) -> str:
+    """Each kind of machine once: `2 hosts: 8 x NVIDIA H200, driver 580.65, AMD EPYC 9454 (192 cores)`."""
+    kinds = Counter(_machine(each) for each in launch.get("hardware", {}).values())
+    return "; ".join(f"{count} hosts: {kind}" if count > 1 else kind for kind, count in kinds.items())
+
+
+def _machine(hardware: Content) -> str:
+    names: Counter[str] = Counter(hardware.get("gpus", ()))
+    gpus = [f"{count} x {name}" for name, count in names.items()]
+    driver = [f"driver {hardware['driver']}"] if hardware.get("driver") else []
+    return ", ".join([*gpus, *driver, f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"])
+
+
 def _manifest(run: RunFiles) -> list[tuple[str, str]]:
     last: dict[str, Any] = (run.manifest.get("launches") or [{}])[-1]
     versions = [f"{name} {value}" for name, value in last.get("versions", {}).items() if value]
@@ -57,8 +71,10 @@ def _manifest(run: RunFiles) -> list[tuple[str, str]]:
     found = {
         "data (SHA-256 of its index)": run.manifest.get("data"),
         "commit": last.get("commit"),
+        "uncommitted changes": ", ".join(last.get("uncommitted") or ()),
         "versions": ", ".join(versions),
         "hosts": ", ".join(hosts),
+        "hardware": hardware_text(last),
         "folder": str(run.run.path),
     }
     return [(name, value) for name, value in found.items() if value]

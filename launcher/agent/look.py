@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent import condition
+from launcher.agent.hardware import hardware
 from launcher.agent.node import interface_addresses
 from launcher.resources import Resources
 
@@ -21,7 +22,7 @@ OWN_PACKAGES = ("fmfsd", "launcher")
 
 
 def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """What there is: software, cores, bytes of memory, GPUs, network interfaces; last the time, seconds since 1970.
+    """What there is: software, cores, bytes of memory, GPUs, hardware, network interfaces; last the Unix time in s.
 
     And what `order` asks for: whether the folder `cwd` and the file `marker` are there, whether one can write in
     `parent`, the SHA-256 sum of the file `index` (None: it can't be read), the `condition` for work in that folder.
@@ -31,6 +32,7 @@ def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
         "versions": {name: _version(name) for name in (*PACKAGES, *EXTRAS)},
         "source": _sources(),
         **asdict(Resources.detect(environment)),
+        "hardware": hardware(),
         "interfaces": list(interface_addresses()),
         **{name: see(order[name]) for name, see in _SEES.items() if order.get(name)},
         "time": time.time(),

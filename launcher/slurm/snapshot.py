@@ -8,26 +8,28 @@ from pathlib import Path
 
 import fmfsd
 from fmfsd.files import write_whole
-from launcher.manifest import COMMIT_FILE, commit_of
+from launcher.manifest import COMMIT_FILE, OWN_PACKAGES, commit_of, uncommitted_files
 from launcher.shipped import shipped_folder
 
-PACKAGES = ("fmfsd", "launcher")
 SHIPPED = ("tune_spaces", "cluster")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is to be copied, by its name in the copy, and a digest of all of it. `commit` is that of the original."""
+    """What is to be copied, by its name in the copy, and a digest of all of it.
+
+    `version`: the original's commit, and a line for each uncommitted file; empty if unknown.
+    """
 
     files: dict[str, Path]
-    commit: str
+    version: str
     digest: str
 
     @classmethod
     def of_program(cls, site_folder: Path | None = None) -> "Snapshot":
         """Of the program that runs. `site_folder`: whose `env.sh` is taken, None: the one that travels with it."""
         root = Path(fmfsd.__file__).parents[1]
-        folders = {**{name: root / name for name in PACKAGES}, **{name: shipped_folder(name) for name in SHIPPED}}
+        folders = {**{name: root / name for name in OWN_PACKAGES}, **{name: shipped_folder(name) for name in SHIPPED}}
         files = {
             f"{name}/{path.relative_to(folder)}": path
             for name, folder in folders.items()
@@ -36,8 +38,8 @@ class Snapshot:
         }
         if site_folder is not None and (site_folder / "env.sh").is_file():
             files["cluster/env.sh"] = site_folder / "env.sh"
-        commit = commit_of(root) or ""
-        return cls(files, commit, _digest(files, commit))
+        version = "\n".join([commit_of(root) or "", *(uncommitted_files(root) or ())]).strip()
+        return cls(files, version, _digest(files, version))
 
     def folder(self, parent: Path) -> Path:
         return parent / self.digest
@@ -52,16 +54,16 @@ class Snapshot:
             for name, path in self.files.items():
                 (beside / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 shutil.copyfile(path, beside / name)
-            if self.commit:
-                write_whole(beside / COMMIT_FILE, self.commit + "\n")
+            if self.version:
+                write_whole(beside / COMMIT_FILE, self.version + "\n")
             beside.rename(folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return folder
 
 
-def _digest(files: dict[str, Path], commit: str) -> str:
-    total = hashlib.sha256(commit.encode())
+def _digest(files: dict[str, Path], version: str) -> str:
+    total = hashlib.sha256(version.encode())
     for name, path in files.items():
         total.update(f"\0{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:12]

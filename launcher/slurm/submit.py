@@ -18,7 +18,7 @@ from launcher.costs import Costs, costs_of
 from launcher.hosts import slurm
 from launcher.hosts.helpers import run_here
 from launcher.launch import Request, config_of, prepare_command, run_dir_of
-from launcher.manifest import masked
+from launcher.manifest import launch_entry, masked
 from launcher.ownership import sole_owner
 from launcher.plan import plan_run
 from launcher.shipped import shipped_folder
@@ -176,7 +176,7 @@ def _write(request: Request, job: Submission, argv: Sequence[str], say: partial[
     with ExitStack() as stack:
         for task in job.tasks:
             stack.enter_context(sole_owner(task.run))
-            write_run_dir(task.config, task.run, task.plan, request.launch, argv, say=say)
+            write_run_dir(task.config, task.run, task.plan, request.launch, launch_entry(argv), say=say)
             task.run.owner.unlink(missing_ok=True)  # it is the job that will be at work there
         try:
             job.folder.source.mkdir(parents=True, exist_ok=True, mode=0o700)

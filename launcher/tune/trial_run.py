@@ -13,12 +13,14 @@ from typing import Any, Literal
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.errors import ConfigError, FmfsdError
 from fmfsd.files import read_json
+from launcher.agent.hardware import hardware_here
 from launcher.attempt import Attempt
 from launcher.beginning import is_finished, write_run_dir
 from launcher.check import of_data, total_steps
 from launcher.config import LaunchConfig
 from launcher.hosts.agents import Link
 from launcher.last_word import page_of, write_last_word
+from launcher.manifest import launch_entry
 from launcher.ownership import BusyError, sole_owner
 from launcher.plan import LaunchPlan, NodePlan, plan_run
 from launcher.record_follower import RecordFollower
@@ -177,7 +179,8 @@ class TrialRun:
         order, run = self._order, self._run
         plan_of = partial(plan_run, launch, self._machines.site, run, environment=order.environment, cwd=order.cwd)
         plan = plan_of(tuple(range(launch.nodes)))
-        write_run_dir(config, run, plan, launch, self._argv(launch), say=self._say)
+        entry = launch_entry(self._argv(launch), hardware=hardware_here() if plan.is_here else {})
+        write_run_dir(config, run, plan, launch, entry, say=self._say)
         start = partial(self._attempt, launch)
         shards = config.data.shards
         return Recovery(launch, run, self._requests, plan_of, start, self._say, shards).to_the_end()

@@ -11,6 +11,7 @@ import pytest
 
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
+from launcher.agent.hardware import hardware_here
 from tests.end_to_end.conftest import SIXTY_STEPS
 from tests.helpers.processes import command, launched, run_command, wait_until
 from tests.helpers.runs import newest_weights, records
@@ -54,6 +55,7 @@ def test_a_stopped_run_resumes_as_it_was_launched_to_the_uninterrupted_result(
     assert newest_weights(parted.run) == newest_weights(whole)
     first, second = json.loads(parted.run.manifest.read_text())["launches"]
     assert (first["command"][-2:], second["command"][-2:]) == (["--run-dir", "parted"], ["resume", "parted"])
+    assert first["hardware"] == second["hardware"] == hardware_here()
     assert all(b"canary" not in path.read_bytes() for path in parted.run.path.rglob("*") if path.is_file())
     assert "this run is finished; nothing to do" in control(tmp_path, "resume", "parted")
     assert json.loads(control(tmp_path, "resume", "parted", "--json"))["state"] == "finished"

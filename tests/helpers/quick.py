@@ -16,6 +16,8 @@ PROCESSES = "processes"
 """The fixture that a test of these folders requests to start processes, which makes it one that is not quick."""
 
 _EVENTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system")
+_ALLOWED = (COMPILER, "git")
+"""The compiler of the CPU kernels runs once a session; git is asked for uncommitted changes."""
 _refused: list[str] | None = None
 """What was refused since the start of a quick test; None while no quick test runs."""
 
@@ -26,7 +28,7 @@ def is_quick(item: pytest.Item) -> bool:
 
 @contextmanager
 def refused_processes() -> Iterator[list[str]]:
-    """Refuse every start of a process but the compiler's, which compiles a CPU kernel once a session.
+    """Refuse every start of a process that is not among the allowed ones.
 
     The list names what was refused, also where the code under test caught the error.
     """
@@ -50,7 +52,7 @@ def _refuse(what: str) -> None:
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _refused is not None and event in _EVENTS and arguments[:1] != (COMPILER,):
+    if _refused is not None and event in _EVENTS and arguments[0] not in _ALLOWED:
         _refuse(f"{event}: {arguments[:2]}")
 
 

@@ -16,7 +16,7 @@ from launcher.config import LaunchConfig, SlurmOptions
 from launcher.hosts import slurm
 from launcher.hosts.slurm import JobState
 from launcher.launch import Request, run_dir_of
-from launcher.manifest import commit_of
+from launcher.manifest import commit_of, uncommitted_files
 from launcher.requests import Requests
 from launcher.resources import Resources
 from launcher.site import Site
@@ -211,7 +211,9 @@ def test_a_copy_of_the_program_is_whole_says_its_commit_and_takes_the_sites_sett
     copy = ours.write(tmp_path)
     assert (copy / "cluster" / "env.sh").read_text() == "# ours\n"
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(ours.files)
-    assert commit_of(copy) == commit_of(Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
+    assert commit_of(copy) == commit_of(root)
+    assert uncommitted_files(copy) == uncommitted_files(root)
     assert (ours.write(tmp_path), Snapshot.of_program().digest != ours.digest) == (copy, True)
 
 

@@ -14,7 +14,7 @@ from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.check.of_run import short_grace
 from launcher.config import LaunchConfig
-from launcher.manifest import commit_of, manifest, software_changes
+from launcher.manifest import COMMIT_FILE, commit_of, launch_entry, manifest, software_changes, uncommitted_files
 from launcher.ownership import sole_owner
 from tests.helpers.checks import problems, sound
 from tests.helpers.processes import command
@@ -25,7 +25,7 @@ def test_a_run_goes_on_with_its_own_images_only(prepared: Path, tmp_path: Path) 
     config, run = tiny_config(prepared), RunDir(tmp_path / "run")
     run.create()
     run.config.write_text(dump_config(config))
-    write_json(run.manifest, manifest(config, ["fmfsd-launch"]))
+    write_json(run.manifest, manifest(config, launch_entry(["fmfsd-launch"])))
     sound(config, run=run)
     index = json.loads((prepared / "cifar10" / "index.json").read_text())
     write_json(prepared / "cifar10" / "index.json", {**index, "seed": 1})
@@ -38,13 +38,13 @@ def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Pat
     config, run = tiny_config(prepared), RunDir(tmp_path / "run")
     run.create()
     run.lock.touch()
-    write_json(run.manifest, manifest(config, ["fmfsd-launch"]))
+    write_json(run.manifest, manifest(config, launch_entry(["fmfsd-launch"])))
     sound(config, run=run)
 
 
 def test_the_manifest_names_thecommit_of_and_no_secret(prepared: Path, tmp_path: Path) -> None:
     argv = ["fmfsd-launch", "--env", "MY_TOKEN=canary", "--env=MY_TOKEN=canary", "--set", "optim.lr=0.1"]
-    found = manifest(tiny_config(prepared), argv)
+    found = manifest(tiny_config(prepared), launch_entry(argv))
     assert found["launches"][0]["command"] == [
         "fmfsd-launch",
         "--env",
@@ -81,6 +81,26 @@ def test_the_commit_of_a_worktree_is_found(tmp_path: Path) -> None:
     assert commit_of(tmp_path / "tree") == said.stdout.strip() != commit_of(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("processes")
+def test_uncommitted_changes_of_the_packages_are_named(tmp_path: Path) -> None:
+    for package in ("fmfsd", "launcher"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "one.py").write_text("first\n")
+    assert uncommitted_files(tmp_path) is None
+    for words in (("init", "-q"), ("add", "."), (*_SOMEBODY, "commit", "-q", "-m", "first")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert uncommitted_files(tmp_path) == []
+    (tmp_path / "notes.txt").write_text("none of the program\n")
+    (tmp_path / "fmfsd" / "one.py").write_text("second\n")
+    (tmp_path / "launcher" / "two.py").write_text("new\n")
+    assert uncommitted_files(tmp_path) == [" M fmfsd/one.py", "?? launcher/two.py"]
+
+
+def test_a_copy_of_the_program_knows_the_commit_and_the_uncommitted_files(tmp_path: Path) -> None:
+    (tmp_path / COMMIT_FILE).write_text("aaaa\n M fmfsd/one.py\n")
+    assert (commit_of(tmp_path), uncommitted_files(tmp_path)) == ("aaaa", [" M fmfsd/one.py"])
+
+
 _SOMEBODY = ("-c", "user.name=a", "-c", "user.email=a@b")
 
 
@@ -89,7 +109,7 @@ def begun(prepared: Path, tmp_path: Path, *changes: str) -> RunDir:
     run = RunDir(tmp_path / "run")
     run.create()
     run.config.write_text(dump_config(tiny_config(prepared, *changes)))
-    write_json(run.manifest, manifest(tiny_config(prepared), ["fmfsd-launch"]))
+    write_json(run.manifest, manifest(tiny_config(prepared), launch_entry(["fmfsd-launch"])))
     return run
 
 
@@ -136,6 +156,8 @@ def test_other_software_than_before_is_told() -> None:
     now = {"versions": {"torch": "2.15.0", "numpy": "2.4.0"}, "commit": "aaaa"}
     assert software_changes(before, now) == ["torch: 2.14.0 -> 2.15.0"]
     assert software_changes(now, now) == []
+    edited = {**now, "uncommitted": [" M fmfsd/one.py"]}
+    assert software_changes({**now, "uncommitted": []}, edited) == ["uncommitted: [] -> [' M fmfsd/one.py']"]
 
 
 @pytest.mark.usefixtures("processes")

@@ -13,6 +13,7 @@ import torch
 import launcher
 from fmfsd.files import sha256
 from launcher import survey as survey_module
+from launcher.agent.hardware import hardware
 from launcher.check import of_hosts
 from launcher.config import LaunchConfig
 from launcher.hosts import agents
@@ -45,6 +46,9 @@ def test_each_host_tells_what_it_has_and_sees(prepared: Path, tmp_path: Path) ->
     assert answer["cores"] == Resources.detect(os.environ).cores
     assert answer["source"] == found.here["source"]
     assert "lo" in answer["interfaces"]
+    assert found.hardware == {"n1": hardware(), "n2": hardware()}
+    assert hardware()["cores"] == os.cpu_count()
+    assert hardware()["cpu"]
     assert abs(answer["clock_s"]) < 1e-3
     assert said_of(found) == []
 
