@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from fmfsd.config import deepspeed
 from fmfsd.config.known import DATASETS, FOLDER, TIMM, channels_at, taps
-from fmfsd.config.schema import TrainConfig
+from fmfsd.config.schema import EngineConfig, OptimConfig, TrainConfig
 from fmfsd.config.timeline import Timeline
 from fmfsd.places import is_stage
 
@@ -186,13 +186,35 @@ def _nesterov(config: TrainConfig) -> Found:
         yield "optim.nesterov", "needs a momentum above 0, found optim.momentum 0"
 
 
+def _optimizer(config: TrainConfig) -> Found:
+    """Settings of the other optimizer, which would have no effect."""
+    for key, owner in {"momentum": "sgd", "betas": "adamw"}.items():
+        found, default = getattr(config.optim, key), OptimConfig.model_fields[key].default
+        if config.optim.name != owner and found != default:
+            text = f"is for optim.name {owner}, found {config.optim.name}: leave it out, or set optim.name {owner}"
+            yield f"optim.{key}", text
+
+
 def _engine(config: TrainConfig) -> Found:
     yield from deepspeed.refused(config)
+    if config.engine.name == "torch":
+        yield from _without_effect(config.engine)
+        return
     engine = config.engine
     if engine.offload and engine.zero_stage < 2:
         yield "engine.offload", f"needs engine.zero_stage 2 or 3, found {engine.zero_stage}"
-    if engine.name == "deepspeed" and engine.zero_stage and config.train.precision == "fp64":
+    if engine.zero_stage and config.train.precision == "fp64":
         yield "train.precision", "ZeRO steps in fp32, found fp64: set engine.zero_stage 0, engine.name torch, or fp32"
+
+
+def _without_effect(engine: EngineConfig) -> Found:
+    for key in ("zero_stage", "offload", "deepspeed"):
+        found, default = getattr(engine, key), EngineConfig.model_fields[key].default
+        if found != default:
+            text = (
+                f"is for engine.name deepspeed, found {found} with engine.name torch: set {default}, or the other name"
+            )
+            yield f"engine.{key}", text
 
 
 def _compile(config: TrainConfig) -> Found:
@@ -232,6 +254,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _batches: _BATCHES,
     _held_out: ("data.name", "data.valid"),
     _test: ("data.name", "data.valid", "train.evaluate_test"),
+    _optimizer: ("optim.betas", "optim.momentum", "optim.name"),
     _nesterov: ("optim.momentum", "optim.name", "optim.nesterov"),
     _engine: ("engine", "train.precision"),
     _compile: ("engine", "train.batch", "train.compile", "train.micro_batch"),

@@ -85,7 +85,7 @@ def test_what_its_engine_has_trained_is_evaluated_and_goes_on_by_pytorchs(
     shutil.copytree(by_torchrun.path, tmp_path / "run")
     evaluated = run_command("fmfsd", "evaluate", "run", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
-    sixteen = ("--engine", "torch", "--set", "engine.zero_stage=2", *FOURTEEN_STEPS, "--set", "train.max_steps=16")
+    sixteen = ("--engine", "torch", *FOURTEEN_STEPS, "--set", "train.max_steps=16")
     with launched(tmp_path, "run", (*arguments, *sixteen)) as run:
         code, output = run.end()
     assert code == 0, output

@@ -80,6 +80,19 @@ BAD_FILES = {
         ["distill.label_weight: expected greater than or equal to 0"],
     ),
     "momentum 1": ("optim: {momentum: 1.0}", ["optim.momentum: expected less than 1; found 1.0"]),
+    "momentum of adamw": (
+        "optim: {name: adamw, momentum: 0.8}",
+        ["optim.momentum: is for optim.name sgd, found adamw: leave it out, or set optim.name sgd"],
+    ),
+    "betas of sgd": ("optim: {betas: [0.8, 0.99]}", ["optim.betas: is for optim.name adamw, found sgd"]),
+    "ZeRO of torch": (
+        "engine: {zero_stage: 3, offload: true, deepspeed: {steps_per_print: 1}}",
+        [
+            "engine.zero_stage: is for engine.name deepspeed, found 3 with engine.name torch: set 1, or the other name",
+            "engine.offload: is for engine.name deepspeed, found True",
+            "engine.deepspeed: is for engine.name deepspeed, found {'steps_per_print': 1}",
+        ],
+    ),
     "negative weight decay": ("optim: {weight_decay: -1}", ["optim.weight_decay: expected greater than or equal to 0"]),
     "gamma 0": ("optim: {gamma: 0}", ["optim.gamma: expected greater than 0"]),
     "clip norm 0": ("optim: {clip_norm: 0}", ["optim.clip_norm: expected greater than 0"]),
