@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fmfsd.assessed import Assessment, EarlyExits
 from fmfsd.comms import Comms, SoloComms
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import TrainConfig
 from fmfsd.config.known import FOLDER
 from fmfsd.config.load import checked_data
 from fmfsd.data.index import SetIndex, read_index, set_folder
@@ -30,7 +30,7 @@ from fmfsd.model.network import Network, Outputs
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import Report
 from fmfsd.thresholds import Thresholds, cheapest, curve, parsed_target, settings_of, sureness
-from fmfsd.trained_run import newest_checkpoint, own_index, without_download
+from fmfsd.trained_run import newest_checkpoint, own_index, run_config, without_download
 from fmfsd.trainer import build_loss, evaluation_batches, exact_arithmetic
 
 DEFAULT_THRESHOLDS = ("0.9",)
@@ -66,7 +66,7 @@ def assess(
     Raises ConfigError for a split, thresholds or a target that do not fit, CheckError without a checkpoint,
     NoCheckpointError if none is whole, DataError for data of another kind.
     """
-    config, comms = load_config(str(run.config)), comms or SoloComms()
+    config, comms = run_config(run), comms or SoloComms()
     exact_arithmetic(deterministic=config.train.deterministic)
     with (
         _index(run, config, asked, comms) as index,

@@ -137,7 +137,7 @@ def _images(index: SetIndex, data: DataConfig) -> Tensor:
 def _of_the_run(network: Network, card: Card) -> Run:
     """As training evaluates uint8 images, by the whole network."""
     data = card.config.data
-    normalise = Normalise(data.mean, data.std, torch.float32, torch.device("cpu"))
+    normalise = Normalise(*data.channel_statistics, torch.float32, torch.device("cpu"))
 
     def answer(images: Tensor) -> Answer:
         if card.head == EARLY_EXIT:

@@ -16,12 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import TrainConfig
+from fmfsd.config.known import TIMM
 from fmfsd.data.place import Part
 from fmfsd.engine.form import Form
 from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.engine.training_pass import may_be_compiled
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
+from fmfsd.model.backbones.timm import statistics_of_weights
 from fmfsd.model.build import build_network
 from fmfsd.model.costs import HeadCosts, ModuleShares, Names, needed_to_train, parameters_behind
 from fmfsd.model.early_exit import early_heads
@@ -29,7 +31,17 @@ from fmfsd.model.enhance import SpatialScores
 from fmfsd.model.network import Network, Outputs
 from fmfsd.model.paths import HeadPath, paths
 from fmfsd.native import maps
-from fmfsd.probed import Device, HeadCost, Layer, MemoryCost, ParameterCount, Probe, Shape, dimensions
+from fmfsd.probed import (
+    ChannelStatistics,
+    Device,
+    HeadCost,
+    Layer,
+    MemoryCost,
+    ParameterCount,
+    Probe,
+    Shape,
+    dimensions,
+)
 from fmfsd.trainer import build_loss
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -61,7 +73,15 @@ def probe(config: TrainConfig, *, workers: int, device: Device = "cpu") -> Probe
         shared=costs.shared,
         memory=_memory(config, network, found.saved_bytes, workers),
         device=device,
+        pretrained_statistics=_pretrained_statistics(config),
     )
+
+
+def _pretrained_statistics(config: TrainConfig) -> ChannelStatistics | None:
+    """Also of a model that is not pretrained, if the config asks for them."""
+    if not config.model.pretrained and "auto" not in (config.data.mean, config.data.std):
+        return None
+    return statistics_of_weights(config.model.backbone.removeprefix(TIMM), pretrained=config.model.pretrained)
 
 
 def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> Iterator[HeadCost]:

@@ -19,7 +19,7 @@ from fmfsd.kernel_cache import have_kernels
 from fmfsd.probed import Device, Probe
 
 _COUNTS = {
-    "data": ("name", "classes", "size", "shards", "valid"),
+    "data": ("name", "classes", "size", "shards", "valid", "mean", "std"),
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
     "optim": ("name", "momentum"),

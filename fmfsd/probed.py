@@ -15,6 +15,10 @@ Shape = tuple[int, int, int]
 """Channels, height and width of a map."""
 
 
+ChannelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of each channel, as fractions of full scale."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """Parameters, and multiply-adds of one image's forward pass."""
@@ -90,7 +94,7 @@ class Probe:
     about twice as many again.
 
     `plain` is the backbone with its own classifier, `trunk` the backbone without it, `shared` what else more than one
-    head needs. `fusion` is `model.fusion`.
+    head needs. `fusion` is `model.fusion`. `pretrained_statistics`: what the pretrained weights were trained with.
     """
 
     workers: int
@@ -103,6 +107,7 @@ class Probe:
     shared: Cost
     memory: MemoryCost
     device: Device = "cpu"
+    pretrained_statistics: ChannelStatistics | None = None
 
     def network_table(self, plain: bool) -> Table:
         """The network, a head a row, within 120 columns; `plain`: without lines, for a file."""

@@ -84,7 +84,7 @@ class RunDir:
 
     @property
     def classes(self) -> Path:
-        """The names of the classes, so that a trained network needs no data set to be used."""
+        """Names of the classes and channel statistics, so that a trained network needs no data set to be used."""
         return self.path / "classes.json"
 
     @property

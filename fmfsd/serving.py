@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, Problem
 from fmfsd.model.build import build_network
 from fmfsd.model.classifier import Classifier
@@ -19,7 +19,7 @@ from fmfsd.model.early_exit import EarlyExit
 from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 from fmfsd.rundir import RunDir
-from fmfsd.trained_run import class_names, newest_checkpoint, without_download
+from fmfsd.trained_run import class_names, newest_checkpoint, run_config, without_download
 
 EARLY_EXIT = "early-exit"
 KEY = "fmfsd"
@@ -41,13 +41,14 @@ class Card:
     def properties(self) -> dict[str, str]:
         """As text by name, for a file's metadata: of the config also by itself what others need to know."""
         data = self.config.data
-        plain = {"size": data.size, "mean": data.mean, "std": data.std, **asdict(self)}
+        mean, std = data.channel_statistics
+        plain = {"size": data.size, "mean": mean, "std": std, **asdict(self)}
         del plain["config"]
         return {KEY: _FORMAT.dump_json(self).decode(), **{name: json.dumps(value) for name, value in plain.items()}}
 
     def classifier(self, network: nn.Module) -> Classifier:
-        data = self.config.data
-        return Classifier(network, self.class_names, size=data.size, mean=data.mean, std=data.std)
+        mean, std = self.config.data.channel_statistics
+        return Classifier(network, self.class_names, size=self.config.data.size, mean=mean, std=std)
 
 
 _FORMAT = TypeAdapter(Card)
@@ -72,7 +73,7 @@ def load(source: str | PathLike[str], *, head: str | None = None) -> Classifier:
 
 def trained_network(run: RunDir) -> tuple[TrainConfig, Network, str]:
     """The run's config, its network with the weights that are evaluated, in fp32, and whose checkpoint they are."""
-    config = load_config(str(run.config))
+    config = run_config(run)
     saved = newest_checkpoint(run)
     network = build_network(without_download(config)).float()
     network.load_state_dict(saved.engine.evaluated)

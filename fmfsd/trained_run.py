@@ -4,10 +4,13 @@ import logging
 
 from fmfsd.checkpoint import Saved
 from fmfsd.checkpoint.folder import load_checkpoint
-from fmfsd.config import TrainConfig
+from fmfsd.config import TrainConfig, load_config
+from fmfsd.config.known import TIMM
 from fmfsd.data.index import SetIndex, read_index, set_folder
 from fmfsd.errors import CheckError, CheckpointError, NoCheckpointError, Problem, UnreadableCheckpointError
 from fmfsd.files import access_remedy, read_json, sha256
+from fmfsd.model.backbones.timm import statistics_of_weights
+from fmfsd.model.backbones.timm_weights import ChannelStatistics
 from fmfsd.position import positions_in
 from fmfsd.rundir import RunDir
 
@@ -39,6 +42,36 @@ def newest_checkpoint(run: RunDir) -> Saved:
         f"{run.checkpoints}: no checkpoint there can be used, each one's damage is shown above: restore a copy, or "
         "train the run anew"
     )
+
+
+def run_config(run: RunDir) -> TrainConfig:
+    """The run's config; where it leaves channel statistics to the model's weights, with those that it began with.
+
+    ConfigError if it has not begun yet and the weights tell none.
+    """
+    config = load_config(str(run.config))
+    data = config.data
+    if "auto" not in (data.mean, data.std):
+        return config
+    mean, std = _first_statistics(run) or statistics_of_weights(
+        config.model.backbone.removeprefix(TIMM), pretrained=config.model.pretrained
+    )
+    known = {"mean": mean if data.mean == "auto" else data.mean, "std": std if data.std == "auto" else data.std}
+    return config.model_copy(update={"data": data.model_copy(update=known)})
+
+
+def _first_statistics(run: RunDir) -> ChannelStatistics | None:
+    try:
+        found = read_json(run.classes)
+        return ChannelStatistics(tuple(found["mean"]), tuple(found["std"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def describe_data(index: SetIndex, config: TrainConfig) -> dict[str, object]:
+    """What a trained network needs to know of the data that it learnt from, so that it needs no data set to be used."""
+    mean, std = config.data.channel_statistics
+    return {"classes": index.classes, "mean": mean, "std": std}
 
 
 def own_index(run: RunDir, config: TrainConfig) -> SetIndex:

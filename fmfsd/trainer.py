@@ -11,7 +11,7 @@ import torch
 
 from fmfsd.checkpoint import CheckpointFolder, Checkpoints
 from fmfsd.comms import Comms, connect
-from fmfsd.config import Timeline, TrainConfig, dump_config, load_config
+from fmfsd.config import Timeline, TrainConfig, dump_config
 from fmfsd.config.known import TIMM
 from fmfsd.data.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.index import SetIndex, read_index, set_folder
@@ -35,7 +35,7 @@ from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import SaveClock
 from fmfsd.trace import WrittenTrace
 from fmfsd.trackers import Trackers, build_trackers
-from fmfsd.trained_run import without_download
+from fmfsd.trained_run import describe_data, run_config, without_download
 from fmfsd.world import World
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def train(
     another for `timeout_s` seconds at most, and with `preflight` try themselves out before they load anything. If
     `traced`, they write what each step was made from and came to; of `profiled_steps` where they go, if there are any.
     """
-    config = load_config(str(run.config))
+    config = run_config(run)
     exact_arithmetic(deterministic=config.train.deterministic)
     progress.show("connect", step=0)
     stop = StopFlag(run.stop_request if world.is_main else None)
@@ -120,7 +120,7 @@ def build_loop(
     _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
     if comms.rank == 0 and not run.classes.exists():
-        write_json(run.classes, {"classes": index.classes})
+        write_json(run.classes, describe_data(index, config))
     network, loss, splits = build_network(_to_build(config, run)), build_loss(config), list(_looked_at(config, index))
     in_files = images_stay_in_files(config.data, index, comms, device)
     return Loop(

@@ -94,6 +94,13 @@ def _pretrained(config: TrainConfig) -> Found:
         yield "model.pretrained", f"{config.model.backbone} has no weights to fetch: only backbones of timm have"
 
 
+def _statistics(config: TrainConfig) -> Found:
+    for key in ("mean", "std"):
+        if getattr(config.data, key) == "auto" and not config.model.backbone.startswith(TIMM):
+            text = f"auto takes the values of timm's weights, and {config.model.backbone} has none: leave it out"
+            yield f"data.{key}", text
+
+
 def _size(config: TrainConfig) -> Found:
     known, asked = DATASETS.get(config.data.name), config.data.size
     if known is not None and asked != known.size:
@@ -248,6 +255,7 @@ _CHECKS: dict[Callable[[TrainConfig], Found], tuple[str, ...]] = {
     _teacher: ("distill.teacher", "method", "model.fusion"),
     _smoothing: ("method", "train.label_smoothing"),
     _pretrained: ("model.backbone", "model.pretrained"),
+    _statistics: ("data.mean", "data.std", "model.backbone"),
     _size: ("data.name", "data.size"),
     _classes: ("data.name", "data.classes"),
     _crops: ("data.crop_padding", "data.resized_crop"),

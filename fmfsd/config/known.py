@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from fmfsd.places import place_names
+from fmfsd.weight_sources import TIMM as TIMM
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ BACKBONES: dict[str, Channels] = {
     "mobilenetv3_large": ((24,) * 2, (40,) * 3, (80,) * 4 + (112,) * 2, (160,) * 3 + (960,)),
     "squeezenet": _stages((128, 256, 384, 512), (2, 2, 2, 2)),
 }
-TIMM = "timm/"
 """What comes before the name of one of timm's models: only timm can tell its stages."""
 
 

@@ -11,10 +11,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from fmfsd.config.contradictions import contradictions
+from fmfsd.config.known import TIMM
 from fmfsd.config.methods import METHODS
 from fmfsd.config.schema import DataConfig, TrainConfig
 from fmfsd.config.strict_yaml import MAX_DEPTH, Document, KeyPath, parse, read_document
 from fmfsd.errors import ConfigError, Problem
+from fmfsd.weight_sources import absolute_source, expand_backbone, names_weights
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -37,14 +39,16 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
     draft = _Draft(read_document(_find(source)))
     draft.override(overrides)
     draft.fill_in_root(data_root)
+    draft.expand_backbone()
     draft.apply_method()
     config = draft.validated()
     root = draft.absolute(config.data.root, ("data", "root"))
     init_from = draft.absolute(config.train.init_from, ("train", "init_from"))
+    pretrained = absolute_source(config.model.pretrained)
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": root}),
-            "model": config.model.model_copy(update={"branches": config.branches}),
+            "model": config.model.model_copy(update={"branches": config.branches, "pretrained": pretrained}),
             "train": config.train.model_copy(update={"init_from": init_from}),
         }
     )
@@ -141,6 +145,19 @@ class _Draft:
         if isinstance(data, dict) and data.get("root") is None:
             data["root"] = root
             self._set_by[("data", "root")] = "FMFSD_DATA"
+
+    def expand_backbone(self) -> None:
+        """`model.backbone: timm/local-dir:PATH` stands for the model of that folder with its weights."""
+        model = self.content.get("model")
+        if not isinstance(model, dict) or not names_weights(model.get("backbone")):
+            return
+        try:
+            backbone, source = expand_backbone(model["backbone"])
+        except ValueError as error:
+            self.problems.append(Problem(self.where(("model", "backbone")), f"model.backbone: {error}"))
+            backbone, source = f"{TIMM}resnet18", True
+        model["backbone"] = backbone
+        model.setdefault("pretrained", source)
 
     def apply_method(self) -> None:
         """Fill in what the method means or suggests; a value that it does not mean is a problem."""

@@ -20,6 +20,7 @@ from pydantic import (
 from fmfsd.config.durations import Duration, DurationField
 from fmfsd.config.known import BACKBONES, DATASETS, TIMM, taps
 from fmfsd.places import is_stage
+from fmfsd.weight_sources import weight_source
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -36,6 +37,7 @@ def usable_path(text: str) -> str:
     return text
 
 
+WeightSource = Annotated[str, AfterValidator(weight_source)]
 PathText = Annotated[str, AfterValidator(usable_path)]
 
 
@@ -96,10 +98,17 @@ class DataConfig(Section):
     cutmix: BetaAlpha = 0.0
     """Alpha of the share that is left of each sample when another's rectangle is pasted in (arXiv:1905.04899); 0: none.
     With mixup too, each sample gets one of the two."""
-    mean: PerChannel = (0.4914, 0.4822, 0.4465)
-    """Subtracted from each channel, as a fraction of full scale."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
-    """Each channel is divided by it, as a fraction of full scale."""
+    mean: Literal["auto"] | PerChannel = (0.4914, 0.4822, 0.4465)
+    """Subtracted from each channel, as a fraction of full scale; auto: as for the weights of the timm model."""
+    std: Literal["auto"] | tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.2023, 0.1994, 0.2010)
+    """Each channel is divided by it, as a fraction of full scale; auto: as for the weights of the timm model."""
+
+    @property
+    def channel_statistics(self) -> tuple[PerChannel, PerChannel]:
+        """Mean and standard deviation of each channel. ValueError while one is auto: fmfsd.trained_run.run_config."""
+        if self.mean == "auto" or self.std == "auto":
+            raise ValueError("data.mean or data.std is auto, and only the model's weights tell their values")
+        return self.mean, self.std
 
     @property
     def num_classes(self) -> int:
@@ -112,9 +121,10 @@ class ModelConfig(Section):
 
     backbone: BackboneName = "resnet18"
     """Under a stem for the size of the images; of 32 pixels: 3x3, without pooling. timm/NAME: timm's of that name, as
-    timm made it."""
-    pretrained: bool = False
-    """First weights from timm, fetched once (backbones of timm only)."""
+    timm made it; timm/local-dir:PATH: the model whose weights lie in that folder."""
+    pretrained: bool | WeightSource = False
+    """First weights from timm, fetched once (backbones of timm only); local-dir:PATH: from a folder that timm's
+    save_for_hf has written; hf-hub:OWNER/NAME: from a repository of the Hugging Face hub."""
     branches: Literal["auto"] | tuple[str, ...] = "auto"
     """Taps that branches leave from: stage1, ... and, inside a stage, stage2.block1, ...; auto: all stages but one."""
     fusion: Literal["trunk", "side", "both", "none"] = "trunk"

@@ -45,7 +45,7 @@ class TrainBatches:
         self.shards, self.data, self.seed, self.per_shard = shards, data, seed, per_shard
         self._device = shards.labels.device
         self._recipe = Recipe(data, shards.side, self._device)
-        self._normalise = Normalise(data.mean, data.std, dtype, self._device)
+        self._normalise = Normalise(*data.channel_statistics, dtype, self._device)
         self._made: tuple[int, EpochTable] | None = None
 
     def at(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ class EvaluationBatches:
     def __init__(self, shards: Shards, data: DataConfig, *, batch: int, largest_part: int, dtype: torch.dtype) -> None:
         self.shards, self.batch, self._side = shards, batch, data.size
         self.num_classes = data.num_classes
-        self._normalise = Normalise(data.mean, data.std, dtype, shards.labels.device)
+        self._normalise = Normalise(*data.channel_statistics, dtype, shards.labels.device)
         own = torch.arange(len(shards.labels))
         self._rows = [slice(start, start + batch) for start in range(0, largest_part, batch)]
         self._stored = shards.in_order([own[rows] for rows in self._rows])

@@ -106,5 +106,6 @@ def warnings(
         *(of_deepspeed.untested() if of_deepspeed.is_asked_for(launch, config) else ()),
         *of_memory.too_small(config, launch, site),
         *of_memory.unknown(costs),
+        *of_data.other_statistics(config, costs),
         *of_machine.private_kernels(launch, site),
     ]

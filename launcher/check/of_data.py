@@ -3,7 +3,7 @@
 import math
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmfsd.config import Timeline, TrainConfig
@@ -14,6 +14,7 @@ from fmfsd.errors import DataError, Problem
 from fmfsd.files import access_remedy, nearest_visible, read_json, sha256
 from fmfsd.rundir import RunDir
 from launcher.config import LaunchConfig
+from launcher.costs import Costs
 from launcher.site import Site
 
 
@@ -126,3 +127,19 @@ def _not_preparable(root: Path) -> Iterator[Problem]:
             str(root),
             "data.root is not writable, and the set is not prepared there: prepare it elsewhere and set data.root",
         )
+
+
+def other_statistics(config: TrainConfig, costs: Costs) -> Iterator[str]:
+    """Where images are normalised otherwise than those that the pretrained weights were trained with."""
+    found = costs.probe.pretrained_statistics if costs.probe is not None else None
+    for key, theirs in zip(("mean", "std"), found or (), strict=False):
+        ours = getattr(config.data, key)
+        if ours not in ("auto", theirs):
+            yield (
+                f"data.{key} is {_shown(ours)}, the pretrained weights were trained with {_shown(theirs)}: "
+                f"set data.{key} auto to use theirs"
+            )
+
+
+def _shown(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

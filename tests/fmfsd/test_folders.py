@@ -183,12 +183,12 @@ def test_large_images_are_seen_whole_in_parts_and_in_the_centre(source: Path, tm
     index = prepare_folders(tmp_path, source, size=224)
     shards = load_own_shards(index, "test", rank=0, world_size=1)
     centre = shards.images[..., 16:240, 16:240]
-    normalise = Normalise(data.mean, data.std, torch.float32, torch.device("cpu"))
+    normalise = Normalise(*data.channel_statistics, torch.float32, torch.device("cpu"))
     for given, whole in ((data, True), (data.model_copy(update={"resized_crop": True}), False)):
         batches = TrainBatches(shards, given, seed=0, per_shard=4, dtype=torch.float32)
         images, _ = batches.at(0, 0)
         assert images.shape == (16, 3, 224, 224)
-        expected = Normalise(data.mean, data.std, torch.float32, torch.device("cpu"))(
+        expected = Normalise(*data.channel_statistics, torch.float32, torch.device("cpu"))(
             centre[batches.table(0).sample[0]]
         )
         assert torch.equal(images, expected) == whole

@@ -108,7 +108,8 @@ def test_a_batch_is_what_the_table_says_image_by_image(tiny_root: Path) -> None:
         expected = expected.flip(-1) if draws["mirrored"][1][number] else expected
         expected = F.pad(expected, (4, 4, 4, 4), value=128)[:, top : top + 32, left : left + 32].clone()
         expected[:, max(0, row - 4) : row + 4, max(0, column - 4) : column + 4] = 0
-        scaled = [(expected[c].double() / 255 - data.mean[c]) / data.std[c] for c in range(3)]
+        mean, std = data.channel_statistics
+        scaled = [(expected[c].double() / 255 - mean[c]) / std[c] for c in range(3)]
         torch.testing.assert_close(images[number], torch.stack(scaled), rtol=1e-6, atol=1e-6)
 
 

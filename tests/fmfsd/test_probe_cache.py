@@ -42,8 +42,6 @@ DOES_NOT_COUNT = {
         "data.crop_fill",
         "data.flip",
         "data.cutout",
-        "data.mean",
-        "data.std",
     ),
     *("optim.lr", "optim.base_batch", "optim.warmup", "optim.weight_decay", "optim.nesterov", "optim.milestones"),
     *(

@@ -16,6 +16,7 @@ from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.tally import Evaluation
+from fmfsd.trained_run import run_config
 from fmfsd.trainer import build_loop
 from launcher.drill.results import NOT_REPEATABLE
 
@@ -77,7 +78,7 @@ def make_loop(
 ) -> Loop:
     """This worker's loop, ready to `resume` and `run`."""
     stop = StopAfter(stop_after, evaluating=evaluating)
-    config = load_config(str(run.config))
+    config = run_config(run)
     progress = ProgressFile(run.rank_progress(comms.rank))
     loop = build_loop(run, config, comms, device, stop, progress, Fence(run, 1))
     stop.watch(loop)

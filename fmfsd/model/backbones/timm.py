@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones.backbone import Foreign, Trunk, Visit
 from fmfsd.model.backbones.split import Cut, CutBackbone, find_cuts, parts_between
+from fmfsd.model.backbones.timm_weights import ChannelStatistics, channel_statistics, pretrained_config
+from fmfsd.weight_sources import HUB
 
 MOST_STAGES = 4
 Shape = tuple[int, int]
@@ -44,11 +46,12 @@ class MapsBackbone(Trunk):
         return x
 
 
-def timm_backbone(name: str, size: int, *, pretrained: bool) -> Trunk:
+def timm_backbone(name: str, size: int, *, pretrained: bool | str) -> Trunk:
     """timm's model `name`, without its classifier, for images of `size` pixels a side.
 
-    First weights are timm's own, drawn or, if `pretrained`, from timm's cache, into which timm fetches what is not
-    there. ConfigError, with the reason, if timm or the model is not there or is nothing that can be trained here.
+    First weights are drawn or, if `pretrained`, timm's own from its cache, into which timm fetches what is not there;
+    or those of the folder or repository that `pretrained` names. ConfigError, with the reason, if timm or the model is
+    not there or is nothing that can be trained here.
     """
     timm = _package(name)
     _require_known(timm, name, pretrained=pretrained)
@@ -58,6 +61,19 @@ def timm_backbone(name: str, size: int, *, pretrained: bool) -> Trunk:
         cuts = find_cuts(pretended, torch.empty(2, 3, size, size), MOST_STAGES + 1, partial(_as_map, pretended))
         _require_usable(name, _trunk(pretended, cuts, shapes, size), size)
     return _trunk(_made(timm, name, size, pretrained=pretrained), cuts, shapes, size)
+
+
+def statistics_of_weights(name: str, *, pretrained: bool | str) -> ChannelStatistics:
+    """Channel statistics that the weights of timm's model `name` were trained with. ConfigError if there are none."""
+    timm = _package(name)
+    _require_known(timm, name, pretrained=False)
+    try:
+        found = channel_statistics(timm, name, pretrained)
+    except Exception as error:  # of any package that timm uses
+        raise _refusal(name, f"has no weights to read statistics from ({_first_line(error)})") from error
+    if found is None:
+        raise _refusal(name, "has no channel statistics of its own: set data.mean and data.std")
+    return found
 
 
 def _refusal(name: str, reason: str) -> ConfigError:
@@ -72,36 +88,40 @@ def _package(name: str) -> Any:
     return timm
 
 
-def _require_known(timm: Any, name: str, *, pretrained: bool) -> None:
+def _require_known(timm: Any, name: str, *, pretrained: bool | str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         advice = f"; near: {', '.join(f'timm/{each}' for each in near)}" if near else ""
         raise _refusal(name, f"is no model of timm {timm.__version__}{advice}")
-    if pretrained and not timm.models.is_model_pretrained(name):
+    if pretrained is True and not timm.models.is_model_pretrained(name):
         raise _refusal(name, "has no weights to fetch: set model.pretrained false")
 
 
-def _made(timm: Any, name: str, size: int, *, pretrained: bool) -> nn.Module:
+def _made(timm: Any, name: str, size: int, *, pretrained: bool | str) -> nn.Module:
     try:
         model: nn.Module = _created(timm, name, size, pretrained=pretrained)
     except Exception as error:  # of any package that timm uses
         what = "gets no weights" if pretrained else f"can't be made for images of {size} pixels"
-        advice = "; timm fetches them where there is a network, and keeps them in HF_HOME" if pretrained else ""
+        fetched = pretrained is True or str(pretrained).startswith(HUB)
+        advice = "; timm fetches them where there is a network, and keeps them in HF_HOME" if fetched else ""
         raise _refusal(name, f"{what} ({_first_line(error)}){advice}") from error
     _split_normalisation(timm, model)
     return model
 
 
-def _created(timm: Any, name: str, size: int, *, pretrained: bool) -> nn.Module:
+def _created(timm: Any, name: str, size: int, *, pretrained: bool | str) -> nn.Module:
     """Without its random layers, as far as it can be told so."""
+    create = partial(timm.create_model, name, pretrained=bool(pretrained), features_only=True)
+    if isinstance(pretrained, str):
+        create = partial(create, pretrained_cfg=pretrained_config(timm, name, pretrained))
     sized = {"img_size": size} if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False) else {}
     for still in ({"drop_rate": 0.0, "drop_path_rate": 0.0}, {"drop_rate": 0.0}):
         try:
-            return timm.create_model(name, pretrained=pretrained, features_only=True, **still, **sized)
+            return create(**still, **sized)
         except TypeError as error:
             if "unexpected keyword" not in str(error):
                 raise
-    return timm.create_model(name, pretrained=pretrained, features_only=True, **sized)
+    return create(**sized)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,171 @@
+"""Weights of timm from a folder or a repository of the hub, and the channel statistics that they were trained with."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+import fmfsd
+from fmfsd.comms import SoloComms
+from fmfsd.config import TrainConfig, dump_config, load_config
+from fmfsd.errors import ConfigError
+from fmfsd.model.build import build_network
+from fmfsd.probe import probe
+from fmfsd.trained_run import run_config
+from launcher.check.of_data import other_statistics
+from launcher.costs import Costs
+from tests.helpers.runs import make_run, tiny_config, train_run
+
+TEST_RESNET = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""What timm's card of test_resnet says: timm/models/resnet.py."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Weights as timm saves them."""
+    torch.manual_seed(5)
+    path = tmp_path / "weights"
+    save_for_hf(timm.create_model("test_resnet"), path)
+    return path
+
+
+def config(*changes: str) -> TrainConfig:
+    return load_config("cifar100-resnet18", ["method=plain", "model.branches=[]", *changes])
+
+
+def convolutions(weights: dict[str, Tensor] | nn.Module) -> list[Tensor]:
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    return [tensor for tensor in state.values() if tensor.dim() == 4]
+
+
+def problem_of(*changes: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build_network(config(*changes))
+    return str(caught.value)
+
+
+def test_weights_of_a_folder_are_the_first_ones(folder: Path) -> None:
+    wanted = config(f"model.backbone=timm/local-dir:{folder}")
+    assert (wanted.model.backbone, wanted.model.pretrained) == ("timm/test_resnet", f"local-dir:{folder}")
+    saved = convolutions(torch.load(folder / "pytorch_model.bin", weights_only=True))
+    built = convolutions(build_network(wanted).backbone)
+    assert all(torch.equal(one, other) for one, other in zip(saved, built, strict=True))
+
+
+def test_a_folder_may_also_be_named_beside_the_architecture(folder: Path) -> None:
+    by_both = config("model.backbone=timm/test_resnet", f"model.pretrained=local-dir:{folder}")
+    assert by_both == config(f"model.backbone=timm/local-dir:{folder}")
+
+
+def test_a_relative_folder_is_found_by_workers_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert config("model.backbone=timm/local-dir:weights").model.pretrained == f"local-dir:{folder}"
+    beside = config("model.backbone=timm/test_resnet", "model.pretrained=local-dir:weights")
+    assert beside.model.pretrained == f"local-dir:{folder}"
+
+
+def test_names_of_timms_own_weights_on_the_hub_are_its_models() -> None:
+    wanted = config("model.backbone=timm/hf-hub:timm/resnet18.a1_in1k")
+    assert (wanted.model.backbone, wanted.model.pretrained) == ("timm/resnet18.a1_in1k", True)
+
+
+def test_the_weights_of_another_repository_are_read_from_the_hubs_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "models--somebody--their-net" / "snapshots" / "0123"
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123")
+    wanted = config("model.backbone=timm/test_resnet", "model.pretrained=hf-hub:somebody/their-net")
+    saved = convolutions(torch.load(folder / "pytorch_model.bin", weights_only=True))
+    assert all(map(torch.equal, saved, convolutions(build_network(wanted).backbone)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["model.backbone=timm/hf-hub:somebody/their-net"],
+            "set model.backbone timm/ARCHITECTURE and model.pretrained",
+        ),
+        (["model.backbone=timm/local-dir:nowhere"], "nowhere/config.json can't be read: No such file or directory"),
+        (["model.backbone=timm/test_resnet", "model.pretrained=yes"], "expected"),
+        (["model.backbone=timm/test_resnet", "model.pretrained=local-dir:nowhere"], "gets no weights"),
+        (["data.mean=auto"], "data.mean: auto takes the values of timm's weights, and resnet18 has none"),
+    ],
+)
+def test_what_can_not_be_read_is_refused_with_the_reason(
+    changes: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in problem_of(*changes)
+
+
+def test_weights_of_another_architecture_or_of_a_changed_one_are_refused(folder: Path) -> None:
+    named = ("model.backbone=timm/test_vit3", f"model.pretrained=local-dir:{folder}")
+    assert "are those of test_resnet, not of test_vit3" in problem_of(*named)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "model_args": {"act_layer": "silu"}}))
+    assert "are those of a changed model ({'act_layer': 'silu'})" in problem_of(
+        f"model.backbone=timm/local-dir:{folder}"
+    )
+
+
+def warned(*changes: str) -> list[str]:
+    wanted = config(*changes)
+    return list(other_statistics(wanted, Costs(probe=probe(wanted, workers=1))))
+
+
+def test_other_channel_statistics_than_those_of_the_weights_are_warned_of(folder: Path) -> None:
+    backbone = f"model.backbone=timm/local-dir:{folder}"
+    mean, std = warned(backbone)
+    assert mean.startswith(
+        "data.mean is 0.4914, 0.4822, 0.4465, the pretrained weights were trained with 0.5, 0.5, 0.5"
+    )
+    assert std.startswith("data.std is 0.2023, 0.1994, 0.201, the pretrained weights were trained with 0.5, 0.5, 0.5")
+    assert warned(backbone, "data.mean=auto", "data.std=[0.5, 0.5, 0.5]") == []
+    assert warned("model.backbone=timm/test_resnet") == []
+
+
+def test_a_run_keeps_the_statistics_that_it_began_with(
+    folder: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the weights are gone: to resume, to load and to export need neither them nor a network."""
+    auto = (f"model.backbone=timm/local-dir:{folder}", "data.mean=auto", "data.std=auto")
+    wanted = tiny_config(tiny_root, "method=plain", "train.max_steps=2", "optim.milestones=[]", *auto)
+    run = make_run(tmp_path / "run", wanted)
+    assert run_config(run).data.channel_statistics == TEST_RESNET
+    train_run(SoloComms(), run.path, 1)
+    shutil.rmtree(folder)
+    assert load_config(str(run.config)).data.mean == "auto"
+    assert train_run(SoloComms(), run.path) == "finished"
+    mean, std = (tuple(values.flatten().tolist()) for values in _statistics(fmfsd.load(run.path)))
+    assert (mean, std) == TEST_RESNET
+
+
+def _statistics(classifier: nn.Module) -> Sequence[Tensor]:
+    return [getattr(classifier, name) for name in ("mean", "std")]
+
+
+def test_images_are_normalised_by_them(folder: Path, tiny_root: Path, tmp_path: Path) -> None:
+    changes = ("method=plain", "train.max_steps=2", "optim.milestones=[]", f"model.backbone=timm/local-dir:{folder}")
+    losses = []
+    for name, statistics in {"auto": ("auto", "auto"), "said": TEST_RESNET, "cifar": ()}.items():
+        keys = [
+            f"data.{key}={list(v) if v != 'auto' else v}" for key, v in zip(("mean", "std"), statistics, strict=False)
+        ]
+        run = make_run(tmp_path / name, tiny_config(tiny_root, *changes, *keys))
+        train_run(SoloComms(), run.path)
+        losses.append([json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()])
+    assert losses[0] == losses[1] != losses[2]
+    assert "auto" in dump_config(load_config(str(tmp_path / "auto" / "config.yaml")))
+    assert os.path.exists(tmp_path / "auto" / "classes.json")
