@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -11,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from fmfsd.own_launcher import COMMAND
+
 END_S = 10.0
-AGENT = (sys.executable, "-P", "-m", "launcher.agent")
+AGENT = (*COMMAND, "launcher.agent")
 """What becomes an agent on every node, which has the same environment of Python at the same place."""
 _LAST_WORDS_BYTES = 2000
 _LINE_CHARACTERS = 200

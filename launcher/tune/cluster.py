@@ -11,6 +11,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from fmfsd.errors import CheckError, Problem
+from fmfsd.own_launcher import COMMAND
 from launcher.agent.look import look
 from launcher.hosts.helpers import said_here
 from launcher.resources import Resources
@@ -30,7 +31,7 @@ def machines_of(address: str, sweep: SweepDir) -> list[Resources]:
         )
     folder = next(parent for parent in sweep.path.parents if parent.is_dir())
     with NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-") as marker:
-        argv = (sys.executable, "-P", "-m", "launcher.tune.cluster", address, marker.name)
+        argv = (*COMMAND, "launcher.tune.cluster", address, marker.name)
         code, output, errors = said_here(argv, deadline_s=ANSWER_S)
     try:
         told = json.loads(output)

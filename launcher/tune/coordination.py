@@ -3,13 +3,13 @@
 import json
 import secrets
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_whole
+from fmfsd.own_launcher import COMMAND
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt
 from launcher.environment import travelling
@@ -33,7 +33,6 @@ from launcher.tune.shape import Shape
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
 
-_MODULE = (sys.executable, "-P", "-m")
 HANG_S = 120.0
 """Tune's loop goes round several times a second."""
 RAY_FOLDER_CHARACTERS = 36
@@ -99,7 +98,7 @@ class Coordination:
         return LaunchPlan(str(self._sweep.path), "cpu", 1, nodes, longest_scratch=RAY_FOLDER_CHARACTERS)
 
     def _driver(self, machines: int) -> tuple[str, ...]:
-        start = (*_MODULE, "launcher.tune.driver", str(self._sweep.path), ATTEMPT, SCRATCH)
+        start = (*COMMAND, "launcher.tune.driver", str(self._sweep.path), ATTEMPT, SCRATCH)
         found = self._site.resources
         offered = ("--cores", str(found.cores), "--gpus", str(len(found.gpus)))
         head = ("--machines", str(machines), "--head", ADDRESS, PORT) if machines > 1 else ()
@@ -108,7 +107,7 @@ class Coordination:
     def _joiner(self) -> tuple[str, ...]:
         found = self._site.resources
         offered = (str(found.cores), str(len(found.gpus)))
-        return (*_MODULE, "launcher.tune.joiner", ADDRESS, PORT, INTERFACE, SCRATCH, *offered)
+        return (*COMMAND, "launcher.tune.joiner", ADDRESS, PORT, INTERFACE, SCRATCH, *offered)
 
     def _credentials(self) -> dict[str, str]:
         if self._begun.options.ray_address is None:

@@ -19,7 +19,11 @@ from launcher.tune.joiner import answers
 
 LOOK_S = 1.0
 START_S = 60.0
-_QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+_OPTIONS = {
+    "log_to_driver": False,
+    "logging_level": "ERROR",
+    "runtime_env": {"worker_process_setup_hook": "fmfsd.own_launcher.pin"},
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def private_ray(folder: Path, offered: Resources, *, dashboard: bool) -> Iterato
         dashboard_host="127.0.0.1",
         object_store_memory=ray_nodes.OBJECTS_BYTES,
         _temp_dir=str(folder),
-        **_QUIET,
+        **_OPTIONS,
     )
     try:
         yield
@@ -63,7 +67,7 @@ def head_of_a_cluster(folder: Path, head: Head, offered: Resources) -> Iterator[
             if process.poll() is not None or time.monotonic() > deadline:
                 raise CheckError("Ray did not start here: the driver's log says why")
             time.sleep(LOOK_S / 10)
-        ray.init(address=f"{head.address}:{head.port}", _node_ip_address=head.address, **_QUIET)
+        ray.init(address=f"{head.address}:{head.port}", _node_ip_address=head.address, **_OPTIONS)
         _wait_for(head.machines)
         yield
     finally:
@@ -82,7 +86,7 @@ def _wait_for(count: int) -> None:
 def existing_ray(address: str) -> Iterator[None]:
     """Nothing of it is ended but what we begin. CheckError if it can't be reached."""
     try:
-        ray.init(address=address, **_QUIET)
+        ray.init(address=address, **_OPTIONS)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckError(f"--ray-address {address}: {first}") from error

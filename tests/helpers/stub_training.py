@@ -63,10 +63,16 @@ class StubTraining:
 
 
 def stub_training(folder: Path) -> StubTraining:
-    """Create a new folder for stub workers."""
+    """Create a new folder for stub workers, in which there is a module of a user's that is called like our package."""
     folder.mkdir()
+    hide_launcher(folder)
     (folder / "sitecustomize.py").write_text(SITE.format(checkout=str(CHECKOUT), folder=str(folder)))
     return StubTraining(folder)
+
+
+def hide_launcher(folder: Path) -> None:
+    """Put a module `launcher` that is not ours into a folder for PYTHONPATH: every command must find its own."""
+    (folder / "launcher.py").write_text("raise RuntimeError('this launcher is not that of fmfsd')\n")
 
 
 def replace_training(folder: Path) -> None:

@@ -1,0 +1,45 @@
+"""Finds this installation's package `launcher`, whatever else has that name on PYTHONPATH.
+
+`python -m fmfsd.own_launcher MODULE ARGUMENT...` runs a module of it; the commands' entry points are here too.
+"""
+
+import runpy
+import sys
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+NAME = "launcher"
+COMMAND = (sys.executable, "-P", "-m", "fmfsd.own_launcher")
+FOLDER = Path(__file__).parents[1] / NAME
+
+
+def pin() -> None:
+    """Make `import launcher` mean the package beside this one, in this process."""
+    known = sys.modules.get(NAME)
+    if known is not None and [str(FOLDER)] == list(getattr(known, "__path__", ())):
+        return
+    spec = spec_from_file_location(NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{FOLDER} is no package: install fmfsd again")
+    module = module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+
+
+def launch() -> None:
+    """`fmfsd-launch`."""
+    pin()
+    import_module("launcher.cli").main()
+
+
+def tune() -> None:
+    """`fmfsd-tune`."""
+    pin()
+    import_module("launcher.tune_cli").main()
+
+
+if __name__ == "__main__":
+    pin()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
