@@ -10,23 +10,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.command_line import App, Debug, Json, Version
 from fmfsd.locks import choose_method
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import errors_shown, progress_report
 from fmfsd.world import World
 
-app = typer.Typer(
+app = App(
     help="Feature map fusion self-distillation: a worker, the data it trains on, and what a config costs.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Prepare and verify data sets.", no_args_is_help=True)
+data_app = App(help="Prepare and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 EVALUATION_TIMEOUT_S = 3600.0
 """Workers that evaluate have unequal parts and devices, and whoever started them ends them all if one fails."""
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def main() -> None:
@@ -34,6 +32,11 @@ def main() -> None:
         os.umask(int(umask, 8))
     choose_method(os.environ)
     app()
+
+
+@app.callback()
+def every_command(_version: Version = False) -> None:
+    """Options before a command."""
 
 
 @app.command()
@@ -58,7 +61,7 @@ def probe(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Among how many the batch and the data are shared.")] = 1,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What a worker computes on.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what a config costs: shapes, parameters, multiply-adds, memory of a worker. Nothing is trained."""
@@ -106,7 +109,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Also write the results to this file, as JSON.")
     ] = None,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what a run's newest checkpoint can do: each head, the ensemble, and early exits with what they save.
@@ -203,7 +206,7 @@ def watch(
 @app.command()
 def diff(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR RUN_DIR...", help="Two runs or more.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compare runs: config, software, commit, hardware, data and final metrics, what differs first."""

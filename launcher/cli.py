@@ -3,26 +3,27 @@
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.command_line import App, Debug, Json, Version
 from fmfsd.errors import ConfigError
 from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
-from launcher.run_cli import RUN_COMMANDS, meant, run_app
+from launcher.options import RUN_COMMANDS
+from launcher.run_cli import meant, run_app
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
     choose_method(os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
-    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    first = first_word(sys.argv, os.environ)
     if first in RUN_COMMANDS:
         run_app()
     elif trouble := meant(first):
@@ -32,58 +33,44 @@ def main() -> None:
         app()
 
 
+def first_word(argv: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Behind the program's name; while a shell completes a command line, of that."""
+    words = environment.get("_TYPER_COMPLETE_ARGS", "").split() or argv
+    return words[1] if len(words) > 1 else ""
+
+
 @app.command()
 def launch(
-    config: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "cifar100-resnet18",
+    config: options.Config = "cifar100-resnet18",
     overrides: options.Overrides = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the config.")] = False,
-    run_dir: Annotated[Path | None, typer.Option(readable=False, help="Default: a new one in runs/.")] = None,
-    resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with a run directory that exists.")] = "auto",
-    nodes: Annotated[int | None, typer.Option(min=1, help="Node agents; default 1.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Workers a node; default: all visible GPUs, else 1.")] = None,
+    schema: options.Schema = False,
+    run_dir: options.RunDirectory = None,
+    resume: options.Resume = "auto",
+    on: options.On = "auto",
+    nodes: options.Nodes = None,
+    gpus: options.Gpus = None,
     device: options.Device = "auto",
+    hosts: options.Hosts = None,
+    hostfile: options.Hostfile = None,
+    interface: options.Interface = None,
+    env: options.Env = None,
     engine: options.Engine = None,
     starter: options.Starter = "torchrun",
-    env: options.Env = None,
+    max_restarts: options.MaxRestarts = DEFAULT_MAX_RESTARTS,
+    elastic: options.Elastic = None,
     grace: options.Grace = DEFAULT_GRACE_S,
     hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
-    max_restarts: Annotated[
-        int, typer.Option(min=0, help="New attempts after failures, counted anew after each checkpoint.")
-    ] = DEFAULT_MAX_RESTARTS,
-    elastic: Annotated[
-        str | None, typer.Option(metavar="MIN:MAX", help="Node agents; go on with fewer when some are lost.")
-    ] = None,
-    on: Annotated[
-        Literal["auto", "local", "ssh", "slurm"],
-        typer.Option(help="auto: a Slurm allocation's nodes, else the hosts given, else this machine."),
-    ] = "auto",
-    hosts: Annotated[str | None, typer.Option(metavar="A,B", help="Machines to reach by ssh, an agent each.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="The same as lines of `host` or `host slots=N`.")] = None,
-    interface: Annotated[str | None, typer.Option(metavar="IF", help="Network interface that nodes talk over.")] = None,
-    preflight: Annotated[
-        bool | None,
-        typer.Option("--preflight/--no-preflight", help="Try nodes and network first; default: with several nodes."),
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check everything, start nothing.")] = False,
-    check_data: Annotated[bool, typer.Option("--check-data", help="Verify checksums, however large the set.")] = False,
-    doctor: Annotated[bool, typer.Option("--doctor", help="What there is to run on, and what to mend.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print every command and variable, start nothing.")
-    ] = False,
-    drill: Annotated[
-        str | None,
-        typer.Option(metavar="FAULTS", help="Do these faults to short runs, and show what became of them; all: all."),
-    ] = None,
-    drill_seed: Annotated[int, typer.Option(help="Decides when, and to which process.")] = 0,
-    verify_invariance: Annotated[
-        str | None,
-        typer.Option(metavar="N,N...", help="Train some steps by each number of workers, and show how alike they are."),
-    ] = None,
-    verify_steps: Annotated[int, typer.Option(min=1, help="So many steps.")] = 5,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Train some steps, show where they go, and write the profiler's traces.")
-    ] = False,
-    profile_steps: Annotated[int, typer.Option(min=1, help="So many are timed, and as many taken apart.")] = 10,
+    check: options.Check = False,
+    check_data: options.CheckData = False,
+    dry_run: options.DryRun = False,
+    preflight: options.Preflight = None,
+    doctor: options.Doctor = False,
+    drill: options.Drill = None,
+    drill_seed: options.DrillSeed = 0,
+    verify_invariance: options.VerifyInvariance = None,
+    verify_steps: options.VerifySteps = 5,
+    profile: options.Profile = False,
+    profile_steps: options.ProfileSteps = 10,
     partition: options.Partition = None,
     account: options.Account = None,
     qos: options.Qos = None,
@@ -93,8 +80,9 @@ def launch(
     array: options.Array = None,
     sbatch_args: options.SbatchArgs = None,
     wait: options.Wait = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+    _version: Version = False,
 ) -> None:
     """Train: check everything, start a node agent with its workers for each node, watch them to the end.
 

@@ -8,17 +8,16 @@ from typing import Annotated
 
 import typer
 
-run_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-RUN_COMMANDS = ("stop", "status", "logs", "cancel", "resume")
-"""First words that are no preset: what is done to a run that exists."""
+from fmfsd.command_line import App, Debug, Json
+from launcher.options import RUN_COMMANDS
+
+run_app = App()
 EXIT_INTERRUPTED = 130
 _ALIKE = 0.7
 """So that no preset's name is taken for a mistyped command."""
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return once the run has ended.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def meant(word: str) -> str:
@@ -68,7 +67,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
     rank: Annotated[int | None, typer.Option(min=0, help="Of this worker only.")] = None,
     lines: Annotated[int, typer.Option(min=0, help="How many of the last lines of each log.")] = 20,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Show what workers, their starters and batch jobs have said, each line with who said it."""
     from fmfsd.terminal import errors_shown

@@ -3,16 +3,15 @@
 import os
 import signal
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.command_line import App, Debug, Json, Version
 from fmfsd.locks import choose_method
-from launcher import options
+from launcher import options, tune_options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 def main() -> None:
@@ -24,50 +23,34 @@ def main() -> None:
 
 @app.command()
 def tune(
-    config: Annotated[
-        str | None, typer.Argument(help="A preset's name or a YAML file; default: the space's own.")
-    ] = None,
-    space: Annotated[str | None, typer.Option(help="A space's file, or a shipped one's name.")] = None,
+    config: tune_options.Config = None,
+    space: tune_options.Space = None,
     overrides: options.Overrides = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Different configs to try; default: the space's.")] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="What is searched for, as valid/deepest_top1; several: their Pareto front."),
-    ] = None,
-    mode: Annotated[
-        list[str] | None, typer.Option(help="max or min, for each --metric; default: max of accuracies, else min.")
-    ] = None,
-    search: Annotated[
-        str | None, typer.Option(help="random, grid, tpe, or another of Optuna's; default: grid of grids, else tpe.")
-    ] = None,
-    scheduler: Annotated[
-        Literal["none", "asha", "median"] | None, typer.Option(help="Which trials are stopped early; default none.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides what is drawn; default 0.")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes of a trial.")] = 1,
-    gpus: Annotated[int, typer.Option(min=1, help="Workers on each of its nodes.")] = 1,
+    sweep_dir: tune_options.SweepDirectory = None,
+    resume: tune_options.Resume = None,
+    trials: tune_options.Trials = None,
+    metrics: tune_options.Metrics = None,
+    modes: tune_options.Modes = None,
+    search: tune_options.Algorithm = None,
+    scheduler: tune_options.Scheduler = None,
+    seed: tune_options.Seed = None,
+    seeds: tune_options.Seeds = None,
+    best: tune_options.Best = None,
+    nodes: tune_options.Nodes = 1,
+    gpus: tune_options.Gpus = 1,
     device: options.Device = "auto",
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(metavar="auto|HOST:PORT", help="A Ray cluster that is there; default: one of our own.")
-    ] = None,
-    dashboard: Annotated[bool, typer.Option(help="Ray's dashboard, on loopback.")] = False,
-    sweep_dir: Annotated[Path | None, typer.Option(help="Default: a new one in runs/.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="SWEEP_DIR", help="Go on with a sweep; also with more --trials or --seeds.")
-    ] = None,
-    disk_budget: Annotated[
-        str | None, typer.Option(metavar="10G", help="Bound of the whole sweep: only the best keep checkpoints.")
-    ] = None,
-    max_failures: Annotated[int | None, typer.Option(min=0, help="New attempts of a trial; default 3.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Run the best again with so many seeds each.")] = None,
-    best: Annotated[int | None, typer.Option(min=1, help="How many are the best; default 3.")] = None,
+    concurrent: tune_options.Concurrent = None,
+    ray_address: tune_options.RayAddress = None,
+    dashboard: tune_options.Dashboard = False,
+    env: options.Env = None,
+    max_failures: tune_options.MaxFailures = None,
+    disk_budget: tune_options.DiskBudget = None,
     grace: options.Grace = DEFAULT_GRACE_S,
     hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
-    env: options.Env = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be searched and started.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    dry_run: tune_options.DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+    _version: Version = False,
 ) -> None:
     """Search: draw configs from a space, train each as an ordinary run, and show which are best.
 
@@ -83,8 +66,8 @@ def tune(
     with errors_shown(debug=debug):
         given = {
             "trials": trials,
-            "metrics": tuple(metric) if metric else None,
-            "modes": tuple(mode) if mode else None,
+            "metrics": tuple(metrics) if metrics else None,
+            "modes": tuple(modes) if modes else None,
             "search": search,
             "scheduler": scheduler,
             "seed": seed,

@@ -1,0 +1,94 @@
+"""The help of every command at 80 columns, short options, the version, and completion by a shell."""
+
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fmfsd.cli
+import launcher.cli
+import launcher.run_cli
+import launcher.tune_cli
+from fmfsd.command_line import App
+from launcher.cli import first_word
+from launcher.options import RUN_COMMANDS
+from tests.helpers.processes import run_command
+
+PANELS = {
+    launcher.cli.app: ["What", "Where", "How", "Before starting", "Diagnostics", "Slurm", "Output"],
+    launcher.tune_cli.app: ["What", "Search", "Where", "How", "Before starting", "Output"],
+}
+
+
+def help_of(app: App, *words: str) -> list[str]:
+    result = CliRunner().invoke(app, [*words, "-h"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("app", PANELS, ids=["launch", "tune"])
+def test_options_stand_in_panels(app: App) -> None:
+    shown = help_of(app)
+    titles = [line.split("─ ")[1].split(" ─")[0] for line in shown if line.startswith("╭─ ")]
+    assert titles == ["Arguments", *PANELS[app]]
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        (launcher.cli.app, ()),
+        (launcher.tune_cli.app, ()),
+        *((launcher.run_cli.run_app, (word,)) for word in RUN_COMMANDS),
+        *((fmfsd.cli.app, (word,)) for word in ("train", "probe", "evaluate", "export", "report", "watch", "diff")),
+        (fmfsd.cli.app, ("data", "prepare")),
+    ],
+)
+def test_no_option_is_cut_off_and_no_flag_has_a_type(app: App, words: tuple[str, ...]) -> None:
+    shown = help_of(app, *words)
+    assert max(map(len, shown)) <= 80
+    assert not [line for line in shown if "…" in line or "<bool>" in line]
+
+
+def test_short_options_are_those_of_slurm_and_torchrun() -> None:
+    shown = help_of(launcher.cli.app)
+    for short, long in {"-N": "--nodes", "-p": "--partition", "-A": "--account", "-t": "--time"}.items():
+        assert any(short in line and long in line for line in shown)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    for app in (launcher.cli.app, launcher.tune_cli.app, fmfsd.cli.app):
+        result = CliRunner().invoke(app, ["--version"])
+        assert (result.exit_code, result.stdout) == (0, f"fmfsd {version('fmfsd')}\n")
+
+
+def test_the_first_word_is_also_known_while_a_shell_completes_it() -> None:
+    assert first_word(["fmfsd-launch", "stop", "RUN"], {}) == "stop"
+    assert first_word(["fmfsd-launch"], {}) == ""
+    assert first_word(["fmfsd-launch"], {"_TYPER_COMPLETE_ARGS": "fmfsd-launch logs --fo"}) == "logs"
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_shell_completes_presets_commands_and_options(tmp_path: Path) -> None:
+    def completed(line: str) -> list[str]:
+        env = {"_FMFSD_LAUNCH_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line}
+        done = run_command("fmfsd-launch", cwd=tmp_path, env=env)
+        return re.findall(r"[\w-]+", done.stdout)
+
+    assert "cifar100-resnet18" in completed("fmfsd-launch cifar100")
+    assert "stop" in completed("fmfsd-launch st")
+    assert "--elastic" in completed("fmfsd-launch smoke --el")
+    assert "--follow" in completed("fmfsd-launch logs --fo")
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_accepts_the_completion_script(tmp_path: Path) -> None:
+    env = {"_FMFSD_LAUNCH_COMPLETE": "source_bash"}
+    script = run_command("fmfsd-launch", cwd=tmp_path, env=env).stdout
+    assert "complete" in script
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
