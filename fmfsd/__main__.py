@@ -1,6 +1,6 @@
 """`python -m fmfsd` is `fmfsd`."""
 
-from fmfsd.cli import main
+from fmfsd.entry_points import main
 
 if __name__ == "__main__":
     main()

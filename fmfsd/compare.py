@@ -88,7 +88,7 @@ def _apart(one: Counter[int], other: Counter[int]) -> int:
 
 def _losses(run: RunDir) -> list[dict[str, Tensor]]:
     """Of each step."""
-    records = map(json.loads, run.metrics.read_text().splitlines()) if run.metrics.exists() else ()
+    records = map(json.loads, run.metrics.read_text("utf-8").splitlines()) if run.metrics.exists() else ()
     return [
         {name: torch.tensor(value, dtype=torch.float64) for name, value in record.items() if name.startswith("loss")}
         for record in records

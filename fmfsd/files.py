@@ -167,7 +167,7 @@ def mount_of(path: Path) -> str:
     place = nearest_visible(path.absolute()).resolve()
     point = next(str(each) for each in (place, *place.parents) if os.path.ismount(each))
     with suppress(OSError):
-        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+        for line in reversed(Path("/proc/self/mounts").read_text("utf-8").splitlines()):
             _, mounted, kind, *_ = line.split(" ")
             if mounted == point:
                 return f"{point} ({kind})"

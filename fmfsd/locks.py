@@ -204,7 +204,7 @@ def _own_name() -> bytes:
 def _born(pid: int) -> int:
     """-1 for a process that is not there, or has ended and is only waited for by its parent."""
     try:
-        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *others = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         return -1 if state in "ZX" else int(others[18])
     except (OSError, ValueError, IndexError):
         return -1

@@ -96,7 +96,7 @@ def _reported(path: Path) -> Iterator[None]:
 def last_records(path: Path) -> dict[str, dict[str, float]]:
     """The newest record of each split, without the names that every record has."""
     last: dict[str, dict[str, float]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         record = json.loads(line)
         split = record.pop("split")
         last[split] = {name: value for name, value in record.items() if name not in ("step", "epoch", "time")}

@@ -1,11 +1,10 @@
 """Finds this installation's package `launcher`, whatever else has that name on PYTHONPATH.
 
-`python -m fmfsd.own_launcher MODULE ARGUMENT...` runs a module of it; the commands' entry points are here too.
+`python -m fmfsd.own_launcher MODULE ARGUMENT...` runs a module of it.
 """
 
 import runpy
 import sys
-from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -25,18 +24,6 @@ def pin() -> None:
     module = module_from_spec(spec)
     sys.modules[NAME] = module
     spec.loader.exec_module(module)
-
-
-def launch() -> None:
-    """`fmfsd-launch`."""
-    pin()
-    import_module("launcher.cli").main()
-
-
-def tune() -> None:
-    """`fmfsd-tune`."""
-    pin()
-    import_module("launcher.tune_cli").main()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,9 @@ def errors_shown(*, debug: bool) -> Iterator[None]:
         discard(sys.stdout)
     except (typer.Exit, typer.Abort):
         raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
     except Exception as error:
         if debug:
             raise

@@ -21,7 +21,7 @@ def tie_to_parent(agent: int | None, *, has_starter: bool = True) -> None:
 
 def _parent_of(pid: int) -> int | None:
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return int(file.read().rpartition(")")[2].split()[1])
     except OSError:
         return None

@@ -1,7 +1,6 @@
 """`fmfsd-launch`: parse, call one function, exit code."""
 
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,7 +21,6 @@ app = App()
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
     choose_method(os.environ)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     first = first_word(sys.argv, os.environ)
     if first in RUN_COMMANDS:
         run_app()

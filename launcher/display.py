@@ -80,7 +80,7 @@ class RunDisplay:
         if now - self._logs_at >= LOGS_EVERY_S:
             self._logs_at = now
             self._tell_of_logs()
-        with suppress(OSError, ValueError, KeyError):  # what is shown must never end a run
+        with suppress(Exception):  # what is shown must never end a run
             self._show(now)
 
     def _show(self, now: float) -> None:

@@ -133,7 +133,7 @@ def _last_stack(run: RunDir, attempt: Attempt, rank: int) -> str:
     """Of the main thread, which is the last one of the attempt's last dump in the rank's log."""
     log = run.rank_log(_node(attempt, rank), rank)
     if log.exists():
-        text = log.read_text(errors="replace").rpartition(f"--- attempt {attempt.number}, ")[2]
+        text = log.read_text("utf-8", "replace").rpartition(f"--- attempt {attempt.number}, ")[2]
         if found := list(_STACK.finditer(text)):
             return f"rank {rank} stood, innermost call first:" + "\n".join(
                 text[found[-1].end() :].splitlines()[:_LAST_LINES]
@@ -178,7 +178,7 @@ def _silent(run: RunDir, attempt: Attempt, spoken: tuple[int, ...]) -> Iterator[
 def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
     """Exit codes by node and process, as each node's torchrun tells them in its log, or as its agent saw them."""
     logs = {node: run.starter_log(node) for node in range(len(attempt.nodes))}
-    texts = {node: log.read_text(errors="replace") for node, log in logs.items() if log.exists()}
+    texts = {node: log.read_text("utf-8", "replace") for node, log in logs.items() if log.exists()}
     told = {(node, int(pid)): int(code) for node, text in texts.items() for code, pid in _EXIT.findall(text)}
     seen = {(number, pid): code for number, node in enumerate(attempt.nodes) for pid, code in node.worker_codes.items()}
     return {**told, **seen}
@@ -187,7 +187,7 @@ def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
 def _code_after(run: RunDir, node: int, pid: int) -> int | None:
     """What DeepSpeed's launcher of that node said last of the processes among which `pid` was; None: nothing."""
     log = run.starter_log(node)
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = log.read_text("utf-8", "replace") if log.exists() else ""
     found = _RETURN.findall(text.rpartition(_SPAWNED.format(pid=pid))[2]) if _SPAWNED.format(pid=pid) in text else ()
     return int(found[-1]) if found else None
 
@@ -211,7 +211,7 @@ def _starter_words(run: RunDir, attempt: Attempt) -> Failure:
     for number, node in enumerate(attempt.nodes):
         log = run.starter_log(number)
         if node.exit_code != 0 and log.exists():
-            last = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            last = log.read_text("utf-8", "replace").splitlines()[-_LAST_LINES:]
             who = "a worker" if node.starts_workers else "its starter"
             what = f"node {number}: {who} ended with exit code {node.exit_code}"
             return Failure(what, "\n".join(last), time=attempt.noticed, node=number)

@@ -89,7 +89,7 @@ def uncommitted_files(checkout: Path) -> list[str] | None:
     """
     said = checkout / COMMIT_FILE
     if said.is_file():
-        return said.read_text().splitlines()[1:]
+        return said.read_text("utf-8").splitlines()[1:]
     if not (checkout / ".git").exists():
         return None
     command = ("git", "-C", str(checkout), "status", "--short", "--", *OWN_PACKAGES)
@@ -102,13 +102,13 @@ def commit_of(checkout: Path) -> str | None:
     said = checkout / COMMIT_FILE
     try:
         if said.is_file():
-            return said.read_text().splitlines()[0]
+            return said.read_text("utf-8").splitlines()[0]
         own, git = _git_folders(checkout)
-        head = (own / "HEAD").read_text().strip()
+        head = (own / "HEAD").read_text("utf-8").strip()
         name = head.removeprefix("ref: ")
         if name == head or (git / name).exists():
-            return head if name == head else (git / name).read_text().strip()
-        lines = map(str.split, (git / "packed-refs").read_text().splitlines())
+            return head if name == head else (git / name).read_text("utf-8").strip()
+        lines = map(str.split, (git / "packed-refs").read_text("utf-8").splitlines())
         return next((line[0] for line in lines if line[1:] == [name]), None)
     except (OSError, ValueError):
         return None
@@ -119,6 +119,6 @@ def _git_folders(checkout: Path) -> tuple[Path, Path]:
     git = checkout / ".git"
     if git.is_dir():
         return git, git
-    own = checkout / git.read_text().strip().removeprefix("gitdir: ")
+    own = checkout / git.read_text("utf-8").strip().removeprefix("gitdir: ")
     common = own / "commondir"
-    return own, own / common.read_text().strip() if common.exists() else own
+    return own, own / common.read_text("utf-8").strip() if common.exists() else own

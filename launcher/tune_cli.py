@@ -1,7 +1,6 @@
 """`fmfsd-tune`: parse, call one function, exit code."""
 
 import os
-import signal
 import sys
 
 import typer
@@ -17,7 +16,6 @@ app = App()
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
     choose_method(os.environ)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     app()
 
 

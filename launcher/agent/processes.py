@@ -193,5 +193,5 @@ def _exit_code(pid: int) -> int | None:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state to the exit code; empty for a process that is gone."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     return []

@@ -165,11 +165,11 @@ class Drill:
 
 def _moments(run: RunDir) -> list[tuple[float, str]]:
     """When each record was made, and of which split."""
-    return [(line["time"], line["split"]) for line in map(json.loads, run.metrics.read_text().splitlines())]
+    return [(line["time"], line["split"]) for line in map(json.loads, run.metrics.read_text("utf-8").splitlines())]
 
 
 def _seconds_a_step(run: RunDir) -> float:
-    lines = list(map(json.loads, run.metrics.read_text().splitlines()))
+    lines = list(map(json.loads, run.metrics.read_text("utf-8").splitlines()))
     times = [(line["time"], line["step"]) for line in lines if line["split"] == "train"]
     (start, first), (end, last) = times[0], times[-1]
     return float(max(0.001, (end - start) / (last - first)))

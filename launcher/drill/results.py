@@ -70,7 +70,7 @@ def checkpoint_bytes(run: RunDir) -> int:
 
 
 def _records(run: RunDir) -> list[dict[str, Any]]:
-    lines = map(json.loads, run.metrics.read_text().splitlines())
+    lines = map(json.loads, run.metrics.read_text("utf-8").splitlines())
     return [{name: value for name, value in line.items() if name not in NOT_REPEATABLE} for line in lines]
 
 

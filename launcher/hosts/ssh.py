@@ -44,7 +44,7 @@ def parse_hosts(text: str | None, file: Path | None) -> tuple[Host, ...]:
 
 def _of_file(file: Path) -> list[tuple[str, Host]]:
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError([Problem(f"--hostfile {file}", f"can't be read: {error}")]) from error
     hosts, wrong = [], []

@@ -58,7 +58,7 @@ class Submission:
 
     def render(self) -> str:
         """What a person would type, the script, and what is started inside the job."""
-        script = (shipped_folder("cluster") / "train.sbatch").read_text().rstrip()
+        script = (shipped_folder("cluster") / "train.sbatch").read_text("utf-8").rstrip()
         variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(self.environment.items())]
         command = " \\\n    ".join(["env -i", *variables, shlex.join(("sbatch", *self.arguments))])
         copies = f"# the program is copied to {self.snapshot.folder(self.folder.source)} first"

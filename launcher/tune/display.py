@@ -68,7 +68,7 @@ class SweepDisplay:
         if now - self._read_at < READ_EVERY_S:
             return
         self._read_at = now
-        with suppress(OSError, ValueError, KeyError):  # what is shown must never end a search
+        with suppress(Exception):  # what is shown must never end a search
             self._show(now)
 
     def _show(self, now: float) -> None:

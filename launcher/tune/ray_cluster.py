@@ -142,6 +142,6 @@ def _watch(pids: dict[str, int], ended: threading.Event, last_word: Callable[[Ex
 
 def _lives(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False

@@ -104,7 +104,7 @@ def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd:
     if asks:  # what a config needs is not known without
         check.require_room(sweep, options, found.config, found.costs, shape)
     given = dump_given(space.config, overrides, data_root=request.data_root)
-    content = {sweep.space: path.read_text(), sweep.config: given}
+    content = {sweep.space: path.read_text("utf-8"), sweep.config: given}
     return Ready(sweep, begun, space, prepare_command(found.config), shape, found.warnings, content)
 
 

@@ -212,5 +212,5 @@ class TrialRun:
 
     def _say(self, text: str) -> None:
         """Into a log, as nobody looks on; best effort."""
-        with suppress(OSError), self._run.said.open("a") as log:
+        with suppress(OSError), self._run.said.open("a", encoding="utf-8") as log:
             log.write(f"{text}\n")

@@ -1,0 +1,84 @@
+"""Closed standard streams, terminals without UTF-8 or without a width: never an error."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fmfsd.rundir import RunDir
+from tests.helpers.launches import small_arguments
+from tests.helpers.processes import command, run_command, wait_until
+from tests.helpers.stub_training import stub_training
+from tests.helpers.terminals import TMUX, terminal
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of stub workers that was launched with all three streams closed."""
+    folder = tmp_path_factory.mktemp("streams")
+    words = " ".join(
+        map(repr, (command("fmfsd-launch"), *small_arguments(tiny_root), "--run-dir", str(folder / "run")))
+    )
+    env = {**os.environ, **stub_training(folder / "stub").env}
+    done = subprocess.run(["bash", "-c", f"exec {words} <&- >&- 2>&-"], env=env, cwd=folder, timeout=120)
+    assert done.returncode == 0
+    return RunDir(folder / "run")
+
+
+def test_a_launch_needs_no_standard_stream(finished: RunDir) -> None:
+    assert json.loads(finished.outcome.read_text())["state"] == "finished"
+    for log in finished.node_logs(0).glob("rank-*.log"):
+        assert "Traceback" not in log.read_text()
+
+
+COMMANDS = {
+    "plan": ("fmfsd-launch", "smoke", "--dry-run"),
+    "help": ("fmfsd-launch", "--help"),
+    "search": ("fmfsd-tune", "--space", "smoke", "--dry-run"),
+    "status": ("fmfsd-launch", "status", "RUN"),
+    "logs": ("fmfsd-launch", "logs", "RUN"),
+    "watch": ("fmfsd", "watch", "RUN", "--once"),
+    "diff": ("fmfsd", "diff", "RUN", "RUN"),
+    "report": ("fmfsd", "report", "RUN", "--out", "report.html"),
+}
+
+
+def words_of(name: str, run: RunDir) -> list[str]:
+    program, *words = (str(run.path) if word == "RUN" else word for word in COMMANDS[name])
+    return [command(program), *words]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("name", ["plan", "status", "report"])
+def test_commands_need_no_standard_stream(name: str, closed: str, finished: RunDir, tmp_path: Path) -> None:
+    words = " ".join(map(repr, words_of(name, finished)))
+    done = subprocess.run(["bash", "-c", f"exec {words} {closed}"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+PLAIN = {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "LC_ALL": "C"}
+
+
+@pytest.mark.parametrize("env", [PLAIN, {"PYTHONIOENCODING": "latin-1"}, {"COLUMNS": "0"}, {"COLUMNS": "20"}], ids=str)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_encoding_or_width_is_an_error(name: str, env: dict[str, str], finished: RunDir, tmp_path: Path) -> None:
+    program, *words = words_of(name, finished)
+    done = run_command(Path(program).name, *words, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+@pytest.mark.skipif(TMUX is None, reason="needs tmux")
+@pytest.mark.parametrize("columns", [20, 5])
+def test_a_narrow_terminal_ends_no_run(columns: int, tiny_root: Path, tmp_path: Path) -> None:
+    stub = stub_training(tmp_path / "stub")
+    pythonpath = f"PYTHONPATH={stub.env['PYTHONPATH']}"
+    words = [shutil.which("env") or "env", pythonpath, command("fmfsd-launch"), *small_arguments(tiny_root)]
+    with terminal(tmp_path, [*map(repr, words), "--run-dir", "run"], columns=columns) as screen:
+        outcome = RunDir(tmp_path / "run").outcome
+        wait_until(lambda: outcome.exists() and json.loads(outcome.read_text())["state"] == "finished", "its end")
+        wait_until(lambda: "ended with 0" in screen.screen.replace("\n", ""), "its exit code")
