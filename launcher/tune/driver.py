@@ -91,7 +91,9 @@ class Driver:
         bounded = options.disk_bytes is not None
         words = [str(self._sweep.config)]
         workers = self._begun.launch.nodes * (self._begun.launch.gpus or 1)
-        costs = costs_of(config, words, workers=workers, environment=self._environment) if bounded else Costs()
+        costs = Costs()
+        if bounded:
+            costs = costs_of(config, words, workers=workers, environment=self._environment, device=shape.device)
         return DiskBudget.of(self._sweep, options, config, costs, concurrent=shape.concurrent)
 
     def _search(self, shape: Shape) -> None:

@@ -59,7 +59,7 @@ def test_what_is_no_clusters_address_is_refused(address: str, tmp_path: Path) ->
     _, space = sweep_of(tmp_path, TAPS)
     options = TuneOptions(trials=3, search="random", ray_address=address)
     with pytest.raises(ConfigError, match="expected auto or HOST:PORT"):
-        require_sound(space, options, SweepDir(tmp_path / "new"), asks=False)
+        require_sound(space, options, SweepDir(tmp_path / "new"))
 
 
 def test_a_run_with_another_seed_that_came_to_nothing_is_known_until_it_is_confirmed() -> None:
