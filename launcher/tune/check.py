@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError, Problem
-from launcher.check import of_hosts
+from launcher.check import of_hosts, of_run
 from launcher.config import LaunchConfig, TuneOptions
 from launcher.costs import Costs
 from launcher.resources import Resources
@@ -54,7 +54,7 @@ def require_sound(space: Space, options: TuneOptions, sweep: SweepDir, *, is_new
         *_address(options),
         *_folder(sweep, is_new),
     ]
-    missing = list(_packages())
+    missing = [*_packages(), *of_run.in_use(sweep.coordination)]
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:

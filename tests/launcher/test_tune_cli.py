@@ -90,7 +90,7 @@ def test_what_can_not_be_searched_is_refused(
             "--metric valid/foo: not every trial writes it, as model.branches varies; those",
         ),
         (("--disk-budget", "1M", "--concurrent", "1"), 3, "--disk-budget 1M: 1 at a time with up to "),
-        (("--nodes", "16"), 3, "--nodes, --gpus: a trial asks for 16 x 1 cores"),
+        (("--concurrent", "999"), 3, "--concurrent: 999 at a time, of which"),
         (("--nodes", "3"), 2, "3 workers"),
     ],
 )
