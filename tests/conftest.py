@@ -13,6 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
+from fmfsd.report import vega
 from tests.helpers.leaks import TEST_ID, leaks_since, running_processes, surroundings
 from tests.helpers.official import write_official
 from tests.helpers.quick import is_quick, refused_processes
@@ -74,6 +75,12 @@ def nothing_is_left(own_temporary_folder: None) -> Iterator[None]:
 @pytest.fixture
 def processes() -> None:
     """Requested by tests next to quick ones that start processes."""
+
+
+@pytest.fixture
+def charts_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws charts in the test's own process, for quick tests."""
+    monkeypatch.setattr("fmfsd.report.drawing.draw_in_child", vega.draw)
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,16 @@
 Vega-Lite draws them (vl-convert-python: Vega's own renderer in one wheel, no browser and no network) as SVG when the
 page is written: they need no script, their colours are the page's CSS variables, so that one drawing serves light and
 dark, and every mark says its values to a screen reader. Interactive charts would need a megabyte of script a page.
+All charts of a page are drawn by one child process: where V8 can't run, the page has no charts and is whole otherwise.
 """
 
+import html
 import json
 import re
 from typing import Any
 
 from fmfsd.report.markup import Html, cleaned, element
+from fmfsd.report.vega import Drawn, draw_in_child
 
 Spec = dict[str, Any]
 
@@ -42,14 +45,28 @@ _CONFIG: Spec = {
 
 
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+_PLACEHOLDER = re.compile(r'<vega-lite title="([^"]*)">([^<]*)</vega-lite>')
 
 
 def drawing(title: str, spec: Spec) -> Html:
-    """`spec` without what all charts have in common."""
-    from vl_convert import vegalite_to_svg  # not before there is something to draw
-
+    """Return the place of a chart, which `draw_charts` fills; `spec` lacks what all charts have in common."""
     whole = {"$schema": _SCHEMA, "background": None, "config": _CONFIG, **spec}
-    return _in_a_page(vegalite_to_svg(json.dumps(_cleaned(whole))), title)
+    return element("vega-lite", Html(html.escape(json.dumps(_cleaned(whole)), quote=False)), title=title)
+
+
+def draw_charts(page: str) -> str:
+    """Return the page with all its charts drawn, or with the reason where one can't be drawn."""
+    found = [(html.unescape(title), json.loads(html.unescape(spec))) for title, spec in _PLACEHOLDER.findall(page)]
+    if not found:
+        return page
+    drawn = iter(zip(draw_in_child([spec for _, spec in found]), [title for title, _ in found], strict=True))
+    return _PLACEHOLDER.sub(lambda _: _filled(*next(drawn)), page)
+
+
+def _filled(drawn: Drawn, title: str) -> Html:
+    if "svg" in drawn:
+        return _in_a_page(drawn["svg"], title)
+    return element("p", f"This chart is omitted: {drawn['error']}. Its numbers are in the table.", class_="omitted")
 
 
 def _cleaned(part: Any) -> Any:

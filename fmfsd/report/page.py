@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmfsd.report.drawing import draw_charts
 from fmfsd.report.markup import Html, element, joined
 
 GENERATOR = '<meta name="generator" content="fmfsd">'
@@ -40,7 +41,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     top = element("header", element("h1", title), element("p", lead), element("nav", *links, aria_label="Sections"))
     main = element("main", *map(_written, sections), id="content")
     body = element("body", skip, top, main, element("script", script))
-    return f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{body}</html>\n'
+    return draw_charts(f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{body}</html>\n')
 
 
 def _written(section: Section) -> Html:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError, Problem
-from launcher.check import of_hosts
+from launcher.check import of_hosts, of_run
 from launcher.config import LaunchConfig, TuneOptions
 from launcher.costs import Costs
 from launcher.resources import Resources
@@ -45,8 +45,8 @@ def _mode(metric: str) -> Literal["max", "min"]:
     return "max" if metric.endswith("_top1") else "min"
 
 
-def require_sound(space: Space, options: TuneOptions, sweep: SweepDir, *, asks: bool, is_new: bool = True) -> None:
-    """ConfigError, or CheckError if just the machine is wrong; `asks`: whether it is to be carried out."""
+def require_sound(space: Space, options: TuneOptions, sweep: SweepDir, *, is_new: bool = True) -> None:
+    """ConfigError, or CheckError if just the machine is wrong."""
     wrong = [
         *_metrics(options),
         *refused(options.search, options, space),
@@ -54,7 +54,7 @@ def require_sound(space: Space, options: TuneOptions, sweep: SweepDir, *, asks: 
         *_address(options),
         *_folder(sweep, is_new),
     ]
-    missing = list(_packages()) if asks else []
+    missing = [*_packages(), *of_run.in_use(sweep.coordination)]
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:

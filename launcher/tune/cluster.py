@@ -16,6 +16,7 @@ from launcher.agent.look import look
 from launcher.hosts.helpers import said_here
 from launcher.resources import Resources
 from launcher.tune.joiner import answers
+from launcher.tune.ray_environment import ENVIRONMENT
 from launcher.tune.sweep_dir import SweepDir
 
 ANSWER_S = 120.0
@@ -32,7 +33,7 @@ def machines_of(address: str, sweep: SweepDir) -> list[Resources]:
     folder = next(parent for parent in sweep.path.parents if parent.is_dir())
     with NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-") as marker:
         argv = (*COMMAND, "launcher.tune.cluster", address, marker.name)
-        code, output, errors = said_here(argv, deadline_s=ANSWER_S)
+        code, output, errors = said_here(argv, deadline_s=ANSWER_S, more=ENVIRONMENT)
     try:
         told = json.loads(output)
     except ValueError:

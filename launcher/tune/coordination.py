@@ -29,9 +29,11 @@ from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH
 from launcher.tune.begun import Begun
 from launcher.tune.display import SweepDisplay, final_table
 from launcher.tune.history import History
+from launcher.tune.ray_environment import ENVIRONMENT
 from launcher.tune.shape import Shape
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.words import conclusions
 
 HANG_S = 120.0
 """Tune's loop goes round several times a second."""
@@ -41,21 +43,6 @@ DRIVERS = 3
 """So many may fall without a new fact between; --max-failures is about trials."""
 BEYOND_GRACE_S = 30.0
 """From the end of the last trial to that of Ray."""
-ENVIRONMENT = {
-    "PYTHONSAFEPATH": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a machine whose head is gone would drain until it is killed
-    "RAY_prestart_worker_first_driver": "0",  # no trial could use one: Tune wants workers with variables of its own
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # else trials give way to whatever else runs here
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has measured nothing
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nobody reads Tune's own state
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # the feeder hands over no more than run at a time
-}
-"""What Ray and Tune are told."""
 EXISTING = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """With which a cluster that is there is reached, as its owner has them set."""
 
@@ -220,16 +207,24 @@ class Coordination:
         if state == "finished":
             history = History.read(self._sweep.ledger, self._begun.options)
             self._console.print(final_table(history, self._space.constants))
+            for text in conclusions(history, self._space.constants):
+                self._say(text)
             if len(history.runs) < self._begun.options.trials:
                 self._say(f"{len(history.runs)} trials are all that the space has")
             for name, cause in history.unconfirmed.items():
                 self._say(f"{name} came to nothing, and is tried again by {self._command}: {in_a_line(cause)}")
-            self._say(f"report: {self._sweep.report}")
+            self._say(self._report_text())
             self._say(f"to train the best: {shlex.join(['fmfsd-launch', str(self._sweep.best)])}")
         else:
             self._say(f"{state}; to go on: {self._command}")
         self._print_json(EXIT_CODES[state])
         return EXIT_CODES[state]
+
+    def _report_text(self) -> str:
+        if self._sweep.report.exists():
+            return f"report: {self._sweep.report}"
+        log, command = self._run.starter_log(0), shlex.join(["fmfsd", "report", str(self._sweep.path)])
+        return f"warning: no report was written, {log} says why: `{command}` writes it"
 
     def _print_json(self, code: int) -> None:
         if self._as_json:

@@ -15,7 +15,6 @@ from launcher.config import TuneOptions
 from launcher.log_follower import in_a_line
 from launcher.tune.follow import Running, SweepFollower
 from launcher.tune.history import History, Trial
-from launcher.tune.outlook import ENDED
 from launcher.tune.sweep_dir import SweepDir
 from launcher.tune.words import (
     best_text,
@@ -24,6 +23,9 @@ from launcher.tune.words import (
     left_text,
     metric_text,
     metrics_text,
+    progress_text,
+    reruns_text,
+    restarted_text,
     values_text,
 )
 
@@ -49,6 +51,7 @@ class SweepDisplay:
         self._best = _best(self._follower.history)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._read_at = self._said_at = time.monotonic()
+        self._said = ""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -74,13 +77,18 @@ class SweepDisplay:
     def _show(self, now: float) -> None:
         self._tell()
         running = self._follower.running()
-        counts, left = self._follower.counts(running), left_text(self._follower.seconds_left(running))
+        counts, left_s = self._follower.counts(running), self._follower.seconds_left(running)
         if self._live:
-            self._live.update(self._picture(running, counts, left), refresh=True)
+            self._live.update(self._picture(running, counts, left_s), refresh=True)
         elif now - self._said_at >= PLAIN_EVERY_S:
             self._said_at = now
-            ended = sum(counts[state] for state in ENDED)
-            self._say(", ".join(filter(None, (f"{ended} of {sum(counts.values())} ended", left))))
+            self._say_progress(progress_text(self._follower.history, counts, left_s))
+
+    def _say_progress(self, text: str) -> None:
+        """Nothing if it is the same as last time."""
+        if text != self._said:
+            self._said = text
+            self._say(text)
 
     def _tell(self) -> None:
         """Of the trials that have ended since the last look; of many the first."""
@@ -102,13 +110,16 @@ class SweepDisplay:
         if fact["fact"] == "confirmed":
             reached = metrics_text(fact["metrics"], history.options.metrics)
             return f"{fact['config']} again with seed {fact['seed']}: {reached}"
+        if fact["fact"] == "restarted":
+            return restarted_text(fact)
         return ""
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def _picture(self, running: list[Running], counts: Mapping[str, int], left: str) -> Group:
-        lines = [Text("; ".join(filter(None, (f"trials: {counts_text(counts)}", left))))]
+    def _picture(self, running: list[Running], counts: Mapping[str, int], left_s: float | None) -> Group:
+        known = (f"trials: {counts_text(counts)}", reruns_text(self._follower.history, counts), left_text(left_s))
+        lines = [Text("; ".join(filter(None, known)))]
         if best := best_text(self._follower.history, self._best, self._hidden):
             lines.append(Text(f"best {best}"))
         more = len(running) - RUNNING_SHOWN

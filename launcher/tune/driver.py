@@ -30,7 +30,7 @@ from launcher.tune.last_words import write_crash
 from launcher.tune.order import TrialOrder
 from launcher.tune.patience import Patience
 from launcher.tune.ray_cluster import Head, ending_if_ray_dies, existing_ray, head_of_a_cluster, machines, private_ray
-from launcher.tune.results import write_report, write_results
+from launcher.tune.results import write_final_results, write_report, write_results
 from launcher.tune.scheduling import Scheduler, rule_of
 from launcher.tune.searching import Feeder, Searched, Source
 from launcher.tune.shape import Shape
@@ -69,8 +69,8 @@ class Driver:
                 if not self._is_stopped():
                     self._judge(shape)
         finally:
-            self._show_results()
-            write_report(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
+            write_final_results(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
+            self._write_report()
             self._book.close()
         return "stopped" if self._is_stopped() else "finished"
 
@@ -91,7 +91,9 @@ class Driver:
         bounded = options.disk_bytes is not None
         words = [str(self._sweep.config)]
         workers = self._begun.launch.nodes * (self._begun.launch.gpus or 1)
-        costs = costs_of(config, words, workers=workers, environment=self._environment) if bounded else Costs()
+        costs = Costs()
+        if bounded:
+            costs = costs_of(config, words, workers=workers, environment=self._environment, device=shape.device)
         return DiskBudget.of(self._sweep, options, config, costs, concurrent=shape.concurrent)
 
     def _search(self, shape: Shape) -> None:
@@ -184,6 +186,11 @@ class Driver:
 
     def _show_results(self) -> None:
         write_results(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
+
+    def _write_report(self) -> None:
+        """Whatever is wrong with the page is reported in the log, and the search goes on."""
+        if why := write_report(self._sweep):
+            print(f"no report was written: {why}", file=sys.stderr)
 
     def _why_none(self) -> str:
         causes = [trial.cause for trial in self._book.history.runs if trial.cause]

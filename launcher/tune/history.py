@@ -71,6 +71,8 @@ class History:
     """Why runs with such a seed came to nothing, by their folders' names; they are tried again when a sweep goes on."""
     told: list[tuple[int, int]] = field(default_factory=list)
     """Trial and epoch of every report, in the order in which they came."""
+    _ranking: list[Trial] | None = field(default=None, init=False, repr=False, compare=False)
+    """Until a trial changes."""
 
     @classmethod
     def read(cls, ledger: Path, options: TuneOptions) -> "History":
@@ -113,7 +115,7 @@ class History:
 
     def _put(self, trial: Trial) -> None:
         """And give what repeats it its result."""
-        self.trials[trial.number] = trial
+        self.trials[trial.number], self._ranking = trial, None
         for other in self.trials.values():
             if other.repeats == trial.number:
                 other.state, other.metrics, other.reports = trial.state, trial.metrics, trial.reports
@@ -135,9 +137,13 @@ class History:
 
     def ranked(self) -> list[Trial]:
         """The finished ones, best first; of several metrics the front first, in the order of the first metric."""
-        found = [trial for trial in self.runs if trial.state == "finished"]
-        front = {trial.number for trial in self.front()}
-        return sorted(found, key=lambda trial: (trial.number not in front, *self._losses(trial), trial.number))
+        if self._ranking is None:
+            found = [trial for trial in self.runs if trial.state == "finished"]
+            front = {trial.number for trial in self.front()}
+            self._ranking = sorted(
+                found, key=lambda trial: (trial.number not in front, *self._losses(trial), trial.number)
+            )
+        return list(self._ranking)
 
     def front(self) -> list[Trial]:
         """Those that no other finished trial is at least as good as in all metrics and better in one."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError
-from fmfsd.probed import Probe
+from fmfsd.probed import Device, Probe
 from launcher.config import LaunchConfig
 from launcher.costs import costs_of
 from launcher.site import Site
@@ -35,7 +35,8 @@ def costs_by_name(
     config: TrainConfig, words: Sequence[str], launch: LaunchConfig, site: Site, environment: Mapping[str, str]
 ) -> dict[str, float]:
     """Of `config`, which `words` of a command line make. ConfigError if it is wrong, CheckError if nothing is known."""
-    costs = costs_of(config, words, workers=site.workers(launch), environment=environment)
+    device: Device = "cuda" if site.placement(launch)[0] == "cuda" else "cpu"
+    costs = costs_of(config, words, workers=site.workers(launch), environment=environment, device=device)
     if costs.refused:
         raise ConfigError(costs.refused)
     if costs.probe is None:

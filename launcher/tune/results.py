@@ -6,17 +6,20 @@ All of it follows from the ledger and is written anew as facts come in, so none 
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmfsd.files import write_whole
-from fmfsd.report.sweep_page import sweep_page
+from launcher.hosts.helpers import said_here
 from launcher.tune.best_config import best_config
 from launcher.tune.history import History, Trial
 from launcher.tune.importance import Importances, importances
 from launcher.tune.space import Space
 from launcher.tune.summary import summary
 from launcher.tune.sweep_dir import SweepDir
+
+REPORT_S = 300.0
 
 
 def write_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
@@ -27,22 +30,26 @@ def write_results(sweep: SweepDir, space: Space, history: History, *, held_out: 
     _write(sweep, space, history, None, held_out)
 
 
-def write_report(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
-    """All of it, with importances, and the page."""
-    content = _write(sweep, space, history, importances(space, history), held_out)
-    write_whole(sweep.report, sweep_page(content, sweep.space.read_text(encoding="utf-8")), durable=False)
+def write_final_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
+    """With importances."""
+    _write(sweep, space, history, importances(space, history), held_out)
 
 
-def _write(
-    sweep: SweepDir, space: Space, history: History, found: Sequence[Importances] | None, held_out: int
-) -> dict[str, Any]:
-    content = summary(sweep, space, history, found)
-    write_whole(sweep.summary, _lines(content), durable=False)
+def write_report(sweep: SweepDir) -> str:
+    """Have `fmfsd report` write the page, with the user's umask; return why there is none, or nothing."""
+    code, _, errors = said_here((sys.executable, "-P", "-m", "fmfsd", "report", str(sweep.path)), deadline_s=REPORT_S)
+    if code == 0:
+        return ""
+    sweep.report.unlink(missing_ok=True)  # an earlier page would be out of date
+    return (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+
+
+def _write(sweep: SweepDir, space: Space, history: History, found: Sequence[Importances] | None, held_out: int) -> None:
+    write_whole(sweep.summary, _lines(summary(sweep, space, history, found)), durable=False)
     write_whole(sweep.table, trials_csv(space, history), durable=False)
     if ranked := history.ranked():
         best = best_config(sweep, ranked[0], history.options.metrics[0], held_out=held_out)
         write_whole(sweep.best, best, durable=False)
-    return content
 
 
 def _lines(content: Mapping[str, Any]) -> str:

@@ -37,6 +37,8 @@ class Source(Protocol):
 
     def reported(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
 
+    def restarted(self, number: int, cause: str) -> None: ...
+
     def ended(self, number: int, how: Ended) -> None: ...
 
 
@@ -75,14 +77,24 @@ class Feeder(Unkept, Searcher):
             self._source.reported(self._live[trial_id], int(result["epoch"]), metrics)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing for an error: `on_trial_lost` follows, which knows the reason."""
+        if error:
+            return
         number, told = self._live.pop(trial_id), result or {}
         if metrics := metrics_in(told):
             self._source.reported(number, int(told["epoch"]), metrics)
-        if error:
-            self._source.ended(number, Ended("failed", metrics, LOST))
-        else:
-            cause, seconds = str(told.get("cause", "")), float(told.get("seconds", 0.0))
-            self._source.ended(number, Ended(str(told.get("state", "stopped")), metrics, cause, seconds))
+        cause, seconds = str(told.get("cause", "")), float(told.get("seconds", 0.0))
+        self._source.ended(number, Ended(str(told.get("state", "stopped")), metrics, cause, seconds))
+
+    def on_trial_restarted(self, trial_id: str, reason: str) -> None:
+        """Tune starts the trial again, as the process that carried it out was lost."""
+        self._source.restarted(self._live[trial_id], reason)
+
+    def on_trial_lost(self, trial_id: str, reason: str) -> None:
+        """Tune does not start the trial again; the next start of a sweep that is to stop does."""
+        state = "stopped" if self._is_stopped() else "failed"
+        cause = ": ".join(filter(None, (LOST, reason)))
+        self._source.ended(self._live.pop(trial_id), Ended(state, {}, cause))
 
 
 def metrics_in(result: Mapping[str, Any]) -> dict[str, float]:
@@ -109,6 +121,9 @@ class Searched:
 
     def reported(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         self._book.reported(self._book.history.trials[number], epoch, metrics)
+
+    def restarted(self, number: int, cause: str) -> None:
+        self._book.note("restarted", trial=number, cause=cause)
 
     def ended(self, number: int, how: Ended) -> None:
         if how.state == "stopped" and self._is_stopped():

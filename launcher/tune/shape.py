@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fmfsd.errors import CheckError, Problem
-from launcher.config import Device, LaunchConfig, TuneOptions
+from launcher.config import LaunchConfig, TuneOptions
 from launcher.resources import Resources
 from launcher.sizes import size
 
@@ -13,7 +14,7 @@ from launcher.sizes import size
 class Shape:
     """`cores` and `gpus` of each node of a trial, on `device`; `concurrent` such trials fit beside one another."""
 
-    device: Device
+    device: Literal["cuda", "cpu"]
     cores: int
     gpus: int
     concurrent: int
@@ -30,7 +31,7 @@ def shape_of(
 
     `worker_bytes`: what a worker holds at least; 0: not known.
     """
-    device = _device(machines, launch)
+    device = device_of(machines, launch)
     workers = launch.gpus or 1
 
     def fitting(cores: int) -> int:
@@ -46,7 +47,8 @@ def shape_of(
     return Shape(device, cores, workers if device == "cuda" else 0, concurrent)
 
 
-def _device(machines: Sequence[Resources], launch: LaunchConfig) -> Device:
+def device_of(machines: Sequence[Resources], launch: LaunchConfig) -> Literal["cuda", "cpu"]:
+    """Return what trials compute on: GPUs if any of the machines has some, unless the launch says otherwise."""
     if launch.device != "auto":
         return launch.device
     return "cuda" if any(each.gpus for each in machines) else "cpu"

@@ -23,7 +23,7 @@ from launcher.tune.begun import Begun
 from launcher.tune.coordination import Coordination
 from launcher.tune.history import History
 from launcher.tune.ledger import Ledger
-from launcher.tune.shape import Shape
+from launcher.tune.shape import Shape, device_of
 from launcher.tune.space import Space, read_space
 from launcher.tune.sweep_dir import SweepDir
 from launcher.where import settle
@@ -89,36 +89,48 @@ def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepReq
 def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
     if request.space is None:
         raise ConfigError([Problem("--space", "which one? A file, or a shipped space's name")])
-    path, asks = find_space(request.space), request.stop_after == "run"
+    path = find_space(request.space)
     space = read_space(path, config=request.config, overrides=request.overrides)
     also, count = held_out.for_search(space.config, request.overrides, data_root=request.data_root)
     options, sweep = check.options_of(space, request.given), _folder(request, cwd, path)
-    check.require_sound(space, options, sweep, asks=asks)
+    check.require_sound(space, options, sweep)
     launch = _trials_launch(request.launch, options)
+    machines = check.machines(site, options, sweep, environment, cwd, asks=request.stop_after == "run")
     overrides = (*request.overrides, *also)
-    found = _checked(replace(request, config=space.config, overrides=overrides), launch, sweep, environment, cwd)
+    found = _checked(
+        replace(request, config=space.config, overrides=overrides), launch, machines, sweep, environment, cwd
+    )
     begun = Begun(options, launch, count, found.costs.memory.get("total", 0))
     check.require_metrics(options, space, found.costs)
-    machines = check.machines(site, options, sweep, environment, cwd, asks=asks)
     shape = begun.shape_on(machines)
-    if asks:  # what a config needs is not known without
-        check.require_room(sweep, options, found.config, found.costs, shape)
+    check.require_room(sweep, options, found.config, found.costs, shape)
     given = dump_given(space.config, overrides, data_root=request.data_root)
     content = {sweep.space: path.read_text("utf-8"), sweep.config: given}
     return Ready(sweep, begun, space, prepare_command(found.config), shape, found.warnings, content)
 
 
 def _checked(
-    request: SweepRequest, launch: LaunchConfig, sweep: SweepDir, environment: Mapping[str, str], cwd: str
+    request: SweepRequest,
+    launch: LaunchConfig,
+    machines: Sequence[Resources],
+    sweep: SweepDir,
+    environment: Mapping[str, str],
+    cwd: str,
 ) -> Checked:
-    """The base config as a run of its own; on how many machines, and which, is the search's to check."""
+    """Check the base config as a run by itself, on a machine with room for one trial.
+
+    Whether the real ones have that room is the search's to check. A dry run downloads no weights.
+    """
     assert request.config is not None
+    device = device_of(machines, launch)
+    gpus = tuple(map(str, range(launch.nodes * (launch.gpus or 1)))) if device == "cuda" else ()
+    offline = ("model.pretrained=false",) if request.stop_after == "plan" else ()
     single = Request(
         config=request.config,
-        overrides=request.overrides,
-        launch=replace(launch, device="cpu"),
-        site=Site(replace(Resources.detect(environment), memory=0)),
-        stop_after=request.stop_after,
+        overrides=(*request.overrides, *offline),
+        launch=replace(launch, device=device),
+        site=Site(Resources(max((each.cores for each in machines), default=1), gpus)),
+        stop_after="check",
         as_json=False,
         data_root=request.data_root,
     )
@@ -128,15 +140,16 @@ def _checked(
 def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
     """With what is in the sweep's folder, and nothing else."""
     assert request.resume is not None
-    sweep, asks = SweepDir(request.resume.absolute()), request.stop_after == "run"
+    sweep = SweepDir(request.resume.absolute())
     if not sweep.ledger.exists():
         raise CheckError([Problem(str(sweep.path), "no sweep's folder: it has no ledger")])
     _require_nothing_else(request)
     begun = Begun.of(sweep.ledger, environment).going_on(request.given)
     History.read(sweep.ledger, begun.options)
     space = read_space(sweep.space, config=str(sweep.config))
-    check.require_sound(space, begun.options, sweep, asks=asks, is_new=False)
-    shape = begun.shape_on(check.machines(site, begun.options, sweep, environment, cwd, asks=asks))
+    check.require_sound(space, begun.options, sweep, is_new=False)
+    machines = check.machines(site, begun.options, sweep, environment, cwd, asks=request.stop_after == "run")
+    shape = begun.shape_on(machines)
     return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
 
 

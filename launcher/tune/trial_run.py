@@ -151,7 +151,13 @@ class TrialRun:
         if ended.failure is not None:
             self.cause = ended.failure.cause
             self._say(page_of(self._run, ended, self._command()))
-        self.state = _STATES.get(ended.attempt.state, "stopped")
+        self.state = self._state_after(ended)
+
+    def _state_after(self, ended: Ended) -> State:
+        """Stopped also if it failed while it was to stop, as by exceeding the grace, and another attempt may help."""
+        if self._requests.stop and ended.failure is not None and ended.failure.worth_another_attempt:
+            return "stopped"
+        return _STATES.get(ended.attempt.state, "stopped")
 
     def _taken(self, stack: ExitStack) -> bool:
         """The run, once a process that Ray has cut off from it has let it go; not if a stop is asked for before that.

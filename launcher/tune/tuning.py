@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import TrialScheduler
 
 from launcher.config import LaunchConfig
+from launcher.tune.ray_losses import memory_kills_survived, reason_of
 from launcher.tune.searching import Feeder
 from launcher.tune.shape import Shape
 from launcher.tune.trial import Trial, placement
@@ -47,12 +48,13 @@ def run_trials(
             storage_path=str(scratch),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Loop(pulse)],
+            callbacks=[_Loop(feeder, pulse)],
             verbose=0,
         ),
     )
     try:
-        tuner.fit()
+        with memory_kills_survived():
+            tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -64,8 +66,14 @@ def _folder(trial: RayTrial) -> str:
 class _Loop(Unkept, tune.Callback):
     """What we do as Tune's loop goes round."""
 
-    def __init__(self, pulse: Callable[[], None]) -> None:
-        self._pulse = pulse
+    def __init__(self, feeder: Feeder, pulse: Callable[[], None]) -> None:
+        self._feeder, self._pulse = feeder, pulse
+
+    def on_trial_recover(self, *, trial: RayTrial, **_info: Any) -> None:
+        self._feeder.on_trial_restarted(trial.trial_id, reason_of(trial))
+
+    def on_trial_error(self, *, trial: RayTrial, **_info: Any) -> None:
+        self._feeder.on_trial_lost(trial.trial_id, reason_of(trial))
 
     def on_trial_complete(self, *, trial: Any, **_info: Any) -> None:
         """Forget statistics of its metrics, which nobody reads: Ray 2.60 would keep these 20 KiB for ever."""

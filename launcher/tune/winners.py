@@ -121,6 +121,10 @@ class Confirmed:
     def reported(self, _number: int, _epoch: int, _metrics: Mapping[str, float]) -> None:
         """Nobody decides by these."""
 
+    def restarted(self, number: int, cause: str) -> None:
+        rerun = self._wanted[number]
+        self._book.note("restarted", config=rerun.config, seed=rerun.seed, cause=cause)
+
     def ended(self, number: int, how: Ended) -> None:
         rerun = self._wanted[number]
         if how.state == "stopped" and self._is_stopped():

@@ -6,7 +6,9 @@ from typing import Any
 
 from launcher.control.work import age
 from launcher.log_follower import harmless, in_a_line
-from launcher.tune.history import History, Trial
+from launcher.tune.history import History, Trial, name_of_rerun
+from launcher.tune.outlook import ENDED, reruns
+from launcher.tune.significance import confirmed
 
 SHARES = ("_top1", "_top5")
 """Ends of the names of metrics that are shares of images."""
@@ -39,6 +41,19 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in named.items() if number)
 
 
+def progress_text(history: History, counts: Mapping[str, int], seconds_left: float | None) -> str:
+    """Return `7 of 24 ended, about 12 min left`."""
+    ended = f"{sum(counts[state] for state in ENDED)} of {sum(counts.values())} ended"
+    return ", ".join(filter(None, (ended, reruns_text(history, counts), left_text(seconds_left))))
+
+
+def reruns_text(history: History, counts: Mapping[str, int]) -> str:
+    """Return `3 of 8 runs with further seeds ended`, or nothing while trials are left."""
+    done, total = reruns(history)
+    is_due = total and (done or not (counts["waiting"] or counts["running"]))
+    return f"{done} of {total} runs with further seeds ended" if is_due else ""
+
+
 def left_text(seconds: float | None) -> str:
     """`about 12 min left`; empty while that is not known."""
     return "" if seconds is None else f"about {age(seconds)} left"
@@ -54,6 +69,19 @@ def ended_text(trial: Trial, history: History, best: Trial | None, hidden: Colle
         return f"trial {trial.name} stopped early after epoch {max(trial.reports, default=0)}"
     reached = f"{metrics_text(trial.metrics, history.options.metrics)}{_beside(trial, history, best)}"
     return f"trial {trial.name} finished: {', '.join(filter(None, (reached, values_text(trial.values, hidden))))}"
+
+
+def restarted_text(fact: Mapping[str, Any]) -> str:
+    """Return `warning: trial 0007 was lost and starts again: CAUSE`; the cause is Ray's."""
+    name = f"{fact['trial']:04d}" if "trial" in fact else name_of_rerun(fact["config"], fact["seed"])
+    return f"warning: trial {name} was lost and starts again: {in_a_line(fact['cause']) or 'Ray gives no reason'}"
+
+
+def conclusions(history: History, hidden: Collection[str] = ()) -> list[str]:
+    """Return a line for the best trial, and one for each winner's paired gain over further seeds."""
+    ranked = history.ranked()
+    best = [f"best: trial {best_text(history, ranked[0], hidden)}"] if ranked else []
+    return [*best, *(f"trial {each.config}: {each.finding}" for each in confirmed(history) if each.finding)]
 
 
 def best_text(history: History, best: Trial | None, hidden: Collection[str] = ()) -> str:

@@ -124,6 +124,21 @@ def test_a_sweeps_stop_request_stops_its_trial_with_a_checkpoint(sweep: SweepDir
     assert [record["step"] for record in records(order.run)] == [14, STEPS]
 
 
+def test_a_trial_that_exceeds_the_grace_is_stopped_and_is_run_again(sweep: SweepDir, stub: StubTraining) -> None:
+    launch = replace(CPU, grace_s=0.1)
+    order, held = order_of(sweep, env=stub.env, launch=launch), stub.hold("0000", attempt=1, step=17)
+    with running(order) as run:
+        wait_until(held.exists, "the worker at its step")
+        psutil.Process(read_json(order.run.rank_progress(0))["pid"]).suspend()
+        write_whole(sweep.coordination.stop_request, "")
+        run.wait(60)
+    assert run.state == "stopped"
+    assert "did not stop within the 0.1 s of --grace" in run.cause
+    sweep.coordination.stop_request.unlink()
+    assert run_to_end(order).state == "finished"
+    assert [record["step"] for record in records(order.run)] == [14, STEPS]
+
+
 @pytest.mark.parametrize("by", ["the sweep", "its owner"])
 def test_a_trial_can_be_ended_at_once(by: str, sweep: SweepDir, stub: StubTraining) -> None:
     order, held = order_of(sweep, env=stub.env), stub.hold("0000", attempt=1, step=17)

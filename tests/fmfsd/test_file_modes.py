@@ -57,6 +57,7 @@ def test_an_export_follows_the_umask(value: int, run: RunDir, tmp_path: Path) ->
     assert mode(tmp_path / "new") == 0o777 & ~value
 
 
+@pytest.mark.usefixtures("charts_in_process")
 @pytest.mark.parametrize("value", UMASKS)
 def test_a_report_follows_the_umask(value: int, run: RunDir, tmp_path: Path) -> None:
     with umask(value):
@@ -64,6 +65,7 @@ def test_a_report_follows_the_umask(value: int, run: RunDir, tmp_path: Path) -> 
     assert mode(tmp_path / "report.html") == 0o666 & ~value
 
 
+@pytest.mark.usefixtures("charts_in_process")
 def test_a_run_that_is_reported_and_exported_is_still_closed_to_others(run: RunDir) -> None:
     with umask(0o022):
         write_report([run.path], None)

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fmfsd.report.charts import MOST_PLACES, Axis, Bar, Line, Point, bars, plot, thinned
+from fmfsd.report.drawing import draw_charts
 from fmfsd.report.markup import Html, element
 from fmfsd.report.numbers import shown_difference, shown_duration, shown_metric, shown_value
 from fmfsd.report.page import Section, page
@@ -19,6 +20,8 @@ from fmfsd.report.tables import table
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(1)'>\x1b\udc80"
 MACS = Axis("cost/train_macs")
 TOP1 = Axis.of("valid/deepest_top1")
+
+pytestmark = pytest.mark.usefixtures("charts_in_process")
 
 
 class Tags(HTMLParser):
@@ -43,7 +46,7 @@ class Tags(HTMLParser):
 
 def chart(text: str) -> ElementTree.Element:
     """The one chart in there."""
-    (found,) = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    (found,) = re.findall(r"<svg.*?</svg>", draw_charts(text), re.DOTALL)
     return ElementTree.fromstring(found)
 
 
@@ -71,6 +74,21 @@ def test_a_page_asks_for_nothing_from_elsewhere() -> None:
     assert f"script-src 'sha256-{digest}'" in html.unescape(text)
     assert not re.search(r"https?:|url\(|@import", text)
     assert "prefers-color-scheme: dark" in text
+
+
+def test_a_chart_that_can_not_be_drawn_is_omitted_and_its_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "fmfsd.report.drawing.draw_in_child", lambda specs: [{"error": f"no <V8> {HOSTILE}"}] * len(specs)
+    )
+    charts = [bars(str(number), Axis("change"), [Bar("up", 2.125)]) for number in range(2)]
+    text = page("", "", [Section("a", "A", Html("".join(charts)))])
+    assert (
+        text.count("This chart is omitted: no &lt;V8&gt; ")
+        == text.count("<td>2.125</td>") + text.count(">2.125</td>")
+        == 2
+    )
+    assert Tags(text).open == []
+    assert not {"svg", "vega-lite", "img"} & Tags(text).seen
 
 
 def test_attributes_are_escaped() -> None:

@@ -22,7 +22,10 @@ from fmfsd.report.sweep_page import sweep_page
 from fmfsd.report.written import write_report
 from fmfsd.rundir import RunDir
 from tests.benchmarks.report import one_of, search
+from tests.helpers.processes import command
 from tests.helpers.runs import make_run, tiny_config, train_run
+
+pytestmark = pytest.mark.usefixtures("charts_in_process")
 
 SHORT = ("train.max_steps=4", "train.evaluate_every=2 steps", "train.log_every=1 step", "optim.milestones=[]")
 
@@ -201,3 +204,18 @@ def test_intervals_are_wilsons() -> None:
     """Of 50 of 100: the value of Wilson's formula as in Newcombe 1998, table I's method 3."""
     assert interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
     assert interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
+
+
+@pytest.mark.usefixtures("processes")
+def test_where_v8_can_not_start_a_page_has_no_charts_and_is_whole_otherwise(run: RunDir, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    limited = ("sh", "-c", 'ulimit -v 16777216; exec "$0" "$@"', command("fmfsd"), "report", run.path, "--out", page)
+    done = subprocess.run(limited, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{page}\n"), done.stderr
+    text = page.read_text()
+    assert "ended by SIGTRAP: Fatal process out of memory" in text
+    assert "The address space is limited to 16384 MiB: run `fmfsd report` where it is unlimited" in text
+    assert "<svg" not in text
+    assert not list(tmp_path.glob("core*"))
+    drawn, shown, _ = reported(run.path)
+    assert (drawn, sections(Path(shown.strip()))) == (0, sections(page))

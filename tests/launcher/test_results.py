@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from fmfsd.config import load_config
+from fmfsd.report.written import write_report
 from launcher.config import TuneOptions
 from launcher.tune.history import History
-from launcher.tune.results import write_report, write_results
+from launcher.tune.results import write_final_results, write_results
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.histories import TAPS, TOP1, ask, confirm, end, history_of, sweep_of
+
+pytestmark = pytest.mark.usefixtures("charts_in_process")
 
 SPACE = (
     TAPS,
@@ -47,7 +50,8 @@ def written(folder: Path) -> tuple[SweepDir, Space, History]:
     confirm(history, "0001", [0.7, 0.71, 0.705])
     confirm(history, "base", [0.5, 0.51, 0.505])
     history.add({"fact": "tested", "trial": 1, "metrics": {"test/deepest_top1": 0.7}})
-    write_report(sweep, space, history, held_out=5200)
+    write_final_results(sweep, space, history, held_out=5200)
+    write_report([sweep.path], None)
     return sweep, space, history
 
 
@@ -121,7 +125,8 @@ def test_of_several_metrics_the_best_is_the_fronts_first_by_the_first(tmp_path: 
     for number, (top1, macs) in enumerate(((0.5, 1e8), (0.7, 3e8), (0.6, 4e8))):
         ask(history, number, PLAIN)
         end(history, number, "finished", [{TOP1: top1, "cost/train_macs": macs}])
-    write_report(sweep, space, history, held_out=5200)
+    write_final_results(sweep, space, history, held_out=5200)
+    write_report([sweep.path], None)
     content = summary(sweep)
     assert (content["best"]["trial"], content["front"]) == ("0001", ["0000", "0001"])
     assert [each["metric"] for each in content["importances"]] == [TOP1, "cost/train_macs"]
@@ -132,7 +137,8 @@ def test_without_a_finished_trial_there_is_a_report_and_no_best(tmp_path: Path) 
     sweep, space = sweep_of(tmp_path, *SPACE)
     history = History(TuneOptions(trials=1))
     ask(history, 0, PLAIN)
-    write_report(sweep, space, history, held_out=5200)
+    write_final_results(sweep, space, history, held_out=5200)
+    write_report([sweep.path], None)
     assert summary(sweep)["best"] is None
     assert not sweep.best.exists()
     assert "No trial has finished." in sweep.report.read_text()

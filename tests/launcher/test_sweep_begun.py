@@ -1,21 +1,24 @@
 """What a sweep writes down when it begins, and reads when it goes on."""
 
 import json
-from dataclasses import replace
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fmfsd.errors import CheckError, ConfigError
+from fmfsd.files import write_json
 from launcher.config import LaunchConfig, TuneOptions
+from launcher.ownership import Owner
 from launcher.resources import Resources
 from launcher.slurm.allocation import Allocation
 from launcher.tune.begun import Begun
 from launcher.tune.check import require_sound
 from launcher.tune.history import History
 from launcher.tune.shape import Shape
-from launcher.tune.sweep import Ready, SweepRequest, _of_job, _write
+from launcher.tune.sweep import Ready, SweepRequest, _of_job, _write, run_sweep
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.histories import TAPS, sweep_of
 
@@ -59,7 +62,18 @@ def test_what_is_no_clusters_address_is_refused(address: str, tmp_path: Path) ->
     _, space = sweep_of(tmp_path, TAPS)
     options = TuneOptions(trials=3, search="random", ray_address=address)
     with pytest.raises(ConfigError, match="expected auto or HOST:PORT"):
-        require_sound(space, options, SweepDir(tmp_path / "new"), asks=False)
+        require_sound(space, options, SweepDir(tmp_path / "new"))
+
+
+def test_a_sweep_that_another_launch_runs_is_not_resumed_and_a_dry_run_says_so(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, TAPS)
+    begun = Begun(TuneOptions(trials=3, search="random"), LaunchConfig(gpus=1, device="cpu"), held_out=0)
+    _write(Ready(sweep, begun, space, (), Shape("cpu", 1, 0, 1), (), {}), [])
+    write_json(sweep.coordination.owner, asdict(Owner.me()))
+    for stop_after in ("plan", "run"):
+        request = SweepRequest(None, None, (), {}, LaunchConfig(), resume=sweep.path, stop_after=stop_after)
+        with pytest.raises(CheckError, match=f"{os.getpid()}"):
+            run_sweep(request, environment=os.environ, cwd=str(tmp_path), argv=[])
 
 
 def test_a_run_with_another_seed_that_came_to_nothing_is_known_until_it_is_confirmed() -> None:

@@ -12,6 +12,8 @@ from launcher.config import TuneOptions
 from launcher.tune import display as display_module
 from launcher.tune.display import SweepDisplay, final_table
 from launcher.tune.history import History
+from launcher.tune.words import conclusions
+from tests.helpers.histories import confirm, history_of
 from tests.helpers.sweeps import MadeSweep
 
 OPTIONS = TuneOptions(trials=12, concurrent=2, best=2)
@@ -84,6 +86,50 @@ def test_lines_of_the_whole_are_rare(sweep: MadeSweep, monkeypatch: pytest.Monke
         for _ in range(50):
             shown.update()
     assert printed(to) == ""
+
+
+def test_a_line_of_the_whole_is_not_repeated_while_nothing_changes(sweep: MadeSweep) -> None:
+    sweep.asked(0)
+    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+        for _ in range(16):
+            shown.update()
+        sweep.ended(0, "failed", cause="boom")
+        for _ in range(16):
+            shown.update()
+    assert printed(to).splitlines() == ["0 of 12 ended", "trial 0000 failed: boom", "1 of 12 ended, about 6 min left"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_winners_that_run_again_are_counted(terminal: bool, tmp_path: Path) -> None:
+    options = TuneOptions(trials=1, concurrent=1, seeds=2, best=1)
+    made = MadeSweep(tmp_path / "sweep", options)
+    made.asked(0)
+    made.ended(0, "finished", deepest_top1=0.5)
+    with SweepDisplay(to := console(terminal=terminal), made.dir, options) as shown:
+        shown.update()
+        made.ledger.note("confirmed", config="0000", seed=1, metrics={})
+        made.ledger.note("unconfirmed", config="base", seed=1, cause="boom")
+        shown.update()
+        shown.update()
+        text = printed(to)
+    made.ledger.close()
+    assert "0 of 4 runs with further seeds ended" in text
+    assert "2 of 4 runs with further seeds ended" in text
+    if not terminal:
+        assert text.count(" of 4 runs with further seeds ended") == 2
+        assert "1 of 1 ended, 0 of 4 runs with further seeds ended, about 4 min left\n" in text
+
+
+def test_a_trial_that_ray_has_lost_is_a_warning_with_the_reason(sweep: MadeSweep) -> None:
+    sweep.asked(0)
+    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+        sweep.ledger.note("restarted", trial=0, cause="the node ran low on memory")
+        sweep.ledger.note("restarted", config="base", seed=7, cause="")
+        shown.update()
+    assert printed(to).splitlines()[:2] == [
+        "warning: trial 0000 was lost and starts again: the node ran low on memory",
+        "warning: trial base-seed-7 was lost and starts again: Ray gives no reason",
+    ]
 
 
 def test_nothing_is_said_of_the_time_left_while_it_is_unknown(sweep: MadeSweep) -> None:
@@ -200,6 +246,17 @@ def test_at_the_end_the_best_stand_in_a_table(sweep: MadeSweep) -> None:
         ["0001", "40.00%", "39.00%", "distill.alpha 0.25"],
         ["0002", "30.00%", "", "distill.alpha 0.5, ema [0.9]"],
     ]
+
+
+def test_at_the_end_the_best_trial_and_its_paired_gain_are_told() -> None:
+    history = history_of(({"distill.alpha": 0.25, "seed": 0}, 0.5), ({"distill.alpha": 0.5, "seed": 0}, 0.25))
+    confirm(history, "0000", [0.50, 0.52, 0.51])
+    confirm(history, "base", [0.40, 0.41, 0.405])
+    best, gain = conclusions(history, hidden=["seed"])
+    assert best == "best: trial 0000: valid/deepest_top1 50.00%, distill.alpha 0.25"
+    assert gain.startswith("trial 0000: +10.50 points of valid/deepest_top1 to base, 95 % interval +")
+    assert gain.endswith("the gain is more than noise")
+    assert conclusions(History(OPTIONS)) == []
 
 
 def _cells(to: Console) -> list[list[str]]:

@@ -15,10 +15,11 @@ from launcher.resources import Resources
 from launcher.tune.begun import Begun
 from launcher.tune.book import Book
 from launcher.tune.history import History
+from launcher.tune.ledger import facts
 from launcher.tune.order import TrialOrder
 from launcher.tune.parameters import Parameter
 from launcher.tune.patience import Patience
-from launcher.tune.searching import Feeder, Searched
+from launcher.tune.searching import LOST, Feeder, Searched
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
 from launcher.tune.trial import Trial
@@ -36,12 +37,16 @@ def feeder(
     """Of a sweep's start; new trials have what `trouble` says at the time."""
     book = Book(*made, options)
     order = TrialOrder(made[0].path, "0001", (), LaunchConfig(), "/", {})
-    source = Searched(book, lambda _trial: order, is_stopped=lambda: False, done=lambda: None)
+
+    def is_stopped() -> bool:
+        return made[0].coordination.stop_request.exists()
+
+    source = Searched(book, lambda _trial: order, is_stopped=is_stopped, done=lambda: None)
     yield Feeder(
         source,
         concurrent=2,
         trouble=lambda: "".join(trouble) if book.begins else "",
-        is_stopped=lambda: False,
+        is_stopped=is_stopped,
     )
     book.close()
 
@@ -67,6 +72,34 @@ def test_what_was_interrupted_goes_on_and_the_end_is_reached_whatever_the_troubl
         assert [found.suggest("a")["number"], found.suggest("b")["number"]] == [1, 2]  # type: ignore[index]
         found.on_trial_complete("a", END)
         assert found.suggest("c") == Searcher.FINISHED
+
+
+def test_a_trial_whose_process_is_lost_fails_with_rays_reason(tmp_path: Path) -> None:
+    made = sweep_of(tmp_path, TAPS)
+    with feeder(made) as found:
+        found.suggest("a")
+        found.on_trial_restarted("a", "its node died")
+        found.on_trial_complete("a", error=True)
+        found.on_trial_lost("a", "its node died again")
+    (trial,) = History.read(made[0].ledger, OPTIONS).runs
+    assert (trial.state, trial.cause) == ("failed", f"{LOST}: its node died again")
+    assert [fact["cause"] for fact in facts(made[0].ledger) if fact["fact"] == "restarted"] == ["its node died"]
+
+
+@pytest.mark.parametrize("how", ["lost", "stopped"])
+def test_a_trial_that_does_not_end_well_while_the_sweep_is_to_stop_is_run_again(how: str, tmp_path: Path) -> None:
+    made = sweep_of(tmp_path, TAPS)
+    with feeder(made) as found:
+        found.suggest("a")
+        made[0].coordination.stop_request.touch()
+        if how == "lost":
+            found.on_trial_complete("a", error=True)
+            found.on_trial_lost("a", "its node died")
+        else:
+            found.on_trial_complete("a", {**END, "state": "stopped", "cause": "it exceeded the grace"})
+    made[0].coordination.stop_request.unlink()
+    with feeder(made) as found:
+        assert found.suggest("b")["number"] == 1  # type: ignore[index]
 
 
 def test_equal_configs_are_run_once_and_two_metrics_give_a_front(

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from launcher.costs import Costs
+from launcher.resources import Resources
 from launcher.tune_cli import app
 from tests.helpers.processes import run_command
 from tests.helpers.searches import arguments
@@ -22,6 +24,7 @@ def refused(*words: str) -> tuple[int, list[str]]:
     return answer.exit_code, answer.stderr.splitlines()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_dry_run_shows_what_would_be_searched_and_started_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run"))
     assert answer.exit_code == 0, answer.stderr
@@ -44,6 +47,7 @@ def test_help_and_dry_runs_import_neither_ray_nor_optuna_nor_torch(words: tuple[
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run", "--json"))
     told = json.loads(answer.stdout)
@@ -76,17 +80,53 @@ def test_what_can_not_be_searched_is_refused(
     assert any(says in line for line in errors), errors
 
 
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (
+            ("--metric", "valid/foo"),
+            2,
+            "--metric valid/foo: not every trial writes it, as model.branches varies; those",
+        ),
+        (("--disk-budget", "1M", "--concurrent", "1"), 3, "--disk-budget 1M: 1 at a time with up to "),
+        (("--concurrent", "999"), 3, "--concurrent: 999 at a time, of which"),
+        (("--nodes", "3"), 2, "3 workers"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_start_refuses_with_the_same_words(
+    words: tuple[str, ...], code: int, says: str, tiny_root: Path, tmp_path: Path
+) -> None:
+    start = refused(*arguments(tiny_root, tmp_path, *words))
+    assert refused(*arguments(tiny_root, tmp_path, *words, "--dry-run")) == start
+    assert start[0] == code
+    assert any(says in line for line in start[1]), start
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(("0", "1"), "cuda"), ((), "cpu")])
+def test_a_config_is_checked_for_the_devices_of_the_sweep(
+    gpus: tuple[str, ...], device: str, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    def costs_of(*_: object, device: str, **_more: object) -> Costs:
+        asked.append(device)
+        return Costs()
+
+    monkeypatch.setattr("launcher.launch.costs_of", costs_of)
+    monkeypatch.setattr(Resources, "detect", lambda _environment: Resources(4, gpus))
+    words = arguments(tiny_root, tmp_path, "--set", "train.compile=cuda_graphs", "--dry-run")
+    answer = CliRunner().invoke(app, words)
+    assert asked == [device]
+    assert answer.exit_code == (0 if gpus else 2), answer.stderr
+    assert ("train.compile: cuda_graphs are a GPU's" in answer.stderr) == (not gpus)
+
+
 def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path) -> None:
     space = "config: smoke\nparameters:\n  distill.alpha: {const: 0.3}\n"
     code, errors = refused(*arguments(tiny_root, tmp_path, space=space))
     assert code == 2
     assert "nothing to vary" in "".join(errors)
-
-
-def test_more_workers_than_there_are_cores_are_refused(tiny_root: Path, tmp_path: Path) -> None:
-    code, errors = refused(*arguments(tiny_root, tmp_path), "--nodes", "16", "--dry-run")
-    assert code == 3
-    assert "a trial asks for 16 x 1 cores" in "".join(errors)
 
 
 @pytest.mark.usefixtures("processes")
@@ -104,6 +144,7 @@ def test_without_ray_the_extra_is_named(tiny_root: Path, tmp_path: Path) -> None
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_config_without_held_out_samples_gets_some() -> None:
     answer = CliRunner().invoke(app, ["--space", "loss", "--dry-run", "--json"])
     assert json.loads(answer.stdout)["held_out"] == 5200

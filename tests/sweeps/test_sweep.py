@@ -2,14 +2,19 @@
 
 import csv
 import json
+import os
+import re
 import shutil
+import stat
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from fmfsd.files import read_json
 from launcher.tune.sweep_dir import SweepDir
-from tests.helpers.processes import run_command
+from tests.helpers.processes import command, run_command
 from tests.helpers.runs import DIRECT
 from tests.helpers.searches import EPOCH_STEPS, arguments, known, results, tune
 from tests.helpers.stub_training import StubTraining
@@ -91,6 +96,8 @@ def test_a_finished_sweep_goes_on_with_more_trials_and_confirms_its_best(
     assert (len(after), len(known(sweep, "ended"))) == (4, 4)
     assert before.items() <= after.items()
     best = read_json(sweep.summary)["best"]["trial"]
+    assert f"best: trial {best}: valid/deepest_top1 " in answer.stdout
+    assert re.search(rf"trial {best}: \S+ points of test/deepest_top1 to base, 95 % interval", answer.stdout)
     assert {(fact["config"], fact["seed"]) for fact in confirmed} == {(best, 1), (best, 2), ("base", 1), ("base", 2)}
     assert all("test/deepest_top1" in fact["metrics"] for fact in confirmed)
 
@@ -123,3 +130,47 @@ def test_a_metric_that_no_run_writes_is_refused_with_those_that_are(tiny_root: P
     assert (
         "not every trial writes it, as model.branches varies; those that all write: valid/deepest_top1" in answer.stderr
     )
+
+
+LIMITED = """\
+umask 027
+ulimit -v 33554432
+{command} "$@"
+exit $?
+"""
+"""A script for `uv run`: 32 GiB of address space are enough for Ray and for training, and too few for V8."""
+
+
+def test_a_sweep_below_uv_run_in_which_v8_can_not_start_ends_as_any(
+    stub: StubTraining, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Ray knows `uv run` by the command line of a parent process, as this shell has it."""
+    (tmp_path / "run").write_text(LIMITED.format(command=command("fmfsd-tune")))
+    words = ["uv", "run", *arguments(tiny_root, tmp_path, "--trials", "1")]
+    how: Any = {"executable": "/bin/sh", "cwd": tmp_path, "env": {**os.environ, **stub.env}}
+    answer = subprocess.run(words, **how, capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    sweep = SweepDir(tmp_path / "sweep")
+    assert [state for state, _ in results(sweep).values()] == ["finished"]
+    assert sweep.coordination.last_attempt() == 1
+    page = sweep.report.read_text()
+    assert "This chart is omitted: the process that draws was ended by SIGTRAP" in page
+    assert "<svg" not in page
+    assert stat.S_IMODE(sweep.report.stat().st_mode) == 0o640
+    assert "best: trial 0001: valid/deepest_top1 " in answer.stdout
+
+
+def test_a_trial_that_rays_memory_monitor_kills_fails_with_its_reason(
+    stub: StubTraining, tiny_root: Path, tmp_path: Path
+) -> None:
+    stub.hold("0001", attempt=1, step=1)
+    limits = ("--env", "RAY_memory_usage_threshold=0.001", "--env", "RAY_memory_monitor_refresh_ms=5000")
+    words = arguments(tiny_root, tmp_path, "--trials", "1", "--max-failures", "0", *limits)
+    answer = tune(*words, cwd=tmp_path, env=stub.env)
+    assert answer.returncode == 1, answer.stdout + answer.stderr
+    sweep = SweepDir(tmp_path / "sweep")
+    (cause,) = [fact["cause"] for fact in known(sweep, "ended")]
+    assert "killed due to the node running low on memory" in cause
+    assert len(cause.splitlines()) == 1
+    assert sweep.coordination.last_attempt() == 1
+    assert "low on memory" in answer.stdout

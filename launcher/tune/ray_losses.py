@@ -1,0 +1,48 @@
+"""Trials whose Ray process is lost: Ray's reason, and a correction of Ray 2.60 that lets Tune survive memory kills."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
+from ray.tune.experiment import Trial as RayTrial
+
+_LOW_ON_MEMORY = "low on memory"
+_GUESSES = " Some common causes"
+"""Starts the part of Ray's message that is the same for every lost process."""
+
+
+def reason_of(trial: RayTrial) -> str:
+    """Return Ray's reason why the trial's last process was lost, in one line; empty if Ray has left none."""
+    with suppress(OSError, TypeError):  # Tune gives no path for a trial without an error
+        return short_reason(Path(trial.error_file).read_text(errors="replace"))
+    return ""
+
+
+def short_reason(text: str) -> str:
+    """Return the line of Ray's `text` that says why a process was lost."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    memory = [line for line in lines if _LOW_ON_MEMORY in line]
+    return (memory or lines or [""])[-1].partition(_GUESSES)[0].strip()
+
+
+class _ActorManager(RayActorManager):
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        """Treat an actor that the memory monitor has killed as any other dead actor."""
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        super()._actor_task_failed(tracked_actor_task, exception)
+
+
+@contextmanager
+def memory_kills_survived() -> Iterator[None]:
+    """Run Tune with an actor manager for which a memory kill is the end of a trial, and not of Tune's loop."""
+    original = tune_controller.RayActorManager
+    tune_controller.RayActorManager = _ActorManager
+    try:
+        yield
+    finally:
+        tune_controller.RayActorManager = original
