@@ -126,6 +126,7 @@ def sbatch_options(
         "open-mode": "append",
         "signal": f"B:USR1@{lead}",
         "export": "ALL",
+        **({"no-kill": ""} if launch.min_nodes is not None else {}),  # else Slurm ends the job with any of its nodes
         **given,
     }
     return (*(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()), "--requeue")

@@ -124,6 +124,10 @@ class SlurmCluster(Cluster):
         told = json.loads(answer.stdout)
         return Job(self, told["job"], RunDir(Path(told["run_dir"])))
 
+    def set_down(self, host: str) -> None:
+        """Slurm considers the node failed, until its slurmd, which still runs, registers again."""
+        subprocess.run(["scontrol", "update", f"nodename={host}", "state=down", "reason=test"], check=True)
+
     def signal_worker(self, job: Job, rank: int, name: str) -> None:
         """Of a job with one worker on each of n1 and n2; its pid is as itself sees it."""
         pid = json.loads(job.run.rank_progress(rank).read_text())["pid"]

@@ -21,7 +21,7 @@ from launcher.requests import Requests
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.batch import LEAD_S, lead_s, seconds
+from launcher.slurm.batch import LEAD_S, lead_s, sbatch_options, seconds
 from launcher.slurm.follow import Followed, follow
 from launcher.slurm.requeue import TIME_IS_UP, Requeue
 from launcher.slurm.seeds import Seeds
@@ -65,6 +65,13 @@ def test_the_warning_comes_early_enough_for_a_save_as_long_as_it_was_measured(
     if takes_s is not None:
         run.rank_progress(0).write_text(json.dumps({"stop_takes_s": takes_s}))
     assert lead_s(run) == expected
+
+
+@pytest.mark.parametrize("min_nodes", [None, 1])
+def test_only_elastic_jobs_outlive_their_nodes(min_nodes: int | None, tmp_path: Path) -> None:
+    launch = LaunchConfig(nodes=2, min_nodes=min_nodes)
+    request = {"workers": 1, "device": "cpu", "cores": 2, "name": "run", "cwd": "/", "lead": LEAD_S, "seeds": None}
+    assert ("--no-kill" in sbatch_options(launch, log=tmp_path / "log", **request)) == (min_nodes is not None)
 
 
 def job(restarts: int, **more: Any) -> Allocation:

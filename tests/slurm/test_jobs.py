@@ -98,6 +98,21 @@ def test_a_job_that_loses_a_node_and_then_makes_place_for_another_resumes_each_t
     assert launches(job.run) == in_job(job, 0, 1, 2)
 
 
+@pytest.mark.fault("F24")
+def test_an_elastic_job_outlives_one_of_its_nodes(
+    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
+) -> None:
+    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT, "--elastic", "1:2")
+    job.wait_for_step(8)
+    cluster.set_down("n2")
+    job.wait_for_step(1, attempt=2)
+    attempt = json.loads(job.run.attempt(2).read_text())
+    assert (attempt["workers"], [node["host"] for node in attempt["nodes"]]) == (1, ["n1"])
+    assert (job.state.state, job.restarts) == ("RUNNING", 0)
+    subprocess.run(["scancel", job.id], check=True)
+    assert_cancelled(job)
+
+
 def assert_cancelled(job: Job) -> None:
     """With a checkpoint of its last step."""
     end, outcome = job.end(), json.loads(job.run.outcome.read_text())
