@@ -51,7 +51,8 @@ class Execution:
 
     `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
     outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `job`: the batch job that
-    this is in, which Slurm is asked to start again when its time is up or a node is gone.
+    this is in, which Slurm is asked to start again when its time is up or a node is gone. `slots`: the node slots of
+    the first attempt; None: all.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class Execution:
         look: Callable[[], None] = lambda: None,
         start_agent: Callable[[NodePlan], Agent] = start_planned,
         job: Allocation | None = None,
+        slots: tuple[int, ...] | None = None,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
         self._check, self._warnings, self._look, self._start_agent = check, warnings, look, start_agent
-        self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
+        self._slots = slots or tuple(range(launch.nodes))
+        self._plan, self._acknowledged, self._argv = plan_of(self._slots), False, list[str]()
         self._console, self._job = console, job
 
     def run_to_end(self, argv: Sequence[str]) -> int:
@@ -155,6 +158,7 @@ class Execution:
             start=partial(self._attempt, requests, self._logs_to_show()),
             say=self._say,
             shards=self._config.data.shards,
+            slots=self._slots,
         )
         return recovery.to_the_end()
 

@@ -1,7 +1,7 @@
 """Where a launch's node agents run, how each is reached, and what each node offers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,10 @@ class Site:
     def host(self, slot: int) -> str:
         """Of the launch's node `slot`; empty: this machine."""
         return "" if self.is_here else self.hosts[slot]
+
+    def hosts_of(self, slots: Sequence[int]) -> tuple[str, ...]:
+        """Return the hosts of these node slots; none: all are on this machine."""
+        return () if self.is_here else tuple(self.hosts[slot] for slot in slots)
 
     @property
     def known_hosts(self) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ def _on_hosts(launch: LaunchConfig, nodes: int | None) -> tuple[Site, LaunchConf
 
 def _in_allocation(allocation: Allocation, launch: LaunchConfig, nodes: int | None) -> tuple[Site, LaunchConfig]:
     names = allocation.hosts()
+    if nodes is not None and launch.min_nodes is not None and launch.min_nodes <= len(names):
+        nodes = min(nodes, len(names))
     offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus))))
     return Site(offered, "srun", names[:nodes]), replace(launch, on="slurm", nodes=_as_many(nodes, names))
 

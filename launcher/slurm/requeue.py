@@ -43,7 +43,12 @@ class Requeue:
         """Does not return if Slurm does it. RunFailedError if it would be of no use, CheckError if Slurm does not."""
         if refusal := self.refusal(why):
             raise RunFailedError(refusal)
-        say(f"{why}: Slurm starts job {self.job.job_id} again, which goes on from here")
-        slurm.requeue(self.job.job_id)
-        time.sleep(KILLED_WITHIN_S)
-        raise CheckError(f"job {self.job.job_id} was to be ended and started again by Slurm, and was not")
+        requeue_and_end(self.job, why, say)
+
+
+def requeue_and_end(job: Allocation, why: str, say: Callable[[str], None]) -> None:
+    """Have Slurm end this job and start it again later. Does not return; CheckError if Slurm does not do it."""
+    say(f"{why}: Slurm starts job {job.job_id} again, which goes on from here")
+    slurm.requeue(job.job_id)
+    time.sleep(KILLED_WITHIN_S)
+    raise CheckError(f"job {job.job_id} was to be ended and started again by Slurm, and was not")

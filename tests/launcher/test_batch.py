@@ -70,7 +70,15 @@ def test_the_warning_comes_early_enough_for_a_save_as_long_as_it_was_measured(
 @pytest.mark.parametrize("min_nodes", [None, 1])
 def test_only_elastic_jobs_outlive_their_nodes(min_nodes: int | None, tmp_path: Path) -> None:
     launch = LaunchConfig(nodes=2, min_nodes=min_nodes)
-    request = {"workers": 1, "device": "cpu", "cores": 2, "name": "run", "cwd": "/", "lead": LEAD_S, "seeds": None}
+    request: dict[str, Any] = {
+        "workers": 1,
+        "device": "cpu",
+        "cores": 2,
+        "name": "run",
+        "cwd": "/",
+        "lead": LEAD_S,
+        "seeds": None,
+    }
     assert ("--no-kill" in sbatch_options(launch, log=tmp_path / "log", **request)) == (min_nodes is not None)
 
 

@@ -16,7 +16,7 @@ from launcher.hosts.agents import AGENT
 from launcher.starters import DEEPSPEED, TORCHRUN
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.faulty import Moment, faulty
-from tests.helpers.processes import run_command
+from tests.helpers.processes import run_command, wait_until
 from tests.helpers.runs import newest_weights, records
 from tests.helpers.slurm import Job, SlurmCluster
 
@@ -111,6 +111,18 @@ def test_an_elastic_job_outlives_one_of_its_nodes(
     assert (job.state.state, job.restarts) == ("RUNNING", 0)
     subprocess.run(["scancel", job.id], check=True)
     assert_cancelled(job)
+
+
+@pytest.mark.fault("F24")
+def test_a_job_whose_nodes_fail_the_checks_is_started_again(
+    cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    with cluster.without_python("n2"):
+        job = cluster.submit(tmp_path, "run", *training, *LIMIT)
+        wait_until(lambda: job.restarts >= 1, "a requeue")
+    assert job.end().state == "COMPLETED", job.words
+    assert "a node did not answer the checks: Slurm starts job" in job.words
+    assert_same(job.run, undisturbed)
 
 
 def assert_cancelled(job: Job) -> None:
