@@ -33,6 +33,12 @@ _OPTION = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,5})-)?(?P<rest>[0-9]{1,7}(?::[0-9]{1,3}){0,2})")
 _NOT_FOR_US = ("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_TEST_ONLY")
 """Of sbatch's variables those that would make it wait, or submit something else."""
+_OF_MODULES = (
+    *("BASH_ENV", "MODULEPATH", "MODULEPATH_ROOT", "MODULERCFILE", "MODULESHOME", "MODULE_VERSION"),
+    *("BASH_FUNC_", "LMOD_", "MODULES_"),
+)
+"""Beginnings of variables by which env.sh can call `module`. Not among them: which modules are loaded, as not all that
+these have set is passed on."""
 _OF_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 
 
@@ -139,7 +145,8 @@ def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str
     bin_folder, modules = str(Path(sys.executable).parent), asked.get("PYTHONPATH")
     set_by_others = {*JOBS_OWN, *WORKERS_OWN, *_NOT_FOR_US}
     for_slurm = {name: value for name, value in environment.items() if name in _OF_SLURM or name.startswith("SBATCH_")}
-    kept = {**travelling(environment), **for_slurm}
+    for_site = {name: value for name, value in environment.items() if name.startswith(_OF_MODULES)}
+    kept = {**travelling(environment), **for_slurm, **for_site}
     umask = {name: value for name, value in environment.items() if name == "FMFSD_UMASK"}
     return {
         **{name: value for name, value in kept.items() if name not in set_by_others},

@@ -13,6 +13,7 @@ from launcher.shipped import shipped_folder
 
 PACKAGES = ("fmfsd", "launcher")
 SHIPPED = ("tune_spaces", "cluster")
+SITE_SCRIPT = "cluster/env.sh"
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Snapshot:
     digest: str
 
     @classmethod
-    def of_program(cls, site_folder: Path | None = None) -> "Snapshot":
-        """Of the program that runs. `site_folder`: whose `env.sh` is taken, None: the one that travels with it."""
+    def of_program(cls, site_script: Path | None = None) -> "Snapshot":
+        """Of the program that runs. `site_script` replaces the `env.sh` that is shipped."""
         root = Path(fmfsd.__file__).parents[1]
         folders = {**{name: root / name for name in PACKAGES}, **{name: shipped_folder(name) for name in SHIPPED}}
         files = {
@@ -34,10 +35,15 @@ class Snapshot:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and not {"__pycache__", "shipped"} & set(path.relative_to(folder).parts)
         }
-        if site_folder is not None and (site_folder / "env.sh").is_file():
-            files["cluster/env.sh"] = site_folder / "env.sh"
+        if site_script is not None:
+            files[SITE_SCRIPT] = site_script
         commit = commit_of(root) or ""
         return cls(files, commit, _digest(files, commit))
+
+    @property
+    def site_script(self) -> Path:
+        """Return the file that becomes the job's `env.sh`."""
+        return self.files[SITE_SCRIPT]
 
     def folder(self, parent: Path) -> Path:
         return parent / self.digest

@@ -148,6 +148,7 @@ def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: part
         raise
     for task in job.tasks:
         add_job(task.run, task.id_in(number), command=masked(argv), log=task.log(number))
+    say(f"site script: {job.snapshot.site_script}")
     say(f"submitted job {number}; it says what it does in {job.tasks[0].log(number)}")
     code = 0
     if request.launch.slurm.wait:

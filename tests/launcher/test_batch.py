@@ -222,7 +222,7 @@ def test_lines_are_shown_whole_and_once(run: RunDir) -> None:
 def test_a_copy_of_the_program_is_whole_says_its_commit_and_takes_the_sites_settings(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "env.sh").write_text("# ours\n")
-    ours = Snapshot.of_program(tmp_path / "site")
+    ours = Snapshot.of_program(tmp_path / "site" / "env.sh")
     copy = ours.write(tmp_path)
     assert (copy / "cluster" / "env.sh").read_text() == "# ours\n"
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(ours.files)

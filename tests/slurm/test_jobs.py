@@ -165,6 +165,22 @@ def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
     assert "not finite" in answer.stdout
 
 
+def test_a_failing_site_script_ends_the_job_with_its_error(
+    cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The one of the folder that the job is submitted in; it has the caller's exported functions."""
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "env.sh").write_text("module load good\nmodule load nope\nmodule load never\n")
+    env = {"BASH_FUNC_module%%": '() {  echo "loads $2";\n [ "$2" != nope ]\n}'}
+    job = cluster.submit(tmp_path, "run", *training, *LIMIT, env=env)
+    end = job.end()
+    assert (end.state, end.exit_code) == ("FAILED", 3), job.words
+    assert "loads good\nloads nope\n" in job.words
+    assert "cluster/env.sh failed, so nothing is started: exit code 1 (env.sh, line 2)\n" in job.words
+    assert "never" not in job.words
+    assert job.run.last_attempt() == 0
+
+
 def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:

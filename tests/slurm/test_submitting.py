@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import run_command
 
 FAKE = Path(__file__).with_name("fake.py")
+SCRIPTS = Path(__file__).parents[2] / "cluster"
 NASTY = 'it\'s $(touch canary) `touch canary` "x"; [a] *'
 
 
@@ -120,6 +123,51 @@ def test_a_job_gets_what_travels_and_nothing_else_of_the_callers_environment(
     assert set(found) - own <= set(travelling(os.environ))
     assert found["PYTHONPATH"].startswith(f"{work}/run/source/")
     assert found["PATH"].startswith(str(Path(sys.executable).parent))
+
+
+def test_the_site_script_is_that_of_the_folder_or_of_the_variable(
+    fake: Fake, tiny_root: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.set_up("22.05", refuses="run")
+    for folder in ("work/cluster", "site"):
+        (work.parent / folder).mkdir()
+        (work.parent / folder / "env.sh").write_text(f"# of {folder}\n")
+    arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir")
+    said = run_command("fmfsd-launch", *arguments, "one", cwd=work).stdout
+    assert f"site script: {work}/cluster/env.sh" in said
+    monkeypatch.setenv("FMFSD_CLUSTER_DIR", str(work.parent / "site"))
+    run_command("fmfsd-launch", *arguments, "other", cwd=work)
+    scripts = [next((work / name / "source").glob("*/cluster/env.sh")).read_text() for name in ("one", "other")]
+    assert scripts == ["# of work/cluster\n", "# of site\n"]
+    monkeypatch.setenv("FMFSD_CLUSTER_DIR", "nowhere")
+    refused = run_command("fmfsd-launch", *arguments, "third", cwd=work)
+    assert (refused.returncode, "FMFSD_CLUSTER_DIR=nowhere: has no env.sh" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("script", ["train", "tune"])
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_a_site_script_may_use_what_login_shells_have(script: str, work: Path) -> None:
+    """From a caller without it, with a `module` that changes PATH, where what was submitted stays first."""
+    for folder in ("profile.d", "bin", "cluster"):
+        (work / folder).mkdir()
+    defines = 'PATH=/usr/bin:/bin; module() { [ "$2" != nope ] && PATH=$PATH:/modules/$2; }\n'
+    (work / "profile").write_text(defines)
+    for name in ("fmfsd-launch", "fmfsd-tune"):
+        (work / "bin" / name).write_text('#!/bin/sh\necho "$PATH"\n')
+        (work / "bin" / name).chmod(0o755)
+
+    def run(text: str) -> subprocess.CompletedProcess[str]:
+        (work / "cluster" / "env.sh").write_text(text)
+        bind = f'mount --bind {work}/profile /etc/profile && exec bash "{SCRIPTS}/{script}.sbatch"'
+        env = {"PATH": f"{work}/bin:/usr/bin:/bin"}
+        command = ["unshare", "--mount", "sh", "-c", bind]
+        return subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+
+    answer = run("module load cuda\n[ -d /nowhere ] && module load nope\ntrue\n")
+    assert answer.stdout == f"{work}/bin:/usr/bin:/bin:/usr/bin:/bin:/modules/cuda\n", answer.stderr
+    failed = run("module load cuda\nexport FMFSD_DATA=/x\nreturn 4\n")
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert failed.stderr.startswith("cluster/env.sh failed, so nothing is started: exit code 4 ("), failed.stderr
 
 
 def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
