@@ -13,6 +13,7 @@ from fmfsd.errors import ConfigError
 from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
+from launcher.limits import raise_open_files
 from launcher.run_cli import RUN_COMMANDS, meant, run_app
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -21,6 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
     choose_method(os.environ)
+    raise_open_files()  # each node agent takes three
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in RUN_COMMANDS:

@@ -11,6 +11,7 @@ import typer
 from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
+from launcher.limits import raise_open_files
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -18,6 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
     choose_method(os.environ)
+    raise_open_files()  # each node agent takes three
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     app()
 

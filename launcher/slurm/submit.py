@@ -3,8 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -135,17 +135,10 @@ def _prepare(job: Submission, check: partial[None]) -> None:
 
 
 def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> int:
-    fresh = [task for task in job.tasks if not task.run.config.exists()]
-    _write(request, job, argv, say)
     attempts = [task.run.last_attempt() for task in job.tasks]
-    try:
+    with all_or_nothing(job.tasks):
+        _write(request, job, argv, say)
         number = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
-    except slurm.NoAnswerError as error:
-        raise CheckError(f"{error}; it may have taken the job all the same: squeue --me tells") from error
-    except CheckError:
-        for task in fresh:
-            _withdraw(task.run)
-        raise
     for task in job.tasks:
         add_job(task.run, task.id_in(number), command=masked(argv), log=task.log(number))
     say(f"site script: {job.snapshot.site_script}")
@@ -173,17 +166,31 @@ def _told(job: Submission, number: str, code: int) -> dict[str, Any]:
     return {"job": number, "run_dir": str(job.folder.path), "exit_code": code, "runs": runs}
 
 
+@contextmanager
+def all_or_nothing(tasks: Sequence[Task]) -> Iterator[None]:
+    """Withdraw runs that are new if the block fails, unless Slurm may have taken the job."""
+    fresh = [task.run for task in tasks if not task.run.config.exists()]
+    try:
+        yield
+    except slurm.NoAnswerError as error:
+        raise CheckError(f"{error}; it may have taken the job all the same: squeue --me tells") from error
+    except BaseException:
+        for run in fresh:
+            _withdraw(run)
+        raise
+
+
 def _write(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> None:
-    with ExitStack() as stack:
-        for task in job.tasks:
-            stack.enter_context(sole_owner(task.run))
+    """One run's lock at a time: an array may have more seeds than a process may open files."""
+    for task in job.tasks:
+        with sole_owner(task.run):
             write_run_dir(task.config, task.run, task.plan, request.launch, argv, say=say)
             task.run.owner.unlink(missing_ok=True)  # it is the job that will be at work there
-        try:
-            job.folder.source.mkdir(parents=True, exist_ok=True, mode=0o700)
-            job.snapshot.write(job.folder.source)
-        except OSError as error:
-            raise CheckError(f"the run directory can't be written: {error}") from error
+    try:
+        job.folder.source.mkdir(parents=True, exist_ok=True, mode=0o700)
+        job.snapshot.write(job.folder.source)
+    except OSError as error:
+        raise CheckError(f"the run directory can't be written: {error}") from error
 
 
 def _withdraw(run: RunDir) -> None:

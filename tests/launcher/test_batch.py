@@ -6,7 +6,8 @@ import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -26,6 +27,8 @@ from launcher.slurm.follow import Followed, follow
 from launcher.slurm.requeue import TIME_IS_UP, Requeue
 from launcher.slurm.seeds import Seeds
 from launcher.slurm.snapshot import Snapshot
+from launcher.slurm.submission import Task
+from launcher.slurm.submit import all_or_nothing
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,22 @@ def test_only_elastic_jobs_outlive_their_nodes(min_nodes: int | None, tmp_path: 
         "seeds": None,
     }
     assert ("--no-kill" in sbatch_options(launch, log=tmp_path / "log", **request)) == (min_nodes is not None)
+
+
+@pytest.mark.parametrize("may_have_been_taken", [False, True])
+def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_have_been_taken: bool, tmp_path: Path) -> None:
+    tasks = [cast(Task, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
+    error = slurm.NoAnswerError("no answer") if may_have_been_taken else CheckError("another launch is at work there")
+
+    def write_and_fail() -> None:
+        with all_or_nothing(tasks):
+            tasks[0].run.create()
+            tasks[0].run.config.write_text("")
+            raise error
+
+    with pytest.raises(CheckError):
+        write_and_fail()
+    assert tasks[0].run.is_unused() != may_have_been_taken
 
 
 def job(restarts: int, **more: Any) -> Allocation:

@@ -16,7 +16,7 @@ from fmfsd.rundir import RunDir
 from launcher.environment import travelling
 from launcher.slurm.allocation import Allocation
 from tests.helpers.launches import tiny_arguments
-from tests.helpers.processes import run_command
+from tests.helpers.processes import command, run_command
 
 FAKE = Path(__file__).with_name("fake.py")
 SCRIPTS = Path(__file__).parents[2] / "cluster"
@@ -168,6 +168,15 @@ def test_a_site_script_may_use_what_login_shells_have(script: str, work: Path) -
     failed = run("module load cuda\nexport FMFSD_DATA=/x\nreturn 4\n")
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr.startswith("cluster/env.sh failed, so nothing is started: exit code 4 ("), failed.stderr
+
+
+def test_an_array_of_many_seeds_needs_few_open_files(fake: Fake, tiny_root: Path, work: Path) -> None:
+    fake.set_up("22.05", refuses="run")
+    words = (command("fmfsd-launch"), *tiny(tiny_root), "--device", "cpu", "--run-dir", "sweep", "--array", "0-29")
+    limited = ["sh", "-c", 'ulimit -n 24 && exec "$@"', "sh", *words]
+    answer = subprocess.run(limited, cwd=work, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert len(list(work.glob("sweep/seed-*/jobs.json"))) == 30
 
 
 def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
