@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from fmfsd.rundir import RunDir
-from launcher.hosts import srun
+from launcher.hosts import slurm, srun
 from launcher.hosts.agents import AGENT
 from launcher.starters import DEEPSPEED, TORCHRUN
 from tests.helpers.deepspeed import needs_deepspeed
@@ -192,6 +193,32 @@ def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
     assert [json.loads(task.run.manifest.read_text())["seed"] for task in tasks] == [3, 5]
     assert [launches(task.run)[1]["array_task"] for task in tasks] == [3, 5]
     assert newest_weights(tasks[0].run) != newest_weights(tasks[1].run)
+
+
+def test_an_array_is_stopped_shown_resumed_and_cancelled_by_its_folder(
+    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
+) -> None:
+    """One of its tasks runs, the other waits; both are resumed as one array."""
+
+    def control(*words: str) -> str:
+        answer = run_command("fmfsd-launch", *words, cwd=tmp_path)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    job = cluster.submit(tmp_path, "sweep", *long_training, *LIMIT, "--array", "3,5%1")
+    running = Job(cluster, f"{job.id}_3", RunDir(tmp_path / "sweep" / "seed-3"))
+    running.wait_for_step(1)
+    first, second = control("stop", "sweep", "--wait").splitlines()
+    assert (first, second.startswith(f"seed-5: taken from Slurm: job {job.id}_5: PENDING")) == (
+        "seed-3: ended: stopped",
+        True,
+    )
+    assert "seed-3 [node 0 rank 0]" in control("logs", "sweep")
+    running.end()
+    resumed = re.search(r"submitted job (\d+)", control("resume", "sweep"))
+    assert resumed is not None
+    assert [slurm.job_state(f"{resumed[1]}_{seed}") is not None for seed in (3, 4, 5)] == [True, False, True]
+    assert [line.partition(":")[0] for line in control("cancel", "sweep").splitlines()] == ["seed-3", "seed-5"]
 
 
 def test_the_script_may_be_submitted_by_hand(cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path) -> None:
