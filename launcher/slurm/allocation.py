@@ -55,7 +55,10 @@ class Allocation:
 
     def hosts(self) -> tuple[str, ...]:
         """The nodes' names. CheckError if no step could be started on one of them alone."""
-        names = slurm.hostnames(self.nodelist)
+        try:
+            names = slurm.hostnames(self.nodelist)
+        except CheckError as error:
+            raise CheckError(f"SLURM_JOB_ID={self.job_id}: {error}; to use this machine: --on local") from error
         if len(names) > 1 and self.spreads_gpus:
             # Slurm 22.05 refuses every step of such a job: "Invalid generic resource (gres) specification"
             raise CheckError(

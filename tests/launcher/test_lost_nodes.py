@@ -88,6 +88,13 @@ def test_an_elastic_launch_takes_an_allocation_of_fewer_nodes(monkeypatch: pytes
     assert (site.hosts, launch.nodes) == (("n1",), 1)
 
 
+@pytest.mark.usefixtures("processes")
+def test_an_allocation_without_slurm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(CheckError, match="SLURM_JOB_ID=7: scontrol: not found.*to use this machine: --on local"):
+        settle(LaunchConfig(), nodes=None, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
+
+
 def in_job(restarts: int, *, is_batch: bool = True) -> Allocation:
     return Allocation("7", "n1", cores=1, gpus=0, restarts=restarts, is_batch=is_batch)
 
