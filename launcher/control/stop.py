@@ -76,7 +76,7 @@ def _request(run: RunDir, request: str) -> _Answer:
 
 
 def _taken(job: JobState) -> str:
-    slurm.cancel(job.id)
+    slurm.cancel(job.reference)
     return f"taken from Slurm: {job}"
 
 

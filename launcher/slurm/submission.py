@@ -11,6 +11,7 @@ from fmfsd.config import TrainConfig
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.environment import shown
+from launcher.hosts import slurm
 from launcher.plan import LaunchPlan
 from launcher.shipped import shipped_folder
 from launcher.slurm.batch import inner_arguments, job_environment, lead_s, sbatch_options, seconds
@@ -33,11 +34,11 @@ class Task:
     seed: int | None = None
 
     def id_in(self, job: str) -> str:
-        return job if self.seed is None else f"{job}_{self.seed}"
+        return job if self.seed is None else slurm.task_of(job, self.seed)
 
     def log(self, job: str) -> Path:
         """Of the job's own words; for `job` %j, or %A of an array, as Slurm fills it in."""
-        return self.run.logs / f"slurm-{self.id_in(job)}.log"
+        return self.run.logs / f"slurm-{slurm.id_and_cluster(self.id_in(job))[0]}.log"
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _require_no_other_job(tasks: tuple[Task, ...]) -> None:
     wrong = []
     for task in tasks:
         for job in jobs_of(task.run)[-1:]:
-            state = slurm.job_state(job.id)
+            state = slurm.job_state(job.reference)
             if state is not None and not state.is_over:
                 way = f"wait for it, or end it with fmfsd-launch cancel {task.run.path}"
                 wrong.append(Problem(str(task.run.path), f"{state}: {way}"))
@@ -138,24 +138,26 @@ def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: part
     attempts = [task.run.last_attempt() for task in job.tasks]
     with all_or_nothing(job.tasks):
         _write(request, job, argv, say)
-        number = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
+        submitted = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
+    number, cluster = slurm.id_and_cluster(submitted)
     for task in job.tasks:
-        add_job(task.run, task.id_in(number), command=masked(argv), log=task.log(number))
+        add_job(task.run, task.id_in(submitted), command=masked(argv), log=task.log(number))
     say(f"site script: {job.snapshot.site_script}")
-    say(f"submitted job {number}; it says what it does in {job.tasks[0].log(number)}")
+    where = f" to cluster {cluster}" if cluster else ""
+    say(f"submitted job {number}{where}; it says what it does in {job.tasks[0].log(number)}")
     code = 0
     if request.launch.slurm.wait:
         from launcher.slurm.follow import Followed, follow
 
         code = follow(
             [
-                Followed(task.id_in(number), task.log(number), task.run, before)
+                Followed(task.id_in(submitted), task.log(number), task.run, before)
                 for task, before in zip(job.tasks, attempts, strict=True)
             ],
             say,
         )
     if request.as_json:
-        print(json.dumps(_told(job, number, code)))
+        print(json.dumps(_told(job, number, code) | ({"cluster": cluster} if cluster else {})))
     return code
 
 

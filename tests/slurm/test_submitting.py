@@ -44,7 +44,7 @@ class Fake:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     folder = tmp_path / "slurm"
     folder.mkdir()
-    for name in ("sbatch", "srun", "scontrol", "sacct"):
+    for name in ("sbatch", "srun", "scontrol", "scancel", "sacct"):
         (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} {name} "$@"\n')
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -244,6 +244,20 @@ def test_a_run_whose_job_waits_is_not_submitted_once_more(fake: Fake, tiny_root:
     again = run_command("fmfsd-launch", *arguments, cwd=work)
     assert (again.returncode, "job 7: PENDING (Priority)" in again.stderr) == (3, True)
     assert [job["id"] for job in json.loads((work / "run" / "jobs.json").read_text())["jobs"]] == ["7"]
+
+
+def test_a_job_of_another_cluster_is_asked_for_and_cancelled_there(fake: Fake, tiny_root: Path, work: Path) -> None:
+    fake.set_up("22.05", refuses="run")
+    arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", "run", "--sbatch-arg", "clusters=big")
+    assert "submitted job 7 to cluster big" in run_command("fmfsd-launch", *arguments, cwd=work).stdout
+    again = run_command("fmfsd-launch", *arguments, cwd=work)
+    assert (again.returncode, "job 7 of cluster big: PENDING (Priority)" in again.stderr) == (3, True)
+    assert "queued: job 7 of cluster big" in run_command("fmfsd-launch", "status", "run", cwd=work).stdout
+    assert "taken from Slurm: job 7 of cluster big" in run_command("fmfsd-launch", "cancel", "run", cwd=work).stdout
+    array = (*arguments, "--array", "1", "--run-dir", "sweep", "--json")
+    told = json.loads(run_command("fmfsd-launch", *array, cwd=work).stdout)
+    assert (told["job"], told["cluster"]) == ("7", "big")
+    assert [job["id"] for job in json.loads((work / "sweep/seed-1/jobs.json").read_text())["jobs"]] == ["7_1"]
 
 
 def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: Fake) -> None:
