@@ -29,7 +29,7 @@ from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
 from launcher.requests import SECOND_INTERRUPT_S, Requests
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue
+from launcher.slurm.requeue import TIME_IS_UP, Requeue, reason_to_requeue
 from launcher.supervise import run_plan, start_planned
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
@@ -109,8 +109,7 @@ class Execution:
 
     def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
         page = page_of(self._run, ended, self._command())
-        why = TIME_IS_UP if requests.time_is_up else NODE_IS_GONE if ended.for_want_of_a_node else ""
-        if requeue is not None and why and (not requests.stop or requests.time_is_up):
+        if requeue is not None and (why := reason_to_requeue(ended, requests)):
             self._say(page)
             self._go_on_later(requeue, why)
         self._print_json(RunFailedError.exit_code)

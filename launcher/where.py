@@ -44,7 +44,7 @@ def _in_allocation(allocation: Allocation, launch: LaunchConfig, nodes: int | No
     names = allocation.hosts()
     if nodes is not None and launch.min_nodes is not None and launch.min_nodes <= len(names):
         nodes = min(nodes, len(names))
-    offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus))))
+    offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus_of_a_node()))))
     return Site(offered, "srun", names[:nodes]), replace(launch, on="slurm", nodes=_as_many(nodes, names))
 
 

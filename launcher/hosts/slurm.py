@@ -128,6 +128,22 @@ def requeue(job_id: str) -> None:
     _said("scontrol", "requeue", job_id)
 
 
+def gpus_of_a_node(job: str) -> int:
+    """Return the fewest GPUs that a job has on any of its nodes; 0 if Slurm does not answer."""
+    number, options = _number_and_options(job)
+    try:
+        text = _said("scontrol", *options, "show", "job", "--details", number)
+    except CheckError:
+        return 0
+    nodes = re.findall(r"^ +Nodes=(\S+) .*?GRES=(\S*)", text, re.MULTILINE)
+    return min((_gpus(gres) for _, gres in nodes), default=0)
+
+
+def _gpus(gres: str) -> int:
+    """Of `gpu:a100:2(IDX:0-1),shard:4`: 2."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:([0-9]+)", gres))
+
+
 def _shown(job: str, text: str) -> JobState:
     """Of `scontrol show job`. What users choose comes after what is read here, or can hold no new line."""
 

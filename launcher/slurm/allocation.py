@@ -36,7 +36,7 @@ class Allocation:
             job_id=environment["SLURM_JOB_ID"],
             nodelist=environment["SLURM_JOB_NODELIST"],
             cores=_cores(environment.get("SLURM_JOB_CPUS_PER_NODE", "")),
-            gpus=_number(environment.get("SLURM_GPUS_ON_NODE")),
+            gpus=_gpus(environment),
             restarts=_number(environment.get("SLURM_RESTART_COUNT")),
             array_id=environment.get("SLURM_ARRAY_JOB_ID", ""),
             array_task=_number(task) if (task := environment.get("SLURM_ARRAY_TASK_ID")) else None,
@@ -52,6 +52,10 @@ class Allocation:
     def told(self) -> dict[str, Any]:
         """For the run's manifest."""
         return {"id": self.job_id, "restart": self.restarts, "array_task": self.array_task}
+
+    def gpus_of_a_node(self) -> int:
+        """Return what the variables say, else what Slurm does; the fewest of any node."""
+        return self.gpus or slurm.gpus_of_a_node(self.job_id)
 
     def hosts(self) -> tuple[str, ...]:
         """The nodes' names. CheckError if no step could be started on one of them alone."""
@@ -70,6 +74,22 @@ class Allocation:
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 0
+
+
+def _gpus(environment: Mapping[str, str]) -> int:
+    """Return a node's GPUs by the first variable that is set: a shell of salloc does not have all of them."""
+    if on_node := _number(environment.get("SLURM_GPUS_ON_NODE")):
+        return on_node
+    if per_node := environment.get("SLURM_GPUS_PER_NODE"):  # 4, a100:4 or a100:2,h100:2
+        return sum(_number(part.rpartition(":")[2]) for part in per_node.split(","))
+    listed = environment.get("SLURM_JOB_GPUS") or environment.get("CUDA_VISIBLE_DEVICES") or ""
+    return sum(map(_length, filter(None, listed.split(","))))
+
+
+def _length(part: str) -> int:
+    """Return how many numbers `0-3` or `7` stands for; a GPU's UUID counts as one."""
+    ends = re.fullmatch(r"([0-9]+)-([0-9]+)", part)
+    return int(ends[2]) - int(ends[1]) + 1 if ends else 1
 
 
 def _cores(text: str) -> int:

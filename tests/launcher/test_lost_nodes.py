@@ -82,7 +82,7 @@ def test_an_elastic_job_starts_without_a_node_that_does_not_answer(tiny_root: Pa
 
 
 def test_an_elastic_launch_takes_an_allocation_of_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "hostnames", lambda _: ("n1",))
+    monkeypatch.setattr(slurm, "_said", lambda *_: "n1")
     settled = partial(settle, nodes=2, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
     site, launch = settled(LaunchConfig(min_nodes=1))
     assert (site.hosts, launch.nodes) == (("n1",), 1)
