@@ -17,6 +17,13 @@ OVER = (
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
 """States that a job does not leave by itself."""
+WAITING = (
+    *("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+    "EXPEDITING",
+)
+"""States from which a job may start, or start again; the last since Slurm 25.11."""
+UNFINISHED = ("COMPLETING", "STAGE_OUT")
+"""States in which something of a job that has ended is still there."""
 
 
 class NoAnswerError(CheckError):
@@ -44,18 +51,23 @@ class JobState:
         return f"{self.id};{self.cluster}" if self.cluster else self.id
 
     @property
+    def states(self) -> frozenset[str]:
+        """Return its state and flags: newer versions of Slurm may show several, as in COMPLETED,COMPLETING."""
+        return frozenset(re.split("[,+]", self.state))
+
+    @property
     def is_waiting(self) -> bool:
-        return self.state == "PENDING"
+        return not self.states.isdisjoint(WAITING)
 
     @property
     def is_over(self) -> bool:
-        return self.state in OVER
+        return not self.states.isdisjoint(OVER) and self.states.isdisjoint((*WAITING, *UNFINISHED))
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         where = f" on {self.nodes}" if self.nodes else ""
         cluster = f" of cluster {self.cluster}" if self.cluster else ""
-        expected = f", expected to start at {self.start}" if self.state == "PENDING" and self.start else ""
+        expected = f", expected to start at {self.start}" if self.is_waiting and self.start else ""
         return f"job {self.id}{cluster}: {self.state}{why}{where}{expected}"
 
 

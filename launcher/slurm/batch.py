@@ -29,6 +29,12 @@ OWN = (
     *("requeue", "no-requeue", "signal", "test-only", "usage", "version", "wait", "wrap"),
 )
 """Options of sbatch that are the launcher's, or would keep it from its work."""
+REFUSED = {
+    "container": "would run the coordinator in the container, where Slurm's commands are missing: use --wrap",
+    "container-id": "would run the coordinator in the container, where Slurm's commands are missing: use --wrap",
+    "gpus": "asks for GPUs of the whole job, not of each node: use --gpus, or --sbatch-arg gpus-per-node=TYPE:N",
+}
+"""Options of sbatch with which a launch can't work, and why."""
 _OPTION = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,5})-)?(?P<rest>[0-9]{1,7}(?::[0-9]{1,3}){0,2})")
 _NOT_FOR_US = ("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_TEST_ONLY")
@@ -73,6 +79,10 @@ def _unfit(value: str) -> str:
 def _unfit_option(key: str, value: str) -> str:
     if not _OPTION.fullmatch(key):
         return "expected the long name of an option of sbatch, as in constraint=a100, or exclusive"
+    if key in REFUSED:
+        return REFUSED[key]
+    if (key, value) == ("requeue", "expedite"):  # since Slurm 25.11
+        return ""
     if any(own.startswith(key) for own in OWN):  # sbatch takes the beginning of a name for the name
         return "is the launcher's own"
     return _unfit(value) if value else ""
@@ -132,10 +142,11 @@ def sbatch_options(
         "open-mode": "append",
         "signal": f"B:USR1@{lead}",
         "export": "ALL",
+        "requeue": "",
         **({"no-kill": ""} if launch.min_nodes is not None else {}),  # else Slurm ends the job with any of its nodes
         **given,
     }
-    return (*(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()), "--requeue")
+    return tuple(f"--{name}={value}" if value else f"--{name}" for name, value in options.items())
 
 
 def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str, str]) -> dict[str, str]:

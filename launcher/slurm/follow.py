@@ -46,7 +46,7 @@ class Followed:
 
     def exit_code(self) -> int:
         """The script's own word if it had one, else the run's, else that it failed."""
-        by_itself = self.state is not None and self.state.state in ("COMPLETED", "FAILED")
+        by_itself = self.state is not None and bool(self.state.states & {"COMPLETED", "FAILED"})
         if self.state is not None and self.state.exit_code is not None and by_itself:
             return self.state.exit_code
         with suppress(OSError, ValueError, KeyError):

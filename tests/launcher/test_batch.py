@@ -22,7 +22,7 @@ from launcher.requests import Requests
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.batch import LEAD_S, lead_s, sbatch_options, seconds
+from launcher.slurm.batch import LEAD_S, lead_s, sbatch_options, seconds, slurm_options
 from launcher.slurm.follow import Followed, follow
 from launcher.slurm.requeue import TIME_IS_UP, Requeue
 from launcher.slurm.seeds import Seeds
@@ -83,6 +83,37 @@ def test_only_elastic_jobs_outlive_their_nodes(min_nodes: int | None, tmp_path: 
         "seeds": None,
     }
     assert ("--no-kill" in sbatch_options(launch, log=tmp_path / "log", **request)) == (min_nodes is not None)
+
+
+def test_harmless_options_of_newer_versions_are_passed_on(tmp_path: Path) -> None:
+    more = ("requeue=expedite", "gres-flags=one-task-per-sharing", "segment=2", "oom-kill-step=0")
+    options = slurm_options({}, more=more, cpus_per_gpu=None, wait=False)
+    launch = LaunchConfig(slurm=options)
+    request: dict[str, Any] = {"workers": 1, "device": "cpu", "cores": 2, "name": "run", "cwd": "/", "lead": LEAD_S}
+    given = sbatch_options(launch, log=tmp_path / "log", seeds=None, **request)
+    assert {f"--{option}" for option in more} <= set(given)
+    assert "--requeue" not in given
+    assert "--requeue" in sbatch_options(LaunchConfig(), log=tmp_path / "log", seeds=None, **request)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_waiting", "is_over"),
+    [
+        ("PENDING", True, False),
+        ("REQUEUE_HOLD", True, False),
+        ("EXPEDITING", True, False),
+        ("PENDING,LAUNCH_FAILED", True, False),
+        ("RUNNING", False, False),
+        ("COMPLETING", False, False),
+        ("COMPLETED,COMPLETING", False, False),
+        ("COMPLETED", False, True),
+        ("NODE_FAIL,LAUNCH_FAILED", False, True),
+        ("NODE_FAIL,REQUEUED", True, False),
+    ],
+)
+def test_states_of_every_version_are_understood(state: str, is_waiting: bool, is_over: bool) -> None:
+    found = JobState("7", state)
+    assert (found.is_waiting, found.is_over) == (is_waiting, is_over)
 
 
 @pytest.mark.parametrize("may_have_been_taken", [False, True])

@@ -17,7 +17,7 @@ from launcher.hosts.agents import AGENT
 from launcher.starters import DEEPSPEED, TORCHRUN
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.faulty import Moment, faulty
-from tests.helpers.processes import run_command, wait_until
+from tests.helpers.processes import command, run_command, wait_until
 from tests.helpers.runs import newest_weights, records
 from tests.helpers.slurm import Job, SlurmCluster
 
@@ -219,6 +219,13 @@ def test_an_array_is_stopped_shown_resumed_and_cancelled_by_its_folder(
     assert resumed is not None
     assert [slurm.job_state(f"{resumed[1]}_{seed}") is not None for seed in (3, 4, 5)] == [True, False, True]
     assert [line.partition(":")[0] for line in control("cancel", "sweep").splitlines()] == ["seed-3", "seed-5"]
+
+
+def test_a_heterogeneous_job_is_refused_by_name(cluster: SlurmCluster, tmp_path: Path) -> None:
+    launch = [command("fmfsd-launch"), "smoke", "--dry-run"]
+    words = ["salloc", "--quiet", "--nodes=1", ":", "--nodes=1", *launch]
+    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert (answer.returncode, "SLURM_HET_SIZE=2: heterogeneous jobs are not supported" in answer.stderr) == (3, True)
 
 
 def test_the_script_may_be_submitted_by_hand(cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path) -> None:
