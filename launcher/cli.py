@@ -46,6 +46,7 @@ def launch(
     device: options.Device = "auto",
     engine: options.Engine = None,
     starter: options.Starter = "torchrun",
+    wrap: options.Wrap = None,
     env: options.Env = None,
     grace: options.Grace = DEFAULT_GRACE_S,
     hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
@@ -94,6 +95,7 @@ def launch(
     cpus_per_gpu: options.CpusPerGpu = None,
     array: options.Array = None,
     sbatch_args: options.SbatchArgs = None,
+    srun_args: options.SrunArgs = None,
     wait: options.Wait = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -111,6 +113,7 @@ def launch(
     from launcher.environment import extra_variables
     from launcher.gathered import Gathered
     from launcher.hosts.ssh import parse_hosts
+    from launcher.hosts.wrapper import parse_wrap
     from launcher.launch import Request, launch_run, print_schema
     from launcher.slurm.batch import slurm_options
     from launcher.where import settle
@@ -123,7 +126,8 @@ def launch(
         words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
         data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered()
         most, fewest = found.of(partial(node_limits, nodes, elastic), (nodes, None))
-        slurm = partial(slurm_options, words, more=sbatch_args or (), cpus_per_gpu=cpus_per_gpu, wait=wait)
+        more, steps = sbatch_args or (), srun_args or ()
+        slurm = partial(slurm_options, words, more=more, srun=steps, cpus_per_gpu=cpus_per_gpu, wait=wait)
         asked = LaunchConfig(
             gpus=gpus,
             device=device,
@@ -138,6 +142,7 @@ def launch(
             interface=interface,
             preflight=preflight,
             starter=starter,
+            wrap=found.of(lambda: parse_wrap(wrap), ()),
             extra_env=found.of(lambda: extra_variables(env or [], os.environ), {}),
             slurm=found.of(slurm, SlurmOptions()),
         )

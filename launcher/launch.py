@@ -154,7 +154,7 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
     whole_site = hosts.told(request.site)
     slots, shrunk = _slots(launch, whole_site, hosts, config.data.shards)
     launch, site = replace(launch, nodes=len(slots)), replace(whole_site, hosts=whole_site.hosts_of(slots))
-    hosts = hosts.of(site.hosts)
+    hosts = hosts if site.is_here else hosts.of(site.hosts)
     require_visible(run)
     costs = _costs(replace(request, launch=launch), config, run, site, environment) if asks else Costs()
     costs = counted(costs, config, launch, site)
@@ -198,7 +198,8 @@ def _costs(request: Request, config: TrainConfig, run: RunDir, site: Site, envir
         config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
     device: Device = "cuda" if site.placement(request.launch)[0] == "cuda" else "cpu"
     workers = site.workers(request.launch)
-    return costs_of(config, request.words, workers=workers, environment=environment, device=device)
+    wrap = request.launch.wrap
+    return costs_of(config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
 
 
 def _survey(

@@ -21,6 +21,18 @@ SbatchArgs = Annotated[
     list[str] | None,
     typer.Option("--sbatch-arg", metavar="KEY=VALUE", rich_help_panel="Slurm", help="Any other option of sbatch."),
 ]
+SrunArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--srun-arg", metavar="KEY=VALUE", rich_help_panel="Slurm", help="An option of srun for each node's agent."
+    ),
+]
+Wrap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CMD", help="Before the agent on every node, as in 'apptainer exec --nv image.sif' or numactl."
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait", rich_help_panel="Slurm", help="Follow the job until it has ended.")]
 
 Device = Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What workers compute on.")]

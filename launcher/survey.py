@@ -46,6 +46,8 @@ class Survey:
         """`site` with what each of the hosts has at least."""
         if not self.seen:
             return site
+        if site.is_here:
+            return replace(site, resources=_resources(next(iter(self.seen.values()))))
         least = Resources.least([_resources(answer) for answer in self.seen.values()])
         if site.reach == "srun":  # a node may show more than the job has, which no step of it is given
             least = replace(least, cores=min(least.cores, site.resources.cores))
@@ -73,12 +75,23 @@ def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, i
     start_agent = partial(site.start_agent, environment=environment)
     with _marker(parent) as marker:
         question = {"cwd": cwd, "parent": str(parent), "marker": marker, "index": str(index or "")}
+        question |= {"wrapped": "yes"} if site.is_wrapped else {}
         found = ask(site.known_hosts, start_agent, **question)
         for _ in range(JOB_TRIES - 1 if site.reach == "srun" else 0):
             if found.trouble:
                 time.sleep(JOB_PAUSE_S)
                 found = found.updated(ask(tuple(found.trouble), start_agent, **question))
-        return replace(found.of(site.known_hosts), here=look({}, environment))
+        return _compared(found.of(site.known_hosts), site, look({}, environment))
+
+
+def _compared(found: Survey, site: Site, here: Mapping[str, Any]) -> Survey:
+    """Return the survey with what hosts are compared to; behind a wrapper, only their code is to be as it is here."""
+    if not site.is_wrapped:
+        return replace(found, here=here)
+    first: Mapping[str, Any] = next(iter(found.seen.values()), {})
+    hint = "behind --wrap or in srun's container, stdin and stdout must reach the agent"
+    trouble = {host: f"{words} ({hint})" for host, words in found.trouble.items()}
+    return replace(found, here={**first, "source": here["source"]} if first else {}, trouble=trouble)
 
 
 def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any) -> Survey:
@@ -141,7 +154,8 @@ def _ahead(theirs: float, asked_at: float, heard_at: float) -> float:
 
 
 def _resources(answer: Mapping[str, Any]) -> Resources:
-    return Resources(answer["cores"], tuple(answer["gpus"]), answer["memory"], answer["gpu_memory"])
+    cores = tuple(answer["core_numbers"])
+    return Resources(answer["cores"], tuple(answer["gpus"]), answer["memory"], answer["gpu_memory"], cores)
 
 
 @contextmanager

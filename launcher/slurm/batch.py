@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,12 @@ OWN = (
     *("requeue", "no-requeue", "signal", "test-only", "usage", "version", "wait", "wrap"),
 )
 """Options of sbatch that are the launcher's, or would keep it from its work."""
+STEPS_OWN = (
+    *("cpus-per-task", "error", "exclude", "export", "help", "het-group", "input", "jobid", "kill-on-bad-exit"),
+    *("label", "multi-prog", "nodelist", "nodes", "ntasks", "ntasks-per-node", "output", "overlap", "pty", "quiet"),
+    *("relative", "test-only", "unbuffered", "usage", "version", "wait"),
+)
+"""Options of srun that are the launcher's, or would keep it from talking to the agents."""
 REFUSED = {
     "container": "would run the coordinator in the container, where Slurm's commands are missing: use --wrap",
     "container-id": "would run the coordinator in the container, where Slurm's commands are missing: use --wrap",
@@ -49,13 +56,22 @@ _OF_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 
 
 def slurm_options(
-    asked: Mapping[str, str | None], *, more: Sequence[str], cpus_per_gpu: int | None, wait: bool
+    asked: Mapping[str, str | None],
+    *,
+    more: Sequence[str],
+    srun: Sequence[str] = (),
+    cpus_per_gpu: int | None,
+    wait: bool,
 ) -> SlurmOptions:
-    """Of the command line: `asked` by the field's name, `more` as KEY=VALUE. ConfigError with all that is wrong."""
+    """Of the command line: `asked` by the field's name, `more` (of sbatch) and `srun` as KEY=VALUE.
+
+    ConfigError with all that is wrong.
+    """
     pairs = [(f"--{name}", value) for name, value in asked.items() if value is not None]
-    extra = tuple((key, value) for key, _, value in (text.partition("=") for text in more))
+    extra, steps = _pairs(more), _pairs(srun)
     wrong = [Problem(name, _unfit(value)) for name, value in pairs if _unfit(value)]
     wrong += [Problem(f"--sbatch-arg {key!a}", words) for key, value in extra if (words := _unfit_option(key, value))]
+    wrong += [Problem(f"--srun-arg {key!a}", words) for key, value in steps if (words := _unfit_step(key, value))]
     time = asked.get("time")
     if time is not None and not wrong and seconds(time) is None:
         wrong.append(Problem(f"--time {time!a}", "expected Slurm's form: minutes, hours:minutes:seconds or days-hours"))
@@ -66,7 +82,21 @@ def slurm_options(
             wrong += error.problems
     if wrong:
         raise ConfigError(wrong)
-    return SlurmOptions(**asked, cpus_per_gpu=cpus_per_gpu, extra=extra, wait=wait)
+    return SlurmOptions(**asked, cpus_per_gpu=cpus_per_gpu, extra=extra, srun=steps, wait=wait)
+
+
+def _pairs(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Of KEY=VALUE, or KEY alone."""
+    return tuple((key, value) for key, _, value in (text.partition("=") for text in given))
+
+
+def _unfit_step(key: str, value: str) -> str:
+    """Why srun does not get such an option; empty if it does."""
+    if not _OPTION.fullmatch(key):
+        return "expected the long name of an option of srun, as in container-image=IMAGE"
+    if any(own.startswith(key) for own in STEPS_OWN):  # srun takes the beginning of a name for the name
+        return "is the launcher's own"
+    return _unfit(value) if value else ""
 
 
 def _unfit(value: str) -> str:
@@ -189,5 +219,7 @@ def inner_arguments(launch: LaunchConfig, config: Path, folder: Path, *, workers
     tries = {None: (), True: ("--preflight",), False: ("--no-preflight",)}[launch.preflight]
     given = [(name, str(value)) for name, value in options.items() if value is not None]
     given += [("--sbatch-arg", f"{key}={value}" if value else key) for key, value in asked.extra]
+    given += [("--srun-arg", f"{key}={value}" if value else key) for key, value in asked.srun]
+    given += [("--wrap", shlex.join(launch.wrap))] if launch.wrap else []
     given += [("--env", name) for name in launch.extra_env]
     return (str(config), *(part for pair in given for part in pair), *tries)

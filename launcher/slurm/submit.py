@@ -78,8 +78,8 @@ def _costs(request: Request, task: Task, environment: Mapping[str, str]) -> Cost
     if request.stop_after == "plan":
         return Costs()
     device: Device = "cuda" if task.plan.device == "cuda" else "cpu"
-    workers = task.plan.num_workers
-    costs = costs_of(task.config, request.words, workers=workers, environment=environment, device=device)
+    workers, wrap = task.plan.num_workers, request.launch.wrap
+    costs = costs_of(task.config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
     return counted(costs, task.config, request.launch, request.site)
 
 

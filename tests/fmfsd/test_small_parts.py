@@ -61,6 +61,7 @@ def test_a_shell_of_salloc_is_a_world_of_one(step: int) -> None:
     assert World.from_environment(task) == World()
 
 
+@pytest.mark.fault("F50")
 @pytest.mark.parametrize(
     ("left", "named"),
     [

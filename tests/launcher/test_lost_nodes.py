@@ -135,6 +135,7 @@ def test_an_interactive_allocation_is_not_requeued(run: RunDir, requeued: list[s
     assert requeued == []
 
 
+@pytest.mark.fault("F50")
 @pytest.mark.parametrize(
     ("state", "expected"),
     [(None, "Slurm does not know this job"), (JobState("7", "COMPLETED"), r"that job has ended \(COMPLETED\)")],

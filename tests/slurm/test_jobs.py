@@ -15,6 +15,8 @@ from fmfsd.rundir import RunDir
 from launcher.hosts import slurm, srun
 from launcher.hosts.agents import AGENT
 from launcher.starters import DEEPSPEED, TORCHRUN
+from tests.helpers.container import HOST as INSIDE
+from tests.helpers.container import container, lacks_containers
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import command, run_command, wait_until
@@ -114,7 +116,7 @@ def test_an_elastic_job_outlives_one_of_its_nodes(
     assert_cancelled(job)
 
 
-@pytest.mark.fault("F24")
+@pytest.mark.fault("F49")
 def test_a_job_whose_nodes_fail_the_checks_is_started_again(
     cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
 ) -> None:
@@ -166,6 +168,7 @@ def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
     assert "not finite" in answer.stdout
 
 
+@pytest.mark.fault("F48")
 def test_a_failing_site_script_ends_the_job_with_its_error(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -180,6 +183,17 @@ def test_a_failing_site_script_ends_the_job_with_its_error(
     assert "cluster/env.sh failed, so nothing is started: exit code 1 (env.sh, line 2)\n" in job.words
     assert "never" not in job.words
     assert job.run.last_attempt() == 0
+
+
+@pytest.mark.skipif(bool(lacks_containers()), reason=lacks_containers())
+def test_a_job_trains_inside_a_container_on_each_of_its_nodes(
+    cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
+) -> None:
+    options = ("--wrap", container(tmp_path), "--srun-arg", "comment=x", "--set", "train.max_steps=2")
+    job = cluster.submit(tmp_path, "run", *training, *options, *LIMIT)
+    assert job.end().state == "COMPLETED", job.words
+    attempt = json.loads(job.run.attempt(1).read_text())
+    assert [node["host"] for node in attempt["nodes"]] == [INSIDE, INSIDE]
 
 
 def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(

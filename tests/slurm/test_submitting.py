@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,9 +68,13 @@ def tiny(root: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize("version", ["22.05", "23.11"])
 def test_a_job_runs_to_its_end_under_every_version(version: str, fake: Fake, tiny_root: Path, work: Path) -> None:
     fake.set_up(version)
-    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", NASTY, "--wait", cwd=work)
+    inside = ("--wrap", shlex.join(("env", f"INSIDE={NASTY}")), "--srun-arg", f"container-image={NASTY}")
+    arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", NASTY, *inside, "--wait")
+    answer = run_command("fmfsd-launch", *arguments, cwd=work)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "--cpus-per-task=2" in fake.asked("srun")["arguments"]
+    step = fake.asked("srun")["arguments"]
+    assert {"--cpus-per-task=2", f"--container-image={NASTY}"} <= set(step)
+    assert step[step.index("env") + 1] == f"INSIDE={NASTY}"
     assert "job 7: COMPLETED" in answer.stdout
     assert not list(work.rglob("canary"))
 
@@ -170,6 +175,7 @@ def test_a_site_script_may_use_what_login_shells_have(script: str, work: Path) -
     assert failed.stderr.startswith("cluster/env.sh failed, so nothing is started: exit code 4 ("), failed.stderr
 
 
+@pytest.mark.fault("F51")
 def test_an_array_of_many_seeds_needs_few_open_files(fake: Fake, tiny_root: Path, work: Path) -> None:
     fake.set_up("22.05", refuses="run")
     words = (command("fmfsd-launch"), *tiny(tiny_root), "--device", "cpu", "--run-dir", "sweep", "--array", "0-29")
