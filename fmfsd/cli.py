@@ -118,7 +118,8 @@ def evaluate(
     """
     from rich.console import Console
 
-    world, run = World.from_environment(os.environ), RunDir(run_dir.absolute())
+    with errors_shown(debug=debug):
+        world, run = World.from_environment(os.environ), RunDir(run_dir.absolute())
     with errors_shown(debug=debug), progress_report(Console(stderr=True, quiet=not world.is_main)) as report:
         from fmfsd.assessment import Questions, assess
         from fmfsd.assessment_output import show_and_write

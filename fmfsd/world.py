@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fmfsd.errors import ConfigError
+from fmfsd.errors import ConfigError, Problem
 
 _TORCHRUN = {
     "rank": "RANK",
@@ -21,6 +21,8 @@ _SRUN = {
     "node": "SLURM_NODEID",
 }
 _OPTIONAL = ("local_rank", "local_size", "node")
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+"""Slurm numbers steps that srun did not start from here: batch scripts, interactive shells of salloc, ssh logins."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,35 @@ class World:
     def from_environment(cls, environment: Mapping[str, str]) -> "World":
         """The world that torchrun, DeepSpeed or a person (`RANK`, ...) or a step of srun's (`SLURM_PROCID`, ...) says.
 
-        Without any of these it is a world of one; so it is in a batch job's shell, whose SLURM_PROCID is of no step.
-        `FMFSD_INIT_METHOD` says where the workers meet. Raises ConfigError if the variables contradict one another or
-        are no numbers.
+        Without any of these it is a world of one; so it is in the shell of a batch job or of salloc, whose SLURM_PROCID
+        is not of a step that srun started.
+        `FMFSD_INIT_METHOD` says where the workers meet, else MASTER_ADDR. Raises ConfigError if several workers have
+        neither, as with variables that are left from something else, or if the variables contradict one another or are
+        no numbers.
         """
         by_deepspeed = "CROSS_RANK" in environment and "GROUP_RANK" not in environment
-        in_step = environment.get("SLURM_STEP_ID", "").isdecimal()
-        told = [_DEEPSPEED if by_deepspeed else _TORCHRUN, *([_SRUN] if in_step else [])]
+        told = [_DEEPSPEED if by_deepspeed else _TORCHRUN, *([_SRUN] if _is_in_srun_step(environment) else [])]
         names = next((names for names in told if names["rank"] in environment), None)
         if names is None:
             return cls()
-        init_method = environment.get("FMFSD_INIT_METHOD", "env://")
-        return cls(
+        world = cls(
             **{field: _number(environment, name, field in _OPTIONAL) for field, name in names.items()},
-            init_method=init_method,
+            init_method=environment.get("FMFSD_INIT_METHOD", "env://"),
         )
+        if world.size > 1 and world.init_method == "env://" and not environment.get("MASTER_ADDR"):
+            raise ConfigError([_no_address(environment, names["rank"], names["size"])])
+        return world
+
+
+def _is_in_srun_step(environment: Mapping[str, str]) -> bool:
+    step = environment.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
+
+
+def _no_address(environment: Mapping[str, str], rank: str, size: str) -> Problem:
+    found = f"{rank}={environment[rank]}, {size}={environment[size]}"
+    remedy = f"unset {rank} and {size} for one process, start workers with fmfsd-launch (--on local: here), or set it"
+    return Problem(found, f"name one of several workers, and MASTER_ADDR, where they meet, is not set: {remedy}")
 
 
 def _number(environment: Mapping[str, str], name: str, optional: bool) -> int:

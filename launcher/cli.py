@@ -12,6 +12,7 @@ from fmfsd.errors import ConfigError
 from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
+from launcher.limits import raise_open_files
 from launcher.options import RUN_COMMANDS
 from launcher.run_cli import meant, run_app
 
@@ -21,6 +22,7 @@ app = App()
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
     choose_method(os.environ)
+    raise_open_files()  # each node agent takes three
     first = first_word(sys.argv, os.environ)
     if first in RUN_COMMANDS:
         run_app()
@@ -54,6 +56,7 @@ def launch(
     env: options.Env = None,
     engine: options.Engine = None,
     starter: options.Starter = "torchrun",
+    wrap: options.Wrap = None,
     max_restarts: options.MaxRestarts = DEFAULT_MAX_RESTARTS,
     elastic: options.Elastic = None,
     grace: options.Grace = DEFAULT_GRACE_S,
@@ -77,6 +80,7 @@ def launch(
     cpus_per_gpu: options.CpusPerGpu = None,
     array: options.Array = None,
     sbatch_args: options.SbatchArgs = None,
+    srun_args: options.SrunArgs = None,
     wait: options.Wait = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -95,6 +99,7 @@ def launch(
     from launcher.environment import extra_variables
     from launcher.gathered import Gathered
     from launcher.hosts.ssh import parse_hosts
+    from launcher.hosts.wrapper import parse_wrap
     from launcher.launch import Request, launch_run, print_schema
     from launcher.slurm.batch import slurm_options
     from launcher.where import settle
@@ -107,7 +112,8 @@ def launch(
         words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
         data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered()
         most, fewest = found.of(partial(node_limits, nodes, elastic), (nodes, None))
-        slurm = partial(slurm_options, words, more=sbatch_args or (), cpus_per_gpu=cpus_per_gpu, wait=wait)
+        more, steps = sbatch_args or (), srun_args or ()
+        slurm = partial(slurm_options, words, more=more, srun=steps, cpus_per_gpu=cpus_per_gpu, wait=wait)
         asked = LaunchConfig(
             gpus=gpus,
             device=device,
@@ -122,6 +128,7 @@ def launch(
             interface=interface,
             preflight=preflight,
             starter=starter,
+            wrap=found.of(lambda: parse_wrap(wrap), ()),
             extra_env=found.of(lambda: extra_variables(env or [], os.environ), {}),
             slurm=found.of(slurm, SlurmOptions()),
         )

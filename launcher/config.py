@@ -36,7 +36,8 @@ class Host:
 class SlurmOptions:
     """What a batch job is asked of Slurm, beside its nodes and workers. None: as the cluster has it.
 
-    `array`: seeds in Slurm's own form, as 0-4 or 1,5; a run for each. `extra`: further options of sbatch by name.
+    `array`: seeds in Slurm's own form, as 0-4 or 1,5; a run for each. `extra`: further options of sbatch by name,
+    `srun`: of srun, for the step of each agent.
     """
 
     partition: str | None = None
@@ -47,6 +48,7 @@ class SlurmOptions:
     cpus_per_gpu: int | None = None
     array: str | None = None
     extra: tuple[tuple[str, str], ...] = ()
+    srun: tuple[tuple[str, str], ...] = ()
     wait: bool = False
 
 
@@ -57,6 +59,7 @@ class LaunchConfig:
     With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
     `on` and `hosts` say where. `interface`: the network interface that nodes talk over, None: the one that leads to the
     first node. `preflight`: workers try their node and the network first, None: with more than one node.
+    `wrap`: a command in front of the agent on every node, such as a container.
     `starter`: what starts a node's workers: torchrun, DeepSpeed's launcher of one node, or the agent itself (direct).
     """
 
@@ -74,6 +77,7 @@ class LaunchConfig:
     interface: str | None = None
     preflight: bool | None = None
     starter: Starter = "torchrun"
+    wrap: tuple[str, ...] = ()
     extra_env: dict[str, str] = field(default_factory=dict)
     slurm: SlurmOptions = SlurmOptions()
 

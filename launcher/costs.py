@@ -11,6 +11,7 @@ from fmfsd.errors import CheckError, ConfigError
 from fmfsd.probe_cache import cache_folder, cached, probe_of
 from fmfsd.probed import Device, Probe
 from launcher.hosts.helpers import said_here
+from launcher.hosts.wrapper import python_inside
 from launcher.sizes import size
 
 ANSWER_S = 120.0
@@ -56,18 +57,20 @@ def costs_of(
     workers: int,
     environment: Mapping[str, str],
     device: Device = "cpu",
+    wrap: tuple[str, ...] = (),
 ) -> Costs:
-    """`asked` is what `config` was made from, as words of a command line."""
+    """`asked` is what `config` was made from, as words of a command line. `wrap`: a command with torch inside."""
     if config.data.shards % workers:
         return Costs()  # told elsewhere
     found = cached(config, workers, device, cache_folder(environment))
     if found is not None:
         return _read(found)
-    return _ask(["--workers", str(workers), "--device", device, "--json", *asked])
+    probe = (sys.executable, "-P", "-m", "fmfsd", "probe", "--workers", str(workers), "--device", device, "--json")
+    return _ask((*wrap, *python_inside((*probe, *asked))) if wrap else (*probe, *asked))
 
 
-def _ask(words: Sequence[str]) -> Costs:
-    code, output, errors = said_here((sys.executable, "-P", "-m", "fmfsd", "probe", *words), deadline_s=ANSWER_S)
+def _ask(command: Sequence[str]) -> Costs:
+    code, output, errors = said_here(command, deadline_s=ANSWER_S)
     if code in (ConfigError.exit_code, CheckError.exit_code):
         return Costs(refused=_own_words(errors))
     try:

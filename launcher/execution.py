@@ -30,7 +30,7 @@ from launcher.plan import LaunchPlan, NodePlan
 from launcher.recovery import Ended, Recovery
 from launcher.requests import SECOND_INTERRUPT_S, Requests
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue
+from launcher.slurm.requeue import TIME_IS_UP, Requeue, reason_to_requeue
 from launcher.supervise import run_plan, start_planned
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
@@ -53,7 +53,8 @@ class Execution:
     `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
     outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `job`: the batch job that
     this is in, which Slurm is asked to start again when its time is up or a node is gone. `hardware`: the hosts',
-    if they are other machines than this.
+    if they are other machines than this. `slots`: the node slots of
+    the first attempt; None: all.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Execution:
         start_agent: Callable[[NodePlan], Agent] = start_planned,
         job: Allocation | None = None,
         hardware: Mapping[str, Any] | None = None,
+        slots: tuple[int, ...] | None = None,
     ) -> None:
         self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
         self._check, self._warnings, self._look, self._start_agent = check, warnings, look, start_agent
-        self._plan, self._acknowledged, self._argv = plan_of(tuple(range(launch.nodes))), False, list[str]()
+        self._slots = slots or tuple(range(launch.nodes))
+        self._plan, self._acknowledged, self._argv = plan_of(self._slots), False, list[str]()
         self._console, self._job, self._hardware = console, job, hardware
 
     def run_to_end(self, argv: Sequence[str]) -> int:
@@ -109,8 +112,7 @@ class Execution:
 
     def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
         page = page_of(self._run, ended, self._command())
-        why = TIME_IS_UP if requests.time_is_up else NODE_IS_GONE if ended.for_want_of_a_node else ""
-        if requeue is not None and why and (not requests.stop or requests.time_is_up):
+        if requeue is not None and (why := reason_to_requeue(ended, requests)):
             self._say(page)
             self._go_on_later(requeue, why)
         self._print_json(RunFailedError.exit_code)
@@ -152,6 +154,7 @@ class Execution:
             start=partial(self._attempt, requests, self._logs_to_show()),
             say=self._say,
             shards=self._config.data.shards,
+            slots=self._slots,
         )
         return recovery.to_the_end()
 

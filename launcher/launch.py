@@ -14,7 +14,7 @@ from fmfsd.config.known import FOLDER
 from fmfsd.config.load import config_name
 from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
-from fmfsd.errors import ConfigError, Problem
+from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.probed import Device
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
@@ -22,12 +22,14 @@ from launcher.check import is_prepared, problems_of_any_config, require_sound, r
 from launcher.check.of_images import counted, told
 from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
+from launcher.elasticity import slots_without
 from launcher.plan import LaunchPlan, plan_run
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.batch import LEAD_BEYOND_S, lead_s
 from launcher.slurm.seeds import Seeds, run_of
-from launcher.survey import Survey, survey
+from launcher.slurm.unreachable import handle_unreachable
+from launcher.survey import Survey, UnreachableError, survey
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     job = Allocation.of(environment) if request.site.reach == "srun" else None
     request = _of_task(request, job)
     run = run_dir_of(request, cwd, job)
-    check = partial(checked, request, run, environment, cwd)
+    check = partial(_check_in_job, job, request, run, environment, cwd)
     found = check()
     if job is not None:
         request = replace(request, launch=_in_job(request.launch, found.site, run))
@@ -96,7 +98,7 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     )
     if request.stop_after == "run":
         return _carry_out(request, found, run, plan_for, check, argv, job)
-    print(_shown(request, found, plan_for(run)).rstrip())
+    print(_shown(request, found, plan_for(run, found.slots)).rstrip())
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
@@ -128,6 +130,8 @@ class Checked:
     images: str = ""
     """Where they will be, if not in memory."""
     hosts: Survey = field(default_factory=Survey)
+    slots: tuple[int, ...] | None = None
+    """The node slots to start with, where some nodes of an elastic launch do not answer; None: all."""
 
     def text(self, plan: LaunchPlan) -> str:
         """For people."""
@@ -148,13 +152,43 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
         around = problems_of_any_config(launch, hosts.told(request.site), run, hosts)
         raise ConfigError([*error.problems, *around]) from error
     hosts = about(config)
-    site = hosts.told(request.site)
+    whole_site = hosts.told(request.site)
+    slots, shrunk = _slots(launch, whole_site, hosts, config.data.shards)
+    launch, site = replace(launch, nodes=len(slots)), replace(whole_site, hosts=whole_site.hosts_of(slots))
+    hosts = hosts if site.is_here else hosts.of(site.hosts)
     require_visible(run)
-    costs = _costs(request, config, run, site, environment) if asks else Costs()
+    costs = _costs(replace(request, launch=launch), config, run, site, environment) if asks else Costs()
     costs = counted(costs, config, launch, site)
-    require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
-    images = told(config, launch, site)
-    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs), images, hosts)
+    try:
+        require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
+    except CheckError as error:
+        if hosts.trouble:
+            raise UnreachableError(error.problems) from error
+        raise
+    also = warnings(config, launch, site, run, hosts, costs)
+    return Checked(config, whole_site, costs, [*shrunk, *also], told(config, launch, site), hosts, slots)
+
+
+def _slots(launch: LaunchConfig, site: Site, hosts: Survey, shards: int) -> tuple[tuple[int, ...], list[str]]:
+    """Return the node slots to start with, and warnings. In a Slurm job, elasticity includes nodes lost before that."""
+    lost = [slot for slot, host in enumerate(site.hosts) if host in hosts.trouble] if site.reach == "srun" else []
+    slots = slots_without(lost, launch, workers=site.placement(launch)[1], shards=shards)
+    if len(slots) == launch.nodes:
+        return slots, []
+    words = "; ".join(f"{host}: {hosts.trouble[host]}" for host in hosts.trouble)
+    return slots, [f"{len(slots)} of {launch.nodes} nodes are used (--elastic), as some do not answer: {words}"]
+
+
+def _check_in_job(
+    job: Allocation | None, request: Request, run: RunDir, environment: Mapping[str, str], cwd: str
+) -> Checked:
+    """Return what `checked` does; in a Slurm job, nodes that do not answer may also have the job requeued."""
+    try:
+        return checked(request, run, environment, cwd)
+    except UnreachableError as error:
+        if job is not None and request.stop_after == "run":
+            handle_unreachable(error, job, run, partial(print, file=sys.stderr, flush=True))
+        raise
 
 
 def _costs(request: Request, config: TrainConfig, run: RunDir, site: Site, environment: Mapping[str, str]) -> Costs:
@@ -165,7 +199,8 @@ def _costs(request: Request, config: TrainConfig, run: RunDir, site: Site, envir
         config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
     device: Device = "cuda" if site.placement(request.launch)[0] == "cuda" else "cpu"
     workers = site.workers(request.launch)
-    return costs_of(config, request.words, workers=workers, environment=environment, device=device)
+    wrap = request.launch.wrap
+    return costs_of(config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
 
 
 def _survey(
@@ -213,6 +248,7 @@ def _carry_out(
         as_json=request.as_json,
         job=job,
         hardware=found.hosts.hardware,
+        slots=found.slots,
     )
     return execution.run_to_end(argv)
 

@@ -70,6 +70,14 @@ Starter = Annotated[
         help="What starts a node's workers: torchrun, DeepSpeed's launcher, or our agent itself (direct).",
     ),
 ]
+Wrap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CMD",
+        rich_help_panel=HOW,
+        help="Before the agent on every node, as in 'apptainer exec --nv image.sif' or numactl.",
+    ),
+]
 MaxRestarts = Annotated[
     int,
     typer.Option(min=0, rich_help_panel=HOW, help="New attempts after failures, counted anew after each checkpoint."),
@@ -158,5 +166,11 @@ Array = Annotated[
 SbatchArgs = Annotated[
     list[str] | None,
     typer.Option("--sbatch-arg", metavar="KEY=VALUE", rich_help_panel=SLURM, help="Any other option of sbatch."),
+]
+SrunArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--srun-arg", metavar="KEY=VALUE", rich_help_panel=SLURM, help="An option of srun for each node's agent."
+    ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", rich_help_panel=SLURM, help="Follow the job until it has ended.")]

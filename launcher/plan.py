@@ -11,6 +11,7 @@ from launcher.agent.node import MACHINES_OWN
 from launcher.config import LaunchConfig
 from launcher.environment import OWN, shown, travelling
 from launcher.hosts.agents import AGENT
+from launcher.hosts.wrapper import INSIDE, python_inside
 from launcher.pulses import SLOW_STATES_S
 from launcher.resources import core_list
 from launcher.site import Site
@@ -34,7 +35,8 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 <
 class NodePlan:
     """What a node's agent starts: a command, its whole environment, and where.
 
-    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent. `workers` has the
+    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent. Variables that it
+    `inherits` are the agent's own. `workers` has the
     variables of each worker that is started by this command; without any, the command is what starts them.
     """
 
@@ -44,6 +46,7 @@ class NodePlan:
     cwd: str
     host: str = ""
     agent: tuple[str, ...] = AGENT
+    inherits: tuple[str, ...] = ()
     workers: tuple[Mapping[str, str], ...] = ()
 
     def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
@@ -75,6 +78,8 @@ class LaunchPlan:
     prepare: tuple[str, ...] = ()
     interface: str | None = None
     longest_scratch: int = 4096
+    scratch_parent: str = ""
+    """Where the scratch folder of nodes on this machine is, if they don't see its usual place; empty: they do."""
 
     @property
     def is_here(self) -> bool:
@@ -171,11 +176,14 @@ def plan_run(
             cwd=cwd,
             host=site.host(slot),
             agent=site.agent(site.host(slot), environment),
+            inherits=INSIDE if site.is_wrapped else (),
             workers=starts[node].workers,
         )
         for node, slot in enumerate(chosen)
     )
-    return LaunchPlan(str(run.path), device, workers, nodes, prepare, launch.interface)
+    parent = str(run.path) if site.is_here and site.is_wrapped else ""
+    prepare = (*launch.wrap, *python_inside(prepare)) if prepare and launch.wrap else prepare
+    return LaunchPlan(str(run.path), device, workers, nodes, prepare, launch.interface, scratch_parent=parent)
 
 
 def _starts(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int]) -> list[Start]:
@@ -194,7 +202,8 @@ def _starts(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int])
 
 
 def _travelling(environment: Mapping[str, str], site: Site) -> dict[str, str]:
-    found = {name: value for name, value in travelling(environment).items() if name not in OWN}
+    not_theirs = (*OWN, *(INSIDE if site.is_wrapped else ()))
+    found = {name: value for name, value in travelling(environment).items() if name not in not_theirs}
     return found if site.is_here else {name: value for name, value in found.items() if name not in MACHINES_OWN}
 
 

@@ -7,6 +7,7 @@ from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.attempt import Attempt
 from launcher.config import LaunchConfig
+from launcher.elasticity import usable_nodes
 from launcher.failures import Failure, first_failure
 from launcher.plan import LaunchPlan
 from launcher.requests import Requests
@@ -76,9 +77,11 @@ class Recovery:
     start: Callable[[LaunchPlan], Attempt]
     say: Callable[[str], None]
     shards: int
+    slots: tuple[int, ...] | None = None
+    """The node slots of the first attempt; None: all."""
 
     def to_the_end(self) -> Ended:
-        restarts, slots = Restarts(self.launch.max_restarts), tuple(range(self.launch.nodes))
+        restarts, slots = Restarts(self.launch.max_restarts), self.slots or tuple(range(self.launch.nodes))
         while True:
             attempt = self.start(self.plan_of(slots))
             if attempt.state != "failed":
@@ -125,8 +128,7 @@ class Recovery:
             return slots, ""
         left = tuple(slot for number, slot in enumerate(slots) if number not in lost)
         workers = attempt.num_workers // len(slots)
-        fitting = [count for count in range(1, len(left) + 1) if self.shards % (count * workers) == 0]
-        count = max(fitting, default=0)
+        count = usable_nodes(len(left), workers, self.shards)
         if count < self.launch.min_nodes:
             return slots, f"of the {len(left)} nodes that are left, {count} could go on, fewer than --elastic allows"
         idle = f"; workers must divide data.shards {self.shards}" if len(left) > count else ""

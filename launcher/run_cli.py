@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 130
 _ALIKE = 0.7
 """So that no preset's name is taken for a mistyped command."""
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, or the folder of an array.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return once the run has ended.")]
 
 

@@ -1,17 +1,22 @@
 """Where a launch's node agents run, how each is reached, and what each node offers."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from launcher.config import Device, LaunchConfig
 from launcher.hosts import srun, ssh
 from launcher.hosts.agents import AGENT, Agent
+from launcher.hosts.wrapper import python_inside
 from launcher.resources import Resources
 
 AGENT_DEADLINE_S = 60.0
 """A coordinator and an agent on another machine, of whom one has not heard from the other for so long, give up."""
+
+
+WRAPPED = "inside --wrap"
+"""What this machine is called as it is seen from inside a wrapper."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,20 @@ class Site:
     """`reach` says how an agent is started: here, or on one of `hosts` by ssh, by srun in Slurm's allocation, or by an
     actor of Ray's; or that a batch job is submitted, whose hosts are not known yet.
 
-    `resources` are this machine's, which its nodes share, or what each of the hosts has at least.
+    `resources` are this machine's, which its nodes share, or what each of the hosts has at least. `wrap` comes before
+    each agent's command, `srun_options` before it in a step of Slurm's.
     """
 
     resources: Resources
     reach: Literal["here", "ssh", "srun", "sbatch", "ray"] = "here"
     hosts: tuple[str, ...] = ()
+    wrap: tuple[str, ...] = field(default=(), kw_only=True)
+    srun_options: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether agents run inside something, such as a container, that has software of its own."""
+        return bool(self.wrap) or any(option.startswith("--container") for option in self.srun_options)
 
     @property
     def is_here(self) -> bool:
@@ -34,9 +47,15 @@ class Site:
         """Of the launch's node `slot`; empty: this machine."""
         return "" if self.is_here else self.hosts[slot]
 
+    def hosts_of(self, slots: Sequence[int]) -> tuple[str, ...]:
+        """Return the hosts of these node slots; none: all are on this machine."""
+        return () if self.is_here else tuple(self.hosts[slot] for slot in slots)
+
     @property
     def known_hosts(self) -> tuple[str, ...]:
-        """Those that can be asked: not this machine, and not nodes that Slurm has yet to choose."""
+        """Those that can be asked: not this machine without a wrapper, and not nodes that Slurm has yet to choose."""
+        if self.is_here and self.is_wrapped:
+            return (WRAPPED,)
         return self.hosts if self.reach in ("ssh", "srun") else ()
 
     def placement(self, launch: LaunchConfig) -> tuple[Device, int]:
@@ -66,11 +85,13 @@ class Site:
 
     def agent(self, host: str, environment: Mapping[str, str]) -> tuple[str, ...]:
         """The command that becomes, or leads to, a node's agent; `environment` is the launcher's own."""
+        agent = (*self.wrap, *python_inside(AGENT)) if self.is_wrapped else AGENT
         if self.reach == "ssh":
-            return ssh.command(host, environment, deadline_s=AGENT_DEADLINE_S)
+            return ssh.command(host, environment, deadline_s=AGENT_DEADLINE_S, agent=agent)
         if self.reach in ("srun", "sbatch"):
-            return srun.command(host, cores=self.resources.cores, deadline_s=AGENT_DEADLINE_S)
-        return AGENT
+            cores, options = self.resources.cores, self.srun_options
+            return srun.command(host, cores=cores, deadline_s=AGENT_DEADLINE_S, agent=agent, options=options)
+        return agent
 
     def start_agent(self, host: str, environment: Mapping[str, str]) -> Agent:
         return start(self.agent(host, environment), host)

@@ -55,7 +55,7 @@ def run_plan(
     RunFailedError if the attempt can't be written down, which keeps workers of earlier ones away from the run.
     """
     with ExitStack() as stack:
-        scratch = scratch_folder(plan.longest_scratch) if plan.meets_at == "file here" else ""
+        scratch = scratch_folder(plan.longest_scratch, plan.scratch_parent) if plan.meets_at == "file here" else ""
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         agents = stack.enter_context(closing_all())
         for node in plan.nodes:
@@ -90,6 +90,7 @@ def _start(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests)
     for node, state, symbols in zip(plan.nodes, attempt.nodes, met, strict=True):
         ready, log = node.filled(symbols), str(attempt.run.starter_log(node.node))
         what = {"argv": ready.argv, "env": dict(ready.env), "cwd": ready.cwd, "workers": ready.workers}
+        what |= {"inherits": ready.inherits}
         state.agent.tell(do="start", **what, log=log, scratch=symbols[SCRATCH])
 
 

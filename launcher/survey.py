@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from fmfsd.errors import CheckError
 from launcher.agent.look import look
 from launcher.attempt import on_the_way
 from launcher.hosts.agents import Agent, closing_all
@@ -18,8 +19,14 @@ from launcher.resources import Resources
 from launcher.site import Site
 
 ANSWER_S = 30.0
+JOB_TRIES, JOB_PAUSE_S = 3, 2.0
+"""In a Slurm job, the first steps on a node that has come back may fail (credential revoked)."""
 LOOK_S = 0.1
 HERE = "this machine"
+
+
+class UnreachableError(CheckError):
+    """Checks failed, and hosts that did not answer are among the reasons."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,22 @@ class Survey:
         """`site` with what each of the hosts has at least."""
         if not self.seen:
             return site
+        if site.is_here:
+            return replace(site, resources=_resources(next(iter(self.seen.values()))))
         least = Resources.least([_resources(answer) for answer in self.seen.values()])
         if site.reach == "srun":  # a node may show more than the job has, which no step of it is given
             least = replace(least, cores=min(least.cores, site.resources.cores))
         return replace(site, resources=least)
+
+    def updated(self, again: "Survey") -> "Survey":
+        """Return this survey with the answers of hosts that were asked once more."""
+        trouble = {host: again.trouble.get(host, "") for host in self.trouble}
+        return replace(self, seen={**self.seen, **again.seen}, trouble={h: w for h, w in trouble.items() if w})
+
+    def of(self, hosts: Sequence[str]) -> "Survey":
+        """Return what is known of these hosts alone, in their order."""
+        seen = {host: self.seen[host] for host in hosts if host in self.seen}
+        return replace(self, seen=seen, trouble={h: w for h, w in self.trouble.items() if h in hosts})
 
 
 def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, index: Path | None) -> Survey:
@@ -61,10 +80,23 @@ def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, i
     start_agent = partial(site.start_agent, environment=environment)
     with _marker(parent) as marker:
         question = {"cwd": cwd, "parent": str(parent), "marker": marker, "index": str(index or "")}
+        question |= {"wrapped": "yes"} if site.is_wrapped else {}
         found = ask(site.known_hosts, start_agent, **question)
-        if found.trouble and site.reach == "srun":  # the first step after a node came back may fail: credential revoked
-            found = ask(site.known_hosts, start_agent, **question)
-        return replace(found, here=look({}, environment))
+        for _ in range(JOB_TRIES - 1 if site.reach == "srun" else 0):
+            if found.trouble:
+                time.sleep(JOB_PAUSE_S)
+                found = found.updated(ask(tuple(found.trouble), start_agent, **question))
+        return _compared(found.of(site.known_hosts), site, look({}, environment))
+
+
+def _compared(found: Survey, site: Site, here: Mapping[str, Any]) -> Survey:
+    """Return the survey with what hosts are compared to; behind a wrapper, only their code is to be as it is here."""
+    if not site.is_wrapped:
+        return replace(found, here=here)
+    first: Mapping[str, Any] = next(iter(found.seen.values()), {})
+    hint = "behind --wrap or in srun's container, stdin and stdout must reach the agent"
+    trouble = {host: f"{words} ({hint})" for host, words in found.trouble.items()}
+    return replace(found, here={**first, "source": here["source"]} if first else {}, trouble=trouble)
 
 
 def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any) -> Survey:
@@ -127,7 +159,8 @@ def _ahead(theirs: float, asked_at: float, heard_at: float) -> float:
 
 
 def _resources(answer: Mapping[str, Any]) -> Resources:
-    return Resources(answer["cores"], tuple(answer["gpus"]), answer["memory"], answer["gpu_memory"])
+    cores = tuple(answer["core_numbers"])
+    return Resources(answer["cores"], tuple(answer["gpus"]), answer["memory"], answer["gpu_memory"], cores)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from fmfsd.command_line import App, Debug, Json, Version
 from fmfsd.locks import choose_method
 from launcher import options, tune_options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
+from launcher.limits import raise_open_files
 
 app = App()
 
@@ -16,6 +17,7 @@ app = App()
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
     choose_method(os.environ)
+    raise_open_files()  # each node agent takes three
     app()
 
 

@@ -12,6 +12,13 @@ from launcher.slurm.batch import CPUS_PER_WORKER
 
 
 def settle(launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str]) -> tuple[Site, LaunchConfig]:
+    """The site, and the launch on it, with the wrapper of its agents; see `_settle`."""
+    site, settled = _settle(launch, nodes, environment)
+    options = tuple(f"--{key}={value}" if value else f"--{key}" for key, value in launch.slurm.srun)
+    return replace(site, wrap=launch.wrap, srun_options=options), settled
+
+
+def _settle(launch: LaunchConfig, nodes: int | None, environment: Mapping[str, str]) -> tuple[Site, LaunchConfig]:
     """The site, and the launch on it, with as many nodes as were asked for or are there.
 
     Nobody is asked yet: hosts are supposed to have what is asked of them. ConfigError for what contradicts itself.
@@ -42,7 +49,9 @@ def _on_hosts(launch: LaunchConfig, nodes: int | None) -> tuple[Site, LaunchConf
 
 def _in_allocation(allocation: Allocation, launch: LaunchConfig, nodes: int | None) -> tuple[Site, LaunchConfig]:
     names = allocation.hosts()
-    offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus))))
+    if nodes is not None and launch.min_nodes is not None and launch.min_nodes <= len(names):
+        nodes = min(nodes, len(names))
+    offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus_of_a_node()))))
     return Site(offered, "srun", names[:nodes]), replace(launch, on="slurm", nodes=_as_many(nodes, names))
 
 

@@ -1,8 +1,8 @@
 """A node's agent: starts, watches and ends that node's processes. Only the standard library is imported.
 
 JSON lines. On stdin: {"do": "look", ...}, {"do": "prepare", "interface", "longest", "word"}, {"do": "reach",
-"addresses", "port", "word"}, {"do": "start", "argv", "env", "cwd", "log", "scratch", "workers"}, {"do": "dump",
-"pids"}, {"do": "stop"}, {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event":
+"addresses", "port", "word"}, {"do": "start", "argv", "env", "inherits", "cwd", "log", "scratch", "workers"}, {"do":
+"dump", "pids"}, {"do": "stop"}, {"do": "kill"}, {"do": "beat"}. On stdout: {"event": "ready", "pid", "host"}, {"event":
 "seen", ...}, {"event": "prepared", "scratch", "interfaces", "port"}, {"event": "reached", "interfaces"}, {"event":
 "started", "pid"}, {"event": "failed", "message"}, {"event": "worker-gone", "pid", "code"}, {"event": "exited", "code",
 "oom_kills"}, {"event": "asked-to-stop", "signal"}, {"event": "beat"}.
@@ -128,7 +128,8 @@ class NodeAgent:
     def _do_start(self, order: dict[str, Any]) -> None:
         self._leave_the_port()
         self._scratch, self._oom_kills_before = order["scratch"], oom_kills()
-        command = Command(order["argv"], _all_variables(order["env"]), order["cwd"])
+        inherited = {name: os.environ[name] for name in order.get("inherits", ()) if name in os.environ}
+        command = Command(_with_python(order["argv"]), _all_variables({**inherited, **order["env"]}), order["cwd"])
         workers = [Command(command.argv, {**command.env, **own}, command.cwd) for own in order.get("workers", ())]
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -167,6 +168,11 @@ class NodeAgent:
         if self._processes is not None:
             self._processes.kill()
         end_descendants()
+
+
+def _with_python(argv: list[str]) -> list[str]:
+    """Return the command with our own Python where the launcher's is missing, as in a container."""
+    return argv if shutil.which(argv[0]) else [sys.executable, *argv[1:]]
 
 
 def _all_variables(variables: dict[str, str]) -> dict[str, str]:

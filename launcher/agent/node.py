@@ -20,12 +20,12 @@ def own_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in MACHINES_OWN if name in environment}
 
 
-def scratch_folder(longest: int = 4096) -> str:
+def scratch_folder(longest: int = 4096, parent: str = "") -> str:
     """A new folder of ours alone, with a path of so many characters at most if that can be had.
 
-    torch reads its name as a part of a URL, in which # and ? have a meaning.
+    It is in `parent` if one is named. torch reads its name as a part of a URL, in which # and ? have a meaning.
     """
-    usual = tempfile.gettempdir()
+    usual = parent or tempfile.gettempdir()
     unfit = set("#?") & set(usual) or len(usual) + _OWN_CHARACTERS > longest
     return tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp" if unfit else usual)  # noqa: S108
 

@@ -78,11 +78,24 @@ def warnings(survey: Survey) -> Iterator[str]:
 def _unseen(host: str, answer: Answer, asked: Mapping[str, Any]) -> Iterator[Problem]:
     if not answer.get("cwd", True):
         yield Problem(host, f"there is no {asked['cwd']}, which this was started in: start it in a folder of all hosts")
-    if not answer.get("marker", True):
+    if asked.get("wrapped"):
+        yield from _missing_inside(host, answer, asked)
+    elif not answer.get("marker", True):
         where = f"does not see a file that was just written in {asked['parent']}"
         yield Problem(host, f"{where}: several machines have to share the run's file system: choose another --run-dir")
     elif not answer.get("parent", True):
         yield Problem(host, f"can't write in {asked['parent']}, where the run is to be: choose another --run-dir")
+
+
+def _missing_inside(host: str, answer: Answer, asked: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a container lacks."""
+    if not answer.get("marker", True):
+        yield Problem(host, f"does not see {asked['parent']}, where the run is to be: mount it into the container")
+    elif not answer.get("parent", True):
+        yield Problem(host, f"can't write in {asked['parent']}, where the run is to be: mount it so that it can")
+    for package in ("torch", "torchvision", "numpy"):
+        if answer["versions"].get(package) is None:
+            yield Problem(host, f"{package} is not installed inside: install fmfsd's dependencies in the image")
 
 
 def _unlike(what: str, value_of: Callable[[Answer], str | None], survey: Survey) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.rundir import RunDir
+from launcher.log_follower import in_order
 from launcher.ownership import Owner
 from launcher.tune.sweep_dir import SweepDir
 
@@ -66,12 +67,14 @@ class Work:
         return f"{self.owner}, judged from here by the run's files: nothing has changed for {age(self.quiet_s)}"
 
 
-def existing_run(folder: Path) -> RunDir:
-    """CheckError if there is none."""
-    run = RunDir(folder)
-    if not run.config.exists():
-        raise CheckError([Problem(str(folder), "no run directory")])
-    return run
+def existing_runs(folder: Path) -> tuple[RunDir, ...]:
+    """Return the run or search in `folder`, or the runs of an array in it. CheckError if there are none."""
+    if (run := RunDir(folder)).config.exists():
+        return (run,)
+    found = [RunDir(path.parent) for path in sorted(folder.glob("seed-*/config.yaml"), key=in_order)]
+    if not found:
+        raise CheckError([Problem(str(folder), "no run directory, and no folder of an array's runs")])
+    return tuple(found)
 
 
 def age(seconds: float) -> str:

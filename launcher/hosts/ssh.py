@@ -21,7 +21,9 @@ _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:\[][A-Za-z0-9_
 _LINE = re.compile(r"(?P<name>\S+)(?:\s+slots\s*=\s*(?P<slots>[1-9][0-9]{0,4}))?")
 
 
-def command(host: str, environment: Mapping[str, str], *, deadline_s: float) -> tuple[str, ...]:
+def command(
+    host: str, environment: Mapping[str, str], *, deadline_s: float, agent: tuple[str, ...] = AGENT
+) -> tuple[str, ...]:
     """What starts an agent on `host`, with nothing of `environment` but where modules of Python are.
 
     All that workers need of it comes later through the pipe, where no list of processes shows it.
@@ -29,7 +31,7 @@ def command(host: str, environment: Mapping[str, str], *, deadline_s: float) -> 
     options = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
     folders = [os.path.abspath(folder) for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
     modules = [f"PYTHONPATH={os.pathsep.join(folders)}"] if folders else []
-    words = ("exec", "env", *modules, *AGENT, "--deadline", f"{deadline_s:g}")
+    words = ("exec", "env", *modules, *agent, "--deadline", f"{deadline_s:g}")
     return ("ssh", *options, "--", host, shlex.join(words))
 
 

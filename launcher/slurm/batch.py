@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,21 +30,48 @@ OWN = (
     *("requeue", "no-requeue", "signal", "test-only", "usage", "version", "wait", "wrap"),
 )
 """Options of sbatch that are the launcher's, or would keep it from its work."""
+STEPS_OWN = (
+    *("cpus-per-task", "error", "exclude", "export", "help", "het-group", "input", "jobid", "kill-on-bad-exit"),
+    *("label", "multi-prog", "nodelist", "nodes", "ntasks", "ntasks-per-node", "output", "overlap", "pty", "quiet"),
+    *("relative", "test-only", "unbuffered", "usage", "version", "wait"),
+)
+"""Options of srun that are the launcher's, or would keep it from talking to the agents."""
+REFUSED = {
+    "container": "would run the coordinator in the container, where Slurm's commands are missing: use --wrap",
+    "container-id": "would run the coordinator in the container, where Slurm's commands are missing: use --wrap",
+    "gpus": "asks for GPUs of the whole job, not of each node: use --gpus, or --sbatch-arg gpus-per-node=TYPE:N",
+}
+"""Options of sbatch with which a launch can't work, and why."""
 _OPTION = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
 _TIME = re.compile(r"(?:(?P<days>[0-9]{1,5})-)?(?P<rest>[0-9]{1,7}(?::[0-9]{1,3}){0,2})")
 _NOT_FOR_US = ("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_TEST_ONLY")
 """Of sbatch's variables those that would make it wait, or submit something else."""
+_OF_MODULES = (
+    *("BASH_ENV", "MODULEPATH", "MODULEPATH_ROOT", "MODULERCFILE", "MODULESHOME", "MODULE_VERSION"),
+    *("BASH_FUNC_", "LMOD_", "MODULES_"),
+)
+"""Beginnings of variables by which env.sh can call `module`. Not among them: which modules are loaded, as not all that
+these have set is passed on."""
 _OF_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 
 
 def slurm_options(
-    asked: Mapping[str, str | None], *, more: Sequence[str], cpus_per_gpu: int | None, wait: bool
+    asked: Mapping[str, str | None],
+    *,
+    more: Sequence[str],
+    srun: Sequence[str] = (),
+    cpus_per_gpu: int | None,
+    wait: bool,
 ) -> SlurmOptions:
-    """Of the command line: `asked` by the field's name, `more` as KEY=VALUE. ConfigError with all that is wrong."""
+    """Of the command line: `asked` by the field's name, `more` (of sbatch) and `srun` as KEY=VALUE.
+
+    ConfigError with all that is wrong.
+    """
     pairs = [(f"--{name}", value) for name, value in asked.items() if value is not None]
-    extra = tuple((key, value) for key, _, value in (text.partition("=") for text in more))
+    extra, steps = _pairs(more), _pairs(srun)
     wrong = [Problem(name, _unfit(value)) for name, value in pairs if _unfit(value)]
     wrong += [Problem(f"--sbatch-arg {key!a}", words) for key, value in extra if (words := _unfit_option(key, value))]
+    wrong += [Problem(f"--srun-arg {key!a}", words) for key, value in steps if (words := _unfit_step(key, value))]
     time = asked.get("time")
     if time is not None and not wrong and seconds(time) is None:
         wrong.append(Problem(f"--time {time!a}", "expected Slurm's form: minutes, hours:minutes:seconds or days-hours"))
@@ -54,7 +82,21 @@ def slurm_options(
             wrong += error.problems
     if wrong:
         raise ConfigError(wrong)
-    return SlurmOptions(**asked, cpus_per_gpu=cpus_per_gpu, extra=extra, wait=wait)
+    return SlurmOptions(**asked, cpus_per_gpu=cpus_per_gpu, extra=extra, srun=steps, wait=wait)
+
+
+def _pairs(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Of KEY=VALUE, or KEY alone."""
+    return tuple((key, value) for key, _, value in (text.partition("=") for text in given))
+
+
+def _unfit_step(key: str, value: str) -> str:
+    """Why srun does not get such an option; empty if it does."""
+    if not _OPTION.fullmatch(key):
+        return "expected the long name of an option of srun, as in container-image=IMAGE"
+    if any(own.startswith(key) for own in STEPS_OWN):  # srun takes the beginning of a name for the name
+        return "is the launcher's own"
+    return _unfit(value) if value else ""
 
 
 def _unfit(value: str) -> str:
@@ -67,6 +109,10 @@ def _unfit(value: str) -> str:
 def _unfit_option(key: str, value: str) -> str:
     if not _OPTION.fullmatch(key):
         return "expected the long name of an option of sbatch, as in constraint=a100, or exclusive"
+    if key in REFUSED:
+        return REFUSED[key]
+    if (key, value) == ("requeue", "expedite"):  # since Slurm 25.11
+        return ""
     if any(own.startswith(key) for own in OWN):  # sbatch takes the beginning of a name for the name
         return "is the launcher's own"
     return _unfit(value) if value else ""
@@ -126,9 +172,11 @@ def sbatch_options(
         "open-mode": "append",
         "signal": f"B:USR1@{lead}",
         "export": "ALL",
+        "requeue": "",
+        **({"no-kill": ""} if launch.min_nodes is not None else {}),  # else Slurm ends the job with any of its nodes
         **given,
     }
-    return (*(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()), "--requeue")
+    return tuple(f"--{name}={value}" if value else f"--{name}" for name, value in options.items())
 
 
 def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -138,7 +186,8 @@ def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str
     bin_folder, modules = str(Path(sys.executable).parent), asked.get("PYTHONPATH")
     set_by_others = {*JOBS_OWN, *WORKERS_OWN, *_NOT_FOR_US}
     for_slurm = {name: value for name, value in environment.items() if name in _OF_SLURM or name.startswith("SBATCH_")}
-    kept = {**travelling(environment), **for_slurm}
+    for_site = {name: value for name, value in environment.items() if name.startswith(_OF_MODULES)}
+    kept = {**travelling(environment), **for_slurm, **for_site}
     umask = {name: value for name, value in environment.items() if name == "FMFSD_UMASK"}
     return {
         **{name: value for name, value in kept.items() if name not in set_by_others},
@@ -170,5 +219,7 @@ def inner_arguments(launch: LaunchConfig, config: Path, folder: Path, *, workers
     tries = {None: (), True: ("--preflight",), False: ("--no-preflight",)}[launch.preflight]
     given = [(name, str(value)) for name, value in options.items() if value is not None]
     given += [("--sbatch-arg", f"{key}={value}" if value else key) for key, value in asked.extra]
+    given += [("--srun-arg", f"{key}={value}" if value else key) for key, value in asked.srun]
+    given += [("--wrap", shlex.join(launch.wrap))] if launch.wrap else []
     given += [("--env", name) for name in launch.extra_env]
     return (str(config), *(part for pair in given for part in pair), *tries)

@@ -22,7 +22,7 @@ CODES = {"finished": 0, "stopped": 75, "interrupted": INTERRUPTED, "failed": 1}
 
 @dataclass
 class Followed:
-    """One job, its log and its run, which had made `attempts` attempts before."""
+    """One job, as `7` or `7;cluster`, its log and its run, which had made `attempts` attempts before."""
 
     job: str
     log: Path
@@ -46,7 +46,7 @@ class Followed:
 
     def exit_code(self) -> int:
         """The script's own word if it had one, else the run's, else that it failed."""
-        by_itself = self.state is not None and self.state.state in ("COMPLETED", "FAILED")
+        by_itself = self.state is not None and bool(self.state.states & {"COMPLETED", "FAILED"})
         if self.state is not None and self.state.exit_code is not None and by_itself:
             return self.state.exit_code
         with suppress(OSError, ValueError, KeyError):
@@ -63,7 +63,8 @@ def follow(jobs: Sequence[Followed], say: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         for job in jobs:
             if not job.ended:
-                say(f"job {job.job} goes on; to see it again: tail -f {job.log}; to end it: scancel {job.job}")
+                number, ends = slurm.id_and_cluster(job.job)[0], " ".join(slurm.scancel_command(job.job))
+                say(f"job {number} goes on; to see it again: tail -f {job.log}; to end it: {ends}")
         return INTERRUPTED
     return max(job.exit_code() for job in jobs)
 
@@ -99,4 +100,4 @@ def _show(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
     for job in jobs:
         while lines := job.new_lines():
             for line in lines:
-                say(line if len(jobs) == 1 else f"{job.job}: {line}")
+                say(line if len(jobs) == 1 else f"{slurm.id_and_cluster(job.job)[0]}: {line}")

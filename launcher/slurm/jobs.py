@@ -15,23 +15,36 @@ from launcher.hosts.slurm import JobState
 
 @dataclass(frozen=True)
 class Job:
-    """`log` is where the job's own shell speaks, a path; empty if that is not known."""
+    """`log` is where the job's own shell speaks, a path; empty if that is not known.
+
+    `cluster`: the one that was named at its submission; empty: the default one.
+    """
 
     id: str
     log: str = ""
+    cluster: str = ""
+
+    @property
+    def reference(self) -> str:
+        """Return its name for `launcher.hosts.slurm`."""
+        return f"{self.id};{self.cluster}" if self.cluster else self.id
 
 
 def jobs_of(run: RunDir) -> tuple[Job, ...]:
     """Oldest first; none if none was submitted."""
     try:
-        return tuple(Job(str(job["id"]), str(job.get("log") or "")) for job in _entries(run))
+        return tuple(
+            Job(str(job["id"]), str(job.get("log") or ""), str(job.get("cluster") or "")) for job in _entries(run)
+        )
     except (KeyError, TypeError, AttributeError):
         return ()
 
 
-def add_job(run: RunDir, job_id: str, *, command: Sequence[str], log: Path) -> None:
+def add_job(run: RunDir, job: str, *, command: Sequence[str], log: Path) -> None:
     """One that has just been submitted; when is written in seconds since 1970. OSError."""
-    entry = {"id": job_id, "submitted": time.time(), "command": list(command), "log": str(log)}
+    number, cluster = slurm.id_and_cluster(job)
+    where = {"cluster": cluster} if cluster else {}
+    entry = {"id": number, **where, "submitted": time.time(), "command": list(command), "log": str(log)}
     write_json(run.jobs, {"jobs": [*_entries(run), entry]})
 
 
@@ -45,6 +58,6 @@ def _entries(run: RunDir) -> list[dict[str, Any]]:
 def states_seen(run: RunDir) -> tuple[list[JobState], list[Problem]]:
     """Of the run's jobs that Slurm remembers; and what is wrong if it does not answer from here."""
     try:
-        return [state for job in jobs_of(run) if (state := slurm.job_state(job.id))], []
+        return [state for job in jobs_of(run) if (state := slurm.job_state(job.reference))], []
     except CheckError as error:
         return [], error.problems

@@ -4,10 +4,15 @@ not."""
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fmfsd.errors import CheckError, RunFailedError
 from launcher.hosts import slurm
 from launcher.slurm.allocation import Allocation
+
+if TYPE_CHECKING:
+    from launcher.recovery import Ended
+    from launcher.requests import Requests
 
 TIME_IS_UP, NODE_IS_GONE = "the job's time is nearly up", "a node is gone"
 ADVICE = {
@@ -43,7 +48,19 @@ class Requeue:
         """Does not return if Slurm does it. RunFailedError if it would be of no use, CheckError if Slurm does not."""
         if refusal := self.refusal(why):
             raise RunFailedError(refusal)
-        say(f"{why}: Slurm starts job {self.job.job_id} again, which goes on from here")
-        slurm.requeue(self.job.job_id)
-        time.sleep(KILLED_WITHIN_S)
-        raise CheckError(f"job {self.job.job_id} was to be ended and started again by Slurm, and was not")
+        requeue_and_end(self.job, why, say)
+
+
+def reason_to_requeue(ended: "Ended", requests: "Requests") -> str:
+    """Return why a job that failed is to be started again: TIME_IS_UP, NODE_IS_GONE or, if it is not, nothing."""
+    if requests.time_is_up:
+        return TIME_IS_UP
+    return NODE_IS_GONE if ended.for_want_of_a_node and not requests.stop else ""
+
+
+def requeue_and_end(job: Allocation, why: str, say: Callable[[str], None]) -> None:
+    """Have Slurm end this job and start it again later. Does not return; CheckError if Slurm does not do it."""
+    say(f"{why}: Slurm starts job {job.job_id} again, which goes on from here")
+    slurm.requeue(job.job_id)
+    time.sleep(KILLED_WITHIN_S)
+    raise CheckError(f"job {job.job_id} was to be ended and started again by Slurm, and was not")

@@ -12,6 +12,7 @@ from launcher.manifest import COMMIT_FILE, OWN_PACKAGES, commit_of, uncommitted_
 from launcher.shipped import shipped_folder
 
 SHIPPED = ("tune_spaces", "cluster")
+SITE_SCRIPT = "cluster/env.sh"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Snapshot:
     digest: str
 
     @classmethod
-    def of_program(cls, site_folder: Path | None = None) -> "Snapshot":
-        """Of the program that runs. `site_folder`: whose `env.sh` is taken, None: the one that travels with it."""
+    def of_program(cls, site_script: Path | None = None) -> "Snapshot":
+        """Of the program that runs. `site_script` replaces the `env.sh` that is shipped."""
         root = Path(fmfsd.__file__).parents[1]
         folders = {**{name: root / name for name in OWN_PACKAGES}, **{name: shipped_folder(name) for name in SHIPPED}}
         files = {
@@ -36,10 +37,15 @@ class Snapshot:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and not {"__pycache__", "shipped"} & set(path.relative_to(folder).parts)
         }
-        if site_folder is not None and (site_folder / "env.sh").is_file():
-            files["cluster/env.sh"] = site_folder / "env.sh"
+        if site_script is not None:
+            files[SITE_SCRIPT] = site_script
         version = "\n".join([commit_of(root) or "", *(uncommitted_files(root) or ())]).strip()
         return cls(files, version, _digest(files, version))
+
+    @property
+    def site_script(self) -> Path:
+        """Return the file that becomes the job's `env.sh`."""
+        return self.files[SITE_SCRIPT]
 
     def folder(self, parent: Path) -> Path:
         return parent / self.digest

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmfsd.config import TrainConfig
-from fmfsd.errors import Problem
+from fmfsd.errors import ConfigError, Problem
 from fmfsd.rundir import RunDir
 from launcher.environment import shown
+from launcher.hosts import slurm
 from launcher.plan import LaunchPlan
 from launcher.shipped import shipped_folder
 from launcher.slurm.batch import inner_arguments, job_environment, lead_s, sbatch_options, seconds
 from launcher.slurm.seeds import Seeds
-from launcher.slurm.snapshot import Snapshot
+from launcher.slurm.snapshot import SITE_SCRIPT, Snapshot
 
 if TYPE_CHECKING:
     from launcher.launch import Request
@@ -33,11 +34,11 @@ class Task:
     seed: int | None = None
 
     def id_in(self, job: str) -> str:
-        return job if self.seed is None else f"{job}_{self.seed}"
+        return job if self.seed is None else slurm.task_of(job, self.seed)
 
     def log(self, job: str) -> Path:
         """Of the job's own words; for `job` %j, or %A of an array, as Slurm fills it in."""
-        return self.run.logs / f"slurm-{self.id_in(job)}.log"
+        return self.run.logs / f"slurm-{slurm.id_and_cluster(self.id_in(job))[0]}.log"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Submission:
         variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(self.environment.items())]
         command = " \\\n    ".join(["env -i", *variables, shlex.join(("sbatch", *self.arguments))])
         copies = f"# the program is copied to {self.snapshot.folder(self.folder.source)} first"
-        return "\n".join([copies, command, f"# {SCRIPT}", script, "# inside the job", self.plan.render()])
+        site = f"# {SITE_SCRIPT} is {self.snapshot.site_script}"
+        return "\n".join([copies, site, command, f"# {SCRIPT}", script, "# inside the job", self.plan.render()])
 
     def to_json(self) -> str:
         content: dict[str, Any] = {
@@ -83,8 +85,7 @@ def submission(
     cwd: str,
 ) -> Submission:
     launch, plan = request.launch, tasks[0].plan
-    site_folder = environment.get("FMFSD_CLUSTER_DIR")
-    snapshot = Snapshot.of_program(Path(cwd, site_folder) if site_folder else None)
+    snapshot = Snapshot.of_program(_site_script(folder, environment, cwd))
     source, seeds = snapshot.folder(folder.source), Seeds.parse(launch.slurm.array) if launch.slurm.array else None
     options = sbatch_options(
         launch,
@@ -100,6 +101,23 @@ def submission(
     inner = inner_arguments(launch, tasks[0].run.config, folder.path, workers=plan.workers_per_node, device=plan.device)
     arguments = (*options, str(source / SCRIPT), *inner)
     return Submission(folder, tasks, arguments, job_environment(launch, source, environment), cwd, snapshot)
+
+
+def _site_script(folder: RunDir, environment: Mapping[str, str], cwd: str) -> Path | None:
+    """Return the user's `env.sh`: of $FMFSD_CLUSTER_DIR, else of ./cluster, else of the run's previous job.
+
+    None: there is none. ConfigError if the variable names a folder without one.
+    """
+    if named := environment.get("FMFSD_CLUSTER_DIR"):
+        script = Path(cwd, named, "env.sh")
+        if not script.is_file():
+            raise ConfigError(
+                [Problem(f"FMFSD_CLUSTER_DIR={named}", "has no env.sh: create it, or unset the variable")]
+            )
+        return script
+    here = Path(cwd, "cluster", "env.sh")
+    previous = sorted(folder.source.glob(f"*/{SITE_SCRIPT}"), key=lambda path: path.stat().st_mtime)
+    return here if here.is_file() else previous[-1] if previous else None
 
 
 def problems(request: "Request", folder: RunDir, tasks: tuple[Task, ...]) -> Iterator[Problem]:

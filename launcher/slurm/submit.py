@@ -3,8 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -78,8 +78,8 @@ def _costs(request: Request, task: Task, environment: Mapping[str, str]) -> Cost
     if request.stop_after == "plan":
         return Costs()
     device: Device = "cuda" if task.plan.device == "cuda" else "cpu"
-    workers = task.plan.num_workers
-    costs = costs_of(task.config, request.words, workers=workers, environment=environment, device=device)
+    workers, wrap = task.plan.num_workers, request.launch.wrap
+    costs = costs_of(task.config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
     return counted(costs, task.config, request.launch, request.site)
 
 
@@ -104,7 +104,7 @@ def _require_no_other_job(tasks: tuple[Task, ...]) -> None:
     wrong = []
     for task in tasks:
         for job in jobs_of(task.run)[-1:]:
-            state = slurm.job_state(job.id)
+            state = slurm.job_state(job.reference)
             if state is not None and not state.is_over:
                 way = f"wait for it, or end it with fmfsd-launch cancel {task.run.path}"
                 wrong.append(Problem(str(task.run.path), f"{state}: {way}"))
@@ -135,33 +135,29 @@ def _prepare(job: Submission, check: partial[None]) -> None:
 
 
 def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> int:
-    fresh = [task for task in job.tasks if not task.run.config.exists()]
-    _write(request, job, argv, say)
     attempts = [task.run.last_attempt() for task in job.tasks]
-    try:
-        number = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
-    except slurm.NoAnswerError as error:
-        raise CheckError(f"{error}; it may have taken the job all the same: squeue --me tells") from error
-    except CheckError:
-        for task in fresh:
-            _withdraw(task.run)
-        raise
+    with all_or_nothing(job.tasks):
+        _write(request, job, argv, say)
+        submitted = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
+    number, cluster = slurm.id_and_cluster(submitted)
     for task in job.tasks:
-        add_job(task.run, task.id_in(number), command=masked(argv), log=task.log(number))
-    say(f"submitted job {number}; it says what it does in {job.tasks[0].log(number)}")
+        add_job(task.run, task.id_in(submitted), command=masked(argv), log=task.log(number))
+    say(f"site script: {job.snapshot.site_script}")
+    where = f" to cluster {cluster}" if cluster else ""
+    say(f"submitted job {number}{where}; it says what it does in {job.tasks[0].log(number)}")
     code = 0
     if request.launch.slurm.wait:
         from launcher.slurm.follow import Followed, follow
 
         code = follow(
             [
-                Followed(task.id_in(number), task.log(number), task.run, before)
+                Followed(task.id_in(submitted), task.log(number), task.run, before)
                 for task, before in zip(job.tasks, attempts, strict=True)
             ],
             say,
         )
     if request.as_json:
-        print(json.dumps(_told(job, number, code)))
+        print(json.dumps(_told(job, number, code) | ({"cluster": cluster} if cluster else {})))
     return code
 
 
@@ -172,17 +168,31 @@ def _told(job: Submission, number: str, code: int) -> dict[str, Any]:
     return {"job": number, "run_dir": str(job.folder.path), "exit_code": code, "runs": runs}
 
 
+@contextmanager
+def all_or_nothing(tasks: Sequence[Task]) -> Iterator[None]:
+    """Withdraw runs that are new if the block fails, unless Slurm may have taken the job."""
+    fresh = [task.run for task in tasks if not task.run.config.exists()]
+    try:
+        yield
+    except slurm.NoAnswerError as error:
+        raise CheckError(f"{error}; it may have taken the job all the same: squeue --me tells") from error
+    except BaseException:
+        for run in fresh:
+            _withdraw(run)
+        raise
+
+
 def _write(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> None:
-    with ExitStack() as stack:
-        for task in job.tasks:
-            stack.enter_context(sole_owner(task.run))
+    """One run's lock at a time: an array may have more seeds than a process may open files."""
+    for task in job.tasks:
+        with sole_owner(task.run):
             write_run_dir(task.config, task.run, task.plan, request.launch, launch_entry(argv), say=say)
             task.run.owner.unlink(missing_ok=True)  # it is the job that will be at work there
-        try:
-            job.folder.source.mkdir(parents=True, exist_ok=True, mode=0o700)
-            job.snapshot.write(job.folder.source)
-        except OSError as error:
-            raise CheckError(f"the run directory can't be written: {error}") from error
+    try:
+        job.folder.source.mkdir(parents=True, exist_ok=True, mode=0o700)
+        job.snapshot.write(job.folder.source)
+    except OSError as error:
+        raise CheckError(f"the run directory can't be written: {error}") from error
 
 
 def _withdraw(run: RunDir) -> None:

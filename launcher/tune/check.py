@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from fmfsd.config import TrainConfig
@@ -13,7 +14,7 @@ from launcher.config import LaunchConfig, TuneOptions
 from launcher.costs import Costs
 from launcher.resources import Resources
 from launcher.site import Site
-from launcher.survey import Survey, survey
+from launcher.survey import UnreachableError, survey
 from launcher.tune.cluster import machines_of
 from launcher.tune.disk import DiskBudget
 from launcher.tune.metrics import metric_names
@@ -111,19 +112,26 @@ def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
         raise ConfigError([Problem(f"--metric {name}", message) for name in unknown])
 
 
-def machines(
-    site: Site, options: TuneOptions, sweep: SweepDir, environment: Mapping[str, str], cwd: str, *, asks: bool
-) -> list[Resources]:
-    """What there is for trials. CheckError if a cluster, or a host of an allocation, does not answer or see the files.
+def machines(site: Site, options: TuneOptions, sweep: SweepDir, *, asks: bool) -> list[Resources]:
+    """What there is for trials. CheckError if a cluster does not answer, or does not see the sweep's files.
 
-    Unless it `asks`, hosts are supposed to have what the allocation says, and a cluster what this machine has.
+    Unless it `asks`, a cluster is supposed to have what this machine has.
     """
     if options.ray_address is not None:
         return machines_of(options.ray_address, sweep) if asks else [site.resources]
-    found = survey(site, environment, run=sweep.path, cwd=cwd, index=None) if asks else Survey()
-    if problems := list(of_hosts.problems(LaunchConfig(), found)):
-        raise CheckError(problems)
-    return [found.told(site).resources] * max(1, len(site.hosts))
+    return [site.resources] * max(1, len(site.hosts))
+
+
+def probe_site(site: Site, folder: Path, environment: Mapping[str, str], cwd: str) -> Site:
+    """Return the hosts of an allocation that answer, with what each has at least. `folder` is where the sweep will be.
+
+    CheckError if none answers, or if one has other software or does not see the same files.
+    """
+    found = survey(site, environment, run=folder, cwd=cwd, index=None)
+    known = found.of(tuple(found.seen)) if found.seen else found
+    if problems := list(of_hosts.problems(LaunchConfig(), known)):
+        raise (UnreachableError if known.trouble else CheckError)(problems)
+    return replace(known.told(site), hosts=tuple(known.seen) or site.hosts)
 
 
 def require_room(sweep: SweepDir, options: TuneOptions, config: TrainConfig, costs: Costs, shape: Shape) -> None:

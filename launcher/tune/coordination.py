@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import NoReturn
 
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_whole
@@ -23,7 +24,7 @@ from launcher.recovery import Ended, Restarts
 from launcher.requests import Requests
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.requeue import TIME_IS_UP, Requeue
+from launcher.slurm.requeue import TIME_IS_UP, Requeue, reason_to_requeue
 from launcher.supervise import run_plan
 from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH
 from launcher.tune.begun import Begun
@@ -112,17 +113,24 @@ class Coordination:
             ended = self._attempts(requests)
             write_last_word(self._run, ended, self._command)
         if ended.failure is not None:
-            self._print_json(RunFailedError.exit_code)
-            raise RunFailedError(page_of(self._run, ended, self._command))
+            self._fail(ended, requeue, requests)
         code = self._conclude(ended.attempt.state)
         if requeue is not None and requests.time_is_up and ended.attempt.state == "stopped":
-            self._go_on_later(requeue)
+            self._go_on_later(requeue, TIME_IS_UP)
         return code
 
-    def _go_on_later(self, requeue: Requeue) -> None:
+    def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
+        page = page_of(self._run, ended, self._command)
+        if requeue is not None and (why := reason_to_requeue(ended, requests)):
+            self._say(page)
+            self._go_on_later(requeue, why)
+        self._print_json(RunFailedError.exit_code)
+        raise RunFailedError(page)
+
+    def _go_on_later(self, requeue: Requeue, why: str) -> None:
         """Returns if Slurm does not start the job again."""
         try:
-            requeue.carry_out(TIME_IS_UP, self._say)
+            requeue.carry_out(why, self._say)
         except CheckError as error:
             self._say(f"warning: {error}; to go on: {self._command}")
 

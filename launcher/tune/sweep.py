@@ -1,8 +1,10 @@
 """A sweep from its command line to its exit code: everything is checked, then it is carried out or gone on with."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +20,12 @@ from launcher.resources import Resources
 from launcher.shipped import find_space
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
+from launcher.slurm.batch import LEAD_BEYOND_S, LEAD_S
+from launcher.slurm.unreachable import handle_unreachable
+from launcher.survey import UnreachableError
 from launcher.tune import check, held_out
 from launcher.tune.begun import Begun
-from launcher.tune.coordination import Coordination
+from launcher.tune.coordination import BEYOND_GRACE_S, Coordination
 from launcher.tune.history import History
 from launcher.tune.ledger import Ledger
 from launcher.tune.shape import Shape, device_of
@@ -63,7 +68,10 @@ def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str
     job = Allocation.of(environment)
     request = _of_job(request, cwd, job)
     site, _ = settle(LaunchConfig(), nodes=None, environment=environment)
-    ready = (_going_on if request.resume else _new)(request, site, environment, cwd)
+    if request.stop_after == "run" and "ray_address" not in request.given:
+        site = _probed(request, site, job, environment, cwd)
+    ready = _going_on(request, site, environment) if request.resume else _new(request, site, environment, cwd)
+    ready = replace(ready, begun=sweep_in_job(ready.begun)) if job is not None and job.is_batch else ready
     coordination = Coordination(
         ready.sweep, ready.begun, ready.space, site, environment, as_json=request.as_json, job=job
     )
@@ -73,6 +81,19 @@ def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str
     with sole_owner(ready.sweep.coordination):
         _write(ready, argv)
         return coordination.run_to_end(prepare=ready.prepare, shape=ready.shape, warnings=ready.warnings)
+
+
+def _probed(
+    request: SweepRequest, site: Site, job: Allocation | None, environment: Mapping[str, str], cwd: str
+) -> Site:
+    """Return the site as its hosts were found; if none of them answers, the job may be requeued."""
+    folder = Path(cwd, request.resume or request.sweep_dir or Path("runs", "new"))
+    try:
+        return check.probe_site(site, folder, environment, cwd)
+    except UnreachableError as error:
+        if job is not None:
+            handle_unreachable(error, job, SweepDir(folder).coordination, partial(print, file=sys.stderr, flush=True))
+        raise
 
 
 def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepRequest:
@@ -86,6 +107,13 @@ def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepReq
     return replace(request, resume=sweep.path, space=None, config=None, overrides=(), sweep_dir=None)
 
 
+def sweep_in_job(begun: Begun) -> Begun:
+    """With all of the time between Slurm's warning and the job's end for trials to stop, and then Ray."""
+    launch = begun.launch
+    left_s = LEAD_S - LEAD_BEYOND_S - BEYOND_GRACE_S
+    return replace(begun, launch=replace(launch, grace_s=min(launch.longest_grace_s, max(launch.grace_s, left_s))))
+
+
 def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
     if request.space is None:
         raise ConfigError([Problem("--space", "which one? A file, or a shipped space's name")])
@@ -95,7 +123,7 @@ def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd:
     options, sweep = check.options_of(space, request.given), _folder(request, cwd, path)
     check.require_sound(space, options, sweep)
     launch = _trials_launch(request.launch, options)
-    machines = check.machines(site, options, sweep, environment, cwd, asks=request.stop_after == "run")
+    machines = check.machines(site, options, sweep, asks=request.stop_after == "run")
     overrides = (*request.overrides, *also)
     found = _checked(
         replace(request, config=space.config, overrides=overrides), launch, machines, sweep, environment, cwd
@@ -137,7 +165,7 @@ def _checked(
     return checked(single, sweep.trial("0001"), environment, cwd)
 
 
-def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
+def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str]) -> Ready:
     """With what is in the sweep's folder, and nothing else."""
     assert request.resume is not None
     sweep = SweepDir(request.resume.absolute())
@@ -148,7 +176,7 @@ def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str],
     History.read(sweep.ledger, begun.options)
     space = read_space(sweep.space, config=str(sweep.config))
     check.require_sound(space, begun.options, sweep, is_new=False)
-    machines = check.machines(site, begun.options, sweep, environment, cwd, asks=request.stop_after == "run")
+    machines = check.machines(site, begun.options, sweep, asks=request.stop_after == "run")
     shape = begun.shape_on(machines)
     return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
 

@@ -53,6 +53,10 @@ ROWS = {
     "F45": "workers with different files or packages",
     "F46": "workers whose weights are no longer the same",
     "F47": "whoever reads the output goes away",
+    "F48": "a site's script fails at a job's start",
+    "F49": "a node does not answer the checks at a job's start",
+    "F50": "variables of another job or launch are left in the environment",
+    "F51": "too few files may be open",
 }
 
 

@@ -65,7 +65,13 @@ def test_a_worker_and_all_its_threads_stay_on_its_share(local_rank: int, tiny_ro
     if len(cores) < 2:
         pytest.skip("needs two cores")
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
-    world = {"RANK": str(local_rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": "2"}
+    world = {
+        "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(local_rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": "2",
+    }
     ours = {"FMFSD_CORES": "all", "FMFSD_INIT_METHOD": f"file://{tmp_path}/meet", "OPENBLAS_NUM_THREADS": "2"}
     process = subprocess.Popen(
         [sys.executable, "-m", "fmfsd", "train", run.path, "--device", "cpu"],

@@ -24,10 +24,19 @@ from fmfsd.stopwatch import Stopwatch
 from fmfsd.world import World
 from tests.helpers.processes import wait_until
 
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
+HERE = {"MASTER_ADDR": "127.0.0.1"}
+TORCHRUN = {**HERE, "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
 
 
-DEEPSPEED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "CROSS_RANK": "1", "CROSS_SIZE": "2"}
+DEEPSPEED = {
+    **HERE,
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_SIZE": "2",
+    "CROSS_RANK": "1",
+    "CROSS_SIZE": "2",
+}
 
 
 def test_a_world_is_what_torchrun_deepspeed_srun_or_a_person_says() -> None:
@@ -35,14 +44,35 @@ def test_a_world_is_what_torchrun_deepspeed_srun_or_a_person_says() -> None:
     assert World.from_environment(TORCHRUN) == World(rank=3, size=4, local_rank=1, local_size=2, node=1)
     assert World.from_environment(DEEPSPEED) == World.from_environment(TORCHRUN)
     assert World.from_environment({**DEEPSPEED, **TORCHRUN, "GROUP_RANK": "0"}).node == 0
-    assert World.from_environment({"RANK": "0", "WORLD_SIZE": "2"}) == World(size=2, local_size=0)
+    assert World.from_environment({**HERE, "RANK": "0", "WORLD_SIZE": "2"}) == World(size=2, local_size=0)
     shell = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
     assert World.from_environment(shell) == World()
-    srun = {**shell, "SLURM_STEP_ID": "0"}
+    srun = {**HERE, **shell, "SLURM_STEP_ID": "0"}
     assert World.from_environment(srun) == World(rank=1, size=2, local_size=0, node=1)
     assert World.from_environment({**srun, "SLURM_NTASKS_PER_NODE": "1"}).local_size == 1
     assert World.from_environment({**srun, **TORCHRUN}).rank == 3
     assert World.from_environment({**TORCHRUN, "FMFSD_INIT_METHOD": "file:///x"}).init_method == "file:///x"
+
+
+@pytest.mark.parametrize("step", [4294967290, 4294967291, 4294967292, 4294967293])
+def test_a_shell_of_salloc_is_a_world_of_one(step: int) -> None:
+    """Slurm calls these steps interactive, batch, extern and pending."""
+    task = {"SLURM_STEP_ID": str(step), "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+    assert World.from_environment(task) == World()
+
+
+@pytest.mark.fault("F50")
+@pytest.mark.parametrize(
+    ("left", "named"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "4"}, "RANK=0, WORLD_SIZE=4: name one of several workers, and MASTER_ADDR"),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "unset SLURM_PROCID and SLURM_NTASKS"),
+    ],
+)
+def test_variables_left_from_something_else_are_named(left: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        World.from_environment(left)
+    assert World.from_environment({**left, "FMFSD_INIT_METHOD": "file:///x"}).size > 1
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """A real Slurm cluster of two hosts on this machine, and jobs on it."""
 
 import json
+import os
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +126,20 @@ class SlurmCluster(Cluster):
         assert answer.returncode == 0, answer.stderr
         told = json.loads(answer.stdout)
         return Job(self, told["job"], RunDir(Path(told["run_dir"])))
+
+    def set_down(self, host: str) -> None:
+        """Slurm considers the node failed, until its slurmd, which still runs, registers again."""
+        subprocess.run(["scontrol", "update", f"nodename={host}", "state=down", "reason=test"], check=True)
+
+    @contextmanager
+    def without_python(self, host: str) -> Iterator[None]:
+        """No agent starts on the host: what is Python elsewhere fails there."""
+        python = os.path.realpath(sys.executable)
+        self.on(host, "mount", "--bind", "/bin/false", python)
+        try:
+            yield
+        finally:
+            self.on(host, "umount", python)
 
     def signal_worker(self, job: Job, rank: int, name: str) -> None:
         """Of a job with one worker on each of n1 and n2; its pid is as itself sees it."""

@@ -6,7 +6,8 @@ import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -21,11 +22,13 @@ from launcher.requests import Requests
 from launcher.resources import Resources
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.batch import LEAD_S, lead_s, seconds
+from launcher.slurm.batch import LEAD_S, lead_s, sbatch_options, seconds, slurm_options
 from launcher.slurm.follow import Followed, follow
 from launcher.slurm.requeue import TIME_IS_UP, Requeue
 from launcher.slurm.seeds import Seeds
 from launcher.slurm.snapshot import Snapshot
+from launcher.slurm.submission import Task
+from launcher.slurm.submit import all_or_nothing
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,68 @@ def test_the_warning_comes_early_enough_for_a_save_as_long_as_it_was_measured(
     if takes_s is not None:
         run.rank_progress(0).write_text(json.dumps({"stop_takes_s": takes_s}))
     assert lead_s(run) == expected
+
+
+@pytest.mark.parametrize("min_nodes", [None, 1])
+def test_only_elastic_jobs_outlive_their_nodes(min_nodes: int | None, tmp_path: Path) -> None:
+    launch = LaunchConfig(nodes=2, min_nodes=min_nodes)
+    request: dict[str, Any] = {
+        "workers": 1,
+        "device": "cpu",
+        "cores": 2,
+        "name": "run",
+        "cwd": "/",
+        "lead": LEAD_S,
+        "seeds": None,
+    }
+    assert ("--no-kill" in sbatch_options(launch, log=tmp_path / "log", **request)) == (min_nodes is not None)
+
+
+def test_harmless_options_of_newer_versions_are_passed_on(tmp_path: Path) -> None:
+    more = ("requeue=expedite", "gres-flags=one-task-per-sharing", "segment=2", "oom-kill-step=0")
+    options = slurm_options({}, more=more, cpus_per_gpu=None, wait=False)
+    launch = LaunchConfig(slurm=options)
+    request: dict[str, Any] = {"workers": 1, "device": "cpu", "cores": 2, "name": "run", "cwd": "/", "lead": LEAD_S}
+    given = sbatch_options(launch, log=tmp_path / "log", seeds=None, **request)
+    assert {f"--{option}" for option in more} <= set(given)
+    assert "--requeue" not in given
+    assert "--requeue" in sbatch_options(LaunchConfig(), log=tmp_path / "log", seeds=None, **request)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_waiting", "is_over"),
+    [
+        ("PENDING", True, False),
+        ("REQUEUE_HOLD", True, False),
+        ("EXPEDITING", True, False),
+        ("PENDING,LAUNCH_FAILED", True, False),
+        ("RUNNING", False, False),
+        ("COMPLETING", False, False),
+        ("COMPLETED,COMPLETING", False, False),
+        ("COMPLETED", False, True),
+        ("NODE_FAIL,LAUNCH_FAILED", False, True),
+        ("NODE_FAIL,REQUEUED", True, False),
+    ],
+)
+def test_states_of_every_version_are_understood(state: str, is_waiting: bool, is_over: bool) -> None:
+    found = JobState("7", state)
+    assert (found.is_waiting, found.is_over) == (is_waiting, is_over)
+
+
+@pytest.mark.parametrize("may_have_been_taken", [False, True])
+def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_have_been_taken: bool, tmp_path: Path) -> None:
+    tasks = [cast(Task, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
+    error = slurm.NoAnswerError("no answer") if may_have_been_taken else CheckError("another launch is at work there")
+
+    def write_and_fail() -> None:
+        with all_or_nothing(tasks):
+            tasks[0].run.create()
+            tasks[0].run.config.write_text("")
+            raise error
+
+    with pytest.raises(CheckError):
+        write_and_fail()
+    assert tasks[0].run.is_unused() != may_have_been_taken
 
 
 def job(restarts: int, **more: Any) -> Allocation:
@@ -207,7 +272,7 @@ def test_lines_are_shown_whole_and_once(run: RunDir) -> None:
 def test_a_copy_of_the_program_is_whole_says_its_commit_and_takes_the_sites_settings(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "env.sh").write_text("# ours\n")
-    ours = Snapshot.of_program(tmp_path / "site")
+    ours = Snapshot.of_program(tmp_path / "site" / "env.sh")
     copy = ours.write(tmp_path)
     assert (copy / "cluster" / "env.sh").read_text() == "# ours\n"
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(ours.files)

@@ -7,6 +7,7 @@ import pytest
 
 from fmfsd.errors import ConfigError
 from launcher.config import Host, LaunchConfig, SlurmOptions
+from launcher.hosts import slurm
 from launcher.hosts.ssh import command, parse_hosts
 from launcher.where import settle
 
@@ -98,3 +99,30 @@ def test_ssh_asks_for_no_password_and_shows_no_variable_but_where_modules_are() 
     assert words[-3:-1] == ("--", "a")
     assert words[-1].startswith("exec env 'PYTHONPATH=/our modules' ")
     assert "canary" not in " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "3", "SLURM_JOB_GPUS": "0,1"}, 3),
+        ({"SLURM_JOB_GPUS": "0-2,5"}, 4),
+        ({"SLURM_GPUS_PER_NODE": "4"}, 4),
+        ({"SLURM_GPUS_PER_NODE": "a100:2,h100:1"}, 3),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1a,GPU-2b"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2),
+        ({}, 2),
+    ],
+)
+def test_gpus_of_an_allocation_are_what_any_variable_says_or_slurm(
+    variables: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = """
+   NumNodes=2 NumCPUs=4 NumTasks=2 CPUs/Task=2 ReqB:S:C:T=0:0:*:*
+   JOB_GRES=gpu:a100:5
+     Nodes=n1 CPU_IDs=0-1 Mem=2 GRES=gpu:a100:3(IDX:0-2)
+     Nodes=n2 CPU_IDs=0-1 Mem=2 GRES=gpu:a100:1(IDX:0),gpu:1(IDX:1),shard:4(IDX:0)
+"""
+    monkeypatch.setattr(slurm, "_said", lambda *_: details)
+    monkeypatch.setattr(slurm, "hostnames", lambda _: ("n1", "n2"))
+    site, _ = settle(LaunchConfig(), nodes=None, environment={**JOB, **variables})
+    assert len(site.resources.gpus) == expected

@@ -57,16 +57,19 @@ def sbatch(words: list[str]) -> None:
     (FOLDER / "sbatch.json").write_text(json.dumps({"arguments": words, "environment": dict(os.environ)}))
     if SETTINGS.get("refuses") == "submit":
         die("sbatch", "Batch job submission failed: Unable to contact slurm controller (connect failure)")
+    cluster = options.get("--clusters", "")
+    (FOLDER / "cluster").write_text(cluster)
+    name = f"7;{cluster}" if cluster else "7"
     if SETTINGS.get("refuses") == "run":
         show("PENDING", "0:0", "Priority")
-        print("7")
+        print(name)
         return
     log = options["--output"].replace("%j", "7")
     show("PENDING", "0:0", "Priority")  # known from the moment that its number is
     with open(log, "ab") as output:
         command = [sys.executable, __file__, "job", options["--cpus-per-task"], *job]
         subprocess.Popen(command, stdout=output, stderr=output, cwd=options["--chdir"], start_new_session=True)
-    print("7")
+    print(name)
 
 
 def run_job(words: list[str]) -> None:
@@ -104,10 +107,24 @@ def srun(words: list[str]) -> None:
     os.execvpe(command[0], command, {**os.environ, "SLURM_STEP_ID": "0"})
 
 
+def is_of_this_cluster(options: dict[str, str]) -> bool:
+    """Whether a command means the cluster that the job was submitted to; in the job itself, it means its own."""
+    asked = os.environ.get("SLURM_JOB_ID") or options.get("--clusters", "") == (FOLDER / "cluster").read_text()
+    return bool(asked)
+
+
+def scancel(words: list[str]) -> None:
+    options, jobs = parsed(words)
+    if not is_of_this_cluster(options):
+        die("scancel", f"Kill job error on job id {jobs[0]}: Invalid job id specified")
+    show("CANCELLED", "0:0")
+
+
 def scontrol(words: list[str]) -> None:
+    options, words = parsed(words)
     if words[:2] == ["show", "hostnames"]:
         print("\n".join(words[2].split(",")))
-    elif words[:2] == ["show", "job"] and words[2] == "7" and (FOLDER / "job.txt").exists():
+    elif words[:2] == ["show", "job"] and (FOLDER / "job.txt").exists() and is_of_this_cluster(options):
         print((FOLDER / "job.txt").read_text(), end="")
     elif words[0] == "requeue":
         (FOLDER / "requeue.json").write_text(json.dumps(words[1:]))
@@ -122,5 +139,12 @@ def sacct(_words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands = {"sbatch": sbatch, "srun": srun, "scontrol": scontrol, "sacct": sacct, "job": run_job}
+    commands = {
+        "sbatch": sbatch,
+        "srun": srun,
+        "scontrol": scontrol,
+        "scancel": scancel,
+        "sacct": sacct,
+        "job": run_job,
+    }
     commands[sys.argv[1]](sys.argv[2:])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from fmfsd.rundir import RunDir
-from launcher.hosts import srun
+from launcher.hosts import slurm, srun
 from launcher.hosts.agents import AGENT
 from launcher.starters import DEEPSPEED, TORCHRUN
+from tests.helpers.container import HOST as INSIDE
+from tests.helpers.container import container, lacks_containers
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.faulty import Moment, faulty
-from tests.helpers.processes import run_command
+from tests.helpers.processes import command, run_command, wait_until
 from tests.helpers.runs import newest_weights, records
 from tests.helpers.slurm import Job, SlurmCluster
 
@@ -98,6 +101,33 @@ def test_a_job_that_loses_a_node_and_then_makes_place_for_another_resumes_each_t
     assert launches(job.run) == in_job(job, 0, 1, 2)
 
 
+@pytest.mark.fault("F24")
+def test_an_elastic_job_outlives_one_of_its_nodes(
+    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
+) -> None:
+    job = cluster.submit(tmp_path, "run", *long_training, *LIMIT, "--elastic", "1:2")
+    job.wait_for_step(8)
+    cluster.set_down("n2")
+    job.wait_for_step(1, attempt=2)
+    attempt = json.loads(job.run.attempt(2).read_text())
+    assert (attempt["workers"], [node["host"] for node in attempt["nodes"]]) == (1, ["n1"])
+    assert (job.state.state, job.restarts) == ("RUNNING", 0)
+    subprocess.run(["scancel", job.id], check=True)
+    assert_cancelled(job)
+
+
+@pytest.mark.fault("F49")
+def test_a_job_whose_nodes_fail_the_checks_is_started_again(
+    cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
+) -> None:
+    with cluster.without_python("n2"):
+        job = cluster.submit(tmp_path, "run", *training, *LIMIT)
+        wait_until(lambda: job.restarts >= 1, "a requeue")
+    assert job.end().state == "COMPLETED", job.words
+    assert "a node did not answer the checks: Slurm starts job" in job.words
+    assert_same(job.run, undisturbed)
+
+
 def assert_cancelled(job: Job) -> None:
     """With a checkpoint of its last step."""
     end, outcome = job.end(), json.loads(job.run.outcome.read_text())
@@ -138,6 +168,34 @@ def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
     assert "not finite" in answer.stdout
 
 
+@pytest.mark.fault("F48")
+def test_a_failing_site_script_ends_the_job_with_its_error(
+    cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The one of the folder that the job is submitted in; it has the caller's exported functions."""
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "env.sh").write_text("module load good\nmodule load nope\nmodule load never\n")
+    env = {"BASH_FUNC_module%%": '() {  echo "loads $2";\n [ "$2" != nope ]\n}'}
+    job = cluster.submit(tmp_path, "run", *training, *LIMIT, env=env)
+    end = job.end()
+    assert (end.state, end.exit_code) == ("FAILED", 3), job.words
+    assert "loads good\nloads nope\n" in job.words
+    assert "cluster/env.sh failed, so nothing is started: exit code 1 (env.sh, line 2)\n" in job.words
+    assert "never" not in job.words
+    assert job.run.last_attempt() == 0
+
+
+@pytest.mark.skipif(bool(lacks_containers()), reason=lacks_containers())
+def test_a_job_trains_inside_a_container_on_each_of_its_nodes(
+    cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
+) -> None:
+    options = ("--wrap", container(tmp_path), "--srun-arg", "comment=x", "--set", "train.max_steps=2")
+    job = cluster.submit(tmp_path, "run", *training, *options, *LIMIT)
+    assert job.end().state == "COMPLETED", job.words
+    attempt = json.loads(job.run.attempt(1).read_text())
+    assert [node["host"] for node in attempt["nodes"]] == [INSIDE, INSIDE]
+
+
 def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -149,6 +207,39 @@ def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
     assert [json.loads(task.run.manifest.read_text())["seed"] for task in tasks] == [3, 5]
     assert [launches(task.run)[1]["array_task"] for task in tasks] == [3, 5]
     assert newest_weights(tasks[0].run) != newest_weights(tasks[1].run)
+
+
+def test_an_array_is_stopped_shown_resumed_and_cancelled_by_its_folder(
+    cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
+) -> None:
+    """One of its tasks runs, the other waits; both are resumed as one array."""
+
+    def control(*words: str) -> str:
+        answer = run_command("fmfsd-launch", *words, cwd=tmp_path)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    job = cluster.submit(tmp_path, "sweep", *long_training, *LIMIT, "--array", "3,5%1")
+    running = Job(cluster, f"{job.id}_3", RunDir(tmp_path / "sweep" / "seed-3"))
+    running.wait_for_step(1)
+    first, second = control("stop", "sweep", "--wait").splitlines()
+    assert (first, second.startswith(f"seed-5: taken from Slurm: job {job.id}_5: PENDING")) == (
+        "seed-3: ended: stopped",
+        True,
+    )
+    assert "seed-3 [node 0 rank 0]" in control("logs", "sweep")
+    running.end()
+    resumed = re.search(r"submitted job (\d+)", control("resume", "sweep"))
+    assert resumed is not None
+    assert [slurm.job_state(f"{resumed[1]}_{seed}") is not None for seed in (3, 4, 5)] == [True, False, True]
+    assert [line.partition(":")[0] for line in control("cancel", "sweep").splitlines()] == ["seed-3", "seed-5"]
+
+
+def test_a_heterogeneous_job_is_refused_by_name(cluster: SlurmCluster, tmp_path: Path) -> None:
+    launch = [command("fmfsd-launch"), "smoke", "--dry-run"]
+    words = ["salloc", "--quiet", "--nodes=1", ":", "--nodes=1", *launch]
+    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert (answer.returncode, "SLURM_HET_SIZE=2: heterogeneous jobs are not supported" in answer.stderr) == (3, True)
 
 
 def test_the_script_may_be_submitted_by_hand(cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +17,10 @@ from fmfsd.rundir import RunDir
 from launcher.environment import travelling
 from launcher.slurm.allocation import Allocation
 from tests.helpers.launches import tiny_arguments
-from tests.helpers.processes import run_command
+from tests.helpers.processes import command, run_command
 
 FAKE = Path(__file__).with_name("fake.py")
+SCRIPTS = Path(__file__).parents[2] / "cluster"
 NASTY = 'it\'s $(touch canary) `touch canary` "x"; [a] *'
 
 
@@ -41,7 +45,7 @@ class Fake:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     folder = tmp_path / "slurm"
     folder.mkdir()
-    for name in ("sbatch", "srun", "scontrol", "sacct"):
+    for name in ("sbatch", "srun", "scontrol", "scancel", "sacct"):
         (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} {name} "$@"\n')
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -64,9 +68,13 @@ def tiny(root: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize("version", ["22.05", "23.11"])
 def test_a_job_runs_to_its_end_under_every_version(version: str, fake: Fake, tiny_root: Path, work: Path) -> None:
     fake.set_up(version)
-    answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", NASTY, "--wait", cwd=work)
+    inside = ("--wrap", shlex.join(("env", f"INSIDE={NASTY}")), "--srun-arg", f"container-image={NASTY}")
+    arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", NASTY, *inside, "--wait")
+    answer = run_command("fmfsd-launch", *arguments, cwd=work)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "--cpus-per-task=2" in fake.asked("srun")["arguments"]
+    step = fake.asked("srun")["arguments"]
+    assert {"--cpus-per-task=2", f"--container-image={NASTY}"} <= set(step)
+    assert step[step.index("env") + 1] == f"INSIDE={NASTY}"
     assert "job 7: COMPLETED" in answer.stdout
     assert not list(work.rglob("canary"))
 
@@ -122,6 +130,61 @@ def test_a_job_gets_what_travels_and_nothing_else_of_the_callers_environment(
     assert found["PATH"].startswith(str(Path(sys.executable).parent))
 
 
+def test_the_site_script_is_that_of_the_folder_or_of_the_variable(
+    fake: Fake, tiny_root: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.set_up("22.05", refuses="run")
+    for folder in ("work/cluster", "site"):
+        (work.parent / folder).mkdir()
+        (work.parent / folder / "env.sh").write_text(f"# of {folder}\n")
+    arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir")
+    said = run_command("fmfsd-launch", *arguments, "one", cwd=work).stdout
+    assert f"site script: {work}/cluster/env.sh" in said
+    monkeypatch.setenv("FMFSD_CLUSTER_DIR", str(work.parent / "site"))
+    run_command("fmfsd-launch", *arguments, "other", cwd=work)
+    scripts = [next((work / name / "source").glob("*/cluster/env.sh")).read_text() for name in ("one", "other")]
+    assert scripts == ["# of work/cluster\n", "# of site\n"]
+    monkeypatch.setenv("FMFSD_CLUSTER_DIR", "nowhere")
+    refused = run_command("fmfsd-launch", *arguments, "third", cwd=work)
+    assert (refused.returncode, "FMFSD_CLUSTER_DIR=nowhere: has no env.sh" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("script", ["train", "tune"])
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_a_site_script_may_use_what_login_shells_have(script: str, work: Path) -> None:
+    """From a caller without it, with a `module` that changes PATH, where what was submitted stays first."""
+    for folder in ("profile.d", "bin", "cluster"):
+        (work / folder).mkdir()
+    defines = 'PATH=/usr/bin:/bin; module() { [ "$2" != nope ] && PATH=$PATH:/modules/$2; }\n'
+    (work / "profile").write_text(defines)
+    for name in ("fmfsd-launch", "fmfsd-tune"):
+        (work / "bin" / name).write_text('#!/bin/sh\necho "$PATH"\n')
+        (work / "bin" / name).chmod(0o755)
+
+    def run(text: str) -> subprocess.CompletedProcess[str]:
+        (work / "cluster" / "env.sh").write_text(text)
+        bind = f'mount --bind {work}/profile /etc/profile && exec bash "{SCRIPTS}/{script}.sbatch"'
+        env = {"PATH": f"{work}/bin:/usr/bin:/bin"}
+        command = ["unshare", "--mount", "sh", "-c", bind]
+        return subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+
+    answer = run("module load cuda\n[ -d /nowhere ] && module load nope\ntrue\n")
+    assert answer.stdout == f"{work}/bin:/usr/bin:/bin:/usr/bin:/bin:/modules/cuda\n", answer.stderr
+    failed = run("module load cuda\nexport FMFSD_DATA=/x\nreturn 4\n")
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert failed.stderr.startswith("cluster/env.sh failed, so nothing is started: exit code 4 ("), failed.stderr
+
+
+@pytest.mark.fault("F51")
+def test_an_array_of_many_seeds_needs_few_open_files(fake: Fake, tiny_root: Path, work: Path) -> None:
+    fake.set_up("22.05", refuses="run")
+    words = (command("fmfsd-launch"), *tiny(tiny_root), "--device", "cpu", "--run-dir", "sweep", "--array", "0-29")
+    limited = ["sh", "-c", 'ulimit -n 24 && exec "$@"', "sh", *words]
+    answer = subprocess.run(limited, cwd=work, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert len(list(work.glob("sweep/seed-*/jobs.json"))) == 30
+
+
 def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
     fake: Fake, tiny_root: Path, work: Path
 ) -> None:
@@ -143,6 +206,9 @@ def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
         (("--sbatch-arg", "wrap=touch canary"), 2, "'wrap': is the launcher's own"),
         (("--sbatch-arg", "wr=touch canary"), 2, "'wr': is the launcher's own"),
         (("--sbatch-arg", "outp=/x"), 2, "is the launcher's own"),
+        (("--sbatch-arg", "requeue=soon"), 2, "'requeue': is the launcher's own"),
+        (("--sbatch-arg", "gpus=4"), 2, "'gpus': asks for GPUs of the whole job"),
+        (("--sbatch-arg", "container=/image"), 2, "use --wrap"),
         (("--sbatch-arg", "-p=x"), 2, "expected the long name of an option"),
         (("--array", "5-1"), 2, "expected up to 10000 seeds"),
         (("--run-dir", "100%"), 2, "Slurm writes no log into a folder with %"),
@@ -187,6 +253,20 @@ def test_a_run_whose_job_waits_is_not_submitted_once_more(fake: Fake, tiny_root:
     again = run_command("fmfsd-launch", *arguments, cwd=work)
     assert (again.returncode, "job 7: PENDING (Priority)" in again.stderr) == (3, True)
     assert [job["id"] for job in json.loads((work / "run" / "jobs.json").read_text())["jobs"]] == ["7"]
+
+
+def test_a_job_of_another_cluster_is_asked_for_and_cancelled_there(fake: Fake, tiny_root: Path, work: Path) -> None:
+    fake.set_up("22.05", refuses="run")
+    arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", "run", "--sbatch-arg", "clusters=big")
+    assert "submitted job 7 to cluster big" in run_command("fmfsd-launch", *arguments, cwd=work).stdout
+    again = run_command("fmfsd-launch", *arguments, cwd=work)
+    assert (again.returncode, "job 7 of cluster big: PENDING (Priority)" in again.stderr) == (3, True)
+    assert "queued: job 7 of cluster big" in run_command("fmfsd-launch", "status", "run", cwd=work).stdout
+    assert "taken from Slurm: job 7 of cluster big" in run_command("fmfsd-launch", "cancel", "run", cwd=work).stdout
+    array = (*arguments, "--array", "1", "--run-dir", "sweep", "--json")
+    told = json.loads(run_command("fmfsd-launch", *array, cwd=work).stdout)
+    assert (told["job"], told["cluster"]) == ("7", "big")
+    assert [job["id"] for job in json.loads((work / "sweep/seed-1/jobs.json").read_text())["jobs"]] == ["7_1"]
 
 
 def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: Fake) -> None:

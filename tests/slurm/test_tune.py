@@ -9,13 +9,23 @@ from pathlib import Path
 from fmfsd.files import read_json
 from launcher.hosts import slurm
 from launcher.tune.sweep_dir import SweepDir
-from tests.helpers.processes import wait_until
+from tests.helpers.processes import command, wait_until
 from tests.helpers.searches import arguments, known, results
 from tests.helpers.slurm import SlurmCluster
 from tests.helpers.stub_training import stub_training
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "tune.sbatch"
 DEADLINE_S = 240.0
+
+
+def test_a_shell_of_salloc_searches_on_the_gpus_that_slurm_knows_of(
+    cluster: SlurmCluster, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Asked for with --gres, no variable tells of them."""
+    words = arguments(tiny_root, tmp_path, "--trials", "4", "--gpus", "1", "--dry-run")
+    salloc = ["salloc", "--quiet", "--nodes=2", "--gres=gpu:a100:2", "--cpus-per-task=2", command("fmfsd-tune"), *words]
+    answer = subprocess.run(salloc, cwd=tmp_path, capture_output=True, text=True)
+    assert "4 at a time, 1 GPU for each node of a trial" in answer.stdout, answer.stderr
 
 
 def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_again(
@@ -49,7 +59,7 @@ def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
     wait_until(is_over, "the job to end", deadline_s=DEADLINE_S)
     assert [state for state, _ in results(sweep).values()] == ["finished"], log.read_text()
-    assert len(known(sweep, "begun")) == 2, log.read_text()
+    assert [fact["launch"]["grace_s"] for fact in known(sweep, "begun")] == [90.0, 90.0], log.read_text()
     hosts = {node["host"] for node in read_json(sweep.trial("0001").attempt(1))["nodes"]}
     assert hosts == {"n1", "n2"}
     assert [read_json(sweep.trial("0001").rank_progress(rank))["attempt"] for rank in (0, 1)] == [2, 2]

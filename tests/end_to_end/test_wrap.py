@@ -1,0 +1,24 @@
+"""Runs whose agents, workers and probes are inside a container, which has its Python at another place."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fmfsd.rundir import RunDir
+from tests.helpers.container import HOST, container, lacks_containers
+from tests.helpers.launches import small_arguments
+from tests.helpers.processes import run_command
+
+pytestmark = pytest.mark.skipif(bool(lacks_containers()), reason=lacks_containers())
+
+
+def test_two_nodes_of_this_machine_train_inside_a_container(tiny_root: Path, tmp_path: Path) -> None:
+    wrap = container(tmp_path)
+    arguments = (*small_arguments(tiny_root), "--nodes", "2", "--gpus", "1", "--device", "cpu", "--wrap", wrap)
+    answer = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    run = RunDir(tmp_path / "run")
+    assert [node["host"] for node in json.loads(run.attempt(1).read_text())["nodes"]] == [HOST, HOST]
+    assert json.loads(run.outcome.read_text())["state"] == "finished"
+    assert not list(run.path.glob("fmfsd-*")), "the scratch folder is left"

@@ -1,0 +1,31 @@
+"""A stand-in for a container: another view of the files, in which this environment's Python is at another place."""
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+HOST = "inside"
+"""The name of the machine as it is seen from inside."""
+
+
+def lacks_containers() -> str:
+    """Why there can be none here; empty if there can."""
+    return "needs root and unshare" if os.geteuid() or shutil.which("unshare") is None else ""
+
+
+def container(folder: Path) -> str:
+    """Return a command for --wrap, which is written to `folder`. The only Python inside is `python3`."""
+    script, bin_folder = folder / "container.sh", folder / "image" / "bin"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "python3").symlink_to(os.path.realpath(sys.executable))
+    packages = ":".join(dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
+    script.write_text(
+        "set -e\n"
+        f"mount -t tmpfs none '{Path(sys.executable).parent}'\n"
+        f"hostname {HOST}\n"
+        f"export PATH='{bin_folder}:/usr/bin:/bin' PYTHONPATH='{Path(__file__).parents[2]}:{packages}' INSIDE=yes\n"
+        'exec "$@"\n'
+    )
+    return f"unshare --mount --uts sh '{script}'"

@@ -1,0 +1,117 @@
+"""What is done to the folder of an array's runs: stop, logs and resume, without Slurm."""
+
+import io
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from fmfsd.errors import CheckError
+from fmfsd.files import write_json
+from fmfsd.rundir import NOW, RunDir
+from launcher.config import LaunchConfig, SlurmOptions, to_json
+from launcher.control import resume as resume_module
+from launcher.control.logs import show_logs
+from launcher.control.resume import resume
+from launcher.control.stop import request_end, request_stop
+from launcher.control.work import existing_runs
+from launcher.launch import Request
+from launcher.ownership import Owner
+
+LAUNCH = LaunchConfig(on="slurm", device="cpu", gpus=1)
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> list[RunDir]:
+    """Runs of the seeds 1, 2 and 10, of which no one is at work."""
+    runs = [RunDir(tmp_path / "array" / f"seed-{seed}") for seed in (1, 2, 10)]
+    for run in runs:
+        run.create()
+        run.config.write_text("")
+        write_json(run.launch, to_json(LAUNCH))
+    return runs
+
+
+def put_to_work(run: RunDir) -> None:
+    write_json(run.owner, asdict(Owner.me()))
+
+
+def resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    requests = list[Request]()
+
+    def launch(request: Request, **_: object) -> int:
+        requests.append(request)
+        return 0
+
+    monkeypatch.setattr(resume_module, "launch_run", launch)
+    assert resume(folder, wait=False, as_json=False, environment={}, cwd="/", argv=["fmfsd-launch"]) == 0
+    return requests
+
+
+def test_runs_of_an_array_are_in_the_order_of_their_seeds(array: list[RunDir], tmp_path: Path) -> None:
+    assert list(existing_runs(tmp_path / "array")) == array
+    assert existing_runs(array[0].path) == (array[0],)
+    with pytest.raises(CheckError, match="no run directory, and no folder of an array's runs"):
+        existing_runs(tmp_path)
+
+
+def test_all_runs_of_an_array_that_are_at_work_are_stopped(array: list[RunDir], tmp_path: Path) -> None:
+    for run in array[1:]:
+        put_to_work(run)
+    lines = request_stop(tmp_path / "array", wait=False).splitlines()
+    assert [line.split(": process")[0] for line in lines] == ["seed-2: asked to stop", "seed-10: asked to stop"]
+    assert [run.stop_request.exists() for run in array] == [False, True, True]
+    request_end(tmp_path / "array", wait=False)
+    assert array[1].stop_request.read_text() == NOW
+
+
+def test_an_array_of_which_no_run_is_at_work_names_each(array: list[RunDir], tmp_path: Path) -> None:
+    with pytest.raises(CheckError) as raised:
+        request_stop(tmp_path / "array", wait=False)
+    assert [problem.where for problem in raised.value.problems] == [str(run.path) for run in array]
+
+
+def test_logs_of_an_array_name_the_run_of_each_line(array: list[RunDir], tmp_path: Path) -> None:
+    for run in array:
+        (run.logs / "node-0").mkdir()
+        (run.logs / "node-0" / "rank-0.log").write_text(f"hello from {run.path.name}\n")
+    out = io.StringIO()
+    show_logs(tmp_path / "array", out, rank=None, lines=5)
+    assert out.getvalue().splitlines() == [
+        f"{run.path.name} [node 0 rank 0] hello from {run.path.name}" for run in array
+    ]
+
+
+def test_an_array_is_resumed_as_one_array_of_what_is_not_finished_or_under_way(
+    array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(array[0].outcome, {"state": "finished", "attempt": 1})
+    write_json(array[1].launch, to_json(replace(LAUNCH, grace_s=120.0)))  # its job has run
+    (request,) = resumed(tmp_path / "array", monkeypatch)
+    assert (request.launch.run_dir, request.launch.slurm.array) == (tmp_path / "array", "2,10")
+    put_to_work(array[1])
+    (request,) = resumed(tmp_path / "array", monkeypatch)
+    assert request.launch.slurm.array == "10"
+    assert capsys.readouterr().err == "seed-2: under way, so it is not resumed\n"
+
+
+@pytest.mark.parametrize("other", [replace(LAUNCH, nodes=2), replace(LAUNCH, slurm=SlurmOptions(time="9"))])
+def test_runs_that_were_launched_differently_are_resumed_one_by_one(
+    other: LaunchConfig, array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(array[2].launch, to_json(other))
+    requests = resumed(tmp_path / "array", monkeypatch)
+    assert [request.launch.run_dir for request in requests] == [run.path for run in array]
+
+
+def test_an_array_that_is_finished_says_so_and_one_under_way_is_left_alone(
+    array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in array:
+        put_to_work(run)
+    with pytest.raises(CheckError, match="each run that is not finished is under way"):
+        resumed(tmp_path / "array", monkeypatch)
+    for run in array:
+        write_json(run.outcome, {"state": "finished", "attempt": 1})
+    assert resumed(tmp_path / "array", monkeypatch) == []
+    assert "this run is finished; nothing to do" in capsys.readouterr().out

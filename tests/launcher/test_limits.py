@@ -1,0 +1,21 @@
+"""The limit of open files: as high as the kernel allows, in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+PRINTS = """
+import resource
+from launcher.limits import raise_open_files
+raise_open_files(512)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize(("soft", "hard", "expected"), [(64, 128, "128"), (64, 1024, "512"), (600, 1024, "600")])
+def test_the_soft_limit_is_raised_as_far_as_needed_and_allowed(soft: int, hard: int, expected: str) -> None:
+    limits = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"'
+    command = ["sh", "-c", limits, "sh", sys.executable, "-c", PRINTS]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected

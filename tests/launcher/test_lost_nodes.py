@@ -1,0 +1,148 @@
+"""Nodes of a Slurm job that do not answer the checks: who is asked again, and what follows."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmfsd.errors import CheckError
+from fmfsd.rundir import RunDir
+from launcher import launch as launch_module
+from launcher import survey as survey_module
+from launcher.config import LaunchConfig
+from launcher.costs import Costs
+from launcher.elasticity import slots_without, usable_nodes
+from launcher.hosts import slurm
+from launcher.hosts.agents import AGENT
+from launcher.hosts.slurm import JobState
+from launcher.launch import Request, checked
+from launcher.resources import Resources
+from launcher.slurm.allocation import Allocation
+from launcher.slurm.unreachable import MOST_REQUEUES, handle_unreachable
+from launcher.survey import UnreachableError
+from launcher.where import settle
+from tests.helpers.launches import overrides
+from tests.helpers.runs import TINY
+from tests.helpers.sites import NearSite
+
+LOST = ("sh", "-c", "echo credential revoked >&2; exit 1")
+
+
+@pytest.mark.parametrize(("left", "workers", "shards", "expected"), [(4, 2, 16, 4), (3, 2, 16, 2), (3, 4, 6, 0)])
+def test_as_many_nodes_are_used_as_divide_the_shards(left: int, workers: int, shards: int, expected: int) -> None:
+    assert usable_nodes(left, workers, shards) == expected
+
+
+@pytest.mark.parametrize(
+    ("min_nodes", "lost", "expected"),
+    [(None, [1], (0, 1, 2, 3)), (2, [0], (1, 2)), (3, [0], (0, 1, 2, 3)), (1, [], (0, 1, 2, 3))],
+)
+def test_only_an_elastic_launch_starts_without_lost_nodes(
+    min_nodes: int | None, lost: list[int], expected: tuple[int, ...]
+) -> None:
+    assert slots_without(lost, LaunchConfig(nodes=4, min_nodes=min_nodes), workers=1, shards=16) == expected
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "JOB_PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def without_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_module, "costs_of", lambda *_, **__: Costs())
+
+
+def check_in_allocation(site: NearSite, root: Path, tmp_path: Path, min_nodes: int | None) -> Any:
+    launch = LaunchConfig(nodes=2, min_nodes=min_nodes, device="cpu", gpus=1, on="slurm")
+    changes = overrides(*TINY, f"data.root={root}")[1::2]
+    request = Request("cifar100-resnet18", changes, launch, site, "run", as_json=False)
+    return checked(request, RunDir(tmp_path / "run"), os.environ, str(tmp_path))
+
+
+@pytest.mark.usefixtures("processes", "quick_retries", "without_costs")
+def test_a_node_whose_first_steps_fail_is_asked_again(tiny_root: Path, tmp_path: Path) -> None:
+    script = f'echo >> {tmp_path}/tries; [ "$(wc -l < {tmp_path}/tries)" -gt 2 ] || exit 1; exec "$@"'
+    site = NearSite(Resources(1), "srun", ("n1", "n2"), {"n1": ("sh", "-c", script, "sh", *AGENT)})
+    found = check_in_allocation(site, tiny_root, tmp_path, None)
+    assert found.slots == (0, 1)
+
+
+@pytest.mark.usefixtures("processes", "quick_retries", "without_costs")
+def test_an_elastic_job_starts_without_a_node_that_does_not_answer(tiny_root: Path, tmp_path: Path) -> None:
+    site = NearSite(Resources(1), "srun", ("n1", "n2"), {"n1": LOST})
+    found = check_in_allocation(site, tiny_root, tmp_path, 1)
+    assert found.slots == (1,)
+    assert found.warnings[0].startswith("1 of 2 nodes are used (--elastic), as some do not answer: n1: ")
+    with pytest.raises(UnreachableError, match="n1: no agent could be started there: credential revoked"):
+        check_in_allocation(site, tiny_root, tmp_path, None)
+
+
+def test_an_elastic_launch_takes_an_allocation_of_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "_said", lambda *_: "n1")
+    settled = partial(settle, nodes=2, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
+    site, launch = settled(LaunchConfig(min_nodes=1))
+    assert (site.hosts, launch.nodes) == (("n1",), 1)
+
+
+@pytest.mark.usefixtures("processes")
+def test_an_allocation_without_slurm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(CheckError, match="SLURM_JOB_ID=7: scontrol: not found.*to use this machine: --on local"):
+        settle(LaunchConfig(), nodes=None, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
+
+
+def in_job(restarts: int, *, is_batch: bool = True) -> Allocation:
+    return Allocation("7", "n1", cores=1, gpus=0, restarts=restarts, is_batch=is_batch)
+
+
+@pytest.fixture
+def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the jobs that Slurm was requested to requeue, each of which then ends."""
+    asked = list[str]()
+
+    def killed(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm, "job_state", lambda _: JobState("7", "RUNNING"))
+    monkeypatch.setattr(slurm, "requeue", asked.append)
+    monkeypatch.setattr("launcher.slurm.requeue.time.sleep", killed)
+    return asked
+
+
+ERROR = UnreachableError("n2: no agent could be started there")
+
+
+@pytest.mark.parametrize("passed", [None, 5])
+def test_a_batch_job_is_requeued_some_times_in_a_row(passed: int | None, run: RunDir, requeued: list[str]) -> None:
+    """Counted from the restart that last passed its checks."""
+    if passed is not None:
+        launches = [{}, {"job": None}, {"job": {"id": "6", "restart": 9}}, {"job": {"id": "7", "restart": passed}}]
+        run.manifest.write_text(json.dumps({"launches": launches}))
+    first = 0 if passed is None else passed + 1
+    for restarts in range(first, first + MOST_REQUEUES):
+        with pytest.raises(KeyboardInterrupt):
+            handle_unreachable(ERROR, in_job(restarts), run, lambda text: None)
+    handle_unreachable(ERROR, in_job(first + MOST_REQUEUES), run, lambda text: None)
+    assert requeued == ["7"] * MOST_REQUEUES
+
+
+def test_an_interactive_allocation_is_not_requeued(run: RunDir, requeued: list[str]) -> None:
+    handle_unreachable(ERROR, in_job(0, is_batch=False), run, lambda text: None)
+    assert requeued == []
+
+
+@pytest.mark.fault("F50")
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(None, "Slurm does not know this job"), (JobState("7", "COMPLETED"), r"that job has ended \(COMPLETED\)")],
+)
+def test_a_variable_of_a_job_that_has_ended_is_named(
+    state: JobState | None, expected: str, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "job_state", lambda _: state)
+    with pytest.raises(CheckError, match=f"SLURM_JOB_ID=7: {expected}: to train on this machine: --on local"):
+        handle_unreachable(ERROR, in_job(0), run, lambda text: None)

@@ -1,0 +1,96 @@
+"""A sweep in a Slurm job: the hosts that it uses, the time that it has to save, and what follows when it fails."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fmfsd.errors import RunFailedError
+from launcher import survey as survey_module
+from launcher.config import LaunchConfig, TuneOptions
+from launcher.hosts import slurm
+from launcher.recovery import Ended
+from launcher.requests import Requests
+from launcher.resources import Resources
+from launcher.slurm.allocation import Allocation
+from launcher.slurm.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue, reason_to_requeue
+from launcher.survey import UnreachableError
+from launcher.tune import coordination as coordination_module
+from launcher.tune.begun import Begun
+from launcher.tune.check import probe_site
+from launcher.tune.coordination import BEYOND_GRACE_S, Coordination
+from launcher.tune.sweep import sweep_in_job
+from launcher.tune.sweep_dir import SweepDir
+from tests.helpers.sites import NearSite
+
+LOST = ("sh", "-c", "exit 1")
+
+
+def ended(*, node_is_gone: bool) -> Ended:
+    return cast(Ended, SimpleNamespace(for_want_of_a_node=node_is_gone))
+
+
+def requests(*, warned: bool = False, terminated: bool = False) -> Requests:
+    found = Requests(in_job=True)
+    if warned:
+        found.on_warning(0, None)
+    if terminated:
+        found.on_terminate(0, None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("asked", "node_is_gone", "expected"),
+    [
+        (requests(), False, ""),
+        (requests(warned=True), False, TIME_IS_UP),
+        (requests(warned=True, terminated=True), False, ""),
+        (requests(), True, NODE_IS_GONE),
+        (requests(terminated=True), True, ""),
+    ],
+)
+def test_a_failed_job_is_requeued_at_its_time_limit_or_without_a_node(
+    asked: Requests, node_is_gone: bool, expected: str
+) -> None:
+    assert reason_to_requeue(ended(node_is_gone=node_is_gone), asked) == expected
+
+
+@pytest.mark.parametrize("warned", [True, False])
+def test_a_sweep_that_fails_at_its_jobs_time_limit_is_requeued(
+    warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requeued = list[str]()
+    monkeypatch.setattr(slurm, "requeue", requeued.append)
+    monkeypatch.setattr("launcher.slurm.requeue.time.sleep", lambda _: None)
+    monkeypatch.setattr(coordination_module, "page_of", lambda *_: "the search failed")
+    sweep, begun, space = SweepDir(tmp_path), Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
+    coordination = Coordination(sweep, begun, space, NearSite(Resources(1)), {})
+    job = Allocation("7", "n1", cores=1, gpus=0, is_batch=True)
+    with pytest.raises(RunFailedError, match="the search failed"):
+        coordination._fail(ended(node_is_gone=False), Requeue(job, lambda: 1, 0), requests(warned=warned))
+    assert requeued == (["7"] if warned else [])
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "starter", "expected"), [(30, "torchrun", 90), (400, "direct", 400), (30, "deepspeed", 30)]
+)
+def test_trials_have_the_time_between_the_warning_and_the_end_to_save(
+    grace_s: float, starter: Any, expected: float
+) -> None:
+    """Of 180 s, Slurm may have used 60 s already, and Ray ends in 30 s."""
+    assert BEYOND_GRACE_S == 30
+    begun = Begun(TuneOptions(1), LaunchConfig(grace_s=grace_s, starter=starter), 0)
+    assert sweep_in_job(begun).launch.grace_s == expected
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_sweep_uses_the_hosts_that_answer_and_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "JOB_PAUSE_S", 0.0)
+    site = NearSite(Resources(cores=1, gpus=("0", "1")), "srun", ("n1", "n2"), {"n1": LOST})
+    found = probe_site(site, tmp_path / "runs" / "one", os.environ, str(tmp_path))
+    assert (found.hosts, found.resources.gpus) == (("n2",), Resources.detect(os.environ).gpus)
+    with pytest.raises(UnreachableError, match="n1: no agent could be started there"):
+        probe_site(replace(site, hosts=("n1",)), tmp_path / "one", os.environ, str(tmp_path))
