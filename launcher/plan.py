@@ -15,7 +15,7 @@ from launcher.pulses import SLOW_STATES_S
 from launcher.resources import core_list
 from launcher.site import Site
 from launcher.starters import Crew, Start, start_of
-from launcher.symbols import ATTEMPT, INIT_METHOD, INTERFACE
+from launcher.symbols import ATTEMPT, INIT_METHOD, INTERFACE, NCCL_INTERFACE
 
 PLACING_THREADS = (
     *("FMFSD_CORES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET"),
@@ -223,13 +223,16 @@ def _there(nodes: int, environment: Mapping[str, str]) -> dict[str, str]:
     """Who has chosen NCCL's interface has done so for a reason: it may be another than the one nodes meet over."""
     if nodes == 1:
         return _AT_A_FILE
-    return {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": environment.get("NCCL_SOCKET_IFNAME", INTERFACE)}
+    return {
+        "GLOO_SOCKET_IFNAME": INTERFACE,
+        "NCCL_SOCKET_IFNAME": environment.get("NCCL_SOCKET_IFNAME", NCCL_INTERFACE),
+    }
 
 
 _AT_A_FILE = {
     "FMFSD_INIT_METHOD": INIT_METHOD,
     "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "=lo",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 

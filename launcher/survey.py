@@ -13,7 +13,8 @@ from typing import Any
 
 from launcher.agent.look import look
 from launcher.attempt import on_the_way
-from launcher.hosts.agents import Agent, closing_all
+from launcher.hosts.agents import Agent, Link, closing_all
+from launcher.hosts.opening import open_all
 from launcher.resources import Resources
 from launcher.site import Site
 
@@ -56,23 +57,22 @@ def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, i
     start_agent = partial(site.start_agent, environment=environment)
     with _marker(parent) as marker:
         question = {"cwd": cwd, "parent": str(parent), "marker": marker, "index": str(index or "")}
-        found = ask(site.known_hosts, start_agent, **question)
-        if found.trouble and site.reach == "srun":  # the first step after a node came back may fail: credential revoked
-            found = ask(site.known_hosts, start_agent, **question)
-        return replace(found, here=look({}, environment))
+        return replace(ask(site.known_hosts, start_agent, **question), here=look({}, environment))
 
 
 def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any) -> Survey:
     """What those said that answered in time, and of the others the last words of the way to them."""
-    talks = [_Talk(host, question) for host in hosts]
+    until = time.monotonic() + ANSWER_S
     with closing_all() as agents, selectors.DefaultSelector() as selector:
+        starts = [partial(start_agent, host) for host in hosts]
+        opened = open_all(starts, agents, stop=lambda: time.monotonic() > until)
+        talks = [_Talk(host, agent, question) for host, agent in zip(hosts, opened, strict=True)]
         for talk in talks:
-            if (agent := talk.begin(start_agent)) is not None:
-                agents.append(agent)
-                selector.register(agent, selectors.EVENT_READ, partial(talk.hear, agent))
-        _listen(selector, until=time.monotonic() + ANSWER_S)
-    seen = {talk.host: talk.answer for talk in talks if talk.answer}
-    return Survey(seen, {talk.host: talk.trouble for talk in talks if talk.host not in seen}, asked=question)
+            if isinstance(talk.agent, Link):
+                selector.register(talk.agent, selectors.EVENT_READ, talk.hear)
+        _listen(selector, until=until)
+        trouble = {talk.host: talk.trouble() for talk in talks if not talk.answer}
+    return Survey({talk.host: talk.answer for talk in talks if talk.answer}, trouble, asked=question)
 
 
 def _listen(selector: selectors.BaseSelector, *, until: float) -> None:
@@ -86,31 +86,34 @@ def _listen(selector: selectors.BaseSelector, *, until: float) -> None:
 class _Talk:
     """With the agent on one host."""
 
-    def __init__(self, host: str, question: Mapping[str, Any]) -> None:
-        self.host, self._question = host, question
-        self.answer, self.trouble = dict[str, Any](), f"no answer in {ANSWER_S:g} s"
+    def __init__(self, host: str, agent: Link | OSError, question: Mapping[str, Any]) -> None:
+        self.host, self.agent, self._question = host, agent, question
+        self.answer, self._failure = (
+            dict[str, Any](),
+            f"can't be reached: {agent}" if isinstance(agent, OSError) else "",
+        )
         self._asked_at = math.inf
 
-    def begin(self, start_agent: Callable[[str], Agent]) -> Agent | None:
-        """None if there is no way to the host."""
-        try:
-            return start_agent(self.host)
-        except OSError as error:
-            self.trouble = f"can't be reached: {error}"
-            return None
+    def trouble(self) -> str:
+        """Why there is no answer, with what the host has printed instead."""
+        if self._failure or isinstance(self.agent, OSError):
+            return self._failure
+        printed = on_the_way({"words": self.agent.printed})
+        return f"no answer in {ANSWER_S:g} s" + (f"; it printed: {printed}" if printed else "")
 
-    def hear(self, agent: Agent) -> bool:
+    def hear(self) -> bool:
         """Whether this was the last that there is to hear. It is asked once it is there, as its clock is read too."""
-        for event in agent.read():
+        assert isinstance(self.agent, Link)
+        for event in self.agent.read():
             if event["event"] == "ready":
                 self._asked_at = time.time()
-                agent.tell(do="look", **self._question)
+                self.agent.tell(do="look", **self._question)
             elif event["event"] == "seen":
                 self.answer = {**event, "clock_s": _ahead(event["time"], self._asked_at, time.time())}
             elif event["event"] == "failed":
-                self.trouble = event["message"]
+                self._failure = event["message"]
             elif event["event"] == "gone":
-                self.trouble = f"no agent could be started there: {on_the_way(event)}"
+                self._failure = f"no agent could be started there: {on_the_way(event)}"
             if event["event"] in ("seen", "failed", "gone"):
                 return True
         return False

@@ -31,7 +31,7 @@ def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
         "versions": {name: _version(name) for name in (*PACKAGES, *EXTRAS)},
         "source": _sources(),
         **asdict(Resources.detect(environment)),
-        "interfaces": list(interface_addresses()),
+        "interfaces": interface_addresses(),
         **{name: see(order[name]) for name, see in _SEES.items() if order.get(name)},
         "time": time.time(),
     }

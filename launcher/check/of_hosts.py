@@ -26,6 +26,8 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
         yield Problem(host, words)
     for host, answer in survey.seen.items():
         yield from _unseen(host, answer, survey.asked)
+        if launch.nodes > 1 and not _outside_loopback(answer):
+            yield Problem(host, "has no IPv4 address except loopback's, and hosts meet at one: configure IPv4 there")
         if launch.interface is not None and launch.interface not in answer["interfaces"]:
             found = ", ".join(answer["interfaces"]) or "none"
             yield Problem(host, f"has no interface {launch.interface} with an IPv4 address; there are {found}")
@@ -83,6 +85,11 @@ def _unseen(host: str, answer: Answer, asked: Mapping[str, Any]) -> Iterator[Pro
         yield Problem(host, f"{where}: several machines have to share the run's file system: choose another --run-dir")
     elif not answer.get("parent", True):
         yield Problem(host, f"can't write in {asked['parent']}, where the run is to be: choose another --run-dir")
+
+
+def _outside_loopback(answer: Answer) -> list[str]:
+    found = [address for own in answer["interfaces"].values() for address in own]
+    return [address for address in found if not address.startswith("127.")]
 
 
 def _unlike(what: str, value_of: Callable[[Answer], str | None], survey: Survey) -> Iterator[Problem]:

@@ -11,12 +11,24 @@ from launcher.config import Host
 from launcher.hosts.agents import AGENT
 
 OPTIONS = {
+    "IgnoreUnknown": "*",  # must be first: older versions of ssh do not know all of these
     "BatchMode": "yes",  # a password prompt in the midst of a launch is seen by nobody
     "ConnectTimeout": "10",
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "3",
+    "LogLevel": "ERROR",  # QUIET would hide why a connection failed
     "RequestTTY": "no",
+    "RemoteCommand": "none",
+    "SessionType": "default",
+    "StdinNull": "no",
+    "ForkAfterAuthentication": "no",
+    "ControlMaster": "no",  # an existing master is used; this connection must not outlive the launch as one
+    "ClearAllForwardings": "yes",  # a port that is in use would end the connection (ExitOnForwardFailure)
+    "ForwardX11": "no",
+    "Tunnel": "no",
+    "PermitLocalCommand": "no",  # its output would be mixed with the agent's messages
 }
+"""These override the user's config, which is made for interactive sessions."""
 _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
 _LINE = re.compile(r"(?P<name>\S+)(?:\s+slots\s*=\s*(?P<slots>[1-9][0-9]{0,4}))?")
 

@@ -53,6 +53,7 @@ ROWS = {
     "F45": "workers with different files or packages",
     "F46": "workers whose weights are no longer the same",
     "F47": "whoever reads the output goes away",
+    "F60": "a server refuses one of many simultaneous connections",
 }
 
 

@@ -104,6 +104,13 @@ def test_a_host_that_says_nothing_is_waited_for_no_longer_than_that(monkeypatch:
     assert found.trouble == {"n1": "no answer in 0.2 s"}
 
 
+def test_a_host_whose_shell_waits_for_input_is_reported_with_what_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "ANSWER_S", 1.0)
+    monkeypatch.setattr(agents, "END_S", 0.1)
+    found = ask(("n1",), lambda _: Agent(("sh", "-c", "printf 'Project? '; exec sleep 60"), deadline_s=60))
+    assert found.trouble == {"n1": "no answer in 1 s; it printed: Project?"}
+
+
 @pytest.mark.fault("F32")
 @pytest.mark.parametrize(("theirs", "ahead_s"), [(100.0, 0.0), (103.0, 0.0), (110.0, 6.0), (90.0, -10.0)])
 def test_a_clock_is_compared_as_far_as_the_way_allows(theirs: float, ahead_s: float) -> None:
