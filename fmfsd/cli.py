@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.cores import usable_cores
 from fmfsd.locks import choose_method
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import errors_shown, progress_report
@@ -32,6 +33,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 def main() -> None:
     if umask := os.environ.get("FMFSD_UMASK"):  # the user's: our launcher's own lets nobody else read anything
         os.umask(int(umask, 8))
+    if (cores := usable_cores()) < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # torch does not consider CPU quotas
     choose_method(os.environ)
     app()
 

@@ -54,6 +54,7 @@ ROWS = {
     "F46": "workers whose weights are no longer the same",
     "F47": "whoever reads the output goes away",
     "F60": "a server refuses one of many simultaneous connections",
+    "F61": "GPUs are there and can't be used",
 }
 
 
