@@ -22,7 +22,7 @@ from launcher.check import is_prepared, problems_of_any_config, require_sound, r
 from launcher.check.of_images import counted, told
 from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
-from launcher.plan import LaunchPlan, plan_run
+from launcher.plan import LaunchPlan, plan_run, travelling_to
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.batch import LEAD_BEYOND_S, lead_s
@@ -173,7 +173,8 @@ def _survey(
     if request.stop_after == "plan" or (config is not None and is_finished(config, run)):
         return Survey()
     index = None if config is None else set_folder(config.data) / "index.json"
-    return survey(request.site, environment, run=run.path, cwd=cwd, index=index)
+    variables = {**travelling_to(request.site, environment), **request.launch.extra_env}
+    return survey(request.site, environment, run=run.path, cwd=cwd, index=index, variables=variables)
 
 
 def config_of(request: Request, changes: Sequence[str] = ()) -> TrainConfig:

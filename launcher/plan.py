@@ -160,7 +160,7 @@ def plan_run(
             node=node,
             argv=starts[node].argv,
             env={
-                **_travelling(environment, site),
+                **travelling_to(site, environment),
                 **_own_variables(launch, device),
                 **starts[node].env,
                 **(_here(site, slot, workers, device) if site.is_here else _there(len(chosen), environment)),
@@ -193,7 +193,8 @@ def _starts(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int])
     return [start_of(launch.starter, replace(crew, node=node)) for node in range(len(slots))]
 
 
-def _travelling(environment: Mapping[str, str], site: Site) -> dict[str, str]:
+def travelling_to(site: Site, environment: Mapping[str, str]) -> dict[str, str]:
+    """What workers there get from the caller's environment."""
     found = {name: value for name, value in travelling(environment).items() if name not in OWN}
     return found if site.is_here else {name: value for name, value in found.items() if name not in MACHINES_OWN}
 

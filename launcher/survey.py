@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from fmfsd.errors import CheckError, Problem
+from launcher.agent.imports import differing_imports
 from launcher.agent.look import look
 from launcher.attempt import on_the_way
 from launcher.hosts.agents import Agent, Link, closing_all
@@ -35,6 +37,8 @@ class Survey:
     trouble: Mapping[str, str] = field(default_factory=dict)
     here: Mapping[str, Any] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
+    imports: Mapping[str, Mapping[str, Sequence[str | None]]] = field(default_factory=dict)
+    """By host: packages that workers would import from elsewhere than the check, and both places."""
 
     def told(self, site: Site) -> Site:
         """`site` with what each of the hosts has at least."""
@@ -46,18 +50,43 @@ class Survey:
         return replace(site, resources=least)
 
 
-def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, index: Path | None) -> Survey:
+def survey(
+    site: Site,
+    environment: Mapping[str, str],
+    *,
+    run: Path,
+    cwd: str,
+    index: Path | None,
+    variables: Mapping[str, str] | None = None,
+) -> Survey:
     """Of all hosts that are not this machine: what a launch of `run` with the data set of that index wants to know.
 
-    A file in the run's parent folder, removed at once, shows whether they share it.
+    A file in the run's parent folder, removed at once, shows whether they share it. Also of this machine: whether
+    workers with `variables` would import the same packages as the check.
     """
+    if site.is_here:
+        return Survey(imports={HERE: _imports(variables)} if variables is not None else {})
     if not site.known_hosts:
         return Survey()
     parent = next(folder for folder in run.parents if folder.is_dir())
     start_agent = partial(site.start_agent, environment=environment)
     with _marker(parent) as marker:
-        question = {"cwd": cwd, "parent": str(parent), "marker": marker, "index": str(index or "")}
+        question = {
+            "cwd": cwd,
+            "parent": str(parent),
+            "marker": marker,
+            "index": str(index or ""),
+            "variables": variables,
+        }
         return replace(ask(site.known_hosts, start_agent, **question), here=look({}, environment))
+
+
+def _imports(variables: Mapping[str, str]) -> Mapping[str, Sequence[str | None]]:
+    """Of a worker on this machine. CheckError if its Python does not start."""
+    try:
+        return differing_imports(variables)
+    except OSError as error:
+        raise CheckError([Problem(HERE, str(error))]) from error
 
 
 def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any) -> Survey:
@@ -72,7 +101,9 @@ def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: A
                 selector.register(talk.agent, selectors.EVENT_READ, talk.hear)
         _listen(selector, until=until)
         trouble = {talk.host: talk.trouble() for talk in talks if not talk.answer}
-    return Survey({talk.host: talk.answer for talk in talks if talk.answer}, trouble, asked=question)
+    seen = {talk.host: talk.answer for talk in talks if talk.answer}
+    imports = {host: answer["imports"] for host, answer in seen.items()}
+    return Survey(seen, trouble, asked=question, imports=imports)
 
 
 def _listen(selector: selectors.BaseSelector, *, until: float) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent import condition
-from launcher.agent.node import interface_addresses
+from launcher.agent.imports import differing_imports
+from launcher.agent.node import interface_addresses, own_variables
 from launcher.resources import Resources
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
@@ -24,7 +25,8 @@ def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
     """What there is: software, cores, bytes of memory, GPUs, network interfaces; last the time, seconds since 1970.
 
     And what `order` asks for: whether the folder `cwd` and the file `marker` are there, whether one can write in
-    `parent`, the SHA-256 sum of the file `index` (None: it can't be read), the `condition` for work in that folder.
+    `parent`, the SHA-256 sum of the file `index` (None: it can't be read), the `condition` for work in that folder, the
+    `differing_imports` of a worker with `variables`.
     """
     return {
         "python": sys.version.split()[0],
@@ -32,9 +34,16 @@ def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
         "source": _sources(),
         **asdict(Resources.detect(environment)),
         "interfaces": interface_addresses(),
+        "imports": _imports(order, environment),
         **{name: see(order[name]) for name, see in _SEES.items() if order.get(name)},
         "time": time.time(),
     }
+
+
+def _imports(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
+    if order.get("variables") is None:
+        return {}
+    return differing_imports({**own_variables(environment), **order["variables"]})
 
 
 def _version(package: str) -> str | None:

@@ -32,6 +32,12 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
         if launch.interface is not None and launch.interface not in answer["interfaces"]:
             found = ", ".join(answer["interfaces"]) or "none"
             yield Problem(host, f"has no interface {launch.interface} with an IPv4 address; there are {found}")
+    for host, imports in survey.imports.items():
+        for package, (here, there) in imports.items():
+            message = (
+                f"workers would import {package} from {there or 'nowhere'}, and the check imports {here or 'none'}"
+            )
+            yield Problem(host, f"{message}: start the launch without Python's options -E, -I and -s, or change --env")
     for what, value_of in _SAME.items():
         yield from _unlike(what, value_of, survey)
     if launch.device != "cpu":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fmfsd.errors import ConfigError, Problem
 from launcher.config import Host
+from launcher.environment import IMPORTING
 from launcher.hosts.agents import AGENT
 
 OPTIONS = {
@@ -34,13 +35,14 @@ _LINE = re.compile(r"(?P<name>\S+)(?:\s+slots\s*=\s*(?P<slots>[1-9][0-9]{0,4}))?
 
 
 def command(host: str, environment: Mapping[str, str], *, deadline_s: float) -> tuple[str, ...]:
-    """What starts an agent on `host`, with nothing of `environment` but where modules of Python are.
+    """What starts an agent on `host`, with nothing of `environment` but what decides where Python finds modules.
 
     All that workers need of it comes later through the pipe, where no list of processes shows it.
     """
     options = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
     folders = [os.path.abspath(folder) for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    modules = [f"PYTHONPATH={os.pathsep.join(folders)}"] if folders else []
+    absolute = {**environment, "PYTHONPATH": os.pathsep.join(folders)}
+    modules = [f"{name}={absolute[name]}" for name in IMPORTING if absolute.get(name)]
     words = ("exec", "env", *modules, *AGENT, "--deadline", f"{deadline_s:g}")
     return ("ssh", *options, "--", host, shlex.join(words))
 
