@@ -36,4 +36,8 @@ def _die_with(parent: int) -> None:
 
 if __name__ == "__main__":
     _die_with(int(sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 (a list, and no shell)
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 (a list, and no shell)
+    except OSError as error:
+        print(f"{sys.argv[2]}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(127) from None

@@ -1,7 +1,6 @@
 """Short helpers that run here, in the foreground of a launch."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +33,6 @@ def said_here(
 
     It has our environment and `more`.
     """
-    if shutil.which(argv[0]) is None:
-        return None, "", f"{argv[0]}: not found"
     try:
         done = subprocess.run(
             tied(argv),

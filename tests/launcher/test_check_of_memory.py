@@ -196,7 +196,9 @@ def test_a_probe_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatc
     found = costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ)
     assert found.unknown == "`fmfsd probe`: no answer in 0.01 s"
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert "not found" in costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ).unknown
+    assert (
+        "No such file" in costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ).unknown
+    )
 
 
 def test_images_that_would_take_half_of_a_workers_memory_are_counted_where_they_will_be(prepared: Path) -> None:

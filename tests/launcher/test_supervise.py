@@ -270,7 +270,11 @@ def test_a_helper_that_a_thread_has_started_ends_with_the_process(tmp_path: Path
 
 
 def test_a_helper_that_is_not_installed_is_reported() -> None:
-    assert said_here(("no-such-program",), deadline_s=1) == (None, "", "no-such-program: not found")
+    assert said_here(("no-such-program",), deadline_s=1) == (
+        127,
+        "",
+        "no-such-program: No such file or directory\n",
+    )
 
 
 def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
