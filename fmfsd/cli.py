@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.cache_home import complete_environment
 from fmfsd.cores import usable_cores
 from fmfsd.locks import choose_method
 from fmfsd.rundir import RunDir
@@ -35,6 +36,8 @@ def main() -> None:
         os.umask(int(umask, 8))
     if (cores := usable_cores()) < len(os.sched_getaffinity(0)):
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # torch does not consider CPU quotas
+    if (note := complete_environment(os.environ)) and sys.argv[1:2] != ["probe"]:  # whose caller reports it
+        print(note, file=sys.stderr)
     choose_method(os.environ)
     app()
 

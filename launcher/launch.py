@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from fmfsd.cache_home import cache_note
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.known import FOLDER
 from fmfsd.config.load import config_name
@@ -152,8 +153,9 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
     costs = _costs(request, config, run, site, environment) if asks else Costs()
     costs = counted(costs, config, launch, site)
     require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
-    images = told(config, launch, site)
-    return Checked(config, site, costs, warnings(config, launch, site, run, hosts, costs), images)
+    images, note = told(config, launch, site), cache_note(environment)
+    notes = [*([note] if note else []), *warnings(config, launch, site, run, hosts, costs)]
+    return Checked(config, site, costs, notes, images)
 
 
 def _costs(request: Request, config: TrainConfig, run: RunDir, site: Site, environment: Mapping[str, str]) -> Costs:

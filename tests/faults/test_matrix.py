@@ -55,6 +55,7 @@ ROWS = {
     "F47": "whoever reads the output goes away",
     "F60": "a server refuses one of many simultaneous connections",
     "F61": "GPUs are there and can't be used",
+    "F62": "a home or temporary folder is missing, read-only or noexec, or the user has no name",
 }
 
 
