@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.cache_home import complete_environment
 from fmfsd.command_line import App, Debug, Json, Version
+from fmfsd.cores import usable_cores
 from fmfsd.locks import choose_method
 from fmfsd.rundir import RunDir
 from fmfsd.terminal import errors_shown, progress_report
@@ -30,6 +32,10 @@ EVALUATION_TIMEOUT_S = 3600.0
 def main() -> None:
     if umask := os.environ.get("FMFSD_UMASK"):  # the user's: our launcher's own lets nobody else read anything
         os.umask(int(umask, 8))
+    if (cores := usable_cores()) < len(os.sched_getaffinity(0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # torch does not consider CPU quotas
+    if (note := complete_environment(os.environ)) and sys.argv[1:2] != ["probe"]:  # whose caller reports it
+        print(note, file=sys.stderr)
     choose_method(os.environ)
     app()
 

@@ -1,11 +1,11 @@
 """Where compiled kernels are cached. Programs load code from there, so nobody but this user may write to it."""
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from fmfsd.cache_home import cache_home
 from fmfsd.files import NotPrivateError, require_private
 
 COMPILER = "c++"
@@ -18,7 +18,7 @@ def have_kernels() -> bool:
 
 def kernel_folder() -> Path:
     """Return the folder, made if need be. NotPrivateError if other users may write there."""
-    ours = user_cache_path("fmfsd")
+    ours = cache_home(os.environ) / "fmfsd"
     ours.mkdir(parents=True, exist_ok=True)
     if (mode := ours.stat().st_mode) & 0o022:  # a umask of 002 leaves it to the group
         with suppress(OSError):
@@ -32,7 +32,7 @@ def kernel_folder() -> Path:
 
 def privacy_problem() -> str:
     """Return why kernels in the cache can't be used, and the command that changes that; empty if they can."""
-    folder = user_cache_path("fmfsd") / "kernels"
+    folder = cache_home(os.environ) / "fmfsd" / "kernels"
     try:
         for path in (folder, *folder.glob("*.so")):
             if path.exists():

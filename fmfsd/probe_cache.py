@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from fmfsd.cache_home import cache_home
 from fmfsd.config import TrainConfig
 from fmfsd.config.known import TIMM
 from fmfsd.files import json_object, read_private, write_json
@@ -31,9 +32,8 @@ _FORMAT = TypeAdapter(Probe)
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
-    """Where this user's probes are kept; `XDG_CACHE_HOME` counts if it is an absolute path, as its standard says."""
-    home = Path(environment.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path.home() / ".cache") / "fmfsd" / "probe"
+    """Where this user's probes are kept."""
+    return cache_home(environment) / "fmfsd" / "probe"
 
 
 def cached(config: TrainConfig, workers: int, device: Device, folder: Path) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ from fmfsd.errors import RunFailedError
 from fmfsd.files import write_json
 from fmfsd.rundir import RunDir
 from launcher.hosts.agents import Link
+from launcher.hosts.opening import remedy
+from launcher.log_follower import harmless
 from launcher.pulses import Hang
 
 LOST = {"gone": "its agent is gone", "silent": "its agent does not answer"}
@@ -69,8 +71,10 @@ def _lost(event: dict[str, Any]) -> str:
 
 
 def on_the_way(event: dict[str, Any]) -> str:
-    """What ssh, srun or a shell on the way to an agent said before it was gone, in one line."""
-    return " / ".join(filter(None, map(str.strip, event.get("words", "").splitlines())))
+    """What ssh, srun or a shell on the way to an agent said before it was gone, in one line, and the remedy for it."""
+    words = event.get("words", "")
+    lines = [*(harmless(line).strip() for line in words.splitlines()), remedy(words)]
+    return " / ".join(filter(None, lines))
 
 
 @dataclass

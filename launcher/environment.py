@@ -5,43 +5,44 @@ from collections.abc import Mapping, Sequence
 
 from fmfsd.errors import ConfigError, Problem
 
+IMPORTING = ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONUTF8")
+"""Which modules Python finds and how it reads them depend on these; node agents get them too."""
+
 TRAVELLING = (
+    *IMPORTING,
+    "ALL_PROXY",
     "CUBLAS_WORKSPACE_CONFIG",
-    "HF_ENDPOINT",
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
+    "CURL_CA_BUNDLE",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    "HF_TOKEN_PATH",
     "HOME",
     "HTTPS_PROXY",
     "HTTP_PROXY",
     "LANG",
-    "LC_ALL",
+    "LANGUAGE",
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
     "LOGNAME",
+    "NETRC",
     "NO_PROXY",
     "PATH",
+    "PYTHONCOERCECLOCALE",
+    "PYTHONDONTWRITEBYTECODE",
     "PYTHONHASHSEED",
-    "PYTHONPATH",
+    "PYTHONIOENCODING",
+    "PYTHONPYCACHEPREFIX",
     "PYTHONWARNINGS",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_DIR",
     "SSL_CERT_FILE",
     "TERM",
     "TMPDIR",
     "TZ",
     "USER",
     "VIRTUAL_ENV",
-    "WANDB_BASE_URL",
-    "WANDB_CACHE_DIR",
-    "WANDB_CONFIG_DIR",
-    "WANDB_DATA_DIR",
-    "WANDB_ENTITY",
-    "WANDB_JOB_TYPE",
-    "WANDB_MODE",
-    "WANDB_NOTES",
-    "WANDB_PROJECT",
-    "WANDB_RUN_GROUP",
-    "WANDB_TAGS",
     "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "all_proxy",
     "http_proxy",
     "https_proxy",
     "no_proxy",
@@ -52,6 +53,7 @@ TRAVELLING_PREFIXES = (
     "GLOO_",
     "GOMP_",
     "KMP_",
+    "LC_",
     "MKL_",
     "NCCL_",
     "OMP_",
@@ -61,6 +63,10 @@ TRAVELLING_PREFIXES = (
     "TRITON_",
     "UCX_",
 )
+_WITHOUT_SECRETS = ("HF_", "WANDB_")
+"""Prefixes of variables that travel unless their names are those of secrets."""
+_OF_ONE_RUN = ("WANDB_DIR", "WANDB_NAME", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SERVICE", "WANDB_SWEEP_ID")
+"""These belong to whatever run of W&B the launcher is started in."""
 
 OWN = (
     *("CUDA_VISIBLE_DEVICES", "FMFSD_AGENT_PID", "FMFSD_ATTEMPT", "FMFSD_COLLECTIVE_TIMEOUT_S"),
@@ -83,8 +89,13 @@ def travelling(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(environment.items())
-        if name in TRAVELLING or name.startswith(TRAVELLING_PREFIXES)
+        if name in TRAVELLING or name.startswith(TRAVELLING_PREFIXES) or _is_setting(name)
     }
+
+
+def _is_setting(name: str) -> bool:
+    """Whether it is a variable of Hugging Face or W&B that is neither a secret nor of one run."""
+    return name.startswith(_WITHOUT_SECRETS) and name not in _OF_ONE_RUN and not is_secret(name)
 
 
 def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

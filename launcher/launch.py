@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from fmfsd.cache_home import cache_note
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.known import FOLDER
 from fmfsd.config.load import config_name
@@ -23,7 +24,7 @@ from launcher.check.of_images import counted, told
 from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
 from launcher.elasticity import slots_without
-from launcher.plan import LaunchPlan, plan_run
+from launcher.plan import LaunchPlan, plan_run, travelling_to
 from launcher.site import Site
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.batch import LEAD_BEYOND_S, lead_s
@@ -165,8 +166,8 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
         if hosts.trouble:
             raise UnreachableError(error.problems) from error
         raise
-    also = warnings(config, launch, site, run, hosts, costs)
-    return Checked(config, whole_site, costs, [*shrunk, *also], told(config, launch, site), hosts, slots)
+    notes = [cache_note(environment), *shrunk, *warnings(config, launch, site, run, hosts, costs)]
+    return Checked(config, whole_site, costs, list(filter(None, notes)), told(config, launch, site), hosts, slots)
 
 
 def _slots(launch: LaunchConfig, site: Site, hosts: Survey, shards: int) -> tuple[tuple[int, ...], list[str]]:
@@ -209,7 +210,8 @@ def _survey(
     if request.stop_after == "plan" or (config is not None and is_finished(config, run)):
         return Survey()
     index = None if config is None else set_folder(config.data) / "index.json"
-    return survey(request.site, environment, run=run.path, cwd=cwd, index=index)
+    variables = {**travelling_to(request.site, environment), **request.launch.extra_env}
+    return survey(request.site, environment, run=run.path, cwd=cwd, index=index, variables=variables)
 
 
 def config_of(request: Request, changes: Sequence[str] = ()) -> TrainConfig:

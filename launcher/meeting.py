@@ -9,7 +9,7 @@ from typing import Any
 from launcher.attempt import Attempt, NodeState
 from launcher.plan import LaunchPlan
 from launcher.requests import Requests
-from launcher.symbols import ADDRESS, ATTEMPT, INIT_METHOD, INTERFACE, PORT, RENDEZVOUS, RUN_ID, SCRATCH
+from launcher.symbols import ADDRESS, ATTEMPT, INIT_METHOD, INTERFACE, NCCL_INTERFACE, PORT, RENDEZVOUS, RUN_ID, SCRATCH
 
 READY_S = 60.0
 """For an agent on another machine to answer: until then ssh or srun may be under way."""
@@ -57,7 +57,7 @@ def _at_an_address(talk: "_Talk", nodes: list[NodeState], plan: LaunchPlan) -> l
     address = _common(first, list(candidates), [each["interfaces"] for each in reached])
     interfaces = [candidates[address], *(interface or each["interfaces"][address] for each in reached)]
     return [
-        {ADDRESS: address, PORT: str(port), INTERFACE: own, SCRATCH: scratch}
+        {ADDRESS: address, PORT: str(port), INTERFACE: own, NCCL_INTERFACE: f"={own}", SCRATCH: scratch}
         for own, scratch in zip(interfaces, [prepared["scratch"], *scratches], strict=True)
     ]
 
@@ -115,6 +115,6 @@ class _Talk:
 
     def _give_up(self, missing: list[NodeState], *, late: bool) -> None:
         for node in missing if late else ():
-            node.note({"event": "silent"})
+            node.note({"event": "silent", "words": node.agent.printed})
         if self._requests.stop or any(node.done for node in self._nodes):
             raise NotMetError

@@ -16,7 +16,7 @@ from launcher.pulses import SLOW_STATES_S
 from launcher.resources import core_list
 from launcher.site import Site
 from launcher.starters import Crew, Start, start_of
-from launcher.symbols import ATTEMPT, INIT_METHOD, INTERFACE
+from launcher.symbols import ATTEMPT, INIT_METHOD, INTERFACE, NCCL_INTERFACE
 
 PLACING_THREADS = (
     *("FMFSD_CORES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET"),
@@ -165,7 +165,7 @@ def plan_run(
             node=node,
             argv=starts[node].argv,
             env={
-                **_travelling(environment, site),
+                **travelling_to(site, environment),
                 **_own_variables(launch, device),
                 **starts[node].env,
                 **(_here(site, slot, workers, device) if site.is_here else _there(len(chosen), environment)),
@@ -201,7 +201,8 @@ def _starts(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int])
     return [start_of(launch.starter, replace(crew, node=node)) for node in range(len(slots))]
 
 
-def _travelling(environment: Mapping[str, str], site: Site) -> dict[str, str]:
+def travelling_to(site: Site, environment: Mapping[str, str]) -> dict[str, str]:
+    """What workers there get from the caller's environment."""
     not_theirs = (*OWN, *(INSIDE if site.is_wrapped else ()))
     found = {name: value for name, value in travelling(environment).items() if name not in not_theirs}
     return found if site.is_here else {name: value for name, value in found.items() if name not in MACHINES_OWN}
@@ -232,13 +233,16 @@ def _there(nodes: int, environment: Mapping[str, str]) -> dict[str, str]:
     """Who has chosen NCCL's interface has done so for a reason: it may be another than the one nodes meet over."""
     if nodes == 1:
         return _AT_A_FILE
-    return {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": environment.get("NCCL_SOCKET_IFNAME", INTERFACE)}
+    return {
+        "GLOO_SOCKET_IFNAME": INTERFACE,
+        "NCCL_SOCKET_IFNAME": environment.get("NCCL_SOCKET_IFNAME", NCCL_INTERFACE),
+    }
 
 
 _AT_A_FILE = {
     "FMFSD_INIT_METHOD": INIT_METHOD,
     "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "=lo",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.cgroup import memory_limit
+from launcher.agent.cgroup import cpu_limit, memory_limit
 
 _NVIDIA_CONTROL = Path("/dev/nvidiactl")
-_CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_AMD_CONTROL = Path("/dev/kfd")
+_NO_GPUS = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES by which users and schedulers hide all GPUs."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Resources:
     """How many cores and bytes of memory this process may use; visible GPUs, as CUDA_VISIBLE_DEVICES would name them.
 
     `gpu_memory`: bytes of the smallest of these. 0 bytes: unknown. `core_numbers` are the kernel's, in order; more than
-    `cores` where a container has but a share of their time.
+    `cores` where a container has but a share of their time. `gpu_trouble`: why no GPU is visible on a machine that has
+    some, or was granted some; empty where that is no surprise. `amd_gpus`: it has some, which are not supported.
     """
 
     cores: int
@@ -25,13 +28,22 @@ class Resources:
     memory: int = 0
     gpu_memory: int = 0
     core_numbers: tuple[int, ...] = ()
+    gpu_trouble: str = ""
+    amd_gpus: bool = False
 
     @classmethod
     def detect(cls, environment: Mapping[str, str]) -> "Resources":
-        installed = driver().gpus
-        visible = _visible([gpu.uuid for gpu in installed], environment.get("CUDA_VISIBLE_DEVICES"))
-        smallest = _least_known(_memory_of(name, installed) for name in visible)
-        return cls(_cores(), visible, _memory(), smallest, tuple(sorted(os.sched_getaffinity(0))))
+        found = driver()
+        visible = _visible([gpu.uuid for gpu in found.gpus], environment.get("CUDA_VISIBLE_DEVICES"))
+        return cls(
+            _cores(),
+            visible,
+            _memory(),
+            gpu_memory=_least_known(_memory_of(name, found.gpus) for name in visible),
+            core_numbers=tuple(sorted(os.sched_getaffinity(0))),
+            gpu_trouble="" if visible else _gpu_trouble(found, environment),
+            amd_gpus=_AMD_CONTROL.exists(),
+        )
 
     @classmethod
     def least(cls, found: Sequence["Resources"]) -> "Resources":
@@ -82,6 +94,20 @@ def driver() -> Driver:
         pynvml.nvmlShutdown()
 
 
+def _gpu_trouble(found: Driver, environment: Mapping[str, str]) -> str:
+    """Why none of the GPUs that are installed or were granted is visible."""
+    chosen, granted = environment.get("CUDA_VISIBLE_DEVICES"), environment.get("SLURM_GPUS_ON_NODE", "0")
+    value = "not set" if chosen is None else repr(chosen)
+    if granted.isdecimal() and int(granted):
+        driver_says = f"; NVIDIA's driver: {found.trouble}" if found.trouble else ""
+        return f"Slurm granted {granted} GPUs, and none is visible (CUDA_VISIBLE_DEVICES is {value}{driver_says})"
+    if chosen in _NO_GPUS:
+        return ""
+    if found.trouble:
+        return f"this machine has NVIDIA GPUs, and their driver does not respond: {found.trouble}"
+    return f"{len(found.gpus)} GPUs are installed, and CUDA_VISIBLE_DEVICES is {value}" if found.gpus else ""
+
+
 def _gpu(nvml: Any, handle: Any) -> Gpu:
     uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
     try:
@@ -114,13 +140,9 @@ def core_list(numbers: Sequence[int]) -> str:
 
 
 def _cores() -> int:
-    """The affinity mask's cores, or fewer where a container's quota says so."""
+    """The affinity mask's cores, or fewer where the quota of a control group says so; at least one."""
     allowed = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _CGROUP_CPU_LIMIT.read_text().split()
-        return max(1, min(allowed, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return allowed
+    return max(1, round(min(allowed, cpu_limit() or allowed)))
 
 
 def _memory() -> int:

@@ -6,12 +6,14 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 
 from fmfsd.files import read_json
 from fmfsd.rundir import RunDir
 from launcher.agent.node import scratch_folder
 from launcher.attempt import Attempt, NodeState
 from launcher.hosts.agents import Agent, Link, closing_all
+from launcher.hosts.opening import open_all
 from launcher.meeting import NotMetError, meet
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.pulses import Pulses
@@ -57,9 +59,7 @@ def run_plan(
     with ExitStack() as stack:
         scratch = scratch_folder(plan.longest_scratch, plan.scratch_parent) if plan.meets_at == "file here" else ""
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        agents = stack.enter_context(closing_all())
-        for node in plan.nodes:
-            agents.append(start_agent(node))
+        agents = _opened(plan, run, requests, start_agent, stack.enter_context(closing_all()))
         attempt = Attempt(
             run,
             run.last_attempt() + 1,
@@ -83,6 +83,31 @@ def run_plan(
         attempt.say_stopped()  # signals that everybody gets have ended some that were not ready for them
     attempt.write()
     return attempt
+
+
+def _opened(
+    plan: LaunchPlan,
+    run: RunDir,
+    requests: Requests,
+    start_agent: Callable[[NodePlan], Link],
+    agents: list[Link],
+) -> list[Link]:
+    """The agent of each node, appended to `agents` too. OSError if one can't be started."""
+    starts = [partial(start_agent, node) for node in plan.nodes]
+    if plan.is_here:
+        for start in starts:
+            agents.append(start())
+        return list(agents)
+
+    def stop() -> bool:
+        requests.look_at(run.stop_request)
+        return requests.stop
+
+    opened = open_all(starts, agents, stop=stop)
+    for each in opened:
+        if isinstance(each, OSError):
+            raise each
+    return [each for each in opened if isinstance(each, Link)]
 
 
 def _start(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -> None:
@@ -141,7 +166,7 @@ class _Watch:
             for node in self._attempt.nodes:
                 node.agent.beat()
                 if node.agent.is_silent:
-                    node.note({"event": "silent"})
+                    node.note({"event": "silent", "words": node.agent.printed})
 
     def _look(self) -> None:
         """At what nobody tells: a request to stop in the run's folder, and workers that hang."""
@@ -180,7 +205,7 @@ class _Watch:
         """First by request, then by force, then without the agents."""
         if late_s >= TERM_TO_KILL_S + KILL_TO_LEAVE_S:
             for node in self._attempt.nodes:
-                node.note({"event": "silent"})
+                node.note({"event": "silent", "words": node.agent.printed})
         elif late_s >= TERM_TO_KILL_S:
             self._tell("kill")
         elif late_s >= 0:

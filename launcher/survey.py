@@ -11,10 +11,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from fmfsd.errors import CheckError
+from fmfsd.errors import CheckError, Problem
+from launcher.agent.imports import differing_imports
 from launcher.agent.look import look
 from launcher.attempt import on_the_way
-from launcher.hosts.agents import Agent, closing_all
+from launcher.hosts.agents import Agent, Link, closing_all
+from launcher.hosts.opening import open_all
 from launcher.resources import Resources
 from launcher.site import Site
 
@@ -41,6 +43,8 @@ class Survey:
     trouble: Mapping[str, str] = field(default_factory=dict)
     here: Mapping[str, Any] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
+    imports: Mapping[str, Mapping[str, Sequence[str | None]]] = field(default_factory=dict)
+    """By host: packages that workers would import from elsewhere than the check, and both places."""
 
     @property
     def hardware(self) -> dict[str, Any]:
@@ -69,17 +73,34 @@ class Survey:
         return replace(self, seen=seen, trouble={h: w for h, w in self.trouble.items() if h in hosts})
 
 
-def survey(site: Site, environment: Mapping[str, str], *, run: Path, cwd: str, index: Path | None) -> Survey:
+def survey(
+    site: Site,
+    environment: Mapping[str, str],
+    *,
+    run: Path,
+    cwd: str,
+    index: Path | None,
+    variables: Mapping[str, str] | None = None,
+) -> Survey:
     """Of all hosts that are not this machine: what a launch of `run` with the data set of that index wants to know.
 
-    A file in the run's parent folder, removed at once, shows whether they share it.
+    A file in the run's parent folder, removed at once, shows whether they share it. Also of this machine: whether
+    workers with `variables` would import the same packages as the check.
     """
+    if site.is_here:
+        return Survey(imports={HERE: _imports(variables)} if variables is not None else {})
     if not site.known_hosts:
         return Survey()
     parent = next(folder for folder in run.parents if folder.is_dir())
     start_agent = partial(site.start_agent, environment=environment)
     with _marker(parent) as marker:
-        question = {"cwd": cwd, "parent": str(parent), "marker": marker, "index": str(index or "")}
+        question = {
+            "cwd": cwd,
+            "parent": str(parent),
+            "marker": marker,
+            "index": str(index or ""),
+            "variables": variables,
+        }
         question |= {"wrapped": "yes"} if site.is_wrapped else {}
         found = ask(site.known_hosts, start_agent, **question)
         for _ in range(JOB_TRIES - 1 if site.reach == "srun" else 0):
@@ -99,17 +120,29 @@ def _compared(found: Survey, site: Site, here: Mapping[str, Any]) -> Survey:
     return replace(found, here={**first, "source": here["source"]} if first else {}, trouble=trouble)
 
 
+def _imports(variables: Mapping[str, str]) -> Mapping[str, Sequence[str | None]]:
+    """Of a worker on this machine. CheckError if its Python does not start."""
+    try:
+        return differing_imports(variables)
+    except OSError as error:
+        raise CheckError([Problem(HERE, str(error))]) from error
+
+
 def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: Any) -> Survey:
     """What those said that answered in time, and of the others the last words of the way to them."""
-    talks = [_Talk(host, question) for host in hosts]
+    until = time.monotonic() + ANSWER_S
     with closing_all() as agents, selectors.DefaultSelector() as selector:
+        starts = [partial(start_agent, host) for host in hosts]
+        opened = open_all(starts, agents, stop=lambda: time.monotonic() > until)
+        talks = [_Talk(host, agent, question) for host, agent in zip(hosts, opened, strict=True)]
         for talk in talks:
-            if (agent := talk.begin(start_agent)) is not None:
-                agents.append(agent)
-                selector.register(agent, selectors.EVENT_READ, partial(talk.hear, agent))
-        _listen(selector, until=time.monotonic() + ANSWER_S)
+            if isinstance(talk.agent, Link):
+                selector.register(talk.agent, selectors.EVENT_READ, talk.hear)
+        _listen(selector, until=until)
+        trouble = {talk.host: talk.trouble() for talk in talks if not talk.answer}
     seen = {talk.host: talk.answer for talk in talks if talk.answer}
-    return Survey(seen, {talk.host: talk.trouble for talk in talks if talk.host not in seen}, asked=question)
+    imports = {host: answer["imports"] for host, answer in seen.items()}
+    return Survey(seen, trouble, asked=question, imports=imports)
 
 
 def _listen(selector: selectors.BaseSelector, *, until: float) -> None:
@@ -123,31 +156,34 @@ def _listen(selector: selectors.BaseSelector, *, until: float) -> None:
 class _Talk:
     """With the agent on one host."""
 
-    def __init__(self, host: str, question: Mapping[str, Any]) -> None:
-        self.host, self._question = host, question
-        self.answer, self.trouble = dict[str, Any](), f"no answer in {ANSWER_S:g} s"
+    def __init__(self, host: str, agent: Link | OSError, question: Mapping[str, Any]) -> None:
+        self.host, self.agent, self._question = host, agent, question
+        self.answer, self._failure = (
+            dict[str, Any](),
+            f"can't be reached: {agent}" if isinstance(agent, OSError) else "",
+        )
         self._asked_at = math.inf
 
-    def begin(self, start_agent: Callable[[str], Agent]) -> Agent | None:
-        """None if there is no way to the host."""
-        try:
-            return start_agent(self.host)
-        except OSError as error:
-            self.trouble = f"can't be reached: {error}"
-            return None
+    def trouble(self) -> str:
+        """Why there is no answer, with what the host has printed instead."""
+        if self._failure or isinstance(self.agent, OSError):
+            return self._failure
+        printed = on_the_way({"words": self.agent.printed})
+        return f"no answer in {ANSWER_S:g} s" + (f"; it printed: {printed}" if printed else "")
 
-    def hear(self, agent: Agent) -> bool:
+    def hear(self) -> bool:
         """Whether this was the last that there is to hear. It is asked once it is there, as its clock is read too."""
-        for event in agent.read():
+        assert isinstance(self.agent, Link)
+        for event in self.agent.read():
             if event["event"] == "ready":
                 self._asked_at = time.time()
-                agent.tell(do="look", **self._question)
+                self.agent.tell(do="look", **self._question)
             elif event["event"] == "seen":
                 self.answer = {**event, "clock_s": _ahead(event["time"], self._asked_at, time.time())}
             elif event["event"] == "failed":
-                self.trouble = event["message"]
+                self._failure = event["message"]
             elif event["event"] == "gone":
-                self.trouble = f"no agent could be started there: {on_the_way(event)}"
+                self._failure = f"no agent could be started there: {on_the_way(event)}"
             if event["event"] in ("seen", "failed", "gone"):
                 return True
         return False

@@ -1,7 +1,6 @@
 """A worker's part of a split: the shards that are its own, and nothing of the rest; and these in its memory."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fmfsd.cores import usable_cores
 from fmfsd.data.index import SetIndex, ShardFile
 from fmfsd.data.place import MOST_READERS, STAGED_BYTES
 from fmfsd.data.shard_file import OpenShard
@@ -103,7 +103,7 @@ def load_own_shards(
         rows = slice(end - shard.samples, end)
         labels[rows], ids[rows] = _read(index, shard, images[rows])
 
-    with ThreadPoolExecutor(min(MOST_READERS, len(os.sched_getaffinity(0))), "shard reader") as pool:
+    with ThreadPoolExecutor(min(MOST_READERS, usable_cores()), "shard reader") as pool:
         list(pool.map(read, files, accumulate(sizes)))
     return OwnShards(images, labels.to(device), ids.to(device), tuple(numbers), sizes)
 

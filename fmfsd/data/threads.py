@@ -1,10 +1,11 @@
 """Runs a function over many items in threads: results in the items' order, and few of them at a time."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from fmfsd.cores import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,7 +19,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
 
     Close the iterator to end the threads early. It serves functions that release the GIL, as Pillow's decoders do.
     """
-    num_threads = len(os.sched_getaffinity(0))
+    num_threads = usable_cores()
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_threads, "data reader") as pool:
         try:

@@ -13,7 +13,8 @@ from typing import Any
 
 from launcher.agent import condition
 from launcher.agent.hardware import hardware
-from launcher.agent.node import interface_addresses
+from launcher.agent.imports import differing_imports
+from launcher.agent.node import interface_addresses, own_variables
 from launcher.resources import Resources
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
@@ -25,7 +26,8 @@ def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
     """What there is: software, cores, bytes of memory, GPUs, hardware, network interfaces; last the Unix time in s.
 
     And what `order` asks for: whether the folder `cwd` and the file `marker` are there, whether one can write in
-    `parent`, the SHA-256 sum of the file `index` (None: it can't be read), the `condition` for work in that folder.
+    `parent`, the SHA-256 sum of the file `index` (None: it can't be read), the `condition` for work in that folder, the
+    `differing_imports` of a worker with `variables`.
     """
     return {
         "python": sys.version.split()[0],
@@ -33,10 +35,17 @@ def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
         "source": _sources(),
         **asdict(Resources.detect(environment)),
         "hardware": hardware(),
-        "interfaces": list(interface_addresses()),
+        "interfaces": interface_addresses(),
+        "imports": _imports(order, environment),
         **{name: see(order[name]) for name, see in _SEES.items() if order.get(name)},
         "time": time.time(),
     }
+
+
+def _imports(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
+    if order.get("variables") is None:
+        return {}
+    return differing_imports({**own_variables(environment), **order["variables"]})
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,6 @@
 """A node and its network: where others may reach it, and whether it reaches them. The standard library only."""
 
+import array
 import fcntl
 import socket
 import struct
@@ -9,7 +10,8 @@ from contextlib import suppress
 
 REACH_S = 3.0
 _OWN_CHARACTERS = len("/fmfsd-12345678")
-_SIOCGIFADDR = 0x8915
+_SIOCGIFCONF = 0x8912
+_IFREQ_BYTES, _MOST_ADDRESSES = 40, 4096
 
 
 MACHINES_OWN = ("HOME", "LOGNAME", "TMPDIR", "USER", "CUDA_VISIBLE_DEVICES")
@@ -33,41 +35,47 @@ def scratch_folder(longest: int = 4096, parent: str = "") -> str:
 def addresses(environment: Mapping[str, str], interface: str | None) -> dict[str, str]:
     """IPv4 addresses that others may reach this node at, the likeliest first, and the interface of each.
 
-    Of all `interface`'s only, or the one that ssh came to, the host name's, and those of every interface. OSError if
-    there are none.
+    Of all `interface`'s only; or of every interface but loopback. First the one that ssh came to, then the host name's.
+    OSError if there are none.
     """
-    own = interface_addresses()
-    if interface is not None:
-        if interface not in own:
-            raise OSError(f"--interface {interface}: not here or without an IPv4 address; there are {', '.join(own)}")
-        return {own[interface]: interface}
-    by_address = {address: name for name, address in own.items() if not address.startswith("127.")}
-    likely = [*environment.get("SSH_CONNECTION", "").split()[2:3], *_of_host_name(), *by_address]
-    if found := {address: by_address[address] for address in likely if address in by_address}:
+    here = interface_addresses()
+    if interface is not None and interface not in here:
+        raise OSError(f"--interface {interface}: not here or without an IPv4 address; there are {', '.join(here)}")
+    names = [name for name in here if interface in (None, name)]
+    own = {address: name for name in names for address in here[name] if interface or not address.startswith("127.")}
+    likely = [*environment.get("SSH_CONNECTION", "").split()[2:3], *_of_host_name(), *own]
+    if found := {address: own[address] for address in likely if address in own}:
         return found
-    raise OSError("it has no network but loopback")
+    raise OSError("it has no IPv4 address except loopback's")
 
 
-def interface_addresses() -> dict[str, str]:
-    """Each interface's IPv4 address."""
-    found = {}
+def interface_addresses() -> dict[str, list[str]]:
+    """Each interface's IPv4 addresses, the primary one first."""
+    requests = array.array("B", bytes(_IFREQ_BYTES * _MOST_ADDRESSES))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has none
-                answer = fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found[name] = socket.inet_ntoa(answer[20:24])
+        answer = fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iL", len(requests), requests.buffer_info()[0]))
+    found = dict[str, list[str]]()
+    for start in range(0, struct.unpack("iL", answer)[0], _IFREQ_BYTES):
+        label, address = struct.unpack("16s4x4s16x", requests[start : start + _IFREQ_BYTES])
+        name = label.partition(b"\0")[0].partition(b":")[0].decode()  # eth0:1 is a label of an address of eth0
+        found.setdefault(name, []).append(socket.inet_ntoa(address))
     return found
 
 
 def interface_to(address: str) -> str:
     """The interface that this node reaches `address`, another node's, over. OSError if there is none."""
+    source = source_to(address)
+    for name, own in interface_addresses().items():
+        if source in own:
+            return name
+    raise OSError(f"no interface here has the address {source}, which {address} is reached from")
+
+
+def source_to(address: str) -> str:
+    """The address of this node that the kernel uses to reach `address`. OSError if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((address, 9))  # sends nothing
-        source = sock.getsockname()[0]
-    by_address = {own: name for name, own in interface_addresses().items()}
-    if source not in by_address:
-        raise OSError(f"no interface here has the address {source}, which {address} is reached from")
-    return by_address[source]
+        return str(sock.getsockname()[0])
 
 
 def listen() -> socket.socket:

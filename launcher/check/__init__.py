@@ -86,6 +86,7 @@ def _around(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey) -> It
     yield from of_run.in_use(run)
     yield from (() if site.is_wrapped else of_machine.software())
     yield from of_machine.loopback(site)
+    yield from of_machine.no_gpus(launch, site)
     yield from of_access.not_writable(run)
     yield from of_access.denied(run)
     yield from of_hosts.problems(launch, survey)
@@ -108,4 +109,5 @@ def warnings(
         *of_memory.unknown(costs),
         *of_data.other_statistics(config, costs),
         *of_machine.private_kernels(launch, site),
+        *of_machine.unsupported_gpus(launch, site),
     ]

@@ -11,6 +11,7 @@ from fmfsd.data.index import set_folder
 from fmfsd.errors import Problem
 from fmfsd.files import sha256
 from launcher.agent.look import PACKAGES
+from launcher.check.of_machine import NO_GPU_REMEDY
 from launcher.config import LaunchConfig
 from launcher.survey import Survey
 
@@ -26,12 +27,24 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
         yield Problem(host, words)
     for host, answer in survey.seen.items():
         yield from _unseen(host, answer, survey.asked)
+        if launch.nodes > 1 and not _outside_loopback(answer):
+            yield Problem(host, "has no IPv4 address except loopback's, and hosts meet at one: configure IPv4 there")
         if launch.interface is not None and launch.interface not in answer["interfaces"]:
             found = ", ".join(answer["interfaces"]) or "none"
             yield Problem(host, f"has no interface {launch.interface} with an IPv4 address; there are {found}")
+    for host, imports in survey.imports.items():
+        for package, (here, there) in imports.items():
+            message = (
+                f"workers would import {package} from {there or 'nowhere'}, and the check imports {here or 'none'}"
+            )
+            yield Problem(host, f"{message}: start the launch without Python's options -E, -I and -s, or change --env")
     for what, value_of in _SAME.items():
         yield from _unlike(what, value_of, survey)
-    without = [host for host, answer in survey.seen.items() if not answer["gpus"]]
+    if launch.device != "cpu":
+        for host, answer in survey.seen.items():
+            if answer["gpu_trouble"]:
+                yield Problem(host, f"{answer['gpu_trouble']}: {NO_GPU_REMEDY}")
+    without = [host for host, answer in survey.seen.items() if not (answer["gpus"] or answer["gpu_trouble"])]
     if launch.device == "auto" and without and len(without) < len(survey.seen):
         message = f"no GPU is visible on {', '.join(without)}, and some are on the others: see --doctor"
         yield Problem("--device auto", f"{message}; leave {'it' if len(without) == 1 else 'them'} out, or --device cpu")
@@ -69,6 +82,8 @@ def warnings(survey: Survey) -> Iterator[str]:
         if abs(ahead_s := answer["clock_s"]) > CLOCK_S:
             way = "ahead of" if ahead_s > 0 else "behind"
             yield f"{host}: its clock is {abs(ahead_s):.0f} s {way} ours, so times in its logs differ: let NTP set both"
+        if answer["amd_gpus"] and not answer["gpus"]:
+            yield f"{host}: it has AMD GPUs, which are not supported"
     counts = {host: len(answer["gpus"]) for host, answer in survey.seen.items()}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{host} {count}" for host, count in counts.items())
@@ -85,6 +100,11 @@ def _unseen(host: str, answer: Answer, asked: Mapping[str, Any]) -> Iterator[Pro
         yield Problem(host, f"{where}: several machines have to share the run's file system: choose another --run-dir")
     elif not answer.get("parent", True):
         yield Problem(host, f"can't write in {asked['parent']}, where the run is to be: choose another --run-dir")
+
+
+def _outside_loopback(answer: Answer) -> list[str]:
+    found = [address for own in answer["interfaces"].values() for address in own]
+    return [address for address in found if not address.startswith("127.")]
 
 
 def _missing_inside(host: str, answer: Answer, asked: Mapping[str, Any]) -> Iterator[Problem]:

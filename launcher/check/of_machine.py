@@ -25,6 +25,20 @@ ALSO_KEPT = 2
 """Beside the newest checkpoints: the best one, and the one that is being written."""
 
 
+NO_GPU_REMEDY = "see `nvidia-smi` and fmfsd-launch doctor, or train on the CPU with --device cpu"
+
+
+def no_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    """That no GPU of this machine can be used, although it has some, or was granted some."""
+    if site.is_here and launch.device != "cpu" and (trouble := site.resources.gpu_trouble):
+        yield Problem(f"--device {launch.device}", f"{trouble}: {NO_GPU_REMEDY}")
+
+
+def unsupported_gpus(launch: LaunchConfig, site: Site) -> Iterator[str]:
+    if site.is_here and launch.device == "auto" and site.resources.amd_gpus and not site.resources.gpus:
+        yield "this machine has AMD GPUs, which are not supported: workers compute on the CPU"
+
+
 def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
     device, workers = site.placement(launch)
     wanted, found = launch.nodes * workers, site.gpus_for(launch)

@@ -34,7 +34,7 @@ def _software() -> Iterator[Finding]:
 
 def _between(hosts: Survey) -> Iterator[Finding]:
     """What shows only when hosts are compared."""
-    for problem in of_hosts.problems(LaunchConfig(), hosts):
+    for problem in of_hosts.problems(LaunchConfig(nodes=max(1, len(hosts.seen))), hosts):
         yield Finding("hosts", problem.where, "", problem.message)
     for text in of_hosts.warnings(hosts):
         yield Finding("hosts", "note", text)

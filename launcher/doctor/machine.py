@@ -48,9 +48,16 @@ def _gpus(answer: Answer) -> Told:
         yield f"GPU {number}", f"{gpu['name']}, {size(gpu['free'])} of {size(gpu['memory'])} free", ""
     hidden = len(driver["gpus"]) - visible
     note = f", CUDA_VISIBLE_DEVICES hides {hidden}" if hidden > 0 else ""
-    yield "GPUs", f"{visible} visible{note}{'' if visible else '; workers compute on the CPU'}", ""
+    yield "GPUs", f"{visible} visible{note}{'' if visible else '; workers compute on the CPU'}", _no_gpu(answer)
+    if answer["amd_gpus"]:
+        yield "AMD GPUs", "not supported", ""
     if visible and torch.endswith("+cpu"):
         yield "torch on GPUs", torch, "this build knows no GPUs: install torch from PyPI, or say --device cpu"
+
+
+def _no_gpu(answer: Answer) -> str:
+    """What is wrong, unless the driver's own line has it."""
+    return "" if answer["driver"]["trouble"] else answer["gpu_trouble"]
 
 
 def _cores(answer: Answer) -> Told:

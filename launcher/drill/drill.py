@@ -148,7 +148,7 @@ class Drill:
 
     def _plan_in_network(self, run: RunDir, slots: tuple[int, ...] | None = None) -> LaunchPlan:
         plan = self._plan_for(run, slots)
-        own = {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": INTERFACE}
+        own = {"GLOO_SOCKET_IFNAME": INTERFACE, "NCCL_SOCKET_IFNAME": f"={INTERFACE}"}
         return replace(plan, nodes=tuple(replace(node, env={**node.env, **own}) for node in plan.nodes))
 
     def _config(self) -> TrainConfig:

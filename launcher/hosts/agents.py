@@ -16,7 +16,10 @@ END_S = 10.0
 AGENT = (*COMMAND, "launcher.agent")
 """What becomes an agent on every node, which has the same environment of Python at the same place."""
 _LAST_WORDS_BYTES = 2000
+_FIRST_MESSAGE = b'{"event": "ready"'
 _LINE_CHARACTERS = 200
+_UNREAD_BYTES = 1 << 16
+"""At most so much of an endless line is stored before the agent's first message."""
 
 
 @contextmanager
@@ -81,21 +84,31 @@ class Link(ABC):
         if not data:
             return [{"event": "gone", "words": self.last_words()}]
         *lines, self._unread = (self._unread + data).split(b"\n")
-        return [event for line in lines if (event := self._event(line))]
+        events = [event for line in lines if (event := self._event(line))]
+        if not self._has_begun:
+            self._unread = self._unread[-_UNREAD_BYTES:]
+        return events
+
+    @property
+    def printed(self) -> str:
+        """The end of what the host's shell has printed before the agent's first message."""
+        return (self._noise + ("" if self._has_begun else self._unread.decode(errors="replace")))[-_LAST_WORDS_BYTES:]
 
     def _event(self, line: bytes) -> dict[str, Any] | None:
-        """Before an agent's first word a host's shell may greet: only what comes after it must be an agent's."""
+        """A host's shell may print before the agent's first message, also without an end of line: only what comes after
+        that message must be an agent's."""
+        printed, first, rest = (b"", b"", line) if self._has_begun else line.partition(_FIRST_MESSAGE)
+        if not (first or self._has_begun):
+            self._noise = f"{self._noise}{line.decode(errors='replace')}\n"[-_LAST_WORDS_BYTES:]
+            return None
+        self._noise, self._has_begun = self._noise + printed.decode(errors="replace"), True
         try:
-            event = json.loads(line)
+            event = json.loads(first + rest)
             if not isinstance(event, dict) or "event" not in event:
                 raise ValueError(line)
         except ValueError:
             text = line.decode(errors="replace")[:_LINE_CHARACTERS]
-            if self._has_begun:
-                return {"event": "failed", "message": f"its agent said what no agent says: {text!r}"}
-            self._noise += f"{text}\n"
-            return None
-        self._has_begun = True
+            return {"event": "failed", "message": f"its agent said what no agent says: {text!r}"}
         return event
 
 
@@ -134,12 +147,12 @@ class Agent(Link):
 
     def last_words(self) -> str:
         if self._words is None:
-            return self._noise
+            return self.printed
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         size = os.fstat(self._words.fileno()).st_size
         end = os.pread(self._words.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
-        return self._noise + end.decode(errors="replace")
+        return f"{self.printed}\n{end.decode(errors='replace')}"
 
     def hang_up(self) -> None:
         assert self._process.stdin is not None

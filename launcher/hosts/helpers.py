@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from launcher.agent.ties import die_with_me
+from launcher.agent.ties import tied
 
 END_S = 10.0
 LOOK_S = 0.1
@@ -14,7 +14,7 @@ LOOK_S = 0.1
 
 def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
     """Run a helper in the foreground, its words on our stderr; its exit code. It is ended once `stop` comes true."""
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=die_with_me())
+    process = subprocess.Popen(tied(argv), stdin=subprocess.DEVNULL, stdout=sys.stderr)
     while process.poll() is None and not stop():
         with suppress(subprocess.TimeoutExpired):
             process.wait(LOOK_S)
@@ -35,14 +35,13 @@ def said_here(
     """
     try:
         done = subprocess.run(
-            argv,
+            tied(argv),
             env={**os.environ, **(more or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=deadline_s,
-            preexec_fn=die_with_me(),
         )
     except subprocess.TimeoutExpired:
         return None, "", f"no answer in {deadline_s:g} s"

@@ -88,7 +88,7 @@ class RayAgent(Link):
         self._ask("tell", "tell", order)
 
     def last_words(self) -> str:
-        return self._noise + self._words
+        return f"{self.printed}\n{self._words}"
 
     def hang_up(self) -> None:
         self._ask("tell", "hang_up")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher.agent.ties import die_with_me
+from launcher.agent.ties import tied
 from launcher.resources import Resources
 
 OBJECTS_BYTES = 100 << 20
@@ -52,9 +52,7 @@ def _start(options: tuple[str, ...], offered: Resources) -> "subprocess.Popen[by
         "--include-log-monitor": "false",  # no driver of ours shows workers' logs
     }
     program = (sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
-    return subprocess.Popen(
-        (*program, *options, *_flat(sizes), *_flat(_FREE)), stdin=subprocess.DEVNULL, preexec_fn=die_with_me()
-    )
+    return subprocess.Popen(tied((*program, *options, *_flat(sizes), *_flat(_FREE))), stdin=subprocess.DEVNULL)
 
 
 def _flat(options: dict[str, str]) -> tuple[str, ...]:

@@ -8,15 +8,28 @@ from pathlib import Path
 
 from fmfsd.errors import ConfigError, Problem
 from launcher.config import Host
+from launcher.environment import IMPORTING
 from launcher.hosts.agents import AGENT
 
 OPTIONS = {
+    "IgnoreUnknown": "*",  # must be first: older versions of ssh do not know all of these
     "BatchMode": "yes",  # a password prompt in the midst of a launch is seen by nobody
     "ConnectTimeout": "10",
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "3",
+    "LogLevel": "ERROR",  # QUIET would hide why a connection failed
     "RequestTTY": "no",
+    "RemoteCommand": "none",
+    "SessionType": "default",
+    "StdinNull": "no",
+    "ForkAfterAuthentication": "no",
+    "ControlMaster": "no",  # an existing master is used; this connection must not outlive the launch as one
+    "ClearAllForwardings": "yes",  # a port that is in use would end the connection (ExitOnForwardFailure)
+    "ForwardX11": "no",
+    "Tunnel": "no",
+    "PermitLocalCommand": "no",  # its output would be mixed with the agent's messages
 }
+"""These override the user's config, which is made for interactive sessions."""
 _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
 _LINE = re.compile(r"(?P<name>\S+)(?:\s+slots\s*=\s*(?P<slots>[1-9][0-9]{0,4}))?")
 
@@ -24,13 +37,14 @@ _LINE = re.compile(r"(?P<name>\S+)(?:\s+slots\s*=\s*(?P<slots>[1-9][0-9]{0,4}))?
 def command(
     host: str, environment: Mapping[str, str], *, deadline_s: float, agent: tuple[str, ...] = AGENT
 ) -> tuple[str, ...]:
-    """What starts an agent on `host`, with nothing of `environment` but where modules of Python are.
+    """What starts an agent on `host`, with nothing of `environment` but what decides where Python finds modules.
 
     All that workers need of it comes later through the pipe, where no list of processes shows it.
     """
     options = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
     folders = [os.path.abspath(folder) for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    modules = [f"PYTHONPATH={os.pathsep.join(folders)}"] if folders else []
+    absolute = {**environment, "PYTHONPATH": os.pathsep.join(folders)}
+    modules = [f"{name}={absolute[name]}" for name in IMPORTING if absolute.get(name)]
     words = ("exec", "env", *modules, *agent, "--deadline", f"{deadline_s:g}")
     return ("ssh", *options, "--", host, shlex.join(words))
 

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from launcher.agent.node import interface_addresses
+from launcher.agent.node import interface_addresses, source_to
 from launcher.hosts.ray_nodes import end, start_worker
 from launcher.resources import Resources
 
@@ -30,7 +30,8 @@ def main(address: str, port: int, interface: str, folder: Path, offered: Resourc
             print(f"there is no Ray at {address}:{port}", file=sys.stderr)
             return 1
         time.sleep(LOOK_S)
-    own = interface_addresses()[interface]
+    bound, source = interface_addresses()[interface], source_to(address)
+    own = source if source in bound else bound[0]
     while True:
         _join(f"{address}:{port}", own, offered, folder)
         if not answers(address, port):

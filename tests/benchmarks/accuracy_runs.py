@@ -13,7 +13,7 @@ from typing import Any
 from fmfsd.config import TrainConfig, changes, load_config, preset_names
 from fmfsd.files import read_json, write_json
 from fmfsd.rundir import RunDir
-from launcher.agent.ties import die_with_me
+from launcher.agent.ties import tied
 from launcher.costs import costs_of
 from launcher.resources import Resources, driver
 from tests.helpers.processes import command
@@ -171,12 +171,11 @@ class Bench:
         own = ("--gpus", "1", "--run-dir", str(run.folder.path), dashes, source)
         with log.open("ab") as said:
             process = subprocess.Popen(
-                [command("fmfsd-launch"), *settings, *own],
+                tied([command("fmfsd-launch"), *settings, *own]),
                 env={**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
-                preexec_fn=die_with_me(),
             )
         self.running[run] = Started(process, gpu, log)
         self._note()

@@ -57,6 +57,9 @@ ROWS = {
     "F49": "a node does not answer the checks at a job's start",
     "F50": "variables of another job or launch are left in the environment",
     "F51": "too few files may be open",
+    "F60": "a server refuses one of many simultaneous connections",
+    "F61": "GPUs are there and can't be used",
+    "F62": "a home or temporary folder is missing, read-only or noexec, or the user has no name",
 }
 
 

@@ -14,9 +14,10 @@ from tests.helpers.checks import CPU
 @pytest.fixture
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The folder of libraries, of which this process knows none."""
-    monkeypatch.setattr("fmfsd.kernel_cache.user_cache_path", lambda name: tmp_path)
+    monkeypatch.setattr("fmfsd.kernel_cache.cache_home", lambda environment: tmp_path)
     native.library.cache_clear()
-    yield tmp_path / "kernels"
+    (tmp_path / "fmfsd").mkdir()
+    yield tmp_path / "fmfsd" / "kernels"
     native.library.cache_clear()
 
 

@@ -169,10 +169,10 @@ def test_a_folder_that_can_not_be_made_is_no_reason_to_fail(tmp_path: Path) -> N
     assert probe_of(answer) == PROBE
 
 
-def test_the_cache_is_where_the_user_has_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert cache_folder({"XDG_CACHE_HOME": "/caches"}) == Path("/caches/fmfsd/probe")
-    assert cache_folder({}) == cache_folder({"XDG_CACHE_HOME": "here"}) == Path("/home/me/.cache/fmfsd/probe")
+def test_the_cache_is_where_the_user_has_caches(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "fmfsd" / "probe"
+    assert cache_folder(home) == cache_folder({**home, "XDG_CACHE_HOME": "here"}) == tmp_path / ".cache/fmfsd/probe"
 
 
 @pytest.mark.usefixtures("processes")

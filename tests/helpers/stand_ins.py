@@ -13,7 +13,7 @@ from launcher.hosts.agents import Agent
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
-from launcher.symbols import ATTEMPT
+from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, NCCL_INTERFACE, PORT, SCRATCH
 from tests.helpers.processes import wait_until
 
 PRELUDE = """
@@ -33,6 +33,12 @@ WITH_CHILD = (
     "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
 )
 
+WRITES_WHAT_IT_WAS_GIVEN = """
+names = ("ADDRESS", "PORT", "INTERFACE", "NCCL", "SCRATCH")
+(run / f"given-{node}").write_text(json.dumps({name: os.environ[name] for name in names}))
+outcome("finished")
+"""
+
 
 def plan(run: RunDir, *scripts: str) -> LaunchPlan:
     nodes = tuple(
@@ -45,6 +51,17 @@ def plan(run: RunDir, *scripts: str) -> LaunchPlan:
         for number, script in enumerate(scripts)
     )
     return LaunchPlan(str(run.path), "cpu", 1, nodes)
+
+
+def plan_for_hosts(run: RunDir, script: str, *ways: tuple[str, ...], interface: str | None = None) -> LaunchPlan:
+    """A node for each way to an agent, as of other hosts."""
+    given = {"ADDRESS": ADDRESS, "PORT": PORT, "INTERFACE": INTERFACE, "NCCL": NCCL_INTERFACE, "SCRATCH": SCRATCH}
+    env = {**given, "FMFSD_ATTEMPT": ATTEMPT, "PATH": os.environ["PATH"], "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"]}
+    nodes = (
+        NodePlan(number, (sys.executable, "-c", PRELUDE + script, str(run.path), str(number)), env, "/", "far", way)
+        for number, way in enumerate(ways)
+    )
+    return LaunchPlan(str(run.path), "cpu", 1, tuple(nodes), interface=interface)
 
 
 def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Requests | None = None) -> Attempt:

@@ -80,10 +80,20 @@ def test_hosts_that_do_not_answer_are_named_together_with_what_else_is_wrong(pre
 
 def test_an_interface_that_a_host_lacks_is_named() -> None:
     found = [
-        str(each) for each in of_hosts.problems(LaunchConfig(interface="ib0"), survey_with(interfaces=["lo", "ib0"]))
+        str(each)
+        for each in of_hosts.problems(
+            LaunchConfig(interface="ib0"), survey_with(interfaces={"lo": ["127.0.0.1"], "ib0": ["10.0.0.1"]})
+        )
     ]
     assert len(found) == 1
     assert found[0].startswith("n1: has no interface ib0 with an IPv4 address; there are lo")
+
+
+def test_a_host_without_ipv4_is_refused_where_hosts_have_to_meet() -> None:
+    found = Survey({"n2": survey_with(interfaces={"lo": ["127.0.0.1"]}).seen["n2"]})
+    (told,) = map(str, of_hosts.problems(LaunchConfig(nodes=2), found))
+    assert told.startswith("n2: has no IPv4 address except loopback's")
+    assert list(of_hosts.problems(ONE, found)) == []
 
 
 @pytest.mark.parametrize(

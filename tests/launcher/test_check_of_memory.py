@@ -11,6 +11,7 @@ from fmfsd.config import dump_config, load_config
 from fmfsd.data.place import WINDOW_BYTES
 from fmfsd.rundir import RunDir
 from launcher import costs as costs_module
+from launcher import survey as survey_module
 from launcher.check import of_images, of_machine, of_memory, warnings
 from launcher.config import LaunchConfig
 from launcher.costs import Costs, costs_of
@@ -164,6 +165,7 @@ def test_a_check_fetches_no_weights_that_a_checkpoint_replaces(
         return Costs()
 
     monkeypatch.setattr(costs_module, "_ask", ask)
+    monkeypatch.setattr(survey_module, "differing_imports", lambda _: {})
     checked(Request("cifar100-resnet18", changes, ONE, CPU, "check", as_json=False), run, os.environ, ".")
     assert ["model.pretrained=false" in words for words in asked] == [replaced]
 

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -11,35 +10,18 @@ import pytest
 
 from fmfsd.rundir import RunDir
 from launcher.agent import node
-from launcher.attempt import Attempt
+from launcher.attempt import Attempt, on_the_way
 from launcher.hosts.agents import AGENT, Agent, closing_all
-from launcher.plan import LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
-from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH
 from tests.helpers.processes import wait_until
-from tests.helpers.stand_ins import PRELUDE, meanwhile
+from tests.helpers.stand_ins import WRITES_WHAT_IT_WAS_GIVEN, meanwhile, plan_for_hosts
 
 pytestmark = pytest.mark.usefixtures("processes")
 
 FAR = (*AGENT, "--deadline", "60")
-HAS_A_NETWORK = any(not address.startswith("127.") for address in node.interface_addresses().values())
-WRITES_WHAT_IT_WAS_GIVEN = """
-names = ("ADDRESS", "PORT", "INTERFACE", "SCRATCH")
-(run / f"given-{node}").write_text(json.dumps({name: os.environ[name] for name in names}))
-outcome("finished")
-"""
-
-
-def plan_of(run: RunDir, script: str, *ways: tuple[str, ...], interface: str | None = None) -> LaunchPlan:
-    """A node for each way to an agent, as of other hosts."""
-    given = {"ADDRESS": ADDRESS, "PORT": PORT, "INTERFACE": INTERFACE, "SCRATCH": SCRATCH, "FMFSD_ATTEMPT": ATTEMPT}
-    env = {**given, "PATH": os.environ["PATH"], "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"]}
-    nodes = (
-        NodePlan(number, (sys.executable, "-c", PRELUDE + script, str(run.path), str(number)), env, "/", "far", way)
-        for number, way in enumerate(ways)
-    )
-    return LaunchPlan(str(run.path), "cpu", 1, tuple(nodes), interface=interface)
+HAS_A_NETWORK = any(not address.startswith("127.") for own in node.interface_addresses().values() for address in own)
 
 
 def carried_out(run: RunDir, plan: LaunchPlan) -> Attempt:
@@ -48,12 +30,13 @@ def carried_out(run: RunDir, plan: LaunchPlan) -> Attempt:
 
 @pytest.mark.skipif(not HAS_A_NETWORK, reason="needs a network beside loopback")
 def test_nodes_meet_at_an_address_that_all_have_reached_and_each_has_a_folder_of_its_own(run: RunDir) -> None:
-    attempt = carried_out(run, plan_of(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, FAR, FAR))
+    attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, FAR, FAR))
     assert attempt.state == "finished", attempt
     given = [json.loads((run.path / f"given-{number}").read_text()) for number in range(3)]
     own = node.interface_addresses()
     assert len({(each["ADDRESS"], each["PORT"], each["INTERFACE"]) for each in given}) == 1
-    assert own[given[0]["INTERFACE"]] == given[0]["ADDRESS"] != "127.0.0.1"
+    assert given[0]["ADDRESS"] in own[given[0]["INTERFACE"]] != ["127.0.0.1"]
+    assert given[0]["NCCL"] == f"={given[0]['INTERFACE']}"
     scratches = [Path(each["SCRATCH"]) for each in given]
     assert len(set(scratches)) == 3
     assert not any(scratch.exists() for scratch in scratches)
@@ -78,7 +61,7 @@ def test_a_node_that_can_not_be_reached_is_named(run: RunDir) -> None:
     alone = ("unshare", "--net", *FAR)
     if os.geteuid():
         pytest.skip("a network of its own needs root")
-    attempt = carried_out(run, plan_of(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, alone))
+    attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, alone))
     assert "it can't reach" in attempt.nodes[1].trouble
     assert attempt.state == "failed"
 
@@ -88,7 +71,7 @@ def test_a_stop_is_heard_while_nodes_are_waited_for(run: RunDir) -> None:
     silent = ("sh", "-c", "read -r line; read -r line")
     thread = meanwhile(run.stop_request.touch)
     start = time.monotonic()
-    attempt = carried_out(run, plan_of(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, silent))
+    attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, silent))
     thread.join()
     assert attempt.state == "stopped"
     assert time.monotonic() - start < 20
@@ -102,12 +85,25 @@ def test_agents_that_do_not_end_are_given_up_together(monkeypatch: pytest.Monkey
     assert time.monotonic() - start < 3
 
 
-@pytest.mark.parametrize("greeting", ["4711", "null", '{"motd": 1}', "Welcome!"])
-def test_what_a_hosts_shell_says_first_is_no_agents_word(greeting: str) -> None:
-    agent = Agent(("sh", "-c", f"echo '{greeting}'; exec \"$@\"", "sh", *FAR), deadline_s=60)
+@pytest.mark.parametrize(
+    "greeting",
+    ["4711\\n", "null\\n", '{"motd": 1}\\n', "Welcome!\\n", "\\033]0;title\\007\\033[1m", '{"motd": 1}', "a\\nb "],
+)
+def test_what_a_hosts_shell_prints_first_is_no_message_of_the_agent(greeting: str) -> None:
+    """With or without an end of line."""
+    agent = Agent(("sh", "-c", f"printf '{greeting}'; exec \"$@\"", "sh", *FAR), deadline_s=60)
     try:
-        events = wait_until(agent.read, "the agent's word")
+        events = wait_until(agent.read, "the agent's message")
         assert [event["event"] for event in events] == ["ready"]
+    finally:
+        agent.close()
+
+
+def test_what_a_hosts_shell_prints_instead_of_an_agents_message_is_reported_without_escape_sequences() -> None:
+    agent = Agent(("sh", "-c", "printf '\\033]0;title\\007Select a project: '"), deadline_s=60)
+    try:
+        (event,) = wait_until(agent.read, "its end")
+        assert (event["event"], on_the_way(event)) == ("gone", "Select a project:")
     finally:
         agent.close()
 

@@ -240,10 +240,31 @@ def test_only_stated_variables_travel() -> None:
     assert set(found) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF"}
 
 
-def test_workers_find_fetched_weights_where_the_check_has_put_them() -> None:
-    """A token for them is given by `--env`, as every secret is."""
-    places = {"HF_HOME": "/srv/hf", "HF_HUB_OFFLINE": "1", "https_proxy": "http://proxy:3128"}
-    assert travelling({**places, "HF_TOKEN": "s"}) == places
+def test_workers_get_the_settings_that_the_launcher_and_the_check_have() -> None:
+    """A secret is given by `--env`, and what belongs to one run of W&B is none of theirs."""
+    settings = {
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUSERBASE": "/opt/me",
+        "PYTHONUTF8": "1",
+        "LC_CTYPE": "C.UTF-8",
+        "SSL_CERT_DIR": "/etc/certs",
+        "REQUESTS_CA_BUNDLE": "/etc/ca.pem",
+        "all_proxy": "socks5://proxy:1080",
+        "https_proxy": "http://proxy:3128",
+        "HF_HOME": "/srv/hf",
+        "HF_HUB_ETAG_TIMEOUT": "30",
+        "HF_TOKEN_PATH": "/srv/hf/token",
+        "WANDB_HTTP_TIMEOUT": "60",
+        "WANDB_PROJECT": "p",
+    }
+    others = {
+        "HF_TOKEN": "s",
+        "WANDB_API_KEY": "s",
+        "WANDB_RUN_ID": "abc",
+        "WANDB_SERVICE": "2-1-tcp",
+        "PYTHONINSPECT": "1",
+    }
+    assert travelling({**settings, **others}) == settings
 
 
 def test_more_variables_travel_by_name() -> None:

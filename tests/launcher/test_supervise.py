@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ from fmfsd.rundir import RunDir
 from launcher.agent.node import scratch_folder
 from launcher.attempt import Attempt
 from launcher.hosts.agents import Agent
-from launcher.hosts.helpers import run_here
+from launcher.hosts.helpers import run_here, said_here
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.requests import Requests
 from launcher.supervise import run_plan
@@ -248,6 +249,32 @@ def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     assert run_here([sys.executable, "-c", code], stop=lambda: next(asked)) == -signal.SIGKILL
     assert run_here([sys.executable, "-c", "raise SystemExit(3)"], stop=lambda: False) == 3
+
+
+IN_A_THREAD = """
+import sys, threading
+from launcher.hosts.helpers import said_here
+said = ("sh", "-c", 'echo $$ > "$1"; exec sleep 600', "sh", sys.argv[1])
+threading.Thread(target=said_here, args=(said,), kwargs={"deadline_s": 600}).start()
+"""
+
+
+def test_a_helper_that_a_thread_has_started_ends_with_the_process(tmp_path: Path) -> None:
+    """As in Ray's workers, which have many: no Python runs between fork and exec."""
+    pid = tmp_path / "pid"
+    process = subprocess.Popen([sys.executable, "-c", IN_A_THREAD, str(pid)])
+    helper = psutil.Process(int(wait_until(lambda: pid.exists() and pid.read_text(), "the helper")))
+    process.kill()
+    process.wait()
+    wait_until(lambda: not helper.is_running() or helper.status() == psutil.STATUS_ZOMBIE, "the helper's end")
+
+
+def test_a_helper_that_is_not_installed_is_reported() -> None:
+    assert said_here(("no-such-program",), deadline_s=1) == (
+        127,
+        "",
+        "no-such-program: No such file or directory\n",
+    )
 
 
 def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

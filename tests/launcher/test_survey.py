@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import launcher
+from fmfsd.errors import CheckError
 from fmfsd.files import sha256
 from launcher import survey as survey_module
 from launcher.agent.hardware import hardware
@@ -92,6 +94,36 @@ def test_a_host_with_another_checkout_is_named(tmp_path: Path) -> None:
     assert " on n2: " in told
 
 
+@pytest.mark.fault("F45")
+def test_workers_that_would_import_other_files_than_the_check_are_refused(tmp_path: Path) -> None:
+    """Here and on a host, by the Python of a worker with all its variables."""
+    checkout = Path(launcher.__file__).parents[1]
+    for package in ("fmfsd", "launcher"):
+        shutil.copytree(checkout / package, tmp_path / "other" / package)
+    run, cwd = tmp_path / "runs" / "one", str(tmp_path)
+    for site, hosts in ((Site(Resources(cores=1)), ["this machine"]), (near_site(), ["n1", "n2"])):
+        ask_of = partial(survey, site, os.environ, run=run, cwd=cwd, index=None)
+        assert said_of(ask_of(variables={"PATH": os.environ["PATH"]})) == []
+        said = said_of(ask_of(variables={"PYTHONPATH": str(tmp_path / "other")}))
+        assert [line.partition(",")[0] for line in said] == [
+            f"{host}: workers would import {package} from {tmp_path}/other/{package}/__init__.py"
+            for host in hosts
+            for package in ("fmfsd", "launcher")
+        ]
+
+
+def test_workers_whose_python_does_not_start_are_refused_with_its_message(tmp_path: Path) -> None:
+    with pytest.raises(CheckError, match="(?s)this machine: a worker's Python did not start: .*no-such-place"):
+        survey(
+            Site(Resources(cores=1)),
+            os.environ,
+            run=tmp_path / "one",
+            cwd=str(tmp_path),
+            index=None,
+            variables={"PYTHONHOME": "/no-such-place"},
+        )
+
+
 def test_hosts_that_can_not_be_reached_are_named_with_the_last_words_of_the_way(tmp_path: Path) -> None:
     lost = ("sh", "-c", "echo Warning >&2; echo no route to host >&2; exit 255")
     assert surveyed(near_site(n1=lost, n2=("no-such-program",)), tmp_path).trouble == {
@@ -106,6 +138,13 @@ def test_a_host_that_says_nothing_is_waited_for_no_longer_than_that(monkeypatch:
     monkeypatch.setattr(agents, "END_S", 0.1)
     found = ask(("n1",), lambda _: Agent(("sleep", "60"), deadline_s=60))
     assert found.trouble == {"n1": "no answer in 0.2 s"}
+
+
+def test_a_host_whose_shell_waits_for_input_is_reported_with_what_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "ANSWER_S", 1.0)
+    monkeypatch.setattr(agents, "END_S", 0.1)
+    found = ask(("n1",), lambda _: Agent(("sh", "-c", "printf 'Project? '; exec sleep 60"), deadline_s=60))
+    assert found.trouble == {"n1": "no answer in 1 s; it printed: Project?"}
 
 
 @pytest.mark.fault("F32")

@@ -94,10 +94,11 @@ def test_what_is_wrong_in_a_hostfile_is_told_with_its_line(text: str, expected: 
 
 
 def test_ssh_asks_for_no_password_and_shows_no_variable_but_where_modules_are() -> None:
-    words = command("a", {"PYTHONPATH": "/our modules", "HF_TOKEN": "canary"}, deadline_s=60)
-    assert words[:3] == ("ssh", "-o", "BatchMode=yes")
+    modules = {"PYTHONPATH": "/our modules", "PYTHONNOUSERSITE": "1"}
+    words = command("a", {**modules, "HF_TOKEN": "canary"}, deadline_s=60)
+    assert words[:5] == ("ssh", "-o", "IgnoreUnknown=*", "-o", "BatchMode=yes")
     assert words[-3:-1] == ("--", "a")
-    assert words[-1].startswith("exec env 'PYTHONPATH=/our modules' ")
+    assert words[-1].startswith("exec env PYTHONNOUSERSITE=1 'PYTHONPATH=/our modules' ")
     assert "canary" not in " ".join(words)
 
 

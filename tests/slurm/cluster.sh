@@ -11,6 +11,7 @@
 #                                  told: slurmctld is told so, and need not wait out its timeouts to find out
 #   cluster.sh boot NODE          start a crashed node again
 #   cluster.sh link NODE up|down  plug in / pull out the node's network cable
+#   cluster.sh bridge             print the name of the bridge that joins the nodes on this machine
 #   cluster.sh slurmd NODE kill|start   kill -9 only the node's slurmd (its job steps live on) / start it again
 #
 # Each node is a set of Linux namespaces (network, host name, pids, mounts, ipc) holding one slurmd, so nodes
@@ -327,6 +328,7 @@ up)     do_up ;;
 down)   if [ -r "$D/settings" ]; then exec 9>"$D/lock"; flock -w 60 9 || die "another cluster.sh holds $D/lock"; load_settings; do_down; say "down"; else say "nothing is up in $D"; fi ;;
 status) do_status ;;
 env)    load_settings; cat "$D/env.sh" ;;
+bridge) load_settings; echo "$BR" ;;
 run)    load_settings; [ $# -gt 0 ] || die "run what?"; . "$D/env.sh"
         EXEC="exec" with_hosts "$@" ;;
 exec)   load_settings; known "${1:-}"; n=$1; shift; [ $# -gt 0 ] || die "run what?"; . "$D/env.sh"; in_node "$n" "$@" ;;

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -279,6 +280,20 @@ def test_edits_after_the_submission_do_not_change_a_job(
     assert f"Command={copy}/cluster/train.sbatch" in script
     assert (copy / "fmfsd" / "trainer.py").read_bytes() == Path("fmfsd/trainer.py").read_bytes()
     assert job.end().state == "CANCELLED"
+
+
+@pytest.mark.fault("F61")
+def test_a_job_whose_granted_gpus_are_not_visible_trains_nothing_on_the_cpu(
+    cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "script").write_text(f"#!/bin/sh\nexec {shlex.join((command('fmfsd-launch'), *training, '--check'))}\n")
+    options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=1", "--output=log")
+    number = sbatch(*options, "script", cwd=tmp_path)
+    end, log = Job(cluster, number, RunDir(tmp_path)).end(), (tmp_path / "log").read_text()
+    assert (end.state, end.exit_code) == ("FAILED", 3), log
+    assert [line.split(" (")[0] for line in log.splitlines() if "granted" in line] == [
+        f"{host}: Slurm granted 1 GPUs, and none is visible" for host in ("n1", "n2")
+    ]
 
 
 def test_an_agent_gets_all_gpus_that_the_job_has_on_its_node(cluster: SlurmCluster, tmp_path: Path) -> None:

@@ -48,14 +48,16 @@ def writes_what_it_was_given(moment: Moment) -> None:
 
 
 def test_two_hosts_train_as_two_workers_here_under_odd_names_that_are_run_nowhere(
-    hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
+    hosts: Cluster, unknown_names: tuple[str, str], arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    """Also through torchrun, names and values reach the workers unchanged."""
+    """Also through torchrun, names and values reach the workers unchanged. The hosts are reached at second addresses,
+    by names that they do not resolve."""
     place = tmp_path / ODD.replace("\n", " ")
     place.mkdir()
     fault = faulty(tmp_path / "fault", writes_what_it_was_given)
     given = ("--env", f"ODD={ODD}", "--env", f"WHERE={place}", "--starter", "torchrun")
-    with hosts.launched(place, ODD.replace("\n", " "), (*arguments, *given, *ON_BOTH), env=fault.env) as run:
+    on = ("--hosts", ",".join(unknown_names), "--interface", "eth0", *ON_BOTH[2:])
+    with hosts.launched(place, ODD.replace("\n", " "), (*arguments, *given, *on), env=fault.env) as run:
         code, output = run.end()
     assert code == 0, output
     assert [node["host"] for node in attempt(run.run, 1)["nodes"]] == ["n1", "n2"]

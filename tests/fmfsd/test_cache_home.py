@@ -1,0 +1,129 @@
+"""Caches of users whose home or temporary folder can't be used."""
+
+import getpass
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fmfsd.cache_home import cache_home, cache_note, complete_environment
+from fmfsd.kernel_cache import kernel_folder
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This user is not in the password database, as in a container that runs with any user's number."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def own(temporary: Path) -> Path:
+    return temporary / f"fmfsd-cache-{os.getuid()}"
+
+
+def test_caches_are_in_the_usual_folder_if_it_can_be_used(temporary: Path, tmp_path: Path) -> None:
+    for environment in ({"HOME": str(tmp_path)}, {"HOME": "/dev/null", "XDG_CACHE_HOME": str(tmp_path / ".cache")}):
+        assert (cache_home(environment), cache_note(environment)) == (tmp_path / ".cache", "")
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.fault("F62")
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"HOME": "/dev/null"}, "/dev/null/.cache can't be made"),
+        ({"HOME": "/dev/null/home", "XDG_CACHE_HOME": "no absolute path"}, "/dev/null/home/.cache can't be made"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "/dev/null can't be written"),
+    ],
+)
+def test_else_they_are_in_a_private_temporary_folder_which_is_explained_in_a_line(
+    environment: dict[str, str], reason: str, temporary: Path
+) -> None:
+    assert cache_note(environment) == f"caches are in {own(temporary)}, because {reason}"
+    assert cache_home(environment).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.fault("F62")
+def test_a_user_without_home_and_name_gets_both(
+    temporary: Path, no_entry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch asks for the name, and packages would make a folder named ~."""
+    environment = dict[str, str]()
+    assert complete_environment(environment).endswith(f"HOME is not set, and this machine knows no user {os.getuid()}")
+    assert environment["HOME"] == environment["XDG_CACHE_HOME"] == str(own(temporary))
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("USER", environment["USER"])
+    assert getpass.getuser() == f"user-{os.getuid()}"
+
+
+def test_an_environment_that_is_whole_stays_as_it_is(temporary: Path, tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "USER": "me"}
+    assert complete_environment(environment) == ""
+    assert environment == {"HOME": str(tmp_path), "USER": "me"}
+
+
+@pytest.mark.parametrize("kind", ["open", "link"])
+def test_a_temporary_folder_that_others_may_have_made_is_not_used(
+    kind: str, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They could put programs there."""
+    monkeypatch.setattr("fmfsd.cache_home._TEMPORARY", ())
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    if kind == "link":
+        own(temporary).symlink_to(tmp_path / "theirs")
+    else:
+        own(temporary).mkdir()
+        own(temporary).chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
+    assert not cache_home(os.environ).is_dir()
+    with pytest.raises(OSError, match="Not a directory"):
+        kernel_folder()
+
+
+MOUNTED = 'mkdir "$1" && mount -t tmpfs -o "$2" none "$1" && shift 2 && exec "$@"'
+PRINT = """
+import json, os
+from fmfsd.cache_home import cache_home, complete_environment
+note = complete_environment(os.environ)
+print(json.dumps([note, str(cache_home(os.environ)), os.environ.get("TORCHINDUCTOR_CACHE_DIR")]))
+"""
+
+
+@pytest.mark.fault("F62")
+@pytest.mark.usefixtures("processes")
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_caches_are_on_no_file_system_that_is_read_only_or_noexec(tmp_path: Path) -> None:
+    """Real ones. torch.compile puts its programs into the folder for temporary files, unless it gets another one."""
+    mounted, good, temporary = str(tmp_path / "mounted"), str(tmp_path / "good"), tmp_path / "tmp"
+    temporary.mkdir()
+
+    def told(option: str, **variables: str) -> list[str | None]:
+        shutil.rmtree(mounted, ignore_errors=True)
+        inside = ("unshare", "--mount", "sh", "-c", MOUNTED, "sh", mounted, option, sys.executable, "-c", PRINT)
+        env = {"PATH": os.environ["PATH"], "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"], **variables}
+        return list(json.loads(subprocess.run(inside, env=env, check=True, capture_output=True, text=True).stdout))
+
+    assert told("noexec", HOME=good, TMPDIR=mounted) == ["", f"{good}/.cache", f"{good}/.cache/torchinductor"]
+    for option, reason in {"noexec": "is on a file system that is mounted noexec", "ro": "can't be made"}.items():
+        note, caches, inductor = told(option, HOME=mounted, TMPDIR=str(temporary))
+        assert (caches, inductor) == (str(own(temporary)), None)
+        assert note == f"caches are in {caches}, because {mounted}/.cache {reason}"

@@ -1,0 +1,183 @@
+"""What a machine offers: CPU quotas of control groups, and GPUs that are there and can't be used."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fmfsd import control_groups
+from fmfsd.cores import usable_cores
+from launcher import resources
+from launcher.agent import cgroup
+from launcher.agent.look import look
+from launcher.check import of_hosts, of_machine
+from launcher.config import LaunchConfig
+from launcher.resources import Driver, Gpu, Resources
+from launcher.site import Site
+from launcher.survey import Survey
+from tests.helpers.processes import command, wait_until
+
+AUTO, ROOT = LaunchConfig(), Path("/sys/fs/cgroup")
+TWO = Driver("580.1", gpus=(Gpu("GPU-1", "H100"), Gpu("GPU-2", "H100")))
+MISMATCH = Driver(trouble="Driver/library version mismatch")
+V1, V2 = "4:cpu,cpuacct:/a/b\n1:memory:/\n", "0::/a/b\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        (V2, {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, 1),
+        (V2, {"a/b/cpu.max": "300000 100000", "a/cpu.max": "max 100000", "cpu.max": "200000 100000"}, 2),
+        (V2, {"cpu.max": "310000 100000"}, 3),
+        (V2, {"a/b/cpu.max": "max 100000"}, 8),
+        (V1, {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"}, 1),
+        (V1, {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/a/b/cpu.cfs_period_us": "100000"}, 8),
+        (V1, {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        (V2, {}, 8),
+    ],
+)
+def test_the_smallest_quota_of_a_group_and_its_parents_counts(
+    own: str, files: Mapping[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the launcher and for a worker; of a machine with eight cores. A container may not see its own group."""
+    for name, content in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(content)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for module, root, path in ((cgroup, "_ROOT", "_OWN"), (control_groups, "ROOT", "OWN")):
+        monkeypatch.setattr(module, root, tmp_path / "groups")
+        monkeypatch.setattr(module, path, tmp_path / "own")
+    assert (Resources.detect({}).cores, usable_cores()) == (expected, expected)
+
+
+@pytest.fixture
+def inner_group() -> Iterator[Path]:
+    """A real group without a quota in one that may use half a core."""
+    v1 = (ROOT / "cpu").is_dir()
+    outer = (ROOT / "cpu" if v1 else ROOT) / f"fmfsd-test-{os.getpid()}"
+    inner = outer / "inner"
+    try:
+        inner.mkdir(parents=True)
+        (outer / ("cpu.cfs_quota_us" if v1 else "cpu.max")).write_text("50000" if v1 else "50000 100000")
+        yield inner
+    except OSError as error:
+        pytest.skip(f"no control group with a quota can be made here: {error}")
+    finally:
+        wait_until(lambda: _removed(inner) and _removed(outer), "the end of the control groups", deadline_s=10)
+
+
+def _removed(folder: Path) -> bool:
+    with suppress(OSError):
+        folder.rmdir()
+    return not folder.exists()
+
+
+@pytest.mark.usefixtures("processes")
+def test_half_a_core_of_a_real_parent_group_is_one_thread(inner_group: Path) -> None:
+    code = (
+        "from launcher.resources import Resources; from fmfsd.cores import usable_cores\n"
+        "print(Resources.detect({}).cores, usable_cores())"
+    )
+    inside = ("sh", "-c", f'echo $$ > {inner_group}/cgroup.procs && exec "$@"', "sh", sys.executable, "-c", code)
+    assert subprocess.run(inside, check=True, capture_output=True, text=True).stdout == "1 1\n"
+
+
+def without_gpus(monkeypatch: pytest.MonkeyPatch, found: Driver, **environment: str) -> list[str]:
+    """What the check reports of this machine, and of a host with the same answer."""
+    monkeypatch.setattr(resources, "driver", lambda: found)
+    site = Site(Resources.detect(environment))
+    here = list(map(str, of_machine.no_gpus(AUTO, site)))
+    answer = {**look({}, environment), "clock_s": 0.0}
+    assert here == [
+        str(each).replace("n1:", "--device auto:") for each in of_hosts.problems(AUTO, Survey({"n1": answer}))
+    ]
+    assert list(of_machine.no_gpus(LaunchConfig(device="cpu"), site)) == []
+    return here
+
+
+@pytest.mark.fault("F61")
+@pytest.mark.parametrize(
+    ("found", "environment", "expected"),
+    [
+        (
+            MISMATCH,
+            {},
+            "this machine has NVIDIA GPUs, and their driver does not respond: Driver/library version mismatch",
+        ),
+        (TWO, {"CUDA_VISIBLE_DEVICES": "7"}, "2 GPUs are installed, and CUDA_VISIBLE_DEVICES is '7'"),
+        (
+            Driver(),
+            {"SLURM_GPUS_ON_NODE": "4"},
+            "Slurm granted 4 GPUs, and none is visible (CUDA_VISIBLE_DEVICES is not set)",
+        ),
+        (
+            MISMATCH,
+            {"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0"},
+            "Slurm granted 4 GPUs, and none is visible (CUDA_VISIBLE_DEVICES is '0'; NVIDIA's driver: Driver/library",
+        ),
+    ],
+)
+def test_gpus_that_are_there_and_not_visible_are_refused(
+    found: Driver, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (told,) = without_gpus(monkeypatch, found, **environment)
+    assert told.startswith(f"--device auto: {expected}")
+    assert told.endswith(of_machine.NO_GPU_REMEDY)
+
+
+@pytest.mark.parametrize(
+    ("found", "environment"),
+    [
+        (Driver(), {}),
+        (Driver("580.1"), {"SLURM_GPUS_ON_NODE": "0"}),
+        (TWO, {}),
+        (TWO, {"CUDA_VISIBLE_DEVICES": ""}),
+        (MISMATCH, {"CUDA_VISIBLE_DEVICES": "-1"}),
+        (Driver(), {"CUDA_VISIBLE_DEVICES": "0"}),
+    ],
+)
+def test_no_gpu_where_none_is_installed_or_all_are_hidden_is_no_trouble(
+    found: Driver, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert without_gpus(monkeypatch, found, **environment) == []
+
+
+def test_amd_gpus_are_reported_as_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_AMD_CONTROL", tmp_path)
+    site = Site(Resources.detect({"CUDA_VISIBLE_DEVICES": ""}))
+    (told,) = of_machine.unsupported_gpus(AUTO, site)
+    assert told.startswith("this machine has AMD GPUs, which are not supported")
+    (of_host,) = of_hosts.warnings(Survey({"n1": {**look({}, {"CUDA_VISIBLE_DEVICES": ""}), "clock_s": 0.0}}))
+    assert of_host == "n1: it has AMD GPUs, which are not supported"
+
+
+WITH_NVIDIA_CONTROL = """
+mkdir -p "$1" && mount -t tmpfs none "$1" && cd "$1" || exit 1
+for each in null zero random urandom; do : > $each; mount --bind /dev/$each $each; done
+: > nvidiactl
+mkdir shm; mount -t tmpfs none shm; mount --move "$1" /dev
+cd "$2" || exit 1
+shift 2
+exec env -u CUDA_VISIBLE_DEVICES "$@"
+"""
+
+
+@pytest.mark.fault("F61")
+@pytest.mark.usefixtures("processes")
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+@pytest.mark.skipif(bool(resources.driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken")
+def test_a_launch_beside_a_real_driver_that_does_not_respond_is_refused(tmp_path: Path) -> None:
+    """The library's own message."""
+    inside = ("unshare", "--mount", "sh", "-c", WITH_NVIDIA_CONTROL, "sh", str(tmp_path / "dev"), str(tmp_path))
+    check = (command("fmfsd-launch"), "smoke", "--dry-run")
+    done = subprocess.run((*inside, *check), capture_output=True, text=True)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "--device auto: this machine has NVIDIA GPUs, and their driver does not respond: NVML" in done.stderr
+    on_cpu = subprocess.run((*inside, *check, "--device", "cpu"), capture_output=True, text=True)
+    assert on_cpu.returncode == 0, on_cpu.stderr
