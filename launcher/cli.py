@@ -7,7 +7,7 @@ from functools import partial
 
 import typer
 
-from fmfsd.command_line import App, Debug, Json, Version
+from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
 from fmfsd.errors import ConfigError
 from fmfsd.locks import choose_method
 from launcher import options
@@ -39,8 +39,9 @@ def first_word(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     return words[1] if len(words) > 1 else ""
 
 
-@app.command()
+@app.command(cls=GatheringCommand)
 def launch(
+    context: typer.Context,
     config: options.Config = "cifar100-resnet18",
     overrides: options.Overrides = None,
     schema: options.Schema = False,
@@ -93,14 +94,13 @@ def launch(
     Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
     checkpoint saved (run again to go on), 130 interrupted twice.
     """
-    from fmfsd.config import load_config
     from fmfsd.terminal import errors_shown
     from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions, SlurmOptions, node_limits
     from launcher.environment import extra_variables
     from launcher.gathered import Gathered
     from launcher.hosts.ssh import parse_hosts
     from launcher.hosts.wrapper import parse_wrap
-    from launcher.launch import Request, launch_run, print_schema
+    from launcher.launch import Request, launch_run, print_schema, problems_without_site
     from launcher.slurm.batch import slurm_options
     from launcher.where import settle
 
@@ -110,7 +110,7 @@ def launch(
             return
         changes = (*([f"engine.name={engine}"] if engine else []), *(overrides or ()))
         words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
-        data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered()
+        data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered(wrong_values(context))
         most, fewest = found.of(partial(node_limits, nodes, elastic), (nodes, None))
         more, steps = sbatch_args or (), srun_args or ()
         slurm = partial(slurm_options, words, more=more, srun=steps, cpus_per_gpu=cpus_per_gpu, wait=wait)
@@ -141,8 +141,8 @@ def launch(
         profiled = found.of(lambda: ProfileOptions.parse(asked=profile, steps=profile_steps, beside=alone), None)
         settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), None)
         if settled is None or found.problems:
-            found.of(lambda: load_config(config, changes, data_root=data_root), None)
-            raise ConfigError(found.problems)
+            also = problems_without_site(config, changes, asked, data_root=data_root, cwd=os.getcwd())
+            raise ConfigError([*found.problems, *also])
         site, placed = settled
         if doctor:
             from launcher.doctor import examine

@@ -12,8 +12,8 @@ U = TypeVar("U")
 class Gathered:
     """Problems of parts that are made one after the other."""
 
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
+    def __init__(self, problems: Iterable[Problem] = ()) -> None:
+        self.problems = list(problems)
 
     def of(self, make: Callable[[], T], otherwise: U) -> T | U:
         """What `make` makes, or `otherwise` if it can't, whose reasons are kept."""

@@ -12,14 +12,21 @@ from typing import Literal
 from fmfsd.cache_home import cache_note
 from fmfsd.config import TrainConfig, load_config
 from fmfsd.config.known import FOLDER
-from fmfsd.config.load import config_name
+from fmfsd.config.load import InvalidConfigError, config_name
 from fmfsd.config.schema import usable_path
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.probed import Device
 from fmfsd.rundir import RunDir
 from launcher.beginning import is_finished
-from launcher.check import is_prepared, problems_of_any_config, require_sound, require_visible, warnings
+from launcher.check import (
+    is_prepared,
+    problems_of_any_config,
+    problems_of_config,
+    require_sound,
+    require_visible,
+    warnings,
+)
 from launcher.check.of_images import counted, told
 from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
 from launcher.costs import Costs, costs_of
@@ -150,8 +157,9 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
         config = config_of(request)
     except ConfigError as error:
         hosts = about(None)
-        around = problems_of_any_config(launch, hosts.told(request.site), run, hosts)
-        raise ConfigError([*error.problems, *around]) from error
+        site = hosts.told(request.site)
+        around = problems_of_any_config(launch, site, run, hosts)
+        raise ConfigError([*error.problems, *_beside(error, run, launch, site), *around]) from error
     hosts = about(config)
     whole_site = hosts.told(request.site)
     slots, shrunk = _slots(launch, whole_site, hosts, config.data.shards)
@@ -168,6 +176,25 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
         raise
     notes = [cache_note(environment), *shrunk, *warnings(config, launch, site, run, hosts, costs)]
     return Checked(config, whole_site, costs, list(filter(None, notes)), told(config, launch, site), hosts, slots)
+
+
+def _beside(error: ConfigError, run: RunDir, launch: LaunchConfig, site: Site | None) -> list[Problem]:
+    """What else is wrong with a config whose values are not all right."""
+    if not isinstance(error, InvalidConfigError):
+        return []
+    return problems_of_config(error.draft, run, launch, site, unknown=error.refused)
+
+
+def problems_without_site(
+    source: str, changes: Sequence[str], launch: LaunchConfig, *, data_root: str, cwd: str
+) -> list[Problem]:
+    """What is wrong with a config, its data and its first weights, where options leave open what it is to run on."""
+    run = RunDir(Path(cwd, launch.run_dir or "runs/new"))
+    try:
+        config = load_config(source, changes, data_root=data_root)
+    except ConfigError as error:
+        return [*error.problems, *_beside(error, run, launch, None)]
+    return problems_of_config(config, run, launch, None)
 
 
 def _slots(launch: LaunchConfig, site: Site, hosts: Survey, shards: int) -> tuple[tuple[int, ...], list[str]]:

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from fmfsd.command_line import App, Debug, Json, Version
+from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
 from fmfsd.locks import choose_method
 from launcher import options, tune_options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
@@ -21,8 +21,9 @@ def main() -> None:
     app()
 
 
-@app.command()
+@app.command(cls=GatheringCommand)
 def tune(
+    context: typer.Context,
     config: tune_options.Config = None,
     space: tune_options.Space = None,
     overrides: options.Overrides = None,
@@ -57,6 +58,7 @@ def tune(
     Exit codes: 0 done, 1 the search failed, 2 usage or config error, 3 a check failed (nothing was started), 75 stopped
     on request (--resume goes on), 130 interrupted twice.
     """
+    from fmfsd.errors import ConfigError
     from fmfsd.terminal import errors_shown
     from launcher.config import LaunchConfig
     from launcher.environment import extra_variables
@@ -64,6 +66,8 @@ def tune(
     from launcher.tune.sweep import SweepRequest, run_sweep
 
     with errors_shown(debug=debug):
+        if wrong := wrong_values(context):
+            raise ConfigError(wrong)
         given = {
             "trials": trials,
             "metrics": tuple(metrics) if metrics else None,

@@ -17,17 +17,18 @@ def contradictions(config: TrainConfig, *, unknown: Collection[str] = ()) -> Fou
 
     `unknown` are keys and sections whose values are not meant as they stand: what depends on them is not judged.
     """
-
-    def is_meant(reads: Collection[str]) -> bool:
-        return not any(f"{key}.".startswith(f"{each}.") for key in reads for each in unknown)
-
     for check, reads in _CHECKS.items():
-        if is_meant(reads):
+        if is_meant(reads, unknown):
             yield from check(config)
     if (known := DATASETS.get(config.data.name)) is not None:
         for check_of_length, reads in _CHECKS_OF_LENGTH.items():
-            if is_meant(reads):
+            if is_meant(reads, unknown):
                 yield from check_of_length(config, known.train_samples - config.data.valid)
+
+
+def is_meant(reads: Collection[str], unknown: Collection[str]) -> bool:
+    """Whether none of the keys that are read is among the `unknown` keys and sections."""
+    return not any(f"{key}.".startswith(f"{each}.") for key in reads for each in unknown)
 
 
 def contradictions_of_length(config: TrainConfig, train_samples: int) -> Found:

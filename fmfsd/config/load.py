@@ -21,6 +21,15 @@ from fmfsd.weight_sources import absolute_source, expand_backbone, names_weights
 PRESETS = Path(__file__).parent.parent / "presets"
 
 
+class InvalidConfigError(ConfigError):
+    """A config with wrong values. `draft` has defaults in place of those that the schema refuses, whose dotted keys are
+    `refused`: what does not depend on them can still be checked."""
+
+    def __init__(self, problems: Sequence[Problem], draft: TrainConfig, refused: Sequence[str]) -> None:
+        super().__init__(problems)
+        self.draft, self.refused = draft, tuple(refused)
+
+
 def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
@@ -41,17 +50,11 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
     draft.fill_in_root(data_root)
     draft.expand_backbone()
     draft.apply_method()
-    config = draft.validated()
-    root = draft.absolute(config.data.root, ("data", "root"))
-    init_from = draft.absolute(config.train.init_from, ("train", "init_from"))
-    pretrained = absolute_source(config.model.pretrained)
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"root": root}),
-            "model": config.model.model_copy(update={"branches": config.branches, "pretrained": pretrained}),
-            "train": config.train.model_copy(update={"init_from": init_from}),
-        }
-    )
+    config, refused = draft.judged()
+    config = draft.resolved(config)
+    if draft.problems:
+        raise InvalidConfigError(draft.problems, config, refused)
+    return config
 
 
 def checked_data(**values: Any) -> DataConfig:
@@ -187,8 +190,24 @@ class _Draft:
         except RuntimeError as error:
             raise ConfigError([Problem(self.where(key), f"{'.'.join(key)}: {path}: there is no such user")]) from error
 
-    def validated(self) -> TrainConfig:
-        """Everything that is wrong at once: of values that the schema takes, also what contradicts one another."""
+    def resolved(self, config: TrainConfig) -> TrainConfig:
+        """`config` with absolute paths, and the branches that it means."""
+        root = self.absolute(config.data.root, ("data", "root"))
+        init_from = self.absolute(config.train.init_from, ("train", "init_from"))
+        pretrained = absolute_source(config.model.pretrained)
+        return config.model_copy(
+            update={
+                "data": config.data.model_copy(update={"root": root}),
+                "model": config.model.model_copy(update={"branches": config.branches, "pretrained": pretrained}),
+                "train": config.train.model_copy(update={"init_from": init_from}),
+            }
+        )
+
+    def judged(self) -> tuple[TrainConfig, list[str]]:
+        """Collect every problem: of values that the schema takes, also what contradicts one another.
+
+        Returns the config with defaults for the values that it refuses, and their keys.
+        """
         refused: set[KeyPath] = set()
         try:
             config = self.in_schema()
@@ -197,13 +216,12 @@ class _Draft:
             refused = {self._keys(details["loc"])[:2] for details in error.errors()}
             self._drop(refused)
             config = self.in_schema()
+        unknown = [".".join(path) for path in refused]
         self.problems += [
             Problem(self.where(tuple(key.split("."))), f"{key}: {message}")
-            for key, message in contradictions(config, unknown=[".".join(path) for path in refused])
+            for key, message in contradictions(config, unknown=unknown)
         ]
-        if self.problems:
-            raise ConfigError(self.problems)
-        return config
+        return config, unknown
 
     def in_schema(self) -> TrainConfig:
         return TrainConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))

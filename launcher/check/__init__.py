@@ -1,8 +1,9 @@
 """Everything that can be known to be wrong before a process is started or a file is written; all of it at once."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fmfsd.config import TrainConfig
+from fmfsd.config.contradictions import is_meant
 from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.rundir import RunDir
@@ -74,6 +75,21 @@ def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey
         *_around(launch, site, run, survey),
         *of_machine.too_little_space(run),
     ]
+
+
+def problems_of_config(
+    config: TrainConfig, run: RunDir, launch: LaunchConfig, site: Site | None, *, unknown: Collection[str] = ()
+) -> list[Problem]:
+    """What is wrong with a config's data and first weights and, where the site is known, with its shares; whatever does
+    not depend on the `unknown` keys."""
+    found: list[Problem] = []
+    if site is not None and is_meant(["data.shards"], unknown):
+        found += of_data.not_divided(config, launch, site)
+    if is_meant(["train.init_from"], unknown):
+        found += of_run.without_first_weights(config, run)
+    if is_meant([f"data.{key}" for key in type(config.data).model_fields], unknown):
+        found += of_data.damaged(config, checksums_bytes=0)
+    return found
 
 
 def require_visible(run: RunDir) -> None:

@@ -303,3 +303,35 @@ def test_everything_that_is_wrong_with_a_command_line_is_said_at_once(tmp_path: 
     assert (answer.returncode, answer.stdout) == (2, "")
     for part in ("1x", "NOT_SET", "--elastic '3:1'", "a stands there twice", "there is no fault", "--set foo=1"):
         assert part in answer.stderr
+
+
+def test_wrong_options_are_reported_with_everything_that_is_wrong_with_the_config(tmp_path: Path) -> None:
+    options = ("--gpus", "0", "--nodes", "-1", "--on", "mars", "--grace", "soon")
+    config = ("optim.lr=-1", "train.init_from=/nowhere", f"data.root={tmp_path}/file")
+    (tmp_path / "file").touch()
+    sets = (word for change in config for word in ("--set", change))
+    ended = run_command("fmfsd-launch", "smoke", *options, *sets, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    for problem in (
+        "--gpus: expected greater than or equal to 1; found 0",
+        "--nodes: expected greater than or equal to 1; found -1",
+        "--on: 'mars' is not one of 'auto', 'local', 'ssh', 'slurm'",
+        "--grace: expected a valid number",
+        "--set optim.lr=-1: optim.lr: expected greater than 0; found -1",
+        "train.init_from: /nowhere does not exist",
+        f"{tmp_path}/file",
+    ):
+        assert problem in ended.stderr
+
+
+def test_a_wrong_value_of_the_config_hides_no_other_problem(tmp_path: Path) -> None:
+    """Neither that the workers do not divide the shards, nor missing first weights; but nothing that depends on it."""
+    wrong = ("--set", "optim.lr=-1", "--set", "train.init_from=/nowhere")
+    ended = run_command("fmfsd-launch", "smoke", "--gpus", "3", *wrong, "--check", cwd=tmp_path)
+    assert ended.returncode == 2
+    for problem in ("optim.lr: expected", "3 workers do not divide data.shards 64", "/nowhere does not exist"):
+        assert problem in ended.stderr
+    ended = run_command("fmfsd-launch", "smoke", "--gpus", "3", "--set", "data.shards=-1", "--check", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "data.shards: expected greater than 0" in ended.stderr
+    assert "do not divide" not in ended.stderr
