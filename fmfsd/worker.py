@@ -79,6 +79,10 @@ def redirect_output(run: RunDir, world: World, attempt: int) -> None:
     )
 
 
+MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+"""What a bug in Python raises. A RuntimeError may be torch's, an OSError the machine's."""
+
+
 def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -> None:
     """Leave word of what ended this worker, whole, for whoever asks for the first cause."""
     content = {
@@ -94,8 +98,15 @@ def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -
         "resumable": getattr(error, "resumable", True),
         "worth_another_attempt": _worth_another_attempt(error),
         "traceback": "".join(traceback.format_exception(error)),
+        "in_our_code": in_our_code(error),
     }
     write_json(run.crash(attempt, world.rank), content)
+
+
+def in_our_code(error: BaseException) -> bool:
+    """Whether `error` is one of a program's own mistakes, and was raised by a line of this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, MISTAKES) and bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
 
 
 def _worth_another_attempt(error: BaseException) -> bool:

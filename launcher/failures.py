@@ -42,6 +42,8 @@ class Failure:
     time: float | None = None
     advises: bool = False
     """The cause's own words say what to do."""
+    in_our_code: bool = False
+    """It is a mistake of a program, at a line of ours."""
 
     @property
     def advice(self) -> str:
@@ -72,8 +74,9 @@ def first_failure(run: RunDir, attempt: Attempt) -> Failure:
     return _starter_words(run, attempt)
 
 
-def page(run: RunDir, failure: Failure, *, history: str, command: str) -> str:
-    """One screen for the end of stderr. `history`: what was tried; `command`: what goes on."""
+def page(run: RunDir, failure: Failure, *, history: str, command: str, repeats: bool = False) -> str:
+    """One screen for the end of stderr. `history`: what was tried; `command`: what goes on; `repeats`: the attempts
+    before failed in the same way."""
     lines = failure.detail.rstrip().splitlines()[-2 * _LAST_LINES :]
     moment = f" at {datetime.fromtimestamp(failure.time, UTC):%H:%M:%S} UTC" if failure.time else ""
     lines.append(f"run failed{moment}: {failure.cause}")
@@ -82,6 +85,11 @@ def page(run: RunDir, failure: Failure, *, history: str, command: str) -> str:
     if failure.advice:
         lines.append(f"likely to help: {failure.advice}")
     lines.append(history)
+    if repeats and failure.in_our_code:
+        lines.append(
+            "this is probably a bug of fmfsd, which your config or data brings out: please report it with this page, "
+            f"`fmfsd --version`, and of {run.path} manifest.json, config.yaml and attempts/"
+        )
     log = run.rank_log(failure.node, failure.rank) if failure.node is not None and failure.rank is not None else None
     lines.append(f"logs: {log if log and log.exists() else run.logs}")
     if failure.resumable:
@@ -105,6 +113,7 @@ def _in_own_words(crash: dict[str, Any], crashes: list[dict[str, Any]]) -> Failu
         resumable=crash["resumable"],
         worth_another_attempt=crash["worth_another_attempt"],
         advises=crash["expected"],
+        in_our_code=crash.get("in_our_code", False),
         **{name: crash[name] for name in ("rank", "node", "step", "time")},
     )
 

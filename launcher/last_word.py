@@ -38,4 +38,4 @@ def page_of(run: RunDir, ended: Ended, command: str) -> str:
     """Of a run that has failed."""
     assert ended.failure is not None
     history = f"no attempt follows attempt {ended.attempt.number}: {ended.refusal}"
-    return page(run, ended.failure, history=history, command=command)
+    return page(run, ended.failure, history=history, command=command, repeats=ended.repeats)

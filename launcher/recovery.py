@@ -12,6 +12,7 @@ from launcher.failures import Failure, first_failure
 from launcher.plan import LaunchPlan
 from launcher.requests import Requests
 
+REPEATED = "the same failure twice"
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 
@@ -38,7 +39,7 @@ class Restarts:
         if not failure.worth_another_attempt:
             return "another attempt would come to the same"
         if again:
-            return f"the same failure twice without a {self.gain} between"
+            return f"{REPEATED} without a {self.gain} between"
         if self.used >= self.allowed:
             return f"{self.allowed} restarts without a {self.gain} between{self.option}"
         self.used += 1
@@ -56,6 +57,11 @@ class Ended:
     attempt: Attempt
     failure: Failure | None = None
     refusal: str = ""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the attempt before failed in the same way, without progress between."""
+        return self.refusal.startswith(REPEATED)
 
     @property
     def for_want_of_a_node(self) -> bool:

@@ -42,6 +42,7 @@ def interrupted_at(module: str, number: signal.Signals, scratch: Path) -> dict[s
     return {"PYTHONPATH": str(scratch)}
 
 
+@pytest.mark.fault("F53")
 @pytest.mark.parametrize(("line", "module"), MOMENTS)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
 def test_a_signal_while_a_command_begins_ends_it_quietly(

@@ -29,6 +29,7 @@ def env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.fault("F54")
 def test_plans_are_made_by_our_launcher(env: dict[str, str], tmp_path: Path) -> None:
     planned = run_command("fmfsd-launch", "smoke", "--dry-run", "--json", cwd=tmp_path, env=env)
     assert planned.returncode == 0, planned.stderr
@@ -37,6 +38,7 @@ def test_plans_are_made_by_our_launcher(env: dict[str, str], tmp_path: Path) -> 
     assert searched.returncode == 0, searched.stderr
 
 
+@pytest.mark.fault("F54")
 def test_agents_are_ours(env: dict[str, str], tmp_path: Path) -> None:
     agent = subprocess.run(AGENT, input="", capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
     assert json.loads(agent.stdout.splitlines()[0])["event"] == "ready", agent.stderr

@@ -59,6 +59,10 @@ ROWS = {
     "F51": "too few files may be open",
     "F60": "a server refuses one of many simultaneous connections",
     "F61": "GPUs are there and can't be used",
+    "F52": "standard streams are closed, or a terminal has no width or lacks characters",
+    "F53": "a signal at any moment of any command",
+    "F54": "another module has the name of ours",
+    "F55": "options and a config are wrong in several ways at once",
     "F62": "a home or temporary folder is missing, read-only or noexec, or the user has no name",
 }
 

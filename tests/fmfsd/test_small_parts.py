@@ -6,7 +6,9 @@ import re
 import signal
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import typer
@@ -21,6 +23,7 @@ from fmfsd.preemption import StopFlag
 from fmfsd.progress import ProgressFile
 from fmfsd.rundir import RunDir
 from fmfsd.stopwatch import Stopwatch
+from fmfsd.worker import in_our_code
 from fmfsd.world import World
 from tests.helpers.processes import wait_until
 
@@ -290,3 +293,16 @@ def test_public_names_are_there_and_others_are_not() -> None:
     assert all(hasattr(fmfsd, name) for name in fmfsd.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = fmfsd.nonsense
+
+
+def _raised(act: Callable[[], object]) -> BaseException:
+    with pytest.raises(Exception) as caught:
+        act()
+    return caught.value
+
+
+def test_only_a_mistake_at_a_line_of_ours_counts_as_a_bug_of_ours() -> None:
+    """Not a user's value that torch refuses, nor an error of a machine that passes through our code."""
+    assert in_our_code(_raised(lambda: World.from_environment(cast(Any, None))))
+    assert not in_our_code(_raised(lambda: list[int]()[1]))  # a line of the tests
+    assert not in_our_code(_raised(lambda: read_json(Path("/nowhere"))))

@@ -305,6 +305,7 @@ def test_everything_that_is_wrong_with_a_command_line_is_said_at_once(tmp_path: 
         assert part in answer.stderr
 
 
+@pytest.mark.fault("F55")
 def test_wrong_options_are_reported_with_everything_that_is_wrong_with_the_config(tmp_path: Path) -> None:
     options = ("--gpus", "0", "--nodes", "-1", "--on", "mars", "--grace", "soon")
     config = ("optim.lr=-1", "train.init_from=/nowhere", f"data.root={tmp_path}/file")
