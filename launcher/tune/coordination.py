@@ -229,7 +229,7 @@ class Coordination:
         return EXIT_CODES[state]
 
     def _report_text(self) -> str:
-        if self._sweep.report.exists():
+        if self._sweep.has_report:
             return f"report: {self._sweep.report}"
         log, command = self._run.starter_log(0), shlex.join(["fmfsd", "report", str(self._sweep.path)])
         return f"warning: no report was written, {log} says why: `{command}` writes it"

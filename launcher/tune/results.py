@@ -40,7 +40,6 @@ def write_report(sweep: SweepDir) -> str:
     code, _, errors = said_here((sys.executable, "-P", "-m", "fmfsd", "report", str(sweep.path)), deadline_s=REPORT_S)
     if code == 0:
         return ""
-    sweep.report.unlink(missing_ok=True)  # an earlier page would be out of date
     return (errors.strip().splitlines() or [f"exit code {code}"])[-1]
 
 

@@ -1,5 +1,6 @@
 """A sweep's folder: the one place that knows its file names."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,13 @@ class SweepDir:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def has_report(self) -> bool:
+        """Whether there is a page of the newest results."""
+        with suppress(OSError):
+            return self.report.stat().st_mtime_ns >= self.summary.stat().st_mtime_ns
+        return False
 
     @property
     def trials(self) -> Path:

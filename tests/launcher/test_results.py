@@ -15,6 +15,7 @@ from fmfsd.report.written import write_report
 from launcher.config import TuneOptions
 from launcher.tune.history import History
 from launcher.tune.results import write_final_results, write_results
+from launcher.tune.results import write_report as write_sweep_report
 from launcher.tune.space import Space
 from launcher.tune.sweep_dir import SweepDir
 from tests.helpers.histories import TAPS, TOP1, ask, confirm, end, history_of, sweep_of
@@ -157,6 +158,17 @@ def test_a_hundred_trials_are_written_with_less_than_a_tenth_of_a_second_of_work
     start = time.process_time()
     write_results(sweep, space, history, held_out=5200)
     assert time.process_time() - start < 0.1
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_page_that_can_not_be_written_is_reported_and_another_file_stays(tmp_path: Path) -> None:
+    sweep, space = sweep_of(tmp_path, *SPACE)
+    sweep.report.write_text("mine")
+    write_final_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
+    assert "is there already and no page of ours" in write_sweep_report(sweep)
+    assert (sweep.report.read_text(), sweep.has_report) == ("mine", False)
+    sweep.report.unlink()
+    assert (write_sweep_report(sweep), sweep.has_report) == ("", True)
 
 
 @pytest.mark.usefixtures("processes")

@@ -158,6 +158,7 @@ def test_a_sweep_below_uv_run_in_which_v8_can_not_start_ends_as_any(
     assert "<svg" not in page
     assert stat.S_IMODE(sweep.report.stat().st_mode) == 0o640
     assert "best: trial 0001: valid/deepest_top1 " in answer.stdout
+    assert f"report: {sweep.report}" in answer.stdout.replace("\n", "")
 
 
 def test_a_trial_that_rays_memory_monitor_kills_fails_with_its_reason(
