@@ -28,7 +28,7 @@ def finished(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDi
     return RunDir(folder / "run")
 
 
-@pytest.mark.fault("F52")
+@pytest.mark.fault("F56")
 def test_a_launch_needs_no_standard_stream(finished: RunDir) -> None:
     assert json.loads(finished.outcome.read_text())["state"] == "finished"
     for log in finished.node_logs(0).glob("rank-*.log"):
@@ -64,7 +64,7 @@ def test_commands_need_no_standard_stream(name: str, closed: str, finished: RunD
 PLAIN = {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "LC_ALL": "C"}
 
 
-@pytest.mark.fault("F52")
+@pytest.mark.fault("F56")
 @pytest.mark.parametrize("env", [PLAIN, {"PYTHONIOENCODING": "latin-1"}, {"COLUMNS": "0"}, {"COLUMNS": "20"}], ids=str)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_encoding_or_width_is_an_error(name: str, env: dict[str, str], finished: RunDir, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Every fault that can befall a run has a test, and every test that claims one names one that is in the list.
 
-The numbers are those of the project's reliability page. Not here: a GPU out of memory (F10) and losses that spike
-(F19), for which there is no mechanism yet; faults that nothing here can have, as no process loads data beside a worker
-(F4, F41); and a port that is taken between its choice and its use (F31), which costs an attempt.
+The numbers are those of the project's reliability page, and F49 to F52 are further ones. Not here: a GPU out of memory
+(F10) and losses that spike (F19), for which there is no mechanism yet; faults that nothing here can have, as no process
+loads data beside a worker (F4, F41); and a port that is taken between its choice and its use (F31), which costs an
+attempt.
 """
 
 import ast
@@ -53,16 +54,16 @@ ROWS = {
     "F45": "workers with different files or packages",
     "F46": "workers whose weights are no longer the same",
     "F47": "whoever reads the output goes away",
-    "F48": "a site's script fails at a job's start",
     "F49": "a node does not answer the checks at a job's start",
     "F50": "variables of another job or launch are left in the environment",
     "F51": "too few files may be open",
-    "F60": "a server refuses one of many simultaneous connections",
-    "F61": "GPUs are there and can't be used",
-    "F52": "standard streams are closed, or a terminal has no width or lacks characters",
+    "F52": "a site's script fails at a job's start",
     "F53": "a signal at any moment of any command",
     "F54": "another module has the name of ours",
     "F55": "options and a config are wrong in several ways at once",
+    "F56": "standard streams are closed, or a terminal has no width or lacks characters",
+    "F60": "a server refuses one of many simultaneous connections",
+    "F61": "GPUs are there and can't be used",
     "F62": "a home or temporary folder is missing, read-only or noexec, or the user has no name",
 }
 

@@ -169,7 +169,7 @@ def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
     assert "not finite" in answer.stdout
 
 
-@pytest.mark.fault("F48")
+@pytest.mark.fault("F52")
 def test_a_failing_site_script_ends_the_job_with_its_error(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
