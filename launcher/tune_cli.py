@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fmfsd.cache_home import complete_environment
 from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
@@ -17,6 +18,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
+    if note := complete_environment(os.environ):  # Ray's processes need a home
+        print(f"warning: {note}", file=sys.stderr)
     choose_method(os.environ)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was begun for the check is ended
     app()
