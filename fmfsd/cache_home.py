@@ -78,6 +78,8 @@ def _problem(folder: Path) -> str:
     place = nearest_visible(folder.absolute())
     if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
         return f"{folder} can't be made" if place != folder else f"{folder} can't be written"
+    if folder.name == _private_name() and folder.exists() and not _is_private_folder(folder):
+        return f"others may have made {folder}"  # it was inherited from a process on another machine
     if os.statvfs(place).f_flag & os.ST_NOEXEC:
         return f"{folder} is on a file system that is mounted noexec"
     return ""
@@ -86,11 +88,19 @@ def _problem(folder: Path) -> str:
 def _private_folder() -> Path:
     """The user's own in the first temporary folder that can be used; others must not be able to write there."""
     for parent in map(Path, (tempfile.gettempdir(), *_TEMPORARY)):
-        folder = parent / f"fmfsd-cache-{os.getuid()}"
+        folder = parent / _private_name()
         with suppress(OSError):
             if not _problem(parent):
                 folder.mkdir(mode=0o700, exist_ok=True)
-                status = folder.lstat()
-                if stat.S_ISDIR(status.st_mode) and is_private(status):
+                if _is_private_folder(folder):
                     return folder
     return _NOWHERE
+
+
+def _private_name() -> str:
+    return f"fmfsd-cache-{os.getuid()}"
+
+
+def _is_private_folder(folder: Path) -> bool:
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and is_private(status)

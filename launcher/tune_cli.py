@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from fmfsd.cache_home import complete_environment
 from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
 from fmfsd.locks import choose_method
 from launcher import options, tune_options
@@ -16,6 +17,8 @@ app = App()
 
 def main() -> None:
     os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
+    if note := complete_environment(os.environ):  # Ray's processes need a home
+        print(f"warning: {note}", file=sys.stderr)
     choose_method(os.environ)
     raise_open_files()  # each node agent takes three
     app()

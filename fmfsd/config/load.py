@@ -240,6 +240,8 @@ class _Draft:
         for details in error.errors(include_url=False):
             by_path.setdefault(self._keys(details["loc"]), []).append(details)
         for path, found in by_path.items():
+            if any(other[: len(path)] == path and other != path for other in by_path):
+                continue  # another form of the value, which was not meant
             yield Problem(self.where(path), f"{'.'.join(path)}: {_message(path, found)}")
 
     def _keys(self, location: tuple[int | str, ...]) -> KeyPath:

@@ -93,6 +93,9 @@ def test_a_temporary_folder_that_others_may_have_made_is_not_used(
     else:
         own(temporary).mkdir()
         own(temporary).chmod(0o777)
+    assert cache_note({"XDG_CACHE_HOME": str(own(temporary))}).endswith(
+        f"because others may have made {own(temporary)}"
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
     assert not cache_home(os.environ).is_dir()
     with pytest.raises(OSError, match="Not a directory"):

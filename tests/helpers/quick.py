@@ -16,7 +16,7 @@ PROCESSES = "processes"
 """The fixture that a test of these folders requests to start processes, which makes it one that is not quick."""
 
 _EVENTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system")
-_ALLOWED = (COMPILER, "git")
+_ALLOWED = {COMPILER, "git"}
 """The compiler of the CPU kernels runs once a session; git is asked for uncommitted changes."""
 _refused: list[str] | None = None
 """What was refused since the start of a quick test; None while no quick test runs."""
@@ -51,8 +51,13 @@ def _refuse(what: str) -> None:
         raise RuntimeError(f"a quick test must not start a process ({what}): request the fixture `{PROCESSES}`")
 
 
+def _words(arguments: tuple[Any, ...]) -> list[str]:
+    """Of the command that is started."""
+    return [str(word) for word in arguments[1]] if isinstance(arguments[1], list | tuple) else []
+
+
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _refused is not None and event in _EVENTS and arguments[0] not in _ALLOWED:
+    if _refused is not None and event in _EVENTS and not _ALLOWED & set(_words(arguments)):
         _refuse(f"{event}: {arguments[:2]}")
 
 

@@ -103,6 +103,7 @@ def test_a_dry_run_refuses_what_a_start_refuses_with_the_same_words(
     assert any(says in line for line in start[1]), start
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("gpus", "device"), [(("0", "1"), "cuda"), ((), "cpu")])
 def test_a_config_is_checked_for_the_devices_of_the_sweep(
     gpus: tuple[str, ...], device: str, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

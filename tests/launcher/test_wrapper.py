@@ -52,7 +52,7 @@ def test_the_wrapper_comes_last_before_the_agent(reach: Literal["here", "srun", 
     words = Site(Resources(1), reach, ("n1",), wrap=WRAP).agent("n1", {})
     text = " ".join(words).replace("'\"'\"'", "'")
     assert "apptainer exec --nv" in text
-    assert text.index("my image.sif") < text.index("sh -c") < text.index("-m launcher.agent")
+    assert text.index("my image.sif") < text.index("sh -c") < text.index("launcher.agent")
     assert reach not in ("srun", "ssh") or words[0 if reach == "ssh" else words.index("srun")] == reach
 
 
