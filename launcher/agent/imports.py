@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 ANSWER_S = 60.0
-PACKAGES = ("fmfsd", "launcher", "torch", "torchvision", "numpy")
+PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
 _PRINT_ORIGINS = """
 import json, sys
 from importlib.util import find_spec
