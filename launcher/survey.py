@@ -107,10 +107,10 @@ def survey(
             if found.trouble:
                 time.sleep(JOB_PAUSE_S)
                 found = found.updated(ask(tuple(found.trouble), start_agent, **question))
-        return _compared(found.of(site.known_hosts), site, look({}, environment))
+        return compared_on(site, found.of(site.known_hosts), look({}, environment))
 
 
-def _compared(found: Survey, site: Site, here: Mapping[str, Any]) -> Survey:
+def compared_on(site: Site, found: Survey, here: Mapping[str, Any]) -> Survey:
     """Return the survey with what hosts are compared to; behind a wrapper, only their code is to be as it is here."""
     if not site.is_wrapped:
         return replace(found, here=here)

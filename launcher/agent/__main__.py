@@ -128,8 +128,10 @@ class NodeAgent:
     def _do_start(self, order: dict[str, Any]) -> None:
         self._leave_the_port()
         self._scratch, self._oom_kills_before = order["scratch"], oom_kills()
-        inherited = {name: os.environ[name] for name in order.get("inherits", ()) if name in os.environ}
-        command = Command(_with_python(order["argv"]), _all_variables({**inherited, **order["env"]}), order["cwd"])
+        inherits = order.get("inherits", ())
+        inherited = {name: os.environ[name] for name in inherits if name in os.environ}
+        argv = _with_python(order["argv"]) if inherits else order["argv"]
+        command = Command(argv, _all_variables({**inherited, **order["env"]}), order["cwd"])
         workers = [Command(command.argv, {**command.env, **own}, command.cwd) for own in order.get("workers", ())]
         log = Path(order["log"])
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -171,7 +173,7 @@ class NodeAgent:
 
 
 def _with_python(argv: list[str]) -> list[str]:
-    """Return the command with our own Python where the launcher's is missing, as in a container."""
+    """Return the launcher's command with our own Python if the launcher's is missing inside a wrapper."""
     return argv if shutil.which(argv[0]) else [sys.executable, *argv[1:]]
 
 

@@ -12,7 +12,7 @@ from launcher.config import LaunchConfig
 from launcher.doctor import machine, surroundings
 from launcher.doctor.finding import Finding
 from launcher.site import Site
-from launcher.survey import HERE, Survey, ask
+from launcher.survey import HERE, Survey, ask, compared_on
 
 
 def examine(site: Site, *, environment: Mapping[str, str], cwd: str, as_json: bool) -> int:
@@ -20,9 +20,13 @@ def examine(site: Site, *, environment: Mapping[str, str], cwd: str, as_json: bo
     here = look({"condition": cwd}, environment)
     start_agent = partial(site.start_agent, environment=environment)
     hosts = ask(site.known_hosts, start_agent, condition=cwd)
-    found = [*machine.findings(HERE, here), *_software(), *surroundings.findings(environment, cwd=cwd)]
+    found = [
+        *machine.findings(HERE, here),
+        *(() if site.is_wrapped else _software()),
+        *surroundings.findings(environment, cwd=cwd),
+    ]
     found += [finding for host, answer in hosts.seen.items() for finding in machine.findings(host, answer)]
-    found += _between(Survey(hosts.seen, hosts.trouble, here))
+    found += _between(compared_on(site, Survey(hosts.seen, hosts.trouble), here))
     print_json(found) if as_json else show(found)
     return CheckError.exit_code if any(finding.wrong for finding in found) else 0
 
