@@ -112,16 +112,25 @@ def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
 
 
 def machines(
-    site: Site, options: TuneOptions, sweep: SweepDir, environment: Mapping[str, str], cwd: str, *, asks: bool
+    site: Site,
+    launch: LaunchConfig,
+    options: TuneOptions,
+    sweep: SweepDir,
+    environment: Mapping[str, str],
+    cwd: str,
+    *,
+    asks: bool,
 ) -> list[Resources]:
-    """What there is for trials. CheckError if a cluster, or a host of an allocation, does not answer or see the files.
+    """What there is for trials, each of which is such a `launch`.
+
+    CheckError if a cluster, or a host of an allocation, does not answer or see the files.
 
     Unless it `asks`, hosts are supposed to have what the allocation says, and a cluster what this machine has.
     """
     if options.ray_address is not None:
         return machines_of(options.ray_address, sweep) if asks else [site.resources]
     found = survey(site, environment, run=sweep.path, cwd=cwd, index=None) if asks else Survey()
-    if problems := list(of_hosts.problems(LaunchConfig(), found)):
+    if problems := list(of_hosts.problems(LaunchConfig(device=launch.device), found)):
         raise CheckError(problems)
     return [found.told(site).resources] * max(1, len(site.hosts))
 

@@ -99,7 +99,7 @@ def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd:
     found = _checked(replace(request, config=space.config, overrides=overrides), launch, sweep, environment, cwd)
     begun = Begun(options, launch, count, found.costs.memory.get("total", 0))
     check.require_metrics(options, space, found.costs)
-    machines = check.machines(site, options, sweep, environment, cwd, asks=asks)
+    machines = check.machines(site, launch, options, sweep, environment, cwd, asks=asks)
     shape = begun.shape_on(machines)
     if asks:  # what a config needs is not known without
         check.require_room(sweep, options, found.config, found.costs, shape)
@@ -136,7 +136,7 @@ def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str],
     History.read(sweep.ledger, begun.options)
     space = read_space(sweep.space, config=str(sweep.config))
     check.require_sound(space, begun.options, sweep, asks=asks, is_new=False)
-    shape = begun.shape_on(check.machines(site, begun.options, sweep, environment, cwd, asks=asks))
+    shape = begun.shape_on(check.machines(site, begun.launch, begun.options, sweep, environment, cwd, asks=asks))
     return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
 
 
