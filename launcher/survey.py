@@ -141,7 +141,7 @@ def ask(hosts: Sequence[str], start_agent: Callable[[str], Agent], **question: A
         _listen(selector, until=until)
         trouble = {talk.host: talk.trouble() for talk in talks if not talk.answer}
     seen = {talk.host: talk.answer for talk in talks if talk.answer}
-    imports = {host: answer["imports"] for host, answer in seen.items()}
+    imports = {host: answer.get("imports", {}) for host, answer in seen.items()}
     return Survey(seen, trouble, asked=question, imports=imports)
 
 

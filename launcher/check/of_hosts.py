@@ -27,8 +27,6 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
         yield Problem(host, words)
     for host, answer in survey.seen.items():
         yield from _unseen(host, answer, survey.asked)
-        if launch.nodes > 1 and not _outside_loopback(answer):
-            yield Problem(host, "has no IPv4 address except loopback's, and hosts meet at one: configure IPv4 there")
         if launch.interface is not None and launch.interface not in answer["interfaces"]:
             found = ", ".join(answer["interfaces"]) or "none"
             yield Problem(host, f"has no interface {launch.interface} with an IPv4 address; there are {found}")
@@ -40,11 +38,12 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
             yield Problem(host, f"{message}: start the launch without Python's options -E, -I and -s, or change --env")
     for what, value_of in _SAME.items():
         yield from _unlike(what, value_of, survey)
-    if launch.device != "cpu":
-        for host, answer in survey.seen.items():
-            if answer["gpu_trouble"]:
-                yield Problem(host, f"{answer['gpu_trouble']}: {NO_GPU_REMEDY}")
-    without = [host for host, answer in survey.seen.items() if not (answer["gpus"] or answer["gpu_trouble"])]
+    for host, answer in _of_this_version(survey).items():
+        if launch.nodes > 1 and not _outside_loopback(answer):
+            yield Problem(host, "has no IPv4 address except loopback's, and hosts meet at one: configure IPv4 there")
+        if launch.device != "cpu" and answer["gpu_trouble"]:
+            yield Problem(host, f"{answer['gpu_trouble']}: {NO_GPU_REMEDY}")
+    without = [host for host, answer in survey.seen.items() if not (answer["gpus"] or answer.get("gpu_trouble"))]
     if launch.device == "auto" and without and len(without) < len(survey.seen):
         message = f"no GPU is visible on {', '.join(without)}, and some are on the others: see --doctor"
         yield Problem("--device auto", f"{message}; leave {'it' if len(without) == 1 else 'them'} out, or --device cpu")
@@ -82,6 +81,7 @@ def warnings(survey: Survey) -> Iterator[str]:
         if abs(ahead_s := answer["clock_s"]) > CLOCK_S:
             way = "ahead of" if ahead_s > 0 else "behind"
             yield f"{host}: its clock is {abs(ahead_s):.0f} s {way} ours, so times in its logs differ: let NTP set both"
+    for host, answer in _of_this_version(survey).items():
         if answer["amd_gpus"] and not answer["gpus"]:
             yield f"{host}: it has AMD GPUs, which are not supported"
     counts = {host: len(answer["gpus"]) for host, answer in survey.seen.items()}
@@ -100,6 +100,12 @@ def _unseen(host: str, answer: Answer, asked: Mapping[str, Any]) -> Iterator[Pro
         yield Problem(host, f"{where}: several machines have to share the run's file system: choose another --run-dir")
     elif not answer.get("parent", True):
         yield Problem(host, f"can't write in {asked['parent']}, where the run is to be: choose another --run-dir")
+
+
+def _of_this_version(survey: Survey) -> Mapping[str, Answer]:
+    """Answers of hosts with our own code: those of others, which are refused, may have another form."""
+    source = survey.here.get("source")
+    return {host: answer for host, answer in survey.seen.items() if source in (None, answer["source"])}
 
 
 def _outside_loopback(answer: Answer) -> list[str]:

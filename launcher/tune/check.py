@@ -122,14 +122,15 @@ def machines(site: Site, options: TuneOptions, sweep: SweepDir, *, asks: bool) -
     return [site.resources] * max(1, len(site.hosts))
 
 
-def probe_site(site: Site, folder: Path, environment: Mapping[str, str], cwd: str) -> Site:
-    """Return the hosts of an allocation that answer, with what each has at least. `folder` is where the sweep will be.
+def probe_site(site: Site, launch: LaunchConfig, folder: Path, environment: Mapping[str, str], cwd: str) -> Site:
+    """Return the hosts of an allocation that answer, with what each has at least. `launch` is what a trial is like,
+    `folder` is where the sweep will be.
 
     CheckError if none answers, or if one has other software or does not see the same files.
     """
     found = survey(site, environment, run=folder, cwd=cwd, index=None)
     known = found.of(tuple(found.seen)) if found.seen else found
-    if problems := list(of_hosts.problems(LaunchConfig(), known)):
+    if problems := list(of_hosts.problems(LaunchConfig(device=launch.device), known)):
         raise (UnreachableError if known.trouble else CheckError)(problems)
     return replace(known.told(site), hosts=tuple(known.seen) or site.hosts)
 

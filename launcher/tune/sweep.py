@@ -89,7 +89,7 @@ def _probed(
     """Return the site as its hosts were found; if none of them answers, the job may be requeued."""
     folder = Path(cwd, request.resume or request.sweep_dir or Path("runs", "new"))
     try:
-        return check.probe_site(site, folder, environment, cwd)
+        return check.probe_site(site, request.launch, folder, environment, cwd)
     except UnreachableError as error:
         if job is not None:
             handle_unreachable(error, job, SweepDir(folder).coordination, partial(print, file=sys.stderr, flush=True))

@@ -38,6 +38,15 @@ def test_other_software_on_a_host_is_refused(changed: dict[str, Any], expected: 
     assert all(part in text for part in expected), text
 
 
+def test_the_answer_of_another_version_may_have_another_form() -> None:
+    found = survey_with(source="f" * 64, interfaces=["lo"])
+    older = {name: value for name, value in found.seen["n2"].items() if name not in ("gpu_trouble", "amd_gpus")}
+    found = Survey({**found.seen, "n2": older}, here=found.here)
+    (told,) = map(str, of_hosts.problems(LaunchConfig(nodes=2), found))
+    assert told.startswith("code of fmfsd: not the same everywhere")
+    assert list(of_hosts.warnings(found)) == []
+
+
 def test_another_timm_on_a_host_is_refused_where_the_backbone_is_of_timm(prepared: Path) -> None:
     found = survey_with(versions={**look({}, {})["versions"], "timm": "0.9.0"})
     code, text = problems(tiny_config(prepared, "model.backbone=timm/test_resnet"), survey=found)

@@ -90,7 +90,7 @@ def test_trials_have_the_time_between_the_warning_and_the_end_to_save(
 def test_a_sweep_uses_the_hosts_that_answer_and_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "JOB_PAUSE_S", 0.0)
     site = NearSite(Resources(cores=1, gpus=("0", "1")), "srun", ("n1", "n2"), {"n1": LOST})
-    found = probe_site(site, tmp_path / "runs" / "one", os.environ, str(tmp_path))
+    found = probe_site(site, LaunchConfig(), tmp_path / "runs" / "one", os.environ, str(tmp_path))
     assert (found.hosts, found.resources.gpus) == (("n2",), Resources.detect(os.environ).gpus)
     with pytest.raises(UnreachableError, match="n1: no agent could be started there"):
-        probe_site(replace(site, hosts=("n1",)), tmp_path / "one", os.environ, str(tmp_path))
+        probe_site(replace(site, hosts=("n1",)), LaunchConfig(), tmp_path / "one", os.environ, str(tmp_path))
