@@ -87,7 +87,7 @@ def survey(
     A file in the run's parent folder, removed at once, shows whether they share it. Also of this machine: whether
     workers with `variables` would import the same packages as the check.
     """
-    if site.is_here:
+    if site.is_here and not site.is_wrapped:
         return Survey(imports={HERE: _imports(variables)} if variables is not None else {})
     if not site.known_hosts:
         return Survey()
