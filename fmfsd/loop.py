@@ -205,7 +205,7 @@ class Loop:
 
     def _require_one_network(self) -> None:
         """Raises DivergedError on all workers if any has other weights than rank 0, as after a silent fault."""
-        mine = self.engine.weights_sum()
+        mine = self.engine.weights_checksum()
         first = mine.clone()
         self.comms.spread_(first)
         differs = bool(mine != first)

@@ -151,17 +151,32 @@ def _memory() -> int:
     return min(installed, memory_limit() or installed)
 
 
+_WHOLE, _PART = "GPU-", "MIG-"
+
+
 def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
-    """Those of the installed GPUs that CUDA_VISIBLE_DEVICES lets through: as CUDA does, up to the first unknown."""
+    """Those of the installed GPUs that CUDA_VISIBLE_DEVICES lets through, as CUDA reads it: up to the first name that
+    names none, no GPU at all if one stands there twice, and one part of a GPU (MIG) at most.
+
+    CUDA C++ Programming Guide, "CUDA Environment Variables".
+    """
     if chosen is None:
         return tuple(str(number) for number in range(len(uuids)))
-    visible: list[str] = []
-    for name in chosen.split(","):
-        name = name.strip()
-        by_number = name in map(str, range(len(uuids)))
-        by_uuid = name and any(uuid.startswith(name) for uuid in uuids)
-        part_of_one = name.startswith("MIG-") and uuids
-        if not (by_number or by_uuid or part_of_one):
+    if uuids and chosen.strip().startswith(_PART):
+        return (chosen.split(",")[0].strip(),)
+    visible = dict[str, int]()
+    for name in map(str.strip, chosen.split(",")):
+        if (number := _number(name, uuids)) is None:
             break
-        visible.append(name)
+        if number in visible.values():
+            return ()
+        visible[name] = number
     return tuple(visible)
+
+
+def _number(name: str, uuids: list[str]) -> int | None:
+    """Of the GPU that a part of CUDA_VISIBLE_DEVICES names: its number, or the begin of one GPU's UUID."""
+    if name.isdecimal():
+        return int(name) if int(name) < len(uuids) else None
+    found = [number for number, uuid in enumerate(uuids) if uuid.startswith(name)]
+    return found[0] if len(found) == 1 and len(name) > len(_WHOLE) else None

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,10 +29,14 @@ def begin_with(origin: str, engine: Engine, comms: Comms) -> None:
     found, wrong = _fitting(origin, wanted) if comms.rank == 0 else ({}, [])
     if told := comms.share(wrong):
         raise CheckError([Problem(KEY, text) for text in told])
-    weights = {name: found.get(name, like).to(like, copy=True) for name, like in wanted.items()}
-    for tensor in weights.values():
+    weights = {name: _contiguous_copy(found.get(name, like), like) for name, like in wanted.items()}
+    for tensor in weights.values():  # sent as they lie in memory, so everywhere in the same order
         comms.spread_(tensor)
     engine.load(EngineState(weights, {}))
+
+
+def _contiguous_copy(values: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format).copy_(values)
 
 
 def _fitting(origin: str, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

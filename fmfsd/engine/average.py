@@ -3,10 +3,13 @@
 The exponential average of SWA's authors' package: Izmailov et al. 2018 (arXiv:1803.05407), torch.optim.swa_utils.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
@@ -17,16 +20,21 @@ class WeightAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self._averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval()
-        self.network: nn.Module = self._averaged.module
+        self.network = deepcopy(network).eval()
+        self.begun = False
+        self._average = get_ema_multi_avg_fn(decay)
 
-    @property
-    def begun(self) -> bool:
-        """Its count lies on the CPU: asking waits for no GPU."""
-        return bool(self._averaged.n_averaged > 0)
-
+    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        self._averaged.update_parameters(network)
+        """Without waiting for a GPU, as torch's AveragedModel does for its count of updates."""
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        for kind in dict.fromkeys(mine.dtype for mine, _ in pairs):
+            mine, theirs = zip(*(pair for pair in pairs if pair[0].dtype == kind), strict=True)
+            if self.begun:
+                self._average(list(mine), list(theirs), 0)
+            else:
+                torch._foreach_copy_(list(mine), list(theirs))
+        self.begun = True
 
     def state(self) -> dict[str, Tensor]:
         """By the names of the network's own; empty before the first update."""
@@ -34,6 +42,10 @@ class WeightAverage:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """What `state` gave; an empty one begins anew."""
-        self._averaged.n_averaged.fill_(int(bool(state)))
+        self.begun = bool(state)
         if state:
             self.network.load_state_dict(state)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    return (tensor.detach() for tensor in chain(network.parameters(), network.buffers()))

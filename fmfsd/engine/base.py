@@ -86,8 +86,8 @@ class Engine(Protocol):
         """Let the engine settle by passes that leave no trace."""
         ...
 
-    def weights_sum(self) -> Tensor:
-        """The sum of all parameters' bits as integers, of no dimension: workers with the same weights have the same."""
+    def weights_checksum(self) -> Tensor:
+        """Of all parameters, of no dimension: workers with the same weights have the same, others hardly ever."""
         ...
 
     def state(self) -> EngineState: ...

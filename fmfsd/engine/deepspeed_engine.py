@@ -23,7 +23,7 @@ from fmfsd.distill import LossTerms, SelfDistillLoss
 from fmfsd.engine.base import EngineState
 from fmfsd.engine.extension import compile_nothing, import_muon, say_less
 from fmfsd.engine.kept import give_back, kept_by
-from fmfsd.engine.trained import TrainedNetwork, sum_of_bits
+from fmfsd.engine.trained import TrainedNetwork, checksum
 from fmfsd.engine.training_pass import TrainingPass
 from fmfsd.engine.zero import DividedState, DividedWeights, Zero
 from fmfsd.errors import NonFiniteLossError
@@ -126,9 +126,9 @@ class DeepSpeedEngine(TrainedNetwork):
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
         """Its buckets are filled in the same order from the first pass on."""
 
-    def weights_sum(self) -> Tensor:
+    def weights_checksum(self) -> Tensor:
         """At stage 3 of the batch statistics alone: there is one copy of the weights."""
-        return sum_of_bits(*self.network.buffers()) if self._stage == 3 else super().weights_sum()
+        return checksum(*self.network.buffers()) if self._stage == 3 else super().weights_checksum()
 
     def state(self) -> EngineState:
         kept = kept_by(self._base, self.network) if self._zero is None else self._zero.kept()

@@ -52,8 +52,9 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
+        saved = mean.new_empty(0)  # not read where statistics are given, but CUDA wants tensors
         _, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            gradients[0], x, weight, mean, variance, saved, saved, False, ctx.eps, [False, True, True]
         )
         sums = ctx.sum_(torch.stack([weight_gradient, bias_gradient]).double()).to(mean.dtype)
         count = ctx.size * x.numel() // x.shape[1]
@@ -92,7 +93,9 @@ def _combined(one: Tensor, other: Tensor, of_one_C: Tensor, of_other_C: Tensor, 
 
 def _line(x: Tensor, slope_C: Tensor, offset_C: Tensor) -> Tensor:
     """slope * x + offset by channel, in the type of x: what batch norm is given its statistics, in one pass."""
-    return F.batch_norm(x, torch.zeros_like(slope_C), torch.ones_like(slope_C), slope_C, offset_C, eps=0.0)
+    zeros, ones = torch.zeros_like(slope_C), torch.ones_like(slope_C)
+    # F.batch_norm refuses eps 0 in torch 2.11
+    return torch.batch_norm(x, slope_C, offset_C, zeros, ones, False, 0.0, 0.0, torch.backends.cudnn.enabled)
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

@@ -16,7 +16,7 @@ from fmfsd.engine.sync_bn import synchronise_batch_norm
 from fmfsd.engine.training_pass import is_compiled
 from fmfsd.model.network import Network, Outputs
 
-_BITS = {4: torch.int32, 8: torch.int64}
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integers that have as many bytes as a weight."""
 
 
@@ -65,8 +65,8 @@ class TrainedNetwork:
             for buffer in (buffer for network in networks for buffer in network.buffers()):
                 self._comms.spread_(buffer)
 
-    def weights_sum(self) -> Tensor:
-        return sum_of_bits(*self.network.parameters())
+    def weights_checksum(self) -> Tensor:
+        return checksum(*self.network.parameters())
 
     @property
     def loss_scale(self) -> float | None:
@@ -102,8 +102,16 @@ class TrainedNetwork:
         return {f"{name}{AVERAGE}": value for name, value in averages.items()}
 
 
-def sum_of_bits(*tensors: Tensor) -> Tensor:
-    return torch.stack([tensor.detach().view(_BITS[tensor.itemsize]).sum() for tensor in tensors]).sum()
+def checksum(*tensors: Tensor) -> Tensor:
+    """Of the values' bits and of their places: other values and values in another order have another one, whatever the
+    memory layout. int64, modulo 2^64."""
+    sums = [_checksum(tensor) * (2 * number + 1) for number, tensor in enumerate(tensors)]
+    return torch.stack(sums).sum()
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    bits = tensor.detach().contiguous().view(_BITS[tensor.itemsize]).flatten().long()
+    return (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum()
 
 
 def _synchronised(network: AnyModule, comms: Comms, *, own: bool) -> AnyModule:

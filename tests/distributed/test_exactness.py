@@ -199,13 +199,17 @@ def begin(comms: Comms, folder: Path) -> str | bytes:
     return b"".join(value.numpy().tobytes() for value in loop.engine.state().model.values())
 
 
-def test_all_workers_begin_with_the_weights_that_rank_0_finds(tiny_root: Path, tmp_path: Path) -> None:
-    """Rank 1 looks where there are none, as on a node with another file system."""
+@pytest.mark.parametrize("channels_last", ["false", "true"])
+def test_all_workers_begin_with_the_weights_that_rank_0_finds(
+    channels_last: str, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Rank 1 looks where there are none, as on a node with another file system. Weights that lie in another order in
+    memory than in the file are the same."""
     other = make_run(tmp_path / "other", tiny_config(tiny_root, *SMALL, "train.max_steps=1"))
     run_workers(train_run, 1, other.path)
     runs = []
     for origin in (other.path, tmp_path / "nowhere"):
-        config = tiny_config(tiny_root, *SMALL, f"train.init_from={origin}")
+        config = tiny_config(tiny_root, *SMALL, f"train.init_from={origin}", f"train.channels_last={channels_last}")
         runs.append(make_run(tmp_path / f"from-{origin.name}", config).path)
     expected = run_workers(begin, 1, runs[0])[0]
     assert isinstance(expected, bytes)

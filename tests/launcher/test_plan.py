@@ -226,7 +226,16 @@ UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
         ("GPU-bbbb", ("GPU-bbbb",)),
         ("-1", ()),
         (" 0 , 1 ", ("0", "1")),
-        ("MIG-5a1b, MIG-77", ("MIG-5a1b", "MIG-77")),
+        ("MIG-5a1b, MIG-77", ("MIG-5a1b",)),
+        ("0,0", ()),
+        ("0,1,0", ()),
+        ("GPU-aaaa,0", ()),
+        ("GPU", ()),
+        ("GPU-", ()),
+        ("1,GPU,0", ("1",)),
+        ("0,,1", ("0",)),
+        ("1.5", ()),
+        ("NoDevFiles", ()),
     ],
 )
 def test_visible_gpus_are_those_that_cuda_would_show(chosen: str | None, expected: tuple[str, ...]) -> None:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fmfsd.comms import SoloComms
+from fmfsd.engine.average import WeightAverage
 from fmfsd.engine.base import EngineState
 from fmfsd.evaluation import evaluate
 from tests.helpers.runs import (
@@ -85,3 +88,21 @@ def test_first_weights_from_elsewhere_begin_an_average_of_their_own(tiny_root: P
     loop._train_one_step()
     state = loop.engine.state()
     assert all(torch.equal(value, state.model[name]) for name, value in state.averages.items())
+
+
+def test_updates_are_those_of_torchs_averaged_model_bit_for_bit() -> None:
+    """Which waits for the GPU twice in each."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 2).to(torch.bfloat16))
+    ours, theirs = (
+        WeightAverage(network, 0.9),
+        AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True),
+    )
+    for _ in range(4):
+        with torch.no_grad():
+            for tensor in (*network.parameters(), *network.buffers()):
+                tensor.add_(3) if tensor.dtype == torch.int64 else tensor.add_(torch.randn_like(tensor))
+        ours.update(network)
+        theirs.update_parameters(network)
+        expected = theirs.module.state_dict()
+        assert all(torch.equal(expected[name], value) for name, value in ours.state().items())
