@@ -12,6 +12,7 @@ from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.files import read_json, write_whole
 from fmfsd.own_launcher import COMMAND
 from fmfsd.rundir import RunDir
+from launcher.agent.node import MACHINES_OWN
 from launcher.attempt import Attempt
 from launcher.environment import travelling
 from launcher.execution import AGAIN, EXIT_CODES, console_of
@@ -70,7 +71,7 @@ class Coordination:
     def plan(self, slots: Sequence[int] | None = None) -> LaunchPlan:
         """On this machine one process, which starts all that Ray needs; on several, one on each of those `slots`."""
         chosen = list(range(len(self._site.hosts) or 1)) if slots is None else list(slots)
-        environment = {**travelling(self._environment), **ENVIRONMENT, "TMPDIR": SCRATCH, **self._credentials()}
+        environment = {**self._shared_variables(), **ENVIRONMENT, "TMPDIR": SCRATCH, **self._credentials()}
         environment |= self._begun.launch.extra_env
         nodes = tuple(
             NodePlan(
@@ -84,6 +85,11 @@ class Coordination:
             for number, slot in enumerate(chosen)
         )
         return LaunchPlan(str(self._sweep.path), "cpu", 1, nodes, longest_scratch=RAY_FOLDER_CHARACTERS)
+
+    def _shared_variables(self) -> dict[str, str]:
+        """Those of the caller that are meant on every machine of the search."""
+        not_theirs = () if self._site.is_here else MACHINES_OWN
+        return {name: value for name, value in travelling(self._environment).items() if name not in not_theirs}
 
     def _driver(self, machines: int) -> tuple[str, ...]:
         start = (*COMMAND, "launcher.tune.driver", str(self._sweep.path), ATTEMPT, SCRATCH)

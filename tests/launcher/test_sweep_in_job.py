@@ -15,6 +15,7 @@ from launcher.hosts import slurm
 from launcher.recovery import Ended
 from launcher.requests import Requests
 from launcher.resources import Resources
+from launcher.site import Site
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue, reason_to_requeue
 from launcher.survey import UnreachableError
@@ -72,6 +73,15 @@ def test_a_sweep_that_fails_at_its_jobs_time_limit_is_requeued(
     with pytest.raises(RunFailedError, match="the search failed"):
         coordination._fail(ended(node_is_gone=False), Requeue(job, lambda: 1, 0), requests(warned=warned))
     assert requeued == (["7"] if warned else [])
+
+
+def test_machines_of_a_search_keep_their_own_home_user_and_gpus(tmp_path: Path) -> None:
+    environment = {"HOME": "/home/me", "USER": "me", "CUDA_VISIBLE_DEVICES": "3", "NCCL_DEBUG": "INFO"}
+    begun, space = Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
+    site = Site(Resources(1), "srun", ("n1", "n2"))
+    for each, expected in ((site, {"NCCL_DEBUG"}), (Site(Resources(1)), set(environment))):
+        for node in Coordination(SweepDir(tmp_path), begun, space, each, environment).plan().nodes:
+            assert environment.keys() & node.env.keys() == expected
 
 
 @pytest.mark.parametrize(
