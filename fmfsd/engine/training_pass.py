@@ -1,6 +1,5 @@
 """A network and its losses as one module, and that as one program."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import cast
@@ -8,11 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fmfsd.compilers import missing_for_compile
 from fmfsd.config import LoopConfig, TrainConfig
 from fmfsd.distill import LossTerms, SelfDistillLoss
-
-COMPILERS = ("gcc", "clang")
-"""One of these Triton wants for what launches its kernels."""
 
 
 class TrainingPass(nn.Module):
@@ -32,14 +29,14 @@ class TrainingPass(nn.Module):
 
 
 def is_compiled(config: TrainConfig, device: torch.device) -> bool:
-    """Whether passes are one program. `auto`: on a GPU, where there is a C compiler and nothing forbids it."""
+    """Whether passes are one program. `auto`: on a GPU, where a compiler can work and nothing forbids it."""
     if config.train.compile != "auto":
         return config.train.compile in (True, "cuda_graphs")
-    return device.type == "cuda" and any(map(shutil.which, COMPILERS)) and may_be_compiled(config)
+    return device.type == "cuda" and not missing_for_compile("cuda") and may_be_compiled(config)
 
 
 def may_be_compiled(config: TrainConfig) -> bool:
-    """Whether passes on a GPU are one program where there is a C compiler."""
+    """Whether passes on a GPU are one program where a compiler can work."""
     if config.train.compile != "auto" or config.engine.name != "torch":
         return config.train.compile in (True, "cuda_graphs")
     return config.train.recompute in ("auto", "none")

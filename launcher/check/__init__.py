@@ -56,7 +56,7 @@ def require_sound(
         *of_hosts.other_data(config, survey),
         *of_hosts.other_timm(config, survey),
         *of_trackers.missing(config),
-        *of_machine.not_compiled(config, site),
+        *of_machine.not_compiled(config, launch, site),
     ]
     if wrong:
         raise ConfigError([*wrong, *missing])
@@ -125,5 +125,6 @@ def warnings(
         *of_memory.unknown(costs),
         *of_data.other_statistics(config, costs),
         *of_machine.private_kernels(launch, site),
+        *of_machine.left_to_eager(config, launch, site),
         *of_machine.unsupported_gpus(launch, site),
     ]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from fmfsd.compilers import missing_for_compile
 from fmfsd.config import TrainConfig
 from fmfsd.errors import Problem
 from fmfsd.files import nearest_visible
@@ -17,8 +18,6 @@ from launcher.site import Site
 
 TESTED_TORCH = ("2.11", "2.16")
 """The first version that works, and the first that was not tried."""
-COMPILERS = ("c++", "g++", "clang++")
-"""What torch.compile makes its programs for CPUs with; who has one of these also has what it needs for GPUs."""
 FREE_BYTES = 320 << 20
 """What is wanted free where nothing is known of a checkpoint's size."""
 ALSO_KEPT = 2
@@ -48,14 +47,19 @@ def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
         yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
 
 
-def not_compiled(config: TrainConfig, site: Site) -> Iterator[Problem]:
+def not_compiled(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
     """What `train.compile` asks for and this machine has not; of others nothing is known."""
     if config.train.compile in ("auto", False) or not site.is_here:
         return
-    if not any(map(shutil.which, COMPILERS)):
-        yield Problem(
-            "train.compile", f"needs one of {', '.join(COMPILERS)}, and none is here: install one, or set false"
-        )
+    if missing := missing_for_compile(site.placement(launch)[0]):
+        yield Problem("train.compile", f"can't work here, {missing}; or set false")
+
+
+def left_to_eager(config: TrainConfig, launch: LaunchConfig, site: Site) -> Iterator[str]:
+    """That `train.compile: auto` will not compile on this machine's GPUs; nothing is known of other machines."""
+    on_our_gpus = site.is_here and site.placement(launch)[0] == "cuda"
+    if config.train.compile == "auto" and on_our_gpus and (missing := missing_for_compile("cuda")):
+        yield f"passes will not be compiled, and training takes longer: {missing}"
 
 
 def private_kernels(launch: LaunchConfig, site: Site) -> Iterator[str]:

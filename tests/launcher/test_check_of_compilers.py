@@ -1,0 +1,55 @@
+"""What the check and a worker do where torch.compile has no compiler or no headers of Python."""
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmfsd.compilers import missing_for_compile
+from fmfsd.config import load_config
+from fmfsd.engine.training_pass import is_compiled
+from fmfsd.rundir import RunDir
+from launcher.check import warnings
+from launcher.config import LaunchConfig
+from launcher.resources import Resources
+from launcher.site import Site
+from tests.helpers.checks import problems
+from tests.helpers.runs import tiny_config
+
+CUDA = torch.device("cuda")
+ON_A_GPU = Site(Resources(cores=2, gpus=("0",)))
+
+
+@pytest.fixture
+def no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with Debian's python3 without python3-dev, beside a gcc."""
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    (tmp_path / "gcc").touch(mode=0o755)
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_headers")
+def test_a_worker_with_auto_is_not_compiled_without_the_headers_of_python(tmp_path: Path) -> None:
+    config = load_config("smoke")
+    assert not is_compiled(config, CUDA)
+    (tmp_path / "Python.h").touch()
+    assert is_compiled(config, CUDA)
+
+
+@pytest.mark.usefixtures("no_headers")
+def test_the_check_warns_of_it_and_refuses_what_was_asked_for(prepared: Path, tmp_path: Path) -> None:
+    run, launch = tiny_config(prepared), LaunchConfig()
+    told = [text for text in warnings(run, launch, ON_A_GPU, RunDir(tmp_path / "run")) if "compiled" in text]
+    assert told == [f"passes will not be compiled, and training takes longer: {missing_for_compile('cuda')}"]
+    assert f"{tmp_path}/Python.h is missing: install Python's headers" in told[0]
+    code, text = problems(tiny_config(prepared, "train.compile=true"))
+    assert (code, "train.compile: can't work here" in text, "Python.h is missing" in text) == (3, True, True)
+
+
+def test_a_machine_without_a_compiler_is_told_which_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert missing_for_compile("cuda") == "there is no compiler: install gcc or clang"
+    assert missing_for_compile("cpu") == "there is no compiler: install c++ or g++ or clang++"
+    assert not is_compiled(load_config("smoke"), CUDA)
