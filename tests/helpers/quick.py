@@ -53,7 +53,8 @@ def _refuse(what: str) -> None:
 
 def _words(arguments: tuple[Any, ...]) -> list[str]:
     """Of the command that is started."""
-    return [str(word) for word in arguments[1]] if isinstance(arguments[1], list | tuple) else []
+    words = arguments[1] if len(arguments) > 1 else ()
+    return [str(word) for word in words] if isinstance(words, list | tuple) else []
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:

@@ -50,6 +50,7 @@ def _as_other(*argv: str) -> list[str]:
 
 def as_other(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `function` returns to OTHER, in a child of this process, or the exception that it raises."""
+    "localhost".encode("idna")  # sockets use this codec, whose module OTHER may not be able to read
     receiving, sending = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child uses no lock that a thread of ours may hold
