@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent.cgroup import cpu_limit, memory_limit
+from launcher.torch_build import trouble_with_driver
 
 _NVIDIA_CONTROL = Path("/dev/nvidiactl")
 _AMD_CONTROL = Path("/dev/kfd")
@@ -41,7 +42,7 @@ class Resources:
             _memory(),
             gpu_memory=_least_known(_memory_of(name, found.gpus) for name in visible),
             core_numbers=tuple(sorted(os.sched_getaffinity(0))),
-            gpu_trouble="" if visible else _gpu_trouble(found, environment),
+            gpu_trouble=trouble_with_driver(found.version, found.cuda) if visible else _gpu_trouble(found, environment),
             amd_gpus=_AMD_CONTROL.exists(),
         )
 
@@ -73,6 +74,8 @@ class Driver:
     version: str = ""
     trouble: str = ""
     gpus: tuple[Gpu, ...] = ()
+    cuda: tuple[int, int] = (0, 0)
+    """The newest version that it supports; (0, 0): unknown."""
 
 
 def driver() -> Driver:
@@ -87,11 +90,20 @@ def driver() -> Driver:
         return Driver(trouble=str(error))
     try:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return Driver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=tuple(_gpu(pynvml, each) for each in handles))
+        gpus = tuple(_gpu(pynvml, each) for each in handles)
+        return Driver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=gpus, cuda=_cuda_of_driver(pynvml))
     except pynvml.NVMLError as error:  # one of them is lost
         return Driver(trouble=str(error))
     finally:
         pynvml.nvmlShutdown()
+
+
+def _cuda_of_driver(nvml: Any) -> tuple[int, int]:
+    try:
+        number = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+    except nvml.NVMLError:
+        return 0, 0
+    return number // 1000, number % 1000 // 10
 
 
 def _gpu_trouble(found: Driver, environment: Mapping[str, str]) -> str:

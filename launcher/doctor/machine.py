@@ -39,7 +39,7 @@ def _software(answer: Answer) -> Told:
 
 
 def _gpus(answer: Answer) -> Told:
-    driver, visible, torch = answer["driver"], len(answer["gpus"]), answer["versions"]["torch"] or ""
+    driver, visible = answer["driver"], len(answer["gpus"])
     if driver["trouble"]:
         yield "NVIDIA driver", "does not answer", f"{driver['trouble']}: nvidia-smi shows the same; restart the machine"
     elif driver["version"]:
@@ -51,8 +51,6 @@ def _gpus(answer: Answer) -> Told:
     yield "GPUs", f"{visible} visible{note}{'' if visible else '; workers compute on the CPU'}", _no_gpu(answer)
     if answer["amd_gpus"]:
         yield "AMD GPUs", "not supported", ""
-    if visible and torch.endswith("+cpu"):
-        yield "torch on GPUs", torch, "this build knows no GPUs: install torch from PyPI, or say --device cpu"
 
 
 def _no_gpu(answer: Answer) -> str:

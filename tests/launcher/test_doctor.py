@@ -130,10 +130,10 @@ def one_driver(*gpus: dict[str, Any], trouble: str = "") -> dict[str, Any]:
             {
                 "driver": one_driver(GPU),
                 "gpus": ("0",),
-                "versions": {**dict.fromkeys(("fmfsd", "torchvision", "deepspeed", "ray"), "1"), "torch": "2.15.0+cpu"},
+                "gpu_trouble": "torch 2.15.0 is a build without CUDA: install the one of PyPI",
             },
-            "torch on GPUs",
-            "this build knows no GPUs",
+            "GPUs",
+            "is a build without CUDA: install the one of PyPI",
         ),
     ],
 )

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fmfsd import control_groups
 from fmfsd.cores import usable_cores
-from launcher import resources
+from launcher import resources, torch_build
 from launcher.agent import cgroup
 from launcher.agent.look import look
 from launcher.check import of_hosts, of_machine
@@ -181,3 +183,40 @@ def test_a_launch_beside_a_real_driver_that_does_not_respond_is_refused(tmp_path
     assert "--device auto: this machine has NVIDIA GPUs, and their driver does not respond: NVML" in done.stderr
     on_cpu = subprocess.run((*inside, *check, "--device", "cpu"), capture_output=True, text=True)
     assert on_cpu.returncode == 0, on_cpu.stderr
+
+
+NEW_TORCH = "__version__ = '2.15.0+cu132'\ncuda: Optional[str] = '13.2'\nhip: Optional[str] = None\n"
+CPU_TORCH = "__version__ = '2.15.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n"
+GPU = (Gpu("GPU-1", "H100"),)
+
+
+@pytest.mark.fault("F61")
+@pytest.mark.parametrize(
+    ("build", "found", "expected"),
+    [
+        (
+            NEW_TORCH,
+            Driver("535.1", gpus=GPU, cuda=(12, 2)),
+            "driver 535.1 supports CUDA 12.2, and torch was built for CUDA 13.2",
+        ),
+        (NEW_TORCH, Driver("580.1", gpus=GPU, cuda=(13, 0)), ""),
+        (NEW_TORCH, Driver("600.1", gpus=GPU, cuda=(14, 0)), ""),
+        (NEW_TORCH, Driver("580.1", gpus=GPU), ""),
+        (CPU_TORCH, Driver("580.1", gpus=GPU, cuda=(13, 0)), "is a build without CUDA: install the one of PyPI"),
+        (CPU_TORCH, Driver(), ""),
+        ("", Driver("580.1", gpus=GPU, cuda=(13, 0)), ""),
+    ],
+)
+def test_a_torch_that_can_not_use_the_gpus_of_this_machine_is_refused(
+    build: str, found: Driver, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the file that torch itself has; it is not imported."""
+    (tmp_path / "version.py").write_text(build)
+    monkeypatch.setattr(torch_build, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    problems = without_gpus(monkeypatch, found)
+    assert [expected in problem for problem in problems] == ([True] if expected else [])
+
+
+def test_the_cuda_of_the_installed_torch_is_read_from_its_file() -> None:
+    expected = torch.version.cuda
+    assert torch_build.torch_cuda() == (tuple(map(int, expected.split("."))) if expected else (0, 0))
