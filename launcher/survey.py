@@ -88,7 +88,7 @@ def survey(
     workers with `variables` would import the same packages as the check.
     """
     if site.is_here and not site.is_wrapped:
-        return Survey(imports={HERE: _imports(variables)} if variables is not None else {})
+        return Survey(imports={HERE: _imports(variables, environment)} if variables is not None else {})
     if not site.known_hosts:
         return Survey()
     parent = next(folder for folder in run.parents if folder.is_dir())
@@ -120,10 +120,10 @@ def compared_on(site: Site, found: Survey, here: Mapping[str, Any]) -> Survey:
     return replace(found, here={**first, "source": here["source"]} if first else {}, trouble=trouble)
 
 
-def _imports(variables: Mapping[str, str]) -> Mapping[str, Sequence[str | None]]:
+def _imports(variables: Mapping[str, str], environment: Mapping[str, str]) -> Mapping[str, Sequence[str | None]]:
     """Of a worker on this machine. CheckError if its Python does not start."""
     try:
-        return differing_imports(variables)
+        return differing_imports(variables, environment)
     except OSError as error:
         raise CheckError([Problem(HERE, str(error))]) from error
 

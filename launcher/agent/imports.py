@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 ANSWER_S = 60.0
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
+DECIDING = ("HOME", "PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE")
+"""Variables by which Python finds modules."""
 _PRINT_ORIGINS = """
 import json, sys
 from importlib.util import find_spec
@@ -17,15 +19,26 @@ print(json.dumps({name: spec.origin if spec else None for name, spec in found.it
 """
 
 
-def differing_imports(variables: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
+def differing_imports(
+    variables: Mapping[str, str], environment: Mapping[str, str]
+) -> dict[str, tuple[str | None, str | None]]:
     """By package: the file that this process imports, and the one that a worker with `variables` does.
 
-    Only of packages for which these differ; nothing is imported. OSError if a worker's Python does not start.
+    Only of packages for which these differ; nothing is imported. A worker's Python is asked only if something that
+    decides it is not as in the `environment` of this process. OSError if that Python does not start.
     """
+    if _is_alike(variables, environment):
+        return {}
     here = {name: spec.origin if (spec := find_spec(name)) else None for name in PACKAGES}
     there = _origins(variables)
     pairs = {name: (_real(here[name]), _real(there[name])) for name in PACKAGES}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _is_alike(variables: Mapping[str, str], environment: Mapping[str, str]) -> bool:
+    """Whether a worker finds modules by the same settings as this process."""
+    changed = any(variables.get(name) != environment.get(name) for name in DECIDING)
+    return not (changed or sys.flags.ignore_environment or sys.flags.no_user_site)
 
 
 def _origins(variables: Mapping[str, str]) -> dict[str, str | None]:

@@ -45,7 +45,7 @@ def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
 def _imports(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
     if order.get("variables") is None or order.get("wrapped"):  # behind a wrapper workers inherit what it sets
         return {}
-    return differing_imports({**own_variables(environment), **order["variables"]})
+    return differing_imports({**own_variables(environment), **order["variables"]}, environment)
 
 
 def _version(package: str) -> str | None:

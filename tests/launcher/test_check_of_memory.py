@@ -165,7 +165,7 @@ def test_a_check_fetches_no_weights_that_a_checkpoint_replaces(
         return Costs()
 
     monkeypatch.setattr(costs_module, "_ask", ask)
-    monkeypatch.setattr(survey_module, "differing_imports", lambda _: {})
+    monkeypatch.setattr(survey_module, "differing_imports", lambda *_: {})
     checked(Request("cifar100-resnet18", changes, ONE, CPU, "check", as_json=False), run, os.environ, ".")
     assert ["model.pretrained=false" in words for words in asked] == [replaced]
 
