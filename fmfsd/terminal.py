@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_EVERY_S = 5.0
-UNEXPECTED = (
-    "This is unexpected, and probably a bug of fmfsd: run the command again with --debug and report what it shows."
-)
+_BUG = "probably a bug of fmfsd; run the command again with --debug, and report what it shows:"
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much (0: unknown)."""
@@ -108,6 +106,6 @@ def errors_shown(*, debug: bool) -> Iterator[None]:
         if debug:
             raise
         known = isinstance(error, FmfsdError)
-        text = str(error) if known else f"{type(error).__name__}: {error}\n{UNEXPECTED}"
+        text = str(error) if known else f"{_BUG}\n{type(error).__name__}: {error}"
         print(text, file=sys.stderr)
         raise typer.Exit(error.exit_code if isinstance(error, FmfsdError) else 1) from error

@@ -10,7 +10,6 @@ from fmfsd.config import TrainConfig
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.probe_cache import cache_folder, cached, probe_of
 from fmfsd.probed import Device, Probe
-from fmfsd.terminal import UNEXPECTED
 from launcher.hosts.helpers import said_here
 from launcher.hosts.wrapper import python_inside
 from launcher.sizes import size
@@ -77,8 +76,7 @@ def _ask(command: Sequence[str]) -> Costs:
     try:
         return _read(json.loads(output))
     except ValueError:
-        said = [line for line in errors.splitlines() if line.strip() and line != UNEXPECTED]
-        last = (said or [f"exit code {code}"])[-1]
+        last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
         return Costs(unknown=f"`fmfsd probe`: {last}")
 
 
