@@ -43,12 +43,14 @@ def _handled(parameter: Any, handle: Callable[..., Any], ctx: Any, opts: Any, ar
     try:
         return handle(ctx, opts, args)
     except typer.BadParameter as error:
-        ctx.meta.setdefault(_WRONG, []).append(Problem(parameter.opts[0], _plain(error.message, opts[parameter.name])))
+        ctx.meta.setdefault(_WRONG, []).append(
+            Problem(parameter.opts[0], _plain(error.message, opts.get(parameter.name)))
+        )
         value = ctx.params[parameter.name] = parameter.get_default(ctx)
         return value, args
 
 
-def _plain(message: str, found: str) -> str:
+def _plain(message: str, found: object) -> str:
     """What is expected, without the words of the library that checks it."""
     message = message.removeprefix("Value error, ").rstrip(".")
     expected = message.removeprefix("Input should be ")

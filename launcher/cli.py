@@ -9,10 +9,9 @@ import typer
 
 from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
 from fmfsd.errors import ConfigError
-from fmfsd.locks import choose_method
 from launcher import options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
-from launcher.limits import raise_open_files
+from launcher.limits import prepare_process
 from launcher.options import RUN_COMMANDS
 from launcher.run_cli import meant, run_app
 
@@ -20,9 +19,7 @@ app = App()
 
 
 def main() -> None:
-    os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
-    choose_method(os.environ)
-    raise_open_files()  # each node agent takes three
+    prepare_process(os.environ)
     first = first_word(sys.argv, os.environ)
     if first in RUN_COMMANDS:
         run_app()
@@ -91,8 +88,9 @@ def launch(
 
     `fmfsd-launch stop|status|logs|cancel|resume RUN` acts on a run that exists; --help tells of each.
 
-    Exit codes: 0 done, 1 the run failed, 2 usage or config error, 3 a check failed, 75 stopped on request with a
-    checkpoint saved (run again to go on), 130 interrupted twice.
+    Exit codes: 0 done, 1 the run failed, 2 command line or config, 3 a check failed (2 and 3: nothing was started), 75
+    stopped on request with a checkpoint saved (run again to go on), 130 interrupted at once (Ctrl-C twice, or before
+    anything was started), 143 SIGTERM before anything was started.
     """
     from fmfsd.terminal import errors_shown
     from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions, SlurmOptions, node_limits

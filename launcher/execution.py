@@ -52,9 +52,8 @@ class Execution:
 
     `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
     outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `job`: the batch job that
-    this is in, which Slurm is asked to start again when its time is up or a node is gone. `hardware`: the hosts',
-    if they are other machines than this. `slots`: the node slots of
-    the first attempt; None: all.
+    this is in, which Slurm is asked to start again when its time is up or a node is gone. `hardware`: the hosts', if
+    they are other machines than this. `slots`: the node slots of the first attempt; None: all.
     """
 
     def __init__(
@@ -107,23 +106,16 @@ class Execution:
             self._fail(ended, requeue, requests)
         code = self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
         if requeue is not None and ended.attempt.state == "stopped" and requests.time_is_up:
-            self._go_on_later(requeue, TIME_IS_UP)
+            requeue.carry_out_or_warn(TIME_IS_UP, self._say, self._command())
         return code
 
     def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
         page = page_of(self._run, ended, self._command())
         if requeue is not None and (why := reason_to_requeue(ended, requests)):
             self._say(page)
-            self._go_on_later(requeue, why)
+            requeue.carry_out_or_warn(why, self._say, self._command())
         self._print_json(RunFailedError.exit_code)
         raise RunFailedError(page)
-
-    def _go_on_later(self, requeue: Requeue, why: str) -> None:
-        """Returns if Slurm does not start the job again."""
-        try:
-            requeue.carry_out(why, self._say)
-        except CheckError as error:
-            self._say(f"warning: {error}; to go on: {self._command()}")
 
     def _reached(self) -> int:
         return self._run.newest_step() or 0

@@ -36,8 +36,8 @@ class NodePlan:
     """What a node's agent starts: a command, its whole environment, and where.
 
     `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent. Variables that it
-    `inherits` are the agent's own. `workers` has the
-    variables of each worker that is started by this command; without any, the command is what starts them.
+    `inherits` are the agent's own. `workers` has the variables of each worker that is started by this command; without
+    any, the command is what starts them.
     """
 
     node: int

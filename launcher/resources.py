@@ -21,7 +21,8 @@ class Resources:
 
     `gpu_memory`: bytes of the smallest of these. 0 bytes: unknown. `core_numbers` are the kernel's, in order; more than
     `cores` where a container has but a share of their time. `gpu_trouble`: why no GPU is visible on a machine that has
-    some, or was granted some; empty where that is no surprise. `amd_gpus`: it has some, which are not supported.
+    some, or was granted some, or why torch can't use those that are; empty where nothing is wrong. `amd_gpus`: it has
+    some, which are not supported.
     """
 
     cores: int

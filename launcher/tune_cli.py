@@ -7,20 +7,17 @@ import typer
 
 from fmfsd.cache_home import complete_environment
 from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
-from fmfsd.locks import choose_method
 from launcher import options, tune_options
 from launcher.config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
-from launcher.limits import raise_open_files
+from launcher.limits import prepare_process
 
 app = App()
 
 
 def main() -> None:
-    os.environ.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")  # for prepared sets, which others may read
+    prepare_process(os.environ)
     if note := complete_environment(os.environ):  # Ray's processes need a home
         print(f"warning: {note}", file=sys.stderr)
-    choose_method(os.environ)
-    raise_open_files()  # each node agent takes three
     app()
 
 
@@ -58,8 +55,9 @@ def tune(
 ) -> None:
     """Search: draw configs from a space, train each as an ordinary run, and show which are best.
 
-    Exit codes: 0 done, 1 the search failed, 2 usage or config error, 3 a check failed (nothing was started), 75 stopped
-    on request (--resume goes on), 130 interrupted twice.
+    Exit codes: 0 done, 1 the search failed, 2 command line or config, 3 a check failed (2 and 3: nothing was started),
+    75 stopped on request (--resume goes on), 130 interrupted at once (Ctrl-C twice, or before anything was started),
+    143 SIGTERM before anything was started.
     """
     from fmfsd.errors import ConfigError
     from fmfsd.terminal import errors_shown

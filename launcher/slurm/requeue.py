@@ -50,6 +50,13 @@ class Requeue:
             raise RunFailedError(refusal)
         requeue_and_end(self.job, why, say)
 
+    def carry_out_or_warn(self, why: str, say: Callable[[str], None], command: str) -> None:
+        """Returns if Slurm does not start the job again; `command` then goes on by hand. RunFailedError as above."""
+        try:
+            self.carry_out(why, say)
+        except CheckError as error:
+            say(f"warning: {error}; to go on: {command}")
+
 
 def reason_to_requeue(ended: "Ended", requests: "Requests") -> str:
     """Return why a job that failed is to be started again: TIME_IS_UP, NODE_IS_GONE or, if it is not, nothing."""

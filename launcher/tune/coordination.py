@@ -122,23 +122,16 @@ class Coordination:
             self._fail(ended, requeue, requests)
         code = self._conclude(ended.attempt.state)
         if requeue is not None and requests.time_is_up and ended.attempt.state == "stopped":
-            self._go_on_later(requeue, TIME_IS_UP)
+            requeue.carry_out_or_warn(TIME_IS_UP, self._say, self._command)
         return code
 
     def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
         page = page_of(self._run, ended, self._command)
         if requeue is not None and (why := reason_to_requeue(ended, requests)):
             self._say(page)
-            self._go_on_later(requeue, why)
+            requeue.carry_out_or_warn(why, self._say, self._command)
         self._print_json(RunFailedError.exit_code)
         raise RunFailedError(page)
-
-    def _go_on_later(self, requeue: Requeue, why: str) -> None:
-        """Returns if Slurm does not start the job again."""
-        try:
-            requeue.carry_out(why, self._say)
-        except CheckError as error:
-            self._say(f"warning: {error}; to go on: {self._command}")
 
     def _reached(self) -> int:
         """Facts and steps."""
