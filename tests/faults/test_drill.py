@@ -42,8 +42,11 @@ def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
     assert list(faults) == ["preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link"]
     assert all(each["good"] and not each["skipped"] for each in faults.values()), done.stderr
     assert done.returncode == 0
-    assert all(faults[name]["noticed_s"] < 5 for name in ("kill-worker", "kill-agent"))
-    assert all(5 < faults[name]["noticed_s"] < 15 for name in ("hang", "cut-link"))
+    killed, silent = (
+        [faults[name]["noticed_s"] for name in names] for names in (("kill-worker", "kill-agent"), ("hang", "cut-link"))
+    )
+    assert max(killed) < min(silent), "an end is noticed at once, silence only by a timeout"
+    assert 5 < min(silent) <= max(silent) < 120, "the timeout grows with the slowest step of a busy machine"
     assert all(faults[name]["lost_steps"] == 0 for name in ("preempt", "disk-full"))
     assert "is the network between them cut?" in done.stderr
     assert Path("/proc/mounts").read_text() == mounts

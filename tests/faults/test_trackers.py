@@ -56,7 +56,7 @@ def test_a_server_that_never_answers_is_a_warning_after_the_outcome(arguments: t
             written = time.monotonic()
             code, output = run.end()
     assert code == 0, output
-    assert time.monotonic() - written < 15
+    assert time.monotonic() - written < 40
     assert "warning: tracker wandb shows no more: W&B has not taken all records 9 s after the run's end" in output
     assert json.loads(run.run.outcome.read_text())["state"] == "finished"
     assert "canary" not in output

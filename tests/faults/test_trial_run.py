@@ -152,7 +152,7 @@ def test_a_trial_can_be_ended_at_once(by: str, sweep: SweepDir, stub: StubTraini
             run.end_now()
         took_s = time.monotonic() - began
     assert (run.state, read_json(order.run.outcome)["state"]) == ("stopped", "interrupted")
-    assert took_s < 5
+    assert took_s < 30
 
 
 def test_a_run_that_a_process_still_holds_is_waited_for(sweep: SweepDir) -> None:

@@ -74,15 +74,15 @@ def test_a_stop_is_heard_while_nodes_are_waited_for(run: RunDir) -> None:
     attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, silent))
     thread.join()
     assert attempt.state == "stopped"
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 40
 
 
 def test_agents_that_do_not_end_are_given_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.hosts.agents.END_S", 1.0)
+    monkeypatch.setattr("launcher.hosts.agents.END_S", 2.0)
     start = time.monotonic()
     with closing_all() as agents:
-        agents += [Agent(("sh", "-c", "trap '' TERM; exec sleep 60"), deadline_s=60) for _ in range(4)]
-    assert time.monotonic() - start < 3
+        agents += [Agent(("sh", "-c", "trap '' TERM; exec sleep 60"), deadline_s=60) for _ in range(8)]
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

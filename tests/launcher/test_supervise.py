@@ -186,7 +186,7 @@ def test_an_agent_whose_coordinator_is_gone_ends_everything(run: RunDir) -> None
     (child,) = wait_until(process.children, "the starter's child")
     start = time.monotonic()
     agent.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert not process.is_running()
     assert not child.is_running()
     assert not scratch.exists()

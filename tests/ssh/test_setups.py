@@ -15,6 +15,7 @@ from launcher.resources import Resources
 from launcher.site import Site
 from launcher.survey import Survey, ask
 from tests.helpers.cluster import Cluster
+from tests.helpers.processes import wait_until
 from tests.ssh.conftest import reaching
 from tests.ssh.test_ssh import nothing_is_left_on_hosts as nothing_is_left_on_hosts
 
@@ -50,6 +51,7 @@ def further_sshd(hosts: Cluster, **options: str) -> Iterator[None]:
     others = [line for line in usual if line.split()[0] not in given]
     config.write_text("\n".join([*(f"{name} {value}" for name, value in given.items()), *others, ""]))
     hosts.on("n1", "/usr/sbin/sshd", "-f", str(config))
+    wait_until(pid.exists, "sshd to listen")
     try:
         yield
     finally:
