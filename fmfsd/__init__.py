@@ -3,23 +3,31 @@
 Names are loaded when first asked for, so that `import fmfsd` needs no torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import Any
 
 _HOMES = {
     "FusionNetwork": "fmfsd.model.network",
     "SelfDistillation": "fmfsd.self_distillation",
-    "SelfDistillLoss": "fmfsd.distill",
-    "SpatialEnhancement": "fmfsd.model.enhance",
-    "TrainConfig": "fmfsd.config",
+    "SelfDistillLoss": "fmfsd.losses",
+    "SpatialEnhancement": "fmfsd.model.spatial_enhancement",
+    "RunConfig": "fmfsd.config",
     "fuse": "fmfsd.model.fusion",
-    "load": "fmfsd.serving",
+    "load": "fmfsd.export.load",
     "load_config": "fmfsd.config",
 }
 __all__ = [*_HOMES, "__version__"]
 
 
+_RENAMED = {"TrainConfig": "RunConfig"}
+"""Names of version 0.1.0, accepted for one more release."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"fmfsd.{name} is now fmfsd.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name == "__version__":
         return import_module("importlib.metadata").version("fmfsd")
     if name in _HOMES:

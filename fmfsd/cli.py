@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from fmfsd.cache_home import complete_environment
 from fmfsd.command_line import App, Debug, Json, Version
-from fmfsd.cores import usable_cores
-from fmfsd.locks import choose_method
-from fmfsd.rundir import RunDir
+from fmfsd.distributed.world import World
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.cache_dir import complete_environment
+from fmfsd.system.cpu_count import usable_cores
+from fmfsd.system.file_locks import choose_method
 from fmfsd.terminal import errors_shown, progress_report
-from fmfsd.world import World
 
 app = App(
     help="Feature map fusion self-distillation: a worker, the data it trains on, and what a config costs.",
@@ -73,12 +73,12 @@ def probe(
     """Show what a config costs: shapes, parameters, multiply-adds, memory of a worker. Nothing is trained."""
     import json
 
-    from fmfsd.config import TrainConfig, load_config
-    from fmfsd.probe_cache import cache_folder, cached_or, probe_of
-    from fmfsd.probed import Device, Probe
+    from fmfsd.config import RunConfig, load_config
+    from fmfsd.cost.cache import cache_folder, cached_or, probe_of
+    from fmfsd.cost.estimate import Device, Probe
 
-    def found_out(wanted: TrainConfig, workers: int, device: Device) -> Probe:
-        from fmfsd.probe import probe
+    def found_out(wanted: RunConfig, workers: int, device: Device) -> Probe:
+        from fmfsd.cost.measure.probe import probe
 
         return probe(wanted, workers=workers, device=device)
 
@@ -127,10 +127,10 @@ def evaluate(
     with errors_shown(debug=debug):
         world, run = World.from_environment(os.environ), RunDir(run_dir.absolute())
     with errors_shown(debug=debug), progress_report(Console(stderr=True, quiet=not world.is_main)) as report:
-        from fmfsd.assessment import Questions, assess
-        from fmfsd.assessment_output import show_and_write
-        from fmfsd.comms import connect
-        from fmfsd.trainer import choose_device
+        from fmfsd.distributed.collectives import connect
+        from fmfsd.evaluation.evaluate_run import Questions, assess
+        from fmfsd.evaluation.output import show_and_write
+        from fmfsd.training.trainer import choose_device
 
         asked = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
         chosen = choose_device(device, world)
@@ -167,7 +167,7 @@ def export(
     It takes float images in [0, 1] and normalises them itself. Needs the run's prepared set.
     """
     with errors_shown(debug=debug):
-        from fmfsd.export import export as written
+        from fmfsd.export.write import export as written
 
         print(written(RunDir(run_dir.absolute()), form, head, exit_thresholds, out and out.absolute()))
 
@@ -181,7 +181,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page of a run, of several side by side, or of a sweep, finished or not."""
-    from fmfsd.report.written import write_report
+    from fmfsd.report.write import write_report
 
     with errors_shown(debug=debug):
         print(write_report(folders, out))
@@ -198,9 +198,9 @@ def watch(
     """Show all workers of a run live, by reading files only; Ctrl-C ends the watching, not the run."""
     from rich.console import Console
 
-    from fmfsd.watch.live import show_once
-    from fmfsd.watch.live import watch as watch_on
-    from fmfsd.watch.target import folder_of
+    from fmfsd.monitor.live import show_once
+    from fmfsd.monitor.live import watch as watch_on
+    from fmfsd.monitor.target import folder_of
 
     with errors_shown(debug=debug), suppress(KeyboardInterrupt):
         folder = folder_of(target, Path.cwd())
@@ -234,7 +234,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Say how far runs are from the first one: losses, gradients and samples of every step, and the last weights."""
-    from fmfsd.compare import write_comparisons
+    from fmfsd.training.compare_traces import write_comparisons
 
     with errors_shown(debug=debug):
         write_comparisons(out, first, others)
@@ -280,7 +280,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A prepared set, or a folder of them.")], debug: Debug = False
 ) -> None:
     """Check every checksum, count and label."""
-    from fmfsd.data.verify import verify_sets
+    from fmfsd.data.shards.verify import verify_sets
 
     with errors_shown(debug=debug):
         for index in verify_sets(folder):

@@ -22,14 +22,14 @@ def launch() -> None:
     """`fmfsd-launch`."""
     signal.signal(signal.SIGTERM, _terminate)
     pin()
-    _run("launcher.cli")
+    _run("launcher.cli.launch")
 
 
 def tune() -> None:
     """`fmfsd-tune`."""
     signal.signal(signal.SIGTERM, _terminate)
     pin()
-    _run("launcher.tune_cli")
+    _run("launcher.cli.tune")
 
 
 def _run(module: str) -> None:

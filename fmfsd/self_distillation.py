@@ -6,13 +6,13 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fmfsd.comms import sum_over_default_group
-from fmfsd.distill import SelfDistillLoss
+from fmfsd.distributed.collectives import sum_over_default_group
 from fmfsd.errors import ConfigError, Problem
+from fmfsd.losses import SelfDistillLoss
 from fmfsd.model.branch import branch_form
 from fmfsd.model.build import initialise, sem_groups
 from fmfsd.model.fusion import fusion_of
-from fmfsd.model.hooked import hooked
+from fmfsd.model.hooked_trunk import hooked
 from fmfsd.model.network import Outputs, SideFusionNetwork
 
 

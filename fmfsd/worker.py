@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmfsd.affinity import Cores, parse_cores, stay_on_share
+from fmfsd.distributed.affinity import Cores, parse_cores, stay_on_share
+from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError, FmfsdError, Problem
-from fmfsd.fence import Fence
-from fmfsd.files import read_json, write_json
-from fmfsd.progress import ProgressFile
-from fmfsd.rundir import RunDir
-from fmfsd.ties import tie_to_parent
-from fmfsd.world import World
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json, write_json
+from fmfsd.system.parent_death import tie_to_parent
+from fmfsd.training.attempt_fence import Fence
 
 DUMP_SIGNAL = signal.SIGUSR2
 """Makes a worker write every thread's Python stack into its log, even in the midst of a hanging call."""
@@ -150,9 +150,11 @@ def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
 
 def _train(run: RunDir, device: str, circumstances: Circumstances, progress: ProgressFile, fence: Fence) -> str:
     """Imports torch, which is not to be done before this process is tied to its parent and has a pulse."""
-    from fmfsd.trainer import choose_device, train
+    from fmfsd.profiling.profile import WrittenProfile
+    from fmfsd.training.trainer import choose_device, train
 
-    world, chosen = circumstances.world, choose_device(device, circumstances.world)
+    world, steps = circumstances.world, circumstances.profiled_steps
+    chosen = choose_device(device, world)
     return train(
         run,
         world,
@@ -162,5 +164,5 @@ def _train(run: RunDir, device: str, circumstances: Circumstances, progress: Pro
         timeout_s=circumstances.timeout_s,
         preflight=circumstances.preflight,
         traced=circumstances.traced,
-        profiled_steps=circumstances.profiled_steps,
+        profile=WrittenProfile(run, world.rank, chosen, steps) if steps else None,
     )

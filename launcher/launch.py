@@ -1,82 +1,33 @@
 """One launch from request to exit code: load, check, plan, and then show the plan or carry it out."""
 
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
-from fmfsd.cache_home import cache_note
-from fmfsd.config import TrainConfig, load_config
-from fmfsd.config.known import FOLDER
-from fmfsd.config.load import InvalidConfigError, config_name
-from fmfsd.config.schema import usable_path
-from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES, set_folder
-from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.probed import Device
-from fmfsd.rundir import RunDir
-from launcher.beginning import is_finished
-from launcher.check import (
-    is_prepared,
-    problems_of_any_config,
-    problems_of_config,
-    require_sound,
-    require_visible,
-    warnings,
-)
-from launcher.check.of_images import counted, told
-from launcher.config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
-from launcher.costs import Costs, costs_of
-from launcher.elasticity import slots_without
-from launcher.plan import LaunchPlan, plan_run, travelling_to
-from launcher.site import Site
-from launcher.slurm.allocation import Allocation
-from launcher.slurm.batch import LEAD_BEYOND_S, lead_s
-from launcher.slurm.seeds import Seeds, run_of
-from launcher.slurm.unreachable import handle_unreachable
-from launcher.survey import Survey, UnreachableError, survey
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for."""
-
-    config: str
-    overrides: tuple[str, ...]
-    launch: LaunchConfig
-    site: Site
-    stop_after: Literal["check", "plan", "run"]
-    as_json: bool
-    data_root: str = "data"
-    drill: DrillOptions | None = None
-    invariance: InvarianceOptions | None = None
-    profile: ProfileOptions | None = None
-    checks_all_data: bool = False
-
-    @property
-    def checksums_bytes(self) -> float:
-        """The size up to which a data set's content is verified."""
-        if self.checks_all_data:
-            return math.inf
-        return 0 if self.stop_after == "plan" else CHECKED_AT_LAUNCH_BYTES
-
-    @property
-    def words(self) -> list[str]:
-        """What the config is made from, as a command line has it."""
-        return [*(word for override in self.overrides for word in ("--set", override)), "--", self.config]
+from fmfsd.config import RunConfig
+from fmfsd.errors import ConfigError, Problem
+from fmfsd.run.run_dir import RunDir
+from launcher.config.array_seeds import Seeds
+from launcher.config.launch_config import LaunchConfig
+from launcher.plan.plan import LaunchPlan, plan_run
+from launcher.prepare_launch import Checked, Request, checked, config_of, prepare_command, run_dir_of
+from launcher.resources.allocation import Allocation
+from launcher.resources.host_probe import UnreachableError
+from launcher.resources.site import Site
+from launcher.slurm.job_options import LEAD_BEYOND_S, lead_s
+from launcher.supervise.unreachable_nodes import handle_unreachable
 
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
     if request.invariance is not None:
-        from launcher.invariance import verify_invariance
+        from launcher.diagnostics.invariance import verify_invariance
 
         return verify_invariance(request, environment=environment, cwd=cwd)
     if request.profile is not None:
-        from launcher.profile import profile_run
+        from launcher.diagnostics.profile import profile_run
 
         return profile_run(request, environment=environment, cwd=cwd)
     if request.site.reach == "sbatch":
@@ -127,86 +78,6 @@ def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
     return replace(launch, device=device, gpus=workers, grace_s=grace_s)
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A launch that nothing is wrong with: its config, its site as it was found, what is to be said of it."""
-
-    config: TrainConfig
-    site: Site
-    costs: Costs
-    warnings: Sequence[str]
-    images: str = ""
-    """Where they will be, if not in memory."""
-    hosts: Survey = field(default_factory=Survey)
-    slots: tuple[int, ...] | None = None
-    """The node slots to start with, where some nodes of an elastic launch do not answer; None: all."""
-
-    def text(self, plan: LaunchPlan) -> str:
-        """For people."""
-        name, root = self.config.data.name, self.config.data.root
-        data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
-        said = "; ".join(filter(None, [plan.summary(), data, self.images]))
-        return f"nothing is wrong: {said}\n{self.costs.text(sys.stdout)}"
-
-
-def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
-    """ConfigError or CheckError with everything that is wrong; hosts and torch are not asked for a dry run."""
-    launch, asks = request.launch, request.stop_after != "plan"
-    about = partial(_survey, request, run, environment, cwd)
-    try:
-        config = config_of(request)
-    except ConfigError as error:
-        hosts = about(None)
-        site = hosts.told(request.site)
-        around = problems_of_any_config(launch, site, run, hosts)
-        raise ConfigError([*error.problems, *_beside(error, run, launch, site), *around]) from error
-    hosts = about(config)
-    whole_site = hosts.told(request.site)
-    slots, shrunk = _slots(launch, whole_site, hosts, config.data.shards)
-    launch, site = replace(launch, nodes=len(slots)), replace(whole_site, hosts=whole_site.hosts_of(slots))
-    hosts = hosts if site.is_here else hosts.of(site.hosts)
-    require_visible(run)
-    costs = _costs(replace(request, launch=launch), config, run, site, environment) if asks else Costs()
-    costs = counted(costs, config, launch, site)
-    try:
-        require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
-    except CheckError as error:
-        if hosts.trouble:
-            raise UnreachableError(error.problems) from error
-        raise
-    notes = [cache_note(environment), *shrunk, *warnings(config, launch, site, run, hosts, costs)]
-    return Checked(config, whole_site, costs, list(filter(None, notes)), told(config, launch, site), hosts, slots)
-
-
-def _beside(error: ConfigError, run: RunDir, launch: LaunchConfig, site: Site | None) -> list[Problem]:
-    """What else is wrong with a config whose values are not all right."""
-    if not isinstance(error, InvalidConfigError):
-        return []
-    return problems_of_config(error.draft, run, launch, site, unknown=error.refused)
-
-
-def problems_without_site(
-    source: str, changes: Sequence[str], launch: LaunchConfig, *, data_root: str, cwd: str
-) -> list[Problem]:
-    """What is wrong with a config, its data and its first weights, where options leave open what it is to run on."""
-    run = RunDir(Path(cwd, launch.run_dir or "runs/new"))
-    try:
-        config = load_config(source, changes, data_root=data_root)
-    except ConfigError as error:
-        return [*error.problems, *_beside(error, run, launch, None)]
-    return problems_of_config(config, run, launch, None)
-
-
-def _slots(launch: LaunchConfig, site: Site, hosts: Survey, shards: int) -> tuple[tuple[int, ...], list[str]]:
-    """Return the node slots to start with, and warnings. In a Slurm job, elasticity includes nodes lost before that."""
-    lost = [slot for slot, host in enumerate(site.hosts) if host in hosts.trouble] if site.reach == "srun" else []
-    slots = slots_without(lost, launch, workers=site.placement(launch)[1], shards=shards)
-    if len(slots) == launch.nodes:
-        return slots, []
-    words = "; ".join(f"{host}: {hosts.trouble[host]}" for host in hosts.trouble)
-    return slots, [f"{len(slots)} of {launch.nodes} nodes are used (--elastic), as some do not answer: {words}"]
-
-
 def _check_in_job(
     job: Allocation | None, request: Request, run: RunDir, environment: Mapping[str, str], cwd: str
 ) -> Checked:
@@ -219,33 +90,6 @@ def _check_in_job(
         raise
 
 
-def _costs(request: Request, config: TrainConfig, run: RunDir, site: Site, environment: Mapping[str, str]) -> Costs:
-    """Without a download of weights that a checkpoint of the run, or train.init_from, replaces."""
-    replaced = config.train.init_from is not None or any(run.checkpoints.glob("step-*"))
-    if config.model.pretrained and replaced:
-        request = replace(request, overrides=(*request.overrides, "model.pretrained=false"))
-        config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
-    device: Device = "cuda" if site.placement(request.launch)[0] == "cuda" else "cpu"
-    workers = site.workers(request.launch)
-    wrap = request.launch.wrap
-    return costs_of(config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
-
-
-def _survey(
-    request: Request, run: RunDir, environment: Mapping[str, str], cwd: str, config: TrainConfig | None
-) -> Survey:
-    if request.stop_after == "plan" or (config is not None and is_finished(config, run)):
-        return Survey()
-    index = None if config is None else set_folder(config.data) / "index.json"
-    variables = {**travelling_to(request.site, environment), **request.launch.extra_env}
-    return survey(request.site, environment, run=run.path, cwd=cwd, index=index, variables=variables)
-
-
-def config_of(request: Request, changes: Sequence[str] = ()) -> TrainConfig:
-    """What is asked for; `changes` are further overrides."""
-    return load_config(request.config, [*request.overrides, *changes], data_root=request.data_root)
-
-
 def _carry_out(
     request: Request,
     found: Checked,
@@ -256,11 +100,11 @@ def _carry_out(
     job: Allocation | None,
 ) -> int:
     """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
-    from launcher.execution import Execution, console_of
+    from launcher.supervise.run_plan import Execution, console_of
 
     console = console_of(as_json=request.as_json)
     if request.drill is not None:
-        from launcher.drill import Drill
+        from launcher.diagnostics.drill import Drill
 
         short_of = partial(config_of, request)
         drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
@@ -284,7 +128,7 @@ def _carry_out(
 
 def print_schema() -> None:
     """The JSON schema of a config, for editors."""
-    print(json.dumps(TrainConfig.model_json_schema(mode="serialization"), indent=2))
+    print(json.dumps(RunConfig.model_json_schema(mode="serialization"), indent=2))
 
 
 def _of_task(request: Request, job: Allocation | None) -> Request:
@@ -299,34 +143,3 @@ def _of_task(request: Request, job: Allocation | None) -> Request:
             [Problem(f"--array {text}", f"this job {found}: submit it with sbatch --array={text} as well")]
         )
     return replace(request, overrides=(*request.overrides, f"seed={task}"))
-
-
-def run_dir_of(request: Request, cwd: str, job: Allocation | None = None) -> RunDir:
-    """The run's folder; in a job array for seeds, the one of the job's own seed."""
-    folder = _folder(request, cwd, job)
-    seeds, task = request.launch.slurm.array, job.array_task if job is not None else None
-    return run_of(folder, task) if seeds and task is not None else folder
-
-
-def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
-    """What is asked for, else a new one; in a job the one of its name, to which it comes back when it starts again."""
-    asked, parent = request.launch.run_dir, Path(cwd) / "runs"
-    if asked is None and job is not None and job.is_batch:
-        name = f"job{job.array_id}" if request.launch.slurm.array else job.name
-        return RunDir((parent / f"{config_name(request.config)}-{name}").absolute())
-    if asked is None:
-        return RunDir.fresh(parent, config_name(request.config))
-    try:
-        return RunDir((Path(cwd) / usable_path(str(asked))).absolute())
-    except ValueError as error:
-        raise ConfigError([Problem(f"--run-dir {str(asked)!a}", f"expected {error}")]) from error
-
-
-def prepare_command(config: TrainConfig) -> tuple[str, ...]:
-    """What makes the data set first; nothing if it is there, or if only the user can say what from."""
-    if is_prepared(config) or config.data.name == FOLDER:
-        return ()
-    data = config.data
-    options = {"--out": str(data.root), "--shards": str(data.shards), "--valid": str(data.valid)}
-    flat = (part for option in options.items() for part in option)
-    return (sys.executable, "-P", "-m", "fmfsd", "data", "prepare", data.name, *flat, "--download")

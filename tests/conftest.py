@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
-from fmfsd.report import vega
+from fmfsd.report.charts import vega
 from tests.helpers.leaks import TEST_ID, leaks_since, running_processes, surroundings
 from tests.helpers.official import write_official
 from tests.helpers.quick import is_quick, refused_processes
@@ -80,7 +80,7 @@ def processes() -> None:
 @pytest.fixture
 def charts_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws charts in the test's own process, for quick tests."""
-    monkeypatch.setattr("fmfsd.report.drawing.draw_in_child", vega.draw)
+    monkeypatch.setattr("fmfsd.report.charts.render.draw_in_child", vega.draw)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""From a preset's name or a file, and `a.b=c` overrides, to one valid TrainConfig or to everything that is wrong."""
+"""From a preset's name or a file, and `a.b=c` overrides, to one valid RunConfig or to everything that is wrong."""
 
 import difflib
 import re
@@ -10,13 +10,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from fmfsd.config.contradictions import contradictions
-from fmfsd.config.known import TIMM
+from fmfsd.config.consistency import contradictions
 from fmfsd.config.methods import METHODS
-from fmfsd.config.schema import DataConfig, TrainConfig
+from fmfsd.config.names import TIMM
+from fmfsd.config.schema import DataConfig, RunConfig
 from fmfsd.config.strict_yaml import MAX_DEPTH, Document, KeyPath, parse, read_document
 from fmfsd.errors import ConfigError, Problem
-from fmfsd.weight_sources import absolute_source, expand_backbone, names_weights
+from fmfsd.pretrained_names import absolute_source, expand_backbone, names_weights
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -25,7 +25,7 @@ class InvalidConfigError(ConfigError):
     """A config with wrong values. `draft` has defaults in place of those that the schema refuses, whose dotted keys are
     `refused`: what does not depend on them can still be checked."""
 
-    def __init__(self, problems: Sequence[Problem], draft: TrainConfig, refused: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[Problem], draft: RunConfig, refused: Sequence[str]) -> None:
         super().__init__(problems)
         self.draft, self.refused = draft, tuple(refused)
 
@@ -39,7 +39,7 @@ def config_name(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).stem)[:64]
 
 
-def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> TrainConfig:
+def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> RunConfig:
     """The resolved config that `source`, a preset's name or a YAML file, describes.
 
     `overrides` are `a.b=c` with c as YAML; `data_root` stands in where the config names none.
@@ -70,7 +70,7 @@ def checked_data(**values: Any) -> DataConfig:
     return config.data
 
 
-def dump_config(config: TrainConfig) -> str:
+def dump_config(config: RunConfig) -> str:
     """`config` as YAML that `load_config` reads back to an equal config."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
 
@@ -164,7 +164,7 @@ class _Draft:
 
     def apply_method(self) -> None:
         """Fill in what the method means or suggests; a value that it does not mean is a problem."""
-        method = self.content.get("method", TrainConfig.model_fields["method"].default)
+        method = self.content.get("method", RunConfig.model_fields["method"].default)
         known = METHODS.get(method) if isinstance(method, str) else None
         if known is None:
             return
@@ -190,7 +190,7 @@ class _Draft:
         except RuntimeError as error:
             raise ConfigError([Problem(self.where(key), f"{'.'.join(key)}: {path}: there is no such user")]) from error
 
-    def resolved(self, config: TrainConfig) -> TrainConfig:
+    def resolved(self, config: RunConfig) -> RunConfig:
         """`config` with absolute paths, and the branches that it means."""
         root = self.absolute(config.data.root, ("data", "root"))
         init_from = self.absolute(config.train.init_from, ("train", "init_from"))
@@ -203,7 +203,7 @@ class _Draft:
             }
         )
 
-    def judged(self) -> tuple[TrainConfig, list[str]]:
+    def judged(self) -> tuple[RunConfig, list[str]]:
         """Collect every problem: of values that the schema takes, also what contradicts one another.
 
         Returns the config with defaults for the values that it refuses, and their keys.
@@ -223,8 +223,8 @@ class _Draft:
         ]
         return config, unknown
 
-    def in_schema(self) -> TrainConfig:
-        return TrainConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))
+    def in_schema(self) -> RunConfig:
+        return RunConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))
 
     def _drop(self, paths: Iterable[KeyPath]) -> None:
         """Take out these sections and fields of sections."""
@@ -272,7 +272,7 @@ def _message(path: KeyPath, found: list[ErrorDetails]) -> str:
 
 def _nearest_key(path: KeyPath) -> str:
     """`; did you mean ...?` with the closest key of the same section, else of any."""
-    known = list(_known_keys(TrainConfig))
+    known = list(_known_keys(RunConfig))
     section = ".".join(path[:-1])
     here = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(path[-1], here, n=1):

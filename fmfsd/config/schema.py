@@ -18,9 +18,9 @@ from pydantic import (
 )
 
 from fmfsd.config.durations import Duration, DurationField
-from fmfsd.config.known import BACKBONES, DATASETS, TIMM, taps
-from fmfsd.places import is_stage
-from fmfsd.weight_sources import weight_source
+from fmfsd.config.names import BACKBONES, DATASETS, TIMM, taps
+from fmfsd.pretrained_names import weight_source
+from fmfsd.tap_names import is_stage
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -105,7 +105,7 @@ class DataConfig(Section):
 
     @property
     def channel_statistics(self) -> tuple[PerChannel, PerChannel]:
-        """Mean and standard deviation of each channel. ValueError while one is auto: fmfsd.trained_run.run_config."""
+        """Mean and standard deviation of each channel. ValueError while one is auto, before `run_config`."""
         if self.mean == "auto" or self.std == "auto":
             raise ValueError("data.mean or data.std is auto, and only the model's weights tell their values")
         return self.mean, self.std
@@ -202,7 +202,7 @@ class OptimConfig(Section):
         return 2 if self.name == "adamw" else int(self.momentum > 0)
 
 
-class LoopConfig(Section):
+class TrainConfig(Section):
     """How long, in which batches and in which arithmetic."""
 
     epochs: Annotated[int, Field(gt=0, le=1_000_000)] = 200
@@ -273,7 +273,7 @@ class EngineConfig(Section):
     """Further settings by DeepSpeed's own names, such as `zero_optimization: {overlap_comm: true}`."""
 
 
-class TrainConfig(Section):
+class RunConfig(Section):
     """One training run. Where it runs, and on how many workers, is not part of it."""
 
     method: Literal[
@@ -286,7 +286,7 @@ class TrainConfig(Section):
     model: ModelConfig = ModelConfig()
     distill: DistillConfig = DistillConfig()
     optim: OptimConfig = OptimConfig()
-    train: LoopConfig = LoopConfig()
+    train: TrainConfig = TrainConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracker: tuple[Literal["tensorboard", "wandb"], ...] = ()

@@ -6,18 +6,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fmfsd.config.known import FOLDER, FOLDER_LAYOUT
+from fmfsd.config.names import FOLDER, FOLDER_LAYOUT
 from fmfsd.config.schema import DataConfig
-from fmfsd.data.download import download
-from fmfsd.data.index import SetIndex, damaged_files, read_index, set_folder
-from fmfsd.data.official import OFFICIAL, has_files
+from fmfsd.data.check_source import require_same_source
+from fmfsd.data.cifar.download import download
+from fmfsd.data.cifar.official_files import OFFICIAL, has_files
 from fmfsd.data.raw_set import RawSet
-from fmfsd.data.source_check import require_same_source
+from fmfsd.data.shards.index import SetIndex, damaged_files, read_index, set_folder
 from fmfsd.data.sources import read_set
-from fmfsd.data.write_set import SetWriter
+from fmfsd.data.write_shards import SetWriter
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
-from fmfsd.files import sync_folder
-from fmfsd.locks import LockLeftError, LockUnsupportedError, wait_for_lock
+from fmfsd.system.atomic_files import sync_folder
+from fmfsd.system.file_locks import LockLeftError, LockUnsupportedError, wait_for_lock
 from fmfsd.terminal import Report
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmfsd.data.index import SHAPE, SourceFile
+from fmfsd.data.shards.index import SHAPE, SourceFile
 from fmfsd.errors import DataError, Problem
 
 

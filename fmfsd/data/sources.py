@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fmfsd.config.known import DATASETS, FOLDER, STORED_SIDE
-from fmfsd.data.folders import list_images
-from fmfsd.data.index import SHAPE
-from fmfsd.data.official import OFFICIAL
-from fmfsd.data.official_set import read_official
+from fmfsd.config.names import DATASETS, FOLDER, STORED_SIDE
+from fmfsd.data.cifar.load import read_official
+from fmfsd.data.cifar.official_files import OFFICIAL
+from fmfsd.data.image_files.check_types import find_wrong_types
+from fmfsd.data.image_files.layouts import list_images
 from fmfsd.data.raw_set import FileImages, RawSet, Samples
+from fmfsd.data.shards.index import SHAPE
 from fmfsd.data.synthetic import synthetic_images
-from fmfsd.data.type_check import find_wrong_types
 from fmfsd.terminal import Report
 
 

@@ -4,16 +4,16 @@ import os
 
 import torch
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig
-from fmfsd.distill import SelfDistillLoss
-from fmfsd.engine.base import Engine
+from fmfsd.config import RunConfig
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.interface import Engine
 from fmfsd.engine.torch_engine import TorchEngine
+from fmfsd.losses import SelfDistillLoss
 from fmfsd.model.network import Network
 
 
 def build_engine(
-    network: Network, loss: SelfDistillLoss, config: TrainConfig, comms: Comms, device: torch.device
+    network: Network, loss: SelfDistillLoss, config: RunConfig, comms: Comms, device: torch.device
 ) -> Engine:
     if config.engine.name == "torch":
         return TorchEngine(network, loss, config, comms, device)
@@ -21,3 +21,18 @@ def build_engine(
     from fmfsd.engine.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(network, loss, config, comms, device)
+
+
+def build_loss(config: RunConfig) -> SelfDistillLoss:
+    """The loss with the weights of `config`."""
+    distill = config.distill
+    return SelfDistillLoss(
+        alpha=distill.alpha,
+        beta=distill.beta,
+        temperature=distill.temperature,
+        label_weight=distill.label_weight,
+        label_smoothing=config.train.label_smoothing,
+        teacher=distill.teacher,
+        t_squared=distill.t_squared,
+        feature=distill.feature,
+    )

@@ -16,17 +16,17 @@ from deepspeed.runtime import compiler
 from deepspeed.utils import logger, safe_get_full_grad
 from torch import Tensor, nn
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig
-from fmfsd.config.deepspeed import deepspeed_config
-from fmfsd.distill import LossTerms, SelfDistillLoss
-from fmfsd.engine.base import EngineState
-from fmfsd.engine.extension import compile_nothing, import_muon, say_less
-from fmfsd.engine.kept import give_back, kept_by
-from fmfsd.engine.trained import TrainedNetwork, checksum
+from fmfsd.config import RunConfig
+from fmfsd.config.deepspeed_config import deepspeed_config
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.base_engine import TrainedNetwork, checksum
+from fmfsd.engine.deepspeed_setup import compile_nothing, import_muon, say_less
+from fmfsd.engine.interface import EngineState
+from fmfsd.engine.optimizer_state import give_back, kept_by
 from fmfsd.engine.training_pass import TrainingPass
-from fmfsd.engine.zero import DividedState, DividedWeights, Zero
+from fmfsd.engine.zero_state import DividedState, DividedWeights, Zero
 from fmfsd.errors import NonFiniteLossError
+from fmfsd.losses import LossTerms, SelfDistillLoss
 from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer
 
@@ -39,7 +39,7 @@ class DeepSpeedEngine(TrainedNetwork):
     """
 
     def __init__(
-        self, network: Network, loss: SelfDistillLoss, config: TrainConfig, comms: Comms, device: torch.device
+        self, network: Network, loss: SelfDistillLoss, config: RunConfig, comms: Comms, device: torch.device
     ) -> None:
         super().__init__(network, config, comms, device)
         self.network.to(memory_format=torch.contiguous_format)  # DeepSpeed spreads no weights that are laid out else

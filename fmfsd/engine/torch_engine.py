@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig
-from fmfsd.distill import LossTerms, SelfDistillLoss
-from fmfsd.engine.base import EngineState
-from fmfsd.engine.kept import give_back, kept_by
-from fmfsd.engine.trained import TrainedNetwork
+from fmfsd.config import RunConfig
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.base_engine import TrainedNetwork
+from fmfsd.engine.interface import EngineState
+from fmfsd.engine.optimizer_state import give_back, kept_by
 from fmfsd.engine.training_pass import TrainingPass, compiled
+from fmfsd.losses import LossTerms, SelfDistillLoss
 from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer
 
@@ -26,7 +26,7 @@ class TorchEngine(TrainedNetwork):
     """Holds the network, its optimizer and, with several workers, the wrapper that averages gradients."""
 
     def __init__(
-        self, network: Network, loss: SelfDistillLoss, config: TrainConfig, comms: Comms, device: torch.device
+        self, network: Network, loss: SelfDistillLoss, config: RunConfig, comms: Comms, device: torch.device
     ) -> None:
         super().__init__(network, config, comms, device)
         self._clip_norm = config.optim.clip_norm

@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fmfsd.compilers import missing_for_compile
-from fmfsd.config import LoopConfig, TrainConfig
-from fmfsd.distill import LossTerms, SelfDistillLoss
+from fmfsd.config import RunConfig, TrainConfig
+from fmfsd.losses import LossTerms, SelfDistillLoss
+from fmfsd.system.compilers import missing_for_compile
 
 
 class TrainingPass(nn.Module):
@@ -28,21 +28,21 @@ class TrainingPass(nn.Module):
         return self._loss.terms(outputs, labels)
 
 
-def is_compiled(config: TrainConfig, device: torch.device) -> bool:
+def is_compiled(config: RunConfig, device: torch.device) -> bool:
     """Whether passes are one program. `auto`: on a GPU, where a compiler can work and nothing forbids it."""
     if config.train.compile != "auto":
         return config.train.compile in (True, "cuda_graphs")
     return device.type == "cuda" and not missing_for_compile("cuda") and may_be_compiled(config)
 
 
-def may_be_compiled(config: TrainConfig) -> bool:
+def may_be_compiled(config: RunConfig) -> bool:
     """Whether passes on a GPU are one program where a compiler can work."""
     if config.train.compile != "auto" or config.engine.name != "torch":
         return config.train.compile in (True, "cuda_graphs")
     return config.train.recompute in ("auto", "none")
 
 
-def compiled(module: nn.Module, train: LoopConfig) -> nn.Module:
+def compiled(module: nn.Module, train: TrainConfig) -> nn.Module:
     """`module` as one program, for batches of one shape. DDP around it cuts the program where its buckets end, so that
     their gradients travel meanwhile."""
     mode = "reduce-overhead" if train.compile == "cuda_graphs" else None

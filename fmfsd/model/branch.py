@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fmfsd.cpu.depthwise import DepthwiseConv2d
 from fmfsd.model.backbones.backbone import Step
-from fmfsd.model.depthwise import DepthwiseConv2d
-from fmfsd.model.enhance import SpatialGate
+from fmfsd.model.spatial_enhancement import SpatialGate
 
 Layers = list[nn.Module]
 

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from fmfsd.config import ModelConfig, TrainConfig
-from fmfsd.config.known import TIMM
+from fmfsd.config import ModelConfig, RunConfig
+from fmfsd.config.names import TIMM
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import BACKBONES, Backbone
 from fmfsd.model.backbones.backbone import Place, Trunk
@@ -16,13 +16,13 @@ from fmfsd.model.backbones.timm import timm_backbone
 from fmfsd.model.branch import branch_form
 from fmfsd.model.fusion import fusion_of
 from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
-from fmfsd.places import is_stage
+from fmfsd.tap_names import is_stage
 
 FUSIONS = {"trunk": FusionNetwork, "side": SideFusionNetwork, "both": DoubleFusionNetwork}
 MOST_GROUPS = 32
 
 
-def build_network(config: TrainConfig) -> Network:
+def build_network(config: RunConfig) -> Network:
     """The network that `config` describes, with initial weights that depend on its seed alone.
 
     Every layer exists when it returns, and only layers that a training step uses. ConfigError for a placement or a
@@ -48,7 +48,7 @@ def _backbone(model: ModelConfig, size: int) -> Trunk:
     return backbone
 
 
-def _around(backbone: Trunk, config: TrainConfig) -> Network:
+def _around(backbone: Trunk, config: RunConfig) -> Network:
     model, taps = config.model, tapped(backbone, config.model)
     groups = sem_groups(model.sem_groups, _channels(backbone, taps))
     _require_fusion(backbone, model)
@@ -60,7 +60,7 @@ def _around(backbone: Trunk, config: TrainConfig) -> Network:
     return family(backbone, taps, form, fusion, num_classes=classes, groups=groups, features=features)
 
 
-def _recomputes_branches(config: TrainConfig) -> bool:
+def _recomputes_branches(config: RunConfig) -> bool:
     """Not by itself where ZeRO divides weights, which are gone when the backward pass comes."""
     if config.train.recompute == "auto":
         return config.engine.name == "torch" or config.engine.zero_stage < 3

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.enhance import PooledEnhancement, SpatialEnhancement, SpatialScores, apply_mask
+from fmfsd.model.spatial_enhancement import PooledEnhancement, SpatialEnhancement, SpatialScores, apply_mask
 
 Fuse = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fmfsd.model.activation_checkpointing import recomputed
 from fmfsd.model.backbones.backbone import Backbone, Place, Trunk
 from fmfsd.model.branch import BranchForm
-from fmfsd.model.enhance import SpatialGate
-from fmfsd.model.recompute import recomputed
+from fmfsd.model.spatial_enhancement import SpatialGate
 
 
 class Outputs(NamedTuple):

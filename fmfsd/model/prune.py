@@ -4,10 +4,10 @@ import copy
 
 from torch import Tensor, fx, nn
 
+from fmfsd.cpu.depthwise import DepthwiseConv2d
 from fmfsd.model.backbones.backbone import Foreign
-from fmfsd.model.depthwise import DepthwiseConv2d
-from fmfsd.model.enhance import PooledEnhancement, SpatialScores
 from fmfsd.model.network import Network, ensemble
+from fmfsd.model.spatial_enhancement import PooledEnhancement, SpatialScores
 
 ENSEMBLE = "ensemble"
 

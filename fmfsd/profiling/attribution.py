@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 
-from fmfsd.profiled import BACKWARD, COMMUNICATION, FORWARD, LOSS, OTHER, PARTS, Division, Operator
 from fmfsd.profiling.intervals import Interval, length, overlap, union, without
 from fmfsd.profiling.ranges import STEP
+from fmfsd.run.profile_record import BACKWARD, COMMUNICATION, FORWARD, LOSS, OTHER, PARTS, Division, Operator
 
 SLOWEST = 5
 _EVALUATE = "autograd::engine::evaluate_function: "

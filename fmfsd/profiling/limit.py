@@ -4,15 +4,15 @@ import time
 
 import torch
 
-from fmfsd.config import LoopConfig
-from fmfsd.engine.form import DTYPES, Form
-from fmfsd.preflight import TIMED, TIMED_S, finish, multiply, operands
+from fmfsd.config import TrainConfig
+from fmfsd.distributed.preflight import TIMED, TIMED_S, finish, multiply, operands
+from fmfsd.engine.precision import DTYPES, Form
 
 SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 """Of square matrices; which is the faster depends on caches."""
 
 
-def matrix_flops_per_s(train: LoopConfig, device: torch.device) -> float:
+def matrix_flops_per_s(train: TrainConfig, device: torch.device) -> float:
     """Of the fastest product: it is to be a limit. A multiplication and an addition are two."""
     dtype = Form.of(train).mixed or DTYPES[train.precision]
     return max(_rate(side, dtype, device) for side in SIDES[device.type])

@@ -6,54 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from fmfsd.comms import Comms
-from fmfsd.files import write_json
-from fmfsd.loop import Loop
-from fmfsd.preflight import finish
-from fmfsd.profiled import SETTLING_STEPS, WARM_UP_STEPS, WorkerProfile, steps_to_profile
+from fmfsd.distributed.collectives import Comms
+from fmfsd.distributed.preflight import finish
 from fmfsd.profiling.attribution import division
 from fmfsd.profiling.limit import matrix_flops_per_s
 from fmfsd.profiling.ranges import CALLS, ENGINE, LOSSES, STEP, RangedStopwatch, ranged, ranges_of
-from fmfsd.rundir import RunDir
-
-
-class Profile(Protocol):
-    """Looks at a loop and at its calls to other workers, while it is open."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def heard(self, comms: Comms) -> Comms:
-        """What the loop is to be built with."""
-        ...
-
-    def of(self, loop: Loop) -> Loop: ...
-
-
-class NoProfile:
-    """Looks at nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def heard(self, comms: Comms) -> Comms:
-        return comms
-
-    def of(self, loop: Loop) -> Loop:
-        return loop
+from fmfsd.run.profile_record import SETTLING_STEPS, WARM_UP_STEPS, WorkerProfile, steps_to_profile
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from fmfsd.training.loop import Loop
 
 
 class WrittenProfile:

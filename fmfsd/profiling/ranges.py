@@ -9,8 +9,8 @@ from torch import nn
 from torch.profiler import record_function
 from torch.utils.hooks import RemovableHandle
 
-from fmfsd.profiled import BACKWARD, BRANCHES, COMMUNICATION, FORWARD, FUSION, INPUT, LOSS, OPTIMIZER, TRUNK
-from fmfsd.stopwatch import Stopwatch
+from fmfsd.run.profile_record import BACKWARD, BRANCHES, COMMUNICATION, FORWARD, FUSION, INPUT, LOSS, OPTIMIZER, TRUNK
+from fmfsd.training.timers import Stopwatch
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.report.made_part import hardware_text
-from fmfsd.report.numbers import NOTHING, shown_metric, shown_value
-from fmfsd.report.run_files import SPLITS, Content, RunFiles, read_run
+from fmfsd.report.format_numbers import NOTHING, shown_metric, shown_value
+from fmfsd.report.read_run import SPLITS, Content, RunFiles, read_run
+from fmfsd.report.sections.provenance import hardware_text
 
 METRICS = "metrics"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmfsd.report.drawing import draw_charts
-from fmfsd.report.markup import Html, element, joined
+from fmfsd.report.charts.render import draw_charts
+from fmfsd.report.html.markup import Html, element, joined
 
 GENERATOR = '<meta name="generator" content="fmfsd">'
 """By which a page of ours is known."""

@@ -3,19 +3,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from statistics import mean, stdev
 
-from fmfsd.report.attention_part import attention
-from fmfsd.report.charts import Axis, plot
-from fmfsd.report.confusion_part import confusion
-from fmfsd.report.course_part import course, speed
-from fmfsd.report.groups import Group, grouped, interval, mean_line
-from fmfsd.report.heads_part import agreement, calibration, calibration_error, early_exits, exits_beside
-from fmfsd.report.made_part import made_with, setups
-from fmfsd.report.markup import Html, joined
-from fmfsd.report.numbers import NOTHING, is_share, shown_duration, shown_metric
+from fmfsd.report.charts.run_charts import Axis, plot
+from fmfsd.report.format_numbers import NOTHING, is_share, shown_duration, shown_metric
+from fmfsd.report.html.markup import Html, joined
+from fmfsd.report.html.tables import paragraphs, table
 from fmfsd.report.page import Section, page
-from fmfsd.report.paired import t_quantile
-from fmfsd.report.run_files import Content, RunFiles
-from fmfsd.report.tables import paragraphs, table
+from fmfsd.report.paired_tests import t_quantile
+from fmfsd.report.read_run import Content, RunFiles
+from fmfsd.report.sections.attention import attention
+from fmfsd.report.sections.confusion import confusion
+from fmfsd.report.sections.heads import agreement, calibration, calibration_error, early_exits, exits_beside
+from fmfsd.report.sections.provenance import made_with, setups
+from fmfsd.report.sections.throughput import course, speed
+from fmfsd.report.seed_groups import Group, grouped, interval, mean_line
 
 MOST_SERIES = 16
 """Of more groups only the best by the test or validation accuracy are drawn; all stand in the tables."""

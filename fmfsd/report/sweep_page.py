@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmfsd.report.markup import Html, element, joined
-from fmfsd.report.numbers import (
+from fmfsd.report.charts.sweep_charts import Content, course, curves, effect_bars, fronts, importance_bars
+from fmfsd.report.format_numbers import (
     NOTHING,
     shown_difference,
     shown_duration,
@@ -13,9 +13,9 @@ from fmfsd.report.numbers import (
     shown_value,
     unit_of_differences,
 )
+from fmfsd.report.html.markup import Html, element, joined
+from fmfsd.report.html.tables import code, folded, pairs, paragraphs, table
 from fmfsd.report.page import Section, page
-from fmfsd.report.sweep_charts import Content, course, curves, effect_bars, fronts, importance_bars
-from fmfsd.report.tables import code, folded, pairs, paragraphs, table
 
 STATES = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "asked": "under way"}
 

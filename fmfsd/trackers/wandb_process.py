@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmfsd.ties import tie_to_parent
+from fmfsd.system.parent_death import tie_to_parent
 from fmfsd.trackers.base import named_values
 
 PROJECT = "fmfsd"

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from fmfsd.errors import FmfsdError
-from fmfsd.files import write_whole
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_whole
 from fmfsd.trackers.base import Record
 from fmfsd.trackers.feed import CLOSING_S
 

@@ -30,9 +30,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher.agent import node
+from launcher.agent import network
 from launcher.agent.cgroup import oom_kills
-from launcher.agent.look import look
+from launcher.agent.probe import look
 from launcher.agent.processes import Command, NodeProcesses, StarterProcess, WorkerProcesses, end_descendants
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -101,16 +101,16 @@ class NodeAgent:
 
     def _do_prepare(self, order: dict[str, Any]) -> None:
         """Get ready to meet others: with a folder and, if they are to come here, a port."""
-        self._scratch, self._word = node.scratch_folder(order["longest"]), order["word"]
+        self._scratch, self._word = network.scratch_folder(order["longest"]), order["word"]
         interfaces, port = {}, None
         if self._word:
-            interfaces, self._listener = node.addresses(os.environ, order["interface"]), node.listen()
+            interfaces, self._listener = network.addresses(os.environ, order["interface"]), network.listen()
             port = self._listener.getsockname()[1]
         _say(event="prepared", scratch=self._scratch, interfaces=interfaces, port=port)
 
     def _do_reach(self, order: dict[str, Any]) -> None:
-        found = node.reached(order["addresses"], order["port"], order["word"])
-        _say(event="reached", interfaces={address: node.interface_to(address) for address in found})
+        found = network.reached(order["addresses"], order["port"], order["word"])
+        _say(event="reached", interfaces={address: network.interface_to(address) for address in found})
 
     def _do_stop(self, _order: dict[str, Any]) -> None:
         if self._processes is not None:
@@ -145,7 +145,7 @@ class NodeAgent:
             port = self._listener.getsockname()[1]
             self._close_sockets()
             with suppress(OSError):  # it is in use already: that is the workers' to say
-                self._holder = node.hold(port)
+                self._holder = network.hold(port)
 
     def _close_sockets(self) -> None:
         for each in filter(None, (self._listener, self._holder)):
@@ -155,7 +155,7 @@ class NodeAgent:
     def _look(self) -> None:
         """Report each worker's end, and the node's exit code once nothing that was started here is left."""
         if self._listener is not None:
-            node.greet(self._listener, self._word)
+            network.greet(self._listener, self._word)
         if self._processes is None:
             return
         for pid, code in self._processes.poll().items():
@@ -180,7 +180,7 @@ def _with_python(argv: list[str]) -> list[str]:
 def _all_variables(variables: dict[str, str]) -> dict[str, str]:
     """All variables of what is started. A starter that chooses GPUs does so by their numbers on the whole machine, of
     which we may have a part, as of a node that Slurm shares out."""
-    found = {**node.own_variables(os.environ), **variables, "FMFSD_AGENT_PID": str(os.getpid())}
+    found = {**network.own_variables(os.environ), **variables, "FMFSD_AGENT_PID": str(os.getpid())}
     gpus = found.get("CUDA_VISIBLE_DEVICES")
     return found if gpus is None else {**found, "FMFSD_VISIBLE_GPUS": gpus}
 

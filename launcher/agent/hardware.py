@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from launcher.resources import driver
+from launcher.agent.resources import driver
 
 _CPUINFO = Path("/proc/cpuinfo")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from launcher.agent.ties import die_with_me
+from launcher.agent.parent_death import die_with_me
 
 REAP_S = 5.0
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmfsd.errors import CheckError
-from fmfsd.files import read_json
-from fmfsd.rundir import RunDir
-from launcher.hosts import slurm
-from launcher.log_follower import GrowingFile, harmless
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json
+from launcher.config.plain_text import harmless
+from launcher.run_dir.log_follower import GrowingFile
+from launcher.transport import slurm_commands
 
 LOOK_S = 0.5
 ASK_EVERY_S = 3.0
@@ -28,7 +29,7 @@ class Followed:
     log: Path
     run: RunDir
     attempts: int
-    state: slurm.JobState | None = None
+    state: slurm_commands.JobState | None = None
     ended: bool = False
 
     def __post_init__(self) -> None:
@@ -63,7 +64,10 @@ def follow(jobs: Sequence[Followed], say: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         for job in jobs:
             if not job.ended:
-                number, ends = slurm.id_and_cluster(job.job)[0], " ".join(slurm.scancel_command(job.job))
+                number, ends = (
+                    slurm_commands.id_and_cluster(job.job)[0],
+                    " ".join(slurm_commands.scancel_command(job.job)),
+                )
                 say(f"job {number} goes on; to see it again: tail -f {job.log}; to end it: {ends}")
         return INTERRUPTED
     return max(job.exit_code() for job in jobs)
@@ -89,7 +93,7 @@ def _ask(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
     for job in jobs:
         if job.ended:
             continue
-        now = slurm.job_state(job.job)
+        now = slurm_commands.job_state(job.job)
         if now is not None and (job.state is None or now.state != job.state.state):
             say(str(now))
         job.state = now or job.state
@@ -100,4 +104,4 @@ def _show(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
     for job in jobs:
         while lines := job.new_lines():
             for line in lines:
-                say(line if len(jobs) == 1 else f"{slurm.id_and_cluster(job.job)[0]}: {line}")
+                say(line if len(jobs) == 1 else f"{slurm_commands.id_and_cluster(job.job)[0]}: {line}")

@@ -8,23 +8,23 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from fmfsd.cost.estimate import Device
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.probed import Device
-from fmfsd.rundir import RunDir
-from launcher.beginning import is_finished, write_run_dir
-from launcher.check import is_prepared, problems_of_any_config, require_sound, warnings
-from launcher.check.of_images import counted
-from launcher.costs import Costs, costs_of
-from launcher.hosts import slurm
-from launcher.hosts.helpers import run_here
-from launcher.launch import Request, config_of, prepare_command, run_dir_of
-from launcher.manifest import launch_entry, masked
-from launcher.ownership import sole_owner
-from launcher.plan import plan_run
-from launcher.shipped import shipped_folder
-from launcher.slurm.jobs import add_job, jobs_of
-from launcher.slurm.seeds import Seeds, run_of
-from launcher.slurm.submission import SCRIPT, Submission, Task, problems, submission
+from fmfsd.run.run_dir import RunDir
+from launcher.check.image_storage import counted
+from launcher.check.launch_checks import is_prepared, problems_of_any_config, require_sound, warnings
+from launcher.config.array_seeds import Seeds, run_of
+from launcher.config.packaged_files import shipped_folder
+from launcher.plan.plan import plan_run
+from launcher.prepare_launch import Request, config_of, prepare_command, run_dir_of
+from launcher.resources.cost_probe import Costs, costs_of
+from launcher.run_dir.batch_jobs import add_job, jobs_of
+from launcher.run_dir.manifest import launch_entry, masked
+from launcher.run_dir.run_lock import sole_owner
+from launcher.slurm.batch_job import SCRIPT, Submission, Task, problems, submission
+from launcher.supervise.run_dir_init import is_finished, write_run_dir
+from launcher.transport import slurm_commands
+from launcher.transport.local_commands import run_here
 
 
 def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
@@ -104,7 +104,7 @@ def _require_no_other_job(tasks: tuple[Task, ...]) -> None:
     wrong = []
     for task in tasks:
         for job in jobs_of(task.run)[-1:]:
-            state = slurm.job_state(job.reference)
+            state = slurm_commands.job_state(job.reference)
             if state is not None and not state.is_over:
                 way = f"wait for it, or end it with fmfsd-launch cancel {task.run.path}"
                 wrong.append(Problem(str(task.run.path), f"{state}: {way}"))
@@ -118,7 +118,7 @@ def _tried_out(job: Submission) -> str:
     here = str(shipped_folder("cluster") / "train.sbatch")
     arguments = [here if part == copy else part for part in job.arguments]
     try:
-        return slurm.try_out(arguments, environment=job.environment, cwd=job.cwd)
+        return slurm_commands.try_out(arguments, environment=job.environment, cwd=job.cwd)
     except CheckError as error:
         if job.plan.device == "cuda":
             hint = "; workers without GPUs: --device cpu; GPUs of a type: --sbatch-arg gpus-per-node=TYPE:N"
@@ -138,8 +138,8 @@ def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: part
     attempts = [task.run.last_attempt() for task in job.tasks]
     with all_or_nothing(job.tasks):
         _write(request, job, argv, say)
-        submitted = slurm.submit(job.arguments, environment=job.environment, cwd=job.cwd)
-    number, cluster = slurm.id_and_cluster(submitted)
+        submitted = slurm_commands.submit(job.arguments, environment=job.environment, cwd=job.cwd)
+    number, cluster = slurm_commands.id_and_cluster(submitted)
     for task in job.tasks:
         add_job(task.run, task.id_in(submitted), command=masked(argv), log=task.log(number))
     say(f"site script: {job.snapshot.site_script}")
@@ -174,7 +174,7 @@ def all_or_nothing(tasks: Sequence[Task]) -> Iterator[None]:
     fresh = [task.run for task in tasks if not task.run.config.exists()]
     try:
         yield
-    except slurm.NoAnswerError as error:
+    except slurm_commands.NoAnswerError as error:
         raise CheckError(f"{error}; it may have taken the job all the same: squeue --me tells") from error
     except BaseException:
         for run in fresh:

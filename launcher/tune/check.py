@@ -7,21 +7,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from fmfsd.config import TrainConfig
+from fmfsd.config import RunConfig
 from fmfsd.errors import CheckError, ConfigError, Problem
-from launcher.check import of_hosts, of_run
-from launcher.config import LaunchConfig, TuneOptions
-from launcher.costs import Costs
-from launcher.resources import Resources
-from launcher.site import Site
-from launcher.survey import UnreachableError, survey
-from launcher.tune.cluster import machines_of
-from launcher.tune.disk import DiskBudget
-from launcher.tune.metrics import metric_names
-from launcher.tune.search import default_search, refused
-from launcher.tune.shape import Shape
-from launcher.tune.space import Space
-from launcher.tune.sweep_dir import SweepDir
+from launcher.agent.resources import Resources
+from launcher.check import host_checks, run_checks
+from launcher.config.launch_config import LaunchConfig, TuneOptions
+from launcher.resources.cost_probe import Costs
+from launcher.resources.host_probe import UnreachableError, survey
+from launcher.resources.site import Site
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.ray.probe_cluster import machines_of
+from launcher.tune.records.trial_resources import Shape
+from launcher.tune.sampling.sampler import default_search, refused
+from launcher.tune.space.load import Space
+from launcher.tune.space.metrics import metric_names
+from launcher.tune.sweep.disk_budget import DiskBudget
 
 _PACKAGES = ("ray", "optuna")
 _FORM = re.compile(r"(valid|cost)/[a-z0-9_]+")
@@ -55,7 +55,7 @@ def require_sound(space: Space, options: TuneOptions, sweep: SweepDir, *, is_new
         *_address(options),
         *_folder(sweep, is_new),
     ]
-    missing = [*_packages(), *of_run.in_use(sweep.coordination)]
+    missing = [*_packages(), *run_checks.in_use(sweep.coordination)]
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:
@@ -130,12 +130,12 @@ def probe_site(site: Site, launch: LaunchConfig, folder: Path, environment: Mapp
     """
     found = survey(site, environment, run=folder, cwd=cwd, index=None)
     known = found.of(tuple(found.seen)) if found.seen else found
-    if problems := list(of_hosts.problems(LaunchConfig(device=launch.device), known)):
+    if problems := list(host_checks.problems(LaunchConfig(device=launch.device), known)):
         raise (UnreachableError if known.trouble else CheckError)(problems)
     return replace(known.told(site), hosts=tuple(known.seen) or site.hosts)
 
 
-def require_room(sweep: SweepDir, options: TuneOptions, config: TrainConfig, costs: Costs, shape: Shape) -> None:
+def require_room(sweep: SweepDir, options: TuneOptions, config: RunConfig, costs: Costs, shape: Shape) -> None:
     """CheckError if the disk or its budget is too small."""
     if refused := list(DiskBudget.of(sweep, options, config, costs, concurrent=shape.concurrent).refused()):
         raise CheckError(refused)

@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.files import read_json
-from launcher.config import TuneOptions
-from launcher.control.status import Status
-from launcher.control.work import Work
-from launcher.log_follower import in_a_line
-from launcher.tune.history import History
-from launcher.tune.ledger import facts
-from launcher.tune.outlook import ENDED, counts, seconds_left
-from launcher.tune.sweep_dir import SweepDir
-from launcher.tune.words import best_text, counts_text, left_text
+from fmfsd.system.atomic_files import read_json
+from launcher.config.launch_config import TuneOptions
+from launcher.config.plain_text import in_a_line
+from launcher.run_dir.activity import Work
+from launcher.run_dir.status import Status
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.display.eta import ENDED, counts, seconds_left
+from launcher.tune.display.formatting import best_text, counts_text, left_text
+from launcher.tune.records.history import History
+from launcher.tune.records.ledger import facts
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmfsd.config import TrainConfig, changes, load_config, preset_names
-from fmfsd.files import read_json, write_json
-from fmfsd.rundir import RunDir
-from launcher.agent.ties import tied
-from launcher.costs import costs_of
-from launcher.resources import Resources, driver
+from fmfsd.config import RunConfig, changes, load_config, preset_names
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json, write_json
+from launcher.agent.parent_death import tied
+from launcher.agent.resources import Resources, driver
+from launcher.resources.cost_probe import costs_of
 from tests.helpers.processes import command
 
 MILESTONES = (66 / 200, 133 / 200, 190 / 200)
@@ -81,7 +81,7 @@ class Run:
     def words(self) -> list[str]:
         return [*(word for change in self.overrides for word in ("--set", change)), "--", self.asked.source]
 
-    def config(self) -> TrainConfig:
+    def config(self) -> RunConfig:
         """ConfigError with all that is wrong."""
         return load_config(self.asked.source, self.overrides)
 

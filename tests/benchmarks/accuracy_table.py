@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.files import read_json
-from fmfsd.report.paired import Paired
+from fmfsd.report.paired_tests import Paired
+from fmfsd.system.atomic_files import read_json
 from tests.benchmarks.accuracy_runs import Asked, Run, notes_in
 from tests.benchmarks.table import command_line, print_rows
 

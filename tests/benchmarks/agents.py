@@ -18,13 +18,13 @@ import threading
 import time
 from pathlib import Path
 
-from fmfsd.rundir import RunDir
-from launcher.execution import Execution
-from launcher.hosts.agents import AGENT
-from launcher.plan import LaunchPlan, NodePlan
-from launcher.requests import Requests
-from launcher.supervise import run_plan
-from launcher.symbols import ATTEMPT, INTERFACE
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.placeholders import ATTEMPT, INTERFACE
+from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.supervise.coordinator import run_plan
+from launcher.supervise.run_plan import Execution
+from launcher.supervise.stop_requests import Requests
+from launcher.transport.agent_client import AGENT
 from tests.benchmarks.table import print_table, spread
 
 STAND_IN = """

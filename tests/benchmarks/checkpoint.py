@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from fmfsd.comms import SoloComms
 from fmfsd.config import load_config
 from fmfsd.data.prepare import prepare
-from fmfsd.loop import Loop
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.training.loop import Loop
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
 

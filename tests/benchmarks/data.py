@@ -27,12 +27,12 @@ from PIL import Image
 from safetensors.numpy import save
 
 from fmfsd.config import DataConfig
-from fmfsd.data.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.index import SHAPE, SetIndex, ShardFile, read_index
-from fmfsd.data.own import own_shards
-from fmfsd.data.place import Part
+from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
+from fmfsd.data.loading.load_shards import own_shards
 from fmfsd.data.prepare import prepare
-from fmfsd.files import free_space
+from fmfsd.data.shards.index import SHAPE, SetIndex, ShardFile, read_index
+from fmfsd.data.shards.storage import Part
+from fmfsd.system.atomic_files import free_space
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.official import write_official
 

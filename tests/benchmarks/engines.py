@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import RunConfig, load_config
 from fmfsd.data.prepare import prepare
-from fmfsd.engine.base import Engine
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.interface import Engine
 from fmfsd.engine.torch_engine import TorchEngine
-from fmfsd.rundir import RunDir
-from launcher.plan import KEEP_FREED_MEMORY
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.plan import KEEP_FREED_MEMORY
 from tests.benchmarks.table import print_table, spread
 from tests.distributed.test_deepspeed import ADAMW, SGD, SMALL, STAGES, TORCH, losses, trained
 from tests.helpers.runs import make_loop, make_run
@@ -74,7 +74,7 @@ def speed(asked: argparse.Namespace) -> None:
     print_table(header, [_row(asked.batch, case, found) for case in cases])
 
 
-def _config(asked: argparse.Namespace, root: str, *changes: str) -> TrainConfig:
+def _config(asked: argparse.Namespace, root: str, *changes: str) -> RunConfig:
     fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={asked.backbone}", "data.shards=2")
     plain = (f"train.batch={asked.batch}", "optim.base_batch=128", "train.precision=fp32", "train.channels_last=false")
     return load_config("cifar100-resnet18", [*fixed, *plain, "train.log_every=1000 steps", *changes])
@@ -120,7 +120,7 @@ def _differences(asked: argparse.Namespace, root: Path, title: str, optim: tuple
     ]
 
 
-def _spread_config(asked: argparse.Namespace, root: str, *changes: str) -> TrainConfig:
+def _spread_config(asked: argparse.Namespace, root: str, *changes: str) -> RunConfig:
     fixed = ("data.name=synthetic10", f"data.root={root}", *SMALL, *SIZES, f"train.max_steps={asked.steps}")
     return load_config("smoke", [*fixed, f"model.backbone={asked.backbone}", *changes])
 

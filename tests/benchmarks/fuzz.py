@@ -26,15 +26,15 @@ import torch
 
 import fmfsd
 from fmfsd.checkpoint import CheckpointFolder, Saved
-from fmfsd.checkpoint.folder import CHECKPOINT_FORMAT, MANIFEST
-from fmfsd.checkpoint.saved import FILES
+from fmfsd.checkpoint.checkpoint import FILES
+from fmfsd.checkpoint.store import CHECKPOINT_FORMAT, MANIFEST
 from fmfsd.config import DataConfig, dump_config, load_config
 from fmfsd.config.load import PRESETS
-from fmfsd.data.index import damaged_files, read_index
 from fmfsd.data.prepare import prepare
-from fmfsd.engine.base import EngineState
+from fmfsd.data.shards.index import damaged_files, read_index
+from fmfsd.engine.interface import EngineState
 from fmfsd.errors import CheckpointError, DataError, FmfsdError
-from fmfsd.position import Position
+from fmfsd.run.train_position import Position
 from tests.benchmarks.table import print_table
 from tests.helpers.mutations import CANARY, mutations
 

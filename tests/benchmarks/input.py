@@ -17,10 +17,10 @@ import psutil
 import torch
 
 from fmfsd.config import DataConfig
-from fmfsd.data.batches import TrainBatches
-from fmfsd.data.index import SetIndex, read_index
+from fmfsd.data.loading.batches import TrainBatches
+from fmfsd.data.loading.shards_in_memory import load_own_shards
 from fmfsd.data.prepare import prepare
-from fmfsd.data.shards import load_own_shards
+from fmfsd.data.shards.index import SetIndex, read_index
 from tests.benchmarks.peer import pil_loader
 from tests.benchmarks.table import print_table, spread
 

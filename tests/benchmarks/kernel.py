@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fmfsd.model.enhance import apply_mask, spatial_gate, spatial_scores
+from fmfsd.model.spatial_enhancement import apply_mask, spatial_gate, spatial_scores
 from tests.benchmarks.table import print_table, spread
 
 GROUPS = 32

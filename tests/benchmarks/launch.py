@@ -17,8 +17,8 @@ from statistics import median
 
 from fmfsd.config import dump_config
 from fmfsd.data.prepare import prepare
-from fmfsd.rundir import RunDir
-from launcher.plan import KEEP_FREED_MEMORY
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.plan import KEEP_FREED_MEMORY
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import AutoAugmentPolicy
 
-from fmfsd.config import DataConfig, TrainConfig
-from fmfsd.data.index import SetIndex
-from fmfsd.data.shards import load_own_shards
-from fmfsd.distill import SelfDistillLoss
+from fmfsd.config import DataConfig, RunConfig
+from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.shards.index import SetIndex
+from fmfsd.engine.build import build_loss
+from fmfsd.losses import SelfDistillLoss
 from fmfsd.model.build import build_network
-from fmfsd.trainer import build_loss
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
@@ -51,7 +51,7 @@ def pil_loader(index: SetIndex, data: DataConfig, *, batch: int, processes: int)
 class PlainLoop:
     """The network and the loss of `config`, trained step by step as a script would."""
 
-    def __init__(self, config: TrainConfig, index: SetIndex, *, processes: int) -> None:
+    def __init__(self, config: RunConfig, index: SetIndex, *, processes: int) -> None:
         self.network = build_network(config)
         self.loss: SelfDistillLoss = build_loss(config)
         optim = config.optim

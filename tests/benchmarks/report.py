@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-from fmfsd.comms import SoloComms
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.report.sweep_page import sweep_page
-from fmfsd.report.written import write_report
-from fmfsd.rundir import RunDir
+from fmfsd.report.write import write_report
+from fmfsd.run.run_dir import RunDir
 from tests.benchmarks.table import print_table
 from tests.helpers.official import write_official
 from tests.helpers.runs import make_run, tiny_config, train_run

@@ -17,11 +17,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import RunConfig, load_config
 from fmfsd.data.prepare import prepare
-from fmfsd.rundir import RunDir
-from launcher.plan import KEEP_FREED_MEMORY
+from fmfsd.distributed.collectives import Comms
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.plan import KEEP_FREED_MEMORY
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
 from tests.helpers.workers import run_workers
@@ -51,7 +51,7 @@ def timed(comms: Comms, folder: Path, steps: int, core: int) -> Rate:
     return Rate(images / took, (comms.activity.waited_s - waited_s) / took)
 
 
-def config(asked: argparse.Namespace, root: str, workers: int) -> TrainConfig:
+def config(asked: argparse.Namespace, root: str, workers: int) -> RunConfig:
     fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={asked.backbone}")
     batch = (f"train.batch={workers * asked.batch}", "train.log_every=1000 steps")
     return load_config("cifar100-resnet18", [*fixed, *batch, *asked.set])

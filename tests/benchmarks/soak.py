@@ -24,8 +24,8 @@ import psutil
 
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
-from fmfsd.position import positions_in
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.run.train_position import positions_in
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.official import write_official
 from tests.helpers.processes import Launched, launched, wait_until

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.tune.sweep_dir import SweepDir
+from launcher.run_dir.sweep_dir import SweepDir
 from tests.benchmarks.usage import command_of, memory_MiB, open_files, tree
 
 SPACE = """\
@@ -67,15 +67,15 @@ def _seen(root: int, ended: int) -> Seen:
 
 def _tune() -> int:
     """fmfsd-tune whose driver is ours."""
-    from launcher.tune.coordination import Coordination
-    from launcher.tune_cli import main
+    from launcher.cli.tune import main
+    from launcher.tune.coordinator import Coordination
 
     started = Coordination._driver
     ours = (sys.executable, "-m", "tests.benchmarks.sweep_noop", "drive")
 
     def driver(self: Coordination, machines: int) -> tuple[str, ...]:
         whole = started(self, machines)
-        return (*ours, *whole[whole.index("launcher.tune.driver") + 1 :])
+        return (*ours, *whole[whole.index("launcher.tune.driver.driver") + 1 :])
 
     Coordination._driver = driver  # type: ignore[method-assign]
     main()
@@ -84,10 +84,10 @@ def _tune() -> int:
 
 def _drive() -> int:
     """The driver, with trials that are over at once."""
-    from launcher.tune import driver, tuning
+    from launcher.tune.driver import driver, ray_tuner
     from tests.benchmarks.sweep_noop_trial import Nothing
 
-    setattr(tuning, "Trial", Nothing)  # noqa: B010
+    setattr(ray_tuner, "Trial", Nothing)  # noqa: B010
     setattr(driver, "test_winners", lambda *_, **__: None)  # noqa: B010
     return driver.main(sys.argv[1:], os.environ)
 

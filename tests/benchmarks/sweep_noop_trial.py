@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.tune.order import TrialOrder
-from launcher.tune.trial import Trial
+from launcher.tune.driver.trial_actor import Trial
+from launcher.tune.sweep.trial_spec import TrialOrder
 
 
 class Finished:

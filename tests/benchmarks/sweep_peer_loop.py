@@ -4,23 +4,23 @@ from typing import Any
 
 import torch
 
-from fmfsd.comms import SoloComms
-from fmfsd.config import Timeline, TrainConfig
-from fmfsd.data.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.index import read_index, set_folder
-from fmfsd.data.shards import load_own_shards
-from fmfsd.engine.form import DTYPES
+from fmfsd.config import RunConfig, Timeline
+from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
+from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.shards.index import read_index, set_folder
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.engine.build import build_loss
+from fmfsd.engine.precision import DTYPES, exact_arithmetic
 from fmfsd.engine.torch_engine import TorchEngine
-from fmfsd.evaluation import evaluate
+from fmfsd.evaluation.heads import evaluate, evaluation_batches
 from fmfsd.model.build import build_network
 from fmfsd.optim import learning_rate
-from fmfsd.trainer import build_loss, evaluation_batches, exact_arithmetic
 
 
 class PlainTrial:
     """Has the config's network, loss and batches; `steps` are all there are to do."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: RunConfig) -> None:
         exact_arithmetic(deterministic=False)
         self._config, self._device = config, torch.device("cpu")
         self._index = read_index(set_folder(config.data))

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmfsd.files import read_json
-from fmfsd.rundir import RunDir
-from launcher.plan import KEEP_FREED_MEMORY
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json
+from launcher.plan.plan import KEEP_FREED_MEMORY
+from launcher.run_dir.sweep_dir import SweepDir
 from tests.benchmarks.usage import cpu_seconds, idle_share, watched
 from tests.helpers.processes import command
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from launcher.resources import driver
+from launcher.agent.resources import driver
 
 PACKAGES = ("torch", "torchvision", "numpy")
 

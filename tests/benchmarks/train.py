@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from fmfsd.comms import SoloComms
-from fmfsd.config import TrainConfig, load_config
-from fmfsd.data.index import read_index, set_folder
+from fmfsd.config import RunConfig, load_config
 from fmfsd.data.prepare import prepare
+from fmfsd.data.shards.index import read_index, set_folder
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.engine.precision import exact_arithmetic
 from fmfsd.engine.torch_engine import TorchEngine
-from fmfsd.trainer import exact_arithmetic
-from launcher.plan import KEEP_FREED_MEMORY
+from launcher.plan.plan import KEEP_FREED_MEMORY
 from tests.benchmarks.peer import PlainLoop
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
@@ -81,7 +81,7 @@ class Measured:
     memory: float
 
 
-def config(root: str, backbone: str, changes: tuple[str, ...], batch: int = 128) -> TrainConfig:
+def config(root: str, backbone: str, changes: tuple[str, ...], batch: int = 128) -> RunConfig:
     fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={backbone}", "checkpoint.every_epochs=200")
     return load_config("cifar100-resnet18", [*fixed, f"train.batch={batch}", "train.log_every=1000 steps", *changes])
 
@@ -107,7 +107,7 @@ def tell(kind: str, root: str, backbone: str, batch: int, device: str, steps: in
 
 
 def _step_of(
-    kind: str, settings: TrainConfig, device: torch.device
+    kind: str, settings: RunConfig, device: torch.device
 ) -> tuple[Callable[[], object], Callable[[], float], Callable[[], int]]:
     """A step, the seconds that were waited for data so far, and the bytes that are held between steps."""
     if kind == "script":

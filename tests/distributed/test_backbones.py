@@ -2,11 +2,11 @@
 
 import torch
 
-from fmfsd.comms import Comms
 from fmfsd.config import load_config
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.build import build_loss
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.model.build import build_network
-from fmfsd.trainer import build_loss
 from tests.helpers.workers import run_workers
 
 ONE_OF_EACH_FAMILY = ("resnet8", "vgg11", "mobilenetv3_large", "squeezenet", "timm/test_resnet")

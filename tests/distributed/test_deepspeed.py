@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmfsd.checkpoint.folder import load_checkpoint
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig, dump_config
-from fmfsd.position import positions_in
-from fmfsd.rundir import RunDir
+from fmfsd.checkpoint.store import load_checkpoint
+from fmfsd.config import RunConfig, dump_config
+from fmfsd.distributed.collectives import Comms
+from fmfsd.run.run_dir import RunDir
+from fmfsd.run.train_position import positions_in
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config
 from tests.helpers.workers import run_workers
@@ -132,7 +132,7 @@ def newest_state(run: RunDir) -> dict[str, torch.Tensor]:
     return {**engine.model, **engine.optimizer}
 
 
-def go_on(run: Path, config: TrainConfig, workers: int) -> None:
+def go_on(run: Path, config: RunConfig, workers: int) -> None:
     RunDir(run).config.write_text(dump_config(config))
     run_workers(trained, workers, [run])
 
@@ -160,7 +160,7 @@ def test_a_run_goes_on_by_another_engine_stage_and_number_of_workers(
 def stopped(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[RunDir, RunDir]]:
     """At each stage: a run of four steps, and one that other processes have resumed after two."""
 
-    def config(stage: int, steps: int) -> TrainConfig:
+    def config(stage: int, steps: int) -> RunConfig:
         return tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *ADAMW, *STAGES[stage], f"train.max_steps={steps}")
 
     folder = tmp_path_factory.mktemp("stopped")

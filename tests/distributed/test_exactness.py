@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fmfsd import native
-from fmfsd.comms import Comms, SoloComms
-from fmfsd.data.shards import OwnShards
-from fmfsd.engine.sync_bn import GlobalBatchNorm2d, _moments, synchronise_batch_norm
+from fmfsd.cpu import cpp_extension
+from fmfsd.data.loading.shards_in_memory import OwnShards
+from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.distributed.sync_batch_norm import GlobalBatchNorm2d, _moments, synchronise_batch_norm
 from fmfsd.errors import CheckError, CheckpointError
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.runs import (
     make_loop,
     make_run,
@@ -129,7 +129,7 @@ def test_batch_norm_is_the_same_without_a_compiler(
         y = layer(x)
         y.backward(gradient)
         found.append([y, x.grad, layer.weight.grad, layer.running_mean, layer.running_var])  # type: ignore[list-item]
-        monkeypatch.setattr(native, "library", lambda *names: None)
+        monkeypatch.setattr(cpp_extension, "library", lambda *names: None)
     for one, other in zip(*found, strict=True):
         assert (one.dtype, one.stride()) == (other.dtype, other.stride())
         assert (one - other).abs().max() <= within * other.abs().max()

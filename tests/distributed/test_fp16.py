@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig, dump_config
+from fmfsd.config import RunConfig, dump_config
+from fmfsd.distributed.collectives import Comms
 from fmfsd.errors import NonFiniteLossError
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.distributed.test_deepspeed import ADAMW, ONE_BRANCH, SMALL, STAGES, TORCH, losses, trained
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config
@@ -57,7 +57,7 @@ def scales(run: Path) -> list[float]:
     return [each["loss_scale"] for each in records(RunDir(run)) if each["split"] == "train"]
 
 
-def run_config(root: Path, engine: str, *changes: str) -> TrainConfig:
+def run_config(root: Path, engine: str, *changes: str) -> RunConfig:
     return tiny_config(root, *SMALL, *ONE_BRANCH, *ADAMW, *ENGINES[engine], *FP16, *changes)
 
 

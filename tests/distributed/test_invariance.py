@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from fmfsd.comms import Comms, SoloComms
-from fmfsd.compare import largest_difference
-from fmfsd.data.batches import TrainBatches
-from fmfsd.distill import LossTerms, SelfDistillLoss
-from fmfsd.engine.base import Engine
-from fmfsd.loop import Loop
-from fmfsd.rundir import RunDir
+from fmfsd.data.loading.batches import TrainBatches
+from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.engine.interface import Engine
+from fmfsd.losses import LossTerms, SelfDistillLoss
+from fmfsd.run.run_dir import RunDir
+from fmfsd.training.compare_traces import largest_difference
+from fmfsd.training.loop import Loop
 from tests.helpers.runs import assert_records_agree, make_loop, make_run, records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 

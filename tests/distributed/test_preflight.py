@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmfsd import preflight
-from fmfsd.comms import Comms, SoloComms
+from fmfsd.distributed import preflight
+from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.distributed.preflight import Measured, described, measure, operands, slow, try_out
+from fmfsd.distributed.world import World
 from fmfsd.errors import DataError, PreflightError, RunFailedError
-from fmfsd.fence import Fence
-from fmfsd.files import read_json
-from fmfsd.preflight import Measured, described, measure, operands, slow, try_out
-from fmfsd.progress import ProgressFile
-from fmfsd.rundir import RunDir
-from fmfsd.trainer import train
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json
+from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.trainer import train
 from fmfsd.worker import Circumstances, write_crash
-from fmfsd.world import World
 from tests.helpers.processes import run_command
 from tests.helpers.runs import make_run, tiny_config
 from tests.helpers.workers import run_workers

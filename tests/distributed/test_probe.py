@@ -3,7 +3,7 @@
 import pytest
 
 from fmfsd.config import load_config
-from fmfsd.probe import probe
+from fmfsd.cost.measure.probe import probe
 from tests.helpers.costs import saved_bytes
 from tests.helpers.workers import run_workers
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from fmfsd.checkpoint import CheckpointFolder, Saved
-from fmfsd.comms import Comms, SoloComms
-from fmfsd.data.order import shard_epoch
-from fmfsd.loop import Loop
-from fmfsd.position import Position
-from fmfsd.rundir import RunDir
+from fmfsd.data.sampling import shard_epoch
+from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.run.run_dir import RunDir
+from fmfsd.run.train_position import Position
+from fmfsd.training.loop import Loop
 from tests.helpers.runs import assert_records_agree, make_loop, make_run, newest_weights, records, tiny_config
 from tests.helpers.workers import run_workers
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmfsd import native
-from fmfsd.comms import Comms
-from fmfsd.shared_sums import _created, _mapped, shared_sums
+from fmfsd.cpu import cpp_extension
+from fmfsd.cpu.shared_memory_sums import _created, _mapped, shared_sums
+from fmfsd.distributed.collectives import Comms
 from tests.helpers.runs import make_run, newest_weights, records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
@@ -118,7 +118,7 @@ def test_workers_that_do_not_add_up_the_same_are_told() -> None:
 def begin_without(comms: Comms, what: str, rank: int) -> bool:
     """Whether there is a way through memory where worker `rank` has no compiler, or can have no such file."""
     if comms.rank == rank and what == "compiler":
-        native.library = lambda *names: None  # type: ignore[assignment]
+        cpp_extension.library = lambda *names: None  # type: ignore[assignment]
     if comms.rank == rank and what == "file":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.processes import launched
 from tests.helpers.runs import DIRECT, TINY
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fmfsd.files import read_json
+from fmfsd.system.atomic_files import read_json
 from tests.benchmarks.accuracy_runs import Asked, Bench
 from tests.helpers.processes import wait_until
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
 from launcher.agent.hardware import hardware_here
 from tests.end_to_end.conftest import SIXTY_STEPS
 from tests.helpers.processes import command, launched, run_command, wait_until

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from fmfsd.rundir import RunDir
-from launcher.starters import DEEPSPEED
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.starters import DEEPSPEED
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.faulty import Faulty, Moment, faulty
 from tests.helpers.processes import Launched, launched, run_command, wait_until

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.end_to_end.conftest import SIXTY_STEPS
 from tests.helpers.processes import Launched, launched, run_command
 from tests.helpers.runs import newest_weights, records

@@ -25,15 +25,15 @@ sys.meta_path.insert(0, At())
 """The content of `sitecustomize.py`, which every Python process imports first: a signal at the import of a module."""
 
 MOMENTS = [
-    ("fmfsd-launch smoke --dry-run", "launcher.cli"),
+    ("fmfsd-launch smoke --dry-run", "launcher.cli.launch"),
     ("fmfsd-launch smoke --dry-run", "typer"),
     ("fmfsd-launch smoke --dry-run", "fmfsd.config"),
     ("fmfsd-launch smoke --check", "launcher.launch"),
-    ("fmfsd-launch smoke --check", "launcher.check.of_run"),
-    ("fmfsd-launch stop nowhere", "launcher.control.stop"),
-    ("fmfsd-launch logs nowhere", "launcher.control.logs"),
-    ("fmfsd-tune --space smoke --dry-run", "launcher.tune_cli"),
-    ("fmfsd-tune --space smoke --dry-run", "launcher.tune.sweep"),
+    ("fmfsd-launch smoke --check", "launcher.check.run_checks"),
+    ("fmfsd-launch stop nowhere", "launcher.manage.stop"),
+    ("fmfsd-launch logs nowhere", "launcher.manage.logs"),
+    ("fmfsd-tune --space smoke --dry-run", "launcher.cli.tune"),
+    ("fmfsd-tune --space smoke --dry-run", "launcher.tune.sweep_command"),
 ]
 
 
@@ -59,7 +59,7 @@ def test_a_signal_while_a_command_begins_ends_it_quietly(
     ("line", "module"),
     [
         ("fmfsd probe smoke", "fmfsd.config"),
-        ("fmfsd report nowhere", "fmfsd.report.written"),
+        ("fmfsd report nowhere", "fmfsd.report.write"),
         ("fmfsd data prepare synthetic10 --out sets", "fmfsd.data.synthetic"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.own_launcher import COMMAND
-from launcher.hosts.agents import AGENT
+from launcher.transport.agent_client import AGENT
 from tests.helpers.processes import run_command
 from tests.helpers.stub_training import hide_launcher
 
@@ -45,7 +45,7 @@ def test_agents_are_ours(env: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_a_traceback_of_a_module_names_its_file(env: dict[str, str], tmp_path: Path) -> None:
-    broken = [*COMMAND, "launcher.tune.driver", str(tmp_path / "no sweep"), "1", "scratch"]
+    broken = [*COMMAND, "launcher.tune.driver.driver", str(tmp_path / "no sweep"), "1", "scratch"]
     done = subprocess.run(broken, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
     assert done.returncode == 1
-    assert "launcher/tune/driver.py" in done.stderr
+    assert "launcher/tune/driver/driver.py" in done.stderr

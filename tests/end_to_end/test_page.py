@@ -11,10 +11,10 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from fmfsd.comms import SoloComms
-from fmfsd.files import write_json
-from fmfsd.report.written import write_report
-from fmfsd.rundir import RunDir
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.report.write import write_report
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
 from tests.helpers.browser import MISSING, complaints, narrowed, opened, prefer, requests
 from tests.helpers.runs import make_run, tiny_config, train_run
 

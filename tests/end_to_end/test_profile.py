@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.profiled import PARTS, steps_to_profile
+from fmfsd.run.profile_record import PARTS, steps_to_profile
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import run_command
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.launches import overrides
 from tests.helpers.processes import run_command
 from tests.helpers.runs import records

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.launches import small_arguments
 from tests.helpers.processes import command, run_command, wait_until
 from tests.helpers.stub_training import stub_training

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import Launched, launched, run_command
 

@@ -61,7 +61,7 @@ def test_presets_and_spaces_are_found_by_name(fresh: Path, tmp_path: Path) -> No
 
 
 def test_every_shipped_file_is_in_the_wheel_as_it_is_here(fresh: Path, tmp_path: Path) -> None:
-    code = "from launcher.shipped import shipped_folder; import sys; print(shipped_folder(sys.argv[1]))"
+    code = "from launcher.config.packaged_files import shipped_folder; import sys; print(shipped_folder(sys.argv[1]))"
     for name in ("tune_spaces", "cluster"):
         folder = Path(ask(fresh, tmp_path, "python", "-c", code, name).strip())
         assert folder.is_relative_to(fresh.parent)

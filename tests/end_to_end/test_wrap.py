@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.container import HOST, container, lacks_containers
 from tests.helpers.launches import small_arguments
 from tests.helpers.processes import run_command

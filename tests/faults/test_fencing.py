@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fmfsd.comms import SoloComms
-from fmfsd.rundir import RunDir
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.faulty import Moment, faulty
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import launched, run_command, wait_until

@@ -10,13 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.comms import SoloComms
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import CheckError
-from fmfsd.export import export
-from fmfsd.files import mount_of
-from fmfsd.locks import VARIABLE, LockLeftError, choose_method, hold_lock, lock_file, problem_of, wait_for_lock
-from fmfsd.rundir import RunDir
-from launcher.ownership import BusyError, sole_owner
+from fmfsd.export.write import export
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import mount_of
+from fmfsd.system.file_locks import (
+    VARIABLE,
+    LockLeftError,
+    choose_method,
+    hold_lock,
+    lock_file,
+    problem_of,
+    wait_for_lock,
+)
+from launcher.run_dir.run_lock import BusyError, sole_owner
 from tests.helpers.leaks import CHECKOUT
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command
@@ -57,9 +65,8 @@ def test_a_set_is_prepared_where_folders_can_not_be_flushed(error: str, tmp_path
     assert done.returncode == 0, done.stderr
 
 
-GIVE_NAME = (
-    "import sys; from pathlib import Path; from fmfsd.files import give_name; give_name(*map(Path, sys.argv[1:]))"
-)
+GIVE_NAME = """import sys; from pathlib import Path; from fmfsd.system.atomic_files import give_name
+give_name(*map(Path, sys.argv[1:]))"""
 
 
 @needs_strace
@@ -137,7 +144,7 @@ def test_a_run_is_held_by_a_file_where_the_kernel_has_no_locks(by_files: None, t
 LEAVE_LOCK = """
 import sys
 from pathlib import Path
-from fmfsd.locks import _create_exclusively
+from fmfsd.system.file_locks import _create_exclusively
 _create_exclusively(Path(sys.argv[1]))
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.faulty import Faulty, Moment, faulty
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import launched, wait_until

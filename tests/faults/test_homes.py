@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.files import read_json
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import command
 from tests.helpers.users import common_folder

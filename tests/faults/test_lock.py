@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.files import write_json
-from fmfsd.locks import VARIABLE, choose_method
-from fmfsd.rundir import RunDir
-from launcher.ownership import Owner, sole_owner
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from fmfsd.system.file_locks import VARIABLE, choose_method
+from launcher.run_dir.run_lock import Owner, sole_owner
 from tests.helpers.processes import run_command
 
 RACING, ROUNDS, DEADLINE_S = 16, 25, 60.0

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from fmfsd.files import read_json
-from fmfsd.rundir import RunDir
-from launcher.tune.order import TrialOrder
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.sweep.trial_spec import TrialOrder
 from tests.helpers.processes import launched, wait_until
 from tests.helpers.ray_driver import CORES
 from tests.helpers.runs import DIRECT, assert_records_agree, newest_weights, records

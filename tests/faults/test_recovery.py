@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from fmfsd.comms import SoloComms
-from fmfsd.rundir import RunDir
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.faulty import Faulty, Moment, faulty
 from tests.helpers.launches import small_arguments
 from tests.helpers.processes import Launched, launched, wait_until
@@ -126,7 +126,7 @@ def test_a_bug_is_tried_twice_and_reported_as_one_of_ours(arguments: tuple[str, 
     )
     assert "\nno attempt follows attempt 2: the same failure twice without a checkpoint between\n" in page
     assert "\nto go on after step 4:\n" in page
-    assert "fmfsd/loop.py" in output
+    assert "fmfsd/training/loop.py" in output
     assert "this is probably a bug of fmfsd, which your config or data brings out: please report it" in page
     assert f"of {run.run.path} manifest.json, config.yaml and attempts/" in page
 

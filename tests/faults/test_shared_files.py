@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from fmfsd.checkpoint import CheckpointFolder
-from fmfsd.comms import SoloComms
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import UnreadableCheckpointError
-from fmfsd.files import read_own
-from fmfsd.rundir import RunDir
-from launcher.check.of_access import code_of_others
-from launcher.resources import Resources
-from launcher.site import Site
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_own
+from launcher.agent.resources import Resources
+from launcher.check.access_checks import code_of_others
+from launcher.resources.site import Site
 from tests.helpers.checkpoints import names, newest_step, save, saved, store
 from tests.helpers.checks import CPU
 from tests.helpers.processes import command
@@ -81,7 +81,7 @@ def test_a_file_system_that_does_not_answer_is_no_damage(
     def fails(path: Path) -> bytes:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr("fmfsd.checkpoint.folder.read_own", fails)
+    monkeypatch.setattr("fmfsd.checkpoint.store.read_own", fails)
     with pytest.raises(UnreadableCheckpointError, match=f"can't be read: .*{os.strerror(number)}"):
         store(checkpoints).load_newest()
     assert names(checkpoints) == ["step-00000001", "step-00000002"]
@@ -95,7 +95,7 @@ def test_a_bad_sector_is_damage(checkpoints: Path, monkeypatch: pytest.MonkeyPat
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return read_own(path)
 
-    monkeypatch.setattr("fmfsd.checkpoint.folder.read_own", fails)
+    monkeypatch.setattr("fmfsd.checkpoint.store.read_own", fails)
     assert newest_step(store(checkpoints)) == 1
 
 

@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from fmfsd.config import load_config
-from fmfsd.files import read_json, write_whole
-from fmfsd.rundir import NOW, RunDir
-from launcher.costs import costs_of
-from launcher.ownership import sole_owner
-from launcher.tune.metrics import metric_names
-from launcher.tune.order import TrialOrder
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.run.run_dir import NOW, RunDir
+from fmfsd.system.atomic_files import read_json, write_whole
+from launcher.resources.cost_probe import costs_of
+from launcher.run_dir.run_lock import sole_owner
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.space.metrics import metric_names
+from launcher.tune.sweep.trial_spec import TrialOrder
 from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import launched, wait_until
 from tests.helpers.runs import newest_weights, records

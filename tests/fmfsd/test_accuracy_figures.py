@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.costs import Costs
-from launcher.resources import Driver, Gpu, Resources
+from launcher.agent.resources import Driver, Gpu, Resources
+from launcher.resources.cost_probe import Costs
 from tests.benchmarks import accuracy_runs
 from tests.benchmarks.accuracy_runs import Asked, at_a_time, packed_on, recipe
 from tests.benchmarks.accuracy_table import Result, compared, rate, spread, trained

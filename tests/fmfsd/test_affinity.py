@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmfsd.affinity import parse_cores, share_of, stay_on_share
+from fmfsd.distributed.affinity import parse_cores, share_of, stay_on_share
+from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError
-from fmfsd.files import read_json
+from fmfsd.system.atomic_files import read_json
 from fmfsd.worker import Circumstances
-from fmfsd.world import World
 from tests.helpers.processes import wait_until
 from tests.helpers.runs import make_run, tiny_config
 

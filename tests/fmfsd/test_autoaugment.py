@@ -10,8 +10,8 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 from torchvision.transforms.autoaugment import AutoAugment as Reference
 from torchvision.transforms.autoaugment import _apply_op
 
-from fmfsd.data.autoaugment import AutoAugment, Schedule
-from fmfsd.data.policy import FIRST, KINDS, OPERATIONS, POLICY, operations
+from fmfsd.data.augment.autoaugment import AutoAugment, Schedule
+from fmfsd.data.augment.autoaugment_policy import FIRST, KINDS, OPERATIONS, POLICY, operations
 
 CPU = torch.device("cpu")
 REFERENCE = Reference(AutoAugmentPolicy.CIFAR10, fill=[128.0])

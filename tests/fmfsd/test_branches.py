@@ -11,9 +11,9 @@ from fmfsd.model.backbones import Backbone
 from fmfsd.model.backbones.resnet import cifar_resnet
 from fmfsd.model.branch import AttentionGate, branch_form
 from fmfsd.model.build import FUSIONS
-from fmfsd.model.enhance import SpatialGate
 from fmfsd.model.fusion import fusion_of
 from fmfsd.model.network import BranchNetwork, FusionNetwork, Network
+from fmfsd.model.spatial_enhancement import SpatialGate
 from tests.helpers.networks import assert_all_train, network_of
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fmfsd.engine.build import build_loss
 from fmfsd.model.network import BranchNetwork
-from fmfsd.trainer import build_loss
 from tests.helpers import restated
 from tests.helpers.networks import config, network_of
 from tests.helpers.restated import Restated

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.cache_home import cache_home, cache_note, complete_environment
-from fmfsd.kernel_cache import kernel_folder
+from fmfsd.system.cache_dir import cache_home, cache_note, complete_environment
+from fmfsd.system.kernel_cache import kernel_folder
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_temporary_folder_that_others_may_have_made_is_not_used(
     kind: str, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They could put programs there."""
-    monkeypatch.setattr("fmfsd.cache_home._TEMPORARY", ())
+    monkeypatch.setattr("fmfsd.system.cache_dir._TEMPORARY", ())
     (tmp_path / "theirs").mkdir(mode=0o700)
     if kind == "link":
         own(temporary).symlink_to(tmp_path / "theirs")
@@ -105,7 +105,7 @@ def test_a_temporary_folder_that_others_may_have_made_is_not_used(
 MOUNTED = 'mkdir "$1" && mount -t tmpfs -o "$2" none "$1" && shift 2 && exec "$@"'
 PRINT = """
 import json, os
-from fmfsd.cache_home import cache_home, complete_environment
+from fmfsd.system.cache_dir import cache_home, complete_environment
 note = complete_environment(os.environ)
 print(json.dumps([note, str(cache_home(os.environ)), os.environ.get("TORCHINDUCTOR_CACHE_DIR")]))
 """

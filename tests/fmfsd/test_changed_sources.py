@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fmfsd.config.load import checked_data
-from fmfsd.data.image_record import RECORD, FileState
+from fmfsd.data.image_files.source_files import RECORD, FileState
 from fmfsd.data.prepare import prepare
 from fmfsd.errors import DataError
 from tests.helpers.folders import prepare_folders, write_folders, write_image

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmfsd.errors import CheckpointError, NonFiniteLossError
-from fmfsd.position import Position
+from fmfsd.run.train_position import Position
 from tests.helpers.checkpoints import names, newest_step, no_space, save, saved, store
 
 
@@ -123,7 +123,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_ones_and_no_rubbish_after_the
     checkpoints = store(tmp_path / "c")
     save(checkpoints, saved(1))
 
-    monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", no_space)
+    monkeypatch.setattr("fmfsd.checkpoint.store.write_json", no_space)
     with pytest.raises(CheckpointError, match="step 2 not saved.*No space left"):
         save(checkpoints, saved(2))
     assert newest_step(checkpoints) == 1

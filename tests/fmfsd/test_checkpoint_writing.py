@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from fmfsd.checkpoint import CheckpointFolder, Checkpoints
-from fmfsd.comms import SoloComms
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import CheckpointError, FencedError
-from fmfsd.fence import Fence
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from fmfsd.training.attempt_fence import Fence
 from tests.helpers.checkpoints import names, newest_step, no_space, save, saved, store
 from tests.helpers.processes import wait_until
 
@@ -58,7 +58,7 @@ def test_one_save_may_fail_and_the_next_one_that_fails_ends_the_run(
         if full.pop(0):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fmfsd.checkpoint.folder.sync_folder", sometimes_full)
+    monkeypatch.setattr("fmfsd.checkpoint.store.sync_folder", sometimes_full)
     for step in range(1, 6):
         checkpoints.save(saved(step))
         wait_until(lambda: not checkpoints._writer.busy, "the write")
@@ -71,7 +71,7 @@ def test_one_save_may_fail_and_the_next_one_that_fails_ends_the_run(
 
 def test_a_run_does_not_end_well_without_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = store(tmp_path / "c")
-    monkeypatch.setattr("fmfsd.checkpoint.folder.write_whole", no_space)
+    monkeypatch.setattr("fmfsd.checkpoint.store.write_whole", no_space)
     checkpoints.save(saved(1))
     with pytest.raises(CheckpointError, match="step 1 not saved"):
         checkpoints.finish()
@@ -99,11 +99,11 @@ def test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing(
     write = write_json
 
     def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", write)
+        monkeypatch.setattr("fmfsd.checkpoint.store.write_json", write)
         write(*arguments)
         assert newest_step(new) == 1
 
-    monkeypatch.setattr("fmfsd.checkpoint.folder.write_json", overtaken)
+    monkeypatch.setattr("fmfsd.checkpoint.store.write_json", overtaken)
     with pytest.raises(CheckpointError, match="step 2 not saved"):
         save(old, saved(2))
     assert names(tmp_path / "c") == ["step-00000001"]
@@ -126,7 +126,7 @@ def test_what_may_be_the_best_is_not_removed_while_it_can_not_be_read(
     checkpoints = store(tmp_path / "c", keep=1)
     save(checkpoints, saved(1, score=0.9))
     with monkeypatch.context() as patch:
-        patch.setattr("fmfsd.checkpoint.folder.read_json", no_space)
+        patch.setattr("fmfsd.checkpoint.store.read_json", no_space)
         save(checkpoints, saved(2, score=0.1))
     assert names(tmp_path / "c") == ["step-00000001", "step-00000002"]
     save(checkpoints, saved(3, score=0.2))

@@ -2,7 +2,7 @@
 
 import torch
 
-from fmfsd.engine.trained import checksum
+from fmfsd.engine.base_engine import checksum
 
 
 def test_it_depends_on_each_value_and_on_its_place() -> None:

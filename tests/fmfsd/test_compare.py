@@ -8,12 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from fmfsd.comms import SoloComms
-from fmfsd.compare import compare, largest_difference
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import CheckError
-from fmfsd.files import read_json, write_json
-from fmfsd.rundir import RunDir
-from fmfsd.trace import WrittenTrace
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json, write_json
+from fmfsd.training.compare_traces import compare, largest_difference
+from fmfsd.training.trace import WrittenTrace
 from tests.helpers.runs import make_loop, make_run, tiny_config, train_run
 
 CHANGES = ("data.shards=4", "train.batch=8", "train.micro_batch=4", "train.max_steps=2", "optim.milestones=[]")

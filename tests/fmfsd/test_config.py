@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fmfsd.config import Timeline, changes, dump_config, load_config, preset_names
-from fmfsd.config.changes import MAY_CHANGE, leaves
 from fmfsd.config.durations import Duration, parse_duration
 from fmfsd.config.load import PRESETS, config_name
+from fmfsd.config.resume_rules import MAY_CHANGE, leaves
 from fmfsd.config.strict_yaml import parse, scalar
 
 RESERVED = {"stop", "status", "logs", "cancel", "resume"}

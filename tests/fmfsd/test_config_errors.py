@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import RunConfig, load_config
 from fmfsd.config.strict_yaml import MAX_BYTES, parse
 from fmfsd.errors import ConfigError
 
@@ -266,7 +266,7 @@ def test_missing_files_folders_and_presets_are_named(tmp_path: Path) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from([*TrainConfig.model_fields, "x"]),
+        st.sampled_from([*RunConfig.model_fields, "x"]),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
             lambda inside: (
@@ -286,7 +286,7 @@ def test_any_mapping_is_a_config_or_a_clear_error(
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(yaml.safe_dump(content))
     try:
-        assert isinstance(load_config(str(path)), TrainConfig)
+        assert isinstance(load_config(str(path)), RunConfig)
     except ConfigError as error:
         assert error.problems
         assert all(problem.message for problem in error.problems)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import load_config
-from fmfsd.config.deepspeed import deepspeed_config
+from fmfsd.config.deepspeed_config import deepspeed_config
 from fmfsd.config.schema import EngineConfig
 from fmfsd.errors import ConfigError
 

@@ -30,5 +30,5 @@ def test_a_worker_with_deepspeed_needs_no_compiler_and_logs_only_its_own_words(t
 
 
 def test_all_of_a_worker_but_its_engine_is_imported_without_deepspeed() -> None:
-    program = "import sys, fmfsd, fmfsd.cli, fmfsd.worker, fmfsd.trainer; print('deepspeed' in sys.modules)"
+    program = "import sys, fmfsd, fmfsd.cli, fmfsd.worker, fmfsd.training.trainer; print('deepspeed' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"

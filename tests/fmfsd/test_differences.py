@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fmfsd.cli import app
-from fmfsd.files import write_json
-from fmfsd.report.made_part import hardware_text
-from fmfsd.rundir import RunDir
+from fmfsd.report.sections.provenance import hardware_text
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
 from tests.helpers.runs import make_run, tiny_config
 
 EPYC = {"cpu": "AMD EPYC 9454", "cores": 96, "gpus": ["NVIDIA H200"] * 8, "driver": "580.65"}
@@ -17,7 +17,11 @@ EPYC = {"cpu": "AMD EPYC 9454", "cores": 96, "gpus": ["NVIDIA H200"] * 8, "drive
 
 def finished_run(folder: Path, lr: float, top1: float, torch: str) -> RunDir:
     run = make_run(folder, tiny_config(folder.parent, f"optim.lr={lr}"))
-    launch = {"versions": {"torch": torch, "numpy": "2.4"}, "commit": "aaaa", "uncommitted": [" M fmfsd/loop.py"]}
+    launch = {
+        "versions": {"torch": torch, "numpy": "2.4"},
+        "commit": "aaaa",
+        "uncommitted": [" M fmfsd/training/loop.py"],
+    }
     write_json(run.manifest, {"launches": [{**launch, "hardware": {"n1": EPYC, "n2": EPYC}}], "data": "cafe"})
     metrics = {"test": {"deepest_top1": top1}}
     write_json(run.outcome, {"state": "finished", "step": 16, "metrics": metrics})
@@ -46,7 +50,11 @@ def test_as_json_it_has_what_differs_and_what_is_the_same(runs: list[str]) -> No
         "metrics": {"test deepest_top1": [0.5, 0.75]},
     }
     assert found["same"]["config"]["optim.momentum"] == 0.9
-    assert found["same"]["software"] == {"numpy": "2.4", "commit": "aaaa", "uncommitted changes": [" M fmfsd/loop.py"]}
+    assert found["same"]["software"] == {
+        "numpy": "2.4",
+        "commit": "aaaa",
+        "uncommitted changes": [" M fmfsd/training/loop.py"],
+    }
     assert found["same"]["data"] == {"SHA-256 of the index": "cafe"}
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmfsd.distill import SelfDistillLoss, global_norm_surrogate, soft_target_loss, squared_distances
+from fmfsd.losses import SelfDistillLoss, global_norm_surrogate, soft_target_loss, squared_distances
 from fmfsd.model.network import Outputs
 
 LOSS = SelfDistillLoss(alpha=0.3, beta=0.03, temperature=3.0)

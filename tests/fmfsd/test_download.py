@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.data.download import download
+from fmfsd.data.cifar.download import download
 from fmfsd.errors import CheckError
 from tests.conftest import quiet
 from tests.helpers.processes import wait_until
@@ -115,7 +115,7 @@ def test_what_was_fetched_is_kept_for_the_next_try(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_download_that_was_killed_is_continued(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from fmfsd.data.download import download; "
+    code = "import sys; from pathlib import Path; from fmfsd.data.cifar.download import download; "
     code += "download(sys.argv[1], Path('file'), md5=sys.argv[2], report=lambda *_: None)"
     part, killed = tmp_path / ".file.part", threading.Event()
     with serving(Server(breaks=1, stalled=killed)) as server:

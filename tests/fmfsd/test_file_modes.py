@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.comms import SoloComms
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
-from fmfsd.export import export
-from fmfsd.report.written import write_report
-from fmfsd.rundir import RunDir
-from launcher.config import LaunchConfig
-from launcher.slurm.batch import job_environment
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.export.write import export
+from fmfsd.report.write import write_report
+from fmfsd.run.run_dir import RunDir
+from launcher.config.launch_config import LaunchConfig
+from launcher.slurm.job_options import job_environment
 from tests.conftest import quiet
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, launched, wait_until

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fmfsd.checkpoint.folder import load_checkpoint
-from fmfsd.checkpoint.initial import misfits
-from fmfsd.comms import SoloComms
+from fmfsd.checkpoint.init_weights import misfits
+from fmfsd.checkpoint.store import load_checkpoint
 from fmfsd.config import load_config
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.world import World
 from fmfsd.errors import CheckError
-from fmfsd.loop import Loop
-from fmfsd.origin import weights_at
-from fmfsd.position import Position
-from fmfsd.rundir import RunDir
+from fmfsd.run.init_source import weights_at
+from fmfsd.run.run_dir import RunDir
+from fmfsd.run.train_position import Position
+from fmfsd.training.loop import Loop
 from fmfsd.worker import write_crash
-from fmfsd.world import World
 from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config, train_run
 
 
@@ -154,7 +154,7 @@ def test_the_path_is_made_absolute() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_looking_for_first_weights_needs_no_torch() -> None:
-    code = "import fmfsd.origin, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
+    code = "import fmfsd.run.init_source, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -10,13 +10,13 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from fmfsd.config import load_config
-from fmfsd.data.folders import Listing, list_images
-from fmfsd.data.index import SetIndex
-from fmfsd.data.verify import verify_sets
+from fmfsd.data.image_files.layouts import Listing, list_images
+from fmfsd.data.shards.index import SetIndex
+from fmfsd.data.shards.verify import verify_sets
 from fmfsd.errors import DataError
-from fmfsd.report.written import write_report
-from launcher.check.of_data import damaged
-from launcher.tune.held_out import for_search
+from fmfsd.report.write import write_report
+from launcher.check.data_checks import damaged
+from launcher.tune.space.validation_split import for_search
 from tests.helpers.folders import prepare_folders, write_images, write_tiny_imagenet
 from tests.helpers.processes import run_command
 from tests.helpers.runs import make_run, records, train_run

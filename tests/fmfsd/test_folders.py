@@ -12,22 +12,22 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from fmfsd.config import DataConfig, TrainConfig, load_config
-from fmfsd.data.augment import Normalise
-from fmfsd.data.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.decode import decoded
-from fmfsd.data.index import read_index
-from fmfsd.data.shards import load_own_shards
-from fmfsd.data.verify import verify_sets
+from fmfsd.config import DataConfig, RunConfig, load_config
+from fmfsd.cost.measure.probe import probe
+from fmfsd.data.augment.crop_flip import Normalise
+from fmfsd.data.image_files.decode import decoded
+from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
+from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.shards.index import read_index
+from fmfsd.data.shards.verify import verify_sets
 from fmfsd.errors import ConfigError, DataError
-from fmfsd.probe import probe
 from tests.helpers.folders import CLASSES, prepare_folders, write_folders
 from tests.helpers.processes import run_command
 from tests.helpers.runs import assert_records_agree, make_run, records, train_run
 from tests.helpers.workers import run_workers
 
 
-def config(root: Path, *changes: str) -> TrainConfig:
+def config(root: Path, *changes: str) -> RunConfig:
     small = ("train.batch=4", "train.epochs=1", "optim.milestones=[]", "train.log_every=1 step", "data.valid=0")
     fixed = ("data.name=folder", "data.classes=4", "data.shards=4", *small)
     return load_config("smoke", [*fixed, *changes], data_root=str(root))
@@ -220,7 +220,7 @@ def test_a_network_for_224_pixels_trains(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_refuses_another_number_of_classes(source: Path, tmp_path: Path) -> None:
-    from fmfsd.comms import SoloComms
+    from fmfsd.distributed.collectives import SoloComms
     from tests.helpers.runs import make_loop
 
     prepare_folders(tmp_path, source)

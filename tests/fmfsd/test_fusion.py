@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.enhance import SpatialEnhancement, SpatialGate, apply_mask
 from fmfsd.model.fusion import Fusion, fuse
+from fmfsd.model.spatial_enhancement import SpatialEnhancement, SpatialGate, apply_mask
 
 GROUPS = 4
 

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import RunConfig, load_config
+from fmfsd.cost.estimate import HeadCost, Probe
+from fmfsd.cost.measure.probe import probe
+from fmfsd.evaluation.exit_thresholds import NEVER
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import EarlyExit, early_heads
 from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
-from fmfsd.probe import probe
-from fmfsd.probed import HeadCost, Probe
-from fmfsd.thresholds import NEVER
 from tests.helpers.networks import macs
 
 SMALL = ("model.backbone=resnet8", "train.batch=64")
@@ -25,7 +25,7 @@ PLACES = "model.branches=[stage3, stage2.block1, stage1]"
 """One of them inside a stage, and not in order."""
 
 
-def config(*changes: str) -> TrainConfig:
+def config(*changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", changes)
 
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from fmfsd.data import image_reader
-from fmfsd.data.decode import decoded
-from fmfsd.data.file_types import detect_type
-from fmfsd.data.index import SetIndex
+from fmfsd.data.image_files import image_reader
+from fmfsd.data.image_files.decode import decoded
+from fmfsd.data.image_files.file_types import detect_type
+from fmfsd.data.shards.index import SetIndex
 from fmfsd.errors import ConfigError, DataError
 from tests.helpers.folders import prepare_folders, write_folders, write_image
 from tests.helpers.processes import run_command

@@ -16,18 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fmfsd.comms import SoloComms
 from fmfsd.config import DataConfig
-from fmfsd.data import own
-from fmfsd.data.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.index import SetIndex, read_index, set_folder
-from fmfsd.data.own import images_stay_in_files, own_shards
-from fmfsd.data.place import Part
-from fmfsd.data.shard_file import OpenShard
-from fmfsd.data.shards_on_disk import MOST_BATCHES, ShardsOnDisk, _Ahead
+from fmfsd.data.loading import load_shards
+from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
+from fmfsd.data.loading.load_shards import images_stay_in_files, own_shards
+from fmfsd.data.loading.shards_streaming import MOST_BATCHES, ShardsOnDisk, _Ahead
+from fmfsd.data.shards.index import SetIndex, read_index, set_folder
+from fmfsd.data.shards.shard_file import OpenShard
+from fmfsd.data.shards.storage import Part
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import DataError
-from fmfsd.memory import usable_memory
-from launcher.resources import Resources
+from fmfsd.system.memory import usable_memory
+from launcher.agent.resources import Resources
 from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
@@ -237,7 +237,7 @@ def test_a_worker_whose_memory_is_small_reads_them(tiny_root: Path, monkeypatch:
     data = DataConfig(name="cifar10", root=str(tiny_root))
     index = read_index(set_folder(data))
     assert not images_stay_in_files(data, index, SoloComms(), CPU)
-    monkeypatch.setattr(own, "usable_memory", lambda: 1 << 20)
+    monkeypatch.setattr(load_shards, "usable_memory", lambda: 1 << 20)
     assert images_stay_in_files(data, index, SoloComms(), CPU)
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmfsd import native
-from fmfsd.model import kernel
-from fmfsd.model.enhance import apply_mask, spatial_gate, spatial_mask, spatial_scores
+from fmfsd.cpu import cpp_extension, spatial_kernel
+from fmfsd.model.spatial_enhancement import apply_mask, spatial_gate, spatial_mask, spatial_scores
 
 SHAPES = [
     (2, 8, 4, 4, 8),
@@ -54,7 +53,7 @@ def with_gradients(form: Form, inputs: list[Tensor]) -> list[Tensor]:
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
-    assert kernel.takes(torch.zeros(1, 1, 1, 1), torch.zeros(1)), "these tests need a C++ compiler, c++"
+    assert spatial_kernel.takes(torch.zeros(1, 1, 1, 1), torch.zeros(1)), "these tests need a C++ compiler, c++"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -132,6 +131,6 @@ def test_results_depend_neither_on_the_batch_nor_on_the_threads() -> None:
 def test_without_a_compiler_pytorchs_operations_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = drawn((2, 8, 4, 4, 4), torch.contiguous_format)
     by_the_kernel = spatial_gate(*inputs)
-    monkeypatch.setattr(native, "library", lambda *names: None)
-    assert not kernel.takes(*inputs[:2])
+    monkeypatch.setattr(cpp_extension, "library", lambda *names: None)
+    assert not spatial_kernel.takes(*inputs[:2])
     torch.testing.assert_close(spatial_gate(*inputs), by_the_kernel)

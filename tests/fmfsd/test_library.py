@@ -10,10 +10,10 @@ import torchvision
 from torch import nn
 
 import fmfsd
-from fmfsd.comms import SoloComms
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import CheckError, ConfigError
-from fmfsd.export import export
-from fmfsd.rundir import RunDir
+from fmfsd.export.write import export
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

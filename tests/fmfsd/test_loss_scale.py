@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fmfsd.engine.scale import LossScale
+from fmfsd.engine.grad_scaler import LossScale
 from fmfsd.errors import NonFiniteLossError
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fmfsd.config import TrainConfig, dump_config, load_config
+from fmfsd.config import RunConfig, dump_config, load_config
 from fmfsd.config.methods import METHODS
+from fmfsd.engine.build import build_loss
 from fmfsd.errors import ConfigError
 from fmfsd.model.build import build_network
-from fmfsd.trainer import build_loss
 
 DEFAULTS = {
     "model.fusion": "trunk",
@@ -41,7 +41,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def value(config: TrainConfig, key: str) -> Any:
+def value(config: RunConfig, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
 

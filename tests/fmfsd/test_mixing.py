@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fmfsd.data.mixing import mixed, mixing_draws, shares, symmetric_beta
+from fmfsd.data.augment.mixup_cutmix import mixed, mixing_draws, shares, symmetric_beta
 
 
 def words(samples: int) -> NDArray[np.uint64]:

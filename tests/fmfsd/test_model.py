@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmfsd.config.known import taps
+from fmfsd.config.names import taps
 from fmfsd.model.build import build_network
-from fmfsd.model.enhance import SpatialGate
 from fmfsd.model.fusion import Fusion
 from fmfsd.model.network import FusionNetwork
-from fmfsd.places import is_stage
+from fmfsd.model.spatial_enhancement import SpatialGate
+from fmfsd.tap_names import is_stage
 from tests.helpers.networks import assert_all_train, config, macs, network_of, parameters
 
 

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd import native
-from launcher.check.of_machine import private_kernels
-from launcher.config import LaunchConfig
+from fmfsd.cpu import cpp_extension
+from launcher.check.machine_checks import private_kernels
+from launcher.config.launch_config import LaunchConfig
 from tests.helpers.checks import CPU
 
 
 @pytest.fixture
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The folder of libraries, of which this process knows none."""
-    monkeypatch.setattr("fmfsd.kernel_cache.cache_home", lambda environment: tmp_path)
-    native.library.cache_clear()
+    monkeypatch.setattr("fmfsd.system.kernel_cache.cache_home", lambda environment: tmp_path)
+    cpp_extension.library.cache_clear()
     (tmp_path / "fmfsd").mkdir()
     yield tmp_path / "fmfsd" / "kernels"
-    native.library.cache_clear()
+    cpp_extension.library.cache_clear()
 
 
 def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
@@ -26,14 +26,14 @@ def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
 ) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
-    monkeypatch.setattr(native, "SOURCES", sources)
+    monkeypatch.setattr(cpp_extension, "SOURCES", sources)
     (sources / "one.h").write_text("#define ADDED 1\n")
     (sources / "one.cpp").write_text('#include "one.h"\nextern "C" long answer() { return T + ADDED; }\n')
 
     def answers(*definitions: str) -> tuple[int, int]:
         """And how many libraries there are."""
-        native.library.cache_clear()
-        library = native.library("one", *definitions)
+        cpp_extension.library.cache_clear()
+        library = cpp_extension.library("one", *definitions)
         assert library is not None
         return library.answer(), len(list(empty_cache.iterdir()))
 
@@ -45,13 +45,13 @@ def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
 
 @pytest.mark.usefixtures("processes")
 def test_without_a_compiler_there_is_none(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "COMPILER", "no-such-compiler")
-    assert native.library("sums") is None
+    monkeypatch.setattr(cpp_extension, "COMPILER", "no-such-compiler")
+    assert cpp_extension.library("sums") is None
     assert list(empty_cache.iterdir()) == []
 
 
 def test_nor_is_there_one_of_what_does_not_compile(empty_cache: Path) -> None:
-    assert native.library("sums", "SEAT=1") is None
+    assert cpp_extension.library("sums", "SEAT=1") is None
     assert list(empty_cache.iterdir()) == []
 
 
@@ -59,7 +59,7 @@ def test_nor_is_one_in_a_folder_that_they_may_write(empty_cache: Path, caplog: p
     """The log and the check say how to change that."""
     empty_cache.mkdir(mode=0o700)
     empty_cache.chmod(0o777)
-    assert native.library("sums") is None
+    assert cpp_extension.library("sums") is None
     told = f"{empty_cache} has mode 0777, so other users can write to it: `chmod go-w {empty_cache}`"
     assert told in caplog.text
     assert [told in text for text in private_kernels(LaunchConfig(), CPU)] == [True]
@@ -70,13 +70,13 @@ def test_nor_is_one_in_a_folder_that_they_may_write(empty_cache: Path, caplog: p
 
 def test_a_umask_for_groups_does_not_matter(empty_cache: Path) -> None:
     empty_cache.parent.chmod(0o775)
-    assert native.library("sums") is not None
+    assert cpp_extension.library("sums") is not None
     assert empty_cache.parent.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_library_that_others_may_write_is_not_loaded(empty_cache: Path) -> None:
-    assert native.library("sums") is not None
+    assert cpp_extension.library("sums") is not None
     (made,) = empty_cache.iterdir()
     made.chmod(0o722)
-    native.library.cache_clear()
-    assert native.library("sums") is None
+    cpp_extension.library.cache_clear()
+    assert cpp_extension.library("sums") is None

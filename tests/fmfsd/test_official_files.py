@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmfsd.data.official import OFFICIAL
-from fmfsd.data.restricted_pickle import load_arrays
+from fmfsd.data.cifar.official_files import OFFICIAL
+from fmfsd.data.cifar.restricted_pickle import load_arrays
 from fmfsd.data.sources import read_set
 from fmfsd.errors import DataError
 from tests.helpers.official import official_contents, write_official

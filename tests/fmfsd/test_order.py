@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmfsd.comms import Comms
 from fmfsd.config import DataConfig
-from fmfsd.data.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.index import SetIndex, read_index
-from fmfsd.data.order import integers, shard_epoch
-from fmfsd.data.place import MOST_READERS, STAGED_BYTES
-from fmfsd.data.shard_writer import write_shard
-from fmfsd.data.shards import OwnShards, load_own_shards
+from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
+from fmfsd.data.loading.shards_in_memory import OwnShards, load_own_shards
+from fmfsd.data.sampling import integers, shard_epoch
+from fmfsd.data.shards.index import SetIndex, read_index
+from fmfsd.data.shards.shard_writer import write_shard
+from fmfsd.data.shards.storage import MOST_READERS, STAGED_BYTES
+from fmfsd.distributed.collectives import Comms
 from fmfsd.errors import DataError
 from tests.helpers.workers import run_workers
 
@@ -155,8 +155,8 @@ def test_images_reach_another_device_piece_by_piece(
     """The device is this one, as if it were not where files are read to."""
     index = read_index(tiny_root / "cifar10-shards6")
     expected = load_own_shards(index, "train", rank=0, world_size=1)
-    monkeypatch.setattr("fmfsd.data.shards.CPU", torch.device("meta"))
-    monkeypatch.setattr("fmfsd.data.shards.STAGED_BYTES", piece)
+    monkeypatch.setattr("fmfsd.data.loading.shards_in_memory.CPU", torch.device("meta"))
+    monkeypatch.setattr("fmfsd.data.loading.shards_in_memory.STAGED_BYTES", piece)
     found = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("cpu"))
     assert torch.equal(found.images, expected.images)
     assert torch.equal(found.labels, expected.labels)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmfsd.report.paired import Paired, holm, t_quantile, t_within
+from fmfsd.report.paired_tests import Paired, holm, t_quantile, t_within
 
 
 def test_pairs_are_compared_by_their_differences() -> None:

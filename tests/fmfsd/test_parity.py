@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fmfsd.config import load_config
+from fmfsd.engine.build import build_loss
 from fmfsd.model.build import build_network
 from fmfsd.model.network import Network, Outputs
-from fmfsd.trainer import build_loss
 from tests.helpers import restated
 from tests.helpers.restated import Restated, Weights
 

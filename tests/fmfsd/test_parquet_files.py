@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmfsd.data.official import OFFICIAL
+from fmfsd.data.cifar.official_files import OFFICIAL
 from fmfsd.data.sources import read_set
 from fmfsd.errors import CheckError, DataError
 from tests.helpers.official import write_official, write_parquet

@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save
 
 from fmfsd.config import DataConfig
 from fmfsd.config.load import checked_data
-from fmfsd.data.index import SetIndex, damaged_files, read_index
-from fmfsd.data.official import OFFICIAL
+from fmfsd.data.cifar.official_files import OFFICIAL
 from fmfsd.data.prepare import prepare
+from fmfsd.data.shards.index import SetIndex, damaged_files, read_index
+from fmfsd.data.shards.verify import verify_sets
 from fmfsd.data.sources import read_set
-from fmfsd.data.verify import verify_sets
 from fmfsd.errors import CheckError, DataError
-from fmfsd.files import sha256
+from fmfsd.system.atomic_files import sha256
 from tests.conftest import quiet
 from tests.helpers.official import official_contents, write_official
 from tests.helpers.workers import _context as processes

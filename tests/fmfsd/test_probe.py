@@ -8,26 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmfsd.comms import SoloComms
-from fmfsd.config import TrainConfig, load_config
-from fmfsd.data.index import read_index, set_folder
-from fmfsd.data.shards import load_own_shards
+from fmfsd.config import RunConfig, load_config
+from fmfsd.cost.measure.probe import _parameters, probe
+from fmfsd.cpu import tensor_layout
+from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.shards.index import read_index, set_folder
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.engine.build import build_loss
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.model.build import build_network
-from fmfsd.native import maps
-from fmfsd.probe import _parameters, probe
-from fmfsd.trainer import build_loss
 from tests.helpers.costs import saved_bytes
 
 SMALL = ("model.backbone=resnet8", "train.batch=64")
 
 
-def config(*changes: str) -> TrainConfig:
+def config(*changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", changes)
 
 
-def real_engine(wanted: TrainConfig) -> TorchEngine:
+def real_engine(wanted: RunConfig) -> TorchEngine:
     return TorchEngine(build_network(wanted), build_loss(wanted), wanted, SoloComms(), torch.device("cpu"))
 
 
@@ -137,7 +137,7 @@ def test_what_a_gpu_needs_does_not_depend_on_this_machines_compiler(
 ) -> None:
     """Our kernel for CPUs is not asked."""
     expected = [on_a_gpu(*changes) for changes in ((), ("train.compile=false",))]
-    monkeypatch.setattr("fmfsd.native.maps._library", lambda *_: pytest.fail("asked for a kernel"))
+    monkeypatch.setattr("fmfsd.cpu.tensor_layout._library", lambda *_: pytest.fail("asked for a kernel"))
     assert [on_a_gpu(*changes) for changes in ((), ("train.compile=false",))] == expected
 
 
@@ -148,7 +148,7 @@ def test_a_gpu_without_a_compiler_keeps_what_pytorchs_operations_save(
     """Which is what a CPU without our kernel saves, counted in a real pass."""
     wanted = config(*SMALL, f"train.precision={precision}", "train.compile=false")
     found = probe(wanted, workers=1, device="cuda").memory.activations
-    with maps.left_out():
+    with tensor_layout.left_out():
         expected = saved_bytes(SoloComms(), wanted)
     assert found == pytest.approx(expected, rel=1e-4)
     assert found > probe(wanted, workers=1, device="cpu").memory.activations > 0

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from fmfsd.config import TrainConfig, load_config
-from fmfsd.config.changes import leaves
-from fmfsd.probe_cache import _COUNTS, cache_folder, cached, cached_or, probe_of
-from fmfsd.probed import Cost, Device, HeadCost, Layer, MemoryCost, ParameterCount, Probe
+from fmfsd.config import RunConfig, load_config
+from fmfsd.config.resume_rules import leaves
+from fmfsd.cost.cache import _COUNTS, cache_folder, cached, cached_or, probe_of
+from fmfsd.cost.estimate import Cost, Device, HeadCost, Layer, MemoryCost, ParameterCount, Probe
 from tests.helpers.processes import run_command
 
 MAP = (64, 8, 8)
@@ -61,7 +61,7 @@ DOES_NOT_COUNT = {
 """What a forward pass, the weights and the shards cost is the same whatever these are."""
 
 
-def kept(folder: Path, config: TrainConfig, workers: int = 2) -> Path:
+def kept(folder: Path, config: RunConfig, workers: int = 2) -> Path:
     """The file that keeps PROBE as what was found."""
     cached_or(lambda *_: PROBE, config, workers, "cpu", folder)
     (path,) = folder.iterdir()
@@ -78,7 +78,7 @@ def test_what_was_found_is_found_again_without_a_probe(tmp_path: Path) -> None:
     assert probe_of(found) == PROBE
 
 
-def never(config: TrainConfig, workers: int, device: Device) -> Probe:
+def never(config: RunConfig, workers: int, device: Device) -> Probe:
     raise AssertionError("probed again")
 
 
@@ -117,7 +117,7 @@ def test_what_another_torch_or_other_code_has_found_is_not_taken(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept(tmp_path / "probes", load_config("smoke"))
-    monkeypatch.setattr(f"fmfsd.probe_cache.{what}", lambda *_: "another")
+    monkeypatch.setattr(f"fmfsd.cost.cache.{what}", lambda *_: "another")
     assert cached(load_config("smoke"), 2, "cpu", tmp_path / "probes") is None
 
 

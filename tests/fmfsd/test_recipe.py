@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from fmfsd.config import DataConfig
 from fmfsd.config.load import load_config
-from fmfsd.data.batches import TrainBatches
-from fmfsd.data.index import read_index
-from fmfsd.data.resized_crop import TRIES, WORDS, part_draws, resized_crop
-from fmfsd.data.shards import load_own_shards
+from fmfsd.data.augment.resized_crop import TRIES, WORDS, part_draws, resized_crop
+from fmfsd.data.loading.batches import TrainBatches
+from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.shards.index import read_index
 from fmfsd.errors import ConfigError
 from tests.helpers.runs import assert_records_agree, make_run, newest_weights, records, tiny_config, train_run
 from tests.helpers.workers import run_workers

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import load_config
-from fmfsd.engine.sync_bn import GlobalBatchNorm2d
+from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.distributed.sync_batch_norm import GlobalBatchNorm2d
+from fmfsd.engine.build import build_loss
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
+from fmfsd.model.activation_checkpointing import recomputed
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import build_network
-from fmfsd.model.recompute import recomputed
-from fmfsd.rundir import RunDir
-from fmfsd.trainer import build_loss
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.costs import saved_bytes
 from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config, train_run
 from tests.helpers.workers import run_workers

@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fmfsd.report.charts import MOST_PLACES, Axis, Bar, Line, Point, bars, plot, thinned
-from fmfsd.report.drawing import draw_charts
-from fmfsd.report.markup import Html, element
-from fmfsd.report.numbers import shown_difference, shown_duration, shown_metric, shown_value
+from fmfsd.report.charts.render import draw_charts
+from fmfsd.report.charts.run_charts import MOST_PLACES, Axis, Bar, Line, Point, bars, plot, thinned
+from fmfsd.report.format_numbers import shown_difference, shown_duration, shown_metric, shown_value
+from fmfsd.report.html.markup import Html, element
+from fmfsd.report.html.tables import table
 from fmfsd.report.page import Section, page
-from fmfsd.report.tables import table
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(1)'>\x1b\udc80"
 MACS = Axis("cost/train_macs")
@@ -78,7 +78,7 @@ def test_a_page_asks_for_nothing_from_elsewhere() -> None:
 
 def test_a_chart_that_can_not_be_drawn_is_omitted_and_its_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "fmfsd.report.drawing.draw_in_child", lambda specs: [{"error": f"no <V8> {HOSTILE}"}] * len(specs)
+        "fmfsd.report.charts.render.draw_in_child", lambda specs: [{"error": f"no <V8> {HOSTILE}"}] * len(specs)
     )
     charts = [bars(str(number), Axis("change"), [Bar("up", 2.125)]) for number in range(2)]
     text = page("", "", [Section("a", "A", Html("".join(charts)))])

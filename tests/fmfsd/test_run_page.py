@@ -13,14 +13,14 @@ import yaml
 from typer.testing import CliRunner
 
 from fmfsd.cli import app
-from fmfsd.comms import SoloComms
-from fmfsd.files import write_json
-from fmfsd.report.confusion_part import confusion
-from fmfsd.report.groups import grouped, interval, mean_line
-from fmfsd.report.run_files import read_run
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.report.read_run import read_run
+from fmfsd.report.sections.confusion import confusion
+from fmfsd.report.seed_groups import grouped, interval, mean_line
 from fmfsd.report.sweep_page import sweep_page
-from fmfsd.report.written import write_report
-from fmfsd.rundir import RunDir
+from fmfsd.report.write import write_report
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
 from tests.benchmarks.report import one_of, search
 from tests.helpers.processes import command
 from tests.helpers.runs import make_run, tiny_config, train_run

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fmfsd.comms import Comms, SoloComms
+from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.engine.precision import exact_arithmetic
 from fmfsd.errors import DivergedError, UnlikeError
-from fmfsd.rundir import RunDir
-from fmfsd.trainer import _require_alike, exact_arithmetic
+from fmfsd.run.run_dir import RunDir
+from fmfsd.training.trainer import _require_alike
 from tests.helpers.runs import evaluation, make_loop, make_run, newest_weights, records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
@@ -59,7 +60,9 @@ def test_the_best_on_the_validation_split_is_saved_and_stays(
 ) -> None:
     """Wherever it comes, also over a stop; the last one is there too."""
     scores = iter([0.1, 0.5, 0.5, 0.3])
-    monkeypatch.setattr("fmfsd.loop.evaluate", lambda *_, **__: evaluation(deepest_top1=next(scores, 0.0), loss=1.0))
+    monkeypatch.setattr(
+        "fmfsd.training.loop.evaluate", lambda *_, **__: evaluation(deepest_top1=next(scores, 0.0), loss=1.0)
+    )
     valid = ("data.valid=30", "train.evaluate_every=2 steps", "checkpoint.keep=1")
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, *valid))
     train_run(SoloComms(), run.path, 5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fmfsd import SelfDistillation
-from fmfsd.comms import Comms
+from fmfsd.distributed.collectives import Comms
 from fmfsd.errors import ConfigError
 from tests.helpers import restated
 from tests.helpers.restated import Restated

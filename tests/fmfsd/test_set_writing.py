@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save
 
 from fmfsd.config.load import checked_data
+from fmfsd.data.image_files.thread_map import WINDOW, map_in_threads
 from fmfsd.data.prepare import prepare
-from fmfsd.data.shard_writer import write_shard
-from fmfsd.data.threads import WINDOW, map_in_threads
+from fmfsd.data.shards.shard_writer import write_shard
 from tests.helpers.folders import prepare_folders, write_folders
 
 

@@ -15,16 +15,16 @@ import typer
 
 import fmfsd
 from fmfsd.cli import train
+from fmfsd.distributed.world import World
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem, RunFailedError
-from fmfsd.files import read_json, write_json, write_whole
-from fmfsd.metrics import MetricsLog, RunningMeans, last_records
 from fmfsd.optim import learning_rate
-from fmfsd.preemption import StopFlag
-from fmfsd.progress import ProgressFile
-from fmfsd.rundir import RunDir
-from fmfsd.stopwatch import Stopwatch
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.metrics import MetricsLog, RunningMeans, last_records
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json, write_json, write_whole
+from fmfsd.training.stop_flag import StopFlag
+from fmfsd.training.timers import Stopwatch
 from fmfsd.worker import in_our_code
-from fmfsd.world import World
 from tests.helpers.processes import wait_until
 
 HERE = {"MASTER_ADDR": "127.0.0.1"}
@@ -261,7 +261,7 @@ def test_a_stop_request_is_a_file(tmp_path: Path) -> None:
 def test_progress_is_written_at_every_change_of_state_and_by_a_pulse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmfsd.progress.EVERY_S", 0.01)
+    monkeypatch.setattr("fmfsd.run.heartbeat.EVERY_S", 0.01)
     progress = ProgressFile(tmp_path / "rank-0.json", rank=0)
     for state, step in (("setup", 0), ("train", 1), ("train", 2)):
         progress.show(state, step=step)

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmfsd.model.build import FUSIONS
-from fmfsd.model.enhance import PooledEnhancement, SpatialEnhancement, SpatialScores
 from fmfsd.model.fusion import Fusion, MeanFusion, SharedFusion, fusion_of
 from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
+from fmfsd.model.spatial_enhancement import PooledEnhancement, SpatialEnhancement, SpatialScores
 from tests.helpers.networks import assert_all_train, network_of
 
 SMALL = "model.backbone=resnet8"

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmfsd.attention import Attention, Watcher
-from fmfsd.comms import SoloComms
 from fmfsd.config import load_config
-from fmfsd.config.timeline import Timeline
-from fmfsd.data.index import read_index
-from fmfsd.data.shards import load_own_shards
-from fmfsd.findings import pictures_of
+from fmfsd.config.schedule import Timeline
+from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.shards.index import read_index
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.evaluation.accumulator import BINS, Tally
+from fmfsd.evaluation.attention_masks import Attention, Watcher
+from fmfsd.evaluation.eval_artifacts import pictures_of
 from fmfsd.model.build import build_network
 from fmfsd.model.network import Outputs
-from fmfsd.tally import BINS, Tally
 from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
 
 HEADS = ("branch1", "fused", "deepest")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmfsd.distill import SelfDistillLoss
+from fmfsd.losses import SelfDistillLoss
 from fmfsd.model.network import Outputs
 
 ALPHA, BETA, TEMPERATURE = 0.4, 0.05, 2.0

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from fmfsd.thresholds import NEVER, Sureness, cheapest, curve
+from fmfsd.evaluation.exit_thresholds import NEVER, Sureness, cheapest, curve
 
 COSTS = (1.0, 2.0, 4.0)
 

@@ -11,8 +11,8 @@ from typing import Self
 
 import pytest
 
-from fmfsd.metrics import MetricsLog
-from fmfsd.rundir import RunDir
+from fmfsd.run.metrics import MetricsLog
+from fmfsd.run.run_dir import RunDir
 from fmfsd.trackers import Record, Trackers, build_trackers
 from fmfsd.trackers.feed import Feed
 from fmfsd.trackers.tensorboard import EventFile

@@ -11,14 +11,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fmfsd.cli import app
-from fmfsd.files import write_json
-from fmfsd.metrics import MetricsLog
-from fmfsd.progress import ProgressFile
-from fmfsd.rundir import RunDir
-from fmfsd.watch.live import view_of, watch
-from fmfsd.watch.run_view import run_view
-from fmfsd.watch.screen import line, screen
-from fmfsd.watch.target import folder_of
+from fmfsd.monitor.live import view_of, watch
+from fmfsd.monitor.run_view import run_view
+from fmfsd.monitor.screen import line, screen
+from fmfsd.monitor.target import folder_of
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.metrics import MetricsLog
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
 
 STEPS = {"total_steps": 40, "steps_per_epoch": 10}
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from fmfsd.checkpoint import CheckpointFolder, Checkpoints, Saved
-from fmfsd.comms import SoloComms
-from fmfsd.engine.base import EngineState
-from fmfsd.position import Position
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.engine.interface import EngineState
+from fmfsd.run.train_position import Position
 
 
 def saved(step: int, *, evaluated: bool = True, value: float = 1.0, score: float | None = None) -> Saved:

@@ -5,20 +5,20 @@ from typing import Any
 
 import pytest
 
-from fmfsd.config import TrainConfig
+from fmfsd.config import RunConfig
 from fmfsd.errors import ProblemsError
-from fmfsd.rundir import RunDir
-from launcher.check import require_sound
-from launcher.config import LaunchConfig
-from launcher.resources import Resources
-from launcher.site import Site
+from fmfsd.run.run_dir import RunDir
+from launcher.agent.resources import Resources
+from launcher.check.launch_checks import require_sound
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.site import Site
 
 CPU = Site(Resources(cores=2))
 ONE = LaunchConfig()
 
 
 def problems(
-    config: TrainConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None, **known: Any
+    config: RunConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None, **known: Any
 ) -> tuple[int, str]:
     """Exit code and text of what the check says."""
     with pytest.raises(ProblemsError) as caught:
@@ -26,5 +26,5 @@ def problems(
     return caught.value.exit_code, str(caught.value)
 
 
-def sound(config: TrainConfig, launch: LaunchConfig = ONE, run: RunDir | None = None, **known: Any) -> None:
+def sound(config: RunConfig, launch: LaunchConfig = ONE, run: RunDir | None = None, **known: Any) -> None:
     require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), **known)

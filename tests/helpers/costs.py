@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig
-from fmfsd.data.index import SHAPE
-from fmfsd.engine.form import DTYPES
+from fmfsd.config import RunConfig
+from fmfsd.data.shards.index import SHAPE
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.build import build_loss
+from fmfsd.engine.precision import DTYPES
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.model.build import build_network
-from fmfsd.trainer import build_loss
 
 
-def saved_bytes(comms: Comms, config: TrainConfig) -> int:
+def saved_bytes(comms: Comms, config: RunConfig) -> int:
     """What this worker saves for the backward pass of a micro-batch, beside the network's own tensors."""
     loss = build_loss(config)
     engine = TorchEngine(build_network(config), loss, config, comms, torch.device("cpu"))

@@ -1,7 +1,7 @@
 """Faults inside real workers: a function that each worker calls before every step, brought in by PYTHONPATH.
 
 This file itself becomes the `sitecustomize` of every process of a launch, with the test's function at its end; so it
-imports the standard library only, and only a process that imports fmfsd.loop is changed.
+imports the standard library only, and only a process that imports fmfsd.training.loop is changed.
 """
 
 import os
@@ -80,13 +80,13 @@ def _marker(folder: Path, attempt: int, rank: int) -> Path:
 
 
 class _Import:
-    """Waits in sys.meta_path for fmfsd.loop, and changes it before anybody uses it."""
+    """Waits in sys.meta_path for fmfsd.training.loop, and changes it before anybody uses it."""
 
     def __init__(self, fault: Callable[[Moment], None]) -> None:
         self._fault = fault
 
     def find_spec(self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "fmfsd.loop":
+        if name != "fmfsd.training.loop":
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)

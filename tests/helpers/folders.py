@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from fmfsd.config.load import checked_data
-from fmfsd.data.index import SetIndex
 from fmfsd.data.prepare import prepare
+from fmfsd.data.shards.index import SetIndex
 from fmfsd.data.synthetic import synthetic_images
 
 CLASSES = ("ant", "bee", "cat", "dog")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fmfsd.config import dump_given
-from launcher.config import TuneOptions
-from launcher.tune.history import History
-from launcher.tune.space import Space, read_space
-from launcher.tune.sweep_dir import SweepDir
+from launcher.config.launch_config import TuneOptions
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.records.history import History
+from launcher.tune.space.load import Space, read_space
 
 TOP1 = "valid/deepest_top1"
 TAPS = "model.branches: {subset: {of: [stage1, stage2, stage3], min: 1}}"

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from fmfsd.config import TrainConfig
-from fmfsd.probe import probe
-from fmfsd.probe_cache import cache_folder, cached_or
-from fmfsd.probed import Device, Probe
+from fmfsd.config import RunConfig
+from fmfsd.cost.cache import cache_folder, cached_or
+from fmfsd.cost.estimate import Device, Probe
+from fmfsd.cost.measure.probe import probe
 from tests.helpers.runs import DIRECT, SMALL, TINY, tiny_config
 
 
@@ -29,10 +29,10 @@ def overrides(*changes: str) -> tuple[str, ...]:
     return tuple(part for change in changes for part in ("--set", change))
 
 
-def cache_costs(config: TrainConfig, *workers: int) -> None:
+def cache_costs(config: RunConfig, *workers: int) -> None:
     """Probe `config` in this process: a launch would start a process that takes 8 s of a core to import torch."""
 
-    def probe_on(config: TrainConfig, workers: int, device: Device) -> Probe:
+    def probe_on(config: RunConfig, workers: int, device: Device) -> Probe:
         return probe(config, workers=workers, device=device)
 
     for size in workers:

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import RunConfig, load_config
 from fmfsd.model.build import build_network
-from fmfsd.model.enhance import SpatialScores
 from fmfsd.model.network import Network
+from fmfsd.model.spatial_enhancement import SpatialScores
 
 
-def config(*changes: str) -> TrainConfig:
+def config(*changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", changes)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fmfsd.config.known import DATASETS
-from fmfsd.data.official import OFFICIAL
+from fmfsd.config.names import DATASETS
+from fmfsd.data.cifar.official_files import OFFICIAL
 from fmfsd.data.synthetic import synthetic_images
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from fmfsd.rundir import RunDir
-from launcher.starters import DEEPSPEED, TORCHRUN
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.starters import DEEPSPEED, TORCHRUN
 
 DEADLINE_S = 120.0
 

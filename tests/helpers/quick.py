@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from fmfsd.kernel_cache import COMPILER
+from fmfsd.system.kernel_cache import COMPILER
 
 FOLDERS = ("fmfsd", "launcher")
 PROCESSES = "processes"

@@ -20,9 +20,9 @@ import ray
 from ray import tune
 from ray.cluster_utils import Cluster
 
-from fmfsd.files import write_json
-from launcher.tune.order import TrialOrder
-from launcher.tune.trial import Trial, placement
+from fmfsd.system.atomic_files import write_json
+from launcher.tune.driver.trial_actor import Trial, placement
+from launcher.tune.sweep.trial_spec import TrialOrder
 
 CORES = (4, 3)
 """Of each machine: no other one has room for two nodes of three cores."""

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from fmfsd.comms import Comms
-from fmfsd.config import TrainConfig, dump_config, load_config
-from fmfsd.fence import Fence
-from fmfsd.loop import Loop
-from fmfsd.preemption import StopFlag
-from fmfsd.progress import ProgressFile
-from fmfsd.rundir import RunDir
-from fmfsd.tally import Evaluation
-from fmfsd.trained_run import run_config
-from fmfsd.trainer import build_loop
-from launcher.drill.results import NOT_REPEATABLE
+from fmfsd.config import RunConfig, dump_config, load_config
+from fmfsd.distributed.collectives import Comms
+from fmfsd.evaluation.accumulator import Evaluation
+from fmfsd.evaluation.trained_run import run_config
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.run_dir import RunDir
+from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.loop import Loop
+from fmfsd.training.stop_flag import StopFlag
+from fmfsd.training.trainer import build_loop
+from launcher.diagnostics.drill.results import NOT_REPEATABLE
 
 TINY = (
     "data.name=cifar10",
@@ -39,11 +39,11 @@ DIRECT = ("--starter", "direct")
 SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=14", "checkpoint.every_steps=4")
 
 
-def tiny_config(root: Path, *changes: str) -> TrainConfig:
+def tiny_config(root: Path, *changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", [*TINY, *changes], data_root=str(root))
 
 
-def make_run(folder: Path, config: TrainConfig) -> RunDir:
+def make_run(folder: Path, config: RunConfig) -> RunDir:
     run = RunDir(folder)
     run.create()
     run.config.write_text(dump_config(config))

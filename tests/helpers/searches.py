@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from launcher.tune.ledger import facts
-from launcher.tune.sweep_dir import SweepDir
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.records.ledger import facts
 from tests.helpers.processes import command, run_command, wait_until
 from tests.helpers.runs import TINY
 

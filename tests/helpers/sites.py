@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.hosts.agents import AGENT, Agent
-from launcher.resources import Resources
-from launcher.site import Site
+from launcher.agent.resources import Resources
+from launcher.resources.site import Site
+from launcher.transport.agent_client import AGENT, Agent
 
 DEADLINE_S = 60.0
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.rundir import RunDir
-from launcher.hosts import slurm
-from launcher.hosts.slurm import JobState
+from fmfsd.run.run_dir import RunDir
+from launcher.transport import slurm_commands
+from launcher.transport.slurm_commands import JobState
 from tests.helpers.cluster import Cluster
 from tests.helpers.processes import DEADLINE_S, run_command, wait_until
 
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def state(self) -> JobState:
-        found = slurm.job_state(self.id)
+        found = slurm_commands.job_state(self.id)
         assert found is not None, f"Slurm has forgotten job {self.id}"
         return found
 

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher.attempt import Attempt
-from launcher.hosts.agents import Agent
-from launcher.plan import LaunchPlan, NodePlan
-from launcher.requests import Requests
-from launcher.supervise import run_plan
-from launcher.symbols import ADDRESS, ATTEMPT, INTERFACE, NCCL_INTERFACE, PORT, SCRATCH
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.plan.placeholders import ADDRESS, ATTEMPT, INTERFACE, NCCL_INTERFACE, PORT, SCRATCH
+from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.supervise.attempt import Attempt
+from launcher.supervise.coordinator import run_plan
+from launcher.supervise.stop_requests import Requests
+from launcher.transport.agent_client import Agent
 from tests.helpers.processes import wait_until
 
 PRELUDE = """

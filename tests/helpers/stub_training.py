@@ -17,17 +17,17 @@ from random import Random
 from types import ModuleType
 from typing import Any
 
-from fmfsd.config import Timeline, TrainConfig, dump_config, load_config
-from fmfsd.data.index import read_index, set_folder
+from fmfsd.config import RunConfig, Timeline, dump_config, load_config
+from fmfsd.data.shards.index import read_index, set_folder
+from fmfsd.distributed.world import World
 from fmfsd.errors import NonFiniteLossError
-from fmfsd.fence import Fence
-from fmfsd.files import write_json
-from fmfsd.metrics import MetricsLog, last_records
-from fmfsd.position import Position
-from fmfsd.preemption import StopFlag
-from fmfsd.progress import ProgressFile
-from fmfsd.rundir import RunDir
-from fmfsd.world import World
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.metrics import MetricsLog, last_records
+from fmfsd.run.run_dir import RunDir
+from fmfsd.run.train_position import Position
+from fmfsd.system.atomic_files import write_json
+from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.stop_flag import StopFlag
 
 CHECKOUT = Path(__file__).parents[2]
 GOOD_LR, LARGEST_LR = 0.05, 10.0
@@ -82,10 +82,10 @@ def replace_training(folder: Path) -> None:
         return _StubWorker(folder, run, world, progress, fence).run_to_end()
 
     stubs: dict[str, dict[str, Any]] = {
-        "fmfsd.trainer": {"train": train, "choose_device": lambda device, _world: device},
-        "fmfsd.comms": {"connect": _connect},
-        "fmfsd.assessment": {"Questions": lambda split, *_: split, "assess": _assess},
-        "fmfsd.assessment_output": {"show_and_write": _show_and_write},
+        "fmfsd.training.trainer": {"train": train, "choose_device": lambda device, _world: device},
+        "fmfsd.distributed.collectives": {"connect": _connect},
+        "fmfsd.evaluation.evaluate_run": {"Questions": lambda split, *_: split, "assess": _assess},
+        "fmfsd.evaluation.output": {"show_and_write": _show_and_write},
     }
     for name, content in stubs.items():
         sys.modules[name] = ModuleType(name)
@@ -160,7 +160,7 @@ class _StubWorker:
         write_json(self._run.outcome, {**content, "resumable": state == "stopped"})
 
 
-def draw_metrics(config: TrainConfig, split: str, epoch: int) -> dict[str, float]:
+def draw_metrics(config: RunConfig, split: str, epoch: int) -> dict[str, float]:
     """Return metrics that depend on the arguments alone; the accuracy grows with the learning rate up to GOOD_LR."""
     random = Random(f"{dump_config(config)} {split} {epoch}")
     learnt = min(1.0, config.optim.lr / GOOD_LR)

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fmfsd.files import write_json
-from launcher.config import TuneOptions
-from launcher.tune.ledger import Ledger
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.system.atomic_files import write_json
+from launcher.config.launch_config import TuneOptions
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.records.ledger import Ledger
 
 
 class MadeSweep:

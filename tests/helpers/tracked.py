@@ -9,7 +9,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from fmfsd.trackers.base import named_values
 
 Points = dict[str, list[tuple[int, float]]]

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fmfsd.config import dump_given
-from launcher.config import LaunchConfig
-from launcher.environment import travelling
-from launcher.tune.order import TrialOrder
-from launcher.tune.sweep_dir import SweepDir
-from launcher.tune.trial_run import Machines, TrialRun
+from launcher.config.environment import travelling
+from launcher.config.launch_config import LaunchConfig
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.driver.trial_run import Machines, TrialRun
+from launcher.tune.sweep.trial_spec import TrialOrder
 from tests.helpers.runs import TINY
 
 CHANGES = (*TINY, "data.shards=16", "data.valid=30", "train.batch=16", "train.evaluate_test=false")

@@ -24,7 +24,10 @@ DEADLINE_S = 120.0
 def _is_possible() -> bool:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return False
-    return subprocess.run(_as_other(sys.executable, "-c", "import fmfsd.files"), cwd=CHECKOUT).returncode == 0
+    return (
+        subprocess.run(_as_other(sys.executable, "-c", "import fmfsd.system.atomic_files"), cwd=CHECKOUT).returncode
+        == 0
+    )
 
 
 def run_as_other(*argv: str, cwd: Path, umask: int = 0o022, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from fmfsd.comms import connect
-from fmfsd.world import World
+from fmfsd.distributed.collectives import connect
+from fmfsd.distributed.world import World
 
 DEADLINE_S = 180.0
 
 _context = get_context("forkserver")  # spawn imports torch for each worker: 3.7 s a test, against 0.3 s
-_context.set_forkserver_preload(["torch", "torch._dynamo", "fmfsd.trainer"])  # an optimizer imports _dynamo
+_context.set_forkserver_preload(["torch", "torch._dynamo", "fmfsd.training.trainer"])  # an optimizer imports _dynamo
 
 
 def run_workers(function: Callable[..., Any], size: int, *args: Any, nodes: int = 1) -> list[Any]:

@@ -14,9 +14,9 @@ from typing import NoReturn
 import torch
 
 from fmfsd.checkpoint import CheckpointFolder, Saved
-from fmfsd.engine.base import EngineState
+from fmfsd.engine.interface import EngineState
 from fmfsd.errors import FmfsdError
-from fmfsd.position import Position
+from fmfsd.run.train_position import Position
 
 PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 
 
 @pytest.fixture

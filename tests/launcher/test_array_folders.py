@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.files import write_json
-from fmfsd.rundir import NOW, RunDir
-from launcher.config import LaunchConfig, SlurmOptions, to_json
-from launcher.control import resume as resume_module
-from launcher.control.logs import show_logs
-from launcher.control.resume import resume
-from launcher.control.stop import request_end, request_stop
-from launcher.control.work import existing_runs
-from launcher.launch import Request
-from launcher.ownership import Owner
+from fmfsd.run.run_dir import NOW, RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.config.launch_config import LaunchConfig, SlurmOptions, to_json
+from launcher.manage import resume as resume_module
+from launcher.manage.logs import show_logs
+from launcher.manage.resume import resume
+from launcher.manage.stop import request_end, request_stop
+from launcher.prepare_launch import Request
+from launcher.run_dir.activity import existing_runs
+from launcher.run_dir.run_lock import Owner
 
 LAUNCH = LaunchConfig(on="slurm", device="cpu", gpus=1)
 

@@ -12,23 +12,23 @@ from typing import Any, cast
 import pytest
 
 from fmfsd.errors import CheckError, ConfigError, RunFailedError
-from fmfsd.rundir import RunDir
-from launcher.config import LaunchConfig, SlurmOptions
-from launcher.hosts import slurm
-from launcher.hosts.slurm import JobState
-from launcher.launch import Request, run_dir_of
-from launcher.manifest import commit_of, uncommitted_files
-from launcher.requests import Requests
-from launcher.resources import Resources
-from launcher.site import Site
-from launcher.slurm.allocation import Allocation
-from launcher.slurm.batch import LEAD_S, lead_s, sbatch_options, seconds, slurm_options
+from fmfsd.run.run_dir import RunDir
+from launcher.agent.resources import Resources
+from launcher.config.array_seeds import Seeds
+from launcher.config.launch_config import LaunchConfig, SlurmOptions
+from launcher.prepare_launch import Request, run_dir_of
+from launcher.resources.allocation import Allocation
+from launcher.resources.site import Site
+from launcher.run_dir.manifest import commit_of, uncommitted_files
+from launcher.slurm.batch_job import Task
 from launcher.slurm.follow import Followed, follow
-from launcher.slurm.requeue import TIME_IS_UP, Requeue
-from launcher.slurm.seeds import Seeds
-from launcher.slurm.snapshot import Snapshot
-from launcher.slurm.submission import Task
+from launcher.slurm.job_options import LEAD_S, lead_s, sbatch_options, seconds, slurm_options
+from launcher.slurm.source_snapshot import Snapshot
 from launcher.slurm.submit import all_or_nothing
+from launcher.supervise.requeue import TIME_IS_UP, Requeue
+from launcher.supervise.stop_requests import Requests
+from launcher.transport import slurm_commands
+from launcher.transport.slurm_commands import JobState
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,11 @@ def test_states_of_every_version_are_understood(state: str, is_waiting: bool, is
 @pytest.mark.parametrize("may_have_been_taken", [False, True])
 def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_have_been_taken: bool, tmp_path: Path) -> None:
     tasks = [cast(Task, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
-    error = slurm.NoAnswerError("no answer") if may_have_been_taken else CheckError("another launch is at work there")
+    error = (
+        slurm_commands.NoAnswerError("no answer")
+        if may_have_been_taken
+        else CheckError("another launch is at work there")
+    )
 
     def write_and_fail() -> None:
         with all_or_nothing(tasks):
@@ -147,7 +151,7 @@ def asked_to_requeue(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(job_id)
         raise CheckError("scontrol: it is disabled")
 
-    monkeypatch.setattr(slurm, "requeue", requeue)
+    monkeypatch.setattr(slurm_commands, "requeue", requeue)
     return asked
 
 
@@ -252,7 +256,7 @@ def test_who_stops_waiting_is_told_how_to_come_back(run: RunDir, monkeypatch: py
     def interrupted(_id: str) -> JobState:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm, "job_state", interrupted)
+    monkeypatch.setattr(slurm_commands, "job_state", interrupted)
     said = list[str]()
     assert follow([Followed("7", run.logs / "log", run, attempts=0)], said.append) == 130
     assert said == [f"job 7 goes on; to see it again: tail -f {run.logs}/log; to end it: scancel 7"]

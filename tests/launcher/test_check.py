@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import DataConfig, dump_config, load_config
-from fmfsd.data.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.data.prepare import prepare
+from fmfsd.data.shards.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError
-from fmfsd.rundir import RunDir
-from launcher.check import is_prepared, of_machine, require_sound
-from launcher.config import LaunchConfig
-from launcher.resources import Resources
-from launcher.site import Site
+from fmfsd.run.run_dir import RunDir
+from launcher.agent.resources import Resources
+from launcher.check import machine_checks
+from launcher.check.launch_checks import is_prepared, require_sound
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.site import Site
 from tests.conftest import quiet
 from tests.helpers.checks import CPU, problems, sound
 from tests.helpers.folders import write_folders
@@ -180,7 +181,7 @@ def test_places_that_are_not_writable_are_named() -> None:
 
 
 def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_machine, "FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(machine_checks, "FREE_BYTES", 1 << 60)
     assert "MiB free, a run needs at least" in problems(tiny_config(prepared))[1]
 
 
@@ -191,7 +192,7 @@ def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_torch_versions_that_were_not_tried_are_named(
     version: str, fits: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(of_machine, "version", lambda _: version)
+    monkeypatch.setattr(machine_checks, "version", lambda _: version)
     if fits:
         sound(tiny_config(prepared))
     else:
@@ -199,7 +200,7 @@ def test_torch_versions_that_were_not_tried_are_named(
 
 
 def test_a_missing_torch_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_machine, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
     assert "torch: not installed in this environment" in problems(tiny_config(prepared))[1]
 
 

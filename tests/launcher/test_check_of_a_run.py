@@ -10,12 +10,19 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import dump_config
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher.check.of_run import short_grace
-from launcher.config import LaunchConfig
-from launcher.manifest import COMMIT_FILE, commit_of, launch_entry, manifest, software_changes, uncommitted_files
-from launcher.ownership import sole_owner
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.check.run_checks import short_grace
+from launcher.config.launch_config import LaunchConfig
+from launcher.run_dir.manifest import (
+    COMMIT_FILE,
+    commit_of,
+    launch_entry,
+    manifest,
+    software_changes,
+    uncommitted_files,
+)
+from launcher.run_dir.run_lock import sole_owner
 from tests.helpers.checks import problems, sound
 from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmfsd.compilers import missing_for_compile
 from fmfsd.config import load_config
 from fmfsd.engine.training_pass import is_compiled
-from fmfsd.rundir import RunDir
-from launcher.check import warnings
-from launcher.config import LaunchConfig
-from launcher.resources import Resources
-from launcher.site import Site
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.compilers import missing_for_compile
+from launcher.agent.resources import Resources
+from launcher.check.launch_checks import warnings
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.site import Site
 from tests.helpers.checks import problems
 from tests.helpers.runs import tiny_config
 

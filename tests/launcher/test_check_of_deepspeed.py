@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.files import write_json
-from launcher.agent.look import look
-from launcher.check import warnings
-from launcher.config import LaunchConfig
-from launcher.survey import Survey
+from fmfsd.system.atomic_files import write_json
+from launcher.agent.probe import look
+from launcher.check.launch_checks import warnings
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.host_probe import Survey
 from tests.helpers.checks import CPU, problems, sound
 from tests.helpers.runs import make_run, tiny_config
 
@@ -25,7 +25,7 @@ def install(monkeypatch: pytest.MonkeyPatch, release: str | None) -> None:
             raise PackageNotFoundError(package)
         return release
 
-    monkeypatch.setattr("launcher.check.of_deepspeed.version", version)
+    monkeypatch.setattr("launcher.check.deepspeed_checks.version", version)
 
 
 def test_where_deepspeed_is_missing_its_extra_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

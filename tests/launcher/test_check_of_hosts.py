@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fmfsd.files import sha256
-from launcher.agent.look import look
-from launcher.check import of_hosts
-from launcher.config import LaunchConfig
-from launcher.survey import Survey
+from fmfsd.system.atomic_files import sha256
+from launcher.agent.probe import look
+from launcher.check import host_checks
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.host_probe import Survey
 from tests.helpers.checks import problems, sound
 from tests.helpers.runs import tiny_config
 
@@ -42,21 +42,21 @@ def test_the_answer_of_another_version_may_have_another_form() -> None:
     found = survey_with(source="f" * 64, interfaces=["lo"])
     older = {name: value for name, value in found.seen["n2"].items() if name not in ("gpu_trouble", "amd_gpus")}
     found = Survey({**found.seen, "n2": older}, here=found.here)
-    (told,) = map(str, of_hosts.problems(LaunchConfig(nodes=2), found))
+    (told,) = map(str, host_checks.problems(LaunchConfig(nodes=2), found))
     assert told.startswith("code of fmfsd: not the same everywhere")
-    assert list(of_hosts.warnings(found)) == []
+    assert list(host_checks.warnings(found)) == []
 
 
 def test_another_timm_on_a_host_is_refused_where_the_backbone_is_of_timm(prepared: Path) -> None:
     found = survey_with(versions={**look({}, {})["versions"], "timm": "0.9.0"})
     code, text = problems(tiny_config(prepared, "model.backbone=timm/test_resnet"), survey=found)
     assert (code, "timm: not the same everywhere: " in text, "; 0.9.0 on n2" in text) == (3, True, True), text
-    assert list(of_hosts.other_timm(tiny_config(prepared), found)) == []
+    assert list(host_checks.other_timm(tiny_config(prepared), found)) == []
 
 
 def test_a_patch_release_of_python_is_no_difference() -> None:
     same = ".".join(look({}, {})["python"].split(".")[:2])
-    assert list(of_hosts.problems(ONE, survey_with(python=f"{same}.99"))) == []
+    assert list(host_checks.problems(ONE, survey_with(python=f"{same}.99"))) == []
 
 
 def test_a_host_with_the_same_data_is_sound(prepared: Path) -> None:
@@ -90,7 +90,7 @@ def test_hosts_that_do_not_answer_are_named_together_with_what_else_is_wrong(pre
 def test_an_interface_that_a_host_lacks_is_named() -> None:
     found = [
         str(each)
-        for each in of_hosts.problems(
+        for each in host_checks.problems(
             LaunchConfig(interface="ib0"), survey_with(interfaces={"lo": ["127.0.0.1"], "ib0": ["10.0.0.1"]})
         )
     ]
@@ -100,9 +100,9 @@ def test_an_interface_that_a_host_lacks_is_named() -> None:
 
 def test_a_host_without_ipv4_is_refused_where_hosts_have_to_meet() -> None:
     found = Survey({"n2": survey_with(interfaces={"lo": ["127.0.0.1"]}).seen["n2"]})
-    (told,) = map(str, of_hosts.problems(LaunchConfig(nodes=2), found))
+    (told,) = map(str, host_checks.problems(LaunchConfig(nodes=2), found))
     assert told.startswith("n2: has no IPv4 address except loopback's")
-    assert list(of_hosts.problems(ONE, found)) == []
+    assert list(host_checks.problems(ONE, found)) == []
 
 
 @pytest.mark.parametrize(
@@ -115,25 +115,25 @@ def test_a_host_without_ipv4_is_refused_where_hosts_have_to_meet() -> None:
 )
 def test_folders_that_a_host_lacks_are_named(answer: dict[str, Any], expected: str) -> None:
     found = survey_with(**answer)
-    (told,) = of_hosts.problems(ONE, Survey(found.seen, here=found.here, asked={"cwd": "/work", "parent": "/runs"}))
+    (told,) = host_checks.problems(ONE, Survey(found.seen, here=found.here, asked={"cwd": "/work", "parent": "/runs"}))
     assert str(told).startswith(expected)
 
 
 @pytest.mark.fault("F32")
 @pytest.mark.parametrize(("clock_s", "words"), [(4.0, []), (60.0, ["60 s ahead of"]), (-3600.0, ["3600 s behind"])])
 def test_a_clock_that_is_wrong_is_told_and_no_obstacle(clock_s: float, words: list[str]) -> None:
-    told = list(of_hosts.warnings(survey_with(clock_s=clock_s)))
+    told = list(host_checks.warnings(survey_with(clock_s=clock_s)))
     assert len(told) == len(words)
     assert all(f"n2: its clock is {part} ours" in text for part, text in zip(words, told, strict=True))
 
 
 def test_hosts_with_different_numbers_of_gpus_are_told() -> None:
-    (told,) = of_hosts.warnings(survey_with(gpus=["0", "1"]))
+    (told,) = host_checks.warnings(survey_with(gpus=["0", "1"]))
     assert told.startswith("hosts have different numbers of GPUs (n1 0, n2 2)")
 
 
 def test_workers_do_not_go_to_the_cpu_because_one_host_has_lost_its_gpus() -> None:
     found = survey_with(gpus=["0", "1"])
-    (told,) = map(str, of_hosts.problems(LaunchConfig(), found))
+    (told,) = map(str, host_checks.problems(LaunchConfig(), found))
     assert told.startswith("--device auto: no GPU is visible on n1, and some are on the others")
-    assert list(of_hosts.problems(LaunchConfig(device="cpu"), found)) == []
+    assert list(host_checks.problems(LaunchConfig(device="cpu"), found)) == []

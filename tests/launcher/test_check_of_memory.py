@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import dump_config, load_config
-from fmfsd.data.place import WINDOW_BYTES
-from fmfsd.rundir import RunDir
-from launcher import costs as costs_module
-from launcher import survey as survey_module
-from launcher.check import of_images, of_machine, of_memory, warnings
-from launcher.config import LaunchConfig
-from launcher.costs import Costs, costs_of
-from launcher.launch import Request, checked
-from launcher.resources import Resources
-from launcher.site import Site
-from launcher.sizes import size
+from fmfsd.data.shards.storage import WINDOW_BYTES
+from fmfsd.run.run_dir import RunDir
+from launcher.agent.resources import Resources
+from launcher.check import image_storage, machine_checks, memory_checks
+from launcher.check.launch_checks import warnings
+from launcher.config.byte_sizes import size
+from launcher.config.launch_config import LaunchConfig
+from launcher.prepare_launch import Request, checked
+from launcher.resources import cost_probe as costs_module
+from launcher.resources import host_probe as survey_module
+from launcher.resources.cost_probe import Costs, costs_of
+from launcher.resources.site import Site
 from tests.helpers.checks import CPU, ONE, problems, sound
 from tests.helpers.processes import run_command
 from tests.helpers.runs import tiny_config
@@ -36,12 +37,12 @@ def gpus(count: int, gib: int = 0) -> Site:
 
 def test_what_fits_is_sound(prepared: Path) -> None:
     sound(tiny_config(prepared), costs=LARGE)
-    assert not list(of_memory.too_little(tiny_config(prepared), TWO, gpus(2, gib=16), LARGE))
+    assert not list(memory_checks.too_little(tiny_config(prepared), TWO, gpus(2, gib=16), LARGE))
 
 
 def test_a_gpu_with_too_little_memory_is_refused_with_what_would_fit(prepared: Path) -> None:
     config = tiny_config(prepared, "train.batch=512", "train.micro_batch=256")
-    (problem,) = of_memory.too_little(config, TWO, gpus(2, gib=10), LARGE)
+    (problem,) = memory_checks.too_little(config, TWO, gpus(2, gib=10), LARGE)
     assert problem.message == (
         "a worker needs at least 16.0 GiB, 12.0 GiB of it for activations; its GPU has 10.0 GiB: by these figures "
         "4 workers or train.micro_batch 128 (which is another run) would fit"
@@ -54,11 +55,11 @@ def test_more_workers_are_no_help_where_they_share_the_memory(prepared: Path) ->
     assert code == 3
     assert "its machine has 15.0 GiB for it: by these figures 1 worker or train.micro_batch 64" in text
     hosts = Site(Resources(cores=8, memory=30 * GIB), "ssh", ("n1", "n2"))
-    assert not list(of_memory.too_little(tiny_config(prepared), LaunchConfig(nodes=2), hosts, LARGE))
+    assert not list(memory_checks.too_little(tiny_config(prepared), LaunchConfig(nodes=2), hosts, LARGE))
 
 
 def test_a_model_that_fits_in_no_way_is_told_so(prepared: Path) -> None:
-    (problem,) = of_memory.too_little(tiny_config(prepared), TWO, gpus(2, gib=2), LARGE)
+    (problem,) = memory_checks.too_little(tiny_config(prepared), TWO, gpus(2, gib=2), LARGE)
     assert problem.message.endswith("only a smaller model fits")
 
 
@@ -66,16 +67,16 @@ def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared
     """Beside GPUs it is that of all workers there; on a CPU it is where all the rest is."""
     offloading = Costs(memory={**LARGE.memory, "offloaded": 5 * GIB})
     two = Site(Resources(cores=8, gpus=("0", "1"), gpu_memory=16 * GIB, memory=9 * GIB))
-    (problem,) = of_memory.no_room_to_offload(TWO, two, offloading)
+    (problem,) = memory_checks.no_room_to_offload(TWO, two, offloading)
     assert str(problem) == (
         "engine.offload: the optimizers of 2 workers need at least 10.0 GiB of their machine, which has 9.0 GiB: set "
         "it to false, or take more nodes with fewer GPUs each"
     )
-    assert not list(of_memory.no_room_to_offload(LaunchConfig(gpus=1), two, offloading))
+    assert not list(memory_checks.no_room_to_offload(LaunchConfig(gpus=1), two, offloading))
     cpu = Site(Resources(cores=8, memory=20 * GIB))
-    (problem,) = of_memory.too_little(tiny_config(prepared), LaunchConfig(), cpu, offloading)
+    (problem,) = memory_checks.too_little(tiny_config(prepared), LaunchConfig(), cpu, offloading)
     assert "a worker needs at least 21.0 GiB" in problem.message
-    assert not list(of_memory.no_room_to_offload(LaunchConfig(), cpu, offloading))
+    assert not list(memory_checks.no_room_to_offload(LaunchConfig(), cpu, offloading))
 
 
 def test_what_workers_with_gpus_hold_in_the_memory_of_their_machine_has_to_fit(prepared: Path) -> None:
@@ -85,7 +86,7 @@ def test_what_workers_with_gpus_hold_in_the_memory_of_their_machine_has_to_fit(p
 
     def told(gib: int, launch: LaunchConfig = eight) -> list[str]:
         site = Site(Resources(cores=8, gpus=tuple("01234567"), gpu_memory=64 * GIB, memory=gib * GIB))
-        return [str(problem) for problem in of_memory.too_little_beside_gpus(config, launch, site, costs)]
+        return [str(problem) for problem in memory_checks.too_little_beside_gpus(config, launch, site, costs)]
 
     assert told(13) == [
         "memory: 8 workers with GPUs also need at least 14.0 GiB of their machine's memory (2.0 GiB to read images, "
@@ -98,16 +99,16 @@ def test_what_workers_with_gpus_hold_in_the_memory_of_their_machine_has_to_fit(p
 
 
 def test_memory_that_is_not_known_is_not_judged(prepared: Path) -> None:
-    assert not list(of_memory.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
+    assert not list(memory_checks.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
 
 
 def test_the_disk_has_to_hold_all_checkpoints_of_this_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and momenta, of the two newest, the best and the one that is being written."""
     config = tiny_config(prepared)
-    assert of_machine.checkpoints_bytes(config, LARGE) == 8 * GIB
-    assert of_machine.checkpoints_bytes(tiny_config(prepared, "optim.momentum=0"), LARGE) == 4 * GIB
-    assert of_machine.checkpoints_bytes(tiny_config(prepared, "train.precision=fp64"), LARGE) == 16 * GIB
-    assert of_machine.checkpoints_bytes(config, Costs()) == of_machine.FREE_BYTES
+    assert machine_checks.checkpoints_bytes(config, LARGE) == 8 * GIB
+    assert machine_checks.checkpoints_bytes(tiny_config(prepared, "optim.momentum=0"), LARGE) == 4 * GIB
+    assert machine_checks.checkpoints_bytes(tiny_config(prepared, "train.precision=fp64"), LARGE) == 16 * GIB
+    assert machine_checks.checkpoints_bytes(config, Costs()) == machine_checks.FREE_BYTES
     assert f"a run needs at least {2**41}" in problems(config, costs=Costs(parameters=1 << 56))[1]
 
 
@@ -206,21 +207,21 @@ def test_images_that_would_take_half_of_a_workers_memory_are_counted_where_they_
     config, launch = tiny_config(prepared), LaunchConfig(gpus=2)
     held, beside = 3088 * 160, LARGE.memory["total"] - LARGE.memory["data"]
     roomy, tight = (Site(Resources(cores=2, memory=2 * 2 * held + more)) for more in (0, -2))
-    found = of_images.counted(LARGE, config, launch, roomy).memory
-    assert (found["data"], found["total"], of_images.told(config, launch, roomy)) == (held, beside + held, "")
+    found = image_storage.counted(LARGE, config, launch, roomy).memory
+    assert (found["data"], found["total"], image_storage.told(config, launch, roomy)) == (held, beside + held, "")
     window = 64 * 160 + 2 * WINDOW_BYTES
-    found = of_images.counted(LARGE, config, launch, tight).memory
+    found = image_storage.counted(LARGE, config, launch, tight).memory
     assert (found["data"], found["total"]) == (window, beside + window)
-    told = of_images.told(config, launch, tight)
+    told = image_storage.told(config, launch, tight)
     assert told == "images (0 MiB a worker) stay in their files and are read ahead of their turn"
     held_anyway = tiny_config(prepared, "data.images_in=memory")
-    assert of_images.counted(LARGE, held_anyway, launch, tight).memory["data"] == held
-    assert of_images.counted(Costs(), config, launch, tight) == Costs()
+    assert image_storage.counted(LARGE, held_anyway, launch, tight).memory["data"] == held
+    assert image_storage.counted(Costs(), config, launch, tight) == Costs()
 
 
 def test_of_a_set_that_is_not_prepared_the_published_size_counts(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "data.name=cifar100")
-    part = of_images.part_of(config, 2)
+    part = image_storage.part_of(config, 2)
     assert (part.samples, part.held_bytes) == (25_008 + 5_008, 30_016 * 3088)
 
 

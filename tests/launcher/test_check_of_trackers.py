@@ -7,11 +7,11 @@ from typing import NoReturn
 
 import pytest
 
-from launcher.check.of_trackers import OLDEST_WANDB
+from launcher.check.tracker_checks import OLDEST_WANDB
 from tests.helpers.checks import problems, sound
 from tests.helpers.runs import tiny_config
 
-VERSION = "launcher.check.of_trackers.version"
+VERSION = "launcher.check.tracker_checks.version"
 
 
 def test_where_wandb_is_missing_it_is_said_before_anything_starts(

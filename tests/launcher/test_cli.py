@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from fmfsd.config.load import preset_names
-from launcher.options import RUN_COMMANDS
-from launcher.run_cli import meant
+from launcher.cli.manage import meant
+from launcher.cli.options import RUN_COMMANDS
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from fmfsd.errors import ConfigError
-from launcher.config import TuneOptions
-from launcher.costs import Costs
-from launcher.sizes import at_least, at_most, parse_size
-from launcher.tune import disk
-from launcher.tune.disk import LOGS_BYTES, DiskBudget, Needs
-from launcher.tune.history import History
-from launcher.tune.ledger import Ledger, facts
+from launcher.config.byte_sizes import at_least, at_most, parse_size
+from launcher.config.launch_config import TuneOptions
+from launcher.resources.cost_probe import Costs
+from launcher.tune.records.history import History
+from launcher.tune.records.ledger import Ledger, facts
+from launcher.tune.sweep import disk_budget
+from launcher.tune.sweep.disk_budget import LOGS_BYTES, DiskBudget, Needs
 from tests.helpers.runs import tiny_config
 from tests.helpers.sweeps import MadeSweep
 
@@ -85,7 +85,7 @@ def test_the_least_that_is_needed_is_said_before_the_first_trial(sweep: MadeSwee
 def test_a_budget_beyond_the_disk_is_refused(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the search holds already is its own."""
     ended(sweep, 0, "finished", 0.5)
-    monkeypatch.setattr(disk, "free_space", lambda _: (9 * MIB, 1000))
+    monkeypatch.setattr(disk_budget, "free_space", lambda _: (9 * MIB, 1000))
     assert list(budget(sweep, 10)[0].refused()) == []
     (problem,) = budget(sweep, 20)[0].refused()
     assert str(problem) == "--disk-budget 20M: only 10 MiB are free for it: make room, or give it at most 10M"
@@ -172,7 +172,7 @@ def test_a_disk_that_others_fill_is_short_too(sweep: MadeSweep, monkeypatch: pyt
     ended(sweep, 1, "finished", 0.1)
     found, history = budget(sweep, 100)
     assert found.tidy(history, sweep.ledger) == []
-    monkeypatch.setattr(disk, "free_space", lambda _: (2 * MIB, 1000))
+    monkeypatch.setattr(disk_budget, "free_space", lambda _: (2 * MIB, 1000))
     assert [trial.name for trial in found.tidy(history, sweep.ledger)] == ["0001"]
 
 
@@ -229,10 +229,10 @@ def test_on_a_disk_that_is_full_to_the_last_byte_room_is_made_all_the_same(tmp_p
     script = """
 import os, sys
 from pathlib import Path
-from launcher.config import TuneOptions
-from launcher.tune.disk import DiskBudget, Needs
-from launcher.tune.history import History
-from launcher.tune.ledger import facts
+from launcher.config.launch_config import TuneOptions
+from launcher.tune.sweep.disk_budget import DiskBudget, Needs
+from launcher.tune.records.history import History
+from launcher.tune.records.ledger import facts
 from tests.helpers.sweeps import MadeSweep
 disk, options = Path(sys.argv[1]), TuneOptions(trials=2, disk_bytes=1 << 23)
 made = MadeSweep(disk / "sweep", options)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fmfsd.files import write_json, write_whole
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json, write_whole
 from fmfsd.terminal import SteadyStream
-from launcher import display as display_module
-from launcher.display import RunDisplay, heads_table
-from launcher.log_follower import LogFollower
+from launcher.display import launch_display as display_module
+from launcher.display.launch_display import RunDisplay, heads_table
+from launcher.run_dir.log_follower import LogFollower
 
 
 @pytest.fixture

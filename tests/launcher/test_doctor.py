@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.look import look
-from launcher.doctor import examine, machine
-from launcher.site import Site
+from launcher.agent.probe import look
+from launcher.diagnostics.doctor import examine, machine
+from launcher.resources.site import Site
 from tests.helpers.processes import command
 from tests.helpers.sites import near_site
 

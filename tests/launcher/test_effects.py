@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.tune.effects import Effects, effects
+from launcher.tune.results.tap_effects import Effects, effects
 from tests.helpers.histories import TAPS, ask, end, history_of, sweep_of
 
 NAMES = ("stage1", "stage2", "stage3")

@@ -1,10 +1,10 @@
 """From the workers' last words to the first cause."""
 
-from fmfsd.files import read_json, write_json
-from fmfsd.rundir import RunDir
-from launcher.attempt import Attempt, NodeState
-from launcher.failures import Failure, first_failure, page
-from launcher.pulses import Hang
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json, write_json
+from launcher.supervise.attempt import Attempt, NodeState
+from launcher.supervise.failure_report import Failure, first_failure, page
+from launcher.supervise.hang_detector import Hang
 from tests.helpers.stand_ins import NoAgent, crash
 
 RESET = "[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer"

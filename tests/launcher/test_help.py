@@ -10,17 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 import fmfsd.cli
-import launcher.cli
-import launcher.run_cli
-import launcher.tune_cli
+import launcher.cli.launch
+import launcher.cli.manage
+import launcher.cli.tune
 from fmfsd.command_line import App
-from launcher.cli import first_word
-from launcher.options import RUN_COMMANDS
+from launcher.cli.launch import first_word
+from launcher.cli.options import RUN_COMMANDS
 from tests.helpers.processes import run_command
 
 PANELS = {
-    launcher.cli.app: ["What", "Where", "How", "Before starting", "Diagnostics", "Slurm", "Output"],
-    launcher.tune_cli.app: ["What", "Search", "Where", "How", "Before starting", "Output"],
+    launcher.cli.launch.app: ["What", "Where", "How", "Before starting", "Diagnostics", "Slurm", "Output"],
+    launcher.cli.tune.app: ["What", "Search", "Where", "How", "Before starting", "Output"],
 }
 
 
@@ -40,9 +40,9 @@ def test_options_stand_in_panels(app: App) -> None:
 @pytest.mark.parametrize(
     ("app", "words"),
     [
-        (launcher.cli.app, ()),
-        (launcher.tune_cli.app, ()),
-        *((launcher.run_cli.run_app, (word,)) for word in RUN_COMMANDS),
+        (launcher.cli.launch.app, ()),
+        (launcher.cli.tune.app, ()),
+        *((launcher.cli.manage.run_app, (word,)) for word in RUN_COMMANDS),
         *((fmfsd.cli.app, (word,)) for word in ("train", "probe", "evaluate", "export", "report", "watch", "diff")),
         (fmfsd.cli.app, ("data", "prepare")),
     ],
@@ -54,13 +54,13 @@ def test_no_option_is_cut_off_and_no_flag_has_a_type(app: App, words: tuple[str,
 
 
 def test_short_options_are_those_of_slurm_and_torchrun() -> None:
-    shown = help_of(launcher.cli.app)
+    shown = help_of(launcher.cli.launch.app)
     for short, long in {"-N": "--nodes", "-p": "--partition", "-A": "--account", "-t": "--time"}.items():
         assert any(short in line and long in line for line in shown)
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    for app in (launcher.cli.app, launcher.tune_cli.app, fmfsd.cli.app):
+    for app in (launcher.cli.launch.app, launcher.cli.tune.app, fmfsd.cli.app):
         result = CliRunner().invoke(app, ["--version"])
         assert (result.exit_code, result.stdout) == (0, f"fmfsd {version('fmfsd')}\n")
 

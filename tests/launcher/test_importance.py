@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.tune.importance import FEWEST_TRIALS, importances
+from launcher.tune.results.importance import FEWEST_TRIALS, importances
 from tests.helpers.histories import TAPS, history_of, sweep_of
 
 RATE, ALPHA = "optim.lr: {loguniform: [0.01, 1.0]}", "distill.alpha: {uniform: [0.0, 0.9]}"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher.config import Host, LaunchConfig, SlurmOptions, to_json
-from launcher.control.resume import last_launch
-from launcher.where import settle
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.config.launch_config import Host, LaunchConfig, SlurmOptions, to_json
+from launcher.manage.resume import last_launch
+from launcher.resources.resolve_site import settle
 
 LAUNCH = LaunchConfig(
     nodes=4,

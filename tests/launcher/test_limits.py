@@ -7,7 +7,7 @@ import pytest
 
 PRINTS = """
 import resource
-from launcher.limits import raise_open_files
+from launcher.config.process_limits import raise_open_files
 raise_open_files(512)
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """

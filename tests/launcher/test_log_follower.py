@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher.log_follower import READ_BYTES, LogFollower, harmless
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.config.plain_text import harmless
+from launcher.run_dir.log_follower import READ_BYTES, LogFollower
 
 
 def say(run: RunDir, text: str | bytes, *, node: int = 0, rank: int = 0) -> Path:

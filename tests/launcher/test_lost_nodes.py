@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from launcher import launch as launch_module
-from launcher import survey as survey_module
-from launcher.config import LaunchConfig
-from launcher.costs import Costs
-from launcher.elasticity import slots_without, usable_nodes
-from launcher.hosts import slurm
-from launcher.hosts.agents import AGENT
-from launcher.hosts.slurm import JobState
-from launcher.launch import Request, checked
-from launcher.resources import Resources
-from launcher.slurm.allocation import Allocation
-from launcher.slurm.unreachable import MOST_REQUEUES, handle_unreachable
-from launcher.survey import UnreachableError
-from launcher.where import settle
+from launcher.agent.resources import Resources
+from launcher.config.launch_config import LaunchConfig
+from launcher.prepare_launch import Request, checked
+from launcher.resources import host_probe as survey_module
+from launcher.resources.allocation import Allocation
+from launcher.resources.cost_probe import Costs
+from launcher.resources.elasticity import slots_without, usable_nodes
+from launcher.resources.host_probe import UnreachableError
+from launcher.resources.resolve_site import settle
+from launcher.supervise.unreachable_nodes import MOST_REQUEUES, handle_unreachable
+from launcher.transport import slurm_commands
+from launcher.transport.agent_client import AGENT
+from launcher.transport.slurm_commands import JobState
 from tests.helpers.launches import overrides
 from tests.helpers.runs import TINY
 from tests.helpers.sites import NearSite
@@ -82,7 +82,7 @@ def test_an_elastic_job_starts_without_a_node_that_does_not_answer(tiny_root: Pa
 
 
 def test_an_elastic_launch_takes_an_allocation_of_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "_said", lambda *_: "n1")
+    monkeypatch.setattr(slurm_commands, "_said", lambda *_: "n1")
     settled = partial(settle, nodes=2, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
     site, launch = settled(LaunchConfig(min_nodes=1))
     assert (site.hosts, launch.nodes) == (("n1",), 1)
@@ -107,9 +107,9 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def killed(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm, "job_state", lambda _: JobState("7", "RUNNING"))
-    monkeypatch.setattr(slurm, "requeue", asked.append)
-    monkeypatch.setattr("launcher.slurm.requeue.time.sleep", killed)
+    monkeypatch.setattr(slurm_commands, "job_state", lambda _: JobState("7", "RUNNING"))
+    monkeypatch.setattr(slurm_commands, "requeue", asked.append)
+    monkeypatch.setattr("launcher.supervise.requeue.time.sleep", killed)
     return asked
 
 
@@ -143,6 +143,6 @@ def test_an_interactive_allocation_is_not_requeued(run: RunDir, requeued: list[s
 def test_a_variable_of_a_job_that_has_ended_is_named(
     state: JobState | None, expected: str, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "job_state", lambda _: state)
+    monkeypatch.setattr(slurm_commands, "job_state", lambda _: state)
     with pytest.raises(CheckError, match=f"SLURM_JOB_ID=7: {expected}: to train on this machine: --on local"):
         handle_unreachable(ERROR, in_job(0), run, lambda text: None)

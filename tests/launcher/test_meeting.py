@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
-from launcher.agent import node
-from launcher.attempt import Attempt, on_the_way
-from launcher.hosts.agents import AGENT, Agent, closing_all
-from launcher.plan import LaunchPlan
-from launcher.requests import Requests
-from launcher.supervise import run_plan
+from fmfsd.run.run_dir import RunDir
+from launcher.agent import network
+from launcher.plan.plan import LaunchPlan
+from launcher.supervise.attempt import Attempt
+from launcher.supervise.coordinator import run_plan
+from launcher.supervise.stop_requests import Requests
+from launcher.transport.agent_client import AGENT, Agent, closing_all
+from launcher.transport.connect import on_the_way
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import WRITES_WHAT_IT_WAS_GIVEN, meanwhile, plan_for_hosts
 
 pytestmark = pytest.mark.usefixtures("processes")
 
 FAR = (*AGENT, "--deadline", "60")
-HAS_A_NETWORK = any(not address.startswith("127.") for own in node.interface_addresses().values() for address in own)
+HAS_A_NETWORK = any(not address.startswith("127.") for own in network.interface_addresses().values() for address in own)
 
 
 def carried_out(run: RunDir, plan: LaunchPlan) -> Attempt:
@@ -33,7 +34,7 @@ def test_nodes_meet_at_an_address_that_all_have_reached_and_each_has_a_folder_of
     attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, FAR, FAR))
     assert attempt.state == "finished", attempt
     given = [json.loads((run.path / f"given-{number}").read_text()) for number in range(3)]
-    own = node.interface_addresses()
+    own = network.interface_addresses()
     assert len({(each["ADDRESS"], each["PORT"], each["INTERFACE"]) for each in given}) == 1
     assert given[0]["ADDRESS"] in own[given[0]["INTERFACE"]] != ["127.0.0.1"]
     assert given[0]["NCCL"] == f"={given[0]['INTERFACE']}"
@@ -44,12 +45,12 @@ def test_nodes_meet_at_an_address_that_all_have_reached_and_each_has_a_folder_of
 
 def test_a_port_that_was_offered_is_kept_for_who_knows_of_it() -> None:
     """torch is imported first, and meanwhile others ask for free ports."""
-    listener = node.listen()
+    listener = network.listen()
     port = listener.getsockname()[1]
     with pytest.raises(OSError, match="in use"):
-        node.hold(port)
+        network.hold(port)
     listener.close()
-    with node.hold(port):
+    with network.hold(port):
         with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
             stranger.bind(("", port))
         with socket.create_server(("", port)), socket.create_connection(("127.0.0.1", port)):
@@ -78,7 +79,7 @@ def test_a_stop_is_heard_while_nodes_are_waited_for(run: RunDir) -> None:
 
 
 def test_agents_that_do_not_end_are_given_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.hosts.agents.END_S", 2.0)
+    monkeypatch.setattr("launcher.transport.agent_client.END_S", 2.0)
     start = time.monotonic()
     with closing_all() as agents:
         agents += [Agent(("sh", "-c", "trap '' TERM; exec sleep 60"), deadline_s=60) for _ in range(8)]

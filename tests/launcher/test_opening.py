@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.attempt import on_the_way
-from launcher.hosts import opening
-from launcher.hosts.agents import AGENT, Agent, Link, closing_all
-from launcher.hosts.opening import AT_ONCE, TRIES, open_all
+from launcher.transport import connect
+from launcher.transport.agent_client import AGENT, Agent, Link, closing_all
+from launcher.transport.connect import AT_ONCE, TRIES, on_the_way, open_all
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -33,7 +32,7 @@ def end_of(agent: Link) -> str:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "RETRY_S", 0.01)
+    monkeypatch.setattr(connect, "RETRY_S", 0.01)
 
 
 @pytest.mark.fault("F60")
@@ -85,7 +84,7 @@ def test_another_failure_is_not_tried_again() -> None:
 
 def test_few_connections_log_in_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further ones are opened once earlier ones have logged in, which all do after they were counted."""
-    monkeypatch.setattr(opening, "LOGIN_S", 60.0)
+    monkeypatch.setattr(connect, "LOGIN_S", 60.0)
     gates = list[Path]()
     counts = list[int]()
 
@@ -111,4 +110,4 @@ def test_a_stop_opens_the_rest_at_once() -> None:
     with closing_all() as agents:
         opened = open_all([lambda: Agent(("cat",), deadline_s=60)] * 3, agents, stop=lambda: True)
         assert len(opened) == len(agents) == 3
-    assert time.monotonic() - began < opening.OPEN_S
+    assert time.monotonic() - began < connect.OPEN_S

@@ -11,15 +11,15 @@ from typing import Literal
 
 import pytest
 
+from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError
-from fmfsd.rundir import RunDir
-from fmfsd.world import World
-from launcher.config import LaunchConfig
-from launcher.environment import extra_variables, shown, travelling, without_passwords
-from launcher.plan import LaunchPlan, plan_run
-from launcher.resources import Resources, _visible
-from launcher.site import Site
-from launcher.symbols import ADDRESS, INIT_METHOD, PORT
+from fmfsd.run.run_dir import RunDir
+from launcher.agent.resources import Resources, _visible
+from launcher.config.environment import extra_variables, shown, travelling, without_passwords
+from launcher.config.launch_config import LaunchConfig
+from launcher.plan.placeholders import ADDRESS, INIT_METHOD, PORT
+from launcher.plan.plan import LaunchPlan, plan_run
+from launcher.resources.site import Site
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ENVIRONMENT = {

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from fmfsd.config import load_config
 from fmfsd.errors import ConfigError
-from fmfsd.profiled import PARTS, Division, Operator, WorkerProfile
-from fmfsd.rundir import RunDir
-from launcher.config import ProfileOptions
-from launcher.profile.screen import shown
-from launcher.profile.summary import Spread, Summary
+from fmfsd.run.profile_record import PARTS, Division, Operator, WorkerProfile
+from fmfsd.run.run_dir import RunDir
+from launcher.config.launch_config import ProfileOptions
+from launcher.diagnostics.profile.screen import shown
+from launcher.diagnostics.profile.summary import Spread, Summary
 
 CONFIG = load_config("cifar100-resnet18", ["train.batch=128"])
 RUN = RunDir(Path("/runs/one"))

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher import pulses as pulses_module
-from launcher.pulses import Hang, Pulses
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.supervise import hang_detector as pulses_module
+from launcher.supervise.hang_detector import Hang, Pulses
 
 
 class Clock:

@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import tune_controller
 
-from launcher.tune.ray_losses import memory_kills_survived, short_reason
+from launcher.tune.driver.lost_trials import memory_kills_survived, short_reason
 
 MEMORY = """\
 Failure # 1 (occurred at 2026-11-30_16-25-03)

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from fmfsd.errors import ConfigError
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher.attempt import Attempt, NodeState
-from launcher.config import FAULTS, DrillOptions, LaunchConfig, node_limits
-from launcher.failures import Failure
-from launcher.plan import LaunchPlan, NodePlan
-from launcher.recovery import Ended, Recovery, Restarts
-from launcher.requests import Requests
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.config.launch_config import FAULTS, DrillOptions, LaunchConfig, node_limits
+from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.supervise.attempt import Attempt, NodeState
+from launcher.supervise.failure_report import Failure
+from launcher.supervise.restarts import Ended, Recovery, Restarts
+from launcher.supervise.stop_requests import Requests
 from tests.helpers.stand_ins import NoAgent, crash
 
 KILLED = Failure("rank 1 (pid 4711) after step 7: killed by SIGKILL")
@@ -21,7 +21,7 @@ KILLED = Failure("rank 1 (pid 4711) after step 7: killed by SIGKILL")
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 0.0)
 
 
 def test_a_checkpoint_more_refills_the_restarts() -> None:
@@ -45,7 +45,7 @@ def test_what_would_come_to_the_same_is_not_tried_again() -> None:
 
 
 def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 1.0)
+    monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 1.0)
     assert [Restarts(9, used).pause_s for used in (1, 2, 3, 7, 30)] == [1, 2, 4, 60, 60]
 
 
@@ -128,7 +128,7 @@ def test_progress_is_a_checkpoint_after_the_one_that_the_attempt_went_on_from(ru
 
 def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a stop: nothing is under way, so nothing is lost. One that came before the failure does not undo that."""
-    monkeypatch.setattr("launcher.recovery.FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 60.0)
     (run.checkpoints / "step-00000004").mkdir()
     for asked_before in (False, True):
         stage, requests = Stage(run, ()), Requests()

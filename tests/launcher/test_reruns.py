@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from launcher.config import TuneOptions
-from launcher.tune.history import History
-from launcher.tune.space import read_space
-from launcher.tune.winners import BASE, Rerun, reruns
+from launcher.config.launch_config import TuneOptions
+from launcher.tune.driver.winners import BASE, Rerun, reruns
+from launcher.tune.records.history import History
+from launcher.tune.space.load import read_space
 from tests.helpers.sweeps import MadeSweep
 
 SPACE = """\

@@ -12,16 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fmfsd import control_groups
-from fmfsd.cores import usable_cores
-from launcher import resources, torch_build
-from launcher.agent import cgroup
-from launcher.agent.look import look
-from launcher.check import of_hosts, of_machine
-from launcher.config import LaunchConfig
-from launcher.resources import Driver, Gpu, Resources
-from launcher.site import Site
-from launcher.survey import Survey
+from fmfsd.system import cgroups
+from fmfsd.system.cpu_count import usable_cores
+from launcher.agent import cgroup, resources, torch_build
+from launcher.agent.probe import look
+from launcher.agent.resources import Driver, Gpu, Resources
+from launcher.check import host_checks, machine_checks
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.host_probe import Survey
+from launcher.resources.site import Site
 from tests.helpers.processes import command, wait_until
 
 AUTO, ROOT = LaunchConfig(), Path("/sys/fs/cgroup")
@@ -52,7 +51,7 @@ def test_the_smallest_quota_of_a_group_and_its_parents_counts(
         (tmp_path / "groups" / name).write_text(content)
     (tmp_path / "own").write_text(own)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    for module, root, path in ((cgroup, "_ROOT", "_OWN"), (control_groups, "ROOT", "OWN")):
+    for module, root, path in ((cgroup, "_ROOT", "_OWN"), (cgroups, "ROOT", "OWN")):
         monkeypatch.setattr(module, root, tmp_path / "groups")
         monkeypatch.setattr(module, path, tmp_path / "own")
     assert (Resources.detect({}).cores, usable_cores()) == (expected, expected)
@@ -83,7 +82,7 @@ def _removed(folder: Path) -> bool:
 @pytest.mark.usefixtures("processes")
 def test_half_a_core_of_a_real_parent_group_is_one_thread(inner_group: Path) -> None:
     code = (
-        "from launcher.resources import Resources; from fmfsd.cores import usable_cores\n"
+        "from launcher.agent.resources import Resources; from fmfsd.system.cpu_count import usable_cores\n"
         "print(Resources.detect({}).cores, usable_cores())"
     )
     inside = ("sh", "-c", f'echo $$ > {inner_group}/cgroup.procs && exec "$@"', "sh", sys.executable, "-c", code)
@@ -94,12 +93,12 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch, found: Driver, **environment: 
     """What the check reports of this machine, and of a host with the same answer."""
     monkeypatch.setattr(resources, "driver", lambda: found)
     site = Site(Resources.detect(environment))
-    here = list(map(str, of_machine.no_gpus(AUTO, site)))
+    here = list(map(str, machine_checks.no_gpus(AUTO, site)))
     answer = {**look({}, environment), "clock_s": 0.0}
     assert here == [
-        str(each).replace("n1:", "--device auto:") for each in of_hosts.problems(AUTO, Survey({"n1": answer}))
+        str(each).replace("n1:", "--device auto:") for each in host_checks.problems(AUTO, Survey({"n1": answer}))
     ]
-    assert list(of_machine.no_gpus(LaunchConfig(device="cpu"), site)) == []
+    assert list(machine_checks.no_gpus(LaunchConfig(device="cpu"), site)) == []
     return here
 
 
@@ -130,7 +129,7 @@ def test_gpus_that_are_there_and_not_visible_are_refused(
 ) -> None:
     (told,) = without_gpus(monkeypatch, found, **environment)
     assert told.startswith(f"--device auto: {expected}")
-    assert told.endswith(of_machine.NO_GPU_REMEDY)
+    assert told.endswith(machine_checks.NO_GPU_REMEDY)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +152,9 @@ def test_no_gpu_where_none_is_installed_or_all_are_hidden_is_no_trouble(
 def test_amd_gpus_are_reported_as_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_AMD_CONTROL", tmp_path)
     site = Site(Resources.detect({"CUDA_VISIBLE_DEVICES": ""}))
-    (told,) = of_machine.unsupported_gpus(AUTO, site)
+    (told,) = machine_checks.unsupported_gpus(AUTO, site)
     assert told.startswith("this machine has AMD GPUs, which are not supported")
-    (of_host,) = of_hosts.warnings(Survey({"n1": {**look({}, {"CUDA_VISIBLE_DEVICES": ""}), "clock_s": 0.0}}))
+    (of_host,) = host_checks.warnings(Survey({"n1": {**look({}, {"CUDA_VISIBLE_DEVICES": ""}), "clock_s": 0.0}}))
     assert of_host == "n1: it has AMD GPUs, which are not supported"
 
 

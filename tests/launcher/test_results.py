@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from fmfsd.config import load_config
-from fmfsd.report.written import write_report
-from launcher.config import TuneOptions
-from launcher.tune.history import History
-from launcher.tune.results import write_final_results, write_results
-from launcher.tune.results import write_report as write_sweep_report
-from launcher.tune.space import Space
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.report.write import write_report
+from launcher.config.launch_config import TuneOptions
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.records.history import History
+from launcher.tune.results.write import write_final_results, write_results
+from launcher.tune.results.write import write_report as write_sweep_report
+from launcher.tune.space.load import Space
 from tests.helpers.histories import TAPS, TOP1, ask, confirm, end, history_of, sweep_of
 
 pytestmark = pytest.mark.usefixtures("charts_in_process")
@@ -173,5 +173,5 @@ def test_a_page_that_can_not_be_written_is_reported_and_another_file_stays(tmp_p
 
 @pytest.mark.usefixtures("processes")
 def test_results_are_imported_without_what_only_a_search_needs() -> None:
-    code = "import sys, launcher.tune.results; print({'torch', 'ray', 'optuna'} & set(sys.modules))"
+    code = "import sys, launcher.tune.results.write; print({'torch', 'ray', 'optuna'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"

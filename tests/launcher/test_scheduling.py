@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import pytest
 
-from launcher.config import TuneOptions
-from launcher.tune.history import History
-from launcher.tune.scheduling import Scheduler, rule_of
+from launcher.config.launch_config import TuneOptions
+from launcher.tune.driver.ray_scheduler import Scheduler, rule_of
+from launcher.tune.records.history import History
 from tests.helpers.histories import TOP1, ask, end
 
 EPOCHS = 9

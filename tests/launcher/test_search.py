@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from launcher.config import TuneOptions
-from launcher.tune.draws import at_random, combinations
-from launcher.tune.history import Trial
-from launcher.tune.parameters import Parameter, Space
-from launcher.tune.search import SEARCHES, Search, default_search, missing, refused
+from launcher.config.launch_config import TuneOptions
+from launcher.tune.records.history import Trial
+from launcher.tune.sampling.sampler import SEARCHES, Search, default_search, missing, refused
+from launcher.tune.space.draw import at_random, combinations
+from launcher.tune.space.parameters import Parameter, Space
 
 TAPS = Parameter("model.branches", "subset", ("stage1", "stage2", "stage3"), least=1, most=2)
 CONDITIONAL = (
@@ -125,7 +125,7 @@ def test_chance_takes_each_allowed_subset_as_often_as_any_other() -> None:
 
 
 def test_a_subset_that_is_never_drawn_in_an_allowed_size_is_repaired() -> None:
-    from launcher.tune.study import repaired
+    from launcher.tune.sampling.optuna_sampler import repaired
 
     space = Space("smoke", 1, (replace(TAPS, least=2), Parameter("distill.alpha", "uniform", (0, 1))))
     for number, given in enumerate(([], ["stage3"], ["stage1", "stage2", "stage3"])):
@@ -209,7 +209,7 @@ def test_what_can_not_be_searched_is_refused(
 
 
 def test_a_search_without_its_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.tune.search.find_spec", lambda name: None)
+    monkeypatch.setattr("launcher.tune.sampling.sampler.find_spec", lambda name: None)
     assert [missing(name) for name in ("random", "grid", "tpe")] == ["", "", "optuna"]
     assert "needs optuna, which is not installed" in str(*refused("tpe", TuneOptions(trials=9), SPACE))
 
@@ -223,8 +223,9 @@ def test_grids_alone_are_gone_through_and_anything_else_is_learnt() -> None:
 @pytest.mark.usefixtures("processes")
 def test_chance_and_grids_need_no_optuna() -> None:
     code = (
-        "import sys; from launcher.config import TuneOptions; from launcher.shipped import find_space;"
-        "from launcher.tune.search import Search; from launcher.tune.space import read_space;"
+        "import sys; from launcher.config.launch_config import TuneOptions;"
+        "from launcher.config.packaged_files import find_space;"
+        "from launcher.tune.sampling.sampler import Search; from launcher.tune.space.load import read_space;"
         "space = read_space(find_space('temperature'));"
         "[Search(space, TuneOptions(trials=12, search=name)).draw(1) for name in ('random', 'grid')];"
         "print({'optuna', 'numpy', 'torch', 'ray'} & set(sys.modules))"

@@ -3,9 +3,9 @@
 import pytest
 
 from fmfsd.errors import CheckError
-from launcher.config import LaunchConfig, TuneOptions
-from launcher.resources import Resources
-from launcher.tune.shape import Shape, shape_of
+from launcher.agent.resources import Resources
+from launcher.config.launch_config import LaunchConfig, TuneOptions
+from launcher.tune.records.trial_resources import Shape, shape_of
 
 GIB = 1 << 30
 BOX = Resources(cores=64, gpus=tuple(map(str, range(8))), memory=256 * GIB, gpu_memory=80 * GIB)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from launcher.config import TuneOptions
-from launcher.tune.history import History
-from launcher.tune.significance import confirmed
+from launcher.config.launch_config import TuneOptions
+from launcher.tune.records.history import History
+from launcher.tune.results.significance import confirmed
 from tests.helpers.histories import TOP1, confirm
 
 NOISE = (0.0, 0.004, -0.003, 0.002, -0.001)

@@ -9,10 +9,10 @@ import pytest
 
 from fmfsd.config import load_config
 from fmfsd.errors import ConfigError
-from launcher.shipped import find_space, shipped_folder
-from launcher.tune.draws import at_random
-from launcher.tune.history import overrides
-from launcher.tune.space import read_space
+from launcher.config.packaged_files import find_space, shipped_folder
+from launcher.tune.space.draw import at_random
+from launcher.tune.space.load import read_space
+from launcher.tune.space.parameters import overrides
 
 SHIPPED = sorted(path.stem for path in shipped_folder("tune_spaces").glob("*.yaml"))
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.files import write_json
-from fmfsd.rundir import NOW, RunDir
-from launcher.control.show import shown
-from launcher.control.status import Status
-from launcher.control.stop import LOOK_S, request_end, request_stop
-from launcher.control.work import SILENT_S, age
-from launcher.hosts import slurm
-from launcher.hosts.slurm import JobState
-from launcher.ownership import Owner
+from fmfsd.run.run_dir import NOW, RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.manage.render_status import shown
+from launcher.manage.stop import LOOK_S, request_end, request_stop
+from launcher.run_dir.activity import SILENT_S, age
+from launcher.run_dir.run_lock import Owner
+from launcher.run_dir.status import Status
+from launcher.transport import slurm_commands
+from launcher.transport.slurm_commands import JobState
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import meanwhile
 
@@ -66,8 +66,8 @@ def cluster(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     def with_jobs(*jobs: JobState) -> list[str]:
         write_json(run.jobs, {"jobs": [{"id": job.id, "submitted": 1.0, "command": [], "log": ""} for job in jobs]})
         states = {job.id: job for job in jobs}
-        monkeypatch.setattr(slurm, "job_state", states.get)
-        monkeypatch.setattr(slurm, "cancel", cancelled.append)
+        monkeypatch.setattr(slurm_commands, "job_state", states.get)
+        monkeypatch.setattr(slurm_commands, "cancel", cancelled.append)
         return cancelled
 
     return with_jobs

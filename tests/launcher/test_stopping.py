@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from fmfsd.files import write_whole
-from fmfsd.preemption import StopFlag
-from fmfsd.rundir import NOW, RunDir
-from launcher.failures import first_failure
-from launcher.requests import Requests
+from fmfsd.run.run_dir import NOW, RunDir
+from fmfsd.system.atomic_files import write_whole
+from fmfsd.training.stop_flag import StopFlag
+from launcher.supervise.failure_report import first_failure
+from launcher.supervise.stop_requests import Requests
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import (
     BEGUN,
@@ -65,7 +65,7 @@ def test_two_signals_at_once_are_one(run: RunDir) -> None:
 
 
 def test_a_second_interrupt_a_second_later_ends_at_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.requests.SECOND_INTERRUPT_S", 0.2)
+    monkeypatch.setattr("launcher.supervise.stop_requests.SECOND_INTERRUPT_S", 0.2)
 
     def send() -> None:
         starter(run, 0)
@@ -89,7 +89,7 @@ def test_an_agent_that_is_asked_to_stop_stops_the_run(run: RunDir) -> None:
 
 
 def test_after_the_grace_everything_is_ended_by_force(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
     attempt = carry_out(run, BEGUN + WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=1.0, requests=asked())
     assert attempt.state == "failed"
     assert first_failure(run, attempt).cause == "it did not stop within the 1 s of --grace"
@@ -98,7 +98,7 @@ def test_after_the_grace_everything_is_ended_by_force(run: RunDir, monkeypatch: 
 
 def test_interrupts_closer_than_a_second_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([100.0, 100.0, 100.9, 101.0])
-    monkeypatch.setattr("launcher.requests.time.monotonic", lambda: next(moments))
+    monkeypatch.setattr("launcher.supervise.stop_requests.time.monotonic", lambda: next(moments))
     requests, seen = Requests(), []
     for _ in range(3):
         requests.on_interrupt(signal.SIGINT, None)

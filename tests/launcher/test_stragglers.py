@@ -2,9 +2,9 @@
 
 import pytest
 
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher.stragglers import WINDOW_STEPS, Stragglers
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.display.stragglers import WINDOW_STEPS, Stragglers
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def shown(step: int, busy_s: float) -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.stragglers.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("launcher.display.stragglers.LOOK_EVERY_S", 0.0)

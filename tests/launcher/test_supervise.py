@@ -14,16 +14,16 @@ import psutil
 import pytest
 
 from fmfsd.errors import RunFailedError
-from fmfsd.files import write_json
-from fmfsd.rundir import RunDir
-from launcher.agent.node import scratch_folder
-from launcher.attempt import Attempt
-from launcher.hosts.agents import Agent
-from launcher.hosts.helpers import run_here, said_here
-from launcher.plan import LaunchPlan, NodePlan
-from launcher.requests import Requests
-from launcher.supervise import run_plan
-from launcher.symbols import ATTEMPT
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import write_json
+from launcher.agent.network import scratch_folder
+from launcher.plan.placeholders import ATTEMPT
+from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.supervise.attempt import Attempt
+from launcher.supervise.coordinator import run_plan
+from launcher.supervise.stop_requests import Requests
+from launcher.transport.agent_client import Agent
+from launcher.transport.local_commands import run_here, said_here
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, carry_out, meanwhile, plan, starter
 
@@ -53,7 +53,7 @@ def test_an_earlier_attempts_outcome_does_not_count(run: RunDir) -> None:
 
 
 def test_a_failing_node_ends_the_others(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
     attempt = carry_out(run, "until((run / 'pid-1').exists); sys.exit(3)", FOR_EVER)
     assert attempt.state == "failed"
     assert [node.exit_code for node in attempt.nodes] == [3, -9]
@@ -61,7 +61,7 @@ def test_a_failing_node_ends_the_others(run: RunDir, monkeypatch: pytest.MonkeyP
 
 
 def test_a_killed_agent_is_noticed_and_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
 
     def send() -> None:
         agent = psutil.Process(starter(run, 0)).parent()
@@ -139,7 +139,7 @@ def test_a_failed_worker_ends_the_others_of_its_agent_at_once(run: RunDir) -> No
 
 
 def test_workers_of_an_agent_that_is_killed_end_with_it(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
 
     def send() -> None:
         wait_until(lambda: all((run.path / f"worker-{rank}").exists() for rank in range(2)), "both workers")
@@ -201,9 +201,9 @@ def test_the_watcher_is_called_while_the_run_goes_on(run: RunDir) -> None:
 
 def test_an_agent_that_does_not_answer_is_given_up(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a suspended one is: what it had started ends with it."""
-    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
-    monkeypatch.setattr("launcher.supervise.KILL_TO_LEAVE_S", 0.3)
-    monkeypatch.setattr("launcher.hosts.agents.END_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.KILL_TO_LEAVE_S", 0.3)
+    monkeypatch.setattr("launcher.transport.agent_client.END_S", 0.3)
     agents: list[psutil.Process] = []
 
     def send() -> None:
@@ -222,7 +222,7 @@ def test_an_agent_that_does_not_answer_is_given_up(run: RunDir, monkeypatch: pyt
 
 def test_a_workers_last_words_end_the_attempt(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if its starter goes on waiting for it."""
-    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
     crash = "(run / 'attempts' / '0001-rank-0.json').write_text('{}')\n"
     attempt = carry_out(run, crash + FOR_EVER, FOR_EVER)
     assert attempt.state == "failed"
@@ -244,7 +244,7 @@ def test_an_agent_that_says_no_json_is_a_failed_one(run: RunDir, monkeypatch: py
 
 
 def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.hosts.helpers.END_S", 0.3)
+    monkeypatch.setattr("launcher.transport.local_commands.END_S", 0.3)
     asked = iter([False] * 5 + [True] * 100)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     assert run_here([sys.executable, "-c", code], stop=lambda: next(asked)) == -signal.SIGKILL
@@ -253,7 +253,7 @@ def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
 
 IN_A_THREAD = """
 import sys, threading
-from launcher.hosts.helpers import said_here
+from launcher.transport.local_commands import said_here
 said = ("sh", "-c", 'echo $$ > "$1"; exec sleep 600', "sh", sys.argv[1])
 threading.Thread(target=said_here, args=(said,), kwargs={"deadline_s": 600}).start()
 """
@@ -287,8 +287,8 @@ def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypat
 
 def test_after_the_runs_last_word_nobody_is_waited_for_for_ever(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for an agent that somebody has suspended; the word counts."""
-    monkeypatch.setattr("launcher.supervise.LAST_WORD_S", 0.3)
-    monkeypatch.setattr("launcher.supervise.TERM_TO_KILL_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.LAST_WORD_S", 0.3)
+    monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
     assert carry_out(run, "outcome('finished')", FOR_EVER).state == "finished"
 
 
@@ -298,7 +298,7 @@ def no_space(*_: Any, **__: Any) -> None:
 
 def test_an_attempt_that_can_not_be_written_down_is_not_started(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number is what keeps workers of earlier attempts away."""
-    monkeypatch.setattr("launcher.attempt.write_json", no_space)
+    monkeypatch.setattr("launcher.supervise.attempt.write_json", no_space)
     with pytest.raises(RunFailedError, match="can't be written, so no attempt was started: No space left"):
         carry_out(run, "outcome('finished')")
     assert not (run.path / "pid-0").exists()
@@ -313,6 +313,6 @@ def test_a_disk_that_is_full_later_does_not_keep_a_run_from_its_end(
         written.append(path)
         no_space() if len(written) > 1 else write(path, content)
 
-    monkeypatch.setattr("launcher.attempt.write_json", full_after_the_first)
+    monkeypatch.setattr("launcher.supervise.attempt.write_json", full_after_the_first)
     assert carry_out(run, "outcome('finished')").state == "finished"
     assert len(written) > 1

@@ -13,16 +13,16 @@ import torch
 
 import launcher
 from fmfsd.errors import CheckError
-from fmfsd.files import sha256
-from launcher import survey as survey_module
+from fmfsd.system.atomic_files import sha256
 from launcher.agent.hardware import hardware
-from launcher.check import of_hosts
-from launcher.config import LaunchConfig
-from launcher.hosts import agents
-from launcher.hosts.agents import Agent
-from launcher.resources import Resources
-from launcher.site import Site
-from launcher.survey import Survey, ask, survey
+from launcher.agent.resources import Resources
+from launcher.check import host_checks
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources import host_probe as survey_module
+from launcher.resources.host_probe import Survey, ask, survey
+from launcher.resources.site import Site
+from launcher.transport import agent_client
+from launcher.transport.agent_client import Agent
 from tests.helpers.processes import launched, wait_until
 from tests.helpers.sites import NearSite, hiding, near_site, with_code_of
 
@@ -34,7 +34,7 @@ def surveyed(site: NearSite, tmp_path: Path, index: Path | None = None) -> Surve
 
 
 def said_of(found: Survey) -> list[str]:
-    return list(map(str, of_hosts.problems(LaunchConfig(), found)))
+    return list(map(str, host_checks.problems(LaunchConfig(), found)))
 
 
 def test_each_host_tells_what_it_has_and_sees(prepared: Path, tmp_path: Path) -> None:
@@ -133,14 +133,14 @@ def test_hosts_that_can_not_be_reached_are_named_with_the_last_words_of_the_way(
 
 def test_a_host_that_says_nothing_is_waited_for_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "ANSWER_S", 0.2)
-    monkeypatch.setattr(agents, "END_S", 0.1)
+    monkeypatch.setattr(agent_client, "END_S", 0.1)
     found = ask(("n1",), lambda _: Agent(("sleep", "60"), deadline_s=60))
     assert found.trouble == {"n1": "no answer in 0.2 s"}
 
 
 def test_a_host_whose_shell_waits_for_input_is_reported_with_what_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "ANSWER_S", 1.0)
-    monkeypatch.setattr(agents, "END_S", 0.1)
+    monkeypatch.setattr(agent_client, "END_S", 0.1)
     found = ask(("n1",), lambda _: Agent(("sh", "-c", "printf 'Project? '; exec sleep 60"), deadline_s=60))
     assert found.trouble == {"n1": "no answer in 1 s; it printed: Project?"}
 

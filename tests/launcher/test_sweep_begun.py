@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from fmfsd.errors import CheckError, ConfigError
-from fmfsd.files import write_json
-from launcher.config import LaunchConfig, TuneOptions
-from launcher.ownership import Owner
-from launcher.resources import Resources
-from launcher.slurm.allocation import Allocation
-from launcher.tune.begun import Begun
+from fmfsd.system.atomic_files import write_json
+from launcher.agent.resources import Resources
+from launcher.config.launch_config import LaunchConfig, TuneOptions
+from launcher.resources.allocation import Allocation
+from launcher.run_dir.run_lock import Owner
+from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.check import require_sound
-from launcher.tune.history import History
-from launcher.tune.shape import Shape
-from launcher.tune.sweep import Ready, SweepRequest, _of_job, _write, run_sweep
-from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.records.history import History
+from launcher.tune.records.sweep_settings import Begun
+from launcher.tune.records.trial_resources import Shape
+from launcher.tune.sweep_command import Ready, SweepRequest, _of_job, _write, run_sweep
 from tests.helpers.histories import TAPS, sweep_of
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launcher.config import TuneOptions
-from launcher.tune import display as display_module
-from launcher.tune.display import SweepDisplay, final_table
-from launcher.tune.history import History
-from launcher.tune.words import conclusions
+from launcher.config.launch_config import TuneOptions
+from launcher.tune.display import live_table as display_module
+from launcher.tune.display.formatting import conclusions
+from launcher.tune.display.live_table import SweepDisplay, final_table
+from launcher.tune.records.history import History
 from tests.helpers.histories import confirm, history_of
 from tests.helpers.sweeps import MadeSweep
 

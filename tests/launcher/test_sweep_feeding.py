@@ -10,19 +10,19 @@ import pytest
 from ray.tune.search import Searcher
 
 from fmfsd.errors import SearchFailedError
-from launcher.config import LaunchConfig, TuneOptions
-from launcher.resources import Resources
-from launcher.tune.begun import Begun
-from launcher.tune.book import Book
-from launcher.tune.history import History
-from launcher.tune.ledger import facts
-from launcher.tune.order import TrialOrder
-from launcher.tune.parameters import Parameter
-from launcher.tune.patience import Patience
-from launcher.tune.searching import LOST, Feeder, Searched
-from launcher.tune.space import Space
-from launcher.tune.sweep_dir import SweepDir
-from launcher.tune.trial import Trial
+from launcher.agent.resources import Resources
+from launcher.config.launch_config import LaunchConfig, TuneOptions
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.driver.ray_searcher import LOST, Feeder, Searched
+from launcher.tune.driver.trial_actor import Trial
+from launcher.tune.ray.capacity_watchdog import Patience
+from launcher.tune.records.history import History
+from launcher.tune.records.ledger import facts
+from launcher.tune.records.sweep_settings import Begun
+from launcher.tune.space.load import Space
+from launcher.tune.space.parameters import Parameter
+from launcher.tune.sweep.sweep_state import Book
+from launcher.tune.sweep.trial_spec import TrialOrder
 from tests.helpers.histories import TAPS, TOP1, sweep_of
 
 OPTIONS = TuneOptions(trials=2, search="random")
@@ -105,7 +105,7 @@ def test_a_trial_that_does_not_end_well_while_the_sweep_is_to_stop_is_run_again(
 def test_equal_configs_are_run_once_and_two_metrics_give_a_front(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.tune.book.REPEATS", 20)
+    monkeypatch.setattr("launcher.tune.sweep.sweep_state.REPEATS", 20)
     made = sweep_of(tmp_path, "model.branches: {subset: {of: [stage1, stage2], min: 1, max: 1}}")
     metrics = {TOP1: 0.5, "cost/train_macs": 1.0}
     options = TuneOptions(trials=8, search="tpe", metrics=tuple(metrics), modes=("max", "min"))

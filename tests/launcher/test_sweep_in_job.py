@@ -9,22 +9,22 @@ from typing import Any, cast
 import pytest
 
 from fmfsd.errors import RunFailedError
-from launcher import survey as survey_module
-from launcher.config import LaunchConfig, TuneOptions
-from launcher.hosts import slurm
-from launcher.recovery import Ended
-from launcher.requests import Requests
-from launcher.resources import Resources
-from launcher.site import Site
-from launcher.slurm.allocation import Allocation
-from launcher.slurm.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue, reason_to_requeue
-from launcher.survey import UnreachableError
-from launcher.tune import coordination as coordination_module
-from launcher.tune.begun import Begun
+from launcher.agent.resources import Resources
+from launcher.config.launch_config import LaunchConfig, TuneOptions
+from launcher.resources import host_probe as survey_module
+from launcher.resources.allocation import Allocation
+from launcher.resources.host_probe import UnreachableError
+from launcher.resources.site import Site
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.supervise.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue, reason_to_requeue
+from launcher.supervise.restarts import Ended
+from launcher.supervise.stop_requests import Requests
+from launcher.transport import slurm_commands
+from launcher.tune import coordinator as coordination_module
 from launcher.tune.check import probe_site
-from launcher.tune.coordination import BEYOND_GRACE_S, Coordination
-from launcher.tune.sweep import sweep_in_job
-from launcher.tune.sweep_dir import SweepDir
+from launcher.tune.coordinator import BEYOND_GRACE_S, Coordination
+from launcher.tune.records.sweep_settings import Begun
+from launcher.tune.sweep_command import sweep_in_job
 from tests.helpers.sites import NearSite
 
 LOST = ("sh", "-c", "exit 1")
@@ -64,8 +64,8 @@ def test_a_sweep_that_fails_at_its_jobs_time_limit_is_requeued(
     warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requeued = list[str]()
-    monkeypatch.setattr(slurm, "requeue", requeued.append)
-    monkeypatch.setattr("launcher.slurm.requeue.time.sleep", lambda _: None)
+    monkeypatch.setattr(slurm_commands, "requeue", requeued.append)
+    monkeypatch.setattr("launcher.supervise.requeue.time.sleep", lambda _: None)
     monkeypatch.setattr(coordination_module, "page_of", lambda *_: "the search failed")
     sweep, begun, space = SweepDir(tmp_path), Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
     coordination = Coordination(sweep, begun, space, NearSite(Resources(1)), {})

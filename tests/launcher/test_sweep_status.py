@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.files import write_json
-from fmfsd.rundir import NOW
-from launcher.config import TuneOptions
-from launcher.control.resume import resume
-from launcher.control.show import shown
-from launcher.control.stop import request_end, request_stop
-from launcher.control.work import SILENT_S
-from launcher.ownership import Owner
+from fmfsd.run.run_dir import NOW
+from fmfsd.system.atomic_files import write_json
+from launcher.config.launch_config import TuneOptions
+from launcher.manage.render_status import shown
+from launcher.manage.resume import resume
+from launcher.manage.stop import request_end, request_stop
+from launcher.run_dir.activity import SILENT_S
+from launcher.run_dir.run_lock import Owner
 from tests.helpers.sweeps import MadeSweep
 
 ELSEWHERE = replace(Owner.me(), host="elsewhere")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launcher.costs import Costs
-from launcher.resources import Resources
-from launcher.tune_cli import app
+from launcher.agent.resources import Resources
+from launcher.cli.tune import app
+from launcher.resources.cost_probe import Costs
 from tests.helpers.processes import run_command
 from tests.helpers.searches import arguments
 
@@ -31,7 +31,7 @@ def test_a_dry_run_shows_what_would_be_searched_and_started_and_writes_nothing(t
     assert answer.stdout.startswith(
         "3 trials over cifar100-resnet18: max valid/deepest_top1\nsearch random, scheduler none\n"
     )
-    assert "launcher.tune.driver" in answer.stdout
+    assert "launcher.tune.driver.driver" in answer.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 
@@ -39,7 +39,7 @@ def test_a_dry_run_shows_what_would_be_searched_and_started_and_writes_nothing(t
 @pytest.mark.usefixtures("processes")
 def test_help_and_dry_runs_import_neither_ray_nor_optuna_nor_torch(words: tuple[str, ...], tmp_path: Path) -> None:
     code = (
-        "import sys; from launcher.tune_cli import app\n"
+        "import sys; from launcher.cli.tune import app\n"
         f"try:\n    app({list(words)})\n"
         "finally:\n    assert not {'ray', 'optuna', 'torch', 'numpy'} & set(sys.modules)"
     )
@@ -136,7 +136,7 @@ def test_without_ray_the_extra_is_named(tiny_root: Path, tmp_path: Path) -> None
         "import importlib.util as util, sys\n"
         "found = util.find_spec\n"
         "util.find_spec = lambda name, *more: None if name in ('ray', 'optuna') else found(name, *more)\n"
-        "from launcher.tune_cli import app\n"
+        "from launcher.cli.tune import app\n"
         f"app({arguments(tiny_root, tmp_path)!r})"
     )
     answer = run_command("python", "-c", code, cwd=tmp_path)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fmfsd.errors import ConfigError
-from launcher.config import Host, LaunchConfig, SlurmOptions
-from launcher.hosts import slurm
-from launcher.hosts.ssh import command, parse_hosts
-from launcher.where import settle
+from launcher.config.launch_config import Host, LaunchConfig, SlurmOptions
+from launcher.resources.resolve_site import settle
+from launcher.transport import slurm_commands
+from launcher.transport.ssh import command, parse_hosts
 
 A, B = Host("a"), Host("b")
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
@@ -123,7 +123,7 @@ def test_gpus_of_an_allocation_are_what_any_variable_says_or_slurm(
      Nodes=n1 CPU_IDs=0-1 Mem=2 GRES=gpu:a100:3(IDX:0-2)
      Nodes=n2 CPU_IDs=0-1 Mem=2 GRES=gpu:a100:1(IDX:0),gpu:1(IDX:1),shard:4(IDX:0)
 """
-    monkeypatch.setattr(slurm, "_said", lambda *_: details)
-    monkeypatch.setattr(slurm, "hostnames", lambda _: ("n1", "n2"))
+    monkeypatch.setattr(slurm_commands, "_said", lambda *_: details)
+    monkeypatch.setattr(slurm_commands, "hostnames", lambda _: ("n1", "n2"))
     site, _ = settle(LaunchConfig(), nodes=None, environment={**JOB, **variables})
     assert len(site.resources.gpus) == expected

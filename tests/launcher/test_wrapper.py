@@ -7,20 +7,20 @@ from typing import Any, Literal
 import pytest
 
 from fmfsd.errors import ConfigError
-from fmfsd.rundir import RunDir
-from launcher import costs as costs_module
-from launcher.agent.look import look
-from launcher.check import of_hosts
-from launcher.config import LaunchConfig, SlurmOptions, from_json, to_json
-from launcher.costs import costs_of
-from launcher.hosts.agents import AGENT
-from launcher.hosts.wrapper import parse_wrap, python_inside
-from launcher.plan import plan_run
-from launcher.resources import Resources
-from launcher.site import WRAPPED, Site
-from launcher.slurm.batch import inner_arguments, slurm_options
-from launcher.survey import Survey, survey
-from launcher.where import settle
+from fmfsd.run.run_dir import RunDir
+from launcher.agent.probe import look
+from launcher.agent.resources import Resources
+from launcher.check import host_checks
+from launcher.config.launch_config import LaunchConfig, SlurmOptions, from_json, to_json
+from launcher.plan.plan import plan_run
+from launcher.resources import cost_probe as costs_module
+from launcher.resources.cost_probe import costs_of
+from launcher.resources.host_probe import Survey, survey
+from launcher.resources.resolve_site import settle
+from launcher.resources.site import WRAPPED, Site
+from launcher.slurm.job_options import inner_arguments, slurm_options
+from launcher.transport.agent_client import AGENT
+from launcher.transport.wrap import parse_wrap, python_inside
 from tests.helpers.runs import tiny_config
 
 WRAP = ("apptainer", "exec", "--nv", "my image.sif")
@@ -125,7 +125,7 @@ def test_what_a_container_lacks_is_named() -> None:
     asked = {"wrapped": "yes", "parent": "/runs"}
     versions = {"torch": None, "torchvision": "1", "numpy": "2"}
     seen = {WRAPPED: answer(marker=False, versions=versions)}
-    found = list(map(str, of_hosts.problems(LaunchConfig(), Survey(seen, asked=asked))))
+    found = list(map(str, host_checks.problems(LaunchConfig(), Survey(seen, asked=asked))))
     assert found == [
         "inside --wrap: does not see /runs, where the run is to be: mount it into the container",
         "inside --wrap: torch is not installed inside: install fmfsd's dependencies in the image",
@@ -139,7 +139,7 @@ def test_a_machine_has_what_is_seen_inside_the_wrapper(tmp_path: Path) -> None:
     site = Site(Resources.detect(os.environ), wrap=("taskset", "--cpu-list", str(cores[0])))
     found = survey(site, os.environ, run=tmp_path / "run", cwd=str(tmp_path), index=None)
     assert found.told(site).resources.core_numbers == tuple(cores)
-    assert list(of_hosts.problems(LaunchConfig(), found)) == []
+    assert list(host_checks.problems(LaunchConfig(), found)) == []
     silent = Site(Resources(1), wrap=("sh", "-c", "echo no such image >&2; exit 1"))
     trouble = survey(silent, os.environ, run=tmp_path / "run", cwd=str(tmp_path), index=None).trouble[WRAPPED]
     assert "no such image (behind --wrap or in srun's container, stdin and stdout must reach the agent)" in trouble

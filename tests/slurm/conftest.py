@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.cluster import hosts_up, lacks
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.runs import make_run, tiny_config, train_run

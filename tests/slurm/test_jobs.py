@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fmfsd.rundir import RunDir
-from launcher.hosts import slurm, srun
-from launcher.hosts.agents import AGENT
-from launcher.starters import DEEPSPEED, TORCHRUN
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.starters import DEEPSPEED, TORCHRUN
+from launcher.transport import slurm_commands, srun
+from launcher.transport.agent_client import AGENT
 from tests.helpers.container import HOST as INSIDE
 from tests.helpers.container import container, lacks_containers
 from tests.helpers.deepspeed import needs_deepspeed
@@ -232,7 +232,7 @@ def test_an_array_is_stopped_shown_resumed_and_cancelled_by_its_folder(
     running.end()
     resumed = re.search(r"submitted job (\d+)", control("resume", "sweep"))
     assert resumed is not None
-    assert [slurm.job_state(f"{resumed[1]}_{seed}") is not None for seed in (3, 4, 5)] == [True, False, True]
+    assert [slurm_commands.job_state(f"{resumed[1]}_{seed}") is not None for seed in (3, 4, 5)] == [True, False, True]
     assert [line.partition(":")[0] for line in control("cancel", "sweep").splitlines()] == ["seed-3", "seed-5"]
 
 
@@ -278,7 +278,7 @@ def test_edits_after_the_submission_do_not_change_a_job(
     script = subprocess.run(["scontrol", "show", "job", job.id], capture_output=True, text=True, check=True).stdout
     subprocess.run(["scancel", job.id], check=True)
     assert f"Command={copy}/cluster/train.sbatch" in script
-    assert (copy / "fmfsd" / "trainer.py").read_bytes() == Path("fmfsd/trainer.py").read_bytes()
+    assert (copy / "fmfsd" / "trainer.py").read_bytes() == Path("fmfsd/training/trainer.py").read_bytes()
     assert job.end().state == "CANCELLED"
 
 

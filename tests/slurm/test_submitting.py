@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.rundir import RunDir
-from launcher.environment import travelling
-from launcher.slurm.allocation import Allocation
+from fmfsd.run.run_dir import RunDir
+from launcher.config.environment import travelling
+from launcher.resources.allocation import Allocation
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import command, run_command
 

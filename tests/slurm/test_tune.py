@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fmfsd.files import read_json
-from launcher.hosts import slurm
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.system.atomic_files import read_json
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.transport import slurm_commands
 from tests.helpers.processes import command, wait_until
 from tests.helpers.searches import arguments, known, results
 from tests.helpers.slurm import SlurmCluster
@@ -47,7 +47,7 @@ def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_
     log = tmp_path / "log"
 
     def is_over() -> bool:
-        state = slurm.job_state(job)
+        state = slurm_commands.job_state(job)
         assert state is not None, "Slurm has forgotten the job"
         return state.is_over
 

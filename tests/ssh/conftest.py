@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.cluster import Cluster, hosts_up, lacks
 from tests.helpers.launches import small_arguments
 from tests.helpers.runs import SMALL, make_run, tiny_config, train_run

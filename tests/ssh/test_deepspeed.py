@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.rundir import RunDir
-from launcher.starters import DEEPSPEED
+from fmfsd.run.run_dir import RunDir
+from launcher.plan.starters import DEEPSPEED
 from tests.helpers.cluster import Cluster
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.processes import command, wait_until

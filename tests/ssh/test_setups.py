@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.check import of_hosts
-from launcher.config import LaunchConfig
-from launcher.hosts import opening
-from launcher.resources import Resources
-from launcher.site import Site
-from launcher.survey import Survey, ask
+from launcher.agent.resources import Resources
+from launcher.check import host_checks
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.host_probe import Survey, ask
+from launcher.resources.site import Site
+from launcher.transport import connect
 from tests.helpers.cluster import Cluster
 from tests.helpers.processes import wait_until
 from tests.ssh.conftest import reaching
@@ -76,7 +76,7 @@ def test_a_config_for_interactive_sessions_and_a_shell_that_prints_are_no_obstac
 def test_hosts_behind_an_sshd_that_accepts_four_logins_at_a_time_all_answer(
     hosts: Cluster, address: str, path_with_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "RETRY_S", 0.1)
+    monkeypatch.setattr(connect, "RETRY_S", 0.1)
     names = [f"host{number}" for number in range(10)]
     path_with_config.write_text(reaching(hosts, f"Host host*\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="4:100:4"):
@@ -87,7 +87,7 @@ def test_hosts_behind_an_sshd_that_accepts_four_logins_at_a_time_all_answer(
 def test_an_sshd_that_refuses_every_connection_is_reported_with_its_setting(
     hosts: Cluster, address: str, path_with_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "RETRY_S", 0.01)
+    monkeypatch.setattr(connect, "RETRY_S", 0.01)
     path_with_config.write_text(reaching(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="1:100:1"), socket.create_connection((address, SSHD_PORT)) as waiting:
         assert waiting.recv(3) == b"SSH"
@@ -112,5 +112,5 @@ def test_a_host_with_ipv6_alone_is_refused_with_the_reason(
         hosts.on("n2", "ip", "-6", "addr", "del", "fd00:213::2/64", "dev", "eth0")
         hosts.do("run", "ip", "-6", "addr", "del", "fd00:213::254/64", "dev", bridge)
     assert found.trouble == {}
-    (told,) = map(str, of_hosts.problems(LaunchConfig(nodes=2), found))
+    (told,) = map(str, host_checks.problems(LaunchConfig(nodes=2), found))
     assert told.startswith("me: has no IPv4 address except loopback's")

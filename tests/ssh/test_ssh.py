@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fmfsd.rundir import RunDir
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.cluster import Cluster
 from tests.helpers.faulty import Moment, faulty
 from tests.helpers.processes import launched, wait_until

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.tune.sweep_dir import SweepDir
+from launcher.run_dir.sweep_dir import SweepDir
 from tests.helpers.searches import FIVE_EPOCHS, METRICS, STUB_SPACE, arguments, sweeping
 from tests.helpers.stub_training import StubTraining, stub_training
 

@@ -12,12 +12,12 @@ from subprocess import Popen
 import psutil
 import pytest
 
-from fmfsd.files import read_json
-from launcher.hosts.ray_nodes import end, start_head, start_worker
-from launcher.resources import Resources
-from launcher.tune.cluster import machines_of
-from launcher.tune.joiner import answers
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.system.atomic_files import read_json
+from launcher.agent.resources import Resources
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.ray.probe_cluster import machines_of
+from launcher.tune.ray.ray_worker_node import answers
+from launcher.tune.ray.start import end, start_head, start_worker
 from tests.helpers.processes import wait_until
 from tests.helpers.searches import EPOCH_STEPS, results, sweeping, tune
 from tests.helpers.stub_training import StubTraining, stub_training

@@ -8,15 +8,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fmfsd.rundir import NOW
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.run.run_dir import NOW
+from launcher.run_dir.sweep_dir import SweepDir
 from tests.helpers.leaks import TEST_ID
 from tests.helpers.processes import wait_until
 from tests.helpers.searches import EPOCH_STEPS, Sweeping, known, results, sweeping, tune
 from tests.helpers.stub_training import StubTraining
 
 PROCESSES = {
-    "driver": ("launcher.tune.driver",),
+    "driver": ("launcher.tune.driver.driver",),
     "raylet": ("/raylet/raylet",),
     "worker": ("fmfsd", "train", "0003"),
     "gcs_server": ("/gcs/gcs_server",),

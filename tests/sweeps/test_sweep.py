@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from fmfsd.files import read_json
-from launcher.tune.sweep_dir import SweepDir
+from fmfsd.system.atomic_files import read_json
+from launcher.run_dir.sweep_dir import SweepDir
 from tests.helpers.processes import command, run_command
 from tests.helpers.runs import DIRECT
 from tests.helpers.searches import EPOCH_STEPS, arguments, known, results, tune

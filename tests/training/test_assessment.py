@@ -18,24 +18,24 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fmfsd import exits
-from fmfsd.assessment import Questions, assess
-from fmfsd.assessment_output import show_and_write
 from fmfsd.cli import app
-from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import load_config
-from fmfsd.data.batches import EvaluationBatches
-from fmfsd.data.index import SetIndex, read_index, set_folder
-from fmfsd.data.shards import load_own_shards
-from fmfsd.engine.form import Form
+from fmfsd.data.loading.batches import EvaluationBatches
+from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.shards.index import SetIndex, read_index, set_folder
+from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.engine.precision import Form
 from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
-from fmfsd.files import write_json
+from fmfsd.evaluation import early_exits
+from fmfsd.evaluation.evaluate_run import Questions, assess
+from fmfsd.evaluation.heads import evaluation_batches
+from fmfsd.evaluation.output import show_and_write
+from fmfsd.evaluation.trained_run import newest_checkpoint
 from fmfsd.model.build import build_network
 from fmfsd.model.network import Outputs
-from fmfsd.position import Position
-from fmfsd.rundir import RunDir
-from fmfsd.trained_run import newest_checkpoint
-from fmfsd.trainer import evaluation_batches
+from fmfsd.run.run_dir import RunDir
+from fmfsd.run.train_position import Position
+from fmfsd.system.atomic_files import write_json
 from tests.helpers.processes import command
 from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
 from tests.helpers.workers import run_workers
@@ -106,9 +106,9 @@ def test_early_exits_are_what_the_whole_network_would_have_let_go(run: RunDir) -
     outputs, labels = whole_split(run)
     sure = outputs.logits[0].softmax(dim=1).amax(dim=1)
     threshold = sure.quantile(0.7).item()
-    exits = assess(run, Questions(thresholds=(str(threshold), "1")), CPU).early_exits
-    assert exits is not None
-    found = exits.table
+    early_exits = assess(run, Questions(thresholds=(str(threshold), "1")), CPU).early_exits
+    assert early_exits is not None
+    found = early_exits.table
     half, none = found.settings
     leaves = sure >= threshold
     predictions = torch.where(leaves, outputs.logits[0].argmax(dim=1), outputs.logits[-1].argmax(dim=1))
@@ -229,13 +229,13 @@ def test_the_mirror_image_is_asked_too_and_told_apart(run: RunDir) -> None:
 
 def test_thresholds_for_a_target_come_from_the_validation_split(tiny_root: Path, tmp_path: Path) -> None:
     run = trained(tiny_root, tmp_path / "run", "data.shards=16", "data.valid=30")
-    exits = assess(run, Questions(exit_target="accuracy=-5"), CPU).early_exits
-    assert exits is not None
-    assert exits.chosen is not None
-    assert exits.table.settings[-1].thresholds == exits.chosen
+    early_exits = assess(run, Questions(exit_target="accuracy=-5"), CPU).early_exits
+    assert early_exits is not None
+    assert early_exits.chosen is not None
+    assert early_exits.table.settings[-1].thresholds == early_exits.chosen
     on_valid = assess(run, Questions("valid", exit_target="accuracy=-5"), CPU)
     assert on_valid.early_exits is not None
-    assert on_valid.early_exits.chosen == exits.chosen
+    assert on_valid.early_exits.chosen == early_exits.chosen
     assert on_valid.early_exits.table.settings[-1].top1 >= on_valid.metrics["deepest_top1"] - 0.05 - 1e-12
 
 
@@ -328,9 +328,9 @@ def test_one_batch_of_images_is_held_at_a_time(
 
 def measured_by(comms: Comms, folder: Path) -> int:
     """How many costs this worker has measured."""
-    config, measured, measure = load_config(str(RunDir(folder).config)), 0, exits._cost
+    config, measured, measure = load_config(str(RunDir(folder).config)), 0, early_exits._cost
 
-    def counted(*arguments: Any) -> exits.MeasuredCost:
+    def counted(*arguments: Any) -> early_exits.MeasuredCost:
         nonlocal measured
         measured += 1
         return measure(*arguments)
@@ -338,9 +338,9 @@ def measured_by(comms: Comms, folder: Path) -> int:
     index, network = read_index(set_folder(config.data)), build_network(config)
     with (
         closing(evaluation_batches(config, index, "test", comms, CPU, False)) as batches,
-        patch.object(exits, "_cost", counted),
+        patch.object(early_exits, "_cost", counted),
     ):
-        exits.measure_costs(network.eval(), batches, Form.of(config.train), comms)
+        early_exits.measure_costs(network.eval(), batches, Form.of(config.train), comms)
     return measured
 
 
@@ -353,7 +353,7 @@ def test_results_that_can_not_be_stored_are_shown_and_written_elsewhere(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied, out = RunDir(Path(shutil.copytree(run.path, tmp_path / "run"))), tmp_path / "results.json"
-    monkeypatch.setattr("fmfsd.findings.write_whole", full_disk)
+    monkeypatch.setattr("fmfsd.evaluation.eval_artifacts.write_whole", full_disk)
     code, shown, errors = evaluated(str(copied.path), "--json", "--out", str(out))
     assert (code, json.loads(shown)["metrics"]) == (0, last_record(run, "test")), errors
     assert json.loads(out.read_text()) == json.loads(shown)

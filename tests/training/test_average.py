@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fmfsd.comms import SoloComms
-from fmfsd.engine.average import WeightAverage
-from fmfsd.engine.base import EngineState
-from fmfsd.evaluation import evaluate
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.engine.ema import WeightAverage
+from fmfsd.engine.interface import EngineState
+from fmfsd.evaluation.heads import evaluate
 from tests.helpers.runs import (
     assert_records_agree,
     make_loop,

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmfsd.config import TrainConfig, load_config
-from fmfsd.config.known import BACKBONES as KNOWN
-from fmfsd.config.known import channels_at
+from fmfsd.config import RunConfig, load_config
+from fmfsd.config.names import BACKBONES as KNOWN
+from fmfsd.config.names import channels_at
 from fmfsd.model.backbones import BACKBONES, Backbone
 from fmfsd.model.build import build_network, sem_groups
 from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
-from fmfsd.places import is_stage
+from fmfsd.tap_names import is_stage
 
 META = torch.device("meta")
 METHODS = ("plain", "byot", "fmfsd", "fmfsd_side")
@@ -26,12 +26,12 @@ SLOW = ("resnet50", "resnet101", "resnet152", "wrn28_10", "resnext50")
 """More than 20 M parameters, of blocks that smaller ones have too: a step of theirs is only pretended."""
 
 
-def config(backbone: str, method: str = "plain", size: int = 32) -> TrainConfig:
+def config(backbone: str, method: str = "plain", size: int = 32) -> RunConfig:
     made = load_config("cifar100-resnet18", [f"method={method}", f"model.backbone={backbone}"])
     return made.model_copy(update={"data": made.data.model_copy(update={"size": size})})
 
 
-def without_memory(wanted: TrainConfig) -> Network:
+def without_memory(wanted: RunConfig) -> Network:
     with META:
         return build_network(wanted)
 

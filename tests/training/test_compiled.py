@@ -10,13 +10,13 @@ import torch
 import torch._dynamo.testing
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fmfsd import reduction
-from fmfsd.comms import Comms, SoloComms
 from fmfsd.config import load_config
-from fmfsd.config.changes import changes as changes_between
+from fmfsd.config.resume_rules import changes as changes_between
+from fmfsd.distributed.collectives import Comms, SoloComms
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
-from fmfsd.loop import Loop
+from fmfsd.training import step_all_reduce
+from fmfsd.training.loop import Loop
 from tests.helpers.runs import (
     assert_records_agree,
     make_loop,
@@ -116,7 +116,7 @@ def test_the_host_waits_for_no_value_in_a_step(
     """With results read later, as on a GPU; where each is read at once, that is seen."""
     quiet = ("train.log_every=100 steps", *SMALL[:2], "train.epochs=4", *recipe)
     for delay in (10, 0):
-        monkeypatch.setitem(reduction.READ_LATER_PASSES, "cpu", delay)
+        monkeypatch.setitem(step_all_reduce.READ_LATER_PASSES, "cpu", delay)
         with closing(make_loop(make_run(tmp_path / str(delay), tiny_config(tiny_root, *quiet)), SoloComms())) as loop:
             loop.resume()
             loop.batches.table(0)  # made on the host, once an epoch

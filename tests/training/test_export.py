@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import fmfsd
 from fmfsd.cli import app
-from fmfsd.comms import SoloComms
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import CheckError
-from fmfsd.export import SUFFIXES, Answer, agreement, export
+from fmfsd.export.load import trained_network
+from fmfsd.export.write import SUFFIXES, Answer, agreement, export
 from fmfsd.model.early_exit import EarlyExit
-from fmfsd.rundir import RunDir
-from fmfsd.serving import trained_network
+from fmfsd.run.run_dir import RunDir
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 SHORT = ("train.max_steps=3", "train.ema=0.5", "optim.milestones=[]")
@@ -136,7 +136,7 @@ def test_the_metadata_says_what_a_user_needs_and_no_path_of_this_machine(
 def test_a_file_that_answers_otherwise_is_not_left(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmfsd.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("fmfsd.export.write.TOLERANCE", -1.0)
     with pytest.raises(CheckError, match="does not answer as the run does on test images"):
         export(run, "safetensors", out=tmp_path / "served.safetensors")
     assert not list(tmp_path.iterdir())

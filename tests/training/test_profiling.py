@@ -13,14 +13,15 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent, Kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fmfsd.comms import SoloComms
-from fmfsd.loop import Loop
-from fmfsd.profiled import COMMUNICATION, OTHER, PARTS, SETTLING_STEPS, WorkerProfile, steps_to_profile
-from fmfsd.profiling import WrittenProfile, attribution
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.profiling import attribution
 from fmfsd.profiling.attribution import division
 from fmfsd.profiling.intervals import length, overlap, union, without
+from fmfsd.profiling.profile import WrittenProfile
 from fmfsd.profiling.ranges import ROLES, STEP, ranges_of
-from fmfsd.rundir import RunDir
+from fmfsd.run.profile_record import COMMUNICATION, OTHER, PARTS, SETTLING_STEPS, WorkerProfile, steps_to_profile
+from fmfsd.run.run_dir import RunDir
+from fmfsd.training.loop import Loop
 from tests.helpers.networks import network_of
 from tests.helpers.runs import make_loop, make_run, tiny_config
 

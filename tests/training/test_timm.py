@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fmfsd
-from fmfsd.assessment import Questions, assess
-from fmfsd.comms import SoloComms
-from fmfsd.config import TrainConfig, load_config
+from fmfsd.config import RunConfig, load_config
+from fmfsd.cost.measure.probe import probe
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import ConfigError
+from fmfsd.evaluation.evaluate_run import Questions, assess
 from fmfsd.model.backbones.backbone import Backbone
 from fmfsd.model.backbones.timm import MapsBackbone, timm_backbone
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import EarlyExit, early_heads
 from fmfsd.model.prune import prune
-from fmfsd.probe import probe
 from tests.helpers.processes import run_command
 from tests.helpers.runs import make_loop, make_run, tiny_config, train_run
 
@@ -34,7 +34,7 @@ SHOWN = ("test_vit",)
 """Which only show their maps: this one has a way of its own for each size of images."""
 
 
-def config(backbone: str, method: str, *changes: str) -> TrainConfig:
+def config(backbone: str, method: str, *changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", [f"method={method}", f"model.backbone=timm/{backbone}", *changes])
 
 

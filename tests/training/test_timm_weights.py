@@ -13,14 +13,14 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import fmfsd
-from fmfsd.comms import SoloComms
-from fmfsd.config import TrainConfig, dump_config, load_config
+from fmfsd.config import RunConfig, dump_config, load_config
+from fmfsd.cost.measure.probe import probe
+from fmfsd.distributed.collectives import SoloComms
 from fmfsd.errors import ConfigError
+from fmfsd.evaluation.trained_run import run_config
 from fmfsd.model.build import build_network
-from fmfsd.probe import probe
-from fmfsd.trained_run import run_config
-from launcher.check.of_data import other_statistics
-from launcher.costs import Costs
+from launcher.check.data_checks import other_statistics
+from launcher.resources.cost_probe import Costs
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 TEST_RESNET = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def config(*changes: str) -> TrainConfig:
+def config(*changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", ["method=plain", "model.branches=[]", *changes])
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmfsd.comms import SoloComms
 from fmfsd.config import load_config
+from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError, NonFiniteLossError
-from fmfsd.fence import Fence
-from fmfsd.progress import ProgressFile
-from fmfsd.rundir import RunDir
-from fmfsd.trainer import choose_device, train
-from fmfsd.world import World
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.run_dir import RunDir
+from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.trainer import choose_device, train
 from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
 
 CPU = torch.device("cpu")

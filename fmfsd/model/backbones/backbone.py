@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from fmfsd.model.recompute import recomputed
-from fmfsd.places import place_names
+from fmfsd.model.activation_checkpointing import recomputed
+from fmfsd.tap_names import place_names
 
 Visit = Callable[[str, Tensor], Tensor]
 """Is shown the map at a place, and says what goes on from there."""

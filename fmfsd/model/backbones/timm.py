@@ -20,7 +20,7 @@ from fmfsd.errors import ConfigError
 from fmfsd.model.backbones.backbone import Foreign, Trunk, Visit
 from fmfsd.model.backbones.split import Cut, CutBackbone, find_cuts, parts_between
 from fmfsd.model.backbones.timm_weights import ChannelStatistics, channel_statistics, pretrained_config
-from fmfsd.weight_sources import HUB
+from fmfsd.pretrained_names import HUB
 
 MOST_STAGES = 4
 Shape = tuple[int, int]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmfsd.weight_sources import FOLDER, HUB, read_weights_config
+from fmfsd.pretrained_names import FOLDER, HUB, read_weights_config
 
 OF_THE_HEAD = ("num_classes", "global_pool")
 """Arguments of a model that change nothing below its classifier."""

@@ -1,0 +1,85 @@
+"""DeepSpeed's config as a run's config has it; read without DeepSpeed, so that it can be judged before a start.
+
+Names and meanings: DeepSpeed 0.19, docs/_pages/config-json.md.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fmfsd.config.schema import RunConfig
+
+_NEVER = 2**31 - 1
+_ZERO = "zero_optimization"
+_OURS = {
+    "train_batch_size": "train.batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch and the number of workers",
+    "gradient_accumulation_steps": "train.batch and train.micro_batch",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.milestones and optim.warmup",
+    **dict.fromkeys(("fp16", "bf16", "torch_autocast", "amp", "data_types"), "train.precision"),
+    f"{_ZERO}.stage": "engine.zero_stage",
+    f"{_ZERO}.offload_optimizer": "engine.offload",
+}
+"""What a run's config says at another place."""
+_THEIRS = (
+    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "disable_allgather"),
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "flops_profiler"),
+    *("tensorboard", "wandb", "csv_monitor"),
+    *(
+        f"{_ZERO}.{name}"
+        for name in (
+            *("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce"),
+            *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "round_robin_gradients"),
+            *("sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+            *("stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
+            *("stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params", "allgather_sequential"),
+            *("ignore_unused_parameters", "log_trace_cache_warnings", "memory_efficient_linear"),
+        )
+    ),
+)
+"""What may be said of it in `engine.deepspeed`; the rest of DeepSpeed's settings is for other ways of training."""
+
+
+def refused(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Key and message for each setting of `engine.deepspeed` that is said elsewhere, or that can't be given."""
+    for name, value in _settings(config.engine.deepspeed):
+        key = f"engine.deepspeed.{name}"
+        if name in _OURS:
+            yield key, f"a run's config says that by {_OURS[name]}, found {value!r}: leave it out here"
+        elif name not in _THEIRS:
+            close = difflib.get_close_matches(name, _THEIRS, n=1)
+            advice = f"did you mean {close[0]}?" if close else f"those are {', '.join(_THEIRS)}"
+            yield key, f"none of the settings of DeepSpeed 0.19 that can be given here; {advice}"
+
+
+def _settings(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in given.items():
+        if name == _ZERO and isinstance(value, Mapping):
+            yield from ((f"{_ZERO}.{inner}", setting) for inner, setting in value.items())
+        else:
+            yield name, value
+
+
+def deepspeed_config(config: RunConfig, num_workers: int) -> dict[str, Any]:
+    """What `deepspeed.initialize` is given: what the run's config says in its own words, and `engine.deepspeed`."""
+    return _merged(_ours(config, num_workers), config.engine.deepspeed)
+
+
+def _ours(config: RunConfig, num_workers: int) -> dict[str, Any]:
+    offload = {"offload_optimizer": {"device": "cpu"}} if config.engine.offload else {}
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch // num_workers,
+        "gradient_accumulation_steps": config.train.batch // config.micro_batch,
+        "gradient_clipping": config.optim.clip_norm or 0.0,
+        _ZERO: {"stage": config.engine.zero_stage, **offload},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": _NEVER,
+    }
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(ours[key], theirs[key]) for key in ours.keys() & theirs.keys() if isinstance(ours[key], dict)}
+    return {**ours, **theirs, **both}

@@ -1,0 +1,72 @@
+"""The names that a config may use, and what can be said of them without torch and without data."""
+
+from dataclasses import dataclass
+from itertools import chain
+
+from fmfsd.pretrained_names import TIMM as TIMM
+from fmfsd.tap_names import place_names
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A data set: its number of classes and of samples, and the side of its images in pixels."""
+
+    num_classes: int
+    train_samples: int
+    test_samples: int
+    size: int = 32
+
+
+DATASETS = {
+    "cifar10": KnownSet(num_classes=10, train_samples=50_000, test_samples=10_000),
+    "cifar100": KnownSet(num_classes=100, train_samples=50_000, test_samples=10_000),
+    "synthetic10": KnownSet(num_classes=10, train_samples=9_600, test_samples=1_280),
+    "synthetic100": KnownSet(num_classes=100, train_samples=25_600, test_samples=5_120),
+}
+FOLDER = "folder"
+"""The set that a user brings: what it holds is known when it is prepared."""
+FOLDER_LAYOUT = "train/CLASS/*.png, and test/CLASS/... or val/CLASS/... (with both, val is the validation split)"
+"""Where a user's images lie."""
+STORED_SIDE = {32: 32, 64: 64, 224: 256}
+"""By the side that a network sees, that of an image folder's shards: with room for parts of large images."""
+
+Channels = tuple[tuple[int, ...], ...]
+"""Of each block's output, stage by stage."""
+
+
+def _stages(widths: tuple[int, ...], counts: tuple[int, ...]) -> Channels:
+    return tuple((width,) * count for width, count in zip(widths, counts, strict=True))
+
+
+_BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
+
+BACKBONES: dict[str, Channels] = {
+    **{f"resnet{depth}": _stages((16, 32, 64), (depth // 6,) * 3) for depth in (8, 20, 32, 56, 110)},
+    "resnet18": _stages(_BASIC, (2, 2, 2, 2)),
+    "resnet34": _stages(_BASIC, (3, 4, 6, 3)),
+    "resnet50": _stages(_BOTTLENECK, (3, 4, 6, 3)),
+    "resnet101": _stages(_BOTTLENECK, (3, 4, 23, 3)),
+    "resnet152": _stages(_BOTTLENECK, (3, 8, 36, 3)),
+    "wrn16_8": _stages((128, 256, 512), (2, 2, 2)),
+    "wrn28_10": _stages((160, 320, 640), (4, 4, 4)),
+    "resnext50": _stages(_BOTTLENECK, (3, 4, 6, 3)),
+    "vgg11": _stages((64, 128, 256, 512, 512), (1, 1, 2, 2, 2)),
+    "vgg13": _stages((64, 128, 256, 512, 512), (2, 2, 2, 2, 2)),
+    "vgg16": _stages((64, 128, 256, 512, 512), (2, 2, 3, 3, 3)),
+    "vgg19": _stages((64, 128, 256, 512, 512), (2, 2, 4, 4, 4)),
+    "mobilenetv2": ((24,) * 2, (32,) * 3, (64,) * 4 + (96,) * 3, (160,) * 3 + (320, 1280)),
+    "mobilenetv3_large": ((24,) * 2, (40,) * 3, (80,) * 4 + (112,) * 2, (160,) * 3 + (960,)),
+    "squeezenet": _stages((128, 256, 384, 512), (2, 2, 2, 2)),
+}
+"""What comes before the name of one of timm's models: only timm can tell its stages."""
+
+
+def taps(backbone: str) -> tuple[str, ...]:
+    """Where branches can leave `backbone`, shallow to deep; empty if that is not known here."""
+    return tuple(channels_at(backbone))[:-1]
+
+
+def channels_at(backbone: str) -> dict[str, int]:
+    """By place, the last one included; empty if that is not known here."""
+    stages = BACKBONES.get(backbone, ())
+    return dict(zip(place_names([len(stage) for stage in stages]), chain.from_iterable(stages), strict=True))

@@ -1,0 +1,40 @@
+"""Checks that a prepared set was made from what its source holds now."""
+
+from pathlib import Path
+
+from fmfsd.config.names import FOLDER
+from fmfsd.data.cifar.load import read_source_files
+from fmfsd.data.cifar.official_files import OFFICIAL
+from fmfsd.data.image_files.check_types import find_wrong_types
+from fmfsd.data.image_files.layouts import join_some, list_images
+from fmfsd.data.image_files.source_files import find_differences, read_record, to_source
+from fmfsd.data.shards.index import SetIndex
+from fmfsd.errors import DataError, Problem
+from fmfsd.terminal import Report
+
+
+def require_same_source(index: SetIndex, source: Path, report: Report) -> None:
+    """Raise DataError unless `index` describes a set of the files in `source`."""
+    found = list[str]()
+    if index.name == FOLDER:
+        found = _find_other_images(index, source, report)
+    elif index.name in OFFICIAL:
+        other = {file.file for file in set(read_source_files(OFFICIAL[index.name], source)) ^ set(index.sources)}
+        found = [join_some(other)] if other else []
+    if found:
+        remedy = "choose another --out, or delete the set and prepare it again"
+        raise DataError([Problem(str(index.folder), f"was prepared from other files: {', '.join(found)}; {remedy}")])
+
+
+def _find_other_images(index: SetIndex, root: Path, report: Report) -> list[str]:
+    states = read_record(index.folder)
+    if to_source(states) not in index.sources:
+        remedy = "delete the set and prepare it again"
+        raise DataError([Problem(str(index.folder), f"its record of images is not that of its index; {remedy}")])
+    listing = list_images(root)
+    names = {str(path.relative_to(root)): path for part in listing.splits.values() for path in part.paths}
+    unknown = [path for name, path in names.items() if name not in states and path not in listing.dangling]
+    skipped = {*listing.dangling, *find_wrong_types(unknown, report)}
+    return find_differences(
+        states, root, [name for name, path in names.items() if name in states or path not in skipped]
+    )

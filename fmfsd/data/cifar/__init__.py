@@ -1,0 +1,1 @@
+"""CIFAR-10 and CIFAR-100 from their official files or from Parquet. Needs no torch."""

@@ -1,0 +1,86 @@
+"""Fetches an official archive: once, whole or not at all, and only with the sum that is expected."""
+
+import logging
+import os
+import urllib.request
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+
+from fmfsd.data.cifar.official_files import compute_md5
+from fmfsd.data.image_files.file_types import HTML, detect_file_type
+from fmfsd.errors import CheckError, Problem
+from fmfsd.system.atomic_files import flush_to_disk
+from fmfsd.system.file_locks import wait_for_lock
+from fmfsd.terminal import Report
+
+log = logging.getLogger(__name__)
+TIMEOUT_S = 30.0
+_BLOCK = 1 << 20
+
+
+def download(url: str, target: Path, *, md5: str, report: Report) -> None:
+    """Fetch `url` to `target`, unless another process has by then. An interrupted download is continued.
+
+    Raises CheckError without network, or if the content's MD5 sum is another.
+    """
+    part = target.with_name(f".{target.name}.part")
+    with wait_for_lock(target.with_name(f".{target.name}.lock"), log.warning):
+        if target.exists():
+            return
+        try:
+            _fetch_all(url, part, report)
+            _require_sum(url, part, md5)
+            os.replace(part, target)
+        except (OSError, HTTPException, ValueError) as error:
+            size = _get_size(part)
+            remedy = f"; {size} bytes are kept, and the same command continues from there" if size else ""
+            raise CheckError([Problem(url, f"can't be fetched: {type(error).__name__}: {error}{remedy}")]) from error
+
+
+def _get_size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _fetch_all(url: str, part: Path, report: Report) -> None:
+    """Fetch what `part` lacks. Where a connection breaks, the next one continues, as long as that adds bytes."""
+    while True:
+        before = _get_size(part)
+        try:
+            _fetch(url, part, before, report)
+            return
+        except HTTPError as error:
+            if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not before:
+                raise
+            part.unlink()
+        except (OSError, HTTPException):
+            if _get_size(part) <= before:
+                raise
+
+
+def _fetch(url: str, part: Path, start: int, report: Report) -> None:
+    """Append `url` from byte `start` on to `part`, or write `part` anew where the server sends all of it."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        continued = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        done = start if answer.status == HTTPStatus.PARTIAL_CONTENT and continued else 0
+        total = done + length if (length := int(answer.headers.get("Content-Length") or 0)) else 0
+        with part.open("ab" if done else "wb") as file:
+            while block := answer.read1(_BLOCK):  # what has come, so that a kill loses little
+                done += file.write(block)
+                report(f"fetching {url.rpartition('/')[2]}", done, total)
+            file.flush()
+            flush_to_disk(file.fileno())
+    if done < total:
+        raise OSError(f"the connection was closed after {done} of {total} bytes")
+
+
+def _require_sum(url: str, part: Path, md5: str) -> None:
+    """Raise CheckError, and remove what was fetched, unless it has the sum that is expected."""
+    found, kind = compute_md5(part), detect_file_type(part)
+    if found != md5:
+        part.unlink()
+        message = f"its MD5 sum is {found}, expected {md5}: the server sent {kind}, not the official archive"
+        hint = "; is a login page or a proxy in between?" if kind == HTML else ""
+        raise CheckError([Problem(url, f"{message}{hint}")])

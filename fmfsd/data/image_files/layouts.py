@@ -1,0 +1,204 @@
+"""Image folders: `ROOT/train/CLASS/**/*.png`, and test or val beside train. Which images a split holds, by class."""
+
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmfsd.config.names import FOLDER_LAYOUT
+from fmfsd.data.image_files.find_images import SUFFIXES, Search, describe_dangling, is_dangling, is_folder
+from fmfsd.errors import DataError, Problem
+
+log = logging.getLogger(__name__)
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "valid", "valid": "valid", "validation": "valid"}
+"""The split that a folder holds, by the folder's name in lower case."""
+ANNOTATIONS = "val_annotations.txt"
+"""In Tiny ImageNet's val: a file and its class a line, separated by a tab; the images lie in val/images."""
+IMAGES = "images"
+SHOWN = 10
+"""Problems and names that are listed before the rest is counted."""
+
+Classes = dict[str, list[Path]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split: files in the order of their classes and names, and the number of each one's class."""
+
+    paths: list[Path]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder of images; `classes` are sorted. `splits` are train, test and, if there is one, valid."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Part]
+    dangling: dict[Path, Problem]
+    """Images that are links to files that do not exist."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    folder: Path
+    classes: Classes
+    num_unlabelled: int = 0
+
+
+def list_images(root: Path) -> Listing:
+    """Return the images below `root`. Raises DataError with everything that is wrong with their folders."""
+    search = Search()
+    folders = _split_folders(root, search)
+    train = _read_split(folders["train"], search, known=())
+    others = {
+        name: _read_split(folder, search, known=train.classes) for name, folder in folders.items() if name != "train"
+    }
+    _log_skipped(root, search)
+    splits = {"train": train, **_choose_test_split(others)}
+    if problems := [*search.problems, *_check_classes(splits.values()), *_check_same_classes(splits)]:
+        raise DataError(problems)
+    classes = sorted(train.classes)
+    return Listing(tuple(classes), {name: _to_part(split, classes) for name, split in splits.items()}, search.dangling)
+
+
+def _split_folders(root: Path, search: Search) -> dict[str, Path]:
+    """Return the folder of each split. Raises DataError unless there are a train and another, and one folder each."""
+    folders: dict[str, list[Path]] = {}
+    for entry in search.list_entries(root):
+        if entry.name.lower() in SPLIT_NAMES and (is_folder(entry) or is_dangling(entry)):
+            folders.setdefault(SPLIT_NAMES[entry.name.lower()], []).append(Path(entry.path))
+            search.problems += [describe_dangling(entry)] if is_dangling(entry) else []
+    if problems := [*search.problems, *_check_splits(root, folders)]:
+        raise DataError(problems)
+    return {name: found[0] for name, found in folders.items()}
+
+
+def _check_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
+    if "train" not in folders:
+        yield Problem(str(root), f"has no train/; expected {FOLDER_LAYOUT}")
+    if not folders.keys() & {"test", "valid"}:
+        yield Problem(str(root), f"has no test/, val/, valid/ or validation/; expected {FOLDER_LAYOUT}")
+    for found in folders.values():
+        if len(found) > 1:
+            names = " and ".join(f"{folder.name}/" for folder in found)
+            yield Problem(str(root), f"has {names}, which name the same split: keep one of them")
+
+
+def _read_split(folder: Path, search: Search, *, known: Collection[str]) -> _Split:
+    """Return the images in `folder` by class; `known` are the classes of the training split."""
+    entries = search.list_entries(folder)
+    subfolders = [Path(entry.path) for entry in entries if is_folder(entry)]
+    if {path.name for path in subfolders} <= {IMAGES} - set(known):
+        images = search.find_images(folder)
+        if (folder / ANNOTATIONS).is_file():
+            return _Split(folder, _read_annotations(folder / ANNOTATIONS, images, search))
+        return _Split(folder, {}, len(images))
+    search.problems += [describe_dangling(entry) for entry in entries if is_dangling(entry)]
+    search.num_others += len(entries) - len(subfolders)
+    return _Split(folder, _group_by_class(subfolders, search))
+
+
+def _group_by_class(folders: Sequence[Path], search: Search) -> Classes:
+    classes: Classes = {}
+    for folder in folders:
+        images = search.find_images(folder)
+        classes.setdefault(_normalize_name(folder.name), []).extend(images)
+        if not images:
+            search.problems.append(Problem(str(folder), _describe_missing_images(folder)))
+    return classes
+
+
+def _normalize_name(name: str) -> str:
+    """Return `name` composed: macOS writes accents as separate characters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _describe_missing_images(folder: Path) -> str:
+    if not any(folder.iterdir()):
+        return "an empty class folder: add images, or remove the folder from every split"
+    return f"a class folder without images: no file name in it ends in {', '.join(SUFFIXES)}"
+
+
+def _read_annotations(path: Path, images: Sequence[Path], search: Search) -> Classes:
+    """Return `images` by the classes that the annotations in `path` give them."""
+    lines = (line.split("\t") for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip())
+    class_of = {line[0]: _normalize_name(line[1]) for line in lines if len(line) > 1}
+    classes: Classes = {}
+    for image in images:
+        if image.name in class_of:
+            classes.setdefault(class_of[image.name], []).append(image)
+    names = {image.name for image in images}
+    search.problems += [
+        Problem(str(path), f"{message}: {join_some(found)}")
+        for message, found in (
+            ("lists images that do not exist", class_of.keys() - names),
+            ("does not list all images", names - class_of.keys()),
+        )
+        if found
+    ]
+    return classes
+
+
+def _choose_test_split(splits: dict[str, _Split]) -> dict[str, _Split]:
+    """Return `splits`, with val as the test split where no other one has labels: Tiny ImageNet's test has none."""
+    valid, test = splits.get("valid"), splits.get("test")
+    if valid is None or (test is not None and not (test.num_unlabelled and valid.classes)):
+        return splits
+    if test is not None:
+        message = "%s: left out, as it has no class folders: its %d images have no labels; %s is the test split"
+        log.warning(message, test.folder, test.num_unlabelled, valid.folder)
+    return {"test": valid}
+
+
+def _check_classes(splits: Collection[_Split]) -> Iterator[Problem]:
+    for split in splits:
+        if not split.classes:
+            found = f"its {split.num_unlabelled} images have no labels" if split.num_unlabelled else "and no images"
+            yield Problem(str(split.folder), f"has no class folders, {found}; expected {FOLDER_LAYOUT}")
+        for name in filter(_is_unsafe, split.classes):
+            yield Problem(str(split.folder), f"{name!a} is no name for a class: use letters, digits and signs")
+
+
+def _is_unsafe(name: str) -> bool:
+    """Whether `name` holds control characters, bytes that are no UTF-8, or changes of the writing direction.
+
+    Joiners are safe: Persian, Hindi and emoji need them. So is what this Python's Unicode tables do not know yet.
+    """
+    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _DIRECTIONS for letter in name)
+
+
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _check_same_classes(splits: Mapping[str, _Split]) -> Iterator[Problem]:
+    train = splits["train"]
+    for split in (split for split in splits.values() if split.classes and train.classes):
+        for folder, missing in (
+            (split.folder, train.classes.keys() - split.classes.keys()),
+            (train.folder, split.classes.keys() - train.classes.keys()),
+        ):
+            if missing:
+                yield Problem(str(folder), f"lacks the classes {join_some(missing)}: all splits need the same classes")
+
+
+def join_some(names: Collection[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(sorted(names)[:SHOWN])}{more}"
+
+
+def _log_skipped(root: Path, search: Search) -> None:
+    if search.junk:
+        counts = Counter(path.rpartition("/")[2] for path in search.junk)
+        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        log.warning("%s: skipped what is no data: %s", root, found)
+    if search.num_others:
+        message = "%s: left out files outside of class folders or with names that do not end in %s: %d"
+        log.warning(message, root, ", ".join(SUFFIXES), search.num_others)
+
+
+def _to_part(split: _Split, classes: Sequence[str]) -> Part:
+    labelled = [(path, label) for label, name in enumerate(classes) for path in split.classes[name]]
+    return Part([path for path, _ in labelled], [label for _, label in labelled])

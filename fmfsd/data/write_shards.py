@@ -1,0 +1,146 @@
+"""Cuts a data set into shards, and writes them with their index."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from fmfsd.config.schema import DataConfig
+from fmfsd.data.image_files.image_reader import ImageReader
+from fmfsd.data.image_files.source_files import FileState, to_source, write_record
+from fmfsd.data.raw_set import FileImages, RawSet, Samples
+from fmfsd.data.shards.index import SetIndex, ShardFile
+from fmfsd.data.shards.shard_writer import write_shard
+from fmfsd.errors import DataError, Problem
+from fmfsd.terminal import Report
+
+log = logging.getLogger(__name__)
+SHOWN = 50
+"""Damaged files that are listed before the rest is counted."""
+
+Splits = dict[str, Samples]
+Files = dict[str, list[ShardFile]]
+
+
+@dataclass(frozen=True)
+class SetWriter:
+    """Writes a set as `data` describes it; `seed` chooses the samples that are held out."""
+
+    data: DataConfig
+    seed: int
+    skip_damaged: bool
+    report: Report
+
+    def write(self, raw: RawSet, folder: Path) -> None:
+        """Write `raw` to `folder`. Files that turn out damaged are an error, or it is written again without them."""
+        reader, raw = ImageReader(), self._drop_damaged(raw, raw.damaged)
+        files = self._write_shards(raw, folder, reader)
+        while reader.damaged:
+            raw, reader.damaged = self._drop_damaged(raw, reader.damaged), {}
+            files = self._write_shards(raw, folder, reader)
+        _require_other_images(raw, reader.states)
+        self._write_index(raw, folder, files, reader.states)
+
+    def _drop_damaged(self, raw: RawSet, damaged: Mapping[Path, Problem]) -> RawSet:
+        if not damaged:
+            return raw
+        problems = first_of(damaged)
+        if not self.skip_damaged:
+            raise DataError([*problems, Problem("", "replace or remove these files, or skip them: --skip-damaged")])
+        log.warning("damaged images skipped: %d\n%s", len(damaged), "\n".join(map(str, problems)))
+        return raw.drop(damaged)
+
+    def _build_splits(self, raw: RawSet) -> Splits:
+        """Return the samples of each split. DataError for fewer training samples than shards."""
+        splits, shards = _split_set(raw, self.data.valid, self.seed), self.data.shards
+        if (found := len(splits["train"])) < shards:
+            fitting = 1 << (found.bit_length() - 1)
+            message = f"more than the {found} training images: use --shards {fitting}, and set data.shards to {fitting}"
+            raise DataError([Problem(f"--shards {shards}", message)])
+        return splits
+
+    def _write_shards(self, raw: RawSet, folder: Path, reader: ImageReader) -> Files:
+        splits = self._build_splits(raw)
+        parts, files = list(_cut(splits, self.data.shards)), {name: list[ShardFile]() for name in splits}
+        with closing(reader.read([samples.images for _, _, samples in parts])) as images:
+            counted = self._report_each(images, sum(map(len, splits.values())))
+            for name, shard, samples in parts:
+                own, path = islice(counted, len(samples)), folder / f"{name}-{shard:04d}.safetensors"
+                files[name].append(write_shard(path, own, samples.labels, samples.ids, raw.shape))
+        return files
+
+    def _report_each(self, images: Iterable[bytes], total: int) -> Iterator[bytes]:
+        for done, image in enumerate(images, 1):
+            self.report(f"preparing {self.data.name}", done, total)
+            yield image
+
+    def _write_index(self, raw: RawSet, folder: Path, files: Files, read: Mapping[Path, FileState]) -> None:
+        """Write the index and, of image folders, the record of the files that were `read`."""
+        data, sources = self.data, raw.sources
+        if raw.root is not None:
+            states = {str(path.relative_to(raw.root)): state for path, state in read.items()}
+            write_record(folder, states)
+            sources = (to_source(states),)
+        splits = {name: tuple(shards) for name, shards in files.items()}
+        index = SetIndex(folder, data.name, raw.shape, raw.classes, data.shards, data.valid, self.seed, splits)
+        replace(index, sources=sources, skipped=raw.skipped).write()
+
+
+def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:
+    """Return the first few of `damaged`, by path, and how many there are."""
+    problems = [damaged[path] for path in sorted(damaged)]
+    more = [Problem("", f"and {len(problems) - SHOWN} more")] if len(problems) > SHOWN else []
+    return [*problems[:SHOWN], *more]
+
+
+def _require_other_images(raw: RawSet, states: Mapping[Path, FileState]) -> None:
+    """Raise DataError where a split has no image that is not a training image too."""
+    train = _hash_images(raw.train, states)
+    for name, samples in (("validation", raw.valid), ("test", raw.test)):
+        if samples is not None and _hash_images(samples, states) <= train:
+            raise DataError(f"every {name} image is a training image too: give it images of its own")
+
+
+def _hash_images(samples: Samples, states: Mapping[Path, FileState]) -> set[str | int]:
+    """Return what is different for images of different content."""
+    if isinstance(samples.images, FileImages):
+        return {states[path].digest for path in samples.images.paths}
+    return {hash(image.tobytes()) for image in samples.images}
+
+
+def _split_set(raw: RawSet, num_valid: int, seed: int) -> Splits:
+    """Return the splits of `raw`. DataError for samples to hold out where there is a validation split."""
+    if raw.valid is None:
+        train, valid = _hold_out(raw.train, num_valid, len(raw.classes), seed)
+        return {"train": train, **({"valid": valid} if len(valid) else {}), "test": raw.test}
+    if num_valid:
+        found = f"the source has a validation split of {len(raw.valid)} images"
+        raise DataError([Problem(f"--valid {num_valid}", f"{found}: leave the option out, or remove that split")])
+    return {"train": raw.train, "valid": raw.valid, "test": raw.test}
+
+
+def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tuple[Samples, Samples]:
+    """`samples` without and the `count` held out, the same number of each class, chosen by `seed`."""
+    if count % num_classes:
+        raise DataError(f"{count} held-out samples are not the same number of each of {num_classes} classes")
+    lots = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(samples))
+    held = np.zeros(len(samples), bool)
+    for label in range(num_classes):
+        members = np.flatnonzero(samples.labels == label)
+        if count and len(members) <= count // num_classes:
+            raise DataError(
+                f"class {label} has {len(members)} samples; {count // num_classes} of them can't be held out"
+            )
+        held[members[np.argsort(lots[members], kind="stable")[: count // num_classes]]] = True
+    return samples.take(~held), samples.take(held)
+
+
+def _cut(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Samples]]:
+    """(split, shard, its samples): sample i goes to shard i mod L, so sizes differ by at most one."""
+    for name, samples in splits.items():
+        for shard in range(shards):
+            yield name, shard, samples.take(np.arange(shard, len(samples), shards))

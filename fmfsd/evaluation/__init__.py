@@ -1,0 +1,1 @@
+"""Accuracy of every head and of early exits, and the files that reports show."""

@@ -1,0 +1,57 @@
+"""Shows what an assessment found and then writes it, so that nothing measured is lost where it can't be written."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO, cast
+
+from rich.console import Console
+
+from fmfsd.errors import CheckError, Problem
+from fmfsd.evaluation.eval_artifacts import keep_evaluation
+from fmfsd.evaluation.results import Assessment
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import SHARED, write_json
+from fmfsd.terminal import SteadyStream
+
+
+def show_and_write(found: Assessment, *, run: RunDir | None, out: Path | None, as_json: bool) -> None:
+    """Print tables, or with `as_json` JSON; then store the results in `run`, for its report, and in the file `out`.
+
+    Raises CheckError if `out` can't be written; that `run` can't be is a warning.
+    """
+    stream = cast(TextIO, SteadyStream(sys.stdout))
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2), file=stream)
+    else:
+        Console(file=stream).print(*found.tables())
+    stream.flush()
+    stored = _store(found, run) if run is not None else ()
+    for warning in (*_not_finite(found), *stored):
+        print(f"warning: {warning}", file=sys.stderr)
+    if out is not None:
+        _write(found, out)
+
+
+def _not_finite(found: Assessment) -> Iterator[str]:
+    if what := found.evaluation.not_finite:
+        yield f"{', '.join(what)}: NaN or infinite on {found.split}; train with a lower optim.lr"
+
+
+def _store(found: Assessment, run: RunDir) -> Iterator[str]:
+    """As `evaluation/<split>.json` and `<split>-exits.json`; yields why, if that fails."""
+    try:
+        keep_evaluation(run, found.split, found.step, found.evaluation, found.classes)
+        if found.early_exits is not None:
+            write_json(run.early_exits(found.split), {"step": found.step, **asdict(found.early_exits)})
+    except OSError as error:
+        yield f"{run.path}: the results can't be stored there: {error}; --out FILE writes them elsewhere"
+
+
+def _write(found: Assessment, out: Path) -> None:
+    try:
+        write_json(out, found.as_json(), mode=SHARED)
+    except OSError as error:
+        raise CheckError([Problem(f"--out {out}", f"can't be written: {error}")]) from error

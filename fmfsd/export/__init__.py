@@ -1,0 +1,1 @@
+"""Trained networks for serving: `fmfsd export` writes them, `fmfsd.load` reads them."""

@@ -1,0 +1,152 @@
+"""Losses between the branches of one network: tensors in, tensors out.
+
+B batch, K classes, D channels of a feature, F branches with a feature loss. Sources: knowledge distillation, Hinton et
+al. 2015 (arXiv:1503.02531); self-distillation, Zhang et al. 2019 (arXiv:1905.08094); FMFSD, Qin et al. 2025
+(doi 10.3390/electronics14010182). Other teachers: the ensemble of exits (EED, arXiv:2104.00299), the fused head (FFL,
+Kim et al. 2019, arXiv:1904.09058), each head of each (DKS, Sun et al. 2019, arXiv:1906.00675).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmfsd.model.network import Outputs, ensemble
+from fmfsd.model.spatial_enhancement import at_least_fp32
+
+
+def soft_target_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of the student to the teacher's softened, detached prediction; batch mean.
+
+    Without the factor temperature**2 of Hinton et al. 2015: FMFSD has none.
+    """
+    target_BK = F.softmax(teacher_BK.detach() / temperature, dim=1)
+    return F.cross_entropy(student_BK / temperature, target_BK)
+
+
+Teachers = Sequence[Sequence[Tensor]]
+"""Of each head, whom it learns from."""
+
+
+def by_the_deepest(logits_BK: Sequence[Tensor]) -> Teachers:
+    """All learn from the deepest head, which learns from nobody."""
+    return [*([logits_BK[-1]] for _ in logits_BK[:-1]), []]
+
+
+def by_the_ensemble(logits_BK: Sequence[Tensor]) -> Teachers:
+    """All learn from the mean of all heads' logits."""
+    return [[ensemble(logits_BK)] for _ in logits_BK]
+
+
+def by_the_fused(logits_BK: Sequence[Tensor]) -> Teachers:
+    """All learn from the fused head, the last but one, which learns from nobody."""
+    *shallower, fused, _deepest = logits_BK
+    return [*([fused] for _ in shallower), [], [fused]]
+
+
+def by_all_others(logits_BK: Sequence[Tensor]) -> Teachers:
+    """Each learns from every other."""
+    return [[*logits_BK[:number], *logits_BK[number + 1 :]] for number in range(len(logits_BK))]
+
+
+TEACHERS: Mapping[str, Callable[[Sequence[Tensor]], Teachers]] = {
+    "deepest": by_the_deepest,
+    "ensemble": by_the_ensemble,
+    "fused": by_the_fused,
+    "all_pairs": by_all_others,
+}
+
+
+def squared_distances(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
+    """(F,): each branch's squared Frobenius distance to the detached teacher feature, over this worker's batch."""
+    target_BD = teacher_BD.detach()
+    distances = [(feature - target_BD).square().sum() for feature in features_BD]
+    return torch.stack(distances) if distances else target_BD.new_zeros(0)
+
+
+def mean_squares(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
+    """The sum of all branches' mean squared distances to the detached teacher feature (hints, Romero et al. 2015,
+    arXiv:1412.6550)."""
+    distances = [F.mse_loss(feature, teacher_BD.detach()) for feature in features_BD]
+    return torch.stack(distances).sum() if distances else teacher_BD.new_zeros(())
+
+
+def global_norm_surrogate(local_squares_F: Tensor, global_squares_F: Tensor, *, world_size: int) -> Tensor:
+    """Return the sum of the norms over the global batch; averaged over workers, its gradient is that of this sum.
+
+    The norm over the global batch is sqrt(S), S the sum of all workers' squares s: its gradient is ds / (2 sqrt(S)),
+    and DDP's mean divides by the number of workers. A worker's own norm would give 1 / sqrt(world_size) of it.
+    No gradient passes through `global_squares_F`; where it is 0 so is the result's gradient.
+    """
+    norms_F = global_squares_F.detach().sqrt()
+    weights_F = torch.where(norms_F > 0, world_size / (2 * norms_F), 0.0)
+    surrogate = (weights_F * local_squares_F).sum()
+    return surrogate + (norms_F.sum() - surrogate).detach()
+
+
+class LossTerms(NamedTuple):
+    """One worker's terms, weighted: means over its batch, and what the feature norm needs of the other workers.
+
+    `feature` is a distance that is a mean over the batch, `squares_F` are those of one that is a norm over it.
+    """
+
+    label: Tensor
+    soft_target: Tensor
+    feature: Tensor
+    squares_F: Tensor
+
+
+@dataclass(frozen=True)
+class SelfDistillLoss:
+    """Every head learns the labels, and from its teachers: by prediction and, of the deepest feature, by feature."""
+
+    alpha: float
+    beta: float
+    temperature: float
+    label_weight: float = 1.0
+    label_smoothing: float = 0.0
+    teacher: str = "deepest"
+    t_squared: bool = False
+    feature: str = "batch_norm"
+
+    def terms(self, outputs: Outputs, labels: Tensor) -> LossTerms:
+        """The terms of one worker's batch, whose labels are numbers (B,) or shares (B, K).
+
+        Logits and features are taken in fp32 at least. A head with teachers has its label loss times 1 - alpha, and
+        alpha times the mean of its soft-target losses.
+        """
+        logits = [at_least_fp32(each) for each in outputs.logits]
+        label, soft_target = logits[-1].new_zeros(()), logits[-1].new_zeros(())
+        for number, (student_BK, teachers) in enumerate(zip(logits, self._teachers(logits), strict=True), 1):
+            weight = 1.0 if number == len(logits) else self.label_weight
+            share = self.alpha if teachers else 0.0
+            label = label + weight * (1 - share) * self._label(student_BK, labels)
+            for teacher_BK in teachers:
+                soft_target = soft_target + share / len(teachers) * self._soft_target(student_BK, teacher_BK)
+        return LossTerms(label, soft_target, *self._distances(outputs))
+
+    def total(self, terms: LossTerms, global_squares_F: Tensor, *, world_size: int) -> Tensor:
+        """What a worker differentiates; averaged over workers, value and gradient are those of the global batch."""
+        norms = global_norm_surrogate(terms.squares_F, global_squares_F, world_size=world_size)
+        return terms.label + terms.soft_target + terms.feature + self.beta * norms
+
+    def _teachers(self, logits_BK: Sequence[Tensor]) -> Teachers:
+        return TEACHERS[self.teacher](logits_BK) if len(logits_BK) > 1 else [[]]
+
+    def _label(self, logits_BK: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits_BK, labels, label_smoothing=self.label_smoothing)
+
+    def _soft_target(self, student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+        factor = self.temperature**2 if self.t_squared else 1.0
+        return factor * soft_target_loss(student_BK, teacher_BK, temperature=self.temperature)
+
+    def _distances(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """The weighted mean distance, and the squares of the norm, of which one is what `feature` says."""
+        features = [at_least_fp32(feature) for feature in outputs.features]
+        deepest = at_least_fp32(outputs.deepest_feature)
+        if self.feature == "mse":
+            return self.beta * mean_squares(features, deepest), deepest.new_zeros(0)
+        return deepest.new_zeros(()), squared_distances(features, deepest)

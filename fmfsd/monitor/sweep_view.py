@@ -1,0 +1,49 @@
+"""A search at one moment: its trials, each of which is a run."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fmfsd.monitor.run_view import RunView, read_or_empty, run_view
+from fmfsd.run.run_dir import RunDir
+
+TRIALS, RUNNING = "trials", "running"
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """`state` is what its outcome says, or running as long as its owner has left none."""
+
+    path: str
+    state: str
+    trials: tuple[RunView, ...]
+
+    @property
+    def is_over(self) -> bool:
+        return self.state != RUNNING
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by state, those that run first."""
+        states = [trial.state for trial in self.trials]
+        return {state: states.count(state) for state in sorted(set(states), key=lambda state: state != RUNNING)}
+
+    def as_json(self) -> dict[str, Any]:
+        trials = [{**asdict(trial), "workers": len(trial.workers)} for trial in self.trials]
+        return {"kind": "sweep", "path": self.path, "state": self.state, "counts": self.counts, "trials": trials}
+
+
+def is_sweep(path: Path) -> bool:
+    return (path / "space.yaml").is_file()
+
+
+def sweep_view(path: Path) -> SweepView:
+    folders = sorted(folder.parent for folder in (path / TRIALS).glob("*/config.yaml"))
+    return SweepView(str(path), _state(RunDir(path.absolute())), tuple(map(run_view, folders)))
+
+
+def _state(search: RunDir) -> str:
+    """Of a search that goes on again the outcome is older than its owner."""
+    outcome, owner = read_or_empty(search.outcome), read_or_empty(search.owner)
+    has_ended = outcome.get("time", 0.0) > owner.get("since", 0.0)
+    return str(outcome["state"]) if has_ended else RUNNING

@@ -1,0 +1,1 @@
+"""Charts of a report: Vega-Lite specifications and their rendering as SVG."""

@@ -1,0 +1,102 @@
+"""Charts of a search, from what its sweep.json holds."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fmfsd.report.charts.run_charts import Axis, Bar, Kind, Line, Point, bars, plot
+from fmfsd.report.format_numbers import is_share
+from fmfsd.report.html.markup import Html
+
+Content = Mapping[str, Any]
+
+
+def course(content: Content) -> Html | None:
+    """Finished trials' results in the order in which they were asked for, and the best one so far."""
+    metric, mode = content["options"]["metrics"][0], content["options"]["modes"][0]
+    finished = [trial for trial in _runs(content, "finished") if trial["metrics"].get(metric) is not None]
+    if not finished:
+        return None
+    points = [Point(trial["name"], (int(trial["name"]), trial["metrics"][metric])) for trial in finished]
+    places = [point.place for point in points]
+    best = Line("best so far", list(_best_so_far(places, max if mode == "max" else min)), "best")
+    title, trial = "Result by trial, and the best so far", Axis("trial", whole=True)
+    return plot(title, trial, Axis.of(metric), points=points, lines=[best])
+
+
+def _best_so_far(
+    places: Sequence[tuple[float, float]], better: Callable[[float, float], float]
+) -> Iterator[tuple[float, float]]:
+    """A line that only steps where a better one came."""
+    best = places[0][1]
+    for x, y in places:
+        yield x, best
+        best = better(best, y)
+        yield x, best
+
+
+def curves(content: Content) -> Html | None:
+    """The first metric over epochs: the best trial's stands out, those stopped early and failed are pale."""
+    metric, best = content["options"]["metrics"][0], content["best"]
+    lines = []
+    for trial in content["trials"]:
+        places = [(report["epoch"], report[metric]) for report in trial["reports"] if report.get(metric) is not None]
+        if trial["repeats"] is None and places:
+            lines.append(Line(trial["name"], places, _kind(trial, best)))
+    return plot(_CURVES, Axis("epoch", whole=True), Axis.of(metric), lines=lines) if lines else None
+
+
+_CURVES = "Learning curves: the best trial's stands out, pale ones were stopped early or failed"
+
+
+def _kind(trial: Content, best: Content | None) -> Kind:
+    if best is not None and trial["name"] == best["trial"]:
+        return "best"
+    return "plain" if trial["state"] in ("finished", "asked") else "pale"
+
+
+def fronts(content: Content) -> list[Html]:
+    """The first metric over each other one; the front's trials stand out."""
+    first, *others = content["options"]["metrics"]
+    return [chart for other in others if (chart := _front(content, other, first))]
+
+
+def _front(content: Content, x: str, y: str) -> Html | None:
+    front = set(content["front"])
+    known = [
+        (trial["name"], (trial["metrics"][x], trial["metrics"][y]))
+        for trial in _runs(content, "finished")
+        if trial["metrics"].get(x) is not None and trial["metrics"].get(y) is not None
+    ]
+    points = [Point(name, place, "best" if name in front else "plain") for name, place in known]
+    line = Line("front", sorted(point.place for point in points if point.kind == "best"), "pale")
+    return plot(f"{y} over {x}", Axis.of(x), Axis.of(y), points=points, lines=[line]) if points else None
+
+
+def importance_bars(found: Content) -> Html:
+    given = [Bar(name, share) for name, share in found["shares"].items()]
+    return bars(f"Importance for {found['metric']}", Axis("share", percent=True), given)
+
+
+def effect_bars(found: Content, kind: str) -> Html | None:
+    """Of taps or of pairs, with 95 % intervals; of an accuracy in percentage points."""
+    is_in_points = is_share(found["metric"])
+    factor = 100 if is_in_points else 1
+    given = [
+        Bar(" x ".join(each["taps"]), factor * each["value"], _times(factor, each["half_width"]))
+        for each in found[kind]
+        if each["value"] is not None
+    ]
+    axis = Axis(f"change of {found['metric']}{', percentage points' if is_in_points else ''}")
+    return bars(f"{_TITLES[kind]} on {found['metric']}", axis, given) if given else None
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
+
+
+_TITLES = {"taps": "Effect of each tap", "pairs": "Interaction of each pair of taps"}
+
+
+def _runs(content: Content, state: str) -> list[Content]:
+    """Without those that repeat another."""
+    return [trial for trial in content["trials"] if trial["state"] == state and trial["repeats"] is None]

@@ -1,0 +1,1 @@
+"""Building blocks of a report: escaped markup, tables, small PNG images."""

@@ -1,0 +1,80 @@
+"""What was run, and with what: commands, settings, versions, machines."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from fmfsd.report.format_numbers import shown_value
+from fmfsd.report.html.markup import Html, element, joined
+from fmfsd.report.html.tables import code, folded, pairs, paragraphs, table
+from fmfsd.report.read_run import Content, RunFiles
+from fmfsd.report.seed_groups import Group
+
+TOLD = (
+    "method",
+    "model.backbone",
+    "model.branches",
+    "data.name",
+    "data.size",
+    "train.batch",
+    "train.precision",
+    "seed",
+)
+"""Settings that a reader asks for first; all stand under them."""
+
+
+def made_with(run: RunFiles) -> Html:
+    """Openly what a reader asks for first, the whole config on demand."""
+    values = {**run.values, "seed": run.config.get("seed")}
+    first = [(key, shown_value(values[key])) for key in TOLD if values.get(key) is not None]
+    config = folded("Whole config", code(yaml.safe_dump(dict(run.config), sort_keys=False)))
+    return joined(*map(_launch, run.manifest.get("launches", ())), pairs([*first, *_manifest(run)]), config)
+
+
+def setups(groups: Sequence[Group], runs: Sequence[RunFiles], most: int) -> Iterator[Html]:
+    """Of several runs, each on demand."""
+    for run in runs[:most]:
+        yield folded(run.name, made_with(run))
+    if len(runs) > most:
+        yield paragraphs(f"And of {len(runs) - most} more runs, whose folders hold theirs.")
+    if len(groups) > 1:
+        yield element("h3", "Groups")
+        yield table(("config", "runs"), [(group.label, ", ".join(run.name for run in group.runs)) for group in groups])
+
+
+def _launch(launch: Content) -> Html:
+    command = code(shlex.join(map(str, launch.get("command", ()))))
+    changes = ", ".join(map(str, launch.get("changes", ())))
+    return joined(command, paragraphs(f"Changed: {changes}" if changes else ""))
+
+
+def hardware_text(launch: Content) -> str:
+    """Each kind of machine once: `2 hosts: 8 x NVIDIA H200, driver 580.65, AMD EPYC 9454 (192 cores)`."""
+    kinds = Counter(_machine(each) for each in launch.get("hardware", {}).values())
+    return "; ".join(f"{count} hosts: {kind}" if count > 1 else kind for kind, count in kinds.items())
+
+
+def _machine(hardware: Content) -> str:
+    names: Counter[str] = Counter(hardware.get("gpus", ()))
+    gpus = [f"{count} x {name}" for name, count in names.items()]
+    driver = [f"driver {hardware['driver']}"] if hardware.get("driver") else []
+    return ", ".join([*gpus, *driver, f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"])
+
+
+def _manifest(run: RunFiles) -> list[tuple[str, str]]:
+    last: dict[str, Any] = (run.manifest.get("launches") or [{}])[-1]
+    versions = [f"{name} {value}" for name, value in last.get("versions", {}).items() if value]
+    hosts = dict.fromkeys(str(worker["host"]) for worker in run.workers if worker.get("host"))
+    found = {
+        "data (SHA-256 of its index)": run.manifest.get("data"),
+        "commit": last.get("commit"),
+        "uncommitted changes": ", ".join(last.get("uncommitted") or ()),
+        "versions": ", ".join(versions),
+        "hosts": ", ".join(hosts),
+        "hardware": hardware_text(last),
+        "folder": str(run.run.path),
+    }
+    return [(name, value) for name, value in found.items() if value]

@@ -1,0 +1,53 @@
+"""From folders to a page on disk: of a run, of several runs, or of a sweep."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.report.page import GENERATOR
+from fmfsd.report.read_run import read_run
+from fmfsd.report.run_page import run_page
+from fmfsd.report.sweep_page import sweep_page
+from fmfsd.system.atomic_files import SHARED, write_whole
+
+SWEEP, SPACE = "sweep.json", "space.yaml"
+
+
+def write_report(folders: Sequence[Path], out: Path | None) -> Path:
+    """Where the page is now: `out`, else `report.html` in the one folder, or here for several.
+
+    It takes the place of an earlier page, and of nothing else. Raises CheckError for a folder that holds no run and no
+    sweep, and where another file is in the way; ConfigError for a sweep beside other folders.
+    """
+    path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    text = _text(folders)
+    try:
+        _require_ours(path)
+        write_whole(path, text, durable=False, mode=SHARED)
+    except OSError as error:
+        remedy = "write the page elsewhere with --out FILE"
+        raise CheckError([Problem(str(path), f"can't be written: {error}: {remedy}")]) from error
+    return path
+
+
+def _text(folders: Sequence[Path]) -> str:
+    sweeps = [folder for folder in folders if (folder / SWEEP).is_file()]
+    if sweeps and len(folders) > 1:
+        raise ConfigError([Problem(str(sweeps[0]), "is a sweep, which has a page of its own: name it alone")])
+    if sweeps:
+        return _sweep_text(sweeps[0])
+    return run_page([read_run(folder) for folder in folders])
+
+
+def _sweep_text(sweep: Path) -> str:
+    try:
+        content = json.loads((sweep / SWEEP).read_bytes())
+        return sweep_page(content, (sweep / SPACE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckError([Problem(str(sweep), f"its files can't be read: {error}")]) from error
+
+
+def _require_ours(path: Path) -> None:
+    if path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:4096]:
+        raise CheckError([Problem(str(path), "is there already and no page of ours: choose another --out")])

@@ -1,0 +1,24 @@
+"""How many cores this process may use: by its affinity, and by the CPU quotas of its control groups."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+from fmfsd.system.cgroups import groups
+
+
+def usable_cores() -> int:
+    """At least 1, also with a quota of half a core."""
+    return max(1, round(min([len(os.sched_getaffinity(0)), *_quotas()])))
+
+
+def _quotas() -> Iterator[float]:
+    """In cores."""
+    for folder in groups("cpu"):
+        with suppress(OSError, ValueError):  # "max" is no number
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+            yield quota / period
+        with suppress(OSError, ValueError):
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            if quota > 0:
+                yield quota / period

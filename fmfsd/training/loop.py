@@ -1,0 +1,252 @@
+"""The training loop of one worker. What becomes of a step, and what is recorded, is decided by the position alone, so a
+resumed run decides the same; when it is saved may also depend on the clock."""
+
+from dataclasses import dataclass, field
+
+from fmfsd.checkpoint import Checkpoints, Saved
+from fmfsd.checkpoint.init_weights import begin_with
+from fmfsd.config import RunConfig, Timeline
+from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.interface import Engine
+from fmfsd.errors import DivergedError, NonFiniteLossError
+from fmfsd.evaluation.accumulator import Evaluation
+from fmfsd.evaluation.eval_artifacts import Findings, NoFindings
+from fmfsd.evaluation.heads import evaluate
+from fmfsd.losses import SelfDistillLoss
+from fmfsd.optim import learning_rate
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.metrics import MetricsLog, RunningMeans
+from fmfsd.run.train_position import Position
+from fmfsd.training.step_all_reduce import Reading, StepReduction
+from fmfsd.training.stop_flag import StopFlag
+from fmfsd.training.timers import SaveClock, Stopwatch
+from fmfsd.training.trace import NoTrace, Trace
+
+
+@dataclass
+class Loop:
+    """One worker's parts, and what drives them. `evaluations` are the splits by name."""
+
+    config: RunConfig
+    timeline: Timeline
+    comms: Comms
+    engine: Engine
+    loss: SelfDistillLoss
+    reduction: StepReduction
+    batches: TrainBatches
+    evaluations: dict[str, EvaluationBatches]
+    checkpoints: Checkpoints
+    metrics: MetricsLog
+    progress: ProgressFile
+    stop: StopFlag
+    save_clock: SaveClock
+    position: Position = field(default_factory=Position)
+    means: RunningMeans = field(default_factory=RunningMeans)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    trace: Trace = field(default_factory=NoTrace)
+    findings: Findings = field(default_factory=NoFindings)
+    score: float | None = None
+    """Of the validation at `position`; None if there was none."""
+    is_best: bool = False
+    """And no checkpoint has as high a one."""
+    stop_agreed: bool = False
+    save_agreed: bool = False
+
+    def run(self) -> str:
+        """Train to the end or to a stop request: "finished" or "stopped", with a checkpoint of either."""
+        self.stop_agreed = self.comms.any(self.stop.requested)
+        while not self.finished and not self.stop_agreed:
+            if self.position.evaluated:
+                self._train_one_step()
+            else:
+                self._evaluate()
+            if self._save_due():
+                self._save()
+            self._look_after_saves()
+        if not self.finished:
+            self._save()
+        self._show("save")
+        self.checkpoints.finish()
+        return "finished" if self.finished else "stopped"
+
+    def close(self) -> None:
+        """Let go of files and of the threads that write checkpoints and read images."""
+        self.checkpoints.close()
+        self.metrics.close()
+        self.batches.close()
+        for batches in self.evaluations.values():
+            batches.close()
+
+    @property
+    def finished(self) -> bool:
+        return self.timeline.is_last(self.position.step) and self.position.evaluated
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint, if there is one, else begin; whether there was one."""
+        saved = self.checkpoints.load_newest()
+        if saved is not None:
+            self.engine.load(saved.engine)
+            self.position = saved.position
+            self.means = RunningMeans(**saved.progress["means"])
+        elif self.config.train.init_from is not None:
+            begin_with(self.config.train.init_from, self.engine, self.comms)
+        self.metrics.keep(saved.progress["records"] if saved is not None else 0)
+        if self.engine.is_compiled:
+            self._show("compile")
+        self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
+        self.reduction.forget()
+        self.trace.forget()
+        self.stopwatch.take()
+        return saved is not None
+
+    def _train_one_step(self) -> None:
+        step, micro_steps = self.position.step, self.config.train.batch // self.config.micro_batch
+        waited_before_s = self.comms.activity.waited_s
+        with self.stopwatch.step(self.config.train.batch):
+            for micro_step in range(micro_steps):
+                self._forward_backward(step, micro_step, micro_steps)
+            self.trace.step(step + 1, self.engine)
+            self.engine.step(self._learning_rate(step))
+            log_due = self.timeline.log_due(step + 1)
+            self._read(all_of_them=log_due)
+        self.position = Position(step + 1, evaluated=not self.timeline.evaluation_due(step + 1))
+        self.score, self.is_best = None, False
+        self.stopwatch.busy_s += self.stopwatch.last_step_s - (self.comms.activity.waited_s - waited_before_s)
+        self.progress.constants["busy_s"] = round(self.stopwatch.busy_s, 3)
+        self._show("train")
+        if log_due:
+            self._record("train", **self.means.take(), **self._rates(step), **self.stopwatch.take())
+
+    def _rates(self, step: int) -> dict[str, float]:
+        """What `step` was taken with, and in fp16 the loss scale of the next."""
+        scale = self.engine.loss_scale
+        return {"lr": self._learning_rate(step), **({"loss_scale": scale} if scale is not None else {})}
+
+    def _forward_backward(self, step: int, micro_step: int, micro_steps: int) -> None:
+        epoch, step_in_epoch = divmod(step, self.timeline.steps_per_epoch)
+        place = epoch, step_in_epoch * micro_steps + micro_step
+        with self.stopwatch.waiting():
+            images, labels = self.batches.at(*place)
+        self.trace.batch(self.batches, *place)
+        with self.engine.accumulating(last=micro_step == micro_steps - 1):
+            terms = self.engine.terms(images, labels)
+            squares_F = self.reduction.reduce(step, terms, stop=self.stop.requested, save=self.save_clock.due)
+            total = self.loss.total(terms, squares_F, world_size=self.comms.size)
+            self.engine.backward(total / micro_steps)
+
+    def _evaluate(self) -> None:
+        """Every split that is due; given up, with nothing recorded, if a stop is asked for on the way."""
+        self._read(all_of_them=True)
+        self._show("evaluate")
+        self.engine.unify_buffers()
+        results = {}
+        for split in self._splits_due():
+            found = self._found(split)
+            if found is None:
+                self.stop_agreed = True
+                return
+            self._require_finite(split, found)
+            results[split] = found
+        for split, found in results.items():
+            self._record(split, **found.metrics)
+            self.findings.keep(split, self.position.step, found)
+        if "valid" in results:
+            self._judge(results["valid"].metrics["deepest_top1"])
+        if results and self.timeline.look_due(self.position.step):
+            self.findings.look(self.engine, self.position.step)
+        self.position = Position(self.position.step)
+
+    def _require_finite(self, split: str, found: Evaluation) -> None:
+        if what := found.not_finite:
+            where = f"on the {split} split after step {self.position.step}"
+            raise NonFiniteLossError(f"{what[0]} is not finite {where}. {self._advice}")
+
+    def _found(self, split: str) -> Evaluation | None:
+        """None if a stop was asked for."""
+        return evaluate(
+            self.engine,
+            self.evaluations[split],
+            self.comms,
+            stop=lambda: self.stop.requested,
+            report=lambda done: self._show("evaluate", evaluated=round(done, 3)),
+        )
+
+    def _judge(self, score: float) -> None:
+        before = self.checkpoints.best_score()
+        self.score, self.is_best = score, before is None or score > before
+
+    def _splits_due(self) -> list[str]:
+        """With a validation split the test set is looked at once, at the end."""
+        test_due = "valid" not in self.evaluations or self.timeline.is_last(self.position.step)
+        return [split for split in self.evaluations if split != "test" or test_due]
+
+    def _save_due(self) -> bool:
+        """By step, by the clock that all agree on, or as the best so far on the validation split."""
+        by_step = self.position.evaluated and self.timeline.checkpoint_due(self.position.step)
+        return by_step or self.save_agreed or self.is_best
+
+    def _save(self) -> None:
+        self._read(all_of_them=True)
+        self._show("save")
+        self._require_one_network()
+        progress = {"means": self.means.state(), "records": self.metrics.records}
+        self.checkpoints.save(Saved(self.position, self.engine.state(), progress, self.score))
+        self._show("train")
+        self.save_agreed = self.is_best = False
+        self.save_clock.restart()
+
+    def _look_after_saves(self) -> None:
+        """End if they keep failing; tell how long a stop is likely to take: a step and a save."""
+        self.checkpoints.look()
+        if self.checkpoints.save_s:
+            takes_s = self.stopwatch.last_step_s + self.checkpoints.save_s
+            self.progress.constants["stop_takes_s"] = round(takes_s, 3)
+
+    def _require_one_network(self) -> None:
+        """Raises DivergedError on all workers if any has other weights than rank 0, as after a silent fault."""
+        mine = self.engine.weights_checksum()
+        first = mine.clone()
+        self.comms.spread_(first)
+        differs = bool(mine != first)
+        if self.comms.any(differs):
+            who = "this worker's differ" if differs else "another worker's differ"
+            raise DivergedError(f"the workers' weights are no longer the same after step {self.position.step}: {who}")
+
+    def _read(self, *, all_of_them: bool) -> None:
+        for reading in self.reduction.readings(all_of_them=all_of_them):
+            if not reading.finite:
+                raise NonFiniteLossError(self._non_finite(reading))
+            self.means.add(**reading.losses())
+            self.stop_agreed = self.stop_agreed or reading.stop
+            self.save_agreed = self.save_agreed or reading.save
+
+    def _non_finite(self, reading: Reading) -> str:
+        values = ", ".join(f"{name} {value:g}" for name, value in reading.losses().items())
+        epoch = self.timeline.epoch(reading.step) + 1
+        return f"the loss is not finite in step {reading.step + 1}, epoch {epoch} ({values}). {self._advice}"
+
+    @property
+    def _advice(self) -> str:
+        return (
+            f"Earlier checkpoints stay. Lower optim.lr ({self.config.optim.lr:g}), set optim.clip_norm, "
+            "or set train.precision to fp32"
+        )
+
+    def _record(self, split: str, **values: float) -> None:
+        epoch = self.timeline.epoch(self.position.step - 1) + 1
+        self.metrics.write(step=self.position.step, epoch=epoch, split=split, **values)
+
+    def _show(self, state: str, **values: float) -> None:
+        shown = {"total_steps": self.timeline.total_steps, "steps_per_epoch": self.timeline.steps_per_epoch}
+        numbers = {**self.means.peek(), **self.stopwatch.peek()} if state == "train" else values
+        self.progress.show(state, step=self.position.step, **shown, **numbers)
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(
+            step,
+            base=self.config.full_rate,
+            gamma=self.config.optim.gamma,
+            milestones=self.timeline.milestones,
+            warmup_steps=self.timeline.warmup_steps,
+        )

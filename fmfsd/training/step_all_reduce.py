@@ -1,0 +1,100 @@
+"""One small all-reduce a forward pass: what the feature norm needs of the others, metrics, NaN check, stop flag."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmfsd.distributed.collectives import Comms
+from fmfsd.losses import LossTerms
+
+READ_LATER_PASSES = {"cpu": 0, "cuda": 10}
+"""How many passes later the host reads a result: on a GPU it would otherwise wait for the device in every step."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all workers agree on for the step after `step` finished ones; losses are means over the global batch."""
+
+    step: int
+    label: float
+    soft_target: float
+    feature: float
+    stop: bool
+    save: bool
+    finite: bool
+
+    def losses(self) -> dict[str, float]:
+        """By the names that they have in the metrics."""
+        total = self.label + self.soft_target + self.feature
+        return {
+            "loss": total,
+            "loss_label": self.label,
+            "loss_soft_target": self.soft_target,
+            "loss_feature": self.feature,
+        }
+
+
+@dataclass(frozen=True)
+class _Pending:
+    step: int
+    values: Tensor
+    ready: torch.cuda.Event | None
+
+
+class StepReduction:
+    """Adds up each pass's terms over all workers: the feature norm at once, on the device; the rest is read later."""
+
+    def __init__(self, comms: Comms, device: torch.device, *, beta: float) -> None:
+        self._comms, self._device, self._beta = comms, device, beta
+        self._delay = READ_LATER_PASSES[device.type]
+        self._pending: deque[_Pending] = deque()
+
+    def reduce(self, step: int, terms: LossTerms, *, stop: bool, save: bool) -> Tensor:
+        """The squares of the feature norm over all workers, (F,), without gradient.
+
+        `stop`, `save`: whether this worker asks for that.
+        """
+        flags = [terms.label.new_full((1,), float(flag)) for flag in (stop, save)]
+        means = [each.view(1) for each in (terms.label, terms.soft_target, terms.feature)]
+        packed = torch.cat([terms.squares_F, *means, *flags]).detach()
+        self._comms.sum_(packed)
+        self._pending.append(self._on_its_way(step, packed))
+        return packed[: len(terms.squares_F)]
+
+    def readings(self, *, all_of_them: bool = False) -> Iterator[Reading]:
+        """The results that are due; `all_of_them` waits for the device."""
+        while len(self._pending) > (0 if all_of_them else self._delay):
+            pending = self._pending.popleft()
+            if pending.ready is not None:
+                with self._comms.activity.of_a_call():
+                    pending.ready.synchronize()
+            yield self._read(pending)
+
+    def forget(self) -> None:
+        """Drop what was not read yet."""
+        self._pending.clear()
+
+    def _on_its_way(self, step: int, packed: Tensor) -> _Pending:
+        if self._device.type != "cuda":
+            return _Pending(step, packed.clone(), None)
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        host.copy_(packed, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return _Pending(step, host, ready)
+
+    def _read(self, pending: _Pending) -> Reading:
+        *squares, label, soft_target, feature, stop, save = pending.values.tolist()
+        norms = sum(max(square, 0.0) ** 0.5 for square in squares)
+        return Reading(
+            step=pending.step,
+            label=label / self._comms.size,
+            soft_target=soft_target / self._comms.size,
+            feature=feature / self._comms.size + self._beta * norms,
+            stop=stop > 0,
+            save=save > 0,
+            finite=bool(pending.values.isfinite().all()),
+        )

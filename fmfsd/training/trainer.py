@@ -1,0 +1,238 @@
+"""Trains one run, as one worker of any number: build the parts, resume, the loop."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from fmfsd.checkpoint import CheckpointFolder, Checkpoints
+from fmfsd.config import RunConfig, Timeline, dump_config
+from fmfsd.config.names import TIMM
+from fmfsd.data.loading.batches import TrainBatches
+from fmfsd.data.loading.load_shards import images_stay_in_files, own_shards
+from fmfsd.data.shards.index import SetIndex, read_index, set_folder
+from fmfsd.distributed.collectives import Comms, connect
+from fmfsd.distributed.preflight import try_out
+from fmfsd.distributed.world import World
+from fmfsd.engine.build import build_engine, build_loss
+from fmfsd.engine.precision import DTYPES, exact_arithmetic
+from fmfsd.errors import ConfigError, UnlikeError
+from fmfsd.evaluation.eval_artifacts import Findings, NoFindings, WrittenFindings, pictures_of
+from fmfsd.evaluation.heads import evaluation_batches
+from fmfsd.evaluation.trained_run import describe_data, run_config, without_download
+from fmfsd.model.build import build_network
+from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.metrics import MetricsLog, last_records
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json, sha256, write_json
+from fmfsd.trackers import Trackers, build_trackers
+from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.loop import Loop
+from fmfsd.training.profile import NoProfile, Profile
+from fmfsd.training.step_all_reduce import StepReduction
+from fmfsd.training.stop_flag import StopFlag
+from fmfsd.training.timers import SaveClock
+from fmfsd.training.trace import WrittenTrace
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    run: RunDir,
+    world: World,
+    device: torch.device,
+    progress: ProgressFile,
+    fence: Fence,
+    *,
+    timeout_s: float,
+    preflight: bool = False,
+    traced: bool = False,
+    profile: Profile | None = None,
+) -> str:
+    """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
+
+    Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
+    another for `timeout_s` seconds at most, and with `preflight` test themselves before they load anything. With
+    `traced`, they write the samples, losses and gradients of each step. `profile` may wrap the loop and its
+    collectives.
+    """
+    config = run_config(run)
+    exact_arithmetic(deterministic=config.train.deterministic)
+    progress.show("connect", step=0)
+    stop = StopFlag(run.stop_request if world.is_main else None)
+    trackers = build_trackers(run, config, _started(run.manifest), warn=progress.warn) if world.is_main else Trackers()
+    profile = profile or NoProfile()
+    with stop, trackers, profile, connect(world, device, timeout_s=timeout_s) as comms:
+        progress.calls = lambda: (comms.activity.calls, comms.activity.waiting)
+        progress.show("setup", step=0)
+        _require_alike(comms, config)
+        if preflight:
+            try_out(comms, world, device, warn=progress.warn)
+        loop = profile.of(build_loop(run, config, profile.heard(comms), device, stop, progress, fence))
+        loop.trace = WrittenTrace(run, world.rank) if traced else loop.trace
+        loop.metrics.show = trackers.show
+        with closing(loop):
+            state = _run(loop)
+            best = loop.checkpoints.best_score()
+        if world.is_main:
+            fence.require_ours()
+            _write_outcome(run, state, loop.position.step, best, fence.attempt)
+        progress.show(state, step=loop.position.step)
+    return state
+
+
+def _run(loop: Loop) -> str:
+    resumed = loop.resume()
+    loop.progress.constants["went_on_after"] = loop.position.step if resumed else None
+    what = "resumed" if resumed else "started"
+    log.info("%s after step %d of %d", what, loop.position.step, loop.timeline.total_steps)
+    return loop.run()
+
+
+def choose_device(asked: str, world: World) -> torch.device:
+    """`cuda`, `cpu`, or `auto`: a GPU if this process sees one. ConfigError if there is no GPU for this worker."""
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if world.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"worker {world.local_rank} of this node needs a GPU of its own, {torch.cuda.device_count()} visible"
+        )
+    device = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def build_loop(
+    run: RunDir,
+    config: RunConfig,
+    comms: Comms,
+    device: torch.device,
+    stop: StopFlag,
+    progress: ProgressFile,
+    fence: Fence,
+) -> Loop:
+    """Every part of this worker, from `config`. Raises DataError or ConfigError where they do not fit."""
+    index = read_index(set_folder(config.data))
+    timeline = Timeline.of(config, index.samples("train"))
+    _require_fit(config, timeline, index, comms.size)
+    _log_consequences(config, timeline, index.samples("train"), comms.size)
+    if comms.rank == 0 and not run.classes.exists():
+        write_json(run.classes, describe_data(index, config))
+    network, loss, splits = build_network(_to_build(config, run)), build_loss(config), list(_looked_at(config, index))
+    in_files = images_stay_in_files(config.data, index, comms, device)
+    return Loop(
+        config=config,
+        timeline=timeline,
+        comms=comms,
+        engine=build_engine(network, loss, config, comms, device),
+        loss=loss,
+        reduction=StepReduction(comms, device, beta=config.distill.beta),
+        batches=_train_batches(config, index, comms, device, in_files),
+        evaluations={split: evaluation_batches(config, index, split, comms, device, in_files) for split in splits},
+        checkpoints=Checkpoints(
+            CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
+            comms,
+            warn=progress.warn,
+        ),
+        metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
+        progress=progress,
+        stop=stop,
+        findings=_findings(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
+        save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
+    )
+
+
+def _to_build(config: RunConfig, run: RunDir) -> RunConfig:
+    """What a run that resumes, or starts from other weights, builds its network from."""
+    has_weights = run.newest_step() is not None or config.train.init_from is not None
+    return without_download(config) if has_weights else config
+
+
+def _findings(
+    run: RunDir,
+    config: RunConfig,
+    index: SetIndex,
+    splits: list[str],
+    device: torch.device,
+    progress: ProgressFile,
+) -> Findings:
+    """Of images of the validation split, or of the test split where there is no other."""
+    if not splits:
+        return NoFindings()
+    split = splits[0]
+    return WrittenFindings(run, index.classes, pictures_of(index, split, config, device), split, progress.warn)
+
+
+def _looked_at(config: RunConfig, index: SetIndex) -> Iterator[str]:
+    for split in index.splits:
+        if split != "train" and (split != "test" or config.train.evaluate_test):
+            yield split
+
+
+def _require_fit(config: RunConfig, timeline: Timeline, index: SetIndex, world_size: int) -> None:
+    if len(index.classes) != config.data.num_classes:
+        raise ConfigError(f"{index.folder} has {len(index.classes)} classes, data.classes is {config.data.num_classes}")
+    if config.data.shards % world_size:
+        raise ConfigError(f"{world_size} workers do not divide data.shards {config.data.shards}")
+    if config.train.compile == "cuda_graphs" and world_size > 1:
+        raise ConfigError(f"train.compile cuda_graphs is for one worker, found {world_size}: set true or false")
+    if timeline.steps_per_epoch < 1:
+        raise ConfigError(f"train.batch {config.train.batch} is more than the training set gives in one epoch")
+
+
+def _log_consequences(config: RunConfig, timeline: Timeline, samples: int, world_size: int) -> None:
+    """What follows from the config and is easily overlooked."""
+    if left_out := samples - timeline.steps_per_epoch * config.train.batch:
+        log.info("%d of %d training samples are left out of each epoch, others each time", left_out, samples)
+    if world_size > 1 and config.model.sync_bn is False:
+        log.warning("model.sync_bn is off: results depend on the number of workers, now %d", world_size)
+
+
+def _train_batches(
+    config: RunConfig, index: SetIndex, comms: Comms, device: torch.device, in_files: bool
+) -> TrainBatches:
+    shards = own_shards(index, "train", rank=comms.rank, world_size=comms.size, device=device, in_files=in_files)
+    per_shard = config.micro_batch // config.data.shards
+    return TrainBatches(
+        shards, config.data, seed=config.seed, per_shard=per_shard, dtype=DTYPES[config.train.precision]
+    )
+
+
+def _started(manifest: Path) -> float:
+    """When the run was first started, in seconds since 1970; now, for a run that no launcher made."""
+    return float(read_json(manifest)["started"]) if manifest.exists() else time.time()
+
+
+def _require_alike(comms: Comms, config: RunConfig) -> None:
+    """Raises UnlikeError on all workers if one of them has another config, data set or software than rank 0."""
+    of_the_backbone = ["timm"] if config.model.backbone.startswith(TIMM) else []
+    of_the_engine = ["deepspeed"] if config.engine.name == "deepspeed" else []
+    packages = ["torch", "torchvision", "numpy", "safetensors", *of_the_backbone, *of_the_engine]
+    mine = {
+        "config": dump_config(config),
+        "data": sha256(set_folder(config.data) / "index.json"),
+        **{package: _version(package) for package in packages},
+    }
+    first = comms.share(mine)
+    differing = [name for name, value in mine.items() if value != first[name]]
+    if comms.any(bool(differing)):
+        whose = f"this worker's {', '.join(differing)}" if differing else "another worker's"
+        raise UnlikeError(f"{whose} is not what rank 0 has: every node needs the same files and packages")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _write_outcome(run: RunDir, state: str, step: int, best: float | None, attempt: int) -> None:
+    content = {"state": state, "attempt": attempt, "step": step, "metrics": last_records(run.metrics)}
+    kept = {"best_valid_top1": best} if best is not None else {}
+    write_json(run.outcome, {**content, **kept, "resumable": state != "finished"})
+    run.stop_request.unlink(missing_ok=True)

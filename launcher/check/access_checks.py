@@ -1,0 +1,65 @@
+"""Whether this user may read and write what a launch needs in the folder of a run."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from fmfsd.errors import Problem
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import access_remedy, is_private, nearest_visible, user_name
+from launcher.resources.site import Site
+
+FOLDER = os.R_OK | os.W_OK | os.X_OK
+
+
+def hidden(run: RunDir) -> Iterator[Problem]:
+    """That this user can't look into the run's folder, or one above it: nothing else can be checked then."""
+    for path in (run.path, run.checkpoints):
+        place = nearest_visible(path)
+        if place.is_dir() and not os.access(place, os.R_OK | os.X_OK if place == path else os.X_OK):
+            remedy = access_remedy(run.path, "go+rwX")
+            yield Problem(str(path), f"this user has no access to {place}: {remedy}; or choose another --run-dir")
+            return
+
+
+def not_writable(run: RunDir) -> Iterator[Problem]:
+    """That the run's folder, or the one that it would be made in, can't be written."""
+    place = nearest_visible(run.path)
+    if os.access(place, os.W_OK | os.X_OK):
+        return
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        why = "not writable (its file system is mounted read-only), so the run can't be kept there"
+    else:
+        why = f"not writable, so the run can't be kept there: {access_remedy(place, 'go+rwX')}"
+    yield Problem(str(place), f"{why}: choose another --run-dir")
+
+
+def denied(run: RunDir) -> Iterator[Problem]:
+    """One problem for all that is in the folder of an existing run without the access that a launch needs."""
+    if paths := list(_denied_paths(run)):
+        others = f" and to {len(paths) - 1} more there" if len(paths) > 1 else ""
+        remedy = access_remedy(run.path, "go+rwX")
+        own = f"a run of your own can start from its weights: set train.init_from={run.path} and another --run-dir"
+        yield Problem(str(paths[0]), f"this user has no access{others}: {remedy}; {own}")
+
+
+def _denied_paths(run: RunDir) -> Iterator[Path]:
+    """New files are made in folders, the lock and logs are opened for writing; all else is read, or replaced whole."""
+    folders = (run.checkpoints, run.attempts, run.progress, run.logs, *run.logs.glob("node-*"))
+    evaluated = (run.evaluation("any").parent, run.attention, run.tensorboard, run.wandb_id.parent)
+    needed = {
+        FOLDER: (*folders, *evaluated),
+        os.W_OK: (run.lock, *run.logs.glob("node-*/*")),
+        os.R_OK: (run.config, run.manifest, *run.checkpoints.glob("step-*/*")),
+    }
+    for access, paths in needed.items():
+        yield from (path for path in paths if os.path.exists(path) and not os.access(path, access))
+
+
+def code_of_others(run: RunDir, site: Site) -> Iterator[Problem]:
+    """A batch job runs the copy of the program in the run's folder, so only this user may write there."""
+    if site.reach == "sbatch" and run.path.is_dir() and not is_private(status := run.path.stat()):
+        found = f"it belongs to {user_name(status.st_uid)}, its mode is {stat.S_IMODE(status.st_mode):04o}"
+        why = f"a batch job runs the copy of the program in this folder, and others can write there ({found})"
+        yield Problem(str(run.path), f"{why}: `chmod go-w {run.path}` if it is yours, or choose another --run-dir")

@@ -1,0 +1,145 @@
+"""Whether the data set is there and whole, is the run's own, and can be shared among the workers."""
+
+import math
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fmfsd.config import RunConfig, Timeline
+from fmfsd.config.consistency import contradictions_of_length
+from fmfsd.config.names import FOLDER, FOLDER_LAYOUT
+from fmfsd.data.shards.index import damaged_files, read_index, set_folder
+from fmfsd.errors import DataError, Problem
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import access_remedy, nearest_visible, read_json, sha256
+from launcher.config.launch_config import LaunchConfig
+from launcher.resources.cost_probe import Costs
+from launcher.resources.site import Site
+
+
+def is_prepared(config: RunConfig) -> bool:
+    """Whether the set that `config` asks for is there; it may still be damaged."""
+    return os.path.exists(set_folder(config.data))
+
+
+def total_steps(config: RunConfig) -> int | None:
+    """Steps of the whole run; None where its data can't be read, which is told elsewhere."""
+    return found.total_steps if (found := _timeline(config)) is not None else None
+
+
+def last_epoch(config: RunConfig) -> int:
+    """That a run ends in, from 1 on; where its data can't be read, the last one that there may be."""
+    found = _timeline(config)
+    return math.ceil(found.total_steps / found.steps_per_epoch) if found else config.train.epochs
+
+
+def _timeline(config: RunConfig) -> Timeline | None:
+    try:
+        return Timeline.of(config, read_index(set_folder(config.data)).samples("train"))
+    except DataError:
+        return None
+
+
+def not_divided(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    if message := uneven(site.workers(launch), config.data.shards):
+        yield Problem("--nodes, --gpus", message)
+
+
+def uneven(workers: int, shards: int) -> str:
+    """What is wrong with sharing so many shards among so many workers; empty if nothing is."""
+    if shards % workers == 0:
+        return ""
+    fits = divisors(shards)
+    near = [*[count for count in fits if count < workers][-1:], *[count for count in fits if count > workers][:1]]
+    return f"{workers} workers do not divide data.shards {shards}; nearest: {' or '.join(map(str, near))}"
+
+
+def divisors(shards: int) -> list[int]:
+    """The numbers of workers that share them evenly."""
+    return [count for count in range(1, shards + 1) if shards % count == 0]
+
+
+def damaged(config: RunConfig, *, checksums_bytes: float) -> Iterator[Problem]:
+    """Problems of a set that is there, with checksums if it has so many bytes at most; one that is not is prepared by
+    the launch."""
+    folder = set_folder(config.data)
+    if (place := nearest_visible(folder)).is_dir() and not os.access(place, os.X_OK):
+        yield Problem(str(folder), f"can't be read: {access_remedy(folder)}")
+        return
+    if not folder.exists():
+        yield from _not_preparable(folder.parent) if config.data.name != FOLDER else _not_prepared(config)
+        return
+    try:
+        index = read_index(folder)
+    except DataError as error:
+        yield from error.problems
+        return
+    found = list(damaged_files(index, checksums=index.total_bytes() <= checksums_bytes))
+    yield from found
+    asked = (config.data.name, config.data.shards, config.data.valid)
+    if (index.name, index.shards, index.valid) != asked:
+        yield Problem(
+            str(folder), f"holds {index.name}, {index.shards} shards, {index.valid} held out; the config wants {asked}"
+        )
+    elif len(index.classes) != config.data.num_classes:
+        yield Problem(
+            "data.classes", f"{config.data.num_classes}, but {folder} has {len(index.classes)}: set it to that"
+        )
+    elif not found and Timeline.of(config, index.samples("train")).steps_per_epoch < 1:
+        yield Problem(
+            "train.batch",
+            f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give",
+        )
+    elif config.data.name == FOLDER:
+        yield from (Problem(*each) for each in contradictions_of_length(config, index.samples("train")))
+        if not config.train.evaluate_test and "valid" not in index.splits:
+            yield Problem("train.evaluate_test", f"false, and {folder} has no validation split: set data.valid or true")
+
+
+def other_than_before(config: RunConfig, run: RunDir) -> Iterator[Problem]:
+    """A run goes on with the images that it was started with."""
+    index = set_folder(config.data) / "index.json"
+    try:
+        before, now = read_json(run.manifest)["data"], sha256(index)
+    except (OSError, ValueError, KeyError):
+        return
+    if before != now:
+        sums = f"its index has the SHA-256 sum {now[:16]}..., the run was started with {before[:16]}..."
+        yield Problem(str(index.parent), f"is not the set of {run.path}: {sums}: choose another --run-dir")
+
+
+def _not_prepared(config: RunConfig) -> Iterator[Problem]:
+    """Only the user knows where the images are."""
+    data = config.data
+    options = {"--out": data.root, "--size": data.size, "--shards": data.shards, "--valid": data.valid}
+    flat = shlex.join(str(part) for option in options.items() for part in option)
+    yield Problem(
+        str(set_folder(data)),
+        f"is not there: `fmfsd data prepare folder --source ROOT {flat}` makes it, where ROOT has {FOLDER_LAYOUT}",
+    )
+
+
+def _not_preparable(root: Path) -> Iterator[Problem]:
+    place = next(parent for parent in (root, *root.parents) if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        yield Problem(
+            str(root),
+            "data.root is not writable, and the set is not prepared there: prepare it elsewhere and set data.root",
+        )
+
+
+def other_statistics(config: RunConfig, costs: Costs) -> Iterator[str]:
+    """Where images are normalised otherwise than those that the pretrained weights were trained with."""
+    found = costs.probe.pretrained_statistics if costs.probe is not None else None
+    for key, theirs in zip(("mean", "std"), found or (), strict=False):
+        ours = getattr(config.data, key)
+        if ours not in ("auto", theirs):
+            yield (
+                f"data.{key} is {_shown(ours)}, the pretrained weights were trained with {_shown(theirs)}: "
+                f"set data.{key} auto to use theirs"
+            )
+
+
+def _shown(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

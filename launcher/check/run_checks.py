@@ -1,0 +1,79 @@
+"""Whether the run's folder can be used, and whether what is there is the same run."""
+
+import math
+import os
+from collections.abc import Iterator
+
+from fmfsd.config import RunConfig, changes, load_config
+from fmfsd.errors import CheckError, ConfigError, Problem
+from fmfsd.run.init_source import KEY, weights_at
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import access_remedy, read_json
+from fmfsd.system.file_locks import problem_of
+from launcher.check.data_checks import total_steps
+from launcher.config.launch_config import LaunchConfig
+from launcher.run_dir.run_lock import Owner, busy
+
+
+def not_usable(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
+    where = str(run.path)
+    if not run.is_unused() and launch.resume == "never":
+        yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
+    elif not run.config.exists() and not run.is_unused():
+        yield Problem(where, "exists and is no run directory: choose another --run-dir")
+
+
+def in_use(run: RunDir) -> Iterator[Problem]:
+    """What can be known without the lock, which is only taken for good."""
+    owner = Owner.of(run)
+    if owner is not None and owner.is_known_to_live:
+        yield Problem(str(run.path), busy(run))
+    elif problem := problem_of(run.lock):
+        yield Problem("", problem)
+
+
+def without_first_weights(config: RunConfig, run: RunDir) -> Iterator[Problem]:
+    """A run that has no checkpoint of its own yet begins with weights that must be there."""
+    if config.train.init_from is None or run.newest_step() is not None:
+        return
+    try:
+        newest = weights_at(config.train.init_from)[0]
+    except CheckError as error:
+        yield from error.problems
+        return
+    files = newest.glob("*") if newest.is_dir() else [newest]
+    if not os.access(newest, os.R_OK) or not all(os.access(path, os.R_OK) for path in files):
+        yield Problem(KEY, f"{newest} can't be read: {access_remedy(newest)}")
+
+
+def changed(config: RunConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
+    """Of the config of a run that is there, what makes it another run, or one that would have ended already."""
+    if not run.config.exists() or launch.resume == "never":
+        return
+    try:
+        before = load_config(str(run.config))
+    except ConfigError as error:
+        yield from error.problems
+        return
+    found = changes(before, config)
+    if refused := [str(change) for change in found if not change.is_allowed]:
+        message = f"belongs to another config ({'; '.join(refused)}): choose another --run-dir, or change nothing"
+        yield Problem(str(run.path), message)
+    total, step = total_steps(config), run.newest_step()
+    if total is not None and step is not None and total <= step and total != total_steps(before):
+        yield Problem("train.epochs, train.max_steps", f"make {total} steps, and {run.path} has done {step} already")
+
+
+def short_grace(launch: LaunchConfig, run: RunDir) -> Iterator[str]:
+    """A run that was here has measured how it stops."""
+    try:
+        takes_s = float(read_json(run.rank_progress(0))["stop_takes_s"])
+    except (OSError, ValueError, KeyError):
+        return
+    if takes_s > launch.grace_s:
+        wanted = math.ceil(2 * takes_s)
+        instead = " and --starter torchrun" if wanted > launch.longest_grace_s else ""
+        yield (
+            f"--grace {launch.grace_s:g}: a step and a save of this run took {takes_s:.1f} s, so a stop may lose work: "
+            f"set --grace {wanted}{instead}"
+        )

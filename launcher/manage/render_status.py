@@ -1,0 +1,84 @@
+"""`fmfsd-launch status`: one screen for a run or a search, a line for each of several."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fmfsd.errors import CheckError, Problem
+from fmfsd.run.run_dir import RunDir
+from launcher.config.plain_text import in_a_line, in_order
+from launcher.run_dir.activity import age
+from launcher.run_dir.status import Status
+from launcher.run_dir.sweep_dir import SweepDir, is_sweep
+from launcher.tune.status import SweepStatus
+
+LAST_ATTEMPTS = 5
+WORKERS_SHOWN = 8
+"""Of many, those that were silent for longest."""
+
+
+def shown(folder: Path, *, as_json: bool) -> str:
+    """Of the run or search in `folder`, or of those that are in it. CheckError if there are none."""
+    if (folder / "config.yaml").exists():
+        status = _status(folder)
+        return json.dumps(status.told()) if as_json else "\n".join(_screen(status))
+    found = [_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=in_order)]
+    if not found:
+        raise CheckError([Problem(str(folder), "no run directory, and there is none in it")])
+    if as_json:
+        return json.dumps([status.told() for status in found])
+    width = max(len(status.path.name) for status in found)
+    return "\n".join(f"{status.path.name:<{width}}  {status.line}" for status in found)
+
+
+def _status(folder: Path) -> Status | SweepStatus:
+    return SweepStatus.of(SweepDir(folder)) if is_sweep(folder) else Status.of(RunDir(folder))
+
+
+def _screen(status: Status | SweepStatus) -> Iterator[str]:
+    for name, lines in (_rows(status) if isinstance(status, Status) else status.rows()).items():
+        for number, line in enumerate(lines):
+            yield f"{'' if number else name:<12}{line}".rstrip()
+
+
+def _rows(status: Status) -> dict[str, list[str]]:
+    return {
+        "run": [str(status.path)],
+        "state": [status.line],
+        "run by": [status.who],
+        "jobs": status.jobs,
+        "attempts": [_attempt(each) for each in status.attempts[-LAST_ATTEMPTS:]],
+        "workers": list(_workers(status.workers)) if status.has_workers else [],
+        "checkpoint": _checkpoint(status),
+        "evaluated": [_evaluation(split, record) for split, record in status.evaluations.items()],
+        "to go on": [f"fmfsd-launch resume {status.path}"] if status.is_resumable else [],
+    }
+
+
+def _attempt(attempt: dict[str, Any]) -> str:
+    took = f" after {age(attempt['ended'] - attempt['started'])}" if attempt["ended"] else ""
+    workers = f"{attempt['workers']} worker{'' if attempt['workers'] == 1 else 's'}"
+    cause = f": {in_a_line(attempt['cause'])}" if attempt["cause"] else ""
+    return f"{attempt['attempt']}: {attempt['state']}{took}, {workers}{cause}"
+
+
+def _workers(workers: list[dict[str, Any]]) -> Iterator[str]:
+    silent = sorted(workers, key=lambda worker: -worker["heartbeat_age_s"])[:WORKERS_SHOWN]
+    for worker in sorted(silent, key=workers.index):
+        where = f"rank {worker['rank']} (pid {worker.get('pid')} on {worker.get('host')})"
+        yield f"{where}: {worker['state']}, step {worker['step']}, heartbeat {age(worker['heartbeat_age_s'])} ago"
+    if more := len(workers) - len(silent):
+        yield f"and {more} more, heard of later than these"
+
+
+def _checkpoint(status: Status) -> list[str]:
+    if status.checkpoint_step is None:
+        return ["none yet"]
+    return [f"after step {status.checkpoint_step}, {age(status.checkpoint_age_s or 0.0)} old"]
+
+
+def _evaluation(split: str, record: dict[str, Any]) -> str:
+    tops = {name.removesuffix("_top1"): value for name, value in record.items() if name.endswith("_top1")}
+    heads = ", ".join(f"{name} {value:.1%}" for name, value in tops.items())
+    return f"{split} after epoch {record.get('epoch')}: {heads}"

@@ -1,5 +1,0 @@
-"""`fmfsd-launch --profile`: where the steps of a user's own config go."""
-
-from launcher.profile.profiling import profile_run
-
-__all__ = ["profile_run"]

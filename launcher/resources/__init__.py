@@ -1,0 +1,1 @@
+"""Where a launch can run, and what is there: sites, hosts, Slurm allocations, the cost of a config."""

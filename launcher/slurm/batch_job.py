@@ -1,0 +1,132 @@
+"""A batch job as a value: what is handed over to Slurm, for which runs, and what is written before."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmfsd.config import RunConfig
+from fmfsd.errors import ConfigError, Problem
+from fmfsd.run.run_dir import RunDir
+from launcher.config.array_seeds import Seeds
+from launcher.config.environment import shown
+from launcher.config.packaged_files import shipped_folder
+from launcher.plan.plan import LaunchPlan
+from launcher.slurm.job_options import inner_arguments, job_environment, lead_s, sbatch_options, seconds
+from launcher.slurm.source_snapshot import SITE_SCRIPT, Snapshot
+from launcher.transport import slurm_commands
+
+if TYPE_CHECKING:
+    from launcher.prepare_launch import Request
+
+SCRIPT = "cluster/train.sbatch"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a job: the only one, or a seed's of an array."""
+
+    run: RunDir
+    config: RunConfig
+    plan: LaunchPlan
+    seed: int | None = None
+
+    def id_in(self, job: str) -> str:
+        return job if self.seed is None else slurm_commands.task_of(job, self.seed)
+
+    def log(self, job: str) -> Path:
+        """Of the job's own words; for `job` %j, or %A of an array, as Slurm fills it in."""
+        return self.run.logs / f"slurm-{slurm_commands.id_and_cluster(self.id_in(job))[0]}.log"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """`arguments` of sbatch: its options, the script and the script's own."""
+
+    folder: RunDir
+    tasks: tuple[Task, ...]
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    cwd: str
+    snapshot: Snapshot
+
+    @property
+    def plan(self) -> LaunchPlan:
+        """What the job is to start; of an array, its first task."""
+        return self.tasks[0].plan
+
+    def render(self) -> str:
+        """What a person would type, the script, and what is started inside the job."""
+        script = (shipped_folder("cluster") / "train.sbatch").read_text("utf-8").rstrip()
+        variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(self.environment.items())]
+        command = " \\\n    ".join(["env -i", *variables, shlex.join(("sbatch", *self.arguments))])
+        copies = f"# the program is copied to {self.snapshot.folder(self.folder.source)} first"
+        site = f"# {SITE_SCRIPT} is {self.snapshot.site_script}"
+        return "\n".join([copies, site, command, f"# {SCRIPT}", script, "# inside the job", self.plan.render()])
+
+    def to_json(self) -> str:
+        content: dict[str, Any] = {
+            "sbatch": list(self.arguments),
+            "env": {name: shown(name, value) for name, value in sorted(self.environment.items())},
+            "source": str(self.snapshot.folder(self.folder.source)),
+            "plan": json.loads(self.plan.to_json()),
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+
+def submission(
+    request: "Request",
+    folder: RunDir,
+    tasks: tuple[Task, ...],
+    *,
+    environment: Mapping[str, str],
+    cwd: str,
+) -> Submission:
+    launch, plan = request.launch, tasks[0].plan
+    snapshot = Snapshot.of_program(_site_script(folder, environment, cwd))
+    source, seeds = snapshot.folder(folder.source), Seeds.parse(launch.slurm.array) if launch.slurm.array else None
+    options = sbatch_options(
+        launch,
+        workers=plan.workers_per_node,
+        device=plan.device,
+        cores=request.site.resources.cores,
+        name=folder.path.name,
+        cwd=cwd,
+        log=folder.logs / "slurm-%j.log" if seeds is None else folder.path / "seed-%a" / "logs" / "slurm-%A_%a.log",
+        lead=max(lead_s(task.run) for task in tasks),
+        seeds=seeds,
+    )
+    inner = inner_arguments(launch, tasks[0].run.config, folder.path, workers=plan.workers_per_node, device=plan.device)
+    arguments = (*options, str(source / SCRIPT), *inner)
+    return Submission(folder, tasks, arguments, job_environment(launch, source, environment), cwd, snapshot)
+
+
+def _site_script(folder: RunDir, environment: Mapping[str, str], cwd: str) -> Path | None:
+    """Return the user's `env.sh`: of $FMFSD_CLUSTER_DIR, else of ./cluster, else of the run's previous job.
+
+    None: there is none. ConfigError if the variable names a folder without one.
+    """
+    if named := environment.get("FMFSD_CLUSTER_DIR"):
+        script = Path(cwd, named, "env.sh")
+        if not script.is_file():
+            raise ConfigError(
+                [Problem(f"FMFSD_CLUSTER_DIR={named}", "has no env.sh: create it, or unset the variable")]
+            )
+        return script
+    here = Path(cwd, "cluster", "env.sh")
+    previous = sorted(folder.source.glob(f"*/{SITE_SCRIPT}"), key=lambda path: path.stat().st_mtime)
+    return here if here.is_file() else previous[-1] if previous else None
+
+
+def problems(request: "Request", folder: RunDir, tasks: tuple[Task, ...]) -> Iterator[Problem]:
+    """What is wrong with a job, whatever it trains."""
+    time = request.launch.slurm.time
+    lead, limit_s = max(lead_s(task.run) for task in tasks), seconds(time) if time else None
+    if limit_s is not None and limit_s <= lead:
+        yield Problem("--time", f"{time} is not longer than the {lead} s before its end at which the run is stopped")
+    if {"%", "\\"} & set(str(folder.path)):
+        yield Problem(str(folder.path), "Slurm writes no log into a folder with % or \\ in its path: choose another")
+    if request.drill is not None:
+        yield Problem("--drill", "is done on this machine or inside an allocation, not submitted: leave --on slurm out")

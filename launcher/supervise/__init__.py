@@ -1,0 +1,1 @@
+"""Carries out a plan to its end: coordinator, attempts, hang detection, restarts, outcome."""

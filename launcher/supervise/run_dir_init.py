@@ -1,0 +1,65 @@
+"""Writes what a run's folder says of a launch before it starts anything: a new run's, or one that goes on."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fmfsd.config import RunConfig, changes, dump_config, load_config
+from fmfsd.errors import CheckError
+from fmfsd.run.run_dir import RunDir
+from fmfsd.system.atomic_files import read_json, write_json, write_whole
+from launcher.check.launch_checks import total_steps
+from launcher.config.launch_config import LaunchConfig, to_json
+from launcher.plan.plan import LaunchPlan
+from launcher.run_dir.manifest import manifest, software_changes
+
+
+def is_finished(config: RunConfig, run: RunDir) -> bool:
+    """And what is asked for has no more steps than it has made."""
+    try:
+        outcome = read_json(run.outcome)
+    except (OSError, ValueError):
+        return False
+    return outcome.get("state") == "finished" and outcome["step"] >= (total_steps(config) or 0)
+
+
+def write_run_dir(
+    config: RunConfig,
+    run: RunDir,
+    plan: LaunchPlan,
+    launch: LaunchConfig,
+    entry: Mapping[str, Any],
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """To be called by the run's sole owner. `entry`: the launch's own in the manifest. CheckError."""
+    try:
+        if run.config.exists():
+            _go_on(config, run, launch, entry, say)
+        else:
+            write_json(run.manifest, manifest(config, entry))
+            write_json(run.launch, to_json(launch))
+            write_whole(run.config, dump_config(config))
+        write_whole(run.plan, plan.to_json())
+    except OSError as error:
+        raise CheckError(f"the run directory can't be written: {error}") from error
+
+
+def _go_on(
+    config: RunConfig,
+    run: RunDir,
+    launch: LaunchConfig,
+    entry: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """With the run that is there, which another launch may have begun between the check and the lock."""
+    changed = changes(load_config(str(run.config)), config)
+    if launch.resume == "never" or not all(change.is_allowed for change in changed):
+        raise CheckError(f"{run.path}: another launch has just begun a run there: choose another --run-dir")
+    entry, content = {**entry, "changes": list(map(str, changed))}, read_json(run.manifest)
+    for text in entry["changes"]:
+        say(f"changed: {text}")
+    for text in software_changes(content["launches"][-1], entry):
+        say(f"warning: not as it was, so results may differ in the last bits: {text}")
+    write_json(run.manifest, {**content, "launches": [*content["launches"], entry]})
+    write_json(run.launch, to_json(launch))
+    write_whole(run.config, dump_config(config))

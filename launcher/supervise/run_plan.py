@@ -1,0 +1,206 @@
+"""Carries a plan out: prepares the data, writes the run's folder, runs attempts, and says how it ended."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, NoReturn, TextIO, cast
+
+from rich.console import Console
+
+from fmfsd.config import RunConfig
+from fmfsd.errors import CheckError, RunFailedError
+from fmfsd.run.run_dir import RunDir
+from fmfsd.terminal import SteadyStream
+from launcher.agent.hardware import hardware_here
+from launcher.check.launch_checks import is_prepared
+from launcher.config.launch_config import LaunchConfig
+from launcher.display.launch_display import RunDisplay, heads_table
+from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.resources.allocation import Allocation
+from launcher.run_dir.log_follower import LogFollower
+from launcher.run_dir.manifest import launch_entry, masked
+from launcher.run_dir.run_lock import sole_owner
+from launcher.supervise.attempt import Attempt
+from launcher.supervise.coordinator import run_plan, start_planned
+from launcher.supervise.outcome import outcome_of, page_of, write_last_word
+from launcher.supervise.requeue import TIME_IS_UP, Requeue, reason_to_requeue
+from launcher.supervise.restarts import Ended, Recovery
+from launcher.supervise.run_dir_init import is_finished, write_run_dir
+from launcher.supervise.stop_requests import SECOND_INTERRUPT_S, Requests
+from launcher.transport.agent_client import Agent
+from launcher.transport.local_commands import run_here
+
+EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
+AGAIN = f"Ctrl-C again, {SECOND_INTERRUPT_S:g} s later or more, ends at once"
+
+
+def steady(stream: TextIO) -> IO[str]:
+    """`stream`, which may lose its reader without ending the run."""
+    return cast(IO[str], SteadyStream(stream))
+
+
+def console_of(*, as_json: bool) -> Console:
+    """For human words: stdout, or stderr where that is for JSON."""
+    return Console(file=steady(sys.stderr if as_json else sys.stdout), highlight=False, soft_wrap=True)
+
+
+class Execution:
+    """One launch that has passed `check`, which is called again once the data is prepared, with `warnings`.
+
+    `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
+    outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `job`: the batch job that
+    this is in, which Slurm is asked to start again when its time is up or a node is gone. `hardware`: the hosts', if
+    they are other machines than this. `slots`: the node slots of the first attempt; None: all.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        launch: LaunchConfig,
+        run: RunDir,
+        plan_of: Callable[[tuple[int, ...]], LaunchPlan],
+        *,
+        check: Callable[[], object],
+        warnings: Sequence[str] = (),
+        console: Console,
+        as_json: bool = False,
+        look: Callable[[], None] = lambda: None,
+        start_agent: Callable[[NodePlan], Agent] = start_planned,
+        job: Allocation | None = None,
+        hardware: Mapping[str, Any] | None = None,
+        slots: tuple[int, ...] | None = None,
+    ) -> None:
+        self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
+        self._check, self._warnings, self._look, self._start_agent = check, warnings, look, start_agent
+        self._slots = slots or tuple(range(launch.nodes))
+        self._plan, self._acknowledged, self._argv = plan_of(self._slots), False, list[str]()
+        self._console, self._job, self._hardware = console, job, hardware
+
+    def run_to_end(self, argv: Sequence[str]) -> int:
+        """The exit code. Raises CheckError while no worker is started, RunFailedError with the failure page after."""
+        self._argv = list(argv)
+        if is_finished(self._config, self._run):
+            self._say(f"run: {self._run.path}")
+            self._say("this run is finished; nothing to do")
+            return self._conclude("finished")
+        requests = Requests(in_job=self._job is not None)
+        with requests.heard():
+            self._prepare(requests)
+            if requests.stop:
+                self._say("stopped before anything was started")
+                return EXIT_CODES["interrupted"]
+            fallback = self._launch.device == "auto" and self._plan.device == "cpu"
+            self._say(f"run: {self._run.path}")
+            self._say(self._plan.summary() + (" (no GPU is visible)" if fallback else ""))
+            for text in self._warnings:
+                self._say(f"warning: {text}")
+            with sole_owner(self._run):
+                requeue = Requeue.of(self._job, self._reached) if self._job and self._job.is_batch else None
+                self._write_run_dir()
+                ended = self._attempts(requests)
+                write_last_word(self._run, ended, self._command())
+        if ended.failure is not None:
+            self._fail(ended, requeue, requests)
+        code = self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
+        if requeue is not None and ended.attempt.state == "stopped" and requests.time_is_up:
+            requeue.carry_out_or_warn(TIME_IS_UP, self._say, self._command())
+        return code
+
+    def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
+        page = page_of(self._run, ended, self._command())
+        if requeue is not None and (why := reason_to_requeue(ended, requests)):
+            self._say(page)
+            requeue.carry_out_or_warn(why, self._say, self._command())
+        self._print_json(RunFailedError.exit_code)
+        raise RunFailedError(page)
+
+    def _reached(self) -> int:
+        return self._run.newest_step() or 0
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def _prepare(self, requests: Requests) -> None:
+        if not self._plan.prepare or is_prepared(self._config):
+            return
+        code = run_here(self._plan.prepare, stop=lambda: requests.stop)
+        if not requests.stop:
+            if code:
+                raise CheckError(f"the data set was not prepared (exit code {code}); nothing was started")
+            self._check()
+
+    def _write_run_dir(self) -> None:
+        job = self._job.told() if self._job else None
+        entry = launch_entry(self._argv, hardware=self._hardware or hardware_here(), job=job)
+        write_run_dir(self._config, self._run, self._plan, self._launch, entry, say=self._say)
+
+    def _attempts(self, requests: Requests) -> Ended:
+        recovery = Recovery(
+            launch=self._launch,
+            run=self._run,
+            requests=requests,
+            plan_of=self._plan_of,
+            start=partial(self._attempt, requests, self._logs_to_show()),
+            say=self._say,
+            shards=self._config.data.shards,
+            slots=self._slots,
+        )
+        return recovery.to_the_end()
+
+    def _logs_to_show(self) -> LogFollower | None:
+        """Of other machines; not in a batch job, whose own log stands beside them."""
+        is_beside = self._job is not None and not self._console.is_terminal
+        return None if self._plan.is_here or is_beside else LogFollower(self._run)
+
+    def _attempt(self, requests: Requests, logs: LogFollower | None, plan: LaunchPlan) -> Attempt:
+        workers = plan.num_workers
+        shown = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=workers, logs=logs)
+        with shown as display:
+            return run_plan(
+                plan,
+                self._run,
+                grace_s=self._launch.grace_s,
+                hang_timeout_s=self._launch.hang_timeout_s,
+                requests=requests,
+                watch=partial(self._watch, display, requests),
+                start_agent=self._start_agent,
+            )
+
+    def _watch(self, display: RunDisplay, requests: Requests) -> None:
+        if requests.stop and not self._acknowledged:
+            self._acknowledged = True
+            asks_to_save = f"stopping with a checkpoint, within {self._launch.grace_s:g} s"
+            with_checkpoint = asks_to_save if self._job else f"{asks_to_save}; {AGAIN}"
+            self._say("ending at once, as asked" if requests.interrupted else with_checkpoint)
+        display.update()
+        self._look()
+
+    def _command(self) -> str:
+        """What goes on with this run: the same command, unless it can't be shown with the secrets that are in it."""
+        argv = [Path(self._argv[0]).name, *masked(self._argv[1:])]
+        if argv[1:] != self._argv[1:]:
+            argv[1:] = ["resume", str(self._run.path)]
+        given = argv[1:2] == ["resume"] or any(part.partition("=")[0] == "--run-dir" for part in argv)
+        return shlex.join(argv if given else [*argv, "--run-dir", str(self._run.path)])
+
+    def _conclude(self, state: str, stopped_after_s: float | None = None) -> int:
+        outcome = outcome_of(self._run)
+        if state == "finished" and outcome["metrics"].keys() - {"train"}:
+            self._console.print(heads_table(outcome["metrics"]))
+        if state == "stopped":
+            took = f", {stopped_after_s:.1f} s after the request" if stopped_after_s is not None else ""
+            self._say(f"stopped after step {outcome['step']}{took}; to go on: {self._command()}")
+        if state == "interrupted":
+            self._say(f"interrupted; to go on: {self._command()}")
+        self._print_json(EXIT_CODES[state])
+        return EXIT_CODES[state]
+
+    def _print_json(self, code: int) -> None:
+        if self._as_json:
+            print(
+                json.dumps({"run_dir": str(self._run.path), "exit_code": code, **outcome_of(self._run)}),
+                file=steady(sys.stdout),
+            )

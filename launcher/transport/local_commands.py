@@ -1,0 +1,50 @@
+"""Short helpers that run here, in the foreground of a launch."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from launcher.agent.parent_death import tied
+
+END_S = 10.0
+LOOK_S = 0.1
+
+
+def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
+    """Run a helper in the foreground, its words on our stderr; its exit code. It is ended once `stop` comes true."""
+    process = subprocess.Popen(tied(argv), stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    while process.poll() is None and not stop():
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_S)
+    process.terminate()
+    try:
+        return process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def said_here(
+    argv: Sequence[str], *, deadline_s: float, more: Mapping[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """A helper's exit code and what it said on stdout and stderr; None and why, if it could not start or not end.
+
+    It has our environment and `more`.
+    """
+    try:
+        done = subprocess.run(
+            tied(argv),
+            env={**os.environ, **(more or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=deadline_s,
+        )
+    except subprocess.TimeoutExpired:
+        return None, "", f"no answer in {deadline_s:g} s"
+    except OSError as error:
+        return None, "", str(error)
+    return done.returncode, done.stdout, done.stderr

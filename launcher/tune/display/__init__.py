@@ -1,0 +1,1 @@
+"""What a search shows: the live table, remaining time, and how values are formatted."""

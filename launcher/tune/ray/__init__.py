@@ -1,0 +1,1 @@
+"""The Ray cluster of a sweep: starting and joining it, probing it, and node agents inside it."""

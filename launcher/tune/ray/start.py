@@ -1,0 +1,59 @@
+"""Ray's own processes on a node, as `ray start` starts them: of a cluster of ours over several machines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from launcher.agent.parent_death import tied
+from launcher.agent.resources import Resources
+
+OBJECTS_BYTES = 100 << 20
+"""Trials hand over small dictionaries only."""
+END_S = 10.0
+_FREE = {
+    "--node-manager-port": "0",
+    "--object-manager-port": "0",
+    "--min-worker-port": "0",
+    "--max-worker-port": "0",
+    "--metrics-export-port": "0",
+    "--dashboard-agent-listen-port": "0",
+    "--dashboard-agent-grpc-port": "0",
+    "--runtime-env-agent-port": "0",
+}
+"""Ports that the kernel chooses: two sweeps may share a machine, and others Ray's usual ports."""
+
+
+def start_head(address: str, port: int, offered: Resources, folder: Path) -> "subprocess.Popen[bytes]":
+    """Of a new cluster; all its files are in `folder`. The token is where RAY_AUTH_TOKEN_PATH says."""
+    head = {"--port": str(port), "--temp-dir": str(folder), "--include-dashboard": "false"}
+    return _start(("--head", "--node-ip-address", address, *_flat(head)), offered)
+
+
+def start_worker(head: str, address: str, offered: Resources, folder: Path) -> "subprocess.Popen[bytes]":
+    """Of the cluster whose head is at `head`, HOST:PORT."""
+    return _start(("--address", head, "--node-ip-address", address, "--temp-dir", str(folder)), offered)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """And, as far as they hear of it, what it has started; an agent ends the rest."""
+    process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _start(options: tuple[str, ...], offered: Resources) -> "subprocess.Popen[bytes]":
+    sizes = {
+        "--num-cpus": str(offered.cores),
+        "--num-gpus": str(len(offered.gpus)),
+        "--object-store-memory": str(OBJECTS_BYTES),
+        "--include-log-monitor": "false",  # no driver of ours shows workers' logs
+    }
+    program = (sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
+    return subprocess.Popen(tied((*program, *options, *_flat(sizes), *_flat(_FREE))), stdin=subprocess.DEVNULL)
+
+
+def _flat(options: dict[str, str]) -> tuple[str, ...]:
+    return tuple(part for option in options.items() for part in option)

@@ -1,0 +1,124 @@
+"""How much of being among the best trials each parameter decides: PED-ANOVA, by Optuna.
+
+How far the best trials' values are from all trials' (arXiv:2304.10255, for conditional parameters arXiv:2601.20800).
+Each metric is looked at alone. A subset counts as one parameter a tap, which is there or is not.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from launcher.tune.records.history import History, Trial
+from launcher.tune.space.load import Parameter, Space
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+FEWEST_TRIALS = 10
+BEST_SHARE, FEWEST_BEST = 0.1, 5
+"""The best are a tenth, and at least five: Optuna's documentation of its evaluator asks for those."""
+
+Entry = tuple[str, "BaseDistribution", Any]
+"""A parameter's name, what it may be, and what it is."""
+
+
+@dataclass(frozen=True)
+class Importances:
+    """For one metric: shares that add up to 1, largest first; None, with the reason, where nothing can be said."""
+
+    metric: str
+    trials: int
+    shares: Mapping[str, float] | None
+    reason: str = ""
+
+
+def importances(space: Space, history: History) -> list[Importances]:
+    """For each metric, over the finished trials."""
+    finished = [trial for trial in history.runs if trial.state == "finished"]
+    return [
+        _importances(space, finished, metric, [history.objectives(trial)[index] for trial in finished], mode)
+        for index, (metric, mode) in enumerate(zip(history.options.metrics, history.options.modes, strict=True))
+    ]
+
+
+def _importances(
+    space: Space, trials: Sequence[Trial], metric: str, results: Sequence[float], mode: str
+) -> Importances:
+    def nothing(reason: str) -> Importances:
+        return Importances(metric, len(trials), None, reason)
+
+    if len(trials) < FEWEST_TRIALS:
+        return nothing(f"{len(trials)} finished trials are too few to tell: it takes {FEWEST_TRIALS}")
+    if len(set(results)) == 1:
+        return nothing(f"{metric} is the same in all {len(trials)} finished trials")
+    if all(trial.values == trials[0].values for trial in trials):
+        return nothing(f"all {len(trials)} finished trials have the same values")
+    found = _evaluated(space, trials, results, mode)
+    total = sum(found.values())
+    if not total > 0:
+        return nothing("the best trials' values are spread like those of all")
+    largest_first = sorted(found, key=lambda name: (-found[name], name))
+    return Importances(metric, len(trials), {name: found[name] / total for name in largest_first})
+
+
+def _evaluated(space: Space, trials: Sequence[Trial], results: Sequence[float], mode: str) -> dict[str, float]:
+    import optuna
+
+    share = max(BEST_SHARE, (FEWEST_BEST - 0.5) / len(trials))  # the half, since the count is rounded up
+    with _quiet():
+        study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
+        study.add_trials([_frozen(space, trial, result) for trial, result in zip(trials, results, strict=True)])
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
+        return evaluator.evaluate(study)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's words on each study, and its warnings of parameters that few trials have."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _frozen(space: Space, trial: Trial, result: float) -> "FrozenTrial":
+    from optuna.trial import create_trial
+
+    entries = [
+        entry
+        for each in space.parameters
+        if each.key in trial.values
+        for entry in _entries(each, trial.values[each.key])
+    ]
+    return create_trial(
+        params={name: value for name, _, value in entries},
+        distributions={name: distribution for name, distribution, _ in entries},
+        value=result,
+    )
+
+
+def _entries(parameter: Parameter, value: Any) -> Iterator[Entry]:
+    """None of a constant. Choices go by their JSON, as Optuna knows no lists among them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    key, kind, values = parameter.key, parameter.kind, parameter.values
+    if kind == "subset":
+        for tap in values:
+            yield f"{key}: {tap}", CategoricalDistribution((False, True)), tap in value
+    elif kind == "int":
+        yield key, IntDistribution(values[0], values[1]), value
+    elif kind in ("uniform", "loguniform", "quniform"):
+        low, high = values[:2]
+        yield key, FloatDistribution(low, high, log=kind == "loguniform"), min(max(value, low), high)
+    elif kind != "const":
+        yield key, CategoricalDistribution(tuple(map(json.dumps, values))), json.dumps(value)

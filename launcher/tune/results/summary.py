@@ -1,0 +1,91 @@
+"""What a sweep came to, as the content of sweep.json: what scripts want first, everything else after it."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from launcher.run_dir.manifest import versions
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.tune.records.history import History, Trial
+from launcher.tune.results.importance import Importances
+from launcher.tune.results.significance import confirmed
+from launcher.tune.results.tap_effects import effects
+from launcher.tune.space.load import Space
+
+PACKAGES = ("fmfsd", "torch", "ray", "optuna", "numpy")
+
+
+def summary(
+    sweep: SweepDir, space: Space, history: History, importances: Sequence[Importances] | None = None
+) -> dict[str, Any]:
+    """JSON without NaN; `importances` is None until they are worked out, at the end."""
+    ranked = history.ranked()
+    content = {
+        "best": _best(sweep, ranked[0]) if ranked else None,
+        "folder": str(sweep.path),
+        "options": asdict(history.options),
+        "counts": _counts(history),
+        "ranked": [trial.name for trial in ranked],
+        "front": [trial.name for trial in history.front()],
+        "confirmations": [asdict(each) for each in confirmed(history)],
+        "unconfirmed": history.unconfirmed,
+        "tested": {f"{number:04d}": metrics for number, metrics in history.tested.items()},
+        "importances": None if importances is None else [asdict(each) for each in importances],
+        "effects": [asdict(each) for each in effects(space, history)],
+        "space": {"config": space.config, "parameters": {each.key: each.describe() for each in space.parameters}},
+        "versions": versions(PACKAGES),
+        "trials": [_trial(sweep, trial) for trial in history.trials.values()],
+    }
+    return {name: _finite(value) for name, value in content.items()}
+
+
+def command(sweep: SweepDir, trial: Trial) -> str:
+    """To run it again by itself."""
+    changes = [part for override in trial.overrides for part in ("--set", override)]
+    return shlex.join(["fmfsd-launch", str(sweep.config), *changes])
+
+
+def _best(sweep: SweepDir, trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.name,
+        "values": trial.values,
+        "metrics": trial.metrics,
+        "path": str(sweep.trial(trial.name).path),
+        "config": str(sweep.best),
+        "command": shlex.join(["fmfsd-launch", str(sweep.best)]),
+    }
+
+
+def _counts(history: History) -> dict[str, int]:
+    """Of runs by their state; asked ones are under way. Beside these, trials that repeat another's config."""
+    states = Counter(trial.state for trial in history.runs)
+    by_state = {state: states[state] for state in ("finished", "pruned", "failed", "asked")}
+    return {**by_state, "repeated": len(history.trials) - len(history.runs)}
+
+
+def _trial(sweep: SweepDir, trial: Trial) -> dict[str, Any]:
+    return {
+        "name": trial.name,
+        "state": trial.state,
+        "values": trial.values,
+        "metrics": trial.metrics,
+        "epochs": max(trial.reports, default=0),
+        "seconds": trial.seconds,
+        "cause": trial.cause,
+        "repeats": None if trial.repeats is None else f"{trial.repeats:04d}",
+        "has_checkpoints": not trial.is_freed,
+        "command": command(sweep, trial),
+        "reports": [{**metrics, "epoch": epoch} for epoch, metrics in sorted(trial.reports.items())],
+    }
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,81 @@
+"""What a search leaves for people and scripts: sweep.json, trials.csv, best.yaml and report.html.
+
+All of it follows from the ledger and is written anew as facts come in, so none of it has to survive a power loss.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmfsd.system.atomic_files import write_whole
+from launcher.run_dir.sweep_dir import SweepDir
+from launcher.transport.local_commands import said_here
+from launcher.tune.records.history import History, Trial
+from launcher.tune.results.best_config import best_config
+from launcher.tune.results.importance import Importances, importances
+from launcher.tune.results.summary import summary
+from launcher.tune.space.load import Space
+
+REPORT_S = 300.0
+
+
+def write_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
+    """As things stand, quick enough for after each trial: without importances, which need Optuna, and the report.
+
+    `held_out` samples were set aside for the search, and are not in best.yaml.
+    """
+    _write(sweep, space, history, None, held_out)
+
+
+def write_final_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
+    """With importances."""
+    _write(sweep, space, history, importances(space, history), held_out)
+
+
+def write_report(sweep: SweepDir) -> str:
+    """Have `fmfsd report` write the page, with the user's umask; return why there is none, or nothing."""
+    code, _, errors = said_here((sys.executable, "-P", "-m", "fmfsd", "report", str(sweep.path)), deadline_s=REPORT_S)
+    if code == 0:
+        return ""
+    return (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+
+
+def _write(sweep: SweepDir, space: Space, history: History, found: Sequence[Importances] | None, held_out: int) -> None:
+    write_whole(sweep.summary, _lines(summary(sweep, space, history, found)), durable=False)
+    write_whole(sweep.table, trials_csv(space, history), durable=False)
+    if ranked := history.ranked():
+        best = best_config(sweep, ranked[0], history.options.metrics[0], held_out=held_out)
+        write_whole(sweep.best, best, durable=False)
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """As JSON with a line for each key and for each trial; json's own indenting is slow."""
+    trials = ",\n".join(map(json.dumps, content["trials"]))
+    keys = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "trials"]
+    return ",\n".join(["{" + keys[0], *keys[1:], f'"trials": [\n{trials}\n]}}\n'])
+
+
+def trials_csv(space: Space, history: History) -> str:
+    """A row a trial. What does not exist in a trial is empty; text stands as it is, everything else as JSON."""
+    trials = list(history.trials.values())
+    keys = [parameter.key for parameter in space.parameters]
+    metrics = sorted({name for trial in trials for name in trial.metrics})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "state", "epochs", "seconds", "repeats", "cause", *keys, *metrics])
+    writer.writerows(_row(trial, keys, metrics) for trial in trials)
+    return text.getvalue()
+
+
+def _row(trial: Trial, keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    repeats = "" if trial.repeats is None else f"{trial.repeats:04d}"
+    about = [trial.name, trial.state, str(max(trial.reports, default=0)), f"{trial.seconds:.1f}", repeats, trial.cause]
+    values = [_cell(trial.values[key]) if key in trial.values else "" for key in keys]
+    return [*about, *values, *(_cell(trial.metrics[name]) if name in trial.metrics else "" for name in metrics)]
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
