@@ -35,7 +35,7 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         path = Path(nodeid.partition("::")[0])
-        return path.parent.name if path.parent.name in SHARED_BY_FOLDER else str(path)
+        return path.parts[1] if path.parts[1] in SHARED_BY_FOLDER else str(path)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:

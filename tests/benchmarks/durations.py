@@ -118,7 +118,7 @@ def render(rows: Iterable[tuple[str, str, str, float, float]]) -> list[str]:
     phases = [row for row in found if row[0] == "phase"]
     fixtures = [row for row in found if row[0] == "fixture"]
     return [
-        *_table("folder", phases, lambda row: Path(row[1]).parent.name),
+        *_table("folder", phases, lambda row: Path(row[1]).parts[1]),
         *_table("file", phases, lambda row: row[1], most=_FILES),
         *_table("fixture", fixtures, lambda row: f"{row[1]} {row[2]}", most=_FIXTURES),
     ]

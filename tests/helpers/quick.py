@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ import pytest
 
 from fmfsd.system.kernel_cache import COMPILER
 
+TESTS = Path(__file__).parents[1]
 FOLDERS = ("fmfsd", "launcher")
 PROCESSES = "processes"
 """The fixture that a test of these folders requests to start processes, which makes it one that is not quick."""
@@ -23,7 +25,7 @@ _refused: list[str] | None = None
 
 
 def is_quick(item: pytest.Item) -> bool:
-    return item.path.parent.name in FOLDERS and PROCESSES not in getattr(item, "fixturenames", ())
+    return item.path.relative_to(TESTS).parts[0] in FOLDERS and PROCESSES not in getattr(item, "fixturenames", ())
 
 
 @contextmanager

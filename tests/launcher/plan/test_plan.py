@@ -21,7 +21,7 @@ from launcher.plan.placeholders import ADDRESS, INIT_METHOD, PORT
 from launcher.plan.plan import LaunchPlan, plan_run
 from launcher.resources.site import Site
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 ENVIRONMENT = {
     "PATH": "/bin",
     "HOME": "/home/me",

@@ -280,7 +280,7 @@ def test_a_copy_of_the_program_is_whole_says_its_commit_and_takes_the_sites_sett
     copy = ours.write(tmp_path)
     assert (copy / "cluster" / "env.sh").read_text() == "# ours\n"
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(ours.files)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert commit_of(copy) == commit_of(root)
     assert uncommitted_files(copy) == uncommitted_files(root)
     assert (ours.write(tmp_path), Snapshot.of_program().digest != ours.digest) == (copy, True)
