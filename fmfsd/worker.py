@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmfsd.distributed.affinity import Cores, parse_cores, stay_on_share
 from fmfsd.distributed.world import World
@@ -20,6 +21,11 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
 from fmfsd.system.parent_death import tie_to_parent
 from fmfsd.training.attempt_fence import Fence
+
+if TYPE_CHECKING:
+    import torch
+
+    from fmfsd.training.profile import Profile
 
 DUMP_SIGNAL = signal.SIGUSR2
 """Makes a worker write every thread's Python stack into its log, even in the midst of a hanging call."""
@@ -150,11 +156,9 @@ def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
 
 def _train(run: RunDir, device: str, circumstances: Circumstances, progress: ProgressFile, fence: Fence) -> str:
     """Imports torch, which is not to be done before this process is tied to its parent and has a pulse."""
-    from fmfsd.profiling.profile import WrittenProfile
     from fmfsd.training.trainer import choose_device, train
 
-    world, steps = circumstances.world, circumstances.profiled_steps
-    chosen = choose_device(device, world)
+    world, chosen = circumstances.world, choose_device(device, circumstances.world)
     return train(
         run,
         world,
@@ -164,5 +168,14 @@ def _train(run: RunDir, device: str, circumstances: Circumstances, progress: Pro
         timeout_s=circumstances.timeout_s,
         preflight=circumstances.preflight,
         traced=circumstances.traced,
-        profile=WrittenProfile(run, world.rank, chosen, steps) if steps else None,
+        profile=_profile(run, circumstances, chosen),
     )
+
+
+def _profile(run: RunDir, circumstances: Circumstances, device: "torch.device") -> "Profile | None":
+    """Return the profile to write, or None. The profiler is imported only if it is used."""
+    if not circumstances.profiled_steps:
+        return None
+    from fmfsd.profiling.profile import WrittenProfile
+
+    return WrittenProfile(run, circumstances.world.rank, device, circumstances.profiled_steps)

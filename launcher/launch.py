@@ -12,7 +12,7 @@ from fmfsd.run.run_dir import RunDir
 from launcher.config.array_seeds import Seeds
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import Checked, Request, checked, config_of, prepare_command, run_dir_of
+from launcher.prepare_launch import Checked, Request, checked, prepare_command, run_dir_of, show_plan
 from launcher.resources.allocation import Allocation
 from launcher.resources.host_probe import UnreachableError
 from launcher.resources.site import Site
@@ -22,14 +22,6 @@ from launcher.supervise.unreachable_nodes import handle_unreachable
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    if request.invariance is not None:
-        from launcher.diagnostics.invariance import verify_invariance
-
-        return verify_invariance(request, environment=environment, cwd=cwd)
-    if request.profile is not None:
-        from launcher.diagnostics.profile import profile_run
-
-        return profile_run(request, environment=environment, cwd=cwd)
     if request.site.reach == "sbatch":
         from launcher.slurm.submit import submit
 
@@ -41,12 +33,6 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     found = check()
     if job is not None:
         request = replace(request, launch=_in_job(request.launch, found.site, run))
-    if request.drill is not None and not request.site.is_here:
-        raise ConfigError([Problem("--drill", "does its faults to node agents of this machine: leave the hosts out")])
-    if request.drill is not None and not run.is_unused():
-        raise ConfigError(
-            [Problem(str(run.path), "exists, and a drill makes runs of its own: choose another --run-dir")]
-        )
     plan_for = partial(
         plan_run,
         request.launch,
@@ -57,17 +43,8 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
     )
     if request.stop_after == "run":
         return _carry_out(request, found, run, plan_for, check, argv, job)
-    print(_shown(request, found, plan_for(run, found.slots)).rstrip())
-    for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    show_plan(request, found, plan_for(run, found.slots))
     return 0
-
-
-def _shown(request: Request, found: "Checked", plan: LaunchPlan) -> str:
-    """What a dry run or a check has to say."""
-    if request.stop_after == "check":
-        return found.costs.beside(plan.to_json()) if request.as_json else found.text(plan)
-    return plan.to_json() if request.as_json else plan.render()
 
 
 def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
@@ -99,16 +76,10 @@ def _carry_out(
     argv: Sequence[str],
     job: Allocation | None,
 ) -> int:
-    """The run itself or the drill. What only these need is imported here: it would slow down a dry run."""
+    """Run the plan to its end. Imports here what would slow down a dry run."""
     from launcher.supervise.run_plan import Execution, console_of
 
     console = console_of(as_json=request.as_json)
-    if request.drill is not None:
-        from launcher.diagnostics.drill import Drill
-
-        short_of = partial(config_of, request)
-        drill = Drill(request.drill, short_of, request.launch, run, plan_for, console)
-        return drill.run_to_end(as_json=request.as_json)
     plan_of = partial(plan_for, run)
     execution = Execution(
         found.config,

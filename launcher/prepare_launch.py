@@ -27,7 +27,7 @@ from launcher.check.launch_checks import (
     warnings,
 )
 from launcher.config.array_seeds import run_of
-from launcher.config.launch_config import DrillOptions, InvarianceOptions, LaunchConfig, ProfileOptions
+from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, travelling_to
 from launcher.resources.allocation import Allocation
 from launcher.resources.cost_probe import Costs, costs_of
@@ -48,9 +48,6 @@ class Request:
     stop_after: Literal["check", "plan", "run"]
     as_json: bool
     data_root: str = "data"
-    drill: DrillOptions | None = None
-    invariance: InvarianceOptions | None = None
-    profile: ProfileOptions | None = None
     checks_all_data: bool = False
 
     @property
@@ -202,3 +199,14 @@ def prepare_command(config: RunConfig) -> tuple[str, ...]:
     options = {"--out": str(data.root), "--shards": str(data.shards), "--valid": str(data.valid)}
     flat = (part for option in options.items() for part in option)
     return (sys.executable, "-P", "-m", "fmfsd", "data", "prepare", data.name, *flat, "--download")
+
+
+def show_plan(request: Request, found: Checked, plan: LaunchPlan) -> None:
+    """Print the result of --check or --dry-run, and the warnings on stderr."""
+    if request.stop_after == "check":
+        text = found.costs.beside(plan.to_json()) if request.as_json else found.text(plan)
+    else:
+        text = plan.to_json() if request.as_json else plan.render()
+    print(text.rstrip())
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)

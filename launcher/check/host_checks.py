@@ -45,7 +45,7 @@ def problems(launch: LaunchConfig, survey: Survey) -> Iterator[Problem]:
             yield Problem(host, f"{answer['gpu_trouble']}: {NO_GPU_REMEDY}")
     without = [host for host, answer in survey.seen.items() if not (answer["gpus"] or answer.get("gpu_trouble"))]
     if launch.device == "auto" and without and len(without) < len(survey.seen):
-        message = f"no GPU is visible on {', '.join(without)}, and some are on the others: see --doctor"
+        message = f"no GPU is visible on {', '.join(without)}, and some are on the others: see `fmfsd-launch doctor`"
         yield Problem("--device auto", f"{message}; leave {'it' if len(without) == 1 else 'them'} out, or --device cpu")
 
 

@@ -24,7 +24,7 @@ ALSO_KEPT = 2
 """Beside the newest checkpoints: the best one, and the one that is being written."""
 
 
-NO_GPU_REMEDY = "see `nvidia-smi` and `fmfsd-launch --doctor`, or train on the CPU with --device cpu"
+NO_GPU_REMEDY = "see `nvidia-smi` and `fmfsd-launch doctor`, or train on the CPU with --device cpu"
 
 
 def no_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:

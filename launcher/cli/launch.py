@@ -1,39 +1,49 @@
-"""`fmfsd-launch`: parse, call one function, exit code."""
+"""`fmfsd-launch`: choose the command, parse, call one function, return its exit code."""
 
+import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import typer
 
 from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
 from fmfsd.errors import ConfigError
 from launcher.cli import options
-from launcher.cli.manage import meant, run_app
-from launcher.cli.options import RUN_COMMANDS
+from launcher.cli.diagnose import DIAGNOSE_COMMANDS, diagnose_app
+from launcher.cli.manage import MANAGE_COMMANDS, manage_app
 from launcher.config.launch_config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
 from launcher.config.process_limits import prepare_process
 
 app = App()
+_SIMILARITY = 0.7
+"""High enough that no preset's name is taken for a mistyped command."""
 
 
 def main() -> None:
     prepare_process(os.environ)
-    first = first_word(sys.argv, os.environ)
-    if first in RUN_COMMANDS:
-        run_app()
-    elif trouble := meant(first):
-        print(trouble, file=sys.stderr)
+    word = first_word(sys.argv, os.environ)
+    if word in MANAGE_COMMANDS:
+        manage_app()
+    elif word in DIAGNOSE_COMMANDS:
+        diagnose_app()
+    elif message := suggest_command(word):
+        print(message, file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     else:
         app()
 
 
 def first_word(argv: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Behind the program's name; while a shell completes a command line, of that."""
+    """Return the first argument; while a shell completes a command line, the first argument of that line."""
     words = environment.get("_TYPER_COMPLETE_ARGS", "").split() or argv
     return words[1] if len(words) > 1 else ""
+
+
+def suggest_command(word: str) -> str:
+    """Return an error message if `word` is a mistyped subcommand, else an empty string."""
+    close = difflib.get_close_matches(word, options.COMMANDS, n=1, cutoff=_SIMILARITY)
+    return f"{word}: neither a config nor a command: did you mean `fmfsd-launch {close[0]}`?" if close else ""
 
 
 @app.command(cls=GatheringCommand)
@@ -63,13 +73,6 @@ def launch(
     check_data: options.CheckData = False,
     dry_run: options.DryRun = False,
     preflight: options.Preflight = None,
-    doctor: options.Doctor = False,
-    drill: options.Drill = None,
-    drill_seed: options.DrillSeed = 0,
-    verify_invariance: options.VerifyInvariance = None,
-    verify_steps: options.VerifySteps = 5,
-    profile: options.Profile = False,
-    profile_steps: options.ProfileSteps = 10,
     partition: options.Partition = None,
     account: options.Account = None,
     qos: options.Qos = None,
@@ -84,87 +87,24 @@ def launch(
     debug: Debug = False,
     _version: Version = False,
 ) -> None:
-    """Train: check everything, start a node agent with its workers for each node, watch them to the end.
+    """Train: check everything, start an agent and its workers on each node, and supervise them to the end.
 
-    `fmfsd-launch stop|status|logs|cancel|resume RUN` acts on a run that exists; --help tells of each.
+    `fmfsd-launch stop|status|logs|cancel|resume RUN` manages existing runs.
+    `fmfsd-launch doctor|drill|verify|profile` tests machines and configs. Each has its own --help.
 
     Exit codes: 0 done, 1 the run failed, 2 command line or config, 3 a check failed (2 and 3: nothing was started), 75
-    stopped on request with a checkpoint saved (run again to go on), 130 interrupted at once (Ctrl-C twice, or before
+    stopped on request with a checkpoint saved (run again to resume), 130 interrupted at once (Ctrl-C twice, or before
     anything was started), 143 SIGTERM before anything was started.
     """
     from fmfsd.terminal import errors_shown
-    from launcher.config.environment import extra_variables
+    from launcher.cli.arguments import LaunchArguments
     from launcher.config.error_collector import Gathered
-    from launcher.config.launch_config import (
-        DrillOptions,
-        InvarianceOptions,
-        LaunchConfig,
-        ProfileOptions,
-        SlurmOptions,
-        node_limits,
-    )
     from launcher.launch import launch_run, print_schema
-    from launcher.prepare_launch import Request, problems_without_site
-    from launcher.resources.resolve_site import settle
-    from launcher.slurm.job_options import slurm_options
-    from launcher.transport.ssh import parse_hosts
-    from launcher.transport.wrap import parse_wrap
 
+    arguments = LaunchArguments.from_options(locals())
     with errors_shown(debug=debug):
         if schema:
             print_schema()
             return
-        changes = (*([f"engine.name={engine}"] if engine else []), *(overrides or ()))
-        words = {"partition": partition, "account": account, "qos": qos, "time": time, "mem": mem, "array": array}
-        data_root, found = os.environ.get("FMFSD_DATA") or "data", Gathered(wrong_values(context))
-        most, fewest = found.of(partial(node_limits, nodes, elastic), (nodes, None))
-        more, steps = sbatch_args or (), srun_args or ()
-        slurm = partial(slurm_options, words, more=more, srun=steps, cpus_per_gpu=cpus_per_gpu, wait=wait)
-        asked = LaunchConfig(
-            gpus=gpus,
-            device=device,
-            run_dir=run_dir,
-            resume=resume,
-            grace_s=grace,
-            hang_timeout_s=hang_timeout,
-            max_restarts=max_restarts,
-            min_nodes=fewest,
-            on=on,
-            hosts=found.of(lambda: parse_hosts(hosts, hostfile), ()),
-            interface=interface,
-            preflight=preflight,
-            starter=starter,
-            wrap=found.of(lambda: parse_wrap(wrap), ()),
-            extra_env=found.of(lambda: extra_variables(env or [], os.environ), {}),
-            slurm=found.of(slurm, SlurmOptions()),
-        )
-        drills = found.of(lambda: DrillOptions.parse(drill, drill_seed), None)
-        elsewhere = on if on in ("ssh", "slurm") else None
-        beside = {"--drill": drill, "--gpus": gpus, "--elastic": elastic, "--array": array, "--on": elsewhere}
-        with_hosts = {**beside, "--hosts": hosts, "--hostfile": hostfile, "--profile": profile}
-        invariance = found.of(lambda: InvarianceOptions.parse(verify_invariance, verify_steps, beside=with_hosts), None)
-        alone = {"--drill": drill, "--array": array, "--elastic": elastic}
-        profiled = found.of(lambda: ProfileOptions.parse(asked=profile, steps=profile_steps, beside=alone), None)
-        settled = found.of(lambda: settle(asked, nodes=most, environment=os.environ), None)
-        if settled is None or found.problems:
-            also = problems_without_site(config, changes, asked, data_root=data_root, cwd=os.getcwd())
-            raise ConfigError([*found.problems, *also])
-        site, placed = settled
-        if doctor:
-            from launcher.diagnostics.doctor import examine
-
-            raise typer.Exit(examine(site, environment=os.environ, cwd=os.getcwd(), as_json=as_json))
-        request = Request(
-            config=config,
-            overrides=changes,
-            launch=placed,
-            site=site,
-            stop_after="check" if check else "plan" if dry_run else "run",
-            as_json=as_json,
-            data_root=data_root,
-            drill=drills,
-            invariance=invariance,
-            profile=profiled,
-            checks_all_data=check_data,
-        )
+        request = arguments.to_request(Gathered(wrong_values(context)), os.environ, os.getcwd())
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -1,6 +1,5 @@
-"""`fmfsd-launch stop|status|logs|cancel|resume RUN`: parse, call one function, exit code."""
+"""`fmfsd-launch stop|status|logs|cancel|resume RUN`: parse, call one function, return its exit code."""
 
-import difflib
 import os
 import sys
 from pathlib import Path
@@ -9,31 +8,23 @@ from typing import Annotated
 import typer
 
 from fmfsd.command_line import App, Debug, Json
-from launcher.cli.options import RUN_COMMANDS
 
-run_app = App()
+manage_app = App()
+MANAGE_COMMANDS = ("stop", "status", "logs", "cancel", "resume")
 EXIT_INTERRUPTED = 130
-_ALIKE = 0.7
-"""So that no preset's name is taken for a mistyped command."""
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, or the folder of an array.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory, or the directory of a job array.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return once the run has ended.")]
 
 
-def meant(word: str) -> str:
-    """What to tell somebody whose first word is almost one of the commands; empty if it is not."""
-    close = difflib.get_close_matches(word, RUN_COMMANDS, n=1, cutoff=_ALIKE)
-    return f"{word}: neither a config nor a command: did you mean `fmfsd-launch {close[0]} RUN`?" if close else ""
+@manage_app.callback()
+def manage() -> None:
+    """Manage an existing run, wherever it was launched."""
 
 
-@run_app.callback()
-def of_a_run() -> None:
-    """Act on a run that exists, wherever and however it was launched."""
-
-
-@run_app.command()
+@manage_app.command()
 def stop(run: RunFolder, wait: Wait = False, debug: Debug = False) -> None:
-    """Ask a run to stop with a checkpoint: its launcher then exits with 75; a job that waits in a queue leaves it."""
+    """Stop a run with a checkpoint; its launcher exits with 75. A job that is still queued is removed."""
     from fmfsd.terminal import errors_shown
     from launcher.manage.stop import request_stop
 
@@ -41,7 +32,7 @@ def stop(run: RunFolder, wait: Wait = False, debug: Debug = False) -> None:
         print(request_stop(run.absolute(), wait=wait))
 
 
-@run_app.command()
+@manage_app.command()
 def cancel(run: RunFolder, wait: Wait = False, debug: Debug = False) -> None:
     """End a run at once, without a checkpoint; its launcher then exits with 130."""
     from fmfsd.terminal import errors_shown
@@ -51,9 +42,9 @@ def cancel(run: RunFolder, wait: Wait = False, debug: Debug = False) -> None:
         print(request_end(run.absolute(), wait=wait))
 
 
-@run_app.command()
+@manage_app.command()
 def status(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
-    """Show how a run is doing, or each of the runs in a folder: who runs it, how far it is, what became of it."""
+    """Show the state of a run, or of each run in a folder: where it runs, its progress, its outcome."""
     from fmfsd.terminal import errors_shown
     from launcher.manage.render_status import shown
 
@@ -61,28 +52,28 @@ def status(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
         print(shown(run.absolute(), as_json=as_json))
 
 
-@run_app.command()
+@manage_app.command()
 def logs(
     run: RunFolder,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
-    rank: Annotated[int | None, typer.Option(min=0, help="Of this worker only.")] = None,
-    lines: Annotated[int, typer.Option(min=0, help="How many of the last lines of each log.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the run has ended.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Show only this worker.")] = None,
+    lines: Annotated[int, typer.Option(min=0, help="Number of last lines of each log.")] = 20,
     debug: Debug = False,
 ) -> None:
-    """Show what workers, their starters and batch jobs have said, each line with who said it."""
+    """Show the logs of workers, their starters and batch jobs; each line names its source."""
     from fmfsd.terminal import errors_shown
     from launcher.manage.logs import follow_logs, show_logs
 
     with errors_shown(debug=debug):
         try:
             (follow_logs if follow else show_logs)(run.absolute(), sys.stdout, rank=rank, lines=lines)
-        except KeyboardInterrupt as enough:
-            raise typer.Exit(EXIT_INTERRUPTED) from enough
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from interrupt
 
 
-@run_app.command()
+@manage_app.command()
 def resume(run: RunFolder, wait: Wait = False, as_json: Json = False, debug: Debug = False) -> None:
-    """Launch a run again as it was last launched; exit codes are those of a launch. --wait: for a batch job's end."""
+    """Launch a run again with the options of its last launch. --wait waits for the end of a batch job."""
     from fmfsd.terminal import errors_shown
     from launcher.manage.resume import resume as resume_run
 

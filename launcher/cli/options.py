@@ -1,4 +1,4 @@
-"""The options of `fmfsd-launch` and `fmfsd-tune`, by the panels of their help."""
+"""Options of `fmfsd-launch` and `fmfsd-tune`, in the order of the panels of their help."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,65 +9,77 @@ import typer
 from fmfsd.command_line import BEFORE, HOW, SLURM, WHAT, WHERE
 from fmfsd.config.load import preset_names
 
-DIAGNOSTICS = "Diagnostics"
-RUN_COMMANDS = ("stop", "status", "logs", "cancel", "resume")
-"""First words that are no preset: what is done to a run that exists."""
+COMMANDS = ("stop", "status", "logs", "cancel", "resume", "doctor", "drill", "verify", "profile")
+"""Subcommands of `fmfsd-launch`; no preset has such a name."""
 
 
-def _first_words(begun: str) -> Sequence[str]:
-    return [word for word in (*preset_names(), *RUN_COMMANDS) if word.startswith(begun)]
+def complete_config(prefix: str) -> Sequence[str]:
+    return [name for name in preset_names() if name.startswith(prefix)]
 
 
-Config = Annotated[str, typer.Argument(help="A preset's name or a YAML file.", autocompletion=_first_words)]
+def complete_first_word(prefix: str) -> Sequence[str]:
+    return [word for word in (*preset_names(), *COMMANDS) if word.startswith(prefix)]
+
+
+Config = Annotated[str, typer.Argument(help="A preset's name or a YAML file.", autocompletion=complete_first_word)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", rich_help_panel=WHAT, help="Change a value of the config; may be repeated."),
 ]
 Schema = Annotated[bool, typer.Option("--schema", rich_help_panel=WHAT, help="Print the JSON schema of the config.")]
 RunDirectory = Annotated[
-    Path | None, typer.Option(readable=False, rich_help_panel=WHAT, help="Default: a new one in runs/.")
+    Path | None, typer.Option(readable=False, rich_help_panel=WHAT, help="Run directory; default: a new one in runs/.")
 ]
 Resume = Annotated[
     Literal["auto", "never"],
-    typer.Option(rich_help_panel=WHAT, help="Whether to go on with a run directory that exists."),
+    typer.Option(rich_help_panel=WHAT, help="auto resumes the run in an existing run directory; never refuses."),
 ]
 
 On = Annotated[
     Literal["auto", "local", "ssh", "slurm"],
-    typer.Option(
-        rich_help_panel=WHERE, help="auto: a Slurm allocation's nodes, else the hosts given, else this machine."
-    ),
+    typer.Option(rich_help_panel=WHERE, help="auto: the nodes of a Slurm allocation, else --hosts, else this machine."),
+]
+OnNow = Annotated[
+    Literal["auto", "local", "ssh"],
+    typer.Option(rich_help_panel=WHERE, help="auto: the nodes of a Slurm allocation, else --hosts, else this machine."),
 ]
 Nodes = Annotated[
-    int | None, typer.Option("--nodes", "-N", min=1, rich_help_panel=WHERE, help="Node agents; default 1.")
+    int | None,
+    typer.Option("--nodes", "-N", min=1, rich_help_panel=WHERE, help="Number of nodes; default 1, or all hosts."),
 ]
 Gpus = Annotated[
-    int | None, typer.Option(min=1, rich_help_panel=WHERE, help="Workers a node; default: all visible GPUs, else 1.")
+    int | None, typer.Option(min=1, rich_help_panel=WHERE, help="Workers per node; default: all visible GPUs, else 1.")
 ]
-Device = Annotated[Literal["auto", "cuda", "cpu"], typer.Option(rich_help_panel=WHERE, help="What workers compute on.")]
+Device = Annotated[Literal["auto", "cuda", "cpu"], typer.Option(rich_help_panel=WHERE, help="Device of the workers.")]
 Hosts = Annotated[
-    str | None, typer.Option(metavar="A,B", rich_help_panel=WHERE, help="Machines to reach by ssh, an agent each.")
+    str | None, typer.Option(metavar="A,B", rich_help_panel=WHERE, help="Hosts to reach by ssh, one node each.")
 ]
 Hostfile = Annotated[
-    Path | None, typer.Option(rich_help_panel=WHERE, help="The same as lines of `host` or `host slots=N`.")
+    Path | None, typer.Option(rich_help_panel=WHERE, help="Hosts in a file with lines `host` or `host slots=N`.")
 ]
 Interface = Annotated[
-    str | None, typer.Option(metavar="IF", rich_help_panel=WHERE, help="Network interface that nodes talk over.")
+    str | None,
+    typer.Option(metavar="IF", rich_help_panel=WHERE, help="Network interface for communication between nodes."),
 ]
 Env = Annotated[
     list[str] | None,
-    typer.Option("--env", metavar="NAME[=VALUE]", rich_help_panel=WHERE, help="A variable for the workers."),
+    typer.Option(
+        "--env",
+        metavar="NAME[=VALUE]",
+        rich_help_panel=WHERE,
+        help="Set an environment variable of the workers; may be repeated.",
+    ),
 ]
 
 Engine = Annotated[
     Literal["torch", "deepspeed"] | None,
-    typer.Option(rich_help_panel=HOW, help="Who owns the optimizer step; as --set engine.name=..."),
+    typer.Option(rich_help_panel=HOW, help="Training engine; short for --set engine.name=..."),
 ]
 Starter = Annotated[
     Literal["torchrun", "deepspeed", "direct"],
     typer.Option(
         rich_help_panel=HOW,
-        help="What starts a node's workers: torchrun, DeepSpeed's launcher, or our agent itself (direct).",
+        help="Starts the workers of a node: torchrun, DeepSpeed's launcher, or the node agent itself (direct).",
     ),
 ]
 Wrap = Annotated[
@@ -75,31 +87,37 @@ Wrap = Annotated[
     typer.Option(
         metavar="CMD",
         rich_help_panel=HOW,
-        help="Before the agent on every node, as in 'apptainer exec --nv image.sif' or numactl.",
+        help="Command in front of the agent on every node, such as 'apptainer exec --nv image.sif' or numactl.",
     ),
 ]
 MaxRestarts = Annotated[
     int,
-    typer.Option(min=0, rich_help_panel=HOW, help="New attempts after failures, counted anew after each checkpoint."),
+    typer.Option(
+        min=0, rich_help_panel=HOW, help="Restarts after failures; the count starts again after each checkpoint."
+    ),
 ]
 Elastic = Annotated[
     str | None,
-    typer.Option(metavar="MIN:MAX", rich_help_panel=HOW, help="Node agents; go on with fewer when some are lost."),
+    typer.Option(
+        metavar="MIN:MAX", rich_help_panel=HOW, help="Number of nodes; continue with fewer when nodes are lost."
+    ),
 ]
 Grace = Annotated[
     float,
-    typer.Option(min=1, max=86_400, rich_help_panel=HOW, help="Seconds from a stop request to the end by force."),
+    typer.Option(
+        min=1, max=86_400, rich_help_panel=HOW, help="Seconds from a stop request until processes are killed."
+    ),
 ]
 HangTimeout = Annotated[
     float,
     typer.Option(
-        min=5, max=86_400, rich_help_panel=HOW, help="Seconds without a sign of progress until a worker is ended."
+        min=5, max=86_400, rich_help_panel=HOW, help="Seconds without progress until a worker counts as hung."
     ),
 ]
 
-Check = Annotated[bool, typer.Option("--check", rich_help_panel=BEFORE, help="Check everything, start nothing.")]
+Check = Annotated[bool, typer.Option("--check", rich_help_panel=BEFORE, help="Run all checks, start nothing.")]
 CheckData = Annotated[
-    bool, typer.Option("--check-data", rich_help_panel=BEFORE, help="Verify checksums, however large the set.")
+    bool, typer.Option("--check-data", rich_help_panel=BEFORE, help="Verify the checksums of data sets of any size.")
 ]
 DryRun = Annotated[
     bool,
@@ -114,63 +132,35 @@ Preflight = Annotated[
     ),
 ]
 
-Doctor = Annotated[
-    bool, typer.Option("--doctor", rich_help_panel=DIAGNOSTICS, help="What there is to run on, and what to fix.")
-]
-Drill = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FAULTS", rich_help_panel=DIAGNOSTICS, help="Inject faults into short runs, show the results; all: all."
-    ),
-]
-DrillSeed = Annotated[
-    int, typer.Option(rich_help_panel=DIAGNOSTICS, help="Decides when a fault happens, and to which process.")
-]
-VerifyInvariance = Annotated[
-    str | None,
-    typer.Option(
-        "--verify-invariance",
-        metavar="N,N...",
-        rich_help_panel=DIAGNOSTICS,
-        help="Train some steps with each number of workers, and compare the results.",
-    ),
-]
-VerifySteps = Annotated[int, typer.Option(min=1, rich_help_panel=DIAGNOSTICS, help="How many steps.")]
-Profile = Annotated[
-    bool,
-    typer.Option(
-        "--profile", rich_help_panel=DIAGNOSTICS, help="Time the parts of a few steps, write the profiler's traces."
-    ),
-]
-ProfileSteps = Annotated[
-    int, typer.Option(min=1, rich_help_panel=DIAGNOSTICS, help="How many are timed, and as many profiled.")
-]
-
 Partition = Annotated[
     str | None, typer.Option("--partition", "-p", rich_help_panel=SLURM, help="Partition of the batch job.")
 ]
-Account = Annotated[str | None, typer.Option("--account", "-A", rich_help_panel=SLURM, help="Account that is charged.")]
+Account = Annotated[str | None, typer.Option("--account", "-A", rich_help_panel=SLURM, help="Account to charge.")]
 Qos = Annotated[str | None, typer.Option(rich_help_panel=SLURM, help="Quality of service.")]
 Time = Annotated[
     str | None,
     typer.Option(
-        "--time", "-t", rich_help_panel=SLURM, help="Limit, as in 4:00:00; a run that needs more goes on in the next."
+        "--time", "-t", rich_help_panel=SLURM, help="Time limit such as 4:00:00; a longer run is requeued and resumed."
     ),
 ]
-Mem = Annotated[str | None, typer.Option(rich_help_panel=SLURM, help="Memory a node, as in 64G.")]
-CpusPerGpu = Annotated[int | None, typer.Option(min=1, rich_help_panel=SLURM, help="Cores a worker; default 2.")]
+Mem = Annotated[str | None, typer.Option(rich_help_panel=SLURM, help="Memory per node, such as 64G.")]
+CpusPerGpu = Annotated[int | None, typer.Option(min=1, rich_help_panel=SLURM, help="CPU cores per worker; default 2.")]
 Array = Annotated[
     str | None,
-    typer.Option(metavar="SEEDS", rich_help_panel=SLURM, help="As in 0-4: a run for each seed, in RUN_DIR/seed-N."),
+    typer.Option(
+        metavar="SEEDS", rich_help_panel=SLURM, help="Seeds such as 0-4: one run per seed, in RUN_DIR/seed-N."
+    ),
 ]
 SbatchArgs = Annotated[
     list[str] | None,
-    typer.Option("--sbatch-arg", metavar="KEY=VALUE", rich_help_panel=SLURM, help="Any other option of sbatch."),
+    typer.Option("--sbatch-arg", metavar="KEY=VALUE", rich_help_panel=SLURM, help="Further option of sbatch."),
 ]
 SrunArgs = Annotated[
     list[str] | None,
     typer.Option(
-        "--srun-arg", metavar="KEY=VALUE", rich_help_panel=SLURM, help="An option of srun for each node's agent."
+        "--srun-arg", metavar="KEY=VALUE", rich_help_panel=SLURM, help="Further option of srun for the node agents."
     ),
 ]
-Wait = Annotated[bool, typer.Option("--wait", rich_help_panel=SLURM, help="Follow the job until it has ended.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", rich_help_panel=SLURM, help="Wait for the end of the job and show its logs.")
+]

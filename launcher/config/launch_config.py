@@ -144,72 +144,8 @@ def from_json(content: Mapping[str, Any], environment: Mapping[str, str]) -> Lau
     return TypeAdapter(LaunchConfig).validate_python({**content, "extra_env": {**extra, **given}})
 
 
-FAULTS = ("preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link")
-
-
-@dataclass(frozen=True)
-class DrillOptions:
-    """Faults to be done to short runs, and the seed of when and to which process."""
-
-    faults: tuple[str, ...]
-    seed: int
-
-    @classmethod
-    def parse(cls, faults: str | None, seed: int) -> "DrillOptions | None":
-        """Of `--drill a,b` and `--drill-seed N`; `all` are all faults. ConfigError for one that is unknown."""
-        if faults is None:
-            return None
-        asked = FAULTS if faults == "all" else tuple(dict.fromkeys(faults.split(",")))
-        if unknown := [name for name in asked if name not in FAULTS]:
-            names = ", ".join(map(ascii, unknown))
-            raise ConfigError(f"--drill: there is no fault {names}; there are {', '.join(FAULTS)}, and all")
-        return cls(asked, seed)
-
-
-@dataclass(frozen=True)
-class InvarianceOptions:
-    """Numbers of workers that are to train alike, the first one being the measure, for so many steps."""
-
-    workers: tuple[int, ...]
-    steps: int
-
-    @classmethod
-    def parse(cls, workers: str | None, steps: int, *, beside: Mapping[str, object]) -> "InvarianceOptions | None":
-        """Of `--verify-invariance 1,2,4` and `--verify-steps N`. ConfigError, also for what is given `beside` it."""
-        if workers is None:
-            return None
-        given = [name for name, value in beside.items() if value]
-        wrong = [Problem(f"--verify-invariance, {name}", "it says itself what runs, and on how many") for name in given]
-        numbers = workers.split(",")
-        if len(set(numbers)) < max(2, len(numbers)) or not all(map(_COUNT.fullmatch, numbers)):
-            expected = "two or more different numbers of workers, as in 1,2,4"
-            wrong.append(Problem(f"--verify-invariance {workers!a}", f"expected {expected}"))
-        if wrong:
-            raise ConfigError(wrong)
-        return cls(tuple(map(int, numbers)), steps)
-
-
-@dataclass(frozen=True)
-class ProfileOptions:
-    """So many steps are timed, and as many are taken apart."""
-
-    steps: int
-
-    @classmethod
-    def parse(cls, *, asked: bool, steps: int, beside: Mapping[str, object]) -> "ProfileOptions | None":
-        """Of `--profile` and `--profile-steps N`. ConfigError for what is given `beside` it."""
-        if not asked:
-            return None
-        if given := [name for name, value in beside.items() if value]:
-            raise ConfigError(
-                [Problem(f"--profile, {name}", "each makes runs of its own: leave one out") for name in given]
-            )
-        return cls(steps)
-
-
 _DIRECT_BEFORE = "none"
 """What runs of 0.1 call a worker that its agent has started itself."""
-_COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
 
 def node_limits(nodes: int | None, elastic: str | None) -> tuple[int | None, int | None]:

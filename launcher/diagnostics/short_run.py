@@ -1,21 +1,24 @@
-"""A run that is made to be looked at, in a folder of its own: for drills and comparisons."""
+"""Short runs of a user's config in directories of their own, for drill, verify and profile."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 
 from fmfsd.config import RunConfig
+from fmfsd.config.load import config_name
 from fmfsd.run.run_dir import RunDir
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.prepare_launch import Request, run_dir_of
 from launcher.supervise.coordinator import start_planned
 from launcher.supervise.run_plan import EXIT_CODES, Execution
 from launcher.transport.agent_client import Agent
 
 
-class EndedByUserError(Exception):
-    """Somebody has ended a run that was not to be ended."""
+class InterruptedByUserError(Exception):
+    """The user has stopped or interrupted a short run."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
@@ -23,8 +26,8 @@ class EndedByUserError(Exception):
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """A short run of `config`; `plan_of` plans it on some of the launch's nodes. Else as `Execution` has it."""
+class ShortRun:
+    """A run of `config`; `plan_of` plans it on some of the launch's nodes. Other fields are those of `Execution`."""
 
     config: RunConfig
     launch: LaunchConfig
@@ -36,7 +39,7 @@ class Rehearsal:
     start_agent: Callable[[NodePlan], Agent] = start_planned
 
     def run_to_end(self, *, may_stop: bool = False) -> None:
-        """Until it is finished. Raises what a launch raises, and EndedByUserError if it is stopped, unless it may."""
+        """Train to the end. Raises what a launch raises; InterruptedByUserError also for a stop, unless `may_stop`."""
         execution = Execution(
             self.config,
             self.launch,
@@ -47,21 +50,20 @@ class Rehearsal:
             look=self.look,
             start_agent=self.start_agent,
         )
-        code = execution.run_to_end(self._goes_on())
+        code = execution.run_to_end(self._resume_command())
         if code == EXIT_CODES["interrupted"] or (code == EXIT_CODES["stopped"] and not may_stop):
-            raise EndedByUserError(code)
+            raise InterruptedByUserError(code)
 
-    def _goes_on(self) -> list[str]:
-        """The command that would go on with this one run."""
+    def _resume_command(self) -> list[str]:
+        """Return the command that resumes this one run."""
         options = {"--nodes": self.launch.nodes, "--gpus": self.plan_of().workers_per_node}
         flat = (str(part) for option in options.items() for part in option)
         device, folder = self.launch.device, str(self.run.path)
         return ["fmfsd-launch", str(self.run.config), *flat, "--device", device, "--run-dir", folder]
 
 
-def shortened(config: RunConfig, steps: int) -> list[str]:
-    """What makes a run of `config` end after so many steps, with an evaluation and a checkpoint there and nowhere else,
-    whatever its milestones are."""
+def shorten(config: RunConfig, steps: int) -> list[str]:
+    """Return overrides that end a run of `config` after `steps` steps, with one evaluation and one checkpoint there."""
     return [
         f"train.epochs={config.train.epochs + steps}",
         f"train.max_steps={steps}",
@@ -70,3 +72,10 @@ def shortened(config: RunConfig, steps: int) -> list[str]:
         "checkpoint.every_steps=null",
         "checkpoint.every_minutes=null",
     ]
+
+
+def short_run_dir(request: Request, cwd: str, purpose: str) -> RunDir:
+    """Return the requested run directory, else a new one named after the config and `purpose`."""
+    if request.launch.run_dir is not None:
+        return run_dir_of(request, cwd)
+    return RunDir.fresh(Path(cwd) / "runs", f"{config_name(request.config)}-{purpose}")

@@ -128,5 +128,3 @@ def problems(request: "Request", folder: RunDir, tasks: tuple[Task, ...]) -> Ite
         yield Problem("--time", f"{time} is not longer than the {lead} s before its end at which the run is stopped")
     if {"%", "\\"} & set(str(folder.path)):
         yield Problem(str(folder.path), "Slurm writes no log into a folder with % or \\ in its path: choose another")
-    if request.drill is not None:
-        yield Problem("--drill", "is done on this machine or inside an allocation, not submitted: leave --on slurm out")

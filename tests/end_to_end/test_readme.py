@@ -1,17 +1,21 @@
-"""The README's first command, word for word, but for the installation that has run when tests run."""
+"""The documentation: the README's first command, its length and links, and directory trees that match the real one."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from fmfsd.config import preset_names
 from tests.helpers.processes import run_command
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("*/README.md")), ROOT / "tests" / "benchmarks" / "RESULTS.md"]
+SOURCES = (".py", ".yaml", ".cpp", ".h", ".css", ".js")
 
 
 def first_command() -> list[str]:
-    """The launch at the end of the README's first command."""
+    """Return the arguments of the launch at the end of the README's first command."""
     (command, *_) = re.findall(r"^.*?bin/fmfsd-launch (.*)$", README.read_text(), re.MULTILINE)
     return str(command).split()
 
@@ -23,31 +27,45 @@ def test_the_first_command_trains_in_an_empty_folder(tmp_path: Path) -> None:
     answer = run_command("fmfsd-launch", *arguments, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert re.search(rf"^run: {tmp_path}/runs/smoke-\S+$", answer.stdout, re.MULTILINE)
-    shown = dict(re.findall(r"│ (\w+) +│ +([\d.]+)% +│", answer.stdout))
-    assert set(shown) == {"branch1", "fused", "deepest", "ensemble"}
-    assert all(float(accuracy) > 90 for accuracy in shown.values())
+    accuracies = dict(re.findall(r"│ (\w+) +│ +([\d.]+)% +│", answer.stdout))
+    assert set(accuracies) == {"branch1", "fused", "deepest", "ensemble"}
+    assert all(float(accuracy) > 90 for accuracy in accuracies.values())
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "logs" / "node-0" / "rank-0.log").exists()
     assert (run / "logs" / "node-1" / "rank-1.log").exists()
 
 
-def test_the_tree_in_the_readme_is_the_real_one() -> None:
-    text = README.read_text()
-    tree = text[text.index("## The tree") :]
-    tree = tree[: tree.index("\n## ", 3)]
-    root = README.parent
-    for package in ("fmfsd", "launcher"):
-        modules = {path.stem for path in (root / package).glob("*.py") if not path.stem.startswith("__")}
-        folders = {path.name for path in (root / package).iterdir() if path.is_dir() and not path.name.startswith("__")}
-        missing = {name for name in modules | folders if not re.search(rf"\b{name}\b", tree)}
-        assert not missing, f"{package}: {missing} not in the README's tree"
+@pytest.mark.parametrize("package", ["fmfsd", "launcher"])
+def test_the_tree_of_a_package_is_the_real_one(package: str) -> None:
+    text = (ROOT / package / "README.md").read_text()
+    block = text.partition("## Packages\n\n```\n")[2].partition("\n```")[0]
+    lines = re.sub(r"\n +", " ", block).splitlines()
+    tree = {line.split()[0]: set(line.rpartition(": ")[2].split()) for line in lines}
+    assert tree == {f"{folder.relative_to(ROOT)}/": files for folder, files in real_tree(ROOT / package)}
 
 
-@pytest.mark.parametrize(
-    "name", ["smoke", "cifar100-resnet18", "cifar100-resnet18-b2048", "cifar100-resnet8", "cifar10-resnet18"]
-)
-def test_every_preset_that_the_readme_names_exists(name: str) -> None:
-    from fmfsd.config import preset_names
+def real_tree(package: Path) -> list[tuple[Path, set[str]]]:
+    folders = [package, *(path for path in package.rglob("*") if path.is_dir() and path.name != "__pycache__")]
+    return [
+        (folder, {name_of(path) for path in folder.iterdir() if path.suffix in SOURCES} - {"__init__"})
+        for folder in folders
+    ]
 
-    assert name in README.read_text()
-    assert name in preset_names()
+
+def name_of(path: Path) -> str:
+    return path.stem if path.suffix == ".py" else path.name
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).is_file()] == []
+
+
+def test_every_preset_is_documented() -> None:
+    text = (ROOT / "fmfsd" / "README.md").read_text()
+    assert [name for name in preset_names() if f"`{name}`" not in text] == []

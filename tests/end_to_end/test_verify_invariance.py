@@ -1,4 +1,4 @@
-"""`fmfsd-launch --verify-invariance`, as a user starts it: real runs by several numbers of workers, and its table."""
+"""`fmfsd-launch verify`, as a user starts it: real runs by several numbers of workers, and its table."""
 
 import json
 import signal
@@ -22,8 +22,8 @@ def _arguments(root: Path, *changes: str) -> tuple[str, ...]:
 
 
 def test_a_sound_config_comes_to_the_same_on_one_and_on_two_nodes(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    sizes = ("--verify-invariance", "1,2", "--verify-steps", "2", "--nodes", "2", "--run-dir", "found", "--json")
-    done = run_command("fmfsd-launch", *arguments, *sizes, cwd=tmp_path)
+    sizes = ("--workers", "1,2", "--steps", "2", "--nodes", "2", "--run-dir", "found", "--json")
+    done = run_command("fmfsd-launch", "verify", *arguments, *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     (two,) = content["against_the_first"]
@@ -38,20 +38,20 @@ def test_a_sound_config_comes_to_the_same_on_one_and_on_two_nodes(arguments: tup
 
 def test_a_config_whose_results_depend_on_the_workers_is_told_so(tiny_root: Path, tmp_path: Path) -> None:
     arguments = _arguments(tiny_root, "model.sync_bn=false")
-    sizes = ("--verify-invariance", "2,1", "--verify-steps", "2")
-    done = run_command("fmfsd-launch", *arguments, *sizes, cwd=tmp_path, env={"COLUMNS": "120"})
+    sizes = ("--workers", "2,1", "--steps", "2")
+    done = run_command("fmfsd-launch", "verify", *arguments, *sizes, cwd=tmp_path, env={"COLUMNS": "120"})
     assert done.returncode == 1
     assert "model.sync_bn is off: results depend on the number of workers" in done.stdout
     assert "NO: losses, gradients, weights" in done.stdout
     assert "1 worker: gradients differ by" in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("cifar100-resnet18-invariance-")
+    assert folder.name.startswith("cifar100-resnet18-verify-")
 
 
 def test_a_comparison_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """And begins no other run."""
-    sizes = ("--verify-invariance", "1,2", "--verify-steps", "100000")
-    with launched(tmp_path, "found", (*arguments, *sizes)) as verification:
+    sizes = ("--workers", "1,2", "--steps", "100000")
+    with launched(tmp_path, "found", ("verify", *arguments, *sizes)) as verification:
         Launched(verification.process, RunDir(tmp_path / "found" / "w1")).wait_for_step(1)
         verification.signal(signal.SIGINT)
         code, output = verification.end()
@@ -64,23 +64,19 @@ def test_a_comparison_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_p
     ("wrong", "expected"),
     [
         (
-            ("--verify-invariance", "1,3,128", "--set", "train.log_every=no"),
+            ("--workers", "1,3,128", "--set", "train.log_every=no"),
             ("train.log_every",),
         ),
         (
-            ("--verify-invariance", "1,3,128", "--run-dir", "taken"),
+            ("--workers", "1,3,128", "--run-dir", "taken"),
             ("3 workers do not divide data.shards 64; nearest: 2 or 4", "128 workers do not", "taken: exists"),
         ),
         (
-            ("--verify-invariance", "1,2", "--device", "cuda"),
-            ("--verify-invariance 1: as many GPUs are needed, 0 visible", "--verify-invariance 2:", "--device cpu"),
+            ("--workers", "1,2", "--device", "cuda"),
+            ("--workers 1: needs as many GPUs, 0 are visible", "--workers 2:", "--device cpu"),
         ),
-        (
-            ("--verify-invariance", "2", "--drill", "hang", "--gpus", "2", "--hosts", "a,b", "--set", "foo=1"),
-            ("'2': expected two or more", "--drill:", "--gpus:", "--hosts:", "--set foo=1"),
-        ),
-        (("--verify-invariance", "1,2", "--on", "slurm"), ("--verify-invariance, --on: it says itself",)),
-        (("--verify-invariance", "1,2,2"), ("expected two or more different numbers of workers, as in 1,2,4",)),
+        (("--workers", "2", "--set", "foo=1"), ("'2': expected two or more", "--set foo=1")),
+        (("--workers", "1,2,2"), ("expected two or more different numbers of workers, as in 1,2,4",)),
     ],
 )
 def test_what_can_not_be_compared_is_refused_before_anything_starts(
@@ -88,7 +84,7 @@ def test_what_can_not_be_compared_is_refused_before_anything_starts(
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.yaml").touch()
-    answer = run_command("fmfsd-launch", "smoke", *wrong, cwd=tmp_path)
+    answer = run_command("fmfsd-launch", "verify", "smoke", *wrong, cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (2, "")
     for part in expected:
         assert part in answer.stderr
@@ -96,7 +92,7 @@ def test_what_can_not_be_compared_is_refused_before_anything_starts(
 
 
 def test_a_dry_run_shows_the_plan_of_each(tmp_path: Path) -> None:
-    words = ("smoke", "--verify-invariance", "1,4", "--nodes", "2", "--run-dir", "found", "--dry-run", "--json")
+    words = ("verify", "smoke", "--workers", "1,4", "--nodes", "2", "--run-dir", "found", "--dry-run", "--json")
     runs = json.loads(run_command("fmfsd-launch", *words, cwd=tmp_path).stdout)["runs"]
     assert [(run["workers"], len(run["nodes"]), run["run_dir"]) for run in runs] == [
         (1, 1, f"{tmp_path}/found/w1"),

@@ -71,5 +71,7 @@ def test_every_shipped_file_is_in_the_wheel_as_it_is_here(fresh: Path, tmp_path:
 
 
 def test_the_kernel_is_compiled_from_the_wheels_source(fresh: Path, tmp_path: Path) -> None:
-    code = "import torch; from fmfsd.model import kernel; print(kernel.takes(torch.zeros(1, 1, 1, 1), torch.zeros(1)))"
+    code = (
+        "import torch; from fmfsd.cpu.spatial_kernel import takes;print(takes(torch.zeros(1, 1, 1, 1), torch.zeros(1)))"
+    )
     assert ask(fresh, tmp_path, "python", "-c", code) == "True\n"

@@ -35,9 +35,9 @@ def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
 ) -> None:
     """Of the disk and the network that were made nothing is left."""
     mounts = Path("/proc/mounts").read_text()
-    drill = ("--drill", "all", "--drill-seed", "3", "--run-dir", "drill", "--json")
+    drill = ("drill", *arguments, "--seed", "3", "--run-dir", "drill", "--json")
     slow = faulty(tmp_path / "slow", takes_its_time)
-    done = run_command("fmfsd-launch", *arguments, *TWO_NODES, *drill, cwd=tmp_path, env=slow.env, timeout_s=900)
+    done = run_command("fmfsd-launch", *drill, *TWO_NODES, cwd=tmp_path, env=slow.env, timeout_s=900)
     faults = {each["fault"]: each for each in json.loads(done.stdout)["faults"]}
     assert list(faults) == ["preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link"]
     assert all(each["good"] and not each["skipped"] for each in faults.values()), done.stderr
@@ -54,7 +54,8 @@ def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
 
 def test_a_drill_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """And does not take it for a fault of its own."""
-    with launched(tmp_path, "drill", (*arguments, "--drill", "preempt,hang")) as drill:
+    config, *options = arguments
+    with launched(tmp_path, "drill", ("drill", config, "preempt,hang", *options)) as drill:
         first = Launched(drill.process, RunDir(tmp_path / "drill" / "undisturbed"))
         first.wait_for_step(1)
         drill.signal(signal.SIGINT)
@@ -67,15 +68,17 @@ def test_a_drill_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: 
 def test_a_drill_does_not_begin_in_the_folder_of_a_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
-    done = run_command("fmfsd-launch", *arguments, "--drill", "hang", "--run-dir", "run", cwd=tmp_path)
+    config, *options = arguments
+    done = run_command("fmfsd-launch", "drill", config, "hang", *options, "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 2
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """And nothing is run where no fault is left."""
-    one_node = ("--drill", "cut-link", "--run-dir", "drill", "--json")
-    done = run_command("fmfsd-launch", *arguments, *one_node, cwd=tmp_path)
+    config, *options = arguments
+    one_node = ("drill", config, "cut-link", *options, "--run-dir", "drill", "--json")
+    done = run_command("fmfsd-launch", *one_node, cwd=tmp_path)
     (fault,) = json.loads(done.stdout)["faults"]
     assert fault["skipped"].startswith("needs ")
     assert done.returncode == 0
@@ -83,7 +86,8 @@ def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tupl
 
 
 def test_a_fault_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    done = run_command("fmfsd-launch", "smoke", "--drill", "kill-worker,earthquake", cwd=tmp_path)
+    done = run_command("fmfsd-launch", "drill", "smoke", "kill-worker,earthquake", "--set", "foo=1", cwd=tmp_path)
     assert done.returncode == 2
     assert "there is no fault 'earthquake'; there are preempt, kill-worker" in done.stderr
+    assert "--set foo=1" in done.stderr
     assert list(tmp_path.iterdir()) == []

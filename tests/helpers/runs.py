@@ -18,7 +18,7 @@ from fmfsd.training.attempt_fence import Fence
 from fmfsd.training.loop import Loop
 from fmfsd.training.stop_flag import StopFlag
 from fmfsd.training.trainer import build_loop
-from launcher.diagnostics.drill.results import NOT_REPEATABLE
+from launcher.diagnostics.drill.results import CLOCK_METRICS
 
 TINY = (
     "data.name=cifar10",
@@ -96,7 +96,7 @@ def train_run(comms: Comms, folder: Path, stop_after: int | None = None) -> str:
 def records(run: RunDir) -> list[dict[str, Any]]:
     """The metrics, without what depends on the clock."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in NOT_REPEATABLE} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in lines]
 
 
 def assert_records_agree(one: list[dict[str, Any]], other: list[dict[str, Any]], *, tolerance: float) -> None:

@@ -213,7 +213,6 @@ def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
         (("--array", "5-1"), 2, "expected up to 10000 seeds"),
         (("--run-dir", "100%"), 2, "Slurm writes no log into a folder with %"),
         (("--partition", "nope"), 3, "Slurm refuses the job: invalid partition specified: nope"),
-        (("--drill", "all"), 2, "--drill: is done on this machine"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_submitted_or_written(

@@ -1,3 +1,5 @@
-"""What there is to run on, here or on the hosts of a launch, and the fix for what is wrong."""
+"""`fmfsd-launch doctor`: what machines and clusters offer, and how to fix what is wrong."""
 
-from launcher.diagnostics.doctor.examine import examine as examine
+from launcher.diagnostics.doctor.examine import examine
+
+__all__ = ["examine"]

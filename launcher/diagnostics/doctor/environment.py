@@ -1,4 +1,4 @@
-"""What is around this machine: prepared data sets, ssh, Slurm."""
+"""Findings about the environment of this machine: prepared data sets, ssh, Slurm."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,33 +17,33 @@ def findings(environment: Mapping[str, str], *, cwd: str) -> Iterator[Finding]:
         Path(cwd) / (environment.get("FMFSD_DATA") or "data"), is_named=bool(environment.get("FMFSD_DATA"))
     )
     ssh = shutil.which("ssh")
-    yield Finding(HERE, "ssh", ssh or "not there; only --hosts needs it")
+    yield Finding(HERE, "ssh", ssh or "not installed; only --hosts needs it")
     yield from _slurm(Allocation.of(environment))
 
 
 def _data(root: Path, *, is_named: bool) -> Iterator[Finding]:
-    what = "FMFSD_DATA" if is_named else "data"
+    name = "FMFSD_DATA" if is_named else "data"
     indexes = sorted(root.glob("*/index.json")) if root.is_dir() else []
     if not indexes:
-        yield Finding(HERE, what, f"{root}: no prepared set; a launch fetches and prepares what it needs")
+        yield Finding(HERE, name, f"{root}: no prepared data set; a launch downloads and prepares what it needs")
     for path in indexes:
         try:
-            yield Finding(HERE, what, f"{path.parent}: {read_index(path.parent).describe()}")
+            yield Finding(HERE, name, f"{path.parent}: {read_index(path.parent).describe()}")
         except DataError as error:
-            yield Finding(HERE, what, f"{path.parent}: damaged", str(error))
+            yield Finding(HERE, name, f"{path.parent}: damaged", str(error))
 
 
 def _slurm(allocation: Allocation | None) -> Iterator[Finding]:
     if shutil.which("sinfo") is None:
-        yield Finding(HERE, "Slurm", "not there; only --on slurm needs it")
+        yield Finding(HERE, "Slurm", "not installed; only --on slurm needs it")
         return
     try:
         for partition in sinfo.partitions():
             yield Finding(HERE, "Slurm partition", str(partition))
         yield Finding(HERE, "Slurm", sinfo.version())
     except CheckError as error:
-        lost = "a job of its own has to reach it: ask those who run the cluster" if allocation is not None else ""
-        yield Finding(HERE, "Slurm", f"installed, and no cluster answers: {error}", lost)
+        remedy = "jobs need to reach it: ask the administrators of the cluster" if allocation is not None else ""
+        yield Finding(HERE, "Slurm", f"installed, but no cluster answers: {error}", remedy)
     if allocation is not None:
-        each = f"{allocation.cores} cores and {allocation.gpus} GPUs on each"
-        yield Finding(HERE, "Slurm job", f"we are in {allocation.job_id} on {allocation.nodelist}, {each}")
+        offer = f"{allocation.cores} cores and {allocation.gpus} GPUs per node"
+        yield Finding(HERE, "Slurm job", f"inside job {allocation.job_id} on {allocation.nodelist}, {offer}")

@@ -1,11 +1,11 @@
-"""One line of a doctor's report."""
+"""One row of the report of `fmfsd-launch doctor`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something of a machine as it was found; `wrong`: what is the matter with it, and what to do; or empty."""
+    """A property of a machine. `wrong`: the problem and its remedy, or empty."""
 
     machine: str
     what: str

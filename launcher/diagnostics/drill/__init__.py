@@ -1,5 +1,6 @@
-"""`fmfsd-launch --drill`: real faults, done to short runs of a user's own config on the user's own machine."""
+"""`fmfsd-launch drill`: real faults injected into short runs of a user's own config on the user's own machine."""
 
-from launcher.diagnostics.drill.drill import Drill
+from launcher.diagnostics.drill.drill import run_drill
+from launcher.diagnostics.drill.faults import parse_faults
 
-__all__ = ["Drill"]
+__all__ = ["parse_faults", "run_drill"]

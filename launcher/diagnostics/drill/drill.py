@@ -1,9 +1,9 @@
-"""A drill: an undisturbed run, the same run with each fault, and a table of what became of them."""
+"""A drill: one undisturbed run, the same run again with each fault, and a table of the results."""
 
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,57 +11,84 @@ from rich.console import Console
 
 from fmfsd.config import RunConfig
 from fmfsd.data.shards.index import read_index, set_folder
-from fmfsd.errors import FmfsdError, RunFailedError
+from fmfsd.errors import FmfsdError, Problem, RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.config.launch_config import DrillOptions, LaunchConfig
+from launcher.config.error_collector import all_of
+from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.drill.faults import FAULTS, Injector, Scene
-from launcher.diagnostics.drill.results import Result, checkpoint_bytes, differences, print_json, table
-from launcher.diagnostics.short_run import EndedByUserError, Rehearsal, shortened
-from launcher.plan.plan import LaunchPlan
+from launcher.diagnostics.drill.results import Result, checkpoint_bytes, compare_runs, print_json, table
+from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun, short_run_dir, shorten
+from launcher.plan.plan import LaunchPlan, plan_run
+from launcher.prepare_launch import Request, checked, config_of, prepare_command, show_plan
 from launcher.supervise.coordinator import start_planned
+from launcher.supervise.run_plan import console_of
 from launcher.transport.isolation import INTERFACE, CuttableNetwork
 
-FEWEST_STEPS = 16
+MIN_STEPS = 16
 TRAINING_S = 6.0
-"""Long enough for a fault to find the run at work: half of it is left after the latest one, and progress is shown twice
-a second."""
+"""Minimum duration of a run: half of it remains after the latest fault, and progress is written twice a second."""
 HANG_TIMEOUT_S = 10.0
 SLOW_STEPS = 4
-"""The time for so many steps or evaluation batches is no hang, if that is longer."""
+"""The hang timeout is at least the time of this number of steps or evaluation batches."""
+
+
+def run_drill(request: Request, faults: Sequence[str], seed: int, *, environment: Mapping[str, str], cwd: str) -> int:
+    """Return the exit code: 1 if a fault was not survived or changed the result.
+
+    ConfigError or CheckError before anything is started.
+    """
+    run = short_run_dir(request, cwd, "drill")
+    exists = (
+        [] if run.is_unused() else [Problem(str(run.path), "exists, and a drill needs new runs: use another --run-dir")]
+    )
+    (found,) = all_of([partial(checked, request, run, environment, cwd)], beside=exists)
+    prepare = prepare_command(found.config)
+    plan_for = partial(plan_run, request.launch, found.site, environment=environment, cwd=cwd, prepare=prepare)
+    if request.stop_after != "run":
+        show_plan(request, found, plan_for(run))
+        return 0
+    drill = Drill(
+        faults, seed, partial(config_of, request), request.launch, run, plan_for, console_of(as_json=request.as_json)
+    )
+    return drill.run_to_end(as_json=request.as_json)
 
 
 class Drill:
-    """`short_of(changes)` is the user's config with changes; `plan_for(run, slots)` plans a run of the launch."""
+    """`config_with(changes)` is the user's config with overrides; `plan_for(run, slots)` plans a run of the launch."""
 
     def __init__(
         self,
-        options: DrillOptions,
-        short_of: Callable[[Sequence[str]], RunConfig],
+        faults: Sequence[str],
+        seed: int,
+        config_with: Callable[[Sequence[str]], RunConfig],
         launch: LaunchConfig,
         run: RunDir,
         plan_for: Callable[..., LaunchPlan],
         console: Console,
     ) -> None:
-        self._options, self._short_of, self._folder, self._plan_for = options, short_of, run.path, plan_for
-        self._launch, self._console = replace(launch, min_nodes=None), console
-        self._steps, self._whole = FEWEST_STEPS, RunDir(self._folder / "undisturbed")
+        self._faults, self._seed, self._config_with = faults, seed, config_with
+        self._folder, self._plan_for, self._console = run.path, plan_for, console
+        self._launch = replace(launch, min_nodes=None)
+        self._steps, self._undisturbed = MIN_STEPS, RunDir(self._folder / "undisturbed")
         self._checkpoint_bytes = 0
 
     def run_to_end(self, *, as_json: bool) -> int:
-        """The exit code: 1 if a fault was not survived, or changed the result."""
-        self._say(f"drill: {self._folder}")
+        """Return the exit code: 1 if a fault was not survived or changed the result."""
+        self._print(f"drill: {self._folder}")
         try:
-            if not all(map(self._lacks, self._options.faults)):
-                self._say("an undisturbed run first")
-                self._undisturbed()
-            results = [self._result(fault) for fault in self._options.faults]
-        except EndedByUserError as ended:
-            self._say("the drill was ended")
-            return ended.exit_code
+            if not all(map(self._missing, self._faults)):
+                self._print("an undisturbed run first")
+                self._run_undisturbed()
+            results = [self._result(fault) for fault in self._faults]
+        except InterruptedByUserError as interruption:
+            self._print("the drill was ended")
+            return interruption.exit_code
         self._console.print(table(results))
-        self._say(f"{self._steps} steps each, a checkpoint every {self._every}, seed {self._options.seed}")
-        self._say("noticed, and at work again: so long after the fault; resumed exactly: bit for bit as undisturbed")
+        self._print(f"{self._steps} steps each, a checkpoint every {self._every}, seed {self._seed}")
+        self._print(
+            "noticed, training again: seconds after the fault; resumed exactly: bitwise equal to the undisturbed run"
+        )
         if as_json:
             print_json(results)
         return 0 if all(result.is_good for result in results) else RunFailedError.exit_code
@@ -70,61 +97,61 @@ class Drill:
     def _every(self) -> int:
         return self._steps // 4
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def _undisturbed(self) -> None:
-        """As long as a fault needs to find it at work, for which the first one is the measure."""
-        self._execute(self._whole)
-        step_s = _seconds_a_step(self._whole)
-        slowest_s = max(step_s, self._seconds_an_evaluation_batch())
+    def _run_undisturbed(self) -> None:
+        """Run undisturbed; run again with more steps if the run was too short for a fault to hit it while training."""
+        self._execute(self._undisturbed)
+        step_s = _seconds_per_step(self._undisturbed)
+        slowest_s = max(step_s, self._seconds_per_evaluation_batch())
         self._launch = replace(self._launch, hang_timeout_s=max(HANG_TIMEOUT_S, SLOW_STEPS * slowest_s))
         wanted = 4 * math.ceil(TRAINING_S / step_s / 4)
         if wanted > self._steps:
-            self._say(f"\nand a longer one, as {self._steps} steps take just {self._steps * step_s:.1f} s")
-            self._steps, self._whole = wanted, RunDir(self._folder / "undisturbed-longer")
-            self._execute(self._whole)
-        self._checkpoint_bytes = checkpoint_bytes(self._whole)
+            self._print(f"\na longer one, as {self._steps} steps take only {self._steps * step_s:.1f} s")
+            self._steps, self._undisturbed = wanted, RunDir(self._folder / "undisturbed-longer")
+            self._execute(self._undisturbed)
+        self._checkpoint_bytes = checkpoint_bytes(self._undisturbed)
 
-    def _lacks(self, name: str) -> str:
-        """What it takes and is not here, as far as a checkpoint's size is known; empty if it can be done."""
-        return FAULTS[name].lacks(self._launch, self._checkpoint_bytes)
+    def _missing(self, name: str) -> str:
+        """Return what a fault needs and this machine lacks, or an empty string."""
+        return FAULTS[name].missing(self._launch, self._checkpoint_bytes)
 
-    def _seconds_an_evaluation_batch(self) -> float:
-        config, workers = self._config(), self._plan_for(self._whole).num_workers
-        *_, (trained_at, _), (evaluated_at, split) = _moments(self._whole)
+    def _seconds_per_evaluation_batch(self) -> float:
+        config, workers = self._config(), self._plan_for(self._undisturbed).num_workers
+        *_, (trained_at, _), (evaluated_at, split) = _record_times(self._undisturbed)
         share = config.train.evaluate_batch * workers / read_index(set_folder(config.data)).samples(split)
         return (evaluated_at - trained_at) * min(1.0, share)
 
     def _result(self, name: str) -> Result:
-        self._say(f"\n{name}")
-        if skipped := self._lacks(name):
+        self._print(f"\n{name}")
+        if skipped := self._missing(name):
             return Result(name, skipped=skipped)
         try:
             return self._with_fault(name)
         except (FmfsdError, OSError) as error:
-            self._say(str(error))
+            self._print(str(error))
             return Result(name, problem=f"NO: {str(error).splitlines()[0]}")
 
     def _with_fault(self, name: str) -> Result:
         fault, run = FAULTS[name], RunDir(self._folder / name)
-        chance = random.Random(f"{self._options.seed} {name}")
-        scene = Scene(run, chance, self._checkpoint_bytes)
+        rng = random.Random(f"{self._seed} {name}")
+        scene = Scene(run, rng, self._checkpoint_bytes)
         fault.prepare(scene)
-        step = chance.randint(self._every + 1, 2 * self._every)
-        injector = Injector(run, partial(fault.harm, scene), step=step)
+        step = rng.randint(self._every + 1, 2 * self._every)
+        injector = Injector(run, partial(fault.inject, scene), step=step)
         stopped_s = None
         if name == "preempt":
-            self._execute(run, look=injector.look, may_stop=True)
-            stopped_s = _stopped_after(run)
-        self._execute(run, look=injector.look, network=scene.network)
+            self._execute(run, look=injector.poll, may_stop=True)
+            stopped_s = _stop_duration(run)
+        self._execute(run, look=injector.poll, network=scene.network)
         if injector.at is None:
-            return Result(name, problem="NO: the run had ended before it could be done")
+            return Result(name, problem="NO: the run ended before the fault")
         noticed_s = injector.noticed_s if stopped_s is None else stopped_s
         if noticed_s is None:
-            return Result(name, injector.what, problem="NO: nobody noticed it")
-        lost, difference = injector.lost_steps, differences(run, self._whole)
-        return Result(name, injector.what, noticed_s, injector.back_s, lost, difference)
+            return Result(name, injector.target, problem="NO: not noticed")
+        lost, difference = injector.lost_steps, compare_runs(run, self._undisturbed)
+        return Result(name, injector.target, noticed_s, injector.recovered_s, lost, difference)
 
     def _execute(
         self,
@@ -134,9 +161,9 @@ class Drill:
         network: CuttableNetwork | None = None,
         may_stop: bool = False,
     ) -> None:
-        """Only the fault itself may stop the run."""
+        """Run to the end; only the fault may stop the run, and only with `may_stop`."""
         plan_in = self._plan_for if network is None else self._plan_in_network
-        Rehearsal(
+        ShortRun(
             self._config(),
             self._launch,
             run,
@@ -153,29 +180,29 @@ class Drill:
 
     def _config(self) -> RunConfig:
         steps, every = self._steps, self._every
-        return self._short_of(
+        return self._config_with(
             [
-                *shortened(self._short_of(()), steps),
-                f"train.log_every={max(1, steps // FEWEST_STEPS)} steps",
+                *shorten(self._config_with(()), steps),
+                f"train.log_every={max(1, steps // MIN_STEPS)} steps",
                 "train.deterministic=true",
                 f"checkpoint.every_steps={every}",
             ]
         )
 
 
-def _moments(run: RunDir) -> list[tuple[float, str]]:
-    """When each record was made, and of which split."""
+def _record_times(run: RunDir) -> list[tuple[float, str]]:
+    """Return the time and the split of each metrics record."""
     return [(line["time"], line["split"]) for line in map(json.loads, run.metrics.read_text("utf-8").splitlines())]
 
 
-def _seconds_a_step(run: RunDir) -> float:
+def _seconds_per_step(run: RunDir) -> float:
     lines = list(map(json.loads, run.metrics.read_text("utf-8").splitlines()))
     times = [(line["time"], line["step"]) for line in lines if line["split"] == "train"]
     (start, first), (end, last) = times[0], times[-1]
     return float(max(0.001, (end - start) / (last - first)))
 
 
-def _stopped_after(run: RunDir) -> float | None:
-    """None if nobody heard a request."""
+def _stop_duration(run: RunDir) -> float | None:
+    """Return the seconds from the stop request to the end, or None if no request arrived."""
     stopped_after_s: float | None = read_json(run.attempt(run.last_attempt()))["stopped_after_s"]
     return stopped_after_s

@@ -1,4 +1,4 @@
-"""The faults of a drill: what each does, once, to a run under way."""
+"""The faults of a drill, and their injection into a running training."""
 
 import os
 import random
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import free_space, read_json
 from launcher.config.launch_config import LaunchConfig
@@ -20,56 +21,55 @@ DISK_MORE_BYTES = 1 << 20
 
 
 class Injector:
-    """Does `harm` to `run` once `step` steps are done and a checkpoint is there, and observes what follows.
+    """Injects a fault once `step` steps are done and a checkpoint exists, and observes the consequences.
 
-    `harm` returns what it was done to. `look` is called ten times a second.
+    `inject` returns its target. `poll` is called ten times a second.
     """
 
-    def __init__(self, run: RunDir, harm: Callable[[], str], *, step: int) -> None:
-        self._run, self._harm, self._step = run, harm, step
+    def __init__(self, run: RunDir, inject: Callable[[], str], *, step: int) -> None:
+        self._run, self._inject, self._step = run, inject, step
         self._attempt = 0
-        self.what = ""
+        self._step_at_fault = 0
+        self.target = ""
         self.at: float | None = None
-        """When the harm was done, in seconds since 1970; None: not yet."""
-        self.reached = 0
-        """Steps that were known to be done then."""
-        self.warned: float | None = None
-        self.back: float | None = None
-        """When a worker first warned, and when a later attempt first made a step."""
+        """Time of the fault in seconds since 1970; None before it."""
+        self._warned_at: float | None = None
+        self._recovered_at: float | None = None
+        """Times of a worker's first warning, and of the first step of a later attempt."""
 
-    def look(self) -> None:
-        shown = self._shown()
+    def poll(self) -> None:
+        progress = self._progress()
         if self.at is None:
-            if shown.get("step", 0) >= self._step and self._run.newest_step() is not None:
-                self.reached, self._attempt = shown["step"], shown["attempt"]
-                self.at, self.what = time.time(), self._harm()
-        elif self.warned is None and shown.get("warnings"):
-            self.warned = time.time()
+            if progress.get("step", 0) >= self._step and self._run.newest_step() is not None:
+                self._step_at_fault, self._attempt = progress["step"], progress["attempt"]
+                self.at, self.target = time.time(), self._inject()
+        elif self._warned_at is None and progress.get("warnings"):
+            self._warned_at = time.time()
             (self._run.checkpoints / FILLER).unlink(missing_ok=True)
-        elif self.back is None and self._is_at_work_again(shown):
-            self.back = time.time()
+        elif self._recovered_at is None and self._trains_again(progress):
+            self._recovered_at = time.time()
 
     @property
     def noticed_s(self) -> float | None:
-        """From the fault until the coordinator noticed it or a worker warned."""
-        noticed = self.warned or read_json(self._run.attempt(self._attempt))["noticed"]
+        """Return the seconds from the fault until the coordinator noticed it or a worker warned."""
+        noticed = self._warned_at or read_json(self._run.attempt(self._attempt))["noticed"]
         return None if noticed is None or self.at is None else noticed - self.at
 
     @property
-    def back_s(self) -> float | None:
-        """From the fault until a later attempt had made a step."""
-        return None if self.back is None or self.at is None else self.back - self.at
+    def recovered_s(self) -> float | None:
+        """Return the seconds from the fault until a later attempt had made a step."""
+        return None if self._recovered_at is None or self.at is None else self._recovered_at - self.at
 
     @property
     def lost_steps(self) -> int:
-        """Those that the next attempt did again; 0 if there was none, or it went on after later ones."""
-        shown = self._shown()
-        return max(0, self.reached - shown["went_on_after"]) if shown["attempt"] > self._attempt else 0
+        """Return the number of steps that the next attempt repeated."""
+        progress = self._progress()
+        return max(0, self._step_at_fault - progress["went_on_after"]) if progress["attempt"] > self._attempt else 0
 
-    def _is_at_work_again(self, shown: dict[str, Any]) -> bool:
-        return shown.get("attempt", 0) > self._attempt and shown["step"] > (shown.get("went_on_after") or 0)
+    def _trains_again(self, progress: dict[str, Any]) -> bool:
+        return progress.get("attempt", 0) > self._attempt and progress["step"] > (progress.get("went_on_after") or 0)
 
-    def _shown(self) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         try:
             return read_json(self._run.rank_progress(0))
         except (OSError, ValueError):
@@ -78,43 +78,43 @@ class Injector:
 
 @dataclass
 class Scene:
-    """A run that is to be harmed, and what surrounds it. `checkpoint_bytes` is what one of its checkpoints takes."""
+    """A run and its surroundings, into which a fault is injected. `checkpoint_bytes` is the size of one checkpoint."""
 
     run: RunDir
-    chance: random.Random
+    rng: random.Random
     checkpoint_bytes: int
     network: CuttableNetwork | None = None
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`harm` returns what it was done to; `lacks` says why it can't be done here; `prepare` makes the scene for it."""
+    """`inject` returns its target; `missing` returns why the fault is impossible here; `prepare` sets up the scene."""
 
-    harm: Callable[[Scene], str]
-    lacks: Callable[[LaunchConfig, int], str] = lambda _launch, _checkpoint_bytes: ""
+    inject: Callable[[Scene], str]
+    missing: Callable[[LaunchConfig, int], str] = lambda _launch, _checkpoint_bytes: ""
     prepare: Callable[[Scene], None] = lambda _scene: None
 
 
 def _preempt(_scene: Scene) -> str:
-    """What a scheduler does that wants the machine back."""
+    """Do what a scheduler does to preempt a job."""
     os.kill(os.getpid(), signal.SIGTERM)
     return "launcher: SIGTERM"
 
 
 def _signal_worker(scene: Scene, *, number: signal.Signals) -> str:
-    worker = read_json(scene.chance.choice(sorted(scene.run.progress.glob("rank-*.json"))))
+    worker = read_json(scene.rng.choice(sorted(scene.run.progress.glob("rank-*.json"))))
     os.kill(worker["pid"], number)
     return f"rank {worker['rank']}: {number.name}"
 
 
 def _kill_agent(scene: Scene) -> str:
-    node = scene.chance.choice(_nodes(scene.run))
+    node = scene.rng.choice(_nodes(scene.run))
     os.kill(node["agent_pid"], signal.SIGKILL)
     return f"agent {node['node']}: SIGKILL"
 
 
 def _fill_disk(scene: Scene) -> str:
-    """So that half a checkpoint still fits; the filler goes once a worker has warned."""
+    """Leave room for half a checkpoint; the filler is removed after a worker's first warning."""
     folder = scene.run.checkpoints
     with (folder / FILLER).open("wb") as filler:
         os.posix_fallocate(filler.fileno(), 0, max(1, free_space(folder)[0] - scene.checkpoint_bytes // 2))
@@ -125,21 +125,21 @@ def _disk_bytes(checkpoint_bytes: int) -> int:
     return DISK_OF_CHECKPOINTS * checkpoint_bytes + DISK_MORE_BYTES
 
 
-def _lacks_disk(_launch: LaunchConfig, checkpoint_bytes: int) -> str:
-    """The disk is memory, and will be full."""
+def _missing_for_disk(_launch: LaunchConfig, checkpoint_bytes: int) -> str:
+    """The small disk is a tmpfs, so it needs memory."""
     needed, free = _disk_bytes(checkpoint_bytes), os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return lacks() or (f"needs {needed >> 19} MiB of free memory" if 2 * needed > free else "")
 
 
 def _small_disk(scene: Scene) -> None:
-    """For the checkpoints alone: logs are to be read when the disk is gone."""
+    """Mount the small disk for checkpoints only, so that logs remain readable."""
     scene.run.create()
     mount_small_disk(scene.run.checkpoints, _disk_bytes(scene.checkpoint_bytes))
 
 
 def _cut_link(scene: Scene) -> str:
     assert scene.network is not None
-    node = scene.chance.choice(_nodes(scene.run))["node"]
+    node = scene.rng.choice(_nodes(scene.run))["node"]
     scene.network.cut(node)
     return f"node {node}: link cut"
 
@@ -148,7 +148,7 @@ def _own_network(scene: Scene) -> None:
     scene.network = CuttableNetwork()
 
 
-def _lacks_network(launch: LaunchConfig, _checkpoint_bytes: int) -> str:
+def _missing_for_network(launch: LaunchConfig, _checkpoint_bytes: int) -> str:
     return lacks("ip", "nsenter") or ("" if launch.nodes > 1 else "needs --nodes 2 or more")
 
 
@@ -161,6 +161,15 @@ FAULTS = {
     "kill-worker": Fault(partial(_signal_worker, number=signal.SIGKILL)),
     "kill-agent": Fault(_kill_agent),
     "hang": Fault(partial(_signal_worker, number=signal.SIGSTOP)),
-    "disk-full": Fault(_fill_disk, lacks=_lacks_disk, prepare=_small_disk),
-    "cut-link": Fault(_cut_link, lacks=_lacks_network, prepare=_own_network),
+    "disk-full": Fault(_fill_disk, missing=_missing_for_disk, prepare=_small_disk),
+    "cut-link": Fault(_cut_link, missing=_missing_for_network, prepare=_own_network),
 }
+
+
+def parse_faults(text: str) -> tuple[str, ...]:
+    """Read comma-separated names of faults, or `all`. ConfigError for unknown names."""
+    names = tuple(FAULTS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in FAULTS]:
+        found = ", ".join(map(ascii, unknown))
+        raise ConfigError(f"drill: there is no fault {found}; there are {', '.join(FAULTS)}, and all")
+    return names

@@ -1,4 +1,4 @@
-"""What became of a fault: how soon it was noticed, what it cost, and whether the run's result is what it would be."""
+"""Results of a drill: when a fault was noticed, what it cost, and whether it changed the result of the run."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.run.train_position import positions_in
 from fmfsd.system.atomic_files import read_json
 
-NOT_REPEATABLE = ("time", "images_per_s", "data_wait")
+CLOCK_METRICS = ("time", "images_per_s", "data_wait")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one fault. Times in seconds from the fault; `lost_steps` were done twice.
+    """The result of one fault. Times in seconds from the fault; `lost_steps` were trained twice.
 
-    `difference`: what the result has not in common with that of the undisturbed run.
+    `difference` describes how the run's result differs from that of the undisturbed run.
     """
 
     fault: str
@@ -43,8 +43,8 @@ class Result:
         return self.problem or (f"NO: {self.difference}" if self.difference else "exactly")
 
 
-def differences(one: RunDir, other: RunDir) -> str:
-    """What two runs of one config have not in common, clocks aside; empty if they came to the same, bit for bit."""
+def compare_runs(one: RunDir, other: RunDir) -> str:
+    """Return how the results of two runs of one config differ, clocks aside; empty if they are bitwise equal."""
     if _records(one) != _records(other):
         return "the metrics differ"
     first, second = (read_json(_last_checkpoint(run) / "manifest.json")["sha256"] for run in (one, other))
@@ -52,12 +52,12 @@ def differences(one: RunDir, other: RunDir) -> str:
 
 
 def table(results: Sequence[Result]) -> Table:
-    shown = Table("fault", "done to", "noticed", "at work", "steps lost", "resumed", box=box.SIMPLE)
+    rendered = Table("fault", "target", "noticed", "training", "steps lost", "resumed", box=box.SIMPLE)
     for each in results:
         seconds = (f"{value:.1f} s" if value is not None else "-" for value in (each.noticed_s, each.back_s))
         lost = "-" if each.lost_steps is None else str(each.lost_steps)
-        shown.add_row(each.fault, each.what, *seconds, lost, each.verdict)
-    return shown
+        rendered.add_row(each.fault, each.what, *seconds, lost, each.verdict)
+    return rendered
 
 
 def print_json(results: Sequence[Result]) -> None:
@@ -65,13 +65,13 @@ def print_json(results: Sequence[Result]) -> None:
 
 
 def checkpoint_bytes(run: RunDir) -> int:
-    """Of the newest checkpoint."""
+    """Return the size of the newest checkpoint."""
     return sum(path.stat().st_size for path in _last_checkpoint(run).iterdir())
 
 
 def _records(run: RunDir) -> list[dict[str, Any]]:
     lines = map(json.loads, run.metrics.read_text("utf-8").splitlines())
-    return [{name: value for name, value in line.items() if name not in NOT_REPEATABLE} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in lines]
 
 
 def _last_checkpoint(run: RunDir) -> Path:

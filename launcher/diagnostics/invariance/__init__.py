@@ -1,5 +1,6 @@
-"""`fmfsd-launch --verify-invariance`: a user's own config by several numbers of workers, which are to train alike."""
+"""`fmfsd-launch verify`: a user's own config trained by several numbers of workers, and how far the results differ."""
 
 from launcher.diagnostics.invariance.verify import verify_invariance
+from launcher.diagnostics.invariance.worker_counts import parse_worker_counts
 
-__all__ = ["verify_invariance"]
+__all__ = ["parse_worker_counts", "verify_invariance"]

@@ -1,4 +1,4 @@
-"""How far runs by different numbers of workers are from the first, and whether that is what was promised."""
+"""Differences between runs by different numbers of workers, and the bounds that are promised for them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Promise:
-    """The largest relative differences that are rounding, in the first `steps` steps, or in all; None: none is told.
+    """The largest relative differences that rounding explains, in the first `steps` steps or in all; None: no bound.
 
     Samples are always the same.
     """
@@ -23,11 +23,11 @@ class Promise:
 
     def __str__(self) -> str:
         bounds = {"losses": self.losses, "gradients": self.gradients, "weights": self.weights}
-        told = ", ".join(f"{name} to {most:g}" for name, most in bounds.items() if most is not None)
-        if not told:
-            return "no more is promised than the same samples; --set train.precision=fp64 tells more"
-        later = f" in the first {self.steps} steps; from there rounding grows" if self.steps else ""
-        return f"to agree are {told}{later}"
+        bounded = ", ".join(f"{name} to {most:g}" for name, most in bounds.items() if most is not None)
+        if not bounded:
+            return "only the same samples are promised; --set train.precision=fp64 shows more"
+        later = f" in the first {self.steps} steps; after that rounding grows" if self.steps else ""
+        return f"expected to agree: {bounded}{later}"
 
 
 PROMISES = {
@@ -36,14 +36,19 @@ PROMISES = {
     "bf16": Promise(),
     "fp16": Promise(),
 }
-"""By precision. By one worker, the losses of cifar100-resnet8 in fp32 are 3e-6 from those in fp64 in step 2, 9e-6 in
-step 3 and 2e-4 in step 4, and its gradients, where a ReLU tips over, 4e-3 in step 1: all that is rounding."""
+"""Bounds by precision.
+
+With one worker, the fp32 losses of cifar100-resnet8 differ from the fp64 losses by 3e-6 in step 2, 9e-6 in step 3 and
+2e-4 in step 4. Its gradients differ by 4e-3 in step 1, where a ReLU switches. All of that is rounding.
+"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """So many workers against the first number of them, by largest relative differences; `worst_parameter` has that of
-    the gradients. `samples` only one of the two has taken in a step. `beyond`: what is not as promised."""
+    """One run compared with the first, by largest relative differences; `worst_parameter` has that of the gradients.
+
+    `samples` counts samples that only one of the two used in a step. `beyond` names what exceeds its bound.
+    """
 
     workers: int
     nodes: int
@@ -58,7 +63,7 @@ class Row:
 
     @classmethod
     def of(cls, workers: int, nodes: int, found: Mapping[str, Any], promise: Promise) -> "Row":
-        """`found` is a comparison as `fmfsd compare` writes it."""
+        """Read a comparison as `fmfsd compare` writes it."""
         losses, gradients = ([each["difference"] for each in found[name]] for name in ("losses", "gradients"))
         worst, weights, samples = gradients.index(max(gradients)), found["weights"]["difference"], found["samples"]
         bounded = {
@@ -84,20 +89,20 @@ class Row:
     def verdict(self) -> str:
         return f"NO: {', '.join(self.beyond)}" if self.beyond else "as promised"
 
-    def about_gradients(self) -> str:
+    def describe_gradients(self) -> str:
         where = f"{self.gradients:.1e} at most, in {self.worst_parameter} in step {self.worst_step}"
         who = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         return f"{who}: gradients differ by {self.first_gradients:.1e} in step 1, by {where}"
 
 
 def table(first: tuple[int, int], rows: Sequence[Row]) -> Table:
-    """`first`: the workers and nodes that the rows are measured by."""
-    shown = Table("workers", "nodes", "losses", "gradients", "weights", "other samples", "", box=box.SIMPLE)
-    shown.add_row(*map(str, first), *(["-"] * 4), "the measure")
+    """Return the table; `first` has the numbers of workers and nodes of the reference run."""
+    rendered = Table("workers", "nodes", "losses", "gradients", "weights", "other samples", "", box=box.SIMPLE)
+    rendered.add_row(*map(str, first), *(["-"] * 4), "reference")
     for row in rows:
         differences = (f"{value:.1e}" for value in (row.losses, row.gradients, row.weights))
-        shown.add_row(str(row.workers), str(row.nodes), *differences, str(row.samples), row.verdict)
-    return shown
+        rendered.add_row(str(row.workers), str(row.nodes), *differences, str(row.samples), row.verdict)
+    return rendered
 
 
 def print_json(precision: str, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""The same short run by each number of workers, one after the other, and a table of how far they are apart."""
+"""Runs a config with each number of workers, one after the other, and shows how far the results differ."""
 
 import json
 import shutil
@@ -12,46 +12,47 @@ from fmfsd.errors import RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
 from launcher.diagnostics.invariance.results import PROMISES, Row, print_json, table
-from launcher.diagnostics.invariance.worker_counts import Crew, crews_of
-from launcher.diagnostics.short_run import EndedByUserError, Rehearsal
+from launcher.diagnostics.invariance.worker_counts import ComparedRun, compared_runs
+from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun
 from launcher.prepare_launch import Request
 from launcher.supervise.run_plan import EXIT_CODES, console_of
 from launcher.supervise.stop_requests import Requests
 from launcher.transport.local_commands import run_here
 
 
-def verify_invariance(request: Request, *, environment: Mapping[str, str], cwd: str) -> int:
-    """The exit code: 1 if a number of workers trains otherwise than the first. ConfigError or CheckError before."""
-    assert request.invariance is not None
-    crews = crews_of(request, request.invariance, environment=environment, cwd=cwd)
+def verify_invariance(
+    request: Request, counts: Sequence[int], steps: int, *, environment: Mapping[str, str], cwd: str
+) -> int:
+    """Return the exit code: 1 if the results differ by more than rounding. ConfigError or CheckError before a start."""
+    runs = compared_runs(request, counts, steps, environment=environment, cwd=cwd)
     if request.stop_after != "run":
-        return _show(crews, request)
-    verification = Verification(crews, request.invariance.steps, console_of(as_json=request.as_json))
+        return _show(runs, request)
+    verification = Verification(runs, steps, console_of(as_json=request.as_json))
     return verification.run_to_end(as_json=request.as_json)
 
 
-def _show(crews: Sequence[Crew], request: Request) -> int:
-    for text in _warnings(crews):
+def _show(runs: Sequence[ComparedRun], request: Request) -> int:
+    for text in _warnings(runs):
         print(text, file=sys.stderr)
     if request.as_json:
-        print(json.dumps({"runs": [json.loads(crew.plan.to_json()) for crew in crews]}, indent=2))
+        print(json.dumps({"runs": [json.loads(run.plan.to_json()) for run in runs]}, indent=2))
         return 0
-    for crew in crews:
-        print(crew.found.text(crew.plan) if request.stop_after == "check" else crew.plan.render())
+    for run in runs:
+        print(run.found.text(run.plan) if request.stop_after == "check" else run.plan.render())
     return 0
 
 
-def _warnings(crews: Sequence[Crew]) -> list[str]:
-    """Each once."""
-    return list(dict.fromkeys(f"warning: {text}" for crew in crews for text in crew.found.warnings))
+def _warnings(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return each warning once."""
+    return list(dict.fromkeys(f"warning: {text}" for run in runs for text in run.found.warnings))
 
 
 class Verification:
-    """`crews` make a run of `steps` steps each; the first one is the measure."""
+    """Trains `runs` for `steps` steps each, and compares each with the first."""
 
-    def __init__(self, crews: Sequence[Crew], steps: int, console: Console) -> None:
-        self._crews, self._steps, self._console = crews, steps, console
-        self._folder, self._config = crews[0].run.path.parent, crews[0].found.config
+    def __init__(self, runs: Sequence[ComparedRun], steps: int, console: Console) -> None:
+        self._runs, self._steps, self._console = runs, steps, console
+        self._folder, self._config = runs[0].run.path.parent, runs[0].found.config
         self._promise = PROMISES[self._config.train.precision]
 
     def run_to_end(self, *, as_json: bool) -> int:
@@ -59,61 +60,63 @@ class Verification:
         requests = Requests()
         try:
             with requests.heard():
-                for crew in self._crews:
-                    self._run(crew, requests)
+                for run in self._runs:
+                    self._train(run, requests)
                 rows = self._rows(requests)
-        except EndedByUserError as ended:
-            self._say("the comparison was ended")
-            return ended.exit_code
-        self._console.print(table(_size(self._crews[0]), rows))
+        except InterruptedByUserError as interruption:
+            self._print("the comparison was ended")
+            return interruption.exit_code
+        self._console.print(table(_size(self._runs[0]), rows))
         for row in rows:
-            self._say(row.about_gradients())
-        self._say("all relative, and the largest of any step; those of each step are in comparison.json")
+            self._print(row.describe_gradients())
+        self._print("relative differences, the largest of all steps; comparison.json lists every step")
         if as_json:
             print_json(self._config.train.precision, rows)
         return RunFailedError.exit_code if any(row.beyond for row in rows) else 0
 
     def _announce(self) -> None:
-        train, numbers = self._config.train, ", ".join(str(_size(crew)[0]) for crew in self._crews)
-        device = self._crews[0].plan.device
-        asked = self._crews[0].launch.device
-        where = f"{device} (no GPU is visible)" if asked == "auto" and device == "cpu" else device
-        self._say(f"invariance: {self._folder}")
-        self._say(f"{self._steps} steps by {numbers} workers on {where}, {train.precision}, global batch {train.batch}")
-        self._say(f"{train.precision}: {self._promise}")
+        train, numbers = self._config.train, ", ".join(str(_size(run)[0]) for run in self._runs)
+        device = self._runs[0].plan.device
+        requested = self._runs[0].launch.device
+        where = f"{device} (no GPU is visible)" if requested == "auto" and device == "cpu" else device
+        self._print(f"verify: {self._folder}")
+        self._print(
+            f"{self._steps} steps by {numbers} workers on {where}, {train.precision}, global batch {train.batch}"
+        )
+        self._print(f"{train.precision}: {self._promise}")
         if self._config.model.sync_bn is False:
-            self._say("model.sync_bn is off: results depend on the number of workers, so they will not agree")
-        for text in _warnings(self._crews):
-            self._say(text)
+            self._print("model.sync_bn is off: results depend on the number of workers, so they will differ")
+        for text in _warnings(self._runs):
+            self._print(text)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def _run(self, crew: Crew, requests: Requests) -> None:
-        _require_going_on(requests)
-        self._say("")
-        config = crew.found.config
-        Rehearsal(config, crew.launch, crew.run, crew.plan_of, self._console, check=crew.check).run_to_end()
+    def _train(self, run: ComparedRun, requests: Requests) -> None:
+        _require_no_stop(requests)
+        self._print("")
+        config = run.found.config
+        ShortRun(config, run.launch, run.run, run.plan_of, self._console, check=run.check).run_to_end()
 
     def _rows(self, requests: Requests) -> list[Row]:
-        out, runs = self._folder / "comparison.json", [str(crew.run.path) for crew in self._crews]
-        _require_going_on(requests)
-        argv = (sys.executable, "-P", "-m", "fmfsd", "compare", "--out", str(out), "--", *runs)
+        out, folders = self._folder / "comparison.json", [str(run.run.path) for run in self._runs]
+        _require_no_stop(requests)
+        argv = (sys.executable, "-P", "-m", "fmfsd", "compare", "--out", str(out), "--", *folders)
         code = run_here(argv, stop=lambda: requests.stop)
-        _require_going_on(requests)
+        _require_no_stop(requests)
         if code:
-            raise RunFailedError(f"the runs in {self._folder} were not compared (exit code {code})")
-        for run in runs:
-            shutil.rmtree(RunDir(Path(run)).trace)
-        found = read_json(out)["comparisons"]
-        return [Row.of(*_size(crew), each, self._promise) for crew, each in zip(self._crews[1:], found, strict=True)]
+            raise RunFailedError(f"the runs in {self._folder} could not be compared (exit code {code})")
+        for folder in folders:
+            shutil.rmtree(RunDir(Path(folder)).trace)
+        comparisons = read_json(out)["comparisons"]
+        return [Row.of(*_size(run), each, self._promise) for run, each in zip(self._runs[1:], comparisons, strict=True)]
 
 
-def _require_going_on(requests: Requests) -> None:
+def _require_no_stop(requests: Requests) -> None:
     if requests.stop:
-        raise EndedByUserError(EXIT_CODES["interrupted"])
+        raise InterruptedByUserError(EXIT_CODES["interrupted"])
 
 
-def _size(crew: Crew) -> tuple[int, int]:
-    """Workers and nodes."""
-    return crew.plan.num_workers, crew.launch.nodes
+def _size(run: ComparedRun) -> tuple[int, int]:
+    """Return the numbers of workers and nodes."""
+    return run.plan.num_workers, run.launch.nodes

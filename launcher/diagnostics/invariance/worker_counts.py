@@ -1,26 +1,27 @@
-"""The runs of a comparison: for each number of workers a launch, a folder and a plan, or everything that is wrong."""
+"""The runs of a comparison: a launch, a run directory and a plan for each number of workers, or all problems."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fmfsd.config.load import config_name
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
 from launcher.check.data_checks import uneven
 from launcher.config.error_collector import all_of
-from launcher.config.launch_config import InvarianceOptions, LaunchConfig
-from launcher.diagnostics.short_run import shortened
+from launcher.config.launch_config import LaunchConfig
+from launcher.diagnostics.short_run import short_run_dir, shorten
 from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import Checked, Request, checked, config_of, prepare_command, run_dir_of
+from launcher.prepare_launch import Checked, Request, checked, config_of, prepare_command
+
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
 
 @dataclass(frozen=True)
-class Crew:
-    """So many workers on so many nodes, as `launch` says, and the run that they make; `plan_of` plans it, and `check`
-    is for when its data was prepared on the way."""
+class ComparedRun:
+    """A run by the number of workers and nodes in `launch`. `check` repeats the checks after its data was prepared."""
 
     launch: LaunchConfig
     run: RunDir
@@ -33,52 +34,54 @@ class Crew:
         return self.plan_of()
 
 
-def crews_of(request: Request, options: InvarianceOptions, *, environment: Mapping[str, str], cwd: str) -> list[Crew]:
-    """ConfigError or CheckError with everything that is wrong with any of them."""
-    folder = _folder(request, cwd)
+def parse_worker_counts(text: str) -> tuple[int, ...]:
+    """Read two or more different numbers of workers, such as `1,2,4`. ConfigError for anything else."""
+    numbers = text.split(",")
+    if len(set(numbers)) < max(2, len(numbers)) or not all(map(_COUNT.fullmatch, numbers)):
+        raise ConfigError(f"--workers {text!a}: expected two or more different numbers of workers, as in 1,2,4")
+    return tuple(map(int, numbers))
+
+
+def compared_runs(
+    request: Request, counts: Sequence[int], steps: int, *, environment: Mapping[str, str], cwd: str
+) -> list[ComparedRun]:
+    """Return a run for each number of workers. ConfigError or CheckError with all problems of all of them."""
+    folder = short_run_dir(request, cwd, "verify")
     try:
-        short, shards = _short(request, options.steps)
+        short, shards = _short(request, steps)
     except ConfigError:
-        short, shards = request, None  # the check finds it too, and what else is wrong
-    impossible = {workers: list(_impossible(request, workers, shards)) for workers in options.workers}
-    wrong = [*_misplaced(request, folder), *(problem for each in impossible.values() for problem in each)]
+        short, shards = request, None  # the checks report it together with other problems
+    impossible = {workers: list(_impossible(request, workers, shards)) for workers in counts}
+    wrong = [*_existing(folder), *(problem for each in impossible.values() for problem in each)]
     possible = [workers for workers, problems in impossible.items() if not problems] or ([1] if shards is None else [])
-    crew = partial(_crew, short, folder.path, environment, cwd)
-    return all_of((partial(crew, workers) for workers in possible), beside=wrong)
-
-
-def _folder(request: Request, cwd: str) -> RunDir:
-    """What is asked for, else a new one."""
-    if request.launch.run_dir is not None:
-        return run_dir_of(request, cwd)
-    return RunDir.fresh(Path(cwd) / "runs", f"{config_name(request.config)}-invariance")
+    run = partial(_compared_run, short, folder.path, environment, cwd)
+    return all_of((partial(run, workers) for workers in possible), beside=wrong)
 
 
 def _short(request: Request, steps: int) -> tuple[Request, int]:
-    """The same for so many steps, of each of which the losses are logged; and the shards of its data."""
+    """Return the request shortened to `steps` steps that all log their losses, and the number of data shards."""
     config = config_of(request)
-    changes = (*shortened(config, steps), "train.log_every=1 step")
+    changes = (*shorten(config, steps), "train.log_every=1 step")
     return replace(request, overrides=(*request.overrides, *changes)), config.data.shards
 
 
-def _misplaced(request: Request, folder: RunDir) -> Iterator[Problem]:
-    if not request.site.is_here:
-        yield Problem("--verify-invariance", "runs on this machine, and this is a job's or other hosts: say --on local")
+def _existing(folder: RunDir) -> Iterator[Problem]:
     if not folder.is_unused():
-        message = "exists, and --verify-invariance makes runs of its own: choose another --run-dir"
-        yield Problem(str(folder.path), message)
+        yield Problem(str(folder.path), "exists, and a comparison needs new runs: use another --run-dir")
 
 
 def _impossible(request: Request, workers: int, shards: int | None) -> Iterator[Problem]:
-    where, gpus = f"--verify-invariance {workers}", len(request.site.resources.gpus)
+    where, gpus = f"--workers {workers}", len(request.site.resources.gpus)
     if request.site.placement(request.launch)[0] == "cuda" and workers > gpus:
-        yield Problem(where, f"as many GPUs are needed, {gpus} visible: leave it out, or set --device cpu")
+        yield Problem(where, f"needs as many GPUs, {gpus} are visible: leave it out, or use --device cpu")
     if shards is not None and (message := uneven(workers, shards)):
         yield Problem(where, message)
 
 
-def _crew(request: Request, folder: Path, environment: Mapping[str, str], cwd: str, workers: int) -> Crew:
-    """On as many of the launch's nodes as share the workers evenly."""
+def _compared_run(
+    request: Request, folder: Path, environment: Mapping[str, str], cwd: str, workers: int
+) -> ComparedRun:
+    """Use as many of the launch's nodes as divide the workers evenly."""
     nodes = math.gcd(workers, request.launch.nodes)
     launch = replace(request.launch, nodes=nodes, gpus=workers // nodes, run_dir=None)
     run = RunDir(folder / f"w{workers}")
@@ -87,7 +90,7 @@ def _crew(request: Request, folder: Path, environment: Mapping[str, str], cwd: s
     planned = partial(
         plan_run, launch, found.site, run, environment=environment, cwd=cwd, prepare=prepare_command(found.config)
     )
-    return Crew(launch, run, found, check, lambda *slots: _traced(planned(*slots)))
+    return ComparedRun(launch, run, found, check, lambda *slots: _traced(planned(*slots)))
 
 
 def _traced(plan: LaunchPlan) -> LaunchPlan:

@@ -1,4 +1,4 @@
-"""`fmfsd-launch --profile`: where the steps of a user's own config go."""
+"""`fmfsd-launch profile`: where the time of a training step of a user's own config goes."""
 
 from launcher.diagnostics.profile.profile_run import profile_run
 

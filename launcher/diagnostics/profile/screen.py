@@ -1,4 +1,4 @@
-"""A profile on one screen: numbers in a few lines, a table of a step's parts, one of its slowest operators."""
+"""A profile on one screen: key numbers, a table of the parts of a step, and a table of the slowest operators."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,13 +13,13 @@ from launcher.config.byte_sizes import size
 from launcher.diagnostics.profile.summary import Compute, Spread, Summary
 
 
-def shown(summary: Summary, run: RunDir, *, plain: bool) -> Iterator[RenderableType]:
-    """`plain`: without lines, for a file."""
+def render(summary: Summary, run: RunDir, *, plain: bool) -> Iterator[RenderableType]:
+    """Yield what to print; `plain` draws no lines, for a file."""
     for line in _numbers(summary):
         yield Text(line)
     yield _parts(summary, plain=plain)
     yield _operators(summary, plain=plain)
-    yield Text(_about_the_parts(summary))
+    yield Text(_explain_parts(summary))
     names = "rank-*.trace.json.gz" if summary.workers > 1 else run.profile_trace(0).name
     yield Text(f"{run.profile / names}: for ui.perfetto.dev or chrome://tracing")
 
@@ -28,23 +28,23 @@ def _numbers(summary: Summary) -> Iterator[str]:
     yield (
         f"step {_ms(summary.step_s)} ms (median of {summary.steps}; worst {_ms(summary.worst_step_s)}), "
         f"{summary.images_per_s:,.0f} images/s, data wait {summary.data_wait:.1%}, "
-        f"peak memory {size(summary.peak_memory_bytes)}{' a worker' if summary.workers > 1 else ''}"
+        f"peak memory {size(summary.peak_memory_bytes)}{' per worker' if summary.workers > 1 else ''}"
     )
-    yield _about(summary.compute, summary)
+    yield _describe_compute(summary.compute, summary)
 
 
-def _about(compute: Compute | None, summary: Summary) -> str:
+def _describe_compute(compute: Compute | None, summary: Summary) -> str:
     if compute is None:
-        return "compute: not known, as nobody could say how many multiply-adds an image takes"
+        return "compute: unknown, as the multiply-adds of an image are unknown"
     who = "this worker multiplies" if summary.workers == 1 else f"these {summary.workers} workers multiply"
     unit, size_of_one = ("TFLOP/s", 1e12) if compute.matrix_flops_per_s >= 1e12 else ("GFLOP/s", 1e9)
     reached, limit = (f"{rate / size_of_one:.3g} {unit}" for rate in (compute.flops_per_s, compute.matrix_flops_per_s))
-    return f"compute: {reached}, {compute.share:.1%} of the {limit} that {who} matrices with ({summary.precision})"
+    return f"compute: {reached}, {compute.share:.1%} of the {limit} at which {who} matrices ({summary.precision})"
 
 
 def _parts(summary: Summary, *, plain: bool) -> Table:
     several = summary.workers > 1
-    table = _table(plain, "part of a step", "ms", "share", *(("least ms", "most ms") if several else ()))
+    table = _table(plain, "part of a step", "ms", "share", *(("min ms", "max ms") if several else ()))
     for part in PARTS:
         table.add_row(part, *_cells(summary.parts[part], f"{summary.share(part):.1%}", several=several))
     table.add_row("step, profiled", *_cells(summary.divided_step_s, "", several=several))
@@ -62,13 +62,17 @@ def _operators(summary: Summary, *, plain: bool) -> Table:
     return table
 
 
-def _about_the_parts(summary: Summary) -> str:
-    whose = "kernels on the GPU; other: none is at work" if summary.device == "cuda" else "the worker's main thread"
-    lines = [f"parts: time of {whose}; means of {summary.steps} more steps, uncompiled, slower by the profiler"]
+def _explain_parts(summary: Summary) -> str:
+    source = (
+        "kernels on the GPU; other: no kernel is running" if summary.device == "cuda" else "the worker's main thread"
+    )
+    lines = [
+        f"parts: time of {source}; means of {summary.steps} further steps, uncompiled and slowed down by the profiler"
+    ]
     if summary.workers > 1:
         exposed, whole = summary.parts[COMMUNICATION].median, summary.communication_s.median
-        lines.append("ms: the median of the workers; communication: with waiting for others,")
-        lines.append(f"of which {_ms(exposed)} of {_ms(whole)} ms with nothing computed beside it")
+        lines.append("ms: median of the workers; communication: including the wait for other workers,")
+        lines.append(f"of which {_ms(exposed)} of {_ms(whole)} ms are not overlapped with computation")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What the profiles of all workers of a run come to: a step's time, its parts, and the share of the limit."""
+"""The profiles of all workers of a run in one summary: step time, its parts, and the share of the measured limit."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from fmfsd.run.profile_record import PARTS, Operator, WorkerProfile
 from fmfsd.run.run_dir import RunDir
 
 PASSES = 3
-"""Of a training step, by multiply-adds of the forward pass: the backward pass takes about twice as many."""
+"""Multiply-adds of a training step relative to its forward pass: the backward pass takes about twice as many."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Over the workers."""
+    """Minimum, median and maximum over the workers."""
 
     least: float
     median: float
@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Compute:
-    """Floating-point operations a second of all workers together, in training and in multiplying matrices."""
+    """Floating-point operations per second of all workers together, in training and in matrix products."""
 
     flops_per_s: float
     matrix_flops_per_s: float
@@ -41,7 +41,7 @@ class Compute:
 @dataclass(frozen=True)
 class Summary:
     """Times in seconds. `step_s` and `worst_step_s` are of `steps` steps as configured; `parts` add up to
-    `divided_step_s` on each worker, under the profiler. `compute` is None where nobody knows the multiply-adds.
+    `divided_step_s` on each worker, under the profiler. `compute` is None if the multiply-adds are unknown.
     """
 
     device: str
@@ -60,26 +60,26 @@ class Summary:
     operators: tuple[Operator, ...]
 
     @classmethod
-    def of(cls, found: Sequence[WorkerProfile], config: RunConfig, device: str, macs: int) -> "Summary":
-        """`macs`: multiply-adds of the forward pass of an image, 0 if unknown. Operators are rank 0's."""
-        steps_s = [max(of_a_step) for of_a_step in zip(*(each.steps_s for each in found), strict=True)]
+    def of(cls, profiles: Sequence[WorkerProfile], config: RunConfig, device: str, macs: int) -> "Summary":
+        """Summarise. `macs`: multiply-adds of the forward pass per image, 0 if unknown. Operators are rank 0's."""
+        steps_s = [max(times) for times in zip(*(each.steps_s for each in profiles), strict=True)]
         step_s = statistics.median(steps_s)
-        flops, limit = 2 * PASSES * macs * config.train.batch, sum(each.matrix_flops_per_s for each in found)
+        flops, limit = 2 * PASSES * macs * config.train.batch, sum(each.matrix_flops_per_s for each in profiles)
         return cls(
             device=device,
             precision=config.train.precision,
             batch=config.train.batch,
             steps=len(steps_s),
-            workers=len(found),
+            workers=len(profiles),
             step_s=step_s,
             worst_step_s=max(steps_s),
-            data_wait=max(each.data_wait for each in found),
-            peak_memory_bytes=max(each.peak_memory_bytes for each in found),
+            data_wait=max(each.data_wait for each in profiles),
+            peak_memory_bytes=max(each.peak_memory_bytes for each in profiles),
             compute=Compute(flops / step_s, limit) if macs else None,
-            divided_step_s=Spread.of([each.division.step_s for each in found]),
-            parts={part: Spread.of([each.division.parts[part] for each in found]) for part in PARTS},
-            communication_s=Spread.of([each.division.communication_s for each in found]),
-            operators=found[0].division.operators,
+            divided_step_s=Spread.of([each.division.step_s for each in profiles]),
+            parts={part: Spread.of([each.division.parts[part] for each in profiles]) for part in PARTS},
+            communication_s=Spread.of([each.division.communication_s for each in profiles]),
+            operators=profiles[0].division.operators,
         )
 
     @property

@@ -16,7 +16,7 @@ from fmfsd.export.write import export
 from fmfsd.run.run_dir import RunDir
 from tests.helpers.runs import make_run, tiny_config, train_run
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+README = (Path(__file__).parents[3] / "fmfsd" / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.partition("## As a library")[2].partition("\n## ")[0], re.DOTALL)
 
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from fmfsd.config.load import preset_names
-from launcher.cli.manage import meant
-from launcher.cli.options import RUN_COMMANDS
+from launcher.cli.launch import suggest_command
+from launcher.cli.options import COMMANDS
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until
@@ -38,7 +38,10 @@ def imported(cwd: Path, *arguments: str) -> set[str]:
         ("smoke", "--check"),
         pytest.param(("smoke", "--check", "--set", "engine.name=deepspeed"), marks=needs_deepspeed),
         ("--schema",),
-        ("--doctor",),
+        ("doctor",),
+        ("drill", "smoke", "--dry-run"),
+        ("verify", "smoke", "--dry-run"),
+        ("profile", "smoke", "--dry-run"),
     ],
 )
 def test_what_starts_nothing_imports_no_torch_and_writes_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -81,8 +84,8 @@ def test_the_schema_names_every_section(tmp_path: Path) -> None:
     ("arguments", "code", "expected"),
     [
         (("nonsense",), 2, "no preset is called 'nonsense'"),
-        (("stpo", "run"), 2, "stpo: neither a config nor a command: did you mean `fmfsd-launch stop RUN`?"),
-        (("cancle",), 2, "did you mean `fmfsd-launch cancel RUN`?"),
+        (("stpo", "run"), 2, "stpo: neither a config nor a command: did you mean `fmfsd-launch stop`?"),
+        (("cancle",), 2, "did you mean `fmfsd-launch cancel`?"),
         (("smoke", "--set", "train.epoch=3"), 2, "did you mean train.epochs?"),
         (("smoke", "--set", "distill.temperature=0"), 2, "distill.temperature: expected greater than 0"),
         (("smoke", "--set", "model.branches=[stage9]"), 2, "resnet8 has no tap 'stage9'"),
@@ -275,12 +278,14 @@ def test_json_output_is_one_document(tmp_path: Path) -> None:
 
 
 def test_no_preset_is_taken_for_a_mistyped_command() -> None:
-    assert not any(meant(name) for name in preset_names())
+    assert not any(suggest_command(name) for name in preset_names())
 
 
-def test_help_names_what_can_be_done_to_a_run(tmp_path: Path) -> None:
-    assert "|".join(RUN_COMMANDS) in run_command("fmfsd-launch", "--help", cwd=tmp_path).stdout
-    for word in RUN_COMMANDS:
+def test_help_names_every_subcommand(tmp_path: Path) -> None:
+    text = run_command("fmfsd-launch", "--help", cwd=tmp_path).stdout
+    assert "stop|status|logs|cancel|resume" in text
+    assert "doctor|drill|verify|profile" in text
+    for word in COMMANDS:
         assert f"fmfsd-launch {word} " in run_command("fmfsd-launch", word, "--help", cwd=tmp_path).stdout
 
 
@@ -294,14 +299,12 @@ def test_everything_that_is_wrong_with_a_command_line_is_said_at_once(tmp_path: 
         "3:1",
         "--hosts",
         "a,a",
-        "--drill",
-        "none",
         "--set",
         "foo=1",
     )
     answer = run_command("fmfsd-launch", "smoke", *wrong, cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (2, "")
-    for part in ("1x", "NOT_SET", "--elastic '3:1'", "a stands there twice", "there is no fault", "--set foo=1"):
+    for part in ("1x", "NOT_SET", "--elastic '3:1'", "a stands there twice", "--set foo=1"):
         assert part in answer.stderr
 
 

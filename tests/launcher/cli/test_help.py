@@ -10,16 +10,18 @@ import pytest
 from typer.testing import CliRunner
 
 import fmfsd.cli
+import launcher.cli.diagnose
 import launcher.cli.launch
 import launcher.cli.manage
 import launcher.cli.tune
 from fmfsd.command_line import App
+from launcher.cli.diagnose import DIAGNOSE_COMMANDS
 from launcher.cli.launch import first_word
-from launcher.cli.options import RUN_COMMANDS
+from launcher.cli.manage import MANAGE_COMMANDS
 from tests.helpers.processes import run_command
 
 PANELS = {
-    launcher.cli.launch.app: ["What", "Where", "How", "Before starting", "Diagnostics", "Slurm", "Output"],
+    launcher.cli.launch.app: ["What", "Where", "How", "Before starting", "Slurm", "Output"],
     launcher.cli.tune.app: ["What", "Search", "Where", "How", "Before starting", "Output"],
 }
 
@@ -42,7 +44,8 @@ def test_options_stand_in_panels(app: App) -> None:
     [
         (launcher.cli.launch.app, ()),
         (launcher.cli.tune.app, ()),
-        *((launcher.cli.manage.run_app, (word,)) for word in RUN_COMMANDS),
+        *((launcher.cli.manage.manage_app, (word,)) for word in MANAGE_COMMANDS),
+        *((launcher.cli.diagnose.diagnose_app, (word,)) for word in DIAGNOSE_COMMANDS),
         *((fmfsd.cli.app, (word,)) for word in ("train", "probe", "evaluate", "export", "report", "watch", "diff")),
         (fmfsd.cli.app, ("data", "prepare")),
     ],

@@ -24,9 +24,9 @@ GPU = {"uuid": "GPU-1", "name": "H100", "memory": 80 << 30, "free": 79 << 30}
 
 
 def doctor(cwd: Path, *before: str, **variables: str) -> tuple[int, dict[str, dict[str, str]]]:
-    """Exit code and findings by what they are of, of a real `fmfsd-launch --doctor`; `before` becomes it."""
+    """Exit code and findings by what they are of, of a real `fmfsd-launch doctor`; `before` becomes it."""
     done = subprocess.run(
-        [*before, command("fmfsd-launch"), "--doctor", "--json"],
+        [*before, command("fmfsd-launch"), "doctor", "--json"],
         cwd=cwd,
         env={**os.environ, **variables},
         capture_output=True,
@@ -43,7 +43,7 @@ def test_this_machine_is_told_as_it_is(tmp_path: Path) -> None:
     assert found["this folder"]["found"].startswith(f"{tmp_path}: ")
     assert found["GPUs"]["found"].endswith("; workers compute on the CPU")
     assert found["cores"]["found"].startswith(f"{len(os.sched_getaffinity(0))} of ")
-    assert "no prepared set" in found["data"]["found"]
+    assert "no prepared data set" in found["data"]["found"]
     assert {"Python", "torch", "torchvision", "memory", "shared memory", "open files", "locked memory"} < set(found)
 
 
@@ -70,7 +70,7 @@ def test_a_loopback_that_is_down_is_wrong(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_wrong(tmp_path: Path) -> None:
     full = f'mount -t tmpfs -o size=1m none "{tmp_path}" && cd "{tmp_path}" && exec "$@"'
     code, found = doctor(tmp_path, "unshare", "--mount", "sh", "-c", full, "sh")
-    assert (code, found["this folder"]["wrong"].startswith("320 MiB are needed")) == (3, True)
+    assert (code, found["this folder"]["wrong"].startswith("320 MiB are required")) == (3, True)
 
 
 def with_sinfo(folder: Path, script: str) -> str:
@@ -104,8 +104,8 @@ def test_too_few_open_files_are_wrong(tmp_path: Path) -> None:
 
 
 def test_a_resolver_that_is_slow_is_wrong() -> None:
-    assert "own name me" in judged(name_s=10.4, host="me")
-    assert "own name me" in judged(name_s=None, host="me")
+    assert "host name me" in judged(name_s=10.4, host="me")
+    assert "host name me" in judged(name_s=None, host="me")
 
 
 def judged(**changed: Any) -> dict[str, str]:
@@ -166,4 +166,4 @@ def test_hosts_are_examined_like_this_machine_and_compared(tmp_path: Path, capsy
 def test_the_report_is_a_table_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examine(near_site(), environment=os.environ, cwd=str(tmp_path), as_json=False)
     text = capsys.readouterr().out
-    assert all(name in text for name in ("what to mend", "this machine", "n1", "n2", "loopback"))
+    assert all(name in text for name in ("how to fix it", "this machine", "n1", "n2", "loopback"))

@@ -41,5 +41,6 @@ def test_what_is_beyond_the_promise_is_named(
 def test_the_worst_parameter_is_named_with_its_step() -> None:
     row = Row.of(4, 2, found(0.0, 0.0, gradients=2e-12), PROMISES["fp64"])
     assert (
-        row.about_gradients() == "4 workers: gradients differ by 2.0e-12 in step 1, by 2.0e-12 at most, in p0 in step 1"
+        row.describe_gradients()
+        == "4 workers: gradients differ by 2.0e-12 in step 1, by 2.0e-12 at most, in p0 in step 1"
     )

@@ -8,11 +8,9 @@ import pytest
 from rich.console import Console
 
 from fmfsd.config import load_config
-from fmfsd.errors import ConfigError
 from fmfsd.run.profile_record import PARTS, Division, Operator, WorkerProfile
 from fmfsd.run.run_dir import RunDir
-from launcher.config.launch_config import ProfileOptions
-from launcher.diagnostics.profile.screen import shown
+from launcher.diagnostics.profile.screen import render
 from launcher.diagnostics.profile.summary import Spread, Summary
 
 CONFIG = load_config("cifar100-resnet18", ["train.batch=128"])
@@ -55,7 +53,7 @@ def test_the_spread_over_workers_is_that_of_each_part() -> None:
 def text(summary: Summary) -> str:
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file, console.capture() as captured:
-        for part in shown(summary, RUN, plain=True):
+        for part in render(summary, RUN, plain=True):
             console.print(part)
     return captured.get()
 
@@ -65,7 +63,7 @@ def test_one_screen_has_it_all() -> None:
     assert len(found.splitlines()) <= 30
     for part in (
         "step 500.0 ms (median of 3; worst 700.0), 256 images/s, data wait 2.0%, peak memory 3.0 GiB",
-        "compute: 0.768 TFLOP/s, 76.8% of the 1 TFLOP/s that this worker multiplies matrices with (bf16)",
+        "compute: 0.768 TFLOP/s, 76.8% of the 1 TFLOP/s at which this worker multiplies matrices (bf16)",
         "/runs/one/profile/rank-0.trace.json.gz",
         "\nConvolutionBackward0 ",
         *PARTS,
@@ -75,7 +73,7 @@ def test_one_screen_has_it_all() -> None:
 
 def test_what_an_image_takes_may_be_unknown() -> None:
     summary = Summary.of([ONE], CONFIG, "cpu", 0)
-    assert "compute: not known" in text(summary)
+    assert "compute: unknown" in text(summary)
     assert summary.to_json(RUN)["compute"] is None
 
 
@@ -86,10 +84,3 @@ def test_as_an_object_it_has_numbers_and_the_places_of_the_traces() -> None:
     assert (content["step_s"], content["images_per_s"], content["workers"]) == (0.6, 128 / 0.6, 2)
     assert content["compute"]["share"] == pytest.approx(0.16)
     assert content["operators"] == [asdict(OPERATOR)]
-
-
-def test_a_profile_stands_alone() -> None:
-    assert ProfileOptions.parse(asked=False, steps=3, beside={"--drill": "all"}) is None
-    assert ProfileOptions.parse(asked=True, steps=3, beside={"--drill": None}) == ProfileOptions(3)
-    with pytest.raises(ConfigError, match="--profile, --drill: each makes runs of its own"):
-        ProfileOptions.parse(asked=True, steps=3, beside={"--drill": "all"})

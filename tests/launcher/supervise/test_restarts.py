@@ -8,7 +8,8 @@ import pytest
 from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.config.launch_config import FAULTS, DrillOptions, LaunchConfig, node_limits
+from launcher.config.launch_config import LaunchConfig, node_limits
+from launcher.diagnostics.drill.faults import FAULTS, parse_faults
 from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.supervise.attempt import Attempt, NodeState
 from launcher.supervise.failure_report import Failure
@@ -168,6 +169,5 @@ def test_an_elastic_that_is_none_is_refused(elastic: str) -> None:
 
 
 def test_faults_of_a_drill_are_named_once_or_all() -> None:
-    assert DrillOptions.parse("hang,preempt,hang", 7) == DrillOptions(("hang", "preempt"), 7)
-    assert DrillOptions.parse("all", 0) == DrillOptions(FAULTS, 0)
-    assert DrillOptions.parse(None, 7) is None
+    assert parse_faults("hang,preempt,hang") == ("hang", "preempt")
+    assert parse_faults("all") == tuple(FAULTS)

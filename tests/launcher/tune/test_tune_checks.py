@@ -114,7 +114,7 @@ def test_a_config_is_checked_for_the_devices_of_the_sweep(
         asked.append(device)
         return Costs()
 
-    monkeypatch.setattr("launcher.launch.costs_of", costs_of)
+    monkeypatch.setattr("launcher.prepare_launch.costs_of", costs_of)
     monkeypatch.setattr(Resources, "detect", lambda _environment: Resources(4, gpus))
     words = arguments(tiny_root, tmp_path, "--set", "train.compile=cuda_graphs", "--dry-run")
     answer = CliRunner().invoke(app, words)

@@ -1,0 +1,164 @@
+"""`fmfsd-launch doctor|drill|verify|profile`: parse, call one function, return its exit code."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from fmfsd.command_line import WHAT, App, Debug, GatheringCommand, Json, wrong_values
+from launcher.cli import options
+from launcher.config.launch_config import DEFAULT_MAX_RESTARTS
+
+diagnose_app = App()
+DIAGNOSE_COMMANDS = ("doctor", "drill", "verify", "profile")
+
+TestedConfig = Annotated[
+    str, typer.Argument(help="A preset's name or a YAML file.", autocompletion=options.complete_config)
+]
+
+
+@diagnose_app.callback()
+def diagnose() -> None:
+    """Test this machine, its cluster, or a config on them."""
+
+
+@diagnose_app.command(cls=GatheringCommand)
+def doctor(
+    context: typer.Context,
+    on: options.OnNow = "auto",
+    nodes: options.Nodes = None,
+    hosts: options.Hosts = None,
+    hostfile: options.Hostfile = None,
+    wrap: options.Wrap = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what this machine, the given hosts or a Slurm allocation offer, and how to fix what is wrong.
+
+    Exit code 3 if something is wrong.
+    """
+    from fmfsd.terminal import errors_shown
+    from launcher.cli.arguments import LaunchArguments
+    from launcher.config.error_collector import Gathered
+    from launcher.diagnostics.doctor import examine
+
+    arguments = LaunchArguments.from_options(locals())
+    with errors_shown(debug=debug):
+        site = arguments.resolve_site(Gathered(wrong_values(context)), os.environ)
+        raise typer.Exit(examine(site, environment=os.environ, cwd=os.getcwd(), as_json=as_json))
+
+
+@diagnose_app.command(cls=GatheringCommand)
+def drill(
+    context: typer.Context,
+    config: TestedConfig,
+    faults: Annotated[str, typer.Argument(help="Comma-separated names of faults.")] = "all",
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=WHAT, help="Decides when a fault happens, and to which process.")
+    ] = 0,
+    overrides: options.Overrides = None,
+    run_dir: options.RunDirectory = None,
+    nodes: options.Nodes = None,
+    gpus: options.Gpus = None,
+    device: options.Device = "auto",
+    env: options.Env = None,
+    engine: options.Engine = None,
+    starter: options.Starter = "torchrun",
+    wrap: options.Wrap = None,
+    max_restarts: options.MaxRestarts = DEFAULT_MAX_RESTARTS,
+    check: options.Check = False,
+    dry_run: options.DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Inject real faults into short runs of a config on this machine, and show the result of each.
+
+    Exit code 1 if a run did not survive a fault, or if its result differs from that of an undisturbed run.
+    """
+    from fmfsd.terminal import errors_shown
+    from launcher.cli.arguments import LaunchArguments
+    from launcher.config.error_collector import Gathered
+    from launcher.diagnostics.drill import parse_faults, run_drill
+
+    arguments = LaunchArguments.from_options(locals(), on="local")
+    with errors_shown(debug=debug):
+        errors = Gathered(wrong_values(context))
+        names = errors.of(lambda: parse_faults(faults), ())
+        request = arguments.to_request(errors, os.environ, os.getcwd())
+        raise typer.Exit(run_drill(request, names, seed, environment=os.environ, cwd=os.getcwd()))
+
+
+@diagnose_app.command(cls=GatheringCommand)
+def verify(
+    context: typer.Context,
+    config: TestedConfig,
+    workers: Annotated[
+        str, typer.Option(metavar="N,N...", rich_help_panel=WHAT, help="Numbers of workers to compare.")
+    ] = "1,2",
+    steps: Annotated[int, typer.Option(min=1, rich_help_panel=WHAT, help="Training steps of each run.")] = 5,
+    overrides: options.Overrides = None,
+    run_dir: options.RunDirectory = None,
+    nodes: options.Nodes = None,
+    device: options.Device = "auto",
+    env: options.Env = None,
+    engine: options.Engine = None,
+    starter: options.Starter = "torchrun",
+    wrap: options.Wrap = None,
+    check: options.Check = False,
+    dry_run: options.DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train some steps with each number of workers on this machine, and compare losses, gradients and weights.
+
+    Exit code 1 if they differ by more than rounding.
+    """
+    from fmfsd.terminal import errors_shown
+    from launcher.cli.arguments import LaunchArguments
+    from launcher.config.error_collector import Gathered
+    from launcher.diagnostics.invariance import parse_worker_counts, verify_invariance
+
+    arguments = LaunchArguments.from_options(locals(), on="local")
+    with errors_shown(debug=debug):
+        errors = Gathered(wrong_values(context))
+        counts = errors.of(lambda: parse_worker_counts(workers), ())
+        request = arguments.to_request(errors, os.environ, os.getcwd())
+        raise typer.Exit(verify_invariance(request, counts, steps, environment=os.environ, cwd=os.getcwd()))
+
+
+@diagnose_app.command(cls=GatheringCommand)
+def profile(
+    context: typer.Context,
+    config: TestedConfig,
+    steps: Annotated[
+        int, typer.Option(min=1, rich_help_panel=WHAT, help="Steps to time, and as many to profile.")
+    ] = 10,
+    overrides: options.Overrides = None,
+    run_dir: options.RunDirectory = None,
+    on: options.OnNow = "auto",
+    nodes: options.Nodes = None,
+    gpus: options.Gpus = None,
+    device: options.Device = "auto",
+    hosts: options.Hosts = None,
+    hostfile: options.Hostfile = None,
+    interface: options.Interface = None,
+    env: options.Env = None,
+    engine: options.Engine = None,
+    starter: options.Starter = "torchrun",
+    wrap: options.Wrap = None,
+    check: options.Check = False,
+    dry_run: options.DryRun = False,
+    preflight: options.Preflight = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show where the time of a training step goes, and the share of the machine's measured limit. Writes traces."""
+    from fmfsd.terminal import errors_shown
+    from launcher.cli.arguments import LaunchArguments
+    from launcher.config.error_collector import Gathered
+    from launcher.diagnostics.profile import profile_run
+
+    arguments = LaunchArguments.from_options(locals())
+    with errors_shown(debug=debug):
+        request = arguments.to_request(Gathered(wrong_values(context)), os.environ, os.getcwd())
+        raise typer.Exit(profile_run(request, steps, environment=os.environ, cwd=os.getcwd()))
