@@ -1,4 +1,4 @@
-"""`fmfsd-tune`: parse, call one function, exit code."""
+"""`fmfsd-tune`: parse, call one function, return its exit code."""
 
 import os
 import sys
@@ -56,52 +56,17 @@ def tune(
     """Search: draw configs from a space, train each as an ordinary run, and show which are best.
 
     Exit codes: 0 done, 1 the search failed, 2 command line or config, 3 a check failed (2 and 3: nothing was started),
-    75 stopped on request (--resume goes on), 130 interrupted at once (Ctrl-C twice, or before anything was started),
+    75 stopped on request (--resume continues), 130 interrupted at once (Ctrl-C twice, or before anything was started),
     143 SIGTERM before anything was started.
     """
     from fmfsd.errors import ConfigError
     from fmfsd.terminal import errors_shown
-    from launcher.config.byte_sizes import parse_size
-    from launcher.config.environment import extra_variables
-    from launcher.config.launch_config import LaunchConfig
-    from launcher.tune.sweep_command import SweepRequest, run_sweep
+    from launcher.cli.tune_arguments import TuneArguments
+    from launcher.tune.sweep_command import run_sweep
 
+    arguments = TuneArguments.from_options(locals())
     with errors_shown(debug=debug):
-        if wrong := wrong_values(context):
-            raise ConfigError(wrong)
-        given = {
-            "trials": trials,
-            "metrics": tuple(metrics) if metrics else None,
-            "modes": tuple(modes) if modes else None,
-            "search": search,
-            "scheduler": scheduler,
-            "seed": seed,
-            "concurrent": concurrent,
-            "ray_address": ray_address,
-            "dashboard": dashboard or None,
-            "disk_bytes": parse_size("--disk-budget", disk_budget) if disk_budget else None,
-            "max_failures": max_failures,
-            "seeds": seeds,
-            "best": best,
-        }
-        launch = LaunchConfig(
-            nodes=nodes,
-            gpus=gpus,
-            device=device,
-            grace_s=grace,
-            hang_timeout_s=hang_timeout,
-            extra_env=extra_variables(env or [], os.environ),
-        )
-        request = SweepRequest(
-            space=space,
-            config=config,
-            overrides=tuple(overrides or ()),
-            given={name: value for name, value in given.items() if value is not None},
-            launch=launch,
-            sweep_dir=sweep_dir,
-            resume=resume,
-            stop_after="plan" if dry_run else "run",
-            as_json=as_json,
-            data_root=os.environ.get("FMFSD_DATA") or "data",
-        )
+        if problems := wrong_values(context):
+            raise ConfigError(problems)
+        request = arguments.to_request(os.environ)
         raise typer.Exit(run_sweep(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -1,4 +1,4 @@
-"""The options that only `fmfsd-tune` has, by the panels of its help."""
+"""Options of `fmfsd-tune` alone, in the order of the panels of its help."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +10,13 @@ from fmfsd.command_line import BEFORE, HOW, WHAT, WHERE
 SEARCH = "Search"
 
 Config = Annotated[str | None, typer.Argument(help="A preset's name or a YAML file; default: the space's own.")]
-Space = Annotated[str | None, typer.Option(rich_help_panel=WHAT, help="A space's file, or a shipped one's name.")]
-SweepDirectory = Annotated[Path | None, typer.Option(rich_help_panel=WHAT, help="Default: a new one in runs/.")]
+Space = Annotated[str | None, typer.Option(rich_help_panel=WHAT, help="A file, or the name of a shipped space.")]
+SweepDirectory = Annotated[
+    Path | None, typer.Option(rich_help_panel=WHAT, help="Sweep directory; default: a new one in runs/.")
+]
 Resume = Annotated[
     Path | None,
-    typer.Option(
-        metavar="SWEEP_DIR", rich_help_panel=WHAT, help="Go on with a sweep; also with more --trials or --seeds."
-    ),
+    typer.Option(metavar="SWEEP_DIR", rich_help_panel=WHAT, help="Resume a sweep; also with more --trials or --seeds."),
 ]
 
 Trials = Annotated[
@@ -27,7 +27,7 @@ Metrics = Annotated[
     typer.Option(
         "--metric",
         rich_help_panel=SEARCH,
-        help="What is searched for, as valid/deepest_top1; several: their Pareto front.",
+        help="Objective such as valid/deepest_top1; with several, the Pareto front.",
     ),
 ]
 Modes = Annotated[
@@ -46,33 +46,35 @@ Algorithm = Annotated[
 ]
 Scheduler = Annotated[
     Literal["none", "asha", "median"] | None,
-    typer.Option(rich_help_panel=SEARCH, help="Which trials are stopped early; default none."),
+    typer.Option(rich_help_panel=SEARCH, help="Early stopping of trials; default none."),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, rich_help_panel=SEARCH, help="Decides what is drawn; default 0.")]
+Seed = Annotated[int | None, typer.Option(min=0, rich_help_panel=SEARCH, help="Seed of the sampler; default 0.")]
 Seeds = Annotated[
-    int | None, typer.Option(min=1, rich_help_panel=SEARCH, help="Run the best again with so many seeds each.")
+    int | None, typer.Option(min=1, rich_help_panel=SEARCH, help="Train the best again with this number of new seeds.")
 ]
-Best = Annotated[int | None, typer.Option(min=1, rich_help_panel=SEARCH, help="How many are the best; default 3.")]
+Best = Annotated[
+    int | None, typer.Option(min=1, rich_help_panel=SEARCH, help="Number of best configs to train again; default 3.")
+]
 
-Nodes = Annotated[int, typer.Option("--nodes", "-N", min=1, rich_help_panel=WHERE, help="Nodes of a trial.")]
-Gpus = Annotated[int, typer.Option(min=1, rich_help_panel=WHERE, help="Workers on each of its nodes.")]
+Nodes = Annotated[int, typer.Option("--nodes", "-N", min=1, rich_help_panel=WHERE, help="Nodes per trial.")]
+Gpus = Annotated[int, typer.Option(min=1, rich_help_panel=WHERE, help="Workers per node of a trial.")]
 Concurrent = Annotated[
     int | None, typer.Option(min=1, rich_help_panel=WHERE, help="Trials at a time; default: as many as fit.")
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(
-        metavar="auto|HOST:PORT", rich_help_panel=WHERE, help="A Ray cluster that is there; default: one of our own."
-    ),
+    typer.Option(metavar="auto|HOST:PORT", rich_help_panel=WHERE, help="An existing Ray cluster; default: start one."),
 ]
-Dashboard = Annotated[bool, typer.Option("--dashboard", rich_help_panel=WHERE, help="Ray's dashboard, on loopback.")]
+Dashboard = Annotated[
+    bool, typer.Option("--dashboard", rich_help_panel=WHERE, help="Start Ray's dashboard on loopback.")
+]
 
 DiskBudget = Annotated[
     str | None,
-    typer.Option(metavar="10G", rich_help_panel=HOW, help="Bound of the whole sweep: only the best keep checkpoints."),
+    typer.Option(metavar="10G", rich_help_panel=HOW, help="Disk limit of the sweep: only the best keep checkpoints."),
 ]
 MaxFailures = Annotated[
-    int | None, typer.Option(min=0, rich_help_panel=HOW, help="New attempts of a trial; default 3.")
+    int | None, typer.Option(min=0, rich_help_panel=HOW, help="Restarts of a failed trial; default 3.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", rich_help_panel=BEFORE, help="Show what would be searched and started.")
