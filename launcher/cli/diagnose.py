@@ -116,7 +116,7 @@ def verify(
     from fmfsd.terminal import errors_shown
     from launcher.cli.arguments import LaunchArguments
     from launcher.config.error_collector import Gathered
-    from launcher.diagnostics.invariance import parse_worker_counts, verify_invariance
+    from launcher.diagnostics.verify import parse_worker_counts, verify_invariance
 
     arguments = LaunchArguments.from_options(locals(), on="local")
     with errors_shown(debug=debug):

@@ -242,10 +242,10 @@ GUARDS = (
     ),
     Guard(
         "results that depend on the number of workers end a comparison with 1",
-        "launcher/diagnostics/invariance/verify.py",
+        "launcher/diagnostics/verify/verification.py",
         "if any(row.beyond for row in rows)",
         "if False",
-        "tests/end_to_end/test_verify_invariance.py::test_a_config_whose_results_depend_on_the_workers_is_told_so",
+        "tests/end_to_end/test_verify.py::test_a_config_whose_results_depend_on_the_workers_is_told_so",
     ),
     Guard(
         "what would come to the same is not tried again",

@@ -11,9 +11,9 @@ from rich.console import Console
 from fmfsd.errors import RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.diagnostics.invariance.results import PROMISES, Row, print_json, table
-from launcher.diagnostics.invariance.worker_counts import ComparedRun, compared_runs
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun
+from launcher.diagnostics.verify.results import PROMISES, Row, print_json, table
+from launcher.diagnostics.verify.worker_counts import ComparedRun, compared_runs
 from launcher.prepare_launch import Request
 from launcher.supervise.run_plan import EXIT_CODES, console_of
 from launcher.supervise.stop_requests import Requests
