@@ -10,7 +10,7 @@ from tests.helpers.processes import run_command
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("*/README.md")), ROOT / "tests" / "benchmarks" / "RESULTS.md"]
+PAGES = [README, *sorted(ROOT.glob("[!.]*/README.md")), ROOT / "tests" / "benchmarks" / "RESULTS.md"]
 SOURCES = (".py", ".yaml", ".cpp", ".h", ".css", ".js")
 
 
