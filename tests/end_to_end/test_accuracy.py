@@ -60,7 +60,7 @@ def test_a_benchmark_that_is_killed_goes_on_past_a_run_that_fails(tiny_root: Pat
     answer = benchmark(tiny_root, out, "plain,byot,fmfsd", "--packed", "2")
     assert answer.returncode == 1
     assert f"cifar10-resnet8-byot-0: failed with exit code 2: {out}/cifar10-resnet8-byot-0" in answer.stderr
-    assert "going on after step" in (out / "cifar10-resnet8-plain-0.log").read_text()
+    assert "resuming after step" in (out / "cifar10-resnet8-plain-0.log").read_text()
     found = rows(answer.stdout)
     plains, mine = (
         read_json(out / f"cifar10-resnet8-{method}-0" / "outcome.json")["metrics"]["test"]["deepest_top1"]

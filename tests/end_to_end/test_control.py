@@ -33,10 +33,10 @@ def test_a_run_that_is_cancelled_ends_at_once_and_without_a_checkpoint(
         assert control(tmp_path, "cancel", "run", "--wait") == "ended: interrupted\n"
         assert not any(map(psutil.pid_exists, everything))
         code, output = run.end()
-    assert (code, "ending at once, as asked" in output) == (130, True)
+    assert (code, "ending immediately, as requested" in output) == (130, True)
     assert run.run.newest_step() is None
     gone = control(tmp_path, "cancel", "run", code=3)
-    assert f"no launch is at work there; the last was process {run.process.pid} on " in gone
+    assert f"no launch is active there; the last was process {run.process.pid} on " in gone
 
 
 def test_a_stopped_run_resumes_as_it_was_launched_to_the_uninterrupted_result(
@@ -114,7 +114,7 @@ def followed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
 
 def test_a_resumed_run_says_how_it_is_resumed(followed: Followed) -> None:
     """Not by its command, in which a secret is."""
-    assert re.search(rf"; to go on: fmfsd-launch resume {followed.run.path}\n", followed.output)
+    assert re.search(rf"; to resume: fmfsd-launch resume {followed.run.path}\n", followed.output)
 
 
 def test_logs_are_followed_of_all_workers_until_the_run_has_ended(followed: Followed) -> None:

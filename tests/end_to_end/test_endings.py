@@ -121,7 +121,7 @@ def failed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory)
 def test_the_first_failing_workers_own_error_comes_last(failed: tuple[RunDir, str]) -> None:
     run, output = failed
     assert any("the loss is not finite in step" in line for line in output.splitlines()[-6:])
-    assert "no attempt follows attempt 1: another attempt would come to the same" in output
+    assert "no attempt follows attempt 1: another attempt would fail in the same way" in output
     assert "Traceback" not in output
     assert not list(run.checkpoints.glob("step-*"))
 

@@ -62,10 +62,10 @@ def test_a_stopped_worker_and_one_that_spins_are_blamed_and_not_the_one_that_wai
     assert_noticed_in_time(run.run, fault, 2)
     cause = attempt(run.run, 1)["cause"]
     assert cause.startswith(f"rank 1 (pid {pid} on ")
-    assert "it has no pulse, as a stopped process" in cause
+    assert "it has no heartbeat, like a stopped process" in cause
     assert "rank 0" not in cause
     page = output.splitlines()
-    (stack,) = (number for number, line in enumerate(page) if line == "rank 1 stood, innermost call first:")
+    (stack,) = (number for number, line in enumerate(page) if line == "stack of rank 1, innermost call first:")
     assert page[stack + 1].endswith(" in spin_for_ever")
     (failed,) = (line for line in page if line.startswith("run failed at"))
     assert "rank 1 (pid" in failed

@@ -78,7 +78,7 @@ class Kill:
         print(f"{self.cause}: noticed after {attempt['noticed'] - killed_at:.2f} s")
         assert self.cause in attempt["cause"]
         assert attempt["noticed"] - killed_at < NOTICED_WITHIN_S
-        assert f"going on after step {self.newest}\n" in output
+        assert f"resuming after step {self.newest}\n" in output
 
 
 KILLS = (
@@ -124,8 +124,8 @@ def test_a_bug_is_tried_twice_and_reported_as_one_of_ours(arguments: tuple[str, 
     assert re.search(
         r"rank 1 \(node 0, \S+\) after step 6: AttributeError: 'NoneType' object has no attribute '\w+'\n", page
     )
-    assert "\nno attempt follows attempt 2: the same failure twice without a checkpoint between\n" in page
-    assert "\nto go on after step 4:\n" in page
+    assert "\nno attempt follows attempt 2: the same failure twice without a new checkpoint in between\n" in page
+    assert "\nto resume after step 4:\n" in page
     assert "fmfsd/training/loop.py" in output
     assert "this is probably a bug of fmfsd, which your config or data brings out: please report it" in page
     assert f"of {run.run.path} manifest.json, config.yaml and attempts/" in page
@@ -150,7 +150,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(
         run.agents()[3].kill()
         code, output = run.end()
     assert code == 0, output
-    assert "3 of 4 nodes are left: going on with 2 workers on 2; workers must divide data.shards 16" in output
+    assert "3 of 4 nodes remain: resuming with 2 workers on 2; workers must divide data.shards 16" in output
     assert [each["workers"] for each in attempts(run.run)] == [4, 2]
     assert [each["step"] for each in records(run.run) if each["split"] == "train"] == list(range(1, 15))
     alone = make_run(tmp_path / "alone", tiny_config(tiny_root, *SMALL, fp64))

@@ -141,7 +141,7 @@ def test_two_terminations_at_once_of_every_process_are_one_graceful_stop(
         code, output = run.end()
     assert code == STOPPED, output
     assert_stopped(run, output)
-    assert re.search(r"stopped after step \d+, \d+\.\d s after the request; to go on: fmfsd-launch ", output)
+    assert re.search(r"stopped after step \d+, \d+\.\d s after the request; to resume: fmfsd-launch ", output)
 
 
 def test_a_run_is_stopped_from_outside(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -156,5 +156,5 @@ def test_a_run_is_stopped_from_outside(arguments: tuple[str, ...], tmp_path: Pat
     assert_stopped(run, output)
     again = run_command("fmfsd-launch", "stop", "run", cwd=tmp_path)
     assert again.returncode == 3
-    assert f"no launch is at work there; the last was process {run.process.pid} on " in again.stderr
+    assert f"no launch is active there; the last was process {run.process.pid} on " in again.stderr
     assert not run.run.stop_request.exists()

@@ -34,5 +34,5 @@ def test_a_worker_that_dawdles_is_named_and_nobody_else(tiny_root: Path, tmp_pat
     with launched(tmp_path, "run", arguments, env=fault.env) as run:
         code, output = run.end()
     assert code == 0
-    assert output.count("holds up the others") == 1
+    assert output.count("is a straggler") == 1
     assert "warning: rank 1 on " in output

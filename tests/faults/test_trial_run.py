@@ -171,7 +171,7 @@ def test_a_lone_worker_that_hangs_is_told_with_its_stack(sweep: SweepDir, stub: 
     run = run_to_end(order)
     assert run.state == "failed"
     assert "waits for no other worker" in run.cause
-    assert re.search(r"rank 0 stood, innermost call first:\n.* in _wait_while_held\n", order.run.said.read_text())
+    assert re.search(r"stack of rank 0, innermost call first:\n.* in _wait_while_held\n", order.run.said.read_text())
     assert read_json(order.run.outcome)["no_other_attempt"].startswith("0 restarts")
 
 

@@ -92,8 +92,8 @@ def test_a_job_is_told_of_the_wrapper_and_a_run_keeps_it(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("nodelist=n1", "--srun-arg 'nodelist': is the launcher's own"),
-        ("out=/x", "--srun-arg 'out': is the launcher's own"),
+        ("nodelist=n1", "--srun-arg 'nodelist': is set by the launcher itself"),
+        ("out=/x", "--srun-arg 'out': is set by the launcher itself"),
         ("-w=n1", "--srun-arg '-w': expected the long name of an option of srun"),
         ("container-image=-x", "--srun-arg 'container-image': '-x' is no value"),
     ],
