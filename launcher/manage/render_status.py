@@ -25,7 +25,7 @@ def shown(folder: Path, *, as_json: bool) -> str:
         return json.dumps(status.told()) if as_json else "\n".join(_screen(status))
     statuses = [_read_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=in_order)]
     if not statuses:
-        raise CheckError([Problem(str(folder), "is not a run directory and contains none: expected a config.yaml")])
+        raise CheckError([Problem(str(folder), "no run directory, and it contains none: expected a config.yaml")])
     if as_json:
         return json.dumps([status.told() for status in statuses])
     width = max(len(status.path.name) for status in statuses)

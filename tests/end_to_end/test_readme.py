@@ -1,4 +1,4 @@
-"""The README's first command, word for word, but for the installation that has run when tests run."""
+"""The README: its first command without the installation, its tree, and its presets."""
 
 import re
 from pathlib import Path
@@ -11,27 +11,27 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def first_command() -> list[str]:
-    """The launch at the end of the README's first command."""
+    """Return the arguments of the launch at the end of the README's first command."""
     (command, *_) = re.findall(r"^.*?bin/fmfsd-launch (.*)$", README.read_text(), re.MULTILINE)
     return str(command).split()
 
 
 def test_the_first_command_trains_in_an_empty_folder(tmp_path: Path) -> None:
-    """Two node agents, built-in data; every head learns it above 90%."""
+    """Two node agents, built-in data; every head reaches more than 90% accuracy."""
     arguments = first_command()
     assert arguments == ["smoke", "--nodes", "2", "--gpus", "1"]
     answer = run_command("fmfsd-launch", *arguments, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert re.search(rf"^run: {tmp_path}/runs/smoke-\S+$", answer.stdout, re.MULTILINE)
-    shown = dict(re.findall(r"│ (\w+) +│ +([\d.]+)% +│", answer.stdout))
-    assert set(shown) == {"branch1", "fused", "deepest", "ensemble"}
-    assert all(float(accuracy) > 90 for accuracy in shown.values())
+    accuracies = dict(re.findall(r"│ (\w+) +│ +([\d.]+)% +│", answer.stdout))
+    assert set(accuracies) == {"branch1", "fused", "deepest", "ensemble"}
+    assert all(float(accuracy) > 90 for accuracy in accuracies.values())
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "logs" / "node-0" / "rank-0.log").exists()
     assert (run / "logs" / "node-1" / "rank-1.log").exists()
 
 
-def test_the_tree_in_the_readme_is_the_real_one() -> None:
+def test_the_tree_in_the_readme_is_complete() -> None:
     text = README.read_text()
     tree = text[text.index("## The tree") :]
     tree = tree[: tree.index("\n## ", 3)]

@@ -220,7 +220,7 @@ def test_a_folder_of_runs_is_a_line_each_in_their_order(run: RunDir) -> None:
 
 
 def test_a_folder_without_runs_has_no_status(tmp_path: Path) -> None:
-    with pytest.raises(CheckError, match="is not a run directory and contains none"):
+    with pytest.raises(CheckError, match="no run directory, and it contains none"):
         shown(tmp_path, as_json=False)
 
 

@@ -52,7 +52,7 @@ def test_a_worker_that_was_killed_is_named_with_its_signal(run: RunDir) -> None:
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 101)\n")
     failure = first_failure(run, attempt(run, 1))
-    assert failure.cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL: by hand, or")
+    assert failure.cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL: by a user, or")
     assert failure.victims == (0,)
     killed = attempt(run, 1)
     killed.nodes[0].oom_kills = 1
