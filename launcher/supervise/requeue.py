@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from launcher.supervise.restarts import Ended
     from launcher.supervise.stop_requests import Requests
 
-TIME_IS_UP, NODE_IS_LOST = "the job's time is nearly up", "a node is gone"
+TIME_IS_UP, NODE_IS_GONE = "the job's time is nearly up", "a node is gone"
 ADVICE = {
     TIME_IS_UP: "give it more --time, or save more often (checkpoint.every_minutes)",
-    NODE_IS_LOST: "check its nodes, and leave out the bad one with sbatch's --exclude",
+    NODE_IS_GONE: "check its nodes, and leave out the bad one with sbatch's --exclude",
 }
 KILLED_WITHIN_S = 120.0
 """Time limit for Slurm to end a job that it requeues; KillWait is 30 s by default."""
@@ -38,7 +38,7 @@ class Requeue:
         return cls(job, reached, reached())
 
     def refusal(self, why: str) -> str:
-        """Return why the job is not requeued; "" if it is. `why`: the reason to do it, TIME_IS_UP or NODE_IS_LOST."""
+        """Return why the job is not requeued; "" if it is. `why`: the reason to do it, TIME_IS_UP or NODE_IS_GONE."""
         if self.reached() > self.began_at or self.job.restarts == 0:
             return ""
         return (
@@ -61,10 +61,10 @@ class Requeue:
 
 
 def reason_to_requeue(result: "Ended", requests: "Requests") -> str:
-    """Return the reason to requeue a job that failed: TIME_IS_UP or NODE_IS_LOST; "" if it is not requeued."""
+    """Return the reason to requeue a job that failed: TIME_IS_UP or NODE_IS_GONE; "" if it is not requeued."""
     if requests.time_is_up:
         return TIME_IS_UP
-    return NODE_IS_LOST if result.for_want_of_a_node and not requests.stop else ""
+    return NODE_IS_GONE if result.for_want_of_a_node and not requests.stop else ""
 
 
 def requeue_and_end(job: Allocation, why: str, report: Callable[[str], None]) -> None:
