@@ -142,7 +142,7 @@ class RunDisplay:
                 self._console.print(f"warning: {text}", highlight=False, markup=False)
 
     def _read_progress(self) -> dict[str, Any] | None:
-        """Rank 0's progress, unless it is an earlier attempt's."""
+        """Return rank 0's progress, or None if there is none of this attempt yet."""
         try:
             progress = read_json(self._run.rank_progress(0))
         except (OSError, ValueError):

@@ -136,7 +136,7 @@ class _Supervisor:
         self._end_at, self._check_request_at, self._heartbeat_at = math.inf, 0.0, 0.0
         self._sent = ""
 
-    def wait(self, watch: Callable[[], None]) -> None:
+    def wait(self, on_poll: Callable[[], None]) -> None:
         with selectors.DefaultSelector() as selector:
             for node in self._attempt.nodes:
                 selector.register(node.agent, selectors.EVENT_READ, node)
@@ -145,8 +145,8 @@ class _Supervisor:
                     self._read_events(key.data, selector)
                 self._send_heartbeats()
                 self._check()
-                self._decide()
-                watch()
+                self._enforce_deadline()
+                on_poll()
 
     def _read_events(self, node: NodeState, selector: selectors.BaseSelector) -> None:
         for event in node.agent.read():
@@ -182,7 +182,7 @@ class _Supervisor:
             for node in self._attempt.nodes:
                 node.agent.tell(do="dump", pids=list(hang.pids.values()))
 
-    def _decide(self) -> None:
+    def _enforce_deadline(self) -> None:
         """Set the time by which all processes must have ended, and end them once it has passed."""
         now = time.monotonic()
         if self._requests.interrupted:

@@ -48,9 +48,8 @@ class Failure:
     @property
     def advice(self) -> str:
         """The likely remedy; "" if none is known or `cause` contains one."""
-        messages = [
-            line for line in self.detail.splitlines() if not line.startswith(" ")
-        ]  # code contains timeout_s too
+        # indented lines are code, in which names such as timeout_s would match
+        messages = [line for line in self.detail.splitlines() if not line.startswith(" ")]
         return "" if self.advises else advice("\n".join([self.cause, *messages]))
 
     @property
@@ -202,8 +201,10 @@ def _exit_codes(run: RunDir, attempt: Attempt) -> dict[tuple[int, int], int]:
     logs = {node: run.starter_log(node) for node in range(len(attempt.nodes))}
     texts = {node: log.read_text("utf-8", "replace") for node, log in logs.items() if log.exists()}
     logged = {(node, int(pid)): int(code) for node, text in texts.items() for code, pid in _EXIT.findall(text)}
-    seen = {(number, pid): code for number, node in enumerate(attempt.nodes) for pid, code in node.worker_codes.items()}
-    return {**logged, **seen}
+    reported = {
+        (number, pid): code for number, node in enumerate(attempt.nodes) for pid, code in node.worker_codes.items()
+    }
+    return {**logged, **reported}
 
 
 def _deepspeed_exit_code(run: RunDir, node: int, pid: int) -> int | None:

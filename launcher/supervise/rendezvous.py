@@ -81,7 +81,9 @@ def _common_address(first: NodeState, candidates: list[str], reached: list[dict[
     for address in candidates:
         if all(address in each for each in reached):
             return address
-    first.note({"event": "failed", "message": "no address of it is reached by all others: see --interface"})
+    first.note(
+        {"event": "failed", "message": "none of its addresses can be reached by all other nodes: see --interface"}
+    )
     raise NotMetError
 
 
@@ -129,6 +131,7 @@ class _Queries:
                 node.agent.beat()
 
     def _raise_on_failure(self, missing: list[NodeState], *, late: bool) -> None:
+        """Raise RendezvousError on a stop request or if a node has failed; `missing` nodes that are `late` have."""
         for node in missing if late else ():
             node.note({"event": "silent", "words": node.agent.printed})
         if self._requests.stop or any(node.done for node in self._nodes):
