@@ -103,7 +103,7 @@ def last_launch(run: RunDir, environment: Mapping[str, str]) -> LaunchConfig:
         return replace(from_json(content, environment), run_dir=run.path)
     except (OSError, ValueError) as error:
         advice = f"launch it as before, with the same command or `fmfsd-launch {run.config}`, and --run-dir {run.path}"
-        problem = f"does not contain the options of this run's launch ({error}): {advice}"
+        problem = f"does not contain the options of this run's launch: {advice} ({error})"
         raise CheckError([Problem(str(run.launch), problem)]) from error
 
 
