@@ -207,13 +207,13 @@ def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
         (("--sbatch-arg", "wr=touch canary"), 2, "'wr': is set by the launcher itself"),
         (("--sbatch-arg", "outp=/x"), 2, "is set by the launcher itself"),
         (("--sbatch-arg", "requeue=soon"), 2, "'requeue': is set by the launcher itself"),
-        (("--sbatch-arg", "gpus=4"), 2, "'gpus': asks for GPUs of the whole job"),
+        (("--sbatch-arg", "gpus=4"), 2, "'gpus': requests GPUs for the whole job"),
         (("--sbatch-arg", "container=/image"), 2, "use --wrap"),
         (("--sbatch-arg", "-p=x"), 2, "expected the long name of an option"),
         (("--array", "5-1"), 2, "expected up to 10000 seeds"),
         (("--run-dir", "100%"), 2, "Slurm writes no log into a folder with %"),
         (("--partition", "nope"), 3, "Slurm refuses the job: invalid partition specified: nope"),
-        (("--drill", "all"), 2, "--drill: is done on this machine"),
+        (("--drill", "all"), 2, "--drill: runs on this machine"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_submitted_or_written(
