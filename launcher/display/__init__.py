@@ -1,1 +1,1 @@
-"""What a launch shows while it runs."""
+"""Display of a running launch: progress bar, log lines, warnings about stragglers."""

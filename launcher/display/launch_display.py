@@ -1,4 +1,4 @@
-"""What a launch shows while it runs, by reading the run's files: a bar on a terminal, rate-limited lines elsewhere."""
+"""Display of a running launch from the run's files: a progress bar on a terminal, rate-limited lines elsewhere."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,11 @@ READ_EVERY_S = 0.25
 PLAIN_EVERY_S = 10.0
 LOGS_EVERY_S = 1.0
 LINES_A_LOOK = 50
-"""Of the logs; who says more is read in the run's folder."""
+"""Limit of log lines printed per poll; the rest is in the run directory."""
 
 
 class RunDisplay:
-    """Follows rank 0's progress and the evaluations of the attempt that comes next, and `logs` if there are any.
+    """Shows rank 0's progress, the evaluations of the next attempt, and new lines of `logs`.
 
     `update` is cheap enough to be called ten times a second.
     """
@@ -52,13 +52,13 @@ class RunDisplay:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, shown="")
-        self._read_at = self._said_at = self._logs_at = time.monotonic()
+        self._read_at = self._printed_at = self._logs_at = time.monotonic()
         self._records = RecordFollower(run)
         self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
         self._stragglers = Stragglers(run, self._attempt, num_workers)
         self._newest, self._trained = "", dict[str, Any]()
-        self._told, self._damaged = False, set(run.damaged_checkpoints())
-        self._records.look()  # what earlier attempts have recorded is not shown again
+        self._resume_reported, self._damaged = False, set(run.damaged_checkpoints())
+        self._records.look()  # skip the records of earlier attempts
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -67,9 +67,9 @@ class RunDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell_of_logs()
+        self._print_logs()
         with suppress(OSError, ValueError, KeyError):
-            self._evaluations()
+            self._print_evaluations()
         self._bar.stop()
 
     def update(self) -> None:
@@ -79,60 +79,60 @@ class RunDisplay:
         self._read_at = now
         if now - self._logs_at >= LOGS_EVERY_S:
             self._logs_at = now
-            self._tell_of_logs()
-        with suppress(Exception):  # what is shown must never end a run
+            self._print_logs()
+        with suppress(Exception):  # an error of the display must never end a run
             self._show(now)
 
     def _show(self, now: float) -> None:
-        self._evaluations()
-        progress = self._progress()
+        self._print_evaluations()
+        progress = self._read_progress()
         if progress is None:
             return
-        self._tell_of_resuming(progress)
-        self._tell_of_warnings(progress)
+        self._print_resumption(progress)
+        self._print_warnings(progress)
         if progress["state"] == "train":
-            progress = {**self._trained, **progress}  # just after a record a worker has no means yet
-        shown = _shown(progress)
-        self._bar.lines = [line for line in (_losses(progress), self._newest) if line]
+            progress = {**self._trained, **progress}  # a new logging interval has no means yet
+        measures = _render_measures(progress)
+        self._bar.lines = [line for line in (_render_losses(progress), self._newest) if line]
         self._bar.update(
             self._task,
-            description=_where(progress),
+            description=_render_position(progress),
             completed=progress["step"],
             total=progress.get("total_steps"),
-            shown=shown,
+            shown=measures,
         )
-        if not self._console.is_terminal and now - self._said_at >= PLAIN_EVERY_S:
-            self._said_at = now
+        if not self._console.is_terminal and now - self._printed_at >= PLAIN_EVERY_S:
+            self._printed_at = now
             left = self._time_left() if "total_steps" in progress else ""
-            told = [f"{_where(progress)} {shown}".rstrip(), _losses(progress), left]
-            self._console.print(", ".join(filter(None, told)), highlight=False)
+            parts = [f"{_render_position(progress)} {measures}".rstrip(), _render_losses(progress), left]
+            self._console.print(", ".join(filter(None, parts)), highlight=False)
 
     def _time_left(self) -> str:
-        """By the speed of the last half minute, as the bar has it."""
+        """Return the bar's estimate, from the speed of the last 30 s; "" without one."""
         seconds = self._bar.tasks[self._task].time_remaining
         return f"{timedelta(seconds=round(seconds))} left" if seconds else ""
 
-    def _tell_of_logs(self) -> None:
-        """What workers on other machines say; of much the first lines."""
+    def _print_logs(self) -> None:
+        """Print new log lines of workers on other machines, at most LINES_PER_POLL."""
         lines = []
         with suppress(OSError):
             lines = self._logs.look() if self._logs else []
         for line in lines[:LINES_A_LOOK]:
             self._console.print(line, highlight=False, markup=False)
-        if unsaid := len(lines[LINES_A_LOOK:]):
-            self._console.print(f"({unsaid} lines more: fmfsd-launch logs {self._run.path})", markup=False)
+        if omitted := len(lines[LINES_A_LOOK:]):
+            self._console.print(f"({omitted} more lines: fmfsd-launch logs {self._run.path})", markup=False)
 
-    def _tell_of_resuming(self, progress: dict[str, Any]) -> None:
-        """Once: from where, and which checkpoints could not be used."""
-        if self._told or progress.get("went_on_after") is None:
+    def _print_resumption(self, progress: dict[str, Any]) -> None:
+        """Print once from which step the run resumes, and which damaged checkpoints were set aside."""
+        if self._resume_reported or progress.get("went_on_after") is None:
             return
-        self._told = True
+        self._resume_reported = True
         for path in sorted(set(self._run.damaged_checkpoints()) - self._damaged):
             self._console.print(f"a checkpoint is damaged and was set aside: {path}", highlight=False, markup=False)
-        self._console.print(f"going on after step {progress['went_on_after']}", highlight=False)
+        self._console.print(f"resuming after step {progress['went_on_after']}", highlight=False)
 
-    def _tell_of_warnings(self, progress: dict[str, Any]) -> None:
-        """Each once: what rank 0 says, and a grace that is too short for what it has measured."""
+    def _print_warnings(self, progress: dict[str, Any]) -> None:
+        """Print each warning once: rank 0's, stragglers, and a grace shorter than a step and a save, as measured."""
         warnings, takes_s = list(progress.get("warnings", ())), progress.get("stop_takes_s", 0.0)
         if takes_s > self._grace_s:
             warnings.append(f"a step and a save take more than --grace, {self._grace_s:g} s: a stop may lose work")
@@ -141,16 +141,16 @@ class RunDisplay:
                 self._warnings.add(text)
                 self._console.print(f"warning: {text}", highlight=False, markup=False)
 
-    def _progress(self) -> dict[str, Any] | None:
-        """Rank 0's progress, unless it is an earlier attempt's."""
+    def _read_progress(self) -> dict[str, Any] | None:
+        """Return rank 0's progress, or None if there is none of this attempt yet."""
         try:
             progress = read_json(self._run.rank_progress(0))
         except (OSError, ValueError):
             return None
         return progress if progress.get("attempt") == self._attempt else None
 
-    def _evaluations(self) -> None:
-        """Print the evaluations that have come since the last look."""
+    def _print_evaluations(self) -> None:
+        """Print the evaluations that were recorded since the last poll."""
         for record in self._records.look():
             if record["split"] == "train":
                 self._trained = record
@@ -165,7 +165,7 @@ class RunDisplay:
 
 
 class _BarAndLines(Progress):
-    """A bar, and under it what does not fit beside one."""
+    """A progress bar with further lines below it."""
 
     lines: Sequence[str] = ()
 
@@ -174,12 +174,12 @@ class _BarAndLines(Progress):
         yield from (Text(line, overflow="ellipsis", no_wrap=True) for line in self.lines)
 
 
-def _losses(progress: dict[str, Any]) -> str:
-    """Each term."""
+def _render_losses(progress: dict[str, Any]) -> str:
+    """Render every loss term."""
     return "  ".join(f"{name} {value:.3f}" for name, value in progress.items() if name.startswith("loss_"))
 
 
-def _where(progress: dict[str, Any]) -> str:
+def _render_position(progress: dict[str, Any]) -> str:
     if "total_steps" not in progress:
         return str(progress["state"])
     per_epoch = progress["steps_per_epoch"]
@@ -188,7 +188,7 @@ def _where(progress: dict[str, Any]) -> str:
     return f"{progress['state']} epoch {epoch}/{epochs} step {progress['step']}/{progress['total_steps']}"
 
 
-def _shown(progress: dict[str, Any]) -> str:
+def _render_measures(progress: dict[str, Any]) -> str:
     parts = []
     if "loss" in progress:
         parts.append(f"loss {progress['loss']:.3f}")
@@ -200,7 +200,7 @@ def _shown(progress: dict[str, Any]) -> str:
 
 
 def heads_table(metrics: dict[str, dict[str, float]]) -> Table:
-    """The last accuracy of each head in each split, shallow to deep."""
+    """Build the table of the last accuracy of each head in each split, shallow to deep."""
     splits = [split for split in metrics if split != "train"]
     table = Table("head", *(f"{split} accuracy" for split in splits))
     names = [name for name in metrics[splits[0]] if name.endswith("_top1")] if splits else []

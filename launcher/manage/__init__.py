@@ -1,1 +1,1 @@
-"""What is done to a run that exists, from any host that sees its folder."""
+"""Commands for an existing run, from any host that can access its folder: status, logs, stop, cancel, resume."""

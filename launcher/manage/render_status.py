@@ -1,4 +1,4 @@
-"""`fmfsd-launch status`: one screen for a run or a search, a line for each of several."""
+"""`fmfsd-launch status`: one screen for a run or a search, one line each for several."""
 
 import json
 from collections.abc import Iterator
@@ -15,24 +15,24 @@ from launcher.tune.status import SweepStatus
 
 LAST_ATTEMPTS = 5
 WORKERS_SHOWN = 8
-"""Of many, those that were silent for longest."""
+"""Limit of workers shown: those with the oldest heartbeats."""
 
 
 def shown(folder: Path, *, as_json: bool) -> str:
-    """Of the run or search in `folder`, or of those that are in it. CheckError if there are none."""
+    """Render the status of the run or search `folder`, or of those inside it. CheckError if there are none."""
     if (folder / "config.yaml").exists():
-        status = _status(folder)
+        status = _read_status(folder)
         return json.dumps(status.told()) if as_json else "\n".join(_screen(status))
-    found = [_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=in_order)]
-    if not found:
-        raise CheckError([Problem(str(folder), "no run directory, and there is none in it")])
+    statuses = [_read_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=in_order)]
+    if not statuses:
+        raise CheckError([Problem(str(folder), "no run directory, and it contains none: expected a config.yaml")])
     if as_json:
-        return json.dumps([status.told() for status in found])
-    width = max(len(status.path.name) for status in found)
-    return "\n".join(f"{status.path.name:<{width}}  {status.line}" for status in found)
+        return json.dumps([status.told() for status in statuses])
+    width = max(len(status.path.name) for status in statuses)
+    return "\n".join(f"{status.path.name:<{width}}  {status.line}" for status in statuses)
 
 
-def _status(folder: Path) -> Status | SweepStatus:
+def _read_status(folder: Path) -> Status | SweepStatus:
     return SweepStatus.of(SweepDir(folder)) if is_sweep(folder) else Status.of(RunDir(folder))
 
 
@@ -52,7 +52,7 @@ def _rows(status: Status) -> dict[str, list[str]]:
         "workers": list(_workers(status.workers)) if status.has_workers else [],
         "checkpoint": _checkpoint(status),
         "evaluated": [_evaluation(split, record) for split, record in status.evaluations.items()],
-        "to go on": [f"fmfsd-launch resume {status.path}"] if status.is_resumable else [],
+        "to resume": [f"fmfsd-launch resume {status.path}"] if status.is_resumable else [],
     }
 
 
@@ -69,7 +69,7 @@ def _workers(workers: list[dict[str, Any]]) -> Iterator[str]:
         where = f"rank {worker['rank']} (pid {worker.get('pid')} on {worker.get('host')})"
         yield f"{where}: {worker['state']}, step {worker['step']}, heartbeat {age(worker['heartbeat_age_s'])} ago"
     if more := len(workers) - len(silent):
-        yield f"and {more} more, heard of later than these"
+        yield f"and {more} more, with newer heartbeats"
 
 
 def _checkpoint(status: Status) -> list[str]:

@@ -1,4 +1,4 @@
-"""`fmfsd-launch resume`: launches a run again as it was last launched, by the way of every launch."""
+"""`fmfsd-launch resume`: launches a run again with the options of its last launch."""
 
 import json
 import sys
@@ -22,12 +22,12 @@ from launcher.run_dir.sweep_dir import is_sweep
 def resume(
     folder: Path, *, wait: bool, as_json: bool, environment: Mapping[str, str], cwd: str, argv: Sequence[str]
 ) -> int:
-    """The exit code: the launch's own, or 0 if the run is finished. Raises what a launch raises.
+    """Resume a run and return the launch's exit code, or 0 if the run is finished. Raises what a launch raises.
 
-    `wait`: of a batch job, to its end.
+    `wait`: follow a batch job until its end.
     """
     if is_sweep(folder):
-        raise CheckError([Problem(str(folder), f"a search and no run; to go on with it: fmfsd-tune --resume {folder}")])
+        raise CheckError([Problem(str(folder), f"is a search, not a run: resume it with fmfsd-tune --resume {folder}")])
     runs, context = existing_runs(folder), _Context(wait, as_json, environment, cwd, argv)
     if runs[0].path == folder:
         return _resume_run(runs[0], context)
@@ -44,17 +44,17 @@ class _Context:
     cwd: str
     argv: Sequence[str]
 
-    def launch(self, config: RunDir, launch: LaunchConfig, site: Site) -> int:
-        """Launch what the run `config` is; its exit code."""
+    def launch(self, run: RunDir, launch: LaunchConfig, site: Site) -> int:
+        """Launch `run` again and return the exit code."""
         slurm = replace(launch.slurm, wait=self.wait)
-        request = Request(str(config.config), (), replace(launch, slurm=slurm), site, "run", self.as_json)
+        request = Request(str(run.config), (), replace(launch, slurm=slurm), site, "run", self.as_json)
         return launch_run(request, environment=self.environment, cwd=self.cwd, argv=self.argv)
 
 
 def _resume_run(run: RunDir, context: _Context) -> int:
-    if (outcome := _outcome(run)).get("state") == "finished":
-        told = {"run_dir": str(run.path), "exit_code": 0, **outcome}
-        print(json.dumps(told) if context.as_json else _finished(run.path))
+    if (outcome := _read_outcome(run)).get("state") == "finished":
+        content = {"run_dir": str(run.path), "exit_code": 0, **outcome}
+        print(json.dumps(content) if context.as_json else _render_finished(run.path))
         return 0
     launch = last_launch(run, context.environment)
     site, launch = settle(launch, nodes=launch.nodes, environment=context.environment)
@@ -62,57 +62,57 @@ def _resume_run(run: RunDir, context: _Context) -> int:
 
 
 def _resume_array(folder: Path, runs: Sequence[RunDir], context: _Context) -> int:
-    """Submit the runs that are neither finished nor under way as one array, if they are Slurm's; else one by one.
+    """Resume the runs that are neither finished nor active: as one array in Slurm, else one by one.
 
-    Returns the exit code of the first that does not finish.
+    Returns the exit code of the first run that does not finish.
     """
-    unfinished = [run for run in runs if _outcome(run).get("state") != "finished"]
-    idle = [run for run in unfinished if not _is_busy(run)]
+    unfinished = [run for run in runs if _read_outcome(run).get("state") != "finished"]
+    idle = [run for run in unfinished if not _is_active(run)]
     if unfinished and not idle:
-        raise CheckError([Problem(str(folder), "each run that is not finished is under way: see fmfsd-launch status")])
+        raise CheckError([Problem(str(folder), "every unfinished run is already running: see fmfsd-launch status")])
     for run in unfinished:
         if run not in idle:
-            print(f"{run.path.name}: under way, so it is not resumed", file=sys.stderr)
+            print(f"{run.path.name}: already running, so it is not resumed", file=sys.stderr)
     if not idle:
-        print(json.dumps({"run_dir": str(folder), "exit_code": 0}) if context.as_json else _finished(folder))
+        print(json.dumps({"run_dir": str(folder), "exit_code": 0}) if context.as_json else _render_finished(folder))
         return 0
     launches = [replace(last_launch(run, context.environment), run_dir=folder) for run in idle]
     site, launch = settle(launches[0], nodes=launches[0].nodes, environment=context.environment)
-    if site.reach == "sbatch" and len(set(map(_submitted_as, launches))) == 1:
+    if site.reach == "sbatch" and len(set(map(_submission_key, launches))) == 1:
         seeds = ",".join(run.path.name.removeprefix("seed-") for run in idle)
         return context.launch(idle[0], replace(launch, slurm=replace(launch.slurm, array=seeds)), site)
     return next(filter(None, (_resume_run(run, context) for run in idle)), 0)
 
 
-def _submitted_as(launch: LaunchConfig) -> str:
-    """Return what a launch was submitted with: without what its job found out and wrote down once it ran."""
+def _submission_key(launch: LaunchConfig) -> str:
+    """Return the options that a launch was submitted with, without those that its job determined later."""
     return repr(replace(launch, device="auto", gpus=None, grace_s=0.0))
 
 
-def _is_busy(run: RunDir) -> bool:
+def _is_active(run: RunDir) -> bool:
     return Work.on(run).is_under_way or any(not job.is_over for job in states_seen(run)[0])
 
 
 def last_launch(run: RunDir, environment: Mapping[str, str]) -> LaunchConfig:
-    """CheckError if the run's folder does not tell it, or a secret of its is not set here.
+    """Load the options of the run's last launch. CheckError if that fails or a secret variable is not set here.
 
-    It names hosts and variables of workers, by which whoever can write it could run programs as this user.
+    The file must be writable by this user only: its hosts and worker variables could run programs as this user.
     """
     try:
         content = json_object(read_private(run.launch), run.launch)
         return replace(from_json(content, environment), run_dir=run.path)
     except (OSError, ValueError) as error:
         advice = f"launch it as before, with the same command or `fmfsd-launch {run.config}`, and --run-dir {run.path}"
-        wrong = f"does not say how this run was launched: {advice} ({error})"
-        raise CheckError([Problem(str(run.launch), wrong)]) from error
+        problem = f"does not contain the options of this run's launch: {advice} ({error})"
+        raise CheckError([Problem(str(run.launch), problem)]) from error
 
 
-def _outcome(run: RunDir) -> Mapping[str, object]:
+def _read_outcome(run: RunDir) -> Mapping[str, object]:
     try:
         return read_json(run.outcome)
     except (OSError, ValueError):
         return {}
 
 
-def _finished(folder: Path) -> str:
+def _render_finished(folder: Path) -> str:
     return f"run: {folder}\nthis run is finished; nothing to do"

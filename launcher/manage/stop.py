@@ -1,6 +1,6 @@
-"""`fmfsd-launch stop` and `cancel`: take a run from Slurm's queue, and ask whoever works on it, or on a search, to end.
+"""`fmfsd-launch stop` and `cancel`: cancel a run's jobs in Slurm, and request the launch of a run or search to end.
 
-They ask by a file in the run's folder, which works from every host that sees it.
+The request is a file in the run directory, so that it works from every host that can access it.
 """
 
 import time
@@ -20,69 +20,72 @@ LOOK_S = 0.2
 
 
 def request_stop(folder: Path, *, wait: bool) -> str:
-    """To end with a checkpoint. What to tell the user; CheckError if there is nothing to stop."""
-    return _end(existing_runs(folder), "", "asked to stop", wait=wait)
+    """Request a stop with a checkpoint; return the message to the user. CheckError if there is nothing to stop."""
+    return _end(existing_runs(folder), "", "requested to stop", wait=wait)
 
 
 def request_end(folder: Path, *, wait: bool) -> str:
-    """To end at once. What to tell the user; CheckError if there is nothing to end."""
-    return _end(existing_runs(folder), NOW, "asked to end at once", wait=wait)
+    """Request an immediate end; return the message to the user. CheckError if there is nothing to end."""
+    return _end(existing_runs(folder), NOW, "requested to end immediately", wait=wait)
 
 
-def _end(runs: Sequence[RunDir], request: str, says: str, *, wait: bool) -> str:
-    """All runs are requested to end before one of them is waited for. CheckError if none of them is at work."""
-    answers, problems = dict[Path, _Answer](), list[Problem]()
+def _end(runs: Sequence[RunDir], request: str, label: str, *, wait: bool) -> str:
+    """Send the request to all runs, then wait for each if `wait`. CheckError if no launch is active in any of them."""
+    results, problems = dict[Path, _RequestResult](), list[Problem]()
     for run in runs:
         try:
-            answers[run.path] = _request(run, request)
+            results[run.path] = _send_request(run, request)
         except CheckError as error:
             problems += error.problems
-    if not answers:
+    if not results:
         raise CheckError(problems)
     return "\n".join(
         f"{f'{path.name}: ' if len(runs) > 1 else ''}{line}"
-        for path, answer in answers.items()
-        for line in answer.lines(RunDir(path), says, wait=wait)
+        for path, result in results.items()
+        for line in result.lines(RunDir(path), label, wait=wait)
     )
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What a request came to: jobs that were `taken` from Slurm, and `who` was asked to end; empty: nobody."""
+class _RequestResult:
+    """Result of a request: messages about `cancelled` jobs, and the `owner` that was requested to end; "": none."""
 
-    taken: list[str]
-    who: str
-    trouble: list[Problem]
+    cancelled: list[str]
+    owner: str
+    problems: list[Problem]
 
-    def lines(self, run: RunDir, says: str, *, wait: bool) -> list[str]:
-        ended = [_ended(run) if wait else f"{says}: {self.who}"] if self.who else []
-        return [*self.taken, *ended, *map(str, self.trouble)]
+    def lines(self, run: RunDir, label: str, *, wait: bool) -> list[str]:
+        ended = [_wait_for_end(run) if wait else f"{label}: {self.owner}"] if self.owner else []
+        return [*self.cancelled, *ended, *map(str, self.problems)]
 
 
-def _request(run: RunDir, request: str) -> _Answer:
-    """The request goes to whoever is or may be at work. A job that waits, or whose launch is not heard of yet, is
-    Slurm's to end, which a launch answers with a checkpoint."""
-    jobs, trouble = states_seen(run)
-    unheard = not Work.on(run).is_under_way
-    said = [_taken(job) for job in jobs if not job.is_over and (job.is_waiting or unheard)]
+def _send_request(run: RunDir, request: str) -> _RequestResult:
+    """Send the request to the launch that is or may be active.
+
+    A job that is pending, or whose launch has not reported yet, is cancelled in Slurm; a launch in it saves a
+    checkpoint on Slurm's signal.
+    """
+    jobs, problems = states_seen(run)
+    is_inactive = not Work.on(run).is_under_way
+    cancelled = [_cancel_job(job) for job in jobs if not job.is_over and (job.is_waiting or is_inactive)]
     work = Work.on(run)
-    is_asked = work.is_under_way or (not said and work.may_be_elsewhere)
-    if is_asked:
+    is_requested = work.is_under_way or (not cancelled and work.may_be_elsewhere)
+    if is_requested:
         write_whole(run.stop_request, request)
-    if not said and not is_asked:
+    if not cancelled and not is_requested:
         last = f"; the last was {work.owner}" if work.owner else ""
-        raise CheckError([Problem(str(run.path), f"no launch is at work there{last}"), *trouble])
-    return _Answer(said, work.who if is_asked else "", trouble)
+        raise CheckError([Problem(str(run.path), f"no launch is active there{last}"), *problems])
+    return _RequestResult(cancelled, work.who if is_requested else "", problems)
 
 
-def _taken(job: JobState) -> str:
+def _cancel_job(job: JobState) -> str:
     slurm_commands.cancel(job.reference)
-    return f"taken from Slurm: {job}"
+    return f"cancelled in Slurm: {job}"
 
 
-def _ended(run: RunDir) -> str:
-    """Once it has, and another launch may begin."""
-    while _is_held(run):
+def _wait_for_end(run: RunDir) -> str:
+    """Wait until the launch has ended and another may start; return the message to the user."""
+    while _is_active(run):
         time.sleep(LOOK_S)
     try:
         return f"ended: {read_json(run.outcome)['state']}"
@@ -90,8 +93,8 @@ def _ended(run: RunDir) -> str:
         return "ended: without an outcome"
 
 
-def _is_held(run: RunDir) -> bool:
-    """On another host also after its outcome, until its owner takes the request away."""
+def _is_active(run: RunDir) -> bool:
+    """Return whether a launch is active; one on another host counts as active until it removes the request."""
     work = Work.on(run)
     elsewhere = work.owner is not None and not work.owner.is_here and work.quiet_s < SILENT_S
     return work.is_under_way or (elsewhere and run.stop_request.exists())

@@ -1,1 +1,1 @@
-"""Batch jobs of Slurm's: what is submitted, and what a launch inside of one does."""
+"""Slurm batch jobs: sbatch options, submission, source snapshot, and following a job."""

@@ -1,4 +1,4 @@
-"""A batch job as a value: what is handed over to Slurm, for which runs, and what is written before."""
+"""A batch job as a value: the sbatch arguments and environment, the runs that it executes, and its source snapshot."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ SCRIPT = "cluster/train.sbatch"
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a job: the only one, or a seed's of an array."""
+    """One run of a job: its only run, or the run of one seed of an array."""
 
     run: RunDir
     config: RunConfig
@@ -34,16 +34,17 @@ class Task:
     seed: int | None = None
 
     def id_in(self, job: str) -> str:
+        """Return the id of this task in `job`, as Slurm writes it."""
         return job if self.seed is None else slurm_commands.task_of(job, self.seed)
 
     def log(self, job: str) -> Path:
-        """Of the job's own words; for `job` %j, or %A of an array, as Slurm fills it in."""
+        """Return the path of the batch script's log. `job`: a job id, or Slurm's pattern %j, or %A of an array."""
         return self.run.logs / f"slurm-{slurm_commands.id_and_cluster(self.id_in(job))[0]}.log"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """`arguments` of sbatch: its options, the script and the script's own."""
+    """A job to submit. `arguments` of sbatch: its options, the script, and the script's arguments."""
 
     folder: RunDir
     tasks: tuple[Task, ...]
@@ -54,11 +55,11 @@ class Submission:
 
     @property
     def plan(self) -> LaunchPlan:
-        """What the job is to start; of an array, its first task."""
+        """The plan that the job executes; the first task's for an array."""
         return self.tasks[0].plan
 
     def render(self) -> str:
-        """What a person would type, the script, and what is started inside the job."""
+        """Render the sbatch command, the batch script, and the plan that is executed inside the job."""
         script = (shipped_folder("cluster") / "train.sbatch").read_text("utf-8").rstrip()
         variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(self.environment.items())]
         command = " \\\n    ".join(["env -i", *variables, shlex.join(("sbatch", *self.arguments))])
@@ -84,6 +85,7 @@ def submission(
     environment: Mapping[str, str],
     cwd: str,
 ) -> Submission:
+    """Build the job that runs `tasks`. `cwd`: its working directory. ConfigError if the site script is missing."""
     launch, plan = request.launch, tasks[0].plan
     snapshot = Snapshot.of_program(_site_script(folder, environment, cwd))
     source, seeds = snapshot.folder(folder.source), Seeds.parse(launch.slurm.array) if launch.slurm.array else None
@@ -98,8 +100,10 @@ def submission(
         lead=max(lead_s(task.run) for task in tasks),
         seeds=seeds,
     )
-    inner = inner_arguments(launch, tasks[0].run.config, folder.path, workers=plan.workers_per_node, device=plan.device)
-    arguments = (*options, str(source / SCRIPT), *inner)
+    launch_arguments = inner_arguments(
+        launch, tasks[0].run.config, folder.path, workers=plan.workers_per_node, device=plan.device
+    )
+    arguments = (*options, str(source / SCRIPT), *launch_arguments)
     return Submission(folder, tasks, arguments, job_environment(launch, source, environment), cwd, snapshot)
 
 
@@ -121,10 +125,12 @@ def _site_script(folder: RunDir, environment: Mapping[str, str], cwd: str) -> Pa
 
 
 def problems(request: "Request", folder: RunDir, tasks: tuple[Task, ...]) -> Iterator[Problem]:
-    """What is wrong with a job, whatever it trains."""
+    """Yield the problems of a job that do not depend on the training config."""
     time = request.launch.slurm.time
     lead, limit_s = max(lead_s(task.run) for task in tasks), seconds(time) if time else None
     if limit_s is not None and limit_s <= lead:
-        yield Problem("--time", f"{time} is not longer than the {lead} s before its end at which the run is stopped")
+        yield Problem(
+            "--time", f"{time} must exceed {lead} s, the time before the job's end at which the run is stopped"
+        )
     if {"%", "\\"} & set(str(folder.path)):
         yield Problem(str(folder.path), "Slurm writes no log into a folder with % or \\ in its path: choose another")

@@ -1,4 +1,4 @@
-"""Follows batch jobs until they have ended: what they say, and how it went."""
+"""Follows batch jobs until they have ended: prints their logs and states, and returns the exit code."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from launcher.config.plain_text import harmless
 from launcher.run_dir.log_follower import GrowingFile
 from launcher.transport import slurm_commands
 
-LOOK_S = 0.5
-ASK_EVERY_S = 3.0
-PATIENCE_S = 600.0
-"""How long Slurm's controller may be away."""
+POLL_S = 0.5
+QUERY_EVERY_S = 3.0
+CONTROLLER_TIMEOUT_S = 600.0
+"""Time limit for Slurm's controller to answer again."""
 INTERRUPTED = 130
-CODES = {"finished": 0, "stopped": 75, "interrupted": INTERRUPTED, "failed": 1}
+EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": INTERRUPTED, "failed": 1}
 
 
 @dataclass
 class Followed:
-    """One job, as `7` or `7;cluster`, its log and its run, which had made `attempts` attempts before."""
+    """One job, as `7` or `7;cluster`, its log and its run. `attempts`: the run's number of attempts before the job."""
 
     job: str
     log: Path
@@ -36,7 +36,7 @@ class Followed:
         self._growing = GrowingFile(self.log)
 
     def new_lines(self) -> list[str]:
-        """Whole lines that were not read yet; once it has ended and there are no more, the rest."""
+        """Read whole lines that were not read yet; after the job's end also an unterminated last line."""
         try:
             lines = self._growing.new_lines()
         except OSError:
@@ -46,62 +46,60 @@ class Followed:
         return [harmless(line.decode(errors="replace")) for line in lines]
 
     def exit_code(self) -> int:
-        """The script's own word if it had one, else the run's, else that it failed."""
-        by_itself = self.state is not None and bool(self.state.states & {"COMPLETED", "FAILED"})
-        if self.state is not None and self.state.exit_code is not None and by_itself:
+        """Return the batch script's exit code if Slurm knows it, else the code of the run's outcome, else 1."""
+        has_exited = self.state is not None and bool(self.state.states & {"COMPLETED", "FAILED"})
+        if self.state is not None and self.state.exit_code is not None and has_exited:
             return self.state.exit_code
         with suppress(OSError, ValueError, KeyError):
             outcome = read_json(self.run.outcome)
             if outcome["attempt"] > self.attempts:
-                return CODES[outcome["state"]]
+                return EXIT_CODES[outcome["state"]]
         return 1
 
 
-def follow(jobs: Sequence[Followed], say: Callable[[str], None]) -> int:
-    """The worst exit code of any. Ctrl-C leaves the jobs alone."""
+def follow(jobs: Sequence[Followed], report: Callable[[str], None]) -> int:
+    """Follow `jobs` and return their highest exit code. Ctrl-C ends the following, not the jobs."""
     try:
-        _until_ended(jobs, say)
+        _poll_until_ended(jobs, report)
     except KeyboardInterrupt:
         for job in jobs:
             if not job.ended:
-                number, ends = (
-                    slurm_commands.id_and_cluster(job.job)[0],
-                    " ".join(slurm_commands.scancel_command(job.job)),
-                )
-                say(f"job {number} goes on; to see it again: tail -f {job.log}; to end it: {ends}")
+                number = slurm_commands.id_and_cluster(job.job)[0]
+                cancel = " ".join(slurm_commands.scancel_command(job.job))
+                report(f"job {number} continues; to follow it: tail -f {job.log}; to cancel it: {cancel}")
         return INTERRUPTED
     return max(job.exit_code() for job in jobs)
 
 
-def _until_ended(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
-    ask_at, answered_at = 0.0, time.monotonic()
+def _poll_until_ended(jobs: Sequence[Followed], report: Callable[[str], None]) -> None:
+    query_at, answered_at = 0.0, time.monotonic()
     while not all(job.ended for job in jobs):
-        if time.monotonic() >= ask_at:
-            ask_at = time.monotonic() + ASK_EVERY_S
+        if time.monotonic() >= query_at:
+            query_at = time.monotonic() + QUERY_EVERY_S
             try:
-                _ask(jobs, say)
+                _query(jobs, report)
                 answered_at = time.monotonic()
             except CheckError:
-                if time.monotonic() - answered_at > PATIENCE_S:
+                if time.monotonic() - answered_at > CONTROLLER_TIMEOUT_S:
                     raise
-        _show(jobs, say)
-        time.sleep(LOOK_S)
-    _show(jobs, say)
+        _print_new_lines(jobs, report)
+        time.sleep(POLL_S)
+    _print_new_lines(jobs, report)
 
 
-def _ask(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
+def _query(jobs: Sequence[Followed], report: Callable[[str], None]) -> None:
     for job in jobs:
         if job.ended:
             continue
         now = slurm_commands.job_state(job.job)
         if now is not None and (job.state is None or now.state != job.state.state):
-            say(str(now))
+            report(str(now))
         job.state = now or job.state
         job.ended = now is None or now.is_over
 
 
-def _show(jobs: Sequence[Followed], say: Callable[[str], None]) -> None:
+def _print_new_lines(jobs: Sequence[Followed], report: Callable[[str], None]) -> None:
     for job in jobs:
         while lines := job.new_lines():
             for line in lines:
-                say(line if len(jobs) == 1 else f"{slurm_commands.id_and_cluster(job.job)[0]}: {line}")
+                report(line if len(jobs) == 1 else f"{slurm_commands.id_and_cluster(job.job)[0]}: {line}")

@@ -1,4 +1,4 @@
-"""A copy of the program in a run's folder, so that what is edited later does not change a job that waits."""
+"""Snapshot of the source code in the run directory, so that later edits do not change a pending job."""
 
 import hashlib
 import os
@@ -11,15 +11,15 @@ from fmfsd.system.atomic_files import write_whole
 from launcher.config.packaged_files import shipped_folder
 from launcher.run_dir.manifest import COMMIT_FILE, OWN_PACKAGES, commit_of, uncommitted_files
 
-SHIPPED = ("tune_spaces", "cluster")
+PACKAGED_FOLDERS = ("tune_spaces", "cluster")
 SITE_SCRIPT = "cluster/env.sh"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is to be copied, by its name in the copy, and a digest of all of it.
+    """The files to copy, by their names in the copy, and a digest of them.
 
-    `version`: the original's commit, and a line for each uncommitted file; empty if unknown.
+    `version`: the git commit, and a line per uncommitted file; empty if unknown.
     """
 
     files: dict[str, Path]
@@ -28,9 +28,12 @@ class Snapshot:
 
     @classmethod
     def of_program(cls, site_script: Path | None = None) -> "Snapshot":
-        """Of the program that runs. `site_script` replaces the `env.sh` that is shipped."""
+        """Return the snapshot of the running program. `site_script` replaces the packaged `env.sh`."""
         root = Path(fmfsd.__file__).parents[1]
-        folders = {**{name: root / name for name in OWN_PACKAGES}, **{name: shipped_folder(name) for name in SHIPPED}}
+        folders = {
+            **{name: root / name for name in OWN_PACKAGES},
+            **{name: shipped_folder(name) for name in PACKAGED_FOLDERS},
+        }
         files = {
             f"{name}/{path.relative_to(folder)}": path
             for name, folder in folders.items()
@@ -48,23 +51,24 @@ class Snapshot:
         return self.files[SITE_SCRIPT]
 
     def folder(self, parent: Path) -> Path:
+        """Return the folder of the copy in `parent`, named by the digest."""
         return parent / self.digest
 
     def write(self, parent: Path) -> Path:
-        """The copy in `parent`: whole or not at all; one that is there already is the same. OSError."""
+        """Write the copy into `parent`, atomically, unless it exists; return its folder. OSError."""
         folder = self.folder(parent)
         if folder.exists():
             return folder
-        beside = parent / f".{self.digest}.{os.getpid()}"
+        temporary = parent / f".{self.digest}.{os.getpid()}"
         try:
             for name, path in self.files.items():
-                (beside / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                shutil.copyfile(path, beside / name)
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                shutil.copyfile(path, temporary / name)
             if self.version:
-                write_whole(beside / COMMIT_FILE, self.version + "\n")
-            beside.rename(folder)
+                write_whole(temporary / COMMIT_FILE, self.version + "\n")
+            temporary.rename(folder)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         return folder
 
 

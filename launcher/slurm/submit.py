@@ -1,4 +1,4 @@
-"""Submits a batch job: checks, writes the runs' folders and a copy of the program into them, hands over, follows."""
+"""Submits a batch job: checks, writes the run directories and the source snapshot, calls sbatch, follows the job."""
 
 import json
 import shutil
@@ -28,34 +28,34 @@ from launcher.transport.local_commands import run_here
 
 
 def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
-    """The exit code. ConfigError or CheckError while nothing is submitted."""
+    """Submit the job of `request` and return the exit code. Raises ConfigError or CheckError before the submission."""
     folder = run_dir_of(request, cwd)
-    tasks = _tasks(request, folder, environment, cwd)
-    costs = _costs(request, tasks[0], environment)
+    tasks = _make_tasks(request, folder, environment, cwd)
+    costs = _estimate_costs(request, tasks[0], environment)
     check = partial(_require_sound, request, folder, tasks, costs)
     check()
     job = submission(request, folder, tasks, environment=environment, cwd=cwd)
     if request.stop_after == "plan":
         print((job.to_json() if request.as_json else job.render()).rstrip())
         return 0
-    say = partial(print, file=sys.stderr if request.as_json else sys.stdout, flush=True)
+    report = partial(print, file=sys.stderr if request.as_json else sys.stdout, flush=True)
     _require_no_other_job(tasks)
-    estimate = _tried_out(job)
+    estimate = _test_submission(job)
     if request.stop_after == "check":
-        sound = f"nothing is wrong: {job.plan.summary()}; {estimate}\n{costs.text(sys.stdout)}"
-        print(costs.beside(job.to_json()) if request.as_json else sound)
+        message = f"nothing is wrong: {job.plan.summary()}; {estimate}\n{costs.text(sys.stdout)}"
+        print(costs.beside(job.to_json()) if request.as_json else message)
         return 0
     for text in warnings(tasks[0].config, request.launch, request.site, tasks[0].run, costs=costs):
-        say(f"warning: {text}")
-    say(f"run: {folder.path}")
+        report(f"warning: {text}")
+    report(f"run: {folder.path}")
     if all(is_finished(task.config, task.run) for task in tasks):
-        say("this run is finished; nothing to do")
+        report("this run is finished; nothing to do")
         return 0
-    _prepare(job, check)
-    return _hand_over(request, job, argv, say)
+    _prepare_data(job, check)
+    return _submit(request, job, argv, report)
 
 
-def _tasks(request: Request, folder: RunDir, environment: Mapping[str, str], cwd: str) -> tuple[Task, ...]:
+def _make_tasks(request: Request, folder: RunDir, environment: Mapping[str, str], cwd: str) -> tuple[Task, ...]:
     text = request.launch.slurm.array
     seeds = Seeds.parse(text).numbers if text else (None,)
 
@@ -73,8 +73,8 @@ def _tasks(request: Request, folder: RunDir, environment: Mapping[str, str], cwd
         raise ConfigError([*error.problems, *others]) from error
 
 
-def _costs(request: Request, task: Task, environment: Mapping[str, str]) -> Costs:
-    """A seed changes nothing of it."""
+def _estimate_costs(request: Request, task: Task, environment: Mapping[str, str]) -> Costs:
+    """Estimate costs by one task; they do not depend on the seed."""
     if request.stop_after == "plan":
         return Costs()
     device: Device = "cuda" if task.plan.device == "cuda" else "cpu"
@@ -84,36 +84,36 @@ def _costs(request: Request, task: Task, environment: Mapping[str, str]) -> Cost
 
 
 def _require_sound(request: Request, folder: RunDir, tasks: tuple[Task, ...], costs: Costs) -> None:
-    """Everything that is wrong, of all tasks; each thing once."""
-    found, checked = list(problems(request, folder, tasks)), list[Problem]()
+    """Raise all problems of all tasks, each once: ConfigError if any is of the config, else CheckError."""
+    config_problems, check_problems = list(problems(request, folder, tasks)), list[Problem]()
     for number, task in enumerate(tasks):
         try:
             size = request.checksums_bytes if number == 0 else 0
             require_sound(task.config, request.launch, request.site, task.run, checksums_bytes=size, costs=costs)
         except ConfigError as error:
-            found += error.problems
+            config_problems += error.problems
         except CheckError as error:
-            checked += error.problems
-    if found:
-        raise ConfigError(list(dict.fromkeys([*found, *checked])))
-    if checked:
-        raise CheckError(list(dict.fromkeys(checked)))
+            check_problems += error.problems
+    if config_problems:
+        raise ConfigError(list(dict.fromkeys([*config_problems, *check_problems])))
+    if check_problems:
+        raise CheckError(list(dict.fromkeys(check_problems)))
 
 
 def _require_no_other_job(tasks: tuple[Task, ...]) -> None:
-    wrong = []
+    busy = []
     for task in tasks:
         for job in jobs_of(task.run)[-1:]:
             state = slurm_commands.job_state(job.reference)
             if state is not None and not state.is_over:
-                way = f"wait for it, or end it with fmfsd-launch cancel {task.run.path}"
-                wrong.append(Problem(str(task.run.path), f"{state}: {way}"))
-    if wrong:
-        raise CheckError(wrong)
+                remedy = f"wait for it, or cancel it with fmfsd-launch cancel {task.run.path}"
+                busy.append(Problem(str(task.run.path), f"{state}: {remedy}"))
+    if busy:
+        raise CheckError(busy)
 
 
-def _tried_out(job: Submission) -> str:
-    """With the script that travels with us, as the run's own copy is not there yet."""
+def _test_submission(job: Submission) -> str:
+    """Return Slurm's estimate by `sbatch --test-only`, with the packaged script, as the snapshot is not written yet."""
     copy = str(job.snapshot.folder(job.folder.source) / SCRIPT)
     here = str(shipped_folder("cluster") / "train.sbatch")
     arguments = [here if part == copy else part for part in job.arguments]
@@ -126,25 +126,25 @@ def _tried_out(job: Submission) -> str:
         raise
 
 
-def _prepare(job: Submission, check: partial[None]) -> None:
-    """The data, here, as compute nodes may have no way out."""
+def _prepare_data(job: Submission, check: partial[None]) -> None:
+    """Prepare the data on this host, as compute nodes may have no internet access."""
     if job.plan.prepare and not is_prepared(job.tasks[0].config):
         if code := run_here(job.plan.prepare, stop=lambda: False):
             raise CheckError(f"the data set was not prepared (exit code {code}); nothing was submitted")
         check()
 
 
-def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> int:
+def _submit(request: Request, job: Submission, argv: Sequence[str], report: partial[None]) -> int:
     attempts = [task.run.last_attempt() for task in job.tasks]
     with all_or_nothing(job.tasks):
-        _write(request, job, argv, say)
+        _write(request, job, argv, report)
         submitted = slurm_commands.submit(job.arguments, environment=job.environment, cwd=job.cwd)
     number, cluster = slurm_commands.id_and_cluster(submitted)
     for task in job.tasks:
         add_job(task.run, task.id_in(submitted), command=masked(argv), log=task.log(number))
-    say(f"site script: {job.snapshot.site_script}")
+    report(f"site script: {job.snapshot.site_script}")
     where = f" to cluster {cluster}" if cluster else ""
-    say(f"submitted job {number}{where}; it says what it does in {job.tasks[0].log(number)}")
+    report(f"submitted job {number}{where}; its log is {job.tasks[0].log(number)}")
     code = 0
     if request.launch.slurm.wait:
         from launcher.slurm.follow import Followed, follow
@@ -154,14 +154,14 @@ def _hand_over(request: Request, job: Submission, argv: Sequence[str], say: part
                 Followed(task.id_in(submitted), task.log(number), task.run, before)
                 for task, before in zip(job.tasks, attempts, strict=True)
             ],
-            say,
+            report,
         )
     if request.as_json:
-        print(json.dumps(_told(job, number, code) | ({"cluster": cluster} if cluster else {})))
+        print(json.dumps(_to_dict(job, number, code) | ({"cluster": cluster} if cluster else {})))
     return code
 
 
-def _told(job: Submission, number: str, code: int) -> dict[str, Any]:
+def _to_dict(job: Submission, number: str, code: int) -> dict[str, Any]:
     runs = [
         {"job": task.id_in(number), "run_dir": str(task.run.path), "log": str(task.log(number))} for task in job.tasks
     ]
@@ -170,24 +170,24 @@ def _told(job: Submission, number: str, code: int) -> dict[str, Any]:
 
 @contextmanager
 def all_or_nothing(tasks: Sequence[Task]) -> Iterator[None]:
-    """Withdraw runs that are new if the block fails, unless Slurm may have taken the job."""
+    """Remove the files of new runs if the block fails, unless Slurm may have accepted the job."""
     fresh = [task.run for task in tasks if not task.run.config.exists()]
     try:
         yield
     except slurm_commands.NoAnswerError as error:
-        raise CheckError(f"{error}; it may have taken the job all the same: squeue --me tells") from error
+        raise CheckError(f"{error}; it may still have accepted the job: check with squeue --me") from error
     except BaseException:
         for run in fresh:
-            _withdraw(run)
+            _remove_run_files(run)
         raise
 
 
-def _write(request: Request, job: Submission, argv: Sequence[str], say: partial[None]) -> None:
-    """One run's lock at a time: an array may have more seeds than a process may open files."""
+def _write(request: Request, job: Submission, argv: Sequence[str], report: partial[None]) -> None:
+    """Write the run directories and the snapshot; hold one lock at a time, as the limit of open files may be small."""
     for task in job.tasks:
         with sole_owner(task.run):
-            write_run_dir(task.config, task.run, task.plan, request.launch, launch_entry(argv), say=say)
-            task.run.owner.unlink(missing_ok=True)  # it is the job that will be at work there
+            write_run_dir(task.config, task.run, task.plan, request.launch, launch_entry(argv), say=report)
+            task.run.owner.unlink(missing_ok=True)  # the owner will be the job
     try:
         job.folder.source.mkdir(parents=True, exist_ok=True, mode=0o700)
         job.snapshot.write(job.folder.source)
@@ -195,8 +195,8 @@ def _write(request: Request, job: Submission, argv: Sequence[str], say: partial[
         raise CheckError(f"the run directory can't be written: {error}") from error
 
 
-def _withdraw(run: RunDir) -> None:
-    """As if the run had never been: what Slurm did not take may be submitted anew with another config."""
+def _remove_run_files(run: RunDir) -> None:
+    """Remove what was written for a new run, so that it can be submitted again with another config."""
     with suppress(OSError):
         for path in (run.config, run.launch, run.manifest, run.plan):
             path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Carries out a plan to its end: coordinator, attempts, hang detection, restarts, outcome."""
+"""Supervision of a run: coordinator, attempts, rendezvous, hang detection, restarts, outcome."""

@@ -1,4 +1,4 @@
-"""One start of all of a run's processes: what is known of its nodes, and how it went."""
+"""One attempt of a run: the state of its nodes, its result, and its record `attempts/NNNN.json`."""
 
 import signal
 import time
@@ -13,15 +13,15 @@ from launcher.supervise.hang_detector import Hang
 from launcher.transport.agent_client import Link
 from launcher.transport.connect import on_the_way
 
-LOST = {"gone": "its agent is gone", "silent": "its agent does not answer"}
+_LOST_AGENT = {"gone": "its agent is gone", "silent": "its agent does not answer"}
 
 
 @dataclass
 class NodeState:
-    """What is known of a node: its agent's host, its starter's process, and how that ended.
+    """State of one node: its agent and host, its starter's process, and how that process ended.
 
-    `starts_workers`: there is no starter, the agent starts the workers. `worker_codes`: exit codes of workers by
-    process, as far as the agent saw them.
+    `starts_workers`: no starter, the agent starts the workers itself. `worker_codes`: exit codes of workers by pid, as
+    far as the agent saw them.
     """
 
     agent: Link
@@ -39,39 +39,41 @@ class NodeState:
 
     @property
     def killed_from_outside(self) -> str:
-        """What somebody else did to its agent or starter, who can't say it; empty if nobody did anything."""
+        """Return how the agent or the starter was killed by another process or lost; "" if neither was."""
         if self.trouble or self.ended_by_us or self.starts_workers or self.exit_code is None or self.exit_code >= 0:
             return self.trouble
         return f"its starter was killed by {signal.Signals(-self.exit_code).name}"
 
     def told(self) -> dict[str, Any]:
-        """What others may want to know of it, as JSON."""
+        """Return the node's entry in the attempt's record, as JSON."""
         return {name: value for name, value in vars(self).items() if name not in ("agent", "done")}
 
     def note(self, event: dict[str, Any]) -> None:
+        """Update the state by an event of the agent."""
         kind = event["event"]
         if kind == "ready":
             self.host, self.agent_pid = event["host"], event["pid"]
         elif kind == "started":
             self.starter_pid = event["pid"]
-        elif kind == "worker-gone" and event["code"]:  # 0 is also what a kernel says that does not tell us
+        elif kind == "worker-gone" and event["code"]:  # the kernel also reports 0 where it hides exit codes
             self.worker_codes[event["pid"]] = event["code"]
         elif kind == "exited":
             self.exit_code, self.oom_kills, self.done = event["code"], event["oom_kills"], True
         elif kind == "failed":
             self.trouble, self.done = event["message"], True
-        elif kind in LOST and not self.done:
-            self.trouble, self.is_gone, self.done = _lost(event), True, True
+        elif kind in _LOST_AGENT and not self.done:
+            self.trouble, self.is_gone, self.done = _describe_lost_agent(event), True, True
 
 
-def _lost(event: dict[str, Any]) -> str:
-    words = on_the_way(event)
-    return f"{LOST[event['event']]}: {words}" if words else LOST[event["event"]]
+def _describe_lost_agent(event: dict[str, Any]) -> str:
+    details = on_the_way(event)
+    problem = _LOST_AGENT[event["event"]]
+    return f"{problem}: {details}" if details else problem
 
 
 @dataclass
 class Attempt:
-    """One start of all nodes' processes, and how it went."""
+    """One start of all nodes' processes, and its result."""
 
     run: RunDir
     number: int
@@ -83,19 +85,22 @@ class Attempt:
     hang: Hang | None = None
     dead_rank: int | None = None
     noticed: float | None = None
-    """When the coordinator first knew that it had failed, in seconds since 1970."""
+    """When the coordinator detected the failure, in seconds since 1970."""
     stopped_after_s: float | None = None
-    """From the request to stop until everything had ended."""
+    """Seconds from the stop request until all processes had ended."""
     cause: str = ""
 
     def ranks_on(self, node: NodeState) -> range:
-        """Of its workers: hosts number their processes alike."""
-        each = self.num_workers // len(self.nodes)
-        number = next(place for place, other in enumerate(self.nodes) if other is node)
-        return range(number * each, (number + 1) * each)
+        """Return the ranks of the node's workers; every node has the same number of them."""
+        workers_per_node = self.num_workers // len(self.nodes)
+        index = next(index for index, other in enumerate(self.nodes) if other is node)
+        return range(index * workers_per_node, (index + 1) * workers_per_node)
 
     def notice_failure(self) -> bool:
-        """Whether a node has ended badly, a worker has left word that it has, or one was gone or hung."""
+        """Return whether the attempt has failed: a node failed, a worker left a crash file, died or hung.
+
+        Sets `noticed_at` when that is first true.
+        """
         if self.noticed is None and (
             self.trouble
             or self.dead_rank is not None
@@ -106,7 +111,10 @@ class Attempt:
         return self.noticed is not None
 
     def say_stopped(self) -> None:
-        """On behalf of workers that had not begun, or are between two attempts: nothing is lost."""
+        """Set the state and the run's outcome to "stopped", for workers that could not write the outcome themselves.
+
+        These had not started to train, or the run is between two attempts: no work is lost.
+        """
         step = self.run.newest_step() or 0
         self.state = "stopped"
         with suppress(OSError):
@@ -114,7 +122,7 @@ class Attempt:
             write_json(self.run.outcome, content)
 
     def begin(self) -> None:
-        """Leave word of this attempt; an outcome of an earlier one goes, so that what is there at the end is ours."""
+        """Create the attempt's record and remove the outcome of an earlier attempt. RunFailedError if that fails."""
         try:
             self.run.outcome.unlink(missing_ok=True)
             self._write()
@@ -122,7 +130,7 @@ class Attempt:
             raise RunFailedError(f"{self.run.path} can't be written, so no attempt was started: {error}") from error
 
     def write(self) -> None:
-        """Best effort: on a disk that is full or gone the run is ended all the same."""
+        """Write the record, best effort: the run is ended even if the disk is not writable."""
         with suppress(OSError):
             self._write()
 

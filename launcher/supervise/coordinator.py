@@ -1,4 +1,4 @@
-"""The coordinator: carries out a plan with one agent a node, from the first process to the outcome."""
+"""The coordinator: runs one attempt of a plan with one agent per node, from the first process to the last."""
 
 import math
 import selectors
@@ -21,23 +21,23 @@ from launcher.supervise.stop_requests import Requests
 from launcher.transport.agent_client import Agent, Link, closing_all
 from launcher.transport.connect import open_all
 
-LOOK_S = 0.1
+POLL_S = 0.1
 TERM_TO_KILL_S = 5.0
-"""From telling a starter to end until its node's processes are killed."""
+"""From SIGTERM to a node's starter until the node's processes are killed."""
 KILL_TO_LEAVE_S = 10.0
-"""From telling an agent to kill them until the agent itself is given up, and killed."""
+"""From the kill command to an agent until the agent itself counts as lost and is killed."""
 LAST_WORD_S = 30.0
-"""From the run's own word of its end until whoever is still there is told to end."""
-DUMP_S = 0.5
-"""For hanging workers to write down where they are."""
-REQUEST_EVERY_S = 0.5
-"""How often the coordinator looks for a stop request."""
-BEAT_EVERY_S = 5.0
-"""How often agents on other machines hear from the coordinator and are to answer."""
+"""From the run's outcome file until the remaining processes get SIGTERM."""
+STACK_DUMP_S = 0.5
+"""Time for hanging workers to dump their stacks."""
+CHECK_REQUEST_EVERY_S = 0.5
+"""Interval of the checks for a stop request."""
+HEARTBEAT_EVERY_S = 5.0
+"""Interval of the heartbeats to agents on other machines, which answer them."""
 
 
 def start_planned(node: NodePlan) -> Agent:
-    """The agent that the plan says."""
+    """Start the agent that the plan names for this node."""
     return start(node.agent, node.host)
 
 
@@ -51,15 +51,15 @@ def run_plan(
     watch: Callable[[], None],
     start_agent: Callable[[NodePlan], Link] = start_planned,
 ) -> Attempt:
-    """Start, watch and end one attempt. Its state is finished, stopped, failed or interrupted; nothing is left running.
+    """Start, supervise and end one attempt. Its state is finished, stopped, failed or interrupted; no process is left.
 
-    `watch` is called ten times a second. `requests` are filled by the signal handlers that the caller has set. Raises
-    RunFailedError if the attempt can't be written down, which keeps workers of earlier ones away from the run.
+    `on_poll` is called ten times a second. The caller has installed the signal handlers of `requests`. Raises
+    RunFailedError if the attempt's record can't be written, as the record fences off workers of earlier attempts.
     """
     with ExitStack() as stack:
         scratch = scratch_folder(plan.longest_scratch, plan.scratch_parent) if plan.meets_at == "file here" else ""
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        agents = _opened(plan, run, requests, start_agent, stack.enter_context(closing_all()))
+        agents = _open_agents(plan, run, requests, start_agent, stack.enter_context(closing_all()))
         attempt = Attempt(
             run,
             run.last_attempt() + 1,
@@ -70,29 +70,29 @@ def run_plan(
             plan.num_workers,
         )
         attempt.begin()
-        pulses = Pulses(run, attempt.number, plan.num_workers, hang_timeout_s=hang_timeout_s)
+        detector = Pulses(run, attempt.number, plan.num_workers, hang_timeout_s=hang_timeout_s)
         with suppress(NotMetError):
-            _start(plan, attempt, scratch, requests)
-            _Watch(attempt, requests, pulses, grace_s).until_done(watch)
+            _start_nodes(plan, attempt, scratch, requests)
+            _Supervisor(attempt, requests, detector, grace_s).wait(watch)
     if requests.asked_at is not None:
         attempt.stopped_after_s = round(time.monotonic() - requests.asked_at, 3)
-    attempt.state = _state(run, attempt.number)
+    attempt.state = _read_state(run, attempt.number)
     if attempt.state == "failed" and requests.interrupted:
         attempt.state = "interrupted"
-    elif attempt.state == "failed" and requests.stop and not pulses.has_begun():
-        attempt.say_stopped()  # signals that everybody gets have ended some that were not ready for them
+    elif attempt.state == "failed" and requests.stop and not detector.has_begun():
+        attempt.say_stopped()  # a signal to the whole process group ended workers that had no handler yet
     attempt.write()
     return attempt
 
 
-def _opened(
+def _open_agents(
     plan: LaunchPlan,
     run: RunDir,
     requests: Requests,
     start_agent: Callable[[NodePlan], Link],
     agents: list[Link],
 ) -> list[Link]:
-    """The agent of each node, appended to `agents` too. OSError if one can't be started."""
+    """Start the agent of each node and return them; they are appended to `agents` too. OSError if a start fails."""
     starts = [partial(start_agent, node) for node in plan.nodes]
     if plan.is_here:
         for start in starts:
@@ -103,24 +103,24 @@ def _opened(
         requests.look_at(run.stop_request)
         return requests.stop
 
-    opened = open_all(starts, agents, stop=stop)
-    for each in opened:
-        if isinstance(each, OSError):
-            raise each
-    return [each for each in opened if isinstance(each, Link)]
+    links = open_all(starts, agents, stop=stop)
+    for link in links:
+        if isinstance(link, OSError):
+            raise link
+    return [link for link in links if isinstance(link, Link)]
 
 
-def _start(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -> None:
-    met = meet(plan, attempt, scratch, requests)
-    for node, state, symbols in zip(plan.nodes, attempt.nodes, met, strict=True):
-        ready, log = node.filled(symbols), str(attempt.run.starter_log(node.node))
-        what = {"argv": ready.argv, "env": dict(ready.env), "cwd": ready.cwd, "workers": ready.workers}
-        what |= {"inherits": ready.inherits}
-        state.agent.tell(do="start", **what, log=log, scratch=symbols[SCRATCH])
+def _start_nodes(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -> None:
+    values_of_nodes = meet(plan, attempt, scratch, requests)
+    for node, state, values in zip(plan.nodes, attempt.nodes, values_of_nodes, strict=True):
+        filled, log = node.filled(values), str(attempt.run.starter_log(node.node))
+        process = {"argv": filled.argv, "env": dict(filled.env), "cwd": filled.cwd, "workers": filled.workers}
+        process |= {"inherits": filled.inherits}
+        state.agent.tell(do="start", **process, log=log, scratch=values[SCRATCH])
 
 
-def _state(run: RunDir, attempt: int) -> str:
-    """The run's own word, if it has spoken; a starter's exit code says little."""
+def _read_state(run: RunDir, attempt: int) -> str:
+    """Return the state in the outcome of this attempt, or "failed" without one; starters' exit codes are unreliable."""
     try:
         outcome = read_json(run.outcome)
         return str(outcome["state"]) if outcome["attempt"] == attempt else "failed"
@@ -128,62 +128,62 @@ def _state(run: RunDir, attempt: int) -> str:
         return "failed"
 
 
-class _Watch:
-    """Waits for all nodes, and ends them: when asked to, or when one of them has failed."""
+class _Supervisor:
+    """Waits for all nodes, and ends them on a stop request or when one of them has failed."""
 
-    def __init__(self, attempt: Attempt, requests: Requests, pulses: Pulses, grace_s: float) -> None:
-        self._attempt, self._requests, self._pulses, self._grace_s = attempt, requests, pulses, grace_s
-        self._end_at, self._look_at, self._beat_at = math.inf, 0.0, 0.0
-        self._told = ""
+    def __init__(self, attempt: Attempt, requests: Requests, detector: Pulses, grace_s: float) -> None:
+        self._attempt, self._requests, self._detector, self._grace_s = attempt, requests, detector, grace_s
+        self._end_at, self._check_request_at, self._heartbeat_at = math.inf, 0.0, 0.0
+        self._sent = ""
 
-    def until_done(self, watch: Callable[[], None]) -> None:
+    def wait(self, on_poll: Callable[[], None]) -> None:
         with selectors.DefaultSelector() as selector:
             for node in self._attempt.nodes:
                 selector.register(node.agent, selectors.EVENT_READ, node)
             while not all(node.done for node in self._attempt.nodes):
-                for key, _ in selector.select(LOOK_S):
-                    self._hear(key.data, selector)
-                self._beat()
-                self._look()
-                self._decide()
-                watch()
+                for key, _ in selector.select(POLL_S):
+                    self._read_events(key.data, selector)
+                self._send_heartbeats()
+                self._check()
+                self._enforce_deadline()
+                on_poll()
 
-    def _hear(self, node: NodeState, selector: selectors.BaseSelector) -> None:
+    def _read_events(self, node: NodeState, selector: selectors.BaseSelector) -> None:
         for event in node.agent.read():
             node.note(event)
             if event["event"] == "asked-to-stop":
                 self._requests.ask()
             if event["event"] == "worker-gone" and self._attempt.dead_rank is None:
-                self._attempt.dead_rank = self._pulses.rank_of(event["pid"], self._attempt.ranks_on(node))
+                self._attempt.dead_rank = self._detector.rank_of(event["pid"], self._attempt.ranks_on(node))
             if event["event"] == "started":
                 self._attempt.write()
             if event["event"] == "gone":
                 selector.unregister(node.agent)
 
-    def _beat(self) -> None:
-        if time.monotonic() >= self._beat_at:
-            self._beat_at = time.monotonic() + BEAT_EVERY_S
+    def _send_heartbeats(self) -> None:
+        if time.monotonic() >= self._heartbeat_at:
+            self._heartbeat_at = time.monotonic() + HEARTBEAT_EVERY_S
             for node in self._attempt.nodes:
                 node.agent.beat()
                 if node.agent.is_silent:
                     node.note({"event": "silent", "words": node.agent.printed})
 
-    def _look(self) -> None:
-        """At what nobody tells: a request to stop in the run's folder, and workers that hang."""
+    def _check(self) -> None:
+        """Check the run directory for a stop request and an outcome, and the workers for a hang."""
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + REQUEST_EVERY_S
+        if now >= self._check_request_at:
+            self._check_request_at = now + CHECK_REQUEST_EVERY_S
             self._requests.look_at(self._attempt.run.stop_request)
-            if self._end_at == math.inf and _state(self._attempt.run, self._attempt.number) != "failed":
+            if self._end_at == math.inf and _read_state(self._attempt.run, self._attempt.number) != "failed":
                 self._end_at = now + LAST_WORD_S
-        if not self._attempt.notice_failure() and (hang := self._pulses.look()):
+        if not self._attempt.notice_failure() and (hang := self._detector.look()):
             self._attempt.hang, self._attempt.trouble = hang, hang.text
-            self._end_at = now - TERM_TO_KILL_S + DUMP_S
+            self._end_at = now - TERM_TO_KILL_S + STACK_DUMP_S
             for node in self._attempt.nodes:
                 node.agent.tell(do="dump", pids=list(hang.pids.values()))
 
-    def _decide(self) -> None:
-        """When all must have ended, and how far beyond that it is now."""
+    def _enforce_deadline(self) -> None:
+        """Set the time by which all processes must have ended, and end them once it has passed."""
         now = time.monotonic()
         if self._requests.interrupted:
             self._end_at = min(self._end_at, now - TERM_TO_KILL_S)
@@ -191,31 +191,32 @@ class _Watch:
             self._end_at = min(self._end_at, now + TERM_TO_KILL_S)
         elif self._requests.stop and self._end_at == math.inf:
             self._end_at = now + self._grace_s
-            self._pass_on_the_request()
+            self._forward_stop_request()
         self._end(now - self._end_at)
 
-    def _pass_on_the_request(self) -> None:
-        """By a file, as all workers' signals are not; by signals where no file can be written any more."""
+    def _forward_stop_request(self) -> None:
+        """Forward the stop request to the workers by a file; by signals if no file can be written any more."""
         try:
             self._attempt.run.stop_request.touch(mode=0o600)
         except OSError:
-            self._tell("stop")
+            self._command_once("stop")
 
     def _end(self, late_s: float) -> None:
-        """First by request, then by force, then without the agents."""
+        """End the nodes: first with SIGTERM, then with SIGKILL, then by giving up their agents."""
         if late_s >= TERM_TO_KILL_S + KILL_TO_LEAVE_S:
             for node in self._attempt.nodes:
                 node.note({"event": "silent", "words": node.agent.printed})
         elif late_s >= TERM_TO_KILL_S:
-            self._tell("kill")
+            self._command_once("kill")
         elif late_s >= 0:
             if self._requests.stop and not self._attempt.notice_failure():
                 self._attempt.trouble = f"it did not stop within the {self._grace_s:g} s of --grace"
-            self._tell("stop")
+            self._command_once("stop")
 
-    def _tell(self, order: str) -> None:
-        if order != self._told:
-            self._told = order
+    def _command_once(self, command: str) -> None:
+        """Send `command` to all agents, unless it was the last one sent."""
+        if command != self._sent:
+            self._sent = command
             for node in self._attempt.nodes:
                 node.ended_by_us |= not node.done
-                node.agent.tell(do=order)
+                node.agent.tell(do=command)

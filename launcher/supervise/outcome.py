@@ -1,4 +1,4 @@
-"""What is left to say when the workers have not said how their run ended: its outcome, and the failure page."""
+"""A run's outcome as the launcher writes it for workers that could not, and the failure page."""
 
 from contextlib import suppress
 from typing import Any
@@ -10,32 +10,32 @@ from launcher.supervise.restarts import Ended
 
 
 def outcome_of(run: RunDir) -> dict[str, Any]:
-    """How it ended; empty if nobody has said so."""
+    """Return the run's outcome; empty if there is none."""
     try:
         return read_json(run.outcome)
     except (OSError, ValueError):
         return {}
 
 
-def write_last_word(run: RunDir, ended: Ended, command: str) -> None:
-    """Best effort, as the page says it too. `command` goes on with the run."""
+def write_last_word(run: RunDir, result: Ended, command: str) -> None:
+    """Write the outcome of a failed or interrupted run, best effort. `command` resumes the run."""
     with suppress(OSError):
-        _write_last_word(run, ended, command)
+        _write_outcome(run, result, command)
 
 
-def _write_last_word(run: RunDir, ended: Ended, command: str) -> None:
-    failure, attempt = ended.failure, ended.attempt
+def _write_outcome(run: RunDir, result: Ended, command: str) -> None:
+    failure, attempt = result.failure, result.attempt
     content: dict[str, Any] = {"state": attempt.state, "attempt": attempt.number, "resumable": True}
     if failure is not None:
-        told = {name: getattr(failure, name) for name in ("cause", "rank", "node", "step", "time", "advice")}
+        details = {name: getattr(failure, name) for name in ("cause", "rank", "node", "step", "time", "advice")}
         more = {"victims": list(failure.victims), "resumable": failure.resumable, "command": command}
-        write_json(run.outcome, {**content, **told, **more, "no_other_attempt": ended.refusal})
+        write_json(run.outcome, {**content, **details, **more, "no_other_attempt": result.refusal})
     elif attempt.state == "interrupted":
         write_json(run.outcome, content)
 
 
-def page_of(run: RunDir, ended: Ended, command: str) -> str:
-    """Of a run that has failed."""
-    assert ended.failure is not None
-    history = f"no attempt follows attempt {ended.attempt.number}: {ended.refusal}"
-    return page(run, ended.failure, history=history, command=command, repeats=ended.repeats)
+def page_of(run: RunDir, result: Ended, command: str) -> str:
+    """Render the failure page of a run that has failed."""
+    assert result.failure is not None
+    history = f"no attempt follows attempt {result.attempt.number}: {result.refusal}"
+    return page(run, result.failure, history=history, command=command, repeats=result.repeats)

@@ -1,4 +1,4 @@
-"""How the nodes of an attempt come to meet: at a file, or at an address of the first node that all others reach."""
+"""Rendezvous of an attempt's nodes: by a file, or at an address of the first node that all others can reach."""
 
 import selectors
 import time
@@ -22,49 +22,49 @@ from launcher.supervise.attempt import Attempt, NodeState
 from launcher.supervise.stop_requests import Requests
 
 READY_S = 60.0
-"""For an agent on another machine to answer: until then ssh or srun may be under way."""
-LOOK_S = 0.1
-BEAT_EVERY_S = 1.0
+"""Time limit for an agent's answer, including the time of ssh or srun to start it."""
+POLL_S = 0.1
+HEARTBEAT_EVERY_S = 1.0
 
 
 class NotMetError(Exception):
-    """A node has failed, is gone or silent, which its state says, or a stop was asked for."""
+    """A node has failed or was lost, as its state says, or a stop was requested."""
 
 
 def meet(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -> list[Mapping[str, str]]:
-    """What the plan's symbols stand for, a node each. Raises NotMetError.
+    """Return the values of the plan's placeholders, one mapping per node. Raises RendezvousError.
 
-    `scratch` is for agents of this machine, which share it; others make their own.
+    `scratch`: the scratch folder that agents on this machine share; agents elsewhere make their own.
     """
     common = {ATTEMPT: str(attempt.number), RUN_ID: uuid.uuid4().hex}
     if plan.meets_at == "file here":
-        return [{**common, **_at_a_file(scratch)} for _ in attempt.nodes]
-    talk = _Talk(attempt, requests)
+        return [{**common, **_file_values(scratch)} for _ in attempt.nodes]
+    queries = _Queries(attempt, requests)
     if plan.meets_at == "file there":
-        (node,) = talk.ask(
+        (node,) = queries.send(
             attempt.nodes, "prepared", do="prepare", word="", interface=plan.interface, longest=plan.longest_scratch
         )
-        return [{**common, **_at_a_file(node["scratch"])}]
-    return [{**common, **symbols} for symbols in _at_an_address(talk, attempt.nodes, plan)]
+        return [{**common, **_file_values(node["scratch"])}]
+    return [{**common, **values} for values in _address_values(queries, attempt.nodes, plan)]
 
 
-def _at_a_file(scratch: str) -> dict[str, str]:
+def _file_values(scratch: str) -> dict[str, str]:
     return {RENDEZVOUS: f"{scratch}/rendezvous", INIT_METHOD: f"file://{scratch}/workers", SCRATCH: scratch}
 
 
-def _at_an_address(talk: "_Talk", nodes: list[NodeState], plan: LaunchPlan) -> list[dict[str, str]]:
-    first, others, word = nodes[0], nodes[1:], uuid.uuid4().hex
-    interface, order = plan.interface, _preparing(plan)
-    (prepared,) = talk.ask([first], "prepared", word=word, **order)
-    scratches = [each["scratch"] for each in talk.ask(others, "prepared", word="", **order)]
+def _address_values(queries: "_Queries", nodes: list[NodeState], plan: LaunchPlan) -> list[dict[str, str]]:
+    first, others, token = nodes[0], nodes[1:], uuid.uuid4().hex
+    interface, command = plan.interface, _prepare_command(plan)
+    (prepared,) = queries.send([first], "prepared", word=token, **command)
+    scratches = [each["scratch"] for each in queries.send(others, "prepared", word="", **command)]
     candidates, port = prepared["interfaces"], prepared["port"]
-    reached = talk.ask(others, "reached", do="reach", word=word, addresses=list(candidates), port=port)
-    for node, found in zip(others, reached, strict=True):
-        if not found["interfaces"]:
+    reached = queries.send(others, "reached", do="reach", word=token, addresses=list(candidates), port=port)
+    for node, answer in zip(others, reached, strict=True):
+        if not answer["interfaces"]:
             where = " or ".join(f"{address}:{port}" for address in candidates)
             node.note({"event": "failed", "message": f"it can't reach {first.host} at {where}: see --interface"})
             raise NotMetError
-    address = _common(first, list(candidates), [each["interfaces"] for each in reached])
+    address = _common_address(first, list(candidates), [each["interfaces"] for each in reached])
     interfaces = [candidates[address], *(interface or each["interfaces"][address] for each in reached)]
     return [
         {ADDRESS: address, PORT: str(port), INTERFACE: own, NCCL_INTERFACE: f"={own}", SCRATCH: scratch}
@@ -72,42 +72,49 @@ def _at_an_address(talk: "_Talk", nodes: list[NodeState], plan: LaunchPlan) -> l
     ]
 
 
-def _preparing(plan: LaunchPlan) -> dict[str, Any]:
+def _prepare_command(plan: LaunchPlan) -> dict[str, Any]:
     return {"do": "prepare", "interface": plan.interface, "longest": plan.longest_scratch}
 
 
-def _common(first: NodeState, candidates: list[str], reached: list[dict[str, str]]) -> str:
-    """The likeliest address that all others reach."""
+def _common_address(first: NodeState, candidates: list[str], reached: list[dict[str, str]]) -> str:
+    """Return the first of `candidates` that all other nodes reach; the agent lists the most likely first."""
     for address in candidates:
         if all(address in each for each in reached):
             return address
-    first.note({"event": "failed", "message": "no address of it is reached by all others: see --interface"})
+    first.note(
+        {"event": "failed", "message": "none of its addresses can be reached by all other nodes: see --interface"}
+    )
     raise NotMetError
 
 
-class _Talk:
-    """Questions to agents, and their answers."""
+class _Queries:
+    """Queries to agents, and their answers."""
 
     def __init__(self, attempt: Attempt, requests: Requests) -> None:
         self._nodes, self._run, self._requests = attempt.nodes, attempt.run, requests
-        self._beat_at = 0.0
+        self._heartbeat_at = 0.0
 
-    def ask(self, nodes: list[NodeState], answer: str, **order: Any) -> list[dict[str, Any]]:
-        """Each node's answer, which is an event of that name. NotMetError if one of all nodes has failed meanwhile."""
+    def send(self, nodes: list[NodeState], answer: str, **command: Any) -> list[dict[str, Any]]:
+        """Send `command` to `nodes` and return each one's event named `answer`.
+
+        Raises RendezvousError if any node of the attempt fails before that.
+        """
         for node in nodes:
-            node.agent.tell(**order)
+            node.agent.tell(**command)
         answers, deadline = dict[int, dict[str, Any]](), time.monotonic() + READY_S
         with selectors.DefaultSelector() as selector:
             for node in self._nodes:
                 selector.register(node.agent, selectors.EVENT_READ, node)
             while len(answers) < len(nodes):
-                for key, _ in selector.select(LOOK_S):
-                    self._hear(key.data, answer, answers)
-                self._beat()
-                self._give_up([node for node in nodes if id(node) not in answers], late=time.monotonic() > deadline)
+                for key, _ in selector.select(POLL_S):
+                    self._read_events(key.data, answer, answers)
+                self._send_heartbeats()
+                self._raise_on_failure(
+                    [node for node in nodes if id(node) not in answers], late=time.monotonic() > deadline
+                )
         return [answers[id(node)] for node in nodes]
 
-    def _hear(self, node: NodeState, answer: str, answers: dict[int, dict[str, Any]]) -> None:
+    def _read_events(self, node: NodeState, answer: str, answers: dict[int, dict[str, Any]]) -> None:
         for event in node.agent.read():
             node.note(event)
             if event["event"] == "asked-to-stop":
@@ -115,15 +122,16 @@ class _Talk:
             if event["event"] == answer:
                 answers[id(node)] = event
 
-    def _beat(self) -> None:
-        """To agents that wait for others, and to whoever has asked for a stop."""
-        if time.monotonic() >= self._beat_at:
-            self._beat_at = time.monotonic() + BEAT_EVERY_S
+    def _send_heartbeats(self) -> None:
+        """Send heartbeats to all agents, also those that wait for others, and check for a stop request."""
+        if time.monotonic() >= self._heartbeat_at:
+            self._heartbeat_at = time.monotonic() + HEARTBEAT_EVERY_S
             self._requests.look_at(self._run.stop_request)
             for node in self._nodes:
                 node.agent.beat()
 
-    def _give_up(self, missing: list[NodeState], *, late: bool) -> None:
+    def _raise_on_failure(self, missing: list[NodeState], *, late: bool) -> None:
+        """Raise RendezvousError on a stop request or if a node has failed; `missing` nodes that are `late` have."""
         for node in missing if late else ():
             node.note({"event": "silent", "words": node.agent.printed})
         if self._requests.stop or any(node.done for node in self._nodes):

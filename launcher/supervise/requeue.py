@@ -1,5 +1,4 @@
-"""What follows a launch in a batch job that could not end what it was to do: Slurm starts the job again, or it says why
-not."""
+"""Requeue of the batch job that a launch runs in, when its time is up or a node was lost; or why it is not requeued."""
 
 import time
 from collections.abc import Callable
@@ -17,15 +16,18 @@ if TYPE_CHECKING:
 TIME_IS_UP, NODE_IS_GONE = "the job's time is nearly up", "a node is gone"
 ADVICE = {
     TIME_IS_UP: "give it more --time, or save more often (checkpoint.every_minutes)",
-    NODE_IS_GONE: "look at its nodes, and leave out the bad one with sbatch's --exclude",
+    NODE_IS_GONE: "check its nodes, and leave out the bad one with sbatch's --exclude",
 }
 KILLED_WITHIN_S = 120.0
-"""Slurm ends a job at its own request to be started again; its KillWait is 30 s unless a site has another."""
+"""Time limit for Slurm to end a job that it requeues; KillWait is 30 s by default."""
 
 
 @dataclass(frozen=True)
 class Requeue:
-    """`reached` tells how far what the job does has come, in numbers that grow; `began_at` is what it told at first."""
+    """Decides whether a job is requeued, and requeues it.
+
+    `progress` returns the progress of the job's work as a number that grows; `progress_at_start` is its first value.
+    """
 
     job: Allocation
     reached: Callable[[], int]
@@ -36,38 +38,38 @@ class Requeue:
         return cls(job, reached, reached())
 
     def refusal(self, why: str) -> str:
-        """Why the job is not started again; empty if it is. `why` it would be: TIME_IS_UP or NODE_IS_GONE."""
+        """Return why the job is not requeued; "" if it is. `why`: the reason to do it, TIME_IS_UP or NODE_IS_GONE."""
         if self.reached() > self.began_at or self.job.restarts == 0:
             return ""
         return (
-            f"{why}, and there is no newer checkpoint than when job {self.job.job_id} was last started again, so it "
-            f"would go on like this for ever: {ADVICE[why]}"
+            f"{why}, and there is no newer checkpoint than when Slurm last requeued job {self.job.job_id}, so it "
+            f"would be requeued without end: {ADVICE[why]}"
         )
 
-    def carry_out(self, why: str, say: Callable[[str], None]) -> None:
-        """Does not return if Slurm does it. RunFailedError if it would be of no use, CheckError if Slurm does not."""
+    def carry_out(self, why: str, report: Callable[[str], None]) -> None:
+        """Requeue the job; does not return. RunFailedError if that would not help, CheckError if Slurm does not."""
         if refusal := self.refusal(why):
             raise RunFailedError(refusal)
-        requeue_and_end(self.job, why, say)
+        requeue_and_end(self.job, why, report)
 
-    def carry_out_or_warn(self, why: str, say: Callable[[str], None], command: str) -> None:
-        """Returns if Slurm does not start the job again; `command` then goes on by hand. RunFailedError as above."""
+    def carry_out_or_warn(self, why: str, report: Callable[[str], None], command: str) -> None:
+        """Requeue the job; if Slurm does not, warn and return: `command` resumes by hand. RunFailedError as above."""
         try:
-            self.carry_out(why, say)
+            self.carry_out(why, report)
         except CheckError as error:
-            say(f"warning: {error}; to go on: {command}")
+            report(f"warning: {error}; to resume: {command}")
 
 
-def reason_to_requeue(ended: "Ended", requests: "Requests") -> str:
-    """Return why a job that failed is to be started again: TIME_IS_UP, NODE_IS_GONE or, if it is not, nothing."""
+def reason_to_requeue(result: "Ended", requests: "Requests") -> str:
+    """Return the reason to requeue a job that failed: TIME_IS_UP or NODE_IS_GONE; "" if it is not requeued."""
     if requests.time_is_up:
         return TIME_IS_UP
-    return NODE_IS_GONE if ended.for_want_of_a_node and not requests.stop else ""
+    return NODE_IS_GONE if result.for_want_of_a_node and not requests.stop else ""
 
 
-def requeue_and_end(job: Allocation, why: str, say: Callable[[str], None]) -> None:
-    """Have Slurm end this job and start it again later. Does not return; CheckError if Slurm does not do it."""
-    say(f"{why}: Slurm starts job {job.job_id} again, which goes on from here")
+def requeue_and_end(job: Allocation, why: str, report: Callable[[str], None]) -> None:
+    """Requeue this job, which ends it. Does not return; CheckError if Slurm does not requeue it."""
+    report(f"{why}: Slurm requeues job {job.job_id}, which resumes from here")
     slurm_commands.requeue(job.job_id)
     time.sleep(KILLED_WITHIN_S)
-    raise CheckError(f"job {job.job_id} was to be ended and started again by Slurm, and was not")
+    raise CheckError(f"Slurm accepted the requeue of job {job.job_id}, but did not end it within {KILLED_WITHIN_S:g} s")

@@ -1,4 +1,4 @@
-"""A run to its end, over as many attempts as it may take: each goes on from the newest checkpoint."""
+"""Restarts: runs attempts until the run ends; each resumes from the newest checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,40 +19,41 @@ LONGEST_PAUSE_S = 60.0
 
 @dataclass
 class Restarts:
-    """How many attempts may still follow; a checkpoint more than before makes that as many as at first.
+    """Counts restarts: `allowed` of them in a row without progress; a newer checkpoint resets the count.
 
-    `gain` says what counts instead of a checkpoint, and which option `allowed` is from.
+    `gain`: what counts as progress, for the message. `option`: the option that sets `allowed`, for the message.
     """
 
     allowed: int
     used: int = 0
-    gain: str = "checkpoint"
+    gain: str = "new checkpoint"
     option: str = " (--max-restarts)"
     _last: str = ""
 
     def refusal(self, failure: Failure, *, progressed: bool) -> str:
-        """Why no attempt follows `failure`; empty if one does."""
-        again = failure.fingerprint == self._last and not progressed
+        """Count a restart after `failure`; return why there is none, "" if there is one."""
+        is_repeated = failure.fingerprint == self._last and not progressed
         self._last = failure.fingerprint
         if progressed:
             self.used = 0
         if not failure.worth_another_attempt:
-            return "another attempt would come to the same"
-        if again:
-            return f"{REPEATED} without a {self.gain} between"
+            return "another attempt would fail in the same way"
+        if is_repeated:
+            return f"{REPEATED} without a {self.gain} in between"
         if self.used >= self.allowed:
-            return f"{self.allowed} restarts without a {self.gain} between{self.option}"
+            return f"{self.allowed} restarts without a {self.gain} in between{self.option}"
         self.used += 1
         return ""
 
     @property
     def pause_s(self) -> float:
+        """Seconds to wait before the next attempt (exponential backoff)."""
         return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.used - 1))
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The last attempt and, if it failed, why, and why no other followed."""
+    """The last attempt and, if it failed, the failure and why no restart followed (`refusal`)."""
 
     attempt: Attempt
     failure: Failure | None = None
@@ -60,20 +61,20 @@ class Ended:
 
     @property
     def repeats(self) -> bool:
-        """Whether the attempt before failed in the same way, without progress between."""
+        """Return whether the attempt before failed in the same way, without progress in between."""
         return self.refusal.startswith(REPEATED)
 
     @property
     def for_want_of_a_node(self) -> bool:
-        """Whether it is another machine that would help."""
+        """Return whether the run failed because a node was lost, so that another node would help."""
         return self.failure is not None and any(node.is_gone for node in self.attempt.nodes)
 
 
 @dataclass
 class Recovery:
-    """Carries out `start` again and again; `say` is told why.
+    """Runs attempts by `start` until one ends the run; reports each restart by `report`.
 
-    `plan_of` gives the plan for some of the node slots, numbered from 0, that the launch began with.
+    `make_plan` returns the plan for a subset of the launch's node slots, numbered from 0.
     """
 
     launch: LaunchConfig
@@ -87,6 +88,7 @@ class Recovery:
     """The node slots of the first attempt; None: all."""
 
     def to_the_end(self) -> Ended:
+        """Run attempts until one does not fail, or until no restart is left or of any use."""
         restarts, slots = Restarts(self.launch.max_restarts), self.slots or tuple(range(self.launch.nodes))
         while True:
             attempt = self.start(self.plan_of(slots))
@@ -95,19 +97,19 @@ class Recovery:
             failure = first_failure(self.run, attempt)
             attempt.cause = failure.cause
             attempt.write()
-            left, too_few = self._left(slots, attempt)
-            changed = left != slots or self._has_progressed(attempt)
-            asked = "a stop was asked for" if self.requests.stop else ""
-            if refusal := asked or too_few or restarts.refusal(failure, progressed=changed):
+            remaining, too_few = self._remaining_slots(slots, attempt)
+            changed = remaining != slots or self._has_progressed(attempt)
+            stopped = "a stop was requested" if self.requests.stop else ""
+            if refusal := stopped or too_few or restarts.refusal(failure, progressed=changed):
                 return Ended(attempt, failure, refusal)
             self._pause(failure, restarts)
             if self.requests.stop:
-                self._ended_between(attempt)
+                self._write_stop(attempt)
                 return Ended(attempt)
-            slots = left
+            slots = remaining
 
-    def _ended_between(self, attempt: Attempt) -> None:
-        """Two attempts, where nothing is lost."""
+    def _write_stop(self, attempt: Attempt) -> None:
+        """Write that the run was stopped or interrupted between two attempts, where no work is lost."""
         if self.requests.interrupted:
             attempt.state = "interrupted"
         else:
@@ -115,36 +117,39 @@ class Recovery:
         attempt.write()
 
     def _has_progressed(self, attempt: Attempt) -> bool:
-        """Whether there is a later checkpoint than the one that the attempt went on from, if it came that far."""
+        """Return whether the attempt saved a newer checkpoint than the one that it resumed from."""
         try:
-            shown = read_json(self.run.rank_progress(0))
-            began_at = shown["went_on_after"] or 0
+            progress = read_json(self.run.rank_progress(0))
+            resumed_at = progress["went_on_after"] or 0
         except (OSError, ValueError, KeyError):
             return False
-        return shown["attempt"] == attempt.number and (self.run.newest_step() or 0) > began_at
+        return progress["attempt"] == attempt.number and (self.run.newest_step() or 0) > resumed_at
 
-    def _left(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[tuple[int, ...], str]:
-        """The slots for the next attempt and, if they are too few, what to say.
+    def _remaining_slots(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[tuple[int, ...], str]:
+        """Return the slots for the next attempt and, if they are too few, the reason to give up.
 
-        A lost node's slot is given to a new agent, unless the launch may go on with fewer. If all are lost it may be us
-        who were: suspended, or without a network.
+        Without --elastic a lost node's slot is reused by a new agent. If all nodes are lost, this process itself may
+        have been suspended or disconnected, so all slots are tried again.
         """
         lost = [number for number, node in enumerate(attempt.nodes) if node.is_gone]
         if self.launch.min_nodes is None or len(lost) in (0, len(slots)):
             return slots, ""
-        left = tuple(slot for number, slot in enumerate(slots) if number not in lost)
+        remaining = tuple(slot for number, slot in enumerate(slots) if number not in lost)
         workers = attempt.num_workers // len(slots)
-        count = usable_nodes(len(left), workers, self.shards)
+        count = usable_nodes(len(remaining), workers, self.shards)
         if count < self.launch.min_nodes:
-            return slots, f"of the {len(left)} nodes that are left, {count} could go on, fewer than --elastic allows"
-        idle = f"; workers must divide data.shards {self.shards}" if len(left) > count else ""
+            return (
+                slots,
+                f"{count} of the {len(remaining)} remaining nodes are usable, fewer than the minimum of --elastic",
+            )
+        idle = f"; workers must divide data.shards {self.shards}" if len(remaining) > count else ""
         self.say(
-            f"{len(left)} of {len(slots)} nodes are left: going on with {count * workers} workers on {count}{idle}"
+            f"{len(remaining)} of {len(slots)} nodes remain: resuming with {count * workers} workers on {count}{idle}"
         )
-        return left[:count], ""
+        return remaining[:count], ""
 
     def _pause(self, failure: Failure, restarts: Restarts) -> None:
-        """Wait a while before the next attempt, or until a stop is asked for."""
+        """Report the failure and wait before the next attempt, or until a stop is requested."""
         step = self.run.newest_step()
         where = f"from step {step}" if step is not None else "from the beginning"
         self.say(f"attempt {self.run.last_attempt()} failed: {failure.cause}")

@@ -1,4 +1,4 @@
-"""Writes what a run's folder says of a launch before it starts anything: a new run's, or one that goes on."""
+"""Writes a run directory's config, manifest and plan before a launch starts workers: of a new run or a resumed one."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from launcher.run_dir.manifest import manifest, software_changes
 
 
 def is_finished(config: RunConfig, run: RunDir) -> bool:
-    """And what is asked for has no more steps than it has made."""
+    """Return whether the run has finished, with at least as many steps as `config` requests."""
     try:
         outcome = read_json(run.outcome)
     except (OSError, ValueError):
@@ -31,10 +31,10 @@ def write_run_dir(
     *,
     say: Callable[[str], None],
 ) -> None:
-    """To be called by the run's sole owner. `entry`: the launch's own in the manifest. CheckError."""
+    """Write the run directory; the caller holds the run's lock. `entry`: this launch's in the manifest. CheckError."""
     try:
         if run.config.exists():
-            _go_on(config, run, launch, entry, say)
+            _update(config, run, launch, entry, say)
         else:
             write_json(run.manifest, manifest(config, entry))
             write_json(run.launch, to_json(launch))
@@ -44,22 +44,22 @@ def write_run_dir(
         raise CheckError(f"the run directory can't be written: {error}") from error
 
 
-def _go_on(
+def _update(
     config: RunConfig,
     run: RunDir,
     launch: LaunchConfig,
     entry: Mapping[str, Any],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
-    """With the run that is there, which another launch may have begun between the check and the lock."""
+    """Resume the existing run, which another launch may have created between the check and the lock."""
     changed = changes(load_config(str(run.config)), config)
     if launch.resume == "never" or not all(change.is_allowed for change in changed):
-        raise CheckError(f"{run.path}: another launch has just begun a run there: choose another --run-dir")
+        raise CheckError(f"{run.path}: another launch has just started a run there: choose another --run-dir")
     entry, content = {**entry, "changes": list(map(str, changed))}, read_json(run.manifest)
     for text in entry["changes"]:
-        say(f"changed: {text}")
+        report(f"changed: {text}")
     for text in software_changes(content["launches"][-1], entry):
-        say(f"warning: not as it was, so results may differ in the last bits: {text}")
+        report(f"warning: changed since the last launch, so results may differ in the last bits: {text}")
     write_json(run.manifest, {**content, "launches": [*content["launches"], entry]})
     write_json(run.launch, to_json(launch))
     write_whole(run.config, dump_config(config))

@@ -1,4 +1,4 @@
-"""Carries a plan out: prepares the data, writes the run's folder, runs attempts, and says how it ended."""
+"""Executes a launch: prepares the data, writes the run directory, runs attempts, reports the outcome."""
 
 import json
 import shlex
@@ -34,26 +34,26 @@ from launcher.transport.agent_client import Agent
 from launcher.transport.local_commands import run_here
 
 EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": 130}
-AGAIN = f"Ctrl-C again, {SECOND_INTERRUPT_S:g} s later or more, ends at once"
+AGAIN = f"Ctrl-C again, at least {SECOND_INTERRUPT_S:g} s later, ends the run immediately"
 
 
 def steady(stream: TextIO) -> IO[str]:
-    """`stream`, which may lose its reader without ending the run."""
+    """Wrap `stream` so that writing does not fail once its reader is gone."""
     return cast(IO[str], SteadyStream(stream))
 
 
 def console_of(*, as_json: bool) -> Console:
-    """For human words: stdout, or stderr where that is for JSON."""
+    """Create the console for messages: on stdout, or on stderr if stdout is for JSON."""
     return Console(file=steady(sys.stderr if as_json else sys.stdout), highlight=False, soft_wrap=True)
 
 
 class Execution:
-    """One launch that has passed `check`, which is called again once the data is prepared, with `warnings`.
+    """Executes one launch that has passed `check`, with `warnings`; `check` is repeated once the data is prepared.
 
-    `plan_of` gives the plan for some of the launch's node slots. Human words go to `console`; with `as_json` the
-    outcome goes to stdout. `look` is called ten times a second while an attempt is under way. `job`: the batch job that
-    this is in, which Slurm is asked to start again when its time is up or a node is gone. `hardware`: the hosts', if
-    they are other machines than this. `slots`: the node slots of the first attempt; None: all.
+    `make_plan` returns the plan for a subset of the launch's node slots. Messages go to `console`; with `as_json` the
+    outcome goes to stdout. `on_poll` is called ten times a second while an attempt runs. `job`: the batch job that this
+    launch runs in, which is requeued when its time is up or a node is lost. `hardware`: of the hosts, if the nodes are
+    other machines than this one. `slots`: the node slots of the first attempt; None: all.
     """
 
     def __init__(
@@ -73,57 +73,60 @@ class Execution:
         hardware: Mapping[str, Any] | None = None,
         slots: tuple[int, ...] | None = None,
     ) -> None:
-        self._config, self._launch, self._run, self._plan_of, self._as_json = config, launch, run, plan_of, as_json
-        self._check, self._warnings, self._look, self._start_agent = check, warnings, look, start_agent
+        self._config, self._launch, self._run, self._make_plan, self._as_json = config, launch, run, plan_of, as_json
+        self._check, self._warnings, self._on_poll, self._start_agent = check, warnings, look, start_agent
         self._slots = slots or tuple(range(launch.nodes))
         self._plan, self._acknowledged, self._argv = plan_of(self._slots), False, list[str]()
         self._console, self._job, self._hardware = console, job, hardware
 
     def run_to_end(self, argv: Sequence[str]) -> int:
-        """The exit code. Raises CheckError while no worker is started, RunFailedError with the failure page after."""
+        """Run the launch and return its exit code.
+
+        Raises CheckError before any worker is started, RunFailedError with the failure page afterwards.
+        """
         self._argv = list(argv)
         if is_finished(self._config, self._run):
-            self._say(f"run: {self._run.path}")
-            self._say("this run is finished; nothing to do")
-            return self._conclude("finished")
+            self._report(f"run: {self._run.path}")
+            self._report("this run is finished; nothing to do")
+            return self._report_outcome("finished")
         requests = Requests(in_job=self._job is not None)
         with requests.heard():
-            self._prepare(requests)
+            self._prepare_data(requests)
             if requests.stop:
-                self._say("stopped before anything was started")
+                self._report("stopped before anything was started")
                 return EXIT_CODES["interrupted"]
             fallback = self._launch.device == "auto" and self._plan.device == "cpu"
-            self._say(f"run: {self._run.path}")
-            self._say(self._plan.summary() + (" (no GPU is visible)" if fallback else ""))
+            self._report(f"run: {self._run.path}")
+            self._report(self._plan.summary() + (" (no GPU is visible)" if fallback else ""))
             for text in self._warnings:
-                self._say(f"warning: {text}")
+                self._report(f"warning: {text}")
             with sole_owner(self._run):
-                requeue = Requeue.of(self._job, self._reached) if self._job and self._job.is_batch else None
+                requeue = Requeue.of(self._job, self._newest_step) if self._job and self._job.is_batch else None
                 self._write_run_dir()
-                ended = self._attempts(requests)
-                write_last_word(self._run, ended, self._command())
-        if ended.failure is not None:
-            self._fail(ended, requeue, requests)
-        code = self._conclude(ended.attempt.state, ended.attempt.stopped_after_s)
-        if requeue is not None and ended.attempt.state == "stopped" and requests.time_is_up:
-            requeue.carry_out_or_warn(TIME_IS_UP, self._say, self._command())
+                result = self._run_attempts(requests)
+                write_last_word(self._run, result, self._resume_command())
+        if result.failure is not None:
+            self._fail(result, requeue, requests)
+        code = self._report_outcome(result.attempt.state, result.attempt.stopped_after_s)
+        if requeue is not None and result.attempt.state == "stopped" and requests.time_is_up:
+            requeue.carry_out_or_warn(TIME_IS_UP, self._report, self._resume_command())
         return code
 
-    def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
-        page = page_of(self._run, ended, self._command())
-        if requeue is not None and (why := reason_to_requeue(ended, requests)):
-            self._say(page)
-            requeue.carry_out_or_warn(why, self._say, self._command())
+    def _fail(self, result: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
+        page = page_of(self._run, result, self._resume_command())
+        if requeue is not None and (why := reason_to_requeue(result, requests)):
+            self._report(page)
+            requeue.carry_out_or_warn(why, self._report, self._resume_command())
         self._print_json(RunFailedError.exit_code)
         raise RunFailedError(page)
 
-    def _reached(self) -> int:
+    def _newest_step(self) -> int:
         return self._run.newest_step() or 0
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def _prepare(self, requests: Requests) -> None:
+    def _prepare_data(self, requests: Requests) -> None:
         if not self._plan.prepare or is_prepared(self._config):
             return
         code = run_here(self._plan.prepare, stop=lambda: requests.stop)
@@ -135,66 +138,66 @@ class Execution:
     def _write_run_dir(self) -> None:
         job = self._job.told() if self._job else None
         entry = launch_entry(self._argv, hardware=self._hardware or hardware_here(), job=job)
-        write_run_dir(self._config, self._run, self._plan, self._launch, entry, say=self._say)
+        write_run_dir(self._config, self._run, self._plan, self._launch, entry, say=self._report)
 
-    def _attempts(self, requests: Requests) -> Ended:
+    def _run_attempts(self, requests: Requests) -> Ended:
         recovery = Recovery(
             launch=self._launch,
             run=self._run,
             requests=requests,
-            plan_of=self._plan_of,
-            start=partial(self._attempt, requests, self._logs_to_show()),
-            say=self._say,
+            plan_of=self._make_plan,
+            start=partial(self._run_attempt, requests, self._log_follower()),
+            say=self._report,
             shards=self._config.data.shards,
             slots=self._slots,
         )
         return recovery.to_the_end()
 
-    def _logs_to_show(self) -> LogFollower | None:
-        """Of other machines; not in a batch job, whose own log stands beside them."""
-        is_beside = self._job is not None and not self._console.is_terminal
-        return None if self._plan.is_here or is_beside else LogFollower(self._run)
+    def _log_follower(self) -> LogFollower | None:
+        """Return a follower of other machines' logs; None in a batch job, whose log is in the same folder."""
+        is_in_job_log = self._job is not None and not self._console.is_terminal
+        return None if self._plan.is_here or is_in_job_log else LogFollower(self._run)
 
-    def _attempt(self, requests: Requests, logs: LogFollower | None, plan: LaunchPlan) -> Attempt:
+    def _run_attempt(self, requests: Requests, logs: LogFollower | None, plan: LaunchPlan) -> Attempt:
         workers = plan.num_workers
-        shown = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=workers, logs=logs)
-        with shown as display:
+        run_display = RunDisplay(self._console, self._run, grace_s=self._launch.grace_s, num_workers=workers, logs=logs)
+        with run_display as display:
             return run_plan(
                 plan,
                 self._run,
                 grace_s=self._launch.grace_s,
                 hang_timeout_s=self._launch.hang_timeout_s,
                 requests=requests,
-                watch=partial(self._watch, display, requests),
+                watch=partial(self._update, display, requests),
                 start_agent=self._start_agent,
             )
 
-    def _watch(self, display: RunDisplay, requests: Requests) -> None:
+    def _update(self, display: RunDisplay, requests: Requests) -> None:
         if requests.stop and not self._acknowledged:
             self._acknowledged = True
-            asks_to_save = f"stopping with a checkpoint, within {self._launch.grace_s:g} s"
-            with_checkpoint = asks_to_save if self._job else f"{asks_to_save}; {AGAIN}"
-            self._say("ending at once, as asked" if requests.interrupted else with_checkpoint)
+            stopping = f"stopping with a checkpoint, within {self._launch.grace_s:g} s"
+            with_checkpoint = stopping if self._job else f"{stopping}; {AGAIN}"
+            self._report("ending immediately, as requested" if requests.interrupted else with_checkpoint)
         display.update()
-        self._look()
+        self._on_poll()
 
-    def _command(self) -> str:
-        """What goes on with this run: the same command, unless it can't be shown with the secrets that are in it."""
+    def _resume_command(self) -> str:
+        """Return the command that resumes this run: this launch's, or `resume` if this launch's contains secrets."""
         argv = [Path(self._argv[0]).name, *masked(self._argv[1:])]
         if argv[1:] != self._argv[1:]:
             argv[1:] = ["resume", str(self._run.path)]
-        given = argv[1:2] == ["resume"] or any(part.partition("=")[0] == "--run-dir" for part in argv)
-        return shlex.join(argv if given else [*argv, "--run-dir", str(self._run.path)])
+        names_run = argv[1:2] == ["resume"] or any(part.partition("=")[0] == "--run-dir" for part in argv)
+        return shlex.join(argv if names_run else [*argv, "--run-dir", str(self._run.path)])
 
-    def _conclude(self, state: str, stopped_after_s: float | None = None) -> int:
+    def _report_outcome(self, state: str, stopped_after_s: float | None = None) -> int:
         outcome = outcome_of(self._run)
         if state == "finished" and outcome["metrics"].keys() - {"train"}:
             self._console.print(heads_table(outcome["metrics"]))
         if state == "stopped":
             took = f", {stopped_after_s:.1f} s after the request" if stopped_after_s is not None else ""
-            self._say(f"stopped after step {outcome['step']}{took}; to go on: {self._command()}")
+            self._report(f"stopped after step {outcome['step']}{took}; to resume: {self._resume_command()}")
         if state == "interrupted":
-            self._say(f"interrupted; to go on: {self._command()}")
+            self._report(f"interrupted; to resume: {self._resume_command()}")
         self._print_json(EXIT_CODES[state])
         return EXIT_CODES[state]
 

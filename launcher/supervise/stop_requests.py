@@ -1,4 +1,4 @@
-"""What signals and others ask a launch for. A handler only sets a value."""
+"""Stop requests to a launch, from signals and files. A signal handler only sets a flag."""
 
 import signal
 import time
@@ -10,52 +10,53 @@ from types import FrameType
 
 from fmfsd.run.run_dir import NOW
 
-LOOK_S = 0.1
+POLL_S = 0.1
 SECOND_INTERRUPT_S = 1.0
 """Two interrupts closer than this are one: a terminal and a shell may each send it."""
 
 
 @dataclass
 class Requests:
-    """What a launch was asked for."""
+    """The stop requests that a launch has received."""
 
     in_job: bool = False
-    """Whether a batch job's warning signal is for us; elsewhere SIGUSR1 is none of ours."""
+    """Handle SIGUSR1, a batch job's warning signal; outside of jobs it is left alone."""
     interrupted: bool = False
     asked_at: float | None = None
-    """When a stop was first asked for, on the monotonic clock."""
+    """When a stop was first requested, on the monotonic clock."""
     others: tuple[Path, ...] = ()
-    """Further stop requests that are meant for this launch, beside its run's own."""
+    """Further stop request files for this launch, in addition to the run's own."""
     _warned: bool = False
     _terminated: bool = False
     _first_interrupt: float | None = None
 
     @property
     def stop(self) -> bool:
+        """Return whether a stop was requested."""
         return self.asked_at is not None
 
     @property
     def time_is_up(self) -> bool:
-        """Whether the stop was asked for as the job's time is nearly up, and by nobody who meant more by it."""
+        """Return whether the job's warning signal is the only reason to stop: no user or other process requested it."""
         return self._warned and not self._terminated and self._first_interrupt is None
 
     def ask(self) -> None:
-        """The run is to stop; to be asked again changes nothing."""
+        """Request a stop; a second request changes nothing."""
         self.asked_at = self.asked_at or time.monotonic()
 
     def look_at(self, request: Path) -> None:
-        """A run's stop request and the others, as far as they are there."""
+        """Check the run's stop request file and `other_files`."""
         for path in (request, *self.others):
             with suppress(OSError):
                 self.interrupted |= path.read_text() == NOW
-                self._terminated |= not self.stop  # else it is ours, by which workers hear of it
+                self._terminated |= not self.stop  # else the file is ours, written to stop the workers
                 self.ask()
 
     def wait(self, seconds: float, request: Path) -> None:
-        """So long, or until a stop is asked for."""
+        """Wait for `seconds`, or until a stop is requested."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.stop:
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
             self.look_at(request)
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
@@ -75,7 +76,7 @@ class Requests:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Signals come here instead of ending this process. A hang-up that is ignored, as under nohup, stays so."""
+        """Install the signal handlers for the block. SIGHUP stays ignored if it was, as under nohup."""
         handlers = {
             signal.SIGINT: self.on_interrupt,
             signal.SIGTERM: self.on_terminate,

@@ -1,4 +1,4 @@
-"""What follows in a Slurm job whose nodes do not answer the checks."""
+"""Requeues a Slurm job whose nodes do not answer the checks."""
 
 from collections.abc import Callable
 
@@ -11,24 +11,24 @@ from launcher.supervise.requeue import requeue_and_end
 from launcher.transport import slurm_commands
 
 MOST_REQUEUES = 3
-"""How often in a row a job is requeued because of a failed check."""
+"""Limit of requeues in a row because of failed checks."""
 
 
-def handle_unreachable(error: UnreachableError, job: Allocation, run: RunDir, say: Callable[[str], None]) -> None:
-    """Requeue a batch job whose nodes did not answer. CheckError if its job has ended, or after MOST_REQUEUES.
+def handle_unreachable(error: UnreachableError, job: Allocation, run: RunDir, report: Callable[[str], None]) -> None:
+    """Requeue a batch job whose nodes did not answer. CheckError if the job has ended or Slurm does not requeue it.
 
-    Returns if there is nothing to add to `error`.
+    Returns if `error` itself is to be raised: outside of a batch job, or after MOST_REQUEUES requeues.
     """
-    if found := _end_of(job):
+    if ended := _describe_end(job):
         remedy = "to train on this machine: --on local; else unset SLURM_JOB_ID"
-        raise CheckError([Problem(f"SLURM_JOB_ID={job.job_id}", f"{found}: {remedy}")])
+        raise CheckError([Problem(f"SLURM_JOB_ID={job.job_id}", f"{ended}: {remedy}")])
     if not job.is_batch or job.restarts - _last_restart(run, job) > MOST_REQUEUES:
         return
-    say(str(error))
-    requeue_and_end(job, "a node did not answer the checks", say)
+    report(str(error))
+    requeue_and_end(job, "a node did not answer the checks", report)
 
 
-def _end_of(job: Allocation) -> str:
+def _describe_end(job: Allocation) -> str:
     """Return why the job is not running; empty if it is, or if Slurm does not answer."""
     try:
         state = slurm_commands.job_state(job.job_id)
@@ -40,7 +40,7 @@ def _end_of(job: Allocation) -> str:
 
 
 def _last_restart(run: RunDir, job: Allocation) -> int:
-    """Return the restart of `job` that last passed its checks, as the run's manifest has it; -1 if none did."""
+    """Return the restart count of `job` when it last passed its checks, from the run's manifest; -1 if it never did."""
     try:
         entries = [entry.get("job") or {} for entry in read_json(run.manifest)["launches"]]
     except (OSError, ValueError, KeyError):

@@ -147,7 +147,7 @@ GUARDS = (
         "fmfsd/system/atomic_files.py",
         "                flush_to_disk(file.fileno())\n",
         "                pass\n",
-        "tests/faults/test_interrupted_saves.py::test_what_a_checkpoint_is_made_of_is_on_the_disk_before_it_has_its_name",
+        "tests/faults/test_interrupted_saves.py::test_a_checkpoint_is_fsynced_before_it_is_renamed",
     ),
     Guard(
         "links are not followed",
@@ -215,8 +215,8 @@ GUARDS = (
     Guard(
         "a hang is looked for",
         "launcher/supervise/coordinator.py",
-        "(hang := self._pulses.look())",
-        "(hang := None)",
+        "(hang := self._detector.",
+        "(hang := None and self._detector.",
         "tests/faults/test_hangs.py",
     ),
     Guard(
@@ -245,7 +245,7 @@ GUARDS = (
         "launcher/diagnostics/verify/verification.py",
         "if any(row.beyond for row in rows)",
         "if False",
-        "tests/end_to_end/test_verify.py::test_a_config_whose_results_depend_on_the_workers_is_told_so",
+        "tests/end_to_end/test_verify.py::test_a_config_whose_results_depend_on_the_workers_is_reported",
     ),
     Guard(
         "what would come to the same is not tried again",

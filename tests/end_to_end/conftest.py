@@ -1,4 +1,4 @@
-"""Fixtures of the tests of whole launches."""
+"""Fixtures for tests of complete launches."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SIXTY_STEPS = ("--set", "train.max_steps=60")
 
 @pytest.fixture(scope="session")
 def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """Two node agents, far from done and far from a checkpoint when a test interferes."""
+    """Return a launch with two node agents that does not finish or save a checkpoint during a test."""
     changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
     every = ("train.evaluate_every=60 epochs", "checkpoint.every_epochs=60")
     settings = (part for change in (*changes, *every) for part in ("--set", change))
@@ -22,7 +22,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """An uninterrupted run of SIXTY_STEPS."""
+    """Return an uninterrupted run of SIXTY_STEPS."""
     with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *SIXTY_STEPS)) as run:
         assert run.end()[0] == 0
     return run.run

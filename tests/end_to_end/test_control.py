@@ -1,4 +1,4 @@
-"""What is done to runs that exist, with real ones: cancel, resume, status, logs."""
+"""Commands for existing runs, on real ones: stop, cancel, resume, status, logs."""
 
 import json
 import re
@@ -17,32 +17,30 @@ from tests.helpers.processes import command, launched, run_command, wait_until
 from tests.helpers.runs import newest_weights, records
 
 
-def control(cwd: Path, *words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
-    """What `fmfsd-launch ...` says; it is to end with `code`."""
-    done = run_command("fmfsd-launch", *words, cwd=cwd, env=env)
+def control(cwd: Path, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    """Run `fmfsd-launch` with `arguments`, assert its exit code, and return its output."""
+    done = run_command("fmfsd-launch", *arguments, cwd=cwd, env=env)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_a_run_that_is_cancelled_ends_at_once_and_without_a_checkpoint(
-    arguments: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_cancelled_run_ends_immediately_without_a_checkpoint(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with launched(tmp_path, "run", arguments) as run:
         run.wait_for_step(1, ranks=2)
         everything = [process.pid for process in run.everything()]
         assert control(tmp_path, "cancel", "run", "--wait") == "ended: interrupted\n"
         assert not any(map(psutil.pid_exists, everything))
         code, output = run.end()
-    assert (code, "ending at once, as asked" in output) == (130, True)
+    assert (code, "ending immediately, as requested" in output) == (130, True)
     assert run.run.newest_step() is None
-    gone = control(tmp_path, "cancel", "run", code=3)
-    assert f"no launch is at work there; the last was process {run.process.pid} on " in gone
+    output = control(tmp_path, "cancel", "run", code=3)
+    assert f"no launch is active there; the last was process {run.process.pid} on " in output
 
 
-def test_a_stopped_run_resumes_as_it_was_launched_to_the_uninterrupted_result(
+def test_a_stopped_run_resumes_with_its_launch_options_to_the_uninterrupted_result(
     arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    """With its two node agents and its variables; the secret is asked for, and found nowhere."""
+    """With its two node agents and variables. The secret must be set again and is in no file of the run."""
     secret = {"MY_TOKEN": "canary"}
     arguments = (*arguments, *SIXTY_STEPS, "--env", "MY_TOKEN", "--grace", "77")
     with launched(tmp_path, "parted", arguments, env=secret) as parted:
@@ -61,9 +59,7 @@ def test_a_stopped_run_resumes_as_it_was_launched_to_the_uninterrupted_result(
     assert json.loads(control(tmp_path, "resume", "parted", "--json"))["state"] == "finished"
 
 
-def test_a_run_is_looked_at_while_it_trains_from_elsewhere_and_when_it_is_lost(
-    arguments: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_status_of_a_run_that_trains_on_another_host_or_is_lost(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with launched(tmp_path, "runs/seed-0", arguments) as run:
         run.wait_for_step(2, ranks=2)
         screen = control(tmp_path, "status", "runs/seed-0")
@@ -86,52 +82,54 @@ def test_a_run_is_looked_at_while_it_trains_from_elsewhere_and_when_it_is_lost(
 
 
 @dataclass(frozen=True)
-class Followed:
-    """A run that was stopped, what it printed, and what was heard by who followed its logs."""
+class FollowedRun:
+    """A stopped run, its output, and the lines that `logs --follow` printed."""
 
     run: RunDir
     output: str
-    heard: list[str]
+    log_lines: list[str]
 
 
 @pytest.fixture(scope="module")
-def followed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Followed:
+def followed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> FollowedRun:
     folder = tmp_path_factory.mktemp("followed")
     with launched(folder, "run", (*arguments, "--env", "MY_TOKEN=canary")) as run:
         run.wait_for_step(1)
         follow = [command("fmfsd-launch"), "logs", "run", "--follow"]
         with subprocess.Popen(follow, cwd=folder, stdout=subprocess.PIPE, text=True) as following:
             assert following.stdout is not None
-            heard = [following.stdout.readline() for _ in range(4)]
+            log_lines = [following.stdout.readline() for _ in range(4)]
             assert run.process.poll() is None
             control(folder, "stop", "run")
             code, output = run.end()
             assert code == 75
-            heard += following.stdout.readlines()
+            log_lines += following.stdout.readlines()
         assert following.returncode == 0
-    return Followed(run.run, output, heard)
+    return FollowedRun(run.run, output, log_lines)
 
 
-def test_a_resumed_run_says_how_it_is_resumed(followed: Followed) -> None:
-    """Not by its command, in which a secret is."""
-    assert re.search(rf"; to go on: fmfsd-launch resume {followed.run.path}\n", followed.output)
+def test_a_stopped_run_prints_the_resume_command(followed: FollowedRun) -> None:
+    """The command is `resume`, as the launch command contains a secret."""
+    assert re.search(rf"; to resume: fmfsd-launch resume {followed.run.path}\n", followed.output)
 
 
-def test_logs_are_followed_of_all_workers_until_the_run_has_ended(followed: Followed) -> None:
-    run, heard = followed.run, followed.heard
+def test_logs_of_all_workers_are_followed_until_the_run_has_ended(followed: FollowedRun) -> None:
+    run, log_lines = followed.run, followed.log_lines
     for node, rank in ((0, 0), (1, 1)):
-        own = [line.removeprefix(f"[node {node} rank {rank}] ") for line in heard if f" rank {rank}]" in line]
-        assert own == run.rank_log(node, rank).read_text().splitlines(keepends=True)
-    assert any(line.endswith("INFO stopped\n") for line in heard)
-    assert control(run.path.parent, "logs", "run", "--rank", "1", "--lines", "1") == heard_last(heard, 1)
+        rank_lines = [
+            line.removeprefix(f"[node {node} rank {rank}] ") for line in log_lines if f" rank {rank}]" in line
+        ]
+        assert rank_lines == run.rank_log(node, rank).read_text().splitlines(keepends=True)
+    assert any(line.endswith("INFO stopped\n") for line in log_lines)
+    assert control(run.path.parent, "logs", "run", "--rank", "1", "--lines", "1") == last_line_of(log_lines, 1)
 
 
-def heard_last(heard: list[str], rank: int) -> str:
-    return [line for line in heard if f" rank {rank}]" in line][-1]
+def last_line_of(log_lines: list[str], rank: int) -> str:
+    return [line for line in log_lines if f" rank {rank}]" in line][-1]
 
 
-@pytest.mark.parametrize("word", ["stop", "cancel", "resume", "status", "logs"])
-def test_a_folder_that_is_no_run_is_left_alone(word: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("subcommand", ["stop", "cancel", "resume", "status", "logs"])
+def test_a_folder_that_is_not_a_run_is_left_alone(subcommand: str, tmp_path: Path) -> None:
     for name in (".", "missing"):
-        assert "no run directory" in control(tmp_path, word, name, code=3)
+        assert "no run directory" in control(tmp_path, subcommand, name, code=3)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Workers that DeepSpeed's own launcher of one node has started, with its engine: as those of torchrun, to the bit."""
+"""Workers started by DeepSpeed's single-node launcher, with its engine: bit-identical to those started by torchrun."""
 
 import json
 import os
@@ -25,7 +25,7 @@ BY_DEEPSPEED = ("--starter", "deepspeed", "--max-restarts", "2")
 
 @pytest.fixture(scope="module")
 def by_torchrun(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """An uninterrupted run by two workers of one node."""
+    """Return an uninterrupted run of two workers on one node."""
     with launched(tmp_path_factory.mktemp("torchrun"), "run", (*arguments, *ONE_NODE, *ENGINE, *FOURTEEN_STEPS)) as run:
         code, output = run.end()
     assert code == 0, output
@@ -37,23 +37,23 @@ def attempt(run: RunDir, number: int) -> dict[str, Any]:
 
 
 def holds_in_three_attempts(moment: Moment) -> None:
-    """On rank 1."""
+    """Hold rank 1 at one step of each attempt."""
     if moment.at in ((1, 1, 6), (2, 1, 10), (3, 1, 11)):
         moment.hold()
 
 
 def wait_for(run: Launched, fault: Faulty, number: int, newest: int) -> None:
-    """Until rank 1 holds in that attempt, with that checkpoint."""
+    """Wait until rank 1 holds in attempt `number` and the newest checkpoint is `newest`."""
     wait_until(fault.held(attempt=number, rank=1).exists, f"attempt {number} at its step")
     wait_until(lambda: run.run.newest_step() == newest, f"checkpoint {newest}")
 
 
 @needs_deepspeed
 @pytest.mark.fault("F1", "F5")
-def test_a_run_by_deepspeeds_launcher_that_is_killed_twice_and_stopped_ends_as_one_by_torchrun(
+def test_a_run_by_deepspeeds_launcher_with_two_kills_and_a_stop_equals_one_by_torchrun(
     arguments: tuple[str, ...], by_torchrun: RunDir, tmp_path: Path
 ) -> None:
-    """A killed worker, a killed launcher of DeepSpeed's, one that is told to stop; then it is resumed as it was."""
+    """Kill a worker, then a launcher of DeepSpeed; stop the third attempt by SIGTERM; then resume the run."""
     fault = faulty(tmp_path / "fault", holds_in_three_attempts)
     with launched(tmp_path, "run", (*arguments, *ENGINE, *FOURTEEN_STEPS, *BY_DEEPSPEED), env=fault.env) as run:
         wait_for(run, fault, number=1, newest=4)
@@ -79,7 +79,7 @@ def test_a_run_by_deepspeeds_launcher_that_is_killed_twice_and_stopped_ends_as_o
 
 
 @needs_deepspeed
-def test_what_its_engine_has_trained_is_evaluated_and_goes_on_by_pytorchs(
+def test_a_run_of_the_deepspeed_engine_is_evaluated_and_resumed_by_the_torch_engine(
     arguments: tuple[str, ...], by_torchrun: RunDir, tmp_path: Path
 ) -> None:
     shutil.copytree(by_torchrun.path, tmp_path / "run")
@@ -92,10 +92,10 @@ def test_what_its_engine_has_trained_is_evaluated_and_goes_on_by_pytorchs(
     assert [each["step"] for each in records(run.run) if each["split"] == "train"] == list(range(1, 17))
 
 
-def test_a_deepspeed_that_can_not_be_imported_is_told_in_its_own_words(
+def test_an_import_error_of_deepspeed_is_reported_with_its_own_message(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """A stand-in, which is only found by its name and release before it is started."""
+    """The checks see the stub's name and version only; its import fails at the start."""
     modules = tmp_path / "modules"
     for folder in ("deepspeed", "deepspeed-0.19.8.dist-info"):
         (modules / folder).mkdir(parents=True)

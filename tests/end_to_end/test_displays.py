@@ -1,4 +1,4 @@
-"""What a launch and `fmfsd watch` show on a real terminal, of a real run."""
+"""Displays of a launch and of `fmfsd watch` on a real terminal, for a real run."""
 
 import json
 import re
@@ -12,16 +12,16 @@ from tests.helpers.terminals import TMUX, terminal
 
 pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 
-OFTEN = ("--set", "train.evaluate_every=5 steps")
+FREQUENT_EVALUATION = ("--set", "train.evaluate_every=5 steps")
 
 
 @pytest.fixture
 def launch(arguments: tuple[str, ...]) -> list[str]:
-    words = (command("fmfsd-launch"), *arguments, *OFTEN, "--run-dir", "run", "--device", "cpu")
-    return [shlex.quote(word) for word in words]
+    argv = (command("fmfsd-launch"), *arguments, *FREQUENT_EVALUATION, "--run-dir", "run", "--device", "cpu")
+    return [shlex.quote(part) for part in argv]
 
 
-def test_a_launch_and_a_watcher_show_the_run_and_its_end(launch: list[str], tmp_path: Path) -> None:
+def test_the_launch_and_fmfsd_watch_show_the_run_and_its_end(launch: list[str], tmp_path: Path) -> None:
     with terminal(tmp_path, launch) as one:
         screen = one.wait_for("images/s", "data wait", "test: branch1", "loss_label", "loss_soft_target")
         bar = next(row for row in screen.splitlines() if "images/s" in row)
@@ -36,7 +36,7 @@ def test_a_launch_and_a_watcher_show_the_run_and_its_end(launch: list[str], tmp_
             other.wait_for("stopped", "ended with 0")
 
 
-def test_a_watcher_who_has_seen_enough_ends_nothing_but_the_watching(launch: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_in_fmfsd_watch_ends_only_the_watching(launch: list[str], tmp_path: Path) -> None:
     with terminal(tmp_path, launch, columns=60) as one:
         one.wait_for("step", "images/s", "loss_label")
         with terminal(tmp_path, [command("fmfsd"), "watch", "run"], columns=60) as other:

@@ -1,5 +1,7 @@
-"""How a launch ends, by real requests and real faults of its workers: reported as it was. Signals and kills of single
-processes: tests/faults/test_signals.py."""
+"""Ends of a launch by real stop requests and real faults of its workers, and their reports.
+
+Signals to single processes: tests/faults/test_signals.py.
+"""
 
 import json
 import re
@@ -18,7 +20,7 @@ from tests.helpers.processes import Launched, launched, run_command
 from tests.helpers.runs import newest_weights, records
 
 
-def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
+def test_a_stopped_launch_exits_75_and_resumes_to_the_uninterrupted_result(
     arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
     arguments = (*arguments, *SIXTY_STEPS)
@@ -40,8 +42,8 @@ def test_a_stopped_launch_exits_75_and_goes_on_to_the_uninterrupted_result(
 
 
 @pytest.mark.fault("F42")
-def test_a_finished_run_may_be_made_longer_and_that_is_recorded(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """To the result of one that was longer from the start; and not shorter than it is."""
+def test_a_finished_run_may_be_extended_and_the_change_is_recorded(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """The result equals that of a run that was longer from the start. Making it shorter is an error."""
     arguments = (*arguments, "--nodes", "1")
     steps = ("--set", "train.max_steps=4", "--set", "checkpoint.every_steps=2")
     longer = ("--set", "train.max_steps=6", "--set", "train.evaluate_every=2 steps")
@@ -58,19 +60,21 @@ def test_a_finished_run_may_be_made_longer_and_that_is_recorded(arguments: tuple
 
 
 @dataclass(frozen=True)
-class Terminated:
-    """A run of two nodes that was looked at while it was at work, on which another launch was tried, and which was then
-    asked to end, twice."""
+class TerminatedRun:
+    """A run of two nodes that was ended by two SIGTERMs, its network connections, and a second launch made meanwhile.
+
+    `second_requested_stop`: a stop request existed after the second launch.
+    """
 
     run: Launched
     connections: list[Any]
     second: subprocess.CompletedProcess[str]
-    second_asked: bool
+    second_requested_stop: bool
     code: int
 
 
 @pytest.fixture(scope="module")
-def terminated(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Terminated:
+def terminated(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> TerminatedRun:
     folder, arguments = tmp_path_factory.mktemp("terminated"), (*arguments, "--starter", "torchrun")
     with launched(folder, "run", arguments) as run:
         run.wait_for_step(2, ranks=2)
@@ -78,38 +82,38 @@ def terminated(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFact
         assert len(processes) >= 7
         connections = [each for process in processes for each in process.net_connections(kind="inet")]
         second = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=folder)
-        second_asked = run.run.stop_request.exists()
+        second_requested_stop = run.run.stop_request.exists()
         for _ in range(2):
             run.signal(signal.SIGTERM)
         code, _ = run.end()
-    return Terminated(run, connections, second, second_asked, code)
+    return TerminatedRun(run, connections, second, second_requested_stop, code)
 
 
 @pytest.mark.fault("F38")
-def test_a_termination_of_the_launcher_stops_the_run_with_a_checkpoint(terminated: Terminated) -> None:
+def test_sigterm_to_the_launcher_stops_the_run_with_a_checkpoint(terminated: TerminatedRun) -> None:
     assert terminated.code == 75
     assert len(list(terminated.run.run.checkpoints.glob("step-*"))) == 1
 
 
-def test_on_one_machine_nothing_listens_outside_loopback(terminated: Terminated) -> None:
+def test_on_one_machine_nothing_listens_outside_loopback(terminated: TerminatedRun) -> None:
     listening = {each.laddr.ip for each in terminated.connections if each.status == psutil.CONN_LISTEN}
     assert terminated.connections
     assert all(address.startswith("127.") or address == "::1" for address in listening), listening
 
 
 @pytest.mark.fault("F33")
-def test_a_second_launch_of_a_run_is_refused_and_disturbs_nothing(terminated: Terminated) -> None:
+def test_a_second_launch_of_a_run_is_rejected_and_disturbs_nothing(terminated: TerminatedRun) -> None:
     first, second = terminated.run, terminated.second
     assert second.returncode == 3
     holder = rf"another launch is at work there \(process {first.process.pid} on \S+, since 20.* UTC; attempt 1\)"
     assert re.search(holder, second.stderr)
-    assert not terminated.second_asked
+    assert not terminated.second_requested_stop
     assert first.run.last_attempt() == 1
 
 
 @pytest.fixture(scope="module")
 def failed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, str]:
-    """A run whose loss is soon not finite, and what it printed; it could be started again, which would not help."""
+    """Return a run that failed with a non-finite loss, and its output; restarts are allowed but would not help."""
     options = ("--max-restarts", "3", "--set", "optim.lr=1e30")
     with launched(tmp_path_factory.mktemp("failed"), "run", (*arguments, *options)) as run:
         code, output = run.end()
@@ -118,22 +122,22 @@ def failed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.fault("F18")
-def test_the_first_failing_workers_own_error_comes_last(failed: tuple[RunDir, str]) -> None:
+def test_the_error_of_the_first_failed_worker_is_printed_last(failed: tuple[RunDir, str]) -> None:
     run, output = failed
     assert any("the loss is not finite in step" in line for line in output.splitlines()[-6:])
-    assert "no attempt follows attempt 1: another attempt would come to the same" in output
+    assert "no attempt follows attempt 1: another attempt would fail in the same way" in output
     assert "Traceback" not in output
     assert not list(run.checkpoints.glob("step-*"))
 
 
-def test_the_status_of_a_failed_run_says_why(failed: tuple[RunDir, str], tmp_path: Path) -> None:
+def test_the_status_of_a_failed_run_contains_the_cause(failed: tuple[RunDir, str], tmp_path: Path) -> None:
     screen = run_command("fmfsd-launch", "status", str(failed[0].path), cwd=tmp_path).stdout
     assert re.search(r"\nstate +failed: step \d+ .*; rank [01] .*the loss is not finite in step ", screen)
     assert re.search(r"\nattempts +1: failed after \d+ s, 2 workers: rank [01] ", screen)
 
 
 @pytest.mark.fault("F47")
-def test_a_reader_that_goes_away_does_not_end_the_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_closed_output_pipe_does_not_end_the_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """As in `fmfsd-launch ... | head -1`."""
     with launched(tmp_path, "run", (*arguments, "--nodes", "1", "--set", "train.max_steps=2")) as run:
         assert run.process.stdout is not None
@@ -145,7 +149,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(arguments: tuple[str, ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """The same command, folder and moment, twice, with a secret; and all that was printed."""
+    """Two runs launched at the same time with the same command, folder and secret, and their output."""
 
     one: RunDir
     other: RunDir
@@ -159,19 +163,19 @@ def pair(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -
         launched(folder, "one", (*arguments, *short)) as one,
         launched(folder, "other", (*arguments, *short)) as other,
     ):
-        (first, said), (second, said_too) = one.end(), other.end()
+        (first, output), (second, other_output) = one.end(), other.end()
     assert (first, second) == (0, 0)
-    return Pair(one.run, other.run, said + said_too)
+    return Pair(one.run, other.run, output + other_output)
 
 
 @pytest.mark.fault("F39")
-def test_two_launches_of_the_same_at_once_keep_apart(pair: Pair) -> None:
-    """Each has workers and a meeting place of its own."""
+def test_two_simultaneous_launches_of_the_same_config_do_not_interfere(pair: Pair) -> None:
+    """Each launch has its own workers and rendezvous."""
     assert records(pair.one) == records(pair.other)
     assert newest_weights(pair.one) == newest_weights(pair.other)
 
 
-def test_files_of_a_run_are_for_the_user_alone(pair: Pair) -> None:
+def test_files_of_a_run_are_only_accessible_to_the_user(pair: Pair) -> None:
     everything = list(pair.one.path.rglob("*"))
     assert {path.stat().st_mode & 0o077 for path in (pair.one.path, *everything)} == {0}
     assert "canary" not in pair.output

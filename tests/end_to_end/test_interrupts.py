@@ -22,7 +22,7 @@ class At:
 
 sys.meta_path.insert(0, At())
 """
-"""The content of `sitecustomize.py`, which every Python process imports first: a signal at the import of a module."""
+"""Content of `sitecustomize.py`, which every Python process imports first: sends a signal at the import of `module`."""
 
 MOMENTS = [
     ("fmfsd-launch smoke --dry-run", "launcher.cli.launch"),
@@ -45,11 +45,11 @@ def interrupted_at(module: str, number: signal.Signals, scratch: Path) -> dict[s
 @pytest.mark.fault("F53")
 @pytest.mark.parametrize(("line", "module"), MOMENTS)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
-def test_a_signal_while_a_command_begins_ends_it_quietly(
+def test_a_signal_while_a_command_starts_ends_it_quietly(
     line: str, module: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    name, *words = line.split()
-    ended = run_command(name, *words, cwd=tmp_path, env=interrupted_at(module, number, tmp_path))
+    name, *arguments = line.split()
+    ended = run_command(name, *arguments, cwd=tmp_path, env=interrupted_at(module, number, tmp_path))
     assert ended.returncode == code, ended.stderr
     assert ended.stderr.strip() in ("", "interrupted")
     assert not (tmp_path / "runs").exists()
@@ -64,17 +64,17 @@ def test_a_signal_while_a_command_begins_ends_it_quietly(
     ],
 )
 def test_ctrl_c_ends_other_commands_quietly_too(line: str, module: str, tmp_path: Path) -> None:
-    name, *words = line.split()
-    ended = run_command(name, *words, cwd=tmp_path, env=interrupted_at(module, signal.SIGINT, tmp_path))
+    name, *arguments = line.split()
+    ended = run_command(name, *arguments, cwd=tmp_path, env=interrupted_at(module, signal.SIGINT, tmp_path))
     assert ended.returncode == INTERRUPTED, ended.stderr
     assert ended.stderr.strip() in ("", "interrupted")
     assert not list(tmp_path.glob("sets/synthetic*"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
-def test_data_that_is_being_prepared_is_cleared_away(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    words = (command("fmfsd"), "data", "prepare", "synthetic100", "--out", "sets")
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_partly_prepared_data_is_removed_on_a_signal(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    arguments = (command("fmfsd"), "data", "prepare", "synthetic100", "--out", "sets")
+    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not any((tmp_path / "sets").glob("*/*")) and process.poll() is None:
         os.sched_yield()
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""Modules of a user's own that are called like ours do not get in the way of any command."""
+"""A user's modules with the names of ours do not break any command."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.helpers.stub_training import hide_launcher
 
 @pytest.fixture(params=["module", "package"])
 def env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """PYTHONPATH with another `launcher` in it."""
+    """Return a PYTHONPATH that contains another `launcher`."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     hide_launcher(folder)
@@ -30,7 +30,7 @@ def env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.fault("F54")
-def test_plans_are_made_by_our_launcher(env: dict[str, str], tmp_path: Path) -> None:
+def test_plans_are_made_by_our_launcher_package(env: dict[str, str], tmp_path: Path) -> None:
     planned = run_command("fmfsd-launch", "smoke", "--dry-run", "--json", cwd=tmp_path, env=env)
     assert planned.returncode == 0, planned.stderr
     assert json.loads(planned.stdout)["nodes"]
@@ -39,12 +39,12 @@ def test_plans_are_made_by_our_launcher(env: dict[str, str], tmp_path: Path) -> 
 
 
 @pytest.mark.fault("F54")
-def test_agents_are_ours(env: dict[str, str], tmp_path: Path) -> None:
+def test_agents_come_from_our_launcher_package(env: dict[str, str], tmp_path: Path) -> None:
     agent = subprocess.run(AGENT, input="", capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
     assert json.loads(agent.stdout.splitlines()[0])["event"] == "ready", agent.stderr
 
 
-def test_a_traceback_of_a_module_names_its_file(env: dict[str, str], tmp_path: Path) -> None:
+def test_a_traceback_shows_the_file_of_a_module_run_by_name(env: dict[str, str], tmp_path: Path) -> None:
     broken = [*COMMAND, "launcher.tune.driver.driver", str(tmp_path / "no sweep"), "1", "scratch"]
     done = subprocess.run(broken, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The report page as a person has it: Debian's Chromium opens it from disk, clicks, types, prints."""
+"""The report page in a real browser: Debian's Chromium opens it from disk, clicks, types, prints."""
 
 import base64
 import os
@@ -45,7 +45,7 @@ const sizes = [...document.querySelectorAll("svg text")].map(each =>
 return Math.min(...sizes.filter(size => size > 0));
 """
 PRINTED_WIDTH = 688
-"""Pixels between the margins of a sheet of A4."""
+"""Pixels between the margins of an A4 page."""
 UNDRAWN = """
 return [...document.querySelectorAll("svg")].filter(svg => {
   const marks = [...svg.querySelectorAll("[role=graphics-symbol]")];
@@ -74,17 +74,17 @@ def browser(run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[w
 
 @pytest.fixture
 def artefacts(tmp_path: Path) -> Path:
-    """The folder for screenshots and prints: FMFSD_ARTEFACTS, or one of the test's own if it is unset or empty."""
+    """Return the folder for screenshots and PDFs: FMFSD_ARTEFACTS, or the test's folder if that is unset or empty."""
     return Path(os.environ.get("FMFSD_ARTEFACTS") or tmp_path)
 
 
-def test_it_opens_from_disk_without_a_word_in_the_console_and_asks_nobody(browser: webdriver.Chrome) -> None:
+def test_the_report_opens_from_disk_without_console_messages_and_network_requests(browser: webdriver.Chrome) -> None:
     assert complaints(browser) == []
     assert set(requests(browser)) == {browser.current_url}
     assert browser.current_url.startswith("file://")
 
 
-def test_every_chart_is_drawn_and_every_picture_loaded(browser: webdriver.Chrome) -> None:
+def test_every_chart_is_drawn_and_every_image_loaded(browser: webdriver.Chrome) -> None:
     assert len(browser.find_elements(By.TAG_NAME, "svg")) >= 5
     assert browser.execute_script(UNDRAWN) == []
     loaded = "return [...document.images].map(image => image.complete && image.naturalWidth > 0 && image.alt !== '')"
@@ -113,7 +113,9 @@ def test_a_table_is_sorted_by_click_and_by_keyboard(browser: webdriver.Chrome) -
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_by_day_and_by_night(scheme: str, browser: webdriver.Chrome, artefacts: Path) -> None:
+def test_the_report_has_enough_contrast_in_light_and_dark_mode(
+    scheme: str, browser: webdriver.Chrome, artefacts: Path
+) -> None:
     prefer(browser, scheme)
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(253, 253, 252)") == (scheme == "light")
@@ -124,16 +126,16 @@ def test_it_can_be_read_by_day_and_by_night(scheme: str, browser: webdriver.Chro
     assert screenshot.stat().st_size > 10_000
 
 
-def test_it_fits_a_telephone(browser: webdriver.Chrome) -> None:
+def test_the_report_fits_a_phone_screen(browser: webdriver.Chrome) -> None:
     narrowed(browser, 360)
     widths = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     smallest = browser.execute_script(SMALLEST_TEXT)
     narrowed(browser, 1000)
     assert widths[0] <= widths[1]
-    assert smallest >= 8, "pixels, of the letters in charts"
+    assert smallest >= 8, "font size in charts, in pixels"
 
 
-def test_it_can_be_walked_without_eyes_or_mouse(browser: webdriver.Chrome) -> None:
+def test_the_report_is_accessible_by_screen_reader_and_keyboard(browser: webdriver.Chrome) -> None:
     levels = [int(each.tag_name[1]) for each in browser.find_elements(By.CSS_SELECTOR, "h1, h2, h3")]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
@@ -144,7 +146,7 @@ def test_it_can_be_walked_without_eyes_or_mouse(browser: webdriver.Chrome) -> No
     assert browser.switch_to.active_element.text == "Skip to the content"
 
 
-def test_it_prints_dark_on_white_and_cuts_nothing_off(browser: webdriver.Chrome, artefacts: Path) -> None:
+def test_the_report_prints_dark_on_white_without_clipping(browser: webdriver.Chrome, artefacts: Path) -> None:
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     (artefacts / "run-report.pdf").write_bytes(printed)
     assert printed.startswith(b"%PDF")

@@ -1,4 +1,4 @@
-"""`fmfsd-launch profile`, as a user starts it: a real run by two workers, and what it says of their steps."""
+"""`fmfsd-launch profile` as a user runs it: a real run of two workers, and the profile of their steps."""
 
 import gzip
 import json
@@ -16,9 +16,9 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
     return tiny_arguments(tiny_root, "data.shards=4", "train.batch=4")
 
 
-def test_two_workers_say_where_their_steps_go(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    words = ("--gpus", "2", "--steps", "2", "--run-dir", "run", "--json")
-    done = run_command("fmfsd-launch", "profile", *arguments, *words, cwd=tmp_path)
+def test_the_profile_of_two_workers_splits_a_step_into_parts(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    options = ("--gpus", "2", "--steps", "2", "--run-dir", "run", "--json")
+    done = run_command("fmfsd-launch", "profile", *arguments, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert (content["run_dir"], content["workers"], content["steps"]) == (str(tmp_path / "run"), 2, 2)
@@ -36,11 +36,11 @@ def test_two_workers_say_where_their_steps_go(arguments: tuple[str, ...], tmp_pa
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        (("--hosts", "a,a", "--set", "foo=1"), ("a stands there twice", "--set foo=1")),
+        (("--hosts", "a,a", "--set", "foo=1"), ("a is listed twice", "--set foo=1")),
         (("--run-dir", "taken", "--set", "train.log_every=no"), ("taken: exists, and a profile", "train.log_every")),
     ],
 )
-def test_what_can_not_be_profiled_is_refused_before_anything_starts(
+def test_wrong_options_of_a_profile_are_rejected_before_the_start(
     wrong: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "taken").mkdir()
@@ -53,7 +53,7 @@ def test_what_can_not_be_profiled_is_refused_before_anything_starts(
 
 
 def test_a_dry_run_shows_the_plan(tmp_path: Path) -> None:
-    words = ("profile", "smoke", "--steps", "7", "--run-dir", "run", "--dry-run", "--json")
-    (node,) = json.loads(run_command("fmfsd-launch", *words, cwd=tmp_path).stdout)["nodes"]
+    options = ("profile", "smoke", "--steps", "7", "--run-dir", "run", "--dry-run", "--json")
+    (node,) = json.loads(run_command("fmfsd-launch", *options, cwd=tmp_path).stdout)["nodes"]
     assert node["env"]["FMFSD_PROFILE"] == "7"
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`fmfsd-launch verify`, as a user starts it: real runs by several numbers of workers, and its table."""
+"""`fmfsd-launch verify` as a user runs it: real runs with several numbers of workers, and its table."""
 
 import json
 import signal
@@ -21,7 +21,9 @@ def _arguments(root: Path, *changes: str) -> tuple[str, ...]:
     return tiny_arguments(root, *changes, workers=(1, 2))
 
 
-def test_a_sound_config_comes_to_the_same_on_one_and_on_two_nodes(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_invariant_config_has_the_same_result_on_one_and_two_nodes(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
     sizes = ("--workers", "1,2", "--steps", "2", "--nodes", "2", "--run-dir", "found", "--json")
     done = run_command("fmfsd-launch", "verify", *arguments, *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -36,7 +38,7 @@ def test_a_sound_config_comes_to_the_same_on_one_and_on_two_nodes(arguments: tup
     assert not (RunDir(tmp_path / "found" / "w2").path / "trace" / "step-00000001-rank-2.json").exists()
 
 
-def test_a_config_whose_results_depend_on_the_workers_is_told_so(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_config_whose_results_depend_on_the_workers_is_reported(tiny_root: Path, tmp_path: Path) -> None:
     arguments = _arguments(tiny_root, "model.sync_bn=false")
     sizes = ("--workers", "2,1", "--steps", "2")
     done = run_command("fmfsd-launch", "verify", *arguments, *sizes, cwd=tmp_path, env={"COLUMNS": "120"})
@@ -48,8 +50,8 @@ def test_a_config_whose_results_depend_on_the_workers_is_told_so(tiny_root: Path
     assert folder.name.startswith("cifar100-resnet18-verify-")
 
 
-def test_a_comparison_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """And begins no other run."""
+def test_an_interrupted_comparison_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """The second run is not started."""
     sizes = ("--workers", "1,2", "--steps", "100000")
     with launched(tmp_path, "found", ("verify", *arguments, *sizes)) as verification:
         Launched(verification.process, RunDir(tmp_path / "found" / "w1")).wait_for_step(1)
@@ -79,7 +81,7 @@ def test_a_comparison_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_p
         (("--workers", "1,2,2"), ("expected two or more different numbers of workers, as in 1,2,4",)),
     ],
 )
-def test_what_can_not_be_compared_is_refused_before_anything_starts(
+def test_wrong_options_of_a_comparison_are_rejected_before_the_start(
     wrong: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "taken").mkdir()
@@ -91,9 +93,9 @@ def test_what_can_not_be_compared_is_refused_before_anything_starts(
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_a_dry_run_shows_the_plan_of_each(tmp_path: Path) -> None:
-    words = ("verify", "smoke", "--workers", "1,4", "--nodes", "2", "--run-dir", "found", "--dry-run", "--json")
-    runs = json.loads(run_command("fmfsd-launch", *words, cwd=tmp_path).stdout)["runs"]
+def test_a_dry_run_shows_the_plan_of_every_run(tmp_path: Path) -> None:
+    options = ("verify", "smoke", "--workers", "1,4", "--nodes", "2", "--run-dir", "found", "--dry-run", "--json")
+    runs = json.loads(run_command("fmfsd-launch", *options, cwd=tmp_path).stdout)["runs"]
     assert [(run["workers"], len(run["nodes"]), run["run_dir"]) for run in runs] == [
         (1, 1, f"{tmp_path}/found/w1"),
         (4, 2, f"{tmp_path}/found/w4"),

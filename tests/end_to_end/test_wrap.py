@@ -1,4 +1,4 @@
-"""Runs whose agents, workers and probes are inside a container, which has its Python at another place."""
+"""Runs with --wrap: agents, workers and probes run inside a container with Python at another path."""
 
 import json
 from pathlib import Path
@@ -21,4 +21,4 @@ def test_two_nodes_of_this_machine_train_inside_a_container(tiny_root: Path, tmp
     run = RunDir(tmp_path / "run")
     assert [node["host"] for node in json.loads(run.attempt(1).read_text())["nodes"]] == [HOST, HOST]
     assert json.loads(run.outcome.read_text())["state"] == "finished"
-    assert not list(run.path.glob("fmfsd-*")), "the scratch folder is left"
+    assert not list(run.path.glob("fmfsd-*")), "the scratch folder was not removed"

@@ -1,4 +1,4 @@
-"""A worker that outlived its attempt, as on a node that was cut off or frozen, can't write into the run any more."""
+"""Attempt fence: a worker that outlives its attempt, as on a frozen or disconnected node, can't write into the run."""
 
 import hashlib
 import signal
@@ -23,8 +23,8 @@ def holds_at_step_10(moment: Moment) -> None:
 
 
 @pytest.mark.fault("F25")
-def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(tiny_root: Path, tmp_path: Path) -> None:
-    """Its launcher is gone, so that a second launch takes the run over; then it goes on where it stood."""
+def test_a_frozen_worker_that_wakes_up_after_a_new_attempt_changes_nothing(tiny_root: Path, tmp_path: Path) -> None:
+    """Its launcher is killed, a second launch takes the run over, then the worker continues."""
     arguments = tiny_arguments(tiny_root, *CHANGES, workers=(1,))
     fault = faulty(tmp_path / "fault", holds_at_step_10)
     with launched(tmp_path, "run", (*arguments, "--starter", "torchrun"), env=fault.env) as old:
@@ -41,7 +41,7 @@ def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(tin
         assert old.run.last_attempt() == 2
         fault.go()
         worker.resume()
-        wait_until(old.run.crash(1, 0).exists, "its last words")
+        wait_until(old.run.crash(1, 0).exists, "its crash file")
         assert "attempt 2 has this run now" in old.run.crash(1, 0).read_text()
         assert _contents(old.run) == before
         for process in (starter, agent):
@@ -54,6 +54,6 @@ def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(tin
 
 
 def _contents(run: RunDir) -> dict[str, str]:
-    """Sums of all that a worker could spoil."""
+    """Return checksums of all files that a worker could corrupt."""
     files = [run.metrics, run.outcome, *run.checkpoints.rglob("*")]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}

@@ -1,4 +1,4 @@
-"""The drill, as a user starts it: every fault for real, and a table that says what became of each."""
+"""`fmfsd-launch --drill` as a user runs it: real faults, and a table with the result of each."""
 
 import json
 import os
@@ -18,25 +18,25 @@ TWO_NODES = ("--nodes", "2", "--gpus", "1")
 
 @pytest.fixture
 def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """A launch that makes some 50 steps a second."""
+    """Return the arguments of a launch that makes about 50 steps a second."""
     changes = ("data.shards=16", "train.batch=16", "train.epochs=1000")
     return tiny_arguments(tiny_root, *changes, workers=(1, 2))
 
 
-def takes_its_time(_: Moment) -> None:
-    """So that the fewest steps of a drill are long enough for it, and the machine is free for what is drilled."""
+def slows_every_step(_: Moment) -> None:
+    """Slow steps down, so that few steps suffice for a drill and the CPUs are free for the fault."""
     time.sleep(0.4)
 
 
 @pytest.mark.fault("F1", "F3", "F5", "F7", "F11")
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk and a cut link need root")
-def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
+def test_every_fault_is_detected_and_the_result_equals_the_undisturbed_run(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Of the disk and the network that were made nothing is left."""
+    """The drill's disk and network are removed afterwards."""
     mounts = Path("/proc/mounts").read_text()
     drill = ("drill", *arguments, "--seed", "3", "--run-dir", "drill", "--json")
-    slow = faulty(tmp_path / "slow", takes_its_time)
+    slow = faulty(tmp_path / "slow", slows_every_step)
     done = run_command("fmfsd-launch", *drill, *TWO_NODES, cwd=tmp_path, env=slow.env, timeout_s=900)
     faults = {each["fault"]: each for each in json.loads(done.stdout)["faults"]}
     assert list(faults) == ["preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link"]
@@ -45,15 +45,15 @@ def test_every_fault_is_noticed_and_the_result_is_that_of_an_undisturbed_run(
     killed, silent = (
         [faults[name]["noticed_s"] for name in names] for names in (("kill-worker", "kill-agent"), ("hang", "cut-link"))
     )
-    assert max(killed) < min(silent), "an end is noticed at once, silence only by a timeout"
+    assert max(killed) < min(silent), "an exit is detected immediately, a hang only by a timeout"
     assert 5 < min(silent) <= max(silent) < 120, "the timeout grows with the slowest step of a busy machine"
     assert all(faults[name]["lost_steps"] == 0 for name in ("preempt", "disk-full"))
     assert "is the network between them cut?" in done.stderr
     assert Path("/proc/mounts").read_text() == mounts
 
 
-def test_a_drill_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """And does not take it for a fault of its own."""
+def test_an_interrupted_drill_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """The interrupt is not mistaken for a fault of the drill."""
     config, *options = arguments
     with launched(tmp_path, "drill", ("drill", config, "preempt,hang", *options)) as drill:
         first = Launched(drill.process, RunDir(tmp_path / "drill" / "undisturbed"))
@@ -65,7 +65,7 @@ def test_a_drill_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_path: 
     assert [path.name for path in drill.run.path.iterdir()] == ["undisturbed"]
 
 
-def test_a_drill_does_not_begin_in_the_folder_of_a_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_drill_does_not_start_in_a_run_directory(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").touch()
     config, *options = arguments
@@ -74,8 +74,8 @@ def test_a_drill_does_not_begin_in_the_folder_of_a_run(arguments: tuple[str, ...
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
-def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """And nothing is run where no fault is left."""
+def test_a_fault_with_unmet_requirements_is_skipped_with_the_reason(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """No run is started without a fault to test."""
     config, *options = arguments
     one_node = ("drill", config, "cut-link", *options, "--run-dir", "drill", "--json")
     done = run_command("fmfsd-launch", *one_node, cwd=tmp_path)
@@ -85,7 +85,7 @@ def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tupl
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fault_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_fault_is_rejected(tmp_path: Path) -> None:
     done = run_command("fmfsd-launch", "drill", "smoke", "kill-worker,earthquake", "--set", "foo=1", cwd=tmp_path)
     assert done.returncode == 2
     assert "there is no fault 'earthquake'; there are preempt, kill-worker" in done.stderr

@@ -1,4 +1,4 @@
-"""File systems that lack what others have: hard links, folders that can be flushed, locks. The faults are strace's."""
+"""File systems without hard links, fsync of folders, or locks; strace injects the faults."""
 
 import os
 import re
@@ -43,7 +43,7 @@ needs_strace = pytest.mark.skipif(not can_trace(), reason="needs strace, and pro
 
 
 def faulty(fault: str, *argv: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`argv` where every system call that `fault` names fails."""
+    """Run `argv` with strace failing every system call that `fault` names."""
     strace = ["strace", "-f", "-qq", "-o", str(cwd / "strace"), "-e", f"inject={fault}"]
     environment = {**os.environ, **variables}
     done = subprocess.run(
@@ -60,7 +60,7 @@ def prepare_arguments(folder: Path) -> tuple[str, ...]:
 
 @needs_strace
 @pytest.mark.parametrize("error", ["EINVAL", "EOPNOTSUPP"])
-def test_a_set_is_prepared_where_folders_can_not_be_flushed(error: str, tmp_path: Path) -> None:
+def test_a_data_set_is_prepared_where_folders_can_not_be_fsynced(error: str, tmp_path: Path) -> None:
     done = faulty(f"fsync:error={error}", *prepare_arguments(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -71,8 +71,8 @@ give_name(*map(Path, sys.argv[1:]))"""
 
 @needs_strace
 @pytest.mark.parametrize("error", ["EPERM", "EOPNOTSUPP", "EMLINK"])
-def test_a_finished_file_gets_its_name_where_there_are_no_hard_links(error: str, tmp_path: Path) -> None:
-    """And none is overwritten there either."""
+def test_a_finished_file_is_renamed_without_hard_links(error: str, tmp_path: Path) -> None:
+    """An existing file is not overwritten either."""
     for text in ("first", "second"):
         (tmp_path / "beside").write_text(text)
         argv = (sys.executable, "-c", GIVE_NAME, str(tmp_path / "beside"), str(tmp_path / "export"))
@@ -82,9 +82,7 @@ def test_a_finished_file_gets_its_name_where_there_are_no_hard_links(error: str,
         assert (tmp_path / "beside").exists() == (text == "second")
 
 
-def test_an_export_is_not_lost_for_want_of_hard_links(
-    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_works_without_hard_links(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1", "optim.milestones=[]"))
     train_run(SoloComms(), run.path)
 
@@ -98,7 +96,7 @@ def test_an_export_is_not_lost_for_want_of_hard_links(
 
 @needs_strace
 @pytest.mark.parametrize("error", ["ENOLCK", "ENOSYS"])
-def test_a_set_is_prepared_without_locks_once_the_user_says_how(error: str, tmp_path: Path) -> None:
+def test_a_data_set_is_prepared_without_flock_if_the_lock_method_is_set(error: str, tmp_path: Path) -> None:
     arguments, fault = prepare_arguments(tmp_path), f"flock:error={error}"
     done = faulty(fault, *arguments, cwd=tmp_path)
     assert done.returncode == 3
@@ -111,7 +109,7 @@ def test_a_set_is_prepared_without_locks_once_the_user_says_how(error: str, tmp_
 
 @needs_strace
 @pytest.mark.fault("F34")
-def test_the_check_says_that_a_run_can_not_be_locked(tiny_root: Path, tmp_path: Path) -> None:
+def test_the_check_reports_that_a_run_can_not_be_locked(tiny_root: Path, tmp_path: Path) -> None:
     settings = (part for change in (*TINY, f"data.root={tiny_root}") for part in ("--set", change))
     launch = (command("fmfsd-launch"), "smoke", *settings, "--run-dir", str(tmp_path / "run"))
     for arguments in ((*launch, "--check"), launch):
@@ -124,17 +122,17 @@ def test_the_check_says_that_a_run_can_not_be_locked(tiny_root: Path, tmp_path: 
 
 
 @pytest.fixture
-def by_files() -> Iterator[None]:
+def lock_files() -> Iterator[None]:
     choose_method({VARIABLE: "file"})
     yield
     choose_method({})
 
 
-def test_a_run_is_held_by_a_file_where_the_kernel_has_no_locks(by_files: None, tmp_path: Path) -> None:
+def test_a_run_is_locked_by_a_file_without_flock(lock_files: None, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    told = rf"another launch is at work there \(process {os.getpid()}.*`rm {run.path}"
+    message = rf"another launch is at work there \(process {os.getpid()}.*`rm {run.path}"
     with sole_owner(run):
-        with pytest.raises(BusyError, match=told), sole_owner(run):
+        with pytest.raises(BusyError, match=message), sole_owner(run):
             pass
         assert "if that process has ended" in problem_of(run.lock)
     assert problem_of(run.lock) == ""
@@ -149,8 +147,8 @@ _create_exclusively(Path(sys.argv[1]))
 """
 
 
-def left_behind(lock: Path) -> int:
-    """The number of a process that has ended without releasing the lock."""
+def leave_stale_lock(lock: Path) -> int:
+    """Return the pid of a process that has ended without releasing the lock."""
     child = subprocess.Popen(
         [sys.executable, "-c", LEAVE_LOCK, str(lock)], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}
     )
@@ -158,15 +156,15 @@ def left_behind(lock: Path) -> int:
     return child.pid
 
 
-def test_nobody_waits_for_a_lock_file_that_was_left_behind(by_files: None, tmp_path: Path) -> None:
+def test_a_stale_lock_file_is_an_error_and_not_waited_for(lock_files: None, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
-    pid, marker = left_behind(run.lock), lock_file(run.lock)
-    told = rf"{marker} was left behind by process {pid} on .*, which has ended: `rm {marker}`"
-    assert re.match(told, problem_of(run.lock))
-    with pytest.raises(LockLeftError, match=told), wait_for_lock(run.lock, pytest.fail):
+    pid, marker = leave_stale_lock(run.lock), lock_file(run.lock)
+    message = rf"{marker} was left behind by process {pid} on .*, which has ended: `rm {marker}`"
+    assert re.match(message, problem_of(run.lock))
+    with pytest.raises(LockLeftError, match=message), wait_for_lock(run.lock, pytest.fail):
         pass
-    with pytest.raises(CheckError, match=told), sole_owner(run):
+    with pytest.raises(CheckError, match=message), sole_owner(run):
         pass
     assert run.is_unused()
     marker.unlink()
@@ -176,7 +174,7 @@ def test_nobody_waits_for_a_lock_file_that_was_left_behind(by_files: None, tmp_p
 
 @pytest.mark.fault("F36")
 @pytest.mark.parametrize("method", ["flock", "file"])
-def test_whoever_waits_for_a_lock_says_for_whom(method: str, tmp_path: Path) -> None:
+def test_a_process_that_waits_for_a_lock_reports_the_holder(method: str, tmp_path: Path) -> None:
     arguments = prepare_arguments(tmp_path)
     (tmp_path / "data").mkdir()
     choose_method({VARIABLE: method})
@@ -192,8 +190,8 @@ def test_whoever_waits_for_a_lock_says_for_whom(method: str, tmp_path: Path) -> 
     assert waiting.returncode == 0, rest
 
 
-def test_a_set_that_is_there_needs_no_lock(tiny_root: Path, tmp_path: Path) -> None:
-    """As whoever may only read it can't take one."""
+def test_an_existing_data_set_needs_no_lock(tiny_root: Path, tmp_path: Path) -> None:
+    """A user with read access only can't take a lock."""
     data = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "data" / "cifar10")).parent
     with hold_lock(data / ".cifar10.lock"):
         source = str(tiny_root / "source")

@@ -1,4 +1,4 @@
-"""Workers that hang: the one that hangs is blamed, in time, with its stack; and not those that wait for it."""
+"""Hangs: the hanging worker is reported in time with its stack, the workers that wait for it are not."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def assert_noticed_in_time(run: RunDir, fault: Faulty, number: int) -> None:
     since = fault.held(attempt=number, rank=1).stat().st_mtime
     took_s = attempt(run, number)["noticed"] - since
     print(f"noticed after {took_s:.2f} s")
-    assert TIMEOUT_S - 1 < took_s < NOTICED_WITHIN_S  # a step before the hang may have been seen half a second late
+    assert TIMEOUT_S - 1 < took_s < NOTICED_WITHIN_S  # the poll may have seen the last step half a second late
 
 
 def holds_and_in_the_next_attempt_spins_in_its_loss(moment: Moment) -> None:
@@ -47,10 +47,10 @@ def holds_and_in_the_next_attempt_spins_in_its_loss(moment: Moment) -> None:
 
 
 @pytest.mark.fault("F3")
-def test_a_stopped_worker_and_one_that_spins_are_blamed_and_not_the_one_that_waits(
+def test_a_stopped_and_a_spinning_worker_are_blamed_and_the_waiting_one_is_not(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """A process that is stopped has no pulse; of one that spins the page shows the stack."""
+    """A stopped process has no heartbeat; for a spinning one the failure page shows the stack."""
     fault = faulty(tmp_path / "fault", holds_and_in_the_next_attempt_spins_in_its_loss)
     with launched(tmp_path, "run", (*arguments, "--max-restarts", "1"), env=fault.env) as run:
         wait_until(fault.held(attempt=1, rank=1).exists, "rank 1 at its step")
@@ -62,10 +62,10 @@ def test_a_stopped_worker_and_one_that_spins_are_blamed_and_not_the_one_that_wai
     assert_noticed_in_time(run.run, fault, 2)
     cause = attempt(run.run, 1)["cause"]
     assert cause.startswith(f"rank 1 (pid {pid} on ")
-    assert "it has no pulse, as a stopped process" in cause
+    assert "it has no heartbeat, like a stopped process" in cause
     assert "rank 0" not in cause
     page = output.splitlines()
-    (stack,) = (number for number, line in enumerate(page) if line == "rank 1 stood, innermost call first:")
+    (stack,) = (number for number, line in enumerate(page) if line == "stack of rank 1, innermost call first:")
     assert page[stack + 1].endswith(" in spin_for_ever")
     (failed,) = (line for line in page if line.startswith("run failed at"))
     assert "rank 1 (pid" in failed

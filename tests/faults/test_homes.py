@@ -1,4 +1,4 @@
-"""A real run by a user that the machine does not know, without a home, with a long name of a temporary folder."""
+"""A real run by a user without an account or a home directory, with a long path of the temporary folder."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.helpers.users import common_folder
 
 NOBODY = 54_321
 _CAPABILITIES = "+dac_override,+dac_read_search"
-"""So that it can run this Python, wherever that is."""
+"""Needed to run this Python from any folder."""
 AS_NOBODY = (
     *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
     *(f"--inh-caps={_CAPABILITIES}", f"--ambient-caps={_CAPABILITIES}"),
@@ -24,7 +24,7 @@ AS_NOBODY = (
 
 @pytest.mark.fault("F62")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
-def test_a_user_without_home_and_name_trains_and_nothing_is_left_beside_the_run(tiny_root: Path) -> None:
+def test_a_user_without_home_and_name_can_train_and_only_the_run_is_written(tiny_root: Path) -> None:
     with common_folder() as folder:
         work, temporary = folder / "work", folder / ("t" * 120) / ("t" * 120)
         shutil.copytree(tiny_root / "cifar10", work / "root" / "cifar10")

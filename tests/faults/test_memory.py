@@ -1,4 +1,4 @@
-"""A worker that the kernel kills because its memory control group is full: told as that, and not as a kill by hand."""
+"""A worker killed by the kernel at the memory limit of its cgroup: reported as out of memory, not as a user's kill."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from tests.helpers.processes import command, launched, run_command, wait_until
 
 ROOT = Path("/sys/fs/cgroup")
 MORE_BYTES = 128 << 20
-"""What the group may still use once the workers train."""
+"""Memory that the group may use in addition once the workers train."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A control group, and the names of two of its files, which differ between the versions."""
+    """A memory control group; the names of its `usage` and `limit` files differ between cgroup v1 and v2."""
 
     folder: Path
     usage: str
@@ -36,12 +36,12 @@ class Group:
         return set(map(int, (self.folder / "cgroup.procs").read_text().split()))
 
     def allow(self, more: int) -> None:
-        """So many bytes more than are used now."""
+        """Set the limit to `more` bytes above the current usage."""
         used = int((self.folder / self.usage).read_text())
         (self.folder / self.limit).write_text(str(used + more))
 
     def remove(self) -> bool:
-        """Whether the kernel has let go of it."""
+        """Try to remove the group; return whether it is gone."""
         with suppress(OSError):
             self.folder.rmdir()
         return not self.folder.exists()
@@ -67,12 +67,12 @@ def group() -> Iterator[Group]:
 
 
 LIMIT_BYTES = 128 << 20
-"""The launcher fits into it, and no worker of smoke does."""
+"""Enough for the launcher, too little for a worker of smoke."""
 
 
 @pytest.mark.fault("F9")
-def test_a_control_group_that_is_too_small_for_a_worker_is_told_before_one_starts(group: Group, tmp_path: Path) -> None:
-    """What a worker needs is known already: torch, which tells it, would not fit either."""
+def test_a_control_group_too_small_for_a_worker_is_reported_before_the_start(group: Group, tmp_path: Path) -> None:
+    """A worker's memory was estimated before, as torch, which estimates it, would not fit either."""
     cache_costs(load_config("smoke", []), 1)
     assert run_command("fmfsd-launch", "smoke", "--check", cwd=tmp_path).returncode == 0
     (group.folder / group.limit).write_text(str(LIMIT_BYTES))
@@ -87,22 +87,22 @@ def test_a_control_group_that_is_too_small_for_a_worker_is_told_before_one_start
     ), answer.stderr
 
 
-def takes_ever_more_memory(moment: Moment) -> None:
-    """On rank 1: a part at a time, so that the heartbeat can tell how much it was."""
+def allocates_more_and_more_memory(moment: Moment) -> None:
+    """Allocate memory on rank 1 in small parts, so that the heartbeat can record the peak."""
     from time import sleep
 
     if moment.at == (1, 1, 2):
         moment.hold()
-        taken = []
+        chunks = []
         for _ in range(64):
-            taken.append(b"x" * (32 << 20))
+            chunks.append(b"x" * (32 << 20))
             sleep(0.1)
 
 
 @pytest.mark.fault("F9")
-def test_an_out_of_memory_kill_is_told_with_its_size(group: Group, tiny_root: Path, tmp_path: Path) -> None:
+def test_an_out_of_memory_kill_is_reported_with_the_memory_size(group: Group, tiny_root: Path, tmp_path: Path) -> None:
     """The kernel may have killed rank 0 as well, before the memory of rank 1 was free."""
-    fault = faulty(tmp_path / "fault", takes_ever_more_memory)
+    fault = faulty(tmp_path / "fault", allocates_more_and_more_memory)
     tiny = tiny_arguments(tiny_root, "data.shards=16", "train.batch=16")
     arguments = (*tiny, "--gpus", "2", "--max-restarts", "0")
     with launched(tmp_path, "run", arguments, env=fault.env) as run:

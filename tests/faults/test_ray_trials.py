@@ -1,4 +1,4 @@
-"""Trials under a real Ray: the same runs as without it, over its nodes too, and nothing left when they end."""
+"""Trials under real Ray: equal to runs without Ray, also on several nodes, and without leftovers at their end."""
 
 import json
 import os
@@ -28,10 +28,10 @@ from tests.helpers.trials import CPU, order_of, run_to_end, small_sweep
 
 TWO_NODES = replace(CPU, nodes=2, gpus=1)
 EXACT = ("train.precision=fp64", "train.max_steps=20")
-"""So that two workers differ from one by rounding that does not grow."""
+"""In fp64 the rounding differences between one and two workers do not grow."""
 TIMEOUT_S = 240.0
-NOTHING = {"cores": sum(CORES), "agents": 0, "scratch": 0}
-"""Of trials: all cores are free."""
+NO_LEFTOVERS = {"cores": sum(CORES), "agents": 0, "scratch": 0}
+"""State of the Ray cluster without trials: all cores are free."""
 
 
 @pytest.fixture
@@ -45,72 +45,72 @@ def stub(tmp_path: Path) -> StubTraining:
 
 
 @dataclass
-class Driven:
-    """A driver that carries out the orders of `file`."""
+class TrialBatch:
+    """The trials of `file`, which a driver executes."""
 
     process: subprocess.Popen[str]
     log: Path
     file: Path
 
     def wait_for(self, path: Path, deadline_s: float = 120.0) -> None:
-        """Until it is there."""
+        """Wait until `path` exists."""
 
-        def is_there() -> bool:
+        def exists() -> bool:
             assert self.process.poll() is None, f"the driver has ended: {self.log.read_text()}"
             return path.exists()
 
-        wait_until(is_there, path.name, deadline_s=deadline_s)
+        wait_until(exists, path.name, deadline_s=deadline_s)
 
     def end(self) -> dict[str, Any]:
-        """What it found at the end, its results by the trials' names."""
+        """Wait for the end; return the driver's report, with the results by trial name."""
         result = self.file.with_suffix(".out")
         self.wait_for(result, TIMEOUT_S)
-        found = read_json(result)
-        return {**found, **{json.loads(each["config"]["order"])["name"]: each for each in found["results"]}}
+        report = read_json(result)
+        return {**report, **{json.loads(each["config"]["order"])["name"]: each for each in report["results"]}}
 
 
 @dataclass
-class Driver:
-    """A driver of trials with a Ray of its own."""
+class TrialDriver:
+    """A driver process of trials with its own Ray cluster."""
 
     process: subprocess.Popen[str]
     log: Path
 
-    def begin(self, folder: Path, *orders: TrialOrder, **asked: Any) -> Driven:
+    def start(self, folder: Path, *orders: TrialOrder, **options: Any) -> TrialBatch:
         file, content = folder / f"{orders[0].name}.json", {"orders": [order.to_json() for order in orders]}
-        file.write_text(json.dumps({**content, "max_failures": 0, "stop_early": [], "reuse": False, **asked}))
+        file.write_text(json.dumps({**content, "max_failures": 0, "stop_early": [], "reuse": False, **options}))
         assert self.process.stdin is not None
         print(file, file=self.process.stdin, flush=True)
-        return Driven(self.process, self.log, file)
+        return TrialBatch(self.process, self.log, file)
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialDriver]:
     with _temporary_folder() as temporary:
         folder = tmp_path_factory.mktemp("driver")
         token, log, ready = (folder / name for name in ("token", "log", "ready"))
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        own = {
+        variables = {
             "TMPDIR": temporary,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_prestart_worker_first_driver": "0",
-            "RAY_worker_niceness": "0",  # Ray would have all that it starts give way to others
+            "RAY_worker_niceness": "0",  # Ray would lower the priority of all its workers
         }
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.helpers.ray_driver", str(ready)],
-                env={**os.environ, **own},
+                env={**os.environ, **variables},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         try:
-            Driven(process, log, ready).wait_for(ready)
-            yield Driver(process, log)
+            TrialBatch(process, log, ready).wait_for(ready)
+            yield TrialDriver(process, log)
             process.communicate(timeout=TIMEOUT_S)
         finally:
             process.kill()
@@ -119,7 +119,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[str]:
-    """With a short path, as sockets of Ray need."""
+    """Create a temporary folder with a short path, as Ray's sockets need."""
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
     try:
         yield folder
@@ -129,7 +129,7 @@ def _temporary_folder() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> RunDir:
-    """What a launch without Ray makes of the same config."""
+    """Return the run of a launch of the same config without Ray."""
     folder = tmp_path_factory.mktemp("whole")
     sweep = small_sweep(folder, tiny_root, *EXACT)
     with launched(folder, "run", (str(sweep.config), "--device", "cpu", *DIRECT)) as run:
@@ -138,62 +138,62 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> RunDir:
     return run.run
 
 
-def test_trials_under_ray_are_the_runs_that_launches_would_be(
-    driver: Driver, whole: RunDir, sweep: SweepDir, stub: StubTraining, tmp_path: Path
+def test_trials_under_ray_equal_launches_of_the_same_config(
+    driver: TrialDriver, whole: RunDir, sweep: SweepDir, stub: StubTraining, tmp_path: Path
 ) -> None:
-    """Two workers on one machine, and beside each other: a lone one, one that is ended early, one that is wrong."""
+    """Two workers on one machine; then in parallel: one worker, a trial that is stopped early, an invalid trial."""
     pair = order_of(sweep, name="0001", launch=TWO_NODES)
-    found = driver.begin(tmp_path, pair).end()
-    assert found["0001"]["state"] == "finished"
+    report = driver.start(tmp_path, pair).end()
+    assert report["0001"]["state"] == "finished"
     assert_records_agree(records(pair.run), records(whole), tolerance=1e-6)
     assert [bool(node["host"]) for node in read_json(pair.run.plan)["nodes"]] == [False, False]
     early = order_of(sweep, "train.epochs=1000", "train.max_steps=null", name="0002", env=stub.env)
     stub.hold("0002", attempt=1, step=28)
     alone, wrong = order_of(sweep, name="0000"), order_of(sweep, "distill.alpha=2", name="0003")
-    found = driver.begin(tmp_path, alone, early, wrong, stop_early=["0002"]).end()
+    report = driver.start(tmp_path, alone, early, wrong, stop_early=["0002"]).end()
     assert records(alone.run) == records(whole)
     assert newest_weights(alone.run) == newest_weights(whole)
-    assert [found[name]["state"] for name in ("0000", "0002", "0003")] == ["finished", "running", "failed"]
-    assert found["0000"]["valid/deepest_top1"] == records(whole)[-1]["deepest_top1"]
-    assert "distill.alpha: expected less than or equal to 1" in found["0003"]["cause"]
+    assert [report[name]["state"] for name in ("0000", "0002", "0003")] == ["finished", "running", "failed"]
+    assert report["0000"]["valid/deepest_top1"] == records(whole)[-1]["deepest_top1"]
+    assert "distill.alpha: expected less than or equal to 1" in report["0003"]["cause"]
     assert read_json(early.run.outcome)["state"] == "interrupted"
-    assert found["left"] == NOTHING
+    assert report["left"] == NO_LEFTOVERS
 
 
 @pytest.mark.fault("F28")
-def test_a_trial_survives_kills_of_its_worker_and_of_its_actor(
-    driver: Driver, sweep: SweepDir, stub: StubTraining, tmp_path: Path
+def test_a_trial_survives_the_kill_of_its_worker_and_of_its_actor(
+    driver: TrialDriver, sweep: SweepDir, stub: StubTraining, tmp_path: Path
 ) -> None:
-    """The worker's by an attempt of the run's own, the actor's by one of Ray's."""
+    """The run restarts the worker in a new attempt, Ray restarts the actor."""
     order, undisturbed = (order_of(sweep, name=name, env=stub.env) for name in ("0000", "0001"))
     first, second = stub.hold("0000", attempt=1, step=6), stub.hold("0000", attempt=2, step=17)
-    driven = driver.begin(tmp_path, order, max_failures=1)
-    driven.wait_for(first)
+    batch = driver.start(tmp_path, order, max_failures=1)
+    batch.wait_for(first)
     psutil.Process(read_json(order.run.rank_progress(0))["pid"]).kill()
-    driven.wait_for(second)
+    batch.wait_for(second)
     actor = psutil.Process(read_json(order.run.owner)["pid"])
     below = actor.children(recursive=True)
     actor.kill()
     assert len(below) > 1
     assert psutil.wait_procs(below, timeout=10)[1] == []
-    found = driven.end()
-    assert (found["0000"]["state"], order.run.last_attempt()) == ("finished", 3)
+    report = batch.end()
+    assert (report["0000"]["state"], order.run.last_attempt()) == ("finished", 3)
     run_to_end(undisturbed)
     assert records(order.run) == records(undisturbed.run)
-    assert found["left"] == NOTHING
+    assert report["left"] == NO_LEFTOVERS
 
 
-def test_a_trial_over_two_nodes_of_ray_meets_over_the_network(
-    driver: Driver, whole: RunDir, sweep: SweepDir, stub: StubTraining, tmp_path: Path
+def test_a_trial_on_two_ray_nodes_has_its_rendezvous_over_the_network(
+    driver: TrialDriver, whole: RunDir, sweep: SweepDir, stub: StubTraining, tmp_path: Path
 ) -> None:
-    """And its actors carry out the next trial too."""
+    """Its actors are reused for the next trial."""
     order = order_of(sweep, launch=TWO_NODES, cores=3)
     again = order_of(sweep, name="0001", launch=TWO_NODES, cores=3, env=stub.env)
-    found = driver.begin(tmp_path, order, again, reuse=True).end()
-    assert [found[name]["state"] for name in ("0000", "0001")] == ["finished", "finished"]
-    assert found["0000"]["pid"] == found["0001"]["pid"]
+    report = driver.start(tmp_path, order, again, reuse=True).end()
+    assert [report[name]["state"] for name in ("0000", "0001")] == ["finished", "finished"]
+    assert report["0000"]["pid"] == report["0001"]["pid"]
     assert_records_agree(records(order.run), records(whole), tolerance=1e-6)
     assert read_json(again.run.rank_progress(1))["state"] == "finished"
     for run in (order.run, again.run):
         assert [bool(node["host"]) for node in read_json(run.plan)["nodes"]] == [True, True]
-    assert found["left"] == NOTHING
+    assert report["left"] == NO_LEFTOVERS

@@ -1,4 +1,4 @@
-"""Runs that fail on the way and are brought to the end by new attempts: as if nothing had happened, or not at all."""
+"""Restarts: runs that fail and are finished by new attempts with the same result, and runs that can't be."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from tests.helpers.runs import (
 
 TWO_NODES = ("--nodes", "2", "--gpus", "1")
 NOTICED_WITHIN_S = 5.0
-"""Promised are 2; the tests' machine may be busy with something else."""
+"""The documented time is 2 s; the test machine may be busy."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """An uninterrupted run of two workers."""
+    """Return an uninterrupted run of two workers."""
     with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *TWO_NODES)) as run:
         assert run.end()[0] == 0
     return run.run
@@ -50,7 +50,7 @@ def attempts(run: RunDir) -> list[dict[str, Any]]:
 
 
 def fails_once_and_then_holds(moment: Moment) -> None:
-    """On rank 1."""
+    """Fail or hold on rank 1."""
     if moment.at == (1, 1, 2):
         raise RuntimeError("this happens once")
     if moment.at in ((2, 1, 6), (3, 1, 11), (4, 1, 13)):
@@ -59,26 +59,26 @@ def fails_once_and_then_holds(moment: Moment) -> None:
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed in which attempt, once rank 1 holds and a checkpoint is there; and the cause that is told."""
+    """The process to kill in `attempt`, once rank 1 holds and checkpoint `newest` exists, and the reported cause."""
 
     attempt: int
     newest: int
     choose: Callable[[Launched], psutil.Process]
     cause: str
 
-    def carry_out(self, run: Launched, fault: Faulty) -> float:
-        """When that was."""
+    def execute(self, run: Launched, fault: Faulty) -> float:
+        """Kill the process and return the time."""
         wait_until(fault.held(attempt=self.attempt, rank=1).exists, f"attempt {self.attempt} at its step")
         wait_until(lambda: run.run.newest_step() == self.newest, f"checkpoint {self.newest}")
         self.choose(run).kill()
         return time.time()
 
-    def assert_told(self, attempt: dict[str, Any], killed_at: float, output: str) -> None:
-        """In time; and what followed went on from that checkpoint."""
+    def assert_reported(self, attempt: dict[str, Any], killed_at: float, output: str) -> None:
+        """Assert that the cause was reported in time and that the next attempt resumed from checkpoint `newest`."""
         print(f"{self.cause}: noticed after {attempt['noticed'] - killed_at:.2f} s")
         assert self.cause in attempt["cause"]
         assert attempt["noticed"] - killed_at < NOTICED_WITHIN_S
-        assert f"going on after step {self.newest}\n" in output
+        assert f"resuming after step {self.newest}\n" in output
 
 
 KILLS = (
@@ -89,21 +89,21 @@ KILLS = (
 
 
 @pytest.mark.fault("F1", "F2", "F5")
-def test_a_run_with_four_failures_ends_as_one_without(
+def test_a_run_with_four_failures_has_the_same_result_as_without(
     arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    """An exception that does not come again, before any checkpoint, and three kills; the same bits at the end."""
+    """One exception before the first checkpoint and three kills; the result is the same to the last bit."""
     fault = faulty(tmp_path / "fault", fails_once_and_then_holds)
     by_torchrun = (*arguments, *TWO_NODES, "--starter", "torchrun")
     with launched(tmp_path, "run", by_torchrun, env=fault.env) as run:
-        moments = [kill.carry_out(run, fault) for kill in KILLS]
+        moments = [kill.execute(run, fault) for kill in KILLS]
         code, output = run.end()
     assert code == 0, output
     first, *killed, last = attempts(run.run)
     assert [each["state"] for each in (first, *killed, last)] == ["failed"] * 4 + ["finished"]
     assert first["cause"].endswith("step 2: RuntimeError: this happens once")
     for kill, attempt, moment in zip(KILLS, killed, moments, strict=True):
-        kill.assert_told(attempt, moment, output)
+        kill.assert_reported(attempt, moment, output)
     assert records(run.run) == records(whole)
     assert newest_weights(run.run) == newest_weights(whole)
 
@@ -114,8 +114,8 @@ def always_fails(moment: Moment) -> None:
 
 
 @pytest.mark.fault("F2")
-def test_a_bug_is_tried_twice_and_reported_as_one_of_ours(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """In its own words. The second attempt went on from step 4 and came no farther."""
+def test_a_bug_gets_two_attempts_and_is_reported_as_a_bug_of_fmfsd(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """With its own message. The second attempt resumed from step 4 and failed at the same step."""
     fault = faulty(tmp_path / "fault", always_fails)
     with launched(tmp_path, "run", (*arguments, "--gpus", "2"), env=fault.env) as run:
         code, output = run.end()
@@ -124,11 +124,11 @@ def test_a_bug_is_tried_twice_and_reported_as_one_of_ours(arguments: tuple[str, 
     assert re.search(
         r"rank 1 \(node 0, \S+\) after step 6: AttributeError: 'NoneType' object has no attribute '\w+'\n", page
     )
-    assert "\nno attempt follows attempt 2: the same failure twice without a checkpoint between\n" in page
-    assert "\nto go on after step 4:\n" in page
+    assert "\nno attempt follows attempt 2: the same failure twice without a new checkpoint in between\n" in page
+    assert "\nto resume after step 4:\n" in page
     assert "fmfsd/training/loop.py" in output
-    assert "this is probably a bug of fmfsd, which your config or data brings out: please report it" in page
-    assert f"of {run.run.path} manifest.json, config.yaml and attempts/" in page
+    assert "this is probably a bug of fmfsd, triggered by your config or data: please report it" in page
+    assert f"manifest.json, config.yaml and attempts/ of {run.run.path}" in page
 
 
 def holds_in_the_first_attempt(moment: Moment) -> None:
@@ -137,10 +137,10 @@ def holds_in_the_first_attempt(moment: Moment) -> None:
 
 
 @pytest.mark.fault("F5", "F40")
-def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(
+def test_an_elastic_run_resumes_with_the_remaining_nodes(
     arguments: tuple[str, ...], tiny_root: Path, tmp_path: Path
 ) -> None:
-    """To the result of a run of one worker that nothing happened to."""
+    """The result is that of an undisturbed run with one worker."""
     fault, fp64 = faulty(tmp_path / "fault", holds_in_the_first_attempt), "train.precision=fp64"
     with launched(
         tmp_path, "run", (*arguments, "--elastic", "1:4", "--gpus", "1", "--set", fp64), env=fault.env
@@ -150,7 +150,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(
         run.agents()[3].kill()
         code, output = run.end()
     assert code == 0, output
-    assert "3 of 4 nodes are left: going on with 2 workers on 2; workers must divide data.shards 16" in output
+    assert "3 of 4 nodes remain: resuming with 2 workers on 2; workers must divide data.shards 16" in output
     assert [each["workers"] for each in attempts(run.run)] == [4, 2]
     assert [each["step"] for each in records(run.run) if each["split"] == "train"] == list(range(1, 15))
     alone = make_run(tmp_path / "alone", tiny_config(tiny_root, *SMALL, fp64))

@@ -1,4 +1,4 @@
-"""One launch at a time: whoever comes second is told who is first, and nobody has to clear away after a kill."""
+"""Run lock: one launch at a time; a second one names the first, and the lock of a killed launch is free."""
 
 import os
 import signal
@@ -23,39 +23,39 @@ RACING, ROUNDS, DEADLINE_S = 16, 25, 60.0
 _context = get_context("forkserver")
 
 
-def race(folders: list[Path], everybody: Barrier, method: str) -> None:
-    """For each folder once, at the same moment as the others; leaves "won" there, or what one is told."""
+def race(folders: list[Path], barrier: Barrier, method: str) -> None:
+    """Try to lock the run of each folder, all processes at the same time; write "won" or the error into the folder."""
     choose_method({VARIABLE: method})
     for folder in folders:
         answer = folder / f"answer-{os.getpid()}"
-        everybody.wait(DEADLINE_S)
+        barrier.wait(DEADLINE_S)
         try:
             with sole_owner(RunDir(folder / "run")):
                 answer.write_text("won")
-                everybody.wait(DEADLINE_S)
+                barrier.wait(DEADLINE_S)
         except CheckError as error:
             answer.write_text(str(error))
-            everybody.wait(DEADLINE_S)
+            barrier.wait(DEADLINE_S)
 
 
 @pytest.mark.fault("F33")
 @pytest.mark.parametrize("method", ["flock", "file"])
-def test_of_sixteen_launches_at_once_one_wins_and_the_others_are_told_which(method: str, tmp_path: Path) -> None:
-    """Also where another launch was at work before."""
-    folders, everybody = [tmp_path / f"{number}" for number in range(ROUNDS)], _context.Barrier(RACING)
+def test_of_sixteen_simultaneous_launches_one_gets_the_lock_and_the_others_name_it(method: str, tmp_path: Path) -> None:
+    """Also for runs that another launch has owned before."""
+    folders, barrier = [tmp_path / f"{number}" for number in range(ROUNDS)], _context.Barrier(RACING)
     for folder in folders:
         (folder / "run").mkdir(parents=True)
     for folder in folders[1::2]:
         write_json(RunDir(folder / "run").owner, asdict(replace(Owner.me(), born=1)))
-    racers = [_context.Process(target=race, args=(folders, everybody, method)) for _ in range(RACING)]
+    racers = [_context.Process(target=race, args=(folders, barrier, method)) for _ in range(RACING)]
     for racer in racers:
         racer.start()
     for racer in racers:
         end(racer)
     for folder in folders:
-        told = {path.name.removeprefix("answer-"): path.read_text() for path in folder.glob("answer-*")}
-        (winner,) = (pid for pid, text in told.items() if text == "won")
-        others = [text for pid, text in told.items() if pid != winner]
+        answers = {path.name.removeprefix("answer-"): path.read_text() for path in folder.glob("answer-*")}
+        (winner,) = (pid for pid, text in answers.items() if text == "won")
+        others = [text for pid, text in answers.items() if pid != winner]
         assert len(others) == RACING - 1
         assert all(f"another launch is at work there (process {winner} on " in text for text in others), others
 
@@ -76,7 +76,7 @@ def hold(folder: Path, held: Event) -> None:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[int]:
-    """By a process of that number, which is killed at the end."""
+    """Lock the run by a process, yield its pid, and kill it at the end."""
     held = _context.Event()
     process = _context.Process(target=hold, args=(folder, held))
     process.start()
@@ -90,7 +90,7 @@ def owned(folder: Path) -> Iterator[int]:
 
 
 @pytest.mark.fault("F33")
-def test_the_lock_of_a_killed_launch_is_taken_over_at_once(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_launch_is_taken_over_immediately(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     with owned(run.path) as pid, pytest.raises(CheckError, match=rf"\(process {pid} on "), sole_owner(run):
         pass
@@ -102,8 +102,8 @@ def test_the_lock_of_a_killed_launch_is_taken_over_at_once(tmp_path: Path) -> No
 
 
 @pytest.mark.fault("F33")
-def test_a_check_names_a_live_owner_and_no_dead_one(tiny_root: Path, tmp_path: Path) -> None:
-    from tests.helpers.launches import tiny_arguments  # torch, which the processes above would import as well
+def test_a_check_reports_a_live_lock_owner_but_not_a_dead_one(tiny_root: Path, tmp_path: Path) -> None:
+    from tests.helpers.launches import tiny_arguments  # imports torch, which the processes above would import as well
 
     check = ("fmfsd-launch", *tiny_arguments(tiny_root, workers=(1,)), "--check", "--gpus", "1", "--run-dir", "run")
     with owned(tmp_path / "run") as pid:

@@ -1,4 +1,4 @@
-"""A run, its checkpoints and its data on a file system that several users share."""
+"""A run, its checkpoints and its data on a file system shared by several users."""
 
 import errno
 import os
@@ -35,14 +35,14 @@ def common() -> Iterator[Path]:
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
-    """A folder with checkpoints of steps 1 and 2."""
+    """Return a folder with checkpoints of steps 1 and 2."""
     for step in (1, 2):
         save(store(tmp_path / "c"), saved(step))
     return tmp_path / "c"
 
 
 @pytest.mark.fault("F15")
-def test_a_checkpoint_that_a_group_can_write_to_is_healthy(checkpoints: Path) -> None:
+def test_a_group_writable_checkpoint_is_valid(checkpoints: Path) -> None:
     open_to_all(checkpoints)
     assert newest_step(store(checkpoints)) == 2
     assert names(checkpoints) == ["step-00000001", "step-00000002"]
@@ -50,7 +50,7 @@ def test_a_checkpoint_that_a_group_can_write_to_is_healthy(checkpoints: Path) ->
 
 @pytest.mark.fault("F15")
 @needs_second_user
-def test_a_checkpoint_of_another_user_is_healthy(checkpoints: Path, common: Path) -> None:
+def test_a_checkpoint_of_another_user_is_valid(checkpoints: Path, common: Path) -> None:
     folder = Path(shutil.copytree(checkpoints, common / "c"))
     open_to_all(folder)
     assert as_other(newest, folder) == "step-00000002"
@@ -59,10 +59,8 @@ def test_a_checkpoint_of_another_user_is_healthy(checkpoints: Path, common: Path
 
 @pytest.mark.fault("F15")
 @needs_second_user
-def test_a_checkpoint_that_a_user_can_not_read_stays_and_the_message_says_who_can_change_that(
-    checkpoints: Path, common: Path
-) -> None:
-    """It is not renamed, and no earlier one is taken in its place."""
+def test_an_unreadable_checkpoint_is_left_alone_and_the_error_names_its_owner(checkpoints: Path, common: Path) -> None:
+    """It is not renamed, and no earlier checkpoint is used instead."""
     folder = Path(shutil.copytree(checkpoints, common / "c"))
     open_to_all(folder)
     (folder / "step-00000002").chmod(0o700)
@@ -75,7 +73,7 @@ def test_a_checkpoint_that_a_user_can_not_read_stays_and_the_message_says_who_ca
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE])
-def test_a_file_system_that_does_not_answer_is_no_damage(
+def test_an_unresponsive_file_system_does_not_count_as_damage(
     number: int, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(path: Path) -> bytes:
@@ -87,8 +85,8 @@ def test_a_file_system_that_does_not_answer_is_no_damage(
     assert names(checkpoints) == ["step-00000001", "step-00000002"]
 
 
-def test_a_bad_sector_is_damage(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So an older checkpoint is used."""
+def test_a_bad_sector_counts_as_damage(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older checkpoint is used."""
 
     def fails(path: Path) -> bytes:
         if path.parent.name == "step-00000002":
@@ -101,7 +99,7 @@ def test_a_bad_sector_is_damage(checkpoints: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="module")
 def colleagues() -> Iterator[Path]:
-    """A folder with the data, and a run that its owner has stopped after two of four steps."""
+    """Yield a folder for the data, and a run that its owner stopped after two of four steps."""
     with common_folder() as folder:
         yield folder
 
@@ -119,7 +117,7 @@ def copied(run: RunDir, folder: Path) -> RunDir:
 
 
 @needs_second_user
-def test_a_colleague_resumes_a_run_that_everybody_can_write_to(stopped: RunDir, common: Path) -> None:
+def test_another_user_resumes_a_world_writable_run(stopped: RunDir, common: Path) -> None:
     run = copied(stopped, common / "run")
     open_to_all(run.path)
     open_to_all(stopped.path.parent / "data")
@@ -134,7 +132,7 @@ def test_a_colleague_resumes_a_run_that_everybody_can_write_to(stopped: RunDir, 
 
 @needs_second_user
 @pytest.mark.parametrize("denied", ["", "checkpoints", "checkpoints/*/model.safetensors", "logs"])
-def test_the_check_refuses_a_run_that_its_user_has_no_access_to(denied: str, stopped: RunDir, common: Path) -> None:
+def test_the_check_rejects_a_run_without_access_rights(denied: str, stopped: RunDir, common: Path) -> None:
     run = copied(stopped, common / "run")
     open_to_all(run.path)
     open_to_all(stopped.path.parent / "data")
@@ -152,7 +150,7 @@ def test_the_check_refuses_a_run_that_its_user_has_no_access_to(denied: str, sto
 @pytest.mark.parametrize(
     "denied", ["data", "data/cifar10", "data/cifar10/index.json", "data/cifar10/test-0003.safetensors"]
 )
-def test_the_check_says_which_data_a_user_can_not_read(denied: str, tiny_root: Path, common: Path) -> None:
+def test_the_check_reports_unreadable_data_files(denied: str, tiny_root: Path, common: Path) -> None:
     shutil.copytree(tiny_root / "cifar10", common / "data" / "cifar10")
     open_to_all(common / "data")
     (common / denied).chmod(0)
@@ -165,10 +163,8 @@ def test_the_check_says_which_data_a_user_can_not_read(denied: str, tiny_root: P
     assert "`chmod -R go+rX" in done.stderr
 
 
-def test_first_weights_may_belong_to_a_group_and_lie_behind_a_link(
-    tiny_root: Path, stopped: RunDir, tmp_path: Path
-) -> None:
-    """As those of a model hub's cache do."""
+def test_initial_weights_may_be_group_writable_and_a_symlink(tiny_root: Path, stopped: RunDir, tmp_path: Path) -> None:
+    """As in the cache of a model hub."""
     weights = tmp_path / "blob"
     shutil.copy(next(stopped.checkpoints.glob("*/model.safetensors")), weights)
     weights.chmod(0o666)
@@ -179,7 +175,7 @@ def test_first_weights_may_belong_to_a_group_and_lie_behind_a_link(
 
 @needs_second_user
 @pytest.mark.parametrize("denied", ["checkpoints/step-*", "checkpoints/*/model.safetensors", ""])
-def test_the_check_says_that_first_weights_can_not_be_read(denied: str, stopped: RunDir, common: Path) -> None:
+def test_the_check_reports_unreadable_initial_weights(denied: str, stopped: RunDir, common: Path) -> None:
     run = copied(stopped, common / "run")
     open_to_all(run.path)
     open_to_all(stopped.path.parent / "data")
@@ -194,7 +190,7 @@ def test_the_check_says_that_first_weights_can_not_be_read(denied: str, stopped:
     assert "can't be read" in done.stderr
 
 
-def test_a_batch_job_runs_no_program_from_a_folder_that_others_can_write_to(tmp_path: Path) -> None:
+def test_a_batch_job_runs_no_code_from_a_folder_writable_by_others(tmp_path: Path) -> None:
     run, cluster = RunDir(tmp_path / "run"), Site(Resources(1), "sbatch", ("{node 0}",))
     run.create()
     assert list(code_of_others(run, cluster)) == []
@@ -205,10 +201,8 @@ def test_a_batch_job_runs_no_program_from_a_folder_that_others_can_write_to(tmp_
 
 
 @needs_second_user
-def test_what_the_last_launch_was_is_only_believed_if_no_other_user_could_write_it(
-    stopped: RunDir, common: Path
-) -> None:
-    """It names variables and hosts, by which its writer could run programs."""
+def test_the_saved_launch_is_only_trusted_if_no_other_user_could_write_it(stopped: RunDir, common: Path) -> None:
+    """Its variables and hosts could run programs as this user."""
     run = copied(stopped, common / "run")
     run.launch.write_text("{}")
     open_to_all(run.path)

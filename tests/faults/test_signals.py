@@ -1,4 +1,4 @@
-"""Signals to every kind of process: the run ends as documented, names the cause, and nothing of it lives on."""
+"""Signals to every kind of process: the run ends as documented, reports the cause, and leaves no process."""
 
 import json
 import os
@@ -26,15 +26,15 @@ EXPECTED: dict[str, dict[signal.Signals, int]] = {
     "starter": {INT: STOPPED, USR1: FAILED, KILL: FAILED},
     "worker": {TERM: STOPPED, KILL: FAILED},
 }
-"""The launcher's exit code. TERM and INT have one handler in agents, torchrun and workers, and HUP and USR1 none, so
-each pair is sent once. The launcher gets TERM in tests/end_to_end/test_endings.py."""
+"""The launcher's exit code. Agents, torchrun and workers have one handler for TERM and INT, and none for HUP and USR1,
+so only one signal of each pair is sent. tests/end_to_end/test_endings.py sends TERM to the launcher."""
 
 CAUSES = {
     "agent": "node 0: its agent is gone",
     "starter": "node 0: its starter was killed by SIG",
     "worker": "rank 1 (pid",
 }
-"""What the outcome and the last lines of the output name, if the run failed."""
+"""The cause in the outcome and in the last lines of the output, if the run failed."""
 
 CHOOSE: dict[str, Callable[[Launched], psutil.Process]] = {
     "launcher": lambda run: psutil.Process(run.process.pid),
@@ -46,7 +46,7 @@ CHOOSE: dict[str, Callable[[Launched], psutil.Process]] = {
 
 @pytest.fixture(autouse=True)
 def not_under_nohup() -> Iterator[None]:
-    """What is ignored here would be ignored by all that we start."""
+    """Reset SIGHUP, as child processes inherit ignored signals."""
     before = signal.signal(HUP, signal.SIG_DFL)
     yield
     signal.signal(HUP, before)
@@ -54,7 +54,7 @@ def not_under_nohup() -> Iterator[None]:
 
 @pytest.fixture
 def arguments(tiny_root: Path) -> tuple[str, ...]:
-    """One node of two workers, far from done and far from a checkpoint when a test interferes."""
+    """Return a launch of two workers on one node that does not finish or save a checkpoint during a test."""
     changes = (*TINY, f"data.root={tiny_root}", "data.shards=16", "train.batch=16", "train.epochs=60")
     every = ("train.evaluate_every=60 epochs", "checkpoint.every_epochs=60")
     settings = (part for change in (*changes, *every) for part in ("--set", change))
@@ -62,7 +62,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:
-    """An interrupt twice, as two within a second are one."""
+    """Send the signal; SIGINT twice, more than a second apart, as closer ones count as one."""
     process.send_signal(number)
     if number == INT:
         time.sleep(1.1)
@@ -77,7 +77,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def assert_stopped(run: Launched, output: str) -> None:
-    """With one checkpoint, of the last step that was made, and with how long it took."""
+    """Assert that the run was stopped with one checkpoint, of its last step, and that the step is printed."""
     outcome = json.loads(run.run.outcome.read_text())
     assert (outcome["state"], outcome["step"]) == ("stopped", run.run.newest_step())
     assert len(list(run.run.checkpoints.iterdir())) == 1
@@ -85,7 +85,7 @@ def assert_stopped(run: Launched, output: str) -> None:
 
 
 def assert_failed(run: Launched, output: str, cause: str, arguments: tuple[str, ...]) -> None:
-    """With the cause in the outcome and on the failure page, and with the command that resumes the run."""
+    """Assert that the outcome and the failure page contain the cause, and the page the command that resumes the run."""
     outcome = json.loads(run.run.outcome.read_text())
     assert (outcome["state"], outcome["resumable"]) == ("failed", True)
     assert cause in outcome["cause"]
@@ -103,14 +103,14 @@ def assert_failed(run: Launched, output: str, cause: str, arguments: tuple[str, 
 def test_a_signal_ends_the_run_as_documented_and_leaves_no_process(
     victim: str, number: signal.Signals, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    by_torchrun = victim == "starter" or (victim, number) == ("agent", KILL)  # the latter ends a chain of three
+    by_torchrun = victim == "starter" or (victim, number) == ("agent", KILL)  # torchrun and its workers must end too
     if by_torchrun:
         arguments = (*arguments, "--starter", "torchrun")
     with launched(tmp_path, "run", arguments) as run:
         run.wait_for_step(1, ranks=2)
         everything = run.everything()
         assert len(everything) == (4 if by_torchrun else 3)
-        if (victim, number) == ("launcher", INT):  # the first interrupt would have ended the run before the second
+        if (victim, number) == ("launcher", INT):  # else the first interrupt ends the run before the second
             for rank in (0, 1):
                 run.worker(rank).suspend()
         send(CHOOSE[victim](run), number)
@@ -129,10 +129,10 @@ def test_a_signal_ends_the_run_as_documented_and_leaves_no_process(
 
 
 @pytest.mark.fault("F38")
-def test_two_terminations_at_once_of_every_process_are_one_graceful_stop(
+def test_two_simultaneous_sigterms_to_every_process_are_one_graceful_stop(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """As srun signals every process, and torchrun passes it on."""
+    """As when srun signals every process and torchrun forwards the signal."""
     with launched(tmp_path, "run", arguments) as run:
         run.wait_for_step(1, ranks=2)
         everyone = [run.process.pid, *(process.pid for process in run.everything())]
@@ -141,11 +141,11 @@ def test_two_terminations_at_once_of_every_process_are_one_graceful_stop(
         code, output = run.end()
     assert code == STOPPED, output
     assert_stopped(run, output)
-    assert re.search(r"stopped after step \d+, \d+\.\d s after the request; to go on: fmfsd-launch ", output)
+    assert re.search(r"stopped after step \d+, \d+\.\d s after the request; to resume: fmfsd-launch ", output)
 
 
-def test_a_run_is_stopped_from_outside(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """By whoever can write into its folder; once nobody works on it, there is nothing to stop."""
+def test_a_run_is_stopped_by_the_stop_command(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Afterwards a second `stop` fails, as no launch is active."""
     with launched(tmp_path, "run", arguments) as run:
         run.wait_for_step(1)
         stop = run_command("fmfsd-launch", "stop", "run", "--wait", cwd=tmp_path)
@@ -156,5 +156,5 @@ def test_a_run_is_stopped_from_outside(arguments: tuple[str, ...], tmp_path: Pat
     assert_stopped(run, output)
     again = run_command("fmfsd-launch", "stop", "run", cwd=tmp_path)
     assert again.returncode == 3
-    assert f"no launch is at work there; the last was process {run.process.pid} on " in again.stderr
+    assert f"no launch is active there; the last was process {run.process.pid} on " in again.stderr
     assert not run.run.stop_request.exists()

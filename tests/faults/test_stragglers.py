@@ -1,4 +1,4 @@
-"""A real worker that is slower than the others is named while the run goes on, and nobody else is."""
+"""Stragglers: a real worker that is slower than the others is reported during the run, and no other is."""
 
 import time
 from pathlib import Path
@@ -15,8 +15,8 @@ CHANGES = (
 )
 
 
-def dawdles(moment: Moment) -> None:
-    """Rank 1, for longer than a step takes, where no other worker is waited for."""
+def slows_rank_1_down(moment: Moment) -> None:
+    """Add a delay to each step of rank 1, outside of the collectives."""
     if (moment.rank, moment.step) == (1, 0):
         step = moment.loop.engine.step
 
@@ -28,11 +28,11 @@ def dawdles(moment: Moment) -> None:
 
 
 @pytest.mark.fault("F8")
-def test_a_worker_that_dawdles_is_named_and_nobody_else(tiny_root: Path, tmp_path: Path) -> None:
-    fault = faulty(tmp_path / "fault", dawdles)
+def test_a_slow_worker_is_reported_as_straggler_and_no_other(tiny_root: Path, tmp_path: Path) -> None:
+    fault = faulty(tmp_path / "fault", slows_rank_1_down)
     arguments = (*tiny_arguments(tiny_root, *CHANGES), "--gpus", "2")
     with launched(tmp_path, "run", arguments, env=fault.env) as run:
         code, output = run.end()
     assert code == 0
-    assert output.count("holds up the others") == 1
+    assert output.count("is a straggler") == 1
     assert "warning: rank 1 on " in output

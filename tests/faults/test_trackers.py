@@ -25,15 +25,17 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 
 
 def wandb_core(run: Launched) -> psutil.Process | None:
-    """W&B's own process."""
+    """Return W&B's own process, or None."""
     return next((each for each in run.everything() if each.name() == "wandb-core"), None)
 
 
-def test_a_killed_run_is_shown_as_one_that_was_not(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """And nothing of W&B outlives the worker."""
+def test_trackers_show_a_killed_and_resumed_run_like_an_undisturbed_one(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """No process of W&B outlives the worker."""
     fault = faulty(tmp_path / "fault", holds_once)
-    asked = (*arguments, "--set", "tracker=[tensorboard, wandb]", "--env", "WANDB_MODE=offline")
-    with launched(tmp_path, "run", asked, env=fault.env) as run:
+    options = (*arguments, "--set", "tracker=[tensorboard, wandb]", "--env", "WANDB_MODE=offline")
+    with launched(tmp_path, "run", options, env=fault.env) as run:
         wait_until(fault.held(attempt=1, rank=0).exists, "step 6")
         core = wait_until(lambda: wandb_core(run), "W&B's process")
         run.worker(0).kill()
@@ -45,13 +47,15 @@ def test_a_killed_run_is_shown_as_one_that_was_not(arguments: tuple[str, ...], t
     assert in_wandb(run.run) == points(run.run)
 
 
-def test_a_server_that_never_answers_is_a_warning_after_the_outcome(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """Within the 10 s that trackers have."""
+def test_an_unresponsive_tracker_server_causes_a_warning_after_the_outcome(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The launch ends within the 10 s that trackers have."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         url = f"WANDB_BASE_URL=http://127.0.0.1:{server.getsockname()[1]}"
         key = ("--env", f"WANDB_API_KEY={'canary' * 7}")
-        asked = (*arguments, "--set", "tracker=[wandb]", "--env", url, *key)
-        with launched(tmp_path, "run", asked) as run:
+        options = (*arguments, "--set", "tracker=[wandb]", "--env", url, *key)
+        with launched(tmp_path, "run", options) as run:
             wait_until(run.run.outcome.exists, "the outcome")
             written = time.monotonic()
             code, output = run.end()

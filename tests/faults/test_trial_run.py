@@ -1,4 +1,4 @@
-"""A trial's run, without Ray: the very run that a launch would be, brought to its end or told how it failed."""
+"""A trial's run without Ray: equal to a launch of the same config, finished or with a reported failure."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def stub(tmp_path: Path) -> StubTraining:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> TrialOrder:
-    """A trial that has finished."""
+    """Return a finished trial."""
     order = order_of(
         small_sweep(tmp_path_factory.mktemp("whole"), tiny_root), "optim.weight_decay=0.001", wants_costs=True
     )
@@ -50,36 +50,38 @@ def attempts(run: RunDir) -> list[dict[str, Any]]:
     return [read_json(run.attempt(number)) for number in range(1, run.last_attempt() + 1)]
 
 
-def test_a_trial_without_torchrun_is_bit_for_bit_the_launch_of_its_config(whole: TrialOrder, tmp_path: Path) -> None:
+def test_a_trial_without_torchrun_equals_the_launch_of_its_config_bit_for_bit(
+    whole: TrialOrder, tmp_path: Path
+) -> None:
     with launched(tmp_path, "run", (str(whole.run.config), "--device", "cpu")) as run:
         code, output = run.end()
     assert code == 0, output
     assert records(run.run) == records(whole.run)
     assert newest_weights(run.run) == newest_weights(whole.run)
     plan = json.loads(whole.run.plan.read_text())
-    assert [word for word in plan["nodes"][0]["argv"] if "torch" in word] == []
+    assert [part for part in plan["nodes"][0]["argv"] if "torch" in part] == []
 
 
-def test_a_finished_trial_gives_its_records_again_and_starts_nothing(whole: TrialOrder) -> None:
+def test_a_finished_trial_returns_its_records_without_starting_anything(whole: TrialOrder) -> None:
     run = run_to_end(whole)
-    found = run.records(0)
-    assert (run.state, [record["epoch"] for record in found]) == ("finished", [1, EPOCHS])
-    assert run.records(1) == found[1:]
+    reported = run.records(0)
+    assert (run.state, [record["epoch"] for record in reported]) == ("finished", [1, EPOCHS])
+    assert run.records(1) == reported[1:]
     assert whole.run.last_attempt() == 1
     assert run.seconds() > 1
     measured = records(whole.run)[-1]
     assert measured["split"] == "valid"
-    assert found[-1]["valid/deepest_top1"] == measured["deepest_top1"]
+    assert reported[-1]["valid/deepest_top1"] == measured["deepest_top1"]
 
 
-def test_the_metrics_that_can_be_searched_are_those_that_a_trial_tells(whole: TrialOrder) -> None:
+def test_the_metrics_for_a_search_are_those_that_a_trial_reports(whole: TrialOrder) -> None:
     config = load_config(str(whole.sweep_dir.config))
     probe = costs_of(config, [str(whole.sweep_dir.config)], workers=1, environment=whole.environment).probe
     assert probe is not None
     assert {"epoch", *metric_names(probe)} == run_to_end(whole).last_record().keys()
 
 
-def test_an_order_travels_as_json(whole: TrialOrder) -> None:
+def test_a_trial_spec_survives_a_json_round_trip(whole: TrialOrder) -> None:
     assert TrialOrder.from_json(json.loads(json.dumps(whole.to_json()))) == whole
 
 
@@ -91,7 +93,7 @@ def holds_and_is_slow(moment: Moment) -> None:
 
 
 @pytest.mark.fault("F1")
-def test_a_killed_lone_worker_is_told_as_any_and_a_new_attempt_goes_on(
+def test_the_kill_of_a_single_worker_is_reported_and_a_new_attempt_resumes(
     whole: TrialOrder, sweep: SweepDir, tmp_path: Path
 ) -> None:
     fault = faulty(tmp_path / "fault", holds_and_is_slow)
@@ -103,7 +105,7 @@ def test_a_killed_lone_worker_is_told_as_any_and_a_new_attempt_goes_on(
         run.wait(120)
     first, last = attempts(order.run)
     assert re.fullmatch(
-        r"rank 0 \(pid \d+ on \S+\) after step 1[67]: killed by SIGKILL: by hand, or .*", first["cause"]
+        r"rank 0 \(pid \d+ on \S+\) after step 1[67]: killed by SIGKILL: by a user, or .*", first["cause"]
     )
     assert (last["state"], run.state, run.cause) == ("finished", "finished", "")
     assert run.records(0)[: len(early)] == early
@@ -124,7 +126,7 @@ def test_a_sweeps_stop_request_stops_its_trial_with_a_checkpoint(sweep: SweepDir
     assert [record["step"] for record in records(order.run)] == [14, STEPS]
 
 
-def test_a_trial_that_exceeds_the_grace_is_stopped_and_is_run_again(sweep: SweepDir, stub: StubTraining) -> None:
+def test_a_trial_that_exceeds_the_grace_is_stopped_and_can_run_again(sweep: SweepDir, stub: StubTraining) -> None:
     launch = replace(CPU, grace_s=0.1)
     order, held = order_of(sweep, env=stub.env, launch=launch), stub.hold("0000", attempt=1, step=17)
     with running(order) as run:
@@ -140,22 +142,22 @@ def test_a_trial_that_exceeds_the_grace_is_stopped_and_is_run_again(sweep: Sweep
 
 
 @pytest.mark.parametrize("by", ["the sweep", "its owner"])
-def test_a_trial_can_be_ended_at_once(by: str, sweep: SweepDir, stub: StubTraining) -> None:
+def test_a_trial_can_be_ended_immediately(by: str, sweep: SweepDir, stub: StubTraining) -> None:
     order, held = order_of(sweep, env=stub.env), stub.hold("0000", attempt=1, step=17)
     with running(order) as run:
         wait_until(held.exists, "the worker at its step")
-        began = time.monotonic()
+        start = time.monotonic()
         if by == "the sweep":
             write_whole(sweep.coordination.stop_request, NOW)
             run.wait(60)
         else:
             run.end_now()
-        took_s = time.monotonic() - began
+        took_s = time.monotonic() - start
     assert (run.state, read_json(order.run.outcome)["state"]) == ("stopped", "interrupted")
     assert took_s < 30
 
 
-def test_a_run_that_a_process_still_holds_is_waited_for(sweep: SweepDir) -> None:
+def test_a_trial_waits_for_the_lock_of_its_run(sweep: SweepDir) -> None:
     order = order_of(sweep)
     with sole_owner(order.run), running(order) as run:
         run.wait(0.1)
@@ -164,33 +166,33 @@ def test_a_run_that_a_process_still_holds_is_waited_for(sweep: SweepDir) -> None
     assert (run.state, order.run.last_attempt()) == ("stopped", 0)
 
 
-def test_a_lone_worker_that_hangs_is_told_with_its_stack(sweep: SweepDir, stub: StubTraining) -> None:
+def test_the_hang_of_a_single_worker_is_reported_with_its_stack(sweep: SweepDir, stub: StubTraining) -> None:
     stub.hold("0000", attempt=1, step=1)
     launch = replace(CPU, hang_timeout_s=2, max_restarts=0)
     order = order_of(sweep, launch=launch, env=stub.env)
     run = run_to_end(order)
     assert run.state == "failed"
     assert "waits for no other worker" in run.cause
-    assert re.search(r"rank 0 stood, innermost call first:\n.* in _wait_while_held\n", order.run.said.read_text())
+    assert re.search(r"stack of rank 0, innermost call first:\n.* in _wait_while_held\n", order.run.said.read_text())
     assert read_json(order.run.outcome)["no_other_attempt"].startswith("0 restarts")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["distill.alpha=2"], lambda order: "--set distill.alpha=2: distill.alpha: expected less than or equal to 1"),
         (["model.backbone=timm/no_such_model"], lambda order: "no_such_model"),
     ],
 )
-def test_a_trial_that_fails_says_why_in_its_own_words(
-    overrides: list[str], said: Callable[[TrialOrder], str], sweep: SweepDir
+def test_a_failed_trial_reports_its_own_error_message(
+    overrides: list[str], message: Callable[[TrialOrder], str], sweep: SweepDir
 ) -> None:
     order = order_of(sweep, *overrides)
     run = run_to_end(order)
     assert run.state == "failed"
-    assert said(order) in run.cause
+    assert message(order) in run.cause
 
 
-def test_workers_that_do_not_divide_the_shards_are_refused(sweep: SweepDir) -> None:
+def test_a_trial_whose_workers_do_not_divide_the_shards_is_rejected(sweep: SweepDir) -> None:
     run = run_to_end(order_of(sweep, launch=replace(CPU, nodes=3, gpus=1)))
     assert (run.state, run.cause.split(":")[0]) == ("failed", "--nodes, --gpus")

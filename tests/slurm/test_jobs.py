@@ -78,7 +78,7 @@ def test_a_job_that_loses_a_worker_and_then_runs_out_of_time_ends_as_undisturbed
     assert (job.end().state, job.run.last_attempt()) == ("COMPLETED", 3)
     assert f"NASTY={NASTY}\n\0" in environment
     assert not list(tmp_path.rglob("canary"))
-    assert "the job's time is nearly up: Slurm starts job" in job.words
+    assert "the job's time is nearly up: Slurm requeues job" in job.words
     assert launches(job.run) == in_job(job, 0, 1)
     assert_same(job.run, undisturbed)
 
@@ -125,7 +125,7 @@ def test_a_job_whose_nodes_fail_the_checks_is_started_again(
         job = cluster.submit(tmp_path, "run", *training, *LIMIT)
         wait_until(lambda: job.restarts >= 1, "a requeue")
     assert job.end().state == "COMPLETED", job.words
-    assert "a node did not answer the checks: Slurm starts job" in job.words
+    assert "a node did not answer the checks: Slurm requeues job" in job.words
     assert_same(job.run, undisturbed)
 
 
@@ -224,7 +224,7 @@ def test_an_array_is_stopped_shown_resumed_and_cancelled_by_its_folder(
     running = Job(cluster, f"{job.id}_3", RunDir(tmp_path / "sweep" / "seed-3"))
     running.wait_for_step(1)
     first, second = control("stop", "sweep", "--wait").splitlines()
-    assert (first, second.startswith(f"seed-5: taken from Slurm: job {job.id}_5: PENDING")) == (
+    assert (first, second.startswith(f"seed-5: cancelled in Slurm: job {job.id}_5: PENDING")) == (
         "seed-3: ended: stopped",
         True,
     )

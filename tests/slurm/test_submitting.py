@@ -199,15 +199,15 @@ def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (("--time", "3"), 2, "3 is not longer than the 180 s before its end"),
+        (("--time", "3"), 2, "3 must exceed 180 s, the time before the job's end"),
         (("--time", "soon"), 2, "expected Slurm's form"),
-        (("--partition", "-x"), 2, "is no value: expected visible characters, the first one no dash"),
-        (("--account", "a\nb"), 2, "is no value"),
-        (("--sbatch-arg", "wrap=touch canary"), 2, "'wrap': is the launcher's own"),
-        (("--sbatch-arg", "wr=touch canary"), 2, "'wr': is the launcher's own"),
-        (("--sbatch-arg", "outp=/x"), 2, "is the launcher's own"),
-        (("--sbatch-arg", "requeue=soon"), 2, "'requeue': is the launcher's own"),
-        (("--sbatch-arg", "gpus=4"), 2, "'gpus': asks for GPUs of the whole job"),
+        (("--partition", "-x"), 2, "is not a value: expected printable characters, not starting with a dash"),
+        (("--account", "a\nb"), 2, "is not a value"),
+        (("--sbatch-arg", "wrap=touch canary"), 2, "'wrap': is set by the launcher itself"),
+        (("--sbatch-arg", "wr=touch canary"), 2, "'wr': is set by the launcher itself"),
+        (("--sbatch-arg", "outp=/x"), 2, "is set by the launcher itself"),
+        (("--sbatch-arg", "requeue=soon"), 2, "'requeue': is set by the launcher itself"),
+        (("--sbatch-arg", "gpus=4"), 2, "'gpus': requests GPUs for the whole job"),
         (("--sbatch-arg", "container=/image"), 2, "use --wrap"),
         (("--sbatch-arg", "-p=x"), 2, "expected the long name of an option"),
         (("--array", "5-1"), 2, "expected up to 10000 seeds"),
@@ -261,7 +261,7 @@ def test_a_job_of_another_cluster_is_asked_for_and_cancelled_there(fake: Fake, t
     again = run_command("fmfsd-launch", *arguments, cwd=work)
     assert (again.returncode, "job 7 of cluster big: PENDING (Priority)" in again.stderr) == (3, True)
     assert "queued: job 7 of cluster big" in run_command("fmfsd-launch", "status", "run", cwd=work).stdout
-    assert "taken from Slurm: job 7 of cluster big" in run_command("fmfsd-launch", "cancel", "run", cwd=work).stdout
+    assert "cancelled in Slurm: job 7 of cluster big" in run_command("fmfsd-launch", "cancel", "run", cwd=work).stdout
     array = (*arguments, "--array", "1", "--run-dir", "sweep", "--json")
     told = json.loads(run_command("fmfsd-launch", *array, cwd=work).stdout)
     assert (told["job"], told["cluster"]) == ("7", "big")

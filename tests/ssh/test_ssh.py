@@ -131,7 +131,7 @@ def test_after_a_cut_cable_the_run_goes_on_without_that_host(
         finally:
             hosts.do("link", "n2", "up")
     assert code == 0, output
-    assert "going on with 1 workers on 1" in output
+    assert "resuming with 1 workers on 1" in output
     first = attempt(run.run, 1)
     print(f"noticed after {first['noticed'] - cut_at:.1f} s")
     assert first["noticed"] - cut_at < 25

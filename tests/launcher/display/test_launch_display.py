@@ -103,7 +103,7 @@ def test_a_resumed_run_says_from_where_and_what_was_damaged(run: RunDir) -> None
             progress(run, step=step, went_on_after=50)
             display.update()
     text = printed(to)
-    assert text.count("going on after step 50") == 1
+    assert text.count("resuming after step 50") == 1
     assert text.count(f"a checkpoint is damaged and was set aside: {run.checkpoints}/damaged-step-00000090-1") == 1
     assert "of-old" not in text
 
@@ -199,4 +199,4 @@ def test_logs_of_other_machines_are_shown_and_of_many_lines_the_first(
     said = printed(to).splitlines()
     assert said[0] == "[node 1 rank 3] [red]no markup"
     assert said[1:-1] == ["[node 1 rank 3] again"] * display_module.LINES_A_LOOK
-    assert said[-1] == f"(7 lines more: fmfsd-launch logs {run.path})"
+    assert said[-1] == f"(7 more lines: fmfsd-launch logs {run.path})"

@@ -59,7 +59,7 @@ def test_all_runs_of_an_array_that_are_at_work_are_stopped(array: list[RunDir], 
     for run in array[1:]:
         put_to_work(run)
     lines = request_stop(tmp_path / "array", wait=False).splitlines()
-    assert [line.split(": process")[0] for line in lines] == ["seed-2: asked to stop", "seed-10: asked to stop"]
+    assert [line.split(": process")[0] for line in lines] == ["seed-2: requested to stop", "seed-10: requested to stop"]
     assert [run.stop_request.exists() for run in array] == [False, True, True]
     request_end(tmp_path / "array", wait=False)
     assert array[1].stop_request.read_text() == NOW
@@ -92,7 +92,7 @@ def test_an_array_is_resumed_as_one_array_of_what_is_not_finished_or_under_way(
     put_to_work(array[1])
     (request,) = resumed(tmp_path / "array", monkeypatch)
     assert request.launch.slurm.array == "10"
-    assert capsys.readouterr().err == "seed-2: under way, so it is not resumed\n"
+    assert capsys.readouterr().err == "seed-2: already running, so it is not resumed\n"
 
 
 @pytest.mark.parametrize("other", [replace(LAUNCH, nodes=2), replace(LAUNCH, slurm=SlurmOptions(time="9"))])
@@ -109,7 +109,7 @@ def test_an_array_that_is_finished_says_so_and_one_under_way_is_left_alone(
 ) -> None:
     for run in array:
         put_to_work(run)
-    with pytest.raises(CheckError, match="each run that is not finished is under way"):
+    with pytest.raises(CheckError, match="every unfinished run is already running"):
         resumed(tmp_path / "array", monkeypatch)
     for run in array:
         write_json(run.outcome, {"state": "finished", "attempt": 1})

@@ -68,7 +68,7 @@ def test_one_of_several_seeds_is_launched_again_alone(run: RunDir) -> None:
 def test_what_is_no_launch_is_not_carried_out(content: str | None, run: RunDir) -> None:
     if content is not None:
         run.launch.write_text(content)
-    with pytest.raises(CheckError, match="does not say how this run was launched: launch it as before"):
+    with pytest.raises(CheckError, match="does not contain the options of this run's launch: launch it as before"):
         last_launch(run, {})
 
 

@@ -123,7 +123,7 @@ def test_a_failed_run_says_why_and_how_it_goes_on(run: RunDir) -> None:
     outcome(run, "failed", cause="rank 0: boom\n\x1b[2J", advice="less")
     text = shown(run.path, as_json=False)
     assert "\nstate       failed: rank 0: boom / ; likely to help: less\n" in text
-    assert text.endswith(f"\nto go on    fmfsd-launch resume {run.path}")
+    assert text.endswith(f"\nto resume   fmfsd-launch resume {run.path}")
 
 
 def test_a_run_whose_owner_is_gone_without_an_outcome_is_lost(run: RunDir) -> None:
@@ -220,7 +220,7 @@ def test_a_folder_of_runs_is_a_line_each_in_their_order(run: RunDir) -> None:
 
 
 def test_a_folder_without_runs_has_no_status(tmp_path: Path) -> None:
-    with pytest.raises(CheckError, match="no run directory, and there is none in it"):
+    with pytest.raises(CheckError, match="no run directory, and it contains none"):
         shown(tmp_path, as_json=False)
 
 
@@ -238,7 +238,7 @@ def test_a_job_that_waits_is_taken_from_the_queue(
     act: Callable[..., str], run: RunDir, cluster: Callable[..., list[str]]
 ) -> None:
     cancelled = cluster(JobState("6", "COMPLETED"), JobState("7", "PENDING", reason="Priority"))
-    assert act(run.path, wait=False) == "taken from Slurm: job 7: PENDING (Priority)"
+    assert act(run.path, wait=False) == "cancelled in Slurm: job 7: PENDING (Priority)"
     assert cancelled == ["7"]
     assert not run.stop_request.exists()
 
@@ -247,17 +247,17 @@ def test_a_running_job_is_asked_and_not_cancelled(run: RunDir, cluster: Callable
     """Its coordinator ends everything; Slurm would end it in the midst of that."""
     cancelled = cluster(JobState("7", "RUNNING"))
     owned(run, ELSEWHERE)
-    assert request_end(run.path, wait=False).startswith("asked to end at once: process ")
+    assert request_end(run.path, wait=False).startswith("requested to end immediately: process ")
     assert (cancelled, run.stop_request.read_text()) == ([], NOW)
-    assert request_stop(run.path, wait=False).startswith("asked to stop: process ")
+    assert request_stop(run.path, wait=False).startswith("requested to stop: process ")
     assert run.stop_request.read_text() == ""
 
 
 def test_a_job_whose_launch_is_not_heard_of_is_slurms_to_end(run: RunDir, cluster: Callable[..., list[str]]) -> None:
     """It may be at its checks; one that has begun answers Slurm's signal with a checkpoint."""
     cancelled = cluster(JobState("7", "RUNNING", nodes="n1"))
-    assert request_stop(run.path, wait=False) == "taken from Slurm: job 7: RUNNING on n1"
-    assert request_end(run.path, wait=False) == "taken from Slurm: job 7: RUNNING on n1"
+    assert request_stop(run.path, wait=False) == "cancelled in Slurm: job 7: RUNNING on n1"
+    assert request_end(run.path, wait=False) == "cancelled in Slurm: job 7: RUNNING on n1"
     assert cancelled == ["7", "7"]
 
 
@@ -301,7 +301,7 @@ def test_who_has_ended_elsewhere_is_not_asked(run: RunDir) -> None:
     outcome(run, "stopped")
     assert Status.of(run).who == f"{ELSEWHERE}, gone now"
     for act in (request_stop, request_end):
-        with pytest.raises(CheckError, match="no launch is at work there; the last was process "):
+        with pytest.raises(CheckError, match="no launch is active there; the last was process "):
             act(run.path, wait=False)
     assert not run.stop_request.exists()
 

@@ -174,7 +174,7 @@ def test_a_job_that_started_again_and_came_no_further_does_not_start_once_more(
 ) -> None:
     asked = asked_to_requeue(monkeypatch)
     checkpoint(run, 4)
-    with pytest.raises(RunFailedError, match="no newer checkpoint than when job 7 was last started again"):
+    with pytest.raises(RunFailedError, match="no newer checkpoint than when Slurm last requeued job 7"):
         Requeue.of(job(1), lambda: run.newest_step() or 0).carry_out(TIME_IS_UP, lambda text: None)
     assert asked == []
 
@@ -259,7 +259,7 @@ def test_who_stops_waiting_is_told_how_to_come_back(run: RunDir, monkeypatch: py
     monkeypatch.setattr(slurm_commands, "job_state", interrupted)
     said = list[str]()
     assert follow([Followed("7", run.logs / "log", run, attempts=0)], said.append) == 130
-    assert said == [f"job 7 goes on; to see it again: tail -f {run.logs}/log; to end it: scancel 7"]
+    assert said == [f"job 7 continues; to follow it: tail -f {run.logs}/log; to cancel it: scancel 7"]
 
 
 def test_lines_are_shown_whole_and_once(run: RunDir) -> None:

@@ -52,7 +52,7 @@ def test_a_worker_that_was_killed_is_named_with_its_signal(run: RunDir) -> None:
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 101)\n")
     failure = first_failure(run, attempt(run, 1))
-    assert failure.cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL: by hand, or")
+    assert failure.cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL: by a user, or")
     assert failure.victims == (0,)
     killed = attempt(run, 1)
     killed.nodes[0].oom_kills = 1
@@ -65,7 +65,7 @@ def test_a_worker_that_was_gone_first_is_the_cause_if_nobody_knows_its_exit_code
         progress(run, rank)
     gone = attempt(run, -9)
     gone.dead_rank, gone.nodes[0].ended_by_us = 1, True
-    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: gone without a word"
+    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
 
 
 def test_an_exit_code_that_the_agent_saw_is_told(run: RunDir) -> None:
@@ -90,7 +90,7 @@ def test_what_deepspeeds_launcher_said_last_is_the_first_ones_exit_code(run: Run
     gone.dead_rank = 1
     assert first_failure(run, gone).cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL")
     run.starter_log(0).write_text("".join([*spawned[:2], words[0], *spawned[2:]]))
-    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: gone without a word"
+    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
 
 
 def test_a_worker_that_its_starter_ended_is_no_cause(run: RunDir) -> None:
@@ -134,9 +134,9 @@ def test_the_page_ends_with_what_helps_the_logs_and_the_way_on(run: RunDir) -> N
         "train.micro_batch",
         "no attempt follows",
     ]
-    assert rest[3:] == [f"logs: {log}", "to begin again (no checkpoint yet):", "  fmfsd-launch x"]
+    assert rest[3:] == [f"logs: {log}", "to start again (no checkpoint yet):", "  fmfsd-launch x"]
     (run.checkpoints / "step-00000007").mkdir()
-    assert "to go on after step 7:" in lines(run, first_failure(run, attempt(run, 1, 1)))
+    assert "to resume after step 7:" in lines(run, first_failure(run, attempt(run, 1, 1)))
 
 
 def test_a_run_that_can_not_go_on_is_not_said_to(run: RunDir) -> None:
@@ -164,7 +164,7 @@ def test_a_hang_is_told_with_the_stack_of_the_worker_that_hangs(run: RunDir) -> 
     hung.trouble = hung.hang.text
     failure = first_failure(run, hung)
     assert (failure.rank, failure.node, failure.victims) == (1, 1, (0,))
-    assert failure.detail == "rank 1 stood, innermost call first:\n  File b"
+    assert failure.detail == "stack of rank 1, innermost call first:\n  File b"
     assert "raise --hang-timeout" in failure.advice
 
 

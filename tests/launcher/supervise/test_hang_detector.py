@@ -55,7 +55,7 @@ def test_a_stopped_process_has_no_pulse(run: RunDir, clock: Clock) -> None:
     assert hang is not None
     assert (hang.blamed, hang.pids) == ((1,), {0: 100, 1: 101})
     assert hang.text.startswith("rank 1 (pid 101 on here) in train after step 7: hangs, for 10 s or more")
-    assert "has no pulse" in hang.text
+    assert "has no heartbeat" in hang.text
 
 
 def test_a_worker_that_waits_for_nobody_is_the_one_that_hangs(run: RunDir, clock: Clock) -> None:

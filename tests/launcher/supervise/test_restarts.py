@@ -30,19 +30,19 @@ def test_a_checkpoint_more_refills_the_restarts() -> None:
     failures = [Failure(f"boom {letter}") for letter in "abcdefg"]
     progressed = [False, False, True, False, True, False, False]
     told = [restarts.refusal(one, progressed=more) for one, more in zip(failures, progressed, strict=True)]
-    assert told == [*[""] * 6, "2 restarts without a checkpoint between (--max-restarts)"]
+    assert told == [*[""] * 6, "2 restarts without a new checkpoint in between (--max-restarts)"]
 
 
 def test_the_same_failure_twice_without_a_checkpoint_between_ends_it() -> None:
     restarts = Restarts(allowed=9)
     again = Failure("rank 0 (pid 99) after step 8: killed by SIGKILL")
     assert [restarts.refusal(one, progressed=True) for one in (KILLED, again)] == ["", ""]
-    assert restarts.refusal(again, progressed=False) == "the same failure twice without a checkpoint between"
+    assert restarts.refusal(again, progressed=False) == "the same failure twice without a new checkpoint in between"
 
 
 def test_what_would_come_to_the_same_is_not_tried_again() -> None:
     told = Restarts(allowed=9).refusal(Failure("NaN", worth_another_attempt=False), progressed=True)
-    assert told == "another attempt would come to the same"
+    assert told == "another attempt would fail in the same way"
 
 
 def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +82,8 @@ def test_a_run_goes_on_with_as_many_of_the_nodes_left_as_divide_the_shards(run: 
     stage = Stage(run, (1,), (0,), "finished")
     ended = stage.go(min_nodes=1)
     assert (ended.attempt.state, stage.slots) == ("finished", [(0, 1, 2, 3), (0, 2), (2,)])
-    assert "3 of 4 nodes are left: going on with 16 workers on 2; workers must divide data.shards 64" in stage.said
-    assert "1 of 2 nodes are left: going on with 8 workers on 1" in stage.said
+    assert "3 of 4 nodes remain: resuming with 16 workers on 2; workers must divide data.shards 64" in stage.said
+    assert "1 of 2 nodes remain: resuming with 8 workers on 1" in stage.said
 
 
 def test_if_all_nodes_are_lost_at_once_their_places_are_filled(run: RunDir) -> None:
@@ -97,7 +97,7 @@ def test_below_the_fewest_nodes_a_run_ends(run: RunDir) -> None:
     stage = Stage(run, (1,))
     ended = stage.go(min_nodes=3)
     assert ended.failure is not None
-    assert ended.refusal == "of the 3 nodes that are left, 2 could go on, fewer than --elastic allows"
+    assert ended.refusal == "2 of the 3 remaining nodes are usable, fewer than the minimum of --elastic"
 
 
 def test_without_elastic_a_lost_nodes_place_is_filled(run: RunDir) -> None:
@@ -139,7 +139,7 @@ def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypat
         run.stop_request.touch()
         ended = recovery.to_the_end()
         assert (ended.attempt.state, ended.refusal) == (
-            ("failed", "a stop was asked for") if asked_before else ("stopped", "")
+            ("failed", "a stop was requested") if asked_before else ("stopped", "")
         )
     assert json.loads(run.outcome.read_text())["step"] == 4
 

@@ -92,10 +92,10 @@ def test_a_job_is_told_of_the_wrapper_and_a_run_keeps_it(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("nodelist=n1", "--srun-arg 'nodelist': is the launcher's own"),
-        ("out=/x", "--srun-arg 'out': is the launcher's own"),
+        ("nodelist=n1", "--srun-arg 'nodelist': is set by the launcher itself"),
+        ("out=/x", "--srun-arg 'out': is set by the launcher itself"),
         ("-w=n1", "--srun-arg '-w': expected the long name of an option of srun"),
-        ("container-image=-x", "--srun-arg 'container-image': '-x' is no value"),
+        ("container-image=-x", "--srun-arg 'container-image': '-x' is not a value"),
     ],
 )
 def test_options_of_srun_that_are_the_launchers_are_refused(option: str, expected: str) -> None:

@@ -111,14 +111,14 @@ def test_a_search_that_nobody_has_run_is_new(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("act", "asked"), [(request_stop, ""), (request_end, NOW)])
 def test_a_search_is_asked_to_stop_as_a_run_is(act: Callable[..., str], asked: str, sweep: MadeSweep) -> None:
     owned(sweep, Owner.me())
-    assert act(sweep.dir.path, wait=False).startswith("asked to ")
+    assert act(sweep.dir.path, wait=False).startswith("requested to ")
     assert sweep.dir.coordination.stop_request.read_text() == asked
     assert "state       stopping: 3 of 12 ended" in shown(sweep.dir.path, as_json=False)
 
 
 def test_a_search_at_which_nobody_works_is_not_asked(sweep: MadeSweep) -> None:
     owned(sweep, GONE)
-    with pytest.raises(CheckError, match="no launch is at work there"):
+    with pytest.raises(CheckError, match="no launch is active there"):
         request_stop(sweep.dir.path, wait=False)
 
 
