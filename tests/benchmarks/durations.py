@@ -1,10 +1,10 @@
-"""Where the time of a test run goes: wall and CPU seconds by folder, by file and by fixture.
+"""pytest plugin: wall and CPU seconds of a test run by folder, file and fixture.
 
 pytest -n 2 -p tests.benchmarks.durations
 
 Printed at the end of the run. CPU seconds are those of the test process and of all processes it started: where they are
-fewer than the wall seconds, a test waits, and another can compute meanwhile. The seconds of a fixture do not include
-those of the fixtures it requests.
+fewer than the wall seconds, a test waits, and another test can run at the same time. The seconds of a fixture do not
+include those of the fixtures it requests.
 """
 
 from collections import defaultdict
@@ -40,7 +40,7 @@ class Cost:
 
 
 def _cpu_seconds() -> float:
-    """Of this process, its living descendants and all that these have waited for."""
+    """Return the CPU seconds of this process, its living descendants, and the children they have reaped."""
     total = 0.0
     process = psutil.Process()
     for each in [process, *process.children(recursive=True)]:
@@ -51,7 +51,7 @@ def _cpu_seconds() -> float:
 
 
 class Recorder:
-    """In a process that runs tests: (kind, file, name, wall, cpu) of each phase and fixture."""
+    """Records (kind, file, name, wall, cpu) of each phase and fixture, in a process that runs tests."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, str, float, float]] = []
@@ -98,7 +98,7 @@ class Recorder:
 
 
 class Table:
-    """In the process that reports: the rows of all that ran tests, added up."""
+    """Adds up the rows of all test processes and prints them, in the process that reports."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._rows = recorder.rows
@@ -113,10 +113,10 @@ class Table:
 
 
 def render(rows: Iterable[tuple[str, str, str, float, float]]) -> list[str]:
-    """Three Markdown tables."""
-    found = list(rows)
-    phases = [row for row in found if row[0] == "phase"]
-    fixtures = [row for row in found if row[0] == "fixture"]
+    """Return the lines of three Markdown tables: by folder, file and fixture."""
+    rows = list(rows)
+    phases = [row for row in rows if row[0] == "phase"]
+    fixtures = [row for row in rows if row[0] == "fixture"]
     return [
         *_table("folder", phases, lambda row: Path(row[1]).parts[1]),
         *_table("file", phases, lambda row: row[1], most=_FILES),
