@@ -189,7 +189,7 @@ GUARDS = (
         "launcher/config/launch_config.py",
         "value if shown(name, value) == value else None",
         "value",
-        "tests/launcher/manage/test_saved_launches.py::test_a_launch_is_read_back_as_it_was_and_holds_no_secret",
+        "tests/launcher/manage/test_saved_launches.py::test_a_stored_launch_is_read_back_unchanged_and_contains_no_secret",
     ),
     Guard(
         "a request to end now does not stop with a checkpoint first",
