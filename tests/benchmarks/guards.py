@@ -49,7 +49,7 @@ GUARDS = (
         "launcher/agent/processes.py",
         "            os.kill(pid, signal.SIGKILL)\n",
         "            pass\n",
-        "tests/launcher/supervise/test_coordinator.py::test_a_killed_starter_takes_its_orphans_with_it",
+        "tests/launcher/supervise/test_coordinator.py::test_orphans_of_a_killed_starter_are_killed",
     ),
     Guard(
         "a kernel that other users may have written is not loaded",
@@ -196,14 +196,14 @@ GUARDS = (
         "fmfsd/training/stop_flag.py",
         "request.read_text() != NOW",
         "request.exists()",
-        "tests/launcher/supervise/test_stop_requests.py::test_a_request_to_end_now_ends_a_run_that_would_have_stopped",
+        "tests/launcher/supervise/test_stop_requests.py::test_a_request_to_end_now_kills_the_run_instead_of_stopping_it",
     ),
     Guard(
         "two interrupts within a second count as one",
         "launcher/supervise/stop_requests.py",
         "now - self._first_interrupt >= SECOND_INTERRUPT_S",
         "True",
-        "tests/launcher/supervise/test_stop_requests.py::test_interrupts_closer_than_a_second_are_one",
+        "tests/launcher/supervise/test_stop_requests.py::test_interrupts_within_a_second_count_as_one",
     ),
     Guard(
         "workers agree on a stop",
@@ -252,7 +252,7 @@ GUARDS = (
         "launcher/supervise/restarts.py",
         "if not failure.worth_another_attempt:",
         "if False:",
-        "tests/launcher/supervise/test_restarts.py::test_what_would_come_to_the_same_is_not_tried_again",
+        "tests/launcher/supervise/test_restarts.py::test_a_failure_that_would_repeat_is_not_retried",
     ),
     Guard(
         "a run keeps its own config",

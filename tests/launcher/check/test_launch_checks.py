@@ -1,4 +1,4 @@
-"""Everything that is wrong is said before anything starts, and nothing that exists is changed."""
+"""All problems are reported before anything starts, and existing files are not changed."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from tests.helpers.runs import make_run, tiny_config
 from tests.helpers.users import as_other, common_folder, needs_second_user
 
 
-def test_a_sound_launch_passes(prepared: Path) -> None:
+def test_a_valid_launch_passes(prepared: Path) -> None:
     config = tiny_config(prepared)
     sound(config)
     assert is_prepared(config)
@@ -89,7 +89,7 @@ def test_resume_never_refuses_what_exists(prepared: Path, tmp_path: Path) -> Non
     assert (code, "exists, and --resume never" in text) == (2, True)
 
 
-def test_a_folder_of_something_else_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_directory_is_refused(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     sound(tiny_config(prepared), run=RunDir(tmp_path / "thesis"))
     (tmp_path / "thesis" / "chapter1.tex").write_text("x")
@@ -107,23 +107,23 @@ def test_a_run_directory_with_a_damaged_config_is_named(prepared: Path, tmp_path
     assert "config.yaml:2: no YAML" in problems(tiny_config(prepared), run=run)[1]
 
 
-def _flip(path: Path) -> None:
+def _flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def _classes(path: Path) -> None:
+def _halve_shards(path: Path) -> None:
     path.write_text(path.read_text().replace('"shards": 64', '"shards": 32'))
 
 
 DATA_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "one flipped byte": ("train-0003.safetensors", _flip, "train-0003.safetensors: damaged: SHA-256"),
+    "one flipped byte": ("train-0003.safetensors", _flip_byte, "train-0003.safetensors: damaged: SHA-256"),
     "truncated": ("test-0001.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, expected"),
     "missing": ("train-0063.safetensors", Path.unlink, "train-0063.safetensors: missing"),
     "no index": ("index.json", Path.unlink, "index.json: missing"),
     "damaged index": ("index.json", lambda path: path.write_text("{"), "no index of a prepared set"),
-    "contradictory index": ("index.json", _classes, "split train has 64 files, expected 32"),
+    "contradictory index": ("index.json", _halve_shards, "split train has 64 files, expected 32"),
 }
 
 
@@ -137,8 +137,8 @@ def test_damaged_data_is_found_before_a_worker_starts(case: str, prepared: Path)
     assert expected in text
 
 
-def test_checksums_are_of_sets_up_to_the_size_that_is_asked_for(prepared: Path) -> None:
-    _flip(prepared / "cifar10" / "train-0003.safetensors")
+def test_checksums_are_verified_up_to_the_given_set_size(prepared: Path) -> None:
+    _flip_byte(prepared / "cifar10" / "train-0003.safetensors")
     sound(tiny_config(prepared), checksums_bytes=1000)
     for size in (CHECKED_AT_LAUNCH_BYTES, math.inf):
         assert "damaged: SHA-256" in problems(tiny_config(prepared), checksums_bytes=size)[1]
@@ -146,24 +146,24 @@ def test_checksums_are_of_sets_up_to_the_size_that_is_asked_for(prepared: Path) 
 
 def test_every_damaged_shard_is_named_at_once(prepared: Path) -> None:
     for number in (3, 9, 27):
-        _flip(prepared / "cifar10" / f"train-{number:04d}.safetensors")
+        _flip_byte(prepared / "cifar10" / f"train-{number:04d}.safetensors")
     assert problems(tiny_config(prepared))[1].count("damaged: SHA-256") == 3
 
 
-def test_another_set_under_the_name_is_refused(prepared: Path) -> None:
+def test_another_set_with_the_same_name_is_refused(prepared: Path) -> None:
     path = prepared / "cifar10" / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "name": "synthetic10"}))
     assert "holds synthetic10, 64 shards, 0 held out; the config wants" in problems(tiny_config(prepared))[1]
 
 
-def test_a_batch_above_the_real_set_is_refused(prepared: Path) -> None:
+def test_a_batch_larger_than_the_prepared_set_is_refused(prepared: Path) -> None:
     assert (
         "train.batch: 512 is more than the 256 training samples"
         in problems(tiny_config(prepared, "train.batch=512"))[1]
     )
 
 
-def test_a_set_that_is_not_prepared_yet_is_no_problem_if_it_can_be(tmp_path: Path) -> None:
+def test_a_set_that_the_launch_can_prepare_may_be_missing(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "new")
     sound(config)
     assert not is_prepared(config)
@@ -172,7 +172,7 @@ def test_a_set_that_is_not_prepared_yet_is_no_problem_if_it_can_be(tmp_path: Pat
 
 @pytest.mark.usefixtures("processes")
 @needs_second_user
-def test_places_that_are_not_writable_are_named() -> None:
+def test_folders_that_are_not_writable_are_named() -> None:
     with common_folder() as folder:
         code, text = as_other(problems, tiny_config(folder / "new"), LaunchConfig(), CPU, RunDir(folder / "run"))
     assert code == 3
@@ -189,7 +189,7 @@ def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("version", "fits"), [("2.10.1", False), ("2.11.0+cpu", True), ("2.15.9", True), ("2.16.0", False)]
 )
-def test_torch_versions_that_were_not_tried_are_named(
+def test_untested_torch_versions_are_refused(
     version: str, fits: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine_checks, "version", lambda _: version)
@@ -204,8 +204,8 @@ def test_a_missing_torch_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatc
     assert "torch: not installed in this environment" in problems(tiny_config(prepared))[1]
 
 
-def test_wrong_config_and_wrong_surroundings_are_said_together(prepared: Path, tmp_path: Path) -> None:
-    _flip(prepared / "cifar10" / "train-0000.safetensors")
+def test_problems_of_the_config_and_of_the_machine_are_reported_together(prepared: Path, tmp_path: Path) -> None:
+    _flip_byte(prepared / "cifar10" / "train-0000.safetensors")
     code, text = problems(tiny_config(prepared), LaunchConfig(gpus=3))
     assert code == 2
     assert "3 workers do not divide" in text
@@ -228,7 +228,7 @@ def test_every_preset_passes_the_check(tmp_path: Path) -> None:
         sound(load_config(name, data_root=str(tmp_path)))
 
 
-def test_weights_to_begin_with_must_be_there_unless_the_run_has_its_own(prepared: Path, tmp_path: Path) -> None:
+def test_initial_weights_must_exist_unless_the_run_has_a_checkpoint(prepared: Path, tmp_path: Path) -> None:
     config = tiny_config(prepared, f"train.init_from={tmp_path}/none")
     code, text = problems(config)
     assert (code, text.startswith(f"train.init_from: {tmp_path}/none does not exist")) == (3, True)
@@ -240,7 +240,7 @@ def test_weights_to_begin_with_must_be_there_unless_the_run_has_its_own(prepared
 FOLDERS = (*("data.name=folder", "data.classes=4", "data.shards=4", "data.valid=0"), "train.batch=4")
 
 
-def test_a_folder_set_that_is_not_prepared_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_folder_set_is_reported_with_the_command_that_prepares_it(tmp_path: Path) -> None:
     config = load_config("smoke", [*FOLDERS, "data.size=64"], data_root=str(tmp_path / "a b"))
     code, text = problems(config)
     assert code == 3
@@ -263,7 +263,7 @@ def test_a_folder_set_that_is_not_prepared_is_told_with_the_command_that_makes_i
         ),
     ],
 )
-def test_what_only_the_prepared_folder_can_tell_is_told(
+def test_the_config_is_checked_against_the_prepared_folder(
     changes: tuple[str, ...], expected: str | None, tmp_path: Path
 ) -> None:
     data = DataConfig(name="folder", root=str(tmp_path), shards=4)
