@@ -64,7 +64,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.asked.dataset}-{self.asked.backbone.replace('/', '-')}-{self.method}-{self.seed}"
+        return f"{self.comparison.dataset}-{self.comparison.backbone.replace('/', '-')}-{self.method}-{self.seed}"
 
     @property
     def folder(self) -> RunDir:

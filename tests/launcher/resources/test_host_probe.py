@@ -86,7 +86,7 @@ def test_a_host_with_another_checkout_is_named(tmp_path: Path) -> None:
     for package in ("fmfsd", "launcher"):
         shutil.copytree(checkout / package, tmp_path / "other" / package)
     assert problem_texts(probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path)) == []
-    with (tmp_path / "other" / "fmfsd" / "comms.py").open("a") as file:
+    with (tmp_path / "other" / "fmfsd" / "distributed" / "collectives.py").open("a") as file:
         file.write("# changed\n")
     (problem,) = problem_texts(probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path))
     assert problem.startswith("code of fmfsd: not the same everywhere: sum ")
