@@ -62,11 +62,11 @@ class Tally:
     faults: dict[str, bytes] = field(default_factory=dict)
     slowest_s: float = 0.0
 
-    def add(self, content: bytes, found: str, took_s: float) -> None:
-        self.counts[found] = self.counts.get(found, 0) + 1
+    def add(self, content: bytes, result: str, took_s: float) -> None:
+        self.counts[result] = self.counts.get(result, 0) + 1
         self.slowest_s = max(self.slowest_s, took_s)
-        if found not in (ACCEPTED, REFUSED):
-            self.faults[found] = min(content, self.faults.get(found, content), key=len)
+        if result not in (ACCEPTED, REFUSED):
+            self.faults[result] = min(content, self.faults.get(result, content), key=len)
 
     def row(self) -> list[str]:
         """Return the table row: inputs, accepted, refused, anything else, slowest."""
@@ -96,17 +96,17 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def outcome(target: Target, content: bytes, *, limit_s: float = LIMIT_S) -> str:
     """Return "accepted", "refused", or the fault with its location."""
-    found = ACCEPTED
+    result = ACCEPTED
     try:
         with time_limit(limit_s):
             target.read(content)
     except KeyboardInterrupt:
         raise
     except FmfsdError:
-        found = REFUSED
+        result = REFUSED
     except BaseException as error:  # a Rust panic in safetensors is not an Exception
-        found = f"{type(error).__name__} at {_location(error)}"
-    return found if sys.modules.pop(CANARY, None) is None else "code was imported"
+        result = f"{type(error).__name__} at {_location(error)}"
+    return result if sys.modules.pop(CANARY, None) is None else "code was imported"
 
 
 def _location(error: BaseException) -> str:
@@ -125,8 +125,8 @@ def fuzz(target: Target, contents: Iterator[bytes], tally: Tally, *, tries: int)
     """Add `tries` inputs to the tally."""
     for _ in range(tries):
         content, start = next(contents), time.perf_counter()
-        found = outcome(target, content)
-        tally.add(content, found, time.perf_counter() - start)
+        result = outcome(target, content)
+        tally.add(content, result, time.perf_counter() - start)
     return tally
 
 

@@ -17,7 +17,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 @pytest.fixture
-def prepared(tiny_root: Path, tmp_path: Path) -> Path:
+def data_root(tiny_root: Path, tmp_path: Path) -> Path:
     """Return a data root with one prepared set, which the test may change."""
     shutil.copytree(tiny_root / "cifar10", tmp_path / "root" / "cifar10")
     return tmp_path / "root"

@@ -297,7 +297,7 @@ def test_a_job_whose_granted_gpus_are_not_visible_does_not_train_on_the_cpu(
 
 
 def test_an_agent_gets_all_gpus_that_the_job_has_on_its_node(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """With every way of requesting GPUs."""
+    """Tested with every way of requesting GPUs."""
     script, gpu_options = (
         tmp_path / "script",
         ("--gpus-per-node=2", "--gpus-per-node=a100:2", "--gres=gpu:2", "--gres=gpu:a100:2"),

@@ -37,7 +37,7 @@ FOR_INTERACTIVE_USE = """
 """
 
 
-def probe(names: Sequence[str]) -> Survey:
+def run_probe(names: Sequence[str]) -> Survey:
     site = Site(Resources(cores=1), "ssh", tuple(names))
     return ask(names, partial(site.start_agent, environment={}))
 
@@ -67,7 +67,7 @@ def test_a_config_for_interactive_sessions_and_a_shell_that_prints_do_no_harm(
     with socket.create_server(("localhost", 0)) as busy, sshd:
         section = FOR_INTERACTIVE_USE.format(port=busy.getsockname()[1], folder=hosts.folder)
         path_with_config.write_text(ssh_config(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}", section))
-        result = probe(["me"])
+        result = run_probe(["me"])
     assert (result.trouble, list(result.seen)) == ({}, ["me"])
     assert not list(hosts.folder.glob("control-*"))
 
@@ -80,7 +80,7 @@ def test_hosts_behind_an_sshd_that_accepts_four_logins_at_a_time_all_answer(
     names = [f"host{number}" for number in range(10)]
     path_with_config.write_text(ssh_config(hosts, f"Host host*\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="4:100:4"):
-        result = probe(names)
+        result = run_probe(names)
     assert (result.trouble, list(result.seen)) == ({}, names)
 
 
@@ -91,7 +91,7 @@ def test_an_sshd_that_refuses_every_connection_is_reported_with_its_setting(
     path_with_config.write_text(ssh_config(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="1:100:1"), socket.create_connection((address, SSHD_PORT)) as waiting:
         assert waiting.recv(3) == b"SSH"
-        result = probe(["me"])
+        result = run_probe(["me"])
     assert "limits simultaneous connections: raise MaxStartups" in result.trouble["me"]
 
 
@@ -103,7 +103,7 @@ def test_a_host_with_ipv6_only_is_refused_with_the_reason(hosts: Cluster, addres
     hosts.on("n2", "ip", "-6", "addr", "add", "fd00:213::2/64", "dev", "eth0", "nodad")
     hosts.on("n2", "ip", "-4", "addr", "flush", "dev", "eth0")
     try:
-        result = probe(["me"])
+        result = run_probe(["me"])
     finally:
         hosts.on("n2", "ip", "addr", "add", f"{network}.2/24", "dev", "eth0")
         hosts.on("n2", "ip", "route", "add", "default", "via", f"{network}.254")

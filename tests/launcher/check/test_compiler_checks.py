@@ -39,8 +39,8 @@ def test_a_worker_with_auto_is_not_compiled_without_the_headers_of_python(tmp_pa
 
 
 @pytest.mark.usefixtures("no_headers")
-def test_the_check_warns_about_missing_headers_and_refuses_compile_true(prepared: Path, tmp_path: Path) -> None:
-    run, launch = tiny_config(prepared), LaunchConfig()
+def test_the_check_warns_about_missing_headers_and_refuses_compile_true(data_root: Path, tmp_path: Path) -> None:
+    run, launch = tiny_config(data_root), LaunchConfig()
     compile_warnings = [
         text for text in warnings(run, launch, ON_A_GPU, RunDir(tmp_path / "run")) if "compiled" in text
     ]
@@ -48,7 +48,7 @@ def test_the_check_warns_about_missing_headers_and_refuses_compile_true(prepared
         f"passes will not be compiled, and training takes longer: {missing_for_compile('cuda')}"
     ]
     assert f"{tmp_path}/Python.h is missing: install Python's headers" in compile_warnings[0]
-    code, text = problems(tiny_config(prepared, "train.compile=true"))
+    code, text = problems(tiny_config(data_root, "train.compile=true"))
     assert (code, "train.compile: can't work here" in text, "Python.h is missing" in text) == (3, True, True)
 
 

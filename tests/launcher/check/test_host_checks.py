@@ -32,8 +32,8 @@ def probe_with(**changed: Any) -> Survey:
         ({"source": "f" * 64}, ["code of fmfsd: not the same everywhere", "; sum ffffffffffff on n2"]),
     ],
 )
-def test_other_software_on_a_host_is_refused(changed: dict[str, Any], expected: list[str], prepared: Path) -> None:
-    code, text = problems(tiny_config(prepared), survey=probe_with(**changed))
+def test_other_software_on_a_host_is_refused(changed: dict[str, Any], expected: list[str], data_root: Path) -> None:
+    code, text = problems(tiny_config(data_root), survey=probe_with(**changed))
     assert code == 3
     assert all(part in text for part in expected), text
 
@@ -47,11 +47,11 @@ def test_a_host_with_another_version_may_report_other_fields() -> None:
     assert list(host_checks.warnings(probed)) == []
 
 
-def test_another_timm_on_a_host_is_refused_if_the_backbone_is_from_timm(prepared: Path) -> None:
+def test_another_timm_on_a_host_is_refused_if_the_backbone_is_from_timm(data_root: Path) -> None:
     probed = probe_with(versions={**look({}, {})["versions"], "timm": "0.9.0"})
-    code, text = problems(tiny_config(prepared, "model.backbone=timm/test_resnet"), survey=probed)
+    code, text = problems(tiny_config(data_root, "model.backbone=timm/test_resnet"), survey=probed)
     assert (code, "timm: not the same everywhere: " in text, "; 0.9.0 on n2" in text) == (3, True, True), text
-    assert list(host_checks.other_timm(tiny_config(prepared), probed)) == []
+    assert list(host_checks.other_timm(tiny_config(data_root), probed)) == []
 
 
 def test_a_patch_release_of_python_is_no_difference() -> None:
@@ -59,19 +59,19 @@ def test_a_patch_release_of_python_is_no_difference() -> None:
     assert list(host_checks.problems(ONE, probe_with(python=f"{same}.99"))) == []
 
 
-def test_a_host_with_the_same_data_passes(prepared: Path) -> None:
-    index = sha256(prepared / "cifar10" / "index.json")
+def test_a_host_with_the_same_data_passes(data_root: Path) -> None:
+    index = sha256(data_root / "cifar10" / "index.json")
     probed = probe_with(index=index)
-    sound(tiny_config(prepared), survey=Survey({"n2": probed.seen["n2"]}, here=probed.here))
+    sound(tiny_config(data_root), survey=Survey({"n2": probed.seen["n2"]}, here=probed.here))
 
 
 @pytest.mark.parametrize(
     ("there", "expected"),
     [(None, "n2: can't read "), ("0" * 64, "n2: has another data set at ")],
 )
-def test_a_host_with_other_data_or_none_is_refused(there: str | None, expected: str, prepared: Path) -> None:
+def test_a_host_with_other_data_or_none_is_refused(there: str | None, expected: str, data_root: Path) -> None:
     probed = probe_with(index=there)
-    code, text = problems(tiny_config(prepared), survey=Survey({"n2": probed.seen["n2"]}, here=probed.here))
+    code, text = problems(tiny_config(data_root), survey=Survey({"n2": probed.seen["n2"]}, here=probed.here))
     assert (code, expected in text) == (3, True), text
 
 
@@ -79,23 +79,23 @@ def test_data_that_the_launch_prepares_may_be_missing_on_hosts(tmp_path: Path) -
     sound(tiny_config(tmp_path / "new"), survey=probe_with(index=None))
 
 
-def test_hosts_that_do_not_answer_are_reported_together_with_other_problems(prepared: Path) -> None:
+def test_hosts_that_do_not_answer_are_reported_together_with_other_problems(data_root: Path) -> None:
     silent = Survey(trouble={"n1": "no route to host", "n2": "no answer in 30 s"})
-    code, text = problems(tiny_config(prepared), LaunchConfig(gpus=3), survey=silent)
+    code, text = problems(tiny_config(data_root), LaunchConfig(gpus=3), survey=silent)
     assert code == 2
     for part in ("n1: no route to host", "n2: no answer in 30 s", "3 workers do not divide"):
         assert part in text
 
 
 def test_an_interface_that_a_host_lacks_is_named() -> None:
-    probed = [
+    messages = [
         str(each)
         for each in host_checks.problems(
             LaunchConfig(interface="ib0"), probe_with(interfaces={"lo": ["127.0.0.1"], "ib0": ["10.0.0.1"]})
         )
     ]
-    assert len(probed) == 1
-    assert probed[0].startswith("n1: has no interface ib0 with an IPv4 address; there are lo")
+    assert len(messages) == 1
+    assert messages[0].startswith("n1: has no interface ib0 with an IPv4 address; there are lo")
 
 
 def test_a_host_without_ipv4_is_refused_if_there_are_several_nodes() -> None:

@@ -35,13 +35,13 @@ def gpus(count: int, gib: int = 0) -> Site:
     return Site(Resources(cores=8, gpus=tuple(map(str, range(count))), gpu_memory=gib * GIB))
 
 
-def test_a_model_that_fits_passes(prepared: Path) -> None:
-    sound(tiny_config(prepared), costs=LARGE)
-    assert not list(memory_checks.too_little(tiny_config(prepared), TWO, gpus(2, gib=16), LARGE))
+def test_a_model_that_fits_passes(data_root: Path) -> None:
+    sound(tiny_config(data_root), costs=LARGE)
+    assert not list(memory_checks.too_little(tiny_config(data_root), TWO, gpus(2, gib=16), LARGE))
 
 
-def test_too_little_gpu_memory_is_refused_with_settings_that_fit(prepared: Path) -> None:
-    config = tiny_config(prepared, "train.batch=512", "train.micro_batch=256")
+def test_too_little_gpu_memory_is_refused_with_settings_that_fit(data_root: Path) -> None:
+    config = tiny_config(data_root, "train.batch=512", "train.micro_batch=256")
     (problem,) = memory_checks.too_little(config, TWO, gpus(2, gib=10), LARGE)
     assert problem.message == (
         "a worker needs at least 16.0 GiB, 12.0 GiB of it for activations; its GPU has 10.0 GiB: by these figures "
@@ -49,21 +49,21 @@ def test_too_little_gpu_memory_is_refused_with_settings_that_fit(prepared: Path)
     )
 
 
-def test_more_workers_are_not_advised_if_they_share_the_memory(prepared: Path) -> None:
+def test_more_workers_are_not_advised_if_they_share_the_memory(data_root: Path) -> None:
     site = Site(Resources(cores=8, memory=30 * GIB))
-    code, text = problems(tiny_config(prepared), TWO, site, costs=LARGE)
+    code, text = problems(tiny_config(data_root), TWO, site, costs=LARGE)
     assert code == 3
     assert "its machine has 15.0 GiB for it: by these figures 1 worker or train.micro_batch 64" in text
     hosts = Site(Resources(cores=8, memory=30 * GIB), "ssh", ("n1", "n2"))
-    assert not list(memory_checks.too_little(tiny_config(prepared), LaunchConfig(nodes=2), hosts, LARGE))
+    assert not list(memory_checks.too_little(tiny_config(data_root), LaunchConfig(nodes=2), hosts, LARGE))
 
 
-def test_a_model_that_never_fits_gets_that_message(prepared: Path) -> None:
-    (problem,) = memory_checks.too_little(tiny_config(prepared), TWO, gpus(2, gib=2), LARGE)
+def test_a_model_that_never_fits_gets_that_message(data_root: Path) -> None:
+    (problem,) = memory_checks.too_little(tiny_config(data_root), TWO, gpus(2, gib=2), LARGE)
     assert problem.message.endswith("only a smaller model fits")
 
 
-def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared: Path) -> None:
+def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(data_root: Path) -> None:
     """With GPUs, the optimizers of all workers of a machine share its memory; on a CPU they add to the other
     tensors."""
     offloading = Costs(memory={**LARGE.memory, "offloaded": 5 * GIB})
@@ -75,14 +75,14 @@ def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared
     )
     assert not list(memory_checks.no_room_to_offload(LaunchConfig(gpus=1), two, offloading))
     cpu = Site(Resources(cores=8, memory=20 * GIB))
-    (problem,) = memory_checks.too_little(tiny_config(prepared), LaunchConfig(), cpu, offloading)
+    (problem,) = memory_checks.too_little(tiny_config(data_root), LaunchConfig(), cpu, offloading)
     assert "a worker needs at least 21.0 GiB" in problem.message
     assert not list(memory_checks.no_room_to_offload(LaunchConfig(), cpu, offloading))
 
 
-def test_host_memory_has_to_suffice_for_the_gpu_workers(prepared: Path) -> None:
+def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None:
     """Image buffers, copies of a checkpoint, and offloaded optimizers."""
-    config, costs = tiny_config(prepared), Costs(parameters=GIB // 4, memory={**LARGE.memory, "offloaded": GIB})
+    config, costs = tiny_config(data_root), Costs(parameters=GIB // 4, memory={**LARGE.memory, "offloaded": GIB})
     eight = LaunchConfig(gpus=8)
 
     def messages(gib: int, launch: LaunchConfig = eight) -> list[str]:
@@ -99,16 +99,16 @@ def test_host_memory_has_to_suffice_for_the_gpu_workers(prepared: Path) -> None:
     assert (code, "8 workers with GPUs also need" in text) == (3, True)
 
 
-def test_unknown_gpu_memory_is_not_checked(prepared: Path) -> None:
-    assert not list(memory_checks.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
+def test_unknown_gpu_memory_is_not_checked(data_root: Path) -> None:
+    assert not list(memory_checks.too_little(tiny_config(data_root), TWO, gpus(2), LARGE))
 
 
-def test_the_disk_has_to_hold_all_checkpoints_of_this_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_has_to_hold_all_checkpoints_of_this_model(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and momenta of four checkpoints: the two newest, the best and the one being written."""
-    config = tiny_config(prepared)
+    config = tiny_config(data_root)
     assert machine_checks.checkpoints_bytes(config, LARGE) == 8 * GIB
-    assert machine_checks.checkpoints_bytes(tiny_config(prepared, "optim.momentum=0"), LARGE) == 4 * GIB
-    assert machine_checks.checkpoints_bytes(tiny_config(prepared, "train.precision=fp64"), LARGE) == 16 * GIB
+    assert machine_checks.checkpoints_bytes(tiny_config(data_root, "optim.momentum=0"), LARGE) == 4 * GIB
+    assert machine_checks.checkpoints_bytes(tiny_config(data_root, "train.precision=fp64"), LARGE) == 16 * GIB
     assert machine_checks.checkpoints_bytes(config, Costs()) == machine_checks.FREE_BYTES
     assert f"a run needs at least {2**41}" in problems(config, costs=Costs(parameters=1 << 56))[1]
 
@@ -124,17 +124,17 @@ def test_the_disk_has_to_hold_all_checkpoints_of_this_model(prepared: Path, monk
     ],
 )
 def test_batches_that_are_too_small_for_the_gpus_are_a_warning(
-    launch: LaunchConfig, site: Site, changes: tuple[str, ...], expected: str | None, prepared: Path, run: RunDir
+    launch: LaunchConfig, site: Site, changes: tuple[str, ...], expected: str | None, data_root: Path, run: RunDir
 ) -> None:
-    messages = warnings(tiny_config(prepared, *changes), launch, site, run)
+    messages = warnings(tiny_config(data_root, *changes), launch, site, run)
     assert messages == [] if expected is None else expected in messages[0]
 
 
 @pytest.mark.usefixtures("processes")
 def test_the_real_cost_probe_runs_once_and_its_costs_refuse_a_small_machine(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(prepared)
+    config = tiny_config(data_root)
     preset = ["--set", "data.name=cifar10", "--set", "model.backbone=resnet8", "--", "cifar100-resnet18"]
     settings = ["--set", "train.precision=fp32", "--set", "train.channels_last=false", *preset]
     costs = costs_of(config, settings, workers=1, environment=os.environ)
@@ -148,15 +148,20 @@ def test_the_real_cost_probe_runs_once_and_its_costs_refuse_a_small_machine(
     )
 
 
-def test_the_cost_probe_does_not_run_for_a_wrong_number_of_workers(prepared: Path) -> None:
-    assert costs_of(tiny_config(prepared), ["nonsense"], workers=3, environment=os.environ) == Costs()
+def test_the_cost_probe_does_not_run_for_a_wrong_number_of_workers(data_root: Path) -> None:
+    assert costs_of(tiny_config(data_root), ["nonsense"], workers=3, environment=os.environ) == Costs()
 
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_the_check_fetches_no_weights_that_a_checkpoint_replaces(
-    replaced: bool, prepared: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+    replaced: bool, data_root: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = ("data.name=cifar10", "model.backbone=timm/test_resnet", "model.pretrained=true", f"data.root={prepared}")
+    changes = (
+        "data.name=cifar10",
+        "model.backbone=timm/test_resnet",
+        "model.pretrained=true",
+        f"data.root={data_root}",
+    )
     if replaced:
         run.config.write_text(dump_config(load_config("cifar100-resnet18", changes)))
         (run.checkpoints / "step-00000001").mkdir()
@@ -173,9 +178,9 @@ def test_the_check_fetches_no_weights_that_a_checkpoint_replaces(
 
 
 @pytest.mark.usefixtures("processes")
-def test_problems_of_the_cost_probe_are_reported(prepared: Path) -> None:
-    refused = costs_of(tiny_config(prepared, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
-    code, text = problems(tiny_config(prepared), costs=refused)
+def test_problems_of_the_cost_probe_are_reported(data_root: Path) -> None:
+    refused = costs_of(tiny_config(data_root, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
+    code, text = problems(tiny_config(data_root), costs=refused)
     assert (code, "no preset is called 'nonsense'" in text) == (2, True)
 
 
@@ -193,19 +198,19 @@ def test_a_torch_that_does_not_load_is_only_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_cost_probe_has_a_timeout(monkeypatch: pytest.MonkeyPatch, prepared: Path) -> None:
+def test_the_cost_probe_has_a_timeout(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     monkeypatch.setattr(costs_module, "ANSWER_S", 0.01)
-    costs = costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ)
+    costs = costs_of(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ)
     assert costs.unknown == "`fmfsd probe`: no answer in 0.01 s"
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert (
-        "No such file" in costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ).unknown
+        "No such file" in costs_of(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ).unknown
     )
 
 
-def test_images_are_counted_where_they_will_be_stored(prepared: Path) -> None:
+def test_images_are_counted_where_they_will_be_stored(data_root: Path) -> None:
     """The prepared set has 384 samples of 3088 bytes; the cost probe knows only the published size."""
-    config, launch = tiny_config(prepared), LaunchConfig(gpus=2)
+    config, launch = tiny_config(data_root), LaunchConfig(gpus=2)
     held, other = 3088 * 160, LARGE.memory["total"] - LARGE.memory["data"]
     roomy, tight = (Site(Resources(cores=2, memory=2 * 2 * held + more)) for more in (0, -2))
     memory = image_storage.counted(LARGE, config, launch, roomy).memory
@@ -215,7 +220,7 @@ def test_images_are_counted_where_they_will_be_stored(prepared: Path) -> None:
     assert (memory["data"], memory["total"]) == (window, other + window)
     message = image_storage.told(config, launch, tight)
     assert message == "images (0 MiB a worker) stay in their files and are read ahead of their turn"
-    in_memory = tiny_config(prepared, "data.images_in=memory")
+    in_memory = tiny_config(data_root, "data.images_in=memory")
     assert image_storage.counted(LARGE, in_memory, launch, tight).memory["data"] == held
     assert image_storage.counted(Costs(), config, launch, tight) == Costs()
 
@@ -226,23 +231,23 @@ def test_the_size_of_an_unprepared_set_is_the_published_one(tmp_path: Path) -> N
     assert (part.samples, part.held_bytes) == (25_008 + 5_008, 30_016 * 3088)
 
 
-def test_images_in_files_is_offered_as_a_remedy(prepared: Path) -> None:
+def test_images_in_files_is_offered_as_a_remedy(data_root: Path) -> None:
     site = Site(Resources(cores=8, memory=31 * GIB))
-    assert "or data.images_in files or train.micro_batch" in problems(tiny_config(prepared), TWO, site, costs=LARGE)[1]
+    assert "or data.images_in files or train.micro_batch" in problems(tiny_config(data_root), TWO, site, costs=LARGE)[1]
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_check_reports_that_images_stay_in_their_files(prepared: Path) -> None:
+def test_the_check_reports_that_images_stay_in_their_files(data_root: Path) -> None:
     arguments = (
         "--set",
         "data.name=cifar10",
         "--set",
-        f"data.root={prepared}",
+        f"data.root={data_root}",
         "--set",
         "data.images_in=files",
         "--check",
     )
-    answer = run_command("fmfsd-launch", "cifar100-resnet8", *arguments, cwd=prepared)
+    answer = run_command("fmfsd-launch", "cifar100-resnet8", *arguments, cwd=data_root)
     assert answer.returncode == 0, answer.stderr
     first = answer.stdout.splitlines()[0]
     assert first.startswith("nothing is wrong: 1 worker on cpu, 1 node agent; cifar10 is prepared in ")

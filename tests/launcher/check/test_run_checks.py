@@ -28,30 +28,30 @@ from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config
 
 
-def test_a_run_is_resumed_only_with_its_own_images(prepared: Path, tmp_path: Path) -> None:
-    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
+def test_a_run_is_resumed_only_with_its_own_images(data_root: Path, tmp_path: Path) -> None:
+    config, run = tiny_config(data_root), RunDir(tmp_path / "run")
     run.create()
     run.config.write_text(dump_config(config))
     write_json(run.manifest, manifest(config, launch_entry(["fmfsd-launch"])))
     sound(config, run=run)
-    index = json.loads((prepared / "cifar10" / "index.json").read_text())
-    write_json(prepared / "cifar10" / "index.json", {**index, "seed": 1})
+    index = json.loads((data_root / "cifar10" / "index.json").read_text())
+    write_json(data_root / "cifar10" / "index.json", {**index, "seed": 1})
     code, text = problems(config, run=run)
     assert code == 3
     assert f"cifar10: is not the set of {run.path}" in text
 
 
-def test_files_of_a_launch_that_was_killed_early_are_accepted(prepared: Path, tmp_path: Path) -> None:
-    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
+def test_files_of_a_launch_that_was_killed_early_are_accepted(data_root: Path, tmp_path: Path) -> None:
+    config, run = tiny_config(data_root), RunDir(tmp_path / "run")
     run.create()
     run.lock.touch()
     write_json(run.manifest, manifest(config, launch_entry(["fmfsd-launch"])))
     sound(config, run=run)
 
 
-def test_the_manifest_has_the_command_without_secrets(prepared: Path, tmp_path: Path) -> None:
+def test_the_manifest_has_the_command_without_secrets(data_root: Path, tmp_path: Path) -> None:
     argv = ["fmfsd-launch", "--env", "MY_TOKEN=canary", "--env=MY_TOKEN=canary", "--set", "optim.lr=0.1"]
-    content = manifest(tiny_config(prepared), launch_entry(argv))
+    content = manifest(tiny_config(data_root), launch_entry(argv))
     assert content["launches"][0]["command"] == [
         "fmfsd-launch",
         "--env",
@@ -111,50 +111,50 @@ def test_a_source_snapshot_knows_the_commit_and_the_uncommitted_files(tmp_path: 
 _COMMITTER = ("-c", "user.name=a", "-c", "user.email=a@b")
 
 
-def launched_run(prepared: Path, tmp_path: Path, *changes: str) -> RunDir:
+def launched_run(data_root: Path, tmp_path: Path, *changes: str) -> RunDir:
     """Return a run of the tiny config with these changes that was launched before."""
     run = RunDir(tmp_path / "run")
     run.create()
-    run.config.write_text(dump_config(tiny_config(prepared, *changes)))
-    write_json(run.manifest, manifest(tiny_config(prepared), launch_entry(["fmfsd-launch"])))
+    run.config.write_text(dump_config(tiny_config(data_root, *changes)))
+    write_json(run.manifest, manifest(tiny_config(data_root), launch_entry(["fmfsd-launch"])))
     return run
 
 
-def test_settings_that_do_not_change_a_step_may_change_on_resume(prepared: Path, tmp_path: Path) -> None:
-    run = launched_run(prepared, tmp_path)
-    sound(tiny_config(prepared, "train.epochs=9", "checkpoint.every_minutes=1", "train.log_every=2 steps"), run=run)
+def test_settings_that_do_not_change_a_step_may_change_on_resume(data_root: Path, tmp_path: Path) -> None:
+    run = launched_run(data_root, tmp_path)
+    sound(tiny_config(data_root, "train.epochs=9", "checkpoint.every_minutes=1", "train.log_every=2 steps"), run=run)
 
 
-def test_a_run_can_not_be_made_shorter_than_its_current_step(prepared: Path, tmp_path: Path) -> None:
+def test_a_run_can_not_be_made_shorter_than_its_current_step(data_root: Path, tmp_path: Path) -> None:
     """A run must not end at its current step either, as the evaluations at the end would be left out."""
-    run = launched_run(prepared, tmp_path)
-    sound(tiny_config(prepared), run=run)
+    run = launched_run(data_root, tmp_path)
+    sound(tiny_config(data_root), run=run)
     for steps in (2, 3):
         (run.checkpoints / "step-00000003").mkdir(exist_ok=True)
-        code, text = problems(tiny_config(prepared, f"train.max_steps={steps}"), run=run)
+        code, text = problems(tiny_config(data_root, f"train.max_steps={steps}"), run=run)
         assert code == 2
         assert f"train.epochs, train.max_steps: make {steps} steps, and {run.path} has done 3 already" in text
 
 
-def test_a_grace_shorter_than_a_stop_is_a_warning(prepared: Path, tmp_path: Path) -> None:
+def test_a_grace_shorter_than_a_stop_is_a_warning(data_root: Path, tmp_path: Path) -> None:
     """The run has measured the duration of a stop. The same command still resumes it."""
-    run = launched_run(prepared, tmp_path)
+    run = launched_run(data_root, tmp_path)
     write_json(run.rank_progress(0), {"stop_takes_s": 12.3})
     assert list(short_grace(LaunchConfig(grace_s=13), run)) == []
     (message,) = short_grace(LaunchConfig(grace_s=12), run)
     assert message.startswith("--grace 12: a step and a save of this run took 12.3 s")
     assert message.endswith("set --grace 25")
-    sound(tiny_config(prepared), LaunchConfig(grace_s=12), run=run)
+    sound(tiny_config(data_root), LaunchConfig(grace_s=12), run=run)
 
 
-def test_the_check_refuses_a_run_that_another_launch_owns(prepared: Path, tmp_path: Path) -> None:
-    run = launched_run(prepared, tmp_path)
+def test_the_check_refuses_a_run_that_another_launch_owns(data_root: Path, tmp_path: Path) -> None:
+    run = launched_run(data_root, tmp_path)
     with sole_owner(run):
-        code, text = problems(tiny_config(prepared), run=run)
+        code, text = problems(tiny_config(data_root), run=run)
     assert code == 3
     assert f"another launch is at work there (process {os.getpid()} on" in text
     write_json(run.owner, {"host": socket.gethostname(), "pid": os.getpid(), "born": 1, "since": 0.0})
-    sound(tiny_config(prepared), run=run)
+    sound(tiny_config(data_root), run=run)
 
 
 @pytest.mark.fault("F43")
@@ -169,12 +169,12 @@ def test_changed_software_versions_are_reported() -> None:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.fault("F34")
-def test_a_run_directory_on_a_read_only_disk_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_a_run_directory_on_a_read_only_disk_is_refused(data_root: Path, tmp_path: Path) -> None:
     """A real read-only mount, in a mount namespace of the test."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare")
     (tmp_path / "runs").mkdir()
-    launch = [command("fmfsd-launch"), "smoke", "--set", f"data.root={prepared}", "--set", "data.name=cifar10"]
+    launch = [command("fmfsd-launch"), "smoke", "--set", f"data.root={data_root}", "--set", "data.name=cifar10"]
     mount = f'mount --bind {tmp_path}/runs {tmp_path}/runs && mount -o remount,ro,bind {tmp_path}/runs && exec "$@"'
     inside = ["unshare", "--mount", "sh", "-c", mount, "sh", *launch, "--run-dir", f"{tmp_path}/runs/one"]
     result = subprocess.run(inside, capture_output=True, text=True, timeout=60)

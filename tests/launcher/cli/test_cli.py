@@ -264,7 +264,7 @@ def test_a_launch_that_is_stopped_while_data_is_prepared_leaves_nothing(tmp_path
 
 
 def test_json_output_is_one_document(tmp_path: Path) -> None:
-    """Also if the launch prepares the data first, and if the run fails."""
+    """This holds even if the launch prepares the data first, and if the run fails."""
     arguments = ("smoke", "--set", "train.max_steps=1", "--set", "optim.milestones=[]", "--json")
     answer = run_command("fmfsd-launch", *arguments, "--run-dir", "one", cwd=tmp_path)
     content = json.loads(answer.stdout)

@@ -48,11 +48,11 @@ def test_the_findings_describe_this_machine(tmp_path: Path) -> None:
     assert {"Python", "torch", "torchvision", "memory", "shared memory", "open files", "locked memory"} < set(findings)
 
 
-def test_prepared_sets_are_listed_and_damaged_ones_are_faults(prepared: Path, tmp_path: Path) -> None:
-    code, findings = doctor(tmp_path, FMFSD_DATA=str(prepared))
+def test_prepared_sets_are_listed_and_damaged_ones_are_faults(data_root: Path, tmp_path: Path) -> None:
+    code, findings = doctor(tmp_path, FMFSD_DATA=str(data_root))
     assert (code, "256 train, 64 test samples" in findings["FMFSD_DATA"]["found"]) == (0, True)
-    (prepared / "cifar10" / "index.json").write_text("{")
-    code, findings = doctor(tmp_path, FMFSD_DATA=str(prepared))
+    (data_root / "cifar10" / "index.json").write_text("{")
+    code, findings = doctor(tmp_path, FMFSD_DATA=str(data_root))
     assert (code, "prepare the set again" in findings["FMFSD_DATA"]["wrong"]) == (3, True)
 
 

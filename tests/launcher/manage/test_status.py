@@ -152,7 +152,7 @@ def test_a_run_that_was_never_launched_is_new(run: RunDir) -> None:
 
 
 def test_a_pending_job_is_queued_with_slurms_reason(run: RunDir, cluster: Callable[..., list[str]]) -> None:
-    """Also after an earlier launch. The job's own launch is starting until it owns the run."""
+    """This also holds after an earlier launch. The job's own launch is starting until it owns the run."""
     set_owner(run, EXITED)
     outcome(run, "stopped")
     set_age(run, 60)
@@ -242,7 +242,7 @@ def test_a_pending_job_is_cancelled(act: Callable[..., str], run: RunDir, cluste
 
 
 def test_a_running_job_gets_a_stop_request_and_is_not_cancelled(run: RunDir, cluster: Callable[..., list[str]]) -> None:
-    """Its coordinator stops all processes; Slurm would kill it while it does so."""
+    """The job's coordinator stops all processes; Slurm would kill it while it does so."""
     cancelled = cluster(JobState("7", "RUNNING"))
     set_owner(run, ON_OTHER_HOST)
     assert request_end(run.path, wait=False).startswith("asked to end at once: process ")
@@ -254,7 +254,7 @@ def test_a_running_job_gets_a_stop_request_and_is_not_cancelled(run: RunDir, clu
 def test_a_running_job_whose_launch_has_not_started_is_cancelled(
     run: RunDir, cluster: Callable[..., list[str]]
 ) -> None:
-    """It may still be checking; a launch that has started reacts to Slurm's signal with a checkpoint."""
+    """The launch may still be checking; once started, it reacts to Slurm's signal with a checkpoint."""
     cancelled = cluster(JobState("7", "RUNNING", nodes="n1"))
     assert request_stop(run.path, wait=False) == "taken from Slurm: job 7: RUNNING on n1"
     assert request_end(run.path, wait=False) == "taken from Slurm: job 7: RUNNING on n1"

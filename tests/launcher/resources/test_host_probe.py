@@ -29,7 +29,7 @@ from tests.helpers.sites import NearSite, hiding, near_site, with_code_of
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def probe(site: NearSite, tmp_path: Path, index: Path | None = None) -> Survey:
+def run_probe(site: NearSite, tmp_path: Path, index: Path | None = None) -> Survey:
     return survey(site, os.environ, run=tmp_path / "runs" / "one", cwd=str(tmp_path), index=index)
 
 
@@ -37,34 +37,34 @@ def problem_texts(result: Survey) -> list[str]:
     return list(map(str, host_checks.problems(LaunchConfig(), result)))
 
 
-def test_each_host_reports_its_hardware_software_and_files(prepared: Path, tmp_path: Path) -> None:
-    index = prepared / "cifar10" / "index.json"
-    found = probe(near_site(), tmp_path, index)
-    assert (list(found.seen), found.trouble) == (["n1", "n2"], {})
-    answer = found.seen["n2"]
+def test_each_host_reports_its_hardware_software_and_files(data_root: Path, tmp_path: Path) -> None:
+    index = data_root / "cifar10" / "index.json"
+    result = run_probe(near_site(), tmp_path, index)
+    assert (list(result.seen), result.trouble) == (["n1", "n2"], {})
+    answer = result.seen["n2"]
     assert answer["python"] == sys.version.split()[0]
     assert answer["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (answer["cwd"], answer["marker"], answer["parent"], answer["index"]) == (True, True, True, sha256(index))
     assert answer["cores"] == Resources.detect(os.environ).cores
-    assert answer["source"] == found.here["source"]
+    assert answer["source"] == result.here["source"]
     assert "lo" in answer["interfaces"]
-    assert found.hardware == {"n1": hardware(), "n2": hardware()}
+    assert result.hardware == {"n1": hardware(), "n2": hardware()}
     assert hardware()["cores"] == os.cpu_count()
     assert hardware()["cpu"]
     assert abs(answer["clock_s"]) < 1e-3
-    assert problem_texts(found) == []
+    assert problem_texts(result) == []
 
 
 def test_probing_hosts_leaves_no_files(tmp_path: Path) -> None:
-    probe(near_site(), tmp_path)
+    run_probe(near_site(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_resources_of_a_site_are_the_minimum_of_its_hosts(tmp_path: Path) -> None:
     here = Resources.detect(os.environ)
-    site = probe(near_site(), tmp_path).told(near_site())
+    site = run_probe(near_site(), tmp_path).told(near_site())
     assert site.resources == Resources(here.cores, memory=here.memory)
-    in_job = probe(near_site(), tmp_path).told(Site(Resources(cores=1), "srun", ("n1", "n2")))
+    in_job = run_probe(near_site(), tmp_path).told(Site(Resources(cores=1), "srun", ("n1", "n2")))
     assert in_job.resources.cores == 1
     one, other = Resources(8, ("4", "5"), 64, 80), Resources(4, ("0",), 128, 40)
     assert Resources.least([one, other]) == Resources(4, ("0",), 64, 40)
@@ -73,8 +73,8 @@ def test_the_resources_of_a_site_are_the_minimum_of_its_hosts(tmp_path: Path) ->
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 def test_a_host_that_does_not_share_the_runs_folder_is_named(tmp_path: Path) -> None:
-    found = probe(near_site(n2=hiding(tmp_path)), tmp_path)
-    (problem,) = problem_texts(found)
+    result = run_probe(near_site(n2=hiding(tmp_path)), tmp_path)
+    (problem,) = problem_texts(result)
     assert problem.startswith(
         f"n2: does not see a file that was just written in {tmp_path}: several machines have to share"
     )
@@ -85,10 +85,10 @@ def test_a_host_with_another_checkout_is_named(tmp_path: Path) -> None:
     checkout = Path(launcher.__file__).parents[1]
     for package in ("fmfsd", "launcher"):
         shutil.copytree(checkout / package, tmp_path / "other" / package)
-    assert problem_texts(probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path)) == []
+    assert problem_texts(run_probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path)) == []
     with (tmp_path / "other" / "fmfsd" / "distributed" / "collectives.py").open("a") as file:
         file.write("# changed\n")
-    (problem,) = problem_texts(probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path))
+    (problem,) = problem_texts(run_probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path))
     assert problem.startswith("code of fmfsd: not the same everywhere: sum ")
     assert ", n1; sum " in problem
     assert " on n2: " in problem
@@ -124,25 +124,25 @@ def test_workers_whose_python_does_not_start_are_refused_with_its_message(tmp_pa
 
 def test_unreachable_hosts_are_named_with_the_error_of_the_connection(tmp_path: Path) -> None:
     lost = ("sh", "-c", "echo Warning >&2; echo no route to host >&2; exit 255")
-    assert probe(near_site(n1=lost, n2=("no-such-program",)), tmp_path).trouble == {
+    assert run_probe(near_site(n1=lost, n2=("no-such-program",)), tmp_path).trouble == {
         "n1": "no agent could be started there: Warning / no route to host",
         "n2": "can't be reached: [Errno 2] No such file or directory: 'no-such-program'",
     }
-    assert list(probe(near_site(n1=lost), tmp_path).seen) == ["n2"]
+    assert list(run_probe(near_site(n1=lost), tmp_path).seen) == ["n2"]
 
 
 def test_waiting_for_a_silent_host_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "ANSWER_S", 0.2)
     monkeypatch.setattr(agent_client, "END_S", 0.1)
-    found = ask(("n1",), lambda _: Agent(("sleep", "60"), deadline_s=60))
-    assert found.trouble == {"n1": "no answer in 0.2 s"}
+    result = ask(("n1",), lambda _: Agent(("sleep", "60"), deadline_s=60))
+    assert result.trouble == {"n1": "no answer in 0.2 s"}
 
 
 def test_a_host_whose_shell_waits_for_input_is_reported_with_what_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "ANSWER_S", 1.0)
     monkeypatch.setattr(agent_client, "END_S", 0.1)
-    found = ask(("n1",), lambda _: Agent(("sh", "-c", "printf 'Project? '; exec sleep 60"), deadline_s=60))
-    assert found.trouble == {"n1": "no answer in 1 s; it printed: Project?"}
+    result = ask(("n1",), lambda _: Agent(("sh", "-c", "printf 'Project? '; exec sleep 60"), deadline_s=60))
+    assert result.trouble == {"n1": "no answer in 1 s; it printed: Project?"}
 
 
 @pytest.mark.fault("F32")

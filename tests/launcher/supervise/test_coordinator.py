@@ -33,9 +33,9 @@ pytestmark = pytest.mark.usefixtures("processes")
 def test_a_run_with_a_finished_outcome_is_finished(run: RunDir) -> None:
     attempt = carry_out(run, "outcome('finished')", "pass")
     assert attempt.state == "finished"
-    written = json.loads(run.attempt(1).read_text())
-    assert (written["state"], [node["exit_code"] for node in written["nodes"]]) == ("finished", [0, 0])
-    assert all(node["starter_pid"] and node["agent_pid"] and node["host"] for node in written["nodes"])
+    content = json.loads(run.attempt(1).read_text())
+    assert (content["state"], [node["exit_code"] for node in content["nodes"]]) == ("finished", [0, 0])
+    assert all(node["starter_pid"] and node["agent_pid"] and node["host"] for node in content["nodes"])
 
 
 def test_exit_codes_without_an_outcome_are_not_trusted(run: RunDir) -> None:
@@ -132,7 +132,7 @@ def test_an_agent_starts_workers_itself_and_waits_for_all_of_them(run: RunDir) -
 
 
 def test_a_failed_worker_ends_the_others_of_its_agent_at_once(run: RunDir) -> None:
-    """With SIGTERM, as torchrun does. The node's exit code is that of the failed worker."""
+    """The other worker gets SIGTERM, as from torchrun. The node's exit code is that of the failed worker."""
     attempt = run_direct(run, "until(lambda: False) if rank == '0' else sys.exit(3)")
     (node,), (first, second) = attempt.nodes, worker_pids(run)
     assert (attempt.state, node.exit_code, node.killed_from_outside) == ("failed", 3, "")
@@ -261,7 +261,7 @@ threading.Thread(target=said_here, args=(command,), kwargs={"deadline_s": 600}).
 
 
 def test_a_helper_started_by_a_thread_dies_with_the_process(tmp_path: Path) -> None:
-    """As in Ray's worker processes, which have many threads: no Python code may run between fork and exec."""
+    """Ray's worker processes have many threads: no Python code may run between fork and exec."""
     pid = tmp_path / "pid"
     process = subprocess.Popen([sys.executable, "-c", IN_A_THREAD, str(pid)])
     helper = psutil.Process(int(wait_until(lambda: pid.exists() and pid.read_text(), "the helper")))
@@ -298,7 +298,7 @@ def no_space(*_: Any, **__: Any) -> None:
 
 
 def test_an_attempt_whose_file_can_not_be_written_is_not_started(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its number is what fences off workers of earlier attempts."""
+    """The attempt number fences off workers of earlier attempts."""
     monkeypatch.setattr("launcher.supervise.attempt.write_json", no_space)
     with pytest.raises(RunFailedError, match="can't be written, so no attempt was started: No space left"):
         carry_out(run, "outcome('finished')")
@@ -306,12 +306,12 @@ def test_an_attempt_whose_file_can_not_be_written_is_not_started(run: RunDir, mo
 
 
 def test_a_disk_that_is_full_later_does_not_end_a_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = write_json, list[Path]()
+    write, paths = write_json, list[Path]()
 
     def full_after_the_first(path: Path, content: dict[str, Any]) -> None:
-        written.append(path)
-        no_space() if len(written) > 1 else write(path, content)
+        paths.append(path)
+        no_space() if len(paths) > 1 else write(path, content)
 
     monkeypatch.setattr("launcher.supervise.attempt.write_json", full_after_the_first)
     assert carry_out(run, "outcome('finished')").state == "finished"
-    assert len(written) > 1
+    assert len(paths) > 1

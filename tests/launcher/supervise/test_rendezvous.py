@@ -58,7 +58,7 @@ def test_an_offered_port_is_reserved_for_the_worker_that_will_listen() -> None:
 
 
 def test_a_node_that_can_not_be_reached_is_named(run: RunDir) -> None:
-    """Its network namespace has no connection."""
+    """The network namespace of one node has no connection."""
     isolated = ("unshare", "--net", *REMOTE_AGENT)
     if os.geteuid():
         pytest.skip("a network namespace needs root")
@@ -91,7 +91,7 @@ def test_agents_that_do_not_exit_share_one_timeout(monkeypatch: pytest.MonkeyPat
     ["4711\\n", "null\\n", '{"motd": 1}\\n', "Welcome!\\n", "\\033]0;title\\007\\033[1m", '{"motd": 1}', "a\\nb "],
 )
 def test_output_of_a_hosts_shell_before_the_agents_messages_is_ignored(greeting: str) -> None:
-    """With or without a newline at its end."""
+    """The output may lack a newline at its end."""
     agent = Agent(("sh", "-c", f"printf '{greeting}'; exec \"$@\"", "sh", *REMOTE_AGENT), deadline_s=60)
     try:
         events = wait_until(agent.read, "the agent's message")

@@ -50,7 +50,7 @@ def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeAttempts:
-    """Fake attempts with the given endings: each is the lost nodes of a failed attempt, or the final state."""
+    """Starts attempts that end as given: each ending is the lost nodes of a failed attempt, or the final state."""
 
     def __init__(self, run: RunDir, *endings: tuple[int, ...] | str) -> None:
         self.run, self.endings, self.slots, self.messages = run, list(endings), list[tuple[int, ...]](), list[str]()

@@ -99,15 +99,15 @@ def test_after_the_grace_period_all_processes_are_killed(run: RunDir, monkeypatc
 def test_interrupts_within_a_second_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([100.0, 100.0, 100.9, 101.0])
     monkeypatch.setattr("launcher.supervise.stop_requests.time.monotonic", lambda: next(moments))
-    requests, seen = Requests(), []
+    requests, states = Requests(), []
     for _ in range(3):
         requests.on_interrupt(signal.SIGINT, None)
-        seen.append((requests.stop, requests.interrupted))
-    assert seen == [(True, False), (True, False), (True, True)]
+        states.append((requests.stop, requests.interrupted))
+    assert states == [(True, False), (True, False), (True, True)]
 
 
 def test_an_ignored_sighup_stays_ignored() -> None:
-    """As under nohup."""
+    """nohup ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         requests = Requests()
@@ -119,7 +119,7 @@ def test_an_ignored_sighup_stays_ignored() -> None:
 
 
 def test_a_signal_that_kills_processes_before_training_counts_as_a_stop(run: RunDir) -> None:
-    """As srun signals all processes, including those without a handler yet; earlier checkpoints remain."""
+    """srun signals all processes, including those without a handler yet; earlier checkpoints remain."""
     (run.checkpoints / "step-00000007").mkdir()
 
     def send() -> None:
@@ -158,7 +158,7 @@ def test_if_no_file_can_be_written_a_stop_is_passed_on_by_signals(run: RunDir, m
 
 
 def test_a_request_to_end_now_kills_the_run_instead_of_stopping_it(run: RunDir) -> None:
-    """And workers do not save because of it."""
+    """Workers do not take it for a request to save."""
 
     def send() -> None:
         starter(run, 0)

@@ -124,8 +124,8 @@ def probe_result(**changed: Any) -> dict[str, Any]:
 def test_missing_folders_and_packages_of_a_container_are_named() -> None:
     request = {"wrapped": "yes", "parent": "/runs"}
     versions = {"torch": None, "torchvision": "1", "numpy": "2"}
-    seen = {WRAPPED: probe_result(marker=False, versions=versions)}
-    problems = list(map(str, host_checks.problems(LaunchConfig(), Survey(seen, asked=request))))
+    results = {WRAPPED: probe_result(marker=False, versions=versions)}
+    problems = list(map(str, host_checks.problems(LaunchConfig(), Survey(results, asked=request))))
     assert problems == [
         "inside --wrap: does not see /runs, where the run is to be: mount it into the container",
         "inside --wrap: torch is not installed inside: install fmfsd's dependencies in the image",
@@ -134,7 +134,7 @@ def test_missing_folders_and_packages_of_a_container_are_named() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_resources_are_those_seen_inside_the_wrapper(tmp_path: Path) -> None:
-    """Its packages may differ from the launcher's, but not the code of fmfsd."""
+    """Packages inside may differ from the launcher's, but not the code of fmfsd."""
     cores = sorted(os.sched_getaffinity(0))[:1]
     site = Site(Resources.detect(os.environ), wrap=("taskset", "--cpu-list", str(cores[0])))
     probed = survey(site, os.environ, run=tmp_path / "run", cwd=str(tmp_path), index=None)

@@ -28,33 +28,33 @@ needs_unshare = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshar
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[MadeSweep]:
-    made = MadeSweep(tmp_path / "sweep", OPTIONS)
-    yield made
-    made.ledger.close()
+    new_sweep = MadeSweep(tmp_path / "sweep", OPTIONS)
+    yield new_sweep
+    new_sweep.ledger.close()
 
 
-def add_trial(made: MadeSweep, number: int, state: str, top1: float = 0.0) -> None:
+def add_trial(new_sweep: MadeSweep, number: int, state: str, top1: float = 0.0) -> None:
     """Add a trial with a checkpoint of 1 MiB and a log."""
-    made.asked(number)
-    made.begun(number)
-    checkpoint = made.dir.trial(f"{number:04d}").checkpoints / "step-00000010"
+    new_sweep.asked(number)
+    new_sweep.begun(number)
+    checkpoint = new_sweep.dir.trial(f"{number:04d}").checkpoints / "step-00000010"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(os.urandom(MIB))
     if state != "asked":
-        made.ended(number, state, deepest_top1=top1)
+        new_sweep.ended(number, state, deepest_top1=top1)
 
 
-def budget(made: MadeSweep, mib: float, *, concurrent: int = 1, keep: int = 0) -> tuple[DiskBudget, History]:
+def budget(new_sweep: MadeSweep, mib: float, *, concurrent: int = 1, keep: int = 0) -> tuple[DiskBudget, History]:
     """Return a budget of `mib` MiB for trials with 1 MiB of checkpoints at their end (`keep` 0) and 2 MiB while
     running."""
     options = replace(OPTIONS, disk_bytes=int(mib * MIB))
     needs = Needs.of(options, concurrent=concurrent, checkpoint_bytes=MIB, keep=keep)
-    return DiskBudget(made.dir, options, needs), History.read(made.dir.ledger, options)
+    return DiskBudget(new_sweep.dir, options, needs), History.read(new_sweep.dir.ledger, options)
 
 
-def trials_with_checkpoints(made: MadeSweep) -> list[str]:
+def trials_with_checkpoints(new_sweep: MadeSweep) -> list[str]:
     """Return the names of the trials that still have their checkpoints."""
-    return sorted(path.name for path in made.dir.trials.iterdir() if any(path.glob("checkpoints/step-*/*")))
+    return sorted(path.name for path in new_sweep.dir.trials.iterdir() if any(path.glob("checkpoints/step-*/*")))
 
 
 def test_sizes_have_binary_units() -> None:
@@ -72,8 +72,8 @@ def test_a_proposed_size_can_be_parsed(number: int) -> None:
 
 def test_the_minimum_budget_is_reported_before_the_first_trial(sweep: MadeSweep) -> None:
     """Logs of 8 runs of 256 KiB, 1 MiB of the best trial and 2 MiB of each of 3 running ones: 9 MiB."""
-    found, _ = budget(sweep, 9, concurrent=3)
-    assert list(found.refused()) == []
+    sweep_budget, _ = budget(sweep, 9, concurrent=3)
+    assert list(sweep_budget.refused()) == []
     (problem,) = budget(sweep, 8.9, concurrent=3)[0].refused()
     assert str(problem) == (
         "--disk-budget 8M: 3 at a time with up to 2 MiB of checkpoints each, the best 1 whole, and logs and metrics of "
@@ -101,9 +101,9 @@ def test_logs_of_runs_with_further_seeds_count() -> None:
     assert Needs.of(OPTIONS, concurrent=1, checkpoint_bytes=0, keep=2).total == 8 * LOGS_BYTES
 
 
-def test_the_size_of_a_checkpoint_is_that_of_the_base_config(sweep: MadeSweep, prepared: Path) -> None:
+def test_the_size_of_a_checkpoint_is_that_of_the_base_config(sweep: MadeSweep, data_root: Path) -> None:
     """Weights and momenta of a million parameters; with unknown costs, the free space that a launch requires."""
-    config = tiny_config(prepared, "checkpoint.keep=2")
+    config = tiny_config(data_root, "checkpoint.keep=2")
     needs = DiskBudget.of(sweep.dir, OPTIONS, config, Costs(parameters=1_000_000), concurrent=1).needs
     assert (needs.while_it_runs, needs.whole) == (4 * 8_000_000, 3 * 8_000_000)
     assert DiskBudget.of(sweep.dir, OPTIONS, config, Costs(), concurrent=1).needs.while_it_runs == 320 * MIB
@@ -112,8 +112,8 @@ def test_the_size_of_a_checkpoint_is_that_of_the_base_config(sweep: MadeSweep, p
 def test_while_there_is_space_nothing_is_removed(sweep: MadeSweep) -> None:
     for number in range(4):
         add_trial(sweep, number, "finished", number / 10)
-    found, history = budget(sweep, 10)
-    assert found.tidy(history, sweep.ledger) == []
+    sweep_budget, history = budget(sweep, 10)
+    assert sweep_budget.tidy(history, sweep.ledger) == []
     assert trials_with_checkpoints(sweep) == ["0000", "0001", "0002", "0003"]
 
 
@@ -128,8 +128,8 @@ def test_checkpoints_are_removed_of_failed_then_pruned_then_the_worst_trials_and
     add_trial(sweep, 4, "failed")
     removed = []
     for mib in (7.2, 6.2, 5.2, 4.2, 3.5):
-        found, history = budget(sweep, mib)
-        removed.append([trial.name for trial in found.tidy(history, sweep.ledger)])
+        sweep_budget, history = budget(sweep, mib)
+        removed.append([trial.name for trial in sweep_budget.tidy(history, sweep.ledger)])
     assert removed == [["0004"], ["0003"], ["0001"], ["0002"], []]
     assert trials_with_checkpoints(sweep) == ["0000"]
     assert [fact["trial"] for fact in facts(sweep.dir.ledger) if fact["fact"] == "freed"] == [4, 3, 1, 2]
@@ -140,11 +140,11 @@ def test_checkpoints_of_unfinished_and_best_trials_are_not_removed(sweep: MadeSw
     """However little space is left. Then no trial is started, and the reason is reported."""
     add_trial(sweep, 0, "finished", 0.5)
     add_trial(sweep, 1, "asked")
-    found, history = budget(sweep, 2)
-    assert found.tidy(history, sweep.ledger) == []
+    sweep_budget, history = budget(sweep, 2)
+    assert sweep_budget.tidy(history, sweep.ledger) == []
     assert trials_with_checkpoints(sweep) == ["0000", "0001"]
-    assert not found.may_begin(history)
-    assert found.trouble(history) == (
+    assert not sweep_budget.may_begin(history)
+    assert sweep_budget.trouble(history) == (
         "no trial is begun until there is room for 4 MiB more: the search holds 2 MiB, and nothing of that may go"
     )
     (roomy, history) = budget(sweep, 8)
@@ -156,15 +156,15 @@ def test_of_runs_with_further_seeds_finished_ones_lose_their_checkpoints(sweep: 
     for name in ("base-seed-1", "base-seed-2"):
         (sweep.dir.trial(name).checkpoints / "step-00000010").mkdir(parents=True)
         (sweep.dir.trial(name).checkpoints / "step-00000010" / "model.safetensors").touch()
-    found, history = budget(sweep, 10)
-    found.tidy_reruns(history)
+    sweep_budget, history = budget(sweep, 10)
+    sweep_budget.tidy_reruns(history)
     assert trials_with_checkpoints(sweep) == ["base-seed-2"]
 
 
 def test_larger_checkpoints_than_the_base_configs_raise_the_estimate(sweep: MadeSweep) -> None:
     add_trial(sweep, 0, "finished", 0.5)
-    found, history = budget(sweep, 6)
-    assert found.may_begin(history)
+    sweep_budget, history = budget(sweep, 6)
+    assert sweep_budget.may_begin(history)
     with (sweep.dir.trial("0000").checkpoints / "step-00000010" / "model.safetensors").open("ab") as file:
         file.write(os.urandom(3 * MIB))
     assert not budget(sweep, 6)[0].may_begin(history)
@@ -173,18 +173,22 @@ def test_larger_checkpoints_than_the_base_configs_raise_the_estimate(sweep: Made
 def test_a_disk_filled_by_others_also_triggers_removal(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     add_trial(sweep, 0, "finished", 0.5)
     add_trial(sweep, 1, "finished", 0.1)
-    found, history = budget(sweep, 100)
-    assert found.tidy(history, sweep.ledger) == []
+    sweep_budget, history = budget(sweep, 100)
+    assert sweep_budget.tidy(history, sweep.ledger) == []
     monkeypatch.setattr(disk_budget, "free_space", lambda _: (2 * MIB, 1000))
-    assert [trial.name for trial in found.tidy(history, sweep.ledger)] == ["0001"]
+    assert [trial.name for trial in sweep_budget.tidy(history, sweep.ledger)] == ["0001"]
 
 
 def test_without_a_budget_nothing_is_refused_or_removed(sweep: MadeSweep) -> None:
     add_trial(sweep, 0, "failed")
     free = replace(OPTIONS, disk_bytes=None)
-    found = DiskBudget(sweep.dir, free, Needs.of(free, concurrent=9, checkpoint_bytes=1 << 60, keep=2))
+    sweep_budget = DiskBudget(sweep.dir, free, Needs.of(free, concurrent=9, checkpoint_bytes=1 << 60, keep=2))
     history = History.read(sweep.dir.ledger, free)
-    assert (list(found.refused()), found.tidy(history, sweep.ledger), found.may_begin(history)) == ([], [], True)
+    assert (
+        list(sweep_budget.refused()),
+        sweep_budget.tidy(history, sweep.ledger),
+        sweep_budget.may_begin(history),
+    ) == ([], [], True)
     assert trials_with_checkpoints(sweep) == ["0000"]
 
 
@@ -194,11 +198,11 @@ def test_an_interrupted_removal_is_completed_next_time(sweep: MadeSweep, monkeyp
     add_trial(sweep, 1, "failed")
     add_trial(sweep, 2, "failed")
     for step in ("rename", "rmtree"):
-        found, history = budget(sweep, 3.5)
+        sweep_budget, history = budget(sweep, 3.5)
         with monkeypatch.context() as patch:
             patch.setattr(os if step == "rename" else shutil, step, raise_interrupt)
             with pytest.raises(KeyboardInterrupt):
-                found.tidy(history, sweep.ledger)
+                sweep_budget.tidy(history, sweep.ledger)
     assert trials_with_checkpoints(sweep) == ["0000", "0002"]
     again, history = budget(sweep, 3.5)
     assert [trial.name for trial in again.tidy(history, sweep.ledger)] == ["0002"]
@@ -218,8 +222,8 @@ def test_targets_of_links_are_not_removed(at: str, sweep: MadeSweep, tmp_path: P
     place = sweep.dir.trial("0001").path / at
     place.rename(elsewhere := tmp_path / "elsewhere")
     place.symlink_to(elsewhere)
-    found, history = budget(sweep, 0.1)
-    found.tidy(history, sweep.ledger)
+    sweep_budget, history = budget(sweep, 0.1)
+    sweep_budget.tidy(history, sweep.ledger)
     assert list(elsewhere.rglob("model.safetensors"))
 
 

@@ -28,9 +28,9 @@ def _no_rate_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[MadeSweep]:
-    made = MadeSweep(tmp_path / "sweep", OPTIONS)
-    yield made
-    made.ledger.close()
+    new_sweep = MadeSweep(tmp_path / "sweep", OPTIONS)
+    yield new_sweep
+    new_sweep.ledger.close()
 
 
 def console(*, terminal: bool = False) -> Console:
@@ -106,17 +106,17 @@ def test_an_unchanged_summary_line_is_not_repeated(sweep: MadeSweep) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_runs_with_further_seeds_are_counted(terminal: bool, tmp_path: Path) -> None:
     options = TuneOptions(trials=1, concurrent=1, seeds=2, best=1)
-    made = MadeSweep(tmp_path / "sweep", options)
-    made.asked(0)
-    made.ended(0, "finished", deepest_top1=0.5)
-    with SweepDisplay(screen := console(terminal=terminal), made.dir, options) as display:
+    new_sweep = MadeSweep(tmp_path / "sweep", options)
+    new_sweep.asked(0)
+    new_sweep.ended(0, "finished", deepest_top1=0.5)
+    with SweepDisplay(screen := console(terminal=terminal), new_sweep.dir, options) as display:
         display.update()
-        made.ledger.note("confirmed", config="0000", seed=1, metrics={})
-        made.ledger.note("unconfirmed", config="base", seed=1, cause="boom")
+        new_sweep.ledger.note("confirmed", config="0000", seed=1, metrics={})
+        new_sweep.ledger.note("unconfirmed", config="base", seed=1, cause="boom")
         display.update()
         display.update()
         text = output(screen)
-    made.ledger.close()
+    new_sweep.ledger.close()
     assert "0 of 4 runs with further seeds ended" in text
     assert "2 of 4 runs with further seeds ended" in text
     if not terminal:
@@ -224,18 +224,18 @@ def _bytes_read() -> int:
 
 
 def test_with_several_metrics_the_pareto_front_is_shown(tmp_path: Path) -> None:
-    made = MadeSweep(tmp_path / "sweep", FRONT)
-    with SweepDisplay(screen := console(), made.dir, FRONT):
+    new_sweep = MadeSweep(tmp_path / "sweep", FRONT)
+    with SweepDisplay(screen := console(), new_sweep.dir, FRONT):
         for number, (top1, macs) in enumerate([(0.4, 2e8), (0.3, 1e8), (0.3, 2e8)]):
-            made.asked(number)
-            made.ended(number, "finished", deepest_top1=top1, train_macs=macs)
-    made.ledger.close()
+            new_sweep.asked(number)
+            new_sweep.ended(number, "finished", deepest_top1=top1, train_macs=macs)
+    new_sweep.ledger.close()
     assert output(screen).splitlines() == [
         "trial 0000 finished: valid/deepest_top1 40.00%, cost/train_macs 2e+08 (of the front's 2)",
         "trial 0001 finished: valid/deepest_top1 30.00%, cost/train_macs 1e+08 (of the front's 2)",
         "trial 0002 finished: valid/deepest_top1 30.00%, cost/train_macs 2e+08",
     ]
-    screen.print(final_table(History.read(made.dir.ledger, FRONT)))
+    screen.print(final_table(History.read(new_sweep.dir.ledger, FRONT)))
     assert _cells(screen) == [["0000", "40.00%", "2e+08", ""], ["0001", "30.00%", "1e+08", ""]]
 
 

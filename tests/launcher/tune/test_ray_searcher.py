@@ -32,14 +32,14 @@ END = {"state": "finished", "epoch": 1, TOP1: 0.5}
 
 @contextmanager
 def feeder(
-    made: tuple[SweepDir, Space], trouble: Sequence[str] = (), options: TuneOptions = OPTIONS
+    sweep_and_space: tuple[SweepDir, Space], trouble: Sequence[str] = (), options: TuneOptions = OPTIONS
 ) -> Iterator[Feeder]:
     """Yield the feeder of a new sweep; `trouble` is the current reason not to start new trials."""
-    book = Book(*made, options)
-    order = TrialOrder(made[0].path, "0001", (), LaunchConfig(), "/", {})
+    book = Book(*sweep_and_space, options)
+    order = TrialOrder(sweep_and_space[0].path, "0001", (), LaunchConfig(), "/", {})
 
     def is_stopped() -> bool:
-        return made[0].coordination.stop_request.exists()
+        return sweep_and_space[0].coordination.stop_request.exists()
 
     source = Searched(book, lambda _trial: order, is_stopped=is_stopped, done=lambda: None)
     yield Feeder(
@@ -63,42 +63,44 @@ def test_a_full_disk_is_tolerated_while_a_trial_runs_and_then_raised(tmp_path: P
 
 
 def test_interrupted_trials_are_resumed_in_spite_of_a_full_disk(tmp_path: Path) -> None:
-    made, trouble = sweep_of(tmp_path, TAPS), list[str]()
-    with feeder(made, trouble) as searcher:
+    sweep_and_space, trouble = sweep_of(tmp_path, TAPS), list[str]()
+    with feeder(sweep_and_space, trouble) as searcher:
         assert isinstance(searcher.suggest("a"), dict)
         assert isinstance(searcher.suggest("b"), dict)
     trouble.append(FULL)
-    with feeder(made, trouble) as searcher:
+    with feeder(sweep_and_space, trouble) as searcher:
         assert [searcher.suggest("a")["number"], searcher.suggest("b")["number"]] == [1, 2]  # type: ignore[index]
         searcher.on_trial_complete("a", END)
         assert searcher.suggest("c") == Searcher.FINISHED
 
 
 def test_a_trial_whose_process_is_lost_fails_with_rays_reason(tmp_path: Path) -> None:
-    made = sweep_of(tmp_path, TAPS)
-    with feeder(made) as searcher:
+    sweep_and_space = sweep_of(tmp_path, TAPS)
+    with feeder(sweep_and_space) as searcher:
         searcher.suggest("a")
         searcher.on_trial_restarted("a", "its node died")
         searcher.on_trial_complete("a", error=True)
         searcher.on_trial_lost("a", "its node died again")
-    (trial,) = History.read(made[0].ledger, OPTIONS).runs
+    (trial,) = History.read(sweep_and_space[0].ledger, OPTIONS).runs
     assert (trial.state, trial.cause) == ("failed", f"{LOST}: its node died again")
-    assert [fact["cause"] for fact in facts(made[0].ledger) if fact["fact"] == "restarted"] == ["its node died"]
+    assert [fact["cause"] for fact in facts(sweep_and_space[0].ledger) if fact["fact"] == "restarted"] == [
+        "its node died"
+    ]
 
 
 @pytest.mark.parametrize("how", ["lost", "stopped"])
 def test_a_trial_that_fails_during_a_stop_of_the_sweep_is_run_again(how: str, tmp_path: Path) -> None:
-    made = sweep_of(tmp_path, TAPS)
-    with feeder(made) as searcher:
+    sweep_and_space = sweep_of(tmp_path, TAPS)
+    with feeder(sweep_and_space) as searcher:
         searcher.suggest("a")
-        made[0].coordination.stop_request.touch()
+        sweep_and_space[0].coordination.stop_request.touch()
         if how == "lost":
             searcher.on_trial_complete("a", error=True)
             searcher.on_trial_lost("a", "its node died")
         else:
             searcher.on_trial_complete("a", {**END, "state": "stopped", "cause": "it exceeded the grace"})
-    made[0].coordination.stop_request.unlink()
-    with feeder(made) as searcher:
+    sweep_and_space[0].coordination.stop_request.unlink()
+    with feeder(sweep_and_space) as searcher:
         assert searcher.suggest("b")["number"] == 1  # type: ignore[index]
 
 
@@ -106,14 +108,14 @@ def test_equal_configs_are_run_once_and_two_metrics_give_a_front(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launcher.tune.sweep.sweep_state.REPEATS", 20)
-    made = sweep_of(tmp_path, "model.branches: {subset: {of: [stage1, stage2], min: 1, max: 1}}")
+    sweep_and_space = sweep_of(tmp_path, "model.branches: {subset: {of: [stage1, stage2], min: 1, max: 1}}")
     metrics = {TOP1: 0.5, "cost/train_macs": 1.0}
     options = TuneOptions(trials=8, search="tpe", metrics=tuple(metrics), modes=("max", "min"))
-    with feeder(made, options=options) as searcher:
+    with feeder(sweep_and_space, options=options) as searcher:
         while isinstance(suggestion := searcher.suggest("a"), dict):
             searcher.on_trial_complete("a", {**END, **metrics})
             metrics = {name: 2 * value for name, value in metrics.items()}
-    history = History.read(made[0].ledger, options)
+    history = History.read(sweep_and_space[0].ledger, options)
     assert suggestion == Searcher.FINISHED
     assert len(history.trials) > len(history.runs) == 2
     assert {trial.state for trial in history.trials.values()} == {"finished"}

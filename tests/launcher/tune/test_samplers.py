@@ -130,10 +130,10 @@ def test_a_subset_of_a_forbidden_size_is_repaired() -> None:
 
     space = Space("smoke", 1, (replace(TAPS, least=2), Parameter("distill.alpha", "uniform", (0, 1))))
     for number, taps in enumerate(([], ["stage3"], ["stage1", "stage2", "stage3"])):
-        drawn = repaired(space, {"model.branches": taps, "distill.alpha": 0.5}, seed=0, number=number)
-        assert (len(drawn["model.branches"]), drawn["distill.alpha"]) == (2, 0.5)
-        assert sorted(drawn["model.branches"]) == drawn["model.branches"]
-        assert set(drawn["model.branches"]) <= set(taps) or set(drawn["model.branches"]) >= set(taps)
+        values = repaired(space, {"model.branches": taps, "distill.alpha": 0.5}, seed=0, number=number)
+        assert (len(values["model.branches"]), values["distill.alpha"]) == (2, 0.5)
+        assert sorted(values["model.branches"]) == values["model.branches"]
+        assert set(values["model.branches"]) <= set(taps) or set(values["model.branches"]) >= set(taps)
 
 
 FINITE = (
@@ -176,9 +176,9 @@ def test_quantized_values_are_exact_decimals() -> None:
 
 def test_random_draws_are_within_their_range() -> None:
     rng, learning_rate = random.Random(0), Parameter("optim.lr", "loguniform", (1e-4, 1.0))
-    drawn = [learning_rate.at_random(rng) for _ in range(1000)]
-    assert all(1e-4 <= value <= 1 for value in drawn)
-    assert 400 < sum(value < 1e-2 for value in drawn) < 600, "half of the orders of magnitude"
+    rates = [learning_rate.at_random(rng) for _ in range(1000)]
+    assert all(1e-4 <= value <= 1 for value in rates)
+    assert 400 < sum(value < 1e-2 for value in rates) < 600, "half of the orders of magnitude"
     assert at_random(SPACE, rng, {"distill.alpha": 0.25})["distill.alpha"] == 0.25
 
 

@@ -47,7 +47,7 @@ def test_a_loss_or_no_difference_is_never_called_a_gain() -> None:
 
 
 def test_more_configs_make_the_same_gain_less_significant() -> None:
-    """Its p is below 0.05 for one comparison, and above for three."""
+    """p is below 0.05 for one comparison, and above for three."""
     mine, base = (0.71, 0.72, 0.73, 0.7, 0.72), (0.7,) * 5
     alone = confirmed(history(t1=mine, base=base))[0]
     of_three = confirmed(history(t1=mine, t2=base, t3=base, base=base))[0]

@@ -203,7 +203,7 @@ def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_draw_of_a_shipped_space_is_a_valid_config(name: str) -> None:
-    """With other values than the sample that the check of a space tries."""
+    """The draws differ from the sample that the check of a space uses."""
     space, rng = read_space(find_space(name)), random.Random(1)
     for _ in range(50):
         load_config(space.config, overrides(at_random(space, rng)))

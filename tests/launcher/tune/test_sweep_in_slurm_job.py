@@ -90,7 +90,7 @@ def test_on_hosts_home_user_and_gpus_are_not_passed_on(tmp_path: Path) -> None:
 def test_the_grace_of_trials_is_the_time_between_the_warning_and_the_kill(
     grace_s: float, starter: Any, expected: float
 ) -> None:
-    """Of the 180 s, Slurm may have used 60 s already, and Ray needs 30 s to exit."""
+    """180 s in all, of which Slurm may already have used 60 s, and Ray needs 30 s to exit."""
     assert BEYOND_GRACE_S == 30
     settings = Begun(TuneOptions(1), LaunchConfig(grace_s=grace_s, starter=starter), 0)
     assert sweep_in_job(settings).launch.grace_s == expected

@@ -27,20 +27,20 @@ EXITED = replace(Owner.me(), born=1)
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[MadeSweep]:
     """Yield a sweep of 12 trials with one of each state."""
-    made = MadeSweep(tmp_path / "sweep", TuneOptions(trials=12, concurrent=2))
-    made.asked(0, **{"distill.alpha": 0.25})
-    made.ended(0, "finished", seconds=600, deepest_top1=0.431)
-    made.asked(1)
-    made.ended(1, "failed", seconds=600, cause="rank 0: boom\n\x1b[2J")
-    made.asked(2)
-    made.begun(2, step=50)
-    made.repeated(3, of=0)
-    yield made
-    made.ledger.close()
+    new_sweep = MadeSweep(tmp_path / "sweep", TuneOptions(trials=12, concurrent=2))
+    new_sweep.asked(0, **{"distill.alpha": 0.25})
+    new_sweep.ended(0, "finished", seconds=600, deepest_top1=0.431)
+    new_sweep.asked(1)
+    new_sweep.ended(1, "failed", seconds=600, cause="rank 0: boom\n\x1b[2J")
+    new_sweep.asked(2)
+    new_sweep.begun(2, step=50)
+    new_sweep.repeated(3, of=0)
+    yield new_sweep
+    new_sweep.ledger.close()
 
 
-def set_owner(made: MadeSweep, owner: Owner) -> None:
-    for run in (made.dir.coordination, made.dir.trial("0002")):
+def set_owner(new_sweep: MadeSweep, owner: Owner) -> None:
+    for run in (new_sweep.dir.coordination, new_sweep.dir.trial("0002")):
         write_json(run.owner, asdict(owner))
 
 
@@ -103,9 +103,9 @@ def test_a_sweep_on_another_host_is_alive_while_a_trial_writes_heartbeats(sweep:
 
 
 def test_a_sweep_that_was_never_launched_is_new(tmp_path: Path) -> None:
-    made = MadeSweep(tmp_path / "sweep", TuneOptions(trials=3))
-    made.ledger.close()
-    assert "state       new: 0 of 3 ended; nobody has run it yet" in shown(made.dir.path, as_json=False)
+    new_sweep = MadeSweep(tmp_path / "sweep", TuneOptions(trials=3))
+    new_sweep.ledger.close()
+    assert "state       new: 0 of 3 ended; nobody has run it yet" in shown(new_sweep.dir.path, as_json=False)
 
 
 @pytest.mark.parametrize(("act", "content"), [(request_stop, ""), (request_end, NOW)])

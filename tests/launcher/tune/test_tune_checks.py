@@ -18,7 +18,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def refuse(*argv: str) -> tuple[int, list[str]]:
+def expect_refusal(*argv: str) -> tuple[int, list[str]]:
     result = CliRunner().invoke(app, argv)
     assert not result.stdout, result.stdout
     return result.exit_code, result.stderr.splitlines()
@@ -73,7 +73,7 @@ def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
 )
 def test_invalid_options_are_refused(options: tuple[str, ...], expected: str, tiny_root: Path, tmp_path: Path) -> None:
     argv = options if "--resume" in options else (*arguments(tiny_root, tmp_path), *options)
-    code, errors = refuse(*argv)
+    code, errors = expect_refusal(*argv)
     assert code == (3 if "--resume" in options else 2)
     assert any(expected in line for line in errors), errors
 
@@ -95,8 +95,8 @@ def test_invalid_options_are_refused(options: tuple[str, ...], expected: str, ti
 def test_a_dry_run_reports_the_same_problems_as_a_start(
     options: tuple[str, ...], code: int, expected: str, tiny_root: Path, tmp_path: Path
 ) -> None:
-    start = refuse(*arguments(tiny_root, tmp_path, *options))
-    assert refuse(*arguments(tiny_root, tmp_path, *options, "--dry-run")) == start
+    start = expect_refusal(*arguments(tiny_root, tmp_path, *options))
+    assert expect_refusal(*arguments(tiny_root, tmp_path, *options, "--dry-run")) == start
     assert start[0] == code
     assert any(expected in line for line in start[1]), start
 
@@ -123,7 +123,7 @@ def test_a_config_is_checked_for_the_devices_of_the_sweep(
 
 def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path) -> None:
     space = "config: smoke\nparameters:\n  distill.alpha: {const: 0.3}\n"
-    code, errors = refuse(*arguments(tiny_root, tmp_path, space=space))
+    code, errors = expect_refusal(*arguments(tiny_root, tmp_path, space=space))
     assert code == 2
     assert "nothing to vary" in "".join(errors)
 
