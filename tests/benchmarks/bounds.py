@@ -14,7 +14,7 @@ from statistics import median
 
 from fmfsd.data.prepare import prepare
 from tests.benchmarks.table import print_table
-from tests.benchmarks.train import SCRIPT, WAYS, TrainMeasurement, config, measure
+from tests.benchmarks.train import SCRIPT, VARIANTS, TrainMeasurement, config, measure
 
 ROUNDS = 3
 FMFSD, PLAIN = "FMFSD, the preset: bf16, channels_last", "plain, the preset"
@@ -26,13 +26,13 @@ class Bound:
     """A ratio of one value of two variants, with its lower or upper limit."""
 
     what: str
-    ways: tuple[str, str]
+    variants: tuple[str, str]
     value: str
     least: float = 0.0
     most: float = float("inf")
 
     def ratio(self, measurements: dict[str, list[TrainMeasurement]]) -> float:
-        one, other = (measurements[way] for way in self.ways)
+        one, other = (measurements[variant] for variant in self.variants)
         return median(getattr(a, self.value) / getattr(b, self.value) for a, b in zip(one, other, strict=True))
 
     def holds(self, measurements: dict[str, list[TrainMeasurement]]) -> bool:
@@ -47,12 +47,12 @@ BOUNDS = (
 
 
 def main() -> int:
-    measurements: dict[str, list[TrainMeasurement]] = {way: [] for bound in BOUNDS for way in bound.ways}
+    measurements: dict[str, list[TrainMeasurement]] = {variant: [] for bound in BOUNDS for variant in bound.variants}
     with tempfile.TemporaryDirectory() as root:
         prepare(config(root, "resnet18", ()).data, source=None, fetch=False, report=lambda what, done, total: None)
         for _ in range(ROUNDS):
             for name, each in measurements.items():
-                each.append(measure(WAYS[name], root, OPTIONS))
+                each.append(measure(VARIANTS[name], root, OPTIONS))
             if all(bound.holds(measurements) for bound in BOUNDS):
                 break
     rows = [

@@ -195,8 +195,8 @@ def print_starts(index: SetIndex, rounds: int) -> None:
             for name in ("start", "computed")
         ]
         rows.append([workers, *(spread(each, 2) for each in values)])
-    ways = (f"{where}: {what}" for where in ("images in memory", "in files") for what in ("s", "CPU s"))
-    print_table(["workers", *ways], rows)
+    columns = (f"{where}: {what}" for where in ("images in memory", "in files") for what in ("s", "CPU s"))
+    print_table(["workers", *columns], rows)
     print()
 
 

@@ -22,7 +22,7 @@ _FILES, _FIXTURES = 25, 15
 
 
 @dataclass
-class Cost:
+class Duration:
     """Seconds of a phase of a test or of a fixture, or their sums."""
 
     wall: float = 0.0
@@ -33,10 +33,10 @@ class Cost:
         return cls(monotonic(), _cpu_seconds())
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.wall + other.wall, self.cpu + other.cpu)
+        return Duration(self.wall + other.wall, self.cpu + other.cpu)
 
     def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(self.wall - other.wall, self.cpu - other.cpu)
+        return Duration(self.wall - other.wall, self.cpu - other.cpu)
 
 
 def _cpu_seconds() -> float:
@@ -55,17 +55,17 @@ class Recorder:
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, str, float, float]] = []
-        self._inner: list[Cost] = []
+        self._inner: list[Duration] = []
 
-    def _record(self, kind: str, node: str, name: str, cost: Cost) -> None:
+    def _record(self, kind: str, node: str, name: str, cost: Duration) -> None:
         self.rows.append((kind, node.partition("::")[0], name, cost.wall, cost.cpu))
 
     def _phase(self, item: pytest.Item, name: str) -> Iterator[Any]:
-        before = Cost.now()
+        before = Duration.now()
         try:
             return (yield)
         finally:
-            self._record("phase", item.nodeid, name, Cost.now() - before)
+            self._record("phase", item.nodeid, name, Duration.now() - before)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[Any]:
@@ -81,12 +81,12 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-        before = Cost.now()
-        self._inner.append(Cost())
+        before = Duration.now()
+        self._inner.append(Duration())
         try:
             return (yield)
         finally:
-            whole, inner = Cost.now() - before, self._inner.pop()
+            whole, inner = Duration.now() - before, self._inner.pop()
             if self._inner:
                 self._inner[-1] += whole
             self._record("fixture", fixturedef.baseid or "pytest", fixturedef.argname, whole - inner)
@@ -130,14 +130,14 @@ def _table(
     key: Callable[[tuple[str, str, str, float, float]], str],
     most: int | None = None,
 ) -> list[str]:
-    costs, counts = defaultdict[str, Cost](Cost), defaultdict[str, int](int)
+    costs, counts = defaultdict[str, Duration](Duration), defaultdict[str, int](int)
     for row in rows:
-        costs[key(row)] += Cost(row[3], row[4])
+        costs[key(row)] += Duration(row[3], row[4])
         counts[key(row)] += row[2] == "call" or row[0] == "fixture"
     names = sorted(costs, key=lambda name: -costs[name].wall)[:most]
     times = "tests" if what != "fixture" else "times"
     lines = [f"| {name} | {counts[name]} | {costs[name].wall:.1f} | {costs[name].cpu:.1f} |" for name in names]
-    whole = sum(costs.values(), Cost())
+    whole = sum(costs.values(), Duration())
     total = f"| all | {sum(counts.values())} | {whole.wall:.1f} | {whole.cpu:.1f} |"
     return ["", f"| {what} | {times} | wall s | CPU s |", "|---|---|---|---|", *lines, total]
 

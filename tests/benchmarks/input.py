@@ -55,11 +55,11 @@ def from_pil(index: SetIndex, data: DataConfig, processes: int) -> Callable[[], 
     return lambda: next(endless)
 
 
-def compare(what: str, ways: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> None:
+def compare(what: str, variants: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> None:
     """Print a table of images/s, measured round-robin; ratios are to the first variant."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, start in ways.items():
+        for name, start in variants.items():
             rates[name].append(images_per_s(start()))
     base = median(next(iter(rates.values())))
     rows = [[name, spread(values), f"{median(values) / base:.1f}x"] for name, values in rates.items()]
@@ -104,9 +104,9 @@ def main() -> None:
             "the same and MixUp": strong.model_copy(update={"cutout": 16, "mixup": 0.2}),
             "resized crops instead of padded ones": strong.model_copy(update={"resized_crop": True, "crop_padding": 0}),
         }
-        ways = {"PIL, 1 process": lambda: from_pil(index, strong, 0)}
-        ways |= {name: partial(from_shards, index, recipe) for name, recipe in recipes.items()}
-        compare("crop, flip and AutoAugment", ways, options.rounds)
+        variants = {"PIL, 1 process": lambda: from_pil(index, strong, 0)}
+        variants |= {name: partial(from_shards, index, recipe) for name, recipe in recipes.items()}
+        compare("crop, flip and AutoAugment", variants, options.rounds)
         tensors, growth = worker_memory(index.folder)
         whole = index.samples("train") * 3 * 32 * 32
         shares = [

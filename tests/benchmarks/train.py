@@ -44,7 +44,7 @@ SCRIPT = "FMFSD by a script: fp32, NCHW, DataLoader of 2"
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """A variant to measure; `like` names the plain backbone's variant with the same settings."""
 
     kind: str
@@ -52,22 +52,22 @@ class Way:
     like: str = ""
 
 
-WAYS = {
-    SCRIPT: Way("script", (*FP32, "train.recompute=none")),
-    "FMFSD: fp32, NCHW": Way("ours", FP32, "plain: fp32, NCHW"),
-    "plain: fp32, NCHW": Way("ours", ("method=plain", *FP32)),
-    "FMFSD, the preset: bf16, channels_last": Way("ours", PRESET, "plain, the preset"),
-    "plain, the preset": Way("ours", ("method=plain", *PRESET)),
-    "FMFSD, the preset, nothing recomputed": Way("ours", ("train.recompute=none", *PRESET), "plain, the preset"),
-    "FMFSD, the preset, all recomputed": Way("ours", ("train.recompute=all", *PRESET), "plain, the preset"),
+VARIANTS = {
+    SCRIPT: Variant("script", (*FP32, "train.recompute=none")),
+    "FMFSD: fp32, NCHW": Variant("ours", FP32, "plain: fp32, NCHW"),
+    "plain: fp32, NCHW": Variant("ours", ("method=plain", *FP32)),
+    "FMFSD, the preset: bf16, channels_last": Variant("ours", PRESET, "plain, the preset"),
+    "plain, the preset": Variant("ours", ("method=plain", *PRESET)),
+    "FMFSD, the preset, nothing recomputed": Variant("ours", ("train.recompute=none", *PRESET), "plain, the preset"),
+    "FMFSD, the preset, all recomputed": Variant("ours", ("train.recompute=all", *PRESET), "plain, the preset"),
 }
 COMPILED = {
-    "FMFSD, the preset, compiled": Way("ours", ("train.compile=true",), "plain, the preset, compiled"),
-    "plain, the preset, compiled": Way("ours", ("method=plain", "train.compile=true")),
+    "FMFSD, the preset, compiled": Variant("ours", ("train.compile=true",), "plain, the preset, compiled"),
+    "plain, the preset, compiled": Variant("ours", ("method=plain", "train.compile=true")),
 }
 CUDA_GRAPHS = {
-    "FMFSD, the preset, CUDA graphs": Way("ours", ("train.compile=cuda_graphs",), "plain, the preset, CUDA graphs"),
-    "plain, the preset, CUDA graphs": Way("ours", ("method=plain", "train.compile=cuda_graphs")),
+    "FMFSD, the preset, CUDA graphs": Variant("ours", ("train.compile=cuda_graphs",), "plain, the preset, CUDA graphs"),
+    "plain, the preset, CUDA graphs": Variant("ours", ("method=plain", "train.compile=cuda_graphs")),
 }
 
 
@@ -144,43 +144,45 @@ def _peak_memory(step: Callable[[], object], held_bytes: int, device: torch.devi
     return held_bytes + max(accumulate(changes))
 
 
-def measure(way: Way, root: str, options: argparse.Namespace) -> TrainMeasurement:
-    arguments = (way.kind, root, options.backbone, options.batch, options.device, options.steps, *way.changes)
+def measure(variant: Variant, root: str, options: argparse.Namespace) -> TrainMeasurement:
+    arguments = (variant.kind, root, options.backbone, options.batch, options.device, options.steps, *variant.changes)
     code = f"from tests.benchmarks.train import print_measurement as p; p{arguments!r}"
-    env = {**os.environ, **(KEEP_FREED_MEMORY if options.device == "cpu" and way.kind == "ours" else {})}
+    env = {**os.environ, **(KEEP_FREED_MEMORY if options.device == "cpu" and variant.kind == "ours" else {})}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True)
     return TrainMeasurement(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def chosen_ways(options: argparse.Namespace) -> dict[str, Way]:
+def chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
     """Return the variants for this device; the script runs on the CPU only."""
     if options.device == "cuda":
-        return {name: way for name, way in (WAYS | COMPILED | CUDA_GRAPHS).items() if way.kind == "ours"}
-    return WAYS | (COMPILED if options.compiled else {})
+        return {
+            name: variant for name, variant in (VARIANTS | COMPILED | CUDA_GRAPHS).items() if variant.kind == "ours"
+        }
+    return VARIANTS | (COMPILED if options.compiled else {})
 
 
 def measure_all(options: argparse.Namespace, root: str) -> dict[str, list[TrainMeasurement]]:
     """Measure all variants round-robin, `rounds` times; skip what is already stored in --out."""
-    ways, start_s = chosen_ways(options), time.monotonic()
+    variants, start_s = chosen_variants(options), time.monotonic()
     stored = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    measurements = {name: [TrainMeasurement(**each) for each in stored.get(name, [])] for name in ways}
+    measurements = {name: [TrainMeasurement(**each) for each in stored.get(name, [])] for name in variants}
     for number in range(options.rounds):
-        for name, way in ways.items():
+        for name, variant in variants.items():
             if len(measurements[name]) > number or time.monotonic() - start_s > options.budget_s:
                 continue
-            measurements[name].append(measure(way, root, options))
+            measurements[name].append(measure(variant, root, options))
             if options.out:
                 options.out.write_text(json.dumps({name: [*map(asdict, each)] for name, each in measurements.items()}))
     return measurements
 
 
-def rows(measurements: dict[str, list[TrainMeasurement]], ways: dict[str, Way]) -> Iterator[list[str]]:
+def rows(measurements: dict[str, list[TrainMeasurement]], variants: dict[str, Variant]) -> Iterator[list[str]]:
     base = measurements.get(SCRIPT, [])
     for name, each_round in measurements.items():
         if not each_round:
             yield [name, "not measured", *5 * [""]]
             continue
-        rates, like = [each.images_per_s for each in each_round], measurements.get(ways[name].like, [])
+        rates, like = [each.images_per_s for each in each_round], measurements.get(variants[name].like, [])
         yield [
             name,
             spread(rates, 1),
@@ -217,7 +219,9 @@ def main() -> None:
         prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
         measurements = measure_all(options, root)
     header = ["images/s", "ratio to the script", "step time / plain", "memory / plain", "memory, MiB", "data wait, %"]
-    print_table([f"{options.backbone}, batch {options.batch}", *header], list(rows(measurements, chosen_ways(options))))
+    print_table(
+        [f"{options.backbone}, batch {options.batch}", *header], list(rows(measurements, chosen_variants(options)))
+    )
 
 
 if __name__ == "__main__":
