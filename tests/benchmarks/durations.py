@@ -29,13 +29,13 @@ class Duration:
     cpu: float = 0.0
 
     @classmethod
-    def now(cls) -> "Cost":
+    def now(cls) -> "Duration":
         return cls(monotonic(), _cpu_seconds())
 
-    def __add__(self, other: "Cost") -> "Cost":
+    def __add__(self, other: "Duration") -> "Duration":
         return Duration(self.wall + other.wall, self.cpu + other.cpu)
 
-    def __sub__(self, other: "Cost") -> "Cost":
+    def __sub__(self, other: "Duration") -> "Duration":
         return Duration(self.wall - other.wall, self.cpu - other.cpu)
 
 
