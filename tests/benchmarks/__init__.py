@@ -1,1 +1,1 @@
-"""Measurements, each `python -m tests.benchmarks.<name>`: one Markdown table, made side by side in one run."""
+"""Benchmarks: each `python -m tests.benchmarks.<name>` prints Markdown tables of alternatives measured in one run."""

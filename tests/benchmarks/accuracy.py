@@ -1,12 +1,12 @@
-"""Accuracies of methods side by side: last epoch, deepest head, ensemble and each branch, over seeds.
+"""Accuracy benchmark: last-epoch accuracy of each method (deepest head, ensemble, each branch) over several seeds.
 
 python -m tests.benchmarks.accuracy --root DIR [--methods plain,label_smoothing,deep_supervision,byot,fmfsd,fmfsd_side]
     [--backbone resnet18] [--dataset cifar100] [--seeds 3] [--epochs N] [--set A.B=C] [--packed N|auto]
     [--budget-s S] [--out DIR] [--only-table]
 
 Reduced, for a CPU: `--backbone resnet8` (6 epochs; about 10 minutes a run on 2 cores). Each run is an ordinary
-`fmfsd-launch` in its own folder below --out. With the same command it goes on after any end: what is finished is not
-run again. Exit codes: 0 all runs are finished, 1 some have failed, 75 some are left for another time.
+`fmfsd-launch` in its own folder below --out. The same command resumes an interrupted benchmark; finished runs are not
+repeated. Exit codes: 0 all runs finished, 1 some failed, 75 some are still to be run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ NOTES = "accuracy.json"
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = _parser().parse_args()
-    asked = Asked(
+    comparison = Asked(
         options.backbone,
         options.dataset,
         tuple(options.methods.split(",")),
@@ -40,30 +40,33 @@ def main() -> int:
         options.out,
         tuple(options.settings),
     )
-    notes, failed = asked.out.absolute() / NOTES, False
+    notes, failed = comparison.out.absolute() / NOTES, False
     try:
         if not options.only_table:
-            failed = _work(asked, notes, options)
-        print_results(asked, notes)
+            failed = _run_all(comparison, notes, options)
+        print_results(comparison, notes)
     except FmfsdError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # the runs have been stopped with a checkpoint each
         return 130
-    left = [run for run in asked.runs() if not run.is_finished]
-    return 1 if failed else STOPPED if left and not options.only_table else 0
+    unfinished = [run for run in comparison.runs() if not run.is_finished]
+    return 1 if failed else STOPPED if unfinished and not options.only_table else 0
 
 
-def _work(asked: Asked, notes: Path, options: argparse.Namespace) -> bool:
-    """Whether a run has failed. ConfigError for a config that is wrong, before any is started."""
+def _run_all(comparison: Asked, notes: Path, options: argparse.Namespace) -> bool:
+    """Run what is unfinished and return whether a run failed. Raise ConfigError for an invalid config before any run
+    starts."""
     end = time.monotonic() + options.budget_s
-    for run in asked.runs():
+    for run in comparison.runs():
         run.config()
-    left = [run for run in asked.runs() if not run.is_finished]
-    packed = (at_a_time(left, os.environ) if options.packed == "auto" else int(options.packed)) if left else 1
-    asked.out.mkdir(parents=True, exist_ok=True)
+    unfinished = [run for run in comparison.runs() if not run.is_finished]
+    packed = (
+        (at_a_time(unfinished, os.environ) if options.packed == "auto" else int(options.packed)) if unfinished else 1
+    )
+    comparison.out.mkdir(parents=True, exist_ok=True)
     gpus = Resources.detect(os.environ).gpus
-    bench = Bench(left, packed, lambda: time.monotonic() >= end, notes, machine(), gpus)
+    bench = Bench(unfinished, packed, lambda: time.monotonic() >= end, notes, machine(), gpus)
     bench.work()
     return bool(bench.failed)
 
@@ -75,12 +78,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--seeds", type=_positive, default=3)
-    parser.add_argument("--epochs", type=_positive, help="default: the preset's; milestones at 33, 66.5 and 95 %%")
+    parser.add_argument("--epochs", type=_positive, help="default: as in the preset; milestones at 33, 66.5 and 95 %%")
     parser.add_argument("--set", dest="settings", metavar="A.B=C", action="append", default=[])
-    parser.add_argument("--packed", type=_packed, default="auto", help="runs at a time; auto: what a GPU has room for")
-    parser.add_argument("--budget-s", type=float, default=float("inf"), help="stop with checkpoints after so long")
+    parser.add_argument(
+        "--packed",
+        type=_packed,
+        default="auto",
+        help="number of concurrent runs; auto: as many as fit into a GPU's memory",
+    )
+    parser.add_argument(
+        "--budget-s", type=float, default=float("inf"), help="stop all runs, with checkpoints, after S seconds"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
-    parser.add_argument("--only-table", action="store_true", help="of what is finished; start nothing")
+    parser.add_argument("--only-table", action="store_true", help="print the table of the finished runs; start nothing")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The runs of an accuracy benchmark: what each is, and several at a time until all have ended."""
+"""Runs of the accuracy benchmark: their configs, and running several at a time until all have finished."""
 
 import os
 import subprocess
@@ -19,21 +19,21 @@ from launcher.resources.cost_probe import costs_of
 from tests.helpers.processes import command
 
 MILESTONES = (66 / 200, 133 / 200, 190 / 200)
-"""Of a run's length; the method's recipe."""
-OTHERWISE = "cifar100-resnet18"
-"""The preset whose recipe a backbone or a set without one of its own gets."""
-LENGTH = ("train.epochs", "train.max_steps")
-"""What a run may be changed in when it goes on, and a result may not."""
+"""Milestones of the method's recipe, as fractions of the run's length."""
+DEFAULT_PRESET = "cifar100-resnet18"
+"""The preset whose recipe is used for a backbone or data set that has no preset."""
+LENGTH_KEYS = ("train.epochs", "train.max_steps")
+"""Keys that may change when a run is resumed, but make a finished result a different one."""
 STOPPED = 75
 INTERRUPTED, TERMINATED = 130, 143
-LOOK_S, ENDS_S = 0.1, 300.0
+POLL_S, STOP_TIMEOUT_S = 0.1, 300.0
 CONTEXT_BYTES, MARGIN = 1 << 30, 1.5
-"""What CUDA and its libraries take for themselves, and how much more than the probe says a run may take."""
+"""GPU memory used by CUDA and its libraries, and the safety factor on the memory that the cost probe reports."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is compared; `settings` are overrides for all."""
+    """The methods, seeds and settings to compare; `settings` are config overrides for every run."""
 
     backbone: str
     dataset: str
@@ -45,88 +45,97 @@ class Asked:
     settings: tuple[str, ...] = ()
 
     def runs(self) -> list["Run"]:
-        """Seed by seed, so that a piece of them compares all methods."""
+        """Return the runs ordered by seed, so that a partial benchmark compares all methods."""
         return [Run(self, method, seed) for seed in range(self.seeds) for method in self.methods]
 
     @property
     def source(self) -> str:
         preset = f"{self.dataset}-{self.backbone}"
-        return preset if preset in preset_names() else OTHERWISE
+        return preset if preset in preset_names() else DEFAULT_PRESET
 
 
 @dataclass(frozen=True)
 class Run:
     """One method with one seed."""
 
-    asked: Asked
+    comparison: Asked
     method: str
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.asked.dataset}-{self.asked.backbone.replace('/', '-')}-{self.method}-{self.seed}"
+        return f"{self.comparison.dataset}-{self.comparison.backbone.replace('/', '-')}-{self.method}-{self.seed}"
 
     @property
     def folder(self) -> RunDir:
-        return RunDir(self.asked.out.absolute() / self.name)
+        return RunDir(self.comparison.out.absolute() / self.name)
 
     @property
     def overrides(self) -> list[str]:
-        asked = self.asked
-        changes = [f"data.name={asked.dataset}", f"model.backbone={asked.backbone}", f"method={self.method}"]
-        changes += [f"seed={self.seed}", f"data.root={asked.root.absolute()}"]
-        return [*changes, *(recipe(asked.epochs) if asked.epochs else ()), *asked.settings]
+        comparison = self.comparison
+        changes = [f"data.name={comparison.dataset}", f"model.backbone={comparison.backbone}", f"method={self.method}"]
+        changes += [f"seed={self.seed}", f"data.root={comparison.root.absolute()}"]
+        return [*changes, *(recipe(comparison.epochs) if comparison.epochs else ()), *comparison.settings]
 
     @property
-    def words(self) -> list[str]:
-        return [*(word for change in self.overrides for word in ("--set", change)), "--", self.asked.source]
+    def arguments(self) -> list[str]:
+        return [
+            *(argument for change in self.overrides for argument in ("--set", change)),
+            "--",
+            self.comparison.source,
+        ]
 
     def config(self) -> RunConfig:
-        """ConfigError with all that is wrong."""
-        return load_config(self.asked.source, self.overrides)
+        """Return the config. Raise ConfigError with all its problems."""
+        return load_config(self.comparison.source, self.overrides)
 
     def outcome(self) -> dict[str, Any]:
-        """Empty if it has not ended yet."""
+        """Return the content of outcome.json; empty while there is none."""
         with suppress(OSError, ValueError):
             return read_json(self.folder.outcome)
         return {}
 
     @property
     def is_finished(self) -> bool:
-        """And was the run that is asked for, not one of the same name."""
+        """True if the run finished with this config, and not with another one of the same name."""
         if self.outcome().get("state") != "finished":
             return False
-        made = load_config(str(self.folder.config))
-        return not any(change.key in LENGTH or not change.is_allowed for change in changes(made, self.config()))
+        stored = load_config(str(self.folder.config))
+        return not any(change.key in LENGTH_KEYS or not change.is_allowed for change in changes(stored, self.config()))
 
 
 def recipe(epochs: int) -> list[str]:
-    """The method's milestones for a run of so many epochs; those of a short one that fall together are one."""
+    """Return overrides that scale the milestones to `epochs`; milestones of a short run that coincide become one."""
     points = sorted({round(share * epochs) for share in MILESTONES} - {0, epochs})
     return [f"train.epochs={epochs}", f"optim.milestones={points}"]
 
 
 def packed_on(free_bytes: int, needed_bytes: int, cores: int) -> int:
-    """How many runs that need as much fit beside one another on a GPU; two cores for each."""
+    """Return the number of concurrent runs for one GPU, limited by its free memory and two cores per run."""
     fits = free_bytes // (round(MARGIN * needed_bytes) + CONTEXT_BYTES)
     return max(1, min(fits, cores // 2))
 
 
 def at_a_time(runs: Sequence[Run], environment: Mapping[str, str]) -> int:
-    """On this machine: on each GPU what has room, by the largest of the runs' probes; on a CPU one."""
-    here = Resources.detect(environment)
-    if not here.gpus:
+    """Return the number of concurrent runs for this machine: by the largest memory estimate of the runs; one without
+    GPUs."""
+    resources = Resources.detect(environment)
+    if not resources.gpus:
         return 1
     largest = {run.method: run for run in runs}.values()
-    needed = [costs_of(run.config(), run.words, workers=1, environment=environment) for run in largest]
+    needed = [costs_of(run.config(), run.arguments, workers=1, environment=environment) for run in largest]
     most = max(cost.memory.get("total", 0) for cost in needed)
     free = min((gpu.free for gpu in driver().gpus), default=0)
-    return len(here.gpus) * packed_on(free, most, here.cores // len(here.gpus)) if most else len(here.gpus)
+    return (
+        len(resources.gpus) * packed_on(free, most, resources.cores // len(resources.gpus))
+        if most
+        else len(resources.gpus)
+    )
 
 
 @dataclass(frozen=True)
-class Started:
-    """A launch at work, the GPU that it has, and where its words go."""
+class RunningLaunch:
+    """A launch that is running, its GPU, and the log file of its output."""
 
     process: subprocess.Popen[bytes]
     gpu: str
@@ -135,9 +144,10 @@ class Started:
 
 @dataclass
 class Bench:
-    """Works through `waiting`, `packed` runs at a time; starts none when `out_of_time`, and then stops the others.
+    """Run everything in `waiting`, `packed` runs at a time. When `out_of_time` is true, stop the running ones and start
+    no more.
 
-    `notes` keeps of each run how many others were at work beside it, at most, and on what `hardware`.
+    The file `notes` stores for each run the largest number of other runs at the same time, and the `hardware`.
     """
 
     waiting: list[Run]
@@ -146,11 +156,11 @@ class Bench:
     notes: Path
     hardware: str
     gpus: Sequence[str] = ()
-    running: dict[Run, Started] = field(default_factory=dict)
+    running: dict[Run, RunningLaunch] = field(default_factory=dict)
     failed: dict[Run, str] = field(default_factory=dict)
 
     def work(self) -> None:
-        """Until nothing is left to do, or no time to do it in."""
+        """Run until all runs have ended or the time is up."""
         try:
             while self.running or (self.waiting and not self.out_of_time()):
                 if self.waiting and len(self.running) < self.packed and not self.out_of_time():
@@ -158,73 +168,73 @@ class Bench:
                     continue
                 if self.out_of_time():
                     return
-                self._look()
-                time.sleep(LOOK_S)
+                self._poll()
+                time.sleep(POLL_S)
         finally:
             self._stop_all()
 
     def _start(self, run: Run) -> None:
-        """On the GPU with the fewest; it ends with us, however that happens."""
-        busy = [started.gpu for started in self.running.values()]
+        """Start a launch on the GPU with the fewest runs; it dies with this process."""
+        busy = [launch.gpu for launch in self.running.values()]
         gpu = min(self.gpus, key=busy.count, default="")
-        log, (*settings, dashes, source) = self.notes.with_name(f"{run.name}.log"), run.words
-        own = ("--gpus", "1", "--run-dir", str(run.folder.path), dashes, source)
-        with log.open("ab") as said:
+        log, (*settings, dashes, source) = self.notes.with_name(f"{run.name}.log"), run.arguments
+        options = ("--gpus", "1", "--run-dir", str(run.folder.path), dashes, source)
+        with log.open("ab") as output:
             process = subprocess.Popen(
-                tied([command("fmfsd-launch"), *settings, *own]),
+                tied([command("fmfsd-launch"), *settings, *options]),
                 env={**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
             )
-        self.running[run] = Started(process, gpu, log)
-        self._note()
+        self.running[run] = RunningLaunch(process, gpu, log)
+        self._write_notes()
         print(f"{run.name}: started", file=sys.stderr, flush=True)
 
-    def _note(self) -> None:
-        """Of those at work now."""
-        known, others = notes_in(self.notes), len(self.running) - 1
+    def _write_notes(self) -> None:
+        """Record the number of concurrent runs for each running one."""
+        notes, others = read_notes(self.notes), len(self.running) - 1
         for run in self.running:
-            most = max(others, known.get(run.name, {}).get("beside", 0))
-            known[run.name] = {"beside": most, "hardware": self.hardware}
-        write_json(self.notes, known)
+            most = max(others, notes.get(run.name, {}).get("beside", 0))
+            notes[run.name] = {"beside": most, "hardware": self.hardware}
+        write_json(self.notes, notes)
 
-    def _look(self) -> None:
-        for run, started in list(self.running.items()):
-            if (code := started.process.poll()) is not None:
+    def _poll(self) -> None:
+        for run, launch in list(self.running.items()):
+            if (code := launch.process.poll()) is not None:
                 del self.running[run]
-                self._ended(run, code, started.log)
+                self._report(run, code, launch.log)
 
-    def _ended(self, run: Run, code: int, log: Path) -> None:
-        words = {0: "finished", STOPPED: "stopped, to go on with the same command"}.get(code)
-        if words is None:
-            words = f"failed with exit code {code}: {run.folder.path}, {log}: {_last_line(log)}"
-            self.failed[run] = words
-        print(f"{run.name}: {words}", file=sys.stderr, flush=True)
+    def _report(self, run: Run, code: int, log: Path) -> None:
+        result = {0: "finished", STOPPED: "stopped; repeat the command to resume it"}.get(code)
+        if result is None:
+            result = f"failed with exit code {code}: {run.folder.path}, {log}: {_last_line(log)}"
+            self.failed[run] = result
+        print(f"{run.name}: {result}", file=sys.stderr, flush=True)
 
     def _stop_all(self) -> None:
-        """With a checkpoint each; one that has not begun yet ends at once."""
-        for run, started in self.running.items():
-            asked = subprocess.run([command("fmfsd-launch"), "stop", str(run.folder.path)], capture_output=True)
-            if asked.returncode:
-                started.process.terminate()
-        for run, started in self.running.items():
-            self._ended(run, _end_of(started.process), started.log)
+        """Stop all runs with a checkpoint each; terminate those that have not started training."""
+        for run, launch in self.running.items():
+            stop = subprocess.run([command("fmfsd-launch"), "stop", str(run.folder.path)], capture_output=True)
+            if stop.returncode:
+                launch.process.terminate()
+        for run, launch in self.running.items():
+            self._report(run, _wait_for(launch.process), launch.log)
         self.running.clear()
 
 
-def _end_of(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code; 75 too of one that was ended before it had anything to save."""
+def _wait_for(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the process and return its exit code; 75 also for one that ended before it had anything to save."""
     try:
-        code = process.wait(ENDS_S)
+        code = process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         code = process.wait()
     return STOPPED if code in (INTERRUPTED, TERMINATED) else code
 
 
-def notes_in(path: Path) -> dict[str, Any]:
-    """By run; empty if there are none."""
+def read_notes(path: Path) -> dict[str, Any]:
+    """Return the notes by run name; empty if there is no file."""
     with suppress(OSError, ValueError):
         return read_json(path)
     return {}
@@ -232,4 +242,4 @@ def notes_in(path: Path) -> dict[str, Any]:
 
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"

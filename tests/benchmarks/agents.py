@@ -1,6 +1,6 @@
-"""How starting and stopping grow with the number of nodes, and the launcher's memory.
+"""Start time, stop time and launcher memory by number of nodes.
 
-Real agents, each of which starts a stand-in for torchrun; they meet at an address as those of several hosts do. All of
+Real node agents, each of which starts a stub instead of torchrun; their rendezvous is that of several hosts. All of
 them share this machine.
 
 python -m tests.benchmarks.agents [--nodes 1,4,16,64] [--rounds N]
@@ -27,7 +27,7 @@ from launcher.supervise.stop_requests import Requests
 from launcher.transport.agent_client import AGENT
 from tests.benchmarks.table import print_table, spread
 
-STAND_IN = """
+STUB = """
 echo up; while [ ! -e "$1/stop-request" ]; do sleep 0.05; done
 [ "$2" != 0 ] || printf '{"state": "stopped", "attempt": %s, "step": 1}' "$FMFSD_ATTEMPT" > "$1/outcome.json"
 """
@@ -41,7 +41,7 @@ def plan(run: RunDir, nodes: int) -> LaunchPlan:
         tuple(
             NodePlan(
                 node=node,
-                argv=("/bin/sh", "-c", STAND_IN, "sh", str(run.path), str(node)),
+                argv=("/bin/sh", "-c", STUB, "sh", str(run.path), str(node)),
                 env={"PATH": os.environ["PATH"], "FMFSD_ATTEMPT": ATTEMPT, "IF": INTERFACE},
                 cwd=str(run.path),
                 host=f"host-{node}",
@@ -52,30 +52,30 @@ def plan(run: RunDir, nodes: int) -> LaunchPlan:
     )
 
 
-def one(folder: Path, nodes: int) -> dict[str, float]:
-    """Seconds from the coordinator's start until all nodes' processes run, and from a request until all have ended;
-    and this process's largest size."""
-    assert Execution is not None  # what a launch has in memory
-    run, requests, up = RunDir(folder), Requests(), list[float]()
+def measure_launch(folder: Path, nodes: int) -> dict[str, float]:
+    """Return the seconds from the coordinator's start until all nodes' processes run, the seconds from a stop request
+    until all have exited, and the peak RSS of this process."""
+    assert Execution is not None  # imported so that the memory is that of a launch
+    run, requests, started_at = RunDir(folder), Requests(), list[float]()
     run.create()
 
-    def ask_once_all_run() -> None:
+    def request_stop_once_all_run() -> None:
         while sum(log.stat().st_size > 0 for log in run.logs.glob("node-*/starter.log")) < nodes:
             time.sleep(0.005)
-        up.append(time.perf_counter())
+        started_at.append(time.perf_counter())
         requests.ask()
 
-    watcher = threading.Thread(target=ask_once_all_run, daemon=True)
+    watcher = threading.Thread(target=request_stop_once_all_run, daemon=True)
     watcher.start()
     start = time.perf_counter()
     attempt = run_plan(plan(run, nodes), run, grace_s=60, requests=requests, watch=lambda: None)
     end = time.perf_counter()
     assert attempt.state == "stopped", attempt
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"start_s": up[0] - start, "stop_s": end - up[0], "peak_mib": peak}
+    return {"start_s": started_at[0] - start, "stop_s": end - started_at[0], "peak_mib": peak}
 
 
-def in_own_process(nodes: int) -> dict[str, float]:
+def measure_in_subprocess(nodes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.benchmarks.agents", "--one", str(nodes), folder]
         return dict(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
@@ -86,18 +86,18 @@ def main() -> None:
     parser.add_argument("--nodes", default="1,4,16,64")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(one(Path(asked.one[1]) / "run", int(asked.one[0]))))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure_launch(Path(options.one[1]) / "run", int(options.one[0]))))
         return
     rows = []
-    for nodes in map(int, asked.nodes.split(",")):
-        rounds = [in_own_process(nodes) for _ in range(asked.rounds)]
+    for nodes in map(int, options.nodes.split(",")):
+        rounds = [measure_in_subprocess(nodes) for _ in range(options.rounds)]
         start, stop = ([each[name] for each in rounds] for name in ("start_s", "stop_s"))
-        a_node = f"{1000 * statistics.median(start) / nodes:.0f}"
+        ms_per_node = f"{1000 * statistics.median(start) / nodes:.0f}"
         peak = f"{max(each['peak_mib'] for each in rounds):.0f}"
-        rows.append([nodes, spread(start, 2), a_node, spread(stop, 2), peak])
-    print_table(["nodes", "start, s", "start, ms a node", "stop, s", "launcher's memory at most, MiB"], rows)
+        rows.append([nodes, spread(start, 2), ms_per_node, spread(stop, 2), peak])
+    print_table(["nodes", "start, s", "start, ms per node", "stop, s", "launcher, peak MiB"], rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Whether speed and memory are where they were, by ratios with generous bounds; exits with 1 if one is not.
+"""Regression bounds on speed and memory: ratios with generous limits; exits with 1 if one is violated.
 
 python -m tests.benchmarks.bounds
 
-Measured side by side, and again, up to three rounds, where a ratio is out of its bounds: a busy machine is no news.
+Both sides of a ratio are measured in one round, with up to three rounds while a ratio is out of bounds, because other
+work on the machine disturbs a single round.
 """
 
 import argparse
@@ -13,29 +14,29 @@ from statistics import median
 
 from fmfsd.data.prepare import prepare
 from tests.benchmarks.table import print_table
-from tests.benchmarks.train import SCRIPT, WAYS, Measured, config, measured
+from tests.benchmarks.train import SCRIPT, VARIANTS, TrainMeasurement, config, measure
 
 ROUNDS = 3
 FMFSD, PLAIN = "FMFSD, the preset: bf16, channels_last", "plain, the preset"
-ASKED = argparse.Namespace(backbone="resnet18", batch=128, device="cpu", steps=3)
+OPTIONS = argparse.Namespace(backbone="resnet18", batch=128, device="cpu", steps=3)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A ratio of two ways' values, and what it may be at the least or at the most."""
+    """A ratio of one value of two variants, with its lower or upper limit."""
 
     what: str
-    ways: tuple[str, str]
+    variants: tuple[str, str]
     value: str
     least: float = 0.0
     most: float = float("inf")
 
-    def ratio(self, found: dict[str, list[Measured]]) -> float:
-        one, other = (found[way] for way in self.ways)
+    def ratio(self, measurements: dict[str, list[TrainMeasurement]]) -> float:
+        one, other = (measurements[variant] for variant in self.variants)
         return median(getattr(a, self.value) / getattr(b, self.value) for a, b in zip(one, other, strict=True))
 
-    def holds(self, found: dict[str, list[Measured]]) -> bool:
-        return self.least <= self.ratio(found) <= self.most
+    def holds(self, measurements: dict[str, list[TrainMeasurement]]) -> bool:
+        return self.least <= self.ratio(measurements) <= self.most
 
 
 BOUNDS = (
@@ -46,20 +47,20 @@ BOUNDS = (
 
 
 def main() -> int:
-    found: dict[str, list[Measured]] = {way: [] for bound in BOUNDS for way in bound.ways}
+    measurements: dict[str, list[TrainMeasurement]] = {variant: [] for bound in BOUNDS for variant in bound.variants}
     with tempfile.TemporaryDirectory() as root:
         prepare(config(root, "resnet18", ()).data, source=None, fetch=False, report=lambda what, done, total: None)
         for _ in range(ROUNDS):
-            for name, each in found.items():
-                each.append(measured(WAYS[name], root, ASKED))
-            if all(bound.holds(found) for bound in BOUNDS):
+            for name, each in measurements.items():
+                each.append(measure(VARIANTS[name], root, OPTIONS))
+            if all(bound.holds(measurements) for bound in BOUNDS):
                 break
     rows = [
-        [bound.what, f"{bound.ratio(found):.2f}", _limits(bound), "yes" if bound.holds(found) else "NO"]
+        [bound.what, f"{bound.ratio(measurements):.2f}", _limits(bound), "yes" if bound.holds(measurements) else "NO"]
         for bound in BOUNDS
     ]
-    print_table(["ratio", "found", "bounds", "holds"], rows)
-    return 0 if all(bound.holds(found) for bound in BOUNDS) else 1
+    print_table(["ratio", "value", "bounds", "holds"], rows)
+    return 0 if all(bound.holds(measurements) for bound in BOUNDS) else 1
 
 
 def _limits(bound: Bound) -> str:

@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training of FMFSD ResNet-18, batch 128, one process: pairs of stretches with and without.
+"""Cost of checkpoints: training time of FMFSD ResNet-18, batch 128, one process, in pairs with and without a save.
 
 python -m tests.benchmarks.checkpoint [--rounds N] [--steps N] [--backbone resnet18]
 """
@@ -20,10 +20,10 @@ from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
 
 WARM_UP_STEPS = 3
-EVERY = 100
+SAVE_EVERY = 100
 
 
-def loop_of(root: str, backbone: str) -> Loop:
+def warm_loop(root: str, backbone: str) -> Loop:
     fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={backbone}")
     config = load_config("cifar100-resnet18", [*fixed, "train.log_every=1000000 steps"])
     prepare(config.data, source=None, fetch=False, report=lambda what, done, total: None)
@@ -35,7 +35,8 @@ def loop_of(root: str, backbone: str) -> Loop:
 
 
 def seconds(loop: Loop, steps: int, *, saving: bool) -> float:
-    """For so many steps, the first of which comes after the start of a save; with what that still does at the end."""
+    """Return the seconds of `steps` steps; with `saving` a save starts before the first and is waited for after the
+    last."""
     start = time.perf_counter()
     if saving:
         loop._save()
@@ -51,22 +52,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--backbone", default="resnet18")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as root:
-        loop = loop_of(root, asked.backbone)
-        pairs = [tuple(seconds(loop, asked.steps, saving=on) for on in (False, True)) for _ in range(asked.rounds)]
+        loop = warm_loop(root, options.backbone)
+        pairs = [tuple(seconds(loop, options.steps, saving=on) for on in (False, True)) for _ in range(options.rounds)]
         loop.close()
-    steps = [without / asked.steps for without, _ in pairs]
+    steps = [without / options.steps for without, _ in pairs]
     costs = [with_save - without for without, with_save in pairs]
-    share = 100 * statistics.median(costs) / (EVERY * statistics.median(steps))
+    share = 100 * statistics.median(costs) / (SAVE_EVERY * statistics.median(steps))
     rows = [
-        ["a step", spread(steps, 3)],
-        [f"a save, in {asked.steps} steps: what these take longer", spread(costs, 3)],
-        ["the save itself, from the copy to the rename", f"{loop.checkpoints.save_s:.3f}"],
-        [f"share of the time at one save in {EVERY} steps, %", f"{share:.2f}"],
+        ["one step", spread(steps, 3)],
+        [f"one save during {options.steps} steps: additional time", spread(costs, 3)],
+        ["the save itself, from copy to rename", f"{loop.checkpoints.save_s:.3f}"],
+        [f"share of the time with one save every {SAVE_EVERY} steps, %", f"{share:.2f}"],
     ]
-    print_table([f"FMFSD {asked.backbone}, batch 128", "seconds"], rows)
+    print_table([f"FMFSD {options.backbone}, batch 128", "seconds"], rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Preparing a set on one core and on two, a worker's start from shards, and how start, memory and speed grow with it.
+"""Data benchmarks: preparing a set on one and two cores, a worker's start, and start, memory and speed by set size.
 
 python -m tests.benchmarks.data [--source DIR with cifar-100-python/] [--scales 1,10,100] [--rounds N] [--scratch DIR]
 python -m tests.benchmarks.data --only folders [--images N] [--rounds N]
 
-Larger sets repeat the pixels of 781 random images, each in a place of its own on the disk: 100 is 15 GB.
+Larger sets repeat the pixels of 781 random images, each stored separately on disk: scale 100 is 15 GB.
 """
 
 import argparse
@@ -39,13 +39,14 @@ from tests.helpers.official import write_official
 BATCH, SHARDS = 128, 64
 PHOTOGRAPH = (500, 375)
 SECONDS = 4.0
-KEPT_FREE_BYTES = 20 << 30
-LARGEST_HELD = 0.25
-"""Of the memory that is free: this machine has other work."""
+MIN_FREE_BYTES = 20 << 30
+MAX_MEMORY_SHARE = 0.25
+"""Largest share of the free memory that images may take: the machine also does other work."""
 
 
-def prepared(source: Path | None, scratch: Path, rounds: int) -> SetIndex:
-    """60,000 images to shards, timed; without the official files, of others in their form."""
+def time_preparation(source: Path | None, scratch: Path, rounds: int) -> SetIndex:
+    """Prepare 60,000 images repeatedly, print the time and return the index; without `source`, generate files like the
+    official ones."""
     origin = source or write_official(scratch / "source", "cifar100", train=50_000, test=10_000)
     seconds = []
     for number in range(rounds):
@@ -59,19 +60,19 @@ def prepared(source: Path | None, scratch: Path, rounds: int) -> SetIndex:
 
 
 def print_folders(images: int, rounds: int, scratch: Path) -> None:
-    """So many photographs to shards, on one core and on two in turn, each time in a fresh process."""
+    """Time the preparation of `images` photographs on one core and on two alternately, each time in a new process."""
     source, cores = write_photographs(scratch / "photographs", images), sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         sys.exit("comparing one core with two needs two cores")
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for number in range(rounds):
-        for count, found in seconds.items():
+        for count, times in seconds.items():
             out = scratch / f"folders-{number}-{count}"
             arguments = f"{str(source)!r}, {str(out)!r}, {cores[:count]}"
-            found.append(float(run_code(f"from tests.benchmarks.data import tell_folders as t; t({arguments})")))
+            times.append(float(run_code(f"from tests.benchmarks.data import time_folders as t; t({arguments})")))
             shutil.rmtree(out)
     ratios = [one / two for one, two in zip(*seconds.values(), strict=True)]
-    rows = [[count, spread(found, 2), spread([images / each for each in found])] for count, found in seconds.items()]
+    rows = [[count, spread(times, 2), spread([images / each for each in times])] for count, times in seconds.items()]
     width, height = PHOTOGRAPH
     print_table(
         [f"cores, {images} JPEG images of {width} x {height} to shards of 256 pixels", "seconds", "images/s"], rows
@@ -79,8 +80,8 @@ def print_folders(images: int, rounds: int, scratch: Path) -> None:
     print(f"\nTwo cores are {spread(ratios, 2)} times as fast as one.\n")
 
 
-def tell_folders(source: str, out: str, cores: Sequence[int]) -> None:
-    """Seconds that preparing these image folders takes on these cores."""
+def time_folders(source: str, out: str, cores: Sequence[int]) -> None:
+    """Print the seconds that preparing these image folders takes on these cores."""
     os.sched_setaffinity(0, cores)
     start = time.perf_counter()
     data = DataConfig(name="folder", root=out, size=224)
@@ -89,7 +90,8 @@ def tell_folders(source: str, out: str, cores: Sequence[int]) -> None:
 
 
 def write_photographs(root: Path, images: int) -> Path:
-    """Write images of ten classes, a tenth of them to test on: clouds of colour under the noise of a camera."""
+    """Write images of ten classes, a tenth of them in the test split: smooth random colours plus noise, which compress
+    like photographs."""
     random = np.random.default_rng(0)
     for number in range(images):
         small = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8))
@@ -102,18 +104,18 @@ def write_photographs(root: Path, images: int) -> Path:
 
 
 def run_code(code: str) -> str:
-    """What `code` prints, in a fresh process."""
+    """Run `code` in a new process and return its output."""
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
-def grown(scratch: Path, scale: int) -> SetIndex:
-    """A set of `scale` times 50,000 images to train on; the test split stays small."""
+def write_set(scratch: Path, scale: int) -> SetIndex:
+    """Write a set of `scale` times 50,000 training images; the test split stays small."""
     folder = scratch / f"set-{scale}"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (781, *SHAPE), np.uint8)
     splits = {
         split: tuple(
-            written(folder, split, number, np.tile(pixels[:count], (times, 1, 1, 1))) for number in range(SHARDS)
+            write_shard(folder, split, number, np.tile(pixels[:count], (times, 1, 1, 1))) for number in range(SHARDS)
         )
         for split, count, times in (("train", 781, scale), ("test", 156, 1))
     }
@@ -123,7 +125,7 @@ def grown(scratch: Path, scale: int) -> SetIndex:
     return index
 
 
-def written(
+def write_shard(
     folder: Path, split: str, number: int, images: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
 ) -> ShardFile:
     ids = np.arange(len(images), dtype=np.int64) * SHARDS + number
@@ -135,23 +137,24 @@ def written(
     return ShardFile(path.name, len(images), len(content), hashlib.sha256(content).hexdigest())
 
 
-def forgotten(index: SetIndex) -> None:
-    """By the page cache, as if nobody had read these files since the machine was started."""
+def drop_from_page_cache(index: SetIndex) -> None:
+    """Drop the set's files from the page cache, so that the next read comes from the disk."""
     for shard in (shard for files in index.splits.values() for shard in files):
         descriptor = os.open(index.path(shard), os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 
 
-def asked(index: SetIndex, workers: int, *, in_files: bool, seconds: float) -> dict[str, float]:
-    """Of rank 0 of so many workers, alone on the machine and in a fresh process; see `tell`."""
-    code = f"from tests.benchmarks.data import tell; tell({str(index.folder)!r}, {workers}, {in_files}, {seconds})"
+def measure_start(index: SetIndex, workers: int, *, in_files: bool, seconds: float) -> dict[str, float]:
+    """Run `print_start` in a new process: rank 0 of `workers`, alone on the machine."""
+    arguments = f"{str(index.folder)!r}, {workers}, {in_files}, {seconds}"
+    code = f"from tests.benchmarks.data import print_start; print_start({arguments})"
     return dict(json.loads(run_code(code)))
 
 
-def tell(folder: str, workers: int, in_files: bool, seconds: float) -> None:
-    """Seconds to the first batch, and those computed by all threads; MiB of this process's own memory that came to it;
-    images a second of the batches that follow."""
+def print_start(folder: str, workers: int, in_files: bool, seconds: float) -> None:
+    """Print seconds and CPU seconds to the first batch, the growth of this process's memory in MiB, and the images/s of
+    the batches that follow."""
     torch.set_num_threads(1)
     index, data, cpu = read_index(Path(folder)), DataConfig(name="cifar100"), torch.device("cpu")
     before = psutil.Process().memory_full_info().uss
@@ -164,15 +167,15 @@ def tell(folder: str, workers: int, in_files: bool, seconds: float) -> None:
     evaluation = EvaluationBatches(test, data, batch=500, largest_part=len(test.labels), dtype=torch.float32)
     with closing(batches), closing(evaluation):
         batches.at(0, 0)
-        found = {"start": time.perf_counter() - start, "computed": time.process_time() - computed, "images": 0.0}
+        values = {"start": time.perf_counter() - start, "computed": time.process_time() - computed, "images": 0.0}
         start = time.perf_counter()
         for place in positions(min(train.sizes) // batches.per_shard):
             if time.perf_counter() - start >= seconds:
                 break
-            found["images"] += len(batches.at(*place)[1])
-        found["rate"] = found["images"] / (time.perf_counter() - start)
-        found["held"] = (psutil.Process().memory_full_info().uss - before) / 2**20
-    print(json.dumps(found))
+            values["images"] += len(batches.at(*place)[1])
+        values["rate"] = values["images"] / (time.perf_counter() - start)
+        values["held"] = (psutil.Process().memory_full_info().uss - before) / 2**20
+    print(json.dumps(values))
 
 
 def positions(steps: int) -> Iterator[tuple[int, int]]:
@@ -182,14 +185,18 @@ def positions(steps: int) -> Iterator[tuple[int, int]]:
 def print_starts(index: SetIndex, rounds: int) -> None:
     rows = []
     for workers in (1, 2, 4):
-        found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+        measurements: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for _ in range(rounds):
-            for in_files, each in found.items():
-                each.append(asked(index, workers, in_files=in_files, seconds=0))
-        values = [[each[name] for each in found[in_files]] for in_files in found for name in ("start", "computed")]
+            for in_files, each in measurements.items():
+                each.append(measure_start(index, workers, in_files=in_files, seconds=0))
+        values = [
+            [each[name] for each in measurements[in_files]]
+            for in_files in measurements
+            for name in ("start", "computed")
+        ]
         rows.append([workers, *(spread(each, 2) for each in values)])
-    ways = (f"{where}: {what}" for where in ("images in memory", "in files") for what in ("s", "s computed"))
-    print_table(["workers", *ways], rows)
+    columns = (f"{where}: {what}" for where in ("images in memory", "in files") for what in ("s", "CPU s"))
+    print_table(["workers", *columns], rows)
     print()
 
 
@@ -198,19 +205,19 @@ def rows_of(index: SetIndex, scale: int, rounds: int) -> Iterator[list[object]]:
         part, free = Part.of(index, workers), psutil.virtual_memory().available
         for in_files, cold in ((False, False), (True, False), (True, True)):
             where = f"files{', read for the first time' if cold else ''}" if in_files else "memory"
-            if not in_files and part.held_bytes > LARGEST_HELD * free:
+            if not in_files and part.held_bytes > MAX_MEMORY_SHARE * free:
                 yield [f"{scale * 50_000:,}", workers, where, f"not tried: {part.held_bytes >> 20:,} MiB", "", "", ""]
                 continue
-            found = []
+            measurements = []
             for _ in range(rounds):
                 if cold:
-                    forgotten(index)
-                found.append(asked(index, workers, in_files=in_files, seconds=SECONDS))
+                    drop_from_page_cache(index)
+                measurements.append(measure_start(index, workers, in_files=in_files, seconds=SECONDS))
             start, computed, rate = (
-                spread([each[name] for each in found], digits)
+                spread([each[name] for each in measurements], digits)
                 for name, digits in (("start", 2), ("computed", 2), ("rate", 0))
             )
-            held = f"{median(each['held'] for each in found):,.0f}"
+            held = f"{median(each['held'] for each in measurements):,.0f}"
             yield [f"{scale * 50_000:,}", workers, where, start, computed, held, rate]
 
 
@@ -218,11 +225,10 @@ def print_growth(scales: Sequence[int], rounds: int, scratch: Path) -> None:
     rows: list[list[object]] = []
     for scale in scales:
         needed = scale * 50_000 * 3088
-        if free_space(scratch)[0] - needed < KEPT_FREE_BYTES:
-            sys.exit(
-                f"{scratch}: a set of {needed >> 30} GiB would leave less than {KEPT_FREE_BYTES >> 30} GiB: --scales"
-            )
-        index = grown(scratch, scale)
+        if free_space(scratch)[0] - needed < MIN_FREE_BYTES:
+            limit = MIN_FREE_BYTES >> 30
+            sys.exit(f"{scratch}: a set of {needed >> 30} GiB would leave less than {limit} GiB free: set --scales")
+        index = write_set(scratch, scale)
         rows += rows_of(index, scale, rounds)
         shutil.rmtree(index.folder)
     header = [
@@ -230,8 +236,8 @@ def print_growth(scales: Sequence[int], rounds: int, scratch: Path) -> None:
         "workers",
         "images in",
         "s to the first batch",
-        "of them computed, by all threads",
-        "MiB of a worker",
+        "CPU s, all threads",
+        "MiB per worker",
         "images/s, 1 core",
     ]
     print_table(header, rows)
@@ -239,19 +245,21 @@ def print_growth(scales: Sequence[int], rounds: int, scratch: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", type=Path, help="has cifar-100-python/ or its archive; default: files like these")
-    parser.add_argument("--scales", default="1,10", help="times 50,000 images")
+    parser.add_argument(
+        "--source", type=Path, help="has cifar-100-python/ or its archive; default: generated files of the same form"
+    )
+    parser.add_argument("--scales", default="1,10", help="set sizes, in units of 50,000 images")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["folders"], help="the part that is measured; default: all")
-    parser.add_argument("--images", type=int, default=3000, help="photographs that are prepared")
-    parser.add_argument("--scratch", type=Path, help="a folder on the disk that is to be measured")
-    wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=wanted.scratch) as scratch:
-        print_folders(wanted.images, wanted.rounds, Path(scratch))
-        if wanted.only:
+    parser.add_argument("--only", choices=["folders"], help="measure only this part; default: all")
+    parser.add_argument("--images", type=int, default=3000, help="number of photographs to prepare")
+    parser.add_argument("--scratch", type=Path, help="a folder on the disk to measure")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        print_folders(options.images, options.rounds, Path(scratch))
+        if options.only:
             return
-        print_starts(prepared(wanted.source, Path(scratch), wanted.rounds), wanted.rounds)
-        print_growth([int(scale) for scale in wanted.scales.split(",")], wanted.rounds, Path(scratch))
+        print_starts(time_preparation(options.source, Path(scratch), options.rounds), options.rounds)
+        print_growth([int(scale) for scale in options.scales.split(",")], options.rounds, Path(scratch))
 
 
 if __name__ == "__main__":

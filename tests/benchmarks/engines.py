@@ -1,4 +1,4 @@
-"""PyTorch's engine beside DeepSpeed's at each ZeRO stage, on this machine's processors, one thread a worker.
+"""Engine benchmark: DDP and DeepSpeed at each ZeRO stage, on this machine's CPU, one thread per worker.
 
 python -m tests.benchmarks.engines [--part speed] [--rounds N] [--steps N] [--backbone resnet50] [--batch N]
 python -m tests.benchmarks.engines --part spread [--steps N]
@@ -31,14 +31,14 @@ from tests.helpers.workers import run_workers
 ENGINES = {"DDP": TORCH, **{f"DeepSpeed, ZeRO {stage}": engine for stage, engine in enumerate(STAGES)}}
 WORKERS = (1, 2)
 SIZES = ("data.shards=16", "train.batch=32")
-"""Of the runs whose losses are compared."""
+"""Overrides of the runs whose losses are compared."""
 WARM_UP_STEPS = 2
 MiB = 2**20
 
 
-def timed(comms: Comms, folder: Path, steps: int) -> tuple[float, float, float]:
-    """Seconds a step, the process's largest size in MiB, and what its optimizer keeps, in MiB."""
-    warnings.simplefilter("ignore")  # DeepSpeed's own
+def measure(comms: Comms, folder: Path, steps: int) -> tuple[float, float, float]:
+    """Return seconds per step, peak RSS in MiB, and the size of the optimizer state in MiB."""
+    warnings.simplefilter("ignore")  # from DeepSpeed
     with closing(make_loop(RunDir(folder), comms)) as loop:
         loop.resume()
         for _ in range(WARM_UP_STEPS):
@@ -46,69 +46,83 @@ def timed(comms: Comms, folder: Path, steps: int) -> tuple[float, float, float]:
         start = time.perf_counter()
         for _ in range(steps):
             loop._train_one_step()
-        return (time.perf_counter() - start) / steps, _largest_size(), _kept(loop.engine)
+        return (time.perf_counter() - start) / steps, _peak_rss(), _optimizer_state(loop.engine)
 
 
-def _largest_size() -> float:
+def _peak_rss() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def _kept(engine: Engine) -> float:
+def _optimizer_state(engine: Engine) -> float:
     optimizer = engine.optimizer if isinstance(engine, TorchEngine) else engine._base  # type: ignore[attr-defined]
     values = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(value.numel() * value.element_size() for value in values) / MiB
 
 
-def speed(asked: argparse.Namespace) -> None:
+def compare_speed(options: argparse.Namespace) -> None:
     cases = [(workers, name) for workers in WORKERS for name in ENGINES]
-    found: dict[tuple[int, str], list[tuple[float, float, float]]] = {case: [] for case in cases}
+    measurements: dict[tuple[int, str], list[tuple[float, float, float]]] = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as root:
-        prepare(_config(asked, root).data, source=None, fetch=False, report=lambda what, done, total: None)
-        for number in range(asked.rounds):
+        prepare(_config(options, root).data, source=None, fetch=False, report=lambda what, done, total: None)
+        for number in range(options.rounds):
             for workers, name in cases:
-                run = make_run(Path(root) / f"{number}-{workers}-{name}", _config(asked, root, *ENGINES[name]))
-                answers = run_workers(timed, workers, run.path, asked.steps)
-                found[workers, name].append(max(answers))
-    header = ["workers", "engine", "images/s", "s a step", "over DDP", "peak, MiB", "optimizer's state, MiB"]
-    print_table(header, [_row(asked.batch, case, found) for case in cases])
+                run = make_run(Path(root) / f"{number}-{workers}-{name}", _config(options, root, *ENGINES[name]))
+                results = run_workers(measure, workers, run.path, options.steps)
+                measurements[workers, name].append(max(results))
+    header = ["workers", "engine", "images/s", "s per step", "over DDP", "peak, MiB", "optimizer state, MiB"]
+    print_table(header, [_row(options.batch, case, measurements) for case in cases])
 
 
-def _config(asked: argparse.Namespace, root: str, *changes: str) -> RunConfig:
-    fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={asked.backbone}", "data.shards=2")
-    plain = (f"train.batch={asked.batch}", "optim.base_batch=128", "train.precision=fp32", "train.channels_last=false")
+def _config(options: argparse.Namespace, root: str, *changes: str) -> RunConfig:
+    fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={options.backbone}", "data.shards=2")
+    plain = (
+        f"train.batch={options.batch}",
+        "optim.base_batch=128",
+        "train.precision=fp32",
+        "train.channels_last=false",
+    )
     return load_config("cifar100-resnet18", [*fixed, *plain, "train.log_every=1000 steps", *changes])
 
 
 def _row(
-    batch: int, case: tuple[int, str], found: dict[tuple[int, str], list[tuple[float, float, float]]]
+    batch: int, case: tuple[int, str], measurements: dict[tuple[int, str], list[tuple[float, float, float]]]
 ) -> list[str]:
     workers, name = case
-    seconds, peaks, kept = zip(*found[case], strict=True)
-    ratios = [one[0] / ddp[0] for one, ddp in zip(found[case], found[workers, "DDP"], strict=True)]
+    seconds, peaks, states = zip(*measurements[case], strict=True)
+    ratios = [one[0] / ddp[0] for one, ddp in zip(measurements[case], measurements[workers, "DDP"], strict=True)]
     rate = spread([batch / each for each in seconds], 2)
     over = spread([100 * (ratio - 1) for ratio in ratios], 1)
-    return [str(workers), name, rate, spread(seconds, 2), f"{over} %", spread(peaks), f"{statistics.median(kept):.1f}"]
+    return [
+        str(workers),
+        name,
+        rate,
+        spread(seconds, 2),
+        f"{over} %",
+        spread(peaks),
+        f"{statistics.median(states):.1f}",
+    ]
 
 
-def spreads(asked: argparse.Namespace) -> None:
-    """Losses of each stage against DDP's, beside those of DDP from weights that differ in the last bit."""
+def compare_losses(options: argparse.Namespace) -> None:
+    """Compare the losses of each stage with those of DDP; the yardstick is DDP from weights that differ in the last
+    bit."""
     rows: list[Sequence[object]] = []
     with tempfile.TemporaryDirectory() as root:
-        prepare(_spread_config(asked, root).data, source=None, fetch=False, report=lambda what, done, total: None)
+        prepare(_spread_config(options, root).data, source=None, fetch=False, report=lambda what, done, total: None)
         for title, optim in (
             ("SGD", SGD),
             ("AdamW, average, accumulation, clipping", (*ADAMW, "train.micro_batch=16")),
         ):
-            rows += _differences(asked, Path(root), title, optim)
-    print_table(["optimizer", "engine", "largest difference, first 5", f"of {asked.steps}", "over the spread"], rows)
+            rows += _differences(options, Path(root), title, optim)
+    print_table(["optimizer", "engine", "largest difference, first 5", f"of {options.steps}", "over the spread"], rows)
 
 
-def _differences(asked: argparse.Namespace, root: Path, title: str, optim: tuple[str, ...]) -> list[Sequence[object]]:
+def _differences(options: argparse.Namespace, root: Path, title: str, optim: tuple[str, ...]) -> list[Sequence[object]]:
     names = ("DDP", "DDP, weights nudged", *list(ENGINES)[1:])
     runs = [root / title / name for name in names]
     for folder, engine in zip(runs, (TORCH, TORCH, *STAGES), strict=True):
-        make_run(folder, _spread_config(asked, str(root), *optim, *engine))
+        make_run(folder, _spread_config(options, str(root), *optim, *engine))
     for folder in runs:
         run_workers(trained, 2, [folder], [runs[1]])
     expected, *others = (losses(folder) for folder in runs)
@@ -120,9 +134,9 @@ def _differences(asked: argparse.Namespace, root: Path, title: str, optim: tuple
     ]
 
 
-def _spread_config(asked: argparse.Namespace, root: str, *changes: str) -> RunConfig:
-    fixed = ("data.name=synthetic10", f"data.root={root}", *SMALL, *SIZES, f"train.max_steps={asked.steps}")
-    return load_config("smoke", [*fixed, f"model.backbone={asked.backbone}", *changes])
+def _spread_config(options: argparse.Namespace, root: str, *changes: str) -> RunConfig:
+    fixed = ("data.name=synthetic10", f"data.root={root}", *SMALL, *SIZES, f"train.max_steps={options.steps}")
+    return load_config("smoke", [*fixed, f"model.backbone={options.backbone}", *changes])
 
 
 def main() -> None:
@@ -132,11 +146,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--backbone")
     parser.add_argument("--batch", type=int, default=32)
-    asked = parser.parse_args()
-    part, steps, backbone = (speed, 3, "resnet50") if asked.part == "speed" else (spreads, 50, "resnet8")
-    asked.steps, asked.backbone = asked.steps or steps, asked.backbone or backbone
-    os.environ.update(KEEP_FREED_MEMORY)  # as the launcher starts workers: read by the process that theirs come from
-    part(asked)
+    options = parser.parse_args()
+    part, steps, backbone = (
+        (compare_speed, 3, "resnet50") if options.part == "speed" else (compare_losses, 50, "resnet8")
+    )
+    options.steps, options.backbone = options.steps or steps, options.backbone or backbone
+    os.environ.update(
+        KEEP_FREED_MEMORY
+    )  # as the launcher does; read at the start of the process that forks the workers
+    part(options)
 
 
 if __name__ == "__main__":

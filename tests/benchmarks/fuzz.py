@@ -1,8 +1,8 @@
-"""Changed configs, indexes and checkpoints against what reads them: each is taken, or refused by an error of ours.
+"""Fuzzing: mutated configs, set indexes and checkpoints must be accepted, or refused with an FmfsdError.
 
 python -m tests.benchmarks.fuzz [--minutes N] [--seed N]
 
-Nothing else may come up: no other exception, no import of code, nothing that takes longer than LIMIT_S.
+Anything else is a fault: another exception, an import of code from the input, more time than LIMIT_S.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from tests.helpers.mutations import CANARY, mutations
 
 LIMIT_S = 5.0
 SHRINKING_S = 20.0
-AT_ONCE = 20
-OURS = str(Path(fmfsd.__file__).parent)
+BATCH = 20
+PACKAGE_DIR = str(Path(fmfsd.__file__).parent)
 ACCEPTED, REFUSED = "accepted", "refused"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads bytes such as the `examples`; `read` may raise FmfsdError."""
+    """A reader of bytes like the `examples`; `read` may raise FmfsdError."""
 
     name: str
     examples: Sequence[bytes]
@@ -56,31 +56,31 @@ class Target:
 
 @dataclass
 class Tally:
-    """How many inputs came to what, and the shortest input for each thing that must not happen."""
+    """Counts of the inputs by result, and the shortest input for each fault."""
 
     counts: dict[str, int] = field(default_factory=dict)
     faults: dict[str, bytes] = field(default_factory=dict)
     slowest_s: float = 0.0
 
-    def add(self, content: bytes, found: str, took_s: float) -> None:
-        self.counts[found] = self.counts.get(found, 0) + 1
+    def add(self, content: bytes, result: str, took_s: float) -> None:
+        self.counts[result] = self.counts.get(result, 0) + 1
         self.slowest_s = max(self.slowest_s, took_s)
-        if found not in (ACCEPTED, REFUSED):
-            self.faults[found] = min(content, self.faults.get(found, content), key=len)
+        if result not in (ACCEPTED, REFUSED):
+            self.faults[result] = min(content, self.faults.get(result, content), key=len)
 
     def row(self) -> list[str]:
-        """Inputs, accepted, refused, anything else, slowest."""
-        total, known = sum(self.counts.values()), [self.counts.get(what, 0) for what in (ACCEPTED, REFUSED)]
-        return [*(f"{number:,}" for number in (total, *known, total - sum(known))), f"{self.slowest_s:.2f}"]
+        """Return the table row: inputs, accepted, refused, anything else, slowest."""
+        total, expected = sum(self.counts.values()), [self.counts.get(what, 0) for what in (ACCEPTED, REFUSED)]
+        return [*(f"{number:,}" for number in (total, *expected, total - sum(expected))), f"{self.slowest_s:.2f}"]
 
 
 class TooLongError(BaseException):
-    """No Exception, so that nothing on its way takes it for one of its own."""
+    """The time limit was exceeded. A BaseException, so that no `except Exception` in the reader catches it."""
 
 
 @contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raises TooLongError after that time, or when the code that is not Python's has returned."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooLongError after that time; inside native code, once it has returned."""
 
     def end(*_: object) -> NoReturn:
         raise TooLongError
@@ -95,43 +95,43 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def outcome(target: Target, content: bytes, *, limit_s: float = LIMIT_S) -> str:
-    """Accepted, refused, or what must not happen and where it did."""
-    found = ACCEPTED
+    """Return "accepted", "refused", or the fault with its location."""
+    result = ACCEPTED
     try:
-        with limited(limit_s):
+        with time_limit(limit_s):
             target.read(content)
     except KeyboardInterrupt:
         raise
     except FmfsdError:
-        found = REFUSED
-    except BaseException as error:  # a panic of safetensors, which is Rust, is no Exception
-        found = f"{type(error).__name__} at {_place(error)}"
-    return found if sys.modules.pop(CANARY, None) is None else "code was imported"
+        result = REFUSED
+    except BaseException as error:  # a Rust panic in safetensors is not an Exception
+        result = f"{type(error).__name__} at {_location(error)}"
+    return result if sys.modules.pop(CANARY, None) is None else "code was imported"
 
 
-def _place(error: BaseException) -> str:
-    """The innermost line of ours, or of all where none is."""
+def _location(error: BaseException) -> str:
+    """Return the innermost line of fmfsd in the traceback, or the innermost line of all if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
-    frame = ([frame for frame in frames if frame.filename.startswith(OURS)] or frames)[-1]
+    frame = ([frame for frame in frames if frame.filename.startswith(PACKAGE_DIR)] or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def inputs(target: Target, seed: int) -> Iterator[bytes]:
-    """Without end; the same ones for the same seed."""
+    """Yield mutated examples endlessly; the same ones for the same seed."""
     return mutations(target.examples, Random(f"{seed} {target.name}"))
 
 
 def fuzz(target: Target, contents: Iterator[bytes], tally: Tally, *, tries: int) -> Tally:
-    """Add that many inputs to the tally."""
+    """Add `tries` inputs to the tally."""
     for _ in range(tries):
         content, start = next(contents), time.perf_counter()
-        found = outcome(target, content)
-        tally.add(content, found, time.perf_counter() - start)
+        result = outcome(target, content)
+        tally.add(content, result, time.perf_counter() - start)
     return tally
 
 
 def shrunk(target: Target, content: bytes, fault: str) -> bytes:
-    """`content` without any piece, large ones first, that the fault does not need."""
+    """Return `content` without the pieces that the fault does not need; large pieces are tried first."""
     size, place, end = max(1, len(content) // 2), 0, time.monotonic() + SHRINKING_S
     while size and content and time.monotonic() < end:
         shorter = content[:place] + content[place + size :]
@@ -145,22 +145,23 @@ def shrunk(target: Target, content: bytes, fault: str) -> bytes:
 
 
 def described(target: Target, content: bytes) -> str:
-    """As Python code, from the target's first example where that is shorter."""
+    """Return `content` as Python code, relative to the target's first example if that is shorter."""
     example = target.examples[0]
-    start = _shared(content, example)
-    end = _shared(content[start:][::-1], example[start:][::-1])
+    start = _common_prefix(content, example)
+    end = _common_prefix(content[start:][::-1], example[start:][::-1])
     text = f"example[:{start}] + {content[start : len(content) - end]!r} + example[{len(example) - end}:]"
     return min(repr(content), text, key=len)
 
 
-def _shared(one: bytes, other: bytes) -> int:
-    """How many bytes both begin with."""
+def _common_prefix(one: bytes, other: bytes) -> int:
+    """Return the length of the common prefix."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def config_targets(scratch: Path) -> list[Target]:
-    """A config file, and the text of overrides, one a line. What is taken reads back as it was."""
+    """Return the targets for a config file and for overrides (one per line). An accepted config must survive a round
+    trip."""
     path, again = scratch / "config.yaml", scratch / "again.yaml"
 
     def read(source: str, *overrides: str) -> None:
@@ -186,7 +187,7 @@ def config_targets(scratch: Path) -> list[Target]:
 
 
 def index_target(folder: Path) -> Target:
-    """The index of the prepared set in `folder`, and the files that it names."""
+    """Return the target for the index of the prepared set in `folder` and the files that it names."""
     path = folder / "index.json"
 
     def read(content: bytes) -> None:
@@ -198,23 +199,24 @@ def index_target(folder: Path) -> Target:
 
 
 def checkpoint_targets(scratch: Path) -> list[Target]:
-    """Each file of a checkpoint, with the manifest as it was and, to get behind it, with one that fits."""
+    """Return a target per file of a checkpoint: with the original manifest, and with one whose checksums are
+    updated."""
     pairs = [(MANIFEST, False), *((name, fits) for fits in (False, True) for name in FILES)]
     return [_checkpoint_file(scratch, name, fits=fits) for name, fits in pairs]
 
 
 def _checkpoint_file(scratch: Path, name: str, *, fits: bool) -> Target:
-    title = f"{name}{', sums made to fit' if fits else ''}"
+    title = f"{name}{', checksums updated' if fits else ''}"
     folder = CheckpointFolder(scratch / title, keep=1, require_ours=lambda: None)
     folder.path.mkdir()
-    folder.write(_saved())
+    folder.write(_make_checkpoint())
     (home,) = folder.path.iterdir()
     whole = (home / name).read_bytes()
 
     def read(content: bytes) -> None:
         (home / name).write_bytes(content)
         if fits:
-            _make_fit(home)
+            _update_checksums(home)
         if not (newest := folder.newest()):
             raise CheckpointError("none can be used")
         assert folder.read(newest).position.folder_name == newest
@@ -223,14 +225,14 @@ def _checkpoint_file(scratch: Path, name: str, *, fits: bool) -> Target:
     return Target(title, [whole], read)
 
 
-def _saved() -> Saved:
+def _make_checkpoint() -> Saved:
     weights = {f"conv{number}.weight": torch.arange(2.0 * number).reshape(2, number) for number in range(4)}
     momentum = {f"{name}.momentum_buffer": each / 8 for name, each in weights.items()}
     progress = {"records": 7, "means": {"sums": {"loss": 0.3}, "count": 1}}
     return Saved(Position(7), EngineState(weights, momentum), progress, 0.5)
 
 
-def _make_fit(home: Path) -> None:
+def _update_checksums(home: Path) -> None:
     sums = {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in FILES}
     (home / MANIFEST).write_text(json.dumps({"format": CHECKPOINT_FORMAT, "sha256": sums}))
 
@@ -239,31 +241,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=7)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     logging.disable()
     with tempfile.TemporaryDirectory() as scratch:
         data = DataConfig(name="synthetic10", root=scratch)
         index = prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
         targets = [*config_targets(Path(scratch)), index_target(index.folder), *checkpoint_targets(Path(scratch))]
-        tallies = fuzz_all(targets, asked.seed, asked.minutes * 60)
-        show(targets, tallies)
+        tallies = fuzz_all(targets, options.seed, options.minutes * 60)
+        print_results(targets, tallies)
     sys.exit(any(tally.faults for tally in tallies))
 
 
 def fuzz_all(targets: Sequence[Target], seed: int, seconds: float) -> list[Tally]:
-    """In turns, so that each has the same number of inputs."""
+    """Fuzz the targets round-robin, so that each gets the same number of inputs."""
     tallies, contents = [Tally() for _ in targets], [inputs(target, seed) for target in targets]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for each in zip(targets, contents, tallies, strict=True):
-            fuzz(*each, tries=AT_ONCE)
+            fuzz(*each, tries=BATCH)
     return tallies
 
 
-def show(targets: Sequence[Target], tallies: Sequence[Tally]) -> None:
-    """The table, and the smallest input for each fault."""
+def print_results(targets: Sequence[Target], tallies: Sequence[Tally]) -> None:
+    """Print the table, and the smallest input for each fault."""
     rows = [[target.name, *tally.row()] for target, tally in zip(targets, tallies, strict=True)]
-    print_table(["what is read", "inputs", "accepted", "refused", "anything else", "slowest, s"], rows)
+    print_table(["input", "inputs", "accepted", "refused", "anything else", "slowest, s"], rows)
     for target, tally in zip(targets, tallies, strict=True):
         for fault, content in tally.faults.items():
             texts = (described(target, each) for each in (content, shrunk(target, content, fault)))

@@ -1,4 +1,5 @@
-"""Augmented, normalised batches from shards on one core, against torchvision's PIL pipeline; and what a worker holds.
+"""Input benchmark: augmented, normalised batches from shards on one core against torchvision's PIL pipeline, and
+memory.
 
 python -m tests.benchmarks.input [--root DIR with a prepared cifar100] [--rounds N]
 """
@@ -30,7 +31,7 @@ WORLD_SIZE = 4
 
 
 def images_per_s(next_batch: Callable[[], object]) -> float:
-    """Over SECONDS, after a few batches to warm up."""
+    """Return images/s over SECONDS, after three warm-up batches."""
     for _ in range(3):
         next_batch()
     start, batches = time.perf_counter(), 0
@@ -54,11 +55,11 @@ def from_pil(index: SetIndex, data: DataConfig, processes: int) -> Callable[[], 
     return lambda: next(endless)
 
 
-def compare(what: str, ways: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> None:
-    """A table of images/s, the ways in turn; ratios are to the first."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+def compare(what: str, variants: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> None:
+    """Print a table of images/s, measured round-robin; ratios are to the first variant."""
+    rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, start in ways.items():
+        for name, start in variants.items():
             rates[name].append(images_per_s(start()))
     base = median(next(iter(rates.values())))
     rows = [[name, spread(values), f"{median(values) / base:.1f}x"] for name, values in rates.items()]
@@ -66,15 +67,15 @@ def compare(what: str, ways: Mapping[str, Callable[[], Callable[[], object]]], r
     print()
 
 
-def held_by_a_worker(folder: Path) -> tuple[int, int]:
-    """Bytes of tensors, and growth of the process's own memory, of one worker of WORLD_SIZE; in a fresh process."""
-    code = f"from tests.benchmarks.input import tell_memory; tell_memory({str(folder)!r})"
+def worker_memory(folder: Path) -> tuple[int, int]:
+    """Return the bytes of the tensors and the memory growth of one worker of WORLD_SIZE, measured in a new process."""
+    code = f"from tests.benchmarks.input import print_memory; print_memory({str(folder)!r})"
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     tensors, growth = map(int, answer.stdout.split())
     return tensors, growth
 
 
-def tell_memory(folder: str) -> None:
+def print_memory(folder: str) -> None:
     index = read_index(Path(folder))
     before = psutil.Process().memory_full_info().uss
     own = load_own_shards(index, "train", rank=0, world_size=WORLD_SIZE)
@@ -84,35 +85,35 @@ def tell_memory(folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, help="has a prepared cifar100; default: a synthetic set")
+    parser.add_argument("--root", type=Path, help="folder with a prepared cifar100; default: a synthetic set")
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        data = DataConfig(name="cifar100" if asked.root else "synthetic100", root=str(asked.root or scratch))
+        data = DataConfig(name="cifar100" if options.root else "synthetic100", root=str(options.root or scratch))
         index = prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
         pil = {
             "PIL, 1 process": lambda: from_pil(index, data, 0),
             "PIL, DataLoader of 2 processes": lambda: from_pil(index, data, 2),
         }
-        compare("crop and flip", pil | {"shards, 1 core": lambda: from_shards(index, data)}, asked.rounds)
+        compare("crop and flip", pil | {"shards, 1 core": lambda: from_shards(index, data)}, options.rounds)
         strong = data.model_copy(update={"autoaugment": True})
         recipes = {
             "shards, 1 core": strong,
             "the same and Cutout 16": strong.model_copy(update={"cutout": 16}),
             "the same and MixUp": strong.model_copy(update={"cutout": 16, "mixup": 0.2}),
-            "parts instead of crops": strong.model_copy(update={"resized_crop": True, "crop_padding": 0}),
+            "resized crops instead of padded ones": strong.model_copy(update={"resized_crop": True, "crop_padding": 0}),
         }
-        ways = {"PIL, 1 process": lambda: from_pil(index, strong, 0)}
-        ways |= {name: partial(from_shards, index, recipe) for name, recipe in recipes.items()}
-        compare("crop, flip and AutoAugment", ways, asked.rounds)
-        tensors, growth = held_by_a_worker(index.folder)
+        variants = {"PIL, 1 process": lambda: from_pil(index, strong, 0)}
+        variants |= {name: partial(from_shards, index, recipe) for name, recipe in recipes.items()}
+        compare("crop, flip and AutoAugment", variants, options.rounds)
+        tensors, growth = worker_memory(index.folder)
         whole = index.samples("train") * 3 * 32 * 32
         shares = [
-            [name, f"{held / 2**20:.1f}", f"{held / whole:.3f}"]
-            for name, held in (("tensors", tensors), ("process", growth))
+            [name, f"{size / 2**20:.1f}", f"{size / whole:.3f}"]
+            for name, size in (("tensors", tensors), ("process", growth))
         ]
-        print_table([f"held by a worker of {WORLD_SIZE}", "MiB", "share of the set's pixels"], shares)
+        print_table([f"memory of one worker of {WORLD_SIZE}", "MiB", "share of the set's pixels"], shares)
 
 
 if __name__ == "__main__":

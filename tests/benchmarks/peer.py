@@ -1,4 +1,5 @@
-"""How the public scripts of this family feed and train: torchvision's PIL pipeline in a DataLoader, an eager loop."""
+"""Reference training script, as public repositories write it: torchvision's PIL pipeline in a DataLoader, an eager
+loop."""
 
 import time
 
@@ -20,7 +21,7 @@ from fmfsd.model.build import build_network
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """The set as torchvision's CIFAR classes hold it: rows of an array, made a PIL image each time."""
+    """The set as torchvision's CIFAR classes store it: an array, of which each access makes a PIL image."""
 
     def __init__(self, index: SetIndex, data: DataConfig) -> None:
         shards = load_own_shards(index, "train", rank=0, world_size=1)

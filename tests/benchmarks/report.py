@@ -1,4 +1,4 @@
-"""How long the pages of 100 runs and of a search of 1,000 trials take to write, and how large they are.
+"""Report benchmark: time to write the pages of 100 runs and of a sweep of 1,000 trials, and their sizes.
 
 python -m tests.benchmarks.report [--runs 100] [--trials 1000]
 """
@@ -33,23 +33,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--trials", type=int, default=1000)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folders = made_runs(Path(scratch), asked.runs)
-        rows = [timed("one run", folders[:1], Path(scratch) / "one.html")]
-        rows.append(timed(f"{asked.runs} runs of {EPOCHS} epochs", folders, Path(scratch) / "all.html"))
-        rows.append(of_sweep(asked.trials))
+        folders = make_runs(Path(scratch), options.runs)
+        rows = [time_report("one run", folders[:1], Path(scratch) / "one.html")]
+        rows.append(time_report(f"{options.runs} runs of {EPOCHS} epochs", folders, Path(scratch) / "all.html"))
+        rows.append(time_sweep_page(options.trials))
     print_table(("page", "seconds", "MiB"), rows)
 
 
-def timed(what: str, folders: list[Path], out: Path) -> tuple[str, str, str]:
+def time_report(what: str, folders: list[Path], out: Path) -> tuple[str, str, str]:
     start = time.perf_counter()
     write_report(folders, out)
     return what, f"{time.perf_counter() - start:.2f}", f"{out.stat().st_size / 2**20:.2f}"
 
 
-def made_runs(root: Path, count: int) -> list[Path]:
-    """Copies of one that was trained, with EPOCHS epochs of records; five seeds a config."""
+def make_runs(root: Path, count: int) -> list[Path]:
+    """Train one run and return copies of it with EPOCHS epochs of records each; five seeds per config."""
     source = write_official(root / "source", "cifar10", train=256, test=64)
     prepare(DataConfig(name="cifar10", root=str(root)), source=source, fetch=False, report=lambda *_: None)
     first = make_run(root / "first", tiny_config(root, "train.max_steps=4", "optim.milestones=[]"))
@@ -64,9 +64,9 @@ def one_of(first: RunDir, folder: Path, number: int) -> Path:
     copy.config.write_text(yaml.safe_dump(config))
     lines = [json.loads(line) for line in copy.metrics.read_text().splitlines()]
     last = {line["split"]: line for line in lines}
-    drawn = random.Random(number)
+    rng = random.Random(number)
     records = [
-        {name: value * drawn.uniform(0.9, 1.1) if isinstance(value, float) else value for name, value in line.items()}
+        {name: value * rng.uniform(0.9, 1.1) if isinstance(value, float) else value for name, value in line.items()}
         | {"epoch": epoch, "step": 100 * epoch, "time": 10.0 * epoch}
         for epoch in range(1, EPOCHS + 1)
         for line in last.values()
@@ -75,31 +75,31 @@ def one_of(first: RunDir, folder: Path, number: int) -> Path:
     return folder
 
 
-def of_sweep(trials: int) -> tuple[str, str, str]:
+def time_sweep_page(trials: int) -> tuple[str, str, str]:
     content = search(trials)
     start = time.perf_counter()
     text = sweep_page(content, "parameters: {}\n")
-    return f"a search of {trials} trials", f"{time.perf_counter() - start:.2f}", f"{len(text) / 2**20:.2f}"
+    return f"a sweep of {trials} trials", f"{time.perf_counter() - start:.2f}", f"{len(text) / 2**20:.2f}"
 
 
 def search(trials: int) -> dict[str, Any]:
-    """As sweep.json has it, of finished trials with EPOCHS reports each."""
-    drawn, metric = random.Random(0), "valid/deepest_top1"
-    made: list[dict[str, Any]] = []
+    """Return the content of a sweep.json with finished trials of EPOCHS reports each."""
+    rng, metric = random.Random(0), "valid/deepest_top1"
+    finished: list[dict[str, Any]] = []
     for number in range(trials):
-        top1, name = drawn.random(), f"{number:04d}"
+        top1, name = rng.random(), f"{number:04d}"
         reports = [{"epoch": epoch, metric: top1 * epoch / EPOCHS} for epoch in range(1, EPOCHS + 1)]
-        values = {"distill.alpha": drawn.random(), "optim.lr": drawn.random()}
+        values = {"distill.alpha": rng.random(), "optim.lr": rng.random()}
         about = {"state": "finished", "repeats": None, "epochs": EPOCHS, "seconds": 60.0, "cause": "", "command": ""}
-        made.append({"name": name, **about, "metrics": {metric: top1}, "values": values, "reports": reports})
-    best = max(made, key=lambda trial: trial["metrics"][metric])
+        finished.append({"name": name, **about, "metrics": {metric: top1}, "values": values, "reports": reports})
+    best = max(finished, key=lambda trial: trial["metrics"][metric])
     chosen = {"trial": best["name"], "metrics": best["metrics"], "values": best["values"], "command": "fmfsd-launch"}
     counts = {"finished": trials, "pruned": 0, "failed": 0, "asked": 0, "repeated": 0}
     return {
         "folder": "search",
         "options": {"metrics": [metric], "modes": ["max"], "search": "random"},
         "counts": counts,
-        "trials": made,
+        "trials": finished,
         "best": chosen,
         "front": [best["name"]],
         "confirmations": [],

@@ -1,9 +1,9 @@
-"""Several workers on this machine's cores: together, and as many that do not know of one another.
+"""Scaling benchmark: several workers on this machine's cores, in one run and in independent runs.
 
 python -m tests.benchmarks.scaling [--workers 1,2] [--batch N a worker] [--backbone resnet18] [--rounds N] [--steps N]
 
-Each worker has a core of its own. What workers apart lose to one alone is the machine's (memory, clock); what workers
-together lose beyond that is what they tell one another.
+Each worker has its own core. The slowdown of independent workers is the machine's (memory, clock); what workers of one
+run lose beyond that is communication.
 """
 
 import argparse
@@ -31,13 +31,13 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Rate:
-    """Of one worker; `waited` is the share of its time in calls to others that its host waits in."""
+    """Speed of one worker; `waited` is the share of its time that the host waits in collectives."""
 
     images_per_s: float
     waited: float
 
 
-def timed(comms: Comms, folder: Path, steps: int, core: int) -> Rate:
+def measure(comms: Comms, folder: Path, steps: int, core: int) -> Rate:
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core + comms.rank]})
     with closing(make_loop(RunDir(folder), comms)) as loop:
         loop.resume()
@@ -51,42 +51,46 @@ def timed(comms: Comms, folder: Path, steps: int, core: int) -> Rate:
     return Rate(images / took, (comms.activity.waited_s - waited_s) / took)
 
 
-def config(asked: argparse.Namespace, root: str, workers: int) -> RunConfig:
-    fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={asked.backbone}")
-    batch = (f"train.batch={workers * asked.batch}", "train.log_every=1000 steps")
-    return load_config("cifar100-resnet18", [*fixed, *batch, *asked.set])
+def config(options: argparse.Namespace, root: str, workers: int) -> RunConfig:
+    fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={options.backbone}")
+    batch = (f"train.batch={workers * options.batch}", "train.log_every=1000 steps")
+    return load_config("cifar100-resnet18", [*fixed, *batch, *options.set])
 
 
-def together(asked: argparse.Namespace, root: str, workers: int) -> list[Rate]:
-    run = make_run(Path(tempfile.mkdtemp(dir=root)), config(asked, root, workers))
-    return run_workers(timed, workers, run.path, asked.steps, 0)
+def run_together(options: argparse.Namespace, root: str, workers: int) -> list[Rate]:
+    run = make_run(Path(tempfile.mkdtemp(dir=root)), config(options, root, workers))
+    return run_workers(measure, workers, run.path, options.steps, 0)
 
 
-def apart(asked: argparse.Namespace, root: str, workers: int) -> list[Rate]:
-    runs = [make_run(Path(tempfile.mkdtemp(dir=root)), config(asked, root, 1)) for _ in range(workers)]
+def run_independent(options: argparse.Namespace, root: str, workers: int) -> list[Rate]:
+    runs = [make_run(Path(tempfile.mkdtemp(dir=root)), config(options, root, 1)) for _ in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(run_workers, timed, 1, run.path, asked.steps, number) for number, run in enumerate(runs)]
+        jobs = [
+            pool.submit(run_workers, measure, 1, run.path, options.steps, number) for number, run in enumerate(runs)
+        ]
         return [rate for job in jobs for rate in job.result()]
 
 
-def rows(asked: argparse.Namespace, root: str) -> list[Sequence[str]]:
-    found: dict[tuple[int, str], list[list[Rate]]] = {}
-    for _ in range(asked.rounds):
-        for workers in asked.workers:
-            for name, way in (("apart", apart), ("together", together)):
+def rows(options: argparse.Namespace, root: str) -> list[Sequence[str]]:
+    measurements: dict[tuple[int, str], list[list[Rate]]] = {}
+    for _ in range(options.rounds):
+        for workers in options.workers:
+            for name, way in (("independent", run_independent), ("together", run_together)):
                 if workers > 1 or name == "together":
-                    found.setdefault((workers, name), []).append(way(asked, root, workers))
-    totals = {case: [sum(rate.images_per_s for rate in each) for each in rounds] for case, rounds in found.items()}
+                    measurements.setdefault((workers, name), []).append(way(options, root, workers))
+    totals = {
+        case: [sum(rate.images_per_s for rate in each) for each in rounds] for case, rounds in measurements.items()
+    }
     alone = totals[1, "together"]
     return [
         [
             f"{workers} {name}" if workers > 1 else "1",
             spread(totals[workers, name], 1),
             _ratio(totals[workers, name], [workers * one for one in alone]),
-            _ratio(totals[workers, name], totals.get((workers, "apart"), [])),
+            _ratio(totals[workers, name], totals.get((workers, "independent"), [])),
             f"{100 * statistics.median(rate.waited for each in rounds for rate in each):.1f}",
         ]
-        for (workers, name), rounds in found.items()
+        for (workers, name), rounds in measurements.items()
     ]
 
 
@@ -103,13 +107,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
-    asked = parser.parse_args()
-    os.environ.update(KEEP_FREED_MEMORY)  # as the launcher starts workers: read by the process that theirs come from
+    options = parser.parse_args()
+    os.environ.update(
+        KEEP_FREED_MEMORY
+    )  # as the launcher does; read at the start of the process that forks the workers
     with tempfile.TemporaryDirectory() as root:
-        prepare(config(asked, root, 1).data, source=None, fetch=False, report=lambda what, done, total: None)
-        table = rows(asked, root)
-    header = ["images/s", "of ideal", "of apart", "waiting, %"]
-    print_table([f"workers, FMFSD {asked.backbone}, {asked.batch} images each", *header], table)
+        prepare(config(options, root, 1).data, source=None, fetch=False, report=lambda what, done, total: None)
+        table = rows(options, root)
+    header = ["images/s", "of ideal", "of independent runs", "waiting, %"]
+    print_table([f"workers, FMFSD {options.backbone}, {options.batch} images each", *header], table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Random faults to real launches until so many were done: every run must come to an end, and to the same end.
+"""Soak test: random faults in real launches, N in all; every run must finish with the same result.
 
 python -m tests.benchmarks.soak [--faults N] [--seed N]
 
-Each run is launched again, with the same command, until it says finished; its metrics and weights must then be, bit for
-bit, those of a run that nobody disturbed. Any other end, or a process that is left, is a failure of the soak.
+Each run is launched again, with the same command, until it is finished; its metrics and weights must then be bit for
+bit those of an undisturbed run. Any other exit code, or a leftover process, is a failure of the soak test.
 """
 
 import argparse
@@ -37,77 +37,77 @@ SETTINGS = (
     *("train.epochs=100", "train.log_every=10 steps", f"checkpoint.every_steps={EVERY}"),
 )
 NODES = ("--nodes", "2", "--gpus", "1", "--hang-timeout", "10", "--max-restarts", "100")
-GOES_ON = {0, 75, -signal.SIGKILL}
+RELAUNCHED_CODES = {0, 75, -signal.SIGKILL}
 
 
-def kill_a_worker(run: Launched, chance: random.Random) -> None:
-    run.worker(chance.randrange(2)).kill()
+def kill_worker(run: Launched, rng: random.Random) -> None:
+    run.worker(rng.randrange(2)).kill()
 
 
-def kill_an_agent(run: Launched, chance: random.Random) -> None:
-    chance.choice(run.agents()).kill()
+def kill_agent(run: Launched, rng: random.Random) -> None:
+    rng.choice(run.agents()).kill()
 
 
-def kill_a_starter(run: Launched, chance: random.Random) -> None:
-    run.starter(chance.randrange(2)).kill()
+def kill_starter(run: Launched, rng: random.Random) -> None:
+    run.starter(rng.randrange(2)).kill()
 
 
-def kill_the_launcher(run: Launched, chance: random.Random) -> None:
+def kill_launcher(run: Launched, rng: random.Random) -> None:
     run.signal(signal.SIGKILL)
 
 
-def suspend_a_worker(run: Launched, chance: random.Random) -> None:
-    run.worker(chance.randrange(2)).suspend()
+def suspend_worker(run: Launched, rng: random.Random) -> None:
+    run.worker(rng.randrange(2)).suspend()
 
 
-def stop_the_launcher(run: Launched, chance: random.Random) -> None:
-    run.signal(chance.choice([signal.SIGTERM, signal.SIGINT]))
+def stop_launcher(run: Launched, rng: random.Random) -> None:
+    run.signal(rng.choice([signal.SIGTERM, signal.SIGINT]))
 
 
-def stop_a_worker(run: Launched, chance: random.Random) -> None:
-    run.worker(chance.randrange(2)).terminate()
+def stop_worker(run: Launched, rng: random.Random) -> None:
+    run.worker(rng.randrange(2)).terminate()
 
 
-def damage_the_newest_checkpoint(run: Launched, chance: random.Random) -> None:
-    """And kill a worker, so that somebody reads it."""
+def damage_newest_checkpoint(run: Launched, rng: random.Random) -> None:
+    """Damage the newest checkpoint, and kill a worker, so that the next attempt reads it."""
     newest = run.run.checkpoints / positions_in(run.run.checkpoints)[0].folder_name
-    file = chance.choice(sorted(newest.iterdir()))
+    file = rng.choice(sorted(newest.iterdir()))
     content = bytearray(file.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    file.write_bytes(content[: chance.choice([len(content), len(content) // 2])])
-    kill_a_worker(run, chance)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content[: rng.choice([len(content), len(content) // 2])])
+    kill_worker(run, rng)
 
 
 FAULTS: tuple[Callable[[Launched, random.Random], None], ...] = (
-    *(kill_a_worker, kill_an_agent, kill_a_starter, kill_the_launcher),
-    *(suspend_a_worker, stop_the_launcher, stop_a_worker, damage_the_newest_checkpoint),
+    *(kill_worker, kill_agent, kill_starter, kill_launcher),
+    *(suspend_worker, stop_launcher, stop_worker, damage_newest_checkpoint),
 )
 
 
 @dataclass
 class Soak:
-    """What was done so far."""
+    """The soak test: its settings, and the counts and problems so far."""
 
     folder: Path
     arguments: tuple[str, ...]
-    chance: random.Random
-    wanted: int
+    rng: random.Random
+    num_faults: int
     done: Counter[str] = field(default_factory=Counter)
-    back_s: list[float] = field(default_factory=list)
+    recovery_s: list[float] = field(default_factory=list)
     runs: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def go(self) -> None:
+    def run_all(self) -> None:
         undisturbed = self.run_to_end("undisturbed", disturbed=False)
-        while self.done.total() < self.wanted:
+        while self.done.total() < self.num_faults:
             self.runs += 1
             run = self.run_to_end(f"run-{self.runs}", disturbed=True)
             if records(run) != records(undisturbed) or newest_weights(run) != newest_weights(undisturbed):
-                self.problems.append(f"{run.path.name} came to another result")
+                self.problems.append(f"{run.path.name} has another result")
             print(f"{run.path.name}: {self.done.total()} faults, {len(self.problems)} problems", file=sys.stderr)
 
     def run_to_end(self, name: str, *, disturbed: bool) -> RunDir:
-        """Launched again and again until it says finished."""
+        """Launch the run again and again until it is finished."""
         while True:
             with launched(self.folder, name, self.arguments) as run:
                 everything = self.disturb(run) if disturbed else []
@@ -115,32 +115,33 @@ class Soak:
             self.require_nothing_left(everything)
             if code == 0:
                 return run.run
-            if code not in GOES_ON:
+            if code not in RELAUNCHED_CODES:
                 self.problems.append(f"{name} ended with {code}: {output[-600:]}")
                 if code == 1 and not json.loads(run.run.outcome.read_text())["resumable"]:
                     return run.run
 
     def disturb(self, run: Launched) -> list[psutil.Process]:
-        """One fault after another, each once the run has made a checkpoint more; the processes of the last look."""
+        """Cause one fault after another, each after one more checkpoint; return the processes seen last."""
         everything: list[psutil.Process] = []
-        while run.process.poll() is None and self.done.total() < self.wanted:
-            at = (run.run.newest_step() or 0) + self.chance.randint(EVERY + EVERY // 4, 2 * EVERY)
+        while run.process.poll() is None and self.done.total() < self.num_faults:
+            at = (run.run.newest_step() or 0) + self.rng.randint(EVERY + EVERY // 4, 2 * EVERY)
             start = time.monotonic()
-            while run.process.poll() is None and (run.progress(0).get("step", 0) < at or not self.is_at_work(run)):
+            while run.process.poll() is None and (run.progress(0).get("step", 0) < at or not self.is_training(run)):
                 time.sleep(0.02)
-            self.back_s.append(time.monotonic() - start)
-            everything = self.do(self.chance.choice(FAULTS), run) or everything
+            self.recovery_s.append(time.monotonic() - start)
+            everything = self.cause(self.rng.choice(FAULTS), run) or everything
         return everything
 
-    def is_at_work(self, run: Launched) -> bool:
+    def is_training(self, run: Launched) -> bool:
         newest = run.run.last_attempt()
         return all(run.progress(rank).get("attempt") == newest for rank in range(2))
 
-    def do(self, fault: Callable[[Launched, random.Random], None], run: Launched) -> list[psutil.Process]:
-        """A process that has ended meanwhile can't be harmed: that is no fault done."""
+    def cause(self, fault: Callable[[Launched, random.Random], None], run: Launched) -> list[psutil.Process]:
+        """Cause one fault and return the run's processes. A process that has exited in the meantime does not count as a
+        fault."""
         try:
             everything = run.everything()
-            fault(run, self.chance)
+            fault(run, self.rng)
             self.done[fault.__name__] += 1
         except (psutil.Error, IndexError, KeyError, ValueError, OSError):
             return []
@@ -156,7 +157,7 @@ class Soak:
             self.problems.append(str(error))
 
 
-def prepared(root: Path) -> tuple[str, ...]:
+def prepare_data(root: Path) -> tuple[str, ...]:
     source = write_official(root / "source", "cifar10", train=256, test=64)
     data = DataConfig(name="cifar10", root=str(root), shards=16)
     prepare(data, source=source, fetch=False, report=lambda what, done, total: None)
@@ -168,15 +169,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder), prepared(Path(folder)), random.Random(asked.seed), asked.faults)
-        soak.go()
+        soak = Soak(Path(folder), prepare_data(Path(folder)), random.Random(options.seed), options.faults)
+        soak.run_all()
     rows = [[name.replace("_", " "), count] for name, count in sorted(soak.done.items())]
-    rows += [["runs, each to its end", soak.runs], ["problems", len(soak.problems)]]
-    rows += [["minutes", f"{(time.monotonic() - start) / 60:.0f}"], ["seconds between faults", spread(soak.back_s, 1)]]
+    rows += [["finished runs", soak.runs], ["problems", len(soak.problems)]]
+    rows += [
+        ["minutes", f"{(time.monotonic() - start) / 60:.0f}"],
+        ["seconds between faults", spread(soak.recovery_s, 1)],
+    ]
     rows += [["largest process, MiB", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10]]
     print_table(["fault", "times"], rows)
     for problem in soak.problems:

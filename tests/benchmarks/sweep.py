@@ -1,4 +1,4 @@
-"""What a search costs beside its trials: against a hand-written one, and over hundreds of trials that do nothing.
+"""Sweep overhead: fmfsd-tune against a hand-written Ray Tune script, and hundreds of trials without training.
 
 python -m tests.benchmarks.sweep [--part peer|noop] [--rounds N] [--steps N] [--trials N]
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from fmfsd.config import load_config
 from fmfsd.data.prepare import prepare
-from tests.benchmarks.sweep_noop import WHO, Seen, looked_at
-from tests.benchmarks.sweep_runs import TRIALS, Measured, by_hand, ours
+from tests.benchmarks.sweep_noop import PROCESSES, Usage, sample_sweep
+from tests.benchmarks.sweep_runs import TRIALS, SweepMeasurement, by_hand, ours
 from tests.benchmarks.table import print_table, spread
 
 HELD_OUT = 5200
@@ -23,7 +23,7 @@ CONFIG = "cifar100-resnet8"
 
 def peer(rounds: int, steps: int) -> None:
     changes = [f"data.valid={HELD_OUT}", f"train.max_steps={steps}", "train.evaluate_test=false"]
-    pairs = list[tuple[Measured, Measured]]()
+    pairs = list[tuple[SweepMeasurement, SweepMeasurement]]()
     with tempfile.TemporaryDirectory() as scratch:
         changes.append(f"data.root={_prepared(Path(scratch), changes)}")
         for number in range(rounds):
@@ -32,7 +32,7 @@ def peer(rounds: int, steps: int) -> None:
                 folder.mkdir()
             pairs.append((by_hand(folders[0], CONFIG, changes), ours(folders[1], CONFIG, changes)))
             print(f"round {number + 1}: {pairs[-1]}", flush=True)
-    _show(pairs, steps)
+    _print_comparison(pairs, steps)
 
 
 def _prepared(root: Path, changes: Sequence[str]) -> Path:
@@ -42,7 +42,7 @@ def _prepared(root: Path, changes: Sequence[str]) -> Path:
     return root
 
 
-def _show(pairs: Sequence[tuple[Measured, Measured]], steps: int) -> None:
+def _print_comparison(pairs: Sequence[tuple[SweepMeasurement, SweepMeasurement]], steps: int) -> None:
     hand, mine = ([pair[way] for pair in pairs] for way in (0, 1))
     ratios = [own.whole / other.whole for other, own in pairs]
     computed = [own.cpu_s / other.cpu_s for other, own in pairs]
@@ -53,7 +53,7 @@ def _show(pairs: Sequence[tuple[Measured, Measured]], steps: int) -> None:
             f"{spread(ratios, 2)}x",
         ],
         [
-            "computed by all processes, s",
+            "CPU time of all processes, s",
             *(spread([each.cpu_s for each in way]) for way in (hand, mine)),
             f"{spread(computed, 2)}x",
         ],
@@ -62,31 +62,35 @@ def _show(pairs: Sequence[tuple[Measured, Measured]], steps: int) -> None:
         ["idle share of the cores, %", *(spread([100 * each.idle for each in way], 1) for way in (hand, mine)), ""],
     ]
     what = f"{TRIALS} trials of {steps} steps, {CONFIG}, median (range)"
-    print_table([what, "Ray Tune by hand", "fmfsd-tune", "ratio by pairs"], rows)
+    print_table([what, "hand-written Ray Tune", "fmfsd-tune", "ratio of pairs"], rows)
 
 
-def _overheads(way: Sequence[Measured]) -> list[float]:
+def _overheads(way: Sequence[SweepMeasurement]) -> list[float]:
     return [value for each in way for value in each.overheads]
 
 
 def noop(trials: int) -> None:
-    """What there is after a tenth of them and at the end, and how long the second and the last tenth have taken."""
+    """Print memory and open files after a tenth of the trials and at the end, and the time of the second and last
+    tenth."""
     step = trials // 10
     with tempfile.TemporaryDirectory() as scratch:
         data = load_config("smoke", [], data_root=scratch).data
         prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
-        seen = list(looked_at(Path(scratch), scratch, trials, (step, 2 * step, 9 * step, trials)))
-    first, second, third, last = seen
-    rows = [[f"{who}: MiB, open files", _has(first, who), _has(last, who)] for who in WHO]
-    rows.append(["seconds a trial", _seconds(first, second), _seconds(third, last)])
-    print_table([f"{trials} trials that do nothing", f"after {first.trials}", f"after {last.trials}"], rows)
+        usages = list(sample_sweep(Path(scratch), scratch, trials, (step, 2 * step, 9 * step, trials)))
+    first, second, third, last = usages
+    rows = [
+        [f"{process}: MiB, open files", _format_usage(first, process), _format_usage(last, process)]
+        for process in PROCESSES
+    ]
+    rows.append(["seconds per trial", _seconds(first, second), _seconds(third, last)])
+    print_table([f"{trials} trials without training", f"after {first.trials}", f"after {last.trials}"], rows)
 
 
-def _has(seen: Seen, who: str) -> str:
-    return f"{seen.memory[who]:.0f}, {seen.files[who]}"
+def _format_usage(usage: Usage, process: str) -> str:
+    return f"{usage.memory[process]:.0f}, {usage.files[process]}"
 
 
-def _seconds(one: Seen, other: Seen) -> str:
+def _seconds(one: Usage, other: Usage) -> str:
     return f"{(other.time - one.time) / (other.trials - one.trials):.3f}"
 
 
@@ -96,11 +100,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--trials", type=int, default=500)
-    asked = parser.parse_args()
-    if asked.part == "noop":
-        noop(asked.trials)
+    options = parser.parse_args()
+    if options.part == "noop":
+        noop(options.trials)
     else:
-        peer(asked.rounds, asked.steps)
+        peer(options.rounds, options.steps)
 
 
 if __name__ == "__main__":

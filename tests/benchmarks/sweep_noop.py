@@ -1,8 +1,9 @@
-"""Many trials that do nothing, by the search's own processes: what each of these has after so many, and how long they
-take. In place of a trial's run there is a result at once; what a winner can do on the test set is not asked.
+"""A sweep of many trials without training: memory and open files of its processes after a number of trials, and time.
 
-Run as `python -m tests.benchmarks.sweep_noop WHAT ...`: WHAT is `tune` with the words of fmfsd-tune, or what starts the
-driver that it wants.
+Each trial has a result at once instead of a run, and the winners are not tested.
+
+Run as `python -m tests.benchmarks.sweep_noop PART ...`: PART is `tune` with the arguments of fmfsd-tune, or `drive`,
+with which `tune` starts the driver.
 """
 
 import os
@@ -23,13 +24,13 @@ parameters:
   distill.alpha: {{uniform: [0.0, 0.9]}}
   distill.temperature: {{uniform: [1.0, 6.0]}}
 """
-LOOK_S = 0.1
-WHO = {"coordinator": "sweep_noop tune", "driver": "sweep_noop drive", "trial's actor": "ray::"}
+POLL_S = 0.1
+PROCESSES = {"coordinator": "sweep_noop tune", "driver": "sweep_noop drive", "trial's actor": "ray::"}
 
 
 @dataclass(frozen=True)
-class Seen:
-    """After `trials` of them, at `time`: MiB and open files by process, the most of those of a kind."""
+class Usage:
+    """Largest MiB and number of open files per kind of process, after `trials` trials, at `time`."""
 
     trials: int
     time: float
@@ -37,45 +38,50 @@ class Seen:
     files: Mapping[str, int]
 
 
-def looked_at(folder: Path, data_root: str, trials: int, at: tuple[int, ...]) -> Iterator[Seen]:
-    """While a search of so many goes on."""
+def sample_sweep(folder: Path, data_root: str, trials: int, at: tuple[int, ...]) -> Iterator[Usage]:
+    """Run a sweep of `trials` trials; yield the usage each time a number of `at` has ended."""
     space, sweep = folder / "space.yaml", SweepDir(folder / "sweep")
     space.write_text(SPACE.format(trials=trials))
     argv = [sys.executable, "-m", "tests.benchmarks.sweep_noop", "tune", "--space", str(space), "--device", "cpu"]
-    given = ["--set", f"data.root={data_root}", "--sweep-dir", str(sweep.path)]
+    options = ["--set", f"data.root={data_root}", "--sweep-dir", str(sweep.path)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*argv, *given], stdout=log, stderr=log)
-        wanted = list(at)
+        process = subprocess.Popen([*argv, *options], stdout=log, stderr=log)
+        remaining = list(at)
         while process.poll() is None:
-            if wanted and (ended := _ended(sweep)) >= wanted[0]:
-                del wanted[0]
-                yield _seen(process.pid, ended)
-            time.sleep(LOOK_S)
+            if remaining and (ended := _count_ended(sweep)) >= remaining[0]:
+                del remaining[0]
+                yield _usage(process.pid, ended)
+            time.sleep(POLL_S)
     assert process.returncode == 0, (folder / "log").read_text()
 
 
-def _ended(sweep: SweepDir) -> int:
+def _count_ended(sweep: SweepDir) -> int:
     return sweep.ledger.read_bytes().count(b'"fact":"ended"') if sweep.ledger.exists() else 0
 
 
-def _seen(root: int, ended: int) -> Seen:
+def _usage(root: int, ended: int) -> Usage:
     now = time.time()
-    pids = {who: [pid for pid in tree(root) if word in command_of(pid)] for who, word in WHO.items()}
-    memory = {who: max(map(memory_MiB, found)) for who, found in pids.items()}
-    return Seen(ended, now, memory, {who: max(map(open_files, found)) for who, found in pids.items()})
+    pids = {
+        process_name: [pid for pid in tree(root) if marker in command_of(pid)]
+        for process_name, marker in PROCESSES.items()
+    }
+    memory = {process_name: max(map(memory_MiB, those)) for process_name, those in pids.items()}
+    return Usage(
+        ended, now, memory, {process_name: max(map(open_files, those)) for process_name, those in pids.items()}
+    )
 
 
 def _tune() -> int:
-    """fmfsd-tune whose driver is ours."""
+    """Run fmfsd-tune with the driver below."""
     from launcher.cli.tune import main
     from launcher.tune.coordinator import Coordination
 
-    started = Coordination._driver
-    ours = (sys.executable, "-m", "tests.benchmarks.sweep_noop", "drive")
+    original_driver = Coordination._driver
+    replacement = (sys.executable, "-m", "tests.benchmarks.sweep_noop", "drive")
 
     def driver(self: Coordination, machines: int) -> tuple[str, ...]:
-        whole = started(self, machines)
-        return (*ours, *whole[whole.index("launcher.tune.driver.driver") + 1 :])
+        command = original_driver(self, machines)
+        return (*replacement, *command[command.index("launcher.tune.driver.driver") + 1 :])
 
     Coordination._driver = driver  # type: ignore[method-assign]
     main()
@@ -83,15 +89,15 @@ def _tune() -> int:
 
 
 def _drive() -> int:
-    """The driver, with trials that are over at once."""
+    """Run the sweep driver with trials that finish at once."""
     from launcher.tune.driver import driver, ray_tuner
-    from tests.benchmarks.sweep_noop_trial import Nothing
+    from tests.benchmarks.sweep_noop_trial import NoopTrial
 
-    setattr(ray_tuner, "Trial", Nothing)  # noqa: B010
+    setattr(ray_tuner, "Trial", NoopTrial)  # noqa: B010
     setattr(driver, "test_winners", lambda *_, **__: None)  # noqa: B010
     return driver.main(sys.argv[1:], os.environ)
 
 
 if __name__ == "__main__":
-    _what = sys.argv.pop(1)
-    raise SystemExit(_tune() if _what == "tune" else _drive())
+    _part = sys.argv.pop(1)
+    raise SystemExit(_tune() if _part == "tune" else _drive())

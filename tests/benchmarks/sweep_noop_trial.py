@@ -1,4 +1,4 @@
-"""A trial with a result but without a run."""
+"""A trial that reports a result without training."""
 
 import json
 import math
@@ -9,8 +9,8 @@ from launcher.tune.driver.trial_actor import Trial
 from launcher.tune.sweep.trial_spec import TrialOrder
 
 
-class Finished:
-    """In place of a trial's run: what it has measured depends on its values."""
+class FinishedRun:
+    """Stands in for a trial's run; its metrics depend only on the sampled values."""
 
     has_ended, state, cause = True, "finished", ""
 
@@ -28,11 +28,11 @@ class Finished:
         return 0.0
 
     def end_now(self) -> None:
-        """It has."""
+        """Do nothing: the run has already ended."""
 
 
-class Nothing(Trial):
+class NoopTrial(Trial):
     def _begin(self, config: Mapping[str, Any]) -> None:
         order = TrialOrder.from_json(json.loads(config["order"]))
         self._told, self._crew = order.reported, None
-        self._run = Finished(order)  # type: ignore[assignment]
+        self._run = FinishedRun(order)  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""The same search as a good engineer writes it by hand for Ray Tune: a function that trains with this project's parts.
+"""Hand-written Ray Tune script for the same sweep: a trainable function that uses this project's modules.
 
-python -m tests.benchmarks.sweep_peer FOLDER CONFIG CHANGE..., with a value list for each key that is searched as
-KEY=[...]; FOLDER/stamps has when each trial began, had done its first step, and ended.
+python -m tests.benchmarks.sweep_peer FOLDER CONFIG CHANGE..., with KEY=[...] for each
+searched key; FOLDER/stamps stores when each trial started, finished its first step, and ended.
 """
 
 import json
@@ -17,8 +17,8 @@ SEARCHED = ("distill.alpha", "distill.temperature")
 METRIC = "deepest_top1"
 
 
-def trial(asked: dict[str, Any]) -> None:
-    """Trains, tries the held-out samples at the end, and hands Tune the result with a checkpoint."""
+def trial(params: dict[str, Any]) -> None:
+    """Train, evaluate on the validation split, and report the metrics with a checkpoint to Tune."""
     start = time.time()
     import tempfile
 
@@ -28,18 +28,18 @@ def trial(asked: dict[str, Any]) -> None:
     from tests.benchmarks.sweep_peer_loop import PlainTrial
 
     torch.set_num_threads(1)
-    values = [f"{key}={asked[key]}" for key in SEARCHED]
-    plain = PlainTrial(load_config(asked["config"], [*asked["changes"], *values]))
+    values = [f"{key}={params[key]}" for key in SEARCHED]
+    plain = PlainTrial(load_config(params["config"], [*params["changes"], *values]))
     plain.step(0)
     first_step = time.time()
     for step in range(1, plain.steps):
         plain.step(step)
-    metrics = plain.tried("valid")
+    metrics = plain.evaluate("valid")
     with tempfile.TemporaryDirectory() as folder:
         torch.save(plain.state(), Path(folder) / "checkpoint.pt")
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
     stamps = {"start": start, "first_step": first_step, "end": time.time()}
-    Path(asked["stamps"], tune.get_context().get_trial_id()).write_text(json.dumps(stamps))
+    Path(params["stamps"], tune.get_context().get_trial_id()).write_text(json.dumps(stamps))
 
 
 def search(folder: Path, config: str, changes: list[str], values: dict[str, list[float]]) -> tune.Result:
@@ -48,7 +48,7 @@ def search(folder: Path, config: str, changes: list[str], values: dict[str, list
     fixed = {"config": config, "changes": changes, "stamps": str(stamps)}
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": 1}),
-        param_space={**fixed, **{key: tune.grid_search(found) for key, found in values.items()}},
+        param_space={**fixed, **{key: tune.grid_search(grid) for key, grid in values.items()}},
         tune_config=tune.TuneConfig(metric=METRIC, mode="max"),
         run_config=tune.RunConfig(name="search", storage_path=str(folder), verbose=0),
     )
@@ -58,7 +58,7 @@ def search(folder: Path, config: str, changes: list[str], values: dict[str, list
 
 
 def test(best: tune.Result) -> dict[str, float]:
-    """The winner's accuracies on the test set."""
+    """Return the winner's accuracies on the test set."""
     import torch
 
     from fmfsd.config import load_config
@@ -70,7 +70,7 @@ def test(best: tune.Result) -> dict[str, float]:
     plain = PlainTrial(load_config(best.config["config"], [*best.config["changes"], *values]))
     with best.checkpoint.as_directory() as folder:
         plain.load(torch.load(Path(folder) / "checkpoint.pt"))
-    return plain.tried("test")
+    return plain.evaluate("test")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A plain loop over this project's network, loss and batches, on one CPU core."""
+"""A plain training loop over this project's network, loss and batches, on one CPU core."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from fmfsd.optim import learning_rate
 
 
 class PlainTrial:
-    """Has the config's network, loss and batches; `steps` are all there are to do."""
+    """Trains the config's network with its loss and batches; `steps` is the number of steps in all."""
 
     def __init__(self, config: RunConfig) -> None:
         exact_arithmetic(deterministic=False)
@@ -36,16 +36,16 @@ class PlainTrial:
         )
 
     def step(self, number: int) -> float:
-        """The loss."""
+        """Train one step and return its loss."""
         images, labels = self._batches.at(*divmod(number, self._timeline.steps_per_epoch))
         terms = self._engine.terms(images, labels)
         total = self._loss.total(terms, terms.squares_F, world_size=1)
         total.backward()
-        self._engine.step(self._rate(number))
+        self._engine.step(self._learning_rate(number))
         return float(total.detach())
 
-    def _rate(self, number: int) -> float:
-        """As the config has it."""
+    def _learning_rate(self, number: int) -> float:
+        """Return the learning rate of the config's schedule."""
         line, optim = self._timeline, self._config.optim
         return learning_rate(
             number,
@@ -55,14 +55,14 @@ class PlainTrial:
             warmup_steps=line.warmup_steps,
         )
 
-    def tried(self, split: str) -> dict[str, float]:
-        """Its accuracies on a split."""
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return the accuracies on a split."""
         batches: EvaluationBatches = evaluation_batches(
             self._config, self._index, split, SoloComms(), self._device, False
         )
-        found = evaluate(self._engine, batches, SoloComms())
-        assert found is not None
-        return found.metrics
+        result = evaluate(self._engine, batches, SoloComms())
+        assert result is not None
+        return result.metrics
 
     def state(self) -> dict[str, Any]:
         return {"network": self._engine.network.state_dict(), "optimizer": self._engine.optimizer.state_dict()}

@@ -1,4 +1,4 @@
-"""A Markdown table with what a reader needs to repeat it: command, machine, versions."""
+"""Markdown tables with the command, machine and versions that are needed to repeat a measurement."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "numpy")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """The rows, and below them where they come from."""
+    """Print the rows, and below them the command, machine and versions."""
     print_rows(header, rows)
     print(f"\n`{command_line()}` · {machine()} · {_versions()}")
 
@@ -29,7 +29,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """The median, and the range that it comes from."""
+    """Format the median and the range."""
     low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
 
@@ -40,7 +40,7 @@ def command_line() -> str:
 
 
 def machine() -> str:
-    """Processor, cores, and GPUs if there are any."""
+    """Return the CPU model, the number of cores, and the GPUs if there are any."""
     model = next(
         (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
     )

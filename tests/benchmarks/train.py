@@ -1,10 +1,10 @@
-"""Training steps of one process: FMFSD and the plain backbone by this trainer, and FMFSD by a script's plain loop.
+"""Training speed of one process: FMFSD and the plain backbone in this trainer, and FMFSD in a script's plain loop.
 
 python -m tests.benchmarks.train [--rounds N] [--steps N] [--backbone resnet18] [--batch N] [--compiled]
     [--device auto|cpu|cuda] [--out FILE] [--budget-s S]
 
-With --out what is measured is kept, and measured no more; after --budget-s no further measurement is begun. So a table
-can be made in pieces, each by the same command.
+With --out, measurements are stored and not repeated; after --budget-s no further measurement starts. So the same
+command can be repeated until the table is complete.
 """
 
 import argparse
@@ -44,36 +44,37 @@ SCRIPT = "FMFSD by a script: fp32, NCHW, DataLoader of 2"
 
 
 @dataclass(frozen=True)
-class Way:
-    """`like` is the way of the plain backbone at the same settings."""
+class Variant:
+    """A variant to measure; `like` names the plain backbone's variant with the same settings."""
 
     kind: str
     changes: tuple[str, ...]
     like: str = ""
 
 
-WAYS = {
-    SCRIPT: Way("script", (*FP32, "train.recompute=none")),
-    "FMFSD: fp32, NCHW": Way("ours", FP32, "plain: fp32, NCHW"),
-    "plain: fp32, NCHW": Way("ours", ("method=plain", *FP32)),
-    "FMFSD, the preset: bf16, channels_last": Way("ours", PRESET, "plain, the preset"),
-    "plain, the preset": Way("ours", ("method=plain", *PRESET)),
-    "FMFSD, the preset, nothing recomputed": Way("ours", ("train.recompute=none", *PRESET), "plain, the preset"),
-    "FMFSD, the preset, all recomputed": Way("ours", ("train.recompute=all", *PRESET), "plain, the preset"),
+VARIANTS = {
+    SCRIPT: Variant("script", (*FP32, "train.recompute=none")),
+    "FMFSD: fp32, NCHW": Variant("ours", FP32, "plain: fp32, NCHW"),
+    "plain: fp32, NCHW": Variant("ours", ("method=plain", *FP32)),
+    "FMFSD, the preset: bf16, channels_last": Variant("ours", PRESET, "plain, the preset"),
+    "plain, the preset": Variant("ours", ("method=plain", *PRESET)),
+    "FMFSD, the preset, nothing recomputed": Variant("ours", ("train.recompute=none", *PRESET), "plain, the preset"),
+    "FMFSD, the preset, all recomputed": Variant("ours", ("train.recompute=all", *PRESET), "plain, the preset"),
 }
 COMPILED = {
-    "FMFSD, the preset, compiled": Way("ours", ("train.compile=true",), "plain, the preset, compiled"),
-    "plain, the preset, compiled": Way("ours", ("method=plain", "train.compile=true")),
+    "FMFSD, the preset, compiled": Variant("ours", ("train.compile=true",), "plain, the preset, compiled"),
+    "plain, the preset, compiled": Variant("ours", ("method=plain", "train.compile=true")),
 }
 CUDA_GRAPHS = {
-    "FMFSD, the preset, CUDA graphs": Way("ours", ("train.compile=cuda_graphs",), "plain, the preset, CUDA graphs"),
-    "plain, the preset, CUDA graphs": Way("ours", ("method=plain", "train.compile=cuda_graphs")),
+    "FMFSD, the preset, CUDA graphs": Variant("ours", ("train.compile=cuda_graphs",), "plain, the preset, CUDA graphs"),
+    "plain, the preset, CUDA graphs": Variant("ours", ("method=plain", "train.compile=cuda_graphs")),
 }
 
 
 @dataclass(frozen=True)
-class Measured:
-    """`ready_s` is until two steps are done; `memory` all that tensors take at most in a step, in MiB."""
+class TrainMeasurement:
+    """One measurement; `ready_s` is the time of the two warm-up steps, `memory` the peak of all tensors in a step, in
+    MiB."""
 
     images_per_s: float
     data_wait: float
@@ -86,108 +87,110 @@ def config(root: str, backbone: str, changes: tuple[str, ...], batch: int = 128)
     return load_config("cifar100-resnet18", [*fixed, f"train.batch={batch}", "train.log_every=1000 steps", *changes])
 
 
-def tell(kind: str, root: str, backbone: str, batch: int, device: str, steps: int, *changes: str) -> None:
-    """What is measured, printed; in a process of its own, as the memory settings are read at its start."""
+def print_measurement(kind: str, root: str, backbone: str, batch: int, device: str, steps: int, *changes: str) -> None:
+    """Measure and print one variant; runs in its own process, because the allocator settings are read at its start."""
     settings, place = config(root, backbone, changes, batch), torch.device(device)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     exact_arithmetic(deterministic=False)
-    step, waits, held = _step_of(kind, settings, place)
+    step, waits, held_bytes = _build_step(kind, settings, place)
     start = time.perf_counter()
     for _ in range(WARM_UP_STEPS):
         step()
-    _finish(place)
+    _synchronize(place)
     ready_s = time.perf_counter() - start
     waited_before, start = waits(), time.perf_counter()
     for _ in range(steps):
         step()
-    _finish(place)
+    _synchronize(place)
     took = time.perf_counter() - start
-    waited, memory = (waits() - waited_before) / took, _most_memory(step, held(), place) / MiB
-    print(json.dumps(asdict(Measured(steps * batch / took, waited, ready_s, memory))))
+    waited, memory = (waits() - waited_before) / took, _peak_memory(step, held_bytes(), place) / MiB
+    print(json.dumps(asdict(TrainMeasurement(steps * batch / took, waited, ready_s, memory))))
 
 
-def _step_of(
+def _build_step(
     kind: str, settings: RunConfig, device: torch.device
 ) -> tuple[Callable[[], object], Callable[[], float], Callable[[], int]]:
-    """A step, the seconds that were waited for data so far, and the bytes that are held between steps."""
+    """Return functions for one training step, the seconds waited for data so far, and the bytes held between steps."""
     if kind == "script":
         peer = PlainLoop(settings, read_index(set_folder(settings.data)), processes=2)
-        return peer.step, lambda: peer.waited_s, lambda: _held(peer.network, peer.optimizer)
+        return peer.step, lambda: peer.waited_s, lambda: _held_bytes(peer.network, peer.optimizer)
     run = make_run(Path(tempfile.mkdtemp(dir=settings.data.root)), settings)
     loop = make_loop(run, SoloComms(), device=device)
     loop.metrics.keep(0)
     engine = loop.engine
     assert isinstance(engine, TorchEngine)
-    held = partial(_held, engine.network, engine.optimizer)
-    return loop._train_one_step, lambda: loop.stopwatch.waited, held
+    held_bytes = partial(_held_bytes, engine.network, engine.optimizer)
+    return loop._train_one_step, lambda: loop.stopwatch.waited, held_bytes
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _held(network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return sum(tensor.nbytes for tensor in (*network.state_dict().values(), *kept))
+def _held_bytes(network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in (*network.state_dict().values(), *states))
 
 
-def _most_memory(step: Callable[[], object], held: int, device: torch.device) -> int:
-    """On a CPU by what torch's profiler sees allocated in one more step: a process's size also tells what it wastes."""
+def _peak_memory(step: Callable[[], object], held_bytes: int, device: torch.device) -> int:
+    """Return the peak bytes of tensors in a step; on a CPU from torch's profiler, as RSS includes fragmentation."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    found = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(found, key=lambda event: event.start_ns())]
-    return held + max(accumulate(changes))
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return held_bytes + max(accumulate(changes))
 
 
-def measured(way: Way, root: str, asked: argparse.Namespace) -> Measured:
-    words = (way.kind, root, asked.backbone, asked.batch, asked.device, asked.steps, *way.changes)
-    code = f"from tests.benchmarks.train import tell; tell{words!r}"
-    whole = {**os.environ, **(KEEP_FREED_MEMORY if asked.device == "cpu" and way.kind == "ours" else {})}
-    answer = subprocess.run([sys.executable, "-c", code], env=whole, check=True, stdout=subprocess.PIPE, text=True)
-    return Measured(**json.loads(answer.stdout.splitlines()[-1]))
+def measure(variant: Variant, root: str, options: argparse.Namespace) -> TrainMeasurement:
+    arguments = (variant.kind, root, options.backbone, options.batch, options.device, options.steps, *variant.changes)
+    code = f"from tests.benchmarks.train import print_measurement as p; p{arguments!r}"
+    env = {**os.environ, **(KEEP_FREED_MEMORY if options.device == "cpu" and variant.kind == "ours" else {})}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True)
+    return TrainMeasurement(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def ways_of(asked: argparse.Namespace) -> dict[str, Way]:
-    """The script computes on the CPU only."""
-    if asked.device == "cuda":
-        return {name: way for name, way in (WAYS | COMPILED | CUDA_GRAPHS).items() if way.kind == "ours"}
-    return WAYS | (COMPILED if asked.compiled else {})
+def chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
+    """Return the variants for this device; the script runs on the CPU only."""
+    if options.device == "cuda":
+        return {
+            name: variant for name, variant in (VARIANTS | COMPILED | CUDA_GRAPHS).items() if variant.kind == "ours"
+        }
+    return VARIANTS | (COMPILED if options.compiled else {})
 
 
-def all_measured(asked: argparse.Namespace, root: str) -> dict[str, list[Measured]]:
-    """By way, a measurement a round, the ways in turn; what --out has already is not measured again."""
-    ways, began = ways_of(asked), time.monotonic()
-    kept = json.loads(asked.out.read_text()) if asked.out and asked.out.exists() else {}
-    found = {name: [Measured(**each) for each in kept.get(name, [])] for name in ways}
-    for number in range(asked.rounds):
-        for name, way in ways.items():
-            if len(found[name]) > number or time.monotonic() - began > asked.budget_s:
+def measure_all(options: argparse.Namespace, root: str) -> dict[str, list[TrainMeasurement]]:
+    """Measure all variants round-robin, `rounds` times; skip what is already stored in --out."""
+    variants, start_s = chosen_variants(options), time.monotonic()
+    stored = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    measurements = {name: [TrainMeasurement(**each) for each in stored.get(name, [])] for name in variants}
+    for number in range(options.rounds):
+        for name, variant in variants.items():
+            if len(measurements[name]) > number or time.monotonic() - start_s > options.budget_s:
                 continue
-            found[name].append(measured(way, root, asked))
-            if asked.out:
-                asked.out.write_text(json.dumps({name: [*map(asdict, each)] for name, each in found.items()}))
-    return found
+            measurements[name].append(measure(variant, root, options))
+            if options.out:
+                options.out.write_text(json.dumps({name: [*map(asdict, each)] for name, each in measurements.items()}))
+    return measurements
 
 
-def rows(found: dict[str, list[Measured]], ways: dict[str, Way]) -> Iterator[list[str]]:
-    base = found.get(SCRIPT, [])
-    for name, all_of_it in found.items():
-        if not all_of_it:
+def rows(measurements: dict[str, list[TrainMeasurement]], variants: dict[str, Variant]) -> Iterator[list[str]]:
+    base = measurements.get(SCRIPT, [])
+    for name, each_round in measurements.items():
+        if not each_round:
             yield [name, "not measured", *5 * [""]]
             continue
-        rates, like = [each.images_per_s for each in all_of_it], found.get(ways[name].like, [])
+        rates, like = [each.images_per_s for each in each_round], measurements.get(variants[name].like, [])
         yield [
             name,
             spread(rates, 1),
             _ratio(rates, [each.images_per_s for each in base]),
             _ratio([each.images_per_s for each in like], rates),
-            _ratio([each.memory for each in all_of_it], [each.memory for each in like]),
-            f"{statistics.median(each.memory for each in all_of_it):,.0f}",
-            f"{100 * statistics.median(each.data_wait for each in all_of_it):.2f}",
+            _ratio([each.memory for each in each_round], [each.memory for each in like]),
+            f"{statistics.median(each.memory for each in each_round):,.0f}",
+            f"{100 * statistics.median(each.data_wait for each in each_round):.2f}",
         ]
 
 
@@ -202,19 +205,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--compiled", action="store_true", help="on a CPU too, where that takes minutes")
+    parser.add_argument(
+        "--compiled", action="store_true", help="compiled variants on a CPU too, where compilation takes minutes"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--budget-s", type=float, default=float("inf"))
-    asked = parser.parse_args()
-    if asked.device == "auto":
-        asked.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = parser.parse_args()
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as root:
-        data = config(root, asked.backbone, ()).data
+        data = config(root, options.backbone, ()).data
         prepare(data, source=None, fetch=False, report=lambda what, done, total: None)
-        found = all_measured(asked, root)
-    header = ["images/s", "to the script", "a step, of plain's", "memory, of plain's", "memory, MiB", "input, %"]
-    print_table([f"{asked.backbone}, batch {asked.batch}", *header], list(rows(found, ways_of(asked))))
+        measurements = measure_all(options, root)
+    header = ["images/s", "ratio to the script", "step time / plain", "memory / plain", "memory, MiB", "data wait, %"]
+    print_table(
+        [f"{options.backbone}, batch {options.batch}", *header], list(rows(measurements, chosen_variants(options)))
+    )
 
 
 if __name__ == "__main__":

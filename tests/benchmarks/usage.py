@@ -1,4 +1,4 @@
-"""What the processes below one have of a machine while it runs: cores that they could use, memory, open files."""
+"""Resource usage of a process tree while it runs: runnable threads, CPU time, memory, open files."""
 
 import os
 import subprocess
@@ -9,42 +9,43 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-LOOK_S = 0.5
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
 class Sample:
-    """At `time`, in seconds since 1970: threads that ran or wanted to, and what each process has computed so far."""
+    """A sample at `time` (seconds since 1970): number of runnable threads, and CPU seconds of each process so far."""
 
     time: float
     runnable: int
     cpu_s: Mapping[int, float]
 
 
-def watched(process: "subprocess.Popen[bytes]", look: Callable[[], None] = lambda: None) -> list[Sample]:
-    """Until it has ended. A thread that waits for a core counts, so that what else this machine does changes little."""
-    found = []
+def sample_until_exit(process: "subprocess.Popen[bytes]", on_sample: Callable[[], None] = lambda: None) -> list[Sample]:
+    """Sample the process tree until the process exits. Threads that wait for a core count as runnable, so that other
+    work on the machine changes little."""
+    result = []
     while process.poll() is None:
         pids = tree(process.pid)
-        found.append(Sample(time.time(), sum(map(_runnable, pids)), {pid: _cpu_s(pid) for pid in pids}))
-        look()
-        time.sleep(LOOK_S)
-    return found
+        result.append(Sample(time.time(), sum(map(_runnable, pids)), {pid: _cpu_s(pid) for pid in pids}))
+        on_sample()
+        time.sleep(POLL_S)
+    return result
 
 
 def idle_share(samples: Sequence[Sample], start: float, end: float, cores: int) -> float:
-    """The share of so many cores that nothing of ours was there for, between two times."""
+    """Return the share of `cores` without a runnable thread of the tree between two times."""
     counts = [min(sample.runnable, cores) for sample in samples if start <= sample.time <= end]
     return 1 - sum(counts) / (cores * len(counts))
 
 
 def cpu_seconds(samples: Sequence[Sample]) -> float:
-    """Of all processes; what each did after the last look at it is not known."""
+    """Return the CPU seconds of all processes; what each used after its last sample is not included."""
     return sum({pid: seconds for sample in samples for pid, seconds in sample.cpu_s.items() if seconds}.values())
 
 
 def tree(root: int) -> list[int]:
-    """A process and all below it."""
+    """Return the process ids of a process and all its descendants."""
     children = defaultdict[int, list[int]](list)
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -73,19 +74,19 @@ def _cpu_s(pid: int) -> float:
 
 
 def _stat(path: Path) -> list[str]:
-    """State, parent, and what follows the name in brackets."""
+    """Return the fields of `stat` after the process name: state, parent, and so on."""
     return (path / "stat").read_text().rpartition(")")[2].split()
 
 
 def command_of(pid: int) -> str:
-    """Empty if it is gone."""
+    """Return the command line; empty if the process has exited."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""
 
 
 def memory_MiB(pid: int) -> float:
-    """What is its own, in RAM."""
+    """Return the private resident memory in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 

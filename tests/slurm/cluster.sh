@@ -7,8 +7,8 @@
 #   cluster.sh env                print the shell lines that point sbatch, srun, squeue... at this cluster
 #   cluster.sh run CMD...         run CMD on the submit host (this machine) with SLURM_CONF and node names set
 #   cluster.sh exec NODE CMD...   run CMD on a node
-#   cluster.sh crash NODE [told]  the node dies at once and silently: network, slurmd, job steps, everything;
-#                                  told: slurmctld is told so, and need not wait out its timeouts to find out
+#   cluster.sh crash NODE [down]  kill the node at once and silently: network, slurmd, job steps, everything;
+#                                  down: also set it DOWN in slurmctld, which otherwise waits for its timeouts
 #   cluster.sh boot NODE          start a crashed node again
 #   cluster.sh link NODE up|down  plug in / pull out the node's network cable
 #   cluster.sh bridge             print the name of the bridge that joins the nodes on this machine
@@ -39,16 +39,16 @@
 #   SLURM_UP_NET       first three numbers of the nodes' /24 network               (from the state directory's name)
 #   SLURM_UP_WAIT      seconds `up` waits for the nodes                            (30)
 # shellcheck disable=SC1091,SC2010,SC2015,SC2016,SC2044,SC2086,SC2154
-# (files that exist only while a cluster runs; our own names without spaces; text that other shells are to expand)
+# (files that exist only while a cluster runs; our own names without spaces; text that other shells expand)
 set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 
 D=${SLURM_UP_DIR:-/tmp/fmfsd-slurm}
 die() { echo "cluster: error: $*" >&2; exit 1; }
-say() { echo "cluster: $*"; }
+info() { echo "cluster: $*"; }
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"; }
 
-# ---- processes: known by outer pid and start time, so that a reused pid is never taken for ours -------------
+# ---- processes: identified by outer pid and start time, so that a reused pid is never mistaken for ours -------------
 starttime() { local s; s=$(cat "/proc/$1/stat" 2>/dev/null) || return 1; s=${s##*) }; set -- $s; [ "$1" != Z ] && [ "$1" != X ] && echo "${20}"; }
 remember()  { local t; t=$(starttime "$2") || return 1; echo "$2 $t" >"$D/pids/$1"; }
 alive()     { local p t; [ -r "$D/pids/$1" ] && read -r p t <"$D/pids/$1" && [ "$(starttime "$p")" = "$t" ]; }
@@ -60,7 +60,7 @@ stop() {  # stop NAME SIGNAL SECONDS: signal it, wait for it, then kill -9
     if alive "$1"; then kill -s KILL "$p" 2>/dev/null || true; for ((i = 0; i < 40; i++)); do alive "$1" || break; sleep 0.05; done; fi
     rm -f "$D/pids/$1"
 }
-await_pidfile() {  # await_pidfile NAME FILE: take a daemon's pid from the file that it writes
+await_pidfile() {  # await_pidfile NAME FILE: read a daemon's pid from its pid file
     local i p; for ((i = 0; i < 100; i++)); do
         if p=$(cat "$2" 2>/dev/null) && [ -n "$p" ] && remember "$1" "$p"; then return 0; fi; sleep 0.05
     done; return 1
@@ -103,7 +103,7 @@ write_files() {
     [ -s "$D/munge/key" ] || { (umask 077; head -c 128 /dev/urandom >"$D/munge/key"); }
     { echo "127.0.0.1 localhost"; echo "::1 localhost"; [ "$MODE" = flat ] && echo "127.0.0.1 $host" || echo "$ctl $host"
       for n in $(nodes); do echo "$(addr "$n") $n"; done; } >"$D/hosts"
-    # no name server answers inside a node: fail look-ups at once instead of after 10 s
+    # no name server answers inside a node: make lookups fail at once instead of after 10 s
     printf 'nameserver 127.0.0.1\noptions timeout:1 attempts:1\n' >"$D/resolv.conf"
     { cat <<CONF
 ClusterName=up$ID
@@ -188,7 +188,7 @@ Host *
 CONF
     fi
     cat >"$D/node-init" <<'CONF'
-# pid 1 of a node (bash reaps what the node's processes leave behind)
+# pid 1 of a node (bash reaps orphans of the node's processes)
 hostname "$1"; mount --bind "$2/hosts" /etc/hosts; mount --bind "$2/resolv.conf" /etc/resolv.conf; mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 for d in $3; do mkdir -p "$d" && mount -t tmpfs -o mode=1777 tmpfs "$d"; done
 [ ! -s "$2/ssh/sshd_config" ] || mount --bind "$2/ssh/ssh_config" /etc/ssh/ssh_config
@@ -238,7 +238,7 @@ node_start() {
     fi
     slurmd_start "$n"
 }
-node_crash() {  # the cable goes first: like a power failure, no peer hears a last word (no FIN, no RST)
+node_crash() {  # the network goes first: as in a power failure, peers get no FIN and no RST
     if [ "$MODE" = flat ]; then stop "slurmd.$1" KILL 2; else ip link del "v$ID${1#n}" 2>/dev/null || true; thaw "$1"; stop "node.$1" KILL 2; fi
 }
 thaw() { local f; [ "$CGROUP" = no ] || for f in $(find "$CG/$BR/$1" -name freezer.state 2>/dev/null); do echo THAWED >"$f" 2>/dev/null || true; done; }
@@ -257,14 +257,14 @@ do_down() {
     for f in "$D"/pids/slurmd.* "$D"/pids/node.*; do [ -e "$f" ] || continue; f=${f##*/}; case $f in node.*) thaw "${f#node.}"; stop "$f" KILL 2 ;; *) stop "$f" TERM 3 ;; esac; done
     stop slurmctld TERM 5; stop munged TERM 3
     [ "$MODE" != flat ] || kill_steps
-    if [ "$MODE" != flat ]; then  # a dead namespace lets go of its link only some time later
+    if [ "$MODE" != flat ]; then  # a dead namespace releases its link only some time later
         for f in $(nodes); do ip link del "v$ID${f#n}" 2>/dev/null || true; done
         [ "$CGROUP" = no ] || for ((i = 0; i < 40; i++)); do find "$CG/$BR" -depth -type d -exec rmdir {} + 2>/dev/null || true; [ -e "$CG/$BR" ] || break; sleep 0.05; done
         ip link del "$BR" 2>/dev/null || true
     fi
     rm -f "$D/settings"
 }
-kill_steps() {  # flat only: jobs outlive their slurmd; end every process that has the mark of one of our slurmds
+kill_steps() {  # flat only: jobs outlive their slurmd; kill every process started by one of our slurmds
     local p e
     for p in /proc/[0-9]*; do
         p=${p#/proc/}; [ "$p" != $$ ] || continue
@@ -283,10 +283,10 @@ do_up() {
     case $D in /*) ;; *) die "SLURM_UP_DIR must be an absolute path: $D" ;; esac
     case $D in *[!A-Za-z0-9/._-]*) die "SLURM_UP_DIR may hold only letters, digits and / . _ -: $D" ;; esac
     mkdir -p "$D"; exec 9>"$D/lock"; flock -w 60 9 || die "another cluster.sh holds $D/lock"
-    if [ -r "$D/settings" ] && (load_settings; healthy); then say "already up in $D (its settings are kept)"; return 0; fi
+    if [ -r "$D/settings" ] && (load_settings; healthy); then info "already up in $D (its settings are unchanged)"; return 0; fi
     if [ -r "$D/settings" ]; then (load_settings; do_down); fi
     settings; check_host
-    if [ "$MODE" = auto ]; then if netns_possible; then MODE=netns; else MODE=flat; say "note: namespaces are not permitted here; using flat mode (all nodes share this host's name, address and ports)"; fi; fi
+    if [ "$MODE" = auto ]; then if netns_possible; then MODE=netns; else MODE=flat; info "note: namespaces are not permitted here; using flat mode (all nodes share this host's name, address and ports)"; fi; fi
     case $MODE in netns|flat) ;; *) die "SLURM_UP_MODE must be netns, flat or auto" ;; esac
     [ "$NODES" -ge 1 ] && [ "$NODES" -le 200 ] || die "SLURM_UP_NODES must be 1 to 200"
     if [ "$CGROUP" = auto ]; then CGROUP=no; if [ "$MODE" = netns ] && [ -e "$CG/cgroup.procs" ] && mkdir -p "$CG/$BR" 2>/dev/null; then CGROUP=yes; fi; fi
@@ -300,7 +300,7 @@ do_up() {
     rm -f "$D"/run/*.pid "$D"/munge/{sock,sock.lock,pid}
     munged --force --key-file="$D/munge/key" --socket="$D/munge/sock" --pid-file="$D/munge/pid" --log-file="$D/log/munged.log" --seed-file="$D/munge/seed" 2>>"$D/log/munged.out" 9>&- || die "munged did not start: $(cat "$D/log/munged.out")"
     await_pidfile munged "$D/munge/pid" || die "munged wrote no pid file"
-    # slurmctld listens only on the address that this machine's name has in its own view of /etc/hosts
+    # slurmctld listens only on the address of this machine's name in its own /etc/hosts
     with_hosts env SLURM_CONF="$D/slurm.conf" slurmctld -c -f "$D/slurm.conf" >"$D/log/slurmctld.out" 2>&1 9>&- || die "slurmctld did not start: $(tail -n 3 "$D/log/slurmctld.out")"
     await_pidfile slurmctld "$D/run/slurmctld.pid" || die "slurmctld wrote no pid file; see $D/log/slurmctld.log"
     for n in $(nodes); do node_start "$n"; done
@@ -309,7 +309,7 @@ do_up() {
         [ $((($(date +%s%N) - t0) / 1000000000)) -lt "${SLURM_UP_WAIT:-30}" ] || die "nodes not idle after ${SLURM_UP_WAIT:-30} s: $(sinfo_states | xargs)"
         sleep 0.1
     done
-    say "up: $NODES nodes ($MODE, $CPUS CPUs, $GPUS fake GPUs each) in $((($(date +%s%N) - t0) / 1000000)) ms; now run:  . $D/env.sh"
+    info "up: $NODES nodes ($MODE, $CPUS CPUs, $GPUS fake GPUs each) in $((($(date +%s%N) - t0) / 1000000)) ms; now run:  . $D/env.sh"
 }
 do_status() {
     local d n bad=0 states; load_settings
@@ -325,7 +325,7 @@ do_status() {
 cmd=${1:-}; [ $# -eq 0 ] || shift
 case $cmd in
 up)     do_up ;;
-down)   if [ -r "$D/settings" ]; then exec 9>"$D/lock"; flock -w 60 9 || die "another cluster.sh holds $D/lock"; load_settings; do_down; say "down"; else say "nothing is up in $D"; fi ;;
+down)   if [ -r "$D/settings" ]; then exec 9>"$D/lock"; flock -w 60 9 || die "another cluster.sh holds $D/lock"; load_settings; do_down; info "down"; else info "nothing is up in $D"; fi ;;
 status) do_status ;;
 env)    load_settings; cat "$D/env.sh" ;;
 bridge) load_settings; echo "$BR" ;;
@@ -333,7 +333,7 @@ run)    load_settings; [ $# -gt 0 ] || die "run what?"; . "$D/env.sh"
         EXEC="exec" with_hosts "$@" ;;
 exec)   load_settings; known "${1:-}"; n=$1; shift; [ $# -gt 0 ] || die "run what?"; . "$D/env.sh"; in_node "$n" "$@" ;;
 crash)  load_settings; known "${1:-}"; node_crash "$1"
-        [ "${2:-}" != told ] || SLURM_CONF=$D/slurm.conf scontrol update NodeName="$1" State=DOWN Reason=crash ;;
+        [ "${2:-}" != down ] || SLURM_CONF=$D/slurm.conf scontrol update NodeName="$1" State=DOWN Reason=crash ;;
 boot)   load_settings; known "${1:-}"; if [ "$MODE" != flat ] && alive "node.$1"; then die "node $1 is running"; fi; node_start "$1" ;;
 link)   load_settings; known "${1:-}"; [ "$MODE" != flat ] || die "link needs netns mode"; case ${2:-} in up|down) ip link set "v$ID${1#n}" "$2" ;; *) die "link NODE up|down" ;; esac ;;
 slurmd) load_settings; known "${1:-}"; case ${2:-} in

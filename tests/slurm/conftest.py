@@ -1,4 +1,4 @@
-"""Fixtures of the tests on a real Slurm cluster, which is started once for all of them."""
+"""Fixtures of the tests on a real Slurm cluster, which is started once per session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,36 +19,36 @@ NODES = ("--nodes", "2", "--gpus", "1")
 
 
 @pytest.fixture(scope="session")
-def a_cluster() -> Iterator[SlurmCluster]:
+def session_cluster() -> Iterator[SlurmCluster]:
     if reason := lacks(ssh=False):
         pytest.skip(reason)
-    with hosts_up(**SETTINGS) as found:
-        yield SlurmCluster(found.folder)
+    with hosts_up(**SETTINGS) as hosts:
+        yield SlurmCluster(hosts.folder)
 
 
 @pytest.fixture
-def cluster(a_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """With nothing on it, before and after, and known to this process."""
-    monkeypatch.setenv("SLURM_CONF", a_cluster.configuration)
-    yield a_cluster
-    a_cluster.clear()
+def cluster(session_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """Yield the cluster without jobs; Slurm's commands in this process use it."""
+    monkeypatch.setenv("SLURM_CONF", session_cluster.configuration)
+    yield session_cluster
+    session_cluster.clear()
 
 
 @pytest.fixture(scope="session")
 def training(tiny_root: Path) -> tuple[str, ...]:
-    """The arguments of a run of 24 steps on two nodes."""
+    """Return the arguments of a run of 24 steps on two nodes."""
     return (*tiny_arguments(tiny_root, *SHORT, workers=(1, 2, 8)), *NODES)
 
 
 @pytest.fixture(scope="session")
 def long_training(tiny_root: Path) -> tuple[str, ...]:
-    """The same, without an end that a test would see."""
+    """Return the same arguments for a run that is too long to finish in a test."""
     return (*tiny_arguments(tiny_root, *LONG), *NODES)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The run of `training` by two workers on this machine, which nobody disturbs."""
+    """Return an uninterrupted run of `training` by two workers on this machine."""
     run = make_run(tmp_path_factory.mktemp("undisturbed") / "run", tiny_config(tiny_root, *SHORT))
     run_workers(train_run, 2, run.path)
     return run

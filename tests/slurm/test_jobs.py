@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm cluster of two hosts: every way that one may end, and that the run goes on from there."""
+"""Jobs on a real Slurm cluster of two hosts: every way in which a job can end, and resuming the run afterwards."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def assert_same(one: RunDir, other: RunDir) -> None:
 
 
 def launches(run: RunDir) -> list[Any]:
-    """The job of each launch of a run; None for one outside of jobs."""
+    """Return the job of each launch of a run; None for a launch outside of jobs."""
     return [entry.get("job") for entry in json.loads(run.manifest.read_text())["launches"]]
 
 
@@ -42,12 +42,12 @@ def in_job(job: Job, *restarts: int) -> list[Any]:
     return [None, *({"id": job.id, "restart": restart, "array_task": None} for restart in restarts)]
 
 
-def at(seconds: int) -> str:
+def slurm_time(seconds: int) -> str:
     return (datetime.now() + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def holds_and_in_the_next_attempt_waits_for_a_stop(moment: Moment) -> None:
-    """On rank 0, which alone looks for a stop request."""
+def hold_then_wait_for_stop_in_attempt_2(moment: Moment) -> None:
+    """Wait on rank 0, the only rank that polls the stop request."""
     from time import sleep
 
     if moment.at == (1, 1, 5):
@@ -59,11 +59,11 @@ def holds_and_in_the_next_attempt_waits_for_a_stop(moment: Moment) -> None:
 
 
 @pytest.mark.fault("F20", "F23")
-def test_a_job_that_loses_a_worker_and_then_runs_out_of_time_ends_as_undisturbed(
+def test_a_job_that_loses_a_worker_and_reaches_its_time_limit_ends_like_an_undisturbed_one(
     cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
 ) -> None:
-    """It makes a new attempt itself; when its time is nearly up, Slurm starts it again."""
-    fault = faulty(tmp_path / "fault", holds_and_in_the_next_attempt_waits_for_a_stop)
+    """The launcher starts a new attempt; shortly before the time limit, the job is requeued."""
+    fault = faulty(tmp_path / "fault", hold_then_wait_for_stop_in_attempt_2)
     folder = tmp_path / NASTY
     folder.mkdir()
     job = cluster.submit(folder, NASTY, *training, *LIMIT, "--env", f"NASTY={NASTY}\n", env=fault.env)
@@ -72,8 +72,8 @@ def test_a_job_that_loses_a_worker_and_then_runs_out_of_time_ends_as_undisturbed
     environment = cluster.on("n2", "cat", f"/proc/{pid}/environ")
     cluster.signal_worker(job, 1, "KILL")
     job.wait_for_file(fault.held(attempt=2, rank=0))
-    subprocess.run(["scontrol", "update", f"jobid={job.id}", f"EndTime={at(150)}"], check=True)
-    job.wait_for_file(job.run.stop_request)  # the warning comes within 30 s: Slurm looks no more often
+    subprocess.run(["scontrol", "update", f"jobid={job.id}", f"EndTime={slurm_time(150)}"], check=True)
+    job.wait_for_file(job.run.stop_request)  # the warning comes within 30 s: Slurm checks no more often
     job.wait_for_restart(1)
     assert (job.end().state, job.run.last_attempt()) == ("COMPLETED", 3)
     assert f"NASTY={NASTY}\n\0" in environment
@@ -84,13 +84,13 @@ def test_a_job_that_loses_a_worker_and_then_runs_out_of_time_ends_as_undisturbed
 
 
 @pytest.mark.fault("F22", "F24")
-def test_a_job_that_loses_a_node_and_then_makes_place_for_another_resumes_each_time(
+def test_a_job_that_loses_a_node_and_is_then_preempted_resumes_each_time(
     cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """From its newest checkpoint; before it makes place it saves one."""
+    """The job resumes from its newest checkpoint; before it is preempted, it saves one."""
     job = cluster.submit(tmp_path, "run", *long_training, *LIMIT)
     job.wait_for_step(10)
-    cluster.do("crash", "n2", "told")
+    cluster.do("crash", "n2", "down")
     cluster.do("boot", "n2")
     assert job.resumed_after_restart(1) >= 8
     step = job.progress()["step"]
@@ -118,7 +118,7 @@ def test_an_elastic_job_outlives_one_of_its_nodes(
 
 
 @pytest.mark.fault("F49")
-def test_a_job_whose_nodes_fail_the_checks_is_started_again(
+def test_a_job_whose_nodes_fail_the_checks_is_requeued(
     cluster: SlurmCluster, training: tuple[str, ...], undisturbed: RunDir, tmp_path: Path
 ) -> None:
     with cluster.without_python("n2"):
@@ -130,7 +130,7 @@ def test_a_job_whose_nodes_fail_the_checks_is_started_again(
 
 
 def assert_cancelled(job: Job) -> None:
-    """With a checkpoint of its last step."""
+    """Assert that the job was cancelled with a checkpoint of its last step."""
     end, outcome = job.end(), json.loads(job.run.outcome.read_text())
     assert (end.state, end.exit_code) == ("CANCELLED", 75)
     assert (outcome["state"], outcome["step"]) == ("stopped", job.run.newest_step())
@@ -142,10 +142,10 @@ def assert_cancelled(job: Job) -> None:
     ("starter", "module", "grace_s"),
     [("torchrun", TORCHRUN, 120), pytest.param("deepspeed", DEEPSPEED, 30, marks=needs_deepspeed)],
 )
-def test_a_job_is_cancelled_with_a_checkpoint_of_its_last_step_and_stays_so(
+def test_a_cancelled_job_saves_its_last_step_and_is_not_requeued(
     starter: str, module: str, grace_s: int, cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """DeepSpeed's launcher, which Slurm signals too, would kill its workers later than that."""
+    """The grace is shorter with DeepSpeed, whose launcher is signalled too and kills its workers after 30 s."""
     job = cluster.submit(tmp_path, "run", *long_training, *LIMIT, "--starter", starter)
     job.wait_for_step(5)
     subprocess.run(["scancel", job.id], check=True)
@@ -155,7 +155,7 @@ def test_a_job_is_cancelled_with_a_checkpoint_of_its_last_step_and_stays_so(
     assert json.loads(job.run.launch.read_text())["grace_s"] == grace_s
 
 
-def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
+def test_wait_prints_the_failure_report_and_returns_the_exit_code(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
     answer = run_command(
@@ -173,7 +173,7 @@ def test_who_waits_for_a_job_gets_its_failure_page_and_its_exit_code(
 def test_a_failing_site_script_ends_the_job_with_its_error(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """The one of the folder that the job is submitted in; it has the caller's exported functions."""
+    """The site script is that of the submission folder; it can use the caller's exported functions."""
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "env.sh").write_text("module load good\nmodule load nope\nmodule load never\n")
     env = {"BASH_FUNC_module%%": '() {  echo "loads $2";\n [ "$2" != nope ]\n}'}
@@ -187,7 +187,7 @@ def test_a_failing_site_script_ends_the_job_with_its_error(
 
 
 @pytest.mark.skipif(bool(lacks_containers()), reason=lacks_containers())
-def test_a_job_trains_inside_a_container_on_each_of_its_nodes(
+def test_a_job_trains_inside_a_container_on_each_node(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
     options = ("--wrap", container(tmp_path), "--srun-arg", "comment=x", "--set", "train.max_steps=2")
@@ -197,7 +197,7 @@ def test_a_job_trains_inside_a_container_on_each_of_its_nodes(
     assert [node["host"] for node in attempt["nodes"]] == [INSIDE, INSIDE]
 
 
-def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
+def test_seeds_of_an_array_are_separate_runs_that_share_the_hosts(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
     job = cluster.submit(tmp_path, "sweep", *training, "--set", "train.max_steps=4", *LIMIT, "--array", "3,5")
@@ -213,10 +213,10 @@ def test_seeds_are_runs_of_their_own_whose_jobs_share_both_hosts(
 def test_an_array_is_stopped_shown_resumed_and_cancelled_by_its_folder(
     cluster: SlurmCluster, long_training: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """One of its tasks runs, the other waits; both are resumed as one array."""
+    """One task is running, the other pending; both are resumed as one array."""
 
-    def control(*words: str) -> str:
-        answer = run_command("fmfsd-launch", *words, cwd=tmp_path)
+    def control(*command: str) -> str:
+        answer = run_command("fmfsd-launch", *command, cwd=tmp_path)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         return answer.stdout
 
@@ -238,16 +238,16 @@ def test_an_array_is_stopped_shown_resumed_and_cancelled_by_its_folder(
 
 def test_a_heterogeneous_job_is_refused_by_name(cluster: SlurmCluster, tmp_path: Path) -> None:
     launch = [command("fmfsd-launch"), "smoke", "--dry-run"]
-    words = ["salloc", "--quiet", "--nodes=1", ":", "--nodes=1", *launch]
-    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    salloc = ["salloc", "--quiet", "--nodes=1", ":", "--nodes=1", *launch]
+    answer = subprocess.run(salloc, cwd=tmp_path, capture_output=True, text=True)
     assert (answer.returncode, "SLURM_HET_SIZE=2: heterogeneous jobs are not supported" in answer.stderr) == (3, True)
 
 
 def test_the_script_may_be_submitted_by_hand(cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "cluster" / "train.sbatch"
-    words = (*training, "--nodes", "1", "--set", "train.max_steps=2")
+    arguments = (*training, "--nodes", "1", "--set", "train.max_steps=2")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    number = sbatch("--cpus-per-task=1", "--time=10", str(script), *words, cwd=tmp_path, PATH=path)
+    number = sbatch("--cpus-per-task=1", "--time=10", str(script), *arguments, cwd=tmp_path, PATH=path)
     run = RunDir(tmp_path / "runs" / f"cifar100-resnet18-job{number}")
     job = Job(cluster, number, run)
     assert job.end().state == "COMPLETED", (tmp_path / f"fmfsd-{number}.log").read_text()
@@ -255,13 +255,13 @@ def test_the_script_may_be_submitted_by_hand(cluster: SlurmCluster, training: tu
     assert [entry["id"] for entry in launches(run)] == [number]
 
 
-def sbatch(*words: str, cwd: Path, **variables: str) -> str:
-    """The number of the submitted job."""
-    command, env = ["sbatch", "--parsable", *words], {**os.environ, **variables}
+def sbatch(*arguments: str, cwd: Path, **variables: str) -> str:
+    """Submit a job and return its id."""
+    command, env = ["sbatch", "--parsable", *arguments], {**os.environ, **variables}
     return subprocess.run(command, cwd=cwd, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_what_slurm_would_refuse_is_refused_before_anything_is_written(
+def test_a_job_that_slurm_refuses_writes_no_files(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
     answer = run_command("fmfsd-launch", *training, "--on", "slurm", "--gpus", "4", "--run-dir", "run", cwd=tmp_path)
@@ -278,12 +278,12 @@ def test_edits_after_the_submission_do_not_change_a_job(
     script = subprocess.run(["scontrol", "show", "job", job.id], capture_output=True, text=True, check=True).stdout
     subprocess.run(["scancel", job.id], check=True)
     assert f"Command={copy}/cluster/train.sbatch" in script
-    assert (copy / "fmfsd" / "trainer.py").read_bytes() == Path("fmfsd/training/trainer.py").read_bytes()
+    assert (copy / "fmfsd" / "training" / "trainer.py").read_bytes() == Path("fmfsd/training/trainer.py").read_bytes()
     assert job.end().state == "CANCELLED"
 
 
 @pytest.mark.fault("F61")
-def test_a_job_whose_granted_gpus_are_not_visible_trains_nothing_on_the_cpu(
+def test_a_job_whose_granted_gpus_are_not_visible_does_not_train_on_the_cpu(
     cluster: SlurmCluster, training: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "script").write_text(f"#!/bin/sh\nexec {shlex.join((command('fmfsd-launch'), *training, '--check'))}\n")
@@ -297,17 +297,17 @@ def test_a_job_whose_granted_gpus_are_not_visible_trains_nothing_on_the_cpu(
 
 
 def test_an_agent_gets_all_gpus_that_the_job_has_on_its_node(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """However it has asked for them."""
-    script, asked = (
+    """Tested with every way of requesting GPUs."""
+    script, gpu_options = (
         tmp_path / "script",
         ("--gpus-per-node=2", "--gpus-per-node=a100:2", "--gres=gpu:2", "--gres=gpu:a100:2"),
     )
-    words = srun.command("n2", cores=2, deadline_s=1)
-    assert words[-len(AGENT) - 2 :][: len(AGENT)] == AGENT
-    step = (*words[: -len(AGENT) - 2], "printenv", "CUDA_VISIBLE_DEVICES")
+    argv = srun.command("n2", cores=2, deadline_s=1)
+    assert argv[-len(AGENT) - 2 :][: len(AGENT)] == AGENT
+    step = (*argv[: -len(AGENT) - 2], "printenv", "CUDA_VISIBLE_DEVICES")
     script.write_text(f"#!/bin/sh\n{' '.join(step)}\n")
     options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--output=%j")
-    numbers = [sbatch(*options, option, str(script), cwd=tmp_path) for option in asked]
+    numbers = [sbatch(*options, option, str(script), cwd=tmp_path) for option in gpu_options]
     states = [Job(cluster, number, RunDir(tmp_path)).end().state for number in numbers]
-    assert states == ["COMPLETED"] * len(asked)
-    assert [(tmp_path / number).read_text() for number in numbers] == ["0,1\n"] * len(asked)
+    assert states == ["COMPLETED"] * len(gpu_options)
+    assert [(tmp_path / number).read_text() for number in numbers] == ["0,1\n"] * len(gpu_options)

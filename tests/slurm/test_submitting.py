@@ -1,4 +1,4 @@
-"""What is handed over to Slurm, and what becomes of it: quick tests with stand-ins for Slurm's commands."""
+"""Submission of jobs: quick tests with fake Slurm commands."""
 
 import json
 import os
@@ -25,15 +25,15 @@ NASTY = 'it\'s $(touch canary) `touch canary` "x"; [a] *'
 
 
 @dataclass(frozen=True)
-class Fake:
-    """The stand-ins in `folder`, and what they were asked."""
+class FakeSlurm:
+    """The fake Slurm commands in `folder`, and their recorded arguments."""
 
     folder: Path
 
     def set_up(self, version: str, refuses: str = "") -> None:
         (self.folder / "slurm.conf").write_text(json.dumps({"version": version, "refuses": refuses}))
 
-    def asked(self, command: str) -> dict[str, Any]:
+    def recorded(self, command: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / f"{command}.json").read_text()))
 
     @property
@@ -42,7 +42,7 @@ class Fake:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name in ("sbatch", "srun", "scontrol", "scancel", "sacct"):
@@ -50,9 +50,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-    made = Fake(folder)
-    made.set_up("22.05")
-    return made
+    fake_slurm = FakeSlurm(folder)
+    fake_slurm.set_up("22.05")
+    return fake_slurm
 
 
 @pytest.fixture
@@ -66,29 +66,31 @@ def tiny(root: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("version", ["22.05", "23.11"])
-def test_a_job_runs_to_its_end_under_every_version(version: str, fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_a_job_finishes_under_every_slurm_version(version: str, fake: FakeSlurm, tiny_root: Path, work: Path) -> None:
     fake.set_up(version)
     inside = ("--wrap", shlex.join(("env", f"INSIDE={NASTY}")), "--srun-arg", f"container-image={NASTY}")
     arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", NASTY, *inside, "--wait")
     answer = run_command("fmfsd-launch", *arguments, cwd=work)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    step = fake.asked("srun")["arguments"]
+    step = fake.recorded("srun")["arguments"]
     assert {"--cpus-per-task=2", f"--container-image={NASTY}"} <= set(step)
     assert step[step.index("env") + 1] == f"INSIDE={NASTY}"
     assert "job 7: COMPLETED" in answer.stdout
     assert not list(work.rglob("canary"))
 
 
-def test_gpus_are_asked_for_each_node_and_nothing_has_to_be_quoted(fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_gpus_are_requested_per_node_and_special_characters_are_passed_unchanged(
+    fake: FakeSlurm, tiny_root: Path, work: Path
+) -> None:
     fake.set_up("22.05", refuses="submit")  # recorded, and not run
     options = ("--partition", NASTY, "--account", "a b", "--time", "1-2", "--mem", "64G", "--cpus-per-gpu", "8")
     more = ("--sbatch-arg", f"comment={NASTY}", "--sbatch-arg", "exclusive", "--env", f"SECRET_KEY={NASTY}\nhidden")
     run_command(
         "fmfsd-launch", *tiny(tiny_root), "--nodes", "2", "--gpus", "4", "--run-dir", NASTY, *options, *more, cwd=work
     )
-    asked = fake.asked("sbatch")
-    before, _, after = " ".join(asked["arguments"]).partition("train.sbatch")
-    assert asked["arguments"][:6] == [
+    request = fake.recorded("sbatch")
+    before, _, after = " ".join(request["arguments"]).partition("train.sbatch")
+    assert request["arguments"][:6] == [
         "--parsable",
         f"--job-name={NASTY}",
         "--nodes=2",
@@ -96,50 +98,50 @@ def test_gpus_are_asked_for_each_node_and_nothing_has_to_be_quoted(fake: Fake, t
         "--cpus-per-task=32",
         "--gpus-per-node=4",
     ]
-    wanted = (f"--partition={NASTY}", "--account=a b", "--time=1-2", "--mem=64G", f"--comment={NASTY}", "--exclusive")
-    assert set(wanted) <= set(asked["arguments"])
-    assert {f"--output={work}/{NASTY}/logs/slurm-%j.log", "--signal=B:USR1@180"} <= set(asked["arguments"])
+    expected = (f"--partition={NASTY}", "--account=a b", "--time=1-2", "--mem=64G", f"--comment={NASTY}", "--exclusive")
+    assert set(expected) <= set(request["arguments"])
+    assert {f"--output={work}/{NASTY}/logs/slurm-%j.log", "--signal=B:USR1@180"} <= set(request["arguments"])
     assert "hidden" not in before + after
     assert "--env SECRET_KEY" in after
-    assert asked["environment"]["SECRET_KEY"] == f"{NASTY}\nhidden"
+    assert request["environment"]["SECRET_KEY"] == f"{NASTY}\nhidden"
     assert not list(work.rglob("canary"))
 
 
-def test_a_type_of_gpus_takes_the_place_of_their_number(fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_a_gres_with_a_gpu_type_replaces_the_number_of_gpus(fake: FakeSlurm, tiny_root: Path, work: Path) -> None:
     arguments = (*tiny(tiny_root), "--gpus", "4", "--sbatch-arg", "gres=gpu:a100:4", "--run-dir", "r", "--dry-run")
     answer = run_command("fmfsd-launch", *arguments, "--json", cwd=work)
     sbatch = json.loads(answer.stdout)["sbatch"]
     assert "--gres=gpu:a100:4" in sbatch
-    assert not [word for word in sbatch if word.startswith("--gpus-")]
+    assert not [option for option in sbatch if option.startswith("--gpus-")]
     assert not fake.was_submitted
 
 
-def test_a_job_gets_what_travels_and_nothing_else_of_the_callers_environment(
-    fake: Fake, tiny_root: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_gets_only_the_listed_variables_of_the_caller(
+    fake: FakeSlurm, tiny_root: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "hidden")
     monkeypatch.setenv("SBATCH_RESERVATION", "course")
     monkeypatch.setenv("SLURM_NTASKS", "9")
     fake.set_up("22.05", refuses="submit")
     run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", "run", cwd=work)
-    found = fake.asked("sbatch")["environment"]
+    environment = fake.recorded("sbatch")["environment"]
     ours = {"FMFSD_CLUSTER_DIR", "FMFSD_UMASK", "PATH", "PYTHONPATH"}
     own = {*ours, "SLURM_CONF", "SBATCH_RESERVATION", "PWD", "SHLVL", "_", "OLDPWD"}
-    assert set(found) - own <= set(travelling(os.environ))
-    assert found["PYTHONPATH"].startswith(f"{work}/run/source/")
-    assert found["PATH"].startswith(str(Path(sys.executable).parent))
+    assert set(environment) - own <= set(travelling(os.environ))
+    assert environment["PYTHONPATH"].startswith(f"{work}/run/source/")
+    assert environment["PATH"].startswith(str(Path(sys.executable).parent))
 
 
-def test_the_site_script_is_that_of_the_folder_or_of_the_variable(
-    fake: Fake, tiny_root: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_site_script_comes_from_the_folder_or_from_the_variable(
+    fake: FakeSlurm, tiny_root: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.set_up("22.05", refuses="run")
     for folder in ("work/cluster", "site"):
         (work.parent / folder).mkdir()
         (work.parent / folder / "env.sh").write_text(f"# of {folder}\n")
     arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir")
-    said = run_command("fmfsd-launch", *arguments, "one", cwd=work).stdout
-    assert f"site script: {work}/cluster/env.sh" in said
+    output = run_command("fmfsd-launch", *arguments, "one", cwd=work).stdout
+    assert f"site script: {work}/cluster/env.sh" in output
     monkeypatch.setenv("FMFSD_CLUSTER_DIR", str(work.parent / "site"))
     run_command("fmfsd-launch", *arguments, "other", cwd=work)
     scripts = [next((work / name / "source").glob("*/cluster/env.sh")).read_text() for name in ("one", "other")]
@@ -151,8 +153,8 @@ def test_the_site_script_is_that_of_the_folder_or_of_the_variable(
 
 @pytest.mark.parametrize("script", ["train", "tune"])
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
-def test_a_site_script_may_use_what_login_shells_have(script: str, work: Path) -> None:
-    """From a caller without it, with a `module` that changes PATH, where what was submitted stays first."""
+def test_a_site_script_can_use_functions_of_login_shells(script: str, work: Path) -> None:
+    """`module` is undefined in the caller and changes PATH; the submitted environment stays first in PATH."""
     for folder in ("profile.d", "bin", "cluster"):
         (work / folder).mkdir()
     defines = 'PATH=/usr/bin:/bin; module() { [ "$2" != nope ] && PATH=$PATH:/modules/$2; }\n'
@@ -176,18 +178,16 @@ def test_a_site_script_may_use_what_login_shells_have(script: str, work: Path) -
 
 
 @pytest.mark.fault("F51")
-def test_an_array_of_many_seeds_needs_few_open_files(fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_an_array_of_many_seeds_needs_few_open_files(fake: FakeSlurm, tiny_root: Path, work: Path) -> None:
     fake.set_up("22.05", refuses="run")
-    words = (command("fmfsd-launch"), *tiny(tiny_root), "--device", "cpu", "--run-dir", "sweep", "--array", "0-29")
-    limited = ["sh", "-c", 'ulimit -n 24 && exec "$@"', "sh", *words]
+    argv = (command("fmfsd-launch"), *tiny(tiny_root), "--device", "cpu", "--run-dir", "sweep", "--array", "0-29")
+    limited = ["sh", "-c", 'ulimit -n 24 && exec "$@"', "sh", *argv]
     answer = subprocess.run(limited, cwd=work, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert len(list(work.glob("sweep/seed-*/jobs.json"))) == 30
 
 
-def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
-    fake: Fake, tiny_root: Path, work: Path
-) -> None:
+def test_a_failed_submission_may_be_repeated_with_another_config(fake: FakeSlurm, tiny_root: Path, work: Path) -> None:
     fake.set_up("22.05", refuses="submit")
     refused = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--run-dir", "run", cwd=work)
     assert (refused.returncode, "Unable to contact slurm controller" in refused.stderr) == (3, True)
@@ -215,8 +215,8 @@ def test_what_slurm_did_not_take_may_be_submitted_again_with_another_config(
         (("--partition", "nope"), 3, "Slurm refuses the job: invalid partition specified: nope"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_submitted_or_written(
-    arguments: tuple[str, ...], code: int, expected: str, fake: Fake, tiny_root: Path, work: Path
+def test_problems_are_reported_before_anything_is_submitted_or_written(
+    arguments: tuple[str, ...], code: int, expected: str, fake: FakeSlurm, tiny_root: Path, work: Path
 ) -> None:
     answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", *arguments, cwd=work)
     assert (answer.returncode, answer.stdout if code == 2 else "") == (code, ""), answer.stderr
@@ -225,12 +225,14 @@ def test_what_is_wrong_is_said_before_anything_is_submitted_or_written(
     assert not fake.was_submitted
 
 
-def test_options_of_a_job_without_one_are_an_error(fake: Fake, work: Path) -> None:
+def test_options_of_a_job_without_on_slurm_are_an_error(fake: FakeSlurm, work: Path) -> None:
     answer = run_command("fmfsd-launch", "smoke", "--time", "10", cwd=work)
     assert (answer.returncode, "--on: options of a batch job without --on slurm" in answer.stderr) == (2, True)
 
 
-def test_a_dry_run_shows_the_job_its_script_and_what_is_started_inside(fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_a_dry_run_shows_the_job_its_script_and_the_commands_inside(
+    fake: FakeSlurm, tiny_root: Path, work: Path
+) -> None:
     options = ("--nodes", "2", "--starter", "torchrun", "--run-dir", "run", "--dry-run")
     answer = run_command("fmfsd-launch", *tiny(tiny_root), *options, cwd=work)
     inside = ("# node 1, whose agent is env -u ", "srun --overlap", "--master-addr")
@@ -239,13 +241,13 @@ def test_a_dry_run_shows_the_job_its_script_and_what_is_started_inside(fake: Fak
     assert (list(work.iterdir()), fake.was_submitted) == ([], False)
 
 
-def test_a_check_says_when_slurm_would_start_the_job(fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_a_check_reports_when_slurm_would_start_the_job(fake: FakeSlurm, tiny_root: Path, work: Path) -> None:
     answer = run_command("fmfsd-launch", *tiny(tiny_root), "--device", "cpu", "--check", cwd=work)
     assert "1 worker on cpu, 1 node agent; Job 1 to start at 2026" in answer.stdout
     assert not fake.was_submitted
 
 
-def test_a_run_whose_job_waits_is_not_submitted_once_more(fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_a_run_with_a_pending_job_is_not_submitted_again(fake: FakeSlurm, tiny_root: Path, work: Path) -> None:
     fake.set_up("22.05", refuses="run")
     arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", "run")
     assert run_command("fmfsd-launch", *arguments, cwd=work).returncode == 0
@@ -254,7 +256,7 @@ def test_a_run_whose_job_waits_is_not_submitted_once_more(fake: Fake, tiny_root:
     assert [job["id"] for job in json.loads((work / "run" / "jobs.json").read_text())["jobs"]] == ["7"]
 
 
-def test_a_job_of_another_cluster_is_asked_for_and_cancelled_there(fake: Fake, tiny_root: Path, work: Path) -> None:
+def test_a_job_of_another_cluster_is_queried_and_cancelled_there(fake: FakeSlurm, tiny_root: Path, work: Path) -> None:
     fake.set_up("22.05", refuses="run")
     arguments = (*tiny(tiny_root), "--device", "cpu", "--run-dir", "run", "--sbatch-arg", "clusters=big")
     assert "submitted job 7 to cluster big" in run_command("fmfsd-launch", *arguments, cwd=work).stdout
@@ -263,13 +265,13 @@ def test_a_job_of_another_cluster_is_asked_for_and_cancelled_there(fake: Fake, t
     assert "queued: job 7 of cluster big" in run_command("fmfsd-launch", "status", "run", cwd=work).stdout
     assert "cancelled in Slurm: job 7 of cluster big" in run_command("fmfsd-launch", "cancel", "run", cwd=work).stdout
     array = (*arguments, "--array", "1", "--run-dir", "sweep", "--json")
-    told = json.loads(run_command("fmfsd-launch", *array, cwd=work).stdout)
-    assert (told["job"], told["cluster"]) == ("7", "big")
+    submission = json.loads(run_command("fmfsd-launch", *array, cwd=work).stdout)
+    assert (submission["job"], submission["cluster"]) == ("7", "big")
     assert [job["id"] for job in json.loads((work / "sweep/seed-1/jobs.json").read_text())["jobs"]] == ["7_1"]
 
 
-def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: Fake) -> None:
-    found = Allocation.of({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS": "4"})
-    assert found is not None
+def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: FakeSlurm) -> None:
+    allocation = Allocation.of({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS": "4"})
+    assert allocation is not None
     with pytest.raises(CheckError, match="ask with --gpus-per-node"):
-        found.hosts()
+        allocation.hosts()

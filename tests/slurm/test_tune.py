@@ -1,4 +1,4 @@
-"""A search in an allocation of a real Slurm cluster: trials over two nodes, and a job that is started again."""
+"""A sweep in an allocation of a real Slurm cluster: trials over two nodes, and a requeued job."""
 
 import json
 import os
@@ -18,25 +18,33 @@ SCRIPT = Path(__file__).parents[2] / "cluster" / "tune.sbatch"
 DEADLINE_S = 240.0
 
 
-def test_a_shell_of_salloc_searches_on_the_gpus_that_slurm_knows_of(
+def test_a_sweep_in_salloc_uses_the_gpus_of_the_allocation(
     cluster: SlurmCluster, tiny_root: Path, tmp_path: Path
 ) -> None:
-    """Asked for with --gres, no variable tells of them."""
-    words = arguments(tiny_root, tmp_path, "--trials", "4", "--gpus", "1", "--dry-run")
-    salloc = ["salloc", "--quiet", "--nodes=2", "--gres=gpu:a100:2", "--cpus-per-task=2", command("fmfsd-tune"), *words]
+    """With --gres, no environment variable contains the GPUs."""
+    options = arguments(tiny_root, tmp_path, "--trials", "4", "--gpus", "1", "--dry-run")
+    salloc = [
+        "salloc",
+        "--quiet",
+        "--nodes=2",
+        "--gres=gpu:a100:2",
+        "--cpus-per-task=2",
+        command("fmfsd-tune"),
+        *options,
+    ]
     answer = subprocess.run(salloc, cwd=tmp_path, capture_output=True, text=True)
     assert "4 at a time, 1 GPU for each node of a trial" in answer.stdout, answer.stderr
 
 
-def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_again(
+def test_a_sweep_job_runs_trials_over_its_nodes_and_resumes_after_a_requeue(
     cluster: SlurmCluster, tiny_root: Path, tmp_path: Path
 ) -> None:
-    words = arguments(tiny_root, tmp_path, "--trials", "1", "--nodes", "2", "--gpus", "1", "--device", "cpu")
+    sweep_options = arguments(tiny_root, tmp_path, "--trials", "1", "--nodes", "2", "--gpus", "1", "--device", "cpu")
     options = ("--parsable", "--nodes=2", "--cpus-per-task=1", "--time=30", "--output=log")
     path, stub = f"{Path(sys.executable).parent}:{os.environ['PATH']}", stub_training(tmp_path / "stub")
-    held = stub.hold("0001", attempt=1, step=5)
+    hold_file = stub.hold("0001", attempt=1, step=5)
     answer = subprocess.run(
-        ["sbatch", *options, str(SCRIPT), *words],
+        ["sbatch", *options, str(SCRIPT), *sweep_options],
         cwd=tmp_path,
         env={**os.environ, "PATH": path, **stub.env},
         capture_output=True,
@@ -53,7 +61,7 @@ def test_a_job_searches_by_trials_over_its_nodes_and_goes_on_when_it_is_started_
 
     def is_held() -> bool:
         assert not is_over(), log.read_text()
-        return held.exists()
+        return hold_file.exists()
 
     wait_until(is_held, "steps of a trial", deadline_s=DEADLINE_S)
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)

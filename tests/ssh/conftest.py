@@ -1,4 +1,4 @@
-"""Two hosts with an sshd each."""
+"""Fixtures: two hosts with an sshd each."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,8 +17,8 @@ from tests.helpers.workers import run_workers
 def hosts() -> Iterator[Cluster]:
     if reason := lacks(ssh=True):
         pytest.skip(reason)
-    with hosts_up(nodes=2, gpus=0, sshd=1) as found:
-        yield found
+    with hosts_up(nodes=2, gpus=0, sshd=1) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def whole(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """An uninterrupted run of two workers on this machine."""
+    """Return an uninterrupted run of two workers on this machine."""
     run = make_run(tmp_path_factory.mktemp("whole") / "run", tiny_config(tiny_root, *SMALL))
     run_workers(train_run, 2, run.path)
     return run
@@ -36,14 +36,14 @@ def whole(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.fixture
 def address(hosts: Cluster) -> str:
-    """Of n1; the first three numbers are those of all hosts."""
+    """Return the address of n1; all hosts share its first three numbers."""
     lines = (hosts.folder / "hosts").read_text().splitlines()
     return next(line.split()[0] for line in lines if line.endswith(" n1"))
 
 
 @pytest.fixture
 def path_with_config(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The config that `ssh` reads from now on, before that of the hosts."""
+    """Return the path of a config that `ssh` reads instead of that of the hosts."""
     config, program = tmp_path / "config", tmp_path / "bin" / "ssh"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F "{config}" "$@"\n')
@@ -52,31 +52,31 @@ def path_with_config(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return config
 
 
-def reaching(hosts: Cluster, *sections: str) -> str:
-    """`sections` and the keys and settings of the hosts."""
+def ssh_config(hosts: Cluster, *sections: str) -> str:
+    """Return an ssh config: `sections`, then the keys and settings of the hosts."""
     return "\n".join((*sections, (hosts.folder / "ssh" / "ssh_config").read_text()))
 
 
 @contextmanager
-def mounted(hosts: Cluster, host: str, source: Path, place: str) -> Iterator[None]:
-    hosts.on(host, "mount", "--bind", str(source), place)
+def bind_mount(hosts: Cluster, host: str, source: Path, target: str) -> Iterator[None]:
+    hosts.on(host, "mount", "--bind", str(source), target)
     try:
         yield
     finally:
-        hosts.on(host, "umount", "--lazy", place)
+        hosts.on(host, "umount", "--lazy", target)
 
 
 @pytest.fixture
 def unknown_names(hosts: Cluster, address: str, path_with_config: Path, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Names of n1 and n2 in the config of ssh alone, at second addresses of theirs; no host resolves another's name."""
+    """Yield names of n1 and n2 that only the ssh config knows, for their second addresses; hosts resolve no names."""
     network, names = address.rpartition(".")[0], ("first", "second")
     addresses = {"n1": f"{network}.101", "n2": f"{network}.102"}
     sections = (f"Host {name}\n  HostName {own}" for name, own in zip(names, addresses.values(), strict=True))
-    path_with_config.write_text(reaching(hosts, *sections))
+    path_with_config.write_text(ssh_config(hosts, *sections))
     (tmp_path / "hosts").write_text("127.0.0.1 localhost\n")
     with ExitStack() as stack:
         for host, own in addresses.items():
-            stack.enter_context(mounted(hosts, host, tmp_path / "hosts", "/etc/hosts"))
+            stack.enter_context(bind_mount(hosts, host, tmp_path / "hosts", "/etc/hosts"))
             hosts.on(host, "ip", "addr", "add", f"{own}/24", "dev", "eth0")
             stack.callback(hosts.on, host, "ip", "addr", "del", f"{own}/24", "dev", "eth0")
         yield names

@@ -1,4 +1,4 @@
-"""DeepSpeed's launchers on two hosts: its launcher of one node under our agents, and a person's own `deepspeed`."""
+"""DeepSpeed's launchers on two hosts: its per-node launcher under our agents, and a user's own `deepspeed` command."""
 
 import shutil
 import subprocess
@@ -22,38 +22,48 @@ pytestmark = needs_deepspeed
 @pytest.fixture(autouse=True)
 def nothing_is_left_on_hosts(hosts: Cluster) -> Iterator[None]:
     yield
-    wait_until(lambda: not left(hosts), "the end of all processes on the hosts", deadline_s=5)
+    wait_until(lambda: not remaining_processes(hosts), "the end of all processes on the hosts", deadline_s=5)
 
 
-def left(hosts: Cluster) -> list[int]:
+def remaining_processes(hosts: Cluster) -> list[int]:
     parts = ("launcher.agent", DEEPSPEED, "fmfsd train")
     return [pid for host in ("n1", "n2") for part in parts for pid in hosts.processes(host, part)]
 
 
-def test_two_hosts_of_a_hostfile_train_by_deepspeeds_launcher_as_by_torchrun_here(
+def test_two_hosts_with_deepspeeds_launcher_train_like_torchrun_on_one(
     hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    """The first worker listens at the address and port that its agent has offered."""
+    """The first worker listens at the address and port that its agent offered."""
     (tmp_path / "hosts").write_text(HOSTFILE)
-    asked = ("--hostfile", "hosts", "--device", "cpu", "--starter", "deepspeed")
-    with hosts.launched(tmp_path, "run", (*arguments, *asked)) as run:
+    options = ("--hostfile", "hosts", "--device", "cpu", "--starter", "deepspeed")
+    with hosts.launched(tmp_path, "run", (*arguments, *options)) as run:
         code, output = run.end()
     assert code == 0, output
     assert newest_weights(run.run) == newest_weights(whole)
     assert records(run.run) == records(whole)
 
 
-@pytest.mark.skipif(shutil.which("pdsh") is None, reason="needs pdsh, by which deepspeed reaches hosts")
-def test_a_persons_own_deepspeed_on_two_hosts_trains_the_same(
+@pytest.mark.skipif(shutil.which("pdsh") is None, reason="needs pdsh, with which deepspeed reaches hosts")
+def test_a_users_own_deepspeed_command_on_two_hosts_trains_the_same(
     hosts: Cluster, tiny_root: Path, whole: RunDir, tmp_path: Path
 ) -> None:
-    """Of our variables it forwards but what it knows and what stands in a file of its own."""
+    """deepspeed forwards only the variables that it knows, and those in its own file."""
     (tmp_path / "hosts").write_text(HOSTFILE)
     (tmp_path / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
-    words = ("--hostfile", "hosts", "--no_local_rank", "--module", "fmfsd", "train", "run", "--device", "cpu")
-    deepspeed = hosts.command("run", command("deepspeed"), *words)
-    done = subprocess.run(deepspeed, cwd=tmp_path, env=hosts.env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    deepspeed_options = (
+        "--hostfile",
+        "hosts",
+        "--no_local_rank",
+        "--module",
+        "fmfsd",
+        "train",
+        "run",
+        "--device",
+        "cpu",
+    )
+    deepspeed = hosts.command("run", command("deepspeed"), *deepspeed_options)
+    result = subprocess.run(deepspeed, cwd=tmp_path, env=hosts.env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert newest_weights(run) == newest_weights(whole)
     assert records(run) == records(whole)

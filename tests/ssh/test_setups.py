@@ -1,4 +1,4 @@
-"""What users and their hosts have set up: ssh configs, shells that print, sshds with limits, networks and names."""
+"""Unusual setups of users and hosts: ssh configs, shells that print, sshds with limits, IPv6-only networks."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from launcher.resources.site import Site
 from launcher.transport import connect
 from tests.helpers.cluster import Cluster
 from tests.helpers.processes import wait_until
-from tests.ssh.conftest import reaching
+from tests.ssh.conftest import ssh_config
 from tests.ssh.test_ssh import nothing_is_left_on_hosts as nothing_is_left_on_hosts
 
 SSHD_PORT = 2222
@@ -37,19 +37,19 @@ FOR_INTERACTIVE_USE = """
 """
 
 
-def asked(names: Sequence[str]) -> Survey:
+def run_probe(names: Sequence[str]) -> Survey:
     site = Site(Resources(cores=1), "ssh", tuple(names))
     return ask(names, partial(site.start_agent, environment={}))
 
 
 @contextmanager
 def further_sshd(hosts: Cluster, **options: str) -> Iterator[None]:
-    """On n1, at SSHD_PORT."""
+    """Run another sshd on n1, at SSHD_PORT, with changed options."""
     config, pid = hosts.folder / "ssh" / "further_sshd_config", hosts.folder / "run" / "further-sshd"
-    given = {"Port": str(SSHD_PORT), "PidFile": str(pid), **options}
+    changed = {"Port": str(SSHD_PORT), "PidFile": str(pid), **options}
     usual = (hosts.folder / "ssh" / "sshd_config").read_text().splitlines()
-    others = [line for line in usual if line.split()[0] not in given]
-    config.write_text("\n".join([*(f"{name} {value}" for name, value in given.items()), *others, ""]))
+    others = [line for line in usual if line.split()[0] not in changed]
+    config.write_text("\n".join([*(f"{name} {value}" for name, value in changed.items()), *others, ""]))
     hosts.on("n1", "/usr/sbin/sshd", "-f", str(config))
     wait_until(pid.exists, "sshd to listen")
     try:
@@ -58,17 +58,17 @@ def further_sshd(hosts: Cluster, **options: str) -> Iterator[None]:
         hosts.on("n1", "kill", pid.read_text().strip())
 
 
-def test_a_config_for_interactive_sessions_and_a_shell_that_prints_are_no_obstacle(
+def test_a_config_for_interactive_sessions_and_a_shell_that_prints_do_no_harm(
     hosts: Cluster, address: str, path_with_config: Path, tmp_path: Path
 ) -> None:
-    """The shell's output has no end of line; the port of the forwarding is in use; no connection outlives us."""
+    """The shell's output has no newline, the forwarded port is in use, and no connection outlives the probe."""
     (tmp_path / "rc").write_text("printf '\\033]0;n1\\007Welcome to n1. '\n")
     sshd = further_sshd(hosts, SetEnv=f"BASH_ENV={tmp_path / 'rc'}")
     with socket.create_server(("localhost", 0)) as busy, sshd:
         section = FOR_INTERACTIVE_USE.format(port=busy.getsockname()[1], folder=hosts.folder)
-        path_with_config.write_text(reaching(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}", section))
-        found = asked(["me"])
-    assert (found.trouble, list(found.seen)) == ({}, ["me"])
+        path_with_config.write_text(ssh_config(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}", section))
+        result = run_probe(["me"])
+    assert (result.trouble, list(result.seen)) == ({}, ["me"])
     assert not list(hosts.folder.glob("control-*"))
 
 
@@ -78,39 +78,37 @@ def test_hosts_behind_an_sshd_that_accepts_four_logins_at_a_time_all_answer(
 ) -> None:
     monkeypatch.setattr(connect, "RETRY_S", 0.1)
     names = [f"host{number}" for number in range(10)]
-    path_with_config.write_text(reaching(hosts, f"Host host*\n  HostName {address}\n  Port {SSHD_PORT}"))
+    path_with_config.write_text(ssh_config(hosts, f"Host host*\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="4:100:4"):
-        found = asked(names)
-    assert (found.trouble, list(found.seen)) == ({}, names)
+        result = run_probe(names)
+    assert (result.trouble, list(result.seen)) == ({}, names)
 
 
 def test_an_sshd_that_refuses_every_connection_is_reported_with_its_setting(
     hosts: Cluster, address: str, path_with_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "RETRY_S", 0.01)
-    path_with_config.write_text(reaching(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}"))
+    path_with_config.write_text(ssh_config(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="1:100:1"), socket.create_connection((address, SSHD_PORT)) as waiting:
         assert waiting.recv(3) == b"SSH"
-        found = asked(["me"])
-    assert "limits simultaneous connections: raise MaxStartups" in found.trouble["me"]
+        result = run_probe(["me"])
+    assert "limits simultaneous connections: raise MaxStartups" in result.trouble["me"]
 
 
-def test_a_host_with_ipv6_alone_is_refused_with_the_reason(
-    hosts: Cluster, address: str, path_with_config: Path
-) -> None:
+def test_a_host_with_ipv6_only_is_refused_with_the_reason(hosts: Cluster, address: str, path_with_config: Path) -> None:
     network, bridge = address.rpartition(".")[0], hosts.do("bridge").strip()
-    path_with_config.write_text(reaching(hosts, "Host me\n  HostName fd00:213::2"))
+    path_with_config.write_text(ssh_config(hosts, "Host me\n  HostName fd00:213::2"))
     add_here = ("ip", "-6", "addr", "add", "fd00:213::254/64", "dev", bridge, "nodad")
     hosts.do("run", *add_here)
     hosts.on("n2", "ip", "-6", "addr", "add", "fd00:213::2/64", "dev", "eth0", "nodad")
     hosts.on("n2", "ip", "-4", "addr", "flush", "dev", "eth0")
     try:
-        found = asked(["me"])
+        result = run_probe(["me"])
     finally:
         hosts.on("n2", "ip", "addr", "add", f"{network}.2/24", "dev", "eth0")
         hosts.on("n2", "ip", "route", "add", "default", "via", f"{network}.254")
         hosts.on("n2", "ip", "-6", "addr", "del", "fd00:213::2/64", "dev", "eth0")
         hosts.do("run", "ip", "-6", "addr", "del", "fd00:213::254/64", "dev", bridge)
-    assert found.trouble == {}
-    (told,) = map(str, host_checks.problems(LaunchConfig(nodes=2), found))
-    assert told.startswith("me: has no IPv4 address except loopback's")
+    assert result.trouble == {}
+    (problem,) = map(str, host_checks.problems(LaunchConfig(nodes=2), result))
+    assert problem.startswith("me: has no IPv4 address except loopback's")

@@ -1,4 +1,4 @@
-"""Runs on two hosts with networks of their own, reached by a real sshd from a third: this machine."""
+"""Runs on two hosts with their own network namespaces, reached by a real sshd from this machine."""
 
 import json
 import os
@@ -17,17 +17,17 @@ from tests.helpers.processes import launched, wait_until
 from tests.helpers.runs import assert_records_agree, newest_weights, records
 
 ON_BOTH = ("--hosts", "n1,n2", "--gpus", "1", "--device", "cpu")
-OURS = ("launcher.agent", "fmfsd train", "torch.distributed.run")
+COMMANDS = ("launcher.agent", "fmfsd train", "torch.distributed.run")
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_on_hosts(hosts: Cluster) -> Iterator[None]:
     yield
-    wait_until(lambda: not left(hosts), "the end of all processes on the hosts", deadline_s=5)
+    wait_until(lambda: not remaining_processes(hosts), "the end of all processes on the hosts", deadline_s=5)
 
 
-def left(hosts: Cluster) -> list[int]:
-    return [pid for host in ("n1", "n2") for pid in hosts.processes(host, *OURS)]
+def remaining_processes(hosts: Cluster) -> list[int]:
+    return [pid for host in ("n1", "n2") for pid in hosts.processes(host, *COMMANDS)]
 
 
 def assert_same(run: RunDir, whole: RunDir) -> None:
@@ -39,35 +39,38 @@ def attempt(run: RunDir, number: int) -> dict[str, Any]:
     return dict(json.loads(run.attempt(number).read_text()))
 
 
-ODD = "a b'c\"d$(touch canary)`touch canary`;e\nf\\ü*"
+SPECIAL_CHARACTERS = "a b'c\"d$(touch canary)`touch canary`;e\nf\\ü*"
 
 
-def writes_what_it_was_given(moment: Moment) -> None:
+def write_variable(moment: Moment) -> None:
     if moment.step == 1:
         Path(os.environ["WHERE"], f"rank-{moment.rank}").write_text(os.environ["ODD"])
 
 
-def test_two_hosts_train_as_two_workers_here_under_odd_names_that_are_run_nowhere(
+def test_two_hosts_train_like_two_local_workers_and_special_characters_are_passed_unchanged(
     hosts: Cluster, unknown_names: tuple[str, str], arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    """Also through torchrun, names and values reach the workers unchanged. The hosts are reached at second addresses,
-    by names that they do not resolve."""
-    place = tmp_path / ODD.replace("\n", " ")
+    """Through torchrun too, names and values reach the workers unchanged. The hosts are reached at second addresses, by
+    names that they do not resolve."""
+    place = tmp_path / SPECIAL_CHARACTERS.replace("\n", " ")
     place.mkdir()
-    fault = faulty(tmp_path / "fault", writes_what_it_was_given)
-    given = ("--env", f"ODD={ODD}", "--env", f"WHERE={place}", "--starter", "torchrun")
-    on = ("--hosts", ",".join(unknown_names), "--interface", "eth0", *ON_BOTH[2:])
-    with hosts.launched(place, ODD.replace("\n", " "), (*arguments, *given, *on), env=fault.env) as run:
+    fault = faulty(tmp_path / "fault", write_variable)
+    env_options = ("--env", f"ODD={SPECIAL_CHARACTERS}", "--env", f"WHERE={place}", "--starter", "torchrun")
+    host_options = ("--hosts", ",".join(unknown_names), "--interface", "eth0", *ON_BOTH[2:])
+    with hosts.launched(
+        place, SPECIAL_CHARACTERS.replace("\n", " "), (*arguments, *env_options, *host_options), env=fault.env
+    ) as run:
         code, output = run.end()
     assert code == 0, output
     assert [node["host"] for node in attempt(run.run, 1)["nodes"]] == ["n1", "n2"]
-    assert [(place / f"rank-{rank}").read_text() for rank in (0, 1)] == [ODD, ODD]
+    assert [(place / f"rank-{rank}").read_text() for rank in (0, 1)] == [SPECIAL_CHARACTERS, SPECIAL_CHARACTERS]
     assert not list(tmp_path.rglob("canary*"))
     assert_same(run.run, whole)
 
 
-def holds_at_step_10_and_in_the_next_attempt_waits_there_for_a_stop(moment: Moment) -> None:
-    """On rank 0, which alone looks for a stop request; else the run may have ended before it is there."""
+def hold_then_wait_for_stop_in_attempt_2(moment: Moment) -> None:
+    """Hold at step 10. Rank 0, the only rank that polls the stop request, waits there for it in the next attempt, so
+    that the run does not finish before."""
     from time import sleep
 
     if moment.at == (1, 1, 10):
@@ -79,11 +82,11 @@ def holds_at_step_10_and_in_the_next_attempt_waits_there_for_a_stop(moment: Mome
 
 
 @pytest.mark.fault("F5")
-def test_a_killed_agent_costs_one_attempt_and_a_stop_saves_on_all_hosts(
+def test_a_killed_agent_costs_one_attempt_and_a_stop_saves_a_checkpoint(
     hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
-    """The stopped run is finished on this machine, as if nothing had happened."""
-    fault = faulty(tmp_path / "fault", holds_at_step_10_and_in_the_next_attempt_waits_there_for_a_stop)
+    """The stopped run is finished on this machine, with the result of an undisturbed run."""
+    fault = faulty(tmp_path / "fault", hold_then_wait_for_stop_in_attempt_2)
     with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
         wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
         wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
@@ -102,25 +105,25 @@ def test_a_killed_agent_costs_one_attempt_and_a_stop_saves_on_all_hosts(
 def test_a_killed_launcher_leaves_nothing_on_any_host(
     hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Neither agents nor workers, which have a heartbeat before they import torch."""
+    """No agents and no workers; workers write a heartbeat before they import torch."""
     with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH)) as run:
         wait_until(lambda: run.progress(0) and run.progress(1), "a heartbeat of each worker")
-        assert left(hosts)
+        assert remaining_processes(hosts)
         run.signal(signal.SIGKILL)
-    wait_until(lambda: not left(hosts), "the end of all processes on the hosts", deadline_s=5)
+    wait_until(lambda: not remaining_processes(hosts), "the end of all processes on the hosts", deadline_s=5)
 
 
-def holds_at_step_10(moment: Moment) -> None:
+def hold_at_step_10(moment: Moment) -> None:
     if moment.at == (1, 1, 10):
         moment.hold()
 
 
 @pytest.mark.fault("F7")
-def test_after_a_cut_cable_the_run_goes_on_without_that_host(
+def test_after_a_network_cut_an_elastic_run_continues_without_that_host(
     hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """The cut-off side ends by itself, and nothing of it is left when the cable is in again."""
-    fault = faulty(tmp_path / "fault", holds_at_step_10)
+    """The disconnected side exits by itself; no process of it is left when the network is back."""
+    fault = faulty(tmp_path / "fault", hold_at_step_10)
     with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH, "--elastic", "1:2"), env=fault.env) as run:
         wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
         wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
@@ -133,13 +136,13 @@ def test_after_a_cut_cable_the_run_goes_on_without_that_host(
     assert code == 0, output
     assert "resuming with 1 workers on 1" in output
     first = attempt(run.run, 1)
-    print(f"noticed after {first['noticed'] - cut_at:.1f} s")
+    print(f"detected after {first['noticed'] - cut_at:.1f} s")
     assert first["noticed"] - cut_at < 25
-    wait_until(lambda: not left(hosts), "the end of the cut-off side", deadline_s=70)
+    wait_until(lambda: not remaining_processes(hosts), "the end of the disconnected side", deadline_s=70)
 
 
 @pytest.mark.parametrize(
-    ("asked", "code", "expected"),
+    ("options", "code", "expected"),
     [
         (("--hosts", "n1,n9"), 3, "n9: no agent could be started there: ssh: Could not resolve hostname n9"),
         (
@@ -158,12 +161,12 @@ def test_after_a_cut_cable_the_run_goes_on_without_that_host(
         (("--on", "ssh"), 2, "--on ssh: which machines? Name them with --hosts or --hostfile"),
     ],
 )
-def test_what_is_wrong_with_hosts_is_said_before_anything_is_started(
-    asked: tuple[str, ...], code: int, expected: str, hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
+def test_problems_with_hosts_are_reported_before_anything_is_started(
+    options: tuple[str, ...], code: int, expected: str, hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    with hosts.launched(tmp_path, "run", (*arguments, *asked)) as run:
-        found, output = run.end()
-    assert found == code
+    with hosts.launched(tmp_path, "run", (*arguments, *options)) as run:
+        exit_code, output = run.end()
+    assert exit_code == code
     assert expected in output
     assert not run.run.path.exists()
 

@@ -1,4 +1,5 @@
-"""Two sweeps at a time that nothing disturbs: one that trains, and one of stub workers for tests to compare with."""
+"""Two concurrent, undisturbed sweeps: one with real training, and one with stub workers as a reference for other
+tests."""
 
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def stub(tmp_path: Path) -> StubTraining:
 
 @pytest.fixture
 def stub_arguments(tiny_root: Path, tmp_path: Path) -> list[str]:
-    """The arguments of the undisturbed sweep of stub workers, for another folder."""
+    """Return the arguments of the undisturbed sweep of stub workers, for this test's folder."""
     return _stub_arguments(tiny_root, tmp_path)
 
 
@@ -27,14 +28,14 @@ def _stub_arguments(root: Path, folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def two_sweeps(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepDir, SweepDir]:
     folders = tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("undisturbed")
-    words = (
+    argvs = (
         arguments(tiny_root, folders[0], "--trials", "2", "--concurrent", "2"),
         _stub_arguments(tiny_root, folders[1]),
     )
     stub = stub_training(folders[1] / "stub")
-    with sweeping(*words[0], cwd=folders[0]) as first:
-        first.wait_for(first.sweep.ledger.exists, "its first fact")  # what a network costs is known by then
-        with sweeping(*words[1], cwd=folders[1], env=stub.env) as second:
+    with sweeping(*argvs[0], cwd=folders[0]) as first:
+        first.wait_for(first.sweep.ledger.exists, "its first fact")  # the cost probe has run by then
+        with sweeping(*argvs[1], cwd=folders[1], env=stub.env) as second:
             ends = second.ended(), first.ended()
     assert [code for code, _, _ in ends] == [0, 0], ends
     return first.sweep, second.sweep
@@ -42,11 +43,11 @@ def two_sweeps(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.fixture(scope="session")
 def trained(two_sweeps: tuple[SweepDir, SweepDir]) -> SweepDir:
-    """Two trials of real training."""
+    """Return a sweep of two trials with real training."""
     return two_sweeps[0]
 
 
 @pytest.fixture(scope="session")
 def undisturbed(two_sweeps: tuple[SweepDir, SweepDir]) -> SweepDir:
-    """Three trials of stub workers, searched for two metrics."""
+    """Return a sweep of three trials with stub workers and two metrics."""
     return two_sweeps[1]

@@ -1,4 +1,4 @@
-"""A Ray cluster that is there: two machines of Ray's on this one, one of which is killed while a search goes on."""
+"""An existing Ray cluster: two Ray nodes on this machine, one of which is killed during a sweep."""
 
 import os
 import socket
@@ -24,18 +24,18 @@ from tests.helpers.stub_training import StubTraining, stub_training
 
 HERE = "127.0.0.1"
 TRIALS = ("0002", "0003")
-AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_prestart_worker_first_driver": "0"}
-"""Ray's machines end without draining first, and start no process before it is needed."""
+FAST_RAY = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_prestart_worker_first_driver": "0"}
+"""Ray nodes exit without draining, and do not prestart workers."""
 
 
 @dataclass
 class RayNode:
-    """What `ray start` has started as one machine."""
+    """The processes of one Ray node."""
 
     process: "Popen[bytes]"
 
     def kill(self) -> None:
-        """All that Ray has there; node agents end by themselves."""
+        """Kill all Ray processes of the node; node agents exit by themselves."""
         for process in [*self._below(), psutil.Process(self.process.pid)]:
             with suppress(psutil.Error):
                 if "ray" in " ".join(process.cmdline()) and "launcher.agent" not in process.cmdline():
@@ -54,7 +54,7 @@ class RayNode:
 
 @dataclass
 class RayCluster:
-    """A head with one core; `environment` reaches it, and has the stub workers of `stub` in it."""
+    """A Ray head with one core; `environment` has the variables to reach it, and those of the stub workers."""
 
     head: RayNode
     port: int
@@ -73,45 +73,45 @@ def cluster() -> Iterator[RayCluster]:
         token, stub = Path(folder) / "token", stub_training(Path(folder) / "stub")
         token.write_text("a1" * 32)
         token.chmod(0o600)
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-        for name, value in {**own, **stub.env, **AT_ONCE}.items():
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        for name, value in {**auth, **stub.env, **FAST_RAY}.items():
             patch.setenv(name, value)
         with socket.create_server((HERE, 0)) as free:
             port = free.getsockname()[1]
         head = RayNode(start_head(HERE, port, Resources(1), Path(folder) / "head"))
         try:
             wait_until(lambda: answers(HERE, port), "Ray's head")
-            yield RayCluster(head, port, Path(folder), {**own, **stub.env}, stub)
+            yield RayCluster(head, port, Path(folder), {**auth, **stub.env}, stub)
         finally:
             head.end()
 
 
 @pytest.fixture
 def other(cluster: RayCluster) -> Iterator[RayNode]:
-    """A further machine with two cores."""
+    """Yield a second Ray node, with two cores."""
     node = RayNode(start_worker(cluster.address, HERE, Resources(2), cluster.folder / "other"))
     try:
         sweep = SweepDir(cluster.folder / "sweep")
-        wait_until(lambda: len(machines_of(cluster.address, sweep)) == 2, "both machines")
+        wait_until(lambda: len(machines_of(cluster.address, sweep)) == 2, "both nodes")
         yield node
     finally:
         node.end()
 
 
 @pytest.mark.fault("F28")
-def test_a_search_on_a_cluster_survives_the_loss_of_a_machine_and_leaves_the_rest_as_it_was(
+def test_a_sweep_on_a_cluster_survives_the_loss_of_a_node_and_leaves_the_head_running(
     cluster: RayCluster, other: RayNode, stub_arguments: list[str], undisturbed: SweepDir, tmp_path: Path
 ) -> None:
-    """At least one of two running trials is on the machine that is lost, as the head has a single core."""
-    held = [cluster.stub.hold(trial, attempt=1, step=EPOCH_STEPS) for trial in TRIALS]
-    words = [*stub_arguments, "--ray-address", cluster.address]
-    with sweeping(*words, cwd=tmp_path, env=cluster.environment) as running:
-        running.wait_for(lambda: all(each.exists() for each in held), "two trials under way")
+    """At least one of two running trials is on the lost node, as the head has a single core."""
+    hold_files = [cluster.stub.hold(trial, attempt=1, step=EPOCH_STEPS) for trial in TRIALS]
+    argv = [*stub_arguments, "--ray-address", cluster.address]
+    with sweeping(*argv, cwd=tmp_path, env=cluster.environment) as running:
+        running.wait_for(lambda: all(each.exists() for each in hold_files), "two trials under way")
         assert results(running.sweep)
         workers = [psutil.Process(read_json(running.sweep.trial(trial).rank_progress(0))["pid"]) for trial in TRIALS]
         other.kill()
         running.wait_for(lambda: not all(worker.is_running() for worker in workers), "the loss of a worker")
-        for each in held:
+        for each in hold_files:
             each.unlink()
         code, output, errors = running.ended()
     assert code == 0, output + errors
@@ -121,15 +121,17 @@ def test_a_search_on_a_cluster_survives_the_loss_of_a_machine_and_leaves_the_res
     assert answers(HERE, cluster.port)
 
 
-def test_more_than_a_cluster_has_is_refused(cluster: RayCluster, stub_arguments: list[str], tmp_path: Path) -> None:
-    words = [*stub_arguments, "--ray-address", cluster.address]
-    answer = tune(*words, cwd=tmp_path, env=cluster.environment)
+def test_more_trials_than_fit_on_a_cluster_are_refused(
+    cluster: RayCluster, stub_arguments: list[str], tmp_path: Path
+) -> None:
+    argv = [*stub_arguments, "--ray-address", cluster.address]
+    answer = tune(*argv, cwd=tmp_path, env=cluster.environment)
     assert answer.returncode == 3, answer.stderr
     assert "--concurrent: 2 at a time, of which 1 fit: a trial asks for 1 x 1 cores" in answer.stderr
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_cluster_that_is_not_there_is_refused(stub_arguments: list[str], tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_refused(stub_arguments: list[str], tmp_path: Path) -> None:
     with socket.create_server((HERE, 0)) as free:
         address = f"{HERE}:{free.getsockname()[1]}"
     answer = tune(*stub_arguments, "--ray-address", address, cwd=tmp_path, env=dict(os.environ))

@@ -1,4 +1,5 @@
-"""Whatever is killed, nothing is left behind, nothing that ended is run again, and the end is the undisturbed one."""
+"""Kills during a sweep: no process is left, no ended trial is repeated, and the results are those of an undisturbed
+sweep."""
 
 import os
 import shutil
@@ -21,41 +22,43 @@ PROCESSES = {
     "worker": ("fmfsd", "train", "0003"),
     "gcs_server": ("/gcs/gcs_server",),
 }
-"""What is killed, by words of its command line."""
+"""The processes to kill, by parts of their command lines."""
 
 
-def kill_one(running: Sweeping, *words: str) -> None:
-    found = running.wait_for(lambda: running.processes(*words), f"a process {' '.join(words)}")
-    found[-1].send_signal(signal.SIGKILL)
+def kill_newest(running: Sweeping, *parts: str) -> None:
+    processes = running.wait_for(lambda: running.processes(*parts), f"a process {' '.join(parts)}")
+    processes[-1].send_signal(signal.SIGKILL)
 
 
-def alike(sweep: SweepDir, undisturbed: SweepDir) -> bool:
+def have_same_results(sweep: SweepDir, undisturbed: SweepDir) -> bool:
     return results(sweep) == results(undisturbed) and len(known(sweep, "ended")) == len(known(undisturbed, "ended"))
 
 
 @pytest.mark.fault("F26", "F27", "F28", "F29")
-def test_a_search_goes_on_by_itself_whatever_is_killed(
+def test_a_sweep_recovers_from_the_kill_of_any_process(
     stub: StubTraining, stub_arguments: list[str], undisturbed: SweepDir, tmp_path: Path
 ) -> None:
-    """One after the other, each time with a trial that has ended and one under way, which has a new checkpoint."""
+    """One after the other, each time with an ended trial and a running one that has a new checkpoint."""
     holds = {
         victim: stub.hold("0003", attempt=number, step=number * EPOCH_STEPS)
         for number, victim in enumerate(PROCESSES, start=1)
     }
     with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
-        for victim, held in holds.items():
-            running.wait_for(held.exists, f"the trial, before the kill of its {victim}")
+        for victim, hold_file in holds.items():
+            running.wait_for(hold_file.exists, f"the trial, before the kill of its {victim}")
             assert results(running.sweep)
-            kill_one(running, *PROCESSES[victim])
+            kill_newest(running, *PROCESSES[victim])
         code, output, errors = running.ended()
     assert code == 0, output + errors
-    assert alike(running.sweep, undisturbed)
+    assert have_same_results(running.sweep, undisturbed)
     assert running.sweep.trial("0003").last_attempt() == 1 + len(PROCESSES)
-    assert running.sweep.coordination.last_attempt() == 1 + len(PROCESSES) - 1  # a worker is its trial's own to replace
+    assert (
+        running.sweep.coordination.last_attempt() == 1 + len(PROCESSES) - 1
+    )  # the trial itself replaces a killed worker
 
 
 @pytest.mark.fault("F29")
-def test_a_search_that_was_stopped_and_then_killed_goes_on_to_the_same_end(
+def test_a_sweep_that_was_stopped_and_then_killed_ends_with_the_same_results(
     stub: StubTraining, stub_arguments: list[str], undisturbed: SweepDir, tmp_path: Path
 ) -> None:
     stopped, killed = (
@@ -71,32 +74,32 @@ def test_a_search_that_was_stopped_and_then_killed_goes_on_to_the_same_end(
     with sweeping("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env) as running:
         running.wait_for(killed.exists, "the trial that goes on")
         running.process.kill()
-        wait_until(lambda: not ours(str(tmp_path)), "the end of all that the sweep has started")
+        wait_until(lambda: not processes_of_test(str(tmp_path)), "the end of all processes of the sweep")
     with running.sweep.ledger.open("ab") as ledger:
         ledger.write(b'{"fact":"ended","trial":')
     answer = tune("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert alike(running.sweep, undisturbed)
+    assert have_same_results(running.sweep, undisturbed)
     assert [each["state"] for each in known(running.sweep, "ended")] == ["finished"] * 3
 
 
-def ours(word: str) -> list[int]:
-    """Processes that this test has started and that name its folder."""
+def processes_of_test(text: str) -> list[int]:
+    """Return the ids of the processes that this test started and whose command line contains `text`."""
     mark = f"{TEST_ID}={os.environ[TEST_ID]}".encode()
-    found = []
+    pids = []
     for process in psutil.process_iter():
         try:
-            if word in " ".join(process.cmdline()) and mark in Path(f"/proc/{process.pid}/environ").read_bytes():
-                found.append(process.pid)
+            if text in " ".join(process.cmdline()) and mark in Path(f"/proc/{process.pid}/environ").read_bytes():
+                pids.append(process.pid)
         except (psutil.Error, OSError):
             continue
-    return found
+    return pids
 
 
-def test_a_sweep_that_is_cancelled_ends_at_once(stub: StubTraining, stub_arguments: list[str], tmp_path: Path) -> None:
-    held = stub.hold("0001", attempt=1, step=1)
+def test_a_cancelled_sweep_ends_at_once(stub: StubTraining, stub_arguments: list[str], tmp_path: Path) -> None:
+    hold_file = stub.hold("0001", attempt=1, step=1)
     with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
-        running.wait_for(held.exists, "a trial under way")
+        running.wait_for(hold_file.exists, "a trial under way")
         running.sweep.coordination.stop_request.write_text(NOW)
         assert running.ended()[0] == 130
 

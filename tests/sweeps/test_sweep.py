@@ -1,4 +1,4 @@
-"""A whole search: what it leaves, that each of its trials is an ordinary run, and what its scheduler does."""
+"""Complete sweeps: their files, trials as ordinary runs, and early stopping."""
 
 import csv
 import json
@@ -22,20 +22,20 @@ from tests.helpers.stub_training import StubTraining
 RATES = (0.05, 1.0e30, 1.0e-6, 2.0e-6)
 
 
-def test_every_trial_has_its_run_its_row_and_its_result(trained: SweepDir) -> None:
+def test_every_trial_has_a_run_a_table_row_and_a_result(trained: SweepDir) -> None:
     rows = list(csv.DictReader(trained.table.read_text().splitlines()))
-    told = read_json(trained.summary)
+    summary = read_json(trained.summary)
     assert [row["trial"] for row in rows] == ["0001", "0002"]
     for row, (state, metrics) in zip(rows, results(trained).values(), strict=True):
         outcome = read_json(trained.trial(row["trial"]).outcome)
         assert (state, outcome["state"]) == ("finished", "finished")
         assert outcome["metrics"]["valid"]["deepest_top1"] == metrics["valid/deepest_top1"]
         assert float(row["valid/deepest_top1"]) == metrics["valid/deepest_top1"]
-    assert told["best"]["metrics"]["valid/deepest_top1"] == max(float(row["valid/deepest_top1"]) for row in rows)
+    assert summary["best"]["metrics"]["valid/deepest_top1"] == max(float(row["valid/deepest_top1"]) for row in rows)
     assert trained.report.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_the_test_set_is_read_once_and_for_the_winner_alone(trained: SweepDir) -> None:
+def test_the_test_set_is_read_only_for_the_winner(trained: SweepDir) -> None:
     best = read_json(trained.summary)["best"]["trial"]
     assert [f"{fact['trial']:04d}" for fact in known(trained, "tested")] == [best]
     for run in trained.trials.iterdir():
@@ -60,12 +60,12 @@ def test_the_best_config_is_ready_to_be_launched(trained: SweepDir, tmp_path: Pa
     assert answer.returncode == 0, answer.stderr
 
 
-def test_nothing_of_ray_is_left_in_the_sweep(trained: SweepDir) -> None:
+def test_no_files_of_ray_are_left_in_the_sweep(trained: SweepDir) -> None:
     assert not trained.token.exists()
     assert not list(trained.path.glob(".tune*"))
 
 
-def test_two_sweeps_run_beside_each_other_and_draw_alike(trained: SweepDir, undisturbed: SweepDir) -> None:
+def test_two_concurrent_sweeps_draw_the_same_values(trained: SweepDir, undisturbed: SweepDir) -> None:
     sweeps = trained, undisturbed
     drivers = [read_json(sweep.coordination.attempt(1)) for sweep in sweeps]
     assert max(driver["started"] for driver in drivers) < min(driver["ended"] for driver in drivers)
@@ -73,7 +73,7 @@ def test_two_sweeps_run_beside_each_other_and_draw_alike(trained: SweepDir, undi
     assert [values["distill.alpha"] for values in one] == [values["optim.weight_decay"] for values in other[:2]]
 
 
-def test_several_metrics_give_a_front_whose_trials_are_all_tested(undisturbed: SweepDir) -> None:
+def test_all_trials_of_the_pareto_front_are_tested(undisturbed: SweepDir) -> None:
     ended = results(undisturbed)
     cheapest, best = (
         pick(ended, key=lambda number: ended[number][1][metric])
@@ -84,7 +84,7 @@ def test_several_metrics_give_a_front_whose_trials_are_all_tested(undisturbed: S
     assert sorted(f"{fact['trial']:04d}" for fact in known(undisturbed, "tested")) == sorted(front)
 
 
-def test_a_finished_sweep_goes_on_with_more_trials_and_confirms_its_best(
+def test_a_finished_sweep_is_resumed_with_more_trials_and_further_seeds(
     undisturbed: SweepDir, stub: StubTraining, tmp_path: Path
 ) -> None:
     sweep = SweepDir(tmp_path / "sweep")
@@ -102,16 +102,16 @@ def test_a_finished_sweep_goes_on_with_more_trials_and_confirms_its_best(
     assert all("test/deepest_top1" in fact["metrics"] for fact in confirmed)
 
 
-def test_trials_that_fail_or_are_stopped_early_are_marked_and_the_search_goes_on(
+def test_failed_and_pruned_trials_are_marked_and_the_sweep_continues(
     stub: StubTraining, tiny_root: Path, tmp_path: Path
 ) -> None:
     space = f"config: cifar100-resnet18\ntrials: 5\nparameters:\n  optim.lr: {{grid: {list(RATES)}}}\n"
     more = ("--scheduler", "asha", "--concurrent", "1", "--search", "grid")
-    for trial in ("0003", "0004"):  # so that each is still under way when the scheduler decides
+    for trial in ("0003", "0004"):  # so that each is still running when the scheduler decides
         stub.hold(trial, attempt=1, step=2 * EPOCH_STEPS)
     changes = ("train.epochs=3", "train.max_steps=null", "optim.milestones=[2]")
-    words = arguments(tiny_root, tmp_path, *more, space=space, changes=changes)
-    answer = tune(*words, cwd=tmp_path, env=stub.env)
+    argv = arguments(tiny_root, tmp_path, *more, space=space, changes=changes)
+    answer = tune(*argv, cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
     states = {trial: state for trial, (state, _) in results(sweep).items()}
@@ -124,7 +124,7 @@ def test_trials_that_fail_or_are_stopped_early_are_marked_and_the_search_goes_on
     assert "4 trials are all that the space has" in answer.stdout
 
 
-def test_a_metric_that_no_run_writes_is_refused_with_those_that_are(tiny_root: Path, tmp_path: Path) -> None:
+def test_an_unknown_metric_is_refused_with_the_available_ones(tiny_root: Path, tmp_path: Path) -> None:
     answer = tune(*arguments(tiny_root, tmp_path), "--metric", "valid/branch7_top1", cwd=tmp_path)
     assert (answer.returncode, answer.stdout, len(answer.stderr.splitlines())) == (2, "", 1)
     assert (
@@ -138,17 +138,17 @@ ulimit -v 33554432
 {command} "$@"
 exit $?
 """
-"""A script for `uv run`: 32 GiB of address space are enough for Ray and for training, and too few for V8."""
+"""A script for `uv run`: 32 GiB of address space suffice for Ray and training, but not for V8."""
 
 
-def test_a_sweep_below_uv_run_in_which_v8_can_not_start_ends_as_any(
+def test_a_sweep_under_uv_run_without_v8_finishes_and_omits_charts(
     stub: StubTraining, tiny_root: Path, tmp_path: Path
 ) -> None:
-    """Ray knows `uv run` by the command line of a parent process, as this shell has it."""
+    """Ray recognizes `uv run` by the command line of a parent process, which this shell imitates."""
     (tmp_path / "run").write_text(LIMITED.format(command=command("fmfsd-tune")))
-    words = ["uv", "run", *arguments(tiny_root, tmp_path, "--trials", "1")]
-    how: Any = {"executable": "/bin/sh", "cwd": tmp_path, "env": {**os.environ, **stub.env}}
-    answer = subprocess.run(words, **how, capture_output=True, text=True, timeout=240)
+    argv = ["uv", "run", *arguments(tiny_root, tmp_path, "--trials", "1")]
+    options: Any = {"executable": "/bin/sh", "cwd": tmp_path, "env": {**os.environ, **stub.env}}
+    answer = subprocess.run(argv, **options, capture_output=True, text=True, timeout=240)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
     assert [state for state, _ in results(sweep).values()] == ["finished"]
@@ -166,8 +166,8 @@ def test_a_trial_that_rays_memory_monitor_kills_fails_with_its_reason(
 ) -> None:
     stub.hold("0001", attempt=1, step=1)
     limits = ("--env", "RAY_memory_usage_threshold=0.001", "--env", "RAY_memory_monitor_refresh_ms=5000")
-    words = arguments(tiny_root, tmp_path, "--trials", "1", "--max-failures", "0", *limits)
-    answer = tune(*words, cwd=tmp_path, env=stub.env)
+    argv = arguments(tiny_root, tmp_path, "--trials", "1", "--max-failures", "0", *limits)
+    answer = tune(*argv, cwd=tmp_path, env=stub.env)
     assert answer.returncode == 1, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
     (cause,) = [fact["cause"] for fact in known(sweep, "ended")]

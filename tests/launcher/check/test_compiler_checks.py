@@ -1,4 +1,4 @@
-"""What the check and a worker do where torch.compile has no compiler or no headers of Python."""
+"""The check and a worker on a machine where torch.compile lacks a compiler or the Python headers."""
 
 import sysconfig
 from pathlib import Path
@@ -23,7 +23,7 @@ ON_A_GPU = Site(Resources(cores=2, gpus=("0",)))
 
 @pytest.fixture
 def no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with Debian's python3 without python3-dev, beside a gcc."""
+    """A machine with gcc, but without the Python headers, as Debian without python3-dev."""
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     (tmp_path / "gcc").touch(mode=0o755)
     (tmp_path / "g++").touch(mode=0o755)
@@ -39,16 +39,20 @@ def test_a_worker_with_auto_is_not_compiled_without_the_headers_of_python(tmp_pa
 
 
 @pytest.mark.usefixtures("no_headers")
-def test_the_check_warns_of_it_and_refuses_what_was_asked_for(prepared: Path, tmp_path: Path) -> None:
-    run, launch = tiny_config(prepared), LaunchConfig()
-    told = [text for text in warnings(run, launch, ON_A_GPU, RunDir(tmp_path / "run")) if "compiled" in text]
-    assert told == [f"passes will not be compiled, and training takes longer: {missing_for_compile('cuda')}"]
-    assert f"{tmp_path}/Python.h is missing: install Python's headers" in told[0]
-    code, text = problems(tiny_config(prepared, "train.compile=true"))
+def test_the_check_warns_about_missing_headers_and_refuses_compile_true(data_root: Path, tmp_path: Path) -> None:
+    run, launch = tiny_config(data_root), LaunchConfig()
+    compile_warnings = [
+        text for text in warnings(run, launch, ON_A_GPU, RunDir(tmp_path / "run")) if "compiled" in text
+    ]
+    assert compile_warnings == [
+        f"passes will not be compiled, and training takes longer: {missing_for_compile('cuda')}"
+    ]
+    assert f"{tmp_path}/Python.h is missing: install Python's headers" in compile_warnings[0]
+    code, text = problems(tiny_config(data_root, "train.compile=true"))
     assert (code, "train.compile: can't work here" in text, "Python.h is missing" in text) == (3, True, True)
 
 
-def test_a_machine_without_a_compiler_is_told_which_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_message_says_which_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert missing_for_compile("cuda") == "there is no compiler: install gcc or clang"
     assert missing_for_compile("cpu") == "there is no compiler: install c++ or g++ or clang++"

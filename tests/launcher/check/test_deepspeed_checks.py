@@ -1,4 +1,4 @@
-"""What the check says of DeepSpeed: whether it is there, everywhere the same, and of a release that was tried."""
+"""Checks of DeepSpeed: installed, the same version on all hosts, a tested release."""
 
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -18,7 +18,7 @@ VERSIONS = {"here": "0.19.8", "n1": "0.19.7", "n2": None}
 
 
 def install(monkeypatch: pytest.MonkeyPatch, release: str | None) -> None:
-    """That release; None: none."""
+    """Fake an installed DeepSpeed `release`; None: not installed."""
 
     def version(package: str) -> str:
         if release is None:
@@ -28,52 +28,52 @@ def install(monkeypatch: pytest.MonkeyPatch, release: str | None) -> None:
     monkeypatch.setattr("launcher.check.deepspeed_checks.version", version)
 
 
-def test_where_deepspeed_is_missing_its_extra_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_deepspeed_names_the_extra_to_install(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None)
-    code, text = problems(tiny_config(prepared), BY_DEEPSPEED)
+    code, text = problems(tiny_config(data_root), BY_DEEPSPEED)
     assert (code, "deepspeed: not installed in this environment: pip install 'fmfsd[deepspeed]'" in text) == (3, True)
-    sound(tiny_config(prepared))
+    sound(tiny_config(data_root))
 
 
-def test_another_deepspeed_on_a_host_is_refused(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_deepspeed_on_a_host_is_refused(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "0.19.8")
     answer = {**look({}, {}), "clock_s": 0.0}
     hosts = {name: {**answer, "versions": {**answer["versions"], "deepspeed": each}} for name, each in VERSIONS.items()}
-    found = Survey({"n1": hosts["n1"], "n2": hosts["n2"]}, here=hosts["here"])
-    code, text = problems(tiny_config(prepared), BY_DEEPSPEED, survey=found)
+    probed = Survey({"n1": hosts["n1"], "n2": hosts["n2"]}, here=hosts["here"])
+    code, text = problems(tiny_config(data_root), BY_DEEPSPEED, survey=probed)
     assert (code, "; 0.19.7 on n1; none on n2: use one environment" in text) == (3, True), text
-    assert "deepspeed: " not in problems(tiny_config(prepared), survey=found)[1]
+    assert "deepspeed: " not in problems(tiny_config(data_root), survey=probed)[1]
 
 
 @pytest.mark.parametrize(("grace_s", "refused"), [(30.0, False), (30.5, True)])
 def test_more_grace_than_deepspeeds_launcher_leaves_is_refused(
-    grace_s: float, refused: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
+    grace_s: float, refused: bool, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, "0.19.8")
     launch = LaunchConfig(starter="deepspeed", grace_s=grace_s)
     if not refused:
-        sound(tiny_config(prepared), launch)
+        sound(tiny_config(data_root), launch)
         return
-    code, text = problems(tiny_config(prepared), launch)
+    code, text = problems(tiny_config(data_root), launch)
     assert code == 2
     assert "--grace 30.5, --starter deepspeed: DeepSpeed's launcher kills workers 30 s after TERM" in text
 
 
-@pytest.mark.parametrize(("release", "told"), [("0.19.0", False), ("0.20.1", True), ("1.19.0", True)])
-def test_a_release_that_was_not_tried_is_no_obstacle_and_told_once(
-    release: str, told: bool, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("release", "expected"), [("0.19.0", False), ("0.20.1", True), ("1.19.0", True)])
+def test_an_untested_release_is_a_single_warning(
+    release: str, expected: bool, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, release)
-    config = tiny_config(prepared)
-    said = warnings(config, BY_DEEPSPEED, CPU, make_run(tmp_path / "run", config))
-    assert sum(f"deepspeed {release} was not tried" in text for text in said) == told
+    config = tiny_config(data_root)
+    messages = warnings(config, BY_DEEPSPEED, CPU, make_run(tmp_path / "run", config))
+    assert sum(f"deepspeed {release} was not tried" in text for text in messages) == expected
     assert not [
         text for text in warnings(config, LaunchConfig(), CPU, make_run(tmp_path / "r", config)) if release in text
     ]
 
 
-def test_a_run_whose_stop_takes_longer_is_sent_to_torchrun(prepared: Path, tmp_path: Path) -> None:
-    config = tiny_config(prepared)
+def test_a_run_whose_stop_takes_longer_is_advised_to_use_torchrun(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(data_root)
     run = make_run(tmp_path / "run", config)
     write_json(run.rank_progress(0), {"stop_takes_s": 30.5})
     assert [text for text in warnings(config, BY_DEEPSPEED, CPU, run) if text.endswith("61 and --starter torchrun")]

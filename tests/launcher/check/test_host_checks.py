@@ -1,4 +1,4 @@
-"""What the check says of hosts that differ: their answers, in which something is changed."""
+"""Checks of hosts that differ from each other, with modified probe results."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,8 @@ from tests.helpers.runs import tiny_config
 ONE = LaunchConfig()
 
 
-def survey_with(**changed: Any) -> Survey:
-    """Of n1, which is as this machine is, and n2, which is not."""
+def probe_with(**changed: Any) -> Survey:
+    """Return probe results of n1, which equals this machine, and of n2 with the `changed` values."""
     here = {**look({}, os.environ), "clock_s": 0.0}
     return Survey({"n1": here, "n2": {**here, **changed}}, here=here)
 
@@ -32,77 +32,77 @@ def survey_with(**changed: Any) -> Survey:
         ({"source": "f" * 64}, ["code of fmfsd: not the same everywhere", "; sum ffffffffffff on n2"]),
     ],
 )
-def test_other_software_on_a_host_is_refused(changed: dict[str, Any], expected: list[str], prepared: Path) -> None:
-    code, text = problems(tiny_config(prepared), survey=survey_with(**changed))
+def test_other_software_on_a_host_is_refused(changed: dict[str, Any], expected: list[str], data_root: Path) -> None:
+    code, text = problems(tiny_config(data_root), survey=probe_with(**changed))
     assert code == 3
     assert all(part in text for part in expected), text
 
 
-def test_the_answer_of_another_version_may_have_another_form() -> None:
-    found = survey_with(source="f" * 64, interfaces=["lo"])
-    older = {name: value for name, value in found.seen["n2"].items() if name not in ("gpu_trouble", "amd_gpus")}
-    found = Survey({**found.seen, "n2": older}, here=found.here)
-    (told,) = map(str, host_checks.problems(LaunchConfig(nodes=2), found))
-    assert told.startswith("code of fmfsd: not the same everywhere")
-    assert list(host_checks.warnings(found)) == []
+def test_a_host_with_another_version_may_report_other_fields() -> None:
+    probed = probe_with(source="f" * 64, interfaces=["lo"])
+    older = {name: value for name, value in probed.seen["n2"].items() if name not in ("gpu_trouble", "amd_gpus")}
+    probed = Survey({**probed.seen, "n2": older}, here=probed.here)
+    (message,) = map(str, host_checks.problems(LaunchConfig(nodes=2), probed))
+    assert message.startswith("code of fmfsd: not the same everywhere")
+    assert list(host_checks.warnings(probed)) == []
 
 
-def test_another_timm_on_a_host_is_refused_where_the_backbone_is_of_timm(prepared: Path) -> None:
-    found = survey_with(versions={**look({}, {})["versions"], "timm": "0.9.0"})
-    code, text = problems(tiny_config(prepared, "model.backbone=timm/test_resnet"), survey=found)
+def test_another_timm_on_a_host_is_refused_if_the_backbone_is_from_timm(data_root: Path) -> None:
+    probed = probe_with(versions={**look({}, {})["versions"], "timm": "0.9.0"})
+    code, text = problems(tiny_config(data_root, "model.backbone=timm/test_resnet"), survey=probed)
     assert (code, "timm: not the same everywhere: " in text, "; 0.9.0 on n2" in text) == (3, True, True), text
-    assert list(host_checks.other_timm(tiny_config(prepared), found)) == []
+    assert list(host_checks.other_timm(tiny_config(data_root), probed)) == []
 
 
 def test_a_patch_release_of_python_is_no_difference() -> None:
     same = ".".join(look({}, {})["python"].split(".")[:2])
-    assert list(host_checks.problems(ONE, survey_with(python=f"{same}.99"))) == []
+    assert list(host_checks.problems(ONE, probe_with(python=f"{same}.99"))) == []
 
 
-def test_a_host_with_the_same_data_is_sound(prepared: Path) -> None:
-    index = sha256(prepared / "cifar10" / "index.json")
-    found = survey_with(index=index)
-    sound(tiny_config(prepared), survey=Survey({"n2": found.seen["n2"]}, here=found.here))
+def test_a_host_with_the_same_data_passes(data_root: Path) -> None:
+    index = sha256(data_root / "cifar10" / "index.json")
+    probed = probe_with(index=index)
+    sound(tiny_config(data_root), survey=Survey({"n2": probed.seen["n2"]}, here=probed.here))
 
 
 @pytest.mark.parametrize(
     ("there", "expected"),
     [(None, "n2: can't read "), ("0" * 64, "n2: has another data set at ")],
 )
-def test_a_host_with_other_data_or_none_is_refused(there: str | None, expected: str, prepared: Path) -> None:
-    found = survey_with(index=there)
-    code, text = problems(tiny_config(prepared), survey=Survey({"n2": found.seen["n2"]}, here=found.here))
+def test_a_host_with_other_data_or_none_is_refused(there: str | None, expected: str, data_root: Path) -> None:
+    probed = probe_with(index=there)
+    code, text = problems(tiny_config(data_root), survey=Survey({"n2": probed.seen["n2"]}, here=probed.here))
     assert (code, expected in text) == (3, True), text
 
 
-def test_data_that_is_prepared_first_is_nowhere_yet(tmp_path: Path) -> None:
-    sound(tiny_config(tmp_path / "new"), survey=survey_with(index=None))
+def test_data_that_the_launch_prepares_may_be_missing_on_hosts(tmp_path: Path) -> None:
+    sound(tiny_config(tmp_path / "new"), survey=probe_with(index=None))
 
 
-def test_hosts_that_do_not_answer_are_named_together_with_what_else_is_wrong(prepared: Path) -> None:
+def test_hosts_that_do_not_answer_are_reported_together_with_other_problems(data_root: Path) -> None:
     silent = Survey(trouble={"n1": "no route to host", "n2": "no answer in 30 s"})
-    code, text = problems(tiny_config(prepared), LaunchConfig(gpus=3), survey=silent)
+    code, text = problems(tiny_config(data_root), LaunchConfig(gpus=3), survey=silent)
     assert code == 2
     for part in ("n1: no route to host", "n2: no answer in 30 s", "3 workers do not divide"):
         assert part in text
 
 
 def test_an_interface_that_a_host_lacks_is_named() -> None:
-    found = [
+    messages = [
         str(each)
         for each in host_checks.problems(
-            LaunchConfig(interface="ib0"), survey_with(interfaces={"lo": ["127.0.0.1"], "ib0": ["10.0.0.1"]})
+            LaunchConfig(interface="ib0"), probe_with(interfaces={"lo": ["127.0.0.1"], "ib0": ["10.0.0.1"]})
         )
     ]
-    assert len(found) == 1
-    assert found[0].startswith("n1: has no interface ib0 with an IPv4 address; there are lo")
+    assert len(messages) == 1
+    assert messages[0].startswith("n1: has no interface ib0 with an IPv4 address; there are lo")
 
 
-def test_a_host_without_ipv4_is_refused_where_hosts_have_to_meet() -> None:
-    found = Survey({"n2": survey_with(interfaces={"lo": ["127.0.0.1"]}).seen["n2"]})
-    (told,) = map(str, host_checks.problems(LaunchConfig(nodes=2), found))
-    assert told.startswith("n2: has no IPv4 address except loopback's")
-    assert list(host_checks.problems(ONE, found)) == []
+def test_a_host_without_ipv4_is_refused_if_there_are_several_nodes() -> None:
+    probed = Survey({"n2": probe_with(interfaces={"lo": ["127.0.0.1"]}).seen["n2"]})
+    (message,) = map(str, host_checks.problems(LaunchConfig(nodes=2), probed))
+    assert message.startswith("n2: has no IPv4 address except loopback's")
+    assert list(host_checks.problems(ONE, probed)) == []
 
 
 @pytest.mark.parametrize(
@@ -114,26 +114,28 @@ def test_a_host_without_ipv4_is_refused_where_hosts_have_to_meet() -> None:
     ],
 )
 def test_folders_that_a_host_lacks_are_named(answer: dict[str, Any], expected: str) -> None:
-    found = survey_with(**answer)
-    (told,) = host_checks.problems(ONE, Survey(found.seen, here=found.here, asked={"cwd": "/work", "parent": "/runs"}))
-    assert str(told).startswith(expected)
+    probed = probe_with(**answer)
+    (message,) = host_checks.problems(
+        ONE, Survey(probed.seen, here=probed.here, asked={"cwd": "/work", "parent": "/runs"})
+    )
+    assert str(message).startswith(expected)
 
 
 @pytest.mark.fault("F32")
-@pytest.mark.parametrize(("clock_s", "words"), [(4.0, []), (60.0, ["60 s ahead of"]), (-3600.0, ["3600 s behind"])])
-def test_a_clock_that_is_wrong_is_told_and_no_obstacle(clock_s: float, words: list[str]) -> None:
-    told = list(host_checks.warnings(survey_with(clock_s=clock_s)))
-    assert len(told) == len(words)
-    assert all(f"n2: its clock is {part} ours" in text for part, text in zip(words, told, strict=True))
+@pytest.mark.parametrize(("clock_s", "expected"), [(4.0, []), (60.0, ["60 s ahead of"]), (-3600.0, ["3600 s behind"])])
+def test_a_wrong_clock_is_only_a_warning(clock_s: float, expected: list[str]) -> None:
+    messages = list(host_checks.warnings(probe_with(clock_s=clock_s)))
+    assert len(messages) == len(expected)
+    assert all(f"n2: its clock is {part} ours" in text for part, text in zip(expected, messages, strict=True))
 
 
-def test_hosts_with_different_numbers_of_gpus_are_told() -> None:
-    (told,) = host_checks.warnings(survey_with(gpus=["0", "1"]))
-    assert told.startswith("hosts have different numbers of GPUs (n1 0, n2 2)")
+def test_different_numbers_of_gpus_are_a_warning() -> None:
+    (message,) = host_checks.warnings(probe_with(gpus=["0", "1"]))
+    assert message.startswith("hosts have different numbers of GPUs (n1 0, n2 2)")
 
 
-def test_workers_do_not_go_to_the_cpu_because_one_host_has_lost_its_gpus() -> None:
-    found = survey_with(gpus=["0", "1"])
-    (told,) = map(str, host_checks.problems(LaunchConfig(), found))
-    assert told.startswith("--device auto: no GPU is visible on n1, and some are on the others")
-    assert list(host_checks.problems(LaunchConfig(device="cpu"), found)) == []
+def test_workers_do_not_fall_back_to_the_cpu_because_one_host_has_lost_its_gpus() -> None:
+    probed = probe_with(gpus=["0", "1"])
+    (message,) = map(str, host_checks.problems(LaunchConfig(), probed))
+    assert message.startswith("--device auto: no GPU is visible on n1, and some are on the others")
+    assert list(host_checks.problems(LaunchConfig(device="cpu"), probed)) == []

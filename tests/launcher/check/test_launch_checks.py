@@ -1,4 +1,4 @@
-"""Everything that is wrong is said before anything starts, and nothing that exists is changed."""
+"""All problems are reported before anything starts, and existing files are not changed."""
 
 import json
 import math
@@ -24,8 +24,8 @@ from tests.helpers.runs import make_run, tiny_config
 from tests.helpers.users import as_other, common_folder, needs_second_user
 
 
-def test_a_sound_launch_passes(prepared: Path) -> None:
-    config = tiny_config(prepared)
+def test_a_valid_launch_passes(data_root: Path) -> None:
+    config = tiny_config(data_root)
     sound(config)
     assert is_prepared(config)
 
@@ -41,9 +41,9 @@ def test_a_sound_launch_passes(prepared: Path) -> None:
     ],
 )
 def test_workers_must_fit_shards_and_gpus(
-    launch: LaunchConfig, gpus: tuple[str, ...], expected: str, prepared: Path
+    launch: LaunchConfig, gpus: tuple[str, ...], expected: str, data_root: Path
 ) -> None:
-    code, text = problems(tiny_config(prepared), launch, Site(Resources(cores=2, gpus=gpus)))
+    code, text = problems(tiny_config(data_root), launch, Site(Resources(cores=2, gpus=gpus)))
     assert code == 2
     assert expected in text
 
@@ -61,8 +61,8 @@ def test_workers_must_fit_shards_and_gpus(
         (LaunchConfig(gpus=1), Site(Resources(8, ("0", "1"))), None),
     ],
 )
-def test_cuda_graphs_are_for_one_gpu(launch: LaunchConfig, site: Site, expected: str | None, prepared: Path) -> None:
-    config = tiny_config(prepared, "train.compile=cuda_graphs")
+def test_cuda_graphs_are_for_one_gpu(launch: LaunchConfig, site: Site, expected: str | None, data_root: Path) -> None:
+    config = tiny_config(data_root, "train.compile=cuda_graphs")
     if expected is None:
         require_sound(config, launch, site, RunDir(Path("/tmp/nowhere/run")))
     else:
@@ -70,100 +70,100 @@ def test_cuda_graphs_are_for_one_gpu(launch: LaunchConfig, site: Site, expected:
         assert (code, expected in text) == (2, True), text
 
 
-def test_a_run_directory_of_another_config_is_refused_with_the_difference(prepared: Path, tmp_path: Path) -> None:
+def test_a_run_directory_of_another_config_is_refused_with_the_difference(data_root: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
-    run.config.write_text(dump_config(tiny_config(prepared)))
-    sound(tiny_config(prepared), run=run)
-    code, text = problems(tiny_config(prepared, "optim.lr=0.2", "seed=3"), run=run)
+    run.config.write_text(dump_config(tiny_config(data_root)))
+    sound(tiny_config(data_root), run=run)
+    code, text = problems(tiny_config(data_root, "optim.lr=0.2", "seed=3"), run=run)
     assert code == 2
     assert "belongs to another config (seed: 0 -> 3; optim.lr: 0.05 -> 0.2)" in text
 
 
-def test_resume_never_refuses_what_exists(prepared: Path, tmp_path: Path) -> None:
+def test_resume_never_refuses_what_exists(data_root: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    sound(tiny_config(prepared), LaunchConfig(resume="never"), run)
+    sound(tiny_config(data_root), LaunchConfig(resume="never"), run)
     run.create()
-    run.config.write_text(dump_config(tiny_config(prepared)))
-    code, text = problems(tiny_config(prepared), LaunchConfig(resume="never"), run=run)
+    run.config.write_text(dump_config(tiny_config(data_root)))
+    code, text = problems(tiny_config(data_root), LaunchConfig(resume="never"), run=run)
     assert (code, "exists, and --resume never" in text) == (2, True)
 
 
-def test_a_folder_of_something_else_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_directory_is_refused(data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
-    sound(tiny_config(prepared), run=RunDir(tmp_path / "thesis"))
+    sound(tiny_config(data_root), run=RunDir(tmp_path / "thesis"))
     (tmp_path / "thesis" / "chapter1.tex").write_text("x")
-    assert "exists and is no run directory" in problems(tiny_config(prepared), run=RunDir(tmp_path / "thesis"))[1]
+    assert "exists and is no run directory" in problems(tiny_config(data_root), run=RunDir(tmp_path / "thesis"))[1]
     assert (
         "exists and is no run directory"
-        in problems(tiny_config(prepared), run=RunDir(tmp_path / "thesis" / "chapter1.tex"))[1]
+        in problems(tiny_config(data_root), run=RunDir(tmp_path / "thesis" / "chapter1.tex"))[1]
     )
 
 
-def test_a_run_directory_with_a_damaged_config_is_named(prepared: Path, tmp_path: Path) -> None:
+def test_a_run_directory_with_a_damaged_config_is_named(data_root: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
     run.config.write_text("seed: [")
-    assert "config.yaml:2: no YAML" in problems(tiny_config(prepared), run=run)[1]
+    assert "config.yaml:2: no YAML" in problems(tiny_config(data_root), run=run)[1]
 
 
-def _flip(path: Path) -> None:
+def _flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def _classes(path: Path) -> None:
+def _halve_shards(path: Path) -> None:
     path.write_text(path.read_text().replace('"shards": 64', '"shards": 32'))
 
 
 DATA_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "one flipped byte": ("train-0003.safetensors", _flip, "train-0003.safetensors: damaged: SHA-256"),
+    "one flipped byte": ("train-0003.safetensors", _flip_byte, "train-0003.safetensors: damaged: SHA-256"),
     "truncated": ("test-0001.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, expected"),
     "missing": ("train-0063.safetensors", Path.unlink, "train-0063.safetensors: missing"),
     "no index": ("index.json", Path.unlink, "index.json: missing"),
     "damaged index": ("index.json", lambda path: path.write_text("{"), "no index of a prepared set"),
-    "contradictory index": ("index.json", _classes, "split train has 64 files, expected 32"),
+    "contradictory index": ("index.json", _halve_shards, "split train has 64 files, expected 32"),
 }
 
 
 @pytest.mark.fault("F17", "F35")
 @pytest.mark.parametrize("case", DATA_DAMAGE)
-def test_damaged_data_is_found_before_a_worker_starts(case: str, prepared: Path) -> None:
+def test_damaged_data_is_found_before_a_worker_starts(case: str, data_root: Path) -> None:
     name, damage, expected = DATA_DAMAGE[case]
-    damage(prepared / "cifar10" / name)
-    code, text = problems(tiny_config(prepared))
+    damage(data_root / "cifar10" / name)
+    code, text = problems(tiny_config(data_root))
     assert code == 3
     assert expected in text
 
 
-def test_checksums_are_of_sets_up_to_the_size_that_is_asked_for(prepared: Path) -> None:
-    _flip(prepared / "cifar10" / "train-0003.safetensors")
-    sound(tiny_config(prepared), checksums_bytes=1000)
+def test_checksums_are_verified_up_to_the_given_set_size(data_root: Path) -> None:
+    _flip_byte(data_root / "cifar10" / "train-0003.safetensors")
+    sound(tiny_config(data_root), checksums_bytes=1000)
     for size in (CHECKED_AT_LAUNCH_BYTES, math.inf):
-        assert "damaged: SHA-256" in problems(tiny_config(prepared), checksums_bytes=size)[1]
+        assert "damaged: SHA-256" in problems(tiny_config(data_root), checksums_bytes=size)[1]
 
 
-def test_every_damaged_shard_is_named_at_once(prepared: Path) -> None:
+def test_every_damaged_shard_is_named_at_once(data_root: Path) -> None:
     for number in (3, 9, 27):
-        _flip(prepared / "cifar10" / f"train-{number:04d}.safetensors")
-    assert problems(tiny_config(prepared))[1].count("damaged: SHA-256") == 3
+        _flip_byte(data_root / "cifar10" / f"train-{number:04d}.safetensors")
+    assert problems(tiny_config(data_root))[1].count("damaged: SHA-256") == 3
 
 
-def test_another_set_under_the_name_is_refused(prepared: Path) -> None:
-    path = prepared / "cifar10" / "index.json"
+def test_another_set_with_the_same_name_is_refused(data_root: Path) -> None:
+    path = data_root / "cifar10" / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "name": "synthetic10"}))
-    assert "holds synthetic10, 64 shards, 0 held out; the config wants" in problems(tiny_config(prepared))[1]
+    assert "holds synthetic10, 64 shards, 0 held out; the config wants" in problems(tiny_config(data_root))[1]
 
 
-def test_a_batch_above_the_real_set_is_refused(prepared: Path) -> None:
+def test_a_batch_larger_than_the_prepared_set_is_refused(data_root: Path) -> None:
     assert (
         "train.batch: 512 is more than the 256 training samples"
-        in problems(tiny_config(prepared, "train.batch=512"))[1]
+        in problems(tiny_config(data_root, "train.batch=512"))[1]
     )
 
 
-def test_a_set_that_is_not_prepared_yet_is_no_problem_if_it_can_be(tmp_path: Path) -> None:
+def test_a_set_that_the_launch_can_prepare_may_be_missing(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "new")
     sound(config)
     assert not is_prepared(config)
@@ -172,7 +172,7 @@ def test_a_set_that_is_not_prepared_yet_is_no_problem_if_it_can_be(tmp_path: Pat
 
 @pytest.mark.usefixtures("processes")
 @needs_second_user
-def test_places_that_are_not_writable_are_named() -> None:
+def test_folders_that_are_not_writable_are_named() -> None:
     with common_folder() as folder:
         code, text = as_other(problems, tiny_config(folder / "new"), LaunchConfig(), CPU, RunDir(folder / "run"))
     assert code == 3
@@ -180,44 +180,44 @@ def test_places_that_are_not_writable_are_named() -> None:
     assert "data.root is not writable" in text
 
 
-def test_a_full_disk_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "FREE_BYTES", 1 << 60)
-    assert "MiB free, a run needs at least" in problems(tiny_config(prepared))[1]
+    assert "MiB free, a run needs at least" in problems(tiny_config(data_root))[1]
 
 
 @pytest.mark.fault("F44")
 @pytest.mark.parametrize(
     ("version", "fits"), [("2.10.1", False), ("2.11.0+cpu", True), ("2.15.9", True), ("2.16.0", False)]
 )
-def test_torch_versions_that_were_not_tried_are_named(
-    version: str, fits: bool, prepared: Path, monkeypatch: pytest.MonkeyPatch
+def test_untested_torch_versions_are_refused(
+    version: str, fits: bool, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine_checks, "version", lambda _: version)
     if fits:
-        sound(tiny_config(prepared))
+        sound(tiny_config(data_root))
     else:
-        assert f"version {version} is not between 2.11 and 2.16" in problems(tiny_config(prepared))[1]
+        assert f"version {version} is not between 2.11 and 2.16" in problems(tiny_config(data_root))[1]
 
 
-def test_a_missing_torch_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_torch_is_named(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
-    assert "torch: not installed in this environment" in problems(tiny_config(prepared))[1]
+    assert "torch: not installed in this environment" in problems(tiny_config(data_root))[1]
 
 
-def test_wrong_config_and_wrong_surroundings_are_said_together(prepared: Path, tmp_path: Path) -> None:
-    _flip(prepared / "cifar10" / "train-0000.safetensors")
-    code, text = problems(tiny_config(prepared), LaunchConfig(gpus=3))
+def test_problems_of_the_config_and_of_the_machine_are_reported_together(data_root: Path, tmp_path: Path) -> None:
+    _flip_byte(data_root / "cifar10" / "train-0000.safetensors")
+    code, text = problems(tiny_config(data_root), LaunchConfig(gpus=3))
     assert code == 2
     assert "3 workers do not divide" in text
     assert "train-0000.safetensors: damaged" in text
 
 
-def test_the_check_changes_nothing(prepared: Path, tmp_path: Path) -> None:
+def test_the_check_changes_nothing(data_root: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError):
-        require_sound(tiny_config(prepared), LaunchConfig(gpus=3), CPU, RunDir(tmp_path / "run"))
+        require_sound(tiny_config(data_root), LaunchConfig(gpus=3), CPU, RunDir(tmp_path / "run"))
     with pytest.raises(CheckError):
-        require_sound(tiny_config(prepared, "train.batch=512"), LaunchConfig(), CPU, RunDir(tmp_path / "run"))
+        require_sound(tiny_config(data_root, "train.batch=512"), LaunchConfig(), CPU, RunDir(tmp_path / "run"))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -228,8 +228,8 @@ def test_every_preset_passes_the_check(tmp_path: Path) -> None:
         sound(load_config(name, data_root=str(tmp_path)))
 
 
-def test_weights_to_begin_with_must_be_there_unless_the_run_has_its_own(prepared: Path, tmp_path: Path) -> None:
-    config = tiny_config(prepared, f"train.init_from={tmp_path}/none")
+def test_initial_weights_must_exist_unless_the_run_has_a_checkpoint(data_root: Path, tmp_path: Path) -> None:
+    config = tiny_config(data_root, f"train.init_from={tmp_path}/none")
     code, text = problems(config)
     assert (code, text.startswith(f"train.init_from: {tmp_path}/none does not exist")) == (3, True)
     run = make_run(tmp_path / "run", config)
@@ -240,7 +240,7 @@ def test_weights_to_begin_with_must_be_there_unless_the_run_has_its_own(prepared
 FOLDERS = (*("data.name=folder", "data.classes=4", "data.shards=4", "data.valid=0"), "train.batch=4")
 
 
-def test_a_folder_set_that_is_not_prepared_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_folder_set_is_reported_with_the_command_that_prepares_it(tmp_path: Path) -> None:
     config = load_config("smoke", [*FOLDERS, "data.size=64"], data_root=str(tmp_path / "a b"))
     code, text = problems(config)
     assert code == 3
@@ -263,7 +263,7 @@ def test_a_folder_set_that_is_not_prepared_is_told_with_the_command_that_makes_i
         ),
     ],
 )
-def test_what_only_the_prepared_folder_can_tell_is_told(
+def test_the_config_is_checked_against_the_prepared_folder(
     changes: tuple[str, ...], expected: str | None, tmp_path: Path
 ) -> None:
     data = DataConfig(name="folder", root=str(tmp_path), shards=4)

@@ -1,4 +1,4 @@
-"""What the check says of memory, space and batches, with figures of a stand-in and of the real probe."""
+"""Checks of memory, disk space and batch sizes, with fixed costs and with those of the real cost probe."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ from tests.helpers.runs import tiny_config
 GIB = 1 << 30
 PARTS = {"parameters": GIB, "buffers": 0, "gradients": GIB, "optimizer": GIB, "activations": 12 * GIB, "data": GIB}
 LARGE = Costs(parameters=GIB // 4, macs=10**9, memory={**PARTS, "total": 16 * GIB})
-"""Of each of two workers."""
+"""Costs of each of two workers."""
 TWO = LaunchConfig(gpus=2)
 
 
@@ -35,13 +35,13 @@ def gpus(count: int, gib: int = 0) -> Site:
     return Site(Resources(cores=8, gpus=tuple(map(str, range(count))), gpu_memory=gib * GIB))
 
 
-def test_what_fits_is_sound(prepared: Path) -> None:
-    sound(tiny_config(prepared), costs=LARGE)
-    assert not list(memory_checks.too_little(tiny_config(prepared), TWO, gpus(2, gib=16), LARGE))
+def test_a_model_that_fits_passes(data_root: Path) -> None:
+    sound(tiny_config(data_root), costs=LARGE)
+    assert not list(memory_checks.too_little(tiny_config(data_root), TWO, gpus(2, gib=16), LARGE))
 
 
-def test_a_gpu_with_too_little_memory_is_refused_with_what_would_fit(prepared: Path) -> None:
-    config = tiny_config(prepared, "train.batch=512", "train.micro_batch=256")
+def test_too_little_gpu_memory_is_refused_with_settings_that_fit(data_root: Path) -> None:
+    config = tiny_config(data_root, "train.batch=512", "train.micro_batch=256")
     (problem,) = memory_checks.too_little(config, TWO, gpus(2, gib=10), LARGE)
     assert problem.message == (
         "a worker needs at least 16.0 GiB, 12.0 GiB of it for activations; its GPU has 10.0 GiB: by these figures "
@@ -49,22 +49,23 @@ def test_a_gpu_with_too_little_memory_is_refused_with_what_would_fit(prepared: P
     )
 
 
-def test_more_workers_are_no_help_where_they_share_the_memory(prepared: Path) -> None:
+def test_more_workers_are_not_advised_if_they_share_the_memory(data_root: Path) -> None:
     site = Site(Resources(cores=8, memory=30 * GIB))
-    code, text = problems(tiny_config(prepared), TWO, site, costs=LARGE)
+    code, text = problems(tiny_config(data_root), TWO, site, costs=LARGE)
     assert code == 3
     assert "its machine has 15.0 GiB for it: by these figures 1 worker or train.micro_batch 64" in text
     hosts = Site(Resources(cores=8, memory=30 * GIB), "ssh", ("n1", "n2"))
-    assert not list(memory_checks.too_little(tiny_config(prepared), LaunchConfig(nodes=2), hosts, LARGE))
+    assert not list(memory_checks.too_little(tiny_config(data_root), LaunchConfig(nodes=2), hosts, LARGE))
 
 
-def test_a_model_that_fits_in_no_way_is_told_so(prepared: Path) -> None:
-    (problem,) = memory_checks.too_little(tiny_config(prepared), TWO, gpus(2, gib=2), LARGE)
+def test_a_model_that_never_fits_gets_that_message(data_root: Path) -> None:
+    (problem,) = memory_checks.too_little(tiny_config(data_root), TWO, gpus(2, gib=2), LARGE)
     assert problem.message.endswith("only a smaller model fits")
 
 
-def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared: Path) -> None:
-    """Beside GPUs it is that of all workers there; on a CPU it is where all the rest is."""
+def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(data_root: Path) -> None:
+    """With GPUs, the optimizers of all workers of a machine share its memory; on a CPU they add to the other
+    tensors."""
     offloading = Costs(memory={**LARGE.memory, "offloaded": 5 * GIB})
     two = Site(Resources(cores=8, gpus=("0", "1"), gpu_memory=16 * GIB, memory=9 * GIB))
     (problem,) = memory_checks.no_room_to_offload(TWO, two, offloading)
@@ -74,40 +75,40 @@ def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(prepared
     )
     assert not list(memory_checks.no_room_to_offload(LaunchConfig(gpus=1), two, offloading))
     cpu = Site(Resources(cores=8, memory=20 * GIB))
-    (problem,) = memory_checks.too_little(tiny_config(prepared), LaunchConfig(), cpu, offloading)
+    (problem,) = memory_checks.too_little(tiny_config(data_root), LaunchConfig(), cpu, offloading)
     assert "a worker needs at least 21.0 GiB" in problem.message
     assert not list(memory_checks.no_room_to_offload(LaunchConfig(), cpu, offloading))
 
 
-def test_what_workers_with_gpus_hold_in_the_memory_of_their_machine_has_to_fit(prepared: Path) -> None:
-    """Images on their way to a GPU, copies of a checkpoint, and offloaded optimizers."""
-    config, costs = tiny_config(prepared), Costs(parameters=GIB // 4, memory={**LARGE.memory, "offloaded": GIB})
+def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None:
+    """Image buffers, copies of a checkpoint, and offloaded optimizers."""
+    config, costs = tiny_config(data_root), Costs(parameters=GIB // 4, memory={**LARGE.memory, "offloaded": GIB})
     eight = LaunchConfig(gpus=8)
 
-    def told(gib: int, launch: LaunchConfig = eight) -> list[str]:
+    def messages(gib: int, launch: LaunchConfig = eight) -> list[str]:
         site = Site(Resources(cores=8, gpus=tuple("01234567"), gpu_memory=64 * GIB, memory=gib * GIB))
         return [str(problem) for problem in memory_checks.too_little_beside_gpus(config, launch, site, costs)]
 
-    assert told(13) == [
+    assert messages(13) == [
         "memory: 8 workers with GPUs also need at least 14.0 GiB of their machine's memory (2.0 GiB to read images, "
         "4.0 GiB for the copies of a checkpoint, 8.0 GiB for optimizers), which has 13.0 GiB: take more nodes with "
         "fewer GPUs each"
     ]
-    assert told(15) == told(0) == told(13, LaunchConfig(gpus=4)) == []
+    assert messages(15) == messages(0) == messages(13, LaunchConfig(gpus=4)) == []
     code, text = problems(config, eight, Site(Resources(8, tuple("01234567"), 13 * GIB, 64 * GIB)), costs=costs)
     assert (code, "8 workers with GPUs also need" in text) == (3, True)
 
 
-def test_memory_that_is_not_known_is_not_judged(prepared: Path) -> None:
-    assert not list(memory_checks.too_little(tiny_config(prepared), TWO, gpus(2), LARGE))
+def test_unknown_gpu_memory_is_not_checked(data_root: Path) -> None:
+    assert not list(memory_checks.too_little(tiny_config(data_root), TWO, gpus(2), LARGE))
 
 
-def test_the_disk_has_to_hold_all_checkpoints_of_this_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights and momenta, of the two newest, the best and the one that is being written."""
-    config = tiny_config(prepared)
+def test_the_disk_has_to_hold_all_checkpoints_of_this_model(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and momenta of four checkpoints: the two newest, the best and the one being written."""
+    config = tiny_config(data_root)
     assert machine_checks.checkpoints_bytes(config, LARGE) == 8 * GIB
-    assert machine_checks.checkpoints_bytes(tiny_config(prepared, "optim.momentum=0"), LARGE) == 4 * GIB
-    assert machine_checks.checkpoints_bytes(tiny_config(prepared, "train.precision=fp64"), LARGE) == 16 * GIB
+    assert machine_checks.checkpoints_bytes(tiny_config(data_root, "optim.momentum=0"), LARGE) == 4 * GIB
+    assert machine_checks.checkpoints_bytes(tiny_config(data_root, "train.precision=fp64"), LARGE) == 16 * GIB
     assert machine_checks.checkpoints_bytes(config, Costs()) == machine_checks.FREE_BYTES
     assert f"a run needs at least {2**41}" in problems(config, costs=Costs(parameters=1 << 56))[1]
 
@@ -122,64 +123,69 @@ def test_the_disk_has_to_hold_all_checkpoints_of_this_model(prepared: Path, monk
         (LaunchConfig(gpus=4), gpus(4), ("train.micro_batch=64",), "take 2 workers or train.micro_batch 128 ("),
     ],
 )
-def test_batches_that_are_too_small_for_so_many_gpus_are_told(
-    launch: LaunchConfig, site: Site, changes: tuple[str, ...], expected: str | None, prepared: Path, run: RunDir
+def test_batches_that_are_too_small_for_the_gpus_are_a_warning(
+    launch: LaunchConfig, site: Site, changes: tuple[str, ...], expected: str | None, data_root: Path, run: RunDir
 ) -> None:
-    told = warnings(tiny_config(prepared, *changes), launch, site, run)
-    assert told == [] if expected is None else expected in told[0]
+    messages = warnings(tiny_config(data_root, *changes), launch, site, run)
+    assert messages == [] if expected is None else expected in messages[0]
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_real_probe_is_asked_once_and_its_figures_refuse_what_is_too_small(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_real_cost_probe_runs_once_and_its_costs_refuse_a_small_machine(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(prepared)
-    words = ["--set", "data.name=cifar10", "--set", "model.backbone=resnet8", "--", "cifar100-resnet18"]
-    settings = ["--set", "train.precision=fp32", "--set", "train.channels_last=false", *words]
-    found = costs_of(config, settings, workers=1, environment=os.environ)
-    monkeypatch.setattr(costs_module, "_ask", lambda words: pytest.fail("asked again"))
-    assert costs_of(config, settings, workers=1, environment=os.environ) == found
-    assert found.parameters > 80_000
-    assert found.memory["total"] > found.memory["activations"] > 100 << 20
+    config = tiny_config(data_root)
+    preset = ["--set", "data.name=cifar10", "--set", "model.backbone=resnet8", "--", "cifar100-resnet18"]
+    settings = ["--set", "train.precision=fp32", "--set", "train.channels_last=false", *preset]
+    costs = costs_of(config, settings, workers=1, environment=os.environ)
+    monkeypatch.setattr(costs_module, "_ask", lambda arguments: pytest.fail("probed again"))
+    assert costs_of(config, settings, workers=1, environment=os.environ) == costs
+    assert costs.parameters > 80_000
+    assert costs.memory["total"] > costs.memory["activations"] > 100 << 20
     small = Site(Resources(cores=2, memory=100 << 20))
     assert (
-        f"memory: a worker needs at least {size(found.memory['total'])}" in problems(config, site=small, costs=found)[1]
+        f"memory: a worker needs at least {size(costs.memory['total'])}" in problems(config, site=small, costs=costs)[1]
     )
 
 
-def test_a_probe_is_not_asked_what_the_check_knows_to_be_wrong(prepared: Path) -> None:
-    assert costs_of(tiny_config(prepared), ["nonsense"], workers=3, environment=os.environ) == Costs()
+def test_the_cost_probe_does_not_run_for_a_wrong_number_of_workers(data_root: Path) -> None:
+    assert costs_of(tiny_config(data_root), ["nonsense"], workers=3, environment=os.environ) == Costs()
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_check_fetches_no_weights_that_a_checkpoint_replaces(
-    replaced: bool, prepared: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+def test_the_check_fetches_no_weights_that_a_checkpoint_replaces(
+    replaced: bool, data_root: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = ("data.name=cifar10", "model.backbone=timm/test_resnet", "model.pretrained=true", f"data.root={prepared}")
+    changes = (
+        "data.name=cifar10",
+        "model.backbone=timm/test_resnet",
+        "model.pretrained=true",
+        f"data.root={data_root}",
+    )
     if replaced:
         run.config.write_text(dump_config(load_config("cifar100-resnet18", changes)))
         (run.checkpoints / "step-00000001").mkdir()
-    asked = list[Sequence[str]]()
+    calls = list[Sequence[str]]()
 
-    def ask(words: Sequence[str]) -> Costs:
-        asked.append(words)
+    def fake_probe(arguments: Sequence[str]) -> Costs:
+        calls.append(arguments)
         return Costs()
 
-    monkeypatch.setattr(costs_module, "_ask", ask)
+    monkeypatch.setattr(costs_module, "_ask", fake_probe)
     monkeypatch.setattr(survey_module, "differing_imports", lambda *_: {})
     checked(Request("cifar100-resnet18", changes, ONE, CPU, "check", as_json=False), run, os.environ, ".")
-    assert ["model.pretrained=false" in words for words in asked] == [replaced]
+    assert ["model.pretrained=false" in arguments for arguments in calls] == [replaced]
 
 
 @pytest.mark.usefixtures("processes")
-def test_what_the_probe_refuses_is_refused(prepared: Path) -> None:
-    refused = costs_of(tiny_config(prepared, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
-    code, text = problems(tiny_config(prepared), costs=refused)
+def test_problems_of_the_cost_probe_are_reported(data_root: Path) -> None:
+    refused = costs_of(tiny_config(data_root, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
+    code, text = problems(tiny_config(data_root), costs=refused)
     assert (code, "no preset is called 'nonsense'" in text) == (2, True)
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_torch_that_does_not_load_leaves_the_check_with_a_warning(tmp_path: Path) -> None:
+def test_a_torch_that_does_not_load_is_only_a_warning(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "torch.py").write_text("raise OSError('libcudart.so.99: cannot open shared object file')")
     path = os.pathsep.join([str(tmp_path / "broken"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -192,48 +198,56 @@ def test_a_torch_that_does_not_load_leaves_the_check_with_a_warning(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_probe_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, prepared: Path) -> None:
+def test_the_cost_probe_has_a_timeout(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
     monkeypatch.setattr(costs_module, "ANSWER_S", 0.01)
-    found = costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ)
-    assert found.unknown == "`fmfsd probe`: no answer in 0.01 s"
+    costs = costs_of(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ)
+    assert costs.unknown == "`fmfsd probe`: no answer in 0.01 s"
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert (
-        "No such file" in costs_of(tiny_config(prepared), ["--", "smoke"], workers=32, environment=os.environ).unknown
+        "No such file" in costs_of(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ).unknown
     )
 
 
-def test_images_that_would_take_half_of_a_workers_memory_are_counted_where_they_will_be(prepared: Path) -> None:
-    """Of the prepared set, of which the probe knows the published size alone; 384 samples of 3088 bytes."""
-    config, launch = tiny_config(prepared), LaunchConfig(gpus=2)
-    held, beside = 3088 * 160, LARGE.memory["total"] - LARGE.memory["data"]
+def test_images_are_counted_where_they_will_be_stored(data_root: Path) -> None:
+    """The prepared set has 384 samples of 3088 bytes; the cost probe knows only the published size."""
+    config, launch = tiny_config(data_root), LaunchConfig(gpus=2)
+    held, other = 3088 * 160, LARGE.memory["total"] - LARGE.memory["data"]
     roomy, tight = (Site(Resources(cores=2, memory=2 * 2 * held + more)) for more in (0, -2))
-    found = image_storage.counted(LARGE, config, launch, roomy).memory
-    assert (found["data"], found["total"], image_storage.told(config, launch, roomy)) == (held, beside + held, "")
+    memory = image_storage.counted(LARGE, config, launch, roomy).memory
+    assert (memory["data"], memory["total"], image_storage.told(config, launch, roomy)) == (held, other + held, "")
     window = 64 * 160 + 2 * WINDOW_BYTES
-    found = image_storage.counted(LARGE, config, launch, tight).memory
-    assert (found["data"], found["total"]) == (window, beside + window)
-    told = image_storage.told(config, launch, tight)
-    assert told == "images (0 MiB a worker) stay in their files and are read ahead of their turn"
-    held_anyway = tiny_config(prepared, "data.images_in=memory")
-    assert image_storage.counted(LARGE, held_anyway, launch, tight).memory["data"] == held
+    memory = image_storage.counted(LARGE, config, launch, tight).memory
+    assert (memory["data"], memory["total"]) == (window, other + window)
+    message = image_storage.told(config, launch, tight)
+    assert message == "images (0 MiB a worker) stay in their files and are read ahead of their turn"
+    in_memory = tiny_config(data_root, "data.images_in=memory")
+    assert image_storage.counted(LARGE, in_memory, launch, tight).memory["data"] == held
     assert image_storage.counted(Costs(), config, launch, tight) == Costs()
 
 
-def test_of_a_set_that_is_not_prepared_the_published_size_counts(tmp_path: Path) -> None:
+def test_the_size_of_an_unprepared_set_is_the_published_one(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "data.name=cifar100")
     part = image_storage.part_of(config, 2)
     assert (part.samples, part.held_bytes) == (25_008 + 5_008, 30_016 * 3088)
 
 
-def test_images_in_files_are_named_as_a_way_out(prepared: Path) -> None:
+def test_images_in_files_is_offered_as_a_remedy(data_root: Path) -> None:
     site = Site(Resources(cores=8, memory=31 * GIB))
-    assert "or data.images_in files or train.micro_batch" in problems(tiny_config(prepared), TWO, site, costs=LARGE)[1]
+    assert "or data.images_in files or train.micro_batch" in problems(tiny_config(data_root), TWO, site, costs=LARGE)[1]
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_check_says_in_a_line_that_images_stay_in_their_files(prepared: Path) -> None:
-    words = ("--set", "data.name=cifar10", "--set", f"data.root={prepared}", "--set", "data.images_in=files", "--check")
-    answer = run_command("fmfsd-launch", "cifar100-resnet8", *words, cwd=prepared)
+def test_the_check_reports_that_images_stay_in_their_files(data_root: Path) -> None:
+    arguments = (
+        "--set",
+        "data.name=cifar10",
+        "--set",
+        f"data.root={data_root}",
+        "--set",
+        "data.images_in=files",
+        "--check",
+    )
+    answer = run_command("fmfsd-launch", "cifar100-resnet8", *arguments, cwd=data_root)
     assert answer.returncode == 0, answer.stderr
     first = answer.stdout.splitlines()[0]
     assert first.startswith("nothing is wrong: 1 worker on cpu, 1 node agent; cifar10 is prepared in ")

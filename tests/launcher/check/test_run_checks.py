@@ -1,4 +1,4 @@
-"""What is checked before a run goes on, and what is written down of each launch."""
+"""Checks before a run is resumed, and the manifest entry of each launch."""
 
 import json
 import os
@@ -28,31 +28,31 @@ from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config
 
 
-def test_a_run_goes_on_with_its_own_images_only(prepared: Path, tmp_path: Path) -> None:
-    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
+def test_a_run_is_resumed_only_with_its_own_images(data_root: Path, tmp_path: Path) -> None:
+    config, run = tiny_config(data_root), RunDir(tmp_path / "run")
     run.create()
     run.config.write_text(dump_config(config))
     write_json(run.manifest, manifest(config, launch_entry(["fmfsd-launch"])))
     sound(config, run=run)
-    index = json.loads((prepared / "cifar10" / "index.json").read_text())
-    write_json(prepared / "cifar10" / "index.json", {**index, "seed": 1})
+    index = json.loads((data_root / "cifar10" / "index.json").read_text())
+    write_json(data_root / "cifar10" / "index.json", {**index, "seed": 1})
     code, text = problems(config, run=run)
     assert code == 3
     assert f"cifar10: is not the set of {run.path}" in text
 
 
-def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Path, tmp_path: Path) -> None:
-    config, run = tiny_config(prepared), RunDir(tmp_path / "run")
+def test_files_of_a_launch_that_was_killed_early_are_accepted(data_root: Path, tmp_path: Path) -> None:
+    config, run = tiny_config(data_root), RunDir(tmp_path / "run")
     run.create()
     run.lock.touch()
     write_json(run.manifest, manifest(config, launch_entry(["fmfsd-launch"])))
     sound(config, run=run)
 
 
-def test_the_manifest_names_thecommit_of_and_no_secret(prepared: Path, tmp_path: Path) -> None:
+def test_the_manifest_has_the_command_without_secrets(data_root: Path, tmp_path: Path) -> None:
     argv = ["fmfsd-launch", "--env", "MY_TOKEN=canary", "--env=MY_TOKEN=canary", "--set", "optim.lr=0.1"]
-    found = manifest(tiny_config(prepared), launch_entry(argv))
-    assert found["launches"][0]["command"] == [
+    content = manifest(tiny_config(data_root), launch_entry(argv))
+    assert content["launches"][0]["command"] == [
         "fmfsd-launch",
         "--env",
         "MY_TOKEN=***",
@@ -62,7 +62,7 @@ def test_the_manifest_names_thecommit_of_and_no_secret(prepared: Path, tmp_path:
     ]
 
 
-def test_acommit_of_is_found_however_git_keeps_it(tmp_path: Path) -> None:
+def test_the_commit_is_found_however_git_stores_the_ref(tmp_path: Path) -> None:
     git = tmp_path / ".git"
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
@@ -77,15 +77,15 @@ def test_acommit_of_is_found_however_git_keeps_it(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_the_commit_of_a_worktree_is_found(tmp_path: Path) -> None:
-    for words in (
+    for arguments in (
         ("init", "-q", "whole"),
-        ("-C", "whole", *_SOMEBODY, "commit", "-q", "--allow-empty", "-m", "first"),
+        ("-C", "whole", *_COMMITTER, "commit", "-q", "--allow-empty", "-m", "first"),
         ("-C", "whole", "worktree", "add", "-q", "-b", "other", "../tree"),
-        ("-C", "tree", *_SOMEBODY, "commit", "-q", "--allow-empty", "-m", "second"),
+        ("-C", "tree", *_COMMITTER, "commit", "-q", "--allow-empty", "-m", "second"),
     ):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    said = subprocess.run(["git", "-C", "tree", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True)
-    assert commit_of(tmp_path / "tree") == said.stdout.strip() != commit_of(tmp_path / "whole")
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "-C", "tree", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True)
+    assert commit_of(tmp_path / "tree") == head.stdout.strip() != commit_of(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("processes")
@@ -94,71 +94,71 @@ def test_uncommitted_changes_of_the_packages_are_named(tmp_path: Path) -> None:
         (tmp_path / package).mkdir()
         (tmp_path / package / "one.py").write_text("first\n")
     assert uncommitted_files(tmp_path) is None
-    for words in (("init", "-q"), ("add", "."), (*_SOMEBODY, "commit", "-q", "-m", "first")):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    for arguments in (("init", "-q"), ("add", "."), (*_COMMITTER, "commit", "-q", "-m", "first")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     assert uncommitted_files(tmp_path) == []
-    (tmp_path / "notes.txt").write_text("none of the program\n")
+    (tmp_path / "notes.txt").write_text("not part of the packages\n")
     (tmp_path / "fmfsd" / "one.py").write_text("second\n")
     (tmp_path / "launcher" / "two.py").write_text("new\n")
     assert uncommitted_files(tmp_path) == [" M fmfsd/one.py", "?? launcher/two.py"]
 
 
-def test_a_copy_of_the_program_knows_the_commit_and_the_uncommitted_files(tmp_path: Path) -> None:
+def test_a_source_snapshot_knows_the_commit_and_the_uncommitted_files(tmp_path: Path) -> None:
     (tmp_path / COMMIT_FILE).write_text("aaaa\n M fmfsd/one.py\n")
     assert (commit_of(tmp_path), uncommitted_files(tmp_path)) == ("aaaa", [" M fmfsd/one.py"])
 
 
-_SOMEBODY = ("-c", "user.name=a", "-c", "user.email=a@b")
+_COMMITTER = ("-c", "user.name=a", "-c", "user.email=a@b")
 
 
-def begun(prepared: Path, tmp_path: Path, *changes: str) -> RunDir:
-    """A run of the tiny config with these changes that was launched before."""
+def launched_run(data_root: Path, tmp_path: Path, *changes: str) -> RunDir:
+    """Return a run of the tiny config with these changes that was launched before."""
     run = RunDir(tmp_path / "run")
     run.create()
-    run.config.write_text(dump_config(tiny_config(prepared, *changes)))
-    write_json(run.manifest, manifest(tiny_config(prepared), launch_entry(["fmfsd-launch"])))
+    run.config.write_text(dump_config(tiny_config(data_root, *changes)))
+    write_json(run.manifest, manifest(tiny_config(data_root), launch_entry(["fmfsd-launch"])))
     return run
 
 
-def test_what_does_not_change_a_step_may_change_in_a_run_that_goes_on(prepared: Path, tmp_path: Path) -> None:
-    run = begun(prepared, tmp_path)
-    sound(tiny_config(prepared, "train.epochs=9", "checkpoint.every_minutes=1", "train.log_every=2 steps"), run=run)
+def test_settings_that_do_not_change_a_step_may_change_on_resume(data_root: Path, tmp_path: Path) -> None:
+    run = launched_run(data_root, tmp_path)
+    sound(tiny_config(data_root, "train.epochs=9", "checkpoint.every_minutes=1", "train.log_every=2 steps"), run=run)
 
 
-def test_a_run_can_not_be_made_shorter_than_it_is(prepared: Path, tmp_path: Path) -> None:
-    run = begun(prepared, tmp_path)
-    """Nor end where it is: the evaluations at the end would be left out."""
-    sound(tiny_config(prepared), run=run)
+def test_a_run_can_not_be_made_shorter_than_its_current_step(data_root: Path, tmp_path: Path) -> None:
+    """A run must not end at its current step either, as the evaluations at the end would be left out."""
+    run = launched_run(data_root, tmp_path)
+    sound(tiny_config(data_root), run=run)
     for steps in (2, 3):
         (run.checkpoints / "step-00000003").mkdir(exist_ok=True)
-        code, text = problems(tiny_config(prepared, f"train.max_steps={steps}"), run=run)
+        code, text = problems(tiny_config(data_root, f"train.max_steps={steps}"), run=run)
         assert code == 2
         assert f"train.epochs, train.max_steps: make {steps} steps, and {run.path} has done 3 already" in text
 
 
-def test_a_grace_that_a_stop_does_not_fit_into_is_told(prepared: Path, tmp_path: Path) -> None:
-    """As the run has measured it before; the same command still goes on with it."""
-    run = begun(prepared, tmp_path)
+def test_a_grace_shorter_than_a_stop_is_a_warning(data_root: Path, tmp_path: Path) -> None:
+    """The run has measured the duration of a stop. The same command still resumes it."""
+    run = launched_run(data_root, tmp_path)
     write_json(run.rank_progress(0), {"stop_takes_s": 12.3})
     assert list(short_grace(LaunchConfig(grace_s=13), run)) == []
-    (told,) = short_grace(LaunchConfig(grace_s=12), run)
-    assert told.startswith("--grace 12: a step and a save of this run took 12.3 s")
-    assert told.endswith("set --grace 25")
-    sound(tiny_config(prepared), LaunchConfig(grace_s=12), run=run)
+    (message,) = short_grace(LaunchConfig(grace_s=12), run)
+    assert message.startswith("--grace 12: a step and a save of this run took 12.3 s")
+    assert message.endswith("set --grace 25")
+    sound(tiny_config(data_root), LaunchConfig(grace_s=12), run=run)
 
 
-def test_a_run_that_somebody_works_on_is_refused_by_the_check_too(prepared: Path, tmp_path: Path) -> None:
-    run = begun(prepared, tmp_path)
+def test_the_check_refuses_a_run_that_another_launch_owns(data_root: Path, tmp_path: Path) -> None:
+    run = launched_run(data_root, tmp_path)
     with sole_owner(run):
-        code, text = problems(tiny_config(prepared), run=run)
+        code, text = problems(tiny_config(data_root), run=run)
     assert code == 3
     assert f"another launch is at work there (process {os.getpid()} on" in text
     write_json(run.owner, {"host": socket.gethostname(), "pid": os.getpid(), "born": 1, "since": 0.0})
-    sound(tiny_config(prepared), run=run)
+    sound(tiny_config(data_root), run=run)
 
 
 @pytest.mark.fault("F43")
-def test_other_software_than_before_is_told() -> None:
+def test_changed_software_versions_are_reported() -> None:
     before = {"versions": {"torch": "2.14.0", "numpy": "2.4.0"}, "commit": "aaaa"}
     now = {"versions": {"torch": "2.15.0", "numpy": "2.4.0"}, "commit": "aaaa"}
     assert software_changes(before, now) == ["torch: 2.14.0 -> 2.15.0"]
@@ -169,14 +169,14 @@ def test_other_software_than_before_is_told() -> None:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.fault("F34")
-def test_a_run_directory_on_a_disk_that_can_only_be_read_is_refused(prepared: Path, tmp_path: Path) -> None:
-    """A real one, in a mount namespace of the test's own."""
+def test_a_run_directory_on_a_read_only_disk_is_refused(data_root: Path, tmp_path: Path) -> None:
+    """A real read-only mount, in a mount namespace of the test."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root and unshare")
     (tmp_path / "runs").mkdir()
-    launch = [command("fmfsd-launch"), "smoke", "--set", f"data.root={prepared}", "--set", "data.name=cifar10"]
+    launch = [command("fmfsd-launch"), "smoke", "--set", f"data.root={data_root}", "--set", "data.name=cifar10"]
     mount = f'mount --bind {tmp_path}/runs {tmp_path}/runs && mount -o remount,ro,bind {tmp_path}/runs && exec "$@"'
     inside = ["unshare", "--mount", "sh", "-c", mount, "sh", *launch, "--run-dir", f"{tmp_path}/runs/one"]
-    done = subprocess.run(inside, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3
-    assert f"{tmp_path}/runs: not writable" in done.stderr
+    result = subprocess.run(inside, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 3
+    assert f"{tmp_path}/runs: not writable" in result.stderr

@@ -1,4 +1,4 @@
-"""The commands as a user types them: exit codes, output, and what is not imported."""
+"""The commands as a user types them: exit codes, output, and modules that must not be imported."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from tests.helpers.processes import command, run_command, wait_until
 
 pytestmark = pytest.mark.usefixtures("processes")
 
-FORBIDDEN = ("torch", "ray", "deepspeed", "numpy")
+HEAVY_MODULES = ("torch", "ray", "deepspeed", "numpy")
 
 
-def imported(cwd: Path, *arguments: str) -> set[str]:
-    """The top-level modules that `fmfsd-launch` with these arguments imports."""
-    program = [sys.executable, "-X", "importtime", command("fmfsd-launch"), *arguments]
-    answer = subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=True)
+def imported_modules(cwd: Path, *arguments: str) -> set[str]:
+    """Return the top-level modules that `fmfsd-launch` with these arguments imports."""
+    argv = [sys.executable, "-X", "importtime", command("fmfsd-launch"), *arguments]
+    answer = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=True)
     return {line.rpartition("|")[2].strip().split(".")[0] for line in answer.stderr.splitlines()}
 
 
@@ -44,10 +44,12 @@ def imported(cwd: Path, *arguments: str) -> set[str]:
         ("profile", "smoke", "--dry-run"),
     ],
 )
-def test_what_starts_nothing_imports_no_torch_and_writes_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    found = imported(tmp_path, *arguments)
-    assert "launcher" in found
-    assert not found & set(FORBIDDEN)
+def test_commands_that_start_nothing_import_no_torch_and_write_nothing(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    modules = imported_modules(tmp_path, *arguments)
+    assert "launcher" in modules
+    assert not modules & set(HEAVY_MODULES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +126,7 @@ def test_a_root_from_the_environment_is_checked_like_any_other(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("arguments", [("--schema",), ("smoke", "--dry-run", "--json")])
-def test_a_reader_may_have_seen_enough(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_closed_stdout_is_no_error(arguments: tuple[str, ...], tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     answer = subprocess.run(
@@ -134,7 +136,7 @@ def test_a_reader_may_have_seen_enough(arguments: tuple[str, ...], tmp_path: Pat
     assert (answer.returncode, answer.stderr) == (0, "")
 
 
-def test_a_set_that_is_prepared_on_the_way_is_checked_before_a_worker_starts(tmp_path: Path) -> None:
+def test_a_set_that_the_launch_prepares_is_checked_before_a_worker_starts(tmp_path: Path) -> None:
     write_official(tmp_path / "data", "cifar10", train=70, test=64)
     answer = run_command("fmfsd-launch", "cifar10-resnet18", "--run-dir", "run", cwd=tmp_path)
     assert answer.returncode == 3
@@ -142,7 +144,7 @@ def test_a_set_that_is_prepared_on_the_way_is_checked_before_a_worker_starts(tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_the_check_says_what_it_has_found_right(tmp_path: Path) -> None:
+def test_the_check_prints_network_costs_and_workers(tmp_path: Path) -> None:
     answer = run_command("fmfsd-launch", "smoke", "--nodes", "2", "--check", cwd=tmp_path)
     sound, *network, costs = answer.stdout.splitlines()
     assert any(line.startswith("branch1  stage1 16x32x32 > sepconv 32 /2 | sepconv 64 /2 > head") for line in network)
@@ -162,8 +164,8 @@ def test_a_check_in_json_has_all_numbers_of_the_probe(tmp_path: Path) -> None:
     assert content["costs"] == json.loads(probed.stdout)
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
-    """Of the config by itself, of its parts together, and of what this machine offers."""
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
+    """Problems of single config values, of their combination, and of this machine."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     changes = ("distill.temperature=0", "train.batch=100", "model.branchs=x")
@@ -182,7 +184,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_without_network_the_default_exits_3_and_names_smoke(tmp_path: Path) -> None:
-    """A proxy that is not there stands for a machine without network."""
+    """A proxy that does not exist simulates a machine without network."""
     proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     answer = run_command("fmfsd-launch", cwd=tmp_path, env=proxy)
     assert answer.returncode == 3
@@ -191,7 +193,7 @@ def test_without_network_the_default_exits_3_and_names_smoke(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
-def test_tracebacks_are_for_debug(tmp_path: Path) -> None:
+def test_tracebacks_are_printed_only_with_debug(tmp_path: Path) -> None:
     quiet, loud = (run_command("fmfsd-launch", "nonsense", *extra, cwd=tmp_path) for extra in ((), ("--debug",)))
     assert "Traceback" not in quiet.stderr
     assert "Traceback" in loud.stderr
@@ -229,13 +231,13 @@ def test_bad_input_to_prepare_is_one_clear_message(
 
 
 @pytest.mark.parametrize("space", ["loss", "branches", "smoke"])
-def test_shipped_spaces_are_right(space: str, tmp_path: Path) -> None:
+def test_shipped_spaces_are_valid(space: str, tmp_path: Path) -> None:
     answer = run_command("fmfsd-tune", "--space", space, "--dry-run", cwd=tmp_path)
     assert answer.returncode == 0
     assert " trials over " in answer.stdout
 
 
-def test_a_worker_without_a_run_directory_or_with_a_wrong_world_is_told_so(tmp_path: Path) -> None:
+def test_a_worker_without_a_run_directory_or_with_a_wrong_world_exits_with_a_message(tmp_path: Path) -> None:
     nowhere = run_command("fmfsd", "train", "nowhere", cwd=tmp_path)
     assert (nowhere.returncode, "nowhere/config.yaml: missing" in nowhere.stderr) == (2, True)
     wrong = run_command("fmfsd", "train", "nowhere", cwd=tmp_path, env={"RANK": "x", "WORLD_SIZE": "1"})
@@ -243,7 +245,7 @@ def test_a_worker_without_a_run_directory_or_with_a_wrong_world_is_told_so(tmp_p
     assert "Traceback" not in nowhere.stderr + wrong.stderr
 
 
-def is_to_be_terminated(pid: int) -> bool:
+def has_pending_sigterm(pid: int) -> bool:
     (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -256,7 +258,7 @@ def test_a_launch_that_is_stopped_while_data_is_prepared_leaves_nothing(tmp_path
     (preparing,) = psutil.Process(process.pid).children()
     preparing.suspend()
     process.terminate()
-    wait_until(lambda: is_to_be_terminated(preparing.pid), "the launcher's word to it")
+    wait_until(lambda: has_pending_sigterm(preparing.pid), "the launcher's SIGTERM")
     preparing.resume()
     output, _ = process.communicate(timeout=20)
     assert (process.returncode, b"stopped before anything was started" in output) == (130, True)
@@ -265,7 +267,7 @@ def test_a_launch_that_is_stopped_while_data_is_prepared_leaves_nothing(tmp_path
 
 
 def test_json_output_is_one_document(tmp_path: Path) -> None:
-    """Also when the data is prepared on the way, and when the run fails."""
+    """This holds even if the launch prepares the data first, and if the run fails."""
     arguments = ("smoke", "--set", "train.max_steps=1", "--set", "optim.milestones=[]", "--json")
     answer = run_command("fmfsd-launch", *arguments, "--run-dir", "one", cwd=tmp_path)
     content = json.loads(answer.stdout)
@@ -289,7 +291,7 @@ def test_help_names_every_subcommand(tmp_path: Path) -> None:
         assert f"fmfsd-launch {word} " in run_command("fmfsd-launch", word, "--help", cwd=tmp_path).stdout
 
 
-def test_everything_that_is_wrong_with_a_command_line_is_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_command_line_are_reported_together(tmp_path: Path) -> None:
     wrong = (
         "--env",
         "1x",
@@ -309,13 +311,13 @@ def test_everything_that_is_wrong_with_a_command_line_is_said_at_once(tmp_path: 
 
 
 @pytest.mark.fault("F55")
-def test_wrong_options_are_reported_with_everything_that_is_wrong_with_the_config(tmp_path: Path) -> None:
+def test_wrong_options_are_reported_together_with_all_problems_of_the_config(tmp_path: Path) -> None:
     options = ("--gpus", "0", "--nodes", "-1", "--on", "mars", "--grace", "soon")
     config = ("optim.lr=-1", "train.init_from=/nowhere", f"data.root={tmp_path}/file")
     (tmp_path / "file").touch()
-    sets = (word for change in config for word in ("--set", change))
-    ended = run_command("fmfsd-launch", "smoke", *options, *sets, cwd=tmp_path)
-    assert (ended.returncode, ended.stdout) == (2, "")
+    settings = (argument for change in config for argument in ("--set", change))
+    result = run_command("fmfsd-launch", "smoke", *options, *settings, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
     for problem in (
         "--gpus: expected greater than or equal to 1; found 0",
         "--nodes: expected greater than or equal to 1; found -1",
@@ -325,17 +327,18 @@ def test_wrong_options_are_reported_with_everything_that_is_wrong_with_the_confi
         "train.init_from: /nowhere does not exist",
         f"{tmp_path}/file",
     ):
-        assert problem in ended.stderr
+        assert problem in result.stderr
 
 
 def test_a_wrong_value_of_the_config_hides_no_other_problem(tmp_path: Path) -> None:
-    """Neither that the workers do not divide the shards, nor missing first weights; but nothing that depends on it."""
+    """Workers that do not divide the shards and missing initial weights are still reported; checks that need the wrong
+    value are left out."""
     wrong = ("--set", "optim.lr=-1", "--set", "train.init_from=/nowhere")
-    ended = run_command("fmfsd-launch", "smoke", "--gpus", "3", *wrong, "--check", cwd=tmp_path)
-    assert ended.returncode == 2
+    result = run_command("fmfsd-launch", "smoke", "--gpus", "3", *wrong, "--check", cwd=tmp_path)
+    assert result.returncode == 2
     for problem in ("optim.lr: expected", "3 workers do not divide data.shards 64", "/nowhere does not exist"):
-        assert problem in ended.stderr
-    ended = run_command("fmfsd-launch", "smoke", "--gpus", "3", "--set", "data.shards=-1", "--check", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "data.shards: expected greater than 0" in ended.stderr
-    assert "do not divide" not in ended.stderr
+        assert problem in result.stderr
+    result = run_command("fmfsd-launch", "smoke", "--gpus", "3", "--set", "data.shards=-1", "--check", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "data.shards: expected greater than 0" in result.stderr
+    assert "do not divide" not in result.stderr

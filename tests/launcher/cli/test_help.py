@@ -1,4 +1,4 @@
-"""The help of every command at 80 columns, short options, the version, and completion by a shell."""
+"""The help of every command at 80 columns, short options, the version, and shell completion."""
 
 import re
 import shutil
@@ -26,21 +26,21 @@ PANELS = {
 }
 
 
-def help_of(app: App, *words: str) -> list[str]:
-    result = CliRunner().invoke(app, [*words, "-h"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+def help_lines(app: App, *command: str) -> list[str]:
+    result = CliRunner().invoke(app, [*command, "-h"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     assert result.exit_code == 0, result.output
     return result.stdout.splitlines()
 
 
 @pytest.mark.parametrize("app", PANELS, ids=["launch", "tune"])
-def test_options_stand_in_panels(app: App) -> None:
-    shown = help_of(app)
-    titles = [line.split("─ ")[1].split(" ─")[0] for line in shown if line.startswith("╭─ ")]
+def test_options_are_grouped_in_panels(app: App) -> None:
+    lines = help_lines(app)
+    titles = [line.split("─ ")[1].split(" ─")[0] for line in lines if line.startswith("╭─ ")]
     assert titles == ["Arguments", *PANELS[app]]
 
 
 @pytest.mark.parametrize(
-    ("app", "words"),
+    ("app", "command"),
     [
         (launcher.cli.launch.app, ()),
         (launcher.cli.tune.app, ()),
@@ -50,16 +50,16 @@ def test_options_stand_in_panels(app: App) -> None:
         (fmfsd.cli.app, ("data", "prepare")),
     ],
 )
-def test_no_option_is_cut_off_and_no_flag_has_a_type(app: App, words: tuple[str, ...]) -> None:
-    shown = help_of(app, *words)
-    assert max(map(len, shown)) <= 80
-    assert not [line for line in shown if "…" in line or "<bool>" in line]
+def test_no_option_is_cut_off_and_no_flag_has_a_type(app: App, command: tuple[str, ...]) -> None:
+    lines = help_lines(app, *command)
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line or "<bool>" in line]
 
 
 def test_short_options_are_those_of_slurm_and_torchrun() -> None:
-    shown = help_of(launcher.cli.launch.app)
+    lines = help_lines(launcher.cli.launch.app)
     for short, long in {"-N": "--nodes", "-p": "--partition", "-A": "--account", "-t": "--time"}.items():
-        assert any(short in line and long in line for line in shown)
+        assert any(short in line and long in line for line in lines)
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -68,7 +68,7 @@ def test_the_version_is_that_of_the_package() -> None:
         assert (result.exit_code, result.stdout) == (0, f"fmfsd {version('fmfsd')}\n")
 
 
-def test_the_first_word_is_also_known_while_a_shell_completes_it() -> None:
+def test_the_command_is_also_recognized_during_shell_completion() -> None:
     assert first_word(["fmfsd-launch", "stop", "RUN"], {}) == "stop"
     assert first_word(["fmfsd-launch"], {}) == ""
     assert first_word(["fmfsd-launch"], {"_TYPER_COMPLETE_ARGS": "fmfsd-launch logs --fo"}) == "logs"
@@ -76,15 +76,15 @@ def test_the_first_word_is_also_known_while_a_shell_completes_it() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_shell_completes_presets_commands_and_options(tmp_path: Path) -> None:
-    def completed(line: str) -> list[str]:
+    def completions(line: str) -> list[str]:
         env = {"_FMFSD_LAUNCH_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line}
-        done = run_command("fmfsd-launch", cwd=tmp_path, env=env)
-        return re.findall(r"[\w-]+", done.stdout)
+        result = run_command("fmfsd-launch", cwd=tmp_path, env=env)
+        return re.findall(r"[\w-]+", result.stdout)
 
-    assert "cifar100-resnet18" in completed("fmfsd-launch cifar100")
-    assert "stop" in completed("fmfsd-launch st")
-    assert "--elastic" in completed("fmfsd-launch smoke --el")
-    assert "--follow" in completed("fmfsd-launch logs --fo")
+    assert "cifar100-resnet18" in completions("fmfsd-launch cifar100")
+    assert "stop" in completions("fmfsd-launch st")
+    assert "--elastic" in completions("fmfsd-launch smoke --el")
+    assert "--follow" in completions("fmfsd-launch logs --fo")
 
 
 @pytest.mark.usefixtures("processes")
@@ -93,5 +93,5 @@ def test_bash_accepts_the_completion_script(tmp_path: Path) -> None:
     env = {"_FMFSD_LAUNCH_COMPLETE": "source_bash"}
     script = run_command("fmfsd-launch", cwd=tmp_path, env=env).stdout
     assert "complete" in script
-    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
-    assert (checked.returncode, checked.stderr) == (0, "")
+    syntax = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert (syntax.returncode, syntax.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""What is done to the folder of an array's runs: stop, logs and resume, without Slurm."""
+"""stop, logs and resume with the folder of a job array's runs, without Slurm."""
 
 import io
 from dataclasses import asdict, replace
@@ -23,7 +23,7 @@ LAUNCH = LaunchConfig(on="slurm", device="cpu", gpus=1)
 
 @pytest.fixture
 def array(tmp_path: Path) -> list[RunDir]:
-    """Runs of the seeds 1, 2 and 10, of which no one is at work."""
+    """Return runs of the seeds 1, 2 and 10, none of which is running."""
     runs = [RunDir(tmp_path / "array" / f"seed-{seed}") for seed in (1, 2, 10)]
     for run in runs:
         run.create()
@@ -32,11 +32,11 @@ def array(tmp_path: Path) -> list[RunDir]:
     return runs
 
 
-def put_to_work(run: RunDir) -> None:
+def mark_running(run: RunDir) -> None:
     write_json(run.owner, asdict(Owner.me()))
 
 
-def resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+def resume_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     requests = list[Request]()
 
     def launch(request: Request, **_: object) -> int:
@@ -48,16 +48,16 @@ def resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     return requests
 
 
-def test_runs_of_an_array_are_in_the_order_of_their_seeds(array: list[RunDir], tmp_path: Path) -> None:
+def test_runs_of_an_array_are_sorted_by_seed(array: list[RunDir], tmp_path: Path) -> None:
     assert list(existing_runs(tmp_path / "array")) == array
     assert existing_runs(array[0].path) == (array[0],)
     with pytest.raises(CheckError, match="no run directory, and no folder of an array's runs"):
         existing_runs(tmp_path)
 
 
-def test_all_runs_of_an_array_that_are_at_work_are_stopped(array: list[RunDir], tmp_path: Path) -> None:
+def test_all_running_runs_of_an_array_are_stopped(array: list[RunDir], tmp_path: Path) -> None:
     for run in array[1:]:
-        put_to_work(run)
+        mark_running(run)
     lines = request_stop(tmp_path / "array", wait=False).splitlines()
     assert [line.split(": process")[0] for line in lines] == ["seed-2: requested to stop", "seed-10: requested to stop"]
     assert [run.stop_request.exists() for run in array] == [False, True, True]
@@ -65,7 +65,7 @@ def test_all_runs_of_an_array_that_are_at_work_are_stopped(array: list[RunDir], 
     assert array[1].stop_request.read_text() == NOW
 
 
-def test_an_array_of_which_no_run_is_at_work_names_each(array: list[RunDir], tmp_path: Path) -> None:
+def test_stopping_an_array_without_a_running_run_names_each_run(array: list[RunDir], tmp_path: Path) -> None:
     with pytest.raises(CheckError) as raised:
         request_stop(tmp_path / "array", wait=False)
     assert [problem.where for problem in raised.value.problems] == [str(run.path) for run in array]
@@ -82,15 +82,15 @@ def test_logs_of_an_array_name_the_run_of_each_line(array: list[RunDir], tmp_pat
     ]
 
 
-def test_an_array_is_resumed_as_one_array_of_what_is_not_finished_or_under_way(
+def test_an_array_is_resumed_as_one_array_of_the_runs_that_are_neither_finished_nor_running(
     array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_json(array[0].outcome, {"state": "finished", "attempt": 1})
     write_json(array[1].launch, to_json(replace(LAUNCH, grace_s=120.0)))  # its job has run
-    (request,) = resumed(tmp_path / "array", monkeypatch)
+    (request,) = resume_requests(tmp_path / "array", monkeypatch)
     assert (request.launch.run_dir, request.launch.slurm.array) == (tmp_path / "array", "2,10")
-    put_to_work(array[1])
-    (request,) = resumed(tmp_path / "array", monkeypatch)
+    mark_running(array[1])
+    (request,) = resume_requests(tmp_path / "array", monkeypatch)
     assert request.launch.slurm.array == "10"
     assert capsys.readouterr().err == "seed-2: already running, so it is not resumed\n"
 
@@ -100,18 +100,18 @@ def test_runs_that_were_launched_differently_are_resumed_one_by_one(
     other: LaunchConfig, array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(array[2].launch, to_json(other))
-    requests = resumed(tmp_path / "array", monkeypatch)
+    requests = resume_requests(tmp_path / "array", monkeypatch)
     assert [request.launch.run_dir for request in requests] == [run.path for run in array]
 
 
-def test_an_array_that_is_finished_says_so_and_one_under_way_is_left_alone(
+def test_a_finished_or_running_array_is_not_resumed(
     array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for run in array:
-        put_to_work(run)
+        mark_running(run)
     with pytest.raises(CheckError, match="every unfinished run is already running"):
-        resumed(tmp_path / "array", monkeypatch)
+        resume_requests(tmp_path / "array", monkeypatch)
     for run in array:
         write_json(run.outcome, {"state": "finished", "attempt": 1})
-    assert resumed(tmp_path / "array", monkeypatch) == []
+    assert resume_requests(tmp_path / "array", monkeypatch) == []
     assert "this run is finished; nothing to do" in capsys.readouterr().out

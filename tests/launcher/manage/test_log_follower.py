@@ -1,4 +1,4 @@
-"""Logs as they grow: whole lines, of whom, once each, whatever is in them and whatever becomes of the files."""
+"""Following logs: whole lines with their source, each once, with any content and if files are truncated or replaced."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from launcher.config.plain_text import harmless
 from launcher.run_dir.log_follower import READ_BYTES, LogFollower
 
 
-def say(run: RunDir, text: str | bytes, *, node: int = 0, rank: int = 0) -> Path:
+def append_log(run: RunDir, text: str | bytes, *, node: int = 0, rank: int = 0) -> Path:
     path = run.rank_log(node, rank)
     path.parent.mkdir(exist_ok=True)
     with path.open("ab") as file:
@@ -19,14 +19,14 @@ def say(run: RunDir, text: str | bytes, *, node: int = 0, rank: int = 0) -> Path
     return path
 
 
-def test_lines_come_whole_and_once_with_whose_they_are(run: RunDir) -> None:
+def test_lines_are_complete_appear_once_and_name_their_source(run: RunDir) -> None:
     follower = LogFollower(run)
-    say(run, "one\ntw")
+    append_log(run, "one\ntw")
     assert follower.look() == ["[node 0 rank 0] one"]
     assert follower.look() == []
-    say(run, "o\n")
-    say(run, "new\n", node=1, rank=10)
-    say(run, "new\n", node=1, rank=9)
+    append_log(run, "o\n")
+    append_log(run, "new\n", node=1, rank=10)
+    append_log(run, "new\n", node=1, rank=9)
     (run.starter_log(0)).write_text("started\n")
     assert follower.look() == [
         "[node 0 rank 0] two",
@@ -38,11 +38,11 @@ def test_lines_come_whole_and_once_with_whose_they_are(run: RunDir) -> None:
 
 def test_one_worker_alone_can_be_followed(run: RunDir) -> None:
     for rank in (1, 11):
-        say(run, "here\n", rank=rank)
+        append_log(run, "here\n", rank=rank)
     assert LogFollower(run, rank=1, lines=5).look() == ["[node 0 rank 1] here"]
 
 
-def test_what_batch_jobs_say_is_read_too(run: RunDir, tmp_path: Path) -> None:
+def test_logs_of_batch_jobs_are_read_too(run: RunDir, tmp_path: Path) -> None:
     write_json(run.jobs, {"jobs": [{"id": "7", "log": str(tmp_path / "7.log")}, {"id": "8", "log": "logs/8.log"}]})
     for path in (tmp_path / "7.log", run.logs / "8.log"):
         path.write_text("hello\n")
@@ -53,41 +53,41 @@ def test_what_batch_jobs_say_is_read_too(run: RunDir, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"), [(0, []), (1, ["c"]), (2, ["b", "c"]), (3, ["a", "b", "c"]), (9, ["a", "b", "c"])]
 )
-def test_of_what_is_there_the_last_lines_are_said(lines: int, expected: list[str], run: RunDir) -> None:
-    say(run, "a\nb\nc\nunend")
+def test_of_existing_logs_the_last_lines_are_shown(lines: int, expected: list[str], run: RunDir) -> None:
+    append_log(run, "a\nb\nc\nunend")
     follower = LogFollower(run, lines=lines)
     assert follower.look() == [f"[node 0 rank 0] {line}" for line in expected]
     assert follower.rest() == ["[node 0 rank 0] unend"]
-    say(run, "ed\n")
+    append_log(run, "ed\n")
     assert follower.look() == ["[node 0 rank 0] unended"]
     assert follower.rest() == []
 
 
-def test_a_log_that_is_cut_or_replaced_is_begun_anew(run: RunDir) -> None:
-    path, follower = say(run, "one\ntwo\nthr"), LogFollower(run)
+def test_a_log_that_is_truncated_or_replaced_is_read_from_the_start(run: RunDir) -> None:
+    path, follower = append_log(run, "one\ntwo\nthr"), LogFollower(run)
     follower.look()
     path.write_text("cut\n")
     assert follower.look() == ["[node 0 rank 0] cut"]
-    beside = path.with_name("beside")
-    beside.write_text("replaced, and longer than before\n")
-    os.replace(beside, path)
+    replacement = path.with_name("new")
+    replacement.write_text("replaced, and longer than before\n")
+    os.replace(replacement, path)
     assert follower.look() == ["[node 0 rank 0] replaced, and longer than before"]
     path.unlink()
     assert follower.look() == []
 
 
-def test_much_is_read_in_pieces_and_a_line_without_end_is_cut(run: RunDir) -> None:
+def test_a_large_log_is_read_in_pieces_and_an_endless_line_is_cut(run: RunDir) -> None:
     follower = LogFollower(run)
-    say(run, "x" * (READ_BYTES + 7))
+    append_log(run, "x" * (READ_BYTES + 7))
     assert follower.look() == ["[node 0 rank 0] " + "x" * READ_BYTES]
-    say(run, "\n" + "y\n" * READ_BYTES)
+    append_log(run, "\n" + "y\n" * READ_BYTES)
     pieces = list(iter(follower.look, []))
     assert len(pieces) > 1
     assert sum(map(len, pieces)) == READ_BYTES + 1
 
 
-def test_what_can_not_be_read_is_no_trouble(run: RunDir) -> None:
-    say(run, "here\n", rank=1)
+def test_unreadable_logs_are_skipped(run: RunDir) -> None:
+    append_log(run, "here\n", rank=1)
     os.mkfifo(run.rank_log(0, 0))
     run.rank_log(0, 2).mkdir()
     run.rank_log(0, 3).symlink_to("nowhere")
@@ -95,7 +95,7 @@ def test_what_can_not_be_read_is_no_trouble(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("raw", "expected"),
     [
         (b"plain \xc3\xbc\twords", "plain ü\twords"),
         (b"\xff\xfe", "��"),
@@ -108,5 +108,5 @@ def test_what_can_not_be_read_is_no_trouble(run: RunDir) -> None:
         ("right\u202eleft\x9b2J".encode(), "right\\u202eleft\\x9b2J"),
     ],
 )
-def test_no_byte_can_hurt_a_terminal(said: bytes, expected: str) -> None:
-    assert harmless(said.decode(errors="replace")) == expected
+def test_control_characters_are_removed_or_escaped(raw: bytes, expected: str) -> None:
+    assert harmless(raw.decode(errors="replace")) == expected

@@ -1,4 +1,4 @@
-"""How a run was launched is kept with it: all but secrets."""
+"""The launch options are stored in the run directory, except secrets."""
 
 import json
 from dataclasses import replace
@@ -29,52 +29,52 @@ LAUNCH = LaunchConfig(
 SECRETS = {"MY_TOKEN": "canary", "PROXY": "http://me:canary@host/"}
 
 
-def keep(run: RunDir, launch: LaunchConfig) -> None:
+def save_launch(run: RunDir, launch: LaunchConfig) -> None:
     write_json(run.launch, to_json(launch))
 
 
-def test_a_launch_is_read_back_as_it_was_and_holds_no_secret(run: RunDir) -> None:
-    keep(run, LAUNCH)
+def test_a_stored_launch_is_read_back_unchanged_and_contains_no_secret(run: RunDir) -> None:
+    save_launch(run, LAUNCH)
     assert "canary" not in run.launch.read_text()
     assert last_launch(run, SECRETS) == replace(LAUNCH, run_dir=run.path)
 
 
 def test_every_secret_that_is_not_set_is_named(run: RunDir) -> None:
-    keep(run, LAUNCH)
+    save_launch(run, LAUNCH)
     with pytest.raises(CheckError) as caught:
         last_launch(run, {})
     assert [problem.where for problem in caught.value.problems] == ["MY_TOKEN", "PROXY"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"), [(LaunchConfig(), "local"), (LaunchConfig(on="slurm", device="cpu"), "slurm")]
+    ("requested", "expected"), [(LaunchConfig(), "local"), (LaunchConfig(on="slurm", device="cpu"), "slurm")]
 )
-def test_where_it_came_to_run_is_kept(asked: LaunchConfig, expected: str) -> None:
-    """What is meant by auto depends on where it is said."""
-    assert settle(asked, nodes=None, environment={})[1].on == expected
+def test_the_site_that_auto_chose_is_stored(requested: LaunchConfig, expected: str) -> None:
+    """The meaning of auto depends on the machine where it is evaluated."""
+    assert settle(requested, nodes=None, environment={})[1].on == expected
 
 
-def test_a_run_whose_agent_started_its_only_worker_is_read_under_the_starters_present_name(run: RunDir) -> None:
+def test_the_former_starter_name_none_is_read_as_direct(run: RunDir) -> None:
     write_json(run.launch, {**to_json(LaunchConfig()), "starter": "none"})
     assert last_launch(run, {}).starter == "direct"
 
 
-def test_one_of_several_seeds_is_launched_again_alone(run: RunDir) -> None:
-    keep(run, LaunchConfig(on="slurm", slurm=SlurmOptions(array="0-4", partition="p")))
+def test_one_run_of_an_array_is_resumed_without_the_array(run: RunDir) -> None:
+    save_launch(run, LaunchConfig(on="slurm", slurm=SlurmOptions(array="0-4", partition="p")))
     assert last_launch(run, {}).slurm == SlurmOptions(partition="p")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"nodes": "many"}', '{"extra_env": {"A": 1}}', '{"hosts": [1]}'])
-def test_what_is_no_launch_is_not_carried_out(content: str | None, run: RunDir) -> None:
+def test_an_invalid_launch_file_is_refused(content: str | None, run: RunDir) -> None:
     if content is not None:
         run.launch.write_text(content)
     with pytest.raises(CheckError, match="does not contain the options of this run's launch: launch it as before"):
         last_launch(run, {})
 
 
-def test_options_that_are_not_known_yet_do_not_matter(run: RunDir, tmp_path: Path) -> None:
-    """A run may be launched again by an earlier version, or by a later one."""
-    keep(run, LaunchConfig(nodes=3, on="local"))
+def test_unknown_and_missing_options_are_ignored(run: RunDir, tmp_path: Path) -> None:
+    """A run may be resumed by an earlier version, or by a later one."""
+    save_launch(run, LaunchConfig(nodes=3, on="local"))
     content = json.loads(run.launch.read_text())
     del content["grace_s"]
     write_json(run.launch, {**content, "of_tomorrow": 1})

@@ -1,4 +1,4 @@
-"""What is said of a run that somebody works on, waits for, has ended or has lost, by its folder alone."""
+"""The status of a run that is running, queued, ended or lost, from its run directory alone."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from launcher.transport.slurm_commands import JobState
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import meanwhile
 
-ELSEWHERE = replace(Owner.me(), host="elsewhere")
-GONE = replace(Owner.me(), born=1)
+ON_OTHER_HOST = replace(Owner.me(), host="elsewhere")
+EXITED = replace(Owner.me(), born=1)
 
 
 @pytest.fixture
@@ -33,34 +33,34 @@ def run(run: RunDir) -> RunDir:
     return run
 
 
-def owned(run: RunDir, owner: Owner) -> None:
+def set_owner(run: RunDir, owner: Owner) -> None:
     write_json(run.owner, asdict(owner))
 
 
 def worker(run: RunDir, state: str = "train", rank: int = 0, attempt: int = 1) -> None:
     steps = {"step": 150, "total_steps": 200, "steps_per_epoch": 100, "images_per_s": 400.4}
-    told = {"rank": rank, "host": "there", "pid": 100 + rank, "attempt": attempt, "state": state}
-    write_json(run.rank_progress(rank), {**told, **steps})
+    identity = {"rank": rank, "host": "there", "pid": 100 + rank, "attempt": attempt, "state": state}
+    write_json(run.rank_progress(rank), {**identity, **steps})
 
 
 def attempt(run: RunDir, number: int = 1, state: str = "running", cause: str = "") -> None:
-    told = {"attempt": number, "state": state, "cause": cause, "workers": 2, "started": 100.0}
-    write_json(run.attempt(number), {**told, "ended": None if state == "running" else 130.0})
+    content = {"attempt": number, "state": state, "cause": cause, "workers": 2, "started": 100.0}
+    write_json(run.attempt(number), {**content, "ended": None if state == "running" else 130.0})
 
 
 def outcome(run: RunDir, state: str, **more: Any) -> None:
     write_json(run.outcome, {"state": state, "attempt": 1, "resumable": state != "finished", **more})
 
 
-def grow_old(run: RunDir, seconds: float) -> None:
-    """As if nothing had been written for so long."""
+def set_age(run: RunDir, seconds: float) -> None:
+    """Set the modification times of all files to `seconds` ago."""
     for path in run.path.rglob("*"):
         os.utime(path, (time.time() - seconds,) * 2)
 
 
 @pytest.fixture
 def cluster(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """A stand-in for Slurm's commands, with these states of the run's jobs; the jobs that are cancelled."""
+    """Return a function that fakes Slurm's commands with states of the run's jobs, and returns the cancelled jobs."""
     cancelled: list[str] = []
 
     def with_jobs(*jobs: JobState) -> list[str]:
@@ -74,7 +74,7 @@ def cluster(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("reported", "expected"),
     [
         ("train", "training"),
         ("evaluate", "evaluating"),
@@ -83,17 +83,17 @@ def cluster(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
         ("stopped", "ending"),
     ],
 )
-def test_a_run_under_way_is_where_its_first_worker_says(told: str, expected: str, run: RunDir) -> None:
-    owned(run, Owner.me())
+def test_a_running_run_has_the_state_of_rank_0(reported: str, expected: str, run: RunDir) -> None:
+    set_owner(run, Owner.me())
     attempt(run)
-    worker(run, told)
+    worker(run, reported)
     assert Status.of(run).state == expected
     assert f"state       {expected}: step 150 of 200, epoch 2 of 2, 400 images/s\n" in shown(run.path, as_json=False)
 
 
-def test_a_run_that_has_just_been_begun_is_starting(run: RunDir) -> None:
-    """What an earlier attempt's workers have left says nothing of it."""
-    owned(run, Owner.me())
+def test_a_run_that_was_just_launched_is_starting(run: RunDir) -> None:
+    """Progress files of an earlier attempt's workers are ignored."""
+    set_owner(run, Owner.me())
     assert Status.of(run).state == "starting"
     worker(run)
     attempt(run, state="failed", cause="rank 1: killed")
@@ -102,44 +102,44 @@ def test_a_run_that_has_just_been_begun_is_starting(run: RunDir) -> None:
     assert (Status.of(run).state, Status.of(run).workers) == ("starting", [])
 
 
-def test_a_run_that_was_asked_to_stop_is_stopping(run: RunDir) -> None:
-    owned(run, Owner.me())
+def test_a_run_with_a_stop_request_is_stopping(run: RunDir) -> None:
+    set_owner(run, Owner.me())
     run.stop_request.touch()
     assert Status.of(run).state == "stopping"
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "interrupted"])
-def test_a_run_that_has_ended_has_its_outcome(state: str, run: RunDir) -> None:
-    owned(run, GONE)
+def test_an_ended_run_has_the_state_of_its_outcome(state: str, run: RunDir) -> None:
+    set_owner(run, EXITED)
     outcome(run, state)
-    found = Status.of(run)
-    assert (found.state, found.is_resumable) == (state, state != "finished")
-    assert found.who.endswith(", gone now")
+    status = Status.of(run)
+    assert (status.state, status.is_resumable) == (state, state != "finished")
+    assert status.who.endswith(", gone now")
 
 
-def test_a_failed_run_says_why_and_how_it_goes_on(run: RunDir) -> None:
-    """In a line of its own, whatever the cause is made of."""
-    owned(run, GONE)
+def test_a_failed_run_shows_the_cause_and_how_to_resume(run: RunDir) -> None:
+    """On one line, whatever characters the cause contains."""
+    set_owner(run, EXITED)
     outcome(run, "failed", cause="rank 0: boom\n\x1b[2J", advice="less")
     text = shown(run.path, as_json=False)
     assert "\nstate       failed: rank 0: boom / ; likely to help: less\n" in text
     assert text.endswith(f"\nto resume   fmfsd-launch resume {run.path}")
 
 
-def test_a_run_whose_owner_is_gone_without_an_outcome_is_lost(run: RunDir) -> None:
-    owned(run, GONE)
+def test_a_run_whose_launcher_exited_without_an_outcome_is_lost(run: RunDir) -> None:
+    set_owner(run, EXITED)
     worker(run)
-    found = Status.of(run)
-    assert (found.state, found.is_resumable) == ("lost", True)
+    status = Status.of(run)
+    assert (status.state, status.is_resumable) == ("lost", True)
 
 
-def test_a_run_of_another_host_is_judged_by_the_age_of_its_files(run: RunDir) -> None:
-    owned(run, ELSEWHERE)
+def test_the_state_of_a_run_on_another_host_depends_on_the_age_of_its_files(run: RunDir) -> None:
+    set_owner(run, ON_OTHER_HOST)
     attempt(run)
     worker(run)
     assert Status.of(run).state == "training"
     assert ", judged from here by the run's files: nothing has changed for " in Status.of(run).who
-    grow_old(run, SILENT_S + 30)
+    set_age(run, SILENT_S + 30)
     assert Status.of(run).state == "lost"
     assert Status.of(run).who.endswith("nothing has changed for 3 min")
     worker(run)
@@ -147,22 +147,22 @@ def test_a_run_of_another_host_is_judged_by_the_age_of_its_files(run: RunDir) ->
     assert Status.of(run).state == "stopped"
 
 
-def test_a_run_that_nobody_has_run_is_new(run: RunDir) -> None:
+def test_a_run_that_was_never_launched_is_new(run: RunDir) -> None:
     assert (Status.of(run).state, Status.of(run).who) == ("new", "nobody yet")
 
 
-def test_a_job_that_waits_is_queued_with_slurms_words(run: RunDir, cluster: Callable[..., list[str]]) -> None:
-    """Also after an earlier launch; and its own is starting until it has claimed the run."""
-    owned(run, GONE)
+def test_a_pending_job_is_queued_with_slurms_reason(run: RunDir, cluster: Callable[..., list[str]]) -> None:
+    """This also holds after an earlier launch. The job's own launch is starting until it owns the run."""
+    set_owner(run, EXITED)
     outcome(run, "stopped")
-    grow_old(run, 60)
+    set_age(run, 60)
     cluster(JobState("7", "PENDING", reason="Resources", start="2026-11-23T12:00:00"))
-    found = Status.of(run)
-    assert (found.state, found.progress) == ("queued", {})
-    assert found.why == "job 7: PENDING (Resources), expected to start at 2026-11-23T12:00:00"
+    status = Status.of(run)
+    assert (status.state, status.progress) == ("queued", {})
+    assert status.why == "job 7: PENDING (Resources), expected to start at 2026-11-23T12:00:00"
     cluster(JobState("7", "RUNNING", nodes="n1"))
     assert (Status.of(run).state, Status.of(run).why) == ("starting", "job 7: RUNNING on n1")
-    owned(run, ELSEWHERE)
+    set_owner(run, ON_OTHER_HOST)
     attempt(run)
     worker(run)
     assert Status.of(run).state == "training"
@@ -172,12 +172,12 @@ def test_a_job_that_waits_is_queued_with_slurms_words(run: RunDir, cluster: Call
 
 
 @pytest.mark.usefixtures("processes")
-def test_where_slurm_does_not_answer_the_rest_is_shown(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_slurm_does_not_answer_the_rest_is_shown(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     write_json(run.jobs, {"jobs": [{"id": "7"}]})
-    owned(run, Owner.me())
-    found = Status.of(run)
-    assert (found.state, found.jobs) == (
+    set_owner(run, Owner.me())
+    status = Status.of(run)
+    assert (status.state, status.jobs) == (
         "starting",
         ["scontrol: not found: is this machine a part of a Slurm cluster?"],
     )
@@ -186,7 +186,7 @@ def test_where_slurm_does_not_answer_the_rest_is_shown(run: RunDir, monkeypatch:
 def test_the_newest_checkpoint_and_the_last_evaluation_of_each_split_are_shown(run: RunDir) -> None:
     (run.checkpoints / "step-00000100").mkdir()
     (run.checkpoints / "step-00000150").mkdir()
-    grow_old(run, 600)
+    set_age(run, 600)
     records = [
         {"step": 100, "epoch": 1, "split": "valid", "deepest_top1": 0.25},
         {"step": 150, "epoch": 2, "split": "train", "loss": 1.0},
@@ -198,8 +198,8 @@ def test_the_newest_checkpoint_and_the_last_evaluation_of_each_split_are_shown(r
     assert "\nevaluated   valid after epoch 2: deepest 50.0%, ensemble 62.5%" in text
 
 
-def test_of_many_workers_those_are_shown_that_were_silent_for_longest(run: RunDir) -> None:
-    owned(run, Owner.me())
+def test_of_many_workers_those_with_the_oldest_heartbeats_are_shown(run: RunDir) -> None:
+    set_owner(run, Owner.me())
     attempt(run)
     for rank in range(12):
         worker(run, rank=rank)
@@ -208,7 +208,7 @@ def test_of_many_workers_those_are_shown_that_were_silent_for_longest(run: RunDi
     assert "rank 11 (pid 111 on there): train, step 150, heartbeat 90 s ago\n            and 4 more" in text
 
 
-def test_a_folder_of_runs_is_a_line_each_in_their_order(run: RunDir) -> None:
+def test_a_folder_of_runs_is_shown_as_a_line_per_run_in_natural_order(run: RunDir) -> None:
     for seed in (10, 9):
         other = RunDir(run.path / f"seed-{seed}")
         other.create()
@@ -224,82 +224,82 @@ def test_a_folder_without_runs_has_no_status(tmp_path: Path) -> None:
         shown(tmp_path, as_json=False)
 
 
-def test_a_status_in_json_is_all_that_is_known(run: RunDir) -> None:
-    owned(run, Owner.me())
+def test_the_json_status_has_all_fields(run: RunDir) -> None:
+    set_owner(run, Owner.me())
     attempt(run)
     worker(run)
-    found = json.loads(shown(run.path, as_json=True))
-    assert (found["run"], found["state"], found["progress"]["step"]) == (str(run.path), "training", 150)
-    assert found["workers"][0]["heartbeat_age_s"] < 60
+    status = json.loads(shown(run.path, as_json=True))
+    assert (status["run"], status["state"], status["progress"]["step"]) == (str(run.path), "training", 150)
+    assert status["workers"][0]["heartbeat_age_s"] < 60
 
 
 @pytest.mark.parametrize("act", [request_stop, request_end])
-def test_a_job_that_waits_is_taken_from_the_queue(
-    act: Callable[..., str], run: RunDir, cluster: Callable[..., list[str]]
-) -> None:
+def test_a_pending_job_is_cancelled(act: Callable[..., str], run: RunDir, cluster: Callable[..., list[str]]) -> None:
     cancelled = cluster(JobState("6", "COMPLETED"), JobState("7", "PENDING", reason="Priority"))
     assert act(run.path, wait=False) == "cancelled in Slurm: job 7: PENDING (Priority)"
     assert cancelled == ["7"]
     assert not run.stop_request.exists()
 
 
-def test_a_running_job_is_asked_and_not_cancelled(run: RunDir, cluster: Callable[..., list[str]]) -> None:
-    """Its coordinator ends everything; Slurm would end it in the midst of that."""
+def test_a_running_job_gets_a_stop_request_and_is_not_cancelled(run: RunDir, cluster: Callable[..., list[str]]) -> None:
+    """The job's coordinator stops all processes; Slurm would kill it while it does so."""
     cancelled = cluster(JobState("7", "RUNNING"))
-    owned(run, ELSEWHERE)
+    set_owner(run, ON_OTHER_HOST)
     assert request_end(run.path, wait=False).startswith("requested to end immediately: process ")
     assert (cancelled, run.stop_request.read_text()) == ([], NOW)
     assert request_stop(run.path, wait=False).startswith("requested to stop: process ")
     assert run.stop_request.read_text() == ""
 
 
-def test_a_job_whose_launch_is_not_heard_of_is_slurms_to_end(run: RunDir, cluster: Callable[..., list[str]]) -> None:
-    """It may be at its checks; one that has begun answers Slurm's signal with a checkpoint."""
+def test_a_running_job_whose_launch_has_not_started_is_cancelled(
+    run: RunDir, cluster: Callable[..., list[str]]
+) -> None:
+    """The launch may still be checking; once started, it reacts to Slurm's signal with a checkpoint."""
     cancelled = cluster(JobState("7", "RUNNING", nodes="n1"))
     assert request_stop(run.path, wait=False) == "cancelled in Slurm: job 7: RUNNING on n1"
     assert request_end(run.path, wait=False) == "cancelled in Slurm: job 7: RUNNING on n1"
     assert cancelled == ["7", "7"]
 
 
-def test_who_may_live_in_silence_is_asked_all_the_same(run: RunDir) -> None:
-    owned(run, ELSEWHERE)
-    grow_old(run, 3600 * 5)
+def test_a_silent_launch_on_another_host_still_gets_the_request(run: RunDir) -> None:
+    set_owner(run, ON_OTHER_HOST)
+    set_age(run, 3600 * 5)
     assert request_end(run.path, wait=False).endswith("nothing has changed for 5 h")
     assert run.stop_request.read_text() == NOW
 
 
-def test_a_stop_elsewhere_is_waited_for_until_another_launch_may_begin(run: RunDir) -> None:
-    owned(run, ELSEWHERE)
+def test_a_stop_on_another_host_is_awaited_until_the_next_launch_could_start(run: RunDir) -> None:
+    set_owner(run, ON_OTHER_HOST)
     worker(run)
 
-    said: list[str] = []
-    waiting = meanwhile(lambda: said.append(request_stop(run.path, wait=True)))
+    messages: list[str] = []
+    waiting = meanwhile(lambda: messages.append(request_stop(run.path, wait=True)))
     wait_until(run.stop_request.exists, "stop request")
     outcome(run, "stopped")
     waiting.join(3 * LOOK_S)
     assert waiting.is_alive()
     run.stop_request.unlink()
     waiting.join()
-    assert said == ["ended: stopped"]
+    assert messages == ["ended: stopped"]
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_task_that_slurm_has_forgotten_is_no_trouble(
+def test_an_array_task_unknown_to_slurm_is_ignored(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `scontrol show job 3_2` of Slurm 22.05 says of it, without a word on stderr."""
-    for name, words in (("scontrol", "echo Job 3_2 not found"), ("sacct", ":")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{words}\nexit 1\n")
+    """`scontrol show job 3_2` of Slurm 22.05 prints this and nothing on stderr."""
+    for name, script in (("scontrol", "echo Job 3_2 not found"), ("sacct", ":")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\nexit 1\n")
         (tmp_path / name).chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path))
     write_json(run.jobs, {"jobs": [{"id": "3_2"}]})
     assert Status.of(run).jobs == []
 
 
-def test_who_has_ended_elsewhere_is_not_asked(run: RunDir) -> None:
-    owned(run, ELSEWHERE)
+def test_a_launch_that_ended_on_another_host_gets_no_request(run: RunDir) -> None:
+    set_owner(run, ON_OTHER_HOST)
     outcome(run, "stopped")
-    assert Status.of(run).who == f"{ELSEWHERE}, gone now"
+    assert Status.of(run).who == f"{ON_OTHER_HOST}, gone now"
     for act in (request_stop, request_end):
         with pytest.raises(CheckError, match="no launch is active there; the last was process "):
             act(run.path, wait=False)
@@ -309,5 +309,5 @@ def test_who_has_ended_elsewhere_is_not_asked(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 days")]
 )
-def test_ages_are_said_in_the_largest_unit_of_which_there_are_two(seconds: float, expected: str) -> None:
+def test_ages_are_given_in_the_largest_unit_with_at_least_two(seconds: float, expected: str) -> None:
     assert age(seconds) == expected

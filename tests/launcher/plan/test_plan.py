@@ -1,4 +1,4 @@
-"""Plans are values: the same bytes for the same input, nothing hidden, no secret shown."""
+"""Launch plans: byte-stable rendering, complete environments, no secrets shown."""
 
 import base64
 import json
@@ -52,69 +52,71 @@ def plan(launch: LaunchConfig, resources: Resources, run_dir: str = "/runs/one")
     ],
 )
 def test_plans_are_byte_stable(name: str, launch: LaunchConfig, resources: Resources) -> None:
-    found = plan(launch, resources)
-    text = f"{found.render()}\n\n{found.to_json()}".replace(sys.executable, "PYTHON")
+    result = plan(launch, resources)
+    text = f"{result.render()}\n\n{result.to_json()}".replace(sys.executable, "PYTHON")
     assert text == (GOLDEN / f"{name}.txt").read_text()
 
 
-def test_without_a_starter_each_worker_gets_the_variables_of_its_rank() -> None:
-    """On this machine workers meet at a file, on several at the address of the first one."""
+def test_with_the_direct_starter_each_worker_gets_the_variables_of_its_rank() -> None:
+    """On one machine the rendezvous is a file, on several the address of the first."""
     launch = LaunchConfig(nodes=2, gpus=2, device="cpu", starter="direct")
-    for found in (
+    for result in (
         plan(launch, Resources(cores=2)),
         plan_run(
             launch, Site(Resources(8), "ssh", ("a", "b")), RunDir(Path("/r")), environment=ENVIRONMENT, cwd="/work"
         ),
     ):
-        worlds = [World.from_environment({**node.env, **own}) for node in found.nodes for own in node.workers]
+        worlds = [World.from_environment({**node.env, **own}) for node in result.nodes for own in node.workers]
         assert [(world.rank, world.size) for world in worlds] == [(rank, 4) for rank in range(4)]
         assert [(world.node, world.local_rank, world.local_size) for world in worlds] == [
             (node, local_rank, 2) for node in range(2) for local_rank in range(2)
         ]
-        at_a_file = found.meets_at == "file here"
+        at_a_file = result.meets_at == "file here"
         assert {world.init_method for world in worlds} == {INIT_METHOD if at_a_file else "env://"}
-        assert {node.env.get("MASTER_ADDR") for node in found.nodes} == {None if at_a_file else ADDRESS}
-        assert {node.env.get("MASTER_PORT") for node in found.nodes} == {None if at_a_file else PORT}
+        assert {node.env.get("MASTER_ADDR") for node in result.nodes} == {None if at_a_file else ADDRESS}
+        assert {node.env.get("MASTER_PORT") for node in result.nodes} == {None if at_a_file else PORT}
 
 
-def worlds(found: LaunchPlan) -> list[dict[str, list[str]]]:
-    """As each node's DeepSpeed is told."""
-    words = [node.argv[node.argv.index("--world_info") + 1] for node in found.nodes]
-    return [json.loads(base64.urlsafe_b64decode(word)) for word in words]
+def world_infos(launch_plan: LaunchPlan) -> list[dict[str, list[str]]]:
+    """Return the decoded --world_info of each node's DeepSpeed launcher."""
+    encoded = [node.argv[node.argv.index("--world_info") + 1] for node in launch_plan.nodes]
+    return [json.loads(base64.urlsafe_b64decode(text)) for text in encoded]
 
 
-def test_deepspeed_is_told_each_nodes_gpus_or_as_many_numbers_as_it_has_workers() -> None:
+def test_deepspeeds_world_info_has_the_gpus_of_each_node_or_consecutive_numbers() -> None:
     sliced, numbered = {"node-0": ["4", "5"], "node-1": ["6", "7"]}, {"node-0": ["0", "1"], "node-1": ["0", "1"]}
     launch = LaunchConfig(nodes=2, gpus=2, starter="deepspeed")
-    assert worlds(plan(launch, FOUR_GPUS)) == [sliced] * 2
-    assert worlds(plan(replace(launch, device="cpu"), FOUR_GPUS)) == [numbered] * 2
+    assert world_infos(plan(launch, FOUR_GPUS)) == [sliced] * 2
+    assert world_infos(plan(replace(launch, device="cpu"), FOUR_GPUS)) == [numbered] * 2
     hosts = Site(Resources(8, ("0", "1")), "ssh", ("a", "b"))
     on_hosts = plan_run(launch, hosts, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work")
-    assert worlds(on_hosts) == [numbered] * 2
-    (rest,) = worlds(plan_run(launch, Site(FOUR_GPUS), RunDir(Path("/r")), [1], environment=ENVIRONMENT, cwd="/work"))
+    assert world_infos(on_hosts) == [numbered] * 2
+    (rest,) = world_infos(
+        plan_run(launch, Site(FOUR_GPUS), RunDir(Path("/r")), [1], environment=ENVIRONMENT, cwd="/work")
+    )
     assert rest == {"node-0": ["6", "7"]}
 
 
-def test_deepspeeds_workers_meet_at_an_address_of_the_first_ones_host() -> None:
+def test_deepspeeds_rendezvous_is_an_address_of_the_first_host() -> None:
     hosts = Site(Resources(8, ("0", "1")), "ssh", ("a", "b"))
     launch = LaunchConfig(nodes=2, gpus=2, starter="deepspeed")
-    for found in plan_run(launch, hosts, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work").nodes:
-        filled = found.filled({ADDRESS: "10.0.0.1", PORT: "4242"})
+    for node in plan_run(launch, hosts, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work").nodes:
+        filled = node.filled({ADDRESS: "10.0.0.1", PORT: "4242"})
         assert " --master_addr 10.0.0.1 --master_port 4242 " in shlex.join(filled.argv)
         assert "FMFSD_INIT_METHOD" not in filled.env
 
 
-def test_an_actors_agent_is_told_of_no_cores_of_its_own() -> None:
-    """Ray counts them, and several trials may share a machine."""
+def test_an_agent_in_a_ray_actor_gets_no_core_list() -> None:
+    """Ray allocates cores, and several trials may share a machine."""
     site = Site(Resources(cores=2), "ray", ("n1", "n2"))
     launch = LaunchConfig(nodes=2, gpus=2, device="cpu")
-    found = plan_run(launch, site, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work here")
-    assert [node.host for node in found.nodes] == ["n1", "n2"]
-    assert found.meets_at == "address"
-    assert [("FMFSD_CORES" in node.env, node.env["OMP_NUM_THREADS"]) for node in found.nodes] == [(False, "1")] * 2
+    result = plan_run(launch, site, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work here")
+    assert [node.host for node in result.nodes] == ["n1", "n2"]
+    assert result.meets_at == "address"
+    assert [("FMFSD_CORES" in node.env, node.env["OMP_NUM_THREADS"]) for node in result.nodes] == [(False, "1")] * 2
 
 
-def test_symbols_are_filled_and_nothing_else() -> None:
+def test_only_placeholders_are_filled() -> None:
     launch = LaunchConfig(extra_env={"MINE": "{id} and {attempt}"})
     (node,) = plan(launch, Resources(cores=2), run_dir="/runs/{id} {x}").nodes
     filled = node.filled({"{id}": "abc", "{attempt}": "7", "{rendezvous}": "/s/r", "{init_method}": "file:///s/w"})
@@ -126,17 +128,17 @@ def test_symbols_are_filled_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["with space", "a'b", 'a"b', "$(touch x)", "`x`", "a;b", "ü", "-x"])
-def test_a_rendered_plan_can_be_typed_for_any_name(name: str) -> None:
-    found = plan(LaunchConfig(extra_env={"MINE": name}), Resources(cores=2), run_dir=f"/runs/{name}")
-    words = shlex.split(found.render().split("env -i", 1)[1])
-    assert f"/runs/{name}" in words
-    assert f"MINE={name}" in words
+def test_a_rendered_plan_is_a_valid_shell_command_for_any_name(name: str) -> None:
+    result = plan(LaunchConfig(extra_env={"MINE": name}), Resources(cores=2), run_dir=f"/runs/{name}")
+    arguments = shlex.split(result.render().split("env -i", 1)[1])
+    assert f"/runs/{name}" in arguments
+    assert f"MINE={name}" in arguments
 
 
-def test_nodes_get_names_that_sort_in_their_order() -> None:
-    """torchrun numbers nodes by their sorted addresses."""
-    found = plan(LaunchConfig(nodes=256, gpus=1), Resources(cores=2))
-    addresses = [node.argv[node.argv.index("--local-addr") + 1] for node in found.nodes]
+def test_node_addresses_sort_in_node_order() -> None:
+    """torchrun assigns node ranks by sorted address."""
+    result = plan(LaunchConfig(nodes=256, gpus=1), Resources(cores=2))
+    addresses = [node.argv[node.argv.index("--local-addr") + 1] for node in result.nodes]
     assert addresses == sorted(addresses)
     assert len(set(addresses)) == 256
     assert all(address.startswith("127.") for address in addresses)
@@ -154,19 +156,19 @@ def test_nodes_get_names_that_sort_in_their_order() -> None:
         (LaunchConfig(gpus=1), ("0", "1"), ("cuda", 1)),
     ],
 )
-def test_workers_go_on_all_visible_gpus_else_one_on_the_cpu(
+def test_there_is_a_worker_per_visible_gpu_or_one_on_the_cpu(
     launch: LaunchConfig, gpus: tuple[str, ...], expected: tuple[str, int]
 ) -> None:
     assert Site(Resources(cores=4, gpus=gpus)).placement(launch) == expected
 
 
 def test_cores_are_divided_among_workers() -> None:
-    found = plan(LaunchConfig(nodes=2, gpus=2), Resources(cores=9))
-    assert {node.env["OMP_NUM_THREADS"] for node in found.nodes} == {"2"}
+    result = plan(LaunchConfig(nodes=2, gpus=2), Resources(cores=9))
+    assert {node.env["OMP_NUM_THREADS"] for node in result.nodes} == {"2"}
     assert plan(LaunchConfig(gpus=8), Resources(cores=2)).nodes[0].env["OMP_NUM_THREADS"] == "1"
 
 
-def test_the_callers_own_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_omp_num_threads_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "3")
     assert plan(LaunchConfig(nodes=2), Resources(cores=16)).nodes[1].env["OMP_NUM_THREADS"] == "3"
 
@@ -178,22 +180,22 @@ def test_the_callers_own_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPat
         (LaunchConfig(nodes=3, gpus=2), EIGHT_CORES, ["0-1", "2-3", "8-9"]),
         (LaunchConfig(), EIGHT_CORES, ["0-3,8-10,12"]),
         (LaunchConfig(nodes=2, gpus=5), EIGHT_CORES, [None, None]),  # fewer cores than workers
-        (LaunchConfig(nodes=2, gpus=4), replace(EIGHT_CORES, cores=4), [None, None]),  # a container's share of them
+        (LaunchConfig(nodes=2, gpus=4), replace(EIGHT_CORES, cores=4), [None, None]),  # a container with fewer
         (LaunchConfig(nodes=2), Resources(8, ("0", "1"), core_numbers=tuple(range(8))), [None, None]),  # GPUs
     ],
 )
-def test_each_node_here_has_cores_of_its_own(
+def test_each_local_node_has_its_own_cores(
     launch: LaunchConfig, resources: Resources, expected: list[str | None]
 ) -> None:
     assert [node.env.get("FMFSD_CORES") for node in plan(launch, resources).nodes] == expected
 
 
-def test_on_other_machines_workers_divide_all_cores() -> None:
+def test_on_other_machines_workers_share_all_cores() -> None:
     def cores(reach: Literal["ssh", "srun"], device: Literal["cpu", "cuda"], each: int) -> set[str | None]:
         site = Site(Resources(each, ("0", "1")), reach, ("a", "b"))
         launch = LaunchConfig(nodes=2, gpus=2, device=device)
-        found = plan_run(launch, site, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work")
-        return {node.env.get("FMFSD_CORES") for node in found.nodes}
+        result = plan_run(launch, site, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work")
+        return {node.env.get("FMFSD_CORES") for node in result.nodes}
 
     assert cores("ssh", "cpu", 8) == cores("srun", "cpu", 2) == {"all"}
     assert cores("ssh", "cuda", 8) == cores("srun", "cpu", 1) == {None}
@@ -202,14 +204,14 @@ def test_on_other_machines_workers_divide_all_cores() -> None:
 @pytest.mark.parametrize(
     "name", ["OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "GOMP_CPU_AFFINITY"]
 )
-def test_who_places_threads_does_so_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_thread_settings_disable_our_core_lists(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     by_option = plan(LaunchConfig(extra_env={name: "1"}), EIGHT_CORES).nodes[0].env
     monkeypatch.setitem(ENVIRONMENT, name, "1")
-    for found in (by_option, plan(LaunchConfig(), EIGHT_CORES).nodes[0].env):
-        assert (found[name], "FMFSD_CORES" in found) == ("1", False)
+    for env in (by_option, plan(LaunchConfig(), EIGHT_CORES).nodes[0].env):
+        assert (env[name], "FMFSD_CORES" in env) == ("1", False)
 
 
-def test_the_cores_of_this_process_are_known() -> None:
+def test_the_core_numbers_are_those_of_the_process_affinity() -> None:
     assert Resources.detect({}).core_numbers == tuple(sorted(os.sched_getaffinity(0)))
 
 
@@ -238,19 +240,19 @@ UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
         ("NoDevFiles", ()),
     ],
 )
-def test_visible_gpus_are_those_that_cuda_would_show(chosen: str | None, expected: tuple[str, ...]) -> None:
+def test_visible_gpus_are_those_that_cuda_would_use(chosen: str | None, expected: tuple[str, ...]) -> None:
     assert _visible(UUIDS, chosen) == expected
 
 
-def test_only_stated_variables_travel() -> None:
-    found = travelling(
+def test_only_listed_variables_are_passed_on() -> None:
+    passed = travelling(
         {**ENVIRONMENT, "OMP_PROC_BIND": "1", "PYTORCH_ALLOC_CONF": "", "WANDB_API_KEY": "s", "LS_COLORS": "x"}
     )
-    assert set(found) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF"}
+    assert set(passed) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF"}
 
 
-def test_workers_get_the_settings_that_the_launcher_and_the_check_have() -> None:
-    """A secret is given by `--env`, and what belongs to one run of W&B is none of theirs."""
+def test_workers_get_the_python_proxy_and_hub_settings_of_the_launcher() -> None:
+    """Secrets are passed by `--env` only; variables of one W&B run are not passed on."""
     settings = {
         "PYTHONNOUSERSITE": "1",
         "PYTHONUSERBASE": "/opt/me",
@@ -276,7 +278,7 @@ def test_workers_get_the_settings_that_the_launcher_and_the_check_have() -> None
     assert travelling({**settings, **others}) == settings
 
 
-def test_more_variables_travel_by_name() -> None:
+def test_further_variables_are_passed_by_name() -> None:
     assert extra_variables(["A", "B=2=3", "C="], {"A": "1"}) == {"A": "1", "B": "2=3", "C": ""}
     with pytest.raises(ConfigError, match="--env A: not set here"):
         extra_variables(["A"], {})
@@ -287,22 +289,22 @@ def test_more_variables_travel_by_name() -> None:
         extra_variables(["FMFSD_ATTEMPT=9"], {})
 
 
-def test_secrets_are_masked_in_what_is_shown_and_not_in_what_is_started() -> None:
+def test_secrets_are_masked_in_output_but_passed_to_workers() -> None:
     secrets = {
         "WANDB_API_KEY": "canary",
         "HF_TOKEN": "canary",
         "my_password": "canary",
         "PROXY": "http://me:canary@host/",
     }
-    found = plan(LaunchConfig(extra_env=secrets), Resources(cores=2))
-    assert "canary" not in found.render()
-    assert "canary" not in found.to_json()
-    assert found.nodes[0].env["HF_TOKEN"] == "canary"
-    assert json.loads(found.to_json())["nodes"][0]["env"]["PROXY"] == "http://me:***@host/"
+    result = plan(LaunchConfig(extra_env=secrets), Resources(cores=2))
+    assert "canary" not in result.render()
+    assert "canary" not in result.to_json()
+    assert result.nodes[0].env["HF_TOKEN"] == "canary"
+    assert json.loads(result.to_json())["nodes"][0]["env"]["PROXY"] == "http://me:***@host/"
 
 
 def test_passwords_in_addresses_are_masked() -> None:
-    """Up to the last @: better a hidden host than half a password."""
+    """Masked up to the last @: a hidden host is better than half a password."""
     assert without_passwords("https://user:pass@host:1/x?a=b") == "https://user:***@host:1/x?a=b"
     assert without_passwords("postgres://user:p@ss/w@host") == "postgres://user:***@host"
     assert without_passwords("https://ghp_token@host/x and more") == "https://***@host/x and more"

@@ -1,4 +1,4 @@
-"""What hosts tell of themselves: real agents on this machine, some of which see or import something else."""
+"""Probing hosts: real agents on this machine, some of which see other files or import other code."""
 
 import os
 import shutil
@@ -29,42 +29,42 @@ from tests.helpers.sites import NearSite, hiding, near_site, with_code_of
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def surveyed(site: NearSite, tmp_path: Path, index: Path | None = None) -> Survey:
+def run_probe(site: NearSite, tmp_path: Path, index: Path | None = None) -> Survey:
     return survey(site, os.environ, run=tmp_path / "runs" / "one", cwd=str(tmp_path), index=index)
 
 
-def said_of(found: Survey) -> list[str]:
-    return list(map(str, host_checks.problems(LaunchConfig(), found)))
+def problem_texts(result: Survey) -> list[str]:
+    return list(map(str, host_checks.problems(LaunchConfig(), result)))
 
 
-def test_each_host_tells_what_it_has_and_sees(prepared: Path, tmp_path: Path) -> None:
-    index = prepared / "cifar10" / "index.json"
-    found = surveyed(near_site(), tmp_path, index)
-    assert (list(found.seen), found.trouble) == (["n1", "n2"], {})
-    answer = found.seen["n2"]
+def test_each_host_reports_its_hardware_software_and_files(data_root: Path, tmp_path: Path) -> None:
+    index = data_root / "cifar10" / "index.json"
+    result = run_probe(near_site(), tmp_path, index)
+    assert (list(result.seen), result.trouble) == (["n1", "n2"], {})
+    answer = result.seen["n2"]
     assert answer["python"] == sys.version.split()[0]
     assert answer["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (answer["cwd"], answer["marker"], answer["parent"], answer["index"]) == (True, True, True, sha256(index))
     assert answer["cores"] == Resources.detect(os.environ).cores
-    assert answer["source"] == found.here["source"]
+    assert answer["source"] == result.here["source"]
     assert "lo" in answer["interfaces"]
-    assert found.hardware == {"n1": hardware(), "n2": hardware()}
+    assert result.hardware == {"n1": hardware(), "n2": hardware()}
     assert hardware()["cores"] == os.cpu_count()
     assert hardware()["cpu"]
     assert abs(answer["clock_s"]) < 1e-3
-    assert said_of(found) == []
+    assert problem_texts(result) == []
 
 
-def test_a_survey_leaves_nothing_behind(tmp_path: Path) -> None:
-    surveyed(near_site(), tmp_path)
+def test_probing_hosts_leaves_no_files(tmp_path: Path) -> None:
+    run_probe(near_site(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_site_has_what_each_of_its_hosts_has_at_least(tmp_path: Path) -> None:
+def test_the_resources_of_a_site_are_the_minimum_of_its_hosts(tmp_path: Path) -> None:
     here = Resources.detect(os.environ)
-    site = surveyed(near_site(), tmp_path).told(near_site())
+    site = run_probe(near_site(), tmp_path).told(near_site())
     assert site.resources == Resources(here.cores, memory=here.memory)
-    in_job = surveyed(near_site(), tmp_path).told(Site(Resources(cores=1), "srun", ("n1", "n2")))
+    in_job = run_probe(near_site(), tmp_path).told(Site(Resources(cores=1), "srun", ("n1", "n2")))
     assert in_job.resources.cores == 1
     one, other = Resources(8, ("4", "5"), 64, 80), Resources(4, ("0",), 128, 40)
     assert Resources.least([one, other]) == Resources(4, ("0",), 64, 40)
@@ -73,9 +73,9 @@ def test_a_site_has_what_each_of_its_hosts_has_at_least(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 def test_a_host_that_does_not_share_the_runs_folder_is_named(tmp_path: Path) -> None:
-    found = surveyed(near_site(n2=hiding(tmp_path)), tmp_path)
-    (told,) = said_of(found)
-    assert told.startswith(
+    result = run_probe(near_site(n2=hiding(tmp_path)), tmp_path)
+    (problem,) = problem_texts(result)
+    assert problem.startswith(
         f"n2: does not see a file that was just written in {tmp_path}: several machines have to share"
     )
 
@@ -85,27 +85,27 @@ def test_a_host_with_another_checkout_is_named(tmp_path: Path) -> None:
     checkout = Path(launcher.__file__).parents[1]
     for package in ("fmfsd", "launcher"):
         shutil.copytree(checkout / package, tmp_path / "other" / package)
-    assert said_of(surveyed(near_site(n2=with_code_of(tmp_path / "other")), tmp_path)) == []
-    with (tmp_path / "other" / "fmfsd" / "comms.py").open("a") as file:
+    assert problem_texts(run_probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path)) == []
+    with (tmp_path / "other" / "fmfsd" / "distributed" / "collectives.py").open("a") as file:
         file.write("# changed\n")
-    (told,) = said_of(surveyed(near_site(n2=with_code_of(tmp_path / "other")), tmp_path))
-    assert told.startswith("code of fmfsd: not the same everywhere: sum ")
-    assert ", n1; sum " in told
-    assert " on n2: " in told
+    (problem,) = problem_texts(run_probe(near_site(n2=with_code_of(tmp_path / "other")), tmp_path))
+    assert problem.startswith("code of fmfsd: not the same everywhere: sum ")
+    assert ", n1; sum " in problem
+    assert " on n2: " in problem
 
 
 @pytest.mark.fault("F45")
 def test_workers_that_would_import_other_files_than_the_check_are_refused(tmp_path: Path) -> None:
-    """Here and on a host, by the Python of a worker with all its variables."""
+    """On this machine and on hosts, using the Python of a worker with all its variables."""
     checkout = Path(launcher.__file__).parents[1]
     for package in ("fmfsd", "launcher"):
         shutil.copytree(checkout / package, tmp_path / "other" / package)
     run, cwd = tmp_path / "runs" / "one", str(tmp_path)
     for site, hosts in ((Site(Resources(cores=1)), ["this machine"]), (near_site(), ["n1", "n2"])):
-        ask_of = partial(survey, site, os.environ, run=run, cwd=cwd, index=None)
-        assert said_of(ask_of(variables={"PATH": os.environ["PATH"]})) == []
-        said = said_of(ask_of(variables={"PYTHONPATH": str(tmp_path / "other")}))
-        assert [line.partition(",")[0] for line in said] == [
+        probe_with = partial(survey, site, os.environ, run=run, cwd=cwd, index=None)
+        assert problem_texts(probe_with(variables={"PATH": os.environ["PATH"]})) == []
+        problems = problem_texts(probe_with(variables={"PYTHONPATH": str(tmp_path / "other")}))
+        assert [line.partition(",")[0] for line in problems] == [
             f"{host}: workers would import fmfsd from {tmp_path}/other/fmfsd/__init__.py" for host in hosts
         ]
 
@@ -122,44 +122,44 @@ def test_workers_whose_python_does_not_start_are_refused_with_its_message(tmp_pa
         )
 
 
-def test_hosts_that_can_not_be_reached_are_named_with_the_last_words_of_the_way(tmp_path: Path) -> None:
+def test_unreachable_hosts_are_named_with_the_error_of_the_connection(tmp_path: Path) -> None:
     lost = ("sh", "-c", "echo Warning >&2; echo no route to host >&2; exit 255")
-    assert surveyed(near_site(n1=lost, n2=("no-such-program",)), tmp_path).trouble == {
+    assert run_probe(near_site(n1=lost, n2=("no-such-program",)), tmp_path).trouble == {
         "n1": "no agent could be started there: Warning / no route to host",
         "n2": "can't be reached: [Errno 2] No such file or directory: 'no-such-program'",
     }
-    assert list(surveyed(near_site(n1=lost), tmp_path).seen) == ["n2"]
+    assert list(run_probe(near_site(n1=lost), tmp_path).seen) == ["n2"]
 
 
-def test_a_host_that_says_nothing_is_waited_for_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_silent_host_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "ANSWER_S", 0.2)
     monkeypatch.setattr(agent_client, "END_S", 0.1)
-    found = ask(("n1",), lambda _: Agent(("sleep", "60"), deadline_s=60))
-    assert found.trouble == {"n1": "no answer in 0.2 s"}
+    result = ask(("n1",), lambda _: Agent(("sleep", "60"), deadline_s=60))
+    assert result.trouble == {"n1": "no answer in 0.2 s"}
 
 
 def test_a_host_whose_shell_waits_for_input_is_reported_with_what_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey_module, "ANSWER_S", 1.0)
     monkeypatch.setattr(agent_client, "END_S", 0.1)
-    found = ask(("n1",), lambda _: Agent(("sh", "-c", "printf 'Project? '; exec sleep 60"), deadline_s=60))
-    assert found.trouble == {"n1": "no answer in 1 s; it printed: Project?"}
+    result = ask(("n1",), lambda _: Agent(("sh", "-c", "printf 'Project? '; exec sleep 60"), deadline_s=60))
+    assert result.trouble == {"n1": "no answer in 1 s; it printed: Project?"}
 
 
 @pytest.mark.fault("F32")
 @pytest.mark.parametrize(("theirs", "ahead_s"), [(100.0, 0.0), (103.0, 0.0), (110.0, 6.0), (90.0, -10.0)])
-def test_a_clock_is_compared_as_far_as_the_way_allows(theirs: float, ahead_s: float) -> None:
+def test_clocks_are_compared_within_the_round_trip_time(theirs: float, ahead_s: float) -> None:
     assert survey_module._ahead(theirs, asked_at=100.0, heard_at=104.0) == ahead_s
 
 
-def test_a_launch_that_is_ended_while_it_asks_hosts_leaves_nothing(tmp_path: Path) -> None:
+def test_a_launch_that_is_terminated_while_probing_hosts_leaves_nothing(tmp_path: Path) -> None:
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
-    ssh.write_text("#!/bin/sh\nexec cat\n")  # says nothing, and like ssh ends with its input
+    ssh.write_text("#!/bin/sh\nexec cat\n")  # prints nothing, and exits at the end of its input, like ssh
     ssh.chmod(0o700)
     env = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}
     with launched(tmp_path, "run", ("smoke", "--hosts", "a,b", "--device", "cpu"), env) as run:
-        ways = psutil.Process(run.process.pid).children
-        wait_until(lambda: [way.name() for way in ways()] == ["cat", "cat"], "a way to each host")
+        children = psutil.Process(run.process.pid).children
+        wait_until(lambda: [child.name() for child in children()] == ["cat", "cat"], "a connection to each host")
         run.signal(signal.SIGTERM)
         code, output = run.end()
     assert (code, "Traceback" in output) == (128 + signal.SIGTERM, False)

@@ -1,4 +1,4 @@
-"""What a machine offers: CPU quotas of control groups, and GPUs that are there and can't be used."""
+"""The resources of a machine: CPU quotas of control groups, and installed GPUs that are not usable."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ V1, V2 = "4:cpu,cpuacct:/a/b\n1:memory:/\n", "0::/a/b\n"
 def test_the_smallest_quota_of_a_group_and_its_parents_counts(
     own: str, files: Mapping[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the launcher and for a worker; of a machine with eight cores. A container may not see its own group."""
+    """On a machine with eight cores, for the launcher and for a worker. A container may not see its own group."""
     for name, content in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(content)
@@ -59,7 +59,7 @@ def test_the_smallest_quota_of_a_group_and_its_parents_counts(
 
 @pytest.fixture
 def inner_group() -> Iterator[Path]:
-    """A real group without a quota in one that may use half a core."""
+    """Yield a real control group without a quota, whose parent may use half a core."""
     v1 = (ROOT / "cpu").is_dir()
     outer = (ROOT / "cpu" if v1 else ROOT) / f"fmfsd-test-{os.getpid()}"
     inner = outer / "inner"
@@ -68,9 +68,9 @@ def inner_group() -> Iterator[Path]:
         (outer / ("cpu.cfs_quota_us" if v1 else "cpu.max")).write_text("50000" if v1 else "50000 100000")
         yield inner
     except OSError as error:
-        pytest.skip(f"no control group with a quota can be made here: {error}")
+        pytest.skip(f"no control group with a quota can be created here: {error}")
     finally:
-        wait_until(lambda: _removed(inner) and _removed(outer), "the end of the control groups", deadline_s=10)
+        wait_until(lambda: _removed(inner) and _removed(outer), "the removal of the control groups", deadline_s=10)
 
 
 def _removed(folder: Path) -> bool:
@@ -89,9 +89,9 @@ def test_half_a_core_of_a_real_parent_group_is_one_thread(inner_group: Path) -> 
     assert subprocess.run(inside, check=True, capture_output=True, text=True).stdout == "1 1\n"
 
 
-def without_gpus(monkeypatch: pytest.MonkeyPatch, found: Driver, **environment: str) -> list[str]:
-    """What the check reports of this machine, and of a host with the same answer."""
-    monkeypatch.setattr(resources, "driver", lambda: found)
+def gpu_problems(monkeypatch: pytest.MonkeyPatch, gpu_driver: Driver, **environment: str) -> list[str]:
+    """Return the problems of this machine with this driver; a host with the same probe result must have the same."""
+    monkeypatch.setattr(resources, "driver", lambda: gpu_driver)
     site = Site(Resources.detect(environment))
     here = list(map(str, machine_checks.no_gpus(AUTO, site)))
     answer = {**look({}, environment), "clock_s": 0.0}
@@ -104,7 +104,7 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch, found: Driver, **environment: 
 
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize(
-    ("found", "environment", "expected"),
+    ("gpu_driver", "environment", "expected"),
     [
         (
             MISMATCH,
@@ -124,16 +124,16 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch, found: Driver, **environment: 
         ),
     ],
 )
-def test_gpus_that_are_there_and_not_visible_are_refused(
-    found: Driver, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_installed_gpus_that_are_not_visible_are_refused(
+    gpu_driver: Driver, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (told,) = without_gpus(monkeypatch, found, **environment)
-    assert told.startswith(f"--device auto: {expected}")
-    assert told.endswith(machine_checks.NO_GPU_REMEDY)
+    (message,) = gpu_problems(monkeypatch, gpu_driver, **environment)
+    assert message.startswith(f"--device auto: {expected}")
+    assert message.endswith(machine_checks.NO_GPU_REMEDY)
 
 
 @pytest.mark.parametrize(
-    ("found", "environment"),
+    ("gpu_driver", "environment"),
     [
         (Driver(), {}),
         (Driver("580.1"), {"SLURM_GPUS_ON_NODE": "0"}),
@@ -143,19 +143,19 @@ def test_gpus_that_are_there_and_not_visible_are_refused(
         (Driver(), {"CUDA_VISIBLE_DEVICES": "0"}),
     ],
 )
-def test_no_gpu_where_none_is_installed_or_all_are_hidden_is_no_trouble(
-    found: Driver, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_no_gpu_is_accepted_if_none_is_installed_or_all_are_hidden(
+    gpu_driver: Driver, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert without_gpus(monkeypatch, found, **environment) == []
+    assert gpu_problems(monkeypatch, gpu_driver, **environment) == []
 
 
 def test_amd_gpus_are_reported_as_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_AMD_CONTROL", tmp_path)
     site = Site(Resources.detect({"CUDA_VISIBLE_DEVICES": ""}))
-    (told,) = machine_checks.unsupported_gpus(AUTO, site)
-    assert told.startswith("this machine has AMD GPUs, which are not supported")
-    (of_host,) = host_checks.warnings(Survey({"n1": {**look({}, {"CUDA_VISIBLE_DEVICES": ""}), "clock_s": 0.0}}))
-    assert of_host == "n1: it has AMD GPUs, which are not supported"
+    (message,) = machine_checks.unsupported_gpus(AUTO, site)
+    assert message.startswith("this machine has AMD GPUs, which are not supported")
+    (host_message,) = host_checks.warnings(Survey({"n1": {**look({}, {"CUDA_VISIBLE_DEVICES": ""}), "clock_s": 0.0}}))
+    assert host_message == "n1: it has AMD GPUs, which are not supported"
 
 
 WITH_NVIDIA_CONTROL = """
@@ -173,13 +173,13 @@ exec env -u CUDA_VISIBLE_DEVICES "$@"
 @pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 @pytest.mark.skipif(bool(resources.driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken")
-def test_a_launch_beside_a_real_driver_that_does_not_respond_is_refused(tmp_path: Path) -> None:
-    """The library's own message."""
+def test_a_launch_with_a_real_driver_that_does_not_respond_is_refused(tmp_path: Path) -> None:
+    """The error message is that of the library."""
     inside = ("unshare", "--mount", "sh", "-c", WITH_NVIDIA_CONTROL, "sh", str(tmp_path / "dev"), str(tmp_path))
     check = (command("fmfsd-launch"), "smoke", "--dry-run")
-    done = subprocess.run((*inside, *check), capture_output=True, text=True)
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "--device auto: this machine has NVIDIA GPUs, and their driver does not respond: NVML" in done.stderr
+    result = subprocess.run((*inside, *check), capture_output=True, text=True)
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "--device auto: this machine has NVIDIA GPUs, and their driver does not respond: NVML" in result.stderr
     on_cpu = subprocess.run((*inside, *check, "--device", "cpu"), capture_output=True, text=True)
     assert on_cpu.returncode == 0, on_cpu.stderr
 
@@ -191,7 +191,7 @@ GPU = (Gpu("GPU-1", "H100"),)
 
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize(
-    ("build", "found", "expected"),
+    ("build", "gpu_driver", "expected"),
     [
         (
             NEW_TORCH,
@@ -207,12 +207,12 @@ GPU = (Gpu("GPU-1", "H100"),)
     ],
 )
 def test_a_torch_that_can_not_use_the_gpus_of_this_machine_is_refused(
-    build: str, found: Driver, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: str, gpu_driver: Driver, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the file that torch itself has; it is not imported."""
+    """Determined from torch's version file; torch is not imported."""
     (tmp_path / "version.py").write_text(build)
     monkeypatch.setattr(torch_build, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
-    problems = without_gpus(monkeypatch, found)
+    problems = gpu_problems(monkeypatch, gpu_driver)
     assert [expected in problem for problem in problems] == ([True] if expected else [])
 
 

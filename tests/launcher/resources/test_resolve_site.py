@@ -1,4 +1,4 @@
-"""From the words of a command line to where a launch runs."""
+"""Resolving the site: from command-line options to where a launch runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_CPUS_PER_NODE
         (LaunchConfig(on="slurm"), 2, ("sbatch", ("{node 0}", "{node 1}"), 2, None)),
     ],
 )
-def test_nodes_are_this_machine_hosts_or_what_slurm_will_choose(
+def test_nodes_are_this_machine_or_hosts_or_chosen_by_slurm(
     launch: LaunchConfig, nodes: int | None, expected: tuple[str, tuple[str, ...], int, int | None]
 ) -> None:
     site, settled = settle(launch, nodes=nodes, environment={})
@@ -49,28 +49,28 @@ def test_nodes_are_this_machine_hosts_or_what_slurm_will_choose(
         (LaunchConfig(slurm=SlurmOptions(time="1:00")), None, {}, "--on: options of a batch job without --on slurm"),
     ],
 )
-def test_what_contradicts_itself_is_refused(
+def test_contradicting_options_are_refused(
     launch: LaunchConfig, nodes: int | None, environment: dict[str, str], expected: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         settle(launch, nodes=nodes, environment=environment)
-    assert str(caught.value).startswith(expected)
+    assert str(raised.value).startswith(expected)
 
 
-def test_hosts_that_are_told_apart_from_a_job_are_reached_by_ssh_in_it() -> None:
+def test_with_on_ssh_given_hosts_are_reached_by_ssh_inside_a_job() -> None:
     site, _ = settle(LaunchConfig(hosts=(A,), on="ssh"), nodes=None, environment=JOB)
     assert site.reach == "ssh"
 
 
-def test_hosts_are_supposed_to_have_the_gpus_that_they_are_asked_for() -> None:
-    asked = LaunchConfig(hosts=(A, B), gpus=4)
-    site, settled = settle(asked, nodes=None, environment={})
+def test_hosts_are_assumed_to_have_the_requested_gpus() -> None:
+    requested = LaunchConfig(hosts=(A, B), gpus=4)
+    site, settled = settle(requested, nodes=None, environment={})
     assert site.placement(settled) == ("cuda", 4)
-    site, settled = settle(replace(asked, device="cpu"), nodes=None, environment={})
+    site, settled = settle(replace(requested, device="cpu"), nodes=None, environment={})
     assert site.placement(settled) == ("cpu", 4)
 
 
-def test_a_hostfile_has_a_host_a_line_and_perhaps_its_slots(tmp_path: Path) -> None:
+def test_a_hostfile_has_a_host_per_line_with_optional_slots(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text("# ours\na slots=8\n\n me@b.example   slots = 4  # the old one\nc\n")
     assert parse_hosts(None, file) == (Host("a", 8), Host("me@b.example", 4), Host("c"))
@@ -85,21 +85,21 @@ def test_a_hostfile_has_a_host_a_line_and_perhaps_its_slots(tmp_path: Path) -> N
         ("# none\n", ["names no host"]),
     ],
 )
-def test_what_is_wrong_in_a_hostfile_is_told_with_its_line(text: str, expected: list[str], tmp_path: Path) -> None:
+def test_problems_in_a_hostfile_are_reported_with_their_line(text: str, expected: list[str], tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         parse_hosts(None, file)
-    assert all(part in str(caught.value) for part in expected)
+    assert all(part in str(raised.value) for part in expected)
 
 
-def test_ssh_asks_for_no_password_and_shows_no_variable_but_where_modules_are() -> None:
+def test_ssh_is_non_interactive_and_passes_only_python_path_variables() -> None:
     modules = {"PYTHONPATH": "/our modules", "PYTHONNOUSERSITE": "1"}
-    words = command("a", {**modules, "HF_TOKEN": "canary"}, deadline_s=60)
-    assert words[:5] == ("ssh", "-o", "IgnoreUnknown=*", "-o", "BatchMode=yes")
-    assert words[-3:-1] == ("--", "a")
-    assert words[-1].startswith("exec env PYTHONNOUSERSITE=1 'PYTHONPATH=/our modules' ")
-    assert "canary" not in " ".join(words)
+    argv = command("a", {**modules, "HF_TOKEN": "canary"}, deadline_s=60)
+    assert argv[:5] == ("ssh", "-o", "IgnoreUnknown=*", "-o", "BatchMode=yes")
+    assert argv[-3:-1] == ("--", "a")
+    assert argv[-1].startswith("exec env PYTHONNOUSERSITE=1 'PYTHONPATH=/our modules' ")
+    assert "canary" not in " ".join(argv)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_ssh_asks_for_no_password_and_shows_no_variable_but_where_modules_are() 
         ({}, 2),
     ],
 )
-def test_gpus_of_an_allocation_are_what_any_variable_says_or_slurm(
+def test_gpus_of_an_allocation_come_from_variables_or_from_scontrol(
     variables: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     details = """

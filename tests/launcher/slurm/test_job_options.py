@@ -1,4 +1,4 @@
-"""Decisions about batch jobs: times, seeds, what follows when time is up, and what is said of a job that has ended."""
+"""Batch jobs: time limits, array seeds, requeueing when the time is up, and the result of an ended job."""
 
 import json
 import os
@@ -50,19 +50,19 @@ def test_a_time_limit_is_read_as_slurm_reads_it(text: str, expected: float | Non
 @pytest.mark.parametrize(
     ("text", "expected"), [("0-2", (0, 1, 2)), ("1,5", (1, 5)), ("0-8:4", (0, 4, 8)), ("7", (7,)), ("3-4%1", (3, 4))]
 )
-def test_seeds_are_written_as_slurm_writes_arrays(text: str, expected: tuple[int, ...]) -> None:
+def test_seeds_have_the_syntax_of_slurm_arrays(text: str, expected: tuple[int, ...]) -> None:
     assert Seeds.parse(text).numbers == expected
     assert Seeds.parse(str(Seeds.parse(text))) == Seeds.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "2-1", "1,,2", "0-99999999", "1%0"])
-def test_what_are_no_seeds_are_refused(text: str) -> None:
+def test_invalid_seeds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected up to"):
         Seeds.parse(text)
 
 
 @pytest.mark.parametrize(("takes_s", "expected"), [(None, LEAD_S), (10.0, LEAD_S), (100.0, 260)])
-def test_the_warning_comes_early_enough_for_a_save_as_long_as_it_was_measured(
+def test_the_warning_signal_comes_early_enough_for_the_measured_save(
     takes_s: float | None, expected: int, run: RunDir
 ) -> None:
     if takes_s is not None:
@@ -90,9 +90,9 @@ def test_harmless_options_of_newer_versions_are_passed_on(tmp_path: Path) -> Non
     options = slurm_options({}, more=more, cpus_per_gpu=None, wait=False)
     launch = LaunchConfig(slurm=options)
     request: dict[str, Any] = {"workers": 1, "device": "cpu", "cores": 2, "name": "run", "cwd": "/", "lead": LEAD_S}
-    given = sbatch_options(launch, log=tmp_path / "log", seeds=None, **request)
-    assert {f"--{option}" for option in more} <= set(given)
-    assert "--requeue" not in given
+    arguments = sbatch_options(launch, log=tmp_path / "log", seeds=None, **request)
+    assert {f"--{option}" for option in more} <= set(arguments)
+    assert "--requeue" not in arguments
     assert "--requeue" in sbatch_options(LaunchConfig(), log=tmp_path / "log", seeds=None, **request)
 
 
@@ -111,18 +111,16 @@ def test_harmless_options_of_newer_versions_are_passed_on(tmp_path: Path) -> Non
         ("NODE_FAIL,REQUEUED", True, False),
     ],
 )
-def test_states_of_every_version_are_understood(state: str, is_waiting: bool, is_over: bool) -> None:
-    found = JobState("7", state)
-    assert (found.is_waiting, found.is_over) == (is_waiting, is_over)
+def test_job_states_of_all_slurm_versions_are_understood(state: str, is_waiting: bool, is_over: bool) -> None:
+    parsed = JobState("7", state)
+    assert (parsed.is_waiting, parsed.is_over) == (is_waiting, is_over)
 
 
-@pytest.mark.parametrize("may_have_been_taken", [False, True])
-def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_have_been_taken: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("may_be_submitted", [False, True])
+def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_be_submitted: bool, tmp_path: Path) -> None:
     tasks = [cast(Task, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
     error = (
-        slurm_commands.NoAnswerError("no answer")
-        if may_have_been_taken
-        else CheckError("another launch is at work there")
+        slurm_commands.NoAnswerError("no answer") if may_be_submitted else CheckError("another launch is at work there")
     )
 
     def write_and_fail() -> None:
@@ -133,7 +131,7 @@ def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_have_been_taken:
 
     with pytest.raises(CheckError):
         write_and_fail()
-    assert tasks[0].run.is_unused() != may_have_been_taken
+    assert tasks[0].run.is_unused() != may_be_submitted
 
 
 def job(restarts: int, **more: Any) -> Allocation:
@@ -144,39 +142,37 @@ def checkpoint(run: RunDir, step: int) -> None:
     (run.checkpoints / f"step-{step:08d}").mkdir()
 
 
-def asked_to_requeue(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    asked = list[str]()
+def fake_requeue(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    job_ids = list[str]()
 
     def requeue(job_id: str) -> None:
-        asked.append(job_id)
+        job_ids.append(job_id)
         raise CheckError("scontrol: it is disabled")
 
     monkeypatch.setattr(slurm_commands, "requeue", requeue)
-    return asked
+    return job_ids
 
 
 @pytest.mark.parametrize(("restarts", "progress"), [(0, False), (0, True), (3, True)])
-def test_a_job_starts_again_as_long_as_each_start_comes_further(
+def test_a_job_is_requeued_while_each_start_makes_progress(
     restarts: int, progress: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = asked_to_requeue(monkeypatch)
+    job_ids = fake_requeue(monkeypatch)
     checkpoint(run, 4)
     requeue = Requeue.of(job(restarts), lambda: run.newest_step() or 0)
     if progress:
         checkpoint(run, 5)
     with pytest.raises(CheckError, match="it is disabled"):
         requeue.carry_out(TIME_IS_UP, lambda text: None)
-    assert asked == ["7"]
+    assert job_ids == ["7"]
 
 
-def test_a_job_that_started_again_and_came_no_further_does_not_start_once_more(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = asked_to_requeue(monkeypatch)
+def test_a_restarted_job_without_progress_is_not_requeued_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_ids = fake_requeue(monkeypatch)
     checkpoint(run, 4)
     with pytest.raises(RunFailedError, match="no newer checkpoint than when Slurm last requeued job 7"):
         Requeue.of(job(1), lambda: run.newest_step() or 0).carry_out(TIME_IS_UP, lambda text: None)
-    assert asked == []
+    assert job_ids == []
 
 
 @pytest.mark.parametrize(
@@ -188,7 +184,9 @@ def test_a_job_that_started_again_and_came_no_further_does_not_start_once_more(
         ((signal.SIGUSR1, signal.SIGINT), False),
     ],
 )
-def test_time_is_up_if_slurm_warns_and_nobody_ends_it(signals: tuple[signal.Signals, ...], time_is_up: bool) -> None:
+def test_time_is_up_if_slurm_warns_and_no_other_signal_comes(
+    signals: tuple[signal.Signals, ...], time_is_up: bool
+) -> None:
     requests = Requests(in_job=True)
     with requests.heard():
         for number in signals:
@@ -197,10 +195,8 @@ def test_time_is_up_if_slurm_warns_and_nobody_ends_it(signals: tuple[signal.Sign
 
 
 @pytest.mark.parametrize(("file_first", "time_is_up"), [(True, False), (False, True)])
-def test_a_run_that_somebody_stops_is_not_started_again_by_a_warning(
-    file_first: bool, time_is_up: bool, run: RunDir
-) -> None:
-    """After a warning the file is the launcher's own word to its workers."""
+def test_a_run_that_a_user_stops_is_not_requeued_by_a_warning(file_first: bool, time_is_up: bool, run: RunDir) -> None:
+    """After a warning, the stop-request file is the launcher's own message to its workers."""
     requests = Requests(in_job=True)
     run.stop_request.touch()
     acts = [partial(requests.look_at, run.stop_request), partial(os.kill, os.getpid(), signal.SIGUSR1)]
@@ -210,7 +206,7 @@ def test_a_run_that_somebody_stops_is_not_started_again_by_a_warning(
     assert requests.time_is_up == time_is_up
 
 
-def test_outside_of_jobs_the_warning_signal_keeps_its_meaning() -> None:
+def test_outside_of_jobs_sigusr1_is_not_handled() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with Requests().heard():
         assert signal.getsignal(signal.SIGUSR1) == before
@@ -224,7 +220,7 @@ def test_outside_of_jobs_the_warning_signal_keeps_its_meaning() -> None:
         ("0-2", job(0, array_id="6", array_task=1), "runs/smoke-job6/seed-1"),
     ],
 )
-def test_a_run_that_is_started_by_hand_in_a_job_is_found_again_by_the_jobs_name(
+def test_the_run_directory_of_a_launch_in_a_job_has_the_jobs_id(
     array: str | None, allocation: Allocation, expected: str, tmp_path: Path
 ) -> None:
     launch = LaunchConfig(slurm=SlurmOptions(array=array))
@@ -244,7 +240,7 @@ def test_a_run_that_is_started_by_hand_in_a_job_is_found_again_by_the_jobs_name(
         (None, {"state": "finished", "attempt": 3}, 0),
     ],
 )
-def test_who_waits_gets_the_scripts_own_exit_code_or_else_the_runs(
+def test_waiting_returns_the_exit_code_of_the_script_or_else_of_the_run(
     state: JobState | None, outcome: dict[str, Any] | None, expected: int, run: RunDir
 ) -> None:
     if outcome is not None:
@@ -252,17 +248,17 @@ def test_who_waits_gets_the_scripts_own_exit_code_or_else_the_runs(
     assert Followed("7", run.logs / "log", run, attempts=2, state=state).exit_code() == expected
 
 
-def test_who_stops_waiting_is_told_how_to_come_back(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupting_the_wait_prints_how_to_follow_the_job_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_id: str) -> JobState:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(slurm_commands, "job_state", interrupted)
-    said = list[str]()
-    assert follow([Followed("7", run.logs / "log", run, attempts=0)], said.append) == 130
-    assert said == [f"job 7 continues; to follow it: tail -f {run.logs}/log; to cancel it: scancel 7"]
+    messages = list[str]()
+    assert follow([Followed("7", run.logs / "log", run, attempts=0)], messages.append) == 130
+    assert messages == [f"job 7 continues; to follow it: tail -f {run.logs}/log; to cancel it: scancel 7"]
 
 
-def test_lines_are_shown_whole_and_once(run: RunDir) -> None:
+def test_log_lines_are_shown_complete_and_once(run: RunDir) -> None:
     followed = Followed("7", run.logs / "log", run, attempts=0)
     assert followed.new_lines() == []
     followed.log.write_text("one\ntw")
@@ -273,21 +269,23 @@ def test_lines_are_shown_whole_and_once(run: RunDir) -> None:
     assert followed.new_lines() == ["end"]
 
 
-def test_a_copy_of_the_program_is_whole_says_its_commit_and_takes_the_sites_settings(tmp_path: Path) -> None:
+def test_a_source_snapshot_is_complete_and_has_its_commit_and_the_sites_env_file(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "env.sh").write_text("# ours\n")
-    ours = Snapshot.of_program(tmp_path / "site" / "env.sh")
-    copy = ours.write(tmp_path)
+    snapshot = Snapshot.of_program(tmp_path / "site" / "env.sh")
+    copy = snapshot.write(tmp_path)
     assert (copy / "cluster" / "env.sh").read_text() == "# ours\n"
-    assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(ours.files)
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(
+        snapshot.files
+    )
     root = Path(__file__).parents[3]
     assert commit_of(copy) == commit_of(root)
     assert uncommitted_files(copy) == uncommitted_files(root)
-    assert (ours.write(tmp_path), Snapshot.of_program().digest != ours.digest) == (copy, True)
+    assert (snapshot.write(tmp_path), Snapshot.of_program().digest != snapshot.digest) == (copy, True)
 
 
 def test_a_run_in_an_interactive_allocation_is_always_new(tmp_path: Path) -> None:
-    """Slurm does not start it again, and a second launch there is another run."""
+    """Slurm does not requeue it, and a second launch there is another run."""
     request = Request("smoke", (), LaunchConfig(), Site(Resources(1)), "run", as_json=False)
-    ours = run_dir_of(request, str(tmp_path), replace(job(0), is_batch=False))
-    assert ours.path.name.startswith("smoke-2")
+    run_dir = run_dir_of(request, str(tmp_path), replace(job(0), is_batch=False))
+    assert run_dir.path.name.startswith("smoke-2")

@@ -1,4 +1,4 @@
-"""Nodes of a Slurm job that do not answer the checks: who is asked again, and what follows."""
+"""Nodes of a Slurm job that do not answer the checks: retries, starting without them, requeueing."""
 
 import json
 import os
@@ -32,7 +32,9 @@ LOST = ("sh", "-c", "echo credential revoked >&2; exit 1")
 
 
 @pytest.mark.parametrize(("left", "workers", "shards", "expected"), [(4, 2, 16, 4), (3, 2, 16, 2), (3, 4, 6, 0)])
-def test_as_many_nodes_are_used_as_divide_the_shards(left: int, workers: int, shards: int, expected: int) -> None:
+def test_the_largest_number_of_nodes_that_divides_the_shards_is_used(
+    left: int, workers: int, shards: int, expected: int
+) -> None:
     assert usable_nodes(left, workers, shards) == expected
 
 
@@ -64,24 +66,24 @@ def check_in_allocation(site: NearSite, root: Path, tmp_path: Path, min_nodes: i
 
 
 @pytest.mark.usefixtures("processes", "quick_retries", "without_costs")
-def test_a_node_whose_first_steps_fail_is_asked_again(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_node_whose_first_job_steps_fail_is_probed_again(tiny_root: Path, tmp_path: Path) -> None:
     script = f'echo >> {tmp_path}/tries; [ "$(wc -l < {tmp_path}/tries)" -gt 2 ] || exit 1; exec "$@"'
     site = NearSite(Resources(1), "srun", ("n1", "n2"), {"n1": ("sh", "-c", script, "sh", *AGENT)})
-    found = check_in_allocation(site, tiny_root, tmp_path, None)
-    assert found.slots == (0, 1)
+    result = check_in_allocation(site, tiny_root, tmp_path, None)
+    assert result.slots == (0, 1)
 
 
 @pytest.mark.usefixtures("processes", "quick_retries", "without_costs")
 def test_an_elastic_job_starts_without_a_node_that_does_not_answer(tiny_root: Path, tmp_path: Path) -> None:
     site = NearSite(Resources(1), "srun", ("n1", "n2"), {"n1": LOST})
-    found = check_in_allocation(site, tiny_root, tmp_path, 1)
-    assert found.slots == (1,)
-    assert found.warnings[0].startswith("1 of 2 nodes are used (--elastic), as some do not answer: n1: ")
+    result = check_in_allocation(site, tiny_root, tmp_path, 1)
+    assert result.slots == (1,)
+    assert result.warnings[0].startswith("1 of 2 nodes are used (--elastic), as some do not answer: n1: ")
     with pytest.raises(UnreachableError, match="n1: no agent could be started there: credential revoked"):
         check_in_allocation(site, tiny_root, tmp_path, None)
 
 
-def test_an_elastic_launch_takes_an_allocation_of_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_elastic_launch_accepts_an_allocation_with_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_commands, "_said", lambda *_: "n1")
     settled = partial(settle, nodes=2, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
     site, launch = settled(LaunchConfig(min_nodes=1))
@@ -101,24 +103,26 @@ def in_job(restarts: int, *, is_batch: bool = True) -> Allocation:
 
 @pytest.fixture
 def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the jobs that Slurm was requested to requeue, each of which then ends."""
-    asked = list[str]()
+    """Return the ids of the requeued jobs; each requeue kills the caller, as Slurm does."""
+    job_ids = list[str]()
 
     def killed(_seconds: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(slurm_commands, "job_state", lambda _: JobState("7", "RUNNING"))
-    monkeypatch.setattr(slurm_commands, "requeue", asked.append)
+    monkeypatch.setattr(slurm_commands, "requeue", job_ids.append)
     monkeypatch.setattr("launcher.supervise.requeue.time.sleep", killed)
-    return asked
+    return job_ids
 
 
 ERROR = UnreachableError("n2: no agent could be started there")
 
 
 @pytest.mark.parametrize("passed", [None, 5])
-def test_a_batch_job_is_requeued_some_times_in_a_row(passed: int | None, run: RunDir, requeued: list[str]) -> None:
-    """Counted from the restart that last passed its checks."""
+def test_a_batch_job_is_requeued_a_limited_number_of_times(
+    passed: int | None, run: RunDir, requeued: list[str]
+) -> None:
+    """The count starts at the restart that last passed its checks."""
     if passed is not None:
         launches = [{}, {"job": None}, {"job": {"id": "6", "restart": 9}}, {"job": {"id": "7", "restart": passed}}]
         run.manifest.write_text(json.dumps({"launches": launches}))

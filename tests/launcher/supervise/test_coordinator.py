@@ -1,4 +1,4 @@
-"""Coordinator and node agents with real processes, and a stand-in for torchrun that starts in no time."""
+"""Coordinator and node agents with real processes, and a fast stub instead of torchrun."""
 
 import json
 import os
@@ -30,19 +30,19 @@ from tests.helpers.stand_ins import FOR_EVER, WITH_CHILD, carry_out, meanwhile, 
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def test_a_run_that_says_finished_is_finished(run: RunDir) -> None:
+def test_a_run_with_a_finished_outcome_is_finished(run: RunDir) -> None:
     attempt = carry_out(run, "outcome('finished')", "pass")
     assert attempt.state == "finished"
-    written = json.loads(run.attempt(1).read_text())
-    assert (written["state"], [node["exit_code"] for node in written["nodes"]]) == ("finished", [0, 0])
-    assert all(node["starter_pid"] and node["agent_pid"] and node["host"] for node in written["nodes"])
+    content = json.loads(run.attempt(1).read_text())
+    assert (content["state"], [node["exit_code"] for node in content["nodes"]]) == ("finished", [0, 0])
+    assert all(node["starter_pid"] and node["agent_pid"] and node["host"] for node in content["nodes"])
 
 
 def test_exit_codes_without_an_outcome_are_not_trusted(run: RunDir) -> None:
     assert carry_out(run, "pass").state == "failed"
 
 
-def test_an_outcome_counts_more_than_an_exit_code(run: RunDir) -> None:
+def test_an_outcome_overrides_the_exit_code(run: RunDir) -> None:
     assert carry_out(run, "outcome('finished'); sys.exit(1)").state == "finished"
 
 
@@ -60,7 +60,7 @@ def test_a_failing_node_ends_the_others(run: RunDir, monkeypatch: pytest.MonkeyP
     assert [node.killed_from_outside for node in attempt.nodes] == ["", ""]
 
 
-def test_a_killed_agent_is_noticed_and_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_agent_is_detected_and_named(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
 
     def send() -> None:
@@ -75,7 +75,7 @@ def test_a_killed_agent_is_noticed_and_named(run: RunDir, monkeypatch: pytest.Mo
     assert [node.killed_from_outside for node in attempt.nodes] == ["its agent is gone", ""]
 
 
-def test_a_killed_starter_takes_its_orphans_with_it(run: RunDir) -> None:
+def test_orphans_of_a_killed_starter_are_killed(run: RunDir) -> None:
     def send() -> None:
         process = psutil.Process(starter(run, 0))
         wait_until(process.children, "the starter's child")
@@ -87,8 +87,8 @@ def test_a_killed_starter_takes_its_orphans_with_it(run: RunDir) -> None:
     assert attempt.nodes[0].killed_from_outside == "its starter was killed by SIGKILL"
 
 
-def test_a_node_that_has_a_part_of_the_machines_gpus_tells_its_workers_which(run: RunDir) -> None:
-    """Whatever its starter makes of that, which DeepSpeed's overwrites with numbers of its own."""
+def test_a_node_with_some_of_the_gpus_passes_their_numbers_to_its_workers(run: RunDir) -> None:
+    """Even if the starter changes CUDA_VISIBLE_DEVICES, as DeepSpeed's does."""
     writes = "(run / 'seen').write_text(os.environ['FMFSD_VISIBLE_GPUS']); outcome('finished')"
     (node,) = plan(run, writes).nodes
     sliced = replace(node, env={**node.env, "CUDA_VISIBLE_DEVICES": "2,3"})
@@ -96,23 +96,24 @@ def test_a_node_that_has_a_part_of_the_machines_gpus_tells_its_workers_which(run
     assert (run.path / "seen").read_text() == "2,3"
 
 
-def test_a_workers_exit_code_is_seen_before_its_starter_looks(run: RunDir) -> None:
-    """DeepSpeed's launcher looks once a second, and tells of the first one that it finds only."""
+def test_a_workers_exit_code_is_seen_before_its_starter_polls(run: RunDir) -> None:
+    """DeepSpeed's launcher polls once a second, and reports only the first exit that it finds."""
     attempt = carry_out(run, WITH_CHILD + "time.sleep(0.5); child.kill(); time.sleep(0.5); outcome('failed')")
     assert list(attempt.nodes[0].worker_codes.values()) == [-9]
 
 
 def direct_plan(run: RunDir, script: str) -> LaunchPlan:
-    """One node, whose agent starts two workers itself; each writes its process id into `worker-RANK`."""
+    """Return a plan with one node, whose agent starts two workers itself; each writes its process id to
+    `worker-RANK`."""
     prelude = "import os; rank = os.environ['RANK']\n"
     writes = (
         "(run / f'new-{rank}').write_text(str(os.getpid())); (run / f'new-{rank}').rename(run / f'worker-{rank}')\n"
     )
     both = "until(lambda: all((run / f'worker-{each}').exists() for each in '01'))\n"
-    found = plan(run, prelude + writes + both + script)
-    (node,) = found.nodes
+    by_starter = plan(run, prelude + writes + both + script)
+    (node,) = by_starter.nodes
     workers = ({"RANK": "0"}, {"RANK": "1"})
-    return replace(found, workers_per_node=2, nodes=(replace(node, workers=workers),))
+    return replace(by_starter, workers_per_node=2, nodes=(replace(node, workers=workers),))
 
 
 def run_direct(run: RunDir, script: str) -> Attempt:
@@ -131,14 +132,14 @@ def test_an_agent_starts_workers_itself_and_waits_for_all_of_them(run: RunDir) -
 
 
 def test_a_failed_worker_ends_the_others_of_its_agent_at_once(run: RunDir) -> None:
-    """With SIGTERM, as by torchrun; its own exit code is the node's."""
+    """The other worker gets SIGTERM, as from torchrun. The node's exit code is that of the failed worker."""
     attempt = run_direct(run, "until(lambda: False) if rank == '0' else sys.exit(3)")
     (node,), (first, second) = attempt.nodes, worker_pids(run)
     assert (attempt.state, node.exit_code, node.killed_from_outside) == ("failed", 3, "")
     assert node.worker_codes == {first: -signal.SIGTERM, second: 3}
 
 
-def test_workers_of_an_agent_that_is_killed_end_with_it(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_killed_agent_die_with_it(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
 
     def send() -> None:
@@ -168,13 +169,13 @@ def test_a_starter_that_can_not_be_started_is_named(run: RunDir) -> None:
     assert "/no/such/program" in attempt.nodes[0].killed_from_outside
 
 
-def test_output_of_the_starter_is_kept(run: RunDir) -> None:
+def test_output_of_the_starter_is_logged(run: RunDir) -> None:
     carry_out(run, "print('out', flush=True); print('err', file=sys.stderr); outcome('finished')")
     assert run.starter_log(0).read_text().splitlines() == ["out", "err"]
 
 
-def test_an_agent_whose_coordinator_is_gone_ends_everything(run: RunDir) -> None:
-    """What a kill -9 of the launcher does: our end of the agent's stdin closes."""
+def test_an_agent_whose_coordinator_was_killed_kills_its_processes(run: RunDir) -> None:
+    """A kill -9 of the launcher closes the agent's stdin."""
     agent = Agent()
     (node,) = plan(run, WITH_CHILD + FOR_EVER).nodes
     scratch = run.path / "scratch"
@@ -192,15 +193,15 @@ def test_an_agent_whose_coordinator_is_gone_ends_everything(run: RunDir) -> None
     assert not scratch.exists()
 
 
-def test_the_watcher_is_called_while_the_run_goes_on(run: RunDir) -> None:
+def test_the_watcher_is_called_while_the_run_lasts(run: RunDir) -> None:
     calls: list[float] = []
     script = "time.sleep(0.5); outcome('finished')"
     run_plan(plan(run, script), run, grace_s=1, requests=Requests(), watch=lambda: calls.append(time.monotonic()))
     assert len(calls) >= 3
 
 
-def test_an_agent_that_does_not_answer_is_given_up(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a suspended one is: what it had started ends with it."""
+def test_an_agent_that_does_not_answer_is_killed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example a suspended agent; its processes are killed with it."""
     monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
     monkeypatch.setattr("launcher.supervise.coordinator.KILL_TO_LEAVE_S", 0.3)
     monkeypatch.setattr("launcher.transport.agent_client.END_S", 0.3)
@@ -220,8 +221,8 @@ def test_an_agent_that_does_not_answer_is_given_up(run: RunDir, monkeypatch: pyt
     assert not agents[0].is_running()
 
 
-def test_a_workers_last_words_end_the_attempt(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if its starter goes on waiting for it."""
+def test_a_workers_crash_file_ends_the_attempt(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if its starter still waits for it."""
     monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
     crash = "(run / 'attempts' / '0001-rank-0.json').write_text('{}')\n"
     attempt = carry_out(run, crash + FOR_EVER, FOR_EVER)
@@ -229,7 +230,7 @@ def test_a_workers_last_words_end_the_attempt(run: RunDir, monkeypatch: pytest.M
     assert attempt.trouble == ""
 
 
-def test_an_agent_that_says_no_json_is_a_failed_one(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_writes_no_json_counts_as_failed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent()
     wait_until(lambda: agent.read()[0]["event"] == "ready", "agent")
     reading, writing = os.pipe()
@@ -243,24 +244,24 @@ def test_an_agent_that_says_no_json_is_a_failed_one(run: RunDir, monkeypatch: py
         os.close(end)
 
 
-def test_a_helper_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.transport.local_commands.END_S", 0.3)
-    asked = iter([False] * 5 + [True] * 100)
+    answers = iter([False] * 5 + [True] * 100)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    assert run_here([sys.executable, "-c", code], stop=lambda: next(asked)) == -signal.SIGKILL
+    assert run_here([sys.executable, "-c", code], stop=lambda: next(answers)) == -signal.SIGKILL
     assert run_here([sys.executable, "-c", "raise SystemExit(3)"], stop=lambda: False) == 3
 
 
 IN_A_THREAD = """
 import sys, threading
 from launcher.transport.local_commands import said_here
-said = ("sh", "-c", 'echo $$ > "$1"; exec sleep 600', "sh", sys.argv[1])
-threading.Thread(target=said_here, args=(said,), kwargs={"deadline_s": 600}).start()
+command = ("sh", "-c", 'echo $$ > "$1"; exec sleep 600', "sh", sys.argv[1])
+threading.Thread(target=said_here, args=(command,), kwargs={"deadline_s": 600}).start()
 """
 
 
-def test_a_helper_that_a_thread_has_started_ends_with_the_process(tmp_path: Path) -> None:
-    """As in Ray's workers, which have many: no Python runs between fork and exec."""
+def test_a_helper_started_by_a_thread_dies_with_the_process(tmp_path: Path) -> None:
+    """Ray's worker processes have many threads: no Python code may run between fork and exec."""
     pid = tmp_path / "pid"
     process = subprocess.Popen([sys.executable, "-c", IN_A_THREAD, str(pid)])
     helper = psutil.Process(int(wait_until(lambda: pid.exists() and pid.read_text(), "the helper")))
@@ -277,7 +278,7 @@ def test_a_helper_that_is_not_installed_is_reported() -> None:
     )
 
 
-def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_folders_have_names_that_are_valid_in_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a#b").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a#b"))
     scratch = Path(scratch_folder())
@@ -285,8 +286,8 @@ def test_scratch_folders_have_names_that_urls_can_have(tmp_path: Path, monkeypat
     scratch.rmdir()
 
 
-def test_after_the_runs_last_word_nobody_is_waited_for_for_ever(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for an agent that somebody has suspended; the word counts."""
+def test_after_the_outcome_waiting_for_nodes_has_a_timeout(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example for a suspended agent; the outcome counts."""
     monkeypatch.setattr("launcher.supervise.coordinator.LAST_WORD_S", 0.3)
     monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
     assert carry_out(run, "outcome('finished')", FOR_EVER).state == "finished"
@@ -296,23 +297,21 @@ def no_space(*_: Any, **__: Any) -> None:
     raise OSError("No space left on device")
 
 
-def test_an_attempt_that_can_not_be_written_down_is_not_started(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its number is what keeps workers of earlier attempts away."""
+def test_an_attempt_whose_file_can_not_be_written_is_not_started(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempt number fences off workers of earlier attempts."""
     monkeypatch.setattr("launcher.supervise.attempt.write_json", no_space)
     with pytest.raises(RunFailedError, match="can't be written, so no attempt was started: No space left"):
         carry_out(run, "outcome('finished')")
     assert not (run.path / "pid-0").exists()
 
 
-def test_a_disk_that_is_full_later_does_not_keep_a_run_from_its_end(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write, written = write_json, list[Path]()
+def test_a_disk_that_is_full_later_does_not_end_a_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, paths = write_json, list[Path]()
 
     def full_after_the_first(path: Path, content: dict[str, Any]) -> None:
-        written.append(path)
-        no_space() if len(written) > 1 else write(path, content)
+        paths.append(path)
+        no_space() if len(paths) > 1 else write(path, content)
 
     monkeypatch.setattr("launcher.supervise.attempt.write_json", full_after_the_first)
     assert carry_out(run, "outcome('finished')").state == "finished"
-    assert len(written) > 1
+    assert len(paths) > 1

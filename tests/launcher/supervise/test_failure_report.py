@@ -1,4 +1,4 @@
-"""From the workers' last words to the first cause."""
+"""Failure reports: finding the root cause from the workers' crash files and exit codes."""
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
@@ -10,7 +10,7 @@ from tests.helpers.stand_ins import NoAgent, crash
 RESET = "[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer"
 
 
-def progress(run: RunDir, rank: int) -> None:
+def write_progress(run: RunDir, rank: int) -> None:
     content = {"rank": rank, "pid": 100 + rank, "host": "here", "step": 7, "attempt": 1, "peak_memory_bytes": 3 << 29}
     write_json(run.rank_progress(rank), content)
 
@@ -23,8 +23,8 @@ def attempt(run: RunDir, *codes: int | None, trouble: str = "") -> Attempt:
     return Attempt(run, 1, nodes, num_workers=2)
 
 
-def lines(run: RunDir, failure: Failure) -> list[str]:
-    """Of the page."""
+def report_lines(run: RunDir, failure: Failure) -> list[str]:
+    """Return the lines of the report."""
     return page(run, failure, history="no attempt follows", command="fmfsd-launch x").splitlines()
 
 
@@ -38,16 +38,16 @@ def test_the_first_error_is_the_cause_and_lost_connections_are_not(run: RunDir) 
     assert failure.detail == "Traceback of rank 3\n"
 
 
-def test_an_error_that_is_meant_for_people_has_no_traceback(run: RunDir) -> None:
+def test_an_expected_error_has_no_traceback(run: RunDir) -> None:
     crash(run, 0, "the loss is not finite", time=1.0, kind="NonFiniteLossError", expected=True)
-    first, *others = lines(run, first_failure(run, attempt(run, 1)))
+    first, *others = report_lines(run, first_failure(run, attempt(run, 1)))
     assert first == "run failed at 00:00:01 UTC: rank 0 (node 0, here) after step 7: the loss is not finite"
     assert not any("Traceback" in line or "likely to help" in line for line in others)
 
 
 def test_a_worker_that_was_killed_is_named_with_its_signal(run: RunDir) -> None:
-    progress(run, 0)
-    progress(run, 1)
+    write_progress(run, 0)
+    write_progress(run, 1)
     crash(run, 0, RESET, time=1.0)
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 101)\n")
@@ -59,42 +59,42 @@ def test_a_worker_that_was_killed_is_named_with_its_signal(run: RunDir) -> None:
     assert first_failure(run, killed).cause.endswith("killed by SIGKILL: out of memory, at 1.50 GiB")
 
 
-def test_a_worker_that_was_gone_first_is_the_cause_if_nobody_knows_its_exit_code(run: RunDir) -> None:
-    """As when its starter still waits for the others, and is ended itself."""
+def test_the_worker_that_exited_first_is_the_cause_if_its_exit_code_is_unknown(run: RunDir) -> None:
+    """For example if its starter still waits for the other workers when it is killed."""
     for rank in (0, 1):
-        progress(run, rank)
-    gone = attempt(run, -9)
-    gone.dead_rank, gone.nodes[0].ended_by_us = 1, True
-    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
+        write_progress(run, rank)
+    dead = attempt(run, -9)
+    dead.dead_rank, dead.nodes[0].ended_by_us = 1, True
+    assert first_failure(run, dead).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
 
 
-def test_an_exit_code_that_the_agent_saw_is_told(run: RunDir) -> None:
-    """A worker that was ended with the others is no cause."""
+def test_an_exit_code_that_the_agent_saw_is_reported(run: RunDir) -> None:
+    """A worker that was terminated together with the others is not the cause."""
     for rank in (0, 1):
-        progress(run, rank)
+        write_progress(run, rank)
     killed = attempt(run, 1)
     killed.nodes[0].worker_codes |= {100: -15, 101: -11}
     failure = first_failure(run, killed)
     assert failure.cause == "rank 1 (pid 101 on here) after step 7: killed by SIGSEGV"
 
 
-def test_what_deepspeeds_launcher_said_last_is_the_first_ones_exit_code(run: RunDir) -> None:
-    """It is told of no process; an earlier attempt's words are before that process was started."""
+def test_the_last_exit_code_in_deepspeeds_log_is_that_of_the_first_dead_worker(run: RunDir) -> None:
+    """The log line names no process. Lines of an earlier attempt precede the start of this process."""
     for rank in (0, 1):
-        progress(run, rank)
+        write_progress(run, rank)
     run.node_logs(0).mkdir(parents=True)
     spawned = [f"[INFO] process {pid} spawned with command: ['python']\n" for pid in (90, 91, 100, 101)]
-    words = [f"[ERROR] ['python'] exits with return code = {code}\n" for code in (7, -9)]
-    run.starter_log(0).write_text("".join([*spawned[:2], words[0], *spawned[2:], words[1]]))
-    gone = attempt(run, 1)
-    gone.dead_rank = 1
-    assert first_failure(run, gone).cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL")
-    run.starter_log(0).write_text("".join([*spawned[:2], words[0], *spawned[2:]]))
-    assert first_failure(run, gone).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
+    exits = [f"[ERROR] ['python'] exits with return code = {code}\n" for code in (7, -9)]
+    run.starter_log(0).write_text("".join([*spawned[:2], exits[0], *spawned[2:], exits[1]]))
+    dead = attempt(run, 1)
+    dead.dead_rank = 1
+    assert first_failure(run, dead).cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL")
+    run.starter_log(0).write_text("".join([*spawned[:2], exits[0], *spawned[2:]]))
+    assert first_failure(run, dead).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
 
 
-def test_a_worker_that_its_starter_ended_is_no_cause(run: RunDir) -> None:
-    progress(run, 1)
+def test_a_worker_that_its_starter_terminated_is_not_the_cause(run: RunDir) -> None:
+    write_progress(run, 1)
     crash(run, 0, RESET, time=1.0)
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("exitcode  : -15 (pid: 101)\n")
@@ -107,7 +107,7 @@ def test_a_killed_agent_or_starter_comes_before_its_victims(run: RunDir) -> None
     assert first_failure(run, attempt(run, 1, -9)).cause == "node 1: its starter was killed by SIGKILL"
 
 
-def test_without_any_word_the_starters_log_is_shown(run: RunDir) -> None:
+def test_without_a_crash_file_the_starters_log_is_shown(run: RunDir) -> None:
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("\n".join(f"line {number}" for number in range(50)))
     failure = first_failure(run, attempt(run, 2))
@@ -116,17 +116,17 @@ def test_without_any_word_the_starters_log_is_shown(run: RunDir) -> None:
     assert len(failure.detail.splitlines()) == 12
 
 
-def test_nothing_at_all_is_said_too(run: RunDir) -> None:
+def test_a_failure_without_any_information_is_reported(run: RunDir) -> None:
     assert first_failure(run, attempt(run, 0)).cause == "the workers ended without an outcome"
 
 
-def test_the_page_ends_with_what_helps_the_logs_and_the_way_on(run: RunDir) -> None:
+def test_the_report_ends_with_advice_logs_and_the_command_to_resume(run: RunDir) -> None:
     crash(run, 2, "CUDA out of memory", time=1.0, kind="OutOfMemoryError")
     crash(run, 0, RESET, time=2.0)
     log = run.rank_log(1, 2)
     log.parent.mkdir(parents=True)
     log.touch()
-    first, _, *rest = lines(run, first_failure(run, attempt(run, 1, 1)))
+    first, _, *rest = report_lines(run, first_failure(run, attempt(run, 1, 1)))
     assert first == "Traceback of rank 2"
     assert rest[:3] == [
         "ended because of it: rank 0",
@@ -136,39 +136,39 @@ def test_the_page_ends_with_what_helps_the_logs_and_the_way_on(run: RunDir) -> N
     ]
     assert rest[3:] == [f"logs: {log}", "to start again (no checkpoint yet):", "  fmfsd-launch x"]
     (run.checkpoints / "step-00000007").mkdir()
-    assert "to resume after step 7:" in lines(run, first_failure(run, attempt(run, 1, 1)))
+    assert "to resume after step 7:" in report_lines(run, first_failure(run, attempt(run, 1, 1)))
 
 
-def test_a_run_that_can_not_go_on_is_not_said_to(run: RunDir) -> None:
+def test_a_run_that_can_not_resume_gets_no_resume_command(run: RunDir) -> None:
     crash(run, 0, "no checkpoint there can be used", time=1.0, expected=True)
     write_json(run.crash(1, 0), {**read_json(run.crash(1, 0)), "resumable": False})
     failure = first_failure(run, attempt(run, 1))
     assert not failure.resumable
-    assert lines(run, failure)[-1] == f"logs: {run.logs}"
+    assert report_lines(run, failure)[-1] == f"logs: {run.logs}"
 
 
-def test_a_worker_that_was_told_of_anothers_fault_is_no_cause(run: RunDir) -> None:
+def test_a_worker_that_reports_the_fault_of_another_is_not_the_cause(run: RunDir) -> None:
     crash(run, 0, "the weights are no longer the same: another worker's differ", time=1.0, expected=True)
     crash(run, 1, "the weights are no longer the same: this worker's differ", time=2.0, expected=True)
     assert first_failure(run, attempt(run, 1)).rank == 1
 
 
-def test_a_hang_is_told_with_the_stack_of_the_worker_that_hangs(run: RunDir) -> None:
+def test_a_hang_is_reported_with_the_stack_of_the_hanging_worker(run: RunDir) -> None:
     run.node_logs(1).mkdir(parents=True)
     run.rank_log(1, 1).write_text(
         "--- attempt 0, rank 1 of 2\nCurrent thread 0x02 (most recent call first):\n  File old\n--- attempt 1, rank 1\n"
         "Thread 0x01 (most recent call first):\n  File a\nCurrent thread 0x02 (most recent call first):\n  File b\n"
     )
-    hung = attempt(run, -9, -9)
-    hung.hang = Hang("rank 1: hangs, for 10 s or more", (1,), {0: 100, 1: 101})
-    hung.trouble = hung.hang.text
-    failure = first_failure(run, hung)
+    hanging = attempt(run, -9, -9)
+    hanging.hang = Hang("rank 1: hangs, for 10 s or more", (1,), {0: 100, 1: 101})
+    hanging.trouble = hanging.hang.text
+    failure = first_failure(run, hanging)
     assert (failure.rank, failure.node, failure.victims) == (1, 1, (0,))
     assert failure.detail == "stack of rank 1, innermost call first:\n  File b"
     assert "raise --hang-timeout" in failure.advice
 
 
-def test_failures_that_differ_in_numbers_only_are_the_same() -> None:
+def test_failures_that_differ_only_in_numbers_have_the_same_fingerprint() -> None:
     one, other = (Failure(f"rank {rank} (pid 1{rank}) after step 2.5: at 0x{rank}f") for rank in (1, 2))
     assert one.fingerprint == other.fingerprint
     assert one.fingerprint != Failure("rank 1 (pid 11) before step 2: at 0x1f").fingerprint

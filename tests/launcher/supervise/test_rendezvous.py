@@ -1,4 +1,4 @@
-"""How several nodes come to meet, with real agents on this machine in the place of those of hosts."""
+"""The rendezvous of several nodes, with real agents on this machine that act as hosts."""
 
 import json
 import os
@@ -21,30 +21,30 @@ from tests.helpers.stand_ins import WRITES_WHAT_IT_WAS_GIVEN, meanwhile, plan_fo
 
 pytestmark = pytest.mark.usefixtures("processes")
 
-FAR = (*AGENT, "--deadline", "60")
+REMOTE_AGENT = (*AGENT, "--deadline", "60")
 HAS_A_NETWORK = any(not address.startswith("127.") for own in network.interface_addresses().values() for address in own)
 
 
-def carried_out(run: RunDir, plan: LaunchPlan) -> Attempt:
+def run_attempt(run: RunDir, plan: LaunchPlan) -> Attempt:
     return run_plan(plan, run, grace_s=5, requests=Requests(), watch=lambda: None)
 
 
-@pytest.mark.skipif(not HAS_A_NETWORK, reason="needs a network beside loopback")
-def test_nodes_meet_at_an_address_that_all_have_reached_and_each_has_a_folder_of_its_own(run: RunDir) -> None:
-    attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, FAR, FAR))
+@pytest.mark.skipif(not HAS_A_NETWORK, reason="needs a network interface besides loopback")
+def test_the_rendezvous_address_is_reachable_by_all_and_each_node_has_its_own_folder(run: RunDir) -> None:
+    attempt = run_attempt(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, REMOTE_AGENT, REMOTE_AGENT, REMOTE_AGENT))
     assert attempt.state == "finished", attempt
-    given = [json.loads((run.path / f"given-{number}").read_text()) for number in range(3)]
+    environments = [json.loads((run.path / f"given-{number}").read_text()) for number in range(3)]
     own = network.interface_addresses()
-    assert len({(each["ADDRESS"], each["PORT"], each["INTERFACE"]) for each in given}) == 1
-    assert given[0]["ADDRESS"] in own[given[0]["INTERFACE"]] != ["127.0.0.1"]
-    assert given[0]["NCCL"] == f"={given[0]['INTERFACE']}"
-    scratches = [Path(each["SCRATCH"]) for each in given]
+    assert len({(each["ADDRESS"], each["PORT"], each["INTERFACE"]) for each in environments}) == 1
+    assert environments[0]["ADDRESS"] in own[environments[0]["INTERFACE"]] != ["127.0.0.1"]
+    assert environments[0]["NCCL"] == f"={environments[0]['INTERFACE']}"
+    scratches = [Path(each["SCRATCH"]) for each in environments]
     assert len(set(scratches)) == 3
     assert not any(scratch.exists() for scratch in scratches)
 
 
-def test_a_port_that_was_offered_is_kept_for_who_knows_of_it() -> None:
-    """torch is imported first, and meanwhile others ask for free ports."""
+def test_an_offered_port_is_reserved_for_the_worker_that_will_listen() -> None:
+    """The worker imports torch first, and other processes request free ports in the meantime."""
     listener = network.listen()
     port = listener.getsockname()[1]
     with pytest.raises(OSError, match="in use"):
@@ -58,27 +58,27 @@ def test_a_port_that_was_offered_is_kept_for_who_knows_of_it() -> None:
 
 
 def test_a_node_that_can_not_be_reached_is_named(run: RunDir) -> None:
-    """It has a network of its own, which leads nowhere."""
-    alone = ("unshare", "--net", *FAR)
+    """The network namespace of one node has no connection."""
+    isolated = ("unshare", "--net", *REMOTE_AGENT)
     if os.geteuid():
-        pytest.skip("a network of its own needs root")
-    attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, alone))
+        pytest.skip("a network namespace needs root")
+    attempt = run_attempt(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, REMOTE_AGENT, isolated))
     assert "it can't reach" in attempt.nodes[1].trouble
     assert attempt.state == "failed"
 
 
-def test_a_stop_is_heard_while_nodes_are_waited_for(run: RunDir) -> None:
-    """One agent never answers, as of a host that is slow to come up."""
+def test_a_stop_request_is_handled_while_waiting_for_nodes(run: RunDir) -> None:
+    """One agent never answers, like that of a host that is slow to start."""
     silent = ("sh", "-c", "read -r line; read -r line")
     thread = meanwhile(run.stop_request.touch)
     start = time.monotonic()
-    attempt = carried_out(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, FAR, silent))
+    attempt = run_attempt(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, REMOTE_AGENT, silent))
     thread.join()
     assert attempt.state == "stopped"
     assert time.monotonic() - start < 40
 
 
-def test_agents_that_do_not_end_are_given_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agents_that_do_not_exit_share_one_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.transport.agent_client.END_S", 2.0)
     start = time.monotonic()
     with closing_all() as agents:
@@ -90,9 +90,9 @@ def test_agents_that_do_not_end_are_given_up_together(monkeypatch: pytest.Monkey
     "greeting",
     ["4711\\n", "null\\n", '{"motd": 1}\\n', "Welcome!\\n", "\\033]0;title\\007\\033[1m", '{"motd": 1}', "a\\nb "],
 )
-def test_what_a_hosts_shell_prints_first_is_no_message_of_the_agent(greeting: str) -> None:
-    """With or without an end of line."""
-    agent = Agent(("sh", "-c", f"printf '{greeting}'; exec \"$@\"", "sh", *FAR), deadline_s=60)
+def test_output_of_a_hosts_shell_before_the_agents_messages_is_ignored(greeting: str) -> None:
+    """The output may lack a newline at its end."""
+    agent = Agent(("sh", "-c", f"printf '{greeting}'; exec \"$@\"", "sh", *REMOTE_AGENT), deadline_s=60)
     try:
         events = wait_until(agent.read, "the agent's message")
         assert [event["event"] for event in events] == ["ready"]
@@ -100,7 +100,7 @@ def test_what_a_hosts_shell_prints_first_is_no_message_of_the_agent(greeting: st
         agent.close()
 
 
-def test_what_a_hosts_shell_prints_instead_of_an_agents_message_is_reported_without_escape_sequences() -> None:
+def test_output_of_a_hosts_shell_without_an_agent_is_reported_without_escape_sequences() -> None:
     agent = Agent(("sh", "-c", "printf '\\033]0;title\\007Select a project: '"), deadline_s=60)
     try:
         (event,) = wait_until(agent.read, "its end")
@@ -109,10 +109,10 @@ def test_what_a_hosts_shell_prints_instead_of_an_agents_message_is_reported_with
         agent.close()
 
 
-def test_an_agent_that_hears_nothing_ends_by_itself() -> None:
+def test_an_agent_without_messages_exits_after_its_deadline() -> None:
     agent = Agent((*AGENT, "--deadline", "0.5"), deadline_s=60)
     try:
-        assert wait_until(agent.read, "the agent's word")[0]["event"] == "ready"
+        assert wait_until(agent.read, "the agent's message")[0]["event"] == "ready"
         assert wait_until(agent.read, "its end")[0]["event"] == "gone"
     finally:
         agent.close()

@@ -1,4 +1,4 @@
-"""Which failures get another attempt, with which nodes; the attempts themselves are stood in for."""
+"""Restart policy: which failures get another attempt, with which nodes. Attempts are faked."""
 
 import json
 from typing import Any
@@ -25,24 +25,24 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 0.0)
 
 
-def test_a_checkpoint_more_refills_the_restarts() -> None:
+def test_a_new_checkpoint_resets_the_count_of_restarts() -> None:
     restarts = Restarts(allowed=2)
     failures = [Failure(f"boom {letter}") for letter in "abcdefg"]
     progressed = [False, False, True, False, True, False, False]
-    told = [restarts.refusal(one, progressed=more) for one, more in zip(failures, progressed, strict=True)]
-    assert told == [*[""] * 6, "2 restarts without a new checkpoint in between (--max-restarts)"]
+    refusals = [restarts.refusal(one, progressed=more) for one, more in zip(failures, progressed, strict=True)]
+    assert refusals == [*[""] * 6, "2 restarts without a new checkpoint in between (--max-restarts)"]
 
 
-def test_the_same_failure_twice_without_a_checkpoint_between_ends_it() -> None:
+def test_the_same_failure_twice_without_a_new_checkpoint_is_final() -> None:
     restarts = Restarts(allowed=9)
     again = Failure("rank 0 (pid 99) after step 8: killed by SIGKILL")
     assert [restarts.refusal(one, progressed=True) for one in (KILLED, again)] == ["", ""]
     assert restarts.refusal(again, progressed=False) == "the same failure twice without a new checkpoint in between"
 
 
-def test_what_would_come_to_the_same_is_not_tried_again() -> None:
-    told = Restarts(allowed=9).refusal(Failure("NaN", worth_another_attempt=False), progressed=True)
-    assert told == "another attempt would fail in the same way"
+def test_a_failure_that_would_repeat_is_not_retried() -> None:
+    refusal = Restarts(allowed=9).refusal(Failure("NaN", worth_another_attempt=False), progressed=True)
+    assert refusal == "another attempt would fail in the same way"
 
 
 def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,11 +50,11 @@ def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [Restarts(9, used).pause_s for used in (1, 2, 3, 7, 30)] == [1, 2, 4, 60, 60]
 
 
-class Stage:
-    """Attempts that end as they are told to: each entry is the nodes that are lost, or the state it ends in."""
+class FakeAttempts:
+    """Starts attempts that end as given: each ending is the lost nodes of a failed attempt, or the final state."""
 
     def __init__(self, run: RunDir, *endings: tuple[int, ...] | str) -> None:
-        self.run, self.endings, self.slots, self.said = run, list(endings), list[tuple[int, ...]](), list[str]()
+        self.run, self.endings, self.slots, self.messages = run, list(endings), list[tuple[int, ...]](), list[str]()
 
     def plan_of(self, slots: tuple[int, ...]) -> LaunchPlan:
         self.slots.append(slots)
@@ -72,74 +72,74 @@ class Stage:
         attempt.write()
         return attempt
 
-    def go(self, **launch: Any) -> Ended:
+    def run_to_end(self, **launch: Any) -> Ended:
         config = LaunchConfig(**{"nodes": 4, "gpus": 8, **launch})
-        return Recovery(config, self.run, Requests(), self.plan_of, self.start, self.said.append, 64).to_the_end()
+        return Recovery(config, self.run, Requests(), self.plan_of, self.start, self.messages.append, 64).to_the_end()
 
 
-def test_a_run_goes_on_with_as_many_of_the_nodes_left_as_divide_the_shards(run: RunDir) -> None:
-    """4 nodes of 8 that lose one go on with 16 workers, as 24 do not divide 64 shards."""
-    stage = Stage(run, (1,), (0,), "finished")
-    ended = stage.go(min_nodes=1)
-    assert (ended.attempt.state, stage.slots) == ("finished", [(0, 1, 2, 3), (0, 2), (2,)])
-    assert "3 of 4 nodes remain: resuming with 16 workers on 2; workers must divide data.shards 64" in stage.said
-    assert "1 of 2 nodes remain: resuming with 8 workers on 1" in stage.said
+def test_a_run_continues_with_as_many_remaining_nodes_as_divide_the_shards(run: RunDir) -> None:
+    """4 nodes of 8 workers that lose one continue with 16 workers, as 24 do not divide 64 shards."""
+    fake = FakeAttempts(run, (1,), (0,), "finished")
+    ended = fake.run_to_end(min_nodes=1)
+    assert (ended.attempt.state, fake.slots) == ("finished", [(0, 1, 2, 3), (0, 2), (2,)])
+    assert "3 of 4 nodes remain: resuming with 16 workers on 2; workers must divide data.shards 64" in fake.messages
+    assert "1 of 2 nodes remain: resuming with 8 workers on 1" in fake.messages
 
 
-def test_if_all_nodes_are_lost_at_once_their_places_are_filled(run: RunDir) -> None:
-    """It may be the launcher that was suspended, or cut off."""
-    stage = Stage(run, (0, 1, 2, 3), "finished")
-    assert stage.go(min_nodes=1).attempt.state == "finished"
-    assert stage.slots == [(0, 1, 2, 3)] * 2
+def test_if_all_nodes_are_lost_at_once_all_are_started_again(run: RunDir) -> None:
+    """The launcher itself may have been suspended or disconnected."""
+    fake = FakeAttempts(run, (0, 1, 2, 3), "finished")
+    assert fake.run_to_end(min_nodes=1).attempt.state == "finished"
+    assert fake.slots == [(0, 1, 2, 3)] * 2
 
 
-def test_below_the_fewest_nodes_a_run_ends(run: RunDir) -> None:
-    stage = Stage(run, (1,))
-    ended = stage.go(min_nodes=3)
+def test_with_fewer_nodes_than_the_minimum_a_run_ends(run: RunDir) -> None:
+    fake = FakeAttempts(run, (1,))
+    ended = fake.run_to_end(min_nodes=3)
     assert ended.failure is not None
     assert ended.refusal == "2 of the 3 remaining nodes are usable, fewer than the minimum of --elastic"
 
 
-def test_without_elastic_a_lost_nodes_place_is_filled(run: RunDir) -> None:
-    stage = Stage(run, (1,), "finished")
-    assert stage.go().attempt.state == "finished"
-    assert stage.slots == [(0, 1, 2, 3)] * 2
+def test_without_elastic_a_lost_node_is_started_again(run: RunDir) -> None:
+    fake = FakeAttempts(run, (1,), "finished")
+    assert fake.run_to_end().attempt.state == "finished"
+    assert fake.slots == [(0, 1, 2, 3)] * 2
 
 
-def test_a_failed_attempt_says_why_in_its_file_and_to_the_user(run: RunDir) -> None:
+def test_the_cause_of_a_failed_attempt_is_in_its_file_and_shown(run: RunDir) -> None:
     crash(run, 1, "boom", time=1.0, kind="ValueError")
-    stage = Stage(run, (), "stopped")
-    stage.go()
+    fake = FakeAttempts(run, (), "stopped")
+    fake.run_to_end()
     assert "ValueError: boom" in run.attempt(1).read_text()
-    assert stage.said[0].startswith("attempt 1 failed: rank 1 (node 0, here) after step 7: ValueError: boom")
-    assert stage.said[1] == "starting again from the beginning in 0 s, restart 1 of 3"
+    assert fake.messages[0].startswith("attempt 1 failed: rank 1 (node 0, here) after step 7: ValueError: boom")
+    assert fake.messages[1] == "starting again from the beginning in 0 s, restart 1 of 3"
 
 
-def test_progress_is_a_checkpoint_after_the_one_that_the_attempt_went_on_from(run: RunDir) -> None:
-    """Not one that is newer by its name and was damaged."""
-    stage = Stage(run, (), (), (), "finished")
+def test_progress_is_a_checkpoint_later_than_the_one_the_attempt_resumed(run: RunDir) -> None:
+    """A damaged checkpoint with a later step does not count."""
+    fake = FakeAttempts(run, (), (), (), "finished")
     (run.checkpoints / "step-00000008").mkdir()
-    for attempt, began_at in ((1, 4), (2, 8), (3, 8)):
-        write_json(run.rank_progress(0), {"attempt": attempt, "went_on_after": began_at})
-        made = Attempt(run, attempt, [], 1)
-        recovery = Recovery(LaunchConfig(), run, Requests(), stage.plan_of, stage.start, stage.said.append, 64)
-        assert recovery._has_progressed(made) == (began_at == 4)
+    for attempt, resumed_step in ((1, 4), (2, 8), (3, 8)):
+        write_json(run.rank_progress(0), {"attempt": attempt, "went_on_after": resumed_step})
+        failed = Attempt(run, attempt, [], 1)
+        recovery = Recovery(LaunchConfig(), run, Requests(), fake.plan_of, fake.start, fake.messages.append, 64)
+        assert recovery._has_progressed(failed) == (resumed_step == 4)
     assert not recovery._has_progressed(Attempt(run, 9, [], 1))
 
 
 def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a stop: nothing is under way, so nothing is lost. One that came before the failure does not undo that."""
+    """The run is stopped: nothing is running, so nothing is lost. After an earlier stop request the failure counts."""
     monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 60.0)
     (run.checkpoints / "step-00000004").mkdir()
-    for asked_before in (False, True):
-        stage, requests = Stage(run, ()), Requests()
-        say = requests.ask if asked_before else lambda: None
-        say()
-        recovery = Recovery(LaunchConfig(nodes=4), run, requests, stage.plan_of, stage.start, stage.said.append, 64)
+    for stopped_before in (False, True):
+        fake, requests = FakeAttempts(run, ()), Requests()
+        stop_first = requests.ask if stopped_before else lambda: None
+        stop_first()
+        recovery = Recovery(LaunchConfig(nodes=4), run, requests, fake.plan_of, fake.start, fake.messages.append, 64)
         run.stop_request.touch()
         ended = recovery.to_the_end()
         assert (ended.attempt.state, ended.refusal) == (
-            ("failed", "a stop was requested") if asked_before else ("stopped", "")
+            ("failed", "a stop was requested") if stopped_before else ("stopped", "")
         )
     assert json.loads(run.outcome.read_text())["step"] == 4
 
@@ -154,20 +154,20 @@ def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypat
         (None, "2:2", (2, 2)),
     ],
 )
-def test_elastic_says_with_how_many_nodes_a_run_begins(
+def test_elastic_sets_the_initial_and_the_minimum_number_of_nodes(
     nodes: int | None, elastic: str | None, expected: tuple[int, int | None]
 ) -> None:
     assert node_limits(nodes, elastic) == expected
 
 
 @pytest.mark.parametrize("elastic", ["4:1", "0:2", "2", "1:2:3", "a:b", "", "-1:2", "1:9999999"])
-def test_an_elastic_that_is_none_is_refused(elastic: str) -> None:
+def test_an_invalid_elastic_range_is_refused(elastic: str) -> None:
     with pytest.raises(ConfigError, match="expected MIN:MAX"):
         node_limits(None, elastic)
     with pytest.raises(ConfigError, match="leave --nodes out"):
         node_limits(2, "1:4")
 
 
-def test_faults_of_a_drill_are_named_once_or_all() -> None:
+def test_drill_faults_are_deduplicated_and_all_means_every_one() -> None:
     assert parse_faults("hang,preempt,hang") == ("hang", "preempt")
     assert parse_faults("all") == tuple(FAULTS)

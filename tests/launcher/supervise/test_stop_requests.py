@@ -1,4 +1,4 @@
-"""A run that is asked to stop: by which signals and when, and what if it does not."""
+"""Stop requests by signals and files, and runs that do not stop."""
 
 import json
 import os
@@ -31,8 +31,8 @@ from tests.helpers.stand_ins import (
 pytestmark = pytest.mark.usefixtures("processes")
 
 
-def asked() -> Requests:
-    """To stop, before anything was started."""
+def stop_requested() -> Requests:
+    """Return requests that already contain a stop, before anything was started."""
     requests = Requests()
     requests.ask()
     return requests
@@ -55,7 +55,7 @@ def test_a_signal_stops_the_run_by_request(number: signal.Signals, run: RunDir, 
     assert carry_out_and_hear(run, send, UNTIL_STOPPED, UNTIL_STOPPED).state == "stopped"
 
 
-def test_two_signals_at_once_are_one(run: RunDir) -> None:
+def test_repeated_signals_at_once_count_as_one(run: RunDir) -> None:
     def send() -> None:
         starter(run, 0)
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
@@ -64,7 +64,7 @@ def test_two_signals_at_once_are_one(run: RunDir) -> None:
     assert carry_out_and_hear(run, send, UNTIL_STOPPED).state == "stopped"
 
 
-def test_a_second_interrupt_a_second_later_ends_at_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_a_second_later_kills_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.supervise.stop_requests.SECOND_INTERRUPT_S", 0.2)
 
     def send() -> None:
@@ -77,7 +77,7 @@ def test_a_second_interrupt_a_second_later_ends_at_once(run: RunDir, monkeypatch
     assert carry_out_and_hear(run, send, FOR_EVER).state == "interrupted"
 
 
-def test_an_agent_that_is_asked_to_stop_stops_the_run(run: RunDir) -> None:
+def test_an_agent_that_gets_sigterm_stops_the_run(run: RunDir) -> None:
     def send() -> None:
         agent = psutil.Process(starter(run, 1)).parent()
         assert agent is not None
@@ -88,26 +88,26 @@ def test_an_agent_that_is_asked_to_stop_stops_the_run(run: RunDir) -> None:
     thread.join()
 
 
-def test_after_the_grace_everything_is_ended_by_force(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_grace_period_all_processes_are_killed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.supervise.coordinator.TERM_TO_KILL_S", 0.3)
-    attempt = carry_out(run, BEGUN + WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=1.0, requests=asked())
+    attempt = carry_out(run, BEGUN + WITH_CHILD + FOR_EVER, FOR_EVER, grace_s=1.0, requests=stop_requested())
     assert attempt.state == "failed"
     assert first_failure(run, attempt).cause == "it did not stop within the 1 s of --grace"
     assert [node.exit_code for node in attempt.nodes] == [-9, -9]
 
 
-def test_interrupts_closer_than_a_second_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupts_within_a_second_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([100.0, 100.0, 100.9, 101.0])
     monkeypatch.setattr("launcher.supervise.stop_requests.time.monotonic", lambda: next(moments))
-    requests, seen = Requests(), []
+    requests, states = Requests(), []
     for _ in range(3):
         requests.on_interrupt(signal.SIGINT, None)
-        seen.append((requests.stop, requests.interrupted))
-    assert seen == [(True, False), (True, False), (True, True)]
+        states.append((requests.stop, requests.interrupted))
+    assert states == [(True, False), (True, False), (True, True)]
 
 
-def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
-    """As nohup asks for."""
+def test_an_ignored_sighup_stays_ignored() -> None:
+    """nohup ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         requests = Requests()
@@ -118,8 +118,8 @@ def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_signals_that_end_what_has_not_begun_yet_are_a_stop(run: RunDir) -> None:
-    """As srun sends them to everybody, also to those that have no handler yet; what was saved before is still there."""
+def test_a_signal_that_kills_processes_before_training_counts_as_a_stop(run: RunDir) -> None:
+    """srun signals all processes, including those without a handler yet; earlier checkpoints remain."""
     (run.checkpoints / "step-00000007").mkdir()
 
     def send() -> None:
@@ -133,7 +133,7 @@ def test_signals_that_end_what_has_not_begun_yet_are_a_stop(run: RunDir) -> None
     assert (outcome["state"], outcome["step"], outcome["resumable"]) == ("stopped", 7, True)
 
 
-def test_signals_that_end_a_training_worker_are_none(run: RunDir) -> None:
+def test_a_signal_that_kills_a_training_worker_is_a_failure(run: RunDir) -> None:
     def send() -> None:
         process = starter(run, 0)
         wait_until(run.rank_progress(0).exists, "a worker that trains")
@@ -143,24 +143,22 @@ def test_signals_that_end_a_training_worker_are_none(run: RunDir) -> None:
     assert carry_out_and_hear(run, send, BEGUN + "until(lambda: False)").state == "failed"
 
 
-def test_where_no_file_can_be_written_a_stop_is_passed_on_by_signals(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_if_no_file_can_be_written_a_stop_is_passed_on_by_signals(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "touch", no_space)
-    listens = "signal.signal(signal.SIGTERM, lambda *_: (outcome('stopped'), sys.exit(0)))\n"
+    handles_sigterm = "signal.signal(signal.SIGTERM, lambda *_: (outcome('stopped'), sys.exit(0)))\n"
 
     def send() -> None:
-        wait_until(run.rank_progress(0).exists, "a worker that listens and trains")
+        wait_until(run.rank_progress(0).exists, "a worker that handles signals and trains")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    assert carry_out_and_hear(run, send, listens + BEGUN + "until(lambda: False)").state == "stopped"
+    assert carry_out_and_hear(run, send, handles_sigterm + BEGUN + "until(lambda: False)").state == "stopped"
 
 
-def test_a_request_to_end_now_ends_a_run_that_would_have_stopped(run: RunDir) -> None:
-    """And the workers do not take it for one to save."""
+def test_a_request_to_end_now_kills_the_run_instead_of_stopping_it(run: RunDir) -> None:
+    """Workers do not take it for a request to save."""
 
     def send() -> None:
         starter(run, 0)

@@ -1,4 +1,4 @@
-"""A command in front of the agents: where it stands, what runs inside, and what is asked of the inside."""
+"""--wrap: the position of the wrapper in commands, the agents inside it, and the checks of the container."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ SLURM = SlurmOptions(srun=(("container-image", "my image"), ("container-mount-ho
         ("conda run -n x", "--wrap: conda run keeps what agents print: add --no-capture-output"),
     ],
 )
-def test_a_wrapper_that_no_agent_can_run_behind_is_refused(text: str, expected: str) -> None:
+def test_a_wrapper_that_can_not_run_an_agent_is_refused(text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse_wrap(text)
     assert str(raised.value).startswith(expected)
@@ -48,24 +48,24 @@ def test_a_wrapper_is_split_as_a_shell_does() -> None:
 
 
 @pytest.mark.parametrize("reach", ["here", "srun", "ssh"])
-def test_the_wrapper_comes_last_before_the_agent(reach: Literal["here", "srun", "ssh"]) -> None:
-    words = Site(Resources(1), reach, ("n1",), wrap=WRAP).agent("n1", {})
-    text = " ".join(words).replace("'\"'\"'", "'")
+def test_the_wrapper_stands_directly_before_the_agent(reach: Literal["here", "srun", "ssh"]) -> None:
+    arguments = Site(Resources(1), reach, ("n1",), wrap=WRAP).agent("n1", {})
+    text = " ".join(arguments).replace("'\"'\"'", "'")
     assert "apptainer exec --nv" in text
     assert text.index("my image.sif") < text.index("sh -c") < text.index("launcher.agent")
-    assert reach not in ("srun", "ssh") or words[0 if reach == "ssh" else words.index("srun")] == reach
+    assert reach not in ("srun", "ssh") or arguments[0 if reach == "ssh" else arguments.index("srun")] == reach
 
 
-def test_options_of_srun_come_before_the_agent_and_make_a_container() -> None:
+def test_srun_options_precede_the_agent_and_count_as_a_container() -> None:
     allocation = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_GPUS_ON_NODE": "1"}
     site, _ = settle(LaunchConfig(on="slurm", slurm=SLURM), nodes=1, environment={})
-    words = site.agent("n1", allocation)
-    assert words[words.index("--container-image=my image") + 1] == "--container-mount-home"
-    assert words[words.index("--container-mount-home") + 1 :][: 2 + len(AGENT) + 1] == python_inside(AGENT)
+    arguments = site.agent("n1", allocation)
+    assert arguments[arguments.index("--container-image=my image") + 1] == "--container-mount-home"
+    assert arguments[arguments.index("--container-mount-home") + 1 :][: 2 + len(AGENT) + 1] == python_inside(AGENT)
     assert (site.is_wrapped, Site(Resources(1), "srun", srun_options=("--comment=x",)).is_wrapped) == (True, False)
 
 
-def test_workers_have_paths_from_inside_and_nodes_of_this_machine_meet_in_the_runs_folder(run: RunDir) -> None:
+def test_workers_use_the_containers_paths_and_local_nodes_use_the_run_directory_for_rendezvous(run: RunDir) -> None:
     environment = {"PATH": "/host", "LD_LIBRARY_PATH": "/host", "PYTHONPATH": "/host", "NCCL_DEBUG": "INFO"}
     site, launch = settle(LaunchConfig(wrap=WRAP, device="cpu"), nodes=2, environment={})
     plan = plan_run(launch, site, run, environment=environment, cwd="/", prepare=("python", "-m", "fmfsd"))
@@ -78,11 +78,11 @@ def test_workers_have_paths_from_inside_and_nodes_of_this_machine_meet_in_the_ru
     assert (plain.nodes[0].env["PATH"], plain.nodes[0].inherits, plain.scratch_parent) == ("/host", (), "")
 
 
-def test_a_job_is_told_of_the_wrapper_and_a_run_keeps_it(tmp_path: Path) -> None:
+def test_the_wrapper_is_passed_to_the_job_and_stored_with_the_run(tmp_path: Path) -> None:
     launch = LaunchConfig(wrap=WRAP, slurm=SLURM)
-    words = inner_arguments(launch, tmp_path / "config.yaml", tmp_path, workers=1, device="cpu")
-    assert words[words.index("--wrap") + 1] == "apptainer exec --nv 'my image.sif'"
-    assert [words[place + 1] for place, word in enumerate(words) if word == "--srun-arg"] == [
+    arguments = inner_arguments(launch, tmp_path / "config.yaml", tmp_path, workers=1, device="cpu")
+    assert arguments[arguments.index("--wrap") + 1] == "apptainer exec --nv 'my image.sif'"
+    assert [arguments[index + 1] for index, argument in enumerate(arguments) if argument == "--srun-arg"] == [
         "container-image=my image",
         "container-mount-home",
     ]
@@ -98,48 +98,48 @@ def test_a_job_is_told_of_the_wrapper_and_a_run_keeps_it(tmp_path: Path) -> None
         ("container-image=-x", "--srun-arg 'container-image': '-x' is not a value"),
     ],
 )
-def test_options_of_srun_that_are_the_launchers_are_refused(option: str, expected: str) -> None:
+def test_srun_options_that_the_launcher_sets_are_refused(option: str, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
         slurm_options({}, more=(), srun=(option,), cpus_per_gpu=None, wait=False)
     assert str(raised.value).startswith(expected)
 
 
-def test_what_a_config_costs_is_found_out_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[Any]()
+def test_the_cost_probe_runs_inside_the_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = list[Any]()
 
-    def said(command: tuple[str, ...], **_: object) -> tuple[int, str, str]:
-        asked.append(command)
+    def fake_probe(command: tuple[str, ...], **_: object) -> tuple[int, str, str]:
+        commands.append(command)
         return 1, "", "no torch"
 
-    monkeypatch.setattr(costs_module, "said_here", said)
+    monkeypatch.setattr(costs_module, "said_here", fake_probe)
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
-    found = costs_of(tiny_config(tmp_path), ["--", "x"], workers=1, environment=environment, wrap=WRAP)
-    assert (asked[0][: len(WRAP)], asked[0][-2:], found.unknown) == (WRAP, ("--", "x"), "`fmfsd probe`: no torch")
+    costs = costs_of(tiny_config(tmp_path), ["--", "x"], workers=1, environment=environment, wrap=WRAP)
+    assert (commands[0][: len(WRAP)], commands[0][-2:], costs.unknown) == (WRAP, ("--", "x"), "`fmfsd probe`: no torch")
 
 
-def answer(**changed: Any) -> dict[str, Any]:
+def probe_result(**changed: Any) -> dict[str, Any]:
     return {**look({}, os.environ), "clock_s": 0.0, **changed}
 
 
-def test_what_a_container_lacks_is_named() -> None:
-    asked = {"wrapped": "yes", "parent": "/runs"}
+def test_missing_folders_and_packages_of_a_container_are_named() -> None:
+    request = {"wrapped": "yes", "parent": "/runs"}
     versions = {"torch": None, "torchvision": "1", "numpy": "2"}
-    seen = {WRAPPED: answer(marker=False, versions=versions)}
-    found = list(map(str, host_checks.problems(LaunchConfig(), Survey(seen, asked=asked))))
-    assert found == [
+    results = {WRAPPED: probe_result(marker=False, versions=versions)}
+    problems = list(map(str, host_checks.problems(LaunchConfig(), Survey(results, asked=request))))
+    assert problems == [
         "inside --wrap: does not see /runs, where the run is to be: mount it into the container",
         "inside --wrap: torch is not installed inside: install fmfsd's dependencies in the image",
     ]
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_machine_has_what_is_seen_inside_the_wrapper(tmp_path: Path) -> None:
-    """Its software may differ from the launcher's, its code of fmfsd may not."""
+def test_resources_are_those_seen_inside_the_wrapper(tmp_path: Path) -> None:
+    """Packages inside may differ from the launcher's, but not the code of fmfsd."""
     cores = sorted(os.sched_getaffinity(0))[:1]
     site = Site(Resources.detect(os.environ), wrap=("taskset", "--cpu-list", str(cores[0])))
-    found = survey(site, os.environ, run=tmp_path / "run", cwd=str(tmp_path), index=None)
-    assert found.told(site).resources.core_numbers == tuple(cores)
-    assert list(host_checks.problems(LaunchConfig(), found)) == []
+    probed = survey(site, os.environ, run=tmp_path / "run", cwd=str(tmp_path), index=None)
+    assert probed.told(site).resources.core_numbers == tuple(cores)
+    assert list(host_checks.problems(LaunchConfig(), probed)) == []
     silent = Site(Resources(1), wrap=("sh", "-c", "echo no such image >&2; exit 1"))
     trouble = survey(silent, os.environ, run=tmp_path / "run", cwd=str(tmp_path), index=None).trouble[WRAPPED]
     assert "no such image (behind --wrap or in srun's container, stdin and stdout must reach the agent)" in trouble

@@ -1,4 +1,4 @@
-"""A search within so many bytes: real files, and what is left of them."""
+"""The disk budget of a sweep: real files, and which checkpoints are removed."""
 
 import os
 import shutil
@@ -28,35 +28,36 @@ needs_unshare = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshar
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[MadeSweep]:
-    made = MadeSweep(tmp_path / "sweep", OPTIONS)
-    yield made
-    made.ledger.close()
+    new_sweep = MadeSweep(tmp_path / "sweep", OPTIONS)
+    yield new_sweep
+    new_sweep.ledger.close()
 
 
-def ended(made: MadeSweep, number: int, state: str, top1: float = 0.0) -> None:
-    """With a checkpoint of 1 MiB and a log."""
-    made.asked(number)
-    made.begun(number)
-    checkpoint = made.dir.trial(f"{number:04d}").checkpoints / "step-00000010"
+def add_trial(new_sweep: MadeSweep, number: int, state: str, top1: float = 0.0) -> None:
+    """Add a trial with a checkpoint of 1 MiB and a log."""
+    new_sweep.asked(number)
+    new_sweep.begun(number)
+    checkpoint = new_sweep.dir.trial(f"{number:04d}").checkpoints / "step-00000010"
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(os.urandom(MIB))
     if state != "asked":
-        made.ended(number, state, deepest_top1=top1)
+        new_sweep.ended(number, state, deepest_top1=top1)
 
 
-def budget(made: MadeSweep, mib: float, *, concurrent: int = 1, keep: int = 0) -> tuple[DiskBudget, History]:
-    """For trials of 1 MiB of checkpoints at most, at their end (`keep` 0) and 2 MiB while they run."""
+def budget(new_sweep: MadeSweep, mib: float, *, concurrent: int = 1, keep: int = 0) -> tuple[DiskBudget, History]:
+    """Return a budget of `mib` MiB for trials with 1 MiB of checkpoints at their end (`keep` 0) and 2 MiB while
+    running."""
     options = replace(OPTIONS, disk_bytes=int(mib * MIB))
     needs = Needs.of(options, concurrent=concurrent, checkpoint_bytes=MIB, keep=keep)
-    return DiskBudget(made.dir, options, needs), History.read(made.dir.ledger, options)
+    return DiskBudget(new_sweep.dir, options, needs), History.read(new_sweep.dir.ledger, options)
 
 
-def whole(made: MadeSweep) -> list[str]:
-    """Trials that have their checkpoints."""
-    return sorted(path.name for path in made.dir.trials.iterdir() if any(path.glob("checkpoints/step-*/*")))
+def trials_with_checkpoints(new_sweep: MadeSweep) -> list[str]:
+    """Return the names of the trials that still have their checkpoints."""
+    return sorted(path.name for path in new_sweep.dir.trials.iterdir() if any(path.glob("checkpoints/step-*/*")))
 
 
-def test_sizes_are_read_in_binary_units() -> None:
+def test_sizes_have_binary_units() -> None:
     assert [parse_size("--x", text) for text in ("500M", "10G", "1.5T")] == [500 << 20, 10 << 30, 3 << 39]
     for text in ("10", "10g", "-1G", "0G", "1e3G", "G", "", "10 G", "\N{SUPERSCRIPT TWO}G", "nanG"):
         with pytest.raises(ConfigError, match="expected a size above 0, as 500M, 10G or 1.5T"):
@@ -64,15 +65,15 @@ def test_sizes_are_read_in_binary_units() -> None:
 
 
 @pytest.mark.parametrize("number", [1, MIB, 1536 * MIB, 12_345_678_901])
-def test_a_size_that_is_proposed_is_one_that_is_understood(number: int) -> None:
+def test_a_proposed_size_can_be_parsed(number: int) -> None:
     assert parse_size("--x", at_least(number)) >= number
     assert number < MIB or parse_size("--x", at_most(number)) <= number
 
 
-def test_the_least_that_is_needed_is_said_before_the_first_trial(sweep: MadeSweep) -> None:
-    """8 runs of 256 KiB, the best one's 1 MiB and 3 running ones' 2 MiB each: 9 MiB."""
-    found, _ = budget(sweep, 9, concurrent=3)
-    assert list(found.refused()) == []
+def test_the_minimum_budget_is_reported_before_the_first_trial(sweep: MadeSweep) -> None:
+    """Logs of 8 runs of 256 KiB, 1 MiB of the best trial and 2 MiB of each of 3 running ones: 9 MiB."""
+    sweep_budget, _ = budget(sweep, 9, concurrent=3)
+    assert list(sweep_budget.refused()) == []
     (problem,) = budget(sweep, 8.9, concurrent=3)[0].refused()
     assert str(problem) == (
         "--disk-budget 8M: 3 at a time with up to 2 MiB of checkpoints each, the best 1 whole, and logs and metrics of "
@@ -82,9 +83,9 @@ def test_the_least_that_is_needed_is_said_before_the_first_trial(sweep: MadeSwee
     assert str(problem).endswith("come to about 5 MiB: give it 5M")
 
 
-def test_a_budget_beyond_the_disk_is_refused(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the search holds already is its own."""
-    ended(sweep, 0, "finished", 0.5)
+def test_a_budget_larger_than_the_free_disk_is_refused(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that the sweep already uses count as available."""
+    add_trial(sweep, 0, "finished", 0.5)
     monkeypatch.setattr(disk_budget, "free_space", lambda _: (9 * MIB, 1000))
     assert list(budget(sweep, 10)[0].refused()) == []
     (problem,) = budget(sweep, 20)[0].refused()
@@ -94,138 +95,142 @@ def test_a_budget_beyond_the_disk_is_refused(sweep: MadeSweep, monkeypatch: pyte
     assert str(problem).endswith("--concurrent 3")
 
 
-def test_runs_with_further_seeds_have_logs_too() -> None:
+def test_logs_of_runs_with_further_seeds_count() -> None:
     with_seeds = replace(OPTIONS, seeds=5, best=2)
     assert Needs.of(with_seeds, concurrent=1, checkpoint_bytes=MIB, keep=2).runs == 8 + 3 * 5
     assert Needs.of(OPTIONS, concurrent=1, checkpoint_bytes=0, keep=2).total == 8 * LOGS_BYTES
 
 
-def test_a_checkpoints_size_is_the_base_configs(sweep: MadeSweep, prepared: Path) -> None:
-    """Weights and momenta of a million parameters; unknown, it is what a launch wants free."""
-    config = tiny_config(prepared, "checkpoint.keep=2")
+def test_the_size_of_a_checkpoint_is_that_of_the_base_config(sweep: MadeSweep, data_root: Path) -> None:
+    """Weights and momenta of a million parameters; with unknown costs, the free space that a launch requires."""
+    config = tiny_config(data_root, "checkpoint.keep=2")
     needs = DiskBudget.of(sweep.dir, OPTIONS, config, Costs(parameters=1_000_000), concurrent=1).needs
     assert (needs.while_it_runs, needs.whole) == (4 * 8_000_000, 3 * 8_000_000)
     assert DiskBudget.of(sweep.dir, OPTIONS, config, Costs(), concurrent=1).needs.while_it_runs == 320 * MIB
 
 
-def test_while_there_is_room_nothing_goes(sweep: MadeSweep) -> None:
+def test_while_there_is_space_nothing_is_removed(sweep: MadeSweep) -> None:
     for number in range(4):
-        ended(sweep, number, "finished", number / 10)
-    found, history = budget(sweep, 10)
-    assert found.tidy(history, sweep.ledger) == []
-    assert whole(sweep) == ["0000", "0001", "0002", "0003"]
+        add_trial(sweep, number, "finished", number / 10)
+    sweep_budget, history = budget(sweep, 10)
+    assert sweep_budget.tidy(history, sweep.ledger) == []
+    assert trials_with_checkpoints(sweep) == ["0000", "0001", "0002", "0003"]
 
 
-def test_first_the_failed_go_then_the_stopped_then_the_worst_and_no_more_than_has_to(sweep: MadeSweep) -> None:
-    """Each trial is 1 MiB and a little; one that begins needs 2.25 MiB."""
-    ended(sweep, 0, "finished", 0.5)
-    ended(sweep, 1, "finished", 0.1)
-    ended(sweep, 2, "finished", 0.2)
-    ended(sweep, 3, "pruned", 0.9)
-    ended(sweep, 4, "failed")
-    gone = []
+def test_checkpoints_are_removed_of_failed_then_pruned_then_the_worst_trials_and_only_as_needed(
+    sweep: MadeSweep,
+) -> None:
+    """Each trial takes slightly more than 1 MiB; a starting one needs 2.25 MiB."""
+    add_trial(sweep, 0, "finished", 0.5)
+    add_trial(sweep, 1, "finished", 0.1)
+    add_trial(sweep, 2, "finished", 0.2)
+    add_trial(sweep, 3, "pruned", 0.9)
+    add_trial(sweep, 4, "failed")
+    removed = []
     for mib in (7.2, 6.2, 5.2, 4.2, 3.5):
-        found, history = budget(sweep, mib)
-        gone.append([trial.name for trial in found.tidy(history, sweep.ledger)])
-    assert gone == [["0004"], ["0003"], ["0001"], ["0002"], []]
-    assert whole(sweep) == ["0000"]
+        sweep_budget, history = budget(sweep, mib)
+        removed.append([trial.name for trial in sweep_budget.tidy(history, sweep.ledger)])
+    assert removed == [["0004"], ["0003"], ["0001"], ["0002"], []]
+    assert trials_with_checkpoints(sweep) == ["0000"]
     assert [fact["trial"] for fact in facts(sweep.dir.ledger) if fact["fact"] == "freed"] == [4, 3, 1, 2]
     assert (sweep.dir.trial("0001").attempt(1)).exists()
 
 
-def test_what_a_trial_needs_that_is_not_at_its_end_stays(sweep: MadeSweep) -> None:
-    """However short room is; then no other begins, and it is said why."""
-    ended(sweep, 0, "finished", 0.5)
-    ended(sweep, 1, "asked")
-    found, history = budget(sweep, 2)
-    assert found.tidy(history, sweep.ledger) == []
-    assert whole(sweep) == ["0000", "0001"]
-    assert not found.may_begin(history)
-    assert found.trouble(history) == (
+def test_checkpoints_of_unfinished_and_best_trials_are_not_removed(sweep: MadeSweep) -> None:
+    """However little space is left. Then no trial is started, and the reason is reported."""
+    add_trial(sweep, 0, "finished", 0.5)
+    add_trial(sweep, 1, "asked")
+    sweep_budget, history = budget(sweep, 2)
+    assert sweep_budget.tidy(history, sweep.ledger) == []
+    assert trials_with_checkpoints(sweep) == ["0000", "0001"]
+    assert not sweep_budget.may_begin(history)
+    assert sweep_budget.trouble(history) == (
         "no trial is begun until there is room for 4 MiB more: the search holds 2 MiB, and nothing of that may go"
     )
     (roomy, history) = budget(sweep, 8)
     assert roomy.may_begin(history)
 
 
-def test_runs_with_further_seeds_keep_no_checkpoints(sweep: MadeSweep) -> None:
+def test_of_runs_with_further_seeds_finished_ones_lose_their_checkpoints(sweep: MadeSweep) -> None:
     sweep.ledger.note("confirmed", config="base", seed=1, metrics={})
     for name in ("base-seed-1", "base-seed-2"):
         (sweep.dir.trial(name).checkpoints / "step-00000010").mkdir(parents=True)
         (sweep.dir.trial(name).checkpoints / "step-00000010" / "model.safetensors").touch()
-    found, history = budget(sweep, 10)
-    found.tidy_reruns(history)
-    assert whole(sweep) == ["base-seed-2"]
+    sweep_budget, history = budget(sweep, 10)
+    sweep_budget.tidy_reruns(history)
+    assert trials_with_checkpoints(sweep) == ["base-seed-2"]
 
 
-def test_a_trial_that_is_larger_than_the_base_is_reckoned_with(sweep: MadeSweep) -> None:
-    ended(sweep, 0, "finished", 0.5)
-    found, history = budget(sweep, 6)
-    assert found.may_begin(history)
+def test_larger_checkpoints_than_the_base_configs_raise_the_estimate(sweep: MadeSweep) -> None:
+    add_trial(sweep, 0, "finished", 0.5)
+    sweep_budget, history = budget(sweep, 6)
+    assert sweep_budget.may_begin(history)
     with (sweep.dir.trial("0000").checkpoints / "step-00000010" / "model.safetensors").open("ab") as file:
         file.write(os.urandom(3 * MIB))
     assert not budget(sweep, 6)[0].may_begin(history)
 
 
-def test_a_disk_that_others_fill_is_short_too(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended(sweep, 0, "finished", 0.5)
-    ended(sweep, 1, "finished", 0.1)
-    found, history = budget(sweep, 100)
-    assert found.tidy(history, sweep.ledger) == []
+def test_a_disk_filled_by_others_also_triggers_removal(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_trial(sweep, 0, "finished", 0.5)
+    add_trial(sweep, 1, "finished", 0.1)
+    sweep_budget, history = budget(sweep, 100)
+    assert sweep_budget.tidy(history, sweep.ledger) == []
     monkeypatch.setattr(disk_budget, "free_space", lambda _: (2 * MIB, 1000))
-    assert [trial.name for trial in found.tidy(history, sweep.ledger)] == ["0001"]
+    assert [trial.name for trial in sweep_budget.tidy(history, sweep.ledger)] == ["0001"]
 
 
-def test_without_a_budget_nothing_is_refused_and_nothing_goes(sweep: MadeSweep) -> None:
-    ended(sweep, 0, "failed")
+def test_without_a_budget_nothing_is_refused_or_removed(sweep: MadeSweep) -> None:
+    add_trial(sweep, 0, "failed")
     free = replace(OPTIONS, disk_bytes=None)
-    found = DiskBudget(sweep.dir, free, Needs.of(free, concurrent=9, checkpoint_bytes=1 << 60, keep=2))
+    sweep_budget = DiskBudget(sweep.dir, free, Needs.of(free, concurrent=9, checkpoint_bytes=1 << 60, keep=2))
     history = History.read(sweep.dir.ledger, free)
-    assert (list(found.refused()), found.tidy(history, sweep.ledger), found.may_begin(history)) == ([], [], True)
-    assert whole(sweep) == ["0000"]
+    assert (
+        list(sweep_budget.refused()),
+        sweep_budget.tidy(history, sweep.ledger),
+        sweep_budget.may_begin(history),
+    ) == ([], [], True)
+    assert trials_with_checkpoints(sweep) == ["0000"]
 
 
-def test_what_a_kill_has_left_between_the_fact_and_the_removal_goes_at_the_next_look(
-    sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before anything is moved, and with a folder that is moved and half gone."""
-    ended(sweep, 0, "finished", 0.5)
-    ended(sweep, 1, "failed")
-    ended(sweep, 2, "failed")
+def test_an_interrupted_removal_is_completed_next_time(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the folder is renamed, and while it is being removed."""
+    add_trial(sweep, 0, "finished", 0.5)
+    add_trial(sweep, 1, "failed")
+    add_trial(sweep, 2, "failed")
     for step in ("rename", "rmtree"):
-        found, history = budget(sweep, 3.5)
+        sweep_budget, history = budget(sweep, 3.5)
         with monkeypatch.context() as patch:
-            patch.setattr(os if step == "rename" else shutil, step, killed)
+            patch.setattr(os if step == "rename" else shutil, step, raise_interrupt)
             with pytest.raises(KeyboardInterrupt):
-                found.tidy(history, sweep.ledger)
-    assert whole(sweep) == ["0000", "0002"]
+                sweep_budget.tidy(history, sweep.ledger)
+    assert trials_with_checkpoints(sweep) == ["0000", "0002"]
     again, history = budget(sweep, 3.5)
     assert [trial.name for trial in again.tidy(history, sweep.ledger)] == ["0002"]
-    assert whole(sweep) == ["0000"]
+    assert trials_with_checkpoints(sweep) == ["0000"]
     assert [path for path in sweep.dir.trials.rglob("*") if "doomed" in path.name] == []
     assert [fact["trial"] for fact in facts(sweep.dir.ledger) if fact["fact"] == "freed"] == [1, 2]
 
 
-def killed(*_: object) -> None:
+def raise_interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("at", ["", "checkpoints", "checkpoints/step-00000010"])
-def test_what_a_link_leads_to_stays(at: str, sweep: MadeSweep, tmp_path: Path) -> None:
-    ended(sweep, 0, "finished", 0.5)
-    ended(sweep, 1, "failed")
+def test_targets_of_links_are_not_removed(at: str, sweep: MadeSweep, tmp_path: Path) -> None:
+    add_trial(sweep, 0, "finished", 0.5)
+    add_trial(sweep, 1, "failed")
     place = sweep.dir.trial("0001").path / at
     place.rename(elsewhere := tmp_path / "elsewhere")
     place.symlink_to(elsewhere)
-    found, history = budget(sweep, 0.1)
-    found.tidy(history, sweep.ledger)
+    sweep_budget, history = budget(sweep, 0.1)
+    sweep_budget.tidy(history, sweep.ledger)
     assert list(elsewhere.rglob("model.safetensors"))
 
 
 @pytest.mark.usefixtures("processes")
 @needs_unshare
-def test_on_a_disk_that_is_full_to_the_last_byte_room_is_made_all_the_same(tmp_path: Path) -> None:
-    """There is no room for the fact before something has gone; and what could not be written leaves no torn line."""
+def test_on_a_completely_full_disk_checkpoints_are_still_removed(tmp_path: Path) -> None:
+    """The fact does not fit before something is removed, and a failed write leaves no partial line."""
     script = """
 import os, sys
 from pathlib import Path
@@ -252,12 +257,14 @@ freed = budget.tidy(History.read(made.dir.ledger, options), made.ledger)
 print([trial.name for trial in freed], checkpoint.exists(), facts(made.dir.ledger)[-1]["fact"])
 """
     full = f'mount -t tmpfs -o size=4m none "{tmp_path}" && exec "$@"'
-    words = ["unshare", "--mount", "sh", "-c", full, "sh", sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.stdout == "['0000'] False freed\n", done.stderr
+    argv = ["unshare", "--mount", "sh", "-c", full, "sh", sys.executable, "-c", script, str(tmp_path)]
+    result = subprocess.run(argv, capture_output=True, text=True)
+    assert result.stdout == "['0000'] False freed\n", result.stderr
 
 
-def test_a_fact_that_could_not_be_kept_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fact_that_could_not_be_written_leaves_no_partial_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.note("asked", trial=0)
     write = os.write

@@ -1,4 +1,4 @@
-"""What a search shows, read from its folder's files alone."""
+"""The display of a sweep, which reads only the sweep's files."""
 
 import io
 import json
@@ -21,32 +21,32 @@ FRONT = TuneOptions(trials=12, metrics=("valid/deepest_top1", "cost/train_macs")
 
 
 @pytest.fixture(autouse=True)
-def _at_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_rate_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display_module, "READ_EVERY_S", 0.0)
     monkeypatch.setattr(display_module, "PLAIN_EVERY_S", 0.0)
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[MadeSweep]:
-    made = MadeSweep(tmp_path / "sweep", OPTIONS)
-    yield made
-    made.ledger.close()
+    new_sweep = MadeSweep(tmp_path / "sweep", OPTIONS)
+    yield new_sweep
+    new_sweep.ledger.close()
 
 
 def console(*, terminal: bool = False) -> Console:
     return Console(file=io.StringIO(), force_terminal=terminal, width=200)
 
 
-def printed(console: Console) -> str:
+def output(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_the_end_of_each_trial_is_a_line(sweep: MadeSweep) -> None:
-    """What had ended before is not told again."""
+def test_the_end_of_each_trial_is_shown_as_a_line(sweep: MadeSweep) -> None:
+    """Trials that had ended before are not shown again."""
     sweep.asked(0, **{"distill.alpha": 0.25})
     sweep.ended(0, "finished", deepest_top1=0.431)
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS, hidden=["seed"]) as shown:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS, hidden=["seed"]) as display:
         sweep.asked(1, **{"distill.alpha": 0.3125, "model.branches": [1, 3], "seed": 0})
         sweep.ended(1, "finished", deepest_top1=0.41219)
         sweep.asked(2)
@@ -55,10 +55,10 @@ def test_the_end_of_each_trial_is_a_line(sweep: MadeSweep) -> None:
         sweep.reported(3, 2, deepest_top1=0.1)
         sweep.ended(3, "pruned", deepest_top1=0.1)
         sweep.repeated(4, of=1)
-        shown.update()
+        display.update()
         sweep.asked(5)
         sweep.ended(5, "finished", deepest_top1=0.5)
-    assert printed(to).splitlines() == [
+    assert output(screen).splitlines() == [
         "trial 0001 finished: valid/deepest_top1 41.22% (best 43.10% by 0000), distill.alpha 0.312, "
         "model.branches [1,3]",
         "trial 0002 failed: rank 0: boom / ",
@@ -69,50 +69,54 @@ def test_the_end_of_each_trial_is_a_line(sweep: MadeSweep) -> None:
     ]
 
 
-def test_of_many_ends_at_a_time_the_first_are_told(sweep: MadeSweep) -> None:
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+def test_of_many_trials_that_end_at_once_the_first_are_shown(sweep: MadeSweep) -> None:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         for number in range(25):
             sweep.asked(number)
             sweep.ended(number, "finished", deepest_top1=0.5)
-        shown.update()
-    lines = printed(to).splitlines()
+        display.update()
+    lines = output(screen).splitlines()
     assert lines[-2:] == ["(5 more have ended)", "25 of 25 ended, about 0 s left"]
     assert len(lines) == display_module.LINES_A_LOOK + 2
 
 
-def test_lines_of_the_whole_are_rare(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summary_lines_are_rate_limited(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display_module, "PLAIN_EVERY_S", 30.0)
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         for _ in range(50):
-            shown.update()
-    assert printed(to) == ""
+            display.update()
+    assert output(screen) == ""
 
 
-def test_a_line_of_the_whole_is_not_repeated_while_nothing_changes(sweep: MadeSweep) -> None:
+def test_an_unchanged_summary_line_is_not_repeated(sweep: MadeSweep) -> None:
     sweep.asked(0)
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         for _ in range(16):
-            shown.update()
+            display.update()
         sweep.ended(0, "failed", cause="boom")
         for _ in range(16):
-            shown.update()
-    assert printed(to).splitlines() == ["0 of 12 ended", "trial 0000 failed: boom", "1 of 12 ended, about 6 min left"]
+            display.update()
+    assert output(screen).splitlines() == [
+        "0 of 12 ended",
+        "trial 0000 failed: boom",
+        "1 of 12 ended, about 6 min left",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_winners_that_run_again_are_counted(terminal: bool, tmp_path: Path) -> None:
+def test_runs_with_further_seeds_are_counted(terminal: bool, tmp_path: Path) -> None:
     options = TuneOptions(trials=1, concurrent=1, seeds=2, best=1)
-    made = MadeSweep(tmp_path / "sweep", options)
-    made.asked(0)
-    made.ended(0, "finished", deepest_top1=0.5)
-    with SweepDisplay(to := console(terminal=terminal), made.dir, options) as shown:
-        shown.update()
-        made.ledger.note("confirmed", config="0000", seed=1, metrics={})
-        made.ledger.note("unconfirmed", config="base", seed=1, cause="boom")
-        shown.update()
-        shown.update()
-        text = printed(to)
-    made.ledger.close()
+    new_sweep = MadeSweep(tmp_path / "sweep", options)
+    new_sweep.asked(0)
+    new_sweep.ended(0, "finished", deepest_top1=0.5)
+    with SweepDisplay(screen := console(terminal=terminal), new_sweep.dir, options) as display:
+        display.update()
+        new_sweep.ledger.note("confirmed", config="0000", seed=1, metrics={})
+        new_sweep.ledger.note("unconfirmed", config="base", seed=1, cause="boom")
+        display.update()
+        display.update()
+        text = output(screen)
+    new_sweep.ledger.close()
     assert "0 of 4 runs with further seeds ended" in text
     assert "2 of 4 runs with further seeds ended" in text
     if not terminal:
@@ -120,37 +124,37 @@ def test_winners_that_run_again_are_counted(terminal: bool, tmp_path: Path) -> N
         assert "1 of 1 ended, 0 of 4 runs with further seeds ended, about 4 min left\n" in text
 
 
-def test_a_trial_that_ray_has_lost_is_a_warning_with_the_reason(sweep: MadeSweep) -> None:
+def test_a_trial_lost_by_ray_is_a_warning_with_the_reason(sweep: MadeSweep) -> None:
     sweep.asked(0)
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         sweep.ledger.note("restarted", trial=0, cause="the node ran low on memory")
         sweep.ledger.note("restarted", config="base", seed=7, cause="")
-        shown.update()
-    assert printed(to).splitlines()[:2] == [
+        display.update()
+    assert output(screen).splitlines()[:2] == [
         "warning: trial 0000 was lost and starts again: the node ran low on memory",
         "warning: trial base-seed-7 was lost and starts again: Ray gives no reason",
     ]
 
 
-def test_nothing_is_said_of_the_time_left_while_it_is_unknown(sweep: MadeSweep) -> None:
+def test_an_unknown_eta_is_not_shown(sweep: MadeSweep) -> None:
     sweep.asked(0)
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         sweep.begun(0, step=50)
-        shown.update()
-    assert printed(to) == "0 of 12 ended\n"
+        display.update()
+    assert output(screen) == "0 of 12 ended\n"
 
 
-def test_a_table_shows_counts_the_best_and_what_runs(sweep: MadeSweep) -> None:
+def test_the_table_shows_counts_the_best_and_the_running_trials(sweep: MadeSweep) -> None:
     sweep.asked(0, **{"distill.alpha": 0.25})
     sweep.ended(0, "finished", seconds=600, deepest_top1=0.431)
     sweep.asked(1, **{"model.branches": [1, 3]})
     sweep.asked(2)
-    with SweepDisplay(to := console(terminal=True), sweep.dir, OPTIONS) as shown:
+    with SweepDisplay(screen := console(terminal=True), sweep.dir, OPTIONS) as display:
         sweep.begun(1, step=50)
         sweep.begun(2)
         sweep.reported(1, 1, deepest_top1=0.125)
-        shown.update()
-        text = printed(to)
+        display.update()
+        text = output(screen)
     assert "trials: 1 finished, 2 running, 9 waiting; about 52 min left" in text  # (300 + 600 + 9 x 600) / 2 s
     assert "best 0000: valid/deepest_top1 43.10%, distill.alpha 0.25" in text
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
@@ -160,58 +164,58 @@ def test_a_table_shows_counts_the_best_and_what_runs(sweep: MadeSweep) -> None:
     ]
 
 
-def test_what_an_earlier_launch_of_the_search_began_waits_until_it_is_begun_again(sweep: MadeSweep) -> None:
+def test_trials_started_by_an_earlier_launch_are_waiting_until_started_again(sweep: MadeSweep) -> None:
     sweep.asked(0)
     sweep.begun(0, step=50)
-    with SweepDisplay(to := console(terminal=True), sweep.dir, OPTIONS) as shown:
-        shown.update()
-        assert "trials: 12 waiting" in printed(to)
+    with SweepDisplay(screen := console(terminal=True), sweep.dir, OPTIONS) as display:
+        display.update()
+        assert "trials: 12 waiting" in output(screen)
         sweep.begun(0, attempt=2)
-        shown.update()
-    assert "trials: 1 running, 11 waiting" in printed(to)
-    assert "warning" not in printed(to)
+        display.update()
+    assert "trials: 1 running, 11 waiting" in output(screen)
+    assert "warning" not in output(screen)
 
 
-def test_a_failed_attempt_is_a_warning_once(sweep: MadeSweep) -> None:
+def test_a_failed_attempt_is_a_single_warning(sweep: MadeSweep) -> None:
     sweep.asked(0)
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         sweep.begun(0)
-        shown.update()
+        display.update()
         sweep.failed_attempt(0, 1, "rank 0 was killed by SIGKILL")
         sweep.begun(0, attempt=2)
-        shown.update()
+        display.update()
         sweep.begun(0, attempt=3)
-        shown.update()
-    assert [line for line in printed(to).splitlines() if "warning" in line] == [
+        display.update()
+    assert [line for line in output(screen).splitlines() if "warning" in line] == [
         "warning: trial 0000, attempt 1: rank 0 was killed by SIGKILL; attempt 2 goes on",
         "warning: trial 0000, attempt 2: whoever ran it is gone; attempt 3 goes on",
     ]
 
 
-def test_a_line_that_is_being_written_is_read_once_it_is_whole(sweep: MadeSweep) -> None:
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+def test_a_partially_written_line_is_read_once_complete(sweep: MadeSweep) -> None:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         with sweep.dir.ledger.open("a") as file:
             file.write('{"fact":"asked","trial":0,"values":{},"dig')
             file.flush()
-            shown.update()
+            display.update()
             file.write('est":"d","memory":{}}\n')
         sweep.ended(0, "failed", cause="boom")
-        shown.update()
-    assert "trial 0000 failed: boom" in printed(to)
+        display.update()
+    assert "trial 0000 failed: boom" in output(screen)
 
 
-def test_a_ledger_is_not_read_again(sweep: MadeSweep) -> None:
-    """500 trials of 20 reports each, then 100 looks at nothing new: by the bytes that the kernel was asked for."""
+def test_the_ledger_is_not_read_again(sweep: MadeSweep) -> None:
+    """500 trials of 20 reports each, then 100 updates without news; measured by the bytes read from the kernel."""
     for number in range(500):
         fact = {"fact": "reported", "trial": number, "metrics": {"valid/deepest_top1": 0.5}}
         with sweep.dir.ledger.open("a") as file:
             file.write(json.dumps({"fact": "asked", "trial": number, "values": {}, "digest": "", "memory": {}}) + "\n")
             file.writelines(json.dumps({**fact, "epoch": epoch}) + "\n" for epoch in range(20))
             file.write(json.dumps({**fact, "fact": "ended", "state": "finished", "cause": "", "seconds": 1.0}) + "\n")
-    shown = SweepDisplay(console(), sweep.dir, OPTIONS)
+    display = SweepDisplay(console(), sweep.dir, OPTIONS)
     before = _bytes_read()
     for _ in range(100):
-        shown.update()
+        display.update()
     assert _bytes_read() - before < sweep.dir.ledger.stat().st_size / 4
 
 
@@ -219,36 +223,36 @@ def _bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_of_several_metrics_the_front_is_told(tmp_path: Path) -> None:
-    made = MadeSweep(tmp_path / "sweep", FRONT)
-    with SweepDisplay(to := console(), made.dir, FRONT):
+def test_with_several_metrics_the_pareto_front_is_shown(tmp_path: Path) -> None:
+    new_sweep = MadeSweep(tmp_path / "sweep", FRONT)
+    with SweepDisplay(screen := console(), new_sweep.dir, FRONT):
         for number, (top1, macs) in enumerate([(0.4, 2e8), (0.3, 1e8), (0.3, 2e8)]):
-            made.asked(number)
-            made.ended(number, "finished", deepest_top1=top1, train_macs=macs)
-    made.ledger.close()
-    assert printed(to).splitlines() == [
+            new_sweep.asked(number)
+            new_sweep.ended(number, "finished", deepest_top1=top1, train_macs=macs)
+    new_sweep.ledger.close()
+    assert output(screen).splitlines() == [
         "trial 0000 finished: valid/deepest_top1 40.00%, cost/train_macs 2e+08 (of the front's 2)",
         "trial 0001 finished: valid/deepest_top1 30.00%, cost/train_macs 1e+08 (of the front's 2)",
         "trial 0002 finished: valid/deepest_top1 30.00%, cost/train_macs 2e+08",
     ]
-    to.print(final_table(History.read(made.dir.ledger, FRONT)))
-    assert _cells(to) == [["0000", "40.00%", "2e+08", ""], ["0001", "30.00%", "1e+08", ""]]
+    screen.print(final_table(History.read(new_sweep.dir.ledger, FRONT)))
+    assert _cells(screen) == [["0000", "40.00%", "2e+08", ""], ["0001", "30.00%", "1e+08", ""]]
 
 
-def test_at_the_end_the_best_stand_in_a_table(sweep: MadeSweep) -> None:
+def test_the_final_table_has_the_best_trials(sweep: MadeSweep) -> None:
     for number, top1 in enumerate([0.2, 0.4, 0.3]):
         sweep.asked(number, **{"distill.alpha": number / 4, "seed": 0, **({"ema": [0.9]} if number == 2 else {})})
         sweep.ended(number, "finished", deepest_top1=top1)
     sweep.ledger.note("tested", trial=1, metrics={"test/deepest_top1": 0.39})
-    to = console()
-    to.print(final_table(History.read(sweep.dir.ledger, OPTIONS), hidden=["seed"]))
-    assert _cells(to) == [
+    screen = console()
+    screen.print(final_table(History.read(sweep.dir.ledger, OPTIONS), hidden=["seed"]))
+    assert _cells(screen) == [
         ["0001", "40.00%", "39.00%", "distill.alpha 0.25"],
         ["0002", "30.00%", "", "distill.alpha 0.5, ema [0.9]"],
     ]
 
 
-def test_at_the_end_the_best_trial_and_its_paired_gain_are_told() -> None:
+def test_the_conclusions_name_the_best_trial_and_its_paired_gain() -> None:
     history = history_of(({"distill.alpha": 0.25, "seed": 0}, 0.5), ({"distill.alpha": 0.5, "seed": 0}, 0.25))
     confirm(history, "0000", [0.50, 0.52, 0.51])
     confirm(history, "base", [0.40, 0.41, 0.405])
@@ -259,15 +263,15 @@ def test_at_the_end_the_best_trial_and_its_paired_gain_are_told() -> None:
     assert conclusions(History(OPTIONS)) == []
 
 
-def _cells(to: Console) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed(to).splitlines() if "│" in line]
+def _cells(screen: Console) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output(screen).splitlines() if "│" in line]
 
 
-def test_a_damaged_fact_ends_no_search(sweep: MadeSweep) -> None:
-    with SweepDisplay(to := console(), sweep.dir, OPTIONS) as shown:
+def test_a_damaged_fact_does_not_end_a_sweep(sweep: MadeSweep) -> None:
+    with SweepDisplay(screen := console(), sweep.dir, OPTIONS) as display:
         with sweep.dir.ledger.open("a") as file:
             file.write('garbage\n{"fact":"ended","trial":7}\n')
         sweep.asked(0)
         sweep.ended(0, "failed", cause="boom")
-        shown.update()
-    assert "trial 0000 failed: boom" in printed(to)
+        display.update()
+    assert "trial 0000 failed: boom" in output(screen)

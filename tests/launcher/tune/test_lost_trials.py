@@ -1,4 +1,4 @@
-"""What Ray reports of lost trials, and what Tune does when Ray's memory monitor has killed one."""
+"""Lost trials: Ray's reasons, and Tune's handling of kills by Ray's memory monitor."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -33,11 +33,11 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
         ("", ""),
     ],
 )
-def test_the_reason_of_a_loss_is_one_line(text: str, expected: str) -> None:
+def test_the_reason_of_a_lost_trial_is_one_line(text: str, expected: str) -> None:
     assert short_reason(text) == expected
 
 
-def test_a_memory_kill_during_a_step_is_an_error_of_the_trial_and_not_of_tune() -> None:
+def test_a_memory_kill_during_a_step_fails_the_trial_and_not_tune() -> None:
     errors = list[Exception]()
     actor: Any = SimpleNamespace(actor_id="1", _on_error=None)
     step: Any = SimpleNamespace(_tracked_actor=actor, _on_error=lambda _actor, error: errors.append(error))

@@ -1,4 +1,4 @@
-"""Which trials are stopped early, by real schedulers, after a search that was interrupted."""
+"""Early stopping by real schedulers after an interrupted sweep."""
 
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from tests.helpers.histories import TOP1, ask, end
 EPOCHS = 9
 
 
-def report(history: History, number: int, epoch: int, top1: float) -> None:
+def add_report(history: History, number: int, epoch: int, top1: float) -> None:
     history.add({"fact": "reported", "trial": number, "epoch": epoch, "metrics": {TOP1: top1}})
 
 
@@ -22,40 +22,40 @@ def scheduler(history: History, stopped: list[int]) -> Scheduler:
     return Scheduler(rule, history, last_epoch=lambda _number: EPOCHS, on_stop=stopped.append)
 
 
-def tell(found: Scheduler, number: int, epoch: int, top1: float) -> str:
+def report_result(tune_scheduler: Scheduler, number: int, epoch: int, top1: float) -> str:
     trial: Any = SimpleNamespace(config={"number": number})
     controller: Any = None
-    return found.on_trial_result(controller, trial, {"state": "running", "epoch": epoch, TOP1: top1})
+    return tune_scheduler.on_trial_result(controller, trial, {"state": "running", "epoch": epoch, TOP1: top1})
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_search_that_goes_on_decides_as_one_that_was_not_interrupted(name: Literal["asha", "median"]) -> None:
+def test_a_resumed_scheduler_decides_like_an_uninterrupted_one(name: Literal["asha", "median"]) -> None:
     history, stopped = History(TuneOptions(trials=9, scheduler=name)), list[int]()
-    whole = scheduler(history, stopped)
+    uninterrupted = scheduler(history, stopped)
     for number in range(1, 7):
         ask(history, number, {})
-        whole.on_trial_add(None, SimpleNamespace(config={"number": number}))
+        uninterrupted.on_trial_add(None, SimpleNamespace(config={"number": number}))
     for epoch in (1, 2, 3):
         for number in range(1, 7):
             if number not in stopped:
                 top1 = (6 - number) / 10 + epoch / 100
-                decided = tell(whole, number, epoch, top1)
-                assert decided == tell(scheduler(history, []), number, epoch, top1)
-                if decided == "STOP":
+                decision = report_result(uninterrupted, number, epoch, top1)
+                assert decision == report_result(scheduler(history, []), number, epoch, top1)
+                if decision == "STOP":
                     end(history, number, "pruned", [])
-                report(history, number, epoch, top1)
+                add_report(history, number, epoch, top1)
     assert stopped
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_trial_that_a_kill_has_kept_from_being_stopped_is_stopped_by_its_next_report(
+def test_a_trial_whose_stop_was_interrupted_is_stopped_by_its_next_report(
     name: Literal["asha", "median"],
 ) -> None:
     history, stopped = History(TuneOptions(trials=9, scheduler=name)), list[int]()
     for number in (1, 2, 3, 4, 5):
         ask(history, number, {})
-        report(history, number, 1, 0.9 - number / 10)
-    going_on = scheduler(history, stopped)
-    assert tell(going_on, 5, 1, 0.4) == "STOP"
-    assert tell(going_on, 1, 2, 0.8) == "CONTINUE"
+        add_report(history, number, 1, 0.9 - number / 10)
+    resumed = scheduler(history, stopped)
+    assert report_result(resumed, 5, 1, 0.4) == "STOP"
+    assert report_result(resumed, 1, 2, 0.8) == "CONTINUE"
     assert stopped == [5]

@@ -1,4 +1,4 @@
-"""What a search leaves: files that read back as what its ledger says, and a best config that can be launched."""
+"""Results of a sweep: files that match its ledger, and a best config that can be launched."""
 
 import csv
 import json
@@ -34,11 +34,11 @@ HOSTILE = "</pre><script>alert('1')</script>\x00"
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> SweepDir:
-    return written(tmp_path)[0]
+    return write_sweep(tmp_path)[0]
 
 
-def written(folder: Path) -> tuple[SweepDir, Space, History]:
-    """One trial of each state, one that repeats another, and confirming runs; everything is written."""
+def write_sweep(folder: Path) -> tuple[SweepDir, Space, History]:
+    """Write all results of a sweep with a trial of each state, a repeated trial, and runs with further seeds."""
     sweep, space = sweep_of(folder, *SPACE)
     history = History(TuneOptions(trials=6))
     for number, values in enumerate((PLAIN, GOOD, PLAIN, PLAIN, PLAIN)):
@@ -57,15 +57,15 @@ def written(folder: Path) -> tuple[SweepDir, Space, History]:
 
 
 def summary(sweep: SweepDir) -> dict[str, Any]:
-    def refused(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
 
-    content = json.loads(sweep.summary.read_text(), parse_constant=refused)
+    content = json.loads(sweep.summary.read_text(), parse_constant=refuse)
     assert isinstance(content, dict)
     return content
 
 
-def test_a_script_finds_the_best_first(sweep: SweepDir) -> None:
+def test_the_best_trial_comes_first_in_the_json(sweep: SweepDir) -> None:
     name, best = next(iter(summary(sweep).items()))
     assert name == "best"
     assert (best["trial"], best["values"], best["metrics"]) == ("0001", GOOD, {TOP1: 0.75, "valid/loss": None})
@@ -73,7 +73,7 @@ def test_a_script_finds_the_best_first(sweep: SweepDir) -> None:
     assert best["command"] == f"fmfsd-launch {sweep.best}"
 
 
-def test_every_trial_is_told_with_its_state(sweep: SweepDir) -> None:
+def test_every_trial_is_listed_with_its_state(sweep: SweepDir) -> None:
     content = summary(sweep)
     states = [trial["state"] for trial in content["trials"]]
     assert states == ["finished", "finished", "pruned", "failed", "asked", "finished"]
@@ -84,14 +84,14 @@ def test_every_trial_is_told_with_its_state(sweep: SweepDir) -> None:
     assert content["tested"] == {"0001": {"test/deepest_top1": 0.7}}
 
 
-def test_a_trial_can_be_run_again_by_its_command(sweep: SweepDir) -> None:
+def test_the_command_of_a_trial_runs_it_again(sweep: SweepDir) -> None:
     command = summary(sweep)["trials"][0]["command"]
     assert (
         command == f"""fmfsd-launch {sweep.config} --set 'model.branches=["stage2"]' --set 'distill.feature="none"'"""
     )
 
 
-def test_a_table_has_a_row_a_trial_and_is_empty_where_a_parameter_does_not_exist(sweep: SweepDir) -> None:
+def test_the_table_has_a_row_per_trial_with_empty_cells_for_missing_parameters(sweep: SweepDir) -> None:
     with sweep.table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == ["0000", "0001", "0002", "0003", "0004", "0005"]
@@ -108,7 +108,7 @@ def test_the_best_config_trains_on_all_images_with_the_best_values(sweep: SweepD
     assert (config.optim, config.data.root, config.train.epochs) == (base.optim, base.data.root, base.train.epochs)
 
 
-def test_the_best_config_says_what_it_is(sweep: SweepDir) -> None:
+def test_the_best_config_has_a_header_with_command_and_result(sweep: SweepDir) -> None:
     launch, left_out, *_ = sweep.best.read_text().splitlines()
     assert launch == f"# fmfsd-launch {sweep.best} · 1 min 0 s as trial 0001 of a search · {TOP1} 75.00 %"
     assert left_out == "# Without what only the search needed: data.valid (5200), train.evaluate_test (false)."
@@ -120,7 +120,7 @@ def test_samples_that_the_user_held_out_stay_held_out(tmp_path: Path) -> None:
     assert load_config(str(sweep.best)).data.valid == 5200
 
 
-def test_of_several_metrics_the_best_is_the_fronts_first_by_the_first(tmp_path: Path) -> None:
+def test_with_several_metrics_the_best_trial_is_the_one_with_the_best_first_metric(tmp_path: Path) -> None:
     sweep, space = sweep_of(tmp_path, *SPACE)
     history = History(TuneOptions(trials=3, metrics=(TOP1, "cost/train_macs"), modes=("max", "min")))
     for number, (top1, macs) in enumerate(((0.5, 1e8), (0.7, 3e8), (0.6, 4e8))):
@@ -145,13 +145,13 @@ def test_without_a_finished_trial_there_is_a_report_and_no_best(tmp_path: Path) 
     assert "No trial has finished." in sweep.report.read_text()
 
 
-def test_what_a_trial_says_is_no_markup(sweep: SweepDir) -> None:
+def test_texts_of_trials_are_escaped_in_the_report(sweep: SweepDir) -> None:
     page = sweep.report.read_text()
     assert page.count("<script>") == 1, "our own"
     assert "&lt;script&gt;alert(&#x27;1&#x27;)" in page
 
 
-def test_a_hundred_trials_are_written_with_less_than_a_tenth_of_a_second_of_work(tmp_path: Path) -> None:
+def test_writing_a_hundred_trials_takes_less_than_0_1_cpu_seconds(tmp_path: Path) -> None:
     sweep, space = sweep_of(tmp_path, *SPACE)
     history = history_of(*((GOOD, number / 1000) for number in range(100)))
     write_results(sweep, space, history, held_out=5200)
@@ -161,7 +161,7 @@ def test_a_hundred_trials_are_written_with_less_than_a_tenth_of_a_second_of_work
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_page_that_can_not_be_written_is_reported_and_another_file_stays(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten_by_the_report(tmp_path: Path) -> None:
     sweep, space = sweep_of(tmp_path, *SPACE)
     sweep.report.write_text("mine")
     write_final_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
@@ -172,6 +172,6 @@ def test_a_page_that_can_not_be_written_is_reported_and_another_file_stays(tmp_p
 
 
 @pytest.mark.usefixtures("processes")
-def test_results_are_imported_without_what_only_a_search_needs() -> None:
+def test_results_import_neither_torch_nor_ray_nor_optuna() -> None:
     code = "import sys, launcher.tune.results.write; print({'torch', 'ray', 'optuna'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""Draws: uniform where chance decides, complete where a grid does, and the same after any interruption."""
+"""Samplers: uniform random draws, complete grids, and the same draws after any interruption."""
 
 import json
 import random
@@ -30,45 +30,46 @@ def loss(values: Mapping[str, Any]) -> float:
     return (values["distill.alpha"] - 0.3) ** 2 + 0.1 * ("stage2" in values["model.branches"])
 
 
-def ended(trial: Trial, metrics: tuple[str, ...]) -> Trial:
-    """Most finish; some are pruned, some fail."""
-    found = dict(zip(metrics, (loss(trial.values), trial.values["distill.alpha"]), strict=False))
+def end_trial(trial: Trial, metrics: tuple[str, ...]) -> Trial:
+    """Return the ended trial: most finish, some are pruned, some fail."""
+    values = dict(zip(metrics, (loss(trial.values), trial.values["distill.alpha"]), strict=False))
     if trial.number % 7 == 3:
         return replace(trial, state="failed", cause="out of memory")
     if trial.number % 5 == 2:
-        return replace(trial, state="pruned", reports={1: found})
-    return replace(trial, state="finished", metrics=found)
+        return replace(trial, state="pruned", reports={1: values})
+    return replace(trial, state="finished", metrics=values)
 
 
-def asked(search: Search, number: int) -> Trial:
-    """As a ledger keeps it."""
+def draw_trial(search: Search, number: int) -> Trial:
+    """Draw a trial and return it as read from a ledger."""
     draw = search.draw(number)
     assert draw is not None
     return Trial(number, json.loads(json.dumps(draw.values)), "", json.loads(json.dumps(draw.memory)))
 
 
-def searched(
-    space: Space, options: TuneOptions, *, under_way: int = 1, cuts: tuple[int, ...] = ()
+def run_search(
+    space: Space, options: TuneOptions, *, num_running: int = 1, cuts: tuple[int, ...] = ()
 ) -> tuple[dict[int, Trial], list[Trial]]:
-    """All trials with so many under way, and those that one made anew has drawn after each of the `cuts`."""
+    """Return all trials, `under_way` of them at a time, and the trials that a resumed sampler draws after each of the
+    `cuts`."""
     search, ledger, again = Search(space, options), dict[int, Trial](), list[Trial]()
     for number in range(1, options.trials + 1):
-        if (oldest := number - under_way) >= 1:
-            ledger[oldest] = ended(ledger[oldest], options.metrics)
+        if (oldest := number - num_running) >= 1:
+            ledger[oldest] = end_trial(ledger[oldest], options.metrics)
             search.tell(ledger[oldest])
         if number in cuts:
             resumed = Search(space, options)
             for trial in ledger.values():
                 resumed.recall(trial)
-            again.append(asked(resumed, number))
-        ledger[number] = asked(search, number)
+            again.append(draw_trial(resumed, number))
+        ledger[number] = draw_trial(search, number)
     return ledger, again
 
 
 @pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize("under_way", [1, 3])
+@pytest.mark.parametrize("num_running", [1, 3])
 @pytest.mark.parametrize("search", [name for name in SEARCHES if name != "grid"])
-def test_a_search_goes_on_as_if_it_had_not_been_interrupted(search: str, under_way: int) -> None:
+def test_a_resumed_sampler_continues_as_if_uninterrupted(search: str, num_running: int) -> None:
     if package := missing(search):
         pytest.skip(f"{package} is not installed")
     trials = {"gp": 16}.get(search, 45)
@@ -76,7 +77,7 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(search: str, under_w
     space = replace(SPACE, parameters=(*SPACE.parameters, SEEDS))
     options = TuneOptions(trials=trials, search=search, metrics=("valid/loss",), modes=("min",), seed=5)
     assert not list(refused(search, options, space))
-    ledger, again = searched(space, options, under_way=under_way, cuts=cuts)
+    ledger, again = run_search(space, options, num_running=num_running, cuts=cuts)
     for cut, trial in zip(cuts, again, strict=True):
         assert (trial.values, trial.memory) == (ledger[cut].values, ledger[cut].memory)
     assert all(set(trial.values) >= {"seed", "distill.alpha", "model.branches"} for trial in ledger.values())
@@ -84,30 +85,30 @@ def test_a_search_goes_on_as_if_it_had_not_been_interrupted(search: str, under_w
 
 
 @pytest.mark.parametrize("search", ["tpe", "nsga2", "nsga3"])
-def test_a_search_of_two_metrics_goes_on_as_if_it_had_not_been_interrupted(search: str) -> None:
+def test_a_resumed_sampler_for_two_metrics_continues_as_if_uninterrupted(search: str) -> None:
     options = TuneOptions(trials=40, search=search, metrics=("valid/loss", "cost/params"), modes=("min", "max"))
     assert not list(refused(search, options, SPACE))
-    ledger, (again,) = searched(SPACE, options, under_way=2, cuts=(40,))
+    ledger, (again,) = run_search(SPACE, options, num_running=2, cuts=(40,))
     assert (again.values, again.memory) == (ledger[40].values, ledger[40].memory)
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_subsets_keep_their_sizes_and_order_and_conditions_hold(search: str) -> None:
+def test_subsets_have_allowed_sizes_and_order_and_conditions_hold(search: str) -> None:
     options = TuneOptions(trials=30, search=search, metrics=("valid/loss",), modes=("min",))
-    for trial in searched(SPACE, options)[0].values():
+    for trial in run_search(SPACE, options)[0].values():
         assert trial.values["model.branches"] in list(TAPS.each())
         assert ("distill.beta" in trial.values) == (trial.values["distill.feature"] == "batch_norm")
 
 
-def test_a_model_of_what_is_known_draws_better_than_chance() -> None:
+def test_tpe_draws_better_than_random() -> None:
     def mean_of_last(search: str) -> float:
         options = TuneOptions(trials=60, search=search, metrics=("valid/loss",), modes=("min",))
-        return sum(loss(trial.values) for trial in list(searched(SPACE, options)[0].values())[40:]) / 20
+        return sum(loss(trial.values) for trial in list(run_search(SPACE, options)[0].values())[40:]) / 20
 
     assert mean_of_last("tpe") < mean_of_last("random") / 2
 
 
-def test_a_draw_by_chance_depends_on_its_number_alone() -> None:
+def test_a_random_draw_depends_only_on_seed_and_number() -> None:
     options = TuneOptions(trials=9, search="random", seed=3)
     one, other = Search(SPACE, options), Search(SPACE, options)
     assert [one.draw(number) for number in range(9)][7] == other.draw(7)
@@ -115,8 +116,8 @@ def test_a_draw_by_chance_depends_on_its_number_alone() -> None:
     assert Search(SPACE, replace(options, seed=4)).draw(7) != other.draw(7)
 
 
-def test_chance_takes_each_allowed_subset_as_often_as_any_other() -> None:
-    """6000 draws of 6 subsets: each 1000 times within five standard deviations of 29."""
+def test_random_subsets_are_uniform_over_all_allowed_ones() -> None:
+    """6000 draws of 6 subsets: 1000 each, within five standard deviations of 29."""
     search = Search(Space("smoke", 1, (TAPS,)), TuneOptions(trials=1, search="random"))
     draws = (search.draw(number) for number in range(6000))
     counts = Counter(tuple(draw.values["model.branches"]) for draw in draws if draw is not None)
@@ -124,15 +125,15 @@ def test_chance_takes_each_allowed_subset_as_often_as_any_other() -> None:
     assert all(855 < count < 1145 for count in counts.values())
 
 
-def test_a_subset_that_is_never_drawn_in_an_allowed_size_is_repaired() -> None:
+def test_a_subset_of_a_forbidden_size_is_repaired() -> None:
     from launcher.tune.sampling.optuna_sampler import repaired
 
     space = Space("smoke", 1, (replace(TAPS, least=2), Parameter("distill.alpha", "uniform", (0, 1))))
-    for number, given in enumerate(([], ["stage3"], ["stage1", "stage2", "stage3"])):
-        found = repaired(space, {"model.branches": given, "distill.alpha": 0.5}, seed=0, number=number)
-        assert (len(found["model.branches"]), found["distill.alpha"]) == (2, 0.5)
-        assert sorted(found["model.branches"]) == found["model.branches"]
-        assert set(found["model.branches"]) <= set(given) or set(found["model.branches"]) >= set(given)
+    for number, taps in enumerate(([], ["stage3"], ["stage1", "stage2", "stage3"])):
+        values = repaired(space, {"model.branches": taps, "distill.alpha": 0.5}, seed=0, number=number)
+        assert (len(values["model.branches"]), values["distill.alpha"]) == (2, 0.5)
+        assert sorted(values["model.branches"]) == values["model.branches"]
+        assert set(values["model.branches"]) <= set(taps) or set(values["model.branches"]) >= set(taps)
 
 
 FINITE = (
@@ -146,7 +147,7 @@ FINITE = (
 """Counted by hand: a 3 alone; a 1 or 2 with four b and no c; with b 3, five c and no d, and two c with five d each."""
 
 
-def test_a_space_with_an_end_knows_its_size_and_a_grid_goes_through_all_of_it() -> None:
+def test_a_finite_space_knows_its_size_and_a_grid_covers_it() -> None:
     space = Space("smoke", 1, FINITE[::-1], {"optim.nesterov": False})
     search = Search(space, TuneOptions(trials=31, search="grid"))
     draws = [search.draw(number) for number in range(1, 40)]
@@ -157,7 +158,7 @@ def test_a_space_with_an_end_knows_its_size_and_a_grid_goes_through_all_of_it() 
     assert all(list(draw) == [key for key in "fedcba" if key in draw] for draw in combinations(space))
 
 
-def test_a_space_knows_its_size_without_going_through_it() -> None:
+def test_the_size_of_a_space_is_computed_without_enumeration() -> None:
     large = Parameter("seed", "int", (0, 10**12 - 1))
     following = Parameter("optim.lr", "choice", (0.1, 0.2), when=(("seed", (7,)),))
     assert Space("smoke", 1, (following, large)).size() == 10**12 + 1
@@ -165,27 +166,27 @@ def test_a_space_knows_its_size_without_going_through_it() -> None:
     assert Space("smoke", 1, (Parameter("x", "uniform", (0, 1), when=(("method", ("byot",)),)),)).size() == 1
 
 
-def test_steps_are_the_numbers_that_were_written() -> None:
+def test_quantized_values_are_exact_decimals() -> None:
     assert list(Parameter("x", "quniform", (0.1, 0.9, 0.2)).each()) == [0.1, 0.3, 0.5, 0.7, 0.9]
     assert list(Parameter("x", "quniform", (1, 8, 3)).each()) == [1, 4, 7]
     quarter = Space("smoke", 1, (Parameter("x", "quniform", (0.1, 0.9, 0.2)), SPACE.parameters[2], TAPS))
     options = TuneOptions(trials=20, search="tpe", metrics=("valid/loss",), modes=("min",))
-    assert {trial.values["x"] for trial in searched(quarter, options)[0].values()} == {0.1, 0.3, 0.5, 0.7, 0.9}
+    assert {trial.values["x"] for trial in run_search(quarter, options)[0].values()} == {0.1, 0.3, 0.5, 0.7, 0.9}
 
 
-def test_chance_draws_within_a_range() -> None:
-    chance, wide = random.Random(0), Parameter("optim.lr", "loguniform", (1e-4, 1.0))
-    drawn = [wide.at_random(chance) for _ in range(1000)]
-    assert all(1e-4 <= value <= 1 for value in drawn)
-    assert 400 < sum(value < 1e-2 for value in drawn) < 600, "half of the orders of magnitude"
-    assert at_random(SPACE, chance, {"distill.alpha": 0.25})["distill.alpha"] == 0.25
+def test_random_draws_are_within_their_range() -> None:
+    rng, learning_rate = random.Random(0), Parameter("optim.lr", "loguniform", (1e-4, 1.0))
+    rates = [learning_rate.at_random(rng) for _ in range(1000)]
+    assert all(1e-4 <= value <= 1 for value in rates)
+    assert 400 < sum(value < 1e-2 for value in rates) < 600, "half of the orders of magnitude"
+    assert at_random(SPACE, rng, {"distill.alpha": 0.25})["distill.alpha"] == 0.25
 
 
-def test_a_metric_that_is_no_number_is_a_failure_to_the_search() -> None:
+def test_a_missing_or_nan_metric_counts_as_a_failed_trial() -> None:
     options = TuneOptions(trials=2, search="tpe", metrics=("valid/loss",), modes=("min",))
     search = Search(SPACE, options)
     for number, metrics in enumerate(({"valid/loss": float("nan")}, {}, {"valid/loss": 1.0}), 1):
-        search.tell(replace(asked(search, number), state="finished", metrics=metrics))
+        search.tell(replace(draw_trial(search, number), state="finished", metrics=metrics))
     assert search.draw(4) is not None
 
 
@@ -200,12 +201,12 @@ def test_a_metric_that_is_no_number_is_a_failure_to_the_search() -> None:
         ("cmaes", {"metrics": ("a", "b")}, SPACE.parameters, "--search cmaes: looks for one metric, found 2"),
     ],
 )
-def test_what_can_not_be_searched_is_refused(
+def test_unsuitable_searches_are_refused(
     search: str, options: dict[str, Any], parameters: tuple[Parameter, ...], expected: str
 ) -> None:
-    asked_for = TuneOptions(**{"trials": 9, "search": search, **options})
-    found = [str(problem) for problem in refused(search, asked_for, Space("smoke", 9, parameters))]
-    assert any(text.startswith(expected) for text in found), found
+    tune_options = TuneOptions(**{"trials": 9, "search": search, **options})
+    messages = [str(problem) for problem in refused(search, tune_options, Space("smoke", 9, parameters))]
+    assert any(text.startswith(expected) for text in messages), messages
 
 
 def test_a_search_without_its_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,14 +215,14 @@ def test_a_search_without_its_package_is_refused_by_name(monkeypatch: pytest.Mon
     assert "needs optuna, which is not installed" in str(*refused("tpe", TuneOptions(trials=9), SPACE))
 
 
-def test_grids_alone_are_gone_through_and_anything_else_is_learnt() -> None:
+def test_the_default_search_is_grid_for_grids_and_tpe_otherwise() -> None:
     only = Parameter("model.sem", "choice", ("sge",))
     assert default_search(Space("smoke", 9, (SEEDS, only))) == "grid"
     assert default_search(Space("smoke", 9, (SEEDS, TAPS))) == "tpe"
 
 
 @pytest.mark.usefixtures("processes")
-def test_chance_and_grids_need_no_optuna() -> None:
+def test_random_and_grid_need_no_optuna() -> None:
     code = (
         "import sys; from launcher.config.launch_config import TuneOptions;"
         "from launcher.config.packaged_files import find_space;"
@@ -230,15 +231,15 @@ def test_chance_and_grids_need_no_optuna() -> None:
         "[Search(space, TuneOptions(trials=12, search=name)).draw(1) for name in ('random', 'grid')];"
         "print({'optuna', 'numpy', 'torch', 'ray'} & set(sys.modules))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout == "set()\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
 
 
-def test_a_ledger_holds_nothing_that_names_code() -> None:
-    """CMA-ES keeps its state as a pickle, which it is spared: what it notes is which results were new."""
+def test_a_ledger_contains_no_pickles() -> None:
+    """Optuna stores CMA-ES's state as a pickle; the ledger stores instead which results were new."""
     if package := missing("cmaes"):
         pytest.skip(f"{package} is not installed")
     options = TuneOptions(trials=30, search="cmaes", metrics=("valid/loss",), modes=("min",))
-    memories = [trial.memory for trial in searched(SPACE, options)[0].values()]
+    memories = [trial.memory for trial in run_search(SPACE, options)[0].values()]
     assert memories[0] == {"new": []}
     assert all(memory == {"new": [number]} for number, memory in enumerate(memories[1:], 1))

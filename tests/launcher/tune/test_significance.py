@@ -1,4 +1,4 @@
-"""Whether a gain is more than noise: pairs of the same seed, corrected for the number of configs."""
+"""Significance of a gain: paired differences of the same seed, corrected for the number of configs."""
 
 import pytest
 
@@ -11,19 +11,19 @@ NOISE = (0.0, 0.004, -0.003, 0.002, -0.001)
 
 
 def history(mode: str = "max", **results: tuple[float, ...]) -> History:
-    """Runs by the config's name, of which trials have a t before it."""
-    found = History(TuneOptions(trials=1, metrics=(TOP1,), modes=(mode,)))  # type: ignore[arg-type]
+    """Return a history with these results by config; names of trials are prefixed with t."""
+    runs = History(TuneOptions(trials=1, metrics=(TOP1,), modes=(mode,)))  # type: ignore[arg-type]
     for config, values in results.items():
-        confirm(found, config.removeprefix("t"), values)
-    return found
+        confirm(runs, config.removeprefix("t"), values)
+    return runs
 
 
 def around(mean: float, noise: tuple[float, ...] = NOISE) -> tuple[float, ...]:
     return tuple(mean + each for each in noise)
 
 
-def test_seeds_that_are_good_for_all_are_no_noise() -> None:
-    """Pairs differ by 1, 1.1, 0.9, 1 and 1 points, though single runs of one config differ by 4."""
+def test_effects_of_a_seed_on_all_configs_are_not_noise() -> None:
+    """Pairs differ by 1, 1.1, 0.9, 1 and 1 points, although runs of one config differ by 4."""
     shared = (0.0, 0.04, -0.02, 0.01, -0.01)
     gains = (0.01, 0.011, 0.009, 0.01, 0.01)
     mine = tuple(0.7 + each + gain for each, gain in zip(shared, gains, strict=True))
@@ -34,20 +34,20 @@ def test_seeds_that_are_good_for_all_are_no_noise() -> None:
     assert best.metrics[TOP1].deviation == pytest.approx(base.metrics[TOP1].deviation, rel=0.1)
 
 
-def test_an_interval_around_nothing_is_told_as_noise() -> None:
+def test_an_interval_around_zero_may_be_noise() -> None:
     best = confirmed(history(t0003=(0.71, 0.70, 0.72), base=(0.70, 0.71, 0.70)))[0]
     assert best.finding.endswith(": noise may explain the gain")
 
 
-def test_what_is_no_gain_is_never_called_one() -> None:
+def test_a_loss_or_no_difference_is_never_called_a_gain() -> None:
     worse, equal = (0.60, 0.601, 0.599), (0.70, 0.70, 0.70)
-    found = {each.config: each for each in confirmed(history(t1=worse, t2=equal, base=equal))}
-    assert found["1"].finding.endswith("it is worse than base by more than noise")
-    assert found["2"].finding.endswith("there is no gain")
+    by_config = {each.config: each for each in confirmed(history(t1=worse, t2=equal, base=equal))}
+    assert by_config["1"].finding.endswith("it is worse than base by more than noise")
+    assert by_config["2"].finding.endswith("there is no gain")
 
 
-def test_several_configs_make_the_same_gain_less_sure() -> None:
-    """Alone its p is below 0.05, as one of three it is not."""
+def test_more_configs_make_the_same_gain_less_significant() -> None:
+    """p is below 0.05 for one comparison, and above for three."""
     mine, base = (0.71, 0.72, 0.73, 0.7, 0.72), (0.7,) * 5
     alone = confirmed(history(t1=mine, base=base))[0]
     of_three = confirmed(history(t1=mine, t2=base, t3=base, base=base))[0]
@@ -58,13 +58,13 @@ def test_several_configs_make_the_same_gain_less_sure() -> None:
     assert "after Holm's correction for 3 comparisons: noise may explain the gain" in of_three.finding
 
 
-def test_where_less_is_better_a_fall_is_the_gain() -> None:
+def test_with_mode_min_a_decrease_is_the_gain() -> None:
     mine, base = (0.5, 0.51, 0.49, 0.5), (0.6, 0.61, 0.59, 0.605)
     best, *_ = confirmed(history(mode="min", t1=mine, t2=base, base=base))
     assert (best.config, best.finding.rpartition(": ")[2]) == ("1", "the gain is more than noise")
 
 
-def test_one_seed_tells_nothing_of_noise() -> None:
+def test_one_seed_gives_no_estimate_of_noise() -> None:
     best = confirmed(history(t1=(0.8,), base=(0.7,)))[0]
     assert best.finding == f"+10.00 points of {TOP1} to base with one seed, which can not tell a gain from noise"
     assert best.p is None
@@ -75,34 +75,34 @@ def test_without_a_common_seed_nothing_is_compared() -> None:
     assert (best.difference, best.finding) == (None, "no seed that the base ran with too: nothing to compare")
 
 
-def test_a_run_that_was_noted_twice_counts_once() -> None:
-    found = history(t1=(0.8, 0.9), base=(0.7, 0.7))
-    confirm(found, "1", (0.8, 0.9))
-    assert confirmed(found)[0].seeds == (100, 101)
+def test_a_run_that_was_recorded_twice_counts_once() -> None:
+    runs = history(t1=(0.8, 0.9), base=(0.7, 0.7))
+    confirm(runs, "1", (0.8, 0.9))
+    assert confirmed(runs)[0].seeds == (100, 101)
 
 
-def test_the_test_set_decides_where_all_runs_have_read_it() -> None:
-    """On the samples that it was chosen by it looks better than it is."""
-    found = History(TuneOptions(trials=1))
+def test_the_test_set_decides_if_all_runs_were_tested() -> None:
+    """On the samples by which it was chosen, a config looks better than it is."""
+    runs = History(TuneOptions(trials=1))
     for seed in (1, 2, 3):
-        for config, top1, tested in (("1", 0.8, 0.7), ("base", 0.7, 0.7)):
+        for config, top1, test_top1 in (("1", 0.8, 0.7), ("base", 0.7, 0.7)):
             noise = {"1": 0.001, "base": 0.002}[config] * (-1) ** seed
-            metrics = {TOP1: top1 + noise, "test/deepest_top1": tested + noise}
-            found.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": metrics})
-    assert confirmed(found)[0].judged_by == "test/deepest_top1"
-    assert "the gain is more than noise" not in confirmed(found)[0].finding
-    confirm(found, "1", [0.8])
-    assert confirmed(found)[0].judged_by == TOP1
+            metrics = {TOP1: top1 + noise, "test/deepest_top1": test_top1 + noise}
+            runs.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": metrics})
+    assert confirmed(runs)[0].judged_by == "test/deepest_top1"
+    assert "the gain is more than noise" not in confirmed(runs)[0].finding
+    confirm(runs, "1", [0.8])
+    assert confirmed(runs)[0].judged_by == TOP1
 
 
-def test_a_cost_that_these_runs_do_not_have_decides_nothing() -> None:
-    found = History(TuneOptions(trials=1, metrics=("cost/train_macs", TOP1), modes=("min", "max")))
-    confirm(found, "1", [0.8])
-    assert confirmed(found)[0].judged_by == TOP1
+def test_a_missing_cost_metric_is_not_used() -> None:
+    runs = History(TuneOptions(trials=1, metrics=("cost/train_macs", TOP1), modes=("min", "max")))
+    confirm(runs, "1", [0.8])
+    assert confirmed(runs)[0].judged_by == TOP1
     alone = History(TuneOptions(trials=1, metrics=("cost/train_macs",), modes=("min",)))
     confirm(alone, "1", [0.8])
     assert confirmed(alone) == []
 
 
-def test_without_confirming_runs_there_is_nothing() -> None:
+def test_without_runs_with_further_seeds_there_are_no_findings() -> None:
     assert confirmed(history()) == []

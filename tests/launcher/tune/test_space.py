@@ -1,4 +1,4 @@
-"""Search spaces: every mistake is named with its line before anything is searched."""
+"""Search spaces: every mistake is reported with its line before the sweep starts."""
 
 import random
 import re
@@ -23,7 +23,7 @@ def space(folder: Path, parameters: str, head: str = "config: smoke\n") -> Path:
     return path
 
 
-def test_every_kind_is_read(tmp_path: Path) -> None:
+def test_every_kind_of_parameter_is_parsed(tmp_path: Path) -> None:
     lines = (
         "distill.alpha: {uniform: [0.0, 0.9]}",
         "distill.beta: {loguniform: [1.0e-3, 0.3]}",
@@ -35,25 +35,25 @@ def test_every_kind_is_read(tmp_path: Path) -> None:
         "optim.lr: {const: 0.05}",
         "optim.weight_decay: {uniform: [0.0, 1.0e-3], when: {method: fmfsd}}",
     )
-    found = read_space(space(tmp_path, "\n  ".join(lines), head="config: smoke\ntrials: 9\n"))
-    assert (found.config, found.trials) == ("smoke", 9)
-    kinds = [parameter.kind for parameter in found.parameters]
+    parsed = read_space(space(tmp_path, "\n  ".join(lines), head="config: smoke\ntrials: 9\n"))
+    assert (parsed.config, parsed.trials) == ("smoke", 9)
+    kinds = [parameter.kind for parameter in parsed.parameters]
     assert kinds == ["uniform", "loguniform", "quniform", "int", "choice", "grid", "subset", "const", "uniform"]
-    assert found.parameters[-1].when == (("method", ("fmfsd",)),)
-    assert found.parameters[6].probes() == [["stage1"], ["stage2"], ["stage1", "stage2"]]
+    assert parsed.parameters[-1].when == (("method", ("fmfsd",)),)
+    assert parsed.parameters[6].probes() == [["stage1"], ["stage2"], ["stage1", "stage2"]]
 
 
-def test_values_are_tried_where_their_condition_holds(tmp_path: Path) -> None:
-    """ResNet-8, which the space is over, has no stage 3."""
+def test_values_are_checked_where_their_condition_holds(tmp_path: Path) -> None:
+    """ResNet-8, the backbone of the base config, has no stage 3."""
     lines = (
         "model.branches: {subset: {of: [stage1, stage3]}, when: {model.backbone: [resnet18, resnet34]}}",
         "model.backbone: {choice: [resnet8, resnet18, resnet34]}",
     )
-    found = read_space(space(tmp_path, "\n  ".join(lines)))
-    assert found.parameters[0].when == (("model.backbone", ("resnet18", "resnet34")),)
+    parsed = read_space(space(tmp_path, "\n  ".join(lines)))
+    assert parsed.parameters[0].when == (("model.backbone", ("resnet18", "resnet34")),)
 
 
-def test_values_are_tried_with_the_constants_and_with_what_else_is_drawn(tmp_path: Path) -> None:
+def test_values_are_checked_together_with_constants_and_other_parameters(tmp_path: Path) -> None:
     branches = "model.branches: {subset: {of: [stage1, stage3]}}"
     for backbone in ("{const: resnet18}", "{choice: [resnet18, resnet34]}"):
         read_space(space(tmp_path, f"model.backbone: {backbone}\n  {branches}"))
@@ -97,10 +97,10 @@ def test_values_are_tried_with_the_constants_and_with_what_else_is_drawn(tmp_pat
 )
 def test_a_mistake_is_named_with_its_line(parameters: str, expected: str, tmp_path: Path) -> None:
     path = space(tmp_path, parameters)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as raised:
         read_space(path)
-    assert expected in str(caught.value)
-    assert str(caught.value).startswith((f"{path}:3", f"{path}:2: there is nothing"))
+    assert expected in str(raised.value)
+    assert str(raised.value).startswith((f"{path}:3", f"{path}:2: there is nothing"))
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_mistake_around_the_parameters_is_named(text: str, expected: str, tmp_
         read_space(path)
 
 
-def problems(path: Path, **given: Any) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        read_space(path, **given)
-    return [str(problem) for problem in caught.value.problems]
+def problems(path: Path, **options: Any) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        read_space(path, **options)
+    return [str(problem) for problem in raised.value.problems]
 
 
 @pytest.mark.parametrize(
@@ -149,35 +149,35 @@ def test_a_condition_that_never_holds_is_named(condition: str, expected: str, tm
         "train.epochs: {int: [2, 3]}",
         f"seed: {{int: [0, 5], when: {{{condition.strip('{}')}}}}}",
     )
-    (found,) = problems(space(tmp_path, "\n  ".join(lines)))
-    assert expected in found
-    assert found.startswith(f"{tmp_path}/space.yaml:8: seed: ")
+    (message,) = problems(space(tmp_path, "\n  ".join(lines)))
+    assert expected in message
+    assert message.startswith(f"{tmp_path}/space.yaml:8: seed: ")
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     lines = (
         "distill.alfa: {uniform: [0, 1]}",
         "distill.beta: {uniform: [1, 0], when: [x]}",
         "optim.lr: {choice: [0.1, 0], when: {distill.beta: 0.1}}",
         "data.root: {choice: [a, b]}",
     )
-    found = problems(space(tmp_path, "\n  ".join(lines), head="config: smoke\ntrials: none\n"))
-    assert [text.split(":")[1] for text in found] == ["2", "5", "5", "7", "4", "6"]
+    messages = problems(space(tmp_path, "\n  ".join(lines), head="config: smoke\ntrials: none\n"))
+    assert [text.split(":")[1] for text in messages] == ["2", "5", "5", "7", "4", "6"]
 
 
-def test_draws_that_are_no_config_are_refused_with_the_values_that_clash(tmp_path: Path) -> None:
+def test_invalid_combinations_are_refused_with_the_conflicting_values(tmp_path: Path) -> None:
     lines = (
         "distill.alpha: {uniform: [0.0, 0.9]}",
         "model.sem: {choice: [sge, softmax]}",
         "model.masks: {choice: [averaged, own]}",
         "model.branches: {const: [stage1, stage2]}",
     )
-    (found,) = problems(space(tmp_path, "\n  ".join(lines)))
-    assert found.startswith(f"{tmp_path}/space.yaml:4: model.sem: softmax masks average to the same everywhere")
-    assert found.endswith('; found with model.sem "softmax": let a `when` keep these apart')
+    (message,) = problems(space(tmp_path, "\n  ".join(lines)))
+    assert message.startswith(f"{tmp_path}/space.yaml:4: model.sem: softmax masks average to the same everywhere")
+    assert message.endswith('; found with model.sem "softmax": let a `when` keep these apart')
 
 
-def test_a_config_is_found_from_where_its_space_is_and_can_be_another(tmp_path: Path) -> None:
+def test_the_config_path_is_relative_to_the_space_and_can_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("method: byot\ndata: {name: synthetic10}\nmodel: {backbone: resnet20}\n")
     path = space(tmp_path, "seed: {int: [0, 5], when: {method: byot}}", head="config: ./mine.yaml\n")
     assert read_space(path).config == str(tmp_path / "mine.yaml")
@@ -185,12 +185,12 @@ def test_a_config_is_found_from_where_its_space_is_and_can_be_another(tmp_path: 
     assert problems(path, config="smoke") == [f"{path}:2: there is nothing to vary over smoke: one draw is all"]
 
 
-def test_what_is_searched_can_not_be_set_too(tmp_path: Path) -> None:
+def test_a_searched_key_can_not_be_set_too(tmp_path: Path) -> None:
     path = space(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}\n  seed: {int: [0, 5], when: {optim.nesterov: true}}")
     assert read_space(path, overrides=["optim.nesterov=true"]).base["optim.nesterov"] is True
-    (found,) = problems(path, overrides=["optim.lr=0.3"])
+    (message,) = problems(path, overrides=["optim.lr=0.3"])
     assert (
-        found == f"{path}:3: optim.lr: the space and --set optim.lr=0.3 both give it values: leave one of the two out"
+        message == f"{path}:3: optim.lr: the space and --set optim.lr=0.3 both give it values: leave one of the two out"
     )
 
 
@@ -202,14 +202,14 @@ def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_trial_of_a_shipped_space_is_a_config(name: str) -> None:
-    """Others than those of the sample that the check of a space tries."""
-    space, chance = read_space(find_space(name)), random.Random(1)
+def test_every_draw_of_a_shipped_space_is_a_valid_config(name: str) -> None:
+    """The draws differ from the sample that the check of a space uses."""
+    space, rng = read_space(find_space(name)), random.Random(1)
     for _ in range(50):
-        load_config(space.config, overrides(at_random(space, chance)))
+        load_config(space.config, overrides(at_random(space, rng)))
 
 
-def test_shipped_spaces_reach_the_switches_of_the_method() -> None:
+def test_shipped_spaces_cover_the_switches_of_the_method() -> None:
     keys = {parameter.key for name in SHIPPED for parameter in read_space(find_space(name)).parameters}
     switches = ("branches", "fusion", "masks", "sem", "branch")
     expected = {f"model.{name}" for name in switches} | {

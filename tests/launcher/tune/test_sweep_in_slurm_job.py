@@ -1,4 +1,4 @@
-"""A sweep in a Slurm job: the hosts that it uses, the time that it has to save, and what follows when it fails."""
+"""A sweep in a Slurm job: the hosts it uses, the time for saving, and requeueing after a failure."""
 
 import os
 from dataclasses import replace
@@ -35,16 +35,16 @@ def ended(*, node_is_gone: bool) -> Ended:
 
 
 def requests(*, warned: bool = False, terminated: bool = False) -> Requests:
-    found = Requests(in_job=True)
+    stop_requests = Requests(in_job=True)
     if warned:
-        found.on_warning(0, None)
+        stop_requests.on_warning(0, None)
     if terminated:
-        found.on_terminate(0, None)
-    return found
+        stop_requests.on_terminate(0, None)
+    return stop_requests
 
 
 @pytest.mark.parametrize(
-    ("asked", "node_is_gone", "expected"),
+    ("received", "node_is_gone", "expected"),
     [
         (requests(), False, ""),
         (requests(warned=True), False, TIME_IS_UP),
@@ -54,9 +54,9 @@ def requests(*, warned: bool = False, terminated: bool = False) -> Requests:
     ],
 )
 def test_a_failed_job_is_requeued_at_its_time_limit_or_without_a_node(
-    asked: Requests, node_is_gone: bool, expected: str
+    received: Requests, node_is_gone: bool, expected: str
 ) -> None:
-    assert reason_to_requeue(ended(node_is_gone=node_is_gone), asked) == expected
+    assert reason_to_requeue(ended(node_is_gone=node_is_gone), received) == expected
 
 
 @pytest.mark.parametrize("warned", [True, False])
@@ -67,40 +67,42 @@ def test_a_sweep_that_fails_at_its_jobs_time_limit_is_requeued(
     monkeypatch.setattr(slurm_commands, "requeue", requeued.append)
     monkeypatch.setattr("launcher.supervise.requeue.time.sleep", lambda _: None)
     monkeypatch.setattr(coordination_module, "page_of", lambda *_: "the search failed")
-    sweep, begun, space = SweepDir(tmp_path), Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
-    coordination = Coordination(sweep, begun, space, NearSite(Resources(1)), {})
+    sweep, settings, space = SweepDir(tmp_path), Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
+    coordination = Coordination(sweep, settings, space, NearSite(Resources(1)), {})
     job = Allocation("7", "n1", cores=1, gpus=0, is_batch=True)
     with pytest.raises(RunFailedError, match="the search failed"):
         coordination._fail(ended(node_is_gone=False), Requeue(job, lambda: 1, 0), requests(warned=warned))
     assert requeued == (["7"] if warned else [])
 
 
-def test_machines_of_a_search_keep_their_own_home_user_and_gpus(tmp_path: Path) -> None:
+def test_on_hosts_home_user_and_gpus_are_not_passed_on(tmp_path: Path) -> None:
     environment = {"HOME": "/home/me", "USER": "me", "CUDA_VISIBLE_DEVICES": "3", "NCCL_DEBUG": "INFO"}
-    begun, space = Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
+    settings, space = Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
     site = Site(Resources(1), "srun", ("n1", "n2"))
     for each, expected in ((site, {"NCCL_DEBUG"}), (Site(Resources(1)), set(environment))):
-        for node in Coordination(SweepDir(tmp_path), begun, space, each, environment).plan().nodes:
+        for node in Coordination(SweepDir(tmp_path), settings, space, each, environment).plan().nodes:
             assert environment.keys() & node.env.keys() == expected
 
 
 @pytest.mark.parametrize(
     ("grace_s", "starter", "expected"), [(30, "torchrun", 90), (400, "direct", 400), (30, "deepspeed", 30)]
 )
-def test_trials_have_the_time_between_the_warning_and_the_end_to_save(
+def test_the_grace_of_trials_is_the_time_between_the_warning_and_the_kill(
     grace_s: float, starter: Any, expected: float
 ) -> None:
-    """Of 180 s, Slurm may have used 60 s already, and Ray ends in 30 s."""
+    """180 s in all, of which Slurm may already have used 60 s, and Ray needs 30 s to exit."""
     assert BEYOND_GRACE_S == 30
-    begun = Begun(TuneOptions(1), LaunchConfig(grace_s=grace_s, starter=starter), 0)
-    assert sweep_in_job(begun).launch.grace_s == expected
+    settings = Begun(TuneOptions(1), LaunchConfig(grace_s=grace_s, starter=starter), 0)
+    assert sweep_in_job(settings).launch.grace_s == expected
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_sweep_uses_the_hosts_that_answer_and_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_uses_the_hosts_that_answer_and_their_resources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(survey_module, "JOB_PAUSE_S", 0.0)
     site = NearSite(Resources(cores=1, gpus=("0", "1")), "srun", ("n1", "n2"), {"n1": LOST})
-    found = probe_site(site, LaunchConfig(), tmp_path / "runs" / "one", os.environ, str(tmp_path))
-    assert (found.hosts, found.resources.gpus) == (("n2",), Resources.detect(os.environ).gpus)
+    probed = probe_site(site, LaunchConfig(), tmp_path / "runs" / "one", os.environ, str(tmp_path))
+    assert (probed.hosts, probed.resources.gpus) == (("n2",), Resources.detect(os.environ).gpus)
     with pytest.raises(UnreachableError, match="n1: no agent could be started there"):
         probe_site(replace(site, hosts=("n1",)), LaunchConfig(), tmp_path / "one", os.environ, str(tmp_path))

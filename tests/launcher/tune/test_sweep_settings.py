@@ -1,4 +1,4 @@
-"""What a sweep writes down when it begins, and reads when it goes on."""
+"""The settings that a sweep stores when it starts, and reads when it is resumed."""
 
 import json
 import os
@@ -25,20 +25,20 @@ from tests.helpers.histories import TAPS, sweep_of
 
 def test_no_file_of_a_sweep_holds_a_secret(tmp_path: Path) -> None:
     sweep, space = sweep_of(tmp_path, TAPS)
-    begun = Begun(TuneOptions(trials=3), LaunchConfig(gpus=1, extra_env={"MY_TOKEN": "abc123"}), held_out=0)
-    ready = Ready(sweep, begun, space, (), Shape("cpu", 1, 0, 1), (), {})
+    settings = Begun(TuneOptions(trials=3), LaunchConfig(gpus=1, extra_env={"MY_TOKEN": "abc123"}), held_out=0)
+    ready = Ready(sweep, settings, space, (), Shape("cpu", 1, 0, 1), (), {})
     _write(ready, ["fmfsd-tune", "--env", "MY_TOKEN=abc123", "--env=OTHER_KEY=abc123"])
     assert "MY_TOKEN" in sweep.ledger.read_text()
     assert not [path for path in sweep.path.rglob("*") if path.is_file() and "abc123" in path.read_text()]
 
 
-def test_what_is_left_after_a_loss_takes_fewer_trials_than_were_asked_for() -> None:
-    begun = Begun(TuneOptions(trials=9, concurrent=4), LaunchConfig(gpus=1, device="cpu"), held_out=0)
+def test_after_a_loss_of_nodes_fewer_concurrent_trials_are_allowed() -> None:
+    settings = Begun(TuneOptions(trials=9, concurrent=4), LaunchConfig(gpus=1, device="cpu"), held_out=0)
     left = [Resources(2), Resources(1)]
-    assert begun.shape_left_on(left).concurrent == 3
-    assert begun.shape_left_on([*left, Resources(8)]).concurrent == 4
+    assert settings.shape_left_on(left).concurrent == 3
+    assert settings.shape_left_on([*left, Resources(8)]).concurrent == 4
     with pytest.raises(CheckError, match="--concurrent"):
-        begun.shape_on(left)
+        settings.shape_on(left)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_is_left_after_a_loss_takes_fewer_trials_than_were_asked_for() -> N
         {"fact": "asked", "trial": 7},
     ],
 )
-def test_facts_about_what_the_ledger_lacks_are_refused_by_their_line(fact: dict[str, Any], tmp_path: Path) -> None:
+def test_facts_about_unknown_trials_are_refused_with_their_line(fact: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text(f'{{"fact":"begun"}}\n{json.dumps(fact)}\n')
     with pytest.raises(CheckError, match=r"ledger\.jsonl:2: does not fit"):
@@ -58,17 +58,17 @@ def test_facts_about_what_the_ledger_lacks_are_refused_by_their_line(fact: dict[
 
 
 @pytest.mark.parametrize("address", ["local", "ray://head:10001", "head", "head:port"])
-def test_what_is_no_clusters_address_is_refused(address: str, tmp_path: Path) -> None:
+def test_an_invalid_address_of_a_ray_cluster_is_refused(address: str, tmp_path: Path) -> None:
     _, space = sweep_of(tmp_path, TAPS)
     options = TuneOptions(trials=3, search="random", ray_address=address)
     with pytest.raises(ConfigError, match="expected auto or HOST:PORT"):
         require_sound(space, options, SweepDir(tmp_path / "new"))
 
 
-def test_a_sweep_that_another_launch_runs_is_not_resumed_and_a_dry_run_says_so(tmp_path: Path) -> None:
+def test_a_sweep_that_another_launch_runs_is_not_resumed_even_in_a_dry_run(tmp_path: Path) -> None:
     sweep, space = sweep_of(tmp_path, TAPS)
-    begun = Begun(TuneOptions(trials=3, search="random"), LaunchConfig(gpus=1, device="cpu"), held_out=0)
-    _write(Ready(sweep, begun, space, (), Shape("cpu", 1, 0, 1), (), {}), [])
+    settings = Begun(TuneOptions(trials=3, search="random"), LaunchConfig(gpus=1, device="cpu"), held_out=0)
+    _write(Ready(sweep, settings, space, (), Shape("cpu", 1, 0, 1), (), {}), [])
     write_json(sweep.coordination.owner, asdict(Owner.me()))
     for stop_after in ("plan", "run"):
         request = SweepRequest(None, None, (), {}, LaunchConfig(), resume=sweep.path, stop_after=stop_after)
@@ -76,15 +76,15 @@ def test_a_sweep_that_another_launch_runs_is_not_resumed_and_a_dry_run_says_so(t
             run_sweep(request, environment=os.environ, cwd=str(tmp_path), argv=[])
 
 
-def test_a_run_with_another_seed_that_came_to_nothing_is_known_until_it_is_confirmed() -> None:
-    history, which = History(TuneOptions(trials=1)), {"config": "base", "seed": 7}
-    history.add({"fact": "unconfirmed", **which, "cause": "the disk is full"})
+def test_a_failed_run_with_another_seed_is_listed_until_it_succeeds() -> None:
+    history, identity = History(TuneOptions(trials=1)), {"config": "base", "seed": 7}
+    history.add({"fact": "unconfirmed", **identity, "cause": "the disk is full"})
     assert history.unconfirmed == {"base-seed-7": "the disk is full"}
-    history.add({"fact": "confirmed", **which, "metrics": {}})
+    history.add({"fact": "confirmed", **identity, "metrics": {}})
     assert not history.unconfirmed
 
 
-def test_a_batch_job_goes_on_with_its_own_sweep_alone(tmp_path: Path) -> None:
+def test_a_requeued_batch_job_resumes_its_own_sweep(tmp_path: Path) -> None:
     sweep, _ = sweep_of(tmp_path, TAPS)
     sweep.ledger.touch()
     request = SweepRequest(

@@ -1,4 +1,4 @@
-"""What is said of a search by its folder alone, and how it is asked to stop."""
+"""The status of a sweep from its folder alone, and stop requests."""
 
 import json
 import os
@@ -20,32 +20,32 @@ from launcher.run_dir.activity import SILENT_S
 from launcher.run_dir.run_lock import Owner
 from tests.helpers.sweeps import MadeSweep
 
-ELSEWHERE = replace(Owner.me(), host="elsewhere")
-GONE = replace(Owner.me(), born=1)
+ON_OTHER_HOST = replace(Owner.me(), host="elsewhere")
+EXITED = replace(Owner.me(), born=1)
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[MadeSweep]:
-    """One trial of each kind, of 12."""
-    made = MadeSweep(tmp_path / "sweep", TuneOptions(trials=12, concurrent=2))
-    made.asked(0, **{"distill.alpha": 0.25})
-    made.ended(0, "finished", seconds=600, deepest_top1=0.431)
-    made.asked(1)
-    made.ended(1, "failed", seconds=600, cause="rank 0: boom\n\x1b[2J")
-    made.asked(2)
-    made.begun(2, step=50)
-    made.repeated(3, of=0)
-    yield made
-    made.ledger.close()
+    """Yield a sweep of 12 trials with one of each state."""
+    new_sweep = MadeSweep(tmp_path / "sweep", TuneOptions(trials=12, concurrent=2))
+    new_sweep.asked(0, **{"distill.alpha": 0.25})
+    new_sweep.ended(0, "finished", seconds=600, deepest_top1=0.431)
+    new_sweep.asked(1)
+    new_sweep.ended(1, "failed", seconds=600, cause="rank 0: boom\n\x1b[2J")
+    new_sweep.asked(2)
+    new_sweep.begun(2, step=50)
+    new_sweep.repeated(3, of=0)
+    yield new_sweep
+    new_sweep.ledger.close()
 
 
-def owned(made: MadeSweep, owner: Owner) -> None:
-    for run in (made.dir.coordination, made.dir.trial("0002")):
+def set_owner(new_sweep: MadeSweep, owner: Owner) -> None:
+    for run in (new_sweep.dir.coordination, new_sweep.dir.trial("0002")):
         write_json(run.owner, asdict(owner))
 
 
-def test_a_search_is_one_screen(sweep: MadeSweep) -> None:
-    owned(sweep, Owner.me())
+def test_the_status_of_a_sweep_is_one_screen(sweep: MadeSweep) -> None:
+    set_owner(sweep, Owner.me())
     assert shown(sweep.dir.path, as_json=False).splitlines() == [
         f"search      {sweep.dir.path}",
         "state       searching: 3 of 12 ended, about 42 min left",  # (300 + 8 x 600) / 2 s
@@ -57,44 +57,44 @@ def test_a_search_is_one_screen(sweep: MadeSweep) -> None:
     ]
 
 
-def test_a_search_in_json_is_all_that_is_known(sweep: MadeSweep) -> None:
-    owned(sweep, Owner.me())
-    told = json.loads(shown(sweep.dir.path, as_json=True))
-    assert (told["sweep"], told["state"], told["front"]) == (str(sweep.dir.path), "searching", ["0000"])
-    assert told["trials"] == {"finished": 1, "pruned": 0, "failed": 1, "repeated": 1, "running": 1, "waiting": 8}
+def test_the_json_status_has_all_fields(sweep: MadeSweep) -> None:
+    set_owner(sweep, Owner.me())
+    status = json.loads(shown(sweep.dir.path, as_json=True))
+    assert (status["sweep"], status["state"], status["front"]) == (str(sweep.dir.path), "searching", ["0000"])
+    assert status["trials"] == {"finished": 1, "pruned": 0, "failed": 1, "repeated": 1, "running": 1, "waiting": 8}
 
 
-def test_its_trials_are_runs(sweep: MadeSweep) -> None:
-    owned(sweep, Owner.me())
+def test_trials_of_a_sweep_are_shown_as_runs(sweep: MadeSweep) -> None:
+    set_owner(sweep, Owner.me())
     assert shown(sweep.dir.trials, as_json=False) == "0002  training: step 50 of 100, epoch 2 of 4, 400 images/s"
 
 
-def test_among_runs_it_is_a_line(sweep: MadeSweep) -> None:
-    owned(sweep, Owner.me())
+def test_in_a_list_of_runs_a_sweep_is_one_line(sweep: MadeSweep) -> None:
+    set_owner(sweep, Owner.me())
     assert shown(sweep.dir.path.parent, as_json=False) == "sweep  searching: 3 of 12 ended, about 42 min left"
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
-def test_a_search_that_has_ended_has_its_outcome(state: str, sweep: MadeSweep) -> None:
-    owned(sweep, GONE)
+def test_an_ended_sweep_has_the_state_of_its_outcome(state: str, sweep: MadeSweep) -> None:
+    set_owner(sweep, EXITED)
     write_json(sweep.dir.coordination.outcome, {"state": state, "cause": "boom" if state == "failed" else ""})
     text = shown(sweep.dir.path, as_json=False)
     assert f"state       {state}: 3 of 12 ended{'; boom' if state == 'failed' else ''}\n" in text
     assert text.endswith(f"to go on    fmfsd-tune --resume {sweep.dir.path}") == (state != "finished")
 
 
-def test_a_search_whose_driver_is_gone_is_lost(sweep: MadeSweep) -> None:
-    """An outcome that is older than the driver is an earlier one's."""
+def test_a_sweep_whose_driver_exited_is_lost(sweep: MadeSweep) -> None:
+    """An outcome older than the driver is that of an earlier driver."""
     write_json(sweep.dir.coordination.outcome, {"state": "stopped"})
     os.utime(sweep.dir.coordination.outcome, (1, 1))
-    owned(sweep, GONE)
+    set_owner(sweep, EXITED)
     assert "state       lost: 3 of 12 ended; whoever ran it is gone without an outcome" in shown(
         sweep.dir.path, as_json=False
     )
 
 
-def test_a_search_of_another_host_lives_while_a_trial_is_heard_of(sweep: MadeSweep) -> None:
-    owned(sweep, ELSEWHERE)
+def test_a_sweep_on_another_host_is_alive_while_a_trial_writes_heartbeats(sweep: MadeSweep) -> None:
+    set_owner(sweep, ON_OTHER_HOST)
     for path in sweep.dir.path.rglob("*"):
         os.utime(path, (time.time() - SILENT_S - 30,) * 2)
     assert "state       lost: " in shown(sweep.dir.path, as_json=False)
@@ -102,26 +102,26 @@ def test_a_search_of_another_host_lives_while_a_trial_is_heard_of(sweep: MadeSwe
     assert "state       searching: " in shown(sweep.dir.path, as_json=False)
 
 
-def test_a_search_that_nobody_has_run_is_new(tmp_path: Path) -> None:
-    made = MadeSweep(tmp_path / "sweep", TuneOptions(trials=3))
-    made.ledger.close()
-    assert "state       new: 0 of 3 ended; nobody has run it yet" in shown(made.dir.path, as_json=False)
+def test_a_sweep_that_was_never_launched_is_new(tmp_path: Path) -> None:
+    new_sweep = MadeSweep(tmp_path / "sweep", TuneOptions(trials=3))
+    new_sweep.ledger.close()
+    assert "state       new: 0 of 3 ended; nobody has run it yet" in shown(new_sweep.dir.path, as_json=False)
 
 
 @pytest.mark.parametrize(("act", "asked"), [(request_stop, ""), (request_end, NOW)])
-def test_a_search_is_asked_to_stop_as_a_run_is(act: Callable[..., str], asked: str, sweep: MadeSweep) -> None:
-    owned(sweep, Owner.me())
+def test_a_sweep_gets_stop_requests_like_a_run(act: Callable[..., str], content: str, sweep: MadeSweep) -> None:
+    set_owner(sweep, Owner.me())
     assert act(sweep.dir.path, wait=False).startswith("requested to ")
-    assert sweep.dir.coordination.stop_request.read_text() == asked
+    assert sweep.dir.coordination.stop_request.read_text() == content
     assert "state       stopping: 3 of 12 ended" in shown(sweep.dir.path, as_json=False)
 
 
-def test_a_search_at_which_nobody_works_is_not_asked(sweep: MadeSweep) -> None:
-    owned(sweep, GONE)
+def test_a_sweep_that_is_not_running_gets_no_request(sweep: MadeSweep) -> None:
+    set_owner(sweep, EXITED)
     with pytest.raises(CheckError, match="no launch is active there"):
         request_stop(sweep.dir.path, wait=False)
 
 
-def test_who_would_resume_a_search_is_told_how(sweep: MadeSweep) -> None:
+def test_resuming_a_sweep_as_a_run_names_the_right_command(sweep: MadeSweep) -> None:
     with pytest.raises(CheckError, match=f"fmfsd-tune --resume {sweep.dir.path}"):
         resume(sweep.dir.path, wait=False, as_json=False, environment={}, cwd="/", argv=[])

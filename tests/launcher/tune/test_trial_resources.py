@@ -1,4 +1,4 @@
-"""How many trials fit beside one another: by cores, GPUs and memory, over machines that differ."""
+"""The number of concurrent trials: limited by cores, GPUs and memory, on different machines."""
 
 import pytest
 
@@ -19,30 +19,30 @@ def shape(
     return shape_of(machines, LaunchConfig(**{"gpus": 1, **launch}), options, worker_bytes=need)  # type: ignore[arg-type]
 
 
-def test_gpus_and_cores_are_shared_out_among_as_many_trials_as_fit() -> None:
+def test_gpus_and_cores_are_divided_among_as_many_trials_as_fit() -> None:
     assert shape(BOX) == Shape("cuda", cores=8, gpus=1, concurrent=8)
     assert shape(BOX, gpus=2) == Shape("cuda", cores=16, gpus=2, concurrent=4)
     assert shape(BOX, BOX, nodes=2, gpus=8) == Shape("cuda", cores=64, gpus=8, concurrent=1)
     assert shape(BOX, gpus=3) == Shape("cuda", cores=32, gpus=3, concurrent=2)
 
 
-def test_without_gpus_each_worker_has_a_core_at_least_and_fewer_trials_have_more() -> None:
+def test_without_gpus_each_worker_has_at_least_one_core_and_fewer_trials_have_more() -> None:
     assert shape(LAPTOP) == Shape("cpu", cores=1, gpus=0, concurrent=8)
     assert shape(LAPTOP, trials=3) == Shape("cpu", cores=2, gpus=0, concurrent=3)
     assert shape(LAPTOP, concurrent=2) == Shape("cpu", cores=4, gpus=0, concurrent=2)
 
 
-def test_memory_bounds_them_too() -> None:
+def test_memory_limits_concurrent_trials() -> None:
     assert shape(LAPTOP, need=5 * GIB) == Shape("cpu", cores=2, gpus=0, concurrent=3)
     with pytest.raises(CheckError, match="a trial asks for 1 x 1 GPUs and at least 90.0 GiB of their memory"):
         shape(BOX, need=90 * GIB)
 
 
-def test_machines_that_differ_are_each_used_as_far_as_they_go() -> None:
+def test_each_of_several_different_machines_is_used_fully() -> None:
     assert shape(BOX, Resources(cores=4, gpus=("0", "1"))).concurrent == 10
 
 
-def test_what_fits_nowhere_is_refused_with_what_there_is() -> None:
+def test_trials_that_fit_nowhere_are_refused_with_the_resources() -> None:
     with pytest.raises(CheckError, match="a trial asks for 1 x 9 cores; there is a machine with 8 cores, 0 GPUs"):
         shape(LAPTOP, gpus=9)
     with pytest.raises(CheckError, match="--concurrent: 9 at a time, of which 8 fit"):

@@ -1,4 +1,4 @@
-"""What is wrong with a search is said before Ray is touched, all of it at once, and a dry run starts nothing."""
+"""Problems of a sweep are reported together before Ray starts, and a dry run starts nothing."""
 
 import json
 from pathlib import Path
@@ -18,44 +18,44 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def refused(*words: str) -> tuple[int, list[str]]:
-    answer = CliRunner().invoke(app, words)
-    assert not answer.stdout, answer.stdout
-    return answer.exit_code, answer.stderr.splitlines()
+def expect_refusal(*argv: str) -> tuple[int, list[str]]:
+    result = CliRunner().invoke(app, argv)
+    assert not result.stdout, result.stdout
+    return result.exit_code, result.stderr.splitlines()
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_dry_run_shows_what_would_be_searched_and_started_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
-    answer = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run"))
-    assert answer.exit_code == 0, answer.stderr
-    assert answer.stdout.startswith(
+def test_a_dry_run_shows_the_sweep_and_its_commands_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run"))
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(
         "3 trials over cifar100-resnet18: max valid/deepest_top1\nsearch random, scheduler none\n"
     )
-    assert "launcher.tune.driver.driver" in answer.stdout
+    assert "launcher.tune.driver.driver" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--space", "loss", "--dry-run")])
+@pytest.mark.parametrize("options", [("--help",), ("--space", "loss", "--dry-run")])
 @pytest.mark.usefixtures("processes")
-def test_help_and_dry_runs_import_neither_ray_nor_optuna_nor_torch(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_help_and_dry_runs_import_neither_ray_nor_optuna_nor_torch(options: tuple[str, ...], tmp_path: Path) -> None:
     code = (
         "import sys; from launcher.cli.tune import app\n"
-        f"try:\n    app({list(words)})\n"
+        f"try:\n    app({list(options)})\n"
         "finally:\n    assert not {'ray', 'optuna', 'torch', 'numpy'} & set(sys.modules)"
     )
-    answer = run_command("python", "-c", code, cwd=tmp_path)
-    assert answer.returncode == 0, answer.stderr
+    result = run_command("python", "-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.usefixtures("processes")
 def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
-    answer = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run", "--json"))
-    told = json.loads(answer.stdout)
-    assert (told["options"]["trials"], told["held_out"], told["launch"]["gpus"]) == (3, 0, 1)
+    result = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run", "--json"))
+    plan = json.loads(result.stdout)
+    assert (plan["options"]["trials"], plan["held_out"], plan["launch"]["gpus"]) == (3, 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("options", "expected"),
     [
         (("--metric", "test/deepest_top1"), "the test set is read for the winners alone, at the end: search on valid/"),
         (("--metric", "deepest"), "--metric 'deepest': expected a name as valid/deepest_top1 or cost/train_macs"),
@@ -71,18 +71,16 @@ def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
         (("--resume", "nowhere"), "nowhere: no sweep's folder: it has no ledger"),
     ],
 )
-def test_what_can_not_be_searched_is_refused(
-    words: tuple[str, ...], says: str, tiny_root: Path, tmp_path: Path
-) -> None:
-    given = words if "--resume" in words else (*arguments(tiny_root, tmp_path), *words)
-    code, errors = refused(*given)
-    assert code == (3 if "--resume" in words else 2)
-    assert any(says in line for line in errors), errors
+def test_invalid_options_are_refused(options: tuple[str, ...], expected: str, tiny_root: Path, tmp_path: Path) -> None:
+    argv = options if "--resume" in options else (*arguments(tiny_root, tmp_path), *options)
+    code, errors = expect_refusal(*argv)
+    assert code == (3 if "--resume" in options else 2)
+    assert any(expected in line for line in errors), errors
 
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("options", "code", "expected"),
     [
         (
             ("--metric", "valid/foo"),
@@ -94,13 +92,13 @@ def test_what_can_not_be_searched_is_refused(
         (("--nodes", "3"), 2, "3 workers"),
     ],
 )
-def test_a_dry_run_refuses_what_a_start_refuses_with_the_same_words(
-    words: tuple[str, ...], code: int, says: str, tiny_root: Path, tmp_path: Path
+def test_a_dry_run_reports_the_same_problems_as_a_start(
+    options: tuple[str, ...], code: int, expected: str, tiny_root: Path, tmp_path: Path
 ) -> None:
-    start = refused(*arguments(tiny_root, tmp_path, *words))
-    assert refused(*arguments(tiny_root, tmp_path, *words, "--dry-run")) == start
+    start = expect_refusal(*arguments(tiny_root, tmp_path, *options))
+    assert expect_refusal(*arguments(tiny_root, tmp_path, *options, "--dry-run")) == start
     assert start[0] == code
-    assert any(says in line for line in start[1]), start
+    assert any(expected in line for line in start[1]), start
 
 
 @pytest.mark.usefixtures("processes")
@@ -108,24 +106,24 @@ def test_a_dry_run_refuses_what_a_start_refuses_with_the_same_words(
 def test_a_config_is_checked_for_the_devices_of_the_sweep(
     gpus: tuple[str, ...], device: str, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = list[str]()
+    devices = list[str]()
 
     def costs_of(*_: object, device: str, **_more: object) -> Costs:
-        asked.append(device)
+        devices.append(device)
         return Costs()
 
     monkeypatch.setattr("launcher.prepare_launch.costs_of", costs_of)
     monkeypatch.setattr(Resources, "detect", lambda _environment: Resources(4, gpus))
-    words = arguments(tiny_root, tmp_path, "--set", "train.compile=cuda_graphs", "--dry-run")
-    answer = CliRunner().invoke(app, words)
-    assert asked == [device]
-    assert answer.exit_code == (0 if gpus else 2), answer.stderr
-    assert ("train.compile: cuda_graphs are a GPU's" in answer.stderr) == (not gpus)
+    argv = arguments(tiny_root, tmp_path, "--set", "train.compile=cuda_graphs", "--dry-run")
+    result = CliRunner().invoke(app, argv)
+    assert devices == [device]
+    assert result.exit_code == (0 if gpus else 2), result.stderr
+    assert ("train.compile: cuda_graphs are a GPU's" in result.stderr) == (not gpus)
 
 
 def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path) -> None:
     space = "config: smoke\nparameters:\n  distill.alpha: {const: 0.3}\n"
-    code, errors = refused(*arguments(tiny_root, tmp_path, space=space))
+    code, errors = expect_refusal(*arguments(tiny_root, tmp_path, space=space))
     assert code == 2
     assert "nothing to vary" in "".join(errors)
 
@@ -134,18 +132,18 @@ def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path
 def test_without_ray_the_extra_is_named(tiny_root: Path, tmp_path: Path) -> None:
     code = (
         "import importlib.util as util, sys\n"
-        "found = util.find_spec\n"
-        "util.find_spec = lambda name, *more: None if name in ('ray', 'optuna') else found(name, *more)\n"
+        "find_spec = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name in ('ray', 'optuna') else find_spec(name, *more)\n"
         "from launcher.cli.tune import app\n"
         f"app({arguments(tiny_root, tmp_path)!r})"
     )
-    answer = run_command("python", "-c", code, cwd=tmp_path)
-    assert answer.returncode == 3, answer.stderr
-    assert "ray: is not installed: `pip install 'fmfsd[tune]'`" in answer.stderr
+    result = run_command("python", "-c", code, cwd=tmp_path)
+    assert result.returncode == 3, result.stderr
+    assert "ray: is not installed: `pip install 'fmfsd[tune]'`" in result.stderr
     assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.usefixtures("processes")
 def test_a_config_without_held_out_samples_gets_some() -> None:
-    answer = CliRunner().invoke(app, ["--space", "loss", "--dry-run", "--json"])
-    assert json.loads(answer.stdout)["held_out"] == 5200
+    result = CliRunner().invoke(app, ["--space", "loss", "--dry-run", "--json"])
+    assert json.loads(result.stdout)["held_out"] == 5200

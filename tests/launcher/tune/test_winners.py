@@ -1,4 +1,4 @@
-"""What is run again with new seeds: the best and what they are compared with."""
+"""Runs with further seeds: the best trials and the base config."""
 
 from pathlib import Path
 
@@ -18,30 +18,30 @@ parameters:
 OPTIONS = TuneOptions(trials=3, seeds=2, best=1)
 
 
-def wanted(made: MadeSweep) -> list[Rerun]:
-    made.dir.space.write_text(SPACE)
-    space = read_space(made.dir.space, config="cifar100-resnet8")
-    return reruns(History.read(made.dir.ledger, OPTIONS), made.dir, space)
+def planned_reruns(new_sweep: MadeSweep) -> list[Rerun]:
+    new_sweep.dir.space.write_text(SPACE)
+    space = read_space(new_sweep.dir.space, config="cifar100-resnet8")
+    return reruns(History.read(new_sweep.dir.ledger, OPTIONS), new_sweep.dir, space)
 
 
 def test_the_best_is_compared_with_the_first_config_under_the_constants_of_the_space(tmp_path: Path) -> None:
-    made = MadeSweep(tmp_path / "sweep", OPTIONS)
+    new_sweep = MadeSweep(tmp_path / "sweep", OPTIONS)
     for number, (alpha, top1) in enumerate([(0.25, 0.2), (0.5, 0.4)]):
-        made.asked(number, **{"train.batch": 64, "distill.alpha": alpha})
-        made.ended(number, "finished", deepest_top1=top1)
-    made.ledger.close()
+        new_sweep.asked(number, **{"train.batch": 64, "distill.alpha": alpha})
+        new_sweep.ended(number, "finished", deepest_top1=top1)
+    new_sweep.ledger.close()
     best, base = ("train.batch=64", "distill.alpha=0.5"), ("train.batch=64",)
     expected = [Rerun(name, seed, values) for seed in (1, 2) for name, values in (("0001", best), (BASE, base))]
-    assert wanted(made) == expected
+    assert planned_reruns(new_sweep) == expected
 
 
-def test_trials_that_are_added_change_no_seed_of_what_is_run_again(tmp_path: Path) -> None:
-    made = MadeSweep(tmp_path / "sweep", OPTIONS)
-    made.asked(0, seed=3)
-    made.ended(0, "finished", deepest_top1=0.2)
-    assert {each.seed for each in wanted(made)} == {4, 5}
-    made.ledger.note("confirmed", config=BASE, seed=4, metrics={})
-    made.asked(1, seed=7)
-    made.ended(1, "finished", deepest_top1=0.1)
-    made.ledger.close()
-    assert [(each.config, each.seed) for each in wanted(made)] == [("0000", 4), ("0000", 5), (BASE, 5)]
+def test_added_trials_do_not_change_the_seeds_of_reruns(tmp_path: Path) -> None:
+    new_sweep = MadeSweep(tmp_path / "sweep", OPTIONS)
+    new_sweep.asked(0, seed=3)
+    new_sweep.ended(0, "finished", deepest_top1=0.2)
+    assert {each.seed for each in planned_reruns(new_sweep)} == {4, 5}
+    new_sweep.ledger.note("confirmed", config=BASE, seed=4, metrics={})
+    new_sweep.asked(1, seed=7)
+    new_sweep.ended(1, "finished", deepest_top1=0.1)
+    new_sweep.ledger.close()
+    assert [(each.config, each.seed) for each in planned_reruns(new_sweep)] == [("0000", 4), ("0000", 5), (BASE, 5)]
