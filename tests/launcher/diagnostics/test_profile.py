@@ -10,6 +10,7 @@ from rich.console import Console
 from fmfsd.config import load_config
 from fmfsd.run.profile_record import PARTS, Division, Operator, WorkerProfile
 from fmfsd.run.run_dir import RunDir
+from launcher.diagnostics.profile import screen
 from launcher.diagnostics.profile.summary import Spread, Summary
 
 CONFIG = load_config("cifar100-resnet18", ["train.batch=128"])
