@@ -1,4 +1,4 @@
-"""What the check before a launch says."""
+"""Results of the checks before a launch."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ ONE = LaunchConfig()
 def problems(
     config: RunConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None, **known: Any
 ) -> tuple[int, str]:
-    """Exit code and text of what the check says."""
+    """Run the checks, which must fail; return the exit code and the text of the error."""
     with pytest.raises(ProblemsError) as caught:
         require_sound(config, launch, site, run or RunDir(Path("/tmp/nowhere/run")), **known)
     return caught.value.exit_code, str(caught.value)
