@@ -23,7 +23,7 @@ SMALL = ("data.shards=4", "train.batch=4", f"train.max_steps={STEPS}", "optim.mi
 """Each step takes one sample of each of 4 shards; one evaluation at the end."""
 FP64 = (*SMALL, "train.precision=fp64")
 ONE_STEP = (*FP64, "train.log_every=10 steps")
-"""No metrics are written after the initial step."""
+"""No metrics are written after the first step."""
 OPTIONS = {
     "as published": (),
     "learning from the ensemble, by t squared": ("distill.teacher=ensemble", "distill.t_squared=true"),

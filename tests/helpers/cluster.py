@@ -63,7 +63,7 @@ class Cluster:
 
 @contextmanager
 def hosts_up(**settings: int | str) -> Iterator[Cluster]:
-    """Run the hosts until the end of the block. `settings` are the script's variables in lower case, without SLURM_UP_."""
+    """Run hosts until the end of the block. `settings` are the script's variables in lower case, without SLURM_UP_."""
     folder = Path(tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp"))
     cluster = Cluster(folder)
     variables = {f"SLURM_UP_{name.upper()}": str(value) for name, value in settings.items()}
