@@ -62,7 +62,7 @@ def run_config(root: Path, engine: str, *changes: str) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class Runs:
+class Fp16Runs:
     """A run of six steps by each engine with its gradient norms, and two runs that were resumed after three steps."""
 
     whole: dict[str, RunDir]
@@ -71,7 +71,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Fp16Runs:
     folder = tmp_path_factory.mktemp("fp16")
     whole = {name: make_run(folder / name, run_config(tiny_root, name)) for name in ENGINES}
     half = {name: run_config(tiny_root, name, "train.max_steps=3") for name in STOPPED}
@@ -81,10 +81,10 @@ def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for name, run in stopped.items():
         run.config.write_text(dump_config(run_config(tiny_root, name)))
     run_workers(trained, 2, [run.path for run in stopped.values()])
-    return Runs(whole, stopped, dict(zip(ENGINES, norms, strict=False)))
+    return Fp16Runs(whole, stopped, dict(zip(ENGINES, norms, strict=False)))
 
 
-def test_every_zero_stage_skips_the_same_steps(runs: Runs) -> None:
+def test_every_zero_stage_skips_the_same_steps(runs: Fp16Runs) -> None:
     expected, one = runs.norms["torch"], runs.whole["torch"].path
     assert [math.isfinite(norm) for norm in expected] == [False, False, True, True, True, True]
     assert scales(one) == [TOO_LARGE / 2] + 5 * [TOO_LARGE / 4]
@@ -95,7 +95,7 @@ def test_every_zero_stage_skips_the_same_steps(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_a_resumed_fp16_run_equals_the_uninterrupted_one_bit_for_bit(name: str, runs: Runs) -> None:
+def test_a_resumed_fp16_run_equals_the_uninterrupted_one_bit_for_bit(name: str, runs: Fp16Runs) -> None:
     """The resumed part continues with the loss scale of the first steps."""
     whole, stopped = runs.whole[name], runs.stopped[name]
     assert scales(whole.path) == scales(stopped.path)

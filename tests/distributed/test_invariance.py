@@ -70,7 +70,7 @@ class OwnNorm(SelfDistillLoss):
 
 
 @dataclass(frozen=True)
-class Case:
+class InvarianceCase:
     """A run with config overrides, or with a behaviour that no config can select."""
 
     changes: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Case:
         return loop
 
 
-def make_a_step_each(comms: Comms, cases: dict[Path, Case]) -> list[StepResult]:
+def make_a_step_each(comms: Comms, cases: dict[Path, InvarianceCase]) -> list[StepResult]:
     """Return for each case the losses, gradients and samples of one step, and the weights and BN buffers after it."""
     results = []
     for folder, case in cases.items():
@@ -108,7 +108,7 @@ def make_a_step_each(comms: Comms, cases: dict[Path, Case]) -> list[StepResult]:
     return results
 
 
-def run_steps(folder: Path, root: Path, world_size: int, *cases: Case) -> list[StepResult]:
+def run_steps(folder: Path, root: Path, world_size: int, *cases: InvarianceCase) -> list[StepResult]:
     """Make a step of each case on `world_size` workers; return rank 0's results."""
     configs = [tiny_config(root, *ONE_STEP, *case.changes) for case in cases]
     runs = [make_run(folder / f"w{world_size}" / str(number), config) for number, config in enumerate(configs)]
@@ -123,9 +123,11 @@ def largest_differences(one: StepResult, other: StepResult) -> dict[str, float]:
 
 def test_every_option_gives_the_same_result_on_any_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
     """Identity 11, with synchronised BN and with frozen BN."""
-    synchronised = {name: Case(changes) for name, changes in OPTIONS.items()}
+    synchronised = {name: InvarianceCase(changes) for name, changes in OPTIONS.items()}
     without = ("model.sync_bn=false",)
-    frozen = {f"{name}, frozen": Case((*changes, *without), frozen_bn=True) for name, changes in OPTIONS.items()}
+    frozen = {
+        f"{name}, frozen": InvarianceCase((*changes, *without), frozen_bn=True) for name, changes in OPTIONS.items()
+    }
     cases = {**synchronised, **frozen}
     alone, *others = (run_steps(tmp_path, tiny_root, size, *cases.values()) for size in (1, 2, 4))
     for other in others:
@@ -133,8 +135,12 @@ def test_every_option_gives_the_same_result_on_any_number_of_workers(tiny_root: 
         assert {name: each for name, each in differences.items() if max(each.values()) > 1e-9} == {}
 
 
-@pytest.mark.parametrize("case", [Case(own_norm=True), Case(("model.sync_bn=false",))], ids=["norm", "BN"])
-def test_a_quantity_that_is_not_reduced_over_workers_is_detected(case: Case, tiny_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case", [InvarianceCase(own_norm=True), InvarianceCase(("model.sync_bn=false",))], ids=["norm", "BN"]
+)
+def test_a_quantity_that_is_not_reduced_over_workers_is_detected(
+    case: InvarianceCase, tiny_root: Path, tmp_path: Path
+) -> None:
     """The test above can fail."""
     alone, two = (run_steps(tmp_path, tiny_root, size, case) for size in (1, 2))
     assert largest_differences(alone[0], two[0])["gradients"] > 1e-3
@@ -147,7 +153,7 @@ def test_with_frozen_bn_and_no_feature_norm_accumulation_equals_the_whole_batch(
     """The loss is a mean over samples then. Only BN and the feature norm depend on the size of the micro-batch."""
     base = ("train.batch=16", "distill.beta=0", "model.sync_bn=false", "data.flip=false", "data.crop_padding=0")
     changes = [base, (*base, "train.micro_batch=4")]
-    frozen, free = ([Case(each, frozen_bn=frozen_bn) for each in changes] for frozen_bn in (True, False))
+    frozen, free = ([InvarianceCase(each, frozen_bn=frozen_bn) for each in changes] for frozen_bn in (True, False))
     whole, parts, whole_bn, parts_bn = run_steps(tmp_path, tiny_root, world_size, *frozen, *free)
     assert max(largest_differences(whole, parts).values()) < 1e-9
     assert largest_differences(whole_bn, parts_bn)["gradients"] > 1e-2

@@ -16,7 +16,7 @@ from tests.helpers.runs import make_run, newest_weights, records, tiny_config, t
 from tests.helpers.workers import run_workers
 
 LENGTHS = (0, 1, 7, 65_536, 65_537, 300_001)
-"""Up to one slot of floats, and more than one and several slots."""
+"""Lengths of up to one slot of floats, of slightly more than one slot, and of several slots."""
 CASES = [(length, dtype) for dtype in (torch.float32, torch.float64) for length in LENGTHS]
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from tests.distributed.test_invariance import Case, largest_differences, run_steps
+from tests.distributed.test_invariance import InvarianceCase, largest_differences, run_steps
 
 CASES = [
-    Case(("model.backbone=timm/test_byobnet", "method=fmfsd")),
-    Case(("model.backbone=timm/test_efficientnet", "method=fmfsd")),
-    Case(("model.backbone=timm/test_vit", "method=fmfsd_side")),
+    InvarianceCase(("model.backbone=timm/test_byobnet", "method=fmfsd")),
+    InvarianceCase(("model.backbone=timm/test_efficientnet", "method=fmfsd")),
+    InvarianceCase(("model.backbone=timm/test_vit", "method=fmfsd_side")),
 ]
 
 

@@ -102,10 +102,10 @@ def records(run: RunDir) -> list[dict[str, Any]]:
 def assert_records_agree(one: list[dict[str, Any]], other: list[dict[str, Any]], *, tolerance: float) -> None:
     """Assert that both lists have the same records, with floats equal to a relative `tolerance`."""
     assert len(one) == len(other)
-    for left, right in zip(one, other, strict=True):
-        assert left.keys() == right.keys()
-        for name, value in left.items():
-            assert right[name] == (pytest.approx(value, rel=tolerance) if isinstance(value, float) else value), name
+    for first, second in zip(one, other, strict=True):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            assert second[name] == (pytest.approx(value, rel=tolerance) if isinstance(value, float) else value), name
 
 
 def newest_weights(run: RunDir) -> bytes:

@@ -53,8 +53,10 @@ def plan(run: RunDir, *scripts: str) -> LaunchPlan:
     return LaunchPlan(str(run.path), "cpu", 1, nodes)
 
 
-def plan_for_hosts(run: RunDir, script: str, *ways: tuple[str, ...], interface: str | None = None) -> LaunchPlan:
-    """Return a plan with one node per agent command of `ways`, as if each were on another host."""
+def plan_for_hosts(
+    run: RunDir, script: str, *agent_commands: tuple[str, ...], interface: str | None = None
+) -> LaunchPlan:
+    """Return a plan with one node per agent command of `agent_commands`, as if each were on another host."""
     placeholders = {
         "ADDRESS": ADDRESS,
         "PORT": PORT,
@@ -69,8 +71,10 @@ def plan_for_hosts(run: RunDir, script: str, *ways: tuple[str, ...], interface: 
         "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"],
     }
     nodes = (
-        NodePlan(number, (sys.executable, "-c", PRELUDE + script, str(run.path), str(number)), env, "/", "far", way)
-        for number, way in enumerate(ways)
+        NodePlan(
+            number, (sys.executable, "-c", PRELUDE + script, str(run.path), str(number)), env, "/", "far", agent_command
+        )
+        for number, agent_command in enumerate(agent_commands)
     )
     return LaunchPlan(str(run.path), "cpu", 1, tuple(nodes), interface=interface)
 

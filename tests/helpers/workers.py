@@ -82,6 +82,6 @@ def _run_worker(sending: Connection, function: Callable[..., Any], world: World,
 
 def scratch_run(folder: Path, rank: int) -> Path:
     """Create and return a folder for one worker only, for files that all workers would otherwise write."""
-    own = folder / f"rank-{rank}"
-    own.mkdir(parents=True, exist_ok=True)
-    return own
+    rank_folder = folder / f"rank-{rank}"
+    rank_folder.mkdir(parents=True, exist_ok=True)
+    return rank_folder

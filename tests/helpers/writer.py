@@ -22,7 +22,7 @@ PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
 def checkpoints(folder: Path) -> CheckpointFolder:
-    """Return a store that keeps one checkpoint, so that a save also deletes one."""
+    """Return a store of at most one checkpoint, so that a save also deletes one."""
     return CheckpointFolder(folder, keep=1, require_ours=lambda: None)
 
 

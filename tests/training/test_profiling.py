@@ -142,7 +142,7 @@ def event(name: str, start: float, end: float, *parents: FunctionEvent, **more: 
 
 
 def test_waiting_for_communication_on_another_thread_counts_as_communication() -> None:
-    """Only if nothing is computed meanwhile: 10 of 30 us of communication overlap with an operator."""
+    """Only if nothing is computed at that time: 10 of 30 us of communication overlap with an operator."""
     step = event(STEP, 0, 100)
     backward = event("backward", 20, 100, step)
     operator = event("aten::mul", 20, 60, backward)

@@ -102,8 +102,8 @@ def test_a_mixed_batch_mixes_augmented_samples_of_one_shard(tiny_root: Path) -> 
 def test_a_crop_is_resized_as_by_torch(stored: int, size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, stored, stored), dtype=torch.uint8, generator=generator)
-    words = np.random.Philox(key=np.array([1, 1], np.uint64)).random_raw(12 * WORDS).reshape(12, WORDS)
-    boxes = {name: torch.from_numpy(values) for name, values in part_draws(words, stored).items()}
+    random_words = np.random.Philox(key=np.array([1, 1], np.uint64)).random_raw(12 * WORDS).reshape(12, WORDS)
+    boxes = {name: torch.from_numpy(values) for name, values in part_draws(random_words, stored).items()}
     boxes["part_width"][0] = boxes["part_height"][0] = stored
     boxes["part_left"][0] = boxes["part_top"][0] = 0
     resized = resized_crop(images, *boxes.values(), size=size)
@@ -116,11 +116,11 @@ def test_a_crop_is_resized_as_by_torch(stored: int, size: int) -> None:
 
 def test_a_crop_is_the_first_of_ten_tries_that_fits() -> None:
     """This is torchvision's rule, checked sample by sample; some of 30,000 samples have no fit and are not cropped."""
-    words = np.random.Philox(key=np.array([9, 9], np.uint64)).random_raw(30_000 * WORDS).reshape(-1, WORDS)
-    draws = part_draws(words, 32)
+    random_words = np.random.Philox(key=np.array([9, 9], np.uint64)).random_raw(30_000 * WORDS).reshape(-1, WORDS)
+    draws = part_draws(random_words, 32)
     for row in range(0, 30_000, 37):
         expected = (32, 32)
-        for word in words[row, :TRIES].tolist():
+        for word in random_words[row, :TRIES].tolist():
             area = 32**2 * (0.08 + 0.92 * (word & 0xFFFFFFFF) / 2**32)
             ratio = np.exp(np.log(3 / 4) + (word >> 32) / 2**32 * (np.log(4 / 3) - np.log(3 / 4)))
             width, height = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))

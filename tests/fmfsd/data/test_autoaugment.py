@@ -59,8 +59,8 @@ def test_every_sub_policy_is_that_of_torchvision() -> None:
 
 
 def test_sub_policies_steps_and_signs_are_drawn_with_the_right_frequencies() -> None:
-    words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(400_000)
-    observed = [Counter(numbers.tolist()) for numbers in operations(words)]
+    random_words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(400_000)
+    observed = [Counter(numbers.tolist()) for numbers in operations(random_words)]
     expected: list[Counter[int]] = [Counter(), Counter()]
     for steps in POLICY:
         for step, (name, chance, level) in enumerate(steps):

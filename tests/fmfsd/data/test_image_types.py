@@ -28,7 +28,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(source: Path, tmp_path: Path) -> Path:
+def source_copy(source: Path, tmp_path: Path) -> Path:
     return shutil.copytree(source, tmp_path / "images")
 
 
@@ -88,10 +88,10 @@ def test_16_bit_images_are_scaled_to_8_bits_in_grey_and_in_colour(tmp_path: Path
         assert np.array_equal(decoded(tmp_path / "grey.tif", 32), grey)
 
 
-def test_32_bit_images_are_errors(copied: Path, tmp_path: Path) -> None:
-    Image.fromarray(np.ones((32, 32), np.float32)).save(copied / "train" / "ant" / "deep.tif")
+def test_32_bit_images_are_errors(source_copy: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.ones((32, 32), np.float32)).save(source_copy / "train" / "ant" / "deep.tif")
     with pytest.raises(DataError, match=r"ant/deep\.tif: .*Pillow's mode F; 8 or 16 bits a channel are needed"):
-        prepare_folders(tmp_path / "sets", copied)
+        prepare_folders(tmp_path / "sets", source_copy)
 
 
 BROKEN_EXIF = [
@@ -104,9 +104,9 @@ BROKEN_EXIF = [
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("exif", BROKEN_EXIF)
-def test_broken_exif_data_are_ignored(exif: bytes, suffix: str, copied: Path, tmp_path: Path) -> None:
-    Image.fromarray(SMOOTH).save(copied / "train" / "ant" / f"broken.{suffix}", exif=exif)
-    assert prepare_folders(tmp_path / "sets", copied).samples("train") == 13
+def test_broken_exif_data_are_ignored(exif: bytes, suffix: str, source_copy: Path, tmp_path: Path) -> None:
+    Image.fromarray(SMOOTH).save(source_copy / "train" / "ant" / f"broken.{suffix}", exif=exif)
+    assert prepare_folders(tmp_path / "sets", source_copy).samples("train") == 13
 
 
 def test_an_image_is_rotated_even_if_its_other_exif_data_are_invalid(tmp_path: Path) -> None:
@@ -142,54 +142,54 @@ def add_misnamed_files(folder: Path) -> dict[str, str]:
 
 
 def test_all_files_with_wrong_suffixes_are_reported_before_any_is_decoded(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    messages = add_misnamed_files(copied / "train" / "bee")
+    messages = add_misnamed_files(source_copy / "train" / "bee")
     monkeypatch.setattr(image_reader, "decoded", None)
     with pytest.raises(DataError) as caught:
-        prepare_folders(tmp_path / "sets", copied)
+        prepare_folders(tmp_path / "sets", source_copy)
     for name, expected in messages.items():
-        assert f"{copied}/train/bee/{name}: {expected}" in str(caught.value)
+        assert f"{source_copy}/train/bee/{name}: {expected}" in str(caught.value)
     assert str(caught.value).endswith("skip them: --skip-damaged")
     assert not (tmp_path / "sets" / "folder-shards4").exists()
 
 
 def test_png_files_with_a_jpeg_suffix_are_read_and_logged(
-    copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    source_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Image.fromarray(SMOOTH).save(copied / "train" / "bee" / "n02105855_2933.JPEG", format="PNG")
-    assert prepare_folders(tmp_path / "sets", copied).samples("train") == 13
+    Image.fromarray(SMOOTH).save(source_copy / "train" / "bee" / "n02105855_2933.JPEG", format="PNG")
+    assert prepare_folders(tmp_path / "sets", source_copy).samples("train") == 13
     assert "1 files hold PNG images and have names of JPEG, or the reverse" in caplog.text
 
 
 def test_the_set_without_damaged_files_is_as_if_they_did_not_exist(
-    source: Path, copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    source: Path, source_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Files with wrong suffixes, a dangling link, and a file whose damage is found only by decoding."""
-    messages = add_misnamed_files(copied / "train" / "bee")
-    (copied / "val" / "ant" / "gone.png").symlink_to("nowhere.png")
-    short = write_image(copied / "val" / "dog" / "short.png", side=64)
+    messages = add_misnamed_files(source_copy / "train" / "bee")
+    (source_copy / "val" / "ant" / "gone.png").symlink_to("nowhere.png")
+    short = write_image(source_copy / "val" / "dog" / "short.png", side=64)
     short.write_bytes(short.read_bytes()[:-5000])
     with pytest.raises(DataError, match="skip them: --skip-damaged"):
-        prepare_folders(tmp_path / "sets", copied)
-    index = prepare_folders(tmp_path / "sets", copied, skip_damaged=True)
+        prepare_folders(tmp_path / "sets", source_copy)
+    index = prepare_folders(tmp_path / "sets", source_copy, skip_damaged=True)
     assert checksums(index) == checksums(prepare_folders(tmp_path / "clean", source))
     assert index.skipped == len(messages) + 2
     assert index.describe().endswith("; damaged images skipped: 11")
     assert "short.png: can't be decoded: image file is truncated" in caplog.text
 
 
-def test_a_class_whose_images_are_all_damaged_is_an_error(copied: Path, tmp_path: Path) -> None:
-    for path in (copied / "val" / "cat").iterdir():
+def test_a_class_whose_images_are_all_damaged_is_an_error(source_copy: Path, tmp_path: Path) -> None:
+    for path in (source_copy / "val" / "cat").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="all test images of class cat are damaged"):
-        prepare_folders(tmp_path / "sets", copied, skip_damaged=True)
+        prepare_folders(tmp_path / "sets", source_copy, skip_damaged=True)
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_command_skips_damaged_files(copied: Path, tmp_path: Path) -> None:
-    (copied / "train" / "ant" / "empty.jpg").touch()
-    command = ("data", "prepare", "folder", "--source", str(copied), "--out", str(tmp_path), "--shards", "4")
+def test_the_command_skips_damaged_files(source_copy: Path, tmp_path: Path) -> None:
+    (source_copy / "train" / "ant" / "empty.jpg").touch()
+    command = ("data", "prepare", "folder", "--source", str(source_copy), "--out", str(tmp_path), "--shards", "4")
     with_error = run_command("fmfsd", *command, cwd=tmp_path)
     assert (with_error.returncode, "empty.jpg: 0 bytes" in with_error.stderr) == (3, True)
     completed = run_command("fmfsd", *command, "--skip-damaged", cwd=tmp_path)

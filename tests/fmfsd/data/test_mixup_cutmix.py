@@ -68,7 +68,7 @@ def test_with_both_each_sample_uses_mixup_or_cutmix_with_equal_probability() -> 
 
 def test_pixels_and_labels_follow_the_draws() -> None:
     generator = torch.Generator().manual_seed(0)
-    own, other = (torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    first, second = (torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64) for _ in range(2))
     draws = {
         "blend": torch.tensor([0.25, 1.0]),
         "upper": torch.tensor([0, 1]),
@@ -76,10 +76,10 @@ def test_pixels_and_labels_follow_the_draws() -> None:
         "left_edge": torch.tensor([0, 2]),
         "right_edge": torch.tensor([0, 6]),
     }
-    result = mixed(own, other, draws)
-    torch.testing.assert_close(result[0], 0.25 * own[0] + 0.75 * other[0])
-    expected = own[1].clone()
-    expected[:, 1:4, 2:6] = other[1, :, 1:4, 2:6]
+    result = mixed(first, second, draws)
+    torch.testing.assert_close(result[0], 0.25 * first[0] + 0.75 * second[0])
+    expected = first[1].clone()
+    expected[:, 1:4, 2:6] = second[1, :, 1:4, 2:6]
     assert torch.equal(result[1], expected)
     labels = shares(torch.tensor([2, 1]), torch.tensor([0, 1]), torch.tensor([0.25, 0.5]), num_classes=3)
     assert labels.tolist() == [[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]

@@ -33,8 +33,8 @@ def own_shards(sizes: list[int], numbers: range) -> OwnShards:
 
 def batches(sizes: list[int], rank: int, world_size: int, per_shard: int, seed: int) -> TrainBatches:
     share = len(sizes) // world_size
-    own = own_shards(sizes, range(rank * share, (rank + 1) * share))
-    return TrainBatches(own, DataConfig(), seed=seed, per_shard=per_shard, dtype=torch.float32)
+    shards = own_shards(sizes, range(rank * share, (rank + 1) * share))
+    return TrainBatches(shards, DataConfig(), seed=seed, per_shard=per_shard, dtype=torch.float32)
 
 
 @given(
@@ -115,9 +115,9 @@ def test_a_batch_is_augmented_as_in_the_table_of_draws(tiny_root: Path) -> None:
 
 @pytest.mark.parametrize("below", [1, 2, 9, 32])
 def test_draws_are_uniform(below: int) -> None:
-    words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(90_000)
+    random_words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(90_000)
     for field in range(4):
-        counts = np.bincount(integers(words, below, field=field), minlength=below)
+        counts = np.bincount(integers(random_words, below, field=field), minlength=below)
         assert len(counts) == below
         assert counts == pytest.approx(90_000 / below, rel=0.1)
 

@@ -42,8 +42,8 @@ def index(tiny_root: Path) -> SetIndex:
 
 
 @pytest.fixture
-def copied(index: SetIndex, tmp_path: Path) -> SetIndex:
-    """Return the index of a copy, which tests may damage."""
+def index_copy(index: SetIndex, tmp_path: Path) -> SetIndex:
+    """Return the index of a copy of the set, which tests may damage."""
     shutil.copytree(index.folder, tmp_path / "set")
     return read_index(tmp_path / "set")
 
@@ -157,18 +157,18 @@ def truncate_file(path: Path) -> None:
     [(delete_file, "can't be read"), (append_byte, "bytes, expected"), (truncate_file, "3000 bytes, expected")],
 )
 def test_a_shard_that_does_not_match_the_index_is_an_error_at_the_start(
-    damage: Callable[[Path], None], expected: str, in_files: bool, copied: SetIndex
+    damage: Callable[[Path], None], expected: str, in_files: bool, index_copy: SetIndex
 ) -> None:
-    damage(copied.folder / "train-0005.safetensors")
+    damage(index_copy.folder / "train-0005.safetensors")
     with pytest.raises(DataError, match=rf"train-0005\.safetensors: .*{expected}"):
-        own_shards(copied, "train", rank=0, world_size=1, device=CPU, in_files=in_files)
-    own_shards(copied, "train", rank=1, world_size=2, device=CPU, in_files=in_files).close()
+        own_shards(index_copy, "train", rank=0, world_size=1, device=CPU, in_files=in_files)
+    own_shards(index_copy, "train", rank=1, world_size=2, device=CPU, in_files=in_files).close()
 
 
 @pytest.mark.fault("F17")
-def test_a_shard_that_is_truncated_during_training_is_an_error_and_not_a_signal(copied: SetIndex) -> None:
-    with closing(train_batches(copied, "plain", 0, 1, in_files=True)) as batches:
-        os.truncate(copied.folder / "train-0002.safetensors", 1000)
+def test_a_shard_that_is_truncated_during_training_is_an_error_and_not_a_signal(index_copy: SetIndex) -> None:
+    with closing(train_batches(index_copy, "plain", 0, 1, in_files=True)) as batches:
+        os.truncate(index_copy.folder / "train-0002.safetensors", 1000)
         with pytest.raises(DataError, match=r"train-0002\.safetensors: damaged: 1000 bytes, expected"):
             batches.at(0, 0)
 

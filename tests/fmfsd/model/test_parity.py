@@ -22,7 +22,7 @@ IMAGES = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generato
 
 @dataclass(frozen=True)
 class Computed:
-    """What the product's network and loss compute from IMAGES and LABELS."""
+    """Outputs, loss and gradients that the product's network and loss compute from IMAGES and LABELS."""
 
     weights: Weights
     outputs: Outputs

@@ -124,17 +124,17 @@ def test_positions_are_to_scale() -> None:
 
 def test_highlighted_lines_are_drawn_last() -> None:
     lines = [Line("best", [(1, 1), (2, 2)], "best"), Line("pale", [(1, 2), (2, 2)], "pale")]
-    drawn = marks(chart(plot("", Axis("x"), Axis("y"), lines=lines)), "line mark")
-    assert [each.findtext("title") for each in drawn] == ["pale", "best"]
+    lines_drawn = marks(chart(plot("", Axis("x"), Axis("y"), lines=lines)), "line mark")
+    assert [each.findtext("title") for each in lines_drawn] == ["pale", "best"]
 
 
 def test_series_differ_in_colour_or_dashes_and_have_labels_and_bands() -> None:
     points = [(1.0, 0.2), (2.0, 0.4)]
     lines = [Line(f"head{number}", points, "series", [(0.1, 0.3), (0.3, 0.5)]) for number in range(10)]
     svg = chart(plot("", Axis("epoch", whole=True), TOP1, lines=lines))
-    drawn = marks(svg, "line mark")
-    assert {each.attrib["stroke"] for each in drawn} == {f"var(--series-{number})" for number in range(8)}
-    assert len({(each.attrib["stroke"], each.get("stroke-dasharray")) for each in drawn}) == 8
+    lines_drawn = marks(svg, "line mark")
+    assert {each.attrib["stroke"] for each in lines_drawn} == {f"var(--series-{number})" for number in range(8)}
+    assert len({(each.attrib["stroke"], each.get("stroke-dasharray")) for each in lines_drawn}) == 8
     assert {line.label for line in lines} <= set(texts(svg))
     assert sum("fill-opacity" in each.attrib or each.get("opacity") == "0.18" for each in svg.iter()) >= len(lines)
 
