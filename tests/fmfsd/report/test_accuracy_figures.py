@@ -25,13 +25,13 @@ def test_only_seeds_that_both_methods_have_finished_are_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mine", "plain", "expected"),
+    ("method_beside", "plain_beside", "expected"),
     [(0, 0, "300 (1.50x)"), (2, 0, "300 (up to 3 at a time)"), (0, 1, "300"), (None, 0, "300")],
 )
 def test_speeds_are_compared_only_for_runs_that_did_not_share_the_machine(
-    method_results: int | None, plain: int | None, expected: str
+    method_beside: int | None, plain_beside: int | None, expected: str
 ) -> None:
-    one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, method_results), (2000, plain)))
+    one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, method_beside), (2000, plain_beside)))
     assert rate({0: one}, {0: other}) == expected
 
 
