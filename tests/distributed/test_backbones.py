@@ -1,4 +1,4 @@
-"""DistributedDataParallel finds every parameter of a backbone used, without looking for those that are not."""
+"""Every parameter of every backbone is used, so DistributedDataParallel needs no `find_unused_parameters`."""
 
 import torch
 
@@ -12,14 +12,14 @@ from tests.helpers.workers import run_workers
 ONE_OF_EACH_FAMILY = ("resnet8", "vgg11", "mobilenetv3_large", "squeezenet", "timm/test_resnet")
 
 
-def two_steps_each(comms: Comms) -> list[int]:
-    """The sums of the weights after them."""
-    return [_two_steps(comms, backbone) for backbone in ONE_OF_EACH_FAMILY]
+def train_two_steps_each(comms: Comms) -> list[int]:
+    """Train two steps per backbone; return the checksums of the weights."""
+    return [_train_two_steps(comms, backbone) for backbone in ONE_OF_EACH_FAMILY]
 
 
-def _two_steps(comms: Comms, backbone: str) -> int:
-    wanted = load_config("cifar100-resnet18", [f"model.backbone={backbone}", "train.precision=fp32"])
-    engine = TorchEngine(build_network(wanted), build_loss(wanted), wanted, comms, torch.device("cpu"))
+def _train_two_steps(comms: Comms, backbone: str) -> int:
+    config = load_config("cifar100-resnet18", [f"model.backbone={backbone}", "train.precision=fp32"])
+    engine = TorchEngine(build_network(config), build_loss(config), config, comms, torch.device("cpu"))
     torch.manual_seed(comms.rank)
     for _ in range(2):
         terms = engine.terms(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
@@ -30,5 +30,5 @@ def _two_steps(comms: Comms, backbone: str) -> int:
 
 
 def test_two_workers_take_the_same_steps_with_every_parameter_in_use() -> None:
-    one, other = run_workers(two_steps_each, 2)
-    assert one == other
+    rank_0, rank_1 = run_workers(train_two_steps_each, 2)
+    assert rank_0 == rank_1

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine trains as PyTorch's does at every ZeRO stage, and what one has saved the other goes on with."""
+"""DeepSpeed's engine trains like PyTorch's at every ZeRO stage, and each engine resumes checkpoints of the other."""
 
 import sys
 import warnings
@@ -26,19 +26,19 @@ SMALL = (
     *("data.shards=4", "train.batch=16", "train.epochs=10", "optim.milestones=[6 epochs]"),
     *("train.log_every=1 step", "train.evaluate_every=8 steps"),
 )
-"""Sixteen steps an epoch."""
+"""Sixteen steps per epoch."""
 SGD = ("optim.lr=0.01", "optim.weight_decay=5e-4")
 ADAMW = ("optim.name=adamw", "optim.lr=1e-3", "train.ema=0.9", "train.micro_batch=8", "optim.clip_norm=5")
 ONE_BRANCH = ("model.branches=[stage2]",)
-"""Where the engines have been compared with all branches already."""
+"""For tests that need not repeat the comparison of the engines with all branches."""
 BF16 = ("train.precision=bf16", "train.channels_last=true")
 TORCH = ("engine.name=torch",)
 STAGES = [("engine.name=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)]
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to train: at a ZeRO stage, with changes for PyTorch's engine too, and with changes for DeepSpeed only."""
+class Setup:
+    """A training setup: a ZeRO stage, overrides for both engines, and overrides for DeepSpeed's only."""
 
     stage: int
     changes: tuple[str, ...] = ()
@@ -47,25 +47,25 @@ class Way:
 
     @property
     def expected_run(self) -> str:
-        """The name of the run of PyTorch's engine, which several ways share."""
+        """The name of the reference run by PyTorch's engine, which several setups share."""
         return f"torch, {self.workers} workers, {' '.join(self.changes)}"
 
 
-WAYS = {
-    "offloaded": Way(2, deepspeed_changes=("engine.offload=true",)),
-    "offloaded, alone": Way(3, deepspeed_changes=("engine.offload=true",), workers=1),
-    "bf16 at 0": Way(0, BF16),
-    "bf16 at 1": Way(1, BF16),
-    "bf16 at 3": Way(3, BF16),
-    "statistics of each worker": Way(1, ("model.sync_bn=false",)),
-    "recompute": Way(2, deepspeed_changes=("train.recompute=all",)),
+SETUPS = {
+    "offloaded": Setup(2, deepspeed_changes=("engine.offload=true",)),
+    "offloaded, alone": Setup(3, deepspeed_changes=("engine.offload=true",), workers=1),
+    "bf16 at 0": Setup(0, BF16),
+    "bf16 at 1": Setup(1, BF16),
+    "bf16 at 3": Setup(3, BF16),
+    "statistics of each worker": Setup(1, ("model.sync_bn=false",)),
+    "recompute": Setup(2, deepspeed_changes=("train.recompute=all",)),
 }
 
 
 def trained(comms: Comms, runs: Sequence[Path], nudged: Sequence[Path] = ()) -> None:
-    """Train each of `runs` from where it is; first change the weights of `nudged` by one unit in the last place."""
+    """Train each of `runs` from its newest checkpoint; first change the weights of `nudged` by one ulp."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DeepSpeed's own
+        warnings.simplefilter("ignore")  # raised by DeepSpeed
         for folder in runs:
             with closing(make_loop(RunDir(folder), comms)) as loop:
                 loop.resume()
@@ -86,10 +86,11 @@ def losses(run: Path) -> torch.Tensor:
     return torch.tensor([each["loss"] for each in records(RunDir(run)) if each["split"] == "train"])
 
 
-@pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw, average, accumulation, clipping"])
-def test_every_stage_trains_as_pytorch_does(optim: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
-    """Five losses to 1e-5, and all as near as those of networks whose weights differ in the last bit, times 3 (fifty
-    of them: `python -m tests.benchmarks.engines --part spread`)."""
+@pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw, EMA, accumulation, clipping"])
+def test_every_zero_stage_trains_like_pytorch(optim: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
+    """The first five losses agree to 1e-5. All deviate at most three times as much as those of networks whose weights
+    differ in the last bit (for fifty such networks: `python -m tests.benchmarks.engines --part spread`).
+    """
     nudged, stages = ([tmp_path / f"{kind} {number}" for number in range(4)] for kind in ("nudged", "stage"))
     runs = [tmp_path / "torch", *nudged, *stages]
     for folder, engine in zip(runs, (*[TORCH] * 5, *STAGES), strict=True):
@@ -105,23 +106,25 @@ def test_every_stage_trains_as_pytorch_does(optim: tuple[str, ...], tiny_root: P
 
 
 @pytest.fixture(scope="module")
-def ways(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs of all ways, each trained once."""
-    folder = tmp_path_factory.mktemp("ways")
+def setup_runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the runs of all setups, each trained once."""
+    folder = tmp_path_factory.mktemp("setups")
     for workers in (1, 2):
-        these = {name: way for name, way in WAYS.items() if way.workers == workers}
-        runs = {way.expected_run: (*way.changes, *TORCH) for way in these.values()}
-        runs |= {name: (*way.changes, *STAGES[way.stage], *way.deepspeed_changes) for name, way in these.items()}
+        chosen = {name: setup for name, setup in SETUPS.items() if setup.workers == workers}
+        runs = {setup.expected_run: (*setup.changes, *TORCH) for setup in chosen.values()}
+        runs |= {
+            name: (*setup.changes, *STAGES[setup.stage], *setup.deepspeed_changes) for name, setup in chosen.items()
+        }
         for name, changes in runs.items():
             make_run(folder / name, tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *ADAMW, "train.max_steps=5", *changes))
         run_workers(trained, workers, [folder / name for name in runs])
     return folder
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_other_ways_to_train_are_as_pytorchs_too(name: str, ways: Path) -> None:
-    one, other = ways / WAYS[name].expected_run, ways / name
-    assert losses(other) == pytest.approx(losses(one), rel=1e-3 if WAYS[name].changes == BF16 else 1e-5)
+@pytest.mark.parametrize("name", SETUPS)
+def test_other_setups_train_like_pytorch_too(name: str, setup_runs: Path) -> None:
+    one, other = setup_runs / SETUPS[name].expected_run, setup_runs / name
+    assert losses(other) == pytest.approx(losses(one), rel=1e-3 if SETUPS[name].changes == BF16 else 1e-5)
     evaluated, expected = ({k: v for k, v in records(RunDir(run))[-1].items() if "loss" in k} for run in (other, one))
     assert evaluated == pytest.approx(expected, rel=1e-3)
 
@@ -132,25 +135,27 @@ def newest_state(run: RunDir) -> dict[str, torch.Tensor]:
     return {**engine.model, **engine.optimizer}
 
 
-def go_on(run: Path, config: RunConfig, workers: int) -> None:
+def resume(run: Path, config: RunConfig, workers: int) -> None:
     RunDir(run).config.write_text(dump_config(config))
     run_workers(trained, workers, [run])
 
 
 @pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_a_run_goes_on_by_another_engine_stage_and_number_of_workers(
+def test_a_run_resumes_with_another_engine_zero_stage_and_number_of_workers(
     optim: tuple[str, ...], tiny_root: Path, tmp_path: Path
 ) -> None:
-    """In the midst of epochs; each part has two steps."""
+    """The run changes in the middle of epochs, every two steps."""
     parts = [(TORCH, 2), (STAGES[1], 2), (STAGES[2], 1), (STAGES[3], 2), (STAGES[0], 2), (STAGES[3], 1), (TORCH, 1)]
-    at_once = make_run(tmp_path / "at once", tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *optim, "train.max_steps=14"))
-    run_workers(trained, 2, [at_once.path])
+    uninterrupted = make_run(
+        tmp_path / "uninterrupted", tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *optim, "train.max_steps=14")
+    )
+    run_workers(trained, 2, [uninterrupted.path])
     run = make_run(tmp_path / "in parts", tiny_config(tiny_root))
     for number, (engine, workers) in enumerate(parts, 1):
         changes = (*SMALL, *ONE_BRANCH, *optim, *engine, f"train.max_steps={2 * number}")
-        go_on(run.path, tiny_config(tiny_root, *changes), workers)
-    assert losses(run.path) == pytest.approx(losses(at_once.path), rel=1e-4)
-    one, other = (newest_state(each) for each in (run, at_once))
+        resume(run.path, tiny_config(tiny_root, *changes), workers)
+    assert losses(run.path) == pytest.approx(losses(uninterrupted.path), rel=1e-4)
+    one, other = (newest_state(each) for each in (run, uninterrupted))
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert (value - other[name]).double().norm() <= 3e-2 * other[name].double().norm() + 1e-5, name
@@ -158,7 +163,7 @@ def test_a_run_goes_on_by_another_engine_stage_and_number_of_workers(
 
 @pytest.fixture(scope="module")
 def stopped(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[RunDir, RunDir]]:
-    """At each stage: a run of four steps, and one that other processes have resumed after two."""
+    """Return for each ZeRO stage a run of four steps, and one that was resumed by other processes after two."""
 
     def config(stage: int, steps: int) -> RunConfig:
         return tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *ADAMW, *STAGES[stage], f"train.max_steps={steps}")
@@ -174,7 +179,7 @@ def stopped(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_a_run_that_was_stopped_is_the_same_to_the_last_bit(
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     stage: int, stopped: dict[int, tuple[RunDir, RunDir]]
 ) -> None:
     whole, parted = stopped[stage]
@@ -187,7 +192,7 @@ def imported_modules(comms: Comms, run: Path) -> set[str]:
 
 
 def test_zero_starts_without_torchs_compiler(tiny_root: Path, tmp_path: Path) -> None:
-    """It would take longer than all else at a start; DeepSpeed imports it for kernels of Muon."""
+    """Its import would take longer than the rest of the start; DeepSpeed imports it for the kernels of Muon."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, *STAGES[3], "train.max_steps=1"))
     for modules in run_workers(imported_modules, 2, run.path):
         assert "deepspeed.runtime.zero.muon.original_muon" in modules

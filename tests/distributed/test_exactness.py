@@ -1,4 +1,4 @@
-"""Several workers: collectives, synchronised BN, resuming bit for bit, memory, and failing together."""
+"""Several workers: collectives, synchronised BN, bit-exact resuming, memory use, and joint failure."""
 
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,21 @@ def use_every_collective(comms: Comms) -> tuple[list[float], bool, bool, Any, li
     return total.tolist(), one, none, shared, comms.gather(["ü" * comms.rank, None])
 
 
-def use_them_in_two_groups(comms: Comms) -> tuple[Any, Any, bool]:
-    """The second is one of its own; and whether it counts its calls to the others with theirs."""
-    together = use_every_collective(comms)
-    with comms.within(30) as near:
+def use_them_in_two_process_groups(comms: Comms) -> tuple[Any, Any, bool]:
+    """Use the default and a second process group; also return whether activity counts the calls in the second."""
+    in_default_group = use_every_collective(comms)
+    with comms.within(30) as second:
         before = comms.activity.calls
-        found = use_every_collective(near)
-        counted = comms.activity.calls > before
+        in_second_group = use_every_collective(second)
+        is_counted = comms.activity.calls > before
     assert comms.any(True)
-    return together, found, counted
+    return in_default_group, in_second_group, is_counted
 
 
-def test_collectives_give_all_workers_the_same() -> None:
+def test_collectives_return_the_same_on_all_workers() -> None:
     gathered = [["", None], ["ü", None], ["üü", None]]
     expected = ([6.0, 3.0], True, False, {"a": [1, None, "ü"]}, gathered)
-    assert run_workers(use_them_in_two_groups, 3) == [(expected, expected, True)] * 3
+    assert run_workers(use_them_in_two_process_groups, 3) == [(expected, expected, True)] * 3
     assert use_every_collective(SoloComms()) == ([1.0, 1.0], False, False, {"a": [1, None, "ü"]}, [["", None]])
 
 
@@ -56,7 +56,7 @@ CASES = [(dtype, layout) for dtype in TOLERANCES for layout in (torch.contiguous
 
 
 def normalise_parts(comms: Comms) -> dict[tuple[torch.dtype, torch.memory_format], list[torch.Tensor]]:
-    """Output, input gradient, and then the layer's own, of this worker's part of a batch."""
+    """Return output, input gradient, parameter gradients and running statistics for this worker's part of a batch."""
     return {case: _normalise_a_part(comms, *case) for case in CASES}
 
 
@@ -70,8 +70,8 @@ def _normalise_a_part(comms: Comms, dtype: torch.dtype, layout: torch.memory_for
     assert x.grad is not None
     assert layer.weight.grad is not None
     assert layer.bias.grad is not None
-    own = comms.sum_(torch.stack([layer.weight.grad, layer.bias.grad]))
-    return [y.detach(), x.grad, own, layer.running_mean, layer.running_var]
+    parameter_gradients = comms.sum_(torch.stack([layer.weight.grad, layer.bias.grad]))
+    return [y.detach(), x.grad, parameter_gradients, layer.running_mean, layer.running_var]
 
 
 def _batch_norm_case(
@@ -91,15 +91,15 @@ def test_batch_norm_over_workers_is_batch_norm_over_the_whole_batch(size: int) -
     parts = run_workers(normalise_parts, size)
     for dtype, layout in CASES:
         outputs, gradients, *same = zip(*(part[dtype, layout] for part in parts), strict=True)
-        found = [torch.cat(outputs), torch.cat(gradients), *(first for first, *_ in same)]
-        for one, other in zip(found, _normalise_the_whole(dtype, layout), strict=True):
+        results = [torch.cat(outputs), torch.cat(gradients), *(first for first, *_ in same)]
+        for one, other in zip(results, _normalise_the_whole(dtype, layout), strict=True):
             tolerance = TOLERANCES[dtype]
             absolute = tolerance * other.abs().max().item()
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=absolute)
 
 
 def _normalise_the_whole(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:
-    """In fp64, by PyTorch's own layer."""
+    """Return the expected values, in fp64 by PyTorch's own layer."""
     images, gradient, layer = _batch_norm_case(dtype, layout)
     layer, x = layer.double(), images.double().requires_grad_()
     y = layer(x)
@@ -109,34 +109,34 @@ def _normalise_the_whole(dtype: torch.dtype, layout: torch.memory_format) -> lis
     assert layer.bias.grad is not None
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    own = torch.stack([layer.weight.grad, layer.bias.grad])
-    return [y.detach(), x.grad, own, layer.running_mean, layer.running_var]
+    parameter_gradients = torch.stack([layer.weight.grad, layer.bias.grad])
+    return [y.detach(), x.grad, parameter_gradients, layer.running_mean, layer.running_var]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 0)]
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 0)]
 )
 def test_batch_norm_is_the_same_without_a_compiler(
-    dtype: torch.dtype, within: float, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fp16 is left to PyTorch with one too."""
-    images, gradient, like = _batch_norm_case(dtype, layout)
-    found = list[list[torch.Tensor]]()
+    """fp16 uses PyTorch's operations even with a compiler."""
+    images, gradient, prototype = _batch_norm_case(dtype, layout)
+    results = list[list[torch.Tensor]]()
     for _ in range(2):
-        layer = GlobalBatchNorm2d(like.double() if dtype == torch.float64 else like, lambda sums: sums * 2, 2)
+        layer = GlobalBatchNorm2d(prototype.double() if dtype == torch.float64 else prototype, lambda sums: sums * 2, 2)
         x = images.clone(memory_format=layout).requires_grad_()
         y = layer(x)
         y.backward(gradient)
-        found.append([y, x.grad, layer.weight.grad, layer.running_mean, layer.running_var])  # type: ignore[list-item]
+        results.append([y, x.grad, layer.weight.grad, layer.running_mean, layer.running_var])  # type: ignore[list-item]
         monkeypatch.setattr(cpp_extension, "library", lambda *names: None)
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         assert (one.dtype, one.stride()) == (other.dtype, other.stride())
-        assert (one - other).abs().max() <= within * other.abs().max()
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_moments_keep_their_digits_far_from_zero_and_with_more_threads(layout: torch.memory_format) -> None:
+def test_moments_are_precise_far_from_zero_and_with_more_threads(layout: torch.memory_format) -> None:
     x = (torch.randn(5, 3, 40, 40, generator=torch.Generator().manual_seed(0)) + 1000).contiguous(memory_format=layout)
     x[0, :, 0, 0] = 1100
     one = _moments(x, torch.ones(3))
@@ -159,9 +159,10 @@ def test_every_batch_norm_of_a_network_is_replaced() -> None:
     assert network.state_dict().keys() == before
 
 
-def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
-    """Three workers and more that share no memory are where DDP's bucket rebuild would show, were it not for the
-    warm-up passes; 1, 2 and 4 workers of one host are in test_resume.py."""
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
+    """Without the warm-up passes, DDP's bucket rebuild would change the result of three or more workers that share no
+    memory. For 1, 2 and 4 workers of one host see test_resume.py.
+    """
     sizes = ("data.shards=6", "train.batch=18", "train.max_steps=4", "train.evaluate_every=2 steps")
     config = tiny_config(tiny_root, *sizes, "train.log_every=3 steps")
     whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
@@ -173,24 +174,24 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_roo
 
 
 def warm_up_and_compare(comms: Comms, folder: Path) -> list[str]:
-    """The names of tensors that the warm-up passes have changed."""
+    """Return the names of the tensors that the warm-up passes have changed."""
     loop = make_loop(RunDir(folder), comms)
     before = {name: tensor.clone() for name, tensor in loop.engine.network.state_dict().items()}
-    generator = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     loop.resume()
-    assert torch.equal(torch.get_rng_state(), generator)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     assert all(parameter.grad is None for parameter in loop.engine.network.parameters())
     assert loop.means.peek() == {}
     return [name for name, tensor in loop.engine.network.state_dict().items() if not torch.equal(tensor, before[name])]
 
 
-def test_the_warm_up_passes_leave_no_trace(tiny_root: Path, tmp_path: Path) -> None:
+def test_the_warm_up_passes_change_no_state(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
     assert run_workers(warm_up_and_compare, 2, run.path) == [[], []]
 
 
-def begin(comms: Comms, folder: Path) -> str | bytes:
-    """The weights that this worker begins with, or why it does not."""
+def initial_weights(comms: Comms, folder: Path) -> str | bytes:
+    """Return the weights with which this worker starts, or the error message if it does not start."""
     loop = make_loop(RunDir(folder), comms)
     try:
         loop.resume()
@@ -200,27 +201,26 @@ def begin(comms: Comms, folder: Path) -> str | bytes:
 
 
 @pytest.mark.parametrize("channels_last", ["false", "true"])
-def test_all_workers_begin_with_the_weights_that_rank_0_finds(
+def test_all_workers_start_with_the_weights_that_rank_0_finds(
     channels_last: str, tiny_root: Path, tmp_path: Path
 ) -> None:
-    """Rank 1 looks where there are none, as on a node with another file system. Weights that lie in another order in
-    memory than in the file are the same."""
+    """For rank 1 the path has no weights, as on a node with another file system. The memory format does not matter."""
     other = make_run(tmp_path / "other", tiny_config(tiny_root, *SMALL, "train.max_steps=1"))
     run_workers(train_run, 1, other.path)
     runs = []
     for origin in (other.path, tmp_path / "nowhere"):
         config = tiny_config(tiny_root, *SMALL, f"train.init_from={origin}", f"train.channels_last={channels_last}")
         runs.append(make_run(tmp_path / f"from-{origin.name}", config).path)
-    expected = run_workers(begin, 1, runs[0])[0]
+    expected = run_workers(initial_weights, 1, runs[0])[0]
     assert isinstance(expected, bytes)
-    assert run_workers(begin_apart, 2, runs) == [expected] * 2
-    one, two = run_workers(begin_apart, 2, runs[::-1])
+    assert run_workers(initial_weights_by_rank, 2, runs) == [expected] * 2
+    one, two = run_workers(initial_weights_by_rank, 2, runs[::-1])
     assert one == two
     assert "nowhere does not exist" in str(one)
 
 
-def begin_apart(comms: Comms, runs: list[Path]) -> str | bytes:
-    return begin(comms, runs[comms.rank])
+def initial_weights_by_rank(comms: Comms, runs: list[Path]) -> str | bytes:
+    return initial_weights(comms, runs[comms.rank])
 
 
 def load_newest(comms: Comms, folder: Path) -> str:
@@ -231,11 +231,11 @@ def load_newest(comms: Comms, folder: Path) -> str:
     return "loaded"
 
 
-def test_all_workers_refuse_together_when_no_checkpoint_can_be_used(tiny_root: Path, tmp_path: Path) -> None:
+def test_all_workers_fail_when_no_checkpoint_can_be_used(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     (run.checkpoints / "step-00000001").mkdir()
-    for told in run_workers(load_newest, 2, run.path):
-        assert "no checkpoint there can be used" in told
+    for message in run_workers(load_newest, 2, run.path):
+        assert "no checkpoint there can be used" in message
 
 
 def train_until_error(comms: Comms, folder: Path) -> str:
@@ -245,14 +245,14 @@ def train_until_error(comms: Comms, folder: Path) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def test_a_loss_that_is_not_finite_ends_every_worker_with_the_same_words(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_every_worker_with_the_same_error(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "optim.lr=1e30"))
     one, other = run_workers(train_until_error, 2, run.path)
     assert one == other
     assert one.startswith("NonFiniteLossError: the loss is not finite in step")
 
 
-def images_held(comms: Comms, folder: Path) -> int:
+def bytes_in_memory(comms: Comms, folder: Path) -> int:
     loop = make_loop(RunDir(folder), comms)
     shards = loop.batches.shards
     assert isinstance(shards, OwnShards)
@@ -262,14 +262,14 @@ def images_held(comms: Comms, folder: Path) -> int:
 def test_a_worker_of_four_holds_a_quarter_of_the_set(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     whole = 256 * 3 * 32 * 32
-    assert all(held < 1.1 * whole / 4 for held in run_workers(images_held, 4, run.path))
+    assert all(size < 1.1 * whole / 4 for size in run_workers(bytes_in_memory, 4, run.path))
 
 
-def test_the_presets_form_resumes_bit_for_bit_too(tiny_root: Path, tmp_path: Path) -> None:
-    """Two workers in bf16 and channels_last, with micro-batches and a clipped gradient."""
+def test_a_run_with_the_presets_precision_and_layout_resumes_bit_for_bit_too(tiny_root: Path, tmp_path: Path) -> None:
+    """Two workers in bf16 and channels_last, with micro-batches and gradient clipping."""
     sizes = ("data.shards=16", "train.batch=32", "train.micro_batch=16", "train.max_steps=3")
-    form = ("train.precision=bf16", "train.channels_last=true", "optim.clip_norm=1")
-    config = tiny_config(tiny_root, *sizes, *form)
+    formats = ("train.precision=bf16", "train.channels_last=true", "optim.clip_norm=1")
+    config = tiny_config(tiny_root, *sizes, *formats)
     whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
     run_workers(train_run, 2, whole.path)
     assert run_workers(train_run, 2, parted.path, 2) == ["stopped"] * 2
@@ -279,7 +279,7 @@ def test_the_presets_form_resumes_bit_for_bit_too(tiny_root: Path, tmp_path: Pat
 
 
 def buffers_in_evaluation(comms: Comms, folder: Path) -> tuple[bytes, bytes]:
-    """A running mean of this worker after the last training pass, and in the evaluation."""
+    """Return a running mean of this worker after a training step, and in the evaluation."""
     loop = make_loop(RunDir(folder), comms)
     loop.resume()
     loop._train_one_step()
@@ -290,8 +290,8 @@ def buffers_in_evaluation(comms: Comms, folder: Path) -> tuple[bytes, bytes]:
 
 
 def test_workers_evaluate_with_one_set_of_batch_statistics(tiny_root: Path, tmp_path: Path) -> None:
-    """Where BN is not synchronised, those of rank 0, which are also the ones that are saved."""
+    """Without synchronised BN, these are the statistics of rank 0, which are also saved."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "model.sync_bn=false"))
-    (one, shown_one), (other, shown_other) = run_workers(buffers_in_evaluation, 2, run.path)
+    (one, evaluated_one), (other, evaluated_other) = run_workers(buffers_in_evaluation, 2, run.path)
     assert one != other
-    assert shown_one == shown_other == one
+    assert evaluated_one == evaluated_other == one

@@ -1,4 +1,4 @@
-"""fp16 by either engine: a scale that is too large costs steps, which leave no trace, and is the same for all."""
+"""fp16 with both engines: steps that overflow are skipped without a trace, and all ranks use the same loss scale."""
 
 import math
 import warnings
@@ -23,15 +23,15 @@ from tests.helpers.workers import run_workers
 pytestmark = needs_deepspeed
 
 FP16 = ("train.precision=fp16", "train.batch=8", "train.micro_batch=4", "train.max_steps=6")
-"""Small batches: CPUs take ten times as long for one as in fp32."""
+"""Small batches: on CPUs fp16 takes ten times as long as fp32."""
 ENGINES = {"torch": TORCH, **{f"stage {stage}": engine for stage, engine in enumerate(STAGES)}}
 STOPPED = ("torch", "stage 2")
 TOO_LARGE = 2.0**19
 
 
-def trained_from(comms: Comms, runs: Sequence[Path], scale: float) -> list[list[float]]:
-    """Of each run, the norm of the gradients before each step; its first loss scale is `scale`."""
-    warnings.simplefilter("ignore")  # DeepSpeed's own
+def train_with_scale(comms: Comms, runs: Sequence[Path], scale: float) -> list[list[float]]:
+    """Train each run with the initial loss scale `scale`; return the gradient norms before each step."""
+    warnings.simplefilter("ignore")  # raised by DeepSpeed
     return [_norms(comms, folder, scale) for folder in runs]
 
 
@@ -44,11 +44,11 @@ def _norms(comms: Comms, folder: Path, scale: float) -> list[float]:
         state.optimizer["loss_scale.value"] = torch.tensor(scale)
         engine.load(state)
 
-        def watched(learning_rate: float) -> None:
+        def record_norm_and_step(learning_rate: float) -> None:
             norms.append(nn.utils.get_total_norm(engine.gradients().values()).item())
             step(learning_rate)
 
-        engine.step = watched  # type: ignore[method-assign]
+        engine.step = record_norm_and_step  # type: ignore[method-assign]
         loop.run()
     return norms
 
@@ -62,8 +62,8 @@ def run_config(root: Path, engine: str, *changes: str) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class Runs:
-    """A run of six steps by each engine with its gradients' norms, and two that were stopped after three."""
+class Fp16Runs:
+    """A run of six steps by each engine with its gradient norms, and two runs that were resumed after three steps."""
 
     whole: dict[str, RunDir]
     stopped: dict[str, RunDir]
@@ -71,20 +71,20 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Fp16Runs:
     folder = tmp_path_factory.mktemp("fp16")
     whole = {name: make_run(folder / name, run_config(tiny_root, name)) for name in ENGINES}
     half = {name: run_config(tiny_root, name, "train.max_steps=3") for name in STOPPED}
     stopped = {name: make_run(folder / f"{name}, stopped", config) for name, config in half.items()}
-    every = [run.path for run in (*whole.values(), *stopped.values())]
-    found, _ = run_workers(trained_from, 2, every, TOO_LARGE)
+    paths = [run.path for run in (*whole.values(), *stopped.values())]
+    norms, _ = run_workers(train_with_scale, 2, paths, TOO_LARGE)
     for name, run in stopped.items():
         run.config.write_text(dump_config(run_config(tiny_root, name)))
     run_workers(trained, 2, [run.path for run in stopped.values()])
-    return Runs(whole, stopped, dict(zip(ENGINES, found, strict=False)))
+    return Fp16Runs(whole, stopped, dict(zip(ENGINES, norms, strict=False)))
 
 
-def test_every_stage_leaves_out_the_same_steps(runs: Runs) -> None:
+def test_every_zero_stage_skips_the_same_steps(runs: Fp16Runs) -> None:
     expected, one = runs.norms["torch"], runs.whole["torch"].path
     assert [math.isfinite(norm) for norm in expected] == [False, False, True, True, True, True]
     assert scales(one) == [TOO_LARGE / 2] + 5 * [TOO_LARGE / 4]
@@ -95,21 +95,21 @@ def test_every_stage_leaves_out_the_same_steps(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_a_run_that_was_stopped_is_the_same_to_the_last_bit(name: str, runs: Runs) -> None:
-    """The scale of the first steps is what the rest has to go on with."""
+def test_a_resumed_fp16_run_equals_the_uninterrupted_one_bit_for_bit(name: str, runs: Fp16Runs) -> None:
+    """The resumed part continues with the loss scale of the first steps."""
     whole, stopped = runs.whole[name], runs.stopped[name]
     assert scales(whole.path) == scales(stopped.path)
     assert newest_weights(whole) == newest_weights(stopped)
 
 
-def test_gradients_without_end_are_an_error_and_no_step_that_is_left_out(tiny_root: Path, tmp_path: Path) -> None:
-    """Of ZeRO in fp32, which by itself would leave out one step after the other."""
+def test_infinite_gradients_in_fp32_are_an_error_and_not_a_skipped_step(tiny_root: Path, tmp_path: Path) -> None:
+    """Without our check, ZeRO in fp32 would skip every step."""
     runs = [make_run(tmp_path / str(stage), tiny_config(tiny_root, *SMALL, *STAGES[stage])) for stage in (1, 3)]
     run_workers(refuse_infinite_gradients, 2, [run.path for run in runs])
 
 
 def refuse_infinite_gradients(comms: Comms, runs: Sequence[Path]) -> None:
-    warnings.simplefilter("ignore")  # DeepSpeed's own
+    warnings.simplefilter("ignore")  # raised by DeepSpeed
     for folder in runs:
         with closing(make_loop(RunDir(folder), comms)) as loop:
             loop.resume()

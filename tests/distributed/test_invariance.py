@@ -1,4 +1,4 @@
-"""The promise: the same result on any number of workers, for one global batch and one accumulation."""
+"""Invariance: the result is the same on any number of workers, for equal global batch and gradient accumulation."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from tests.helpers.workers import run_workers
 
 STEPS = 4
 SMALL = ("data.shards=4", "train.batch=4", f"train.max_steps={STEPS}", "optim.milestones=[2 steps]")
-"""One sample of each of 4 shards a step, and one evaluation at the end."""
+"""Each step takes one sample of each of 4 shards; one evaluation at the end."""
 FP64 = (*SMALL, "train.precision=fp64")
 ONE_STEP = (*FP64, "train.log_every=10 steps")
-"""Nothing is written after the first one."""
-SWITCHES = {
+"""No metrics are written after the first step."""
+OPTIONS = {
     "as published": (),
     "learning from the ensemble, by t squared": ("distill.teacher=ensemble", "distill.t_squared=true"),
     "learning from the fused head, smoothed": ("distill.teacher=fused", "train.label_smoothing=0.1"),
     "learning from all others": ("distill.teacher=all_pairs", "distill.label_weight=0.5", "optim.clip_norm=1"),
     "mean squares": ("distill.feature=mse", "model.masks=own"),
     "no features": ("distill.feature=none", "model.sem=none"),
-    "beside": ("model.fusion=side", "model.sem=cbam", "distill.label_weight=2"),
+    "side": ("model.fusion=side", "model.sem=cbam", "distill.label_weight=2"),
     "both": ("model.fusion=both", "model.branch=bottleneck", "model.masks=own"),
     "shared out": ("model.sem=softmax", "model.masks=own", "model.branch=attention"),
     "one map": ("model.branches=[stage2]", "distill.teacher=ensemble"),
@@ -41,12 +41,12 @@ SWITCHES = {
     "plain": ("method=plain", "train.label_smoothing=0.1"),
     "micro-batches": ("train.batch=8", "train.micro_batch=4", "distill.teacher=all_pairs"),
 }
-"""Each value of each switch of loss and network; the norm over the batch with each teacher, weight and target."""
-Found = dict[str, dict[str, torch.Tensor]]
+"""Every value of every loss and network option; the batch-wide feature norm with every teacher, weight and target."""
+StepResult = dict[str, dict[str, torch.Tensor]]
 
 
-class KeptTrace:
-    """What a step was made from and came to, in memory."""
+class InMemoryTrace:
+    """Records the samples and gradients of a step in memory."""
 
     def __init__(self) -> None:
         self.positions: list[int] = []
@@ -63,15 +63,15 @@ class KeptTrace:
 
 
 class OwnNorm(SelfDistillLoss):
-    """The loss of a script for one worker: the feature norm is over a worker's own samples."""
+    """A wrong loss, as in a script for one worker: the feature norm covers only the worker's own samples."""
 
     def total(self, terms: LossTerms, global_squares_F: torch.Tensor, *, world_size: int) -> torch.Tensor:
         return super().total(terms, terms.squares_F.detach(), world_size=1)
 
 
 @dataclass(frozen=True)
-class Case:
-    """A run with some changes of its config, or of what is no choice in one."""
+class InvarianceCase:
+    """A run with config overrides, or with a behaviour that no config can select."""
 
     changes: tuple[str, ...] = ()
     frozen_bn: bool = False
@@ -88,80 +88,86 @@ class Case:
         return loop
 
 
-def a_step_of_each(comms: Comms, cases: dict[Path, Case]) -> list[Found]:
-    """Of each case: the losses, gradients and samples of one step, and weights and BN buffers after it."""
-    found = []
+def make_a_step_each(comms: Comms, cases: dict[Path, InvarianceCase]) -> list[StepResult]:
+    """Return for each case the losses, gradients and samples of one step, and the weights and BN buffers after it."""
+    results = []
     for folder, case in cases.items():
         with closing(case.loop(folder, comms)) as loop:
-            loop.trace = kept = KeptTrace()
+            loop.trace = trace = InMemoryTrace()
             loop._train_one_step()
             samples = torch.zeros(256)
-            samples[torch.tensor(kept.positions)] += 1
-            found.append(
+            samples[torch.tensor(trace.positions)] += 1
+            results.append(
                 {
                     "losses": {name: torch.tensor(value) for name, value in loop.means.peek().items()},
-                    "gradients": kept.gradients,
+                    "gradients": trace.gradients,
                     "samples": {"taken": comms.sum_(samples)},
                     "weights": {name: value.double().clone() for name, value in loop.engine.state().model.items()},
                 }
             )
-    return found
+    return results
 
 
-def steps_of(folder: Path, root: Path, world_size: int, *cases: Case) -> list[Found]:
-    """A step of each case by so many workers, as rank 0 has found it."""
+def run_steps(folder: Path, root: Path, world_size: int, *cases: InvarianceCase) -> list[StepResult]:
+    """Make a step of each case on `world_size` workers; return rank 0's results."""
     configs = [tiny_config(root, *ONE_STEP, *case.changes) for case in cases]
     runs = [make_run(folder / f"w{world_size}" / str(number), config) for number, config in enumerate(configs)]
     paths = [run.path for run in runs]
-    (found, *_) = run_workers(a_step_of_each, world_size, dict(zip(paths, cases, strict=True)))
-    return list(found)
+    (results, *_) = run_workers(make_a_step_each, world_size, dict(zip(paths, cases, strict=True)))
+    return list(results)
 
 
-def farthest(one: Found, other: Found) -> dict[str, float]:
+def largest_differences(one: StepResult, other: StepResult) -> dict[str, float]:
     return {what: largest_difference(one[what], other[what]).difference for what in one}
 
 
-def test_every_switch_comes_to_the_same_on_any_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
-    """Identity 11, with BN over all workers and with frozen BN."""
-    synchronised = {name: Case(changes) for name, changes in SWITCHES.items()}
+def test_every_option_gives_the_same_result_on_any_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
+    """Identity 11, with synchronised BN and with frozen BN."""
+    synchronised = {name: InvarianceCase(changes) for name, changes in OPTIONS.items()}
     without = ("model.sync_bn=false",)
-    frozen = {f"{name}, frozen": Case((*changes, *without), frozen_bn=True) for name, changes in SWITCHES.items()}
+    frozen = {
+        f"{name}, frozen": InvarianceCase((*changes, *without), frozen_bn=True) for name, changes in OPTIONS.items()
+    }
     cases = {**synchronised, **frozen}
-    alone, *others = (steps_of(tmp_path, tiny_root, size, *cases.values()) for size in (1, 2, 4))
+    alone, *others = (run_steps(tmp_path, tiny_root, size, *cases.values()) for size in (1, 2, 4))
     for other in others:
-        apart = dict(zip(cases, map(farthest, alone, other), strict=True))
-        assert {name: far for name, far in apart.items() if max(far.values()) > 1e-9} == {}
+        differences = dict(zip(cases, map(largest_differences, alone, other), strict=True))
+        assert {name: each for name, each in differences.items() if max(each.values()) > 1e-9} == {}
 
 
-@pytest.mark.parametrize("case", [Case(own_norm=True), Case(("model.sync_bn=false",))], ids=["norm", "BN"])
-def test_what_is_each_workers_own_is_found_out(case: Case, tiny_root: Path, tmp_path: Path) -> None:
-    """The check above can fail: this is what it is for."""
-    alone, two = (steps_of(tmp_path, tiny_root, size, case) for size in (1, 2))
-    assert farthest(alone[0], two[0])["gradients"] > 1e-3
+@pytest.mark.parametrize(
+    "case", [InvarianceCase(own_norm=True), InvarianceCase(("model.sync_bn=false",))], ids=["norm", "BN"]
+)
+def test_a_quantity_that_is_not_reduced_over_workers_is_detected(
+    case: InvarianceCase, tiny_root: Path, tmp_path: Path
+) -> None:
+    """The test above can fail."""
+    alone, two = (run_steps(tmp_path, tiny_root, size, case) for size in (1, 2))
+    assert largest_differences(alone[0], two[0])["gradients"] > 1e-3
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_with_frozen_bn_and_no_norm_accumulation_is_the_whole_batch(
+def test_with_frozen_bn_and_no_feature_norm_accumulation_equals_the_whole_batch(
     world_size: int, tiny_root: Path, tmp_path: Path
 ) -> None:
-    """Both are means over the samples then; BN and the feature norm are what makes a micro-batch more than a part."""
+    """The loss is a mean over samples then. Only BN and the feature norm depend on the size of the micro-batch."""
     base = ("train.batch=16", "distill.beta=0", "model.sync_bn=false", "data.flip=false", "data.crop_padding=0")
     changes = [base, (*base, "train.micro_batch=4")]
-    frozen, free = ([Case(each, frozen_bn=frozen_bn) for each in changes] for frozen_bn in (True, False))
-    whole, parts, whole_bn, parts_bn = steps_of(tmp_path, tiny_root, world_size, *frozen, *free)
-    assert max(farthest(whole, parts).values()) < 1e-9
-    assert farthest(whole_bn, parts_bn)["gradients"] > 1e-2
+    frozen, free = ([InvarianceCase(each, frozen_bn=frozen_bn) for each in changes] for frozen_bn in (True, False))
+    whole, parts, whole_bn, parts_bn = run_steps(tmp_path, tiny_root, world_size, *frozen, *free)
+    assert max(largest_differences(whole, parts).values()) < 1e-9
+    assert largest_differences(whole_bn, parts_bn)["gradients"] > 1e-2
 
 
-def trained(folder: Path, root: Path, world_size: int, *changes: str) -> list[dict[str, Any]]:
-    """The records of a whole run."""
+def train_whole_run(folder: Path, root: Path, world_size: int, *changes: str) -> list[dict[str, Any]]:
+    """Train a whole run and return its metrics."""
     run = make_run(folder / f"w{world_size}", tiny_config(root, *changes))
     assert run_workers(train_run, world_size, run.path) == ["finished"] * world_size
     return records(run)
 
 
 def test_workers_in_fp64_train_and_evaluate_like_one(tiny_root: Path, tmp_path: Path) -> None:
-    alone, *others = (trained(tmp_path, tiny_root, size, *FP64) for size in (1, 2, 4))
+    alone, *others = (train_whole_run(tmp_path, tiny_root, size, *FP64) for size in (1, 2, 4))
     assert [record["split"] for record in alone] == [*(["train"] * STEPS), "test"]
     for other in others:
         assert_records_agree(alone, other, tolerance=1e-9)
@@ -169,12 +175,12 @@ def test_workers_in_fp64_train_and_evaluate_like_one(tiny_root: Path, tmp_path: 
 
 def test_workers_in_fp32_agree_for_five_steps(tiny_root: Path, tmp_path: Path) -> None:
     changes = (*SMALL, "train.max_steps=5", "optim.lr=0.01")
-    alone, *others = (trained(tmp_path, tiny_root, size, *changes) for size in (1, 2, 4))
+    alone, *others = (train_whole_run(tmp_path, tiny_root, size, *changes) for size in (1, 2, 4))
     for other in others:
         assert_records_agree(alone[:5], other[:5], tolerance=1e-5)
 
 
-SILENT = ("distill.label_weight=0", "distill.alpha=0", "distill.beta=0")
+NO_BRANCH_LOSS = ("distill.label_weight=0", "distill.alpha=0", "distill.beta=0")
 LOSSES = {
     "as published": (),
     "ensemble": ("distill.teacher=ensemble", "distill.t_squared=true"),
@@ -186,31 +192,33 @@ LOSSES = {
 }
 
 
-def _trunk_after_a_step(run: RunDir, first: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Backbone and deepest head, which begin with what `first` has of them."""
+def _trunk_after_a_step(run: RunDir, initial: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return backbone and deepest head after one step that starts with the weights `initial`."""
     with closing(make_loop(run, SoloComms())) as loop:
         network = loop.engine.network
-        network.load_state_dict({**network.state_dict(), **first})
+        network.load_state_dict({**network.state_dict(), **initial})
         loop._train_one_step()
     return {name: value for name, value in network.state_dict().items() if name.startswith(("backbone", "deepest"))}
 
 
-def _first_weights(run: RunDir) -> dict[str, torch.Tensor]:
+def _initial_weights(run: RunDir) -> dict[str, torch.Tensor]:
     with closing(make_loop(run, SoloComms())) as loop:
         return {name: value.clone() for name, value in loop.engine.network.state_dict().items()}
 
 
 @pytest.mark.parametrize("losses", LOSSES)
-def test_silent_branches_leave_the_trunk_as_the_plain_backbone(losses: str, tiny_root: Path, tmp_path: Path) -> None:
-    """Identity 13, for branches without fusion and for fusion beside the trunk."""
+def test_branches_without_loss_train_the_trunk_like_the_plain_backbone(
+    losses: str, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Identity 13, for branches without fusion and for fusion next to the trunk."""
     changes = (*ONE_STEP, *LOSSES[losses])
     smoothing = tuple(change for change in changes if "smoothing" in change)
     plain_run = make_run(tmp_path / "plain", tiny_config(tiny_root, *ONE_STEP, *smoothing, "method=plain"))
-    first = _first_weights(plain_run)
-    plain = _trunk_after_a_step(plain_run, first)
+    initial = _initial_weights(plain_run)
+    plain = _trunk_after_a_step(plain_run, initial)
     for method in ("fmfsd_side",) if losses == "fused" else ("fmfsd_side", "byot"):
-        run = make_run(tmp_path / method, tiny_config(tiny_root, *changes, *SILENT, f"method={method}"))
-        trunk = _trunk_after_a_step(run, first)
-        assert trunk.keys() == plain.keys() == first.keys()
+        run = make_run(tmp_path / method, tiny_config(tiny_root, *changes, *NO_BRANCH_LOSS, f"method={method}"))
+        trunk = _trunk_after_a_step(run, initial)
+        assert trunk.keys() == plain.keys() == initial.keys()
         for name, value in plain.items():
             torch.testing.assert_close(trunk[name], value, rtol=1e-12, atol=1e-14)

@@ -1,4 +1,4 @@
-"""Before a run, workers try themselves and one another out."""
+"""Preflight: before a run, workers check their arithmetic and their collectives, and measure their speed."""
 
 import logging
 import math
@@ -34,8 +34,8 @@ CPU = torch.device("cpu")
 HERE = socket.gethostname()
 
 
-def tried_out(comms: Comms, product: Any = None) -> tuple[str, list[str], str]:
-    """Log, warnings and error of this worker, which multiplies by `product` if it is rank 2."""
+def run_preflight(comms: Comms, product: Any = None) -> tuple[str, list[str], str]:
+    """Return log, warnings and error of this worker; rank 2 computes matrix products by `product`."""
     if product is not None and comms.rank == 2:
         preflight.multiply = product
     lines, warnings = Lines(), list[str]()
@@ -55,8 +55,8 @@ class Lines(logging.Handler):
         self.text += record.getMessage() + "\n"
 
 
-def test_rank_0_logs_what_was_measured() -> None:
-    (line, _, _), *others = run_workers(tried_out, 3)
+def test_rank_0_logs_the_measurements() -> None:
+    (line, _, _), *others = run_workers(run_preflight, 3)
     number = r"\d+(\.\d+)?(e-\d+)?"
     assert re.match(
         rf"preflight: 3 workers, all-reduce of 4 MiB {number} GB/s, latency {number} ms, "
@@ -66,13 +66,13 @@ def test_rank_0_logs_what_was_measured() -> None:
     assert [log for log, _, _ in others] == ["", ""]
 
 
-def measured(comms: Comms) -> list[Measured]:
+def measure_speed(comms: Comms) -> list[Measured]:
     return measure(comms, World(comms.rank, comms.size), CPU)
 
 
-def test_all_workers_know_what_each_has_measured() -> None:
-    """Figures that can be: no core makes less than 10 MFLOP/s or more than 10 TFLOP/s, no loopback moves 1 TB/s."""
-    one, other = run_workers(measured, 2)
+def test_all_workers_know_the_measurements_of_each() -> None:
+    """The values are plausible: a core makes 10 MFLOP/s to 10 TFLOP/s, and no loopback device moves 1 TB/s."""
+    one, other = run_workers(measure_speed, 2)
     assert one == other
     assert [(each.rank, each.host, each.wrong) for each in one] == [(0, HERE, ""), (1, HERE, "")]
     assert all(1e7 < each.flops_per_s < 1e13 for each in one)
@@ -92,37 +92,37 @@ def with_nan(left: Tensor, right: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("product", "places"), [(with_one_bit_wrong, 1), (with_nan, 512)])
-def test_a_worker_that_multiplies_wrongly_is_named_by_all(product: Any, places: int) -> None:
-    told = {error for _, _, error in run_workers(tried_out, 3, product)}
+def test_all_workers_report_the_worker_with_a_wrong_product(product: Any, places: int) -> None:
+    errors = {error for _, _, error in run_workers(run_preflight, 3, product)}
     what = f"its product of two matrices is wrong in {places} of 262144 places"
     where = f"rank 2, node 1, host {HERE}"
-    assert told == {f"preflight: {where}: {what}. Do not use that node until its hardware is checked"}
+    assert errors == {f"preflight: {where}: {what}. Do not use that node until its hardware is checked"}
 
 
-def slowly(left: Tensor, right: Tensor) -> Tensor:
+def multiply_slowly(left: Tensor, right: Tensor) -> Tensor:
     time.sleep(0.1)
     return left @ right
 
 
-def test_a_worker_that_multiplies_slowly_is_named_to_the_user() -> None:
-    (line, warnings, error), *others = run_workers(tried_out, 3, slowly)
+def test_the_user_is_warned_of_a_worker_that_multiplies_slowly() -> None:
+    (line, warnings, error), *others = run_workers(run_preflight, 3, multiply_slowly)
     assert error == ""
     assert "(slowest: rank 2, node 1" in line
     (warning,) = (text for text in warnings if text.startswith(f"rank 2, node 1, host {HERE} multiplies at "))
     assert f"{warning}\n" in line
-    assert [told for _, told, _ in others] == [[], []]
+    assert [warnings for _, warnings, _ in others] == [[], []]
 
 
-def test_who_is_slow_is_a_matter_of_the_median() -> None:
+def test_a_worker_is_slow_relative_to_the_median() -> None:
     one = Measured(0, 0, "a", "", 3e11, 4e-4, 3e-5)
     rates = (3.1e11, 3.0e11, 1.6e11, 1.4e11)
-    everyone = [replace(one, rank=rank, flops_per_s=rate) for rank, rate in enumerate(rates)]
-    assert slow(everyone[:3]) == []
-    everyone.append(replace(one, rank=4))
-    assert slow(everyone) == [
+    measurements = [replace(one, rank=rank, flops_per_s=rate) for rank, rate in enumerate(rates)]
+    assert slow(measurements[:3]) == []
+    measurements.append(replace(one, rank=4))
+    assert slow(measurements) == [
         "rank 3, node 0, host a multiplies at 140 GFLOP/s where the median is 300: all others will wait for it"
     ]
-    assert described(everyone) == (
+    assert described(measurements) == (
         "5 workers, all-reduce of 4 MiB 10 GB/s, latency 0.03 ms, "
         "product 300 GFLOP/s (slowest: rank 3, node 0, host a: 140)"
     )
@@ -130,35 +130,35 @@ def test_who_is_slow_is_a_matter_of_the_median() -> None:
 
 
 @pytest.mark.parametrize("side", [64, 512])
-def test_the_product_is_known_exactly(side: int) -> None:
+def test_the_expected_product_is_exact(side: int) -> None:
     left, right, product = operands(side, CPU)
     assert torch.equal((left.long() @ right.long()).float(), product)
     assert len(product.unique()) > side
 
 
-def leave_alone(comms: Comms, met: bool) -> tuple[str, float]:
-    """Rank 1 does not add up, and has `met` rank 0 for it or not; its last call waits until rank 0 has given up."""
+def skip_the_collective(comms: Comms, joins: bool) -> tuple[str, float]:
+    """Rank 1 skips the all-reduce, after joining the process group (if `joins`) or before; rank 0 must time out."""
     preflight.DEADLINE_S = 1.0
-    start, told = time.monotonic(), ""
-    with comms.within(preflight.DEADLINE_S) if met and comms.rank == 1 else nullcontext():
+    start, message = time.monotonic(), ""
+    with comms.within(preflight.DEADLINE_S) if joins and comms.rank == 1 else nullcontext():
         if comms.rank == 0:
             try:
                 measure(comms, World(0, 2), CPU)
             except RunFailedError as error:
-                told = str(error)
+                message = str(error)
         took_s = time.monotonic() - start
         comms.any(False)
-    return told, took_s
+    return message, took_s
 
 
-@pytest.mark.parametrize("met", [True, False])
-def test_a_worker_that_does_not_add_up_is_not_waited_for_longer_than_the_deadline(met: bool) -> None:
-    (told, took_s), _ = run_workers(leave_alone, 2, met)
-    assert told.startswith("preflight: rank 0 could not add up with the others within 1 s")
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_worker_that_skips_the_all_reduce_is_waited_for_only_until_the_deadline(joins: bool) -> None:
+    (message, took_s), _ = run_workers(skip_the_collective, 2, joins)
+    assert message.startswith("preflight: rank 0 could not add up with the others within 1 s")
     assert 1 <= took_s < 30
 
 
-def test_what_is_found_wrong_gets_no_new_attempt_and_can_be_gone_on_with(tmp_path: Path) -> None:
+def test_a_preflight_error_starts_no_new_attempt_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
     write_crash(run, World(), 1, PreflightError("wrong"))
@@ -171,10 +171,10 @@ def train_alone(run: RunDir, *, preflight: bool) -> None:
         train(run, World(), CPU, progress, Fence(run, 1), timeout_s=60, preflight=preflight)
 
 
-def test_workers_try_themselves_out_before_they_load_anything_if_they_are_asked_to(
+def test_the_preflight_runs_before_data_is_loaded_if_it_is_requested(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the set there is the index alone, which is seen when the first image is to be loaded."""
+    """Only the index of the data set exists, so loading the first image fails."""
     (tmp_path / "cifar10").mkdir()
     shutil.copy(tiny_root / "cifar10" / "index.json", tmp_path / "cifar10")
     run = make_run(tmp_path / "run", tiny_config(tmp_path))
@@ -185,16 +185,16 @@ def test_workers_try_themselves_out_before_they_load_anything_if_they_are_asked_
         train_alone(run, preflight=False)
 
 
-def test_the_user_is_warned_of_a_slow_worker_by_the_progress_file(
+def test_the_progress_file_warns_the_user_of_a_slow_worker(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "slow", lambda everyone: [f"rank {each.rank} is slow" for each in everyone])
+    monkeypatch.setattr(preflight, "slow", lambda measurements: [f"rank {each.rank} is slow" for each in measurements])
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1"))
     train_alone(run, preflight=True)
     assert read_json(run.rank_progress(0))["warnings"] == ["rank 0 is slow"]
 
 
-def test_a_worker_is_asked_to_by_its_environment(tiny_root: Path, tmp_path: Path) -> None:
+def test_an_environment_variable_requests_the_preflight(tiny_root: Path, tmp_path: Path) -> None:
     assert not Circumstances.from_environment({}).preflight
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1"))
     arguments = ("train", str(run.path), "--device", "cpu")
@@ -203,7 +203,7 @@ def test_a_worker_is_asked_to_by_its_environment(tiny_root: Path, tmp_path: Path
     assert re.search(r"INFO preflight: 1 worker, product \S+ GFLOP/s\n(.*\n)*.*started after step 0", worker.stderr)
 
 
-def test_a_worker_alone_has_nobody_to_add_up_with(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_worker_measures_no_collectives(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     try_out(SoloComms(), World(), CPU, warn=pytest.fail)
     assert re.search(r"preflight: 1 worker, product \S+ GFLOP/s$", caplog.text)

@@ -1,4 +1,4 @@
-"""What a probe says of several workers is what each of them has."""
+"""The memory that a probe estimates for several workers is what each of them uses."""
 
 import pytest
 
@@ -9,8 +9,8 @@ from tests.helpers.workers import run_workers
 
 
 @pytest.mark.parametrize("change", ["train.precision=fp32", "train.precision=bf16", "model.sync_bn=false"])
-def test_activations_are_what_each_of_two_workers_saves(change: str) -> None:
-    """In bf16 to 2e-4: torch's tensors without memory have batch statistics of bf16, where real ones have fp32."""
+def test_activations_are_the_bytes_that_each_of_two_workers_saves(change: str) -> None:
+    """In bf16 to 2e-4: torch's meta tensors have batch statistics in bf16, real tensors in fp32."""
     config = load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.batch=64", change])
     expected = run_workers(saved_bytes, 2, config)
     assert expected[0] == expected[1]

@@ -1,4 +1,4 @@
-"""Stopped anywhere, by any number of workers, and resumed by any other number: the same samples, the same result."""
+"""Stopped at any step on any number of workers and resumed on any other number: same samples, same result."""
 
 import time
 from collections.abc import Sequence
@@ -24,14 +24,16 @@ CHANGES = (
     *("data.shards=16", "train.batch=48", "train.epochs=9", f"train.max_steps={STEPS}"),
     *("train.evaluate_every=3 steps", "train.log_every=2 steps", "checkpoint.every_steps=2"),
 )
-"""256 samples in 16 shards: 16 each, of which a step takes 3 and an epoch of 5 steps 15."""
+"""256 samples in 16 shards of 16, of which a step takes 3 and an epoch of 5 steps 15."""
 WORLD_SIZES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a run by `workers` workers, that ends with a stop request after `stop` steps, in an evaluation if
-    `evaluating`, and with a `slow` writer of checkpoints."""
+class RunPart:
+    """A part of a run on `workers` workers, which ends by a stop request after `stop` steps.
+
+    With `evaluating` the request comes in an evaluation. With `slow` checkpoints are written slowly.
+    """
 
     workers: int
     stop: int | None
@@ -39,15 +41,16 @@ class Part:
     slow: bool = False
 
 
-def stops(workers: int) -> list[Part]:
-    """Before the first step, in an epoch's middle, in an evaluation, and at an epoch's end, two of them while a save is
-    being written; and one that goes to the end."""
+def parts_with_stops(workers: int) -> list[RunPart]:
+    """Return parts that stop before the first step, in the middle of an epoch, in an evaluation and at an epoch's end,
+    two of them while a checkpoint is being written; and one that runs to the end.
+    """
     return [
-        Part(workers, 0),
-        Part(workers, 1, slow=True),
-        Part(workers, 3, evaluating=True),
-        Part(workers, 4, slow=True),
-        Part(workers, None),
+        RunPart(workers, 0),
+        RunPart(workers, 1, slow=True),
+        RunPart(workers, 3, evaluating=True),
+        RunPart(workers, 4, slow=True),
+        RunPart(workers, None),
     ]
 
 
@@ -55,25 +58,25 @@ ENDS = [Position(0), Position(2), Position(3, evaluated=False), Position(5), Pos
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished run, where its parts ended, and which samples each of its steps took."""
+class TrainedRun:
+    """A finished run, the positions at which its parts ended, and the samples of each step."""
 
     run: RunDir
     ends: list[Position]
     samples: dict[int, list[int]]
 
 
-def train_part(comms: Comms, folder: Path, part: Part) -> tuple[Position, list[tuple[int, list[int]]]]:
-    """Where it ended, and the (step, official positions of the samples) that this worker trained on."""
+def train_part(comms: Comms, folder: Path, part: RunPart) -> tuple[Position, list[tuple[int, list[int]]]]:
+    """Return the final position, and (step, sample ids) for each step of this worker."""
     if part.slow:
         CheckpointFolder.write = _slow_write  # type: ignore[method-assign, assignment]
-    seen: list[tuple[int, list[int]]] = []
+    samples_by_step: list[tuple[int, list[int]]] = []
     loop = make_loop(RunDir(folder), comms, stop_after=part.stop, evaluating=part.evaluating)
     with closing(loop):
         loop.resume()
-        loop._train_one_step = _noting(loop, seen)  # type: ignore[method-assign]
+        loop._train_one_step = _recording(loop, samples_by_step)  # type: ignore[method-assign]
         loop.run()
-    return loop.position, seen
+    return loop.position, samples_by_step
 
 
 _write = CheckpointFolder.write
@@ -84,81 +87,85 @@ def _slow_write(folder: CheckpointFolder, saved: Saved) -> None:
     _write(folder, saved)
 
 
-def _noting(loop: Loop, seen: list[tuple[int, list[int]]]) -> Any:
+def _recording(loop: Loop, samples_by_step: list[tuple[int, list[int]]]) -> Any:
     step_once = loop._train_one_step
 
-    def noting() -> None:
+    def record_and_step() -> None:
         step = loop.position.step
-        seen.append((step, loop.batches.ids(*divmod(step, STEPS_AN_EPOCH)).tolist()))
+        samples_by_step.append((step, loop.batches.ids(*divmod(step, STEPS_AN_EPOCH)).tolist()))
         step_once()
 
-    return noting
+    return record_and_step
 
 
-def in_parts(folder: Path, root: Path, parts: Sequence[Part], *changes: str) -> Trained:
+def train_in_parts(folder: Path, root: Path, parts: Sequence[RunPart], *changes: str) -> TrainedRun:
     run = make_run(folder, tiny_config(root, *CHANGES, *changes))
     ends, samples = list[Position](), dict[int, list[int]]()
     for part in parts:
-        answers = run_workers(train_part, part.workers, run.path, part)
-        taken: dict[int, list[int]] = {}
-        for _, seen in answers:
-            for step, ids in seen:
-                taken.setdefault(step, []).extend(ids)
-        assert not samples.keys() & taken.keys(), "a step that a graceful stop had saved was made again"
-        samples.update(taken)
-        (end,) = {position for position, _ in answers}
+        results = run_workers(train_part, part.workers, run.path, part)
+        new_samples: dict[int, list[int]] = {}
+        for _, samples_by_step in results:
+            for step, ids in samples_by_step:
+                new_samples.setdefault(step, []).extend(ids)
+        assert not samples.keys() & new_samples.keys(), "a step that a graceful stop had saved was made again"
+        samples.update(new_samples)
+        (end,) = {position for position, _ in results}
         ends.append(end)
-    return Trained(run, ends, samples)
+    return TrainedRun(run, ends, samples)
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Trained]:
-    """Uninterrupted runs by number of workers and precision."""
+def whole(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], TrainedRun]:
+    """Return uninterrupted runs by number of workers and precision."""
     folder = tmp_path_factory.mktemp("whole")
     return {
-        (size, precision): in_parts(folder / f"{size}-{precision}", tiny_root, [Part(size, None)], change)
+        (size, precision): train_in_parts(folder / f"{size}-{precision}", tiny_root, [RunPart(size, None)], change)
         for size, precision in (*((size, "fp32") for size in WORLD_SIZES), (1, "fp64"))
         for change in (f"train.precision={precision}",)
     }
 
 
 @pytest.mark.parametrize("size", WORLD_SIZES)
-def test_the_same_number_of_workers_comes_to_the_same_bits(
-    size: int, whole: dict[tuple[int, str], Trained], tiny_root: Path, tmp_path: Path
+def test_the_same_number_of_workers_resumes_bit_for_bit(
+    size: int, whole: dict[tuple[int, str], TrainedRun], tiny_root: Path, tmp_path: Path
 ) -> None:
-    parted = in_parts(tmp_path / "run", tiny_root, stops(size))
+    parted = train_in_parts(tmp_path / "run", tiny_root, parts_with_stops(size))
     assert parted.ends == ENDS
     assert records(parted.run) == records(whole[size, "fp32"].run)
     assert newest_weights(parted.run) == newest_weights(whole[size, "fp32"].run)
 
 
 @pytest.mark.fault("F40")
-def test_any_other_number_goes_on_with_the_same_samples_to_the_same_numbers(
-    whole: dict[tuple[int, str], Trained], tiny_root: Path, tmp_path: Path
+def test_another_number_of_workers_resumes_with_the_same_samples_and_metrics(
+    whole: dict[tuple[int, str], TrainedRun], tiny_root: Path, tmp_path: Path
 ) -> None:
-    """Three of the six changes between 1, 2 and 4 workers; `changing` has the others."""
-    parts = [Part(1, 1), Part(4, 3, evaluating=True), Part(2, 4, slow=True), Part(1, None)]
-    mixed = in_parts(tmp_path / "run", tiny_root, parts, "train.precision=fp64")
+    """Three of the six changes between 1, 2 and 4 workers; `changing` covers the others."""
+    parts = [RunPart(1, 1), RunPart(4, 3, evaluating=True), RunPart(2, 4, slow=True), RunPart(1, None)]
+    mixed = train_in_parts(tmp_path / "run", tiny_root, parts, "train.precision=fp64")
     assert mixed.ends == ENDS[1:]
     assert_records_agree(records(mixed.run), records(whole[1, "fp64"].run), tolerance=1e-9)
     assert mixed.samples == whole[1, "fp32"].samples
 
 
 @pytest.fixture(scope="module")
-def changing(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A run of two epochs by 2, 4, 1 and again 2 workers."""
-    parts = [Part(2, 1), Part(4, 3), Part(1, 5), Part(2, None)]
+def changing(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """Return a run of two epochs on 2, 4, 1 and again 2 workers."""
+    parts = [RunPart(2, 1), RunPart(4, 3), RunPart(1, 5), RunPart(2, None)]
     folder = tmp_path_factory.mktemp("changing")
-    return in_parts(folder / "run", tiny_root, parts, f"train.max_steps={2 * STEPS_AN_EPOCH}")
+    return train_in_parts(folder / "run", tiny_root, parts, f"train.max_steps={2 * STEPS_AN_EPOCH}")
 
 
-def test_in_fp32_another_number_agrees_for_five_steps(changing: Trained, whole: dict[tuple[int, str], Trained]) -> None:
+def test_in_fp32_another_number_of_workers_agrees_for_five_steps(
+    changing: TrainedRun, whole: dict[tuple[int, str], TrainedRun]
+) -> None:
     runs = (changing.run, whole[1, "fp32"].run)
     assert_records_agree(*([line for line in records(run) if line["step"] <= 5] for run in runs), tolerance=1e-5)
 
 
-def test_an_epoch_takes_each_sample_at_most_once_and_leaves_out_what_the_permutation_names(changing: Trained) -> None:
-    """Over stops and changes of the number of workers."""
+def test_an_epoch_takes_each_sample_at_most_once_and_leaves_out_the_end_of_the_permutation(
+    changing: TrainedRun,
+) -> None:
+    """This holds across stops and changes of the number of workers."""
     shards = shards_of(changing.run)
     for epoch, (start, end) in enumerate(pairwise((0, STEPS_AN_EPOCH, 2 * STEPS_AN_EPOCH))):
         taken = [sample for step in range(start, end) for sample in changing.samples[step]]
@@ -169,12 +176,12 @@ def test_an_epoch_takes_each_sample_at_most_once_and_leaves_out_what_the_permuta
 
 
 def _left_out(epoch: int, shard: int, size: int) -> list[int]:
-    """The rows of the shard that come last in the epoch's permutation."""
+    """Return the rows of the shard that come last in the epoch's permutation."""
     return [int(row) for row in shard_epoch(0, epoch, shard, size).permutation[3 * STEPS_AN_EPOCH :]]
 
 
 def shards_of(run: RunDir) -> list[list[int]]:
-    """The official positions of each shard's samples."""
+    """Return the sample ids of each shard."""
     with closing(make_loop(run, SoloComms())) as loop:
         shards = loop.batches.shards
         return [part.tolist() for part in shards.ids.split(shards.sizes)]

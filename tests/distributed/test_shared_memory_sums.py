@@ -1,4 +1,4 @@
-"""Workers of one host add up through memory that they share, and are told when one of them does not come."""
+"""All-reduce through shared memory between the workers of one host, and its errors when a worker is missing."""
 
 import os
 import resource
@@ -16,28 +16,28 @@ from tests.helpers.runs import make_run, newest_weights, records, tiny_config, t
 from tests.helpers.workers import run_workers
 
 LENGTHS = (0, 1, 7, 65_536, 65_537, 300_001)
-"""Up to one slot of floats, and beyond one and several."""
-SUMS = [(length, dtype) for dtype in (torch.float32, torch.float64) for length in LENGTHS]
+"""Lengths of up to one slot of floats, of slightly more than one slot, and of several slots."""
+CASES = [(length, dtype) for dtype in (torch.float32, torch.float64) for length in LENGTHS]
 
 
 def part(rank: int, length: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(length, generator=torch.Generator().manual_seed(100 * rank + length), dtype=dtype)
 
 
-def add_up(comms: Comms) -> list[torch.Tensor]:
+def all_reduce_each(comms: Comms) -> list[torch.Tensor]:
     assert comms.shares_memory
-    return [comms.sum_(part(comms.rank, *each)) for each in SUMS]
+    return [comms.sum_(part(comms.rank, *each)) for each in CASES]
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_all_have_the_sum_of_parts_by_rank_to_the_last_bit(size: int) -> None:
-    """With more workers than cores too."""
-    found = run_workers(add_up, size)
-    for place, (length, dtype) in enumerate(SUMS):
+def test_all_workers_get_the_sum_in_rank_order_bit_for_bit(size: int) -> None:
+    """This holds with more workers than cores, too."""
+    results = run_workers(all_reduce_each, size)
+    for index, (length, dtype) in enumerate(CASES):
         expected = part(0, length, dtype)
         for rank in range(1, size):
             expected += part(rank, length, dtype)
-        assert all(torch.equal(sums[place], expected) for sums in found)
+        assert all(torch.equal(sums[index], expected) for sums in results)
 
 
 def mean_of_parts(comms: Comms) -> torch.Tensor:
@@ -45,25 +45,25 @@ def mean_of_parts(comms: Comms) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("nodes", [1, 3], ids=["memory", "network"])
-def test_a_mean_is_one_of_all_workers(nodes: int) -> None:
+def test_a_mean_covers_all_workers(nodes: int) -> None:
     expected = torch.stack([part(rank, 100, torch.float32) for rank in range(3)]).mean(dim=0)
-    for found in run_workers(mean_of_parts, 3, nodes=nodes):
-        torch.testing.assert_close(found, expected)
+    for result in run_workers(mean_of_parts, 3, nodes=nodes):
+        torch.testing.assert_close(result, expected)
 
 
-def add_up_what_memory_does_not_take(comms: Comms) -> list[torch.Tensor]:
+def all_reduce_unsupported_tensors(comms: Comms) -> list[torch.Tensor]:
     ones = torch.ones(2, 3, dtype=torch.float64)
     return [comms.sum_(each) for each in (torch.tensor([comms.rank, 1]), torch.ones(2, dtype=torch.bfloat16), ones.t())]
 
 
-def test_other_tensors_are_added_up_as_well() -> None:
+def test_tensors_that_shared_memory_does_not_support_are_summed_as_well() -> None:
     expected = [torch.tensor([1, 2]), torch.full((2,), 2, dtype=torch.bfloat16), torch.full((3, 2), 2.0).double()]
-    for found in run_workers(add_up_what_memory_does_not_take, 2):
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    for result in run_workers(all_reduce_unsupported_tensors, 2):
+        assert all(torch.equal(one, other) for one, other in zip(result, expected, strict=True))
 
 
-def wait_for_one_that_ends(comms: Comms, folder: Path) -> None:
-    """Rank 1 is killed, and the others write down what they are told of it, and after how many seconds."""
+def wait_for_a_killed_worker(comms: Comms, folder: Path) -> None:
+    """Rank 1 is killed; the others write the seconds until their error, and its message, to files."""
     pid = comms.gather(os.getpid())[1]
     if comms.rank == 1:
         time.sleep(60)
@@ -76,66 +76,66 @@ def wait_for_one_that_ends(comms: Comms, folder: Path) -> None:
     (folder / f"{comms.rank}").write_text(f"{time.monotonic() - start} {caught.value}")
 
 
-def test_the_others_hear_at_once_that_a_worker_has_ended(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="a worker ended without a word"):
-        run_workers(wait_for_one_that_ends, 3, tmp_path)
+def test_the_other_workers_fail_at_once_when_a_worker_ends(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="a worker ended without a result"):
+        run_workers(wait_for_a_killed_worker, 3, tmp_path)
     for rank in (0, 2):
-        took_s, _, told = (tmp_path / f"{rank}").read_text().partition(" ")
-        assert told == "another worker's process has ended: rank 1's"
+        took_s, _, message = (tmp_path / f"{rank}").read_text().partition(" ")
+        assert message == "another worker's process has ended: rank 1's"
         assert float(took_s) < 10
 
 
-def wait_for_one_that_does_not_come(comms: Comms, folder: Path) -> str:
-    with comms.within(0.5) as near:
+def wait_for_a_missing_worker(comms: Comms, folder: Path) -> str:
+    with comms.within(0.5) as group:
         if comms.rank == 1:
-            while not (folder / "told").exists():
+            while not (folder / "timed-out").exists():
                 time.sleep(0.01)
             return ""
         start = time.monotonic()
         with pytest.raises(RuntimeError) as caught:
-            near.sum_(torch.ones(3))
+            group.sum_(torch.ones(3))
         assert 0.5 <= time.monotonic() - start < 10
-        (folder / "told").touch()
+        (folder / "timed-out").touch()
     return str(caught.value)
 
 
-def test_nobody_is_waited_for_longer_than_the_time_for_it(tmp_path: Path) -> None:
-    told = ["timed out waiting for rank 1, for 0.5 s", ""]
-    assert run_workers(wait_for_one_that_does_not_come, 2, tmp_path) == told
+def test_a_missing_worker_is_waited_for_only_until_the_timeout(tmp_path: Path) -> None:
+    messages = ["timed out waiting for rank 1, for 0.5 s", ""]
+    assert run_workers(wait_for_a_missing_worker, 2, tmp_path) == messages
 
 
-def add_up_unlike_things(comms: Comms) -> str:
+def all_reduce_different_lengths(comms: Comms) -> str:
     with pytest.raises(RuntimeError) as caught:
         comms.sum_(torch.ones(3 + comms.rank))
     return str(caught.value)
 
 
-def test_workers_that_do_not_add_up_the_same_are_told() -> None:
-    told = [f"rank {1 - rank} adds up something else than rank {rank}" for rank in range(2)]
-    assert run_workers(add_up_unlike_things, 2) == told
+def test_workers_that_sum_different_shapes_get_an_error() -> None:
+    messages = [f"rank {1 - rank} adds up something else than rank {rank}" for rank in range(2)]
+    assert run_workers(all_reduce_different_lengths, 2) == messages
 
 
-def begin_without(comms: Comms, what: str, rank: int) -> bool:
-    """Whether there is a way through memory where worker `rank` has no compiler, or can have no such file."""
-    if comms.rank == rank and what == "compiler":
+def starts_shared_sums(comms: Comms, missing: str, rank: int) -> bool:
+    """Return whether shared-memory sums start although `rank` lacks a compiler or can't create such a file."""
+    if comms.rank == rank and missing == "compiler":
         cpp_extension.library = lambda *names: None  # type: ignore[assignment]
-    if comms.rank == rank and what == "file":
+    if comms.rank == rank and missing == "file":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     return shared_sums(comms, timeout_s=5) is not None
 
 
-@pytest.mark.parametrize(("what", "rank"), [("compiler", 0), ("compiler", 1), ("file", 0)])
-def test_what_one_worker_cannot_do_is_done_by_none(what: str, rank: int) -> None:
-    assert run_workers(begin_without, 2, what, rank) == [False, False]
+@pytest.mark.parametrize(("missing", "rank"), [("compiler", 0), ("compiler", 1), ("file", 0)])
+def test_shared_memory_is_not_used_if_one_worker_cannot_use_it(missing: str, rank: int) -> None:
+    assert run_workers(starts_shared_sums, 2, missing, rank) == [False, False]
 
 
-def test_what_all_can_do_is_done() -> None:
-    assert run_workers(begin_without, 2, "compiler", 2) == [True, True]
+def test_shared_memory_is_used_if_all_workers_can_use_it() -> None:
+    assert run_workers(starts_shared_sums, 2, "compiler", 2) == [True, True]
 
 
-def test_only_a_file_of_that_name_is_mapped() -> None:
-    """Numbers of a process and a file may be those of others, on another host."""
+def test_only_a_file_with_the_expected_name_is_mapped() -> None:
+    """On another host the same pid and file descriptor may belong to another process and file."""
     created = _created(100)
     assert created is not None
     file, name = created
@@ -152,7 +152,7 @@ def shares_memory(comms: Comms) -> bool:
     return comms.shares_memory
 
 
-def test_workers_of_several_nodes_share_none() -> None:
+def test_workers_of_several_nodes_share_no_memory() -> None:
     assert run_workers(shares_memory, 2, nodes=2) == [False, False]
 
 
@@ -162,8 +162,8 @@ def test_two_workers_train_the_same_through_memory_and_over_a_network(
 ) -> None:
     sizes = ("data.shards=16", "train.batch=32", "train.max_steps=3")
     config = tiny_config(tiny_root, *sizes, "train.log_every=1 step", *changes)
-    near, far = (make_run(tmp_path / name, config) for name in ("near", "far"))
-    run_workers(train_run, 2, near.path)
-    run_workers(train_run, 2, far.path, nodes=2)
-    assert records(near) == records(far)
-    assert newest_weights(near) == newest_weights(far)
+    by_memory, by_network = (make_run(tmp_path / name, config) for name in ("memory", "network"))
+    run_workers(train_run, 2, by_memory.path)
+    run_workers(train_run, 2, by_network.path, nodes=2)
+    assert records(by_memory) == records(by_network)
+    assert newest_weights(by_memory) == newest_weights(by_network)

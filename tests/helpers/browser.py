@@ -1,4 +1,4 @@
-"""A page as a person has it: opened from disk in Debian's Chromium, without a window."""
+"""HTML pages opened from disk in headless Chromium."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ MISSING = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIV
 
 @contextmanager
 def opened(page: Path, scratch: Path, width: int = 1000) -> Iterator[webdriver.Chrome]:
-    """`scratch` is the browser's own folder."""
+    """Open `page` in a browser until the end of the block; `scratch` is the browser's user data folder."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"user-data-dir={scratch}"):
@@ -24,19 +24,19 @@ def opened(page: Path, scratch: Path, width: int = 1000) -> Iterator[webdriver.C
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, Service(DRIVER))
     try:
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen(width))
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen_metrics(width))
         driver.get(page.as_uri())
         yield driver
     finally:
         driver.quit()
 
 
-def _screen(width: int) -> dict[str, Any]:
+def _screen_metrics(width: int) -> dict[str, Any]:
     return {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 
 
 def narrowed(driver: webdriver.Chrome, width: int) -> None:
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen(width))
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen_metrics(width))
 
 
 def prefer(driver: webdriver.Chrome, scheme: str, media: str = "") -> None:
@@ -45,12 +45,12 @@ def prefer(driver: webdriver.Chrome, scheme: str, media: str = "") -> None:
 
 
 def complaints(driver: webdriver.Chrome) -> list[str]:
-    """What the console says: errors, and what the page's own policy has forbidden."""
+    """Return the console messages: errors, and violations of the page's content security policy."""
     return [entry["message"] for entry in driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
 
 def requests(driver: webdriver.Chrome) -> list[str]:
-    """All addresses that were asked for, but for data in the page itself and the parts of the browser."""
+    """Return all requested URLs, except data inside the page and the browser's own resources."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]  # type: ignore[no-untyped-call]
-    sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith(("data:", "chrome:"))]
+    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("data:", "chrome:"))]

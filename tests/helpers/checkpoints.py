@@ -1,4 +1,4 @@
-"""Small checkpoints, and a store of them that is written and waited for."""
+"""Small checkpoints, and a checkpoint manager whose saves are waited for."""
 
 import errno
 from collections.abc import Callable
@@ -22,12 +22,12 @@ def saved(step: int, *, evaluated: bool = True, value: float = 1.0, score: float
 
 def store(folder: Path, *, keep: int = 2, require_ours: Callable[[], None] = lambda: None) -> Checkpoints:
     folder.mkdir(exist_ok=True)
-    whole = CheckpointFolder(folder, keep=keep, require_ours=require_ours)
-    return Checkpoints(whole, SoloComms(), warn=lambda text: None)
+    folder_store = CheckpointFolder(folder, keep=keep, require_ours=require_ours)
+    return Checkpoints(folder_store, SoloComms(), warn=lambda text: None)
 
 
 def save(checkpoints: Checkpoints, what: Saved) -> None:
-    """And wait for it."""
+    """Save a checkpoint and wait until it is written."""
     checkpoints.save(what)
     checkpoints.finish()
 
@@ -37,9 +37,9 @@ def names(folder: Path) -> list[str]:
 
 
 def newest_step(checkpoints: Checkpoints) -> int:
-    found = checkpoints.load_newest()
-    assert found is not None
-    return found.position.step
+    checkpoint = checkpoints.load_newest()
+    assert checkpoint is not None
+    return checkpoint.position.step
 
 
 def no_space(*_: Any, **__: Any) -> None:

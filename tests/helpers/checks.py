@@ -1,4 +1,4 @@
-"""What the check before a launch says."""
+"""Results of the checks before a launch."""
 
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ ONE = LaunchConfig()
 
 
 def problems(
-    config: RunConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None, **known: Any
+    config: RunConfig, launch: LaunchConfig = ONE, site: Site = CPU, run: RunDir | None = None, **options: Any
 ) -> tuple[int, str]:
-    """Exit code and text of what the check says."""
+    """Run the checks, which must fail; return the exit code and the text of the error."""
     with pytest.raises(ProblemsError) as caught:
-        require_sound(config, launch, site, run or RunDir(Path("/tmp/nowhere/run")), **known)
+        require_sound(config, launch, site, run or RunDir(Path("/tmp/nowhere/run")), **options)
     return caught.value.exit_code, str(caught.value)
 
 
-def sound(config: RunConfig, launch: LaunchConfig = ONE, run: RunDir | None = None, **known: Any) -> None:
-    require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), **known)
+def sound(config: RunConfig, launch: LaunchConfig = ONE, run: RunDir | None = None, **options: Any) -> None:
+    require_sound(config, launch, CPU, run or RunDir(Path("/tmp/nowhere/run")), **options)

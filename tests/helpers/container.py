@@ -1,4 +1,4 @@
-"""A stand-in for a container: another view of the files, in which this environment's Python is at another place."""
+"""A simulated container: a mount namespace in which this environment's Python has another path."""
 
 import os
 import shutil
@@ -7,16 +7,16 @@ import sysconfig
 from pathlib import Path
 
 HOST = "inside"
-"""The name of the machine as it is seen from inside."""
+"""The host name inside the container."""
 
 
 def lacks_containers() -> str:
-    """Why there can be none here; empty if there can."""
+    """Return the reason why this machine cannot simulate containers, or an empty string."""
     return "needs root and unshare" if os.geteuid() or shutil.which("unshare") is None else ""
 
 
 def container(folder: Path) -> str:
-    """Return a command for --wrap, which is written to `folder`. The only Python inside is `python3`."""
+    """Write a container script to `folder` and return the command for --wrap. The only Python inside is `python3`."""
     script, bin_folder = folder / "container.sh", folder / "image" / "bin"
     bin_folder.mkdir(parents=True)
     (bin_folder / "python3").symlink_to(os.path.realpath(sys.executable))

@@ -1,4 +1,4 @@
-"""What a real forward pass costs."""
+"""Measured memory of a real forward pass."""
 
 import torch
 from torch import Tensor
@@ -14,21 +14,21 @@ from fmfsd.model.build import build_network
 
 
 def saved_bytes(comms: Comms, config: RunConfig) -> int:
-    """What this worker saves for the backward pass of a micro-batch, beside the network's own tensors."""
+    """Return the bytes that autograd saves for a micro-batch on this worker, without parameters and buffers."""
     loss = build_loss(config)
     engine = TorchEngine(build_network(config), loss, config, comms, torch.device("cpu"))
-    own = {tensor.untyped_storage().data_ptr() for tensor in engine.network.state_dict().values()}
+    network_tensors = {tensor.untyped_storage().data_ptr() for tensor in engine.network.state_dict().values()}
     saved: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in network_tensors:
             saved[storage.data_ptr()] = storage
         return tensor
 
     batch = config.micro_batch // comms.size
     images, labels = torch.randn(batch, *SHAPE, dtype=DTYPES[config.train.precision]), torch.zeros(batch).long()
-    with saved_tensors_hooks(note, lambda tensor: tensor):
+    with saved_tensors_hooks(record, lambda tensor: tensor):
         terms = engine.terms(images, labels)
         loss.total(terms, comms.sum_(terms.squares_F.detach().clone()), world_size=comms.size)
     return sum(storage.nbytes() for storage in saved.values())

@@ -1,4 +1,4 @@
-"""What tests with a real DeepSpeed need."""
+"""Skip marker of tests that need DeepSpeed."""
 
 from importlib.util import find_spec
 

@@ -1,7 +1,7 @@
-"""Faults inside real workers: a function that each worker calls before every step, brought in by PYTHONPATH.
+"""Fault injection into real workers: each worker calls a function of the test before every step.
 
-This file itself becomes the `sitecustomize` of every process of a launch, with the test's function at its end; so it
-imports the standard library only, and only a process that imports fmfsd.training.loop is changed.
+A copy of this file with the test's function at its end becomes the `sitecustomize` module of every process of a launch,
+by PYTHONPATH. So it imports the standard library only, and changes only processes that import fmfsd.training.loop.
 """
 
 import os
@@ -21,7 +21,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Moment:
-    """Just before a worker's step: `step` steps are done."""
+    """The moment before a worker's step, after `step` completed steps."""
 
     loop: Any
     attempt: int
@@ -33,23 +33,23 @@ class Moment:
         return self.attempt, self.rank, self.step
 
     def leave_word(self) -> None:
-        """Tell the test that this is reached."""
+        """Create the marker file by which the test knows that this moment is reached."""
         _marker(_HERE, self.attempt, self.rank).touch()
 
     def hold(self) -> None:
-        """Tell it, and wait until the test says go, or for ever."""
+        """Create the marker file, and wait until the test calls `Faulty.go`."""
         self.leave_word()
         while not (_HERE / "go").exists():
             time.sleep(0.02)
 
     def replace_loss(self, terms: Callable[..., Any]) -> None:
-        """What computes the loss from now on."""
+        """Compute the loss by `terms` from now on."""
         self.loop.engine.terms = terms
 
 
 @dataclass(frozen=True)
 class Faulty:
-    """A folder for PYTHONPATH, with the markers that workers leave in it."""
+    """A folder for PYTHONPATH, in which workers create marker files."""
 
     folder: Path
 
@@ -58,7 +58,7 @@ class Faulty:
         return {"PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))}
 
     def held(self, *, attempt: int, rank: int) -> Path:
-        """There once that worker holds; its age tells since when."""
+        """Return the marker file that the worker creates when it holds; its age is the duration of the hold."""
         return _marker(self.folder, attempt, rank)
 
     def go(self) -> None:
@@ -66,12 +66,10 @@ class Faulty:
 
 
 def faulty(folder: Path, fault: Callable[[Moment], None]) -> Faulty:
-    """Let every worker of a launch with this `env` call `fault`, which must bring all that it needs with it."""
+    """Let every worker of a launch with the returned `env` call `fault`, whose source must be self-contained."""
     folder.mkdir()
-    source = (
-        f"{Path(__file__).read_text()}\n\n{getsource(fault)}\n\nsys.meta_path.insert(0, _Import({fault.__name__}))\n"
-    )
-    (folder / "sitecustomize.py").write_text(source)
+    install = f"sys.meta_path.insert(0, _LoopPatcher({fault.__name__}))"
+    (folder / "sitecustomize.py").write_text(f"{Path(__file__).read_text()}\n\n{getsource(fault)}\n\n{install}\n")
     return Faulty(folder)
 
 
@@ -79,8 +77,8 @@ def _marker(folder: Path, attempt: int, rank: int) -> Path:
     return folder / f"held-{attempt}-{rank}"
 
 
-class _Import:
-    """Waits in sys.meta_path for fmfsd.training.loop, and changes it before anybody uses it."""
+class _LoopPatcher:
+    """An import hook in sys.meta_path that changes fmfsd.training.loop when it is imported."""
 
     def __init__(self, fault: Callable[[Moment], None]) -> None:
         self._fault = fault
@@ -94,14 +92,14 @@ class _Import:
         loader: Any = spec.loader
         execute = loader.exec_module
 
-        def execute_and_change(module: ModuleType) -> None:
+        def execute_and_patch(module: ModuleType) -> None:
             execute(module)
-            self._change(module)
+            self._patch(module)
 
-        loader.exec_module = execute_and_change
+        loader.exec_module = execute_and_patch
         return spec
 
-    def _change(self, module: ModuleType) -> None:
+    def _patch(self, module: ModuleType) -> None:
         fault, train_one_step, attempt = self._fault, module.Loop._train_one_step, int(os.environ["FMFSD_ATTEMPT"])
 
         def with_fault(loop: Any) -> None:

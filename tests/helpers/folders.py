@@ -1,4 +1,4 @@
-"""Tiny folders of images, as a user has them."""
+"""Tiny image folders in the layouts that users have."""
 
 import os
 import zlib
@@ -19,7 +19,10 @@ CLASSES = ("ant", "bee", "cat", "dog")
 def write_folders(
     root: Path, *, train: int, test: int = 4, size: tuple[int, int] = (32, 32), held: str = "val"
 ) -> Path:
-    """So many images a class, PNG and JPEG in turn, of `size` (width, height): four patterns of the built-in set."""
+    """Write `train` and `test` images per class, alternately PNG and JPEG, of `size` (width, height).
+
+    The images are those of four classes of the synthetic set. `held` is the name of the test split's folder.
+    """
     for seed, (split, count) in enumerate({"train": train, held: test}.items()):
         images, labels = synthetic_images(10, 10 * count, seed=seed)
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -32,7 +35,7 @@ def write_folders(
 
 
 def write_image(path: Path, *, seed: int = 0, side: int = 32) -> Path:
-    """Write an image of random pixels in the format that the name of `path` says."""
+    """Write an image of random pixels, in the format given by the suffix of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -40,14 +43,14 @@ def write_image(path: Path, *, seed: int = 0, side: int = 32) -> Path:
 
 
 def write_images(root: Path, *names: str) -> Path:
-    """Write images of these names, all different, below `root`."""
+    """Write one image per name below `root`; all images differ."""
     for name in names:
         write_image(root / name, seed=zlib.crc32(os.fsencode(name)))
     return root
 
 
 def write_tiny_imagenet(root: Path, *, classes: tuple[str, ...] = ("n01443537", "n01629819"), count: int = 3) -> Path:
-    """Write the layout of Tiny ImageNet: box files and `images` in each class, and val by its annotations."""
+    """Write Tiny ImageNet's layout: box files and `images` in each training class; an annotations file labels val."""
     write_images(root, *(f"train/{name}/images/{name}_{n}.JPEG" for name in classes for n in range(count)))
     for name in classes:
         (root / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t31\t31\n")
@@ -64,6 +67,6 @@ def write_tiny_imagenet(root: Path, *, classes: tuple[str, ...] = ("n01443537", 
 
 
 def prepare_folders(root: Path, source: Path | None, *, skip_damaged: bool = False, **values: Any) -> SetIndex:
-    """Prepare the image folders in `source` below `root`, in four shards unless `values` of the data section differ."""
+    """Prepare the image folders in `source` below `root`; `values` override the data section (default: four shards)."""
     data = checked_data(**{"name": "folder", "root": str(root), "shards": 4, **values})
     return prepare(data, source=source, fetch=False, skip_damaged=skip_damaged, report=lambda *_: None)

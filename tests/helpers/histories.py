@@ -1,4 +1,4 @@
-"""Searches made by hand: facts as a ledger has them, over a small space."""
+"""Search histories built from ledger facts, over a small space."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ TAPS = "model.branches: {subset: {of: [stage1, stage2, stage3], min: 1}}"
 
 
 def sweep_of(folder: Path, *parameters: str) -> tuple[SweepDir, Space]:
-    """A sweep's folder with its space and base config, in which the search has held samples out."""
+    """Create a sweep's folder with a space and a base config that holds out validation samples."""
     sweep = SweepDir(folder / "sweep")
     sweep.path.mkdir()
     sweep.space.write_text("\n  ".join(["config: cifar100-resnet18\nparameters:", *parameters]) + "\n")
@@ -24,7 +24,7 @@ def sweep_of(folder: Path, *parameters: str) -> tuple[SweepDir, Space]:
 
 
 def history_of(*trials: tuple[Mapping[str, Any], float], metric: str = TOP1, mode: str = "max") -> History:
-    """Finished trials with these values and results, over one epoch."""
+    """Return a history of finished trials of one epoch, with these values and results."""
     history = History(TuneOptions(trials=len(trials), metrics=(metric,), modes=(mode,)))  # type: ignore[arg-type]
     for number, (values, result) in enumerate(trials):
         ask(history, number, values)
@@ -37,7 +37,7 @@ def ask(history: History, number: int, values: Mapping[str, Any]) -> None:
 
 
 def end(history: History, number: int, state: str, reports: Sequence[Mapping[str, float]], cause: str = "") -> None:
-    """After an epoch for each of `reports`, and a minute."""
+    """Add the end of a trial that took a minute and made one epoch for each of `reports`."""
     for epoch, metrics in enumerate(reports, 1):
         history.add({"fact": "reported", "trial": number, "epoch": epoch, "metrics": metrics})
     last = reports[-1] if reports else {}
@@ -45,6 +45,6 @@ def end(history: History, number: int, state: str, reports: Sequence[Mapping[str
 
 
 def confirm(history: History, config: str, results: Sequence[float], metric: str = TOP1) -> None:
-    """With seeds 100, 101, ..."""
+    """Add confirmation runs of `config` with seeds 100, 101, ... and these results."""
     for seed, result in enumerate(results, 100):
         history.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": {metric: result}})

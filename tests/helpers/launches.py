@@ -11,29 +11,29 @@ from tests.helpers.runs import DIRECT, SMALL, TINY, tiny_config
 
 
 def tiny_arguments(root: Path, *changes: str, workers: tuple[int, ...] = (2,)) -> tuple[str, ...]:
-    """A TINY run with `changes` on the data in `root`, the folder of `tiny_root`, started without torchrun.
+    """Return the arguments of a TINY run with `changes`, started without torchrun; `root` is that of `tiny_root`.
 
-    Its costs on each number of `workers` are in the probe cache.
+    Also puts its costs on each number of `workers` into the probe cache.
     """
     cache_costs(tiny_config(root, *changes), *workers)
     return ("cifar100-resnet18", *DIRECT, *overrides(*TINY, f"data.root={root}", *changes))
 
 
 def small_arguments(root: Path, *, workers: tuple[int, ...] = (2,)) -> tuple[str, ...]:
-    """Fourteen steps with a checkpoint after every fourth."""
+    """Return the arguments of a run of fourteen steps that saves a checkpoint every four steps."""
     return tiny_arguments(root, *SMALL, workers=workers)
 
 
 def overrides(*changes: str) -> tuple[str, ...]:
-    """`--set` for each change."""
+    """Return `--set CHANGE` for each change."""
     return tuple(part for change in changes for part in ("--set", change))
 
 
 def cache_costs(config: RunConfig, *workers: int) -> None:
-    """Probe `config` in this process: a launch would start a process that takes 8 s of a core to import torch."""
+    """Probe `config` in this process and cache the result: a launch would start a process that imports torch (8 s)."""
 
-    def probe_on(config: RunConfig, workers: int, device: Device) -> Probe:
+    def run_probe(config: RunConfig, workers: int, device: Device) -> Probe:
         return probe(config, workers=workers, device=device)
 
     for size in workers:
-        cached_or(probe_on, config, size, "cpu", cache_folder(os.environ))
+        cached_or(run_probe, config, size, "cpu", cache_folder(os.environ))

@@ -1,4 +1,4 @@
-"""What a test may not leave behind: processes, listeners, threads, files, variables."""
+"""Leak detection: processes, listeners, threads, files and environment variables that a test leaves behind."""
 
 import os
 import tempfile
@@ -11,49 +11,49 @@ from pathlib import Path
 import psutil
 
 TEST_ID = "FMFSD_TEST_ID"
-"""A variable that reaches every process that a test starts, so that orphans are found too."""
+"""An environment variable that every process started by a test inherits, so that orphans are found too."""
 
 CHECKOUT = Path(__file__).parents[2]
 SETTLE_S = 5.0
 _HELPERS = (vars(forkserver)["_forkserver"], vars(resource_tracker)["_resource_tracker"])
-_OF_WANDB = ("wandb-media", "wandb-artifacts")
-"""Made where it is imported, as timm does, and left by processes that end at once."""
+_WANDB_SUFFIXES = ("wandb-media", "wandb-artifacts")
+"""Folders that W&B creates when it is imported (by timm, too), and that a process that is killed leaves behind."""
 
 
 Snapshot = Mapping[str, frozenset[str]]
-"""What is there, by kind."""
+"""Names of the existing objects, by kind."""
 
 
 def surroundings() -> Snapshot:
-    """All that a test could change within its own process and not put back."""
+    """Return the listeners, threads, files and environment variables, which a test could change in its own process."""
     return {"listener": _listeners(), "thread": _threads(), "file": _files(), "variable": _variables()}
 
 
 def running_processes() -> Snapshot:
-    """Our descendants and every process with our test id, without Python's own helpers."""
+    """Return our descendants and every process with our test id, without Python's forkserver and resource tracker."""
     return {"process": _processes()}
 
 
 def leaks_since(before: Snapshot, take: Callable[[], Snapshot]) -> list[str]:
-    """What `take` finds in addition to `before`, after it has had a moment to end."""
+    """Return what `take` finds in addition to `before`, after waiting up to SETTLE_S for it to disappear."""
     deadline = time.monotonic() + SETTLE_S
-    while (left := _added(before, take())) and time.monotonic() < deadline:
+    while (leaks := _added(before, take())) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return left
+    return leaks
 
 
 def _added(before: Snapshot, now: Snapshot) -> list[str]:
-    """A variable that is gone or changed counts too."""
-    found = {kind: now[kind] ^ before[kind] if kind == "variable" else now[kind] - before[kind] for kind in now}
-    return [f"{kind} {each}" for kind, added in found.items() for each in sorted(added)]
+    """Return the additions as texts; a variable that was removed or changed counts too."""
+    changes = {kind: now[kind] ^ before[kind] if kind == "variable" else now[kind] - before[kind] for kind in now}
+    return [f"{kind} {each}" for kind, added in changes.items() for each in sorted(added)]
 
 
 def _processes() -> frozenset[str]:
     helpers = {os.getpid(), *(vars(server).get(name) for server in _HELPERS for name in ("_forkserver_pid", "_pid"))}
     mark = f"{TEST_ID}={os.environ[TEST_ID]}".encode()
-    ours = {child.pid for child in psutil.Process().children(recursive=True)}
-    found = {pid for pid in psutil.pids() if pid in ours or mark in _environment(pid)}
-    return frozenset(f"{pid} {_command(pid)}" for pid in found - helpers if _command(pid))
+    descendants = {child.pid for child in psutil.Process().children(recursive=True)}
+    pids = {pid for pid in psutil.pids() if pid in descendants or mark in _environment(pid)}
+    return frozenset(f"{pid} {_command(pid)}" for pid in pids - helpers if _command(pid))
 
 
 def _environment(pid: int) -> bytes:
@@ -64,7 +64,7 @@ def _environment(pid: int) -> bytes:
 
 
 def _command(pid: int) -> str:
-    """Empty for a process that has ended."""
+    """Return the command line; empty if the process has ended."""
     try:
         process = psutil.Process(pid)
         return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())[:200]
@@ -82,16 +82,16 @@ def _threads() -> frozenset[str]:
 
 
 def _files() -> frozenset[str]:
-    """In the checkout and in the folder for temporary files, without Python's own helpers', torch's cache and W&B's."""
+    """Return the files in the checkout and the temporary folder, without those of Python's helpers, torch and W&B."""
     ignored = {".git", ".venv", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache"}
-    places = [path for path in CHECKOUT.iterdir() if path.name not in ignored]
-    inside = [path for place in places if place.is_dir() for path in _below(str(place))]
+    top_level = [path for path in CHECKOUT.iterdir() if path.name not in ignored]
+    nested = [path for folder in top_level if folder.is_dir() for path in _below(str(folder))]
     temporary = [
         path
         for path in Path(tempfile.gettempdir()).iterdir()
-        if not path.name.startswith(("pymp-", "torchinductor_")) and not path.name.endswith(_OF_WANDB)
+        if not path.name.startswith(("pymp-", "torchinductor_")) and not path.name.endswith(_WANDB_SUFFIXES)
     ]
-    return frozenset(map(str, (*places, *inside, *temporary)))
+    return frozenset(map(str, (*top_level, *nested, *temporary)))
 
 
 def _below(folder: str) -> Iterator[str]:
@@ -101,6 +101,6 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def _variables() -> frozenset[str]:
-    """Without the one that pytest and the one that torch, when it first makes an optimizer, set by themselves."""
+    """Return the environment variables, without those that pytest and torch set themselves."""
     ignored = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
     return frozenset(f"{name}={value}" for name, value in os.environ.items() if name not in ignored)

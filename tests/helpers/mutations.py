@@ -1,14 +1,14 @@
-"""Texts and files that are almost right: bytes with random changes, and with pieces that parsers have stumbled over."""
+"""Fuzzing inputs: valid texts and files with random changes and with byte sequences that have broken parsers."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 LARGEST = 200_000
-"""Bytes; what changes make longer is cut there."""
+"""Bytes: longer mutations are truncated."""
 
 CANARY = "this"
-"""A module that nobody imports, but whoever runs the code in some of the TOKENS does."""
+"""A module of the standard library that nothing imports: it is loaded only if a parser executes the code in TOKENS."""
 
 TOKENS = (
     *(b"!!python/object/apply:importlib.import_module [this]", b"!!python/module:this ''", b"!!python/name:this.s ''"),
@@ -37,76 +37,76 @@ TOKENS = (
 BRACKETS = ((b"[", b"]"), (b'{"a":', b"}"), (b"- ", b""), (b"a.", b""))
 
 
-def mutations(examples: Sequence[bytes], draw: Random) -> Iterator[bytes]:
-    """Without end: one of the examples with a few changes."""
+def mutations(examples: Sequence[bytes], random: Random) -> Iterator[bytes]:
+    """Yield forever: a random example with a few random changes."""
     while True:
-        content = draw.choice(examples)
-        for _ in range(draw.choice((1, 1, 1, 2, 4))):
-            content = draw.choice(_CHANGES)(content, draw.choice(examples), draw)[:LARGEST]
+        content = random.choice(examples)
+        for _ in range(random.choice((1, 1, 1, 2, 4))):
+            content = random.choice(_CHANGES)(content, random.choice(examples), random)[:LARGEST]
         yield content
 
 
-def _flip(content: bytes, other: bytes, draw: Random) -> bytes:
-    place = draw.randrange(len(content) + 1)
-    return content[:place] + bytes([draw.randrange(256)]) + content[place + 1 :]
+def _flip(content: bytes, other: bytes, random: Random) -> bytes:
+    place = random.randrange(len(content) + 1)
+    return content[:place] + bytes([random.randrange(256)]) + content[place + 1 :]
 
 
-def _cut(content: bytes, other: bytes, draw: Random) -> bytes:
-    return content[: draw.randrange(len(content) + 1)]
+def _cut(content: bytes, other: bytes, random: Random) -> bytes:
+    return content[: random.randrange(len(content) + 1)]
 
 
-def _leave_out(content: bytes, other: bytes, draw: Random) -> bytes:
-    start, end = _piece(content, draw)
+def _leave_out(content: bytes, other: bytes, random: Random) -> bytes:
+    start, end = _random_span(content, random)
     return content[:start] + content[end:]
 
 
-def _repeat(content: bytes, other: bytes, draw: Random) -> bytes:
-    start, end = _piece(content, draw)
-    return content[:end] + content[start:end] * draw.choice((1, 2, 30, 2_000)) + content[end:]
+def _repeat(content: bytes, other: bytes, random: Random) -> bytes:
+    start, end = _random_span(content, random)
+    return content[:end] + content[start:end] * random.choice((1, 2, 30, 2_000)) + content[end:]
 
 
-def _splice(content: bytes, other: bytes, draw: Random) -> bytes:
-    return content[: draw.randrange(len(content) + 1)] + other[draw.randrange(len(other) + 1) :]
+def _splice(content: bytes, other: bytes, random: Random) -> bytes:
+    return content[: random.randrange(len(content) + 1)] + other[random.randrange(len(other) + 1) :]
 
 
-def _insert(content: bytes, other: bytes, draw: Random) -> bytes:
-    place = draw.randrange(len(content) + 1)
-    return content[:place] + draw.choice(TOKENS) + content[place:]
+def _insert(content: bytes, other: bytes, random: Random) -> bytes:
+    place = random.randrange(len(content) + 1)
+    return content[:place] + random.choice(TOKENS) + content[place:]
 
 
-def _exchange(content: bytes, other: bytes, draw: Random) -> bytes:
-    """A word for a token, or for another word."""
-    start, end = _word(content, draw)
-    return content[:start] + _substitute(content, draw) + content[end:]
+def _replace_word(content: bytes, other: bytes, random: Random) -> bytes:
+    """Replace a word by a token or by another word."""
+    start, end = _word_span(content, random)
+    return content[:start] + _substitute(content, random) + content[end:]
 
 
-def _overwrite(content: bytes, other: bytes, draw: Random) -> bytes:
-    """As `_exchange`, but nothing moves, so that lengths and offsets stay true."""
-    start, end = _word(content, draw)
-    return content[:start] + _substitute(content, draw)[: end - start].ljust(end - start) + content[end:]
+def _overwrite(content: bytes, other: bytes, random: Random) -> bytes:
+    """Do as `_replace_word`, but keep the length, so that lengths and offsets in the content stay valid."""
+    start, end = _word_span(content, random)
+    return content[:start] + _substitute(content, random)[: end - start].ljust(end - start) + content[end:]
 
 
-def _nest(content: bytes, other: bytes, draw: Random) -> bytes:
-    start, end = _word(content, draw)
-    opening, closing = draw.choice(BRACKETS)
-    depth = draw.choice((1, 40, draw.randrange(100, 1_000), 9_000))
+def _nest(content: bytes, other: bytes, random: Random) -> bytes:
+    start, end = _word_span(content, random)
+    opening, closing = random.choice(BRACKETS)
+    depth = random.choice((1, 40, random.randrange(100, 1_000), 9_000))
     return content[:start] + opening * depth + content[start:end] + closing * depth + content[end:]
 
 
 _CHANGES: tuple[Callable[[bytes, bytes, Random], bytes], ...]
-_CHANGES = (_flip, _cut, _leave_out, _repeat, _splice, _insert, _exchange, _exchange, _overwrite, _nest)
+_CHANGES = (_flip, _cut, _leave_out, _repeat, _splice, _insert, _replace_word, _replace_word, _overwrite, _nest)
 
 
-def _piece(content: bytes, draw: Random) -> tuple[int, int]:
-    start = draw.randrange(len(content) + 1)
-    return start, min(len(content), start + draw.choice((1, 10, 100, len(content))))
+def _random_span(content: bytes, random: Random) -> tuple[int, int]:
+    start = random.randrange(len(content) + 1)
+    return start, min(len(content), start + random.choice((1, 10, 100, len(content))))
 
 
-def _word(content: bytes, draw: Random) -> tuple[int, int]:
-    found = [match.span() for match in re.finditer(rb'"[^"\n]*"|[\w.+-]+', content)]
-    return draw.choice(found) if found else (0, 0)
+def _word_span(content: bytes, random: Random) -> tuple[int, int]:
+    spans = [match.span() for match in re.finditer(rb'"[^"\n]*"|[\w.+-]+', content)]
+    return random.choice(spans) if spans else (0, 0)
 
 
-def _substitute(content: bytes, draw: Random) -> bytes:
-    start, end = _word(content, draw)
-    return draw.choice((content[start:end], draw.choice(TOKENS)))
+def _substitute(content: bytes, random: Random) -> bytes:
+    start, end = _word_span(content, random)
+    return random.choice((content[start:end], random.choice(TOKENS)))

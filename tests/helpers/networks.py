@@ -1,4 +1,4 @@
-"""Small networks by the words of a config, with weights that no two masks share, their maps, and what they cost."""
+"""Small networks built from config overrides, with random SGE and BN parameters; their feature maps and costs."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ def config(*changes: str) -> RunConfig:
 
 
 def network_of(*changes: str) -> Network:
-    """Every gamma and beta, and all batch statistics, away from their initial values."""
-    made = build_network(config(*changes))
+    """Build a network whose gammas, betas and batch statistics all differ from their initial values."""
+    network = build_network(config(*changes))
     generator = torch.Generator().manual_seed(5)
-    for module in made.modules():
+    for module in network.modules():
         if isinstance(module, SpatialScores):
             nn.init.normal_(module.gamma, generator=generator)
             nn.init.normal_(module.beta, generator=generator)
@@ -30,16 +30,16 @@ def network_of(*changes: str) -> Network:
             assert module.running_var is not None
             module.running_mean.normal_(std=0.1, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
-    return made
+    return network
 
 
 def maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
-    """Return what the trunk makes at each place in a pass of the whole network."""
+    """Return the trunk's feature map at each tap in a forward pass of the whole network."""
     maps = dict[str, Tensor]()
 
     def record(_backbone: nn.Module, arguments: Any) -> Any:
-        taken, visit = arguments
-        return taken, lambda place, x: visit(place, _noted(maps, place, x))
+        backbone_input, visit = arguments
+        return backbone_input, lambda tap, x: visit(tap, _record_map(maps, tap, x))
 
     with network.backbone.register_forward_pre_hook(record):
         network(images)
@@ -47,19 +47,19 @@ def maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
 
 
 def plain_maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
-    """Return what the trunk makes at each place when it runs alone."""
+    """Return the trunk's feature map at each tap when the trunk runs alone."""
     maps = dict[str, Tensor]()
-    network.backbone(images, lambda place, x: _noted(maps, place, x))
+    network.backbone(images, lambda tap, x: _record_map(maps, tap, x))
     return maps
 
 
-def _noted(maps: dict[str, Tensor], place: str, x: Tensor) -> Tensor:
-    maps[place] = x.detach().clone()
+def _record_map(maps: dict[str, Tensor], tap: str, x: Tensor) -> Tensor:
+    maps[tap] = x.detach().clone()
     return x
 
 
 def assert_all_train(network: nn.Module, batch: Tensor) -> None:
-    """Every parameter has a gradient after a pass of `batch`."""
+    """Assert that every parameter has a gradient after a forward and backward pass of `batch`."""
     outputs = network.train()(batch)
     loss = torch.stack([F.cross_entropy(logits, torch.arange(len(batch))) for logits in outputs.logits]).sum()
     (loss + sum(feature.norm() for feature in outputs.features)).backward()
@@ -72,7 +72,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def macs(network: nn.Module) -> float:
-    """Multiply-accumulates for one image."""
+    """Return the multiply-accumulate operations for one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(2, 3, 32, 32))
     return counter.get_total_flops() / 4

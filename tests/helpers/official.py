@@ -17,7 +17,7 @@ from fmfsd.data.synthetic import synthetic_images
 
 
 def official_contents(name: str, *, train: int, test: int, seed: int = 1) -> dict[str, dict[str, Any]]:
-    """What each official file of a set of `train` and `test` samples holds, by file name."""
+    """Return the unpickled contents of the official files of a set of `train` and `test` samples, by file name."""
     official, num_classes = OFFICIAL[name], DATASETS[name].num_classes
     images, labels = synthetic_images(num_classes, train + test, seed=seed)
     rows = images.reshape(len(images), -1)
@@ -40,18 +40,18 @@ def write_official(
     seed: int = 1,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """Write such a set below `folder`; `changes` replace whole files, by name, with an object or with bytes."""
-    home = folder / OFFICIAL[name].folder
-    home.mkdir(parents=True)
+    """Write the official files below `folder`; `changes` replace whole files, by name, with an object or with bytes."""
+    set_folder = folder / OFFICIAL[name].folder
+    set_folder.mkdir(parents=True)
     for file, content in (official_contents(name, train=train, test=test, seed=seed) | dict(changes)).items():
-        (home / file).write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=2))
+        (set_folder / file).write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol=2))
     return folder
 
 
 def write_parquet(
     folder: Path, name: str, *, train: int = 256, test: int = 64, columns: Mapping[str, str] = MappingProxyType({})
 ) -> Path:
-    """Write the same set as Hugging Face does; `columns` renames columns."""
+    """Write the same set as parquet files in Hugging Face's format; `columns` renames columns."""
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     official, contents = OFFICIAL[name], official_contents(name, train=train, test=test)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Real processes for tests: the commands as a user starts them, waited for with deadlines."""
+"""Real processes for tests: commands as a user starts them, with deadlines."""
 
 import json
 import os
@@ -21,14 +21,14 @@ DEADLINE_S = 120.0
 
 
 def command(name: str) -> str:
-    """The path of one of our console scripts in the environment that runs the tests."""
+    """Return the path of one of our console scripts in the environment that runs the tests."""
     return str(Path(sys.executable).with_name(name))
 
 
 def run_command(
     name: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end, with output captured."""
+    """Run a console script, wait for its end and capture its output."""
     return subprocess.run(
         [command(name), *arguments],
         cwd=cwd,
@@ -40,9 +40,9 @@ def run_command(
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, deadline_s: float = DEADLINE_S) -> Any:
-    """The first true value of `condition`; fails with `what` after the deadline."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
+    """Return the first true value of `condition`; fail with `what` after the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.02)
@@ -57,7 +57,7 @@ class Launched:
     run: RunDir
 
     def wait_for_step(self, step: int, *, ranks: int = 1) -> None:
-        """Until that many ranks say that they have done `step` steps."""
+        """Wait until the progress files of the first `ranks` ranks report `step` steps."""
 
         def reached() -> bool:
             assert self.process.poll() is None, f"ended with {self.process.returncode} before step {step}"
@@ -76,7 +76,7 @@ class Launched:
 
     def starter(self, node: int) -> psutil.Process:
         children = (_children(self.agents()[node], part) for part in (TORCHRUN, DEEPSPEED))
-        (starter,) = (child for found in children for child in found)
+        (starter,) = (child for matching in children for child in matching)
         return starter
 
     def worker(self, rank: int) -> psutil.Process:
@@ -89,14 +89,14 @@ class Launched:
         self.process.send_signal(number)
 
     def end(self) -> tuple[int, str]:
-        """Exit code and everything that was printed."""
+        """Wait for the end; return the exit code and all output."""
         output, _ = self.process.communicate(timeout=DEADLINE_S)
         return self.process.returncode, output
 
 
 def _children(process: psutil.Process, part: str) -> list[psutil.Process]:
-    found = [child for child in process.children() if part in " ".join(child.cmdline())]
-    return sorted(found, key=lambda child: child.pid)
+    matching = [child for child in process.children() if part in " ".join(child.cmdline())]
+    return sorted(matching, key=lambda child: child.pid)
 
 
 @contextmanager
@@ -107,9 +107,9 @@ def launched(
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
 ) -> Iterator[Launched]:
-    """`fmfsd-launch ... --run-dir run_dir`, ended at the end of the block if it has not ended by then.
+    """Start `fmfsd-launch ... --run-dir run_dir`; kill it at the end of the block if it still runs.
 
-    `prefix`: a command that becomes it.
+    `prefix`: a command that executes it.
     """
     process = subprocess.Popen(
         [*prefix, command("fmfsd-launch"), *arguments, "--run-dir", run_dir],

@@ -1,4 +1,4 @@
-"""Which tests are quick: those of two folders that start no process, which is enforced while they run."""
+"""Quick tests: those of two folders that start no process. A quick test that starts one fails."""
 
 import sys
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from fmfsd.system.kernel_cache import COMPILER
 TESTS = Path(__file__).parents[1]
 FOLDERS = ("fmfsd", "launcher")
 PROCESSES = "processes"
-"""The fixture that a test of these folders requests to start processes, which makes it one that is not quick."""
+"""The fixture that a test in these folders requests if it starts processes; it is not quick then."""
 
 _EVENTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system")
 _ALLOWED = {COMPILER, "git"}
-"""The compiler of the CPU kernels runs once a session; git is asked for uncommitted changes."""
+"""The compiler of the CPU kernels runs once a session; `git status` is run for the manifest."""
 _refused: list[str] | None = None
-"""What was refused since the start of a quick test; None while no quick test runs."""
+"""The starts that were refused in the running quick test; None while no quick test runs."""
 
 
 def is_quick(item: pytest.Item) -> bool:
@@ -30,9 +30,9 @@ def is_quick(item: pytest.Item) -> bool:
 
 @contextmanager
 def refused_processes() -> Iterator[list[str]]:
-    """Refuse every start of a process that is not among the allowed ones.
+    """Refuse every start of a process, except of the allowed programs.
 
-    The list names what was refused, also where the code under test caught the error.
+    The yielded list contains every refused start, even if the code under test caught the error.
     """
     global _refused
     _refused = []
@@ -53,14 +53,14 @@ def _refuse(what: str) -> None:
         raise RuntimeError(f"a quick test must not start a process ({what}): request the fixture `{PROCESSES}`")
 
 
-def _words(arguments: tuple[Any, ...]) -> list[str]:
-    """Of the command that is started."""
-    words = arguments[1] if len(arguments) > 1 else ()
-    return [str(word) for word in words] if isinstance(words, list | tuple) else []
+def _program_arguments(arguments: tuple[Any, ...]) -> list[str]:
+    """Return the command line in the arguments of an audit event that starts a process."""
+    argv = arguments[1] if len(arguments) > 1 else ()
+    return [str(argument) for argument in argv] if isinstance(argv, list | tuple) else []
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _refused is not None and event in _EVENTS and not _ALLOWED & set(_words(arguments)):
+    if _refused is not None and event in _EVENTS and not _ALLOWED & set(_program_arguments(arguments)):
         _refuse(f"{event}: {arguments[:2]}")
 
 

@@ -1,6 +1,6 @@
-"""The method's network and loss restated from their description alone: torch functions on a dictionary of weights.
+"""Reference implementation of the method's network and loss: torch functions on a dictionary of weights.
 
-Sections 1 and 2 of the method, line by line: ResNets of K stages, branches after all stages but the last, `fusion:
+Written from sections 1 and 2 of the method alone: ResNets of K stages, branches after all stages but the last, `fusion:
 trunk`. Only the names of the weights come from our code. Batch normalisation uses the statistics of the batch.
 Shapes: maps (B, C, H, W), masks (B, G, H, W), features (B, D), logits (B, K).
 """
@@ -34,11 +34,11 @@ def network(weights: Weights, images: Tensor) -> Restated:
     num_taps = count(weights, "gates.")
     enhanced = enhanced_maps(weights, images)
     aligned = [align(part(weights, f"alignments.{i}"), enhanced[i]) for i in range(num_taps - 1)] + enhanced[-1:]
-    united = fuse(part(weights, "fusion"), aligned)
-    deepest_map = stage(weights, united, num_taps)
+    fused = fuse(part(weights, "fusion"), aligned)
+    deepest_map = stage(weights, fused, num_taps)
     deepest_feature = pool(deepest_map)
     branch_features = [pool(branch(part(weights, f"branches.{i}"), aligned[i])) for i in range(num_taps - 1)]
-    candidate = fused_branch(part(weights, "fused_branch"), united)
+    candidate = fused_branch(part(weights, "fused_branch"), fused)
     fused_feature = pool(fuse(part(weights, "deep_fusion"), [candidate, deepest_map]))
     logits = [linear(part(weights, f"heads.{i}.classifier"), f) for i, f in enumerate(branch_features)]
     logits.append(linear(part(weights, "fused_head.classifier"), fused_feature))
@@ -48,7 +48,7 @@ def network(weights: Weights, images: Tensor) -> Restated:
 
 
 def enhanced_maps(weights: Weights, images: Tensor) -> list[Tensor]:
-    """Return E_k = SGE_k(F_k) for every stage but the last; F_k itself goes on to stage k + 1."""
+    """Return E_k = SGE_k(F_k) for every stage but the last; F_k itself is the input of stage k + 1."""
     x, enhanced = stem(weights, images), []
     for k in range(count(weights, "gates.")):
         x = stage(weights, x, k)
@@ -63,9 +63,9 @@ def stem(weights: Weights, images: Tensor) -> Tensor:
 
 def stage(weights: Weights, x: Tensor, number: int) -> Tensor:
     """Apply one stage of residual blocks; each stage but the first halves the resolution in its first block."""
-    own = part(weights, f"backbone.stages.{number}")
-    for i in range(count(own, "")):
-        x = residual_block(part(own, str(i)), x, stride=2 if number > 0 and i == 0 else 1)
+    blocks = part(weights, f"backbone.stages.{number}")
+    for i in range(count(blocks, "")):
+        x = residual_block(part(blocks, str(i)), x, stride=2 if number > 0 and i == 0 else 1)
     return x
 
 
@@ -86,21 +86,21 @@ def residual_block(weights: Weights, x: Tensor, *, stride: int) -> Tensor:
 def align(weights: Weights, x: Tensor) -> Tensor:
     """Apply SepConv SGE SepConv ...: one SepConv for each stage boundary, an SGE between two of them."""
     for i in range(count(weights, "")):
-        own = part(weights, str(i))
-        x = sge(own, x) if "gamma" in own else sep_conv(own, x)
+        layer = part(weights, str(i))
+        x = sge(layer, x) if "gamma" in layer else sep_conv(layer, x)
     return x
 
 
 def branch(weights: Weights, x: Tensor) -> Tensor:
-    """R_i = SGE SepConv SGE P_i."""
+    """Return R_i = SGE SepConv SGE P_i."""
     x = sge(part(weights, "0"), x)
     x = sep_conv(part(weights, "1.0"), x)
     return sge(part(weights, "2"), x)
 
 
-def fused_branch(weights: Weights, united: Tensor) -> Tensor:
-    """Q = SGE SepConv U."""
-    return sge(part(weights, "1"), sep_conv(part(weights, "0.0"), united))
+def fused_branch(weights: Weights, fused: Tensor) -> Tensor:
+    """Return Q = SGE SepConv U."""
+    return sge(part(weights, "1"), sep_conv(part(weights, "0.0"), fused))
 
 
 def sep_conv(weights: Weights, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def sge(weights: Weights, x: Tensor) -> Tensor:
 
 
 def fuse(weights: Weights, maps: Sequence[Tensor]) -> Tensor:
-    """U = mean_i(Abar * P_i) with Abar = mean_i sem_i(P_i)."""
+    """Return U = mean_i(Abar * P_i) with Abar = mean_i sem_i(P_i)."""
     masks = [mask(part(weights, f"enhancements.{i}"), each) for i, each in enumerate(maps)]
     average = torch.stack(masks).mean(0)
     intermediate = [repeat_over_groups(average, each) * each for each in maps]
@@ -189,10 +189,10 @@ def part(weights: Weights, prefix: str) -> Weights:
 
 
 def count(weights: Weights, prefix: str) -> int:
-    """Return how many different names follow `prefix`."""
+    """Return the number of different names that follow `prefix`."""
     return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
 
 
-def count_names(weights: Weights, beginning: str) -> int:
-    """Return how many different first names start with `beginning`."""
-    return len({name.split(".")[0] for name in weights if name.startswith(beginning)})
+def count_names(weights: Weights, start: str) -> int:
+    """Return the number of different first names that start with `start`."""
+    return len({name.split(".")[0] for name in weights if name.startswith(start)})

@@ -1,4 +1,4 @@
-"""Tiny runs inside the test's own process, or inside workers of `run_workers`."""
+"""Tiny runs inside the test process, or inside the workers of `run_workers`."""
 
 import json
 from contextlib import closing
@@ -34,7 +34,7 @@ TINY = (
 
 
 DIRECT = ("--starter", "direct")
-"""For launches that are not about torchrun: one import of torch less for each node."""
+"""For tests of launches that do not concern torchrun: saves one import of torch per node."""
 
 SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=14", "checkpoint.every_steps=4")
 
@@ -51,7 +51,7 @@ def make_run(folder: Path, config: RunConfig) -> RunDir:
 
 
 class StopAfter(StopFlag):
-    """Asks for a stop once the loop that it is given to has done so many steps; if `evaluating`, in an evaluation."""
+    """Requests a stop once the watched loop has made `steps` steps; with `evaluating`, in its next evaluation."""
 
     def __init__(self, steps: int | None, *, evaluating: bool = False) -> None:
         super().__init__(None)
@@ -76,7 +76,7 @@ def make_loop(
     evaluating: bool = False,
     device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
 ) -> Loop:
-    """This worker's loop, ready to `resume` and `run`."""
+    """Return this worker's loop, ready to `resume` and `run`."""
     stop = StopAfter(stop_after, evaluating=evaluating)
     config = run_config(run)
     progress = ProgressFile(run.rank_progress(comms.rank))
@@ -86,7 +86,7 @@ def make_loop(
 
 
 def train_run(comms: Comms, folder: Path, stop_after: int | None = None) -> str:
-    """Train the run in `folder`, from where it is; its state at the end."""
+    """Train the run in `folder` from its newest checkpoint; return its final state."""
     loop = make_loop(RunDir(folder), comms, stop_after=stop_after)
     with closing(loop):
         loop.resume()
@@ -94,26 +94,26 @@ def train_run(comms: Comms, folder: Path, stop_after: int | None = None) -> str:
 
 
 def records(run: RunDir) -> list[dict[str, Any]]:
-    """The metrics, without what depends on the clock."""
+    """Return the records of metrics.jsonl, without values that depend on the clock."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in lines]
 
 
 def assert_records_agree(one: list[dict[str, Any]], other: list[dict[str, Any]], *, tolerance: float) -> None:
-    """The same records, their floats equal to a relative `tolerance`."""
+    """Assert that both lists have the same records, with floats equal to a relative `tolerance`."""
     assert len(one) == len(other)
-    for left, right in zip(one, other, strict=True):
-        assert left.keys() == right.keys()
-        for name, value in left.items():
-            assert right[name] == (pytest.approx(value, rel=tolerance) if isinstance(value, float) else value), name
+    for first, second in zip(one, other, strict=True):
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            assert second[name] == (pytest.approx(value, rel=tolerance) if isinstance(value, float) else value), name
 
 
 def newest_weights(run: RunDir) -> bytes:
-    """The bytes of the newest checkpoint's weights and of its optimizer state."""
+    """Return the bytes of the newest checkpoint's weights and optimizer state."""
     folder = max(path for path in run.checkpoints.iterdir() if path.name.startswith("step-"))
     return (folder / "model.safetensors").read_bytes() + (folder / "optimizer.safetensors").read_bytes()
 
 
 def evaluation(**metrics: float) -> Evaluation:
-    """Of a network that has no more to say of itself."""
+    """Return the result of an evaluation that has only metrics."""
     return Evaluation((), metrics, [], {}, [], None)

@@ -1,4 +1,4 @@
-"""Real sweeps of tiny runs, as a user starts them."""
+"""Real sweeps of tiny runs, started by `fmfsd-tune`."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ parameters:
   optim.weight_decay: {uniform: [0.0, 0.9]}
   model.branches: {grid: [[stage1, stage2], [stage1]]}
 """
-"""For stub workers: two networks, whose costs do not depend on the weight decay, so that each is probed once."""
+"""For stub workers: two networks, whose costs do not depend on the weight decay, so each is probed once."""
 RUNS = (
     *TINY,
     "data.shards=16",
@@ -40,19 +40,22 @@ RUNS = (
     "checkpoint.every_steps=4",
     "checkpoint.every_epochs=null",
 )
-"""Twenty steps, which are two epochs of 14: an evaluation on the way and one at the end."""
+"""Twenty steps, in two epochs of 14: one evaluation after the first epoch and one at the end."""
 EPOCH_STEPS = 14
 FIVE_EPOCHS = ("train.epochs=5", "train.max_steps=null")
-"""For stub workers, whose steps take no time."""
+"""Only for stub workers, whose steps take no time."""
 METRICS = ("--metric", "valid/deepest_top1", "--metric", "cost/train_macs")
 
 
 def arguments(root: Path, folder: Path, *more: str, space: str = SPACE, changes: tuple[str, ...] = ()) -> list[str]:
-    """Of `fmfsd-tune` for a sweep in `folder`/sweep; `root` is that of `tiny_root`. What is searched is not set."""
+    """Return the arguments of `fmfsd-tune` for a sweep in `folder`/sweep; `root` is that of `tiny_root`.
+
+    Parameters of `space` are not overridden by `--set`.
+    """
     file = folder / "space.yaml"
     file.write_text(space)
-    given = (*RUNS, f"data.root={root}", *changes)
-    sets = [part for change in given if change.partition("=")[0] not in space for part in ("--set", change)]
+    all_changes = (*RUNS, f"data.root={root}", *changes)
+    sets = [part for change in all_changes if change.partition("=")[0] not in space for part in ("--set", change)]
     return ["--space", str(file), *sets, "--sweep-dir", str(folder / "sweep"), "--search", "random", *more]
 
 
@@ -61,12 +64,12 @@ def tune(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> su
 
 
 def known(sweep: SweepDir, fact: str) -> list[dict[str, Any]]:
-    """Facts of that kind."""
+    """Return the ledger's facts of this kind."""
     return [each for each in facts(sweep.ledger) if each["fact"] == fact]
 
 
 def results(sweep: SweepDir) -> dict[int, tuple[str, dict[str, float]]]:
-    """How each trial ended, by number: two at a time end in any order."""
+    """Return final state and metrics by trial number: trials that run in parallel end in any order."""
     ended = sorted(known(sweep, "ended"), key=lambda fact: fact["trial"])
     return {each["trial"]: (each["state"], each["metrics"]) for each in ended}
 
@@ -81,32 +84,32 @@ class Sweeping:
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         def holds() -> Any:
             if self.process.poll() is not None:
-                raise AssertionError(f"it has ended before {what}: {self.ended()}")
+                raise AssertionError(f"fmfsd-tune ended before {what}: {self.ended()}")
             return condition()
 
         return wait_until(holds, what)
 
-    def processes(self, *words: str) -> list[psutil.Process]:
-        """Its descendants whose command line has all of these words."""
-        found = []
+    def processes(self, *parts: str) -> list[psutil.Process]:
+        """Return the descendants whose command line contains all `parts`."""
+        matching = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 line = " ".join(process.cmdline())
             except psutil.Error:
                 continue
-            if all(word in line for word in words):
-                found.append(process)
-        return found
+            if all(part in line for part in parts):
+                matching.append(process)
+        return matching
 
     def ended(self) -> tuple[int, str, str]:
-        """Its exit code and words."""
+        """Wait for the end; return exit code, standard output and standard error."""
         output, errors = self.process.communicate(timeout=240)
         return self.process.returncode, output, errors
 
 
 @contextmanager
 def sweeping(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Sweeping]:
-    """Killed at the end if it still runs."""
+    """Start `fmfsd-tune`; kill it at the end of the block if it still runs."""
     process = subprocess.Popen(
         [command("fmfsd-tune"), *arguments],
         cwd=cwd,

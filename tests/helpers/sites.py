@@ -1,4 +1,4 @@
-"""Sites whose hosts are this machine: real agents in the place of those that ssh or srun would reach."""
+"""Sites whose hosts are this machine: real local agents instead of agents reached by ssh or srun."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class NearSite(Site):
-    """`ways`: by host the command that becomes or leads to its agent, where that is not simply one here."""
+    """A site of local agents; `ways` maps a host to the command that starts its agent (default: AGENT)."""
 
     ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -22,15 +22,15 @@ class NearSite(Site):
 
 
 def near_site(**ways: Sequence[str]) -> NearSite:
-    """Of the hosts n1 and n2."""
+    """Return a site of the hosts n1 and n2, with the agent commands `ways` by host."""
     return NearSite(Resources(cores=1), "ssh", ("n1", "n2"), ways)
 
 
 def hiding(folder: Path) -> tuple[str, ...]:
-    """A way to an agent that sees another folder in the place of this one. Needs root."""
+    """Return the command of an agent that sees an empty file system at `folder`. Needs root."""
     return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh", *AGENT)
 
 
 def with_code_of(checkout: Path) -> tuple[str, ...]:
-    """A way to an agent that imports another checkout."""
+    """Return the command of an agent that imports the code of `checkout`."""
     return ("env", f"PYTHONPATH={checkout}", *AGENT)

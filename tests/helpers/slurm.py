@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two hosts on this machine, and jobs on it."""
+"""A real Slurm cluster of two simulated hosts on this machine, and its jobs."""
 
 import json
 import os
@@ -22,15 +22,15 @@ SETTINGS: dict[str, int | str] = {
     "cpus": 4,
     "gpus": 2,
     "gpu_type": "a100",
-    "killwait": 30,  # as Slurm's own: two cores may be busy with other things than with saving
-    "requeue": 5,  # less counts as 120
+    "killwait": 30,  # Slurm's default: on two busy cores saving can take long
+    "requeue": 5,  # Slurm treats smaller values as 120
 }
 POLL_SLURM_S = 0.25
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that was submitted with `fmfsd-launch`; `cluster` is where it is."""
+    """A job submitted with `fmfsd-launch` to `cluster`."""
 
     cluster: "SlurmCluster"
     id: str
@@ -38,9 +38,9 @@ class Job:
 
     @property
     def state(self) -> JobState:
-        found = slurm_commands.job_state(self.id)
-        assert found is not None, f"Slurm has forgotten job {self.id}"
-        return found
+        state = slurm_commands.job_state(self.id)
+        assert state is not None, f"Slurm no longer knows job {self.id}"
+        return state
 
     @property
     def words(self) -> str:
@@ -63,13 +63,13 @@ class Job:
 
     def wait_for_step(self, step: int, *, attempt: int = 1) -> None:
         def is_reached() -> bool:
-            shown = self.progress()
-            return bool(shown.get("attempt", 0) >= attempt and shown.get("step", -1) >= step)
+            progress = self.progress()
+            return bool(progress.get("attempt", 0) >= attempt and progress.get("step", -1) >= step)
 
         self._wait_until(is_reached, f"step {step} of attempt {attempt}")
 
     def wait_for_restart(self, number: int) -> None:
-        """Until Slurm has started it again, a few seconds after it could: a start that is hastened fails."""
+        """Wait until Slurm itself has restarted the job; a manual release a few seconds earlier would fail."""
 
         def is_restarted() -> bool:
             return self.restarts >= number and self.state.state == "RUNNING"
@@ -77,17 +77,17 @@ class Job:
         self._wait_until(is_restarted, f"restart {number}", every_s=POLL_SLURM_S)
 
     def resumed_after_restart(self, number: int) -> int:
-        """The step that it resumes from once it is started again, when it has made a step."""
+        """Wait until the job has been restarted and has made a step; return the step from which it resumed."""
         self.wait_for_restart(number)
         self.wait_for_step(1, attempt=self.run.last_attempt() + 1)
         return int(self.progress()["went_on_after"])
 
     def _wait_until(self, condition: Callable[[], bool], what: str, *, every_s: float = 0.05) -> None:
-        """Fails if the job ends before, for which Slurm is asked less often: each command takes 30 ms of a core."""
-        deadline, ask_at = time.monotonic() + DEADLINE_S, 0.0
+        """Wait for `condition`; fail if the job ends before. Slurm is polled less often: a query costs 30 ms of CPU."""
+        deadline, next_query = time.monotonic() + DEADLINE_S, 0.0
         while not condition():
-            if time.monotonic() >= ask_at:
-                state, ask_at = self.state, time.monotonic() + 4 * POLL_SLURM_S
+            if time.monotonic() >= next_query:
+                state, next_query = self.state, time.monotonic() + 4 * POLL_SLURM_S
                 assert not state.is_over, f"{what} of job {self.id}: {state}\n{self.words}"
                 assert time.monotonic() < deadline, (
                     f"{what} of job {self.id}: not within {DEADLINE_S:g} s\n{self.words}"
@@ -95,7 +95,7 @@ class Job:
             time.sleep(every_s)
 
     def end(self) -> JobState:
-        """How it ended."""
+        """Wait for the end of the job and return its final state."""
         deadline = time.monotonic() + DEADLINE_S
         while not (state := self.state).is_over:
             assert time.monotonic() < deadline, f"{state}\n{self.words}"
@@ -105,10 +105,10 @@ class Job:
 
 @dataclass(frozen=True)
 class SlurmCluster(Cluster):
-    """Hosts n1 and n2 with a Slurm of their own."""
+    """Hosts n1 and n2 with their own Slurm controller."""
 
     def clear(self) -> None:
-        """End whatever is on it."""
+        """Cancel all jobs and wait until the queue is empty."""
         subprocess.run(["scancel", "--me"], check=True)
         wait_until(lambda: not self._queue(), "the jobs to end")
 
@@ -122,18 +122,18 @@ class SlurmCluster(Cluster):
 
     def submit(self, cwd: Path, run_dir: str, *arguments: str, env: Mapping[str, str] | None = None) -> Job:
         options = ("--on", "slurm", "--device", "cpu", "--run-dir", run_dir, "--json")
-        answer = run_command("fmfsd-launch", *arguments, *options, cwd=cwd, env=env)
-        assert answer.returncode == 0, answer.stderr
-        told = json.loads(answer.stdout)
-        return Job(self, told["job"], RunDir(Path(told["run_dir"])))
+        completed = run_command("fmfsd-launch", *arguments, *options, cwd=cwd, env=env)
+        assert completed.returncode == 0, completed.stderr
+        submitted = json.loads(completed.stdout)
+        return Job(self, submitted["job"], RunDir(Path(submitted["run_dir"])))
 
     def set_down(self, host: str) -> None:
-        """Slurm considers the node failed, until its slurmd, which still runs, registers again."""
+        """Set the node to DOWN, until its slurmd, which still runs, registers again."""
         subprocess.run(["scontrol", "update", f"nodename={host}", "state=down", "reason=test"], check=True)
 
     @contextmanager
     def without_python(self, host: str) -> Iterator[None]:
-        """No agent starts on the host: what is Python elsewhere fails there."""
+        """Make Python fail on the host, so that no agent starts there, until the end of the block."""
         python = os.path.realpath(sys.executable)
         self.on(host, "mount", "--bind", "/bin/false", python)
         try:
@@ -142,6 +142,6 @@ class SlurmCluster(Cluster):
             self.on(host, "umount", python)
 
     def signal_worker(self, job: Job, rank: int, name: str) -> None:
-        """Of a job with one worker on each of n1 and n2; its pid is as itself sees it."""
+        """Send a signal to a worker of a job with one worker on each of n1 and n2; its pid is that of its namespace."""
         pid = json.loads(job.run.rank_progress(rank).read_text())["pid"]
         self.on(f"n{rank + 1}", "kill", f"-{name}", str(pid))

@@ -1,4 +1,4 @@
-"""Stand-ins: for torchrun, under the real coordinator and real agents; for agents; for what a worker leaves."""
+"""Test doubles: for torchrun, under the real coordinator and real agents; for agents; for crash files of workers."""
 
 import os
 import sys
@@ -53,13 +53,28 @@ def plan(run: RunDir, *scripts: str) -> LaunchPlan:
     return LaunchPlan(str(run.path), "cpu", 1, nodes)
 
 
-def plan_for_hosts(run: RunDir, script: str, *ways: tuple[str, ...], interface: str | None = None) -> LaunchPlan:
-    """A node for each way to an agent, as of other hosts."""
-    given = {"ADDRESS": ADDRESS, "PORT": PORT, "INTERFACE": INTERFACE, "NCCL": NCCL_INTERFACE, "SCRATCH": SCRATCH}
-    env = {**given, "FMFSD_ATTEMPT": ATTEMPT, "PATH": os.environ["PATH"], "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"]}
+def plan_for_hosts(
+    run: RunDir, script: str, *agent_commands: tuple[str, ...], interface: str | None = None
+) -> LaunchPlan:
+    """Return a plan with one node per agent command of `agent_commands`, as if each were on another host."""
+    placeholders = {
+        "ADDRESS": ADDRESS,
+        "PORT": PORT,
+        "INTERFACE": INTERFACE,
+        "NCCL": NCCL_INTERFACE,
+        "SCRATCH": SCRATCH,
+    }
+    env = {
+        **placeholders,
+        "FMFSD_ATTEMPT": ATTEMPT,
+        "PATH": os.environ["PATH"],
+        "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"],
+    }
     nodes = (
-        NodePlan(number, (sys.executable, "-c", PRELUDE + script, str(run.path), str(number)), env, "/", "far", way)
-        for number, way in enumerate(ways)
+        NodePlan(
+            number, (sys.executable, "-c", PRELUDE + script, str(run.path), str(number)), env, "/", "far", agent_command
+        )
+        for number, agent_command in enumerate(agent_commands)
     )
     return LaunchPlan(str(run.path), "cpu", 1, tuple(nodes), interface=interface)
 
@@ -69,7 +84,7 @@ def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Reque
 
 
 def starter(run: RunDir, node: int) -> int:
-    """The process of a node's starter, once it runs."""
+    """Wait until the starter of a node runs; return its pid."""
     path = run.path / f"pid-{node}"
     return int(wait_until(lambda: path.exists() and path.read_text(), f"starter of node {node}"))
 
@@ -81,7 +96,7 @@ def meanwhile(action: Callable[[], None]) -> threading.Thread:
 
 
 def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> Attempt:
-    """With the signals heard that `send` sends meanwhile."""
+    """Run a plan of `scripts` with signal handlers installed, while `send` sends signals from another thread."""
     requests = Requests()
     with requests.heard():
         thread = meanwhile(send)
@@ -91,7 +106,7 @@ def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> 
 
 
 class NoAgent(Agent):
-    """Stands where an agent would be: nothing is started."""
+    """An agent that starts nothing."""
 
     def __init__(self) -> None:
         pass

@@ -1,8 +1,8 @@
-"""Stub workers, which go through the steps of a run without training, for tests of everything around a worker.
+"""Stub workers, which count through the steps of a run without training, for tests of everything around a worker.
 
 In the processes `fmfsd train` and `fmfsd evaluate` the modules that import torch are replaced. The rest of a worker is
-real: its ties to its parent, heartbeat, log, stop flag, records, crash file and exit code. A start takes 0.2 s of CPU
-time instead of 5.
+real: detection of its parent's death, heartbeat, log, stop flag, metrics, crash file and exit code. A start takes 0.2 s
+of CPU time instead of 5.
 """
 
 import json
@@ -33,18 +33,18 @@ CHECKOUT = Path(__file__).parents[2]
 GOOD_LR, LARGEST_LR = 0.05, 10.0
 SITE = """\
 import sys
-if any(words in " ".join(sys.orig_argv) for words in (" -m fmfsd train ", " -m fmfsd evaluate ")):
+if any(command in " ".join(sys.orig_argv) for command in (" -m fmfsd train ", " -m fmfsd evaluate ")):
     sys.path.append({checkout!r})
     from pathlib import Path
     from tests.helpers.stub_training import replace_training
     replace_training(Path({folder!r}))
 """
-"""The content of `sitecustomize.py`, which every Python process imports first."""
+"""Content of `sitecustomize.py`, which every Python process imports first."""
 
 
 @dataclass(frozen=True)
 class StubTraining:
-    """A folder for PYTHONPATH that replaces training, and in which tests make workers wait."""
+    """A folder for PYTHONPATH that replaces training, and through which tests make workers wait."""
 
     folder: Path
 
@@ -53,7 +53,7 @@ class StubTraining:
         return {"PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))}
 
     def hold(self, run: str, *, attempt: int, step: int) -> Path:
-        """Make the workers of the run of this name wait before a step, until the run is requested to stop.
+        """Make the workers of the run named `run` wait before step `step` of an attempt, until a stop is requested.
 
         Returns the file that exists while they wait; deleting it releases them.
         """
@@ -63,7 +63,7 @@ class StubTraining:
 
 
 def stub_training(folder: Path) -> StubTraining:
-    """Create a new folder for stub workers, in which there is a module of a user's that is called like our package."""
+    """Create a new folder for stub workers. It also contains a user's module with the name of our package."""
     folder.mkdir()
     hide_launcher(folder)
     (folder / "sitecustomize.py").write_text(SITE.format(checkout=str(CHECKOUT), folder=str(folder)))
@@ -71,12 +71,12 @@ def stub_training(folder: Path) -> StubTraining:
 
 
 def hide_launcher(folder: Path) -> None:
-    """Put a module `launcher` that is not ours into a folder for PYTHONPATH: every command must find its own."""
+    """Put an unrelated module `launcher` into a folder for PYTHONPATH: every command must import the real package."""
     (folder / "launcher.py").write_text("raise RuntimeError('this launcher is not that of fmfsd')\n")
 
 
 def replace_training(folder: Path) -> None:
-    """Replace what needs torch in this process; nothing of it has been imported yet."""
+    """Replace the modules that import torch in this process, before any of them has been imported."""
 
     def train(run: RunDir, world: World, _device: str, progress: ProgressFile, fence: Fence, **_options: Any) -> str:
         return _StubWorker(folder, run, world, progress, fence).run_to_end()
@@ -93,7 +93,7 @@ def replace_training(folder: Path) -> None:
 
 
 class _StubWorker:
-    """Goes through the steps of a run, from its newest checkpoint, and writes what a worker writes."""
+    """Counts through the steps of a run, from its newest checkpoint, and writes the files that a worker writes."""
 
     def __init__(self, folder: Path, run: RunDir, world: World, progress: ProgressFile, fence: Fence) -> None:
         self._folder, self._run, self._progress, self._fence = folder, run, progress, fence
@@ -121,7 +121,7 @@ class _StubWorker:
         self._show_progress()
 
     def _wait_while_held(self, stop: StopFlag) -> None:
-        """Ignores signals, as a hanging worker does, but not a stop request in the run's folder."""
+        """Wait at a hold. Ignores signals, as a hanging worker does, but not a stop request in the run's folder."""
         hold = _hold_file(self._folder, self._run.path.name, self._fence.attempt, self._step)
         if hold.exists():
             _reached_file(hold).touch()
@@ -161,7 +161,7 @@ class _StubWorker:
 
 
 def draw_metrics(config: RunConfig, split: str, epoch: int) -> dict[str, float]:
-    """Return metrics that depend on the arguments alone; the accuracy grows with the learning rate up to GOOD_LR."""
+    """Return metrics that are a function of the arguments; the accuracy grows with the learning rate up to GOOD_LR."""
     random = Random(f"{dump_config(config)} {split} {epoch}")
     learnt = min(1.0, config.optim.lr / GOOD_LR)
     return {"deepest_top1": learnt * (0.4 + 0.5 * random.random()), "loss": 0.1 + random.random()}
@@ -172,15 +172,15 @@ def _connect(_world: World, _device: str, **_options: Any) -> Iterator[None]:
     yield None
 
 
-def _assess(run: RunDir, split: str, *_more: Any) -> dict[str, Any]:
+def _assess(run: RunDir, split: str, *_rest: Any) -> dict[str, Any]:
     config, step = load_config(str(run.config)), run.newest_step()
     return {"split": split, "step": step, "metrics": draw_metrics(config, split, config.train.epochs)}
 
 
-def _show_and_write(found: dict[str, Any], *, run: RunDir, **_options: Any) -> None:
-    print(json.dumps(found))
-    run.evaluation(found["split"]).parent.mkdir(exist_ok=True)
-    write_json(run.evaluation(found["split"]), found)
+def _show_and_write(result: dict[str, Any], *, run: RunDir, **_options: Any) -> None:
+    print(json.dumps(result))
+    run.evaluation(result["split"]).parent.mkdir(exist_ok=True)
+    write_json(run.evaluation(result["split"]), result)
 
 
 def _hold_file(folder: Path, run: str, attempt: int, step: int) -> Path:

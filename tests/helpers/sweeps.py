@@ -1,4 +1,4 @@
-"""A search's folder as its driver leaves it, made by hand."""
+"""Sweep folders written by hand, as a driver leaves them."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from launcher.tune.records.ledger import Ledger
 
 
 class MadeSweep:
-    """Facts and trials' folders, noted as a driver and its trials would."""
+    """A sweep folder to which tests add facts and trial folders, as a driver and its trials would."""
 
     def __init__(self, path: Path, options: TuneOptions) -> None:
         self.dir = SweepDir(path)
@@ -33,21 +33,22 @@ class MadeSweep:
         self.ledger.note("ended", trial=number, state=state, metrics=named(metrics), cause=cause, seconds=seconds)
 
     def begun(self, number: int, attempt: int = 1, **progress: Any) -> None:
-        """An attempt at a trial, with what its first worker tells, if anything."""
+        """Write a started attempt of a trial and, if `progress` is given, the progress file of its rank 0."""
         run = self.dir.trial(f"{number:04d}")
         run.create()
         run.config.write_text("seed: 0\n")
-        told = {"attempt": attempt, "state": "running", "cause": "", "workers": 1, "started": 100.0, "ended": None}
-        write_json(run.attempt(attempt), told)
+        content = {"attempt": attempt, "state": "running", "cause": "", "workers": 1, "started": 100.0, "ended": None}
+        write_json(run.attempt(attempt), content)
         if progress:
             steps = {"step": 50, "total_steps": 100, "steps_per_epoch": 25, "images_per_s": 400.4}
             write_json(run.rank_progress(0), {"rank": 0, "attempt": attempt, "state": "train", **steps, **progress})
 
     def failed_attempt(self, number: int, attempt: int, cause: str) -> None:
-        told = {"attempt": attempt, "state": "failed", "cause": cause, "workers": 1, "started": 100.0, "ended": 130.0}
-        write_json(self.dir.trial(f"{number:04d}").attempt(attempt), told)
+        times = {"started": 100.0, "ended": 130.0}
+        content = {"attempt": attempt, "state": "failed", "cause": cause, "workers": 1, **times}
+        write_json(self.dir.trial(f"{number:04d}").attempt(attempt), content)
 
 
 def named(metrics: dict[str, float]) -> dict[str, float]:
-    """`deepest_top1` of the validation split, and `train_macs` of the costs."""
+    """Return the metrics with the prefix of their group, for example valid/deepest_top1 and cost/train_macs."""
     return {f"{'cost' if name.endswith('macs') else 'valid'}/{name}": value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""A terminal as a person has it: a screen of tmux's, on a server of its own."""
+"""Real terminals: tmux screens on a private tmux server."""
 
 import os
 import shutil
@@ -17,29 +17,29 @@ TMUX = shutil.which("tmux")
 class Terminal:
     socket: Path
 
-    def tmux(self, *words: str) -> str:
-        done = subprocess.run([str(TMUX), "-S", str(self.socket), *words], capture_output=True, text=True, check=True)
-        return done.stdout
+    def tmux(self, *arguments: str) -> str:
+        command = [str(TMUX), "-S", str(self.socket), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     @property
     def screen(self) -> str:
         return self.tmux("capture-pane", "-p")
 
     def wait_for(self, *texts: str) -> str:
-        """The screen that has them all."""
-        found: list[str] = []
+        """Wait until the screen shows all `texts`; return its content."""
+        screens: list[str] = []
 
-        def seen() -> bool:
-            found[:] = [self.screen]
-            return all(text in found[0] for text in texts)
+        def shows_all() -> bool:
+            screens[:] = [self.screen]
+            return all(text in screens[0] for text in texts)
 
-        wait_until(seen, f"{texts} on the screen", deadline_s=90)
-        return found[0]
+        wait_until(shows_all, f"{texts} on the screen", deadline_s=90)
+        return screens[0]
 
 
 @contextmanager
 def terminal(scratch: Path, command: Sequence[str], *, columns: int = 100, rows: int = 30) -> Iterator[Terminal]:
-    """`command` in it, in the folder `scratch`; the screen stays when that has ended."""
+    """Run `command` in a terminal, in the folder `scratch`; the terminal stays open after the end of the command."""
     screen = Terminal(scratch / f"tmux-{os.path.basename(command[0])}-{columns}")
     size = ("-x", str(columns), "-y", str(rows))
     subprocess.run(

@@ -1,4 +1,4 @@
-"""What trackers have written, read back."""
+"""Readers of what trackers have written: TensorBoard's event files and W&B's offline runs."""
 
 import json
 import struct
@@ -13,22 +13,22 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.trackers.base import named_values
 
 Points = dict[str, list[tuple[int, float]]]
-"""By name: steps and values."""
+"""(step, value) pairs by metric name."""
 _HEADER, _BLOCK, _CHUNK = 7, 32768, struct.Struct("<IHB")
 
 
 def points(run: RunDir) -> Points:
-    """As metrics.jsonl has them."""
-    found: Points = {}
+    """Return the metrics in metrics.jsonl."""
+    metrics: Points = {}
     for line in run.metrics.read_text().splitlines():
         record = json.loads(line)
         for name, value in named_values(record).items():
-            found.setdefault(name, []).append((record["step"], value))
-    return found
+            metrics.setdefault(name, []).append((record["step"], value))
+    return metrics
 
 
 def in_float32(exact: Points) -> Points:
-    """TensorBoard's scalars have no more."""
+    """Round the values to float32, which TensorBoard stores."""
     return {name: [(step, float(np.float32(value))) for step, value in each] for name, each in exact.items()}
 
 
@@ -40,19 +40,19 @@ def in_tensorboard(run: RunDir) -> Points:
 
 
 def in_wandb(run: RunDir) -> Points:
-    """In its newest offline run."""
-    found: Points = {}
+    """Return the metrics in W&B's newest offline run."""
+    metrics: Points = {}
     path = sorted(run.wandb_id.parent.glob("offline-run-*/*.wandb"))[-1]
     for content in _log_records(path.read_bytes()):
         record = Record.FromString(content)
         row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
         for name in (name for name in row if "/" in name):
-            found.setdefault(name, []).append((row["step"], row[name]))
-    return found
+            metrics.setdefault(name, []).append((row["step"], row[name]))
+    return metrics
 
 
 def _log_records(content: bytes) -> Iterator[bytes]:
-    """Of LevelDB's log format: chunks of a record that do not cross blocks of 32 KiB; the last one has type 1 or 4."""
+    """Yield the records of a LevelDB log: chunks that do not cross blocks of 32 KiB; type 1 or 4 ends a record."""
     position, record = _HEADER, b""
     while position + _CHUNK.size <= len(content):
         if _BLOCK - position % _BLOCK < _CHUNK.size:
@@ -67,11 +67,11 @@ def _log_records(content: bytes) -> Iterator[bytes]:
 
 
 def hyperparameters(run: RunDir) -> dict[str, Any]:
-    """As TensorBoard shows them."""
+    """Return the hyperparameters that TensorBoard shows."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     accumulator = EventAccumulator(str(run.tensorboard))
     accumulator.Reload()
     content = accumulator.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    told = HParamsPluginData.FromString(content).session_start_info.hparams
-    return {name: getattr(value, value.WhichOneof("kind")) for name, value in told.items()}
+    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in hparams.items()}

@@ -20,7 +20,7 @@ TIMEOUT_S = 120.0
 
 
 def small_sweep(folder: Path, root: Path, *more: str) -> SweepDir:
-    """A base config of two epochs of fourteen steps, a checkpoint after every fourth, with `more` changes.
+    """Create a sweep: two epochs of fourteen steps, a checkpoint every four steps, and the config overrides `more`.
 
     `root` is that of `tiny_root`.
     """
@@ -40,7 +40,7 @@ def order_of(
     cores: int = 1,
     wants_costs: bool = False,
 ) -> TrialOrder:
-    """Of a trial that takes its environment from the test's, with `env` over it."""
+    """Return the spec of a trial whose environment is that of the test, overridden by `env`."""
     environment = travelling({**os.environ, **(env or {})})
     return TrialOrder(
         sweep.path, name, overrides, launch, str(sweep.path), environment, cores=cores, wants_costs=wants_costs
@@ -49,7 +49,7 @@ def order_of(
 
 @contextmanager
 def running(order: TrialOrder) -> Iterator[TrialRun]:
-    """Ended at the end of the block if it has not ended by then."""
+    """Start the trial; end it at the end of the block if it still runs."""
     run = TrialRun(order, Machines.here(order, os.environ))
     try:
         yield run

@@ -1,4 +1,4 @@
-"""Commands of a second user of this machine, and a folder that both can reach. Needs root."""
+"""A second user of this machine, as which tests run commands, and a folder that both users can reach. Needs root."""
 
 import os
 import pickle
@@ -17,29 +17,31 @@ import pytest
 from tests.helpers.leaks import CHECKOUT
 
 OTHER = 65_534
-"""The id of a user that owns nothing."""
+"""User id of a user that owns no files."""
 DEADLINE_S = 120.0
 
 
-def _is_possible() -> bool:
+def _can_switch_user() -> bool:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return False
     return (
-        subprocess.run(_as_other(sys.executable, "-c", "import fmfsd.system.atomic_files"), cwd=CHECKOUT).returncode
+        subprocess.run(
+            _command_as_other(sys.executable, "-c", "import fmfsd.system.atomic_files"), cwd=CHECKOUT
+        ).returncode
         == 0
     )
 
 
 def run_as_other(*argv: str, cwd: Path, umask: int = 0o022, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `argv` to its end as OTHER, whose home and caches are in `cwd`/home."""
+    """Run `argv` as OTHER and wait for its end; HOME and caches of OTHER are in `cwd`/home."""
     home = cwd / "home"
     home.mkdir(exist_ok=True)
     os.chown(home, OTHER, OTHER)
-    own = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home), "USER": "other", **variables}
+    user_env = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home), "USER": "other", **variables}
     return subprocess.run(
-        _as_other(*argv),
+        _command_as_other(*argv),
         cwd=cwd,
-        env={**os.environ, **own},
+        env={**os.environ, **user_env},
         umask=umask,
         capture_output=True,
         text=True,
@@ -47,26 +49,26 @@ def run_as_other(*argv: str, cwd: Path, umask: int = 0o022, **variables: str) ->
     )
 
 
-def _as_other(*argv: str) -> list[str]:
+def _command_as_other(*argv: str) -> list[str]:
     return ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", *argv]
 
 
 def as_other(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `function` returns to OTHER, in a child of this process, or the exception that it raises."""
+    """Call `function` as OTHER in a child process; return its result or the exception that it raised."""
     "localhost".encode("idna")  # sockets use this codec, whose module OTHER may not be able to read
     receiving, sending = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses no lock that a thread of ours may hold
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses no lock that another thread may hold
         child = os.fork()
     if child == 0:
         os.setgroups([])
         os.setgid(OTHER)
         os.setuid(OTHER)
         try:
-            answer = function(*arguments)
+            result = function(*arguments)
         except BaseException as error:
-            answer = error
-        os.write(sending, pickle.dumps(answer))
+            result = error
+        os.write(sending, pickle.dumps(result))
         os._exit(0)
     os.close(sending)
     with os.fdopen(receiving, "rb") as file:
@@ -77,7 +79,7 @@ def as_other(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def common_folder() -> Iterator[Path]:
-    """A folder below none that is private, which pytest's are."""
+    """Create a folder whose parents are readable by all users, unlike pytest's temporary folders."""
     folder = Path(tempfile.mkdtemp(prefix="fmfsd-common-", dir="/var/tmp"))
     folder.chmod(0o755)
     try:
@@ -87,11 +89,11 @@ def common_folder() -> Iterator[Path]:
 
 
 def open_to_all(folder: Path) -> None:
-    """What its owner does for a group: everybody may read and write everything in `folder`."""
+    """Let every user read and write everything in `folder`, as an owner does for a group."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
 
 
 needs_second_user = pytest.mark.skipif(
-    not _is_possible(), reason="needs root, setpriv, and a checkout that all can read"
+    not _can_switch_user(), reason="needs root, setpriv, and a checkout that all can read"
 )

@@ -1,4 +1,4 @@
-"""Runs a function as several real workers that talk to one another; a second or less, as torch is loaded once."""
+"""Run a function on several real workers with working collectives. Takes a second or less: torch is preloaded."""
 
 import pickle
 import tempfile
@@ -22,19 +22,21 @@ _context.set_forkserver_preload(["torch", "torch._dynamo", "fmfsd.training.train
 
 
 def run_workers(function: Callable[..., Any], size: int, *args: Any, nodes: int = 1) -> list[Any]:
-    """`function(comms, *args)` on `size` workers, as if on so many nodes; results by rank. A worker's error is raised
-    with its traceback."""
+    """Run `function(comms, *args)` on `size` workers, spread over `nodes` simulated nodes; return the results by rank.
+
+    Raise AssertionError with the traceback of the first rank that failed.
+    """
     local = size // nodes
     with tempfile.TemporaryDirectory() as folder:
         pairs = [_context.Pipe(duplex=False) for _ in range(size)]
         processes = []
         for rank, (_, sending) in enumerate(pairs):
             world = World(rank, size, rank % local, local, rank // local, f"file://{folder}/meet")
-            processes.append(_context.Process(target=_work, args=(sending, function, world, args)))
+            processes.append(_context.Process(target=_run_worker, args=(sending, function, world, args)))
             processes[-1].start()
             sending.close()
         try:
-            answers = [_answer(receiving) for receiving, _ in pairs]
+            results = [_receive_result(receiving) for receiving, _ in pairs]
         finally:
             for process in processes:
                 process.join(5)
@@ -42,10 +44,10 @@ def run_workers(function: Callable[..., Any], size: int, *args: Any, nodes: int 
                     process.kill()
                     process.join()
                 process.close()
-    for answer in answers:
-        if isinstance(answer, _Failure):
-            raise AssertionError(answer.text)
-    return answers
+    for result in results:
+        if isinstance(result, _Failure):
+            raise AssertionError(result.text)
+    return results
 
 
 class _Failure:
@@ -53,16 +55,16 @@ class _Failure:
         self.text = text
 
 
-def _answer(receiving: Connection) -> Any:
+def _receive_result(receiving: Connection) -> Any:
     with receiving:
         try:
-            waited = receiving.poll(DEADLINE_S)
-            return pickle.loads(receiving.recv_bytes()) if waited else _Failure(f"no answer in {DEADLINE_S} s")
+            is_ready = receiving.poll(DEADLINE_S)
+            return pickle.loads(receiving.recv_bytes()) if is_ready else _Failure(f"no answer in {DEADLINE_S} s")
         except EOFError:
-            return _Failure("a worker ended without a word")
+            return _Failure("a worker ended without a result")
 
 
-def _work(sending: Connection, function: Callable[..., Any], world: World, args: tuple[Any, ...]) -> None:
+def _run_worker(sending: Connection, function: Callable[..., Any], world: World, args: tuple[Any, ...]) -> None:
     import os
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -70,14 +72,16 @@ def _work(sending: Connection, function: Callable[..., Any], world: World, args:
     torch.set_num_threads(1)
     try:
         with connect(world, torch.device("cpu"), timeout_s=120) as comms:
-            answer = function(comms, *args)
+            result = function(comms, *args)
     except BaseException:
-        answer = _Failure(f"rank {world.rank}: {traceback.format_exc()}")
-    sending.send_bytes(pickle.dumps(answer))  # by value: `send` would share a tensor's memory, which ends with us
+        result = _Failure(f"rank {world.rank}: {traceback.format_exc()}")
+    sending.send_bytes(
+        pickle.dumps(result)
+    )  # by value: `send` would share a tensor's memory, which ends with this process
 
 
 def scratch_run(folder: Path, rank: int) -> Path:
-    """A folder of one worker's own, for what all workers would otherwise write to."""
-    own = folder / f"rank-{rank}"
-    own.mkdir(parents=True, exist_ok=True)
-    return own
+    """Create and return a folder for one worker only, for files that all workers would otherwise write."""
+    rank_folder = folder / f"rank-{rank}"
+    rank_folder.mkdir(parents=True, exist_ok=True)
+    return rank_folder

@@ -1,8 +1,8 @@
-"""Saves checkpoints, each in a process of its own that may die of it: `python -m tests.helpers.writer`.
+"""Save checkpoints, each in a forked process that a test may kill: `python -m tests.helpers.writer`.
 
-That process is forked by this one, which has loaded torch: 10 ms instead of 3 s. For each line of stdin, the folder of
-the checkpoints, it says its id, waits for another line, saves step 2 and, if it lives, says what came of it. Its exit
-code and an empty line follow.
+A fork of this process, which has imported torch, takes 10 ms instead of 3 s. Each line of stdin is a checkpoint folder.
+For each one, the fork prints its pid, waits for another line of stdin, saves step 2 and, if it survives, prints the
+result. Then the parent prints the fork's exit code and an empty line.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
 def checkpoints(folder: Path) -> CheckpointFolder:
-    """One checkpoint stays, so that a save also removes one."""
+    """Return a store of at most one checkpoint, so that a save also deletes one."""
     return CheckpointFolder(folder, keep=1, require_ours=lambda: None)
 
 
@@ -37,25 +37,25 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             _save(Path(line.rstrip("\n")))
-        _say(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        _print(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
 
 
 def _save(folder: Path) -> NoReturn:
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)  # Yama lets only ancestors trace; strace is none
-    _say(str(os.getpid()))
+    _print(str(os.getpid()))
     if not sys.stdin.readline():
         os._exit(1)
     try:
         checkpoints(folder).write(saved(2))
-        _say("saved")
+        _print("saved")
     except FmfsdError as error:
-        _say(f"{type(error).__name__}: {error}")
+        _print(f"{type(error).__name__}: {error}")
     except BaseException as error:
-        _say(f"not ours: {error!r}")
+        _print(f"not ours: {error!r}")
     os._exit(0)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Every backbone: under every method and size of images each layer is used, and it is as large as was published."""
+"""Every backbone: all layers are used with every method and image size, and its size is the published one."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -23,54 +23,54 @@ from fmfsd.tap_names import is_stage
 META = torch.device("meta")
 METHODS = ("plain", "byot", "fmfsd", "fmfsd_side")
 SLOW = ("resnet50", "resnet101", "resnet152", "wrn28_10", "resnext50")
-"""More than 20 M parameters, of blocks that smaller ones have too: a step of theirs is only pretended."""
+"""More than 20 M parameters, with the same blocks as smaller backbones: trained with fake tensors only."""
 
 
 def config(backbone: str, method: str = "plain", size: int = 32) -> RunConfig:
-    made = load_config("cifar100-resnet18", [f"method={method}", f"model.backbone={backbone}"])
-    return made.model_copy(update={"data": made.data.model_copy(update={"size": size})})
+    loaded = load_config("cifar100-resnet18", [f"method={method}", f"model.backbone={backbone}"])
+    return loaded.model_copy(update={"data": loaded.data.model_copy(update={"size": size})})
 
 
-def without_memory(wanted: RunConfig) -> Network:
+def build_on_meta_device(run_config: RunConfig) -> Network:
     with META:
-        return build_network(wanted)
+        return build_network(run_config)
 
 
-SIDES = {
+MAP_SIDES = {
     **dict.fromkeys(BACKBONES, ((32, 16, 8, 4), (56, 28, 14, 7))),
     **{name: ((32, 16, 8), (56, 28, 14)) for name, stages in KNOWN.items() if len(stages) == 3},
     **dict.fromkeys(("vgg11", "vgg13", "vgg16", "vgg19"), ((32, 16, 8, 4, 2), (224, 112, 56, 28, 14))),
     "squeezenet": ((32, 16, 8, 8), (56, 28, 14, 14)),
 }
-"""Of each stage's maps, for images of 32 pixels and of 224. Stems halve images of 64, which VGG does not have."""
+"""Sides of each stage's maps for images of 32 and of 224 pixels. Stems (VGG has none) halve images of 64 pixels."""
 
 
 def expected_shapes(backbone: str, size: int) -> dict[str, tuple[int, ...]]:
-    small, large = SIDES[backbone]
-    enlarged = 2 if size == 64 and backbone.startswith("vgg") else 1
-    sides = large if size == 224 else tuple(enlarged * side for side in small)
+    small, large = MAP_SIDES[backbone]
+    factor = 2 if size == 64 and backbone.startswith("vgg") else 1
+    sides = large if size == 224 else tuple(factor * side for side in small)
     stages = {f"stage{number}": side for number, side in enumerate(sides, 1)}
-    return {place: (count, *2 * [stages[place.split(".")[0]]]) for place, count in channels_at(backbone).items()}
+    return {tap: (count, *2 * [stages[tap.split(".")[0]]]) for tap, count in channels_at(backbone).items()}
 
 
-def noted_shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """Filled with the shape of the map at each place by the next pass."""
+def record_shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """Return a dictionary that the next forward pass fills with the shape of the map at each tap."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(_backbone: nn.Module, arguments: Any) -> Any:
-        taken, visit = arguments
+    def record(_backbone: nn.Module, arguments: Any) -> Any:
+        backbone_input, visit = arguments
 
-        def noting(place: str, x: Tensor) -> Tensor:
-            shapes[place] = tuple(x.shape[1:])
-            return visit(place, x)
+        def record_and_visit(tap: str, x: Tensor) -> Tensor:
+            shapes[tap] = tuple(x.shape[1:])
+            return visit(tap, x)
 
-        return taken, noting
+        return backbone_input, record_and_visit
 
-    network.backbone.register_forward_pre_hook(note)
+    network.backbone.register_forward_pre_hook(record)
     return shapes
 
 
-def loss_of(network: Network, images: Tensor) -> Tensor:
+def compute_loss(network: Network, images: Tensor) -> Tensor:
     outputs = network.train()(images)
     loss = sum((F.cross_entropy(logits, torch.tensor([0, 1])) for logits in outputs.logits), torch.zeros(()))
     for feature in outputs.features:
@@ -83,8 +83,8 @@ def loss_of(network: Network, images: Tensor) -> Tensor:
 def test_every_parameter_gets_a_gradient(backbone: str, method: str) -> None:
     with FakeTensorMode() if backbone in SLOW else nullcontext():
         network = build_network(config(backbone, method))
-        shapes = noted_shapes(network)
-        loss_of(network, torch.randn(2, 3, 32, 32)).backward()
+        shapes = record_shapes(network)
+        compute_loss(network, torch.randn(2, 3, 32, 32)).backward()
     assert shapes == expected_shapes(backbone, 32)
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
     assert not [name for name, gradient in gradients.items() if gradient is None]
@@ -96,34 +96,34 @@ def test_every_parameter_gets_a_gradient(backbone: str, method: str) -> None:
 @pytest.mark.parametrize(
     "backbone", ["resnet8", "resnet50", "wrn16_8", "vgg11", "mobilenetv2", "mobilenetv3_large", "squeezenet"]
 )
-def test_larger_images_get_another_stem(backbone: str, size: int) -> None:
+def test_larger_images_use_another_stem(backbone: str, size: int) -> None:
     with FakeTensorMode(), torch.no_grad():
         network = build_network(config(backbone, "fmfsd", size))
-        shapes = noted_shapes(network)
+        shapes = record_shapes(network)
         network(torch.empty(2, 3, size, size))
     assert shapes == expected_shapes(backbone, size)
 
 
-def test_the_config_knows_every_backbones_places() -> None:
+def test_the_config_lists_every_backbones_taps() -> None:
     with META:
-        made = {name: {place.name: place.channels for place in make(32).places} for name, make in BACKBONES.items()}
-    assert made == {name: channels_at(name) for name in KNOWN}
+        channels = {name: {tap.name: tap.channels for tap in make(32).places} for name, make in BACKBONES.items()}
+    assert channels == {name: channels_at(name) for name in KNOWN}
 
 
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_groups_are_the_largest_common_divisor_up_to_32(backbone: str) -> None:
     small = {3: 16, 4: 32, 5: 32}[len(KNOWN[backbone])]
     expected = {"mobilenetv2": 8, "mobilenetv3_large": 8, "wrn16_8": 32, "wrn28_10": 32}.get(backbone, small)
-    stages = [channels for place, channels in channels_at(backbone).items() if is_stage(place)]
+    stages = [channels for tap, channels in channels_at(backbone).items() if is_stage(tap)]
     assert sem_groups("auto", stages) == expected
 
 
-def parameters(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def macs(network: nn.Module, size: int) -> int:
-    """Multiply-adds for one image."""
+def count_macs(network: nn.Module, size: int) -> int:
+    """Return the multiply-adds for one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.empty(1, 3, size, size, device=META))
     return counter.get_total_flops() // 2
@@ -147,75 +147,80 @@ TORCHVISION = {
 
 
 @pytest.mark.parametrize(("backbone", "name"), TORCHVISION.items())
-def test_at_224_pixels_backbones_are_as_large_as_torchvision_publishes(backbone: str, name: str) -> None:
-    """Parameters to the last one, and its billions of multiply-adds to their three decimals, but for the classifiers.
+def test_at_224_pixels_backbones_have_torchvisions_published_size(backbone: str, name: str) -> None:
+    """Exact parameters, and multiply-adds to the published three decimals of a billion, both without classifiers.
 
-    SqueezeNet is not padded there: its maps are those that ours has of images with 220 pixels.
+    torchvision's SqueezeNet has no padding: its maps are those of ours for images of 220 pixels.
     """
     published = torchvision.models.get_model_weights(name).IMAGENET1K_V1.meta
     with META:
-        backbone_alone: Backbone = BACKBONES[backbone](224)
-        theirs = torchvision.models.get_model(name)
-    classifier = theirs.fc if hasattr(theirs, "fc") else theirs.classifier
-    assert parameters(backbone_alone) == published["num_params"] - parameters(classifier)
+        backbone_only: Backbone = BACKBONES[backbone](224)
+        reference = torchvision.models.get_model(name)
+    classifier = reference.fc if hasattr(reference, "fc") else reference.classifier
+    assert count_parameters(backbone_only) == published["num_params"] - count_parameters(classifier)
     weights = sum(weight.numel() for weight in classifier.parameters() if weight.dim() > 1)
-    squeezed = backbone == "squeezenet"
-    expected = published["_ops"] * 1e9 - weights * (13 * 13 if squeezed else 1)
-    assert macs(backbone_alone, 220 if squeezed else 224) == pytest.approx(expected, abs=1.1e6)
+    is_squeezenet = backbone == "squeezenet"
+    expected = published["_ops"] * 1e9 - weights * (13 * 13 if is_squeezenet else 1)
+    assert count_macs(backbone_only, 220 if is_squeezenet else 224) == pytest.approx(expected, abs=1.1e6)
 
 
-def cifar_form(backbone: str) -> Network:
-    return without_memory(load_config("cifar10-resnet18", ["method=plain", f"model.backbone={backbone}"]))
+def build_for_cifar10(backbone: str) -> Network:
+    return build_on_meta_device(load_config("cifar10-resnet18", ["method=plain", f"model.backbone={backbone}"]))
 
 
 @pytest.mark.parametrize(("depth", "published"), [(20, 0.27), (32, 0.46), (56, 0.85), (110, 1.7)])
-def test_small_resnets_are_as_large_as_published(depth: int, published: float) -> None:
-    """Millions of parameters for CIFAR-10, He et al. 2015 (arXiv:1512.03385), table 6. Their shortcuts (option A) have
-    none, ours have two 1x1 convolutions with BN."""
+def test_small_resnets_have_the_published_size(depth: int, published: float) -> None:
+    """Millions of parameters for CIFAR-10, He et al. 2015 (arXiv:1512.03385), table 6.
+
+    Their shortcuts (option A) have no parameters, ours are two 1x1 convolutions with BN.
+    """
     shortcuts = 16 * 32 + 32 * 64 + 2 * (32 + 64)
-    found = (parameters(cifar_form(f"resnet{depth}")) - shortcuts) / 1e6
-    assert found == pytest.approx(published, abs=0.05 if depth == 110 else 0.005)
+    millions = (count_parameters(build_for_cifar10(f"resnet{depth}")) - shortcuts) / 1e6
+    assert millions == pytest.approx(published, abs=0.05 if depth == 110 else 0.005)
 
 
 @pytest.mark.parametrize(("backbone", "count"), [("resnet8", 83_892), ("resnet20", 278_324)])
-def test_small_cifar_forms_have_the_literatures_size(backbone: str, count: int) -> None:
+def test_small_cifar_resnets_have_the_published_size(backbone: str, count: int) -> None:
     """CIFAR-100, 1x1 shortcuts: 0.08 M and 0.28 M (Tian et al. 2020, arXiv:1910.10699, appendix)."""
-    assert parameters(without_memory(config(backbone))) == count
+    assert count_parameters(build_on_meta_device(config(backbone))) == count
 
 
 @pytest.mark.parametrize(("backbone", "millions"), [("wrn16_8", 11.0), ("wrn28_10", 36.5)])
-def test_wide_resnets_are_as_large_as_published(backbone: str, millions: float) -> None:
+def test_wide_resnets_have_the_published_size(backbone: str, millions: float) -> None:
     """For CIFAR-10, Zagoruyko & Komodakis 2016 (arXiv:1605.07146), tables 4 and 5."""
-    assert parameters(cifar_form(backbone)) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert count_parameters(build_for_cifar10(backbone)) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 @pytest.mark.parametrize(("backbone", "millions"), [("vgg16", 313), ("resnet56", 125), ("resnet110", 253)])
 def test_multiply_adds_at_32_pixels_are_the_published_ones(backbone: str, millions: float) -> None:
-    """Li et al. 2017 (arXiv:1608.08710), table 1; their ResNets have no convolutions in shortcuts, their VGG one more
-    linear layer."""
+    """Li et al. 2017 (arXiv:1608.08710), table 1.
+
+    Their ResNets have no convolutions in shortcuts, and their VGG has one more linear layer.
+    """
     shortcuts = 0 if backbone == "vgg16" else 2 * 32 * 64 * 64
     hidden = 512 * 512 if backbone == "vgg16" else 0
-    assert (macs(cifar_form(backbone), 32) - shortcuts + hidden) / 1e6 == pytest.approx(millions, abs=0.7)
+    assert (count_macs(build_for_cifar10(backbone), 32) - shortcuts + hidden) / 1e6 == pytest.approx(millions, abs=0.7)
 
 
-def test_multiply_adds_of_a_wide_resnet_are_those_of_its_convolutions() -> None:
-    """WRN-28-10, table 1 of its paper: a 3x3 stem, three stages of four blocks of two 3x3 convolutions, a 1x1 shortcut
-    into each."""
+def test_multiply_adds_of_a_wide_resnet_are_those_computed_by_hand() -> None:
+    """WRN-28-10, table 1 of its paper: a 3x3 stem, three stages of four blocks of two 3x3 convolutions, and a 1x1
+    shortcut in each stage.
+    """
     total, before = 9 * 3 * 16 * 32**2 + 640 * 10, 16
     for width, side in ((160, 32), (320, 16), (640, 8)):
         total += (9 * before * width + 7 * 9 * width * width + before * width) * side**2
         before = width
-    assert macs(cifar_form("wrn28_10"), 32) == total
+    assert count_macs(build_for_cifar10("wrn28_10"), 32) == total
 
 
 @pytest.mark.parametrize(
     "backbone", ["resnext50", "wrn16_8", "vgg11", "mobilenetv2", "mobilenetv3_large", "squeezenet"]
 )
-def test_the_deepest_head_needs_no_branch(backbone: str) -> None:
-    """Bit for bit (identity 12), one backbone of each family."""
+def test_pruning_to_the_deepest_head_removes_the_branches(backbone: str) -> None:
+    """The logits stay bit for bit the same (identity 12); one backbone of each family."""
     network = build_network(config(backbone, "fmfsd")).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         pruned = prune(network)
         assert torch.equal(pruned(images), network(images).logits[-1])
-    assert parameters(pruned) < parameters(network)
+    assert count_parameters(pruned) < count_parameters(network)

@@ -1,4 +1,4 @@
-"""Averaged weights: what they are, who is asked with them, and that a run keeps them exactly."""
+"""EMA weights: their update, evaluation with them, and exact resuming."""
 
 from pathlib import Path
 
@@ -26,9 +26,7 @@ EMA = ("train.ema=0.75",)
 SMALL = (*EMA, "data.shards=16", "train.batch=16", "train.max_steps=4", "train.evaluate_every=2 steps")
 
 
-def test_each_step_keeps_a_share_of_the_average_of_weights_and_batch_statistics(
-    tiny_root: Path, tmp_path: Path
-) -> None:
+def test_each_step_updates_the_ema_of_weights_and_batch_statistics(tiny_root: Path, tmp_path: Path) -> None:
     loop = make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *EMA, "train.precision=fp64")), SoloComms())
     loop.resume()
     assert loop.engine.state().averages == {}
@@ -44,20 +42,20 @@ def test_each_step_keeps_a_share_of_the_average_of_weights_and_batch_statistics(
         torch.testing.assert_close(averages[name], value, rtol=1e-12, atol=1e-15)
 
 
-def test_an_evaluation_is_that_of_the_averaged_weights(tiny_root: Path, tmp_path: Path) -> None:
+def test_an_evaluation_uses_the_ema_weights(tiny_root: Path, tmp_path: Path) -> None:
     loop = make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *EMA)), SoloComms())
     loop.resume()
     for _ in range(2):
         loop._train_one_step()
     plain = make_loop(make_run(tmp_path / "plain", tiny_config(tiny_root)), SoloComms())
-    found = evaluate(loop.engine, loop.evaluations["test"], SoloComms())
-    for weights, same in ((loop.engine.state().evaluated, True), (loop.engine.state().model, False)):
+    evaluation = evaluate(loop.engine, loop.evaluations["test"], SoloComms())
+    for weights, is_equal in ((loop.engine.state().evaluated, True), (loop.engine.state().model, False)):
         plain.engine.load(EngineState(weights, {}))
-        assert (evaluate(plain.engine, plain.evaluations["test"], SoloComms()) == found) == same
+        assert (evaluate(plain.engine, plain.evaluations["test"], SoloComms()) == evaluation) == is_equal
 
 
 @pytest.mark.parametrize(("size", "more"), [(1, ()), (2, ()), (2, ("model.sync_bn=false", "train.channels_last=true"))])
-def test_a_resumed_run_has_the_averages_of_the_uninterrupted_one_bit_for_bit(
+def test_a_resumed_run_has_the_ema_of_the_uninterrupted_one_bit_for_bit(
     size: int, more: tuple[str, ...], tiny_root: Path, tmp_path: Path
 ) -> None:
     whole, parted = (make_run(tmp_path / name, tiny_config(tiny_root, *SMALL, *more)) for name in ("whole", "parted"))
@@ -69,16 +67,16 @@ def test_a_resumed_run_has_the_averages_of_the_uninterrupted_one_bit_for_bit(
     assert b".running_var.average" in newest_weights(whole)
 
 
-def test_averages_do_not_depend_on_the_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
-    found = []
+def test_the_ema_does_not_depend_on_the_number_of_workers(tiny_root: Path, tmp_path: Path) -> None:
+    results = []
     for size in (1, 2):
         run = make_run(tmp_path / str(size), tiny_config(tiny_root, *SMALL, "train.precision=fp64"))
         run_workers(train_run, size, run.path)
-        found.append(records(run))
-    assert_records_agree(*found, tolerance=1e-9)
+        results.append(records(run))
+    assert_records_agree(*results, tolerance=1e-9)
 
 
-def test_first_weights_from_elsewhere_begin_an_average_of_their_own(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_run_that_starts_from_other_weights_starts_a_new_ema(tiny_root: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", tiny_config(tiny_root, *EMA))
     train_run(SoloComms(), other.path)
     config = tiny_config(tiny_root, *EMA, f"train.init_from={other.path}")
@@ -90,11 +88,11 @@ def test_first_weights_from_elsewhere_begin_an_average_of_their_own(tiny_root: P
     assert all(torch.equal(value, state.model[name]) for name, value in state.averages.items())
 
 
-def test_updates_are_those_of_torchs_averaged_model_bit_for_bit() -> None:
-    """Which waits for the GPU twice in each."""
+def test_updates_equal_those_of_torchs_averaged_model_bit_for_bit() -> None:
+    """AveragedModel is not used itself because it synchronises with the GPU twice per update."""
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 2).to(torch.bfloat16))
-    ours, theirs = (
+    ours, reference = (
         WeightAverage(network, 0.9),
         AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True),
     )
@@ -103,6 +101,6 @@ def test_updates_are_those_of_torchs_averaged_model_bit_for_bit() -> None:
             for tensor in (*network.parameters(), *network.buffers()):
                 tensor.add_(3) if tensor.dtype == torch.int64 else tensor.add_(torch.randn_like(tensor))
         ours.update(network)
-        theirs.update_parameters(network)
-        expected = theirs.module.state_dict()
+        reference.update_parameters(network)
+        expected = reference.module.state_dict()
         assert all(torch.equal(expected[name], value) for name, value in ours.state().items())

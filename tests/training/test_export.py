@@ -1,4 +1,4 @@
-"""`fmfsd export`: one file that answers as the run does, or none and the reason."""
+"""`fmfsd export`: a file with the same outputs as the run, or no file and an error."""
 
 import json
 import sys
@@ -34,8 +34,8 @@ def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 @pytest.fixture(autouse=True)
-def no_watcher_of_progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter to ONNX shows a bar by tqdm, whose watching thread would outlive the test."""
+def disable_tqdm_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable tqdm's monitor thread, which the ONNX exporter starts and which would outlive the test."""
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
 
 
@@ -44,30 +44,30 @@ def images(count: int = 5) -> Tensor:
 
 
 def middle_threshold(run: RunDir) -> str:
-    """Some images leave and some do not, and none is near it."""
+    """Return a threshold that some images reach and some do not, and that is far from every confidence."""
     classifier = fmfsd.load(run.path, head="branch1")
-    sure = classifier.predict(images(64)).probabilities.amax(dim=1).double().sort().values
-    widest = sure[8:-8].diff().argmax().item() + 8
-    return str(sure[widest : widest + 2].mean().item())
+    confidences = classifier.predict(images(64)).probabilities.amax(dim=1).double().sort().values
+    widest = confidences[8:-8].diff().argmax().item() + 8
+    return str(confidences[widest : widest + 2].mean().item())
 
 
 @pytest.mark.parametrize("head", ["deepest", "ensemble", "branch1"])
-@pytest.mark.parametrize("form", SUFFIXES)
-def test_every_form_answers_as_the_run_for_any_number_of_images(
-    form: str, head: str, run: RunDir, tmp_path: Path
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_every_format_has_the_outputs_of_the_run_for_any_number_of_images(
+    format: str, head: str, run: RunDir, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"served{SUFFIXES[form]}"
-    found = export(run, form, head, out=path)
-    assert found.images == 64
-    assert found.agreement.difference <= found.agreement.tolerance
-    assert (found.agreement.ties, found.agreement.strayed) == (0, 0)
+    path = tmp_path / f"served{SUFFIXES[format]}"
+    result = export(run, format, head, out=path)
+    assert result.images == 64
+    assert result.agreement.difference <= result.agreement.tolerance
+    assert (result.agreement.ties, result.agreement.strayed) == (0, 0)
     with torch.no_grad():
         expected = fmfsd.load(run.path, head=head)(images())
-    torch.testing.assert_close(answered(form, path, images())[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_exported(format, path, images())[0], expected, atol=1e-5, rtol=1e-5)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_file_of_a_branch_holds_no_layer_behind_its_tap(run: RunDir, tmp_path: Path) -> None:
+def test_the_file_of_a_branch_has_no_layer_after_its_tap(run: RunDir, tmp_path: Path) -> None:
     layers = {}
     for head in ("branch1", "deepest"):
         export(run, "safetensors", head, out=tmp_path / head)
@@ -78,34 +78,36 @@ def test_the_file_of_a_branch_holds_no_layer_behind_its_tap(run: RunDir, tmp_pat
     assert any("heads.0" in name for name in layers["branch1"])
 
 
-def answered(form: str, path: Path, batch: Tensor) -> list[Tensor]:
+def run_exported(format: str, path: Path, batch: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        if form == "onnx":
+        if format == "onnx":
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             return [torch.from_numpy(each) for each in session.run(None, {"images": batch.numpy()})]
-        module = fmfsd.load(path) if form == "safetensors" else torch.export.load(path).module()
-        found = module(batch)
-    return list(found) if isinstance(found, tuple) else [found]
+        module = fmfsd.load(path) if format == "safetensors" else torch.export.load(path).module()
+        outputs = module(batch)
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
-@pytest.mark.parametrize("form", SUFFIXES)
-def test_early_exits_choose_the_first_sure_head_in_every_form(form: str, run: RunDir, tmp_path: Path) -> None:
-    threshold, path = middle_threshold(run), tmp_path / f"served{SUFFIXES[form]}"
-    export(run, form, "early-exit", threshold, path)
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_early_exits_use_the_first_head_above_its_threshold_in_every_format(
+    format: str, run: RunDir, tmp_path: Path
+) -> None:
+    threshold, path = middle_threshold(run), tmp_path / f"served{SUFFIXES[format]}"
+    export(run, format, "early-exit", threshold, path)
     _, network, _ = trained_network(run)
-    card = fmfsd.load(run.path)
+    classifier = fmfsd.load(run.path)
     with torch.no_grad():
-        expected = EarlyExit(network, [float(threshold)])((images(64) - card.mean) / card.std)
-    logits, heads = answered(form, path, images(64))
+        expected = EarlyExit(network, [float(threshold)])((images(64) - classifier.mean) / classifier.std)
+    logits, heads = run_exported(format, path, images(64))
     assert set(heads.tolist()) == {0, 1}
     assert torch.equal(heads, expected.heads)
     torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
-def metadata(form: str, path: Path) -> dict[str, str]:
-    if form == "onnx":
+def metadata(format: str, path: Path) -> dict[str, str]:
+    if format == "onnx":
         return {each.key: each.value for each in onnx.load(path).metadata_props}
-    if form == "torch":
+    if format == "torch":
         extra = {"fmfsd.json": ""}
         torch.export.load(path, extra_files=extra)
         return json.loads(extra["fmfsd.json"])
@@ -113,15 +115,15 @@ def metadata(form: str, path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-@pytest.mark.parametrize("form", SUFFIXES)
-def test_the_metadata_says_what_a_user_needs_and_no_path_of_this_machine(
-    form: str, run: RunDir, tiny_root: Path, tmp_path: Path
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_the_metadata_are_complete_and_contain_no_local_path(
+    format: str, run: RunDir, tiny_root: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / f"served{SUFFIXES[form]}"
-    export(run, form, out=path)
-    found = metadata(form, path)
-    said = {name: json.loads(found[name]) for name in ("size", "mean", "std", "head", "thresholds", "checkpoint")}
-    assert said == {
+    path = tmp_path / f"served{SUFFIXES[format]}"
+    export(run, format, out=path)
+    content = metadata(format, path)
+    values = {name: json.loads(content[name]) for name in ("size", "mean", "std", "head", "thresholds", "checkpoint")}
+    assert values == {
         "size": 32,
         "mean": [0.4914, 0.4822, 0.4465],
         "std": [0.2023, 0.1994, 0.2010],
@@ -129,35 +131,33 @@ def test_the_metadata_says_what_a_user_needs_and_no_path_of_this_machine(
         "thresholds": [],
         "checkpoint": "step-00000003",
     }
-    assert json.loads(found["class_names"]) == list(fmfsd.load(run.path).class_names)
-    assert str(tiny_root) not in json.dumps(found)
+    assert json.loads(content["class_names"]) == list(fmfsd.load(run.path).class_names)
+    assert str(tiny_root) not in json.dumps(content)
 
 
-def test_a_file_that_answers_otherwise_is_not_left(
-    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_other_outputs_is_deleted(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fmfsd.export.write.TOLERANCE", -1.0)
     with pytest.raises(CheckError, match="does not answer as the run does on test images"):
         export(run, "safetensors", out=tmp_path / "served.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-def exported(*arguments: str) -> tuple[int, str, str]:
+def run_export(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["export", *arguments])
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_the_command_says_what_it_checked_and_never_overwrites(run: RunDir, tmp_path: Path) -> None:
+def test_the_command_reports_its_checks_and_never_overwrites(run: RunDir, tmp_path: Path) -> None:
     arguments = (str(run.path), "--format", "safetensors", "--out", str(tmp_path / "new" / "served.safetensors"))
-    code, shown, _ = exported(*arguments)
+    code, output, _ = run_export(*arguments)
     assert code == 0
-    assert "deepest of step-00000003; 64 test images: logits differ by" in shown
-    code, _, errors = exported(*arguments)
+    assert "deepest of step-00000003; 64 test images: logits differ by" in output
+    code, _, errors = run_export(*arguments)
     assert code == 3
     assert "exists, and nothing is overwritten: choose another --out" in errors
 
 
-WRONG = [
+WRONG_ARGUMENTS = [
     (("--exit-thresholds", "0.5"), 2, "--exit-thresholds 0.5: --head deepest has none"),
     (("--head", "branch9"), 2, "choose branch1, fused, deepest, ensemble or early-exit"),
     (("--head", "early-exit", "--exit-thresholds", "2"), 2, "expected probabilities above 0"),
@@ -166,45 +166,47 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), WRONG)
-def test_what_does_not_fit_is_refused(arguments: tuple[str, ...], code: int, message: str, run: RunDir) -> None:
-    found, shown, errors = exported(str(run.path), "--format", "safetensors", *arguments)
-    assert (found, shown) == (code, "")
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG_ARGUMENTS)
+def test_wrong_arguments_are_errors(arguments: tuple[str, ...], code: int, message: str, run: RunDir) -> None:
+    exit_code, output, errors = run_export(str(run.path), "--format", "safetensors", *arguments)
+    assert (exit_code, output) == (code, "")
     assert message in errors
 
 
 def test_a_missing_package_names_the_extra(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    code, _, errors = exported(str(run.path), "--format", "onnx", "--out", str(tmp_path / "served.onnx"))
+    code, _, errors = run_export(str(run.path), "--format", "onnx", "--out", str(tmp_path / "served.onnx"))
     assert code == 3
     assert "needs onnxscript: pip install 'fmfsd[export]'" in errors
 
 
-def test_without_the_set_of_the_run_it_says_what_makes_one(tmp_path: Path, run: RunDir, tiny_root: Path) -> None:
-    moved = RunDir(tmp_path / "run")
-    moved.path.mkdir()
-    moved.checkpoints.symlink_to(run.checkpoints)
-    moved.config.write_text(run.config.read_text().replace(str(tiny_root), str(tmp_path / "gone")))
-    code, _, errors = exported(str(moved.path), "--format", "safetensors")
+def test_without_the_data_set_of_the_run_the_error_names_the_remedy(
+    tmp_path: Path, run: RunDir, tiny_root: Path
+) -> None:
+    copy = RunDir(tmp_path / "run")
+    copy.path.mkdir()
+    copy.checkpoints.symlink_to(run.checkpoints)
+    copy.config.write_text(run.config.read_text().replace(str(tiny_root), str(tmp_path / "missing")))
+    code, _, errors = run_export(str(copy.path), "--format", "safetensors")
     assert code == 3
     assert "`fmfsd data prepare` makes one" in errors
 
 
-def answers(*logits: tuple[float, float]) -> Answer:
+def make_outputs(*logits: tuple[float, float]) -> Answer:
     return torch.tensor(logits), torch.zeros(len(logits), dtype=torch.int64)
 
 
-def test_a_tie_may_have_the_other_label_and_nothing_else_may() -> None:
-    expected = answers((1.0, 1.0 + 1e-6), (3.0, 1.0))
-    found = agreement(answers((1.0 + 1e-6, 1.0), (3.0, 1.0)), expected, Path("file"))
-    assert (found.ties, str(found).count("1 by another label to rounding")) == (1, 1)
+def test_only_a_tie_may_have_another_label() -> None:
+    expected = make_outputs((1.0, 1.0 + 1e-6), (3.0, 1.0))
+    result = agreement(make_outputs((1.0 + 1e-6, 1.0), (3.0, 1.0)), expected, Path("file"))
+    assert (result.ties, str(result).count("1 by another label to rounding")) == (1, 1)
     with pytest.raises(CheckError, match="does not answer as the run does"):
-        agreement(answers((1.0, 1.0 + 1e-6), (1.0, 3.0)), expected, Path("file"))
+        agreement(make_outputs((1.0, 1.0 + 1e-6), (1.0, 3.0)), expected, Path("file"))
 
 
 @pytest.mark.parametrize(("strayed", "fails"), [(2, False), (3, True)])
-def test_few_images_may_leave_elsewhere_whose_sureness_is_a_threshold(strayed: int, fails: bool) -> None:
+def test_only_few_images_at_the_threshold_may_use_another_exit(strayed: int, fails: bool) -> None:
     logits, heads = torch.zeros(200, 2), torch.zeros(200, dtype=torch.int64)
-    elsewhere = (torch.arange(200) < strayed).long()
+    other_exit = (torch.arange(200) < strayed).long()
     with pytest.raises(CheckError, match=f"{strayed} by another exit") if fails else nullcontext():
-        agreement((logits + 9 * elsewhere.unsqueeze(1), elsewhere), (logits, heads), Path("file"))
+        agreement((logits + 9 * other_exit.unsqueeze(1), other_exit), (logits, heads), Path("file"))

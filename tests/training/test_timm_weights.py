@@ -1,4 +1,4 @@
-"""Weights of timm from a folder or a repository of the hub, and the channel statistics that they were trained with."""
+"""timm weights from a folder or a repository of the hub, and the channel statistics of their training."""
 
 import json
 import os
@@ -24,12 +24,12 @@ from launcher.resources.cost_probe import Costs
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 TEST_RESNET = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""What timm's card of test_resnet says: timm/models/resnet.py."""
+"""Mean and std in timm's config of test_resnet: timm/models/resnet.py."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Weights as timm saves them."""
+    """Return a folder with weights saved by timm."""
     torch.manual_seed(5)
     path = tmp_path / "weights"
     save_for_hf(timm.create_model("test_resnet"), path)
@@ -45,35 +45,35 @@ def convolutions(weights: dict[str, Tensor] | nn.Module) -> list[Tensor]:
     return [tensor for tensor in state.values() if tensor.dim() == 4]
 
 
-def problem_of(*changes: str) -> str:
+def build_error(*changes: str) -> str:
     with pytest.raises(ConfigError) as caught:
         build_network(config(*changes))
     return str(caught.value)
 
 
-def test_weights_of_a_folder_are_the_first_ones(folder: Path) -> None:
-    wanted = config(f"model.backbone=timm/local-dir:{folder}")
-    assert (wanted.model.backbone, wanted.model.pretrained) == ("timm/test_resnet", f"local-dir:{folder}")
+def test_weights_of_a_folder_are_the_initial_weights(folder: Path) -> None:
+    resolved = config(f"model.backbone=timm/local-dir:{folder}")
+    assert (resolved.model.backbone, resolved.model.pretrained) == ("timm/test_resnet", f"local-dir:{folder}")
     saved = convolutions(torch.load(folder / "pytorch_model.bin", weights_only=True))
-    built = convolutions(build_network(wanted).backbone)
-    assert all(torch.equal(one, other) for one, other in zip(saved, built, strict=True))
+    loaded = convolutions(build_network(resolved).backbone)
+    assert all(torch.equal(one, other) for one, other in zip(saved, loaded, strict=True))
 
 
-def test_a_folder_may_also_be_named_beside_the_architecture(folder: Path) -> None:
-    by_both = config("model.backbone=timm/test_resnet", f"model.pretrained=local-dir:{folder}")
-    assert by_both == config(f"model.backbone=timm/local-dir:{folder}")
+def test_a_folder_may_be_given_together_with_the_architecture(folder: Path) -> None:
+    with_architecture = config("model.backbone=timm/test_resnet", f"model.pretrained=local-dir:{folder}")
+    assert with_architecture == config(f"model.backbone=timm/local-dir:{folder}")
 
 
-def test_a_relative_folder_is_found_by_workers_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_is_made_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     assert config("model.backbone=timm/local-dir:weights").model.pretrained == f"local-dir:{folder}"
-    beside = config("model.backbone=timm/test_resnet", "model.pretrained=local-dir:weights")
-    assert beside.model.pretrained == f"local-dir:{folder}"
+    with_architecture = config("model.backbone=timm/test_resnet", "model.pretrained=local-dir:weights")
+    assert with_architecture.model.pretrained == f"local-dir:{folder}"
 
 
-def test_names_of_timms_own_weights_on_the_hub_are_its_models() -> None:
-    wanted = config("model.backbone=timm/hf-hub:timm/resnet18.a1_in1k")
-    assert (wanted.model.backbone, wanted.model.pretrained) == ("timm/resnet18.a1_in1k", True)
+def test_hub_names_of_timms_own_weights_are_resolved_to_its_models() -> None:
+    resolved = config("model.backbone=timm/hf-hub:timm/resnet18.a1_in1k")
+    assert (resolved.model.backbone, resolved.model.pretrained) == ("timm/resnet18.a1_in1k", True)
 
 
 def test_the_weights_of_another_repository_are_read_from_the_hubs_cache(
@@ -81,20 +81,20 @@ def test_the_weights_of_another_repository_are_read_from_the_hubs_cache(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    snapshot = tmp_path / "models--somebody--their-net" / "snapshots" / "0123"
+    snapshot = tmp_path / "models--user--net" / "snapshots" / "0123"
     shutil.copytree(folder, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0123")
-    wanted = config("model.backbone=timm/test_resnet", "model.pretrained=hf-hub:somebody/their-net")
+    resolved = config("model.backbone=timm/test_resnet", "model.pretrained=hf-hub:user/net")
     saved = convolutions(torch.load(folder / "pytorch_model.bin", weights_only=True))
-    assert all(map(torch.equal, saved, convolutions(build_network(wanted).backbone)))
+    assert all(map(torch.equal, saved, convolutions(build_network(resolved).backbone)))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            ["model.backbone=timm/hf-hub:somebody/their-net"],
+            ["model.backbone=timm/hf-hub:user/net"],
             "set model.backbone timm/ARCHITECTURE and model.pretrained",
         ),
         (["model.backbone=timm/local-dir:nowhere"], "nowhere/config.json can't be read: No such file or directory"),
@@ -103,46 +103,46 @@ def test_the_weights_of_another_repository_are_read_from_the_hubs_cache(
         (["data.mean=auto"], "data.mean: auto takes the values of timm's weights, and resnet18 has none"),
     ],
 )
-def test_what_can_not_be_read_is_refused_with_the_reason(
+def test_weights_that_cannot_be_read_are_an_error_with_the_reason(
     changes: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in problem_of(*changes)
+    assert message in build_error(*changes)
 
 
-def test_weights_of_another_architecture_or_of_a_changed_one_are_refused(folder: Path) -> None:
-    named = ("model.backbone=timm/test_vit3", f"model.pretrained=local-dir:{folder}")
-    assert "are those of test_resnet, not of test_vit3" in problem_of(*named)
+def test_weights_of_another_or_modified_architecture_are_errors(folder: Path) -> None:
+    changes = ("model.backbone=timm/test_vit3", f"model.pretrained=local-dir:{folder}")
+    assert "are those of test_resnet, not of test_vit3" in build_error(*changes)
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, "model_args": {"act_layer": "silu"}}))
-    assert "are those of a changed model ({'act_layer': 'silu'})" in problem_of(
+    assert "are those of a changed model ({'act_layer': 'silu'})" in build_error(
         f"model.backbone=timm/local-dir:{folder}"
     )
 
 
-def warned(*changes: str) -> list[str]:
-    wanted = config(*changes)
-    return list(other_statistics(wanted, Costs(probe=probe(wanted, workers=1))))
+def statistics_warnings(*changes: str) -> list[str]:
+    resolved = config(*changes)
+    return list(other_statistics(resolved, Costs(probe=probe(resolved, workers=1))))
 
 
-def test_other_channel_statistics_than_those_of_the_weights_are_warned_of(folder: Path) -> None:
+def test_channel_statistics_that_differ_from_those_of_the_weights_are_a_warning(folder: Path) -> None:
     backbone = f"model.backbone=timm/local-dir:{folder}"
-    mean, std = warned(backbone)
+    mean, std = statistics_warnings(backbone)
     assert mean.startswith(
         "data.mean is 0.4914, 0.4822, 0.4465, the pretrained weights were trained with 0.5, 0.5, 0.5"
     )
     assert std.startswith("data.std is 0.2023, 0.1994, 0.201, the pretrained weights were trained with 0.5, 0.5, 0.5")
-    assert warned(backbone, "data.mean=auto", "data.std=[0.5, 0.5, 0.5]") == []
-    assert warned("model.backbone=timm/test_resnet") == []
+    assert statistics_warnings(backbone, "data.mean=auto", "data.std=[0.5, 0.5, 0.5]") == []
+    assert statistics_warnings("model.backbone=timm/test_resnet") == []
 
 
-def test_a_run_keeps_the_statistics_that_it_began_with(
+def test_a_run_stores_its_channel_statistics(
     folder: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the weights are gone: to resume, to load and to export need neither them nor a network."""
+    """Resuming and loading a run need neither the folder of the weights nor the internet."""
     auto = (f"model.backbone=timm/local-dir:{folder}", "data.mean=auto", "data.std=auto")
-    wanted = tiny_config(tiny_root, "method=plain", "train.max_steps=2", "optim.milestones=[]", *auto)
-    run = make_run(tmp_path / "run", wanted)
+    resolved = tiny_config(tiny_root, "method=plain", "train.max_steps=2", "optim.milestones=[]", *auto)
+    run = make_run(tmp_path / "run", resolved)
     assert run_config(run).data.channel_statistics == TEST_RESNET
     train_run(SoloComms(), run.path, 1)
     shutil.rmtree(folder)
@@ -156,10 +156,12 @@ def _statistics(classifier: nn.Module) -> Sequence[Tensor]:
     return [getattr(classifier, name) for name in ("mean", "std")]
 
 
-def test_images_are_normalised_by_them(folder: Path, tiny_root: Path, tmp_path: Path) -> None:
+def test_images_are_normalised_with_the_statistics_of_the_weights(
+    folder: Path, tiny_root: Path, tmp_path: Path
+) -> None:
     changes = ("method=plain", "train.max_steps=2", "optim.milestones=[]", f"model.backbone=timm/local-dir:{folder}")
     losses = []
-    for name, statistics in {"auto": ("auto", "auto"), "said": TEST_RESNET, "cifar": ()}.items():
+    for name, statistics in {"auto": ("auto", "auto"), "explicit": TEST_RESNET, "cifar": ()}.items():
         keys = [
             f"data.{key}={list(v) if v != 'auto' else v}" for key, v in zip(("mean", "std"), statistics, strict=False)
         ]

@@ -1,4 +1,4 @@
-"""Training in one process: the loop, its records, stopping, resuming, bad losses."""
+"""Training in one process: the loop, its metrics, stopping, resuming, losses that are not finite."""
 
 import json
 import shutil
@@ -22,20 +22,20 @@ FOUR_STEPS = (
     *("data.shards=16", "train.batch=16", "train.max_steps=4"),
     *("train.evaluate_every=2 steps", "checkpoint.every_steps=2"),
 )
-"""Of an eighth of the samples that the four steps of `tiny_config` take."""
+"""Four steps with an eighth of the batch size of `tiny_config`."""
 
 
 def train_alone(run: RunDir, *, attempt: int) -> str:
-    """As the only worker, with a pulse."""
+    """Train as the only worker, with a heartbeat."""
     with ProgressFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
         return train(run, World(), CPU, progress, Fence(run, attempt), timeout_s=60)
 
 
-def test_a_run_leaves_records_checkpoints_progress_and_an_outcome(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_run_writes_metrics_checkpoints_progress_and_an_outcome(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     assert train_alone(run, attempt=3) == "finished"
-    found = records(run)
-    assert [(line["step"], line["epoch"], line["split"]) for line in found] == [
+    lines = records(run)
+    assert [(line["step"], line["epoch"], line["split"]) for line in lines] == [
         (1, 1, "train"),
         (2, 1, "train"),
         (2, 1, "test"),
@@ -44,19 +44,19 @@ def test_a_run_leaves_records_checkpoints_progress_and_an_outcome(tiny_root: Pat
         (4, 2, "test"),
     ]
     parts = ("loss_label", "loss_soft_target", "loss_feature")
-    for line in (line for line in found if line["split"] == "train"):
+    for line in (line for line in lines if line["split"] == "train"):
         assert line["loss"] == pytest.approx(sum(line[part] for part in parts))
     heads = {"branch1_top1", "fused_top1", "deepest_top1", "ensemble_top1", "loss"}
-    assert heads <= found[-1].keys()
-    assert [line["lr"] for line in found if "lr" in line] == pytest.approx([0.05, 0.05, 0.005, 0.005])
+    assert heads <= lines[-1].keys()
+    assert [line["lr"] for line in lines if "lr" in line] == pytest.approx([0.05, 0.05, 0.005, 0.005])
     outcome = json.loads(run.outcome.read_text())
     assert (outcome["state"], outcome["attempt"], outcome["step"], outcome["resumable"]) == ("finished", 3, 4, False)
-    assert outcome["metrics"]["test"]["deepest_top1"] == found[-1]["deepest_top1"]
+    assert outcome["metrics"]["test"]["deepest_top1"] == lines[-1]["deepest_top1"]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
     assert json.loads(run.rank_progress(0).read_text())["state"] == "finished"
 
 
-def test_the_rate_of_each_step_is_scaled_by_the_batch_and_warmed_up(tiny_root: Path, tmp_path: Path) -> None:
+def test_the_learning_rate_is_scaled_by_the_batch_size_and_warmed_up(tiny_root: Path, tmp_path: Path) -> None:
     changes = (
         *FOUR_STEPS,
         "optim.base_batch=8",
@@ -69,7 +69,7 @@ def test_the_rate_of_each_step_is_scaled_by_the_batch_and_warmed_up(tiny_root: P
     assert [line["lr"] for line in records(run) if "lr" in line] == pytest.approx([0.05, 0.1, 0.1, 0.01])
 
 
-def test_a_run_that_stops_in_its_warm_up_goes_on_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_run_that_stops_in_its_warm_up_resumes_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_root, *FOUR_STEPS, "optim.warmup=3 steps", "optim.milestones=[3 steps]")
     whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
     train_run(SoloComms(), whole.path)
@@ -81,17 +81,17 @@ def test_a_run_that_stops_in_its_warm_up_goes_on_bit_for_bit(tiny_root: Path, tm
 
 @pytest.fixture(scope="module", params=[("fp32", "false"), ("bf16", "true")], ids=["fp32", "bf16, channels last"])
 def whole(request: pytest.FixtureRequest, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run of four steps that nothing has stopped."""
+    """Return an uninterrupted run of four steps."""
     precision, channels_last = request.param
-    form = (f"train.precision={precision}", f"train.channels_last={channels_last}")
-    config = tiny_config(tiny_root, *FOUR_STEPS, "train.log_every=3 steps", "checkpoint.keep=1", *form)
+    formats = (f"train.precision={precision}", f"train.channels_last={channels_last}")
+    config = tiny_config(tiny_root, *FOUR_STEPS, "train.log_every=3 steps", "checkpoint.keep=1", *formats)
     run = make_run(tmp_path_factory.mktemp("whole") / "run", config)
     assert train_run(SoloComms(), run.path) == "finished"
     return run
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
-def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     stop_after: int, whole: RunDir, tmp_path: Path
 ) -> None:
     parted = make_run(tmp_path / "run", load_config(str(whole.config)))
@@ -101,11 +101,11 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert newest_weights(parted) == newest_weights(whole)
 
 
-def test_a_stop_in_an_evaluation_evaluates_again_after_it(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_in_an_evaluation_repeats_it_on_resume(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
     loop = make_loop(run, SoloComms(), stop_after=2)
     loop.resume()
-    loop._read = lambda **_: None  # type: ignore[method-assign]  # so that the evaluation is the first to notice
+    loop._read = lambda **_: None  # type: ignore[method-assign]  # so that the stop is first noticed in the evaluation
     assert loop.run() == "stopped"
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000002-unevaluated"]
     assert [line["split"] for line in records(run)] == ["train", "train"]
@@ -114,7 +114,7 @@ def test_a_stop_in_an_evaluation_evaluates_again_after_it(tiny_root: Path, tmp_p
 
 
 def test_a_killed_run_has_each_record_exactly_once(tiny_root: Path, tmp_path: Path) -> None:
-    """What was recorded after the checkpoint that it goes on from is recorded anew."""
+    """Records after the checkpoint from which it resumes are written again."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "checkpoint.keep=5"))
     train_run(SoloComms(), run.path)
     before, weights = records(run), newest_weights(run)
@@ -132,7 +132,7 @@ def test_a_finished_run_is_not_trained_again(tiny_root: Path, tmp_path: Path) ->
     assert records(run) == before
 
 
-def test_the_test_set_is_read_once_when_there_is_a_validation_split(tiny_root: Path, tmp_path: Path) -> None:
+def test_with_a_validation_split_the_test_set_is_evaluated_only_at_the_end(tiny_root: Path, tmp_path: Path) -> None:
     config = tiny_config(
         tiny_root, "data.shards=16", "data.valid=30", "train.batch=64", "train.epochs=2", "optim.milestones=[1]"
     )
@@ -142,7 +142,7 @@ def test_the_test_set_is_read_once_when_there_is_a_validation_split(tiny_root: P
     assert splits == [(1, "valid"), (2, "valid"), (2, "test")]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_the_error_names_the_step(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "optim.lr=1e30"))
     with pytest.raises(NonFiniteLossError, match=r"not finite in step \d, epoch \d .*Lower optim.lr \(1e\+30\)"):
         train_run(SoloComms(), run.path)
@@ -151,10 +151,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tiny_root: Path, t
 
 @pytest.mark.fault("F18")
 @pytest.mark.parametrize("rate", ["1e6", "1e30"])
-def test_a_network_that_one_step_has_broken_ends_the_run_at_its_evaluation(
+def test_a_network_that_a_step_made_non_finite_ends_the_run_at_its_evaluation(
     rate: str, tiny_root: Path, tmp_path: Path
 ) -> None:
-    """Its training loss was finite, as it was before the step. Nothing is recorded, and no attempt follows."""
+    """The training loss is that before the step, so finite. No metrics are written, and no attempt follows."""
     changes = ("train.batch=256", f"optim.lr={rate}", "optim.momentum=0", "optim.milestones=[]")
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
     with pytest.raises(
@@ -166,38 +166,40 @@ def test_a_network_that_one_step_has_broken_ends_the_run_at_its_evaluation(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [((), ""), (("data.shards=6", "train.batch=60"), "16 of 256 training samples are left out of each epoch")],
 )
-def test_samples_that_no_batch_takes_are_told(
-    changes: tuple[str, ...], told: str, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_samples_that_are_left_out_are_logged(
+    changes: tuple[str, ...], expected: str, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *changes)), SoloComms())
-    assert told in caplog.text
-    assert bool(told) == ("left out" in caplog.text)
+    assert expected in caplog.text
+    assert bool(expected) == ("left out" in caplog.text)
 
 
-@pytest.mark.parametrize("spares", [(), ("optim.decay_norms=false",)], ids=["all", "spares vectors"])
-def test_weight_decay_pulls_parameters_towards_0(spares: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
-    """One step of SGD from the same start: decay adds -lr * decay * weight to each, BN and bias included or not."""
+@pytest.mark.parametrize("decay_changes", [(), ("optim.decay_norms=false",)], ids=["all", "without norms and biases"])
+def test_weight_decay_pulls_parameters_towards_0(
+    decay_changes: tuple[str, ...], tiny_root: Path, tmp_path: Path
+) -> None:
+    """In one step of SGD, decay adds -lr * decay * weight to each parameter, BN and biases included or not."""
     after = {}
     for decay in (0.0, 0.25):
-        changes = (*FOUR_STEPS, "train.precision=fp64", f"optim.weight_decay={decay}", *spares)
+        changes = (*FOUR_STEPS, "train.precision=fp64", f"optim.weight_decay={decay}", *decay_changes)
         loop = make_loop(make_run(tmp_path / str(decay), tiny_config(tiny_root, *changes)), SoloComms())
         loop.resume()
         start = {name: parameter.detach().clone() for name, parameter in loop.engine.network.named_parameters()}
         loop._train_one_step()
         after[decay] = dict(loop.engine.network.named_parameters())
-    spared = {name for name in start if name.endswith(("bias", "gamma", "beta")) or start[name].ndim == 1}
-    assert any(name.endswith("gamma") for name in spared)
+    without_decay = {name for name in start if name.endswith(("bias", "gamma", "beta")) or start[name].ndim == 1}
+    assert any(name.endswith("gamma") for name in without_decay)
     for name, weight in start.items():
-        decay = 0.0 if spares and name in spared else 0.25
+        decay = 0.0 if decay_changes and name in without_decay else 0.25
         torch.testing.assert_close(after[0.25][name], after[0.0][name] - 0.05 * decay * weight)
 
 
 @pytest.mark.parametrize("method", ["plain", "byot"])
-def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_path: Path) -> None:
+def test_other_methods_train_with_the_same_loop(method: str, tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, f"method={method}"))
     train_run(SoloComms(), run.path)
     last = records(run)[-1]
@@ -217,7 +219,7 @@ def test_other_methods_train_by_the_same_loop(method: str, tiny_root: Path, tmp_
     ],
     ids=lambda changes: " ".join(changes),
 )
-def test_the_switches_of_the_recipe_train(changes: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
+def test_every_training_option_trains(changes: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, *changes))
     assert train_run(SoloComms(), run.path) == "finished"
 
@@ -231,15 +233,15 @@ def test_gradients_are_clipped_to_the_norm(tiny_root: Path, tmp_path: Path) -> N
     parameters = list(loop.engine.network.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
     loop._train_one_step()
-    moved = [(now.detach() - then).flatten() for now, then in zip(parameters, before, strict=True)]
-    assert torch.cat(moved).norm().item() == pytest.approx(0.05 * 0.01, rel=1e-3)
+    change = [(now.detach() - then).flatten() for now, then in zip(parameters, before, strict=True)]
+    assert torch.cat(change).norm().item() == pytest.approx(0.05 * 0.01, rel=1e-3)
 
 
-def test_all_layouts_and_precisions_agree_at_first(tiny_root: Path, tmp_path: Path) -> None:
+def test_all_layouts_and_precisions_agree_in_the_first_step(tiny_root: Path, tmp_path: Path) -> None:
     losses = {}
     for precision, layout in (("fp64", "false"), ("fp32", "false"), ("fp32", "true"), ("bf16", "true")):
-        form = (f"train.precision={precision}", f"train.channels_last={layout}")
-        config = tiny_config(tiny_root, *FOUR_STEPS, *form, "train.max_steps=1")
+        formats = (f"train.precision={precision}", f"train.channels_last={layout}")
+        config = tiny_config(tiny_root, *FOUR_STEPS, *formats, "train.max_steps=1")
         run = make_run(tmp_path / f"{precision}-{layout}", config)
         train_run(SoloComms(), run.path)
         losses[precision, layout] = records(run)[0]["loss"]
@@ -248,20 +250,20 @@ def test_all_layouts_and_precisions_agree_at_first(tiny_root: Path, tmp_path: Pa
     assert losses["bf16", "true"] == pytest.approx(losses["fp64", "false"], rel=2e-2)
 
 
-def test_a_set_that_is_smaller_than_the_batch_is_refused(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_set_that_is_smaller_than_the_batch_is_an_error(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.batch=512"))
     with pytest.raises(ConfigError, match=r"train\.batch 512 is more than the training set gives"):
         make_loop(run, SoloComms())
 
 
-def test_a_worker_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_its_own_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="worker 1 of this node needs a GPU of its own, 1 visible"):
         choose_device("cuda", World(rank=1, size=2, local_rank=1))
     assert choose_device("cpu", World()) == CPU
 
 
-def test_a_run_directory_is_all_a_worker_needs(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_worker_needs_only_the_run_directory(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
     assert RunDir(run.path) == run
     train_alone(run, attempt=1)

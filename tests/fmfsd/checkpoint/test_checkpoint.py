@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and what is damaged is not used."""
+"""Checkpoints are complete or absent, and damaged checkpoints are not loaded."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from fmfsd.run.train_position import Position
 from tests.helpers.checkpoints import names, newest_step, no_space, save, saved, store
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     checkpoints, before = store(tmp_path / "c"), saved(7)
     assert checkpoints.load_newest() is None
     save(checkpoints, before)
@@ -25,7 +25,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_newest_so_many_stay(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c", keep=2)
     for step in (1, 5, 10_000_000, 123_456_789):
         save(checkpoints, saved(step))
@@ -33,17 +33,17 @@ def test_the_newest_so_many_stay(tmp_path: Path) -> None:
     assert newest_step(checkpoints) == 123_456_789
 
 
-def test_a_position_before_its_evaluation_comes_before_the_one_after(tmp_path: Path) -> None:
+def test_an_unevaluated_position_is_older_than_the_evaluated_one_of_the_same_step(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c", keep=5)
     save(checkpoints, saved(5))
     save(checkpoints, saved(5, evaluated=False))
-    found = checkpoints.load_newest()
-    assert found is not None
-    assert found.position == Position(5, evaluated=True)
+    newest = checkpoints.load_newest()
+    assert newest is not None
+    assert newest.position == Position(5, evaluated=True)
     assert names(tmp_path / "c") == ["step-00000005", "step-00000005-unevaluated"]
 
 
-def test_saving_a_position_again_changes_nothing(tmp_path: Path) -> None:
+def test_saving_the_same_position_again_changes_nothing(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
     save(checkpoints, saved(1))
     before = (tmp_path / "c" / "step-00000001" / "manifest.json").stat().st_mtime_ns
@@ -54,7 +54,7 @@ def test_saving_a_position_again_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.fault("F14")
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "empty", "missing"])
-def test_a_damaged_newest_is_named_and_the_one_before_is_used(
+def test_a_damaged_newest_checkpoint_is_logged_and_the_previous_one_is_loaded(
     file: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = store(tmp_path / "c")
@@ -63,33 +63,33 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(
     path = tmp_path / "c" / "step-00000002" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
-    changed = {"flipped bit": bytes(content), "truncated": bytes(content[:-1]), "empty": b""}
-    path.unlink() if damage == "missing" else path.write_bytes(changed[damage])
+    damaged = {"flipped bit": bytes(content), "truncated": bytes(content[:-1]), "empty": b""}
+    path.unlink() if damage == "missing" else path.write_bytes(damaged[damage])
     if (file, damage) == ("manifest.json", "truncated"):
-        path.write_bytes(content[: len(content) // 2])  # without its last newline it would still be whole
+        path.write_bytes(content[: len(content) // 2])  # without its last newline it would still be valid
     assert newest_step(checkpoints) == 1
     assert "step-00000002 is damaged" in caplog.text
 
 
 @pytest.mark.fault("F14")
 @given(data=st.data())
-def test_no_change_of_any_byte_goes_unnoticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_every_changed_byte_is_detected(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "flips"
     checkpoints = store(folder)
     save(checkpoints, saved(1))
     file = data.draw(st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json"]))
     path = folder / "step-00000001" / file
     whole = path.read_bytes()
-    changed = bytearray(whole)
-    changed[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(changed)
+    damaged = bytearray(whole)
+    damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(damaged)
     with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
         checkpoints.load_newest()
     path.write_bytes(whole)
     assert newest_step(checkpoints) == 1
 
 
-def test_if_none_can_be_used_the_run_does_not_start_again_from_nothing(tmp_path: Path) -> None:
+def test_without_a_usable_checkpoint_a_run_does_not_start_from_scratch(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
     save(checkpoints, saved(1))
     (tmp_path / "c" / "step-00000001" / "manifest.json").write_text("{}")
@@ -97,7 +97,7 @@ def test_if_none_can_be_used_the_run_does_not_start_again_from_nothing(tmp_path:
         checkpoints.load_newest()
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_format_is_not_loaded(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
     save(checkpoints, saved(1))
     path = tmp_path / "c" / "step-00000001" / "manifest.json"
@@ -109,15 +109,15 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 @pytest.mark.fault("F16")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["model", "optimizer"])
-def test_a_checkpoint_never_holds_nan(part: str, value: float, tmp_path: Path) -> None:
-    checkpoints, spoiled = store(tmp_path / "c"), saved(3)
-    next(iter(getattr(spoiled.engine, part).values()))[0, 0] = value
+def test_a_state_with_nan_is_not_saved(part: str, value: float, tmp_path: Path) -> None:
+    checkpoints, corrupted = store(tmp_path / "c"), saved(3)
+    next(iter(getattr(corrupted.engine, part).values()))[0, 0] = value
     with pytest.raises(NonFiniteLossError, match="has NaN or infinite values after step 3"):
-        save(checkpoints, spoiled)
+        save(checkpoints, corrupted)
     assert names(tmp_path / "c") == []
 
 
-def test_a_save_that_fails_half_way_leaves_the_old_ones_and_no_rubbish_after_the_next_start(
+def test_a_failed_save_leaves_the_older_checkpoints_and_the_next_start_removes_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = store(tmp_path / "c")
@@ -130,7 +130,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_ones_and_no_rubbish_after_the
     assert names(tmp_path / "c") == ["step-00000001"]
 
 
-def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
+def test_folders_with_other_names_are_not_touched(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c", keep=1)
     for name in ("step-1", "step-00000001-old", "notes"):
         (tmp_path / "c" / name).mkdir()
@@ -139,8 +139,8 @@ def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path / "c") == ["notes", "step-00000001-old", "step-00000002", "step-1"]
 
 
-def test_a_damaged_newest_is_set_aside_so_that_its_successor_is_whole(tmp_path: Path) -> None:
-    """It neither blocks the save of the same step, nor counts among those that stay, nor is it thrown away."""
+def test_a_damaged_newest_checkpoint_is_renamed_so_that_its_step_can_be_saved_again(tmp_path: Path) -> None:
+    """It does not count as one of the kept checkpoints, and it is not deleted."""
     checkpoints = store(tmp_path / "c", keep=2)
     for step in (1, 2):
         save(checkpoints, saved(step))
@@ -149,13 +149,13 @@ def test_a_damaged_newest_is_set_aside_so_that_its_successor_is_whole(tmp_path: 
     assert newest_step(checkpoints) == 1
     save(checkpoints, saved(2))
     assert newest_step(checkpoints) == 2
-    aside, *good = names(tmp_path / "c")
-    assert good == ["step-00000001", "step-00000002"]
-    assert aside.startswith("damaged-step-00000002-")
-    assert (tmp_path / "c" / aside / "model.safetensors").read_bytes() == b"no weights"
+    renamed, *complete = names(tmp_path / "c")
+    assert complete == ["step-00000001", "step-00000002"]
+    assert renamed.startswith("damaged-step-00000002-")
+    assert (tmp_path / "c" / renamed / "model.safetensors").read_bytes() == b"no weights"
 
 
-def test_if_none_can_be_used_that_is_so_at_the_next_start_too(tmp_path: Path) -> None:
+def test_without_a_usable_checkpoint_every_start_fails(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
     save(checkpoints, saved(1))
     (tmp_path / "c" / "step-00000001" / "state.json").write_text("{}")

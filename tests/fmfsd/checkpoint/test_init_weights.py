@@ -1,4 +1,4 @@
-"""A run that starts from another's weights takes these, and nothing else of it."""
+"""`train.init_from`: a run that starts from the weights of another run takes only these."""
 
 import shutil
 import subprocess
@@ -26,22 +26,22 @@ from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config,
 
 @pytest.fixture(scope="module")
 def source(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A finished run with checkpoints of its steps 2 and 4."""
+    """Return a finished run with checkpoints of steps 2 and 4."""
     run = make_run(tmp_path_factory.mktemp("source") / "run", tiny_config(tiny_root))
     train_run(SoloComms(), run.path)
     return run
 
 
-def begun(folder: Path, root: Path, origin: Path, *changes: str) -> Loop:
-    """A run that has begun and made no step."""
+def start_from(folder: Path, root: Path, origin: Path, *changes: str) -> Loop:
+    """Start a run with `train.init_from` and make no step."""
     loop = make_loop(make_run(folder, tiny_config(root, f"train.init_from={origin}", *changes)), SoloComms())
     assert not loop.resume()
     return loop
 
 
-def refused(folder: Path, root: Path, origin: Path, *changes: str) -> str:
+def start_error(folder: Path, root: Path, origin: Path, *changes: str) -> str:
     with pytest.raises(CheckError) as caught:
-        begun(folder, root, origin, *changes)
+        start_from(folder, root, origin, *changes)
     return str(caught.value)
 
 
@@ -54,18 +54,20 @@ ORIGINS: dict[str, Callable[[RunDir], Path]] = {
 
 @pytest.mark.parametrize("origin", ORIGINS)
 @pytest.mark.parametrize("layout", ["false", "true"])
-def test_weights_and_batch_statistics_are_taken_and_the_rest_is_fresh(
+def test_weights_and_batch_statistics_are_loaded_and_the_rest_is_new(
     origin: str, layout: str, source: RunDir, tiny_root: Path, tmp_path: Path
 ) -> None:
     change = f"train.channels_last={layout}"
-    loop = begun(tmp_path / "run", tiny_root, ORIGINS[origin](source), change, "seed=9")
-    there, here = load_file(source.checkpoints / "step-00000004" / "model.safetensors"), loop.engine.state()
-    assert there.keys() == here.model.keys()
-    assert all(torch.equal(there[name], here.model[name]) for name in there)
-    assert (here.optimizer, loop.position, loop.metrics.records) == ({}, Position(), 0)
+    loop = start_from(tmp_path / "run", tiny_root, ORIGINS[origin](source), change, "seed=9")
+    source_weights, state = load_file(source.checkpoints / "step-00000004" / "model.safetensors"), loop.engine.state()
+    assert source_weights.keys() == state.model.keys()
+    assert all(torch.equal(source_weights[name], state.model[name]) for name in source_weights)
+    assert (state.optimizer, loop.position, loop.metrics.records) == ({}, Position(), 0)
 
 
-def test_it_goes_on_from_its_own_checkpoint_even_when_the_other_run_is_gone(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_own_checkpoint_even_if_the_source_run_was_deleted(
+    tiny_root: Path, tmp_path: Path
+) -> None:
     other = make_run(tmp_path / "other", tiny_config(tiny_root))
     train_run(SoloComms(), other.path)
     config = tiny_config(tiny_root, f"train.init_from={other.path}")
@@ -77,32 +79,38 @@ def test_it_goes_on_from_its_own_checkpoint_even_when_the_other_run_is_gone(tiny
     assert newest_weights(parted) == newest_weights(whole)
 
 
-def test_of_a_run_the_newest_checkpoint_that_is_whole_is_taken_and_the_run_is_left_alone(
+def test_the_newest_undamaged_checkpoint_of_a_run_is_loaded_and_the_run_is_not_changed(
     source: RunDir, tiny_root: Path, tmp_path: Path
 ) -> None:
     copy = RunDir(shutil.copytree(source.path, tmp_path / "copy"))
     (copy.checkpoints / "step-00000004" / "model.safetensors").write_bytes(b"no weights")
     (copy.checkpoints / ".tmp-step-00000005-7").mkdir()
     before = sorted(copy.path.rglob("*"))
-    loop = begun(tmp_path / "run", tiny_root, copy.path)
-    there = load_file(copy.checkpoints / "step-00000002" / "model.safetensors")
-    assert all(torch.equal(there[name], value) for name, value in loop.engine.state().model.items())
+    loop = start_from(tmp_path / "run", tiny_root, copy.path)
+    source_weights = load_file(copy.checkpoints / "step-00000002" / "model.safetensors")
+    assert all(torch.equal(source_weights[name], value) for name, value in loop.engine.state().model.items())
     assert sorted(copy.path.rglob("*")) == before
 
 
-def test_if_no_checkpoint_is_whole_each_ones_damage_is_told(source: RunDir, tiny_root: Path, tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_damaged_each_damage_is_reported(
+    source: RunDir, tiny_root: Path, tmp_path: Path
+) -> None:
     copy = RunDir(shutil.copytree(source.path, tmp_path / "copy"))
     for folder in copy.checkpoints.iterdir():
         (folder / "state.json").write_text("{}")
-    told = refused(tmp_path / "run", tiny_root, copy.path).splitlines()
-    assert ["step-00000004 is damaged" in told[0], "step-00000002 is damaged" in told[1], len(told)] == [True, True, 2]
+    lines = start_error(tmp_path / "run", tiny_root, copy.path).splitlines()
+    assert ["step-00000004 is damaged" in lines[0], "step-00000002 is damaged" in lines[1], len(lines)] == [
+        True,
+        True,
+        2,
+    ]
 
 
-def test_everything_that_does_not_fit_is_told_at_once() -> None:
-    wanted = {name: torch.zeros(2, 3) for name in ("same", "gone", "lost", "wide", "whole", "nan")}
+def test_all_mismatches_are_reported_at_once() -> None:
+    expected = {name: torch.zeros(2, 3) for name in ("same", "gone", "lost", "wide", "whole", "nan")}
     weights = {name: torch.ones(2, 3) for name in ("same", "more")}
     weights |= {"wide": torch.ones(4, 3), "whole": torch.ones(2, 3).int(), "nan": torch.full((2, 3), torch.nan)}
-    assert list(misfits(weights, wanted)) == [
+    assert list(misfits(weights, expected)) == [
         "does not have: gone, lost",
         "has, and this network has not: more",
         "has in another shape: wide (4, 3) and not (2, 3)",
@@ -111,7 +119,7 @@ def test_everything_that_does_not_fit_is_told_at_once() -> None:
     ]
 
 
-def test_weights_of_another_network_are_refused_and_no_new_attempt_is_made(
+def test_weights_of_another_network_are_an_error_without_a_new_attempt(
     source: RunDir, tiny_root: Path, tmp_path: Path
 ) -> None:
     plain = make_run(tmp_path / "plain", tiny_config(tiny_root, "method=plain", f"train.init_from={source.path}"))
@@ -127,15 +135,15 @@ def test_weights_of_another_network_are_refused_and_no_new_attempt_is_made(
     assert '"worth_another_attempt": false' in plain.crash(1, 0).read_text()
 
 
-def test_a_file_that_is_damaged_is_refused(source: RunDir, tiny_root: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error(source: RunDir, tiny_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(load_file(source.checkpoints / "step-00000004" / "model.safetensors"), path)
-    begun(tmp_path / "run", tiny_root, path)
+    start_from(tmp_path / "run", tiny_root, path)
     path.write_bytes(path.read_bytes()[:-1])
-    assert f"{path} can't be used" in refused(tmp_path / "run", tiny_root, path)
+    assert f"{path} can't be used" in start_error(tmp_path / "run", tiny_root, path)
 
 
-def test_what_can_not_be_begun_with_is_known_before_a_worker_starts(source: RunDir, tmp_path: Path) -> None:
+def test_a_path_without_weights_is_detected_before_a_worker_starts(source: RunDir, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     for name, expected in {"none": "does not exist", "notes.txt": "is no", "empty": "has no checkpoint"}.items():
@@ -143,9 +151,9 @@ def test_what_can_not_be_begun_with_is_known_before_a_worker_starts(source: RunD
             CheckError, match=rf"^train\.init_from: {tmp_path}/{name} {expected}.*: expected a run's fol"
         ):
             weights_at(str(tmp_path / name))
-    found = weights_at(str(source.path))
-    assert [path.name for path in found] == ["step-00000004", "step-00000002"]
-    assert weights_at(str(found[0])) == found[:1]
+    paths = weights_at(str(source.path))
+    assert [path.name for path in paths] == ["step-00000004", "step-00000002"]
+    assert weights_at(str(paths[0])) == paths[:1]
 
 
 def test_the_path_is_made_absolute() -> None:
@@ -153,16 +161,16 @@ def test_the_path_is_made_absolute() -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_looking_for_first_weights_needs_no_torch() -> None:
+def test_finding_initial_weights_needs_no_torch() -> None:
     code = "import fmfsd.run.init_source, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_weights_of_a_run_with_averages_are_these(tiny_root: Path, tmp_path: Path) -> None:
-    """What it was evaluated by."""
+def test_the_ema_weights_of_a_run_are_loaded(tiny_root: Path, tmp_path: Path) -> None:
+    """The run was evaluated with the EMA weights."""
     run = make_run(tmp_path / "averaged", tiny_config(tiny_root, "train.ema=0.5"))
     train_run(SoloComms(), run.path)
-    kept = load_checkpoint(run.checkpoints / "step-00000004").engine
-    weights = begun(tmp_path / "run", tiny_root, run.path).engine.state().model
-    assert all(torch.equal(value, kept.averages[name]) for name, value in weights.items())
-    assert any(not torch.equal(value, kept.model[name]) for name, value in weights.items())
+    saved = load_checkpoint(run.checkpoints / "step-00000004").engine
+    weights = start_from(tmp_path / "run", tiny_root, run.path).engine.state().model
+    assert all(torch.equal(value, saved.averages[name]) for name, value in weights.items())
+    assert any(not torch.equal(value, saved.model[name]) for name, value in weights.items())

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training, the best of them stays, and only who has the run writes or is read."""
+"""Checkpoints are written in the background, the best one is kept, and only the current attempt writes and is read."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tests.helpers.checkpoints import names, newest_step, no_space, save, saved,
 from tests.helpers.processes import wait_until
 
 
-def test_the_best_on_the_validation_split_stays_beside_the_newest(tmp_path: Path) -> None:
+def test_the_best_checkpoint_on_the_validation_split_is_kept_in_addition_to_the_newest(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c", keep=1)
     for step, score in ((1, 0.2), (2, 0.6), (3, 0.6), (4, None), (5, 0.5)):
         save(checkpoints, saved(step, score=score))
@@ -27,8 +27,8 @@ def test_the_best_on_the_validation_split_stays_beside_the_newest(tmp_path: Path
     assert newest_step(checkpoints) == 5
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is saved is the state at the call, whatever becomes of the tensors meanwhile."""
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saved state is that at the call, even if the tensors change before they are written."""
     checkpoints, before, may_write = store(tmp_path / "c"), saved(1), threading.Event()
     write = CheckpointFolder.write
     monkeypatch.setattr(CheckpointFolder, "write", lambda self, what: (may_write.wait(60), write(self, what)))
@@ -45,12 +45,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
 
 
 @pytest.mark.fault("F11")
-def test_one_save_may_fail_and_the_next_one_that_fails_ends_the_run(
+def test_one_failed_save_is_a_warning_and_the_next_failure_in_a_row_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    warnings: list[str] = []
     checkpoints = Checkpoints(
-        CheckpointFolder(tmp_path, keep=2, require_ours=lambda: None), SoloComms(), warn=told.append
+        CheckpointFolder(tmp_path, keep=2, require_ours=lambda: None), SoloComms(), warn=warnings.append
     )
     full = [False, True, False, True, True]
 
@@ -66,10 +66,10 @@ def test_one_save_may_fail_and_the_next_one_that_fails_ends_the_run(
             checkpoints.look()
     with pytest.raises(CheckpointError, match=r"step 5 not saved.*it needs 0\.0 MiB, .* MiB and \d+ files are free"):
         checkpoints.look()
-    assert [text.partition(" not saved")[0].rpartition(" ")[2] for text in told] == ["2", "4"]
+    assert [text.partition(" not saved")[0].rpartition(" ")[2] for text in warnings] == ["2", "4"]
 
 
-def test_a_run_does_not_end_well_without_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_fails_without_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = store(tmp_path / "c")
     monkeypatch.setattr("fmfsd.checkpoint.store.write_whole", no_space)
     checkpoints.save(saved(1))
@@ -77,7 +77,7 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(tmp_path: Path, mon
         checkpoints.finish()
 
 
-def test_a_worker_that_outlived_its_attempt_commits_nothing(tmp_path: Path) -> None:
+def test_a_worker_of_an_ended_attempt_saves_nothing(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
     fence = Fence(run, 1)
@@ -90,26 +90,26 @@ def test_a_worker_that_outlived_its_attempt_commits_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.fault("F25")
-def test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing(
+def test_a_worker_whose_attempt_ends_during_a_save_saves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has passed the fence, and sleeps until its successor has started: that takes the scratch folder away."""
+    """It has passed the fence and sleeps until its successor has started, which removes the temporary folder."""
     old, new = store(tmp_path / "c"), store(tmp_path / "c")
     save(old, saved(1))
     write = write_json
 
-    def overtaken(*arguments: Any) -> None:
+    def write_after_successor(*arguments: Any) -> None:
         monkeypatch.setattr("fmfsd.checkpoint.store.write_json", write)
         write(*arguments)
         assert newest_step(new) == 1
 
-    monkeypatch.setattr("fmfsd.checkpoint.store.write_json", overtaken)
+    monkeypatch.setattr("fmfsd.checkpoint.store.write_json", write_after_successor)
     with pytest.raises(CheckpointError, match="step 2 not saved"):
         save(old, saved(2))
     assert names(tmp_path / "c") == ["step-00000001"]
 
 
-def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_file_does_not_block(tmp_path: Path) -> None:
     checkpoints = store(tmp_path / "c")
     for step in (1, 2):
         save(checkpoints, saved(step))
@@ -119,10 +119,10 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path) -> None:
     assert newest_step(checkpoints) == 1
 
 
-def test_what_may_be_the_best_is_not_removed_while_it_can_not_be_read(
+def test_a_checkpoint_whose_score_cannot_be_read_is_not_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does that make the save a failed one."""
+    """The read error does not make the save fail."""
     checkpoints = store(tmp_path / "c", keep=1)
     save(checkpoints, saved(1, score=0.9))
     with monkeypatch.context() as patch:
@@ -136,7 +136,7 @@ def test_what_may_be_the_best_is_not_removed_while_it_can_not_be_read(
 @pytest.mark.fault("F15")
 @pytest.mark.parametrize("link", ["step-00000002", "step-00000002/model.safetensors", "step-00000002/manifest.json"])
 def test_links_are_not_followed(link: str, tmp_path: Path) -> None:
-    """They may lead to what somebody else can write to."""
+    """They may lead to files that another user can write."""
     checkpoints = store(tmp_path / "c")
     for step in (1, 2):
         save(checkpoints, saved(step))

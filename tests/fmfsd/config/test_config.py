@@ -1,4 +1,4 @@
-"""Configs: what they mean, and what is read from YAML."""
+"""Configs: values and defaults, schedules, and parsing of YAML."""
 
 import subprocess
 import sys
@@ -23,18 +23,18 @@ def write(folder: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_presets_load_and_come_back_from_yaml_as_they_were(name: str, tmp_path: Path) -> None:
+def test_presets_load_and_survive_a_yaml_round_trip(name: str, tmp_path: Path) -> None:
     config = load_config(name)
     assert load_config(write(tmp_path, dump_config(config))) == config
     assert name not in RESERVED
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_preset_opens_with_its_command(path: Path) -> None:
+def test_a_preset_file_starts_with_its_command(path: Path) -> None:
     assert path.read_text().startswith(f"# fmfsd-launch {path.stem}")
 
 
-def test_the_default_is_the_recipe_of_the_method() -> None:
+def test_the_defaults_are_the_published_training_recipe() -> None:
     config = load_config("cifar100-resnet18")
     assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay, config.optim.nesterov) == (
         0.1,
@@ -48,25 +48,25 @@ def test_the_default_is_the_recipe_of_the_method() -> None:
     assert config.branches == ("stage1", "stage2", "stage3")
 
 
-def test_the_large_batch_recipe_is_the_default_one_scaled_and_warmed_up() -> None:
-    """By 16 (Goyal et al. 2017), whole after 5 epochs; 32 samples of each of the 64 shards make 24 steps an epoch."""
+def test_the_large_batch_preset_scales_the_learning_rate_and_warms_up() -> None:
+    """The factor is 16 (Goyal et al. 2017), after 5 epochs of 24 steps: 32 samples of each of 64 shards a step."""
     small, large = load_config("cifar100-resnet18"), load_config("cifar100-resnet18-b2048")
     assert [change.key for change in changes(small, large)] == ["optim.base_batch", "optim.warmup", "train.batch"]
     assert (small.full_rate, large.full_rate) == (0.1, 16 * 0.1)
     assert Timeline.of(large, 50_000).warmup_steps == 5 * 24
 
 
-def test_overrides_are_yaml_and_come_last() -> None:
+def test_overrides_are_yaml_and_the_last_one_wins() -> None:
     config = load_config("smoke", ["optim.lr=1e-3", "model.branches=[stage2]", "optim.clip_norm=1", "optim.lr=2e-3"])
     assert (config.optim.lr, config.branches, config.optim.clip_norm) == (2e-3, ("stage2",), 1.0)
 
 
-def test_a_method_fixes_what_it_means() -> None:
+def test_a_method_sets_its_defining_values() -> None:
     assert load_config("smoke", ["method=byot"]).model.fusion == "none"
     assert load_config("smoke", ["method=plain"]).branches == ()
 
 
-def test_the_data_root_is_made_absolute_and_defaults_to_the_callers() -> None:
+def test_the_data_root_is_made_absolute_and_defaults_to_the_given_one() -> None:
     assert load_config("smoke", data_root="/somewhere").data.root == "/somewhere"
     assert load_config("smoke", ["data.root=here"], data_root="/somewhere").data.root == str(Path("here").absolute())
 
@@ -95,17 +95,17 @@ def test_the_data_root_is_made_absolute_and_defaults_to_the_callers() -> None:
         ("9" * 40, float("9" * 40)),
     ],
 )
-def test_scalars_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
-    found = scalar(text)
-    assert found == value
-    assert type(found) is type(value)
+def test_scalars_are_resolved_as_in_yaml_1_2(text: str, value: Any) -> None:
+    result = scalar(text)
+    assert result == value
+    assert type(result) is type(value)
 
 
-def test_quoted_scalars_stay_text() -> None:
-    assert parse("a: '1'\nb: \"true\"\nc: plain words", "x").content == {"a": "1", "b": "true", "c": "plain words"}
+def test_quoted_scalars_are_strings() -> None:
+    assert parse("a: '1'\nb: \"true\"\nc: plain text", "x").content == {"a": "1", "b": "true", "c": "plain text"}
 
 
-def test_changes_name_each_changed_key() -> None:
+def test_changes_list_each_changed_key() -> None:
     one, other = load_config("smoke"), load_config("smoke", ["optim.lr=0.2", "model.branches=[stage1]"])
     assert list(map(str, changes(one, other))) == [
         "model.branches: ['stage1', 'stage2'] -> ['stage1']",
@@ -114,7 +114,7 @@ def test_changes_name_each_changed_key() -> None:
     assert changes(one, one) == []
 
 
-def test_durations_are_epochs_unless_they_say_steps() -> None:
+def test_durations_without_a_unit_are_epochs() -> None:
     assert parse_duration(30) == parse_duration("30 epochs") == Duration(30, "epoch")
     assert parse_duration("500 steps").steps(100) == 500
     assert parse_duration(0.5).steps(100) == 50
@@ -145,7 +145,7 @@ def test_max_steps_ends_a_run_early() -> None:
     assert timeline.evaluation_due(7)
 
 
-def test_run_names_are_plain() -> None:
+def test_run_names_have_no_special_characters() -> None:
     assert config_name("/some where/my config$(x).yaml") == "my-config--x-"
     assert config_name("smoke") == "smoke"
 
@@ -156,8 +156,8 @@ def test_configs_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_key_is_the_runs_own_or_may_change() -> None:
-    """What may change is listed; a key that is new is the run's own until somebody decides otherwise."""
+def test_every_key_is_fixed_or_may_change_on_resume() -> None:
+    """Keys that may change are listed; a new key is fixed by default."""
     keys = {key for key, _ in leaves(load_config("smoke").model_dump(mode="json"))}
     assert keys >= MAY_CHANGE
     allowed = {

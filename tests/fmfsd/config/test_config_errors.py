@@ -1,4 +1,4 @@
-"""One clear message, with its place, for each thing that is wrong with a config; all of them at once."""
+"""Config errors: one message with file and line per error, and all errors at once."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-def refused(folder: Path, text: str, *overrides: str) -> list[str]:
-    """The messages for a config file of `text`, without the folder's name."""
+def error_messages(folder: Path, text: str, *overrides: str) -> list[str]:
+    """Return the error messages for a config file of `text`, without the folder's name."""
     with pytest.raises(ConfigError) as caught:
         load_config(write(folder, text), overrides)
     return [str(problem).removeprefix(f"{folder}/") for problem in caught.value.problems]
@@ -195,11 +195,11 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_refused_with_its_line_and_reason(case: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_an_error_with_line_and_reason(case: str, tmp_path: Path) -> None:
     text, expected = BAD_FILES[case]
-    found = refused(tmp_path, text)
-    assert len(found) == len(expected), found
-    for message, part in zip(found, expected, strict=True):
+    messages = error_messages(tmp_path, text)
+    assert len(messages) == len(expected), messages
+    for message, part in zip(messages, expected, strict=True):
         assert part in message
         assert message.startswith("config.yaml")
 
@@ -217,16 +217,16 @@ BAD_OVERRIDES = {
 
 
 @pytest.mark.parametrize("case", BAD_OVERRIDES)
-def test_a_bad_override_is_named(case: str, tmp_path: Path) -> None:
+def test_an_invalid_override_is_named(case: str, tmp_path: Path) -> None:
     override, expected = BAD_OVERRIDES[case]
-    (found,) = refused(tmp_path, "seed: 1", override)
-    assert found.startswith(expected)
+    (messages,) = error_messages(tmp_path, "seed: 1", override)
+    assert messages.startswith(expected)
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     text = "seed: x\ntrain:\n  epoch: 1\n  batch: 0\noptim: {lr: -1}"
-    found = refused(tmp_path, text, "distill.temperature=0", "nonsense")
-    places = [message.split(": ")[0] for message in found]
+    messages = error_messages(tmp_path, text, "distill.temperature=0", "nonsense")
+    places = [message.split(": ")[0] for message in messages]
     assert sorted(places) == [
         "--set distill.temperature=0",
         "--set nonsense",
@@ -238,7 +238,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_malformed_yaml_is_shown_with_a_caret(tmp_path: Path) -> None:
-    (message,) = refused(tmp_path, "seed: 1\ntrain: {epochs: 1")
+    (message,) = error_messages(tmp_path, "seed: 1\ntrain: {epochs: 1")
     assert message.startswith("config.yaml:")
     with pytest.raises(ConfigError, match=r"x:1: no YAML: .*\n    a: b: c\n        \^"):
         parse("a: b: c", "x")
@@ -248,7 +248,7 @@ def test_malformed_yaml_is_shown_with_a_caret(tmp_path: Path) -> None:
     ("content", "expected"),
     [(b"\xff\xfe", "not UTF-8: byte 0 is 0xff"), (b"a" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes")],
 )
-def test_files_that_are_no_text_are_refused(content: bytes, expected: str, tmp_path: Path) -> None:
+def test_files_that_are_not_text_are_errors(content: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=expected):
@@ -292,7 +292,7 @@ def test_any_mapping_is_a_config_or_a_clear_error(
         assert all(problem.message for problem in error.problems)
 
 
-def test_what_the_schema_refuses_and_what_contradicts_are_said_together(tmp_path: Path) -> None:
+def test_schema_errors_and_inconsistent_values_are_reported_together(tmp_path: Path) -> None:
     text = "distill:\n  temperature: 0\nmodel:\n  branches: [stage9]\ntrain:\n  batch: 100\n"
     expected = (
         "config.yaml:2: distill.temperature: expected greater than 0",
@@ -300,13 +300,13 @@ def test_what_the_schema_refuses_and_what_contradicts_are_said_together(tmp_path
         "config.yaml:6: train.batch: 100 is not divisible by data.shards 64",
         "--set data.valid=7: data.valid: 7 is not the same for each of 100 classes",
     )
-    found = refused(tmp_path, text, "data.valid=7")
-    assert [message.startswith(start) for message, start in zip(found, expected, strict=True)] == [True] * 4
+    messages = error_messages(tmp_path, text, "data.valid=7")
+    assert [message.startswith(start) for message, start in zip(messages, expected, strict=True)] == [True] * 4
 
 
-def test_what_depends_on_a_refused_value_is_not_judged(tmp_path: Path) -> None:
-    """100 would fit 50 shards, and nobody knows how many are meant."""
-    (only,) = refused(tmp_path, "data:\n  shards: many\ntrain:\n  batch: 100\n")
+def test_values_that_depend_on_an_invalid_value_are_not_checked(tmp_path: Path) -> None:
+    """A batch of 100 is valid with 50 shards, for example, and the intended number of shards is unknown."""
+    (only,) = error_messages(tmp_path, "data:\n  shards: many\ntrain:\n  batch: 100\n")
     assert "data.shards" in only
-    (only,) = refused(tmp_path, "model: 7\ntrain:\n  epochs: 300\n")
+    (only,) = error_messages(tmp_path, "model: 7\ntrain:\n  epochs: 300\n")
     assert only.startswith("config.yaml:1: model:")

@@ -1,4 +1,4 @@
-"""What a config may say to DeepSpeed, judged without it."""
+"""DeepSpeed settings in a config, checked without DeepSpeed."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from fmfsd.errors import ConfigError
 STAGE_2 = ("engine.name=deepspeed", "engine.zero_stage=2")
 
 
-def test_what_is_passed_through_is_added_to_what_the_config_says() -> None:
+def test_deepspeed_settings_are_merged_with_those_from_the_config() -> None:
     more = "engine.deepspeed={zero_optimization: {overlap_comm: true}, wall_clock_breakdown: true}"
     config = load_config("smoke", [*STAGE_2, "train.batch=128", "train.micro_batch=64", "engine.offload=true", more])
-    found = deepspeed_config(config, 2)
-    assert found["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}, "overlap_comm": True}
-    assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"]) == (32, 2)
-    assert found["wall_clock_breakdown"] is True
+    result = deepspeed_config(config, 2)
+    assert result["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}, "overlap_comm": True}
+    assert (result["train_micro_batch_size_per_gpu"], result["gradient_accumulation_steps"]) == (32, 2)
+    assert result["wall_clock_breakdown"] is True
 
 
-def test_an_engines_name_is_short_for_its_section(tmp_path: Path) -> None:
+def test_an_engine_section_can_be_given_as_the_engines_name(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("engine: deepspeed\n")
     source = str(tmp_path / "my.yaml")
     assert load_config(source, ["engine.zero_stage=3"]).engine == EngineConfig(name="deepspeed", zero_stage=3)
@@ -31,7 +31,7 @@ def test_an_engines_name_is_short_for_its_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "expected"),
     {
         ("engine.deepspeed={train_batch_size: 64}",): "says that by train.batch, found",
         ("engine.deepspeed={optimizer: {type: Adam}}",): "says that by optim, found",
@@ -44,9 +44,7 @@ def test_an_engines_name_is_short_for_its_section(tmp_path: Path) -> None:
         ("train.precision=fp64",): "ZeRO steps in fp32, found fp64",
     }.items(),
 )
-def test_what_contradicts_the_config_or_is_no_setting_is_refused_with_both_places(
-    changes: tuple[str, ...], says: str
-) -> None:
+def test_settings_that_are_unknown_or_contradict_the_config_are_errors(changes: tuple[str, ...], expected: str) -> None:
     with pytest.raises(ConfigError, match="engine") as error:
         load_config("smoke", [*STAGE_2, *changes])
-    assert says in str(error.value)
+    assert expected in str(error.value)

@@ -1,4 +1,4 @@
-"""What each `method` stands for, what a config may still change of it, and which values do not fit one another."""
+"""The values that each `method` sets, the values that may still be changed, and inconsistent values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +27,8 @@ DEFAULTS = {
     "distill.label_weight": 1.0,
     "train.label_smoothing": 0.0,
 }
-"""Sections 2 and 4 of the method, on ResNet-18."""
-OTHERWISE: Mapping[str, Mapping[str, Any]] = {
+"""From sections 2 and 4 of the method, for ResNet-18."""
+DIFFERENCES: Mapping[str, Mapping[str, Any]] = {
     "fmfsd": {},
     "fmfsd_side": {"model.fusion": "side"},
     "byot": {"model.fusion": "none", "model.branch": "bottleneck"},
@@ -41,19 +41,19 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def value(config: RunConfig, key: str) -> Any:
+def config_value(config: RunConfig, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_its_values_and_the_defaults(method: str) -> None:
+def test_a_method_sets_its_values_and_the_defaults(method: str) -> None:
     config = load_config("cifar100-resnet18", [f"method={method}"])
-    assert {key: value(config, key) for key in DEFAULTS} == {**DEFAULTS, **OTHERWISE[method]}
+    assert {key: config_value(config, key) for key in DEFAULTS} == {**DEFAULTS, **DIFFERENCES[method]}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_method_was_resolved_to_is_read_back_as_it_is(method: str, tmp_path: Path) -> None:
+def test_a_resolved_method_survives_a_yaml_round_trip(method: str, tmp_path: Path) -> None:
     config = load_config("cifar100-resnet18", [f"method={method}"])
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
@@ -68,13 +68,15 @@ HEADS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_methods_heads_feature_layers_and_loss_are_made(method: str) -> None:
+def test_a_methods_heads_feature_layers_and_loss_are_built(method: str) -> None:
     config = load_config("cifar100-resnet8", [f"method={method}"])
     network, loss = build_network(config), build_loss(config)
     assert network.head_names == HEADS[method]
-    own = sum(name.startswith("branch") for name in HEADS[method])
-    without = {"deep_supervision": own, "dks": own, "eed": own, "byot_attention": 1}.get(method, 0)
-    assert len(network.projections) == own - without
+    num_branches = sum(name.startswith("branch") for name in HEADS[method])
+    without = {"deep_supervision": num_branches, "dks": num_branches, "eed": num_branches, "byot_attention": 1}.get(
+        method, 0
+    )
+    assert len(network.projections) == num_branches - without
     assert (loss.teacher, loss.alpha, loss.label_smoothing) == (
         config.distill.teacher,
         config.distill.alpha,
@@ -82,7 +84,7 @@ def test_a_methods_heads_feature_layers_and_loss_are_made(method: str) -> None:
     )
 
 
-CONTRADICTING = [
+CONTRADICTIONS = [
     ("fmfsd", "model", "fusion", "none", "trunk or side or both"),
     ("fmfsd_side", "model", "fusion", "trunk", "side"),
     ("byot", "model", "fusion", "side", "none"),
@@ -97,15 +99,15 @@ CONTRADICTING = [
 ]
 
 
-@pytest.mark.parametrize(("method", "section", "key", "found", "means"), CONTRADICTING)
-def test_a_value_that_a_method_does_not_mean_is_refused_with_its_line(
-    method: str, section: str, key: str, found: str, means: str, tmp_path: Path
+@pytest.mark.parametrize(("method", "section", "key", "value", "expected"), CONTRADICTIONS)
+def test_a_value_that_contradicts_the_method_is_an_error_with_its_line(
+    method: str, section: str, key: str, value: str, expected: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(f"method: {method}\n{section}:\n  {key}: {found}\n")
+    path.write_text(f"method: {method}\n{section}:\n  {key}: {value}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
-    message = f"{section}.{key}: method {method} means {means}, found {found}: change one of the two"
+    message = f"{section}.{key}: method {method} means {expected}, found {value}: change one of the two"
     assert f"{path}:3: {message}" in map(str, caught.value.problems)
 
 
@@ -123,19 +125,19 @@ def test_a_value_that_a_method_does_not_mean_is_refused_with_its_line(
         ("label_smoothing", "train.label_smoothing=0.2"),
     ],
 )
-def test_what_a_method_only_suggests_may_be_changed(method: str, change: str) -> None:
+def test_values_that_a_method_only_suggests_may_be_changed(method: str, change: str) -> None:
     key, _, text = change.partition("=")
-    assert str(value(load_config("cifar100-resnet18", [f"method={method}", change]), key)) == text
+    assert str(config_value(load_config("cifar100-resnet18", [f"method={method}", change]), key)) == text
 
 
-def refused(*changes: str) -> list[str]:
+def error_messages(*changes: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config("cifar100-resnet18", changes)
     return [problem.message for problem in caught.value.problems]
 
 
 ONE_BRANCH = "model.branches=[stage2]"
-CLASHES = {
+INCONSISTENT = {
     ("model.sem=softmax",): "model.sem: softmax masks average to the same everywhere: set model.masks own",
     ("model.sem=softmax", "model.masks=own", ONE_BRANCH): "model.sem: softmax shares out between maps, and model.branc",
     ("distill.teacher=fused", "method=byot"): "distill.teacher: there is no fused head without fusion (method byot)",
@@ -150,10 +152,10 @@ CLASHES = {
 }
 
 
-@pytest.mark.parametrize("changes", CLASHES, ids=" ".join)
-def test_values_that_do_not_fit_one_another_are_refused(changes: tuple[str, ...]) -> None:
-    (message,) = refused(*changes)
-    assert message.startswith(CLASHES[changes])
+@pytest.mark.parametrize("changes", INCONSISTENT, ids=" ".join)
+def test_inconsistent_values_are_errors(changes: tuple[str, ...]) -> None:
+    (message,) = error_messages(*changes)
+    assert message.startswith(INCONSISTENT[changes])
 
 
 @pytest.mark.parametrize(
@@ -168,5 +170,5 @@ def test_values_that_do_not_fit_one_another_are_refused(changes: tuple[str, ...]
     ],
     ids=" ".join,
 )
-def test_values_that_fit_are_taken(changes: tuple[str, ...]) -> None:
+def test_consistent_values_are_accepted(changes: tuple[str, ...]) -> None:
     load_config("cifar100-resnet18", changes)

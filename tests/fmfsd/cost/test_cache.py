@@ -1,4 +1,4 @@
-"""A probe is made once for what it depends on, and what is kept of it is not trusted blindly."""
+"""The probe cache: a probe runs once per config, device and version, and cached files are validated."""
 
 import json
 import os
@@ -32,7 +32,7 @@ PROBE = Probe(
     shared=Cost(0, 0),
     memory=MemoryCost(8, 1, 8, 8, 75, 100, 200),
 )
-DOES_NOT_COUNT = {
+NOT_IN_KEY = {
     *("data.autoaugment", "data.mixup", "data.cutmix", "data.resized_crop", "data.images_in"),
     *(
         "seed",
@@ -58,52 +58,52 @@ DOES_NOT_COUNT = {
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
     "optim.betas",
 }
-"""What a forward pass, the weights and the shards cost is the same whatever these are."""
+"""Config keys that do not influence the costs of a forward pass, of the weights and of the shards."""
 
 
-def kept(folder: Path, config: RunConfig, workers: int = 2) -> Path:
-    """The file that keeps PROBE as what was found."""
+def write_cache(folder: Path, config: RunConfig, workers: int = 2) -> Path:
+    """Cache PROBE as the result for `config`; return the cache file."""
     cached_or(lambda *_: PROBE, config, workers, "cpu", folder)
     (path,) = folder.iterdir()
     return path
 
 
-def test_what_was_found_is_found_again_without_a_probe(tmp_path: Path) -> None:
+def test_a_cached_result_is_returned_without_a_probe(tmp_path: Path) -> None:
     folder, config = tmp_path / "a" / "b", load_config("smoke")
     assert cached(config, 2, "cpu", folder) is None
-    kept(folder, config)
-    found = cached(config, 2, "cpu", folder)
-    assert found == json.loads(json.dumps(asdict(PROBE)))
-    assert cached_or(never, config, 2, "cpu", folder) == found
-    assert probe_of(found) == PROBE
+    write_cache(folder, config)
+    result = cached(config, 2, "cpu", folder)
+    assert result == json.loads(json.dumps(asdict(PROBE)))
+    assert cached_or(fail_if_probed, config, 2, "cpu", folder) == result
+    assert probe_of(result) == PROBE
 
 
-def never(config: RunConfig, workers: int, device: Device) -> Probe:
+def fail_if_probed(config: RunConfig, workers: int, device: Device) -> Probe:
     raise AssertionError("probed again")
 
 
-def test_every_key_of_a_config_counts_or_does_not() -> None:
-    """A key that is new is counted until somebody decides otherwise."""
+def test_every_config_key_is_in_the_cache_key_or_excluded() -> None:
+    """A new config key must be added to one of the two lists."""
     keys = {key for key, _ in leaves(load_config("smoke").model_dump(mode="json"))}
     counted = {f"{section}.{name}" for section, names in _COUNTS.items() for name in names} | {"method"}
-    assert (counted | DOES_NOT_COUNT, counted & DOES_NOT_COUNT) == (keys, set())
+    assert (counted | NOT_IN_KEY, counted & NOT_IN_KEY) == (keys, set())
 
 
 @pytest.mark.parametrize("change", ["train.batch=256", "model.branches=[stage1]", "optim.momentum=0", "method=byot"])
-def test_what_was_found_for_another_config_is_not_taken(change: str, tmp_path: Path) -> None:
-    kept(tmp_path / "probes", load_config("smoke"))
+def test_a_result_for_another_config_is_not_used(change: str, tmp_path: Path) -> None:
+    write_cache(tmp_path / "probes", load_config("smoke"))
     assert cached(load_config("smoke", ["optim.lr=1", "seed=9"]), 2, "cpu", tmp_path / "probes") is not None
     assert cached(load_config("smoke", [change]), 2, "cpu", tmp_path / "probes") is None
     assert cached(load_config("smoke"), 4, "cpu", tmp_path / "probes") is None
 
 
-def test_what_was_found_for_another_device_is_not_taken(tmp_path: Path) -> None:
-    kept(tmp_path / "probes", load_config("smoke"))
+def test_a_result_for_another_device_is_not_used(tmp_path: Path) -> None:
+    write_cache(tmp_path / "probes", load_config("smoke"))
     assert cached(load_config("smoke"), 2, "cuda", tmp_path / "probes") is None
 
 
-def test_what_was_found_with_kernels_is_not_taken_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU without a compiler keeps more; a GPU never has them."""
+def test_a_result_with_cpu_kernels_is_not_used_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler, autograd on a CPU saves more; a GPU never uses these kernels."""
     folder, config = tmp_path / "probes", load_config("smoke")
     for device in ("cpu", "cuda"):
         cached_or(lambda *_: PROBE, config, 2, device, folder)
@@ -112,16 +112,16 @@ def test_what_was_found_with_kernels_is_not_taken_without_them(tmp_path: Path, m
     assert cached(config, 2, "cuda", folder) is not None
 
 
-@pytest.mark.parametrize("what", ["version", "_sources"])
-def test_what_another_torch_or_other_code_has_found_is_not_taken(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("attribute", ["version", "_sources"])
+def test_a_result_of_another_torch_or_another_fmfsd_is_not_used(
+    attribute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept(tmp_path / "probes", load_config("smoke"))
-    monkeypatch.setattr(f"fmfsd.cost.cache.{what}", lambda *_: "another")
+    write_cache(tmp_path / "probes", load_config("smoke"))
+    monkeypatch.setattr(f"fmfsd.cost.cache.{attribute}", lambda *_: "another")
     assert cached(load_config("smoke"), 2, "cpu", tmp_path / "probes") is None
 
 
-def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+def edit_json(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         content = json.loads(path.read_text())
         change(content)
@@ -130,12 +130,12 @@ def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     return edit
 
 
-def as_a_folder(path: Path) -> None:
+def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def behind_a_link(path: Path) -> None:
+def replace_by_link(path: Path) -> None:
     path.rename(path.with_suffix(".elsewhere"))
     path.symlink_to(path.with_suffix(".elsewhere"))
 
@@ -144,39 +144,39 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "truncated": lambda path: path.write_text(path.read_text()[:-9]),
     "no object": lambda path: path.write_text("[]"),
     "empty": lambda path: path.write_text(""),
-    "of another key": edited(lambda content: content.update(key="0" * 64)),
-    "without its probe": edited(lambda content: content.pop("probe")),
-    "a number that is none": edited(lambda content: content["probe"].update(macs="many")),
-    "a number that is missing": edited(lambda content: content["probe"]["memory"].pop("total")),
+    "of another key": edit_json(lambda content: content.update(key="0" * 64)),
+    "without its probe": edit_json(lambda content: content.pop("probe")),
+    "text for a number": edit_json(lambda content: content["probe"].update(macs="many")),
+    "a missing number": edit_json(lambda content: content["probe"]["memory"].pop("total")),
     "writable by others": lambda path: path.chmod(0o602),
-    "a link": behind_a_link,
-    "a folder": as_a_folder,
+    "a link": replace_by_link,
+    "a folder": replace_by_folder,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_damaged_or_may_be_anothers_is_made_anew(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_file_or_one_that_others_can_write_is_replaced(damage: str, tmp_path: Path) -> None:
     config = load_config("smoke")
-    DAMAGES[damage](kept(tmp_path / "probes", config))
+    DAMAGES[damage](write_cache(tmp_path / "probes", config))
     assert cached(config, 2, "cpu", tmp_path / "probes") is None
     assert probe_of(cached_or(lambda *_: PROBE, config, 2, "cpu", tmp_path / "probes")) == PROBE
     assert (cached(config, 2, "cpu", tmp_path / "probes") is not None) == (damage != "a folder")
 
 
-def test_a_folder_that_can_not_be_made_is_no_reason_to_fail(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    answer = cached_or(lambda *_: PROBE, load_config("smoke"), 2, "cpu", tmp_path / "file" / "probes")
-    assert probe_of(answer) == PROBE
+    result = cached_or(lambda *_: PROBE, load_config("smoke"), 2, "cpu", tmp_path / "file" / "probes")
+    assert probe_of(result) == PROBE
 
 
-def test_the_cache_is_where_the_user_has_caches(tmp_path: Path) -> None:
+def test_the_cache_is_in_the_users_cache_folder(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
     assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "fmfsd" / "probe"
     assert cache_folder(home) == cache_folder({**home, "XDG_CACHE_HOME": "here"}) == tmp_path / ".cache/fmfsd/probe"
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_second_probe_of_the_same_needs_no_torch(tmp_path: Path) -> None:
+def test_a_cached_probe_needs_no_torch(tmp_path: Path) -> None:
     arguments = ("probe", "smoke", "--set", "train.batch=64", "--workers", "2")
     caches = {"XDG_CACHE_HOME": str(tmp_path / "caches")}
     first = run_command("fmfsd", *arguments, "--json", cwd=tmp_path, env=caches)

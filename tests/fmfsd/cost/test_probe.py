@@ -1,4 +1,4 @@
-"""What a probe says of a config is what a worker has, though nothing of it is made."""
+"""The memory and compute that a probe estimates without allocating anything are those of a real worker."""
 
 import resource
 from pathlib import Path
@@ -27,8 +27,8 @@ def config(*changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", changes)
 
 
-def real_engine(wanted: RunConfig) -> TorchEngine:
-    return TorchEngine(build_network(wanted), build_loss(wanted), wanted, SoloComms(), torch.device("cpu"))
+def real_engine(run_config: RunConfig) -> TorchEngine:
+    return TorchEngine(build_network(run_config), build_loss(run_config), run_config, SoloComms(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def real_engine(wanted: RunConfig) -> TorchEngine:
 def test_parameters_and_multiply_adds_are_the_published_ones(
     backbone: str, base: tuple[float, float], without_features: tuple[float, float], with_features: tuple[float, float]
 ) -> None:
-    """Of the backbone in millions, and FMFSD's factors over it."""
+    """Compare the backbone's values in millions, and FMFSD's factors relative to it."""
     one, *others = (
         probe(config(f"model.backbone={backbone}", *changes), workers=1)
         for changes in (["method=plain"], ["distill.beta=0"], [])
@@ -55,19 +55,19 @@ def test_parameters_and_multiply_adds_are_the_published_ones(
         assert other.parameters.backbone == one.parameters.total
 
 
-def test_multiply_adds_of_a_small_network_are_those_of_its_convolutions() -> None:
-    """ResNet-8: a 3x3 stem, two 3x3 convolutions a stage, 1x1 shortcuts into the second and third, a classifier."""
+def test_multiply_adds_of_a_small_network_are_those_computed_by_hand() -> None:
+    """ResNet-8: a 3x3 stem, two 3x3 convolutions per stage, 1x1 shortcuts into stages 2 and 3, a classifier."""
     stem = 9 * 3 * 16 * 32**2
     stages = [2 * 9 * 16 * 16 * 32**2]
     for before, after, side in ((16, 32, 16), (32, 64, 8)):
         stages.append((9 * before * after + 9 * after * after + before * after) * side**2)
-    found = probe(config(*SMALL, "method=plain", "train.precision=fp32"), workers=4)
-    assert found.macs == stem + sum(stages) + 64 * 100
+    result = probe(config(*SMALL, "method=plain", "train.precision=fp32"), workers=4)
+    assert result.macs == stem + sum(stages) + 64 * 100
 
 
-def test_heads_are_told_with_the_maps_that_they_start_from() -> None:
-    found = probe(config("model.branches=[stage1, stage3]", "train.batch=64"), workers=1)
-    assert [(head.name, head.tap, head.shape) for head in found.heads] == [
+def test_heads_are_reported_with_their_taps_and_map_shapes() -> None:
+    result = probe(config("model.branches=[stage1, stage3]", "train.batch=64"), workers=1)
+    assert [(head.name, head.tap, head.shape) for head in result.heads] == [
         ("branch1", "stage1", (64, 32, 32)),
         ("fused", "stage3", (256, 8, 8)),
         ("deepest", "stage4", (512, 4, 4)),
@@ -75,31 +75,31 @@ def test_heads_are_told_with_the_maps_that_they_start_from() -> None:
 
 
 @pytest.mark.parametrize("method", ["fmfsd", "byot", "plain"])
-def test_every_parameter_is_of_one_part(method: str) -> None:
-    found = _parameters(build_network(config(*SMALL, f"method={method}")))
-    assert found.backbone + found.branches + found.fusion == found.total
-    assert (found.branches > 0, found.fusion > 0) == (method != "plain", method == "fmfsd")
+def test_every_parameter_belongs_to_one_part(method: str) -> None:
+    result = _parameters(build_network(config(*SMALL, f"method={method}")))
+    assert result.backbone + result.branches + result.fusion == result.total
+    assert (result.branches > 0, result.fusion > 0) == (method != "plain", method == "fmfsd")
 
 
 @pytest.mark.parametrize(
     "changes", [(), ("optim.momentum=0",), ("train.precision=fp64", "method=byot"), ("train.ema=0.9",)]
 )
-def test_what_weights_gradients_and_momenta_take_is_what_an_engine_holds_after_a_step(changes: tuple[str, ...]) -> None:
-    wanted = config(*SMALL, *changes)
-    engine, kind = real_engine(wanted), torch.float64 if wanted.train.precision == "fp64" else torch.float32
+def test_weights_gradients_and_optimizer_state_are_those_of_an_engine_after_a_step(changes: tuple[str, ...]) -> None:
+    run_config = config(*SMALL, *changes)
+    engine, kind = real_engine(run_config), torch.float64 if run_config.train.precision == "fp64" else torch.float32
     terms = engine.terms(torch.zeros(64, 3, 32, 32, dtype=kind), torch.zeros(64, dtype=torch.int64))
     engine.backward(terms.label + terms.soft_target + terms.squares_F.sum())
     gradients = [parameter.grad for parameter in engine.network.parameters() if parameter.grad is not None]
     engine.step(0.1)
-    found = probe(wanted, workers=1).memory
-    assert found.parameters == size(engine.network.parameters())
-    assert found.gradients == size(gradients)
-    assert found.buffers == size(engine.network.buffers())
-    assert found.optimizer == size(engine.state().optimizer.values())
+    result = probe(run_config, workers=1).memory
+    assert result.parameters == size(engine.network.parameters())
+    assert result.gradients == size(gradients)
+    assert result.buffers == size(engine.network.buffers())
+    assert result.optimizer == size(engine.state().optimizer.values())
 
 
-def test_zero_divides_what_workers_hold_and_offloading_puts_it_elsewhere() -> None:
-    """Beside the momenta, ZeRO's optimizer has weights of its own."""
+def test_zero_divides_the_state_of_workers_and_offloading_moves_it() -> None:
+    """In addition to the momenta, ZeRO's optimizer has its own copy of the weights."""
     by = {stage: ("engine.name=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)}
     whole = probe(config(*SMALL, *by[0]), workers=2).memory
     divided = {stage: probe(config(*SMALL, *by[stage]), workers=2).memory for stage in (1, 2, 3)}
@@ -121,71 +121,71 @@ def size(tensors: Any) -> int:
 def test_activations_are_what_a_real_forward_pass_saves(
     method: str, precision: str, tolerance: float, layout: str
 ) -> None:
-    """In bf16, torch's tensors without memory have batch statistics of bf16, where real ones have fp32."""
-    form = (f"train.precision={precision}", f"train.channels_last={layout}", f"method={method}")
-    wanted = config(*SMALL, *form)
-    expected = saved_bytes(SoloComms(), wanted)
-    assert probe(wanted, workers=1).memory.activations == pytest.approx(expected, rel=tolerance, abs=0)
+    """In bf16, torch's meta tensors have batch statistics in bf16, real tensors in fp32."""
+    formats = (f"train.precision={precision}", f"train.channels_last={layout}", f"method={method}")
+    run_config = config(*SMALL, *formats)
+    expected = saved_bytes(SoloComms(), run_config)
+    assert probe(run_config, workers=1).memory.activations == pytest.approx(expected, rel=tolerance, abs=0)
 
 
-def on_a_gpu(*changes: str) -> int:
+def gpu_activations(*changes: str) -> int:
     return probe(config(*SMALL, "train.precision=bf16", *changes), workers=1, device="cuda").memory.activations
 
 
-def test_what_a_gpu_needs_does_not_depend_on_this_machines_compiler(
+def test_the_estimate_for_a_gpu_does_not_depend_on_this_machines_compiler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Our kernel for CPUs is not asked."""
-    expected = [on_a_gpu(*changes) for changes in ((), ("train.compile=false",))]
-    monkeypatch.setattr("fmfsd.cpu.tensor_layout._library", lambda *_: pytest.fail("asked for a kernel"))
-    assert [on_a_gpu(*changes) for changes in ((), ("train.compile=false",))] == expected
+    """The CPU kernel is not requested."""
+    expected = [gpu_activations(*changes) for changes in ((), ("train.compile=false",))]
+    monkeypatch.setattr("fmfsd.cpu.tensor_layout._library", lambda *_: pytest.fail("requested a kernel"))
+    assert [gpu_activations(*changes) for changes in ((), ("train.compile=false",))] == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gpu_without_a_compiler_keeps_what_pytorchs_operations_save(
+def test_without_torch_compile_a_gpu_saves_what_pytorchs_operations_save(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is what a CPU without our kernel saves, counted in a real pass."""
-    wanted = config(*SMALL, f"train.precision={precision}", "train.compile=false")
-    found = probe(wanted, workers=1, device="cuda").memory.activations
+    """The expected value is measured on a CPU without our kernel."""
+    run_config = config(*SMALL, f"train.precision={precision}", "train.compile=false")
+    result = probe(run_config, workers=1, device="cuda").memory.activations
     with tensor_layout.left_out():
-        expected = saved_bytes(SoloComms(), wanted)
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert found > probe(wanted, workers=1, device="cpu").memory.activations > 0
+        expected = saved_bytes(SoloComms(), run_config)
+    assert result == pytest.approx(expected, rel=1e-4)
+    assert result > probe(run_config, workers=1, device="cpu").memory.activations > 0
 
 
 @pytest.mark.parametrize("change", ["engine.name=deepspeed", "train.compile=false", "train.recompute=branches"])
-def test_a_compiled_program_keeps_less_than_single_operations_do(change: str) -> None:
-    assert on_a_gpu() == on_a_gpu("train.compile=true") < on_a_gpu(change)
+def test_a_compiled_step_saves_less_than_single_operations(change: str) -> None:
+    assert gpu_activations() == gpu_activations("train.compile=true") < gpu_activations(change)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])
-def test_the_data_is_what_the_worker_with_most_holds(workers: int, synthetic_root: Path) -> None:
-    wanted = load_config("smoke", ["train.batch=64"], data_root=str(synthetic_root))
-    index = read_index(set_folder(wanted.data))
-    held = [load_own_shards(index, split, rank=0, world_size=workers) for split in index.splits]
-    expected = sum(size((shards.images, shards.labels, shards.ids)) for shards in held)
-    assert probe(wanted, workers=workers).memory.data == expected
+def test_the_data_are_those_of_the_worker_with_most_samples(workers: int, synthetic_root: Path) -> None:
+    run_config = load_config("smoke", ["train.batch=64"], data_root=str(synthetic_root))
+    index = read_index(set_folder(run_config.data))
+    own_shards = [load_own_shards(index, split, rank=0, world_size=workers) for split in index.splits]
+    expected = sum(size((shards.images, shards.labels, shards.ids)) for shards in own_shards)
+    assert probe(run_config, workers=workers).memory.data == expected
 
 
-def test_a_probe_takes_no_memory_of_what_it_counts() -> None:
-    """28 GiB, nearly all of it activations."""
+def test_a_probe_does_not_allocate_the_memory_that_it_counts() -> None:
+    """The estimate is 28 GiB, nearly all of it activations."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = probe(load_config("cifar100-resnet18-b2048", ["model.backbone=resnet50"]), workers=1).memory
-    parts = (found.parameters, found.buffers, found.gradients, found.optimizer, found.activations, found.data)
-    assert found.total == sum(parts) > 28 << 30
+    result = probe(load_config("cifar100-resnet18-b2048", ["model.backbone=resnet50"]), workers=1).memory
+    parts = (result.parameters, result.buffers, result.gradients, result.optimizer, result.activations, result.data)
+    assert result.total == sum(parts) > 28 << 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < 1 << 30
 
 
-def test_workers_that_do_not_divide_the_shards_are_refused() -> None:
+def test_a_number_of_workers_that_does_not_divide_the_shards_is_an_error() -> None:
     with pytest.raises(
         ConfigError, match=r"3 workers do not divide data\.shards 64; what does: 1, 2, 4, 8, 16, 32, 64"
     ):
         probe(config(), workers=3)
 
 
-def test_batches_that_batch_norm_can_not_take_are_refused_before_a_worker_meets_them() -> None:
-    """One image a worker, whose last maps have one position."""
+def test_batches_that_are_too_small_for_batch_norm_are_an_error_of_the_probe() -> None:
+    """Each worker has one image, whose last feature maps have one position."""
     changes = ("model.backbone=timm/convnext_atto", "data.shards=4", "train.batch=4", "model.sync_bn=false")
     with pytest.raises(ConfigError, match="a worker can't train on 1 images at a time: Expected more than 1 value"):
         probe(config(*changes), workers=4)

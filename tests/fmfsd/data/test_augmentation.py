@@ -1,4 +1,4 @@
-"""The whole recipe on batches: the same for any number of workers, at any position, and each part what it should be."""
+"""Augmentation of batches: independent of the number of workers and of the position, and each part is correct."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "autoaugment": {"autoaugment": True, "cutout": 16},
     "mixup": {"mixup": 0.2},
     "cutmix": {"cutmix": 1.0},
-    "parts": {"resized_crop": True, "crop_padding": 0},
+    "resized_crop": {"resized_crop": True, "crop_padding": 0},
 }
 RECIPES["all"] = {name: value for recipe in RECIPES.values() for name, value in recipe.items()}
 ALL = ("data.autoaugment=true", "data.cutout=8", "data.mixup=0.2", "data.cutmix=1", "data.resized_crop=true")
@@ -41,8 +41,8 @@ def test_batches_are_bit_for_bit_the_same_for_any_number_of_workers(recipe: str,
     for world_size in (2, 4, 16):
         workers = [batches(tiny_root, rank, world_size, recipe=recipe) for rank in range(world_size)]
         for position in ((0, 0), (3, 7)):
-            parts = [worker.at(*position) for worker in workers]
-            for whole, pieces in zip(alone.at(*position), zip(*parts, strict=True), strict=True):
+            pieces_by_worker = [worker.at(*position) for worker in workers]
+            for whole, pieces in zip(alone.at(*position), zip(*pieces_by_worker, strict=True), strict=True):
                 assert torch.equal(torch.cat(pieces), whole)
 
 
@@ -60,16 +60,16 @@ def test_a_sample_is_the_same_in_a_micro_batch_of_another_size(tiny_root: Path) 
         assert torch.equal(by_id[int(number)][1], label)
 
 
-def test_a_position_gives_the_same_batch_however_it_is_reached(tiny_root: Path) -> None:
-    through, direct = batches(tiny_root, 0, 2), batches(tiny_root, 0, 2)
+def test_a_position_gives_the_same_batch_after_a_resume(tiny_root: Path) -> None:
+    sequential, direct = batches(tiny_root, 0, 2), batches(tiny_root, 0, 2)
     for position in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        images, labels = through.at(*position)
-    again = direct.at(1, 1)
-    assert torch.equal(again[0], images)
-    assert torch.equal(again[1], labels)
+        images, labels = sequential.at(*position)
+    direct_batch = direct.at(1, 1)
+    assert torch.equal(direct_batch[0], images)
+    assert torch.equal(direct_batch[1], labels)
 
 
-def test_no_switch_changes_what_the_others_draw(tiny_root: Path) -> None:
+def test_no_augmentation_changes_the_random_draws_of_the_others(tiny_root: Path) -> None:
     tables = [batches(tiny_root, 0, 1, recipe=recipe).table(2) for recipe in ("autoaugment", "mixup", "all")]
     for name in ("mirrored", "row", "column"):
         assert all(torch.equal(table.draws[name], tables[0].draws[name]) for table in tables)
@@ -80,63 +80,63 @@ def test_no_switch_changes_what_the_others_draw(tiny_root: Path) -> None:
     assert torch.equal(tables[1].partners.sample, tables[2].partners.sample)
 
 
-def test_a_mixed_batch_is_made_of_augmented_samples_of_one_shard(tiny_root: Path) -> None:
-    """A partner looks as it does where it comes in its own turn."""
-    found = batches(tiny_root, 0, 1, recipe="mixup", per_shard=16)
-    table, plain = found.table(0), batches(tiny_root, 0, 1, recipe="mixup", per_shard=16)
+def test_a_mixed_batch_mixes_augmented_samples_of_one_shard(tiny_root: Path) -> None:
+    """A partner is augmented as in its own place in the epoch."""
+    mixed = batches(tiny_root, 0, 1, recipe="mixup", per_shard=16)
+    table, plain = mixed.table(0), batches(tiny_root, 0, 1, recipe="mixup", per_shard=16)
     plain._made = 0, replace(table, partners=None)
     images, labels = plain.at(0, 0)
-    by_sample = {int(sample): place for place, sample in enumerate(table.sample[0])}
+    by_sample = {int(sample): index for index, sample in enumerate(table.sample[0])}
     assert table.partners is not None
     partners = torch.tensor([by_sample[int(sample)] for sample in table.partners.sample[0]])
     assert torch.equal(partners // 16, torch.arange(256) // 16)
     share = table.draws["share"][0].float()
     weight = share.view(-1, 1, 1, 1)
-    mixed_images, mixed_labels = found.at(0, 0)
+    mixed_images, mixed_labels = mixed.at(0, 0)
     torch.testing.assert_close(mixed_images, weight * images + (1 - weight) * images[partners])
     expected = share[:, None] * F.one_hot(labels, 10) + (1 - share[:, None]) * F.one_hot(labels[partners], 10)
     torch.testing.assert_close(mixed_labels, expected)
 
 
 @pytest.mark.parametrize(("stored", "size"), [(32, 32), (256, 224), (64, 32)])
-def test_a_part_is_resized_as_torch_does_it(stored: int, size: int) -> None:
+def test_a_crop_is_resized_as_by_torch(stored: int, size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, stored, stored), dtype=torch.uint8, generator=generator)
-    words = np.random.Philox(key=np.array([1, 1], np.uint64)).random_raw(12 * WORDS).reshape(12, WORDS)
-    boxes = {name: torch.from_numpy(values) for name, values in part_draws(words, stored).items()}
+    random_words = np.random.Philox(key=np.array([1, 1], np.uint64)).random_raw(12 * WORDS).reshape(12, WORDS)
+    boxes = {name: torch.from_numpy(values) for name, values in part_draws(random_words, stored).items()}
     boxes["part_width"][0] = boxes["part_height"][0] = stored
     boxes["part_left"][0] = boxes["part_top"][0] = 0
-    found = resized_crop(images, *boxes.values(), size=size)
+    resized = resized_crop(images, *boxes.values(), size=size)
     for number, image in enumerate(images):
         top, left, height, width = (int(values[number]) for values in boxes.values())
-        part = image[None, :, top : top + height, left : left + width].float()
-        expected = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        assert (found[number] - expected[0]).abs().max() < 0.501
+        crop = image[None, :, top : top + height, left : left + width].float()
+        expected = F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        assert (resized[number] - expected[0]).abs().max() < 0.501
 
 
-def test_a_part_is_the_first_of_ten_tries_that_fits() -> None:
-    """torchvision's rule, sample by sample; among 30,000 some have no fit and stay whole."""
-    words = np.random.Philox(key=np.array([9, 9], np.uint64)).random_raw(30_000 * WORDS).reshape(-1, WORDS)
-    found = part_draws(words, 32)
+def test_a_crop_is_the_first_of_ten_tries_that_fits() -> None:
+    """This is torchvision's rule, checked sample by sample; some of 30,000 samples have no fit and are not cropped."""
+    random_words = np.random.Philox(key=np.array([9, 9], np.uint64)).random_raw(30_000 * WORDS).reshape(-1, WORDS)
+    draws = part_draws(random_words, 32)
     for row in range(0, 30_000, 37):
         expected = (32, 32)
-        for word in words[row, :TRIES].tolist():
+        for word in random_words[row, :TRIES].tolist():
             area = 32**2 * (0.08 + 0.92 * (word & 0xFFFFFFFF) / 2**32)
-            shape = np.exp(np.log(3 / 4) + (word >> 32) / 2**32 * (np.log(4 / 3) - np.log(3 / 4)))
-            width, height = round(float(np.sqrt(area * shape))), round(float(np.sqrt(area / shape)))
+            ratio = np.exp(np.log(3 / 4) + (word >> 32) / 2**32 * (np.log(4 / 3) - np.log(3 / 4)))
+            width, height = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))
             if width <= 32 and height <= 32:
                 expected = (height, width)
                 break
-        assert (found["part_height"][row], found["part_width"][row]) == expected
+        assert (draws["part_height"][row], draws["part_width"][row]) == expected
     for start, length in (("part_top", "part_height"), ("part_left", "part_width")):
-        ends = found[start] + found[length]
-        assert (found[start].min(), ends.max()) == (0, 32)
-    areas = found["part_height"] * found["part_width"] / 32**2
+        ends = draws[start] + draws[length]
+        assert (draws[start].min(), ends.max()) == (0, 32)
+    areas = draws["part_height"] * draws["part_width"] / 32**2
     assert (areas.min(), areas.max()) == (pytest.approx(0.08, abs=0.01), 1.0)
 
 
 @pytest.mark.usefixtures("processes")
-def test_the_whole_recipe_trains_the_same_on_two_workers_and_goes_on_in_the_middle_of_an_epoch(
+def test_all_augmentations_train_the_same_on_two_workers_and_after_a_resume_within_an_epoch(
     tiny_root: Path, tmp_path: Path
 ) -> None:
     small = ("data.shards=16", "train.batch=16", "train.max_steps=3", "train.precision=fp64", "data.crop_padding=0")
@@ -151,7 +151,7 @@ def test_the_whole_recipe_trains_the_same_on_two_workers_and_goes_on_in_the_midd
     assert newest_weights(parted) == newest_weights(two)
 
 
-def test_a_part_and_a_padded_crop_contradict_each_other() -> None:
+def test_a_resized_crop_and_a_padded_crop_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match=r"data\.resized_crop: takes the place .* found data\.crop_padding 4: set it"):
         load_config("smoke", ["data.resized_crop=true"])
     load_config("smoke", ["data.resized_crop=true", "data.crop_padding=0"])

@@ -1,4 +1,4 @@
-"""AutoAugment on a whole batch is torchvision's, image by image and bit for bit; its policy is the published one."""
+"""AutoAugment of a whole batch equals torchvision's bit for bit on each image; its policy is the published one."""
 
 from collections import Counter
 
@@ -18,16 +18,16 @@ REFERENCE = Reference(AutoAugmentPolicy.CIFAR10, fill=[128.0])
 
 
 def images(side: int) -> Tensor:
-    """Noise, a ramp, few levels, dark, bright, one value, and one pixel that differs."""
+    """Return images with noise, a ramp, few levels, dark or bright noise, one value, and one different pixel."""
     generator = torch.Generator().manual_seed(side)
     noise = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8, generator=generator)
     ramp = torch.arange(3 * side * side).view(1, 3, side, side).remainder(256).to(torch.uint8)
-    kinds = [noise, ramp, noise[:1] // 64 * 64, noise[:1] // 8, 200 + noise[:1] // 5, torch.full_like(ramp, 77)]
-    kinds.append(torch.full_like(ramp, 9).index_fill(3, torch.tensor([1]), 250))
-    return torch.cat(kinds)
+    variants = [noise, ramp, noise[:1] // 64 * 64, noise[:1] // 8, 200 + noise[:1] // 5, torch.full_like(ramp, 77)]
+    variants.append(torch.full_like(ramp, 9).index_fill(3, torch.tensor([1]), 250))
+    return torch.cat(variants)
 
 
-def by_torchvision(image: Tensor, number: int) -> Tensor:
+def apply_by_torchvision(image: Tensor, number: int) -> Tensor:
     name, level, sign = OPERATIONS[number]
     if name == "Nothing":
         return image
@@ -38,18 +38,18 @@ def by_torchvision(image: Tensor, number: int) -> Tensor:
 
 
 @pytest.mark.parametrize("side", [32, 57])
-def test_every_operation_is_torchvisions_bit_for_bit(side: int) -> None:
-    """All of them in one batch, in an order of their own."""
-    each = images(side)
-    numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(len(OPERATIONS)), len(each)))
-    batch = each[torch.arange(len(numbers)) % len(each)]
+def test_every_operation_equals_torchvisions_bit_for_bit(side: int) -> None:
+    """One batch contains all operations, in random order."""
+    source_images = images(side)
+    numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(len(OPERATIONS)), len(source_images)))
+    batch = source_images[torch.arange(len(numbers)) % len(source_images)]
     augment = AutoAugment(side, fill=128, device=CPU)
-    found = augment(batch.clone(), Schedule.of(numbers[None], CPU), 0)
-    for image, result, number in zip(batch, found, numbers, strict=True):
-        assert torch.equal(result, by_torchvision(image, number)), OPERATIONS[number]
+    results = augment(batch.clone(), Schedule.of(numbers[None], CPU), 0)
+    for image, result, number in zip(batch, results, numbers, strict=True):
+        assert torch.equal(result, apply_by_torchvision(image, number)), OPERATIONS[number]
 
 
-def test_every_sub_policy_is_the_published_one() -> None:
+def test_every_sub_policy_is_that_of_torchvision() -> None:
     published = [tuple((name, chance, level or 0) for name, chance, level in steps) for steps in REFERENCE.policies]
     assert list(POLICY) == published
     assert sorted(name for names in KINDS.values() for name in names if name != "Nothing") == sorted(
@@ -58,17 +58,17 @@ def test_every_sub_policy_is_the_published_one() -> None:
     assert [OPERATIONS[first].name in KINDS[kind] for kind, first in FIRST.items()] == [True] * len(KINDS)
 
 
-def test_sub_policies_steps_and_signs_are_drawn_as_often_as_they_should_be() -> None:
-    words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(400_000)
-    found = [Counter(numbers.tolist()) for numbers in operations(words)]
+def test_sub_policies_steps_and_signs_are_drawn_with_the_right_frequencies() -> None:
+    random_words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(400_000)
+    observed = [Counter(numbers.tolist()) for numbers in operations(random_words)]
     expected: list[Counter[int]] = [Counter(), Counter()]
     for steps in POLICY:
         for step, (name, chance, level) in enumerate(steps):
-            ways = [n for n, each in enumerate(OPERATIONS) if each[:2] == (name, level)]
-            for number in ways:
-                expected[step][number] += 400_000 / 25 * chance / len(ways)  # type: ignore[assignment]
+            variants = [n for n, operation in enumerate(OPERATIONS) if operation[:2] == (name, level)]
+            for number in variants:
+                expected[step][number] += 400_000 / 25 * chance / len(variants)  # type: ignore[assignment]
             expected[step][0] += 400_000 / 25 * (1 - chance)  # type: ignore[assignment]
-    for counts, wanted in zip(found, expected, strict=True):
-        assert counts.keys() == {number for number, count in wanted.items() if count}
+    for counts, expected_counts in zip(observed, expected, strict=True):
+        assert counts.keys() == {number for number, count in expected_counts.items() if count}
         for number, count in counts.items():
-            assert count == pytest.approx(wanted[number], abs=5 * wanted[number] ** 0.5)
+            assert count == pytest.approx(expected_counts[number], abs=5 * expected_counts[number] ** 0.5)

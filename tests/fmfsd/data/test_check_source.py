@@ -1,4 +1,4 @@
-"""A set is not taken for one of its source when the source has changed since it was prepared."""
+"""A prepared set is not used if its source has changed since it was prepared."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def change_in_place(path: Path) -> None:
-    """Change an image under the same name and size."""
+    """Change the pixels of an image, but not its name and file size."""
     colour, before = (200, 10, 10), path.stat()
     Image.new("RGB", (32, 32), colour).save(path, format="BMP")
     assert path.stat().st_size == before.st_size
@@ -31,99 +31,101 @@ def change_in_place(path: Path) -> None:
 
 
 def bitmap(source: Path) -> Path:
-    """A file whose size does not depend on its pixels."""
+    """Write and return an image file whose size does not depend on its pixels."""
     path = source / "train" / "ant" / "x.bmp"
     Image.new("RGB", (32, 32), (1, 2, 3)).save(path)
     return path
 
 
-def test_an_image_that_changed_under_the_same_name_and_size_is_noticed(source: Path, tmp_path: Path) -> None:
+def test_a_changed_image_with_the_same_name_and_size_is_detected(source: Path, tmp_path: Path) -> None:
     path = bitmap(source)
-    made = prepare_folders(tmp_path, source)
-    assert prepare_folders(tmp_path, source) == made
+    index = prepare_folders(tmp_path, source)
+    assert prepare_folders(tmp_path, source) == index
     change_in_place(path)
     with pytest.raises(DataError, match=r"was prepared from other files: 1 changed \(train/ant/x\.bmp\); choose anoth"):
         prepare_folders(tmp_path, source)
-    shutil.rmtree(made.folder)
-    assert prepare_folders(tmp_path, source).sources != made.sources
+    shutil.rmtree(index.folder)
+    assert prepare_folders(tmp_path, source).sources != index.sources
 
 
-def test_the_content_decides_where_only_the_time_differs(source: Path, tmp_path: Path) -> None:
-    made = prepare_folders(tmp_path, source)
+def test_a_changed_modification_time_alone_is_no_change(source: Path, tmp_path: Path) -> None:
+    index = prepare_folders(tmp_path, source)
     for path in source.rglob("*.*"):
         os.utime(path)
-    assert prepare_folders(tmp_path, source) == made
+    assert prepare_folders(tmp_path, source) == index
 
 
-def test_content_is_read_only_where_the_time_differs(
+def test_only_files_with_a_changed_modification_time_are_read(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, touched = prepare_folders(tmp_path, source), source / "val" / "cat" / "0002.png"
-    os.utime(touched)
-    read, original = list[str](), FileState.read
+    index, touched_file = prepare_folders(tmp_path, source), source / "val" / "cat" / "0002.png"
+    os.utime(touched_file)
+    paths_read, original = list[str](), FileState.read
 
-    def noted(file: BufferedReader) -> FileState:
-        read.append(file.name)
+    def read_and_record(file: BufferedReader) -> FileState:
+        paths_read.append(file.name)
         return original(file)
 
-    monkeypatch.setattr(FileState, "read", noted)
-    assert prepare_folders(tmp_path, source) == made
-    assert read == [str(touched)]
+    monkeypatch.setattr(FileState, "read", read_and_record)
+    assert prepare_folders(tmp_path, source) == index
+    assert paths_read == [str(touched_file)]
 
 
-def removed(path: Path) -> None:
+def remove_file(path: Path) -> None:
     path.unlink()
 
 
-def added(path: Path) -> None:
+def add_file(path: Path) -> None:
     write_image(path.with_name("new.png"))
 
 
-def grown(path: Path) -> None:
+def append_byte(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
 
 
-def replaced_by_a_page(path: Path) -> None:
+def replace_by_html(path: Path) -> None:
     path.write_bytes(b"<html>")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
-        (removed, r"1 removed \(val/cat/0002\.png\)"),
-        (added, r"1 added \(val/cat/new\.png\)"),
-        (grown, r"1 changed \(val/cat/0002\.png\)"),
-        (replaced_by_a_page, r"1 changed \(val/cat/0002\.png\)"),
+        (remove_file, r"1 removed \(val/cat/0002\.png\)"),
+        (add_file, r"1 added \(val/cat/new\.png\)"),
+        (append_byte, r"1 changed \(val/cat/0002\.png\)"),
+        (replace_by_html, r"1 changed \(val/cat/0002\.png\)"),
     ],
 )
-def test_other_changes_are_told_apart(change: Callable[[Path], None], told: str, source: Path, tmp_path: Path) -> None:
+def test_removed_added_and_changed_files_are_reported(
+    change: Callable[[Path], None], expected: str, source: Path, tmp_path: Path
+) -> None:
     prepare_folders(tmp_path, source)
     change(source / "val" / "cat" / "0002.png")
-    with pytest.raises(DataError, match=f"was prepared from other files: {told}"):
+    with pytest.raises(DataError, match=f"was prepared from other files: {expected}"):
         prepare_folders(tmp_path, source)
 
 
-def test_skipped_files_are_no_change_until_they_are_mended(source: Path, tmp_path: Path) -> None:
+def test_skipped_files_are_a_change_only_once_they_are_repaired(source: Path, tmp_path: Path) -> None:
     empty, short = (source / "train" / "ant" / name for name in ("empty.png", "short.png"))
     empty.touch()
-    whole = write_image(short, side=64).read_bytes()
-    short.write_bytes(whole[:-5000])
-    made = prepare_folders(tmp_path, source, skip_damaged=True)
-    assert (made.skipped, prepare_folders(tmp_path, source)) == (2, made)
+    content = write_image(short, side=64).read_bytes()
+    short.write_bytes(content[:-5000])
+    index = prepare_folders(tmp_path, source, skip_damaged=True)
+    assert (index.skipped, prepare_folders(tmp_path, source)) == (2, index)
     shutil.copy(source / "train" / "ant" / "0000.png", empty)
-    short.write_bytes(whole)
+    short.write_bytes(content)
     with pytest.raises(DataError, match=r"1 changed \(train/ant/short\.png\), 1 added \(train/ant/empty\.png\)"):
         prepare_folders(tmp_path, source)
 
 
 def test_the_same_images_elsewhere_give_the_same_index(source: Path, tmp_path: Path) -> None:
-    made = prepare_folders(tmp_path / "a", source)
+    index = prepare_folders(tmp_path / "a", source)
     other = prepare_folders(tmp_path / "b", shutil.copytree(source, tmp_path / "copy", copy_function=shutil.copyfile))
-    assert (made.folder / "index.json").read_bytes() == (other.folder / "index.json").read_bytes()
+    assert (index.folder / "index.json").read_bytes() == (other.folder / "index.json").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
         (lambda path: path.unlink(), "images.json: missing, so changes of the images can't be noticed"),
         (lambda path: path.write_text("{"), "images.json: damaged"),
@@ -132,20 +134,20 @@ def test_the_same_images_elsewhere_give_the_same_index(source: Path, tmp_path: P
         (lambda path: path.write_text('{"format": 1, "images": {}}'), "its record of images is not that of its index"),
     ],
 )
-def test_a_record_that_is_damaged_is_an_error(
-    damage: Callable[[Path], object], told: str, source: Path, tmp_path: Path
+def test_a_damaged_record_of_the_source_is_an_error(
+    damage: Callable[[Path], object], expected: str, source: Path, tmp_path: Path
 ) -> None:
-    made = prepare_folders(tmp_path, source)
-    damage(made.folder / RECORD)
-    with pytest.raises(DataError, match=told):
+    index = prepare_folders(tmp_path, source)
+    damage(index.folder / RECORD)
+    with pytest.raises(DataError, match=expected):
         prepare_folders(tmp_path, source)
 
 
-def test_other_official_files_are_noticed(tmp_path: Path) -> None:
+def test_changed_official_files_are_detected(tmp_path: Path) -> None:
     first, second = (write_official(tmp_path / str(seed), "cifar100", seed=seed) for seed in (1, 2))
     data = checked_data(name="cifar100", root=str(tmp_path))
-    made = prepare(data, source=first, fetch=False, report=lambda *_: None)
+    index = prepare(data, source=first, fetch=False, report=lambda *_: None)
     for source in (first, None):
-        assert prepare(data, source=source, fetch=False, report=lambda *_: None) == made
+        assert prepare(data, source=source, fetch=False, report=lambda *_: None) == index
     with pytest.raises(DataError, match="was prepared from other files: test, train; choose another --out"):
         prepare(data, source=second, fetch=False, report=lambda *_: None)

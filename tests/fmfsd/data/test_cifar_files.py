@@ -1,4 +1,4 @@
-"""The official files: what is read from them, and what is refused before anything could run."""
+"""The official CIFAR files: reading them, and refusing malicious or damaged pickles without executing anything."""
 
 import io
 import os
@@ -20,15 +20,15 @@ from fmfsd.data.sources import read_set
 from fmfsd.errors import DataError
 from tests.helpers.official import official_contents, write_official
 
-OLD_CIFAR = (  # what Python 2 wrote: {'data': array([[1, 2], [3, 4]], uint8), 'fine_labels': [7, 8]}
+OLD_CIFAR = (  # written by Python 2: {'data': array([[1, 2], [3, 4]], uint8), 'fine_labels': [7, 8]}
     b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87R"
     b"q\x05(K\x01K\x02K\x02\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xff"
     b"J\xff\xff\xff\xffK\x00tb\x89U\x04\x01\x02\x03\x04tbU\x0bfine_labelsq\x08]q\x09(K\x07K\x08eu."
 )
 
 
-class Runs:
-    """Pickles to a call of `function`."""
+class CallOnLoad:
+    """An object whose pickle calls `function` when it is loaded."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.function, self.arguments = function, arguments
@@ -38,7 +38,7 @@ class Runs:
 
 
 def archive(folder: Path, name: str, *, outside: str = "") -> Path:
-    """A folder that holds the set's archive only; `outside` adds a member that would escape on extraction."""
+    """Create a folder with only the set's archive; `outside` adds a member that would escape on extraction."""
     write_official(folder / "files", name)
     official = OFFICIAL[name]
     target = folder / "packed" / official.archive
@@ -58,7 +58,7 @@ def test_a_pickle_of_python_2_is_read() -> None:
     assert np.array_equal(content["data"], np.array([[1, 2], [3, 4]], np.uint8))
 
 
-def test_arrays_of_todays_numpy_are_read() -> None:
+def test_arrays_of_the_installed_numpy_are_read() -> None:
     array = np.arange(12, dtype=np.uint8).reshape(3, 4)
     content = load_arrays(pickle.dumps({"data": array, "labels": [1, 2]}, protocol=2), "x")
     assert np.array_equal(content["data"], array)
@@ -66,7 +66,7 @@ def test_arrays_of_todays_numpy_are_read() -> None:
 
 @pytest.mark.parametrize("protocol", range(1, 6))
 @pytest.mark.parametrize("dtype", ["u1", "i8", ">i8", "<u2", "i4"])
-def test_integers_of_any_protocol_are_read_in_either_order(dtype: str, protocol: int) -> None:
+def test_integer_arrays_of_any_protocol_and_byte_order_are_read(dtype: str, protocol: int) -> None:
     rows = np.arange(12).astype(dtype).reshape(3, 4)
     written = {"rows": rows, "columns": np.asfortranarray(rows), "parts": rows[:, ::2]}
     content = load_arrays(pickle.dumps(written, protocol=protocol), "x")
@@ -75,7 +75,7 @@ def test_integers_of_any_protocol_are_read_in_either_order(dtype: str, protocol:
         assert content[name].dtype == array.dtype
 
 
-def test_numpy_1_names_are_known(tmp_path: Path) -> None:
+def test_module_names_of_numpy_1_are_accepted(tmp_path: Path) -> None:
     written = pickle.dumps({"data": np.arange(4, dtype=np.uint8)}, protocol=5)
     assert b"numpy._core.numeric" in written
     old = written.replace(b"\x8c\x13numpy._core.numeric", b"\x8c\x12numpy.core.numeric")
@@ -83,8 +83,8 @@ def test_numpy_1_names_are_known(tmp_path: Path) -> None:
     assert load_arrays(old, "x")["data"].tolist() == [0, 1, 2, 3]
 
 
-def rewritten(content: dict[str, Any], protocol: int = 5) -> bytes:
-    """As Python 3 writes again what it read of Python 2 with encoding="bytes": labels and columns as arrays."""
+def repickle(content: dict[str, Any], protocol: int = 5) -> bytes:
+    """Pickle as Python 3 does after reading Python 2's files with encoding="bytes": labels as arrays, columns first."""
 
     def as_bytes(value: Any) -> Any:
         if isinstance(value, list):
@@ -95,9 +95,9 @@ def rewritten(content: dict[str, Any], protocol: int = 5) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_set_that_python_3_rewrote_is_the_same(name: str, tmp_path: Path) -> None:
+def test_a_set_that_python_3_has_repickled_is_the_same(name: str, tmp_path: Path) -> None:
     contents = official_contents(name, train=250, test=50)
-    changes = {file: rewritten(content) for file, content in contents.items()}
+    changes = {file: repickle(content) for file, content in contents.items()}
     sets = [
         read_set(name, write_official(tmp_path / str(number), name, train=250, test=50, changes=each))
         for number, each in enumerate((changes, {}))
@@ -112,11 +112,11 @@ def test_a_set_that_python_3_rewrote_is_the_same(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "payload",
     [
-        Runs(os.system, "touch marker"),
-        Runs(eval, "open('marker', 'w')"),
-        Runs(getattr, "text", "upper"),
-        Runs(open, "marker", "w"),
-        Runs(np.load, "marker"),
+        CallOnLoad(os.system, "touch marker"),
+        CallOnLoad(eval, "open('marker', 'w')"),
+        CallOnLoad(getattr, "text", "upper"),
+        CallOnLoad(open, "marker", "w"),
+        CallOnLoad(np.load, "marker"),
         OrderedDict(a=1),
         Path("marker"),
         np.array([object()], dtype=object),
@@ -131,7 +131,7 @@ def test_a_set_that_python_3_rewrote_is_the_same(name: str, tmp_path: Path) -> N
     ids=lambda payload: type(payload).__name__,
 )
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_a_pickle_that_names_anything_else_is_refused(
+def test_a_pickle_with_any_other_global_is_an_error(
     payload: Any, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -143,17 +143,17 @@ def test_a_pickle_that_names_anything_else_is_refused(
 @pytest.mark.parametrize(
     "data", [b"", b"\x80", b"garbage", OLD_CIFAR[:-20], b"\x80\x02]q\x01.", b"\x80\x02X\xff\xff\xff\x7f"]
 )
-def test_a_damaged_pickle_is_one_error(data: bytes) -> None:
+def test_a_damaged_pickle_is_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError, match="^train: "):
         load_arrays(data, "train")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_files_are_found_as_folder_as_archive_and_as_either_itself(name: str, tmp_path: Path) -> None:
+def test_a_source_may_be_the_folder_the_archive_or_their_parent(name: str, tmp_path: Path) -> None:
     official = OFFICIAL[name]
     packed = archive(tmp_path, name)
-    places = [tmp_path / "files", tmp_path / "files" / official.folder, packed, packed / official.archive]
-    sets = [read_set(name, place) for place in places]
+    sources = [tmp_path / "files", tmp_path / "files" / official.folder, packed, packed / official.archive]
+    sets = [read_set(name, source) for source in sources]
     contents = official_contents(name, train=256, test=64)
     expected = np.concatenate([contents[file]["data"] for file in official.train]).reshape(-1, 3, 32, 32)
     for each in sets:
@@ -164,22 +164,22 @@ def test_files_are_found_as_folder_as_archive_and_as_either_itself(name: str, tm
         assert each.classes[1] == "class1"
 
 
-def test_a_member_that_would_escape_is_never_extracted(tmp_path: Path) -> None:
+def test_an_archive_member_outside_of_the_folder_is_never_extracted(tmp_path: Path) -> None:
     packed = archive(tmp_path, "cifar10", outside="../escaped")
     read_set("cifar10", packed)
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_other_sums_than_the_official_ones_are_recorded_and_warned_about(
+def test_checksums_that_are_not_official_are_recorded_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = read_set("cifar100", write_official(tmp_path, "cifar100"))
-    assert [source.official for source in found.sources] == [False] * 3
+    result = read_set("cifar100", write_official(tmp_path, "cifar100"))
+    assert [source.official for source in result.sources] == [False] * 3
     assert "is not the official 16019d7e3df5f24257cddd939b257f8d" in caplog.text
 
 
-def damaged(name: str, case: str) -> dict[str, Any]:
-    """Files that replace the right ones."""
+def damaged_files(name: str, case: str) -> dict[str, Any]:
+    """Return the damaged contents by file name."""
     contents = official_contents(name, train=256, test=64)
     train = next(iter(OFFICIAL[name].train))
     key = OFFICIAL[name].label_key
@@ -222,13 +222,13 @@ def damaged(name: str, case: str) -> dict[str, Any]:
         ("a list", "holds a list, expected a dictionary"),
     ],
 )
-def test_damaged_files_are_named_with_what_is_wrong(name: str, case: str, expected: str, tmp_path: Path) -> None:
+def test_damaged_files_are_reported_with_the_problem(name: str, case: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=expected) as caught:
-        read_set(name, write_official(tmp_path, name, changes=damaged(name, case)))
+        read_set(name, write_official(tmp_path, name, changes=damaged_files(name, case)))
     assert OFFICIAL[name].folder in str(caught.value)
 
 
-def test_cifar_10_in_the_place_of_cifar_100_is_noticed(tmp_path: Path) -> None:
+def test_cifar_10_instead_of_cifar_100_is_an_error(tmp_path: Path) -> None:
     ten = official_contents("cifar10", train=250, test=50)
     with pytest.raises(DataError, match="'fine_labels': expected a list of whole numbers.*is it another set"):
         read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": ten["data_batch_1"]}))
@@ -243,7 +243,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_set("cifar10", tmp_path)
 
 
-def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_an_error(tmp_path: Path) -> None:
     packed = archive(tmp_path, "cifar100") / "cifar-100-python.tar.gz"
     packed.write_bytes(packed.read_bytes()[:-2000])
     with pytest.raises(DataError, match="damaged archive|missing"):
@@ -251,13 +251,13 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [(b"no archive", "text, not an archive"), (b"<!doctype html>", "an HTML page, not an archive"), (b"", "0 bytes")],
 )
-def test_what_is_no_archive_is_called_what_it_is(content: bytes, told: str, tmp_path: Path) -> None:
+def test_the_error_for_a_file_that_is_no_archive_names_its_type(content: bytes, expected: str, tmp_path: Path) -> None:
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(content)
     with pytest.raises(
-        DataError, match=rf"cifar-100-python\.tar\.gz: {told}.*; get it again from https://www\.cs\.tor"
+        DataError, match=rf"cifar-100-python\.tar\.gz: {expected}.*; get it again from https://www\.cs\.tor"
     ):
         read_set("cifar100", tmp_path)
 
@@ -273,7 +273,7 @@ def test_what_is_no_archive_is_called_what_it_is(content: bytes, told: str, tmp_
         "cifar-100-python (1).tar",
     ],
 )
-def test_archives_are_found_under_the_names_that_browsers_give_them(name: str, tmp_path: Path) -> None:
+def test_archives_with_the_names_that_browsers_give_are_found(name: str, tmp_path: Path) -> None:
     write_official(tmp_path / "files", "cifar100")
     (tmp_path / "downloads").mkdir()
     with tarfile.open(tmp_path / "downloads" / name, "w" if name.endswith(".tar") else "w:gz") as tar:
@@ -284,19 +284,19 @@ def test_archives_are_found_under_the_names_that_browsers_give_them(name: str, t
 @pytest.mark.parametrize(
     "name", ["cifar-100-python.tar.gz.part", "cifar-100-python.tar.gz.crdownload", "cifar-100.tar"]
 )
-def test_other_files_are_no_archives(name: str, tmp_path: Path) -> None:
+def test_files_with_other_names_are_not_used_as_archives(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(DataError, match="has neither"):
         read_set("cifar100", tmp_path)
 
 
-def test_a_page_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+def test_an_html_page_instead_of_a_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cifar-100-python/train: not read: .* \(it holds an HTML page\)"):
         read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": b"<html>"}))
 
 
 def nested(depth: int) -> tuple[Any, ...]:
-    """Small as a pickle, and 2**depth tuples to hash."""
+    """Return a tuple whose pickle is small, but whose hash takes 2**depth steps."""
     inside: tuple[Any, ...] = ()
     for _ in range(depth):
         inside = (inside, inside)
@@ -315,20 +315,20 @@ def nested(depth: int) -> tuple[Any, ...]:
         (b"(I1\nI2\nd.", "a dictionary in the form of protocol 0"),
     ],
 )
-def test_nothing_is_hashed_changed_or_allocated_at_the_will_of_a_file(data: bytes, expected: str) -> None:
+def test_a_pickle_cannot_make_us_hash_modify_or_allocate_anything(data: bytes, expected: str) -> None:
     with pytest.raises(DataError, match=expected):
         load_arrays(data, "x")
 
 
-@given(noise=st.binary(min_size=1, max_size=12), place=st.integers(0, 600), removed=st.integers(0, 12))
-def test_no_noise_in_a_pickle_is_more_than_an_error(noise: bytes, place: int, removed: int) -> None:
-    whole = rewritten({"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [1, 2, 3], "names": ["a", "b"]})
-    start = place % len(whole)
+@given(noise=st.binary(min_size=1, max_size=12), position=st.integers(0, 600), removed=st.integers(0, 12))
+def test_random_changes_of_a_pickle_are_at_worst_a_data_error(noise: bytes, position: int, removed: int) -> None:
+    whole = repickle({"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [1, 2, 3], "names": ["a", "b"]})
+    start = position % len(whole)
     with suppress(DataError):
         load_arrays(whole[:start] + noise + whole[start + removed :], "x")
 
 
-def test_a_long_name_is_cut_in_the_message() -> None:
+def test_a_long_name_is_truncated_in_the_message() -> None:
     with pytest.raises(DataError, match="it names x{80}, which") as caught:
         load_arrays(b"c" + b"x" * 100_000 + b"\nb\n.", "file")
     assert len(str(caught.value)) < 200

@@ -1,4 +1,4 @@
-"""CIFAR from Parquet files in the layout of Hugging Face."""
+"""CIFAR in Parquet files with Hugging Face's layout."""
 
 import io
 import sys
@@ -15,32 +15,32 @@ from tests.helpers.official import write_official, write_parquet
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("place", ["", "inside", "file"])
-def test_parquet_files_hold_the_same_set(
-    name: str, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("location", ["", "inside", "file"])
+def test_parquet_files_give_the_same_set_as_the_official_files(
+    name: str, location: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     official = OFFICIAL[name]
-    folder = write_parquet(tmp_path / "parquet" / (official.parquet_folder if place == "inside" else ""), name)
-    source = folder / "test-00000-of-00001.parquet" if place == "file" else tmp_path / "parquet"
-    found, expected = read_set(name, source), read_set(name, write_official(tmp_path / "pickles", name))
-    assert found.classes == official.classes
+    folder = write_parquet(tmp_path / "parquet" / (official.parquet_folder if location == "inside" else ""), name)
+    source = folder / "test-00000-of-00001.parquet" if location == "file" else tmp_path / "parquet"
+    result, expected = read_set(name, source), read_set(name, write_official(tmp_path / "pickles", name))
+    assert result.classes == official.classes
     for part in ("train", "test"):
-        one, other = getattr(found, part), getattr(expected, part)
+        one, other = getattr(result, part), getattr(expected, part)
         assert np.array_equal(one.images, other.images)
         assert np.array_equal(one.labels, other.labels)
-    assert [(file.file, file.official) for file in found.sources] == [
+    assert [(file.file, file.official) for file in result.sources] == [
         ("train-00000-of-00001.parquet", False),
         ("test-00000-of-00001.parquet", False),
     ]
     assert "no official sums exist for Parquet files" in caplog.text
 
 
-def test_the_names_of_classes_are_the_official_ones(cifar_dir: Path) -> None:
+def test_the_class_names_are_the_official_ones(cifar_dir: Path) -> None:
     for name in OFFICIAL:
         assert read_set(name, cifar_dir).classes == OFFICIAL[name].classes
 
 
-def test_the_other_set_in_parquet_files_is_noticed(tmp_path: Path) -> None:
+def test_parquet_files_of_the_other_set_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train-.*has no column fine_label among img, label, coarse_label; is it anot"):
         read_set("cifar100", write_parquet(tmp_path, "cifar10"))
     with pytest.raises(DataError, match="has no column img and no label among image, fine_label"):
@@ -58,7 +58,7 @@ def test_damaged_parquet_files_are_named(tmp_path: Path) -> None:
         read_set("cifar100", tmp_path)
 
 
-def test_parquet_images_of_another_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_images_of_another_size_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     Image.new("RGB", (64, 48)).save(file, format="PNG")
     monkeypatch.setattr("tests.helpers.official._png", lambda _: file.getvalue())

@@ -1,4 +1,4 @@
-"""Whole-batch augmentation against the same thing done image by image."""
+"""Crop, flip, cutout and normalisation of whole batches, compared with the same operations per image."""
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ def test_a_crop_is_a_window_of_the_padded_image(padding: int) -> None:
     generator = torch.Generator().manual_seed(1)
     top, left = (torch.randint(0, 2 * padding + 1, (20,), generator=generator) for _ in range(2))
     top[0], left[0], top[1], left[1] = 0, 0, 2 * padding, 2 * padding
-    found = random_crop(IMAGES, top, left, padding=padding, fill=128)
+    result = random_crop(IMAGES, top, left, padding=padding, fill=128)
     padded = F.pad(IMAGES, (padding,) * 4, value=128)
     for number, image in enumerate(padded):
         window = image[:, top[number] : top[number] + 32, left[number] : left[number] + 32]
-        assert torch.equal(found[number], window)
+        assert torch.equal(result[number], window)
 
 
 def test_a_crop_of_images_that_are_not_square() -> None:
@@ -27,31 +27,31 @@ def test_a_crop_of_images_that_are_not_square() -> None:
     assert torch.equal(random_crop(images, centre, centre, padding=2, fill=0), images)
 
 
-def test_flip_mirrors_the_chosen() -> None:
+def test_flip_mirrors_only_the_selected_images() -> None:
     mirrored = torch.arange(20) % 3 == 0
-    found = flip(IMAGES, mirrored)
-    assert torch.equal(found[mirrored], IMAGES[mirrored].flip(-1))
-    assert torch.equal(found[~mirrored], IMAGES[~mirrored])
+    result = flip(IMAGES, mirrored)
+    assert torch.equal(result[mirrored], IMAGES[mirrored].flip(-1))
+    assert torch.equal(result[~mirrored], IMAGES[~mirrored])
 
 
 @pytest.mark.parametrize("side", [1, 8, 16])
 def test_cutout_blackens_a_clipped_square(side: int) -> None:
     row, column = torch.tensor([0, 16, 31]), torch.tensor([5, 16, 31])
-    found = cutout(IMAGES[:3], row, column, side=side)
+    result = cutout(IMAGES[:3], row, column, side=side)
     for number in range(3):
         top, left = int(row[number]) - side // 2, int(column[number]) - side // 2
         expected = IMAGES[number].clone()
         expected[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
-        assert torch.equal(found[number], expected)
+        assert torch.equal(result[number], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normalisation_is_that_of_the_pixel_as_a_fraction(dtype: torch.dtype) -> None:
+def test_pixels_are_scaled_to_fractions_and_normalised(dtype: torch.dtype) -> None:
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    found = Normalise(mean, std, dtype, torch.device("cpu"))(IMAGES)
-    assert found.dtype == dtype
+    result = Normalise(mean, std, dtype, torch.device("cpu"))(IMAGES)
+    assert result.dtype == dtype
     shape = (3, 1, 1)
     expected = (IMAGES.double() / 255 - torch.tensor(mean).double().view(shape)) / torch.tensor(std).double().view(
         shape
     )
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)

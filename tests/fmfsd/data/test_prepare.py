@@ -1,4 +1,4 @@
-"""From a set to shards: whole, once, verifiable."""
+"""Preparation of sets as shards: complete or absent, prepared once, and verifiable."""
 
 import hashlib
 import http.server
@@ -44,7 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_official(tmp_path_factory.mktemp("source"), "cifar10", train=330, test=70)
 
 
-def test_shards_hold_every_sample_once_in_sizes_that_differ_by_at_most_one(source: Path, tmp_path: Path) -> None:
+def test_shards_contain_every_sample_once_and_their_sizes_differ_by_at_most_one(source: Path, tmp_path: Path) -> None:
     index = make(tmp_path, source=source)
     shards = ids(index, "train")
     assert sorted(number for shard in shards for number in shard) == list(range(330))
@@ -53,7 +53,7 @@ def test_shards_hold_every_sample_once_in_sizes_that_differ_by_at_most_one(sourc
     assert index.samples("train") == 330
 
 
-def test_shards_hold_the_images_of_the_files(source: Path, tmp_path: Path) -> None:
+def test_shards_contain_the_images_of_the_source(source: Path, tmp_path: Path) -> None:
     index, raw = make(tmp_path, source=source), read_set("cifar10", source)
     assert isinstance(raw.train.images, np.ndarray)
     for shard in index.splits["train"]:
@@ -93,7 +93,7 @@ def test_preparing_again_changes_nothing(source: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_can_not_be_cut_is_refused_and_leaves_nothing(
+def test_a_set_that_is_too_small_is_an_error_and_leaves_no_files(
     data: dict[str, Any], expected: str, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=expected):
@@ -108,12 +108,12 @@ def test_a_source_that_does_not_exist_is_reported(source: Path, tmp_path: Path) 
         make(tmp_path, source=source)
 
 
-def test_a_training_set_that_is_the_test_set_is_refused(tmp_path: Path) -> None:
+def test_a_test_set_that_is_part_of_the_training_set_is_an_error(tmp_path: Path) -> None:
     content = official_contents("cifar100", train=256, test=64)["train"]
-    copied = write_official(tmp_path / "copied", "cifar100", changes={"test": content})
+    same_images = write_official(tmp_path / "copied", "cifar100", changes={"test": content})
     part = {**content, "data": content["data"][:100], "fine_labels": content["fine_labels"][:100]}
-    parted = write_official(tmp_path / "parted", "cifar100", changes={"test": part})
-    for source in (copied, parted):
+    fewer_images = write_official(tmp_path / "parted", "cifar100", changes={"test": part})
+    for source in (same_images, fewer_images):
         with pytest.raises(DataError, match="every test image is a training image too: give it images of its own"):
             make(tmp_path, name="cifar100", source=source)
     assert not (tmp_path / "cifar100").exists()
@@ -121,7 +121,7 @@ def test_a_training_set_that_is_the_test_set_is_refused(tmp_path: Path) -> None:
     make(tmp_path, name="cifar100", source=write_official(tmp_path / "few", "cifar100", changes={"test": overlapping}))
 
 
-def test_a_held_out_training_image_is_no_test_image(tmp_path: Path) -> None:
+def test_a_test_image_among_the_held_out_training_images_is_an_error(tmp_path: Path) -> None:
     content = official_contents("cifar10", train=320, test=64)
     copies = content["data_batch_1"]
     with pytest.raises(DataError, match="every test image is a training image too"):
@@ -137,19 +137,19 @@ def _prepare_in_process(root: Path, source: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-def test_many_processes_at_once_prepare_one_set(source: Path, tmp_path: Path) -> None:
-    started = [processes.Process(target=_prepare_in_process, args=(tmp_path, source)) for _ in range(4)]
-    for process in started:
+def test_concurrent_processes_prepare_one_set(source: Path, tmp_path: Path) -> None:
+    workers = [processes.Process(target=_prepare_in_process, args=(tmp_path, source)) for _ in range(4)]
+    for process in workers:
         process.start()
-    for process in started:
+    for process in workers:
         process.join(60)
-    assert [process.exitcode for process in started] == [0] * 4
+    assert [process.exitcode for process in workers] == [0] * 4
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["cifar10"]
     verify_sets(tmp_path)
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_killed_preparation_leaves_no_set_and_does_not_stand_in_the_way(tmp_path: Path) -> None:
+def test_a_killed_preparation_leaves_no_set_and_does_not_block_the_next(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fmfsd", "data", "prepare", "synthetic10", "--out", str(tmp_path)]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 60
@@ -221,14 +221,14 @@ def test_a_damaged_index_is_named(case: str, source: Path, tmp_path: Path) -> No
         read_index(index.folder)
 
 
-def test_a_folder_without_an_index_is_no_set(tmp_path: Path) -> None:
+def test_a_folder_without_an_index_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"index\.json: missing"):
         read_index(tmp_path)
     with pytest.raises(DataError, match="holds no prepared set"):
         verify_sets(tmp_path)
 
 
-def test_verify_reads_labels_and_ids(source: Path, tmp_path: Path) -> None:
+def test_verify_checks_labels_and_ids(source: Path, tmp_path: Path) -> None:
     index = make(tmp_path, source=source)
     shard, path = index.splits["train"][3], index.folder / "index.json"
     arrays = load_file(index.path(shard))
@@ -241,22 +241,22 @@ def test_verify_reads_labels_and_ids(source: Path, tmp_path: Path) -> None:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A real web server on loopback; its address, and the paths that were asked for."""
-    asked: list[str] = []
+def run_web_server(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Run a web server on loopback; yield its address and the list of requested paths."""
+    requested_paths: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: object) -> None:
             super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
 
         def log_message(self, format: str, *args: object) -> None:
-            asked.append(self.path)
+            requested_paths.append(self.path)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requested_paths
     finally:
         server.shutdown()
         thread.join()
@@ -273,15 +273,15 @@ def test_a_missing_set_is_fetched_once_into_the_root(tmp_path: Path, monkeypatch
         tar.add(tmp_path / "files" / "cifar-10-batches-py", "cifar-10-batches-py")
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     config = DataConfig(name="cifar10", root=str(tmp_path / "root"))
-    with served(archive.parent) as (address, asked):
+    with run_web_server(archive.parent) as (address, requested_paths):
         mirror = replace(OFFICIAL["cifar10"], url=f"{address}/{archive.name}", archive_md5=md5)
         monkeypatch.setitem(OFFICIAL, "cifar10", mirror)
         for _ in range(2):
             assert prepare(config, source=None, fetch=True, report=quiet).samples("train") == 256
-    assert asked == ["/cifar-10-python.tar.gz"]
+    assert requested_paths == ["/cifar-10-python.tar.gz"]
 
 
-def test_without_network_the_user_is_told_where_to_put_the_files(
+def test_without_network_the_error_names_the_folder_for_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreachable = replace(OFFICIAL["cifar100"], url="http://127.0.0.1:9/cifar-100-python.tar.gz")
@@ -306,7 +306,7 @@ def test_the_real_cifar_10_layout_is_read(cifar_dir: Path, tmp_path: Path) -> No
     assert index.classes[0] == "airplane"
 
 
-def test_a_folder_of_something_else_is_not_prepared_over(source: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_prepared_set_is_not_overwritten(source: Path, tmp_path: Path) -> None:
     (tmp_path / "cifar10").mkdir()
     with pytest.raises(DataError, match="missing, so this is no prepared set: delete the folder, or choose another"):
         make(tmp_path, source=source)

@@ -1,4 +1,4 @@
-"""Which sample comes when: the same for any number of workers, each at most once, and reproducible."""
+"""Sampling order: independent of the number of workers, each sample at most once per epoch, and reproducible."""
 
 import os
 import resource
@@ -25,16 +25,16 @@ from tests.helpers.workers import run_workers
 
 
 def own_shards(sizes: list[int], numbers: range) -> OwnShards:
-    """The shards `numbers` of a set of empty images whose id is 1000 * shard + position."""
-    ids = torch.tensor([1000 * number + place for number in numbers for place in range(sizes[number])])
+    """Return the shards `numbers` of a set of black images with ids 1000 * shard + position."""
+    ids = torch.tensor([1000 * number + position for number in numbers for position in range(sizes[number])])
     images = torch.zeros(len(ids), 3, 4, 4, dtype=torch.uint8)
     return OwnShards(images, torch.zeros_like(ids), ids, tuple(numbers), tuple(sizes[number] for number in numbers))
 
 
 def batches(sizes: list[int], rank: int, world_size: int, per_shard: int, seed: int) -> TrainBatches:
     share = len(sizes) // world_size
-    own = own_shards(sizes, range(rank * share, (rank + 1) * share))
-    return TrainBatches(own, DataConfig(), seed=seed, per_shard=per_shard, dtype=torch.float32)
+    shards = own_shards(sizes, range(rank * share, (rank + 1) * share))
+    return TrainBatches(shards, DataConfig(), seed=seed, per_shard=per_shard, dtype=torch.float32)
 
 
 @given(
@@ -52,8 +52,8 @@ def test_a_global_batch_is_the_same_for_any_number_of_workers(
     steps = min(sizes) // per_shard
     alone = batches(sizes, 0, 1, per_shard, seed)
     expected = [alone.ids(epoch, step) for step in range(steps)]
-    seen = torch.cat(expected).tolist() if expected else []
-    assert len(set(seen)) == len(seen) == steps * per_shard * shards
+    sampled = torch.cat(expected).tolist() if expected else []
+    assert len(set(sampled)) == len(sampled) == steps * per_shard * shards
     for world_size in (size for size in range(2, shards + 1) if shards % size == 0):
         workers = [batches(sizes, rank, world_size, per_shard, seed) for rank in range(world_size)]
         for step in range(steps):
@@ -67,7 +67,7 @@ def test_micro_batches_of_half_the_size_hold_the_samples_of_the_batch() -> None:
         assert sorted(pair.tolist()) == sorted(whole.ids(0, step).tolist())
 
 
-def test_epochs_and_shards_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_shards_and_seeds_have_different_orders() -> None:
     orders = {
         shard_epoch(seed, epoch, shard, 50).permutation.tobytes()
         for seed in (0, 1)
@@ -77,30 +77,30 @@ def test_epochs_and_shards_and_seeds_have_orders_of_their_own() -> None:
     assert len(orders) == 8
 
 
-def test_what_one_epoch_leaves_out_another_does_not() -> None:
+def test_different_epochs_leave_out_different_samples() -> None:
     sizes = [5] * 4
-    left = []
+    left_out = []
     for epoch in range(6):
-        seen = {number for step in range(2) for number in batches(sizes, 0, 1, 2, 0).ids(epoch, step).tolist()}
-        left.append(frozenset(range(5)) - {number % 1000 for number in seen if number < 1000})
-    assert all(len(each) == 1 for each in left)
-    assert len(set(left)) > 1
+        sampled = {number for step in range(2) for number in batches(sizes, 0, 1, 2, 0).ids(epoch, step).tolist()}
+        left_out.append(frozenset(range(5)) - {number % 1000 for number in sampled if number < 1000})
+    assert all(len(each) == 1 for each in left_out)
+    assert len(set(left_out)) > 1
 
 
-def test_the_stream_is_philox_as_published() -> None:
-    """Pinned: a change here would change every run's order (key 7, (3 << 32) | 2; NumPy's `random_raw`)."""
+def test_the_order_is_that_of_numpys_philox() -> None:
+    """Pinned values: a change would change the order of every run (key 7, (3 << 32) | 2; NumPy's `random_raw`)."""
     order = shard_epoch(7, 3, 2, 5)
     assert order.permutation.tolist() == [2, 1, 0, 4, 3]
     assert order.words[0].tolist() == [17517598195444341551, 13806165096732131116]
 
 
-def test_a_batch_is_what_the_table_says_image_by_image(tiny_root: Path) -> None:
-    """Each sample takes its own draws: mirrored or not, then its crop, then its Cutout."""
+def test_a_batch_is_augmented_as_in_the_table_of_draws(tiny_root: Path) -> None:
+    """Each sample has its own draws: flip, crop, Cutout."""
     data = DataConfig(crop_padding=4, crop_fill=128, cutout=8)
     shards = load_own_shards(read_index(tiny_root / "cifar10"), "train", rank=1, world_size=2)
-    found = TrainBatches(shards, data, seed=3, per_shard=2, dtype=torch.float64)
-    images, labels = found.at(5, 1)
-    draws, chosen = found.table(5).draws, found.table(5).sample[1]
+    train_batches = TrainBatches(shards, data, seed=3, per_shard=2, dtype=torch.float64)
+    images, labels = train_batches.at(5, 1)
+    draws, chosen = train_batches.table(5).draws, train_batches.table(5).sample[1]
     assert torch.equal(labels, shards.labels[chosen])
     for number, sample in enumerate(chosen):
         top, left, row, column = (int(draws[name][1][number]) for name in ("top", "left", "row", "column"))
@@ -115,14 +115,14 @@ def test_a_batch_is_what_the_table_says_image_by_image(tiny_root: Path) -> None:
 
 @pytest.mark.parametrize("below", [1, 2, 9, 32])
 def test_draws_are_uniform(below: int) -> None:
-    words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(90_000)
+    random_words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(90_000)
     for field in range(4):
-        counts = np.bincount(integers(words, below, field=field), minlength=below)
+        counts = np.bincount(integers(random_words, below, field=field), minlength=below)
         assert len(counts) == below
         assert counts == pytest.approx(90_000 / below, rel=0.1)
 
 
-def test_a_worker_holds_its_own_shards_and_nothing_else(tiny_root: Path) -> None:
+def test_a_worker_loads_only_its_own_shards(tiny_root: Path) -> None:
     index = read_index(tiny_root / "cifar10")
     parts = [load_own_shards(index, "train", rank=rank, world_size=4) for rank in range(4)]
     assert [part.images.nbytes for part in parts] == [256 * 3072 // 4] * 4
@@ -133,7 +133,7 @@ def test_a_worker_holds_its_own_shards_and_nothing_else(tiny_root: Path) -> None
 
 
 @pytest.mark.fault("F17")
-def test_a_worker_verifies_what_it_reads(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_worker_verifies_the_shards_that_it_reads(tiny_root: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = tmp_path / "set"
@@ -152,18 +152,18 @@ def test_a_worker_verifies_what_it_reads(tiny_root: Path, tmp_path: Path) -> Non
 def test_images_reach_another_device_piece_by_piece(
     piece: int, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device is this one, as if it were not where files are read to."""
+    """The device is the CPU, patched to look like a device other than that to which files are read."""
     index = read_index(tiny_root / "cifar10-shards6")
     expected = load_own_shards(index, "train", rank=0, world_size=1)
     monkeypatch.setattr("fmfsd.data.loading.shards_in_memory.CPU", torch.device("meta"))
     monkeypatch.setattr("fmfsd.data.loading.shards_in_memory.STAGED_BYTES", piece)
-    found = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("cpu"))
-    assert torch.equal(found.images, expected.images)
-    assert torch.equal(found.labels, expected.labels)
+    shards = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("cpu"))
+    assert torch.equal(shards.images, expected.images)
+    assert torch.equal(shards.labels, expected.labels)
 
 
 def large_set(folder: Path) -> Path:
-    """Four shards of 60 MiB."""
+    """Write a set of four shards of 60 MiB."""
     count = 20_000
     shape, image, labels = (3, 32, 32), bytes(3 * 32 * 32), np.zeros(count, np.int64)
     files = [
@@ -178,8 +178,8 @@ def large_set(folder: Path) -> Path:
     return folder
 
 
-def growth_of_loading(_comms: Comms, small: Path, large: Path) -> tuple[int, int]:
-    """Bytes by which this process grows, and those of the images, which go to a device without memory."""
+def measure_growth(_comms: Comms, small: Path, large: Path) -> tuple[int, int]:
+    """Return the bytes by which this process grows, and those of the images, which are loaded to the meta device."""
     load_own_shards(read_index(small), "train", rank=0, world_size=1, device=torch.device("meta"))
     index, before = read_index(large), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     own = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("meta"))
@@ -187,20 +187,20 @@ def growth_of_loading(_comms: Comms, small: Path, large: Path) -> tuple[int, int
 
 
 @pytest.mark.usefixtures("processes")
-def test_images_for_a_gpu_are_never_all_in_the_memory_of_the_machine(tiny_root: Path, tmp_path: Path) -> None:
-    ((grown, images),) = run_workers(growth_of_loading, 1, tiny_root / "cifar10", large_set(tmp_path))
+def test_images_for_a_gpu_are_never_all_in_main_memory(tiny_root: Path, tmp_path: Path) -> None:
+    ((growth, images),) = run_workers(measure_growth, 1, tiny_root / "cifar10", large_set(tmp_path))
     assert images > 230 << 20
-    assert grown < min(MOST_READERS, len(os.sched_getaffinity(0))) * STAGED_BYTES + (16 << 20)
+    assert growth < min(MOST_READERS, len(os.sched_getaffinity(0))) * STAGED_BYTES + (16 << 20)
 
 
-def test_evaluation_sees_every_sample_once_in_equally_many_batches(tiny_root: Path) -> None:
+def test_evaluation_uses_every_sample_once_and_all_ranks_have_equally_many_batches(tiny_root: Path) -> None:
     index = read_index(tiny_root / "cifar10-shards6")
-    seen, counts = [], set()
+    batch_sizes, counts = [], set()
     for rank in range(3):
         own = load_own_shards(index, "test", rank=rank, world_size=3)
         largest = index.largest_part("test", 3)
         part = EvaluationBatches(own, DataConfig(), batch=11, largest_part=largest, dtype=torch.float32)
         counts.add(len(part))
-        seen += [len(part.at(number)[1]) for number in range(len(part))]
-    assert sum(seen) == 64
+        batch_sizes += [len(part.at(number)[1]) for number in range(len(part))]
+    assert sum(batch_sizes) == 64
     assert len(counts) == 1

@@ -1,4 +1,4 @@
-"""Images that stay in their files: the same bits as in memory, a bounded window, and errors that name the file."""
+"""Streaming of images from files: equal to images in memory, a bounded prefetch window, and errors with file names."""
 
 import errno
 import json
@@ -42,8 +42,8 @@ def index(tiny_root: Path) -> SetIndex:
 
 
 @pytest.fixture
-def copied(index: SetIndex, tmp_path: Path) -> SetIndex:
-    """That may be damaged."""
+def index_copy(index: SetIndex, tmp_path: Path) -> SetIndex:
+    """Return the index of a copy of the set, which tests may damage."""
     shutil.copytree(index.folder, tmp_path / "set")
     return read_index(tmp_path / "set")
 
@@ -63,29 +63,34 @@ def on_disk(index: SetIndex) -> ShardsOnDisk:
 def test_batches_are_bit_for_bit_those_of_images_in_memory(
     recipe: str, rank: int, world_size: int, index: SetIndex
 ) -> None:
-    """Over two epochs, and then at positions that nobody saw coming."""
-    held, read = (train_batches(index, recipe, rank, world_size, in_files=in_files) for in_files in (False, True))
-    through = [(epoch, micro_step) for epoch in range(2) for micro_step in range(8)]
-    with closing(read):
-        for place in [*through, (1, 5), (1, 2), (7, 4)]:
-            assert all(map(torch.equal, held.at(*place), read.at(*place)))
-            assert torch.equal(held.ids(*place), read.ids(*place))
-
-
-def test_evaluation_sees_the_same_in_the_same_order(index: SetIndex) -> None:
-    ways = [own_shards(index, "test", rank=1, world_size=2, device=CPU, in_files=each) for each in (False, True)]
-    held, read = (
-        EvaluationBatches(shards, DataConfig(), batch=11, largest_part=40, dtype=torch.float32) for shards in ways
+    """Two epochs in order, and then positions that were not prefetched."""
+    in_memory, streamed = (
+        train_batches(index, recipe, rank, world_size, in_files=in_files) for in_files in (False, True)
     )
-    with closing(read):
+    in_order = [(epoch, micro_step) for epoch in range(2) for micro_step in range(8)]
+    with closing(streamed):
+        for position in [*in_order, (1, 5), (1, 2), (7, 4)]:
+            assert all(map(torch.equal, in_memory.at(*position), streamed.at(*position)))
+            assert torch.equal(in_memory.ids(*position), streamed.ids(*position))
+
+
+def test_evaluation_batches_are_those_of_images_in_memory(index: SetIndex) -> None:
+    shards_by_mode = [
+        own_shards(index, "test", rank=1, world_size=2, device=CPU, in_files=each) for each in (False, True)
+    ]
+    in_memory, streamed = (
+        EvaluationBatches(shards, DataConfig(), batch=11, largest_part=40, dtype=torch.float32)
+        for shards in shards_by_mode
+    )
+    with closing(streamed):
         for number in [0, 1, 2, 3, 0, 2]:
-            assert all(map(torch.equal, held.stored(number), read.stored(number)))
-            assert all(map(torch.equal, held.at(number), read.at(number)))
+            assert all(map(torch.equal, in_memory.stored(number), streamed.stored(number)))
+            assert all(map(torch.equal, in_memory.at(number), streamed.at(number)))
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_run_is_bit_for_bit_the_same_and_may_change_between_the_two(tiny_root: Path, tmp_path: Path) -> None:
-    """Two workers, stopped in the middle of an epoch; the pictures of the attention are the same too."""
+def test_a_run_may_change_to_streaming_and_stays_bit_for_bit_the_same(tiny_root: Path, tmp_path: Path) -> None:
+    """Two workers, stopped in the middle of an epoch; the attention maps are the same, too."""
     small = ("data.shards=16", "train.batch=32", "train.micro_batch=16", "train.max_steps=9", "data.mixup=0.2")
     whole, parted = (make_run(tmp_path / name, tiny_config(tiny_root, *small)) for name in ("whole", "parted"))
     assert run_workers(train_run, 2, whole.path) == ["finished"] * 2
@@ -97,11 +102,11 @@ def test_a_run_is_bit_for_bit_the_same_and_may_change_between_the_two(tiny_root:
     assert parted.pictures.read_bytes() == whole.pictures.read_bytes()
 
 
-def test_no_more_than_a_window_is_read_ahead_and_what_is_behind_is_forgotten() -> None:
-    asked: list[int] = []
+def test_only_a_window_is_prefetched_and_earlier_batches_are_dropped() -> None:
+    requested: list[int] = []
 
     def read(chosen: Tensor) -> Tensor:
-        asked.append(int(chosen))
+        requested.append(int(chosen))
         return chosen
 
     order = torch.arange(100)
@@ -109,8 +114,8 @@ def test_no_more_than_a_window_is_read_ahead_and_what_is_behind_is_forgotten() -
         ahead = _Ahead(pool, read, order, depth=4)
         assert [int(ahead.take(number)) for number in (0, 1, 50, 51, 99)] == [0, 1, 50, 51, 99]
         assert not ahead._begun
-    assert set(asked) <= {*range(6), *range(50, 56), 99}
-    assert len(asked) == len(set(asked)), "nothing is read twice"
+    assert set(requested) <= {*range(6), *range(50, 56), 99}
+    assert len(requested) == len(set(requested)), "nothing is read twice"
 
 
 def test_the_window_is_bounded_by_bytes(index: SetIndex) -> None:
@@ -120,8 +125,8 @@ def test_the_window_is_bounded_by_bytes(index: SetIndex) -> None:
         assert shards._depth([]) == MOST_BATCHES
 
 
-def test_its_thread_ends_with_the_run_however_that_ends(tiny_root: Path, tmp_path: Path) -> None:
-    """Our conftest looks for threads that are left."""
+def test_the_prefetch_thread_ends_with_the_run_even_after_an_error(tiny_root: Path, tmp_path: Path) -> None:
+    """`tests/conftest.py` checks for leaked threads."""
     sizes = ("data.shards=16", "train.batch=16", "train.max_steps=2")
     root = tmp_path / "root"
     shutil.copytree(tiny_root / "cifar10-shards16", root / "cifar10-shards16")
@@ -133,89 +138,90 @@ def test_its_thread_ends_with_the_run_however_that_ends(tiny_root: Path, tmp_pat
             loop.run()
 
 
-def missing(path: Path) -> None:
+def delete_file(path: Path) -> None:
     path.unlink()
 
 
-def longer(path: Path) -> None:
+def append_byte(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
 
 
-def cut_short(path: Path) -> None:
+def truncate_file(path: Path) -> None:
     os.truncate(path, 3000)
 
 
 @pytest.mark.fault("F17")
 @pytest.mark.parametrize("in_files", [True, False])
 @pytest.mark.parametrize(
-    ("damage", "told"), [(missing, "can't be read"), (longer, "bytes, expected"), (cut_short, "3000 bytes, expected")]
+    ("damage", "expected"),
+    [(delete_file, "can't be read"), (append_byte, "bytes, expected"), (truncate_file, "3000 bytes, expected")],
 )
-def test_a_file_that_is_not_what_the_index_says_is_named_at_the_start(
-    damage: Callable[[Path], None], told: str, in_files: bool, copied: SetIndex
+def test_a_shard_that_does_not_match_the_index_is_an_error_at_the_start(
+    damage: Callable[[Path], None], expected: str, in_files: bool, index_copy: SetIndex
 ) -> None:
-    damage(copied.folder / "train-0005.safetensors")
-    with pytest.raises(DataError, match=rf"train-0005\.safetensors: .*{told}"):
-        own_shards(copied, "train", rank=0, world_size=1, device=CPU, in_files=in_files)
-    own_shards(copied, "train", rank=1, world_size=2, device=CPU, in_files=in_files).close()
+    damage(index_copy.folder / "train-0005.safetensors")
+    with pytest.raises(DataError, match=rf"train-0005\.safetensors: .*{expected}"):
+        own_shards(index_copy, "train", rank=0, world_size=1, device=CPU, in_files=in_files)
+    own_shards(index_copy, "train", rank=1, world_size=2, device=CPU, in_files=in_files).close()
 
 
 @pytest.mark.fault("F17")
-def test_a_file_that_is_cut_short_in_training_is_an_error_with_its_name_and_no_signal(copied: SetIndex) -> None:
-    with closing(train_batches(copied, "plain", 0, 1, in_files=True)) as batches:
-        os.truncate(copied.folder / "train-0002.safetensors", 1000)
+def test_a_shard_that_is_truncated_during_training_is_an_error_and_not_a_signal(index_copy: SetIndex) -> None:
+    with closing(train_batches(index_copy, "plain", 0, 1, in_files=True)) as batches:
+        os.truncate(index_copy.folder / "train-0002.safetensors", 1000)
         with pytest.raises(DataError, match=r"train-0002\.safetensors: damaged: 1000 bytes, expected"):
             batches.at(0, 0)
 
 
 @pytest.mark.fault("F17")
-def test_a_disk_that_fails_is_an_error_that_names_the_file(index: SetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: object) -> int:
+def test_a_disk_error_names_the_file(index: SetIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_io_error(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with closing(train_batches(index, "plain", 0, 1, in_files=True)) as batches:
-        monkeypatch.setattr(os, "preadv", failing)
+        monkeypatch.setattr(os, "preadv", raise_io_error)
         with pytest.raises(DataError, match=r"train-\d{4}\.safetensors: can't be read: .*Input/output error"):
             batches.at(0, 0)
 
 
 HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "images of another shape": lambda told: told["images"].update(shape=[16, 3, 32, 31]),
-    "images of another type": lambda told: told["images"].update(dtype="I8"),
-    "images elsewhere": lambda told: told["images"].update(data_offsets=[0, 16 * 3072]),
-    "no labels": lambda told: told.pop("labels"),
-    "fewer labels": lambda told: told["labels"].update(shape=[15]),
-    "labels before the file": lambda told: told["labels"].update(data_offsets=[-8, 120]),
-    "ids beyond the images": lambda told: told["ids"].update(data_offsets=[10**9, 10**9 + 128]),
-    "ids that are no table": lambda told: told.update(ids=3),
+    "images of another shape": lambda header: header["images"].update(shape=[16, 3, 32, 31]),
+    "images of another type": lambda header: header["images"].update(dtype="I8"),
+    "images elsewhere": lambda header: header["images"].update(data_offsets=[0, 16 * 3072]),
+    "no labels": lambda header: header.pop("labels"),
+    "fewer labels": lambda header: header["labels"].update(shape=[15]),
+    "labels before the file": lambda header: header["labels"].update(data_offsets=[-8, 120]),
+    "ids beyond the images": lambda header: header["ids"].update(data_offsets=[10**9, 10**9 + 128]),
+    "ids that are no table": lambda header: header.update(ids=3),
 }
 
 
 @pytest.mark.parametrize("damage", HEADERS)
-def test_a_header_that_is_none_of_a_shards_is_refused(damage: str, index: SetIndex) -> None:
+def test_an_invalid_shard_header_is_an_error(damage: str, index: SetIndex) -> None:
     with closing(OpenShard(index, index.splits["train"][0])) as file:
         head = file.before_images()
         length = int.from_bytes(head[:8], "little")
-        told = json.loads(head[8 : 8 + length])
-        HEADERS[damage](told)
-        changed = json.dumps(told, separators=(",", ":")).encode().ljust(length)[:length]
+        header = json.loads(head[8 : 8 + length])
+        HEADERS[damage](header)
+        damaged_header = json.dumps(header, separators=(",", ":")).encode().ljust(length)[:length]
         with pytest.raises(DataError, match=r"train-0000\.safetensors: damaged: its header is none of a shard's"):
-            file.labels_and_ids(head[:8] + changed + head[8 + length :])
+            file.labels_and_ids(head[:8] + damaged_header + head[8 + length :])
 
 
-def test_labels_of_no_class_are_refused_though_nobody_sums_the_file(index: SetIndex) -> None:
+def test_invalid_labels_are_an_error_even_without_checking_the_checksum(index: SetIndex) -> None:
     with closing(OpenShard(index, index.splits["train"][0])) as file:
-        head, known = file.before_images(), file.labels_and_ids(file.before_images())[0]
-        wrong = head.replace(known.tobytes(), (known + 10).tobytes())
+        head, labels = file.before_images(), file.labels_and_ids(file.before_images())[0]
+        damaged_head = head.replace(labels.tobytes(), (labels + 10).tobytes())
         with pytest.raises(DataError, match=r"damaged: labels from 1\d to 1\d, expected 0 to 9"):
-            file.labels_and_ids(wrong)
+            file.labels_and_ids(damaged_head)
 
 
-@given(noise=st.binary(min_size=1, max_size=40), place=st.integers(0, 10_000))
-def test_no_noise_in_a_header_is_more_than_an_error(noise: bytes, place: int, tiny_root: Path) -> None:
+@given(noise=st.binary(min_size=1, max_size=40), position=st.integers(0, 10_000))
+def test_random_changes_of_a_header_are_at_worst_a_data_error(noise: bytes, position: int, tiny_root: Path) -> None:
     index = read_index(tiny_root / "cifar10-shards16")
     with closing(OpenShard(index, index.splits["train"][0])) as file:
         head = bytearray(file.before_images())
-        start = place % len(head)
+        start = position % len(head)
         head[start : start + len(noise)] = noise[: len(head) - start]
         try:
             labels, ids = file.labels_and_ids(bytes(head))
@@ -224,16 +230,16 @@ def test_no_noise_in_a_header_is_more_than_an_error(noise: bytes, place: int, ti
         assert len(labels) == len(ids) == 16
 
 
-def test_images_are_held_unless_they_would_take_more_than_half_of_the_memory() -> None:
+def test_images_are_streamed_if_they_would_take_more_than_half_of_the_memory() -> None:
     part = Part(samples=1000, image_bytes=3072, splits=2)
     enough = 2 * part.held_bytes
-    asked = {name: DataConfig(images_in=name) for name in ("auto", "memory", "files")}
-    assert [part.stays_in_files(asked["auto"], memory) for memory in (0, enough - 2, enough)] == [False, True, False]
-    assert not part.stays_in_files(asked["memory"], 1)
-    assert part.stays_in_files(asked["files"], 1 << 60)
+    configs = {name: DataConfig(images_in=name) for name in ("auto", "memory", "files")}
+    assert [part.stays_in_files(configs["auto"], memory) for memory in (0, enough - 2, enough)] == [False, True, False]
+    assert not part.stays_in_files(configs["memory"], 1)
+    assert part.stays_in_files(configs["files"], 1 << 60)
 
 
-def test_a_worker_whose_memory_is_small_reads_them(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_little_memory_streams_its_images(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataConfig(name="cifar10", root=str(tiny_root))
     index = read_index(set_folder(data))
     assert not images_stay_in_files(data, index, SoloComms(), CPU)
@@ -241,5 +247,5 @@ def test_a_worker_whose_memory_is_small_reads_them(tiny_root: Path, monkeypatch:
     assert images_stay_in_files(data, index, SoloComms(), CPU)
 
 
-def test_a_worker_and_the_launcher_know_of_the_same_memory() -> None:
+def test_worker_and_launcher_detect_the_same_memory() -> None:
     assert usable_memory() == Resources.detect({}).memory

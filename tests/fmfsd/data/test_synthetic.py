@@ -1,4 +1,4 @@
-"""The built-in set: deterministic, balanced, and to be told apart by spatial features only."""
+"""The synthetic set: deterministic, balanced, and classifiable only by spatial features."""
 
 import hashlib
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from fmfsd.data.synthetic import NUM_PATTERNS, synthetic_images
 
 
-def accuracy_of_a_linear_classifier(features: Tensor, labels: Tensor) -> float:
-    """On the second half, after fitting the first half well."""
+def linear_classifier_accuracy(features: Tensor, labels: Tensor) -> float:
+    """Fit a linear classifier to the first half; return its accuracy on the second half."""
     half = len(labels) // 2
     scaled = (features - features[:half].mean(0)) / (features[:half].std(0) + 1e-6)
     weights = torch.zeros(features.shape[1], NUM_PATTERNS, requires_grad=True)
@@ -29,7 +29,7 @@ def accuracy_of_a_linear_classifier(features: Tensor, labels: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def drawn() -> tuple[Tensor, Tensor]:
+def images_and_labels() -> tuple[Tensor, Tensor]:
     images, labels = synthetic_images(10, 3000, seed=5)
     return torch.from_numpy(images).float(), torch.from_numpy(labels)
 
@@ -47,21 +47,21 @@ def test_classes_are_balanced_and_images_are_bytes(num_classes: int) -> None:
     assert np.bincount(labels).tolist() == [300 // num_classes] * num_classes
 
 
-def test_neither_colours_nor_pixels_nor_the_histogram_tell_the_class(drawn: tuple[Tensor, Tensor]) -> None:
-    """Chance is 10%. A small network learns it above 90% (tests/end_to_end)."""
-    images, labels = drawn
+def test_colours_pixels_and_histograms_do_not_predict_the_class(images_and_labels: tuple[Tensor, Tensor]) -> None:
+    """Chance is 10%. A small network learns more than 90% (tests/end_to_end)."""
+    images, labels = images_and_labels
     colours = torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
     histogram = torch.stack([((images // 32) == value).float().mean((1, 2, 3)) for value in range(8)], dim=1)
     pixels = F.avg_pool2d(images, 2).flatten(1)
     for features in (colours, histogram, pixels):
-        assert accuracy_of_a_linear_classifier(features, labels) < 0.3
+        assert linear_classifier_accuracy(features, labels) < 0.3
 
 
-def test_a_convolutions_energy_does_tell_it(drawn: tuple[Tensor, Tensor]) -> None:
-    """The same classifier on how much fixed edge filters respond."""
-    images, labels = drawn
+def test_the_energy_of_convolutions_predicts_the_class(images_and_labels: tuple[Tensor, Tensor]) -> None:
+    """The same classifier uses the mean response of fixed edge filters."""
+    images, labels = images_and_labels
     gray = images.mean(1, keepdim=True)
     bank = torch.randn(64, 1, 7, 7, generator=torch.Generator().manual_seed(0))
     bank = bank - bank.mean((2, 3), keepdim=True)
     energy = F.conv2d(gray, bank).abs().mean((2, 3))
-    assert accuracy_of_a_linear_classifier(energy / energy.mean(1, keepdim=True), labels) > 0.9
+    assert linear_classifier_accuracy(energy / energy.mean(1, keepdim=True), labels) > 0.9

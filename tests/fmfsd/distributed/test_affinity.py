@@ -1,4 +1,4 @@
-"""Workers of a node have cores of their own."""
+"""CPU affinity: each worker of a node runs on its own share of the cores."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.helpers.processes import wait_until
 from tests.helpers.runs import make_run, tiny_config
 
 
-def test_cores_are_given_as_linux_lists_them() -> None:
+def test_cores_are_parsed_in_linuxs_list_format() -> None:
     assert parse_cores("0-3,8") == (0, 1, 2, 3, 8)
     assert parse_cores("5,1, 1-2") == (5, 1, 2)
     assert parse_cores("all") == "all"
@@ -28,7 +28,7 @@ def test_cores_are_given_as_linux_lists_them() -> None:
 
 
 @pytest.mark.parametrize("text", ["some", "1-", "-1", "3-1", "1,,2", "1;2", "0-999999999"])
-def test_what_is_no_list_of_cores_is_refused(text: str) -> None:
+def test_an_invalid_list_of_cores_is_an_error(text: str) -> None:
     with pytest.raises(
         ConfigError, match="environment variable FMFSD_CORES: expected all, or cores as in 0-3,8, found"
     ):
@@ -36,7 +36,7 @@ def test_what_is_no_list_of_cores_is_refused(text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 9_999), unique=True, min_size=1), st.integers(1, 40))
-def test_shares_are_of_almost_one_size_and_nothing_is_lost(cores: list[int], count: int) -> None:
+def test_shares_differ_in_size_by_at_most_one_and_cover_all_cores(cores: list[int], count: int) -> None:
     shares = [share_of(cores, index, count) for index in range(count)]
     assert [core for share in shares for core in share] == cores
     sizes = {len(share) for share in shares}
@@ -44,13 +44,13 @@ def test_shares_are_of_almost_one_size_and_nothing_is_lost(cores: list[int], cou
 
 
 @pytest.mark.parametrize("world", [World(size=2, local_size=2), World(local_size=0)])
-def test_nothing_is_done_without_a_core_for_each_or_a_number_of_workers(world: World) -> None:
+def test_the_affinity_stays_unchanged_without_enough_cores_or_a_known_number_of_workers(world: World) -> None:
     before = os.sched_getaffinity(0)
     stay_on_share((min(before),), world)
     assert os.sched_getaffinity(0) == before
 
 
-def test_a_kernel_that_refuses_is_told_of_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_kernel_is_logged_and_not_fatal(caplog: pytest.LogCaptureFixture) -> None:
     before = os.sched_getaffinity(0)
     stay_on_share((9_999,), World())
     assert os.sched_getaffinity(0) == before
@@ -59,8 +59,8 @@ def test_a_kernel_that_refuses_is_told_of_and_ends_nothing(caplog: pytest.LogCap
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("local_rank", [0, 1])
-def test_a_worker_and_all_its_threads_stay_on_its_share(local_rank: int, tiny_root: Path, tmp_path: Path) -> None:
-    """Also those that libraries start when they are imported. The other worker, for which it waits, never comes."""
+def test_a_worker_and_all_its_threads_run_on_its_share(local_rank: int, tiny_root: Path, tmp_path: Path) -> None:
+    """Including threads that libraries start on import. The worker waits for a second one that is never started."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("needs two cores")
@@ -72,19 +72,19 @@ def test_a_worker_and_all_its_threads_stay_on_its_share(local_rank: int, tiny_ro
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": "2",
     }
-    ours = {"FMFSD_CORES": "all", "FMFSD_INIT_METHOD": f"file://{tmp_path}/meet", "OPENBLAS_NUM_THREADS": "2"}
+    options = {"FMFSD_CORES": "all", "FMFSD_INIT_METHOD": f"file://{tmp_path}/meet", "OPENBLAS_NUM_THREADS": "2"}
     process = subprocess.Popen(
         [sys.executable, "-m", "fmfsd", "train", run.path, "--device", "cpu"],
-        env={**os.environ, **world, **ours},
+        env={**os.environ, **world, **options},
         stderr=subprocess.DEVNULL,
     )
     try:
         path = run.rank_progress(local_rank)
         wait_until(lambda: path.exists() and read_json(path)["state"] == "connect", "the worker")
         threads = psutil.Process(process.pid).threads()
-        found = {core for thread in threads for core in os.sched_getaffinity(thread.id)}
+        used_cores = {core for thread in threads for core in os.sched_getaffinity(thread.id)}
     finally:
         process.kill()
         process.wait()
     assert len(threads) > 1
-    assert found == set(share_of(cores, local_rank, 2))
+    assert used_cores == set(share_of(cores, local_rank, 2))

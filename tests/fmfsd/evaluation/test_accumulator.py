@@ -1,4 +1,4 @@
-"""What an evaluation comes to: by hand, on any number of workers, and in files."""
+"""Results of an evaluation: computed by hand, on several workers, and in files."""
 
 import json
 import shutil
@@ -25,15 +25,15 @@ HEADS = ("branch1", "fused", "deepest")
 CLASSES, SAMPLES = 5, 200
 
 
-def drawn() -> tuple[list[Tensor], Tensor, Attention]:
+def random_outputs() -> tuple[list[Tensor], Tensor, Attention]:
     generator = torch.Generator().manual_seed(3)
     logits = [3 * torch.randn(SAMPLES, CLASSES, generator=generator) for _ in HEADS]
     labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
     return logits, labels, Attention(("stage1", "fused"), torch.rand(SAMPLES, 2, 3, 4, generator=generator))
 
 
-def tallied(rows: slice) -> Tally:
-    logits, labels, attention = drawn()
+def accumulate(rows: slice) -> Tally:
+    logits, labels, attention = random_outputs()
     tally = Tally(HEADS, CLASSES, torch.device("cpu"))
     for start in range(rows.start, rows.stop, 37):
         part = slice(start, min(start + 37, rows.stop))
@@ -45,44 +45,47 @@ def tallied(rows: slice) -> Tally:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("number", range(len(HEADS)))
 def test_values_that_are_not_finite_are_counted_and_named(number: int, value: float) -> None:
-    """Of one image, by one head."""
-    logits, labels, _ = drawn()
+    """One logit of one image and one head is not finite."""
+    logits, labels, _ = random_outputs()
     logits[number][7, 2] = value
     tally = Tally(HEADS, CLASSES, torch.device("cpu"))
     tally.add(Outputs(logits, [], torch.empty(0)), labels)
-    found = tally.of_all(SoloComms())
+    evaluation = tally.of_all(SoloComms())
     names = [f"the output of {name}" for name in (HEADS[number], "ensemble")]
-    assert found.not_finite == (["the loss", *names] if HEADS[number] == "deepest" else names)
-    assert sum(map(sum, found.confusion)) == SAMPLES
+    assert evaluation.not_finite == (["the loss", *names] if HEADS[number] == "deepest" else names)
+    assert sum(map(sum, evaluation.confusion)) == SAMPLES
 
 
-def test_every_number_is_the_one_counted_by_hand() -> None:
-    logits, labels, attention = drawn()
-    found = tallied(slice(0, SAMPLES)).of_all(SoloComms())
+def test_every_result_equals_the_one_computed_by_hand() -> None:
+    logits, labels, attention = random_outputs()
+    evaluation = accumulate(slice(0, SAMPLES)).of_all(SoloComms())
     heads = [*logits, torch.stack(logits).double().mean(dim=0)]
-    said = [head.argmax(dim=1) for head in heads]
-    assert found.heads == (*HEADS, "ensemble")
-    assert [found.metrics[f"{name}_top1"] for name in found.heads] == [
-        (each == labels).double().mean().item() for each in said
+    predictions = [head.argmax(dim=1) for head in heads]
+    assert evaluation.heads == (*HEADS, "ensemble")
+    assert [evaluation.metrics[f"{name}_top1"] for name in evaluation.heads] == [
+        (each == labels).double().mean().item() for each in predictions
     ]
-    assert found.agreement == [[(one == other).double().mean().item() for one in said] for other in said]
+    assert evaluation.agreement == [
+        [(one == other).double().mean().item() for one in predictions] for other in predictions
+    ]
     for true in range(CLASSES):
-        for told in range(CLASSES):
-            assert found.confusion[true][told] == int(((labels == true) & (said[2] == told)).sum())
-    sure = heads[0].double().softmax(dim=1).amax(dim=1)
-    bins = [(sure >= number / BINS) & (sure < (number + 1) / BINS) for number in range(BINS)]
-    calibration = found.calibration["branch1"]
+        for predicted in range(CLASSES):
+            count = ((labels == true) & (predictions[2] == predicted)).sum()
+            assert evaluation.confusion[true][predicted] == int(count)
+    confidence = heads[0].double().softmax(dim=1).amax(dim=1)
+    bins = [(confidence >= number / BINS) & (confidence < (number + 1) / BINS) for number in range(BINS)]
+    calibration = evaluation.calibration["branch1"]
     assert calibration.samples == [int(each.sum()) for each in bins]
-    right = said[0] == labels
-    error = sum((sure[each].sum() - right[each].sum()).abs() for each in bins) / SAMPLES
+    correct = predictions[0] == labels
+    error = sum((confidence[each].sum() - correct[each].sum()).abs() for each in bins) / SAMPLES
     assert calibration.error == pytest.approx(float(error), abs=1e-6)
-    assert found.attention is not None
-    by_hand = attention.grids[labels == 2].mean(dim=0)
-    assert torch.tensor(found.attention.grids[2]) == pytest.approx(by_hand, abs=6e-6)
+    assert evaluation.attention is not None
+    expected_grid = attention.grids[labels == 2].mean(dim=0)
+    assert torch.tensor(evaluation.attention.grids[2]) == pytest.approx(expected_grid, abs=6e-6)
 
 
-class Pair(SoloComms):
-    """Two workers in turn: what the other has is known beforehand."""
+class SimulatedPair(SoloComms):
+    """Two workers, simulated one at a time: the other worker's values are given in advance."""
 
     size = 2
 
@@ -95,10 +98,10 @@ class Pair(SoloComms):
         return tensor if other is None else tensor + other
 
 
-def test_two_workers_come_to_what_one_does_even_if_one_has_no_image() -> None:
-    whole = tallied(slice(0, SAMPLES)).of_all(SoloComms())
+def test_two_workers_get_the_result_of_one_even_if_one_has_no_image() -> None:
+    whole = accumulate(slice(0, SAMPLES)).of_all(SoloComms())
     for cut in (70, SAMPLES):
-        both = tallied(slice(0, cut)).of_all(Pair(tallied(slice(cut, SAMPLES))))
+        both = accumulate(slice(0, cut)).of_all(SimulatedPair(accumulate(slice(cut, SAMPLES))))
         assert (both.confusion, both.calibration) == (whole.confusion, whole.calibration)
         assert both.attention == whole.attention
 
@@ -113,13 +116,15 @@ def test_two_workers_come_to_what_one_does_even_if_one_has_no_image() -> None:
         (("model.sem=cbam", "model.fusion=side"), ("stage1", "stage2", "stage3", "averaged", "fused")),
     ],
 )
-def test_the_fusion_is_watched_and_not_disturbed(changes: tuple[str, ...], names: tuple[str, ...]) -> None:
+def test_recording_the_masks_of_the_fusion_does_not_change_the_logits(
+    changes: tuple[str, ...], names: tuple[str, ...]
+) -> None:
     network = build_network(load_config("cifar100-resnet18", ("data.root=data", *changes))).eval()
     images, watcher = torch.randn(2, 3, 32, 32), Watcher()
     plain = network(images).logits
     with watcher.watching(network):
-        seen = network(images).logits
-    assert all(torch.equal(one, other) for one, other in zip(plain, seen, strict=True))
+        recorded = network(images).logits
+    assert all(torch.equal(one, other) for one, other in zip(plain, recorded, strict=True))
     assert watcher.last is not None
     assert watcher.last.names == names
     if "softmax" in str(changes):
@@ -131,36 +136,36 @@ def test_the_fusion_is_watched_and_not_disturbed(changes: tuple[str, ...], names
     assert len(network.fusion._forward_hooks) == 0  # type: ignore[union-attr]
 
 
-def test_a_run_leaves_what_it_found_and_the_same_after_a_stop(tiny_root: Path, tmp_path: Path) -> None:
+def test_a_run_writes_evaluation_files_and_the_same_ones_after_a_resume(tiny_root: Path, tmp_path: Path) -> None:
     changes = ("train.max_steps=4", "train.evaluate_every=2 steps", "optim.milestones=[]")
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
     train_run(SoloComms(), run.path)
-    kept = json.loads(run.evaluation("test").read_text())
+    written = json.loads(run.evaluation("test").read_text())
     last = [line for line in records(run) if line["split"] == "test"][-1]
-    assert kept["step"] == 4
-    assert all(last[name] == value for name, value in kept["metrics"].items())
+    assert written["step"] == 4
+    assert all(last[name] == value for name, value in written["metrics"].items())
     assert [path.name for path in run.all_attention()] == ["step-00000002.json", "step-00000004.json"]
-    looked = json.loads(run.all_attention()[-1].read_text())
-    shown = json.loads(run.pictures.read_text())
-    assert len(looked["grids"]) == len(looked["said"]) == len(shown["png"]) == len(set(shown["labels"]))
-    assert shown["split"] == "test"
+    attention = json.loads(run.all_attention()[-1].read_text())
+    pictures = json.loads(run.pictures.read_text())
+    assert len(attention["grids"]) == len(attention["said"]) == len(pictures["png"]) == len(set(pictures["labels"]))
+    assert pictures["split"] == "test"
     before = {path: path.read_bytes() for path in (run.evaluation("test"), *run.all_attention())}
-    again = make_run(tmp_path / "again", tiny_config(tiny_root, *changes, "checkpoint.every_steps=1"))
-    loop = make_loop(again, SoloComms())
+    resumed = make_run(tmp_path / "resumed", tiny_config(tiny_root, *changes, "checkpoint.every_steps=1"))
+    loop = make_loop(resumed, SoloComms())
     loop.resume()
     loop._train_one_step()
     loop._save()
     loop.checkpoints.finish()
     loop.close()
-    train_run(SoloComms(), again.path)
-    assert {path.name: path.read_bytes() for path in (again.evaluation("test"), *again.all_attention())} == {
+    train_run(SoloComms(), resumed.path)
+    assert {path.name: path.read_bytes() for path in (resumed.evaluation("test"), *resumed.all_attention())} == {
         path.name: content for path, content in before.items()
     }
 
 
-def test_findings_that_cannot_be_written_are_a_warning_and_no_end(tiny_root: Path, tmp_path: Path) -> None:
+def test_evaluation_files_that_cannot_be_written_are_a_warning_and_not_fatal(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=2", "optim.milestones=[]"))
-    (run.path / "evaluation").write_text("in the way")
+    (run.path / "evaluation").write_text("a file instead of a folder")
     loop = make_loop(run, SoloComms())
     with closing(loop):
         loop.resume()
@@ -171,18 +176,18 @@ def test_findings_that_cannot_be_written_are_a_warning_and_no_end(tiny_root: Pat
     ]
 
 
-def test_a_run_looks_at_ten_evaluations_and_at_the_last() -> None:
-    def looks(total: int, every: int) -> list[int]:
-        line = Timeline(10, total, 1, every, (), (), 0)
-        return [step for step in range(1, total + 1) if line.evaluation_due(step) and line.look_due(step)]
+def test_attention_maps_are_written_at_ten_evaluations_and_at_the_last() -> None:
+    def steps_with_maps(total: int, every: int) -> list[int]:
+        timeline = Timeline(10, total, 1, every, (), (), 0)
+        return [step for step in range(1, total + 1) if timeline.evaluation_due(step) and timeline.look_due(step)]
 
-    assert looks(200, 1) == list(range(20, 201, 20))
-    assert looks(30, 10) == [10, 20, 30]
-    assert looks(25, 10) == [10, 20, 25]
+    assert steps_with_maps(200, 1) == list(range(20, 201, 20))
+    assert steps_with_maps(30, 10) == [10, 20, 30]
+    assert steps_with_maps(25, 10) == [10, 20, 25]
 
 
-def test_the_images_that_are_looked_at_are_found_in_the_first_shards(tiny_root: Path, tmp_path: Path) -> None:
-    """Of a set with fewer classes than images are shown no shard is opened once each class is found."""
+def test_the_images_for_attention_maps_are_read_from_the_first_shards(tiny_root: Path, tmp_path: Path) -> None:
+    """If the set has fewer classes than images are shown, no shard is opened after each class has an image."""
     folder = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "cifar10"))
     index, config = read_index(folder), tiny_config(tmp_path)
     labels = load_own_shards(index, "test", rank=0, world_size=1).labels.tolist()
@@ -191,7 +196,7 @@ def test_the_images_that_are_looked_at_are_found_in_the_first_shards(tiny_root: 
         index.path(shard).unlink()
     assert last < 63
     pictures = pictures_of(index, "test", config, torch.device("cpu"))
-    images, found, _ids = pictures.stored(0)
-    assert found.tolist() == list(range(10))
+    images, picture_labels, _ids = pictures.stored(0)
+    assert picture_labels.tolist() == list(range(10))
     whole = load_own_shards(read_index(tiny_root / "cifar10"), "test", rank=0, world_size=1)
     assert torch.equal(images, whole.images[[labels.index(label) for label in range(10)]])

@@ -1,4 +1,4 @@
-"""fmfsd in other people's programs: trained networks, the method around any backbone, and the README's examples."""
+"""fmfsd as a library: loading trained networks, the method around any backbone, and the README's examples."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ def test_the_readmes_examples_run(
     exec(compile(EXAMPLES[number], "README.md", "exec"), {})
 
 
-def test_bytes_and_fractions_and_single_images_are_predicted_alike(run: RunDir) -> None:
+def test_predictions_are_equal_for_uint8_float_and_single_images(run: RunDir) -> None:
     classifier = fmfsd.load(run.path)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     labels, probabilities = classifier.predict(images)
@@ -51,44 +51,44 @@ def test_bytes_and_fractions_and_single_images_are_predicted_alike(run: RunDir) 
     "images",
     [torch.zeros(3, 16, 16), torch.zeros(1, 32, 32), torch.full((3, 32, 32), 1.5), torch.ones(3, 32, 32).int()],
 )
-def test_images_that_it_would_take_wrongly_are_refused(images: torch.Tensor, run: RunDir) -> None:
+def test_images_of_a_wrong_shape_range_or_type_are_errors(images: torch.Tensor, run: RunDir) -> None:
     with pytest.raises(ValueError, match="expected"):
         fmfsd.load(run.path).predict(images)
 
 
-def test_an_exported_file_needs_neither_run_nor_set(run: RunDir, tmp_path: Path) -> None:
-    moved = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+def test_an_exported_file_needs_neither_run_nor_data_set(run: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     path = tmp_path / "served.safetensors"
-    export(moved, "safetensors", "early-exit", "0.5", path)
-    shutil.rmtree(moved.path)
+    export(copy, "safetensors", "early-exit", "0.5", path)
+    shutil.rmtree(copy.path)
     images = torch.rand(2, 3, 32, 32)
     assert fmfsd.load(path).predict(images).labels.shape == (2,)
     with pytest.raises(ValueError, match="a file has the one that it was exported with"):
         fmfsd.load(path, head="deepest")
 
 
-def test_a_run_needs_no_set_to_be_loaded(tiny_root: Path, tmp_path: Path) -> None:
-    """And one of an earlier version, which did not store the names of its classes, says where they would be."""
+def test_a_run_can_be_loaded_without_its_data_set(tiny_root: Path, tmp_path: Path) -> None:
+    """Without stored class names (a run of an earlier version), the error names the index that contains them."""
     data = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "data" / "cifar10")).parent
     config = tiny_config(data, "train.max_steps=1", "optim.milestones=[]")
     run = make_run(tmp_path / "run", config)
     train_run(SoloComms(), run.path)
     expected = fmfsd.load(run.path)
     shutil.rmtree(data)
-    found = fmfsd.load(run.path, head="branch1")
-    assert found.class_names == expected.class_names == tuple(f"class{number}" for number in range(10))
+    loaded = fmfsd.load(run.path, head="branch1")
+    assert loaded.class_names == expected.class_names == tuple(f"class{number}" for number in range(10))
     run.classes.unlink()
     with pytest.raises(CheckError, match=f"{data}/cifar10/index.json: missing"):
         fmfsd.load(run.path)
 
 
-def test_a_file_of_something_else_is_refused(run: RunDir) -> None:
+def test_another_safetensors_file_is_an_error(run: RunDir) -> None:
     other = next(run.checkpoints.glob("step-*")) / "model.safetensors"
     with pytest.raises(CheckError, match="no file of `fmfsd export --format safetensors`"):
         fmfsd.load(other)
 
 
-def test_a_wrapped_backbone_learns_in_every_layer_before_its_classifier() -> None:
+def test_all_layers_of_a_wrapped_backbone_get_gradients() -> None:
     backbone = torchvision.models.resnet18()
     backbone.fc = nn.Identity()
     names = ["layer1", "layer2", "layer3"]
@@ -109,19 +109,19 @@ def test_a_wrapped_backbone_learns_in_every_layer_before_its_classifier() -> Non
     assert not any(each._forward_hooks for each in backbone.modules())
 
 
-def test_submodules_that_give_no_maps_are_named_all_at_once() -> None:
+def test_all_submodules_without_feature_maps_are_reported_at_once() -> None:
     backbone = torchvision.models.resnet18()
 
-    def wrapped(*branches: str, deepest: str = "layer4") -> None:
+    def wrap(*branches: str, deepest: str = "layer4") -> None:
         fmfsd.SelfDistillation(backbone, branches, deepest=deepest, num_classes=4, size=64)
 
     with pytest.raises(ConfigError) as caught:
-        wrapped("layer9", "layer2", "head")
+        wrap("layer9", "layer2", "head")
     assert [problem.where for problem in caught.value.problems] == ["layer9", "head"]
     assert "it has conv1, bn1" in str(caught.value)
     with pytest.raises(ConfigError, match="fc: gives no square map"):
-        wrapped("layer1", deepest="fc")
+        wrap("layer1", deepest="fc")
     with pytest.raises(ConfigError, match="name them shallow to deep"):
-        wrapped("layer3", "layer1")
+        wrap("layer3", "layer1")
     with pytest.raises(ConfigError, match="branches: none named"):
-        wrapped()
+        wrap()

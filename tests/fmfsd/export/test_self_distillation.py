@@ -1,4 +1,4 @@
-"""The method around a user's network: the loss's value and gradient, on one worker and several, and what is refused."""
+"""The method around a user's network: value and gradient of the loss on one or more workers, and wrong arguments."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ BATCH, SIZE = 8, 16
 
 
 class SmallNetwork(nn.Module):
-    """Three convolutions, each with half the side of the one before, and no classifier."""
+    """Three convolutions with stride 2, without a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class SmallNetwork(nn.Module):
         return images
 
 
-def wrapped(**changes: Any) -> SelfDistillation:
+def wrap(**changes: Any) -> SelfDistillation:
     torch.manual_seed(0)
     values = {"branches": ["stage1", "stage2"], "deepest": "stage3", "num_classes": 4, "size": SIZE, "beta": 0.5}
     return SelfDistillation(SmallNetwork(), **{**values, **changes}).double()
 
 
-def frozen_statistics(model: nn.Module) -> nn.Module:
-    """Train mode, but for batch norm, whose statistics would be those of each worker's part of the batch."""
+def freeze_batch_norm(model: nn.Module) -> nn.Module:
+    """Set train mode, except for batch norm, whose statistics would depend on each worker's part of the batch."""
     for module in model.train().modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -53,23 +53,23 @@ def batch() -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 4, (BATCH,), generator=generator)
 
 
-def loss_by_hand(model: SelfDistillation, images: Tensor, labels: Tensor) -> Tensor:
+def reference_loss(model: SelfDistillation, images: Tensor, labels: Tensor) -> Tensor:
     outputs = model.network(images)
-    found = Restated(outputs.logits, outputs.features, outputs.deepest_feature)
-    return restated.loss(found, labels, alpha=0.3, beta=0.5, temperature=3.0)
+    reference = Restated(outputs.logits, outputs.features, outputs.deepest_feature)
+    return restated.loss(reference, labels, alpha=0.3, beta=0.5, temperature=3.0)
 
 
-def test_the_loss_has_the_value_and_the_gradient_of_the_method() -> None:
-    model, (images, labels) = wrapped(), batch()
-    found, expected = model.loss(images, labels), loss_by_hand(model, images, labels)
-    torch.testing.assert_close(found, expected)
+def test_loss_and_gradients_equal_those_of_the_reference() -> None:
+    model, (images, labels) = wrap(), batch()
+    loss, expected = model.loss(images, labels), reference_loss(model, images, labels)
+    torch.testing.assert_close(loss, expected)
     parameters = [each for each in model.parameters() if each.requires_grad]
-    gradients = torch.autograd.grad(found, parameters)
+    gradients = torch.autograd.grad(loss, parameters)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, parameters), rtol=1e-10, atol=1e-12)
 
 
 class LossModule(nn.Module):
-    """What DistributedDataParallel wraps: a module whose forward pass ends with the loss."""
+    """A module for DistributedDataParallel whose forward pass returns the loss."""
 
     def __init__(self, model: SelfDistillation) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ class LossModule(nn.Module):
 
 
 def train_on_a_part(comms: Comms) -> tuple[float, dict[str, list[float]]]:
-    """Return this worker's loss, and the gradients that DistributedDataParallel leaves."""
-    module = frozen_statistics(LossModule(wrapped()))
+    """Return this worker's loss, and the gradients after DistributedDataParallel's all-reduce."""
+    module = freeze_batch_norm(LossModule(wrap()))
     images, labels = (each.chunk(comms.size)[comms.rank] for each in batch())
-    trained = DistributedDataParallel(module) if comms.size > 1 else module
-    loss = trained(images, labels)
+    replica = DistributedDataParallel(module) if comms.size > 1 else module
+    loss = replica(images, labels)
     loss.backward()
     return loss.item(), {name: each.grad.tolist() for name, each in module.named_parameters() if each.grad is not None}
 
@@ -92,34 +92,34 @@ def train_on_a_part(comms: Comms) -> tuple[float, dict[str, list[float]]]:
 @pytest.mark.usefixtures("processes")
 def test_two_workers_have_the_loss_and_the_gradients_of_one() -> None:
     ((loss, gradients),) = run_workers(train_on_a_part, 1)
-    (one_loss, found), (other_loss, again) = run_workers(train_on_a_part, 2)
+    (one_loss, one_gradients), (other_loss, other_gradients) = run_workers(train_on_a_part, 2)
     assert (one_loss + other_loss) / 2 == pytest.approx(loss, rel=1e-12)
-    assert found == again
-    assert found.keys() == gradients.keys()
+    assert one_gradients == other_gradients
+    assert one_gradients.keys() == gradients.keys()
     for name, expected in gradients.items():
-        torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(expected), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(torch.tensor(one_gradients[name]), torch.tensor(expected), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int16])
-def test_labels_may_be_of_any_integer_type(kind: torch.dtype) -> None:
-    model, (images, labels) = wrapped(), batch()
-    assert torch.equal(model.loss(images, labels.to(kind)), model.loss(images, labels))
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_labels_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    model, (images, labels) = wrap(), batch()
+    assert torch.equal(model.loss(images, labels.to(dtype)), model.loss(images, labels))
 
 
-def test_labels_may_be_shares() -> None:
-    model, (images, labels) = wrapped(), batch()
+def test_labels_may_be_class_probabilities() -> None:
+    model, (images, labels) = wrap(), batch()
     torch.testing.assert_close(model.loss(images, F.one_hot(labels, 4).double()), model.loss(images, labels))
 
 
-def test_one_image_with_maps_of_one_pixel_is_refused_with_a_way_out() -> None:
-    model, (images, labels) = wrapped(size=8), batch()
+def test_one_image_with_maps_of_one_pixel_is_an_error_with_a_remedy() -> None:
+    model, (images, labels) = wrap(size=8), batch()
     with pytest.raises(ValueError, match=r"a batch of 1 has maps of 1x1 pixels .*; use two or more images, larger"):
         model.loss(images[:1, :, :8, :8], labels[:1])
     assert model.loss(images[:2, :, :8, :8], labels[:2]).isfinite()
     assert model.eval().loss(images[:1, :, :8, :8], labels[:1]).isfinite()
 
 
-WRONG: dict[str, dict[str, Any]] = {
+WRONG_ARGUMENTS: dict[str, dict[str, Any]] = {
     "branches: stage1 is named 2 times: name each submodule once": {"branches": ["stage1", "stage1", "stage2"]},
     "branches: stage3 is the deepest submodule too: a branch leaves from one before it": {
         "branches": ["stage1", "stage3"]
@@ -134,14 +134,14 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("message", WRONG)
-def test_wrong_arguments_are_refused_at_construction(message: str) -> None:
+@pytest.mark.parametrize("message", WRONG_ARGUMENTS)
+def test_wrong_arguments_are_errors_at_construction(message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        wrapped(**WRONG[message])
+        wrap(**WRONG_ARGUMENTS[message])
     assert str(caught.value) == message
 
 
-def test_wrong_arguments_are_refused_all_at_once() -> None:
+def test_all_wrong_arguments_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        wrapped(alpha=2, temperature=0, branches=["stage3"])
+        wrap(alpha=2, temperature=0, branches=["stage3"])
     assert [problem.where for problem in caught.value.problems] == ["branches", "alpha", "temperature"]

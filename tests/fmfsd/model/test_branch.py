@@ -1,4 +1,4 @@
-"""Branches: their layers in each form, and every place that they can leave from."""
+"""Branches: the layers of each type, and every combination of taps."""
 
 import itertools
 
@@ -18,21 +18,21 @@ from tests.helpers.networks import assert_all_train, network_of
 
 
 def layers(module: nn.Module) -> list[str]:
-    """Convolutions and gates, in order."""
-    found = []
+    """Describe convolutions and gates, in order."""
+    descriptions = []
     for each in module.modules():
         if isinstance(each, nn.Conv2d):
-            grouped = "dw " if each.groups > 1 else ""
-            found.append(
-                f"{grouped}{each.kernel_size[0]}x{each.kernel_size[1]} s{each.stride[0]} "
+            depthwise = "dw " if each.groups > 1 else ""
+            descriptions.append(
+                f"{depthwise}{each.kernel_size[0]}x{each.kernel_size[1]} s{each.stride[0]} "
                 f"{each.in_channels}->{each.out_channels}"
             )
         elif isinstance(each, AttentionGate | SpatialGate):
-            found.append("attention" if isinstance(each, AttentionGate) else "gate")
-    return found
+            descriptions.append("attention" if isinstance(each, AttentionGate) else "gate")
+    return descriptions
 
 
-def separable(start: int, end: int) -> list[str]:
+def separable_layers(start: int, end: int) -> list[str]:
     return [
         f"dw 3x3 s2 {start}->{start}",
         f"1x1 s1 {start}->{start}",
@@ -41,8 +41,8 @@ def separable(start: int, end: int) -> list[str]:
     ]
 
 
-def test_a_bottleneck_branch_goes_the_whole_way_at_once() -> None:
-    """Zhang et al. 2019: to a quarter of the channels, one kernel and stride of the whole reduction, and back."""
+def test_a_bottleneck_branch_reduces_the_resolution_in_one_step() -> None:
+    """Zhang et al. 2019: 1x1 to a quarter of the channels, one convolution with the whole stride, 1x1 back."""
     network = network_of("method=byot")
     assert [layers(branch) for branch in network.branches] == [
         ["1x1 s1 64->128", "8x8 s8 128->128", "1x1 s1 128->512"],
@@ -51,17 +51,17 @@ def test_a_bottleneck_branch_goes_the_whole_way_at_once() -> None:
     ]
 
 
-def test_an_attention_branch_is_a_mask_and_separable_steps_without_enhancement() -> None:
+def test_an_attention_branch_has_a_mask_and_separable_convolutions_without_enhancement() -> None:
     """Zhang et al. 2022."""
     network = network_of("method=byot_attention")
     widths = (64, 128, 256, 512)
     for number, branch in enumerate(network.branches):
-        steps = [layer for start, end in itertools.pairwise(widths[number:]) for layer in separable(start, end)]
-        assert layers(branch) == ["attention", *separable(widths[number], widths[number]), *steps]
+        steps = [layer for start, end in itertools.pairwise(widths[number:]) for layer in separable_layers(start, end)]
+        assert layers(branch) == ["attention", *separable_layers(widths[number], widths[number]), *steps]
 
 
 @pytest.mark.parametrize("size", [8, 7, 1])
-def test_an_attention_mask_lies_between_a_half_and_1(size: int) -> None:
+def test_attention_masks_are_between_one_half_and_1(size: int) -> None:
     """A ReLU precedes the sigmoid, as in the authors' code."""
     gate = AttentionGate(16).double()
     x = torch.randn(2, 16, size, size, dtype=torch.float64)
@@ -72,18 +72,18 @@ def test_an_attention_mask_lies_between_a_half_and_1(size: int) -> None:
     torch.testing.assert_close(share, 1 / (1 + torch.exp(-mask)))
 
 
-def of_blocks() -> Backbone:
-    """Three stages of two blocks: the smallest backbone with places inside stages."""
+def small_backbone() -> Backbone:
+    """Return the smallest backbone with taps inside stages: three stages of two blocks."""
     return cifar_resnet(32, depth=14)
 
 
-PLACES = [place.name for place in of_blocks().places[:-1]]
-PLACEMENTS = [chosen for size in range(1, 6) for chosen in itertools.combinations(PLACES, size)]
+TAPS = [tap.name for tap in small_backbone().places[:-1]]
+PLACEMENTS = [chosen for size in range(1, 6) for chosen in itertools.combinations(TAPS, size)]
 
 
-def placed(placement: tuple[str, ...], *, form: str, fusion: str) -> Network:
-    backbone, path = of_blocks(), branch_form(form, groups=4)
-    taps = [place for place in backbone.places if place.name in placement]
+def build_with_taps(placement: tuple[str, ...], *, branch_type: str, fusion: str) -> Network:
+    backbone, path = small_backbone(), branch_form(branch_type, groups=4)
+    taps = [tap for tap in backbone.places if tap.name in placement]
     if fusion == "none":
         return BranchNetwork(backbone, taps, path, num_classes=5, features=True)
     return FUSIONS[fusion](
@@ -97,33 +97,35 @@ def placed(placement: tuple[str, ...], *, form: str, fusion: str) -> Network:
     )
 
 
-@pytest.mark.parametrize(("fusion", "form"), [("trunk", "sepconv"), ("both", "attention"), ("none", "bottleneck")])
-def test_every_placement_inside_stages_uses_every_parameter(fusion: str, form: str) -> None:
-    assert PLACES == ["stage1.block1", "stage1", "stage2.block1", "stage2", "stage3.block1"]
+@pytest.mark.parametrize(
+    ("fusion", "branch_type"), [("trunk", "sepconv"), ("both", "attention"), ("none", "bottleneck")]
+)
+def test_every_placement_inside_stages_uses_every_parameter(fusion: str, branch_type: str) -> None:
+    assert TAPS == ["stage1.block1", "stage1", "stage2.block1", "stage2", "stage3.block1"]
     assert len(PLACEMENTS) == 31
     for placement in PLACEMENTS:
-        network = placed(placement, form=form, fusion=fusion)
+        network = build_with_taps(placement, branch_type=branch_type, fusion=fusion)
         assert_all_train(network, torch.randn(4, 3, 16, 16))
-        own = len(placement) - (fusion != "none")
-        assert len(network.projections) == own
-        assert network.head_names[:own] == tuple(f"branch{number}" for number in range(1, own + 1))
+        num_branches = len(placement) - (fusion != "none")
+        assert len(network.projections) == num_branches
+        assert network.head_names[:num_branches] == tuple(f"branch{number}" for number in range(1, num_branches + 1))
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS, ids="-".join)
-def test_maps_are_fused_in_the_shape_of_the_deepest_tap(placement: tuple[str, ...]) -> None:
+def test_maps_are_fused_with_the_shape_of_the_deepest_tap(placement: tuple[str, ...]) -> None:
     shapes: dict[str, torch.Size] = {}
-    network = placed(placement, form="sepconv", fusion="trunk")
+    network = build_with_taps(placement, branch_type="sepconv", fusion="trunk")
     assert isinstance(network, FusionNetwork)
-    for place, block in zip(network.backbone.places, network.backbone.blocks(), strict=True):
-        block.register_forward_hook(lambda _m, _i, out, name=place.name: shapes.update({name: out.shape}))
+    for tap, block in zip(network.backbone.places, network.backbone.blocks(), strict=True):
+        block.register_forward_hook(lambda _m, _i, out, name=tap.name: shapes.update({name: out.shape}))
     fused: list[list[torch.Size]] = []
     network.fusion.register_forward_hook(lambda _m, i, out: fused.append([*(each.shape for each in i[0]), out.shape]))
     network.eval()(torch.randn(2, 3, 16, 16))
     assert fused == [[shapes[placement[-1]]] * (len(placement) + 1)]
 
 
-def test_one_branch_is_the_fused_head_alone() -> None:
-    """n = 1: no head of its own, no feature term; fusing is gating once more."""
+def test_a_single_branch_has_only_the_fused_head() -> None:
+    """For n = 1 the branch has neither its own head nor a feature term; the fusion is a second gate."""
     network = network_of("model.backbone=resnet8", "model.branches=[stage2]").train()
     outputs = network(torch.randn(3, 3, 32, 32))
     assert network.head_names == ("fused", "deepest")

@@ -1,4 +1,4 @@
-"""BYOT in both forms: its outputs and its loss, restated from their description."""
+"""BYOT and BYOT with attention: outputs and loss compared with a reference implementation."""
 
 import pytest
 import torch
@@ -14,10 +14,10 @@ LABELS = torch.tensor([7, 0, 99])
 THREE_TAPS = ("model.backbone=resnet20", "model.branches=[stage1, stage2.block1, stage2]")
 
 
-def restated_outputs(network: BranchNetwork, images: Tensor, *, num_features: int) -> Restated:
-    """h_i from each branch's pooled map, phi_i(f_i) of the shallowest `num_features` branches."""
+def reference_outputs(network: BranchNetwork, images: Tensor, *, num_features: int) -> Restated:
+    """Return h_i from each branch's pooled map and phi_i(f_i) of the shallowest `num_features` branches."""
     maps = dict[str, Tensor]()
-    deepest = network.backbone(images, lambda place, x: maps.setdefault(place, x)).mean((2, 3))
+    deepest = network.backbone(images, lambda tap, x: maps.setdefault(tap, x)).mean((2, 3))
     f = [branch(maps[tap]).mean((2, 3)) for tap, branch in zip(network.taps, network.branches, strict=True)]
     heads = [*network.heads, network.deepest_head]
     logits = [head.classifier(feature) for head, feature in zip(heads, [*f, deepest], strict=True)]
@@ -26,15 +26,15 @@ def restated_outputs(network: BranchNetwork, images: Tensor, *, num_features: in
 
 
 @pytest.mark.parametrize(("method", "num_features"), [("byot", 3), ("byot_attention", 2)])
-def test_the_loss_is_the_one_of_its_release(method: str, num_features: int) -> None:
-    """The attention form has no feature loss on the branch next to the deepest head."""
+def test_the_loss_is_that_of_the_published_code(method: str, num_features: int) -> None:
+    """BYOT with attention has no feature loss on the branch next to the deepest head."""
     changes = (f"method={method}", *THREE_TAPS)
     network, loss = network_of(*changes).double().train(), build_loss(config(*changes))
     assert isinstance(network, BranchNetwork)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     terms = loss.terms(network(images), LABELS)
     reported = terms.label + terms.soft_target + loss.beta * terms.squares_F.sqrt().sum()
-    expected = restated_outputs(network, images, num_features=num_features)
+    expected = reference_outputs(network, images, num_features=num_features)
     torch.testing.assert_close(reported, restated.loss(expected, LABELS, alpha=0.3, beta=0.03, temperature=3.0))
     assert len(network.projections) == num_features
 

@@ -1,4 +1,4 @@
-"""What is served: one head's smallest network, and early exits."""
+"""Inference networks: pruning to one head, and early exits."""
 
 import pytest
 import torch
@@ -20,11 +20,11 @@ FUSIONS = {
     "both": ("branch1", "side", "fused", "deepest"),
     "none": ("branch1", "branch2", "deepest"),
 }
-"""And the heads of a network with two taps."""
+"""The heads of a network with two taps, by kind of fusion."""
 NEVER = 2.0
 
 
-def of_fusion(fusion: str, *changes: str) -> Network:
+def network_with_fusion(fusion: str, *changes: str) -> Network:
     method = ("method=byot",) if fusion == "none" else (f"model.fusion={fusion}",)
     return network_of(SMALL, *method, *changes)
 
@@ -39,9 +39,9 @@ def logits_of(network: Network, head: str, batch: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_pruned_head_is_the_networks_bit_for_bit(fusion: str) -> None:
-    """Identity 12, of every head."""
-    network = of_fusion(fusion)
+def test_a_pruned_network_has_the_logits_of_its_head_bit_for_bit(fusion: str) -> None:
+    """Identity 12, for every head."""
+    network = network_with_fusion(fusion)
     assert network.head_names == FUSIONS[fusion]
     for head in (*FUSIONS[fusion], "ensemble"):
         assert torch.equal(prune(network, head)(images()), logits_of(network, head, images())), head
@@ -61,9 +61,9 @@ def test_a_pruned_head_is_the_networks_bit_for_bit(fusion: str) -> None:
     ],
     ids="-".join,
 )
-def test_every_switch_can_be_pruned(changes: tuple[str, ...]) -> None:
+def test_networks_with_every_option_can_be_pruned(changes: tuple[str, ...]) -> None:
     """Identity 12."""
-    network = of_fusion("both", *changes)
+    network = network_with_fusion("both", *changes)
     for head in network.head_names:
         assert torch.equal(prune(network, head)(images(2)), logits_of(network, head, images(2))), head
 
@@ -97,34 +97,34 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(("fusion", "head"), [(fusion, head) for fusion, heads in NEEDED.items() for head in heads])
-def test_a_pruned_network_has_what_its_head_needs_and_nothing_else(fusion: str, head: str) -> None:
-    network = network_of(SMALL, "method=plain") if fusion == "plain" else of_fusion(fusion)
+def test_a_pruned_network_has_only_the_layers_that_its_head_needs(fusion: str, head: str) -> None:
+    network = network_of(SMALL, "method=plain") if fusion == "plain" else network_with_fusion(fusion)
     prefixes = tuple(f"{part}." for part in NEEDED[fusion][head])
     needed = {name for name, _ in network.named_parameters() if name.startswith(prefixes)}
-    found = {name.removeprefix("network."): each for name, each in prune(network, head).named_parameters()}
-    assert found.keys() == needed
-    assert sum(each.numel() for each in found.values()) == sum(
+    remaining = {name.removeprefix("network."): each for name, each in prune(network, head).named_parameters()}
+    assert remaining.keys() == needed
+    assert sum(each.numel() for each in remaining.values()) == sum(
         each.numel() for name, each in network.named_parameters() if name in needed
     )
 
 
 @pytest.mark.parametrize("method", ["fmfsd_side", "byot"])
-def test_beside_the_trunk_the_deepest_head_costs_nothing_more(method: str) -> None:
-    """x1.000 parameters and multiply-accumulates."""
+def test_with_fusion_next_to_the_trunk_the_deepest_head_costs_as_much_as_the_plain_network(method: str) -> None:
+    """The factor of parameters and multiply-accumulates is 1.000."""
     plain = network_of("method=plain").eval()
     pruned = prune(network_of(f"method={method}"))
     assert (parameters(pruned), macs(pruned)) == (parameters(plain), macs(plain))
 
 
-def test_in_the_trunk_form_the_deepest_head_alone_costs_the_published_share() -> None:
-    """FMFSD inference, deepest head, on ResNet-18: x1.011 parameters, x1.018 multiply-accumulates."""
+def test_with_fusion_in_the_trunk_the_deepest_head_costs_the_published_share() -> None:
+    """Deepest head of FMFSD on ResNet-18: 1.011 times the parameters, 1.018 times the multiply-accumulates."""
     pruned, plain = prune(network_of()), network_of("method=plain").eval()
     assert round(parameters(pruned) / parameters(plain), 3) == 1.011
     assert round(macs(pruned) / macs(plain), 3) == 1.018
 
 
-def test_pruning_leaves_the_network_alone() -> None:
-    network = of_fusion("trunk").train()
+def test_pruning_does_not_change_the_network() -> None:
+    network = network_with_fusion("trunk").train()
     before = {name: each.clone() for name, each in network.state_dict().items()}
     pruned = prune(network)
     assert network.training
@@ -132,22 +132,24 @@ def test_pruning_leaves_the_network_alone() -> None:
     assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())
 
 
-def test_a_head_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_the_error_for_an_unknown_head_lists_the_heads() -> None:
     with pytest.raises(ValueError, match="no head 'branch2'; there are branch1, fused, deepest, ensemble"):
-        prune(of_fusion("trunk"), "branch2")
+        prune(network_with_fusion("trunk"), "branch2")
 
 
 def confidences(network: Network, batch: Tensor) -> Tensor:
-    """(B, early heads)."""
+    """Return the largest probability per image and early head, shape (B, early heads)."""
     logits = network.eval()(batch).logits[: len(early_heads(network))]
     return torch.stack([each.double().softmax(dim=1).amax(dim=1) for each in logits], dim=1)
 
 
-def halving(network: Network, batch: Tensor) -> tuple[list[float], list[int]]:
-    """Thresholds that half of the images reach at each head, and the first head whose threshold each image reaches."""
-    found = confidences(network, batch)
-    thresholds = found.quantile(0.5, dim=0)
-    exits = [next((head for head, sure in enumerate(each) if sure), len(each)) for each in found >= thresholds]
+def median_thresholds(network: Network, batch: Tensor) -> tuple[list[float], list[int]]:
+    """Return thresholds that half of the images reach at each head, and the exit of each image."""
+    confidence = confidences(network, batch)
+    thresholds = confidence.quantile(0.5, dim=0)
+    exits = [
+        next((head for head, is_sure in enumerate(each) if is_sure), len(each)) for each in confidence >= thresholds
+    ]
     assert len(set(exits)) == len(thresholds) + 1
     return thresholds.tolist(), exits
 
@@ -163,73 +165,73 @@ EXITS = [
 
 
 @pytest.mark.parametrize(("fusion", "changes"), EXITS)
-def test_each_image_has_the_logits_of_the_first_head_that_is_sure(fusion: str, changes: tuple[str, ...]) -> None:
-    """To rounding: the sums of a smaller batch may run in another order."""
-    network, batch = of_fusion(fusion, *changes).double(), images(24).double()
-    thresholds, exits = halving(network, batch)
-    found = EarlyExit(network, thresholds)(batch)
-    assert found.heads.tolist() == exits
+def test_each_image_has_the_logits_of_the_first_head_above_its_threshold(fusion: str, changes: tuple[str, ...]) -> None:
+    """Up to rounding: smaller batches may be summed in another order."""
+    network, batch = network_with_fusion(fusion, *changes).double(), images(24).double()
+    thresholds, exits = median_thresholds(network, batch)
+    result = EarlyExit(network, thresholds)(batch)
+    assert result.heads.tolist() == exits
     logits = network(batch).logits
     heads = [[*logits[: len(thresholds)], logits[-1]][number] for number in exits]
-    torch.testing.assert_close(found.logits, torch.stack([head[place] for place, head in enumerate(heads)]))
+    torch.testing.assert_close(result.logits, torch.stack([head[index] for index, head in enumerate(heads)]))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_images_that_leave_together_have_the_networks_logits_bit_for_bit(fusion: str) -> None:
-    network = of_fusion(fusion)
+def test_if_all_images_exit_together_their_logits_are_bit_for_bit_those_of_the_network(fusion: str) -> None:
+    network = network_with_fusion(fusion)
     early = early_heads(network)
     for number, head in enumerate((*early, "deepest")):
         thresholds = [NEVER if before < number else 0.0 for before in range(len(early))]
-        found = EarlyExit(network, thresholds)(images())
-        assert torch.equal(found.logits, logits_of(network, head, images())), head
-        assert found.heads.tolist() == [number] * 4
+        result = EarlyExit(network, thresholds)(images())
+        assert torch.equal(result.logits, logits_of(network, head, images())), head
+        assert result.heads.tolist() == [number] * 4
 
 
 def test_early_exits_cost_the_published_shares() -> None:
-    """Of the plain ResNet-18: 0.293 and 0.546 where all leave early, 1.030 where all are asked and stay."""
+    """Relative to plain ResNet-18: 0.293 and 0.546 if all images exit early, 1.030 if none does."""
     network, plain = network_of(), macs(network_of("method=plain").eval())
-    forced = [(0.0, 0.0), (NEVER, 0.0), (NEVER, NEVER)]
-    assert [round(macs(EarlyExit(network, each)) / plain, 3) for each in forced] == [0.293, 0.546, 1.030]
+    threshold_pairs = [(0.0, 0.0), (NEVER, 0.0), (NEVER, NEVER)]
+    assert [round(macs(EarlyExit(network, each)) / plain, 3) for each in threshold_pairs] == [0.293, 0.546, 1.030]
 
 
-def test_beside_the_trunk_images_that_stay_are_not_fused() -> None:
-    model = EarlyExit(of_fusion("side"), [NEVER])
+def test_with_fusion_next_to_the_trunk_maps_of_remaining_images_are_not_fused() -> None:
+    model = EarlyExit(network_with_fusion("side"), [NEVER])
     for name, module in model.network.named_modules():
         if name.startswith(("gates.1", "alignments.1", "fus", "deep_fusion")):
-            module.register_forward_pre_hook(never)
+            module.register_forward_pre_hook(fail)
     assert model(images()).heads.tolist() == [1] * 4
 
 
-def test_what_has_left_is_computed_no_further() -> None:
-    """A batch costs what its images cost one by one."""
-    network, batch = of_fusion("none"), images(9)
-    thresholds, exits = halving(network, batch)
+def test_images_that_have_exited_cost_nothing_more() -> None:
+    """The cost of a batch is the sum of the costs of its images."""
+    network, batch = network_with_fusion("none"), images(9)
+    thresholds, exits = median_thresholds(network, batch)
     alone = [macs(EarlyExit(network, each)) for each in ((0.0, 0.0), (NEVER, 0.0), (NEVER, NEVER))]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         EarlyExit(network, thresholds)(batch)
     assert counter.get_total_flops() / 2 == sum(alone[number] for number in exits)
 
 
-def test_where_nothing_remains_the_rest_does_not_run() -> None:
-    model = EarlyExit(of_fusion("trunk"), [0.0])
+def test_if_all_images_have_exited_the_rest_does_not_run() -> None:
+    model = EarlyExit(network_with_fusion("trunk"), [0.0])
     assert isinstance(model.network.backbone, Backbone)
-    model.network.backbone.stages[1].register_forward_pre_hook(never)
+    model.network.backbone.stages[1].register_forward_pre_hook(fail)
     assert model(images()).heads.tolist() == [0] * 4
 
 
-def never(*_: object) -> None:
+def fail(*_: object) -> None:
     raise AssertionError("ran")
 
 
 def test_a_plain_network_has_one_exit() -> None:
     network = network_of(SMALL, "method=plain")
-    found = EarlyExit(network, ())(images())
-    assert torch.equal(found.logits, logits_of(network, "deepest", images()))
-    assert found.heads.tolist() == [0] * 4
+    result = EarlyExit(network, ())(images())
+    assert torch.equal(result.logits, logits_of(network, "deepest", images()))
+    assert result.heads.tolist() == [0] * 4
 
 
 class AllMaps(nn.Module):
-    """A model as timm has them, whose maps come at its end."""
+    """A model like timm's, which returns all maps at its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,14 +244,14 @@ class AllMaps(nn.Module):
         return maps[1:]
 
 
-def test_a_backbone_that_gives_all_its_maps_at_its_end_has_one_exit() -> None:
+def test_a_backbone_that_returns_all_maps_at_its_end_has_one_exit() -> None:
     backbone = MapsBackbone(AllMaps(), [[8]] * 3, [2] * 3, channels_last=False)
-    form = branch_form("bottleneck", groups=4)
-    network = BranchNetwork(backbone, backbone.places[:2], form, num_classes=5, features=False)
+    path = branch_form("bottleneck", groups=4)
+    network = BranchNetwork(backbone, backbone.places[:2], path, num_classes=5, features=False)
     assert (network.head_names, early_heads(network)) == (("branch1", "branch2", "deepest"), ())
     assert torch.equal(EarlyExit(network, ())(images()).logits, logits_of(network, "deepest", images()))
 
 
 def test_every_early_head_needs_a_threshold() -> None:
     with pytest.raises(ValueError, match=r"2 thresholds for 1 early heads \(branch1\)"):
-        EarlyExit(of_fusion("trunk"), (0.5, 0.5))
+        EarlyExit(network_with_fusion("trunk"), (0.5, 0.5))

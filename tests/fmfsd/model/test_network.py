@@ -1,4 +1,4 @@
-"""The network of the method: its wiring, its placements, its beginning, and its cost."""
+"""The network of the method: its structure, combinations of taps, initial weights, and cost."""
 
 import itertools
 
@@ -16,13 +16,13 @@ from fmfsd.tap_names import is_stage
 from tests.helpers.networks import assert_all_train, config, macs, network_of, parameters
 
 
-def test_memory_layout_changes_nothing_but_rounding() -> None:
+def test_the_memory_layout_changes_only_rounding() -> None:
     """Identity 7."""
     network = build_network(config("model.backbone=resnet8")).double()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     expected = network(images).logits
-    found = network.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last)).logits
-    for one, other in zip(expected, found, strict=True):
+    logits = network.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last)).logits
+    for one, other in zip(expected, logits, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
@@ -34,10 +34,10 @@ def test_memory_layout_changes_nothing_but_rounding() -> None:
         ("resnet50", (23.705, 1298.0), (1.503, 1.236), (1.857, 1.242)),
     ],
 )
-def test_cost_is_the_published_one(
+def test_parameters_and_multiply_accumulates_are_the_published_ones(
     backbone: str, base: tuple[float, float], without_features: tuple[float, float], with_features: tuple[float, float]
 ) -> None:
-    """Millions of parameters and of multiply-accumulates of the backbone, and FMFSD's factors over it."""
+    """Compare the backbone's values in millions, and FMFSD's factors relative to it."""
     plain = build_network(config("method=plain", f"model.backbone={backbone}")).eval()
     assert (parameters(plain) / 1e6, macs(plain) / 1e6) == pytest.approx(base, abs=0.06)
     for beta, mode, expected in ((0.0, False, without_features), (0.03, True, with_features)):
@@ -47,8 +47,8 @@ def test_cost_is_the_published_one(
 
 
 def every_placement(backbone: str) -> list[tuple[str, ...]]:
-    known = [tap for tap in taps(backbone) if is_stage(tap)]
-    return [chosen for size in range(1, len(known) + 1) for chosen in itertools.combinations(known, size)]
+    stages = [tap for tap in taps(backbone) if is_stage(tap)]
+    return [chosen for size in range(1, len(stages) + 1) for chosen in itertools.combinations(stages, size)]
 
 
 @pytest.mark.parametrize("method", ["fmfsd", "byot"])
@@ -57,12 +57,12 @@ def test_every_placement_uses_every_parameter(method: str, placement: tuple[str,
     branches = f"model.branches=[{', '.join(placement)}]"
     network = build_network(config(f"method={method}", branches, "data.name=cifar10"))
     assert_all_train(network, torch.randn(4, 3, 32, 32))
-    own = len(placement) - (method == "fmfsd")
-    names = [f"branch{number}" for number in range(1, own + 1)] + ["fused"] * (method == "fmfsd") + ["deepest"]
+    num_branches = len(placement) - (method == "fmfsd")
+    names = [f"branch{number}" for number in range(1, num_branches + 1)] + ["fused"] * (method == "fmfsd") + ["deepest"]
     assert list(network.head_names) == names
     outputs = network(torch.zeros(2, 3, 32, 32))
     assert [tuple(logits.shape) for logits in outputs.logits] == [(2, 10)] * len(names)
-    assert [tuple(feature.shape) for feature in outputs.features] == [(2, 512)] * own
+    assert [tuple(feature.shape) for feature in outputs.features] == [(2, 512)] * num_branches
     assert network.eval()(torch.zeros(2, 3, 32, 32)).features == []
 
 
@@ -73,15 +73,15 @@ def test_placement_order_does_not_matter() -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_initial_weights_depend_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(1)
     one = build_network(config("seed=3", "model.backbone=resnet8")).state_dict()
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    again = build_network(config("seed=3", "model.backbone=resnet8")).state_dict()
+    same_seed = build_network(config("seed=3", "model.backbone=resnet8")).state_dict()
     other = build_network(config("seed=4", "model.backbone=resnet8")).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert all(torch.equal(one[name], same_seed[name]) for name in one)
     assert not torch.equal(one["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
 
 
@@ -99,8 +99,8 @@ def test_convolutions_start_by_kaiming_normal_fan_out() -> None:
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
 
 
-def fused_by_hand(fusion: Fusion, maps: list[Tensor]) -> Tensor:
-    """Every mask averaged, the average applied to every map, the results averaged."""
+def reference_fusion(fusion: Fusion, maps: list[Tensor]) -> Tensor:
+    """Average the masks, apply the average to every map, and average the results."""
     mask = sum(enhance(each) for enhance, each in zip(fusion.enhancements, maps, strict=True)) / len(maps)
     assert isinstance(mask, Tensor)
     wide = mask.repeat_interleave(maps[0].shape[1] // mask.shape[1], dim=1)
@@ -109,12 +109,12 @@ def fused_by_hand(fusion: Fusion, maps: list[Tensor]) -> Tensor:
     return fused
 
 
-def test_the_network_is_the_one_of_the_method() -> None:
-    """Section 1 line by line, in its names, on ResNet-18 with branches after stages 1, 2 and 3."""
+def test_the_network_has_the_structure_of_the_method() -> None:
+    """Section 1 line by line, with its symbols, for ResNet-18 with branches after stages 1, 2 and 3."""
     network = network_of().double().train()
     assert isinstance(network, FusionNetwork)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    found = network(images)
+    outputs = network(images)
     s1, s2, s3, s4 = network.backbone.stages
     assert isinstance(network.fusion, Fusion)
     assert isinstance(network.deep_fusion, Fusion)
@@ -123,47 +123,47 @@ def test_the_network_is_the_one_of_the_method() -> None:
     f3 = s3(f2)
     e1, e2, e3 = (network.gates[i](f) for i, f in enumerate((f1, f2, f3)))
     p = [network.alignments[0](e1), network.alignments[1](e2), e3]
-    u = fused_by_hand(network.fusion, p)
+    u = reference_fusion(network.fusion, p)
     f_4 = s4(u).mean((2, 3))
     r = [network.branches[i](p[i]).mean((2, 3)) for i in (0, 1)]
-    v = fused_by_hand(network.deep_fusion, [network.fused_branch(u), s4(u)]).mean((2, 3))
+    v = reference_fusion(network.deep_fusion, [network.fused_branch(u), s4(u)]).mean((2, 3))
     features = [*r, v, f_4]
     classifiers = [head.classifier for head in (*network.heads, network.fused_head, network.deepest_head)]
-    for logits, classifier, feature in zip(found.logits, classifiers, features, strict=True):
+    for logits, classifier, feature in zip(outputs.logits, classifiers, features, strict=True):
         torch.testing.assert_close(logits, classifier(feature))
-    for projected, projection, feature in zip(found.features, network.projections, r, strict=True):
+    for projected, projection, feature in zip(outputs.features, network.projections, r, strict=True):
         torch.testing.assert_close(projected, projection(feature))
-    torch.testing.assert_close(found.deepest_feature, f_4)
+    torch.testing.assert_close(outputs.deepest_feature, f_4)
 
 
 SEPARABLE = ["conv 3x3 s2", "conv 1x1", "norm", "relu", "gate", "conv 3x3 s1", "conv 1x1", "norm", "relu"]
 
 
-def kinds(module: nn.Module) -> list[str]:
-    """What a sequence of layers is made of, in order."""
+def layer_kinds(module: nn.Module) -> list[str]:
+    """Return the kinds of all layers in a sequence, in order."""
     if isinstance(module, nn.Sequential):
-        return [kind for child in module for kind in kinds(child)]
+        return [kind for child in module for kind in layer_kinds(child)]
     if isinstance(module, nn.Conv2d):
         assert module.kernel_size == (1, 1) or module.groups == module.in_channels == module.out_channels
         return ["conv 1x1" if module.kernel_size == (1, 1) else f"conv 3x3 s{module.stride[0]}"]
     return [{SpatialGate: "gate", nn.BatchNorm2d: "norm", nn.ReLU: "relu"}[type(module)]]
 
 
-def test_branches_are_made_of_the_methods_layers() -> None:
-    """P_1 and P_2, P_3 as it is, R_i and Q."""
+def test_branches_have_the_layers_of_the_method() -> None:
+    """P_1 and P_2, the identity for P_3, R_i and Q."""
     network = build_network(config())
     assert isinstance(network, FusionNetwork)
-    assert [kinds(each) for each in network.alignments] == [[*SEPARABLE, "gate", *SEPARABLE], SEPARABLE, []]
-    assert [kinds(each) for each in network.branches] == [["gate", *SEPARABLE, "gate"]] * 2
-    assert kinds(network.fused_branch) == [*SEPARABLE, "gate"]
+    assert [layer_kinds(each) for each in network.alignments] == [[*SEPARABLE, "gate", *SEPARABLE], SEPARABLE, []]
+    assert [layer_kinds(each) for each in network.branches] == [["gate", *SEPARABLE, "gate"]] * 2
+    assert layer_kinds(network.fused_branch) == [*SEPARABLE, "gate"]
 
 
 @pytest.mark.parametrize("head", [0, 1, 2])
-def test_nothing_is_stopped_on_the_way_from_a_head_into_the_trunk(head: int) -> None:
-    """The fused head teaches the last stage too; the others reach what lies before them."""
+def test_the_gradient_of_each_head_reaches_the_trunk(head: int) -> None:
+    """The fused head's gradient reaches all stages, the other heads' the stages before their branch."""
     network = build_network(config())
     assert isinstance(network, FusionNetwork)
     images = torch.randn(2, 3, 32, 32)
     F.cross_entropy(network.train()(images).logits[head], torch.tensor([0, 1])).backward()
-    reached = [next(stage.parameters()).grad is not None for stage in network.backbone.stages]
-    assert reached == [[True, False, False, False], [True, True, False, False], [True] * 4][head]
+    has_gradient = [next(stage.parameters()).grad is not None for stage in network.backbone.stages]
+    assert has_gradient == [[True, False, False, False], [True, True, False, False], [True] * 4][head]

@@ -1,4 +1,4 @@
-"""Identity 14: up to the last tap, branches and fusion leave the maps of the trunk alone, bit for bit."""
+"""Identity 14: up to the last tap, branches and fusion do not change the maps of the trunk, bit for bit."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from fmfsd.model.network import BranchNetwork, Network
 from tests.helpers.networks import maps_by_place, network_of, plain_maps_by_place
 
 RESNET8, RESNET20 = "model.backbone=resnet8", "model.backbone=resnet20"
-CUT = (
+SPLIT_MODELS = (
     *(f"test_{name}" for name in ("resnet", "convnext", "byobnet", "nfnet", "efficientnet", "mambaout")),
     *("efficientnet_b0", "mobilenetv3_small_050", "mobilenetv4_conv_small"),
     *("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "vit_medium_patch16_gap_256"),
 )
-"""Models of timm."""
+"""timm's models that can be split at their taps."""
 INSIDE_STAGES = "model.branches=[stage1.block1, stage2, stage3.block1]"
 
 
@@ -22,22 +22,22 @@ def images() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def changed_places(network: Network) -> list[str]:
-    """Return the places whose maps differ from those of the plain backbone with the same weights."""
-    made, plain = maps_by_place(network.train(), images()), plain_maps_by_place(network, images())
-    assert list(made) == [place.name for place in network.backbone.places]
-    return [place for place in plain if not torch.equal(made[place], plain[place])]
+def changed_taps(network: Network) -> list[str]:
+    """Return the taps whose maps differ from those of the plain backbone with the same weights."""
+    with_branches, plain = maps_by_place(network.train(), images()), plain_maps_by_place(network, images())
+    assert list(with_branches) == [tap.name for tap in network.backbone.places]
+    return [tap for tap in plain if not torch.equal(with_branches[tap], plain[tap])]
 
 
-def places_after_the_last_tap(network: Network) -> list[str]:
-    places = [place.name for place in network.backbone.places]
-    return places[places.index(network.taps[-1]) + 1 :]
+def taps_after_the_last_branch(network: Network) -> list[str]:
+    taps = [tap.name for tap in network.backbone.places]
+    return taps[taps.index(network.taps[-1]) + 1 :]
 
 
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_the_fused_map_is_the_only_change_to_the_trunk(backbone: str) -> None:
     network = network_of(f"model.backbone={backbone}")
-    assert changed_places(network) == places_after_the_last_tap(network)
+    assert changed_taps(network) == taps_after_the_last_branch(network)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_the_fused_map_is_the_only_change_to_the_trunk(backbone: str) -> None:
         (RESNET8, "train.recompute=all"),
         (RESNET8, "model.sem=cbam", "model.branch=attention"),
         (RESNET8, "model.sem=softmax", "model.masks=own"),
-        *((f"model.backbone=timm/{name}",) for name in CUT),
+        *((f"model.backbone=timm/{name}",) for name in SPLIT_MODELS),
         ("model.backbone=timm/test_resnet", "model.fusion=both"),
     ],
     ids="-".join,
 )
-def test_so_it_is_in_every_form_of_the_method(changes: tuple[str, ...]) -> None:
+def test_the_fused_map_is_the_only_change_with_every_option(changes: tuple[str, ...]) -> None:
     network = network_of(*changes)
-    assert changed_places(network) == places_after_the_last_tap(network)
+    assert changed_taps(network) == taps_after_the_last_branch(network)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,14 @@ def test_so_it_is_in_every_form_of_the_method(changes: tuple[str, ...]) -> None:
         (RESNET20, INSIDE_STAGES, "method=byot"),
         ("model.backbone=mobilenetv2", "model.fusion=side"),
         (RESNET8, "method=byot_attention"),
-        *((f"model.backbone=timm/{name}", "model.fusion=side") for name in ("test_vit", "test_mambaout", CUT[-2])),
+        *(
+            (f"model.backbone=timm/{name}", "model.fusion=side")
+            for name in ("test_vit", "test_mambaout", SPLIT_MODELS[-2])
+        ),
     ],
     ids="-".join,
 )
-def test_beside_the_trunk_nothing_changes_it(changes: tuple[str, ...]) -> None:
+def test_fusion_next_to_the_trunk_does_not_change_it(changes: tuple[str, ...]) -> None:
     network = network_of(*changes)
     assert isinstance(network, BranchNetwork) or not network.feeds_trunk
-    assert changed_places(network) == []
+    assert changed_taps(network) == []

@@ -1,4 +1,4 @@
-"""A model is cut at its maps wherever one value is all that goes on, and nowhere else."""
+"""A model is split at a feature map only if a single value is passed on to the rest of the model."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def conv(channels_in: int, channels: int = 4) -> nn.Conv2d:
 
 
 class Stages(nn.Module):
-    """Three convolutions; maps are what they give."""
+    """Three convolutions; the maps are their outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,15 +26,15 @@ class Stages(nn.Module):
         return [first, second, self.three(second)]
 
 
-class WithOperationsBetween(Stages):
+class WithOperationsBetweenLayers(Stages):
     def forward(self, x: Tensor) -> list[Tensor]:
         first = self.one(x * 2) + 1
         second = (self.two(first) + first[:, :, ::2, ::2]).relu()
         return [first, second, self.three(second)]
 
 
-class LastChannels(Stages):
-    """Of as many channels as the first map has rows, so that its shape does not tell where they are."""
+class WithChannelsLast(Stages):
+    """The first map has as many channels as rows, so its shape does not show which dimension is the channels."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         first = self.one(x).permute(0, 2, 3, 1)
@@ -43,7 +43,7 @@ class LastChannels(Stages):
 
 
 class WithTokens(nn.Module):
-    """A transformer without attention: patches, a class token and a position embedding, and two layers."""
+    """A transformer without attention: patches, a class token, position embeddings, and two layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class WithTokens(nn.Module):
 
 
 class WithSkip(Stages):
-    """The last stage reads the first map too."""
+    """The last stage also uses the first map."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         first = self.one(x)
@@ -70,15 +70,15 @@ class WithSkip(Stages):
         return [first, second, self.three(second + first[:, :, ::2, ::2])]
 
 
-class WithOneLayerTwice(Stages):
+class WithSharedLayer(Stages):
     def forward(self, x: Tensor) -> list[Tensor]:
         first = self.one(x)
         second = self.two(first)
         return [first, second, self.two(second)]
 
 
-class WithOneTableTwice(Stages):
-    """A constant of the model that two stages read."""
+class WithSharedConstant(Stages):
+    """Two stages use the same constant of the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class WithOneTableTwice(Stages):
 
 
 class WithChangedMaps(Stages):
-    """Maps are rectified, and what goes on is not."""
+    """The returned maps are rectified, the values passed to the next stage are not."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [each.relu() for each in super().forward(x)]
@@ -106,23 +106,23 @@ class WithNormalisedMaps(Stages):
         return [self.norm(each) for each in super().forward(x)]
 
 
-class WithAnotherWayInTraining(Stages):
+class WithAnotherPathInTraining(Stages):
     def forward(self, x: Tensor) -> list[Tensor]:
         return super().forward(x * 2 if self.training else x)
 
 
-class WithALookAtValues(Stages):
+class WithDataDependentBranch(Stages):
     def forward(self, x: Tensor) -> list[Tensor]:
         return super().forward(x if x.sum() > 0 else -x)
 
 
-class WithOneMap(Stages):
+class WithOnlyTheLastMap(Stages):
     def forward(self, x: Tensor) -> list[Tensor]:
         return super().forward(x)[-1]  # type: ignore[return-value]
 
 
-def read(model: nn.Module, returned: Tensor) -> Tensor:
-    return returned.permute(0, 3, 1, 2) if isinstance(model, LastChannels) else returned
+def to_channels_first(model: nn.Module, returned: Tensor) -> Tensor:
+    return returned.permute(0, 3, 1, 2) if isinstance(model, WithChannelsLast) else returned
 
 
 def images(count: int = 2) -> Tensor:
@@ -130,7 +130,7 @@ def images(count: int = 2) -> Tensor:
 
 
 def maps_of_parts(parts: Sequence[nn.Module], views: Sequence[View], value: Tensor) -> list[Tensor]:
-    """Each map is taken out of the value and put back."""
+    """Run the parts; take each map out of the value and put it back."""
     maps = []
     for part, view in zip(parts, views, strict=True):
         value = part(value)
@@ -141,34 +141,34 @@ def maps_of_parts(parts: Sequence[nn.Module], views: Sequence[View], value: Tens
 
 @pytest.mark.parametrize(
     ("kind", "view"),
-    [(Stages, View), (WithOperationsBetween, View), (LastChannels, ChannelsLast), (WithTokens, Tokens)],
+    [(Stages, View), (WithOperationsBetweenLayers, View), (WithChannelsLast, ChannelsLast), (WithTokens, Tokens)],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_parts_one_after_another_are_the_model(kind: type[nn.Module], view: type[View], training: bool) -> None:
-    """Bit for bit, for batches of another size too; and they have its parameters, each once."""
+def test_the_parts_in_sequence_are_the_model(kind: type[nn.Module], view: type[View], training: bool) -> None:
+    """Bit for bit, also for batches of another size; the parts have all parameters of the model, each once."""
     model = kind().train(training)
-    cuts = find_cuts(model, images(), 3, lambda returned: read(model, returned))
+    cuts = find_cuts(model, images(), 3, lambda returned: to_channels_first(model, returned))
     assert [type(cut.view) for cut in cuts] == [view] * len(model(images()))
     parts = parts_between(model, cuts)
-    expected = [read(model, each) for each in model(images(5))]
+    expected = [to_channels_first(model, each) for each in model(images(5))]
     for one, other in zip(maps_of_parts(parts, [cut.view for cut in cuts], images(5)), expected, strict=True):
         assert torch.equal(one, other)
     assert {id(each) for part in parts for each in part.parameters()} == {id(each) for each in model.parameters()}
     assert model.training == training
 
 
-def test_another_map_takes_the_place_of_the_tokens_and_leaves_the_others() -> None:
+def test_a_map_replaces_the_patch_tokens_but_not_the_prefix_tokens() -> None:
     value, view = torch.randn(2, 6, 3), Tokens(num_prefix=2, side=2)
     other = torch.randn(2, 3, 2, 2)
-    found = view.with_map(value, other)
-    assert torch.equal(found[:, :2], value[:, :2])
-    assert torch.equal(view.map_of(found), other)
+    replaced = view.with_map(value, other)
+    assert torch.equal(replaced[:, :2], value[:, :2])
+    assert torch.equal(view.map_of(replaced), other)
     assert view.has_more
     assert not Tokens(num_prefix=0, side=2).has_more
-    assert torch.equal(found[0, 3], other[0, :, 0, 1]), "row by row"
+    assert torch.equal(replaced[0, 3], other[0, :, 0, 1]), "row by row"
 
 
-def test_layers_one_after_another_are_taken_as_they_are() -> None:
+def test_a_sequence_of_layers_is_split_without_tracing() -> None:
     model = Stages()
     cuts = find_cuts(model, images(), 2, lambda returned: returned)
     assert [list(part) for part in parts_between(model, cuts)] == [[model.one, model.two], [model.three]]
@@ -178,14 +178,14 @@ def test_layers_one_after_another_are_taken_as_they_are() -> None:
     "kind",
     [
         WithSkip,
-        WithOneLayerTwice,
-        WithOneTableTwice,
+        WithSharedLayer,
+        WithSharedConstant,
         WithChangedMaps,
         WithNormalisedMaps,
-        WithAnotherWayInTraining,
-        WithALookAtValues,
-        WithOneMap,
+        WithAnotherPathInTraining,
+        WithDataDependentBranch,
+        WithOnlyTheLastMap,
     ],
 )
-def test_what_is_no_chain_of_maps_is_not_cut(kind: type[nn.Module]) -> None:
+def test_a_model_that_is_not_a_chain_of_maps_is_not_split(kind: type[nn.Module]) -> None:
     assert find_cuts(kind(), images(), 3, lambda returned: returned) == []

@@ -1,4 +1,4 @@
-"""The figures of the accuracy benchmark, against numbers from a hand's calculation."""
+"""The figures of the accuracy benchmark, compared with values computed by hand."""
 
 import json
 from pathlib import Path
@@ -18,18 +18,20 @@ def result(top1: float) -> Result:
     return Result({"deepest_top1": top1}, seconds=1.0, images=1, beside=0)
 
 
-def test_only_seeds_that_both_have_finished_are_compared() -> None:
-    mine, plain = {0: result(0.5), 2: result(0.8)}, {1: result(0.1), 2: result(0.7)}
-    assert compared(mine, plain) == "+10.00"
-    assert compared(mine, {}) == "-"
+def test_only_seeds_that_both_methods_have_finished_are_compared() -> None:
+    method_results, plain = {0: result(0.5), 2: result(0.8)}, {1: result(0.1), 2: result(0.7)}
+    assert compared(method_results, plain) == "+10.00"
+    assert compared(method_results, {}) == "-"
 
 
 @pytest.mark.parametrize(
-    ("mine", "plain", "expected"),
+    ("method_beside", "plain_beside", "expected"),
     [(0, 0, "300 (1.50x)"), (2, 0, "300 (up to 3 at a time)"), (0, 1, "300"), (None, 0, "300")],
 )
-def test_speeds_are_compared_only_of_runs_that_were_alone(mine: int | None, plain: int | None, expected: str) -> None:
-    one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, mine), (2000, plain)))
+def test_speeds_are_compared_only_for_runs_that_did_not_share_the_machine(
+    method_beside: int | None, plain_beside: int | None, expected: str
+) -> None:
+    one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, method_beside), (2000, plain_beside)))
     assert rate({0: one}, {0: other}) == expected
 
 
@@ -37,8 +39,8 @@ def test_spread_is_in_percent() -> None:
     assert (spread([0.5]), spread([0.5, 0.52])) == ("50.00", "51.00 ± 1.41")
 
 
-def test_training_time_is_of_steps_and_not_of_pauses(tmp_path: Path) -> None:
-    """10 steps of 8 images at 40 a second, an evaluation and a day's pause, and 5 at 20: 2 s and 2 s."""
+def test_training_time_excludes_pauses_and_evaluations(tmp_path: Path) -> None:
+    """10 steps of 8 images at 40 images/s, an evaluation, a pause of a day, and 5 steps at 20 images/s: 2 s and 2 s."""
     records = [
         {"split": "train", "step": 10, "time": 5, "images_per_s": 40.0},
         {"split": "test", "step": 10, "time": 9},
@@ -59,14 +61,12 @@ def test_milestones_are_scaled_to_the_epochs(epochs: int, points: list[int]) -> 
     ("free", "needed", "cores", "expected"),
     [(80 * GIB, 2 * GIB, 16, 8), (80 * GIB, 20 * GIB, 16, 2), (80 * GIB, 2 * GIB, 4, 2), (GIB, 8 * GIB, 1, 1)],
 )
-def test_as_many_runs_share_a_gpu_as_it_has_room_and_cores_for(
-    free: int, needed: int, cores: int, expected: int
-) -> None:
+def test_memory_and_cores_limit_the_number_of_runs_on_a_gpu(free: int, needed: int, cores: int, expected: int) -> None:
     assert packed_on(free, needed, cores) == expected
 
 
-def test_runs_are_packed_by_what_the_largest_of_them_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two GPUs with 10 and 8 GiB free, and 3 GiB for fmfsd: two runs on each, of which 8 cores could look after."""
+def test_runs_are_packed_by_the_largest_memory_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two GPUs with 10 and 8 GiB free, and 3 GiB for fmfsd: two runs on each, which 8 cores can feed."""
     runs = Asked("resnet8", "cifar10", ("plain", "fmfsd"), 3, 6, tmp_path, tmp_path).runs()
     needed = {"plain": GIB, "fmfsd": 2 * GIB}
     monkeypatch.setattr(

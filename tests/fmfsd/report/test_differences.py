@@ -1,4 +1,4 @@
-"""`fmfsd diff`: what differs between runs comes first, the rest is there too."""
+"""`fmfsd diff`: differences between runs are listed first, equal values after them."""
 
 import json
 from pathlib import Path
@@ -40,40 +40,40 @@ def diff(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_as_json_it_has_what_differs_and_what_is_the_same(runs: list[str]) -> None:
-    code, shown, _ = diff(*runs, "--json")
-    found = json.loads(shown)
+def test_the_json_output_has_different_and_equal_values(runs: list[str]) -> None:
+    code, output, _ = diff(*runs, "--json")
+    result = json.loads(output)
     assert code == 0
-    assert found["different"] == {
+    assert result["different"] == {
         "config": {"optim.lr": [0.1, 0.2]},
         "software": {"torch": ["2.14.0", "2.15.0"]},
         "metrics": {"test deepest_top1": [0.5, 0.75]},
     }
-    assert found["same"]["config"]["optim.momentum"] == 0.9
-    assert found["same"]["software"] == {
+    assert result["same"]["config"]["optim.momentum"] == 0.9
+    assert result["same"]["software"] == {
         "numpy": "2.4",
         "commit": "aaaa",
         "uncommitted changes": [" M fmfsd/training/loop.py"],
     }
-    assert found["same"]["data"] == {"SHA-256 of the index": "cafe"}
+    assert result["same"]["data"] == {"SHA-256 of the index": "cafe"}
 
 
-def test_people_read_the_differences_first(runs: list[str]) -> None:
-    code, shown, _ = diff(*runs)
+def test_the_text_output_lists_differences_first(runs: list[str]) -> None:
+    code, output, _ = diff(*runs)
     assert code == 0
-    learning_rate = next(line for line in shown.splitlines() if "optim.lr" in line)
+    learning_rate = next(line for line in output.splitlines() if "optim.lr" in line)
     assert ("0.1" in learning_rate, "0.2" in learning_rate) == (True, True)
-    assert "75.00 %" in shown
-    assert shown.index("optim.lr") < shown.index("75.00 %") < shown.index("optim.momentum")
+    assert "75.00 %" in output
+    assert output.index("optim.lr") < output.index("75.00 %") < output.index("optim.momentum")
 
 
-def test_a_value_that_one_run_lacks_is_a_difference(runs: list[str]) -> None:
+def test_a_value_missing_in_one_run_is_a_difference(runs: list[str]) -> None:
     RunDir(Path(runs[1])).outcome.unlink()
-    _, shown, _ = diff(*runs, "--json")
-    assert json.loads(shown)["different"]["metrics"] == {"test deepest_top1": [0.5, None]}
+    _, output, _ = diff(*runs, "--json")
+    assert json.loads(output)["different"]["metrics"] == {"test deepest_top1": [0.5, None]}
 
 
-def test_fewer_than_two_runs_and_other_folders_are_refused(runs: list[str], tmp_path: Path) -> None:
+def test_fewer_than_two_runs_and_other_folders_are_errors(runs: list[str], tmp_path: Path) -> None:
     code, _, errors = diff(runs[0])
     assert (code, "expected two runs or more" in errors) == (2, True)
     code, _, errors = diff(runs[0], str(tmp_path))

@@ -1,4 +1,4 @@
-"""`fmfsd watch`: what a run's own files say, whoever reads them and whatever state they are in."""
+"""`fmfsd watch`: the state of a run from its files, including incomplete files."""
 
 import json
 import re
@@ -23,8 +23,8 @@ from fmfsd.system.atomic_files import write_json
 STEPS = {"total_steps": 40, "steps_per_epoch": 10}
 
 
-def made(folder: Path, workers: int = 2, **busy_s: float) -> RunDir:
-    """A run in its step 12, by the classes that write it."""
+def make_watched_run(folder: Path, workers: int = 2, **busy_s: float) -> RunDir:
+    """Create a run at step 12, by the product's own writers."""
     run = RunDir(folder)
     run.create()
     run.config.write_text("seed: 0\n")
@@ -38,12 +38,12 @@ def made(folder: Path, workers: int = 2, **busy_s: float) -> RunDir:
     return run
 
 
-def changed(run: RunDir, rank: int, **values: Any) -> None:
+def change_progress(run: RunDir, rank: int, **values: Any) -> None:
     content = json.loads(run.rank_progress(rank).read_text())
     write_json(run.rank_progress(rank), {**content, **values})
 
 
-def shown(run: RunDir, width: int = 100) -> str:
+def render(run: RunDir, width: int = 100) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(screen(view_of(run.path)))
@@ -51,8 +51,8 @@ def shown(run: RunDir, width: int = 100) -> str:
 
 
 def test_a_run_is_shown_with_all_its_workers(tmp_path: Path) -> None:
-    run = made(tmp_path / "run")
-    text = shown(run)
+    run = make_watched_run(tmp_path / "run")
+    text = render(run)
     assert "running, epoch 2/4, step 12/40, attempt 2" in text
     assert "valid: branch1 50.0%  deepest 62.5%" in text
     assert "loss 1.500  loss_label 1.000" in text
@@ -63,32 +63,32 @@ def test_a_run_is_shown_with_all_its_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("slow", "mark"), [(14.9, False), (15.1, True)])
-def test_a_worker_that_takes_half_as_long_again_is_marked(slow: float, mark: bool, tmp_path: Path) -> None:
-    run = made(tmp_path / "run", workers=3, r1=slow)
+def test_a_worker_that_takes_1_5_times_as_long_is_marked(slow: float, mark: bool, tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "run", workers=3, r1=slow)
     assert [worker.is_straggler for worker in run_view(run.path).workers] == [False, mark, False]
-    assert ("straggler" in shown(run)) == mark
+    assert ("straggler" in render(run)) == mark
 
 
-def test_a_silent_worker_is_marked_and_when_all_are_the_run_is_silent(tmp_path: Path) -> None:
-    run = made(tmp_path / "run")
-    changed(run, 1, time=time.time() - 60)
+def test_a_worker_without_heartbeat_is_marked_and_if_all_are_the_run_is_silent(tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "run")
+    change_progress(run, 1, time=time.time() - 60)
     assert run_view(run.path).state == "running"
     assert line(run_view(run.path)).endswith("rank 1 SILENT")
-    changed(run, 0, time=time.time() - 60)
+    change_progress(run, 0, time=time.time() - 60)
     assert run_view(run.path).state == "silent"
 
 
-def test_how_it_ended_is_what_its_outcome_says(tmp_path: Path) -> None:
-    run = made(tmp_path / "run")
+def test_the_final_state_is_that_of_outcome_json(tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "run")
     write_json(run.outcome, {"state": "failed", "cause": "rank 1 was killed", "step": 12})
-    assert run_view(run.path).state == "running", "it goes on again"
+    assert run_view(run.path).state == "running", "it was resumed"
     for rank in range(2):
-        changed(run, rank, time=time.time() - 60)
+        change_progress(run, rank, time=time.time() - 60)
     assert (run_view(run.path).state, run_view(run.path).cause) == ("failed", "rank 1 was killed")
 
 
-def test_just_after_a_record_its_losses_are_shown(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", workers=1)
+def test_losses_of_the_latest_record_are_shown(tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "run", workers=1)
     content = json.loads(run.rank_progress(0).read_text())
     write_json(run.rank_progress(0), {name: value for name, value in content.items() if not name.startswith("loss")})
     with run.metrics.open("a") as file:
@@ -97,92 +97,92 @@ def test_just_after_a_record_its_losses_are_shown(tmp_path: Path) -> None:
 
 
 def test_workers_of_an_earlier_attempt_are_not_shown(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", workers=3)
-    changed(run, 2, attempt=1)
+    run = make_watched_run(tmp_path / "run", workers=3)
+    change_progress(run, 2, attempt=1)
     assert [worker.rank for worker in run_view(run.path).workers] == [0, 1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "train"}', '{"rank": 1}'])
-def test_files_that_are_half_written_do_no_harm(content: str, tmp_path: Path) -> None:
-    run = made(tmp_path / "run")
+def test_incomplete_files_are_no_error(content: str, tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "run")
     run.rank_progress(1).write_text(content)
     run.metrics.write_text('{"step": 1, "spl')
     run.outcome.write_text(content)
     view = run_view(run.path)
     assert view.workers[0].rank == 0
-    shown(run)
+    render(run)
     json.dumps(view.as_json())
 
 
-def test_of_many_workers_those_that_need_a_look_are_shown(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", workers=64, r63=30.0)
-    text = shown(run)
+def test_of_many_workers_those_with_a_mark_are_shown(tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "run", workers=64, r63=30.0)
+    text = render(run)
     assert "63" in text
     assert "and 40 more without a mark" in text
     assert len(text.splitlines()) < 36
 
 
 def test_a_narrow_terminal_shows_every_column(tmp_path: Path) -> None:
-    assert max(map(len, shown(made(tmp_path / "run"), width=60).splitlines())) <= 60
+    assert max(map(len, render(make_watched_run(tmp_path / "run"), width=60).splitlines())) <= 60
 
 
-def test_a_search_shows_its_trials(tmp_path: Path) -> None:
+def test_a_sweep_shows_its_trials(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "space.yaml").write_text("parameters: {}\n")
     for name in ("0001", "0002"):
-        made(tmp_path / "sweep" / "trials" / name)
-    done = RunDir(tmp_path / "sweep" / "trials" / "0001")
+        make_watched_run(tmp_path / "sweep" / "trials" / name)
+    finished = RunDir(tmp_path / "sweep" / "trials" / "0001")
     for rank in range(2):
-        changed(done, rank, state="finished")
-    write_json(done.outcome, {"state": "finished", "step": 40})
+        change_progress(finished, rank, state="finished")
+    write_json(finished.outcome, {"state": "finished", "step": 40})
     view = view_of(tmp_path / "sweep")
     assert line(view) == "1 running, 1 finished"
-    assert "62.5%" in shown(RunDir(tmp_path / "sweep"))
+    assert "62.5%" in render(RunDir(tmp_path / "sweep"))
     assert [trial["state"] for trial in view.as_json()["trials"]] == ["finished", "running"]
 
 
-def test_watching_a_search_ends_with_it_and_not_with_what_it_goes_on_from(tmp_path: Path) -> None:
-    run = made(tmp_path / "trials" / "0001", workers=1)
+def test_watching_a_resumed_sweep_ends_with_it_and_not_with_its_previous_outcome(tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "trials" / "0001", workers=1)
     (tmp_path / "space.yaml").write_text("parameters: {}\n")
     write_json(RunDir(tmp_path).owner, {"since": 20.0})
     write_json(RunDir(tmp_path).outcome, {"state": "stopped", "time": 10.0})
     view = view_of(tmp_path)
     assert (view.state, view.is_over) == ("running", False)
-    changed(run, 0, state="finished")
+    change_progress(run, 0, state="finished")
     write_json(run.outcome, {"state": "finished", "step": 40})
     write_json(RunDir(tmp_path).outcome, {"state": "finished", "time": 30.0})
     result = CliRunner().invoke(app, ["watch", str(tmp_path)])
     assert (result.exit_code, result.stdout) == (0, "search finished: 1 finished\n")
 
 
-def test_a_job_is_found_by_what_runs_know_of_it(tmp_path: Path) -> None:
-    run = made(tmp_path / "runs" / "one")
+def test_a_run_is_found_by_its_job_id(tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "runs" / "one")
     write_json(run.jobs, {"jobs": [{"id": "4711_3"}, {"id": 4712}]})
     assert folder_of("4711", tmp_path) == folder_of("4712", tmp_path) == folder_of("runs/one", tmp_path) == run.path
-    of_array = made(tmp_path / "runs" / "array" / "seed-3")
-    write_json(of_array.jobs, {"jobs": [{"id": "4713_3"}]})
-    assert folder_of("4713_3", tmp_path) == folder_of("4713", tmp_path) == of_array.path
-    by_a_job = made(tmp_path / "runs" / "loss-4714")
-    assert folder_of("4714", tmp_path) == by_a_job.path
+    array_run = make_watched_run(tmp_path / "runs" / "array" / "seed-3")
+    write_json(array_run.jobs, {"jobs": [{"id": "4713_3"}]})
+    assert folder_of("4713_3", tmp_path) == folder_of("4713", tmp_path) == array_run.path
+    named_by_job = make_watched_run(tmp_path / "runs" / "loss-4714")
+    assert folder_of("4714", tmp_path) == named_by_job.path
     result = CliRunner().invoke(app, ["watch", "99", "--once"])
     assert (result.exit_code, "job 99: no run knows of it" in result.stderr) == (3, True)
     assert CliRunner().invoke(app, ["watch", str(tmp_path), "--once"]).exit_code == 3
 
 
-def test_once_and_json_are_for_scripts(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", r1=30.0)
+def test_once_with_json_prints_one_object(tmp_path: Path) -> None:
+    run = make_watched_run(tmp_path / "run", r1=30.0)
     result = CliRunner().invoke(app, ["watch", str(run.path), "--once", "--json"])
-    found = json.loads(result.stdout)
+    view = json.loads(result.stdout)
     assert result.exit_code == 0
-    assert [found[name] for name in ("kind", "state", "step", "attempt")] == ["run", "running", 12, 2]
-    assert [worker["straggler"] for worker in found["workers"]] == [False, True]
-    assert found["metrics"]["valid"]["deepest_top1"] == 0.625
+    assert [view[name] for name in ("kind", "state", "step", "attempt")] == ["run", "running", 12, 2]
+    assert [worker["straggler"] for worker in view["workers"]] == [False, True]
+    assert view["metrics"]["valid"]["deepest_top1"] == 0.625
 
 
 def test_watching_ends_with_the_run(tmp_path: Path) -> None:
-    run = made(tmp_path / "run")
+    run = make_watched_run(tmp_path / "run")
     for rank in range(2):
-        changed(run, rank, state="finished")
+        change_progress(run, rank, state="finished")
     write_json(run.outcome, {"state": "finished", "step": 40})
     with (tmp_path / "out").open("w") as file:
         watch(run.path, Console(file=file, width=100), as_json=False, every_s=0.1)

@@ -1,4 +1,4 @@
-"""Pages: whole, well-formed, with no script but their own, and with every number in reach of those who see no chart."""
+"""HTML pages: self-contained, well-formed, without foreign scripts, and with every number of a chart in a table."""
 
 import base64
 import hashlib
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.usefixtures("charts_in_process")
 
 
 class Tags(HTMLParser):
-    """Those that are open, and all names that came by. AssertionError where one ends that is not open."""
+    """Parser that records the open tags and all tag names; fails if a tag is closed that is not open."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.seen: set[str] = set()
+        self.names: set[str] = set()
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
+        self.names.add(tag)
         assert not any(name.startswith("on") for name, _ in attrs)
         if tag != "meta":
             self.open.append(tag)
@@ -45,28 +45,28 @@ class Tags(HTMLParser):
 
 
 def chart(text: str) -> ElementTree.Element:
-    """The one chart in there."""
-    (found,) = re.findall(r"<svg.*?</svg>", draw_charts(text), re.DOTALL)
-    return ElementTree.fromstring(found)
+    """Return the only chart in `text`."""
+    (svg,) = re.findall(r"<svg.*?</svg>", draw_charts(text), re.DOTALL)
+    return ElementTree.fromstring(svg)
 
 
 def texts(svg: ElementTree.Element) -> list[str | None]:
     return [each.text for each in svg.iter("text")]
 
 
-def test_a_page_is_whole_and_nothing_in_it_is_markup_that_came_from_outside() -> None:
+def test_a_page_is_well_formed_and_escapes_all_values() -> None:
     hostile_bars = bars(HOSTILE, Axis(HOSTILE), [Bar(HOSTILE, 1.0, 0.5)])
     hostile_plot = plot(HOSTILE, Axis(HOSTILE), TOP1, points=[Point(HOSTILE, (1, 1))], lines=[Line(HOSTILE, [(1, 1)])])
-    inside = Html(table((HOSTILE,), [(HOSTILE,)]) + hostile_bars + hostile_plot)
-    text = page(HOSTILE, HOSTILE, [Section("key", HOSTILE, inside)])
+    content = Html(table((HOSTILE,), [(HOSTILE,)]) + hostile_bars + hostile_plot)
+    text = page(HOSTILE, HOSTILE, [Section("key", HOSTILE, content)])
     tags = Tags(text)
     assert tags.open == []
-    assert not tags.seen & {"img", "link", "iframe"}
+    assert not tags.names & {"img", "link", "iframe"}
     assert text.count("<script>") == 1
     text.encode()
 
 
-def test_a_page_asks_for_nothing_from_elsewhere() -> None:
+def test_a_page_loads_nothing_from_other_addresses() -> None:
     text = page("Title", "Lead", [Section("a", "A", element("p", "text"))])
     assert "default-src 'none'" in text
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
@@ -76,7 +76,7 @@ def test_a_page_asks_for_nothing_from_elsewhere() -> None:
     assert "prefers-color-scheme: dark" in text
 
 
-def test_a_chart_that_can_not_be_drawn_is_omitted_and_its_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chart_that_cannot_be_drawn_is_omitted_but_its_table_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "fmfsd.report.charts.render.draw_in_child", lambda specs: [{"error": f"no <V8> {HOSTILE}"}] * len(specs)
     )
@@ -88,7 +88,7 @@ def test_a_chart_that_can_not_be_drawn_is_omitted_and_its_numbers_stay(monkeypat
         == 2
     )
     assert Tags(text).open == []
-    assert not {"svg", "vega-lite", "img"} & Tags(text).seen
+    assert not {"svg", "vega-lite", "img"} & Tags(text).names
 
 
 def test_attributes_are_escaped() -> None:
@@ -99,12 +99,12 @@ def marks(svg: ElementTree.Element, kind: str) -> list[ElementTree.Element]:
     return [each for each in svg.iter() if each.get("aria-roledescription") == kind]
 
 
-def place(mark: ElementTree.Element) -> tuple[float, float]:
+def position(mark: ElementTree.Element) -> tuple[float, float]:
     x, y = re.findall(r"-?[0-9.]+", mark.attrib["transform"])
     return float(x), float(y)
 
 
-def test_a_chart_names_itself_and_its_axes() -> None:
+def test_a_chart_has_titles_for_itself_and_its_axes() -> None:
     svg = chart(plot("A front", MACS, TOP1, points=[Point("0001", (6e8, 0.61)), Point("0002", (7e8, 0.68))]))
     assert (svg.get("aria-label"), svg.findtext("title"), svg.get("role")) == ("A front", "A front", "img")
     assert {"cost/train_macs", "valid/deepest_top1", "600M", "62%"} <= set(texts(svg))
@@ -114,41 +114,41 @@ def test_a_chart_names_itself_and_its_axes() -> None:
     ]
 
 
-def test_places_are_to_scale() -> None:
-    """Half-way between its neighbours, and upwards is more."""
+def test_positions_are_to_scale() -> None:
+    """The middle point is half-way between the others, and larger values are higher."""
     points = [Point(str(x), (x, y)) for x, y in ((0, 0.0), (5, 0.5), (10, 1.0))]
-    low, middle, high = map(place, marks(chart(plot("", Axis("x"), Axis("y"), points=points)), "circle"))
+    low, middle, high = map(position, marks(chart(plot("", Axis("x"), Axis("y"), points=points)), "circle"))
     assert middle == pytest.approx([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2], abs=0.01)
     assert high[1] < low[1]
 
 
-def test_what_stands_out_is_drawn_last() -> None:
+def test_highlighted_lines_are_drawn_last() -> None:
     lines = [Line("best", [(1, 1), (2, 2)], "best"), Line("pale", [(1, 2), (2, 2)], "pale")]
-    drawn = marks(chart(plot("", Axis("x"), Axis("y"), lines=lines)), "line mark")
-    assert [each.findtext("title") for each in drawn] == ["pale", "best"]
+    lines_drawn = marks(chart(plot("", Axis("x"), Axis("y"), lines=lines)), "line mark")
+    assert [each.findtext("title") for each in lines_drawn] == ["pale", "best"]
 
 
-def test_series_differ_in_colour_and_in_dashes_are_named_and_carry_their_bands() -> None:
-    places = [(1.0, 0.2), (2.0, 0.4)]
-    lines = [Line(f"head{number}", places, "series", [(0.1, 0.3), (0.3, 0.5)]) for number in range(10)]
+def test_series_differ_in_colour_or_dashes_and_have_labels_and_bands() -> None:
+    points = [(1.0, 0.2), (2.0, 0.4)]
+    lines = [Line(f"head{number}", points, "series", [(0.1, 0.3), (0.3, 0.5)]) for number in range(10)]
     svg = chart(plot("", Axis("epoch", whole=True), TOP1, lines=lines))
-    drawn = marks(svg, "line mark")
-    assert {each.attrib["stroke"] for each in drawn} == {f"var(--series-{number})" for number in range(8)}
-    assert len({(each.attrib["stroke"], each.get("stroke-dasharray")) for each in drawn}) == 8
+    lines_drawn = marks(svg, "line mark")
+    assert {each.attrib["stroke"] for each in lines_drawn} == {f"var(--series-{number})" for number in range(8)}
+    assert len({(each.attrib["stroke"], each.get("stroke-dasharray")) for each in lines_drawn}) == 8
     assert {line.label for line in lines} <= set(texts(svg))
     assert sum("fill-opacity" in each.attrib or each.get("opacity") == "0.18" for each in svg.iter()) >= len(lines)
 
 
-def test_long_lines_are_thinned_and_keep_their_ends_and_extremes() -> None:
-    places = [(float(x), float((x * 7919) % 10_007)) for x in range(10_000)]
-    line = thinned(Line("long", places))
+def test_long_lines_are_thinned_but_their_ends_and_extremes_stay() -> None:
+    points = [(float(x), float((x * 7919) % 10_007)) for x in range(10_000)]
+    line = thinned(Line("long", points))
     assert len(line.places) <= MOST_PLACES + 2
-    lowest, highest = min(places, key=lambda at: at[1]), max(places, key=lambda at: at[1])
-    assert {places[0], places[-1], lowest, highest} <= set(line.places)
-    assert thinned(Line("short", places[:10])).places == places[:10]
+    lowest, highest = min(points, key=lambda at: at[1]), max(points, key=lambda at: at[1])
+    assert {points[0], points[-1], lowest, highest} <= set(line.places)
+    assert thinned(Line("short", points[:10])).places == points[:10]
 
 
-def test_every_number_of_a_chart_stands_in_a_table_too() -> None:
+def test_every_number_of_a_chart_is_also_in_a_table() -> None:
     text = plot(
         "", Axis("epoch", whole=True), TOP1, lines=[Line("0001", [(1, 0.5), (2, 0.625)]), Line("0002", [(1, 0.25)])]
     )
@@ -160,12 +160,12 @@ def test_every_number_of_a_chart_stands_in_a_table_too() -> None:
     ]
 
 
-def test_bars_begin_at_0_and_carry_their_intervals() -> None:
+def test_bars_start_at_0_and_have_their_intervals() -> None:
     svg = chart(bars("", Axis("change"), [Bar("up", 2.0, 1.0), Bar("down", -1.0)]))
     up, down = ([float(each) for each in re.findall(r"-?[0-9.]+", mark.attrib["d"])] for mark in marks(svg, "bar"))
     assert [mark.findtext("title") for mark in marks(svg, "bar")] == ["up: 2", "down: -1"]
-    ends_of_up, ends_of_down = ({each[0], each[0] + each[2]} for each in (up, down))
-    assert len(ends_of_up & ends_of_down) == 1, "both begin at 0"
+    up_ends, down_ends = ({each[0], each[0] + each[2]} for each in (up, down))
+    assert len(up_ends & down_ends) == 1, "both start at 0"
     assert len(marks(svg, "rule mark")) == 1
 
 
@@ -183,7 +183,7 @@ def test_metrics_are_shown_in_their_units(metric: str, value: float | None, expe
     assert shown_metric(metric, value) == expected
 
 
-def test_differences_keep_their_sign() -> None:
+def test_differences_have_a_sign() -> None:
     assert [shown_difference("a_top1", 0.0123), shown_difference("loss", -0.5)] == ["+1.23", "-0.5"]
 
 
@@ -193,15 +193,15 @@ def test_values_are_shown_without_brackets() -> None:
     ]
 
 
-def test_durations_are_in_units_that_fit() -> None:
+def test_durations_have_suitable_units() -> None:
     assert [shown_duration(each) for each in (5.4, 125, 7300)] == ["5 s", "2 min 5 s", "2 h 1 min"]
 
 
-def test_columns_of_numbers_stand_to_the_right_and_names_do_not() -> None:
+def test_only_columns_of_numbers_are_right_aligned() -> None:
     assert table(("trial", "top1"), [("0001", "71.20 %")]).count('class="number"') == 2
 
 
-def test_the_style_travels_with_the_package() -> None:
+def test_the_style_sheet_is_part_of_the_package() -> None:
     import fmfsd.report
 
     assert (Path(fmfsd.report.__file__).parent / "page.css").is_file()

@@ -1,4 +1,4 @@
-"""A run's page: from files alone, of whatever state, of several runs, and whole."""
+"""A run's report page: from files only, for runs in any state, and for several runs."""
 
 import json
 import re
@@ -37,8 +37,8 @@ def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
-def copied(run: RunDir, folder: Path, seed: int = 0, alpha: float | None = None) -> RunDir:
-    """With another seed or weight in its config."""
+def copy_run(run: RunDir, folder: Path, seed: int = 0, alpha: float | None = None) -> RunDir:
+    """Copy a run and change seed or distillation weight in its config."""
     copy = RunDir(shutil.copytree(run.path, folder))
     config = yaml.safe_load(copy.config.read_text())
     config["seed"] = seed
@@ -47,7 +47,7 @@ def copied(run: RunDir, folder: Path, seed: int = 0, alpha: float | None = None)
     return copy
 
 
-def reported(*arguments: object) -> tuple[int, str, str]:
+def report(*arguments: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["report", *map(str, arguments)])
     return result.exit_code, result.stdout, result.stderr
 
@@ -57,16 +57,16 @@ def sections(page: Path) -> list[str]:
 
 
 def test_the_page_of_a_run_has_every_part_and_its_numbers(run: RunDir) -> None:
-    code, shown, _ = reported(run.path)
+    code, output, _ = report(run.path)
     page = run.path / "report.html"
-    assert (code, shown.strip()) == (0, str(page))
-    of_heads = ["calibration", "confusion", "attention", "agreement"]
-    assert sections(page) == ["runs", "made", "test", "curves", *of_heads, "speed"]
+    assert (code, output.strip()) == (0, str(page))
+    head_sections = ["calibration", "confusion", "attention", "agreement"]
+    assert sections(page) == ["runs", "made", "test", "curves", *head_sections, "speed"]
     text = page.read_text()
     last = [json.loads(line) for line in run.metrics.read_text().splitlines()][-1]
     assert f"{100 * last['deepest_top1']:.2f} %" in text
     assert len(text) < 3_000_000
-    assert reported(run.path)[0] == 0, "a page of ours makes room for the next"
+    assert report(run.path)[0] == 0, "our own page is overwritten"
 
 
 def test_every_number_of_the_confusion_matrix_is_in_a_table(run: RunDir) -> None:
@@ -86,44 +86,44 @@ def test_every_number_of_the_confusion_matrix_is_in_a_table(run: RunDir) -> None
     assert "<td>c1 2</td>" in large
 
 
-def test_early_exits_are_drawn_against_multiply_adds_and_time_with_the_chosen_thresholds_marked(
+def test_early_exits_are_drawn_over_multiply_adds_and_time_with_the_chosen_thresholds_marked(
     run: RunDir, tmp_path: Path
 ) -> None:
-    left = copied(run, tmp_path / "left")
+    with_exits = copy_run(run, tmp_path / "exits")
     costs = [{"macs": 2e6, "seconds": 0.002}, {"macs": 1e6, "seconds": 0.001}]
     setting = {"thresholds": [0.75], "top1": 0.5, "leaving": {"branch1": 1.0, "deepest": 0.0}, "cost": costs[1]}
     all_leave = {"branch1": costs[1], "deepest": costs[0]}
-    ends = [{"threshold": 0.0, "top1": 0.5, "cost": 1e6, "seconds": 0.001}]
-    ends.append({"threshold": 1.0, "top1": 0.625, "cost": 2e6, "seconds": 0.002})
-    found = {"table": {"deepest_alone": costs[0], "if_all_leave": all_leave, "settings": [setting]}, "curve": ends}
-    write_json(left.early_exits("test"), {**found, "target": "accuracy=-20", "chosen": [0.75]})
-    text = write_report([left.path], tmp_path / "left.html").read_text()
+    points = [{"threshold": 0.0, "top1": 0.5, "cost": 1e6, "seconds": 0.001}]
+    points.append({"threshold": 1.0, "top1": 0.625, "cost": 2e6, "seconds": 0.002})
+    content = {"table": {"deepest_alone": costs[0], "if_all_leave": all_leave, "settings": [setting]}, "curve": points}
+    write_json(with_exits.early_exits("test"), {**content, "target": "accuracy=-20", "chosen": [0.75]})
+    text = write_report([with_exits.path], tmp_path / "exits.html").read_text()
     assert "<title>0.75 for accuracy=-20: multiply-adds an image 1 M, top-1 50.00 %</title>" in text
     assert "<title>deepest head alone: ms an image 2, top-1 62.50 %</title>" in text
     assert text.count(">0.75 for accuracy=-20</text>") == 2
     both = write_report(
-        [left.path, copied(left, tmp_path / "other", alpha=0.5).path], tmp_path / "both.html"
+        [with_exits.path, copy_run(with_exits, tmp_path / "other", alpha=0.5).path], tmp_path / "both.html"
     ).read_text()
     assert "Accuracy and multiply-adds of early exits, test" in both
 
 
 def test_a_run_in_any_state_has_a_page(run: RunDir, tmp_path: Path) -> None:
-    torn = copied(run, tmp_path / "torn")
-    torn.metrics.write_bytes(torn.metrics.read_bytes()[:-20])
-    torn.evaluation("test").write_text("{")
-    for look in torn.all_attention():
-        look.write_text("")
-    assert reported(torn.path)[0] == 0
-    assert {"calibration", "attention"} & set(sections(torn.path / "report.html")) == set()
+    damaged = copy_run(run, tmp_path / "damaged")
+    damaged.metrics.write_bytes(damaged.metrics.read_bytes()[:-20])
+    damaged.evaluation("test").write_text("{")
+    for attention in damaged.all_attention():
+        attention.write_text("")
+    assert report(damaged.path)[0] == 0
+    assert {"calibration", "attention"} & set(sections(damaged.path / "report.html")) == set()
     bare = RunDir(tmp_path / "bare")
     bare.path.mkdir()
     shutil.copy(run.config, bare.config)
-    assert reported(bare.path)[0] == 0
+    assert report(bare.path)[0] == 0
     assert "not started" in (bare.path / "report.html").read_text()
 
 
-def test_a_worker_that_holds_up_the_others_stands_out(run: RunDir, tmp_path: Path) -> None:
-    slow = copied(run, tmp_path / "slow")
+def test_a_straggler_is_marked(run: RunDir, tmp_path: Path) -> None:
+    slow = copy_run(run, tmp_path / "slow")
     for rank, busy_s in enumerate((10.0, 10.5, 30.0)):
         write_json(slow.rank_progress(rank), {"rank": rank, "host": f"n{rank}", "busy_s": busy_s})
     rows = re.findall(r"<tr.*?</tr>", write_report([slow.path], tmp_path / "slow.html").read_text())
@@ -132,13 +132,13 @@ def test_a_worker_that_holds_up_the_others_stands_out(run: RunDir, tmp_path: Pat
     ]
 
 
-def test_a_failed_run_says_why(run: RunDir, tmp_path: Path) -> None:
-    failed = copied(run, tmp_path / "failed")
+def test_the_page_of_a_failed_run_has_the_cause(run: RunDir, tmp_path: Path) -> None:
+    failed = copy_run(run, tmp_path / "failed")
     write_json(failed.outcome, {"state": "failed", "cause": "rank 1 <was> killed", "step": 2})
     write_json(failed.manifest, {"started": 100.0, "launches": [{"command": ["fmfsd-launch", "smoke"]}]})
     write_json(failed.attempt(1), {"attempt": 1, "state": "failed", "cause": "lost", "started": 101.0, "ended": 102.0})
     write_json(failed.attempt(2), {"attempt": 2, "state": "failed", "cause": "lost", "started": 103.0, "ended": None})
-    assert reported(failed.path)[0] == 0
+    assert report(failed.path)[0] == 0
     text = (failed.path / "report.html").read_text()
     assert "rank 1 &lt;was&gt; killed" in text
     assert "start 1 failed" in text
@@ -146,11 +146,11 @@ def test_a_failed_run_says_why(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_runs_that_differ_by_their_seed_are_one_line_with_a_band(run: RunDir, tmp_path: Path) -> None:
-    others = [copied(run, tmp_path / f"seed{seed}", seed=seed) for seed in (1, 2)]
+    others = [copy_run(run, tmp_path / f"seed{seed}", seed=seed) for seed in (1, 2)]
     records = [json.loads(line) for line in others[0].metrics.read_text().splitlines()]
-    raised = [{**record, "loss": record["loss"] + 1} for record in records]
-    others[0].metrics.write_text("".join(json.dumps(record) + "\n" for record in raised))
-    runs = [read_run(each.path) for each in (run, *others, copied(run, tmp_path / "other", alpha=0.5))]
+    larger_losses = [{**record, "loss": record["loss"] + 1} for record in records]
+    others[0].metrics.write_text("".join(json.dumps(record) + "\n" for record in larger_losses))
+    runs = [read_run(each.path) for each in (run, *others, copy_run(run, tmp_path / "other", alpha=0.5))]
     seeds, other = grouped(runs)
     assert [len(seeds.runs), len(other.runs)] == [3, 1]
     weight = read_run(run.path).values["distill.alpha"]
@@ -164,58 +164,58 @@ def test_runs_that_differ_by_their_seed_are_one_line_with_a_band(run: RunDir, tm
     assert "bands reach from the least to the most" in page.read_text()
 
 
-def test_what_is_no_run_or_in_the_way_is_told(run: RunDir, tmp_path: Path) -> None:
-    code, shown, errors = reported(tmp_path)
-    assert (code, shown) == (3, "")
+def test_other_folders_and_existing_files_are_errors(run: RunDir, tmp_path: Path) -> None:
+    code, output, errors = report(tmp_path)
+    assert (code, output) == (3, "")
     assert "no folder of a run" in errors
     (tmp_path / "notes.html").write_text("mine")
-    code, _, errors = reported(run.path, "--out", tmp_path / "notes.html")
+    code, _, errors = report(run.path, "--out", tmp_path / "notes.html")
     assert (code, (tmp_path / "notes.html").read_text()) == (3, "mine")
     assert "no page of ours" in errors
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
-    assert reported(run.path, tmp_path / "sweep")[0] == 2
+    assert report(run.path, tmp_path / "sweep")[0] == 2
 
 
-def test_a_search_has_its_own_page(tmp_path: Path) -> None:
+def test_a_sweep_has_its_own_page(tmp_path: Path) -> None:
     write_json(tmp_path / "sweep.json", search(20))
     (tmp_path / "space.yaml").write_text("parameters: {}\n")
-    code, shown, _ = reported(tmp_path)
-    assert (code, shown.strip()) == (0, str(tmp_path / "report.html"))
+    code, output, _ = report(tmp_path)
+    assert (code, output.strip()) == (0, str(tmp_path / "report.html"))
     assert "20 trials: 20 finished" in (tmp_path / "report.html").read_text()
 
 
-def test_pages_of_a_hundred_runs_and_of_a_thousand_trials_are_ready_soon_and_small(run: RunDir, tmp_path: Path) -> None:
+def test_pages_of_100_runs_and_1000_trials_are_small_and_fast_to_write(run: RunDir, tmp_path: Path) -> None:
     folders = [one_of(run, tmp_path / f"run{number:03d}", number) for number in range(100)]
-    start = time.process_time()  # of its own work, whatever else the machine does
+    start = time.process_time()  # CPU time, which does not depend on other processes
     pages = [write_report(folders, tmp_path / "runs.html").read_text(), sweep_page(search(1000), "parameters: {}\n")]
     assert time.process_time() - start < 20
     assert max(map(len, pages)) < 3_000_000
 
 
 @pytest.mark.usefixtures("processes")
-def test_it_needs_no_torch(run: RunDir) -> None:
+def test_a_report_needs_no_torch(run: RunDir) -> None:
     program = "import sys; sys.modules['torch'] = None; from fmfsd.cli import app; app(['report', sys.argv[1]])"
-    done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
 
 
-def test_intervals_are_wilsons() -> None:
-    """Of 50 of 100: the value of Wilson's formula as in Newcombe 1998, table I's method 3."""
+def test_intervals_are_wilson_intervals() -> None:
+    """50 of 100: the value of Wilson's formula, method 3 in table I of Newcombe 1998."""
     assert interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
     assert interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
 
 
 @pytest.mark.usefixtures("processes")
-def test_where_v8_can_not_start_a_page_has_no_charts_and_is_whole_otherwise(run: RunDir, tmp_path: Path) -> None:
+def test_if_v8_cannot_start_a_page_is_complete_except_for_its_charts(run: RunDir, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     limited = ("sh", "-c", 'ulimit -v 16777216; exec "$0" "$@"', command("fmfsd"), "report", run.path, "--out", page)
-    done = subprocess.run(limited, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"{page}\n"), done.stderr
+    completed = subprocess.run(limited, capture_output=True, text=True)
+    assert (completed.returncode, completed.stdout) == (0, f"{page}\n"), completed.stderr
     text = page.read_text()
     assert "ended by SIGTRAP: Fatal process out of memory" in text
     assert "The address space is limited to 16384 MiB: run `fmfsd report` where it is unlimited" in text
     assert "<svg" not in text
     assert not list(tmp_path.glob("core*"))
-    drawn, shown, _ = reported(run.path)
-    assert (drawn, sections(Path(shown.strip()))) == (0, sections(page))
+    code, output, _ = report(run.path)
+    assert (code, sections(Path(output.strip()))) == (0, sections(page))

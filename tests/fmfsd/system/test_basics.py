@@ -1,4 +1,4 @@
-"""The small parts at the bottom: world, files, run directory, metrics, schedule, stop flag."""
+"""Basic parts: world, files, run directory, metrics, schedule, stop flag."""
 
 import json
 import os
@@ -42,7 +42,7 @@ DEEPSPEED = {
 }
 
 
-def test_a_world_is_what_torchrun_deepspeed_srun_or_a_person_says() -> None:
+def test_a_world_is_read_from_the_variables_of_torchrun_deepspeed_srun_or_the_user() -> None:
     assert World.from_environment({}) == World()
     assert World.from_environment(TORCHRUN) == World(rank=3, size=4, local_rank=1, local_size=2, node=1)
     assert World.from_environment(DEEPSPEED) == World.from_environment(TORCHRUN)
@@ -58,24 +58,24 @@ def test_a_world_is_what_torchrun_deepspeed_srun_or_a_person_says() -> None:
 
 
 @pytest.mark.parametrize("step", [4294967290, 4294967291, 4294967292, 4294967293])
-def test_a_shell_of_salloc_is_a_world_of_one(step: int) -> None:
-    """Slurm calls these steps interactive, batch, extern and pending."""
+def test_a_shell_of_salloc_has_a_world_of_size_1(step: int) -> None:
+    """These are Slurm's ids of interactive, batch, extern and pending steps."""
     task = {"SLURM_STEP_ID": str(step), "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
     assert World.from_environment(task) == World()
 
 
 @pytest.mark.fault("F50")
 @pytest.mark.parametrize(
-    ("left", "named"),
+    ("environment", "expected"),
     [
         ({"RANK": "0", "WORLD_SIZE": "4"}, "RANK=0, WORLD_SIZE=4: name one of several workers, and MASTER_ADDR"),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "unset SLURM_PROCID and SLURM_NTASKS"),
     ],
 )
-def test_variables_left_from_something_else_are_named(left: dict[str, str], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        World.from_environment(left)
-    assert World.from_environment({**left, "FMFSD_INIT_METHOD": "file:///x"}).size > 1
+def test_incomplete_variables_of_another_launcher_are_named(environment: dict[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        World.from_environment(environment)
+    assert World.from_environment({**environment, "FMFSD_INIT_METHOD": "file:///x"}).size > 1
 
 
 @pytest.mark.parametrize(
@@ -86,20 +86,20 @@ def test_variables_left_from_something_else_are_named(left: dict[str, str], name
         ({"RANK": "4"}, "rank 4 of 4 workers does not exist"),
     ],
 )
-def test_a_contradictory_world_is_refused(change: dict[str, str], expected: str) -> None:
+def test_an_inconsistent_world_is_an_error(change: dict[str, str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         World.from_environment({**TORCHRUN, **change})
 
 
-def test_a_worker_has_the_gpus_that_its_agent_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's launcher has told it the first ones of the machine."""
-    seen: list[str] = []
+def test_a_worker_sees_the_gpus_of_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's launcher sets CUDA_VISIBLE_DEVICES to the first GPUs of the machine."""
+    visible: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("FMFSD_VISIBLE_GPUS", "2,3")
-    monkeypatch.setattr("fmfsd.worker.work", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr("fmfsd.worker.work", lambda *_: visible.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     with pytest.raises(typer.Exit):
         train(Path("run"))
-    assert seen == ["2,3"]
+    assert visible == ["2,3"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert path.read_text() == "old"
 
 
-def test_files_are_for_the_user_alone(tmp_path: Path) -> None:
+def test_files_are_private_to_the_user(tmp_path: Path) -> None:
     previous = os.umask(0)
     try:
         write_whole(tmp_path / "file", "x")
@@ -122,7 +122,7 @@ def test_files_are_for_the_user_alone(tmp_path: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").iterdir()} == {0o700}
 
 
-def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_json_that_is_not_an_object_is_an_error(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"x": 1})
     assert read_json(tmp_path / "a") == {"x": 1}
     (tmp_path / "b").write_text("[1]")
@@ -130,13 +130,13 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
         read_json(tmp_path / "b")
 
 
-def test_a_fresh_run_has_a_name_of_its_own(tmp_path: Path) -> None:
+def test_a_new_run_has_a_unique_name(tmp_path: Path) -> None:
     run = RunDir.fresh(tmp_path, "smoke")
     assert re.fullmatch(r"smoke-20\d{6}-\d{6}-[0-9a-f]{4}", run.path.name)
     assert not run.path.exists()
 
 
-def test_a_folder_is_unused_until_something_of_value_is_in_it(tmp_path: Path) -> None:
+def test_a_run_folder_is_unused_until_it_contains_results(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     assert run.is_unused()
     run.create()
@@ -162,12 +162,12 @@ def test_attempts_are_counted(tmp_path: Path) -> None:
     assert [path.name for path in run.crashes(10)] == ["0010-rank-3.json"]
 
 
-def test_errors_have_their_exit_codes_and_list_every_problem() -> None:
-    error = DataError([Problem("a.yaml:3", "wrong"), Problem("", "said alone")])
+def test_errors_have_exit_codes_and_list_every_problem() -> None:
+    error = DataError([Problem("a.yaml:3", "wrong"), Problem("", "without a location")])
     assert isinstance(error, CheckError)
     assert error.exit_code == 3
     assert ConfigError("x").exit_code == 2
-    assert str(error) == "a.yaml:3: wrong\nsaid alone"
+    assert str(error) == "a.yaml:3: wrong\nwithout a location"
 
 
 def test_the_learning_rate_drops_after_each_milestone() -> None:
@@ -175,23 +175,23 @@ def test_the_learning_rate_drops_after_each_milestone() -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-def test_the_learning_rate_grows_to_the_whole_in_the_warm_up() -> None:
+def test_the_learning_rate_grows_to_its_base_value_in_the_warm_up() -> None:
     rates = [learning_rate(step, base=0.8, gamma=0.5, milestones=(5,), warmup_steps=4) for step in range(7)]
     assert rates == [0.2, 0.4, 0.8 * 0.75, 0.8, 0.8, 0.4, 0.4]
 
 
-def test_means_are_over_what_was_added_since_the_last_take() -> None:
+def test_means_are_over_the_values_added_since_the_last_take() -> None:
     means = RunningMeans()
     means.add(loss=1.0, top=0.5)
     means.add(loss=2.0, top=1.5)
-    again = RunningMeans(**json.loads(json.dumps(means.state())))
-    assert means.take() == again.take() == {"loss": 1.5, "top": 1.0}
+    restored = RunningMeans(**json.loads(json.dumps(means.state())))
+    assert means.take() == restored.take() == {"loss": 1.5, "top": 1.0}
     assert means.take() == {}
     means.add(loss=4.0)
     assert means.take() == {"loss": 4.0}
 
 
-def test_records_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+def test_records_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", time.time())
     log.keep(0)
     for step in (1, 2, 3):
@@ -200,16 +200,16 @@ def test_records_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"half a rec')
-    again = MetricsLog(tmp_path / "metrics.jsonl", time.time())
-    again.keep(2)
-    again.write(step=3, epoch=1, split="test", loss=0.5)
-    again.close()
+    resumed = MetricsLog(tmp_path / "metrics.jsonl", time.time())
+    resumed.keep(2)
+    resumed.write(step=3, epoch=1, split="test", loss=0.5)
+    resumed.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (3, "test")]
     assert last_records(tmp_path / "metrics.jsonl") == {"train": {"loss": 2 / 3}, "test": {"loss": 0.5}}
 
 
-def test_what_a_worker_records_that_outlived_its_attempt_is_not_in_the_file(tmp_path: Path) -> None:
+def test_records_of_a_worker_of_an_ended_attempt_are_not_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     old, new = MetricsLog(path, time.time()), MetricsLog(path, time.time())
     old.keep(0)
@@ -222,7 +222,7 @@ def test_what_a_worker_records_that_outlived_its_attempt_is_not_in_the_file(tmp_
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0]
 
 
-def test_a_record_that_can_not_be_written_ends_the_run_in_clear_words(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", time.time())
     log.keep(0)
     log._descriptor = os.open("/dev/full", os.O_WRONLY)
@@ -231,7 +231,7 @@ def test_a_record_that_can_not_be_written_ends_the_run_in_clear_words(tmp_path: 
     log.close()
 
 
-def test_other_ranks_count_records_but_write_none(tmp_path: Path) -> None:
+def test_other_ranks_count_records_but_do_not_write_them(tmp_path: Path) -> None:
     log = MetricsLog(None, time.time())
     log.keep(4)
     log.write(step=1, epoch=1, split="train")
@@ -239,7 +239,7 @@ def test_other_ranks_count_records_but_write_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_asks_for_a_stop_and_the_handler_is_put_back(number: signal.Signals) -> None:
+def test_a_signal_requests_a_stop_and_the_handler_is_restored(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopFlag(None) as stop:
         assert not stop.requested
@@ -258,36 +258,36 @@ def test_a_stop_request_is_a_file(tmp_path: Path) -> None:
     assert stop.requested
 
 
-def test_progress_is_written_at_every_change_of_state_and_by_a_pulse(
+def test_progress_is_written_at_every_change_of_state_and_by_the_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fmfsd.run.heartbeat.EVERY_S", 0.01)
     progress = ProgressFile(tmp_path / "rank-0.json", rank=0)
     for state, step in (("setup", 0), ("train", 1), ("train", 2)):
         progress.show(state, step=step)
-    found = read_json(tmp_path / "rank-0.json")
-    assert (found["state"], found["step"], found["rank"], found["pid"]) == ("train", 1, 0, os.getpid())
-    assert found["peak_memory_bytes"] > 1 << 20
+    content = read_json(tmp_path / "rank-0.json")
+    assert (content["state"], content["step"], content["rank"], content["pid"]) == ("train", 1, 0, os.getpid())
+    assert content["peak_memory_bytes"] > 1 << 20
     progress.calls = lambda: (10, True)
     with progress:
-        wait_until(lambda: read_json(tmp_path / "rank-0.json")["beat"] > 3, "pulse")
-        shown = read_json(tmp_path / "rank-0.json")
-        assert (shown["step"], shown["moves"], shown["waiting"]) == (2, 13, True)
+        wait_until(lambda: read_json(tmp_path / "rank-0.json")["beat"] > 3, "heartbeat")
+        content = read_json(tmp_path / "rank-0.json")
+        assert (content["step"], content["moves"], content["waiting"]) == (2, 13, True)
         progress.warn("a disk is full")
     assert read_json(tmp_path / "rank-0.json")["warnings"] == ["a disk is full"]
 
 
-def test_the_stopwatch_tells_waiting_from_working() -> None:
+def test_the_step_timer_separates_waiting_from_computing() -> None:
     watch = Stopwatch()
     with watch.step(128), watch.waiting():
         time.sleep(0.02)
-    shown = watch.take()
-    assert shown["data_wait"] == pytest.approx(1, abs=0.1)
-    assert 1000 < shown["images_per_s"] < 6400
+    rates = watch.take()
+    assert rates["data_wait"] == pytest.approx(1, abs=0.1)
+    assert 1000 < rates["images_per_s"] < 6400
     assert watch.peek() == {"images_per_s": 0.0, "data_wait": 0.0}
 
 
-def test_public_names_are_there_and_others_are_not() -> None:
+def test_public_names_exist_and_others_do_not() -> None:
     assert fmfsd.fuse.__name__ == "fuse"
     assert fmfsd.__version__
     assert all(hasattr(fmfsd, name) for name in fmfsd.__all__)
@@ -295,16 +295,16 @@ def test_public_names_are_there_and_others_are_not() -> None:
         _ = fmfsd.nonsense
 
 
-def _raised(act: Callable[[], object]) -> BaseException:
+def _raised_error(action: Callable[[], object]) -> BaseException:
     try:
-        act()
+        action()
     except Exception as error:
         return error
-    raise AssertionError("it raised nothing")
+    raise AssertionError("no exception was raised")
 
 
-def test_only_a_mistake_at_a_line_of_ours_counts_as_a_bug_of_ours() -> None:
-    """Not a user's value that torch refuses, nor an error of a machine that passes through our code."""
-    assert in_our_code(_raised(lambda: World.from_environment(cast(Any, None))))
-    assert not in_our_code(_raised(lambda: list[int]()[1]))  # a line of the tests
-    assert not in_our_code(_raised(lambda: read_json(Path("/nowhere"))))
+def test_only_an_error_raised_in_our_own_code_counts_as_a_bug() -> None:
+    """Not an invalid value that torch rejects, nor an error of the machine that passes through our code."""
+    assert in_our_code(_raised_error(lambda: World.from_environment(cast(Any, None))))
+    assert not in_our_code(_raised_error(lambda: list[int]()[1]))  # raised in the tests
+    assert not in_our_code(_raised_error(lambda: read_json(Path("/nowhere"))))

@@ -1,4 +1,4 @@
-"""Caches of users whose home or temporary folder can't be used."""
+"""Cache folders of users whose home or temporary folder can't be used."""
 
 import getpass
 import json
@@ -18,7 +18,7 @@ from fmfsd.system.kernel_cache import kernel_folder
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files."""
+    """Return the folder for temporary files."""
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -27,7 +27,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This user is not in the password database, as in a container that runs with any user's number."""
+    """Remove this user from the password database, as in a container with an arbitrary user id."""
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)
@@ -35,11 +35,11 @@ def no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-def own(temporary: Path) -> Path:
+def private_cache(temporary: Path) -> Path:
     return temporary / f"fmfsd-cache-{os.getuid()}"
 
 
-def test_caches_are_in_the_usual_folder_if_it_can_be_used(temporary: Path, tmp_path: Path) -> None:
+def test_caches_are_in_the_standard_folder_if_it_can_be_used(temporary: Path, tmp_path: Path) -> None:
     for environment in ({"HOME": str(tmp_path)}, {"HOME": "/dev/null", "XDG_CACHE_HOME": str(tmp_path / ".cache")}):
         assert (cache_home(environment), cache_note(environment)) == (tmp_path / ".cache", "")
     assert list(temporary.iterdir()) == []
@@ -54,10 +54,10 @@ def test_caches_are_in_the_usual_folder_if_it_can_be_used(temporary: Path, tmp_p
         ({"XDG_CACHE_HOME": "/dev/null"}, "/dev/null can't be written"),
     ],
 )
-def test_else_they_are_in_a_private_temporary_folder_which_is_explained_in_a_line(
+def test_otherwise_caches_are_in_a_private_temporary_folder_with_an_explanation(
     environment: dict[str, str], reason: str, temporary: Path
 ) -> None:
-    assert cache_note(environment) == f"caches are in {own(temporary)}, because {reason}"
+    assert cache_note(environment) == f"caches are in {private_cache(temporary)}, because {reason}"
     assert cache_home(environment).stat().st_mode & 0o777 == 0o700
 
 
@@ -65,36 +65,36 @@ def test_else_they_are_in_a_private_temporary_folder_which_is_explained_in_a_lin
 def test_a_user_without_home_and_name_gets_both(
     temporary: Path, no_entry: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch asks for the name, and packages would make a folder named ~."""
+    """torch needs the name, and without HOME packages would create a folder named ~."""
     environment = dict[str, str]()
     assert complete_environment(environment).endswith(f"HOME is not set, and this machine knows no user {os.getuid()}")
-    assert environment["HOME"] == environment["XDG_CACHE_HOME"] == str(own(temporary))
+    assert environment["HOME"] == environment["XDG_CACHE_HOME"] == str(private_cache(temporary))
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("USER", environment["USER"])
     assert getpass.getuser() == f"user-{os.getuid()}"
 
 
-def test_an_environment_that_is_whole_stays_as_it_is(temporary: Path, tmp_path: Path) -> None:
+def test_a_complete_environment_is_not_changed(temporary: Path, tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "USER": "me"}
     assert complete_environment(environment) == ""
     assert environment == {"HOME": str(tmp_path), "USER": "me"}
 
 
 @pytest.mark.parametrize("kind", ["open", "link"])
-def test_a_temporary_folder_that_others_may_have_made_is_not_used(
+def test_a_temporary_folder_that_others_may_have_created_is_not_used(
     kind: str, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They could put programs there."""
+    """Other users could put programs there."""
     monkeypatch.setattr("fmfsd.system.cache_dir._TEMPORARY", ())
-    (tmp_path / "theirs").mkdir(mode=0o700)
+    (tmp_path / "foreign").mkdir(mode=0o700)
     if kind == "link":
-        own(temporary).symlink_to(tmp_path / "theirs")
+        private_cache(temporary).symlink_to(tmp_path / "foreign")
     else:
-        own(temporary).mkdir()
-        own(temporary).chmod(0o777)
-    assert cache_note({"XDG_CACHE_HOME": str(own(temporary))}).endswith(
-        f"because others may have made {own(temporary)}"
+        private_cache(temporary).mkdir()
+        private_cache(temporary).chmod(0o777)
+    assert cache_note({"XDG_CACHE_HOME": str(private_cache(temporary))}).endswith(
+        f"because others may have made {private_cache(temporary)}"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
     assert not cache_home(os.environ).is_dir()
@@ -114,19 +114,23 @@ print(json.dumps([note, str(cache_home(os.environ)), os.environ.get("TORCHINDUCT
 @pytest.mark.fault("F62")
 @pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
-def test_caches_are_on_no_file_system_that_is_read_only_or_noexec(tmp_path: Path) -> None:
-    """Real ones. torch.compile puts its programs into the folder for temporary files, unless it gets another one."""
-    mounted, good, temporary = str(tmp_path / "mounted"), str(tmp_path / "good"), tmp_path / "tmp"
+def test_caches_are_not_on_a_read_only_or_noexec_file_system(tmp_path: Path) -> None:
+    """Real file systems. By default torch.compile puts its programs into the folder for temporary files."""
+    mounted, writable, temporary = str(tmp_path / "mounted"), str(tmp_path / "writable"), tmp_path / "tmp"
     temporary.mkdir()
 
-    def told(option: str, **variables: str) -> list[str | None]:
+    def caches_with_mount(option: str, **variables: str) -> list[str | None]:
         shutil.rmtree(mounted, ignore_errors=True)
         inside = ("unshare", "--mount", "sh", "-c", MOUNTED, "sh", mounted, option, sys.executable, "-c", PRINT)
         env = {"PATH": os.environ["PATH"], "FMFSD_TEST_ID": os.environ["FMFSD_TEST_ID"], **variables}
         return list(json.loads(subprocess.run(inside, env=env, check=True, capture_output=True, text=True).stdout))
 
-    assert told("noexec", HOME=good, TMPDIR=mounted) == ["", f"{good}/.cache", f"{good}/.cache/torchinductor"]
+    assert caches_with_mount("noexec", HOME=writable, TMPDIR=mounted) == [
+        "",
+        f"{writable}/.cache",
+        f"{writable}/.cache/torchinductor",
+    ]
     for option, reason in {"noexec": "is on a file system that is mounted noexec", "ro": "can't be made"}.items():
-        note, caches, inductor = told(option, HOME=mounted, TMPDIR=str(temporary))
-        assert (caches, inductor) == (str(own(temporary)), None)
+        note, caches, inductor = caches_with_mount(option, HOME=mounted, TMPDIR=str(temporary))
+        assert (caches, inductor) == (str(private_cache(temporary)), None)
         assert note == f"caches are in {caches}, because {mounted}/.cache {reason}"

@@ -1,4 +1,4 @@
-"""What users share follows their umask; what holds their environment and their keys is theirs alone."""
+"""File modes: files that users share follow their umask; files with their environment and keys are private."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.mark.parametrize("value", UMASKS)
 def test_an_export_follows_the_umask(value: int, run: RunDir, tmp_path: Path) -> None:
-    """In the form whose own writer closes its files to everybody else."""
+    """In safetensors format, whose writer creates private files."""
     with umask(value):
         export(run, "safetensors", out=tmp_path / "new" / "served.safetensors")
     assert mode(tmp_path / "new" / "served.safetensors") == 0o666 & ~value
@@ -66,7 +66,7 @@ def test_a_report_follows_the_umask(value: int, run: RunDir, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("charts_in_process")
-def test_a_run_that_is_reported_and_exported_is_still_closed_to_others(run: RunDir) -> None:
+def test_a_run_stays_private_after_a_report_and_an_export(run: RunDir) -> None:
     with umask(0o022):
         write_report([run.path], None)
         export(run, "safetensors")
@@ -86,19 +86,19 @@ def test_a_prepared_set_follows_the_umask(value: int, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 @needs_second_user
-def test_a_set_that_the_command_has_prepared_can_be_read_by_another_user() -> None:
+def test_a_prepared_set_can_be_read_by_another_user() -> None:
     with common_folder() as folder:
         source = write_official(folder / "source", "cifar10")
         prepare = ("prepare", "cifar10", "--out", str(folder / "data"), "--source", str(source))
-        done = subprocess.run([command("fmfsd"), "data", *prepare], umask=0o022, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        done = run_as_other(command("fmfsd"), "data", "verify", str(folder / "data"), cwd=folder)
-        assert "whole; 256 train, 64 test samples" in done.stdout, done.stderr
+        completed = subprocess.run([command("fmfsd"), "data", *prepare], umask=0o022, capture_output=True, text=True)
+        assert completed.returncode == 0, completed.stderr
+        completed = run_as_other(command("fmfsd"), "data", "verify", str(folder / "data"), cwd=folder)
+        assert "whole; 256 train, 64 test samples" in completed.stdout, completed.stderr
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_set_that_a_launch_prepares_follows_the_umask_of_its_user(tmp_path: Path) -> None:
-    """The launch itself makes files that are closed to others, and so does all else that it starts."""
+def test_a_set_that_a_launch_prepares_follows_the_users_umask(tmp_path: Path) -> None:
+    """The launch itself, and all other processes that it starts, create private files."""
     data = tmp_path / "data"
     with (
         umask(0o022),
@@ -110,8 +110,8 @@ def test_a_set_that_a_launch_prepares_follows_the_umask_of_its_user(tmp_path: Pa
     assert (mode(index), mode(index.parent), mode(data)) == (0o644, 0o755, 0o755)
 
 
-def test_a_batch_job_knows_the_umask_of_the_user_who_submitted_it() -> None:
-    """The job itself inherits the launcher's."""
+def test_a_batch_job_gets_the_umask_of_the_user_who_submitted_it() -> None:
+    """The job's own umask is inherited from the launcher."""
     environment = job_environment(LaunchConfig(), Path("/source"), {"FMFSD_UMASK": "022", "FMFSD_ATTEMPT": "1"})
     assert environment["FMFSD_UMASK"] == "022"
     assert "FMFSD_ATTEMPT" not in environment

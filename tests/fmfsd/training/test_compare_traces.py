@@ -1,4 +1,4 @@
-"""Traces of runs, and how far runs are apart."""
+"""Traces of runs, and the comparison of runs by their traces."""
 
 import shutil
 from contextlib import closing
@@ -21,7 +21,7 @@ CHANGES = ("data.shards=4", "train.batch=8", "train.micro_batch=4", "train.max_s
 
 @pytest.fixture
 def traced(tiny_root: Path, tmp_path: Path) -> RunDir:
-    """Two steps of two micro-batches, by one worker."""
+    """Return a traced run of two steps with two micro-batches each, on one worker."""
     run = make_run(tmp_path / "traced", tiny_config(tiny_root, *CHANGES))
     with closing(make_loop(run, SoloComms())) as loop:
         loop.trace = WrittenTrace(run, 0)
@@ -30,7 +30,7 @@ def traced(tiny_root: Path, tmp_path: Path) -> RunDir:
     return run
 
 
-def test_a_trace_has_the_samples_and_the_whole_gradient_of_each_step(traced: RunDir) -> None:
+def test_a_trace_has_the_samples_and_gradients_of_each_step(traced: RunDir) -> None:
     with closing(make_loop(traced, SoloComms())) as loop:
         parameters = {name: value.shape for name, value in loop.engine.network.named_parameters()}
         batches = loop.batches
@@ -42,7 +42,7 @@ def test_a_trace_has_the_samples_and_the_whole_gradient_of_each_step(traced: Run
     assert not traced.traced_gradients(3).exists()
 
 
-def test_what_differs_is_found_with_its_place(traced: RunDir, tmp_path: Path) -> None:
+def test_differences_are_found_with_their_location(traced: RunDir, tmp_path: Path) -> None:
     same = compare(traced, traced)
     assert max(each.difference for each in (*same.losses, *same.gradients, same.weights)) == same.samples == 0
     other = RunDir(tmp_path / "other")
@@ -52,14 +52,14 @@ def test_what_differs_is_found_with_its_place(traced: RunDir, tmp_path: Path) ->
     gradients = safetensors.torch.load_file(other.traced_gradients(2))
     gradients["deepest_head.classifier.bias"] *= 1.5
     safetensors.torch.save_file(gradients, other.traced_gradients(2))
-    found = compare(traced, other)
-    assert found.samples == 2
-    assert found.gradients[0].difference == found.weights.difference == 0
-    assert found.gradients[1].difference == pytest.approx(0.5)
-    assert found.gradients[1].where == "deepest_head.classifier.bias"
+    comparison = compare(traced, other)
+    assert comparison.samples == 2
+    assert comparison.gradients[0].difference == comparison.weights.difference == 0
+    assert comparison.gradients[1].difference == pytest.approx(0.5)
+    assert comparison.gradients[1].where == "deepest_head.classifier.bias"
 
 
-def test_runs_that_were_not_traced_or_are_longer_are_refused(traced: RunDir, tiny_root: Path, tmp_path: Path) -> None:
+def test_untraced_and_longer_runs_are_errors(traced: RunDir, tiny_root: Path, tmp_path: Path) -> None:
     for name, changes, expected in (
         ("untraced", (), "not traced to its end"),
         ("longer", ("train.max_steps=3",), "compare runs of one length"),
@@ -70,7 +70,7 @@ def test_runs_that_were_not_traced_or_are_longer_are_refused(traced: RunDir, tin
             compare(traced, run)
 
 
-def test_rounding_of_a_gradient_that_is_0_in_theory_is_measured_by_the_largest_one() -> None:
+def test_differences_of_tiny_gradients_are_relative_to_the_largest_gradient() -> None:
     one = {"a": torch.tensor([2.0, -4.0]), "b": torch.tensor([1e-18])}
     other = {"a": torch.tensor([2.0, -4.0]), "b": torch.tensor([-1e-18])}
     assert largest_difference(one, other).difference == pytest.approx(2e-18 / 4e-6)
@@ -79,6 +79,6 @@ def test_rounding_of_a_gradient_that_is_0_in_theory_is_measured_by_the_largest_o
         largest_difference(one, {"a": one["a"]})
 
 
-def test_what_is_no_number_differs_most() -> None:
+def test_nan_is_the_largest_difference() -> None:
     one = {name: torch.ones(2) for name in "ab"}
     assert largest_difference(one, {"a": torch.zeros(2), "b": torch.tensor([1.0, torch.nan])}).where == "b"

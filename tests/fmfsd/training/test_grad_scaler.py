@@ -1,4 +1,4 @@
-"""The loss scale follows torch's own."""
+"""The loss scale follows torch.amp.GradScaler."""
 
 import pytest
 import torch
@@ -7,20 +7,20 @@ from fmfsd.engine.grad_scaler import LossScale
 from fmfsd.errors import NonFiniteLossError
 
 
-def test_it_is_that_of_torch() -> None:
-    """Two doublings and three overflows, one of which comes just before a doubling."""
-    ours, theirs = LossScale(), torch.amp.GradScaler("cpu")
+def test_the_scale_equals_that_of_torch() -> None:
+    """Two doublings and three overflows, one of them just before a doubling."""
+    loss_scale, reference = LossScale(), torch.amp.GradScaler("cpu")
     weights = torch.ones(1, requires_grad=True)
     optimizer = torch.optim.SGD([weights], lr=0.0)
     for step in range(8100):
         gradient = torch.inf if step in (0, 2500, 6499) else 1.0
-        weights.grad = torch.tensor([gradient * ours.value])
-        theirs.scale(torch.ones(1))
-        theirs.step(optimizer)
-        theirs.update()
-        assert ours.divide([torch.tensor([gradient * ours.value])]) == (gradient == 1.0)
-        assert ours.value == theirs.get_scale(), step
-    assert ours.value == 2.0**15
+        weights.grad = torch.tensor([gradient * loss_scale.value])
+        reference.scale(torch.ones(1))
+        reference.step(optimizer)
+        reference.update()
+        assert loss_scale.divide([torch.tensor([gradient * loss_scale.value])]) == (gradient == 1.0)
+        assert loss_scale.value == reference.get_scale(), step
+    assert loss_scale.value == 2.0**15
 
 
 def test_gradients_are_divided_in_place() -> None:
@@ -36,7 +36,7 @@ def test_overflow_without_a_scale_is_an_error() -> None:
         scale.update(fits=False)
 
 
-def test_it_is_loaded_and_stays_without_one() -> None:
+def test_the_scale_is_loaded_and_an_empty_state_changes_nothing() -> None:
     saved, loaded = LossScale(value=8.0, good_steps=5), LossScale()
     loaded.load({})
     assert loaded == LossScale()

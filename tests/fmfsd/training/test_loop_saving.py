@@ -1,4 +1,4 @@
-"""When the loop saves, what it asks of the other workers first, and that nothing but the position decides a step."""
+"""When the loop saves, how workers agree before a save, and that a step depends only on the train position."""
 
 import random
 from contextlib import closing
@@ -23,15 +23,15 @@ def steps(run: RunDir) -> list[str]:
     return sorted(path.name.removeprefix("step-0000000") for path in run.checkpoints.iterdir())
 
 
-def test_checkpoints_come_every_so_many_steps_and_at_the_end(tiny_root: Path, tmp_path: Path) -> None:
-    """Also before an evaluation that is due; after it comes the next one's turn."""
+def test_checkpoints_are_saved_every_n_steps_and_at_the_end(tiny_root: Path, tmp_path: Path) -> None:
+    """There is no additional checkpoint before a due evaluation."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "checkpoint.every_steps=3"))
     train_run(SoloComms(), run.path)
     assert steps(run) == ["3", "6", "8"]
 
 
-def train_with_a_clock(comms: Comms, folder: Path) -> str:
-    """One that strikes on rank 0 alone, in step 3."""
+def train_with_save_clock(comms: Comms, folder: Path) -> str:
+    """Train with a save clock that is due only on rank 0, in step 3."""
     loop = make_loop(RunDir(folder), comms)
     loop.resume()
     loop.save_clock = type("Clock", (), {"due": property(lambda _: comms.rank == 0 and loop.position.step == 2)})()
@@ -42,23 +42,23 @@ def train_with_a_clock(comms: Comms, folder: Path) -> str:
 
 
 @pytest.mark.usefixtures("processes")
-def test_all_workers_save_when_rank_0s_clock_says_so(tiny_root: Path, tmp_path: Path) -> None:
+def test_all_workers_save_when_rank_0s_clock_is_due(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
-    assert run_workers(train_with_a_clock, 2, run.path) == ["finished"] * 2
+    assert run_workers(train_with_save_clock, 2, run.path) == ["finished"] * 2
     assert steps(run) == ["3", "8"]
 
 
-def test_the_clock_strikes_after_so_many_minutes(tiny_root: Path, tmp_path: Path) -> None:
-    """A thousandth of a second: after every step, and before the evaluation too."""
+def test_checkpoints_are_saved_every_n_minutes(tiny_root: Path, tmp_path: Path) -> None:
+    """The interval is about 1 ms: a save after every step, and before the evaluation, too."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "checkpoint.every_minutes=0.00002"))
     train_run(SoloComms(), run.path)
     assert steps(run) == [*(str(step) for step in range(1, 9)), "8-unevaluated"]
 
 
-def test_the_best_on_the_validation_split_is_saved_and_stays(
+def test_the_best_checkpoint_on_the_validation_split_is_saved_and_kept(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it comes, also over a stop; the last one is there too."""
+    """This holds at any step and after a resume; the last checkpoint is kept, too."""
     scores = iter([0.1, 0.5, 0.5, 0.3])
     monkeypatch.setattr(
         "fmfsd.training.loop.evaluate", lambda *_, **__: evaluation(deepest_top1=next(scores, 0.0), loss=1.0)
@@ -73,8 +73,8 @@ def test_the_best_on_the_validation_split_is_saved_and_stays(
         assert loop.checkpoints.best_score() == 0.5
 
 
-def spoil_and_save(comms: Comms, folder: Path) -> str:
-    """One bit of one weight of rank 1."""
+def flip_a_bit_and_save(comms: Comms, folder: Path) -> str:
+    """Flip one bit of one weight on rank 1, then save."""
     loop = make_loop(RunDir(folder), comms)
     loop.resume()
     loop._train_one_step()
@@ -89,10 +89,10 @@ def spoil_and_save(comms: Comms, folder: Path) -> str:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.fault("F46")
-def test_workers_whose_weights_differ_in_a_bit_do_not_save(tiny_root: Path, tmp_path: Path) -> None:
+def test_workers_whose_weights_differ_in_one_bit_do_not_save(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
-    told = run_workers(spoil_and_save, 2, run.path)
-    assert [text.rpartition(": ")[2] for text in told] == ["another worker's differ", "this worker's differ"]
+    messages = run_workers(flip_a_bit_and_save, 2, run.path)
+    assert [text.rpartition(": ")[2] for text in messages] == ["another worker's differ", "this worker's differ"]
     assert steps(run) == []
 
 
@@ -107,17 +107,15 @@ def compare_with_rank_0(comms: Comms, root: Path) -> str:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.fault("F45")
-def test_workers_with_another_config_than_rank_0_are_found_before_the_first_step(tiny_root: Path) -> None:
+def test_workers_with_another_config_than_rank_0_fail_before_the_first_step(tiny_root: Path) -> None:
     one, other = run_workers(compare_with_rank_0, 2, tiny_root)
     assert one.startswith("another worker's is not what rank 0 has")
     assert other.startswith("this worker's config is not what rank 0 has")
 
 
 @pytest.mark.parametrize("method", ["fmfsd", "plain"])
-def test_no_random_generator_is_used_so_that_there_is_none_to_save(
-    method: str, tiny_root: Path, tmp_path: Path
-) -> None:
-    """Whatever state they are in, a run comes to the same, and it leaves them as they are."""
+def test_training_does_not_use_global_random_generators(method: str, tiny_root: Path, tmp_path: Path) -> None:
+    """Their state neither influences a run nor is changed by it, so it need not be saved."""
     runs = []
     for seed in (1, 2):
         run = make_run(tmp_path / str(seed), tiny_config(tiny_root, *SMALL, f"method={method}"))
@@ -135,8 +133,8 @@ def test_no_random_generator_is_used_so_that_there_is_none_to_save(
     assert newest_weights(runs[0]) == newest_weights(runs[1])
 
 
-def test_deterministic_algorithms_are_enough_for_every_method(tiny_root: Path, tmp_path: Path) -> None:
-    """An operation that has none would raise."""
+def test_every_method_trains_with_deterministic_algorithms(tiny_root: Path, tmp_path: Path) -> None:
+    """An operation without a deterministic algorithm would raise an error."""
     try:
         for method in ("fmfsd", "byot", "plain"):
             config = tiny_config(tiny_root, *SMALL, f"method={method}", "train.deterministic=true")
@@ -148,7 +146,7 @@ def test_deterministic_algorithms_are_enough_for_every_method(tiny_root: Path, t
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_how_long_a_stop_takes_is_told(tiny_root: Path, tmp_path: Path) -> None:
+def test_the_progress_file_has_the_expected_duration_of_a_stop(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "checkpoint.every_steps=2"))
     loop = make_loop(run, SoloComms())
     loop.resume()
