@@ -42,7 +42,7 @@ def test_a_frozen_worker_that_wakes_up_after_its_run_went_on_changes_nothing(tin
         fault.go()
         worker.resume()
         wait_until(old.run.crash(1, 0).exists, "its last words")
-        assert "attempt 2 has this run now" in old.run.crash(1, 0).read_text()
+        assert "attempt 2 of this run has started" in old.run.crash(1, 0).read_text()
         assert _contents(old.run) == before
         for process in (starter, agent):
             process.resume()

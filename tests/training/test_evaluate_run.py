@@ -132,10 +132,10 @@ def test_a_network_without_early_heads_has_no_early_exits(tiny_root: Path, tmp_p
 
 
 WRONG = {
-    "0.9,0.8": "2 for 1 early heads (branch1): give one each, or one for all",
+    "0.9,0.8": "2 for 1 early heads (branch1): give one per head, or one for all",
     **dict.fromkeys(
         ("", "0", "-0.1", "1.01", "nan", "inf", "sure", "0.9,", "0.9;0.8"),
-        "expected probabilities above 0 and up to 1 with commas between, as in 0.9,0.95",
+        "expected probabilities above 0 and up to 1, separated by commas, as in 0.9,0.95",
     ),
 }
 
@@ -148,13 +148,13 @@ def test_thresholds_that_do_not_fit_are_refused(text: str, run: RunDir) -> None:
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(run: RunDir) -> None:
-    with pytest.raises(ConfigError, match="--split valid: .*/cifar10 has train, test"):
+    with pytest.raises(ConfigError, match="--split valid: .*/cifar10 has no such split: choose one of train, test"):
         assess(run, Questions("valid"), CPU)
 
 
 def test_a_run_without_checkpoints_says_what_to_do(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
-    with pytest.raises(CheckError, match="no checkpoint there yet: train the run first"):
+    with pytest.raises(CheckError, match="has no checkpoint yet: train the run first"):
         assess(run, Questions(), CPU)
 
 
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_where_it_is(run: RunDir, t
     (copy.checkpoints / names[1] / "model.safetensors").write_bytes(b"")
     assert newest_checkpoint(copy).position == Position(2)
     (copy.checkpoints / names[0] / "model.safetensors").write_bytes(b"")
-    with pytest.raises(NoCheckpointError, match="no checkpoint there can be used"):
+    with pytest.raises(NoCheckpointError, match="every checkpoint is damaged"):
         newest_checkpoint(copy)
     assert sorted(path.name for path in copy.checkpoints.iterdir()) == names
 
@@ -203,7 +203,7 @@ def test_the_command_ends_with_a_usage_error(arguments: tuple[str, ...], code: i
 def test_a_set_that_the_run_was_not_trained_on_is_refused(run: RunDir, tmp_path: Path) -> None:
     copied = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     write_json(copied.manifest, {"data": "0" * 64, "started": 0})
-    with pytest.raises(CheckError, match="is not the set that .* was trained on"):
+    with pytest.raises(CheckError, match="is not the data set that .* was trained on"):
         assess(copied, Questions(), CPU)
 
 
@@ -240,7 +240,7 @@ def test_thresholds_for_a_target_come_from_the_validation_split(tiny_root: Path,
 
 
 @pytest.mark.parametrize(
-    ("target", "message"), [("accuracy=-1", "holds no samples out"), ("accuracy", "holds no samples out")]
+    ("target", "message"), [("accuracy=-1", "has no validation split"), ("accuracy", "has no validation split")]
 )
 def test_a_target_needs_samples_that_were_held_out(target: str, message: str, run: RunDir) -> None:
     code, shown, errors = evaluated(str(run.path), "--exit-target", target)
@@ -258,7 +258,7 @@ def test_a_target_that_is_none_is_refused(text: str, tiny_root: Path, tmp_path: 
 
 def test_a_target_that_no_threshold_reaches_says_so(tiny_root: Path, tmp_path: Path) -> None:
     run = trained(tiny_root, tmp_path / "run", "data.shards=16", "data.valid=30")
-    with pytest.raises(CheckError, match="no thresholds give it: one threshold for all heads reaches"):
+    with pytest.raises(CheckError, match="no thresholds reach it: one threshold for all heads reaches"):
         assess(run, Questions(exit_target="accuracy=90"), CPU)
 
 

@@ -137,7 +137,7 @@ def test_a_file_that_answers_otherwise_is_not_left(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fmfsd.export.write.TOLERANCE", -1.0)
-    with pytest.raises(CheckError, match="does not answer as the run does on test images"):
+    with pytest.raises(CheckError, match="its outputs on test images differ from the run's"):
         export(run, "safetensors", out=tmp_path / "served.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -154,7 +154,7 @@ def test_the_command_says_what_it_checked_and_never_overwrites(run: RunDir, tmp_
     assert "deepest of step-00000003; 64 test images: logits differ by" in shown
     code, _, errors = exported(*arguments)
     assert code == 3
-    assert "exists, and nothing is overwritten: choose another --out" in errors
+    assert "exists and is not overwritten: choose another --out" in errors
 
 
 WRONG = [
@@ -197,8 +197,8 @@ def answers(*logits: tuple[float, float]) -> Answer:
 def test_a_tie_may_have_the_other_label_and_nothing_else_may() -> None:
     expected = answers((1.0, 1.0 + 1e-6), (3.0, 1.0))
     found = agreement(answers((1.0 + 1e-6, 1.0), (3.0, 1.0)), expected, Path("file"))
-    assert (found.ties, str(found).count("1 by another label to rounding")) == (1, 1)
-    with pytest.raises(CheckError, match="does not answer as the run does"):
+    assert (found.ties, str(found).count("1 with another label by rounding")) == (1, 1)
+    with pytest.raises(CheckError, match="its outputs on test images differ from the run's"):
         agreement(answers((1.0, 1.0 + 1e-6), (1.0, 3.0)), expected, Path("file"))
 
 

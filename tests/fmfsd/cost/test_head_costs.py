@@ -98,7 +98,7 @@ def test_the_deepest_head_alone_costs_what_is_published(
     deepest = by_name(found)["deepest"]
     assert round(deepest.alone.parameters / found.plain.parameters, 3) == parameters
     assert round(deepest.of_plain, 3) == macs
-    assert ("can't be dropped for free" in found.advice()) == (fusion == "trunk")
+    assert ("can't be dropped at no cost" in found.advice()) == (fusion == "trunk")
 
 
 NETWORKS = {

@@ -179,7 +179,7 @@ def test_a_probe_takes_no_memory_of_what_it_counts() -> None:
 
 def test_workers_that_do_not_divide_the_shards_are_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"3 workers do not divide data\.shards 64; what does: 1, 2, 4, 8, 16, 32, 64"
+        ConfigError, match=r"3 workers do not divide data\.shards 64: use one of 1, 2, 4, 8, 16, 32, 64"
     ):
         probe(config(), workers=3)
 

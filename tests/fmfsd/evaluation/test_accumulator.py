@@ -166,8 +166,8 @@ def test_findings_that_cannot_be_written_are_a_warning_and_no_end(tiny_root: Pat
         loop.resume()
         assert loop.run() == "finished"
     assert [each.partition(":")[0] for each in loop.progress.warnings] == [
-        "the evaluation of test can't be kept",
-        "what the fusion attends to can't be kept",
+        "the evaluation of test can't be written",
+        "the attention maps can't be written",
     ]
 
 

@@ -63,7 +63,7 @@ def test_an_exported_file_needs_neither_run_nor_set(run: RunDir, tmp_path: Path)
     shutil.rmtree(moved.path)
     images = torch.rand(2, 3, 32, 32)
     assert fmfsd.load(path).predict(images).labels.shape == (2,)
-    with pytest.raises(ValueError, match="a file has the one that it was exported with"):
+    with pytest.raises(ValueError, match="a file has only the head that was exported"):
         fmfsd.load(path, head="deepest")
 
 
@@ -84,7 +84,7 @@ def test_a_run_needs_no_set_to_be_loaded(tiny_root: Path, tmp_path: Path) -> Non
 
 def test_a_file_of_something_else_is_refused(run: RunDir) -> None:
     other = next(run.checkpoints.glob("step-*")) / "model.safetensors"
-    with pytest.raises(CheckError, match="no file of `fmfsd export --format safetensors`"):
+    with pytest.raises(CheckError, match="is not a file of `fmfsd export --format safetensors`"):
         fmfsd.load(other)
 
 

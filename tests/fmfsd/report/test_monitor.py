@@ -118,7 +118,7 @@ def test_of_many_workers_those_that_need_a_look_are_shown(tmp_path: Path) -> Non
     run = made(tmp_path / "run", workers=64, r63=30.0)
     text = shown(run)
     assert "63" in text
-    assert "and 40 more without a mark" in text
+    assert "and 40 more workers without a mark" in text
     assert len(text.splitlines()) < 36
 
 
@@ -165,7 +165,7 @@ def test_a_job_is_found_by_what_runs_know_of_it(tmp_path: Path) -> None:
     by_a_job = made(tmp_path / "runs" / "loss-4714")
     assert folder_of("4714", tmp_path) == by_a_job.path
     result = CliRunner().invoke(app, ["watch", "99", "--once"])
-    assert (result.exit_code, "job 99: no run knows of it" in result.stderr) == (3, True)
+    assert (result.exit_code, "job 99: no run with this job in" in result.stderr) == (3, True)
     assert CliRunner().invoke(app, ["watch", str(tmp_path), "--once"]).exit_code == 3
 
 

@@ -98,8 +98,8 @@ def test_early_exits_are_drawn_against_multiply_adds_and_time_with_the_chosen_th
     found = {"table": {"deepest_alone": costs[0], "if_all_leave": all_leave, "settings": [setting]}, "curve": ends}
     write_json(left.early_exits("test"), {**found, "target": "accuracy=-20", "chosen": [0.75]})
     text = write_report([left.path], tmp_path / "left.html").read_text()
-    assert "<title>0.75 for accuracy=-20: multiply-adds an image 1 M, top-1 50.00 %</title>" in text
-    assert "<title>deepest head alone: ms an image 2, top-1 62.50 %</title>" in text
+    assert "<title>0.75 for accuracy=-20: multiply-adds per image 1 M, top-1 50.00 %</title>" in text
+    assert "<title>deepest head alone: ms per image 2, top-1 62.50 %</title>" in text
     assert text.count(">0.75 for accuracy=-20</text>") == 2
     both = write_report(
         [left.path, copied(left, tmp_path / "other", alpha=0.5).path], tmp_path / "both.html"
@@ -161,17 +161,17 @@ def test_runs_that_differ_by_their_seed_are_one_line_with_a_band(run: RunDir, tm
         assert [high - low, mean - low] == pytest.approx([1, 1 / 3])
     page = write_report([each.run.path for each in runs], tmp_path / "all.html")
     assert "distill.alpha 0.5" in page.read_text()
-    assert "bands reach from the least to the most" in page.read_text()
+    assert "bands show the minimum and maximum" in page.read_text()
 
 
 def test_what_is_no_run_or_in_the_way_is_told(run: RunDir, tmp_path: Path) -> None:
     code, shown, errors = reported(tmp_path)
     assert (code, shown) == (3, "")
-    assert "no folder of a run" in errors
+    assert "not the folder of a run" in errors
     (tmp_path / "notes.html").write_text("mine")
     code, _, errors = reported(run.path, "--out", tmp_path / "notes.html")
     assert (code, (tmp_path / "notes.html").read_text()) == (3, "mine")
-    assert "no page of ours" in errors
+    assert "was not written by fmfsd report" in errors
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
     assert reported(run.path, tmp_path / "sweep")[0] == 2

@@ -62,7 +62,7 @@ def test_what_differs_is_found_with_its_place(traced: RunDir, tmp_path: Path) ->
 def test_runs_that_were_not_traced_or_are_longer_are_refused(traced: RunDir, tiny_root: Path, tmp_path: Path) -> None:
     for name, changes, expected in (
         ("untraced", (), "not traced to its end"),
-        ("longer", ("train.max_steps=3",), "compare runs of one length"),
+        ("longer", ("train.max_steps=3",), "compare runs of the same length"),
     ):
         run = make_run(tmp_path / name, tiny_config(tiny_root, *CHANGES, *changes))
         train_run(SoloComms(), run.path)
@@ -75,7 +75,7 @@ def test_rounding_of_a_gradient_that_is_0_in_theory_is_measured_by_the_largest_o
     other = {"a": torch.tensor([2.0, -4.0]), "b": torch.tensor([-1e-18])}
     assert largest_difference(one, other).difference == pytest.approx(2e-18 / 4e-6)
     assert largest_difference({"a": torch.zeros(2)}, {"a": torch.zeros(2)}).difference == 0
-    with pytest.raises(CheckError, match="one of the two alone has b"):
+    with pytest.raises(CheckError, match="only one of the two runs has b"):
         largest_difference(one, {"a": one["a"]})
 
 

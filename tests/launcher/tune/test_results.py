@@ -165,7 +165,7 @@ def test_a_page_that_can_not_be_written_is_reported_and_another_file_stays(tmp_p
     sweep, space = sweep_of(tmp_path, *SPACE)
     sweep.report.write_text("mine")
     write_final_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
-    assert "is there already and no page of ours" in write_sweep_report(sweep)
+    assert "exists and was not written by fmfsd report" in write_sweep_report(sweep)
     assert (sweep.report.read_text(), sweep.has_report) == ("mine", False)
     sweep.report.unlink()
     assert (write_sweep_report(sweep), sweep.has_report) == ("", True)
