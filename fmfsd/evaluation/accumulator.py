@@ -126,10 +126,10 @@ class Tally:
     def _class_attention(self, comms: Comms, samples: Tensor) -> ClassAttention | None:
         """Average the attention maps by class. A worker without images gets names and shape from another worker."""
         local = (self._names, list(self._attention.shape)) if self._attention is not None else None
-        known = next((each for each in comms.gather(local) if each is not None), None)
-        if known is None:
+        shared = next((each for each in comms.gather(local) if each is not None), None)
+        if shared is None:
             return None
-        names, shape = known
+        names, shape = shared
         sums = self._attention if self._attention is not None else self.sums.new_zeros(shape)
         means = comms.sum_(sums) / samples.clamp(min=1).view(-1, 1, 1, 1)
         return ClassAttention(tuple(names), rounded(means))

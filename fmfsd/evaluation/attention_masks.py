@@ -50,5 +50,5 @@ class Watcher:
 def _attention(taps: Sequence[str], masks: Sequence[Tensor], fused: Tensor, *, averaged: bool) -> Attention:
     means = [mask.float().mean(dim=1) for mask in masks]
     average = {AVERAGED: torch.stack(means).mean(dim=0)} if averaged else {}
-    named = {**dict(zip(taps, means, strict=False)), **average, FUSED: fused.float().abs().mean(dim=1)}
-    return Attention(tuple(named), torch.stack(tuple(named.values()), dim=1))
+    grids = {**dict(zip(taps, means, strict=False)), **average, FUSED: fused.float().abs().mean(dim=1)}
+    return Attention(tuple(grids), torch.stack(tuple(grids.values()), dim=1))

@@ -36,7 +36,7 @@ SHOWN_SIDE = 64
 class Findings(Protocol):
     """Writes the artifacts of an evaluation."""
 
-    def keep(self, split: str, step: int, found: Evaluation) -> None: ...
+    def keep(self, split: str, step: int, evaluation: Evaluation) -> None: ...
 
     def look(self, engine: Predictor, step: int) -> None: ...
 
@@ -44,7 +44,7 @@ class Findings(Protocol):
 class NoFindings:
     """Writes nothing: for every worker but rank 0."""
 
-    def keep(self, split: str, step: int, found: Evaluation) -> None:
+    def keep(self, split: str, step: int, evaluation: Evaluation) -> None:
         pass
 
     def look(self, engine: Predictor, step: int) -> None:
@@ -65,9 +65,9 @@ class WrittenFindings:
         """`pictures`: the images of `split` to write attention maps of, in one batch."""
         self._run, self._classes, self._pictures, self._split, self._warn = run, classes, pictures, split, warn
 
-    def keep(self, split: str, step: int, found: Evaluation) -> None:
+    def keep(self, split: str, step: int, evaluation: Evaluation) -> None:
         try:
-            keep_evaluation(self._run, split, step, found, self._classes)
+            keep_evaluation(self._run, split, step, evaluation, self._classes)
         except OSError as error:
             self._warn(f"the evaluation of {split} can't be written: {error}")
 
@@ -90,11 +90,11 @@ class WrittenFindings:
             self._warn(f"the attention maps can't be written: {error}")
 
 
-def keep_evaluation(run: RunDir, split: str, step: int, found: Evaluation, classes: Sequence[str]) -> None:
+def keep_evaluation(run: RunDir, split: str, step: int, evaluation: Evaluation, classes: Sequence[str]) -> None:
     """Write `evaluation/<split>.json`."""
     path = run.evaluation(split)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    _write(path, {"split": split, "step": step, "classes": list(classes), **asdict(found)})
+    _write(path, {"split": split, "step": step, "classes": list(classes), **asdict(evaluation)})
 
 
 def _write(path: Path, content: Mapping[str, object]) -> None:

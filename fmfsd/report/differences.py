@@ -91,6 +91,6 @@ def print_differences(folders: Sequence[Path]) -> None:
     """Print the values as JSON: `different` and `same`, by section and name."""
     content: dict[str, Any] = {"runs": list(map(str, folders)), "different": {}, "same": {}}
     for row in compare_runs(folders):
-        place, value = ("different", list(row.values)) if row.differs else ("same", row.values[0])
-        content[place].setdefault(row.section, {})[row.name] = value
+        group, value = ("different", list(row.values)) if row.differs else ("same", row.values[0])
+        content[group].setdefault(row.section, {})[row.name] = value
     print(json.dumps(content, indent=2))

@@ -23,9 +23,9 @@ class Paired:
     p: float | None
 
     @classmethod
-    def of(cls, mine: Sequence[float], others: Sequence[float]) -> "Paired":
-        """Compute the statistics of `mine` minus `others`, at least one pair."""
-        differences = [one - other for one, other in zip(mine, others, strict=True)]
+    def of(cls, values: Sequence[float], references: Sequence[float]) -> "Paired":
+        """Compute the statistics of `values` minus `references`, at least one pair."""
+        differences = [one - other for one, other in zip(values, references, strict=True)]
         mean, count = statistics.mean(differences), len(differences)
         if count == 1:
             return cls(mean, None, None, None)

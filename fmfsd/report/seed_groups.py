@@ -38,9 +38,9 @@ def mean_line(label: str, group: Group, split: str, metric: str, x: str = "epoch
     curves = [curve for curve in curves if curve]
     if not curves:
         return None
-    places = sorted(set.intersection(*map(set, curves)))
-    values = [[curve[place] for curve in curves] for place in places]
-    means = [(float(place), sum(each) / len(each)) for place, each in zip(places, values, strict=True)]
+    xs = sorted(set.intersection(*map(set, curves)))
+    values = [[curve[x_value] for curve in curves] for x_value in xs]
+    means = [(float(x_value), sum(each) / len(each)) for x_value, each in zip(xs, values, strict=True)]
     band = [(min(each), max(each)) for each in values] if len(curves) > 1 else ()
     return Line(label, means, "series", band) if means else None
 

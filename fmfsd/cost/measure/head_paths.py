@@ -49,5 +49,5 @@ def _layers(name: str, network: Network) -> Layers:
 
 
 def _deepest(network: Network) -> Layers:
-    place = network.backbone.deepest.name
-    return ((place, place),)
+    name = network.backbone.deepest.name
+    return ((name, name),)

@@ -88,9 +88,9 @@ def _pretrained_statistics(config: RunConfig) -> ChannelStatistics | None:
 
 
 def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> Iterator[HeadCost]:
-    named = zip(network.head_names, network.head_places, paths(network), strict=True)
+    heads = zip(network.head_names, network.head_places, paths(network), strict=True)
     exit_macs = _exit_macs(network, costs)
-    for number, (name, place, path) in enumerate(named):
+    for number, (name, place, path) in enumerate(heads):
         layers = [Layer(label, shapes[where]) for label, where in (*path.before, *path.after)]
         own, alone = costs.own[number], costs.of_heads([number])
         yield HeadCost(

@@ -50,8 +50,8 @@ _PLACEHOLDER = re.compile(r'<vega-lite title="([^"]*)">([^<]*)</vega-lite>')
 
 def drawing(title: str, spec: Spec) -> Html:
     """Return a placeholder that `draw_charts` replaces by the chart. `spec` omits the settings common to all charts."""
-    whole = {"$schema": _SCHEMA, "background": None, "config": _CONFIG, **spec}
-    return element("vega-lite", Html(html.escape(json.dumps(_cleaned(whole)), quote=False)), title=title)
+    full_spec = {"$schema": _SCHEMA, "background": None, "config": _CONFIG, **spec}
+    return element("vega-lite", Html(html.escape(json.dumps(_cleaned(full_spec)), quote=False)), title=title)
 
 
 def draw_charts(page: str) -> str:
@@ -59,14 +59,14 @@ def draw_charts(page: str) -> str:
     charts = [(html.unescape(title), json.loads(html.unescape(spec))) for title, spec in _PLACEHOLDER.findall(page)]
     if not charts:
         return page
-    drawn = iter(zip(draw_in_child([spec for _, spec in charts]), [title for title, _ in charts], strict=True))
-    return _PLACEHOLDER.sub(lambda _: _chart_element(*next(drawn)), page)
+    results = iter(zip(draw_in_child([spec for _, spec in charts]), [title for title, _ in charts], strict=True))
+    return _PLACEHOLDER.sub(lambda _: _chart_element(*next(results)), page)
 
 
-def _chart_element(drawn: Drawn, title: str) -> Html:
-    if "svg" in drawn:
-        return _embed_svg(drawn["svg"], title)
-    return element("p", f"This chart is omitted: {drawn['error']}. Its numbers are in the table.", class_="omitted")
+def _chart_element(result: Drawn, title: str) -> Html:
+    if "svg" in result:
+        return _embed_svg(result["svg"], title)
+    return element("p", f"This chart is omitted: {result['error']}. Its numbers are in the table.", class_="omitted")
 
 
 def _cleaned(part: Any) -> Any:

@@ -76,14 +76,14 @@ def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: S
     limit = min(MOST_PLACES, max(10, ALL_PLACES // max(1, len(lines))))
     lines = [thinned(line, limit) for line in lines]
     names = [line.label for line in lines if line.kind == "series"]
-    places = [*(point.place for point in points), *(place for line in lines for place in line.places)]
+    coordinates = [*(point.place for point in points), *(xy for line in lines for xy in line.places)]
     layers = [
         *(_band(line, names) for line in lines if line.band),
         *_lines(lines, names),
         *_points([*points, *_single_points(lines)], x, y),
-        *_labels(points, [place[0] for place in places]),
+        *_labels(points, [xy[0] for xy in coordinates]),
     ]
-    axes = {"x": _axis(x, "x", [place[0] for place in places]), "y": _axis(y, "y", [place[1] for place in places])}
+    axes = {"x": _axis(x, "x", [xy[0] for xy in coordinates]), "y": _axis(y, "y", [xy[1] for xy in coordinates])}
     spec = {"width": WIDTH, "height": HEIGHT, "encoding": axes, "layer": layers}
     rows = [(point.label, x.shown(point.place[0]), y.shown(point.place[1])) for point in points]
     data = [table(("", x.name, y.name), rows)] if rows else []
@@ -103,9 +103,13 @@ def bars(title: str, axis: Axis, values: Sequence[Bar]) -> Html:
         for bar in values
         if bar.half_width is not None
     ]
-    drawn = _layer({"type": "bar", "color": "var(--plain)"}, rows, x=x, y=y, description={"field": "description"})
-    errors = _layer({"type": "rule", "color": "var(--ink)", "size": 1.5}, intervals, x=x, y=y, x2=_X2)
-    spec = {"width": WIDTH - 100, "height": {"step": 24}, "layer": [drawn, *([errors] if intervals else [])]}
+    bar_layer = _layer({"type": "bar", "color": "var(--plain)"}, rows, x=x, y=y, description={"field": "description"})
+    interval_layer = _layer({"type": "rule", "color": "var(--ink)", "size": 1.5}, intervals, x=x, y=y, x2=_X2)
+    spec = {
+        "width": WIDTH - 100,
+        "height": {"step": 24},
+        "layer": [bar_layer, *([interval_layer] if intervals else [])],
+    }
     data = [(bar.label, axis.shown(bar.value), _half_width_text(bar, axis)) for bar in values]
     return _figure(title, spec, [table(("", axis.name, "half width of the interval"), data)])
 
@@ -121,10 +125,13 @@ def thinned(line: Line, most: int = MOST_PLACES) -> Line:
     selected = set()
     for start in range(0, len(line.places), size):
         part = range(start, min(start + size, len(line.places)))
-        selected |= {min(part, key=lambda at: line.places[at][1]), max(part, key=lambda at: line.places[at][1])}
+        selected |= {
+            min(part, key=lambda index: line.places[index][1]),
+            max(part, key=lambda index: line.places[index][1]),
+        }
     indices = sorted({0, *selected, len(line.places) - 1})
-    band = [line.band[at] for at in indices] if line.band else ()
-    return Line(line.label, [line.places[at] for at in indices], line.kind, band)
+    band = [line.band[index] for index in indices] if line.band else ()
+    return Line(line.label, [line.places[index] for index in indices], line.kind, band)
 
 
 def _axis(axis: Axis, channel: str, values: Sequence[float]) -> Spec:
@@ -226,17 +233,17 @@ def _points(points: Sequence[Point], x: Axis, y: Axis) -> list[Spec]:
 
 def _labels(points: Sequence[Point], across: Sequence[float]) -> list[Spec]:
     """Label up to MOST_NAMED highlighted points, on the side towards the middle; labels of one position are joined."""
-    by_place: dict[Place, list[str]] = {}
+    labels_by_position: dict[Place, list[str]] = {}
     for point in points:
         if point.kind == "best":
-            by_place.setdefault(point.place, []).append(point.label)
-    if not 0 < len(by_place) <= MOST_NAMED:
+            labels_by_position.setdefault(point.place, []).append(point.label)
+    if not 0 < len(labels_by_position) <= MOST_NAMED:
         return []
     middle = (min(across) + max(across)) / 2
     sides = {"left": [], "right": []}  # type: dict[str, list[Spec]]
-    for place, labels in by_place.items():
-        row = {"x": place[0], "y": place[1], "text": ", ".join(dict.fromkeys(labels))}
-        sides["right" if place[0] > middle else "left"].append(row)
+    for xy, labels in labels_by_position.items():
+        row = {"x": xy[0], "y": xy[1], "text": ", ".join(dict.fromkeys(labels))}
+        sides["right" if xy[0] > middle else "left"].append(row)
     return [_text(side, rows) for side, rows in sides.items() if rows]
 
 
@@ -262,14 +269,14 @@ def _figure(title: str, spec: Spec, data: Sequence[Html]) -> Html:
 
 def _lines_table(x: Axis, y: Axis, lines: Sequence[Line]) -> Html:
     """Return a table with one row per x and one column per line; with many lines, one row per line."""
-    places = sorted({place[0] for line in lines for place in line.places})
+    xs = sorted({point[0] for line in lines for point in line.places})
     values = [dict(line.places) for line in lines]
     if len(lines) > len(DASHES):
-        rows = [(line.label, *_cells(each, places, y)) for line, each in zip(lines, values, strict=True)]
-        return table((f"{y.name} by {x.name}", *map(x.shown, places)), rows)
-    rows = [(x.shown(place), *(_cells(each, [place], y)[0] for each in values)) for place in places]
+        rows = [(line.label, *_cells(each, xs, y)) for line, each in zip(lines, values, strict=True)]
+        return table((f"{y.name} by {x.name}", *map(x.shown, xs)), rows)
+    rows = [(x.shown(value), *(_cells(each, [value], y)[0] for each in values)) for value in xs]
     return table((x.name, *(line.label for line in lines)), rows)
 
 
-def _cells(values: Mapping[float, float], places: Sequence[float], y: Axis) -> list[str]:
-    return [y.shown(values[place]) if place in values else "" for place in places]
+def _cells(values: Mapping[float, float], xs: Sequence[float], y: Axis) -> list[str]:
+    return [y.shown(values[x]) if x in values else "" for x in xs]

@@ -17,18 +17,18 @@ def course(content: Content) -> Html | None:
     if not finished:
         return None
     points = [Point(trial["name"], (int(trial["name"]), trial["metrics"][metric])) for trial in finished]
-    places = [point.place for point in points]
-    best = Line("best so far", list(_best_so_far(places, max if mode == "max" else min)), "best")
+    results = [point.place for point in points]
+    best = Line("best so far", list(_best_so_far(results, max if mode == "max" else min)), "best")
     title, trial = "Result by trial, and the best so far", Axis("trial", whole=True)
     return plot(title, trial, Axis.of(metric), points=points, lines=[best])
 
 
 def _best_so_far(
-    places: Sequence[tuple[float, float]], better: Callable[[float, float], float]
+    results: Sequence[tuple[float, float]], better: Callable[[float, float], float]
 ) -> Iterator[tuple[float, float]]:
     """Yield a step line of the best value so far."""
-    best = places[0][1]
-    for x, y in places:
+    best = results[0][1]
+    for x, y in results:
         yield x, best
         best = better(best, y)
         yield x, best
@@ -39,9 +39,9 @@ def curves(content: Content) -> Html | None:
     metric, best = content["options"]["metrics"][0], content["best"]
     lines = []
     for trial in content["trials"]:
-        places = [(report["epoch"], report[metric]) for report in trial["reports"] if report.get(metric) is not None]
-        if trial["repeats"] is None and places:
-            lines.append(Line(trial["name"], places, _kind(trial, best)))
+        results = [(report["epoch"], report[metric]) for report in trial["reports"] if report.get(metric) is not None]
+        if trial["repeats"] is None and results:
+            lines.append(Line(trial["name"], results, _kind(trial, best)))
     return plot(_CURVES, Axis("epoch", whole=True), Axis.of(metric), lines=lines) if lines else None
 
 
@@ -67,7 +67,7 @@ def _front(content: Content, x: str, y: str) -> Html | None:
         for trial in _runs(content, "finished")
         if trial["metrics"].get(x) is not None and trial["metrics"].get(y) is not None
     ]
-    points = [Point(name, place, "best" if name in front else "plain") for name, place in results]
+    points = [Point(name, xy, "best" if name in front else "plain") for name, xy in results]
     line = Line("front", sorted(point.place for point in points if point.kind == "best"), "pale")
     return plot(f"{y} over {x}", Axis.of(x), Axis.of(y), points=points, lines=[line]) if points else None
 

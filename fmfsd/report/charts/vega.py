@@ -52,13 +52,13 @@ def draw(specs: Sequence[Spec]) -> list[Drawn]:
     """Render each spec in this process and return the results."""
     from vl_convert import vegalite_to_svg
 
-    drawn: list[Drawn] = []
+    results: list[Drawn] = []
     for spec in specs:
         try:
-            drawn.append({"svg": vegalite_to_svg(json.dumps(spec))})
+            results.append({"svg": vegalite_to_svg(json.dumps(spec))})
         except ValueError as error:
-            drawn.append({"error": str(error)})
-    return drawn
+            results.append({"error": str(error)})
+    return results
 
 
 if __name__ == "__main__":

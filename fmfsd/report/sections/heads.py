@@ -95,8 +95,8 @@ def _exit_chart(title: str, axis: Axis, exits: Content, setting_key: str, curve_
     results = [(_thresholds(each, exits), each["cost"][setting_key], each["top1"]) for each in settings]
     deepest = ("deepest head alone", alone[setting_key], exits["curve"][-1]["top1"])
     points = [Point(name, (unit * cost, top1), "best") for name, cost, top1 in (*results, deepest)]
-    places = _curve_points(exits, curve_key, unit)
-    lines = [Line("one threshold for all", places)] if places else []
+    curve = _curve_points(exits, curve_key, unit)
+    lines = [Line("one threshold for all", curve)] if curve else []
     return plot(title, axis, Axis("top-1", percent=True), points=points, lines=lines)
 
 

@@ -59,17 +59,17 @@ def course(run: RunFiles) -> Html:
         return Html("")
     progress = [(record["time"], float(record["step"])) for record in run.records if "time" in record]
     marks = list(_marks(run.attempts, started, progress))
-    duration = max((place[0] for place in (*progress, *(mark.place for mark in marks))), default=0.0)
+    duration = max((point[0] for point in (*progress, *(mark.place for mark in marks))), default=0.0)
     name, seconds = next((name, seconds) for least, name, seconds in UNITS if duration >= least)
     points = [Point(mark.label, _scale_time(seconds, mark.place), mark.kind) for mark in marks]
-    lines = [Line("step", [_scale_time(seconds, place) for place in progress])] if progress else []
+    lines = [Line("step", [_scale_time(seconds, point) for point in progress])] if progress else []
     chart = plot(f"Progress of {run.name}", Axis(name), Axis("step", whole=True), points=points, lines=lines)
     header = ("attempt", "workers", "started after", "duration", "ended", "cause")
     return joined(chart, table(header, [_attempt(attempt, started) for attempt in run.attempts]))
 
 
-def _scale_time(unit: float, place: tuple[float, float]) -> tuple[float, float]:
-    return place[0] / unit, place[1]
+def _scale_time(unit: float, point: tuple[float, float]) -> tuple[float, float]:
+    return point[0] / unit, point[1]
 
 
 def _marks(attempts: Sequence[Content], started: float, progress: Sequence[tuple[float, float]]) -> Iterator[Point]:
