@@ -9,15 +9,19 @@ from torch import nn
 from torch.profiler import record_function
 from torch.utils.hooks import RemovableHandle
 
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.interface import Engine
+from fmfsd.losses import SelfDistillLoss
 from fmfsd.run.profile_record import BACKWARD, BRANCHES, COMMUNICATION, FORWARD, FUSION, INPUT, LOSS, OPTIMIZER, TRUNK
 from fmfsd.training.timers import Stopwatch
 
 T = TypeVar("T")
 
 STEP = "step"
-ENGINE = {"terms": LOSS, "backward": BACKWARD, "step": OPTIMIZER}
-LOSSES = {"total": LOSS}
-CALLS = dict.fromkeys(("sum_", "mean_", "spread_", "any", "share", "gather"), COMMUNICATION)
+ENGINE = {Engine.terms.__name__: LOSS, Engine.backward.__name__: BACKWARD, Engine.step.__name__: OPTIMIZER}
+LOSSES = {SelfDistillLoss.total.__name__: LOSS}
+_COLLECTIVES = (Comms.sum_, Comms.mean_, Comms.spread_, Comms.any, Comms.share, Comms.gather)
+CALLS = {collective.__name__: COMMUNICATION for collective in _COLLECTIVES}
 """Methods of an engine, a loss and collectives, and the range of each. A nested range counts only for itself."""
 
 ROLES = {
