@@ -171,7 +171,7 @@ _BRANCHES_DROP = "model.fusion {}: the trunk does not use the branches, so they 
 
 
 def _render(stream: TextIO, table: Callable[[bool], Table]) -> str:
-    """Render for a terminal of at most MOST_COLUMNS columns; for a file without borders and MOST_COLUMNS wide."""
+    """Render for a terminal of at most MAX_COLUMNS columns; for a file without borders and MAX_COLUMNS wide."""
     from rich.console import Console
 
     terminal = Console(file=stream)

@@ -32,7 +32,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ClassAttention:
-    """Attention maps averaged by class: grids[class][name][row][column], with the names of `Attention`."""
+    """Attention maps averaged by class: grids[class][name][row][column], with the names of `AttentionMaps`."""
 
     names: tuple[str, ...]
     grids: list[list[list[list[float]]]]

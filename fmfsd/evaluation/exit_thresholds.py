@@ -26,7 +26,7 @@ MOST_LEVELS = 200
 class Sureness:
     """Confidence of H heads (the early ones, shallow to deep, then the deepest) on N samples.
 
-    `confidence`: the largest class probability (H, N). `right`: True where the head's prediction is correct (H, N).
+    `confidence`: the largest class probability (H, N). `correct`: True where the head's prediction is correct (H, N).
     """
 
     confidence: Tensor
@@ -98,7 +98,7 @@ def _point(confidences: Sureness, threshold: float, costs: Sequence[float], seco
 def cheapest(confidences: Sureness, costs: Sequence[float], least_top1: float) -> Thresholds | None:
     """Return the thresholds, one per early head, with the lowest cost and at least `least_top1` on these samples.
 
-    None if no setting reaches it. Searches a grid of quantiles of each head's confidences, at most MOST_TRIED settings.
+    None if no setting reaches it. Searches a grid of quantiles of each head's confidences, at most MAX_SETTINGS.
     """
     results = ((*confidences.with_thresholds(setting), setting) for setting in _settings(confidences))
     candidates = [(_cost(leaving, costs), -top1, setting) for top1, leaving, setting in results if top1 >= least_top1]

@@ -28,7 +28,7 @@ IMAGES = "float32 (B, 3, size, size), RGB in [0, 1]; normalised inside"
 
 @dataclass(frozen=True)
 class Card:
-    """Metadata of an exported file, stored as JSON under KEY.
+    """Metadata of an exported file, stored as JSON under METADATA_KEY.
 
     `config`: the config to build the network from. `thresholds`: those of the early exits.
     """

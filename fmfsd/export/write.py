@@ -50,7 +50,7 @@ class Agreement:
     """Comparison of the exported file's outputs with the run's.
 
     `difference`: the largest of a logit; `tolerance`: the largest allowed. `ties`: images with another label, because
-    their two largest logits are equal up to rounding. `strayed`: images that exit at another head, because their
+    their two largest logits are equal up to rounding. `changed_exits`: images that exit at another head, because their
     confidence equals a threshold up to rounding.
     """
 
@@ -80,17 +80,17 @@ class Export:
 
 
 def export(
-    run: RunDir, form: str, head: str = "deepest", thresholds: str | None = None, out: Path | None = None
+    run: RunDir, file_format: str, head: str = "deepest", thresholds: str | None = None, out: Path | None = None
 ) -> Export:
-    """Export the newest complete checkpoint of `run` to one file of format `form`, one of SUFFIXES.
+    """Export the newest complete checkpoint of `run` to one file of format `file_format`, one of SUFFIXES.
 
     `head` is one of the network's heads, ensemble, or early-exit; `thresholds` are for early-exit only.
 
     ConfigError for invalid arguments. CheckError if the file exists, a package or the run's data set is missing, or the
     file's outputs differ from the run's; then no file remains.
     """
-    path = out or run.path / "export" / f"{head}{SUFFIXES[form]}"
-    _require_possible(path, form)
+    path = out or run.path / "export" / f"{head}{SUFFIXES[file_format]}"
+    _require_possible(path, file_format)
     exact_arithmetic(deterministic=False)
     config, network, checkpoint = trained_network(run)
     _require_head(network, head)
@@ -99,16 +99,16 @@ def export(
     images = _images(own_index(run, config), config.data)
     expected = _run_batches(_reference_model(network, card), images)
     with _rename_on_success(path) as temporary:
-        _write(form, network, card, temporary)
-        exported = _READERS[form](temporary)
+        _write(file_format, network, card, temporary)
+        exported = _READERS[file_format](temporary)
         actual = _run_batches(lambda batch: exported(batch.float() / 255), images)
         result = agreement(actual, expected, path)
     return Export(str(path), head, checkpoint, len(images), result)
 
 
-def _require_possible(path: Path, form: str) -> None:
+def _require_possible(path: Path, file_format: str) -> None:
     problems = [Problem(str(path), "exists and is not overwritten: choose another --out")] if path.exists() else []
-    if missing := [name for name in NEEDED if form == "onnx" and find_spec(name) is None]:
+    if missing := [name for name in NEEDED if file_format == "onnx" and find_spec(name) is None]:
         problems.append(Problem("--format onnx", f"needs {', '.join(missing)}: pip install 'fmfsd[export]'"))
     if problems:
         raise CheckError(problems)
@@ -176,15 +176,15 @@ def _rename_on_success(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def _write(form: str, network: Network, card: Card, path: Path) -> None:
+def _write(file_format: str, network: Network, card: Card, path: Path) -> None:
     try:
-        _WRITERS[form](network, card, path)
+        _WRITERS[file_format](network, card, path)
     except OSError:
         raise
     except Exception as error:  # exporters raise many types for networks that they do not support
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckError(
-            [Problem(f"--format {form}", f"does not support this network ({reason}): try another")]
+            [Problem(f"--format {file_format}", f"does not support this network ({reason}): try another")]
         ) from error
 
 

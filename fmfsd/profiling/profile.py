@@ -31,7 +31,7 @@ class WrittenProfile:
 
     def __init__(self, run: RunDir, rank: int, device: torch.device, steps: int) -> None:
         self._run, self._rank, self._device, self._steps = run, rank, device, steps
-        self._stopwatch, self._open = RangedStopwatch(self._step), ExitStack()
+        self._step_timer, self._open = RangedStopwatch(self._step), ExitStack()
         self._number, self._timed_steps = 0, list[tuple[_Mark, _Mark]]()
         self._waited_s, self._peak_memory, self._flops_per_s = 0.0, 0, 0.0
         run.profile.mkdir(exist_ok=True, mode=0o700)
@@ -52,7 +52,7 @@ class WrittenProfile:
         self._flops_per_s = matrix_flops_per_s(loop.config.train, self._device)
         self._network = loop.engine.network
         loop.engine, loop.loss = ranged(loop.engine, ENGINE), ranged(loop.loss, LOSSES)
-        loop.stopwatch, loop.evaluations = self._stopwatch, {}
+        loop.stopwatch, loop.evaluations = self._step_timer, {}
         return loop
 
     def _step(self) -> AbstractContextManager[None]:
@@ -65,10 +65,10 @@ class WrittenProfile:
 
     @contextmanager
     def _time_step(self) -> Iterator[None]:
-        waited_s, start = self._stopwatch.waited_in_all, _Mark(self._device)
+        waited_s, start = self._step_timer.waited_in_all, _Mark(self._device)
         yield
         self._timed_steps.append((start, _Mark(self._device)))
-        self._waited_s += self._stopwatch.waited_in_all - waited_s
+        self._waited_s += self._step_timer.waited_in_all - waited_s
 
     @contextmanager
     def _record_step(self, number: int) -> Iterator[None]:

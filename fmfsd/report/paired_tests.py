@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SURE = 0.95
-"""Confidence level of intervals; 1 - SURE is the significance level."""
+"""Confidence level of intervals; 1 - CONFIDENCE_LEVEL is the significance level."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def t_within(t: float, freedom: int) -> float:
 
 
 def t_quantile(freedom: int) -> float:
-    """Return t with P(-t < T < t) = SURE for Student's T with `freedom` >= 1 degrees of freedom."""
+    """Return t with P(-t < T < t) = CONFIDENCE_LEVEL for Student's T with `freedom` >= 1 degrees of freedom."""
     low, high = 0.0, 16.0  # 12.7 for one degree of freedom, less for more
     while high - low > 1e-12:
         middle = (low + high) / 2

@@ -65,7 +65,7 @@ class StepReduction:
         return packed[: len(terms.squares_F)]
 
     def readings(self, *, all_of_them: bool = False) -> Iterator[Reading]:
-        """Yield the results that are due; `all_of_them`: all results, waiting for the device."""
+        """Yield the results that are due; `wait`: all results, waiting for the device."""
         while len(self._pending) > (0 if all_of_them else self._delay):
             pending = self._pending.popleft()
             if pending.ready is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Stopwatch:
-    """Seconds spent in steps and waiting for data, and images trained on, since the last `take`."""
+    """Seconds spent in steps and waiting for data, and images trained on, since the last `pop`."""
 
     waited: float = 0.0
     stepped: float = 0.0

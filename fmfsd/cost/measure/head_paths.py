@@ -12,7 +12,7 @@ Layers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class HeadPath:
-    """Layers on the way to one head, `before` and `after` its map is fused; without fusion all are in `before`."""
+    """Layers on the way to one head, before and after its map is fused; without fusion all are in the first field."""
 
     before: Layers
     after: Layers = ()

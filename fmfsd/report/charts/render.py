@@ -49,7 +49,7 @@ _PLACEHOLDER = re.compile(r'<vega-lite title="([^"]*)">([^<]*)</vega-lite>')
 
 
 def drawing(title: str, spec: Spec) -> Html:
-    """Return a placeholder that `draw_charts` replaces by the chart. `spec` omits the settings common to all charts."""
+    """Return a placeholder that `insert_charts` replaces by the chart. `spec` omits settings common to all charts."""
     full_spec = {"$schema": _SCHEMA, "background": None, "config": _CONFIG, **spec}
     return element("vega-lite", Html(html.escape(json.dumps(_cleaned(full_spec)), quote=False)), title=title)
 

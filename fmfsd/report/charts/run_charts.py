@@ -24,7 +24,7 @@ COLOURS = [f"var(--series-{number})" for number in range(len(DASHES))]
 
 @dataclass(frozen=True)
 class Axis:
-    """Name and number format of an axis: `percent` for fractions, `whole` for counts."""
+    """Name and number format of an axis: `percent` for fractions, `integer` for counts."""
 
     name: str
     percent: bool = False
@@ -118,7 +118,7 @@ _X2 = {"field": "x2"}
 
 
 def thinned(line: Line, most: int = MOST_PLACES) -> Line:
-    """Return the line with about `most` points, ends and extremes included; the same line if it has no more."""
+    """Return the line with about `max_points` points, ends and extremes included; the same line if it has no more."""
     if len(line.places) <= most:
         return line
     size = -(-len(line.places) // (most // 2))
@@ -232,7 +232,7 @@ def _points(points: Sequence[Point], x: Axis, y: Axis) -> list[Spec]:
 
 
 def _labels(points: Sequence[Point], across: Sequence[float]) -> list[Spec]:
-    """Label up to MOST_NAMED highlighted points, on the side towards the middle; labels of one position are joined."""
+    """Label up to MAX_POINT_LABELS highlighted points, towards the middle; labels of one position are joined."""
     labels_by_position: dict[Place, list[str]] = {}
     for point in points:
         if point.kind == "best":
