@@ -162,8 +162,8 @@ class Probe:
 MOST_COLUMNS = 120
 _NUMBERS = ("own\nparameters", "own MACs\nper image", "of\ntraining", "alone:\nparameters", "alone:\nMACs")
 _LEGEND = """\
-| marks where maps are fused. own: layers that no other head uses. of training: their share of the multiply-adds (MACs)
-of a training step. alone: the network pruned to this head; x: its ratio to the plain backbone."""
+| marks where maps are fused. own: layers that no other head uses. of training: their share of a training step's
+multiply-adds (MACs). alone: the network pruned to this head; x: its ratio to the plain backbone."""
 _BRANCHES_STAY = """\
 model.fusion {}: the fused map feeds the trunk, so branches can't be dropped at no cost: {} alone needs x{:.3f} of
 the plain backbone's MACs; with model.fusion side it would need x1.000."""

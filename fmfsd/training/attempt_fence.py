@@ -10,8 +10,8 @@ from fmfsd.run.run_dir import RunDir
 class Fence:
     """Fence for a worker of attempt number `attempt`. The coordinator records a new attempt before it starts it.
 
-    A rename is safe if the worker calls `require_current` after it has created the temporary file and before the rename:
-    a new attempt removes all temporary files after it has been recorded.
+    A rename is safe if the worker calls `require_current` between creating the temporary file and renaming it: a new
+    attempt removes all temporary files after it has been recorded.
     """
 
     run: RunDir

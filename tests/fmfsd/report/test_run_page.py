@@ -141,7 +141,7 @@ def test_a_failed_run_says_why(run: RunDir, tmp_path: Path) -> None:
     assert reported(failed.path)[0] == 0
     text = (failed.path / "report.html").read_text()
     assert "rank 1 &lt;was&gt; killed" in text
-    assert "start 1 failed" in text
+    assert "attempt 1 failed" in text
     assert "fmfsd-launch smoke" in text
 
 
