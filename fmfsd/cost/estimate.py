@@ -165,8 +165,8 @@ _LEGEND = """\
 | marks where maps are fused. own: layers that no other head uses. of training: their share of a training step's
 multiply-adds (MACs). alone: the network pruned to this head; x: its ratio to the plain backbone."""
 _BRANCHES_STAY = """\
-model.fusion {}: the fused map feeds the trunk, so branches can't be dropped at no cost: {} alone needs x{:.3f} of
-the plain backbone's MACs; with model.fusion side it would need x1.000."""
+model.fusion {}: the fused map feeds the trunk, so branches can't be dropped at no cost: {} alone needs
+x{:.3f} of the plain backbone's MACs; with model.fusion side it would need x1.000."""
 _BRANCHES_DROP = "model.fusion {}: the trunk does not use the branches, so they can be dropped at no cost."
 
 
