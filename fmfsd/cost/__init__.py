@@ -1,1 +1,1 @@
-"""What a config costs: parameters, multiply-adds and memory as values (`estimate`), and their cache. Needs no torch."""
+"""Cost estimates of a config: parameters, multiply-adds and memory (`estimate`), and their cache. No torch."""

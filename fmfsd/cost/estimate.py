@@ -1,4 +1,4 @@
-"""What a config costs, as a value and as a table; what finds it out needs torch (fmfsd.cost.measure.probe)."""
+"""Cost estimate of a config: values and tables. Computing one needs torch and is in fmfsd.cost.measure.probe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 Shape = tuple[int, int, int]
-"""Channels, height and width of a map."""
+"""Channels, height and width of a feature map."""
 
 
 ChannelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -29,7 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Layer:
-    """A step of a head's path, as people call it, and the shape of the map behind it."""
+    """A layer on a head's path: its display name and the shape of its output map."""
 
     name: str
     shape: Shape
@@ -37,13 +37,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class HeadCost:
-    """A head, and the map that its branch starts from: after which block or stage, and its shape.
+    """Costs of one head.
 
-    `path` in words, and its `layers`. `own` is of layers that neither the backbone has nor another head needs, and
-    `training_share` their part of a training step's multiply-adds. `alone` is a network for this head and nothing else,
-    as `fmfsd.model.prune` makes it, and `of_plain` its multiply-adds over those of the plain backbone. `exits_of_plain`
-    is the same ratio for an image that leaves here after the early heads before were computed; None if this head is
-    neither an early head nor the deepest one, since an early exit never computes it.
+    `tap`: the block or stage whose output map (`shape`) the head's branch starts from. `path`: the `layers` as text.
+    `own`: the layers that neither the backbone nor another head uses; `training_share`: their fraction of a training
+    step's multiply-adds. `alone`: the network pruned to this head (`fmfsd.model.prune`); `of_plain`: its multiply-adds
+    divided by those of the plain backbone. `exits_of_plain`: the same ratio for an image that exits at this head, the
+    earlier exits included; None for a head that early exits never compute (neither an early head nor the deepest).
     """
 
     name: str
@@ -60,7 +60,7 @@ class HeadCost:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """`backbone` includes the deepest head, `branches` their heads and feature layers, `fusion` all that is between."""
+    """`backbone` includes the deepest head, `branches` their heads and feature layers, `fusion` everything else."""
 
     total: int
     backbone: int
@@ -70,12 +70,12 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class MemoryCost:
-    """Bytes that one worker holds when the forward pass of a micro-batch has ended.
+    """Bytes that one worker holds at the end of a micro-batch's forward pass.
 
-    `buffers` are batch statistics, `optimizer` momenta and averages, `activations` what the backward pass needs, `data`
-    the shards of all splits in memory, at their published sizes (of an image folder none). Kernels' workspaces, the
-    libraries' own memory and what is held for a moment come on top. `offloaded` is no part of the total: it is the
-    optimizer's, in the memory of the worker's machine, if engine.offload puts it there.
+    `buffers`: batch statistics. `optimizer`: momenta and weight averages. `activations`: tensors saved for the backward
+    pass. `data`: the shards of all splits in memory, at their published sizes (0 for an image folder). Workspaces of
+    kernels, memory of libraries and temporary tensors are not included. `offloaded`: optimizer state that
+    engine.offload stores in host memory; not part of `total`.
     """
 
     parameters: int
@@ -90,11 +90,12 @@ class MemoryCost:
 
 @dataclass(frozen=True)
 class Probe:
-    """`macs` are the multiply-adds of one image's forward pass in training, all heads included; a backward pass takes
-    about twice as many again.
+    """Costs of a config: the whole network, its heads, and the memory of one worker.
 
-    `plain` is the backbone with its own classifier, `trunk` the backbone without it, `shared` what else more than one
-    head needs. `fusion` is `model.fusion`. `pretrained_statistics`: what the pretrained weights were trained with.
+    `macs`: multiply-adds of one image's forward pass in training, all heads included; the backward pass takes about
+    twice as many. `plain`: the backbone with its own classifier. `trunk`: the backbone without a classifier. `shared`:
+    other layers that more than one head uses. `fusion`: the value of `model.fusion`. `pretrained_statistics`: the
+    channel statistics that the pretrained weights were trained with.
     """
 
     workers: int
@@ -110,72 +111,73 @@ class Probe:
     pretrained_statistics: ChannelStatistics | None = None
 
     def network_table(self, plain: bool) -> Table:
-        """The network, a head a row, within 120 columns; `plain`: without lines, for a file."""
-        table = _table(plain, "head", "path, and its maps", *_NUMBERS)
-        table.add_row("", "backbone", *self._trained(self.trunk))
+        """Return a table with one row per head, at most 120 columns wide. `plain`: without borders, for a file."""
+        table = _table(plain, "head", "path and feature maps", *_NUMBERS)
+        table.add_row("", "backbone", *self._training_columns(self.trunk))
         if self.shared.parameters or self.shared.macs:
-            table.add_row("", "shared by heads", *self._trained(self.shared))
+            table.add_row("", "shared by heads", *self._training_columns(self.shared))
         for head in self.heads:
-            table.add_row(head.name, f"{head.path}\n{_maps(head)}", *self._trained(head.own), *self._alone(head))
-        table.add_row("all", "", *self._trained(Cost(self.parameters.total, self.macs)))
+            table.add_row(
+                head.name, f"{head.path}\n{_maps(head)}", *self._training_columns(head.own), *self._pruned_columns(head)
+            )
+        table.add_row("all", "", *self._training_columns(Cost(self.parameters.total, self.macs)))
         return table
 
-    def _trained(self, cost: Cost) -> tuple[str, str, str]:
+    def _training_columns(self, cost: Cost) -> tuple[str, str, str]:
         return f"{cost.parameters / 1e6:.3f} M", f"{cost.macs / 1e6:.2f} M", f"{cost.macs / self.macs:.1%}"
 
-    def _alone(self, head: HeadCost) -> tuple[str, str]:
+    def _pruned_columns(self, head: HeadCost) -> tuple[str, str]:
         parameters, macs = head.alone.parameters, head.alone.macs
         of_plain = parameters / self.plain.parameters
         return f"{parameters / 1e6:.3f} M\nx{of_plain:.3f}", f"{macs / 1e6:.2f} M\nx{head.of_plain:.3f}"
 
     def table(self, plain: bool) -> Table:
-        """Sums, and the memory of a worker."""
-        table = _table(plain, "what", "how much")
+        """Return a table of the totals and the memory of one worker."""
+        table = _table(plain, "quantity", "value")
         for name, count in vars(self.parameters).items():
             table.add_row(f"parameters, {name}", f"{count / 1e6:.3f} M")
-        table.add_row("multiply-adds an image, forward", f"{self.macs / 1e6:.1f} M")
+        table.add_row("multiply-adds per image, forward", f"{self.macs / 1e6:.1f} M")
         for name, size in vars(self.memory).items():
-            table.add_row(f"memory of a worker of {self.workers} on {self.device}, {name}", f"{size / 2**20:,.1f} MiB")
+            table.add_row(f"memory per worker ({self.workers} on {self.device}), {name}", f"{size / 2**20:,.1f} MiB")
         return table
 
     def advice(self) -> str:
-        """What the table should not be read without."""
-        deepest, said = self.heads[-1], [_HOW_TO_READ]
+        """Return how to read the table, and whether the branches can be dropped at no cost."""
+        deepest, lines = self.heads[-1], [_LEGEND]
         if len(self.heads) > 1 and self.fusion in ("trunk", "both"):
-            said.append(_NOT_FOR_FREE.format(self.fusion, deepest.name, deepest.of_plain))
+            lines.append(_BRANCHES_STAY.format(self.fusion, deepest.name, deepest.of_plain))
         elif len(self.heads) > 1:
-            said.append(_FOR_FREE.format(self.fusion))
-        return "\n".join(said)
+            lines.append(_BRANCHES_DROP.format(self.fusion))
+        return "\n".join(lines)
 
     def network_text(self, stream: TextIO) -> str:
-        """For people, to be printed to `stream`."""
-        return _printed(stream, self.network_table) + self.advice()
+        """Render the network table and the advice for printing to `stream`."""
+        return _render(stream, self.network_table) + self.advice()
 
     def text(self, stream: TextIO) -> str:
-        """All that is known, for people, to be printed to `stream`."""
-        return f"{self.network_text(stream)}\n{_printed(stream, self.table)}".rstrip()
+        """Render both tables and the advice for printing to `stream`."""
+        return f"{self.network_text(stream)}\n{_render(stream, self.table)}".rstrip()
 
 
 MOST_COLUMNS = 120
-_NUMBERS = ("own\nparameters", "own MACs\nan image", "of\ntraining", "alone:\nparameters", "alone:\nMACs")
-_HOW_TO_READ = """\
-| is where a map is fused. own: layers that no other head needs; of training: their share of the forward multiply-adds
-(MACs), and of the backward ones, which are about twice as many for all. alone: a network for this head and no other,
-and its ratio to the plain backbone."""
-_NOT_FOR_FREE = """\
-model.fusion {}: the fused map feeds the trunk, so branches can't be dropped for free: {} alone is x{:.3f} of the
-plain backbone's MACs; with side it would be x1.000."""
-_FOR_FREE = "model.fusion {}: the trunk is untouched, so that branches can be dropped for free."
+_NUMBERS = ("own\nparameters", "own MACs\nper image", "of\ntraining", "alone:\nparameters", "alone:\nMACs")
+_LEGEND = """\
+| marks where maps are fused. own: layers that no other head uses. of training: their share of a training step's
+multiply-adds (MACs). alone: the network pruned to this head; x: its ratio to the plain backbone."""
+_BRANCHES_STAY = """\
+model.fusion {}: the fused map feeds the trunk, so branches can't be dropped at no cost: {} alone needs
+x{:.3f} of the plain backbone's MACs; with model.fusion side it would need x1.000."""
+_BRANCHES_DROP = "model.fusion {}: the trunk does not use the branches, so they can be dropped at no cost."
 
 
-def _printed(stream: TextIO, table: Callable[[bool], Table]) -> str:
-    """As wide as a terminal, at most MOST_COLUMNS; without lines and MOST_COLUMNS wide for a file."""
+def _render(stream: TextIO, table: Callable[[bool], Table]) -> str:
+    """Render for a terminal of at most MAX_COLUMNS columns; for a file without borders and MAX_COLUMNS wide."""
     from rich.console import Console
 
-    found = Console(file=stream)
-    width = min(found.width, MOST_COLUMNS) if found.is_terminal else MOST_COLUMNS
+    terminal = Console(file=stream)
+    width = min(terminal.width, MOST_COLUMNS) if terminal.is_terminal else MOST_COLUMNS
     console = Console(file=stream, width=width)
-    with console.capture() as captured:  # rich answers a reader who has gone by its own exit code
+    with console.capture() as captured:  # on a closed pipe rich would exit with its own code
         console.print(table(not console.is_terminal))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
@@ -191,5 +193,5 @@ def _maps(head: HeadCost) -> str:
 
 
 def dimensions(shape: Shape) -> str:
-    """As `64x32x32`."""
+    """Format a shape as in `64x32x32`."""
     return "x".join(map(str, shape))

@@ -1,1 +1,1 @@
-"""Accuracy of every head and of early exits, and the files that reports show."""
+"""Evaluation: accuracy of each head and of early exits, and the files that reports read."""

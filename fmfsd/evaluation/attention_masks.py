@@ -1,4 +1,4 @@
-"""What a network's fusion attends to: the mask of each map, their average, and the fused map."""
+"""Attention masks of a network's fusion: the mask of each feature map, their average, and the fused map."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +13,19 @@ AVERAGED, FUSED = "averaged", "fused"
 
 @dataclass(frozen=True)
 class Attention:
-    """Of B images, one grid (B, H, W) a name: the mask of each tap's map and, where masks are averaged, `averaged`,
-    both means over their groups; then `fused`, the mean of the fused map's absolute values over its channels."""
+    """Attention maps of B images, one grid (B, H, W) per name.
+
+    Names: one per tap, the mask of its feature map, a mean over groups; `averaged`, the mean mask, for a fusion that
+    averages masks; `fused`, the mean absolute value of the fused map over its channels.
+    """
 
     names: tuple[str, ...]
     grids: Tensor
-    """(B, M, H, W), M as many as there are names."""
+    """(B, M, H, W); M is the number of names."""
 
 
 class Watcher:
-    """Keeps what the fusion of a network attends to in each of its passes; of a network without fusion, nothing."""
+    """Records the attention maps of a network's last forward pass in `last`; None for a network without fusion."""
 
     def __init__(self) -> None:
         self.last: Attention | None = None
@@ -34,10 +37,10 @@ class Watcher:
             yield
             return
 
-        def keep(module: Any, given: tuple[Sequence[Tensor]], fused: Tensor) -> None:
-            self.last = _attention(taps, module.masks(*given), fused, averaged=module.averages_masks)
+        def record(module: Any, inputs: tuple[Sequence[Tensor]], fused: Tensor) -> None:
+            self.last = _attention(taps, module.masks(*inputs), fused, averaged=module.averages_masks)
 
-        handle = fusion.register_forward_hook(keep)
+        handle = fusion.register_forward_hook(record)
         try:
             yield
         finally:
@@ -45,7 +48,7 @@ class Watcher:
 
 
 def _attention(taps: Sequence[str], masks: Sequence[Tensor], fused: Tensor, *, averaged: bool) -> Attention:
-    each = [mask.float().mean(dim=1) for mask in masks]
-    average = {AVERAGED: torch.stack(each).mean(dim=0)} if averaged else {}
-    named = {**dict(zip(taps, each, strict=False)), **average, FUSED: fused.float().abs().mean(dim=1)}
-    return Attention(tuple(named), torch.stack(tuple(named.values()), dim=1))
+    means = [mask.float().mean(dim=1) for mask in masks]
+    average = {AVERAGED: torch.stack(means).mean(dim=0)} if averaged else {}
+    grids = {**dict(zip(taps, means, strict=False)), **average, FUSED: fused.float().abs().mean(dim=1)}
+    return Attention(tuple(grids), torch.stack(tuple(grids.values()), dim=1))

@@ -1,4 +1,4 @@
-"""What early exits save, measured on a split: accuracy, who leaves where, multiply-adds and time an image."""
+"""Early exits measured on a split: accuracy, share of images per exit, multiply-adds and time per image."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +18,14 @@ from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 
 FIRST_BATCH = (0,) * 3
-"""Timed so often, for what costs the same whatever the images are."""
+"""Batches to time for a cost that does not depend on the images: the first one, three times."""
 
 Run = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
 class MeasuredCost:
-    """Of one image, the mean over those that were run: multiply-adds of convolutions and linear layers, and seconds."""
+    """Mean cost of one image: multiply-adds of convolutions and linear layers, and seconds."""
 
     macs: float
     seconds: float
@@ -33,7 +33,7 @@ class MeasuredCost:
 
 @dataclass(frozen=True)
 class Setting:
-    """What thresholds, one an early head, give; `leaving` has the share of the images that left at each head."""
+    """Result of `thresholds`, one per early head; `leaving`: the share of the images that exit at each head."""
 
     thresholds: tuple[float, ...]
     top1: float
@@ -43,8 +43,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class ExitTable:
-    """`deepest_alone`: the network that the deepest head alone needs. `if_all_leave`: what an image costs that leaves
-    at that head, where the heads before it have been asked."""
+    """Measured early exits.
+
+    `deepest_alone`: cost of the network pruned to the deepest head. `if_all_leave`: by head, cost of an image that
+    exits there, the earlier exits included.
+    """
 
     deepest_alone: MeasuredCost
     if_all_leave: dict[str, MeasuredCost]
@@ -60,66 +63,67 @@ def measure_settings(
     *,
     report: Callable[[float], None] = lambda _done: None,
 ) -> tuple[Setting, ...]:
-    """Each of `settings`, thresholds by early head, on all workers' batches.
+    """Measure each of `settings` (thresholds by early head) on the batches of all workers.
 
-    Times are those of the network alone, on this device, in `form`, at the size of these batches, after a batch that is
-    not timed. `report` is called with the fraction of the settings that is done.
+    Times are of the forward pass only, on this device, in precision `form`, at the size of these batches, after one
+    untimed batch. `report` is called with the fraction of the settings that is done.
     """
-    found = []
+    measured = []
     for number, thresholds in enumerate(settings, 1):
-        found.append(_setting(EarlyExit(network, thresholds), batches, form, comms))
+        measured.append(_setting(EarlyExit(network, thresholds), batches, form, comms))
         report(number / len(settings))
-    return tuple(found)
+    return tuple(measured)
 
 
 def measure_costs(
     network: Network, batches: EvaluationBatches, form: Form, comms: Comms
 ) -> tuple[MeasuredCost, dict[str, MeasuredCost]]:
-    """Of the deepest head alone, and of leaving at each, on rank 0's first batch; timed as settings are.
+    """Measure the deepest head alone and an exit at each head, on rank 0's first batch, timed like settings.
 
-    All workers measure, so that none waits for rank 0 longer than it takes itself.
+    All workers measure and rank 0's result is broadcast, so that no worker waits long in the collective.
     """
     has_images = len(batches.at(0)[1]) > 0
     alone, *costs = comms.share(_costs(network, batches, form) if has_images else [])
-    names = [name for name, _ in _forcing(network)]
+    names = [name for name, _ in _forced_exits(network)]
     return MeasuredCost(*alone), {name: MeasuredCost(*cost) for name, cost in zip(names, costs, strict=True)}
 
 
 def _costs(network: Network, batches: EvaluationBatches, form: Form) -> list[tuple[float, float]]:
-    """Of the deepest head alone, then of an image that leaves at each."""
-    models = (prune(network), *(EarlyExit(network, thresholds) for _, thresholds in _forcing(network)))
+    """Measure the deepest head alone, then an exit at each head."""
+    models = (prune(network), *(EarlyExit(network, thresholds) for _, thresholds in _forced_exits(network)))
     return [astuple(_cost(model, batches, form)) for model in models]
 
 
-def _forcing(network: Network) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Each exit, and thresholds that let all images leave there."""
+def _forced_exits(network: Network) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yield each exit and thresholds that make all images leave there."""
     count = len(early_heads(network))
     for number, name in enumerate((*early_heads(network), "deepest")):
         yield name, tuple(NEVER if before < number else 0.0 for before in range(count))
 
 
 def _setting(model: EarlyExit, batches: EvaluationBatches, form: Form, comms: Comms) -> Setting:
-    """Two passes, since counting takes time."""
-    correct, leaving = 0, torch.zeros(len(model.head_names), dtype=torch.int64)
+    """Measure one setting in two passes: the FLOP counter would slow down the timed one."""
+    hits, leaving = 0, torch.zeros(len(model.head_names), dtype=torch.int64)
     numbers = [number for number in range(len(batches)) if len(batches.at(number)[1])]
     with FlopCounterMode(display=False) as counter:
         for number in numbers:
-            images, labels = batches.at(number)
-            found: Exits = _run(model, images, form)
-            correct += int((found.logits.argmax(dim=1) == labels).sum())
-            leaving += found.heads.bincount(minlength=len(leaving)).cpu()
-    seconds = _seconds(model, batches, numbers, form) if numbers else 0.0
-    sums = torch.tensor([correct, _macs(counter), seconds, *leaving.tolist()], dtype=torch.float64)
-    right, macs, taken, *left = comms.sum_(sums.to(batches.device)).tolist()
-    shares = {name: count / sum(left) for name, count in zip(model.head_names, left, strict=True)}
-    return Setting(model.thresholds, right / sum(left), shares, MeasuredCost(macs / sum(left), taken / sum(left)))
+            inputs, labels = batches.at(number)
+            exits: Exits = _run(model, inputs, form)
+            hits += int((exits.logits.argmax(dim=1) == labels).sum())
+            leaving += exits.heads.bincount(minlength=len(leaving)).cpu()
+    seconds = _time_runs(model, batches, numbers, form) if numbers else 0.0
+    sums = torch.tensor([hits, _macs(counter), seconds, *leaving.tolist()], dtype=torch.float64)
+    correct, macs, total_s, *counts = comms.sum_(sums.to(batches.device)).tolist()
+    images = sum(counts)
+    shares = {name: count / images for name, count in zip(model.head_names, counts, strict=True)}
+    return Setting(model.thresholds, correct / images, shares, MeasuredCost(macs / images, total_s / images))
 
 
 def _cost(model: Run, batches: EvaluationBatches, form: Form) -> MeasuredCost:
     images, _ = batches.at(0)
     with FlopCounterMode(display=False) as counter:
         _run(model, images, form)
-    seconds = _seconds(model, batches, FIRST_BATCH, form)
+    seconds = _time_runs(model, batches, FIRST_BATCH, form)
     return MeasuredCost(_macs(counter) / len(images), seconds / (len(images) * len(FIRST_BATCH)))
 
 
@@ -127,21 +131,21 @@ def _macs(counter: FlopCounterMode) -> float:
     return counter.get_total_flops() / 2
 
 
-def _seconds(model: Run, batches: EvaluationBatches, numbers: Sequence[int], form: Form) -> float:
+def _time_runs(model: Run, batches: EvaluationBatches, numbers: Sequence[int], form: Form) -> float:
     _run(model, batches.at(numbers[0])[0], form)
-    return sum(_timed(model, batches.at(number)[0], form) for number in numbers)
+    return sum(_time_run(model, batches.at(number)[0], form) for number in numbers)
 
 
-def _timed(model: Run, images: Tensor, form: Form) -> float:
-    ready = images.contiguous(memory_format=form.layout)
-    _wait_for(images.device)
+def _time_run(model: Run, images: Tensor, form: Form) -> float:
+    inputs = images.contiguous(memory_format=form.layout)
+    _synchronize(images.device)
     start = time.perf_counter()
-    _run(model, ready, form)
-    _wait_for(images.device)
+    _run(model, inputs, form)
+    _synchronize(images.device)
     return time.perf_counter() - start
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""What a run's newest checkpoint can do on a split: each head, the ensemble, and early exits."""
+"""Evaluation of a run's newest checkpoint on a split: each head, the ensemble, and early exits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -38,11 +38,12 @@ DEFAULT_THRESHOLDS = ("0.9",)
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked of a checkpoint on `split`, of the run's data or of those in the folder `data`.
+    """Options of an evaluation of a checkpoint.
 
-    `thresholds` are settings of early exits, each a threshold a head or one for all, in (0, 1], with commas between;
-    `exit_target` asks for thresholds that the validation split gives. `mirrored`: also by an image and its mirror image
-    together.
+    `data`: a folder with another data set than the run's; `split`: the split of it. `thresholds`: settings of early
+    exits, each one threshold per early head or one for all, in (0, 1], separated by commas. `exit_target`: choose
+    thresholds for this target on the validation split. `mirrored`: also average the logits of each image and its mirror
+    image.
     """
 
     split: str = "test"
@@ -55,109 +56,110 @@ class Questions:
 
 def assess(
     run: RunDir,
-    asked: Questions,
+    options: Questions,
     device: torch.device,
     comms: Comms | None = None,
     report: Report = lambda *_: None,
 ) -> Assessment:
-    """Evaluate the newest whole checkpoint of `run`, each sample by one of the workers of `comms`; nothing is written.
+    """Evaluate the newest complete checkpoint of `run`, the samples divided over the workers of `comms`. Write nothing.
 
-    On as many workers of the same kind of device the metrics are those of the run's own record, to the last digit.
-    Raises ConfigError for a split, thresholds or a target that do not fit, CheckError without a checkpoint,
-    NoCheckpointError if none is whole, DataError for data of another kind.
+    With the same number of workers and the same kind of device the metrics equal the run's own to the last digit.
+    Raises ConfigError for an invalid split, thresholds or target, CheckError without a checkpoint, NoCheckpointError if
+    none is complete, DataError for data of another kind.
     """
     config, comms = run_config(run), comms or SoloComms()
     exact_arithmetic(deterministic=config.train.deterministic)
     with (
-        _index(run, config, asked, comms) as index,
-        closing(_Assessing(run, config, index, asked, device, comms, report)) as assessing,
+        _index(run, config, options, comms) as index,
+        closing(_Evaluator(run, config, index, options, device, comms, report)) as evaluator,
     ):
-        return assessing.all_of_it()
+        return evaluator.evaluate()
 
 
-class _Assessing:
-    """A checkpoint in an engine, and what is asked of it."""
+class _Evaluator:
+    """A checkpoint loaded into an engine, with the data and options of its evaluation."""
 
     def __init__(
         self,
         run: RunDir,
         config: RunConfig,
         index: SetIndex,
-        asked: Questions,
+        options: Questions,
         device: torch.device,
         comms: Comms,
         report: Report,
     ) -> None:
-        """ConfigError before anything long is begun."""
-        self.config, self.index, self.asked, self.comms = config, index, asked, comms
+        """Load the checkpoint. Raises ConfigError for invalid options before anything slow starts."""
+        self.config, self.index, self.options, self.comms = config, index, options, comms
         self._device, self._report = device, report
         self.network: Network = build_network(without_download(config))
-        self.early = early_heads(self.network) if asked.early_exits else ()
-        self.settings = settings_of(asked.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
-        self.target = _target(asked, self.early, index)
-        self.saved = newest_checkpoint(run)
+        self.early = early_heads(self.network) if options.early_exits else ()
+        self.settings = settings_of(options.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
+        self.target = _target(options, self.early, index)
+        self.checkpoint = newest_checkpoint(run)
         self.engine = TorchEngine(self.network, build_loss(config), config, SoloComms(), device)
-        self.engine.load(EngineState(self.saved.engine.evaluated, {}))
+        self.engine.load(EngineState(self.checkpoint.engine.evaluated, {}))
         self._in_files = images_stay_in_files(config.data, index, comms, device)
-        self.batches = evaluation_batches(config, index, asked.split, comms, device, self._in_files)
+        self.batches = evaluation_batches(config, index, options.split, comms, device, self._in_files)
 
     def close(self) -> None:
         self.batches.close()
 
-    def all_of_it(self) -> Assessment:
-        asked, position, samples = self.asked, self.saved.position, self.index.samples(self.asked.split)
-        found = evaluate(self.engine, self.batches, self.comms, report=self._told("images", samples))
-        assert found is not None, "nobody could ask it to stop"
-        mirrored = evaluate(_Mirrored(self.engine), self.batches, self.comms) if asked.mirrored else None
+    def evaluate(self) -> Assessment:
+        options, position = self.options, self.checkpoint.position
+        samples = self.index.samples(options.split)
+        evaluation = evaluate(self.engine, self.batches, self.comms, report=self._progress("images", samples))
+        assert evaluation is not None, "evaluate() got no stop callback"
+        mirrored = evaluate(_Mirrored(self.engine), self.batches, self.comms) if options.mirrored else None
         exits = self._exits() if self.early else None
-        of_mirrored = mirrored.metrics if mirrored is not None else None
         return Assessment(
-            asked.split,
-            str(asked.data or self.index.folder),
+            options.split,
+            str(options.data or self.index.folder),
             position.folder_name,
             position.step,
             samples,
-            found.metrics,
-            of_mirrored,
+            evaluation.metrics,
+            mirrored.metrics if mirrored is not None else None,
             exits,
-            evaluation=found,
+            evaluation=evaluation,
             classes=self.index.classes,
         )
 
     def _exits(self) -> EarlyExits:
         alone, if_all_leave = measure_costs(self.network, self.batches, self._form, self.comms)
         costs, seconds = zip(*map(astuple, if_all_leave.values()), strict=True)
-        chosen = self._chosen(costs) if self.target is not None else None
+        chosen = self._choose_thresholds(costs) if self.target is not None else None
         settings = [*self.settings, *([chosen] if chosen is not None else [])]
-        told = self._told("settings of early exits", len(settings))
-        measured = measure_settings(self.network, self.batches, self._form, settings, self.comms, report=told)
+        progress = self._progress("settings of early exits", len(settings))
+        measured = measure_settings(self.network, self.batches, self._form, settings, self.comms, report=progress)
         table = ExitTable(alone, if_all_leave, measured)
-        sure = sureness(self.engine, self.batches, len(self.early), self.comms)
-        return EarlyExits(table, curve(sure, costs, seconds), self.asked.exit_target, chosen)
+        confidences = sureness(self.engine, self.batches, len(self.early), self.comms)
+        return EarlyExits(table, curve(confidences, costs, seconds), self.options.exit_target, chosen)
 
-    def _chosen(self, costs: Sequence[float]) -> Thresholds:
-        """From the validation split, whatever split is assessed: thresholds chosen on a split look too good on it."""
+    def _choose_thresholds(self, costs: Sequence[float]) -> Thresholds:
+        """Choose thresholds on the validation split: on the split they are chosen on, accuracy is biased upwards."""
         assert self.target is not None
         held_out = evaluation_batches(self.config, self.index, "valid", self.comms, self._device, self._in_files)
         with closing(held_out):
-            sure = sureness(self.engine, held_out, len(self.early), self.comms)
-        found = cheapest(sure, costs, sure.deepest_top1 + self.target)
-        if found is None:
-            best = max(point.top1 for point in curve(sure, costs, costs)) - sure.deepest_top1
+            confidences = sureness(self.engine, held_out, len(self.early), self.comms)
+        thresholds = cheapest(confidences, costs, confidences.deepest_top1 + self.target)
+        if thresholds is None:
+            best = max(point.top1 for point in curve(confidences, costs, costs)) - confidences.deepest_top1
             reached = f"one threshold for all heads reaches {100 * best:+.2f} points on the validation split"
-            raise CheckError([Problem(f"--exit-target {self.asked.exit_target}", f"no thresholds give it: {reached}")])
-        return found
+            name = f"--exit-target {self.options.exit_target}"
+            raise CheckError([Problem(name, f"no thresholds reach it: {reached}")])
+        return thresholds
 
     @property
     def _form(self) -> Form:
         return Form.of(self.config.train)
 
-    def _told(self, what: str, total: int) -> Callable[[float], None]:
-        return lambda done: self._report(what, round(done * total), total)
+    def _progress(self, unit: str, total: int) -> Callable[[float], None]:
+        return lambda done: self._report(unit, round(done * total), total)
 
 
 class _Mirrored:
-    """Means of the logits of an image and of its mirror image."""
+    """A predictor that averages the logits of an image and its mirror image."""
 
     def __init__(self, engine: Predictor) -> None:
         self._engine, self.head_names = engine, engine.head_names
@@ -173,53 +175,57 @@ class _Mirrored:
 
 
 @contextmanager
-def _index(run: RunDir, config: RunConfig, asked: Questions, comms: Comms) -> Iterator[SetIndex]:
-    """Of the set that is asked about, which may be made for it."""
-    own = own_index(run, config) if asked.data is None else None
-    if own is not None:
-        yield _fitting(own, asked.split, config, comms)
-    elif asked.data is not None and (asked.data / "index.json").exists():
-        yield _fitting(read_index(asked.data), asked.split, config, comms)
-    elif asked.data is not None:
+def _index(run: RunDir, config: RunConfig, options: Questions, comms: Comms) -> Iterator[SetIndex]:
+    """Open the index of the data set to evaluate; prepare the set in a temporary folder if `data` is not prepared."""
+    training_index = own_index(run, config) if options.data is None else None
+    if training_index is not None:
+        yield _require_fit(training_index, options.split, config, comms)
+    elif options.data is not None and (options.data / "index.json").exists():
+        yield _require_fit(read_index(options.data), options.split, config, comms)
+    elif options.data is not None:
         if comms.size > 1:
-            raise ConfigError(f"--data {asked.data}: several workers need a prepared set; see fmfsd data prepare")
+            raise ConfigError(
+                f"--data {options.data}: not a prepared data set, which several workers need: run fmfsd data prepare"
+            )
         with TemporaryDirectory(prefix="fmfsd-") as scratch:
-            yield _fitting(_prepared(asked.data, config, scratch), asked.split, config, comms)
+            yield _require_fit(_prepare(options.data, config, scratch), options.split, config, comms)
 
 
-def _prepared(source: Path, config: RunConfig, scratch: str) -> SetIndex:
-    """Official files of the run's kind of set, or image folders, as they were prepared for its training."""
+def _prepare(source: Path, config: RunConfig, scratch: str) -> SetIndex:
+    """Prepare the official files of the run's data set, or image folders, as for its training."""
     name = config.data.name
     is_official = name in OFFICIAL and has_files(OFFICIAL[name], source)
     data = checked_data(name=name if is_official else FOLDER, root=scratch, size=config.data.size, shards=1)
     return prepare(data, source=source, fetch=False, report=lambda *_: None)
 
 
-def _fitting(index: SetIndex, split: str, config: RunConfig, comms: Comms) -> SetIndex:
-    """Raises ConfigError or DataError unless the run's network can be asked about `split` by these workers."""
+def _require_fit(index: SetIndex, split: str, config: RunConfig, comms: Comms) -> SetIndex:
+    """Return `index`; raise ConfigError or DataError if its `split` does not fit this run and these workers."""
     if split not in index.splits:
-        raise ConfigError(f"--split {split}: {index.folder} has {', '.join(index.splits)}")
+        raise ConfigError(f"--split {split}: {index.folder} has no such split: choose one of {', '.join(index.splits)}")
     if index.shards % comms.size:
         raise ConfigError(f"{comms.size} workers do not divide the {index.shards} shards of {index.folder}")
-    known, own_folder = len(index.classes), set_folder(config.data)
-    if known != config.data.num_classes:
-        raise DataError([Problem(str(index.folder), f"has {known} classes, the run {config.data.num_classes}")])
-    own = read_index(own_folder) if (own_folder / "index.json").exists() else index
-    if (own.classes, own.shape) != (index.classes, index.shape):
-        told = f"its classes or the size of its images are not those of {own_folder}, which the run learnt from"
-        raise DataError([Problem(str(index.folder), told)])
+    num_classes, train_folder = len(index.classes), set_folder(config.data)
+    if num_classes != config.data.num_classes:
+        raise DataError([Problem(str(index.folder), f"has {num_classes} classes, the run {config.data.num_classes}")])
+    trained_on = read_index(train_folder) if (train_folder / "index.json").exists() else index
+    if (trained_on.classes, trained_on.shape) != (index.classes, index.shape):
+        message = f"its classes or image size differ from those of the run's training set, {train_folder}"
+        raise DataError([Problem(str(index.folder), message)])
     return index
 
 
-def _target(asked: Questions, early: Sequence[str], index: SetIndex) -> float | None:
-    if asked.exit_target is None:
+def _target(options: Questions, early: Sequence[str], index: SetIndex) -> float | None:
+    if options.exit_target is None:
         return None
-    name = f"--exit-target {asked.exit_target}"
+    name = f"--exit-target {options.exit_target}"
     if not early:
-        raise ConfigError([Problem(name, "there is no early exit to find thresholds for: leave it out")])
+        raise ConfigError([Problem(name, "there is no early exit to choose thresholds for: leave it out")])
     if "valid" not in index.splits:
-        raise ConfigError([Problem(name, f"{index.folder} holds no samples out to find them on: see data.valid")])
+        raise ConfigError(
+            [Problem(name, f"{index.folder} has no validation split to choose thresholds on: set data.valid")]
+        )
     try:
-        return parsed_target(asked.exit_target)
+        return parsed_target(options.exit_target)
     except ValueError as error:
         raise ConfigError([Problem(name, str(error))]) from error

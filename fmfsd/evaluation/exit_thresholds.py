@@ -1,4 +1,4 @@
-"""Which thresholds early exits should have: from how sure and how right each head is of each sample."""
+"""Choice of early-exit thresholds, from each head's confidence and correctness on each sample."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from fmfsd.evaluation.heads import Predictor
 Thresholds = tuple[float, ...]
 
 NEVER = 2.0
-"""A threshold that no probability reaches."""
+"""A threshold above every probability."""
 CURVE_POINTS = 40
 MOST_TRIED = 20_000
 MOST_LEVELS = 200
@@ -24,19 +24,21 @@ MOST_LEVELS = 200
 
 @dataclass(frozen=True)
 class Sureness:
-    """Of the early heads, shallow to deep, and then the deepest: the largest class probability (H, N) of each sample,
-    and whether the head is right (H, N)."""
+    """Confidence of H heads (the early ones, shallow to deep, then the deepest) on N samples.
+
+    `confidence`: the largest class probability (H, N). `correct`: True where the head's prediction is correct (H, N).
+    """
 
     confidence: Tensor
     right: Tensor
 
     def with_thresholds(self, thresholds: Sequence[float]) -> tuple[float, list[float]]:
-        """The accuracy, and the share of samples that leave at each head."""
-        inside = torch.ones_like(self.right[0])
+        """Return the accuracy, and the share of samples that exit at each head."""
+        remaining = torch.ones_like(self.right[0])
         correct, leaving = 0, []
         for number, threshold in enumerate((*thresholds, 0.0)):
-            leaves = inside & (self.confidence[number] >= threshold)
-            inside = inside & ~leaves
+            leaves = remaining & (self.confidence[number] >= threshold)
+            remaining = remaining & ~leaves
             correct += int((leaves & self.right[number]).sum())
             leaving.append(int(leaves.sum()))
         samples = self.right.shape[1]
@@ -49,8 +51,10 @@ class Sureness:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One threshold for all early heads: the accuracy, and the cost and the time that those measured of leaving at each
-    head come to."""
+    """One threshold for all early heads, its accuracy, and the mean cost and time of an image.
+
+    Cost and time are computed from those measured for an exit at each head.
+    """
 
     threshold: float
     top1: float
@@ -59,55 +63,58 @@ class CurvePoint:
 
 
 def sureness(engine: Predictor, batches: EvaluationBatches, early: int, comms: Comms) -> Sureness:
-    """Over all workers' samples, on every worker; `early`: how many heads are. Images are held a batch at a time."""
+    """Return the confidences on the samples of all workers, on every worker. `early`: the number of early heads."""
     parts = [
-        _of_batch(engine, images, labels, early)
+        _batch_confidences(engine, images, labels, early)
         for images, labels in map(batches.at, range(len(batches)))
         if len(labels)
     ]
-    mine = [torch.cat([part[which] for part in parts], dim=1).tolist() if parts else [] for which in (0, 1)]
-    known = [part for part in comms.gather(mine) if part[0]]
-    confidence, right = (torch.cat([torch.tensor(part[which]) for part in known], dim=1) for which in (0, 1))
+    local = [torch.cat([part[which] for part in parts], dim=1).tolist() if parts else [] for which in (0, 1)]
+    gathered = [part for part in comms.gather(local) if part[0]]
+    confidence, right = (torch.cat([torch.tensor(part[which]) for part in gathered], dim=1) for which in (0, 1))
     return Sureness(confidence.double(), right.bool())
 
 
-def _of_batch(engine: Predictor, images: Tensor, labels: Tensor, early: int) -> tuple[Tensor, Tensor]:
+def _batch_confidences(engine: Predictor, images: Tensor, labels: Tensor, early: int) -> tuple[Tensor, Tensor]:
     logits = engine.predict(images).logits
-    asked = torch.stack([*logits[:early], logits[-1]]).double()
-    return asked.softmax(dim=2).amax(dim=2).cpu(), (asked.argmax(dim=2) == labels).cpu()
+    exits = torch.stack([*logits[:early], logits[-1]]).double()
+    return exits.softmax(dim=2).amax(dim=2).cpu(), (exits.argmax(dim=2) == labels).cpu()
 
 
-def curve(sure: Sureness, costs: Sequence[float], seconds: Sequence[float]) -> tuple[CurvePoint, ...]:
-    """From all samples to none leaving early, by shares of the early heads' confidences; costs and times by head."""
-    levels = [0.0, *_levels(sure.confidence[:-1].flatten(), CURVE_POINTS), NEVER]
-    return tuple(_point(sure, level, costs, seconds) for level in levels)
+def curve(confidences: Sureness, costs: Sequence[float], seconds: Sequence[float]) -> tuple[CurvePoint, ...]:
+    """Return the accuracy-cost curve of one threshold for all early heads, from all samples to none exiting early.
+
+    Its thresholds are quantiles of the early heads' confidences. `costs` and `seconds` are by head.
+    """
+    levels = [0.0, *_levels(confidences.confidence[:-1].flatten(), CURVE_POINTS), NEVER]
+    return tuple(_point(confidences, level, costs, seconds) for level in levels)
 
 
-def _point(sure: Sureness, threshold: float, costs: Sequence[float], seconds: Sequence[float]) -> CurvePoint:
-    top1, leaving = sure.with_thresholds([threshold] * (len(costs) - 1))
+def _point(confidences: Sureness, threshold: float, costs: Sequence[float], seconds: Sequence[float]) -> CurvePoint:
+    top1, leaving = confidences.with_thresholds([threshold] * (len(costs) - 1))
     return CurvePoint(min(threshold, 1.0), top1, _cost(leaving, costs), _cost(leaving, seconds))
 
 
-def cheapest(sure: Sureness, costs: Sequence[float], least_top1: float) -> Thresholds | None:
-    """Thresholds, one an early head, that keep `least_top1` on these samples at the lowest cost; None if none do.
+def cheapest(confidences: Sureness, costs: Sequence[float], least_top1: float) -> Thresholds | None:
+    """Return the thresholds, one per early head, with the lowest cost and at least `least_top1` on these samples.
 
-    They are tried on a grid of each head's own confidences, as fine as MOST_TRIED settings allow.
+    None if no setting reaches it. Searches a grid of quantiles of each head's confidences, at most MAX_SETTINGS.
     """
-    tried = ((*sure.with_thresholds(setting), setting) for setting in _settings(sure))
-    kept = [(_cost(leaving, costs), -top1, setting) for top1, leaving, setting in tried if top1 >= least_top1]
-    return min(kept)[2] if kept else None
+    results = ((*confidences.with_thresholds(setting), setting) for setting in _settings(confidences))
+    candidates = [(_cost(leaving, costs), -top1, setting) for top1, leaving, setting in results if top1 >= least_top1]
+    return min(candidates)[2] if candidates else None
 
 
-def _settings(sure: Sureness) -> Iterator[Thresholds]:
-    early = sure.confidence[:-1]
+def _settings(confidences: Sureness) -> Iterator[Thresholds]:
+    early = confidences.confidence[:-1]
     count = min(MOST_LEVELS, int(MOST_TRIED ** (1 / len(early)))) - 1
     return product(*([*_levels(head, count), NEVER] for head in early))
 
 
 def _levels(confidence: Tensor, count: int) -> list[float]:
-    """Values of which equal shares of the confidences lie between two; each once."""
-    places = torch.linspace(0, len(confidence) - 1, count).long()
-    return sorted(set(confidence.sort().values[places].tolist()))
+    """Return the distinct quantiles of the confidences, `count` at most."""
+    ranks = torch.linspace(0, len(confidence) - 1, count).long()
+    return sorted(set(confidence.sort().values[ranks].tolist()))
 
 
 def _cost(leaving: Sequence[float], costs: Sequence[float]) -> float:
@@ -115,7 +122,7 @@ def _cost(leaving: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def parsed_target(text: str) -> float:
-    """`accuracy=-0.2`: how much lower than the deepest head's it may be, in percentage points; as a fraction.
+    """Parse `accuracy=-0.2`, the accuracy minus the deepest head's, in percentage points; return it as a fraction.
 
     Raises ValueError.
     """
@@ -129,10 +136,10 @@ def parsed_target(text: str) -> float:
     return points / 100
 
 
-def settings_of(asked: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
-    """`--exit-thresholds` by early head. Raises ConfigError with everything that is wrong with them."""
+def settings_of(texts: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
+    """Parse the values of `--exit-thresholds` into thresholds by early head. Raises ConfigError with all problems."""
     settings, problems = [], []
-    for text in asked:
+    for text in texts:
         try:
             settings.append(_thresholds(text, early))
         except ValueError as error:
@@ -150,9 +157,9 @@ def _thresholds(text: str, early: Sequence[str]) -> Thresholds:
     except ValueError:
         values = ()
     if not values or not all(0 < value <= 1 for value in values):
-        raise ValueError("expected probabilities above 0 and up to 1 with commas between, as in 0.9,0.95")
+        raise ValueError("expected probabilities above 0 and up to 1, separated by commas, as in 0.9,0.95")
     if len(values) not in (1, len(early)):
         raise ValueError(
-            f"{len(values)} for {len(early)} early heads ({', '.join(early)}): give one each, or one for all"
+            f"{len(values)} for {len(early)} early heads ({', '.join(early)}): give one per head, or one for all"
         )
     return values * len(early) if len(values) == 1 else values

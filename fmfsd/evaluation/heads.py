@@ -1,4 +1,4 @@
-"""Each head, shallow to deep, and the ensemble, on every sample exactly once."""
+"""Evaluation of each head, shallow to deep, and of the ensemble, on every sample exactly once."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -18,7 +18,7 @@ from fmfsd.model.network import Outputs
 
 
 class Predictor(Protocol):
-    """What an engine is to those who only look."""
+    """The part of an engine that evaluation needs."""
 
     head_names: tuple[str, ...]
 
@@ -36,29 +36,29 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[float], None] = lambda _done: None,
 ) -> Evaluation | None:
-    """What all workers' samples come to; the metrics are `<head>_top1` of each head, `ensemble_top1` with more than
-    one, `<head>_agreement`, how often it says what the deepest does, and `loss`, the deepest head's cross-entropy.
+    """Evaluate the samples of all workers.
 
-    Accuracies are fractions. None if any worker's `stop` came true on the way. `report` is called with the fraction
-    that is done.
+    Metrics: `<head>_top1` of each head and, with more than one, `ensemble_top1`; `<head>_agreement`, how often the head
+    agrees with the deepest; `loss`, the deepest head's cross-entropy. Accuracies are fractions. Returns None if `stop`
+    became true on any worker. `report` is called with the fraction that is done.
     """
-    tally, watcher = Tally(engine.head_names, batches.num_classes, batches.device), Watcher()
-    with watcher.watching(engine.evaluated):
+    accumulator, recorder = Tally(engine.head_names, batches.num_classes, batches.device), Watcher()
+    with recorder.watching(engine.evaluated):
         for number in range(len(batches)):
             images, labels = batches.at(number)
             if len(labels):
                 outputs = engine.predict(images)
-                tally.add(outputs, labels, watcher.last)
+                accumulator.add(outputs, labels, recorder.last)
             if comms.any(stop()):
                 return None
             report((number + 1) / len(batches))
-    return tally.of_all(comms)
+    return accumulator.of_all(comms)
 
 
 def evaluation_batches(
     config: RunConfig, index: SetIndex, split: str, comms: Comms, device: torch.device, in_files: bool
 ) -> EvaluationBatches:
-    """This worker's part of a split; `in_files`: its images are read when they are needed."""
+    """Return the batches of this worker's part of a split; `in_files`: read images from disk batch by batch."""
     return EvaluationBatches(
         own_shards(index, split, rank=comms.rank, world_size=comms.size, device=device, in_files=in_files),
         config.data,

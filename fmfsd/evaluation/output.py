@@ -1,4 +1,4 @@
-"""Shows what an assessment found and then writes it, so that nothing measured is lost where it can't be written."""
+"""Output of an evaluation: printed first and then written, so that a failed write loses no results."""
 
 import json
 import sys
@@ -17,41 +17,41 @@ from fmfsd.system.atomic_files import SHARED, write_json
 from fmfsd.terminal import SteadyStream
 
 
-def show_and_write(found: Assessment, *, run: RunDir | None, out: Path | None, as_json: bool) -> None:
+def show_and_write(result: Assessment, *, run: RunDir | None, out: Path | None, as_json: bool) -> None:
     """Print tables, or with `as_json` JSON; then store the results in `run`, for its report, and in the file `out`.
 
     Raises CheckError if `out` can't be written; that `run` can't be is a warning.
     """
     stream = cast(TextIO, SteadyStream(sys.stdout))
     if as_json:
-        print(json.dumps(found.as_json(), indent=2), file=stream)
+        print(json.dumps(result.as_json(), indent=2), file=stream)
     else:
-        Console(file=stream).print(*found.tables())
+        Console(file=stream).print(*result.tables())
     stream.flush()
-    stored = _store(found, run) if run is not None else ()
-    for warning in (*_not_finite(found), *stored):
+    stored = _store(result, run) if run is not None else ()
+    for warning in (*_not_finite(result), *stored):
         print(f"warning: {warning}", file=sys.stderr)
     if out is not None:
-        _write(found, out)
+        _write(result, out)
 
 
-def _not_finite(found: Assessment) -> Iterator[str]:
-    if what := found.evaluation.not_finite:
-        yield f"{', '.join(what)}: NaN or infinite on {found.split}; train with a lower optim.lr"
+def _not_finite(result: Assessment) -> Iterator[str]:
+    if names := result.evaluation.not_finite:
+        yield f"{', '.join(names)}: NaN or infinite on {result.split}; train with a lower optim.lr"
 
 
-def _store(found: Assessment, run: RunDir) -> Iterator[str]:
-    """As `evaluation/<split>.json` and `<split>-exits.json`; yields why, if that fails."""
+def _store(result: Assessment, run: RunDir) -> Iterator[str]:
+    """Write `evaluation/<split>.json` and `<split>-exits.json`; yield the reason if that fails."""
     try:
-        keep_evaluation(run, found.split, found.step, found.evaluation, found.classes)
-        if found.early_exits is not None:
-            write_json(run.early_exits(found.split), {"step": found.step, **asdict(found.early_exits)})
+        keep_evaluation(run, result.split, result.step, result.evaluation, result.classes)
+        if result.early_exits is not None:
+            write_json(run.early_exits(result.split), {"step": result.step, **asdict(result.early_exits)})
     except OSError as error:
         yield f"{run.path}: the results can't be stored there: {error}; --out FILE writes them elsewhere"
 
 
-def _write(found: Assessment, out: Path) -> None:
+def _write(result: Assessment, out: Path) -> None:
     try:
-        write_json(out, found.as_json(), mode=SHARED)
+        write_json(out, result.as_json(), mode=SHARED)
     except OSError as error:
         raise CheckError([Problem(f"--out {out}", f"can't be written: {error}")]) from error

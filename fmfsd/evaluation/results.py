@@ -1,4 +1,4 @@
-"""What an assessment found, for people and for programs."""
+"""Result of an evaluation, as values, JSON and tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EarlyExits:
-    """`table` is measured; `curve`, of one threshold for all early heads, follows from its costs. `target` is what was
-    asked for and `chosen` the thresholds that the validation split gave for it."""
+    """Results of early exits.
+
+    `table`: measured. `curve`: one threshold for all early heads, computed from the measured costs. `target`: the value
+    of --exit-target. `chosen`: the thresholds chosen for it on the validation split.
+    """
 
     table: ExitTable
     curve: tuple[CurvePoint, ...]
@@ -27,10 +30,11 @@ class EarlyExits:
 
 @dataclass(frozen=True)
 class Assessment:
-    """Of `checkpoint`, taken after `step` steps; `metrics` by the names of a run's records, `mirrored` the same of each
-    image and its mirror image together, where asked for. `early_exits` is None where no head is early or nobody asked.
+    """Evaluation of `checkpoint`, saved after `step` steps.
 
-    `evaluation` and the names of the `classes` are for the run's report, and stand in no output.
+    `metrics`: by the names used in metrics.jsonl. `mirrored`: the same with the logits of each image and its mirror
+    image averaged, if requested. `early_exits`: None if the network has no early head, or if not requested.
+    `evaluation` and the names of the `classes` are for the run's report only; the JSON output leaves them out.
     """
 
     split: str
@@ -48,29 +52,29 @@ class Assessment:
         return {name: value for name, value in asdict(self).items() if name not in ("evaluation", "classes")}
 
     def tables(self) -> Iterator[Table]:
-        """For people."""
+        """Yield a table of the metrics and, if measured, one of the early exits."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         title = f"step {self.step}, {self.split}, {self.samples} samples"
-        also = ("with its mirror image",) if self.mirrored is not None else ()
-        heads = Table("what", "value", *also, title=title, title_justify="left", box=SIMPLE_HEAD)
+        extra = ("mirror-averaged",) if self.mirrored is not None else ()
+        heads = Table("metric", "value", *extra, title=title, title_justify="left", box=SIMPLE_HEAD)
         for name, value in self.metrics.items():
-            beside = (f"{self.mirrored[name]:.4f}",) if self.mirrored is not None else ()
-            heads.add_row(name, f"{value:.4f}", *beside)
+            extra = (f"{self.mirrored[name]:.4f}",) if self.mirrored is not None else ()
+            heads.add_row(name, f"{value:.4f}", *extra)
         yield heads
         if self.early_exits is not None:
-            yield _table_of_exits(self.early_exits)
+            yield _exit_table(self.early_exits)
 
 
-def _table_of_exits(found: EarlyExits) -> Table:
+def _exit_table(early_exits: EarlyExits) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    exits = found.table
+    exits = early_exits.table
     heads, alone = list(exits.if_all_leave), exits.deepest_alone
-    title = "early exits, and costs beside the deepest head alone"
-    columns = ("sure from", "top-1", *heads, "M MACs", "ratio", "ms", "ratio")
+    title = "early exits, and costs relative to the deepest head alone"
+    columns = ("threshold", "top-1", *heads, "M MACs", "ratio", "ms", "ratio")
     table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
     def add(name: str, top1: str, leaving: Mapping[str, float], cost: MeasuredCost) -> None:
@@ -79,7 +83,7 @@ def _table_of_exits(found: EarlyExits) -> Table:
         table.add_row(name, top1, *shares, *macs, f"{cost.seconds * 1e3:.3f}", f"{cost.seconds / alone.seconds:.3f}")
 
     for setting in exits.settings:
-        for_target = f" for {found.target}" if setting.thresholds == found.chosen else ""
+        for_target = f" for {early_exits.target}" if setting.thresholds == early_exits.chosen else ""
         name = ", ".join(f"{threshold:.4g}" for threshold in setting.thresholds)
         add(f"{name}{for_target}", f"{setting.top1:.4f}", setting.leaving, setting.cost)
     for name, cost in exits.if_all_leave.items():

@@ -1,4 +1,4 @@
-"""What a run has to go by when somebody asks what it learnt: its newest checkpoint, and the set that it learnt from."""
+"""Reading a trained run: its newest checkpoint, config, class names and training set."""
 
 import logging
 
@@ -18,36 +18,36 @@ log = logging.getLogger(__name__)
 
 
 def newest_checkpoint(run: RunDir) -> Saved:
-    """The newest one that is whole; nothing in the run changes, which may still be training.
+    """Load the newest complete checkpoint. Nothing in the run changes; it may still be training.
 
-    Raises CheckError without any, NoCheckpointError if all are damaged, UnreadableCheckpointError if this user can't
-    read it.
+    Raises CheckError if there is none, NoCheckpointError if all are damaged, UnreadableCheckpointError if this user
+    can't read it.
     """
     try:
-        found = positions_in(run.checkpoints)
+        positions = positions_in(run.checkpoints)
     except PermissionError as error:
         raise UnreadableCheckpointError(f"{run.checkpoints} can't be read: {access_remedy(run.checkpoints)}") from error
-    if not found:
+    if not positions:
         raise CheckError(
-            [Problem(str(run.checkpoints), "no checkpoint there yet: train the run first (fmfsd-launch resume)")]
+            [Problem(str(run.checkpoints), "has no checkpoint yet: train the run first (fmfsd-launch resume)")]
         )
-    for position in found:
+    for position in positions:
         try:
             return load_checkpoint(run.checkpoints / position.folder_name)
         except UnreadableCheckpointError:
             raise
         except CheckpointError as error:
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying the previous checkpoint", error)
     raise NoCheckpointError(
-        f"{run.checkpoints}: no checkpoint there can be used, each one's damage is shown above: restore a copy, or "
-        "train the run anew"
+        f"{run.checkpoints}: every checkpoint is damaged, see the warnings above: restore a copy, or "
+        "train the run again"
     )
 
 
 def run_config(run: RunDir) -> RunConfig:
-    """The run's config; where it leaves channel statistics to the model's weights, with those that it began with.
+    """Load the run's config, with data.mean and data.std `auto` replaced by the values that the run started with.
 
-    ConfigError if it has not begun yet and the weights tell none.
+    For a run that has not started they come from the pretrained weights; ConfigError if these have none.
     """
     config = load_config(str(run.config))
     data = config.data
@@ -56,35 +56,35 @@ def run_config(run: RunDir) -> RunConfig:
     mean, std = _first_statistics(run) or statistics_of_weights(
         config.model.backbone.removeprefix(TIMM), pretrained=config.model.pretrained
     )
-    known = {"mean": mean if data.mean == "auto" else data.mean, "std": std if data.std == "auto" else data.std}
-    return config.model_copy(update={"data": data.model_copy(update=known)})
+    statistics = {"mean": mean if data.mean == "auto" else data.mean, "std": std if data.std == "auto" else data.std}
+    return config.model_copy(update={"data": data.model_copy(update=statistics)})
 
 
 def _first_statistics(run: RunDir) -> ChannelStatistics | None:
     try:
-        found = read_json(run.classes)
-        return ChannelStatistics(tuple(found["mean"]), tuple(found["std"]))
+        content = read_json(run.classes)
+        return ChannelStatistics(tuple(content["mean"]), tuple(content["std"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def describe_data(index: SetIndex, config: RunConfig) -> dict[str, object]:
-    """What a trained network needs to know of the data that it learnt from, so that it needs no data set to be used."""
+    """Return what inference needs to know of the training set: class names and channel statistics."""
     mean, std = config.data.channel_statistics
     return {"classes": index.classes, "mean": mean, "std": std}
 
 
 def own_index(run: RunDir, config: RunConfig) -> SetIndex:
-    """Of the set that the run was trained on. CheckError if it is another."""
+    """Return the index of the run's training set. CheckError if the set in its place is another one."""
     index = read_index(set_folder(config.data))
     trained_on = read_json(run.manifest).get("data") if run.manifest.exists() else None
     if trained_on not in (None, sha256(index.folder / "index.json")):
-        raise CheckError([Problem(str(index.folder), f"is not the set that {run.path} was trained on")])
+        raise CheckError([Problem(str(index.folder), f"is not the data set that {run.path} was trained on")])
     return index
 
 
 def class_names(run: RunDir, config: RunConfig) -> tuple[str, ...]:
-    """Return the names of the classes, by label. A run of an earlier version has them only in its set: CheckError."""
+    """Return the class names by label. CheckError if an old run has them only in its data set, and that has changed."""
     try:
         return tuple(map(str, read_json(run.classes)["classes"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -92,5 +92,5 @@ def class_names(run: RunDir, config: RunConfig) -> tuple[str, ...]:
 
 
 def without_download(config: RunConfig) -> RunConfig:
-    """Return `config` for a network whose weights will be loaded: pretrained ones would only be replaced."""
+    """Return `config` without pretrained weights, for a network whose weights are loaded from a checkpoint."""
     return config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})

@@ -1,1 +1,1 @@
-"""Trained networks for serving: `fmfsd export` writes them, `fmfsd.load` reads them."""
+"""Export of trained networks for inference: `fmfsd export` writes files, `fmfsd.load` reads them and runs."""

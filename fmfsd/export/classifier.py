@@ -1,4 +1,4 @@
-"""A network that is ready to be used: it normalises images itself, and knows what its classes are called."""
+"""Image classifier for inference: a network with input normalisation and class names."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Prediction(NamedTuple):
-    """Of each image: the number of its likeliest class, (B,), and the probabilities of all, (B, K)."""
+    """Index of the most likely class of each image, (B,), and the probabilities of all classes, (B, K)."""
 
     labels: Tensor
     probabilities: Tensor
 
 
 class Classifier(nn.Module):
-    """`network` behind its normalisation, in evaluation and fp32; `size` is the side of its images in pixels."""
+    """`network` with input normalisation, in evaluation mode and fp32; `size`: side of the images in pixels."""
 
     mean: Tensor
     std: Tensor
@@ -30,24 +30,24 @@ class Classifier(nn.Module):
         self.float().eval()
 
     def forward(self, images: Tensor) -> Any:
-        """Floats in [0, 1], (B, 3, size, size) -> logits (B, K), or Exits of a network with early exits."""
+        """Map floats in [0, 1], (B, 3, size, size), to logits (B, K), or to Exits for a network with early exits."""
         return self.network((images - self.mean) / self.std)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """Of uint8 images, or floats in [0, 1]: (B, 3, size, size), or one of (3, size, size).
+        """Classify uint8 images or floats in [0, 1]: (B, 3, size, size), or one image (3, size, size).
 
         ValueError for images of another shape, type or range.
         """
-        found = self(self._as_batch(images))
-        logits = found[0] if isinstance(found, tuple) else found
+        output = self(self._to_batch(images))
+        logits = output[0] if isinstance(output, tuple) else output
         return Prediction(logits.argmax(dim=1), logits.softmax(dim=1))
 
-    def _as_batch(self, images: Tensor) -> Tensor:
+    def _to_batch(self, images: Tensor) -> Tensor:
         batch = images.unsqueeze(0) if images.dim() == 3 else images
         if batch.shape[1:] != (3, self.size, self.size):
-            asked = f"(B, 3, {self.size}, {self.size}) or (3, {self.size}, {self.size})"
-            raise ValueError(f"images of shape {tuple(images.shape)}: expected {asked}")
+            expected = f"(B, 3, {self.size}, {self.size}) or (3, {self.size}, {self.size})"
+            raise ValueError(f"images of shape {tuple(images.shape)}: expected {expected}")
         if batch.dtype == torch.uint8:
             return batch.to(self.mean) / 255
         if not batch.is_floating_point() or (batch.numel() and not 0 <= batch.min() <= batch.max() <= 1):

@@ -1,4 +1,4 @@
-"""Trained networks ready to be used: from a run, or from a file that `fmfsd export` has made of one."""
+"""Loading trained networks for inference, from a run or from a file written by `fmfsd export`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,10 @@ IMAGES = "float32 (B, 3, size, size), RGB in [0, 1]; normalised inside"
 
 @dataclass(frozen=True)
 class Card:
-    """What an exported file says of itself, as JSON under KEY. `thresholds` are those of early exits; `config` has
-    what the network is built from."""
+    """Metadata of an exported file, stored as JSON under METADATA_KEY.
+
+    `config`: the config to build the network from. `thresholds`: those of the early exits.
+    """
 
     config: RunConfig
     class_names: tuple[str, ...]
@@ -39,14 +41,15 @@ class Card:
     images: str = IMAGES
 
     def properties(self) -> dict[str, str]:
-        """As text by name, for a file's metadata: of the config also by itself what others need to know."""
+        """Return metadata for a file, as text by name: the whole card, and each value that other software needs."""
         data = self.config.data
         mean, std = data.channel_statistics
-        plain = {"size": data.size, "mean": mean, "std": std, **asdict(self)}
-        del plain["config"]
-        return {KEY: _FORMAT.dump_json(self).decode(), **{name: json.dumps(value) for name, value in plain.items()}}
+        values = {"size": data.size, "mean": mean, "std": std, **asdict(self)}
+        del values["config"]
+        return {KEY: _FORMAT.dump_json(self).decode(), **{name: json.dumps(value) for name, value in values.items()}}
 
     def classifier(self, network: nn.Module) -> Classifier:
+        """Return a classifier of `network` with this card's normalisation and class names."""
         mean, std = self.config.data.channel_statistics
         return Classifier(network, self.class_names, size=self.config.data.size, mean=mean, std=std)
 
@@ -55,60 +58,64 @@ _FORMAT = TypeAdapter(Card)
 
 
 def load(source: str | PathLike[str], *, head: str | None = None) -> Classifier:
-    """A run's newest whole checkpoint, `head` of it (deepest), or what a `.safetensors` file of `fmfsd export` holds.
+    """Load a classifier from a run's newest complete checkpoint or from a `.safetensors` file of `fmfsd export`.
 
-    On the CPU, in evaluation; without network or data set. ConfigError if there is neither, CheckError if it can't be
-    used; ValueError for a head that is not there, and for one asked of a file, which has its own.
+    It is on the CPU and in evaluation mode; neither internet access nor the data set is needed. `head`: the head of a
+    run's network, the deepest by default. ConfigError if `source` is neither, CheckError if it can't be loaded,
+    ValueError for an unknown head, and for a `head` given with a file, which has only the exported one.
     """
     path = Path(source)
     if path.is_file():
         if head is not None:
-            raise ValueError(f"head {head!r} of {path}: a file has the one that it was exported with; leave it out")
+            raise ValueError(f"head {head!r} of {path}: a file has only the head that was exported; leave it out")
         return load_exported(path)
     run = RunDir(path.absolute())
     config, network, checkpoint = trained_network(run)
-    asked = head or "deepest"
-    return card_of(run, config, asked, checkpoint=checkpoint).classifier(prune(network, asked))
+    head = head or "deepest"
+    return card_of(run, config, head, checkpoint=checkpoint).classifier(prune(network, head))
 
 
 def trained_network(run: RunDir) -> tuple[RunConfig, Network, str]:
-    """The run's config, its network with the weights that are evaluated, in fp32, and whose checkpoint they are."""
+    """Return the run's config, its network with the evaluated weights in fp32, and the name of the checkpoint."""
     config = run_config(run)
-    saved = newest_checkpoint(run)
+    checkpoint = newest_checkpoint(run)
     network = build_network(without_download(config)).float()
-    network.load_state_dict(saved.engine.evaluated)
-    return config, network.eval(), saved.position.folder_name
+    network.load_state_dict(checkpoint.engine.evaluated)
+    return config, network.eval(), checkpoint.position.folder_name
 
 
 def load_exported(path: Path) -> Classifier:
-    """What `fmfsd export --format safetensors` has written. CheckError if it is something else."""
+    """Load a file written by `fmfsd export --format safetensors`. CheckError for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
-            card = _card(file.metadata() or {})
+            card = _parse_card(file.metadata() or {})
         weights = safetensors.torch.load_file(path)
         classifier = card.classifier(served(build_network(without_download(card.config)), card.head, card.thresholds))
         classifier.load_state_dict(weights)
     except (OSError, SafetensorError, ValidationError, ValueError, KeyError, RuntimeError) as error:
-        text = f"is no file of `fmfsd export --format safetensors`, or damaged: {error}"
+        text = f"is not a file of `fmfsd export --format safetensors`, or is damaged: {error}"
         raise CheckError([Problem(str(path), text)]) from error
     return classifier
 
 
-def _card(metadata: Mapping[str, str]) -> Card:
+def _parse_card(metadata: Mapping[str, str]) -> Card:
     if KEY not in metadata:
         raise ValueError(f"its metadata has no {KEY!r}")
     return _FORMAT.validate_json(metadata[KEY])
 
 
 def card_of(run: RunDir, config: RunConfig, head: str, thresholds: Sequence[float] = (), checkpoint: str = "") -> Card:
-    """What there is to say of `head` of the run; no path of this machine is in it."""
-    bare = {"data": config.data.model_copy(update={"root": None}), "train": config.train.model_copy(update=_NOWHERE)}
-    return Card(config.model_copy(update=bare), class_names(run, config), head, tuple(thresholds), checkpoint)
+    """Return the card of `head` of the run. It contains no path of this machine."""
+    without_paths = {
+        "data": config.data.model_copy(update={"root": None}),
+        "train": config.train.model_copy(update=_NO_INIT),
+    }
+    return Card(config.model_copy(update=without_paths), class_names(run, config), head, tuple(thresholds), checkpoint)
 
 
-_NOWHERE = {"init_from": None}
+_NO_INIT = {"init_from": None}
 
 
 def served(network: Network, head: str, thresholds: Sequence[float]) -> nn.Module:
-    """What is kept of `network` for `head`, which may be EARLY_EXIT: the whole, whose images leave early."""
+    """Return `network` pruned to `head`, or the whole network with early exits for EARLY_EXIT."""
     return EarlyExit(network, thresholds) if head == EARLY_EXIT else prune(network, head)

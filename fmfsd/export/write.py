@@ -1,4 +1,4 @@
-"""A run's network as one file for serving: written, tried on images of the test split, and only then given its name."""
+"""Export of a run's network to one file: written under a temporary name, checked on test images, then renamed."""
 
 import json
 import math
@@ -34,21 +34,25 @@ from fmfsd.system.atomic_files import flush_to_disk, give_name, sync_folder
 SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt2", "onnx": ".onnx"}
 CHECKED_IMAGES = 512
 TOLERANCE = 1e-4
-"""Largest difference of a logit, as a share of the largest logit, or of 1 if that is more."""
+"""Largest allowed difference of a logit, as a fraction of the largest logit, or of 1 if that is larger."""
 MOST_STRAYED = 0.01
-"""Of the images; whoever is as sure as a threshold, to rounding, may leave or stay."""
+"""Fraction of the images that may exit at another head: rounding can move a confidence across its threshold."""
 BATCH = 64
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 Answer = tuple[Tensor, Tensor]
-"""Logits (B, K), and of each image the number of the head that they are from (zeros where there is one head)."""
+"""Logits (B, K), and the index of the head that each image's logits are from (zeros if there is one head)."""
 Run = Callable[[Tensor], Answer]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """`difference` is the largest of a logit, `tolerance` what was allowed. `ties` have another label because their
-    two largest logits are the same to rounding; `strayed` left at another head, being as sure as its threshold."""
+    """Comparison of the exported file's outputs with the run's.
+
+    `difference`: the largest of a logit; `tolerance`: the largest allowed. `ties`: images with another label, because
+    their two largest logits are equal up to rounding. `changed_exits`: images that exit at another head, because their
+    confidence equals a threshold up to rounding.
+    """
 
     difference: float
     tolerance: float
@@ -56,14 +60,14 @@ class Agreement:
     strayed: int = 0
 
     def __str__(self) -> str:
-        told = {"label": self.ties, "exit": self.strayed}
-        at_rounding = "".join(f", {count} by another {what} to rounding" for what, count in told.items() if count)
-        return f"logits differ by {self.difference:.1e} at most (allowed: {self.tolerance:.1e}){at_rounding}"
+        counts = {"label": self.ties, "exit": self.strayed}
+        rounding = "".join(f", {count} with another {what} by rounding" for what, count in counts.items() if count)
+        return f"logits differ by {self.difference:.1e} at most (allowed: {self.tolerance:.1e}){rounding}"
 
 
 @dataclass(frozen=True)
 class Export:
-    """A file that agrees with its run on `images` images of the test split."""
+    """An exported file whose outputs equal its run's on `images` images of the test split."""
 
     path: str
     head: str
@@ -76,50 +80,52 @@ class Export:
 
 
 def export(
-    run: RunDir, form: str, head: str = "deepest", thresholds: str | None = None, out: Path | None = None
+    run: RunDir, file_format: str, head: str = "deepest", thresholds: str | None = None, out: Path | None = None
 ) -> Export:
-    """Export the newest whole checkpoint of `run` to one file of format `form`, one of SUFFIXES.
+    """Export the newest complete checkpoint of `run` to one file of format `file_format`, one of SUFFIXES.
 
-    `head` is one of the network's heads, ensemble, or early-exit, which alone takes `thresholds`.
+    `head` is one of the network's heads, ensemble, or early-exit; `thresholds` are for early-exit only.
 
-    ConfigError for what was asked, CheckError if the file exists, a package or the run's set is missing, or the file's
-    answers differ from the run's: then no file is left.
+    ConfigError for invalid arguments. CheckError if the file exists, a package or the run's data set is missing, or the
+    file's outputs differ from the run's; then no file remains.
     """
-    path = out or run.path / "export" / f"{head}{SUFFIXES[form]}"
-    _require_possible(path, form)
+    path = out or run.path / "export" / f"{head}{SUFFIXES[file_format]}"
+    _require_possible(path, file_format)
     exact_arithmetic(deterministic=False)
     config, network, checkpoint = trained_network(run)
     _require_head(network, head)
     exits = _exits(network, head, thresholds)
     card = card_of(run, config, head, exits, checkpoint)
     images = _images(own_index(run, config), config.data)
-    expected = _answers(_of_the_run(network, card), images)
-    with _published(path) as beside:
-        _write(form, network, card, beside)
-        reader = _READERS[form](beside)
-        found = _answers(lambda batch: reader(batch.float() / 255), images)
-        agreed = agreement(found, expected, path)
-    return Export(str(path), head, checkpoint, len(images), agreed)
+    expected = _run_batches(_reference_model(network, card), images)
+    with _rename_on_success(path) as temporary:
+        _write(file_format, network, card, temporary)
+        exported = _READERS[file_format](temporary)
+        actual = _run_batches(lambda batch: exported(batch.float() / 255), images)
+        result = agreement(actual, expected, path)
+    return Export(str(path), head, checkpoint, len(images), result)
 
 
-def _require_possible(path: Path, form: str) -> None:
-    problems = [Problem(str(path), "exists, and nothing is overwritten: choose another --out")] if path.exists() else []
-    if missing := [name for name in NEEDED if form == "onnx" and find_spec(name) is None]:
+def _require_possible(path: Path, file_format: str) -> None:
+    problems = [Problem(str(path), "exists and is not overwritten: choose another --out")] if path.exists() else []
+    if missing := [name for name in NEEDED if file_format == "onnx" and find_spec(name) is None]:
         problems.append(Problem("--format onnx", f"needs {', '.join(missing)}: pip install 'fmfsd[export]'"))
     if problems:
         raise CheckError(problems)
 
 
 def _require_head(network: Network, head: str) -> None:
-    known = (*network.head_names, ENSEMBLE, EARLY_EXIT)
-    if head not in known:
-        raise ConfigError(f"--head {head}: the network has no such head: choose {', '.join(known[:-1])} or {known[-1]}")
+    heads = (*network.head_names, ENSEMBLE, EARLY_EXIT)
+    if head not in heads:
+        raise ConfigError(f"--head {head}: the network has no such head: choose {', '.join(heads[:-1])} or {heads[-1]}")
 
 
 def _exits(network: Network, head: str, thresholds: str | None) -> tuple[float, ...]:
     if head != EARLY_EXIT:
         if thresholds is not None:
-            raise ConfigError(f"--exit-thresholds {thresholds}: --head {head} has none: add --head {EARLY_EXIT}")
+            raise ConfigError(
+                f"--exit-thresholds {thresholds}: --head {head} has no thresholds: add --head {EARLY_EXIT}"
+            )
         return ()
     if not (early := early_heads(network)):
         raise ConfigError(f"--head {EARLY_EXIT}: this network has no early head: choose another head")
@@ -127,100 +133,102 @@ def _exits(network: Network, head: str, thresholds: str | None) -> tuple[float, 
 
 
 def _images(index: SetIndex, data: DataConfig) -> Tensor:
-    """uint8 (n, 3, size, size), the first of the test split."""
+    """Return the first images of the test split, uint8 (N, 3, size, size)."""
     cpu = torch.device("cpu")
     in_files = images_stay_in_files(data, index, SoloComms(), cpu)
     with closing(own_shards(index, "test", rank=0, world_size=1, device=cpu, in_files=in_files)) as shards:
         return centre(shards.rows(torch.arange(min(CHECKED_IMAGES, len(shards.labels)))), data.size)
 
 
-def _of_the_run(network: Network, card: Card) -> Run:
-    """As training evaluates uint8 images, by the whole network."""
+def _reference_model(network: Network, card: Card) -> Run:
+    """Return a function that computes the expected outputs of uint8 images as in training, with the whole network."""
     data = card.config.data
     normalise = Normalise(*data.channel_statistics, torch.float32, torch.device("cpu"))
 
-    def answer(images: Tensor) -> Answer:
+    def run(images: Tensor) -> Answer:
         if card.head == EARLY_EXIT:
-            return _answer(EarlyExit(network, card.thresholds)(normalise(images)))
+            return _to_answer(EarlyExit(network, card.thresholds)(normalise(images)))
         logits = network(normalise(images)).logits
-        return _answer(ensemble(logits) if card.head == ENSEMBLE else logits[network.head_names.index(card.head)])
+        return _to_answer(ensemble(logits) if card.head == ENSEMBLE else logits[network.head_names.index(card.head)])
 
-    return answer
+    return run
 
 
 @contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end of the block, unless that exists by then."""
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
+def _rename_on_success(path: Path) -> Iterator[Path]:
+    """Yield a temporary path and rename it to `path` at the end of the block, unless `path` exists by then."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-        mode = beside.stat().st_mode
-        yield beside
-        if beside.stat().st_mode != mode:  # safetensors makes a file of its own, which nobody else can read
-            beside.chmod(mode)
-        with beside.open("rb") as file:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        if temporary.stat().st_mode != mode:  # safetensors replaces the file by one with mode 0600
+            temporary.chmod(mode)
+        with temporary.open("rb") as file:
             flush_to_disk(file.fileno())
-        give_name(beside, path)
+        give_name(temporary, path)
     except OSError as error:
         raise CheckError([Problem(str(path), f"can't be written: {error.strerror}; choose another --out")]) from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def _write(form: str, network: Network, card: Card, path: Path) -> None:
+def _write(file_format: str, network: Network, card: Card, path: Path) -> None:
     try:
-        _WRITERS[form](network, card, path)
+        _WRITERS[file_format](network, card, path)
     except OSError:
         raise
-    except Exception as error:  # whatever the exporter says of such a network
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CheckError([Problem(f"--format {form}", f"does not take this network ({why}): try another")]) from error
+    except Exception as error:  # exporters raise many types for networks that they do not support
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckError(
+            [Problem(f"--format {file_format}", f"does not support this network ({reason}): try another")]
+        ) from error
 
 
-def _answers(run: Run, images: Tensor) -> Answer:
-    """By batches; the last may be short, as a served one may be."""
+def _run_batches(run: Run, images: Tensor) -> Answer:
+    """Run a model on the images batch by batch; the last batch may be smaller, as in serving."""
     with torch.no_grad():
         logits, heads = zip(*map(run, images.split(BATCH)), strict=True)
     return torch.cat(logits), torch.cat(heads)
 
 
-def agreement(found: Answer, expected: Answer, path: Path) -> Agreement:
-    """Raises CheckError where logits differ by more than rounding, so that labels do, or too many exits do."""
-    together = found[1] == expected[1]
-    logits, wanted = found[0][together].double(), expected[0][together].double()
+def agreement(actual: Answer, expected: Answer, path: Path) -> Agreement:
+    """Compare outputs. CheckError if logits differ by more than TOLERANCE or too many images exit at another head."""
+    same_exit = actual[1] == expected[1]
+    logits, reference = actual[0][same_exit].double(), expected[0][same_exit].double()
     tolerance = TOLERANCE * max(1.0, expected[0].abs().max().item())
-    difference = (logits - wanted).abs().max().item() if len(logits) else math.inf
-    ties = int((logits.argmax(dim=1) != wanted.argmax(dim=1)).sum())
-    known = Agreement(difference, tolerance, ties, int((~together).sum()))
-    if not difference <= tolerance or known.strayed > MOST_STRAYED * len(together):
-        advice = "no file was left; try another --format, and report this"
-        raise CheckError([Problem(str(path), f"does not answer as the run does on test images: {known}: {advice}")])
-    return known
+    difference = (logits - reference).abs().max().item() if len(logits) else math.inf
+    ties = int((logits.argmax(dim=1) != reference.argmax(dim=1)).sum())
+    result = Agreement(difference, tolerance, ties, int((~same_exit).sum()))
+    if not difference <= tolerance or result.strayed > MOST_STRAYED * len(same_exit):
+        remedy = "the file was removed; try another --format, and report this"
+        raise CheckError([Problem(str(path), f"its outputs on test images differ from the run's: {result}: {remedy}")])
+    return result
 
 
-def _of_module(module: nn.Module) -> Run:
-    def answer(images: Tensor) -> Answer:
-        return _answer(module(images))
+def _module_runner(module: nn.Module) -> Run:
+    def run(images: Tensor) -> Answer:
+        return _to_answer(module(images))
 
-    return answer
+    return run
 
 
-def _answer(found: Any) -> Answer:
-    logits, heads = found if isinstance(found, tuple) else (found, torch.zeros(len(found), dtype=torch.int64))
+def _to_answer(output: Any) -> Answer:
+    logits, heads = output if isinstance(output, tuple) else (output, torch.zeros(len(output), dtype=torch.int64))
     return logits, heads
 
 
 def _graph(network: Network, card: Card) -> Classifier:
-    """Without branching on data."""
-    chosen = pruned(FirstSure(network, card.thresholds)) if card.head == EARLY_EXIT else served(network, card.head, ())
-    return card.classifier(chosen)
+    """Return a classifier without data-dependent control flow, for tracing."""
+    module = pruned(FirstSure(network, card.thresholds)) if card.head == EARLY_EXIT else served(network, card.head, ())
+    return card.classifier(module)
 
 
 def _example(card: Card) -> tuple[tuple[Tensor], dict[str, Any]]:
-    """Images to trace with, and that their number is any."""
+    """Return example images for tracing, and their dynamic shapes (any batch size)."""
     images = torch.zeros(2, 3, card.config.data.size, card.config.data.size)
     return (images,), {"images": {0: torch.export.Dim("batch")}}
 
@@ -232,16 +240,16 @@ def _write_safetensors(network: Network, card: Card, path: Path) -> None:
 
 
 def _write_torch(network: Network, card: Card, path: Path) -> None:
-    example, any_number = _example(card)
-    program = torch.export.export(_graph(network, card), example, dynamic_shapes=any_number)
+    example, dynamic_shapes = _example(card)
+    program = torch.export.export(_graph(network, card), example, dynamic_shapes=dynamic_shapes)
     torch.export.save(program, path, extra_files={"fmfsd.json": json.dumps(card.properties())})
 
 
 def _write_onnx(network: Network, card: Card, path: Path) -> None:
-    example, any_number = _example(card)
+    example, dynamic_shapes = _example(card)
     names = ["logits", "heads"] if card.head == EARLY_EXIT else ["logits"]
     program = torch.onnx.export(
-        _graph(network, card), example, dynamo=True, dynamic_shapes=any_number, output_names=names, verbose=False
+        _graph(network, card), example, dynamo=True, dynamic_shapes=dynamic_shapes, output_names=names, verbose=False
     )
     assert program is not None
     program.model.metadata_props.update(card.properties())
@@ -249,7 +257,7 @@ def _write_onnx(network: Network, card: Card, path: Path) -> None:
 
 
 def _read_torch(path: Path) -> Run:
-    return _of_module(torch.export.load(path).module())
+    return _module_runner(torch.export.load(path).module())
 
 
 def _read_onnx(path: Path) -> Run:
@@ -257,11 +265,11 @@ def _read_onnx(path: Path) -> Run:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def answer(images: Tensor) -> Answer:
+    def run(images: Tensor) -> Answer:
         logits, *heads = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
         return logits, heads[0] if heads else torch.zeros(len(logits), dtype=torch.int64)
 
-    return answer
+    return run
 
 
 _WRITERS: Mapping[str, Callable[[Network, Card, Path], None]] = {
@@ -270,7 +278,7 @@ _WRITERS: Mapping[str, Callable[[Network, Card, Path], None]] = {
     "onnx": _write_onnx,
 }
 _READERS: Mapping[str, Callable[[Path], Run]] = {
-    "safetensors": lambda path: _of_module(load_exported(path)),
+    "safetensors": lambda path: _module_runner(load_exported(path)),
     "torch": _read_torch,
     "onnx": _read_onnx,
 }

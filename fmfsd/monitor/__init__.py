@@ -1,1 +1,1 @@
-"""What a run or a search is doing, live, by its files alone: from any host that sees them, without torch."""
+"""Live monitor of a run or a search. It reads only their files, so it works on any host that sees them. No torch."""

@@ -1,4 +1,4 @@
-"""Shows a view again and again, until what it shows has ended or the watcher has seen enough."""
+"""Live display of a run or a search, refreshed until it has ended or the user interrupts it."""
 
 import json
 import time
@@ -15,16 +15,21 @@ from fmfsd.terminal import PLAIN_EVERY_S
 
 
 def view_of(folder: Path) -> View:
+    """Read the current view of the run or search in `folder`."""
     return sweep_view(folder) if is_sweep(folder) else run_view(folder)
 
 
 def show_once(folder: Path, console: Console, *, as_json: bool) -> None:
+    """Print the current view once, as a table or as JSON."""
     view = view_of(folder)
     print(json.dumps(view.as_json(), indent=2)) if as_json else console.print(screen(view))
 
 
 def watch(folder: Path, console: Console, *, as_json: bool, every_s: float) -> None:
-    """On a terminal one screen, else a line each PLAIN_EVERY_S at most; of JSON an object a line, each `every_s`."""
+    """Print the view every `every_s` seconds until the run or search has ended.
+
+    On a terminal one live screen; otherwise one line at most every PLAIN_EVERY_S; with `as_json` one object per line.
+    """
     if as_json:
         _repeat(folder, lambda view: print(json.dumps(view.as_json()), flush=True), every_s)
     elif console.is_terminal:

@@ -1,4 +1,4 @@
-"""A run at one moment."""
+"""Current state of a run, read from its files."""
 
 import json
 import time
@@ -13,14 +13,17 @@ from fmfsd.run.slow_ranks import SLOW, factors
 from fmfsd.system.atomic_files import read_json
 
 SILENT_S = 15.0
-"""A worker writes twice a second; clocks of hosts may differ by a little."""
+"""Heartbeat age from which a worker is silent. Workers write twice a second; clocks of hosts may differ a little."""
 ENDED = ("finished", "stopped")
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Of the newest attempt. `heartbeat_age_s` is by this host's clock; `own_time` is the time that it works, without
-    waiting, as a multiple of the workers' median, and SLOW or more makes a straggler; None where it is not known."""
+    """A worker of the newest attempt.
+
+    `heartbeat_age_s`: by this host's clock. `own_time`: its time in steps without waiting, divided by the median of all
+    workers; a worker from SLOW upwards is a straggler. None if unknown.
+    """
 
     rank: int
     host: str
@@ -44,7 +47,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class RunView:
-    """`state` is running, silent (its workers were, for SILENT_S), finished, stopped, failed or not started."""
+    """State of a run: running, silent (no heartbeat for SILENT_S), finished, stopped, failed or not started."""
 
     path: str
     state: str
@@ -68,13 +71,13 @@ class RunView:
 
 
 def run_view(path: Path) -> RunView:
-    """Files that are missing or half written count as not there."""
+    """Read the view of the run in `path`. Missing or incomplete files count as absent."""
     run = RunDir(path.absolute())
-    shown = list(_progress(run))
-    attempt = max((int(each.get("attempt", 0)) for each in shown), default=run.last_attempt())
-    newest = [each for each in shown if each.get("attempt") == attempt]
-    workers = tuple(_worker(each, _own_times(newest)) for each in newest)
-    first = newest[0] if newest else {}
+    progress = list(_progress(run))
+    attempt = max((int(each.get("attempt", 0)) for each in progress), default=run.last_attempt())
+    current = [each for each in progress if each.get("attempt") == attempt]
+    workers = tuple(_worker(each, _own_times(current)) for each in current)
+    first = current[0] if current else {}
     outcome, metrics = read_or_empty(run.outcome), _records(run)
     return RunView(
         path=str(path),
@@ -92,7 +95,7 @@ def run_view(path: Path) -> RunView:
 
 
 def _state(outcome: dict[str, Any], workers: tuple[Worker, ...]) -> str:
-    """Of a run that goes on again the workers' word counts, not what became of it before."""
+    """Return the state. Live workers take precedence: outcome.json may be of an earlier attempt of a resumed run."""
     alive = [worker for worker in workers if worker.state not in ENDED and not worker.is_silent]
     if alive:
         return "running"
@@ -102,36 +105,37 @@ def _state(outcome: dict[str, Any], workers: tuple[Worker, ...]) -> str:
 
 
 def _progress(run: RunDir) -> Iterator[dict[str, Any]]:
-    """By rank."""
-    found = [content for path in run.progress.glob("rank-*.json") if "rank" in (content := read_or_empty(path))]
-    yield from sorted(found, key=lambda each: int(each["rank"]))
+    """Yield the progress files of the workers by rank."""
+    contents = [content for path in run.progress.glob("rank-*.json") if "rank" in (content := read_or_empty(path))]
+    yield from sorted(contents, key=lambda each: int(each["rank"]))
 
 
-def _own_times(shown: list[dict[str, Any]]) -> dict[int, float]:
-    return factors({each["rank"]: each["busy_s"] for each in shown if each.get("busy_s")})
+def _own_times(progress: list[dict[str, Any]]) -> dict[int, float]:
+    return factors({each["rank"]: each["busy_s"] for each in progress if each.get("busy_s")})
 
 
-def _worker(shown: dict[str, Any], own_times: dict[int, float]) -> Worker:
-    rank = int(shown["rank"])
+def _worker(progress: dict[str, Any], own_times: dict[int, float]) -> Worker:
+    rank = int(progress["rank"])
     return Worker(
         rank=rank,
-        host=str(shown.get("host", "")),
-        state=str(shown.get("state", "")),
-        step=int(shown.get("step", 0)),
-        images_per_s=shown.get("images_per_s"),
-        data_wait=shown.get("data_wait"),
-        peak_memory_bytes=int(shown.get("peak_memory_bytes", 0)),
-        heartbeat_age_s=round(max(0.0, time.time() - float(shown.get("time", 0.0))), 1),
+        host=str(progress.get("host", "")),
+        state=str(progress.get("state", "")),
+        step=int(progress.get("step", 0)),
+        images_per_s=progress.get("images_per_s"),
+        data_wait=progress.get("data_wait"),
+        peak_memory_bytes=int(progress.get("peak_memory_bytes", 0)),
+        heartbeat_age_s=round(max(0.0, time.time() - float(progress.get("time", 0.0))), 1),
         own_time=own_times.get(rank),
-        warnings=tuple(shown.get("warnings", ())),
+        warnings=tuple(progress.get("warnings", ())),
     )
 
 
-def _losses(shown: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in shown.items() if name.startswith("loss")}
+def _losses(progress: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in progress.items() if name.startswith("loss")}
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; return an empty one if the file is missing or incomplete."""
     try:
         return read_json(path)
     except (OSError, ValueError):
@@ -139,7 +143,7 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 
 
 def _records(run: RunDir) -> dict[str, dict[str, float]]:
-    """The newest of each split."""
+    """Return the latest record of each split."""
     try:
         return last_records(run.metrics)
     except (OSError, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""What a view looks like."""
+"""Rendering of a run's or a search's view, as a screen or as one line."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,15 +12,16 @@ from fmfsd.monitor.sweep_view import SweepView
 
 View = RunView | SweepView
 MOST_ROWS = 24
-"""Of more workers those that need a look, then the first ones; of more trials those that run, then the newest."""
+"""Rows of a table: of more workers the marked ones first, then by rank; of more trials the running, then the newest."""
 
 
 def screen(view: View) -> RenderableType:
+    """Render a view for a terminal."""
     return Group(*(_run(view) if isinstance(view, RunView) else _sweep(view)))
 
 
 def line(view: View) -> str:
-    """In one line, for a file or a pipe."""
+    """Render a view in one line, for a file or a pipe."""
     if isinstance(view, SweepView):
         counts = ", ".join(f"{count} {state}" for state, count in view.counts.items()) or "no trial yet"
         return f"search {view.state}: {counts}" if view.is_over else counts
@@ -59,19 +60,19 @@ def _where(view: RunView) -> str:
 def _workers(workers: Sequence[Worker]) -> Table:
     header = ("rank", "host", "state", "step", "images/s", "data wait", "memory", "heartbeat", "own time", "")
     table = Table(*header, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for worker in _chosen(workers):
+    for worker in _select_workers(workers):
         speed = f"{worker.images_per_s:.0f}" if worker.images_per_s is not None else ""
         wait = f"{worker.data_wait:.1%}" if worker.data_wait is not None else ""
         memory = f"{worker.peak_memory_bytes / 2**30:.2f} GiB"
         own = f"{worker.own_time:.2f} x" if worker.own_time is not None else ""
-        about = (str(worker.rank), worker.host, worker.state, str(worker.step), speed, wait)
-        table.add_row(*map(Text, about), memory, _age(worker.heartbeat_age_s), own, _mark(worker))
+        cells = (str(worker.rank), worker.host, worker.state, str(worker.step), speed, wait)
+        table.add_row(*map(Text, cells), memory, _age(worker.heartbeat_age_s), own, _mark(worker))
     if more := len(workers) - MOST_ROWS:
-        table.caption = f"and {more} more without a mark" if more > 0 else None
+        table.caption = f"and {more} more workers without a mark" if more > 0 else None
     return table
 
 
-def _chosen(workers: Sequence[Worker]) -> list[Worker]:
+def _select_workers(workers: Sequence[Worker]) -> list[Worker]:
     marked = [worker for worker in workers if _mark(worker)]
     others = [worker for worker in workers if not _mark(worker)]
     return sorted([*marked, *others][:MOST_ROWS], key=lambda worker: worker.rank)
@@ -93,17 +94,17 @@ def _sweep(view: SweepView) -> Iterator[RenderableType]:
     table = Table("trial", "state", "step", "images/s", "split", "deepest", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     running = [trial for trial in view.trials if trial.state == "running"]
     others = [trial for trial in view.trials if trial.state != "running"]
-    chosen = [*others, *running][-MOST_ROWS:]
-    for trial in sorted(chosen, key=lambda trial: trial.path):
+    selected = [*others, *running][-MOST_ROWS:]
+    for trial in sorted(selected, key=lambda trial: trial.path):
         table.add_row(*map(Text, _trial(trial)))
     yield table
-    if more := len(view.trials) - len(chosen):
-        yield Text(f"and {more} older ones that have ended")
+    if more := len(view.trials) - len(selected):
+        yield Text(f"and {more} older trials that have ended")
 
 
 def _trial(trial: RunView) -> tuple[str, ...]:
     speed = next((f"{worker.images_per_s:.0f}" for worker in trial.workers if worker.images_per_s), "")
     split = next((split for split in ("valid", "test") if split in trial.metrics), "")
     deepest = trial.metrics[split].get("deepest_top1") if split else None
-    shown = f"{deepest:.1%}" if deepest is not None else ""
-    return trial.path.rpartition("/")[2], trial.state, _where(trial), speed, split, shown
+    accuracy = f"{deepest:.1%}" if deepest is not None else ""
+    return trial.path.rpartition("/")[2], trial.state, _where(trial), speed, split, accuracy

@@ -1,4 +1,4 @@
-"""A search at one moment: its trials, each of which is a run."""
+"""Current state of a search: its trials, each of which is a run."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ TRIALS, RUNNING = "trials", "running"
 
 @dataclass(frozen=True)
 class SweepView:
-    """`state` is what its outcome says, or running as long as its owner has left none."""
+    """`state`: that of outcome.json, or running until the process that owns the search has written it."""
 
     path: str
     state: str
@@ -24,7 +24,7 @@ class SweepView:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials by state, those that run first."""
+        """Number of trials by state, running ones first."""
         states = [trial.state for trial in self.trials]
         return {state: states.count(state) for state in sorted(set(states), key=lambda state: state != RUNNING)}
 
@@ -34,16 +34,18 @@ class SweepView:
 
 
 def is_sweep(path: Path) -> bool:
+    """Return True for the folder of a search."""
     return (path / "space.yaml").is_file()
 
 
 def sweep_view(path: Path) -> SweepView:
+    """Read the view of the search in `path`."""
     folders = sorted(folder.parent for folder in (path / TRIALS).glob("*/config.yaml"))
     return SweepView(str(path), _state(RunDir(path.absolute())), tuple(map(run_view, folders)))
 
 
 def _state(search: RunDir) -> str:
-    """Of a search that goes on again the outcome is older than its owner."""
+    """Return the state. An outcome older than the owner file is of an earlier start of a resumed search."""
     outcome, owner = read_or_empty(search.outcome), read_or_empty(search.owner)
     has_ended = outcome.get("time", 0.0) > owner.get("since", 0.0)
     return str(outcome["state"]) if has_ended else RUNNING

@@ -1,4 +1,4 @@
-"""Which folder somebody means: a run's, a search's, or that of a Slurm job."""
+"""Folder of a target on the command line: a run, a search, or the id of a Slurm job."""
 
 import re
 from collections.abc import Sequence
@@ -10,37 +10,37 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
 
 LOOKED_AT = (".", "*", "runs/*", "sweeps/*", "*/seed-*", "runs/*/seed-*")
-"""Below the folder that one is in; a job array has a run for each seed."""
+"""Patterns of run folders, relative to the working directory; a job array has one run per seed."""
 _JOB = re.compile(r"\d+(_\d+)?")
 
 
 def folder_of(target: str, here: Path) -> Path:
-    """CheckError if it is no run and no search, or no run below `here` knows of such a job."""
+    """Return the folder of `target`. CheckError if it is no run or search, and no run below `here` has that job id."""
     path = here / target
-    if _is_known(path):
+    if _is_target(path):
         return path
     if _JOB.fullmatch(target):
-        return _of_job(target, here)
-    raise CheckError([Problem(target, "no folder of a run or of a search, and no id of a Slurm job")])
+        return _folder_of_job(target, here)
+    raise CheckError([Problem(target, "not the folder of a run or search, and not the id of a Slurm job")])
 
 
-def _is_known(path: Path) -> bool:
+def _is_target(path: Path) -> bool:
     return RunDir(path).config.is_file() or is_sweep(path)
 
 
-def _of_job(job: str, here: Path) -> Path:
+def _folder_of_job(job: str, here: Path) -> Path:
     for pattern in LOOKED_AT:
         for folder in [here] if pattern == "." else sorted(here.glob(pattern)):
-            if _is_of(folder, job):
+            if _has_job(folder, job):
                 return folder
     where = ", ".join(str(here / pattern) for pattern in LOOKED_AT)
-    raise CheckError([Problem(f"job {job}", f"no run knows of it; looked at {where}: name the run's folder")])
+    raise CheckError([Problem(f"job {job}", f"no run with this job in {where}: give the run's folder instead")])
 
 
-def _is_of(folder: Path, job: str) -> bool:
-    """By what was submitted from it, or by the name that a job gives to the folder that it makes."""
-    known = {name for each in _jobs(RunDir(folder)) for name in (each, each.partition("_")[0])}
-    return job in known or (folder.name.endswith(f"-{job}") and _is_known(folder))
+def _has_job(folder: Path, job: str) -> bool:
+    """Return True if the job was submitted from this run, or if the folder's name ends with the job id."""
+    job_ids = {name for each in _jobs(RunDir(folder)) for name in (each, each.partition("_")[0])}
+    return job in job_ids or (folder.name.endswith(f"-{job}") and _is_target(folder))
 
 
 def _jobs(run: RunDir) -> Sequence[str]:

@@ -1,6 +1,6 @@
-"""From what the profiler has recorded to where a step goes: on the host, or on the GPU that it keeps at work.
+"""Attribution of a step's time to its parts, from the profiler's events, by time on the host or on the GPU.
 
-Times of events are in microseconds, those of what is made of them in seconds a step.
+Times of events are in microseconds; times in the result are in seconds per step.
 """
 
 from collections import Counter, defaultdict
@@ -16,115 +16,121 @@ from fmfsd.run.profile_record import BACKWARD, COMMUNICATION, FORWARD, LOSS, OTH
 SLOWEST = 5
 _EVALUATE = "autograd::engine::evaluate_function: "
 _RANGES = {**{part: part for part in PARTS}, STEP: OTHER, FORWARD: OTHER, BACKWARD: f"{BACKWARD}/{OTHER}"}
-"""To which part a range's time belongs, but for what is inside of another range."""
+"""The part of the step that a range's own time belongs to; nested ranges count for their own part."""
 _COMMUNICATION = ("c10d::", "gloo:", "nccl", "record_param_comms")
-"""How names of communication begin: of calls, of work on gloo's threads, of NCCL's kernels (`ncclDevKernel_...`)."""
+"""Prefixes of communication events: calls, work on gloo's threads, NCCL's kernels (`ncclDevKernel_...`)."""
 
 Key = tuple[str, str]
-"""An operator's name, and its part of the step."""
-Placed = tuple[FunctionEvent, str]
-"""An event of the host, and the part of the step that it belongs to."""
+"""Name of an operator, and its part of the step."""
+Assigned = tuple[FunctionEvent, str]
+"""A host event, and its part of the step."""
 
 
 def division(events: Sequence[FunctionEvent], *, on_gpu: bool) -> Division:
-    """Of the steps in `events`, which begin and end with all work done."""
+    """Divide the time of the steps in `events` into parts. The device must be idle at their start and at their end."""
     steps = [event for event in events if event.name == STEP and _is_on_host(event)]
-    placed = list(_placed(events, steps[0].thread))
-    return _on_gpu(events, steps, placed) if on_gpu else _on_host(events, steps, placed)
+    assigned = list(_assign_parts(events, steps[0].thread))
+    return _divide_gpu_time(events, steps, assigned) if on_gpu else _divide_host_time(events, steps, assigned)
 
 
-def _on_host(events: Sequence[FunctionEvent], steps: Sequence[FunctionEvent], placed: Sequence[Placed]) -> Division:
-    """By the time of the thread that makes the steps, each event without those in it."""
-    here = [(event, part) for event, part in placed if event.thread == steps[0].thread]
-    elsewhere = union(_span(event) for event in events if event.is_async and _communicates(event.name))
-    spent, parts = defaultdict[Key, float](float), defaultdict[str, float](float)
-    for event, part in here:
-        own_us, waited_us = event.self_cpu_time_total, _waited_us(event, elsewhere)
+def _divide_host_time(
+    events: Sequence[FunctionEvent], steps: Sequence[FunctionEvent], assigned: Sequence[Assigned]
+) -> Division:
+    """Divide by the time of the thread that runs the steps, each event without its nested events."""
+    on_thread = [(event, part) for event, part in assigned if event.thread == steps[0].thread]
+    background = union(_span(event) for event in events if event.is_async and _communicates(event.name))
+    by_operator, parts = defaultdict[Key, float](float), defaultdict[str, float](float)
+    for event, part in on_thread:
+        own_us, waited_us = event.self_cpu_time_total, _waited_us(event, background)
         parts[part] += own_us - waited_us
         parts[COMMUNICATION] += waited_us
         if event.name not in _RANGES:
-            spent[event.name, part] += own_us
-    talk = union([*elsewhere, *(_span(event) for event, part in here if part == COMMUNICATION)])
-    return _division(sum(map(_length, steps)), len(steps), parts, length(talk), spent, _calls(here))
+            by_operator[event.name, part] += own_us
+    communication = union([*background, *(_span(event) for event, part in on_thread if part == COMMUNICATION)])
+    return _division(sum(map(_length, steps)), len(steps), parts, length(communication), by_operator, _calls(on_thread))
 
 
-def _waited_us(event: FunctionEvent, elsewhere: Sequence[Interval]) -> float:
-    """Of a range, in which nothing is computed but by the events in it: while others of its process communicate."""
+def _waited_us(event: FunctionEvent, background: Sequence[Interval]) -> float:
+    """Return the part of a range's own time during which other threads communicate."""
     if event.name not in _RANGES or _RANGES[event.name] == COMMUNICATION:
         return 0.0
-    return overlap(without(_span(event), map(_span, event.cpu_children)), elsewhere)
+    return overlap(without(_span(event), map(_span, event.cpu_children)), background)
 
 
-def _on_gpu(events: Sequence[FunctionEvent], steps: Sequence[FunctionEvent], placed: Sequence[Placed]) -> Division:
-    """By the time of the kernels that events launch; what is left is that in which none was at work."""
+def _divide_gpu_time(
+    events: Sequence[FunctionEvent], steps: Sequence[FunctionEvent], assigned: Sequence[Assigned]
+) -> Division:
+    """Divide by the time of the kernels that each event launches; OTHER includes the time without a kernel."""
     kernels = [event for event in events if not _is_on_host(event) and not event.is_user_annotation]
     computing = union(_span(kernel) for kernel in kernels if not _communicates(kernel.name))
-    talk = union(_span(kernel) for kernel in kernels if _communicates(kernel.name))
-    spent, parts = defaultdict[Key, float](float), defaultdict[str, float](float)
-    for event, part in placed:
-        took_us = sum(
+    communication = union(_span(kernel) for kernel in kernels if _communicates(kernel.name))
+    by_operator, parts = defaultdict[Key, float](float), defaultdict[str, float](float)
+    for event, part in assigned:
+        kernels_us = sum(
             each.duration for each in event.kernels if each.name != event.name and not _communicates(each.name)
         )
-        parts[part] += took_us
-        spent[event.name, part] += took_us
-    parts[COMMUNICATION] += length(talk) - overlap(talk, computing)
-    whole_us = steps[-1].time_range.end - steps[0].time_range.start
-    parts[OTHER] += whole_us - sum(parts.values())
-    return _division(whole_us, len(steps), parts, length(talk), spent, _calls(placed))
+        parts[part] += kernels_us
+        by_operator[event.name, part] += kernels_us
+    parts[COMMUNICATION] += length(communication) - overlap(communication, computing)
+    total_us = steps[-1].time_range.end - steps[0].time_range.start
+    parts[OTHER] += total_us - sum(parts.values())
+    return _division(total_us, len(steps), parts, length(communication), by_operator, _calls(assigned))
 
 
 def _division(
-    whole_us: float,
+    total_us: float,
     steps: int,
     parts: Mapping[str, float],
     communication_us: float,
-    spent: Mapping[Key, float],
+    by_operator: Mapping[Key, float],
     calls: Mapping[Key, int],
 ) -> Division:
-    a_step, slowest_first = 1e-6 / steps, sorted(spent.items(), key=lambda item: -item[1])
-    slowest = [Operator(*key, took * a_step, calls[key] / steps) for key, took in slowest_first[:SLOWEST]]
-    named = {part: parts.get(part, 0.0) * a_step for part in PARTS}
-    return Division(whole_us * a_step, named, communication_us * a_step, tuple(slowest))
+    scale, slowest_first = 1e-6 / steps, sorted(by_operator.items(), key=lambda item: -item[1])
+    slowest = [Operator(*key, time_us * scale, calls[key] / steps) for key, time_us in slowest_first[:SLOWEST]]
+    by_part = {part: parts.get(part, 0.0) * scale for part in PARTS}
+    return Division(total_us * scale, by_part, communication_us * scale, tuple(slowest))
 
 
-def _calls(placed: Iterable[Placed]) -> Counter[Key]:
-    return Counter((event.name, part) for event, part in placed)
+def _calls(assigned: Iterable[Assigned]) -> Counter[Key]:
+    return Counter((event.name, part) for event, part in assigned)
 
 
-def _placed(events: Sequence[FunctionEvent], thread: int) -> Iterator[Placed]:
-    """Every event of the steps, those of `thread` first: what is computed backward, there or on a thread of its own,
-    belongs to where it was computed forward."""
+def _assign_parts(events: Sequence[FunctionEvent], thread: int) -> Iterator[Assigned]:
+    """Yield every event of the steps with its part, the events of `thread` first.
+
+    A backward operator, on `thread` or on autograd's own thread, gets the part of its forward operator.
+    """
     tops = [event for event in events if _is_on_host(event) and not event.is_async and event.cpu_parent is None]
-    placing = _Placing()
+    assignment = _PartAssignment()
     for event in sorted(tops, key=lambda top: (top.thread != thread, top.time_range.start)):
-        yield from placing.of(event, None)
+        yield from assignment.assign(event, None)
 
 
-class _Placing:
-    """Knows in which part each step backward, by thread and autograd's number, was made."""
+class _PartAssignment:
+    """Assigns events to parts. Remembers the part of each forward operator by thread and autograd sequence number."""
 
     def __init__(self) -> None:
-        self._made = dict[tuple[int, int], str]()
+        self._forward_parts = dict[tuple[int, int], str]()
 
-    def of(self, event: FunctionEvent, inside: str | None) -> Iterator[Placed]:
-        """It and all that is in it; `inside` a part, or none yet."""
-        part = self._part(event, inside)
+    def assign(self, event: FunctionEvent, parent_part: str | None) -> Iterator[Assigned]:
+        """Yield the event and its nested events with their parts; `parent_part`: None outside of a step."""
+        part = self._part(event, parent_part)
         if part is not None:
             yield event, part
         for child in event.cpu_children:
-            yield from self.of(child, part)
+            yield from self.assign(child, part)
 
-    def _part(self, event: FunctionEvent, inside: str | None) -> str | None:
-        if event.name in _RANGES and (event.name == STEP or inside is not None):
+    def _part(self, event: FunctionEvent, parent_part: str | None) -> str | None:
+        if event.name in _RANGES and (event.name == STEP or parent_part is not None):
             return _RANGES[event.name]
         if event.name.startswith(_EVALUATE):
-            made_in = self._made.get((event.fwd_thread or 0, event.sequence_nr), OTHER)
-            return f"{BACKWARD}/{made_in.removeprefix(f'{FORWARD}/')}"
-        if inside is None or _communicates(event.name):
-            return inside and COMMUNICATION
-        if event.sequence_nr >= 0 and (inside == LOSS or inside.startswith(FORWARD)):
-            self._made[event.thread, event.sequence_nr] = inside  # of several with one number the last has made it
-        return inside
+            forward_part = self._forward_parts.get((event.fwd_thread or 0, event.sequence_nr), OTHER)
+            return f"{BACKWARD}/{forward_part.removeprefix(f'{FORWARD}/')}"
+        if parent_part is None or _communicates(event.name):
+            return parent_part and COMMUNICATION
+        if event.sequence_nr >= 0 and (parent_part == LOSS or parent_part.startswith(FORWARD)):
+            self._forward_parts[event.thread, event.sequence_nr] = parent_part  # the last of several counts
+        return parent_part
 
 
 def _communicates(name: str) -> bool:

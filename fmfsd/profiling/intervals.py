@@ -1,4 +1,4 @@
-"""Times as sorted intervals that do not meet: what they cover, and what of it others cover too."""
+"""Arithmetic on time intervals: union, difference, length and overlap of sorted, disjoint intervals."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,6 +6,7 @@ Interval = tuple[float, float]
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Merge intervals into sorted, disjoint ones."""
     merged = list[Interval]()
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -16,21 +17,22 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def without(whole: Interval, inner: Iterable[Interval]) -> list[Interval]:
-    """`whole` without the intervals in it."""
-    left, start = list[Interval](), whole[0]
+    """Return `whole` without the intervals `inner`, which lie in it."""
+    gaps, start = list[Interval](), whole[0]
     for inner_start, inner_end in union(inner):
         if inner_start > start:
-            left.append((start, inner_start))
+            gaps.append((start, inner_start))
         start = max(start, inner_end)
-    return [*left, (start, whole[1])] if start < whole[1] else left
+    return [*gaps, (start, whole[1])] if start < whole[1] else gaps
 
 
 def length(intervals: Sequence[Interval]) -> float:
+    """Return the total length of disjoint intervals."""
     return sum(end - start for start, end in intervals)
 
 
 def overlap(one: Sequence[Interval], other: Sequence[Interval]) -> float:
-    """How long both go on."""
+    """Return the length of the intersection of two lists of sorted, disjoint intervals."""
     total, first, second = 0.0, 0, 0
     while first < len(one) and second < len(other):
         (start, end), (other_start, other_end) = one[first], other[second]

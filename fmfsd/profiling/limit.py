@@ -1,4 +1,4 @@
-"""How fast a worker could compute: the rate at which it multiplies large matrices in a run's precision."""
+"""Upper limit of a worker's compute rate: its rate for large matrix products in the run's precision."""
 
 import time
 
@@ -9,11 +9,11 @@ from fmfsd.distributed.preflight import TIMED, TIMED_S, finish, multiply, operan
 from fmfsd.engine.precision import DTYPES, Form
 
 SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
-"""Of square matrices; which is the faster depends on caches."""
+"""Sides of the square matrices; which one is faster depends on the caches."""
 
 
 def matrix_flops_per_s(train: TrainConfig, device: torch.device) -> float:
-    """Of the fastest product: it is to be a limit. A multiplication and an addition are two."""
+    """Return the rate of the fastest product, in FLOP/s; a multiply-add counts as two."""
     dtype = Form.of(train).mixed or DTYPES[train.precision]
     return max(_rate(side, dtype, device) for side in SIDES[device.type])
 

@@ -1,4 +1,4 @@
-"""A worker's profile: some steps are timed as they are, then as many are taken apart by torch's profiler."""
+"""Profile of one worker: some steps are only timed, then the same number are recorded by torch.profiler."""
 
 import os
 import resource
@@ -23,16 +23,16 @@ from fmfsd.training.loop import Loop
 
 
 class WrittenProfile:
-    """Files below `RUN/profile`, once `steps_to_profile(steps)` steps are done: the profiler's trace, and what this
-    worker's time went to.
+    """Writes to `RUN/profile`, after `steps_to_profile(steps)` steps: the profiler's trace, and a summary of where this
+    worker's time went.
 
-    The loop evaluates nothing: that is no part of a step.
+    The profiled loop has no evaluations: they are not part of a step.
     """
 
     def __init__(self, run: RunDir, rank: int, device: torch.device, steps: int) -> None:
         self._run, self._rank, self._device, self._steps = run, rank, device, steps
-        self._stopwatch, self._open = RangedStopwatch(self._step), ExitStack()
-        self._number, self._timed = 0, list[tuple[_Mark, _Mark]]()
+        self._step_timer, self._open = RangedStopwatch(self._step), ExitStack()
+        self._number, self._timed_steps = 0, list[tuple[_Mark, _Mark]]()
         self._waited_s, self._peak_memory, self._flops_per_s = 0.0, 0, 0.0
         run.profile.mkdir(exist_ok=True, mode=0o700)
 
@@ -48,32 +48,32 @@ class WrittenProfile:
         return ranged(comms, CALLS)
 
     def of(self, loop: Loop) -> Loop:
-        loop.comms.any(False)  # all workers at once, as they train: they may share what limits them
+        loop.comms.any(False)  # measure all workers at the same time, as in training: they may share hardware
         self._flops_per_s = matrix_flops_per_s(loop.config.train, self._device)
         self._network = loop.engine.network
         loop.engine, loop.loss = ranged(loop.engine, ENGINE), ranged(loop.loss, LOSSES)
-        loop.stopwatch, loop.evaluations = self._stopwatch, {}
+        loop.stopwatch, loop.evaluations = self._step_timer, {}
         return loop
 
     def _step(self) -> AbstractContextManager[None]:
-        """Around the next step of the loop."""
+        """Return the context to run the loop's next step in."""
         number, self._number = self._number, self._number + 1
-        timed = number - SETTLING_STEPS
-        if timed < 0 or number >= steps_to_profile(self._steps):
+        measured = number - SETTLING_STEPS
+        if measured < 0 or number >= steps_to_profile(self._steps):
             return nullcontext()
-        return self._as_it_is() if timed < self._steps else self._taken_apart(timed - self._steps)
+        return self._time_step() if measured < self._steps else self._record_step(measured - self._steps)
 
     @contextmanager
-    def _as_it_is(self) -> Iterator[None]:
-        waited_s, start = self._stopwatch.waited_in_all, _Mark(self._device)
+    def _time_step(self) -> Iterator[None]:
+        waited_s, start = self._step_timer.waited_in_all, _Mark(self._device)
         yield
-        self._timed.append((start, _Mark(self._device)))
-        self._waited_s += self._stopwatch.waited_in_all - waited_s
+        self._timed_steps.append((start, _Mark(self._device)))
+        self._waited_s += self._step_timer.waited_in_all - waited_s
 
     @contextmanager
-    def _taken_apart(self, number: int) -> Iterator[None]:
+    def _record_step(self, number: int) -> Iterator[None]:
         if number == 0:
-            self._begin()
+            self._start_profiler()
         with record_function(STEP):
             yield
             if number in (WARM_UP_STEPS - 1, WARM_UP_STEPS - 1 + self._steps):
@@ -83,22 +83,22 @@ class WrittenProfile:
             self._open.close()
             self._write()
 
-    def _begin(self) -> None:
+    def _start_profiler(self) -> None:
         self._peak_memory = _peak_memory(self._device)
         gpu = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
-        when = schedule(wait=0, warmup=WARM_UP_STEPS, active=self._steps, repeat=1)
-        self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu], schedule=when)
-        self._open.enter_context(torch.compiler.set_stance("force_eager"))  # nobody sees into a compiled step
+        steps = schedule(wait=0, warmup=WARM_UP_STEPS, active=self._steps, repeat=1)
+        self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu], schedule=steps)
+        self._open.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled step has no events of its parts
         self._open.enter_context(ranges_of(self._network))
         self._open.enter_context(self._profiler)
 
     def _write(self) -> None:
         trace = self._run.profile_trace(self._rank)
-        beside = trace.with_name(f".{trace.name}")
-        self._profiler.export_chrome_trace(str(beside))
-        os.replace(beside, trace)
-        steps_s = tuple(start.seconds_to(end) for start, end in self._timed)
-        found = WorkerProfile(
+        temporary = trace.with_name(f".{trace.name}")
+        self._profiler.export_chrome_trace(str(temporary))
+        os.replace(temporary, trace)
+        steps_s = tuple(start.seconds_to(end) for start, end in self._timed_steps)
+        summary = WorkerProfile(
             self._rank,
             steps_s,
             self._waited_s / sum(steps_s),
@@ -106,11 +106,11 @@ class WrittenProfile:
             self._flops_per_s,
             division(self._profiler.events(), on_gpu=self._device.type == "cuda"),
         )
-        write_json(self._run.profiled(self._rank), found.to_json())
+        write_json(self._run.profiled(self._rank), summary.to_json())
 
 
 class _Mark:
-    """A moment, on a GPU one of its own time, which is asked for once all is over: asking waits for it."""
+    """A time stamp; on a GPU a CUDA event, which is read after the last step because reading synchronizes."""
 
     def __init__(self, device: torch.device) -> None:
         self._host_s = time.perf_counter()
@@ -126,7 +126,7 @@ class _Mark:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """In bytes, so far: of the process, or on its GPU."""
+    """Return the peak memory so far, in bytes, of the process or of its GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Named ranges in the profiler's record, put around a worker's parts from outside."""
+"""Named profiler ranges around the parts of a worker, added from outside."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,27 +9,31 @@ from torch import nn
 from torch.profiler import record_function
 from torch.utils.hooks import RemovableHandle
 
+from fmfsd.distributed.collectives import Comms
+from fmfsd.engine.interface import Engine
+from fmfsd.losses import SelfDistillLoss
 from fmfsd.run.profile_record import BACKWARD, BRANCHES, COMMUNICATION, FORWARD, FUSION, INPUT, LOSS, OPTIMIZER, TRUNK
 from fmfsd.training.timers import Stopwatch
 
 T = TypeVar("T")
 
 STEP = "step"
-ENGINE = {"terms": LOSS, "backward": BACKWARD, "step": OPTIMIZER}
-LOSSES = {"total": LOSS}
-CALLS = dict.fromkeys(("sum_", "mean_", "spread_", "any", "share", "gather"), COMMUNICATION)
-"""Methods of an engine, a loss and comms, and the range of each. What is inside another range is that one's."""
+ENGINE = {Engine.terms.__name__: LOSS, Engine.backward.__name__: BACKWARD, Engine.step.__name__: OPTIMIZER}
+LOSSES = {SelfDistillLoss.total.__name__: LOSS}
+_COLLECTIVES = (Comms.sum_, Comms.mean_, Comms.spread_, Comms.any, Comms.share, Comms.gather)
+CALLS = {collective.__name__: COMMUNICATION for collective in _COLLECTIVES}
+"""Methods of an engine, a loss and collectives, and the range of each. A nested range counts only for itself."""
 
 ROLES = {
     TRUNK: ("backbone", "deepest_head"),
     BRANCHES: ("alignments", "branches", "heads", "projections", "fused_branch", "fused_head", "side_heads"),
     FUSION: ("gates", "fusion", "deep_fusion"),
 }
-"""A network's children by what they are for; `fusion` is all that makes masks and puts them to use."""
+"""A network's children by role; `fusion` is everything that computes and applies masks."""
 
 
 def ranged(target: T, ranges: Mapping[str, str]) -> T:
-    """`target`, whose methods of these names are ranges."""
+    """Return a proxy of `target` that runs the methods named in `ranges` in profiler ranges."""
     return cast(T, _Ranged(target, ranges))
 
 
@@ -38,17 +42,17 @@ class _Ranged:
         self._target, self._ranges = target, ranges
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._target, name)
-        return partial(_within, self._ranges[name], found) if name in self._ranges else found
+        value = getattr(self._target, name)
+        return partial(_call_in_range, self._ranges[name], value) if name in self._ranges else value
 
 
-def _within(name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call_in_range(name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with record_function(name):
         return call(*args, **kwargs)
 
 
 class RangedStopwatch(Stopwatch):
-    """Has every step of a loop inside of what `around` gives, and waiting for data as a range."""
+    """Runs each step of a loop in the context that `around` returns, and waits for data in a profiler range."""
 
     def __init__(self, around: Callable[[], Any]) -> None:
         super().__init__()
@@ -69,13 +73,13 @@ class RangedStopwatch(Stopwatch):
 
 @contextmanager
 def ranges_of(network: nn.Module) -> Iterator[None]:
-    """While it is open, the forward passes of the network and of its children are ranges."""
+    """Run the forward passes of the network and of its children in profiler ranges."""
     children = dict(network.named_children())
     handles = [*_hooks(network, FORWARD)]
     for role, names in ROLES.items():
         for child in (children[name] for name in names if name in children):
-            for called in child if isinstance(child, nn.ModuleList) else [child]:
-                handles += _hooks(called, f"{FORWARD}/{role}")
+            for module in child if isinstance(child, nn.ModuleList) else [child]:
+                handles += _hooks(module, f"{FORWARD}/{role}")
     try:
         yield
     finally:
@@ -84,13 +88,13 @@ def ranges_of(network: nn.Module) -> Iterator[None]:
 
 
 def _hooks(module: nn.Module, name: str) -> tuple[RemovableHandle, RemovableHandle]:
-    under_way = list[record_function]()
+    open_ranges = list[record_function]()
 
     def enter(*_call: object) -> None:
-        under_way.append(record_function(name))
-        under_way[-1].__enter__()
+        open_ranges.append(record_function(name))
+        open_ranges[-1].__enter__()
 
     def leave(*_call: object) -> None:
-        under_way.pop().__exit__(None, None, None)
+        open_ranges.pop().__exit__(None, None, None)
 
     return module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)

@@ -1,1 +1,1 @@
-"""What runs and sweeps came to, as figures, tables and one self-contained HTML page. No torch."""
+"""Reports of runs and searches: one self-contained HTML page of charts and tables. No torch."""

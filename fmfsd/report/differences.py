@@ -1,4 +1,4 @@
-"""What differs between runs: config, software, hardware, data, final metrics."""
+"""Differences between runs: config, software, hardware, data, final metrics."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ METRICS = "metrics"
 
 @dataclass(frozen=True)
 class Row:
-    """A value of each run, None where a run has none."""
+    """The value of one setting or metric in each run; None for a run without it."""
 
     section: str
     name: str
@@ -36,10 +36,10 @@ class Row:
 
 
 def compare_runs(folders: Sequence[Path]) -> list[Row]:
-    """Every value that a run has, those that differ first. CheckError for a folder that holds no run."""
-    found = [{(section, name): value for section, name, value in _values(read_run(each))} for each in folders]
-    names = dict.fromkeys(name for values in found for name in values)
-    rows = [Row(*name, tuple(values.get(name) for values in found)) for name in names]
+    """Return all values of the runs, those that differ first. CheckError for a folder that is not a run."""
+    by_run = [{(section, name): value for section, name, value in _values(read_run(each))} for each in folders]
+    names = dict.fromkeys(name for values in by_run for name in values)
+    rows = [Row(*name, tuple(values.get(name) for values in by_run)) for name in names]
     return sorted(rows, key=lambda row: not row.differs)
 
 
@@ -65,7 +65,7 @@ def _final_metrics(run: RunFiles, split: str) -> Content:
 
 
 def show_differences(folders: Sequence[Path]) -> None:
-    """Two tables: what differs, by run, then what is the same."""
+    """Print two tables: the values that differ, by run, then the others."""
     from rich.console import Console
 
     rows, console = compare_runs(folders), Console(file=sys.stdout, highlight=False)
@@ -79,18 +79,18 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[Row, list[st
     from rich.table import Column, Table
 
     table = Table("", title, *(Column(escape(name), overflow="fold") for name in columns))
-    for number, (row, shown) in enumerate(rows):
+    for number, (row, cells) in enumerate(rows):
         first = number == 0 or rows[number - 1][0].section != row.section
         if first:
             table.add_section()
-        table.add_row(row.section if first else "", row.name, *map(escape, shown))
+        table.add_row(row.section if first else "", row.name, *map(escape, cells))
     return table
 
 
 def print_differences(folders: Sequence[Path]) -> None:
-    """As JSON: `different` and `same`, by section and name."""
+    """Print the values as JSON: `different` and `same`, by section and name."""
     content: dict[str, Any] = {"runs": list(map(str, folders)), "different": {}, "same": {}}
     for row in compare_runs(folders):
-        place, value = ("different", list(row.values)) if row.differs else ("same", row.values[0])
-        content[place].setdefault(row.section, {})[row.name] = value
+        group, value = ("different", list(row.values)) if row.differs else ("same", row.values[0])
+        content[group].setdefault(row.section, {})[row.name] = value
     print(json.dumps(content, indent=2))

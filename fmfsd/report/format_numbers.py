@@ -1,4 +1,4 @@
-"""Numbers as people read them: accuracies in percent, counts with a prefix, durations in minutes."""
+"""Formatting of numbers for people: accuracies in percent, counts with a prefix, durations in minutes."""
 
 import json
 import math
@@ -9,11 +9,12 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def is_share(metric: str) -> bool:
-    """Whether it is an accuracy or an agreement, which files hold as fractions and people read in percent."""
+    """Return True for an accuracy or an agreement: stored as fractions, displayed in percent."""
     return metric.endswith(("_top1", "_agreement"))
 
 
 def shown_metric(metric: str, value: float | None) -> str:
+    """Format a value of a metric."""
     if value is None or not math.isfinite(value):
         return NOTHING if value is None else str(value)
     if is_share(metric):
@@ -23,7 +24,7 @@ def shown_metric(metric: str, value: float | None) -> str:
 
 
 def shown_difference(metric: str, value: float) -> str:
-    """With its sign; of accuracies in percentage points."""
+    """Format a difference with its sign; of accuracies in percentage points."""
     if is_share(metric):
         return f"{100 * value:+.2f}"
     text = shown_metric(metric, value)
@@ -31,19 +32,21 @@ def shown_difference(metric: str, value: float) -> str:
 
 
 def unit_of_differences(metric: str) -> str:
+    """Return the unit of a metric's differences."""
     return "points" if is_share(metric) else metric
 
 
 def shown_value(value: Any) -> str:
-    """Of a config key; a list without its brackets."""
+    """Format the value of a config key; a list without brackets."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown_value, value)) or "none of them"
+        return ", ".join(map(shown_value, value)) or "none"
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def shown_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

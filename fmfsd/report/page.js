@@ -1,14 +1,14 @@
 "use strict";
-// Tables are sorted by the buttons that this puts into their headers: numbers as numbers, what is missing last.
+// Adds buttons to table headers that sort the rows: numerically where possible, missing values last.
 const factors = { k: 1e3, M: 1e6, G: 1e9, T: 1e12 };
 const spans = { h: 3600, min: 60, s: 1 };
 function valueOf(text) {
-  const spanned = [...text.matchAll(/([\d.]+) (h|min|s)(?= |$)/g)];
-  if (spanned.length) return spanned.reduce((sum, [, count, unit]) => sum + count * spans[unit], 0);
-  const found = text.match(/^([-+]?[\d.]+(?:e[-+]?\d+)?)(?: ([kMGT])(?![a-z]))?/);
-  return found ? Number(found[1]) * (factors[found[2]] ?? 1) : NaN;
+  const durations = [...text.matchAll(/([\d.]+) (h|min|s)(?= |$)/g)];
+  if (durations.length) return durations.reduce((sum, [, count, unit]) => sum + count * spans[unit], 0);
+  const match = text.match(/^([-+]?[\d.]+(?:e[-+]?\d+)?)(?: ([kMGT])(?![a-z]))?/);
+  return match ? Number(match[1]) * (factors[match[2]] ?? 1) : NaN;
 }
-function compared(one, other) {
+function compare(one, other) {
   const [a, b] = [valueOf(one), valueOf(other)];
   if (isNaN(a) && isNaN(b)) return one.localeCompare(other);
   return a - b;
@@ -16,10 +16,10 @@ function compared(one, other) {
 function isMissing(text) { return text === "" || text === "\u2013"; }
 function sort(table, column, heading) {
   const down = heading.getAttribute("aria-sort") === "ascending";
-  const body = table.tBodies[0], shown = row => row.cells[column].textContent.trim();
-  const rows = [...body.rows], known = rows.filter(row => !isMissing(shown(row)));
-  known.sort((a, b) => (down ? -1 : 1) * compared(shown(a), shown(b)));
-  body.append(...known, ...rows.filter(row => isMissing(shown(row))));
+  const body = table.tBodies[0], textOf = row => row.cells[column].textContent.trim();
+  const rows = [...body.rows], known = rows.filter(row => !isMissing(textOf(row)));
+  known.sort((a, b) => (down ? -1 : 1) * compare(textOf(a), textOf(b)));
+  body.append(...known, ...rows.filter(row => isMissing(textOf(row))));
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   heading.setAttribute("aria-sort", down ? "descending" : "ascending");
 }

@@ -1,5 +1,7 @@
-"""One self-contained HTML page: nothing from the network, light or dark as the reader's system is, whole without its
-one script, which sorts tables."""
+"""One self-contained HTML page: no network access, light or dark mode as on the reader's system.
+
+The only script sorts tables; the page is complete without it.
+"""
 
 import base64
 import hashlib
@@ -11,13 +13,13 @@ from fmfsd.report.charts.render import draw_charts
 from fmfsd.report.html.markup import Html, element, joined
 
 GENERATOR = '<meta name="generator" content="fmfsd">'
-"""By which a page of ours is known."""
+"""Identifies a page that fmfsd wrote."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it; `key` is its address in the page."""
+    """A heading and its content; `key`: its anchor in the page."""
 
     key: str
     title: str
@@ -25,8 +27,8 @@ class Section:
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """`lead` is one sentence under the title."""
-    style, script = _beside("page.css"), _beside("page.js")
+    """Return the page as HTML. `lead`: one sentence below the title."""
+    style, script = _read_asset("page.css"), _read_asset("page.js")
     policy = _POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
     head = joined(
         Html('<meta charset="utf-8">'),
@@ -39,14 +41,14 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     links = [element("a", section.title, href=f"#{section.key}") for section in sections]
     skip = element("a", "Skip to the content", href="#content", class_="skip")
     top = element("header", element("h1", title), element("p", lead), element("nav", *links, aria_label="Sections"))
-    main = element("main", *map(_written, sections), id="content")
+    main = element("main", *map(_section_element, sections), id="content")
     body = element("body", skip, top, main, element("script", script))
     return draw_charts(f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{body}</html>\n')
 
 
-def _written(section: Section) -> Html:
+def _section_element(section: Section) -> Html:
     return element("section", element("h2", section.title), section.content, id=section.key)
 
 
-def _beside(name: str) -> Html:
+def _read_asset(name: str) -> Html:
     return Html(Path(__file__).with_name(name).read_text(encoding="utf-8"))

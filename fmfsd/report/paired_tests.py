@@ -1,4 +1,4 @@
-"""Whether one thing is better than another by more than noise: differences in pairs, Student's t, Holm's correction."""
+"""Paired significance tests: differences in pairs, Student's t-test, Holm's correction."""
 
 import math
 import statistics
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SURE = 0.95
-"""How often an interval holds the truth; what is left is how often noise alone may pass for a difference."""
+"""Confidence level of intervals; 1 - CONFIDENCE_LEVEL is the significance level."""
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Of the differences between pairs: their mean and standard deviation, and half the width of a 95 % interval.
+    """Differences between pairs: mean, standard deviation, half width of the 95 % interval, and p-value.
 
-    `p` is the probability of a mean that far from 0, to either side, if there were no difference. Of one pair only the
-    mean is known: the others are None.
+    `p`: two-sided p-value of Student's t-test against a mean of 0. With one pair only the mean is known, the other
+    values are None.
     """
 
     mean: float
@@ -23,37 +23,37 @@ class Paired:
     p: float | None
 
     @classmethod
-    def of(cls, mine: Sequence[float], others: Sequence[float]) -> "Paired":
-        """Of values in pairs, at least one."""
-        differences = [one - other for one, other in zip(mine, others, strict=True)]
+    def of(cls, values: Sequence[float], references: Sequence[float]) -> "Paired":
+        """Compute the statistics of `values` minus `references`, at least one pair."""
+        differences = [one - other for one, other in zip(values, references, strict=True)]
         mean, count = statistics.mean(differences), len(differences)
         if count == 1:
             return cls(mean, None, None, None)
         deviation = statistics.stdev(differences)
         error = deviation / math.sqrt(count)
-        return cls(mean, deviation, t_quantile(count - 1) * error, _p_of(mean, error, count - 1))
+        return cls(mean, deviation, t_quantile(count - 1) * error, _p_value(mean, error, count - 1))
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """Of the interval."""
+        """Ends of the interval."""
         return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
 
     def __str__(self) -> str:
-        """In percentage points."""
+        """Format in percentage points."""
         if self.deviation is None or self.ends is None:
             return f"{100 * self.mean:+.2f}"
         ends = " to ".join(f"{100 * end:+.2f}" for end in self.ends)
         return f"{100 * self.mean:+.2f} ± {100 * self.deviation:.2f} ({ends})"
 
 
-def _p_of(mean: float, error: float, freedom: int) -> float:
+def _p_value(mean: float, error: float, freedom: int) -> float:
     if error == 0:
         return 1.0 if mean == 0 else 0.0
     return 1 - t_within(abs(mean) / error, freedom)
 
 
 def t_within(t: float, freedom: int) -> float:
-    """The probability that Student's t of so many degrees of freedom lies between -t and t, for t from 0.
+    """Return P(-t < T < t) for Student's T with `freedom` degrees of freedom, t >= 0.
 
     Finite sums: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 (odd) and 26.7.4 (even).
     """
@@ -69,8 +69,8 @@ def t_within(t: float, freedom: int) -> float:
 
 
 def t_quantile(freedom: int) -> float:
-    """What Student's t of so many degrees of freedom, from 1, exceeds to neither side with the probability SURE."""
-    low, high = 0.0, 16.0  # of one degree of freedom it is 12.7, of more it is less
+    """Return t with P(-t < T < t) = CONFIDENCE_LEVEL for Student's T with `freedom` >= 1 degrees of freedom."""
+    low, high = 0.0, 16.0  # 12.7 for one degree of freedom, less for more
     while high - low > 1e-12:
         middle = (low + high) / 2
         low, high = (middle, high) if t_within(middle, freedom) < SURE else (low, middle)
@@ -78,8 +78,10 @@ def t_quantile(freedom: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The same, made larger for there being several, so that the chance that noise passes for a difference in any one
-    is what it would be for one alone (Holm 1979, Scand. J. Statistics 6, 65-70)."""
+    """Return p-values adjusted for multiple comparisons (family-wise error rate).
+
+    Holm 1979, Scand. J. Statistics 6, 65-70.
+    """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))

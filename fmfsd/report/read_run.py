@@ -1,4 +1,4 @@
-"""What a run's folder holds, as far as it does: of a run that goes on, has failed or was copied as of any other."""
+"""Reading the files of a run; any of them may be missing, as in a running, failed or copied run."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ Content = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Each as it was read; empty where there is nothing, or nothing whole."""
+    """Contents of a run's files; empty for a file that is missing or incomplete."""
 
     run: RunDir
     config: dict[str, Any]
@@ -36,11 +36,11 @@ class RunFiles:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The config by dotted keys, without the seed."""
+        """Config values by dotted key, without the seed."""
         return {key: value for key, value in _dotted(self.config) if key != "seed"}
 
     def split(self, name: str) -> list[Content]:
-        """The records of one."""
+        """Return the records of a split."""
         return [record for record in self.records if record.get("split") == name]
 
     @property
@@ -54,12 +54,14 @@ SPLITS = ("train", "valid", "test")
 
 
 def read_run(path: Path) -> RunFiles:
-    """Raises CheckError if it is no run's folder."""
+    """Read the files of the run in `path`. CheckError if it is not the folder of a run."""
     run = RunDir(path.absolute())
     try:
         config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise CheckError([Problem(str(path), f"no folder of a run: its config.yaml can't be read: {error}")]) from error
+        raise CheckError(
+            [Problem(str(path), f"not the folder of a run: its config.yaml can't be read: {error}")]
+        ) from error
     return RunFiles(
         run=run,
         config=config,
@@ -68,7 +70,7 @@ def read_run(path: Path) -> RunFiles:
         records=list(_lines(run.metrics)),
         evaluations=_by_split({split: run.evaluation(split) for split in SPLITS}),
         exits=_by_split({split: run.early_exits(split) for split in SPLITS}),
-        looks=[look for each in run.all_attention() if (look := _object(each))],
+        looks=[content for each in run.all_attention() if (content := _object(each))],
         pictures=_object(run.pictures),
         attempts=[each for number in range(1, run.last_attempt() + 1) if (each := _object(run.attempt(number)))],
         workers=[each for path in sorted(run.progress.glob("rank-*.json"), key=_number) if (each := _object(path))],
@@ -86,14 +88,14 @@ def _number(path: Path) -> int:
 
 def _object(path: Path) -> Content:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _lines(path: Path) -> Iterator[Content]:
-    """Whole ones: the last may still be written."""
+    """Yield the complete lines: the last one may be incomplete while the run writes it."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -107,9 +109,9 @@ def _lines(path: Path) -> Iterator[Content]:
             yield record
 
 
-def _dotted(config: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+def _dotted(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _dotted(value, f"{before}{key}.")
+            yield from _dotted(value, f"{prefix}{key}.")
         else:
-            yield f"{before}{key}", value
+            yield f"{prefix}{key}", value

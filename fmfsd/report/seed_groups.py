@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone belong together; groups are called by what tells them apart."""
+"""Grouping of runs that differ only in their seed, and statistics over the runs of a group."""
 
 import math
 from collections.abc import Sequence
@@ -11,37 +11,37 @@ from fmfsd.report.read_run import RunFiles
 
 @dataclass(frozen=True)
 class Group:
-    """`label` says how its config differs from the others'."""
+    """Runs of one config; `label`: the settings that differ from the other groups."""
 
     label: str
     runs: Sequence[RunFiles]
 
 
 def grouped(runs: Sequence[RunFiles]) -> list[Group]:
-    """In the order in which they were given."""
+    """Group runs by config, in the order of `runs`."""
     values = [run.values for run in runs]
     keys = list(dict.fromkeys(key for each in values for key in each))
-    telling = [key for key in keys if len({shown_value(each.get(key)) for each in values}) > 1]
-    found: dict[str, list[RunFiles]] = {}
+    varying = [key for key in keys if len({shown_value(each.get(key)) for each in values}) > 1]
+    groups: dict[str, list[RunFiles]] = {}
     for run, each in zip(runs, values, strict=True):
-        label = ", ".join(f"{key} {shown_value(each.get(key))}" for key in telling)
-        found.setdefault(label, []).append(run)
-    return [Group(label or runs[0].name, members) for label, members in found.items()]
+        label = ", ".join(f"{key} {shown_value(each.get(key))}" for key in varying)
+        groups.setdefault(label, []).append(run)
+    return [Group(label or runs[0].name, members) for label, members in groups.items()]
 
 
 def mean_line(label: str, group: Group, split: str, metric: str, x: str = "epoch") -> Line | None:
-    """The mean over the runs of a group at each place that all of them have reached; the band from least to most."""
-    courses = [
+    """Return the mean over a group's runs at each `x` that all of them have reached; the band is minimum to maximum."""
+    curves = [
         {record[x]: record[metric] for record in run.split(split) if _is_number(record.get(metric)) and x in record}
         for run in group.runs
     ]
-    courses = [course for course in courses if course]
-    if not courses:
+    curves = [curve for curve in curves if curve]
+    if not curves:
         return None
-    places = sorted(set.intersection(*map(set, courses)))
-    values = [[course[place] for course in courses] for place in places]
-    means = [(float(place), sum(each) / len(each)) for place, each in zip(places, values, strict=True)]
-    band = [(min(each), max(each)) for each in values] if len(courses) > 1 else ()
+    xs = sorted(set.intersection(*map(set, curves)))
+    values = [[curve[x_value] for curve in curves] for x_value in xs]
+    means = [(float(x_value), sum(each) / len(each)) for x_value, each in zip(xs, values, strict=True)]
+    band = [(min(each), max(each)) for each in values] if len(curves) > 1 else ()
     return Line(label, means, "series", band) if means else None
 
 
@@ -50,7 +50,7 @@ def _is_number(value: object) -> bool:
 
 
 def interval(share: float, samples: int) -> tuple[float, float]:
-    """95 %, of a share of so many samples (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
+    """Return the 95 % Wilson interval of a share of `samples` (1927, doi 10.1080/01621459.1927.10502953)."""
     z = 1.959964
     middle = share + z**2 / (2 * samples)
     half = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))

@@ -1,4 +1,4 @@
-"""A search's page, from what its sweep.json and space.yaml hold."""
+"""Report page of a search, from its sweep.json and space.yaml."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,38 +17,40 @@ from fmfsd.report.html.markup import Html, element, joined
 from fmfsd.report.html.tables import code, folded, pairs, paragraphs, table
 from fmfsd.report.page import Section, page
 
-STATES = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "asked": "under way"}
+STATES = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "asked": "running"}
 
 
 def sweep_page(content: Content, space: str) -> str:
-    """`space` is the search space's file."""
+    """Return the page; `space`: text of the search space's file."""
     parts = (
         ("best", "Best", _best(content)),
-        ("confirmed", "More than noise?", _confirmed(content)),
-        ("tested", "On the test set", _tested(content)),
-        ("front", "Between the metrics", joined(*fronts(content))),
-        ("course", "Course", joined(*filter(None, (course(content), curves(content))))),
-        ("importances", "What decides", joined(*map(_importance, content["importances"] or ()))),
+        ("confirmed", "Confirmation with new seeds", _confirmations(content)),
+        ("tested", "Test results", _test_results(content)),
+        ("front", "Pareto front", joined(*fronts(content))),
+        ("course", "Progress", joined(*filter(None, (course(content), curves(content))))),
+        ("importances", "Importance of parameters", joined(*map(_importance, content["importances"] or ()))),
         ("placements", "Placements", joined(*map(_effects, content["effects"]))),
         ("trials", "Trials", _trials(content)),
         ("failed", "Failed", joined(*_failed(content))),
-        ("searched", "What was searched", _searched(content, space)),
+        ("searched", "Search space and options", _search_settings(content, space)),
         (
             "versions",
             "Versions",
             pairs((name, value or "not installed") for name, value in content["versions"].items()),
         ),
     )
-    sections = [Section(key, title, inside) for key, title, inside in parts if inside]
+    sections = [Section(key, title, body) for key, title, body in parts if body]
     return page(f"Search {Path(content['folder']).name}", _lead(content), sections)
 
 
 def _lead(content: Content) -> str:
     options, counts = content["options"], content["counts"]
-    states = [f"{counts[state]} {word}" for state, word in STATES.items() if counts[state]]
-    repeated = [f"{counts['repeated']} repeated an earlier one"] if counts["repeated"] else []
-    aims = " and ".join(f"{metric} ({mode})" for metric, mode in zip(options["metrics"], options["modes"], strict=True))
-    return f"{len(content['trials'])} trials: {', '.join([*states, *repeated])} · {aims} by {options['search']}"
+    states = [f"{counts[state]} {label}" for state, label in STATES.items() if counts[state]]
+    repeated = [f"{counts['repeated']} repeated an earlier trial"] if counts["repeated"] else []
+    objectives = " and ".join(
+        f"{metric} ({mode})" for metric, mode in zip(options["metrics"], options["modes"], strict=True)
+    )
+    return f"{len(content['trials'])} trials: {', '.join([*states, *repeated])} · {objectives} by {options['search']}"
 
 
 def _best(content: Content) -> Html:
@@ -56,47 +58,47 @@ def _best(content: Content) -> Html:
     if best is None:
         return paragraphs("No trial has finished.")
     several = len(content["options"]["metrics"]) > 1
-    note = "Of the front, the one that is best by the first metric." if several else ""
+    note = "The best of the Pareto front by the first metric." if several else ""
     return joined(
         paragraphs(f"Trial {best['trial']}. {note}".rstrip()),
-        pairs((name, shown_metric(name, value)) for name, value in _searched_first(content, best["metrics"])),
+        pairs((name, shown_metric(name, value)) for name, value in _ordered_metrics(content, best["metrics"])),
         pairs((key, shown_value(value)) for key, value in best["values"].items()),
         code(best["command"]),
     )
 
 
-def _searched_first(content: Content, metrics: Mapping[str, float]) -> list[tuple[str, float | None]]:
+def _ordered_metrics(content: Content, metrics: Mapping[str, float]) -> list[tuple[str, float | None]]:
     return [(name, metrics.get(name)) for name in _metric_names(content, [metrics])]
 
 
-def _metric_names(content: Content, found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Those that are searched for, then the others."""
-    asked = content["options"]["metrics"]
-    return [*asked, *sorted({name for metrics in found for name in metrics} - set(asked))]
+def _metric_names(content: Content, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the objectives, then those of the other metrics."""
+    objectives = content["options"]["metrics"]
+    return [*objectives, *sorted({name for metrics in results for name in metrics} - set(objectives))]
 
 
-def _confirmed(content: Content) -> Html:
-    found = content["confirmations"]
-    if not found:
+def _confirmations(content: Content) -> Html:
+    confirmations = content["confirmations"]
+    if not confirmations:
         return Html("")
-    judged_by = found[0]["judged_by"]
-    known = [name for name in content["options"]["metrics"] if name in found[0]["metrics"]]
-    names = list(dict.fromkeys([judged_by, *known]))
-    header = ("config", "seeds", *names, f"{judged_by} to base", "95 % interval", "p")
-    rows = [_confirmed_row(each, names) for each in found]
-    findings = [f"Trial {each['config']}: {each['finding']}." for each in found if each["finding"]]
-    return joined(paragraphs(*findings), table(header, rows), paragraphs(_HOW_COMPARED))
+    judged_by = confirmations[0]["judged_by"]
+    objectives = [name for name in content["options"]["metrics"] if name in confirmations[0]["metrics"]]
+    names = list(dict.fromkeys([judged_by, *objectives]))
+    header = ("config", "seeds", *names, f"{judged_by} minus base", "95 % interval", "p")
+    rows = [_confirmation_row(each, names) for each in confirmations]
+    findings = [f"Trial {each['config']}: {each['finding']}." for each in confirmations if each["finding"]]
+    return joined(paragraphs(*findings), table(header, rows), paragraphs(_COMPARISON_NOTE))
 
 
-def _confirmed_row(found: Content, metrics: Sequence[str]) -> list[str]:
-    spreads = [_spread(name, found["metrics"].get(name)) for name in metrics]
-    p = NOTHING if found["p"] is None else f"{found['p']:.2g}"
-    return [found["config"], str(len(found["seeds"])), *spreads, *_difference(metrics[0], found["difference"]), p]
+def _confirmation_row(result: Content, metrics: Sequence[str]) -> list[str]:
+    spreads = [_spread(name, result["metrics"].get(name)) for name in metrics]
+    p = NOTHING if result["p"] is None else f"{result['p']:.2g}"
+    return [result["config"], str(len(result["seeds"])), *spreads, *_difference(metrics[0], result["difference"]), p]
 
 
-_HOW_COMPARED = (
-    "Mean and standard deviation over seeds that the search has not seen. Differences are between runs of the same "
-    "seed, their intervals Student's; p is corrected after Holm for the number of configs that are compared."
+_COMPARISON_NOTE = (
+    "Mean and standard deviation over seeds that the search did not use. Differences are between runs of the same "
+    "seed, intervals are Student's t; p is corrected for the number of compared configs (Holm)."
 )
 
 
@@ -108,7 +110,7 @@ def _spread(metric: str, spread: Mapping[str, float | None] | None) -> str:
 
 
 def _plus_minus(metric: str, mean: float | None, deviation: float) -> str:
-    """`38.33 ± 0.58 %`."""
+    """Format as in `38.33 ± 0.58 %`."""
     return f"{shown_metric(metric, mean).removesuffix(' %')} ± {shown_metric(metric, deviation)}"
 
 
@@ -122,34 +124,34 @@ def _difference(metric: str, difference: Mapping[str, Any] | None) -> tuple[str,
     return shown_difference(metric, mean), " to ".join(ends)
 
 
-def _tested(content: Content) -> Html:
-    """Winners alone are looked at there."""
-    found = content["tested"]
-    if not found:
+def _test_results(content: Content) -> Html:
+    """Return a table of the trials evaluated on the test set, which are only the winners."""
+    results = content["tested"]
+    if not results:
         return Html("")
-    names = sorted({name for metrics in found.values() for name in metrics})
-    rows = [(trial, *(shown_metric(name, metrics.get(name)) for name in names)) for trial, metrics in found.items()]
+    names = sorted({name for metrics in results.values() for name in metrics})
+    rows = [(trial, *(shown_metric(name, metrics.get(name)) for name in names)) for trial, metrics in results.items()]
     return table(("trial", *names), rows)
 
 
-def _importance(found: Content) -> Html:
-    if found["shares"] is None:
-        return paragraphs(f"{found['metric']}: {found['reason']}.")
-    how = (
-        "How far the values of the best tenth (at least five) are from those of all, by PED-ANOVA, as shares of all "
-        "parameters. A choice of few values comes out smaller than a range, where the best can stand closer together."
+def _importance(importances: Content) -> Html:
+    if importances["shares"] is None:
+        return paragraphs(f"{importances['metric']}: {importances['reason']}.")
+    note = (
+        "PED-ANOVA: how far the parameter values of the best tenth (at least five trials) differ from those of all "
+        "trials, as shares of all parameters. A choice of few values gets a smaller share than a continuous range."
     )
-    return joined(importance_bars(found), paragraphs(f"Over {found['trials']} finished trials. {how}"))
+    return joined(importance_bars(importances), paragraphs(f"Over {importances['trials']} finished trials. {note}"))
 
 
-def _effects(found: Content) -> Html:
-    counted = f"{found['parameter']}: least squares over {found['trials']} finished trials, all taps at once"
-    note = f"{counted}. Lines are 95 % intervals. What else was searched is not in the model."
-    parts = [element("h3", found["parameter"]), paragraphs(note)]
+def _effects(effects: Content) -> Html:
+    method = f"{effects['parameter']}: least squares over {effects['trials']} finished trials, all taps at once"
+    note = f"{method}. Lines are 95 % intervals. Other searched parameters are not in the model."
+    parts = [element("h3", effects["parameter"]), paragraphs(note)]
     for kind in _EFFECT_HEADERS:
-        parts += [effect_bars(found, kind) or Html(""), _effect_table(found, kind)]
-    header = ("placement", "trials", found["metric"])
-    rows = [_placement(found["metric"], each) for each in found["placements"]]
+        parts += [effect_bars(effects, kind) or Html(""), _effect_table(effects, kind)]
+    header = ("placement", "trials", effects["metric"])
+    rows = [_placement(effects["metric"], each) for each in effects["placements"]]
     return joined(*parts, folded("Each placement", table(header, rows)))
 
 
@@ -159,59 +161,60 @@ _EFFECT_HEADERS = {
 }
 
 
-def _effect_table(found: Content, kind: str) -> Html:
-    """With the numbers of trials."""
-    if not found[kind]:
+def _effect_table(effects: Content, kind: str) -> Html:
+    """Return a table of the effects with their numbers of trials."""
+    if not effects[kind]:
         return Html("")
-    metric = found["metric"]
+    metric = effects["metric"]
     rows = [
         (" x ".join(each["taps"]), *map(str, each["counts"]), *_estimate(metric, each["value"], each["error"]))
-        for each in found[kind]
+        for each in effects[kind]
     ]
-    *counts, what = _EFFECT_HEADERS[kind]
-    return table((*counts, f"{what}, {unit_of_differences(metric)}", "standard error"), rows)
+    *counts, name = _EFFECT_HEADERS[kind]
+    return table((*counts, f"{name}, {unit_of_differences(metric)}", "standard error"), rows)
 
 
 def _estimate(metric: str, value: float | None, error: float | None) -> tuple[str, str]:
     if value is None:
-        return "can't be told from the other taps", NOTHING
+        return "not identifiable: confounded with other taps", NOTHING
     return shown_difference(metric, value), NOTHING if error is None else shown_difference(metric, error).lstrip("+")
 
 
-def _placement(metric: str, found: Content) -> tuple[str, str, str]:
-    return shown_value(found["taps"]), str(found["count"]), _spread(metric, found)
+def _placement(metric: str, placement: Content) -> tuple[str, str, str]:
+    return shown_value(placement["taps"]), str(placement["count"]), _spread(metric, placement)
 
 
 def _trials(content: Content) -> Html:
-    """The best or the front stand out."""
+    """Return a table of all trials, with the best one or the Pareto front highlighted."""
     trials, keys = content["trials"], list(content["space"]["parameters"])
-    asked = content["options"]["metrics"]
-    others = _metric_names(content, [trial["metrics"] for trial in trials])[len(asked) :]
-    rows = [_trial_row(trial, asked, keys, others) for trial in trials]
+    objectives = content["options"]["metrics"]
+    others = _metric_names(content, [trial["metrics"] for trial in trials])[len(objectives) :]
+    rows = [_trial_row(trial, objectives, keys, others) for trial in trials]
     front = [number for number, trial in enumerate(trials) if trial["name"] in content["front"]]
-    return table(("trial", "state", "epochs", "time", *asked, *keys, *others), rows, marked=front)
+    return table(("trial", "state", "epochs", "time", *objectives, *keys, *others), rows, marked=front)
 
 
-def _trial_row(trial: Content, asked: Sequence[str], keys: Sequence[str], others: Sequence[str]) -> list[str]:
-    about = [trial["name"], _state(trial), str(trial["epochs"]), shown_duration(trial["seconds"])]
+def _trial_row(trial: Content, objectives: Sequence[str], keys: Sequence[str], others: Sequence[str]) -> list[str]:
+    cells = [trial["name"], _state(trial), str(trial["epochs"]), shown_duration(trial["seconds"])]
     values = [shown_value(trial["values"][key]) if key in trial["values"] else "" for key in keys]
-    wanted, further = ([shown_metric(name, trial["metrics"].get(name)) for name in names] for names in (asked, others))
-    return [*about, *wanted, *values, *further]
+    metrics = trial["metrics"]
+    first, last = ([shown_metric(name, metrics.get(name)) for name in names] for names in (objectives, others))
+    return [*cells, *first, *values, *last]
 
 
 def _state(trial: Content) -> str:
-    word = STATES[trial["state"]]
-    return word if trial["repeats"] is None else f"{word}, as {trial['repeats']}"
+    label = STATES[trial["state"]]
+    return label if trial["repeats"] is None else f"{label}, repeats {trial['repeats']}"
 
 
 def _failed(content: Content) -> Iterator[Html]:
     for trial in content["trials"]:
         if trial["state"] == "failed" and trial["repeats"] is None:
             yield element("h3", f"Trial {trial['name']}")
-            yield code(trial["cause"] or "no cause is known")
-            yield folded("To run it by itself", code(trial["command"]))
+            yield code(trial["cause"] or "unknown cause")
+            yield folded("Command to run this trial alone", code(trial["command"]))
 
 
-def _searched(content: Content, space: str) -> Html:
+def _search_settings(content: Content, space: str) -> Html:
     options = pairs((name, shown_value(value)) for name, value in content["options"].items() if value is not None)
     return joined(code(space), folded("Options", options))

@@ -1,4 +1,4 @@
-"""From folders to a page on disk: of a run, of several runs, or of a sweep."""
+"""Writing the report page of a run, of several runs, or of a sweep."""
 
 import json
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ SWEEP, SPACE = "sweep.json", "space.yaml"
 
 
 def write_report(folders: Sequence[Path], out: Path | None) -> Path:
-    """Where the page is now: `out`, else `report.html` in the one folder, or here for several.
+    """Write the page to `out`, by default `report.html` in the folder, or in the working directory for several folders.
 
-    It takes the place of an earlier page, and of nothing else. Raises CheckError for a folder that holds no run and no
-    sweep, and where another file is in the way; ConfigError for a sweep beside other folders.
+    Returns the path. Overwrites an earlier page, but no other file. Raises CheckError for a folder without a run or
+    sweep and for another file in the way, ConfigError for a sweep together with other folders.
     """
     path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     text = _text(folders)
@@ -34,7 +34,14 @@ def write_report(folders: Sequence[Path], out: Path | None) -> Path:
 def _text(folders: Sequence[Path]) -> str:
     sweeps = [folder for folder in folders if (folder / SWEEP).is_file()]
     if sweeps and len(folders) > 1:
-        raise ConfigError([Problem(str(sweeps[0]), "is a sweep, which has a page of its own: name it alone")])
+        raise ConfigError(
+            [
+                Problem(
+                    str(sweeps[0]),
+                    "is a sweep, and a page can't contain a sweep and other folders: give the sweep alone",
+                )
+            ]
+        )
     if sweeps:
         return _sweep_text(sweeps[0])
     return run_page([read_run(folder) for folder in folders])
@@ -50,4 +57,4 @@ def _sweep_text(sweep: Path) -> str:
 
 def _require_ours(path: Path) -> None:
     if path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:4096]:
-        raise CheckError([Problem(str(path), "is there already and no page of ours: choose another --out")])
+        raise CheckError([Problem(str(path), "exists and was not written by fmfsd report: choose another --out")])

@@ -1,1 +1,1 @@
-"""The training loop of one worker and its parts."""
+"""Training in one worker process: the training loop and its parts."""

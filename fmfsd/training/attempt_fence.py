@@ -1,4 +1,4 @@
-"""Keeps a worker that has outlived its attempt from writing into a run that has gone on without it."""
+"""Attempt fencing: a worker that outlives its attempt must not write to the run of a newer attempt."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,19 @@ from fmfsd.run.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Fence:
-    """`attempt` is the start of the run that this worker belongs to; the coordinator leaves word of a newer one first.
+    """Fence for a worker of attempt number `attempt`. The coordinator records a new attempt before it starts it.
 
-    What a worker is about to make whole by a rename is safe if it asks between making the scratch name and the rename:
-    a newer attempt removes every scratch name once it has left word.
+    A rename is safe if the worker calls `require_current` between creating the temporary file and renaming it: a new
+    attempt removes all temporary files after it has been recorded.
     """
 
     run: RunDir
     attempt: int
 
     def require_ours(self) -> None:
-        """Raises FencedError if a newer attempt has the run."""
+        """Raise FencedError if a newer attempt of the run has started."""
         newest = self.run.last_attempt()
         if newest > self.attempt:
-            raise FencedError(f"attempt {newest} has this run now: a worker of attempt {self.attempt} writes no more")
+            raise FencedError(
+                f"attempt {newest} of this run has started: a worker of attempt {self.attempt} may not write"
+            )

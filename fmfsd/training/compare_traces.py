@@ -1,4 +1,4 @@
-"""How far traced runs of one config are apart: losses, gradients and samples of every step, weights at the end."""
+"""Comparison of traced runs of one config: losses, gradients and samples of every step, weights at the end."""
 
 import json
 import math
@@ -19,13 +19,13 @@ from fmfsd.run.train_position import positions_in
 from fmfsd.system.atomic_files import SHARED, read_json, write_json
 
 FLOOR = 1e-6
-"""What is smaller than so much of the largest value is measured by that: of a gradient that is 0 in theory, rounding is
-all there is."""
+"""Tensors below this fraction of the largest value count as that large: a gradient that is 0 in theory holds only
+rounding errors."""
 
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest relative difference, and of what."""
+    """The largest relative difference, and the name of its tensor."""
 
     difference: float
     where: str
@@ -33,9 +33,9 @@ class Largest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of a run with another: a difference a step, except for `weights`, which are those at the end, BN's included.
+    """Differences between two runs: one per step, except `weights` (at the end, BatchNorm statistics included).
 
-    `samples` counts those that only one of the two has taken in a step, over all steps.
+    `samples`: the number of samples that only one of the runs used in a step, summed over all steps.
     """
 
     losses: list[Largest]
@@ -45,21 +45,22 @@ class Comparison:
 
 
 def compare(one: RunDir, other: RunDir) -> Comparison:
-    """How far `other` is from `one`. CheckError unless both were traced to their end, over the same steps."""
+    """Compare `other` with `one`. CheckError unless both were traced to the end, over the same steps."""
     steps = _require_alike(one, other)
     return Comparison(
         losses=[largest_difference(first, second) for first, second in zip(_losses(one), _losses(other), strict=True)],
         gradients=[largest_difference(_gradients(one, step), _gradients(other, step)) for step in steps],
-        samples=sum(_apart(_samples(one, step), _samples(other, step)) for step in steps),
+        samples=sum(_symmetric_difference(_samples(one, step), _samples(other, step)) for step in steps),
         weights=largest_difference(_weights(one), _weights(other)),
     )
 
 
 def _require_alike(*runs: RunDir) -> Sequence[int]:
-    """The steps that they have made."""
+    """Return the steps of the runs. CheckError if they differ or a trace is incomplete."""
     counts = [len(_losses(run)) for run in runs]
     if wrong := [run for run, count in zip(runs, counts, strict=True) if not count or count != counts[0]]:
-        where, message = str(wrong[0].path), f"{counts} logged steps: compare runs of one length that log every step"
+        where = str(wrong[0].path)
+        message = f"{counts} logged steps: compare runs of the same length that log every step"
         raise CheckError([Problem(where, message)])
     steps = range(1, counts[0] + 1)
     for run in runs:
@@ -69,25 +70,25 @@ def _require_alike(*runs: RunDir) -> Sequence[int]:
 
 
 def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Largest:
-    """Over all names: a tensor's largest difference by its largest value. CheckError if the names are not the same."""
+    """Return the largest difference of a tensor, relative to its largest value. CheckError if the names differ."""
     if one.keys() != other.keys():
-        raise CheckError(f"one of the two alone has {', '.join(sorted(one.keys() ^ other.keys()))}")
+        raise CheckError(f"only one of the two runs has {', '.join(sorted(one.keys() ^ other.keys()))}")
     sizes = {name: _size(value) for name, value in one.items()}
     floor = FLOOR * max(sizes.values(), default=0.0)
-    found = (Largest(_size(other[name] - one[name]) / (max(sizes[name], floor) or 1.0), name) for name in one)
-    return max(found, key=lambda each: (math.isnan(each.difference), each.difference), default=Largest(0.0, ""))
+    differences = (Largest(_size(other[name] - one[name]) / (max(sizes[name], floor) or 1.0), name) for name in one)
+    return max(differences, key=lambda each: (math.isnan(each.difference), each.difference), default=Largest(0.0, ""))
 
 
 def _size(value: Tensor) -> float:
     return value.abs().max().item() if value.numel() else 0.0
 
 
-def _apart(one: Counter[int], other: Counter[int]) -> int:
+def _symmetric_difference(one: Counter[int], other: Counter[int]) -> int:
     return ((one - other) + (other - one)).total()
 
 
 def _losses(run: RunDir) -> list[dict[str, Tensor]]:
-    """Of each step."""
+    """Return the losses of each step."""
     records = map(json.loads, run.metrics.read_text("utf-8").splitlines()) if run.metrics.exists() else ()
     return [
         {name: torch.tensor(value, dtype=torch.float64) for name, value in record.items() if name.startswith("loss")}
@@ -97,28 +98,28 @@ def _losses(run: RunDir) -> list[dict[str, Tensor]]:
 
 
 def _gradients(run: RunDir, step: int) -> dict[str, Tensor]:
-    return _in_double(safetensors.torch.load_file(run.traced_gradients(step)))
+    return _to_double(safetensors.torch.load_file(run.traced_gradients(step)))
 
 
 def _samples(run: RunDir, step: int) -> Counter[int]:
-    """Over all workers."""
-    found: Counter[int] = Counter()
+    """Count the samples of all workers."""
+    counts: Counter[int] = Counter()
     for path in run.all_traced_samples(step):
-        found.update(read_json(path)["positions"])
-    return found
+        counts.update(read_json(path)["positions"])
+    return counts
 
 
 def _weights(run: RunDir) -> dict[str, Tensor]:
     newest = run.checkpoints / positions_in(run.checkpoints)[0].folder_name
     engine = load_checkpoint(newest).engine
-    return _in_double({**engine.model, **{f"{name}{AVERAGE}": value for name, value in engine.averages.items()}})
+    return _to_double({**engine.model, **{f"{name}{AVERAGE}": value for name, value in engine.averages.items()}})
 
 
-def _in_double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.double() for name, tensor in tensors.items()}
 
 
 def write_comparisons(out: Path, first: Path, others: Sequence[Path]) -> None:
-    """Of `first` with each of the others, in their order."""
-    compared = [asdict(compare(RunDir(first), RunDir(other))) for other in others]
-    write_json(out, {"first": str(first), "others": list(map(str, others)), "comparisons": compared}, mode=SHARED)
+    """Compare `first` with each of the others and write the comparisons, in this order, to `out`."""
+    comparisons = [asdict(compare(RunDir(first), RunDir(other))) for other in others]
+    write_json(out, {"first": str(first), "others": list(map(str, others)), "comparisons": comparisons}, mode=SHARED)

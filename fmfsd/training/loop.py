@@ -1,5 +1,8 @@
-"""The training loop of one worker. What becomes of a step, and what is recorded, is decided by the position alone, so a
-resumed run decides the same; when it is saved may also depend on the clock."""
+"""The training loop of one worker.
+
+Training, evaluation and logging depend only on the position, so that a resumed run takes the same steps. Only the time
+of a checkpoint may depend on the clock.
+"""
 
 from dataclasses import dataclass, field
 
@@ -26,7 +29,7 @@ from fmfsd.training.trace import NoTrace, Trace
 
 @dataclass
 class Loop:
-    """One worker's parts, and what drives them. `evaluations` are the splits by name."""
+    """The parts of one worker and the loop over them. `evaluations`: the evaluated splits by name."""
 
     config: RunConfig
     timeline: Timeline
@@ -47,14 +50,14 @@ class Loop:
     trace: Trace = field(default_factory=NoTrace)
     findings: Findings = field(default_factory=NoFindings)
     score: float | None = None
-    """Of the validation at `position`; None if there was none."""
+    """Validation accuracy at `position`; None if it was not evaluated there."""
     is_best: bool = False
-    """And no checkpoint has as high a one."""
+    """`score` is higher than that of every checkpoint."""
     stop_agreed: bool = False
     save_agreed: bool = False
 
     def run(self) -> str:
-        """Train to the end or to a stop request: "finished" or "stopped", with a checkpoint of either."""
+        """Train to the end or until a stop is requested, save, and return "finished" or "stopped"."""
         self.stop_agreed = self.comms.any(self.stop.requested)
         while not self.finished and not self.stop_agreed:
             if self.position.evaluated:
@@ -66,12 +69,12 @@ class Loop:
             self._look_after_saves()
         if not self.finished:
             self._save()
-        self._show("save")
+        self._report_progress("save")
         self.checkpoints.finish()
         return "finished" if self.finished else "stopped"
 
     def close(self) -> None:
-        """Let go of files and of the threads that write checkpoints and read images."""
+        """Close files, and stop the threads that write checkpoints and read images."""
         self.checkpoints.close()
         self.metrics.close()
         self.batches.close()
@@ -83,7 +86,7 @@ class Loop:
         return self.timeline.is_last(self.position.step) and self.position.evaluated
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint, if there is one, else begin; whether there was one."""
+        """Resume from the newest checkpoint, or start anew if there is none; return True if resumed."""
         saved = self.checkpoints.load_newest()
         if saved is not None:
             self.engine.load(saved.engine)
@@ -93,7 +96,7 @@ class Loop:
             begin_with(self.config.train.init_from, self.engine, self.comms)
         self.metrics.keep(saved.progress["records"] if saved is not None else 0)
         if self.engine.is_compiled:
-            self._show("compile")
+            self._report_progress("compile")
         self.engine.warm_up(lambda: self._forward_backward(0, 0, 1))
         self.reduction.forget()
         self.trace.forget()
@@ -114,21 +117,21 @@ class Loop:
         self.score, self.is_best = None, False
         self.stopwatch.busy_s += self.stopwatch.last_step_s - (self.comms.activity.waited_s - waited_before_s)
         self.progress.constants["busy_s"] = round(self.stopwatch.busy_s, 3)
-        self._show("train")
+        self._report_progress("train")
         if log_due:
             self._record("train", **self.means.take(), **self._rates(step), **self.stopwatch.take())
 
     def _rates(self, step: int) -> dict[str, float]:
-        """What `step` was taken with, and in fp16 the loss scale of the next."""
+        """Return the learning rate of `step` and, in fp16, the loss scale of the next step."""
         scale = self.engine.loss_scale
         return {"lr": self._learning_rate(step), **({"loss_scale": scale} if scale is not None else {})}
 
     def _forward_backward(self, step: int, micro_step: int, micro_steps: int) -> None:
         epoch, step_in_epoch = divmod(step, self.timeline.steps_per_epoch)
-        place = epoch, step_in_epoch * micro_steps + micro_step
+        micro_batch = epoch, step_in_epoch * micro_steps + micro_step
         with self.stopwatch.waiting():
-            images, labels = self.batches.at(*place)
-        self.trace.batch(self.batches, *place)
+            images, labels = self.batches.at(*micro_batch)
+        self.trace.batch(self.batches, *micro_batch)
         with self.engine.accumulating(last=micro_step == micro_steps - 1):
             terms = self.engine.terms(images, labels)
             squares_F = self.reduction.reduce(step, terms, stop=self.stop.requested, save=self.save_clock.due)
@@ -136,100 +139,101 @@ class Loop:
             self.engine.backward(total / micro_steps)
 
     def _evaluate(self) -> None:
-        """Every split that is due; given up, with nothing recorded, if a stop is asked for on the way."""
+        """Evaluate every split that is due; if a stop is requested in between, abort and log nothing."""
         self._read(all_of_them=True)
-        self._show("evaluate")
+        self._report_progress("evaluate")
         self.engine.unify_buffers()
         results = {}
         for split in self._splits_due():
-            found = self._found(split)
-            if found is None:
+            evaluation = self._evaluate_split(split)
+            if evaluation is None:
                 self.stop_agreed = True
                 return
-            self._require_finite(split, found)
-            results[split] = found
-        for split, found in results.items():
-            self._record(split, **found.metrics)
-            self.findings.keep(split, self.position.step, found)
+            self._require_finite(split, evaluation)
+            results[split] = evaluation
+        for split, evaluation in results.items():
+            self._record(split, **evaluation.metrics)
+            self.findings.keep(split, self.position.step, evaluation)
         if "valid" in results:
-            self._judge(results["valid"].metrics["deepest_top1"])
+            self._set_score(results["valid"].metrics["deepest_top1"])
         if results and self.timeline.look_due(self.position.step):
             self.findings.look(self.engine, self.position.step)
         self.position = Position(self.position.step)
 
-    def _require_finite(self, split: str, found: Evaluation) -> None:
-        if what := found.not_finite:
+    def _require_finite(self, split: str, evaluation: Evaluation) -> None:
+        if names := evaluation.not_finite:
             where = f"on the {split} split after step {self.position.step}"
-            raise NonFiniteLossError(f"{what[0]} is not finite {where}. {self._advice}")
+            raise NonFiniteLossError(f"{names[0]} is not finite {where}. {self._advice}")
 
-    def _found(self, split: str) -> Evaluation | None:
-        """None if a stop was asked for."""
+    def _evaluate_split(self, split: str) -> Evaluation | None:
+        """Return the evaluation of a split, or None if a stop was requested."""
         return evaluate(
             self.engine,
             self.evaluations[split],
             self.comms,
             stop=lambda: self.stop.requested,
-            report=lambda done: self._show("evaluate", evaluated=round(done, 3)),
+            report=lambda done: self._report_progress("evaluate", evaluated=round(done, 3)),
         )
 
-    def _judge(self, score: float) -> None:
-        before = self.checkpoints.best_score()
-        self.score, self.is_best = score, before is None or score > before
+    def _set_score(self, score: float) -> None:
+        best = self.checkpoints.best_score()
+        self.score, self.is_best = score, best is None or score > best
 
     def _splits_due(self) -> list[str]:
-        """With a validation split the test set is looked at once, at the end."""
+        """Return the splits to evaluate. With a validation split the test split is evaluated only once, at the end."""
         test_due = "valid" not in self.evaluations or self.timeline.is_last(self.position.step)
         return [split for split in self.evaluations if split != "test" or test_due]
 
     def _save_due(self) -> bool:
-        """By step, by the clock that all agree on, or as the best so far on the validation split."""
+        """Return True if a checkpoint is due: by step, by the clock (all workers agree), or for a new best score."""
         by_step = self.position.evaluated and self.timeline.checkpoint_due(self.position.step)
         return by_step or self.save_agreed or self.is_best
 
     def _save(self) -> None:
         self._read(all_of_them=True)
-        self._show("save")
-        self._require_one_network()
+        self._report_progress("save")
+        self._require_equal_weights()
         progress = {"means": self.means.state(), "records": self.metrics.records}
         self.checkpoints.save(Saved(self.position, self.engine.state(), progress, self.score))
-        self._show("train")
+        self._report_progress("train")
         self.save_agreed = self.is_best = False
         self.save_clock.restart()
 
     def _look_after_saves(self) -> None:
-        """End if they keep failing; tell how long a stop is likely to take: a step and a save."""
+        """Raise if checkpoints keep failing; report how long a stop will take: one step and one save."""
         self.checkpoints.look()
         if self.checkpoints.save_s:
             takes_s = self.stopwatch.last_step_s + self.checkpoints.save_s
             self.progress.constants["stop_takes_s"] = round(takes_s, 3)
 
-    def _require_one_network(self) -> None:
-        """Raises DivergedError on all workers if any has other weights than rank 0, as after a silent fault."""
-        mine = self.engine.weights_checksum()
-        first = mine.clone()
-        self.comms.spread_(first)
-        differs = bool(mine != first)
+    def _require_equal_weights(self) -> None:
+        """Raise DivergedError on all workers if any worker's weights differ from rank 0's, as after a silent fault."""
+        checksum = self.engine.weights_checksum()
+        of_rank_0 = checksum.clone()
+        self.comms.spread_(of_rank_0)
+        differs = bool(checksum != of_rank_0)
         if self.comms.any(differs):
-            who = "this worker's differ" if differs else "another worker's differ"
-            raise DivergedError(f"the workers' weights are no longer the same after step {self.position.step}: {who}")
+            step = self.position.step
+            whose = "this worker's differ" if differs else "another worker's differ"
+            raise DivergedError(f"the workers' weights are no longer the same after step {step}: {whose} from rank 0's")
 
     def _read(self, *, all_of_them: bool) -> None:
-        for reading in self.reduction.readings(all_of_them=all_of_them):
-            if not reading.finite:
-                raise NonFiniteLossError(self._non_finite(reading))
-            self.means.add(**reading.losses())
-            self.stop_agreed = self.stop_agreed or reading.stop
-            self.save_agreed = self.save_agreed or reading.save
+        for result in self.reduction.readings(all_of_them=all_of_them):
+            if not result.finite:
+                raise NonFiniteLossError(self._non_finite_message(result))
+            self.means.add(**result.losses())
+            self.stop_agreed = self.stop_agreed or result.stop
+            self.save_agreed = self.save_agreed or result.save
 
-    def _non_finite(self, reading: Reading) -> str:
-        values = ", ".join(f"{name} {value:g}" for name, value in reading.losses().items())
-        epoch = self.timeline.epoch(reading.step) + 1
-        return f"the loss is not finite in step {reading.step + 1}, epoch {epoch} ({values}). {self._advice}"
+    def _non_finite_message(self, result: Reading) -> str:
+        values = ", ".join(f"{name} {value:g}" for name, value in result.losses().items())
+        epoch = self.timeline.epoch(result.step) + 1
+        return f"the loss is not finite in step {result.step + 1}, epoch {epoch} ({values}). {self._advice}"
 
     @property
     def _advice(self) -> str:
         return (
-            f"Earlier checkpoints stay. Lower optim.lr ({self.config.optim.lr:g}), set optim.clip_norm, "
+            f"Earlier checkpoints are unchanged. Lower optim.lr ({self.config.optim.lr:g}), set optim.clip_norm, "
             "or set train.precision to fp32"
         )
 
@@ -237,10 +241,10 @@ class Loop:
         epoch = self.timeline.epoch(self.position.step - 1) + 1
         self.metrics.write(step=self.position.step, epoch=epoch, split=split, **values)
 
-    def _show(self, state: str, **values: float) -> None:
-        shown = {"total_steps": self.timeline.total_steps, "steps_per_epoch": self.timeline.steps_per_epoch}
-        numbers = {**self.means.peek(), **self.stopwatch.peek()} if state == "train" else values
-        self.progress.show(state, step=self.position.step, **shown, **numbers)
+    def _report_progress(self, state: str, **values: float) -> None:
+        totals = {"total_steps": self.timeline.total_steps, "steps_per_epoch": self.timeline.steps_per_epoch}
+        values = {**self.means.peek(), **self.stopwatch.peek()} if state == "train" else values
+        self.progress.show(state, step=self.position.step, **totals, **values)
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate(

@@ -1,4 +1,4 @@
-"""What a profile does around the training loop; `NoProfile` does nothing."""
+"""Interface of a profiler of the training loop; `NoProfile` does nothing."""
 
 from types import TracebackType
 from typing import Protocol, Self
@@ -8,7 +8,7 @@ from fmfsd.training.loop import Loop
 
 
 class Profile(Protocol):
-    """Looks at a loop and at its calls to other workers, while it is open."""
+    """Measures a loop and its collectives while the context is open."""
 
     def __enter__(self) -> Self: ...
 
@@ -17,14 +17,16 @@ class Profile(Protocol):
     ) -> None: ...
 
     def heard(self, comms: Comms) -> Comms:
-        """What the loop is to be built with."""
+        """Return the collectives to build the loop with."""
         ...
 
-    def of(self, loop: Loop) -> Loop: ...
+    def of(self, loop: Loop) -> Loop:
+        """Return the loop to run."""
+        ...
 
 
 class NoProfile:
-    """Looks at nothing."""
+    """Measures nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""One small all-reduce a forward pass: what the feature norm needs of the others, metrics, NaN check, stop flag."""
+"""One small all-reduce per forward pass: squares for the feature norm, losses, NaN check, stop and save flags."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from fmfsd.distributed.collectives import Comms
 from fmfsd.losses import LossTerms
 
 READ_LATER_PASSES = {"cpu": 0, "cuda": 10}
-"""How many passes later the host reads a result: on a GPU it would otherwise wait for the device in every step."""
+"""Number of passes after which the host reads a result: on a GPU, reading at once would synchronize every step."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What all workers agree on for the step after `step` finished ones; losses are means over the global batch."""
+    """Result of all workers for the step that follows `step` finished ones; losses are means over the global batch."""
 
     step: int
     label: float
@@ -27,7 +27,7 @@ class Reading:
     finite: bool
 
     def losses(self) -> dict[str, float]:
-        """By the names that they have in the metrics."""
+        """Return the losses by the names used in metrics.jsonl."""
         total = self.label + self.soft_target + self.feature
         return {
             "loss": total,
@@ -45,7 +45,7 @@ class _Pending:
 
 
 class StepReduction:
-    """Adds up each pass's terms over all workers: the feature norm at once, on the device; the rest is read later."""
+    """All-reduces the loss terms of each pass: the feature norm is used on the device, the rest is read later."""
 
     def __init__(self, comms: Comms, device: torch.device, *, beta: float) -> None:
         self._comms, self._device, self._beta = comms, device, beta
@@ -53,31 +53,31 @@ class StepReduction:
         self._pending: deque[_Pending] = deque()
 
     def reduce(self, step: int, terms: LossTerms, *, stop: bool, save: bool) -> Tensor:
-        """The squares of the feature norm over all workers, (F,), without gradient.
+        """Return the squares of the feature norm, summed over all workers, (F,), without gradient.
 
-        `stop`, `save`: whether this worker asks for that.
+        `stop`, `save`: this worker requests a stop or a checkpoint.
         """
         flags = [terms.label.new_full((1,), float(flag)) for flag in (stop, save)]
         means = [each.view(1) for each in (terms.label, terms.soft_target, terms.feature)]
         packed = torch.cat([terms.squares_F, *means, *flags]).detach()
         self._comms.sum_(packed)
-        self._pending.append(self._on_its_way(step, packed))
+        self._pending.append(self._pending_result(step, packed))
         return packed[: len(terms.squares_F)]
 
     def readings(self, *, all_of_them: bool = False) -> Iterator[Reading]:
-        """The results that are due; `all_of_them` waits for the device."""
+        """Yield the results that are due; `wait`: all results, waiting for the device."""
         while len(self._pending) > (0 if all_of_them else self._delay):
             pending = self._pending.popleft()
             if pending.ready is not None:
                 with self._comms.activity.of_a_call():
                     pending.ready.synchronize()
-            yield self._read(pending)
+            yield self._to_result(pending)
 
     def forget(self) -> None:
-        """Drop what was not read yet."""
+        """Drop the results that were not read yet."""
         self._pending.clear()
 
-    def _on_its_way(self, step: int, packed: Tensor) -> _Pending:
+    def _pending_result(self, step: int, packed: Tensor) -> _Pending:
         if self._device.type != "cuda":
             return _Pending(step, packed.clone(), None)
         host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
@@ -86,7 +86,7 @@ class StepReduction:
         ready.record()
         return _Pending(step, host, ready)
 
-    def _read(self, pending: _Pending) -> Reading:
+    def _to_result(self, pending: _Pending) -> Reading:
         *squares, label, soft_target, feature, stop, save = pending.values.tolist()
         norms = sum(max(square, 0.0) ** 0.5 for square in squares)
         return Reading(

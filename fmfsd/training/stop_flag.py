@@ -1,4 +1,4 @@
-"""A signal or a file asks a worker to stop; all workers agree on it between steps."""
+"""Stop requests by signal or file. All workers agree on them between steps."""
 
 import signal
 import time
@@ -10,24 +10,24 @@ from fmfsd.run.run_dir import NOW
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_S = 0.5
-"""How often rank 0 looks for the stop request; a look at a network file system is not free."""
+"""Interval at which rank 0 checks for the stop request file: a check on a network file system takes time."""
 
 
 class StopFlag:
-    """`requested` once SIGTERM or SIGINT has arrived, or `request` exists. A handler only sets a flag.
+    """`requested` is True once SIGTERM or SIGINT has arrived or the file `request` exists. Handlers only set a flag.
 
-    Rank 0 alone gets a `request` to look for: the other workers learn of it in the step's reduction.
+    Only rank 0 gets a `request` to check for; the step's all-reduce passes it on to the other workers.
     """
 
     def __init__(self, request: Path | None) -> None:
-        self._request, self._signalled, self._next_look = request, False, 0.0
+        self._request, self._signalled, self._next_poll = request, False, 0.0
         self._previous: dict[int, signal._HANDLER] = {}
 
     @property
     def requested(self) -> bool:
-        if not self._signalled and self._request is not None and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + POLL_S
-            self._signalled = _asks_to_save(self._request)
+        if not self._signalled and self._request is not None and time.monotonic() >= self._next_poll:
+            self._next_poll = time.monotonic() + POLL_S
+            self._signalled = _requests_save(self._request)
         return self._signalled
 
     def _set(self, _number: int, _frame: FrameType | None) -> None:
@@ -44,8 +44,8 @@ class StopFlag:
             signal.signal(number, handler)
 
 
-def _asks_to_save(request: Path) -> bool:
-    """One to end at once is for the coordinator, which ends us."""
+def _requests_save(request: Path) -> bool:
+    """Return False for a request to end at once: the coordinator handles it and ends this worker."""
     try:
         return request.read_text() != NOW
     except OSError:

@@ -1,4 +1,4 @@
-"""How long steps take, how much of that is waiting for data, and how long ago the last save was."""
+"""Timers: duration of steps, time spent waiting for data, and time since the last checkpoint."""
 
 import math
 import time
@@ -9,23 +9,25 @@ from dataclasses import dataclass
 
 @dataclass
 class Stopwatch:
-    """Seconds in steps and in waiting, and images trained on, since the last `take`."""
+    """Seconds spent in steps and waiting for data, and images trained on, since the last `pop`."""
 
     waited: float = 0.0
     stepped: float = 0.0
     images: int = 0
     last_step_s: float = 0.0
     busy_s: float = 0.0
-    """In all steps so far, without waiting for other workers."""
+    """Seconds in all steps so far, without waiting for other workers."""
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
+        """Count the block's time as waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
 
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
+        """Count the block as a step over `images` images."""
         start = time.perf_counter()
         yield
         self.last_step_s = time.perf_counter() - start
@@ -33,17 +35,19 @@ class Stopwatch:
         self.images += images
 
     def peek(self) -> dict[str, float]:
+        """Return the throughput, and the share of time spent waiting for data."""
         seconds = max(self.stepped, 1e-9)
         return {"images_per_s": round(self.images / seconds, 1), "data_wait": round(self.waited / seconds, 4)}
 
     def take(self) -> dict[str, float]:
-        shown = self.peek()
+        """Return the same as `peek` and reset the counters."""
+        rates = self.peek()
         self.waited, self.stepped, self.images = 0.0, 0.0, 0
-        return shown
+        return rates
 
 
 class SaveClock:
-    """`due` once `minutes` have passed since the last `restart`; never, if that is None."""
+    """`due` is True once `minutes` have passed since the last `restart`; never if `minutes` is None."""
 
     def __init__(self, minutes: float | None) -> None:
         self._seconds = math.inf if minutes is None else 60 * minutes

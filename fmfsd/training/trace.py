@@ -1,4 +1,4 @@
-"""What each step was made from and came to, for whoever compares runs: sample positions, and gradients."""
+"""Traces of steps for comparing runs: the positions of the samples, and the gradients."""
 
 from typing import Protocol
 
@@ -11,21 +11,21 @@ from fmfsd.system.atomic_files import write_json, write_whole
 
 
 class Trace(Protocol):
-    """Is shown every batch that is trained on and, before the optimizer steps, the engine."""
+    """Records every training batch, and the engine's gradients before the optimizer's step."""
 
     def batch(self, batches: TrainBatches, epoch: int, micro_step: int) -> None: ...
 
     def step(self, number: int, engine: Engine) -> None:
-        """The run's step `number`, from 1, is made from the batches since the last one."""
+        """Record step `number` (from 1), which consists of the batches since the previous step."""
         ...
 
     def forget(self) -> None:
-        """The batches since the last step were none of a step's."""
+        """Drop the batches since the last step: they belong to no step (warm-up)."""
         ...
 
 
 class NoTrace:
-    """Keeps nothing."""
+    """Records nothing."""
 
     def batch(self, batches: TrainBatches, epoch: int, micro_step: int) -> None:
         pass
@@ -38,7 +38,7 @@ class NoTrace:
 
 
 class WrittenTrace:
-    """Files below `RUN/trace`: of every worker its samples' official positions, of rank 0 the gradients."""
+    """Writes to `RUN/trace`: each worker the official positions of its samples, rank 0 the gradients."""
 
     def __init__(self, run: RunDir, rank: int) -> None:
         self._run, self._rank = run, rank
@@ -52,10 +52,10 @@ class WrittenTrace:
         write_json(self._run.traced_samples(number, self._rank), {"positions": self._positions}, durable=False)
         self.forget()
         if self._rank == 0:
-            host = {
+            gradients = {
                 name: value.detach().to("cpu", copy=True).contiguous() for name, value in engine.gradients().items()
             }
-            write_whole(self._run.traced_gradients(number), safetensors.torch.save(host), durable=False)
+            write_whole(self._run.traced_gradients(number), safetensors.torch.save(gradients), durable=False)
 
     def forget(self) -> None:
         self._positions = []

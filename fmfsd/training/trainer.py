@@ -1,4 +1,4 @@
-"""Trains one run, as one worker of any number: build the parts, resume, the loop."""
+"""Training of one run in one of any number of workers: build the parts, resume, run the loop."""
 
 import logging
 import time
@@ -53,12 +53,11 @@ def train(
     traced: bool = False,
     profile: Profile | None = None,
 ) -> str:
-    """Train the run in `run` to its end or to a stop request: "finished" or "stopped".
+    """Train the run in `run` to its end or until a stop is requested; return "finished" or "stopped".
 
-    Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. Workers wait for one
-    another for `timeout_s` seconds at most, and with `preflight` test themselves before they load anything. With
-    `traced`, they write the samples, losses and gradients of each step. `profile` may wrap the loop and its
-    collectives.
+    Rank 0 writes metrics, checkpoints and the outcome; every worker writes its own progress. `timeout_s`: timeout of
+    collectives, in seconds. `preflight`: test device and collectives before anything is loaded. `traced`: write the
+    samples, losses and gradients of each step. `profile` may wrap the loop and its collectives.
     """
     config = run_config(run)
     exact_arithmetic(deterministic=config.train.deterministic)
@@ -88,18 +87,22 @@ def train(
 def _run(loop: Loop) -> str:
     resumed = loop.resume()
     loop.progress.constants["went_on_after"] = loop.position.step if resumed else None
-    what = "resumed" if resumed else "started"
-    log.info("%s after step %d of %d", what, loop.position.step, loop.timeline.total_steps)
+    action = "resumed" if resumed else "started"
+    log.info("%s after step %d of %d", action, loop.position.step, loop.timeline.total_steps)
     return loop.run()
 
 
-def choose_device(asked: str, world: World) -> torch.device:
-    """`cuda`, `cpu`, or `auto`: a GPU if this process sees one. ConfigError if there is no GPU for this worker."""
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+def choose_device(requested: str, world: World) -> torch.device:
+    """Return the device for `requested`: `cuda`, `cpu`, or `auto` (a GPU if this process sees one).
+
+    ConfigError if there is no GPU for this worker.
+    """
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if world.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"worker {world.local_rank} of this node needs a GPU of its own, {torch.cuda.device_count()} visible"
+            f"worker {world.local_rank} of this node needs its own GPU, {torch.cuda.device_count()} visible: "
+            "start fewer workers or use --device cpu"
         )
     device = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(device)
@@ -115,14 +118,15 @@ def build_loop(
     progress: ProgressFile,
     fence: Fence,
 ) -> Loop:
-    """Every part of this worker, from `config`. Raises DataError or ConfigError where they do not fit."""
+    """Build all parts of this worker from `config`. Raises DataError or ConfigError if they do not fit together."""
     index = read_index(set_folder(config.data))
     timeline = Timeline.of(config, index.samples("train"))
     _require_fit(config, timeline, index, comms.size)
     _log_consequences(config, timeline, index.samples("train"), comms.size)
     if comms.rank == 0 and not run.classes.exists():
         write_json(run.classes, describe_data(index, config))
-    network, loss, splits = build_network(_to_build(config, run)), build_loss(config), list(_looked_at(config, index))
+    network, loss = build_network(_network_config(config, run)), build_loss(config)
+    splits = list(_evaluated_splits(config, index))
     in_files = images_stay_in_files(config.data, index, comms, device)
     return Loop(
         config=config,
@@ -141,18 +145,18 @@ def build_loop(
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
         stop=stop,
-        findings=_findings(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
+        findings=_build_artifacts(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
 
 
-def _to_build(config: RunConfig, run: RunDir) -> RunConfig:
-    """What a run that resumes, or starts from other weights, builds its network from."""
+def _network_config(config: RunConfig, run: RunDir) -> RunConfig:
+    """Return the config to build the network from: without pretrained weights if others will be loaded."""
     has_weights = run.newest_step() is not None or config.train.init_from is not None
     return without_download(config) if has_weights else config
 
 
-def _findings(
+def _build_artifacts(
     run: RunDir,
     config: RunConfig,
     index: SetIndex,
@@ -160,14 +164,14 @@ def _findings(
     device: torch.device,
     progress: ProgressFile,
 ) -> Findings:
-    """Of images of the validation split, or of the test split where there is no other."""
+    """Use images of the validation split, or of the test split if there is no other."""
     if not splits:
         return NoFindings()
     split = splits[0]
     return WrittenFindings(run, index.classes, pictures_of(index, split, config, device), split, progress.warn)
 
 
-def _looked_at(config: RunConfig, index: SetIndex) -> Iterator[str]:
+def _evaluated_splits(config: RunConfig, index: SetIndex) -> Iterator[str]:
     for split in index.splits:
         if split != "train" and (split != "test" or config.train.evaluate_test):
             yield split
@@ -177,19 +181,21 @@ def _require_fit(config: RunConfig, timeline: Timeline, index: SetIndex, world_s
     if len(index.classes) != config.data.num_classes:
         raise ConfigError(f"{index.folder} has {len(index.classes)} classes, data.classes is {config.data.num_classes}")
     if config.data.shards % world_size:
-        raise ConfigError(f"{world_size} workers do not divide data.shards {config.data.shards}")
+        raise ConfigError(f"{world_size} workers do not divide data.shards {config.data.shards}: use a divisor of it")
     if config.train.compile == "cuda_graphs" and world_size > 1:
-        raise ConfigError(f"train.compile cuda_graphs is for one worker, found {world_size}: set true or false")
+        raise ConfigError(
+            f"train.compile cuda_graphs works with one worker only, found {world_size}: set it to true or false"
+        )
     if timeline.steps_per_epoch < 1:
-        raise ConfigError(f"train.batch {config.train.batch} is more than the training set gives in one epoch")
+        raise ConfigError(f"train.batch {config.train.batch} is larger than one epoch of the training set: lower it")
 
 
 def _log_consequences(config: RunConfig, timeline: Timeline, samples: int, world_size: int) -> None:
-    """What follows from the config and is easily overlooked."""
+    """Log consequences of the config that are easily overlooked."""
     if left_out := samples - timeline.steps_per_epoch * config.train.batch:
-        log.info("%d of %d training samples are left out of each epoch, others each time", left_out, samples)
+        log.info("%d of %d training samples are left out of each epoch, different ones each time", left_out, samples)
     if world_size > 1 and config.model.sync_bn is False:
-        log.warning("model.sync_bn is off: results depend on the number of workers, now %d", world_size)
+        log.warning("model.sync_bn is off: results depend on the number of workers (%d)", world_size)
 
 
 def _train_batches(
@@ -203,25 +209,25 @@ def _train_batches(
 
 
 def _started(manifest: Path) -> float:
-    """When the run was first started, in seconds since 1970; now, for a run that no launcher made."""
+    """Return when the run was first started, in seconds since 1970; the current time if there is no manifest."""
     return float(read_json(manifest)["started"]) if manifest.exists() else time.time()
 
 
 def _require_alike(comms: Comms, config: RunConfig) -> None:
-    """Raises UnlikeError on all workers if one of them has another config, data set or software than rank 0."""
-    of_the_backbone = ["timm"] if config.model.backbone.startswith(TIMM) else []
-    of_the_engine = ["deepspeed"] if config.engine.name == "deepspeed" else []
-    packages = ["torch", "torchvision", "numpy", "safetensors", *of_the_backbone, *of_the_engine]
-    mine = {
+    """Raise UnlikeError on all workers if the config, data set or software of any differs from rank 0's."""
+    backbone_packages = ["timm"] if config.model.backbone.startswith(TIMM) else []
+    engine_packages = ["deepspeed"] if config.engine.name == "deepspeed" else []
+    packages = ["torch", "torchvision", "numpy", "safetensors", *backbone_packages, *engine_packages]
+    local = {
         "config": dump_config(config),
         "data": sha256(set_folder(config.data) / "index.json"),
         **{package: _version(package) for package in packages},
     }
-    first = comms.share(mine)
-    differing = [name for name, value in mine.items() if value != first[name]]
+    of_rank_0 = comms.share(local)
+    differing = [name for name, value in local.items() if value != of_rank_0[name]]
     if comms.any(bool(differing)):
         whose = f"this worker's {', '.join(differing)}" if differing else "another worker's"
-        raise UnlikeError(f"{whose} is not what rank 0 has: every node needs the same files and packages")
+        raise UnlikeError(f"{whose} differs from rank 0's: install the same files and packages on every node")
 
 
 def _version(package: str) -> str | None:
@@ -233,6 +239,6 @@ def _version(package: str) -> str | None:
 
 def _write_outcome(run: RunDir, state: str, step: int, best: float | None, attempt: int) -> None:
     content = {"state": state, "attempt": attempt, "step": step, "metrics": last_records(run.metrics)}
-    kept = {"best_valid_top1": best} if best is not None else {}
-    write_json(run.outcome, {**content, **kept, "resumable": state != "finished"})
+    best_metric = {"best_valid_top1": best} if best is not None else {}
+    write_json(run.outcome, {**content, **best_metric, "resumable": state != "finished"})
     run.stop_request.unlink(missing_ok=True)

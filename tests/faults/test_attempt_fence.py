@@ -41,8 +41,8 @@ def test_a_frozen_worker_that_wakes_up_after_a_new_attempt_changes_nothing(tiny_
         assert old.run.last_attempt() == 2
         fault.go()
         worker.resume()
-        wait_until(old.run.crash(1, 0).exists, "its crash file")
-        assert "attempt 2 has this run now" in old.run.crash(1, 0).read_text()
+        wait_until(old.run.crash(1, 0).exists, "its last words")
+        assert "attempt 2 of this run has started" in old.run.crash(1, 0).read_text()
         assert _contents(old.run) == before
         for process in (starter, agent):
             process.resume()

@@ -154,7 +154,7 @@ def test_a_sweep_under_uv_run_without_v8_finishes_and_omits_charts(
     assert [state for state, _ in results(sweep).values()] == ["finished"]
     assert sweep.coordination.last_attempt() == 1
     page = sweep.report.read_text()
-    assert "This chart is omitted: the process that draws was ended by SIGTRAP" in page
+    assert "This chart is omitted: the chart renderer was ended by SIGTRAP" in page
     assert "<svg" not in page
     assert stat.S_IMODE(sweep.report.stat().st_mode) == 0o640
     assert "best: trial 0001: valid/deepest_top1 " in answer.stdout

@@ -134,10 +134,10 @@ def test_a_network_without_early_heads_has_no_early_exits(tiny_root: Path, tmp_p
 
 
 WRONG_THRESHOLDS = {
-    "0.9,0.8": "2 for 1 early heads (branch1): give one each, or one for all",
+    "0.9,0.8": "2 for 1 early heads (branch1): give one per head, or one for all",
     **dict.fromkeys(
         ("", "0", "-0.1", "1.01", "nan", "inf", "sure", "0.9,", "0.9;0.8"),
-        "expected probabilities above 0 and up to 1 with commas between, as in 0.9,0.95",
+        "expected probabilities above 0 and up to 1, separated by commas, as in 0.9,0.95",
     ),
 }
 
@@ -150,13 +150,13 @@ def test_invalid_thresholds_are_errors(text: str, run: RunDir) -> None:
 
 
 def test_the_error_for_a_missing_split_lists_the_splits(run: RunDir) -> None:
-    with pytest.raises(ConfigError, match="--split valid: .*/cifar10 has train, test"):
+    with pytest.raises(ConfigError, match="--split valid: .*/cifar10 has no such split: choose one of train, test"):
         assess(run, Questions("valid"), CPU)
 
 
 def test_the_error_for_a_run_without_checkpoints_names_the_remedy(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
-    with pytest.raises(CheckError, match="no checkpoint there yet: train the run first"):
+    with pytest.raises(CheckError, match="has no checkpoint yet: train the run first"):
         assess(run, Questions(), CPU)
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_is_skipped_and_not_changed(run: RunDir, tmp_path: 
     (copy.checkpoints / names[1] / "model.safetensors").write_bytes(b"")
     assert newest_checkpoint(copy).position == Position(2)
     (copy.checkpoints / names[0] / "model.safetensors").write_bytes(b"")
-    with pytest.raises(NoCheckpointError, match="no checkpoint there can be used"):
+    with pytest.raises(NoCheckpointError, match="every checkpoint is damaged"):
         newest_checkpoint(copy)
     assert sorted(path.name for path in copy.checkpoints.iterdir()) == names
 
@@ -205,7 +205,7 @@ def test_the_command_ends_with_a_usage_error(arguments: tuple[str, ...], code: i
 def test_another_data_set_than_that_of_the_run_is_an_error(run: RunDir, tmp_path: Path) -> None:
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     write_json(copy.manifest, {"data": "0" * 64, "started": 0})
-    with pytest.raises(CheckError, match="is not the set that .* was trained on"):
+    with pytest.raises(CheckError, match="is not the data set that .* was trained on"):
         assess(copy, Questions(), CPU)
 
 
@@ -242,7 +242,7 @@ def test_thresholds_for_a_target_come_from_the_validation_split(tiny_root: Path,
 
 
 @pytest.mark.parametrize(
-    ("target", "message"), [("accuracy=-1", "holds no samples out"), ("accuracy", "holds no samples out")]
+    ("target", "message"), [("accuracy=-1", "has no validation split"), ("accuracy", "has no validation split")]
 )
 def test_an_exit_target_needs_a_validation_split(target: str, message: str, run: RunDir) -> None:
     code, output, errors = run_evaluate(str(run.path), "--exit-target", target)
@@ -260,7 +260,7 @@ def test_an_invalid_exit_target_is_an_error(text: str, tiny_root: Path, tmp_path
 
 def test_an_exit_target_that_no_threshold_reaches_is_an_error(tiny_root: Path, tmp_path: Path) -> None:
     run = train_new_run(tiny_root, tmp_path / "run", "data.shards=16", "data.valid=30")
-    with pytest.raises(CheckError, match="no thresholds give it: one threshold for all heads reaches"):
+    with pytest.raises(CheckError, match="no thresholds reach it: one threshold for all heads reaches"):
         assess(run, Questions(exit_target="accuracy=90"), CPU)
 
 

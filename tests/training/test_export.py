@@ -137,7 +137,7 @@ def test_the_metadata_are_complete_and_contain_no_local_path(
 
 def test_a_file_with_other_outputs_is_deleted(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fmfsd.export.write.TOLERANCE", -1.0)
-    with pytest.raises(CheckError, match="does not answer as the run does on test images"):
+    with pytest.raises(CheckError, match="its outputs on test images differ from the run's"):
         export(run, "safetensors", out=tmp_path / "served.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -154,7 +154,7 @@ def test_the_command_reports_its_checks_and_never_overwrites(run: RunDir, tmp_pa
     assert "deepest of step-00000003; 64 test images: logits differ by" in output
     code, _, errors = run_export(*arguments)
     assert code == 3
-    assert "exists, and nothing is overwritten: choose another --out" in errors
+    assert "exists and is not overwritten: choose another --out" in errors
 
 
 WRONG_ARGUMENTS = [
@@ -199,8 +199,8 @@ def make_outputs(*logits: tuple[float, float]) -> Answer:
 def test_only_a_tie_may_have_another_label() -> None:
     expected = make_outputs((1.0, 1.0 + 1e-6), (3.0, 1.0))
     result = agreement(make_outputs((1.0 + 1e-6, 1.0), (3.0, 1.0)), expected, Path("file"))
-    assert (result.ties, str(result).count("1 by another label to rounding")) == (1, 1)
-    with pytest.raises(CheckError, match="does not answer as the run does"):
+    assert (result.ties, str(result).count("1 with another label by rounding")) == (1, 1)
+    with pytest.raises(CheckError, match="its outputs on test images differ from the run's"):
         agreement(make_outputs((1.0, 1.0 + 1e-6), (1.0, 3.0)), expected, Path("file"))
 
 

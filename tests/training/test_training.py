@@ -252,13 +252,13 @@ def test_all_layouts_and_precisions_agree_in_the_first_step(tiny_root: Path, tmp
 
 def test_a_set_that_is_smaller_than_the_batch_is_an_error(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.batch=512"))
-    with pytest.raises(ConfigError, match=r"train\.batch 512 is more than the training set gives"):
+    with pytest.raises(ConfigError, match=r"train\.batch 512 is larger than one epoch of the training set"):
         make_loop(run, SoloComms())
 
 
 def test_a_worker_without_its_own_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="worker 1 of this node needs a GPU of its own, 1 visible"):
+    with pytest.raises(ConfigError, match="worker 1 of this node needs its own GPU, 1 visible"):
         choose_device("cuda", World(rank=1, size=2, local_rank=1))
     assert choose_device("cpu", World()) == CPU
 

@@ -1,1 +1,1 @@
-"""Measures what a config costs by a forward pass on fake tensors. `fmfsd probe` runs it in a short process."""
+"""Cost measurement: one forward pass on fake tensors. `fmfsd probe` runs it in a short process."""

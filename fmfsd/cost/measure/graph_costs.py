@@ -1,7 +1,7 @@
-"""What each head of a network needs, read from the graph that one forward pass leaves.
+"""Cost per head, read from the autograd graph of one forward pass.
 
-A head needs the parameters that its gradient would reach, and the multiply-adds of the modules that have them: what
-`fmfsd.model.prune` keeps for it, and told of networks too that torch.fx can't follow.
+A head needs the parameters that its gradient reaches, and the multiply-adds of the modules that own them. This is what
+`fmfsd.model.prune` leaves for the head, but it also works for networks that torch.fx can't trace.
 """
 
 from collections import Counter
@@ -15,26 +15,29 @@ from fmfsd.cost.estimate import Cost
 from fmfsd.model.network import Outputs
 
 Names = frozenset[str]
-"""Of parameters."""
+"""Names of parameters."""
 
 
 def parameters_behind(results: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> Names:
-    """The names of those `parameters` that `results` were computed from."""
+    """Return the names of the `parameters` that `results` depend on."""
     names = {id(parameter): name for name, parameter in parameters.items()}
-    waiting = [result.grad_fn for result in results]
-    seen, found = set(waiting), set[str]()
-    while waiting:
-        node: Any = waiting.pop()
+    queue = [result.grad_fn for result in results]
+    visited, reached = set(queue), set[str]()
+    while queue:
+        node: Any = queue.pop()
         if (leaf := getattr(node, "variable", None)) is not None and id(leaf) in names:
-            found.add(names[id(leaf)])
-        new = {below for below, _ in node.next_functions if below is not None} - seen
-        seen |= new
-        waiting += new
-    return frozenset(found)
+            reached.add(names[id(leaf)])
+        new = {below for below, _ in node.next_functions if below is not None} - visited
+        visited |= new
+        queue += new
+    return frozenset(reached)
 
 
 def needed_to_train(outputs: Outputs, parameters: Mapping[str, Tensor]) -> list[Names]:
-    """By each head, and by its feature if it has one: the shallowest have."""
+    """Return the parameters that each head's logits and, where it has one, its feature depend on.
+
+    Only the first `len(outputs.features)` heads, the shallowest, have a feature.
+    """
     results = [[logits] for logits in outputs.logits]
     for each, feature in zip(results, outputs.features, strict=False):
         each.append(feature)
@@ -42,82 +45,82 @@ def needed_to_train(outputs: Outputs, parameters: Mapping[str, Tensor]) -> list[
 
 
 def only_of_each(needed: Sequence[Names]) -> list[Names]:
-    """Of each, what none of the others needs."""
+    """Return for each head the parameters that no other head needs."""
     return [
-        mine.difference(*(others for other, others in enumerate(needed) if other != number))
-        for number, mine in enumerate(needed)
+        names.difference(*(others for other, others in enumerate(needed) if other != number))
+        for number, names in enumerate(needed)
     ]
 
 
 class ModuleShares:
-    """Shares out what `count` counts to the modules at work, by name, each without what the modules in it do."""
+    """Attributes a running counter to the modules that execute, by name; a module's count excludes its submodules."""
 
     def __init__(self, network: nn.Module, count: Callable[[], int]) -> None:
-        self.found, self._count, self._counted, self._at_work = Counter[str](), count, 0, [""]
+        self.found, self._count, self._last_count, self._stack = Counter[str](), count, 0, [""]
         for name, module in network.named_modules():
             module.register_forward_pre_hook(partial(self._enter, name))
             module.register_forward_hook(self._leave)
 
     def _enter(self, name: str, *_call: object) -> None:
-        self._share()
-        self._at_work.append(name)
+        self._attribute()
+        self._stack.append(name)
 
     def _leave(self, *_call: object) -> None:
-        self._share()
-        self._at_work.pop()
+        self._attribute()
+        self._stack.pop()
 
-    def _share(self) -> None:
-        counted, self._counted = self._counted, self._count()
-        self.found[self._at_work[-1]] += self._counted - counted
+    def _attribute(self) -> None:
+        before, self._last_count = self._last_count, self._count()
+        self.found[self._stack[-1]] += self._last_count - before
 
 
 class HeadCosts:
-    """Of a network with parameters of these `sizes` and modules of these `macs`, both by name: what its parts cost.
+    """Costs of a network's parts, from the `sizes` of its parameters and the `macs` of its modules, both by name.
 
-    `trained` has what each head needs in training, shallow to deep, and `needed` what its logits need.
+    `trained`: the parameters that each head needs in training, shallow to deep. `needed`: those that its logits need.
     """
 
     def __init__(
         self, sizes: Mapping[str, int], macs: Mapping[str, int], trained: Sequence[Names], needed: Sequence[Names]
     ) -> None:
-        self._sizes, self._macs, self._needed = sizes, _macs_of_owners(macs, sizes), needed
+        self._sizes, self._macs, self._needed = sizes, _macs_by_owner(macs, sizes), needed
         trunk = frozenset(name for name in sizes if name.startswith("backbone."))
-        self.total, self.trunk = self._of(frozenset(sizes)), self._of(trunk)
-        self.plain = self._of(trunk | {name for name in sizes if name.startswith("deepest_head.")})
-        self.own = [self._of(names - trunk) for names in only_of_each(trained)]
-        """Of each head, what neither another one nor the trunk has."""
+        self.total, self.trunk = self._cost(frozenset(sizes)), self._cost(trunk)
+        self.plain = self._cost(trunk | {name for name in sizes if name.startswith("deepest_head.")})
+        self.own = [self._cost(names - trunk) for names in only_of_each(trained)]
+        """Cost of each head's layers that neither another head nor the trunk uses."""
 
     @property
     def shared(self) -> Cost:
-        """What more than one head needs beyond the trunk."""
+        """Cost of the layers outside the trunk that more than one head uses."""
         parts = (self.trunk, *self.own)
         parameters = self.total.parameters - sum(part.parameters for part in parts)
         return Cost(parameters, self.total.macs - sum(part.macs for part in parts))
 
     def of_heads(self, heads: Sequence[int]) -> Cost:
-        """Return the cost of a network that computes these heads and nothing else."""
-        return self._of(frozenset().union(*(self._needed[head] for head in heads)))
+        """Return the cost of a network that computes only these heads."""
+        return self._cost(frozenset().union(*(self._needed[head] for head in heads)))
 
-    def _of(self, names: Names) -> Cost:
+    def _cost(self, names: Names) -> Cost:
         used = _modules_with(names)
         macs = sum(count for module, count in self._macs.items() if module in used)
         return Cost(sum(self._sizes[name] for name in names), macs)
 
 
-def _macs_of_owners(macs: Mapping[str, int], parameters: Iterable[str]) -> dict[str, int]:
-    """By module with parameters; what one without any does is counted for the nearest that it is in."""
-    have, counts = _modules_with(parameters), Counter[str]()
+def _macs_by_owner(macs: Mapping[str, int], parameters: Iterable[str]) -> dict[str, int]:
+    """Return multiply-adds by module with parameters; those of other modules count for the nearest such parent."""
+    owners, counts = _modules_with(parameters), Counter[str]()
     for name, count in macs.items():
-        counts[next(each for each in (name, *_above(name)) if each in have)] += count
+        counts[next(each for each in (name, *_parents(name)) if each in owners)] += count
     return dict(counts)
 
 
 def _modules_with(parameters: Iterable[str]) -> set[str]:
-    return {module for parameter in parameters for module in _above(parameter)}
+    return {module for parameter in parameters for module in _parents(parameter)}
 
 
-def _above(name: str) -> Iterator[str]:
-    """The names of the modules that it is in, the nearest first, the whole network's, which is empty, last."""
+def _parents(name: str) -> Iterator[str]:
+    """Yield the names of the parent modules, the nearest first; last the network's, which is empty."""
     while name:
         name = name.rpartition(".")[0]
         yield name

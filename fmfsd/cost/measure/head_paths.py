@@ -1,4 +1,4 @@
-"""The way to each head of a network, in the words that people have for it."""
+"""Paths through a network to each of its heads, as display names of layers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from fmfsd.model.branch import named_layers
 from fmfsd.model.network import DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
 
 Layers = tuple[tuple[str, str], ...]
-"""What each is called, and where it is: a place of the backbone or the name of a module."""
+"""Display name and location of each layer: a place in the backbone or the name of a module."""
 
 
 @dataclass(frozen=True)
 class HeadPath:
-    """To one head: first up to where its map is fused, if it is one of those that are, then from there."""
+    """Layers on the way to one head, before and after its map is fused; without fusion all are in the first field."""
 
     before: Layers
     after: Layers = ()
@@ -20,34 +20,34 @@ class HeadPath:
 
 
 def paths(network: Network) -> list[HeadPath]:
-    """One a head, in the order of `network.head_names`."""
+    """Return one path per head, in the order of `network.head_names`."""
     if isinstance(network, SideFusionNetwork):
-        return [*_own_branches(network), *_behind_the_fused_map(network)]
+        return [*_fused_branch_paths(network), *_paths_from_fused_map(network)]
     branches = zip(network.taps, network.branches, strict=True)
-    own = [HeadPath(((tap, tap), *_of(f"branches.{number}", network))) for number, (tap, _) in enumerate(branches)]
-    return [*own, HeadPath(_of_the_deepest(network))]
+    side = [HeadPath(((tap, tap), *_layers(f"branches.{number}", network))) for number, (tap, _) in enumerate(branches)]
+    return [*side, HeadPath(_deepest(network))]
 
 
-def _own_branches(network: SideFusionNetwork) -> Iterator[HeadPath]:
+def _fused_branch_paths(network: SideFusionNetwork) -> Iterator[HeadPath]:
     for number in range(len(network.branches)):
         tap = network.taps[number]
-        before = ((tap, tap), *_of(f"alignments.{number}", network))
-        yield HeadPath(before, _of(f"branches.{number}", network), is_fused=True)
+        before = ((tap, tap), *_layers(f"alignments.{number}", network))
+        yield HeadPath(before, _layers(f"branches.{number}", network), is_fused=True)
 
 
-def _behind_the_fused_map(network: SideFusionNetwork) -> Iterator[HeadPath]:
+def _paths_from_fused_map(network: SideFusionNetwork) -> Iterator[HeadPath]:
     fused = (("fused map", "fusion"),)
-    beside, deepest = (*fused, *_of("fused_branch", network)), _of_the_deepest(network)
+    fused_branch, deepest = (*fused, *_layers("fused_branch", network)), _deepest(network)
     if isinstance(network, DoubleFusionNetwork):
-        yield HeadPath(beside)
-    yield HeadPath((*beside, (f"fused with {network.backbone.deepest.name}", "deep_fusion")))
+        yield HeadPath(fused_branch)
+    yield HeadPath((*fused_branch, (f"fused with {network.backbone.deepest.name}", "deep_fusion")))
     yield HeadPath((*fused, *deepest) if isinstance(network, FusionNetwork) else deepest)
 
 
-def _of(name: str, network: Network) -> Layers:
+def _layers(name: str, network: Network) -> Layers:
     return tuple(named_layers(network.get_submodule(name), name))
 
 
-def _of_the_deepest(network: Network) -> Layers:
-    place = network.backbone.deepest.name
-    return ((place, place),)
+def _deepest(network: Network) -> Layers:
+    name = network.backbone.deepest.name
+    return ((name, name),)

@@ -1,4 +1,4 @@
-"""What a config costs, found by a forward pass of tensors that have a shape and no memory."""
+"""Cost estimate of a config by a forward pass on fake tensors, which have a shape but no memory."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -46,55 +46,58 @@ from fmfsd.model.spatial_enhancement import SpatialScores
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 _PARTS = {"backbone": ("backbone", "deepest_head"), "branches": ("branches", "heads", "projections")}
-"""Which of a network's children are counted as what; the others are its fusion."""
+"""A network's children by the group that their parameters count for; all others count as fusion."""
 
 
 def probe(config: RunConfig, *, workers: int, device: Device = "cpu") -> Probe:
-    """What a run of `config` by so many workers, each on such a device, costs each. ConfigError if they do not divide
-    the shards. The same on every machine, but that a CPU without a C++ compiler keeps more activations."""
+    """Return what a run of `config` costs each of `workers` workers on `device`.
+
+    The result is the same on every machine, except that a CPU without a C++ compiler saves more activations.
+    ConfigError if the number of workers does not divide data.shards.
+    """
     if config.data.shards % workers:
         fits = ", ".join(str(count) for count in range(1, config.data.shards + 1) if config.data.shards % count == 0)
-        raise ConfigError(f"{workers} workers do not divide data.shards {config.data.shards}; what does: {fits}")
+        raise ConfigError(f"{workers} workers do not divide data.shards {config.data.shards}: use one of {fits}")
     network = _network(config, workers)
     with tensor_layout.left_out() if device == "cuda" else nullcontext():
         if device == "cuda" and may_be_compiled(config):
-            _keep_inputs_only(network)
-        found = _forward(config, network, workers)
+            _recompute_enhancement(network)
+        measured = _forward(config, network, workers)
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    costs = HeadCosts(sizes, found.macs, found.trained, found.needed)
+    costs = HeadCosts(sizes, measured.macs, measured.trained, measured.needed)
     return Probe(
         workers,
         config.model.fusion,
-        tuple(_heads(network, found.shapes, costs)),
+        tuple(_heads(network, measured.shapes, costs)),
         _parameters(network),
         costs.total.macs,
         plain=costs.plain,
         trunk=costs.trunk,
         shared=costs.shared,
-        memory=_memory(config, network, found.saved_bytes, workers),
+        memory=_memory(config, network, measured.saved_bytes, workers),
         device=device,
         pretrained_statistics=_pretrained_statistics(config),
     )
 
 
 def _pretrained_statistics(config: RunConfig) -> ChannelStatistics | None:
-    """Also of a model that is not pretrained, if the config asks for them."""
+    """Return them for pretrained weights, and for data.mean or data.std auto."""
     if not config.model.pretrained and "auto" not in (config.data.mean, config.data.std):
         return None
     return statistics_of_weights(config.model.backbone.removeprefix(TIMM), pretrained=config.model.pretrained)
 
 
 def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> Iterator[HeadCost]:
-    named = zip(network.head_names, network.head_places, paths(network), strict=True)
+    heads = zip(network.head_names, network.head_places, paths(network), strict=True)
     exit_macs = _exit_macs(network, costs)
-    for number, (name, place, path) in enumerate(named):
-        layers = [Layer(called, shapes[where]) for called, where in (*path.before, *path.after)]
+    for number, (name, place, path) in enumerate(heads):
+        layers = [Layer(label, shapes[where]) for label, where in (*path.before, *path.after)]
         own, alone = costs.own[number], costs.of_heads([number])
         yield HeadCost(
             name,
             place,
             shapes[place],
-            _in_words(path, dimensions(layers[0].shape)),
+            _path_text(path, dimensions(layers[0].shape)),
             tuple(layers),
             own=own,
             training_share=own.macs / costs.total.macs,
@@ -105,22 +108,22 @@ def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> I
 
 
 def _exit_macs(network: Network, costs: HeadCosts) -> dict[str, int]:
-    """Return the multiply-adds of an image that leaves at each exit, after the early heads before it were computed."""
+    """Return the multiply-adds of an image that leaves at each exit, the early heads before it included."""
     exits = (*early_heads(network), network.head_names[-1])
     numbers = [network.head_names.index(name) for name in exits]
     return {name: costs.of_heads(numbers[: count + 1]).macs for count, name in enumerate(exits)}
 
 
-def _in_words(path: HeadPath, first_shape: str) -> str:
-    """As `stage1 64x32x32 > sepconv 128 /2 | sepconv 256 /2 > head`: the map that is fused is the one at the bar."""
-    before, after = ([called for called, _ in layers] for layers in (path.before, path.after))
+def _path_text(path: HeadPath, first_shape: str) -> str:
+    """Format a path as in `stage1 64x32x32 > sepconv 128 /2 | sepconv 256 /2 > head`; the bar marks the fused map."""
+    before, after = ([label for label, _ in layers] for layers in (path.before, path.after))
     before[0] = f"{before[0]} {first_shape}"
     up_to_head = " > ".join([*after, "head"])
     return f"{' > '.join(before)} {'|' if path.is_fused else '>'} {up_to_head}"
 
 
 def _network(config: RunConfig, workers: int) -> Network:
-    """As a worker has it, without its memory. Weights that are to be fetched are fetched now, and not by workers."""
+    """Build a worker's network on the meta device. Pretrained weights are downloaded here, so workers need not."""
     if config.model.pretrained:
         build_network(config)
         config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
@@ -131,8 +134,8 @@ def _network(config: RunConfig, workers: int) -> Network:
     return network
 
 
-def _keep_inputs_only(network: nn.Module) -> None:
-    """Of spatial enhancement: a compiler computes all that is inside it once more, rather than keep it."""
+def _recompute_enhancement(network: nn.Module) -> None:
+    """Save only the inputs of spatial enhancement: the compiler recomputes its activations in the backward pass."""
     for layer in network.modules():
         if isinstance(layer, SpatialScores):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
@@ -149,28 +152,31 @@ def _parameters(network: nn.Module) -> ParameterCount:
 
 
 def _memory(config: RunConfig, network: nn.Module, activations: int, workers: int) -> MemoryCost:
-    """An average is one of all weights and buffers, whole on every worker; the rest is as ZeRO divides it."""
+    """Return the memory of a worker: EMA weights and buffers whole on each worker, the rest divided as ZeRO does."""
     parameters = sum(parameter.nbytes for parameter in network.parameters())
     buffers = sum(buffer.nbytes for buffer in network.buffers())
     averages = (config.train.ema is not None) * (parameters + buffers)
     stage = config.engine.zero_stage if config.engine.name == "deepspeed" else 0
-    kept = config.optim.kept_per_weight + (stage > 0)  # whose optimizer has weights of its own
-    step = kept * parameters // (workers if stage else 1)
+    tensors_per_weight = config.optim.kept_per_weight + (stage > 0)  # ZeRO's optimizer holds master weights
+    state = tensors_per_weight * parameters // (workers if stage else 1)
     offloaded = bool(config.engine.offload and stage)
     parts = {
         "parameters": parameters // (workers if stage == 3 else 1),
         "buffers": buffers,
         "gradients": parameters // (workers if stage >= 2 else 1),
-        "optimizer": (not offloaded) * step + averages,
+        "optimizer": (not offloaded) * state + averages,
         "activations": activations,
         "data": Part.published(config.data, workers).held_bytes,
     }
-    return MemoryCost(**parts, total=sum(parts.values()), offloaded=offloaded * step)
+    return MemoryCost(**parts, total=sum(parts.values()), offloaded=offloaded * state)
 
 
 class _Forward(NamedTuple):
-    """Maps at places and behind modules; modules' own multiply-adds an image; the parameters that each head needs in
-    training, and its logits need; what is saved for the backward pass."""
+    """Measurements of one forward pass.
+
+    `shapes`: feature maps by backbone place and by module. `macs`: multiply-adds per image by module, without its
+    submodules. `trained`, `needed`: the parameters that each head needs in training, and that its logits need.
+    """
 
     shapes: dict[str, Shape]
     macs: dict[str, int]
@@ -180,25 +186,25 @@ class _Forward(NamedTuple):
 
 
 def _forward(config: RunConfig, network: Network, workers: int) -> _Forward:
-    """Of a worker's part of a micro-batch."""
+    """Measure one forward pass of a worker's part of a micro-batch."""
     batch, shapes, counter = config.micro_batch // workers, dict[str, Shape](), FlopCounterMode(display=False)
-    _note_shapes(network, shapes)
-    shares = ModuleShares(network, counter.get_total_flops)
-    with FakeTensorMode(), _Statistics():  # type: ignore[no-untyped-call]
-        values = _pretended(network)
-        saved = _Saved(values)
+    _record_shapes(network, shapes)
+    counts = ModuleShares(network, counter.get_total_flops)
+    with FakeTensorMode(), _BatchNormShapes():  # type: ignore[no-untyped-call]
+        values = _fake_tensors(network)
+        saved = _SavedTensors(values)
         with counter, saved_tensors_hooks(saved.add, lambda tensor: tensor):
             outputs = _outputs_and_loss(config, network, values, batch, workers)
         parameters = {name: value for name, value in values.items() if value.requires_grad}
-        always = _always_whole(network)
+        always = _always_needed(network)
         needed = [parameters_behind([logits], parameters) | always for logits in outputs.logits]
         trained = needed_to_train(outputs, parameters)
-    macs = {name: flops // (2 * batch) for name, flops in shares.found.items() if flops}
+    macs = {name: flops // (2 * batch) for name, flops in counts.found.items() if flops}
     return _Forward(shapes, macs, trained, needed, saved.nbytes)
 
 
-def _always_whole(network: Network) -> Names:
-    """The parameters of a backbone that gives no map before its end."""
+def _always_needed(network: Network) -> Names:
+    """Return the parameters that every head needs: those of a backbone that returns all its maps at the end."""
     if isinstance(network.backbone, Backbone):
         return frozenset()
     return frozenset(f"backbone.{name}" for name, _ in network.backbone.named_parameters())
@@ -219,20 +225,20 @@ def _outputs_and_loss(
     return outputs
 
 
-def _note_shapes(network: Network, shapes: dict[str, Shape]) -> None:
-    """Of the maps that a path leads along, when they are made: those of the backbone by place, others by layer."""
-    network.backbone.register_forward_pre_hook(_noting(shapes))
+def _record_shapes(network: Network, shapes: dict[str, Shape]) -> None:
+    """Register hooks that store the shapes of all maps on the paths: by place in the backbone, else by layer."""
+    network.backbone.register_forward_pre_hook(_recording_visitor(shapes))
     places = {place.name for place in network.backbone.places}
     layers = {where for path in paths(network) for _, where in (*path.before, *path.after)} - places
     for name in layers:
-        network.get_submodule(name).register_forward_hook(_note_shape(shapes, name))
+        network.get_submodule(name).register_forward_hook(_shape_hook(shapes, name))
 
 
-def _note_shape(shapes: dict[str, Shape], name: str) -> Any:
-    def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+def _shape_hook(shapes: dict[str, Shape], name: str) -> Any:
+    def record(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
         shapes[name] = _shape(output)
 
-    return note
+    return record
 
 
 def _shape(map_BCHW: Tensor) -> Shape:
@@ -240,23 +246,23 @@ def _shape(map_BCHW: Tensor) -> Shape:
     return channels, height, width
 
 
-def _noting(shapes: dict[str, Shape]) -> Any:
-    """A backbone's visitor that also notes the shapes of what it is shown."""
+def _recording_visitor(shapes: dict[str, Shape]) -> Any:
+    """Return a hook that wraps the backbone's visitor so that it also records the shapes of the maps."""
 
-    def replaced(_backbone: nn.Module, arguments: Any) -> Any:
+    def wrap(_backbone: nn.Module, arguments: Any) -> Any:
         images, visit = arguments
 
-        def noting(place: str, x: Tensor) -> Tensor:
+        def record(place: str, x: Tensor) -> Tensor:
             shapes[place] = _shape(x)
             return visit(place, x)
 
-        return images, noting
+        return images, record
 
-    return replaced
+    return wrap
 
 
-def _pretended(network: nn.Module) -> dict[str, Tensor]:
-    """Tensors on the CPU in the place of those on the meta device, which autocast passes over."""
+def _fake_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return CPU tensors in place of the network's meta tensors, which autocast ignores."""
     return {
         name: torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=CPU).requires_grad_(
             value.requires_grad
@@ -265,26 +271,26 @@ def _pretended(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-class _Saved:
-    """The storages that a forward pass saves for the backward pass, beside the network's own."""
+class _SavedTensors:
+    """Storages that a forward pass saves for the backward pass, without the network's own."""
 
     def __init__(self, own: Mapping[str, Tensor]) -> None:
         self._own = {value.untyped_storage()._cdata for value in own.values()}
-        self._found: dict[int, torch.UntypedStorage] = {}  # kept, so that no other gets the same address
+        self._saved: dict[int, torch.UntypedStorage] = {}  # references, so that no address is reused
 
     def add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._own:
-            self._found[storage._cdata] = storage
+            self._saved[storage._cdata] = storage
         return tensor
 
     @property
     def nbytes(self) -> int:
-        return sum(storage.nbytes() for storage in self._found.values())
+        return sum(storage.nbytes() for storage in self._saved.values())
 
 
-class _Statistics(TorchDispatchMode):
-    """Says what shape batch statistics have: before 2.15 torch can't tell that without computing them."""
+class _BatchNormShapes(TorchDispatchMode):
+    """Supplies the shapes of batch statistics: torch before 2.15 has no fake implementation of that operator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.batch_norm_update_stats.default:

@@ -1,9 +1,9 @@
-"""From a description of a chart to a drawing in a page.
+"""Rendering of Vega-Lite specifications to SVG inside a page.
 
-Vega-Lite draws them (vl-convert-python: Vega's own renderer in one wheel, no browser and no network) as SVG when the
-page is written: they need no script, their colours are the page's CSS variables, so that one drawing serves light and
-dark, and every mark says its values to a screen reader. Interactive charts would need a megabyte of script a page.
-All charts of a page are drawn by one child process: where V8 can't run, the page has no charts and is whole otherwise.
+Charts are rendered when the page is written, by vl-convert-python (Vega's own renderer in one wheel, without browser or
+network). The SVG needs no script, uses the page's CSS variables as colours, so that it fits light and dark mode, and
+labels every mark for screen readers. Interactive charts would need a megabyte of script per page. One child process
+renders all charts of a page: where V8 can't run, the page is complete except for the charts.
 """
 
 import html
@@ -17,7 +17,7 @@ from fmfsd.report.html.markup import Html, cleaned, element
 Spec = dict[str, Any]
 
 LETTERS = 13
-"""Their size, in pixels of the drawing."""
+"""Font size, in pixels of the SVG."""
 _CONFIG: Spec = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
@@ -49,24 +49,24 @@ _PLACEHOLDER = re.compile(r'<vega-lite title="([^"]*)">([^<]*)</vega-lite>')
 
 
 def drawing(title: str, spec: Spec) -> Html:
-    """Return the place of a chart, which `draw_charts` fills; `spec` lacks what all charts have in common."""
-    whole = {"$schema": _SCHEMA, "background": None, "config": _CONFIG, **spec}
-    return element("vega-lite", Html(html.escape(json.dumps(_cleaned(whole)), quote=False)), title=title)
+    """Return a placeholder that `insert_charts` replaces by the chart. `spec` omits settings common to all charts."""
+    full_spec = {"$schema": _SCHEMA, "background": None, "config": _CONFIG, **spec}
+    return element("vega-lite", Html(html.escape(json.dumps(_cleaned(full_spec)), quote=False)), title=title)
 
 
 def draw_charts(page: str) -> str:
-    """Return the page with all its charts drawn, or with the reason where one can't be drawn."""
-    found = [(html.unescape(title), json.loads(html.unescape(spec))) for title, spec in _PLACEHOLDER.findall(page)]
-    if not found:
+    """Return the page with all placeholders replaced by SVG, or by the reason why a chart can't be drawn."""
+    charts = [(html.unescape(title), json.loads(html.unescape(spec))) for title, spec in _PLACEHOLDER.findall(page)]
+    if not charts:
         return page
-    drawn = iter(zip(draw_in_child([spec for _, spec in found]), [title for title, _ in found], strict=True))
-    return _PLACEHOLDER.sub(lambda _: _filled(*next(drawn)), page)
+    results = iter(zip(draw_in_child([spec for _, spec in charts]), [title for title, _ in charts], strict=True))
+    return _PLACEHOLDER.sub(lambda _: _chart_element(*next(results)), page)
 
 
-def _filled(drawn: Drawn, title: str) -> Html:
-    if "svg" in drawn:
-        return _in_a_page(drawn["svg"], title)
-    return element("p", f"This chart is omitted: {drawn['error']}. Its numbers are in the table.", class_="omitted")
+def _chart_element(result: Drawn, title: str) -> Html:
+    if "svg" in result:
+        return _embed_svg(result["svg"], title)
+    return element("p", f"This chart is omitted: {result['error']}. Its numbers are in the table.", class_="omitted")
 
 
 def _cleaned(part: Any) -> Any:
@@ -78,15 +78,15 @@ def _cleaned(part: Any) -> Any:
 
 
 MOST_LARGER = 1.2
-"""Than it was drawn, in a wide page."""
-_TOLD = re.compile(r'(<(?:path|text|rect) aria-label="([^"]*)" role="graphics-symbol"[^>]*?)/>')
+"""Largest scale factor of a chart on a wide page."""
+_LABELLED_MARK = re.compile(r'(<(?:path|text|rect) aria-label="([^"]*)" role="graphics-symbol"[^>]*?)/>')
 
 
-def _in_a_page(svg: str, title: str) -> Html:
-    """Named, in the page's width, and with the values of a mark shown where the pointer is."""
-    hovered = _TOLD.sub(lambda found: f"{found[1]}><title>{found[2]}</title></path>", svg)
-    box, inside = re.fullmatch(r'<svg [^>]*(viewBox="[^"]*")>(.*)</svg>', hovered, re.DOTALL).groups()  # type: ignore[union-attr]
+def _embed_svg(svg: str, title: str) -> Html:
+    """Add a title, a maximum width, and tooltips with the values of the marks."""
+    with_tooltips = _LABELLED_MARK.sub(lambda match: f"{match[1]}><title>{match[2]}</title></path>", svg)
+    box, inside = re.fullmatch(r'<svg [^>]*(viewBox="[^"]*")>(.*)</svg>', with_tooltips, re.DOTALL).groups()  # type: ignore[union-attr]
     sides = box.partition('"')[2].rstrip('"')
-    widest = f"max-width: {MOST_LARGER * float(sides.split()[2]):.0f}px"
+    style = f"max-width: {MOST_LARGER * float(sides.split()[2]):.0f}px"
     name = element("title", title)
-    return element("svg", name, Html(inside), viewBox=sides, role="img", aria_label=title, style=widest)
+    return element("svg", name, Html(inside), viewBox=sides, role="img", aria_label=title, style=style)

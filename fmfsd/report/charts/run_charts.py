@@ -1,4 +1,4 @@
-"""Charts of a page, each with its data as a table under it."""
+"""Line, scatter and bar charts, each with its data as a table below it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ from fmfsd.report.html.tables import folded, table
 Kind = Literal["best", "plain", "pale", "series"]
 Place = tuple[float, float]
 WIDTH, HEIGHT = 400, 220
-"""Without the axes; at this size two charts stand side by side, and one is legible on a telephone."""
+"""Size of the plot area: two charts fit side by side, and one is legible on a telephone."""
 MOST_PLACES = 400
-"""Of a longer line the lowest and the highest place of each of half as many equal parts are drawn."""
+"""Most points of a line. A longer line is reduced to the minimum and the maximum of half as many equal parts."""
 ALL_PLACES = 20_000
-"""Shared out between the lines of a chart, which else would make a page of megabytes."""
+"""Most points of all lines of a chart, to limit the size of the page."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2, 1, 2])
 COLOURS = [f"var(--series-{number})" for number in range(len(DASHES))]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is along it; `percent` of fractions, `whole` of counts."""
+    """Name and number format of an axis: `percent` for fractions, `integer` for counts."""
 
     name: str
     percent: bool = False
@@ -42,7 +42,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A labelled place."""
+    """A labelled point."""
 
     label: str
     place: Place
@@ -51,8 +51,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A labelled way from place to place; `band` has the lowest and highest value at each. Those of the kind `series`
-    differ in colour and in dashes and are named beside the chart."""
+    """A labelled line; `band`: the lowest and highest value at each point.
+
+    Lines of the kind `series` differ in colour and dashes and are named in a legend.
+    """
 
     label: str
     places: Sequence[Place]
@@ -62,7 +64,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """A labelled value, with the half width of its interval where that is known."""
+    """A labelled value, with the half width of its confidence interval if known."""
 
     label: str
     value: float
@@ -70,75 +72,83 @@ class Bar:
 
 
 def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: Sequence[Line] = ()) -> Html:
-    """Points and lines over two axes: a front, a course, a history. At least one place."""
-    most = min(MOST_PLACES, max(10, ALL_PLACES // max(1, len(lines))))
-    drawn = [thinned(line, most) for line in lines]
+    """Return a chart of points and lines, at least one point in all."""
+    limit = min(MOST_PLACES, max(10, ALL_PLACES // max(1, len(lines))))
+    lines = [thinned(line, limit) for line in lines]
     names = [line.label for line in lines if line.kind == "series"]
-    places = [*(point.place for point in points), *(place for line in drawn for place in line.places)]
+    coordinates = [*(point.place for point in points), *(xy for line in lines for xy in line.places)]
     layers = [
-        *(_band(line, names) for line in drawn if line.band),
-        *_lines(drawn, names),
-        *_points([*points, *_single_places(drawn)], x, y),
-        *_labels(points, [place[0] for place in places]),
+        *(_band(line, names) for line in lines if line.band),
+        *_lines(lines, names),
+        *_points([*points, *_single_points(lines)], x, y),
+        *_labels(points, [xy[0] for xy in coordinates]),
     ]
-    axes = {"x": _axis(x, "x", [place[0] for place in places]), "y": _axis(y, "y", [place[1] for place in places])}
+    axes = {"x": _axis(x, "x", [xy[0] for xy in coordinates]), "y": _axis(y, "y", [xy[1] for xy in coordinates])}
     spec = {"width": WIDTH, "height": HEIGHT, "encoding": axes, "layer": layers}
     rows = [(point.label, x.shown(point.place[0]), y.shown(point.place[1])) for point in points]
     data = [table(("", x.name, y.name), rows)] if rows else []
-    return _figure(title, spec, [*data, *([_lines_table(x, y, drawn)] if lines else [])])
+    return _figure(title, spec, [*data, *([_lines_table(x, y, lines)] if lines else [])])
 
 
-def bars(title: str, axis: Axis, given: Sequence[Bar]) -> Html:
-    """A line a bar, from 0; at least one. `half_width` is drawn as a line around the bar's end."""
-    order = [bar.label for bar in given]
-    y = {"field": "label", "type": "nominal", "sort": order, "title": None, "axis": {"labelLimit": 200}}
-    x = _axis(axis, "x", [bar.value for bar in given])
-    told = {"field": "told"}
-    rows = [{"label": bar.label, "x": bar.value, "told": f"{bar.label}: {axis.shown(bar.value)}"} for bar in given]
-    ends = [
+def bars(title: str, axis: Axis, values: Sequence[Bar]) -> Html:
+    """Return a horizontal bar chart, at least one bar. `half_width` is drawn as an error bar."""
+    labels = [bar.label for bar in values]
+    y = {"field": "label", "type": "nominal", "sort": labels, "title": None, "axis": {"labelLimit": 200}}
+    x = _axis(axis, "x", [bar.value for bar in values])
+    rows = [
+        {"label": bar.label, "x": bar.value, "description": f"{bar.label}: {axis.shown(bar.value)}"} for bar in values
+    ]
+    intervals = [
         {"label": bar.label, "x": bar.value - bar.half_width, "x2": bar.value + bar.half_width}
-        for bar in given
+        for bar in values
         if bar.half_width is not None
     ]
-    drawn = _layer({"type": "bar", "color": "var(--plain)"}, rows, x=x, y=y, description=told)
-    errors = _layer({"type": "rule", "color": "var(--ink)", "size": 1.5}, ends, x=x, y=y, x2=_X2)
-    spec = {"width": WIDTH - 100, "height": {"step": 24}, "layer": [drawn, *([errors] if ends else [])]}
-    data = [(bar.label, axis.shown(bar.value), _shown_width(bar, axis)) for bar in given]
-    return _figure(title, spec, [table(("", axis.name, "to each side"), data)])
+    bar_layer = _layer({"type": "bar", "color": "var(--plain)"}, rows, x=x, y=y, description={"field": "description"})
+    interval_layer = _layer({"type": "rule", "color": "var(--ink)", "size": 1.5}, intervals, x=x, y=y, x2=_X2)
+    spec = {
+        "width": WIDTH - 100,
+        "height": {"step": 24},
+        "layer": [bar_layer, *([interval_layer] if intervals else [])],
+    }
+    data = [(bar.label, axis.shown(bar.value), _half_width_text(bar, axis)) for bar in values]
+    return _figure(title, spec, [table(("", axis.name, "half width of the interval"), data)])
 
 
 _X2 = {"field": "x2"}
 
 
 def thinned(line: Line, most: int = MOST_PLACES) -> Line:
-    """Itself unless it has more than `most` places; else with about as many, its ends and extremes among them."""
+    """Return the line with about `max_points` points, ends and extremes included; the same line if it has no more."""
     if len(line.places) <= most:
         return line
     size = -(-len(line.places) // (most // 2))
-    chosen = set()
+    selected = set()
     for start in range(0, len(line.places), size):
         part = range(start, min(start + size, len(line.places)))
-        chosen |= {min(part, key=lambda at: line.places[at][1]), max(part, key=lambda at: line.places[at][1])}
-    kept = sorted({0, *chosen, len(line.places) - 1})
-    band = [line.band[at] for at in kept] if line.band else ()
-    return Line(line.label, [line.places[at] for at in kept], line.kind, band)
+        selected |= {
+            min(part, key=lambda index: line.places[index][1]),
+            max(part, key=lambda index: line.places[index][1]),
+        }
+    indices = sorted({0, *selected, len(line.places) - 1})
+    band = [line.band[index] for index in indices] if line.band else ()
+    return Line(line.label, [line.places[index] for index in indices], line.kind, band)
 
 
 def _axis(axis: Axis, channel: str, values: Sequence[float]) -> Spec:
-    """Bars begin at 0; other axes where their values do."""
+    """Return the encoding of an axis. It starts at 0 for bars only."""
     large = max(map(abs, values), default=0.0) >= LARGE
-    shown: Spec = {"format": "~%" if axis.percent else "~s" if large else "d" if axis.whole else ".6~g"}
-    ticks = {"values": _each(values)} if axis.whole and max(values) - min(values) <= MOST_TICKS else {}
-    return {"field": channel, "type": "quantitative", "title": axis.name, "axis": {**shown, **ticks}, "scale": _SCALE}
+    number: Spec = {"format": "~%" if axis.percent else "~s" if large else "d" if axis.whole else ".6~g"}
+    ticks = {"values": _integers(values)} if axis.whole and max(values) - min(values) <= MOST_TICKS else {}
+    return {"field": channel, "type": "quantitative", "title": axis.name, "axis": {**number, **ticks}, "scale": _SCALE}
 
 
 LARGE = 1e4
-"""From here on numbers have a prefix: 20k."""
+"""Numbers from here on have a prefix: 20k."""
 MOST_TICKS = 10
 
 
-def _each(values: Sequence[float]) -> list[int]:
-    """Whole numbers among them: Vega would put ticks between these, and round what it writes there."""
+def _integers(values: Sequence[float]) -> list[int]:
+    """Return the integers in the range of the values: Vega would add ticks between them and round their labels."""
     return list(range(math.ceil(min(values)), math.floor(max(values)) + 1))
 
 
@@ -161,7 +171,7 @@ def _colour(line: Line, names: Sequence[str]) -> str:
 
 
 def _lines(lines: Sequence[Line], names: Sequence[str]) -> list[Spec]:
-    """A layer a kind, what stands out last."""
+    """Return one layer per kind, the highlighted kind last (on top)."""
     layers = []
     for kind, width, opacity in (("pale", 1.2, 1.0), ("plain", 1.5, 0.5), ("series", 1.8, 1.0), ("best", 2.5, 1.0)):
         rows = [
@@ -172,19 +182,21 @@ def _lines(lines: Sequence[Line], names: Sequence[str]) -> list[Spec]:
         ]
         if rows:
             mark = {"type": "line", "strokeWidth": width, "opacity": opacity, "color": f"var(--{kind})"}
-            named = _named(names) if kind == "series" else {"detail": {"field": "number", "type": "nominal"}}
-            layers.append(_layer(mark, rows, order={"field": "at"}, description={"field": "name"}, **named))
+            channels = (
+                _series_channels(names) if kind == "series" else {"detail": {"field": "number", "type": "nominal"}}
+            )
+            layers.append(_layer(mark, rows, order={"field": "at"}, description={"field": "name"}, **channels))
     return layers
 
 
-def _named(names: Sequence[str]) -> dict[str, Spec]:
-    """Colours and dashes by name, told in one legend."""
+def _series_channels(names: Sequence[str]) -> dict[str, Spec]:
+    """Return colours and dashes by name, with one legend."""
     times = -(-len(names) // len(DASHES))
     scales = {"color": (COLOURS * times)[: len(names)], "strokeDash": (list(DASHES) * times)[: len(names)]}
     longest = max(map(len, names))
     columns = max(1, min(4, LEGEND_LETTERS // (longest + 6)))
-    of_several = {"title": None, "symbolType": "stroke", "symbolSize": 500, "labelLimit": WIDTH, "columns": columns}
-    legend = of_several if len(names) > 1 else None
+    options = {"title": None, "symbolType": "stroke", "symbolSize": 500, "labelLimit": WIDTH, "columns": columns}
+    legend = options if len(names) > 1 else None
     return {
         channel: {
             "field": "name",
@@ -197,11 +209,11 @@ def _named(names: Sequence[str]) -> dict[str, Spec]:
 
 
 LEGEND_LETTERS = 58
-"""So many stand under a chart in a line."""
+"""Letters that fit into one line of a legend below a chart."""
 
 
-def _single_places(lines: Sequence[Line]) -> list[Point]:
-    """Of lines that have no more, which would not be seen."""
+def _single_points(lines: Sequence[Line]) -> list[Point]:
+    """Return the points of lines with a single point, which would be invisible as lines."""
     return [Point(line.label, line.places[0], line.kind) for line in lines if len(line.places) == 1]
 
 
@@ -209,29 +221,29 @@ def _points(points: Sequence[Point], x: Axis, y: Axis) -> list[Spec]:
     layers = []
     for kind, size in (("pale", 30), ("plain", 36), ("series", 36), ("best", 80)):
         rows = [
-            {"x": point.place[0], "y": point.place[1], "told": _told(point, x, y)}
+            {"x": point.place[0], "y": point.place[1], "description": _description(point, x, y)}
             for point in points
             if point.kind == kind
         ]
         if rows:
             mark = {"type": "circle", "size": size, "opacity": 1, "color": f"var(--{kind})"}
-            layers.append(_layer(mark, rows, description={"field": "told"}))
+            layers.append(_layer(mark, rows, description={"field": "description"}))
     return layers
 
 
 def _labels(points: Sequence[Point], across: Sequence[float]) -> list[Spec]:
-    """What stands out is named beside it, towards the middle, as long as it is little; of one place all at once."""
-    named: dict[Place, list[str]] = {}
+    """Label up to MAX_POINT_LABELS highlighted points, towards the middle; labels of one position are joined."""
+    labels_by_position: dict[Place, list[str]] = {}
     for point in points:
         if point.kind == "best":
-            named.setdefault(point.place, []).append(point.label)
-    if not 0 < len(named) <= MOST_NAMED:
+            labels_by_position.setdefault(point.place, []).append(point.label)
+    if not 0 < len(labels_by_position) <= MOST_NAMED:
         return []
     middle = (min(across) + max(across)) / 2
     sides = {"left": [], "right": []}  # type: dict[str, list[Spec]]
-    for place, labels in named.items():
-        row = {"x": place[0], "y": place[1], "text": ", ".join(dict.fromkeys(labels))}
-        sides["right" if place[0] > middle else "left"].append(row)
+    for xy, labels in labels_by_position.items():
+        row = {"x": xy[0], "y": xy[1], "text": ", ".join(dict.fromkeys(labels))}
+        sides["right" if xy[0] > middle else "left"].append(row)
     return [_text(side, rows) for side, rows in sides.items() if rows]
 
 
@@ -243,11 +255,11 @@ def _text(side: str, rows: Sequence[Spec]) -> Spec:
     return _layer({**mark, "aria": False}, rows, text={"field": "text"})
 
 
-def _told(point: Point, x: Axis, y: Axis) -> str:
+def _description(point: Point, x: Axis, y: Axis) -> str:
     return f"{point.label}: {x.name} {x.shown(point.place[0])}, {y.name} {y.shown(point.place[1])}"
 
 
-def _shown_width(bar: Bar, axis: Axis) -> str:
+def _half_width_text(bar: Bar, axis: Axis) -> str:
     return NOTHING if bar.half_width is None else axis.shown(bar.half_width)
 
 
@@ -256,15 +268,15 @@ def _figure(title: str, spec: Spec, data: Sequence[Html]) -> Html:
 
 
 def _lines_table(x: Axis, y: Axis, lines: Sequence[Line]) -> Html:
-    """A row for each value of x, a column a line; of many lines a row a line."""
-    places = sorted({place[0] for line in lines for place in line.places})
+    """Return a table with one row per x and one column per line; with many lines, one row per line."""
+    xs = sorted({point[0] for line in lines for point in line.places})
     values = [dict(line.places) for line in lines]
     if len(lines) > len(DASHES):
-        rows = [(line.label, *_at(each, places, y)) for line, each in zip(lines, values, strict=True)]
-        return table((f"{y.name} by {x.name}", *map(x.shown, places)), rows)
-    by_place = [(x.shown(place), *(_at(each, [place], y)[0] for each in values)) for place in places]
-    return table((x.name, *(line.label for line in lines)), by_place)
+        rows = [(line.label, *_cells(each, xs, y)) for line, each in zip(lines, values, strict=True)]
+        return table((f"{y.name} by {x.name}", *map(x.shown, xs)), rows)
+    rows = [(x.shown(value), *(_cells(each, [value], y)[0] for each in values)) for value in xs]
+    return table((x.name, *(line.label for line in lines)), rows)
 
 
-def _at(values: Mapping[float, float], places: Sequence[float], y: Axis) -> list[str]:
-    return [y.shown(values[place]) if place in values else "" for place in places]
+def _cells(values: Mapping[float, float], xs: Sequence[float], y: Axis) -> list[str]:
+    return [y.shown(values[x]) if x in values else "" for x in xs]

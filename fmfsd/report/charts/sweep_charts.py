@@ -1,4 +1,4 @@
-"""Charts of a search, from what its sweep.json holds."""
+"""Charts of a search, from the contents of its sweep.json."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,41 +11,41 @@ Content = Mapping[str, Any]
 
 
 def course(content: Content) -> Html | None:
-    """Finished trials' results in the order in which they were asked for, and the best one so far."""
+    """Return a chart of the finished trials' results in the order of the trials, and of the best result so far."""
     metric, mode = content["options"]["metrics"][0], content["options"]["modes"][0]
     finished = [trial for trial in _runs(content, "finished") if trial["metrics"].get(metric) is not None]
     if not finished:
         return None
     points = [Point(trial["name"], (int(trial["name"]), trial["metrics"][metric])) for trial in finished]
-    places = [point.place for point in points]
-    best = Line("best so far", list(_best_so_far(places, max if mode == "max" else min)), "best")
+    results = [point.place for point in points]
+    best = Line("best so far", list(_best_so_far(results, max if mode == "max" else min)), "best")
     title, trial = "Result by trial, and the best so far", Axis("trial", whole=True)
     return plot(title, trial, Axis.of(metric), points=points, lines=[best])
 
 
 def _best_so_far(
-    places: Sequence[tuple[float, float]], better: Callable[[float, float], float]
+    results: Sequence[tuple[float, float]], better: Callable[[float, float], float]
 ) -> Iterator[tuple[float, float]]:
-    """A line that only steps where a better one came."""
-    best = places[0][1]
-    for x, y in places:
+    """Yield a step line of the best value so far."""
+    best = results[0][1]
+    for x, y in results:
         yield x, best
         best = better(best, y)
         yield x, best
 
 
 def curves(content: Content) -> Html | None:
-    """The first metric over epochs: the best trial's stands out, those stopped early and failed are pale."""
+    """Return a chart of the first metric over epochs: the best trial highlighted, stopped and failed ones pale."""
     metric, best = content["options"]["metrics"][0], content["best"]
     lines = []
     for trial in content["trials"]:
-        places = [(report["epoch"], report[metric]) for report in trial["reports"] if report.get(metric) is not None]
-        if trial["repeats"] is None and places:
-            lines.append(Line(trial["name"], places, _kind(trial, best)))
+        results = [(report["epoch"], report[metric]) for report in trial["reports"] if report.get(metric) is not None]
+        if trial["repeats"] is None and results:
+            lines.append(Line(trial["name"], results, _kind(trial, best)))
     return plot(_CURVES, Axis("epoch", whole=True), Axis.of(metric), lines=lines) if lines else None
 
 
-_CURVES = "Learning curves: the best trial's stands out, pale ones were stopped early or failed"
+_CURVES = "Learning curves: the best trial is highlighted, pale trials were stopped early or failed"
 
 
 def _kind(trial: Content, best: Content | None) -> Kind:
@@ -55,39 +55,40 @@ def _kind(trial: Content, best: Content | None) -> Kind:
 
 
 def fronts(content: Content) -> list[Html]:
-    """The first metric over each other one; the front's trials stand out."""
+    """Return a chart of the first metric over each other one; trials on the Pareto front are highlighted."""
     first, *others = content["options"]["metrics"]
     return [chart for other in others if (chart := _front(content, other, first))]
 
 
 def _front(content: Content, x: str, y: str) -> Html | None:
     front = set(content["front"])
-    known = [
+    results = [
         (trial["name"], (trial["metrics"][x], trial["metrics"][y]))
         for trial in _runs(content, "finished")
         if trial["metrics"].get(x) is not None and trial["metrics"].get(y) is not None
     ]
-    points = [Point(name, place, "best" if name in front else "plain") for name, place in known]
+    points = [Point(name, xy, "best" if name in front else "plain") for name, xy in results]
     line = Line("front", sorted(point.place for point in points if point.kind == "best"), "pale")
     return plot(f"{y} over {x}", Axis.of(x), Axis.of(y), points=points, lines=[line]) if points else None
 
 
-def importance_bars(found: Content) -> Html:
-    given = [Bar(name, share) for name, share in found["shares"].items()]
-    return bars(f"Importance for {found['metric']}", Axis("share", percent=True), given)
+def importance_bars(importances: Content) -> Html:
+    """Return a bar chart of the importance of each parameter for one metric."""
+    values = [Bar(name, share) for name, share in importances["shares"].items()]
+    return bars(f"Importance for {importances['metric']}", Axis("share", percent=True), values)
 
 
-def effect_bars(found: Content, kind: str) -> Html | None:
-    """Of taps or of pairs, with 95 % intervals; of an accuracy in percentage points."""
-    is_in_points = is_share(found["metric"])
+def effect_bars(effects: Content, kind: str) -> Html | None:
+    """Return a bar chart of the effects of taps or pairs with 95 % intervals; for an accuracy in percentage points."""
+    is_in_points = is_share(effects["metric"])
     factor = 100 if is_in_points else 1
-    given = [
+    values = [
         Bar(" x ".join(each["taps"]), factor * each["value"], _times(factor, each["half_width"]))
-        for each in found[kind]
+        for each in effects[kind]
         if each["value"] is not None
     ]
-    axis = Axis(f"change of {found['metric']}{', percentage points' if is_in_points else ''}")
-    return bars(f"{_TITLES[kind]} on {found['metric']}", axis, given) if given else None
+    axis = Axis(f"change of {effects['metric']}{', percentage points' if is_in_points else ''}")
+    return bars(f"{_TITLES[kind]} on {effects['metric']}", axis, values) if values else None
 
 
 def _times(factor: float, value: float | None) -> float | None:
@@ -98,5 +99,5 @@ _TITLES = {"taps": "Effect of each tap", "pairs": "Interaction of each pair of t
 
 
 def _runs(content: Content, state: str) -> list[Content]:
-    """Without those that repeat another."""
+    """Return the trials in `state`, without those that repeat another trial."""
     return [trial for trial in content["trials"] if trial["state"] == state and trial["repeats"] is None]

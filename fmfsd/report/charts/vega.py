@@ -1,7 +1,7 @@
-"""Draws charts as SVG in a child process, as V8 aborts a process in which it can't reserve its address space.
+"""Rendering of charts to SVG in a child process: V8 aborts its process if it can't reserve enough address space.
 
-`python -m fmfsd.report.charts.vega PARENT` reads a JSON list of Vega-Lite specs from stdin and writes one of results to
-stdout. It ends with the process PARENT.
+`python -m fmfsd.report.charts.vega PARENT` reads a JSON list of Vega-Lite specs from stdin and writes a JSON list of
+results to stdout. It ends when the process PARENT ends.
 """
 
 import json
@@ -19,46 +19,46 @@ ANSWER_S = 120.0
 
 Spec = Mapping[str, Any]
 Drawn = Mapping[str, str]
-"""`svg`, or the `error` why there is none."""
+"""Either `svg`, or `error`: the reason why there is none."""
 
 
 def draw_in_child(specs: Sequence[Spec]) -> Sequence[Drawn]:
-    """Return a result for each spec; if the child process fails, each has its reason."""
+    """Return one result per spec; if the child process fails, each is the error."""
     argv = (sys.executable, "-P", "-m", "fmfsd.report.charts.vega", str(os.getpid()))
     try:
         child = subprocess.run(argv, input=json.dumps(specs).encode(), capture_output=True, timeout=ANSWER_S)
     except subprocess.TimeoutExpired:
-        return [{"error": f"the process that draws gave no answer in {ANSWER_S:g} s"}] * len(specs)
+        return [{"error": f"the chart renderer did not finish within {ANSWER_S:g} s"}] * len(specs)
     except OSError as error:
-        return [{"error": f"the process that draws could not start: {error}"}] * len(specs)
+        return [{"error": f"the chart renderer could not start: {error}"}] * len(specs)
     if child.returncode == 0:
         return list(json.loads(child.stdout))
     return [{"error": _reason(child.returncode, child.stderr.decode(errors="replace"))}] * len(specs)
 
 
 def _reason(code: int, errors: str) -> str:
-    """Return how the child ended, with V8's reason or its last line, and what helps where memory is limited."""
+    """Return how the child ended, with V8's message or its last line, and a remedy if the address space is limited."""
     lines = [line.strip("# ") for line in errors.splitlines() if line.strip("# ")]
     reason = next((line for line in lines if line.startswith("Fatal")), lines[-1] if lines else "no message")
-    how = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    status = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
-        return f"the process that draws {how}: {reason}"
-    remedy = "run `fmfsd report` where it is unlimited"
-    return f"the process that draws {how}: {reason} The address space is limited to {limit >> 20} MiB: {remedy}"
+        return f"the chart renderer {status}: {reason}"
+    remedy = "run `fmfsd report` where it is unlimited (ulimit -v)"
+    return f"the chart renderer {status}: {reason} The address space is limited to {limit >> 20} MiB: {remedy}"
 
 
 def draw(specs: Sequence[Spec]) -> list[Drawn]:
-    """Return a result for each spec, drawn in this process."""
+    """Render each spec in this process and return the results."""
     from vl_convert import vegalite_to_svg
 
-    drawn: list[Drawn] = []
+    results: list[Drawn] = []
     for spec in specs:
         try:
-            drawn.append({"svg": vegalite_to_svg(json.dumps(spec))})
+            results.append({"svg": vegalite_to_svg(json.dumps(spec))})
         except ValueError as error:
-            drawn.append({"error": str(error)})
-    return drawn
+            results.append({"error": str(error)})
+    return results
 
 
 if __name__ == "__main__":

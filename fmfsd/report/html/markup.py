@@ -1,11 +1,11 @@
-"""HTML and SVG as text in which nothing that came from outside can be markup."""
+"""HTML and SVG elements; text from outside is escaped."""
 
 import html
 import unicodedata
 
 
 class Html(str):
-    """Text that is markup already. Any other text is escaped where it is put into markup."""
+    """Text that is already markup. Any other text is escaped when it is put into markup."""
 
     __slots__ = ()
 
@@ -14,13 +14,14 @@ Attribute = str | int | float
 
 
 def element(tag: str, *inside: str, **attributes: Attribute) -> Html:
-    """`<tag attribute="...">inside</tag>`; of attributes `class_` is class, and `stroke_width` stroke-width."""
-    written = "".join(f' {_name(key)}="{_escaped(_text(value))}"' for key, value in attributes.items())
-    return Html(f"<{tag}{written}>{joined(*inside)}</{tag}>")
+    """Return `<tag attribute="...">inside</tag>`. The attribute `class_` becomes class, `stroke_width` stroke-width."""
+    pairs = "".join(f' {_name(key)}="{_escape(_text(value))}"' for key, value in attributes.items())
+    return Html(f"<{tag}{pairs}>{joined(*inside)}</{tag}>")
 
 
 def joined(*parts: str) -> Html:
-    return Html("".join(part if isinstance(part, Html) else _escaped(part) for part in parts))
+    """Join markup and text; text is escaped."""
+    return Html("".join(part if isinstance(part, Html) else _escape(part) for part in parts))
 
 
 def _name(key: str) -> str:
@@ -31,14 +32,14 @@ def _text(value: Attribute) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return html.escape(cleaned(text))
 
 
 def cleaned(text: str) -> str:
-    """What no file or no page may hold becomes the sign for that."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_no_text(letter) else letter for letter in text)
+    """Replace control characters and surrogates, which are not valid in a page."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_invalid(letter) else letter for letter in text)
 
 
-def _is_no_text(letter: str) -> bool:
+def _is_invalid(letter: str) -> bool:
     return letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cs")

@@ -1,4 +1,4 @@
-"""Small pictures inside a page: grids of numbers and images of a data set, as PNG in the markup itself."""
+"""PNG images embedded in a page: heat maps and images of a data set."""
 
 import base64
 import io
@@ -10,14 +10,14 @@ Grid = Sequence[Sequence[float]]
 
 
 def picture(png: str, alt: str, kind: str = "pixels") -> Html:
-    """`png` in base64; `alt` is what it shows, in words."""
-    whole = element("img", src=f"data:image/png;base64,{png}", alt=alt, class_=kind, title=alt)
-    return Html(whole.removesuffix("</img>"))
+    """Return an img element of `png` (base64); `alt`: text description of the image."""
+    markup = element("img", src=f"data:image/png;base64,{png}", alt=alt, class_=kind, title=alt)
+    return Html(markup.removesuffix("</img>"))
 
 
 def heat(grid: Grid, alt: str, *, low: float, high: float, kind: str = "pixels") -> Html:
-    """From dark at `low` to light at `high`."""
-    from PIL import Image  # a page without pictures needs none
+    """Return a heat map of `grid`, from dark at `low` to light at `high`."""
+    from PIL import Image  # not needed for a page without images
 
     span = (high - low) or 1.0
     shades = bytes(min(255, max(0, round(255 * (value - low) / span))) for row in grid for value in row)
@@ -29,17 +29,17 @@ def heat(grid: Grid, alt: str, *, low: float, high: float, kind: str = "pixels")
 
 
 _STOPS = ((13, 8, 60), (120, 28, 109), (237, 105, 37), (252, 255, 164))
-"""Rising in lightness, so that they can be told apart without colour."""
+"""Colours of increasing lightness, distinguishable without colour vision."""
 
 
 def _colour(share: float) -> tuple[int, ...]:
-    place = share * (len(_STOPS) - 1)
-    first = min(int(place), len(_STOPS) - 2)
-    pair = zip(_STOPS[first], _STOPS[first + 1], strict=True)
-    return tuple(round(one + (other - one) * (place - first)) for one, other in pair)
+    position = share * (len(_STOPS) - 1)
+    first = min(int(position), len(_STOPS) - 2)
+    channels = zip(_STOPS[first], _STOPS[first + 1], strict=True)
+    return tuple(round(one + (other - one) * (position - first)) for one, other in channels)
 
 
 def ends(grids: Sequence[Grid]) -> tuple[float, float]:
-    """The least and the most."""
+    """Return the minimum and maximum of the grids."""
     values = [value for grid in grids for row in grid for value in row]
     return min(values), max(values)

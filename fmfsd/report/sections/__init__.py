@@ -1,1 +1,1 @@
-"""The sections of a run's report, one module each."""
+"""Sections of a run's report, one module each."""

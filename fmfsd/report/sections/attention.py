@@ -1,4 +1,4 @@
-"""What a run's fusion attends to: masks and fused maps of a few images, over the training, and by class."""
+"""Attention section: masks and fused maps of a few images, over training, and by class."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,10 +12,11 @@ CLASSES = 12
 
 
 def attention(run: RunFiles, classes: Sequence[str]) -> Html:
+    """Return the section, empty for a run without attention maps."""
     if not run.looks:
         return Html("")
     return joined(
-        paragraphs(_HOW),
+        paragraphs(_LEGEND),
         element("h3", f"Images of the {run.pictures.get('split', 'test')} split after step {run.looks[-1]['step']}"),
         _images(run.looks[-1], run.pictures, classes),
         element("h3", "Over training"),
@@ -24,68 +25,73 @@ def attention(run: RunFiles, classes: Sequence[str]) -> Html:
     )
 
 
-_HOW = (
-    "A mask says how much each position of a branch's map counts, a mean over its groups: light is much. The masks are "
-    "averaged, and the average is applied to every map. Fused is the fused map's mean absolute value over channels. "
-    "Each column has its own scale, which the numbers over it tell."
+_LEGEND = (
+    "A mask holds the weight of each position of a branch's feature map, averaged over its groups; light is high. The "
+    "masks are averaged, and the average is applied to every map. Fused is the fused map's mean absolute value over "
+    "channels. "
+    "Each column has its own scale; the numbers above it are its minimum and maximum."
 )
 
 
-def _images(look: Content, pictures: Content, classes: Sequence[str]) -> Html:
-    names = list(look["names"])
-    scales = [ends([grids[number] for grids in look["grids"]]) for number in range(len(names))]
-    shown = [f"{name}\n{low:.3f} to {high:.3f}" for name, (low, high) in zip(names, scales, strict=True)]
+def _images(maps: Content, pictures: Content, classes: Sequence[str]) -> Html:
+    names = list(maps["names"])
+    scales = [ends([grids[number] for grids in maps["grids"]]) for number in range(len(names))]
+    headers = [f"{name}\n{low:.3f} to {high:.3f}" for name, (low, high) in zip(names, scales, strict=True)]
     rows = []
-    for number, grids in enumerate(look["grids"]):
-        of, said = (_called(classes, content[key][number]) for content, key in ((pictures, "labels"), (look, "said")))
-        cells = _heats(grids, names, scales, of)
-        told = f"{said}\n{100 * look['sure'][number]:.0f} %"
-        rows.append([of, picture(pictures["png"][number], f"an image of {of}"), told, *cells])
-    return table(("class", "image", "deepest\nhead says", *shown), rows)
+    for number, grids in enumerate(maps["grids"]):
+        label, predicted = (
+            _class_name(classes, content[key][number]) for content, key in ((pictures, "labels"), (maps, "said"))
+        )
+        cells = _heatmaps(grids, names, scales, label)
+        prediction = f"{predicted}\n{100 * maps['sure'][number]:.0f} %"
+        rows.append([label, picture(pictures["png"][number], f"an image of {label}"), prediction, *cells])
+    return table(("class", "image", "prediction of\ndeepest head", *headers), rows)
 
 
-def _heats(grids: Sequence[Grid], names: Sequence[str], scales: Sequence[tuple[float, float]], of: str) -> list[Html]:
+def _heatmaps(
+    grids: Sequence[Grid], names: Sequence[str], scales: Sequence[tuple[float, float]], label: str
+) -> list[Html]:
     each = zip(grids, names, scales, strict=True)
-    return [heat(grid, f"{name} of {of}", low=low, high=high) for grid, name, (low, high) in each]
+    return [heat(grid, f"{name} of {label}", low=low, high=high) for grid, name, (low, high) in each]
 
 
-def _called(classes: Sequence[str], number: int) -> str:
+def _class_name(classes: Sequence[str], number: int) -> str:
     return classes[number] if number < len(classes) else f"class {number}"
 
 
-def _over_training(looks: Sequence[Content], pictures: Content) -> Iterator[Html]:
-    """Of the first images; openly the averaged mask or, where there is none, the first one, the others on demand."""
-    names = list(looks[-1]["names"])
+def _over_training(history: Sequence[Content], pictures: Content) -> Iterator[Html]:
+    """Yield masks of the first images over training: the averaged (else the first) one, the others collapsed."""
+    names = list(history[-1]["names"])
     first = names.index("averaged") if "averaged" in names else 0
     yield paragraphs(f"The {names[first]} mask of the first images above, each step on its own scale.")
-    yield _course(looks, pictures, first)
+    yield _mask_history(history, pictures, first)
     for number, name in enumerate(names):
         if number != first:
-            yield folded(name, _course(looks, pictures, number))
+            yield folded(name, _mask_history(history, pictures, number))
 
 
-def _course(looks: Sequence[Content], pictures: Content, number: int) -> Html:
-    images = [picture(png, f"image {place + 1}") for place, png in enumerate(pictures["png"][:OVER_TRAINING])]
+def _mask_history(history: Sequence[Content], pictures: Content, number: int) -> Html:
+    images = [picture(png, f"image {index + 1}") for index, png in enumerate(pictures["png"][:OVER_TRAINING])]
     rows = [["image", *images, ""]]
-    for look in looks:
-        chosen = [grids[number] for grids in look["grids"][:OVER_TRAINING]]
-        low, high = ends(chosen)
-        told = f"{look['names'][number]} after step {look['step']}"
-        cells = [heat(each, told, low=low, high=high) for each in chosen]
-        rows.append([str(look["step"]), *cells, f"{low:.3f} to {high:.3f}"])
-    return table(("step", *(f"image {place + 1}" for place in range(len(images))), "scale"), rows)
+    for maps in history:
+        grids = [each[number] for each in maps["grids"][:OVER_TRAINING]]
+        low, high = ends(grids)
+        description = f"{maps['names'][number]} after step {maps['step']}"
+        cells = [heat(grid, description, low=low, high=high) for grid in grids]
+        rows.append([str(maps["step"]), *cells, f"{low:.3f} to {high:.3f}"])
+    return table(("step", *(f"image {index + 1}" for index in range(len(images))), "scale"), rows)
 
 
 def _by_class(run: RunFiles, classes: Sequence[str]) -> Iterator[Html]:
-    """Means over a split's images; the first classes openly, the others on demand."""
+    """Yield the means over a split's images by class: the first classes, the others collapsed."""
     split = next((split for split in ("test", "valid") if run.evaluations.get(split, {}).get("attention")), None)
     if split is None:
         return
-    found = run.evaluations[split]["attention"]
-    names, grids = list(found["names"]), found["grids"]
+    maps = run.evaluations[split]["attention"]
+    names, grids = list(maps["names"]), maps["grids"]
     scales = [ends([each[number] for each in grids]) for number in range(len(names))]
     rows = [
-        [_called(classes, number), *_heats(each, names, scales, _called(classes, number))]
+        [_class_name(classes, number), *_heatmaps(each, names, scales, _class_name(classes, number))]
         for number, each in enumerate(grids)
     ]
     header = ("class", *(f"{name}\n{low:.3f} to {high:.3f}" for name, (low, high) in zip(names, scales, strict=True)))

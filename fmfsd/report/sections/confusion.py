@@ -1,4 +1,4 @@
-"""Which classes the deepest head takes for one another."""
+"""Confusion section: which classes the deepest head confuses."""
 
 from collections.abc import Sequence
 
@@ -9,34 +9,34 @@ from fmfsd.report.read_run import Content
 
 MOST_PAIRS = 20
 MOST_WRITTEN = 20
-"""Classes; of more the matrix is a picture, and its numbers stand by class under it."""
+"""Most classes of a matrix with numbers. A larger one is an image, with the numbers in a table below."""
 
 Counts = Sequence[Sequence[int]]
 
 
-def confusion(found: Content, classes: Sequence[str]) -> Html:
-    """The whole matrix, the pairs that stand out, and all that each class is taken for."""
-    counts: Counts = found.get("confusion") or ()
+def confusion(evaluation: Content, classes: Sequence[str]) -> Html:
+    """Return the confusion matrix, the most confused pairs, and the predictions of each class."""
+    counts: Counts = evaluation.get("confusion") or ()
     if not counts:
         return Html("")
     names = [classes[number] if number < len(classes) else f"class {number}" for number in range(len(counts))]
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    whole = _written(names, counts, shares) if len(names) <= MOST_WRITTEN else _picture(shares)
-    return joined(whole, _most_confused(names, counts, shares), folded("Each class", _by_class(names, counts, shares)))
+    full = _matrix_table(names, counts, shares) if len(names) <= MOST_WRITTEN else _matrix_image(shares)
+    return joined(full, _most_confused(names, counts, shares), folded("Each class", _by_class(names, counts, shares)))
 
 
-def _written(names: Sequence[str], counts: Counts, shares: Sequence[Sequence[float]]) -> Html:
-    text = "Rows are classes, columns what the deepest head says; the darker, the larger a part of its row."
-    return joined(paragraphs(text), matrix("class, and what is said", names, counts, shares))
+def _matrix_table(names: Sequence[str], counts: Counts, shares: Sequence[Sequence[float]]) -> Html:
+    text = "Rows are true classes, columns predictions of the deepest head; darker: a larger share of the row."
+    return joined(paragraphs(text), matrix("class \\ prediction", names, counts, shares))
 
 
-def _picture(shares: Sequence[Sequence[float]]) -> Html:
-    """By the square root, or confusions of a few in a hundred would not be seen beside the diagonal."""
+def _matrix_image(shares: Sequence[Sequence[float]]) -> Html:
+    """Return the matrix as an image of square roots: else confusions of a few percent would be invisible."""
     text = (
-        "Rows are classes, columns what the deepest head says, both in the order of the last table; light is much, by "
-        "the square root of the share of a row."
+        "Rows are true classes, columns predictions of the deepest head, both in the order of the last table. The "
+        "lightness is the square root of the share of a row."
     )
-    alt = f"Confusion matrix of {len(shares)} classes; the tables under it have its numbers"
+    alt = f"Confusion matrix of {len(shares)} classes; the tables below contain the numbers"
     roots = [[share**0.5 for share in row] for row in shares]
     return joined(paragraphs(text), heat(roots, alt, low=0.0, high=1.0, kind="matrix"))
 
@@ -52,20 +52,20 @@ def _most_confused(names: Sequence[str], counts: Counts, shares: Sequence[Sequen
         if both
     ]
     header = ("class", "and", "confused", "first as second", "second as first")
-    return table(header, rows) if rows else paragraphs("No class is taken for another.")
+    return table(header, rows) if rows else paragraphs("No class is confused with another.")
 
 
 def _by_class(names: Sequence[str], counts: Counts, shares: Sequence[Sequence[float]]) -> Html:
     rows = [
-        (names[number], f"{100 * shares[number][number]:.2f} %", str(sum(row)), _taken_for(names, row, number))
+        (names[number], f"{100 * shares[number][number]:.2f} %", str(sum(row)), _predictions(names, row, number))
         for number, row in enumerate(counts)
     ]
-    return table(("class", "top-1", "samples", "taken for"), rows)
+    return table(("class", "top-1", "samples", "predicted as"), rows)
 
 
-def _taken_for(names: Sequence[str], row: Sequence[int], itself: int) -> str:
-    """All others, the most frequent first."""
+def _predictions(names: Sequence[str], row: Sequence[int], label: int) -> str:
+    """Return the wrong predictions and their counts, most frequent first."""
     others = sorted(
-        ((count, names[other]) for other, count in enumerate(row) if count and other != itself), reverse=True
+        ((count, names[other]) for other, count in enumerate(row) if count and other != label), reverse=True
     )
     return ", ".join(f"{name} {count}" for count, name in others)

@@ -1,4 +1,4 @@
-"""What was run, and with what: commands, settings, versions, machines."""
+"""Provenance section: commands, config, versions, hardware."""
 
 import shlex
 from collections import Counter
@@ -13,7 +13,7 @@ from fmfsd.report.html.tables import code, folded, pairs, paragraphs, table
 from fmfsd.report.read_run import Content, RunFiles
 from fmfsd.report.seed_groups import Group
 
-TOLD = (
+MAIN_KEYS = (
     "method",
     "model.backbone",
     "model.branches",
@@ -23,23 +23,23 @@ TOLD = (
     "train.precision",
     "seed",
 )
-"""Settings that a reader asks for first; all stand under them."""
+"""Config keys to show first; the full config is below them."""
 
 
 def made_with(run: RunFiles) -> Html:
-    """Openly what a reader asks for first, the whole config on demand."""
+    """Return commands, main settings and environment of a run, and its full config, collapsed."""
     values = {**run.values, "seed": run.config.get("seed")}
-    first = [(key, shown_value(values[key])) for key in TOLD if values.get(key) is not None]
-    config = folded("Whole config", code(yaml.safe_dump(dict(run.config), sort_keys=False)))
-    return joined(*map(_launch, run.manifest.get("launches", ())), pairs([*first, *_manifest(run)]), config)
+    settings = [(key, shown_value(values[key])) for key in MAIN_KEYS if values.get(key) is not None]
+    config = folded("Full config", code(yaml.safe_dump(dict(run.config), sort_keys=False)))
+    return joined(*map(_launch, run.manifest.get("launches", ())), pairs([*settings, *_manifest(run)]), config)
 
 
 def setups(groups: Sequence[Group], runs: Sequence[RunFiles], most: int) -> Iterator[Html]:
-    """Of several runs, each on demand."""
+    """Yield the provenance of the first `most` runs, collapsed, and a table of the groups."""
     for run in runs[:most]:
         yield folded(run.name, made_with(run))
     if len(runs) > most:
-        yield paragraphs(f"And of {len(runs) - most} more runs, whose folders hold theirs.")
+        yield paragraphs(f"For the other {len(runs) - most} runs see their folders.")
     if len(groups) > 1:
         yield element("h3", "Groups")
         yield table(("config", "runs"), [(group.label, ", ".join(run.name for run in group.runs)) for group in groups])
@@ -52,7 +52,7 @@ def _launch(launch: Content) -> Html:
 
 
 def hardware_text(launch: Content) -> str:
-    """Each kind of machine once: `2 hosts: 8 x NVIDIA H200, driver 580.65, AMD EPYC 9454 (192 cores)`."""
+    """Describe each kind of machine once: `2 hosts: 8 x NVIDIA H200, driver 580.65, AMD EPYC 9454 (192 cores)`."""
     kinds = Counter(_machine(each) for each in launch.get("hardware", {}).values())
     return "; ".join(f"{count} hosts: {kind}" if count > 1 else kind for kind, count in kinds.items())
 
@@ -68,7 +68,7 @@ def _manifest(run: RunFiles) -> list[tuple[str, str]]:
     last: dict[str, Any] = (run.manifest.get("launches") or [{}])[-1]
     versions = [f"{name} {value}" for name, value in last.get("versions", {}).items() if value]
     hosts = dict.fromkeys(str(worker["host"]) for worker in run.workers if worker.get("host"))
-    found = {
+    facts = {
         "data (SHA-256 of its index)": run.manifest.get("data"),
         "commit": last.get("commit"),
         "uncommitted changes": ", ".join(last.get("uncommitted") or ()),
@@ -77,4 +77,4 @@ def _manifest(run: RunFiles) -> list[tuple[str, str]]:
         "hardware": hardware_text(last),
         "folder": str(run.run.path),
     }
-    return [(name, value) for name, value in found.items() if value]
+    return [(name, value) for name, value in facts.items() if value]

@@ -1,4 +1,4 @@
-"""How fast a run went, who held it up, and how often it was started."""
+"""Throughput sections: images per second, stragglers, and the attempts of a run."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +11,11 @@ from fmfsd.report.seed_groups import Group, mean_line
 from fmfsd.run.slow_ranks import SLOW, factors
 
 UNITS = ((2 * 3600, "hours", 3600.0), (300, "minutes", 60.0), (0, "seconds", 1.0))
-"""From how many seconds on a time axis is in which unit."""
+"""Units of a time axis: from this number of seconds, name, seconds per unit."""
 
 
 def speed(groups: Sequence[Group], runs: Sequence[RunFiles]) -> Iterator[Html]:
-    """Over steps, which are shorter than epochs."""
+    """Yield charts of throughput and data wait by step, and a table of a single run's workers."""
     for name, title, axis in _MEASURED:
         lines = [line for group in groups if (line := mean_line(group.label, group, "train", name, "step"))]
         if lines:
@@ -25,71 +25,71 @@ def speed(groups: Sequence[Group], runs: Sequence[RunFiles]) -> Iterator[Html]:
 
 
 _MEASURED = (
-    ("images_per_s", "Images a second, of all workers", Axis("images/s")),
-    ("data_wait", "Share of time for data", Axis("data wait", percent=True)),
+    ("images_per_s", "Images per second, all workers", Axis("images/s")),
+    ("data_wait", "Share of time waiting for data", Axis("data wait", percent=True)),
 )
 
 
 def _workers(workers: Sequence[Content]) -> Html:
-    """Stragglers stand out."""
+    """Return a table of the workers with stragglers highlighted."""
     own = factors({number: worker["busy_s"] for number, worker in enumerate(workers) if worker.get("busy_s")})
     slow = [number for number, factor in own.items() if factor >= SLOW]
     rows = [_worker(worker, own.get(number)) for number, worker in enumerate(workers)]
     header = ("rank", "host", "state", "step", "own time", "of the median", "peak memory", "")
-    return joined(paragraphs(_HOW_SLOW), table(header, rows, marked=slow))
+    return joined(paragraphs(_LEGEND), table(header, rows, marked=slow))
 
 
-_HOW_SLOW = (
-    "Own time is what a worker computes, without waiting for others: who needs more of it is waited for. From "
-    f"{SLOW:g} times the median on it is a straggler."
+_LEGEND = (
+    "Own time is the time that a worker spends in steps, without waiting for others; all wait for the slowest worker. "
+    f"A worker with at least {SLOW:g} times the median is a straggler."
 )
 
 
 def _worker(worker: Content, factor: float | None) -> list[str]:
-    about = [str(worker.get(name, "")) for name in ("rank", "host", "state", "step")]
+    cells = [str(worker.get(name, "")) for name in ("rank", "host", "state", "step")]
     own = [NOTHING, NOTHING] if factor is None else [shown_duration(worker["busy_s"]), f"{factor:.2f} x"]
     memory = f"{worker.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
-    return [*about, *own, memory, "straggler" if factor is not None and factor >= SLOW else ""]
+    return [*cells, *own, memory, "straggler" if factor is not None and factor >= SLOW else ""]
 
 
 def course(run: RunFiles) -> Html:
-    """Steps over time, and on the same axis where it was started and how each start ended."""
-    began = run.manifest.get("started")
-    if began is None or not run.attempts:
+    """Return a chart of steps over time with the start and end of each attempt, and a table of the attempts."""
+    started = run.manifest.get("started")
+    if started is None or not run.attempts:
         return Html("")
-    reached = [(record["time"], float(record["step"])) for record in run.records if "time" in record]
-    marks = list(_marks(run.attempts, began, reached))
-    longest = max((place[0] for place in (*reached, *(mark.place for mark in marks))), default=0.0)
-    name, seconds = next((name, seconds) for least, name, seconds in UNITS if longest >= least)
-    points = [Point(mark.label, _in(seconds, mark.place), mark.kind) for mark in marks]
-    lines = [Line("step", [_in(seconds, place) for place in reached])] if reached else []
-    chart = plot(f"Course of {run.name}", Axis(name), Axis("step", whole=True), points=points, lines=lines)
-    header = ("start", "workers", "began after", "took", "ended", "cause")
-    return joined(chart, table(header, [_attempt(attempt, began) for attempt in run.attempts]))
+    progress = [(record["time"], float(record["step"])) for record in run.records if "time" in record]
+    marks = list(_marks(run.attempts, started, progress))
+    duration = max((point[0] for point in (*progress, *(mark.place for mark in marks))), default=0.0)
+    name, seconds = next((name, seconds) for least, name, seconds in UNITS if duration >= least)
+    points = [Point(mark.label, _scale_time(seconds, mark.place), mark.kind) for mark in marks]
+    lines = [Line("step", [_scale_time(seconds, point) for point in progress])] if progress else []
+    chart = plot(f"Progress of {run.name}", Axis(name), Axis("step", whole=True), points=points, lines=lines)
+    header = ("attempt", "workers", "started after", "duration", "ended", "cause")
+    return joined(chart, table(header, [_attempt(attempt, started) for attempt in run.attempts]))
 
 
-def _in(unit: float, place: tuple[float, float]) -> tuple[float, float]:
-    return place[0] / unit, place[1]
+def _scale_time(unit: float, point: tuple[float, float]) -> tuple[float, float]:
+    return point[0] / unit, point[1]
 
 
-def _marks(attempts: Sequence[Content], began: float, reached: Sequence[tuple[float, float]]) -> Iterator[Point]:
-    """Ends stand out, beginnings do not."""
+def _marks(attempts: Sequence[Content], started: float, progress: Sequence[tuple[float, float]]) -> Iterator[Point]:
+    """Yield a point for the start and one for the end of each attempt; ends are highlighted."""
     for attempt in attempts:
         number = attempt.get("attempt")
         if (time := attempt.get("started")) is not None:
-            yield Point(f"start {number} began", _at(time - began, reached))
+            yield Point(f"attempt {number} started", _point_at(time - started, progress))
         if (time := attempt.get("ended")) is not None:
-            yield Point(f"start {number} {attempt.get('state')}", _at(time - began, reached), "best")
+            yield Point(f"attempt {number} {attempt.get('state')}", _point_at(time - started, progress), "best")
 
 
-def _at(time: float, reached: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """With the last step that was recorded until then."""
-    return time, max((step for when, step in reached if when <= time), default=0.0)
+def _point_at(time: float, progress: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the time and the last step recorded until then."""
+    return time, max((step for when, step in progress if when <= time), default=0.0)
 
 
-def _attempt(attempt: Content, began: float) -> list[str]:
+def _attempt(attempt: Content, started: float) -> list[str]:
     start, end = attempt.get("started"), attempt.get("ended")
-    took = shown_duration(end - start) if start is not None and end is not None else NOTHING
-    began_after = shown_duration(start - began) if start is not None else NOTHING
-    about = [str(attempt.get("attempt", "")), str(attempt.get("workers", ""))]
-    return [*about, began_after, took, str(attempt.get("state") or NOTHING), str(attempt.get("cause") or "")]
+    duration = shown_duration(end - start) if start is not None and end is not None else NOTHING
+    started_after = shown_duration(start - started) if start is not None else NOTHING
+    cells = [str(attempt.get("attempt", "")), str(attempt.get("workers", ""))]
+    return [*cells, started_after, duration, str(attempt.get("state") or NOTHING), str(attempt.get("cause") or "")]

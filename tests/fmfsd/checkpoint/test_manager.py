@@ -84,7 +84,7 @@ def test_a_worker_of_an_ended_attempt_saves_nothing(tmp_path: Path) -> None:
     write_json(run.attempt(1), {})
     save(store(run.checkpoints, require_ours=fence.require_ours), saved(1))
     write_json(run.attempt(2), {})
-    with pytest.raises(FencedError, match="attempt 2 has this run now"):
+    with pytest.raises(FencedError, match="attempt 2 of this run has started"):
         save(store(run.checkpoints, require_ours=fence.require_ours), saved(2))
     assert names(run.checkpoints) == ["step-00000001"]
 

@@ -98,7 +98,7 @@ def test_the_cost_of_the_deepest_head_alone_is_the_published_one(
     deepest = heads_by_name(result)["deepest"]
     assert round(deepest.alone.parameters / result.plain.parameters, 3) == parameters
     assert round(deepest.of_plain, 3) == macs
-    assert ("can't be dropped for free" in result.advice()) == (fusion == "trunk")
+    assert ("can't be dropped at no cost" in result.advice()) == (fusion == "trunk")
 
 
 NETWORKS = {

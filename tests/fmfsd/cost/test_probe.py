@@ -179,7 +179,7 @@ def test_a_probe_does_not_allocate_the_memory_that_it_counts() -> None:
 
 def test_a_number_of_workers_that_does_not_divide_the_shards_is_an_error() -> None:
     with pytest.raises(
-        ConfigError, match=r"3 workers do not divide data\.shards 64; what does: 1, 2, 4, 8, 16, 32, 64"
+        ConfigError, match=r"3 workers do not divide data\.shards 64: use one of 1, 2, 4, 8, 16, 32, 64"
     ):
         probe(config(), workers=3)
 

@@ -171,8 +171,8 @@ def test_evaluation_files_that_cannot_be_written_are_a_warning_and_not_fatal(tin
         loop.resume()
         assert loop.run() == "finished"
     assert [each.partition(":")[0] for each in loop.progress.warnings] == [
-        "the evaluation of test can't be kept",
-        "what the fusion attends to can't be kept",
+        "the evaluation of test can't be written",
+        "the attention maps can't be written",
     ]
 
 

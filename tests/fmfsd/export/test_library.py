@@ -63,7 +63,7 @@ def test_an_exported_file_needs_neither_run_nor_data_set(run: RunDir, tmp_path: 
     shutil.rmtree(copy.path)
     images = torch.rand(2, 3, 32, 32)
     assert fmfsd.load(path).predict(images).labels.shape == (2,)
-    with pytest.raises(ValueError, match="a file has the one that it was exported with"):
+    with pytest.raises(ValueError, match="a file has only the head that was exported"):
         fmfsd.load(path, head="deepest")
 
 
@@ -84,7 +84,7 @@ def test_a_run_can_be_loaded_without_its_data_set(tiny_root: Path, tmp_path: Pat
 
 def test_another_safetensors_file_is_an_error(run: RunDir) -> None:
     other = next(run.checkpoints.glob("step-*")) / "model.safetensors"
-    with pytest.raises(CheckError, match="no file of `fmfsd export --format safetensors`"):
+    with pytest.raises(CheckError, match="is not a file of `fmfsd export --format safetensors`"):
         fmfsd.load(other)
 
 

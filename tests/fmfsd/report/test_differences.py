@@ -77,7 +77,7 @@ def test_fewer_than_two_runs_and_other_folders_are_errors(runs: list[str], tmp_p
     code, _, errors = diff(runs[0])
     assert (code, "expected two runs or more" in errors) == (2, True)
     code, _, errors = diff(runs[0], str(tmp_path))
-    assert (code, "no folder of a run" in errors) == (3, True)
+    assert (code, "not the folder of a run" in errors) == (3, True)
 
 
 def test_hosts_of_one_kind_are_named_once() -> None:

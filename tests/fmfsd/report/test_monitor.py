@@ -118,7 +118,7 @@ def test_of_many_workers_those_with_a_mark_are_shown(tmp_path: Path) -> None:
     run = make_watched_run(tmp_path / "run", workers=64, r63=30.0)
     text = render(run)
     assert "63" in text
-    assert "and 40 more without a mark" in text
+    assert "and 40 more workers without a mark" in text
     assert len(text.splitlines()) < 36
 
 
@@ -165,7 +165,7 @@ def test_a_run_is_found_by_its_job_id(tmp_path: Path) -> None:
     named_by_job = make_watched_run(tmp_path / "runs" / "loss-4714")
     assert folder_of("4714", tmp_path) == named_by_job.path
     result = CliRunner().invoke(app, ["watch", "99", "--once"])
-    assert (result.exit_code, "job 99: no run knows of it" in result.stderr) == (3, True)
+    assert (result.exit_code, "job 99: no run with this job in" in result.stderr) == (3, True)
     assert CliRunner().invoke(app, ["watch", str(tmp_path), "--once"]).exit_code == 3
 
 

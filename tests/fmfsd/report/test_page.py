@@ -189,7 +189,7 @@ def test_differences_have_a_sign() -> None:
 
 def test_values_are_shown_without_brackets() -> None:
     assert [shown_value(each) for each in (["stage1", "stage2"], 1e-05, True, "deepest", [])] == [
-        *("stage1, stage2", "1e-05", "true", "deepest", "none of them")
+        *("stage1, stage2", "1e-05", "true", "deepest", "none")
     ]
 
 

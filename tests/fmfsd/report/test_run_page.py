@@ -97,9 +97,9 @@ def test_early_exits_are_drawn_over_multiply_adds_and_time_with_the_chosen_thres
     points.append({"threshold": 1.0, "top1": 0.625, "cost": 2e6, "seconds": 0.002})
     content = {"table": {"deepest_alone": costs[0], "if_all_leave": all_leave, "settings": [setting]}, "curve": points}
     write_json(with_exits.early_exits("test"), {**content, "target": "accuracy=-20", "chosen": [0.75]})
-    text = write_report([with_exits.path], tmp_path / "exits.html").read_text()
-    assert "<title>0.75 for accuracy=-20: multiply-adds an image 1 M, top-1 50.00 %</title>" in text
-    assert "<title>deepest head alone: ms an image 2, top-1 62.50 %</title>" in text
+    text = write_report([with_exits.path], tmp_path / "left.html").read_text()
+    assert "<title>0.75 for accuracy=-20: multiply-adds per image 1 M, top-1 50.00 %</title>" in text
+    assert "<title>deepest head alone: ms per image 2, top-1 62.50 %</title>" in text
     assert text.count(">0.75 for accuracy=-20</text>") == 2
     both = write_report(
         [with_exits.path, copy_run(with_exits, tmp_path / "other", alpha=0.5).path], tmp_path / "both.html"
@@ -141,7 +141,7 @@ def test_the_page_of_a_failed_run_has_the_cause(run: RunDir, tmp_path: Path) -> 
     assert report(failed.path)[0] == 0
     text = (failed.path / "report.html").read_text()
     assert "rank 1 &lt;was&gt; killed" in text
-    assert "start 1 failed" in text
+    assert "attempt 1 failed" in text
     assert "fmfsd-launch smoke" in text
 
 
@@ -161,17 +161,17 @@ def test_runs_that_differ_by_their_seed_are_one_line_with_a_band(run: RunDir, tm
         assert [high - low, mean - low] == pytest.approx([1, 1 / 3])
     page = write_report([each.run.path for each in runs], tmp_path / "all.html")
     assert "distill.alpha 0.5" in page.read_text()
-    assert "bands reach from the least to the most" in page.read_text()
+    assert "bands show the minimum and maximum" in page.read_text()
 
 
 def test_other_folders_and_existing_files_are_errors(run: RunDir, tmp_path: Path) -> None:
     code, output, errors = report(tmp_path)
     assert (code, output) == (3, "")
-    assert "no folder of a run" in errors
+    assert "not the folder of a run" in errors
     (tmp_path / "notes.html").write_text("mine")
     code, _, errors = report(run.path, "--out", tmp_path / "notes.html")
     assert (code, (tmp_path / "notes.html").read_text()) == (3, "mine")
-    assert "no page of ours" in errors
+    assert "was not written by fmfsd report" in errors
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
     assert report(run.path, tmp_path / "sweep")[0] == 2

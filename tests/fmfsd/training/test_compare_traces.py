@@ -62,7 +62,7 @@ def test_differences_are_found_with_their_location(traced: RunDir, tmp_path: Pat
 def test_untraced_and_longer_runs_are_errors(traced: RunDir, tiny_root: Path, tmp_path: Path) -> None:
     for name, changes, expected in (
         ("untraced", (), "not traced to its end"),
-        ("longer", ("train.max_steps=3",), "compare runs of one length"),
+        ("longer", ("train.max_steps=3",), "compare runs of the same length"),
     ):
         run = make_run(tmp_path / name, tiny_config(tiny_root, *CHANGES, *changes))
         train_run(SoloComms(), run.path)
@@ -75,7 +75,7 @@ def test_differences_of_tiny_gradients_are_relative_to_the_largest_gradient() ->
     other = {"a": torch.tensor([2.0, -4.0]), "b": torch.tensor([-1e-18])}
     assert largest_difference(one, other).difference == pytest.approx(2e-18 / 4e-6)
     assert largest_difference({"a": torch.zeros(2)}, {"a": torch.zeros(2)}).difference == 0
-    with pytest.raises(CheckError, match="one of the two alone has b"):
+    with pytest.raises(CheckError, match="only one of the two runs has b"):
         largest_difference(one, {"a": one["a"]})
 
 

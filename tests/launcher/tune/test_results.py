@@ -165,7 +165,7 @@ def test_an_existing_file_is_not_overwritten_by_the_report(tmp_path: Path) -> No
     sweep, space = sweep_of(tmp_path, *SPACE)
     sweep.report.write_text("mine")
     write_final_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
-    assert "is there already and no page of ours" in write_sweep_report(sweep)
+    assert "exists and was not written by fmfsd report" in write_sweep_report(sweep)
     assert (sweep.report.read_text(), sweep.has_report) == ("mine", False)
     sweep.report.unlink()
     assert (write_sweep_report(sweep), sweep.has_report) == ("", True)
