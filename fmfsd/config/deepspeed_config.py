@@ -1,4 +1,4 @@
-"""DeepSpeed's config as a run's config has it; read without DeepSpeed, so that it can be judged before a start.
+"""DeepSpeed's config, built from a run's config, and checks of it that run before a launch and without DeepSpeed.
 
 Names and meanings: DeepSpeed 0.19, docs/_pages/config-json.md.
 """
@@ -22,7 +22,7 @@ _OURS = {
     f"{_ZERO}.stage": "engine.zero_stage",
     f"{_ZERO}.offload_optimizer": "engine.offload",
 }
-"""What a run's config says at another place."""
+"""DeepSpeed settings that other keys of the run's config control."""
 _THEIRS = (
     *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "disable_allgather"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "flops_profiler"),
@@ -39,23 +39,23 @@ _THEIRS = (
         )
     ),
 )
-"""What may be said of it in `engine.deepspeed`; the rest of DeepSpeed's settings is for other ways of training."""
+"""Settings that `engine.deepspeed` accepts; DeepSpeed's other settings belong to features that are not used here."""
 
 
 def refused(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Key and message for each setting of `engine.deepspeed` that is said elsewhere, or that can't be given."""
+    """Yield key and message for each setting of `engine.deepspeed` that another key controls or that is unsupported."""
     for name, value in _settings(config.engine.deepspeed):
         key = f"engine.deepspeed.{name}"
         if name in _OURS:
-            yield key, f"a run's config says that by {_OURS[name]}, found {value!r}: leave it out here"
+            yield key, f"set by {_OURS[name]} in a run's config, found {value!r}: remove it here"
         elif name not in _THEIRS:
             close = difflib.get_close_matches(name, _THEIRS, n=1)
-            advice = f"did you mean {close[0]}?" if close else f"those are {', '.join(_THEIRS)}"
-            yield key, f"none of the settings of DeepSpeed 0.19 that can be given here; {advice}"
+            advice = f"did you mean {close[0]}?" if close else f"accepted settings: {', '.join(_THEIRS)}"
+            yield key, f"not one of the DeepSpeed 0.19 settings that are accepted here; {advice}"
 
 
-def _settings(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in given.items():
+def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
         if name == _ZERO and isinstance(value, Mapping):
             yield from ((f"{_ZERO}.{inner}", setting) for inner, setting in value.items())
         else:
@@ -63,7 +63,7 @@ def _settings(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def deepspeed_config(config: RunConfig, num_workers: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given: what the run's config says in its own words, and `engine.deepspeed`."""
+    """Return the config for `deepspeed.initialize`: settings derived from the run's config, and `engine.deepspeed`."""
     return _merged(_ours(config, num_workers), config.engine.deepspeed)
 
 

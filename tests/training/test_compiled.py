@@ -126,7 +126,7 @@ def test_the_host_waits_for_no_value_in_a_step(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("train.compile=cuda_graphs", "train.micro_batch=64"), "can't add up the gradients of micro-batches"),
+        (("train.compile=cuda_graphs", "train.micro_batch=64"), "can't accumulate gradients"),
         (("train.compile=true", "engine.name=deepspeed"), "is for engine.name torch"),
     ],
 )

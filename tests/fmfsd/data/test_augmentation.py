@@ -152,6 +152,6 @@ def test_the_whole_recipe_trains_the_same_on_two_workers_and_goes_on_in_the_midd
 
 
 def test_a_part_and_a_padded_crop_contradict_each_other() -> None:
-    with pytest.raises(ConfigError, match=r"data\.resized_crop: takes the place .* found data\.crop_padding 4: set it"):
+    with pytest.raises(ConfigError, match=r"data\.resized_crop: replaces .* found data\.crop_padding 4: set that"):
         load_config("smoke", ["data.resized_crop=true"])
     load_config("smoke", ["data.resized_crop=true", "data.crop_padding=0"])

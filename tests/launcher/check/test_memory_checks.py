@@ -175,7 +175,7 @@ def test_a_check_fetches_no_weights_that_a_checkpoint_replaces(
 def test_what_the_probe_refuses_is_refused(prepared: Path) -> None:
     refused = costs_of(tiny_config(prepared, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
     code, text = problems(tiny_config(prepared), costs=refused)
-    assert (code, "no preset is called 'nonsense'" in text) == (2, True)
+    assert (code, "unknown preset 'nonsense'" in text) == (2, True)
 
 
 @pytest.mark.usefixtures("processes")
