@@ -141,7 +141,7 @@ def _batches(config: RunConfig) -> Problems:
         nearest = sorted(sorted(fits, key=lambda size: abs(size - micro))[:4])
         yield (
             "train.micro_batch",
-            f"{micro} does not divide train.batch {batch}, or is not divisible by data.shards {shards}; nearest: "
+            f"{micro} must divide train.batch {batch} and be divisible by data.shards {shards}; nearest: "
             f"{' or '.join(map(str, nearest))}",
         )
 

@@ -88,7 +88,10 @@ BAD_FILES = {
     "ZeRO of torch": (
         "engine: {zero_stage: 3, offload: true, deepspeed: {steps_per_print: 1}}",
         [
-            "engine.zero_stage: is for engine.name deepspeed, found 3 with engine.name torch: set 1, or engine.name deepspeed",
+            (
+                "engine.zero_stage: is for engine.name deepspeed, found 3 with engine.name torch: set 1, or "
+                "engine.name deepspeed"
+            ),
             "engine.offload: is for engine.name deepspeed, found True",
             "engine.deepspeed: is for engine.name deepspeed, found {'steps_per_print': 1}",
         ],
@@ -145,7 +148,10 @@ BAD_FILES = {
         "method: plain\nmodel: {branches: [stage1]}",
         ["config.yaml:2: model.branches: method plain means [], found ['stage1']: change one of the two"],
     ),
-    "fusion of byot": ("method: byot\nmodel: {fusion: trunk}", ["model.fusion: method byot means none, found trunk"]),
+    "fusion of byot": (
+        "method: byot\nmodel: {fusion: trunk}",
+        ["model.fusion: method byot requires none, found trunk"],
+    ),
     "groups": ("model: {sem_groups: 48}", ["model.sem_groups: 48 groups do not divide a map's 64 channels"]),
     "batch and shards": (
         "train: {batch: 100}",
@@ -154,15 +160,11 @@ BAD_FILES = {
     "small batch": ("train: {batch: 32}", ["train.batch: 32 is not divisible by data.shards 64; nearest: 64"]),
     "micro batch": (
         "train: {batch: 256, micro_batch: 100}",
-        [
-            "train.micro_batch: 100 does not divide train.batch 256, or is not divisible by data.shards 64; nearest: 64 or 128"
-        ],
+        ["train.micro_batch: 100 must divide train.batch 256 and be divisible by data.shards 64; nearest: 64 or 128"],
     ),
     "micro batch and shards": (
         "train: {batch: 128, micro_batch: 32}",
-        [
-            "train.micro_batch: 32 does not divide train.batch 128, or is not divisible by data.shards 64; nearest: 64 or 128"
-        ],
+        ["train.micro_batch: 32 must divide train.batch 128 and be divisible by data.shards 64; nearest: 64 or 128"],
     ),
     "batch above the set": (
         "data: {valid: 49900}",
