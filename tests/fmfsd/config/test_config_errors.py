@@ -146,7 +146,7 @@ BAD_FILES = {
     "no branches": ("model: {branches: []}", ["model.branches: method fmfsd needs at least one"]),
     "branches of plain": (
         "method: plain\nmodel: {branches: [stage1]}",
-        ["config.yaml:2: model.branches: method plain means [], found ['stage1']: change one of the two"],
+        ["config.yaml:2: model.branches: method plain requires [], found ['stage1']: change one of the two"],
     ),
     "fusion of byot": (
         "method: byot\nmodel: {fusion: trunk}",

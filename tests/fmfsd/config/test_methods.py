@@ -105,7 +105,7 @@ def test_a_value_that_a_method_does_not_mean_is_refused_with_its_line(
     path.write_text(f"method: {method}\n{section}:\n  {key}: {found}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
-    message = f"{section}.{key}: method {method} means {means}, found {found}: change one of the two"
+    message = f"{section}.{key}: method {method} requires {means}, found {found}: change one of the two"
     assert f"{path}:3: {message}" in map(str, caught.value.problems)
 
 

@@ -93,7 +93,7 @@ def test_a_set_that_the_command_has_prepared_can_be_read_by_another_user() -> No
         done = subprocess.run([command("fmfsd"), "data", *prepare], umask=0o022, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         done = run_as_other(command("fmfsd"), "data", "verify", str(folder / "data"), cwd=folder)
-        assert "whole; 256 train, 64 test samples" in done.stdout, done.stderr
+        assert "intact; 256 train, 64 test samples" in done.stdout, done.stderr
 
 
 @pytest.mark.usefixtures("processes")
