@@ -89,7 +89,7 @@ GUARDS = (
     Guard(
         "a folder of kernels that others may write",
         "fmfsd/system/kernel_cache.py",
-        "        require_private(each, each.stat())\n",
+        "        require_private(path, path.stat())\n",
         "        pass\n",
         "tests/fmfsd/cpu/test_cpp_extension.py::test_nor_is_one_in_a_folder_that_they_may_write",
     ),
@@ -166,7 +166,7 @@ GUARDS = (
     Guard(
         "the fence, in the midst of a save",
         "fmfsd/checkpoint/store.py",
-        "        self._clear_away()\n",
+        "        self._delete_temporary()\n",
         "",
         "tests/fmfsd/checkpoint/test_manager.py::test_a_worker_that_is_overtaken_in_the_midst_of_a_save_commits_nothing",
     ),

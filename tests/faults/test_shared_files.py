@@ -70,7 +70,7 @@ def test_a_checkpoint_that_a_user_can_not_read_stays_and_the_message_says_who_ca
     assert isinstance(error, UnreadableCheckpointError)
     newer = folder / "step-00000002"
     assert f"checkpoint {newer} can't be read: " in str(error)
-    assert f"{newer} belongs to root, who can grant it with `chmod -R go+rX {newer}`" in str(error)
+    assert f"{newer} belongs to root, who can grant access with `chmod -R go+rX {newer}`" in str(error)
     assert names(folder) == ["step-00000001", "step-00000002"]
 
 
@@ -145,7 +145,7 @@ def test_the_check_refuses_a_run_that_its_user_has_no_access_to(denied: str, sto
     assert done.returncode == 3, done.stderr
     assert "no access" in done.stderr
     assert "Traceback" not in done.stderr
-    assert f"root, who can grant it with `chmod -R go+rwX {run.path}`" in done.stderr
+    assert f"root, who can grant access with `chmod -R go+rwX {run.path}`" in done.stderr
 
 
 @needs_second_user

@@ -103,11 +103,11 @@ def test_everything_that_does_not_fit_is_told_at_once() -> None:
     weights = {name: torch.ones(2, 3) for name in ("same", "more")}
     weights |= {"wide": torch.ones(4, 3), "whole": torch.ones(2, 3).int(), "nan": torch.full((2, 3), torch.nan)}
     assert list(misfits(weights, wanted)) == [
-        "does not have: gone, lost",
-        "has, and this network has not: more",
-        "has in another shape: wide (4, 3) and not (2, 3)",
-        "has in another type: whole torch.int32",
-        "has with NaN or infinite values: nan",
+        "missing keys: gone, lost",
+        "unexpected keys: more",
+        "other shapes: wide (4, 3), expected (2, 3)",
+        "other dtypes: whole torch.int32",
+        "NaN or infinite values: nan",
     ]
 
 
@@ -117,9 +117,7 @@ def test_weights_of_another_network_are_refused_and_no_new_attempt_is_made(
     plain = make_run(tmp_path / "plain", tiny_config(tiny_root, "method=plain", f"train.init_from={source.path}"))
     loop = make_loop(plain, SoloComms())
     before = {name: value.clone() for name, value in loop.engine.state().model.items()}
-    with pytest.raises(
-        CheckError, match=r"step-00000004: has, and this network has not: alignments\.0\.0\.0"
-    ) as caught:
+    with pytest.raises(CheckError, match=r"step-00000004: unexpected keys: alignments\.0\.0\.0") as caught:
         loop.resume()
     assert "set method, model, distill.beta and .feature, and the data as in the run" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in loop.engine.state().model.items())

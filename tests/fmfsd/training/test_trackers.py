@@ -115,7 +115,7 @@ def test_a_tracker_that_raises_is_a_warning_and_the_others_go_on(run: RunDir) ->
     broken = Feed("broken", lambda: Broken(3), told.append)
     whole = Feed("tensorboard", lambda: EventFile(run.tensorboard, {}, 1e9), told.append)
     record_some(run, Trackers([broken, whole]))
-    assert told == ["tracker broken shows no more: no network"]
+    assert told == ["tracker broken failed and gets no more records: no network"]
     assert in_tensorboard(run) == in_float32(points(run))
 
 
@@ -126,7 +126,7 @@ def test_a_tracker_that_hangs_is_left_after_its_time(run: RunDir, short_closing:
     feed = Feed("hanging", lambda: Broken(1, go_on), told.append)
     assert record_some(run, Trackers([feed])) < 10
     assert SHORT_S <= time.monotonic() - began < SHORT_S + 20
-    assert told == ["tracker hanging: not done 3 s after the run's end, so some records may be missing"]
+    assert told == ["tracker hanging: not finished 3 s after the run's end, so records may be missing"]
     go_on.set()
 
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_a_warning(run: RunDir, monkeypatch: pytest.MonkeyPatch) 
     file._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0)
     monkeypatch.setattr(EventFile, "__enter__", lambda self: self)
     record_some(run, Trackers([Feed("tensorboard", lambda: file, told.append)]))
-    assert told == ["tracker tensorboard shows no more: [Errno 28] No space left on device"]
+    assert told == ["tracker tensorboard failed and gets no more records: [Errno 28] No space left on device"]
 
 
 @pytest.mark.usefixtures("processes")
@@ -160,7 +160,7 @@ def test_wandb_that_is_not_installed_is_a_warning(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'path'}:{os.environ.get('PYTHONPATH', '')}")
     told: list[str] = []
     record_some(run, trackers_of(run, tiny_root, told, "tracker=[wandb]"))
-    assert told == ["tracker wandb shows no more: No module named wandb"]
+    assert told == ["tracker wandb failed and gets no more records: No module named wandb"]
 
 
 @pytest.mark.usefixtures("processes")
@@ -188,4 +188,6 @@ def test_wandb_without_its_server_is_left_after_its_time(
     began = time.monotonic()
     assert record_some(run, trackers_of(run, tiny_root, told, "tracker=[wandb]")) < 1.0
     assert time.monotonic() - began < SHORT_S + 20
-    assert told == ["tracker wandb shows no more: W&B has not taken all records 2 s after the run's end"]
+    assert told == [
+        "tracker wandb failed and gets no more records: W&B has not taken all records 2 s after the run's end"
+    ]
