@@ -32,7 +32,7 @@ class Command(TyperCommand):
 class GatheringCommand(Command):
     """A command that collects options with invalid values and continues with their defaults.
 
-    The command reports them, as returned by `wrong_values`, together with all other problems.
+    The command reports them, as returned by `invalid_options`, together with all other problems.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -60,7 +60,7 @@ def _format_message(message: str, value: object) -> str:
 
 
 def wrong_values(ctx: typer.Context) -> list[Problem]:
-    """Return a problem for each invalid option of a GatheringCommand."""
+    """Return a problem for each invalid option of an ErrorCollectingCommand."""
     return list(ctx.meta.get(_INVALID_OPTIONS, ()))
 
 

@@ -12,9 +12,9 @@ def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optim
     """Return SGD or AdamW. Weight decay applies to every parameter, as in the paper and its predecessors; without
     `decay_norms` only to matrices and kernels (Goyal et al. 2017, arXiv:1706.02677, exclude BN)."""
     groups = [
-        {"params": _parameters(network, vectors=False), "weight_decay": optim.weight_decay},
+        {"params": _select_parameters(network, vectors=False), "weight_decay": optim.weight_decay},
         {
-            "params": _parameters(network, vectors=True),
+            "params": _select_parameters(network, vectors=True),
             "weight_decay": optim.weight_decay if optim.decay_norms else 0.0,
         },
     ]
@@ -23,7 +23,7 @@ def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
 
 
-def _parameters(network: nn.Module, *, vectors: bool) -> list[nn.Parameter]:
+def _select_parameters(network: nn.Module, *, vectors: bool) -> list[nn.Parameter]:
     """Return the 1-D parameters (weights and biases of norms, gamma and beta, other biases), or all others."""
     return [parameter for parameter in network.parameters() if (parameter.ndim <= 1) == vectors]
 

@@ -43,8 +43,8 @@ class SelfDistillation(nn.Module):
         not a feature map.
         """
         super().__init__()
-        values = _wrong_values(num_classes=num_classes, size=size, alpha=alpha, beta=beta, temperature=temperature)
-        if problems := [*_wrong_branches(branches, deepest), *values]:
+        values = _check_ranges(num_classes=num_classes, size=size, alpha=alpha, beta=beta, temperature=temperature)
+        if problems := [*_check_branches(branches, deepest), *values]:
             raise ConfigError(problems)
         trunk = hooked(backbone, [*branches, deepest], size)
         taps, groups = trunk.places[:-1], sem_groups("auto", [place.channels for place in trunk.places])
@@ -93,7 +93,7 @@ class SelfDistillation(nn.Module):
         return outputs
 
 
-def _wrong_branches(branches: Sequence[str], deepest: str) -> Iterator[Problem]:
+def _check_branches(branches: Sequence[str], deepest: str) -> Iterator[Problem]:
     if not branches:
         yield Problem("branches", "empty: name one or more submodules before the deepest")
     for name in sorted({name for name in branches if list(branches).count(name) > 1}):
@@ -111,7 +111,7 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def _wrong_values(**values: float) -> Iterator[Problem]:
+def _check_ranges(**values: float) -> Iterator[Problem]:
     for name, value in values.items():
         is_in_range, expected = _RANGES[name]
         if not is_in_range(value):

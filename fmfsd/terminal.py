@@ -29,7 +29,7 @@ Report = Callable[[str, int, int], None]
 def progress_report(console: Console) -> Iterator[Report]:
     """Yield a function to call with (task, done, total): a bar on a terminal, a line every few seconds elsewhere."""
     if not console.is_terminal:
-        yield _plain_report(console)
+        yield _plain_reporter(console)
         return
     from rich.progress import Progress
 
@@ -44,7 +44,7 @@ def progress_report(console: Console) -> Iterator[Report]:
         yield report
 
 
-def _plain_report(console: Console) -> Report:
+def _plain_reporter(console: Console) -> Report:
     last = time.monotonic()
 
     def report(task: str, done: int, total: int) -> None:

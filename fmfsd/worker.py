@@ -36,8 +36,8 @@ class Circumstances:
     DeepSpeed's launcher) is in between; None for a worker started by hand. `attempt` is the number of the run's start;
     None for a worker started by hand. With `log_to_file`, output goes to the rank's log. `timeout_s` is the timeout of
     collectives in seconds. The workers of a node share `cores`; None: no CPU affinity. With `preflight`, workers check
-    their results and their communication before training; with `traced`, they write the samples, gradients and losses
-    of each step; with `profiled_steps`, they profile that number of steps.
+    their results and their communication before training; with `trace`, they write the samples, gradients and losses
+    of each step; with `profile_steps`, they profile that number of steps.
     """
 
     world: World
@@ -95,12 +95,12 @@ def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": time.time(),
-        "step": _last_step(run, world.rank),
+        "step": _read_last_step(run, world.rank),
         "type": type(error).__name__,
         "message": str(error),
         "expected": isinstance(error, FmfsdError),
         "resumable": getattr(error, "resumable", True),
-        "worth_another_attempt": _worth_another_attempt(error),
+        "worth_another_attempt": _is_worth_another_attempt(error),
         "traceback": "".join(traceback.format_exception(error)),
         "in_our_code": in_our_code(error),
     }
@@ -113,13 +113,13 @@ def in_our_code(error: BaseException) -> bool:
     return isinstance(error, MISTAKES) and bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
 
 
-def _worth_another_attempt(error: BaseException) -> bool:
+def _is_worth_another_attempt(error: BaseException) -> bool:
     """Return whether a restart may succeed: as the class of our own errors states; not if GPU memory ran out."""
     default = not isinstance(error, FmfsdError) and type(error).__name__ != "OutOfMemoryError"
     return bool(getattr(error, "worth_another_attempt", default))
 
 
-def _last_step(run: RunDir, rank: int) -> int | None:
+def _read_last_step(run: RunDir, rank: int) -> int | None:
     try:
         return int(read_json(run.rank_progress(rank))["step"])
     except (OSError, ValueError, KeyError):

@@ -42,7 +42,7 @@ class Saved:
 
     @classmethod
     def of(cls, contents: Mapping[str, bytes]) -> "Saved":
-        """Return the checkpoint that `contents()` returned the files of."""
+        """Return the checkpoint that `to_files()` returned the files of."""
         state = json.loads(contents["state.json"])
         model, optimizer = (safetensors.torch.load(contents[name]) for name in FILES[:2])
         return cls(Position(**state["position"]), EngineState(model, optimizer), state["progress"], state["score"])

@@ -28,14 +28,14 @@ class Checkpoints:
         self.save_s = 0.0
         """Seconds of the last save, from the copy to the rename."""
 
-    def save(self, saved: Saved) -> None:
+    def save(self, checkpoint: Saved) -> None:
         """Copy the state and write it in the background, once the previous save is written.
 
-        Raises what `look` raises, for the previous save.
+        Raises what `poll` raises, for the previous save.
         """
         if self._comms.rank == 0:
             self._handle_outcome(self._writer.result(), failures_allowed=MAY_FAIL)
-            start, copy = time.monotonic(), saved.staged()
+            start, copy = time.monotonic(), checkpoint.staged()
             self._writer.start(lambda: self._write(copy, start))
 
     def look(self) -> None:
@@ -49,7 +49,7 @@ class Checkpoints:
         Raises CheckpointError if it failed.
         """
         self._handle_outcome(self._writer.result(), failures_allowed=0)
-        if self._last_failure is not None:  # `look` has only warned about it
+        if self._last_failure is not None:  # `poll` has only warned about it
             raise self._last_failure
         self._comms.any(False)
 
@@ -75,11 +75,11 @@ class Checkpoints:
             )
         return None if name is None else self._folder.read(name)
 
-    def _write(self, saved: Saved, start: float) -> None:
-        self._folder.write(saved)
+    def _write(self, checkpoint: Saved, start: float) -> None:
+        self._folder.write(checkpoint)
         self._num_failures, self._last_failure = 0, None
         self.save_s = time.monotonic() - start
-        log.info("saved step %d in %.2f s", saved.position.step, self.save_s)
+        log.info("saved step %d in %.2f s", checkpoint.position.step, self.save_s)
 
     def _handle_outcome(self, error: BaseException | None, *, failures_allowed: int) -> None:
         """Warn about the error of the last save, or raise it if more than `failures_allowed` in a row have failed."""

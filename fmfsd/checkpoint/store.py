@@ -39,29 +39,28 @@ error the checkpoint may be intact."""
 class CheckpointFolder:
     """The checkpoints in `path`, used by at most one process at any time.
 
-    `keep` is the number of newest checkpoints that are not deleted. `require_ours` raises if another process has taken
+    `keep` is the number of newest checkpoints that are not deleted. `check_fence` raises if another process has taken
     over the run.
     """
 
     def __init__(self, path: Path, *, keep: int, require_ours: Callable[[], None]) -> None:
         self.path, self._num_newest, self._require_ours = path, keep, require_ours
 
-    def write(self, saved: Saved) -> None:
+    def write(self, checkpoint: Saved) -> None:
         """Add a checkpoint and delete old ones; an existing checkpoint of the same position is not changed.
 
         Raises NonFiniteLossError, FencedError, or CheckpointError if it can't be written; the others stay intact.
         """
-        saved.require_finite()
-        if (self.path / saved.position.folder_name).exists():
+        checkpoint.require_finite()
+        if (self.path / checkpoint.position.folder_name).exists():
             return
-        contents = saved.contents()
+        contents = checkpoint.contents()
         try:
-            self._commit(saved, contents)
+            self._commit(checkpoint, contents)
         except OSError as error:
             needed = sum(map(len, contents.values()))
-            raise CheckpointError(
-                f"{self.path}: step {saved.position.step} not saved: {error}{_missing(self.path, error, needed)}"
-            ) from error
+            space = _describe_missing_space(self.path, error, needed)
+            raise CheckpointError(f"{self.path}: step {checkpoint.position.step} not saved: {error}{space}") from error
         try:
             self._prune()
         except OSError as error:
@@ -69,8 +68,8 @@ class CheckpointFolder:
 
     def best_score(self) -> float | None:
         """Return the highest score of all checkpoints; None without any."""
-        best = self._best(positions_in(self.path))
-        return None if best is None else _score(self.path / best.folder_name)
+        best = self._find_best(positions_in(self.path))
+        return None if best is None else _read_score(self.path / best.folder_name)
 
     def read(self, name: str) -> Saved:
         """Return the checkpoint `name`. Raises what `load_checkpoint` raises."""
@@ -97,15 +96,15 @@ class CheckpointFolder:
                 return position.folder_name
         return "" if positions else None
 
-    def _commit(self, saved: Saved, contents: dict[str, bytes]) -> None:
-        scratch = self.path / f".tmp-{saved.position.folder_name}-{os.getpid()}"
+    def _commit(self, checkpoint: Saved, contents: dict[str, bytes]) -> None:
+        scratch = self.path / f".tmp-{checkpoint.position.folder_name}-{os.getpid()}"
         scratch.mkdir(mode=0o700)
         try:
             self._require_ours()
             for name, content in contents.items():
                 write_whole(scratch / name, content)
-            write_json(scratch / MANIFEST, _manifest(contents))
-            os.rename(scratch, self.path / saved.position.folder_name)
+            write_json(scratch / MANIFEST, _build_manifest(contents))
+            os.rename(scratch, self.path / checkpoint.position.folder_name)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -127,19 +126,19 @@ class CheckpointFolder:
     def _prune(self) -> None:
         """Delete all checkpoints except the newest and the best."""
         positions = positions_in(self.path)
-        for position in set(positions[self._num_newest :]) - {self._best(positions)}:
+        for position in set(positions[self._num_newest :]) - {self._find_best(positions)}:
             scratch = self.path / f".tmp-old-{position.folder_name}"
             os.rename(self.path / position.folder_name, scratch)
             shutil.rmtree(scratch)
 
-    def _best(self, positions: list[Position]) -> Position | None:
+    def _find_best(self, positions: list[Position]) -> Position | None:
         """Return the earliest position with the highest score; None without scores."""
-        scores = {position: _score(self.path / position.folder_name) for position in reversed(positions)}
+        scores = {position: _read_score(self.path / position.folder_name) for position in reversed(positions)}
         validated = {position: score for position, score in scores.items() if score is not None}
         return max(validated, key=validated.__getitem__, default=None)
 
 
-def _manifest(contents: dict[str, bytes]) -> dict[str, object]:
+def _build_manifest(contents: dict[str, bytes]) -> dict[str, object]:
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     return {"format": CHECKPOINT_FORMAT, "sha256": sums}
 
@@ -154,11 +153,11 @@ def load_checkpoint(folder: Path) -> Saved:
         return _load_verified(folder)
     except OSError as error:
         if error.errno in DAMAGE:
-            raise _damaged(folder, error) from error
+            raise _damage_error(folder, error) from error
         remedy = f": {access_remedy(folder)}" if isinstance(error, PermissionError) else ""
         raise UnreadableCheckpointError(f"checkpoint {folder} can't be read: {error}{remedy}") from error
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise _damaged(folder, error) from error
+        raise _damage_error(folder, error) from error
 
 
 def _load_verified(folder: Path) -> Saved:
@@ -171,17 +170,17 @@ def _load_verified(folder: Path) -> Saved:
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
             raise ValueError(f"the checksum of {name} differs from the manifest")
-    saved = Saved.of(contents)
-    if saved.position.folder_name != folder.name:
-        raise ValueError(f"it contains {saved.position}")
-    return saved
+    checkpoint = Saved.of(contents)
+    if checkpoint.position.folder_name != folder.name:
+        raise ValueError(f"it contains {checkpoint.position}")
+    return checkpoint
 
 
-def _damaged(folder: Path, error: Exception) -> CheckpointError:
+def _damage_error(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"checkpoint {folder} is damaged: {error}")
 
 
-def _score(folder: Path) -> float | None:
+def _read_score(folder: Path) -> float | None:
     """Return the score of a checkpoint. OSError if it can't be read now, because it may be the best."""
     try:
         score = read_json(folder / "state.json").get("score")
@@ -190,7 +189,7 @@ def _score(folder: Path) -> float | None:
     return score if isinstance(score, float) else None
 
 
-def _missing(folder: Path, error: OSError, needed: int) -> str:
+def _describe_missing_space(folder: Path, error: OSError, needed: int) -> str:
     """Return the missing space for a message if the disk is full; else empty."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""

@@ -15,19 +15,19 @@ Problems = Iterator[tuple[str, str]]
 def contradictions(config: RunConfig, *, unknown: Collection[str] = ()) -> Problems:
     """Yield (dotted key, message) for every contradiction in `config`.
 
-    `unknown` are keys and sections whose values are not final; checks that read them are skipped.
+    `skip_keys` are keys and sections whose values are not final; checks that read them are skipped.
     """
     for check, reads in _CHECKS.items():
         if is_meant(reads, unknown):
             yield from check(config)
     if (known := DATASETS.get(config.data.name)) is not None:
-        for check_of_length, reads in _CHECKS_OF_LENGTH.items():
+        for length_check, reads in _LENGTH_CHECKS.items():
             if is_meant(reads, unknown):
-                yield from check_of_length(config, known.train_samples - config.data.valid)
+                yield from length_check(config, known.train_samples - config.data.valid)
 
 
 def is_meant(reads: Collection[str], unknown: Collection[str]) -> bool:
-    """Return whether a check that reads `reads` can run: none of these keys is among `unknown` keys and sections."""
+    """Return whether a check that reads `keys` can run: none of them is among the keys and sections `skip_keys`."""
     return not any(f"{key}.".startswith(f"{each}.") for key in reads for each in unknown)
 
 
@@ -36,7 +36,7 @@ def contradictions_of_length(config: RunConfig, train_samples: int) -> Problems:
 
     For data sets whose size is known only after they are prepared.
     """
-    for check in _CHECKS_OF_LENGTH:
+    for check in _LENGTH_CHECKS:
         yield from check(config, train_samples)
 
 
@@ -46,7 +46,7 @@ def nearest_multiples(value: int, factor: int) -> str:
     return f"{below} or {above}" if below else f"{above}"
 
 
-def _branches(config: RunConfig) -> Problems:
+def _check_branches(config: RunConfig) -> Problems:
     branches, known = config.model.branches, taps(config.model.backbone)
     if branches == "auto":
         return
@@ -59,7 +59,7 @@ def _branches(config: RunConfig) -> Problems:
         yield "model.branches", f"method {config.method} needs at least one; for the backbone alone set method: plain"
 
 
-def _groups(config: RunConfig) -> Problems:
+def _check_groups(config: RunConfig) -> Problems:
     groups, channels = config.model.sem_groups, channels_at(config.model.backbone)
     used = (count for tap, count in channels.items() if is_stage(tap) or tap in config.branches)
     if groups != "auto" and (uneven := next((count for count in used if count % groups), None)):
@@ -69,7 +69,7 @@ def _groups(config: RunConfig) -> Problems:
         )
 
 
-def _masks(config: RunConfig) -> Problems:
+def _check_masks(config: RunConfig) -> Problems:
     model = config.model
     if model.fusion == "none" or model.sem != "softmax":
         return
@@ -82,17 +82,17 @@ def _masks(config: RunConfig) -> Problems:
         )
 
 
-def _teacher(config: RunConfig) -> Problems:
+def _check_teacher(config: RunConfig) -> Problems:
     if config.distill.teacher == "fused" and config.model.fusion == "none":
         yield "distill.teacher", f"there is no fused head without fusion (method {config.method}): set another teacher"
 
 
-def _smoothing(config: RunConfig) -> Problems:
+def _check_smoothing(config: RunConfig) -> Problems:
     if config.method == "label_smoothing" and not config.train.label_smoothing:
         yield "train.label_smoothing", "is 0, so method label_smoothing equals method plain: change one of the two"
 
 
-def _pretrained(config: RunConfig) -> Problems:
+def _check_pretrained(config: RunConfig) -> Problems:
     if config.model.pretrained and not config.model.backbone.startswith(TIMM):
         yield (
             "model.pretrained",
@@ -100,20 +100,20 @@ def _pretrained(config: RunConfig) -> Problems:
         )
 
 
-def _statistics(config: RunConfig) -> Problems:
+def _check_statistics(config: RunConfig) -> Problems:
     for key in ("mean", "std"):
         if getattr(config.data, key) == "auto" and not config.model.backbone.startswith(TIMM):
             text = f"auto uses the values of timm's weights, and {config.model.backbone} has none: leave it out"
             yield f"data.{key}", text
 
 
-def _size(config: RunConfig) -> Problems:
+def _check_size(config: RunConfig) -> Problems:
     known, size = DATASETS.get(config.data.name), config.data.size
     if known is not None and size != known.size:
         yield "data.size", f"expected {known.size}, the image side of {config.data.name} in pixels; found {size}"
 
 
-def _classes(config: RunConfig) -> Problems:
+def _check_classes(config: RunConfig) -> Problems:
     known, classes = DATASETS.get(config.data.name), config.data.classes
     if known is None and classes is None:
         yield "data.classes", "required for an image folder and not set: set it to the number of classes in train/"
@@ -121,7 +121,7 @@ def _classes(config: RunConfig) -> Problems:
         yield "data.classes", f"{config.data.name} has {known.num_classes}, found {classes}: leave it out"
 
 
-def _crops(config: RunConfig) -> Problems:
+def _check_crops(config: RunConfig) -> Problems:
     if config.data.resized_crop and config.data.crop_padding:
         yield (
             "data.resized_crop",
@@ -129,7 +129,7 @@ def _crops(config: RunConfig) -> Problems:
         )
 
 
-def _batches(config: RunConfig) -> Problems:
+def _check_batches(config: RunConfig) -> Problems:
     shards, batch, micro = config.data.shards, config.train.batch, config.micro_batch
     if batch % shards:
         yield (
@@ -146,46 +146,46 @@ def _batches(config: RunConfig) -> Problems:
         )
 
 
-def _held_out(config: RunConfig) -> Problems:
+def _check_held_out(config: RunConfig) -> Problems:
     valid, num_classes = config.data.valid, config.data.num_classes
     if num_classes and valid % num_classes:
         nearest = nearest_multiples(valid, num_classes)
         yield "data.valid", f"{valid} is not divisible by the number of classes, {num_classes}; nearest: {nearest}"
 
 
-def _epochs(config: RunConfig, samples: int) -> Problems:
-    if not any(_batches(config)) and Timeline.of(config, samples).steps_per_epoch < 1:
+def _check_epochs(config: RunConfig, samples: int) -> Problems:
+    if not any(_check_batches(config)) and Timeline.of(config, samples).steps_per_epoch < 1:
         yield "train.batch", f"{config.train.batch} is too large for {samples} training samples: set a smaller batch"
 
 
-def _milestones(config: RunConfig, samples: int) -> Problems:
-    if any((*_batches(config), *_epochs(config, samples))):
+def _check_milestones(config: RunConfig, samples: int) -> Problems:
+    if any((*_check_batches(config), *_check_epochs(config, samples))):
         return
-    points, (whole, end) = Timeline.of(config, samples).milestones, _end(config, samples)
+    points, (total_steps, end) = Timeline.of(config, samples).milestones, _describe_end(config, samples)
     if any(later <= earlier for earlier, later in pairwise(points)):
         yield "optim.milestones", f"must be increasing, found {', '.join(map(str, config.optim.milestones))}"
-    if points and points[-1] >= whole:
+    if points and points[-1] >= total_steps:
         yield "optim.milestones", f"{config.optim.milestones[-1]} is not before the end, {end}"
 
 
-def _warmup(config: RunConfig, samples: int) -> Problems:
-    if config.optim.warmup is None or any((*_batches(config), *_epochs(config, samples))):
+def _check_warmup(config: RunConfig, samples: int) -> Problems:
+    if config.optim.warmup is None or any((*_check_batches(config), *_check_epochs(config, samples))):
         return
-    timeline, (whole, end) = Timeline.of(config, samples), _end(config, samples)
-    if timeline.warmup_steps >= whole:
+    timeline, (total_steps, end) = Timeline.of(config, samples), _describe_end(config, samples)
+    if timeline.warmup_steps >= total_steps:
         yield "optim.warmup", f"{config.optim.warmup} is not before the end, {end}"
     elif timeline.milestones and timeline.warmup_steps > timeline.milestones[0]:
         first = config.optim.milestones[0]
         yield "optim.warmup", f"{config.optim.warmup} ends after the first of optim.milestones, {first}: shorten it"
 
 
-def _end(config: RunConfig, samples: int) -> tuple[int, str]:
+def _describe_end(config: RunConfig, samples: int) -> tuple[int, str]:
     """Return the number of steps of the whole run, and its description for a message."""
     epochs, steps_per_epoch = config.train.epochs, Timeline.of(config, samples).steps_per_epoch
     return epochs * steps_per_epoch, f"{epochs} epochs of {steps_per_epoch} steps"
 
 
-def _test(config: RunConfig) -> Problems:
+def _check_test(config: RunConfig) -> Problems:
     if not config.train.evaluate_test and not config.data.valid and config.data.name != FOLDER:
         yield (
             "train.evaluate_test",
@@ -193,7 +193,7 @@ def _test(config: RunConfig) -> Problems:
         )
 
 
-def _nesterov(config: RunConfig) -> Problems:
+def _check_nesterov(config: RunConfig) -> Problems:
     if not config.optim.nesterov:
         return
     if config.optim.name != "sgd":
@@ -202,7 +202,7 @@ def _nesterov(config: RunConfig) -> Problems:
         yield "optim.nesterov", "needs a momentum above 0, found optim.momentum 0"
 
 
-def _optimizer(config: RunConfig) -> Problems:
+def _check_optimizer(config: RunConfig) -> Problems:
     """Yield settings of the other optimizer, which would have no effect."""
     for key, owner in {"momentum": "sgd", "betas": "adamw"}.items():
         value, default = getattr(config.optim, key), OptimConfig.model_fields[key].default
@@ -211,10 +211,10 @@ def _optimizer(config: RunConfig) -> Problems:
             yield f"optim.{key}", text
 
 
-def _engine(config: RunConfig) -> Problems:
+def _check_engine(config: RunConfig) -> Problems:
     yield from deepspeed_config.refused(config)
     if config.engine.name == "torch":
-        yield from _without_effect(config.engine)
+        yield from _check_ineffective_engine_settings(config.engine)
         return
     engine = config.engine
     if engine.offload and engine.zero_stage < 2:
@@ -223,7 +223,7 @@ def _engine(config: RunConfig) -> Problems:
         yield "train.precision", "ZeRO steps in fp32, found fp64: set engine.zero_stage 0, engine.name torch, or fp32"
 
 
-def _without_effect(engine: EngineConfig) -> Problems:
+def _check_ineffective_engine_settings(engine: EngineConfig) -> Problems:
     for key in ("zero_stage", "offload", "deepspeed"):
         value, default = getattr(engine, key), EngineConfig.model_fields[key].default
         if value != default:
@@ -234,14 +234,14 @@ def _without_effect(engine: EngineConfig) -> Problems:
             yield f"engine.{key}", text
 
 
-def _compile(config: RunConfig) -> Problems:
+def _check_compile(config: RunConfig) -> Problems:
     if config.train.compile == "cuda_graphs" and config.micro_batch != config.train.batch:
         yield "train.compile", "cuda_graphs can't accumulate gradients: set true, or leave out train.micro_batch"
     if config.engine.name == "deepspeed" and config.train.compile not in ("auto", False):
         yield "train.compile", "is for engine.name torch; DeepSpeed's engine is not compiled: set auto or false"
 
 
-def _recompute(config: RunConfig) -> Problems:
+def _check_recompute(config: RunConfig) -> Problems:
     if config.train.recompute in ("auto", "none"):
         return
     if config.train.compile not in ("auto", False):
@@ -250,39 +250,39 @@ def _recompute(config: RunConfig) -> Problems:
         yield "train.recompute", "does not work with weights sharded by ZeRO stage 3: set engine.zero_stage 2"
 
 
-def _tracker(config: RunConfig) -> Problems:
+def _check_tracker(config: RunConfig) -> Problems:
     for name in dict.fromkeys(config.tracker):
         if (times := config.tracker.count(name)) > 1:
             yield "tracker", f"{name} is listed {times} times: list it once"
 
 
-_BATCHES = ("data.shards", "train.batch", "train.micro_batch")
-_LENGTH = (*_BATCHES, "data.name", "data.valid", "train.epochs")
+_BATCH_KEYS = ("data.shards", "train.batch", "train.micro_batch")
+_LENGTH_KEYS = (*_BATCH_KEYS, "data.name", "data.valid", "train.epochs")
 _CHECKS: dict[Callable[[RunConfig], Problems], tuple[str, ...]] = {
-    _branches: ("method", "model.backbone", "model.branches"),
-    _groups: ("model.backbone", "model.branches", "model.sem_groups"),
-    _masks: ("model.backbone", "model.branches", "model.fusion", "model.masks", "model.sem"),
-    _teacher: ("distill.teacher", "method", "model.fusion"),
-    _smoothing: ("method", "train.label_smoothing"),
-    _pretrained: ("model.backbone", "model.pretrained"),
-    _statistics: ("data.mean", "data.std", "model.backbone"),
-    _size: ("data.name", "data.size"),
-    _classes: ("data.name", "data.classes"),
-    _crops: ("data.crop_padding", "data.resized_crop"),
-    _batches: _BATCHES,
-    _held_out: ("data.name", "data.valid"),
-    _test: ("data.name", "data.valid", "train.evaluate_test"),
-    _optimizer: ("optim.betas", "optim.momentum", "optim.name"),
-    _nesterov: ("optim.momentum", "optim.name", "optim.nesterov"),
-    _engine: ("engine", "train.precision"),
-    _compile: ("engine", "train.batch", "train.compile", "train.micro_batch"),
-    _recompute: ("engine", "train.compile", "train.recompute"),
-    _tracker: ("tracker",),
+    _check_branches: ("method", "model.backbone", "model.branches"),
+    _check_groups: ("model.backbone", "model.branches", "model.sem_groups"),
+    _check_masks: ("model.backbone", "model.branches", "model.fusion", "model.masks", "model.sem"),
+    _check_teacher: ("distill.teacher", "method", "model.fusion"),
+    _check_smoothing: ("method", "train.label_smoothing"),
+    _check_pretrained: ("model.backbone", "model.pretrained"),
+    _check_statistics: ("data.mean", "data.std", "model.backbone"),
+    _check_size: ("data.name", "data.size"),
+    _check_classes: ("data.name", "data.classes"),
+    _check_crops: ("data.crop_padding", "data.resized_crop"),
+    _check_batches: _BATCH_KEYS,
+    _check_held_out: ("data.name", "data.valid"),
+    _check_test: ("data.name", "data.valid", "train.evaluate_test"),
+    _check_optimizer: ("optim.betas", "optim.momentum", "optim.name"),
+    _check_nesterov: ("optim.momentum", "optim.name", "optim.nesterov"),
+    _check_engine: ("engine", "train.precision"),
+    _check_compile: ("engine", "train.batch", "train.compile", "train.micro_batch"),
+    _check_recompute: ("engine", "train.compile", "train.recompute"),
+    _check_tracker: ("tracker",),
 }
 """Checks, each with the keys that it reads."""
-_CHECKS_OF_LENGTH: dict[Callable[[RunConfig, int], Problems], tuple[str, ...]] = {
-    _epochs: (*_BATCHES, "data.name", "data.valid"),
-    _milestones: (*_LENGTH, "optim.milestones"),
-    _warmup: (*_LENGTH, "optim.milestones", "optim.warmup"),
+_LENGTH_CHECKS: dict[Callable[[RunConfig, int], Problems], tuple[str, ...]] = {
+    _check_epochs: (*_BATCH_KEYS, "data.name", "data.valid"),
+    _check_milestones: (*_LENGTH_KEYS, "optim.milestones"),
+    _check_warmup: (*_LENGTH_KEYS, "optim.milestones", "optim.warmup"),
 }
 """Checks that also need the number of training samples, each with the keys that it reads."""

@@ -24,13 +24,13 @@ PRESETS = Path(__file__).parent.parent / "presets"
 class InvalidConfigError(ConfigError):
     """A config with invalid values.
 
-    `refused` are the dotted keys of values that the schema rejects. `draft` has defaults in their place, so that
+    `invalid_keys` are the dotted keys of values that the schema rejects. `draft` has defaults in their place, so that
     everything that does not depend on them can still be checked.
     """
 
-    def __init__(self, problems: Sequence[Problem], draft: RunConfig, refused: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[Problem], draft: RunConfig, invalid_keys: Sequence[str]) -> None:
         super().__init__(problems)
-        self.draft, self.refused = draft, tuple(refused)
+        self.draft, self.refused = draft, tuple(invalid_keys)
 
 
 def preset_names() -> list[str]:
@@ -48,15 +48,15 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
     `overrides` are `a.b=c` with c as YAML; `data_root` is the default of data.root.
     Raises ConfigError with every problem, each with its file and line.
     """
-    draft = _Draft(read_document(_find(source)))
+    draft = _Draft(read_document(_find_file(source)))
     draft.override(overrides)
     draft.fill_in_root(data_root)
     draft.expand_backbone()
     draft.apply_method()
-    config, refused = draft.validate()
+    config, invalid_keys = draft.validate()
     config = draft.resolve(config)
     if draft.problems:
-        raise InvalidConfigError(draft.problems, config, refused)
+        raise InvalidConfigError(draft.problems, config, invalid_keys)
     return config
 
 
@@ -87,7 +87,7 @@ def dump_given(source: str, overrides: Sequence[str] = (), *, data_root: str = "
     Raises what `load_config` raises.
     """
     config = load_config(source, overrides, data_root=data_root)
-    draft = _Draft(read_document(_find(source)))
+    draft = _Draft(read_document(_find_file(source)))
     draft.override(overrides)
     draft.content.setdefault("data", {})["root"] = config.data.root
     if config.train.init_from is not None:
@@ -95,13 +95,13 @@ def dump_given(source: str, overrides: Sequence[str] = (), *, data_root: str = "
     return str(yaml.safe_dump(draft.content, sort_keys=False, default_flow_style=None))
 
 
-def _find(source: str) -> Path:
+def _find_file(source: str) -> Path:
     if "/" in source or source.endswith((".yaml", ".yml")):
         return Path(source)
     if source in preset_names():
         return PRESETS / f"{source}.yaml"
     raise ConfigError(
-        f"unknown preset {source!r}{_did_you_mean(source, preset_names())} presets: {', '.join(preset_names())}"
+        f"unknown preset {source!r}{_suggest(source, preset_names())} presets: {', '.join(preset_names())}"
     )
 
 
@@ -217,20 +217,20 @@ class _Draft:
 
         Return the config with defaults for the rejected values, and the keys of these values.
         """
-        refused: set[KeyPath] = set()
+        invalid_paths: set[KeyPath] = set()
         try:
             config = self.parse_schema()
         except ValidationError as error:
             self.problems += self.describe(error)
-            refused = {self._keys(details["loc"])[:2] for details in error.errors()}
-            self._drop(refused)
+            invalid_paths = {self._strip_union_members(details["loc"])[:2] for details in error.errors()}
+            self._drop(invalid_paths)
             config = self.parse_schema()
-        unknown = [".".join(path) for path in refused]
+        invalid_keys = [".".join(path) for path in invalid_paths]
         self.problems += [
             Problem(self.where(tuple(key.split("."))), f"{key}: {message}")
-            for key, message in contradictions(config, unknown=unknown)
+            for key, message in contradictions(config, unknown=invalid_keys)
         ]
-        return config, unknown
+        return config, invalid_keys
 
     def parse_schema(self) -> RunConfig:
         return RunConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))
@@ -247,13 +247,13 @@ class _Draft:
     def describe(self, error: ValidationError) -> Iterator[Problem]:
         by_path: dict[KeyPath, list[ErrorDetails]] = {}
         for details in error.errors(include_url=False):
-            by_path.setdefault(self._keys(details["loc"]), []).append(details)
+            by_path.setdefault(self._strip_union_members(details["loc"]), []).append(details)
         for path, path_errors in by_path.items():
             if any(other[: len(path)] == path and other != path for other in by_path):
                 continue  # an error of another union member, which the user did not mean
-            yield Problem(self.where(path), f"{'.'.join(path)}: {_message(path, path_errors)}")
+            yield Problem(self.where(path), f"{'.'.join(path)}: {_format_errors(path, path_errors)}")
 
-    def _keys(self, location: tuple[int | str, ...]) -> KeyPath:
+    def _strip_union_members(self, location: tuple[int | str, ...]) -> KeyPath:
         """Return `location` without the names of union members that pydantic adds."""
         path: KeyPath = ()
         inside: Any = self.content
@@ -268,9 +268,9 @@ class _Draft:
         return path
 
 
-def _message(path: KeyPath, errors: list[ErrorDetails]) -> str:
+def _format_errors(path: KeyPath, errors: list[ErrorDetails]) -> str:
     if any(details["type"] == "extra_forbidden" for details in errors):
-        return f"unknown key{_nearest_key(path)}"
+        return f"unknown key{_suggest_key(path)}"
     if any(details["type"] == "missing" for details in errors):
         return f"too few values; found {errors[0]['input']!r}"
     texts = dict.fromkeys(
@@ -279,9 +279,9 @@ def _message(path: KeyPath, errors: list[ErrorDetails]) -> str:
     return f"expected {' or '.join(texts)}; found {errors[0]['input']!r}"
 
 
-def _nearest_key(path: KeyPath) -> str:
+def _suggest_key(path: KeyPath) -> str:
     """Return `; did you mean ...?` with the closest key of the same section, else of any section."""
-    known = list(_known_keys(RunConfig))
+    known = list(_list_keys(RunConfig))
     section = ".".join(path[:-1])
     here = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(path[-1], here, n=1):
@@ -291,13 +291,13 @@ def _nearest_key(path: KeyPath) -> str:
     return f"; did you mean {elsewhere[close[0]]}?" if close else f"; {section or 'a config'} has {', '.join(here)}"
 
 
-def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _list_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+            yield from _list_keys(field.annotation, f"{prefix}{name}.")
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
+def _suggest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ";"

@@ -14,9 +14,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Method:
-    """One training method. `means`: the allowed values of a key; `suggests`: default values that a config may change.
+    """A training method: the `allowed_values` of keys, and `default_values`, which a config may change.
 
-    A key that a config does not set gets the suggested value, or the first of the allowed values.
+    A key that a config does not set gets the default value, or the first of the allowed values.
     """
 
     means: Mapping[str, tuple[Any, ...]]

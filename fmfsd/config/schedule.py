@@ -55,7 +55,7 @@ class Timeline:
     def look_due(self, step: int) -> bool:
         """Return whether the evaluation at `step` saves attention masks.
 
-        LOOKS of the evaluations do, evenly spaced and including the last; all of them if there are no more than LOOKS.
+        ATTENTION_SNAPSHOTS of the evaluations do, evenly spaced and including the last; all of them if there are fewer.
         """
         number, total = (-(-each // self.evaluate_every) for each in (step, self.total_steps))
         return number * LOOKS // total > (number - 1) * LOOKS // total

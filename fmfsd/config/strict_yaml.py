@@ -72,7 +72,7 @@ def parse(text: str, name: str) -> Document:
     except UnicodeEncodeError as error:
         raise ConfigError([Problem(ascii(name), "not UTF-8")]) from error
     except yaml.YAMLError as error:
-        raise ConfigError([_malformed(error, text, name)]) from error
+        raise ConfigError([_describe_yaml_error(error, text, name)]) from error
     if builder.problems:
         raise ConfigError(builder.problems)
     return Document(builder.content, builder.lines, name)
@@ -115,30 +115,30 @@ class _Builder:
             self._refuse(line, f"alias *{event.anchor} is not allowed: write the value out")
             self._add_value(None, line)
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
-            self._node(event, line)
+            self._handle_node(event, line)
         elif isinstance(event, yaml.CollectionEndEvent):
             self._open.pop()
 
-    def _node(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, line: int) -> None:
+    def _handle_node(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, line: int) -> None:
         self._nodes += 1
         self._require(self._nodes <= MAX_NODES, line, f"more than {MAX_NODES} values")
         self._require(len(self._open) < MAX_DEPTH, line, f"nested deeper than {MAX_DEPTH} levels")
         if event.tag not in (None, "!"):
             self._refuse(line, f"tag {event.tag} is not allowed: tags can name code")
         if isinstance(event, yaml.ScalarEvent):
-            self._scalar(event, line)
+            self._handle_scalar(event, line)
         else:
             content: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
             self._open.append(_Open(content, self._add_value(content, line)))
 
-    def _scalar(self, event: yaml.ScalarEvent, line: int) -> None:
+    def _handle_scalar(self, event: yaml.ScalarEvent, line: int) -> None:
         inside = self._open[-1] if self._open else None
         if inside is not None and isinstance(inside.content, dict) and inside.key is None:
-            self._key(inside, event.value, line)
+            self._handle_key(inside, event.value, line)
         else:
             self._add_value(scalar(event.value) if event.implicit[0] else event.value, line)
 
-    def _key(self, inside: _Open, key: str, line: int) -> None:
+    def _handle_key(self, inside: _Open, key: str, line: int) -> None:
         if key in inside.key_lines:
             dotted = ".".join((*inside.path, key))
             self._refuse(line, f"duplicate key {dotted}, also on line {inside.key_lines[key]}: remove one of the two")
@@ -172,7 +172,7 @@ class _Builder:
             raise ConfigError([*self.problems, Problem(f"{self.name}:{line}", message)])
 
 
-def _malformed(error: yaml.YAMLError, text: str, name: str) -> Problem:
+def _describe_yaml_error(error: yaml.YAMLError, text: str, name: str) -> Problem:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return Problem(name, f"invalid YAML: {' '.join(str(error).split())}")

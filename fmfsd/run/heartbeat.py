@@ -19,9 +19,10 @@ EVERY_S = 0.5
 class ProgressFile:
     """The heartbeat file of a worker, replaced at every change of `state`.
 
-    Inside the context, a separate thread writes it every EVERY_S seconds too. Its content: `constants`; `beat`, the
-    number of periodic writes, which a stopped process does not increase; `moves`, a counter of the main thread's
-    activity, which a hanging worker does not increase; `warnings` for the user about problems that did not end the run.
+    Inside the context, a separate thread writes it every HEARTBEAT_INTERVAL_S seconds too. Its content: `constants`;
+    `beat`, the number of periodic writes, which a stopped process does not increase; `moves`, a counter of the main
+    thread's activity, which a hanging worker does not increase; `warnings` for the user about problems that did not end
+    the run.
     """
 
     def __init__(self, path: Path, **constants: Any) -> None:

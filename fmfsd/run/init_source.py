@@ -17,15 +17,15 @@ def weights_at(source: str) -> list[Path]:
     """
     path = Path(source)
     try:
-        paths = _checkpoints(path) if path.is_dir() else [path] if path.is_file() and path.suffix == SUFFIX else []
+        paths = _list_checkpoints(path) if path.is_dir() else [path] if path.is_file() and path.suffix == SUFFIX else []
         if not paths:
-            raise CheckError([Problem(KEY, f"{path} {_problem(path)}")])
+            raise CheckError([Problem(KEY, f"{path} {_describe_problem(path)}")])
     except OSError as error:
         raise CheckError([Problem(KEY, f"{path} can't be read: {error.strerror}")]) from error
     return paths
 
 
-def _checkpoints(path: Path) -> list[Path]:
+def _list_checkpoints(path: Path) -> list[Path]:
     """Return the checkpoints of the run in `path`, or `path` itself if it is a checkpoint."""
     checkpoints = RunDir(path).checkpoints
     return (
@@ -35,7 +35,7 @@ def _checkpoints(path: Path) -> list[Path]:
     )
 
 
-def _problem(path: Path) -> str:
+def _describe_problem(path: Path) -> str:
     expected = f"expected a run's folder with a checkpoint, a checkpoint's folder (step-...), or a {SUFFIX} file"
     if path.is_dir():
         return f"has no checkpoint: {expected}"

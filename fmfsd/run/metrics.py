@@ -13,7 +13,7 @@ from fmfsd.system.atomic_files import flush_to_disk, write_whole
 
 
 class RunningMeans:
-    """Running means of named values since the last `take`."""
+    """Running means of named values since the last `pop`."""
 
     def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
         self._sums, self._count = dict(sums or {}), count
@@ -57,7 +57,7 @@ class MetricsLog:
         if self._path is None:
             return
         lines = self._path.read_bytes().splitlines(keepends=True)[:records] if self._path.exists() else []
-        with _write_errors(self._path):
+        with _fail_run_on_write_error(self._path):
             write_whole(self._path, b"".join(lines))
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         for line in lines:
@@ -70,7 +70,7 @@ class MetricsLog:
             return
         record = {"step": step, "epoch": epoch, "split": split, "time": round(time.time() - self._started, 3), **values}
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        with _write_errors(self._path):
+        with _fail_run_on_write_error(self._path):
             while line:
                 line = line[os.write(self._descriptor, line) :]
             flush_to_disk(self._descriptor)
@@ -87,7 +87,7 @@ def _ignore(record: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def _fail_run_on_write_error(path: Path) -> Iterator[None]:
     """Turn OSError into RunFailedError: a run without its metrics is useless."""
     try:
         yield

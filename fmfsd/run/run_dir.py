@@ -100,7 +100,7 @@ class RunDir:
 
     @property
     def stop_request(self) -> Path:
-        """File that requests a stop of the run; with the content NOW, a stop without a checkpoint."""
+        """File that requests a stop of the run; with the content STOP_NOW, a stop without a checkpoint."""
         return self.path / "stop-request"
 
     @property

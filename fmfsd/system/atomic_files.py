@@ -62,7 +62,7 @@ def read_own(path: Path) -> bytes:
 
 
 def read_private(path: Path) -> bytes:
-    """Return the content of a regular file. OSError as in `read_own`, and if other users may write to it."""
+    """Return the content of a regular file. OSError as in `read_regular_file`, and if other users may write to it."""
     with _open_regular(path) as file:
         require_private(path, os.fstat(file.fileno()))
         return file.read()

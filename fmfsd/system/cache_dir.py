@@ -21,16 +21,16 @@ def cache_home(environment: Mapping[str, str]) -> Path:
     If that can't be created, can't be written, or does not allow programs, create and return a private temporary
     folder.
     """
-    default = _default(environment)
-    return default if default is not None and not _problem(default) else _private_folder()
+    default = _default_folder(environment)
+    return default if default is not None and not _find_problem(default) else _create_private_folder()
 
 
 def cache_problem(environment: Mapping[str, str]) -> str:
     """Return why the default folder is not used; empty if it is."""
-    default = _default(environment)
+    default = _default_folder(environment)
     if default is None:
         return f"HOME is not set, and this machine does not know user {os.getuid()}"
-    return _problem(default)
+    return _find_problem(default)
 
 
 def cache_note(environment: Mapping[str, str]) -> str:
@@ -46,37 +46,37 @@ def complete_environment(environment: MutableMapping[str, str]) -> str:
     """
     if note := cache_note(environment):
         caches = str(cache_home(environment))
-        environment.update({"XDG_CACHE_HOME": caches, **({} if _home(environment) else {"HOME": caches})})
+        environment.update({"XDG_CACHE_HOME": caches, **({} if _find_home(environment) else {"HOME": caches})})
         environment.setdefault("TRITON_CACHE_DIR", f"{caches}/triton")
-    if _problem(Path(tempfile.gettempdir())):
+    if _find_problem(Path(tempfile.gettempdir())):
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache_home(environment)}/torchinductor")
-    if not (environment.get("LOGNAME") or environment.get("USER") or _entry()):
+    if not (environment.get("LOGNAME") or environment.get("USER") or _passwd_entry()):
         environment["USER"] = f"user-{os.getuid()}"  # torch uses it in a folder's name
     return note
 
 
-def _default(environment: Mapping[str, str]) -> Path | None:
-    configured, home = Path(environment.get("XDG_CACHE_HOME", "")), _home(environment)
+def _default_folder(environment: Mapping[str, str]) -> Path | None:
+    configured, home = Path(environment.get("XDG_CACHE_HOME", "")), _find_home(environment)
     if configured.is_absolute():
         return configured
     return home / ".cache" if home is not None else None
 
 
-def _home(environment: Mapping[str, str]) -> Path | None:
+def _find_home(environment: Mapping[str, str]) -> Path | None:
     if environment.get("HOME"):
         return Path(environment["HOME"])
-    entry = _entry()
+    entry = _passwd_entry()
     return Path(entry.pw_dir) if entry is not None else None
 
 
-def _entry() -> pwd.struct_passwd | None:
+def _passwd_entry() -> pwd.struct_passwd | None:
     try:
         return pwd.getpwuid(os.getuid())
     except KeyError:
         return None
 
 
-def _problem(folder: Path) -> str:
+def _find_problem(folder: Path) -> str:
     """Return why `folder` can't be used for compiled programs; empty if it can."""
     visible = nearest_visible(folder.absolute())
     if not os.access(visible, os.W_OK | os.X_OK) or not visible.is_dir():
@@ -88,12 +88,12 @@ def _problem(folder: Path) -> str:
     return ""
 
 
-def _private_folder() -> Path:
+def _create_private_folder() -> Path:
     """Return a private folder in the first usable temporary folder; other users can't write to it."""
     for parent in map(Path, (tempfile.gettempdir(), *_TEMPORARY)):
         folder = parent / _private_name()
         with suppress(OSError):
-            if not _problem(parent):
+            if not _find_problem(parent):
                 folder.mkdir(mode=0o700, exist_ok=True)
                 if _is_private_folder(folder):
                     return folder

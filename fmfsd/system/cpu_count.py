@@ -9,10 +9,10 @@ from fmfsd.system.cgroups import groups
 
 def usable_cores() -> int:
     """Return the number of usable cores: at least 1, also with a quota of half a core."""
-    return max(1, round(min([len(os.sched_getaffinity(0)), *_quotas()])))
+    return max(1, round(min([len(os.sched_getaffinity(0)), *_read_quotas()])))
 
 
-def _quotas() -> Iterator[float]:
+def _read_quotas() -> Iterator[float]:
     """Yield the CPU quotas of this process's cgroups, in cores."""
     for folder in groups("cpu"):
         with suppress(OSError, ValueError):  # "max" is not a number

@@ -50,7 +50,7 @@ class Holder:
 
     @classmethod
     def me(cls) -> Self:
-        return cls(socket.gethostname(), os.getpid(), _start_ticks(os.getpid()), time.time())
+        return cls(socket.gethostname(), os.getpid(), _read_start_ticks(os.getpid()), time.time())
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -67,7 +67,7 @@ class Holder:
     @property
     def is_known_to_live(self) -> bool:
         """Whether the process is on this host and alive; always false for other hosts."""
-        return self.is_here and _start_ticks(self.pid) == self.born
+        return self.is_here and _read_start_ticks(self.pid) == self.born
 
     @property
     def has_ended(self) -> bool:
@@ -126,7 +126,7 @@ def lock_file(path: Path) -> Path:
 def problem_of(path: Path) -> str:
     """Return why the lock `path` can't be held now, as far as a check without holding it shows; empty if it can."""
     if _hold is _create_exclusively:
-        return _problem_of_file(lock_file(path)) if lock_file(path).exists() else ""
+        return _describe_holder(lock_file(path)) if lock_file(path).exists() else ""
     try:
         with NamedTemporaryFile(dir=nearest_visible(path.parent), prefix=".fmfsd-lock-") as file:
             _flock(file.fileno(), path)
@@ -145,7 +145,7 @@ def _hold_flock(path: Path) -> Release:
             raise LockHeldError(f"{path} was replaced")
         with suppress(OSError):  # the lock is held even if the holder can't be written
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _own_holder(), 0)
+            os.pwrite(descriptor, _serialize_own_holder(), 0)
     except BaseException:
         os.close(descriptor)
         raise
@@ -184,24 +184,24 @@ def _create_exclusively(path: Path) -> Release:
     except FileExistsError as error:
         holder = Holder.read(marker)
         kind = LockLeftError if holder is not None and holder.has_ended else LockHeldError
-        raise kind(_problem_of_file(marker)) from error
+        raise kind(_describe_holder(marker)) from error
     with os.fdopen(descriptor, "wb") as file:
-        file.write(_own_holder())
+        file.write(_serialize_own_holder())
     return partial(marker.unlink, missing_ok=True)
 
 
-def _problem_of_file(marker: Path) -> str:
+def _describe_holder(marker: Path) -> str:
     holder = Holder.read(marker)
     if holder is not None and holder.has_ended:
         return f"{marker} was left behind by {holder}, which has ended: `rm {marker}`"
     return f"{marker} is held by {holder or 'another process'}; if that process has ended, `rm {marker}`"
 
 
-def _own_holder() -> bytes:
+def _serialize_own_holder() -> bytes:
     return json.dumps(asdict(Holder.me())).encode()
 
 
-def _start_ticks(pid: int) -> int:
+def _read_start_ticks(pid: int) -> int:
     """Return the start time of a process in kernel ticks; -1 if it does not exist or is a zombie."""
     try:
         state, *others = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()

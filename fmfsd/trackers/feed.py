@@ -56,7 +56,7 @@ class Feed:
 
 
 class Trackers:
-    """All trackers of a worker, as a context: its exit waits for them at most CLOSING_S seconds; not after an error."""
+    """All trackers of a worker, as a context: its exit waits for them, at most CLOSE_TIMEOUT_S; not after an error."""
 
     def __init__(self, feeds: Sequence[Feed] = ()) -> None:
         self._feeds = feeds

@@ -16,7 +16,7 @@ from fmfsd.trackers.base import Record
 from fmfsd.trackers.feed import CLOSING_S
 
 MARGIN_S = 1.0
-"""Seconds by which this tracker gives up before CLOSING_S is over."""
+"""Seconds by which this tracker gives up before CLOSE_TIMEOUT_S is over."""
 
 
 class WandbError(FmfsdError):
