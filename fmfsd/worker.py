@@ -55,7 +55,7 @@ class Circumstances:
     def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
         agent, attempt = environment.get("FMFSD_AGENT_PID"), environment.get("FMFSD_ATTEMPT")
         cores = environment.get("FMFSD_CORES")
-        return cls(
+        return Circumstances(
             world=World.from_environment(environment),
             attempt=int(attempt) if attempt else None,
             agent=int(agent) if agent else None,

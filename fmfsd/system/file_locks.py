@@ -93,7 +93,7 @@ def hold_lock(path: Path) -> Iterator[None]:
 def wait_for_lock(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Wait for the lock `path` and hold it; `warn` gets its holder at once and every REMIND_S seconds.
 
-    Raises LockLeftError for the lock file of a process that has ended, and LockUnsupportedError.
+    Raises StaleLockError for the lock file of a process that has ended, and LockUnsupportedError.
     """
     release, remind_at = None, time.monotonic()
     while release is None:

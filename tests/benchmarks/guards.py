@@ -131,14 +131,14 @@ GUARDS = (
     Guard(
         "no checkpoint holds NaN",
         "fmfsd/checkpoint/store.py",
-        "        saved.require_finite()\n",
+        "        checkpoint.require_finite()\n",
         "",
         "tests/fmfsd/checkpoint/test_checkpoint.py::test_a_checkpoint_never_holds_nan",
     ),
     Guard(
         "the copy that is written",
         "fmfsd/checkpoint/manager.py",
-        "saved.staged()",
+        "checkpoint.staged()",
         "saved",
         "tests/fmfsd/checkpoint/test_manager.py::test_training_goes_on_while_a_checkpoint_is_written",
     ),
