@@ -139,7 +139,7 @@ GUARDS = (
         "the copy that is written",
         "fmfsd/checkpoint/manager.py",
         "checkpoint.staged()",
-        "saved",
+        "checkpoint",
         "tests/fmfsd/checkpoint/test_manager.py::test_training_goes_on_while_a_checkpoint_is_written",
     ),
     Guard(

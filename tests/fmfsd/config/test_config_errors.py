@@ -43,9 +43,9 @@ BAD_FILES = {
     "two documents": ("seed: 1\n---\nseed: 2", ["config.yaml:2: a second document starts here"]),
     "deep": ("a: " + "[" * 40 + "]" * 40, ["nested deeper than 32 levels"]),
     "many": ("a: [" + "1," * 10_001 + "]", ["more than 10000 values"]),
-    "malformed": ("seed: [1\nx", ["no YAML"]),
-    "tab": ("train:\n\tepochs: 1", ["config.yaml:2: no YAML"]),
-    "key that is a list": ("[1]: 2", ["a key must be a word"]),
+    "malformed": ("seed: [1\nx", ["invalid YAML"]),
+    "tab": ("train:\n\tepochs: 1", ["config.yaml:2: invalid YAML"]),
+    "key that is a list": ("[1]: 2", ["a key must be a scalar"]),
     "unknown key": ("sead: 3", ["config.yaml:1: sead: unknown key; did you mean seed?"]),
     "unknown key inside": (
         "train:\n  epoch: 3",
@@ -142,7 +142,7 @@ BAD_FILES = {
         "model: {backbone: resnet8, branches: [stage1, stage3]}",
         ["model.branches: resnet8 has no tap 'stage3'; it has stage1, stage2"],
     ),
-    "tap twice": ("model: {branches: [stage1, stage1]}", ["model.branches: stage1 stands there 2 times"]),
+    "tap twice": ("model: {branches: [stage1, stage1]}", ["model.branches: stage1 is listed 2 times"]),
     "no branches": ("model: {branches: []}", ["model.branches: method fmfsd needs at least one"]),
     "branches of plain": (
         "method: plain\nmodel: {branches: [stage1]}",
@@ -223,7 +223,7 @@ BAD_OVERRIDES = {
     "unknown": ("optim.lrr=3", "--set optim.lrr=3: optim.lrr: unknown key; did you mean optim.lr?"),
     "type": ("train.epochs=many", "--set train.epochs=many: train.epochs: expected a valid integer; found 'many'"),
     "into a value": ("seed.x=1", "--set seed.x=1: seed is a value, not a section"),
-    "malformed": ("optim.lr=[", "--set optim.lr=[: no YAML"),
+    "malformed": ("optim.lr=[", "--set optim.lr=[: invalid YAML"),
     "tag": ("optim.lr=!!float 1", "--set optim.lr=!!float 1: tag tag:yaml.org,2002:float is not allowed"),
 }
 

@@ -123,5 +123,5 @@ def test_submodules_that_give_no_maps_are_named_all_at_once() -> None:
         wrapped("layer1", deepest="fc")
     with pytest.raises(ConfigError, match="name them shallow to deep"):
         wrapped("layer3", "layer1")
-    with pytest.raises(ConfigError, match="branches: none named"):
+    with pytest.raises(ConfigError, match="branches: empty"):
         wrapped()
