@@ -17,7 +17,7 @@ from fmfsd.run.init_source import KEY, weights_at
 from fmfsd.system.atomic_files import access_remedy
 
 log = logging.getLogger(__name__)
-REMEDY = f"set method, model, distill.beta and .feature, and the data as in the run of the weights, or leave {KEY} out"
+REMEDY = f"set method, model, distill.beta and .feature, and the data as in the source run, or unset {KEY}"
 
 
 def begin_with(source: str, engine: Engine, comms: Comms) -> None:

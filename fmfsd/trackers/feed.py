@@ -41,9 +41,8 @@ class Feed:
             return
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self._warn(
-                f"tracker {self._name}: not finished {CLOSING_S:g} s after the run's end, so records may be missing"
-            )
+            late = f"not finished {CLOSING_S:g} s after the run's end"
+            self._warn(f"tracker {self._name}: {late}, so records may be missing")
 
     def _run(self) -> None:
         try:

@@ -119,7 +119,7 @@ def test_weights_of_another_network_are_refused_and_no_new_attempt_is_made(
     before = {name: value.clone() for name, value in loop.engine.state().model.items()}
     with pytest.raises(CheckError, match=r"step-00000004: unexpected keys: alignments\.0\.0\.0") as caught:
         loop.resume()
-    assert "set method, model, distill.beta and .feature, and the data as in the run" in str(caught.value)
+    assert "set method, model, distill.beta and .feature, and the data as in the source run" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in loop.engine.state().model.items())
     write_crash(plain, World(), 1, caught.value)
     assert '"worth_another_attempt": false' in plain.crash(1, 0).read_text()
