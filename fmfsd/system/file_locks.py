@@ -171,7 +171,7 @@ def _flock(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        remedy = f"use a folder on another file system, or set {VARIABLE}=file for all commands to use lock files"
+        remedy = f"use another file system, or set {VARIABLE}=file for all commands to use lock files"
         raise LockUnsupportedError(
             f"{path}: the file system of {mount_of(path)} does not support locks (flock: {error.strerror}): {remedy}"
         ) from error
