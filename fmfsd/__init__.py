@@ -1,13 +1,13 @@
-"""Feature map fusion self-distillation: what happens inside a worker and to what a run leaves behind.
+"""Feature map fusion self-distillation: training in a worker process, and tools for the results of a run.
 
-Names are loaded when first asked for, so that `import fmfsd` needs no torch.
+Names are loaded lazily (PEP 562), so that `import fmfsd` needs no torch.
 """
 
 import warnings
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
+_MODULES = {
     "FusionNetwork": "fmfsd.model.network",
     "SelfDistillation": "fmfsd.self_distillation",
     "SelfDistillLoss": "fmfsd.losses",
@@ -17,11 +17,11 @@ _HOMES = {
     "load": "fmfsd.export.load",
     "load_config": "fmfsd.config",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 _RENAMED = {"TrainConfig": "RunConfig"}
-"""Names of version 0.1.0, accepted for one more release."""
+"""Old names from version 0.1.0, accepted for one more release."""
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +30,6 @@ def __getattr__(name: str) -> Any:
         name = _RENAMED[name]
     if name == "__version__":
         return import_module("importlib.metadata").version("fmfsd")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'fmfsd' has no attribute {name!r}")

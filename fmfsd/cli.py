@@ -1,4 +1,4 @@
-"""`fmfsd`: parse, call one function, exit code."""
+"""Command line of `fmfsd`: each command parses its options, calls one function and returns its exit code."""
 
 import logging
 import os
@@ -19,43 +19,44 @@ from fmfsd.system.file_locks import choose_method
 from fmfsd.terminal import errors_shown, progress_report
 
 app = App(
-    help="Feature map fusion self-distillation: a worker, the data it trains on, and what a config costs.",
+    help="Feature map fusion self-distillation: workers, data sets, costs of a config, evaluation, export and reports.",
     no_args_is_help=True,
 )
 data_app = App(help="Prepare and verify data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 EVALUATION_TIMEOUT_S = 3600.0
-"""Workers that evaluate have unequal parts and devices, and whoever started them ends them all if one fails."""
+"""Timeout of collectives: generous, because workers evaluate unequal parts on unequal devices; if a worker fails, its
+launcher (torchrun) ends the others anyway."""
 
 
 def main() -> None:
-    if umask := os.environ.get("FMFSD_UMASK"):  # the user's: our launcher's own lets nobody else read anything
+    if umask := os.environ.get("FMFSD_UMASK"):  # the user's umask; the launcher's own denies access to other users
         os.umask(int(umask, 8))
     if (cores := usable_cores()) < len(os.sched_getaffinity(0)):
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # torch does not consider CPU quotas
-    if (note := complete_environment(os.environ)) and sys.argv[1:2] != ["probe"]:  # whose caller reports it
+    if (note := complete_environment(os.environ)) and sys.argv[1:2] != ["probe"]:  # the caller of `probe` reports it
         print(note, file=sys.stderr)
     choose_method(os.environ)
     app()
 
 
 @app.callback()
-def every_command(_version: Version = False) -> None:
-    """Options before a command."""
+def global_options(_version: Version = False) -> None:
+    """Parse the options before a command."""
 
 
 @app.command()
 def train(
     run_dir: Annotated[Path, typer.Argument(help="A run directory with its config.yaml.")],
-    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Device to compute on.")] = "auto",
 ) -> None:
-    """Be one worker of a run; which one, the environment says (torchrun, DeepSpeed, srun or you)."""
+    """Run one worker of a run. Environment variables set its rank (torchrun, DeepSpeed, srun or you set them)."""
     from fmfsd.worker import Circumstances, work
 
     with errors_shown(debug=False):
         if (gpus := os.environ.get("FMFSD_VISIBLE_GPUS")) is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # DeepSpeed's launcher has set it to 0,1,... of the whole machine
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # DeepSpeed's launcher sets it to 0,1,... of the whole machine
         raise typer.Exit(work(run_dir.absolute(), device, Circumstances.from_environment(os.environ)))
 
 
@@ -65,62 +66,64 @@ def probe(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the config.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Among how many the batch and the data are shared.")] = 1,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What a worker computes on.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers that share the batch and the data.")] = 1,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device of each worker.")] = "cpu",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a config costs: shapes, parameters, multiply-adds, memory of a worker. Nothing is trained."""
+    """Show the costs of a config: shapes, parameters, multiply-adds and memory per worker. Trains nothing."""
     import json
 
     from fmfsd.config import RunConfig, load_config
     from fmfsd.cost.cache import cache_folder, cached_or, probe_of
     from fmfsd.cost.estimate import Device, Probe
 
-    def found_out(wanted: RunConfig, workers: int, device: Device) -> Probe:
+    def measure(run_config: RunConfig, workers: int, device: Device) -> Probe:
         from fmfsd.cost.measure.probe import probe
 
-        return probe(wanted, workers=workers, device=device)
+        return probe(run_config, workers=workers, device=device)
 
     with errors_shown(debug=debug):
-        found = cached_or(found_out, load_config(config, overrides or ()), workers, device, cache_folder(os.environ))
-        print(json.dumps(found, indent=2) if as_json else probe_of(found).text(sys.stdout))
+        costs = cached_or(measure, load_config(config, overrides or ()), workers, device, cache_folder(os.environ))
+        print(json.dumps(costs, indent=2) if as_json else probe_of(costs).text(sys.stdout))
 
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A run with a checkpoint; the newest one is looked at.")],
+    run_dir: Annotated[Path, typer.Argument(help="A run with a checkpoint; the newest one is evaluated.")],
     split: Annotated[
-        str, typer.Option(help="Of the run's data: test, train or, if it holds samples out, valid.")
+        str, typer.Option(help="Split of the run's data: test, train, or valid if the run has a validation split.")
     ] = "test",
     exit_thresholds: Annotated[
         list[str] | None,
-        typer.Option(metavar="P,P,...", help="Let images leave at the first head that is so sure; may be repeated."),
+        typer.Option(
+            metavar="P,P,...", help="Exit at the first head whose confidence reaches its threshold; may be repeated."
+        ),
     ] = None,
     early_exits: Annotated[
-        bool, typer.Option("--early-exits/--no-early-exits", help="Measure what early exits save.")
+        bool, typer.Option("--early-exits/--no-early-exits", help="Measure the savings of early exits.")
     ] = True,
     exit_target: Annotated[
         str | None,
         typer.Option(metavar="accuracy=POINTS", help="Find thresholds on the validation split, as in accuracy=-0.2."),
     ] = None,
     mirrored: Annotated[
-        bool, typer.Option("--mirrored", help="Also by each image and its mirror image together.")
+        bool, typer.Option("--mirrored", help="Also evaluate each image averaged with its mirror image.")
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="Other data: a prepared set, official CIFAR files or image folders; the run stays as it is."),
+        typer.Option(help="Other data: a prepared set, official CIFAR files or image folders; the run is not changed."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the results to this file, as JSON.")
     ] = None,
-    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="What to compute on.")] = "auto",
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Device to compute on.")] = "auto",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a run's newest checkpoint can do: each head, the ensemble, and early exits with what they save.
+    """Evaluate a run's newest checkpoint: each head, the ensemble, and early exits with their savings.
 
-    Several workers share the samples: torchrun --nproc-per-node 2 -m fmfsd evaluate RUN_DIR.
+    Several workers can share the samples: torchrun --nproc-per-node 2 -m fmfsd evaluate RUN_DIR.
     """
     from rich.console import Console
 
@@ -132,13 +135,13 @@ def evaluate(
         from fmfsd.evaluation.output import show_and_write
         from fmfsd.training.trainer import choose_device
 
-        asked = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
-        chosen = choose_device(device, world)
-        with connect(world, chosen, timeout_s=EVALUATION_TIMEOUT_S) as comms:
-            found = assess(run, asked, chosen, comms, report)
+        request = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
+        torch_device = choose_device(device, world)
+        with connect(world, torch_device, timeout_s=EVALUATION_TIMEOUT_S) as comms:
+            results = assess(run, request, torch_device, comms, report)
     if world.is_main:
         with errors_shown(debug=debug):
-            show_and_write(found, run=run if data is None else None, out=out, as_json=as_json)
+            show_and_write(results, run=run if data is None else None, out=out, as_json=as_json)
 
 
 @app.command()
@@ -146,41 +149,47 @@ def export(
     run_dir: Annotated[Path, typer.Argument(help="A run with a checkpoint; the newest one is exported.")],
     form: Annotated[
         Literal["safetensors", "onnx", "torch"],
-        typer.Option("--format", help="For fmfsd.load, for ONNX runtimes, or for torch.export.load."),
+        typer.Option("--format", help="File format: for fmfsd.load, for ONNX runtimes, or for torch.export.load."),
     ],
     head: Annotated[
         str,
         typer.Option(
-            help="deepest, branchN, fused, side, ensemble or early-exit. A single head keeps only the layers that it "
-            "needs. early-exit: images leave at the first sure head; as onnx or torch every head is computed "
-            "and the first sure one chosen, which saves nothing."
+            help="deepest, branchN, fused, side, ensemble or early-exit. A single head is exported with only the "
+            "layers that it needs. early-exit: images exit at the first confident head; as onnx or torch all heads are "
+            "computed and the first confident one is returned, which saves no time."
         ),
     ] = "deepest",
     exit_thresholds: Annotated[
-        str | None, typer.Option(metavar="P,P,...", help="How sure an early head must be (0.9): one each, or one.")
+        str | None,
+        typer.Option(
+            metavar="P,P,...", help="Confidence thresholds of early exits (0.9): one per head, or one for all."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write. Unset: export/HEAD.* in the run.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Write the network that a head needs as one file, checked against the run on its test images.
+    """Export the layers that a head needs as one file, and verify it against the run on its test images.
 
-    It takes float images in [0, 1] and normalises them itself. Needs the run's prepared set.
+    The exported network takes float images in [0, 1] and normalizes them itself. Needs the run's prepared set.
     """
     with errors_shown(debug=debug):
-        from fmfsd.export.write import export as written
+        from fmfsd.export.write import export as write_export
 
-        print(written(RunDir(run_dir.absolute()), form, head, exit_thresholds, out and out.absolute()))
+        print(write_export(RunDir(run_dir.absolute()), form, head, exit_thresholds, out and out.absolute()))
 
 
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Runs, or one sweep.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where to write it (default: report.html in the folder; here for several).")
+        Path | None,
+        typer.Option(
+            help="Output file (default: report.html in the folder; for several runs, in the working directory)."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained HTML page of a run, of several side by side, or of a sweep, finished or not."""
+    """Write a self-contained HTML page of a run, of several runs side by side, or of a sweep, finished or not."""
     from fmfsd.report.write import write_report
 
     with errors_shown(debug=debug):
@@ -190,16 +199,16 @@ def report(
 @app.command()
 def watch(
     target: Annotated[str, typer.Argument(help="The folder of a run or of a search, or the id of a Slurm job.")],
-    once: Annotated[bool, typer.Option("--once", help="Show it as it is now, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output; an object a line.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Look again after so many seconds.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the current state once and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output, one JSON object per line.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Refresh interval in seconds.")] = 1.0,
     debug: Debug = False,
 ) -> None:
-    """Show all workers of a run live, by reading files only; Ctrl-C ends the watching, not the run."""
+    """Show all workers of a run live, by reading files only; Ctrl-C ends the live view, not the run."""
     from rich.console import Console
 
     from fmfsd.monitor.live import show_once
-    from fmfsd.monitor.live import watch as watch_on
+    from fmfsd.monitor.live import watch as watch_live
     from fmfsd.monitor.target import folder_of
 
     with errors_shown(debug=debug), suppress(KeyboardInterrupt):
@@ -207,7 +216,7 @@ def watch(
         if once:
             show_once(folder, Console(), as_json=as_json)
         else:
-            watch_on(folder, Console(), as_json=as_json, every_s=every)
+            watch_live(folder, Console(), as_json=as_json, every_s=every)
 
 
 @app.command()
@@ -216,24 +225,24 @@ def diff(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare runs: config, software, commit, hardware, data and final metrics, what differs first."""
+    """Compare runs: config, software, commit, hardware, data and final metrics; differences come first."""
     from fmfsd.errors import ConfigError
     from fmfsd.report.differences import print_differences, show_differences
 
     with errors_shown(debug=debug):
         if len(runs) < 2:
-            raise ConfigError(f"{runs[0]}: expected two runs or more to compare")
+            raise ConfigError(f"{runs[0]}: only one run, expected two or more to compare")
         print_differences(runs) if as_json else show_differences(runs)
 
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A run that was traced (FMFSD_TRACE=1) and logged every step.")],
+    first: Annotated[Path, typer.Argument(help="A run with a trace (FMFSD_TRACE=1) that logged every step.")],
     others: Annotated[list[Path], typer.Argument(help="Runs of the same steps.")],
-    out: Annotated[Path, typer.Option(help="Where to write the largest differences, as JSON.")],
+    out: Annotated[Path, typer.Option(help="Output file for the largest differences, as JSON.")],
     debug: Debug = False,
 ) -> None:
-    """Say how far runs are from the first one: losses, gradients and samples of every step, and the last weights."""
+    """Measure how far runs deviate from the first one: losses, gradients, samples of each step, and final weights."""
     from fmfsd.training.compare_traces import write_comparisons
 
     with errors_shown(debug=debug):
@@ -243,32 +252,36 @@ def compare(
 @data_app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="cifar10, cifar100, synthetic10, synthetic100 or folder.")],
-    out: Annotated[Path, typer.Option(help="Folder of prepared sets; the set gets a folder of its own in it.")],
+    out: Annotated[Path, typer.Option(help="Folder of prepared sets; the new set becomes a subfolder.")],
     source: Annotated[
         Path | None,
-        typer.Option(help="Has the official files, archive or Parquet files (default: --out), or train/CLASS/."),
+        typer.Option(
+            help="Folder with the official files, archive or Parquet files (default: --out), or with train/CLASS/."
+        ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Pixels that the network sees: 32, 64 or 224 (folder only).")] = 32,
-    shards: Annotated[int, typer.Option(help="Logical shards.")] = 64,
-    valid: Annotated[int, typer.Option(help="Training samples to hold out, the same number of each class.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Chooses which ones.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the network's input in pixels: 32, 64 or 224 (folder only).")] = 32,
+    shards: Annotated[int, typer.Option(help="Number of logical shards.")] = 64,
+    valid: Annotated[
+        int, typer.Option(help="Training samples held out for validation, the same number of each class.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the validation split.")] = 0,
     skip_damaged: Annotated[
         bool,
-        typer.Option("--skip-damaged", help="Leave out images that can't be read (folder only); they are counted."),
+        typer.Option("--skip-damaged", help="Skip images that can't be read (folder only) and report their number."),
     ] = False,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch the official archive if it is not there.")
+        bool, typer.Option("--download", help="Download the official archive if it is missing.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Cut a data set into shards. Safe when many processes call it at once; nothing is overwritten."""
+    """Split a data set into shards. Safe to run in several processes at once; never overwrites files."""
     from rich.console import Console
 
     from fmfsd.config.load import checked_data
     from fmfsd.data.prepare import prepare as prepare_set
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that half a set is cleared away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that an incomplete set is removed
     with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
         data = checked_data(name=name, root=str(out.absolute()), size=size, shards=shards, valid=valid)
         index = prepare_set(data, source=source, fetch=download, seed=seed, skip_damaged=skip_damaged, report=report)
@@ -279,9 +292,9 @@ def prepare(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A prepared set, or a folder of them.")], debug: Debug = False
 ) -> None:
-    """Check every checksum, count and label."""
+    """Verify all checksums, counts and labels of prepared sets."""
     from fmfsd.data.shards.verify import verify_sets
 
     with errors_shown(debug=debug):
         for index in verify_sets(folder):
-            print(f"{index.folder}: whole; {index.describe()}")
+            print(f"{index.folder}: intact; {index.describe()}")

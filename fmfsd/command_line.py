@@ -1,4 +1,4 @@
-"""What all our commands have in common: help in panels, -h, --version, shell completion."""
+"""Common parts of all commands: help panels, -h, --version, shell completion, invalid option values."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,60 +10,62 @@ from typer.core import TyperCommand
 from fmfsd.errors import Problem
 
 WHAT, WHERE, HOW, BEFORE, SLURM, OUTPUT = "What", "Where", "How", "Before starting", "Slurm", "Output"
-"""Panels of the help."""
-_OF_TYPER = ("help", "install_completion", "show_completion")
-_WRONG = "fmfsd.wrong_values"
+"""Titles of the panels in the help."""
+_TYPER_OPTIONS = ("help", "install_completion", "show_completion")
+_INVALID_OPTIONS = "fmfsd.invalid_options"
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class Command(TyperCommand):
-    """Its help has no type beside options that take no value, and --help in the last panel."""
+    """A command whose help shows no type for flags, and --help in the last panel."""
 
     def get_params(self, ctx: Any) -> Any:
-        found: list[Any] = super().get_params(ctx)
-        for parameter in found:
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
             if getattr(parameter, "is_flag", False) and parameter.metavar is None:
                 parameter.metavar = ""
-            if parameter.name in _OF_TYPER:
+            if parameter.name in _TYPER_OPTIONS:
                 parameter.rich_help_panel = OUTPUT
-        return found
+        return parameters
 
 
 class GatheringCommand(Command):
-    """Goes on with the defaults of options that have wrong values; `wrong_values` has them, so that the command can
-    report them with everything else that is wrong."""
+    """A command that collects options with invalid values and continues with their defaults.
+
+    The command reports them, as returned by `invalid_options`, together with all other problems.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for parameter in self.get_params(ctx):
-            parameter.handle_parse_result = partial(_handled, parameter, parameter.handle_parse_result)
+            parameter.handle_parse_result = partial(_parse_or_default, parameter, parameter.handle_parse_result)
         return super().parse_args(ctx, args)
 
 
-def _handled(parameter: Any, handle: Callable[..., Any], ctx: Any, opts: Any, args: list[str]) -> Any:
+def _parse_or_default(parameter: Any, handle: Callable[..., Any], ctx: Any, opts: Any, args: list[str]) -> Any:
     try:
         return handle(ctx, opts, args)
     except typer.BadParameter as error:
-        ctx.meta.setdefault(_WRONG, []).append(
-            Problem(parameter.opts[0], _plain(error.message, opts.get(parameter.name)))
+        ctx.meta.setdefault(_INVALID_OPTIONS, []).append(
+            Problem(parameter.opts[0], _format_message(error.message, opts.get(parameter.name)))
         )
         value = ctx.params[parameter.name] = parameter.get_default(ctx)
         return value, args
 
 
-def _plain(message: str, found: object) -> str:
-    """What is expected, without the words of the library that checks it."""
+def _format_message(message: str, value: object) -> str:
+    """Return the message without pydantic's prefixes."""
     message = message.removeprefix("Value error, ").rstrip(".")
     expected = message.removeprefix("Input should be ")
-    return f"expected {expected}; found {found}" if expected != message else message
+    return f"expected {expected}; found {value}" if expected != message else message
 
 
 def wrong_values(ctx: typer.Context) -> list[Problem]:
-    """Options of a GatheringCommand whose values are wrong, and why."""
-    return list(ctx.meta.get(_WRONG, ()))
+    """Return a problem for each invalid option of an ErrorCollectingCommand."""
+    return list(ctx.meta.get(_INVALID_OPTIONS, ()))
 
 
 class App(typer.Typer):
-    """Commands of one program; errors are shown by us, not as tracebacks."""
+    """The commands of one program, with our own error output in place of typer's tracebacks."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(pretty_exceptions_enable=False, context_settings=HELP, **settings)
@@ -74,8 +76,8 @@ class App(typer.Typer):
         return super().command(name, cls=cls, context_settings=HELP, **settings)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"fmfsd {version('fmfsd')}")

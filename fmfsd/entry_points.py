@@ -1,4 +1,4 @@
-"""Our three commands, from the first statement on: usable standard streams, and signals without tracebacks."""
+"""Entry points of the three commands: usable standard streams, and signals without tracebacks."""
 
 import os
 import signal
@@ -9,24 +9,24 @@ from typing import NoReturn
 from fmfsd.own_launcher import pin
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit codes where a signal ends a command before it has anything to stop."""
+"""Exit codes of a command that a signal ends before it has started anything."""
 _STREAMS = {0: ("stdin", "r"), 1: ("stdout", "w"), 2: ("stderr", "w")}
 
 
 def main() -> None:
-    """`fmfsd`."""
+    """Run `fmfsd`."""
     _run("fmfsd.cli")
 
 
 def launch() -> None:
-    """`fmfsd-launch`."""
+    """Run `fmfsd-launch`."""
     signal.signal(signal.SIGTERM, _terminate)
     pin()
     _run("launcher.cli.launch")
 
 
 def tune() -> None:
-    """`fmfsd-tune`."""
+    """Run `fmfsd-tune`."""
     signal.signal(signal.SIGTERM, _terminate)
     pin()
     _run("launcher.cli.tune")
@@ -41,7 +41,7 @@ def _run(module: str) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to end but the interpreter
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the interpreter is left to end
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -49,14 +49,14 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def prepare_streams() -> None:
-    """Make closed standard streams the null device, and show what an encoding lacks as `?`."""
+    """Open closed standard streams on the null device, and print characters that the encoding lacks as `?`."""
     for number, (name, mode) in _STREAMS.items():
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is `number`
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (for as long as the process lives)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (open until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")

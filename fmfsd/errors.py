@@ -1,4 +1,4 @@
-"""The errors that users can meet. Each knows the exit code of the command that shows it."""
+"""Errors for users, shown without a traceback; each class has the exit code of the command that fails with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where it stands, and what was asked, found and can be done."""
+    """A problem: its location (a config key, an option, a file), and a message with the value found and the remedy."""
 
     where: str
     message: str
@@ -22,7 +22,7 @@ class FmfsdError(Exception):
 
 
 class ProblemsError(FmfsdError):
-    """Everything that was found wrong, at once; `problems` holds one entry for each."""
+    """An error with a list of `problems`, which are reported together."""
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:
         self.problems = [Problem("", problems)] if isinstance(problems, str) else list(problems)
@@ -30,25 +30,25 @@ class ProblemsError(FmfsdError):
 
 
 class ConfigError(ProblemsError):
-    """The command line or the config is wrong; nothing was started."""
+    """The command line or the config is invalid; nothing was started."""
 
     exit_code = 2
 
 
 class CheckError(ProblemsError):
-    """The machine, the data or the run directory does not fit; nothing was started."""
+    """A check of the machine, the data or the run directory failed; nothing was started."""
 
     exit_code = 3
 
 
 class DataError(CheckError):
-    """Data files are missing, damaged or not what their name says."""
+    """Data files are missing, damaged, or their content does not match their name."""
 
 
 class RunFailedError(FmfsdError):
-    """A run that had started came to an end that nobody asked for.
+    """A run failed after it had started.
 
-    `resumable`: the same command can go on; `worth_another_attempt`: it may even go well as things are.
+    `resumable`: the same command can resume it; `worth_another_attempt`: a restart without any change may succeed.
     """
 
     resumable = True
@@ -56,35 +56,35 @@ class RunFailedError(FmfsdError):
 
 
 class SearchFailedError(RunFailedError):
-    """A search can't go on as things are."""
+    """A search failed, and would fail again without a change."""
 
     worth_another_attempt = False
 
 
 class PreflightError(RunFailedError):
-    """A worker computes what is wrong, and would do so again."""
+    """A worker computes wrong results, and would do so again."""
 
     worth_another_attempt = False
 
 
 class NonFiniteLossError(RunFailedError):
-    """The loss became NaN or infinite; training on would only spoil the weights, and would come to the same again."""
+    """The loss became NaN or infinite. Further steps would only corrupt the weights, and a restart would fail again."""
 
     worth_another_attempt = False
 
 
 class UnlikeError(RunFailedError):
-    """Workers of one run were started with different things."""
+    """Workers of one run have different configs, data or software."""
 
     worth_another_attempt = False
 
 
 class DivergedError(RunFailedError):
-    """Workers that must have the same weights have not."""
+    """Workers that must have the same weights have different ones."""
 
 
 class FencedError(RunFailedError):
-    """Another attempt has taken this run over."""
+    """Another attempt has taken over this run."""
 
     worth_another_attempt = False
 
@@ -96,12 +96,12 @@ class CheckpointError(RunFailedError):
 
 
 class UnreadableCheckpointError(CheckpointError):
-    """A checkpoint can't be read now, as this user or on this machine; nothing says that it is damaged."""
+    """A checkpoint can't be read now by this user or on this machine, but is not known to be damaged."""
 
     worth_another_attempt = True
 
 
 class NoCheckpointError(CheckpointError):
-    """There are checkpoints, and none of them can be used."""
+    """None of the run's checkpoints can be used."""
 
     resumable = False

@@ -19,7 +19,7 @@ from fmfsd.model.spatial_enhancement import at_least_fp32
 
 
 def soft_target_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy of the student to the teacher's softened, detached prediction; batch mean.
+    """Return the cross-entropy of the student with the teacher's softened, detached prediction; batch mean.
 
     Without the factor temperature**2 of Hinton et al. 2015: FMFSD has none.
     """
@@ -28,27 +28,27 @@ def soft_target_loss(student_BK: Tensor, teacher_BK: Tensor, *, temperature: flo
 
 
 Teachers = Sequence[Sequence[Tensor]]
-"""Of each head, whom it learns from."""
+"""For each head, the logits of its teachers."""
 
 
 def by_the_deepest(logits_BK: Sequence[Tensor]) -> Teachers:
-    """All learn from the deepest head, which learns from nobody."""
+    """Return the deepest head as the teacher of all others; it has no teacher itself."""
     return [*([logits_BK[-1]] for _ in logits_BK[:-1]), []]
 
 
 def by_the_ensemble(logits_BK: Sequence[Tensor]) -> Teachers:
-    """All learn from the mean of all heads' logits."""
+    """Return the mean of all heads' logits as the teacher of every head."""
     return [[ensemble(logits_BK)] for _ in logits_BK]
 
 
 def by_the_fused(logits_BK: Sequence[Tensor]) -> Teachers:
-    """All learn from the fused head, the last but one, which learns from nobody."""
+    """Return the fused head, the last but one, as the teacher of all others; it has no teacher itself."""
     *shallower, fused, _deepest = logits_BK
     return [*([fused] for _ in shallower), [], [fused]]
 
 
 def by_all_others(logits_BK: Sequence[Tensor]) -> Teachers:
-    """Each learns from every other."""
+    """Return for each head all other heads as its teachers."""
     return [[*logits_BK[:number], *logits_BK[number + 1 :]] for number in range(len(logits_BK))]
 
 
@@ -61,14 +61,14 @@ TEACHERS: Mapping[str, Callable[[Sequence[Tensor]], Teachers]] = {
 
 
 def squared_distances(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
-    """(F,): each branch's squared Frobenius distance to the detached teacher feature, over this worker's batch."""
+    """Return (F,): each branch's squared Frobenius distance to the detached teacher feature on this worker's batch."""
     target_BD = teacher_BD.detach()
     distances = [(feature - target_BD).square().sum() for feature in features_BD]
     return torch.stack(distances) if distances else target_BD.new_zeros(0)
 
 
 def mean_squares(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
-    """The sum of all branches' mean squared distances to the detached teacher feature (hints, Romero et al. 2015,
+    """Return the sum of all branches' mean squared errors to the detached teacher feature (hints, Romero et al. 2015,
     arXiv:1412.6550)."""
     distances = [F.mse_loss(feature, teacher_BD.detach()) for feature in features_BD]
     return torch.stack(distances).sum() if distances else teacher_BD.new_zeros(())
@@ -88,9 +88,10 @@ def global_norm_surrogate(local_squares_F: Tensor, global_squares_F: Tensor, *, 
 
 
 class LossTerms(NamedTuple):
-    """One worker's terms, weighted: means over its batch, and what the feature norm needs of the other workers.
+    """Weighted loss terms of one worker.
 
-    `feature` is a distance that is a mean over the batch, `squares_F` are those of one that is a norm over it.
+    `label`, `soft_target` and `feature` (mean squared error) are means over its batch; `squares_F` are its squared
+    distances for the feature norm, which must be summed over all workers.
     """
 
     label: Tensor
@@ -101,7 +102,7 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class SelfDistillLoss:
-    """Every head learns the labels, and from its teachers: by prediction and, of the deepest feature, by feature."""
+    """Self-distillation loss: label losses, soft-target losses from teachers, distances to the deepest feature."""
 
     alpha: float
     beta: float
@@ -113,23 +114,23 @@ class SelfDistillLoss:
     feature: str = "batch_norm"
 
     def terms(self, outputs: Outputs, labels: Tensor) -> LossTerms:
-        """The terms of one worker's batch, whose labels are numbers (B,) or shares (B, K).
+        """Return the loss terms of one worker's batch; labels are class indices (B,) or probabilities (B, K).
 
-        Logits and features are taken in fp32 at least. A head with teachers has its label loss times 1 - alpha, and
-        alpha times the mean of its soft-target losses.
+        Logits and features are converted to fp32 at least. The loss of a head with teachers is 1 - alpha times its
+        label loss plus alpha times the mean of its soft-target losses.
         """
         logits = [at_least_fp32(each) for each in outputs.logits]
         label, soft_target = logits[-1].new_zeros(()), logits[-1].new_zeros(())
         for number, (student_BK, teachers) in enumerate(zip(logits, self._teachers(logits), strict=True), 1):
             weight = 1.0 if number == len(logits) else self.label_weight
-            share = self.alpha if teachers else 0.0
-            label = label + weight * (1 - share) * self._label(student_BK, labels)
+            alpha = self.alpha if teachers else 0.0
+            label = label + weight * (1 - alpha) * self._label(student_BK, labels)
             for teacher_BK in teachers:
-                soft_target = soft_target + share / len(teachers) * self._soft_target(student_BK, teacher_BK)
+                soft_target = soft_target + alpha / len(teachers) * self._soft_target(student_BK, teacher_BK)
         return LossTerms(label, soft_target, *self._distances(outputs))
 
     def total(self, terms: LossTerms, global_squares_F: Tensor, *, world_size: int) -> Tensor:
-        """What a worker differentiates; averaged over workers, value and gradient are those of the global batch."""
+        """Return the loss for backward; averaged over workers, value and gradient are those of the global batch."""
         norms = global_norm_surrogate(terms.squares_F, global_squares_F, world_size=world_size)
         return terms.label + terms.soft_target + terms.feature + self.beta * norms
 
@@ -144,7 +145,7 @@ class SelfDistillLoss:
         return factor * soft_target_loss(student_BK, teacher_BK, temperature=self.temperature)
 
     def _distances(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
-        """The weighted mean distance, and the squares of the norm, of which one is what `feature` says."""
+        """Return the weighted mean squared error and the squared distances; `feature` selects which one is not zero."""
         features = [at_least_fp32(feature) for feature in outputs.features]
         deepest = at_least_fp32(outputs.deepest_feature)
         if self.feature == "mse":

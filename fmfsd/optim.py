@@ -9,12 +9,12 @@ from fmfsd.config import OptimConfig
 
 
 def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW; weight decay on every parameter, as the paper's line of work does, or without `decay_norms` on
-    matrices and kernels alone (Goyal et al. 2017, arXiv:1706.02677, spare BN)."""
+    """Return SGD or AdamW. Weight decay applies to every parameter, as in the paper and its predecessors; without
+    `decay_norms` only to matrices and kernels (Goyal et al. 2017, arXiv:1706.02677, exclude BN)."""
     groups = [
-        {"params": _parameters(network, vectors=False), "weight_decay": optim.weight_decay},
+        {"params": _select_parameters(network, vectors=False), "weight_decay": optim.weight_decay},
         {
-            "params": _parameters(network, vectors=True),
+            "params": _select_parameters(network, vectors=True),
             "weight_decay": optim.weight_decay if optim.decay_norms else 0.0,
         },
     ]
@@ -23,16 +23,16 @@ def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
 
 
-def _parameters(network: nn.Module, *, vectors: bool) -> list[nn.Parameter]:
-    """Vectors are weights and biases of norms, gamma and beta, and other biases."""
+def _select_parameters(network: nn.Module, *, vectors: bool) -> list[nn.Parameter]:
+    """Return the 1-D parameters (weights and biases of norms, gamma and beta, other biases), or all others."""
     return [parameter for parameter in network.parameters() if (parameter.ndim <= 1) == vectors]
 
 
 def learning_rate(step: int, *, base: float, gamma: float, milestones: Sequence[int], warmup_steps: int = 0) -> float:
-    """The rate of the step that follows `step` finished ones: `base` times `gamma` for each milestone reached.
+    """Return the learning rate of the step that follows `step` finished steps: `base` times `gamma` per milestone.
 
-    The first `warmup_steps` steps have 1, 2, ... of so many parts of it (Goyal et al. 2017, arXiv:1706.02677, where the
-    warm-up starts from the rate of one worker instead).
+    Linear warm-up: the first steps use 1/warmup_steps, 2/warmup_steps, ... of it (Goyal et al. 2017, arXiv:1706.02677,
+    start the warm-up from the rate of one worker instead).
     """
-    share = min(step + 1, warmup_steps) / warmup_steps if warmup_steps else 1.0
-    return base * share * gamma ** sum(step >= milestone for milestone in milestones)
+    warmup_factor = min(step + 1, warmup_steps) / warmup_steps if warmup_steps else 1.0
+    return base * warmup_factor * gamma ** sum(step >= milestone for milestone in milestones)

@@ -1,4 +1,4 @@
-"""Finds this installation's package `launcher`, whatever else has that name on PYTHONPATH.
+"""Import of this installation's package `launcher`, even if PYTHONPATH has another package of that name.
 
 `python -m fmfsd.own_launcher MODULE ARGUMENT...` runs a module of it.
 """
@@ -14,13 +14,13 @@ FOLDER = Path(__file__).parents[1] / NAME
 
 
 def pin() -> None:
-    """Make `import launcher` mean the package beside this one, in this process."""
-    known = sys.modules.get(NAME)
-    if known is not None and [str(FOLDER)] == list(getattr(known, "__path__", ())):
+    """Make `import launcher` import this installation's package in this process."""
+    imported = sys.modules.get(NAME)
+    if imported is not None and [str(FOLDER)] == list(getattr(imported, "__path__", ())):
         return
     spec = spec_from_file_location(NAME, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)])
     if spec is None or spec.loader is None:
-        raise ImportError(f"{FOLDER} is no package: install fmfsd again")
+        raise ImportError(f"{FOLDER} is not a package: reinstall fmfsd")
     module = module_from_spec(spec)
     sys.modules[NAME] = module
     spec.loader.exec_module(module)

@@ -1,6 +1,6 @@
-"""Pretrained weights that are not among those that timm names: in a folder, or in a repository of the Hugging Face hub.
+"""Names of pretrained weights outside timm's own list: a local folder, or a repository of the Hugging Face hub.
 
-A folder holds `config.json` and the weights, as timm's `save_for_hf` writes it and as the hub's repositories have it.
+A folder contains `config.json` and the weights, in the layout of timm's `save_for_hf` and of the hub's repositories.
 """
 
 import json
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 TIMM = "timm/"
-"""Begins the names of backbones that are timm's."""
+"""Prefix of timm's backbones."""
 FOLDER, HUB = "local-dir:", "hf-hub:"
 OF_TIMM = "timm/"
-"""The hub's organisation whose repositories are timm's own weights, by the names that timm has for them."""
+"""Organization on the hub whose repositories have timm's own weights, under timm's names."""
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,100})?")
 EXPECTED = f"true, false, {FOLDER}PATH or {HUB}OWNER/NAME"
 
 
 def weight_source(text: str) -> str:
-    """`text`, if it names a folder or a repository: ValueError."""
+    """Return `text` if it names a folder or a repository; else raise ValueError."""
     if text.startswith(FOLDER) and len(text) > len(FOLDER):
         return text
     if text.startswith(HUB) and _REPOSITORY.fullmatch(text.removeprefix(HUB)):
@@ -27,23 +27,23 @@ def weight_source(text: str) -> str:
 
 
 def read_weights_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a folder of weights; ValueError, with the reason, if there is none that timm understands."""
+    """Return the `config.json` of a folder of weights. ValueError with the reason if timm can't use it."""
     path = folder / "config.json"
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("architecture"), str):
-        raise ValueError(f"{path} names no `architecture`: expected a folder that timm's save_for_hf has written")
+        raise ValueError(f"{path} has no `architecture`: expected a folder written by timm's save_for_hf")
     return content
 
 
 def expand_backbone(backbone: str) -> tuple[str, bool | str]:
-    """From `timm/local-dir:PATH` or `timm/hf-hub:timm/NAME` to the model's name in timm and the source of its weights.
+    """Return the timm model name and the weight source for `timm/local-dir:PATH` or `timm/hf-hub:timm/NAME`.
 
-    ValueError if the architecture can't be told without a network.
+    Raises ValueError if the architecture is unknown without network access.
     """
     source = backbone.removeprefix(TIMM)
     if source.startswith(FOLDER):
@@ -53,11 +53,11 @@ def expand_backbone(backbone: str) -> tuple[str, bool | str]:
     if repository.startswith(OF_TIMM):
         return f"{TIMM}{repository.removeprefix(OF_TIMM)}", True
     advice = f"set model.backbone {TIMM}ARCHITECTURE and model.pretrained {HUB}{repository}"
-    raise ValueError(f"only the hub knows the architecture of {repository}: {advice}")
+    raise ValueError(f"the architecture of {repository} is known to the hub only: {advice}")
 
 
 def absolute_source(source: bool | str) -> bool | str:
-    """`source`, which is model.pretrained, as workers find it, which have another working directory."""
+    """Return `source` (model.pretrained) with an absolute path, because workers have another working directory."""
     is_folder = isinstance(source, str) and source.startswith(FOLDER)
     return f"{FOLDER}{_absolute_folder(str(source))}" if is_folder else source
 
@@ -67,5 +67,5 @@ def _absolute_folder(source: str) -> Path:
 
 
 def names_weights(backbone: object) -> bool:
-    """Whether `backbone` names weights and not an architecture."""
+    """Return whether `backbone` names weights and not an architecture."""
     return isinstance(backbone, str) and backbone.startswith((TIMM + FOLDER, TIMM + HUB))

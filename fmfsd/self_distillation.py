@@ -1,4 +1,4 @@
-"""Self-distillation around anybody's network, for anybody's training loop."""
+"""Self-distillation as a module for any backbone and any training loop."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ from fmfsd.model.network import Outputs, SideFusionNetwork
 
 
 class SelfDistillation(nn.Module):
-    """FMFSD beside `backbone` (model.fusion: side), which computes what it did: its maps are seen by forward hooks.
+    """FMFSD branches on an unchanged `backbone` (model.fusion: side); forward hooks read its feature maps.
 
-    `branches` name the submodules that branches leave from and `deepest` the one with the last map, shallow to deep.
-    The backbone's own classifier is not asked, and gets no gradients: under DistributedDataParallel replace it by
-    `nn.Identity()`, and wrap a module whose `forward` returns `loss(images, labels)`, since DistributedDataParallel
-    averages the gradients of its own forward pass only.
+    `branches` name the submodules whose outputs feed the branches, shallow to deep, and `deepest` the submodule with
+    the last map. The backbone's own classifier is not used and gets no gradients: under DistributedDataParallel replace
+    it by `nn.Identity()`, and wrap a module whose `forward` returns `loss(images, labels)`, because
+    DistributedDataParallel averages the gradients of its own forward pass only.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class SelfDistillation(nn.Module):
         beta: float = 0.03,
         temperature: float = 3.0,
     ) -> None:
-        """`size` is the side of the images in pixels; the weights of the loss are those of SelfDistillLoss.
+        """Build the branches. `size` is the image side in pixels; alpha, beta, temperature as in SelfDistillLoss.
 
-        ConfigError, with everything that is wrong, for values out of range, no or repeated branches, or submodules
-        that give no maps.
+        Raises ConfigError with all problems: values out of range, no or repeated branches, submodules whose output is
+        not a feature map.
         """
         super().__init__()
-        values = _wrong_values(num_classes=num_classes, size=size, alpha=alpha, beta=beta, temperature=temperature)
-        if problems := [*_wrong_branches(branches, deepest), *values]:
+        values = _check_ranges(num_classes=num_classes, size=size, alpha=alpha, beta=beta, temperature=temperature)
+        if problems := [*_check_branches(branches, deepest), *values]:
             raise ConfigError(problems)
         trunk = hooked(backbone, [*branches, deepest], size)
         taps, groups = trunk.places[:-1], sem_groups("auto", [place.channels for place in trunk.places])
@@ -63,14 +63,15 @@ class SelfDistillation(nn.Module):
         self._loss = SelfDistillLoss(alpha=alpha, beta=beta, temperature=temperature)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, size, size), as the backbone wants them -> logits (B, K) of every head, the deepest last."""
+        """Return the logits (B, K) of every head, the deepest last, for images (B, 3, size, size)."""
         return self._outputs(images).logits
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of labels (B,), of any integer type, or shares (B, K); in evaluation without feature term.
+        """Return the loss for labels (B,) of any integer type, or probabilities (B, K).
 
+        In eval mode the loss has no feature term.
         With a process group, the feature term is the norm over all workers' batches, so in training every worker must
-        call it; the mean of the workers' gradients, as DistributedDataParallel takes it, is the global batch's.
+        call this method; DistributedDataParallel's mean of the gradients is the gradient of the global batch.
         """
         terms = self._loss.terms(self._outputs(images), labels if labels.is_floating_point() else labels.long())
         squares_F, world_size = terms.squares_F.detach(), 1
@@ -79,26 +80,26 @@ class SelfDistillation(nn.Module):
         return self._loss.total(terms, squares_F, world_size=world_size)
 
     def _outputs(self, images: Tensor) -> Outputs:
-        """Raises ValueError if a batch norm of the backbone or of a branch has one value a channel."""
+        """Run the network. Raises ValueError if a batch norm has only one value per channel."""
         try:
             outputs: Outputs = self.network(images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"batch norm can't train on one value per channel: a batch of {len(images)} has maps of 1x1 pixels "
-                f"({error}); use two or more images, larger images, or eval()"
+                f"batch norm can't train on one value per channel: batch size {len(images)}, feature maps of 1x1 "
+                f"pixels ({error}); use two or more images, larger images, or eval()"
             ) from error
         return outputs
 
 
-def _wrong_branches(branches: Sequence[str], deepest: str) -> Iterator[Problem]:
+def _check_branches(branches: Sequence[str], deepest: str) -> Iterator[Problem]:
     if not branches:
-        yield Problem("branches", "none named: name one or more submodules before the deepest")
+        yield Problem("branches", "empty: name one or more submodules before the deepest")
     for name in sorted({name for name in branches if list(branches).count(name) > 1}):
         yield Problem("branches", f"{name} is named {list(branches).count(name)} times: name each submodule once")
     if deepest in branches:
-        yield Problem("branches", f"{deepest} is the deepest submodule too: a branch leaves from one before it")
+        yield Problem("branches", f"{deepest} is also the deepest submodule: choose a submodule before it")
 
 
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
@@ -110,7 +111,7 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def _wrong_values(**values: float) -> Iterator[Problem]:
+def _check_ranges(**values: float) -> Iterator[Problem]:
     for name, value in values.items():
         is_in_range, expected = _RANGES[name]
         if not is_in_range(value):

@@ -1,4 +1,4 @@
-"""What the commands show: long work on a terminal or as plain, rate-limited lines, and errors without tracebacks."""
+"""Terminal output: progress bars, or rate-limited lines without a terminal; errors without tracebacks."""
 
 from __future__ import annotations
 
@@ -19,54 +19,54 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 PLAIN_EVERY_S = 5.0
-_BUG = "probably a bug of fmfsd; run the command again with --debug, and report what it shows:"
+_BUG = "probably a bug in fmfsd; run the command again with --debug and report its output:"
 
 Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much (0: unknown)."""
+"""Callback for progress: task name, completed amount, total amount (0: unknown)."""
 
 
 @contextmanager
 def progress_report(console: Console) -> Iterator[Report]:
-    """A function to call with (what, done, total): a bar on a terminal, a line every few seconds elsewhere."""
+    """Yield a function to call with (task, done, total): a bar on a terminal, a line every few seconds elsewhere."""
     if not console.is_terminal:
-        yield _plain(console)
+        yield _plain_reporter(console)
         return
     from rich.progress import Progress
 
     with Progress(console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done)
+        def report(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total or None)
+            bars.update(tasks[task], completed=done)
 
         yield report
 
 
-def _plain(console: Console) -> Report:
+def _plain_reporter(console: Console) -> Report:
     last = time.monotonic()
 
-    def report(what: str, done: int, total: int) -> None:
+    def report(task: str, done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last >= PLAIN_EVERY_S:
             last = time.monotonic()
-            console.print(f"{what}: {done} of {total or '?'}")
+            console.print(f"{task}: {done} of {total or '?'}")
 
     return report
 
 
 def discard(stream: TextIO) -> None:
-    """Let the rest of what is written to `stream`, whose reader is gone, go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    """Redirect `stream`, whose reader has closed it, to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 class SteadyStream:
-    """A stream whose reader may go away, as `| head` and a closed terminal do: the rest of the words go nowhere.
+    """A stream that discards all further output once its reader has closed it, like `| head` or a closed terminal.
 
-    What is shown must never end a run.
+    Output must never end a run.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -91,11 +91,11 @@ class SteadyStream:
 
 @contextmanager
 def errors_shown(*, debug: bool) -> Iterator[None]:
-    """Errors as text on stderr and as an exit code; a traceback only with `debug`."""
+    """Turn errors of the block into text on stderr and an exit code; show a traceback only with `debug`."""
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         discard(sys.stdout)
     except (typer.Exit, typer.Abort):
         raise

@@ -1,4 +1,7 @@
-"""A worker's first and last acts, before torch is imported and after the training: ties, log file, crash file."""
+"""Start and end of a worker process: settings from the environment, log file, training, crash report.
+
+Torch is imported only after the process is tied to its parent and writes heartbeats.
+"""
 
 import faulthandler
 import logging
@@ -28,18 +31,19 @@ if TYPE_CHECKING:
     from fmfsd.training.profile import Profile
 
 DUMP_SIGNAL = signal.SIGUSR2
-"""Makes a worker write every thread's Python stack into its log, even in the midst of a hanging call."""
+"""Makes a worker write every thread's Python stack into its log, even during a call that hangs."""
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What the starter told this worker by its environment.
+    """Settings of this worker, which the launcher passes in environment variables.
 
-    `agent` is the process that must be alive above this one, two levels up if a starter is between; None for a worker
-    that somebody started by hand. `attempt` counts the starts of the run, None by hand; with `log_to_file`, output goes
-    to the rank's log. Workers wait for one another for `timeout_s` seconds. The workers of a node share `cores`, unless
-    that is None. With `preflight` they try themselves and one another out before they train; `traced` ones write what
-    each step was made from and came to; with `profiled_steps`, where so many of them go.
+    `agent` is the process id of the node's agent, which must be the parent, or the grandparent if a starter (torchrun,
+    DeepSpeed's launcher) is in between; None for a worker started by hand. `attempt` is the number of the run's start;
+    None for a worker started by hand. With `log_to_file`, output goes to the rank's log. `timeout_s` is the timeout of
+    collectives in seconds. The workers of a node share `cores`; None: no CPU affinity. With `preflight`, workers check
+    their results and their communication before training; with `trace`, they write the samples, gradients and losses
+    of each step; with `profile_steps`, they profile that number of steps.
     """
 
     world: World
@@ -57,7 +61,7 @@ class Circumstances:
     def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
         agent, attempt = environment.get("FMFSD_AGENT_PID"), environment.get("FMFSD_ATTEMPT")
         cores = environment.get("FMFSD_CORES")
-        return cls(
+        return Circumstances(
             world=World.from_environment(environment),
             attempt=int(attempt) if attempt else None,
             agent=int(agent) if agent else None,
@@ -72,7 +76,7 @@ class Circumstances:
 
 
 def redirect_output(run: RunDir, world: World, attempt: int) -> None:
-    """Send stdout and stderr to the rank's log, that of libraries in C included."""
+    """Redirect stdout and stderr to the rank's log, including output of C libraries."""
     path = run.rank_log(world.node, world.rank)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -86,23 +90,23 @@ def redirect_output(run: RunDir, world: World, attempt: int) -> None:
 
 
 MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
-"""What a bug in Python raises. A RuntimeError may be torch's, an OSError the machine's."""
+"""Exceptions that indicate a bug in Python code. A RuntimeError may come from torch, an OSError from the machine."""
 
 
 def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -> None:
-    """Leave word of what ended this worker, whole, for whoever asks for the first cause."""
+    """Write the crash report of this worker, from which the coordinator finds the first cause of a failure."""
     content = {
         "rank": world.rank,
         "node": world.node,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": time.time(),
-        "step": _last_step(run, world.rank),
+        "step": _read_last_step(run, world.rank),
         "type": type(error).__name__,
         "message": str(error),
         "expected": isinstance(error, FmfsdError),
         "resumable": getattr(error, "resumable", True),
-        "worth_another_attempt": _worth_another_attempt(error),
+        "worth_another_attempt": _is_worth_another_attempt(error),
         "traceback": "".join(traceback.format_exception(error)),
         "in_our_code": in_our_code(error),
     }
@@ -110,42 +114,42 @@ def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -
 
 
 def in_our_code(error: BaseException) -> bool:
-    """Whether `error` is one of a program's own mistakes, and was raised by a line of this package."""
+    """Return whether `error` indicates a bug and was raised by a line of this package."""
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, MISTAKES) and bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
 
 
-def _worth_another_attempt(error: BaseException) -> bool:
-    """Of our own errors each kind says so; a GPU whose memory was too small will be again."""
-    unknown = not isinstance(error, FmfsdError) and type(error).__name__ != "OutOfMemoryError"
-    return bool(getattr(error, "worth_another_attempt", unknown))
+def _is_worth_another_attempt(error: BaseException) -> bool:
+    """Return whether a restart may succeed: as the class of our own errors states; not if GPU memory ran out."""
+    default = not isinstance(error, FmfsdError) and type(error).__name__ != "OutOfMemoryError"
+    return bool(getattr(error, "worth_another_attempt", default))
 
 
-def _last_step(run: RunDir, rank: int) -> int | None:
+def _read_last_step(run: RunDir, rank: int) -> int | None:
     try:
         return int(read_json(run.rank_progress(rank))["step"])
     except (OSError, ValueError, KeyError):
         return None
 
 
-def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
-    """Train as the worker that `circumstances` describe; the exit code, 0 also after a stop on request."""
+def work(run_dir: Path, device: str, settings: Circumstances) -> int:
+    """Train as the worker that `settings` describe. Return the exit code, which is 0 after a requested stop too."""
     os.umask(0o077)
-    tie_to_parent(circumstances.agent, has_starter=circumstances.has_starter)
-    run, world = RunDir(run_dir), circumstances.world
+    tie_to_parent(settings.agent, has_starter=settings.has_starter)
+    run, world = RunDir(run_dir), settings.world
     if not run.config.exists():
-        raise ConfigError([Problem(str(run.config), "missing, so this is no run directory")])
+        raise ConfigError([Problem(str(run.config), "missing: expected a run directory")])
     run.create()
-    attempt = circumstances.attempt or max(1, run.last_attempt())
-    if circumstances.log_to_file:
+    attempt = settings.attempt or max(1, run.last_attempt())
+    if settings.log_to_file:
         redirect_output(run, world, attempt)
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if circumstances.cores is not None:
-        stay_on_share(circumstances.cores, world)
+    if settings.cores is not None:
+        stay_on_share(settings.cores, world)
     try:
         with ProgressFile(run.rank_progress(world.rank), rank=world.rank, attempt=attempt) as progress:
-            state = _train(run, device, circumstances, progress, Fence(run, attempt))
+            state = _train(run, device, settings, progress, Fence(run, attempt))
     except Exception as error:
         logging.exception("this worker failed")
         write_crash(run, world, attempt, error)
@@ -154,28 +158,31 @@ def work(run_dir: Path, device: str, circumstances: Circumstances) -> int:
     return 0
 
 
-def _train(run: RunDir, device: str, circumstances: Circumstances, progress: ProgressFile, fence: Fence) -> str:
-    """Imports torch, which is not to be done before this process is tied to its parent and has a pulse."""
+def _train(run: RunDir, device: str, settings: Circumstances, progress: ProgressFile, fence: Fence) -> str:
+    """Train and return the final state of the run.
+
+    Imports torch, so it runs only after this process is tied to its parent and writes heartbeats.
+    """
     from fmfsd.training.trainer import choose_device, train
 
-    world, chosen = circumstances.world, choose_device(device, circumstances.world)
+    world, torch_device = settings.world, choose_device(device, settings.world)
     return train(
         run,
         world,
-        chosen,
+        torch_device,
         progress,
         fence,
-        timeout_s=circumstances.timeout_s,
-        preflight=circumstances.preflight,
-        traced=circumstances.traced,
-        profile=_profile(run, circumstances, chosen),
+        timeout_s=settings.timeout_s,
+        preflight=settings.preflight,
+        traced=settings.traced,
+        profile=_profile(run, settings, torch_device),
     )
 
 
-def _profile(run: RunDir, circumstances: Circumstances, device: "torch.device") -> "Profile | None":
+def _profile(run: RunDir, settings: Circumstances, device: "torch.device") -> "Profile | None":
     """Return the profile to write, or None. The profiler is imported only if it is used."""
-    if not circumstances.profiled_steps:
+    if not settings.profiled_steps:
         return None
     from fmfsd.profiling.profile import WrittenProfile
 
-    return WrittenProfile(run, circumstances.world.rank, device, circumstances.profiled_steps)
+    return WrittenProfile(run, settings.world.rank, device, settings.profiled_steps)

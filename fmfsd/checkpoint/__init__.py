@@ -1,4 +1,4 @@
-"""A run's state on disk: whole or absent, verified before it is used, without pickles."""
+"""Checkpoints: written atomically, verified before use, without pickles."""
 
 from fmfsd.checkpoint.checkpoint import Saved
 from fmfsd.checkpoint.manager import Checkpoints

@@ -1,4 +1,4 @@
-"""A run's first weights from elsewhere: those of another run, of a checkpoint, or of a file."""
+"""Initial weights (train.init_from) from another run, a checkpoint, or a file."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,20 +17,20 @@ from fmfsd.run.init_source import KEY, weights_at
 from fmfsd.system.atomic_files import access_remedy
 
 log = logging.getLogger(__name__)
-REMEDY = f"set method, model, distill.beta and .feature, and the data as in the run that it is from, or leave {KEY} out"
+REMEDY = f"set method, model, distill.beta and .feature, and the data as in the source run, or unset {KEY}"
 
 
-def begin_with(origin: str, engine: Engine, comms: Comms) -> None:
-    """Every worker's network gets the weights and batch statistics that rank 0 finds at `origin`; nothing else changes.
+def begin_with(source: str, engine: Engine, comms: Comms) -> None:
+    """Load the weights and batch statistics at `source` on rank 0 and broadcast them to all workers.
 
-    Raises CheckError on all workers if there are none, or with everything that does not fit.
+    Raises CheckError on all workers if there are no weights, or with all mismatches.
     """
-    wanted = engine.state().model
-    found, wrong = _fitting(origin, wanted) if comms.rank == 0 else ({}, [])
-    if told := comms.share(wrong):
-        raise CheckError([Problem(KEY, text) for text in told])
-    weights = {name: _contiguous_copy(found.get(name, like), like) for name, like in wanted.items()}
-    for tensor in weights.values():  # sent as they lie in memory, so everywhere in the same order
+    expected = engine.state().model
+    loaded, local_problems = _load_matching(source, expected) if comms.rank == 0 else ({}, [])
+    if problems := comms.share(local_problems):
+        raise CheckError([Problem(KEY, text) for text in problems])
+    weights = {name: _contiguous_copy(loaded.get(name, like), like) for name, like in expected.items()}
+    for tensor in weights.values():  # contiguous, so that the memory layout is the same on all workers
         comms.spread_(tensor)
     engine.load(EngineState(weights, {}))
 
@@ -39,21 +39,21 @@ def _contiguous_copy(values: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format).copy_(values)
 
 
-def _fitting(origin: str, wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights there, and what is wrong with them."""
+def _load_matching(source: str, expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights at `source`, and their problems."""
     try:
-        path, weights = _newest_whole(origin)
+        path, weights = _load_newest_intact(source)
     except CheckError as error:
         return {}, [problem.message for problem in error.problems]
-    wrong = [f"{path}: {text}; {REMEDY}" for text in misfits(weights, wanted)]
-    if not wrong:
-        log.info("begins with the weights of %s", path)
-    return weights, wrong
+    problems = [f"{path}: {text}; {REMEDY}" for text in misfits(weights, expected)]
+    if not problems:
+        log.info("initial weights loaded from %s", path)
+    return weights, problems
 
 
-def _newest_whole(origin: str) -> tuple[Path, dict[str, Tensor]]:
+def _load_newest_intact(source: str) -> tuple[Path, dict[str, Tensor]]:
     damaged = []
-    for path in weights_at(origin):
+    for path in weights_at(source):
         try:
             return path, load_checkpoint(path).engine.evaluated if path.is_dir() else _read(path)
         except UnreadableCheckpointError as error:
@@ -64,7 +64,7 @@ def _newest_whole(origin: str) -> tuple[Path, dict[str, Tensor]]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Weights are data and can hold no code, so they may belong to anyone, and links are followed."""
+    """Return the weights in a file: they can't contain code, so the file may belong to any user or be a link."""
     try:
         return safetensors.torch.load(path.read_bytes())
     except PermissionError as error:
@@ -73,22 +73,22 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} can't be used: {error}") from error
 
 
-def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
-    """Every name that keeps `weights` from standing in for `wanted`, by what is wrong with it."""
-    both = sorted(weights.keys() & wanted.keys())
-    shapes = {name: (tuple(weights[name].shape), tuple(wanted[name].shape)) for name in both}
+def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield one text per kind of mismatch between `weights` and `expected`, with all affected names."""
+    both = sorted(weights.keys() & expected.keys())
+    shapes = {name: (tuple(weights[name].shape), tuple(expected[name].shape)) for name in both}
     kinds = {
-        "does not have": sorted(wanted.keys() - weights.keys()),
-        "has, and this network has not": sorted(weights.keys() - wanted.keys()),
-        "has in another shape": [
-            f"{name} {there} and not {here}" for name, (there, here) in shapes.items() if there != here
+        "missing keys": sorted(expected.keys() - weights.keys()),
+        "unexpected keys": sorted(weights.keys() - expected.keys()),
+        "other shapes": [
+            f"{name} {actual}, expected {required}" for name, (actual, required) in shapes.items() if actual != required
         ],
-        "has in another type": [
+        "other dtypes": [
             f"{name} {weights[name].dtype}"
             for name in both
-            if weights[name].is_floating_point() != wanted[name].is_floating_point()
+            if weights[name].is_floating_point() != expected[name].is_floating_point()
         ],
-        "has with NaN or infinite values": [name for name in both if not weights[name].double().isfinite().all()],
+        "NaN or infinite values": [name for name in both if not weights[name].double().isfinite().all()],
     }
     for kind, names in kinds.items():
         if names:

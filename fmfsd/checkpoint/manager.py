@@ -1,4 +1,4 @@
-"""What the training loop does with checkpoints: all workers call, rank 0 writes, beside the training."""
+"""Checkpoint manager of the training loop: all workers call it, rank 0 writes in a background thread."""
 
 import logging
 import threading
@@ -12,90 +12,90 @@ from fmfsd.errors import CheckpointError, NoCheckpointError
 
 log = logging.getLogger(__name__)
 MAY_FAIL = 1
-"""So many saves in a row may fail, as on a disk that is full for a while, before the run gives up."""
+"""Number of consecutive saves that may fail, such as on a temporarily full disk, before the run fails."""
 
 
 class Checkpoints:
-    """The checkpoints of a run. Rank 0 writes and chooses; every worker makes every call.
+    """The checkpoints of a run. Rank 0 writes and selects them; every worker makes every call.
 
-    `warn` is told of what went wrong and did not end the run.
+    `warn` gets the problems that did not end the run.
     """
 
     def __init__(self, folder: CheckpointFolder, comms: Comms, *, warn: Callable[[str], None]) -> None:
         self._folder, self._comms, self._warn = folder, comms, warn
-        self._writer, self._failed = _Writer(), 0
-        self._lost: CheckpointError | None = None
+        self._writer, self._num_failures = _Writer(), 0
+        self._last_failure: CheckpointError | None = None
         self.save_s = 0.0
-        """How long the last save took, from the copy to the rename."""
+        """Seconds of the last save, from the copy to the rename."""
 
-    def save(self, saved: Saved) -> None:
-        """Copy the state and write it beside the training, after what may still be being written.
+    def save(self, checkpoint: Saved) -> None:
+        """Copy the state and write it in the background, once the previous save is written.
 
-        Raises what `look` raises, of the save before this one.
+        Raises what `poll` raises, for the previous save.
         """
         if self._comms.rank == 0:
-            self._collect(self._writer.result(), may_fail=MAY_FAIL)
-            start, copy = time.monotonic(), saved.staged()
+            self._handle_outcome(self._writer.result(), failures_allowed=MAY_FAIL)
+            start, copy = time.monotonic(), checkpoint.staged()
             self._writer.start(lambda: self._write(copy, start))
 
     def look(self) -> None:
-        """Raises CheckpointError once saves keep failing, and what else ended the last one; cheap."""
+        """Raise CheckpointError after too many failed saves, or any other error of the last save; does not wait."""
         if not self._writer.busy:
-            self._collect(self._writer.result(), may_fail=MAY_FAIL)
+            self._handle_outcome(self._writer.result(), failures_allowed=MAY_FAIL)
 
     def finish(self) -> None:
-        """Wait for what is being written; on return the last save is there, for every worker.
+        """Wait for the writer; on return the last save is on disk, for every worker.
 
-        Raises CheckpointError if it is not.
+        Raises CheckpointError if it failed.
         """
-        self._collect(self._writer.result(), may_fail=0)
-        if self._lost is not None:  # `look` has only warned of it
-            raise self._lost
+        self._handle_outcome(self._writer.result(), failures_allowed=0)
+        if self._last_failure is not None:  # `poll` has only warned about it
+            raise self._last_failure
         self._comms.any(False)
 
     def best_score(self) -> float | None:
-        """Of the checkpoints that are kept, the same on every worker; waits for what is being written."""
+        """Return the highest score of the checkpoints on disk, the same on every worker; waits for the writer."""
         self._writer.wait()
         return self._comms.share(self._folder.best_score() if self._comms.rank == 0 else None)
 
     def close(self) -> None:
-        """Wait for the writer, whatever it says: the run has ended for another reason."""
+        """Wait for the writer and ignore its errors: the run has ended for another reason."""
         self._writer.result()
 
     def load_newest(self) -> Saved | None:
-        """The newest checkpoint that verifies, the same one on every worker; None if there is none at all.
+        """Return the newest checkpoint that passes verification, the same on every worker; None without checkpoints.
 
-        Raises NoCheckpointError if there are some but none can be used.
+        Raises NoCheckpointError if none of the existing checkpoints can be used.
         """
         name = self._comms.share(self._folder.newest() if self._comms.rank == 0 else None)
         if name == "":
             raise NoCheckpointError(
-                f"{self._folder.path}: no checkpoint there can be used; the log of rank 0 names each one's damage. To "
-                "begin again, choose another --run-dir"
+                f"{self._folder.path}: all checkpoints are damaged; the log of rank 0 has the reasons. To start again "
+                "from the first step, choose another --run-dir"
             )
         return None if name is None else self._folder.read(name)
 
-    def _write(self, saved: Saved, start: float) -> None:
-        self._folder.write(saved)
-        self._failed, self._lost = 0, None
+    def _write(self, checkpoint: Saved, start: float) -> None:
+        self._folder.write(checkpoint)
+        self._num_failures, self._last_failure = 0, None
         self.save_s = time.monotonic() - start
-        log.info("saved step %d in %.2f s", saved.position.step, self.save_s)
+        log.info("saved step %d in %.2f s", checkpoint.position.step, self.save_s)
 
-    def _collect(self, outcome: BaseException | None, *, may_fail: int) -> None:
-        """Judge what came of the last save."""
-        if outcome is None:
+    def _handle_outcome(self, error: BaseException | None, *, failures_allowed: int) -> None:
+        """Warn about the error of the last save, or raise it if more than `failures_allowed` in a row have failed."""
+        if error is None:
             return
-        if not isinstance(outcome, CheckpointError):
-            raise outcome
-        self._failed, self._lost = self._failed + 1, outcome
-        if self._failed > may_fail:
-            raise outcome
-        log.error("%s", outcome)
-        self._warn(f"{outcome}; training goes on, but ends if the next save fails too")
+        if not isinstance(error, CheckpointError):
+            raise error
+        self._num_failures, self._last_failure = self._num_failures + 1, error
+        if self._num_failures > failures_allowed:
+            raise error
+        log.error("%s", error)
+        self._warn(f"{error}; training continues, but ends if the next save fails too")
 
 
 class _Writer:
-    """Does one thing at a time in a thread, and keeps its error until it is asked for."""
+    """Runs one task at a time in a thread, and stores its error until `result`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -114,7 +114,7 @@ class _Writer:
             self._thread.join()
 
     def result(self) -> BaseException | None:
-        """The task's error, once; waits for it."""
+        """Wait for the task and return its error, which is then forgotten."""
         self.wait()
         error, self._thread, self._error = self._error, None, None
         return error

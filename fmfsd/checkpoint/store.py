@@ -1,6 +1,6 @@
-"""Checkpoints on disk: a folder `step-...` of safetensors, JSON and a manifest with every file's SHA-256 sum.
+"""Checkpoint store: one folder `step-...` per checkpoint with safetensors, JSON and a manifest of SHA-256 checksums.
 
-It is written under another name, flushed, and renamed.
+A checkpoint is written under a temporary name, flushed, and renamed.
 """
 
 import errno
@@ -32,134 +32,135 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
 DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO)
-"""Errors of a file that is missing, of another kind, or on a bad sector. After any other it may well be healthy."""
+"""Errors that mean a damaged checkpoint: a file is missing, not a regular file, or on a bad sector. After any other
+error the checkpoint may be intact."""
 
 
 class CheckpointFolder:
-    """The checkpoints in `path`; at any time at most one process uses it.
+    """The checkpoints in `path`, used by at most one process at any time.
 
-    `require_ours` raises if another process has taken the run over.
+    `keep` is the number of newest checkpoints that are not deleted. `check_fence` raises if another process has taken
+    over the run.
     """
 
     def __init__(self, path: Path, *, keep: int, require_ours: Callable[[], None]) -> None:
-        self.path, self._keep, self._require_ours = path, keep, require_ours
+        self.path, self._num_newest, self._require_ours = path, keep, require_ours
 
-    def write(self, saved: Saved) -> None:
-        """Add a checkpoint and remove those that are surplus; one of this position that is there stays as it is.
+    def write(self, checkpoint: Saved) -> None:
+        """Add a checkpoint and delete old ones; an existing checkpoint of the same position is not changed.
 
-        Raises NonFiniteLossError, FencedError, or CheckpointError if it can't be written; the others stay whole.
+        Raises NonFiniteLossError, FencedError, or CheckpointError if it can't be written; the others stay intact.
         """
-        saved.require_finite()
-        if (self.path / saved.position.folder_name).exists():
+        checkpoint.require_finite()
+        if (self.path / checkpoint.position.folder_name).exists():
             return
-        contents = saved.contents()
+        contents = checkpoint.contents()
         try:
-            self._commit(saved, contents)
+            self._commit(checkpoint, contents)
         except OSError as error:
             needed = sum(map(len, contents.values()))
-            raise CheckpointError(
-                f"{self.path}: step {saved.position.step} not saved: {error}{_missing(self.path, error, needed)}"
-            ) from error
+            space = _describe_missing_space(self.path, error, needed)
+            raise CheckpointError(f"{self.path}: step {checkpoint.position.step} not saved: {error}{space}") from error
         try:
             self._prune()
         except OSError as error:
-            log.warning("%s: those that are surplus were not removed: %s", self.path, error)
+            log.warning("%s: old checkpoints were not deleted: %s", self.path, error)
 
     def best_score(self) -> float | None:
-        """The highest there is; None without any."""
-        best = self._best(positions_in(self.path))
-        return None if best is None else _score(self.path / best.folder_name)
+        """Return the highest score of all checkpoints; None without any."""
+        best = self._find_best(positions_in(self.path))
+        return None if best is None else _read_score(self.path / best.folder_name)
 
     def read(self, name: str) -> Saved:
-        """Raises what `load_checkpoint` raises."""
+        """Return the checkpoint `name`. Raises what `load_checkpoint` raises."""
         return load_checkpoint(self.path / name)
 
     def newest(self) -> str | None:
-        """The name of the newest checkpoint that verifies; "" if none does, None if there is none.
+        """Return the name of the newest checkpoint that passes verification, "" if none does, None if there is none.
 
-        Damaged ones that are newer are set aside, so that they neither block nor outlive their successors. Raises
-        UnreadableCheckpointError for one that can't be read now and may be healthy: training its steps again, unasked,
-        would be a waste.
+        Renames newer, damaged checkpoints, so that they neither block new checkpoints of the same steps nor appear
+        newer than these. Raises UnreadableCheckpointError for a checkpoint that can't be read now and may be intact: to
+        skip it silently would mean to train its steps again.
         """
-        self._clear_away()
-        found = positions_in(self.path)
-        for number, position in enumerate(found):
+        self._delete_temporary()
+        positions = positions_in(self.path)
+        for number, position in enumerate(positions):
             try:
                 self.read(position.folder_name)
             except UnreadableCheckpointError:
                 raise
             except CheckpointError as error:
-                log.warning("%s; trying the one before", error)
+                log.warning("%s; trying the previous checkpoint", error)
             else:
-                self._set_aside(found[:number])
+                self._rename_damaged(positions[:number])
                 return position.folder_name
-        return "" if found else None
+        return "" if positions else None
 
-    def _commit(self, saved: Saved, contents: dict[str, bytes]) -> None:
-        scratch = self.path / f".tmp-{saved.position.folder_name}-{os.getpid()}"
+    def _commit(self, checkpoint: Saved, contents: dict[str, bytes]) -> None:
+        scratch = self.path / f".tmp-{checkpoint.position.folder_name}-{os.getpid()}"
         scratch.mkdir(mode=0o700)
         try:
             self._require_ours()
             for name, content in contents.items():
                 write_whole(scratch / name, content)
-            write_json(scratch / MANIFEST, _manifest(contents))
-            os.rename(scratch, self.path / saved.position.folder_name)
+            write_json(scratch / MANIFEST, _build_manifest(contents))
+            os.rename(scratch, self.path / checkpoint.position.folder_name)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         sync_folder(self.path)
 
-    def _clear_away(self) -> None:
-        """What was being written or removed when its process ended; renamed first, so that nobody can finish it."""
+    def _delete_temporary(self) -> None:
+        """Delete what an ended process was writing or deleting; rename it first, so that no process can complete it."""
         for scratch in list(self.path.glob(".tmp-*")):
-            doomed = self.path / f".tmp-doomed-{time.time_ns()}"
-            os.rename(scratch, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            renamed = self.path / f".tmp-doomed-{time.time_ns()}"
+            os.rename(scratch, renamed)
+            shutil.rmtree(renamed, ignore_errors=True)
 
-    def _set_aside(self, damaged: list[Position]) -> None:
+    def _rename_damaged(self, damaged: list[Position]) -> None:
         for position in damaged:
             name = f"damaged-{position.folder_name}-{time.time_ns()}"
             os.rename(self.path / position.folder_name, self.path / name)
-            log.warning("the damaged checkpoint is kept as %s", self.path / name)
+            log.warning("the damaged checkpoint was renamed to %s", self.path / name)
 
     def _prune(self) -> None:
-        """Remove all but the newest so many and the best."""
-        found = positions_in(self.path)
-        for position in set(found[self._keep :]) - {self._best(found)}:
+        """Delete all checkpoints except the newest and the best."""
+        positions = positions_in(self.path)
+        for position in set(positions[self._num_newest :]) - {self._find_best(positions)}:
             scratch = self.path / f".tmp-old-{position.folder_name}"
             os.rename(self.path / position.folder_name, scratch)
             shutil.rmtree(scratch)
 
-    def _best(self, found: list[Position]) -> Position | None:
-        """The first of those with the highest score."""
-        scores = {position: _score(self.path / position.folder_name) for position in reversed(found)}
-        judged = {position: score for position, score in scores.items() if score is not None}
-        return max(judged, key=judged.__getitem__, default=None)
+    def _find_best(self, positions: list[Position]) -> Position | None:
+        """Return the earliest position with the highest score; None without scores."""
+        scores = {position: _read_score(self.path / position.folder_name) for position in reversed(positions)}
+        validated = {position: score for position, score in scores.items() if score is not None}
+        return max(validated, key=validated.__getitem__, default=None)
 
 
-def _manifest(contents: dict[str, bytes]) -> dict[str, object]:
+def _build_manifest(contents: dict[str, bytes]) -> dict[str, object]:
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     return {"format": CHECKPOINT_FORMAT, "sha256": sums}
 
 
 def load_checkpoint(folder: Path) -> Saved:
-    """Return the checkpoint in `folder`, whoever owns it: its files are tensors and JSON, and can hold no code.
+    """Return the verified checkpoint in `folder`. Any user may own it: tensors and JSON can't contain code.
 
-    Raises CheckpointError unless all files are there, as the manifest says, and of the folder's position;
-    UnreadableCheckpointError if this process can't read them now.
+    Raises CheckpointError if a file is missing, a checksum of the manifest does not match, or the position differs from
+    the folder's name; UnreadableCheckpointError if this process can't read the files now.
     """
     try:
-        return _verified(folder)
+        return _load_verified(folder)
     except OSError as error:
         if error.errno in DAMAGE:
-            raise _damaged(folder, error) from error
+            raise _damage_error(folder, error) from error
         remedy = f": {access_remedy(folder)}" if isinstance(error, PermissionError) else ""
         raise UnreadableCheckpointError(f"checkpoint {folder} can't be read: {error}{remedy}") from error
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise _damaged(folder, error) from error
+        raise _damage_error(folder, error) from error
 
 
-def _verified(folder: Path) -> Saved:
+def _load_verified(folder: Path) -> Saved:
     if folder.is_symlink():
         raise ValueError("it is a symbolic link")
     manifest = json_object(read_own(folder / MANIFEST), folder / MANIFEST)
@@ -168,19 +169,19 @@ def _verified(folder: Path) -> Saved:
     contents = {name: read_own(folder / name) for name in FILES}
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
-            raise ValueError(f"{name} is not what the manifest says")
-    saved = Saved.of(contents)
-    if saved.position.folder_name != folder.name:
-        raise ValueError(f"it holds {saved.position}")
-    return saved
+            raise ValueError(f"the checksum of {name} differs from the manifest")
+    checkpoint = Saved.of(contents)
+    if checkpoint.position.folder_name != folder.name:
+        raise ValueError(f"it contains {checkpoint.position}")
+    return checkpoint
 
 
-def _damaged(folder: Path, error: Exception) -> CheckpointError:
+def _damage_error(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"checkpoint {folder} is damaged: {error}")
 
 
-def _score(folder: Path) -> float | None:
-    """OSError if it can't be read now: what may be the best is not removed."""
+def _read_score(folder: Path) -> float | None:
+    """Return the score of a checkpoint. OSError if it can't be read now, because it may be the best."""
     try:
         score = read_json(folder / "state.json").get("score")
     except ValueError:
@@ -188,11 +189,11 @@ def _score(folder: Path) -> float | None:
     return score if isinstance(score, float) else None
 
 
-def _missing(folder: Path, error: OSError, needed: int) -> str:
-    """How much a full disk lacks."""
+def _describe_missing_space(folder: Path, error: OSError, needed: int) -> str:
+    """Return the missing space for a message if the disk is full; else empty."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     free, files = free_space(folder)
-    lacking = f"{max(0, needed - free) / 2**20:.1f} MiB more" if needed > free else "more files or quota"
-    have = f"{free / 2**20:.1f} MiB and {files} files are free"
-    return f"; it needs {needed / 2**20:.1f} MiB, {have}: make room for {lacking}"
+    missing = f"{max(0, needed - free) / 2**20:.1f} MiB more" if needed > free else "more files or quota"
+    available = f"{free / 2**20:.1f} MiB and {files} files are free"
+    return f"; it needs {needed / 2**20:.1f} MiB, {available}: make room for {missing}"

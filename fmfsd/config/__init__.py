@@ -1,4 +1,4 @@
-"""The training config: schema, strict YAML, presets, overrides. No torch."""
+"""The training config: schema, strict YAML, presets, overrides, consistency checks. Needs no torch."""
 
 from fmfsd.config.load import dump_config, dump_given, load_config, preset_names
 from fmfsd.config.resume_rules import changes

@@ -1,4 +1,4 @@
-"""DeepSpeed's config as a run's config has it; read without DeepSpeed, so that it can be judged before a start.
+"""DeepSpeed's config, built from a run's config, and checks of it that run before a launch and without DeepSpeed.
 
 Names and meanings: DeepSpeed 0.19, docs/_pages/config-json.md.
 """
@@ -11,7 +11,7 @@ from fmfsd.config.schema import RunConfig
 
 _NEVER = 2**31 - 1
 _ZERO = "zero_optimization"
-_OURS = {
+_CONTROLLED_BY_CONFIG = {
     "train_batch_size": "train.batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch and the number of workers",
     "gradient_accumulation_steps": "train.batch and train.micro_batch",
@@ -22,8 +22,8 @@ _OURS = {
     f"{_ZERO}.stage": "engine.zero_stage",
     f"{_ZERO}.offload_optimizer": "engine.offload",
 }
-"""What a run's config says at another place."""
-_THEIRS = (
+"""DeepSpeed settings that other keys of the run's config control."""
+_ACCEPTED = (
     *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "disable_allgather"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "flops_profiler"),
     *("tensorboard", "wandb", "csv_monitor"),
@@ -39,23 +39,23 @@ _THEIRS = (
         )
     ),
 )
-"""What may be said of it in `engine.deepspeed`; the rest of DeepSpeed's settings is for other ways of training."""
+"""Settings that `engine.deepspeed` accepts; DeepSpeed's other settings belong to features that are not used here."""
 
 
 def refused(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Key and message for each setting of `engine.deepspeed` that is said elsewhere, or that can't be given."""
-    for name, value in _settings(config.engine.deepspeed):
+    """Yield key and message for each setting of `engine.deepspeed` that another key controls or that is unsupported."""
+    for name, value in _flatten_settings(config.engine.deepspeed):
         key = f"engine.deepspeed.{name}"
-        if name in _OURS:
-            yield key, f"a run's config says that by {_OURS[name]}, found {value!r}: leave it out here"
-        elif name not in _THEIRS:
-            close = difflib.get_close_matches(name, _THEIRS, n=1)
-            advice = f"did you mean {close[0]}?" if close else f"those are {', '.join(_THEIRS)}"
-            yield key, f"none of the settings of DeepSpeed 0.19 that can be given here; {advice}"
+        if name in _CONTROLLED_BY_CONFIG:
+            yield key, f"set by {_CONTROLLED_BY_CONFIG[name]} in a run's config, found {value!r}: remove it here"
+        elif name not in _ACCEPTED:
+            close = difflib.get_close_matches(name, _ACCEPTED, n=1)
+            advice = f"did you mean {close[0]}?" if close else f"accepted settings: {', '.join(_ACCEPTED)}"
+            yield key, f"not one of the DeepSpeed 0.19 settings that are accepted here; {advice}"
 
 
-def _settings(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in given.items():
+def _flatten_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
         if name == _ZERO and isinstance(value, Mapping):
             yield from ((f"{_ZERO}.{inner}", setting) for inner, setting in value.items())
         else:
@@ -63,11 +63,11 @@ def _settings(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def deepspeed_config(config: RunConfig, num_workers: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given: what the run's config says in its own words, and `engine.deepspeed`."""
-    return _merged(_ours(config, num_workers), config.engine.deepspeed)
+    """Return the config for `deepspeed.initialize`: settings derived from the run's config, and `engine.deepspeed`."""
+    return _merge(_derive_settings(config, num_workers), config.engine.deepspeed)
 
 
-def _ours(config: RunConfig, num_workers: int) -> dict[str, Any]:
+def _derive_settings(config: RunConfig, num_workers: int) -> dict[str, Any]:
     offload = {"offload_optimizer": {"device": "cpu"}} if config.engine.offload else {}
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch // num_workers,
@@ -80,6 +80,11 @@ def _ours(config: RunConfig, num_workers: int) -> dict[str, Any]:
     }
 
 
-def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(ours[key], theirs[key]) for key in ours.keys() & theirs.keys() if isinstance(ours[key], dict)}
-    return {**ours, **theirs, **both}
+def _merge(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `settings` with `overrides`; nested mappings in both are merged."""
+    nested = {
+        key: _merge(settings[key], overrides[key])
+        for key in settings.keys() & overrides.keys()
+        if isinstance(settings[key], dict)
+    }
+    return {**settings, **overrides, **nested}

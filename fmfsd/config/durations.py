@@ -1,4 +1,4 @@
-"""Points in a run as a person gives them, `30 epochs` or `500 steps`, resolved to steps once."""
+"""Durations in a config, such as `30 epochs` or `500 steps`, and their conversion to steps."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Duration:
     unit: Literal["epoch", "step"]
 
     def steps(self, steps_per_epoch: int) -> int:
-        """The number of whole steps, at least 1."""
+        """Return the number of whole steps, at least 1."""
         exact = self.amount * (steps_per_epoch if self.unit == "epoch" else 1)
         return max(1, round(exact))
 
@@ -27,11 +27,11 @@ class Duration:
 
 
 def parse_duration(value: Any) -> Duration:
-    """A Duration from `30`, `"30 epochs"`, `"1 epoch"` or `"500 steps"`. ValueError for anything else."""
+    """Return the Duration for `30`, `"30 epochs"`, `"1 epoch"` or `"500 steps"`. ValueError for anything else."""
     if isinstance(value, Duration):
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    match = _FORM.fullmatch(f"{value} epochs" if number else str(value))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match = _FORM.fullmatch(f"{value} epochs" if is_number else str(value))
     if match is None or isinstance(value, bool) or not 0 < float(match[1]) <= LONGEST:
         raise ValueError("a positive number of epochs or steps, as in 30, '30 epochs' or '500 steps'")
     amount, unit = float(match[1]), match[2]

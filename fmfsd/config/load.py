@@ -1,4 +1,4 @@
-"""From a preset's name or a file, and `a.b=c` overrides, to one valid RunConfig or to everything that is wrong."""
+"""Config loading: a preset or YAML file plus `a.b=c` overrides becomes a valid RunConfig, or a list of all problems."""
 
 import difflib
 import re
@@ -22,12 +22,15 @@ PRESETS = Path(__file__).parent.parent / "presets"
 
 
 class InvalidConfigError(ConfigError):
-    """A config with wrong values. `draft` has defaults in place of those that the schema refuses, whose dotted keys are
-    `refused`: what does not depend on them can still be checked."""
+    """A config with invalid values.
 
-    def __init__(self, problems: Sequence[Problem], draft: RunConfig, refused: Sequence[str]) -> None:
+    `invalid_keys` are the dotted keys of values that the schema rejects. `draft` has defaults in their place, so that
+    everything that does not depend on them can still be checked.
+    """
+
+    def __init__(self, problems: Sequence[Problem], draft: RunConfig, invalid_keys: Sequence[str]) -> None:
         super().__init__(problems)
-        self.draft, self.refused = draft, tuple(refused)
+        self.draft, self.refused = draft, tuple(invalid_keys)
 
 
 def preset_names() -> list[str]:
@@ -35,50 +38,56 @@ def preset_names() -> list[str]:
 
 
 def config_name(source: str) -> str:
-    """What a run of this preset or file is called: letters, digits, dot, dash and underscore."""
+    """Return the run name for this preset or file: letters, digits, dot, dash and underscore."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).stem)[:64]
 
 
 def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> RunConfig:
-    """The resolved config that `source`, a preset's name or a YAML file, describes.
+    """Return the resolved config of `source`, a preset's name or a YAML file.
 
-    `overrides` are `a.b=c` with c as YAML; `data_root` stands in where the config names none.
+    `overrides` are `a.b=c` with c as YAML; `data_root` is the default of data.root.
     Raises ConfigError with every problem, each with its file and line.
     """
-    draft = _Draft(read_document(_find(source)))
+    draft = _Draft(read_document(_find_file(source)))
     draft.override(overrides)
     draft.fill_in_root(data_root)
     draft.expand_backbone()
     draft.apply_method()
-    config, refused = draft.judged()
-    config = draft.resolved(config)
+    config, invalid_keys = draft.validate()
+    config = draft.resolve(config)
     if draft.problems:
-        raise InvalidConfigError(draft.problems, config, refused)
+        raise InvalidConfigError(draft.problems, config, invalid_keys)
     return config
 
 
 def checked_data(**values: Any) -> DataConfig:
-    """The data section of these values, `root` among them; classes may come later. ConfigError with every problem."""
+    """Return the data section with these values, which include `root`; `classes` may be unset.
+
+    Raises ConfigError with every problem.
+    """
     draft = _Draft(Document({"data": values}, {}, ""))
     try:
-        config = draft.in_schema()
+        config = draft.parse_schema()
     except ValidationError as error:
-        raise ConfigError(list(draft.described(error))) from error
-    of_data_alone = contradictions(config, unknown=("data.classes", "method", "model", "optim", "train"))
-    if problems := [Problem("", f"{key}: {message}") for key, message in of_data_alone]:
+        raise ConfigError(list(draft.describe(error))) from error
+    data_problems = contradictions(config, unknown=("data.classes", "method", "model", "optim", "train"))
+    if problems := [Problem("", f"{key}: {message}") for key, message in data_problems]:
         raise ConfigError(problems)
     return config.data
 
 
 def dump_config(config: RunConfig) -> str:
-    """`config` as YAML that `load_config` reads back to an equal config."""
+    """Return `config` as YAML that `load_config` reads back to an equal config."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
 
 
 def dump_given(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> str:
-    """As YAML what was said, without what it means: so a method may still be changed. Raises as `load_config` does."""
+    """Return the explicitly set values as YAML, without those that the method implies: so the method can be changed.
+
+    Raises what `load_config` raises.
+    """
     config = load_config(source, overrides, data_root=data_root)
-    draft = _Draft(read_document(_find(source)))
+    draft = _Draft(read_document(_find_file(source)))
     draft.override(overrides)
     draft.content.setdefault("data", {})["root"] = config.data.root
     if config.train.init_from is not None:
@@ -86,18 +95,18 @@ def dump_given(source: str, overrides: Sequence[str] = (), *, data_root: str = "
     return str(yaml.safe_dump(draft.content, sort_keys=False, default_flow_style=None))
 
 
-def _find(source: str) -> Path:
+def _find_file(source: str) -> Path:
     if "/" in source or source.endswith((".yaml", ".yml")):
         return Path(source)
     if source in preset_names():
         return PRESETS / f"{source}.yaml"
     raise ConfigError(
-        f"no preset is called {source!r}{_did_you_mean(source, preset_names())} presets: {', '.join(preset_names())}"
+        f"unknown preset {source!r}{_suggest(source, preset_names())} presets: {', '.join(preset_names())}"
     )
 
 
 class _Draft:
-    """A config that is not checked yet, with the place that each value came from."""
+    """An unchecked config, with the source of each value: a line of a file, or an option."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -150,7 +159,7 @@ class _Draft:
             self._set_by[("data", "root")] = "FMFSD_DATA"
 
     def expand_backbone(self) -> None:
-        """`model.backbone: timm/local-dir:PATH` stands for the model of that folder with its weights."""
+        """Replace `model.backbone: timm/local-dir:PATH` by the model of that folder and its weights."""
         model = self.content.get("model")
         if not isinstance(model, dict) or not names_weights(model.get("backbone")):
             return
@@ -163,37 +172,37 @@ class _Draft:
         model.setdefault("pretrained", source)
 
     def apply_method(self) -> None:
-        """Fill in what the method means or suggests; a value that it does not mean is a problem."""
+        """Fill in the values that the method implies or suggests; report values that contradict the method."""
         method = self.content.get("method", RunConfig.model_fields["method"].default)
         known = METHODS.get(method) if isinstance(method, str) else None
         if known is None:
             return
         for dotted, value in known.suggests.items():
-            self._filled_in(dotted, value)
+            self._set_default(dotted, value)
         for dotted, values in known.means.items():
-            found = self._filled_in(dotted, values[0])
-            if found not in values:
-                message = f"{dotted}: method {method} means {' or '.join(map(str, values))}, found {found}"
+            actual = self._set_default(dotted, values[0])
+            if actual not in values:
+                message = f"{dotted}: method {method} requires {' or '.join(map(str, values))}, found {actual}"
                 where = self.where(tuple(dotted.split(".")))
                 self.problems.append(Problem(where, f"{message}: change one of the two"))
 
-    def _filled_in(self, dotted: str, value: Any) -> Any:
-        """What the config says of this key, and `value` if it says nothing."""
+    def _set_default(self, dotted: str, value: Any) -> Any:
+        """Return the config's value of this key, which is set to `value` if it is not set yet."""
         section, key = dotted.split(".")
         values = self.content.setdefault(section, {})
         return values.setdefault(key, value) if isinstance(values, dict) else value
 
-    def absolute(self, path: str | None, key: KeyPath) -> str | None:
-        """Workers have another working directory."""
+    def _to_absolute(self, path: str | None, key: KeyPath) -> str | None:
+        """Return the absolute path: workers have another working directory."""
         try:
             return None if path is None else str(Path(path).expanduser().absolute())
         except RuntimeError as error:
-            raise ConfigError([Problem(self.where(key), f"{'.'.join(key)}: {path}: there is no such user")]) from error
+            raise ConfigError([Problem(self.where(key), f"{'.'.join(key)}: {path}: no such user")]) from error
 
-    def resolved(self, config: RunConfig) -> RunConfig:
-        """`config` with absolute paths, and the branches that it means."""
-        root = self.absolute(config.data.root, ("data", "root"))
-        init_from = self.absolute(config.train.init_from, ("train", "init_from"))
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Return `config` with absolute paths and resolved branches."""
+        root = self._to_absolute(config.data.root, ("data", "root"))
+        init_from = self._to_absolute(config.train.init_from, ("train", "init_from"))
         pretrained = absolute_source(config.model.pretrained)
         return config.model_copy(
             update={
@@ -203,31 +212,31 @@ class _Draft:
             }
         )
 
-    def judged(self) -> tuple[RunConfig, list[str]]:
-        """Collect every problem: of values that the schema takes, also what contradicts one another.
+    def validate(self) -> tuple[RunConfig, list[str]]:
+        """Collect every problem: values that the schema rejects, and contradictions among all others.
 
-        Returns the config with defaults for the values that it refuses, and their keys.
+        Return the config with defaults for the rejected values, and the keys of these values.
         """
-        refused: set[KeyPath] = set()
+        invalid_paths: set[KeyPath] = set()
         try:
-            config = self.in_schema()
+            config = self.parse_schema()
         except ValidationError as error:
-            self.problems += self.described(error)
-            refused = {self._keys(details["loc"])[:2] for details in error.errors()}
-            self._drop(refused)
-            config = self.in_schema()
-        unknown = [".".join(path) for path in refused]
+            self.problems += self.describe(error)
+            invalid_paths = {self._strip_union_members(details["loc"])[:2] for details in error.errors()}
+            self._drop(invalid_paths)
+            config = self.parse_schema()
+        invalid_keys = [".".join(path) for path in invalid_paths]
         self.problems += [
             Problem(self.where(tuple(key.split("."))), f"{key}: {message}")
-            for key, message in contradictions(config, unknown=unknown)
+            for key, message in contradictions(config, unknown=invalid_keys)
         ]
-        return config, unknown
+        return config, invalid_keys
 
-    def in_schema(self) -> RunConfig:
+    def parse_schema(self) -> RunConfig:
         return RunConfig.model_validate_json(to_json(self.content, inf_nan_mode="constants"))
 
     def _drop(self, paths: Iterable[KeyPath]) -> None:
-        """Take out these sections and fields of sections."""
+        """Remove these sections and fields of sections."""
         for path in paths:
             section = self.content.get(path[0])
             if len(path) > 1 and isinstance(section, dict):
@@ -235,17 +244,17 @@ class _Draft:
             else:
                 self.content.pop(path[0], None)
 
-    def described(self, error: ValidationError) -> Iterator[Problem]:
+    def describe(self, error: ValidationError) -> Iterator[Problem]:
         by_path: dict[KeyPath, list[ErrorDetails]] = {}
         for details in error.errors(include_url=False):
-            by_path.setdefault(self._keys(details["loc"]), []).append(details)
-        for path, found in by_path.items():
+            by_path.setdefault(self._strip_union_members(details["loc"]), []).append(details)
+        for path, path_errors in by_path.items():
             if any(other[: len(path)] == path and other != path for other in by_path):
-                continue  # another form of the value, which was not meant
-            yield Problem(self.where(path), f"{'.'.join(path)}: {_message(path, found)}")
+                continue  # an error of another union member, which the user did not mean
+            yield Problem(self.where(path), f"{'.'.join(path)}: {_format_errors(path, path_errors)}")
 
-    def _keys(self, location: tuple[int | str, ...]) -> KeyPath:
-        """`location` without the names of union members that pydantic puts into it."""
+    def _strip_union_members(self, location: tuple[int | str, ...]) -> KeyPath:
+        """Return `location` without the names of union members that pydantic adds."""
         path: KeyPath = ()
         inside: Any = self.content
         for part in location:
@@ -259,20 +268,20 @@ class _Draft:
         return path
 
 
-def _message(path: KeyPath, found: list[ErrorDetails]) -> str:
-    if any(details["type"] == "extra_forbidden" for details in found):
-        return f"unknown key{_nearest_key(path)}"
-    if any(details["type"] == "missing" for details in found):
-        return f"too few values; found {found[0]['input']!r}"
+def _format_errors(path: KeyPath, errors: list[ErrorDetails]) -> str:
+    if any(details["type"] == "extra_forbidden" for details in errors):
+        return f"unknown key{_suggest_key(path)}"
+    if any(details["type"] == "missing" for details in errors):
+        return f"too few values; found {errors[0]['input']!r}"
     texts = dict.fromkeys(
-        details["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for details in found
+        details["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for details in errors
     )
-    return f"expected {' or '.join(texts)}; found {found[0]['input']!r}"
+    return f"expected {' or '.join(texts)}; found {errors[0]['input']!r}"
 
 
-def _nearest_key(path: KeyPath) -> str:
-    """`; did you mean ...?` with the closest key of the same section, else of any."""
-    known = list(_known_keys(RunConfig))
+def _suggest_key(path: KeyPath) -> str:
+    """Return `; did you mean ...?` with the closest key of the same section, else of any section."""
+    known = list(_list_keys(RunConfig))
     section = ".".join(path[:-1])
     here = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(path[-1], here, n=1):
@@ -282,13 +291,13 @@ def _nearest_key(path: KeyPath) -> str:
     return f"; did you mean {elsewhere[close[0]]}?" if close else f"; {section or 'a config'} has {', '.join(here)}"
 
 
-def _known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _list_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+            yield from _list_keys(field.annotation, f"{prefix}{name}.")
 
 
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+def _suggest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ";"

@@ -1,10 +1,10 @@
-"""What each `method` is, in the words of a config; everything else in a config stays free.
+"""The config values that each `method` stands for; a config may choose all other values freely.
 
 BYOT: Zhang et al. 2019 (arXiv:1905.08094), with attention TPAMI 2022 (doi 10.1109/TPAMI.2021.3067100); deep
 supervision: Lee et al. 2015 (arXiv:1409.5185); DKS: Sun et al. 2019 (arXiv:1906.00675); EED: arXiv:2104.00299; label
-smoothing: Szegedy et al. 2015 (arXiv:1512.00567). Weights are ours: alpha of the mean over a head's teachers, where DKS
-has the sum beside the whole label loss; a bottleneck's width is a quarter of the last map's channels, where BYOT's code
-has 128 for every ResNet.
+smoothing: Szegedy et al. 2015 (arXiv:1512.00567). Two differences from these sources: alpha weights the mean over a
+head's teachers, where DKS adds the sum over the teachers to the full label loss; a bottleneck's width is a quarter of
+the last map's channels, where BYOT's code uses 128 for every ResNet.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Method:
-    """`means`: the values that a key may have; `suggests`: values that a config may change.
+    """A training method: the `allowed_values` of keys, and `default_values`, which a config may change.
 
-    Where a config says nothing of a key, it gets the suggested value, or the first of those that it may have.
+    A key that a config does not set gets the default value, or the first of the allowed values.
     """
 
     means: Mapping[str, tuple[Any, ...]]

@@ -1,4 +1,4 @@
-"""The names that a config may use, and what can be said of them without torch and without data."""
+"""Names of data sets and backbones, with their properties that are known without torch and without data."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -24,14 +24,14 @@ DATASETS = {
     "synthetic100": KnownSet(num_classes=100, train_samples=25_600, test_samples=5_120),
 }
 FOLDER = "folder"
-"""The set that a user brings: what it holds is known when it is prepared."""
+"""Name of the user's own image folder; its size and classes are known only after `fmfsd data prepare`."""
 FOLDER_LAYOUT = "train/CLASS/*.png, and test/CLASS/... or val/CLASS/... (with both, val is the validation split)"
-"""Where a user's images lie."""
+"""Layout of the user's image folder."""
 STORED_SIDE = {32: 32, 64: 64, 224: 256}
-"""By the side that a network sees, that of an image folder's shards: with room for parts of large images."""
+"""Image side in an image folder's shards, by the side of the network's input; larger where random crops need room."""
 
 Channels = tuple[tuple[int, ...], ...]
-"""Of each block's output, stage by stage."""
+"""Output channels of each block, stage by stage."""
 
 
 def _stages(widths: tuple[int, ...], counts: tuple[int, ...]) -> Channels:
@@ -58,15 +58,15 @@ BACKBONES: dict[str, Channels] = {
     "mobilenetv3_large": ((24,) * 2, (40,) * 3, (80,) * 4 + (112,) * 2, (160,) * 3 + (960,)),
     "squeezenet": _stages((128, 256, 384, 512), (2, 2, 2, 2)),
 }
-"""What comes before the name of one of timm's models: only timm can tell its stages."""
+"""Blocks and channels of our own backbones. timm's models are missing: only timm knows their stages."""
 
 
 def taps(backbone: str) -> tuple[str, ...]:
-    """Where branches can leave `backbone`, shallow to deep; empty if that is not known here."""
+    """Return the taps at which branches can be attached, shallow to deep; empty for a backbone not in BACKBONES."""
     return tuple(channels_at(backbone))[:-1]
 
 
 def channels_at(backbone: str) -> dict[str, int]:
-    """By place, the last one included; empty if that is not known here."""
+    """Return the channels of every tap and of the last stage; empty for a backbone not in BACKBONES."""
     stages = BACKBONES.get(backbone, ())
     return dict(zip(place_names([len(stage) for stage in stages]), chain.from_iterable(stages), strict=True))

@@ -1,4 +1,4 @@
-"""What differs between a run's config and the one that it is asked to go on with."""
+"""Resume rules: which config values may change when a run is resumed, and the differences between two configs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ MAY_CHANGE = frozenset(
         "tracker",
     }
 )
-"""Keys that decide how long, how often, where from (the images themselves are told by their sum) and who is shown it,
-not what becomes of a step. Every other key is the run's own: with another value it would be another run."""
+"""Keys that may change on resume: they set length, intervals, data location (a checksum identifies the images) and
+trackers, and do not affect the result of a step. A change of any other key requires a new run."""
 ENGINE = "engine."
-"""The engine may change too: a checkpoint is the same whoever made the step."""
+"""Prefix of the engine's keys, which may change too: checkpoints do not depend on the engine."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One key with two values."""
+    """A key whose value differs between two configs."""
 
     key: str
     before: Any
@@ -46,13 +46,13 @@ class Change:
 
 
 def changes(one: RunConfig, other: RunConfig) -> list[Change]:
-    """One for each key in which two configs differ."""
+    """Return one Change for each key in which two configs differ."""
     before, after = (dict(leaves(config.model_dump(mode="json"))) for config in (one, other))
     return [Change(key, before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)]
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
+    """Yield dotted keys and their values."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")

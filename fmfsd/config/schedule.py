@@ -1,16 +1,19 @@
-"""A run's events on one axis, the optimizer step; every duration is resolved here, once."""
+"""The schedule of a run: the steps of logging, evaluation, checkpoints, milestones and warm-up.
+
+All durations of a config are converted to steps here.
+"""
 
 from dataclasses import dataclass
 
 from fmfsd.config.schema import CheckpointConfig, RunConfig
 
 LOOKS = 10
-"""So often a run keeps what its fusion attends to."""
+"""Number of attention-mask snapshots per run."""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """When things happen, in steps. An epoch is what one permutation of the shards gives in whole batches."""
+    """Intervals and times in steps. An epoch is the number of whole batches in one permutation of the shards."""
 
     steps_per_epoch: int
     total_steps: int
@@ -22,7 +25,7 @@ class Timeline:
 
     @classmethod
     def of(cls, config: RunConfig, train_samples: int) -> "Timeline":
-        """The timeline of `config` on `train_samples` samples; too few for one batch give 0 steps an epoch."""
+        """Return the timeline for `train_samples` samples; 0 steps per epoch if they do not fill a batch."""
         shards = config.data.shards
         steps_per_epoch = (train_samples // shards) // max(1, config.train.batch // shards)
         total, warmup = config.train.epochs * steps_per_epoch, config.optim.warmup
@@ -37,7 +40,7 @@ class Timeline:
         )
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, that the step after `step` finished steps belongs to."""
+        """Return the epoch, from 0, of the step that follows `step` finished steps."""
         return step // self.steps_per_epoch
 
     def is_last(self, step: int) -> bool:
@@ -50,7 +53,10 @@ class Timeline:
         return step > 0 and (step % self.evaluate_every == 0 or self.is_last(step))
 
     def look_due(self, step: int) -> bool:
-        """At LOOKS of the evaluations, evenly, the last one among them; at each where there are no more."""
+        """Return whether the evaluation at `step` saves attention masks.
+
+        ATTENTION_SNAPSHOTS of the evaluations do, evenly spaced and including the last; all of them if there are fewer.
+        """
         number, total = (-(-each // self.evaluate_every) for each in (step, self.total_steps))
         return number * LOOKS // total > (number - 1) * LOOKS // total
 

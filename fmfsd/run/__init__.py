@@ -1,1 +1,1 @@
-"""A run directory: its file names, metrics, heartbeats and training positions. Needs no torch."""
+"""The run directory: file names, metrics, heartbeats, training positions, profile records. Needs no torch."""

@@ -1,4 +1,4 @@
-"""What a worker is doing and that it lives, in a small file that is replaced in place; read by whoever watches."""
+"""Heartbeats: a small file per worker with its state and signs of life, for the hang detector and the live view."""
 
 import os
 import resource
@@ -17,32 +17,35 @@ EVERY_S = 0.5
 
 
 class ProgressFile:
-    """Writes `path` at every change of `state` and, as a context, every EVERY_S seconds from a thread of its own.
+    """The heartbeat file of a worker, replaced at every change of `state`.
 
-    `constants` are in every writing. `beat` counts the thread's writings: a process that is stopped has no pulse.
-    `moves` counts what the main thread does: a worker that hangs has a pulse and does not move. `warnings` are for the
-    user: what went wrong and did not end the run.
+    Inside the context, a separate thread writes it every HEARTBEAT_INTERVAL_S seconds too. Its content: `constants`;
+    `beat`, the number of periodic writes, which a stopped process does not increase; `moves`, a counter of the main
+    thread's activity, which a hanging worker does not increase; `warnings` for the user about problems that did not end
+    the run.
     """
 
     def __init__(self, path: Path, **constants: Any) -> None:
         self._path = path
         self.constants = {"host": socket.gethostname(), "pid": os.getpid(), **constants}
         self.calls: Callable[[], tuple[int, bool]] = lambda: (0, False)
-        """How many were made to other workers, and whether one is being waited for."""
+        """Returns the number of collective calls so far, and whether one of them is waiting for other workers."""
         self.warnings: list[str] = []
-        self._shown: dict[str, Any] = {"state": "starting", "step": 0}
-        self._shows = self._beat = 0
+        self._status: dict[str, Any] = {"state": "starting", "step": 0}
+        self._updates = self._beat = 0
         self._lock, self._ended = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._pulse, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._write_periodically, name="heartbeat", daemon=True)
 
     def show(self, state: str, *, step: int, **values: Any) -> None:
-        changed = state != self._shown["state"]
-        self._shown = {"state": state, "step": step, **values}
-        self._shows += 1
+        """Set the state, the step and other values of the file; write it at once if the state has changed."""
+        changed = state != self._status["state"]
+        self._status = {"state": state, "step": step, **values}
+        self._updates += 1
         if changed:
             self._write()
 
     def warn(self, text: str) -> None:
+        """Add a warning for the user and write the file."""
         self.warnings.append(text)
         self._write()
 
@@ -58,7 +61,7 @@ class ProgressFile:
         self._thread.join()
         self._write()
 
-    def _pulse(self) -> None:
+    def _write_periodically(self) -> None:
         while not self._ended.wait(EVERY_S):
             self._beat += 1
             self._write()
@@ -67,13 +70,13 @@ class ProgressFile:
         calls, waiting = self.calls()
         content = {
             **self.constants,
-            **self._shown,
+            **self._status,
             "time": time.time(),
             "beat": self._beat,
-            "moves": self._shows + calls,
+            "moves": self._updates + calls,
             "waiting": waiting,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "warnings": self.warnings,
         }
-        with self._lock, suppress(OSError):  # a watcher that sees nothing new is no reason to end a run
+        with self._lock, suppress(OSError):  # a failed heartbeat write must not end the run
             write_json(self._path, content, durable=False)

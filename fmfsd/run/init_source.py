@@ -1,4 +1,4 @@
-"""What a run's first weights can come from, if not from its seed: a run, a checkpoint, a file. No torch."""
+"""Sources of initial weights (train.init_from): a run, a checkpoint, or a file. Needs no torch."""
 
 from pathlib import Path
 
@@ -10,31 +10,33 @@ KEY = "train.init_from"
 SUFFIX = ".safetensors"
 
 
-def weights_at(origin: str) -> list[Path]:
-    """The checkpoints, newest first, or the one file of weights at `origin`; whether they are whole is not looked at.
+def weights_at(source: str) -> list[Path]:
+    """Return the checkpoints at `source`, newest first, or the one file of weights; does not verify them.
 
-    Raises CheckError if there is nothing to begin with.
+    Raises CheckError if there are none.
     """
-    path = Path(origin)
+    path = Path(source)
     try:
-        found = _checkpoints(path) if path.is_dir() else [path] if path.is_file() and path.suffix == SUFFIX else []
-        if not found:
-            raise CheckError([Problem(KEY, f"{path} {_why_not(path)}")])
+        paths = _list_checkpoints(path) if path.is_dir() else [path] if path.is_file() and path.suffix == SUFFIX else []
+        if not paths:
+            raise CheckError([Problem(KEY, f"{path} {_describe_problem(path)}")])
     except OSError as error:
         raise CheckError([Problem(KEY, f"{path} can't be read: {error.strerror}")]) from error
-    return found
+    return paths
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    """Of the run in `path`, or `path` itself."""
+def _list_checkpoints(path: Path) -> list[Path]:
+    """Return the checkpoints of the run in `path`, or `path` itself if it is a checkpoint."""
     checkpoints = RunDir(path).checkpoints
     return (
-        [path] if Position.named(path.name) else [checkpoints / each.folder_name for each in positions_in(checkpoints)]
+        [path]
+        if Position.named(path.name)
+        else [checkpoints / position.folder_name for position in positions_in(checkpoints)]
     )
 
 
-def _why_not(path: Path) -> str:
+def _describe_problem(path: Path) -> str:
     expected = f"expected a run's folder with a checkpoint, a checkpoint's folder (step-...), or a {SUFFIX} file"
     if path.is_dir():
         return f"has no checkpoint: {expected}"
-    return f"is no {SUFFIX} file: {expected}" if path.exists() else f"does not exist: {expected}"
+    return f"is not a {SUFFIX} file: {expected}" if path.exists() else f"does not exist: {expected}"

@@ -1,4 +1,4 @@
-"""Named running means, and the file in which each record stands exactly once."""
+"""Metrics: running means of named values, and metrics.jsonl, which has each record exactly once."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from fmfsd.system.atomic_files import flush_to_disk, write_whole
 
 
 class RunningMeans:
-    """Means of named values since the last `take`."""
+    """Running means of named values since the last `pop`."""
 
     def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
         self._sums, self._count = dict(sums or {}), count
@@ -24,51 +24,53 @@ class RunningMeans:
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def peek(self) -> dict[str, float]:
+        """Return the means without a reset."""
         return {name: total / self._count for name, total in self._sums.items()}
 
     def take(self) -> dict[str, float]:
+        """Return the means and reset them."""
         means = self.peek()
         self._sums, self._count = {}, 0
         return means
 
     def state(self) -> dict[str, Any]:
-        """As `RunningMeans(**state)` takes it; floats survive JSON exactly."""
+        """Return the arguments that recreate this object, as JSON types; JSON preserves floats exactly."""
         return {"sums": self._sums, "count": self._count}
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one JSON object a line; `path` is None on every worker but rank 0, which alone writes.
+    """Writer of `metrics.jsonl`, one JSON object per line. Only rank 0 writes; `path` is None on all other workers.
 
-    `started` is the time of the run's first start, in seconds since 1970; records carry the seconds since then. The
-    file stays open: what a worker writes that has outlived its attempt goes into the file that its successor replaced.
+    `started` is the Unix time of the run's first start; records contain the seconds since then. The file stays open: a
+    worker that outlives its attempt writes into the old file, which the next attempt has already replaced.
     """
 
     def __init__(self, path: Path | None, started: float) -> None:
         self._path, self._started, self.records = path, started, 0
-        self.show: Callable[[Mapping[str, Any]], None] = _nobody
-        """Called with each record of the file: with those that are kept, and then with each that is added."""
+        self.show: Callable[[Mapping[str, Any]], None] = _ignore
+        """Called with each record of the file: on a resume with the existing records, then with each new record."""
         self._descriptor: int | None = None
 
     def keep(self, records: int) -> None:
-        """Forget all but the first `records` records: those after the checkpoint that a run goes on from."""
+        """Open the file and drop all records after the first `records`, which are newer than the loaded checkpoint."""
         self.records = records
         if self._path is None:
             return
         lines = self._path.read_bytes().splitlines(keepends=True)[:records] if self._path.exists() else []
-        with _reported(self._path):
+        with _fail_run_on_write_error(self._path):
             write_whole(self._path, b"".join(lines))
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         for line in lines:
             self.show(json.loads(line))
 
     def write(self, *, step: int, epoch: int, split: str, **values: float) -> None:
-        """Add a record, which survives a power loss. RunFailedError if it can't be written."""
+        """Add a record durably (fsync). RunFailedError if it can't be written."""
         self.records += 1
         if self._path is None or self._descriptor is None:
             return
         record = {"step": step, "epoch": epoch, "split": split, "time": round(time.time() - self._started, 3), **values}
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        with _reported(self._path):
+        with _fail_run_on_write_error(self._path):
             while line:
                 line = line[os.write(self._descriptor, line) :]
             flush_to_disk(self._descriptor)
@@ -80,13 +82,13 @@ class MetricsLog:
             self._descriptor = None
 
 
-def _nobody(record: Mapping[str, Any]) -> None:
+def _ignore(record: Mapping[str, Any]) -> None:
     pass
 
 
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Without its records a run is worth nothing, so it ends when they can't be kept."""
+def _fail_run_on_write_error(path: Path) -> Iterator[None]:
+    """Turn OSError into RunFailedError: a run without its metrics is useless."""
     try:
         yield
     except OSError as error:
@@ -94,7 +96,7 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 def last_records(path: Path) -> dict[str, dict[str, float]]:
-    """The newest record of each split, without the names that every record has."""
+    """Return the newest record of each split, without step, epoch and time."""
     last: dict[str, dict[str, float]] = {}
     for line in path.read_text("utf-8").splitlines():
         record = json.loads(line)

@@ -1,4 +1,4 @@
-"""What a profile says of one worker, as a value; what finds it out needs torch (fmfsd.profiling)."""
+"""Results of profiling one worker, as values. The profiler itself needs torch (fmfsd.profiling)."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,31 +7,31 @@ from typing import Any
 from fmfsd.system.atomic_files import read_json
 
 SETTLING_STEPS, WARM_UP_STEPS = 3, 1
-"""Before steps are timed, and of the profiler before it records."""
+"""Steps before the timed steps, and warm-up steps of the profiler before it records."""
 
 FORWARD, BACKWARD = "forward", "backward"
 TRUNK, BRANCHES, FUSION = "trunk", "branches", "fusion"
 INPUT, LOSS, OPTIMIZER, COMMUNICATION, OTHER = "input", "loss", "optimizer", "communication", "other"
 PARTS = (
     INPUT,
-    *(f"{FORWARD}/{which}" for which in (TRUNK, BRANCHES, FUSION)),
+    *(f"{FORWARD}/{module}" for module in (TRUNK, BRANCHES, FUSION)),
     LOSS,
-    *(f"{BACKWARD}/{which}" for which in (TRUNK, BRANCHES, FUSION, LOSS, OTHER)),
+    *(f"{BACKWARD}/{module}" for module in (TRUNK, BRANCHES, FUSION, LOSS, OTHER)),
     OPTIMIZER,
     COMMUNICATION,
     OTHER,
 )
-"""Of a step, which they add up to."""
+"""Parts of a step; their times add up to the step time."""
 
 
 def steps_to_profile(steps: int) -> int:
-    """All that a run makes for a profile of so many: they are timed as they are, then as many are taken apart."""
+    """Return the total number of steps for a profile of `steps` steps, timed first without and then with profiler."""
     return SETTLING_STEPS + steps + WARM_UP_STEPS + steps
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What torch computes in a part of a step, without what it calls: seconds and calls a step."""
+    """An operator of torch in a part of a step: self time in seconds and number of calls, per step."""
 
     name: str
     part: str
@@ -41,10 +41,10 @@ class Operator:
 
 @dataclass(frozen=True)
 class Division:
-    """Where a step of `step_s` seconds goes; `parts` add up to it.
+    """Time of a step of `step_s` seconds by part; `parts` add up to it.
 
-    In `parts` communication is what nothing was computed beside; `communication_s` is all of it. `operators` are the
-    slowest.
+    In `parts`, communication is the time that does not overlap with computation; `communication_s` is the total.
+    `operators` are the slowest ones.
     """
 
     step_s: float
@@ -55,8 +55,11 @@ class Division:
 
 @dataclass(frozen=True)
 class WorkerProfile:
-    """`steps_s` has the seconds of each step as the config has it, without the profiler, `data_wait` the share of them
-    that was waiting for data; `division` is of steps with the profiler, uncompiled."""
+    """Profile of one worker.
+
+    `steps_s` are the seconds of each step with the run's config and without the profiler; `data_wait` is the fraction
+    of this time spent waiting for data. `division` is measured with the profiler and without torch.compile.
+    """
 
     rank: int
     steps_s: tuple[float, ...]
@@ -70,7 +73,7 @@ class WorkerProfile:
 
     @classmethod
     def read(cls, path: Path) -> "WorkerProfile":
-        """OSError or ValueError if `path` has none."""
+        """Return the profile in the file `path`. OSError or ValueError if it has none."""
         from pydantic import TypeAdapter
 
         return TypeAdapter(cls).validate_python(read_json(path))

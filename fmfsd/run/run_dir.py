@@ -1,4 +1,4 @@
-"""The one place that knows the file names of a run."""
+"""Layout of a run directory: all file names of a run are defined here."""
 
 import secrets
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from fmfsd.run.train_position import positions_in
 from fmfsd.system.file_locks import lock_file
 
 NOW = "now"
-"""The content of a stop request that does not wait for a checkpoint."""
+"""Content of a stop request that stops the run at once, without a checkpoint."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run's folder, the contract between launcher, workers and reports."""
+    """The run directory, the contract between launcher, workers and reports."""
 
     path: Path
 
     @classmethod
     def fresh(cls, parent: Path, config_name: str) -> "RunDir":
-        """A name that no run has yet: `<config>-<UTC time>-<4 hex>`. Nothing is created."""
+        """Return a run directory with an unused name, `<config>-<UTC time>-<4 hex>`. Creates nothing."""
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         return cls((parent / f"{config_name}-{moment}-{secrets.token_hex(2)}").absolute())
 
@@ -29,7 +29,10 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def is_unused(self) -> bool:
-        """Whether nothing is there yet, or only what a launch leaves that was killed before it wrote the config."""
+        """Return whether the directory is missing or empty, or only has the files of a launch killed before its start.
+
+        Such a launch was killed before it wrote the config.
+        """
         if not self.path.exists():
             return True
         if not self.path.is_dir():
@@ -47,12 +50,12 @@ class RunDir:
 
     @property
     def lock(self) -> Path:
-        """Held by the launch that runs this run."""
+        """Lock that the launch of this run holds."""
         return self.path / "lock"
 
     @property
     def owner(self) -> Path:
-        """Who holds the lock, or was the last to."""
+        """The current or last holder of the lock."""
         return self.path / "owner.json"
 
     @property
@@ -69,22 +72,22 @@ class RunDir:
 
     @property
     def launch(self) -> Path:
-        """How it was last launched, for whoever launches it again."""
+        """Options of the last launch, for commands that launch the run again."""
         return self.path / "launch.json"
 
     @property
     def jobs(self) -> Path:
-        """The batch jobs that were submitted for it."""
+        """Batch jobs submitted for this run."""
         return self.path / "jobs.json"
 
     @property
     def source(self) -> Path:
-        """Copies of the program as it was when batch jobs were submitted."""
+        """Snapshots of the source code at the submission of batch jobs."""
         return self.path / "source"
 
     @property
     def classes(self) -> Path:
-        """Names of the classes and channel statistics, so that a trained network needs no data set to be used."""
+        """Class names and channel statistics, so that a trained network can be used without the data set."""
         return self.path / "classes.json"
 
     @property
@@ -97,7 +100,7 @@ class RunDir:
 
     @property
     def stop_request(self) -> Path:
-        """Asks whoever runs this run to stop; with NOW as its content, at once."""
+        """File that requests a stop of the run; with the content STOP_NOW, a stop without a checkpoint."""
         return self.path / "stop-request"
 
     @property
@@ -122,86 +125,86 @@ class RunDir:
 
     @property
     def wandb_id(self) -> Path:
-        """What W&B knows this run by; beside it lies what W&B itself writes."""
+        """File with the run's W&B id; W&B writes its own files into the same folder."""
         return self.path / "wandb" / "id"
 
     def evaluation(self, split: str) -> Path:
-        """What the network could do on a split when it was last looked at."""
+        """Results of the latest evaluation on a split."""
         return self.path / "evaluation" / f"{split}.json"
 
     def early_exits(self, split: str) -> Path:
-        """What early exits saved on a split when that was last measured."""
+        """Latest measured savings of early exits on a split."""
         return self.path / "evaluation" / f"{split}-exits.json"
 
     @property
     def attention(self) -> Path:
-        """What the fusion attended to in a few images as the training went on."""
+        """Attention masks of the fusion on a few images during training."""
         return self.path / "evaluation" / "attention"
 
     @property
     def pictures(self) -> Path:
-        """Those images."""
+        """The images of these attention masks."""
         return self.attention / "images.json"
 
     def attention_at(self, step: int) -> Path:
         return self.attention / f"step-{step:08d}.json"
 
     def all_attention(self) -> list[Path]:
-        """Oldest first."""
+        """Return the attention mask files, oldest first."""
         return sorted(self.attention.glob("step-*.json"))
 
     @property
     def trace(self) -> Path:
-        """What each step was made from and came to, where a launch asks for that; written by the workers."""
+        """Samples and gradients of each step, if the launch requests a trace; written by the workers."""
         return self.path / "trace"
 
     def traced_gradients(self, step: int) -> Path:
-        """The gradients of the run's step `step`, from 1, before they were clipped."""
+        """Return the file with the gradients of step `step`, from 1, before clipping."""
         return self.trace / f"step-{step:08d}-gradients.safetensors"
 
     def traced_samples(self, step: int, rank: int) -> Path:
-        """Official positions of the samples that worker `rank` has taken in the run's step `step`, from 1."""
+        """Return the file with the samples that worker `rank` used in step `step`, from 1, as official indices."""
         return self.trace / f"step-{step:08d}-rank-{rank}.json"
 
     def all_traced_samples(self, step: int) -> list[Path]:
-        """Those of all workers."""
+        """Return the sample files of all workers for step `step`."""
         return sorted(self.trace.glob(f"step-{step:08d}-rank-*.json"))
 
     @property
     def profile(self) -> Path:
-        """Where its steps go, where a launch asks for that; written by the workers."""
+        """Time of the steps by part, if the launch requests a profile; written by the workers."""
         return self.path / "profile"
 
     def profiled(self, rank: int) -> Path:
-        """What the profiler says of worker `rank`, in numbers."""
+        """Return the file with the profile results of worker `rank`."""
         return self.profile / f"rank-{rank}.json"
 
     def profile_trace(self, rank: int) -> Path:
-        """And event by event, in the form that browsers show (Perfetto, chrome://tracing)."""
+        """Return the file with the profiler events of worker `rank`, for Perfetto or chrome://tracing."""
         return self.profile / f"rank-{rank}.trace.json.gz"
 
     def newest_step(self) -> int | None:
-        """The step of the newest checkpoint; None without any."""
-        found = positions_in(self.checkpoints)
-        return found[0].step if found else None
+        """Return the step of the newest checkpoint, or None without any."""
+        positions = positions_in(self.checkpoints)
+        return positions[0].step if positions else None
 
     def damaged_checkpoints(self) -> list[Path]:
-        """Those that were set aside when a run went on."""
+        """Return the damaged checkpoints that were renamed when the run was resumed."""
         return sorted(self.checkpoints.glob("damaged-*"))
 
     def attempt(self, number: int) -> Path:
-        """How attempt `number` went; written by the coordinator."""
+        """Return the file with the record of attempt `number`; written by the coordinator."""
         return self.attempts / f"{number:04d}.json"
 
     def crash(self, attempt: int, rank: int) -> Path:
-        """What ended worker `rank`, in its own words; written by the worker."""
+        """Return the file with the crash report of worker `rank`; written by the worker."""
         return self.attempts / f"{attempt:04d}-rank-{rank}.json"
 
     def crashes(self, attempt: int) -> list[Path]:
         return sorted(self.attempts.glob(f"{attempt:04d}-rank-*.json"))
 
     def last_attempt(self) -> int:
-        """The number of the newest attempt; 0 if there was none."""
+        """Return the number of the newest attempt; 0 if there was none."""
         return max(
             (int(path.stem) for path in self.attempts.glob("[0-9]*[0-9].json") if path.stem.isdecimal()), default=0
         )
@@ -217,9 +220,9 @@ class RunDir:
 
     @property
     def said(self) -> Path:
-        """What the coordinator of a trial has to say: nobody sits in front of it."""
+        """Log of a trial's coordinator, which has no terminal."""
         return self.logs / "coordinator.log"
 
     def starter_log(self, node: int) -> Path:
-        """What the node's starter (torchrun, DeepSpeed's launcher) itself prints."""
+        """Return the file with the output of the node's starter (torchrun, DeepSpeed's launcher) itself."""
         return self.node_logs(node) / "starter.log"

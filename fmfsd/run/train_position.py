@@ -1,4 +1,4 @@
-"""Where a run is, and the name of a checkpoint of that moment."""
+"""Training position of a run, and the folder name of the checkpoint at that position."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-unevaluated)?")
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """`step` steps are done, and the evaluation that is due after them, if any, is too or not yet."""
+    """Training position: the number of finished steps, and whether the evaluation due after them, if any, is done."""
 
     step: int = 0
     evaluated: bool = True
@@ -20,12 +20,12 @@ class Position:
 
     @classmethod
     def named(cls, folder_name: str) -> "Position | None":
-        """The position whose checkpoint has this name; None if no checkpoint has."""
+        """Return the position of the checkpoint with this folder name; None if it is not a checkpoint's name."""
         match = _NAME.fullmatch(folder_name)
         return cls(int(match[1]), match[2] is None) if match else None
 
 
 def positions_in(folder: Path) -> list[Position]:
-    """Of the checkpoints in `folder`, newest first; whether they are whole is not looked at."""
+    """Return the positions of the checkpoints in `folder`, newest first; does not verify the checkpoints."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(filter(None, map(Position.named, names)), reverse=True)

@@ -1,1 +1,1 @@
-"""What the machine and its file systems offer: atomic files, locks, caches, cores, memory."""
+"""The machine and its file systems: atomic files, locks, caches, compilers, CPU cores, memory, parent death."""

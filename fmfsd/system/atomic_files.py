@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that read back as written."""
+"""Atomic and durable file writes, safe reads, and checks of file ownership and permissions."""
 
 import errno
 import hashlib
@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PRIVATE, SHARED = 0o600, 0o666
-"""Modes of new files: for this user alone, and for whoever the umask allows."""
+"""Modes of new files: for this user only, and for every user that the umask allows."""
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = True, mode: int = PRIVATE) -> None:
-    """Write beside `path`, then rename over it; `durable` also survives a power loss."""
+    """Write `path` atomically (temporary file, then rename); with `durable` it survives a power loss (fsync)."""
     data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             if durable:
                 file.flush()
                 flush_to_disk(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if durable:
         sync_folder(path.parent)
@@ -39,12 +39,12 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True, 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. OSError if it can't be read, ValueError if it is no JSON object."""
+    """Return the JSON object in the file `path`. OSError if it can't be read, ValueError if it is not a JSON object."""
     return json_object(path.read_bytes(), path)
 
 
 def json_object(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in `data`, which comes from `path`. ValueError if there is none."""
+    """Return the JSON object in `data`, read from `path`. ValueError if there is none."""
     try:
         content = json.loads(data)
     except RecursionError as error:
@@ -55,35 +55,36 @@ def json_object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_own(path: Path) -> bytes:
-    """The content of a file of ours. OSError for a link, which may lead anywhere, and a pipe, which may never end."""
-    with _opened(path) as file:
+    """Return the content of a regular file. OSError for a symbolic link, which may lead anywhere, and for a pipe, which
+    may never end."""
+    with _open_regular(path) as file:
         return file.read()
 
 
 def read_private(path: Path) -> bytes:
-    """As `read_own`, and OSError too if others may have written it."""
-    with _opened(path) as file:
+    """Return the content of a regular file. OSError as in `read_regular_file`, and if other users may write to it."""
+    with _open_regular(path) as file:
         require_private(path, os.fstat(file.fileno()))
         return file.read()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _open_regular(path: Path) -> Iterator[BinaryIO]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no regular file")
+            raise OSError(f"{path} is not a regular file")
         yield file
 
 
 class NotPrivateError(OSError):
-    """Other users may write to a file or folder that must be this user's alone."""
+    """Other users may write to a file or folder that must be private."""
 
 
 def require_private(path: Path, status: os.stat_result) -> None:
-    """Raise NotPrivateError if other users may write to `path`, and so decide what is in it."""
+    """Raise NotPrivateError if other users may write to `path` and so control its content."""
     if stat.S_ISLNK(status.st_mode):
-        raise NotPrivateError(f"{path} is a symbolic link and must be a file of your own: `rm {path}`")
+        raise NotPrivateError(f"{path} is a symbolic link and must be your own regular file: `rm {path}`")
     if status.st_uid != os.getuid():
         owner = user_name(status.st_uid)
         raise NotPrivateError(f"{path} belongs to {owner} and must be your own: `mv {path} {path}.old`")
@@ -93,12 +94,12 @@ def require_private(path: Path, status: os.stat_result) -> None:
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether it belongs to this user, who alone may write to it."""
+    """Return whether the file belongs to this user and no other user may write to it."""
     return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def user_name(uid: int) -> str:
-    """The name of a user, or `user 1234` if this machine knows none."""
+    """Return the name of a user, or `user 1234` if this machine does not know the id."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -106,25 +107,25 @@ def user_name(uid: int) -> str:
 
 
 def access_remedy(path: Path, wanted: str = "go+rX") -> str:
-    """Return who can grant other users access to `path`, and the command for it."""
-    place = nearest_visible(path)
-    owner = user_name(place.stat().st_uid)
-    return f"{place} belongs to {owner}, who can grant it with `chmod -R {wanted} {place}`"
+    """Return a text with the owner of `path` and the command that grants other users access."""
+    visible = nearest_visible(path)
+    owner = user_name(visible.stat().st_uid)
+    return f"{visible} belongs to {owner}, who can grant access with `chmod -R {wanted} {visible}`"
 
 
 def nearest_visible(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists as far as this user can see."""
+    """Return `path`, or its nearest parent folder that exists and is visible to this user."""
     return next(each for each in (path, *path.parents) if os.path.exists(each))
 
 
 def free_space(folder: Path) -> tuple[int, int]:
-    """Bytes and files that this user can still write there."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize, found.f_favail
+    """Return the bytes and the number of files that this user can still write there."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize, status.f_favail
 
 
 def flush_to_disk(descriptor: int) -> None:
-    """Flush a file or folder, where its file system can: CIFS and some of FUSE refuse it for folders."""
+    """Flush a file or folder (fsync), if supported: CIFS and some FUSE file systems can't flush folders."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -133,7 +134,7 @@ def flush_to_disk(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power loss (a rename lives in the folder, not in the file)."""
+    """Make the names in `folder` survive a power loss (a rename changes the folder, not the file)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         flush_to_disk(descriptor)
@@ -141,22 +142,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def give_name(beside: Path, path: Path) -> None:
-    """Rename `beside`, in the same folder, to `path`. FileExistsError if that exists: nothing is overwritten."""
+def give_name(temporary: Path, path: Path) -> None:
+    """Rename `temporary`, in the same folder, to `path`. FileExistsError if that exists: never overwrites a file."""
     try:
-        os.link(beside, path)
+        os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # no hard links there: an empty file reserves the name for a moment
+    except OSError:  # no hard links on this file system: an empty file reserves the name for a moment
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SHARED))
-        _replace_reserved(beside, path)
+        _replace_reserved(temporary, path)
     else:
-        beside.unlink()
+        temporary.unlink()
 
 
-def _replace_reserved(beside: Path, path: Path) -> None:
+def _replace_reserved(temporary: Path, path: Path) -> None:
     try:
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError:
         path.unlink()
         raise
@@ -164,8 +165,8 @@ def _replace_reserved(beside: Path, path: Path) -> None:
 
 def mount_of(path: Path) -> str:
     """Return the mount point of `path` and the type of its file system, as `/data (nfs4)`."""
-    place = nearest_visible(path.absolute()).resolve()
-    point = next(str(each) for each in (place, *place.parents) if os.path.ismount(each))
+    visible = nearest_visible(path.absolute()).resolve()
+    point = next(str(folder) for folder in (visible, *visible.parents) if os.path.ismount(folder))
     with suppress(OSError):
         for line in reversed(Path("/proc/self/mounts").read_text("utf-8").splitlines()):
             _, mounted, kind, *_ = line.split(" ")

@@ -1,4 +1,4 @@
-"""The control groups of this process, in both versions of Linux's."""
+"""Control groups (cgroups v1 and v2) of this process."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def groups(controller: str) -> Iterator[Path]:
-    """The folder of the group in which `controller` counts this process, then those of its parents.
+    """Yield the folder of this process's cgroup for `controller`, then those of its parent groups.
 
     A container may see only some of these folders.
     """
@@ -15,5 +15,5 @@ def groups(controller: str) -> Iterator[Path]:
         number, controllers, path = line.split(":", 2)
         if number == "0" or controller in controllers.split(","):
             root = ROOT if number == "0" else ROOT / controller
-            own = root / path.lstrip("/")
-            yield from (own, *(above for above in own.parents if above.is_relative_to(root)))
+            group = root / path.lstrip("/")
+            yield from (group, *(parent for parent in group.parents if parent.is_relative_to(root)))

@@ -1,4 +1,4 @@
-"""How many cores this process may use: by its affinity, and by the CPU quotas of its control groups."""
+"""Number of CPU cores that this process may use: CPU affinity and the CPU quotas of its cgroups."""
 
 import os
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from fmfsd.system.cgroups import groups
 
 
 def usable_cores() -> int:
-    """At least 1, also with a quota of half a core."""
-    return max(1, round(min([len(os.sched_getaffinity(0)), *_quotas()])))
+    """Return the number of usable cores: at least 1, also with a quota of half a core."""
+    return max(1, round(min([len(os.sched_getaffinity(0)), *_read_quotas()])))
 
 
-def _quotas() -> Iterator[float]:
-    """In cores."""
+def _read_quotas() -> Iterator[float]:
+    """Yield the CPU quotas of this process's cgroups, in cores."""
     for folder in groups("cpu"):
-        with suppress(OSError, ValueError):  # "max" is no number
+        with suppress(OSError, ValueError):  # "max" is not a number
             quota, period = map(int, (folder / "cpu.max").read_text().split())
             yield quota / period
         with suppress(OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Locks of processes that share a file system: the kernel's (flock) or, where there is none, files that one can create.
+"""Locks between processes that share a file system: flock or, where that is not supported, exclusive lock files.
 
-The kernel frees its lock when the holder ends, however it ends. A lock file of a process that was killed stays.
+The kernel releases a flock when its holder ends in any way. A lock file remains if its process is killed.
 """
 
 import errno
@@ -36,12 +36,12 @@ class LockLeftError(LockHeldError):
 
 
 class LockUnsupportedError(OSError):
-    """The file system has no locks."""
+    """The file system does not support flock."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds a lock. `born` is its start in the kernel's ticks, as process ids are used again."""
+    """A process that holds a lock. `born` is its start time in kernel ticks, because process ids are reused."""
 
     host: str
     pid: int
@@ -50,11 +50,11 @@ class Holder:
 
     @classmethod
     def me(cls) -> Self:
-        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()), time.time())
+        return cls(socket.gethostname(), os.getpid(), _read_start_ticks(os.getpid()), time.time())
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Return the holder that the file `path` names, or None if it names none."""
+        """Return the holder in the file `path`, or None if it has none."""
         try:
             return cls(**read_json(path))
         except (OSError, ValueError, TypeError):
@@ -66,12 +66,12 @@ class Holder:
 
     @property
     def is_known_to_live(self) -> bool:
-        """Whether it is a process of this host and alive; of other hosts nothing is known."""
-        return self.is_here and _born(self.pid) == self.born
+        """Whether the process is on this host and alive; always false for other hosts."""
+        return self.is_here and _read_start_ticks(self.pid) == self.born
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was a process of this host and is known to have ended."""
+        """Whether the process was on this host and has ended; always false for other hosts."""
         return self.is_here and not self.is_known_to_live
 
     def __str__(self) -> str:
@@ -91,9 +91,9 @@ def hold_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def wait_for_lock(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock `path` as soon as it is free; `warn` is told at once, and then now and then, who holds it.
+    """Wait for the lock `path` and hold it; `warn` gets its holder at once and every REMIND_S seconds.
 
-    Raises LockLeftError for a lock that nobody will release, and LockUnsupportedError.
+    Raises StaleLockError for the lock file of a process that has ended, and LockUnsupportedError.
     """
     release, remind_at = None, time.monotonic()
     while release is None:
@@ -113,50 +113,50 @@ def wait_for_lock(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
 
 def choose_method(environment: Mapping[str, str]) -> None:
-    """For the rest of this process, lock by files if FMFSD_LOCK=file says so, else by the kernel."""
+    """Use lock files for the rest of this process if FMFSD_LOCK=file, else flock."""
     global _hold
     _hold = _create_exclusively if environment.get(VARIABLE) == "file" else _hold_flock
 
 
 def lock_file(path: Path) -> Path:
-    """Return the file that is created to hold the lock `path` where the kernel has no locks."""
+    """Return the lock file of the lock `path`, for file systems without flock."""
     return path.with_name(f"{path.name}.held")
 
 
 def problem_of(path: Path) -> str:
-    """Return why the lock `path` could not be held now, as far as that shows without holding it; empty if it could."""
+    """Return why the lock `path` can't be held now, as far as a check without holding it shows; empty if it can."""
     if _hold is _create_exclusively:
-        return _problem_of_file(lock_file(path)) if lock_file(path).exists() else ""
+        return _describe_holder(lock_file(path)) if lock_file(path).exists() else ""
     try:
         with NamedTemporaryFile(dir=nearest_visible(path.parent), prefix=".fmfsd-lock-") as file:
             _flock(file.fileno(), path)
     except LockUnsupportedError as error:
         return str(error)
-    except OSError:  # a folder that can't be written, or a full disk, is for others to report
+    except OSError:  # other checks report folders that can't be written and full disks
         pass
     return ""
 
 
 def _hold_flock(path: Path) -> Release:
-    descriptor = _opened(path)
+    descriptor = _open(path)
     try:
         _flock(descriptor, path)
-        if os.fstat(descriptor).st_nlink == 0:  # removed between the two calls: others lock another file of this name
+        if os.fstat(descriptor).st_nlink == 0:  # removed between the two calls: other processes lock a new file
             raise LockHeldError(f"{path} was replaced")
-        with suppress(OSError):  # without our name in it, it is held all the same
+        with suppress(OSError):  # the lock is held even if the holder can't be written
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _own_name(), 0)
+            os.pwrite(descriptor, _serialize_own_holder(), 0)
     except BaseException:
         os.close(descriptor)
         raise
     return partial(os.close, descriptor)
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags | os.O_RDWR, SHARED)
-    except PermissionError:  # a colleague's file, which can be locked but not written
+    except PermissionError:  # another user's file, which can be locked but not written
         if not path.exists():
             raise
         return os.open(path, flags & ~os.O_CREAT | os.O_RDONLY)
@@ -165,15 +165,15 @@ def _opened(path: Path) -> int:
 def _flock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # the latter on some network file systems
+    except (BlockingIOError, PermissionError) as error:  # PermissionError on some network file systems
         holder = Holder.read(path)
         raise LockHeldError(f"{path} is locked by {holder or 'another process'}") from error
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        ways = f"use a folder on another file system, or lock by files there: set {VARIABLE}=file for all commands"
+        remedy = f"use another file system, or set {VARIABLE}=file for all commands to use lock files"
         raise LockUnsupportedError(
-            f"{path}: the file system of {mount_of(path)} does not support locks (flock: {error.strerror}): {ways}"
+            f"{path}: the file system of {mount_of(path)} does not support locks (flock: {error.strerror}): {remedy}"
         ) from error
 
 
@@ -184,25 +184,25 @@ def _create_exclusively(path: Path) -> Release:
     except FileExistsError as error:
         holder = Holder.read(marker)
         kind = LockLeftError if holder is not None and holder.has_ended else LockHeldError
-        raise kind(_problem_of_file(marker)) from error
+        raise kind(_describe_holder(marker)) from error
     with os.fdopen(descriptor, "wb") as file:
-        file.write(_own_name())
+        file.write(_serialize_own_holder())
     return partial(marker.unlink, missing_ok=True)
 
 
-def _problem_of_file(marker: Path) -> str:
+def _describe_holder(marker: Path) -> str:
     holder = Holder.read(marker)
     if holder is not None and holder.has_ended:
         return f"{marker} was left behind by {holder}, which has ended: `rm {marker}`"
     return f"{marker} is held by {holder or 'another process'}; if that process has ended, `rm {marker}`"
 
 
-def _own_name() -> bytes:
+def _serialize_own_holder() -> bytes:
     return json.dumps(asdict(Holder.me())).encode()
 
 
-def _born(pid: int) -> int:
-    """-1 for a process that is not there, or has ended and is only waited for by its parent."""
+def _read_start_ticks(pid: int) -> int:
+    """Return the start time of a process in kernel ticks; -1 if it does not exist or is a zombie."""
     try:
         state, *others = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         return -1 if state in "ZX" else int(others[18])

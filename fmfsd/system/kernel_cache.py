@@ -1,4 +1,4 @@
-"""Where compiled kernels are cached. Programs load code from there, so nobody but this user may write to it."""
+"""Cache folder of compiled kernels. Programs load code from it, so only this user may write to it."""
 
 import os
 import shutil
@@ -12,26 +12,26 @@ COMPILER = "c++"
 
 
 def have_kernels() -> bool:
-    """Return whether kernels can be compiled and used here, as far as that shows without compiling one."""
+    """Return whether kernels can be compiled and used here, as far as a check without compiling shows."""
     return shutil.which(COMPILER) is not None and not privacy_problem()
 
 
 def kernel_folder() -> Path:
-    """Return the folder, made if need be. NotPrivateError if other users may write there."""
-    ours = cache_home(os.environ) / "fmfsd"
-    ours.mkdir(parents=True, exist_ok=True)
-    if (mode := ours.stat().st_mode) & 0o022:  # a umask of 002 leaves it to the group
+    """Return the cache folder, and create it if necessary. NotPrivateError if other users may write to it."""
+    parent = cache_home(os.environ) / "fmfsd"
+    parent.mkdir(parents=True, exist_ok=True)
+    if (mode := parent.stat().st_mode) & 0o022:  # with umask 002 the group may write
         with suppress(OSError):
-            ours.chmod(mode & ~0o022)
-    folder = ours / "kernels"
+            parent.chmod(mode & ~0o022)
+    folder = parent / "kernels"
     folder.mkdir(exist_ok=True, mode=0o700)
-    for each in (ours, folder):
-        require_private(each, each.stat())
+    for path in (parent, folder):
+        require_private(path, path.stat())
     return folder
 
 
 def privacy_problem() -> str:
-    """Return why kernels in the cache can't be used, and the command that changes that; empty if they can."""
+    """Return why kernels in the cache can't be used, and the command that fixes it; empty if they can."""
     folder = cache_home(os.environ) / "fmfsd" / "kernels"
     try:
         for path in (folder, *folder.glob("*.so")):

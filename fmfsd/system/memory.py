@@ -1,4 +1,4 @@
-"""How much memory this machine has for its processes, or the control group of this one."""
+"""Memory that this process may use: the machine's memory and the limits of its cgroups."""
 
 import os
 from contextlib import suppress
@@ -6,14 +6,14 @@ from contextlib import suppress
 from fmfsd.system.cgroups import groups
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
-"""In either version of Linux's control groups."""
+"""File names of cgroups v2 and v1."""
 
 
 def usable_memory() -> int:
-    """Bytes: the machine's, or less where a control group that this process is in may not use all of it."""
+    """Return the usable memory in bytes: the machine's, or less if a cgroup of this process has a limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for folder in groups("memory"):
         for name in _LIMITS:
-            with suppress(OSError, ValueError):  # "max" is no number
+            with suppress(OSError, ValueError):  # "max" is not a number
                 limits.append(int((folder / name).read_text()))
     return min(limits)

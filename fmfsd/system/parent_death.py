@@ -1,4 +1,4 @@
-"""Ties a process to the one above it, so that none is left when that ends."""
+"""Parent death signal: a process ends when its parent ends, so that no orphans remain."""
 
 import ctypes
 import os
@@ -8,15 +8,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 def tie_to_parent(agent: int | None, *, has_starter: bool = True) -> None:
-    """Make the kernel end this process when its parent does, the starter or agent: a killed torchrun leaves orphans.
+    """Make the kernel kill this process when its parent (starter or agent) ends: a killed torchrun leaves orphans.
 
-    The parent may have ended already; then the agent is not where it should be, and this one ends too.
+    Raises SystemExit if the parent has already ended, so that `agent` is not the parent (grandparent with a starter).
     """
     if agent is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if (_parent_of(os.getppid()) if has_starter else os.getppid()) != agent:
-        raise SystemExit("what has started this worker is gone, so it ends too")
+        raise SystemExit("the process that started this worker has ended, so the worker ends too")
 
 
 def _parent_of(pid: int) -> int | None:

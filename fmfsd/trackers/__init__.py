@@ -1,4 +1,4 @@
-"""Shows a run's records to programs made for that. None of them can end the run, or hold it up."""
+"""Experiment trackers (TensorBoard, W&B) for a run's metrics. A tracker can neither end nor delay the run."""
 
 from fmfsd.trackers.base import Record as Record
 from fmfsd.trackers.build import build_trackers as build_trackers

@@ -1,4 +1,4 @@
-"""What a tracker is, and how it names what a record holds."""
+"""Tracker interface, and the metric names of a record."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -6,16 +6,16 @@ from typing import Any, Protocol
 
 Record = Mapping[str, Any]
 """A line of metrics.jsonl."""
-_OF_EVERY_RECORD = ("step", "epoch", "split", "time")
+_COMMON_KEYS = ("step", "epoch", "split", "time")
 
 
 class Tracker(AbstractContextManager["Tracker"], Protocol):
-    """Entered and used by one thread, which is neither the run's own nor waited for."""
+    """An experiment tracker. One background thread enters and uses it; the training does not wait for it."""
 
     def show(self, record: Record) -> None:
-        """The next record of the run. The first after entering is the run's first, also in a run that is resumed."""
+        """Log the next record. In a resumed run too, the first record after entering is the run's first."""
 
 
 def named_values(record: Record) -> dict[str, float]:
-    """As a search names them: `train/loss`, `valid/deepest_top1`."""
-    return {f"{record['split']}/{name}": value for name, value in record.items() if name not in _OF_EVERY_RECORD}
+    """Return the record's metrics under the names of a search: `train/loss`, `valid/deepest_top1`."""
+    return {f"{record['split']}/{name}": value for name, value in record.items() if name not in _COMMON_KEYS}

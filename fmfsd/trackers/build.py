@@ -1,4 +1,4 @@
-"""The trackers that a config asks for."""
+"""Construction of the trackers in a config."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,15 @@ from fmfsd.trackers.feed import Feed, Trackers, Warn
 
 
 def build_trackers(run: RunDir, config: RunConfig, started: float, *, warn: Warn) -> Trackers:
-    """Nothing of a tracker is imported before its thread begins. `started`: the run, in seconds since 1970."""
-    makers: dict[str, Callable[[], Tracker]] = {
+    """Return the config's trackers. `started` is the Unix time of the run's first start.
+
+    A tracker's packages are imported only in its thread.
+    """
+    factories: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: _tensorboard(run, config, started),
         "wandb": lambda: _wandb(run, config),
     }
-    return Trackers([Feed(name, makers[name], warn) for name in config.tracker])
+    return Trackers([Feed(name, factories[name], warn) for name in config.tracker])
 
 
 def _tensorboard(run: RunDir, config: RunConfig, started: float) -> Tracker:

@@ -1,4 +1,4 @@
-"""Threads that pass records on to trackers: one for each, so that none waits for another, and the run for none."""
+"""Threads that pass records to trackers, one per tracker, so that trackers delay neither each other nor the run."""
 
 import logging
 import time
@@ -11,51 +11,51 @@ from typing import Self
 from fmfsd.trackers.base import Record, Tracker
 
 CLOSING_S = 10.0
-"""At a run's end, after its outcome is written: so long trackers may take for what they have not passed on yet."""
+"""Seconds that trackers get at the end of a run, after its outcome is written, to pass on their remaining records."""
 
 Warn = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
 class Feed:
-    """One tracker and its thread, which begins with the first record. What goes wrong there becomes a warning."""
+    """A tracker and its thread, which starts with the first record. Errors of the tracker become warnings."""
 
     def __init__(self, name: str, open_tracker: Callable[[], Tracker], warn: Warn) -> None:
         self._name, self._open, self._warn = name, open_tracker, warn
         self._records: SimpleQueue[Record | None] = SimpleQueue()
-        self._thread = Thread(target=self._pass_on, name=f"tracker {name}", daemon=True)
+        self._thread = Thread(target=self._run, name=f"tracker {name}", daemon=True)
 
     def show(self, record: Record) -> None:
+        """Queue a record for the tracker."""
         if self._thread.ident is None:
             self._thread.start()
         self._records.put(record)
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Make the thread end after the queued records."""
         self._records.put(None)
 
     def wait(self, until: float) -> None:
-        """Until it has passed everything on, or that moment of the monotonic clock; then it is left."""
+        """Wait until all records are passed on, at most until the monotonic time `until`."""
         if self._thread.ident is None:
             return
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self._warn(
-                f"tracker {self._name}: not done {CLOSING_S:g} s after the run's end, so some records may be missing"
-            )
+            late = f"not finished {CLOSING_S:g} s after the run's end"
+            self._warn(f"tracker {self._name}: {late}, so records may be missing")
 
-    def _pass_on(self) -> None:
+    def _run(self) -> None:
         try:
             with self._open() as tracker:
                 while (record := self._records.get()) is not None:
                     tracker.show(record)
         except Exception as error:
             log.warning("tracker %s", self._name, exc_info=True)
-            self._warn(f"tracker {self._name} shows no more: {error}")
+            self._warn(f"tracker {self._name} failed and gets no more records: {error}")
 
 
 class Trackers:
-    """Those of one worker, as a context: at a run's end they are waited for, at most CLOSING_S; at a failure not."""
+    """All trackers of a worker, as a context: its exit waits for them, at most CLOSE_TIMEOUT_S; not after an error."""
 
     def __init__(self, feeds: Sequence[Feed] = ()) -> None:
         self._feeds = feeds

@@ -1,4 +1,4 @@
-"""A TensorBoard event file: written anew at each start of a run, so that every record is in it once."""
+"""TensorBoard event file: rewritten at each start of a run, so that it has every record once."""
 
 import struct
 from collections.abc import Mapping
@@ -15,14 +15,15 @@ from fmfsd.trackers.base import Record, named_values
 
 _NAME = "events.out.tfevents."
 _METRICS = ("valid/deepest_top1", "test/deepest_top1")
-"""What the page of hyperparameters sets beside them."""
+"""Metrics in TensorBoard's HParams page."""
 
 
 class EventFile:
-    """The newest of a folder. `hyperparameters` are by dotted name; the run was `started` so many seconds after 1970.
+    """A new event file in a folder. `hyperparameters` have dotted names; `started` is the run's Unix start time.
 
-    Its name follows the older ones', which are read first; it begins with a start at step 0, upon which TensorBoard
-    forgets what it has read so far. The one before it stays: a TensorBoard that is running opens it again.
+    TensorBoard reads event files in the order of their names, so this file's name sorts after the existing ones. It
+    starts with a session start at step 0, which makes TensorBoard discard the older files' content. The previous file
+    is not deleted, because a running TensorBoard reopens it.
     """
 
     def __init__(self, folder: Path, hyperparameters: Mapping[str, Any], started: float) -> None:
@@ -35,7 +36,7 @@ class EventFile:
         self._file = (self._folder / f"{_NAME}{number:010d}").open("xb", buffering=0)
         self._write(file_version="brain.Event:2")
         self._write(session_log=SessionLog(status=SessionLog.START))
-        for summary in hparams(self._told(), dict.fromkeys(_METRICS)):
+        for summary in hparams(self._hparams(), dict.fromkeys(_METRICS)):
             self._write(summary=summary)
         for path in older[:-1]:
             path.unlink()
@@ -50,7 +51,7 @@ class EventFile:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in named_values(record).items()]
         self._write(record["time"], step=record["step"], summary=Summary(value=values))
 
-    def _told(self) -> dict[str, bool | float | str]:
+    def _hparams(self) -> dict[str, bool | float | str]:
         return {
             name: value if isinstance(value, bool | float | int | str) else str(value)
             for name, value in self._hyperparameters.items()
@@ -58,13 +59,13 @@ class EventFile:
         }
 
     def _write(self, time_s: float = 0.0, **content: Any) -> None:
-        """In TensorFlow's framing: length, its sum, content, its sum."""
+        """Write an event as a TFRecord: length, its checksum, content, its checksum."""
         event = Event(wall_time=self._started + time_s, **content).SerializeToString()
         length = struct.pack("<Q", len(event))
-        frame = length + _sum(length) + event + _sum(event)
+        frame = length + _checksum(length) + event + _checksum(event)
         while frame:
             frame = frame[self._file.write(frame) :]
 
 
-def _sum(content: bytes) -> bytes:
+def _checksum(content: bytes) -> bytes:
     return struct.pack("<I", masked_crc32c(content))

@@ -1,4 +1,4 @@
-"""Passes what comes on standard input on to W&B: a process that ends with the worker, and W&B's own process with it."""
+"""Process that passes records from standard input to W&B; it ends with the worker, and W&B's own process with it."""
 
 import json
 import os
@@ -14,11 +14,14 @@ from fmfsd.system.parent_death import tie_to_parent
 from fmfsd.trackers.base import named_values
 
 PROJECT = "fmfsd"
-"""Unless WANDB_PROJECT names another."""
+"""Default project, if WANDB_PROJECT is not set."""
 
 
 def main() -> None:
-    """Signals of a stop are the worker's: it closes the input. W&B's exit handlers may wait: they are left out."""
+    """Forward the records on standard input to W&B.
+
+    Ignores stop signals: the worker handles them and closes the input. Skips W&B's exit handlers, which may block.
+    """
     tie_to_parent(int(sys.argv[1]), has_starter=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -31,23 +34,23 @@ def main() -> None:
 
 
 def follow(run: Mapping[str, Any], lines: Iterable[str]) -> None:
-    """Row i of the W&B run is record i: rows that it has already, from an earlier start, are not sent again."""
-    tempfile.tempdir = str(_emptied(Path(run["dir"]) / "wandb" / "tmp"))
+    """Log record i as row i of the W&B run; rows that an earlier start has already sent are skipped."""
+    tempfile.tempdir = str(_create_empty(Path(run["dir"]) / "wandb" / "tmp"))
     import wandb
 
     settings = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
     project = wandb.setup().settings.project or PROJECT
-    with wandb.init(**run, project=project, resume="allow", settings=settings) as tracked:
-        tracked.define_metric("*", step_metric="step")
-        begin = tracked.step
+    with wandb.init(**run, project=project, resume="allow", settings=settings) as wandb_run:
+        wandb_run.define_metric("*", step_metric="step")
+        first_row = wandb_run.step
         for row, line in enumerate(lines):
-            if row >= begin:
+            if row >= first_row:
                 record = json.loads(line)
-                tracked.log({"step": record["step"], "epoch": record["epoch"], **named_values(record)}, step=row)
+                wandb_run.log({"step": record["step"], "epoch": record["epoch"], **named_values(record)}, step=row)
 
 
-def _emptied(folder: Path) -> Path:
-    """W&B removes what it puts there only where it exits by itself."""
+def _create_empty(folder: Path) -> Path:
+    """Create `folder`, without the files of earlier starts: W&B deletes them only if it exits normally."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder

@@ -1,4 +1,4 @@
-"""A W&B run, fed through a process that can be killed: W&B itself may wait for an unreachable server for long."""
+"""W&B tracker in a separate process that can be killed, because W&B may wait long for an unreachable server."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from fmfsd.trackers.base import Record
 from fmfsd.trackers.feed import CLOSING_S
 
 MARGIN_S = 1.0
-"""Before whoever closes this gives up, too."""
+"""Seconds by which this tracker gives up before CLOSE_TIMEOUT_S is over."""
 
 
 class WandbError(FmfsdError):
@@ -24,7 +24,7 @@ class WandbError(FmfsdError):
 
 
 class WandbRun:
-    """Starts the process, writes records to it, a line each, and at the end waits for it or kills it."""
+    """Starts the W&B process, writes one line per record to it, and at the end waits for it or kills it."""
 
     def __init__(self, run: RunDir, config: dict[str, Any]) -> None:
         self._run, self._config = run, config
@@ -34,7 +34,12 @@ class WandbRun:
         self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True)
         folder = str(self._run.path)
         self._write(
-            {"id": _lasting_id(self._run.wandb_id), "name": self._run.path.name, "dir": folder, "config": self._config}
+            {
+                "id": _load_or_create_id(self._run.wandb_id),
+                "name": self._run.path.name,
+                "dir": folder,
+                "config": self._config,
+            }
         )
         return self
 
@@ -45,24 +50,24 @@ class WandbRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            said, _ = self._process.communicate(timeout=CLOSING_S - MARGIN_S)
+            output, _ = self._process.communicate(timeout=CLOSING_S - MARGIN_S)
         except TimeoutExpired:
             self._process.kill()
             self._process.communicate()
             raise WandbError(f"W&B has not taken all records {CLOSING_S - MARGIN_S:g} s after the run's end") from None
         if self._process.returncode:
-            raise WandbError(said.strip() or f"its process ended with {self._process.returncode}")
+            raise WandbError(output.strip() or f"W&B's process ended with exit code {self._process.returncode}")
 
     def _write(self, content: Record) -> None:
-        """A process that has ended is found out at the exit, which knows its words."""
+        """Write a line to the process. `__exit__` reports the error of a process that has ended."""
         try:
             print(json.dumps(content), file=self._process.stdin, flush=True)
         except BrokenPipeError:
-            raise WandbError("W&B's process takes no more records") from None
+            raise WandbError("W&B's process does not accept records any more") from None
 
 
-def _lasting_id(path: Path) -> str:
-    """One for all starts of a run."""
+def _load_or_create_id(path: Path) -> str:
+    """Return the W&B id, which is the same for all starts of a run."""
     if not path.exists():
         path.parent.mkdir(exist_ok=True, mode=0o700)
         write_whole(path, secrets.token_hex(8).encode())

@@ -89,7 +89,7 @@ GUARDS = (
     Guard(
         "the kernel cache folder is private",
         "fmfsd/system/kernel_cache.py",
-        "        require_private(each, each.stat())\n",
+        "        require_private(path, path.stat())\n",
         "        pass\n",
         "tests/fmfsd/cpu/test_cpp_extension.py::test_no_library_is_cached_in_a_folder_that_others_can_write",
     ),
@@ -131,16 +131,16 @@ GUARDS = (
     Guard(
         "no checkpoint contains NaN",
         "fmfsd/checkpoint/store.py",
-        "        saved.require_finite()\n",
+        "        checkpoint.require_finite()\n",
         "",
         "tests/fmfsd/checkpoint/test_checkpoint.py::test_a_state_with_nan_is_not_saved",
     ),
     Guard(
         "a checkpoint is written from a copy",
         "fmfsd/checkpoint/manager.py",
-        "saved.staged()",
-        "saved",
-        "tests/fmfsd/checkpoint/test_manager.py::test_training_continues_while_a_checkpoint_is_written",
+        "checkpoint.staged()",
+        "checkpoint",
+        "tests/fmfsd/checkpoint/test_manager.py::test_training_goes_on_while_a_checkpoint_is_written",
     ),
     Guard(
         "a file is flushed before it is renamed",
@@ -166,7 +166,7 @@ GUARDS = (
     Guard(
         "the fence, during a save",
         "fmfsd/checkpoint/store.py",
-        "        self._clear_away()\n",
+        "        self._delete_temporary()\n",
         "",
         "tests/fmfsd/checkpoint/test_manager.py::test_a_worker_whose_attempt_ends_during_a_save_saves_nothing",
     ),

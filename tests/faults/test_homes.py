@@ -38,7 +38,7 @@ def test_a_user_without_home_and_name_can_train_and_only_the_run_is_written(tiny
         launch = (*AS_NOBODY, command("fmfsd-launch"), *arguments, "--device", "cpu", "--run-dir", "run")
         done = subprocess.run(launch, cwd=work, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        why = f"HOME is not set, and this machine knows no user {NOBODY}"
+        why = f"HOME is not set, and this machine does not know user {NOBODY}"
         assert [line for line in done.stdout.splitlines() if "caches" in line] == [
             f"warning: caches are in {caches}, because {why}"
         ]

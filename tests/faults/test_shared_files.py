@@ -68,7 +68,7 @@ def test_an_unreadable_checkpoint_is_left_alone_and_the_error_names_its_owner(ch
     assert isinstance(error, UnreadableCheckpointError)
     newer = folder / "step-00000002"
     assert f"checkpoint {newer} can't be read: " in str(error)
-    assert f"{newer} belongs to root, who can grant it with `chmod -R go+rX {newer}`" in str(error)
+    assert f"{newer} belongs to root, who can grant access with `chmod -R go+rX {newer}`" in str(error)
     assert names(folder) == ["step-00000001", "step-00000002"]
 
 
@@ -143,7 +143,7 @@ def test_the_check_rejects_a_run_without_access_rights(denied: str, stopped: Run
     assert done.returncode == 3, done.stderr
     assert "no access" in done.stderr
     assert "Traceback" not in done.stderr
-    assert f"root, who can grant it with `chmod -R go+rwX {run.path}`" in done.stderr
+    assert f"root, who can grant access with `chmod -R go+rwX {run.path}`" in done.stderr
 
 
 @needs_second_user

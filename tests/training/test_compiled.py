@@ -128,7 +128,7 @@ def test_a_step_does_not_synchronise_with_the_device(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (("train.compile=cuda_graphs", "train.micro_batch=64"), "can't add up the gradients of micro-batches"),
+        (("train.compile=cuda_graphs", "train.micro_batch=64"), "can't accumulate gradients"),
         (("train.compile=true", "engine.name=deepspeed"), "is for engine.name torch"),
     ],
 )

@@ -83,7 +83,7 @@ def test_every_changed_byte_is_detected(data: st.DataObject, tmp_path_factory: p
     damaged = bytearray(whole)
     damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         checkpoints.load_newest()
     path.write_bytes(whole)
     assert newest_step(checkpoints) == 1
@@ -93,7 +93,7 @@ def test_without_a_usable_checkpoint_a_run_does_not_start_from_scratch(tmp_path:
     checkpoints = store(tmp_path / "c")
     save(checkpoints, saved(1))
     (tmp_path / "c" / "step-00000001" / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         checkpoints.load_newest()
 
 
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_format_is_not_loaded(tmp_path: Path) -> None:
     save(checkpoints, saved(1))
     path = tmp_path / "c" / "step-00000001" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
         checkpoints.load_newest()
 
 
@@ -160,6 +160,6 @@ def test_without_a_usable_checkpoint_every_start_fails(tmp_path: Path) -> None:
     save(checkpoints, saved(1))
     (tmp_path / "c" / "step-00000001" / "state.json").write_text("{}")
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="no checkpoint there can be used"):
+        with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
             checkpoints.load_newest()
     assert names(tmp_path / "c") == ["step-00000001"]

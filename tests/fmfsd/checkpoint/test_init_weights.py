@@ -111,11 +111,11 @@ def test_all_mismatches_are_reported_at_once() -> None:
     weights = {name: torch.ones(2, 3) for name in ("same", "more")}
     weights |= {"wide": torch.ones(4, 3), "whole": torch.ones(2, 3).int(), "nan": torch.full((2, 3), torch.nan)}
     assert list(misfits(weights, expected)) == [
-        "does not have: gone, lost",
-        "has, and this network has not: more",
-        "has in another shape: wide (4, 3) and not (2, 3)",
-        "has in another type: whole torch.int32",
-        "has with NaN or infinite values: nan",
+        "missing keys: gone, lost",
+        "unexpected keys: more",
+        "other shapes: wide (4, 3), expected (2, 3)",
+        "other dtypes: whole torch.int32",
+        "NaN or infinite values: nan",
     ]
 
 
@@ -125,11 +125,9 @@ def test_weights_of_another_network_are_an_error_without_a_new_attempt(
     plain = make_run(tmp_path / "plain", tiny_config(tiny_root, "method=plain", f"train.init_from={source.path}"))
     loop = make_loop(plain, SoloComms())
     before = {name: value.clone() for name, value in loop.engine.state().model.items()}
-    with pytest.raises(
-        CheckError, match=r"step-00000004: has, and this network has not: alignments\.0\.0\.0"
-    ) as caught:
+    with pytest.raises(CheckError, match=r"step-00000004: unexpected keys: alignments\.0\.0\.0") as caught:
         loop.resume()
-    assert "set method, model, distill.beta and .feature, and the data as in the run" in str(caught.value)
+    assert "set method, model, distill.beta and .feature, and the data as in the source run" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in loop.engine.state().model.items())
     write_crash(plain, World(), 1, caught.value)
     assert '"worth_another_attempt": false' in plain.crash(1, 0).read_text()

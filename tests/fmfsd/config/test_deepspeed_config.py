@@ -33,13 +33,15 @@ def test_an_engine_section_can_be_given_as_the_engines_name(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "expected"),
     {
-        ("engine.deepspeed={train_batch_size: 64}",): "says that by train.batch, found",
-        ("engine.deepspeed={optimizer: {type: Adam}}",): "says that by optim, found",
-        ("engine.deepspeed={scheduler: {type: WarmupLR}}",): "says that by optim.milestones and optim.warmup, found",
-        ("engine.deepspeed={fp16: {enabled: true}}",): "says that by train.precision, found",
-        ("engine.deepspeed={zero_optimization: {stage: 3}}",): "says that by engine.zero_stage, found",
+        ("engine.deepspeed={train_batch_size: 64}",): "set by train.batch in a run's config",
+        ("engine.deepspeed={optimizer: {type: Adam}}",): "set by optim in a run's config",
+        (
+            "engine.deepspeed={scheduler: {type: WarmupLR}}",
+        ): "set by optim.milestones and optim.warmup in a run's config",
+        ("engine.deepspeed={fp16: {enabled: true}}",): "set by train.precision in a run's config",
+        ("engine.deepspeed={zero_optimization: {stage: 3}}",): "set by engine.zero_stage in a run's config",
         ("engine.deepspeed={zero_optimization: {overlap_com: true}}",): "did you mean zero_optimization.overlap_comm?",
-        ("engine.deepspeed={zero_optimization: {zero_quantized_weights: true}}",): "none of the settings",
+        ("engine.deepspeed={zero_optimization: {zero_quantized_weights: true}}",): "not one of the DeepSpeed 0.19",
         ("engine.offload=true", "engine.zero_stage=1"): "needs engine.zero_stage 2 or 3, found 1",
         ("train.precision=fp64",): "ZeRO steps in fp32, found fp64",
     }.items(),

@@ -107,7 +107,7 @@ def test_a_value_that_contradicts_the_method_is_an_error_with_its_line(
     path.write_text(f"method: {method}\n{section}:\n  {key}: {value}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
-    message = f"{section}.{key}: method {method} means {expected}, found {value}: change one of the two"
+    message = f"{section}.{key}: method {method} requires {expected}, found {value}: change one of the two"
     assert f"{path}:3: {message}" in map(str, caught.value.problems)
 
 
@@ -138,16 +138,19 @@ def error_messages(*changes: str) -> list[str]:
 
 ONE_BRANCH = "model.branches=[stage2]"
 INCONSISTENT = {
-    ("model.sem=softmax",): "model.sem: softmax masks average to the same everywhere: set model.masks own",
-    ("model.sem=softmax", "model.masks=own", ONE_BRANCH): "model.sem: softmax shares out between maps, and model.branc",
+    ("model.sem=softmax",): "model.sem: the average of softmax masks is constant: set model.masks own",
+    ("model.sem=softmax", "model.masks=own", ONE_BRANCH): "model.sem: softmax is computed over several maps",
     ("distill.teacher=fused", "method=byot"): "distill.teacher: there is no fused head without fusion (method byot)",
     ("distill.teacher=fused", "method=plain"): "distill.teacher: there is no fused head without fusion (method plain)",
-    ("method=label_smoothing", "train.label_smoothing=0"): "train.label_smoothing: method label_smoothing without any",
+    (
+        "method=label_smoothing",
+        "train.label_smoothing=0",
+    ): "train.label_smoothing: is 0, so method label_smoothing equals method plain",
     ("model.branches=[]",): "model.branches: method fmfsd needs at least one; for the backbone alone set method: plain",
     ("model.branches=[]", "method=dks"): "model.branches: method dks needs at least one",
     ("model.branches=[stage4]",): "model.branches: resnet18 has no tap 'stage4'; it has stage1.block1, stage1, stage2",
     ("model.branches=[stage3.block2]",): "model.branches: resnet18 has no tap 'stage3.block2'",
-    ("model.branches=[stage1, stage1]",): "model.branches: stage1 stands there 2 times: once is enough",
+    ("model.branches=[stage1, stage1]",): "model.branches: stage1 is listed 2 times: list it once",
     ("model.sem_groups=48",): "model.sem_groups: 48 groups do not divide a map's 64 channels",
 }
 

@@ -152,6 +152,6 @@ def test_all_augmentations_train_the_same_on_two_workers_and_after_a_resume_with
 
 
 def test_a_resized_crop_and_a_padded_crop_contradict_each_other() -> None:
-    with pytest.raises(ConfigError, match=r"data\.resized_crop: takes the place .* found data\.crop_padding 4: set it"):
+    with pytest.raises(ConfigError, match=r"data\.resized_crop: replaces .* found data\.crop_padding 4: set that"):
         load_config("smoke", ["data.resized_crop=true"])
     load_config("smoke", ["data.resized_crop=true", "data.crop_padding=0"])

@@ -154,10 +154,13 @@ def test_other_files_are_skipped_and_logged(source: Path, tmp_path: Path, caplog
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (("data.classes=null",), r"data\.classes: how many classes .* must be said"),
+        (("data.classes=null",), r"data\.classes: required for an image folder and not set"),
         (("data.name=cifar10", "data.classes=4"), r"data\.classes: cifar10 has 10, found 4: leave it out"),
-        (("data.name=cifar10", "data.classes=10", "data.size=64"), r"data\.size: the images of cifar10 have 32"),
-        (("data.valid=6",), r"data\.valid: 6 is not the same for each of 4 classes; nearest: 4 or 8"),
+        (
+            ("data.name=cifar10", "data.classes=10", "data.size=64"),
+            r"data\.size: expected 32, the image side of cifar10",
+        ),
+        (("data.valid=6",), r"data\.valid: 6 is not divisible by the number of classes, 4; nearest: 4 or 8"),
     ],
 )
 def test_a_config_for_image_folders_is_checked(changes: tuple[str, ...], expected: str, tmp_path: Path) -> None:

@@ -123,5 +123,5 @@ def test_all_submodules_without_feature_maps_are_reported_at_once() -> None:
         wrap("layer1", deepest="fc")
     with pytest.raises(ConfigError, match="name them shallow to deep"):
         wrap("layer3", "layer1")
-    with pytest.raises(ConfigError, match="branches: none named"):
+    with pytest.raises(ConfigError, match="branches: empty"):
         wrap()

@@ -113,7 +113,7 @@ def test_labels_may_be_class_probabilities() -> None:
 
 def test_one_image_with_maps_of_one_pixel_is_an_error_with_a_remedy() -> None:
     model, (images, labels) = wrap(size=8), batch()
-    with pytest.raises(ValueError, match=r"a batch of 1 has maps of 1x1 pixels .*; use two or more images, larger"):
+    with pytest.raises(ValueError, match=r"batch size 1, feature maps of 1x1 pixels .*; use two or more images, l"):
         model.loss(images[:1, :, :8, :8], labels[:1])
     assert model.loss(images[:2, :, :8, :8], labels[:2]).isfinite()
     assert model.eval().loss(images[:1, :, :8, :8], labels[:1]).isfinite()
@@ -121,10 +121,8 @@ def test_one_image_with_maps_of_one_pixel_is_an_error_with_a_remedy() -> None:
 
 WRONG_ARGUMENTS: dict[str, dict[str, Any]] = {
     "branches: stage1 is named 2 times: name each submodule once": {"branches": ["stage1", "stage1", "stage2"]},
-    "branches: stage3 is the deepest submodule too: a branch leaves from one before it": {
-        "branches": ["stage1", "stage3"]
-    },
-    "branches: none named: name one or more submodules before the deepest": {"branches": []},
+    "branches: stage3 is also the deepest submodule: choose a submodule before it": {"branches": ["stage1", "stage3"]},
+    "branches: empty: name one or more submodules before the deepest": {"branches": []},
     "alpha: 1.5 is out of range: expected from 0 to 1": {"alpha": 1.5},
     "beta: -1 is out of range: expected 0 or more, and finite": {"beta": -1},
     "temperature: 0 is out of range: expected above 0, and finite": {"temperature": 0},

@@ -75,7 +75,7 @@ def test_a_value_missing_in_one_run_is_a_difference(runs: list[str]) -> None:
 
 def test_fewer_than_two_runs_and_other_folders_are_errors(runs: list[str], tmp_path: Path) -> None:
     code, _, errors = diff(runs[0])
-    assert (code, "expected two runs or more" in errors) == (2, True)
+    assert (code, "expected two or more" in errors) == (2, True)
     code, _, errors = diff(runs[0], str(tmp_path))
     assert (code, "not the folder of a run" in errors) == (3, True)
 

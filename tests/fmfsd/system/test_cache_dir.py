@@ -49,8 +49,8 @@ def test_caches_are_in_the_standard_folder_if_it_can_be_used(temporary: Path, tm
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        ({"HOME": "/dev/null"}, "/dev/null/.cache can't be made"),
-        ({"HOME": "/dev/null/home", "XDG_CACHE_HOME": "no absolute path"}, "/dev/null/home/.cache can't be made"),
+        ({"HOME": "/dev/null"}, "/dev/null/.cache can't be created"),
+        ({"HOME": "/dev/null/home", "XDG_CACHE_HOME": "no absolute path"}, "/dev/null/home/.cache can't be created"),
         ({"XDG_CACHE_HOME": "/dev/null"}, "/dev/null can't be written"),
     ],
 )
@@ -67,7 +67,9 @@ def test_a_user_without_home_and_name_gets_both(
 ) -> None:
     """torch needs the name, and without HOME packages would create a folder named ~."""
     environment = dict[str, str]()
-    assert complete_environment(environment).endswith(f"HOME is not set, and this machine knows no user {os.getuid()}")
+    assert complete_environment(environment).endswith(
+        f"HOME is not set, and this machine does not know user {os.getuid()}"
+    )
     assert environment["HOME"] == environment["XDG_CACHE_HOME"] == str(private_cache(temporary))
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
@@ -94,7 +96,7 @@ def test_a_temporary_folder_that_others_may_have_created_is_not_used(
         private_cache(temporary).mkdir()
         private_cache(temporary).chmod(0o777)
     assert cache_note({"XDG_CACHE_HOME": str(private_cache(temporary))}).endswith(
-        f"because others may have made {private_cache(temporary)}"
+        f"because {private_cache(temporary)} may belong to another user"
     )
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")
     assert not cache_home(os.environ).is_dir()
@@ -130,7 +132,7 @@ def test_caches_are_not_on_a_read_only_or_noexec_file_system(tmp_path: Path) -> 
         f"{writable}/.cache",
         f"{writable}/.cache/torchinductor",
     ]
-    for option, reason in {"noexec": "is on a file system that is mounted noexec", "ro": "can't be made"}.items():
+    for option, reason in {"noexec": "is on a file system that is mounted noexec", "ro": "can't be created"}.items():
         note, caches, inductor = caches_with_mount(option, HOME=mounted, TMPDIR=str(temporary))
         assert (caches, inductor) == (str(private_cache(temporary)), None)
         assert note == f"caches are in {caches}, because {mounted}/.cache {reason}"

@@ -93,7 +93,7 @@ def test_a_prepared_set_can_be_read_by_another_user() -> None:
         completed = subprocess.run([command("fmfsd"), "data", *prepare], umask=0o022, capture_output=True, text=True)
         assert completed.returncode == 0, completed.stderr
         completed = run_as_other(command("fmfsd"), "data", "verify", str(folder / "data"), cwd=folder)
-        assert "whole; 256 train, 64 test samples" in completed.stdout, completed.stderr
+        assert "intact; 256 train, 64 test samples" in completed.stdout, completed.stderr
 
 
 @pytest.mark.usefixtures("processes")

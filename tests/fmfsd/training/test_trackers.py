@@ -119,7 +119,7 @@ def test_a_tracker_error_is_a_warning_and_the_other_trackers_continue(run: RunDi
     broken = Feed("broken", lambda: Broken(3), warnings.append)
     working = Feed("tensorboard", lambda: EventFile(run.tensorboard, {}, 1e9), warnings.append)
     record_some(run, Trackers([broken, working]))
-    assert warnings == ["tracker broken shows no more: no network"]
+    assert warnings == ["tracker broken failed and gets no more records: no network"]
     assert in_tensorboard(run) == in_float32(points(run))
 
 
@@ -130,7 +130,7 @@ def test_a_hanging_tracker_is_abandoned_after_its_timeout(run: RunDir, short_clo
     feed = Feed("hanging", lambda: Broken(1, release), warnings.append)
     assert record_some(run, Trackers([feed])) < 10
     assert SHORT_S <= time.monotonic() - start < SHORT_S + 20
-    assert warnings == ["tracker hanging: not done 3 s after the run's end, so some records may be missing"]
+    assert warnings == ["tracker hanging: not finished 3 s after the run's end, so records may be missing"]
     release.set()
 
 
@@ -152,7 +152,7 @@ def test_a_full_disk_is_a_warning(run: RunDir, monkeypatch: pytest.MonkeyPatch) 
     file._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0)
     monkeypatch.setattr(EventFile, "__enter__", lambda self: self)
     record_some(run, Trackers([Feed("tensorboard", lambda: file, warnings.append)]))
-    assert warnings == ["tracker tensorboard shows no more: [Errno 28] No space left on device"]
+    assert warnings == ["tracker tensorboard failed and gets no more records: [Errno 28] No space left on device"]
 
 
 @pytest.mark.usefixtures("processes")
@@ -164,7 +164,7 @@ def test_a_missing_wandb_package_is_a_warning(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'path'}:{os.environ.get('PYTHONPATH', '')}")
     warnings: list[str] = []
     record_some(run, trackers_of(run, tiny_root, warnings, "tracker=[wandb]"))
-    assert warnings == ["tracker wandb shows no more: No module named wandb"]
+    assert warnings == ["tracker wandb failed and gets no more records: No module named wandb"]
 
 
 @pytest.mark.usefixtures("processes")
@@ -194,4 +194,5 @@ def test_wandb_without_a_server_is_abandoned_after_its_timeout(
     start = time.monotonic()
     assert record_some(run, trackers_of(run, tiny_root, warnings, "tracker=[wandb]")) < 1.0
     assert time.monotonic() - start < SHORT_S + 20
-    assert warnings == ["tracker wandb shows no more: W&B has not taken all records 2 s after the run's end"]
+    reason = "W&B has not taken all records 2 s after the run's end"
+    assert warnings == [f"tracker wandb failed and gets no more records: {reason}"]

@@ -54,6 +54,6 @@ def test_the_check_warns_about_missing_headers_and_refuses_compile_true(data_roo
 
 def test_without_a_compiler_the_message_says_which_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert missing_for_compile("cuda") == "there is no compiler: install gcc or clang"
-    assert missing_for_compile("cpu") == "there is no compiler: install c++ or g++ or clang++"
+    assert missing_for_compile("cuda") == "no compiler found: install gcc or clang"
+    assert missing_for_compile("cpu") == "no compiler found: install c++ or g++ or clang++"
     assert not is_compiled(load_config("smoke"), CUDA)

@@ -104,7 +104,7 @@ def test_a_run_directory_with_a_damaged_config_is_named(data_root: Path, tmp_pat
     run = RunDir(tmp_path / "run")
     run.create()
     run.config.write_text("seed: [")
-    assert "config.yaml:2: no YAML" in problems(tiny_config(data_root), run=run)[1]
+    assert "config.yaml:2: invalid YAML" in problems(tiny_config(data_root), run=run)[1]
 
 
 def _flip_byte(path: Path) -> None:

@@ -181,7 +181,7 @@ def test_the_check_fetches_no_weights_that_a_checkpoint_replaces(
 def test_problems_of_the_cost_probe_are_reported(data_root: Path) -> None:
     refused = costs_of(tiny_config(data_root, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
     code, text = problems(tiny_config(data_root), costs=refused)
-    assert (code, "no preset is called 'nonsense'" in text) == (2, True)
+    assert (code, "unknown preset 'nonsense'" in text) == (2, True)
 
 
 @pytest.mark.usefixtures("processes")
