@@ -85,5 +85,5 @@ def test_a_fault_that_lacks_something_is_skipped_with_the_reason(arguments: tupl
 def test_a_fault_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     done = run_command("fmfsd-launch", "smoke", "--drill", "kill-worker,earthquake", cwd=tmp_path)
     assert done.returncode == 2
-    assert "there is no fault 'earthquake'; there are preempt, kill-worker" in done.stderr
+    assert "unknown fault 'earthquake': choose from preempt, kill-worker" in done.stderr
     assert list(tmp_path.iterdir()) == []

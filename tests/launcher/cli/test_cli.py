@@ -99,7 +99,7 @@ def test_the_schema_names_every_section(tmp_path: Path) -> None:
         (("smoke", "--set", "data.root=a\udcff"), 2, "not UTF-8"),
         (("smoke", "--set", f"train.log_every={'9' * 400} epochs"), 2, "a positive number of epochs or steps"),
         (("smoke", "--set", "train.batch=1000000000000000000"), 2, "train.batch: expected less than or equal to"),
-        (("smoke", "--env", "A B"), 2, "is no name of a variable"),
+        (("smoke", "--env", "A B"), 2, "is not a valid variable name"),
         (("missing.yaml",), 2, "missing.yaml: can't be read"),
         (("smoke", "--run-dir", "/proc/nowhere"), 3, "choose another --run-dir"),
     ],
@@ -301,7 +301,7 @@ def test_everything_that_is_wrong_with_a_command_line_is_said_at_once(tmp_path: 
     )
     answer = run_command("fmfsd-launch", "smoke", *wrong, cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (2, "")
-    for part in ("1x", "NOT_SET", "--elastic '3:1'", "a stands there twice", "there is no fault", "--set foo=1"):
+    for part in ("1x", "NOT_SET", "--elastic '3:1'", "a is listed twice", "unknown fault", "--set foo=1"):
         assert part in answer.stderr
 
 

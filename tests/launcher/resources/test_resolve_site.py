@@ -80,8 +80,8 @@ def test_a_hostfile_has_a_host_a_line_and_perhaps_its_slots(tmp_path: Path) -> N
     ("text", "expected"),
     [
         ("a slots=0\nb c\n", ["hosts:1: expected `host` or `host slots=N`, found 'a slots=0'", "hosts:2: expected"]),
-        ("-oProxyCommand=x\n", ["hosts:1: '-oProxyCommand=x' is no host's name"]),
-        ("a\na\n", ["hosts:1: a stands there twice"]),
+        ("-oProxyCommand=x\n", ["hosts:1: '-oProxyCommand=x' is not a valid host name"]),
+        ("a\na\n", ["hosts:1: a is listed twice"]),
         ("# none\n", ["names no host"]),
     ],
 )

@@ -31,8 +31,8 @@ SLURM = SlurmOptions(srun=(("container-image", "my image"), ("container-mount-ho
     ("text", "expected"),
     [
         ("", "--wrap: is empty: expected a command"),
-        ("env 'X", '--wrap "env \'X": is no command: No closing quotation'),
-        ("conda run -n x", "--wrap: conda run keeps what agents print: add --no-capture-output"),
+        ("env 'X", '--wrap "env \'X": is not a valid command: No closing quotation'),
+        ("conda run -n x", "--wrap: conda run buffers the output of agents: add --no-capture-output"),
     ],
 )
 def test_a_wrapper_that_no_agent_can_run_behind_is_refused(text: str, expected: str) -> None:
