@@ -132,7 +132,7 @@ def by_files() -> Iterator[None]:
 
 def test_a_run_is_held_by_a_file_where_the_kernel_has_no_locks(by_files: None, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    told = rf"another launch is at work there \(process {os.getpid()}.*`rm {run.path}"
+    told = rf"in use by another launch \(process {os.getpid()}.*`rm {run.path}"
     with sole_owner(run):
         with pytest.raises(BusyError, match=told), sole_owner(run):
             pass

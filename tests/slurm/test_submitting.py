@@ -234,7 +234,7 @@ def test_options_of_a_job_without_one_are_an_error(fake: Fake, work: Path) -> No
 def test_a_dry_run_shows_the_job_its_script_and_what_is_started_inside(fake: Fake, tiny_root: Path, work: Path) -> None:
     options = ("--nodes", "2", "--starter", "torchrun", "--run-dir", "run", "--dry-run")
     answer = run_command("fmfsd-launch", *tiny(tiny_root), *options, cwd=work)
-    inside = ("# node 1, whose agent is env -u ", "srun --overlap", "--master-addr")
+    inside = ("# node 1, agent: env -u ", "srun --overlap", "--master-addr")
     for part in ("sbatch --job-name=run --nodes=2", "trap '' USR1", *inside):
         assert part in answer.stdout
     assert (list(work.iterdir()), fake.was_submitted) == ([], False)
@@ -272,5 +272,5 @@ def test_a_job_of_another_cluster_is_asked_for_and_cancelled_there(fake: Fake, t
 def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: Fake) -> None:
     found = Allocation.of({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS": "4"})
     assert found is not None
-    with pytest.raises(CheckError, match="ask with --gpus-per-node"):
+    with pytest.raises(CheckError, match="request them with --gpus-per-node"):
         found.hosts()

@@ -108,8 +108,8 @@ def test_a_host_without_ipv4_is_refused_where_hosts_have_to_meet() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ({"cwd": False}, "n2: there is no /work, which this was started in"),
-        ({"parent": False}, "n2: can't write in /runs, where the run is to be"),
+        ({"cwd": False}, "n2: the working directory /work is missing"),
+        ({"parent": False}, "n2: can't write in /runs, the parent of the run directory"),
         ({"marker": False, "parent": False}, "n2: does not see a file that was just written in /runs"),
     ],
 )
@@ -135,5 +135,5 @@ def test_hosts_with_different_numbers_of_gpus_are_told() -> None:
 def test_workers_do_not_go_to_the_cpu_because_one_host_has_lost_its_gpus() -> None:
     found = survey_with(gpus=["0", "1"])
     (told,) = map(str, host_checks.problems(LaunchConfig(), found))
-    assert told.startswith("--device auto: no GPU is visible on n1, and some are on the others")
+    assert told.startswith("--device auto: no GPU is visible on n1, but other hosts have some")
     assert list(host_checks.problems(LaunchConfig(device="cpu"), found)) == []

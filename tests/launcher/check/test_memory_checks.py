@@ -213,7 +213,7 @@ def test_images_that_would_take_half_of_a_workers_memory_are_counted_where_they_
     found = image_storage.counted(LARGE, config, launch, tight).memory
     assert (found["data"], found["total"]) == (window, beside + window)
     told = image_storage.told(config, launch, tight)
-    assert told == "images (0 MiB a worker) stay in their files and are read ahead of their turn"
+    assert told == "images (0 MiB a worker) stay in their files and are prefetched"
     held_anyway = tiny_config(prepared, "data.images_in=memory")
     assert image_storage.counted(LARGE, held_anyway, launch, tight).memory["data"] == held
     assert image_storage.counted(Costs(), config, launch, tight) == Costs()
@@ -237,4 +237,4 @@ def test_the_check_says_in_a_line_that_images_stay_in_their_files(prepared: Path
     assert answer.returncode == 0, answer.stderr
     first = answer.stdout.splitlines()[0]
     assert first.startswith("nothing is wrong: 1 worker on cpu, 1 node agent; cifar10 is prepared in ")
-    assert first.endswith("; images (1 MiB a worker) stay in their files and are read ahead of their turn")
+    assert first.endswith("; images (1 MiB a worker) stay in their files and are prefetched")

@@ -38,7 +38,7 @@ def test_a_run_goes_on_with_its_own_images_only(prepared: Path, tmp_path: Path) 
     write_json(prepared / "cifar10" / "index.json", {**index, "seed": 1})
     code, text = problems(config, run=run)
     assert code == 3
-    assert f"cifar10: is not the set of {run.path}" in text
+    assert f"cifar10: is not the data set of {run.path}" in text
 
 
 def test_what_a_launch_leaves_that_was_killed_early_is_no_obstacle(prepared: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_run_can_not_be_made_shorter_than_it_is(prepared: Path, tmp_path: Path
         (run.checkpoints / "step-00000003").mkdir(exist_ok=True)
         code, text = problems(tiny_config(prepared, f"train.max_steps={steps}"), run=run)
         assert code == 2
-        assert f"train.epochs, train.max_steps: make {steps} steps, and {run.path} has done 3 already" in text
+        assert f"train.epochs, train.max_steps: give {steps} steps, and {run.path} has already done 3" in text
 
 
 def test_a_grace_that_a_stop_does_not_fit_into_is_told(prepared: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_run_that_somebody_works_on_is_refused_by_the_check_too(prepared: Path
     with sole_owner(run):
         code, text = problems(tiny_config(prepared), run=run)
     assert code == 3
-    assert f"another launch is at work there (process {os.getpid()} on" in text
+    assert f"in use by another launch (process {os.getpid()} on" in text
     write_json(run.owner, {"host": socket.gethostname(), "pid": os.getpid(), "born": 1, "since": 0.0})
     sound(tiny_config(prepared), run=run)
 

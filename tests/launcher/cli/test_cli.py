@@ -172,7 +172,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "did you mean model.branches?",
         "100 is not divisible by data.shards 64",
         "0 visible",
-        "exists and is no run directory",
+        "exists and is not a run directory",
     ):
         assert part in answer.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]

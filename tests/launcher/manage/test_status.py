@@ -114,7 +114,7 @@ def test_a_run_that_has_ended_has_its_outcome(state: str, run: RunDir) -> None:
     outcome(run, state)
     found = Status.of(run)
     assert (found.state, found.is_resumable) == (state, state != "finished")
-    assert found.who.endswith(", gone now")
+    assert found.who.endswith(", no longer running")
 
 
 def test_a_failed_run_says_why_and_how_it_goes_on(run: RunDir) -> None:
@@ -138,17 +138,17 @@ def test_a_run_of_another_host_is_judged_by_the_age_of_its_files(run: RunDir) ->
     attempt(run)
     worker(run)
     assert Status.of(run).state == "training"
-    assert ", judged from here by the run's files: nothing has changed for " in Status.of(run).who
+    assert "; state inferred from the run's files, unchanged for " in Status.of(run).who
     grow_old(run, SILENT_S + 30)
     assert Status.of(run).state == "lost"
-    assert Status.of(run).who.endswith("nothing has changed for 3 min")
+    assert Status.of(run).who.endswith("unchanged for 3 min")
     worker(run)
     outcome(run, "stopped")
     assert Status.of(run).state == "stopped"
 
 
 def test_a_run_that_nobody_has_run_is_new(run: RunDir) -> None:
-    assert (Status.of(run).state, Status.of(run).who) == ("new", "nobody yet")
+    assert (Status.of(run).state, Status.of(run).who) == ("new", "none yet")
 
 
 def test_a_job_that_waits_is_queued_with_slurms_words(run: RunDir, cluster: Callable[..., list[str]]) -> None:
@@ -215,7 +215,7 @@ def test_a_folder_of_runs_is_a_line_each_in_their_order(run: RunDir) -> None:
         other.config.write_text("seed: 0\n")
     run.config.unlink()
     outcome(RunDir(run.path / "seed-9"), "finished")
-    assert shown(run.path, as_json=False) == "seed-9   finished\nseed-10  new: nobody has run it yet"
+    assert shown(run.path, as_json=False) == "seed-9   finished\nseed-10  new: not started yet"
     assert [each["state"] for each in json.loads(shown(run.path, as_json=True))] == ["finished", "new"]
 
 
@@ -264,7 +264,7 @@ def test_a_job_whose_launch_is_not_heard_of_is_slurms_to_end(run: RunDir, cluste
 def test_who_may_live_in_silence_is_asked_all_the_same(run: RunDir) -> None:
     owned(run, ELSEWHERE)
     grow_old(run, 3600 * 5)
-    assert request_end(run.path, wait=False).endswith("nothing has changed for 5 h")
+    assert request_end(run.path, wait=False).endswith("unchanged for 5 h")
     assert run.stop_request.read_text() == NOW
 
 
@@ -299,7 +299,7 @@ def test_a_task_that_slurm_has_forgotten_is_no_trouble(
 def test_who_has_ended_elsewhere_is_not_asked(run: RunDir) -> None:
     owned(run, ELSEWHERE)
     outcome(run, "stopped")
-    assert Status.of(run).who == f"{ELSEWHERE}, gone now"
+    assert Status.of(run).who == f"{ELSEWHERE}, no longer running"
     for act in (request_stop, request_end):
         with pytest.raises(CheckError, match="no launch is at work there; the last was process "):
             act(run.path, wait=False)

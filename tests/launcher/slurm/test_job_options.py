@@ -119,11 +119,7 @@ def test_states_of_every_version_are_understood(state: str, is_waiting: bool, is
 @pytest.mark.parametrize("may_have_been_taken", [False, True])
 def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_have_been_taken: bool, tmp_path: Path) -> None:
     tasks = [cast(Task, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
-    error = (
-        slurm_commands.NoAnswerError("no answer")
-        if may_have_been_taken
-        else CheckError("another launch is at work there")
-    )
+    error = slurm_commands.NoAnswerError("no answer") if may_have_been_taken else CheckError("in use by another launch")
 
     def write_and_fail() -> None:
         with all_or_nothing(tasks):

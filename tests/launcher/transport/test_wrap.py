@@ -127,7 +127,7 @@ def test_what_a_container_lacks_is_named() -> None:
     seen = {WRAPPED: answer(marker=False, versions=versions)}
     found = list(map(str, host_checks.problems(LaunchConfig(), Survey(seen, asked=asked))))
     assert found == [
-        "inside --wrap: does not see /runs, where the run is to be: mount it into the container",
+        "inside --wrap: does not see /runs, the parent of the run directory: mount it into the container",
         "inside --wrap: torch is not installed inside: install fmfsd's dependencies in the image",
     ]
 

@@ -120,7 +120,7 @@ def test_a_config_is_checked_for_the_devices_of_the_sweep(
     answer = CliRunner().invoke(app, words)
     assert asked == [device]
     assert answer.exit_code == (0 if gpus else 2), answer.stderr
-    assert ("train.compile: cuda_graphs are a GPU's" in answer.stderr) == (not gpus)
+    assert ("train.compile: cuda_graphs need a GPU" in answer.stderr) == (not gpus)
 
 
 def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path) -> None:
