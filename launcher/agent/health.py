@@ -26,8 +26,7 @@ _INFINIBAND = Path("/dev/infiniband")
 def told(cwd: str) -> dict[str, Any]:
     """Return limits, free disk space in bytes, loopback and driver problems.
 
-    -1 in a limit means no limit. `name_s`: seconds that the lookup of the machine's own name took; None: NAME_S or
-    more.
+    -1 in a limit means no limit. `name_s`: seconds that the lookup of the machine's own name took; None: it timed out.
     """
     temporary = tempfile.gettempdir()
     return {
@@ -63,7 +62,7 @@ def _free_bytes(path: str) -> int | None:
 
 
 def _time_name_lookup() -> float | None:
-    """Return the seconds that a lookup of the machine's own name takes; None: NAME_S or more.
+    """Return the seconds that a lookup of the machine's own name takes; None: it timed out.
 
     The lookup runs in a child process, because a lookup that waits for an answer can only be ended by killing its
     process.

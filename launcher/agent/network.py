@@ -24,7 +24,7 @@ def own_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def scratch_folder(longest: int = 4096, parent: str = "") -> str:
-    """Create a private temporary folder and return its path, which has at most `longest` characters if possible.
+    """Create a private temporary folder and return its path, which has at most `max_length` characters if possible.
 
     It is created in `parent`, by default in the folder for temporary files, or in /tmp if that path is too long or
     contains # or ?: torch reads the path as a part of a URL.

@@ -117,13 +117,13 @@ def _check_files(host: str, answer: Answer, query: Mapping[str, Any]) -> Iterato
         )
 
 
-def _answers_of_same_version(survey: Survey) -> Mapping[str, Answer]:
+def _answers_of_same_version(host_probe: Survey) -> Mapping[str, Answer]:
     """Return the answers of hosts with our source code.
 
     Hosts with other code are refused, and their answers may have another form.
     """
-    source = survey.here.get("source")
-    return {host: answer for host, answer in survey.seen.items() if source in (None, answer["source"])}
+    source = host_probe.here.get("source")
+    return {host: answer for host, answer in host_probe.seen.items() if source in (None, answer["source"])}
 
 
 def _external_addresses(answer: Answer) -> list[str]:
@@ -146,10 +146,10 @@ def _check_container(host: str, answer: Answer, query: Mapping[str, Any]) -> Ite
             yield Problem(host, f"{package} is not installed inside: install fmfsd's dependencies in the image")
 
 
-def _check_same(name: str, value_of: Callable[[Answer], str | None], survey: Survey) -> Iterator[Problem]:
+def _check_same(name: str, value_of: Callable[[Answer], str | None], host_probe: Survey) -> Iterator[Problem]:
     """Yield a problem if a value differs between hosts and this machine, which writes the run's config."""
     by_value: dict[str | None, list[str]] = {}
-    for host, answer in {f"here ({socket.gethostname()})": survey.here, **survey.seen}.items():
+    for host, answer in {f"here ({socket.gethostname()})": host_probe.here, **host_probe.seen}.items():
         if answer:
             by_value.setdefault(value_of(answer), []).append(host)
     if len(by_value) > 1:

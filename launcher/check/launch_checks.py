@@ -109,19 +109,19 @@ def require_visible(run: RunDir) -> None:
         raise CheckError(problems)
 
 
-def _check_environment(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey) -> Iterator[Problem]:
+def _check_environment(launch: LaunchConfig, site: Site, run: RunDir, host_probe: Survey) -> Iterator[Problem]:
     yield from run_checks.in_use(run)
     yield from (() if site.is_wrapped else machine_checks.software())
     yield from machine_checks.loopback(site)
     yield from machine_checks.no_gpus(launch, site)
     yield from access_checks.not_writable(run)
     yield from access_checks.denied(run)
-    yield from host_checks.problems(launch, survey)
+    yield from host_checks.problems(launch, host_probe)
 
 
-def _check_deepspeed(survey: Survey) -> Iterator[Problem]:
+def _check_deepspeed(host_probe: Survey) -> Iterator[Problem]:
     yield from deepspeed_checks.missing()
-    yield from host_checks.other_deepspeed(survey)
+    yield from host_checks.other_deepspeed(host_probe)
 
 
 def warnings(

@@ -99,7 +99,7 @@ def loopback(site: Site) -> Iterator[Problem]:
 
 
 def too_little_space(run: RunDir, wanted: int = FREE_BYTES) -> Iterator[Problem]:
-    """Check that `wanted` bytes are free."""
+    """Check that `required` bytes are free."""
     folder = nearest_visible(run.path)
     if (free := shutil.disk_usage(folder).free) < wanted:
         yield Problem(

@@ -12,7 +12,7 @@ _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?")
 
 @dataclass(frozen=True)
 class Seeds:
-    """Seeds of a job array. `at_once`: the number of runs at the same time; None: no limit."""
+    """Seeds of a job array. `max_concurrent`: the number of runs at the same time; None: no limit."""
 
     numbers: tuple[int, ...]
     at_once: int | None = None

@@ -16,7 +16,7 @@ class Gathered:
         self.problems = list(problems)
 
     def of(self, make: Callable[[], T], otherwise: U) -> T | U:
-        """Return the result of `make()`. If it raises ConfigError, store its problems and return `otherwise`."""
+        """Return the result of `make()`. If it raises ConfigError, store its problems and return `default`."""
         try:
             return make()
         except ConfigError as error:
@@ -27,7 +27,7 @@ class Gathered:
 def all_of(makes: Iterable[Callable[[], T]], *, beside: Sequence[Problem] = ()) -> list[T]:
     """Call every function and return the results.
 
-    If `beside` contains problems or a call fails, raise one error with all problems, each once: ConfigError, or
+    If `other_problems` contains problems or a call fails, raise one error with all problems, each once: ConfigError, or
     CheckError if all failures are CheckErrors.
     """
     results, config_problems, check_problems = list[T](), list(beside), list[Problem]()

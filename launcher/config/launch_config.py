@@ -133,7 +133,7 @@ def to_json(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any], environment: Mapping[str, str]) -> LaunchConfig:
-    """Return the launch that `to_json` stored, with secrets from `environment`.
+    """Return the launch that `launch_to_dict` stored, with secrets from `environment`.
 
     CheckError names the secrets that are not set there; ValueError if `content` has another form.
     """
@@ -184,7 +184,7 @@ class InvarianceOptions:
     def parse(cls, workers: str | None, steps: int, *, beside: Mapping[str, object]) -> "InvarianceOptions | None":
         """Parse `--verify-invariance 1,2,4` and `--verify-steps N`.
 
-        ConfigError if they are invalid, or if options of `beside` are given that conflict with them.
+        ConfigError if they are invalid or combined with an option of `conflicting`.
         """
         if workers is None:
             return None
@@ -210,7 +210,7 @@ class ProfileOptions:
 
     @classmethod
     def parse(cls, *, asked: bool, steps: int, beside: Mapping[str, object]) -> "ProfileOptions | None":
-        """Parse `--profile` and `--profile-steps N`. ConfigError if options of `beside` are given, which conflict."""
+        """Parse `--profile` and `--profile-steps N`. ConfigError if combined with an option of `conflicting`."""
         if not asked:
             return None
         if conflicts := [name for name, value in beside.items() if value]:

@@ -55,7 +55,7 @@ class NodePlan:
     workers: tuple[Mapping[str, str], ...] = ()
 
     def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
-        """Return the plan with `symbols` in the places of the placeholders."""
+        """Return the plan with `values` in place of the placeholders."""
         return replace(
             self,
             argv=tuple(symbols.get(part, part) for part in self.argv),
@@ -73,7 +73,7 @@ class LaunchPlan:
     """Plan of one launch: a command per node, and in `prepare` a command that prepares the data first, if needed.
 
     For the rendezvous, nodes use a file on this machine; a single remote node uses its own file; several machines use
-    an address of the first node. `longest_scratch`: limit for the length of the scratch folder's path, which sockets
+    an address of the first node. `max_scratch_length`: limit for the length of the scratch folder's path, which sockets
     need.
     """
 

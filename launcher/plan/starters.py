@@ -20,7 +20,7 @@ TORCHRUN, DEEPSPEED = "torch.distributed.run", "deepspeed.launcher.launch"
 class Crew:
     """The workers of one `node`; each runs `python -m` with the arguments `worker`, on `device`.
 
-    `gpus`: for each node, one GPU name per worker, on the CPU too. `at_a_file`: the nodes use a file for the
+    `gpus`: for each node, one GPU name per worker, on the CPU too. `uses_file_rendezvous`: the nodes use a file for the
     rendezvous, else an address of the first node. `grace_s`: the time that workers get to stop.
     """
 

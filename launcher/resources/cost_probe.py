@@ -24,8 +24,8 @@ class Costs:
 
     `memory`: lower bounds in bytes, by part and in `total`. `probe`: the complete result.
 
-    If nothing is known, numbers are 0 and mappings empty. `unknown`: why, if there is a reason to report. `refused`:
-    the config is invalid.
+    If nothing is known, numbers are 0 and mappings empty. `probe_error`: why, if there is a reason to report.
+    `config_error`: why the config is invalid.
     """
 
     parameters: int = 0
@@ -62,7 +62,7 @@ def costs_of(
 ) -> Costs:
     """Return the costs of `config`, from the cache or from a probe process.
 
-    `asked`: the command line arguments that `config` was made from. `wrap`: a command that provides torch.
+    `config_args`: the command line arguments that `config` was made from. `wrap`: a command that provides torch.
     """
     if config.data.shards % workers:
         return Costs()  # another check reports this

@@ -32,10 +32,10 @@ class UnreachableError(CheckError):
 
 @dataclass(frozen=True)
 class Survey:
-    """Results of the host probe. `seen`: each host's answer (`launcher.agent.probe`); `trouble`: why a host gave none.
+    """Results of the host probe, by host. `answers`: what each host reported (`launcher.agent.probe`).
 
-    `here`: the same for this machine. `asked`: the query. An answer's `clock_s` is the number of seconds by which the
-    host's clock is ahead of ours, as far as that is certain.
+    `failures`: why a host did not answer. `here`: the report of this machine. `query`: the query sent to all hosts.
+    `clock_s` in an answer: the seconds by which the host's clock is ahead of ours, as far as that is certain.
     """
 
     seen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -195,9 +195,9 @@ class _HostQuery:
         return False
 
 
-def _ahead(remote_time: float, sent_at: float, received_at: float) -> float:
+def _ahead(theirs: float, asked_at: float, heard_at: float) -> float:
     """Return the seconds by which a clock, read between these two local times, is certainly ahead; negative: behind."""
-    return min(0.0, remote_time - sent_at) + max(0.0, remote_time - received_at)
+    return min(0.0, theirs - asked_at) + max(0.0, theirs - heard_at)
 
 
 def _resources(answer: Mapping[str, Any]) -> Resources:

@@ -21,7 +21,7 @@ WRAPPED = "inside --wrap"
 
 @dataclass(frozen=True)
 class Site:
-    """Where agents run. `reach`: how an agent is started: on this machine ("here"), or on one of `hosts` by ssh, by
+    """Where agents run. `transport`: how an agent is started: on this machine ("here"), or on one of `hosts` by ssh, by
     srun in the Slurm allocation, or by a Ray actor; "sbatch": a batch job is submitted, whose hosts are not known yet.
 
     `resources`: those of this machine, which its nodes share, or the minimum over the hosts. `wrap`: command in front

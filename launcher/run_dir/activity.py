@@ -19,7 +19,7 @@ take as long."""
 
 @dataclass(frozen=True)
 class Work:
-    """Activity in a run directory. `claimed`: when the owner took the run; `ended`: when an outcome was written.
+    """Activity in a run directory. `claimed_at`: when the owner took the run; `ended_at`: when an outcome was written.
 
     Both are times of the file system's clock, 0 for never. `quiet_s`: seconds since the last change.
     """

@@ -35,7 +35,7 @@ def said_here(
     """Run a command and return its exit code, stdout and stderr.
 
     The exit code is None, and stderr the reason, if the command could not be started or did not end in time. The
-    command gets our environment and the variables `more`.
+    command gets our environment and the variables `extra_env`.
     """
     try:
         completed = subprocess.run(
