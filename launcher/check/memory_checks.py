@@ -32,7 +32,8 @@ def too_little(config: RunConfig, launch: LaunchConfig, site: Site, costs: Costs
     required, available = _required_bytes(launch, site, costs), site.memory_a_worker(launch, workers)
     if available and required > available:
         where = "its GPU has {}" if site.placement(launch)[0] == "cuda" else "its machine has {} for it"
-        problem = f"a worker needs at least {size(required)}, {size(costs.memory['activations'])} of it for activations"
+        activations = size(costs.memory["activations"])
+        problem = f"a worker needs at least {size(required)}, {activations} of it for activations"
         suggestions = (_suggest_workers, _suggest_files, _suggest_micro_batch)
         fitting = " or ".join(
             suggestion for suggest in suggestions for suggestion in suggest(config, launch, site, costs)

@@ -63,19 +63,14 @@ class Survey:
 
     def updated(self, retry: "Survey") -> "Survey":
         """Return this result with the answers of hosts that were queried again."""
-        trouble = {host: retry.trouble.get(host, "") for host in self.trouble}
-        return replace(
-            self,
-            seen={**self.seen, **retry.seen},
-            trouble={host: problem for host, problem in trouble.items() if problem},
-        )
+        still_failing = {host: problem for host in self.trouble if (problem := retry.trouble.get(host, ""))}
+        return Survey({**self.seen, **retry.seen}, still_failing, self.here, self.asked, self.imports)
 
     def of(self, hosts: Sequence[str]) -> "Survey":
         """Return the results of these hosts only, in their order."""
-        seen = {host: self.seen[host] for host in hosts if host in self.seen}
-        return replace(
-            self, seen=seen, trouble={host: problem for host, problem in self.trouble.items() if host in hosts}
-        )
+        selected = {host: self.seen[host] for host in hosts if host in self.seen}
+        failed = {host: problem for host, problem in self.trouble.items() if host in hosts}
+        return Survey(selected, failed, self.here, self.asked, self.imports)
 
 
 def survey(
@@ -121,8 +116,9 @@ def compared_on(site: Site, results: Survey, here: Mapping[str, Any]) -> Survey:
         return replace(results, here=here)
     first: Mapping[str, Any] = next(iter(results.seen.values()), {})
     hint = "behind --wrap or in srun's container, stdin and stdout must reach the agent"
-    trouble = {host: f"{failure} ({hint})" for host, failure in results.trouble.items()}
-    return replace(results, here={**first, "source": here["source"]} if first else {}, trouble=trouble)
+    failed = {host: f"{problem} ({hint})" for host, problem in results.trouble.items()}
+    reference = {**first, "source": here["source"]} if first else {}
+    return Survey(results.seen, failed, reference, results.asked, results.imports)
 
 
 def _imports(variables: Mapping[str, str], environment: Mapping[str, str]) -> Mapping[str, Sequence[str | None]]:
