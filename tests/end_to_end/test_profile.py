@@ -36,8 +36,8 @@ def test_two_workers_say_where_their_steps_go(arguments: tuple[str, ...], tmp_pa
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        (("--drill", "hang", "--set", "foo=1"), ("--profile, --drill: each makes runs", "--set foo=1")),
-        (("--verify-invariance", "1,2"), ("--verify-invariance, --profile: it says itself",)),
+        (("--drill", "hang", "--set", "foo=1"), ("--profile, --drill: each starts its own runs", "--set foo=1")),
+        (("--verify-invariance", "1,2"), ("--verify-invariance, --profile: it selects the runs",)),
         (("--on", "slurm", "--dry-run"), ("--profile: shows what it finds, and this is a job to come",)),
         (("--run-dir", "taken", "--set", "train.log_every=no"), ("taken: exists, and --profile", "train.log_every")),
     ],

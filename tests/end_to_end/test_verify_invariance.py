@@ -79,7 +79,7 @@ def test_a_comparison_that_is_interrupted_ends(arguments: tuple[str, ...], tmp_p
             ("--verify-invariance", "2", "--drill", "hang", "--gpus", "2", "--hosts", "a,b", "--set", "foo=1"),
             ("'2': expected two or more", "--drill:", "--gpus:", "--hosts:", "--set foo=1"),
         ),
-        (("--verify-invariance", "1,2", "--on", "slurm"), ("--verify-invariance, --on: it says itself",)),
+        (("--verify-invariance", "1,2", "--on", "slurm"), ("--verify-invariance, --on: it selects the runs",)),
         (("--verify-invariance", "1,2,2"), ("expected two or more different numbers of workers, as in 1,2,4",)),
     ],
 )

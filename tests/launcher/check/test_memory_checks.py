@@ -117,7 +117,12 @@ def test_the_disk_has_to_hold_all_checkpoints_of_this_model(prepared: Path, monk
     [
         (LaunchConfig(gpus=4), gpus(4), (), None),
         (LaunchConfig(gpus=8), CPU, (), None),
-        (LaunchConfig(gpus=8), gpus(8), (), "train.batch 128 gives each of 8 GPUs 16 images at a time, too few to be "),
+        (
+            LaunchConfig(gpus=8),
+            gpus(8),
+            (),
+            "train.batch 128 gives each of 8 GPUs 16 images at a time, too few to use ",
+        ),
         (LaunchConfig(gpus=8), gpus(8), (), ": take 4 workers or train.batch 256 (which is another run)"),
         (LaunchConfig(gpus=4), gpus(4), ("train.micro_batch=64",), "take 2 workers or train.micro_batch 128 ("),
     ],

@@ -29,7 +29,7 @@ def test_where_wandb_is_missing_it_is_said_before_anything_starts(
 def test_a_wandb_that_refuses_todays_api_keys_is_refused(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VERSION, lambda name: "0.22.2")
     code, text = problems(tiny_config(prepared, "tracker=[wandb]"))
-    assert (code, "release 0.22.2 refuses today's API keys" in text) == (3, True)
+    assert (code, "release 0.22.2 rejects today's API keys" in text) == (3, True)
     for newer in ("0.22.3", "0.31.0", "0.23.0rc1"):
         monkeypatch.setattr(VERSION, lambda name, newer=newer: newer)
         sound(tiny_config(prepared, "tracker=[wandb]"))

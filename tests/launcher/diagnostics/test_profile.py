@@ -91,5 +91,5 @@ def test_as_an_object_it_has_numbers_and_the_places_of_the_traces() -> None:
 def test_a_profile_stands_alone() -> None:
     assert ProfileOptions.parse(asked=False, steps=3, beside={"--drill": "all"}) is None
     assert ProfileOptions.parse(asked=True, steps=3, beside={"--drill": None}) == ProfileOptions(3)
-    with pytest.raises(ConfigError, match="--profile, --drill: each makes runs of its own"):
+    with pytest.raises(ConfigError, match="--profile, --drill: each starts its own runs"):
         ProfileOptions.parse(asked=True, steps=3, beside={"--drill": "all"})
