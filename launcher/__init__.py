@@ -1,1 +1,1 @@
-"""Everything outside a worker: deciding, checking, starting, watching. No torch anywhere."""
+"""Everything outside the worker processes: planning, checking, starting, supervising. Nothing here imports torch."""

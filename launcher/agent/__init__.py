@@ -1,1 +1,1 @@
-"""What runs on every node: it starts, watches and ends that node's processes, and tells of its machine."""
+"""Node agent: starts, supervises and ends the processes of one node, and reports its hardware and software."""

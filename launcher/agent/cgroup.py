@@ -1,4 +1,4 @@
-"""What the control group of this process allows and counts, in both versions of Linux's. The standard library only."""
+"""Limits and counters of the control group (cgroup v1 or v2) that this process runs in. Standard library only."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,20 +8,20 @@ _ROOT, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def memory_limit() -> int | None:
-    """Bytes that all of this process's group, or of one that it is in, may use together; None: that is not told."""
+    """Return the bytes of memory that this process's group, or a parent group, may use; None: no known limit."""
     limits = []
     for folder in _groups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            with suppress(OSError, ValueError):  # "max" is no number
+            with suppress(OSError, ValueError):  # "max" is not a number
                 limits.append(int((folder / name).read_text()))
     return min(limits, default=None)
 
 
 def cpu_limit() -> float | None:
-    """Cores that this process's group, or one of its parents, may use on average; None: there is no limit."""
+    """Return the average number of cores that this process's group, or a parent group, may use; None: no limit."""
     limits = []
     for folder in _groups("cpu"):
-        with suppress(OSError, ValueError):  # "max" is no number
+        with suppress(OSError, ValueError):  # "max" is not a number
             quota, period = map(int, (folder / "cpu.max").read_text().split())
             limits.append(quota / period)
         with suppress(OSError, ValueError):
@@ -31,20 +31,23 @@ def cpu_limit() -> float | None:
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed for memory in this process's group; 0 where that is not told."""
+    """Return how often the OOM killer has killed a process of this process's group; 0 if that is not recorded."""
     for folder in _groups("memory"):
         for name in ("memory.events", "memory.oom_control"):
             with suppress(OSError):
-                found = dict(line.split() for line in (folder / name).read_text().splitlines())
-                return int(found.get("oom_kill", 0))
+                events = dict(line.split() for line in (folder / name).read_text().splitlines())
+                return int(events.get("oom_kill", 0))
     return 0
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The group in which `controller` counts this process, then its parents: a container may see only some of them."""
+    """Yield the group in which `controller` accounts for this process, then its parents.
+
+    A container may see only some of them.
+    """
     for line in _OWN.read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" or controller in controllers.split(","):
             root = _ROOT if number == "0" else _ROOT / controller
-            own = root / path.lstrip("/")
-            yield from (own, *(above for above in own.parents if above.is_relative_to(root)))
+            group = root / path.lstrip("/")
+            yield from (group, *(parent for parent in group.parents if parent.is_relative_to(root)))

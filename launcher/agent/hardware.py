@@ -1,4 +1,4 @@
-"""The hardware of this machine, recorded with every launch. The standard library only."""
+"""Hardware of this machine, recorded with every launch. Standard library only."""
 
 import os
 import platform
@@ -12,23 +12,24 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def hardware() -> dict[str, Any]:
-    """`cpu`: the model's name; `cores`: those installed; `gpus`: their names; `driver`: NVIDIA's version, or empty."""
-    found = driver()
+    """Return `cpu`: the model name; `cores`: installed; `gpus`: model names; `driver`: the NVIDIA driver's version or
+    empty."""
+    nvidia = driver()
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "gpus": [gpu.name for gpu in found.gpus],
-        "driver": found.version,
+        "gpus": [gpu.name for gpu in nvidia.gpus],
+        "driver": nvidia.version,
     }
 
 
 def hardware_here() -> dict[str, Any]:
-    """That of this machine, by its name."""
+    """Return the hardware of this machine, keyed by its host name."""
     return {socket.gethostname(): hardware()}
 
 
 def _cpu_model() -> str:
-    """As the kernel names it; the architecture where it names none (ARM)."""
+    """Return the CPU's name according to the kernel, or the architecture where the kernel gives no name (ARM)."""
     try:
         lines = _CPUINFO.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The condition that a machine is in: limits, disks, loopback, names, driver. The standard library only."""
+"""Health of a machine: limits, disks, loopback, name lookup, GPU driver. Standard library only."""
 
 import os
 import resource
@@ -15,33 +15,36 @@ from typing import Any
 from launcher.agent.resources import driver
 
 NAME_S = 12.0
-"""A resolver that does not answer costs 10 s a look-up."""
-_LOOK_S = 0.01
+"""Timeout of the lookup. One try of a resolver that does not answer takes 10 s."""
+_POLL_S = 0.01
 _LOOPBACK = ("127.0.0.1", "127.0.1.100")
-"""Where workers meet on one machine; a node agent's torchrun takes an address like the second."""
-_SHM = Path("/dev/shm")  # noqa: S108 (we write nothing there)
+"""Addresses at which workers of one machine connect; the torchrun of a node agent uses one like the second."""
+_SHM = Path("/dev/shm")  # noqa: S108 (nothing is written there)
 _INFINIBAND = Path("/dev/infiniband")
 
 
 def told(cwd: str) -> dict[str, Any]:
-    """Bytes, -1: without a limit. `name_s`: seconds for a look-up of the machine's own name; None: NAME_S or more."""
+    """Return limits, free disk space in bytes, loopback and driver problems.
+
+    -1 in a limit means no limit. `name_s`: seconds that the lookup of the machine's own name took; None: it timed out.
+    """
     temporary = tempfile.gettempdir()
     return {
         "host": socket.gethostname(),
         "driver": asdict(driver()),
         "installed_cores": os.cpu_count(),
-        "shm": _free(str(_SHM)),
-        "disks": {"this folder": [cwd, _free(cwd)], "temporary files": [temporary, _free(temporary)]},
+        "shm": _free_bytes(str(_SHM)),
+        "disks": {"this folder": [cwd, _free_bytes(cwd)], "temporary files": [temporary, _free_bytes(temporary)]},
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "locked_memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         "infiniband": _INFINIBAND.exists(),
         "loopback": loopback_trouble(),
-        "name_s": _seconds_of_own_name(),
+        "name_s": _time_name_lookup(),
     }
 
 
 def loopback_trouble() -> str:
-    """Why processes of this machine can't talk to one another over loopback; empty if they can."""
+    """Return why processes of this machine can't connect to each other over loopback; empty if they can."""
     for address in _LOOPBACK:
         try:
             with socket.create_server((address, 0)) as listener, socket.create_connection(listener.getsockname(), 1.0):
@@ -51,24 +54,28 @@ def loopback_trouble() -> str:
     return ""
 
 
-def _free(place: str) -> int | None:
-    """None where there is no such place."""
+def _free_bytes(path: str) -> int | None:
+    """Return the free bytes at `path`; None if it does not exist."""
     with suppress(OSError):
-        return shutil.disk_usage(place).free
+        return shutil.disk_usage(path).free
     return None
 
 
-def _seconds_of_own_name() -> float | None:
-    """In a process of its own, as nothing else ends a look-up that waits for an answer."""
-    began, child = time.monotonic(), os.fork()
+def _time_name_lookup() -> float | None:
+    """Return the seconds that a lookup of the machine's own name takes; None: it timed out.
+
+    The lookup runs in a child process, because a lookup that waits for an answer can only be ended by killing its
+    process.
+    """
+    started, child = time.monotonic(), os.fork()
     if child == 0:
         with suppress(BaseException):
             socket.getfqdn()
         os._exit(0)
-    while time.monotonic() - began < NAME_S:
+    while time.monotonic() - started < NAME_S:
         if os.waitpid(child, os.WNOHANG)[0]:
-            return time.monotonic() - began
-        time.sleep(_LOOK_S)
+            return time.monotonic() - started
+        time.sleep(_POLL_S)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None

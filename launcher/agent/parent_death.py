@@ -1,6 +1,6 @@
-"""Ties a new process to the life of the one that starts it. The standard library only.
+"""Parent death: makes the kernel kill a new process when the process that started it ends. Standard library only.
 
-As a program, `ties.py PARENT COMMAND...` ties itself to its parent and becomes the command.
+As a program, `parent_death.py PARENT COMMAND...` asks the kernel for this and then becomes the command.
 """
 
 import ctypes
@@ -15,27 +15,27 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_me() -> Callable[[], None]:
-    """For `Popen(preexec_fn=...)`: the kernel kills the new process when this one ends, however that happens.
+    """Return a function for `Popen(preexec_fn=...)` by which the kernel kills the new process when this one ends.
 
-    Only for processes with one thread, as agents are: of several threads, another may hold a lock while this one forks,
-    and the new process would wait for it for ever. They use `tied`.
+    Only for single-threaded processes such as agents: with several threads, another thread may hold a lock during the
+    fork, and the new process would wait for that lock for ever. Multi-threaded processes use `with_parent_death`.
     """
-    return partial(_die_with, os.getpid())
+    return partial(_set_parent_death_signal, os.getpid())
 
 
 def tied(argv: Sequence[str]) -> tuple[str, ...]:
-    """The command `argv`, whose process the kernel kills when the thread that starts it ends, however that happens."""
+    """Return the command `argv`, wrapped so that the kernel kills it when the thread that starts it ends."""
     return (sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv)
 
 
-def _die_with(parent: int) -> None:
+def _set_parent_death_signal(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended already
         os._exit(1)
 
 
 if __name__ == "__main__":
-    _die_with(int(sys.argv[1]))
+    _set_parent_death_signal(int(sys.argv[1]))
     try:
         os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 (a list, and no shell)
     except OSError as error:

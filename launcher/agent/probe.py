@@ -1,4 +1,4 @@
-"""What a node's machine offers and sees, told by its agent. The standard library only."""
+"""Host probe: what a node's machine offers and which files it sees, as its agent reports it. Standard library only."""
 
 import hashlib
 import os
@@ -18,34 +18,34 @@ from launcher.agent.network import interface_addresses, own_variables
 from launcher.agent.resources import Resources
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
-EXTRAS = ("deepspeed", "ray", "timm")
+OPTIONAL_PACKAGES = ("deepspeed", "ray", "timm")
 OWN_PACKAGES = ("fmfsd", "launcher")
 
 
-def look(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """What there is: software, cores, bytes of memory, GPUs, hardware, network interfaces; last the Unix time in s.
+def look(query: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return this machine's software, cores, bytes of memory, GPUs, hardware, interfaces, and Unix time in seconds.
 
-    And what `order` asks for: whether the folder `cwd` and the file `marker` are there, whether one can write in
-    `parent`, the SHA-256 sum of the file `index` (None: it can't be read), the `condition` for work in that folder, the
-    `differing_imports` of a worker with `variables`.
+    In addition, what `query` asks for: whether the folder `cwd` and the file `marker` exist, whether `parent` is
+    writable, the SHA-256 sum of the file `index` (None: unreadable), the health (`condition`) of this machine for work
+    in that folder, and the import differences of a worker with `variables`.
     """
     return {
         "python": sys.version.split()[0],
-        "versions": {name: _version(name) for name in (*PACKAGES, *EXTRAS)},
-        "source": _sources(),
+        "versions": {name: _version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)},
+        "source": _hash_sources(),
         **asdict(Resources.detect(environment)),
         "hardware": hardware(),
         "interfaces": interface_addresses(),
-        "imports": _imports(order, environment),
-        **{name: see(order[name]) for name, see in _SEES.items() if order.get(name)},
+        "imports": _imports(query, environment),
+        **{name: inspect(query[name]) for name, inspect in _INSPECTIONS.items() if query.get(name)},
         "time": time.time(),
     }
 
 
-def _imports(order: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
-    if order.get("variables") is None or order.get("wrapped"):  # behind a wrapper workers inherit what it sets
+def _imports(query: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
+    if query.get("variables") is None or query.get("wrapped"):  # inside a wrapper, workers inherit its variables
         return {}
-    return differing_imports({**own_variables(environment), **order["variables"]}, environment)
+    return differing_imports({**own_variables(environment), **query["variables"]}, environment)
 
 
 def _version(package: str) -> str | None:
@@ -55,15 +55,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _sources() -> str:
-    """The sum of our own code, so that another checkout is noticed."""
-    sums = hashlib.sha256()
-    for name, path in _own_files():
-        sums.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
-    return sums.hexdigest()
+def _hash_sources() -> str:
+    """Return the SHA-256 sum of our own source code, so that another checkout is noticed."""
+    digest = hashlib.sha256()
+    for name, path in _source_files():
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
-def _own_files() -> Iterator[tuple[str, Path]]:
+def _source_files() -> Iterator[tuple[str, Path]]:
     for package in OWN_PACKAGES:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
@@ -71,7 +71,7 @@ def _own_files() -> Iterator[tuple[str, Path]]:
             yield from ((f"{package}/{path.relative_to(folder)}", path) for path in sorted(folder.rglob("*.py")))
 
 
-def _sum(path: str) -> str | None:
+def _hash_file(path: str) -> str | None:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -79,10 +79,10 @@ def _sum(path: str) -> str | None:
         return None
 
 
-_SEES = {
+_INSPECTIONS = {
     "cwd": os.path.isdir,
     "marker": os.path.exists,
     "parent": lambda path: os.access(path, os.W_OK | os.X_OK),
-    "index": _sum,
+    "index": _hash_file,
     "condition": health.told,
 }

@@ -1,4 +1,4 @@
-"""The processes that an agent has started on its node: how they end, and how to end them. The standard library only."""
+"""Processes that the agent has started on its node: how they end, and how to end them. Standard library only."""
 
 import os
 import signal
@@ -13,19 +13,22 @@ from typing import BinaryIO
 
 from launcher.agent.parent_death import die_with_me
 
-REAP_S = 5.0
+REAP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: a command line, all its variables and its working directory."""
+    """A process to start: command line, complete environment and working directory."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
 
     def start(self, output: BinaryIO) -> "subprocess.Popen[bytes]":
-        """As a child that the kernel kills when this process ends, in a session of its own. OSError if it can't be."""
+        """Start it in its own session, as a child that the kernel kills when this process ends.
+
+        OSError if it can't be started.
+        """
         return subprocess.Popen(
             self.argv,
             env=dict(self.env),
@@ -39,36 +42,36 @@ class Command:
 
 
 class NodeProcesses(ABC):
-    """One node's processes of one attempt. Those whose parent died become children of the agent, so none is lost."""
+    """The processes of one attempt on one node. Processes whose parent has died become children of the agent."""
 
     def __init__(self) -> None:
         self.workers = frozenset[int]()
 
     @property
     def starter_pid(self) -> int | None:
-        """The process that starts the workers; None if the agent does so itself."""
+        """Return the process that starts the workers; None if the agent starts them."""
         return None
 
     @abstractmethod
     def poll(self) -> dict[int, int | None]:
-        """Workers that have ended since the last call, with their exit codes as far as these can be known."""
+        """Return the workers that have ended since the last call, with their exit codes; None: not known."""
 
     @property
     @abstractmethod
     def exit_code(self) -> int | None:
-        """The node's exit code, once nothing is left to wait for."""
+        """Return the node's exit code; None while a process is still running."""
 
     @abstractmethod
     def terminate(self) -> None:
-        """Request the end of all of them."""
+        """Send SIGTERM to the processes."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End the processes that the agent itself has started, and wait for their end."""
+        """Kill the processes that the agent itself has started, and wait for them."""
 
 
 class StarterProcess(NodeProcesses):
-    """torchrun or DeepSpeed's launcher, whose children are the workers."""
+    """torchrun or DeepSpeed's launcher; its children are the workers."""
 
     def __init__(self, command: Command, output: BinaryIO) -> None:
         super().__init__()
@@ -83,19 +86,20 @@ class StarterProcess(NodeProcesses):
         return self._process.returncode
 
     def poll(self) -> dict[int, int | None]:
-        """Read from /proc, because the starter waits for all workers, with the grace, before it reports anything.
+        """Read the exit codes from /proc: the starter reports them only after all workers have ended.
 
-        DeepSpeed's looks once a second and reports one exit code: until then all of them can be read here.
+        DeepSpeed's launcher polls once a second and reports one exit code. Until then all codes can be read here.
         """
         if self._process.poll() is not None:
             return {}
         starter = self._process.pid
-        children = children_of(starter)
+        children = list_children(starter)
         codes = {pid: code for pid in children if (code := _exit_code(pid)) is not None}
-        now = frozenset(children) - codes.keys()
-        still = {pid for pid in self.workers - now if _is_child(pid, starter)}  # of a thread that has just ended
-        ended = self.workers - now - still
-        self.workers = now | still
+        running = frozenset(children) - codes.keys()
+        # children of a thread that has just ended are not listed
+        still_running = {pid for pid in self.workers - running if _is_child(pid, starter)}
+        ended = self.workers - running - still_running
+        self.workers = running | still_running
         return {pid: codes.get(pid) for pid in ended}
 
     def terminate(self) -> None:
@@ -109,7 +113,7 @@ class StarterProcess(NodeProcesses):
 
 
 class WorkerProcesses(NodeProcesses):
-    """Workers that the agent starts itself. When one fails, the others are requested to end, as torchrun does."""
+    """Workers that the agent starts itself. When one fails, the others get SIGTERM, as with torchrun."""
 
     def __init__(self, commands: Sequence[Command], output: BinaryIO) -> None:
         super().__init__()
@@ -125,7 +129,7 @@ class WorkerProcesses(NodeProcesses):
 
     @property
     def exit_code(self) -> int | None:
-        """That of the first worker that failed, else 0."""
+        """Return the exit code of the first worker that failed, else 0; None while a worker is still running."""
         return None if self.workers else self._first_failure
 
     def poll(self) -> dict[int, int | None]:
@@ -150,26 +154,26 @@ class WorkerProcesses(NodeProcesses):
 
 
 def end_descendants() -> None:
-    """Kill and reap all children of this process, inherited ones included, for REAP_S at most."""
-    deadline = time.monotonic() + REAP_S
+    """Kill and reap all children of this process, inherited ones included. Give up after REAP_TIMEOUT_S."""
+    deadline = time.monotonic() + REAP_TIMEOUT_S
     while _reap() and time.monotonic() < deadline:
-        for pid in children_of(os.getpid()):
+        for pid in list_children(os.getpid()):
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
-def children_of(parent: int) -> list[int]:
-    """The children of a process, those that it inherited included."""
-    found = list[int]()
-    with suppress(OSError):  # it has just ended
+def list_children(parent: int) -> list[int]:
+    """Return the children of a process, inherited ones included."""
+    children = list[int]()
+    with suppress(OSError):  # the process has just ended
         for task in Path(f"/proc/{parent}/task").iterdir():
-            with suppress(OSError):  # just this thread of it has
-                found += map(int, (task / "children").read_text().split())
-    return found
+            with suppress(OSError):  # only this thread has just ended
+                children += map(int, (task / "children").read_text().split())
+    return children
 
 
 def _reap() -> bool:
-    """Collect ended children; whether any is left."""
+    """Collect ended children. Return whether any child is left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -179,19 +183,19 @@ def _reap() -> bool:
 
 
 def _is_child(pid: int, parent: int) -> bool:
-    """Whether `pid` is alive and a child of `parent`."""
-    state, above, *_ = _stat(pid) or ("X", "0")
-    return state not in "ZX" and int(above) == parent
+    """Return whether `pid` is alive and a child of `parent`."""
+    state, actual_parent, *_ = _stat(pid) or ("X", "0")
+    return state not in "ZX" and int(actual_parent) == parent
 
 
 def _exit_code(pid: int) -> int | None:
-    """The exit code of a zombie; None for a process that is alive or gone."""
-    state, *others = _stat(pid) or ("X",)
-    return os.waitstatus_to_exitcode(int(others[-1])) if state == "Z" else None
+    """Return the exit code of a zombie; None for a process that is alive or gone."""
+    state, *fields = _stat(pid) or ("X",)
+    return os.waitstatus_to_exitcode(int(fields[-1])) if state == "Z" else None
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state to the exit code; empty for a process that is gone."""
+    """Return the fields of /proc/PID/stat from the state to the exit code; empty for a process that is gone."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     return []

@@ -1,4 +1,4 @@
-"""What this machine offers, read without torch."""
+"""Cores, memory and GPUs that this process may use, read without torch."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +17,12 @@ _NO_GPUS = ("", "-1", "NoDevFiles")
 
 @dataclass(frozen=True)
 class Resources:
-    """How many cores and bytes of memory this process may use; visible GPUs, as CUDA_VISIBLE_DEVICES would name them.
+    """Cores and bytes of memory that this process may use, and visible GPUs as named in CUDA_VISIBLE_DEVICES.
 
-    `gpu_memory`: bytes of the smallest of these. 0 bytes: unknown. `core_numbers` are the kernel's, in order; more than
-    `cores` where a container has but a share of their time. `gpu_trouble`: why no GPU is visible on a machine that has
-    some, or was granted some, or why torch can't use those that are; empty where nothing is wrong. `amd_gpus`: it has
-    some, which are not supported.
+    `gpu_memory`: bytes of the smallest GPU. 0 bytes: unknown. `core_numbers`: the kernel's core numbers, sorted; there
+    are more than `cores` where a container has only a share of their time. `gpu_trouble`: why no GPU is visible on a
+    machine that has or was granted GPUs, or why torch can't use the visible ones; empty if nothing is wrong.
+    `amd_gpus`: the machine has AMD GPUs, which are not supported.
     """
 
     cores: int
@@ -35,32 +35,35 @@ class Resources:
 
     @classmethod
     def detect(cls, environment: Mapping[str, str]) -> "Resources":
-        found = driver()
-        visible = _visible([gpu.uuid for gpu in found.gpus], environment.get("CUDA_VISIBLE_DEVICES"))
+        """Return the resources of this process on this machine."""
+        nvidia = driver()
+        visible = _visible([gpu.uuid for gpu in nvidia.gpus], environment.get("CUDA_VISIBLE_DEVICES"))
         return cls(
-            _cores(),
+            _usable_cores(),
             visible,
-            _memory(),
-            gpu_memory=_least_known(_memory_of(name, found.gpus) for name in visible),
+            _usable_memory(),
+            gpu_memory=_min_known(_memory_of(name, nvidia.gpus) for name in visible),
             core_numbers=tuple(sorted(os.sched_getaffinity(0))),
-            gpu_trouble=trouble_with_driver(found.version, found.cuda) if visible else _gpu_trouble(found, environment),
+            gpu_trouble=trouble_with_driver(nvidia.version, nvidia.cuda)
+            if visible
+            else _why_no_gpu(nvidia, environment),
             amd_gpus=_AMD_CONTROL.exists(),
         )
 
     @classmethod
-    def least(cls, found: Sequence["Resources"]) -> "Resources":
-        """What each of several machines has at least; its GPUs are named by their numbers."""
+    def least(cls, machines: Sequence["Resources"]) -> "Resources":
+        """Return the minimum of the resources of several machines; the GPUs are named by their numbers."""
         return cls(
-            cores=min(each.cores for each in found),
-            gpus=tuple(map(str, range(min(len(each.gpus) for each in found)))),
-            memory=_least_known(each.memory for each in found),
-            gpu_memory=_least_known(each.gpu_memory for each in found),
+            cores=min(machine.cores for machine in machines),
+            gpus=tuple(map(str, range(min(len(machine.gpus) for machine in machines)))),
+            memory=_min_known(machine.memory for machine in machines),
+            gpu_memory=_min_known(machine.gpu_memory for machine in machines),
         )
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory`, and what is `free` of it, in bytes; 0: unknown."""
+    """An NVIDIA GPU. `memory`: total bytes; `free`: free bytes; 0: unknown."""
 
     uuid: str
     name: str
@@ -70,17 +73,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's: its version or why it does not answer, neither where there is none; the GPUs that it shows us."""
+    """The NVIDIA driver: its version and GPUs, or in `trouble` why it does not respond; empty: not installed."""
 
     version: str = ""
     trouble: str = ""
     gpus: tuple[Gpu, ...] = ()
     cuda: tuple[int, int] = (0, 0)
-    """The newest version that it supports; (0, 0): unknown."""
+    """Newest CUDA version that the driver supports; (0, 0): unknown."""
 
 
 def driver() -> Driver:
-    """With the GPUs in its own order."""
+    """Query the NVIDIA driver. GPUs are in the driver's order."""
     if not _NVIDIA_CONTROL.exists():
         return Driver()
     import pynvml
@@ -91,15 +94,15 @@ def driver() -> Driver:
         return Driver(trouble=str(error))
     try:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        gpus = tuple(_gpu(pynvml, each) for each in handles)
-        return Driver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=gpus, cuda=_cuda_of_driver(pynvml))
-    except pynvml.NVMLError as error:  # one of them is lost
+        gpus = tuple(_read_gpu(pynvml, handle) for handle in handles)
+        return Driver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=gpus, cuda=_read_cuda_version(pynvml))
+    except pynvml.NVMLError as error:  # a GPU is lost
         return Driver(trouble=str(error))
     finally:
         pynvml.nvmlShutdown()
 
 
-def _cuda_of_driver(nvml: Any) -> tuple[int, int]:
+def _read_cuda_version(nvml: Any) -> tuple[int, int]:
     try:
         number = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
     except nvml.NVMLError:
@@ -107,42 +110,42 @@ def _cuda_of_driver(nvml: Any) -> tuple[int, int]:
     return number // 1000, number % 1000 // 10
 
 
-def _gpu_trouble(found: Driver, environment: Mapping[str, str]) -> str:
-    """Why none of the GPUs that are installed or were granted is visible."""
+def _why_no_gpu(nvidia: Driver, environment: Mapping[str, str]) -> str:
+    """Return why none of the GPUs that are installed or were granted is visible."""
     chosen, granted = environment.get("CUDA_VISIBLE_DEVICES"), environment.get("SLURM_GPUS_ON_NODE", "0")
     value = "not set" if chosen is None else repr(chosen)
     if granted.isdecimal() and int(granted):
-        driver_says = f"; NVIDIA's driver: {found.trouble}" if found.trouble else ""
-        return f"Slurm granted {granted} GPUs, and none is visible (CUDA_VISIBLE_DEVICES is {value}{driver_says})"
+        driver_error = f"; NVIDIA's driver: {nvidia.trouble}" if nvidia.trouble else ""
+        return f"Slurm granted {granted} GPUs, and none is visible (CUDA_VISIBLE_DEVICES is {value}{driver_error})"
     if chosen in _NO_GPUS:
         return ""
-    if found.trouble:
-        return f"this machine has NVIDIA GPUs, and their driver does not respond: {found.trouble}"
-    return f"{len(found.gpus)} GPUs are installed, and CUDA_VISIBLE_DEVICES is {value}" if found.gpus else ""
+    if nvidia.trouble:
+        return f"this machine has NVIDIA GPUs, and their driver does not respond: {nvidia.trouble}"
+    return f"{len(nvidia.gpus)} GPUs are installed, and CUDA_VISIBLE_DEVICES is {value}" if nvidia.gpus else ""
 
 
-def _gpu(nvml: Any, handle: Any) -> Gpu:
+def _read_gpu(nvml: Any, handle: Any) -> Gpu:
     uuid, name = str(nvml.nvmlDeviceGetUUID(handle)), str(nvml.nvmlDeviceGetName(handle))
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    except nvml.NVMLError:  # it has none of its own
+    except nvml.NVMLError:  # it has no memory of its own
         return Gpu(uuid, name)
     return Gpu(uuid, name, memory.total, memory.free)
 
 
 def _memory_of(name: str, installed: Sequence[Gpu]) -> int:
-    """Of a GPU by its visible name; 0 for a part of one, whose size is not its whole's."""
+    """Return the bytes of a visible GPU; 0 for a MIG instance, which has only a part of its GPU's memory."""
     if name.isdecimal():
         return installed[int(name)].memory
     return next((gpu.memory for gpu in installed if gpu.uuid.startswith(name)), 0)
 
 
-def _least_known(sizes: Iterable[int]) -> int:
+def _min_known(sizes: Iterable[int]) -> int:
     return min(filter(None, sizes), default=0)
 
 
 def core_list(numbers: Sequence[int]) -> str:
-    """As Linux writes it: `0-3,8`. The numbers are in order."""
+    """Format sorted core numbers as Linux does: `0-3,8`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -152,34 +155,34 @@ def core_list(numbers: Sequence[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def _cores() -> int:
-    """The affinity mask's cores, or fewer where the quota of a control group says so; at least one."""
-    allowed = len(os.sched_getaffinity(0))
-    return max(1, round(min(allowed, cpu_limit() or allowed)))
+def _usable_cores() -> int:
+    """Return the number of cores in the affinity mask, or the cgroup's quota if it is smaller; at least 1."""
+    affinity = len(os.sched_getaffinity(0))
+    return max(1, round(min(affinity, cpu_limit() or affinity)))
 
 
-def _memory() -> int:
-    """The machine's, or less where a control group says so."""
+def _usable_memory() -> int:
+    """Return the machine's memory in bytes, or the limit of the control group if it is smaller."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(installed, memory_limit() or installed)
 
 
-_WHOLE, _PART = "GPU-", "MIG-"
+_GPU_PREFIX, _MIG_PREFIX = "GPU-", "MIG-"
 
 
 def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
-    """Those of the installed GPUs that CUDA_VISIBLE_DEVICES lets through, as CUDA reads it: up to the first name that
-    names none, no GPU at all if one stands there twice, and one part of a GPU (MIG) at most.
+    """Return the installed GPUs that CUDA_VISIBLE_DEVICES makes visible, by CUDA's rules.
 
-    CUDA C++ Programming Guide, "CUDA Environment Variables".
+    The list ends at the first name that matches no GPU; a duplicate hides all GPUs; at most one MIG instance is
+    visible. See CUDA C++ Programming Guide, "CUDA Environment Variables".
     """
     if chosen is None:
         return tuple(str(number) for number in range(len(uuids)))
-    if uuids and chosen.strip().startswith(_PART):
+    if uuids and chosen.strip().startswith(_MIG_PREFIX):
         return (chosen.split(",")[0].strip(),)
     visible = dict[str, int]()
     for name in map(str.strip, chosen.split(",")):
-        if (number := _number(name, uuids)) is None:
+        if (number := _gpu_number(name, uuids)) is None:
             break
         if number in visible.values():
             return ()
@@ -187,9 +190,12 @@ def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
     return tuple(visible)
 
 
-def _number(name: str, uuids: list[str]) -> int | None:
-    """Of the GPU that a part of CUDA_VISIBLE_DEVICES names: its number, or the begin of one GPU's UUID."""
+def _gpu_number(name: str, uuids: list[str]) -> int | None:
+    """Return the number of the GPU that an entry of CUDA_VISIBLE_DEVICES names; None: no GPU.
+
+    An entry is a number or a prefix of a UUID.
+    """
     if name.isdecimal():
         return int(name) if int(name) < len(uuids) else None
-    found = [number for number, uuid in enumerate(uuids) if uuid.startswith(name)]
-    return found[0] if len(found) == 1 and len(name) > len(_WHOLE) else None
+    matches = [number for number, uuid in enumerate(uuids) if uuid.startswith(name)]
+    return matches[0] if len(matches) == 1 and len(name) > len(_GPU_PREFIX) else None

@@ -1,4 +1,4 @@
-"""For which CUDA the installed torch was built, read from its files: importing it takes seconds."""
+"""CUDA version of the installed torch, read from its files: importing torch takes seconds."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -9,31 +9,34 @@ _CUDA = re.compile(r"^cuda\b[^=\n]*= *(?:None|'(\d+)\.(\d+)')", re.MULTILINE)
 
 
 def torch_cuda() -> tuple[int, int] | None:
-    """Major and minor version, (0, 0) for a build without CUDA; None if torch is not here, or does not tell."""
+    """Return the major and minor CUDA version of the installed torch.
+
+    (0, 0): a build without CUDA. None: torch is not installed, or its files do not contain the version.
+    """
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     try:
-        found = _CUDA.search((Path(spec.origin).parent / "version.py").read_text("utf-8"))
+        match = _CUDA.search((Path(spec.origin).parent / "version.py").read_text("utf-8"))
     except OSError:
         return None
-    return None if found is None else (int(found[1] or 0), int(found[2] or 0))
+    return None if match is None else (int(match[1] or 0), int(match[2] or 0))
 
 
 def trouble_with_driver(driver: str, cuda: tuple[int, int]) -> str:
-    """Return why the installed torch can't use GPUs of this driver; empty if it can. `cuda`: the newest version that
-    the driver supports, (0, 0) if unknown.
+    """Return why the installed torch can't use GPUs of this driver; empty if it can.
 
-    Within a major version of CUDA an older driver will do: CUDA Compatibility, "Minor Version Compatibility".
+    `cuda`: the newest version that the driver supports, (0, 0) if unknown. Within a major version of CUDA, an older
+    driver works: CUDA Compatibility, "Minor Version Compatibility".
     """
     built = torch_cuda()
     if built == (0, 0):
-        return f"torch {_torch_version()} is a build without CUDA: install the one of PyPI"
+        return f"torch {_torch_version()} is a build without CUDA: install torch from PyPI"
     if built is not None and cuda > (0, 0) and cuda[0] < built[0]:
-        theirs, ours = (".".join(map(str, each)) for each in (cuda, built))
+        supported, required = (".".join(map(str, version_pair)) for version_pair in (cuda, built))
         return (
-            f"NVIDIA's driver {driver} supports CUDA {theirs}, and torch was built for CUDA {ours}: update the driver, "
-            f"or install a torch that was built for CUDA {cuda[0]}"
+            f"NVIDIA's driver {driver} supports CUDA {supported}, and torch was built for CUDA {required}: "
+            f"update the driver, or install a torch that was built for CUDA {cuda[0]}"
         )
     return ""
 
@@ -42,4 +45,4 @@ def _torch_version() -> str:
     try:
         return version("torch")
     except PackageNotFoundError:
-        return "(of an unknown version)"
+        return "(unknown version)"

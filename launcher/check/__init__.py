@@ -1,1 +1,1 @@
-"""Everything that can be known to be wrong with a launch before a process is started. All problems at once."""
+"""Checks before any process starts: all problems of a launch that can be found in advance, reported together."""

@@ -1,4 +1,4 @@
-"""Whether this user may read and write what a launch needs in the folder of a run."""
+"""Checks that this user may read and write what a launch needs in the run directory."""
 
 import os
 import stat
@@ -10,33 +10,33 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import access_remedy, is_private, nearest_visible, user_name
 from launcher.resources.site import Site
 
-FOLDER = os.R_OK | os.W_OK | os.X_OK
+_FOLDER_ACCESS = os.R_OK | os.W_OK | os.X_OK
 
 
 def hidden(run: RunDir) -> Iterator[Problem]:
-    """That this user can't look into the run's folder, or one above it: nothing else can be checked then."""
+    """Check that this user can enter the run directory and its parents; otherwise nothing else can be checked."""
     for path in (run.path, run.checkpoints):
-        place = nearest_visible(path)
-        if place.is_dir() and not os.access(place, os.R_OK | os.X_OK if place == path else os.X_OK):
+        folder = nearest_visible(path)
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK if folder == path else os.X_OK):
             remedy = access_remedy(run.path, "go+rwX")
-            yield Problem(str(path), f"this user has no access to {place}: {remedy}; or choose another --run-dir")
+            yield Problem(str(path), f"this user has no access to {folder}: {remedy}; or choose another --run-dir")
             return
 
 
 def not_writable(run: RunDir) -> Iterator[Problem]:
-    """That the run's folder, or the one that it would be made in, can't be written."""
-    place = nearest_visible(run.path)
-    if os.access(place, os.W_OK | os.X_OK):
+    """Check that the run directory, or the folder in which it would be created, is writable."""
+    folder = nearest_visible(run.path)
+    if os.access(folder, os.W_OK | os.X_OK):
         return
-    if os.statvfs(place).f_flag & os.ST_RDONLY:
-        why = "not writable (its file system is mounted read-only), so the run can't be kept there"
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        why = "not writable (its file system is mounted read-only), so the run can't be stored there"
     else:
-        why = f"not writable, so the run can't be kept there: {access_remedy(place, 'go+rwX')}"
-    yield Problem(str(place), f"{why}: choose another --run-dir")
+        why = f"not writable, so the run can't be stored there: {access_remedy(folder, 'go+rwX')}"
+    yield Problem(str(folder), f"{why}: choose another --run-dir")
 
 
 def denied(run: RunDir) -> Iterator[Problem]:
-    """One problem for all that is in the folder of an existing run without the access that a launch needs."""
+    """Yield one problem for all files of an existing run that lack the access that a launch needs."""
     if paths := list(_denied_paths(run)):
         others = f" and to {len(paths) - 1} more there" if len(paths) > 1 else ""
         remedy = access_remedy(run.path, "go+rwX")
@@ -45,11 +45,14 @@ def denied(run: RunDir) -> Iterator[Problem]:
 
 
 def _denied_paths(run: RunDir) -> Iterator[Path]:
-    """New files are made in folders, the lock and logs are opened for writing; all else is read, or replaced whole."""
+    """Yield the paths without the needed access.
+
+    New files are created in folders; the lock and logs are opened for writing; everything else is read or replaced.
+    """
     folders = (run.checkpoints, run.attempts, run.progress, run.logs, *run.logs.glob("node-*"))
     evaluated = (run.evaluation("any").parent, run.attention, run.tensorboard, run.wandb_id.parent)
     needed = {
-        FOLDER: (*folders, *evaluated),
+        _FOLDER_ACCESS: (*folders, *evaluated),
         os.W_OK: (run.lock, *run.logs.glob("node-*/*")),
         os.R_OK: (run.config, run.manifest, *run.checkpoints.glob("step-*/*")),
     }
@@ -58,8 +61,11 @@ def _denied_paths(run: RunDir) -> Iterator[Path]:
 
 
 def code_of_others(run: RunDir, site: Site) -> Iterator[Problem]:
-    """A batch job runs the copy of the program in the run's folder, so only this user may write there."""
+    """Check that only this user can write in the run directory of a batch job.
+
+    The job runs a copy of the program from there.
+    """
     if site.reach == "sbatch" and run.path.is_dir() and not is_private(status := run.path.stat()):
-        found = f"it belongs to {user_name(status.st_uid)}, its mode is {stat.S_IMODE(status.st_mode):04o}"
-        why = f"a batch job runs the copy of the program in this folder, and others can write there ({found})"
+        details = f"it belongs to {user_name(status.st_uid)}, its mode is {stat.S_IMODE(status.st_mode):04o}"
+        why = f"a batch job runs the copy of the program in this folder, and others can write there ({details})"
         yield Problem(str(run.path), f"{why}: `chmod go-w {run.path}` if it is yours, or choose another --run-dir")

@@ -1,4 +1,4 @@
-"""Whether the data set is there and whole, is the run's own, and can be shared among the workers."""
+"""Checks of the data set: it exists, is complete, belongs to the run, and can be divided among the workers."""
 
 import math
 import os
@@ -19,22 +19,22 @@ from launcher.resources.site import Site
 
 
 def is_prepared(config: RunConfig) -> bool:
-    """Whether the set that `config` asks for is there; it may still be damaged."""
+    """Return whether the data set of `config` exists; it may still be damaged."""
     return os.path.exists(set_folder(config.data))
 
 
 def total_steps(config: RunConfig) -> int | None:
-    """Steps of the whole run; None where its data can't be read, which is told elsewhere."""
-    return found.total_steps if (found := _timeline(config)) is not None else None
+    """Return the steps of the whole run; None if its data can't be read, which another check reports."""
+    return timeline.total_steps if (timeline := _read_timeline(config)) is not None else None
 
 
 def last_epoch(config: RunConfig) -> int:
-    """That a run ends in, from 1 on; where its data can't be read, the last one that there may be."""
-    found = _timeline(config)
-    return math.ceil(found.total_steps / found.steps_per_epoch) if found else config.train.epochs
+    """Return the number of the run's last epoch, from 1 on; the configured maximum if its data can't be read."""
+    timeline = _read_timeline(config)
+    return math.ceil(timeline.total_steps / timeline.steps_per_epoch) if timeline else config.train.epochs
 
 
-def _timeline(config: RunConfig) -> Timeline | None:
+def _read_timeline(config: RunConfig) -> Timeline | None:
     try:
         return Timeline.of(config, read_index(set_folder(config.data)).samples("train"))
     except DataError:
@@ -47,46 +47,52 @@ def not_divided(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterator
 
 
 def uneven(workers: int, shards: int) -> str:
-    """What is wrong with sharing so many shards among so many workers; empty if nothing is."""
+    """Return why `shards` can't be divided evenly among `workers`; empty if they can."""
     if shards % workers == 0:
         return ""
-    fits = divisors(shards)
-    near = [*[count for count in fits if count < workers][-1:], *[count for count in fits if count > workers][:1]]
-    return f"{workers} workers do not divide data.shards {shards}; nearest: {' or '.join(map(str, near))}"
+    valid_counts = divisors(shards)
+    nearest = [
+        *[count for count in valid_counts if count < workers][-1:],
+        *[count for count in valid_counts if count > workers][:1],
+    ]
+    return f"{workers} workers do not divide data.shards {shards}; nearest: {' or '.join(map(str, nearest))}"
 
 
 def divisors(shards: int) -> list[int]:
-    """The numbers of workers that share them evenly."""
+    """Return the numbers of workers that divide the shards evenly."""
     return [count for count in range(1, shards + 1) if shards % count == 0]
 
 
 def damaged(config: RunConfig, *, checksums_bytes: float) -> Iterator[Problem]:
-    """Problems of a set that is there, with checksums if it has so many bytes at most; one that is not is prepared by
-    the launch."""
+    """Check a data set that exists; checksums only for a set of at most `checksums_bytes`.
+
+    A set that does not exist is prepared by the launch.
+    """
     folder = set_folder(config.data)
-    if (place := nearest_visible(folder)).is_dir() and not os.access(place, os.X_OK):
+    if (visible_folder := nearest_visible(folder)).is_dir() and not os.access(visible_folder, os.X_OK):
         yield Problem(str(folder), f"can't be read: {access_remedy(folder)}")
         return
     if not folder.exists():
-        yield from _not_preparable(folder.parent) if config.data.name != FOLDER else _not_prepared(config)
+        yield from _check_preparable(folder.parent) if config.data.name != FOLDER else _unprepared_problem(config)
         return
     try:
         index = read_index(folder)
     except DataError as error:
         yield from error.problems
         return
-    found = list(damaged_files(index, checksums=index.total_bytes() <= checksums_bytes))
-    yield from found
-    asked = (config.data.name, config.data.shards, config.data.valid)
-    if (index.name, index.shards, index.valid) != asked:
+    damage = list(damaged_files(index, checksums=index.total_bytes() <= checksums_bytes))
+    yield from damage
+    expected = (config.data.name, config.data.shards, config.data.valid)
+    if (index.name, index.shards, index.valid) != expected:
         yield Problem(
-            str(folder), f"holds {index.name}, {index.shards} shards, {index.valid} held out; the config wants {asked}"
+            str(folder),
+            f"contains {index.name}, {index.shards} shards, {index.valid} held out; the config requests {expected}",
         )
     elif len(index.classes) != config.data.num_classes:
         yield Problem(
             "data.classes", f"{config.data.num_classes}, but {folder} has {len(index.classes)}: set it to that"
         )
-    elif not found and Timeline.of(config, index.samples("train")).steps_per_epoch < 1:
+    elif not damage and Timeline.of(config, index.samples("train")).steps_per_epoch < 1:
         yield Problem(
             "train.batch",
             f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give",
@@ -98,7 +104,7 @@ def damaged(config: RunConfig, *, checksums_bytes: float) -> Iterator[Problem]:
 
 
 def other_than_before(config: RunConfig, run: RunDir) -> Iterator[Problem]:
-    """A run goes on with the images that it was started with."""
+    """Check that a resumed run uses the data set that it was started with."""
     index = set_folder(config.data) / "index.json"
     try:
         before, now = read_json(run.manifest)["data"], sha256(index)
@@ -106,21 +112,21 @@ def other_than_before(config: RunConfig, run: RunDir) -> Iterator[Problem]:
         return
     if before != now:
         sums = f"its index has the SHA-256 sum {now[:16]}..., the run was started with {before[:16]}..."
-        yield Problem(str(index.parent), f"is not the set of {run.path}: {sums}: choose another --run-dir")
+        yield Problem(str(index.parent), f"is not the data set of {run.path}: {sums}: choose another --run-dir")
 
 
-def _not_prepared(config: RunConfig) -> Iterator[Problem]:
-    """Only the user knows where the images are."""
+def _unprepared_problem(config: RunConfig) -> Iterator[Problem]:
+    """Yield the command that prepares the set: only the user knows where the images are."""
     data = config.data
     options = {"--out": data.root, "--size": data.size, "--shards": data.shards, "--valid": data.valid}
     flat = shlex.join(str(part) for option in options.items() for part in option)
     yield Problem(
         str(set_folder(data)),
-        f"is not there: `fmfsd data prepare folder --source ROOT {flat}` makes it, where ROOT has {FOLDER_LAYOUT}",
+        f"does not exist: create it with `fmfsd data prepare folder --source ROOT {flat}`; ROOT has {FOLDER_LAYOUT}",
     )
 
 
-def _not_preparable(root: Path) -> Iterator[Problem]:
+def _check_preparable(root: Path) -> Iterator[Problem]:
     place = next(parent for parent in (root, *root.parents) if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         yield Problem(
@@ -130,16 +136,16 @@ def _not_preparable(root: Path) -> Iterator[Problem]:
 
 
 def other_statistics(config: RunConfig, costs: Costs) -> Iterator[str]:
-    """Where images are normalised otherwise than those that the pretrained weights were trained with."""
-    found = costs.probe.pretrained_statistics if costs.probe is not None else None
-    for key, theirs in zip(("mean", "std"), found or (), strict=False):
+    """Warn if images are normalised with other statistics than those of the pretrained weights."""
+    statistics = costs.probe.pretrained_statistics if costs.probe is not None else None
+    for key, theirs in zip(("mean", "std"), statistics or (), strict=False):
         ours = getattr(config.data, key)
         if ours not in ("auto", theirs):
             yield (
-                f"data.{key} is {_shown(ours)}, the pretrained weights were trained with {_shown(theirs)}: "
+                f"data.{key} is {_format(ours)}, the pretrained weights were trained with {_format(theirs)}: "
                 f"set data.{key} auto to use theirs"
             )
 
 
-def _shown(values: Sequence[float]) -> str:
+def _format(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)

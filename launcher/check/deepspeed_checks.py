@@ -1,4 +1,4 @@
-"""Whether DeepSpeed is there where it is asked for, and can do what it is asked for. It is not imported."""
+"""Checks that a requested DeepSpeed is installed and supports the request. DeepSpeed is not imported."""
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -7,8 +7,8 @@ from fmfsd.config import RunConfig
 from fmfsd.errors import Problem
 from launcher.config.launch_config import DEEPSPEED_KILLS_AFTER_S, LaunchConfig
 
-TESTED = ("0.19",)
-"""Releases, without their last number."""
+TESTED_RELEASES = ("0.19",)
+"""Tested releases, without the patch number."""
 
 
 def is_asked_for(launch: LaunchConfig, config: RunConfig) -> bool:
@@ -22,15 +22,16 @@ def missing() -> Iterator[Problem]:
 
 def long_grace(launch: LaunchConfig) -> Iterator[Problem]:
     if launch.grace_s > launch.longest_grace_s:
-        kills = f"DeepSpeed's launcher kills workers {DEEPSPEED_KILLS_AFTER_S:g} s after TERM"
-        most = f"set --grace {DEEPSPEED_KILLS_AFTER_S:g} or less, or --starter torchrun"
-        yield Problem(f"--grace {launch.grace_s:g}, --starter deepspeed", f"{kills}: {most}")
+        reason = f"DeepSpeed's launcher kills workers {DEEPSPEED_KILLS_AFTER_S:g} s after TERM"
+        remedy = f"set --grace {DEEPSPEED_KILLS_AFTER_S:g} or less, or --starter torchrun"
+        yield Problem(f"--grace {launch.grace_s:g}, --starter deepspeed", f"{reason}: {remedy}")
 
 
 def untested() -> Iterator[str]:
-    found = _version()
-    if found is not None and ".".join(found.split(".")[:2]) not in TESTED:
-        yield f"deepspeed {found} was not tried with fmfsd, which knows {', '.join(TESTED)}: the engine may fail"
+    installed = _version()
+    if installed is not None and ".".join(installed.split(".")[:2]) not in TESTED_RELEASES:
+        tested = ", ".join(TESTED_RELEASES)
+        yield f"deepspeed {installed} is untested with fmfsd (tested: {tested}): the engine may fail"
 
 
 def _version() -> str | None:

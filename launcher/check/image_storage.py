@@ -1,4 +1,4 @@
-"""Where the images of a launch will be, and what they take of a worker's memory."""
+"""Image storage: whether a worker's images are in memory or in files, and how much memory they need."""
 
 from dataclasses import replace
 
@@ -13,7 +13,10 @@ from launcher.resources.site import Site
 
 
 def part_of(config: RunConfig, workers: int) -> Part:
-    """Of each of so many workers; of a set that is not there as it should be by what is published of it."""
+    """Return the share of the images that each of `workers` workers has.
+
+    It is computed from published sizes if the data set is not prepared as the config requires.
+    """
     try:
         index = read_index(set_folder(config.data))
     except DataError:
@@ -27,7 +30,7 @@ def stay_in_files(config: RunConfig, launch: LaunchConfig, site: Site) -> bool:
 
 
 def counted(costs: Costs, config: RunConfig, launch: LaunchConfig, site: Site) -> Costs:
-    """With what the images of the set that is there take, where they will be."""
+    """Return the costs with the memory that the images of the existing set need where they are stored."""
     if not costs.memory:
         return costs
     part = part_of(config, site.workers(launch))
@@ -37,8 +40,8 @@ def counted(costs: Costs, config: RunConfig, launch: LaunchConfig, site: Site) -
 
 
 def told(config: RunConfig, launch: LaunchConfig, site: Site) -> str:
-    """That they stay in their files; empty if they are in memory."""
+    """Return the message that images stay in their files; empty if they are loaded into memory."""
     if not stay_in_files(config, launch, site):
         return ""
     held = size(part_of(config, site.workers(launch)).held_bytes)
-    return f"images ({held} a worker) stay in their files and are read ahead of their turn"
+    return f"images ({held} a worker) stay in their files and are prefetched"

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a process is started or a file is written; all of it at once."""
+"""All checks of a launch before a process is started or a file is written; they report all problems together."""
 
 from collections.abc import Collection, Iterator
 
@@ -37,12 +37,12 @@ def require_sound(
     survey: Survey = NOBODY,
     costs: Costs = UNKNOWN,
 ) -> None:
-    """Raises ConfigError (exit code 2) or, if the config itself is right, CheckError (3) with everything that is wrong.
+    """Raise one error with all problems: ConfigError (exit code 2), or CheckError (3) if the config is valid.
 
-    The content of every shard is verified too, of a set of up to `checksums_bytes`.
+    The contents of all shards are verified too, for a set of up to `checksums_bytes`.
     """
     require_visible(run)
-    wrong = [
+    config_problems = [
         *machine_checks.too_few_gpus(launch, site),
         *machine_checks.no_cuda_graphs(config, launch, site),
         *deepspeed_checks.long_grace(launch),
@@ -51,10 +51,10 @@ def require_sound(
         *data_checks.not_divided(config, launch, site),
         *memory_checks.refused(costs),
     ]
-    missing = [
-        *_around(launch, site, run, survey),
+    check_problems = [
+        *_check_environment(launch, site, run, survey),
         *access_checks.code_of_others(run, site),
-        *(_deepspeed(survey) if deepspeed_checks.is_asked_for(launch, config) else ()),
+        *(_check_deepspeed(survey) if deepspeed_checks.is_asked_for(launch, config) else ()),
         *run_checks.without_first_weights(config, run),
         *machine_checks.too_little_space(run, machine_checks.checkpoints_bytes(config, costs)),
         *memory_checks.too_little(config, launch, site, costs),
@@ -67,21 +67,21 @@ def require_sound(
         *tracker_checks.missing(config),
         *machine_checks.not_compiled(config, launch, site),
     ]
-    if wrong:
-        raise ConfigError([*wrong, *missing])
-    if missing:
-        raise CheckError(missing)
+    if config_problems:
+        raise ConfigError([*config_problems, *check_problems])
+    if check_problems:
+        raise CheckError(check_problems)
 
 
 def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey = NOBODY) -> list[Problem]:
-    """What is wrong whatever is trained: said together with what is wrong with a config."""
+    """Return the problems that do not depend on a config, to report them together with those of the config."""
     if problems := list(access_checks.hidden(run)):
         return problems
     return [
         *machine_checks.too_few_gpus(launch, site),
         *deepspeed_checks.long_grace(launch),
         *run_checks.not_usable(launch, run),
-        *_around(launch, site, run, survey),
+        *_check_environment(launch, site, run, survey),
         *machine_checks.too_little_space(run),
     ]
 
@@ -89,43 +89,45 @@ def problems_of_any_config(launch: LaunchConfig, site: Site, run: RunDir, survey
 def problems_of_config(
     config: RunConfig, run: RunDir, launch: LaunchConfig, site: Site | None, *, unknown: Collection[str] = ()
 ) -> list[Problem]:
-    """What is wrong with a config's data and first weights and, where the site is known, with its shares; whatever does
-    not depend on the `unknown` keys."""
-    found: list[Problem] = []
+    """Return the problems of a config's data and initial weights and, if the site is known, of its shares.
+
+    Checks that depend on the `unknown` keys are skipped.
+    """
+    problems: list[Problem] = []
     if site is not None and is_meant(["data.shards"], unknown):
-        found += data_checks.not_divided(config, launch, site)
+        problems += data_checks.not_divided(config, launch, site)
     if is_meant(["train.init_from"], unknown):
-        found += run_checks.without_first_weights(config, run)
+        problems += run_checks.without_first_weights(config, run)
     if is_meant([f"data.{key}" for key in type(config.data).model_fields], unknown):
-        found += data_checks.damaged(config, checksums_bytes=0)
-    return found
+        problems += data_checks.damaged(config, checksums_bytes=0)
+    return problems
 
 
 def require_visible(run: RunDir) -> None:
-    """Raise CheckError if this user can't look into the run's folder: nothing else can be checked then."""
+    """Raise CheckError if this user can't enter the run directory, because nothing else can be checked then."""
     if problems := list(access_checks.hidden(run)):
         raise CheckError(problems)
 
 
-def _around(launch: LaunchConfig, site: Site, run: RunDir, survey: Survey) -> Iterator[Problem]:
+def _check_environment(launch: LaunchConfig, site: Site, run: RunDir, host_probe: Survey) -> Iterator[Problem]:
     yield from run_checks.in_use(run)
     yield from (() if site.is_wrapped else machine_checks.software())
     yield from machine_checks.loopback(site)
     yield from machine_checks.no_gpus(launch, site)
     yield from access_checks.not_writable(run)
     yield from access_checks.denied(run)
-    yield from host_checks.problems(launch, survey)
+    yield from host_checks.problems(launch, host_probe)
 
 
-def _deepspeed(survey: Survey) -> Iterator[Problem]:
+def _check_deepspeed(host_probe: Survey) -> Iterator[Problem]:
     yield from deepspeed_checks.missing()
-    yield from host_checks.other_deepspeed(survey)
+    yield from host_checks.other_deepspeed(host_probe)
 
 
 def warnings(
     config: RunConfig, launch: LaunchConfig, site: Site, run: RunDir, survey: Survey = NOBODY, costs: Costs = UNKNOWN
 ) -> list[str]:
-    """What is said and does not keep a run from being started."""
+    """Return the warnings, which do not prevent the start of a run."""
     return [
         *run_checks.short_grace(launch, run),
         *host_checks.warnings(survey),

@@ -1,4 +1,4 @@
-"""Whether this machine has what a launch needs: GPUs, software, space, loopback."""
+"""Checks that this machine has what a launch needs: GPUs, software, disk space, loopback."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,20 +17,20 @@ from launcher.resources.cost_probe import Costs
 from launcher.resources.site import Site
 
 TESTED_TORCH = ("2.11", "2.16")
-"""The first version that works, and the first that was not tried."""
+"""First version that works, and first version that is untested."""
 FREE_BYTES = 320 << 20
-"""What is wanted free where nothing is known of a checkpoint's size."""
+"""Required free space if the size of a checkpoint is unknown."""
 ALSO_KEPT = 2
-"""Beside the newest checkpoints: the best one, and the one that is being written."""
+"""Checkpoints in addition to the newest ones: the best one, and the one that is being written."""
 
 
 NO_GPU_REMEDY = "see `nvidia-smi` and `fmfsd-launch doctor`, or train on the CPU with --device cpu"
 
 
 def no_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
-    """That no GPU of this machine can be used, although it has some, or was granted some."""
-    if site.is_here and launch.device != "cpu" and (trouble := site.resources.gpu_trouble):
-        yield Problem(f"--device {launch.device}", f"{trouble}: {NO_GPU_REMEDY}")
+    """Check that the GPUs that this machine has, or was granted, are usable."""
+    if site.is_here and launch.device != "cpu" and (problem := site.resources.gpu_trouble):
+        yield Problem(f"--device {launch.device}", f"{problem}: {NO_GPU_REMEDY}")
 
 
 def unsupported_gpus(launch: LaunchConfig, site: Site) -> Iterator[str]:
@@ -40,15 +40,15 @@ def unsupported_gpus(launch: LaunchConfig, site: Site) -> Iterator[str]:
 
 def too_few_gpus(launch: LaunchConfig, site: Site) -> Iterator[Problem]:
     device, workers = site.placement(launch)
-    wanted, found = launch.nodes * workers, site.gpus_for(launch)
-    if device == "cuda" and wanted > found:
-        advice = f"set --gpus {found // launch.nodes}" if found >= launch.nodes else "set --device cpu"
+    required, available = launch.nodes * workers, site.gpus_for(launch)
+    if device == "cuda" and required > available:
+        advice = f"set --gpus {available // launch.nodes}" if available >= launch.nodes else "set --device cpu"
         each = f"{launch.nodes} x {workers} workers need a GPU each"
-        yield Problem("--nodes, --gpus", f"{each}, {found} visible: {advice}")
+        yield Problem("--nodes, --gpus", f"{each}, {available} visible: {advice}")
 
 
 def not_compiled(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
-    """What `train.compile` asks for and this machine has not; of others nothing is known."""
+    """Check that this machine has what `train.compile` requires; other machines are not known."""
     if config.train.compile in ("auto", False) or not site.is_here:
         return
     if missing := missing_for_compile(site.placement(launch)[0]):
@@ -56,26 +56,26 @@ def not_compiled(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterato
 
 
 def left_to_eager(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterator[str]:
-    """That `train.compile: auto` will not compile on this machine's GPUs; nothing is known of other machines."""
+    """Warn if `train.compile: auto` can't compile on this machine's GPUs; other machines are not known."""
     on_our_gpus = site.is_here and site.placement(launch)[0] == "cuda"
     if config.train.compile == "auto" and on_our_gpus and (missing := missing_for_compile("cuda")):
         yield f"passes will not be compiled, and training takes longer: {missing}"
 
 
 def private_kernels(launch: LaunchConfig, site: Site) -> Iterator[str]:
-    """That workers on this machine's CPU will do without our kernels; nothing is known of other machines."""
+    """Warn if workers on this machine's CPU can't use our kernels; other machines are not known."""
     if site.is_here and site.placement(launch)[0] == "cpu" and (problem := privacy_problem()):
         yield f"our kernels for CPUs will not be used, and training takes longer: {problem}"
 
 
 def no_cuda_graphs(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
-    """What the launch of a step as one CUDA graph can't be combined with."""
+    """Check that `train.compile: cuda_graphs` is used with one worker on a GPU."""
     if config.train.compile != "cuda_graphs":
         return
     if launch.device == "cpu" or (site.is_here and site.placement(launch)[0] != "cuda"):
-        yield Problem("train.compile", "cuda_graphs are a GPU's, and workers are on the CPU: set true or false")
+        yield Problem("train.compile", "cuda_graphs need a GPU, and workers use the CPU: set true or false")
     elif (workers := site.workers(launch)) > 1:
-        yield Problem("train.compile", f"cuda_graphs are for one worker, found {workers}: set true, or --gpus 1")
+        yield Problem("train.compile", f"cuda_graphs support one worker, found {workers}: set true, or --gpus 1")
 
 
 def software() -> Iterator[Problem]:
@@ -83,37 +83,37 @@ def software() -> Iterator[Problem]:
         if find_spec(package) is None:
             yield Problem(package, "not installed in this environment: install fmfsd with its dependencies")
             return
-    first, beyond = (tuple(map(int, text.split("."))) for text in TESTED_TORCH)
+    first, untested = (tuple(map(int, text.split("."))) for text in TESTED_TORCH)
     try:
-        found = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
+        installed = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
     except (PackageNotFoundError, ValueError):
         return
-    if not first <= found < beyond:
+    if not first <= installed < untested:
         yield Problem("torch", f"version {version('torch')} is not between {TESTED_TORCH[0]} and {TESTED_TORCH[1]}")
 
 
 def loopback(site: Site) -> Iterator[Problem]:
-    """Nodes of one machine meet there."""
-    if site.is_here and (trouble := loopback_trouble()):
-        yield Problem("loopback", f"{trouble}: bring the interface lo up, as `ip link set lo up` does")
+    """Check that loopback works, over which the nodes of one machine connect."""
+    if site.is_here and (problem := loopback_trouble()):
+        yield Problem("loopback", f"{problem}: bring the interface lo up, as `ip link set lo up` does")
 
 
 def too_little_space(run: RunDir, wanted: int = FREE_BYTES) -> Iterator[Problem]:
-    """`wanted` in bytes."""
-    place = nearest_visible(run.path)
-    if (free := shutil.disk_usage(place).free) < wanted:
+    """Check that `required` bytes are free."""
+    folder = nearest_visible(run.path)
+    if (free := shutil.disk_usage(folder).free) < wanted:
         yield Problem(
-            str(place),
+            str(folder),
             f"{free >> 20} MiB free, a run needs at least {wanted >> 20}: free some or choose another --run-dir",
         )
 
 
 def checkpoints_bytes(config: RunConfig, costs: Costs) -> int:
-    """What all checkpoints that a run has at a time take."""
+    """Return the bytes of all checkpoints that a run stores at the same time."""
     return checkpoint_bytes(config, costs) * (config.checkpoint.keep + ALSO_KEPT) or FREE_BYTES
 
 
 def checkpoint_bytes(config: RunConfig, costs: Costs) -> int:
-    """What one takes: weights, what the optimizer keeps, and averages. 0 if that is not known."""
+    """Return the bytes of one checkpoint: weights, optimizer state, EMA. 0: unknown."""
     values = costs.parameters * (1 + config.optim.kept_per_weight + (config.train.ema is not None))
     return values * (8 if config.train.precision == "fp64" else 4)

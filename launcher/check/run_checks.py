@@ -1,4 +1,4 @@
-"""Whether the run's folder can be used, and whether what is there is the same run."""
+"""Checks that the run directory is usable, and that an existing run there is the same run."""
 
 import math
 import os
@@ -16,15 +16,15 @@ from launcher.run_dir.run_lock import Owner, busy
 
 
 def not_usable(launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
-    where = str(run.path)
+    path = str(run.path)
     if not run.is_unused() and launch.resume == "never":
-        yield Problem(where, "exists, and --resume never does not go on with a run: choose another --run-dir")
+        yield Problem(path, "exists, and --resume never is set: choose another --run-dir")
     elif not run.config.exists() and not run.is_unused():
-        yield Problem(where, "exists and is no run directory: choose another --run-dir")
+        yield Problem(path, "exists and is not a run directory: choose another --run-dir")
 
 
 def in_use(run: RunDir) -> Iterator[Problem]:
-    """What can be known without the lock, which is only taken for good."""
+    """Check that no other launch uses the run, as far as that is known without taking the lock."""
     owner = Owner.of(run)
     if owner is not None and owner.is_known_to_live:
         yield Problem(str(run.path), busy(run))
@@ -33,7 +33,7 @@ def in_use(run: RunDir) -> Iterator[Problem]:
 
 
 def without_first_weights(config: RunConfig, run: RunDir) -> Iterator[Problem]:
-    """A run that has no checkpoint of its own yet begins with weights that must be there."""
+    """Check that the initial weights of a run without a checkpoint exist and are readable."""
     if config.train.init_from is None or run.newest_step() is not None:
         return
     try:
@@ -47,7 +47,7 @@ def without_first_weights(config: RunConfig, run: RunDir) -> Iterator[Problem]:
 
 
 def changed(config: RunConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Problem]:
-    """Of the config of a run that is there, what makes it another run, or one that would have ended already."""
+    """Check the config against that of an existing run: it must still be the same run, and not have ended already."""
     if not run.config.exists() or launch.resume == "never":
         return
     try:
@@ -55,25 +55,27 @@ def changed(config: RunConfig, launch: LaunchConfig, run: RunDir) -> Iterator[Pr
     except ConfigError as error:
         yield from error.problems
         return
-    found = changes(before, config)
-    if refused := [str(change) for change in found if not change.is_allowed]:
+    changes_found = changes(before, config)
+    if refused := [str(change) for change in changes_found if not change.is_allowed]:
         message = f"belongs to another config ({'; '.join(refused)}): choose another --run-dir, or change nothing"
         yield Problem(str(run.path), message)
     total, step = total_steps(config), run.newest_step()
     if total is not None and step is not None and total <= step and total != total_steps(before):
-        yield Problem("train.epochs, train.max_steps", f"make {total} steps, and {run.path} has done {step} already")
+        yield Problem(
+            "train.epochs, train.max_steps", f"give {total} steps, and {run.path} has already done {step}: set more"
+        )
 
 
 def short_grace(launch: LaunchConfig, run: RunDir) -> Iterator[str]:
-    """A run that was here has measured how it stops."""
+    """Warn if stopping an existing run takes longer than the grace, by the run's own measurement."""
     try:
-        takes_s = float(read_json(run.rank_progress(0))["stop_takes_s"])
+        stop_s = float(read_json(run.rank_progress(0))["stop_takes_s"])
     except (OSError, ValueError, KeyError):
         return
-    if takes_s > launch.grace_s:
-        wanted = math.ceil(2 * takes_s)
-        instead = " and --starter torchrun" if wanted > launch.longest_grace_s else ""
+    if stop_s > launch.grace_s:
+        suggested_s = math.ceil(2 * stop_s)
+        starter_hint = " and --starter torchrun" if suggested_s > launch.longest_grace_s else ""
         yield (
-            f"--grace {launch.grace_s:g}: a step and a save of this run took {takes_s:.1f} s, so a stop may lose work: "
-            f"set --grace {wanted}{instead}"
+            f"--grace {launch.grace_s:g}: a step and a save of this run took {stop_s:.1f} s, so a stop may lose work: "
+            f"set --grace {suggested_s}{starter_hint}"
         )

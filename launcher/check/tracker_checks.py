@@ -1,4 +1,4 @@
-"""Whether the trackers that a config asks for are there. None is imported."""
+"""Checks that the trackers that a config requests are installed. None is imported."""
 
 import re
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from fmfsd.config import RunConfig
 from fmfsd.errors import Problem
 
 OLDEST_WANDB = (0, 22, 3)
-"""The first release that takes the API keys of 86 characters that W&B has issued since late 2025."""
+"""First release that accepts the 86-character API keys that W&B issues since late 2025."""
 
 
 def missing(config: RunConfig) -> Iterator[Problem]:
-    """TensorBoard's files need nothing that is not there."""
+    """Check that W&B is installed if it is requested; TensorBoard files need no extra package."""
     if "wandb" not in config.tracker:
         return
     install = f"pip install 'wandb>={'.'.join(map(str, OLDEST_WANDB))}', or leave it out"
@@ -22,4 +22,4 @@ def missing(config: RunConfig) -> Iterator[Problem]:
         yield Problem("tracker: wandb", f"not installed in this environment: {install}")
         return
     if tuple(map(int, re.findall(r"\d+", installed)[:3])) < OLDEST_WANDB:
-        yield Problem("tracker: wandb", f"release {installed} refuses today's API keys: {install}")
+        yield Problem("tracker: wandb", f"release {installed} rejects today's API keys: {install}")

@@ -1,1 +1,1 @@
-"""The options of launches, Slurm jobs and sweeps as values, read from a command line and an environment."""
+"""Options of launches, Slurm jobs and sweeps as values, read from the command line and the environment."""

@@ -1,4 +1,4 @@
-"""The seeds of a job array: a run for each, in a folder of its own."""
+"""Seeds of a Slurm job array: one run per seed, each in its own folder."""
 
 import re
 from dataclasses import dataclass
@@ -6,29 +6,31 @@ from dataclasses import dataclass
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
 
-MOST = 10_000
-_PART = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?")
+MAX_SEEDS = 10_000
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?")
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """`at_once`: how many may run at the same time; None: all."""
+    """Seeds of a job array. `max_concurrent`: the number of runs at the same time; None: no limit."""
 
     numbers: tuple[int, ...]
     at_once: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Seeds":
-        """Slurm's own form: `0-4`, `1,5`, `0-8:2`, `0-9%2`. ConfigError for another."""
+        """Parse Slurm's array syntax: `0-4`, `1,5`, `0-8:2`, `0-9%2`. ConfigError for anything else."""
         listed, percent, limit = text.partition("%")
-        parts = [_PART.fullmatch(part) for part in listed.split(",")]
+        parts = [_RANGE.fullmatch(part) for part in listed.split(",")]
         if all(parts) and (not percent or re.fullmatch(r"[1-9][0-9]{0,5}", limit)):
-            ranges = [range(int(p[1]), int(p[2] or p[1]) + 1, int(p[3] or 1)) for p in parts if p]
-            if all(ranges) and sum(map(len, ranges)) <= MOST:
-                numbers = {number for each in ranges for number in each}
+            ranges = [
+                range(int(match[1]), int(match[2] or match[1]) + 1, int(match[3] or 1)) for match in parts if match
+            ]
+            if all(ranges) and sum(map(len, ranges)) <= MAX_SEEDS:
+                numbers = {number for one in ranges for number in one}
                 return cls(tuple(sorted(numbers)), int(limit) if percent else None)
         raise ConfigError(
-            [Problem(f"--array {text!a}", f"expected up to {MOST} seeds, as in 0-4, 1,5, 0-8:2 or 0-9%2")]
+            [Problem(f"--array {text!a}", f"expected up to {MAX_SEEDS} seeds, as in 0-4, 1,5, 0-8:2 or 0-9%2")]
         )
 
     def __str__(self) -> str:
@@ -36,4 +38,5 @@ class Seeds:
 
 
 def run_of(folder: RunDir, seed: int) -> RunDir:
+    """Return the run directory of one seed in an array's folder."""
     return RunDir(folder.path / f"seed-{seed}")

@@ -1,4 +1,4 @@
-"""Bytes as people read and write them: 1 G is 2**30."""
+"""Formats and parses sizes in bytes: 1 G is 2**30."""
 
 import math
 import re
@@ -10,11 +10,12 @@ _SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([KMGT])")
 
 
 def size(number: float) -> str:
+    """Format a number of bytes for messages: `12.5 GiB`, `850 MiB`."""
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
 def parse_size(option: str, text: str) -> int:
-    """Bytes of `10G`, `500M` or `1.5T`. ConfigError for anything else that `option` is given."""
+    """Return the bytes of `10G`, `500M` or `1.5T`. ConfigError names `option` if `text` is anything else."""
     match = _SIZE.fullmatch(text)
     number = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not number:
@@ -23,10 +24,10 @@ def parse_size(option: str, text: str) -> int:
 
 
 def at_least(number: float) -> str:
-    """As an option has it, rounded up: `850M`, `12.5G`."""
+    """Format a number of bytes as an option's value, rounded up: `850M`, `12.5G`."""
     return f"{math.ceil(number / 2**30 * 10) / 10:g}G" if number >= 2**30 else f"{math.ceil(number / 2**20)}M"
 
 
 def at_most(number: float) -> str:
-    """As an option has it, rounded down."""
+    """Format a number of bytes as an option's value, rounded down."""
     return f"{math.floor(number / 2**30 * 10) / 10:g}G" if number >= 2**30 else f"{math.floor(number / 2**20)}M"

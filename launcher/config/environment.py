@@ -1,4 +1,4 @@
-"""Which of the caller's environment variables travel to the workers, and which values are shown."""
+"""Environment variables: which of the caller's are forwarded to workers, and which values are masked in output."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from fmfsd.errors import ConfigError, Problem
 
 IMPORTING = ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONUTF8")
-"""Which modules Python finds and how it reads them depend on these; node agents get them too."""
+"""Variables that decide which modules Python finds and how it reads them; node agents get them too."""
 
-TRAVELLING = (
+FORWARDED = (
     *IMPORTING,
     "ALL_PROXY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -47,7 +47,7 @@ TRAVELLING = (
     "https_proxy",
     "no_proxy",
 )
-TRAVELLING_PREFIXES = (
+FORWARDED_PREFIXES = (
     "CUDA_",
     "FMFSD_",
     "GLOO_",
@@ -63,10 +63,10 @@ TRAVELLING_PREFIXES = (
     "TRITON_",
     "UCX_",
 )
-_WITHOUT_SECRETS = ("HF_", "WANDB_")
-"""Prefixes of variables that travel unless their names are those of secrets."""
-_OF_ONE_RUN = ("WANDB_DIR", "WANDB_NAME", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SERVICE", "WANDB_SWEEP_ID")
-"""These belong to whatever run of W&B the launcher is started in."""
+_FORWARDED_UNLESS_SECRET = ("HF_", "WANDB_")
+"""Variables with these prefixes are forwarded unless their names suggest a secret."""
+_RUN_SPECIFIC = ("WANDB_DIR", "WANDB_NAME", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SERVICE", "WANDB_SWEEP_ID")
+"""Variables that belong to the W&B run inside which the launcher was started."""
 
 OWN = (
     *("CUDA_VISIBLE_DEVICES", "FMFSD_AGENT_PID", "FMFSD_ATTEMPT", "FMFSD_COLLECTIVE_TIMEOUT_S"),
@@ -76,55 +76,56 @@ OWN = (
     *("FMFSD_VISIBLE_GPUS", "DS_ACCELERATOR"),
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"),
 )
-"""What workers get from the launcher and from nobody else."""
+"""Variables that only the launcher sets for workers."""
 
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)(?:([^/\s:@]*):\S+|[^/\s:@]+)@")
-"""A password with whatever is in it, or a name alone, which may be a token; up to the last @."""
+"""A password in a URL, or a user name without one, which may be a token; extends to the last @."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def travelling(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a worker gets from the caller: a stated list, nothing else."""
+    """Return the caller's variables that a worker gets: those in the lists above, nothing else."""
     return {
         name: value
         for name, value in sorted(environment.items())
-        if name in TRAVELLING or name.startswith(TRAVELLING_PREFIXES) or _is_setting(name)
+        if name in FORWARDED or name.startswith(FORWARDED_PREFIXES) or _is_forwarded_setting(name)
     }
 
 
-def _is_setting(name: str) -> bool:
-    """Whether it is a variable of Hugging Face or W&B that is neither a secret nor of one run."""
-    return name.startswith(_WITHOUT_SECRETS) and name not in _OF_ONE_RUN and not is_secret(name)
+def _is_forwarded_setting(name: str) -> bool:
+    """Return whether `name` is a Hugging Face or W&B variable that is neither a secret nor specific to one run."""
+    return name.startswith(_FORWARDED_UNLESS_SECRET) and name not in _RUN_SPECIFIC and not is_secret(name)
 
 
-def extra_variables(asked: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """What `--env NAME` and `--env NAME=VALUE` add. ConfigError for a name that is none or is not set."""
-    parts = [text.partition("=") for text in asked]
-    if wrong := [problem for part in parts if (problem := _refused(*part, environment))]:
-        raise ConfigError(wrong)
+def extra_variables(options: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of `--env NAME` and `--env NAME=VALUE`. ConfigError for an invalid or unset name."""
+    parts = [text.partition("=") for text in options]
+    if problems := [problem for part in parts if (problem := _env_problem(*part, environment))]:
+        raise ConfigError(problems)
     return {name: value if equals else environment[name] for name, equals, value in parts}
 
 
-def _refused(name: str, equals: str, _value: str, environment: Mapping[str, str]) -> Problem | None:
+def _env_problem(name: str, equals: str, _value: str, environment: Mapping[str, str]) -> Problem | None:
     if not _NAME.fullmatch(name):
-        return Problem("--env", f"{name!r} is no name of a variable")
+        return Problem("--env", f"{name!r} is not a valid variable name")
     if name in OWN:
-        return Problem(f"--env {name}", "the launcher sets it itself for each worker")
+        return Problem(f"--env {name}", "reserved: the launcher sets it for each worker; leave it out")
     if not equals and name not in environment:
         return Problem(f"--env {name}", f"not set here; give it a value with --env {name}=VALUE")
     return None
 
 
 def shown(name: str, value: str) -> str:
-    """`value` as a log or a plan may show it: masked if `name` says it is secret, and without passwords in URLs."""
+    """Return `value` for logs and plans: masked if `name` suggests a secret, and without passwords in URLs."""
     return "***" if is_secret(name) else without_passwords(value)
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable of this name is likely to hold a secret."""
+    """Return whether a variable of this name probably contains a secret."""
     return bool(_SECRET.search(name))
 
 
 def without_passwords(text: str) -> str:
+    """Mask passwords in URLs."""
     return _URL_PASSWORD.sub(lambda match: f"{match[1]}:***@" if match[1] is not None else "***@", text)

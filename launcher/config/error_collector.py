@@ -1,4 +1,4 @@
-"""Everything that is wrong with a command line, instead of the first thing."""
+"""Error collector: reports all problems of a command line at once, instead of only the first."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -10,13 +10,13 @@ U = TypeVar("U")
 
 
 class Gathered:
-    """Problems of parts that are made one after the other."""
+    """Collects the problems of values that are created one after the other."""
 
     def __init__(self, problems: Iterable[Problem] = ()) -> None:
         self.problems = list(problems)
 
     def of(self, make: Callable[[], T], otherwise: U) -> T | U:
-        """What `make` makes, or `otherwise` if it can't, whose reasons are kept."""
+        """Return the result of `make()`. If it raises ConfigError, store its problems and return `default`."""
         try:
             return make()
         except ConfigError as error:
@@ -25,21 +25,21 @@ class Gathered:
 
 
 def all_of(makes: Iterable[Callable[[], T]], *, beside: Sequence[Problem] = ()) -> list[T]:
-    """What each of them makes.
+    """Call every function and return the results.
 
-    With `beside`, or if any of them can't: ConfigError or, if no more than checks have failed, CheckError with
-    everything that is wrong, each thing once.
+    If `other_problems` contains problems or a call fails, raise one error with all problems, each once: ConfigError, or
+    CheckError if all failures are CheckErrors.
     """
-    made, wrong, missing = list[T](), list(beside), list[Problem]()
+    results, config_problems, check_problems = list[T](), list(beside), list[Problem]()
     for make in makes:
         try:
-            made.append(make())
+            results.append(make())
         except ConfigError as error:
-            wrong += error.problems
+            config_problems += error.problems
         except CheckError as error:
-            missing += error.problems
-    if wrong:
-        raise ConfigError(list(dict.fromkeys([*wrong, *missing])))
-    if missing:
-        raise CheckError(list(dict.fromkeys(missing)))
-    return made
+            check_problems += error.problems
+    if config_problems:
+        raise ConfigError(list(dict.fromkeys([*config_problems, *check_problems])))
+    if check_problems:
+        raise CheckError(list(dict.fromkeys(check_problems)))
+    return results

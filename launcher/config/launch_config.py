@@ -1,4 +1,4 @@
-"""What a launch is asked for: where, on how many, and how."""
+"""Options of a launch as values: where it runs, on how many nodes and workers, and how."""
 
 import math
 import re
@@ -15,7 +15,7 @@ DEFAULT_GRACE_S = 30.0
 DEFAULT_HANG_TIMEOUT_S = 300.0
 DEFAULT_MAX_RESTARTS = 3
 DEEPSPEED_KILLS_AFTER_S = 30.0
-"""What DeepSpeed's launcher leaves workers from TERM to KILL (deepspeed/launcher/launch.py, terminate_process_tree)."""
+"""Seconds from SIGTERM to SIGKILL in DeepSpeed's launcher (deepspeed/launcher/launch.py, terminate_process_tree)."""
 
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -24,7 +24,8 @@ Starter = Literal["torchrun", "deepspeed", "direct"]
 
 @dataclass(frozen=True)
 class Host:
-    """A machine to reach by ssh, under the name that OpenSSH's own config may know; `slots` are its workers if told."""
+    """A machine that is reached by ssh, by a name that OpenSSH's config may define. `slots`: its number of workers, if
+    given."""
 
     name: str
     slots: int | None = None
@@ -35,10 +36,10 @@ class Host:
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What a batch job is asked of Slurm, beside its nodes and workers. None: as the cluster has it.
+    """Options of a Slurm batch job, in addition to its nodes and workers. None: the cluster's default.
 
-    `array`: seeds in Slurm's own form, as 0-4 or 1,5; a run for each. `extra`: further options of sbatch by name,
-    `srun`: of srun, for the step of each agent.
+    `array`: seeds in Slurm's array syntax, such as 0-4 or 1,5; one run per seed. `extra`: further sbatch options by
+    name. `srun`: further srun options, for the step of each agent.
     """
 
     partition: str | None = None
@@ -55,13 +56,13 @@ class SlurmOptions:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """One launch. `gpus` is workers a node; None means all visible GPUs, else one worker.
+    """One launch. `gpus`: workers per node; None: one per visible GPU, or one worker without GPUs.
 
-    With fewer than `nodes` it goes on after some are lost, as long as `min_nodes` are left; None: it does not.
-    `on` and `hosts` say where. `interface`: the network interface that nodes talk over, None: the one that leads to the
-    first node. `preflight`: workers try their node and the network first, None: with more than one node.
-    `wrap`: a command in front of the agent on every node, such as a container.
-    `starter`: what starts a node's workers: torchrun, DeepSpeed's launcher of one node, or the agent itself (direct).
+    `min_nodes`: an elastic launch continues after the loss of nodes as long as this many are left; None: it does not.
+    `on` and `hosts` select where it runs. `interface`: network interface between the nodes; None: the one that leads to
+    the first node. `preflight`: workers test their node and the network before training; None: only with several nodes.
+    `wrap`: command in front of the agent on every node, such as a container. `starter`: what starts the workers of a
+    node: torchrun, DeepSpeed's single-node launcher, or the agent itself (direct).
     """
 
     nodes: int = 1
@@ -84,23 +85,24 @@ class LaunchConfig:
 
     @property
     def tries_nodes_first(self) -> bool:
-        """Whether workers try their node and the network before they train."""
+        """Return whether workers test their node and the network before training."""
         return self.nodes > 1 if self.preflight is None else self.preflight
 
     @property
     def longest_grace_s(self) -> float:
-        """What its starter can leave workers for a stop."""
+        """Return the longest time in seconds that the starter gives workers to stop."""
         return DEEPSPEED_KILLS_AFTER_S if self.starter == "deepspeed" else math.inf
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """One search over a space.
+    """Options of one sweep over a search space.
 
-    `metrics` as in valid/deepest_top1, each with a mode; several are searched for their Pareto front. `concurrent`
-    trials at a time, None: as many as fit. A trial may fail `max_failures` times. Afterwards the `best` so many are run
-    again with `seeds` seeds each, 0: not at all. `disk_bytes` bound the whole sweep, None: they are not bound.
-    `seed` decides what is drawn. `ray_address`: of a cluster that is there; None: Ray is started for the sweep alone.
+    `metrics`: names such as valid/deepest_top1, each with a mode; several metrics search the Pareto front.
+    `concurrent`: trials at the same time; None: as many as fit. `max_failures`: failures allowed per trial. `best`: the
+    number of best trials that are repeated at the end with `seeds` seeds each; 0 seeds: none. `disk_bytes`: limit for
+    the whole sweep; None: no limit. `seed`: of the sampler. `ray_address`: an existing cluster; None: start Ray for
+    this sweep only.
     """
 
     trials: int
@@ -119,8 +121,11 @@ class TuneOptions:
 
 
 def to_json(launch: LaunchConfig) -> dict[str, Any]:
-    """What to keep of a launch for one run: of secret variables only the names, not the run's folder, which is where it
-    is kept, and no array of seeds, of which the run has one."""
+    """Return the launch as a dict to store in a run.
+
+    Contains only the names of secret variables. Omits `run_dir`, in which it is stored, `resume`, and the array's
+    seeds, because a run has only one of them.
+    """
     content = asdict(replace(launch, slurm=replace(launch.slurm, array=None)))
     del content["run_dir"], content["resume"]
     extra = {name: value if shown(name, value) == value else None for name, value in launch.extra_env.items()}
@@ -128,34 +133,36 @@ def to_json(launch: LaunchConfig) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any], environment: Mapping[str, str]) -> LaunchConfig:
-    """What `to_json` has made, with secrets from `environment`: CheckError names those that are not set there.
+    """Return the launch that `launch_to_dict` stored, with secrets from `environment`.
 
-    ValueError if it is something else.
+    CheckError names the secrets that are not set there; ValueError if `content` has another form.
     """
     from pydantic import TypeAdapter
 
     extra = dict(content["extra_env"]) if isinstance(content.get("extra_env"), dict) else {}
     secrets = [name for name, value in extra.items() if value is None]
     if missing := [name for name in secrets if name not in environment]:
-        raise CheckError([Problem(name, "not set here, and its value is kept nowhere: set it") for name in missing])
-    given = {name: environment[name] for name in secrets}
-    if content.get("starter") == _DIRECT_BEFORE:
+        raise CheckError(
+            [Problem(name, "not set here, and its value is not stored with the run: set it") for name in missing]
+        )
+    secret_values = {name: environment[name] for name in secrets}
+    if content.get("starter") == _DIRECT_IN_0_1:
         content = {**content, "starter": "direct"}
-    return TypeAdapter(LaunchConfig).validate_python({**content, "extra_env": {**extra, **given}})
+    return TypeAdapter(LaunchConfig).validate_python({**content, "extra_env": {**extra, **secret_values}})
 
 
-_DIRECT_BEFORE = "none"
-"""What runs of 0.1 call a worker that its agent has started itself."""
+_DIRECT_IN_0_1 = "none"
+"""Name of the starter `direct` in runs of release 0.1."""
 
 
 def node_limits(nodes: int | None, elastic: str | None) -> tuple[int | None, int | None]:
-    """The nodes to begin with, and the fewest to go on with, of `--nodes N` and `--elastic MIN:MAX`. ConfigError."""
+    """Return the initial and the minimum number of nodes from `--nodes N` and `--elastic MIN:MAX`. ConfigError."""
     if elastic is None:
         return nodes, None
     match = re.fullmatch(r"([1-9][0-9]{0,5}):([1-9][0-9]{0,5})", elastic)
     if match is None or int(match[1]) > int(match[2]):
         raise ConfigError(f"--elastic {elastic!a}: expected MIN:MAX, as in 1:4, with 1 <= MIN <= MAX")
-    fewest, most = int(match[1]), int(match[2])
-    if nodes is not None and nodes != most:
-        raise ConfigError(f"--nodes {nodes}, --elastic {elastic}: a run begins with MAX nodes; leave --nodes out")
-    return most, fewest
+    min_nodes, max_nodes = int(match[1]), int(match[2])
+    if nodes is not None and nodes != max_nodes:
+        raise ConfigError(f"--nodes {nodes}, --elastic {elastic}: a run starts with MAX nodes: leave --nodes out")
+    return max_nodes, min_nodes

@@ -1,4 +1,4 @@
-"""Text from outside as one plain line for a terminal, and the natural order of file names."""
+"""Sanitises external text for a terminal, and sorts file names naturally."""
 
 import re
 from pathlib import Path
@@ -7,20 +7,20 @@ _SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\
 
 
 def harmless(line: str) -> str:
-    """As a terminal would show it in the end, without colours; what else would move the cursor is shown as its code."""
+    """Return the line as a terminal would finally show it, without colours; other control characters become escapes."""
     text = _SEQUENCE.sub("", line).rstrip("\r").rpartition("\r")[2]
-    return "".join(letter if letter.isprintable() or letter == "\t" else _code(letter) for letter in text)
+    return "".join(char if char.isprintable() or char == "\t" else _escape(char) for char in text)
 
 
 def in_a_line(text: str) -> str:
-    """Lines behind one another."""
+    """Join lines with " / " and sanitise the result."""
     return harmless(" / ".join(text.splitlines()))
 
 
-def _code(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 def in_order(path: Path) -> list[int | str]:
-    """rank-10 after rank-9."""
+    """Return a sort key that orders numbers naturally: rank-10 after rank-9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", str(path))]

@@ -1,1 +1,1 @@
-"""The plan of a launch as a value: every command, variable and folder, with placeholders for later values."""
+"""Plan of a launch as a value: every command, variable and folder, with placeholders for values known later."""

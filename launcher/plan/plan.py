@@ -1,4 +1,4 @@
-"""From config and resources to a plan: every command, variable and folder of a launch, as a value."""
+"""Builds the plan of a launch from config and resources: every command, variable and folder, as a value."""
 
 import json
 import shlex
@@ -18,27 +18,31 @@ from launcher.transport.agent_client import AGENT
 from launcher.transport.wrap import INSIDE, python_inside
 
 SLOW_STATES_S = 120.0
-"""Importing, meeting, loading and saving may take as long without a sign of life, whatever --hang-timeout says."""
-PLACING_THREADS = (
+"""Minimum timeout of imports, rendezvous, loading and saving, which give no heartbeat; --hang-timeout can't shorten
+it."""
+THREAD_PLACEMENT_VARIABLES = (
     *("FMFSD_CORES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET"),
     *("OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND"),
 )
-"""Whose caller has thoughts of his own on which cores do what."""
-AFTER_HANG_S = 15
-"""A worker gives up waiting for others only after the coordinator has looked who it is that hangs."""
+"""If the caller sets one of these, the caller controls which cores run which threads."""
+HANG_MARGIN_S = 15
+"""A worker gives up a collective only after the coordinator has had time to find the worker that hangs."""
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
-"""glibc would give every large tensor back to the kernel, which clears its pages again in the next step
-(`python -m tests.benchmarks.train` shows what that costs on the CPU)."""
+"""Settings that make glibc reuse freed memory on the CPU.
+
+Otherwise it returns every large tensor to the kernel, which clears the pages again in the next step (`python -m
+tests.benchmarks.train` shows the cost).
+"""
 
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What a node's agent starts: a command, its whole environment, and where.
+    """What a node's agent starts: a command, its complete environment and its working directory.
 
-    `host` is empty for this machine; `agent` is the command that becomes, or leads to, the agent. Variables that it
-    `inherits` are the agent's own. `workers` has the variables of each worker that is started by this command; without
-    any, the command is what starts them.
+    `host`: empty for this machine. `agent`: the command that becomes, or leads to, the agent. `inherits`: variables
+    taken from the agent's own environment. `workers`: the variables of each worker, for which this command is started;
+    if empty, the command is a starter that starts the workers.
     """
 
     node: int
@@ -51,7 +55,7 @@ class NodePlan:
     workers: tuple[Mapping[str, str], ...] = ()
 
     def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
-        """With what is known now in the symbols' places."""
+        """Return the plan with `values` in place of the placeholders."""
         return replace(
             self,
             argv=tuple(symbols.get(part, part) for part in self.argv),
@@ -59,17 +63,18 @@ class NodePlan:
         )
 
     def commands(self) -> list[str]:
-        """Each command that its agent starts, as a person would type it; secrets are masked."""
-        environments = [{**self.env, **own} for own in self.workers or ({},)]
-        return [_typed(self.argv, env) for env in environments]
+        """Return each command that the agent starts, as a user would type it; secrets are masked."""
+        environments = [{**self.env, **variables} for variables in self.workers or ({},)]
+        return [_render_command(self.argv, env) for env in environments]
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """One launch: a command for each node, and the one that prepares the data first, if need be.
+    """Plan of one launch: a command per node, and in `prepare` a command that prepares the data first, if needed.
 
-    The nodes meet at a file on this machine or, if it is but one, on their own; or at an address of the first one.
-    Sockets in the scratch folder want it to have at most `longest_scratch` characters.
+    For the rendezvous, nodes use a file on this machine; a single remote node uses its own file; several machines use
+    an address of the first node. `max_scratch_length`: limit for the length of the scratch folder's path, which sockets
+    need.
     """
 
     run_dir: str
@@ -80,15 +85,16 @@ class LaunchPlan:
     interface: str | None = None
     longest_scratch: int = 4096
     scratch_parent: str = ""
-    """Where the scratch folder of nodes on this machine is, if they don't see its usual place; empty: they do."""
+    """Parent of the scratch folder if nodes on this machine do not see the default one; empty: the default."""
 
     @property
     def is_here(self) -> bool:
-        """Whether its nodes are on this machine."""
+        """Return whether the nodes are on this machine."""
         return not self.nodes[0].host
 
     @property
     def meets_at(self) -> Literal["file here", "file there", "address"]:
+        """Return where the nodes find each other."""
         if self.is_here:
             return "file here"
         return "file there" if len(self.nodes) == 1 else "address"
@@ -98,13 +104,13 @@ class LaunchPlan:
         return self.workers_per_node * len(self.nodes)
 
     def summary(self) -> str:
-        """`2 workers on cpu, 1 node agent`."""
+        """Return a short description: `2 workers on cpu, 1 node agent`."""
         counts = {"worker": self.num_workers, "node agent": len(self.nodes)}
-        workers, nodes = (f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items())
+        workers, nodes = (f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
         return f"{workers} on {self.device}, {nodes}"
 
     def to_json(self) -> str:
-        """Byte-stable; secrets are masked."""
+        """Return byte-stable JSON with masked secrets."""
         content = {
             "run_dir": self.run_dir,
             "device": self.device,
@@ -118,7 +124,11 @@ class LaunchPlan:
                     "cwd": node.cwd,
                     "argv": list(node.argv),
                     "env": {name: shown(name, value) for name, value in sorted(node.env.items())},
-                    **({"workers": [dict(sorted(each.items())) for each in node.workers]} if node.workers else {}),
+                    **(
+                        {"workers": [dict(sorted(variables.items())) for variables in node.workers]}
+                        if node.workers
+                        else {}
+                    ),
                 }
                 for node in self.nodes
             ],
@@ -126,20 +136,20 @@ class LaunchPlan:
         return json.dumps(content, indent=2) + "\n"
 
     def render(self) -> str:
-        """What a person would type."""
-        lines = [f"# run directory {self.run_dir}: {self.summary()}; words in braces are filled in at the start"]
+        """Return the commands that a user would type."""
+        lines = [f"# run directory {self.run_dir}: {self.summary()}; placeholders in braces are filled in at the start"]
         if self.prepare:
-            lines += ["# first, as the data is not prepared yet", shlex.join(self.prepare)]
+            lines += ["# first, because the data set is not prepared yet", shlex.join(self.prepare)]
         for node in self.nodes:
             lines += [
-                f"# node {node.node}{f', whose agent is {shlex.join(node.agent)}' if node.host else ''}",
+                f"# node {node.node}{f', agent: {shlex.join(node.agent)}' if node.host else ''}",
                 f"cd {shlex.quote(node.cwd)}",
                 " &\n".join(node.commands()),
             ]
         return "\n".join(lines)
 
 
-def _typed(argv: Sequence[str], env: Mapping[str, str]) -> str:
+def _render_command(argv: Sequence[str], env: Mapping[str, str]) -> str:
     variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(env.items())]
     return " \\\n    ".join(["env -i", *variables, shlex.join(argv)])
 
@@ -154,24 +164,28 @@ def plan_run(
     cwd: str,
     prepare: tuple[str, ...] = (),
 ) -> LaunchPlan:
-    """The plan of `launch`, which has passed the checks.
+    """Return the plan of `launch`, which has passed the checks.
 
-    `slots`: which of the launch's nodes are used, as some may have been lost; None: all. They are numbered anew.
+    `slots`: the launch's nodes to use, since some may have been lost; None: all. They are renumbered from 0.
     """
     device, workers = site.placement(launch)
-    chosen = range(launch.nodes) if slots is None else slots
-    starts = _starts(launch, site, run, chosen)
+    used_slots = range(launch.nodes) if slots is None else slots
+    starts = _start_commands(launch, site, run, used_slots)
     nodes = tuple(
         NodePlan(
             node=node,
             argv=starts[node].argv,
             env={
                 **travelling_to(site, environment),
-                **_own_variables(launch, device),
+                **_launcher_variables(launch, device),
                 **starts[node].env,
-                **(_here(site, slot, workers, device) if site.is_here else _there(len(chosen), environment)),
-                **_threads(environment, site.cores_a_node(len(chosen)) // workers),
-                **_cores({**environment, **launch.extra_env}, site, len(chosen), node, workers, device),
+                **(
+                    _local_variables(site, slot, workers, device)
+                    if site.is_here
+                    else _remote_variables(len(used_slots), environment)
+                ),
+                **_thread_variables(environment, site.cores_a_node(len(used_slots)) // workers),
+                **_core_variables({**environment, **launch.extra_env}, site, len(used_slots), node, workers, device),
                 **launch.extra_env,
             },
             cwd=cwd,
@@ -180,67 +194,70 @@ def plan_run(
             inherits=INSIDE if site.is_wrapped else (),
             workers=starts[node].workers,
         )
-        for node, slot in enumerate(chosen)
+        for node, slot in enumerate(used_slots)
     )
     parent = str(run.path) if site.is_here and site.is_wrapped else ""
     prepare = (*launch.wrap, *python_inside(prepare)) if prepare and launch.wrap else prepare
     return LaunchPlan(str(run.path), device, workers, nodes, prepare, launch.interface, scratch_parent=parent)
 
 
-def _starts(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int]) -> list[Start]:
-    """For each node: what starts its workers."""
-    device, workers = site.placement(launch)
-    by_number, sliced = tuple(map(str, range(workers))), site.is_here and device == "cuda"
-    crew = Crew(
+def _start_commands(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int]) -> list[Start]:
+    """Return the start command of each node's workers."""
+    device, num_workers = site.placement(launch)
+    gpu_numbers, has_gpu_slices = tuple(map(str, range(num_workers))), site.is_here and device == "cuda"
+    workers_of_node = Crew(
         node=0,
         worker=("fmfsd", "train", str(run.path), "--device", device),
         device=device,
-        gpus=tuple(_slice(site, slot, workers) if sliced else by_number for slot in slots),
+        gpus=tuple(_gpu_slice(site, slot, num_workers) if has_gpu_slices else gpu_numbers for slot in slots),
         at_a_file=site.is_here or len(slots) == 1,
         grace_s=launch.grace_s,
     )
-    return [start_of(launch.starter, replace(crew, node=node)) for node in range(len(slots))]
+    return [start_of(launch.starter, replace(workers_of_node, node=node)) for node in range(len(slots))]
 
 
 def travelling_to(site: Site, environment: Mapping[str, str]) -> dict[str, str]:
-    """What workers there get from the caller's environment."""
-    not_theirs = (*OWN, *(INSIDE if site.is_wrapped else ()))
-    found = {name: value for name, value in travelling(environment).items() if name not in not_theirs}
-    return found if site.is_here else {name: value for name, value in found.items() if name not in MACHINES_OWN}
+    """Return the variables that workers at this site get from the caller's environment."""
+    excluded = (*OWN, *(INSIDE if site.is_wrapped else ()))
+    variables = {name: value for name, value in travelling(environment).items() if name not in excluded}
+    return variables if site.is_here else {name: value for name, value in variables.items() if name not in MACHINES_OWN}
 
 
-def _own_variables(launch: LaunchConfig, device: str) -> dict[str, str]:
+def _launcher_variables(launch: LaunchConfig, device: str) -> dict[str, str]:
     return {
         "FMFSD_ATTEMPT": ATTEMPT,
-        "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, SLOW_STATES_S) + AFTER_HANG_S:g}",
+        "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, SLOW_STATES_S) + HANG_MARGIN_S:g}",
         "FMFSD_LOG_TO_FILE": "1",
         **({"FMFSD_PREFLIGHT": "1"} if launch.tries_nodes_first else {}),
-        "PYTHONSAFEPATH": "1",  # no module of the folder that the launch was started in
+        "PYTHONSAFEPATH": "1",  # never import modules from the working directory
         **(KEEP_FREED_MEMORY if device == "cpu" else {}),
     }
 
 
-def _here(site: Site, slot: int, workers: int, device: str) -> dict[str, str]:
-    """Each node has its own slice of this machine's visible GPUs."""
-    gpus = _slice(site, slot, workers) if device == "cuda" else ()
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), **_AT_A_FILE}
+def _local_variables(site: Site, slot: int, workers: int, device: str) -> dict[str, str]:
+    """Return the variables of a node on this machine: each node gets its own slice of the visible GPUs."""
+    gpus = _gpu_slice(site, slot, workers) if device == "cuda" else ()
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus), **_FILE_RENDEZVOUS}
 
 
-def _slice(site: Site, slot: int, workers: int) -> tuple[str, ...]:
+def _gpu_slice(site: Site, slot: int, workers: int) -> tuple[str, ...]:
     return site.resources.gpus[slot * workers : (slot + 1) * workers]
 
 
-def _there(nodes: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """Who has chosen NCCL's interface has done so for a reason: it may be another than the one nodes meet over."""
+def _remote_variables(nodes: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the network variables of a remote node.
+
+    A value of NCCL_SOCKET_IFNAME set by the caller is preserved: NCCL may need another interface than the rendezvous.
+    """
     if nodes == 1:
-        return _AT_A_FILE
+        return _FILE_RENDEZVOUS
     return {
         "GLOO_SOCKET_IFNAME": INTERFACE,
         "NCCL_SOCKET_IFNAME": environment.get("NCCL_SOCKET_IFNAME", NCCL_INTERFACE),
     }
 
 
-_AT_A_FILE = {
+_FILE_RENDEZVOUS = {
     "FMFSD_INIT_METHOD": INIT_METHOD,
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "=lo",
@@ -248,16 +265,16 @@ _AT_A_FILE = {
 }
 
 
-def _cores(
+def _core_variables(
     environment: Mapping[str, str], site: Site, nodes: int, node: int, workers: int, device: str
 ) -> dict[str, str]:
-    """What the node's workers divide among themselves, a core each at least; a caller who places threads does so alone.
+    """Return the cores that a node's workers share, at least one each; none if the caller places threads.
 
-    With a GPU a worker belongs near it, which a slice of all cores does not know of.
+    Not set with GPUs: a worker should run near its GPU, which an equal slice of the cores can't consider.
     """
-    if device != "cpu" or site.cores_a_node(nodes) < workers or any(map(environment.get, PLACING_THREADS)):
+    if device != "cpu" or site.cores_a_node(nodes) < workers or any(map(environment.get, THREAD_PLACEMENT_VARIABLES)):
         return {}
-    if site.reach == "ray":  # which counts cores, and has other work for those that are left
+    if site.reach == "ray":  # Ray only counts cores, and uses the other cores for other work
         return {}
     if not site.is_here:
         return {"FMFSD_CORES": "all"}
@@ -266,6 +283,6 @@ def _cores(
     return {"FMFSD_CORES": core_list(numbers[node * share : (node + 1) * share])} if share >= workers else {}
 
 
-def _threads(environment: Mapping[str, str], share: int) -> dict[str, str]:
-    """The caller's own number of threads a worker, else an equal share of the node's cores."""
+def _thread_variables(environment: Mapping[str, str], share: int) -> dict[str, str]:
+    """Return the caller's number of threads per worker, else an equal share of the node's cores."""
     return {"OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS") or str(max(1, share))}

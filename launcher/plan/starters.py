@@ -1,4 +1,4 @@
-"""What a node's agent starts: torchrun or DeepSpeed's launcher of one node, which start the workers, or these."""
+"""Starters of a node's workers: torchrun, DeepSpeed's single-node launcher, or the agent itself."""
 
 import base64
 import json
@@ -12,16 +12,16 @@ from launcher.plan.placeholders import ADDRESS, PORT, RENDEZVOUS, RUN_ID, SCRATC
 
 JOIN_TIMEOUT_S = 120
 KEEP_ALIVE_S = 60
-"""How often a torchrun tells the others that it lives, which makes their file grow; our agents know it anyway."""
+"""Interval of torchrun's keep-alive messages, which make the rendezvous file grow and which the agents do not need."""
 TORCHRUN, DEEPSPEED = "torch.distributed.run", "deepspeed.launcher.launch"
 
 
 @dataclass(frozen=True)
 class Crew:
-    """The workers of one `node`: each is `python -m` with the words of `worker`, on `device`.
+    """The workers of one `node`; each runs `python -m` with the arguments `worker`, on `device`.
 
-    `gpus` are names of GPUs for each of the nodes, as many as it has workers, on the CPU too. The nodes meet
-    `at_a_file`, or at an address of the first. They have `grace_s` seconds for a stop.
+    `gpus`: for each node, one GPU name per worker, on the CPU too. `uses_file_rendezvous`: the nodes use a file for the
+    rendezvous, else an address of the first node. `grace_s`: the time that workers get to stop.
     """
 
     node: int
@@ -34,9 +34,9 @@ class Crew:
 
 @dataclass(frozen=True)
 class Start:
-    """A whole command, and the variables that it needs in addition to those that every worker gets.
+    """A complete command and the variables that it needs in addition to those of every worker.
 
-    `workers` has the variables of each worker, if the command is a worker's own; else it starts them.
+    `workers`: the variables of each worker if the command is a worker; empty if it starts the workers.
     """
 
     argv: tuple[str, ...]
@@ -45,28 +45,30 @@ class Start:
 
 
 def start_of(starter: Starter, crew: Crew) -> Start:
+    """Return the command by which `starter` starts the workers."""
     return _STARTERS[starter](crew)
 
 
 def _torchrun(crew: Crew) -> Start:
-    """Without restarts of its own: a restart is a new attempt."""
+    """Return a torchrun command without restarts: a restart is a new attempt."""
     options = {
         "--nnodes": str(len(crew.gpus)),
         "--nproc-per-node": str(len(crew.gpus[crew.node])),
-        **(_meeting_at_a_file(crew.node) if crew.at_a_file else _meeting_at_an_address(crew.node)),
+        **(_file_rendezvous_options(crew.node) if crew.at_a_file else _static_rendezvous_options(crew.node)),
         "--rdzv-id": RUN_ID,
         "--max-restarts": "0",
         "--log-dir": SCRATCH,
     }
-    argv = (*_PYTHON, "-m", TORCHRUN, *_flat(options), "-m", *crew.worker)
-    # the option is unknown to torch 2.11
+    argv = (*_PYTHON, "-m", TORCHRUN, *_flatten(options), "-m", *crew.worker)
+    # torch 2.11 does not have the command line option
     return Start(argv, {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(crew.grace_s))})
 
 
 def _deepspeed(crew: Crew) -> Start:
-    """It knows nodes by their place in a mapping, which needs names that differ, also of nodes on one machine.
+    """Return a command of DeepSpeed's launcher.
 
-    It opens no meeting place: at an address that is the first worker's own to do.
+    It finds its node by position in a mapping of node names, which must differ also for nodes on one machine. It opens
+    no rendezvous: at an address, the first worker does.
     """
     world = {f"node-{node}": gpus for node, gpus in enumerate(crew.gpus)}
     options = {
@@ -74,24 +76,26 @@ def _deepspeed(crew: Crew) -> Start:
         **({} if crew.at_a_file else {"--master_addr": ADDRESS, "--master_port": PORT}),
         "--world_info": base64.urlsafe_b64encode(json.dumps(world).encode()).decode(),
     }
-    argv = (*_PYTHON, "-m", DEEPSPEED, *_flat(options), "--no_local_rank", "--module", *crew.worker)
+    argv = (*_PYTHON, "-m", DEEPSPEED, *_flatten(options), "--no_local_rank", "--module", *crew.worker)
     return Start(argv, {"DS_ACCELERATOR": crew.device})
 
 
 def _direct(crew: Crew) -> Start:
-    """The agent starts the workers itself, with the variables that torchrun would set. Without torchrun's store, the
-    first worker opens its own at MASTER_ADDR."""
-    nodes, local_size = len(crew.gpus), len(crew.gpus[crew.node])
-    size = nodes * local_size
+    """Return the workers' command, started by the agent with the variables that torchrun would set.
+
+    Without torchrun's store, the first worker opens its own at MASTER_ADDR.
+    """
+    num_nodes, local_size = len(crew.gpus), len(crew.gpus[crew.node])
+    world_size = num_nodes * local_size
     address = {} if crew.at_a_file else {"MASTER_ADDR": ADDRESS, "MASTER_PORT": PORT}
-    common = {
+    common_env = {
         "FMFSD_STARTER": "direct",
-        "WORLD_SIZE": str(size),
+        "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(local_size),
         "GROUP_RANK": str(crew.node),
-        "GROUP_WORLD_SIZE": str(nodes),
+        "GROUP_WORLD_SIZE": str(num_nodes),
         "ROLE_NAME": "default",
-        "ROLE_WORLD_SIZE": str(size),
+        "ROLE_WORLD_SIZE": str(world_size),
         "TORCHELASTIC_RUN_ID": RUN_ID,
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": "0",
@@ -99,14 +103,14 @@ def _direct(crew: Crew) -> Start:
         **address,
     }
     ranks = ((local_rank, str(crew.node * local_size + local_rank)) for local_rank in range(local_size))
-    workers = tuple({"LOCAL_RANK": str(local_rank), "RANK": rank, "ROLE_RANK": rank} for local_rank, rank in ranks)
-    return Start((*_PYTHON, "-m", *crew.worker), common, workers)
+    worker_envs = tuple({"LOCAL_RANK": str(local_rank), "RANK": rank, "ROLE_RANK": rank} for local_rank, rank in ranks)
+    return Start((*_PYTHON, "-m", *crew.worker), common_env, worker_envs)
 
 
-def _meeting_at_a_file(node: int) -> dict[str, str]:
-    """So that nothing listens outside loopback.
+def _file_rendezvous_options(node: int) -> dict[str, str]:
+    """Return torchrun's options for a rendezvous by file, with which nothing listens outside loopback.
 
-    torchrun numbers the nodes by sorting their addresses, so each gets a loopback address of its own, in order.
+    torchrun numbers the nodes by sorting their addresses, so each node gets its own loopback address, in order.
     """
     return {
         "--rdzv-backend": "c10d",
@@ -116,8 +120,11 @@ def _meeting_at_a_file(node: int) -> dict[str, str]:
     }
 
 
-def _meeting_at_an_address(node: int) -> dict[str, str]:
-    """torch's own c10d would hang where a cable is cut, and reads pickles from whoever sends some."""
+def _static_rendezvous_options(node: int) -> dict[str, str]:
+    """Return torchrun's options for a static rendezvous at an address.
+
+    torch's c10d backend would hang when a network link fails, and unpickles data from any sender.
+    """
     return {
         "--rdzv-backend": "static",
         "--rdzv-conf": f"timeout={JOIN_TIMEOUT_S}",
@@ -127,7 +134,7 @@ def _meeting_at_an_address(node: int) -> dict[str, str]:
     }
 
 
-def _flat(options: Mapping[str, str]) -> tuple[str, ...]:
+def _flatten(options: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(part for option in options.items() for part in option)
 
 

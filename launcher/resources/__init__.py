@@ -1,1 +1,1 @@
-"""Where a launch can run, and what is there: sites, hosts, Slurm allocations, the cost of a config."""
+"""Resources that a launch can use: the site it runs on, host probes, Slurm allocations, and the cost of a config."""

@@ -1,4 +1,4 @@
-"""What a config costs a worker, asked of a short process, as only torch can tell; the answers are kept."""
+"""Cost probe: parameters, multiply-adds and memory of a config. A short process computes them with torch; cached."""
 
 import json
 import sys
@@ -15,16 +15,17 @@ from launcher.transport.local_commands import said_here
 from launcher.transport.wrap import python_inside
 
 ANSWER_S = 120.0
-"""A first import of torch from a shared file system takes its time."""
+"""Timeout of the probe process. A first import of torch from a shared file system is slow."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """`parameters`; `macs` of an image's forward pass; `memory` by its parts and in `total`, in bytes, at least.
+    """Cost of a config per worker. `parameters`; `macs`: multiply-adds of one image's forward pass.
 
-    `probe` is all that was found out.
+    `memory`: lower bounds in bytes, by part and in `total`. `probe`: the complete result.
 
-    Not known: 0 and empty, and the reason, if there is one to tell, is `unknown`; `refused`: the config is wrong.
+    If nothing is known, numbers are 0 and mappings empty. `probe_error`: why, if there is a reason to report.
+    `config_error`: why the config is invalid.
     """
 
     parameters: int = 0
@@ -35,9 +36,9 @@ class Costs:
     refused: str = ""
 
     def text(self, stream: TextIO) -> str:
-        """For people, to be printed to `stream`: the network as a table, and the sums."""
+        """Render the network as a table and its totals, to print on `stream`."""
         if self.probe is None:
-            return "parameters and memory are not known"
+            return "parameters and memory: unknown"
         return (
             f"{self.probe.network_text(stream)}\n"
             f"{self.parameters / 1e6:.2f} M parameters, {self.macs / 1e6:.0f} M multiply-adds an image, "
@@ -45,7 +46,7 @@ class Costs:
         )
 
     def beside(self, plan: str) -> str:
-        """`plan`, which is JSON, with `costs`: what `fmfsd probe --json` says, or null."""
+        """Return the JSON text `plan` with the key `costs`: the output of `fmfsd probe --json`, or null."""
         costs = asdict(self.probe) if self.probe is not None else None
         return json.dumps({**json.loads(plan), "costs": costs}, indent=2)
 
@@ -59,12 +60,15 @@ def costs_of(
     device: Device = "cpu",
     wrap: tuple[str, ...] = (),
 ) -> Costs:
-    """`asked` is what `config` was made from, as words of a command line. `wrap`: a command with torch inside."""
+    """Return the costs of `config`, from the cache or from a probe process.
+
+    `config_args`: the command line arguments that `config` was made from. `wrap`: a command that provides torch.
+    """
     if config.data.shards % workers:
-        return Costs()  # told elsewhere
-    found = cached(config, workers, device, cache_folder(environment))
-    if found is not None:
-        return _read(found)
+        return Costs()  # another check reports this
+    cached_probe = cached(config, workers, device, cache_folder(environment))
+    if cached_probe is not None:
+        return _parse(cached_probe)
     probe = (sys.executable, "-P", "-m", "fmfsd", "probe", "--workers", str(workers), "--device", device, "--json")
     return _ask((*wrap, *python_inside((*probe, *asked))) if wrap else (*probe, *asked))
 
@@ -72,22 +76,25 @@ def costs_of(
 def _ask(command: Sequence[str]) -> Costs:
     code, output, errors = said_here(command, deadline_s=ANSWER_S)
     if code in (ConfigError.exit_code, CheckError.exit_code):
-        return Costs(refused=_own_words(errors))
+        return Costs(refused=_extract_error(errors))
     try:
-        return _read(json.loads(output))
+        return _parse(json.loads(output))
     except ValueError:
         last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
         return Costs(unknown=f"`fmfsd probe`: {last}")
 
 
-def _own_words(errors: str) -> str:
-    """Without what packages say before the error itself, which is in one line or begins with a key of the config."""
+def _extract_error(errors: str) -> str:
+    """Return the error without the output of packages before it.
+
+    The error is one line, or starts with a key of the config.
+    """
     lines = errors.strip().splitlines()
     start = max((number for number, line in enumerate(lines) if line.startswith("model.backbone: ")), default=0)
     return "\n".join(lines[start:])
 
 
-def _read(content: Mapping[str, Any]) -> Costs:
-    """ValueError if it is none of a probe's."""
-    found = probe_of(content)
-    return Costs(found.parameters.total, found.macs, asdict(found.memory), found)
+def _parse(content: Mapping[str, Any]) -> Costs:
+    """Convert the JSON of a probe. ValueError if it has another form."""
+    probe = probe_of(content)
+    return Costs(probe.parameters.total, probe.macs, asdict(probe.memory), probe)

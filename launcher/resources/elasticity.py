@@ -14,7 +14,7 @@ def usable_nodes(left: int, workers: int, shards: int) -> int:
 
 
 def slots_without(lost: Collection[int], launch: LaunchConfig, *, workers: int, shards: int) -> tuple[int, ...]:
-    """Return the node slots that a launch starts with if `lost` do not answer: all of them unless it may shrink."""
+    """Return the node slots to use while the nodes `lost` do not respond; all slots unless the launch may shrink."""
     slots = tuple(range(launch.nodes))
     if launch.min_nodes is None or not lost:
         return slots

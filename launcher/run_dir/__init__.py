@@ -1,1 +1,1 @@
-"""What the launcher writes into and reads from a run directory: lock, manifest, batch jobs, logs, status."""
+"""Files in a run directory that the launcher writes or reads: lock, manifest, batch jobs, logs, status."""

@@ -1,4 +1,4 @@
-"""Whether anybody works on a run or a search, as far as that can be known from here."""
+"""Activity of a run or a sweep: whether a launch is working on it, as far as this host can know."""
 
 import time
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from launcher.run_dir.run_lock import Owner
 from launcher.run_dir.sweep_dir import SweepDir
 
 SILENT_S = 150.0
-"""Workers write twice a second; between two attempts nobody writes for up to a minute, and a save or a slow disk may
+"""Workers write twice a second. Between two attempts nothing is written for up to a minute; a save or a slow disk may
 take as long."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """When the owner `claimed` it and an outcome was written, `ended`: by the file system's clock, 0 if never.
+    """Activity in a run directory. `claimed_at`: when the owner took the run; `ended_at`: when an outcome was written.
 
-    `quiet_s` is how long nothing has changed.
+    Both are times of the file system's clock, 0 for never. `quiet_s`: seconds since the last change.
     """
 
     owner: Owner | None
@@ -31,9 +31,9 @@ class Work:
 
     @classmethod
     def on(cls, run: RunDir) -> "Work":
-        """By the owner's process if it is one of this host, else by the age of what it and its workers write."""
-        quiet_s = max(0.0, time.time() - max(_moments(run)))
-        return cls(Owner.of(run), _moment(run.owner), _moment(run.outcome), quiet_s)
+        """Return the activity of a run: from the owner's process on this host, else from the age of the run's files."""
+        quiet_s = max(0.0, time.time() - max(_write_times(run)))
+        return cls(Owner.of(run), _write_time(run.owner), _write_time(run.outcome), quiet_s)
 
     @property
     def is_under_way(self) -> bool:
@@ -45,40 +45,40 @@ class Work:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its owner has left an outcome."""
+        """Return whether the owner has written an outcome."""
         return self.owner is not None and self.ended >= self.claimed
 
     @property
     def may_be_elsewhere(self) -> bool:
-        """Whether its owner is of another host, where it may live in silence."""
+        """Return whether the owner is on another host, where it may be alive without writing."""
         return self.owner is not None and not self.owner.is_here and not self.has_ended
 
     def has_run_since(self, path: Path) -> bool:
-        """Whether its owner has claimed it after `path` was written."""
-        return self.claimed >= _moment(path)
+        """Return whether the owner took the run after `path` was written."""
+        return self.claimed >= _write_time(path)
 
     @property
     def who(self) -> str:
-        """Who works on it, or was the last to, and how that is known."""
+        """Return the current or last owner, and how its state is known."""
         if self.owner is None:
-            return "nobody yet"
+            return "none yet"
         if self.owner.is_here or self.has_ended:
-            return f"{self.owner}{'' if self.is_under_way else ', gone now'}"
-        return f"{self.owner}, judged from here by the run's files: nothing has changed for {age(self.quiet_s)}"
+            return f"{self.owner}{'' if self.is_under_way else ', no longer running'}"
+        return f"{self.owner}; state inferred from the run's files, unchanged for {age(self.quiet_s)}"
 
 
 def existing_runs(folder: Path) -> tuple[RunDir, ...]:
-    """Return the run or search in `folder`, or the runs of an array in it. CheckError if there are none."""
+    """Return the run or sweep in `folder`, or the runs of an array in it. CheckError if there are none."""
     if (run := RunDir(folder)).config.exists():
         return (run,)
-    found = [RunDir(path.parent) for path in sorted(folder.glob("seed-*/config.yaml"), key=in_order)]
-    if not found:
-        raise CheckError([Problem(str(folder), "no run directory, and no folder of an array's runs")])
-    return tuple(found)
+    runs = [RunDir(path.parent) for path in sorted(folder.glob("seed-*/config.yaml"), key=in_order)]
+    if not runs:
+        raise CheckError([Problem(str(folder), "neither a run directory nor a folder of an array's runs")])
+    return tuple(runs)
 
 
 def age(seconds: float) -> str:
-    """As `12 s`, `3 min`, `5 h` or `2 days`."""
+    """Format a duration: `12 s`, `3 min`, `5 h` or `2 days`."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -86,21 +86,21 @@ def age(seconds: float) -> str:
 
 
 def age_of(path: Path) -> float | None:
-    """Seconds since it was last written; None if it is not there."""
-    return max(0.0, time.time() - moment) if (moment := _moment(path)) else None
+    """Return the seconds since `path` was last written; None if it does not exist."""
+    return max(0.0, time.time() - moment) if (moment := _write_time(path)) else None
 
 
-def _moments(run: RunDir) -> Iterator[float]:
-    """When each of the files was last written that are written while a run, or a search, is under way; since 1970."""
+def _write_times(run: RunDir) -> Iterator[float]:
+    """Yield the modification times (Unix, s) of the files that an active run or sweep writes."""
     sweep = SweepDir(run.path)
     for path in (run.owner, *run.progress.glob("rank-*.json"), *run.attempts.glob("*.json"), sweep.ledger):
-        yield _moment(path)
+        yield _write_time(path)
     for path in sweep.trials.glob("*/progress/rank-0.json"):
-        yield _moment(path)
+        yield _write_time(path)
 
 
-def _moment(path: Path) -> float:
-    """0 if it is not there."""
+def _write_time(path: Path) -> float:
+    """Return the modification time; 0 if the file does not exist."""
     with suppress(OSError):
         return path.stat().st_mtime
     return 0.0

@@ -1,4 +1,4 @@
-"""The batch jobs that were submitted for a run, as its folder names them and as Slurm knows them."""
+"""Batch jobs that were submitted for a run: as recorded in its folder, and their state in Slurm."""
 
 import time
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from launcher.transport.slurm_commands import JobState
 
 @dataclass(frozen=True)
 class Job:
-    """`log` is where the job's own shell speaks, a path; empty if that is not known.
+    """A submitted batch job. `log`: path of the log of the batch script; empty: unknown.
 
-    `cluster`: the one that was named at its submission; empty: the default one.
+    `cluster`: the cluster named at submission; empty: the default cluster.
     """
 
     id: str
@@ -26,29 +26,29 @@ class Job:
 
     @property
     def reference(self) -> str:
-        """Return its name for `launcher.transport.slurm_commands`."""
+        """Return the job's reference for `launcher.transport.slurm_commands`."""
         return f"{self.id};{self.cluster}" if self.cluster else self.id
 
 
 def jobs_of(run: RunDir) -> tuple[Job, ...]:
-    """Oldest first; none if none was submitted."""
+    """Return the run's jobs, oldest first; empty if none was submitted."""
     try:
         return tuple(
-            Job(str(job["id"]), str(job.get("log") or ""), str(job.get("cluster") or "")) for job in _entries(run)
+            Job(str(job["id"]), str(job.get("log") or ""), str(job.get("cluster") or "")) for job in _read_entries(run)
         )
     except (KeyError, TypeError, AttributeError):
         return ()
 
 
 def add_job(run: RunDir, job: str, *, command: Sequence[str], log: Path) -> None:
-    """One that has just been submitted; when is written in seconds since 1970. OSError."""
+    """Record a job that was just submitted, with its time of submission (Unix, s). OSError."""
     number, cluster = slurm_commands.id_and_cluster(job)
     where = {"cluster": cluster} if cluster else {}
     entry = {"id": number, **where, "submitted": time.time(), "command": list(command), "log": str(log)}
-    write_json(run.jobs, {"jobs": [*_entries(run), entry]})
+    write_json(run.jobs, {"jobs": [*_read_entries(run), entry]})
 
 
-def _entries(run: RunDir) -> list[dict[str, Any]]:
+def _read_entries(run: RunDir) -> list[dict[str, Any]]:
     try:
         return list(read_json(run.jobs)["jobs"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -56,7 +56,7 @@ def _entries(run: RunDir) -> list[dict[str, Any]]:
 
 
 def states_seen(run: RunDir) -> tuple[list[JobState], list[Problem]]:
-    """Of the run's jobs that Slurm remembers; and what is wrong if it does not answer from here."""
+    """Return the states of the run's jobs that Slurm knows, and the problems if Slurm does not respond."""
     try:
         return [state for job in jobs_of(run) if (state := slurm_commands.job_state(job.reference))], []
     except CheckError as error:

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, data, command lines. Read by people and reports."""
+"""Manifest of a run: versions, commit, data set and command lines, for users and reports."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from launcher.config.environment import is_secret, without_passwords
 from launcher.transport.local_commands import said_here
 
 COMMIT_FILE = "commit"
-"""Where a copy of the program, which has no history, says what it is a copy of: the commit, then uncommitted files."""
+"""In a copy of the program, which has no git history: the commit that was copied, then the uncommitted files."""
 OWN_PACKAGES = ("fmfsd", "launcher")
 GIT_S = 5.0
 _SOURCE = ("commit", "uncommitted")
@@ -23,8 +23,11 @@ PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic",
 
 
 def manifest(config: RunConfig, first: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a new run, whose `first` launch has this entry. `started` is in seconds since 1970; `data` is the SHA-256 sum
-    of the set's index, which has every shard's; `launches` gets an entry for each launch that goes on with the run."""
+    """Return the manifest of a new run; `first` is the entry of its first launch.
+
+    `started`: Unix time in s. `data`: SHA-256 sum of the data set's index, which contains the sums of all shards.
+    `launches` gets an entry for each launch that resumes the run.
+    """
     data = sha256(set_folder(config.data) / "index.json")
     return {"started": first["started"], "data": data, "seed": config.seed, "launches": [first]}
 
@@ -32,10 +35,10 @@ def manifest(config: RunConfig, first: Mapping[str, Any]) -> dict[str, Any]:
 def launch_entry(
     argv: Sequence[str], *, hardware: Mapping[str, Any] | None = None, job: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """One launch of a run. `hardware`: that of each host, where it is known; `job`: the batch job that it is in.
+    """Return the entry of one launch. `hardware`: by host, where known; `job`: the batch job that it runs in.
 
-    `uncommitted` are the files of ours that differ from `commit`, as `git status --short` prints them; None if unknown.
-    `changes` will be those of the run's config since the launch before.
+    `uncommitted`: our files that differ from `commit`, as `git status --short` prints them; None: unknown. `changes`:
+    changes of the run's config since the previous launch, filled in later.
     """
     checkout = Path(fmfsd.__file__).parents[1]
     return {
@@ -51,23 +54,23 @@ def launch_entry(
 
 
 def versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Python's and these packages'; None of one that is not installed."""
+    """Return the versions of Python and of `packages`; None for a package that is not installed."""
     return {"python": sys.version.split()[0], **{name: _version(name) for name in packages}}
 
 
 def software_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is not as it was at the launch `before`: results may then differ in the last bits."""
-    one, other = ({**entry["versions"], **{name: entry.get(name) for name in _SOURCE}} for entry in (before, now))
-    return [f"{name}: {one.get(name)} -> {value}" for name, value in other.items() if one.get(name) != value]
+    """Return the differences in software since the launch `before`, which may change the last bits of results."""
+    old, new = ({**entry["versions"], **{name: entry.get(name) for name in _SOURCE}} for entry in (before, now))
+    return [f"{name}: {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
 
 
 def masked(argv: Sequence[str]) -> list[str]:
-    """The command line without secrets."""
-    return [_masked(part) for part in argv]
+    """Return the command line without secrets."""
+    return [_mask_argument(part) for part in argv]
 
 
-def _masked(part: str) -> str:
-    """Without what stands behind a secret's name, as in `NAME=...` and `--env=NAME=...`, and without passwords."""
+def _mask_argument(part: str) -> str:
+    """Mask the value after a secret's name, as in `NAME=...` and `--env=NAME=...`, and passwords in URLs."""
     pieces = part.split("=")
     for number, name in enumerate(pieces[:-1], 1):
         if is_secret(name):
@@ -83,13 +86,13 @@ def _version(package: str) -> str | None:
 
 
 def uncommitted_files(checkout: Path) -> list[str] | None:
-    """Those of our packages, as `git status --short` prints them; None where git can't tell.
+    """Return our uncommitted files as `git status --short` prints them; None if git can't tell.
 
-    A copy of the program knows those of its original.
+    A copy of the program contains the list of its original.
     """
-    said = checkout / COMMIT_FILE
-    if said.is_file():
-        return said.read_text("utf-8").splitlines()[1:]
+    commit_file = checkout / COMMIT_FILE
+    if commit_file.is_file():
+        return commit_file.read_text("utf-8").splitlines()[1:]
     if not (checkout / ".git").exists():
         return None
     command = ("git", "-C", str(checkout), "status", "--short", "--", *OWN_PACKAGES)
@@ -98,27 +101,27 @@ def uncommitted_files(checkout: Path) -> list[str] | None:
 
 
 def commit_of(checkout: Path) -> str | None:
-    """The commit that is checked out, or was when the copy was made; None for an installed package."""
-    said = checkout / COMMIT_FILE
+    """Return the commit that is checked out, or that a copy was made of; None for an installed package."""
+    commit_file = checkout / COMMIT_FILE
     try:
-        if said.is_file():
-            return said.read_text("utf-8").splitlines()[0]
-        own, git = _git_folders(checkout)
-        head = (own / "HEAD").read_text("utf-8").strip()
-        name = head.removeprefix("ref: ")
-        if name == head or (git / name).exists():
-            return head if name == head else (git / name).read_text("utf-8").strip()
-        lines = map(str.split, (git / "packed-refs").read_text("utf-8").splitlines())
-        return next((line[0] for line in lines if line[1:] == [name]), None)
+        if commit_file.is_file():
+            return commit_file.read_text("utf-8").splitlines()[0]
+        git_dir, common_dir = _git_folders(checkout)
+        head = (git_dir / "HEAD").read_text("utf-8").strip()
+        ref = head.removeprefix("ref: ")
+        if ref == head or (common_dir / ref).exists():
+            return head if ref == head else (common_dir / ref).read_text("utf-8").strip()
+        lines = map(str.split, (common_dir / "packed-refs").read_text("utf-8").splitlines())
+        return next((line[0] for line in lines if line[1:] == [ref]), None)
     except (OSError, ValueError):
         return None
 
 
 def _git_folders(checkout: Path) -> tuple[Path, Path]:
-    """That of the checkout's own head, and that of the branches: another one in a worktree. OSError."""
+    """Return the git folder of the checkout's HEAD, and that of the branches, which differs in a worktree. OSError."""
     git = checkout / ".git"
     if git.is_dir():
         return git, git
-    own = checkout / git.read_text("utf-8").strip().removeprefix("gitdir: ")
-    common = own / "commondir"
-    return own, own / common.read_text("utf-8").strip() if common.exists() else own
+    git_dir = checkout / git.read_text("utf-8").strip().removeprefix("gitdir: ")
+    common_file = git_dir / "commondir"
+    return git_dir, git_dir / common_file.read_text("utf-8").strip() if common_file.exists() else git_dir

@@ -1,4 +1,4 @@
-"""One launch at a time runs a run: the kernel's lock decides, and a file names the holder."""
+"""Run lock: only one launch at a time may work on a run. The kernel's file lock decides; a file names the owner."""
 
 import time
 from collections.abc import Iterator
@@ -11,26 +11,26 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from fmfsd.system.file_locks import Holder, LockHeldError, LockLeftError, LockUnsupportedError, hold_lock, lock_file
 
-SAYS_SO_S = 2.0
+OWNER_TIMEOUT_S = 2.0
 LOOK_S = 0.02
 
 
 class BusyError(CheckError):
-    """Somebody else has the run."""
+    """Another launch holds the run."""
 
 
 class Owner(Holder):
-    """The process that runs a run."""
+    """The process that works on a run."""
 
     @classmethod
     def of(cls, run: RunDir) -> Self | None:
-        """Who holds the run, or was the last to; None if nobody has said so."""
+        """Return the current or last owner of the run; None if there was none."""
         return cls.read(run.owner)
 
 
 @contextmanager
 def sole_owner(run: RunDir) -> Iterator[None]:
-    """Hold the run. BusyError if another launch does; the kernel takes it from one that was killed."""
+    """Hold the run's lock. BusyError if another launch holds it; the kernel releases the lock of a killed process."""
     with ExitStack() as stack:
         try:
             run.create()
@@ -41,12 +41,12 @@ def sole_owner(run: RunDir) -> Iterator[None]:
             file = f" ({error})" if lock_file(run.lock).exists() else ""
             raise BusyError(f"{run.path}: {busy(run)}{file}") from error
         except OSError as error:
-            raise _unwritable(error) from error
+            raise _write_error(error) from error
         try:
-            run.stop_request.unlink(missing_ok=True)  # made to an earlier launch; from the next line on, to us
+            run.stop_request.unlink(missing_ok=True)  # it was for an earlier launch
             write_json(run.owner, asdict(Owner.me()))
         except OSError as error:
-            raise _unwritable(error) from error
+            raise _write_error(error) from error
         try:
             yield
         finally:
@@ -54,23 +54,26 @@ def sole_owner(run: RunDir) -> Iterator[None]:
                 run.stop_request.unlink(missing_ok=True)
 
 
-def _unwritable(error: OSError) -> CheckError:
+def _write_error(error: OSError) -> CheckError:
     return CheckError(f"the run directory can't be written: {error}")
 
 
 def busy(run: RunDir) -> str:
-    """What to tell a second launch."""
-    owner = _holder(run)
-    who = f" ({owner}; attempt {run.last_attempt()})" if owner else ""
-    ways = "wait for it, stop it with fmfsd-launch stop, or choose another --run-dir"
-    return f"another launch is at work there{who}: {ways}"
+    """Return the error for a second launch on the run."""
+    owner = _wait_for_owner(run)
+    details = f" ({owner}; attempt {run.last_attempt()})" if owner else ""
+    remedy = "wait for it, stop it with fmfsd-launch stop, or choose another --run-dir"
+    return f"in use by another launch{details}: {remedy}"
 
 
-def _holder(run: RunDir) -> Owner | None:
-    """Who has the lock, which says so a moment after it got it: until then the word is missing, or a dead launch's."""
-    end = time.monotonic() + SAYS_SO_S
+def _wait_for_owner(run: RunDir) -> Owner | None:
+    """Return the process that holds the lock; None if it does not write its name in time.
+
+    Until shortly after it gets the lock, the file is missing or names an earlier launch.
+    """
+    deadline = time.monotonic() + OWNER_TIMEOUT_S
     while (owner := Owner.of(run)) is None or (owner.is_here and not owner.is_known_to_live):
-        if time.monotonic() >= end:
+        if time.monotonic() >= deadline:
             return None
         time.sleep(LOOK_S)
     return owner

@@ -1,4 +1,4 @@
-"""How a run is doing, read from its folder and, of its batch jobs, from Slurm: a value that can be shown."""
+"""Status of a run as a value, read from its folder and, for batch jobs, from Slurm."""
 
 import json
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from launcher.run_dir.batch_jobs import states_seen
 from launcher.transport.slurm_commands import JobState
 
 TAIL_BYTES = 1 << 20
-"""Of the metrics, in which the last evaluations are looked for."""
-_DOES = {"train": "training", "evaluate": "evaluating", "save": "saving", "finished": "ending", "stopped": "ending"}
-"""By what rank 0 says; a run whose rank 0 says something else, or nothing, is starting."""
+"""Bytes at the end of the metrics file in which the last evaluations are searched."""
+_STATES = {"train": "training", "evaluate": "evaluating", "save": "saving", "finished": "ending", "stopped": "ending"}
+"""Run state by the state that rank 0 reports; any other, or none, means that the run is starting."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a run now.
+    """Status of a run.
 
-    `state` is queued, starting, training, evaluating, saving, stopping or ending; finished, stopped, failed or
-    interrupted; lost, if whoever ran it is gone without an outcome; new, if nobody has run it. `why` says more of that.
-    Ages are in seconds. `evaluations` has the last record of each split.
+    `state`: queued, starting, training, evaluating, saving, stopping or ending; finished, stopped, failed or
+    interrupted; lost: its launch ended without an outcome; new: never started. `why`: details of the state. `who`: the
+    owner. Ages are in seconds. `evaluations`: the last record of each split.
     """
 
     path: Path
@@ -45,15 +45,16 @@ class Status:
 
     @property
     def has_workers(self) -> bool:
-        """Whether some are at work, or were when it was lost."""
-        return self.state in (*_DOES.values(), "starting", "stopping", "lost")
+        """Return whether workers are running, or were when the run was lost."""
+        return self.state in (*_STATES.values(), "starting", "stopping", "lost")
 
     @classmethod
     def of(cls, run: RunDir) -> "Status":
+        """Read the status of a run."""
         work, (jobs, trouble), attempts = Work.on(run), states_seen(run), _attempts(run)
         workers = sorted(_workers(run), key=lambda worker: int(worker["rank"]))
         state, why = _state(run, work, jobs, attempts, workers)
-        (step, checkpoint_age_s), outcome = _checkpoint(run), _read(run.outcome)
+        (step, checkpoint_age_s), outcome = _checkpoint(run), _read_json_or_empty(run.outcome)
         return cls(
             path=run.path,
             state=state,
@@ -71,17 +72,17 @@ class Status:
 
     @property
     def line(self) -> str:
-        """`training: step 5 of 20, epoch 1 of 2, 400 images/s`."""
-        parts = list(filter(None, (_done(self.progress), in_a_line(self.why))))
+        """Return one line: `training: step 5 of 20, epoch 1 of 2, 400 images/s`."""
+        parts = list(filter(None, (_render_progress(self.progress), in_a_line(self.why))))
         return f"{self.state}: {'; '.join(parts)}" if parts else self.state
 
     def told(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the status as a dict for JSON."""
         content = asdict(self)
         return {"run": str(content.pop("path")), **content}
 
 
-def _done(progress: dict[str, int | float]) -> str:
+def _render_progress(progress: dict[str, int | float]) -> str:
     parts = []
     if "step" in progress:
         of = f" of {progress['total_steps']}" if "total_steps" in progress else ""
@@ -96,75 +97,75 @@ def _done(progress: dict[str, int | float]) -> str:
 def _state(
     run: RunDir, work: Work, jobs: list[JobState], attempts: list[dict[str, Any]], workers: list[dict[str, Any]]
 ) -> tuple[str, str]:
-    """And why."""
+    """Return the state and its details."""
     if work.is_under_way:
-        return _at_work(run, attempts, workers)
+        return _active_state(run, attempts, workers)
     waiting = [job for job in jobs if job.is_waiting]
-    begun = [job for job in jobs if not job.is_over and not work.has_run_since(run.jobs)]
-    if waiting or begun:
-        return ("queued" if waiting else "starting"), str((waiting or begun)[-1])
-    if outcome := _read(run.outcome):
+    submitted = [job for job in jobs if not job.is_over and not work.has_run_since(run.jobs)]
+    if waiting or submitted:
+        return ("queued" if waiting else "starting"), str((waiting or submitted)[-1])
+    if outcome := _read_json_or_empty(run.outcome):
         advice = f"; likely to help: {outcome['advice']}" if outcome.get("advice") else ""
         return str(outcome.get("state")), f"{outcome.get('cause') or ''}{advice}"
     if work.owner is None and not jobs:
-        return "new", "nobody has run it yet"
-    return "lost", "whoever ran it is gone without an outcome"
+        return "new", "not started yet"
+    return "lost", "its launch ended without an outcome"
 
 
-def _at_work(run: RunDir, attempts: list[dict[str, Any]], workers: list[dict[str, Any]]) -> tuple[str, str]:
+def _active_state(run: RunDir, attempts: list[dict[str, Any]], workers: list[dict[str, Any]]) -> tuple[str, str]:
     if run.stop_request.exists():
         return "stopping", ""
     if attempts and attempts[-1]["state"] == "failed":
         return "starting", f"again, after a failure: {attempts[-1]['cause']}"
-    return _DOES.get(str(workers[0]["state"]), "starting") if workers else "starting", ""
+    return _STATES.get(str(workers[0]["state"]), "starting") if workers else "starting", ""
 
 
 def _progress(worker: dict[str, Any]) -> dict[str, int | float]:
-    """As rank 0 tells it: step, epoch, how many there are, and images a second."""
-    found: dict[str, int | float] = {
+    """Return what rank 0 reports: step and epoch with their totals, and images per second."""
+    values: dict[str, int | float] = {
         name: worker[name] for name in ("step", "total_steps", "images_per_s") if name in worker
     }
     if per_epoch := worker.get("steps_per_epoch"):
-        found["epoch"] = max(worker["step"] - 1, 0) // per_epoch + 1
-        found["epochs"] = -(-worker["total_steps"] // per_epoch)
-    return found
+        values["epoch"] = max(worker["step"] - 1, 0) // per_epoch + 1
+        values["epochs"] = -(-worker["total_steps"] // per_epoch)
+    return values
 
 
 def _workers(run: RunDir) -> Iterator[dict[str, Any]]:
-    """What each worker of the last attempt has last written, and how long ago."""
+    """Yield the last report of each worker of the last attempt, with its age."""
     for path in run.progress.glob("rank-*.json"):
-        shown = _read(path)
-        if shown.get("attempt") == run.last_attempt() and {"rank", "state", "step"} <= shown.keys():
-            yield {**shown, "heartbeat_age_s": age_of(path)}
+        report = _read_json_or_empty(path)
+        if report.get("attempt") == run.last_attempt() and {"rank", "state", "step"} <= report.keys():
+            yield {**report, "heartbeat_age_s": age_of(path)}
 
 
 def _attempts(run: RunDir) -> list[dict[str, Any]]:
-    """Oldest first."""
+    """Return all attempts, oldest first."""
     names = ("attempt", "state", "cause", "workers", "started", "ended")
-    found = (_read(run.attempt(number)) for number in range(1, run.last_attempt() + 1))
-    return [{name: attempt.get(name) for name in names} for attempt in found if attempt]
+    attempts = (_read_json_or_empty(run.attempt(number)) for number in range(1, run.last_attempt() + 1))
+    return [{name: attempt.get(name) for name in names} for attempt in attempts if attempt]
 
 
 def _checkpoint(run: RunDir) -> tuple[int | None, float | None]:
-    """The newest one's step and age."""
-    found = positions_in(run.checkpoints)
-    return (found[0].step, age_of(run.checkpoints / found[0].folder_name)) if found else (None, None)
+    """Return the step and the age of the newest checkpoint."""
+    positions = positions_in(run.checkpoints)
+    return (positions[0].step, age_of(run.checkpoints / positions[0].folder_name)) if positions else (None, None)
 
 
 def _evaluations(metrics: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each split but train."""
-    found = {}
+    """Return the last record of each split except train."""
+    records = {}
     with suppress(OSError), metrics.open("rb") as file:
         file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
         for line in file:
             with suppress(ValueError, TypeError, KeyError):
                 record = json.loads(line)
-                found[record["split"]] = record
-    return {split: record for split, record in found.items() if split != "train"}
+                records[record["split"]] = record
+    return {split: record for split, record in records.items() if split != "train"}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Empty if it is not there or no JSON, which it is not while a disk is full."""
+def _read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Return a JSON file's content; empty if it does not exist or is not valid JSON, as after a full disk."""
     try:
         return read_json(path)
     except (OSError, ValueError):

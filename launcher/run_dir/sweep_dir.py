@@ -1,4 +1,4 @@
-"""A sweep's folder: the one place that knows its file names."""
+"""Sweep directory: the paths of all files of a sweep."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from fmfsd.run.run_dir import RunDir
 
 @dataclass(frozen=True)
 class SweepDir:
-    """What a sweep keeps. Its coordinator's own files (lock, attempts, logs, stop request) are those of a run."""
+    """Paths of a sweep's files. The coordinator's own files (lock, attempts, logs, stop request) have a run's names."""
 
     path: Path
 
     @classmethod
     def fresh(cls, parent: Path, space_name: str) -> "SweepDir":
-        """A name that no sweep has yet. Nothing is created."""
+        """Return a folder name that no sweep uses yet. Nothing is created."""
         return cls(RunDir.fresh(parent, space_name).path)
 
     @property
@@ -24,12 +24,12 @@ class SweepDir:
 
     @property
     def space(self) -> Path:
-        """The search space as it was when the sweep began."""
+        """Return the copy of the search space, made when the sweep started."""
         return self.path / "space.yaml"
 
     @property
     def config(self) -> Path:
-        """The base config as it was given: what every trial's values are put over."""
+        """Return the base config as it was given; each trial overrides its values."""
         return self.path / "config.yaml"
 
     @property
@@ -38,7 +38,7 @@ class SweepDir:
 
     @property
     def token(self) -> Path:
-        """Without which nobody may talk to this sweep's Ray; there while it runs."""
+        """Return the file of the token that protects this sweep's Ray cluster; it exists while the sweep runs."""
         return self.path / "ray-token"
 
     @property
@@ -51,7 +51,7 @@ class SweepDir:
 
     @property
     def best(self) -> Path:
-        """The best trial's config, to be launched."""
+        """Return the best trial's config, ready to launch."""
         return self.path / "best.yaml"
 
     @property
@@ -60,7 +60,7 @@ class SweepDir:
 
     @property
     def has_report(self) -> bool:
-        """Whether there is a page of the newest results."""
+        """Return whether there is an HTML report of the newest results."""
         with suppress(OSError):
             return self.report.stat().st_mtime_ns >= self.summary.stat().st_mtime_ns
         return False
@@ -74,5 +74,5 @@ class SweepDir:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether it is a search's folder, and not a run's."""
+    """Return whether `folder` is a sweep's directory, and not a run's."""
     return SweepDir(folder).ledger.exists()

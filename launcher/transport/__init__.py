@@ -1,1 +1,1 @@
-"""How a node's agent is reached."""
+"""Transport: how a node's agent is started and reached (local process, ssh, srun), and Slurm's commands."""

@@ -1,4 +1,4 @@
-"""A node's agent as its coordinator sees it: a process that is told orders and tells events, a JSON object a line."""
+"""Agent client: the coordinator's end of the connection to a node agent. Commands and events are JSON lines."""
 
 import json
 import os
@@ -14,121 +14,126 @@ from fmfsd.own_launcher import COMMAND
 
 END_S = 10.0
 AGENT = (*COMMAND, "launcher.agent")
-"""What becomes an agent on every node, which has the same environment of Python at the same place."""
-_LAST_WORDS_BYTES = 2000
+"""Command line of an agent. Every node has the same Python environment at the same path."""
+_OUTPUT_TAIL_BYTES = 2000
 _FIRST_MESSAGE = b'{"event": "ready"'
 _LINE_CHARACTERS = 200
 _UNREAD_BYTES = 1 << 16
-"""At most so much of an endless line is stored before the agent's first message."""
+"""Limit for a line without an end before the agent's first message."""
 
 
 @contextmanager
 def closing_all() -> Iterator[list["Link"]]:
-    """A list for agents, that are ended together: one after the other, 64 would take 3 s."""
+    """Yield a list for agents, and end all of them together at exit; one after the other, 64 agents would take 3 s."""
     agents = list[Link]()
     try:
         yield agents
     finally:
         for agent in agents:
             agent.hang_up()
-        end = time.monotonic() + END_S
+        deadline = time.monotonic() + END_S
         for agent in agents:
-            agent.close(within_s=max(0.0, end - time.monotonic()))
+            agent.close(within_s=max(0.0, deadline - time.monotonic()))
 
 
 class Link(ABC):
-    """A coordinator's way to an agent: orders go there, events come back.
+    """Connection of the coordinator to an agent: it sends commands and receives events.
 
-    An agent that is `deadline_s` seconds without a word is given up, and ends everything itself when it is that long
-    without one from us; None: there is no network between, in which words are lost.
+    `deadline_s`: an agent that sends nothing for this long is given up, and an agent that receives nothing for this
+    long ends everything itself. None: there is no network in between that could lose messages.
     """
 
     def __init__(self, deadline_s: float | None) -> None:
         self.deadline_s = deadline_s
-        self._unread, self._noise, self._has_begun = b"", "", False
-        self._heard_at = time.monotonic()
+        self._unread, self._startup_text, self._is_ready = b"", "", False
+        self._last_message_at = time.monotonic()
 
     @property
     def is_silent(self) -> bool:
-        return self.deadline_s is not None and time.monotonic() - self._heard_at > self.deadline_s
+        return self.deadline_s is not None and time.monotonic() - self._last_message_at > self.deadline_s
 
     @abstractmethod
     def fileno(self) -> int:
-        """Readable when there is something to `read`."""
+        """Return a descriptor that is readable when `read` has data."""
 
     @abstractmethod
-    def tell(self, **order: Any) -> None:
-        """Send one order; an agent that is gone is found by `read`."""
+    def tell(self, **command: Any) -> None:
+        """Send one command. A lost agent is detected by `read`."""
 
     @abstractmethod
     def last_words(self) -> str:
-        """The end of what the way to the agent said to people: why it did not get there."""
+        """Return the end of the error output of the agent or of the program that leads to it, such as ssh."""
 
     @abstractmethod
     def hang_up(self) -> None:
-        """Let the agent end itself and all that it started."""
+        """Close the agent's input; the agent then ends itself and everything that it started."""
 
     @abstractmethod
     def close(self, *, within_s: float = END_S) -> None:
-        """The agent and all that it started have ended when this returns, if they can be reached."""
+        """Wait until the agent and everything that it started have ended, as far as they can be reached."""
 
     def beat(self) -> None:
-        """A sign of life to one that waits for it; it answers with another."""
+        """Send a heartbeat to an agent that has a deadline; the agent replies with one."""
         if self.deadline_s is not None:
             self.tell(do="beat")
 
     def read(self) -> list[dict[str, Any]]:
-        """What the agent has said since the last call; `{"event": "gone", "words"}` when it has ended."""
+        """Return the agent's events since the last call; `{"event": "gone", "words"}` when it has ended."""
         data = os.read(self.fileno(), 1 << 16)
-        self._heard_at = time.monotonic()
+        self._last_message_at = time.monotonic()
         if not data:
             return [{"event": "gone", "words": self.last_words()}]
         *lines, self._unread = (self._unread + data).split(b"\n")
-        events = [event for line in lines if (event := self._event(line))]
-        if not self._has_begun:
+        events = [event for line in lines if (event := self._parse_event(line))]
+        if not self._is_ready:
             self._unread = self._unread[-_UNREAD_BYTES:]
         return events
 
     @property
     def printed(self) -> str:
-        """The end of what the host's shell has printed before the agent's first message."""
-        return (self._noise + ("" if self._has_begun else self._unread.decode(errors="replace")))[-_LAST_WORDS_BYTES:]
+        """Return the end of the output that the host's shell printed before the agent's first message."""
+        unread = "" if self._is_ready else self._unread.decode(errors="replace")
+        return (self._startup_text + unread)[-_OUTPUT_TAIL_BYTES:]
 
-    def _event(self, line: bytes) -> dict[str, Any] | None:
-        """A host's shell may print before the agent's first message, also without an end of line: only what comes after
-        that message must be an agent's."""
-        printed, first, rest = (b"", b"", line) if self._has_begun else line.partition(_FIRST_MESSAGE)
-        if not (first or self._has_begun):
-            self._noise = f"{self._noise}{line.decode(errors='replace')}\n"[-_LAST_WORDS_BYTES:]
+    def _parse_event(self, line: bytes) -> dict[str, Any] | None:
+        """Parse one line. Before the agent's first message, a host's shell may print text, even without a line end.
+
+        Only what follows the first message must be valid messages.
+        """
+        printed, first, rest = (b"", b"", line) if self._is_ready else line.partition(_FIRST_MESSAGE)
+        if not (first or self._is_ready):
+            self._startup_text = f"{self._startup_text}{line.decode(errors='replace')}\n"[-_OUTPUT_TAIL_BYTES:]
             return None
-        self._noise, self._has_begun = self._noise + printed.decode(errors="replace"), True
+        self._startup_text, self._is_ready = self._startup_text + printed.decode(errors="replace"), True
         try:
             event = json.loads(first + rest)
             if not isinstance(event, dict) or "event" not in event:
                 raise ValueError(line)
         except ValueError:
             text = line.decode(errors="replace")[:_LINE_CHARACTERS]
-            return {"event": "failed", "message": f"its agent said what no agent says: {text!r}"}
+            return {"event": "failed", "message": f"invalid message from its agent: {text!r}"}
         return event
 
 
 class Agent(Link):
-    """The agent that `command` becomes, or leads to on another machine, in a session of its own, so that the terminal's
-    Ctrl-C reaches the coordinator alone."""
+    """An agent as a child process: `command` is the agent itself, or a program such as ssh that leads to it.
+
+    It runs in its own session, so that Ctrl-C in the terminal reaches only the coordinator.
+    """
 
     def __init__(self, command: Sequence[str] = AGENT, *, deadline_s: float | None = None) -> None:
         super().__init__(deadline_s)
-        self._words = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed with us)
+        self._stderr = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         try:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._words,
+                stderr=self._stderr,
                 start_new_session=True,
             )
         except OSError:
-            self._close_words()
+            self._close_stderr()
             raise
 
     @property
@@ -139,20 +144,20 @@ class Agent(Link):
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def tell(self, **order: Any) -> None:
+    def tell(self, **command: Any) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write((json.dumps(order) + "\n").encode())
+            self._process.stdin.write((json.dumps(command) + "\n").encode())
             self._process.stdin.flush()
 
     def last_words(self) -> str:
-        if self._words is None:
+        if self._stderr is None:
             return self.printed
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
-        size = os.fstat(self._words.fileno()).st_size
-        end = os.pread(self._words.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
-        return f"{self.printed}\n{end.decode(errors='replace')}"
+        size = os.fstat(self._stderr.fileno()).st_size
+        tail = os.pread(self._stderr.fileno(), _OUTPUT_TAIL_BYTES, max(0, size - _OUTPUT_TAIL_BYTES))
+        return f"{self.printed}\n{tail.decode(errors='replace')}"
 
     def hang_up(self) -> None:
         assert self._process.stdin is not None
@@ -168,8 +173,8 @@ class Agent(Link):
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        self._close_words()
+        self._close_stderr()
 
-    def _close_words(self) -> None:
-        if self._words is not None:
-            self._words.close()
+    def _close_stderr(self) -> None:
+        if self._stderr is not None:
+            self._stderr.close()

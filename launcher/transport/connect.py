@@ -1,4 +1,4 @@
-"""Opens the connections to agents on other machines: a few at a time, and again if a server refused one of too many."""
+"""Opens connections to agents on other machines: a limited number at a time, with retries after refusals."""
 
 import random
 import re
@@ -12,16 +12,16 @@ from launcher.config.plain_text import harmless
 from launcher.transport.agent_client import Link
 
 AT_ONCE = 8
-"""sshd accepts ten users that are logging in, and by default (MaxStartups 10:30:100) refuses some of further ones."""
+"""sshd accepts ten simultaneous logins, and by default (MaxStartups 10:30:100) refuses some of the others."""
 LOGIN_S = 1.0
-"""A connection that is older makes room for the next one."""
+"""A connection that is older no longer counts as a login."""
 OPEN_S = 15.0
-"""How long a refusal is waited for; ssh itself gives up earlier (ConnectTimeout)."""
+"""Time in which a connection may be refused; ssh itself gives up earlier (ConnectTimeout)."""
 TRIES = 5
 RETRY_S = 0.5
-"""Before the second try; each further one waits twice as long."""
+"""Delay before the second try; it doubles with each further try."""
 _POLL_S = 0.05
-_REFUSED = {
+_REFUSALS = {
     r"(?:kex|ssh)_exchange_identification|Connection (?:reset|closed) by|Exceeded MaxStartups": (
         f"refused {TRIES} times: the sshd there, or on the way there, limits simultaneous connections: raise "
         "MaxStartups (and PerSourcePenalties) in its sshd_config"
@@ -31,60 +31,60 @@ _REFUSED = {
         "max_rpc_cnt in slurm.conf"
     ),
 }
-"""What ssh and srun print when a server did not serve them, and what a user can do if that stays so."""
+"""Error output of ssh and srun when a server refused a connection, and the remedy if it keeps refusing."""
 
 
-def remedy(words: str) -> str:
-    """Return the remedy for a connection that ended with `words` and was refused; empty for every other end."""
-    return next((remedy for pattern, remedy in _REFUSED.items() if re.search(pattern, words)), "")
+def remedy(output: str) -> str:
+    """Return the remedy for a refused connection by its error output; empty if the connection was not refused."""
+    return next((remedy for pattern, remedy in _REFUSALS.items() if re.search(pattern, output)), "")
 
 
 def open_all(
     starts: Sequence[Callable[[], Link]], agents: list[Link], *, stop: Callable[[], bool] = lambda: False
 ) -> list[Link | OSError]:
-    """Start an agent by each of `starts`, and return them, or why one could not be started, in the same order.
+    """Start an agent by each of `starts` and return them in the same order, or the OSError of a failed start.
 
-    Returns once each has sent something, has ended, or has been silent for OPEN_S; or when `stop` becomes true. All of
-    them are appended to `agents`, from which refused ones are removed.
+    Returns once each agent has sent something, has ended, or has been silent for OPEN_TIMEOUT_S, or when `stop` returns
+    true. All agents are appended to `agents`; refused ones are removed again.
     """
-    openings, at_once = [_Opening(start, agents) for start in starts], AT_ONCE
-    while not stop() and (pending := [each for each in openings if not each.is_settled]):
-        waiting = [each for each in pending if each.is_due]
-        room = at_once - sum(each.is_logging_in for each in pending)
-        for each in waiting[: max(0, room)]:
-            each.begin()
+    openings, max_logins = [_Opening(start, agents) for start in starts], AT_ONCE
+    while not stop() and (pending := [opening for opening in openings if not opening.is_settled]):
+        waiting = [opening for opening in pending if opening.is_due]
+        free_slots = max_logins - sum(opening.is_logging_in for opening in pending)
+        for opening in waiting[: max(0, free_slots)]:
+            opening.connect()
         if _poll(pending):
-            at_once = max(1, at_once // 2)
-    return [each.result or each.begin() for each in openings]
+            max_logins = max(1, max_logins // 2)
+    return [opening.result or opening.connect() for opening in openings]
 
 
 def _poll(pending: list["_Opening"]) -> bool:
-    """Wait a moment for news of connections; whether one was refused."""
+    """Wait a moment for events of connections. Return whether one was refused."""
     poll, by_descriptor = select.poll(), {}
-    for each in pending:
-        if isinstance(each.result, Link):
-            by_descriptor[each.result.fileno()] = each
-            poll.register(each.result, select.POLLIN)
+    for opening in pending:
+        if isinstance(opening.result, Link):
+            by_descriptor[opening.result.fileno()] = opening
+            poll.register(opening.result, select.POLLIN)
     events = poll.poll(_POLL_S * 1000)
-    refused = [by_descriptor[number].note(has_ended=not event & select.POLLIN) for number, event in events]
+    refused = [by_descriptor[number].handle_event(has_ended=not event & select.POLLIN) for number, event in events]
     return any(refused)
 
 
 @dataclass
 class _Opening:
-    """One connection. `result` is None before its start, and while it waits for its next try."""
+    """One connection that is being opened. `result` is None before the start and while waiting for the next try."""
 
     start: Callable[[], Link]
     agents: list[Link]
     result: Link | OSError | None = None
-    is_heard: bool = False
+    has_responded: bool = False
     tries: int = 0
     at: float = 0.0
-    """Of its start, or of the next try."""
+    """Time of the start, or of the next try."""
 
     @property
     def is_settled(self) -> bool:
-        return self.is_heard or (self.result is not None and time.monotonic() - self.at > OPEN_S)
+        return self.has_responded or (self.result is not None and time.monotonic() - self.at > OPEN_S)
 
     @property
     def is_due(self) -> bool:
@@ -94,20 +94,20 @@ class _Opening:
     def is_logging_in(self) -> bool:
         return self.result is not None and time.monotonic() - self.at < LOGIN_S
 
-    def begin(self) -> Link | OSError:
+    def connect(self) -> Link | OSError:
         self.tries, self.at = self.tries + 1, time.monotonic()
         try:
             self.result = self.start()
             self.agents.append(self.result)
         except OSError as error:
-            self.result, self.is_heard = error, True
+            self.result, self.has_responded = error, True
         return self.result
 
-    def note(self, *, has_ended: bool) -> bool:
-        """It has sent something, or has ended without; whether it was refused and is to be tried again."""
+    def handle_event(self, *, has_ended: bool) -> bool:
+        """Record that the agent has sent something or has ended. Return whether it was refused and is retried."""
         assert isinstance(self.result, Link)
         if not has_ended or self.tries == TRIES or not remedy(self.result.last_words()):
-            self.is_heard = True
+            self.has_responded = True
             return False
         self.agents.remove(self.result)
         self.result.close()
@@ -116,7 +116,7 @@ class _Opening:
 
 
 def on_the_way(event: dict[str, Any]) -> str:
-    """What ssh, srun or a shell on the way to an agent said before it was gone, in one line, and the remedy for it."""
-    words = event.get("words", "")
-    lines = [*(harmless(line).strip() for line in words.splitlines()), remedy(words)]
+    """Return in one line what ssh, srun or a shell printed before the agent was lost, and the remedy."""
+    output = event.get("words", "")
+    lines = [*(harmless(line).strip() for line in output.splitlines()), remedy(output)]
     return " / ".join(filter(None, lines))

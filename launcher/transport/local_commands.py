@@ -1,4 +1,4 @@
-"""Short helpers that run here, in the foreground of a launch."""
+"""Runs short commands on this machine in the foreground of a launch."""
 
 import os
 import subprocess
@@ -13,7 +13,10 @@ LOOK_S = 0.1
 
 
 def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
-    """Run a helper in the foreground, its words on our stderr; its exit code. It is ended once `stop` comes true."""
+    """Run a command in the foreground with its output on our stderr, and return its exit code.
+
+    The command is terminated once `stop` returns true.
+    """
     process = subprocess.Popen(tied(argv), stdin=subprocess.DEVNULL, stdout=sys.stderr)
     while process.poll() is None and not stop():
         with suppress(subprocess.TimeoutExpired):
@@ -29,12 +32,13 @@ def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
 def said_here(
     argv: Sequence[str], *, deadline_s: float, more: Mapping[str, str] | None = None
 ) -> tuple[int | None, str, str]:
-    """A helper's exit code and what it said on stdout and stderr; None and why, if it could not start or not end.
+    """Run a command and return its exit code, stdout and stderr.
 
-    It has our environment and `more`.
+    The exit code is None, and stderr the reason, if the command could not be started or did not end in time. The
+    command gets our environment and the variables `extra_env`.
     """
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             tied(argv),
             env={**os.environ, **(more or {})},
             stdin=subprocess.DEVNULL,
@@ -47,4 +51,4 @@ def said_here(
         return None, "", f"no answer in {deadline_s:g} s"
     except OSError as error:
         return None, "", str(error)
-    return done.returncode, done.stdout, done.stderr
+    return completed.returncode, completed.stdout, completed.stderr

@@ -1,4 +1,4 @@
-"""What a Slurm cluster offers, as sinfo tells."""
+"""Partitions of a Slurm cluster, read from sinfo."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _FORMAT = "%P|%a|%l|%D|%c|%G"
 
 @dataclass(frozen=True)
 class Partition:
-    """Nodes of one kind in a partition, in Slurm's own words, as `1-00:00:00` and `gpu:a100:4`."""
+    """Nodes of one kind in a partition, as sinfo prints them, e.g. time limit `1-00:00:00` and gres `gpu:a100:4`."""
 
     name: str
     state: str
@@ -26,7 +26,7 @@ class Partition:
 
 
 def partitions() -> list[Partition]:
-    """All that this user may see. CheckError with sinfo's own words if it does not tell."""
+    """Return all partitions that this user may see. CheckError with sinfo's error output if it fails."""
     code, output, errors = said_here(("sinfo", "--noheader", f"--format={_FORMAT}"), deadline_s=ANSWER_S)
     if code != 0:
         raise CheckError((errors.strip().splitlines() or [f"sinfo: exit code {code}"])[-1])
@@ -34,5 +34,5 @@ def partitions() -> list[Partition]:
 
 
 def version() -> str:
-    """Empty if it is not told."""
+    """Return Slurm's version as sinfo prints it; empty if it is not available."""
     return said_here(("sinfo", "--version"), deadline_s=ANSWER_S)[1].strip()

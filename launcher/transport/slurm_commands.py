@@ -1,6 +1,6 @@
-"""Slurm's own commands, and what they say.
+"""Slurm's commands (sbatch, scontrol, sacct, scancel), and the parsing of their output.
 
-A job of another cluster than the default one is named as sbatch prints it: `7;cluster`.
+A job of another cluster than the default one has a reference as sbatch prints it: `7;cluster`.
 """
 
 import re
@@ -12,29 +12,29 @@ from pathlib import Path
 from fmfsd.errors import CheckError
 
 ANSWER_S = 60.0
-OVER = (
+ENDED_STATES = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
-"""States that a job does not leave by itself."""
-WAITING = (
+"""States of a job that has ended."""
+WAITING_STATES = (
     *("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
     "EXPEDITING",
 )
-"""States from which a job may start, or start again; the last since Slurm 25.11."""
-UNFINISHED = ("COMPLETING", "STAGE_OUT")
-"""States in which something of a job that has ended is still there."""
+"""States from which a job may start, or start again. EXPEDITING: since Slurm 25.11."""
+COMPLETING_STATES = ("COMPLETING", "STAGE_OUT")
+"""States in which a job has ended, and Slurm still cleans up."""
 
 
 class NoAnswerError(CheckError):
-    """Slurm has not said yes or no in time."""
+    """A Slurm command did not respond in time."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm says of a job, in its own words. `start` is when it began or is expected to; empty: not known.
+    """State of a job in Slurm's terms. `start`: when it started or is expected to start; empty: unknown.
 
-    `cluster`: the one that was named at its submission; empty: the default one.
+    `cluster`: the cluster named at submission; empty: the default cluster.
     """
 
     id: str
@@ -47,21 +47,23 @@ class JobState:
 
     @property
     def reference(self) -> str:
-        """Return its name for this module's functions."""
+        """Return the job's reference for the functions of this module."""
         return f"{self.id};{self.cluster}" if self.cluster else self.id
 
     @property
     def states(self) -> frozenset[str]:
-        """Return its state and flags: newer versions of Slurm may show several, as in COMPLETED,COMPLETING."""
+        """Return the job's state and flags. Newer versions of Slurm print several, as in COMPLETED,COMPLETING."""
         return frozenset(re.split("[,+]", self.state))
 
     @property
     def is_waiting(self) -> bool:
-        return not self.states.isdisjoint(WAITING)
+        return not self.states.isdisjoint(WAITING_STATES)
 
     @property
     def is_over(self) -> bool:
-        return not self.states.isdisjoint(OVER) and self.states.isdisjoint((*WAITING, *UNFINISHED))
+        return not self.states.isdisjoint(ENDED_STATES) and self.states.isdisjoint(
+            (*WAITING_STATES, *COMPLETING_STATES)
+        )
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
@@ -72,96 +74,94 @@ class JobState:
 
 
 def hostnames(nodelist: str) -> tuple[str, ...]:
-    """The names that `nodelist`, as n[1-3,7], stands for. CheckError if Slurm does not say."""
+    """Return the host names of a Slurm node list such as n[1-3,7]. CheckError if Slurm does not respond."""
     return tuple(_said("scontrol", "show", "hostnames", nodelist).split())
 
 
 def submit(options: Sequence[str], *, environment: Mapping[str, str], cwd: str) -> str:
-    """Hand a job over to Slurm, with exactly that environment; its name, as `7` or `7;cluster`.
+    """Submit a job with exactly this environment. Return its reference: `7` or `7;cluster`.
 
-    CheckError with Slurm's words if it refuses.
+    CheckError with Slurm's error output if it refuses.
     """
     return _said("sbatch", "--parsable", *options, environment=environment, cwd=cwd).strip()
 
 
 def id_and_cluster(job: str) -> tuple[str, str]:
-    """Split a job's name; no cluster: the default one."""
+    """Split a job's reference into its id and its cluster; empty: the default cluster."""
     number, _, cluster = job.partition(";")
     return number, cluster
 
 
 def task_of(job: str, task: int) -> str:
-    """Return the name of an array's task."""
+    """Return the reference of a task of an array job."""
     number, semicolon, cluster = job.partition(";")
     return f"{number}_{task}{semicolon}{cluster}"
 
 
 def scancel_command(job: str) -> tuple[str, ...]:
-    number, options = _number_and_options(job)
+    number, options = _id_and_cluster_options(job)
     return ("scancel", *options, number)
 
 
-def _number_and_options(job: str) -> tuple[str, tuple[str, ...]]:
-    """Return a job's number, and the options by which a command reaches its cluster."""
+def _id_and_cluster_options(job: str) -> tuple[str, tuple[str, ...]]:
+    """Return a job's id and the options that direct a command to its cluster."""
     number, cluster = id_and_cluster(job)
     return number, (f"--clusters={cluster}",) if cluster else ()
 
 
 def try_out(options: Sequence[str], *, environment: Mapping[str, str], cwd: str) -> str:
-    """What `submit` would come to, as Slurm estimates it now; nothing is submitted. CheckError if it would refuse."""
-    done = _run("sbatch", "--test-only", *options, environment=environment, cwd=cwd)
-    words = _without_prefix(done.stderr + done.stdout)
-    if done.returncode:
-        raise CheckError(f"Slurm refuses the job: {words}")
-    return words
+    """Return Slurm's current estimate for a job without submitting it. CheckError if Slurm would refuse the job."""
+    completed = _run("sbatch", "--test-only", *options, environment=environment, cwd=cwd)
+    output = _without_prefix(completed.stderr + completed.stdout)
+    if completed.returncode:
+        raise CheckError(f"Slurm refuses the job: {output}")
+    return output
 
 
 def job_state(job: str) -> JobState | None:
-    """None for a job that Slurm does not remember. CheckError if Slurm does not answer."""
-    number, options = _number_and_options(job)
-    done = _run("scontrol", *options, "show", "job", number)
-    if not done.returncode:
-        return _shown(job, done.stdout)
-    if "Invalid job id" not in done.stderr and "not found" not in done.stdout:  # the latter of a task of an array
-        raise CheckError(f"scontrol show job {number}: {done.stderr.strip()}")
-    return _accounted(job)
+    """Return the state of a job; None if Slurm no longer knows it. CheckError if Slurm does not respond."""
+    number, options = _id_and_cluster_options(job)
+    completed = _run("scontrol", *options, "show", "job", number)
+    if not completed.returncode:
+        return _parse_scontrol(job, completed.stdout)
+    # "not found": for a task of an array
+    if "Invalid job id" not in completed.stderr and "not found" not in completed.stdout:
+        raise CheckError(f"scontrol show job {number}: {completed.stderr.strip()}")
+    return _query_sacct(job)
 
 
 def cancel(job: str) -> None:
-    """End a job, which first is told to stop. CheckError if Slurm does not do it."""
+    """Cancel a job; Slurm first signals it to stop. CheckError if Slurm refuses."""
     _said(*scancel_command(job))
 
 
 def requeue(job_id: str) -> None:
-    """Have Slurm start a job again later. Called from inside the job it is the last thing that is heard of it.
-
-    CheckError if Slurm does not do it.
-    """
+    """Requeue a job. If called inside the job, Slurm ends it at once. CheckError if Slurm refuses."""
     _said("scontrol", "requeue", job_id)
 
 
 def gpus_of_a_node(job: str) -> int:
-    """Return the fewest GPUs that a job has on any of its nodes; 0 if Slurm does not answer."""
-    number, options = _number_and_options(job)
+    """Return the smallest number of GPUs that a job has on any of its nodes; 0 if Slurm does not respond."""
+    number, options = _id_and_cluster_options(job)
     try:
         text = _said("scontrol", *options, "show", "job", "--details", number)
     except CheckError:
         return 0
     nodes = re.findall(r"^ +Nodes=(\S+) .*?GRES=(\S*)", text, re.MULTILINE)
-    return min((_gpus(gres) for _, gres in nodes), default=0)
+    return min((_count_gpus(gres) for _, gres in nodes), default=0)
 
 
-def _gpus(gres: str) -> int:
-    """Of `gpu:a100:2(IDX:0-1),shard:4`: 2."""
+def _count_gpus(gres: str) -> int:
+    """Return the number of GPUs in a GRES string: 2 for `gpu:a100:2(IDX:0-1),shard:4`."""
     return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:([0-9]+)", gres))
 
 
-def _shown(job: str, text: str) -> JobState:
-    """Of `scontrol show job`. What users choose comes after what is read here, or can hold no new line."""
+def _parse_scontrol(job: str, text: str) -> JobState:
+    """Parse `scontrol show job`. Fields that users choose come after the fields read here, or contain no line break."""
 
     def field(name: str) -> str:
-        found = re.search(rf"^ +(?:.* )?{name}=(\S*)", text, re.MULTILINE)
-        return found[1] if found and found[1] not in ("None", "(null)", "Unknown", "N/A") else ""
+        match = re.search(rf"^ +(?:.* )?{name}=(\S*)", text, re.MULTILINE)
+        return match[1] if match and match[1] not in ("None", "(null)", "Unknown", "N/A") else ""
 
     number, cluster = id_and_cluster(job)
     return JobState(
@@ -176,17 +176,17 @@ def _shown(job: str, text: str) -> JobState:
 
 
 def _exit_code(text: str) -> int:
-    """Of `1:0`, an exit code, or `0:9`, a signal, which counts as a shell has it."""
+    """Return the exit code of `1:0` (code) or `0:9` (signal); a signal gives 128 + its number, as in a shell."""
     code, _, number = text.partition(":")
     return int(code or 0) or (128 + int(number) if number.isdecimal() and int(number) else 0)
 
 
-def _accounted(job: str) -> JobState | None:
-    """From the accounting database, which not every cluster has."""
-    number, options = _number_and_options(job)
+def _query_sacct(job: str) -> JobState | None:
+    """Return the state from the accounting database, which not every cluster has."""
+    number, options = _id_and_cluster_options(job)
     fields = ("State", "Start", "NodeList", "ExitCode")
-    done = _run("sacct", "-X", "-n", "-P", *options, "-j", number, f"--format={','.join(fields)}")
-    lines = [line for line in done.stdout.splitlines() if "|" in line] if not done.returncode else []
+    completed = _run("sacct", "-X", "-n", "-P", *options, "-j", number, f"--format={','.join(fields)}")
+    lines = [line for line in completed.stdout.splitlines() if "|" in line] if not completed.returncode else []
     if not lines or lines[0].count("|") != len(fields) - 1:
         return None
     state, start, nodes, code = lines[0].split("|")
@@ -195,10 +195,10 @@ def _accounted(job: str) -> JobState | None:
 
 
 def _said(*command: str, environment: Mapping[str, str] | None = None, cwd: str | None = None) -> str:
-    done = _run(*command, environment=environment, cwd=cwd)
-    if done.returncode:
-        raise CheckError(f"{command[0]}: {_without_prefix(done.stderr) or f'exit code {done.returncode}'}")
-    return done.stdout
+    completed = _run(*command, environment=environment, cwd=cwd)
+    if completed.returncode:
+        raise CheckError(f"{command[0]}: {_without_prefix(completed.stderr) or f'exit code {completed.returncode}'}")
+    return completed.stdout
 
 
 def _run(
@@ -221,7 +221,7 @@ def _run(
         raise NoAnswerError(f"{command[0]}: no answer in {ANSWER_S:g} s: is Slurm's controller up?") from error
 
 
-def _without_prefix(words: str) -> str:
-    """One line, without the command's name and `error:` before each of Slurm's."""
-    lines = (re.sub(r"^(?:\w+: )?(?:(?:error|fatal): )?", "", line) for line in words.strip().splitlines())
+def _without_prefix(output: str) -> str:
+    """Join the lines of Slurm's output, without the command's name and `error:` at their start."""
+    lines = (re.sub(r"^(?:\w+: )?(?:(?:error|fatal): )?", "", line) for line in output.strip().splitlines())
     return "; ".join(filter(None, lines))

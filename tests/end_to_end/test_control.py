@@ -76,7 +76,10 @@ def test_status_of_a_run_that_trains_on_another_host_or_is_lost(arguments: tuple
     assert re.search(
         r"\nattempts +1: running, 2 workers\nworkers +rank 0 .*: train, step \d+, heartbeat \d s ago\n", screen
     )
-    assert (from_elsewhere["state"], "judged from here" in from_elsewhere["who"]) == ("training", True)
+    assert (from_elsewhere["state"], "state inferred from the run's files" in from_elsewhere["who"]) == (
+        "training",
+        True,
+    )
     assert control(tmp_path, "status", "runs").startswith("seed-0  lost: step ")
     assert control(tmp_path, "status", "runs/seed-0").endswith(f"fmfsd-launch resume {run.run.path}\n")
 

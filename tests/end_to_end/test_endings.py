@@ -105,7 +105,7 @@ def test_on_one_machine_nothing_listens_outside_loopback(terminated: TerminatedR
 def test_a_second_launch_of_a_run_is_rejected_and_disturbs_nothing(terminated: TerminatedRun) -> None:
     first, second = terminated.run, terminated.second
     assert second.returncode == 3
-    holder = rf"another launch is at work there \(process {first.process.pid} on \S+, since 20.* UTC; attempt 1\)"
+    holder = rf"in use by another launch \(process {first.process.pid} on \S+, since 20.* UTC; attempt 1\)"
     assert re.search(holder, second.stderr)
     assert not terminated.second_requested_stop
     assert first.run.last_attempt() == 1

@@ -88,6 +88,6 @@ def test_a_fault_with_unmet_requirements_is_skipped_with_the_reason(arguments: t
 def test_an_unknown_fault_is_rejected(tmp_path: Path) -> None:
     done = run_command("fmfsd-launch", "drill", "smoke", "kill-worker,earthquake", "--set", "foo=1", cwd=tmp_path)
     assert done.returncode == 2
-    assert "there is no fault 'earthquake'; there are preempt, kill-worker" in done.stderr
+    assert "unknown fault 'earthquake': choose from preempt, kill-worker" in done.stderr
     assert "--set foo=1" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -130,7 +130,7 @@ def lock_files() -> Iterator[None]:
 
 def test_a_run_is_locked_by_a_file_without_flock(lock_files: None, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    message = rf"another launch is at work there \(process {os.getpid()}.*`rm {run.path}"
+    message = rf"in use by another launch \(process {os.getpid()}.*`rm {run.path}"
     with sole_owner(run):
         with pytest.raises(BusyError, match=message), sole_owner(run):
             pass

@@ -57,7 +57,7 @@ def test_of_sixteen_simultaneous_launches_one_gets_the_lock_and_the_others_name_
         (winner,) = (pid for pid, text in answers.items() if text == "won")
         others = [text for pid, text in answers.items() if pid != winner]
         assert len(others) == RACING - 1
-        assert all(f"another launch is at work there (process {winner} on " in text for text in others), others
+        assert all(f"in use by another launch (process {winner} on " in text for text in others), others
 
 
 def end(process: BaseProcess) -> None:
@@ -109,5 +109,5 @@ def test_a_check_reports_a_live_lock_owner_but_not_a_dead_one(tiny_root: Path, t
     with owned(tmp_path / "run") as pid:
         refused = run_command(*check, cwd=tmp_path)
     assert refused.returncode == 3
-    assert f"another launch is at work there (process {pid} on " in refused.stderr
+    assert f"in use by another launch (process {pid} on " in refused.stderr
     assert run_command(*check, cwd=tmp_path).returncode == 0

@@ -235,7 +235,7 @@ def test_a_dry_run_shows_the_job_its_script_and_the_commands_inside(
 ) -> None:
     options = ("--nodes", "2", "--starter", "torchrun", "--run-dir", "run", "--dry-run")
     answer = run_command("fmfsd-launch", *tiny(tiny_root), *options, cwd=work)
-    inside = ("# node 1, whose agent is env -u ", "srun --overlap", "--master-addr")
+    inside = ("# node 1, agent: env -u ", "srun --overlap", "--master-addr")
     for part in ("sbatch --job-name=run --nodes=2", "trap '' USR1", *inside):
         assert part in answer.stdout
     assert (list(work.iterdir()), fake.was_submitted) == ([], False)
@@ -273,5 +273,5 @@ def test_a_job_of_another_cluster_is_queried_and_cancelled_there(fake: FakeSlurm
 def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: FakeSlurm) -> None:
     allocation = Allocation.of({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS": "4"})
     assert allocation is not None
-    with pytest.raises(CheckError, match="ask with --gpus-per-node"):
+    with pytest.raises(CheckError, match="request them with --gpus-per-node"):
         allocation.hosts()

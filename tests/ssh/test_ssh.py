@@ -155,10 +155,10 @@ def test_after_a_network_cut_an_elastic_run_continues_without_that_host(
             3,
             "nobody@n1: no agent could be started there: This account is currently not available.",
         ),
-        (("--hosts", "n1,n1"), 2, "--hosts: n1 stands there twice"),
-        (("--hosts", "n1,n2", "--nodes", "3"), 2, "--nodes: 3 asked for, 2 there: n1, n2"),
-        (("--hosts", "n1,-oProxyCommand=x"), 2, "--hosts: '-oProxyCommand=x' is no host's name"),
-        (("--on", "ssh"), 2, "--on ssh: which machines? Name them with --hosts or --hostfile"),
+        (("--hosts", "n1,n1"), 2, "--hosts: n1 is listed twice"),
+        (("--hosts", "n1,n2", "--nodes", "3"), 2, "--nodes: 3 requested, 2 available: n1, n2"),
+        (("--hosts", "n1,-oProxyCommand=x"), 2, "--hosts: '-oProxyCommand=x' is not a valid host name"),
+        (("--on", "ssh"), 2, "--on ssh: no hosts given: name them with --hosts or --hostfile"),
     ],
 )
 def test_problems_with_hosts_are_reported_before_anything_is_started(

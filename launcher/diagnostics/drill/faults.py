@@ -171,5 +171,5 @@ def parse_faults(text: str) -> tuple[str, ...]:
     names = tuple(FAULTS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in FAULTS]:
         found = ", ".join(map(ascii, unknown))
-        raise ConfigError(f"drill: there is no fault {found}; there are {', '.join(FAULTS)}, and all")
+        raise ConfigError(f"drill: unknown fault {found}: choose from {', '.join(FAULTS)}, or all")
     return names

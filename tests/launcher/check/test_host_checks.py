@@ -108,8 +108,8 @@ def test_a_host_without_ipv4_is_refused_if_there_are_several_nodes() -> None:
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ({"cwd": False}, "n2: there is no /work, which this was started in"),
-        ({"parent": False}, "n2: can't write in /runs, where the run is to be"),
+        ({"cwd": False}, "n2: the working directory /work is missing"),
+        ({"parent": False}, "n2: can't write in /runs, the parent of the run directory"),
         ({"marker": False, "parent": False}, "n2: does not see a file that was just written in /runs"),
     ],
 )
@@ -137,5 +137,5 @@ def test_different_numbers_of_gpus_are_a_warning() -> None:
 def test_workers_do_not_fall_back_to_the_cpu_because_one_host_has_lost_its_gpus() -> None:
     probed = probe_with(gpus=["0", "1"])
     (message,) = map(str, host_checks.problems(LaunchConfig(), probed))
-    assert message.startswith("--device auto: no GPU is visible on n1, and some are on the others")
+    assert message.startswith("--device auto: no GPU is visible on n1, but other hosts have some")
     assert list(host_checks.problems(LaunchConfig(device="cpu"), probed)) == []

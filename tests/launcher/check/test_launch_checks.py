@@ -51,12 +51,16 @@ def test_workers_must_fit_shards_and_gpus(
 @pytest.mark.parametrize(
     ("launch", "site", "expected"),
     [
-        (LaunchConfig(gpus=2), Site(Resources(8, ("0", "1"))), "cuda_graphs are for one worker, found 2: set true, or"),
-        (LaunchConfig(), Site(Resources(8, ("0", "1"))), "cuda_graphs are for one worker, found 2"),
-        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "ssh", ("n1", "n2")), "for one worker, found 2"),
-        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "sbatch", ("a", "b")), "for one worker, found 2"),
-        (LaunchConfig(device="cpu"), Site(Resources(8), "ssh", ("n1",)), "cuda_graphs are a GPU's"),
-        (LaunchConfig(), CPU, "cuda_graphs are a GPU's, and workers are on the CPU: set true or false"),
+        (
+            LaunchConfig(gpus=2),
+            Site(Resources(8, ("0", "1"))),
+            "cuda_graphs support one worker, found 2: set true, or",
+        ),
+        (LaunchConfig(), Site(Resources(8, ("0", "1"))), "cuda_graphs support one worker, found 2"),
+        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "ssh", ("n1", "n2")), "one worker, found 2"),
+        (LaunchConfig(nodes=2, gpus=1), Site(Resources(8, ("0",)), "sbatch", ("a", "b")), "one worker, found 2"),
+        (LaunchConfig(device="cpu"), Site(Resources(8), "ssh", ("n1",)), "cuda_graphs need a GPU"),
+        (LaunchConfig(), CPU, "cuda_graphs need a GPU, and workers use the CPU: set true or false"),
         (LaunchConfig(), Site(Resources(8, ("0",))), None),
         (LaunchConfig(gpus=1), Site(Resources(8, ("0", "1"))), None),
     ],
@@ -93,9 +97,9 @@ def test_a_folder_that_is_no_run_directory_is_refused(data_root: Path, tmp_path:
     (tmp_path / "thesis").mkdir()
     sound(tiny_config(data_root), run=RunDir(tmp_path / "thesis"))
     (tmp_path / "thesis" / "chapter1.tex").write_text("x")
-    assert "exists and is no run directory" in problems(tiny_config(data_root), run=RunDir(tmp_path / "thesis"))[1]
+    assert "exists and is not a run directory" in problems(tiny_config(data_root), run=RunDir(tmp_path / "thesis"))[1]
     assert (
-        "exists and is no run directory"
+        "exists and is not a run directory"
         in problems(tiny_config(data_root), run=RunDir(tmp_path / "thesis" / "chapter1.tex"))[1]
     )
 
@@ -153,7 +157,7 @@ def test_every_damaged_shard_is_named_at_once(data_root: Path) -> None:
 def test_another_set_with_the_same_name_is_refused(data_root: Path) -> None:
     path = data_root / "cifar10" / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "name": "synthetic10"}))
-    assert "holds synthetic10, 64 shards, 0 held out; the config wants" in problems(tiny_config(data_root))[1]
+    assert "contains synthetic10, 64 shards, 0 held out; the config requests" in problems(tiny_config(data_root))[1]
 
 
 def test_a_batch_larger_than_the_prepared_set_is_refused(data_root: Path) -> None:
@@ -176,7 +180,7 @@ def test_folders_that_are_not_writable_are_named() -> None:
     with common_folder() as folder:
         code, text = as_other(problems, tiny_config(folder / "new"), LaunchConfig(), CPU, RunDir(folder / "run"))
     assert code == 3
-    assert f"{folder}: not writable, so the run can't be kept there: {folder} belongs to root" in text
+    assert f"{folder}: not writable, so the run can't be stored there: {folder} belongs to root" in text
     assert "data.root is not writable" in text
 
 

@@ -118,7 +118,12 @@ def test_the_disk_has_to_hold_all_checkpoints_of_this_model(data_root: Path, mon
     [
         (LaunchConfig(gpus=4), gpus(4), (), None),
         (LaunchConfig(gpus=8), CPU, (), None),
-        (LaunchConfig(gpus=8), gpus(8), (), "train.batch 128 gives each of 8 GPUs 16 images at a time, too few to be "),
+        (
+            LaunchConfig(gpus=8),
+            gpus(8),
+            (),
+            "train.batch 128 gives each of 8 GPUs 16 images at a time, too few to use ",
+        ),
         (LaunchConfig(gpus=8), gpus(8), (), ": take 4 workers or train.batch 256 (which is another run)"),
         (LaunchConfig(gpus=4), gpus(4), ("train.micro_batch=64",), "take 2 workers or train.micro_batch 128 ("),
     ],
@@ -219,7 +224,7 @@ def test_images_are_counted_where_they_will_be_stored(data_root: Path) -> None:
     memory = image_storage.counted(LARGE, config, launch, tight).memory
     assert (memory["data"], memory["total"]) == (window, other + window)
     message = image_storage.told(config, launch, tight)
-    assert message == "images (0 MiB a worker) stay in their files and are read ahead of their turn"
+    assert message == "images (0 MiB a worker) stay in their files and are prefetched"
     in_memory = tiny_config(data_root, "data.images_in=memory")
     assert image_storage.counted(LARGE, in_memory, launch, tight).memory["data"] == held
     assert image_storage.counted(Costs(), config, launch, tight) == Costs()
@@ -251,4 +256,4 @@ def test_the_check_reports_that_images_stay_in_their_files(data_root: Path) -> N
     assert answer.returncode == 0, answer.stderr
     first = answer.stdout.splitlines()[0]
     assert first.startswith("nothing is wrong: 1 worker on cpu, 1 node agent; cifar10 is prepared in ")
-    assert first.endswith("; images (1 MiB a worker) stay in their files and are read ahead of their turn")
+    assert first.endswith("; images (1 MiB a worker) stay in their files and are prefetched")

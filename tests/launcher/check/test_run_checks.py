@@ -38,7 +38,7 @@ def test_a_run_is_resumed_only_with_its_own_images(data_root: Path, tmp_path: Pa
     write_json(data_root / "cifar10" / "index.json", {**index, "seed": 1})
     code, text = problems(config, run=run)
     assert code == 3
-    assert f"cifar10: is not the set of {run.path}" in text
+    assert f"cifar10: is not the data set of {run.path}" in text
 
 
 def test_files_of_a_launch_that_was_killed_early_are_accepted(data_root: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_run_can_not_be_made_shorter_than_its_current_step(data_root: Path, tm
         (run.checkpoints / "step-00000003").mkdir(exist_ok=True)
         code, text = problems(tiny_config(data_root, f"train.max_steps={steps}"), run=run)
         assert code == 2
-        assert f"train.epochs, train.max_steps: make {steps} steps, and {run.path} has done 3 already" in text
+        assert f"train.epochs, train.max_steps: give {steps} steps, and {run.path} has already done 3" in text
 
 
 def test_a_grace_shorter_than_a_stop_is_a_warning(data_root: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_check_refuses_a_run_that_another_launch_owns(data_root: Path, tmp_p
     with sole_owner(run):
         code, text = problems(tiny_config(data_root), run=run)
     assert code == 3
-    assert f"another launch is at work there (process {os.getpid()} on" in text
+    assert f"in use by another launch (process {os.getpid()} on" in text
     write_json(run.owner, {"host": socket.gethostname(), "pid": os.getpid(), "born": 1, "since": 0.0})
     sound(tiny_config(data_root), run=run)
 

@@ -27,7 +27,7 @@ def test_a_missing_wandb_is_reported_before_anything_starts(data_root: Path, mon
 def test_a_wandb_that_refuses_current_api_keys_is_refused(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VERSION, lambda name: "0.22.2")
     code, text = problems(tiny_config(data_root, "tracker=[wandb]"))
-    assert (code, "release 0.22.2 refuses today's API keys" in text) == (3, True)
+    assert (code, "release 0.22.2 rejects today's API keys" in text) == (3, True)
     for newer in ("0.22.3", "0.31.0", "0.23.0rc1"):
         monkeypatch.setattr(VERSION, lambda name, newer=newer: newer)
         sound(tiny_config(data_root, "tracker=[wandb]"))

@@ -104,7 +104,7 @@ def test_the_schema_names_every_section(tmp_path: Path) -> None:
         (("smoke", "--set", "data.root=a\udcff"), 2, "not UTF-8"),
         (("smoke", "--set", f"train.log_every={'9' * 400} epochs"), 2, "a positive number of epochs or steps"),
         (("smoke", "--set", "train.batch=1000000000000000000"), 2, "train.batch: expected less than or equal to"),
-        (("smoke", "--env", "A B"), 2, "is no name of a variable"),
+        (("smoke", "--env", "A B"), 2, "is not a valid variable name"),
         (("missing.yaml",), 2, "missing.yaml: can't be read"),
         (("smoke", "--run-dir", "/proc/nowhere"), 3, "choose another --run-dir"),
     ],
@@ -177,7 +177,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
         "did you mean model.branches?",
         "100 is not divisible by data.shards 64",
         "0 visible",
-        "exists and is no run directory",
+        "exists and is not a run directory",
     ):
         assert part in answer.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
@@ -310,7 +310,7 @@ def test_all_problems_of_a_command_line_are_reported_together(tmp_path: Path) ->
     )
     answer = run_command("fmfsd-launch", "smoke", *wrong, cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (2, "")
-    for part in ("1x", "NOT_SET", "--elastic '3:1'", "a stands there twice", "--set foo=1"):
+    for part in ("1x", "NOT_SET", "--elastic '3:1'", "a is listed twice", "--set foo=1"):
         assert part in answer.stderr
 
 

@@ -135,10 +135,10 @@ def make_driver(*gpus: dict[str, Any], trouble: str = "") -> dict[str, Any]:
             {
                 "driver": make_driver(GPU),
                 "gpus": ("0",),
-                "gpu_trouble": "torch 2.15.0 is a build without CUDA: install the one of PyPI",
+                "gpu_trouble": "torch 2.15.0 is a build without CUDA: install torch from PyPI",
             },
             "GPUs",
-            "is a build without CUDA: install the one of PyPI",
+            "is a build without CUDA: install torch from PyPI",
         ),
     ],
 )

@@ -51,7 +51,7 @@ def resume_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Reque
 def test_runs_of_an_array_are_sorted_by_seed(array: list[RunDir], tmp_path: Path) -> None:
     assert list(existing_runs(tmp_path / "array")) == array
     assert existing_runs(array[0].path) == (array[0],)
-    with pytest.raises(CheckError, match="no run directory, and no folder of an array's runs"):
+    with pytest.raises(CheckError, match="neither a run directory nor a folder of an array's runs"):
         existing_runs(tmp_path)
 
 

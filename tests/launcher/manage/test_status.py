@@ -114,7 +114,7 @@ def test_an_ended_run_has_the_state_of_its_outcome(state: str, run: RunDir) -> N
     outcome(run, state)
     status = Status.of(run)
     assert (status.state, status.is_resumable) == (state, state != "finished")
-    assert status.who.endswith(", gone now")
+    assert status.who.endswith(", no longer running")
 
 
 def test_a_failed_run_shows_the_cause_and_how_to_resume(run: RunDir) -> None:
@@ -138,17 +138,17 @@ def test_the_state_of_a_run_on_another_host_depends_on_the_age_of_its_files(run:
     attempt(run)
     worker(run)
     assert Status.of(run).state == "training"
-    assert ", judged from here by the run's files: nothing has changed for " in Status.of(run).who
+    assert "; state inferred from the run's files, unchanged for " in Status.of(run).who
     set_age(run, SILENT_S + 30)
     assert Status.of(run).state == "lost"
-    assert Status.of(run).who.endswith("nothing has changed for 3 min")
+    assert Status.of(run).who.endswith("unchanged for 3 min")
     worker(run)
     outcome(run, "stopped")
     assert Status.of(run).state == "stopped"
 
 
 def test_a_run_that_was_never_launched_is_new(run: RunDir) -> None:
-    assert (Status.of(run).state, Status.of(run).who) == ("new", "nobody yet")
+    assert (Status.of(run).state, Status.of(run).who) == ("new", "none yet")
 
 
 def test_a_pending_job_is_queued_with_slurms_reason(run: RunDir, cluster: Callable[..., list[str]]) -> None:
@@ -215,7 +215,7 @@ def test_a_folder_of_runs_is_shown_as_a_line_per_run_in_natural_order(run: RunDi
         other.config.write_text("seed: 0\n")
     run.config.unlink()
     outcome(RunDir(run.path / "seed-9"), "finished")
-    assert shown(run.path, as_json=False) == "seed-9   finished\nseed-10  new: nobody has run it yet"
+    assert shown(run.path, as_json=False) == "seed-9   finished\nseed-10  new: not started yet"
     assert [each["state"] for each in json.loads(shown(run.path, as_json=True))] == ["finished", "new"]
 
 
@@ -264,7 +264,7 @@ def test_a_running_job_whose_launch_has_not_started_is_cancelled(
 def test_a_silent_launch_on_another_host_still_gets_the_request(run: RunDir) -> None:
     set_owner(run, ON_OTHER_HOST)
     set_age(run, 3600 * 5)
-    assert request_end(run.path, wait=False).endswith("nothing has changed for 5 h")
+    assert request_end(run.path, wait=False).endswith("unchanged for 5 h")
     assert run.stop_request.read_text() == NOW
 
 
@@ -299,7 +299,7 @@ def test_an_array_task_unknown_to_slurm_is_ignored(
 def test_a_launch_that_ended_on_another_host_gets_no_request(run: RunDir) -> None:
     set_owner(run, ON_OTHER_HOST)
     outcome(run, "stopped")
-    assert Status.of(run).who == f"{ON_OTHER_HOST}, gone now"
+    assert Status.of(run).who == f"{ON_OTHER_HOST}, no longer running"
     for act in (request_stop, request_end):
         with pytest.raises(CheckError, match="no launch is active there; the last was process "):
             act(run.path, wait=False)

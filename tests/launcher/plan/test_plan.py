@@ -282,10 +282,10 @@ def test_further_variables_are_passed_by_name() -> None:
     assert extra_variables(["A", "B=2=3", "C="], {"A": "1"}) == {"A": "1", "B": "2=3", "C": ""}
     with pytest.raises(ConfigError, match="--env A: not set here"):
         extra_variables(["A"], {})
-    with pytest.raises(ConfigError, match="'A B' is no name of a variable") as caught:
+    with pytest.raises(ConfigError, match="'A B' is not a valid variable name") as caught:
         extra_variables(["A B=canary"], {})
     assert "canary" not in str(caught.value)
-    with pytest.raises(ConfigError, match="--env FMFSD_ATTEMPT: the launcher sets it itself"):
+    with pytest.raises(ConfigError, match="--env FMFSD_ATTEMPT: reserved: the launcher sets it for each worker"):
         extra_variables(["FMFSD_ATTEMPT=9"], {})
 
 

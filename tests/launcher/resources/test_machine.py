@@ -201,7 +201,7 @@ GPU = (Gpu("GPU-1", "H100"),)
         (NEW_TORCH, Driver("580.1", gpus=GPU, cuda=(13, 0)), ""),
         (NEW_TORCH, Driver("600.1", gpus=GPU, cuda=(14, 0)), ""),
         (NEW_TORCH, Driver("580.1", gpus=GPU), ""),
-        (CPU_TORCH, Driver("580.1", gpus=GPU, cuda=(13, 0)), "is a build without CUDA: install the one of PyPI"),
+        (CPU_TORCH, Driver("580.1", gpus=GPU, cuda=(13, 0)), "is a build without CUDA: install torch from PyPI"),
         (CPU_TORCH, Driver(), ""),
         ("", Driver("580.1", gpus=GPU, cuda=(13, 0)), ""),
     ],

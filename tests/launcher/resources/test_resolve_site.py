@@ -36,16 +36,21 @@ def test_nodes_are_this_machine_or_hosts_or_chosen_by_slurm(
 @pytest.mark.parametrize(
     ("launch", "nodes", "environment", "expected"),
     [
-        (LaunchConfig(hosts=(A,)), 2, {}, "--nodes: 2 asked for, 1 there: a"),
+        (LaunchConfig(hosts=(A,)), 2, {}, "--nodes: 2 requested, 1 available: a"),
         (
             LaunchConfig(hosts=(Host("a", 4),), gpus=8),
             None,
             {},
-            "--gpus: 8 asked for, and the hostfile",
+            "--gpus: 8 requested, but the hostfile",
         ),
-        (LaunchConfig(hosts=(A,), on="local"), None, {}, "--on, --hosts: local, and the hosts a to reach by ssh"),
-        (LaunchConfig(hosts=(A,)), None, JOB, "--hosts: in Slurm's job 7: say --on ssh, or leave the hosts out"),
-        (LaunchConfig(on="ssh"), None, {}, "--on ssh: which machines?"),
+        (LaunchConfig(hosts=(A,), on="local"), None, {}, "--on, --hosts: local contradicts the ssh hosts a"),
+        (
+            LaunchConfig(hosts=(A,)),
+            None,
+            JOB,
+            "--hosts: given inside Slurm job 7: add --on ssh, or leave the hosts out",
+        ),
+        (LaunchConfig(on="ssh"), None, {}, "--on ssh: no hosts given:"),
         (LaunchConfig(slurm=SlurmOptions(time="1:00")), None, {}, "--on: options of a batch job without --on slurm"),
     ],
 )
@@ -80,8 +85,8 @@ def test_a_hostfile_has_a_host_per_line_with_optional_slots(tmp_path: Path) -> N
     ("text", "expected"),
     [
         ("a slots=0\nb c\n", ["hosts:1: expected `host` or `host slots=N`, found 'a slots=0'", "hosts:2: expected"]),
-        ("-oProxyCommand=x\n", ["hosts:1: '-oProxyCommand=x' is no host's name"]),
-        ("a\na\n", ["hosts:1: a stands there twice"]),
+        ("-oProxyCommand=x\n", ["hosts:1: '-oProxyCommand=x' is not a valid host name"]),
+        ("a\na\n", ["hosts:1: a is listed twice"]),
         ("# none\n", ["names no host"]),
     ],
 )

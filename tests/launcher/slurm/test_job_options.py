@@ -119,9 +119,7 @@ def test_job_states_of_all_slurm_versions_are_understood(state: str, is_waiting:
 @pytest.mark.parametrize("may_be_submitted", [False, True])
 def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_be_submitted: bool, tmp_path: Path) -> None:
     tasks = [cast(Task, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
-    error = (
-        slurm_commands.NoAnswerError("no answer") if may_be_submitted else CheckError("another launch is at work there")
-    )
+    error = slurm_commands.NoAnswerError("no answer") if may_be_submitted else CheckError("in use by another launch")
 
     def write_and_fail() -> None:
         with all_or_nothing(tasks):

@@ -31,8 +31,8 @@ SLURM = SlurmOptions(srun=(("container-image", "my image"), ("container-mount-ho
     ("text", "expected"),
     [
         ("", "--wrap: is empty: expected a command"),
-        ("env 'X", '--wrap "env \'X": is no command: No closing quotation'),
-        ("conda run -n x", "--wrap: conda run keeps what agents print: add --no-capture-output"),
+        ("env 'X", '--wrap "env \'X": is not a valid command: No closing quotation'),
+        ("conda run -n x", "--wrap: conda run buffers the output of agents: add --no-capture-output"),
     ],
 )
 def test_a_wrapper_that_can_not_run_an_agent_is_refused(text: str, expected: str) -> None:
@@ -127,7 +127,7 @@ def test_missing_folders_and_packages_of_a_container_are_named() -> None:
     results = {WRAPPED: probe_result(marker=False, versions=versions)}
     problems = list(map(str, host_checks.problems(LaunchConfig(), Survey(results, asked=request))))
     assert problems == [
-        "inside --wrap: does not see /runs, where the run is to be: mount it into the container",
+        "inside --wrap: does not see /runs, the parent of the run directory: mount it into the container",
         "inside --wrap: torch is not installed inside: install fmfsd's dependencies in the image",
     ]
 

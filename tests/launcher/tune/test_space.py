@@ -197,7 +197,7 @@ def test_a_searched_key_can_not_be_set_too(tmp_path: Path) -> None:
 def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
     assert find_space("loss") == shipped_folder("tune_spaces") / "loss.yaml"
     assert find_space("here/mine.yaml") == Path("here/mine.yaml")
-    with pytest.raises(ConfigError, match=r"no search space is called 'los'; did you mean loss\?"):
+    with pytest.raises(ConfigError, match=r"unknown search space 'los'; did you mean loss\?"):
         find_space("los")
 
 

@@ -118,7 +118,7 @@ def test_a_config_is_checked_for_the_devices_of_the_sweep(
     result = CliRunner().invoke(app, argv)
     assert devices == [device]
     assert result.exit_code == (0 if gpus else 2), result.stderr
-    assert ("train.compile: cuda_graphs are a GPU's" in result.stderr) == (not gpus)
+    assert ("train.compile: cuda_graphs need a GPU" in result.stderr) == (not gpus)
 
 
 def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path) -> None:
