@@ -125,7 +125,7 @@ def test_more_than_a_cluster_has_is_refused(cluster: RayCluster, stub_arguments:
     words = [*stub_arguments, "--ray-address", cluster.address]
     answer = tune(*words, cwd=tmp_path, env=cluster.environment)
     assert answer.returncode == 3, answer.stderr
-    assert "--concurrent: 2 at a time, of which 1 fit: a trial asks for 1 x 1 cores" in answer.stderr
+    assert "--concurrent: 2 at a time, but only 1 fit: a trial requests 1 x 1 cores" in answer.stderr
     assert not (tmp_path / "sweep").exists()
 
 

@@ -83,7 +83,7 @@ def reason(folder: Path, *trials: tuple[dict[str, Any], float]) -> str:
 
 def test_too_few_trials_are_told(tmp_path: Path) -> None:
     found = reason(tmp_path, *((values, 0.5) for values in drawn(FEWEST_TRIALS - 1)))
-    assert found == "9 finished trials are too few to tell: it takes 10"
+    assert found == "9 finished trials are too few: at least 10 are needed"
 
 
 def test_equal_results_are_told(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_end_of_each_trial_is_a_line(sweep: MadeSweep) -> None:
         "model.branches [1,3]",
         "trial 0002 failed: rank 0: boom / ",
         "trial 0003 stopped early after epoch 2",
-        "trial 0004 is 0001 again, and is not run",
+        "trial 0004 has the same config as trial 0001: not run again",
         "5 of 12 ended, about 4 min left",  # 7 x 60 / 2 s
         "trial 0005 finished: valid/deepest_top1 50.00% (the best so far)",
     ]
@@ -127,8 +127,8 @@ def test_a_trial_that_ray_has_lost_is_a_warning_with_the_reason(sweep: MadeSweep
         sweep.ledger.note("restarted", config="base", seed=7, cause="")
         shown.update()
     assert printed(to).splitlines()[:2] == [
-        "warning: trial 0000 was lost and starts again: the node ran low on memory",
-        "warning: trial base-seed-7 was lost and starts again: Ray gives no reason",
+        "warning: trial 0000 was lost and restarts: the node ran low on memory",
+        "warning: trial base-seed-7 was lost and restarts: Ray gives no reason",
     ]
 
 
@@ -184,7 +184,7 @@ def test_a_failed_attempt_is_a_warning_once(sweep: MadeSweep) -> None:
         shown.update()
     assert [line for line in printed(to).splitlines() if "warning" in line] == [
         "warning: trial 0000, attempt 1: rank 0 was killed by SIGKILL; attempt 2 goes on",
-        "warning: trial 0000, attempt 2: whoever ran it is gone; attempt 3 goes on",
+        "warning: trial 0000, attempt 2: its coordinator is gone; attempt 3 continues",
     ]
 
 
@@ -227,8 +227,8 @@ def test_of_several_metrics_the_front_is_told(tmp_path: Path) -> None:
             made.ended(number, "finished", deepest_top1=top1, train_macs=macs)
     made.ledger.close()
     assert printed(to).splitlines() == [
-        "trial 0000 finished: valid/deepest_top1 40.00%, cost/train_macs 2e+08 (of the front's 2)",
-        "trial 0001 finished: valid/deepest_top1 30.00%, cost/train_macs 1e+08 (of the front's 2)",
+        "trial 0000 finished: valid/deepest_top1 40.00%, cost/train_macs 2e+08 (one of 2 on the Pareto front)",
+        "trial 0001 finished: valid/deepest_top1 30.00%, cost/train_macs 1e+08 (one of 2 on the Pareto front)",
         "trial 0002 finished: valid/deepest_top1 30.00%, cost/train_macs 2e+08",
     ]
     to.print(final_table(History.read(made.dir.ledger, FRONT)))
@@ -255,7 +255,7 @@ def test_at_the_end_the_best_trial_and_its_paired_gain_are_told() -> None:
     best, gain = conclusions(history, hidden=["seed"])
     assert best == "best: trial 0000: valid/deepest_top1 50.00%, distill.alpha 0.25"
     assert gain.startswith("trial 0000: +10.50 points of valid/deepest_top1 to base, 95 % interval +")
-    assert gain.endswith("the gain is more than noise")
+    assert gain.endswith("the gain is significant")
     assert conclusions(History(OPTIONS)) == []
 
 

@@ -146,7 +146,7 @@ def test_a_cluster_that_has_lost_too_much_is_waited_for_a_while() -> None:
     patience.look()
     now[0] = 260.0
     with pytest.raises(
-        SearchFailedError, match="none came back in 120 s: --nodes, --gpus: a trial asks for 2 x 1 cores"
+        SearchFailedError, match="none came back within 120 s: --nodes, --gpus: a trial requests 2 x 1 cores"
     ):
         patience.look()
 

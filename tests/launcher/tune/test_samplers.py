@@ -193,11 +193,16 @@ def test_a_metric_that_is_no_number_is_a_failure_to_the_search() -> None:
     ("search", "options", "parameters", "expected"),
     [
         ("tpr", {}, SPACE.parameters, "--search tpr: is unknown; did you mean tpe? There are random, grid, tpe"),
-        ("grid", {}, SPACE.parameters, "--search grid: there is no end to distill.alpha, distill.beta"),
-        ("grid", {"trials": 5}, (TAPS,), "--trials 5: 5 trials do not cover the grid's 6: set --trials 6"),
-        ("tpe", {"trials": 2}, (*CONDITIONAL, SEEDS), "--trials 2: 2 trials do not cover the grid's 3"),
-        ("cmaes", {}, CONDITIONAL, "--search cmaes: adapts ranges of numbers that always exist, and there are none"),
-        ("cmaes", {"metrics": ("a", "b")}, SPACE.parameters, "--search cmaes: looks for one metric, found 2"),
+        (
+            "grid",
+            {},
+            SPACE.parameters,
+            "--search grid: needs finite parameters, found continuous distill.alpha, distill.beta",
+        ),
+        ("grid", {"trials": 5}, (TAPS,), "--trials 5: fewer than the 6 combinations of the grid: set --trials 6"),
+        ("tpe", {"trials": 2}, (*CONDITIONAL, SEEDS), "--trials 2: fewer than the 3 combinations of the grid"),
+        ("cmaes", {}, CONDITIONAL, "--search cmaes: needs numeric ranges without a condition, found none"),
+        ("cmaes", {"metrics": ("a", "b")}, SPACE.parameters, "--search cmaes: optimizes one metric, found 2"),
     ],
 )
 def test_what_can_not_be_searched_is_refused(

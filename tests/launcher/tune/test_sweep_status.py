@@ -80,7 +80,7 @@ def test_a_search_that_has_ended_has_its_outcome(state: str, sweep: MadeSweep) -
     write_json(sweep.dir.coordination.outcome, {"state": state, "cause": "boom" if state == "failed" else ""})
     text = shown(sweep.dir.path, as_json=False)
     assert f"state       {state}: 3 of 12 ended{'; boom' if state == 'failed' else ''}\n" in text
-    assert text.endswith(f"to go on    fmfsd-tune --resume {sweep.dir.path}") == (state != "finished")
+    assert text.endswith(f"to resume   fmfsd-tune --resume {sweep.dir.path}") == (state != "finished")
 
 
 def test_a_search_whose_driver_is_gone_is_lost(sweep: MadeSweep) -> None:
@@ -88,7 +88,7 @@ def test_a_search_whose_driver_is_gone_is_lost(sweep: MadeSweep) -> None:
     write_json(sweep.dir.coordination.outcome, {"state": "stopped"})
     os.utime(sweep.dir.coordination.outcome, (1, 1))
     owned(sweep, GONE)
-    assert "state       lost: 3 of 12 ended; whoever ran it is gone without an outcome" in shown(
+    assert "state       lost: 3 of 12 ended; the coordinator is gone without an outcome" in shown(
         sweep.dir.path, as_json=False
     )
 
@@ -105,7 +105,7 @@ def test_a_search_of_another_host_lives_while_a_trial_is_heard_of(sweep: MadeSwe
 def test_a_search_that_nobody_has_run_is_new(tmp_path: Path) -> None:
     made = MadeSweep(tmp_path / "sweep", TuneOptions(trials=3))
     made.ledger.close()
-    assert "state       new: 0 of 3 ended; nobody has run it yet" in shown(made.dir.path, as_json=False)
+    assert "state       new: 0 of 3 ended; the sweep was never started" in shown(made.dir.path, as_json=False)
 
 
 @pytest.mark.parametrize(("act", "asked"), [(request_stop, ""), (request_end, NOW)])

@@ -34,7 +34,7 @@ def test_without_gpus_each_worker_has_a_core_at_least_and_fewer_trials_have_more
 
 def test_memory_bounds_them_too() -> None:
     assert shape(LAPTOP, need=5 * GIB) == Shape("cpu", cores=2, gpus=0, concurrent=3)
-    with pytest.raises(CheckError, match="a trial asks for 1 x 1 GPUs and at least 90.0 GiB of their memory"):
+    with pytest.raises(CheckError, match="a trial requests 1 x 1 GPUs and at least 90.0 GiB of their memory"):
         shape(BOX, need=90 * GIB)
 
 
@@ -43,7 +43,7 @@ def test_machines_that_differ_are_each_used_as_far_as_they_go() -> None:
 
 
 def test_what_fits_nowhere_is_refused_with_what_there_is() -> None:
-    with pytest.raises(CheckError, match="a trial asks for 1 x 9 cores; there is a machine with 8 cores, 0 GPUs"):
+    with pytest.raises(CheckError, match="a trial requests 1 x 9 cores; available: a machine with 8 cores, 0 GPUs"):
         shape(LAPTOP, gpus=9)
-    with pytest.raises(CheckError, match="--concurrent: 9 at a time, of which 8 fit"):
+    with pytest.raises(CheckError, match="--concurrent: 9 at a time, but only 8 fit"):
         shape(LAPTOP, concurrent=9)
