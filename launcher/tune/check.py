@@ -126,7 +126,7 @@ def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
 def machines(site: Site, options: TuneOptions, sweep: SweepDir, *, asks: bool) -> list[Resources]:
     """Return the resources of each machine for trials.
 
-    A Ray cluster is probed only with `asks`; otherwise it is assumed to have the resources of this machine. Raise
+    A Ray cluster is probed only with `probe_ray`; otherwise it is assumed to have the resources of this machine. Raise
     CheckError if a cluster does not answer, or does not see the sweep's files.
     """
     if options.ray_address is not None:

@@ -55,7 +55,7 @@ class Coordination:
     def __init__(
         self,
         sweep: SweepDir,
-        begun: Begun,
+        settings: Begun,
         space: Space,
         site: Site,
         environment: Mapping[str, str],
@@ -63,7 +63,7 @@ class Coordination:
         as_json: bool = False,
         job: Allocation | None = None,
     ) -> None:
-        self._sweep, self._settings, self._space, self._environment = sweep, begun, space, environment
+        self._sweep, self._settings, self._space, self._environment = sweep, settings, space, environment
         self._site, self._job = site, job
         self._console, self._as_json = console_of(as_json=as_json), as_json
         self._run, self._acknowledged = sweep.coordination, False
@@ -141,10 +141,10 @@ class Coordination:
         steps = (RunDir(folder).newest_step() or 0 for folder in self._sweep.trials.iterdir())
         return self._sweep.ledger.stat().st_size + sum(steps)
 
-    def _print_intro(self, shape: Shape, warnings: Sequence[str]) -> None:
+    def _print_intro(self, resources: Shape, warnings: Sequence[str]) -> None:
         options, held_out = self._settings.options, self._settings.held_out
         self._print(f"sweep: {self._sweep.path}")
-        self._print(f"{options.trials} trials, {shape}")
+        self._print(f"{options.trials} trials, {resources}")
         if held_out:
             self._print(
                 f"{held_out} training samples are held out for validation; the test set is only for the winners"

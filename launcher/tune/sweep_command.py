@@ -37,7 +37,7 @@ from launcher.tune.space.load import Space, read_space
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """The parsed command line. `given`: the TuneOptions that it sets; `launch`: the launch config of each trial."""
+    """The parsed command line. `cli_options`: the TuneOptions that it sets; `launch`: launch config of each trial."""
 
     space: str | None
     config: str | None
@@ -120,14 +120,14 @@ def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepReq
     return replace(request, resume=sweep.path, space=None, config=None, overrides=(), sweep_dir=None)
 
 
-def sweep_in_job(begun: Begun) -> Begun:
+def sweep_in_job(settings: Begun) -> Begun:
     """Return the settings with the longest grace that fits between Slurm's warning and the job's end.
 
     Time for Ray to shut down after the trials is left.
     """
-    launch = begun.launch
+    launch = settings.launch
     left_s = LEAD_S - LEAD_BEYOND_S - BEYOND_GRACE_S
-    return replace(begun, launch=replace(launch, grace_s=min(launch.longest_grace_s, max(launch.grace_s, left_s))))
+    return replace(settings, launch=replace(launch, grace_s=min(launch.longest_grace_s, max(launch.grace_s, left_s))))
 
 
 def _prepare_new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
@@ -146,13 +146,13 @@ def _prepare_new(request: SweepRequest, site: Site, environment: Mapping[str, st
     base = _check_base(
         replace(request, config=space.config, overrides=overrides), launch, machines, sweep, environment, cwd
     )
-    begun = Begun(options, launch, held_out, base.costs.memory.get("total", 0))
+    settings = Begun(options, launch, held_out, base.costs.memory.get("total", 0))
     check.require_metrics(options, space, base.costs)
-    shape = begun.shape_on(machines)
-    check.require_room(sweep, options, base.config, base.costs, shape)
+    resources = settings.shape_on(machines)
+    check.require_room(sweep, options, base.config, base.costs, resources)
     config_text = dump_given(space.config, overrides, data_root=request.data_root)
     content = {sweep.space: path.read_text("utf-8"), sweep.config: config_text}
-    return Ready(sweep, begun, space, prepare_command(base.config), shape, base.warnings, content)
+    return Ready(sweep, settings, space, prepare_command(base.config), resources, base.warnings, content)
 
 
 def _check_base(
@@ -190,13 +190,13 @@ def _prepare_resumed(request: SweepRequest, site: Site, environment: Mapping[str
     if not sweep.ledger.exists():
         raise CheckError([Problem(str(sweep.path), "is not a sweep folder: it has no ledger")])
     _require_no_new_inputs(request)
-    begun = Begun.of(sweep.ledger, environment).going_on(request.given)
-    History.read(sweep.ledger, begun.options)
+    settings = Begun.of(sweep.ledger, environment).going_on(request.given)
+    History.read(sweep.ledger, settings.options)
     space = read_space(sweep.space, config=str(sweep.config))
-    check.require_sound(space, begun.options, sweep, is_new=False)
-    machines = check.machines(site, begun.options, sweep, asks=request.stop_after == "run")
-    shape = begun.shape_on(machines)
-    return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
+    check.require_sound(space, settings.options, sweep, is_new=False)
+    machines = check.machines(site, settings.options, sweep, asks=request.stop_after == "run")
+    resources = settings.shape_on(machines)
+    return Ready(sweep, settings, space, prepare_command(load_config(str(sweep.config))), resources, (), {})
 
 
 def _require_no_new_inputs(request: SweepRequest) -> None:

@@ -91,7 +91,7 @@ class SweepDisplay:
             self._print(text)
 
     def _print_new_facts(self) -> None:
-        """Print lines for failed attempts and for new facts, of these at most LINES_A_LOOK."""
+        """Print lines for failed attempts and for new facts, of these at most MAX_LINES_PER_UPDATE."""
         for text in self._follower.troubles():
             self._print(f"warning: {in_a_line(text)}")
         facts = self._follower.look()

@@ -46,18 +46,18 @@ class Driver:
     def __init__(
         self,
         sweep: SweepDir,
-        begun: Begun,
+        settings: Begun,
         environment: Mapping[str, str],
         progress: ProgressFile,
         *,
         offered: Resources,
         head: Head | None,
     ) -> None:
-        self._sweep, self._settings, self._environment, self._progress = sweep, begun, environment, progress
+        self._sweep, self._settings, self._environment, self._progress = sweep, settings, environment, progress
         self._resources, self._head = offered, head
         self._space = read_space(sweep.space, config=str(sweep.config))
-        self._state = Book(sweep, self._space, begun.options)
-        self._capacity = Patience(lambda: begun.shape_left_on(machines()))
+        self._state = Book(sweep, self._space, settings.options)
+        self._capacity = Patience(lambda: settings.shape_left_on(machines()))
 
     def run(self, folder: Path, report_crash: Callable[[Exception], None]) -> str:
         """Run the sweep; return `finished` or `stopped`. Ray's files are in `folder`.
@@ -66,11 +66,11 @@ class Driver:
         """
         try:
             with self._ray(folder), ending_if_ray_dies(report_crash):
-                shape = self._settings.shape_left_on(machines())
-                self._budget = self._budget_for(shape)
-                self._search(shape)
+                resources = self._settings.shape_left_on(machines())
+                self._budget = self._budget_for(resources)
+                self._search(resources)
                 if not self._is_stopped():
-                    self._evaluate_winners(shape)
+                    self._evaluate_winners(resources)
         finally:
             write_final_results(self._sweep, self._space, self._state.history, held_out=self._settings.held_out)
             self._write_report()
@@ -88,17 +88,18 @@ class Driver:
     def _is_stopped(self) -> bool:
         return self._sweep.coordination.stop_request.exists()
 
-    def _budget_for(self, shape: Shape) -> DiskBudget:
+    def _budget_for(self, resources: Shape) -> DiskBudget:
         """Return the disk budget. The checks have probed the cost of the config, so the result is cached."""
         options, config = self._settings.options, load_config(str(self._sweep.config))
         config_args = [str(self._sweep.config)]
         workers = self._settings.launch.nodes * (self._settings.launch.gpus or 1)
         costs = Costs()
         if options.disk_bytes is not None:
-            costs = costs_of(config, config_args, workers=workers, environment=self._environment, device=shape.device)
-        return DiskBudget.of(self._sweep, options, config, costs, concurrent=shape.concurrent)
+            device = resources.device
+            costs = costs_of(config, config_args, workers=workers, environment=self._environment, device=device)
+        return DiskBudget.of(self._sweep, options, config, costs, concurrent=resources.concurrent)
 
-    def _search(self, shape: Shape) -> None:
+    def _search(self, resources: Shape) -> None:
         options, history = self._settings.options, self._state.history
         self._budget.tidy(history, self._state)  # a kill may have come between a trial's end and the deletion
         rule = Scheduler(
@@ -106,27 +107,27 @@ class Driver:
         )
         source = Searched(
             self._state,
-            lambda trial: self._trial_spec(shape, trial.name, trial.overrides, epochs=max(trial.reports, default=0)),
+            lambda each: self._trial_spec(resources, each.name, each.overrides, epochs=max(each.reports, default=0)),
             is_stopped=self._is_stopped,
             done=self._after_a_trial,
         )
-        self._run_source(source, rule, shape, trouble=self._disk_shortage)
+        self._run_source(source, rule, resources, trouble=self._disk_shortage)
 
-    def _evaluate_winners(self, shape: Shape) -> None:
+    def _evaluate_winners(self, resources: Shape) -> None:
         """Evaluate the winners on the test set, and run them again with new seeds."""
         if not self._state.history.ranked():
             raise SearchFailedError(self._no_winner_message())
-        test_winners(self._state, self._sweep, shape, pulse=self._on_step, is_stopped=self._is_stopped)
+        test_winners(self._state, self._sweep, resources, pulse=self._on_step, is_stopped=self._is_stopped)
         self._budget.tidy_reruns(self._state.history)
         source = Confirmed(
             self._state,
             self._sweep,
             reruns(self._state.history, self._sweep, self._space),
-            lambda rerun: self._trial_spec(shape, rerun.name, rerun.overrides),
+            lambda rerun: self._trial_spec(resources, rerun.name, rerun.overrides),
             is_stopped=self._is_stopped,
             done=self._after_a_rerun,
         )
-        self._run_source(source, None, shape, trouble=str)
+        self._run_source(source, None, resources, trouble=str)
 
     def _disk_shortage(self) -> str:
         """Return why a new trial has no disk space, or an empty string. Interrupted trials have theirs already."""
@@ -134,13 +135,15 @@ class Driver:
             return ""
         return self._budget.trouble(self._state.history)
 
-    def _run_source(self, source: Source, rule: Scheduler | None, shape: Shape, *, trouble: Callable[[], str]) -> None:
-        feeder = Feeder(source, concurrent=shape.concurrent, trouble=trouble, is_stopped=self._is_stopped)
+    def _run_source(
+        self, source: Source, rule: Scheduler | None, resources: Shape, *, trouble: Callable[[], str]
+    ) -> None:
+        searcher = Feeder(source, concurrent=resources.concurrent, trouble=trouble, is_stopped=self._is_stopped)
         run_trials(
-            feeder,
+            searcher,
             rule,
             launch=self._settings.launch,
-            shape=shape,
+            shape=resources,
             max_failures=self._settings.options.max_failures,
             scratch=self._sweep.path / ".tune",
             pulse=self._on_step,
@@ -152,16 +155,16 @@ class Driver:
         self._progress.show("search", step=len(self._state.history.trials))
 
     def _trial_spec(
-        self, shape: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0
+        self, resources: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0
     ) -> TrialOrder:
         return TrialOrder(
             sweep=self._sweep.path,
             name=name,
             overrides=tuple(overrides),
-            launch=self._settings.launch_of_a_trial(shape.device),
+            launch=self._settings.launch_of_a_trial(resources.device),
             cwd=str(self._sweep.path),
             environment=travelling(self._environment),
-            cores=shape.cores,
+            cores=resources.cores,
             reported=epochs,
             wants_costs=any(metric.startswith("cost/") for metric in self._settings.options.metrics),
         )
@@ -208,11 +211,11 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     sweep, attempt = SweepDir(args.sweep), args.attempt
     run, settings = sweep.coordination, Begun.of(sweep.ledger, environment)
     report_crash = partial(write_crash, run, attempt)
-    resources = Resources(args.cores, tuple(map(str, range(args.gpus))))
+    offered = Resources(args.cores, tuple(map(str, range(args.gpus))))
     head = Head(args.head[0], int(args.head[1]), args.machines) if args.head else None
     try:
         with ProgressFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
-            driver = Driver(sweep, settings, environment, progress, offered=resources, head=head)
+            driver = Driver(sweep, settings, environment, progress, offered=offered, head=head)
             state = driver.run(args.scratch / "ray", report_crash)
     except Exception as error:
         report_crash(error)

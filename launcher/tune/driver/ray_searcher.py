@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 class Feeder(Unkept, Searcher):
-    """Hands the runs of a source to Tune, at most `concurrent` at a time, while `trouble` returns no problem."""
+    """Hands the runs of a source to Tune, at most `concurrent` at a time, while `find_problem` returns none."""
 
     def __init__(
         self, source: Source, *, concurrent: int, trouble: Callable[[], str], is_stopped: Callable[[], bool]
@@ -106,17 +106,17 @@ def metrics_in(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Searched:
-    """The trials of a sweep as a source; `done` is called after each trial's end."""
+    """The trials of a sweep as a source; `on_trial_end` is called after each trial's end."""
 
     def __init__(
         self,
-        book: Book,
-        order_of: Callable[[Trial], TrialOrder],
+        state: Book,
+        to_spec: Callable[[Trial], TrialOrder],
         *,
         is_stopped: Callable[[], bool],
         done: Callable[[], None],
     ) -> None:
-        self._state, self._to_spec, self._is_stopped, self._done = book, order_of, is_stopped, done
+        self._state, self._to_spec, self._is_stopped, self._done = state, to_spec, is_stopped, done
 
     def next_order(self) -> tuple[int, TrialOrder] | None:
         trial = self._state.next_trial()

@@ -28,7 +28,7 @@ def run_trials(
     scratch: Path,
     pulse: Callable[[], None],
 ) -> None:
-    """Run the feeder's trials until it has no more and all have ended. Call `pulse` several times a second.
+    """Run the searcher's trials until it has no more and all have ended. Call `on_step` several times a second.
 
     Tune writes into `scratch`, which is deleted before and after: nothing in it is needed.
     """
@@ -64,16 +64,16 @@ def _trial_id(trial: RayTrial) -> str:
 
 
 class _Callback(Unkept, tune.Callback):
-    """Passes events of Tune's loop to the feeder and to `pulse`."""
+    """Passes events of Tune's loop to the searcher and to `on_step`."""
 
     def __init__(self, feeder: Feeder, pulse: Callable[[], None]) -> None:
-        self._feeder, self._pulse = feeder, pulse
+        self._searcher, self._on_step = feeder, pulse
 
     def on_trial_recover(self, *, trial: RayTrial, **_info: Any) -> None:
-        self._feeder.on_trial_restarted(trial.trial_id, reason_of(trial))
+        self._searcher.on_trial_restarted(trial.trial_id, reason_of(trial))
 
     def on_trial_error(self, *, trial: RayTrial, **_info: Any) -> None:
-        self._feeder.on_trial_lost(trial.trial_id, reason_of(trial))
+        self._searcher.on_trial_lost(trial.trial_id, reason_of(trial))
 
     def on_trial_complete(self, *, trial: Any, **_info: Any) -> None:
         """Delete the trial's metric statistics, which are not used: Ray 2.60 never frees these 20 KiB."""
@@ -82,4 +82,4 @@ class _Callback(Unkept, tune.Callback):
             trial.run_metadata.metric_n_steps.clear()
 
     def on_step_end(self, **_info: Any) -> None:
-        self._pulse()
+        self._on_step()

@@ -49,24 +49,24 @@ class Machines:
     start_agent: Callable[[NodePlan], Link] = start_planned
 
     @classmethod
-    def here(cls, order: TrialOrder, environment: Mapping[str, str]) -> "Machines":
+    def here(cls, spec: TrialOrder, environment: Mapping[str, str]) -> "Machines":
         """Return this machine with the trial's number of cores, not pinned, and the GPUs visible in `environment`."""
-        detected, cores = Resources.detect(environment), order.cores * order.launch.nodes
+        detected, cores = Resources.detect(environment), spec.cores * spec.launch.nodes
         return cls(Site(replace(detected, cores=cores, core_numbers=())))
 
 
 class TrialRun:
     """Starts at once. Ends when the run ends, after a stop request to the sweep, or by `end_now`."""
 
-    def __init__(self, order: TrialOrder, machines: Machines) -> None:
-        self._spec, self._machines, self._run = order, machines, order.run
-        self._requests = Requests(others=(order.sweep_dir.coordination.stop_request,))
+    def __init__(self, spec: TrialOrder, machines: Machines) -> None:
+        self._spec, self._machines, self._run = spec, machines, spec.run
+        self._requests = Requests(others=(spec.sweep_dir.coordination.stop_request,))
         self._follower, self._records = RecordFollower(self._run), dict[int, dict[str, float]]()
         self._costs, self._last_step = dict[str, float](), -math.inf
         self.state: State = "running"
         self.cause = ""
         """Why the run failed, in one line."""
-        self._thread = threading.Thread(target=self._run_safely, name=f"trial {order.name}")
+        self._thread = threading.Thread(target=self._run_safely, name=f"trial {spec.name}")
         self._thread.start()
 
     @property

@@ -27,15 +27,15 @@ LOOK_S = 0.5
 
 
 def test_winners(
-    book: Book, sweep: SweepDir, shape: Shape, *, pulse: Callable[[], None], is_stopped: Callable[[], bool]
+    state: Book, sweep: SweepDir, shape: Shape, *, pulse: Callable[[], None], is_stopped: Callable[[], bool]
 ) -> None:
     """Evaluate each winner once on the test set, also over several starts of the sweep.
 
     Winners are the best trial or, with several metrics, the trials of the Pareto front that still have checkpoints.
-    `pulse` is called while waiting; once `is_stopped`, the remaining winners are left out. Raise RunFailedError if a
+    `on_step` is called while waiting; once `is_stopped`, the remaining winners are left out. Raise RunFailedError if a
     winner can not be evaluated.
     """
-    history = book.history
+    history = state.history
     winners = history.front() if len(history.options.metrics) > 1 else history.ranked()[:1]
     missing = [trial for trial in winners if trial.number not in history.tested and not trial.is_freed]
     evaluate = _evaluate.options(num_cpus=shape.cores, num_gpus=min(shape.gpus, 1)).remote
@@ -45,7 +45,7 @@ def test_winners(
             pulse()
             if is_stopped():
                 return
-        book.note("tested", trial=trial.number, metrics=_parse_metrics(trial, *ray.get(result)))
+        state.note("tested", trial=trial.number, metrics=_parse_metrics(trial, *ray.get(result)))
 
 
 @ray.remote
@@ -104,15 +104,15 @@ class Confirmed:
 
     def __init__(
         self,
-        book: Book,
+        state: Book,
         sweep: SweepDir,
         wanted: Sequence[Rerun],
-        order_of: Callable[[Rerun], TrialOrder],
+        to_spec: Callable[[Rerun], TrialOrder],
         *,
         is_stopped: Callable[[], bool],
         done: Callable[[], None],
     ) -> None:
-        self._state, self._sweep, self._to_spec = book, sweep, order_of
+        self._state, self._sweep, self._to_spec = state, sweep, to_spec
         self._pending, self._next = dict(enumerate(wanted, 1)), 1
         self._is_stopped, self._done = is_stopped, done
 

@@ -59,24 +59,25 @@ class Holder:
         """Wait for output of the agent; return nothing once it has ended."""
         return os.read(self._agent.fileno(), 1 << 16)
 
-    def error_output(self) -> str:
+    def read_error_output(self) -> str:
         """Return the end of the agent's error output."""
         return self._agent.last_words()
 
-    def disconnect(self) -> None:
+    def close_input(self) -> None:
         """Close the agent's input, so that it ends its processes and itself."""
         self._agent.hang_up()
 
-    def close(self, within_s: float) -> None:
-        self._agent.close(within_s=within_s)
+    def close(self, timeout_s: float) -> None:
+        """Wait until the agent has ended, and kill it after `timeout_s` seconds."""
+        self._agent.close(within_s=timeout_s)
 
 
 class RayAgent(Link):
-    """The link to the agent of `holder`, an actor handle. A thread writes the agent's output into a pipe."""
+    """The connection to the agent of `actor`, an actor handle. A thread writes the agent's output into a pipe."""
 
-    def __init__(self, holder: Any) -> None:
+    def __init__(self, actor: Any) -> None:
         super().__init__(AGENT_DEADLINE_S)
-        self._holder, self._error_output = holder, ""
+        self._actor, self._error_output = actor, ""
         self.is_lost = False
         """Whether the actor is gone."""
         self._closed = threading.Event()
@@ -95,7 +96,7 @@ class RayAgent(Link):
         return f"{self.printed}\n{self._error_output}"
 
     def hang_up(self) -> None:
-        self._call("commands", "disconnect")
+        self._call("commands", "close_input")
 
     def close(self, *, within_s: float = END_S) -> None:
         with suppress(RayError, GetTimeoutError):
@@ -105,23 +106,23 @@ class RayAgent(Link):
         self._thread.join()
 
     def _call(self, group: str, method: str, *arguments: Any) -> Any:
-        return getattr(self._holder, method).options(concurrency_group=group).remote(*arguments)
+        return getattr(self._actor, method).options(concurrency_group=group).remote(*arguments)
 
     def _relay(self) -> None:
         try:
             self._result(self._start_call)
             while data := self._result(self._call("events", "receive")):
                 os.write(self._in, data)
-            self._error_output = self._result(self._call("events", "error_output")) or ""
+            self._error_output = self._result(self._call("events", "read_error_output")) or ""
         except RayError as error:
             self.is_lost, self._error_output = True, " ".join(str(error).split())
-        except BrokenPipeError:  # the link is closed
+        except BrokenPipeError:  # the connection is closed
             pass
         finally:
             os.close(self._in)
 
     def _result(self, call: Any) -> Any:
-        """Wait for the result of a remote call; return None if the link is closed before that."""
+        """Wait for the result of a remote call; return None if the connection is closed before that."""
         while not self._closed.is_set():
             if ray.wait([call], timeout=LOOK_S)[0]:
                 return ray.get(call)

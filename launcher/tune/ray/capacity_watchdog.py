@@ -11,14 +11,14 @@ PATIENCE_S = 120.0
 
 
 class Patience:
-    """Watches the capacity of a cluster. `require_room` raises CheckError while no trial fits on its machines."""
+    """Watches the capacity of a cluster. `require_capacity` raises CheckError while no trial fits on its machines."""
 
     def __init__(self, require_room: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._require_room, self._clock = require_room, clock
         self._next_check_at, self._had_room_at = 0.0, clock()
 
     def look(self) -> None:
-        """Check the capacity at most every `LOOK_S` seconds. Raise SearchFailedError if it is missing for too long."""
+        """Check the capacity, at most every CHECK_INTERVAL_S. Raise SearchFailedError if it is missing for too long."""
         now = self._clock()
         if now < self._next_check_at:
             return

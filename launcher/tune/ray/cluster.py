@@ -79,7 +79,7 @@ def head_of_a_cluster(folder: Path, head: Head, offered: Resources) -> Iterator[
 
 
 def _wait_for_machines(count: int) -> None:
-    """Wait for `count` machines, for START_S at most; machines that join later are used then."""
+    """Wait for `count` machines, for START_TIMEOUT_S at most; machines that join later are used then."""
     deadline = time.monotonic() + START_S
     while len(machines()) < count and time.monotonic() < deadline:
         time.sleep(LOOK_S / 10)

@@ -18,9 +18,10 @@ TrialState = Literal["asked", "finished", "pruned", "failed"]
 class Trial:
     """A config that the sampler has drawn, and its results.
 
-    `values`: the active parameters, by config key. `memory`: state of the sampler, needed on resume. `reports`:
-    metrics by epoch. `metrics`: the last metrics. `cause`: why the trial failed. `repeats`: number of an earlier trial
-    with an equal config, whose results this trial shares. `is_freed`: its checkpoints were deleted to free disk space.
+    `values`: the active parameters, by config key. `sampler_state`: state of the sampler, needed on resume. `reports`:
+    metrics by epoch. `metrics`: the last metrics. `cause`: why the trial failed. `duplicate_of`: number of an earlier
+    trial with an equal config, whose results this trial shares. `is_checkpoint_deleted`: its checkpoints were deleted
+    to free disk space.
     State `asked` means that the trial has not ended.
     """
 

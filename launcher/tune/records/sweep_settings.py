@@ -68,13 +68,13 @@ class Begun:
         return replace(self, options=replace(self.options, concurrent=min(requested or most, most))).shape_on(machines)
 
     def going_on(self, given: Mapping[str, Any]) -> "Begun":
-        """Return the settings with the options in `given` changed. Raise ConfigError for one that may not change."""
+        """Return the settings with the options in `changes` changed. Raise ConfigError for one that may not change."""
         if problems := list(self._changes_not_allowed(given)):
             raise ConfigError(problems)
         return replace(self, options=replace(self.options, **given))
 
-    def _changes_not_allowed(self, given: Mapping[str, Any]) -> Iterator[Problem]:
-        for name, value in given.items():
+    def _changes_not_allowed(self, changes: Mapping[str, Any]) -> Iterator[Problem]:
+        for name, value in changes.items():
             before = getattr(self.options, name)
             if name not in MAY_CHANGE and value != before:
                 yield Problem(f"--{name}", f"{value}, but this sweep was started with {before}: start another sweep")

@@ -38,7 +38,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Draw:
-    """A drawn config: `values` by config key, and `memory`, the sampler state to restore on resume; both are JSON."""
+    """A drawn config: `values` by config key, and the `sampler_state` to restore on resume; both are JSON."""
 
     values: Mapping[str, Any]
     memory: Mapping[str, Any] = field(default_factory=dict)

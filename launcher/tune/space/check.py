@@ -71,7 +71,7 @@ class Base:
 
 
 def own_problems(document: Document, space: Space, base: Base, *, unread: Collection[str]) -> Iterator[Problem]:
-    """Yield the problems of each parameter alone. `unread`: keys of parameters that could not be parsed."""
+    """Yield the problems of each parameter alone. `unparsed`: keys of parameters that could not be parsed."""
     valid: list[Parameter] = []
     for parameter in space.parameters:
         problems = [

@@ -6,10 +6,10 @@ from pathlib import Path
 from fmfsd.config.strict_yaml import Document, read_document
 from fmfsd.errors import ConfigError
 from launcher.tune.space.check import Base, drawn_problems, own_problems
-from launcher.tune.space.parameters import KINDS, LISTS, RANGES, Parameter, Space, exists
+from launcher.tune.space.parameters import Parameter, Space
 from launcher.tune.space.parse import frame_problems, parameters_of
 
-__all__ = ["KINDS", "LISTS", "RANGES", "Parameter", "Space", "exists", "read_space"]
+__all__ = ["Parameter", "Space", "read_space"]
 
 
 def read_space(path: Path, *, config: str | None = None, overrides: Sequence[str] = ()) -> Space:

@@ -34,7 +34,7 @@ def costs_in(probe: Probe) -> dict[str, float]:
 def costs_by_name(
     config: RunConfig, words: Sequence[str], launch: LaunchConfig, site: Site, environment: Mapping[str, str]
 ) -> dict[str, float]:
-    """Probe the costs of `config`, which the arguments `words` specify.
+    """Probe the costs of `config`, which the arguments `config_args` specify.
 
     Raise ConfigError if the config is invalid, and CheckError if the costs are unknown.
     """

@@ -23,8 +23,8 @@ _OTHER = object()
 class Parameter:
     """A parameter. `values`: a range's bounds (and step), the choices, a subset's elements, or the constant.
 
-    `least` and `most`: bounds of a subset's size; its elements stay in order. `when`: conditions, each a key and the
-    values of which it must have one for the parameter to be active.
+    `min_size` and `max_size`: bounds of a subset's size; its elements stay in order. `when`: conditions, each a key
+    and the values of which it must have one for the parameter to be active.
     """
 
     key: str

@@ -29,7 +29,7 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Needs:
-    """Disk space that a sweep needs: `while_it_runs` bytes of checkpoints per running trial, `whole` per ended run."""
+    """Disk space of a sweep: `running_bytes` of checkpoints per running trial, `complete_bytes` per ended run."""
 
     at_a_time: int
     best: int
@@ -39,7 +39,7 @@ class Needs:
 
     @classmethod
     def of(cls, options: TuneOptions, *, concurrent: int, checkpoint_bytes: int, keep: int) -> "Needs":
-        """Count the `keep` newest checkpoints, the best one and, while a trial runs, the one being written."""
+        """Estimate the needs, with `num_checkpoints` newest checkpoints, the best one and one being written."""
         best = min(options.best, options.trials)
         runs = options.trials + (best + 1) * options.seeds
         return cls(concurrent, best, runs, checkpoint_bytes * (keep + ALSO_KEPT), checkpoint_bytes * (keep + 1))

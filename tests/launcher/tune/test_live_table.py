@@ -183,7 +183,7 @@ def test_a_failed_attempt_is_a_warning_once(sweep: MadeSweep) -> None:
         sweep.begun(0, attempt=3)
         shown.update()
     assert [line for line in printed(to).splitlines() if "warning" in line] == [
-        "warning: trial 0000, attempt 1: rank 0 was killed by SIGKILL; attempt 2 goes on",
+        "warning: trial 0000, attempt 1: rank 0 was killed by SIGKILL; attempt 2 continues",
         "warning: trial 0000, attempt 2: its coordinator is gone; attempt 3 continues",
     ]
 

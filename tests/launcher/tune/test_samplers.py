@@ -192,7 +192,7 @@ def test_a_metric_that_is_no_number_is_a_failure_to_the_search() -> None:
 @pytest.mark.parametrize(
     ("search", "options", "parameters", "expected"),
     [
-        ("tpr", {}, SPACE.parameters, "--search tpr: is unknown; did you mean tpe? There are random, grid, tpe"),
+        ("tpr", {}, SPACE.parameters, "--search tpr: is unknown; did you mean tpe? Known methods: random, grid, tpe"),
         (
             "grid",
             {},
