@@ -29,7 +29,7 @@ def reruns(history: History) -> tuple[int, int]:
 def seconds_left(history: History, running: Sequence[float], at_a_time: int) -> float | None:
     """Estimate the remaining seconds from the mean duration of ended trials; None if none has ended or none runs.
 
-    `running`: completed share of each running trial, from 0 to 1. `at_a_time`: number of concurrent trials.
+    `running`: completed share of each running trial, from 0 to 1. `concurrent`: number of concurrent trials.
     """
     durations = [trial.seconds for trial in history.runs if trial.state != "asked"]
     if not durations or not at_a_time:

@@ -56,7 +56,7 @@ class Machines:
 
 
 class TrialRun:
-    """Starts at once. Ends when the run ends, after a stop request to the sweep, or by `end_now`."""
+    """Starts at once. Ends when the run ends, after a stop request to the sweep, or by `stop_now`."""
 
     def __init__(self, spec: TrialOrder, machines: Machines) -> None:
         self._spec, self._machines, self._run = spec, machines, spec.run

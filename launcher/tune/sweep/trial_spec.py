@@ -44,7 +44,7 @@ class TrialOrder:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrialOrder":
-        """Parse the result of `to_json`; ignore further keys. Raise CheckError for a missing secret."""
+        """Parse the result of `to_dict`; ignore further keys. Raise CheckError for a missing secret."""
         fields = {name: content[name] for name in cls.__dataclass_fields__}
         launch = from_json(content["launch"], content["environment"])
         converted = {"sweep": Path(fields["sweep"]), "overrides": tuple(fields["overrides"]), "launch": launch}
