@@ -1,1 +1,1 @@
-"""Searching: what may be searched, and (with Ray) the search."""
+"""Hyperparameter sweeps: search spaces, samplers, the driver with Ray Tune, and results."""

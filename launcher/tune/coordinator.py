@@ -1,4 +1,4 @@
-"""The outer process of a sweep, without Ray: starts its driver, shows how it goes, and starts it anew if it falls."""
+"""The coordinator of a sweep, a process without Ray: starts the driver, shows progress, restarts a failed driver."""
 
 import json
 import secrets
@@ -38,24 +38,24 @@ from launcher.tune.records.trial_resources import Shape
 from launcher.tune.space.load import Space
 
 HANG_S = 120.0
-"""Tune's loop goes round several times a second."""
+"""Hang timeout of the driver; Tune's loop runs several times a second."""
 RAY_FOLDER_CHARACTERS = 36
-"""Ray puts sockets at up to 70 characters below it, and a socket's path has 107 at most."""
+"""Longest path of Ray's folder: Ray appends up to 70 characters, and a Unix socket path has at most 107."""
 DRIVERS = 3
-"""So many may fall without a new fact between; --max-failures is about trials."""
+"""Driver restarts allowed without a new ledger fact in between; --max-failures limits restarts of a trial."""
 BEYOND_GRACE_S = 30.0
-"""From the end of the last trial to that of Ray."""
+"""Time for Ray to shut down after the last trial has ended, in addition to the grace."""
 EXISTING = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""With which a cluster that is there is reached, as its owner has them set."""
+"""Environment variables for authentication with an existing Ray cluster, passed on as the caller has set them."""
 
 
 class Coordination:
-    """Of one sweep that this process owns."""
+    """Coordinates one sweep, whose lock this process holds."""
 
     def __init__(
         self,
         sweep: SweepDir,
-        begun: Begun,
+        settings: Begun,
         space: Space,
         site: Site,
         environment: Mapping[str, str],
@@ -63,20 +63,20 @@ class Coordination:
         as_json: bool = False,
         job: Allocation | None = None,
     ) -> None:
-        self._sweep, self._begun, self._space, self._environment = sweep, begun, space, environment
+        self._sweep, self._settings, self._space, self._environment = sweep, settings, space, environment
         self._site, self._job = site, job
         self._console, self._as_json = console_of(as_json=as_json), as_json
         self._run, self._acknowledged = sweep.coordination, False
 
     def plan(self, slots: Sequence[int] | None = None) -> LaunchPlan:
-        """On this machine one process, which starts all that Ray needs; on several, one on each of those `slots`."""
+        """Return the plan: the driver on the first of the `slots`, and a Ray worker node on each further one."""
         chosen = list(range(len(self._site.hosts) or 1)) if slots is None else list(slots)
         environment = {**self._shared_variables(), **ENVIRONMENT, "TMPDIR": SCRATCH, **self._credentials()}
-        environment |= self._begun.launch.extra_env
+        environment |= self._settings.launch.extra_env
         nodes = tuple(
             NodePlan(
                 node=number,
-                argv=self._driver(len(chosen)) if number == 0 else self._joiner(),
+                argv=self._driver(len(chosen)) if number == 0 else self._ray_worker_argv(),
                 env=environment,
                 cwd=str(self._sweep.path),
                 host=self._site.host(slot),
@@ -87,70 +87,75 @@ class Coordination:
         return LaunchPlan(str(self._sweep.path), "cpu", 1, nodes, longest_scratch=RAY_FOLDER_CHARACTERS)
 
     def _shared_variables(self) -> dict[str, str]:
-        """Those of the caller that are meant on every machine of the search."""
-        not_theirs = () if self._site.is_here else MACHINES_OWN
-        return {name: value for name, value in travelling(self._environment).items() if name not in not_theirs}
+        """Return the caller's environment variables that apply to every machine of the search."""
+        excluded = () if self._site.is_here else MACHINES_OWN
+        return {name: value for name, value in travelling(self._environment).items() if name not in excluded}
 
     def _driver(self, machines: int) -> tuple[str, ...]:
-        start = (*COMMAND, "launcher.tune.driver.driver", str(self._sweep.path), ATTEMPT, SCRATCH)
-        found = self._site.resources
-        offered = ("--cores", str(found.cores), "--gpus", str(len(found.gpus)))
+        command = (*COMMAND, "launcher.tune.driver.driver", str(self._sweep.path), ATTEMPT, SCRATCH)
+        resources = self._site.resources
+        limits = ("--cores", str(resources.cores), "--gpus", str(len(resources.gpus)))
         head = ("--machines", str(machines), "--head", ADDRESS, PORT) if machines > 1 else ()
-        return (*start, *offered, *head)
+        return (*command, *limits, *head)
 
-    def _joiner(self) -> tuple[str, ...]:
-        found = self._site.resources
-        offered = (str(found.cores), str(len(found.gpus)))
-        return (*COMMAND, "launcher.tune.ray.ray_worker_node", ADDRESS, PORT, INTERFACE, SCRATCH, *offered)
+    def _ray_worker_argv(self) -> tuple[str, ...]:
+        resources = self._site.resources
+        limits = (str(resources.cores), str(len(resources.gpus)))
+        return (*COMMAND, "launcher.tune.ray.ray_worker_node", ADDRESS, PORT, INTERFACE, SCRATCH, *limits)
 
     def _credentials(self) -> dict[str, str]:
-        if self._begun.options.ray_address is None:
+        if self._settings.options.ray_address is None:
             return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._sweep.token)}
         return {name: self._environment[name] for name in EXISTING if name in self._environment}
 
     def run_to_end(self, *, prepare: tuple[str, ...], shape: Shape, warnings: Sequence[str]) -> int:
-        """The exit code. Raises CheckError while nothing is started, RunFailedError with the failure page after."""
+        """Run the sweep and return the exit code.
+
+        Raise CheckError if nothing was started, and RunFailedError with the failure page afterwards.
+        """
         requests = Requests(in_job=self._job is not None)
-        with requests.heard(), self._own_token():
-            self._introduce(shape, warnings)
+        with requests.heard(), self._ray_token():
+            self._print_intro(shape, warnings)
             if prepare and (code := run_here(prepare, stop=lambda: requests.stop)) and not requests.stop:
-                raise CheckError(f"the data set was not prepared (exit code {code}); nothing was started")
-            requeue = Requeue.of(self._job, self._reached) if self._job and self._job.is_batch else None
-            ended = self._attempts(requests)
-            write_last_word(self._run, ended, self._command)
-        if ended.failure is not None:
-            self._fail(ended, requeue, requests)
-        code = self._conclude(ended.attempt.state)
-        if requeue is not None and requests.time_is_up and ended.attempt.state == "stopped":
-            requeue.carry_out_or_warn(TIME_IS_UP, self._say, self._command)
+                raise CheckError(f"preparing the data set failed with exit code {code}; nothing was started")
+            requeue = Requeue.of(self._job, self._count_progress) if self._job and self._job.is_batch else None
+            end = self._run_drivers(requests)
+            write_last_word(self._run, end, self._command)
+        if end.failure is not None:
+            self._fail(end, requeue, requests)
+        code = self._conclude(end.attempt.state)
+        if requeue is not None and requests.time_is_up and end.attempt.state == "stopped":
+            requeue.carry_out_or_warn(TIME_IS_UP, self._print, self._command)
         return code
 
-    def _fail(self, ended: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
-        page = page_of(self._run, ended, self._command)
-        if requeue is not None and (why := reason_to_requeue(ended, requests)):
-            self._say(page)
-            requeue.carry_out_or_warn(why, self._say, self._command)
+    def _fail(self, end: Ended, requeue: Requeue | None, requests: Requests) -> NoReturn:
+        page = page_of(self._run, end, self._command)
+        if requeue is not None and (why := reason_to_requeue(end, requests)):
+            self._print(page)
+            requeue.carry_out_or_warn(why, self._print, self._command)
         self._print_json(RunFailedError.exit_code)
         raise RunFailedError(page)
 
-    def _reached(self) -> int:
-        """Facts and steps."""
+    def _count_progress(self) -> int:
+        """Return a number that grows with each ledger fact and each training step."""
         steps = (RunDir(folder).newest_step() or 0 for folder in self._sweep.trials.iterdir())
         return self._sweep.ledger.stat().st_size + sum(steps)
 
-    def _introduce(self, shape: Shape, warnings: Sequence[str]) -> None:
-        options, held_out = self._begun.options, self._begun.held_out
-        self._say(f"sweep: {self._sweep.path}")
-        self._say(f"{options.trials} trials, {shape}")
+    def _print_intro(self, resources: Shape, warnings: Sequence[str]) -> None:
+        options, held_out = self._settings.options, self._settings.held_out
+        self._print(f"sweep: {self._sweep.path}")
+        self._print(f"{options.trials} trials, {resources}")
         if held_out:
-            self._say(f"{held_out} training samples are held out to judge by; the test set is for the winners alone")
+            self._print(
+                f"{held_out} training samples are held out for validation; the test set is only for the winners"
+            )
         for text in warnings:
-            self._say(f"warning: {text}")
+            self._print(f"warning: {text}")
 
     @contextmanager
-    def _own_token(self) -> Iterator[None]:
-        """Of a Ray of our own; what an earlier start has left of one is of no use."""
-        if self._begun.options.ray_address is not None:
+    def _ray_token(self) -> Iterator[None]:
+        """Write a new token for the sweep's private Ray, and delete it at the end."""
+        if self._settings.options.ray_address is not None:
             yield
             return
         write_whole(self._sweep.token, secrets.token_hex(32))
@@ -160,50 +165,55 @@ class Coordination:
             with suppress(OSError):
                 self._sweep.token.unlink(missing_ok=True)
 
-    def _attempts(self, requests: Requests) -> Ended:
-        """Drivers, one after the other, until one has said how the sweep ended."""
+    def _run_drivers(self, requests: Requests) -> Ended:
+        """Run one driver after another until one finishes, is stopped, or may not be restarted."""
         restarts = Restarts(DRIVERS, gain="new fact", option="")
         slots = tuple(range(len(self._site.hosts) or 1))
         while True:
-            known = self._sweep.ledger.stat().st_size
-            attempt = self._attempt(requests, self.plan(slots))
+            ledger_bytes = self._sweep.ledger.stat().st_size
+            attempt = self._run_driver(requests, self.plan(slots))
             if attempt.state != "failed":
                 return Ended(attempt)
             failure = first_failure(self._run, attempt)
             attempt.cause = failure.cause
             attempt.write()
-            asked = "a stop was asked for" if requests.stop else ""
-            left = self._left(slots, attempt)
-            progressed = self._sweep.ledger.stat().st_size > known or left != slots
-            if refusal := asked or restarts.refusal(failure, progressed=progressed):
+            stop = "a stop was requested" if requests.stop else ""
+            remaining = self._remaining_slots(slots, attempt)
+            progressed = self._sweep.ledger.stat().st_size > ledger_bytes or remaining != slots
+            if refusal := stop or restarts.refusal(failure, progressed=progressed):
                 return Ended(attempt, failure, refusal)
-            self._say(f"the search's driver fell: {failure.cause}; going on from the ledger in {restarts.pause_s:g} s")
+            self._print(
+                f"the sweep's driver failed: {failure.cause}; restarting it from the ledger in {restarts.pause_s:g} s"
+            )
             requests.wait(restarts.pause_s, self._run.stop_request)
-            slots = left
+            slots = remaining
 
-    def _left(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[int, ...]:
-        """Machines to go on with: without those whose agents are gone, unless it is us who have lost all of them."""
-        left = tuple(slot for slot, node in zip(slots, attempt.nodes, strict=True) if not node.is_gone)
-        if left and left != slots:
-            self._say(f"{len(left)} of {len(slots)} machines are left")
-        return left or slots
+    def _remaining_slots(self, slots: tuple[int, ...], attempt: Attempt) -> tuple[int, ...]:
+        """Return the slots of the machines whose agents are still there; all slots if every agent is gone.
 
-    def _attempt(self, requests: Requests, plan: LaunchPlan) -> Attempt:
-        with SweepDisplay(self._console, self._sweep, self._begun.options, hidden=self._space.constants) as display:
+        If every agent is gone, this machine has probably lost its network.
+        """
+        remaining = tuple(slot for slot, node in zip(slots, attempt.nodes, strict=True) if not node.is_gone)
+        if remaining and remaining != slots:
+            self._print(f"{len(remaining)} of {len(slots)} machines remain")
+        return remaining or slots
+
+    def _run_driver(self, requests: Requests, plan: LaunchPlan) -> Attempt:
+        with SweepDisplay(self._console, self._sweep, self._settings.options, hidden=self._space.constants) as display:
             return run_plan(
                 plan,
                 self._run,
-                grace_s=self._begun.launch.grace_s + BEYOND_GRACE_S,
+                grace_s=self._settings.launch.grace_s + BEYOND_GRACE_S,
                 hang_timeout_s=HANG_S,
                 requests=requests,
-                watch=partial(self._watch, display, requests),
+                watch=partial(self._update_display, display, requests),
             )
 
-    def _watch(self, display: SweepDisplay, requests: Requests) -> None:
+    def _update_display(self, display: SweepDisplay, requests: Requests) -> None:
         if requests.stop and not self._acknowledged:
             self._acknowledged = True
-            asks = f"stopping, each trial with a checkpoint, within {self._begun.launch.grace_s:g} s; {AGAIN}"
-            self._say("ending at once, as asked" if requests.interrupted else asks)
+            stopping = f"stopping: each trial saves a checkpoint within {self._settings.launch.grace_s:g} s; {AGAIN}"
+            self._print("stopping at once, as requested" if requests.interrupted else stopping)
         display.update()
 
     @property
@@ -212,18 +222,18 @@ class Coordination:
 
     def _conclude(self, state: str) -> int:
         if state == "finished":
-            history = History.read(self._sweep.ledger, self._begun.options)
+            history = History.read(self._sweep.ledger, self._settings.options)
             self._console.print(final_table(history, self._space.constants))
             for text in conclusions(history, self._space.constants):
-                self._say(text)
-            if len(history.runs) < self._begun.options.trials:
-                self._say(f"{len(history.runs)} trials are all that the space has")
+                self._print(text)
+            if len(history.runs) < self._settings.options.trials:
+                self._print(f"the space has only {len(history.runs)} different configs")
             for name, cause in history.unconfirmed.items():
-                self._say(f"{name} came to nothing, and is tried again by {self._command}: {in_a_line(cause)}")
-            self._say(self._report_text())
-            self._say(f"to train the best: {shlex.join(['fmfsd-launch', str(self._sweep.best)])}")
+                self._print(f"{name} failed: {in_a_line(cause)}; to run it again: {self._command}")
+            self._print(self._report_text())
+            self._print(f"to train the best config: {shlex.join(['fmfsd-launch', str(self._sweep.best)])}")
         else:
-            self._say(f"{state}; to go on: {self._command}")
+            self._print(f"{state}; to resume: {self._command}")
         self._print_json(EXIT_CODES[state])
         return EXIT_CODES[state]
 
@@ -231,12 +241,12 @@ class Coordination:
         if self._sweep.has_report:
             return f"report: {self._sweep.report}"
         log, command = self._run.starter_log(0), shlex.join(["fmfsd", "report", str(self._sweep.path)])
-        return f"warning: no report was written, {log} says why: `{command}` writes it"
+        return f"warning: no report was written, see {log}; to write it: `{command}`"
 
     def _print_json(self, code: int) -> None:
         if self._as_json:
-            found = read_json(self._sweep.summary) if self._sweep.summary.exists() else {}
-            print(json.dumps({"sweep_dir": str(self._sweep.path), "exit_code": code, **found}))
+            summary = read_json(self._sweep.summary) if self._sweep.summary.exists() else {}
+            print(json.dumps({"sweep_dir": str(self._sweep.path), "exit_code": code, **summary}))
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, markup=False)

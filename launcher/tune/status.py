@@ -1,4 +1,4 @@
-"""How a search is doing, read from its folder: a value that can be shown."""
+"""The status of a sweep, read from its folder."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,11 +20,11 @@ from launcher.tune.records.ledger import facts
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """What is known of a search now.
+    """The current status of a sweep.
 
-    `state` is searching or stopping; finished, stopped, failed or interrupted; lost, if whoever ran it is gone without
-    an outcome; new, if nobody has run it. `trials` are counted by state. `running` has a line by trial, `failed` the
-    causes by trial.
+    `state`: searching or stopping; finished, stopped, failed or interrupted; lost, if the coordinator is gone without
+    an outcome; new, if the sweep was never started. `who`: the process that runs or ran the sweep. `trials`: their
+    number by state. `running`: a status line by trial. `failed`: the cause by trial.
     """
 
     path: Path
@@ -41,11 +41,11 @@ class SweepStatus:
 
     @classmethod
     def of(cls, sweep: SweepDir) -> "SweepStatus":
-        """CheckError if the ledger is damaged."""
+        """Read the status. Raise CheckError if the ledger is damaged."""
         history, work = _history(sweep), Work.on(sweep.coordination)
         (state, why), running = _state(sweep, work), dict(_running(sweep, history))
         ranked = history.ranked()
-        done = [_done(status) for status in running.values()]
+        done = [_share_done(status) for status in running.values()]
         at_a_time = history.options.concurrent or len(running)
         return cls(
             path=sweep.path,
@@ -63,18 +63,18 @@ class SweepStatus:
 
     @property
     def line(self) -> str:
-        """`searching: 7 of 24 ended, about 12 min left`."""
+        """The status in one line, such as `searching: 7 of 24 ended, about 12 min left`."""
         ended = f"{sum(self.trials[state] for state in ENDED)} of {sum(self.trials.values())} ended"
         parts = [", ".join(filter(None, (ended, left_text(self.seconds_left)))), in_a_line(self.why)]
         return f"{self.state}: {'; '.join(filter(None, parts))}"
 
     def told(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the status as JSON types."""
         content = asdict(self)
         return {"sweep": str(content.pop("path")), **content}
 
     def rows(self) -> dict[str, list[str]]:
-        """For people: lines by what they are about."""
+        """Return the lines to display, by topic."""
         return {
             "search": [str(self.path)],
             "state": [self.line],
@@ -83,18 +83,18 @@ class SweepStatus:
             "best": [self.best] if self.best else [],
             "running": [f"{name} {line}" for name, line in self.running.items()],
             "failed": [f"{name}: {cause}" for name, cause in self.failed.items()],
-            "to go on": [f"fmfsd-tune --resume {self.path}"] if self.is_resumable else [],
+            "to resume": [f"fmfsd-tune --resume {self.path}"] if self.is_resumable else [],
         }
 
 
 def _history(sweep: SweepDir) -> History:
-    """With the options that the ledger tells last, as a search that goes on may have others."""
+    """Return the history, with the options of the last start: a resumed sweep may have changed some."""
     from pydantic import TypeAdapter
 
-    told = facts(sweep.ledger)
-    options = [fact["options"] for fact in told if "options" in fact]
+    ledger_facts = facts(sweep.ledger)
+    options = [fact["options"] for fact in ledger_facts if "options" in fact]
     history = History(TypeAdapter(TuneOptions).validate_python(options[-1]) if options else TuneOptions(trials=0))
-    for fact in told:
+    for fact in ledger_facts:
         history.add(fact)
     return history
 
@@ -105,20 +105,20 @@ def _running(sweep: SweepDir, history: History) -> Iterator[tuple[str, Status]]:
             yield trial.name, Status.of(run)
 
 
-def _done(status: Status) -> float:
-    """The share of its steps."""
+def _share_done(status: Status) -> float:
+    """Return the completed share of a trial's steps, from 0 to 1."""
     return status.progress.get("step", 0) / status.progress.get("total_steps", 1)
 
 
 def _state(sweep: SweepDir, work: Work) -> tuple[str, str]:
-    """And why."""
+    """Return the state and its cause."""
     run = sweep.coordination
     if work.is_under_way:
         return ("stopping" if run.stop_request.exists() else "searching"), ""
     if work.owner is None:
-        return "new", "nobody has run it yet"
+        return "new", "the sweep was never started"
     with suppress(OSError, ValueError):
         outcome = read_json(run.outcome) if work.has_ended else {}
         if "state" in outcome:
             return str(outcome["state"]), str(outcome.get("cause") or "")
-    return "lost", "whoever ran it is gone without an outcome"
+    return "lost", "the coordinator is gone without an outcome"

@@ -1,4 +1,4 @@
-"""A sweep from its command line to its exit code: everything is checked, then it is carried out or gone on with."""
+"""The `fmfsd-tune` command: check a new or resumed sweep, then run it and return the exit code."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ from launcher.tune.space.load import Space, read_space
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What the command line asks for. `given`: those of TuneOptions that it names; `launch`: of each trial."""
+    """The parsed command line. `cli_options`: the TuneOptions that it sets; `launch`: launch config of each trial."""
 
     space: str | None
     config: str | None
@@ -53,7 +53,7 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class Ready:
-    """A sweep that nothing is wrong with. `content`: the files that a new one begins with, by name."""
+    """A checked sweep. `content`: the initial files of a new sweep, by path."""
 
     sweep: SweepDir
     begun: Begun
@@ -63,31 +63,43 @@ class Ready:
     warnings: Sequence[str]
     content: Mapping[Path, str]
 
+    def in_batch_job(self) -> "Ready":
+        """Return the sweep with settings for a batch job of Slurm."""
+        settings = sweep_in_job(self.begun)
+        return Ready(self.sweep, settings, self.space, self.prepare, self.shape, self.warnings, self.content)
+
 
 def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
-    """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
+    """Run a sweep and return the exit code.
+
+    Raise ConfigError or CheckError if nothing was started, and RunFailedError afterwards.
+    """
     job = Allocation.of(environment)
     request = _of_job(request, cwd, job)
     site, _ = settle(LaunchConfig(), nodes=None, environment=environment)
     if request.stop_after == "run" and "ray_address" not in request.given:
-        site = _probed(request, site, job, environment, cwd)
-    ready = _going_on(request, site, environment) if request.resume else _new(request, site, environment, cwd)
-    ready = replace(ready, begun=sweep_in_job(ready.begun)) if job is not None and job.is_batch else ready
+        site = _probe_hosts(request, site, job, environment, cwd)
+    ready = (
+        _prepare_resumed(request, site, environment)
+        if request.resume
+        else _prepare_new(request, site, environment, cwd)
+    )
+    ready = ready.in_batch_job() if job is not None and job.is_batch else ready
     coordination = Coordination(
         ready.sweep, ready.begun, ready.space, site, environment, as_json=request.as_json, job=job
     )
     if request.stop_after == "plan":
-        print(json.dumps(_told(ready), indent=2) if request.as_json else _described(ready, coordination))
+        print(json.dumps(_to_dict(ready), indent=2) if request.as_json else _render_plan(ready, coordination))
         return 0
     with sole_owner(ready.sweep.coordination):
         _write(ready, argv)
         return coordination.run_to_end(prepare=ready.prepare, shape=ready.shape, warnings=ready.warnings)
 
 
-def _probed(
+def _probe_hosts(
     request: SweepRequest, site: Site, job: Allocation | None, environment: Mapping[str, str], cwd: str
 ) -> Site:
-    """Return the site as its hosts were found; if none of them answers, the job may be requeued."""
+    """Return the site with the hosts that answer; if none answers, requeue the job if possible."""
     folder = Path(cwd, request.resume or request.sweep_dir or Path("runs", "new"))
     try:
         return check.probe_site(site, request.launch, folder, environment, cwd)
@@ -98,7 +110,7 @@ def _probed(
 
 
 def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepRequest:
-    """A batch job that Slurm starts again comes back to its sweep and goes on with it, and with no other job's."""
+    """Return the request with the sweep folder of the batch job, which a requeued job resumes."""
     if job is None or not job.is_batch or request.resume is not None:
         return request
     name = f"{config_name(request.space or 'sweep')}-{job.name}"
@@ -108,37 +120,42 @@ def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepReq
     return replace(request, resume=sweep.path, space=None, config=None, overrides=(), sweep_dir=None)
 
 
-def sweep_in_job(begun: Begun) -> Begun:
-    """With all of the time between Slurm's warning and the job's end for trials to stop, and then Ray."""
-    launch = begun.launch
+def sweep_in_job(settings: Begun) -> Begun:
+    """Return the settings with the longest grace that fits between Slurm's warning and the job's end.
+
+    Time for Ray to shut down after the trials is left.
+    """
+    launch = settings.launch
     left_s = LEAD_S - LEAD_BEYOND_S - BEYOND_GRACE_S
-    return replace(begun, launch=replace(launch, grace_s=min(launch.longest_grace_s, max(launch.grace_s, left_s))))
+    return replace(settings, launch=replace(launch, grace_s=min(launch.longest_grace_s, max(launch.grace_s, left_s))))
 
 
-def _new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
+def _prepare_new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
     if request.space is None:
-        raise ConfigError([Problem("--space", "which one? A file, or a shipped space's name")])
+        raise ConfigError([Problem("--space", "is missing: give a file, or the name of a space of the package")])
     path = find_space(request.space)
     space = read_space(path, config=request.config, overrides=request.overrides)
-    also, count = validation_split.for_search(space.config, request.overrides, data_root=request.data_root)
-    options, sweep = check.options_of(space, request.given), _folder(request, cwd, path)
+    split_overrides, held_out = validation_split.for_search(
+        space.config, request.overrides, data_root=request.data_root
+    )
+    options, sweep = check.options_of(space, request.given), _sweep_dir(request, cwd, path)
     check.require_sound(space, options, sweep)
-    launch = _trials_launch(request.launch, options)
+    launch = _trial_launch(request.launch, options)
     machines = check.machines(site, options, sweep, asks=request.stop_after == "run")
-    overrides = (*request.overrides, *also)
-    found = _checked(
+    overrides = (*request.overrides, *split_overrides)
+    base = _check_base(
         replace(request, config=space.config, overrides=overrides), launch, machines, sweep, environment, cwd
     )
-    begun = Begun(options, launch, count, found.costs.memory.get("total", 0))
-    check.require_metrics(options, space, found.costs)
-    shape = begun.shape_on(machines)
-    check.require_room(sweep, options, found.config, found.costs, shape)
-    given = dump_given(space.config, overrides, data_root=request.data_root)
-    content = {sweep.space: path.read_text("utf-8"), sweep.config: given}
-    return Ready(sweep, begun, space, prepare_command(found.config), shape, found.warnings, content)
+    settings = Begun(options, launch, held_out, base.costs.memory.get("total", 0))
+    check.require_metrics(options, space, base.costs)
+    resources = settings.shape_on(machines)
+    check.require_room(sweep, options, base.config, base.costs, resources)
+    config_text = dump_given(space.config, overrides, data_root=request.data_root)
+    content = {sweep.space: path.read_text("utf-8"), sweep.config: config_text}
+    return Ready(sweep, settings, space, prepare_command(base.config), resources, base.warnings, content)
 
 
-def _checked(
+def _check_base(
     request: SweepRequest,
     launch: LaunchConfig,
     machines: Sequence[Resources],
@@ -146,9 +163,9 @@ def _checked(
     environment: Mapping[str, str],
     cwd: str,
 ) -> Checked:
-    """Check the base config as a run by itself, on a machine with room for one trial.
+    """Check the base config as a single run, on an imaginary machine with room for one trial.
 
-    Whether the real ones have that room is the search's to check. A dry run downloads no weights.
+    `trial_resources` checks that the real machines have room. A dry run downloads no weights.
     """
     assert request.config is not None
     device = device_of(machines, launch)
@@ -166,46 +183,50 @@ def _checked(
     return checked(single, sweep.trial("0001"), environment, cwd)
 
 
-def _going_on(request: SweepRequest, site: Site, environment: Mapping[str, str]) -> Ready:
-    """With what is in the sweep's folder, and nothing else."""
+def _prepare_resumed(request: SweepRequest, site: Site, environment: Mapping[str, str]) -> Ready:
+    """Prepare a sweep from the files in its folder."""
     assert request.resume is not None
     sweep = SweepDir(request.resume.absolute())
     if not sweep.ledger.exists():
-        raise CheckError([Problem(str(sweep.path), "no sweep's folder: it has no ledger")])
-    _require_nothing_else(request)
-    begun = Begun.of(sweep.ledger, environment).going_on(request.given)
-    History.read(sweep.ledger, begun.options)
+        raise CheckError([Problem(str(sweep.path), "is not a sweep folder: it has no ledger")])
+    _require_no_new_inputs(request)
+    settings = Begun.of(sweep.ledger, environment).going_on(request.given)
+    History.read(sweep.ledger, settings.options)
     space = read_space(sweep.space, config=str(sweep.config))
-    check.require_sound(space, begun.options, sweep, is_new=False)
-    machines = check.machines(site, begun.options, sweep, asks=request.stop_after == "run")
-    shape = begun.shape_on(machines)
-    return Ready(sweep, begun, space, prepare_command(load_config(str(sweep.config))), shape, (), {})
+    check.require_sound(space, settings.options, sweep, is_new=False)
+    machines = check.machines(site, settings.options, sweep, asks=request.stop_after == "run")
+    resources = settings.shape_on(machines)
+    return Ready(sweep, settings, space, prepare_command(load_config(str(sweep.config))), resources, (), {})
 
 
-def _require_nothing_else(request: SweepRequest) -> None:
-    said = {
+def _require_no_new_inputs(request: SweepRequest) -> None:
+    inputs = {
         "--space": request.space,
         "CONFIG": request.config,
         "--set": request.overrides,
         "--sweep-dir": request.sweep_dir,
     }
-    if wrong := [Problem(name, "the sweep has its own: leave it out") for name, value in said.items() if value]:
+    if wrong := [
+        Problem(name, "can not be changed when a sweep is resumed: leave it out")
+        for name, value in inputs.items()
+        if value
+    ]:
         raise ConfigError(wrong)
 
 
-def _folder(request: SweepRequest, cwd: str, space: Path) -> SweepDir:
+def _sweep_dir(request: SweepRequest, cwd: str, space: Path) -> SweepDir:
     if request.sweep_dir is None:
         return SweepDir.fresh(Path(cwd) / "runs", config_name(str(space)))
     return SweepDir((Path(cwd) / request.sweep_dir).absolute())
 
 
-def _trials_launch(launch: LaunchConfig, options: TuneOptions) -> LaunchConfig:
-    """One worker a trial unless more were asked for."""
+def _trial_launch(launch: LaunchConfig, options: TuneOptions) -> LaunchConfig:
+    """Return the launch config of a trial; a trial has one worker by default."""
     return replace(launch, on="local", gpus=launch.gpus or 1, max_restarts=options.max_failures)
 
 
 def _write(ready: Ready, argv: Sequence[str]) -> None:
-    """What a sweep begins with; how it is gone on with is one more fact."""
+    """Write the initial files of a new sweep, and a ledger fact for each start."""
     try:
         ready.sweep.trials.mkdir(exist_ok=True, mode=0o700)
         for path, text in ready.content.items():
@@ -217,13 +238,13 @@ def _write(ready: Ready, argv: Sequence[str]) -> None:
         raise CheckError([Problem(str(ready.sweep.path), f"can't be written: {error}")]) from error
 
 
-def _told(ready: Ready) -> dict[str, Any]:
+def _to_dict(ready: Ready) -> dict[str, Any]:
     parameters = [parameter.describe() for parameter in ready.space.parameters]
     return {"sweep_dir": str(ready.sweep.path), **ready.begun.told(), "parameters": parameters}
 
 
-def _described(ready: Ready, coordination: Coordination) -> str:
-    """For a dry run."""
+def _render_plan(ready: Ready, coordination: Coordination) -> str:
+    """Return the text of a dry run."""
     options = ready.begun.options
     goals = ", ".join(f"{mode} {metric}" for metric, mode in zip(options.metrics, options.modes, strict=True))
     lines = [
@@ -232,5 +253,5 @@ def _described(ready: Ready, coordination: Coordination) -> str:
         *(f"  {parameter.describe()}" for parameter in ready.space.parameters),
     ]
     if ready.begun.held_out:
-        lines.append(f"data.valid: {ready.begun.held_out} training samples are held out for the search")
+        lines.append(f"data.valid: {ready.begun.held_out} training samples are held out for validation")
     return "\n".join([*lines, str(ready.shape), coordination.plan().render()])

@@ -127,7 +127,7 @@ def test_more_trials_than_fit_on_a_cluster_are_refused(
     argv = [*stub_arguments, "--ray-address", cluster.address]
     answer = tune(*argv, cwd=tmp_path, env=cluster.environment)
     assert answer.returncode == 3, answer.stderr
-    assert "--concurrent: 2 at a time, of which 1 fit: a trial asks for 1 x 1 cores" in answer.stderr
+    assert "--concurrent: 2 at a time, but only 1 fit: a trial requests 1 x 1 cores" in answer.stderr
     assert not (tmp_path / "sweep").exists()
 
 

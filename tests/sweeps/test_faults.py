@@ -113,5 +113,5 @@ def test_a_damaged_ledger_is_refused(undisturbed: SweepDir, tmp_path: Path) -> N
     answer = tune("--resume", str(sweep.path), cwd=tmp_path)
     assert (answer.returncode, answer.stderr) == (
         3,
-        f"{sweep.ledger}:2: is no fact: put it back, or take the line out\n",
+        f"{sweep.ledger}:2: is not a valid fact: restore the line, or delete it\n",
     )

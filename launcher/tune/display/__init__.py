@@ -1,1 +1,1 @@
-"""What a search shows: the live table, remaining time, and how values are formatted."""
+"""Display of a sweep: the live table, the remaining time, and formatting of values."""

@@ -1,4 +1,4 @@
-"""How many trials are where, and about how long the rest will take."""
+"""Counts of trials by state, and an estimate of the remaining time."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,11 +10,11 @@ ENDED = ("finished", "pruned", "failed", "repeated")
 
 
 def counts(history: History, running: int) -> dict[str, int]:
-    """Trials by state, with the `running` ones and, of all that are to be, those that wait for their turn."""
+    """Return the number of trials by state, including the `running` ones and those still waiting."""
     states = ["repeated" if trial.repeats is not None else trial.state for trial in history.trials.values()]
-    found = {state: states.count(state) for state in ENDED}
+    ended = {state: states.count(state) for state in ENDED}
     total = max(history.options.trials, len(states))
-    return {**found, "running": running, "waiting": max(0, total - sum(found.values()) - running)}
+    return {**ended, "running": running, "waiting": max(0, total - sum(ended.values()) - running)}
 
 
 def reruns(history: History) -> tuple[int, int]:
@@ -27,14 +27,14 @@ def reruns(history: History) -> tuple[int, int]:
 
 
 def seconds_left(history: History, running: Sequence[float], at_a_time: int) -> float | None:
-    """By what ended trials took on average; None while none has ended or none runs.
+    """Estimate the remaining seconds from the mean duration of ended trials; None if none has ended or none runs.
 
-    `running`: the share that each running trial has done, from 0 to 1. `at_a_time` is what runs beside one another.
+    `running`: completed share of each running trial, from 0 to 1. `concurrent`: number of concurrent trials.
     """
-    took = [trial.seconds for trial in history.runs if trial.state != "asked"]
-    if not took or not at_a_time:
+    durations = [trial.seconds for trial in history.runs if trial.state != "asked"]
+    if not durations or not at_a_time:
         return None
-    each = [fmean(took) * (1 - done) for done in running]
+    left_s = [fmean(durations) * (1 - done) for done in running]
     done, total = reruns(history)
-    to_come = fmean(took) * (counts(history, len(running))["waiting"] + total - done)
-    return max((sum(each) + to_come) / at_a_time, *each, 0.0)
+    pending_s = fmean(durations) * (counts(history, len(running))["waiting"] + total - done)
+    return max((sum(left_s) + pending_s) / at_a_time, *left_s, 0.0)

@@ -1,4 +1,4 @@
-"""Follows a sweep by its files alone: what its ledger comes to, and how far the trials are that run now."""
+"""Follows a sweep by reading its files: the ledger, and the progress of running trials."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from launcher.tune.records.history import History, Trial
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that runs now. `done` is the share of its steps, from 0 to 1; what is not known is empty or 0."""
+    """A running trial. `done`: completed share of its steps, from 0 to 1. Unknown values are empty or 0."""
 
     trial: Trial
     state: str = "starting"
@@ -28,7 +28,7 @@ class Running:
 
     @classmethod
     def of(cls, trial: Trial, progress: Mapping[str, Any]) -> "Running":
-        """By rank 0's progress."""
+        """Return the running trial with the progress of rank 0."""
         total, per_epoch = progress.get("total_steps", 0), progress.get("steps_per_epoch", 0)
         known: dict[str, Any] = {"state": str(progress.get("state", "starting"))}
         if total and per_epoch:
@@ -38,9 +38,9 @@ class Running:
 
 
 class SweepFollower:
-    """`history` is what the ledger came to at the last look, which reads only what is new.
+    """Follows a sweep. `history` is the state of the ledger at the last poll, which reads only new lines.
 
-    A trial runs if an attempt at it has begun since the follower was made.
+    A trial counts as running if one of its attempts has started since the follower was created.
     """
 
     def __init__(self, sweep: SweepDir, options: TuneOptions) -> None:
@@ -48,60 +48,60 @@ class SweepFollower:
         self._ledger = GrowingFile(sweep.ledger)
         self._most_at_a_time = 0
         self.look()
-        self._told = {trial.number: self._run(trial).last_attempt() for trial in self.history.unfinished}
-        self._begun = dict(self._told)
+        self._reported_attempts = {trial.number: self._run(trial).last_attempt() for trial in self.history.unfinished}
+        self._initial_attempts = dict(self._reported_attempts)
 
     def look(self) -> list[dict[str, Any]]:
-        """The facts that are new. OSError if the ledger can't be read now."""
-        found = []
+        """Read and return the new facts. Raise OSError if the ledger can not be read."""
+        new_facts = []
         with suppress(FileNotFoundError):
             while lines := self._ledger.new_lines():
                 for line in lines:
-                    with suppress(ValueError, KeyError, TypeError):  # the search itself refuses a damaged ledger
+                    with suppress(ValueError, KeyError, TypeError):  # the driver itself refuses a damaged ledger
                         fact = json.loads(line)
                         self.history.add(fact)
-                        found.append(fact)
-        return found
+                        new_facts.append(fact)
+        return new_facts
 
     def running(self) -> list[Running]:
-        found = []
+        """Return the running trials."""
+        running = []
         for trial in self.history.unfinished:
             attempt = (run := self._run(trial)).last_attempt()
-            if attempt > self._begun.get(trial.number, 0):
-                found.append(Running.of(trial, _progress(run, attempt)))
-        self._most_at_a_time = max(self._most_at_a_time, len(found))
-        return found
+            if attempt > self._initial_attempts.get(trial.number, 0):
+                running.append(Running.of(trial, _progress(run, attempt)))
+        self._most_at_a_time = max(self._most_at_a_time, len(running))
+        return running
 
     def troubles(self) -> Iterator[str]:
-        """Of each attempt at a trial that came to nothing and is followed by another: once."""
+        """Yield a message for each failed attempt of a trial that another attempt follows, once."""
         for trial in self.history.unfinished:
-            run, told = self._run(trial), self._told.get(trial.number, 0)
-            last = self._told[trial.number] = run.last_attempt()
-            for number in range(max(told, self._begun.get(trial.number, 0) + 1), last):
-                found = _read(run, number)
-                why = found.get("cause") or "whoever ran it is gone"
-                yield f"trial {trial.name}, attempt {number}: {why}; attempt {number + 1} goes on"
+            run, reported = self._run(trial), self._reported_attempts.get(trial.number, 0)
+            last = self._reported_attempts[trial.number] = run.last_attempt()
+            for number in range(max(reported, self._initial_attempts.get(trial.number, 0) + 1), last):
+                cause = _read_attempt(run, number).get("cause") or "its coordinator is gone"
+                yield f"trial {trial.name}, attempt {number}: {cause}; attempt {number + 1} continues"
 
     def counts(self, running: list[Running]) -> dict[str, int]:
         return counts(self.history, len(running))
 
     def seconds_left(self, running: list[Running]) -> float | None:
         at_a_time = self.history.options.concurrent or self._most_at_a_time
-        return seconds_left(self.history, [one.done for one in running], at_a_time)
+        return seconds_left(self.history, [each.done for each in running], at_a_time)
 
     def _run(self, trial: Trial) -> RunDir:
         return self._sweep.trial(trial.name)
 
 
 def _progress(run: RunDir, attempt: int) -> dict[str, Any]:
-    """Rank 0's, unless it is an earlier attempt's."""
+    """Return the progress of rank 0; empty if it is of an earlier attempt."""
     with suppress(OSError, ValueError):
         progress = read_json(run.rank_progress(0))
         return progress if progress.get("attempt") == attempt else {}
     return {}
 
 
-def _read(run: RunDir, attempt: int) -> dict[str, Any]:
+def _read_attempt(run: RunDir, attempt: int) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         return read_json(run.attempt(attempt))
     return {}

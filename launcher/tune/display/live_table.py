@@ -1,4 +1,4 @@
-"""What a search shows while it runs, by reading files: a live table on a terminal, rate-limited lines elsewhere."""
+"""Live display of a sweep, from its files: a table on a terminal, rate-limited lines elsewhere."""
 
 import time
 from collections.abc import Collection, Mapping
@@ -32,13 +32,13 @@ from launcher.tune.records.history import History, Trial
 READ_EVERY_S = 0.25
 PLAIN_EVERY_S = 30.0
 LINES_A_LOOK = 20
-"""Of trials that have ended; who wants all of them reads the table."""
+"""Maximum number of lines about ended trials per update."""
 RUNNING_SHOWN = 16
 FRONT_SHOWN = 20
 
 
 class SweepDisplay:
-    """Follows the sweep from here on; keys that are `hidden`, as they never vary, are left out of a trial's values.
+    """Displays a sweep. Parameters in `hidden`, which never vary, are left out of a trial's values.
 
     `update` is cheap enough to be called ten times a second.
     """
@@ -50,8 +50,8 @@ class SweepDisplay:
         self._follower = SweepFollower(sweep, options)
         self._best = _best(self._follower.history)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._read_at = self._said_at = time.monotonic()
-        self._said = ""
+        self._read_at = self._printed_at = time.monotonic()
+        self._last_progress = ""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -62,7 +62,7 @@ class SweepDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with suppress(OSError, ValueError, KeyError):
-            self._tell()
+            self._print_new_facts()
         if self._live:
             self._live.stop()
 
@@ -71,37 +71,37 @@ class SweepDisplay:
         if now - self._read_at < READ_EVERY_S:
             return
         self._read_at = now
-        with suppress(Exception):  # what is shown must never end a search
-            self._show(now)
+        with suppress(Exception):  # an error of the display must never end a sweep
+            self._refresh(now)
 
-    def _show(self, now: float) -> None:
-        self._tell()
+    def _refresh(self, now: float) -> None:
+        self._print_new_facts()
         running = self._follower.running()
         counts, left_s = self._follower.counts(running), self._follower.seconds_left(running)
         if self._live:
-            self._live.update(self._picture(running, counts, left_s), refresh=True)
-        elif now - self._said_at >= PLAIN_EVERY_S:
-            self._said_at = now
-            self._say_progress(progress_text(self._follower.history, counts, left_s))
+            self._live.update(self._render(running, counts, left_s), refresh=True)
+        elif now - self._printed_at >= PLAIN_EVERY_S:
+            self._printed_at = now
+            self._print_progress(progress_text(self._follower.history, counts, left_s))
 
-    def _say_progress(self, text: str) -> None:
-        """Nothing if it is the same as last time."""
-        if text != self._said:
-            self._said = text
-            self._say(text)
+    def _print_progress(self, text: str) -> None:
+        """Print the progress, unless it is the same as the last time."""
+        if text != self._last_progress:
+            self._last_progress = text
+            self._print(text)
 
-    def _tell(self) -> None:
-        """Of the trials that have ended since the last look; of many the first."""
+    def _print_new_facts(self) -> None:
+        """Print lines for failed attempts and for new facts, of these at most MAX_LINES_PER_UPDATE."""
         for text in self._follower.troubles():
-            self._say(f"warning: {in_a_line(text)}")
+            self._print(f"warning: {in_a_line(text)}")
         facts = self._follower.look()
         if any(fact["fact"] == "ended" for fact in facts):
             self._best = _best(self._follower.history)
         lines = list(filter(None, map(self._line, facts)))
         for line in lines[:LINES_A_LOOK]:
-            self._say(line)
-        if unsaid := len(lines[LINES_A_LOOK:]):
-            self._say(f"({unsaid} more have ended)")
+            self._print(line)
+        if omitted := len(lines[LINES_A_LOOK:]):
+            self._print(f"({omitted} more have ended)")
 
     def _line(self, fact: Mapping[str, Any]) -> str:
         history = self._follower.history
@@ -109,48 +109,48 @@ class SweepDisplay:
             return ended_text(history.trials[fact["trial"]], history, self._best, self._hidden)
         if fact["fact"] == "confirmed":
             reached = metrics_text(fact["metrics"], history.options.metrics)
-            return f"{fact['config']} again with seed {fact['seed']}: {reached}"
+            return f"{fact['config']} with new seed {fact['seed']}: {reached}"
         if fact["fact"] == "restarted":
             return restarted_text(fact)
         return ""
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def _picture(self, running: list[Running], counts: Mapping[str, int], left_s: float | None) -> Group:
-        known = (f"trials: {counts_text(counts)}", reruns_text(self._follower.history, counts), left_text(left_s))
-        lines = [Text("; ".join(filter(None, known)))]
+    def _render(self, running: list[Running], counts: Mapping[str, int], left_s: float | None) -> Group:
+        parts = (f"trials: {counts_text(counts)}", reruns_text(self._follower.history, counts), left_text(left_s))
+        lines = [Text("; ".join(filter(None, parts)))]
         if best := best_text(self._follower.history, self._best, self._hidden):
             lines.append(Text(f"best {best}"))
         more = len(running) - RUNNING_SHOWN
-        below = [Text(f"and {more} more run")] if more > 0 else []
+        below = [Text(f"and {more} more running")] if more > 0 else []
         return Group(*lines, *([self._running_table(running)] if running else []), *below)
 
     def _running_table(self, running: list[Running]) -> Table:
         metrics = self._follower.history.options.metrics
         table = _table("trial", "values", "epoch", *metrics, "images/s")
-        for one in running[:RUNNING_SHOWN]:
-            reports = one.trial.reports
+        for each in running[:RUNNING_SHOWN]:
+            reports = each.trial.reports
             last = reports[max(reports)] if reports else {}
-            epoch = f"{one.epoch}/{one.epochs}" if one.epochs else one.state
-            speed = f"{one.images_per_s:.0f}" if one.images_per_s else ""
+            epoch = f"{each.epoch}/{each.epochs}" if each.epochs else each.state
+            speed = f"{each.images_per_s:.0f}" if each.images_per_s else ""
             reached = [metric_text(name, last[name]) if name in last else "" for name in metrics]
-            _add_row(table, [one.trial.name, values_text(one.trial.values, self._hidden), epoch, *reached, speed])
+            _add_row(table, [each.trial.name, values_text(each.trial.values, self._hidden), epoch, *reached, speed])
         return table
 
 
 def final_table(history: History, hidden: Collection[str] = ()) -> Table:
-    """The best trials, or of several metrics the front, with what they reached and were made of, the best first."""
+    """Return the table of the best trials, or of the Pareto front with several metrics: metrics and values."""
     metrics = history.options.metrics
-    shown = history.ranked()[: history.options.best]
+    trials = history.ranked()[: history.options.best]
     if len(metrics) > 1:
-        shown = history.ranked()[: min(len(history.front()), FRONT_SHOWN)]
-    wanted = [name.replace("valid/", "test/") for name in metrics]
-    tested = [name for name in wanted if any(name in history.tested.get(trial.number, {}) for trial in shown)]
+        trials = history.ranked()[: min(len(history.front()), FRONT_SHOWN)]
+    test_names = [name.replace("valid/", "test/") for name in metrics]
+    tested = [name for name in test_names if any(name in history.tested.get(trial.number, {}) for trial in trials)]
     table = _table("trial", *metrics, *tested, "values")
-    for trial in shown:
-        known = {**trial.metrics, **history.tested.get(trial.number, {})}
-        reached = [metric_text(name, known[name]) if name in known else "" for name in (*metrics, *tested)]
+    for trial in trials:
+        values = {**trial.metrics, **history.tested.get(trial.number, {})}
+        reached = [metric_text(name, values[name]) if name in values else "" for name in (*metrics, *tested)]
         _add_row(table, [trial.name, *reached, values_text(trial.values, hidden)])
     return table
 
@@ -163,7 +163,7 @@ def _table(*names: str) -> Table:
 
 
 def _add_row(table: Table, cells: list[str]) -> None:
-    """As they are: a list in brackets is no markup."""
+    """Add a row of plain text; a list in brackets is not rich markup."""
     table.add_row(*map(Text, cells))
 
 

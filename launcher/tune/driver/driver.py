@@ -1,7 +1,7 @@
-"""The process of a sweep that has Ray: searches, tries the winners, and says how it ended.
+"""The driver of a sweep: the process that runs Ray Tune, evaluates the winners and writes the outcome.
 
-`python -m launcher.tune.driver.driver SWEEP ATTEMPT SCRATCH`, with what its machine offers and, of several machines,
-where Ray's head is to be. Should it fall, another one goes on from the ledger.
+`python -m launcher.tune.driver.driver SWEEP ATTEMPT SCRATCH`, with the resources of its machine and, for several
+machines, the address of Ray's head. If it fails, the next driver resumes from the ledger.
 """
 
 import argparse
@@ -41,177 +41,184 @@ from launcher.tune.sweep.trial_spec import TrialOrder
 
 
 class Driver:
-    """One start of a sweep's search, from where its ledger ends to the end or to a stop."""
+    """One start of a sweep, from the end of its ledger until the sweep finishes or is stopped."""
 
     def __init__(
         self,
         sweep: SweepDir,
-        begun: Begun,
+        settings: Begun,
         environment: Mapping[str, str],
         progress: ProgressFile,
         *,
         offered: Resources,
         head: Head | None,
     ) -> None:
-        self._sweep, self._begun, self._environment, self._progress = sweep, begun, environment, progress
-        self._offered, self._head = offered, head
+        self._sweep, self._settings, self._environment, self._progress = sweep, settings, environment, progress
+        self._resources, self._head = offered, head
         self._space = read_space(sweep.space, config=str(sweep.config))
-        self._book = Book(sweep, self._space, begun.options)
-        self._patience = Patience(lambda: begun.shape_left_on(machines()))
+        self._state = Book(sweep, self._space, settings.options)
+        self._capacity = Patience(lambda: settings.shape_left_on(machines()))
 
-    def run(self, folder: Path, last_word: Callable[[Exception], None]) -> str:
-        """finished or stopped; Ray's files are in `folder`. Raises SearchFailedError if no trial came to its end."""
+    def run(self, folder: Path, report_crash: Callable[[Exception], None]) -> str:
+        """Run the sweep; return `finished` or `stopped`. Ray's files are in `folder`.
+
+        `report_crash` gets the error if one of Ray's processes dies. Raise SearchFailedError if no trial finished.
+        """
         try:
-            with self._ray(folder), ending_if_ray_dies(last_word):
-                shape = self._begun.shape_left_on(machines())
-                self._budget = self._budget_for(shape)
-                self._search(shape)
+            with self._ray(folder), ending_if_ray_dies(report_crash):
+                resources = self._settings.shape_left_on(machines())
+                self._budget = self._budget_for(resources)
+                self._search(resources)
                 if not self._is_stopped():
-                    self._judge(shape)
+                    self._evaluate_winners(resources)
         finally:
-            write_final_results(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
+            write_final_results(self._sweep, self._space, self._state.history, held_out=self._settings.held_out)
             self._write_report()
-            self._book.close()
+            self._state.close()
         return "stopped" if self._is_stopped() else "finished"
 
     def _ray(self, folder: Path) -> AbstractContextManager[None]:
-        options = self._begun.options
+        options = self._settings.options
         if options.ray_address is not None:
             return existing_ray(options.ray_address)
         if self._head is not None:
-            return head_of_a_cluster(folder, self._head, self._offered)
-        return private_ray(folder, self._offered, dashboard=options.dashboard)
+            return head_of_a_cluster(folder, self._head, self._resources)
+        return private_ray(folder, self._resources, dashboard=options.dashboard)
 
     def _is_stopped(self) -> bool:
         return self._sweep.coordination.stop_request.exists()
 
-    def _budget_for(self, shape: Shape) -> DiskBudget:
-        """The check has asked what a config costs, so the answer is at hand."""
-        options, config = self._begun.options, load_config(str(self._sweep.config))
-        bounded = options.disk_bytes is not None
-        words = [str(self._sweep.config)]
-        workers = self._begun.launch.nodes * (self._begun.launch.gpus or 1)
+    def _budget_for(self, resources: Shape) -> DiskBudget:
+        """Return the disk budget. The checks have probed the cost of the config, so the result is cached."""
+        options, config = self._settings.options, load_config(str(self._sweep.config))
+        config_args = [str(self._sweep.config)]
+        workers = self._settings.launch.nodes * (self._settings.launch.gpus or 1)
         costs = Costs()
-        if bounded:
-            costs = costs_of(config, words, workers=workers, environment=self._environment, device=shape.device)
-        return DiskBudget.of(self._sweep, options, config, costs, concurrent=shape.concurrent)
+        if options.disk_bytes is not None:
+            device = resources.device
+            costs = costs_of(config, config_args, workers=workers, environment=self._environment, device=device)
+        return DiskBudget.of(self._sweep, options, config, costs, concurrent=resources.concurrent)
 
-    def _search(self, shape: Shape) -> None:
-        options, history = self._begun.options, self._book.history
-        self._budget.tidy(history, self._book)  # a kill may have come between a trial's end and this
+    def _search(self, resources: Shape) -> None:
+        options, history = self._settings.options, self._state.history
+        self._budget.tidy(history, self._state)  # a kill may have come between a trial's end and the deletion
         rule = Scheduler(
             rule_of(options, self._most_epochs()), history, last_epoch=self._last_epoch, on_stop=self._stop_early
         )
         source = Searched(
-            self._book,
-            lambda trial: self._order(shape, trial.name, trial.overrides, epochs=max(trial.reports, default=0)),
+            self._state,
+            lambda each: self._trial_spec(resources, each.name, each.overrides, epochs=max(each.reports, default=0)),
             is_stopped=self._is_stopped,
             done=self._after_a_trial,
         )
-        self._carry_out(source, rule, shape, trouble=self._want_of_room)
+        self._run_source(source, rule, resources, trouble=self._disk_shortage)
 
-    def _judge(self, shape: Shape) -> None:
-        """The winners of a search that is done."""
-        if not self._book.history.ranked():
-            raise SearchFailedError(self._why_none())
-        test_winners(self._book, self._sweep, shape, pulse=self._pulse, is_stopped=self._is_stopped)
-        self._budget.tidy_reruns(self._book.history)
+    def _evaluate_winners(self, resources: Shape) -> None:
+        """Evaluate the winners on the test set, and run them again with new seeds."""
+        if not self._state.history.ranked():
+            raise SearchFailedError(self._no_winner_message())
+        test_winners(self._state, self._sweep, resources, pulse=self._on_step, is_stopped=self._is_stopped)
+        self._budget.tidy_reruns(self._state.history)
         source = Confirmed(
-            self._book,
+            self._state,
             self._sweep,
-            reruns(self._book.history, self._sweep, self._space),
-            lambda rerun: self._order(shape, rerun.name, rerun.overrides),
+            reruns(self._state.history, self._sweep, self._space),
+            lambda rerun: self._trial_spec(resources, rerun.name, rerun.overrides),
             is_stopped=self._is_stopped,
             done=self._after_a_rerun,
         )
-        self._carry_out(source, None, shape, trouble=str)
+        self._run_source(source, None, resources, trouble=str)
 
-    def _want_of_room(self) -> str:
-        """For a new trial; empty if there is room. What was interrupted has its room already."""
-        if not self._book.begins or self._budget.may_begin(self._book.history):
+    def _disk_shortage(self) -> str:
+        """Return why a new trial has no disk space, or an empty string. Interrupted trials have theirs already."""
+        if not self._state.begins or self._budget.may_begin(self._state.history):
             return ""
-        return self._budget.trouble(self._book.history)
+        return self._budget.trouble(self._state.history)
 
-    def _carry_out(self, source: Source, rule: Scheduler | None, shape: Shape, *, trouble: Callable[[], str]) -> None:
-        feeder = Feeder(source, concurrent=shape.concurrent, trouble=trouble, is_stopped=self._is_stopped)
+    def _run_source(
+        self, source: Source, rule: Scheduler | None, resources: Shape, *, trouble: Callable[[], str]
+    ) -> None:
+        searcher = Feeder(source, concurrent=resources.concurrent, trouble=trouble, is_stopped=self._is_stopped)
         run_trials(
-            feeder,
+            searcher,
             rule,
-            launch=self._begun.launch,
-            shape=shape,
-            max_failures=self._begun.options.max_failures,
+            launch=self._settings.launch,
+            shape=resources,
+            max_failures=self._settings.options.max_failures,
             scratch=self._sweep.path / ".tune",
-            pulse=self._pulse,
+            pulse=self._on_step,
         )
 
-    def _pulse(self) -> None:
-        """We are not hung, and not waiting for what won't come."""
-        self._patience.look()
-        self._progress.show("search", step=len(self._book.history.trials))
+    def _on_step(self) -> None:
+        """Check the capacity of the cluster, and write a heartbeat."""
+        self._capacity.look()
+        self._progress.show("search", step=len(self._state.history.trials))
 
-    def _order(self, shape: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0) -> TrialOrder:
+    def _trial_spec(
+        self, resources: Shape, name: str, overrides: tuple[str, ...] | list[str], *, epochs: int = 0
+    ) -> TrialOrder:
         return TrialOrder(
             sweep=self._sweep.path,
             name=name,
             overrides=tuple(overrides),
-            launch=self._begun.launch_of_a_trial(shape.device),
+            launch=self._settings.launch_of_a_trial(resources.device),
             cwd=str(self._sweep.path),
             environment=travelling(self._environment),
-            cores=shape.cores,
+            cores=resources.cores,
             reported=epochs,
-            wants_costs=any(metric.startswith("cost/") for metric in self._begun.options.metrics),
+            wants_costs=any(metric.startswith("cost/") for metric in self._settings.options.metrics),
         )
 
     def _last_epoch(self, number: int) -> int:
-        trial = self._book.history.trials[number]
+        trial = self._state.history.trials[number]
         return last_epoch(load_config(str(self._sweep.config), trial.overrides))
 
     def _most_epochs(self) -> int:
-        """Of any trial."""
+        """Return the largest number of epochs of any trial."""
         searched = [max(each.values) for each in self._space.parameters if each.key == "train.epochs"]
         longest = {"train.epochs": searched[0]} if searched else {}
         return last_epoch(load_config(str(self._sweep.config), overrides({**self._space.constants, **longest})))
 
     def _stop_early(self, number: int) -> None:
-        """Its own coordinator ends it, wherever that is."""
-        self._sweep.trial(self._book.history.trials[number].name).stop_request.write_text(NOW)
+        """Write a stop request into the trial's run folder; the coordinator of that run stops it."""
+        self._sweep.trial(self._state.history.trials[number].name).stop_request.write_text(NOW)
 
     def _after_a_trial(self) -> None:
-        self._budget.tidy(self._book.history, self._book)
+        self._budget.tidy(self._state.history, self._state)
         self._show_results()
 
     def _after_a_rerun(self) -> None:
-        self._budget.tidy_reruns(self._book.history)
+        self._budget.tidy_reruns(self._state.history)
         self._show_results()
 
     def _show_results(self) -> None:
-        write_results(self._sweep, self._space, self._book.history, held_out=self._begun.held_out)
+        write_results(self._sweep, self._space, self._state.history, held_out=self._settings.held_out)
 
     def _write_report(self) -> None:
-        """Whatever is wrong with the page is reported in the log, and the search goes on."""
-        if why := write_report(self._sweep):
-            print(f"no report was written: {why}", file=sys.stderr)
+        """Write the report. Only log an error: a failed report must not fail the sweep."""
+        if error := write_report(self._sweep):
+            print(f"no report was written: {error}", file=sys.stderr)
 
-    def _why_none(self) -> str:
-        causes = [trial.cause for trial in self._book.history.runs if trial.cause]
-        return f"no trial came to its end; the last one failed: {causes[-1]}" if causes else "no trial came to its end"
+    def _no_winner_message(self) -> str:
+        causes = [trial.cause for trial in self._state.history.runs if trial.cause]
+        return f"no trial finished; the last one failed: {causes[-1]}" if causes else "no trial finished"
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """The exit code; how it ended stands in the sweep's folder."""
+    """Run the driver and return the exit code. The outcome, or the error, is written into the sweep folder."""
     os.umask(0o077)
-    asked = _parser().parse_args(argv)
-    sweep, attempt = SweepDir(asked.sweep), asked.attempt
-    run, begun = sweep.coordination, Begun.of(sweep.ledger, environment)
-    last_word = partial(write_crash, run, attempt)
-    offered = Resources(asked.cores, tuple(map(str, range(asked.gpus))))
-    head = Head(asked.head[0], int(asked.head[1]), asked.machines) if asked.head else None
+    args = _parser().parse_args(argv)
+    sweep, attempt = SweepDir(args.sweep), args.attempt
+    run, settings = sweep.coordination, Begun.of(sweep.ledger, environment)
+    report_crash = partial(write_crash, run, attempt)
+    offered = Resources(args.cores, tuple(map(str, range(args.gpus))))
+    head = Head(args.head[0], int(args.head[1]), args.machines) if args.head else None
     try:
         with ProgressFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
-            driver = Driver(sweep, begun, environment, progress, offered=offered, head=head)
-            state = driver.run(asked.scratch / "ray", last_word)
+            driver = Driver(sweep, settings, environment, progress, offered=offered, head=head)
+            state = driver.run(args.scratch / "ray", report_crash)
     except Exception as error:
-        last_word(error)
+        report_crash(error)
         return error.exit_code if isinstance(error, FmfsdError) else 1
     _write_outcome(run, attempt, state)
     return 0

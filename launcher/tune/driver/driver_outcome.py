@@ -1,4 +1,4 @@
-"""What ended a sweep's driver, left where its coordinator looks for a worker's."""
+"""The crash record of a sweep's driver, in the format and place of a worker's crash record."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from fmfsd.system.atomic_files import write_json
 
 
 def write_crash(run: RunDir, attempt: int, error: Exception) -> None:
-    """OSError if there is no room for it."""
+    """Write the crash record of the driver. Raise OSError if that fails."""
     expected = isinstance(error, FmfsdError)
     content = {
         "rank": 0,

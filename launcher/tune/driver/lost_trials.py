@@ -1,4 +1,4 @@
-"""Trials whose Ray process is lost: Ray's reason, and a correction of Ray 2.60 that lets Tune survive memory kills."""
+"""Trials whose Ray process is lost: Ray's reason, and a fix for Ray 2.60 with which Tune survives memory kills."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +11,7 @@ from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial as RayTrial
 
 _LOW_ON_MEMORY = "low on memory"
-_GUESSES = " Some common causes"
+_GENERIC_PART = " Some common causes"
 """Starts the part of Ray's message that is the same for every lost process."""
 
 
@@ -23,10 +23,10 @@ def reason_of(trial: RayTrial) -> str:
 
 
 def short_reason(text: str) -> str:
-    """Return the line of Ray's `text` that says why a process was lost."""
+    """Return the line of Ray's `text` with the reason why a process was lost."""
     lines = [line for line in text.splitlines() if line.strip()]
     memory = [line for line in lines if _LOW_ON_MEMORY in line]
-    return (memory or lines or [""])[-1].partition(_GUESSES)[0].strip()
+    return (memory or lines or [""])[-1].partition(_GENERIC_PART)[0].strip()
 
 
 class _ActorManager(RayActorManager):
@@ -39,7 +39,7 @@ class _ActorManager(RayActorManager):
 
 @contextmanager
 def memory_kills_survived() -> Iterator[None]:
-    """Run Tune with an actor manager for which a memory kill is the end of a trial, and not of Tune's loop."""
+    """Run Tune with an actor manager for which a memory kill ends only the trial, and not Tune's loop."""
     original = tune_controller.RayActorManager
     tune_controller.RayActorManager = _ActorManager
     try:

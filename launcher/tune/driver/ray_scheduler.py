@@ -1,4 +1,4 @@
-"""Which trials are stopped early: Tune's schedulers, told of trials by the sweep's own numbers."""
+"""Early stopping: Ray Tune's schedulers, with the trial numbers of the sweep and its history."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,35 +13,35 @@ from launcher.tune.driver.unpickled import Unkept
 from launcher.tune.records.history import History, Trial
 
 FIRST_RUNG = 9
-"""ASHA looks at trials after a ninth and a third of their epochs for the first time, and lets a third go on."""
+"""ASHA's rungs are at a ninth and a third of the epochs; at each rung the best third of the trials continues."""
 REDUCTION = 3
 FEWEST_OTHERS = 3
-"""Trials whose median is worth something."""
+"""Minimum number of trials for the median stopping rule."""
 
 
 @dataclass(frozen=True)
-class _Named:
-    """All that a scheduler needs to know of a trial: Tune's own ids are others after each start of a sweep."""
+class _TrialId:
+    """The part of a Ray trial that schedulers read, with the sweep's number: Tune's ids differ after each start."""
 
     trial_id: str
 
 
-class _Nobody:
-    """Tune's controller as rules see it: with no trial that waits, for which another one would be paused."""
+class _EmptyController:
+    """A Tune controller without live trials, so that schedulers pause no trial in favour of a waiting one."""
 
     def get_live_trials(self) -> list[RayTrial]:
         return []
 
 
-_NOBODY = _Nobody()
+_EMPTY_CONTROLLER = _EmptyController()
 
 
 class Scheduler(Unkept, FIFOScheduler):
-    """Begins trials in their order, and has `rule` decide which are stopped; `on_stop` is told of them.
+    """Starts trials in order, stops those that `rule` selects, and calls `on_stop` with the number of each.
 
-    `history` is told to the rule first, as it would have seen it. The rule hears of each epoch once, and of a trial
-    that it stops no more: had a kill come between, that trial is stopped by what it tells next. None is stopped in
-    its last epoch.
+    At the start the reports in `history` are replayed to the rule. The rule gets each epoch once, and nothing more
+    after it has stopped a trial: if a kill prevented that stop, the trial's next report stops it. No trial is stopped
+    in its last epoch.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class Scheduler(Unkept, FIFOScheduler):
         for trial in history.runs:
             self._add(trial.number)
         for number, epoch in history.told:
-            self._tell_again(history.trials[number], epoch)
+            self._replay(history.trials[number], epoch)
 
     def _add(self, number: int) -> None:
         if number not in self._epochs:
             self._epochs[number] = 0
-            self._rule.on_trial_add(None, _Named(str(number)))
+            self._rule.on_trial_add(None, _TrialId(str(number)))
 
-    def _tell_again(self, trial: Trial, epoch: int) -> None:
+    def _replay(self, trial: Trial, epoch: int) -> None:
         result = {"epoch": epoch, **trial.reports[epoch]}
         if trial.state == "finished" and epoch == max(trial.reports):
-            self._rule.on_trial_complete(None, _Named(str(trial.number)), result)
+            self._rule.on_trial_complete(None, _TrialId(str(trial.number)), result)
         else:
-            self._stops(trial.number, result)
+            self._is_stopped_by(trial.number, result)
 
     def on_trial_add(self, _controller: TuneController, trial: RayTrial) -> None:
         self._add(int(trial.config["number"]))
@@ -79,27 +79,27 @@ class Scheduler(Unkept, FIFOScheduler):
         number = int(trial.config["number"])
         if result.get("state") != "running":
             return str(TrialScheduler.CONTINUE)
-        if not self._stops(number, result) or result["epoch"] >= self._last_epoch(number):
+        if not self._is_stopped_by(number, result) or result["epoch"] >= self._last_epoch(number):
             return str(TrialScheduler.CONTINUE)
         self._on_stop(number)
         return str(TrialScheduler.STOP)
 
-    def _stops(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Whether the rule has the trial stopped, by this or by what it was told before."""
+    def _is_stopped_by(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Return whether the rule stops the trial, because of `result` or of an earlier report."""
         if number not in self._stopped and result["epoch"] > self._epochs[number]:
             self._epochs[number] = result["epoch"]
-            if self._rule.on_trial_result(_NOBODY, _Named(str(number)), result) == TrialScheduler.STOP:
+            if self._rule.on_trial_result(_EMPTY_CONTROLLER, _TrialId(str(number)), result) == TrialScheduler.STOP:
                 self._stopped.add(number)
         return number in self._stopped
 
     def on_trial_complete(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> None:
         number = int(trial.config["number"])
         if "epoch" in result and number not in self._stopped:
-            self._rule.on_trial_complete(tune_controller, _Named(str(number)), result)
+            self._rule.on_trial_complete(tune_controller, _TrialId(str(number)), result)
 
 
 def rule_of(options: TuneOptions, epochs: int) -> TrialScheduler:
-    """The scheduler of that name for runs of at most so many epochs."""
+    """Return Tune's scheduler that the options name, for runs of at most `epochs` epochs."""
     metric, mode = options.metrics[0], options.modes[0]
     first = max(1, epochs // FIRST_RUNG)
     if options.scheduler == "asha":

@@ -1,4 +1,4 @@
-"""Between Tune, which runs trials, and the sweep's book, which knows them."""
+"""The searcher of Ray Tune: hands trials of the sweep to Tune, and passes their results to the sweep state."""
 
 import json
 import math
@@ -14,14 +14,17 @@ from launcher.tune.records.history import Trial, TrialState
 from launcher.tune.sweep.sweep_state import Book
 from launcher.tune.sweep.trial_spec import TrialOrder
 
-LOST = "the process that carried it out was lost more often than --max-failures allows"
+LOST = "its Ray process was lost more often than --max-failures allows"
 _METRICS = ("valid/", "test/", "cost/")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial's run came to its end. `state` is running if a scheduler has stopped it, and stopped if somebody has
-    and it may go on."""
+    """The result of a trial's run.
+
+    `state` is `running` if the scheduler stopped the trial early, and `stopped` after a stop request, from which it can
+    be resumed.
+    """
 
     state: str
     metrics: Mapping[str, float]
@@ -30,10 +33,10 @@ class Ended:
 
 
 class Source(Protocol):
-    """What is to be run, and who wants to know what became of it."""
+    """A source of runs, which also gets their results."""
 
     def next_order(self) -> tuple[int, TrialOrder] | None:
-        """A number that is the trial's own, and what to do; None: that was all."""
+        """Return the number and the specification of the next run, or None if there is none left."""
 
     def reported(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -43,21 +46,21 @@ class Source(Protocol):
 
 
 class Feeder(Unkept, Searcher):
-    """Hands a source's trials to Tune, at most `concurrent` at a time, while `trouble` has nothing to say."""
+    """Hands the runs of a source to Tune, at most `concurrent` at a time, while `find_problem` returns none."""
 
     def __init__(
         self, source: Source, *, concurrent: int, trouble: Callable[[], str], is_stopped: Callable[[], bool]
     ) -> None:
-        super().__init__(metric="epoch", mode="max")  # Tune wants some; which trial is better is not its to say
+        super().__init__(metric="epoch", mode="max")  # required by Tune, but not used
         self._source, self._concurrent = source, concurrent
         self._trouble, self._is_stopped = trouble, is_stopped
         self._live = dict[str, int]()
 
     def save(self, _path: str) -> None:
-        """Nothing of Tune's is read again."""
+        """Save nothing: a sweep resumes from its ledger, not from Tune's state."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """SearchFailedError if there is trouble that no trial's end can better."""
+        """Return the next trial. Raise SearchFailedError for a problem while no trial runs that could resolve it."""
         if self._is_stopped():
             return str(Searcher.FINISHED)
         if len(self._live) >= self._concurrent:
@@ -66,78 +69,78 @@ class Feeder(Unkept, Searcher):
             if self._live:
                 return None
             raise SearchFailedError(trouble)
-        found = self._source.next_order()
-        if found is None:
+        next_run = self._source.next_order()
+        if next_run is None:
             return str(Searcher.FINISHED)
-        self._live[trial_id], order = found
-        return {"number": self._live[trial_id], "order": json.dumps(order.to_json())}  # Tune copies whatever is no text
+        self._live[trial_id], spec = next_run
+        return {"number": self._live[trial_id], "order": json.dumps(spec.to_json())}  # text: Tune copies other values
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if metrics := metrics_in(result):
             self._source.reported(self._live[trial_id], int(result["epoch"]), metrics)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing for an error: `on_trial_lost` follows, which knows the reason."""
+        """Record the result. Ignore errors: `on_trial_lost` follows, with the reason."""
         if error:
             return
-        number, told = self._live.pop(trial_id), result or {}
-        if metrics := metrics_in(told):
-            self._source.reported(number, int(told["epoch"]), metrics)
-        cause, seconds = str(told.get("cause", "")), float(told.get("seconds", 0.0))
-        self._source.ended(number, Ended(str(told.get("state", "stopped")), metrics, cause, seconds))
+        number, last = self._live.pop(trial_id), result or {}
+        if metrics := metrics_in(last):
+            self._source.reported(number, int(last["epoch"]), metrics)
+        cause, seconds = str(last.get("cause", "")), float(last.get("seconds", 0.0))
+        self._source.ended(number, Ended(str(last.get("state", "stopped")), metrics, cause, seconds))
 
     def on_trial_restarted(self, trial_id: str, reason: str) -> None:
-        """Tune starts the trial again, as the process that carried it out was lost."""
+        """Record that Tune restarts the trial because its process was lost."""
         self._source.restarted(self._live[trial_id], reason)
 
     def on_trial_lost(self, trial_id: str, reason: str) -> None:
-        """Tune does not start the trial again; the next start of a sweep that is to stop does."""
+        """Record that Tune does not restart the trial. If the sweep is stopping, its next start does."""
         state = "stopped" if self._is_stopped() else "failed"
         cause = ": ".join(filter(None, (LOST, reason)))
         self._source.ended(self._live.pop(trial_id), Ended(state, {}, cause))
 
 
 def metrics_in(result: Mapping[str, Any]) -> dict[str, float]:
-    """What a trial has measured, without what Tune adds."""
+    """Return the metrics of a trial's result, without the entries that Tune adds."""
     return {name: float(value) for name, value in result.items() if name.startswith(_METRICS)}
 
 
 class Searched:
-    """The trials of a search; `done` is called after each one's end."""
+    """The trials of a sweep as a source; `on_trial_end` is called after each trial's end."""
 
     def __init__(
         self,
-        book: Book,
-        order_of: Callable[[Trial], TrialOrder],
+        state: Book,
+        to_spec: Callable[[Trial], TrialOrder],
         *,
         is_stopped: Callable[[], bool],
         done: Callable[[], None],
     ) -> None:
-        self._book, self._order_of, self._is_stopped, self._done = book, order_of, is_stopped, done
+        self._state, self._to_spec, self._is_stopped, self._done = state, to_spec, is_stopped, done
 
     def next_order(self) -> tuple[int, TrialOrder] | None:
-        trial = self._book.next_trial()
-        return None if trial is None else (trial.number, self._order_of(trial))
+        trial = self._state.next_trial()
+        return None if trial is None else (trial.number, self._to_spec(trial))
 
     def reported(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        self._book.reported(self._book.history.trials[number], epoch, metrics)
+        self._state.reported(self._state.history.trials[number], epoch, metrics)
 
     def restarted(self, number: int, cause: str) -> None:
-        self._book.note("restarted", trial=number, cause=cause)
+        self._state.note("restarted", trial=number, cause=cause)
 
     def ended(self, number: int, how: Ended) -> None:
         if how.state == "stopped" and self._is_stopped():
-            return  # it goes on with the sweep
-        state, cause = self._judged(how)
-        self._book.ended(number, state, how.metrics, cause=cause, seconds=how.seconds)
+            return  # the next start of the sweep resumes it
+        state, cause = self._final_state(how)
+        self._state.ended(number, state, how.metrics, cause=cause, seconds=how.seconds)
         self._done()
 
-    def _judged(self, how: Ended) -> tuple[TrialState, str]:
-        wanted = self._book.history.options.metrics
-        missing = [name for name in wanted if math.isnan(how.metrics.get(name, math.nan))]
+    def _final_state(self, how: Ended) -> tuple[TrialState, str]:
+        required = self._state.history.options.metrics
+        missing = [name for name in required if math.isnan(how.metrics.get(name, math.nan))]
         if how.state == "running":
             return "pruned", how.cause
         if how.state == "finished" and not missing:
             return "finished", how.cause
-        words = {"finished": f"it has measured no {', '.join(missing)}", "stopped": "somebody stopped it"}
-        return "failed", how.cause or words.get(how.state, how.state)
+        causes = {"finished": f"it did not report {', '.join(missing)}", "stopped": "its run was stopped by a user"}
+        return "failed", how.cause or causes.get(how.state, how.state)

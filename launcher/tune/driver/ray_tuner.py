@@ -1,4 +1,4 @@
-"""Has Tune carry trials out: how many at a time, in which of Ray's resources, and stopped by which rule."""
+"""Runs trials with Ray Tune: resources, scheduler, restarts after lost processes, and callbacks."""
 
 import shutil
 from collections.abc import Callable
@@ -28,9 +28,9 @@ def run_trials(
     scratch: Path,
     pulse: Callable[[], None],
 ) -> None:
-    """Until the feeder has no more and all have ended. `pulse` is called several times a second.
+    """Run the searcher's trials until it has no more and all have ended. Call `on_step` several times a second.
 
-    Tune writes into `scratch`, which is new each time: nothing of what it writes is needed.
+    Tune writes into `scratch`, which is deleted before and after: nothing in it is needed.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
@@ -40,15 +40,15 @@ def run_trials(
             scheduler=rule,
             num_samples=-1,
             reuse_actors=True,
-            trial_dirname_creator=_folder,
-            trial_name_creator=_folder,
+            trial_dirname_creator=_trial_id,
+            trial_name_creator=_trial_id,
         ),
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=str(scratch),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Loop(feeder, pulse)],
+            callbacks=[_Callback(feeder, pulse)],
             verbose=0,
         ),
     )
@@ -59,27 +59,27 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _folder(trial: RayTrial) -> str:
+def _trial_id(trial: RayTrial) -> str:
     return str(trial.trial_id)
 
 
-class _Loop(Unkept, tune.Callback):
-    """What we do as Tune's loop goes round."""
+class _Callback(Unkept, tune.Callback):
+    """Passes events of Tune's loop to the searcher and to `on_step`."""
 
     def __init__(self, feeder: Feeder, pulse: Callable[[], None]) -> None:
-        self._feeder, self._pulse = feeder, pulse
+        self._searcher, self._on_step = feeder, pulse
 
     def on_trial_recover(self, *, trial: RayTrial, **_info: Any) -> None:
-        self._feeder.on_trial_restarted(trial.trial_id, reason_of(trial))
+        self._searcher.on_trial_restarted(trial.trial_id, reason_of(trial))
 
     def on_trial_error(self, *, trial: RayTrial, **_info: Any) -> None:
-        self._feeder.on_trial_lost(trial.trial_id, reason_of(trial))
+        self._searcher.on_trial_lost(trial.trial_id, reason_of(trial))
 
     def on_trial_complete(self, *, trial: Any, **_info: Any) -> None:
-        """Forget statistics of its metrics, which nobody reads: Ray 2.60 would keep these 20 KiB for ever."""
-        with suppress(AttributeError):  # another Ray may have them elsewhere
+        """Delete the trial's metric statistics, which are not used: Ray 2.60 never frees these 20 KiB."""
+        with suppress(AttributeError):  # other versions of Ray may store them elsewhere
             trial.run_metadata.metric_analysis.clear()
             trial.run_metadata.metric_n_steps.clear()
 
     def on_step_end(self, **_info: Any) -> None:
-        self._pulse()
+        self._on_step()

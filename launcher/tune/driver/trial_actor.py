@@ -1,4 +1,4 @@
-"""A trial as Ray Tune sees it: an actor that tells what its run measures, one evaluation a step."""
+"""The trainable of Ray Tune: an actor that runs a trial and reports one evaluation per step."""
 
 import json
 import os
@@ -20,88 +20,88 @@ LOOK_S = 0.1
 
 
 def placement(launch: LaunchConfig, cores: int, gpus: int) -> Any:
-    """One bundle a node, of so many cores and GPUs each, packed on as few machines as possible."""
+    """Return a placement group with one bundle per node of a trial, packed on as few machines as possible."""
     bundle = {"CPU": float(cores), **({"GPU": float(gpus)} if gpus else {})}
     return tune.PlacementGroupFactory([bundle] * launch.nodes, strategy="PACK")
 
 
 class Trial(tune.Trainable):
-    """Never fails in Ray's sense: a run has attempts of its own, and what they come to is told as a result."""
+    """Never fails in Ray's sense: the run restarts its workers itself, and its outcome is reported as a result."""
 
     _run: TrialRun | None
     _refusal: str
-    """Why there is no run."""
-    _crew: Crew | None
-    """Of a trial with more than one node."""
-    _told: int
-    """The last epoch whose evaluation was told."""
+    """Why the run could not start."""
+    _nodes: Crew | None
+    """Set for a trial with more than one node."""
+    _reported_epoch: int
+    """The last epoch whose evaluation was reported."""
 
     def setup(self, config: Mapping[str, Any]) -> None:
-        """`config` has a TrialOrder's JSON, as text, under `order`."""
+        """Start the trial. `config["order"]` is the JSON text of its specification."""
         os.umask(0o077)
         choose_method(os.environ)
-        self._begin(config)
+        self._start(config)
 
     def step(self) -> dict[str, Any]:
-        """The next evaluation, or how the run has ended: state, cause, seconds, and the last metrics there are."""
+        """Return the next evaluation, or the outcome of the run: state, cause, seconds and the last metrics."""
         if (run := self._run) is None:
             return {"state": "failed", "cause": self._refusal, "seconds": 0.0, "done": True}
-        while not (found := run.records(self._told)) and not run.has_ended:
+        while not (records := run.records(self._reported_epoch)) and not run.has_ended:
             run.wait(LOOK_S)
-        found = found or run.records(self._told)
-        shown = found[0] if found else run.last_record()
-        self._told = max(self._told, int(shown.get("epoch", 0)))
-        is_last = run.has_ended and len(found) <= 1
+        records = records or run.records(self._reported_epoch)
+        record = records[0] if records else run.last_record()
+        self._reported_epoch = max(self._reported_epoch, int(record.get("epoch", 0)))
+        is_last = run.has_ended and len(records) <= 1
         state = run.state if is_last else "running"
-        how = {"state": state, "cause": run.cause if is_last else "", "seconds": run.seconds()}
-        return {"epoch": self._told, **shown, **how, "done": is_last}
+        outcome = {"state": state, "cause": run.cause if is_last else "", "seconds": run.seconds()}
+        return {"epoch": self._reported_epoch, **record, **outcome, "done": is_last}
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
-        """The next trial, in this same actor."""
+        """Start the next trial in this actor."""
         self.cleanup()
-        self._begin(new_config)
+        self._start(new_config)
         return True
 
     def cleanup(self) -> None:
-        """Returns when nothing of the run is left."""
+        """Kill the run, and return when all its processes have ended."""
         if self._run is not None:
             self._run.end_now()
-        if self._crew is not None:
-            self._crew.close()
+        if self._nodes is not None:
+            self._nodes.close()
 
     def save_checkpoint(self, _folder: str) -> dict[str, Any]:
-        """Nothing: the run keeps its own. Tune asks for it at the end of each trial, and before a pause."""
+        """Save nothing: the run writes its own checkpoints."""
         return {}
 
     def load_checkpoint(self, _content: Any) -> None:
-        """Nothing: `setup` has gone on from the run's own."""
+        """Load nothing: `setup` has resumed from the run's own checkpoints."""
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        self._run, self._crew = None, None
+    def _start(self, config: Mapping[str, Any]) -> None:
+        self._run, self._nodes = None, None
         try:
-            order = TrialOrder.from_json(_completed(json.loads(config["order"])))
-        except CheckError as error:  # as a secret that this machine lacks
+            spec = TrialOrder.from_json(_with_local_variables(json.loads(config["order"])))
+        except CheckError as error:  # such as a secret that this machine lacks
             self._refusal = f"on {socket.gethostname()}: {error}"
             return
-        self._told = order.reported
-        self._crew = Crew(os.environ) if order.launch.nodes > 1 else None
-        machines = Machines.here(order, os.environ)
-        if self._crew is not None:
-            machines = Machines(self._crew.site(order.cores), self._crew.start_agent)
-        self._run = TrialRun(order, machines)
+        self._reported_epoch = spec.reported
+        self._nodes = Crew(os.environ) if spec.launch.nodes > 1 else None
+        machines = Machines.here(spec, os.environ)
+        if self._nodes is not None:
+            machines = Machines(self._nodes.site(spec.cores), self._nodes.start_agent)
+        self._run = TrialRun(spec, machines)
 
 
-def _completed(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {**told, "environment": {**_as_here(told["environment"]), **_secrets(told)}}
+def _with_local_variables(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {**spec, "environment": {**_local_environment(spec["environment"]), **_secrets(spec)}}
 
 
-def _as_here(environment: Mapping[str, str]) -> dict[str, str]:
-    """With what this machine knows better than the one that the sweep was started on."""
+def _local_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` with the machine-specific variables of this machine."""
     own = own_variables(os.environ)
     return {**{name: value for name, value in environment.items() if name not in MACHINES_OWN}, **own}
 
 
-def _secrets(told: Mapping[str, Any]) -> dict[str, str]:
-    """What workers are to get and no file may hold: this process has them from the one that started Ray."""
-    wanted = (name for name, value in told["launch"]["extra_env"].items() if value is None)
-    return {name: os.environ[name] for name in wanted if name in os.environ}
+def _secrets(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return the secrets for workers, which no file may contain: Ray's processes have inherited them."""
+    names = (name for name, value in spec["launch"]["extra_env"].items() if value is None)
+    return {name: os.environ[name] for name in names if name in os.environ}

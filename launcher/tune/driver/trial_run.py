@@ -1,4 +1,4 @@
-"""A trial's run: an ordinary one, carried out in a thread of its own for whoever waits for what it measures."""
+"""The run of a trial: an ordinary launch, in a separate thread of the trial's actor."""
 
 import math
 import threading
@@ -35,85 +35,85 @@ from launcher.tune.sweep.trial_spec import TrialOrder
 
 State = Literal["running", "finished", "stopped", "failed"]
 HELD_S = 60.0
-"""For that process to find out."""
+"""Time for a process of an earlier start to release the run lock."""
 LOOK_S = 0.5
-_STATES: Mapping[str, State] = {"finished": "finished", "failed": "failed"}
-"""All others are stops: to one that was asked for, what is lost is not told apart."""
+_STATE_OF_ATTEMPT: Mapping[str, State] = {"finished": "finished", "failed": "failed"}
+"""All other states of an attempt count as stopped."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """Where a trial's nodes are, and what starts the agent of one."""
+    """The machines of a trial's nodes, and the function that starts a node's agent."""
 
     site: Site
     start_agent: Callable[[NodePlan], Link] = start_planned
 
     @classmethod
-    def here(cls, order: TrialOrder, environment: Mapping[str, str]) -> "Machines":
-        """This one, of which a trial has some cores, whichever these are, and the GPUs that `environment` shows."""
-        found, cores = Resources.detect(environment), order.cores * order.launch.nodes
-        return cls(Site(replace(found, cores=cores, core_numbers=())))
+    def here(cls, spec: TrialOrder, environment: Mapping[str, str]) -> "Machines":
+        """Return this machine with the trial's number of cores, not pinned, and the GPUs visible in `environment`."""
+        detected, cores = Resources.detect(environment), spec.cores * spec.launch.nodes
+        return cls(Site(replace(detected, cores=cores, core_numbers=())))
 
 
 class TrialRun:
-    """Begins at once. Ends by itself, when the sweep is asked to stop, or by `end_now`."""
+    """Starts at once. Ends when the run ends, after a stop request to the sweep, or by `stop_now`."""
 
-    def __init__(self, order: TrialOrder, machines: Machines) -> None:
-        self._order, self._machines, self._run = order, machines, order.run
-        self._requests = Requests(others=(order.sweep_dir.coordination.stop_request,))
-        self._follower, self._found = RecordFollower(self._run), dict[int, dict[str, float]]()
+    def __init__(self, spec: TrialOrder, machines: Machines) -> None:
+        self._spec, self._machines, self._run = spec, machines, spec.run
+        self._requests = Requests(others=(spec.sweep_dir.coordination.stop_request,))
+        self._follower, self._records = RecordFollower(self._run), dict[int, dict[str, float]]()
         self._costs, self._last_step = dict[str, float](), -math.inf
         self.state: State = "running"
         self.cause = ""
-        """Why it failed, in one line."""
-        self._thread = threading.Thread(target=self._carry_out, name=f"trial {order.name}")
+        """Why the run failed, in one line."""
+        self._thread = threading.Thread(target=self._run_safely, name=f"trial {spec.name}")
         self._thread.start()
 
     @property
     def has_ended(self) -> bool:
-        """And nothing of it is left."""
+        """Whether the run and all its processes have ended."""
         return not self._thread.is_alive()
 
     def wait(self, timeout_s: float) -> None:
-        """For its end, so long at most."""
+        """Wait until the run ends, at most `timeout_s` seconds."""
         self._thread.join(timeout_s)
 
     def end_now(self) -> None:
-        """Without a checkpoint. Returns when nothing of it is left."""
+        """Stop without a checkpoint, and return when all processes of the run have ended."""
         self._requests.interrupted = True
         self._requests.ask()
         self._thread.join()
 
     def records(self, after: int) -> list[dict[str, float]]:
-        """What was measured on the held-out samples after each epoch later than `after`, in order.
+        """Return the metrics on the validation split of each epoch later than `after`, in order.
 
-        None is told before all its values are known, nor the last epoch's before the run has ended as it should.
+        The last epoch is included only after the run has ended.
         """
         ended = self.has_ended
         with suppress(OSError, ValueError, KeyError):
             for record in self._follower.look():
                 if record["split"] == SPLIT:
-                    self._found[record["epoch"]] = record
+                    self._records[record["epoch"]] = record
         return [
             self._by_name(record)
-            for epoch, record in sorted(self._found.items())
+            for epoch, record in sorted(self._records.items())
             if epoch > after and (ended or record["step"] < self._last_step)
         ]
 
     def last_record(self) -> dict[str, float]:
-        """What was last measured; empty if nothing was."""
+        """Return the newest metrics, or an empty dict."""
         return (self.records(0) or [{}])[-1]
 
     def seconds(self) -> float:
-        """That all its attempts have taken so far, without those whose coordinator was killed."""
-        found = list[dict[str, Any]]()
+        """Return the duration of all attempts so far, without those whose coordinator was killed."""
+        attempts = list[dict[str, Any]]()
         for number in range(1, self._run.last_attempt() + 1):
             with suppress(OSError, ValueError):
-                found.append(read_json(self._run.attempt(number)))
-        ends = [each["ended"] or each["started"] for each in found]
-        if found and found[-1]["state"] == "running" and not self.has_ended:
+                attempts.append(read_json(self._run.attempt(number)))
+        ends = [each["ended"] or each["started"] for each in attempts]
+        if attempts and attempts[-1]["state"] == "running" and not self.has_ended:
             ends[-1] = time.time()
-        return sum(end - each["started"] for each, end in zip(found, ends, strict=True))
+        return sum(end - each["started"] for each, end in zip(attempts, ends, strict=True))
 
     def _by_name(self, record: Mapping[str, Any]) -> dict[str, float]:
         measured = {name: value for name, value in record.items() if name.endswith("_top1") or name == "loss"}
@@ -123,47 +123,47 @@ class TrialRun:
             **self._costs,
         }
 
-    def _carry_out(self) -> None:
+    def _run_safely(self) -> None:
         try:
-            self._try()
-        except Exception as error:  # whoever waits must hear of it
+            self._run_to_end()
+        except Exception as error:  # the actor reports it as the trial's result
             self.cause = str(error) if isinstance(error, FmfsdError) else f"{type(error).__name__}: {error}"
-            self._say(traceback.format_exc())
+            self._log(traceback.format_exc())
             self.state = "failed"
 
-    def _try(self) -> None:
-        order = self._order
-        config = load_config(str(order.sweep_dir.config), order.overrides)
-        launch = self._settled()
+    def _run_to_end(self) -> None:
+        spec = self._spec
+        config = load_config(str(spec.sweep_dir.config), spec.overrides)
+        launch = self._resolve_launch()
         if problems := list(data_checks.not_divided(config, launch, self._machines.site)):
             raise ConfigError(problems)
-        if order.wants_costs:
-            self._costs = costs_by_name(config, self._words(), launch, self._machines.site, order.environment)
+        if spec.wants_costs:
+            self._costs = costs_by_name(config, self._config_args(), launch, self._machines.site, spec.environment)
         self._last_step = total_steps(config) or math.inf
         if is_finished(config, self._run):
             self.state = "finished"
             return
         with ExitStack() as stack:
-            if not self._taken(stack):
+            if not self._acquire_lock(stack):
                 self.state = "stopped"
                 return
-            ended = self._attempts(config, launch)
-            write_last_word(self._run, ended, self._command())
-        if ended.failure is not None:
-            self.cause = ended.failure.cause
-            self._say(page_of(self._run, ended, self._command()))
-        self.state = self._state_after(ended)
+            end = self._run_attempts(config, launch)
+            write_last_word(self._run, end, self._command())
+        if end.failure is not None:
+            self.cause = end.failure.cause
+            self._log(page_of(self._run, end, self._command()))
+        self.state = self._state_after(end)
 
-    def _state_after(self, ended: Ended) -> State:
-        """Stopped also if it failed while it was to stop, as by exceeding the grace, and another attempt may help."""
-        if self._requests.stop and ended.failure is not None and ended.failure.worth_another_attempt:
+    def _state_after(self, end: Ended) -> State:
+        """Return the state; a failure while stopping counts as stopped if another attempt may help."""
+        if self._requests.stop and end.failure is not None and end.failure.worth_another_attempt:
             return "stopped"
-        return _STATES.get(ended.attempt.state, "stopped")
+        return _STATE_OF_ATTEMPT.get(end.attempt.state, "stopped")
 
-    def _taken(self, stack: ExitStack) -> bool:
-        """The run, once a process that Ray has cut off from it has let it go; not if a stop is asked for before that.
+    def _acquire_lock(self, stack: ExitStack) -> bool:
+        """Acquire the run lock; return False if a stop is requested before that.
 
-        BusyError if it does not let go.
+        Wait for a process that Ray has cut off to release it. Raise BusyError if it does not.
         """
         deadline = time.monotonic() + HELD_S
         while not self._requests.stop:
@@ -173,26 +173,26 @@ class TrialRun:
             except BusyError:
                 if time.monotonic() > deadline:
                     raise
-            self._requests.wait(LOOK_S, self._order.sweep_dir.coordination.stop_request)
+            self._requests.wait(LOOK_S, self._spec.sweep_dir.coordination.stop_request)
         return False
 
-    def _settled(self) -> LaunchConfig:
-        """The launch with what its machines offer, so that it can be done again elsewhere; without torchrun."""
-        asked = self._order.launch
-        device, workers = self._machines.site.placement(asked)
-        return replace(asked, device=device, gpus=workers, starter="direct", run_dir=self._run.path)
+    def _resolve_launch(self) -> LaunchConfig:
+        """Return the launch config with explicit device and workers, so that it can be repeated; without torchrun."""
+        launch = self._spec.launch
+        device, workers = self._machines.site.placement(launch)
+        return replace(launch, device=device, gpus=workers, starter="direct", run_dir=self._run.path)
 
-    def _attempts(self, config: RunConfig, launch: LaunchConfig) -> Ended:
-        order, run = self._order, self._run
-        plan_of = partial(plan_run, launch, self._machines.site, run, environment=order.environment, cwd=order.cwd)
+    def _run_attempts(self, config: RunConfig, launch: LaunchConfig) -> Ended:
+        spec, run = self._spec, self._run
+        plan_of = partial(plan_run, launch, self._machines.site, run, environment=spec.environment, cwd=spec.cwd)
         plan = plan_of(tuple(range(launch.nodes)))
         entry = launch_entry(self._argv(launch), hardware=hardware_here() if plan.is_here else {})
-        write_run_dir(config, run, plan, launch, entry, say=self._say)
-        start = partial(self._attempt, launch)
+        write_run_dir(config, run, plan, launch, entry, say=self._log)
+        start = partial(self._run_attempt, launch)
         shards = config.data.shards
-        return Recovery(launch, run, self._requests, plan_of, start, self._say, shards).to_the_end()
+        return Recovery(launch, run, self._requests, plan_of, start, self._log, shards).to_the_end()
 
-    def _attempt(self, launch: LaunchConfig, plan: LaunchPlan) -> Attempt:
+    def _run_attempt(self, launch: LaunchConfig, plan: LaunchPlan) -> Attempt:
         return run_plan(
             plan,
             self._run,
@@ -204,20 +204,28 @@ class TrialRun:
         )
 
     def _argv(self, launch: LaunchConfig) -> list[str]:
-        """What would do the same by itself."""
-        where = {"--nodes": launch.nodes, "--gpus": launch.gpus, "--device": launch.device}
-        how = {"--starter": launch.starter, "--run-dir": self._run.path}
-        options = (word for option in {**where, **how}.items() for word in map(str, option))
-        return ["fmfsd-launch", *self._words(), *options]
+        """Return the command line that repeats this run without the sweep."""
+        options = {
+            "--nodes": launch.nodes,
+            "--gpus": launch.gpus,
+            "--device": launch.device,
+            "--starter": launch.starter,
+            "--run-dir": self._run.path,
+        }
+        return [
+            "fmfsd-launch",
+            *self._config_args(),
+            *(part for option in options.items() for part in map(str, option)),
+        ]
 
-    def _words(self) -> list[str]:
-        overrides = (word for override in self._order.overrides for word in ("--set", override))
-        return [str(self._order.sweep_dir.config), *overrides]
+    def _config_args(self) -> list[str]:
+        overrides = (part for override in self._spec.overrides for part in ("--set", override))
+        return [str(self._spec.sweep_dir.config), *overrides]
 
     def _command(self) -> str:
         return f"fmfsd-launch resume {self._run.path}"
 
-    def _say(self, text: str) -> None:
-        """Into a log, as nobody looks on; best effort."""
+    def _log(self, text: str) -> None:
+        """Append to the run's launch log; ignore errors."""
         with suppress(OSError), self._run.said.open("a", encoding="utf-8") as log:
             log.write(f"{text}\n")

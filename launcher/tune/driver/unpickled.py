@@ -1,8 +1,8 @@
-"""Parts that Tune writes down with its own state, which nobody reads: the ledger is what a sweep goes on from."""
+"""A base class for parts that Tune pickles with its own state, which is not used: a sweep resumes from its ledger."""
 
 
 class Unkept:
-    """Leaves nothing of itself where it is pickled."""
+    """Pickles as an empty object."""
 
     def __getstate__(self) -> dict[str, object]:
         return {}

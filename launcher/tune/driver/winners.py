@@ -1,4 +1,4 @@
-"""What is done with the best of a search: read the test set once, and run them again with seeds not seen before."""
+"""The winners of a sweep: evaluate them once on the test set, and run them again with new seeds."""
 
 import json
 import sys
@@ -27,41 +27,44 @@ LOOK_S = 0.5
 
 
 def test_winners(
-    book: Book, sweep: SweepDir, shape: Shape, *, pulse: Callable[[], None], is_stopped: Callable[[], bool]
+    state: Book, sweep: SweepDir, shape: Shape, *, pulse: Callable[[], None], is_stopped: Callable[[], bool]
 ) -> None:
-    """Of a search for one metric the best trial, of several those of the front that have their checkpoints: each is
-    looked at once, however often we come here. `pulse` is called meanwhile; once it `is_stopped`, the rest is left.
-    RunFailedError if a winner can't be read."""
-    history = book.history
+    """Evaluate each winner once on the test set, also over several starts of the sweep.
+
+    Winners are the best trial or, with several metrics, the trials of the Pareto front that still have checkpoints.
+    `on_step` is called while waiting; once `is_stopped`, the remaining winners are left out. Raise RunFailedError if a
+    winner can not be evaluated.
+    """
+    history = state.history
     winners = history.front() if len(history.options.metrics) > 1 else history.ranked()[:1]
     missing = [trial for trial in winners if trial.number not in history.tested and not trial.is_freed]
-    ask = _tested.options(num_cpus=shape.cores, num_gpus=min(shape.gpus, 1)).remote
-    answers = [ask(str(sweep.trial(trial.name).path), shape.device) for trial in missing]
-    for trial, answer in zip(missing, answers, strict=True):
-        while not ray.wait([answer], timeout=LOOK_S)[0]:
+    evaluate = _evaluate.options(num_cpus=shape.cores, num_gpus=min(shape.gpus, 1)).remote
+    results = [evaluate(str(sweep.trial(trial.name).path), shape.device) for trial in missing]
+    for trial, result in zip(missing, results, strict=True):
+        while not ray.wait([result], timeout=LOOK_S)[0]:
             pulse()
             if is_stopped():
                 return
-        book.note("tested", trial=trial.number, metrics=_read(trial, *ray.get(answer)))
+        state.note("tested", trial=trial.number, metrics=_parse_metrics(trial, *ray.get(result)))
 
 
 @ray.remote
-def _tested(run: str, device: str) -> tuple[int | None, str, str]:
-    words = ("evaluate", run, "--split", "test", "--no-early-exits", "--device", device, "--json")
-    argv = (sys.executable, "-P", "-m", "fmfsd", *words)
+def _evaluate(run: str, device: str) -> tuple[int | None, str, str]:
+    command = ("evaluate", run, "--split", "test", "--no-early-exits", "--device", device, "--json")
+    argv = (sys.executable, "-P", "-m", "fmfsd", *command)
     return said_here(argv, deadline_s=ANSWER_S, more=KEEP_FREED_MEMORY if device == "cpu" else {})
 
 
-def _read(trial: Trial, code: int | None, output: str, errors: str) -> dict[str, float]:
+def _parse_metrics(trial: Trial, code: int | None, output: str, errors: str) -> dict[str, float]:
     if code != 0:
         last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
-        raise RunFailedError(f"trial {trial.name} could not be tried on the test set: {last}")
+        raise RunFailedError(f"trial {trial.name} could not be evaluated on the test set: {last}")
     return {f"test/{name}": value for name, value in json.loads(output)["metrics"].items()}
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """A config, by its trial's name or BASE, to be run with a seed."""
+    """A config (a trial's name or BASE) to run with a seed."""
 
     config: str
     seed: int
@@ -69,7 +72,7 @@ class Rerun:
 
     @property
     def name(self) -> str:
-        """Of its run's folder."""
+        """The name of the run folder."""
         return name_of_rerun(self.config, self.seed)
 
     @property
@@ -78,62 +81,62 @@ class Rerun:
 
 
 def reruns(history: History, sweep: SweepDir, space: Space) -> list[Rerun]:
-    """The best configs and the one that the search began with, each with the same seeds, that are not done yet.
+    """Return the pending runs of the best configs and of the base config, each with the same new seeds.
 
-    That one has the space's constants too: what is compared differs in nothing but what was searched.
+    The base config also has the space's constants, so that the compared configs differ only in searched parameters.
     """
     configs = {trial.name: trial.overrides for trial in history.ranked()[: history.options.best]}
     configs[BASE] = overrides(space.constants)
     done = {(each.config, each.seed) for each in history.confirmations}
-    wanted = [Rerun(name, seed, tuple(configs[name])) for seed in _seeds(history, sweep) for name in configs]
-    return [each for each in wanted if (each.config, each.seed) not in done]
+    planned = [Rerun(name, seed, tuple(configs[name])) for seed in _seeds(history, sweep) for name in configs]
+    return [each for each in planned if (each.config, each.seed) not in done]
 
 
 def _seeds(history: History, sweep: SweepDir) -> range:
-    """That no trial had when the first of them was run again: trials that are added later change none of them."""
-    taken = {load_config(str(sweep.config)).seed, *(trial.values.get("seed", 0) for trial in history.runs)}
-    first = min((each.seed for each in history.confirmations), default=max(taken) + 1)
+    """Return seeds that no trial had at the time of the first rerun; trials added later do not change them."""
+    used = {load_config(str(sweep.config)).seed, *(trial.values.get("seed", 0) for trial in history.runs)}
+    first = min((each.seed for each in history.confirmations), default=max(used) + 1)
     return range(first, first + history.options.seeds)
 
 
 class Confirmed:
-    """The source of these runs."""
+    """The reruns as a source."""
 
     def __init__(
         self,
-        book: Book,
+        state: Book,
         sweep: SweepDir,
         wanted: Sequence[Rerun],
-        order_of: Callable[[Rerun], TrialOrder],
+        to_spec: Callable[[Rerun], TrialOrder],
         *,
         is_stopped: Callable[[], bool],
         done: Callable[[], None],
     ) -> None:
-        self._book, self._sweep, self._order_of = book, sweep, order_of
-        self._wanted, self._next = dict(enumerate(wanted, 1)), 1
+        self._state, self._sweep, self._to_spec = state, sweep, to_spec
+        self._pending, self._next = dict(enumerate(wanted, 1)), 1
         self._is_stopped, self._done = is_stopped, done
 
     def next_order(self) -> tuple[int, TrialOrder] | None:
         number = self._next
         self._next += 1
-        return (number, self._order_of(self._wanted[number])) if number in self._wanted else None
+        return (number, self._to_spec(self._pending[number])) if number in self._pending else None
 
     def reported(self, _number: int, _epoch: int, _metrics: Mapping[str, float]) -> None:
-        """Nobody decides by these."""
+        """Ignore metrics of single epochs; only the final ones count."""
 
     def restarted(self, number: int, cause: str) -> None:
-        rerun = self._wanted[number]
-        self._book.note("restarted", config=rerun.config, seed=rerun.seed, cause=cause)
+        rerun = self._pending[number]
+        self._state.note("restarted", config=rerun.config, seed=rerun.seed, cause=cause)
 
     def ended(self, number: int, how: Ended) -> None:
-        rerun = self._wanted[number]
+        rerun = self._pending[number]
         if how.state == "stopped" and self._is_stopped():
             return
         if how.state == "finished":
-            found = _last_metrics(self._sweep.trial(rerun.name))
-            self._book.note("confirmed", config=rerun.config, seed=rerun.seed, metrics=found)
+            metrics = _last_metrics(self._sweep.trial(rerun.name))
+            self._state.note("confirmed", config=rerun.config, seed=rerun.seed, metrics=metrics)
         else:
-            self._book.note("unconfirmed", config=rerun.config, seed=rerun.seed, cause=how.cause or how.state)
+            self._state.note("unconfirmed", config=rerun.config, seed=rerun.seed, cause=how.cause or how.state)
         self._done()
 
 

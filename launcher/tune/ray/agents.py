@@ -1,4 +1,4 @@
-"""A node's agent in a bundle of a Ray placement group: an actor there holds it, and Ray carries their words."""
+"""Node agents in the bundles of a Ray placement group: an actor per bundle runs the agent and relays its messages."""
 
 import os
 import socket
@@ -20,13 +20,13 @@ from launcher.supervise.coordinator import start_planned
 from launcher.transport.agent_client import AGENT, END_S, Agent, Link
 
 LOOK_S = 0.5
-_GROUPS = {"tell": 1, "hear": 1}
-"""A thread each, so that orders keep their order while another call waits for the agent's next words."""
+_GROUPS = {"commands": 1, "events": 1}
+"""Concurrency groups with one thread each: commands stay in order while a call waits for the next event."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Where a node of a trial is: Ray's id of the machine, its name, and what it offers there."""
+    """The place of a trial's node: Ray's node id of the machine, its host name and the bundle's resources."""
 
     machine: str
     host: str
@@ -34,132 +34,137 @@ class Bundle:
 
     @classmethod
     def here(cls, environment: Mapping[str, str]) -> "Bundle":
-        """The one that this actor is in."""
+        """Return the bundle of this actor."""
         machine = ray.get_runtime_context().get_node_id()
         return cls(machine, socket.gethostname(), Resources.detect(environment))
 
 
 class Holder:
-    """Lives in a bundle, as an actor. When it ends, however that happens, so do its agent and all that this started."""
+    """The actor in a bundle. When it ends, for any reason, its agent and all processes of the agent end too."""
 
-    def look(self) -> Bundle:
+    def bundle(self) -> Bundle:
+        """Return the bundle of this actor."""
         os.umask(0o077)
         return Bundle.here(os.environ)
 
     def start(self) -> None:
-        """A new agent, which is told nothing of an earlier one."""
+        """Start a new agent."""
         self._agent = Agent((*AGENT, "--deadline", f"{AGENT_DEADLINE_S:g}"), deadline_s=AGENT_DEADLINE_S)
 
-    def tell(self, order: Mapping[str, Any]) -> None:
-        self._agent.tell(**order)
+    def send(self, command: Mapping[str, Any]) -> None:
+        """Send a command to the agent."""
+        self._agent.tell(**command)
 
-    def hear(self) -> bytes:
-        """What the agent says next; nothing once it has ended."""
+    def receive(self) -> bytes:
+        """Wait for output of the agent; return nothing once it has ended."""
         return os.read(self._agent.fileno(), 1 << 16)
 
-    def last_words(self) -> str:
+    def read_error_output(self) -> str:
+        """Return the end of the agent's error output."""
         return self._agent.last_words()
 
-    def hang_up(self) -> None:
+    def close_input(self) -> None:
+        """Close the agent's input, so that it ends its processes and itself."""
         self._agent.hang_up()
 
-    def close(self, within_s: float) -> None:
-        self._agent.close(within_s=within_s)
+    def close(self, timeout_s: float) -> None:
+        """Wait until the agent has ended, and kill it after `timeout_s` seconds."""
+        self._agent.close(within_s=timeout_s)
 
 
 class RayAgent(Link):
-    """The agent of `holder`, an actor's handle. A thread puts what it says into a pipe, for whoever selects."""
+    """The connection to the agent of `actor`, an actor handle. A thread writes the agent's output into a pipe."""
 
-    def __init__(self, holder: Any) -> None:
+    def __init__(self, actor: Any) -> None:
         super().__init__(AGENT_DEADLINE_S)
-        self._holder, self._words = holder, ""
+        self._actor, self._error_output = actor, ""
         self.is_lost = False
-        """Whether the holder is gone."""
+        """Whether the actor is gone."""
         self._closed = threading.Event()
         self._out, self._in = os.pipe()
-        self._begun = self._ask("tell", "start")
-        self._thread = threading.Thread(target=self._hear, name="words of a bundle's agent")
+        self._start_call = self._call("commands", "start")
+        self._thread = threading.Thread(target=self._relay, name="events of a bundle's agent")
         self._thread.start()
 
     def fileno(self) -> int:
         return self._out
 
     def tell(self, **order: Any) -> None:
-        self._ask("tell", "tell", order)
+        self._call("commands", "send", order)
 
     def last_words(self) -> str:
-        return f"{self.printed}\n{self._words}"
+        return f"{self.printed}\n{self._error_output}"
 
     def hang_up(self) -> None:
-        self._ask("tell", "hang_up")
+        self._call("commands", "close_input")
 
     def close(self, *, within_s: float = END_S) -> None:
         with suppress(RayError, GetTimeoutError):
-            ray.get(self._ask("tell", "close", within_s), timeout=within_s + END_S)
+            ray.get(self._call("commands", "close", within_s), timeout=within_s + END_S)
         self._closed.set()
         os.close(self._out)
         self._thread.join()
 
-    def _ask(self, group: str, method: str, *arguments: Any) -> Any:
-        return getattr(self._holder, method).options(concurrency_group=group).remote(*arguments)
+    def _call(self, group: str, method: str, *arguments: Any) -> Any:
+        return getattr(self._actor, method).options(concurrency_group=group).remote(*arguments)
 
-    def _hear(self) -> None:
+    def _relay(self) -> None:
         try:
-            self._next(self._begun)
-            while data := self._next(self._ask("hear", "hear")):
+            self._result(self._start_call)
+            while data := self._result(self._call("events", "receive")):
                 os.write(self._in, data)
-            self._words = self._next(self._ask("hear", "last_words")) or ""
+            self._error_output = self._result(self._call("events", "read_error_output")) or ""
         except RayError as error:
-            self.is_lost, self._words = True, " ".join(str(error).split())
-        except BrokenPipeError:  # nobody listens any more
+            self.is_lost, self._error_output = True, " ".join(str(error).split())
+        except BrokenPipeError:  # the connection is closed
             pass
         finally:
             os.close(self._in)
 
-    def _next(self, answer: Any) -> Any:
-        """None if nobody waits for it any more."""
+    def _result(self, call: Any) -> Any:
+        """Wait for the result of a remote call; return None if the connection is closed before that."""
         while not self._closed.is_set():
-            if ray.wait([answer], timeout=LOOK_S)[0]:
-                return ray.get(answer)
+            if ray.wait([call], timeout=LOOK_S)[0]:
+                return ray.get(call)
         return None
 
 
 class Crew:
-    """The nodes of the trial whose actor this is: one in each bundle of its placement group, the first one's here."""
+    """The nodes of this actor's trial, one per bundle of its placement group; the first bundle is this actor's."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._group = get_current_placement_group()
-        self._holders = {number: self._hold(number) for number in range(1, self._group.bundle_count)}
+        self._actors = {number: self._start_actor(number) for number in range(1, self._group.bundle_count)}
         self._agents = dict[int, RayAgent]()
         self._environment = environment
 
     def site(self, cores: int) -> Site:
-        """With so many cores a node. Bundles on one machine share it; others meet over the network."""
-        bundles = [Bundle.here(self._environment), *ray.get([each.look.remote() for each in self._holders.values()])]
-        offered = [replace(each.resources, cores=cores, core_numbers=()) for each in bundles]
+        """Return the site with `cores` cores per node: one machine if all bundles are on it, else several hosts."""
+        bundles = [Bundle.here(self._environment), *ray.get([each.bundle.remote() for each in self._actors.values()])]
+        resources = [replace(each.resources, cores=cores, core_numbers=()) for each in bundles]
         if len({each.machine for each in bundles}) > 1:
-            return Site(Resources.least(offered), "ray", tuple(each.host for each in bundles))
-        gpus = tuple(name for each in offered for name in each.gpus)
-        return Site(replace(offered[0], gpus=gpus, cores=cores * len(bundles)))
+            return Site(Resources.least(resources), "ray", tuple(each.host for each in bundles))
+        gpus = tuple(name for each in resources for name in each.gpus)
+        return Site(replace(resources[0], gpus=gpus, cores=cores * len(bundles)))
 
     def start_agent(self, node: NodePlan) -> Link:
-        """Of a plan for this site, which has a node for each bundle."""
+        """Start the agent of a node; a plan for this site has a node for each bundle."""
         if not node.host or node.node == 0:
             return start_planned(replace(node, host=""))
-        if (before := self._agents.get(node.node)) and before.is_lost:
-            self._holders[node.node] = self._hold(node.node)
-        self._agents[node.node] = RayAgent(self._holders[node.node])
+        if (previous := self._agents.get(node.node)) and previous.is_lost:
+            self._actors[node.node] = self._start_actor(node.node)
+        self._agents[node.node] = RayAgent(self._actors[node.node])
         return self._agents[node.node]
 
     def close(self) -> None:
-        """Once no agent is left."""
-        for holder in self._holders.values():
-            ray.kill(holder)
-        self._holders.clear()
+        """Kill the actors. All agents must be closed."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
 
-    def _hold(self, number: int) -> Any:
-        """The bundle's GPUs are the holder's, so that it sees them; of its cores it needs none itself."""
-        where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+    def _start_actor(self, number: int) -> Any:
+        """Start the actor of a bundle, with all GPUs of the bundle, so that they are visible to it, and no cores."""
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
         gpus = self._group.bundle_specs[number].get("GPU", 0)
         actor = ray.remote(concurrency_groups=_GROUPS)(Holder)
-        return actor.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=where).remote()
+        return actor.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy).remote()

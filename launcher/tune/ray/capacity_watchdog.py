@@ -1,4 +1,4 @@
-"""Ends a search on which a Ray cluster has lost too much: Tune would wait for ever."""
+"""Capacity watchdog: fails a sweep whose Ray cluster has lost too many machines, for which Tune would wait for ever."""
 
 import time
 from collections.abc import Callable
@@ -7,26 +7,26 @@ from fmfsd.errors import CheckError, SearchFailedError
 
 LOOK_S = 10.0
 PATIENCE_S = 120.0
-"""For lost machines to come back."""
+"""Time for lost machines to come back."""
 
 
 class Patience:
-    """`require_room` raises CheckError while no trial fits on the machines that are there."""
+    """Watches the capacity of a cluster. `require_capacity` raises CheckError while no trial fits on its machines."""
 
     def __init__(self, require_room: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._require_room, self._clock = require_room, clock
-        self._look_at, self._fitted_at = 0.0, clock()
+        self._next_check_at, self._had_room_at = 0.0, clock()
 
     def look(self) -> None:
-        """As often as one likes. SearchFailedError once it has lasted too long."""
+        """Check the capacity, at most every CHECK_INTERVAL_S. Raise SearchFailedError if it is missing for too long."""
         now = self._clock()
-        if now < self._look_at:
+        if now < self._next_check_at:
             return
-        self._look_at = now + LOOK_S
+        self._next_check_at = now + LOOK_S
         try:
             self._require_room()
-            self._fitted_at = now
+            self._had_room_at = now
         except CheckError as error:
-            if now - self._fitted_at > PATIENCE_S:
-                lost = f"machines of the Ray cluster were lost, and none came back in {PATIENCE_S:g} s"
+            if now - self._had_room_at > PATIENCE_S:
+                lost = f"the Ray cluster lost machines, and none came back within {PATIENCE_S:g} s"
                 raise SearchFailedError(f"{lost}: {error}") from error

@@ -1,4 +1,4 @@
-"""Ray for one sweep: a private one on this machine that ends with us, or a cluster that is there."""
+"""Ray for one sweep: a private instance on this machine, the head of a private cluster, or an existing cluster."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Head:
-    """Where a cluster of ours over several machines is to have its head, and how many machines it has with that."""
+    """The address of the head of a private cluster, and the number of its machines, including the head."""
 
     address: str
     port: int
@@ -37,9 +37,9 @@ class Head:
 
 @contextmanager
 def private_ray(folder: Path, offered: Resources, *, dashboard: bool) -> Iterator[None]:
-    """Started and ended with this context, at ports of its own, with all its files in `folder`.
+    """Run Ray on this machine within this context, with free ports and all its files in `folder`.
 
-    Its token is where RAY_AUTH_TOKEN_PATH says.
+    Ray reads its token from the file in RAY_AUTH_TOKEN_PATH.
     """
     ray.init(
         address="local",
@@ -59,24 +59,27 @@ def private_ray(folder: Path, offered: Resources, *, dashboard: bool) -> Iterato
 
 @contextmanager
 def head_of_a_cluster(folder: Path, head: Head, offered: Resources) -> Iterator[None]:
-    """Of one that other machines join, which is waited for. CheckError if Ray does not start here."""
+    """Run the head of a cluster within this context, and wait for the other machines.
+
+    Raise CheckError if Ray does not start here.
+    """
     process = start.start_head(head.address, head.port, offered, folder)
     try:
         deadline = time.monotonic() + START_S
         while not answers(head.address, head.port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise CheckError("Ray did not start here: the driver's log says why")
+                raise CheckError("Ray did not start on this machine: see the driver's log")
             time.sleep(LOOK_S / 10)
         ray.init(address=f"{head.address}:{head.port}", _node_ip_address=head.address, **_OPTIONS)
-        _wait_for(head.machines)
+        _wait_for_machines(head.machines)
         yield
     finally:
         ray.shutdown()
         start.end(process)
 
 
-def _wait_for(count: int) -> None:
-    """Machines; those that come later are of use then."""
+def _wait_for_machines(count: int) -> None:
+    """Wait for `count` machines, for START_TIMEOUT_S at most; machines that join later are used then."""
     deadline = time.monotonic() + START_S
     while len(machines()) < count and time.monotonic() < deadline:
         time.sleep(LOOK_S / 10)
@@ -84,7 +87,7 @@ def _wait_for(count: int) -> None:
 
 @contextmanager
 def existing_ray(address: str) -> Iterator[None]:
-    """Nothing of it is ended but what we begin. CheckError if it can't be reached."""
+    """Connect to an existing cluster, which continues to run afterwards. Raise CheckError if it can not be reached."""
     try:
         ray.init(address=address, **_OPTIONS)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -97,50 +100,50 @@ def existing_ray(address: str) -> Iterator[None]:
 
 
 def machines() -> list[Resources]:
-    """What each of Ray's machines offers, as Ray has it."""
+    """Return the resources of each live machine, as Ray reports them."""
     return [machine(node) for node in ray.nodes() if node["Alive"]]
 
 
 def machine(node: Mapping[str, Any]) -> Resources:
-    """Of one of `ray.nodes()`."""
-    found = node["Resources"]
-    gpus = tuple(map(str, range(int(found.get("GPU", 0)))))
-    return Resources(cores=int(found.get("CPU", 0)), gpus=gpus, memory=int(found.get("memory", 0)))
+    """Return the resources of an entry of `ray.nodes()`."""
+    resources = node["Resources"]
+    gpus = tuple(map(str, range(int(resources.get("GPU", 0)))))
+    return Resources(cores=int(resources.get("CPU", 0)), gpus=gpus, memory=int(resources.get("memory", 0)))
 
 
 @contextmanager
-def ending_if_ray_dies(last_word: Callable[[Exception], None]) -> Iterator[None]:
-    """End this process once one of Ray's own processes that it has started is gone: Tune would wait for ever.
+def ending_if_ray_dies(report_crash: Callable[[Exception], None]) -> Iterator[None]:
+    """Kill this process when one of the Ray processes that it started dies, since Tune would wait for ever.
 
-    `last_word` is told which.
+    `report_crash` gets an error that names the dead process.
     """
     ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(_own_processes(), ended, last_word), daemon=True)
-    watch.start()
+    watchdog = threading.Thread(target=_watch, args=(_ray_processes(), ended, report_crash), daemon=True)
+    watchdog.start()
     try:
         yield
     finally:
         ended.set()
-        watch.join()
+        watchdog.join()
 
 
-def _own_processes() -> dict[str, int]:
-    """By what they are; none where Ray was there before."""
+def _ray_processes() -> dict[str, int]:
+    """Return the pids of the Ray processes that this process started, by name; none for an existing cluster."""
     node = ray._private.worker._global_node
-    found = node.live_processes() if node is not None else []
-    return {name: process.pid for name, process in found if name in ("gcs_server", "raylet")}
+    processes = node.live_processes() if node is not None else []
+    return {name: process.pid for name, process in processes if name in ("gcs_server", "raylet")}
 
 
-def _watch(pids: dict[str, int], ended: threading.Event, last_word: Callable[[Exception], None]) -> None:
+def _watch(pids: dict[str, int], ended: threading.Event, report_crash: Callable[[Exception], None]) -> None:
     while not ended.wait(LOOK_S):
-        gone = [name for name, pid in pids.items() if not _lives(pid)]
-        if gone and not ended.is_set():
-            last_word(ChildProcessError(f"Ray's {gone[0]} was killed"))
+        dead = [name for name, pid in pids.items() if not _is_alive(pid)]
+        if dead and not ended.is_set():
+            report_crash(ChildProcessError(f"Ray's {dead[0]} was killed"))
             time.sleep(LOOK_S / 10)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -1,7 +1,7 @@
-"""What a Ray cluster that is there offers and sees, asked by a short process with Ray.
+"""Probe of an existing Ray cluster, by a short process that imports Ray.
 
-`python -m launcher.tune.ray.probe_cluster ADDRESS FILE` prints it as JSON; FILE is one that all of its machines
-should see.
+`python -m launcher.tune.ray.probe_cluster ADDRESS FILE` prints the resources and software of each machine as JSON, and
+whether it sees FILE.
 """
 
 import json
@@ -25,64 +25,67 @@ NODE_S = 60.0
 
 
 def machines_of(address: str, sweep: SweepDir) -> list[Resources]:
-    """What each of its machines offers. CheckError if it can't be reached, or one has other code or no such folder."""
+    """Return the resources of each machine of the cluster at `address`.
+
+    Raise CheckError if the cluster can not be reached, or if a machine has other code or does not see the sweep folder.
+    """
     host, _, port = address.rpartition(":")
     if port.isdecimal() and not answers(host, int(port)):
-        raise CheckError(
-            [Problem(f"--ray-address {address}", "nobody answers there: is it up, and the address right?")]
-        )
+        raise CheckError([Problem(f"--ray-address {address}", "no answer: check that Ray runs there, and the address")])
     folder = next(parent for parent in sweep.path.parents if parent.is_dir())
     with NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-") as marker:
         argv = (*COMMAND, "launcher.tune.ray.probe_cluster", address, marker.name)
         code, output, errors = said_here(argv, deadline_s=ANSWER_S, more=ENVIRONMENT)
     try:
-        told = json.loads(output)
+        reports = json.loads(output)
     except ValueError:
         last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
-        raise CheckError([Problem(f"--ray-address {address}", f"can't be reached: {last}")]) from None
-    here = look({}, {})["source"]
-    if problems := [problem for each in told if (problem := _problem(each, here))]:
+        raise CheckError([Problem(f"--ray-address {address}", f"can not be reached: {last}")]) from None
+    source = look({}, {})["source"]
+    if problems := [problem for report in reports if (problem := _problem(report, source))]:
         raise CheckError(problems)
-    return [Resources(each["cores"], tuple(each["gpus"]), each["memory"]) for each in told]
+    return [Resources(report["cores"], tuple(report["gpus"]), report["memory"]) for report in reports]
 
 
-def _problem(told: Mapping[str, Any], source: str) -> Problem | None:
-    name = f"Ray's machine {told['address']}"
-    if told["trouble"]:
-        return Problem(name, told["trouble"])
-    if told["source"] != source:
-        return Problem(name, "has other code of fmfsd than this one: install the same there")
-    if not told["marker"]:
-        return Problem(name, "does not see the sweep's folder: choose a --sweep-dir on a file system that all share")
+def _problem(report: Mapping[str, Any], source: str) -> Problem | None:
+    name = f"Ray's machine {report['address']}"
+    if report["trouble"]:
+        return Problem(name, report["trouble"])
+    if report["source"] != source:
+        return Problem(name, "has other code of fmfsd than this machine: install the same version there")
+    if not report["marker"]:
+        return Problem(
+            name, "does not see the sweep folder: choose a --sweep-dir on a file system that all machines share"
+        )
     return None
 
 
 def main(address: str, marker: str) -> None:
-    """Every machine is asked by a task of its own there."""
+    """Probe every machine by a Ray task there, and print the reports."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from launcher.tune.ray.cluster import existing_ray, machine
 
     with existing_ray(address):
-        ask = ray.remote(num_cpus=0)(look)
+        probe = ray.remote(num_cpus=0)(look)
         alive = [node for node in ray.nodes() if node["Alive"]]
-        answers = [
-            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+        results = [
+            probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 {"marker": marker}, {}
             )
             for node in alive
         ]
-        told = []
-        for node, answer in zip(alive, answers, strict=True):
-            found = {**asdict(machine(node)), "address": node["NodeManagerAddress"], "trouble": ""}
+        reports = []
+        for node, result in zip(alive, results, strict=True):
+            report = {**asdict(machine(node)), "address": node["NodeManagerAddress"], "trouble": ""}
             try:
-                seen = ray.get(answer, timeout=NODE_S)
-                found |= {name: seen[name] for name in ("source", "marker")}
+                probed = ray.get(result, timeout=NODE_S)
+                report |= {name: probed[name] for name in ("source", "marker")}
             except (ray.exceptions.RayError, ImportError) as error:
-                found["trouble"] = f"can't carry trials out: {str(error).strip().splitlines()[-1]}"
-            told.append(found)
-    print(json.dumps(told))
+                report["trouble"] = f"can not run trials: {str(error).strip().splitlines()[-1]}"
+            reports.append(report)
+    print(json.dumps(reports))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A further machine of a sweep's own Ray cluster: joins the head, again if Ray falls here, and ends when the head does.
+"""A worker node of a sweep's private Ray cluster: joins the head, rejoins if Ray dies here, and ends with the head.
 
 `python -m launcher.tune.ray.ray_worker_node ADDRESS PORT INTERFACE SCRATCH CORES GPUS`.
 """
@@ -16,18 +16,18 @@ from launcher.tune.ray.start import end, start_worker
 
 LOOK_S = 0.5
 HEAD_S = 120.0
-"""For the head to be there."""
+"""Time for the head to start."""
 SILENT_S = 3.0
 PAUSE_S = 2.0
 
 
 def main(address: str, port: int, interface: str, folder: Path, offered: Resources) -> int:
-    """The exit code: 1 if there never was a head."""
+    """Run the worker node and return the exit code: 1 if no head was found."""
     os.umask(0o077)
     deadline = time.monotonic() + HEAD_S
     while not answers(address, port):
         if time.monotonic() > deadline:
-            print(f"there is no Ray at {address}:{port}", file=sys.stderr)
+            print(f"no Ray head answers at {address}:{port}", file=sys.stderr)
             return 1
         time.sleep(LOOK_S)
     bound, source = interface_addresses()[interface], source_to(address)
@@ -40,13 +40,13 @@ def main(address: str, port: int, interface: str, folder: Path, offered: Resourc
 
 
 def _join(head: str, own: str, offered: Resources, folder: Path) -> None:
-    """Until Ray has ended here, or its head there."""
-    process, heard_at = start_worker(head, own, offered, folder), time.monotonic()
+    """Run a Ray worker until it dies or the head does not answer any more."""
+    process, answered_at = start_worker(head, own, offered, folder), time.monotonic()
     try:
-        while process.poll() is None and time.monotonic() - heard_at < SILENT_S:
+        while process.poll() is None and time.monotonic() - answered_at < SILENT_S:
             time.sleep(LOOK_S)
             if answers(*_split(head)):
-                heard_at = time.monotonic()
+                answered_at = time.monotonic()
     finally:
         end(process)
 
@@ -57,7 +57,7 @@ def _split(head: str) -> tuple[str, int]:
 
 
 def answers(address: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a process accepts TCP connections there."""
     with suppress(OSError), socket.create_connection((address, port), LOOK_S * 2):
         return True
     return False

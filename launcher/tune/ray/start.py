@@ -1,4 +1,4 @@
-"""Ray's own processes on a node, as `ray start` starts them: of a cluster of ours over several machines."""
+"""Ray's processes on a machine of a private cluster, started by `ray start`."""
 
 import subprocess
 import sys
@@ -8,9 +8,9 @@ from launcher.agent.parent_death import tied
 from launcher.agent.resources import Resources
 
 OBJECTS_BYTES = 100 << 20
-"""Trials hand over small dictionaries only."""
+"""Size of the object store; trials only pass small dictionaries."""
 END_S = 10.0
-_FREE = {
+_FREE_PORTS = {
     "--node-manager-port": "0",
     "--object-manager-port": "0",
     "--min-worker-port": "0",
@@ -20,22 +20,22 @@ _FREE = {
     "--dashboard-agent-grpc-port": "0",
     "--runtime-env-agent-port": "0",
 }
-"""Ports that the kernel chooses: two sweeps may share a machine, and others Ray's usual ports."""
+"""Ports chosen by the kernel, since another sweep or another Ray may run on the same machine."""
 
 
 def start_head(address: str, port: int, offered: Resources, folder: Path) -> "subprocess.Popen[bytes]":
-    """Of a new cluster; all its files are in `folder`. The token is where RAY_AUTH_TOKEN_PATH says."""
+    """Start the head of a new cluster, with all its files in `folder` and the token of RAY_AUTH_TOKEN_PATH."""
     head = {"--port": str(port), "--temp-dir": str(folder), "--include-dashboard": "false"}
     return _start(("--head", "--node-ip-address", address, *_flat(head)), offered)
 
 
 def start_worker(head: str, address: str, offered: Resources, folder: Path) -> "subprocess.Popen[bytes]":
-    """Of the cluster whose head is at `head`, HOST:PORT."""
+    """Start a worker of the cluster whose head is at `head`, HOST:PORT."""
     return _start(("--address", head, "--node-ip-address", address, "--temp-dir", str(folder)), offered)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """And, as far as they hear of it, what it has started; an agent ends the rest."""
+    """Stop `ray start` and with it, as far as possible, its processes; the node agent kills the rest."""
     process.terminate()
     try:
         process.wait(END_S)
@@ -49,10 +49,10 @@ def _start(options: tuple[str, ...], offered: Resources) -> "subprocess.Popen[by
         "--num-cpus": str(offered.cores),
         "--num-gpus": str(len(offered.gpus)),
         "--object-store-memory": str(OBJECTS_BYTES),
-        "--include-log-monitor": "false",  # no driver of ours shows workers' logs
+        "--include-log-monitor": "false",  # no driver displays workers' logs
     }
     program = (sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
-    return subprocess.Popen(tied((*program, *options, *_flat(sizes), *_flat(_FREE))), stdin=subprocess.DEVNULL)
+    return subprocess.Popen(tied((*program, *options, *_flat(sizes), *_flat(_FREE_PORTS))), stdin=subprocess.DEVNULL)
 
 
 def _flat(options: dict[str, str]) -> tuple[str, ...]:

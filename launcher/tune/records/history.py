@@ -1,4 +1,4 @@
-"""What a sweep's facts come to: its trials, how each went, and which were best."""
+"""The history of a sweep, built from its ledger: trials, their results and their ranking."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +16,13 @@ TrialState = Literal["asked", "finished", "pruned", "failed"]
 
 @dataclass
 class Trial:
-    """A configuration that the search has asked for, and how far it came.
+    """A config that the sampler has drawn, and its results.
 
-    `values` are the parameters that exist under their conditions, by config key; `memory` is what the search needs to
-    know of it again. `reports`: the metrics after so many epochs. `repeats`: an earlier trial of an equal config, whose
-    result it has. `metrics` are the last ones, `cause` why it failed.
+    `values`: the active parameters, by config key. `sampler_state`: state of the sampler, needed on resume. `reports`:
+    metrics by epoch. `metrics`: the last metrics. `cause`: why the trial failed. `duplicate_of`: number of an earlier
+    trial with an equal config, whose results this trial shares. `is_checkpoint_deleted`: its checkpoints were deleted
+    to free disk space.
+    State `asked` means that the trial has not ended.
     """
 
     number: int
@@ -37,7 +39,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of its run's folder."""
+        """The name of the run folder."""
         return f"{self.number:04d}"
 
     @property
@@ -47,7 +49,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A run of `config`, a trial's name or `base`, with a seed that the search has not seen."""
+    """The result of running `config` (a trial's name or `base`) again with a new seed."""
 
     config: str
     seed: int
@@ -60,36 +62,34 @@ class Confirmation:
 
 @dataclass
 class History:
-    """Everything that a ledger knows."""
+    """The content of a ledger."""
 
     options: TuneOptions
     trials: dict[int, Trial] = field(default_factory=dict)
     confirmations: list[Confirmation] = field(default_factory=list)
     tested: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    """The winners' last accuracies on the test set."""
+    """Test accuracies of the winners, by trial number."""
     unconfirmed: dict[str, str] = field(default_factory=dict)
-    """Why runs with such a seed came to nothing, by their folders' names; they are tried again when a sweep goes on."""
+    """Causes of failed runs with new seeds, by run folder name; resuming the sweep runs them again."""
     told: list[tuple[int, int]] = field(default_factory=list)
-    """Trial and epoch of every report, in the order in which they came."""
+    """Trial number and epoch of every report, in the order of arrival."""
     _ranking: list[Trial] | None = field(default=None, init=False, repr=False, compare=False)
-    """Until a trial changes."""
+    """Cached ranking, discarded when a trial changes."""
 
     @classmethod
     def read(cls, ledger: Path, options: TuneOptions) -> "History":
-        """CheckError if the ledger is damaged, or lacks what others of its facts are about."""
+        """Read a ledger. Raise CheckError if it is damaged, or if a fact refers to a trial that it lacks."""
         history = cls(options)
         for number, fact in enumerate(facts(ledger), 1):
             try:
                 history.add(fact)
             except (KeyError, TypeError, AttributeError) as error:
-                why = (
-                    f"does not fit with the facts before it ({error}): put back what is missing, or begin another sweep"
-                )
+                why = f"does not fit the facts before it ({error}): restore the missing lines, or start another sweep"
                 raise CheckError([Problem(f"{ledger}:{number}", why)]) from error
         return history
 
     def add(self, fact: Mapping[str, Any]) -> None:
-        """Facts of kinds that are not known here change nothing."""
+        """Apply a fact; facts of unknown kinds are ignored."""
         kind, number = fact["fact"], fact.get("trial")
         if kind in ("asked", "repeated"):
             self._add_trial(fact)
@@ -97,8 +97,8 @@ class History:
             self.trials[fact["trial"]].reports[fact["epoch"]] = fact["metrics"]
             self.told.append((fact["trial"], fact["epoch"]))
         elif kind == "ended":
-            ended = {name: fact[name] for name in ("state", "metrics", "cause", "seconds")}
-            self._put(replace(self.trials[fact["trial"]], **ended))
+            result = {name: fact[name] for name in ("state", "metrics", "cause", "seconds")}
+            self._store(replace(self.trials[fact["trial"]], **result))
         elif kind == "freed":
             self.trials[fact["trial"]].is_freed = True
         elif kind == "confirmed":
@@ -111,20 +111,20 @@ class History:
 
     def _add_trial(self, fact: Mapping[str, Any]) -> None:
         trial = Trial(fact["trial"], fact["values"], fact["digest"], fact["memory"], repeats=fact.get("of"))
-        self._put(trial)
+        self._store(trial)
 
-    def _put(self, trial: Trial) -> None:
-        """And give what repeats it its result."""
+    def _store(self, trial: Trial) -> None:
+        """Store a trial, and copy its results to the trials that repeat it."""
         self.trials[trial.number], self._ranking = trial, None
         for other in self.trials.values():
             if other.repeats == trial.number:
                 other.state, other.metrics, other.reports = trial.state, trial.metrics, trial.reports
-        if trial.repeats is not None and (of := self.trials[trial.repeats]):
-            trial.state, trial.metrics, trial.reports = of.state, of.metrics, of.reports
+        if trial.repeats is not None and (original := self.trials[trial.repeats]):
+            trial.state, trial.metrics, trial.reports = original.state, original.metrics, original.reports
 
     @property
     def runs(self) -> list[Trial]:
-        """Without those that repeat another."""
+        """The trials that have a run: those that do not repeat another trial."""
         return [trial for trial in self.trials.values() if trial.repeats is None]
 
     @property
@@ -132,36 +132,36 @@ class History:
         return [trial for trial in self.runs if trial.state == "asked"]
 
     def objectives(self, trial: Trial) -> tuple[float, ...]:
-        """The values of the metrics that are searched for, in their order."""
+        """Return the values of the searched metrics, in the order of the options."""
         return tuple(trial.metrics[name] for name in self.options.metrics)
 
     def ranked(self) -> list[Trial]:
-        """The finished ones, best first; of several metrics the front first, in the order of the first metric."""
+        """Return the finished trials, best first; with several metrics, the Pareto front comes first."""
         if self._ranking is None:
-            found = [trial for trial in self.runs if trial.state == "finished"]
+            finished = [trial for trial in self.runs if trial.state == "finished"]
             front = {trial.number for trial in self.front()}
             self._ranking = sorted(
-                found, key=lambda trial: (trial.number not in front, *self._losses(trial), trial.number)
+                finished, key=lambda trial: (trial.number not in front, *self._losses(trial), trial.number)
             )
         return list(self._ranking)
 
     def front(self) -> list[Trial]:
-        """Those that no other finished trial is at least as good as in all metrics and better in one."""
-        found = [(self._losses(trial), trial) for trial in self.runs if trial.state == "finished"]
+        """Return the Pareto front of the finished trials, by number."""
+        finished = [(self._losses(trial), trial) for trial in self.runs if trial.state == "finished"]
         front: list[tuple[tuple[float, ...], Trial]] = []
-        for own, trial in sorted(found, key=itemgetter(0)):  # so that only those before it may be better
+        for own, trial in sorted(finished, key=itemgetter(0)):  # only earlier ones can dominate later ones
             if not any(_dominates(other, own) for other, _ in front):
                 front.append((own, trial))
         return sorted((trial for _, trial in front), key=attrgetter("number"))
 
     def _losses(self, trial: Trial) -> tuple[float, ...]:
-        """Smaller is better."""
+        """Return the metrics with the sign changed where larger is better."""
         signs = (-1 if mode == "max" else 1 for mode in self.options.modes)
         return tuple(sign * value for sign, value in zip(signs, self.objectives(trial), strict=True))
 
 
 def name_of_rerun(config: str, seed: int) -> str:
-    """Of the folder of a run of `config` with another seed."""
+    """Return the folder name of a run of `config` with another seed."""
     return f"{config}-seed-{seed}"
 
 

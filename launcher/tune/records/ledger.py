@@ -1,4 +1,4 @@
-"""A sweep's ledger: one fact a line, each on the disk before anything is done about it."""
+"""The ledger of a sweep: one fact (a JSON object) per line, flushed to disk before the sweep acts on it."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from fmfsd.system.atomic_files import flush_to_disk, sync_folder
 
 
 class Notebook(Protocol):
-    """Keeps facts."""
+    """Appends facts to a ledger."""
 
     def note(self, fact: str, **values: Any) -> None: ...
 
 
 class Ledger:
-    """Appends facts. What a kill has left of a last line was no fact yet, and is cut off."""
+    """The ledger file, open for appending; an incomplete last line, left by a kill, is cut off."""
 
     def __init__(self, path: Path) -> None:
         is_new = not path.exists()
@@ -26,7 +26,7 @@ class Ledger:
             sync_folder(path.parent)
 
     def note(self, fact: str, **values: Any) -> None:
-        """OSError if it could not be kept; then nothing of it is there."""
+        """Append a fact and flush it to disk. Raise OSError if that fails; the ledger is then unchanged."""
         line = json.dumps({"fact": fact, **values}, separators=(",", ":")).encode() + b"\n"
         before = os.fstat(self._descriptor).st_size
         try:
@@ -34,7 +34,7 @@ class Ledger:
                 raise OSError("the ledger's disk is full")
             flush_to_disk(self._descriptor)
         except OSError:
-            os.ftruncate(self._descriptor, before)  # else the next fact would stand in the same line
+            os.ftruncate(self._descriptor, before)  # otherwise the next fact would continue this line
             raise
 
     def close(self) -> None:
@@ -42,18 +42,18 @@ class Ledger:
 
 
 def facts(path: Path) -> list[dict[str, Any]]:
-    """All of them, in order; none without a ledger. CheckError names the lines that are damaged."""
+    """Return all facts in order; none without a ledger. Raise CheckError that names the damaged lines."""
     try:
         *lines, _torn = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    found, damaged = [], []
+    parsed, damaged = [], []
     for number, line in enumerate(lines, 1):
         try:
             fact = json.loads(line)
-            found.append({**fact, "fact": str(fact["fact"])})
+            parsed.append({**fact, "fact": str(fact["fact"])})
         except (ValueError, KeyError, TypeError, RecursionError):
-            damaged.append(Problem(f"{path}:{number}", "is no fact: put it back, or take the line out"))
+            damaged.append(Problem(f"{path}:{number}", "is not a valid fact: restore the line, or delete it"))
     if damaged:
         raise CheckError(damaged)
-    return found
+    return parsed

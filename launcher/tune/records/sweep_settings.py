@@ -1,4 +1,4 @@
-"""What a sweep was begun with, and is gone on with: the first facts of its ledger."""
+"""The settings of a sweep, as a ledger fact for each start."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,14 +15,15 @@ from launcher.tune.records.trial_resources import Shape, shape_of
 
 _OPTIONS = TypeAdapter(TuneOptions)
 MAY_CHANGE = ("trials", "concurrent", "max_failures", "seeds", "best", "disk_bytes", "ray_address", "dashboard")
-"""What decides how much is searched and where, and not what is drawn next or which trial is better."""
+"""Options that may change on resume: they affect neither the draws nor the ranking of trials."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """How a sweep's trials are drawn (`options`) and run (`launch`); `held_out` samples were set aside for it.
+    """How a sweep draws (`options`) and runs (`launch`) its trials.
 
-    `worker_bytes`: what a worker holds at least; 0: not known.
+    `held_out`: number of training samples held out for validation. `worker_bytes`: minimum memory of a worker; 0 if
+    unknown.
     """
 
     options: TuneOptions
@@ -31,50 +32,49 @@ class Begun:
     worker_bytes: int = 0
 
     def told(self) -> dict[str, Any]:
-        """As a fact's values."""
-        own = {"held_out": self.held_out, "worker_bytes": self.worker_bytes}
-        return {"options": asdict(self.options), "launch": to_json(self.launch), **own}
+        """Return the settings as JSON types, for a ledger fact."""
+        numbers = {"held_out": self.held_out, "worker_bytes": self.worker_bytes}
+        return {"options": asdict(self.options), "launch": to_json(self.launch), **numbers}
 
     @classmethod
     def of(cls, ledger: Path, environment: Mapping[str, str]) -> "Begun":
-        """As the sweep was last gone on with. CheckError if the ledger does not tell."""
-        told = [fact for fact in facts(ledger) if fact["fact"] == "begun"]
-        if not told:
-            raise CheckError([Problem(str(ledger), "does not say how this sweep was begun: begin another")])
+        """Return the settings of the last start. Raise CheckError if the ledger has none, or of another version."""
+        starts = [fact for fact in facts(ledger) if fact["fact"] == "begun"]
+        if not starts:
+            raise CheckError([Problem(str(ledger), "has no settings of the sweep: start another sweep")])
         try:
-            options = _OPTIONS.validate_python(told[-1]["options"])
-            launch, numbers = (
-                from_json(told[-1]["launch"], environment),
-                (told[-1]["held_out"], told[-1]["worker_bytes"]),
-            )
-            return cls(options, launch, *map(int, numbers))
+            newest = starts[-1]
+            options = _OPTIONS.validate_python(newest["options"])
+            launch = from_json(newest["launch"], environment)
+            return cls(options, launch, int(newest["held_out"]), int(newest["worker_bytes"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckError([Problem(str(ledger), f"was written by another version: {error}")]) from error
 
     def launch_of_a_trial(self, device: Device) -> LaunchConfig:
-        """On what Ray has given it."""
+        """Return the launch config of a trial on `device`."""
         return replace(self.launch, device=device, max_restarts=self.options.max_failures)
 
     def shape_on(self, machines: Sequence[Resources]) -> Shape:
-        """CheckError if not even one trial fits."""
+        """Fit as many trials as possible on `machines`. Raise CheckError if not even one fits."""
         return shape_of(machines, self.launch, self.options, worker_bytes=self.worker_bytes)
 
     def shape_left_on(self, machines: Sequence[Resources]) -> Shape:
-        """The same of what is left once some may be lost: fewer trials at a time than were asked for are better than
-        none."""
-        asked = self.options.concurrent
+        """Fit trials on the machines that remain, fewer than requested if necessary.
+
+        Raise CheckError if not even one fits.
+        """
+        requested = self.options.concurrent
         most = replace(self, options=replace(self.options, concurrent=None)).shape_on(machines).concurrent
-        return replace(self, options=replace(self.options, concurrent=min(asked or most, most))).shape_on(machines)
+        return replace(self, options=replace(self.options, concurrent=min(requested or most, most))).shape_on(machines)
 
     def going_on(self, given: Mapping[str, Any]) -> "Begun":
-        """With those options that were `given` anew. ConfigError for one that would make it another search."""
-        refused = list(self._refused(given))
-        if refused:
-            raise ConfigError(refused)
+        """Return the settings with the options in `changes` changed. Raise ConfigError for one that may not change."""
+        if problems := list(self._changes_not_allowed(given)):
+            raise ConfigError(problems)
         return replace(self, options=replace(self.options, **given))
 
-    def _refused(self, given: Mapping[str, Any]) -> Iterator[Problem]:
-        for name, value in given.items():
+    def _changes_not_allowed(self, changes: Mapping[str, Any]) -> Iterator[Problem]:
+        for name, value in changes.items():
             before = getattr(self.options, name)
             if name not in MAY_CHANGE and value != before:
-                yield Problem(f"--{name}", f"{value}, and this sweep was begun with {before}: begin another one")
+                yield Problem(f"--{name}", f"{value}, but this sweep was started with {before}: start another sweep")

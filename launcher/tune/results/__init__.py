@@ -1,1 +1,1 @@
-"""Results of a sweep: best config, summary, significance, parameter importance, effects of taps."""
+"""Results of a sweep: best config, summary, significance, parameter importance, tap effects."""

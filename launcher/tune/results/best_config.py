@@ -1,4 +1,4 @@
-"""The best trial's config, as a file to be launched."""
+"""The config of the best trial, as a file for `fmfsd-launch`."""
 
 import shlex
 from typing import Any
@@ -13,25 +13,25 @@ from launcher.tune.records.history import Trial
 
 
 def best_config(sweep: SweepDir, trial: Trial, metric: str, *, held_out: int) -> str:
-    """As given, so without what a method means, and without what the search itself has set in its base config.
+    """Return the explicitly set keys of the trial's config, as YAML, without those that the sweep has set itself.
 
-    That are the `held_out` samples that it chose by (0: they are the user's own wish, and stay held out), and that no
-    trial looks at the test set. Raises as `load_config` does.
+    The sweep sets `data.valid` to `held_out` samples (0: the user has set it, and it stays) and disables the
+    evaluation of the test set. Raise the errors of `load_config`.
     """
     content = parse(dump_given(str(sweep.config), trial.overrides), "").content
     search_only = [*(["data.valid"] if held_out else []), "train.evaluate_test"]
-    left_out = [f"{key} ({taken})" for key in search_only if (taken := _taken(content, key)) is not None]
+    left_out = [f"{key} ({value})" for key in search_only if (value := _pop(content, key)) is not None]
     result = f"{metric} {shown_metric(metric, trial.metrics.get(metric))}"
     launch = shlex.join(["fmfsd-launch", str(sweep.best)])
-    lines = [f"{launch} · {shown_duration(trial.seconds)} as trial {trial.name} of a search · {result}"]
+    lines = [f"{launch} · {shown_duration(trial.seconds)} as trial {trial.name} of a sweep · {result}"]
     if left_out:
-        lines.append(f"Without what only the search needed: {', '.join(left_out)}.")
+        lines.append(f"Without keys that only the sweep needed: {', '.join(left_out)}.")
     comment = "".join(f"# {_one_line(line)}\n" for line in lines)
     return comment + str(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
 
 
-def _taken(content: dict[str, Any], dotted: str) -> Any:
-    """Take the key out, and its section with it if nothing else is in there. The value as text; None without it."""
+def _pop(content: dict[str, Any], dotted: str) -> Any:
+    """Remove the key, and its section if that becomes empty. Return the value as text; None without the key."""
     section, _, key = dotted.rpartition(".")
     inside = content.get(section, {})
     if key not in inside:

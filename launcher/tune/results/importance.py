@@ -1,7 +1,7 @@
-"""How much of being among the best trials each parameter decides: PED-ANOVA, by Optuna.
+"""Parameter importance: PED-ANOVA, by Optuna.
 
-How far the best trials' values are from all trials' (arXiv:2304.10255, for conditional parameters arXiv:2601.20800).
-Each metric is looked at alone. A subset counts as one parameter a tap, which is there or is not.
+It measures how far the distribution of the best trials' values is from that of all trials (arXiv:2304.10255, for
+conditional parameters arXiv:2601.20800). Each metric is evaluated alone. A subset counts as one boolean per tap.
 """
 
 import json
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 FEWEST_TRIALS = 10
 BEST_SHARE, FEWEST_BEST = 0.1, 5
-"""The best are a tenth, and at least five: Optuna's documentation of its evaluator asks for those."""
+"""The best trials are a tenth, and at least five, as Optuna's documentation of the evaluator recommends."""
 
 Entry = tuple[str, "BaseDistribution", Any]
-"""A parameter's name, what it may be, and what it is."""
+"""A parameter's name in Optuna, its distribution and its value."""
 
 
 @dataclass(frozen=True)
 class Importances:
-    """For one metric: shares that add up to 1, largest first; None, with the reason, where nothing can be said."""
+    """Importances for one metric: shares that sum to 1, largest first; None, with the reason, if they are undefined."""
 
     metric: str
     trials: int
@@ -37,7 +37,7 @@ class Importances:
 
 
 def importances(space: Space, history: History) -> list[Importances]:
-    """For each metric, over the finished trials."""
+    """Return the importances for each metric, from the finished trials."""
     finished = [trial for trial in history.runs if trial.state == "finished"]
     return [
         _importances(space, finished, metric, [history.objectives(trial)[index] for trial in finished], mode)
@@ -48,50 +48,52 @@ def importances(space: Space, history: History) -> list[Importances]:
 def _importances(
     space: Space, trials: Sequence[Trial], metric: str, results: Sequence[float], mode: str
 ) -> Importances:
-    def nothing(reason: str) -> Importances:
+    def undefined(reason: str) -> Importances:
         return Importances(metric, len(trials), None, reason)
 
     if len(trials) < FEWEST_TRIALS:
-        return nothing(f"{len(trials)} finished trials are too few to tell: it takes {FEWEST_TRIALS}")
+        return undefined(f"{len(trials)} finished trials are too few: at least {FEWEST_TRIALS} are needed")
     if len(set(results)) == 1:
-        return nothing(f"{metric} is the same in all {len(trials)} finished trials")
+        return undefined(f"{metric} is the same in all {len(trials)} finished trials")
     if all(trial.values == trials[0].values for trial in trials):
-        return nothing(f"all {len(trials)} finished trials have the same values")
-    found = _evaluated(space, trials, results, mode)
-    total = sum(found.values())
+        return undefined(f"all {len(trials)} finished trials have the same values")
+    scores = _evaluate(space, trials, results, mode)
+    total = sum(scores.values())
     if not total > 0:
-        return nothing("the best trials' values are spread like those of all")
-    largest_first = sorted(found, key=lambda name: (-found[name], name))
-    return Importances(metric, len(trials), {name: found[name] / total for name in largest_first})
+        return undefined("the best trials' values have the same distribution as those of all trials")
+    largest_first = sorted(scores, key=lambda name: (-scores[name], name))
+    return Importances(metric, len(trials), {name: scores[name] / total for name in largest_first})
 
 
-def _evaluated(space: Space, trials: Sequence[Trial], results: Sequence[float], mode: str) -> dict[str, float]:
+def _evaluate(space: Space, trials: Sequence[Trial], results: Sequence[float], mode: str) -> dict[str, float]:
     import optuna
 
-    share = max(BEST_SHARE, (FEWEST_BEST - 0.5) / len(trials))  # the half, since the count is rounded up
+    share = max(BEST_SHARE, (FEWEST_BEST - 0.5) / len(trials))  # minus a half, since Optuna rounds the count up
     with _quiet():
         study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
-        study.add_trials([_frozen(space, trial, result) for trial, result in zip(trials, results, strict=True)])
+        study.add_trials(
+            [_to_optuna_trial(space, trial, result) for trial, result in zip(trials, results, strict=True)]
+        )
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
         return evaluator.evaluate(study)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's words on each study, and its warnings of parameters that few trials have."""
+    """Suppress Optuna's log lines for each study, and its warnings about parameters that few trials have."""
     import optuna
 
-    before = optuna.logging.get_verbosity()
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        optuna.logging.set_verbosity(before)
+        optuna.logging.set_verbosity(verbosity)
 
 
-def _frozen(space: Space, trial: Trial, result: float) -> "FrozenTrial":
+def _to_optuna_trial(space: Space, trial: Trial, result: float) -> "FrozenTrial":
     from optuna.trial import create_trial
 
     entries = [
@@ -108,7 +110,7 @@ def _frozen(space: Space, trial: Trial, result: float) -> "FrozenTrial":
 
 
 def _entries(parameter: Parameter, value: Any) -> Iterator[Entry]:
-    """None of a constant. Choices go by their JSON, as Optuna knows no lists among them."""
+    """Yield Optuna's entries of a parameter, none for a constant. Choices become JSON, as Optuna accepts no lists."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     key, kind, values = parameter.key, parameter.kind, parameter.values

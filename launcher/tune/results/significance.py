@@ -1,9 +1,8 @@
-"""Whether the best configs are better than the base by more than noise: runs of all with the same new seeds.
+"""Significance of the gains of the best configs over the base config, from runs of all of them with the same new seeds.
 
-They are compared on the test set where the runs have read it: on the samples that the best were chosen by, part of
-their lead is that they fit those samples. Differences are taken between runs of the same seed. The intervals are
-Student's, of each config alone; whether a gain counts as more than noise is decided after Holm's correction for the
-number of configs that are compared.
+The configs are compared on the test set if the runs have evaluated it: on the validation samples by which the best
+configs were selected, part of their lead is selection bias. Differences are paired by seed. The intervals are Student's
+t intervals of each config alone; significance is decided after Holm's correction for the number of compared configs.
 """
 
 import statistics
@@ -17,12 +16,12 @@ from launcher.tune.records.history import History
 BASE = "base"
 
 Seeds = Mapping[int, Mapping[str, float]]
-"""The metrics of one config's runs."""
+"""The metrics of one config's runs, by seed."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Over seeds; of one seed the deviation is None."""
+    """Mean and standard deviation over seeds; the deviation is None for one seed."""
 
     mean: float
     deviation: float | None
@@ -34,8 +33,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """One config's runs. `difference`, to the base in `judged_by`, is None of the base itself and without common seeds;
-    `p` is corrected, and None of one seed."""
+    """One config's runs and their comparison with the base config.
+
+    `difference`: paired difference to the base in the metric `judged_by`; None for the base itself and without common
+    seeds. `p`: corrected p-value; None for one seed.
+    """
 
     config: str
     judged_by: str
@@ -47,62 +49,65 @@ class Confirmed:
 
 
 def confirmed(history: History) -> list[Confirmed]:
-    """Best mean first, the base last; none without confirming runs, or if these have no metric that is searched for."""
+    """Return the comparisons, best mean first and the base last.
+
+    Return none without runs with new seeds, or if these have no searched metric in common.
+    """
     runs: dict[str, dict[int, Mapping[str, float]]] = {}
     for each in history.confirmations:
         runs.setdefault(each.config, {})[each.seed] = each.metrics
-    judge = _judge(history)
-    if judge is None:
+    criterion = _criterion(history)
+    if criterion is None:
         return []
-    metric, sign = judge
+    metric, sign = criterion
     base = runs.pop(BASE, {})
     differences = {config: _difference(seeds, base, metric) for config, seeds in runs.items()}
-    p_values = _corrected(differences)
-    found = []
+    p_values = _correct_p_values(differences)
+    comparisons = []
     for config, seeds in runs.items():
         difference, p = differences[config], p_values.get(config)
         finding = _finding(metric, sign, difference, p, len(p_values))
-        found.append(Confirmed(config, metric, *_spreads(seeds), difference, p, finding))
-    found.sort(key=lambda each: -sign * each.metrics[metric].mean)
-    return found + ([Confirmed(BASE, metric, *_spreads(base))] if base else [])
+        comparisons.append(Confirmed(config, metric, *_spreads(seeds), difference, p, finding))
+    comparisons.sort(key=lambda each: -sign * each.metrics[metric].mean)
+    return comparisons + ([Confirmed(BASE, metric, *_spreads(base))] if base else [])
 
 
-def _judge(history: History) -> tuple[str, int] | None:
-    """The first metric that all runs have, rather on the test set, and 1 if more is better, else -1."""
+def _criterion(history: History) -> tuple[str, int] | None:
+    """Return the first metric that all runs have, preferably on the test set, and 1 if larger is better, else -1."""
     for metric, mode in zip(history.options.metrics, history.options.modes, strict=True):
         split, _, name = metric.partition("/")
-        for known in [f"test/{name}", metric] if split == "valid" else [metric]:
-            if all(known in each.metrics for each in history.confirmations):
-                return known, 1 if mode == "max" else -1
+        for candidate in [f"test/{name}", metric] if split == "valid" else [metric]:
+            if all(candidate in each.metrics for each in history.confirmations):
+                return candidate, 1 if mode == "max" else -1
     return None
 
 
 def _spreads(runs: Seeds) -> tuple[tuple[int, ...], dict[str, Spread]]:
-    """Of the metrics that all of these runs have."""
+    """Return the seeds, and the spread of each metric that all runs have."""
     seeds = sorted(runs)
     names = [name for name in runs[seeds[0]] if all(name in runs[seed] for seed in seeds)]
     return tuple(seeds), {name: Spread.of([runs[seed][name] for seed in seeds]) for name in names}
 
 
 def _difference(runs: Seeds, base: Seeds, metric: str) -> Paired | None:
-    both = sorted(runs.keys() & base.keys())
-    return Paired.of(*([of[seed][metric] for seed in both] for of in (runs, base))) if both else None
+    common = sorted(runs.keys() & base.keys())
+    return Paired.of(*([side[seed][metric] for seed in common] for side in (runs, base))) if common else None
 
 
-def _corrected(differences: Mapping[str, Paired | None]) -> dict[str, float]:
-    """Of those that have a p."""
-    known = {config: each.p for config, each in differences.items() if each is not None and each.p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
+def _correct_p_values(differences: Mapping[str, Paired | None]) -> dict[str, float]:
+    """Return the p-values after Holm's correction, for the configs that have one."""
+    p_values = {config: each.p for config, each in differences.items() if each is not None and each.p is not None}
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
 def _finding(metric: str, sign: int, difference: Paired | None, p: float | None, compared: int) -> str:
-    """One sentence."""
+    """Return the result of the comparison as one sentence."""
     if difference is None:
-        return "no seed that the base ran with too: nothing to compare"
+        return "no seed in common with the base config: no comparison"
     mean, points = shown_difference(metric, difference.mean), " points" if is_share(metric) else ""
     measured = f"{mean}{points} of {metric} to {BASE}"
     if p is None or difference.ends is None:
-        return f"{measured} with one seed, which can not tell a gain from noise"
+        return f"{measured} with one seed, too few to distinguish a gain from noise"
     low, high = (shown_difference(metric, end) for end in difference.ends)
     corrected = f"p = {p:.2g}" + (f" after Holm's correction for {compared} comparisons" if compared > 1 else "")
     return f"{measured}, 95 % interval {low} to {high}, {corrected}: {_verdict(sign * difference.mean, p)}"
@@ -110,5 +115,5 @@ def _finding(metric: str, sign: int, difference: Paired | None, p: float | None,
 
 def _verdict(gain: float, p: float) -> str:
     if p >= 1 - SURE:
-        return "noise may explain the gain" if gain > 0 else "there is no gain"
-    return "the gain is more than noise" if gain > 0 else f"it is worse than {BASE} by more than noise"
+        return "the gain may be noise" if gain > 0 else "there is no gain"
+    return "the gain is significant" if gain > 0 else f"it is significantly worse than {BASE}"

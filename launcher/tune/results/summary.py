@@ -1,4 +1,4 @@
-"""What a sweep came to, as the content of sweep.json: what scripts want first, everything else after it."""
+"""The summary of a sweep, as the content of sweep.json."""
 
 import math
 import shlex
@@ -21,7 +21,7 @@ PACKAGES = ("fmfsd", "torch", "ray", "optuna", "numpy")
 def summary(
     sweep: SweepDir, space: Space, history: History, importances: Sequence[Importances] | None = None
 ) -> dict[str, Any]:
-    """JSON without NaN; `importances` is None until they are worked out, at the end."""
+    """Return the summary as JSON types without NaN; `importances` is None until the sweep ends."""
     ranked = history.ranked()
     content = {
         "best": _best(sweep, ranked[0]) if ranked else None,
@@ -43,7 +43,7 @@ def summary(
 
 
 def command(sweep: SweepDir, trial: Trial) -> str:
-    """To run it again by itself."""
+    """Return the command that runs the trial again without the sweep."""
     changes = [part for override in trial.overrides for part in ("--set", override)]
     return shlex.join(["fmfsd-launch", str(sweep.config), *changes])
 
@@ -60,7 +60,7 @@ def _best(sweep: SweepDir, trial: Trial) -> dict[str, Any]:
 
 
 def _counts(history: History) -> dict[str, int]:
-    """Of runs by their state; asked ones are under way. Beside these, trials that repeat another's config."""
+    """Return the number of runs by state (`asked`: not ended), and of trials that repeat another config."""
     states = Counter(trial.state for trial in history.runs)
     by_state = {state: states[state] for state in ("finished", "pruned", "failed", "asked")}
     return {**by_state, "repeated": len(history.trials) - len(history.runs)}
@@ -83,7 +83,7 @@ def _trial(sweep: SweepDir, trial: Trial) -> dict[str, Any]:
 
 
 def _finite(content: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+    """Replace NaN and infinity, which JSON lacks, with None."""
     if isinstance(content, Mapping):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,13 +1,14 @@
-"""What each tap of a searched branch placement brings, and each pair of taps: least squares over finished trials.
+"""Effects of each tap of a searched branch placement, and of each pair of taps: least squares over finished trials.
 
-Searches place taps unevenly (sizes are bounded, and a searcher comes back to what went well), so the plain mean with a
-tap less the plain mean without it also holds what the other taps bring. So the effects are those of a linear model, all
-taps at once: metric = constant + the effects of the taps that are there. A pair's interaction is the coefficient of one
-product put beside them: the difference of differences, the other taps held fixed.
+Sweeps place taps unevenly (sizes are bounded, and a sampler exploits good placements), so the mean with a tap minus the
+mean without it also contains effects of other taps. Therefore one linear model has all taps: metric = constant + the
+effects of the present taps. The interaction of a pair is the coefficient of their product, added to this model: the
+difference of differences with the other taps held fixed.
 
-What else was searched is not in the model. Drawn at random it is noise, which the standard errors hold; a searcher that
-learns may have tried good placements with good values of the rest, and then effects tell of its trials, not of causes.
-Trials that were stopped early are left out, as their last metrics are of other epochs.
+Other searched parameters are not in the model. If they are drawn at random, they are noise, which the standard errors
+contain; a sampler that learns may have combined good placements with good values of other parameters, and then the
+effects describe its trials and not causes. Trials that were stopped early are left out, since their last metrics are
+from other epochs.
 """
 
 import math
@@ -25,16 +26,16 @@ from launcher.tune.space.load import Parameter, Space
 
 Matrix = npt.NDArray[np.float64]
 Estimate = tuple[float | None, float | None, float | None]
-"""Value, standard error, half the width of the interval."""
+"""Value, standard error, half width of the 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Of one tap or of a pair, in the metric's unit.
+    """The effect of one tap or of a pair, in the metric's unit.
 
-    `counts`: trials without and with the tap; of a pair with neither, the second, the first, and both. `value` is None
-    where these trials can't tell it from the other taps' effects; `error`, its standard error, and `half_width`, of its
-    95 % interval, where as many trials as unknowns leave none to estimate noise from.
+    `counts`: trials without and with the tap; for a pair with neither, the second, the first, and both. `value` is None
+    if the trials do not identify it. `error` (standard error) and `half_width` (of the 95 % interval) are None if no
+    degrees of freedom remain to estimate the noise.
     """
 
     taps: tuple[str, ...]
@@ -46,7 +47,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Placement:
-    """One placement's trials: how many, and mean and standard deviation of the metric; of one trial, None."""
+    """The trials of one placement: count, mean and standard deviation of the metric; None for one trial."""
 
     taps: tuple[str, ...]
     count: int
@@ -56,7 +57,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Effects:
-    """Of one subset parameter on the first metric. Pairs have trials with neither, either and both of their taps."""
+    """The effects of one subset parameter on the first metric; only pairs that have trials in all four cells."""
 
     parameter: str
     metric: str
@@ -67,77 +68,79 @@ class Effects:
 
 
 def effects(space: Space, history: History) -> list[Effects]:
-    """Of each subset parameter that a finished trial has."""
+    """Return the effects of each subset parameter that a finished trial has."""
     finished = [trial for trial in history.runs if trial.state == "finished"]
     subsets = [parameter for parameter in space.parameters if parameter.kind == "subset"]
-    having = [(each, [trial for trial in finished if each.key in trial.values]) for each in subsets]
-    return [_effects(parameter, trials, history) for parameter, trials in having if trials]
+    trials_of = [(each, [trial for trial in finished if each.key in trial.values]) for each in subsets]
+    return [_effects(parameter, trials, history) for parameter, trials in trials_of if trials]
 
 
 def _effects(parameter: Parameter, trials: Sequence[Trial], history: History) -> Effects:
     taps = list(map(str, parameter.values))
     placed = [tuple(map(str, trial.values[parameter.key])) for trial in trials]
-    there = np.array([[tap in each for tap in taps] for each in placed], dtype=np.float64).reshape(len(trials), -1)
+    present = np.array([[tap in each for tap in taps] for each in placed], dtype=np.float64).reshape(len(trials), -1)
     results = np.array([history.objectives(trial)[0] for trial in trials])
-    pairs = [_pair(taps, there, results, pair) for pair in combinations(range(len(taps)), 2)]
+    pairs = [_pair(taps, present, results, pair) for pair in combinations(range(len(taps)), 2)]
     return Effects(
         parameter.key,
         history.options.metrics[0],
         len(trials),
-        _main(taps, there, results),
+        _main(taps, present, results),
         [pair for pair in pairs if min(pair.counts) > 0],
         _placements(placed, list(results), best_first=history.options.modes[0] == "max"),
     )
 
 
-def _main(taps: Sequence[str], there: Matrix, results: Matrix) -> list[Effect]:
-    fitted = _fit(there, results)
-    with_it = there.sum(axis=0).astype(int)
+def _main(taps: Sequence[str], present: Matrix, results: Matrix) -> list[Effect]:
+    fitted = _fit(present, results)
+    with_it = present.sum(axis=0).astype(int)
     counts = [(len(results) - int(count), int(count)) for count in with_it]
-    return [Effect((tap,), count, *found) for tap, count, found in zip(taps, counts, fitted, strict=True)]
+    return [Effect((tap,), count, *estimate) for tap, count, estimate in zip(taps, counts, fitted, strict=True)]
 
 
-def _pair(taps: Sequence[str], there: Matrix, results: Matrix, pair: tuple[int, int]) -> Effect:
-    one, other = there[:, pair[0]], there[:, pair[1]]
+def _pair(taps: Sequence[str], present: Matrix, results: Matrix, pair: tuple[int, int]) -> Effect:
+    one, other = present[:, pair[0]], present[:, pair[1]]
     cells = np.bincount((2 * one + other).astype(int), minlength=4)
-    found = _fit(np.column_stack([there, one * other]), results)[-1]
-    return Effect((taps[pair[0]], taps[pair[1]]), tuple(map(int, cells)), *found)
+    estimate = _fit(np.column_stack([present, one * other]), results)[-1]
+    return Effect((taps[pair[0]], taps[pair[1]]), tuple(map(int, cells)), *estimate)
 
 
 def _fit(columns: Matrix, results: Matrix) -> list[Estimate]:
-    """Each column's coefficient beside a constant.
+    """Return the estimate of each column's coefficient, in a model with a constant.
 
-    A coefficient can be told if its unit vector lies in the space of the rows, which pinv(X'X) X'X projects onto. Of
-    columns of 0 and 1 the products X'X are exact.
+    A coefficient is identified if its unit vector lies in the row space, onto which pinv(X'X) X'X projects. The
+    products X'X are exact for columns of 0 and 1.
     """
     design = np.column_stack([np.ones(len(results)), columns])
     products = design.T @ design
     inverse = np.linalg.pinv(products, hermitian=True)
     coefficients = inverse @ (design.T @ results)
-    can_be_told = np.isclose(np.diag(inverse @ products), 1.0)
-    spare = len(results) - int(np.linalg.matrix_rank(products, hermitian=True))
+    is_identified = np.isclose(np.diag(inverse @ products), 1.0)
+    degrees_of_freedom = len(results) - int(np.linalg.matrix_rank(products, hermitian=True))
     residuals = results - design @ coefficients
-    variance = float(residuals @ residuals) / spare if spare else None
+    variance = float(residuals @ residuals) / degrees_of_freedom if degrees_of_freedom else None
     scales = np.diag(inverse)
     return [
-        _estimate(float(coefficients[n]), variance, float(scales[n]), spare) if can_be_told[n] else (None, None, None)
+        _estimate(float(coefficients[n]), variance, float(scales[n]), degrees_of_freedom)
+        if is_identified[n]
+        else (None, None, None)
         for n in range(1, len(coefficients))
     ]
 
 
-def _estimate(coefficient: float, variance: float | None, scale: float, spare: int) -> Estimate:
+def _estimate(coefficient: float, variance: float | None, scale: float, degrees_of_freedom: int) -> Estimate:
     if variance is None:
         return coefficient, None, None
     error = math.sqrt(variance * scale)
-    return coefficient, error, t_quantile(spare) * error
+    return coefficient, error, t_quantile(degrees_of_freedom) * error
 
 
 def _placements(placed: Sequence[tuple[str, ...]], results: Sequence[float], *, best_first: bool) -> list[Placement]:
     by_taps: dict[tuple[str, ...], list[float]] = {}
     for taps, result in zip(placed, results, strict=True):
         by_taps.setdefault(taps, []).append(float(result))
-    found = [_placement(taps, by_taps[taps]) for taps in dict.fromkeys(placed)]
-    return sorted(found, key=lambda each: each.mean, reverse=best_first)
+    placements = [_placement(taps, by_taps[taps]) for taps in dict.fromkeys(placed)]
+    return sorted(placements, key=lambda each: each.mean, reverse=best_first)
 
 
 def _placement(taps: tuple[str, ...], results: Sequence[float]) -> Placement:

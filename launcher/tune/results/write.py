@@ -1,6 +1,6 @@
-"""What a search leaves for people and scripts: sweep.json, trials.csv, best.yaml and report.html.
+"""Writes the results of a sweep: sweep.json, trials.csv, best.yaml and report.html.
 
-All of it follows from the ledger and is written anew as facts come in, so none of it has to survive a power loss.
+All files are derived from the ledger and rewritten after new facts, so they need not survive a power loss.
 """
 
 import csv
@@ -23,43 +23,45 @@ REPORT_S = 300.0
 
 
 def write_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
-    """As things stand, quick enough for after each trial: without importances, which need Optuna, and the report.
+    """Write the current results, without importances and report: quick enough to run after each trial.
 
-    `held_out` samples were set aside for the search, and are not in best.yaml.
+    `held_out`: number of validation samples held out by the sweep itself; best.yaml leaves them out.
     """
     _write(sweep, space, history, None, held_out)
 
 
 def write_final_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
-    """With importances."""
+    """Write the results with importances."""
     _write(sweep, space, history, importances(space, history), held_out)
 
 
 def write_report(sweep: SweepDir) -> str:
-    """Have `fmfsd report` write the page, with the user's umask; return why there is none, or nothing."""
+    """Have `fmfsd report` write the page, with the user's umask; return the error, or an empty string."""
     code, _, errors = said_here((sys.executable, "-P", "-m", "fmfsd", "report", str(sweep.path)), deadline_s=REPORT_S)
     if code == 0:
         return ""
     return (errors.strip().splitlines() or [f"exit code {code}"])[-1]
 
 
-def _write(sweep: SweepDir, space: Space, history: History, found: Sequence[Importances] | None, held_out: int) -> None:
-    write_whole(sweep.summary, _lines(summary(sweep, space, history, found)), durable=False)
+def _write(
+    sweep: SweepDir, space: Space, history: History, by_metric: Sequence[Importances] | None, held_out: int
+) -> None:
+    write_whole(sweep.summary, _format_json(summary(sweep, space, history, by_metric)), durable=False)
     write_whole(sweep.table, trials_csv(space, history), durable=False)
     if ranked := history.ranked():
         best = best_config(sweep, ranked[0], history.options.metrics[0], held_out=held_out)
         write_whole(sweep.best, best, durable=False)
 
 
-def _lines(content: Mapping[str, Any]) -> str:
-    """As JSON with a line for each key and for each trial; json's own indenting is slow."""
+def _format_json(content: Mapping[str, Any]) -> str:
+    """Return JSON with a line for each key and each trial; the indentation of `json` is slow."""
     trials = ",\n".join(map(json.dumps, content["trials"]))
     keys = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items() if key != "trials"]
     return ",\n".join(["{" + keys[0], *keys[1:], f'"trials": [\n{trials}\n]}}\n'])
 
 
 def trials_csv(space: Space, history: History) -> str:
-    """A row a trial. What does not exist in a trial is empty; text stands as it is, everything else as JSON."""
+    """Return a row per trial. Missing values are empty; strings are written as they are, other values as JSON."""
     trials = list(history.trials.values())
     keys = [parameter.key for parameter in space.parameters]
     metrics = sorted({name for trial in trials for name in trial.metrics})

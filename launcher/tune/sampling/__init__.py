@@ -1,1 +1,1 @@
-"""Which configuration a search tries next: random, grid, or by Optuna."""
+"""Samplers: random, grid, and Optuna's."""

@@ -1,4 +1,4 @@
-"""Parameters, values and results in Optuna's words, and back."""
+"""Conversion of parameters, values and results to Optuna's types and back."""
 
 import json
 import math
@@ -14,19 +14,19 @@ from launcher.tune.space.parameters import ENDLESS, Parameter, Space
 
 
 def params_of(space: Space, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """A draw as Optuna has it, by Optuna's names: a subset is a boolean an element, a choice is JSON."""
+    """Return a draw as Optuna's params and distributions: a subset is one boolean per element, a choice is JSON."""
     params: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
     for parameter in space.live:
         if parameter.key in values:
-            found = distributions_of(parameter)
-            params |= {name: _param(parameter, values[parameter.key], name) for name in found}
-            distributions |= found
+            by_name = distributions_of(parameter)
+            params |= {name: _param(parameter, values[parameter.key], name) for name in by_name}
+            distributions |= by_name
     return params, distributions
 
 
 def distributions_of(parameter: Parameter) -> dict[str, BaseDistribution]:
-    """By Optuna's names; empty if there is but one value."""
+    """Return the distributions of a parameter by Optuna's names; empty if it has only one value."""
     if parameter.count == 1:
         return {}
     if parameter.kind == "subset":
@@ -59,37 +59,40 @@ def _param(parameter: Parameter, value: Any, name: str) -> Any:
 
 
 def value_of(parameter: Parameter, params: Mapping[str, Any]) -> Any:
-    """The config's value of what Optuna suggests for a parameter; the only one if that is nothing."""
+    """Return the config value for Optuna's params of a parameter; the only value if there are no params."""
     if not params:
         return next(iter(parameter.each()))
     if parameter.kind == "subset":
         return [element for element in parameter.values if params[_name(parameter, element)]]
-    taken = params[parameter.key]
+    param = params[parameter.key]
     if parameter.kind == "quniform":
         low, _, step = parameter.values
-        return parameter.step(round((taken - low) / step))
-    return taken if parameter.kind in (*ENDLESS, "int") else json.loads(taken)
+        return parameter.step(round((param - low) / step))
+    return param if parameter.kind in (*ENDLESS, "int") else json.loads(param)
 
 
-def suggested(asked: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    """What Optuna takes for one of its parameters."""
+def suggested(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    """Let Optuna suggest a value for one of its params."""
     if isinstance(distribution, CategoricalDistribution):
-        return asked.suggest_categorical(name, distribution.choices)
+        return trial.suggest_categorical(name, distribution.choices)
     if isinstance(distribution, IntDistribution):
-        return asked.suggest_int(name, distribution.low, distribution.high)
+        return trial.suggest_int(name, distribution.low, distribution.high)
     assert isinstance(distribution, FloatDistribution)
     low, high = distribution.low, distribution.high
-    return asked.suggest_float(name, low, high, step=distribution.step, log=distribution.log)
+    return trial.suggest_float(name, low, high, step=distribution.step, log=distribution.log)
 
 
 def result_of(trial: Trial, metrics: tuple[str, ...]) -> dict[str, Any]:
-    """The end of a trial in Optuna's words. Without all metrics, as numbers, it has failed; Optuna knows no stopped
-    trials of several metrics, so these have, too."""
+    """Return the state and values of a trial as arguments of Optuna's `create_trial`.
+
+    A trial without finite values of all metrics counts as failed. So does a pruned trial with several metrics, which
+    Optuna does not support.
+    """
     values = [trial.metrics.get(name, math.nan) for name in metrics]
     if trial.state == "finished" and all(map(math.isfinite, values)):
         return {"state": TrialState.COMPLETE, "values": values}
     if trial.state == "pruned" and len(metrics) == 1:
-        reports = {epoch: found.get(metrics[0], math.nan) for epoch, found in trial.reports.items()}
+        reports = {epoch: reported.get(metrics[0], math.nan) for epoch, reported in trial.reports.items()}
         finite = {epoch: value for epoch, value in reports.items() if math.isfinite(value)}
         return {"state": TrialState.PRUNED, "intermediate_values": finite}
     return {"state": TrialState.FAIL}

@@ -1,4 +1,4 @@
-"""Optuna as the searcher: each draw asks a study that is made anew of what is known, by a sampler with its own seed."""
+"""Samplers of Optuna. Each draw uses a new study, filled with all known trials, and a sampler with its own seed."""
 
 import json
 import warnings
@@ -30,18 +30,19 @@ from launcher.tune.space.draw import chance_of, grid_values, in_order
 from launcher.tune.space.parameters import Parameter, Space, exists
 
 POPULATION = 20
-"""Of a generation: Optuna's own 50 would be all of a search as small as ours are."""
+"""Size of a generation; Optuna's default of 50 would be a whole sweep of the usual size."""
 TRIES = 100
 _TRIES_OF = {"gp": 3}
-"""A Gaussian process takes about a second to answer."""
+"""A draw from a Gaussian process takes about a second."""
 _NAME = "search"
 
 
 class Modelled:
-    """What is drawn depends on the seed, the trial's number and what has been told; of several metrics on all.
+    """Draws with a sampler of Optuna. A draw depends only on the seed, the trial's number and the reported results.
 
-    A ledger holds each draw's values and what the sampler has noted beside them, as the generation of a genetic search.
-    CMA-ES notes a pickled object, which no ledger may bring in: its draws are asked again instead (`Replayed`).
+    The ledger stores the values of each draw and the sampler's attributes, such as the generation of a genetic search.
+    CMA-ES stores a pickled object, which must not be loaded from a ledger: its draws are repeated instead
+    (`ReplayingOptunaSampler`).
     """
 
     def __init__(self, space: Space, options: TuneOptions) -> None:
@@ -49,13 +50,13 @@ class Modelled:
         self._space, self._options = space, options
         self._drawn: dict[int, FrozenTrial] = {}
         self._ended: dict[int, FrozenTrial] = {}
-        self._notes: dict[str, Any] = {}
+        self._study_attrs: dict[str, Any] = {}
 
     def draw(self, number: int) -> Draw:
-        values, notes, of_study = self._ask(number, self._ended)
-        memory = {"trial": notes, "study": of_study}
-        self._remember(number, values, memory)
-        return Draw(values, {name: noted for name, noted in memory.items() if noted})
+        values, trial_attrs, study_attrs = self._sample(number, self._ended)
+        memory = {"trial": trial_attrs, "study": study_attrs}
+        self._store(number, values, memory)
+        return Draw(values, {name: attrs for name, attrs in memory.items() if attrs})
 
     def tell(self, trial: Trial) -> None:
         drawn = self._drawn[trial.number]
@@ -67,89 +68,89 @@ class Modelled:
         )
 
     def recall(self, trial: Trial) -> None:
-        self._remember(trial.number, trial.values, trial.memory)
+        self._store(trial.number, trial.values, trial.memory)
         if trial.state != "asked":
             self.tell(trial)
 
-    def _remember(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> None:
+    def _store(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> None:
         params, distributions = params_of(self._space, values)
-        notes = dict(memory.get("trial", {}))
-        self._notes.update(memory.get("study", {}))
+        trial_attrs = dict(memory.get("trial", {}))
+        self._study_attrs.update(memory.get("study", {}))
         self._drawn[number] = create_trial(
-            state=TrialState.RUNNING, params=params, distributions=distributions, system_attrs=notes
+            state=TrialState.RUNNING, params=params, distributions=distributions, system_attrs=trial_attrs
         )
 
-    def _ask(
+    def _sample(
         self, number: int, ended: Mapping[int, FrozenTrial]
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Values, and what the sampler has noted of the trial and of the study, as far as it is new."""
+        """Return the values of a draw, and the new attributes that the sampler has set on trial and study."""
         storage, fixed = InMemoryStorage(), grid_values(self._space, number)
         directions = [StudyDirection[f"{mode}imize".upper()] for mode in self._options.modes]
-        place = storage.create_new_study(directions, _NAME)
-        for name, noted in self._notes.items():
-            storage.set_study_system_attr(place, name, noted)
+        study_id = storage.create_new_study(directions, _NAME)
+        for name, attr in self._study_attrs.items():
+            storage.set_study_system_attr(study_id, name, attr)
         for known in sorted(self._drawn):
             if known < number:
-                storage.create_new_trial(place, template_trial=ended.get(known, self._drawn[known]))
-        study = optuna.load_study(study_name=_NAME, storage=storage, sampler=self._sampler(number, fixed))
-        values = self._allowed(study, number)
-        noted = storage.get_study_system_attrs(place)
-        of_study = {name: value for name, value in noted.items() if self._notes.get(name) != value}
-        return values, _lasting(storage.get_all_trials(place, deepcopy=False)[-1].system_attrs), of_study
+                storage.create_new_trial(study_id, template_trial=ended.get(known, self._drawn[known]))
+        study = optuna.load_study(study_name=_NAME, storage=storage, sampler=self._build_sampler(number, fixed))
+        values = self._suggest_allowed(study, number)
+        study_attrs = storage.get_study_system_attrs(study_id)
+        new_attrs = {name: attr for name, attr in study_attrs.items() if self._study_attrs.get(name) != attr}
+        return values, _attrs_to_store(storage.get_all_trials(study_id, deepcopy=False)[-1].system_attrs), new_attrs
 
-    def _allowed(self, study: optuna.Study, number: int) -> dict[str, Any]:
-        """Asks until subsets have sizes that are allowed; the last answer is repaired."""
+    def _suggest_allowed(self, study: optuna.Study, number: int) -> dict[str, Any]:
+        """Suggest values until all subsets have allowed sizes; repair the last ones if none had."""
         for _ in range(_TRIES_OF.get(self._options.search, TRIES)):
-            asked = study.ask()
-            values = self._suggested(asked)
+            trial = study.ask()
+            values = self._suggest(trial)
             if all(len(values[each.key]) in each.sizes for each in _subsets(self._space, values)):
                 return values
-            study.tell(asked, state=TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
         return repaired(self._space, values, seed=self._options.seed, number=number)
 
-    def _suggested(self, asked: optuna.Trial) -> dict[str, Any]:
+    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         drawn: dict[str, Any] = {}
         for parameter in self._space.live:
             if exists(parameter, drawn, self._space.base):
-                params = {name: suggested(asked, name, each) for name, each in distributions_of(parameter).items()}
+                params = {name: suggested(trial, name, each) for name, each in distributions_of(parameter).items()}
                 drawn[parameter.key] = value_of(parameter, params)
         return in_order(self._space, drawn)
 
-    def _sampler(self, number: int, fixed: Mapping[str, Any]) -> BaseSampler:
+    def _build_sampler(self, number: int, fixed: Mapping[str, Any]) -> BaseSampler:
         seed = chance_of(self._options.seed, number).getrandbits(32)
-        in_turn = (each.key for each in self._space.live if each.kind == "grid" and each.key in fixed)
-        params = {key: json.dumps(fixed[key]) for key in in_turn}
+        enumerated = (each.key for each in self._space.live if each.kind == "grid" and each.key in fixed)
+        params = {key: json.dumps(fixed[key]) for key in enumerated}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler = _sampler_of(self._options, self._space, seed)
+            sampler = _build_sampler(self._options, self._space, seed)
             return PartialFixedSampler(params, sampler) if params else sampler
 
 
 class Replayed(Modelled):
-    """A ledger holds which results were new at each draw; with them, draws that are recalled are asked again."""
+    """Restores its state by repeating all draws; the ledger stores which results were new at each draw."""
 
     def __init__(self, space: Space, options: TuneOptions) -> None:
         super().__init__(space, options)
-        self._seen: set[int] = set()
+        self._used: set[int] = set()
 
     def draw(self, number: int) -> Draw:
-        new = sorted(set(self._ended) - self._seen)
-        self._seen.update(new)
+        new = sorted(set(self._ended) - self._used)
+        self._used.update(new)
         draw = super().draw(number)
         return Draw(draw.values, {"new": new})
 
     def recall(self, trial: Trial) -> None:
-        self._seen.update(trial.memory.get("new", ()))
-        seen = {number: self._ended[number] for number in self._seen if number in self._ended}
-        _, notes, of_study = self._ask(trial.number, seen)
-        self._remember(trial.number, trial.values, {"trial": notes, "study": of_study})
+        self._used.update(trial.memory.get("new", ()))
+        used = {number: self._ended[number] for number in self._used if number in self._ended}
+        _, trial_attrs, study_attrs = self._sample(trial.number, used)
+        self._store(trial.number, trial.values, {"trial": trial_attrs, "study": study_attrs})
         if trial.state != "asked":
             self.tell(trial)
 
 
-def _sampler_of(options: TuneOptions, space: Space, seed: int) -> BaseSampler:
+def _build_sampler(options: TuneOptions, space: Space, seed: int) -> BaseSampler:
     if options.search == "tpe":
-        # of several metrics each parameter is drawn by itself, as is Optuna's own way, where none need be grouped
+        # with several metrics each parameter is sampled independently, which is Optuna's default
         grouped = len(options.metrics) == 1 and any(parameter.when for parameter in space.live)
         return TPESampler(seed=seed, group=grouped)
     if options.search == "gp":
@@ -157,30 +158,30 @@ def _sampler_of(options: TuneOptions, space: Space, seed: int) -> BaseSampler:
     if options.search == "cmaes":
         return CmaEsSampler(seed=seed, warn_independent_sampling=False)
     if options.search == "qmc":
-        by_chance = RandomSampler(seed=seed)  # the sequence itself is one, of the search's seed
+        independent = RandomSampler(seed=seed)  # the sequence itself has the seed of the sweep
         return QMCSampler(
-            scramble=True, seed=options.seed, independent_sampler=by_chance, warn_independent_sampling=False
+            scramble=True, seed=options.seed, independent_sampler=independent, warn_independent_sampling=False
         )
     genetic = NSGAIISampler if options.search == "nsga2" else NSGAIIISampler
     return genetic(seed=seed, population_size=POPULATION)
 
 
 def repaired(space: Space, values: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
-    """With subsets of allowed sizes: as many elements as needed are added or taken out by chance."""
-    chance, found = chance_of(seed, number), dict(values)
+    """Return the values with allowed subset sizes: add or remove random elements as needed."""
+    rng, result = chance_of(seed, number), dict(values)
     for parameter in _subsets(space, values):
         chosen = values[parameter.key]
         others = [each for each in parameter.values if each not in chosen]
-        few, many = parameter.sizes[0], parameter.sizes[-1]
-        more = chance.sample(others, max(few - len(chosen), 0))
-        found[parameter.key] = parameter.ordered([*chance.sample(chosen, min(len(chosen), many)), *more])
-    return found
+        least, most = parameter.sizes[0], parameter.sizes[-1]
+        added = rng.sample(others, max(least - len(chosen), 0))
+        result[parameter.key] = parameter.ordered([*rng.sample(chosen, min(len(chosen), most)), *added])
+    return result
 
 
 def _subsets(space: Space, values: Mapping[str, Any]) -> Iterable[Parameter]:
     return (each for each in space.live if each.kind == "subset" and each.key in values)
 
 
-def _lasting(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is only for others that ask while a trial is not yet drawn: parameters."""
-    return {name: noted for name, noted in notes.items() if ":relative_params" not in name}
+def _attrs_to_store(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes without those that matter only while the trial is drawn, to parallel workers of Optuna."""
+    return {name: attr for name, attr in attrs.items() if ":relative_params" not in name}

@@ -1,4 +1,4 @@
-"""Which configuration a search tries next: at random, each in its turn, or as a model of what is known suggests."""
+"""The sampler of a sweep, by the name of the search method: random, grid, or one of Optuna's."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -13,16 +13,16 @@ from launcher.tune.space.draw import at_random, chance_of, grid_values, nth
 from launcher.tune.space.parameters import RANGES, Space
 
 SEARCHES: Mapping[str, str] = {
-    "random": "every allowed value as likely as any other",
-    "grid": "every combination once, in turn",
+    "random": "uniform random draws",
+    "grid": "every combination once, in order",
     "tpe": "tree-structured Parzen estimators",
     "gp": "a Gaussian process; parameters with a condition are drawn at random",
-    "cmaes": "CMA-ES over the numbers; choices, subsets and parameters with a condition are drawn at random",
-    "nsga2": "NSGA-II, a genetic search of the Pareto front",
-    "nsga3": "NSGA-III, the same for many metrics",
-    "qmc": "a Sobol sequence, which fills the space more evenly than chance; it learns nothing",
+    "cmaes": "CMA-ES over numeric ranges; choices, subsets and parameters with a condition are drawn at random",
+    "nsga2": "NSGA-II, a genetic search for the Pareto front",
+    "nsga3": "NSGA-III, like NSGA-II but for many metrics",
+    "qmc": "a Sobol sequence, which covers the space more evenly than random draws; it does not use results",
 }
-"""By name; all but the first two are Optuna's."""
+"""Search methods by name; all but the first two are samplers of Optuna."""
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "random": (),
@@ -38,56 +38,59 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Draw:
-    """`values` by config key, and what the search must be told of again when it goes on: plain JSON, both."""
+    """A drawn config: `values` by config key, and the `sampler_state` to restore on resume; both are JSON."""
 
     values: Mapping[str, Any]
     memory: Mapping[str, Any] = field(default_factory=dict)
 
 
 def missing(search: str) -> str:
-    """The package that this search needs and that is not installed; '' if there is none. Nothing is imported."""
+    """Return a package that the search method needs and that is not installed, or ''. Import nothing."""
     return next((name for name in _NEEDS[search] if find_spec(name) is None), "")
 
 
 def default_search(space: Space) -> str:
-    """Grids alone are gone through; anything else is learnt."""
+    """Return `grid` for a space of grids and constants, else `tpe`."""
     return "grid" if all(each.kind in ("grid", "const") or each.count == 1 for each in space.live) else "tpe"
 
 
 def refused(search: str, options: TuneOptions, space: Space) -> Iterator[Problem]:
-    """Why it can't be searched like this: everything that is known before the start."""
+    """Yield the reasons why the space can not be searched with this method."""
     if search not in SEARCHES:
         close = difflib.get_close_matches(search, SEARCHES, n=1)
-        meant = f"did you mean {close[0]}? There are" if close else "there are"
-        yield Problem(f"--search {search}", f"is unknown; {meant} {', '.join(SEARCHES)}")
+        meant = f"did you mean {close[0]}? Known" if close else "known"
+        yield Problem(f"--search {search}", f"is unknown; {meant} methods: {', '.join(SEARCHES)}")
         return
     if package := missing(search):
         yield Problem(f"--search {search}", f"needs {package}, which is not installed: pip install {package}")
     if search == "cmaes":
-        yield from _refused_by_cmaes(options, space)
-    yield from _uncovered(search, options, space)
+        yield from _cmaes_problems(options, space)
+    yield from _grid_problems(search, options, space)
 
 
-def _refused_by_cmaes(options: TuneOptions, space: Space) -> Iterator[Problem]:
+def _cmaes_problems(options: TuneOptions, space: Space) -> Iterator[Problem]:
     if len(options.metrics) > 1:
-        yield Problem("--search cmaes", f"looks for one metric, found {len(options.metrics)}: take tpe, nsga2 or gp")
+        yield Problem("--search cmaes", f"optimizes one metric, found {len(options.metrics)}: choose tpe, nsga2 or gp")
     if not any(each.kind in RANGES and not each.when for each in space.live):
-        yield Problem("--search cmaes", "adapts ranges of numbers that always exist, and there are none: take tpe")
+        yield Problem("--search cmaes", "needs numeric ranges without a condition, found none: choose tpe")
 
 
-def _uncovered(search: str, options: TuneOptions, space: Space) -> Iterator[Problem]:
+def _grid_problems(search: str, options: TuneOptions, space: Space) -> Iterator[Problem]:
     endless = [each.key for each in space.live if each.count is None]
     if search == "grid" and endless:
-        yield Problem("--search grid", f"there is no end to {', '.join(endless)}: take quniform, choice or grid there")
+        yield Problem(
+            "--search grid",
+            f"needs finite parameters, found continuous {', '.join(endless)}: use quniform, choice or grid",
+        )
         return
     size = (space if search == "grid" else space.grids).size() or 0
     if options.trials < size:
-        trials = f"{options.trials} trials do not cover the grid's {size}"
-        yield Problem(f"--trials {options.trials}", f"{trials}: set --trials {size}, or make it smaller")
+        uncovered = f"fewer than the {size} combinations of the grid"
+        yield Problem(f"--trials {options.trials}", f"{uncovered}: set --trials {size}, or make the grid smaller")
 
 
 class Drawer(Protocol):
-    """One way to search."""
+    """A search method."""
 
     def draw(self, number: int) -> Draw | None: ...
     def tell(self, trial: Trial) -> None: ...
@@ -95,47 +98,47 @@ class Drawer(Protocol):
 
 
 class Search:
-    """What to try next. A draw depends on the seed, its number and what has been told, and on nothing else.
+    """The sampler of a sweep. A draw depends only on the seed, its number and the reported results.
 
-    So one that was made anew and recalls a ledger goes on as if it had never been interrupted.
+    Therefore a new sampler that has restored all trials of a ledger continues as if there had been no interruption.
     """
 
     def __init__(self, space: Space, options: TuneOptions) -> None:
-        """Nothing may be `refused`. Optuna is imported only if it searches."""
-        self._drawer = _drawer(space, options)
+        """Create the sampler of a search without problems. Import Optuna only if the method needs it."""
+        self._sampler = _build_sampler(space, options)
 
     def draw(self, number: int) -> Draw | None:
-        """The next one, under this number, which is 1 of the first; None: a grid is at its end."""
-        return self._drawer.draw(number)
+        """Draw the config of trial `number`, from 1 on; None if a grid is exhausted."""
+        return self._sampler.draw(number)
 
     def tell(self, trial: Trial) -> None:
-        """How a trial that was drawn has ended."""
-        self._drawer.tell(trial)
+        """Report the result of a trial that was drawn."""
+        self._sampler.tell(trial)
 
     def recall(self, trial: Trial) -> None:
-        """As if it had been drawn and, if it has ended, told: of all trials of a ledger, in their order."""
-        self._drawer.recall(trial)
+        """Restore the state after a trial was drawn and, if it has ended, reported; call it for all trials in order."""
+        self._sampler.recall(trial)
 
 
-def _drawer(space: Space, options: TuneOptions) -> Drawer:
+def _build_sampler(space: Space, options: TuneOptions) -> Drawer:
     if options.search == "random":
-        return _Random(space, options.seed)
+        return _RandomSampler(space, options.seed)
     if options.search == "grid":
-        return _Grid(space)
-    from launcher.tune.sampling.optuna_sampler import Modelled, Replayed  # optuna takes half a second
+        return _GridSampler(space)
+    from launcher.tune.sampling.optuna_sampler import Modelled, Replayed  # importing optuna takes half a second
 
     return (Replayed if options.search == "cmaes" else Modelled)(space, options)
 
 
-class _Unlearning:
-    """What became of a trial changes nothing."""
+class _StatelessSampler:
+    """Ignores results."""
 
     def tell(self, trial: Trial) -> None: ...
 
     def recall(self, trial: Trial) -> None: ...
 
 
-class _Random(_Unlearning):
+class _RandomSampler(_StatelessSampler):
     def __init__(self, space: Space, seed: int) -> None:
         self._space, self._seed = space, seed
 
@@ -143,7 +146,7 @@ class _Random(_Unlearning):
         return Draw(at_random(self._space, chance_of(self._seed, number), grid_values(self._space, number)))
 
 
-class _Grid(_Unlearning):
+class _GridSampler(_StatelessSampler):
     def __init__(self, space: Space) -> None:
         self._space = space
 

@@ -1,1 +1,1 @@
-"""Search spaces: YAML to typed parameters, and what is wrong with them."""
+"""Search spaces: parsing from YAML, validation and drawing."""

@@ -1,4 +1,4 @@
-"""What is wrong with a search space that is well written: its keys, its conditions, and what the config refuses."""
+"""Validation of a parsed search space: its keys, its conditions, and values that the config rejects."""
 
 import json
 import random
@@ -16,35 +16,35 @@ from launcher.tune.space.draw import at_random, combinations
 from launcher.tune.space.parameters import Parameter, Space, exists, is_one_of, overrides
 
 SAMPLE = 100
-"""Draws that are tried as a whole: 0.4 ms each."""
-_MOST_SHOWN = 3
-_PINNED = 20
+"""Number of whole draws that are validated; 0.4 ms each."""
+_MAX_REPORTED = 3
+_PINNED_DRAWS = 20
 
-_OTHER_SAMPLES = "all trials learn and are judged on the samples of one prepared set"
-_NOT_LEARNT = "it changes nothing that is learnt"
+_SAME_DATA = "all trials train and are evaluated on the samples of one prepared data set"
+_NO_EFFECT = "it has no effect on training"
 NOT_SEARCHED = {
-    "data.name": _OTHER_SAMPLES,
-    "data.classes": _OTHER_SAMPLES,
-    "data.root": _OTHER_SAMPLES,
-    "data.size": _OTHER_SAMPLES,
-    "data.shards": _OTHER_SAMPLES,
-    "data.valid": _OTHER_SAMPLES,
-    "train.init_from": "all trials begin at the same point",
+    "data.name": _SAME_DATA,
+    "data.classes": _SAME_DATA,
+    "data.root": _SAME_DATA,
+    "data.size": _SAME_DATA,
+    "data.shards": _SAME_DATA,
+    "data.valid": _SAME_DATA,
+    "train.init_from": "all trials start from the same weights",
     "train.evaluate_every": "trials are compared after the same epochs",
-    "train.evaluate_test": "a search looks at the test set for its winners alone",
-    "train.evaluate_batch": _NOT_LEARNT,
-    "train.log_every": _NOT_LEARNT,
-    "checkpoint.every_epochs": _NOT_LEARNT,
-    "checkpoint.every_steps": _NOT_LEARNT,
-    "checkpoint.every_minutes": _NOT_LEARNT,
-    "checkpoint.keep": _NOT_LEARNT,
+    "train.evaluate_test": "a sweep evaluates the test set only for its winners",
+    "train.evaluate_batch": _NO_EFFECT,
+    "train.log_every": _NO_EFFECT,
+    "checkpoint.every_epochs": _NO_EFFECT,
+    "checkpoint.every_steps": _NO_EFFECT,
+    "checkpoint.every_minutes": _NO_EFFECT,
+    "checkpoint.keep": _NO_EFFECT,
 }
-"""Keys that would make trials incomparable, or alike, and why."""
+"""Keys that would make trials incomparable, or that have no effect, with the reason."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """The config that a space's values are put over, with all that it says, by dotted key."""
+    """The base config of a space, and all its values by dotted key."""
 
     source: str
     overrides: tuple[str, ...]
@@ -52,17 +52,17 @@ class Base:
 
     @classmethod
     def load(cls, source: str, overrides: Sequence[str]) -> "Base":
-        """ConfigError if it is none."""
+        """Load the config. Raise ConfigError if it is invalid."""
         config = load_config(source, overrides)
         return cls(source, tuple(overrides), dict(leaves(config.model_dump(mode="json"))))
 
     def under(self, space: Space) -> Space:
-        """`space` with what conditions may be on, beside its parameters."""
+        """Return `space` with the values of this config that its conditions can refer to."""
         searched = {parameter.key for parameter in space.parameters}
         return replace(space, base={key: value for key, value in self.values.items() if key not in searched})
 
     def refusal(self, values: Mapping[str, Any]) -> list[Problem]:
-        """What the config has against these values; nothing if it takes them."""
+        """Return the problems that the config has with these values; none if it accepts them."""
         try:
             load_config(self.source, [*self.overrides, *overrides(values)])
         except ConfigError as error:
@@ -71,24 +71,29 @@ class Base:
 
 
 def own_problems(document: Document, space: Space, base: Base, *, unread: Collection[str]) -> Iterator[Problem]:
-    """What is wrong with each parameter by itself. What `unread` parameters may be is not known, nor judged."""
-    sound: list[Parameter] = []
+    """Yield the problems of each parameter alone. `unparsed`: keys of parameters that could not be parsed."""
+    valid: list[Parameter] = []
     for parameter in space.parameters:
-        found = [*_of_key(document, parameter, base), *_of_conditions(document, parameter, space, base, unread)]
-        yield from found
-        sound += [] if found else [parameter]
-    if circle := _circle(space):
-        where = document.where(("parameters", circle[0], "when"))
-        yield Problem(where, f"{' <- '.join(circle)}: conditions that go round in a circle never hold")
+        problems = [
+            *_key_problems(document, parameter, base),
+            *_condition_problems(document, parameter, space, base, unread),
+        ]
+        yield from problems
+        valid += [] if problems else [parameter]
+    if cycle := _find_cycle(space):
+        where = document.where(("parameters", cycle[0], "when"))
+        yield Problem(where, f"{' <- '.join(cycle)}: the conditions form a cycle")
         return
-    for parameter in sound:
-        yield from _of_values(document, parameter, space, base)
-    if len(sound) == len(space.parameters) > 0 and not unread and space.size() == 1:
-        yield Problem(document.where(("parameters",)), f"there is nothing to vary over {base.source}: one draw is all")
+    for parameter in valid:
+        yield from _value_problems(document, parameter, space, base)
+    if len(valid) == len(space.parameters) > 0 and not unread and space.size() == 1:
+        yield Problem(
+            document.where(("parameters",)), f"nothing to vary over {base.source}: the space has only one draw"
+        )
 
 
-def _circle(space: Space) -> list[str]:
-    """Keys of parameters, each with a condition on one beside it; empty if there is none."""
+def _find_cycle(space: Space) -> list[str]:
+    """Return the keys of a cycle of conditions, or an empty list."""
     try:
         assert len(space.ordered) == len(space.parameters)
     except CycleError as error:
@@ -96,18 +101,18 @@ def _circle(space: Space) -> list[str]:
     return []
 
 
-def _of_key(document: Document, parameter: Parameter, base: Base) -> Iterator[Problem]:
+def _key_problems(document: Document, parameter: Parameter, base: Base) -> Iterator[Problem]:
     key, where = parameter.key, document.where(("parameters", parameter.key))
     if inside := [name for name in base.values if name.startswith(f"{key}.")]:
-        yield Problem(where, f"{key}: is a section: name its keys, as in {inside[0]}")
+        yield Problem(where, f"{key}: is a section: name one of its keys, such as {inside[0]}")
     if key in NOT_SEARCHED:
-        yield Problem(where, f"{key}: not to be searched: {NOT_SEARCHED[key]}")
+        yield Problem(where, f"{key}: can not be searched: {NOT_SEARCHED[key]}")
     for text in base.overrides:
         if f"{key}.".startswith(f"{text.partition('=')[0]}."):
-            yield Problem(where, f"{key}: the space and --set {text} both give it values: leave one of the two out")
+            yield Problem(where, f"{key}: both the space and --set {text} set it: remove one of them")
 
 
-def _of_conditions(
+def _condition_problems(
     document: Document, parameter: Parameter, space: Space, base: Base, unread: Collection[str]
 ) -> Iterator[Problem]:
     others = {each.key: each for each in space.parameters}
@@ -119,22 +124,22 @@ def _of_conditions(
                     never = f"when: {key} is never {json.dumps(value)}; it is {others[key].describe()}"
                     yield Problem(where, f"{parameter.key}: {never}")
         elif key not in unread:
-            for message in _never_in(base, key, values):
+            for message in _never_values(base, key, values):
                 yield Problem(where, f"{parameter.key}: when: {message}")
 
 
-def _never_in(base: Base, key: str, values: Sequence[Any]) -> list[str]:
-    """What the config says if this key of it can have none of these values."""
+def _never_values(base: Base, key: str, values: Sequence[Any]) -> list[str]:
+    """Return the config's messages if this key can have none of these values."""
     if key in base.values and is_one_of(base.values[key], values):
         return []
-    refused = [base.refusal({key: value}) for value in values]
-    return [problem.message for problem in refused[0]] if all(refused) else []
+    rejections = [base.refusal({key: value}) for value in values]
+    return [problem.message for problem in rejections[0]] if all(rejections) else []
 
 
-def _of_values(document: Document, parameter: Parameter, space: Space, base: Base) -> Iterator[Problem]:
-    """Values that the config refuses in every draw that was tried."""
+def _value_problems(document: Document, parameter: Parameter, space: Space, base: Base) -> Iterator[Problem]:
+    """Yield values that the config rejects in every tested draw."""
     where = document.where(("parameters", parameter.key))
-    context = _context(parameter, space)
+    context = _activating_values(parameter, space)
     if context is None:
         yield Problem(where, f"{parameter.key}: when: these conditions never hold together")
         return
@@ -146,60 +151,60 @@ def _of_values(document: Document, parameter: Parameter, space: Space, base: Bas
             return
 
 
-def _context(parameter: Parameter, space: Space) -> dict[str, Any] | None:
-    """Values with which this parameter exists, of the base's keys too; None: there are none."""
+def _activating_values(parameter: Parameter, space: Space) -> dict[str, Any] | None:
+    """Return values of other parameters and of base keys with which this parameter is active, or None."""
     others = {each.key: each for each in space.parameters}
-    needed, wanted, left = [parameter], dict[str, list[Any]](), [parameter]
-    while left:
-        for key, values in left.pop().when:
-            wanted.setdefault(key, []).extend(values)
+    needed, allowed, pending = [parameter], dict[str, list[Any]](), [parameter]
+    while pending:
+        for key, values in pending.pop().when:
+            allowed.setdefault(key, []).extend(values)
             if key in others and others[key] not in needed:
                 needed.append(others[key])
-                left.append(others[key])
-    found = (dict(zip(wanted, values, strict=True)) for values in islice(product(*wanted.values()), 10_000))
-    return next((values for values in found if all(exists(each, values, space.base) for each in needed)), None)
+                pending.append(others[key])
+    candidates = (dict(zip(allowed, values, strict=True)) for values in islice(product(*allowed.values()), 10_000))
+    return next((values for values in candidates if all(exists(each, values, space.base) for each in needed)), None)
 
 
 def _constants(space: Space, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    found = (each for each in space.live if each.kind == "const" and exists(each, drawn, space.base))
-    return {parameter.key: parameter.values[0] for parameter in found}
+    constants = (each for each in space.live if each.kind == "const" and exists(each, drawn, space.base))
+    return {parameter.key: parameter.values[0] for parameter in constants}
 
 
 def _fits_somewhere(pinned: Mapping[str, Any], parameter: Parameter, space: Space, base: Base) -> bool:
-    """Whether any of some draws with these values is a config: then only combinations are refused."""
+    """Return whether one of a few draws with these values is valid: then only combinations are invalid."""
     if parameter not in space.live:
         return not any(problem.message.startswith(f"{parameter.key}:") for problem in base.refusal(pinned))
-    draws = (at_random(space, random.Random(number), pinned) for number in range(_PINNED))
+    draws = (at_random(space, random.Random(number), pinned) for number in range(_PINNED_DRAWS))
     return not all(base.refusal(draw) for draw in draws)
 
 
 def drawn_problems(document: Document, space: Space, base: Base) -> Iterator[Problem]:
-    """Draws of a sample that the config refuses, each with the fewest values that make it do so."""
-    seen: set[str] = set()
+    """Yield sampled draws that the config rejects, each reduced to the values that cause the rejection."""
+    reported: set[str] = set()
     for draw in _sample(space):
         for problem in base.refusal(draw)[:1]:
-            if problem.message in seen or len(seen) == _MOST_SHOWN:
+            if problem.message in reported or len(reported) == _MAX_REPORTED:
                 continue
-            seen.add(problem.message)
-            fewest = _fewest(draw, problem.message, base)
-            where = document.where(("parameters", list(fewest)[-1]))
-            shown = ", ".join(f"{key} {json.dumps(value)}" for key, value in fewest.items())
-            yield Problem(where, f"{problem.message}; found with {shown}: let a `when` keep these apart")
+            reported.add(problem.message)
+            minimal = _minimize(draw, problem.message, base)
+            where = document.where(("parameters", list(minimal)[-1]))
+            values = ", ".join(f"{key} {json.dumps(value)}" for key, value in minimal.items())
+            yield Problem(where, f"{problem.message}; found with {values}: exclude this combination with a `when`")
 
 
 def _sample(space: Space) -> Iterable[Mapping[str, Any]]:
-    """All draws, if they are few."""
-    size, chance = space.size(), random.Random(0)
+    """Return all draws if they are few, else random ones."""
+    size, rng = space.size(), random.Random(0)
     if size is not None and size <= SAMPLE:
         return combinations(space)
-    return (at_random(space, chance) for _ in range(SAMPLE))
+    return (at_random(space, rng) for _ in range(SAMPLE))
 
 
-def _fewest(draw: Mapping[str, Any], message: str, base: Base) -> dict[str, Any]:
-    """Without the values that this refusal does not come from."""
-    kept = dict(draw)
+def _minimize(draw: Mapping[str, Any], message: str, base: Base) -> dict[str, Any]:
+    """Return the draw without the values that do not contribute to this rejection."""
+    minimal = dict(draw)
     for key in draw:
-        fewer = {each: value for each, value in kept.items() if each != key}
+        fewer = {each: value for each, value in minimal.items() if each != key}
         if fewer and any(problem.message == message for problem in base.refusal(fewer)):
-            kept = fewer
-    return kept
+            minimal = fewer
+    return minimal

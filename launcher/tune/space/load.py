@@ -1,4 +1,4 @@
-"""A search space: YAML to typed parameters whose keys are dotted config names, checked against the config."""
+"""Loads a search space from YAML and validates it against its base config."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 from fmfsd.config.strict_yaml import Document, read_document
 from fmfsd.errors import ConfigError
 from launcher.tune.space.check import Base, drawn_problems, own_problems
-from launcher.tune.space.parameters import KINDS, LISTS, RANGES, Parameter, Space, exists
+from launcher.tune.space.parameters import Parameter, Space
 from launcher.tune.space.parse import frame_problems, parameters_of
 
-__all__ = ["KINDS", "LISTS", "RANGES", "Parameter", "Space", "exists", "read_space"]
+__all__ = ["Parameter", "Space", "read_space"]
 
 
 def read_space(path: Path, *, config: str | None = None, overrides: Sequence[str] = ()) -> Space:
-    """The space in `path`, over `config` or the file's own, with `overrides` as `load_config` takes them.
+    """Return the space in `path`, over `config` or the file's own config, with `overrides` as for `load_config`.
 
-    ConfigError with everything that is wrong, with lines. Proven are each parameter's ends, choices and elements by
-    themselves, and a sample of draws (all of them, if they are few): a rare combination may yet be refused by the
-    config, and what only torch can tell, such as memory, is not asked.
+    Raise ConfigError with all problems and their lines. Validated are the bounds, choices and elements of each
+    parameter alone, and a sample of draws (all of them if they are few): the config may still reject a rare
+    combination, and memory is not checked, since that needs torch.
     """
     document = read_document(path)
     parameters, problems = parameters_of(document)
@@ -36,7 +36,7 @@ def read_space(path: Path, *, config: str | None = None, overrides: Sequence[str
 
 
 def _base_name(document: Document) -> str:
-    """A file's is meant from where the space is. Without one, or with one that is a problem: the default preset."""
+    """Return the base config: a file's path is relative to the space. Without a valid name, the default preset."""
     name = document.content.get("config") if isinstance(document.content, dict) else None
     if not isinstance(name, str):
         return "cifar100-resnet18"
@@ -50,6 +50,6 @@ def _trials(document: Document) -> int:
 
 
 def _unread(document: Document, parameters: Sequence[Parameter]) -> set[str]:
-    """Keys of parameters that are not well written: what they may be is not known."""
+    """Return the keys of parameters that could not be parsed."""
     content = document.content.get("parameters") if isinstance(document.content, dict) else None
     return {*(content if isinstance(content, dict) else ())} - {parameter.key for parameter in parameters}

@@ -1,4 +1,4 @@
-"""The names that a search knows metrics by: what a run measures on held-out samples, and what its network costs."""
+"""Names of the metrics of a sweep: validation metrics of a run, and costs of its network."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,19 +10,19 @@ from launcher.resources.cost_probe import costs_of
 from launcher.resources.site import Site
 
 SPLIT = "valid"
-"""The test set is not looked at while a search goes on."""
+"""The split by which trials are compared; the test set is evaluated only for the winners."""
 COST = "cost/"
 
 
 def metric_names(probe: Probe) -> list[str]:
-    """Of every metric that a run of this network has."""
+    """Return the names of all metrics that a run of this network writes."""
     heads = [head.name for head in probe.heads]
     tops = [*heads, *(["ensemble"] if len(heads) > 1 else [])]
     return [*(f"{SPLIT}/{name}_top1" for name in tops), f"{SPLIT}/loss", *costs_in(probe)]
 
 
 def costs_in(probe: Probe) -> dict[str, float]:
-    """Parameters in training; multiply-adds of an image's forward pass, of all heads and of the deepest one alone."""
+    """Return the number of parameters, and the multiply-adds per image of all heads and of the deepest alone."""
     deepest = next(head for head in probe.heads if head.name == "deepest")
     return {
         f"{COST}params": probe.parameters.total,
@@ -34,11 +34,14 @@ def costs_in(probe: Probe) -> dict[str, float]:
 def costs_by_name(
     config: RunConfig, words: Sequence[str], launch: LaunchConfig, site: Site, environment: Mapping[str, str]
 ) -> dict[str, float]:
-    """Of `config`, which `words` of a command line make. ConfigError if it is wrong, CheckError if nothing is known."""
+    """Probe the costs of `config`, which the arguments `config_args` specify.
+
+    Raise ConfigError if the config is invalid, and CheckError if the costs are unknown.
+    """
     device: Device = "cuda" if site.placement(launch)[0] == "cuda" else "cpu"
     costs = costs_of(config, words, workers=site.workers(launch), environment=environment, device=device)
     if costs.refused:
         raise ConfigError(costs.refused)
     if costs.probe is None:
-        raise CheckError(f"what the network costs is not known: {costs.unknown}")
+        raise CheckError(f"the cost of the network is unknown: {costs.unknown}")
     return costs_in(costs.probe)

@@ -1,4 +1,4 @@
-"""What may vary in a search: typed parameters, when they exist, and in how many ways they go together."""
+"""Search space parameters: their values, the conditions under which they are active, and the number of draws."""
 
 import json
 import math
@@ -16,15 +16,15 @@ RANGES = (*ENDLESS, "quniform", "int")
 LISTS = ("choice", "grid")
 KINDS = (*RANGES, *LISTS, "subset", "const")
 _OTHER = object()
-"""Stands for all values that no condition asks for."""
+"""Represents all values that no condition names."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that may vary. `values`: a range's ends (and step), the choices, a subset's elements, or the constant.
+    """A parameter. `values`: a range's bounds (and step), the choices, a subset's elements, or the constant.
 
-    `least` and `most` bound the size of a subset, whose elements keep their order; `when` are keys and the values, one
-    of which each must have for the parameter to exist.
+    `min_size` and `max_size`: bounds of a subset's size; its elements stay in order. `when`: conditions, each a key
+    and the values of which it must have one for the parameter to be active.
     """
 
     key: str
@@ -36,12 +36,12 @@ class Parameter:
 
     @property
     def sizes(self) -> range:
-        """Of a subset."""
+        """Allowed sizes of a subset."""
         return range(self.least, (len(self.values) if self.most is None else self.most) + 1)
 
     @property
     def count(self) -> int | None:
-        """How many values it has; None: there is no end to them."""
+        """The number of values; None for a continuous range."""
         if self.kind in ENDLESS:
             return None
         if self.kind == "subset":
@@ -52,7 +52,7 @@ class Parameter:
         return len(self.values)
 
     def each(self) -> Iterator[Any]:
-        """Its values in their order, if there is an end to them."""
+        """Yield the values of a finite parameter in order."""
         if self.kind == "subset":
             yield from map(list, chain.from_iterable(combinations(self.values, size) for size in self.sizes))
         elif self.kind in RANGES:
@@ -61,13 +61,13 @@ class Parameter:
             yield from self.values
 
     def step(self, number: int) -> int | float:
-        """The value so many steps above a range's low end, without what binary fractions add to it."""
+        """Return the value `number` steps above a range's lower bound, in decimal and not binary arithmetic."""
         low, _, step = self._steps
         value = low + number * step
         return int(value) if all(type(each) is int for each in self.values) else float(value)
 
     def has(self, value: Any) -> bool:
-        """Whether it can have this very value; one without end has no value for certain."""
+        """Return whether the parameter can have exactly this value; False for a continuous range."""
         if self.kind == "subset":
             chosen = [each for each in self.values if isinstance(value, list) and each in value]
             return chosen == value and len(chosen) in self.sizes
@@ -75,37 +75,37 @@ class Parameter:
             if self.kind in ENDLESS or type(value) not in (int, float) or not math.isfinite(value):
                 return False
             low, high, step = self._steps
-            asked = Fraction(str(value))
-            return low <= asked <= high and (asked - low) % step == 0
+            exact = Fraction(str(value))
+            return low <= exact <= high and (exact - low) % step == 0
         return is_one_of(value, self.values)
 
-    def at_random(self, chance: random.Random) -> Any:
-        """Each value, of loguniform each order of magnitude, is as likely as any other."""
+    def at_random(self, rng: random.Random) -> Any:
+        """Return a random value, uniform over the values, or over the logarithm for loguniform."""
         if self.kind == "subset":
-            return self.ordered(chance.sample(self.values, self._size(chance.randrange(self.count or 1))))
+            return self.ordered(rng.sample(self.values, self._size(rng.randrange(self.count or 1))))
         if self.kind not in ENDLESS:
-            return self.step(chance.randrange(self.count or 0)) if self.kind in RANGES else chance.choice(self.values)
+            return self.step(rng.randrange(self.count or 0)) if self.kind in RANGES else rng.choice(self.values)
         low, high = self.values
         if self.kind == "uniform":
-            return chance.uniform(low, high)
-        return min(max(math.exp(chance.uniform(math.log(low), math.log(high))), low), high)
+            return rng.uniform(low, high)
+        return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
 
     def _size(self, number: int) -> int:
-        """Of the subset of this number, smaller ones first."""
+        """Return the size of subset `number`, in the order of their sizes."""
         ends = accumulate(math.comb(len(self.values), size) for size in self.sizes)
         return next(size for size, end in zip(self.sizes, ends, strict=True) if number < end)
 
     def ordered(self, elements: Sequence[Any]) -> list[Any]:
-        """A subset of these, in the order of all."""
+        """Return these elements in the order of the subset."""
         return [each for each in self.values if each in elements]
 
     def probes(self) -> list[Any]:
-        """Values that the config must accept if it is to accept all: ends, all choices, a subset's elements."""
+        """Return values to validate: a range's bounds, all choices, or subsets that cover all elements and bounds."""
         if self.kind == "subset":
             least, most = self.sizes[0], self.sizes[-1]
-            few = [list(self.values[at : at + max(least, 1)]) for at in range(len(self.values))]
-            found = [[]] * (least == 0) + few + [list(self.values[:most])]
-            return [each for number, each in enumerate(found) if self.has(each) and each not in found[:number]]
+            smallest = [list(self.values[at : at + max(least, 1)]) for at in range(len(self.values))]
+            subsets = [[]] * (least == 0) + smallest + [list(self.values[:most])]
+            return [each for number, each in enumerate(subsets) if self.has(each) and each not in subsets[:number]]
         if self.kind in ENDLESS:
             return [float(value) for value in self.values]
         if self.kind in RANGES:
@@ -113,23 +113,24 @@ class Parameter:
         return list(self.values)
 
     def describe(self) -> str:
-        inside = json.dumps(list(self.values))
+        """Return the parameter as one line of text."""
+        values_text = json.dumps(list(self.values))
         sizes = f", {self.sizes[0]} to {self.sizes[-1]} of them" if self.kind == "subset" else ""
         condition = "".join(f", when {key} is {' or '.join(map(str, values))}" for key, values in self.when)
-        return f"{self.key}: {self.kind} {inside}{sizes}{condition}"
+        return f"{self.key}: {self.kind} {values_text}{sizes}{condition}"
 
     @property
     def _steps(self) -> tuple[Fraction, Fraction, Fraction]:
-        """A range's low and high end and its step: exactly what was written."""
+        """A range's lower and upper bound and step, exactly as written."""
         low, high, *step = (Fraction(str(value)) for value in self.values)
         return low, high, *(step or [Fraction(1)])  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class Space:
-    """Parameters as the file has them, and the config and number of trials that it suggests.
+    """The parameters in the order of the file, and the base config and number of trials that it suggests.
 
-    `base`: the values of the config's other keys, which conditions may be on.
+    `base`: values of the config's other keys, to which conditions may refer.
     """
 
     config: str
@@ -139,19 +140,19 @@ class Space:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What every trial has."""
+        """Values that every trial has, by key."""
         return {each.key: each.values[0] for each in self.parameters if each.kind == "const" and not each.when}
 
     @cached_property
     def ordered(self) -> tuple[Parameter, ...]:
-        """Each after those that its conditions are on. CycleError if they go round in a circle."""
+        """The parameters in topological order of their conditions. Raises CycleError if the conditions form a cycle."""
         by_key = {parameter.key: parameter for parameter in self.parameters}
-        named = {key: [each for each, _ in by_key[key].when if each in by_key] for key in by_key}
-        return tuple(by_key[key] for key in TopologicalSorter(named).static_order())
+        depends_on = {key: [each for each, _ in by_key[key].when if each in by_key] for key in by_key}
+        return tuple(by_key[key] for key in TopologicalSorter(depends_on).static_order())
 
     @cached_property
     def live(self) -> tuple[Parameter, ...]:
-        """Those that can exist over this base, each after those that its conditions are on."""
+        """The parameters that can be active over this base, in topological order of their conditions."""
         found: dict[str, Parameter] = {}
         keys = {parameter.key for parameter in self.parameters}
         for parameter in self.ordered:
@@ -163,61 +164,67 @@ class Space:
         return key in self.base and is_one_of(self.base[key], values)
 
     def size(self) -> int | None:
-        """How many different draws there are; None: there is no end to them."""
+        """Return the number of different draws; None if it is infinite."""
         if any(parameter.count is None for parameter in self.live):
             return None
-        return _ways(self.live, self.base, _asked_for(self.live), {})
+        return _count_draws(self.live, self.base, _values_in_conditions(self.live), {})
 
     @cached_property
     def grids(self) -> "Space":
-        """The part that goes through its values in turn: grids and constants.
+        """The part of the space that is enumerated: grids and constants.
 
-        A condition on what is drawn is left out: whether it holds is only known with the draw.
+        Conditions on drawn parameters are left out, because whether they hold depends on the draw.
         """
-        kept = [parameter for parameter in self.live if parameter.kind in ("grid", "const")]
-        known = {*(parameter.key for parameter in kept), *self.base}
-        parts = (replace(each, when=tuple(when for when in each.when if when[0] in known)) for each in kept)
+        enumerated = [parameter for parameter in self.live if parameter.kind in ("grid", "const")]
+        known = {*(parameter.key for parameter in enumerated), *self.base}
+        parts = (replace(each, when=tuple(when for when in each.when if when[0] in known)) for each in enumerated)
         return replace(self, parameters=tuple(parts))
 
 
 def exists(parameter: Parameter, drawn: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
-    """Whether a draw that has come so far has this parameter.
+    """Return whether this parameter is active in the partial draw `drawn`.
 
-    A condition is on a parameter of the draw, which must itself exist in it, or on a key of the `base` config as that
-    stands, whatever the draw makes of it.
+    A condition refers to a parameter, which must itself be active in the draw, or to a key of the `base` config with
+    its value there, whatever the draw changes in the config.
     """
     return all(is_one_of(drawn.get(key, base.get(key, _OTHER)), values) for key, values in parameter.when)
 
 
 def is_one_of(value: Any, values: Sequence[Any]) -> bool:
-    """As YAML means it: true is not 1."""
+    """Return whether `value` is one of `values`, where true is not 1, as in YAML."""
     return any(each == value and isinstance(each, bool) == isinstance(value, bool) for each in values)
 
 
-def _asked_for(parameters: Sequence[Parameter]) -> dict[str, list[Any]]:
-    """By key, the different values that conditions ask for."""
-    found: dict[str, list[Any]] = {}
+def _values_in_conditions(parameters: Sequence[Parameter]) -> dict[str, list[Any]]:
+    """Return the different values that conditions name, by key."""
+    by_key: dict[str, list[Any]] = {}
     for key, values in chain.from_iterable(parameter.when for parameter in parameters):
-        known = found.setdefault(key, [])
+        known = by_key.setdefault(key, [])
         known += [value for number, value in enumerate(values) if not is_one_of(value, [*known, *values[:number]])]
-    return found
+    return by_key
 
 
-def _ways(
-    parameters: Sequence[Parameter], base: Mapping[str, Any], asked_for: Mapping[str, list[Any]], drawn: dict[str, Any]
+def _count_draws(
+    parameters: Sequence[Parameter],
+    base: Mapping[str, Any],
+    in_conditions: Mapping[str, list[Any]],
+    drawn: dict[str, Any],
 ) -> int:
-    """To draw the rest. Only values that conditions ask for are told apart, so that large ranges are no long work."""
+    """Return the number of ways to draw the rest.
+
+    Only values that conditions name are enumerated one by one, so that large ranges are counted quickly.
+    """
     if not parameters:
         return 1
     first, rest = parameters[0], parameters[1:]
     if not exists(first, drawn, base):
-        return _ways(rest, base, asked_for, drawn)
-    special = [value for value in asked_for.get(first.key, ()) if first.has(value)]
+        return _count_draws(rest, base, in_conditions, drawn)
+    special = [value for value in in_conditions.get(first.key, ()) if first.has(value)]
     others = (first.count or 0) - len(special)
     cases = [(1, value) for value in special] + ([(others, _OTHER)] if others else [])
-    return sum(times * _ways(rest, base, asked_for, {**drawn, first.key: value}) for times, value in cases)
+    return sum(times * _count_draws(rest, base, in_conditions, {**drawn, first.key: value}) for times, value in cases)
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:
-    """As a command line has them after --set."""
+    """Return the values as arguments of --set."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]

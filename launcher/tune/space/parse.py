@@ -1,4 +1,4 @@
-"""A search space's YAML to typed parameters, or to everything that is wrong with how it is written."""
+"""Parses the YAML of a search space into parameters, and collects all syntax problems."""
 
 import math
 from collections.abc import Iterator
@@ -12,74 +12,76 @@ When = tuple[tuple[str, tuple[Any, ...]], ...]
 
 
 def frame_problems(document: Document) -> Iterator[Problem]:
-    """What is wrong around the parameters."""
+    """Yield the problems of the file's top level."""
     content = document.content if isinstance(document.content, dict) else {}
     for key in content:
         if key not in ("config", "trials", "parameters"):
-            yield Problem(document.where((key,)), f"unknown key {key}; a space has config, trials, parameters")
+            yield Problem(document.where((key,)), f"unknown key {key}; known keys: config, trials, parameters")
     if not isinstance(content.get("config", ""), str):
-        yield Problem(document.where(("config",)), "config: expected a preset's name or a file")
+        yield Problem(document.where(("config",)), "config: expected the name of a preset or a file")
     if type(content.get("trials", 1)) is not int or content.get("trials", 1) < 1:
         yield Problem(document.where(("trials",)), f"trials: expected a positive number, found {content['trials']!r}")
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
-        yield Problem(document.name, "parameters: expected keys and what they may be; there is nothing to vary")
+        yield Problem(document.name, "parameters: expected config keys and their ranges or choices, found none")
 
 
 def parameters_of(document: Document) -> tuple[list[Parameter], list[Problem]]:
-    """Those that are well written, and what is wrong with the others."""
-    found: list[Parameter] = []
+    """Return the parameters that could be parsed, and the problems of the others."""
+    parsed: list[Parameter] = []
     problems: list[Problem] = []
     content = document.content.get("parameters") if isinstance(document.content, dict) else None
     for key, spec in content.items() if isinstance(content, dict) else ():
         try:
-            found.append(_parameter(key, spec))
+            parsed.append(_parse_parameter(key, spec))
         except ExceptionGroup as errors:
             where = document.where(("parameters", key))
             problems += [Problem(where, f"{key}: {error}") for error in errors.exceptions]
-    return found, problems
+    return parsed, problems
 
 
-def _parameter(key: str, spec: Any) -> Parameter:
-    """ExceptionGroup of ValueErrors if `spec` is no {kind: values}, with an optional `when`."""
+def _parse_parameter(key: str, spec: Any) -> Parameter:
+    """Parse {kind: values} with an optional `when`. Raise an ExceptionGroup of ValueErrors if `spec` is invalid."""
     if not isinstance(spec, dict):
-        raise ExceptionGroup("", [ValueError(f"expected {{kind: values}}, as in {{uniform: [0, 1]}}, found {spec!r}")])
-    wrong: list[ValueError] = []
+        raise ExceptionGroup(
+            "", [ValueError(f"expected {{kind: values}}, such as {{uniform: [0, 1]}}, found {spec!r}")]
+        )
+    errors: list[ValueError] = []
     when: When = ()
     try:
-        when = _conditions(spec.get("when", {}))
+        when = _parse_conditions(spec.get("when", {}))
     except ValueError as error:
-        wrong.append(error)
+        errors.append(error)
     try:
-        parameter = _of_kind(key, {kind: value for kind, value in spec.items() if kind != "when"}, when)
+        parameter = _parse_kind(key, {kind: value for kind, value in spec.items() if kind != "when"}, when)
     except ValueError as error:
-        wrong.append(error)
-    if wrong:
-        raise ExceptionGroup("", wrong)
+        errors.append(error)
+    if errors:
+        raise ExceptionGroup("", errors)
     return parameter
 
 
-def _conditions(value: Any) -> When:
-    """A list is any of its values."""
+def _parse_conditions(value: Any) -> When:
+    """Parse conditions; a list means any of its values."""
     if not isinstance(value, dict):
         raise ValueError(f"when: expected config keys and values, found {value!r}")
     if empty := [key for key, each in value.items() if each == []]:
         raise ValueError(f"when: {empty[0]}: expected a value or a list of values, found []")
-    return tuple((key, _listed(each) if isinstance(each, list) else (each,)) for key, each in value.items())
+    return tuple((key, _parse_list(each) if isinstance(each, list) else (each,)) for key, each in value.items())
 
 
-def _of_kind(key: str, spec: dict[str, Any], when: When) -> Parameter:
+def _parse_kind(key: str, spec: dict[str, Any], when: When) -> Parameter:
     if len(spec) != 1 or not set(spec) <= set(KINDS):
         raise ValueError(f"expected one of {', '.join(KINDS)}, found {', '.join(spec) or 'nothing'}")
     ((kind, value),) = spec.items()
     if kind == "subset":
-        return _subset(key, value, when)
+        return _parse_subset(key, value, when)
     if kind == "const":
         return Parameter(key, kind, (value,), when=when)
-    return Parameter(key, kind, _range(kind, value) if kind in RANGES else _listed(value), when=when)
+    return Parameter(key, kind, _parse_range(kind, value) if kind in RANGES else _parse_list(value), when=when)
 
 
-def _range(kind: str, value: Any) -> tuple[Any, ...]:
+def _parse_range(kind: str, value: Any) -> tuple[Any, ...]:
     count = 3 if kind == "quniform" else 2
     numbers = isinstance(value, list) and all(type(each) in (int, float) and math.isfinite(each) for each in value)
     if not numbers or len(value) != count or (kind == "int" and any(type(each) is not int for each in value)):
@@ -94,18 +96,18 @@ def _range(kind: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _listed(value: Any) -> tuple[Any, ...]:
+def _parse_list(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"expected a list of values, found {value!r}")
     if repeated := [each for number, each in enumerate(value) if is_one_of(each, value[:number])]:
-        raise ValueError(f"{repeated[0]!r} stands there more than once")
+        raise ValueError(f"{repeated[0]!r} is listed more than once")
     return tuple(value)
 
 
-def _subset(key: str, value: Any, when: When) -> Parameter:
+def _parse_subset(key: str, value: Any, when: When) -> Parameter:
     if not isinstance(value, dict) or not set(value) <= {"of", "min", "max"}:
         raise ValueError(f"subset: expected {{of: [...], min: N, max: N}}, found {value!r}")
-    elements = _listed(value.get("of"))
+    elements = _parse_list(value.get("of"))
     least, most = value.get("min", 1), value.get("max", len(elements))
     if type(least) is not int or type(most) is not int or not 0 <= least <= most <= len(elements):
         raise ValueError(f"subset: min {least} and max {most} do not fit {len(elements)} elements")

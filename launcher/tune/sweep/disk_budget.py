@@ -1,4 +1,4 @@
-"""Keeps a whole search within so many bytes: what it will need at least, and what may go when there is no room."""
+"""Disk budget of a sweep: the space it needs, and which checkpoints are deleted when space runs out."""
 
 import math
 import os
@@ -22,14 +22,14 @@ from launcher.tune.records.history import History, Trial
 from launcher.tune.records.ledger import Notebook
 
 LOGS_BYTES = 256 << 10
-"""A run's logs, metrics and other small files. Measured: 64 KiB after 27 epochs, 72 after two."""
+"""Size of a run's logs, metrics and other small files. Measured: 64 KiB after 27 epochs, 72 after two."""
 BLOCK = 512
-"""Bytes of what `st_blocks` counts."""
+"""Unit of `st_blocks`, in bytes."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a search asks of a disk: its runs have up to `while_it_runs` bytes each, and `whole` ones at their end."""
+    """Disk space of a sweep: `running_bytes` of checkpoints per running trial, `complete_bytes` per ended run."""
 
     at_a_time: int
     best: int
@@ -39,13 +39,14 @@ class Needs:
 
     @classmethod
     def of(cls, options: TuneOptions, *, concurrent: int, checkpoint_bytes: int, keep: int) -> "Needs":
-        """`keep` newest checkpoints, the best one, and while it runs the one that is being written."""
+        """Estimate the needs, with `num_checkpoints` newest checkpoints, the best one and one being written."""
         best = min(options.best, options.trials)
         runs = options.trials + (best + 1) * options.seeds
         return cls(concurrent, best, runs, checkpoint_bytes * (keep + ALSO_KEPT), checkpoint_bytes * (keep + 1))
 
     @property
     def without_running(self) -> int:
+        """Bytes of ended runs and of all logs."""
         return self.best * self.whole + self.runs * LOGS_BYTES
 
     @property
@@ -53,146 +54,151 @@ class Needs:
         return self.without_running + self.at_a_time * self.while_it_runs
 
     def fitting(self, limit: float) -> int:
-        """How many may run at a time."""
+        """Return how many trials can run concurrently within `limit` bytes."""
         return max(0, int((limit - self.without_running) // max(1, self.while_it_runs)))
 
     def __str__(self) -> str:
         running = f"{self.at_a_time} at a time with up to {size(self.while_it_runs)} of checkpoints each"
-        return f"{running}, the best {self.best} whole, and logs and metrics of {self.runs} runs"
+        return f"{running}, all checkpoints of the best {self.best}, and logs and metrics of {self.runs} runs"
 
 
 @dataclass
 class DiskBudget:
-    """Of one search, whose driver asks before each trial and after each trial's end.
+    """The disk budget of one sweep; the driver consults it before each trial and after each trial's end.
 
-    Where `options` bound nothing, nothing is refused and nothing is freed. Trials that run or are interrupted keep
-    what they have; of the others those that are not among the best lose their checkpoints while room is short.
+    Without a budget in `options` nothing is refused or deleted. Checkpoints of running and interrupted trials stay;
+    of the ended trials, those that are not among the best lose their checkpoints while space is short.
     """
 
     sweep: SweepDir
     options: TuneOptions
     needs: Needs
     _ended: dict[int, int] = field(default_factory=dict)
-    """What each trial that has ended takes, as that does not change."""
+    """Size of each ended trial in bytes, which does not change any more."""
     _largest: int = 0
 
     @classmethod
     def of(
         cls, sweep: SweepDir, options: TuneOptions, config: RunConfig, costs: Costs, *, concurrent: int
     ) -> "DiskBudget":
-        """`config`, what all trials are made from, stands for them; where its size is not known, it is a guess."""
+        """Estimate the needs from the base `config`; guess the size of a checkpoint if it is unknown."""
         keep = config.checkpoint.keep
         one = checkpoint_bytes(config, costs) or FREE_BYTES // (keep + ALSO_KEPT)
         return cls(sweep, options, Needs.of(options, concurrent=concurrent, checkpoint_bytes=one, keep=keep))
 
     def refused(self) -> Iterator[Problem]:
-        """Before the first trial: that the budget is too small, or more than the disk has."""
+        """Yield a problem if the budget is too small for the sweep, or larger than the free space of the disk."""
         if self.options.disk_bytes is None:
             return
-        budget, there = self.options.disk_bytes, self._there()
-        if self.needs.total > min(budget, there):
-            yield Problem(f"--disk-budget {at_most(budget)}", self._too_little(budget, there))
-        elif budget > there:
-            advice = f"make room, or give it at most {at_most(there)}"
-            yield Problem(f"--disk-budget {at_most(budget)}", f"only {size(there)} are free for it: {advice}")
+        budget, available = self.options.disk_bytes, self._available()
+        if self.needs.total > min(budget, available):
+            yield Problem(f"--disk-budget {at_most(budget)}", self._shortage(budget, available))
+        elif budget > available:
+            advice = f"free disk space, or set at most {at_most(available)}"
+            yield Problem(
+                f"--disk-budget {at_most(budget)}", f"only {size(available)} are available on the disk: {advice}"
+            )
 
     def tidy(self, history: History, ledger: Notebook) -> list[Trial]:
-        """Free what may go until what runs, and what comes next, has room; the trials that have lost something.
+        """Delete checkpoints until the running and the next trials have room; return the trials that lost checkpoints.
 
-        OSError if the disk is at fault.
+        Raise OSError if the disk fails.
         """
         if self.options.disk_bytes is None:
             return []
         for trial in history.runs:
             if trial.is_freed and trial.number not in self._ended:
-                _remove(self.sweep.trial(trial.name))  # a kill may have come between the fact and this
+                _delete(self.sweep.trial(trial.name))  # a kill may have come between the fact and the deletion
         freed = []
-        for trial in _may_go(history):
-            if self._short(history, begins=self.needs.at_a_time - len(history.unfinished)) <= 0:
+        for trial in _deletable(history):
+            if self._missing_bytes(history, new_trials=self.needs.at_a_time - len(history.unfinished)) <= 0:
                 break
             if self._free(trial, history, ledger):
                 freed.append(trial)
         return freed
 
     def tidy_reruns(self, history: History) -> None:
-        """The runs with further seeds whose results are known lose their checkpoints: nothing goes on from these."""
+        """Delete the checkpoints of completed runs with further seeds; nothing resumes from them."""
         if self.options.disk_bytes is not None:
             for confirmation in history.confirmations:
-                _remove(self.sweep.trial(confirmation.name))
+                _delete(self.sweep.trial(confirmation.name))
 
     def may_begin(self, history: History) -> bool:
-        """Whether one more trial has room, beside those that are not at their end."""
-        return self._short(history, begins=1) <= 0
+        """Return whether one more trial has room, in addition to the unfinished ones."""
+        return self._missing_bytes(history, new_trials=1) <= 0
 
     def trouble(self, history: History) -> str:
-        """Why no trial may begin, for people."""
-        lacks = self._short(history, begins=1)
-        holds = f"the search holds {size(self._held(history))}, and nothing of that may go"
-        return f"no trial is begun until there is room for {size(lacks)} more: {holds}"
+        """Return a message why no trial can start."""
+        missing = self._missing_bytes(history, new_trials=1)
+        held = f"the sweep uses {size(self._held(history))}, none of which may be deleted"
+        return f"no trial can start: {size(missing)} of disk space are missing; {held}"
 
-    def _too_little(self, budget: float, there: float) -> str:
-        is_disk = there < budget
-        limit = min(budget, there)
+    def _shortage(self, budget: float, available: float) -> str:
+        is_disk = available < budget
+        limit = min(budget, available)
         fits = self.needs.fitting(limit)
-        ways = [f"make room for {size(self.needs.total - there)} more"] if is_disk else []
-        ways += [f"give it {at_least(self.needs.total)}"] if budget < self.needs.total else []
+        remedies = [f"free {size(self.needs.total - available)} more on the disk"] if is_disk else []
+        remedies += [f"set at least {at_least(self.needs.total)}"] if budget < self.needs.total else []
         fewer = f", or run fewer at a time: --concurrent {fits}" if fits else ""
-        found = f"{self.needs} come to about {size(self.needs.total)}"
-        only = f", and only {size(there)} are free for it" if is_disk else ""
-        return f"{found}{only}: {' and '.join(ways)}{fewer}"
+        needed = f"{self.needs} need about {size(self.needs.total)}"
+        only = f", but only {size(available)} are available on the disk" if is_disk else ""
+        return f"{needed}{only}: {' and '.join(remedies)}{fewer}"
 
-    def _short(self, history: History, *, begins: int) -> float:
-        """How many bytes are missing for what runs and for so many more; 0 or less if there is room."""
+    def _missing_bytes(self, history: History, *, new_trials: int) -> float:
+        """Return the bytes missing for the unfinished and the new trials; 0 or less if there is room."""
         if self.options.disk_bytes is None:
             return -math.inf
-        limit = min(self.options.disk_bytes, self._there(self._held(history)))
+        limit = min(self.options.disk_bytes, self._available(self._held(history)))
         each = max(self.needs.while_it_runs + LOGS_BYTES, self._largest)
         growth = sum(max(0, each - self._size(trial)) for trial in history.unfinished)
-        return self._held(history) + growth + max(0, begins) * each - limit
+        return self._held(history) + growth + max(0, new_trials) * each - limit
 
     def _held(self, history: History) -> int:
         return sum(map(self._size, history.runs)) + _bytes_in(self.sweep.path, without=self.sweep.trials)
 
-    def _there(self, held: int | None = None) -> int:
-        """What the disk has for this search: what it holds already, and what is free."""
-        place = next(parent for parent in (self.sweep.path, *self.sweep.path.parents) if parent.exists())
-        return free_space(place)[0] + (_bytes_in(self.sweep.path) if held is None else held)
+    def _available(self, held: int | None = None) -> int:
+        """Return the bytes that the disk has for this sweep: those in use by it and the free ones."""
+        existing = next(parent for parent in (self.sweep.path, *self.sweep.path.parents) if parent.exists())
+        return free_space(existing)[0] + (_bytes_in(self.sweep.path) if held is None else held)
 
     def _size(self, trial: Trial) -> int:
         if (known := self._ended.get(trial.number)) is not None:
             return known
-        found = _bytes_in(self.sweep.trial(trial.name).path)
-        self._largest = max(self._largest, found)
+        current = _bytes_in(self.sweep.trial(trial.name).path)
+        self._largest = max(self._largest, current)
         if trial.state != "asked":
-            self._ended[trial.number] = found
-        return found
+            self._ended[trial.number] = current
+        return current
 
     def _free(self, trial: Trial, history: History, ledger: Notebook) -> bool:
-        """The fact comes first, so that a checkpoint that is missing is always one that is known to be."""
+        """Delete a trial's checkpoints, after the ledger fact: the ledger knows of every missing checkpoint.
+
+        Return whether there were any.
+        """
         run = self.sweep.trial(trial.name)
         if not (number := _bytes_in(run.checkpoints)):
             return False
         fact = {"trial": trial.number, "bytes": number}
         try:
             ledger.note("freed", **fact)
-        except OSError:  # a full disk has no room for a fact either, until this is gone
-            _remove(run)
+        except OSError:  # a full disk has no room for the fact before the deletion
+            _delete(run)
             ledger.note("freed", **fact)
         history.add({"fact": "freed", **fact})
-        _remove(run)
+        _delete(run)
         self._ended.pop(trial.number, None)
         return True
 
 
-def _may_go(history: History) -> Iterator[Trial]:
-    """Ended trials that are not among the best: the failed, those that were stopped early, then the worst first."""
+def _deletable(history: History) -> Iterator[Trial]:
+    """Yield ended trials that are not among the best: failed ones, then those stopped early, then the worst first."""
     yield from (trial for trial in history.runs if trial.state == "failed" and not trial.is_freed)
     yield from (trial for trial in history.runs if trial.state == "pruned" and not trial.is_freed)
     yield from (trial for trial in reversed(history.ranked()[history.options.best :]) if not trial.is_freed)
 
 
-def _remove(run: RunDir) -> None:
-    """All checkpoints of a run; renamed first, so that nobody takes for whole what is half gone. Links stay."""
+def _delete(run: RunDir) -> None:
+    """Delete all checkpoints of a run. Rename the folder first, so that no reader finds a part of it. Skip links."""
     if not run.path.is_symlink() and not run.checkpoints.is_symlink():
         with suppress(FileNotFoundError):
             os.rename(run.checkpoints, run.path / f".tmp-doomed-{time.time_ns()}")
@@ -201,12 +207,12 @@ def _remove(run: RunDir) -> None:
 
 
 def _bytes_in(folder: Path, *, without: Path | None = None) -> int:
-    """What a folder and all in it take on the disk, without what goes away meanwhile and what links lead to."""
-    found = 0
+    """Return the disk usage of a folder in bytes, without link targets and files that vanish during the scan."""
+    total = 0
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError):
-                found += entry.stat(follow_symlinks=False).st_blocks * BLOCK
+                total += entry.stat(follow_symlinks=False).st_blocks * BLOCK
                 if entry.is_dir(follow_symlinks=False) and (without is None or entry.path != str(without)):
-                    found += _bytes_in(Path(entry.path))
-    return found
+                    total += _bytes_in(Path(entry.path))
+    return total

@@ -1,4 +1,4 @@
-"""Draws a sweep's trials and keeps its ledger: what is run next, and what became of it."""
+"""The state of a sweep: draws the next trial, and records trials and results in the ledger."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,64 +15,64 @@ from launcher.tune.space.load import Space
 from launcher.tune.space.parameters import overrides
 
 REPEATS = 200
-"""So many draws of known configs in a row: the space is at its end, or nearly."""
+"""After this many draws of known configs in a row, the space counts as exhausted."""
 
 
 class Book:
-    """A sweep that begins, or goes on where its ledger ends: the search is told again all that it knew."""
+    """A new sweep, or one that resumes where its ledger ends: the sampler first gets all earlier trials."""
 
     def __init__(self, sweep: SweepDir, space: Space, options: TuneOptions) -> None:
         self._sweep, self._options = sweep, options
         self.history = History.read(sweep.ledger, options)
-        self._ledger, self._search = Ledger(sweep.ledger), Search(space, options)
+        self._ledger, self._sampler = Ledger(sweep.ledger), Search(space, options)
         for trial in self.history.trials.values():
-            self._search.recall(trial)
-        self._to_go_on = list(self.history.unfinished)
+            self._sampler.recall(trial)
+        self._interrupted = list(self.history.unfinished)
 
     def next_trial(self) -> Trial | None:
-        """Those that were interrupted first, then new ones. None: there is nothing more to run."""
-        if self._to_go_on:
-            return self._to_go_on.pop(0)
+        """Return the next trial, interrupted trials first; None if there is nothing more to run."""
+        if self._interrupted:
+            return self._interrupted.pop(0)
         for _ in range(REPEATS):
             if len(self.history.runs) >= self._options.trials:
                 return None
             number = max(self.history.trials, default=0) + 1
-            draw = self._search.draw(number)
+            draw = self._sampler.draw(number)
             if draw is None:
                 break
-            trial = self._noted(number, draw.values, draw.memory)
+            trial = self._record_draw(number, draw.values, draw.memory)
             if trial.repeats is None and trial.state == "asked":
                 return trial
         return None
 
     @property
     def begins(self) -> bool:
-        """Whether the next trial is a new one, for which there must be room: not one that goes on, nor the end."""
-        return not self._to_go_on and len(self.history.runs) < self._options.trials
+        """Whether the next trial is a new one, which needs disk space, and not an interrupted one or none."""
+        return not self._interrupted and len(self.history.runs) < self._options.trials
 
-    def _noted(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> Trial:
+    def _record_draw(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> Trial:
         try:
             digest, refusal = self._digest(values), ""
-        except ConfigError as error:  # a combination so rare that the check has not met it
+        except ConfigError as error:  # a combination so rare that the check of the space did not draw it
             digest, refusal = f"refused {number}", str(error)
-        equal = next((trial.number for trial in self.history.runs if trial.digest == digest), None)
-        told = {"trial": number, "values": dict(values), "digest": digest, "memory": dict(memory)}
-        if equal is None:
-            self.note("asked", **told)
+        original = next((trial.number for trial in self.history.runs if trial.digest == digest), None)
+        drawn_trial = {"trial": number, "values": dict(values), "digest": digest, "memory": dict(memory)}
+        if original is None:
+            self.note("asked", **drawn_trial)
         else:
-            self.note("repeated", of=equal, **told)
-            self._tell_if_ended(self.history.trials[number])
+            self.note("repeated", of=original, **drawn_trial)
+            self._report_if_ended(self.history.trials[number])
         if refusal:
             self.ended(number, "failed", {}, cause=refusal)
         return self.history.trials[number]
 
     def _digest(self, values: Mapping[str, Any]) -> str:
-        """Of the whole config, so that two ways to say the same are equal."""
+        """Return the hash of the whole resolved config, so that different spellings of one config are equal."""
         config = load_config(str(self._sweep.config), overrides(values))
         return hashlib.sha256(dump_config(config).encode()).hexdigest()
 
     def reported(self, trial: Trial, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Once for each epoch, also if a record comes again."""
+        """Record the metrics of an epoch; ignore an epoch that was recorded before."""
         if epoch not in trial.reports:
             self.note("reported", trial=trial.number, epoch=epoch, metrics=dict(metrics))
 
@@ -82,14 +82,14 @@ class Book:
         self.note("ended", trial=number, state=state, metrics=dict(metrics), cause=cause, seconds=round(seconds, 3))
         for trial in self.history.trials.values():
             if number in (trial.number, trial.repeats):
-                self._tell_if_ended(trial)
+                self._report_if_ended(trial)
 
-    def _tell_if_ended(self, trial: Trial) -> None:
+    def _report_if_ended(self, trial: Trial) -> None:
         if trial.state != "asked":
-            self._search.tell(trial)
+            self._sampler.tell(trial)
 
     def note(self, fact: str, **values: Any) -> None:
-        """On the disk first."""
+        """Append a fact to the ledger, then to the history."""
         self._ledger.note(fact, **values)
         self.history.add({"fact": fact, **values})
 

@@ -1,4 +1,4 @@
-"""What a trial is told: all that its run is made from, as one value that travels as JSON."""
+"""The specification of a trial: everything that its run needs, as one value that is sent as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from launcher.run_dir.sweep_dir import SweepDir
 
 @dataclass(frozen=True)
 class TrialOrder:
-    """Carry out the sweep's config with `overrides` in the trial's own folder, from wherever it is.
+    """A run of the sweep's config with `overrides`, in the trial's own folder, on any machine.
 
-    `launch` has nodes, workers, device and the rest, but neither where nor the folder. `environment` is what may reach
-    the workers, and each secret that `launch` has by its name alone. A node may use `cores`. The sweep knows of the
-    first `reported` epochs already. With `wants_costs` the trial tells what its network costs too.
+    `launch` has nodes, workers, device and so on, but no hosts and no run folder. `environment`: variables for the
+    workers, including the secrets that `launch` names without a value. `cores`: cores of each node. `reported`: number
+    of epochs whose metrics the sweep has already. `wants_costs`: also report the cost of the network.
     """
 
     sweep: Path
@@ -38,14 +38,14 @@ class TrialOrder:
         return self.sweep_dir.trial(self.name)
 
     def to_json(self) -> dict[str, Any]:
-        """Of JSON types."""
-        lists = {"overrides": list(self.overrides), "environment": dict(self.environment)}
-        return {**vars(self), **lists, "sweep": str(self.sweep), "launch": to_json(self.launch)}
+        """Return the specification as JSON types."""
+        converted = {"overrides": list(self.overrides), "environment": dict(self.environment)}
+        return {**vars(self), **converted, "sweep": str(self.sweep), "launch": to_json(self.launch)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrialOrder":
-        """What `to_json` has made; further keys are passed over. CheckError for a secret that is not there."""
-        told = {name: content[name] for name in cls.__dataclass_fields__}
+        """Parse the result of `to_dict`; ignore further keys. Raise CheckError for a missing secret."""
+        fields = {name: content[name] for name in cls.__dataclass_fields__}
         launch = from_json(content["launch"], content["environment"])
-        own = {"sweep": Path(told["sweep"]), "overrides": tuple(told["overrides"]), "launch": launch}
-        return cls(**{**told, **own})
+        converted = {"sweep": Path(fields["sweep"]), "overrides": tuple(fields["overrides"]), "launch": launch}
+        return cls(**{**fields, **converted})

@@ -76,11 +76,11 @@ def test_the_minimum_budget_is_reported_before_the_first_trial(sweep: MadeSweep)
     assert list(sweep_budget.refused()) == []
     (problem,) = budget(sweep, 8.9, concurrent=3)[0].refused()
     assert str(problem) == (
-        "--disk-budget 8M: 3 at a time with up to 2 MiB of checkpoints each, the best 1 whole, and logs and metrics of "
-        "8 runs come to about 9 MiB: give it 9M, or run fewer at a time: --concurrent 2"
+        "--disk-budget 8M: 3 at a time with up to 2 MiB of checkpoints each, all checkpoints of the best 1, and logs "
+        "and metrics of 8 runs need about 9 MiB: set at least 9M, or run fewer at a time: --concurrent 2"
     )
     (problem,) = budget(sweep, 2)[0].refused()
-    assert str(problem).endswith("come to about 5 MiB: give it 5M")
+    assert str(problem).endswith("need about 5 MiB: set at least 5M")
 
 
 def test_a_budget_larger_than_the_free_disk_is_refused(sweep: MadeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +89,13 @@ def test_a_budget_larger_than_the_free_disk_is_refused(sweep: MadeSweep, monkeyp
     monkeypatch.setattr(disk_budget, "free_space", lambda _: (9 * MIB, 1000))
     assert list(budget(sweep, 10)[0].refused()) == []
     (problem,) = budget(sweep, 20)[0].refused()
-    assert str(problem) == "--disk-budget 20M: only 10 MiB are free for it: make room, or give it at most 10M"
+    assert str(problem) == (
+        "--disk-budget 20M: only 10 MiB are available on the disk: free disk space, or set at most 10M"
+    )
     (problem,) = budget(sweep, 20, concurrent=8)[0].refused()
-    assert "come to about 19 MiB, and only 10 MiB are free for it: make room for 9 MiB more, or " in str(problem)
+    assert "need about 19 MiB, but only 10 MiB are available on the disk: free 9 MiB more on the disk, or " in str(
+        problem
+    )
     assert str(problem).endswith("--concurrent 3")
 
 
@@ -145,7 +149,7 @@ def test_checkpoints_of_unfinished_and_best_trials_are_not_removed(sweep: MadeSw
     assert trials_with_checkpoints(sweep) == ["0000", "0001"]
     assert not sweep_budget.may_begin(history)
     assert sweep_budget.trouble(history) == (
-        "no trial is begun until there is room for 4 MiB more: the search holds 2 MiB, and nothing of that may go"
+        "no trial can start: 4 MiB of disk space are missing; the sweep uses 2 MiB, none of which may be deleted"
     )
     (roomy, history) = budget(sweep, 8)
     assert roomy.may_begin(history)

@@ -85,7 +85,7 @@ def reason(folder: Path, *trials: tuple[dict[str, Any], float]) -> str:
 
 def test_too_few_trials_are_reported(tmp_path: Path) -> None:
     text = reason(tmp_path, *((values, 0.5) for values in sample_values(FEWEST_TRIALS - 1)))
-    assert text == "9 finished trials are too few to tell: it takes 10"
+    assert text == "9 finished trials are too few: at least 10 are needed"
 
 
 def test_equal_results_are_reported(tmp_path: Path) -> None:

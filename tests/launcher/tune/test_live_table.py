@@ -63,7 +63,7 @@ def test_the_end_of_each_trial_is_shown_as_a_line(sweep: MadeSweep) -> None:
         "model.branches [1,3]",
         "trial 0002 failed: rank 0: boom / ",
         "trial 0003 stopped early after epoch 2",
-        "trial 0004 is 0001 again, and is not run",
+        "trial 0004 has the same config as trial 0001: not run again",
         "5 of 12 ended, about 4 min left",  # 7 x 60 / 2 s
         "trial 0005 finished: valid/deepest_top1 50.00% (the best so far)",
     ]
@@ -131,8 +131,8 @@ def test_a_trial_lost_by_ray_is_a_warning_with_the_reason(sweep: MadeSweep) -> N
         sweep.ledger.note("restarted", config="base", seed=7, cause="")
         display.update()
     assert output(screen).splitlines()[:2] == [
-        "warning: trial 0000 was lost and starts again: the node ran low on memory",
-        "warning: trial base-seed-7 was lost and starts again: Ray gives no reason",
+        "warning: trial 0000 was lost and restarts: the node ran low on memory",
+        "warning: trial base-seed-7 was lost and restarts: Ray gives no reason",
     ]
 
 
@@ -187,8 +187,8 @@ def test_a_failed_attempt_is_a_single_warning(sweep: MadeSweep) -> None:
         sweep.begun(0, attempt=3)
         display.update()
     assert [line for line in output(screen).splitlines() if "warning" in line] == [
-        "warning: trial 0000, attempt 1: rank 0 was killed by SIGKILL; attempt 2 goes on",
-        "warning: trial 0000, attempt 2: whoever ran it is gone; attempt 3 goes on",
+        "warning: trial 0000, attempt 1: rank 0 was killed by SIGKILL; attempt 2 continues",
+        "warning: trial 0000, attempt 2: its coordinator is gone; attempt 3 continues",
     ]
 
 
@@ -231,8 +231,8 @@ def test_with_several_metrics_the_pareto_front_is_shown(tmp_path: Path) -> None:
             new_sweep.ended(number, "finished", deepest_top1=top1, train_macs=macs)
     new_sweep.ledger.close()
     assert output(screen).splitlines() == [
-        "trial 0000 finished: valid/deepest_top1 40.00%, cost/train_macs 2e+08 (of the front's 2)",
-        "trial 0001 finished: valid/deepest_top1 30.00%, cost/train_macs 1e+08 (of the front's 2)",
+        "trial 0000 finished: valid/deepest_top1 40.00%, cost/train_macs 2e+08 (one of 2 on the Pareto front)",
+        "trial 0001 finished: valid/deepest_top1 30.00%, cost/train_macs 1e+08 (one of 2 on the Pareto front)",
         "trial 0002 finished: valid/deepest_top1 30.00%, cost/train_macs 2e+08",
     ]
     screen.print(final_table(History.read(new_sweep.dir.ledger, FRONT)))
@@ -259,7 +259,7 @@ def test_the_conclusions_name_the_best_trial_and_its_paired_gain() -> None:
     best, gain = conclusions(history, hidden=["seed"])
     assert best == "best: trial 0000: valid/deepest_top1 50.00%, distill.alpha 0.25"
     assert gain.startswith("trial 0000: +10.50 points of valid/deepest_top1 to base, 95 % interval +")
-    assert gain.endswith("the gain is more than noise")
+    assert gain.endswith("the gain is significant")
     assert conclusions(History(OPTIONS)) == []
 
 

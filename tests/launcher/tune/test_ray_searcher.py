@@ -148,7 +148,7 @@ def test_waiting_for_lost_nodes_of_the_cluster_has_a_timeout() -> None:
     patience.look()
     now[0] = 260.0
     with pytest.raises(
-        SearchFailedError, match="none came back in 120 s: --nodes, --gpus: a trial asks for 2 x 1 cores"
+        SearchFailedError, match="none came back within 120 s: --nodes, --gpus: a trial requests 2 x 1 cores"
     ):
         patience.look()
 

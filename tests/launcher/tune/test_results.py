@@ -110,8 +110,8 @@ def test_the_best_config_trains_on_all_images_with_the_best_values(sweep: SweepD
 
 def test_the_best_config_has_a_header_with_command_and_result(sweep: SweepDir) -> None:
     launch, left_out, *_ = sweep.best.read_text().splitlines()
-    assert launch == f"# fmfsd-launch {sweep.best} · 1 min 0 s as trial 0001 of a search · {TOP1} 75.00 %"
-    assert left_out == "# Without what only the search needed: data.valid (5200), train.evaluate_test (false)."
+    assert launch == f"# fmfsd-launch {sweep.best} · 1 min 0 s as trial 0001 of a sweep · {TOP1} 75.00 %"
+    assert left_out == "# Without keys that only the sweep needed: data.valid (5200), train.evaluate_test (false)."
 
 
 def test_samples_that_the_user_held_out_stay_held_out(tmp_path: Path) -> None:

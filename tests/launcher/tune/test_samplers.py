@@ -193,12 +193,17 @@ def test_a_missing_or_nan_metric_counts_as_a_failed_trial() -> None:
 @pytest.mark.parametrize(
     ("search", "options", "parameters", "expected"),
     [
-        ("tpr", {}, SPACE.parameters, "--search tpr: is unknown; did you mean tpe? There are random, grid, tpe"),
-        ("grid", {}, SPACE.parameters, "--search grid: there is no end to distill.alpha, distill.beta"),
-        ("grid", {"trials": 5}, (TAPS,), "--trials 5: 5 trials do not cover the grid's 6: set --trials 6"),
-        ("tpe", {"trials": 2}, (*CONDITIONAL, SEEDS), "--trials 2: 2 trials do not cover the grid's 3"),
-        ("cmaes", {}, CONDITIONAL, "--search cmaes: adapts ranges of numbers that always exist, and there are none"),
-        ("cmaes", {"metrics": ("a", "b")}, SPACE.parameters, "--search cmaes: looks for one metric, found 2"),
+        ("tpr", {}, SPACE.parameters, "--search tpr: is unknown; did you mean tpe? Known methods: random, grid, tpe"),
+        (
+            "grid",
+            {},
+            SPACE.parameters,
+            "--search grid: needs finite parameters, found continuous distill.alpha, distill.beta",
+        ),
+        ("grid", {"trials": 5}, (TAPS,), "--trials 5: fewer than the 6 combinations of the grid: set --trials 6"),
+        ("tpe", {"trials": 2}, (*CONDITIONAL, SEEDS), "--trials 2: fewer than the 3 combinations of the grid"),
+        ("cmaes", {}, CONDITIONAL, "--search cmaes: needs numeric ranges without a condition, found none"),
+        ("cmaes", {"metrics": ("a", "b")}, SPACE.parameters, "--search cmaes: optimizes one metric, found 2"),
     ],
 )
 def test_unsuitable_searches_are_refused(

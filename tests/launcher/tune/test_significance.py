@@ -30,19 +30,19 @@ def test_effects_of_a_seed_on_all_configs_are_not_noise() -> None:
     best, base = confirmed(history(t0003=mine, base=around(0.7, shared)))
     assert (best.config, base.config) == ("0003", "base")
     assert best.finding.startswith(f"+1.00 points of {TOP1} to base, 95 % interval +0.91 to +1.09, p = ")
-    assert best.finding.endswith(": the gain is more than noise")
+    assert best.finding.endswith(": the gain is significant")
     assert best.metrics[TOP1].deviation == pytest.approx(base.metrics[TOP1].deviation, rel=0.1)
 
 
 def test_an_interval_around_zero_may_be_noise() -> None:
     best = confirmed(history(t0003=(0.71, 0.70, 0.72), base=(0.70, 0.71, 0.70)))[0]
-    assert best.finding.endswith(": noise may explain the gain")
+    assert best.finding.endswith(": the gain may be noise")
 
 
 def test_a_loss_or_no_difference_is_never_called_a_gain() -> None:
     worse, equal = (0.60, 0.601, 0.599), (0.70, 0.70, 0.70)
     by_config = {each.config: each for each in confirmed(history(t1=worse, t2=equal, base=equal))}
-    assert by_config["1"].finding.endswith("it is worse than base by more than noise")
+    assert by_config["1"].finding.endswith("it is significantly worse than base")
     assert by_config["2"].finding.endswith("there is no gain")
 
 
@@ -54,25 +54,25 @@ def test_more_configs_make_the_same_gain_less_significant() -> None:
     assert alone.p is not None
     assert alone.p < 0.05
     assert of_three.p == pytest.approx(3 * alone.p)
-    assert alone.finding.endswith("the gain is more than noise")
-    assert "after Holm's correction for 3 comparisons: noise may explain the gain" in of_three.finding
+    assert alone.finding.endswith("the gain is significant")
+    assert "after Holm's correction for 3 comparisons: the gain may be noise" in of_three.finding
 
 
 def test_with_mode_min_a_decrease_is_the_gain() -> None:
     mine, base = (0.5, 0.51, 0.49, 0.5), (0.6, 0.61, 0.59, 0.605)
     best, *_ = confirmed(history(mode="min", t1=mine, t2=base, base=base))
-    assert (best.config, best.finding.rpartition(": ")[2]) == ("1", "the gain is more than noise")
+    assert (best.config, best.finding.rpartition(": ")[2]) == ("1", "the gain is significant")
 
 
 def test_one_seed_gives_no_estimate_of_noise() -> None:
     best = confirmed(history(t1=(0.8,), base=(0.7,)))[0]
-    assert best.finding == f"+10.00 points of {TOP1} to base with one seed, which can not tell a gain from noise"
+    assert best.finding == f"+10.00 points of {TOP1} to base with one seed, too few to distinguish a gain from noise"
     assert best.p is None
 
 
 def test_without_a_common_seed_nothing_is_compared() -> None:
     best = confirmed(history(t1=(0.8, 0.8)))[0]
-    assert (best.difference, best.finding) == (None, "no seed that the base ran with too: nothing to compare")
+    assert (best.difference, best.finding) == (None, "no seed in common with the base config: no comparison")
 
 
 def test_a_run_that_was_recorded_twice_counts_once() -> None:
@@ -90,7 +90,7 @@ def test_the_test_set_decides_if_all_runs_were_tested() -> None:
             metrics = {TOP1: top1 + noise, "test/deepest_top1": test_top1 + noise}
             runs.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": metrics})
     assert confirmed(runs)[0].judged_by == "test/deepest_top1"
-    assert "the gain is more than noise" not in confirmed(runs)[0].finding
+    assert "the gain is significant" not in confirmed(runs)[0].finding
     confirm(runs, "1", [0.8])
     assert confirmed(runs)[0].judged_by == TOP1
 

@@ -72,7 +72,7 @@ def test_values_are_checked_together_with_constants_and_other_parameters(tmp_pat
         ("optim.momentum: {quniform: [0.5, 0.9, 0.5]}", "step 0.5 does not fit between 0.5 and 0.9"),
         ("seed: {int: [0, 1.5]}", "int: expected [low, high]"),
         ("distill.temperature: {choice: []}", "expected a list of values, found []"),
-        ("distill.temperature: {choice: [1, 1]}", "1 stands there more than once"),
+        ("distill.temperature: {choice: [1, 1]}", "1 is listed more than once"),
         ("distill.temperature: {choice: [1, 0]}", "expected greater than 0; found 0"),
         ("distill.temperature: {chioce: [1]}", "expected one of uniform, loguniform"),
         ("distill.temperature: {choice: [1], grid: [1]}", "found choice, grid"),
@@ -83,16 +83,16 @@ def test_values_are_checked_together_with_constants_and_other_parameters(tmp_pat
         ("model.branches: {subset: {of: [stage1], min: 2}}", "min 2 and max 1 do not fit 1 elements"),
         ("model.branches: {subset: [stage1]}", "subset: expected {of: [...]"),
         ("model.branches: {subset: {of: [stage1, stage2], min: 0}}", "method fmfsd needs at least one"),
-        ("model: {choice: [{}]}", "model: is a section: name its keys, as in model.backbone"),
-        ("data.valid: {choice: [0, 1280]}", "data.valid: not to be searched: all trials learn and are judged"),
-        ("checkpoint.keep: {int: [1, 3]}", "checkpoint.keep: not to be searched: it changes nothing"),
+        ("model: {choice: [{}]}", "model: is a section: name one of its keys, such as model.backbone"),
+        ("data.valid: {choice: [0, 1280]}", "data.valid: can not be searched: all trials train and are evaluated"),
+        ("checkpoint.keep: {int: [1, 3]}", "checkpoint.keep: can not be searched: it has no effect"),
         ("optim.lr: {uniform: [.nan, 1]}", "uniform: expected [low, high], found [nan, 1]"),
         ("train.epochs: {uniform: [2, 5]}", "train.epochs: expected a valid integer; found 2.0"),
         ("seed: {int: [0, 3], when: {metod: fmfsd}}", "seed: when: metod: unknown key; did you mean method?"),
-        ("seed: {int: [0, 3], when: {seed: 1}}", "seed <- seed: conditions that go round in a circle"),
+        ("seed: {int: [0, 3], when: {seed: 1}}", "seed <- seed: the conditions form a cycle"),
         ("seed: {int: [3, 0], when: 1}", "seed: int: low 3 is not below high 0"),
-        ("distill.temperature: {const: 3}", "there is nothing to vary over smoke"),
-        ("distill.temperature: {choice: [3]}", "there is nothing to vary over smoke"),
+        ("distill.temperature: {const: 3}", "nothing to vary over smoke"),
+        ("distill.temperature: {choice: [3]}", "nothing to vary over smoke"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(parameters: str, expected: str, tmp_path: Path) -> None:
@@ -100,18 +100,18 @@ def test_a_mistake_is_named_with_its_line(parameters: str, expected: str, tmp_pa
     with pytest.raises(ConfigError) as raised:
         read_space(path)
     assert expected in str(raised.value)
-    assert str(raised.value).startswith((f"{path}:3", f"{path}:2: there is nothing"))
+    assert str(raised.value).startswith((f"{path}:3", f"{path}:2: nothing to vary"))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "there is nothing to vary"),
-        ("parameters: {}", "there is nothing to vary"),
+        ("", "parameters: expected config keys and their ranges or choices, found none"),
+        ("parameters: {}", "parameters: expected config keys and their ranges or choices, found none"),
         ("parameters: {seed: {int: [0, 2]}}\ntrails: 3", "unknown key trails"),
         ("parameters: {seed: {int: [0, 2]}}\ntrials: 0", "trials: expected a positive number, found 0"),
-        ("parameters: {seed: {int: [0, 2]}}\nconfig: 3", "config: expected a preset's name or a file"),
-        ("parameters: {seed: {int: [0, 2]}}\nconfig: smoky", "unknown preset 'smoky'"),
+        ("parameters: {seed: {int: [0, 2]}}\nconfig: 3", "config: expected the name of a preset or a file"),
+        ("parameters: {seed: {int: [0, 2]}}\nconfig: smoky", "no preset is called 'smoky'"),
     ],
 )
 def test_a_mistake_around_the_parameters_is_named(text: str, expected: str, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_invalid_combinations_are_refused_with_the_conflicting_values(tmp_path: 
         "model.branches: {const: [stage1, stage2]}",
     )
     (message,) = problems(space(tmp_path, "\n  ".join(lines)))
-    assert message.startswith(f"{tmp_path}/space.yaml:4: model.sem: the average of softmax masks is constant")
+    assert message.startswith(f"{tmp_path}/space.yaml:4: model.sem: softmax masks average to the same everywhere")
     assert message.endswith('; found with model.sem "softmax": let a `when` keep these apart')
 
 
@@ -182,16 +182,14 @@ def test_the_config_path_is_relative_to_the_space_and_can_be_replaced(tmp_path: 
     path = space(tmp_path, "seed: {int: [0, 5], when: {method: byot}}", head="config: ./mine.yaml\n")
     assert read_space(path).config == str(tmp_path / "mine.yaml")
     assert read_space(path).size() == 6
-    assert problems(path, config="smoke") == [f"{path}:2: there is nothing to vary over smoke: one draw is all"]
+    assert problems(path, config="smoke") == [f"{path}:2: nothing to vary over smoke: the space has only one draw"]
 
 
 def test_a_searched_key_can_not_be_set_too(tmp_path: Path) -> None:
     path = space(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}\n  seed: {int: [0, 5], when: {optim.nesterov: true}}")
     assert read_space(path, overrides=["optim.nesterov=true"]).base["optim.nesterov"] is True
     (message,) = problems(path, overrides=["optim.lr=0.3"])
-    assert (
-        message == f"{path}:3: optim.lr: the space and --set optim.lr=0.3 both give it values: leave one of the two out"
-    )
+    assert message == f"{path}:3: optim.lr: both the space and --set optim.lr=0.3 set it: remove one of them"
 
 
 def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_an_ended_sweep_has_the_state_of_its_outcome(state: str, sweep: MadeSwee
     write_json(sweep.dir.coordination.outcome, {"state": state, "cause": "boom" if state == "failed" else ""})
     text = shown(sweep.dir.path, as_json=False)
     assert f"state       {state}: 3 of 12 ended{'; boom' if state == 'failed' else ''}\n" in text
-    assert text.endswith(f"to go on    fmfsd-tune --resume {sweep.dir.path}") == (state != "finished")
+    assert text.endswith(f"to resume   fmfsd-tune --resume {sweep.dir.path}") == (state != "finished")
 
 
 def test_a_sweep_whose_driver_exited_is_lost(sweep: MadeSweep) -> None:
@@ -88,7 +88,7 @@ def test_a_sweep_whose_driver_exited_is_lost(sweep: MadeSweep) -> None:
     write_json(sweep.dir.coordination.outcome, {"state": "stopped"})
     os.utime(sweep.dir.coordination.outcome, (1, 1))
     set_owner(sweep, EXITED)
-    assert "state       lost: 3 of 12 ended; whoever ran it is gone without an outcome" in shown(
+    assert "state       lost: 3 of 12 ended; the coordinator is gone without an outcome" in shown(
         sweep.dir.path, as_json=False
     )
 
@@ -105,7 +105,7 @@ def test_a_sweep_on_another_host_is_alive_while_a_trial_writes_heartbeats(sweep:
 def test_a_sweep_that_was_never_launched_is_new(tmp_path: Path) -> None:
     new_sweep = MadeSweep(tmp_path / "sweep", TuneOptions(trials=3))
     new_sweep.ledger.close()
-    assert "state       new: 0 of 3 ended; nobody has run it yet" in shown(new_sweep.dir.path, as_json=False)
+    assert "state       new: 0 of 3 ended; the sweep was never started" in shown(new_sweep.dir.path, as_json=False)
 
 
 @pytest.mark.parametrize(("act", "asked"), [(request_stop, ""), (request_end, NOW)])

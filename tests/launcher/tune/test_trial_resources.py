@@ -34,7 +34,7 @@ def test_without_gpus_each_worker_has_at_least_one_core_and_fewer_trials_have_mo
 
 def test_memory_limits_concurrent_trials() -> None:
     assert shape(LAPTOP, need=5 * GIB) == Shape("cpu", cores=2, gpus=0, concurrent=3)
-    with pytest.raises(CheckError, match="a trial asks for 1 x 1 GPUs and at least 90.0 GiB of their memory"):
+    with pytest.raises(CheckError, match="a trial requests 1 x 1 GPUs and at least 90.0 GiB of their memory"):
         shape(BOX, need=90 * GIB)
 
 
@@ -43,7 +43,7 @@ def test_each_of_several_different_machines_is_used_fully() -> None:
 
 
 def test_trials_that_fit_nowhere_are_refused_with_the_resources() -> None:
-    with pytest.raises(CheckError, match="a trial asks for 1 x 9 cores; there is a machine with 8 cores, 0 GPUs"):
+    with pytest.raises(CheckError, match="a trial requests 1 x 9 cores; available: a machine with 8 cores, 0 GPUs"):
         shape(LAPTOP, gpus=9)
-    with pytest.raises(CheckError, match="--concurrent: 9 at a time, of which 8 fit"):
+    with pytest.raises(CheckError, match="--concurrent: 9 at a time, but only 8 fit"):
         shape(LAPTOP, concurrent=9)

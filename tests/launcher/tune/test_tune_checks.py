@@ -57,18 +57,21 @@ def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--metric", "test/deepest_top1"), "the test set is read for the winners alone, at the end: search on valid/"),
-        (("--metric", "deepest"), "--metric 'deepest': expected a name as valid/deepest_top1 or cost/train_macs"),
+        (
+            ("--metric", "test/deepest_top1"),
+            "the test set is evaluated only for the winners, at the end: search on a valid/ metric",
+        ),
+        (("--metric", "deepest"), "--metric 'deepest': expected a name such as valid/deepest_top1 or cost/train_macs"),
         (("--mode", "max", "--mode", "min"), "--mode: 2 for 1 metrics"),
         (("--search", "tpee"), "did you mean tpe?"),
         (
             ("--scheduler", "asha", "--metric", "valid/loss", "--metric", "cost/params"),
-            "--scheduler: asha needs one metric to compare trials by: set none",
+            "--scheduler: asha needs exactly one metric: set --scheduler none",
         ),
         (("--disk-budget", "10X"), "--disk-budget"),
         (("--set", "optim.lr=-1"), "optim.lr"),
-        (("--set", "distill.alpha=0.2"), "distill.alpha: the space and --set distill.alpha=0.2 both give it values"),
-        (("--resume", "nowhere"), "nowhere: no sweep's folder: it has no ledger"),
+        (("--set", "distill.alpha=0.2"), "distill.alpha: both the space and --set distill.alpha=0.2 set it"),
+        (("--resume", "nowhere"), "nowhere: is not a sweep folder: it has no ledger"),
     ],
 )
 def test_invalid_options_are_refused(options: tuple[str, ...], expected: str, tiny_root: Path, tmp_path: Path) -> None:
@@ -85,10 +88,10 @@ def test_invalid_options_are_refused(options: tuple[str, ...], expected: str, ti
         (
             ("--metric", "valid/foo"),
             2,
-            "--metric valid/foo: not every trial writes it, as model.branches varies; those",
+            "--metric valid/foo: not every trial writes it, because model.branches varies; written",
         ),
         (("--disk-budget", "1M", "--concurrent", "1"), 3, "--disk-budget 1M: 1 at a time with up to "),
-        (("--concurrent", "999"), 3, "--concurrent: 999 at a time, of which"),
+        (("--concurrent", "999"), 3, "--concurrent: 999 at a time, but only"),
         (("--nodes", "3"), 2, "3 workers"),
     ],
 )
