@@ -54,7 +54,7 @@ GUARDS = (
     Guard(
         "a kernel that others may have written",
         "fmfsd/cpu/cpp_extension.py",
-        "    read_private(made)\n",
+        "    read_private(path)\n",
         "",
         "tests/fmfsd/cpu/test_cpp_extension.py::test_a_library_that_others_may_write_is_not_loaded",
     ),
@@ -75,7 +75,7 @@ GUARDS = (
     Guard(
         "only the file that was made for it is mapped",
         "fmfsd/cpu/shared_memory_sums.py",
-        "        if name in os.readlink(place):\n",
+        "        if name in os.readlink(path):\n",
         "        if True:\n",
         "tests/distributed/test_shared_memory_sums.py::test_only_a_file_of_that_name_is_mapped",
     ),

@@ -94,9 +94,9 @@ def with_nan(left: Tensor, right: Tensor) -> Tensor:
 @pytest.mark.parametrize(("product", "places"), [(with_one_bit_wrong, 1), (with_nan, 512)])
 def test_a_worker_that_multiplies_wrongly_is_named_by_all(product: Any, places: int) -> None:
     told = {error for _, _, error in run_workers(tried_out, 3, product)}
-    what = f"its product of two matrices is wrong in {places} of 262144 places"
+    what = f"a matrix product has {places} wrong elements of 262144"
     where = f"rank 2, node 1, host {HERE}"
-    assert told == {f"preflight: {where}: {what}. Do not use that node until its hardware is checked"}
+    assert told == {f"preflight: {where}: {what}. Exclude this node until its hardware is checked"}
 
 
 def slowly(left: Tensor, right: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def test_a_worker_that_multiplies_slowly_is_named_to_the_user() -> None:
     (line, warnings, error), *others = run_workers(tried_out, 3, slowly)
     assert error == ""
     assert "(slowest: rank 2, node 1" in line
-    (warning,) = (text for text in warnings if text.startswith(f"rank 2, node 1, host {HERE} multiplies at "))
+    (warning,) = (text for text in warnings if text.startswith(f"rank 2, node 1, host {HERE} is slow: "))
     assert f"{warning}\n" in line
     assert [told for _, told, _ in others] == [[], []]
 
@@ -120,7 +120,7 @@ def test_who_is_slow_is_a_matter_of_the_median() -> None:
     assert slow(everyone[:3]) == []
     everyone.append(replace(one, rank=4))
     assert slow(everyone) == [
-        "rank 3, node 0, host a multiplies at 140 GFLOP/s where the median is 300: all others will wait for it"
+        "rank 3, node 0, host a is slow: 140 GFLOP/s, median 300: all other workers will wait for it"
     ]
     assert described(everyone) == (
         "5 workers, all-reduce of 4 MiB 10 GB/s, latency 0.03 ms, "
@@ -154,7 +154,7 @@ def leave_alone(comms: Comms, met: bool) -> tuple[str, float]:
 @pytest.mark.parametrize("met", [True, False])
 def test_a_worker_that_does_not_add_up_is_not_waited_for_longer_than_the_deadline(met: bool) -> None:
     (told, took_s), _ = run_workers(leave_alone, 2, met)
-    assert told.startswith("preflight: rank 0 could not add up with the others within 1 s")
+    assert told.startswith("preflight: rank 0 could not complete an all-reduce within 1 s")
     assert 1 <= took_s < 30
 
 

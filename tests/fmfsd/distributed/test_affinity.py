@@ -54,7 +54,7 @@ def test_a_kernel_that_refuses_is_told_of_and_ends_nothing(caplog: pytest.LogCap
     before = os.sched_getaffinity(0)
     stay_on_share((9_999,), World())
     assert os.sched_getaffinity(0) == before
-    assert "not kept on cores 9999: Invalid argument" in caplog.text
+    assert "could not pin this worker to cores 9999: Invalid argument" in caplog.text
 
 
 @pytest.mark.usefixtures("processes")
