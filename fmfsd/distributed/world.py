@@ -49,7 +49,7 @@ class World:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "World":
-        """Return the world set by torchrun, DeepSpeed or the user (`RANK`, ...), or by an srun step (`SLURM_PROCID`, ...).
+        """Return the world set by torchrun, DeepSpeed or the user (`RANK`, ...) or an srun step (`SLURM_PROCID`, ...).
 
         Without these variables the world has one worker. The shell of a batch job or of salloc has one worker too: its
         SLURM_PROCID does not belong to a step that srun started.
