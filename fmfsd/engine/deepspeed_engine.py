@@ -102,20 +102,23 @@ class DeepSpeedEngine(TrainedNetwork):
     def _try_step(self) -> bool:
         """Step unless the gradients are not finite; return whether it did. ZeRO itself unscales and skips steps."""
         if self._zero is None:
-            fits = self.gradients_fit()
-            (self._engine.step if fits else self._engine.zero_grad)()
-            return fits
+            finite = self.gradients_fit()
+            (self._engine.step if finite else self._engine.zero_grad)()
+            return finite
         self._engine.step()
-        return self._update_scale(fits=not self._optimizer.overflow)
+        return self._update_scale(finite=not self._optimizer.overflow)
 
-    def _update_scale(self, *, fits: bool) -> bool:
-        """Update the loss scale after a step of ZeRO; return `fits`. Raises NonFiniteLossError without a loss scale."""
+    def _update_scale(self, *, finite: bool) -> bool:
+        """Update the loss scale after a ZeRO step, and return `finite`.
+
+        Without a loss scale, raise NonFiniteLossError if the gradients are not finite.
+        """
         if self.scale is not None:
-            self.scale.update(fits=fits)
+            self.scale.update(fits=finite)
             self._set_loss_scale()
-        elif not fits:
+        elif not finite:
             raise NonFiniteLossError("the gradients are not finite. Earlier checkpoints remain. Lower optim.lr")
-        return fits
+        return finite
 
     def _set_loss_scale(self) -> None:
         if self._zero is not None and self.scale is not None:

@@ -27,9 +27,9 @@ class LossScale:
     def divide(self, gradients: Iterable[Tensor]) -> bool:
         """Divide `gradients` by the scale in place and update the scale; return whether all gradients are finite."""
         divided = [gradient.div_(self.value) for gradient in gradients]
-        fits = bool(nn.utils.get_total_norm(divided).isfinite())
-        self.update(fits=fits)
-        return fits
+        finite = bool(nn.utils.get_total_norm(divided).isfinite())
+        self.update(fits=finite)
+        return finite
 
     def update(self, *, fits: bool) -> None:
         """Update the scale after a step. Raises NonFiniteLossError if gradients overflow with a scale of 1."""

@@ -96,7 +96,7 @@ GUARDS = (
     Guard(
         "a second pass has the statistics of its own first",
         "fmfsd/model/activation_checkpointing.py",
-        "stack.enter_context(norm.repeating(found[norm]))",
+        "stack.enter_context(norm.repeating(statistics[norm]))",
         "stack.enter_context(norm.repeating(norm.last))",
         "tests/fmfsd/model/test_activation_checkpointing.py::test_two_passes_have_the_statistics_of_each",
     ),

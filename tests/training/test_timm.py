@@ -156,7 +156,7 @@ def test_batch_normalisation_is_all_of_the_kind_that_engines_know() -> None:
 @pytest.mark.parametrize("method", ["fmfsd", "fmfsd --set model.fusion=both"])
 def test_a_fused_map_can_feed_nothing_in_a_model_that_only_shows_its_maps(method: str) -> None:
     name, *fusion = method.split(" --set ")
-    assert "timm/test_vit gives its maps only at its end: set method fmfsd_side" in str(
+    assert "timm/test_vit returns its maps only at the end of its forward pass: set method fmfsd_side" in str(
         built("test_vit", name, *fusion)
     )
 
@@ -164,12 +164,12 @@ def test_a_fused_map_can_feed_nothing_in_a_model_that_only_shows_its_maps(method
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("resnet10", "is no model of timm 1.0.31; near: timm/resnet10t, timm/resnet101"),
-        ("inception_v3", "can't take images of 32 pixels (RuntimeError: Calculated padded input size"),
-        ("hrnet_w18_small", "has 66 parameters that its last map does not need, as model."),
-        ("levit_128s", "normalises by BatchNorm1d, whose results depend on the number of workers"),
+        ("resnet10", "is not a model of timm 1.0.31; similar names: timm/resnet10t, timm/resnet101"),
+        ("inception_v3", "does not accept images of 32 pixels (RuntimeError: Calculated padded input size"),
+        ("hrnet_w18_small", "has 66 parameters that its last map does not use, such as model."),
+        ("levit_128s", "uses BatchNorm1d for normalisation, whose results depend on the number of workers"),
         ("coatnet_rmlp_nano_rw_224", "draws random numbers in training (Dropout)"),
-        ("halonet26t", "can't take images of 32 pixels (AssertionError): set data.size"),
+        ("halonet26t", "does not accept images of 32 pixels (AssertionError): set data.size"),
     ],
 )
 def test_what_can_not_be_trained_alike_on_any_number_of_workers_is_refused(name: str, reason: str) -> None:
@@ -177,7 +177,7 @@ def test_what_can_not_be_trained_alike_on_any_number_of_workers_is_refused(name:
 
 
 def test_maps_that_are_no_whole_multiples_of_one_another_are_refused() -> None:
-    with pytest.raises(ConfigError, match="gives maps of 14, 7, 4 pixels a side for images of 224: needed are"):
+    with pytest.raises(ConfigError, match="has maps with sides of 14, 7, 4 pixels for images of 224, but needs two"):
         timm_backbone("efficientvit_m0", 224, pretrained=False)
 
 
@@ -231,8 +231,8 @@ def test_fetched_weights_are_those_of_timms_cache(cache: Path) -> None:
 def test_a_probe_says_before_a_start_that_weights_can_not_be_had(cache: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         probe(config("test_resnet", "plain", "model.pretrained=true"), workers=2)
-    assert "timm/test_resnet gets no weights (LocalEntryNotFoundError" in str(caught.value)
-    assert "timm fetches them where there is a network, and keeps them in HF_HOME" in str(caught.value)
+    assert "timm/test_resnet can't load its weights (LocalEntryNotFoundError" in str(caught.value)
+    assert "timm downloads them to HF_HOME: run once on a machine with network access" in str(caught.value)
 
 
 def test_what_a_checkpoint_replaces_is_not_fetched(cache: Path, tiny_root: Path, tmp_path: Path) -> None:
@@ -249,13 +249,13 @@ def test_what_a_checkpoint_replaces_is_not_fetched(cache: Path, tiny_root: Path,
     assert fmfsd.load(run.path).predict(torch.zeros(3, 32, 32)).labels.shape == (1,)
     again = make_run(tmp_path / "again", tiny_config(tiny_root, *fetched, f"train.init_from={run.path}"))
     assert train_run(SoloComms(), again.path, 1) == "stopped"
-    with pytest.raises(ConfigError, match="gets no weights"):
+    with pytest.raises(ConfigError, match="can't load its weights"):
         make_loop(make_run(tmp_path / "new", wanted), SoloComms())
 
 
 def test_models_without_weights_to_fetch_are_refused() -> None:
     error = built("test_mambaout", "fmfsd_side", "model.pretrained=true")
-    assert str(error).endswith("timm/test_mambaout has no weights to fetch: set model.pretrained false")
+    assert str(error).endswith("timm/test_mambaout has no pretrained weights: set model.pretrained false")
 
 
 def test_the_check_of_a_launch_says_what_a_model_can_not_do(tmp_path: Path) -> None:
@@ -263,4 +263,6 @@ def test_the_check_of_a_launch_says_what_a_model_can_not_do(tmp_path: Path) -> N
     path.write_text("model: {backbone: timm/test_vit}\n")
     ended = run_command("fmfsd-launch", str(path), "--check", cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path)})
     assert ended.returncode == 2
-    assert "timm/test_vit gives its maps only at its end: set method fmfsd_side" in " ".join(ended.stderr.split())
+    assert "timm/test_vit returns its maps only at the end of its forward pass: set method fmfsd_side" in " ".join(
+        ended.stderr.split()
+    )

@@ -99,7 +99,7 @@ def test_the_weights_of_another_repository_are_read_from_the_hubs_cache(
         ),
         (["model.backbone=timm/local-dir:nowhere"], "nowhere/config.json can't be read: No such file or directory"),
         (["model.backbone=timm/test_resnet", "model.pretrained=yes"], "expected"),
-        (["model.backbone=timm/test_resnet", "model.pretrained=local-dir:nowhere"], "gets no weights"),
+        (["model.backbone=timm/test_resnet", "model.pretrained=local-dir:nowhere"], "can't load its weights"),
         (["data.mean=auto"], "data.mean: auto takes the values of timm's weights, and resnet18 has none"),
     ],
 )
@@ -112,10 +112,10 @@ def test_what_can_not_be_read_is_refused_with_the_reason(
 
 def test_weights_of_another_architecture_or_of_a_changed_one_are_refused(folder: Path) -> None:
     named = ("model.backbone=timm/test_vit3", f"model.pretrained=local-dir:{folder}")
-    assert "are those of test_resnet, not of test_vit3" in problem_of(*named)
+    assert "are for test_resnet, not for test_vit3" in problem_of(*named)
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, "model_args": {"act_layer": "silu"}}))
-    assert "are those of a changed model ({'act_layer': 'silu'})" in problem_of(
+    assert "are for a modified architecture ({'act_layer': 'silu'})" in problem_of(
         f"model.backbone=timm/local-dir:{folder}"
     )
 

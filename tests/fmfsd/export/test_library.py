@@ -119,7 +119,7 @@ def test_submodules_that_give_no_maps_are_named_all_at_once() -> None:
         wrapped("layer9", "layer2", "head")
     assert [problem.where for problem in caught.value.problems] == ["layer9", "head"]
     assert "it has conv1, bn1" in str(caught.value)
-    with pytest.raises(ConfigError, match="fc: gives no square map"):
+    with pytest.raises(ConfigError, match="fc: its output is not a square map"):
         wrapped("layer1", deepest="fc")
     with pytest.raises(ConfigError, match="name them shallow to deep"):
         wrapped("layer3", "layer1")

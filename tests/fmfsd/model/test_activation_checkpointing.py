@@ -118,5 +118,5 @@ def test_by_itself_it_is_left_to_the_compiler_where_there_is_one() -> None:
 
 def test_what_is_not_made_of_blocks_is_refused() -> None:
     config = load_config("cifar100-resnet18", ["model.backbone=timm/test_vit", "method=byot", "train.recompute=all"])
-    with pytest.raises(ConfigError, match="train.recompute: timm/test_vit is not made of blocks"):
+    with pytest.raises(ConfigError, match="train.recompute: timm/test_vit is not a sequence of blocks"):
         build_network(config)

@@ -133,7 +133,7 @@ def test_pruning_leaves_the_network_alone() -> None:
 
 
 def test_a_head_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(ValueError, match="no head 'branch2'; there are branch1, fused, deepest, ensemble"):
+    with pytest.raises(ValueError, match="unknown head 'branch2': choose one of branch1, fused, deepest, ensemble"):
         prune(of_fusion("trunk"), "branch2")
 
 

@@ -142,7 +142,7 @@ def test_flipped_maps_give_the_flipped_fusion_and_negated_maps_the_negated() -> 
 
 def test_channels_that_groups_do_not_divide_are_refused() -> None:
     """Identity 7."""
-    with pytest.raises(ValueError, match="16 channels can't be cut into 5 groups"):
+    with pytest.raises(ValueError, match="16 channels can't be divided into 5 groups"):
         SpatialEnhancement(5)(torch.zeros(1, 16, 2, 2))
 
 
