@@ -75,7 +75,7 @@ class SharedSums:
         if outcome == _ENDED:
             return _describe_end(rank)
         if outcome == _LATE:
-            return f"timed out after {self._timeout_s:g} s waiting for rank {rank}"
+            return f"timed out waiting for rank {rank}, after {self._timeout_s:g} s"
         return f"tensor sizes differ: rank {rank} and rank {self._rank} add up different tensors"
 
     def within(self, timeout_s: float) -> "SharedSums":
@@ -115,7 +115,7 @@ def _open_pidfd(rank: int, pid: int) -> int:
 
 
 def _describe_end(rank: int) -> str:
-    return f"the process of rank {rank} has ended"
+    return f"another worker's process has ended: rank {rank}"  # the launcher's failure report matches the first words
 
 
 def _is_supported() -> bool:

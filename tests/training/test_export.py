@@ -187,7 +187,7 @@ def test_without_the_set_of_the_run_it_says_what_makes_one(tmp_path: Path, run: 
     moved.config.write_text(run.config.read_text().replace(str(tiny_root), str(tmp_path / "gone")))
     code, _, errors = exported(str(moved.path), "--format", "safetensors")
     assert code == 3
-    assert "`fmfsd data prepare` makes one" in errors
+    assert "run `fmfsd data prepare`" in errors
 
 
 def answers(*logits: tuple[float, float]) -> Answer:

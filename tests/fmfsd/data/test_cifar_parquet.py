@@ -32,7 +32,7 @@ def test_parquet_files_hold_the_same_set(
         ("train-00000-of-00001.parquet", False),
         ("test-00000-of-00001.parquet", False),
     ]
-    assert "no official sums exist for Parquet files" in caplog.text
+    assert "Parquet files have no official MD5 sums" in caplog.text
 
 
 def test_the_names_of_classes_are_the_official_ones(cifar_dir: Path) -> None:
@@ -51,7 +51,7 @@ def test_damaged_parquet_files_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, "cifar100") / "test-00000-of-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(DataError, match=rf"{path}: can't be read: .*; get it again"):
+    with pytest.raises(DataError, match=rf"{path}: can't be read: .*; download it again"):
         read_set("cifar100", tmp_path)
     path.write_bytes(whole.replace(b"\x89PNG", b"\x89XXX", 1))
     with pytest.raises(DataError, match=rf"{path}: (image 0 can't be decoded|can't be read)"):
@@ -69,5 +69,5 @@ def test_parquet_images_of_another_size_are_refused(tmp_path: Path, monkeypatch:
 def test_parquet_files_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path, "cifar100")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(CheckError, match=r"needs pyarrow: pip install 'fmfsd\[parquet\]'"):
+    with pytest.raises(CheckError, match=r"can't be read without pyarrow: pip install 'fmfsd\[parquet\]'"):
         read_set("cifar100", tmp_path)

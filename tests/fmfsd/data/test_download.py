@@ -102,10 +102,10 @@ def test_a_server_without_ranges_is_asked_for_all_of_it_again(tmp_path: Path) ->
 
 def test_what_was_fetched_is_kept_for_the_next_try(tmp_path: Path) -> None:
     with serving(Server(breaks=9, limit=0)) as server:
-        with pytest.raises(CheckError, match=f"can't be fetched: OSError: .* closed after 0 of {len(CONTENT)} bytes$"):
+        with pytest.raises(CheckError, match=f"download failed: OSError: .* closed after 0 of {len(CONTENT)} bytes$"):
             download(server.url, tmp_path / "file", md5=MD5, report=quiet)
         (tmp_path / ".file.part").write_bytes(CONTENT[:HALF])
-        with pytest.raises(CheckError, match=f"{HALF} bytes are kept, and the same command continues from there"):
+        with pytest.raises(CheckError, match=f"run the same command again to resume after {HALF} bytes"):
             download(server.url, tmp_path / "file", md5=MD5, report=quiet)
         server.breaks = 0
         download(server.url, tmp_path / "file", md5=MD5, report=quiet)
@@ -149,7 +149,7 @@ def test_a_rest_of_another_file_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_page_in_place_of_the_archive_is_called_one(tmp_path: Path) -> None:
-    told = "the server sent an HTML page, not the official archive; is a login page or a proxy in between"
+    told = "the server sent an HTML page, not the official archive; check whether a login page or a proxy"
     with (
         serving(Server(content=b"<!DOCTYPE html><title>Please log in</title>")) as server,
         pytest.raises(CheckError, match=told),
@@ -164,9 +164,9 @@ def test_a_download_is_whole_or_absent(tmp_path: Path) -> None:
         with pytest.raises(CheckError, match=f"expected {other}: the server sent text, not the official archive"):
             download(server.url, target, md5=other, report=quiet)
         server.status = 404
-        with pytest.raises(CheckError, match="can't be fetched: HTTPError: HTTP Error 404"):
+        with pytest.raises(CheckError, match="download failed: HTTPError: HTTP Error 404"):
             download(server.url, target, md5=MD5, report=quiet)
-    with pytest.raises(CheckError, match="can't be fetched: URLError: .*refused"):
+    with pytest.raises(CheckError, match="download failed: URLError: .*refused"):
         download(server.url, target, md5=MD5, report=quiet)
     assert names(tmp_path) == []
 
@@ -184,7 +184,7 @@ def test_an_answer_that_is_no_web_servers_is_a_failed_download(answer: bytes, tm
     thread = threading.Thread(target=serve)
     thread.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
-    with listener, pytest.raises(CheckError, match="can't be fetched"):
+    with listener, pytest.raises(CheckError, match="download failed"):
         download(address, tmp_path / "file", md5="0" * 32, report=quiet)
     thread.join()
     assert names(tmp_path) == []

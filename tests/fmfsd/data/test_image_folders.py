@@ -149,7 +149,7 @@ def test_other_files_are_left_out_and_told_of(source: Path, tmp_path: Path, capl
     for name in ("notes.txt", ".hidden.png", "more.heic"):
         (root / "train" / "bee" / name).touch()
     assert prepare_folders(tmp_path / "root", root).samples("train") == 12
-    assert "left out files outside of class folders or with names that do not end in .png" in caplog.text
+    assert "skipped files outside of class folders or without one of the extensions .png" in caplog.text
     assert caplog.text.rstrip().endswith(": 2")
 
 
@@ -171,7 +171,7 @@ def test_what_a_folder_set_needs_in_a_config_is_told(changes: tuple[str, ...], e
 def test_the_command_prepares_folders_and_says_what_it_needs(source: Path, tmp_path: Path) -> None:
     command = ("data", "prepare", "folder", "--out", str(tmp_path), "--size", "64", "--shards", "4")
     lacking = run_command("fmfsd", *command, cwd=tmp_path)
-    assert (lacking.returncode, "--source: image folders need it" in lacking.stderr) == (2, True)
+    assert (lacking.returncode, "--source: is required for image folders" in lacking.stderr) == (2, True)
     made = run_command("fmfsd", *command, "--source", str(source), cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "12 train, 16 test samples of 4 classes in 4 shards" in made.stdout
@@ -256,4 +256,4 @@ def test_a_name_that_no_terminal_should_see_is_no_class(source: Path, tmp_path: 
         (part / CLASSES[0]).rename(part / "a\x1b[31m")
     with pytest.raises(DataError) as caught:
         prepare_folders(tmp_path / "sets", copied)
-    assert r"'a\x1b[31m' is no name for a class" in str(caught.value)
+    assert r"'a\x1b[31m' is not a valid class name" in str(caught.value)

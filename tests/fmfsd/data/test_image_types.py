@@ -90,7 +90,7 @@ def test_16_bits_are_scaled_to_8_in_grey_as_in_colours(tmp_path: Path) -> None:
 
 def test_32_bits_are_refused(copied: Path, tmp_path: Path) -> None:
     Image.fromarray(np.ones((32, 32), np.float32)).save(copied / "train" / "ant" / "deep.tif")
-    with pytest.raises(DataError, match=r"ant/deep\.tif: .*Pillow's mode F; 8 or 16 bits a channel are needed"):
+    with pytest.raises(DataError, match=r"ant/deep\.tif: .*Pillow's mode F; needed are 8 or 16 bits per channel"):
         prepare_folders(tmp_path / "sets", copied)
 
 
@@ -159,7 +159,7 @@ def test_png_under_a_name_of_jpeg_is_read_with_one_line(
 ) -> None:
     Image.fromarray(SMOOTH).save(copied / "train" / "bee" / "n02105855_2933.JPEG", format="PNG")
     assert prepare_folders(tmp_path / "sets", copied).samples("train") == 13
-    assert "1 files hold PNG images and have names of JPEG, or the reverse" in caplog.text
+    assert "1 files are PNG images with a JPEG extension or the reverse" in caplog.text
 
 
 def test_damaged_files_are_skipped_as_if_they_were_not_there(
@@ -198,7 +198,7 @@ def test_the_command_skips_damaged_files(copied: Path, tmp_path: Path) -> None:
 
 
 def test_official_sets_have_no_files_to_skip(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--skip-damaged: only image folders have files to skip, not synthetic10"):
+    with pytest.raises(ConfigError, match="--skip-damaged: applies to image folders only, not to synthetic10"):
         prepare_folders(tmp_path, None, name="synthetic10", skip_damaged=True)
 
 

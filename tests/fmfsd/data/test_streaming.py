@@ -198,7 +198,7 @@ def test_a_header_that_is_none_of_a_shards_is_refused(damage: str, index: SetInd
         told = json.loads(head[8 : 8 + length])
         HEADERS[damage](told)
         changed = json.dumps(told, separators=(",", ":")).encode().ljust(length)[:length]
-        with pytest.raises(DataError, match=r"train-0000\.safetensors: damaged: its header is none of a shard's"):
+        with pytest.raises(DataError, match=r"train-0000\.safetensors: damaged: its header is not that of a shard"):
             file.labels_and_ids(head[:8] + changed + head[8 + length :])
 
 
