@@ -115,7 +115,7 @@ def _open_pidfd(rank: int, pid: int) -> int:
 
 
 def _describe_end(rank: int) -> str:
-    return f"another worker's process has ended: rank {rank}"  # the launcher's failure report matches the first words
+    return f"another worker's process has ended: rank {rank}"  # the launcher's failure report matches the start
 
 
 def _is_supported() -> bool:

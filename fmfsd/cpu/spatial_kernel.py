@@ -1,6 +1,6 @@
 """Autograd functions for spatial enhancement on a CPU, using the fused kernel `spatial.cpp`.
 
-The kernel keeps each map in the cache of one core; PyTorch's operations read and write it many times. Without a C++
+The kernel processes each map in the cache of one core; PyTorch's operations read and write it many times. Without a C++
 compiler `spatial_enhancement` falls back to PyTorch's operations.
 """
 

@@ -143,7 +143,7 @@ def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tupl
 
 
 def _assign_shards(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Samples]]:
-    """Yield (split, shard, its samples): sample i goes to shard i modulo `shards`, so sizes differ by at most one."""
+    """Yield (split, shard, its samples): sample i is in shard i modulo `shards`, so sizes differ by at most one."""
     for name, samples in splits.items():
         for shard in range(shards):
             yield name, shard, samples.take(np.arange(shard, len(samples), shards))

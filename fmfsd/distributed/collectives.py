@@ -18,7 +18,7 @@ from fmfsd.distributed.world import World
 
 @dataclass
 class Activity:
-    """How long a worker waits for the other workers; a monitoring thread may read it.
+    """Counts the time that a worker waits for the other workers; a monitoring thread may read it.
 
     `calls` counts the blocking calls that were started, `waiting` is true while one has not returned, and `waited_s`
     is the time that all of them took.

@@ -27,9 +27,9 @@ class TrainedNetwork:
     """
 
     def __init__(self, network: Network, config: RunConfig, comms: Comms, device: torch.device) -> None:
-        self._form, self._device, self._comms = Form.of(config.train), device, comms
+        self._precision, self._device, self._comms = Form.of(config.train), device, comms
         self.head_names = network.head_names
-        bare = self._form.given_to(network, device)
+        bare = self._precision.given_to(network, device)
         self.average = WeightAverage(bare, config.train.ema) if config.train.ema is not None else None
         self.scale = LossScale() if config.train.precision == "fp16" else None
         self.synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
@@ -39,10 +39,10 @@ class TrainedNetwork:
         self.network: nn.Module = bare
 
     def autocast(self) -> torch.autocast:
-        return self._form.autocast(self._device.type)
+        return self._precision.autocast(self._device.type)
 
     def laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=self._form.layout)
+        return images.contiguous(memory_format=self._precision.layout)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -52,12 +52,12 @@ def _add_branches(backbone: Trunk, config: RunConfig) -> Network:
     model, taps = config.model, tapped(backbone, config.model)
     groups = sem_groups(model.sem_groups, _channels(backbone, taps))
     _require_fusion(backbone, model)
-    form = branch_form(model.branch, groups=groups)
+    branch_type = branch_form(model.branch, groups=groups)
     classes, features = config.data.num_classes, config.distill.has_feature_loss
     if model.fusion == "none":
-        return BranchNetwork(backbone, taps, form, num_classes=classes, features=features)
+        return BranchNetwork(backbone, taps, branch_type, num_classes=classes, features=features)
     fusion, network_class = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]
-    return network_class(backbone, taps, form, fusion, num_classes=classes, groups=groups, features=features)
+    return network_class(backbone, taps, branch_type, fusion, num_classes=classes, groups=groups, features=features)
 
 
 def _recomputes_branches(config: RunConfig) -> bool:
@@ -87,16 +87,16 @@ def tapped(backbone: Trunk, model: ModelConfig) -> list[Place]:
     """Return the taps of the branches, shallow to deep. Raises ConfigError for taps that the backbone does not have."""
     candidates = backbone.places[:-1]
     if model.branches == "auto":
-        return [place for place in candidates if is_stage(place.name)]
-    names = [place.name for place in candidates]
+        return [point for point in candidates if is_stage(point.name)]
+    names = [point.name for point in candidates]
     if unknown := [tap for tap in model.branches if tap not in names]:
         raise ConfigError(f"model.branches: {model.backbone} has no tap {unknown[0]!r}; it has {', '.join(names)}")
-    return [place for place in candidates if place.name in model.branches]
+    return [point for point in candidates if point.name in model.branches]
 
 
 def _channels(backbone: Trunk, taps: Collection[Place]) -> list[int]:
     """Return the channels of all maps that may be enhanced."""
-    return [place.channels for place in backbone.places if is_stage(place.name) or place in taps]
+    return [point.channels for point in backbone.places if is_stage(point.name) or point in taps]
 
 
 def sem_groups(setting: int | str, channels: Collection[int]) -> int:

@@ -106,9 +106,9 @@ class _Batch:
         self._maps: list[Tensor] = []
         self._exited: list[tuple[Tensor, Tensor]] = []
 
-    def visit(self, place: str, x: Tensor) -> Tensor:
+    def visit(self, name: str, x: Tensor) -> Tensor:
         """Return the map from which the trunk continues after a tap, for the images that remain."""
-        if place not in self._taps:
+        if name not in self._taps:
             return x
         number = len(self._maps)
         trunk_map = self._network.tap(x, self._maps)

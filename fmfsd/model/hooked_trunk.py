@@ -22,11 +22,11 @@ class HookedTrunk(Trunk):
         super().__init__([[count] for count in channels], strides)
         self.model, self._names = model, tuple(names)
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
+    def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map."""
         maps = maps_of(self.model, self._names, images)
-        for place, name in zip(self.places, self._names, strict=True):
-            x = visit(place.name, maps[name])
+        for point, name in zip(self.places, self._names, strict=True):
+            x = visit(point.name, maps[name])
         return x
 
 

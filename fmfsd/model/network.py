@@ -51,22 +51,24 @@ class BranchNetwork(_Branching):
     feeds_trunk = False
 
     def __init__(
-        self, backbone: Trunk, taps: Sequence[Place], form: BranchForm, *, num_classes: int, features: bool
+        self, backbone: Trunk, taps: Sequence[Place], branch_type: BranchForm, *, num_classes: int, features: bool
     ) -> None:
         super().__init__()
-        self.backbone, self.taps = backbone, tuple(place.name for place in taps)
+        self.backbone, self.taps = backbone, tuple(point.name for point in taps)
         deepest = backbone.deepest
         self.deepest_head = Head(deepest.channels, num_classes)
-        self.branches = nn.ModuleList(form.branch(backbone.way(tap, deepest), tap.channels) for tap in taps)
+        self.branches = nn.ModuleList(branch_type.branch(backbone.way(tap, deepest), tap.channels) for tap in taps)
         self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in taps)
-        self.projections = _projections(len(taps) - form.num_without_feature if features else 0, deepest.channels)
+        self.projections = _projections(
+            len(taps) - branch_type.num_without_feature if features else 0, deepest.channels
+        )
         self.head_names = (*_branch_names(len(taps)), "deepest")
         self.head_places = (*self.taps, deepest.name)
 
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
         tap_maps: list[Tensor] = []
-        deepest_map = self.backbone(images, lambda place, x: self.tap(x, tap_maps) if place in self.taps else x)
+        deepest_map = self.backbone(images, lambda name, x: self.tap(x, tap_maps) if name in self.taps else x)
         deepest_feature, deepest_logits = self.deepest_head(deepest_map)
         maps = [self._run_path(branch, each) for branch, each in zip(self.branches, tap_maps, strict=True)]
         features, logits = _run_heads(self.heads, maps)
@@ -96,7 +98,7 @@ class SideFusionNetwork(_Branching):
         self,
         backbone: Trunk,
         taps: Sequence[Place],
-        form: BranchForm,
+        branch_type: BranchForm,
         fusion: Callable[[int], nn.Module],
         *,
         num_classes: int,
@@ -105,16 +107,16 @@ class SideFusionNetwork(_Branching):
     ) -> None:
         """`fusion` builds the fusion module for a number of maps."""
         super().__init__()
-        self.backbone, self.taps = backbone, tuple(place.name for place in taps)
+        self.backbone, self.taps = backbone, tuple(point.name for point in taps)
         deepest, last, shallow = backbone.deepest, taps[-1], taps[:-1]
         self.gates = nn.ModuleList(SpatialGate(groups) for _ in taps)
-        self.alignments = nn.ModuleList(form.path(backbone.way(tap, last)) for tap in taps)
+        self.alignments = nn.ModuleList(branch_type.path(backbone.way(tap, last)) for tap in taps)
         self.fusion = fusion(len(taps))
         self.deepest_head = Head(deepest.channels, num_classes)
-        self.branches = nn.ModuleList(form.branch(backbone.way(last, deepest), last.channels) for _ in shallow)
+        self.branches = nn.ModuleList(branch_type.branch(backbone.way(last, deepest), last.channels) for _ in shallow)
         self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in shallow)
         self.projections = _projections(len(shallow) if features else 0, deepest.channels)
-        self.fused_branch = form.fused(backbone.way(last, deepest))
+        self.fused_branch = branch_type.fused(backbone.way(last, deepest))
         self.deep_fusion = fusion(2)
         self.side_heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in self.beside)
         self.fused_head = Head(deepest.channels, num_classes)
@@ -124,7 +126,7 @@ class SideFusionNetwork(_Branching):
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
         maps: list[Tensor] = []
-        deepest_map = self.backbone(images, lambda place, x: self.tap(x, maps) if place in self.taps else x)
+        deepest_map = self.backbone(images, lambda name, x: self.tap(x, maps) if name in self.taps else x)
         *aligned, fused = maps
         return self._outputs(aligned, fused, deepest_map)
 

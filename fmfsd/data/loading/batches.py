@@ -46,7 +46,7 @@ class TrainBatches:
         self._device = shards.labels.device
         self._augmentation = Recipe(data, shards.side, self._device)
         self._normalise = Normalise(*data.channel_statistics, dtype, self._device)
-        self._cached: tuple[int, EpochTable] | None = None
+        self._made: tuple[int, EpochTable] | None = None
 
     def at(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
         """Return images (b, 3, H, W) of `dtype` and labels, b = the worker's shards * per_shard.
@@ -71,9 +71,9 @@ class TrainBatches:
 
     def table(self, epoch: int) -> EpochTable:
         """Return the epoch's table; it is built once per epoch."""
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = epoch, self._build_table(epoch)
-        return self._cached[1]
+        if self._made is None or self._made[0] != epoch:
+            self._made = epoch, self._build_table(epoch)
+        return self._made[1]
 
     def close(self) -> None:
         self.shards.close()

@@ -26,7 +26,7 @@ def own_shards(
 
 
 def images_stay_in_files(data: DataConfig, index: SetIndex, comms: Comms, device: torch.device) -> bool:
-    """Return whether images are streamed from files, as `data` says or, for auto, by the size of the set.
+    """Return whether images are streamed from files: as set in `data` or, for auto, by the size of the set.
 
     Every worker must make the call; workers may get different answers.
     """

@@ -41,7 +41,7 @@ class ShardsOnDisk:
         return self._to_device(self._read(chosen.cpu()))
 
     def in_order(self, order: Order) -> Callable[[int], Tensor]:
-        prefetcher = _Prefetcher(self._pool, self._read, order, self._depth(order))
+        prefetcher = _Ahead(self._pool, self._read, order, self._depth(order))
         return lambda n: self._to_device(prefetcher.take(n))
 
     def close(self) -> None:
@@ -76,19 +76,19 @@ class ShardsOnDisk:
         return images.to(self._device, non_blocking=True)
 
 
-class _Prefetcher:
+class _Ahead:
     """Reads the next `depth` batches of `order` with `read`, in the thread of `pool`."""
 
     def __init__(self, pool: ThreadPoolExecutor, read: Callable[[Tensor], Tensor], order: Order, depth: int) -> None:
         self._pool, self._read, self._order, self._depth = pool, read, order, depth
-        self._pending: dict[int, Future[Tensor]] = {}
+        self._begun: dict[int, Future[Tensor]] = {}
 
     def take(self, number: int) -> Tensor:
         """Return batch `number` of the order; start reading the next batches, and cancel all others."""
         wanted = range(number, min(number + 1 + self._depth, len(self._order)))
-        for other in [each for each in self._pending if each not in wanted]:
-            self._pending.pop(other).cancel()
+        for other in [each for each in self._begun if each not in wanted]:
+            self._begun.pop(other).cancel()
         for each in wanted:
-            if each not in self._pending:
-                self._pending[each] = self._pool.submit(self._read, self._order[each])
-        return self._pending.pop(number).result()
+            if each not in self._begun:
+                self._begun[each] = self._pool.submit(self._read, self._order[each])
+        return self._begun.pop(number).result()

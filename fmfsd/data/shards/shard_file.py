@@ -30,9 +30,9 @@ class OpenShard:
             raise self._read_error(error) from error
         self._bytes = shard.bytes
         if self._size() != shard.bytes or self.images_start < 8:
-            error = self._size_error()
+            size_error = self._size_error()
             self.close()
-            raise error
+            raise size_error
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -50,7 +50,7 @@ class OpenShard:
             filled += count
 
     def announce(self, start: int, length: int) -> None:
-        """Tell the kernel that these bytes will be read soon, so that it reads many ranges in parallel."""
+        """Let the kernel prefetch these bytes, so that a disk reads many ranges in parallel."""
         with suppress(OSError):  # not supported by some file systems
             os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
 

@@ -63,7 +63,7 @@ class Trunk(nn.Module):
 
         Within a stage there is no step, unless the channels differ.
         """
-        ends = {place.stage: place for place in self.places}
+        ends = {point.stage: point for point in self.places}
         targets = [*(ends[stage] for stage in range(start.stage + 1, end.stage)), end]
         if start.stage == end.stage and start.channels == end.channels:
             return ()
@@ -98,11 +98,11 @@ class Backbone(Trunk):
         self.stem = stem
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
+    def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map. The map that `visit` returns feeds the next block."""
         x = self.stem(images)
-        for place, block in zip(self.places, self.blocks(), strict=True):
-            x = visit(place.name, self.run_block(block, x))
+        for point, block in zip(self.places, self.blocks(), strict=True):
+            x = visit(point.name, self.run_block(block, x))
         return x
 
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -76,13 +76,13 @@ class CutBackbone(Backbone):
         self._views = tuple(views)
         self.passes_maps_only = not any(view.has_more for view in views)
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
+    def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map. The map that `visit` returns replaces the map in the input of the next part."""
         value = self.stem(images)
-        for place, view, block in zip(self.places, self._views, self.blocks(), strict=True):
+        for point, view, block in zip(self.places, self._views, self.blocks(), strict=True):
             value = self.run_block(block, value)
             map_BCHW = view.map_of(value)
-            x = visit(place.name, map_BCHW)
+            x = visit(point.name, map_BCHW)
             value = value if x is map_BCHW else view.with_map(value, x)
         return x
 

@@ -37,12 +37,12 @@ class MapsBackbone(Trunk):
         self.model = Foreign(model)
         self._channels_last = channels_last
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
+    def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map."""
         maps = self.model(images)
-        for number, place in enumerate(self.places, -len(self.places)):
+        for number, point in enumerate(self.places, -len(self.places)):
             x = maps[number].permute(0, 3, 1, 2) if self._channels_last else maps[number]
-            x = visit(place.name, x)
+            x = visit(point.name, x)
         return x
 
 
@@ -211,7 +211,7 @@ def _require_usable(name: str, trunk: Trunk, size: int) -> None:
         )
     visited: list[tuple[Tensor, int]] = []
 
-    def visit(_place: str, x: Tensor) -> Tensor:
+    def visit(_name: str, x: Tensor) -> Tensor:
         visited.append((x, x._version))
         return x
 
