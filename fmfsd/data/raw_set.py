@@ -22,8 +22,8 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, chosen: NDArray[Any]) -> "FileImages":
-        return FileImages(self.paths[chosen], self.side)
+    def __getitem__(self, selection: NDArray[Any]) -> "FileImages":
+        return FileImages(self.paths[selection], self.side)
 
 
 Images = NDArray[np.uint8] | FileImages
@@ -43,8 +43,8 @@ class Samples:
         """Return samples with consecutive ids from `first`."""
         return cls(images, labels, np.arange(first, first + len(labels), dtype=np.int64))
 
-    def take(self, chosen: NDArray[Any]) -> "Samples":
-        return Samples(self.images[chosen], self.labels[chosen], self.ids[chosen])
+    def take(self, selection: NDArray[Any]) -> "Samples":
+        return Samples(self.images[selection], self.labels[selection], self.ids[selection])
 
     def __len__(self) -> int:
         return len(self.labels)

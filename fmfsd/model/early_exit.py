@@ -74,13 +74,13 @@ class FirstSure(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> logits (B, K) and head indices (B,), as in `EarlyExit`."""
         logits = self.network(images).logits
-        shallow, chosen = logits[: len(self.thresholds)], logits[-1]
-        heads = torch.zeros_like(chosen[:, 0], dtype=torch.int64) + len(shallow)
+        shallow, selected = logits[: len(self.thresholds)], logits[-1]
+        heads = torch.zeros_like(selected[:, 0], dtype=torch.int64) + len(shallow)
         for number in reversed(range(len(shallow))):
             confident = _is_confident(shallow[number], self.thresholds[number])
-            chosen = torch.where(confident.unsqueeze(1), shallow[number], chosen)
+            selected = torch.where(confident.unsqueeze(1), shallow[number], selected)
             heads = torch.where(confident, number, heads)
-        return chosen, heads
+        return selected, heads
 
 
 def _require_one_per_head(thresholds: Sequence[float], early: Sequence[str]) -> tuple[float, ...]:

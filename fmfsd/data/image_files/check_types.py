@@ -31,17 +31,17 @@ _INTERCHANGEABLE = {PNG, JPEG}
 def find_wrong_types(paths: Sequence[Path], report: Report) -> dict[Path, Problem]:
     """Return the files whose type does not match their extension, or that can't be read."""
     wrong, mismatched = dict[Path, Problem](), list[Path]()
-    for done, (path, found) in enumerate(zip(paths, map_in_threads(_detect, paths), strict=True), 1):
+    for done, (path, detected) in enumerate(zip(paths, map_in_threads(_detect, paths), strict=True), 1):
         report("checking the types of files", done, len(paths))
         expected = TYPES[path.suffix.lower()]
-        if isinstance(found, Problem):
-            wrong[path] = found
-        elif found == AVIF and not features.check("avif"):
+        if isinstance(detected, Problem):
+            wrong[path] = detected
+        elif detected == AVIF and not features.check("avif"):
             wrong[path] = Problem(str(path), f"{AVIF}, which the installed Pillow can't read")
-        elif found != expected and {found, expected} == _INTERCHANGEABLE:
+        elif detected != expected and {detected, expected} == _INTERCHANGEABLE:
             mismatched.append(path)
-        elif found != expected:
-            wrong[path] = Problem(str(path), f"{found}, but its extension is that of {expected}")
+        elif detected != expected:
+            wrong[path] = Problem(str(path), f"{detected}, not {expected} as its extension says")
     if mismatched:
         message = (
             "%d files are PNG images with a JPEG extension or the reverse; they are read by their content: %s, ..."

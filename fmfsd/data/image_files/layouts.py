@@ -52,9 +52,11 @@ def list_images(root: Path) -> Listing:
     """Return the images below `root`. Raises DataError with all problems of their folders."""
     search = Search()
     folders = _split_folders(root, search)
-    train = _read_split(folders["train"], search, known=())
+    train = _read_split(folders["train"], search, train_classes=())
     others = {
-        name: _read_split(folder, search, known=train.classes) for name, folder in folders.items() if name != "train"
+        name: _read_split(folder, search, train_classes=train.classes)
+        for name, folder in folders.items()
+        if name != "train"
     }
     _log_skipped(root, search)
     splits = {"train": train, **_choose_test_split(others)}
@@ -87,11 +89,11 @@ def _check_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator
             yield Problem(str(root), f"has {names}, which are folders of the same split: remove all but one")
 
 
-def _read_split(folder: Path, search: Search, *, known: Collection[str]) -> _Split:
-    """Return the images in `folder` by class; `known` are the classes of the training split."""
+def _read_split(folder: Path, search: Search, *, train_classes: Collection[str]) -> _Split:
+    """Return the images in `folder` by class; `train_classes` are the classes of the training split."""
     entries = search.list_entries(folder)
     subfolders = [Path(entry.path) for entry in entries if is_folder(entry)]
-    if {path.name for path in subfolders} <= {IMAGES} - set(known):
+    if {path.name for path in subfolders} <= {IMAGES} - set(train_classes):
         images = search.find_images(folder)
         if (folder / ANNOTATIONS).is_file():
             return _Split(folder, _read_annotations(folder / ANNOTATIONS, images, search))
@@ -130,14 +132,14 @@ def _read_annotations(path: Path, images: Sequence[Path], search: Search) -> Cla
     for image in images:
         if image.name in class_of:
             classes.setdefault(class_of[image.name], []).append(image)
-    names = {image.name for image in images}
+    image_names = {image.name for image in images}
     search.problems += [
-        Problem(str(path), f"{message}: {join_some(found)}")
-        for message, found in (
-            ("lists images that do not exist", class_of.keys() - names),
-            ("does not list all images", names - class_of.keys()),
+        Problem(str(path), f"{message}: {join_some(names)}")
+        for message, names in (
+            ("lists images that do not exist", class_of.keys() - image_names),
+            ("does not list all images", image_names - class_of.keys()),
         )
-        if found
+        if names
     ]
     return classes
 

@@ -79,10 +79,10 @@ class TrainBatches:
         self.shards.close()
 
     def _augment(self, table: EpochTable, micro_step: int) -> tuple[Tensor, Tensor]:
-        chosen = table.sample[micro_step]
+        indices = table.sample[micro_step]
         draws = {name: values[micro_step] for name, values in table.draws.items()}
         images = self._augmentation.applied(table.stored(micro_step), draws, table.schedules, micro_step)
-        return self._normalise(images), self.shards.labels.index_select(0, chosen)
+        return self._normalise(images), self.shards.labels.index_select(0, indices)
 
     def _build_table(self, epoch: int) -> EpochTable:
         starts = np.cumsum([0, *self.shards.sizes[:-1]])

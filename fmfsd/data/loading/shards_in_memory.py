@@ -42,7 +42,7 @@ class Shards(Protocol):
     @property
     def side(self) -> int: ...
 
-    def rows(self, chosen: Tensor) -> Tensor:
+    def rows(self, indices: Tensor) -> Tensor:
         """Return the images with these indices, in this order, on the device of the labels."""
         ...
 
@@ -67,8 +67,8 @@ class OwnShards:
     def side(self) -> int:
         return self.images.shape[-1]
 
-    def rows(self, chosen: Tensor) -> Tensor:
-        return self.images.index_select(0, chosen.to(self.images.device))
+    def rows(self, indices: Tensor) -> Tensor:
+        return self.images.index_select(0, indices.to(self.images.device))
 
     def in_order(self, order: Order) -> Callable[[int], Tensor]:
         indices = order.to(self.images.device) if isinstance(order, Tensor) else order

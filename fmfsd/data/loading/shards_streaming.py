@@ -37,8 +37,8 @@ class ShardsOnDisk:
         self.labels, self.ids = labels.to(device), ids.to(device)
         self._pool = ThreadPoolExecutor(1, "image reader")  # its thread starts with the first task
 
-    def rows(self, chosen: Tensor) -> Tensor:
-        return self._to_device(self._read(chosen.cpu()))
+    def rows(self, indices: Tensor) -> Tensor:
+        return self._to_device(self._read(indices.cpu()))
 
     def in_order(self, order: Order) -> Callable[[int], Tensor]:
         prefetcher = _Ahead(self._pool, self._read, order, self._depth(order))
@@ -54,20 +54,20 @@ class ShardsOnDisk:
         largest = (len(order[0]) if len(order) else 0) * self._files[0].image_bytes
         return min(MOST_BATCHES, max(2, WINDOW_BYTES // max(1, largest)))
 
-    def _read(self, chosen: Tensor) -> Tensor:
-        images = torch.empty((len(chosen), *self._shape), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+    def _read(self, indices: Tensor) -> Tensor:
+        images = torch.empty((len(indices), *self._shape), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         pixels, size = images.view(-1).numpy().data, self._files[0].image_bytes
-        locations = list(self._locate(chosen))
+        locations = list(self._locate(indices))
         for file, start in locations:
             file.announce(start, size)  # four times as fast if the set is not in the page cache
         for number, (file, start) in enumerate(locations):
             file.read_into(pixels[number * size : (number + 1) * size], start)
         return images
 
-    def _locate(self, chosen: Tensor) -> Iterator[tuple[OpenShard, int]]:
+    def _locate(self, indices: Tensor) -> Iterator[tuple[OpenShard, int]]:
         """Yield each image's file and its byte offset in that file."""
-        numbers = np.searchsorted(self._starts, chosen.numpy(), side="right") - 1
-        rows = chosen.numpy() - self._starts[numbers]
+        numbers = np.searchsorted(self._starts, indices.numpy(), side="right") - 1
+        rows = indices.numpy() - self._starts[numbers]
         for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
             file = self._files[number]
             yield file, file.images_start + row * file.image_bytes
@@ -85,10 +85,10 @@ class _Ahead:
 
     def take(self, number: int) -> Tensor:
         """Return batch `number` of the order; start reading the next batches, and cancel all others."""
-        wanted = range(number, min(number + 1 + self._depth, len(self._order)))
-        for other in [each for each in self._begun if each not in wanted]:
+        window = range(number, min(number + 1 + self._depth, len(self._order)))
+        for other in [each for each in self._begun if each not in window]:
             self._begun.pop(other).cancel()
-        for each in wanted:
+        for each in window:
             if each not in self._begun:
                 self._begun[each] = self._pool.submit(self._read, self._order[each])
         return self._begun.pop(number).result()

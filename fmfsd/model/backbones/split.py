@@ -153,8 +153,8 @@ def _returned(graph: fx.Graph) -> list[fx.Node]:
 def _values(model: nn.Module, graph: fx.Graph, images: Tensor) -> Mapping[fx.Node, Any]:
     """Return the value of every node."""
     nodes = tuple(node for node in graph.nodes if node.op not in ("placeholder", "output"))
-    found = fx.GraphModule(model, _subgraph([_images(graph)], nodes))(images)
-    return {_images(graph): images, **dict(zip(nodes, found, strict=True))}
+    outputs = fx.GraphModule(model, _subgraph([_images(graph)], nodes))(images)
+    return {_images(graph): images, **dict(zip(nodes, outputs, strict=True))}
 
 
 def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: ReadMap) -> Iterator[tuple[fx.Node, View]]:
@@ -164,8 +164,10 @@ def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: ReadMap) -> I
         rearrange = _subgraph([_images(end.graph), node], end)
         if any(step.op in ("call_module", "get_attr") for step in rearrange.nodes):
             return
-        found = read(fx.GraphModule({}, rearrange)(values[_images(end.graph)], _numbered(value)))
-        yield from ((node, view) for view in _views(value, found) if torch.equal(view.map_of(_numbered(value)), found))
+        map_BCHW = read(fx.GraphModule({}, rearrange)(values[_images(end.graph)], _numbered(value)))
+        yield from (
+            (node, view) for view in _views(value, map_BCHW) if torch.equal(view.map_of(_numbered(value)), map_BCHW)
+        )
         node = node.args[0] if node.op in ("call_function", "call_method") and node.args else None
 
 

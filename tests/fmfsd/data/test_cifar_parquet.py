@@ -41,7 +41,10 @@ def test_the_names_of_classes_are_the_official_ones(cifar_dir: Path) -> None:
 
 
 def test_the_other_set_in_parquet_files_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train-.*has no column fine_label among img, label, coarse_label; is it anot"):
+    with pytest.raises(
+        DataError,
+        match=r"train-.*has no column fine_label among img, label, coarse_label; check that it is the right data set",
+    ):
         read_set("cifar100", write_parquet(tmp_path, "cifar10"))
     with pytest.raises(DataError, match="has no column img and no label among image, fine_label"):
         read_set("cifar10", write_parquet(tmp_path, "cifar100", columns={"img": "image"}))
