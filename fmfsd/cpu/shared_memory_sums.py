@@ -49,7 +49,7 @@ class SharedSums:
         self._pidfds = (ctypes.c_int * len(processes))(*processes)
 
     def takes(self, tensor: Tensor) -> bool:
-        """Return whether `sum_` can add up this tensor; if not, use the process group."""
+        """Return whether `all_reduce_` can add up this tensor; if not, use the process group."""
         is_dense = tensor.is_contiguous() and not tensor.is_neg()
         return is_dense and tensor.device.type == "cpu" and tensor.dtype in self._functions
 

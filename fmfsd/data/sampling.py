@@ -32,7 +32,7 @@ def shard_epoch(seed: int, epoch: int, shard: int, samples: int) -> ShardEpoch:
 def stream_words(seed: int, epoch: int, shard: int, *, stream: int, samples: int, words: int) -> NDArray[np.uint64]:
     """Return more random 64-bit values, with a row per position, from `stream` (1 or higher). Streams do not overlap.
 
-    The stream's Philox counter starts at stream * 2**192, that of `shard_epoch` at 0.
+    The stream's Philox counter starts at stream * 2**192, that of `draw_shard_epoch` at 0.
     """
     key = np.array([seed, (epoch << 32) | shard], np.uint64)
     start = np.array([0, 0, 0, stream], np.uint64)

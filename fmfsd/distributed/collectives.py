@@ -177,7 +177,7 @@ class GroupComms:
 
     @contextmanager
     def within(self, seconds: float, /) -> Iterator[Comms]:
-        """Yield collectives over a new group. After an error the group is not destroyed, as in `connect`."""
+        """Yield collectives over a new group. After an error the group is not destroyed, as in `join_process_group`."""
         with self.activity.of_a_call():
             group = dist.new_group(timeout=timedelta(seconds=seconds))
         assert isinstance(group, dist.ProcessGroup), "all workers are members"

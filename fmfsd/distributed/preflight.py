@@ -29,7 +29,7 @@ SLOW = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """One worker's results: `wrong` describes an error (empty: none); product rate, and seconds of one all-reduce."""
+    """One worker's results: `error` (empty if there is none), product rate, and seconds of one all-reduce."""
 
     rank: int
     node: int

@@ -23,7 +23,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class TrainedNetwork:
     """A network on its device, whose batch statistics are synchronised over all workers unless disabled in the config.
 
-    `average` is the EMA of its weights and buffers, or None; `scale` is the loss scaler of fp16, else None.
+    `ema` is the EMA of its weights and buffers, or None; `grad_scaler` is the loss scaler of fp16, else None.
     """
 
     def __init__(self, network: Network, config: RunConfig, comms: Comms, device: torch.device) -> None:

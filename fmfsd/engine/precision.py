@@ -18,7 +18,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Form:
-    """`dtype` is that of weights and images, `layout` their memory format, `mixed` autocast's dtype (None: off)."""
+    """`dtype` is that of weights and images; `memory_format` theirs; `autocast_dtype` is None without autocast."""
 
     dtype: torch.dtype
     layout: torch.memory_format

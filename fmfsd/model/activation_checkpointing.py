@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 @runtime_checkable
 class Asking(Protocol):
-    """A synchronised batch norm; `last` has the statistics of its last forward pass."""
+    """A synchronised batch norm; `last_statistics` are those of its last forward pass."""
 
     last: Any
 

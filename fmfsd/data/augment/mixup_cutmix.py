@@ -80,7 +80,7 @@ def _distribution(x: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
 
 
 def mixed(images_BCHW: Tensor, partners_BCHW: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """Mix floating-point images, normalised or not, with their partners, by the draws of `mixing_draws`."""
+    """Mix floating-point images, normalised or not, with their partners, by the draws of `draw_mixing`."""
     blend = draws["blend"].to(images_BCHW.dtype).view(-1, 1, 1, 1)
     blended = torch.lerp(partners_BCHW, images_BCHW, blend)
     if "upper" not in draws:

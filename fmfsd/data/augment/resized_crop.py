@@ -20,7 +20,7 @@ WIDEST = 4 / 3
 
 
 def part_draws(bits: NDArray[np.uint64], side: int) -> dict[str, NDArray[np.int64]]:
-    """Draw crops of an image of `side` pixels, from WORDS random values per sample.
+    """Draw crops of an image of `side` pixels, from VALUES_PER_SAMPLE random values per sample.
 
     Return `part_top`, `part_left`, `part_height` and `part_width`: the first of ten random crops that fits, as in
     torchvision, or the whole image if none fits.

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def own_shards(
     index: SetIndex, split: str, *, rank: int, world_size: int, device: torch.device, in_files: bool
 ) -> Shards:
-    """Return the worker's shards: images in the memory of `device` or, with `in_files`, streamed from their files."""
+    """Return the worker's shards: images in the memory of `device` or, with `stream`, streamed from their files."""
     if in_files:
         return ShardsOnDisk(index, split, rank=rank, world_size=world_size, device=device)
     return load_own_shards(index, split, rank=rank, world_size=world_size, device=device)

@@ -61,7 +61,7 @@ class OpenShard:
         return bytes(head)
 
     def labels_and_ids(self, head: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Parse labels and ids from the result of `before_images`, and validate them completely."""
+        """Parse labels and ids from the result of `read_head`, and validate them completely."""
         try:
             labels, ids = self._parse(head)
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -36,7 +36,7 @@ def pretrained_config(timm: Any, name: str, source: bool | str) -> Any:
 
 
 def channel_statistics(timm: Any, name: str, source: bool | str) -> ChannelStatistics | None:
-    """Return the statistics that the pretrained weights were trained with, or None. Raises as `pretrained_config`."""
+    """Return the statistics that the weights were trained with, or None. Raises as `load_pretrained_config`."""
     config = pretrained_config(timm, name, source)
     if config is None:
         return None
