@@ -1,4 +1,1 @@
-"""What only makes CPUs faster: C++ kernels, depthwise convolution, sums in shared memory.
-
-Each module can be deleted on its own.
-"""
+"""Optional speed-ups for CPUs: C++ kernels, depthwise convolution, all-reduce through shared memory."""

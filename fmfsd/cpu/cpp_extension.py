@@ -1,6 +1,6 @@
-"""Our own C++ for CPUs, compiled at its first use by the machine's compiler and kept in the user's cache.
+"""Just-in-time compilation of this package's C++ files, cached per user.
 
-Where there is no compiler, whoever asks for it has another way that takes longer.
+Callers need a slower fallback for machines without a compiler.
 """
 
 import ctypes
@@ -24,41 +24,41 @@ log = logging.getLogger(__name__)
 
 @cache
 def library(name: str, *definitions: str) -> ctypes.CDLL | None:
-    """`name`.cpp, with `definitions` as `T=float`; None where it can't be compiled."""
+    """Compile `name`.cpp with `definitions` such as `T=float` and load it; return None where that fails."""
     try:
-        return ctypes.CDLL(str(_compiled(name, definitions)))
+        return ctypes.CDLL(str(_build(name, definitions)))
     except NotPrivateError as error:
-        log.warning("%s.cpp is not used, so what it is for takes longer: %s", name, error)
+        log.warning("the C++ kernel %s.cpp is not used, and a slower fallback is: %s", name, error)
         return None
     except (OSError, subprocess.CalledProcessError) as error:
-        log.info("%s.cpp could not be compiled, so what it is for takes longer: %s", name, error)
+        log.info("the C++ kernel %s.cpp could not be compiled; using a slower fallback: %s", name, error)
         return None
 
 
-def _compiled(name: str, definitions: tuple[str, ...]) -> Path:
-    """The library's file, from the cache if it is there and nobody else may have written it."""
+def _build(name: str, definitions: tuple[str, ...]) -> Path:
+    """Return the compiled library, from the cache if it is there. Raises NotPrivateError if others may write to it."""
     flags = (*FLAGS, *(f"-D{each}" for each in definitions))
     texts = [path.read_bytes() for path in (SOURCES / f"{name}.cpp", *sorted(SOURCES.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*texts, " ".join(flags).encode(), _processor()])).hexdigest()
-    made = kernel_folder() / f"{key}.so"
-    if not made.exists():
-        _compile(SOURCES / f"{name}.cpp", flags, made)
-    read_private(made)
-    return made
+    path = kernel_folder() / f"{key}.so"
+    if not path.exists():
+        _compile(SOURCES / f"{name}.cpp", flags, path)
+    read_private(path)
+    return path
 
 
-def _compile(source: Path, flags: tuple[str, ...], made: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=made.parent) as scratch:  # others may be compiling it too
-        whole = Path(scratch) / made.name
+def _compile(source: Path, flags: tuple[str, ...], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:  # other processes may be compiling it too
+        whole = Path(scratch) / target.name
         subprocess.run([COMPILER, *flags, str(source), "-o", str(whole)], check=True, capture_output=True)
         whole.chmod(0o700)
         with whole.open("rb") as file:
             flush_to_disk(file.fileno())
-        os.replace(whole, made)
+        os.replace(whole, target)
 
 
 def _processor() -> bytes:
-    """What `-march=native` depends on: a home folder may be shared by machines with several kinds of processors."""
+    """Return what `-march=native` depends on: machines with different processors may share a home folder."""
     path = Path("/proc/cpuinfo")
     lines = path.read_bytes().split(b"\n\n")[0].splitlines() if path.exists() else [platform.processor().encode()]
     return b"\n".join(

@@ -1,4 +1,4 @@
-"""Depthwise convolution, whose backward pass on a CPU is not left to bf16 where that is slow."""
+"""Depthwise convolution whose backward pass on a CPU runs in fp32 where bf16 is slow."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A 3x3 filter a channel.
+    """3x3 depthwise convolution.
 
-    On a CPU the backward pass of a strided one is computed in the type of its weights, under autocast too: oneDNN takes
-    12 to 45 times as long for it in bf16 as in fp32 (3.13 of torch 2.15, maps of 32 to 8 pixels).
+    On a CPU the backward pass of a strided one is computed in the dtype of its weights, under autocast too: in bf16
+    oneDNN takes 12 to 45 times as long as in fp32 (oneDNN 3.13 of torch 2.15, maps of 32 to 8 pixels).
     """
 
     def __init__(self, channels: int, stride: int) -> None:
@@ -19,14 +19,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H / stride, W / stride)."""
-        unlike = map_BCHW.dtype != self.weight.dtype
-        if unlike and map_BCHW.device.type == "cpu" and self.stride != (1, 1):
-            return _BackInFull.apply(map_BCHW, self.weight, self.stride)
+        mixed_precision = map_BCHW.dtype != self.weight.dtype
+        if mixed_precision and map_BCHW.device.type == "cpu" and self.stride != (1, 1):
+            return _FullPrecisionBackward.apply(map_BCHW, self.weight, self.stride)
         return super().forward(map_BCHW)
 
 
-class _BackInFull(torch.autograd.Function):
-    """In half precision forward, with weights in full precision, and in that backward."""
+class _FullPrecisionBackward(torch.autograd.Function):
+    """Strided depthwise convolution: forward in the dtype of the map, backward in the dtype of the weights."""
 
     @staticmethod
     def forward(ctx: Any, map_BCHW: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
@@ -37,8 +37,8 @@ class _BackInFull(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         map_BCHW, weight = ctx.saved_tensors
-        of_output, full, groups = gradients[0].to(weight.dtype), map_BCHW.to(weight.dtype), len(weight)
-        of_map, of_weight, _ = torch.ops.aten.convolution_backward(
-            of_output, full, weight, None, ctx.stride, [1, 1], [1, 1], False, [0, 0], groups, [True, True, False]
+        output_grad, full, groups = gradients[0].to(weight.dtype), map_BCHW.to(weight.dtype), len(weight)
+        map_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
+            output_grad, full, weight, None, ctx.stride, [1, 1], [1, 1], False, [0, 0], groups, [True, True, False]
         )
-        return of_map.to(map_BCHW.dtype), of_weight, None
+        return map_grad.to(map_BCHW.dtype), weight_grad, None

@@ -1,6 +1,6 @@
-"""Sums of tensors over the workers of one host, through memory that they share, by our own `sums.cpp`.
+"""All-reduce of CPU tensors over the workers of one host, through shared memory, in C++ (`sums.cpp`).
 
-gloo takes 0.4 ms and more for the sum of a few numbers, this 4 to 7 µs (two workers of a core each).
+For a few numbers gloo takes 0.4 ms or more, this 4 to 7 µs (two workers with a core each).
 """
 
 import ctypes
@@ -17,12 +17,12 @@ from torch import Tensor
 from fmfsd.cpu import cpp_extension
 
 _ENDED, _LATE = 1, 2
-"""What a sum can come to beside done and unlike, as sums.cpp has it."""
+"""Outcomes of a sum, as in sums.cpp: a process ended, a timeout."""
 _FUNCTIONS = {torch.float32: "sum_float", torch.float64: "sum_double"}
 
 
 class Talk(Protocol):
-    """How workers come to terms before: a part of `fmfsd.distributed.collectives.Comms`."""
+    """The part of `fmfsd.distributed.collectives.Comms` with which the workers agree on the shared memory."""
 
     rank: int
     size: int
@@ -33,9 +33,10 @@ class Talk(Protocol):
 
 
 class SharedSums:
-    """Parts are added up by rank, so that all workers have the same sum to the last bit.
+    """All-reduce through shared memory. Tensors are added in rank order, so all workers get bit-identical sums.
 
-    Every worker makes every call. `processes` can be read from when a worker has ended; its own is -1.
+    Every worker must make every call. `processes` are file descriptors (pidfds) that become readable when a worker's
+    process ends, by rank; the worker's own is -1.
     """
 
     def __init__(
@@ -43,77 +44,82 @@ class SharedSums:
     ) -> None:
         self._library, self._memory, self._rank, self._processes = library, memory, rank, processes
         self._timeout_s = timeout_s
-        self._functions = {dtype: _prepared(library, name) for dtype, name in _FUNCTIONS.items()}
+        self._functions = {dtype: _load_function(library, name) for dtype, name in _FUNCTIONS.items()}
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._watched = (ctypes.c_int * len(processes))(*processes)
+        self._pidfds = (ctypes.c_int * len(processes))(*processes)
 
     def takes(self, tensor: Tensor) -> bool:
-        plain = tensor.is_contiguous() and not tensor.is_neg()
-        return plain and tensor.device.type == "cpu" and tensor.dtype in self._functions
+        """Return whether `all_reduce_` can add up this tensor; if not, use the process group."""
+        is_dense = tensor.is_contiguous() and not tensor.is_neg()
+        return is_dense and tensor.device.type == "cpu" and tensor.dtype in self._functions
 
     def sum_(self, tensor: Tensor, factor: float = 1.0) -> None:
-        """`tensor` becomes the sum of all workers', each times `factor`.
+        """Replace `tensor` by the sum over all workers, each multiplied by `factor`.
 
-        Raises RuntimeError if one has ended, or is waited for too long.
+        Raises RuntimeError if a worker's process has ended, does not take part in time, or adds another size.
         """
         outcome = self._functions[tensor.dtype](
             self._start,
-            len(self._watched),
+            len(self._pidfds),
             self._rank,
-            self._watched,
+            self._pidfds,
             self._timeout_s,
             factor,
             tensor.data_ptr(),
             tensor.numel(),
         )
         if outcome:
-            raise RuntimeError(self._in_words(*divmod(outcome, len(self._watched))))
+            raise RuntimeError(self._describe_failure(*divmod(outcome, len(self._pidfds))))
 
-    def _in_words(self, outcome: int, rank: int) -> str:
+    def _describe_failure(self, outcome: int, rank: int) -> str:
         if outcome == _ENDED:
-            return _ended(rank)
+            return _describe_end(rank)
         if outcome == _LATE:
-            return f"timed out waiting for rank {rank}, for {self._timeout_s:g} s"
-        return f"rank {rank} adds up something else than rank {self._rank}"
+            return f"timed out waiting for rank {rank}, after {self._timeout_s:g} s"
+        return f"tensor sizes differ: rank {rank} and rank {self._rank} add up different tensors"
 
     def within(self, timeout_s: float) -> "SharedSums":
-        """The same memory, for calls that wait as long as that."""
+        """Return an object for the same memory whose calls wait `timeout_s` seconds at most."""
         return SharedSums(self._library, self._memory, self._rank, self._processes, timeout_s)
 
     def close(self) -> None:
-        for process in self._processes:
-            if process >= 0:
-                os.close(process)
+        for pidfd in self._processes:
+            if pidfd >= 0:
+                os.close(pidfd)
 
 
 def shared_sums(talk: Talk, *, timeout_s: float) -> SharedSums | None:
-    """For workers of one host, all of which call it. None on all if one has no compiler, or no such memory."""
-    library = cpp_extension.library("sums") if _system_can() else None
+    """Return the shared-memory sums of the workers of one host, all of which must make the call.
+
+    Return None on every worker if one of them has no compiler or can't map the memory.
+    """
+    library = cpp_extension.library("sums") if _is_supported() else None
     size = library.segment_bytes(ctypes.c_long(talk.size)) if library is not None else 0
     created = _created(size) if talk.rank == 0 and size else None
-    place = talk.share((os.getpid(), *created) if created is not None else None)
-    memory = _mapped(size, *place) if place is not None and size else None
+    location = talk.share((os.getpid(), *created) if created is not None else None)
+    memory = _mapped(size, *location) if location is not None and size else None
     pids = talk.gather(os.getpid() if memory is not None else None)
     if created is not None:
         os.close(created[0])
     if library is None or memory is None or None in pids:
         return None
-    return SharedSums(library, memory, talk.rank, [_watched(rank, pid) for rank, pid in enumerate(pids)], timeout_s)
+    return SharedSums(library, memory, talk.rank, [_open_pidfd(rank, pid) for rank, pid in enumerate(pids)], timeout_s)
 
 
-def _watched(rank: int, pid: int) -> int:
+def _open_pidfd(rank: int, pid: int) -> int:
+    """Return a pidfd of the worker, -1 for this process. Raises RuntimeError if the process has ended."""
     try:
         return -1 if pid == os.getpid() else os.pidfd_open(pid)
     except ProcessLookupError as error:
-        raise RuntimeError(_ended(rank)) from error
+        raise RuntimeError(_describe_end(rank)) from error
 
 
-def _ended(rank: int) -> str:
-    return f"another worker's process has ended: rank {rank}'s"
+def _describe_end(rank: int) -> str:
+    return f"another worker's process has ended: rank {rank}"  # the launcher's failure report matches the start
 
 
-def _system_can() -> bool:
-    """Linux, and no sandbox that knows no file of a process."""
+def _is_supported() -> bool:
+    """Return whether the system has pidfds and memfds: Linux, outside sandboxes that lack them."""
     with suppress(AttributeError, OSError):
         os.close(os.pidfd_open(os.getpid()))
         return hasattr(os, "memfd_create")
@@ -121,8 +127,7 @@ def _system_can() -> bool:
 
 
 def _created(size: int) -> tuple[int, str] | None:
-    """A file without a place, of which nothing is left when nobody has it any more, and its name; None if there can be
-    none."""
+    """Return an anonymous file in memory (memfd), which vanishes with its last user, and its name; None on failure."""
     name = f"fmfsd-{secrets.token_hex(8)}"
     with suppress(OSError):
         file = os.memfd_create(name)
@@ -136,22 +141,22 @@ def _created(size: int) -> tuple[int, str] | None:
 
 
 def _mapped(size: int, pid: int, file: int, name: str) -> mmap.mmap | None:
-    """Another process's file of that name; None where it can't be had, as on another host."""
+    """Map the memfd of that name of another process; return None where that fails, as on another host."""
     with suppress(OSError):
-        place = f"/proc/{pid}/fd/{file}"
-        if name in os.readlink(place):
-            opened = os.open(place, os.O_RDWR)
+        path = f"/proc/{pid}/fd/{file}"
+        if name in os.readlink(path):
+            descriptor = os.open(path, os.O_RDWR)
             try:
-                return mmap.mmap(opened, size)
+                return mmap.mmap(descriptor, size)
             finally:
-                os.close(opened)
+                os.close(descriptor)
     return None
 
 
-def _prepared(library: ctypes.CDLL, name: str) -> Any:
+def _load_function(library: ctypes.CDLL, name: str) -> Any:
     function = getattr(library, name)
-    number, address = ctypes.c_long, ctypes.c_void_p
-    real, files = ctypes.c_double, ctypes.POINTER(ctypes.c_int)
-    function.argtypes = (address, number, number, files, real, real, address, number)
-    function.restype = number
+    integer, address = ctypes.c_long, ctypes.c_void_p
+    real, pidfds = ctypes.c_double, ctypes.POINTER(ctypes.c_int)
+    function.argtypes = (address, integer, integer, pidfds, real, real, address, integer)
+    function.restype = integer
     return function

@@ -1,11 +1,11 @@
-// Spatial enhancement of whole maps, forward and backward by its closed form; see fmfsd/model/enhance.py.
+// Spatial enhancement of whole maps, forward and backward in closed form; see fmfsd/model/spatial_enhancement.py.
 //
 // A map has C channels at P positions, in G groups of N = C / G consecutive channels. Images are independent, and each is
-// done by one thread, so that its result depends neither on the batch nor on the number of threads, and lies in that
-// core's cache meanwhile. T is what maps are stored as, A what is computed in; compile with -DT=Half|float|double
+// processed by one thread: its result depends neither on the batch nor on the number of threads, and it stays in that
+// core's cache. T is the storage type of maps, A the type of the arithmetic; compile with -DT=Half|float|double
 // -DA=float|double.
 //
-// Everywhere i is an element of the map, c its channel, and j the element of its group at its position.
+// Throughout, i indexes the map, c is its channel, and j indexes the (group, position) array at the same position.
 
 #include <cmath>
 #include <vector>
@@ -13,8 +13,8 @@
 #include "stored.h"
 
 static inline double exponential(double value) { return std::exp(value); }
-static inline float exponential(float value) {  // to 1e-7, in vectors, as the library's own is only with -ffast-math
-    const float ROUNDING = 12582912.0f;         // 1.5 * 2^23: behind it a float has no fraction
+static inline float exponential(float value) {  // accurate to 1e-7 and vectorised, as std::exp is only with -ffast-math
+    const float ROUNDING = 12582912.0f;         // 1.5 * 2^23: floats of this size have no fraction
     float bounded = value < -87.0f ? -87.0f : value > 88.0f ? 88.0f : value;
     float powers = (bounded * 1.44269504f + ROUNDING) - ROUNDING;  // of two
     float rest = (bounded - powers * 0.693359375f) + powers * 2.12194440e-4f;
@@ -26,29 +26,29 @@ static inline float exponential(float value) {  // to 1e-7, in vectors, as the l
     return series * scale;
 }
 
-// Maps of which each channel is contiguous.
+// Contiguous maps: the positions of a channel are contiguous.
 struct Planes {
     const long C, G, P, N = C / G;
 
-    // act(c, i, j) for each element
+    // Calls act(c, i, j) for each element.
     template <typename F> void each(F act) const {
         for (long c = 0; c < C; c++) {
             #pragma omp simd
             for (long p = 0; p < P; p++) act(c, c * P + p, c / N * P + p);
         }
     }
-    // act(g, j) for each position of each group
+    // Calls act(g, j) for each position of each group.
     template <typename F> void each_of_group(F act) const {
         for (long g = 0; g < G; g++) {
             #pragma omp simd
             for (long p = 0; p < P; p++) act(g, g * P + p);
         }
     }
-    // sums[c] of value(i, j) over positions
+    // sums[c] = sum of value(i, j) over positions
     template <typename F> void channel_sums(F value, A* sums) const {
         for (long c = 0; c < C; c++) sums[c] = sum(c * P, c / N * P, value);
     }
-    // sums[g] of value(j) over positions
+    // sums[g] = sum of value(j) over positions
     template <typename F> void group_sums(F value, A* sums) const {
         for (long g = 0; g < G; g++) sums[g] = sum(0, g * P, [=](long, long j) { return value(j); });
     }
@@ -58,17 +58,18 @@ struct Planes {
         for (long p = 0; p < P; p++) total += value(i + p, j + p);
         return total;
     }
-    // sums[j] of value(c, i) over the group's channels
+    // sums[j] = sum of value(c, i) over the group's channels
     template <typename F> void over_channels(F value, A* sums) const {
         each_of_group([=](long, long j) { sums[j] = 0; });
         each([=](long c, long i, long j) { sums[j] += value(c, i); });
     }
 };
 
-// Maps whose channels are contiguous at each position. FIXED is N where it is known, so that loops are unrolled, else 0.
+// Channels-last maps: the channels of a position are contiguous. FIXED is N if known at compile time, which unrolls
+// loops, else 0.
 template <long FIXED> struct Pixels {
     const long C, G, P;
-    static constexpr long BLOCK = 32;  // positions whose sum is added to others': sums of sums lose fewer digits
+    static constexpr long BLOCK = 32;  // positions that are summed separately: sums of partial sums are more precise
 
     template <typename F> void each(F act) const {
         const long N = FIXED ? FIXED : C / G;
@@ -86,25 +87,25 @@ template <long FIXED> struct Pixels {
     }
     template <typename F> void channel_sums(F value, A* sums) const {
         const long N = FIXED ? FIXED : C / G;
-        in_blocks(C, sums, [=](long p, A* some) {
+        in_blocks(C, sums, [=](long p, A* partial) {
             #pragma omp simd
             for (long g = 0; g < G; g++)
-                for (long n = 0; n < N; n++) some[g * N + n] += value(p * C + g * N + n, p * G + g);
+                for (long n = 0; n < N; n++) partial[g * N + n] += value(p * C + g * N + n, p * G + g);
         });
     }
     template <typename F> void group_sums(F value, A* sums) const {
-        in_blocks(G, sums, [=](long p, A* some) {
+        in_blocks(G, sums, [=](long p, A* partial) {
             #pragma omp simd
-            for (long g = 0; g < G; g++) some[g] += value(p * G + g);
+            for (long g = 0; g < G; g++) partial[g] += value(p * G + g);
         });
     }
     template <typename F> void in_blocks(long length, A* sums, F add) const {
-        std::vector<A> some(length);
+        std::vector<A> partial(length);
         for (long i = 0; i < length; i++) sums[i] = 0;
         for (long begin = 0; begin < P; begin += BLOCK) {
-            for (long i = 0; i < length; i++) some[i] = 0;
-            for (long p = begin; p < P && p < begin + BLOCK; p++) add(p, some.data());
-            for (long i = 0; i < length; i++) sums[i] += some[i];
+            for (long i = 0; i < length; i++) partial[i] = 0;
+            for (long p = begin; p < P && p < begin + BLOCK; p++) add(p, partial.data());
+            for (long i = 0; i < length; i++) sums[i] += partial[i];
         }
     }
     template <typename F> void over_channels(F value, A* sums) const {
@@ -120,7 +121,7 @@ template <long FIXED> struct Pixels {
     }
 };
 
-// What is computed of one image; a thread has it for all of its images.
+// Intermediate results of one image; each thread has one Scratch and reuses it.
 struct Scratch {
     std::vector<A> agreement, mask, slope, mean, through_mean, deviation, scale, offset, share;
     Scratch(long C, long G, long P)
@@ -151,8 +152,8 @@ static void enhance(const Layout& layout, const T* x, const A* gamma, const A* b
     });
 }
 
-// From the gradient of the mask, in slope, to that of the agreement, there too; those of gamma and beta; and the
-// gradient of each channel's mean, divided by the positions that it is a mean of.
+// Replaces the gradient of the mask, in `slope`, by the gradient of the agreement. Also computes the gradients of gamma
+// and beta, and the gradient of each channel's mean, divided by the number of positions.
 template <typename Layout>
 static void through_mask(
     const Layout& layout, const T* x, const A* gamma, A* gamma_gradient, A* beta_gradient, Scratch& s
@@ -201,7 +202,7 @@ static void backward_one(
     else layout.each([=](long c, long i, long j) { store(slope[j] * mean[c] + sums[c], gradient[i]); });
 }
 
-// Calls act(layout) with the layout of images.
+// Calls act(layout) with the layout object of the images.
 template <typename F> static void in_layout(long C, long G, long P, bool channels_last, F act) {
     if (!channels_last) return act(Planes{C, G, P});
     switch (C / G) {
@@ -223,10 +224,10 @@ template <typename F> static void for_images(long B, long C, long G, long P, int
     }
 }
 
-// `index` into an array that may not be there.
+// Returns array + index, or null if the array is null.
 template <typename V> static V* at(V* array, long index) { return array ? array + index : nullptr; }
 
-// (B, C, P) maps to maps times their masks, or to the masks (B, G, P): the other is null.
+// From maps (B, C, P) computes the maps times their masks (`gated`) or the masks (B, G, P); the other pointer is null.
 extern "C" void forward(
     const T* maps, const A* gamma, const A* beta, T* gated, A* masks, long B, long C, long G, long P, int channels_last,
     int threads
@@ -238,7 +239,8 @@ extern "C" void forward(
     });
 }
 
-// From the gradient of one of these to that of the maps, and those of gamma and beta by each image, (B, G).
+// From the gradient of `gated` or of `masks` (the other is null) computes the gradient of the maps, and the gradients of
+// gamma and beta per image, (B, G).
 extern "C" void backward(
     const T* maps, const A* gamma, const A* beta, const T* gated, const A* masks, T* gradient, A* gamma_gradient,
     A* beta_gradient, long B, long C, long G, long P, int channels_last, int threads

@@ -1,4 +1,4 @@
-// What maps are stored as, T, and what is computed in, A: compile with -DT=Half|float|double -DA=float|double.
+// T is the storage type of maps, A the type of the arithmetic: compile with -DT=Half|float|double -DA=float|double.
 
 #include <cstdint>
 #include <cstring>

@@ -1,9 +1,9 @@
-// Sums over the workers of one host, through memory that they share.
+// All-reduce (sum) over the workers of one host, through shared memory.
 //
-// The segment has a seat for each worker, with the number of its latest turn and how many bytes it adds up in it, and
-// behind these two halves with a slot for each worker. In every turn a worker puts its part, times a factor, into its
-// slot of the turn's half, says so in its seat, and adds up all slots, by rank. Who begins turn t + 2 has seen everybody
-// begin t + 1, so all have read what it is about to overwrite.
+// The segment starts with a seat per worker: the number of its latest turn, and how many bytes it adds in that turn.
+// Behind the seats are two halves with a slot per worker. In every turn a worker writes its values, times a factor, to
+// its slot in the turn's half, publishes the turn number in its seat, and adds up all slots in rank order. A worker that
+// starts turn t + 2 has seen all workers start turn t + 1, so all of them have read the slots that it overwrites.
 
 #include <poll.h>
 #include <sched.h>
@@ -13,13 +13,13 @@
 #include <cstdint>
 #include <cstring>
 
-constexpr long SEAT = 64, SLOT = 1 << 18;     // bytes: a cache line, and what two slots of fit into a core's cache
-constexpr long LOOKS = 2000, PAUSE = 100000;  // with the core left to others between looks, about 1 ms; then ns of sleep
-enum Outcome { DONE, ENDED, LATE, UNLIKE };  // shared_sums.py has them too
+constexpr long SEAT = 64, SLOT = 1 << 18;     // bytes: a cache line, and a size of which two fit into a core's cache
+constexpr long POLLS = 2000, PAUSE = 100000;  // polls with sched_yield between them, about 1 ms; then ns of sleep
+enum Outcome { DONE, ENDED, LATE, UNLIKE };   // shared_memory_sums.py has the same values
 
 struct Seat {
     std::atomic<int64_t> turn;
-    int64_t bytes[2];  // of either half's turn
+    int64_t bytes[2];  // for the turn of each half
 };
 
 struct Segment {
@@ -36,10 +36,10 @@ static double seconds() {
     return now.tv_sec + 1e-9 * now.tv_nsec;
 }
 
-// Until the worker with that seat has come to the turn. `process` can be read from when it has ended.
+// Waits until the worker with that seat has reached the turn. `process` is its pidfd: readable once it has ended.
 static Outcome wait(const std::atomic<int64_t>& seat, int64_t turn, int process, double deadline) {
-    for (long looks = 0; seat.load(std::memory_order_acquire) < turn; looks++) {
-        if (looks < LOOKS) {
+    for (long polls = 0; seat.load(std::memory_order_acquire) < turn; polls++) {
+        if (polls < POLLS) {
             sched_yield();
             continue;
         }
@@ -62,14 +62,15 @@ template <typename V> static void add_up(const Segment& segment, int64_t turn, l
     }
 }
 
-// A worker's place in the segment, whom it waits for, and until when.
+// A worker's rank in the segment, the pidfds of the workers it waits for, and its deadline.
 struct Worker {
     const Segment segment;
     const long rank;
     const int* const processes;
     const double deadline;
 
-    // Values become all workers' sum, each times the factor. What it came to, times the workers, and whose fault that is.
+    // Replaces values by the sum over all workers, each times the factor. Returns 0, or outcome * workers + the rank
+    // that caused it.
     template <typename V> long sum(V factor, V* values, long count) const {
         constexpr long most = SLOT / sizeof(V);
         for (long begin = 0; begin < count; begin += most)
@@ -86,14 +87,14 @@ struct Worker {
         own.bytes[turn % 2] = bytes;
         own.turn.store(turn, std::memory_order_release);
         for (long other = 0; other < segment.workers; other++) {
-            const Outcome outcome = come(other, turn, bytes);
+            const Outcome outcome = wait_for(other, turn, bytes);
             if (outcome != DONE) return outcome * segment.workers + other;
         }
         add_up(segment, turn, count, values);
         return 0;
     }
 
-    Outcome come(long other, int64_t turn, int64_t bytes) const {
+    Outcome wait_for(long other, int64_t turn, int64_t bytes) const {
         const Seat& seat = segment.seat(other);
         const Outcome outcome = wait(seat.turn, turn, processes[other], deadline);
         return outcome == DONE && seat.bytes[turn % 2] != bytes ? UNLIKE : outcome;

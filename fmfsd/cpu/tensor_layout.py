@@ -1,4 +1,4 @@
-"""Maps, (B, C, H, W), as our C++ takes them: dense, in one of two layouts, of a few types."""
+"""Feature maps (B, C, H, W) for the C++ kernels: dense, contiguous or channels last, in a few dtypes."""
 
 import ctypes
 from collections.abc import Iterable, Iterator
@@ -16,61 +16,66 @@ _TYPES = {
     torch.float32: ("float", "float", torch.float32),
     torch.float64: ("double", "double", torch.float64),
 }
-"""Of maps: their name in C++, that of what is computed in, and the type of factors."""
+"""For each dtype of maps: its C++ type, the C++ type of the arithmetic, and the dtype of the factors."""
 
-
-_are_left_out = ContextVar("_are_left_out", default=False)
+_kernels_disabled = ContextVar("_kernels_disabled", default=False)
 
 
 @contextmanager
 def left_out() -> Iterator[None]:
-    """Within the block no map is taken, as if all were on another device, for which they may stand."""
-    token = _are_left_out.set(True)
+    """Disable the kernels within the block, as if all maps were on another device."""
+    token = _kernels_disabled.set(True)
     try:
         yield
     finally:
-        _are_left_out.reset(token)
+        _kernels_disabled.reset(token)
 
 
 def takes(name: str, map_BCHW: Tensor, *factors: Tensor) -> bool:
-    """Whether `name`.cpp can have this map and factors: one in this machine's memory, or one without memory that stands
-    for such a map, but none that is traced."""
+    """Return whether the kernel `name`.cpp can process this map with these factors.
+
+    It must be a CPU tensor or a fake CPU tensor, and not be traced by torch.compile.
+    """
     if torch.compiler.is_compiling() or map_BCHW.device.type != "cpu" or type(map_BCHW) not in (Tensor, FakeTensor):
         return False
-    if _are_left_out.get():
+    if _kernels_disabled.get():
         return False
-    known = _TYPES.get(map_BCHW.dtype)
-    if known is None or not all(each.dtype == known[2] and each.is_contiguous() for each in factors):
+    types = _TYPES.get(map_BCHW.dtype)
+    if types is None or not all(each.dtype == types[2] and each.is_contiguous() for each in factors):
         return False
     return _library(name, map_BCHW.dtype) is not None
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """Of a dense map."""
+    """Return the memory format of a dense map."""
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
 def dense(x: Tensor) -> Tensor:
+    """Return `x` as a dense tensor, contiguous or channels last."""
     x = x.resolve_neg()
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 def laid_out_as(like: Tensor, x: Tensor) -> Tensor:
-    """x in the layout of a dense map."""
+    """Return `x` in the memory format of the dense map `like`."""
     return x.resolve_neg().contiguous(memory_format=layout(like))
 
 
 def run(name: str, function: str, x: Tensor, arrays: Iterable[Tensor | None], *sizes: int) -> None:
-    """`function` of `name`.cpp for maps like x: by the arrays' addresses, the sizes, x's layout and the threads."""
+    """Call `function` of `name`.cpp, compiled for the dtype of x.
+
+    Its arguments are the addresses of the arrays, the sizes, whether x is channels last, and the number of threads.
+    """
     if isinstance(x, FakeTensor):
         return
     addresses = [ctypes.c_void_p(None if array is None else array.data_ptr()) for array in arrays]
-    numbers = [ctypes.c_long(size) for size in sizes]
+    c_sizes = [ctypes.c_long(size) for size in sizes]
     library = _library(name, x.dtype)
     assert library is not None
-    getattr(library, function)(*addresses, *numbers, int(layout(x) == torch.channels_last), torch.get_num_threads())
+    getattr(library, function)(*addresses, *c_sizes, int(layout(x) == torch.channels_last), torch.get_num_threads())
 
 
 def _library(name: str, dtype: torch.dtype) -> ctypes.CDLL | None:
-    stored, computed, _ = _TYPES[dtype]
-    return cpp_extension.library(name, f"T={stored}", f"A={computed}")
+    storage_type, arithmetic_type, _ = _TYPES[dtype]
+    return cpp_extension.library(name, f"T={storage_type}", f"A={arithmetic_type}")

@@ -1,1 +1,1 @@
-"""Images: from official files to shards, and from shards to augmented batches. Preparing needs no torch."""
+"""Data pipeline: data sets are prepared as shards (without torch), and shards are loaded as augmented batches."""

@@ -1,4 +1,4 @@
-"""Checks that a prepared set was made from what its source holds now."""
+"""Checks that a prepared set matches the files that its source has now."""
 
 from pathlib import Path
 
@@ -14,23 +14,24 @@ from fmfsd.terminal import Report
 
 
 def require_same_source(index: SetIndex, source: Path, report: Report) -> None:
-    """Raise DataError unless `index` describes a set of the files in `source`."""
-    found = list[str]()
+    """Raise DataError unless the set of `index` was prepared from the files in `source`."""
+    differences = list[str]()
     if index.name == FOLDER:
-        found = _find_other_images(index, source, report)
+        differences = _find_other_images(index, source, report)
     elif index.name in OFFICIAL:
         other = {file.file for file in set(read_source_files(OFFICIAL[index.name], source)) ^ set(index.sources)}
-        found = [join_some(other)] if other else []
-    if found:
+        differences = [join_some(other)] if other else []
+    if differences:
         remedy = "choose another --out, or delete the set and prepare it again"
-        raise DataError([Problem(str(index.folder), f"was prepared from other files: {', '.join(found)}; {remedy}")])
+        found = ", ".join(differences)
+        raise DataError([Problem(str(index.folder), f"was prepared from other files: {found}; {remedy}")])
 
 
 def _find_other_images(index: SetIndex, root: Path, report: Report) -> list[str]:
     states = read_record(index.folder)
     if to_source(states) not in index.sources:
         remedy = "delete the set and prepare it again"
-        raise DataError([Problem(str(index.folder), f"its record of images is not that of its index; {remedy}")])
+        raise DataError([Problem(str(index.folder), f"its record of source images does not match its index; {remedy}")])
     listing = list_images(root)
     names = {str(path.relative_to(root)): path for part in listing.splits.values() for path in part.paths}
     unknown = [path for name, path in names.items() if name not in states and path not in listing.dangling]

@@ -1,4 +1,4 @@
-"""From a whole data set to shards on disk: once, however many processes ask for it."""
+"""Prepares a data set as shards on disk; concurrent processes prepare it only once."""
 
 import logging
 import os
@@ -32,18 +32,22 @@ def prepare(
     skip_damaged: bool = False,
     report: Report,
 ) -> SetIndex:
-    """The index of the set that `data` describes, which is made below `data.root` if it is not there yet.
+    """Prepare the set that `data` describes below `data.root`, unless it exists, and return its index.
 
-    `source` has the official files or the image folders; with `fetch` official ones are downloaded to the root if they
-    are not there. `seed` chooses the samples that are held out; `skip_damaged` leaves images out that can't be read.
-    Raises ConfigError, DataError or CheckError; nothing half-made is left and nothing is overwritten.
+    `source` has the official files or the image folders; with `fetch`, missing official files are downloaded to the
+    root. `seed` chooses the held-out samples; `skip_damaged` leaves out images that can't be read.
+    Raises ConfigError, DataError or CheckError. Nothing is overwritten, and no incomplete set is left behind.
     """
     folder, writer = set_folder(data), SetWriter(data, seed, skip_damaged, report)
     if skip_damaged and data.name != FOLDER:
-        raise ConfigError([Problem("--skip-damaged", f"only image folders have files to skip, not {data.name}")])
+        raise ConfigError(
+            [Problem("--skip-damaged", f"applies to image folders only, not to {data.name}: leave it out")]
+        )
     if source is not None and not source.exists():
-        raise DataError([Problem(str(source), "does not exist: give the place of the images or of the official files")])
-    if os.path.exists(folder):  # whole, as it got its name last: whoever may only read it can't lock it
+        raise DataError(
+            [Problem(str(source), "does not exist: give the folder of the images or of the official files")]
+        )
+    if os.path.exists(folder):  # complete, as it is renamed last; a user with read access can't lock it
         return _existing(folder, seed, source, report)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +59,13 @@ def prepare(
     except (LockLeftError, LockUnsupportedError) as error:
         raise CheckError(str(error)) from error
     except OSError as error:
-        place = error.filename or folder
-        raise CheckError([Problem(str(place), f"can't be read or written: {error.strerror or error}")]) from error
+        path = error.filename or folder
+        raise CheckError([Problem(str(path), f"can't be read or written: {error.strerror or error}")]) from error
     return read_index(folder)
 
 
 def _existing(folder: Path, seed: int, source: Path | None, report: Report) -> SetIndex:
-    """Return the index of the set in `folder`. DataError if it is damaged, or was made from anything but `source`."""
+    """Return the index of the set in `folder`. Raises DataError if it is damaged or was not prepared from `source`."""
     index = read_index(folder)
     if problems := list(damaged_files(index, checksums=True)):
         raise DataError(problems)
@@ -69,23 +73,29 @@ def _existing(folder: Path, seed: int, source: Path | None, report: Report) -> S
         require_same_source(index, source, report)
     if index.seed != seed and index.valid:
         raise DataError(
-            [Problem(str(folder), f"was prepared with seed {index.seed}, not {seed}: choose another --out")]
+            [
+                Problem(
+                    str(folder), f"was prepared with seed {index.seed}, not {seed}: choose another --out or that seed"
+                )
+            ]
         )
     return index
 
 
 def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) -> Path | None:
-    """Where the files are, official ones after fetching them if need be; None for a set that needs none."""
+    """Return the folder of the source files, downloading official ones if needed; None for a set without files."""
     if data.name == FOLDER:
         if source is None:
-            raise ConfigError([Problem("--source", f"image folders need it: a folder with {FOLDER_LAYOUT}")])
+            raise ConfigError(
+                [Problem("--source", f"is required for image folders: give a folder with {FOLDER_LAYOUT}")]
+            )
         return source
     if data.name not in OFFICIAL:
         return None
     official, root = OFFICIAL[data.name], Path(str(data.root))
-    place = source or root
-    if has_files(official, place) or not fetch:
-        return place
+    location = source or root
+    if has_files(official, location) or not fetch:
+        return location
     try:
         download(official.url, root / official.archive, md5=official.archive_md5, report=report)
     except CheckError as error:
@@ -95,12 +105,12 @@ def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) 
 
 
 def _write_whole(raw: RawSet, folder: Path, writer: SetWriter) -> None:
-    """Make the set under another name, and rename it. What a killed preparation left is cleared away first."""
-    for left in folder.parent.glob(f".{folder.name}.*/"):
-        shutil.rmtree(left)
+    """Write the set to a temporary folder and rename it. First remove temporary folders of killed preparations."""
+    for leftover in folder.parent.glob(f".{folder.name}.*/"):
+        shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        built = Path(scratch) / folder.name
-        built.mkdir()
-        writer.write(raw, built)
-        os.rename(built, folder)
+        temporary = Path(scratch) / folder.name
+        temporary.mkdir()
+        writer.write(raw, temporary)
+        os.rename(temporary, folder)
     sync_folder(folder.parent)

@@ -1,4 +1,4 @@
-"""A whole data set before it is cut into shards: images in memory or in files of their own, labels and class names."""
+"""A data set before it is split into shards: images in memory or in image files, labels and class names."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from fmfsd.errors import DataError, Problem
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images (n, 3, side, side) in the files `paths` (n,), which are decoded when they are read."""
+    """Images (n, 3, side, side) in the files `paths` (n,), decoded when they are read."""
 
     paths: NDArray[np.object_]
     side: int
@@ -22,8 +22,8 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, chosen: NDArray[Any]) -> "FileImages":
-        return FileImages(self.paths[chosen], self.side)
+    def __getitem__(self, selection: NDArray[Any]) -> "FileImages":
+        return FileImages(self.paths[selection], self.side)
 
 
 Images = NDArray[np.uint8] | FileImages
@@ -32,7 +32,7 @@ Images = NDArray[np.uint8] | FileImages
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, labels (n,) and ids (n,): their position in the source; those of train and valid differ."""
+    """Images, labels (n,) and ids (n,). An id is the position in the source; train and valid share no ids."""
 
     images: Images
     labels: NDArray[np.int64]
@@ -40,11 +40,11 @@ class Samples:
 
     @classmethod
     def number(cls, images: Images, labels: NDArray[np.int64], *, first: int = 0) -> "Samples":
-        """Return these images with the ids from `first` on."""
+        """Return samples with consecutive ids from `first`."""
         return cls(images, labels, np.arange(first, first + len(labels), dtype=np.int64))
 
-    def take(self, chosen: NDArray[Any]) -> "Samples":
-        return Samples(self.images[chosen], self.labels[chosen], self.ids[chosen])
+    def take(self, selection: NDArray[Any]) -> "Samples":
+        return Samples(self.images[selection], self.labels[selection], self.ids[selection])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,8 +54,8 @@ class Samples:
 class RawSet:
     """A data set, with a validation split if its source has one.
 
-    `sources` are the official files that it came from, `root` is the folder of images that it comes from. `damaged` are
-    images that are known to be unusable, `skipped` counts those that were left out.
+    `sources` are the official files that it was read from, `root` the folder of its images. `damaged` are images that
+    are known to be unusable, `skipped` is the number of images that were left out.
     """
 
     classes: tuple[str, ...]
@@ -69,7 +69,7 @@ class RawSet:
     skipped: int = 0
 
     def drop(self, damaged: Mapping[Path, Problem]) -> "RawSet":
-        """Return this set as if the files `damaged` were not there. DataError if a class has no others in a split."""
+        """Return this set without the files `damaged`. Raises DataError if a class of a split has no other images."""
         train = self._drop("train", self.train, damaged)
         valid = self._drop("validation", self.valid, damaged, first=len(train)) if self.valid is not None else None
         test = self._drop("test", self.test, damaged)
@@ -77,9 +77,9 @@ class RawSet:
 
     def _drop(self, name: str, samples: Samples, damaged: Collection[Path], *, first: int = 0) -> Samples:
         assert isinstance(samples.images, FileImages), "only images in files can be damaged one by one"
-        kept = samples.take(np.array([path not in damaged for path in samples.images.paths]))
-        present = np.bincount(kept.labels, minlength=len(self.classes))
-        if gone := [label for label, count in zip(self.classes, present, strict=True) if not count]:
-            message = f"all {name} images of class {gone[0]} are damaged: replace them, or remove the class"
+        intact = samples.take(np.array([path not in damaged for path in samples.images.paths]))
+        counts = np.bincount(intact.labels, minlength=len(self.classes))
+        if empty := [label for label, count in zip(self.classes, counts, strict=True) if not count]:
+            message = f"all {name} images of class {empty[0]} are damaged: replace them, or remove the class"
             raise DataError(message)
-        return Samples.number(kept.images, kept.labels, first=first)
+        return Samples.number(intact.images, intact.labels, first=first)

@@ -1,4 +1,4 @@
-"""A data set by its name, from its source: image folders, official files, or a formula."""
+"""Reads a data set by name: from image folders, from official files, or generated."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from fmfsd.terminal import Report
 
 
 def read_set(name: str, source: Path | None, *, size: int = SHAPE[1], report: Report = lambda *_: None) -> RawSet:
-    """The set called `name`, from the official files in `source`, from the image folders there (for a network that sees
-    `size` pixels) or, if it is synthetic, from its formula.
+    """Read the set `name` from the official files or image folders in `source`, or generate it if it is synthetic.
 
-    Raises DataError for files that are missing, damaged or not what they should be.
+    `size` is the network's input size in pixels, for image folders. Raises DataError for files that are missing,
+    damaged or unexpected.
     """
     if name == FOLDER:
         assert source is not None, "image folders need a source"
@@ -27,10 +27,10 @@ def read_set(name: str, source: Path | None, *, size: int = SHAPE[1], report: Re
     if name in OFFICIAL:
         assert source is not None, "official sets need a source"
         return read_official(OFFICIAL[name], source)
-    return _draw(name)
+    return _generate(name)
 
 
-def _draw(name: str) -> RawSet:
+def _generate(name: str) -> RawSet:
     known = DATASETS[name]
     train, test = (
         Samples.number(*synthetic_images(known.num_classes, count, seed=seed))

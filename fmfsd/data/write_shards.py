@@ -1,4 +1,4 @@
-"""Cuts a data set into shards, and writes them with their index."""
+"""Splits a data set into shards, and writes them with their index."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ from fmfsd.terminal import Report
 
 log = logging.getLogger(__name__)
 SHOWN = 50
-"""Damaged files that are listed before the rest is counted."""
+"""Maximum number of damaged files that are listed."""
 
 Splits = dict[str, Samples]
 Files = dict[str, list[ShardFile]]
@@ -28,7 +28,7 @@ Files = dict[str, list[ShardFile]]
 
 @dataclass(frozen=True)
 class SetWriter:
-    """Writes a set as `data` describes it; `seed` chooses the samples that are held out."""
+    """Writes a set as `data` describes it; `seed` chooses the held-out samples."""
 
     data: DataConfig
     seed: int
@@ -36,7 +36,7 @@ class SetWriter:
     report: Report
 
     def write(self, raw: RawSet, folder: Path) -> None:
-        """Write `raw` to `folder`. Files that turn out damaged are an error, or it is written again without them."""
+        """Write `raw` to `folder`. Damaged files raise DataError or, with `skip_damaged`, are left out."""
         reader, raw = ImageReader(), self._drop_damaged(raw, raw.damaged)
         files = self._write_shards(raw, folder, reader)
         while reader.damaged:
@@ -55,17 +55,17 @@ class SetWriter:
         return raw.drop(damaged)
 
     def _build_splits(self, raw: RawSet) -> Splits:
-        """Return the samples of each split. DataError for fewer training samples than shards."""
+        """Return the samples of each split. Raises DataError for fewer training samples than shards."""
         splits, shards = _split_set(raw, self.data.valid, self.seed), self.data.shards
-        if (found := len(splits["train"])) < shards:
-            fitting = 1 << (found.bit_length() - 1)
-            message = f"more than the {found} training images: use --shards {fitting}, and set data.shards to {fitting}"
+        if (count := len(splits["train"])) < shards:
+            most = 1 << (count.bit_length() - 1)
+            message = f"more than the {count} training images: use --shards {most}, and set data.shards to {most}"
             raise DataError([Problem(f"--shards {shards}", message)])
         return splits
 
     def _write_shards(self, raw: RawSet, folder: Path, reader: ImageReader) -> Files:
         splits = self._build_splits(raw)
-        parts, files = list(_cut(splits, self.data.shards)), {name: list[ShardFile]() for name in splits}
+        parts, files = list(_assign_shards(splits, self.data.shards)), {name: list[ShardFile]() for name in splits}
         with closing(reader.read([samples.images for _, _, samples in parts])) as images:
             counted = self._report_each(images, sum(map(len, splits.values())))
             for name, shard, samples in parts:
@@ -79,7 +79,7 @@ class SetWriter:
             yield image
 
     def _write_index(self, raw: RawSet, folder: Path, files: Files, read: Mapping[Path, FileState]) -> None:
-        """Write the index and, of image folders, the record of the files that were `read`."""
+        """Write the index and, for image folders, the record of the files that were `read`."""
         data, sources = self.data, raw.sources
         if raw.root is not None:
             states = {str(path.relative_to(raw.root)): state for path, state in read.items()}
@@ -91,29 +91,32 @@ class SetWriter:
 
 
 def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:
-    """Return the first few of `damaged`, by path, and how many there are."""
+    """Return the first `damaged` files by path, and the number of further ones."""
     problems = [damaged[path] for path in sorted(damaged)]
     more = [Problem("", f"and {len(problems) - SHOWN} more")] if len(problems) > SHOWN else []
     return [*problems[:SHOWN], *more]
 
 
 def _require_other_images(raw: RawSet, states: Mapping[Path, FileState]) -> None:
-    """Raise DataError where a split has no image that is not a training image too."""
+    """Raise DataError if all images of the validation or test split are training images too."""
     train = _hash_images(raw.train, states)
     for name, samples in (("validation", raw.valid), ("test", raw.test)):
         if samples is not None and _hash_images(samples, states) <= train:
-            raise DataError(f"every {name} image is a training image too: give it images of its own")
+            raise DataError(f"every {name} image is a training image too: use different images for this split")
 
 
 def _hash_images(samples: Samples, states: Mapping[Path, FileState]) -> set[str | int]:
-    """Return what is different for images of different content."""
+    """Return a hash of each image's content."""
     if isinstance(samples.images, FileImages):
         return {states[path].digest for path in samples.images.paths}
     return {hash(image.tobytes()) for image in samples.images}
 
 
 def _split_set(raw: RawSet, num_valid: int, seed: int) -> Splits:
-    """Return the splits of `raw`. DataError for samples to hold out where there is a validation split."""
+    """Return the splits of `raw`, with `num_valid` samples held out of train unless there is a validation split.
+
+    Raises DataError for a positive `num_valid` if there is one.
+    """
     if raw.valid is None:
         train, valid = _hold_out(raw.train, num_valid, len(raw.classes), seed)
         return {"train": train, **({"valid": valid} if len(valid) else {}), "test": raw.test}
@@ -124,23 +127,23 @@ def _split_set(raw: RawSet, num_valid: int, seed: int) -> Splits:
 
 
 def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tuple[Samples, Samples]:
-    """`samples` without and the `count` held out, the same number of each class, chosen by `seed`."""
+    """Return the remaining and the held-out samples: `count` of them, equally many per class, chosen by `seed`."""
     if count % num_classes:
-        raise DataError(f"{count} held-out samples are not the same number of each of {num_classes} classes")
-    lots = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(samples))
-    held = np.zeros(len(samples), bool)
+        raise DataError(f"{count} held-out samples can't be divided equally among {num_classes} classes")
+    random_keys = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(samples))
+    is_held_out = np.zeros(len(samples), bool)
     for label in range(num_classes):
         members = np.flatnonzero(samples.labels == label)
         if count and len(members) <= count // num_classes:
             raise DataError(
-                f"class {label} has {len(members)} samples; {count // num_classes} of them can't be held out"
+                f"class {label} has {len(members)} samples, too few to hold out {count // num_classes} of them"
             )
-        held[members[np.argsort(lots[members], kind="stable")[: count // num_classes]]] = True
-    return samples.take(~held), samples.take(held)
+        is_held_out[members[np.argsort(random_keys[members], kind="stable")[: count // num_classes]]] = True
+    return samples.take(~is_held_out), samples.take(is_held_out)
 
 
-def _cut(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Samples]]:
-    """(split, shard, its samples): sample i goes to shard i mod L, so sizes differ by at most one."""
+def _assign_shards(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Samples]]:
+    """Yield (split, shard, its samples): sample i is in shard i modulo `shards`, so sizes differ by at most one."""
     for name, samples in splits.items():
         for shard in range(shards):
             yield name, shard, samples.take(np.arange(shard, len(samples), shards))

@@ -1,1 +1,1 @@
-"""Several workers as one: world, collectives, synchronised batch norm, preflight, CPU affinity."""
+"""Data-parallel workers: world, collectives, synchronised batch norm, preflight, CPU affinity."""

@@ -1,4 +1,4 @@
-"""Which of its node's cores a worker computes on: a share of its own, out of the others' way."""
+"""CPU affinity: each worker of a node is pinned to its own part of the node's cores."""
 
 import logging
 import os
@@ -11,31 +11,32 @@ from fmfsd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 Cores = tuple[int, ...] | Literal["all"]
-"""Numbers, or all that this process may use."""
+"""Core numbers, or all cores that this process may use."""
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 def parse_cores(text: str) -> Cores:
-    """The cores of a list as Linux writes it, `0-3,8`, in its order, each once; or `all`. ConfigError for another."""
+    """Parse a Linux core list such as `0-3,8` (order preserved, duplicates removed) or `all`. Raises ConfigError."""
     if text == "all":
         return "all"
     ranges = [_RANGE.fullmatch(part.strip()) for part in text.split(",")]
-    cores = [core for found in ranges if found for core in range(int(found[1]), int(found[2] or found[1]) + 1)]
+    cores = [core for match in ranges if match for core in range(int(match[1]), int(match[2] or match[1]) + 1)]
     if None in ranges or not cores:
         raise ConfigError(f"environment variable FMFSD_CORES: expected all, or cores as in 0-3,8, found {text!r}")
     return tuple(dict.fromkeys(cores))
 
 
 def share_of(cores: Sequence[int], index: int, count: int) -> Sequence[int]:
-    """The `index`-th of `count` consecutive parts, whose sizes differ by at most one."""
+    """Return the `index`-th of `count` consecutive parts of `cores`, whose sizes differ by at most one."""
     start, end = (len(cores) * edge // count for edge in (index, index + 1))
     return cores[start:end]
 
 
 def stay_on_share(cores: Cores, world: World) -> None:
-    """Keep this process, with the threads that it starts from now on, on its share of the node's `cores`.
+    """Pin this process and the threads that it starts later to its part of the node's `cores`.
 
-    If there are not as many as workers, nothing is done; if the kernel refuses, neither: that costs speed, not the run.
+    Do nothing if there are fewer cores than workers. Only log a warning if the kernel refuses: that costs speed, not
+    the run.
     """
     usable = sorted(os.sched_getaffinity(0)) if cores == "all" else cores
     if not world.local_rank < world.local_size <= len(usable):
@@ -44,4 +45,4 @@ def stay_on_share(cores: Cores, world: World) -> None:
     try:
         os.sched_setaffinity(0, share)
     except OSError as error:
-        log.warning("not kept on cores %s: %s", ", ".join(map(str, share)), error.strerror)
+        log.warning("could not pin this worker to cores %s: %s", ", ".join(map(str, share)), error.strerror)

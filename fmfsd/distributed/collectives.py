@@ -1,4 +1,4 @@
-"""The few collectives the project needs, for one worker and for many. Every worker makes every call."""
+"""Collectives for one worker or many, over torch.distributed. Every worker must make every call."""
 
 import json
 import time
@@ -18,9 +18,10 @@ from fmfsd.distributed.world import World
 
 @dataclass
 class Activity:
-    """How a worker waits for the others, for whoever watches from another thread.
+    """Counts the time that a worker waits for the other workers; a monitoring thread may read it.
 
-    `calls` that may wait were begun; `waiting`: one of them has not come back; `waited_s` is what all of them took.
+    `calls` counts the blocking calls that were started, `waiting` is true while one has not returned, and `waited_s`
+    is the time that all of them took.
     """
 
     calls: int = 0
@@ -38,7 +39,7 @@ class Activity:
 
 
 class Comms(Protocol):
-    """How workers talk to one another."""
+    """Collective communication between the workers."""
 
     rank: int
     size: int
@@ -46,40 +47,40 @@ class Comms(Protocol):
 
     @property
     def shares_memory(self) -> bool:
-        """Whether sums of CPU tensors go through memory that all workers have, and not over a network."""
+        """Return whether sums of CPU tensors go through shared memory instead of a network."""
         ...
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """`tensor` becomes the sum of all workers'; also returned. No gradient passes."""
+        """Replace `tensor` by the sum over all workers and return it. Not differentiable."""
         ...
 
     def mean_(self, tensor: Tensor) -> Tensor:
-        """`tensor` becomes the mean of all workers'; also returned. No gradient passes."""
+        """Replace `tensor` by the mean over all workers and return it. Not differentiable."""
         ...
 
     def spread_(self, tensor: Tensor) -> None:
-        """`tensor` becomes rank 0's."""
+        """Replace `tensor` by rank 0's tensor."""
         ...
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any worker."""
+        """Return whether the flag is set on any worker."""
         ...
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value, of JSON types, on every worker."""
+        """Return rank 0's value on every worker. It must be of JSON types."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """Each worker's value, of JSON types, by rank, on every worker."""
+        """Return the values of all workers, by rank, on every worker. They must be of JSON types."""
         ...
 
     def within(self, seconds: float, /) -> AbstractContextManager["Comms"]:
-        """The same workers for a while, by calls that fail with a RuntimeError when they have waited `seconds`."""
+        """Return collectives of the same workers whose calls raise RuntimeError after waiting `seconds`."""
         ...
 
 
 class SoloComms:
-    """A world of one: nothing to agree on."""
+    """Collectives of a single worker: every call returns its own value."""
 
     rank, size, shares_memory = 0, 1, False
 
@@ -109,7 +110,7 @@ class SoloComms:
 
 
 class GroupComms:
-    """Several workers, by torch.distributed's default group or by `group`, which has the same."""
+    """Collectives of several workers, over torch.distributed's default group or `group`, which has the same members."""
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class GroupComms:
         self._world, self._device, self._group, self._shared = world, device, group, shared
 
     def __deepcopy__(self, _memo: object) -> "GroupComms":
-        """A copy of a network that talks to others talks in the same way."""
+        """Return this object: a copied network uses the same process group."""
         return self
 
     @property
@@ -165,7 +166,7 @@ class GroupComms:
         return json.loads(bytes(content.tolist()))
 
     def gather(self, value: Any) -> list[Any]:
-        """By sums of tables in which each worker fills in its own row."""
+        """Return all workers' values, by summing tables in which each worker fills in its own row."""
         content = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self._device)
         lengths = torch.zeros(self.size, dtype=torch.int64, device=self._device)
         lengths[self.rank] = len(content)
@@ -176,10 +177,10 @@ class GroupComms:
 
     @contextmanager
     def within(self, seconds: float, /) -> Iterator[Comms]:
-        """After an error the group is left as it is, as `connect` leaves its own."""
+        """Yield collectives over a new group. After an error the group is not destroyed, as in `join_process_group`."""
         with self.activity.of_a_call():
             group = dist.new_group(timeout=timedelta(seconds=seconds))
-        assert isinstance(group, dist.ProcessGroup), "all workers are in it"
+        assert isinstance(group, dist.ProcessGroup), "all workers are members"
         shared = self._shared.within(seconds) if self._shared is not None else None
         yield GroupComms(self._world, self._device, self.activity, group, shared)
         dist.destroy_process_group(group)
@@ -188,7 +189,7 @@ class GroupComms:
 def sum_over_default_group(tensor: Tensor) -> tuple[Tensor, int]:
     """Return the sum of `tensor` over the workers of torch's default process group, and their number.
 
-    No gradient passes. Without a process group there is one worker.
+    Not differentiable. Without a process group there is one worker.
     """
     total = tensor.detach().clone()
     if not (dist.is_available() and dist.is_initialized()):
@@ -199,22 +200,27 @@ def sum_over_default_group(tensor: Tensor) -> tuple[Tensor, int]:
 
 @contextmanager
 def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator[Comms]:
-    """Meet the other workers: NCCL on GPUs, gloo and on one host shared memory on CPUs; nothing in a world of one.
+    """Join the process group: NCCL on GPUs, gloo on CPUs (plus shared memory on one host); no group for one worker.
 
-    A collective fails when it has waited `timeout_s` seconds (torch's own default is up to 30 minutes).
+    A collective fails when it has waited `timeout_s` seconds (torch's default is up to 30 minutes).
 
-    After an error the group is left as it is: taking it down can wait for peers, and the error's word comes first.
+    After an error the group is not destroyed: destroying it can wait for peers, and the error must be reported first.
     """
     if world.size == 1:
         yield SoloComms()
         return
-    backend, owned = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    backend, bound_device = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
-        backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=timeout, device_id=owned
+        backend,
+        init_method=world.init_method,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+        device_id=bound_device,
     )
-    together = device.type == "cpu" and world.local_size == world.size
-    shared = shared_sums(GroupComms(world, device, Activity()), timeout_s=timeout_s) if together else None
+    on_one_host = device.type == "cpu" and world.local_size == world.size
+    shared = shared_sums(GroupComms(world, device, Activity()), timeout_s=timeout_s) if on_one_host else None
     yield GroupComms(world, device, Activity(), shared=shared)
     if shared is not None:
         shared.close()

@@ -1,4 +1,4 @@
-"""Before a run: does every worker compute rightly, and as fast as the others, and how fast do they talk."""
+"""Preflight: check before training that every worker computes correctly, and measure compute and all-reduce speed."""
 
 import logging
 import socket
@@ -16,20 +16,20 @@ from fmfsd.errors import PreflightError, RunFailedError
 
 log = logging.getLogger(__name__)
 DEADLINE_S = 60.0
-"""For each call to the other workers."""
+"""Timeout of each collective."""
 SIDES = {"cpu": 512, "cuda": 4096}
-"""Of the matrices: 0.3 GFLOP a product for a core, 137 for a GPU."""
+"""Side of the square matrices: 0.3 GFLOP per product on a core, 137 on a GPU."""
 TIMED, TIMED_S = 5, 0.1
-"""Repetitions after the first, and seconds of products, at least. The fastest counts: what else a machine does only
-makes the others slower."""
+"""Minimum number of timed repetitions after the first, and minimum total seconds of products. The fastest repetition
+counts: other load on the machine only slows the others down."""
 MESSAGE_FLOATS = 1 << 20
 SLOW = 0.5
-"""So many times the median rate is too little."""
+"""A worker below this fraction of the median rate is reported as slow."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a worker has found: `wrong` in words, empty if nothing is; its rate, and seconds of one all-reduce."""
+    """One worker's results: `error` (empty if there is none), product rate, and seconds of one all-reduce."""
 
     rank: int
     node: int
@@ -44,39 +44,41 @@ class Measured:
 
 
 def try_out(comms: Comms, world: World, device: torch.device, *, warn: Callable[[str], None]) -> None:
-    """Let every worker multiply matrices and add up with the others; rank 0 logs how fast, and warns of who is slow.
+    """Let every worker multiply matrices and all-reduce; rank 0 logs the speed, and warns of slow workers.
 
-    Raises PreflightError on all workers if one computes wrongly, RunFailedError if one does not answer in DEADLINE_S.
+    Raises PreflightError on all workers if one computes a wrong product, RunFailedError if one does not take part in
+    an all-reduce within DEADLINE_S.
     """
-    everyone = measure(comms, world, device)
-    if wrong := [f"{each}: {each.wrong}" for each in everyone if each.wrong]:
-        raise PreflightError(f"preflight: {'; '.join(wrong)}. Do not use that node until its hardware is checked")
+    workers = measure(comms, world, device)
+    if wrong := [f"{each}: {each.wrong}" for each in workers if each.wrong]:
+        raise PreflightError(f"preflight: {'; '.join(wrong)}. Exclude this node until its hardware is checked")
     if comms.rank == 0:
-        log.info("preflight: %s", described(everyone))
-        for text in slow(everyone):
+        log.info("preflight: %s", described(workers))
+        for text in slow(workers):
             log.warning(text)
             warn(text)
 
 
 def measure(comms: Comms, world: World, device: torch.device) -> list[Measured]:
-    """What each worker has found, by rank, on all of them."""
+    """Return the measurements of all workers, by rank, on every worker."""
     wrong, product_s = _multiply(device)
     try:
-        with comms.within(DEADLINE_S) as near:
-            message_s, latency_s = (_add_up(near, floats, device) for floats in (MESSAGE_FLOATS, 1))
+        with comms.within(DEADLINE_S) as timed_comms:
+            message_s, latency_s = (_time_all_reduce(timed_comms, floats, device) for floats in (MESSAGE_FLOATS, 1))
             rate = 2 * SIDES[device.type] ** 3 / product_s
             mine = Measured(world.rank, world.node, socket.gethostname(), wrong, rate, message_s, latency_s)
             return [Measured(**each) for each in comms.gather(asdict(mine))]
     except RuntimeError as error:
-        who = f"rank {world.rank} could not add up with the others within {DEADLINE_S:g} s"
-        raise RunFailedError(f"preflight: {who}; is the network between them slow, or cut? {error}") from error
+        problem = f"rank {world.rank} could not complete an all-reduce within {DEADLINE_S:g} s"
+        remedy = "check the network between the nodes"
+        raise RunFailedError(f"preflight: {problem}: {error}; {remedy}") from error
 
 
 def operands(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Two square matrices and their product by formula, with which any right product agrees to the last bit.
+    """Return two square matrices and their exact product, which every correct multiplication reproduces bit for bit.
 
-    left[i, k] = a[i] + c[k] and right[k, j] = c[k] - b[j], all small integers, so that every sum on the way is one
-    below 2**24 for sides up to 8192: exact in fp32, in whatever order it is made.
+    left[i, k] = a[i] + c[k] and right[k, j] = c[k] - b[j], all small integers, so that every partial sum is an integer
+    below 2**24 for sides up to 8192: exact in fp32, in any order of summation.
     """
     numbers = torch.arange(side, device=device)
     a, b, c = ((numbers % period - period // 2).float() for period in (61, 59, 31))
@@ -90,21 +92,21 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _multiply(device: torch.device) -> tuple[str, float]:
-    """What is wrong with the worst of some products, and the seconds that the fastest took."""
+    """Return the error of the worst product (empty: none), and the seconds of the fastest one."""
     left, right, expected = operands(SIDES[device.type], device)
     seconds, wrong = list[float](), list[int]()
     while len(seconds) <= TIMED or sum(seconds) < TIMED_S:
         start = time.perf_counter()
-        found = multiply(left, right)
+        product = multiply(left, right)
         finish(device)
         seconds.append(time.perf_counter() - start)
-        wrong.append(int((found != expected).sum()))
-    what = f"its product of two matrices is wrong in {max(wrong)} of {expected.numel()} places"
-    return what if any(wrong) else "", min(seconds[1:])
+        wrong.append(int((product != expected).sum()))
+    error = f"a matrix product has {max(wrong)} wrong elements of {expected.numel()}"
+    return error if any(wrong) else "", min(seconds[1:])
 
 
-def _add_up(comms: Comms, floats: int, device: torch.device) -> float:
-    """The seconds that the fastest of some all-reduces took."""
+def _time_all_reduce(comms: Comms, floats: int, device: torch.device) -> float:
+    """Return the seconds of the fastest all-reduce."""
     tensor, seconds = torch.zeros(floats, device=device), []
     for _ in range(1 + TIMED):
         start = time.perf_counter()
@@ -120,33 +122,34 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def described(everyone: Sequence[Measured]) -> str:
-    """One line: the bytes of the message over the seconds of the slowest worker, and the median rate."""
-    usual, slowest = _usual(everyone), min(everyone, key=lambda each: each.flops_per_s)
-    rate = f"product {_short(usual / 1e9)} GFLOP/s"
-    if len(everyone) == 1:
+def described(workers: Sequence[Measured]) -> str:
+    """Return one line: the all-reduce bandwidth and latency of the slowest worker, and the median product rate."""
+    median, slowest = _median_rate(workers), min(workers, key=lambda each: each.flops_per_s)
+    rate = f"product {_short(median / 1e9)} GFLOP/s"
+    if len(workers) == 1:
         return f"1 worker, {rate}"
-    message_s, latency_s = (max(getattr(each, name) for each in everyone) for name in ("message_s", "latency_s"))
-    talk = f"all-reduce of {4 * MESSAGE_FLOATS >> 20} MiB {_short(4e-9 * MESSAGE_FLOATS / message_s)} GB/s"
+    message_s, latency_s = (max(getattr(each, name) for each in workers) for name in ("message_s", "latency_s"))
+    bandwidth = f"all-reduce of {4 * MESSAGE_FLOATS >> 20} MiB {_short(4e-9 * MESSAGE_FLOATS / message_s)} GB/s"
     latency = f"latency {_short(1e3 * latency_s)} ms"
     return (
-        f"{len(everyone)} workers, {talk}, {latency}, {rate} (slowest: {slowest}: {_short(slowest.flops_per_s / 1e9)})"
+        f"{len(workers)} workers, {bandwidth}, {latency}, {rate} "
+        f"(slowest: {slowest}: {_short(slowest.flops_per_s / 1e9)})"
     )
 
 
-def slow(everyone: Sequence[Measured]) -> list[str]:
-    """A warning of each worker that multiplies much slower than the others."""
-    usual = _usual(everyone)
+def slow(workers: Sequence[Measured]) -> list[str]:
+    """Return a warning for each worker that multiplies much more slowly than the median."""
+    median = _median_rate(workers)
     return [
-        f"{each} multiplies at {_short(each.flops_per_s / 1e9)} GFLOP/s where the median is {_short(usual / 1e9)}: "
-        "all others will wait for it"
-        for each in everyone
-        if each.flops_per_s < SLOW * usual
+        f"{each} is slow: {_short(each.flops_per_s / 1e9)} GFLOP/s, median {_short(median / 1e9)}: "
+        "all other workers will wait for it"
+        for each in workers
+        if each.flops_per_s < SLOW * median
     ]
 
 
-def _usual(everyone: Sequence[Measured]) -> float:
-    return statistics.median(each.flops_per_s for each in everyone)
+def _median_rate(workers: Sequence[Measured]) -> float:
+    return statistics.median(each.flops_per_s for each in workers)
 
 
 def _short(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Which of how many workers this process is, read from whatever started it."""
+"""Rank and world size of this worker, read from the environment of torchrun, DeepSpeed or srun."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ _SRUN = {
 }
 _OPTIONAL = ("local_rank", "local_size", "node")
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-"""Slurm numbers steps that srun did not start from here: batch scripts, interactive shells of salloc, ssh logins."""
+"""First id of the steps that srun did not start: batch scripts, interactive shells of salloc, ssh logins."""
 
 
 @dataclass(frozen=True)
 class World:
-    """A worker's place: `rank` of `size`, `local_rank` of `local_size` on its `node`; 0 of these if nobody said.
+    """A worker's position: `rank` of `size`, `local_rank` of `local_size` on its `node`; fields that are not set are 0.
 
-    `init_method` is where they all meet.
+    `init_method` is the rendezvous of all workers, as for torch.distributed.
     """
 
     rank: int = 0
@@ -49,25 +49,25 @@ class World:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "World":
-        """The world that torchrun, DeepSpeed or a person (`RANK`, ...) or a step of srun's (`SLURM_PROCID`, ...) says.
+        """Return the world set by torchrun, DeepSpeed or the user (`RANK`, ...) or an srun step (`SLURM_PROCID`, ...).
 
-        Without any of these it is a world of one; so it is in the shell of a batch job or of salloc, whose SLURM_PROCID
-        is not of a step that srun started.
-        `FMFSD_INIT_METHOD` says where the workers meet, else MASTER_ADDR. Raises ConfigError if several workers have
-        neither, as with variables that are left from something else, or if the variables contradict one another or are
-        no numbers.
+        Without these variables the world has one worker. The shell of a batch job or of salloc has one worker too: its
+        SLURM_PROCID does not belong to a step that srun started.
+        The rendezvous is `FMFSD_INIT_METHOD`, or MASTER_ADDR. Raises ConfigError if several workers have neither (for
+        example because of variables left over from another program), if the variables contradict each other, or if
+        they are not numbers.
         """
         by_deepspeed = "CROSS_RANK" in environment and "GROUP_RANK" not in environment
-        told = [_DEEPSPEED if by_deepspeed else _TORCHRUN, *([_SRUN] if _is_in_srun_step(environment) else [])]
-        names = next((names for names in told if names["rank"] in environment), None)
-        if names is None:
+        candidates = [_DEEPSPEED if by_deepspeed else _TORCHRUN, *([_SRUN] if _is_in_srun_step(environment) else [])]
+        variables = next((variables for variables in candidates if variables["rank"] in environment), None)
+        if variables is None:
             return cls()
         world = cls(
-            **{field: _number(environment, name, field in _OPTIONAL) for field, name in names.items()},
+            **{field: _read_number(environment, name, field in _OPTIONAL) for field, name in variables.items()},
             init_method=environment.get("FMFSD_INIT_METHOD", "env://"),
         )
         if world.size > 1 and world.init_method == "env://" and not environment.get("MASTER_ADDR"):
-            raise ConfigError([_no_address(environment, names["rank"], names["size"])])
+            raise ConfigError([_missing_address(environment, variables["rank"], variables["size"])])
         return world
 
 
@@ -76,13 +76,16 @@ def _is_in_srun_step(environment: Mapping[str, str]) -> bool:
     return step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
 
 
-def _no_address(environment: Mapping[str, str], rank: str, size: str) -> Problem:
+def _missing_address(environment: Mapping[str, str], rank: str, size: str) -> Problem:
     found = f"{rank}={environment[rank]}, {size}={environment[size]}"
-    remedy = f"unset {rank} and {size} for one process, start workers with fmfsd-launch (--on local: here), or set it"
-    return Problem(found, f"name one of several workers, and MASTER_ADDR, where they meet, is not set: {remedy}")
+    remedy = (
+        f"unset {rank} and {size} for a single process, start workers with fmfsd-launch (--on local on this machine), "
+        "or set MASTER_ADDR"
+    )
+    return Problem(found, f"several workers, but MASTER_ADDR (the rendezvous address) is not set: {remedy}")
 
 
-def _number(environment: Mapping[str, str], name: str, optional: bool) -> int:
+def _read_number(environment: Mapping[str, str], name: str, optional: bool) -> int:
     text = environment.get(name, "0" if optional else "")
     if not text.isdecimal():
         raise ConfigError(f"environment variable {name}: expected a whole number, found {text!r}")

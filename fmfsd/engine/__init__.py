@@ -1,1 +1,1 @@
-"""Who owns the optimizer step: plain PyTorch or DDP."""
+"""Training engines: forward, backward and optimizer step with PyTorch (DDP) or DeepSpeed (ZeRO)."""

@@ -1,4 +1,4 @@
-"""What engines have in common: the network in its form, synchronised, with its average, and how it is evaluated."""
+"""The common part of the engines: precision, synchronised batch norm, EMA, loss scaling and evaluation."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
@@ -17,36 +17,36 @@ from fmfsd.engine.training_pass import is_compiled
 from fmfsd.model.network import Network, Outputs
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integers that have as many bytes as a weight."""
+"""Integer dtype by the number of bytes of a weight."""
 
 
 class TrainedNetwork:
-    """A network on its device, whose batch statistics are over all workers unless the config says otherwise.
+    """A network on its device, whose batch statistics are synchronised over all workers unless disabled in the config.
 
-    `average` is of its weights and buffers, None if there is none; `scale` is of the loss, in fp16 only.
+    `ema` is the EMA of its weights and buffers, or None; `grad_scaler` is the loss scaler of fp16, else None.
     """
 
     def __init__(self, network: Network, config: RunConfig, comms: Comms, device: torch.device) -> None:
-        self._form, self._device, self._comms = Form.of(config.train), device, comms
+        self._precision, self._device, self._comms = Form.of(config.train), device, comms
         self.head_names = network.head_names
-        bare = self._form.given_to(network, device)
+        bare = self._precision.given_to(network, device)
         self.average = WeightAverage(bare, config.train.ema) if config.train.ema is not None else None
         self.scale = LossScale() if config.train.precision == "fp16" else None
         self.synchronised = comms.size > 1 and config.model.sync_bn in ("auto", True)
         self.is_compiled = is_compiled(config, device)
         if self.synchronised:
-            bare = _synchronised(bare, comms, own=self.is_compiled or device.type == "cpu")
+            bare = _synchronise(bare, comms, own=self.is_compiled or device.type == "cpu")
         self.network: nn.Module = bare
 
     def autocast(self) -> torch.autocast:
-        return self._form.autocast(self._device.type)
+        return self._precision.autocast(self._device.type)
 
     def laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=self._form.layout)
+        return images.contiguous(memory_format=self._precision.layout)
 
     @property
     def evaluated(self) -> nn.Module:
-        """By averaged weights, if there are."""
+        """Return the network that is evaluated: the EMA if there is one."""
         return self.average.network if self.average is not None and self.average.begun else self.network
 
     def predict(self, images: Tensor) -> Outputs:
@@ -59,7 +59,7 @@ class TrainedNetwork:
             self.network.train()
 
     def unify_buffers(self) -> None:
-        """Rank 0's become everyone's, as DDP would do before the next training pass; their averages too."""
+        """Broadcast rank 0's buffers and their EMA, as DDP would do before the next training pass."""
         if self._comms.size > 1 and not self.synchronised:
             networks = [self.network] if self.average is None else [self.network, self.average.network]
             for buffer in (buffer for network in networks for buffer in network.buffers()):
@@ -76,20 +76,23 @@ class TrainedNetwork:
         return loss * self.scale.value if self.scale is not None else loss
 
     def backwards(self) -> AbstractContextManager[None]:
-        """Around a backward pass: on CPUs with instructions for fp16 oneDNN has convolutions in it that are nine times
-        as slow as PyTorch's own (8.0 against 0.9 s a step of ResNet-8, torch 2.15)."""
+        """Return the context for a backward pass, which disables oneDNN for fp16 on CPUs.
+
+        On CPUs with fp16 instructions, oneDNN's fp16 convolutions are nine times as slow as PyTorch's own
+        (8.0 against 0.9 s per step of ResNet-8, torch 2.15).
+        """
         slow = self.scale is not None and self._device.type == "cpu"
         return torch.backends.mkldnn.flags(enabled=False) if slow else nullcontext()
 
     def gradients_fit(self) -> bool:
-        """Whether the gradients, of which the scale is taken, are such that the optimizer can step."""
+        """Unscale the gradients in place; return whether all are finite, so that the optimizer can step."""
         if self.scale is None:
             return True
         return self.scale.divide(each.grad for each in self.network.parameters() if each.grad is not None)
 
     def added(self) -> dict[str, Tensor]:
-        """To what the optimizer keeps: averages and the loss scale, by the names that `EngineState.optimizer` has."""
-        return self._averages() | (self.scale.state() if self.scale is not None else {})
+        """Return the EMA and the loss scale, with their keys in `EngineState.optimizer`."""
+        return self._ema_state() | (self.scale.state() if self.scale is not None else {})
 
     def load_added(self, state: EngineState) -> None:
         if self.average is not None:
@@ -97,25 +100,27 @@ class TrainedNetwork:
         if self.scale is not None:
             self.scale.load(state.optimizer)
 
-    def _averages(self) -> dict[str, Tensor]:
+    def _ema_state(self) -> dict[str, Tensor]:
         averages = self.average.state() if self.average is not None else {}
         return {f"{name}{AVERAGE}": value for name, value in averages.items()}
 
 
 def checksum(*tensors: Tensor) -> Tensor:
-    """Of the values' bits and of their places: other values and values in another order have another one, whatever the
-    memory layout. int64, modulo 2^64."""
-    sums = [_checksum(tensor) * (2 * number + 1) for number, tensor in enumerate(tensors)]
+    """Return a checksum of the tensors' bits and their positions, as a 0-dimensional int64 tensor, modulo 2^64.
+
+    It does not depend on the memory layout; other values, or the same values in another order, change it.
+    """
+    sums = [_checksum_one(tensor) * (2 * number + 1) for number, tensor in enumerate(tensors)]
     return torch.stack(sums).sum()
 
 
-def _checksum(tensor: Tensor) -> Tensor:
+def _checksum_one(tensor: Tensor) -> Tensor:
     bits = tensor.detach().contiguous().view(_BITS[tensor.itemsize]).flatten().long()
     return (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum()
 
 
-def _synchronised(network: AnyModule, comms: Comms, *, own: bool) -> AnyModule:
-    """By our own layers, where a compiler is to see into them or there is no GPU; else by torch's."""
+def _synchronise(network: AnyModule, comms: Comms, *, own: bool) -> AnyModule:
+    """Synchronise batch norm with `own` layers (under torch.compile and on CPUs), or with nn.SyncBatchNorm."""
     if not own:
         return cast("AnyModule", nn.SyncBatchNorm.convert_sync_batchnorm(network))
     synchronise_batch_norm(network, comms.sum_, comms.size)

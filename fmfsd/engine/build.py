@@ -1,4 +1,4 @@
-"""Makes the engine that a config names; DeepSpeed is imported only for its own."""
+"""Builds the engine and the loss of a config. DeepSpeed is imported only if the config names it."""
 
 import os
 
@@ -17,14 +17,14 @@ def build_engine(
 ) -> Engine:
     if config.engine.name == "torch":
         return TorchEngine(network, loss, config, comms, device)
-    os.environ["DS_ACCELERATOR"] = device.type  # read by its import, which would otherwise look for one itself
+    os.environ["DS_ACCELERATOR"] = device.type  # deepspeed reads it when imported, and would else guess
     from fmfsd.engine.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(network, loss, config, comms, device)
 
 
 def build_loss(config: RunConfig) -> SelfDistillLoss:
-    """The loss with the weights of `config`."""
+    """Return the loss with the settings of `config`."""
     distill = config.distill
     return SelfDistillLoss(
         alpha=distill.alpha,

@@ -1,7 +1,7 @@
-"""The engine of DeepSpeed: ZeRO divides the optimizer's state, gradients and weights among the workers.
+"""The DeepSpeed engine: ZeRO partitions optimizer state, gradients and weights over the workers.
 
-Rajbhandari et al. 2020 (arXiv:1910.02054). It trains in fp32, or by our own autocast over fp32, as PyTorch's engine
-does; its own checkpoints, schedulers and mixed precision are not used.
+Rajbhandari et al. 2020 (arXiv:1910.02054). It trains in fp32, or with our autocast over fp32, like the PyTorch engine.
+DeepSpeed's own checkpoints, schedulers and mixed precision are not used.
 """
 
 import copy
@@ -32,18 +32,18 @@ from fmfsd.optim import build_optimizer
 
 
 class DeepSpeedEngine(TrainedNetwork):
-    """Holds the network and what `deepspeed.initialize` makes of it.
+    """Holds the network and the engine and optimizer from `deepspeed.initialize`.
 
-    At stage 3 the network's own parameters are empty outside a pass, so a copy is evaluated, which `unify_buffers`
-    fills.
+    At stage 3 the network's parameters are empty outside a forward or backward pass, so a copy is evaluated, which
+    `unify_buffers` fills.
     """
 
     def __init__(
         self, network: Network, loss: SelfDistillLoss, config: RunConfig, comms: Comms, device: torch.device
     ) -> None:
         super().__init__(network, config, comms, device)
-        self.network.to(memory_format=torch.contiguous_format)  # DeepSpeed spreads no weights that are laid out else
-        _be_a_group(device)
+        self.network.to(memory_format=torch.contiguous_format)  # DeepSpeed broadcasts contiguous weights only
+        _init_process_group(device)
         compile_nothing(deepspeed.ops)
         import_muon(compiler)
         say_less(logger)
@@ -51,15 +51,18 @@ class DeepSpeedEngine(TrainedNetwork):
         self._copy = copy.deepcopy(self.network) if self._stage == 3 and self.average is None else None
         self._base = build_optimizer(self.network, config.optim)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=TrainingPass(self.network, loss, self.autocast),  # it turns off autocast around it, not inside
+            model=TrainingPass(
+                self.network, loss, self.autocast
+            ),  # deepspeed disables autocast outside the module only
             optimizer=self._base,
             config=deepspeed_config(config, comms.size),
             dist_init_required=False,
         )
-        self._zero = self._divided()
-        self._tell_scale()
+        self._zero = self._build_zero()
+        self._set_loss_scale()
 
-    def _divided(self) -> Zero | None:
+    def _build_zero(self) -> Zero | None:
+        """Return the access to ZeRO's partitioned state, or None without ZeRO."""
         if self._stage == 3:
             return DividedWeights(self.network, self._optimizer, rank=self._comms.rank)
         return DividedState(self.network, self._optimizer) if self._stage else None
@@ -74,7 +77,7 @@ class DeepSpeedEngine(TrainedNetwork):
     def unify_buffers(self) -> None:
         super().unify_buffers()
         if self._copy is not None:
-            self._copy.load_state_dict(self._model())
+            self._copy.load_state_dict(self._model_state())
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
@@ -92,57 +95,61 @@ class DeepSpeedEngine(TrainedNetwork):
     def step(self, learning_rate: float) -> None:
         for group in self._base.param_groups:
             group["lr"] = learning_rate
-        if self._stepped() and self.average is not None:
-            with self._whole():
+        if self._try_step() and self.average is not None:
+            with self._gathered_weights():
                 self.average.update(self.network)
 
-    def _stepped(self) -> bool:
-        """ZeRO itself divides by the scale, and leaves out a step whose gradients are not finite."""
+    def _try_step(self) -> bool:
+        """Step unless the gradients are not finite; return whether it did. ZeRO itself unscales and skips steps."""
         if self._zero is None:
-            fits = self.gradients_fit()
-            (self._engine.step if fits else self._engine.zero_grad)()
-            return fits
+            finite = self.gradients_fit()
+            (self._engine.step if finite else self._engine.zero_grad)()
+            return finite
         self._engine.step()
-        return self._zero_stepped(fits=not self._optimizer.overflow)
+        return self._update_scale(finite=not self._optimizer.overflow)
 
-    def _zero_stepped(self, *, fits: bool) -> bool:
+    def _update_scale(self, *, finite: bool) -> bool:
+        """Update the loss scale after a ZeRO step, and return `finite`.
+
+        Without a loss scale, raise NonFiniteLossError if the gradients are not finite.
+        """
         if self.scale is not None:
-            self.scale.update(fits=fits)
-            self._tell_scale()
-        elif not fits:
-            raise NonFiniteLossError("the gradients are not finite. Earlier checkpoints stay. Lower optim.lr")
-        return fits
+            self.scale.update(fits=finite)
+            self._set_loss_scale()
+        elif not finite:
+            raise NonFiniteLossError("the gradients are not finite. Earlier checkpoints remain. Lower optim.lr")
+        return finite
 
-    def _tell_scale(self) -> None:
+    def _set_loss_scale(self) -> None:
         if self._zero is not None and self.scale is not None:
             self._optimizer.override_loss_scale(self.scale.value)
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """The network with all its weights."""
+    def _gathered_weights(self) -> Iterator[None]:
+        """Gather all weights of the network within the block (ZeRO stage 3)."""
         with deepspeed.zero.GatheredParameters(list(self.network.parameters()), enabled=self._stage == 3):
             yield
 
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
-        """Its buckets are filled in the same order from the first pass on."""
+        """Do nothing: DeepSpeed fills its gradient buckets in the same order from the first pass on."""
 
     def weights_checksum(self) -> Tensor:
-        """At stage 3 of the batch statistics alone: there is one copy of the weights."""
+        """Return the checksum; at stage 3 of the buffers only, as the workers share one copy of the weights."""
         return checksum(*self.network.buffers()) if self._stage == 3 else super().weights_checksum()
 
     def state(self) -> EngineState:
-        kept = kept_by(self._base, self.network) if self._zero is None else self._zero.kept()
-        return EngineState(self._model(), kept | self.added())
+        optimizer_state = kept_by(self._base, self.network) if self._zero is None else self._zero.kept()
+        return EngineState(self._model_state(), optimizer_state | self.added())
 
-    def _model(self) -> dict[str, Tensor]:
-        whole = self.network.state_dict()
-        return whole if self._zero is None else {**whole, **self._zero.weights()}
+    def _model_state(self) -> dict[str, Tensor]:
+        state = self.network.state_dict()
+        return state if self._zero is None else {**state, **self._zero.weights()}
 
     def load(self, state: EngineState) -> None:
         for name, buffer in self.network.named_buffers():
             buffer.copy_(state.model[name])
         self.load_added(state)
-        self._tell_scale()
+        self._set_loss_scale()
         if self._zero is None:
             self.network.load_state_dict(state.model)
             give_back(state.optimizer, self._base, self.network)
@@ -150,8 +157,8 @@ class DeepSpeedEngine(TrainedNetwork):
             self._zero.load(state.model, state.optimizer)
 
 
-def _be_a_group(device: torch.device) -> None:
-    """DeepSpeed wants one, of a worker that is alone too, and asks the environment which GPU is its own."""
+def _init_process_group(device: torch.device) -> None:
+    """Set up what DeepSpeed needs even for a single worker: a process group, and LOCAL_RANK to choose the GPU."""
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -1,4 +1,4 @@
-"""DeepSpeed as a worker wants it: it compiles nothing at a start, and its log has only what somebody should act on."""
+"""Makes DeepSpeed start quickly and quietly: no compilation at start, and no warnings that need no action."""
 
 import logging
 from collections import defaultdict
@@ -7,21 +7,21 @@ from types import ModuleType
 
 
 def compile_nothing(ops: ModuleType) -> None:
-    """Answer for `deepspeed.ops` which of its extensions in C++ could be compiled here: none.
+    """Mark every C++ extension in `deepspeed.ops` as incompatible, so that DeepSpeed compiles none.
 
-    DeepSpeed 0.19 asks in one place (comm/torch.py, `build_shm_op`), and on a CPU then compiles an all-reduce over
-    shared memory: half a minute, with ninja and a compiler or not at all. Only `inference_all_reduce` uses it, which no
-    training calls. To find its own answer it tries a compiler for every extension.
+    DeepSpeed 0.19 checks this in one place (comm/torch.py, `build_shm_op`) and then, on a CPU, compiles an all-reduce
+    over shared memory: half a minute if there is ninja and a compiler. Only `inference_all_reduce` uses it, which
+    training never calls. The check itself would try a compiler for every extension.
     """
     vars(ops)["__compatible_ops__"] = defaultdict(bool)
 
 
 def import_muon(compiler: ModuleType) -> None:
-    """Import Muon, an optimizer that no config of ours can name, without compiling its kernels.
+    """Import DeepSpeed's Muon optimizer, which our configs can't select, without its compile decorators.
 
-    Every start with ZeRO imports it, to see that the optimizer is another one (DeepSpeed 0.19, runtime/zero/utils.py,
-    `is_zero_supported_optimizer`). Its decorators from `deepspeed.runtime.compiler` then load torch's inductor, which
-    takes 1.9 s of each worker.
+    With ZeRO, DeepSpeed imports it at every start to check the optimizer's type (DeepSpeed 0.19, runtime/zero/utils.py,
+    `is_zero_supported_optimizer`). Its decorators from `deepspeed.runtime.compiler` load torch's inductor, which takes
+    1.9 s per worker.
     """
     decorator = compiler.compile
     vars(compiler)["compile"] = lambda: lambda function: function
@@ -32,9 +32,9 @@ def import_muon(compiler: ModuleType) -> None:
 
 
 def say_less(logger: logging.Logger) -> None:
-    """Leave out what DeepSpeed warns of at every start with an optimizer of PyTorch's."""
-    logger.addFilter(_of_consequence)
+    """Filter out the warning that DeepSpeed logs at every start with a PyTorch optimizer."""
+    logger.addFilter(_is_relevant)
 
 
-def _of_consequence(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     return "ZeRO with an untested optimizer" not in str(record.msg)

@@ -1,6 +1,6 @@
-"""A network whose weights and batch statistics are the running average of another's.
+"""Exponential moving average (EMA) of a network's weights and batch statistics.
 
-The exponential average of SWA's authors' package: Izmailov et al. 2018 (arXiv:1803.05407), torch.optim.swa_utils.
+Computed as in torch.optim.swa_utils (Izmailov et al. 2018, arXiv:1803.05407).
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,35 +13,35 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """Of each parameter and buffer: `decay` times the average plus the rest times what `update` is given.
+    """EMA of each parameter and buffer: average = decay * average + (1 - decay) * value.
 
-    The first update is taken as it is; until then there is no average. Whole numbers (counts of batches) are averaged
-    and cut. `network` is copied before it is wrapped for several workers, who all come to the same average.
+    The first update copies the values; before it there is no average. Integers (counts of batches) are averaged and
+    truncated. `network` is copied before it is wrapped for several workers; all workers compute the same average.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = deepcopy(network).eval()
         self.begun = False
-        self._average = get_ema_multi_avg_fn(decay)
+        self._update_average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Without waiting for a GPU, as torch's AveragedModel does for its count of updates."""
+        """Update the average, without a GPU synchronisation (torch's AveragedModel has one for its update count)."""
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
-        for kind in dict.fromkeys(mine.dtype for mine, _ in pairs):
-            mine, theirs = zip(*(pair for pair in pairs if pair[0].dtype == kind), strict=True)
+        for dtype in dict.fromkeys(average.dtype for average, _ in pairs):
+            averages, values = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
             if self.begun:
-                self._average(list(mine), list(theirs), 0)
+                self._update_average(list(averages), list(values), 0)
             else:
-                torch._foreach_copy_(list(mine), list(theirs))
+                torch._foreach_copy_(list(averages), list(values))
         self.begun = True
 
     def state(self) -> dict[str, Tensor]:
-        """By the names of the network's own; empty before the first update."""
+        """Return the averages under the network's own names; empty before the first update."""
         return self.network.state_dict() if self.begun else {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """What `state` gave; an empty one begins anew."""
+        """Restore a result of `state`; an empty one resets the average."""
         self.begun = bool(state)
         if state:
             self.network.load_state_dict(state)

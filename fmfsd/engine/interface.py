@@ -1,4 +1,4 @@
-"""What the trainer asks of an engine."""
+"""The interface between the trainer and an engine."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,11 +16,12 @@ SCALE = "loss_scale."
 
 @dataclass(frozen=True)
 class EngineState:
-    """Everything an engine needs to go on, by name; the same for any number of workers.
+    """The complete state of an engine for resuming, as named tensors; independent of the number of workers.
 
-    `model` has parameters and buffers; `optimizer` what it keeps of a parameter, as `<parameter>.<key>`, and nothing
-    before its first step. Its settings come from the config. With averaged weights, `<name>.average` is the average of
-    a parameter or buffer; in fp16, `loss_scale.value` and `loss_scale.good_steps` are of no dimension.
+    `model` has parameters and buffers; `optimizer` has the optimizer state of each parameter as `<parameter>.<key>`,
+    and is empty before the first step. Optimizer settings come from the config. `optimizer` also has the EMA of each
+    parameter and buffer as `<name>.average`, and in fp16 the 0-dimensional `loss_scale.value` and
+    `loss_scale.good_steps`.
     """
 
     model: dict[str, Tensor]
@@ -28,70 +29,70 @@ class EngineState:
 
     @property
     def averages(self) -> dict[str, Tensor]:
-        """By name; empty without averaged weights."""
+        """Return the EMA of parameters and buffers by name; empty without EMA."""
         return {name.removesuffix(AVERAGE): value for name, value in self.optimizer.items() if name.endswith(AVERAGE)}
 
     @property
     def evaluated(self) -> dict[str, Tensor]:
-        """The weights and buffers that are evaluated, and that a network for use should have: averaged if any are."""
+        """Return the weights and buffers for evaluation and export: the EMA if there is one."""
         return self.averages or self.model
 
 
 class Engine(Protocol):
-    """A network in training: forward, backward, step, and its state. `network` is the bare module."""
+    """A network in training: forward, backward, optimizer step and state. `network` is the unwrapped module."""
 
     network: nn.Module
     head_names: tuple[str, ...]
 
     is_compiled: bool
-    """Whether `warm_up` has something to compile, which takes minutes."""
+    """True if `warm_up` compiles the training pass, which takes minutes."""
 
     @property
     def loss_scale(self) -> float | None:
-        """By which the next backward pass multiplies; None but in fp16."""
+        """Return the loss scale of the next backward pass in fp16, else None."""
         ...
 
     def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
-        """A training pass, in the engine's precision and layout, and what its loss is made of."""
+        """Run a forward pass in training, in the engine's precision and memory format; return the terms of the loss."""
         ...
 
     @property
     def evaluated(self) -> nn.Module:
-        """The bare module that `predict` asks."""
+        """Return the unwrapped module that `predict` runs."""
         ...
 
     def predict(self, images: Tensor) -> Outputs:
-        """An evaluation pass, without gradients and without the other workers; by averaged weights, if there are."""
+        """Run a forward pass in evaluation mode, without gradients or collectives; with the EMA if there is one."""
         ...
 
     def unify_buffers(self) -> None:
-        """Give every worker the same batch statistics before an evaluation, where training leaves them apart."""
+        """Make batch statistics equal on all workers before an evaluation, if training does not synchronise them."""
         ...
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around the forward and backward pass of a micro-batch; gradients meet at the step's `last` one."""
+        """Return the context for a micro-batch's forward and backward pass; gradients are reduced at the `last` one."""
         ...
 
     def backward(self, loss: Tensor) -> None: ...
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """By parameter, over all workers, as the next step finds them, which may clip them."""
+        """Return the gradients of the next step by parameter name, reduced over all workers, before clipping."""
         ...
 
     def step(self, learning_rate: float) -> None:
-        """One optimizer step with what was accumulated, which is then forgotten; none if it overflowed in fp16."""
+        """Take an optimizer step with the accumulated gradients and clear them; skip it if they overflowed in fp16."""
         ...
 
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
-        """Let the engine settle by passes that leave no trace."""
+        """Run passes without side effects, for compilation and DDP's bucket order."""
         ...
 
     def weights_checksum(self) -> Tensor:
-        """Of all parameters, of no dimension: workers with the same weights have the same, others hardly ever."""
+        """Return a 0-dimensional checksum of all parameters; it is equal on workers with equal weights."""
         ...
 
     def state(self) -> EngineState: ...
 
     def load(self, state: EngineState) -> None:
-        """Put `state` in place; layout and device stay the engine's."""
+        """Restore `state`; memory format and device do not change."""
         ...

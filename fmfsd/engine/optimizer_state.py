@@ -1,4 +1,4 @@
-"""What a torch optimizer keeps of each parameter, by `<parameter>.<key>`: momentum, running means, steps."""
+"""State of a torch optimizer for each parameter (momentum, running means, steps), keyed by `<parameter>.<key>`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,8 +9,11 @@ from fmfsd.engine.interface import AVERAGE, SCALE
 
 
 def kept_by(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """As it is: torch's `get_state_dict` would step an optimizer that has not stepped yet, which leaves weight decay in
-    the momentum of a run that is saved before its first step."""
+    """Return the optimizer's state without changing it.
+
+    torch's `get_state_dict` steps an optimizer that has no state yet, which would put weight decay into the momentum
+    of a run that is saved before its first step.
+    """
     return {
         f"{name}.{key}": value
         for name, parameter in network.named_parameters()
@@ -18,19 +21,22 @@ def kept_by(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, T
     }
 
 
-def give_back(kept: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
-    """Layouts are put back too: a checkpoint's tensors are contiguous, and the fused optimizers walk a parameter and
-    its state side by side in memory; other strides would pair the wrong elements without a word."""
+def give_back(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+    """Load `state` into the optimizer, in the memory layout of each parameter.
+
+    A checkpoint's tensors are contiguous, but fused optimizers iterate over a parameter and its state in memory order:
+    with other strides they would silently pair the wrong elements.
+    """
     parameters = dict(network.named_parameters())
-    for name, key, value in of_parameters(kept):
+    for name, key, value in of_parameters(state):
         parameter = parameters[name]
         like = parameter if value.shape == parameter.shape else value.to(parameter.device)
         optimizer.state[parameter][key] = torch.empty_like(like.detach()).copy_(value)
 
 
-def of_parameters(kept: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    """Parameter, key and value, without averages and the loss scale."""
-    for full_name, value in kept.items():
+def of_parameters(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield parameter name, key and value, without the EMA and the loss scale."""
+    for full_name, value in state.items():
         if not full_name.endswith(AVERAGE) and not full_name.startswith(SCALE):
             name, _, key = full_name.rpartition(".")
             yield name, key, value

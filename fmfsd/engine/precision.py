@@ -1,4 +1,4 @@
-"""In which precision and memory layout a network computes."""
+"""Precision, autocast and memory format of a network."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,16 +9,16 @@ from torch import nn
 from fmfsd.config import TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
-"""Type of weights and images for each precision."""
+"""Dtype of weights and images for each train.precision."""
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What autocast over fp32 takes where that is safe."""
+"""Autocast dtype for each mixed precision."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Form:
-    """`dtype` is of weights and images; `mixed` what autocast takes where that is safe, None if there is none."""
+    """`dtype` is that of weights and images; `memory_format` theirs; `autocast_dtype` is None without autocast."""
 
     dtype: torch.dtype
     layout: torch.memory_format
@@ -30,7 +30,7 @@ class Form:
         return cls(DTYPES[train.precision], layout, _MIXED.get(train.precision))
 
     def given_to(self, network: AnyModule, device: torch.device) -> AnyModule:
-        """`network`, on `device` and in this form from now on."""
+        """Move `network` to `device`, this dtype and this memory format, and return it."""
         return network.to(device, self.dtype).to(memory_format=self.layout)
 
     def autocast(self, device_type: str) -> torch.autocast:
@@ -38,10 +38,10 @@ class Form:
 
 
 def exact_arithmetic(*, deterministic: bool) -> None:
-    """fp32 means fp32: cuDNN would otherwise use TF32, which keeps 10 bits of the mantissa.
+    """Disable TF32, which has only 10 bits of mantissa, so that fp32 is exact fp32.
 
-    `deterministic`: and every sum has one order, on GPUs too, or the operation is refused; else cuDNN tries which of
-    its algorithms is the fastest for each shape.
+    `deterministic`: use deterministic algorithms, also on GPUs, and raise an error where there are none. Otherwise
+    cuDNN benchmarks its algorithms for each shape and takes the fastest.
     """
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""The engine of plain PyTorch: one worker, or several by DistributedDataParallel."""
+"""The PyTorch engine: one worker, or several with DistributedDataParallel."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +23,7 @@ _WARM_UP_PASSES = 2
 
 
 class TorchEngine(TrainedNetwork):
-    """Holds the network, its optimizer and, with several workers, the wrapper that averages gradients."""
+    """Holds the network, its optimizer and, with several workers, the DDP wrapper."""
 
     def __init__(
         self, network: Network, loss: SelfDistillLoss, config: RunConfig, comms: Comms, device: torch.device
@@ -31,12 +31,12 @@ class TorchEngine(TrainedNetwork):
         super().__init__(network, config, comms, device)
         self._clip_norm = config.optim.clip_norm
         self.optimizer = build_optimizer(self.network, config.optim)
-        alone: nn.Module = TrainingPass(self.network, loss, self.autocast)
+        module: nn.Module = TrainingPass(self.network, loss, self.autocast)
         if self.is_compiled:
-            network.recomputes = False  # what is computed twice is the compiler's to decide
-            alone = compiled(alone, config.train)
+            network.recomputes = False  # the compiler decides what to recompute
+            module = compiled(module, config.train)
         buffers = not self.synchronised
-        self._module = _distributed(alone, comms, device, buffers=buffers) if comms.size > 1 else alone
+        self._module = _wrap_ddp(module, comms, device, buffers=buffers) if comms.size > 1 else module
 
     def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
         terms: LossTerms = self._module(self.laid_out(images), labels)
@@ -70,11 +70,10 @@ class TorchEngine(TrainedNetwork):
             self.average.update(self.network)
 
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
-        """Passes whose effect is undone, so that they are compiled and DDP's buckets have their final form before the
-        first step.
+        """Run passes without side effects, so that compilation and DDP's bucket rebuilding precede the first step.
 
-        DDP rebuilds its buckets after the first backward pass. From three workers on that changes the order of a sum,
-        so a run that was resumed would differ in the last bits from one that was not.
+        DDP rebuilds its buckets after the first backward pass. With three or more workers that changes the order of a
+        sum, so a resumed run would differ in the last bits from an uninterrupted one.
         """
         if not self.is_compiled and not isinstance(self._module, DistributedDataParallel):
             return
@@ -95,18 +94,18 @@ class TorchEngine(TrainedNetwork):
         give_back(state.optimizer, self.optimizer, self.network)
 
 
-def _distributed(network: nn.Module, comms: Comms, device: torch.device, *, buffers: bool) -> DistributedDataParallel:
-    """DDP; `buffers`: rank 0's batch statistics are everyone's, as they are not synchronised otherwise."""
+def _wrap_ddp(network: nn.Module, comms: Comms, device: torch.device, *, buffers: bool) -> DistributedDataParallel:
+    """Wrap `network` in DDP; `buffers`: broadcast rank 0's batch statistics, needed without synchronised batch norm."""
     devices = [device] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = buffers  # the argument is deprecated in torch 2.15, its successor unknown to 2.14
     if comms.shares_memory:
-        wrapped.register_comm_hook(comms, _mean)
+        wrapped.register_comm_hook(comms, _all_reduce_hook)
     return wrapped
 
 
-def _mean(comms: Comms, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
-    """Of all workers' gradients, there when it returns."""
-    found = Future[Tensor]()
-    found.set_result(comms.mean_(bucket.buffer()))
-    return found
+def _all_reduce_hook(comms: Comms, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
+    """Average the bucket's gradients over all workers, synchronously."""
+    future = Future[Tensor]()
+    future.set_result(comms.mean_(bucket.buffer()))
+    return future

@@ -1,4 +1,4 @@
-"""A network and its losses as one module, and that as one program."""
+"""A network and its loss as one module, and its compilation with torch.compile."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ from fmfsd.system.compilers import missing_for_compile
 
 
 class TrainingPass(nn.Module):
-    """Images (b, 3, H, W) and labels of a worker's batch to the terms of its loss; the network under autocast."""
+    """Computes the loss terms of a worker's images (b, 3, H, W) and labels; the network runs under autocast."""
 
     def __init__(
         self, network: nn.Module, loss: SelfDistillLoss, autocast: Callable[[], AbstractContextManager[object]]
@@ -29,21 +29,20 @@ class TrainingPass(nn.Module):
 
 
 def is_compiled(config: RunConfig, device: torch.device) -> bool:
-    """Whether passes are one program. `auto`: on a GPU, where a compiler can work and nothing forbids it."""
+    """Return whether training passes are compiled. `auto`: on a GPU, if its compiler works and nothing forbids it."""
     if config.train.compile != "auto":
         return config.train.compile in (True, "cuda_graphs")
     return device.type == "cuda" and not missing_for_compile("cuda") and may_be_compiled(config)
 
 
 def may_be_compiled(config: RunConfig) -> bool:
-    """Whether passes on a GPU are one program where a compiler can work."""
+    """Return whether training passes on a GPU are compiled, provided that the compiler works."""
     if config.train.compile != "auto" or config.engine.name != "torch":
         return config.train.compile in (True, "cuda_graphs")
     return config.train.recompute in ("auto", "none")
 
 
 def compiled(module: nn.Module, train: TrainConfig) -> nn.Module:
-    """`module` as one program, for batches of one shape. DDP around it cuts the program where its buckets end, so that
-    their gradients travel meanwhile."""
+    """Compile `module` for batches of one shape. DDP splits the graph at its buckets, to overlap communication."""
     mode = "reduce-overhead" if train.compile == "cuda_graphs" else None
     return cast("nn.Module", torch.compile(module, fullgraph=True, dynamic=False, mode=mode))

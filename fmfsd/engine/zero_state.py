@@ -1,7 +1,8 @@
-"""What ZeRO keeps of each parameter, whole: gathered from the workers that have its parts, and given back to them.
+"""Weights and optimizer state under ZeRO: full tensors are gathered from the partitions, and restored to them.
 
-Every worker makes every call. A state does not tell by how many workers or at which stage it was made. Beside
-DeepSpeed's public `safe_get_...` and `safe_set_...`, a few of its attributes are used, of 0.19.8; each with its reason.
+Every worker must make every call. A state depends neither on the number of workers nor on the ZeRO stage. In addition
+to DeepSpeed's public `safe_get_...` and `safe_set_...`, some attributes of DeepSpeed 0.19.8 are used, each with its
+reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,25 +23,25 @@ from torch import Tensor, nn
 from fmfsd.engine.optimizer_state import of_parameters
 
 _STEP = "step"
-"""AdamW's count, one for all parameters that are together in a flat one; the rest has a value for each weight."""
+"""AdamW's step count, one per flat parameter; all other state has one value per weight."""
 
 
 class Zero(Protocol):
-    """A stage's way to get at weights and at what its optimizer keeps."""
+    """Access to the full weights and optimizer state at one ZeRO stage."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Of each parameter, the whole."""
+        """Return the full tensor of each parameter."""
         ...
 
     def kept(self) -> dict[str, Tensor]:
-        """As `kept_by` has it of an optimizer with whole parameters; empty before the first step."""
+        """Return the optimizer state of the full parameters, as in `optimizer_state`; empty before the first step."""
         ...
 
-    def load(self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None: ...
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None: ...
 
 
-class _Parts:
-    """`flats` are this worker's parts of all parameters, a few tensors, which are what `base` steps."""
+class _Partitioned:
+    """`flats` are this worker's flat partitions of all parameters, which the optimizer `base` steps."""
 
     def __init__(self, network: nn.Module, base: torch.optim.Optimizer, flats: Sequence[Tensor]) -> None:
         self._parameters = dict(network.named_parameters())
@@ -57,9 +58,8 @@ class _Parts:
         counts = {f"{name}.{_STEP}": state[_STEP].clone() for name in self._parameters if _STEP in state}
         return values | counts
 
-    def _begin(self) -> None:
-        """DeepSpeed's optimizer keeps nothing before its first step, so there is nothing to set: one that changes
-        nothing, of no rate and with gradients of zero."""
+    def _init_state(self) -> None:
+        """Create the optimizer state that is to be set, by a step with zero gradients and learning rate 0."""
         groups, gradients = self._base.param_groups, [flat.grad for flat in self._flats]
         self._base.param_groups = [{**groups[0], "params": list(self._flats), "lr": 0.0}]
         for flat in self._flats:
@@ -69,19 +69,19 @@ class _Parts:
             flat.grad = gradient
         self._base.param_groups = groups
 
-    def _count(self, kept: Mapping[str, Tensor]) -> None:
-        counts = [value for _name, key, value in of_parameters(kept) if key == _STEP]
+    def _set_step_count(self, state: Mapping[str, Tensor]) -> None:
+        counts = [value for _name, key, value in of_parameters(state) if key == _STEP]
         for flat in self._flats if counts else ():
             self._base.state[flat][_STEP].copy_(counts[0])
 
-    def _set(self, kept: Mapping[str, Tensor], set_: Callable[[nn.Parameter, Tensor, str], None]) -> None:
-        for name, key, value in of_parameters(kept):
+    def _set(self, state: Mapping[str, Tensor], set_: Callable[[nn.Parameter, Tensor, str], None]) -> None:
+        for name, key, value in of_parameters(state):
             if key != _STEP:
                 set_(self._parameters[name], value, key)
 
 
-class DividedState(_Parts):
-    """Stages 1 and 2: every worker has all weights, and steps its part of them."""
+class DividedState(_Partitioned):
+    """ZeRO stages 1 and 2: every worker has all weights and steps its partition."""
 
     def __init__(self, network: nn.Module, optimizer: Any) -> None:
         super().__init__(network, optimizer.optimizer, optimizer.single_partition_of_fp32_groups)
@@ -93,26 +93,27 @@ class DividedState(_Parts):
         return super().kept()
 
     def _link(self) -> None:
-        """DeepSpeed does so after the first group of parameters has stepped, when the others have no state yet."""
+        """Link the optimizer state to the parameters again: DeepSpeed links it after the first group's step, too early
+        for the other groups."""
         self._optimizer._hp_optimizer_states_linked = False
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
-    def load(self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             parameter.data.copy_(weights[name])
             safe_set_full_fp32_param(parameter, weights[name])
-        if any(of_parameters(kept)):
-            self._begin()
+        if any(of_parameters(state)):
+            self._init_state()
             self._link()
-            self._set(kept, safe_set_full_optimizer_state)
-            self._count(kept)
+            self._set(state, safe_set_full_optimizer_state)
+            self._set_step_count(state)
 
 
-class DividedWeights(_Parts):
-    """Stage 3: every worker has its part of all weights, which are whole only where they are used."""
+class DividedWeights(_Partitioned):
+    """ZeRO stage 3: every worker has its partition of the weights; full weights exist only while they are used."""
 
     def __init__(self, network: nn.Module, optimizer: Any, *, rank: int) -> None:
         super().__init__(network, optimizer.optimizer, optimizer.fp32_partitioned_groups_flat)
@@ -121,23 +122,23 @@ class DividedWeights(_Parts):
     def weights(self) -> dict[str, Tensor]:
         return {name: safe_get_full_fp32_param(parameter) for name, parameter in self._parameters.items()}
 
-    def load(self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
-            safe_set_local_fp32_param(parameter, self._part(weights[name], parameter))
-        if any(of_parameters(kept)):
-            self._begin()
+            safe_set_local_fp32_param(parameter, self._partition(weights[name], parameter))
+        if any(of_parameters(state)):
+            self._init_state()
             self._set(
-                kept,
+                state,
                 lambda parameter, value, key: safe_set_local_optimizer_state(
-                    parameter, self._part(value, parameter), key
+                    parameter, self._partition(value, parameter), key
                 ),
             )
-            self._count(kept)
+            self._set_step_count(state)
         for group in range(len(self._flats)):
-            self._optimizer._reassign_or_swap_out_partitioned_parameters(group)  # else the old weights are used
+            self._optimizer._reassign_or_swap_out_partitioned_parameters(group)  # else the old weights stay in use
 
-    def _part(self, value: Tensor, parameter: Any) -> Tensor:
-        """`safe_set_full_...` would ask for a size that the number of workers divides."""
+    def _partition(self, value: Tensor, parameter: Any) -> Tensor:
+        """Return this worker's padded partition of `value`; `safe_set_full_...` needs a size divisible by the world."""
         size = parameter.ds_tensor.numel()
         part = value.flatten()[self._rank * size : (self._rank + 1) * size]
         return F.pad(part, (0, size - part.numel()))

@@ -1,1 +1,1 @@
-"""The network: backbones as lists of stages, spatial enhancement, fusion, branches and heads."""
+"""The network: backbones, spatial enhancement, feature-map fusion, branches and classifier heads."""

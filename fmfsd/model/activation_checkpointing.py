@@ -1,5 +1,7 @@
-"""Layers whose inner maps are computed again in the backward pass instead of kept (Chen et al. 2016,
-arXiv:1604.06174)."""
+"""Activation checkpointing: recompute activations in the backward pass instead of storing them.
+
+Chen et al. 2016 (arXiv:1604.06174), with batch norm whose statistics are not counted twice.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,41 +14,47 @@ from torch.utils.checkpoint import checkpoint
 
 @runtime_checkable
 class Asking(Protocol):
-    """A batch norm that asks others for its statistics: `last` has those of the last pass."""
+    """A synchronised batch norm; `last_statistics` are those of its last forward pass."""
 
     last: Any
 
     def repeating(self, statistics: Any) -> AbstractContextManager[None]:
-        """Around a second pass over the maps that had these."""
+        """Normalise with `statistics` within the block: a second forward pass over the same maps."""
         ...
 
 
 def recomputed(layers: nn.Module, x: Tensor) -> Tensor:
-    """`layers(x)`, bit for bit, with its gradient and its batch statistics. The layers draw no random numbers."""
+    """Return `layers(x)` with activation checkpointing; output, gradient and batch statistics are bit-identical.
+
+    The layers must not draw random numbers.
+    """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        found = dict[Asking, Any]()
-        return _noted(layers, found), _statistics_kept(layers, found)
+        statistics = dict[Asking, Any]()
+        return _recording(layers, statistics), _replaying(layers, statistics)
 
     return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextmanager
-def _noted(layers: nn.Module, found: dict[Asking, Any]) -> Iterator[None]:
-    """After the first pass `found` has the statistics of norms that ask others for them."""
+def _recording(layers: nn.Module, statistics: dict[Asking, Any]) -> Iterator[None]:
+    """Store the statistics of synchronised batch norms after the first forward pass."""
     yield
-    found.update((norm, norm.last) for norm in _norms(layers) if isinstance(norm, Asking))
+    statistics.update((norm, norm.last) for norm in _norms(layers) if isinstance(norm, Asking))
 
 
 @contextmanager
-def _statistics_kept(layers: nn.Module, found: Mapping[Asking, Any]) -> Iterator[None]:
-    """A second pass, which ends where all is there that was not kept, adds nothing to the running statistics."""
+def _replaying(layers: nn.Module, statistics: Mapping[Asking, Any]) -> Iterator[None]:
+    """Reuse `statistics` in the second forward pass, and leave the running statistics of all batch norms unchanged.
+
+    torch may end that pass early, as soon as all missing activations are recomputed.
+    """
     with ExitStack() as stack:
         for norm in _norms(layers):
             if isinstance(norm, Asking):
-                stack.enter_context(norm.repeating(found[norm]))
+                stack.enter_context(norm.repeating(statistics[norm]))
             else:
-                stack.enter_context(_nothing_added(norm))
+                stack.enter_context(_running_statistics_fixed(norm))
         yield
 
 
@@ -55,7 +63,7 @@ def _norms(layers: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _nothing_added(norm: _BatchNorm) -> Iterator[None]:
+def _running_statistics_fixed(norm: _BatchNorm) -> Iterator[None]:
     momentum, count = norm.momentum, norm.num_batches_tracked
     before = count.clone() if count is not None else None
     norm.momentum = 0.0

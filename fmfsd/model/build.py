@@ -1,4 +1,4 @@
-"""From a config to a network: the one place where model code meets configs."""
+"""Builds the network of a config: the only module here that reads configs."""
 
 import math
 from collections.abc import Collection
@@ -23,24 +23,24 @@ MOST_GROUPS = 32
 
 
 def build_network(config: RunConfig) -> Network:
-    """The network that `config` describes, with initial weights that depend on its seed alone.
+    """Return the network that `config` describes, with initial weights that depend only on the seed.
 
-    Every layer exists when it returns, and only layers that a training step uses. ConfigError for a placement or a
-    fusion that the backbone does not have, where only the backbone itself can tell.
+    It has no lazily created layers, and only layers that a training step uses. Raises ConfigError for taps or a fusion
+    that the backbone does not support.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = _backbone(config.model, config.data.size)
         if config.train.recompute == "all":
             _require_blocks(backbone, config.model).recomputes = True
-        network = _around(backbone, config)
+        network = _add_branches(backbone, config)
         network.recomputes = _recomputes_branches(config)
         initialise(*(child for child in network.children() if child is not backbone))
     return network
 
 
 def _backbone(model: ModelConfig, size: int) -> Trunk:
-    """With its first weights: timm's models bring theirs."""
+    """Return the backbone with its initial weights; timm's models initialise their own."""
     if model.backbone.startswith(TIMM):
         return timm_backbone(model.backbone.removeprefix(TIMM), size, pretrained=model.pretrained)
     backbone = BACKBONES[model.backbone](size)
@@ -48,20 +48,20 @@ def _backbone(model: ModelConfig, size: int) -> Trunk:
     return backbone
 
 
-def _around(backbone: Trunk, config: RunConfig) -> Network:
+def _add_branches(backbone: Trunk, config: RunConfig) -> Network:
     model, taps = config.model, tapped(backbone, config.model)
     groups = sem_groups(model.sem_groups, _channels(backbone, taps))
     _require_fusion(backbone, model)
-    form = branch_form(model.branch, groups=groups)
+    branch_type = branch_form(model.branch, groups=groups)
     classes, features = config.data.num_classes, config.distill.has_feature_loss
     if model.fusion == "none":
-        return BranchNetwork(backbone, taps, form, num_classes=classes, features=features)
-    fusion, family = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]
-    return family(backbone, taps, form, fusion, num_classes=classes, groups=groups, features=features)
+        return BranchNetwork(backbone, taps, branch_type, num_classes=classes, features=features)
+    fusion, network_class = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]
+    return network_class(backbone, taps, branch_type, fusion, num_classes=classes, groups=groups, features=features)
 
 
 def _recomputes_branches(config: RunConfig) -> bool:
-    """Not by itself where ZeRO divides weights, which are gone when the backward pass comes."""
+    """Return whether branches recompute activations; `auto`: not at ZeRO stage 3, which frees weights after forward."""
     if config.train.recompute == "auto":
         return config.engine.name == "torch" or config.engine.zero_stage < 3
     return config.train.recompute != "none"
@@ -70,7 +70,7 @@ def _recomputes_branches(config: RunConfig) -> bool:
 def _require_blocks(backbone: Trunk, model: ModelConfig) -> Backbone:
     if not isinstance(backbone, Backbone):
         raise ConfigError(
-            f"train.recompute: {model.backbone} is not made of blocks, one after another: set branches or none"
+            f"train.recompute: {model.backbone} is not a sequence of blocks to recompute: set branches or none"
         )
     return backbone
 
@@ -78,41 +78,45 @@ def _require_blocks(backbone: Trunk, model: ModelConfig) -> Backbone:
 def _require_fusion(backbone: Trunk, model: ModelConfig) -> None:
     if model.fusion in ("trunk", "both") and not isinstance(backbone, Backbone):
         raise ConfigError(
-            f"model.fusion: {model.fusion} feeds a fused map to the layers behind it, and {model.backbone} gives its "
-            "maps only at its end: set method fmfsd_side"
+            f"model.fusion: {model.fusion} feeds the fused map into the trunk, but {model.backbone} returns its maps "
+            "only at the end of its forward pass: set method fmfsd_side"
         )
 
 
 def tapped(backbone: Trunk, model: ModelConfig) -> list[Place]:
-    """Where branches leave, shallow to deep. ConfigError for taps that the backbone does not have."""
-    possible = backbone.places[:-1]
+    """Return the taps of the branches, shallow to deep. Raises ConfigError for taps that the backbone does not have."""
+    candidates = backbone.places[:-1]
     if model.branches == "auto":
-        return [place for place in possible if is_stage(place.name)]
-    names = [place.name for place in possible]
+        return [point for point in candidates if is_stage(point.name)]
+    names = [point.name for point in candidates]
     if unknown := [tap for tap in model.branches if tap not in names]:
         raise ConfigError(f"model.branches: {model.backbone} has no tap {unknown[0]!r}; it has {', '.join(names)}")
-    return [place for place in possible if place.name in model.branches]
+    return [point for point in candidates if point.name in model.branches]
 
 
 def _channels(backbone: Trunk, taps: Collection[Place]) -> list[int]:
-    """Of all maps that may be enhanced."""
-    return [place.channels for place in backbone.places if is_stage(place.name) or place in taps]
+    """Return the channels of all maps that may be enhanced."""
+    return [point.channels for point in backbone.places if is_stage(point.name) or point in taps]
 
 
-def sem_groups(asked: int | str, channels: Collection[int]) -> int:
-    """Groups of spatial enhancement; auto: the largest common divisor of all maps' channels, at most 32.
+def sem_groups(setting: int | str, channels: Collection[int]) -> int:
+    """Return the number of groups of spatial enhancement; auto: the largest common divisor of all channels, at most 32.
 
-    ConfigError for groups that do not divide them."""
-    if isinstance(asked, int):
-        if uneven := next((count for count in channels if count % asked), None):
-            raise ConfigError(f"model.sem_groups: {asked} groups do not divide a map's {uneven} channels; try auto")
-        return asked
+    Raises ConfigError for groups that do not divide the channels.
+    """
+    if isinstance(setting, int):
+        if uneven := next((count for count in channels if count % setting), None):
+            raise ConfigError(f"model.sem_groups: {setting} groups do not divide a map's {uneven} channels; try auto")
+        return setting
     common = math.gcd(*channels)
     return next(groups for groups in range(min(MOST_GROUPS, common), 0, -1) if common % groups == 0)
 
 
 def initialise(*parts: nn.Module) -> None:
-    """Convolutions by Kaiming normal, fan-out, ReLU (arXiv:1502.01852); BN and linear layers keep PyTorch's default."""
+    """Initialise convolutions with Kaiming normal, fan-out, ReLU (arXiv:1502.01852).
+
+    Batch norm and linear layers have PyTorch's default initialisation.
+    """
     for part in parts:
         for module in part.modules():
             if isinstance(module, nn.Conv2d):

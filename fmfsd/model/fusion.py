@@ -11,25 +11,25 @@ Fuse = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def fuse(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
-    """(B, C, H, W): the mean of all maps, each under the mean of all masks.
+    """Return (B, C, H, W): the mean of all maps, each multiplied by the mean of all masks.
 
     As mean_i(A * P_i) == A * mean_i(P_i) for the averaged mask A, the maps are averaged first: each is read once.
-    Raises ValueError unless there is one mask a map and at least one map.
+    Raises ValueError unless there is at least one map, and one mask per map.
     """
-    _require_a_mask_each(maps_BCHW, masks_BGHW)
+    _require_one_mask_per_map(maps_BCHW, masks_BGHW)
     return apply_mask(_mean(maps_BCHW), _mean(masks_BGHW))
 
 
 def fuse_under_own(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
-    """(B, C, H, W): the mean of all maps, each under its own mask: what averaging the masks is compared with.
+    """Return (B, C, H, W): the mean of all maps, each multiplied by its own mask; the baseline for averaged masks.
 
-    Raises ValueError as `fuse`.
+    Raises ValueError as `fuse` does.
     """
-    _require_a_mask_each(maps_BCHW, masks_BGHW)
+    _require_one_mask_per_map(maps_BCHW, masks_BGHW)
     return _mean([apply_mask(each, mask) for each, mask in zip(maps_BCHW, masks_BGHW, strict=True)])
 
 
-def _require_a_mask_each(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+def _require_one_mask_per_map(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     if not maps or len(maps) != len(masks):
         raise ValueError(f"{len(maps)} maps and {len(masks)} masks: expected as many masks as maps, at least one")
 
@@ -39,7 +39,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Fuses a fixed number of maps of one shape; each has an enhancement of its own."""
+    """Fuses a fixed number of maps of one shape, each with its own enhancement module."""
 
     def __init__(self, enhancements: Sequence[nn.Module], fuse: Fuse = fuse) -> None:
         super().__init__()
@@ -51,19 +51,19 @@ class Fusion(nn.Module):
         return self._fuse is fuse
 
     def masks(self, maps_BCHW: Sequence[Tensor]) -> list[Tensor]:
-        """A list of (B, C, H, W) -> a mask (B, G, H, W) of each; of a pooled enhancement G is 1."""
+        """Maps (B, C, H, W) -> one mask (B, G, H, W) per map; for PooledEnhancement, G is 1."""
         return [enhance(each) for enhance, each in zip(self.enhancements, maps_BCHW, strict=True)]
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
-        """A list of (B, C, H, W) -> (B, C, H, W)."""
+        """Maps (B, C, H, W) -> the fused map (B, C, H, W)."""
         return self._fuse(maps_BCHW, self.masks(maps_BCHW))
 
 
 class SharedFusion(nn.Module):
-    """The sum of maps of one shape, whose weights at each position and group a softmax shares out between them.
+    """A weighted sum of maps of one shape; the weights at each position and group are a softmax over the maps.
 
-    The softmax over branches is that of selective kernels (Li et al. 2019, arXiv:1903.06586), which share out whole
-    channels; the scores are those of spatial enhancement.
+    The softmax over branches is from selective kernels (Li et al. 2019, arXiv:1903.06586), which weight whole channels;
+    the scores are those of spatial enhancement.
     """
 
     averages_masks = False
@@ -73,19 +73,19 @@ class SharedFusion(nn.Module):
         self.scores = nn.ModuleList(scores)
 
     def masks(self, maps_BCHW: Sequence[Tensor]) -> list[Tensor]:
-        """A list of (B, C, H, W) -> the share (B, G, H, W) of each; they add up to 1."""
+        """Maps (B, C, H, W) -> one weight mask (B, G, H, W) per map; they sum to 1 over the maps."""
         scores = [score(each) for score, each in zip(self.scores, maps_BCHW, strict=True)]
-        shares = torch.stack(scores).softmax(dim=0)
-        return [shares[number] for number in range(len(scores))]
+        weights = torch.stack(scores).softmax(dim=0)
+        return [weights[number] for number in range(len(scores))]
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
-        """A list of (B, C, H, W) -> (B, C, H, W)."""
-        shares = self.masks(maps_BCHW)
-        return torch.stack([apply_mask(each, share) for each, share in zip(maps_BCHW, shares, strict=True)]).sum(dim=0)
+        """Maps (B, C, H, W) -> the fused map (B, C, H, W)."""
+        masks = self.masks(maps_BCHW)
+        return torch.stack([apply_mask(each, mask) for each, mask in zip(maps_BCHW, masks, strict=True)]).sum(dim=0)
 
 
 class MeanFusion(nn.Module):
-    """The mean of maps of one shape: no masks."""
+    """The mean of maps of one shape, without masks."""
 
     averages_masks = False
 
@@ -93,12 +93,16 @@ class MeanFusion(nn.Module):
         return []
 
     def forward(self, maps_BCHW: Sequence[Tensor]) -> Tensor:
-        """A list of (B, C, H, W) -> (B, C, H, W)."""
+        """Maps (B, C, H, W) -> the fused map (B, C, H, W)."""
         return _mean(maps_BCHW)
 
 
 def fusion_of(num_maps: int, *, sem: str, masks: str, groups: int) -> nn.Module:
-    """`sem`: sge, cbam, softmax or none; `masks`: averaged or own, which softmax and none do not ask."""
+    """Build the fusion module of `num_maps` maps.
+
+    `sem`: sge, cbam, softmax or none; `masks`, for sge and cbam: averaged or own; `groups`: those of spatial
+    enhancement.
+    """
     combine = fuse if masks == "averaged" else fuse_under_own
     forms: dict[str, Callable[[], nn.Module]] = {
         "sge": lambda: Fusion([SpatialEnhancement(groups) for _ in range(num_maps)], combine),

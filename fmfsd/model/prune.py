@@ -1,4 +1,4 @@
-"""The smallest network for one head: for inference, and to tell what a head costs."""
+"""Pruning a network to one head: for inference, and to measure the cost of a head."""
 
 import copy
 
@@ -13,18 +13,19 @@ ENSEMBLE = "ensemble"
 
 
 def prune(network: Network, head: str = "deepest") -> fx.GraphModule:
-    """Images (B, 3, H, W) to the logits (B, K) of `head`, one of `network.head_names` or `ensemble`; for inference.
+    """Return a module from images (B, 3, H, W) to the logits (B, K) of `head`, for inference.
 
-    It has copies of the layers that the head needs, by their names in `network`, and no others; its results are those
-    of `network` in evaluation, bit for bit. Raises ValueError if there is no such head.
+    `head` is one of `network.head_names` or `ensemble`. The module has copies of only the layers that the head needs,
+    under their names in `network`; its logits equal those of `network` in evaluation mode, bit for bit. Raises
+    ValueError if there is no such head.
     """
     if head not in (*network.head_names, ENSEMBLE):
-        raise ValueError(f"there is no head {head!r}; there are {', '.join((*network.head_names, ENSEMBLE))}")
+        raise ValueError(f"unknown head {head!r}: choose one of {', '.join((*network.head_names, ENSEMBLE))}")
     return pruned(_OneHead(copy.deepcopy(network).eval(), head))
 
 
 def pruned(whole: nn.Module) -> fx.GraphModule:
-    """What `whole` computes from images, as a graph that has the layers it needs and no others."""
+    """Trace `whole`, a module of images, and return a graph with only the layers that its output needs."""
     graph = fx.GraphModule(whole, _Tracer().trace(whole))
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
@@ -43,8 +44,8 @@ class _OneHead(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Follows everything but what looks at the shape or the kind of its input, or may."""
+    """Traces into all modules except those whose code may depend on the shape or dtype of their input."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        whole = isinstance(module, SpatialScores | PooledEnhancement | DepthwiseConv2d | Foreign)
-        return whole or super().is_leaf_module(module, qualified_name)
+        is_leaf = isinstance(module, SpatialScores | PooledEnhancement | DepthwiseConv2d | Foreign)
+        return is_leaf or super().is_leaf_module(module, qualified_name)

@@ -1,4 +1,5 @@
-"""Spatial enhancement: how much each position agrees with the map's mean (Li, Hu, Yang 2019, arXiv:1905.09646).
+"""Spatial enhancement: attention masks from each position's similarity to the map's mean (Li et al. 2019,
+arXiv:1905.09646).
 
 B batch, C channels, G groups, H height, W width.
 """
@@ -12,10 +13,11 @@ EPSILON = 1e-5
 
 
 def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
-    """(B, G, H, W): per group, gamma * c + beta, c the standardised agreement with the group's mean.
+    """Return (B, G, H, W): per group, gamma * c + beta, where c is the standardised similarity to the group's mean.
 
-    The unbiased standard deviation has EPSILON added to it, not to the variance; of one position it counts as 0. Under
-    autocast it is computed in fp32, since variance and EPSILON vanish in bf16. C must be divisible by G (ValueError).
+    EPSILON is added to the unbiased standard deviation, not to the variance; the deviation of a single position is 0.
+    Computed in fp32 under autocast, since variance and EPSILON vanish in bf16. Raises ValueError unless C is divisible
+    by G.
     """
     groups = len(gamma_G)
     batch, channels, height, width = map_BCHW.shape
@@ -31,7 +33,7 @@ def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
 
 
 def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
-    """(B, G, H, W), in (0, 1): the sigmoid of the scores."""
+    """Return the mask (B, G, H, W) in (0, 1): the sigmoid of the scores."""
     if spatial_kernel.takes(map_BCHW, gamma_G, beta_G):
         _require_groups(map_BCHW.shape[1], len(gamma_G))
         return spatial_kernel.Mask.apply(map_BCHW, gamma_G, beta_G)
@@ -39,7 +41,7 @@ def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
 
 
 def spatial_gate(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
-    """(B, C, H, W): the map times its own mask."""
+    """Return (B, C, H, W): the map times its own mask."""
     if spatial_kernel.takes(map_BCHW, gamma_G, beta_G):
         _require_groups(map_BCHW.shape[1], len(gamma_G))
         return spatial_kernel.Gated.apply(map_BCHW, gamma_G, beta_G)
@@ -48,16 +50,16 @@ def spatial_gate(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
 
 def _require_groups(channels: int, groups: int) -> None:
     if channels % groups:
-        raise ValueError(f"{channels} channels can't be cut into {groups} groups")
+        raise ValueError(f"{channels} channels can't be divided into {groups} groups")
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Half-precision values as fp32, others as they are."""
+    """Return half-precision tensors as fp32, others unchanged."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def apply_mask(map_BCHW: Tensor, mask_BGHW: Tensor) -> Tensor:
-    """Every channel of a group times the group's mask, in the map's type."""
+    """Multiply every channel of a group by the group's mask, in the map's dtype."""
     batch, channels, height, width = map_BCHW.shape
     groups = mask_BGHW.shape[1]
     grouped = map_BCHW.view(batch, groups, channels // groups, height, width)
@@ -65,7 +67,7 @@ def apply_mask(map_BCHW: Tensor, mask_BGHW: Tensor) -> Tensor:
 
 
 class SpatialScores(nn.Module):
-    """A map's scores, with a gamma and a beta a group, which start at 0 and 1: 2 G parameters."""
+    """Spatial scores with a learned gamma (initially 0) and beta (initially 1) per group: 2 G parameters."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class SpatialScores(nn.Module):
 
 
 class SpatialEnhancement(SpatialScores):
-    """A map's attention mask (the paper's SEM), in (0, 1); every one starts at sigmoid(1) = 0.731."""
+    """The attention mask of a map (the paper's SEM), in (0, 1); initially sigmoid(1) = 0.731 everywhere."""
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> mask (B, G, H, W)."""
@@ -94,15 +96,17 @@ class SpatialGate(SpatialEnhancement):
 
 
 class PooledEnhancement(nn.Module):
-    """A map's attention mask by a 7x7 convolution over the mean and the largest of its channels (the spatial half of
-    CBAM, Woo et al. 2018, arXiv:1807.06521, without its batch norm)."""
+    """An attention mask from a 7x7 convolution over the channel mean and channel maximum: the spatial part of CBAM.
+
+    Woo et al. 2018 (arXiv:1807.06521), without its batch norm.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> mask (B, 1, H, W) in (0, 1); in fp32 at least under autocast."""
+        """(B, C, H, W) -> mask (B, 1, H, W) in (0, 1); computed in fp32 or fp64, also under autocast."""
         with torch.autocast(map_BCHW.device.type, enabled=False):
             full = at_least_fp32(map_BCHW)
             pooled = torch.cat([full.mean(dim=1, keepdim=True), full.amax(dim=1, keepdim=True)], dim=1)

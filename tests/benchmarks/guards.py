@@ -54,7 +54,7 @@ GUARDS = (
     Guard(
         "a kernel that other users may have written is not loaded",
         "fmfsd/cpu/cpp_extension.py",
-        "    read_private(made)\n",
+        "    read_private(path)\n",
         "",
         "tests/fmfsd/cpu/test_cpp_extension.py::test_a_library_that_others_can_write_is_not_loaded",
     ),
@@ -75,7 +75,7 @@ GUARDS = (
     Guard(
         "only the file created for the sums is mapped",
         "fmfsd/cpu/shared_memory_sums.py",
-        "        if name in os.readlink(place):\n",
+        "        if name in os.readlink(path):\n",
         "        if True:\n",
         "tests/distributed/test_shared_memory_sums.py::test_only_a_file_with_the_expected_name_is_mapped",
     ),
@@ -96,7 +96,7 @@ GUARDS = (
     Guard(
         "a recomputed pass uses the statistics of its own first pass",
         "fmfsd/model/activation_checkpointing.py",
-        "stack.enter_context(norm.repeating(found[norm]))",
+        "stack.enter_context(norm.repeating(statistics[norm]))",
         "stack.enter_context(norm.repeating(norm.last))",
         "tests/fmfsd/model/test_activation_checkpointing.py::test_each_of_two_passes_uses_its_own_statistics",
     ),

@@ -94,9 +94,9 @@ def with_nan(left: Tensor, right: Tensor) -> Tensor:
 @pytest.mark.parametrize(("product", "places"), [(with_one_bit_wrong, 1), (with_nan, 512)])
 def test_all_workers_report_the_worker_with_a_wrong_product(product: Any, places: int) -> None:
     errors = {error for _, _, error in run_workers(run_preflight, 3, product)}
-    what = f"its product of two matrices is wrong in {places} of 262144 places"
+    what = f"a matrix product has {places} wrong elements of 262144"
     where = f"rank 2, node 1, host {HERE}"
-    assert errors == {f"preflight: {where}: {what}. Do not use that node until its hardware is checked"}
+    assert errors == {f"preflight: {where}: {what}. Exclude this node until its hardware is checked"}
 
 
 def multiply_slowly(left: Tensor, right: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def test_the_user_is_warned_of_a_worker_that_multiplies_slowly() -> None:
     (line, warnings, error), *others = run_workers(run_preflight, 3, multiply_slowly)
     assert error == ""
     assert "(slowest: rank 2, node 1" in line
-    (warning,) = (text for text in warnings if text.startswith(f"rank 2, node 1, host {HERE} multiplies at "))
+    (warning,) = (text for text in warnings if text.startswith(f"rank 2, node 1, host {HERE} is slow: "))
     assert f"{warning}\n" in line
     assert [warnings for _, warnings, _ in others] == [[], []]
 
@@ -120,7 +120,7 @@ def test_a_worker_is_slow_relative_to_the_median() -> None:
     assert slow(measurements[:3]) == []
     measurements.append(replace(one, rank=4))
     assert slow(measurements) == [
-        "rank 3, node 0, host a multiplies at 140 GFLOP/s where the median is 300: all others will wait for it"
+        "rank 3, node 0, host a is slow: 140 GFLOP/s, median 300: all other workers will wait for it"
     ]
     assert described(measurements) == (
         "5 workers, all-reduce of 4 MiB 10 GB/s, latency 0.03 ms, "
@@ -151,10 +151,10 @@ def skip_the_collective(comms: Comms, joins: bool) -> tuple[str, float]:
     return message, took_s
 
 
-@pytest.mark.parametrize("joins", [True, False])
+@pytest.mark.parametrize("met", [True, False])
 def test_a_worker_that_skips_the_all_reduce_is_waited_for_only_until_the_deadline(joins: bool) -> None:
     (message, took_s), _ = run_workers(skip_the_collective, 2, joins)
-    assert message.startswith("preflight: rank 0 could not add up with the others within 1 s")
+    assert message.startswith("preflight: rank 0 could not complete an all-reduce within 1 s")
     assert 1 <= took_s < 30
 
 

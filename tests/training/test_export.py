@@ -189,7 +189,7 @@ def test_without_the_data_set_of_the_run_the_error_names_the_remedy(
     copy.config.write_text(run.config.read_text().replace(str(tiny_root), str(tmp_path / "missing")))
     code, _, errors = run_export(str(copy.path), "--format", "safetensors")
     assert code == 3
-    assert "`fmfsd data prepare` makes one" in errors
+    assert "run `fmfsd data prepare`" in errors
 
 
 def make_outputs(*logits: tuple[float, float]) -> Answer:

@@ -156,7 +156,7 @@ def test_all_batch_norm_layers_are_plain_batch_norm_2d() -> None:
 @pytest.mark.parametrize("method", ["fmfsd", "fmfsd --set model.fusion=both"])
 def test_fusion_in_the_trunk_needs_a_model_that_can_be_split(method: str) -> None:
     name, *fusion = method.split(" --set ")
-    assert "timm/test_vit gives its maps only at its end: set method fmfsd_side" in str(
+    assert "timm/test_vit returns its maps only at the end of its forward pass: set method fmfsd_side" in str(
         build_error("test_vit", name, *fusion)
     )
 
@@ -164,12 +164,12 @@ def test_fusion_in_the_trunk_needs_a_model_that_can_be_split(method: str) -> Non
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("resnet10", "is no model of timm 1.0.31; near: timm/resnet10t, timm/resnet101"),
-        ("inception_v3", "can't take images of 32 pixels (RuntimeError: Calculated padded input size"),
-        ("hrnet_w18_small", "has 66 parameters that its last map does not need, as model."),
-        ("levit_128s", "normalises by BatchNorm1d, whose results depend on the number of workers"),
+        ("resnet10", "is not a model of timm 1.0.31; similar names: timm/resnet10t, timm/resnet101"),
+        ("inception_v3", "does not accept images of 32 pixels (RuntimeError: Calculated padded input size"),
+        ("hrnet_w18_small", "has 66 parameters that its last map does not use, such as model."),
+        ("levit_128s", "uses BatchNorm1d for normalisation, whose results depend on the number of workers"),
         ("coatnet_rmlp_nano_rw_224", "draws random numbers in training (Dropout)"),
-        ("halonet26t", "can't take images of 32 pixels (AssertionError): set data.size"),
+        ("halonet26t", "does not accept images of 32 pixels (AssertionError): set data.size"),
     ],
 )
 def test_models_whose_training_is_not_invariant_or_possible_are_errors(name: str, reason: str) -> None:
@@ -177,7 +177,7 @@ def test_models_whose_training_is_not_invariant_or_possible_are_errors(name: str
 
 
 def test_map_sizes_that_are_not_multiples_of_each_other_are_an_error() -> None:
-    with pytest.raises(ConfigError, match="gives maps of 14, 7, 4 pixels a side for images of 224: needed are"):
+    with pytest.raises(ConfigError, match="has maps with sides of 14, 7, 4 pixels for images of 224, but needs two"):
         timm_backbone("efficientvit_m0", 224, pretrained=False)
 
 
@@ -234,8 +234,8 @@ def test_pretrained_weights_are_loaded_from_the_hubs_cache(cache: Path) -> None:
 def test_a_probe_reports_unavailable_weights_before_a_start(cache: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         probe(config("test_resnet", "plain", "model.pretrained=true"), workers=2)
-    assert "timm/test_resnet gets no weights (LocalEntryNotFoundError" in str(caught.value)
-    assert "timm fetches them where there is a network, and keeps them in HF_HOME" in str(caught.value)
+    assert "timm/test_resnet can't load its weights (LocalEntryNotFoundError" in str(caught.value)
+    assert "timm downloads them to HF_HOME: run once on a machine with network access" in str(caught.value)
 
 
 def test_pretrained_weights_are_not_loaded_if_a_checkpoint_replaces_them(
@@ -252,15 +252,15 @@ def test_pretrained_weights_are_not_loaded_if_a_checkpoint_replaces_them(
     assert train_run(SoloComms(), run.path) == "finished"
     assert assess(run, Questions(early_exits=False), torch.device("cpu")).step == 2
     assert fmfsd.load(run.path).predict(torch.zeros(3, 32, 32)).labels.shape == (1,)
-    derived = make_run(tmp_path / "derived", tiny_config(tiny_root, *pretrained, f"train.init_from={run.path}"))
+    derived = make_run(tmp_path / "again", tiny_config(tiny_root, *pretrained, f"train.init_from={run.path}"))
     assert train_run(SoloComms(), derived.path, 1) == "stopped"
-    with pytest.raises(ConfigError, match="gets no weights"):
+    with pytest.raises(ConfigError, match="can't load its weights"):
         make_loop(make_run(tmp_path / "new", run_config), SoloComms())
 
 
 def test_pretrained_is_an_error_for_models_without_weights() -> None:
     error = build_error("test_mambaout", "fmfsd_side", "model.pretrained=true")
-    assert str(error).endswith("timm/test_mambaout has no weights to fetch: set model.pretrained false")
+    assert str(error).endswith("timm/test_mambaout has no pretrained weights: set model.pretrained false")
 
 
 def test_the_check_before_a_launch_reports_what_a_model_does_not_support(tmp_path: Path) -> None:
@@ -268,4 +268,6 @@ def test_the_check_before_a_launch_reports_what_a_model_does_not_support(tmp_pat
     path.write_text("model: {backbone: timm/test_vit}\n")
     completed = run_command("fmfsd-launch", str(path), "--check", cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path)})
     assert completed.returncode == 2
-    assert "timm/test_vit gives its maps only at its end: set method fmfsd_side" in " ".join(completed.stderr.split())
+    assert "timm/test_vit returns its maps only at the end of its forward pass: set method fmfsd_side" in " ".join(
+        completed.stderr.split()
+    )

@@ -99,8 +99,8 @@ def test_the_weights_of_another_repository_are_read_from_the_hubs_cache(
         ),
         (["model.backbone=timm/local-dir:nowhere"], "nowhere/config.json can't be read: No such file or directory"),
         (["model.backbone=timm/test_resnet", "model.pretrained=yes"], "expected"),
-        (["model.backbone=timm/test_resnet", "model.pretrained=local-dir:nowhere"], "gets no weights"),
-        (["data.mean=auto"], "data.mean: auto uses the values of timm's weights, and resnet18 has none"),
+        (["model.backbone=timm/test_resnet", "model.pretrained=local-dir:nowhere"], "can't load its weights"),
+        (["data.mean=auto"], "data.mean: auto takes the values of timm's weights, and resnet18 has none"),
     ],
 )
 def test_weights_that_cannot_be_read_are_an_error_with_the_reason(
@@ -112,10 +112,10 @@ def test_weights_that_cannot_be_read_are_an_error_with_the_reason(
 
 def test_weights_of_another_or_modified_architecture_are_errors(folder: Path) -> None:
     changes = ("model.backbone=timm/test_vit3", f"model.pretrained=local-dir:{folder}")
-    assert "are those of test_resnet, not of test_vit3" in build_error(*changes)
+    assert "are for test_resnet, not for test_vit3" in build_error(*changes)
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, "model_args": {"act_layer": "silu"}}))
-    assert "are those of a changed model ({'act_layer': 'silu'})" in build_error(
+    assert "are for a modified architecture ({'act_layer': 'silu'})" in build_error(
         f"model.backbone=timm/local-dir:{folder}"
     )
 

@@ -1,1 +1,1 @@
-"""Augmentation of whole batches of uint8 images on their device. Random numbers are passed in."""
+"""Augmentation of whole batches of uint8 images on their device. Random draws are passed in."""

@@ -1,7 +1,7 @@
-"""AutoAugment's CIFAR-10 policy: which operations there are, how strong each is, and which a sample gets.
+"""AutoAugment's CIFAR-10 policy: its operations with their magnitudes, and the random choice of operations.
 
-Cubuk et al. 2019 (arXiv:1805.09501), appendix, policy found on reduced CIFAR-10. Strengths are those that
-torchvision.transforms.AutoAugment gives the policy's levels, in ten steps.
+Cubuk et al. 2019 (arXiv:1805.09501), appendix, policy found on reduced CIFAR-10. Magnitudes for the policy's ten levels
+are those of torchvision.transforms.AutoAugment.
 """
 
 from typing import NamedTuple
@@ -41,22 +41,22 @@ POLICY = (
 """Sub-policies of two steps: operation, its probability, its level (0 to 9; 0 where it has none)."""
 
 KINDS = {
-    "nothing": ("Nothing",),
-    "moved": ("ShearY", "TranslateX", "TranslateY", "Rotate"),
-    "mapped": ("Brightness", "Posterize", "Solarize", "Invert"),
-    "stretched": ("AutoContrast",),
-    "equalised": ("Equalize",),
-    "contrasted": ("Contrast",),
-    "coloured": ("Color",),
-    "sharpened": ("Sharpness",),
+    "none": ("Nothing",),
+    "geometric": ("ShearY", "TranslateX", "TranslateY", "Rotate"),
+    "lookup": ("Brightness", "Posterize", "Solarize", "Invert"),
+    "autocontrast": ("AutoContrast",),
+    "equalize": ("Equalize",),
+    "contrast": ("Contrast",),
+    "color": ("Color",),
+    "sharpness": ("Sharpness",),
 }
-"""Operations by the way in which they are computed."""
-_TWO_WAYS = ("ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
+"""Operations by their implementation in `AutoAugment`."""
+_SIGNED = ("ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 STEPS = 2
 
 
 class Operation(NamedTuple):
-    """`sign` is -1 for the weaker or the opposite of the two ways that some operations have."""
+    """An operation at a level; `sign` is -1 for the opposite direction or effect, which some operations have."""
 
     name: str
     level: int
@@ -64,34 +64,36 @@ class Operation(NamedTuple):
 
 
 def _operations() -> tuple[Operation, ...]:
-    """All that the policy has, kind by kind."""
+    """Return all operations of the policy, sorted by kind."""
     steps = {(name, level) for sub_policy in POLICY for name, _, level in sub_policy}
-    found = {Operation(name, level, sign) for name, level in steps for sign in ((-1, 1) if name in _TWO_WAYS else (1,))}
+    unsorted = {
+        Operation(name, level, sign) for name, level in steps for sign in ((-1, 1) if name in _SIGNED else (1,))
+    }
     order = [name for names in KINDS.values() for name in names]
-    return (Operation("Nothing", 0, 1), *sorted(found, key=lambda each: (order.index(each.name), each)))
+    return (Operation("Nothing", 0, 1), *sorted(unsorted, key=lambda each: (order.index(each.name), each)))
 
 
 OPERATIONS = _operations()
 FIRST = {kind: next(n for n, each in enumerate(OPERATIONS) if each.name in names) for kind, names in KINDS.items()}
-"""The number of each kind's first operation: those of one kind follow one another."""
+"""Index of each kind's first operation; operations of one kind are consecutive."""
 
 
-def operations(words: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
-    """For each step, the number in OPERATIONS of what each sample gets, from one random word a sample."""
-    sub_policies, signs = integers(words, len(POLICY), field=0), integers(words, 1 << STEPS, field=3)
+def operations(bits: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
+    """Draw each sample's operations: for each step, the indices into OPERATIONS, from one random value per sample."""
+    sub_policies, signs = integers(bits, len(POLICY), field=0), integers(bits, 1 << STEPS, field=3)
     return [
         np.where(
-            integers(words, 1 << 16, field=1 + step) < _CHANCES[sub_policies, step],
-            _NUMBERS[sub_policies, step, (signs >> step) & 1],
+            integers(bits, 1 << 16, field=1 + step) < _PROBABILITIES[sub_policies, step],
+            _INDICES[sub_policies, step, (signs >> step) & 1],
             0,
         )
         for step in range(STEPS)
     ]
 
 
-def _number(name: str, level: int, sign: int) -> int:
-    return OPERATIONS.index(Operation(name, level, sign if name in _TWO_WAYS else 1))
+def _index(name: str, level: int, sign: int) -> int:
+    return OPERATIONS.index(Operation(name, level, sign if name in _SIGNED else 1))
 
 
-_CHANCES = np.array([[round(chance * (1 << 16)) for _, chance, _ in steps] for steps in POLICY])
-_NUMBERS = np.array([[[_number(name, level, sign) for sign in (-1, 1)] for name, _, level in s] for s in POLICY])
+_PROBABILITIES = np.array([[round(probability * (1 << 16)) for _, probability, _ in steps] for steps in POLICY])
+_INDICES = np.array([[[_index(name, level, sign) for sign in (-1, 1)] for name, _, level in s] for s in POLICY])

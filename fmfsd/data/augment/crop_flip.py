@@ -1,4 +1,4 @@
-"""Whole batches of uint8 images changed at once, on the device that holds them. What is drawn comes from outside.
+"""Crop, flip, Cutout and normalisation of whole batches of images on their device, with random draws passed in.
 
 B batch, C channels, H height, W width.
 """
@@ -10,23 +10,23 @@ from torch import Tensor
 
 
 def centre(images_BCHW: Tensor, side: int) -> Tensor:
-    """The middle `side` pixels of larger images, as a view."""
+    """Return the central `side` x `side` pixels of larger images, as a view."""
     top, left = (max(0, length - side) // 2 for length in images_BCHW.shape[-2:])
     return images_BCHW[..., top : top + side, left : left + side]
 
 
 def flip(images_BCHW: Tensor, mirrored_B: Tensor) -> Tensor:
-    """Left and right exchanged where `mirrored_B` is true (four times as fast as a `torch.where` of bytes)."""
+    """Flip images horizontally where `mirrored_B` is true (four times as fast as `torch.where` on uint8)."""
     batch = len(images_BCHW)
-    either = torch.arange(batch, device=images_BCHW.device) + batch * mirrored_B
-    return torch.cat([images_BCHW, images_BCHW.flip(-1)]).index_select(0, either)
+    rows = torch.arange(batch, device=images_BCHW.device) + batch * mirrored_B
+    return torch.cat([images_BCHW, images_BCHW.flip(-1)]).index_select(0, rows)
 
 
 def random_crop(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, *, padding: int, fill: int) -> Tensor:
-    """Each image padded by `padding` pixels of value `fill`, then cut back to size at (top, left), 0 to 2 * padding.
+    """Pad each image by `padding` pixels of value `fill`, then crop it to its size at (top, left), 0 to 2 * padding.
 
-    Every row of every result is one contiguous piece of the padded images: rows are gathered from a view in which each
-    pixel starts a row. Twenty times as fast as cutting image by image, and without a host synchronisation.
+    Every row of every result is a contiguous piece of the padded images, so rows are gathered from a view in which
+    each pixel starts a row. Twenty times as fast as cropping image by image, and without a host synchronisation.
     """
     batch, channels, height, width = images_BCHW.shape
     tall, wide = height + 2 * padding, width + 2 * padding
@@ -40,7 +40,7 @@ def random_crop(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, *, padding: 
 
 
 def cutout(images_BCHW: Tensor, row_B: Tensor, column_B: Tensor, *, side: int) -> Tensor:
-    """A black square of `side` pixels around (row, column), clipped at the border.
+    """Set a square of `side` pixels around (row, column), clipped at the border, to black.
 
     Cutout (arXiv:1708.04552), before normalisation as in the self-distillation recipes, so black and not mean grey.
     """
@@ -56,7 +56,7 @@ def _within(centre_B: Tensor, length: int, side: int) -> Tensor:
 
 
 class Normalise:
-    """(image / 255 - mean) / std, a channel at a time, as `dtype`; the numbers lie ready on `device`."""
+    """Computes (image / 255 - mean) / std per channel, in `dtype`; the constants are stored on `device`."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device) -> None:
         scale = [1 / (255 * each) for each in std]

@@ -1,7 +1,7 @@
-"""MixUp (arXiv:1710.09412) and CutMix (arXiv:1905.04899): each sample of a batch with a partner of its own.
+"""MixUp (arXiv:1710.09412) and CutMix (arXiv:1905.04899), with a mixing ratio and a partner per sample.
 
-Unlike in the papers, where a batch has one share and is mixed with itself in another order, every sample draws its
-share, and its partner from the samples of its shard: so no pair depends on how many workers or micro-batches there are.
+In the papers a batch has one ratio and is mixed with its own permutation. Here every sample draws its own ratio, and
+its partner from its shard, so that pairs do not depend on the number of workers or micro-batches.
 B batch, C channels, H height, W width, K classes.
 """
 
@@ -20,41 +20,42 @@ WORDS = 2
 _QUANTILES = 1 << 16
 
 
-def mixing_draws(words: NDArray[np.uint64], *, mixup: float, cutmix: float, side: int) -> dict[str, NDArray[Any]]:
-    """Row p for the sample at position p of a shard's epoch, from its two random words.
+def mixing_draws(bits: NDArray[np.uint64], *, mixup: float, cutmix: float, side: int) -> dict[str, NDArray[Any]]:
+    """Draw the mixing parameters of a shard's epoch, row p for position p, from two random values per sample.
 
-    `partner` is the position that it is mixed with, another one if there is any; `share` is its part in the label and
-    `blend` in each pixel but those of a box, from (`upper`, `left_edge`) to before (`lower`, `right_edge`), where there
-    is the partner alone. `mixup` and `cutmix` are alphas, 0 for none; of both, a coin chooses; without `cutmix` there
-    are no boxes. `side` is the image's.
+    `partner` is the position of the partner, a different sample if there is one; `share` is the weight of the sample's
+    own label, `blend` the weight of its own pixels outside of a box from (`upper`, `left_edge`) to (`lower`,
+    `right_edge`), exclusive. Inside the box there are only the partner's pixels. `mixup` and `cutmix` are the alphas,
+    0 for none; with both, each sample gets one of them at random; without `cutmix` there are no boxes. `side` is the
+    image's.
     """
-    others, places = max(1, len(words) - 1), np.arange(len(words))
-    partner = (places + 1 + np.floor(fractions(words[:, 0], half=1) * others).astype(np.int64)) % len(words)
-    chosen = integers(words[:, 0], _QUANTILES, field=1)
-    cut = integers(words[:, 0], 2, field=0) == 1 if mixup and cutmix else np.full(len(words), cutmix > 0)
+    others, positions = max(1, len(bits) - 1), np.arange(len(bits))
+    partner = (positions + 1 + np.floor(fractions(bits[:, 0], half=1) * others).astype(np.int64)) % len(bits)
+    quantile = integers(bits[:, 0], _QUANTILES, field=1)
+    is_cutmix = integers(bits[:, 0], 2, field=0) == 1 if mixup and cutmix else np.full(len(bits), cutmix > 0)
     if not cutmix:
-        return {"partner": partner, "share": symmetric_beta(mixup)[chosen], "blend": symmetric_beta(mixup)[chosen]}
-    drawn = np.where(cut, symmetric_beta(cutmix)[chosen], symmetric_beta(mixup or 1.0)[chosen])
-    box = _boxes(words[:, 1], np.where(cut, drawn, 1.0), side)
+        return {"partner": partner, "share": symmetric_beta(mixup)[quantile], "blend": symmetric_beta(mixup)[quantile]}
+    ratio = np.where(is_cutmix, symmetric_beta(cutmix)[quantile], symmetric_beta(mixup or 1.0)[quantile])
+    box = _draw_boxes(bits[:, 1], np.where(is_cutmix, ratio, 1.0), side)
     outside = 1 - (box["lower"] - box["upper"]) * (box["right_edge"] - box["left_edge"]) / side**2
-    blend = np.where(cut, 1.0, drawn)
-    return {"partner": partner, "share": np.where(cut, outside, drawn), "blend": blend, **box}
+    blend = np.where(is_cutmix, 1.0, ratio)
+    return {"partner": partner, "share": np.where(is_cutmix, outside, ratio), "blend": blend, **box}
 
 
-def _boxes(words: NDArray[np.uint64], kept: NDArray[np.float64], side: int) -> dict[str, NDArray[np.int64]]:
-    """Around a pixel anywhere, with 1 - `kept` of the image's area where nothing of it is cut off."""
-    half = np.floor(side * np.sqrt(1 - kept)).astype(np.int64) // 2
-    row, column = (np.floor(fractions(words, half=part) * side).astype(np.int64) for part in (0, 1))
+def _draw_boxes(bits: NDArray[np.uint64], ratio: NDArray[np.float64], side: int) -> dict[str, NDArray[np.int64]]:
+    """Draw boxes with a fraction 1 - `ratio` of the image's area, around any pixel, clipped at the border."""
+    half = np.floor(side * np.sqrt(1 - ratio)).astype(np.int64) // 2
+    row, column = (np.floor(fractions(bits, half=part) * side).astype(np.int64) for part in (0, 1))
     edges = {"upper": row - half, "lower": row + half, "left_edge": column - half, "right_edge": column + half}
     return {name: edge.clip(0, side) for name, edge in edges.items()}
 
 
 @lru_cache(maxsize=4)
 def symmetric_beta(alpha: float) -> NDArray[np.float64]:
-    """The middles of 65,536 equally likely parts of Beta(alpha, alpha): a draw of it is one of them.
+    """Return 65,536 quantiles of Beta(alpha, alpha): the midpoints of equally likely intervals.
 
-    Found by bisection of its distribution function, so that a draw takes a fixed number of random bits, and the same
-    ones in every version of NumPy.
+    A draw is one of them. They are computed by bisection of the distribution function, so that a draw takes a fixed
+    number of random bits and is the same in every version of NumPy.
     """
     below = (np.arange(_QUANTILES // 2) + 0.5) / _QUANTILES
     low, high = np.zeros_like(below), np.full_like(below, 0.5)
@@ -67,19 +68,19 @@ def symmetric_beta(alpha: float) -> NDArray[np.float64]:
 
 
 def _distribution(x: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    """P(Beta(alpha, alpha) < x) for x up to 1/2: https://dlmf.nist.gov/8.17.E8, whose terms are all positive."""
+    """Return P(Beta(alpha, alpha) < x) for x up to 1/2: https://dlmf.nist.gov/8.17.E8, whose terms are all positive."""
     term = np.ones_like(x)
     total = term.copy()
     for number in range(1, 60 + 10 * math.ceil(alpha**0.5)):
         term = term * x * ((2 * alpha + number - 1) / (alpha + number))
         total += term
-    log_of_beta = 2 * math.lgamma(alpha) - math.lgamma(2 * alpha)
+    log_beta = 2 * math.lgamma(alpha) - math.lgamma(2 * alpha)
     with np.errstate(divide="ignore"):
-        return np.exp(alpha * (np.log(x) + np.log1p(-x)) - log_of_beta) / alpha * total
+        return np.exp(alpha * (np.log(x) + np.log1p(-x)) - log_beta) / alpha * total
 
 
 def mixed(images_BCHW: Tensor, partners_BCHW: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """Floating images, normalised or not, each with its partner by what `mixing_draws` gave."""
+    """Mix floating-point images, normalised or not, with their partners, by the draws of `draw_mixing`."""
     blend = draws["blend"].to(images_BCHW.dtype).view(-1, 1, 1, 1)
     blended = torch.lerp(partners_BCHW, images_BCHW, blend)
     if "upper" not in draws:
@@ -92,13 +93,13 @@ def mixed(images_BCHW: Tensor, partners_BCHW: Tensor, draws: dict[str, Tensor]) 
 
 
 def _between(start_B: Tensor, end_B: Tensor, length: int) -> Tensor:
-    place = torch.arange(length, device=start_B.device)
-    return (place >= start_B.unsqueeze(1)) & (place < end_B.unsqueeze(1))
+    position = torch.arange(length, device=start_B.device)
+    return (position >= start_B.unsqueeze(1)) & (position < end_B.unsqueeze(1))
 
 
 def shares(labels_B: Tensor, partners_B: Tensor, share_B: Tensor, *, num_classes: int) -> Tensor:
-    """(B, K) of `share_B`'s type: a label's share at its class, the rest at the partner's."""
-    classes = torch.arange(num_classes, device=labels_B.device)  # F.one_hot looks at values, for which a host waits
+    """Return soft labels (B, K) in `share_B`'s dtype: `share_B` at a label's class, the rest at its partner's class."""
+    classes = torch.arange(num_classes, device=labels_B.device)  # F.one_hot reads values: a host synchronisation
     own, other = ((each.unsqueeze(1) == classes).to(share_B.dtype) for each in (labels_B, partners_B))
     share_B1 = share_B.unsqueeze(1)
     return share_B1 * own + (1 - share_B1) * other

@@ -1,6 +1,6 @@
-"""The classes of CIFAR in the order of their labels, for files that do not name them, or name one wrongly.
+"""Class names of CIFAR in label order, for files that lack them or have a wrong one.
 
-In the Parquet files of Hugging Face, CIFAR-100's crab is called "cra".
+In Hugging Face's Parquet files, CIFAR-100's crab is called "cra".
 """
 
 _TEN = "airplane automobile bird cat deer dog frog horse ship truck"

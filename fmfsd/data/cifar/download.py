@@ -1,4 +1,4 @@
-"""Fetches an official archive: once, whole or not at all, and only with the sum that is expected."""
+"""Downloads an official archive: once, atomically, and with its checksum verified."""
 
 import logging
 import os
@@ -21,9 +21,9 @@ _BLOCK = 1 << 20
 
 
 def download(url: str, target: Path, *, md5: str, report: Report) -> None:
-    """Fetch `url` to `target`, unless another process has by then. An interrupted download is continued.
+    """Download `url` to `target`, unless another process has done so. An interrupted download is resumed.
 
-    Raises CheckError without network, or if the content's MD5 sum is another.
+    Raises CheckError without network, or if the MD5 sum differs.
     """
     part = target.with_name(f".{target.name}.part")
     with wait_for_lock(target.with_name(f".{target.name}.lock"), log.warning):
@@ -35,8 +35,8 @@ def download(url: str, target: Path, *, md5: str, report: Report) -> None:
             os.replace(part, target)
         except (OSError, HTTPException, ValueError) as error:
             size = _get_size(part)
-            remedy = f"; {size} bytes are kept, and the same command continues from there" if size else ""
-            raise CheckError([Problem(url, f"can't be fetched: {type(error).__name__}: {error}{remedy}")]) from error
+            remedy = f"; run the same command again to resume after {size} bytes" if size else ""
+            raise CheckError([Problem(url, f"download failed: {type(error).__name__}: {error}{remedy}")]) from error
 
 
 def _get_size(part: Path) -> int:
@@ -44,7 +44,7 @@ def _get_size(part: Path) -> int:
 
 
 def _fetch_all(url: str, part: Path, report: Report) -> None:
-    """Fetch what `part` lacks. Where a connection breaks, the next one continues, as long as that adds bytes."""
+    """Download the rest of `part`. After a broken connection, reconnect and resume as long as that adds bytes."""
     while True:
         before = _get_size(part)
         try:
@@ -60,16 +60,16 @@ def _fetch_all(url: str, part: Path, report: Report) -> None:
 
 
 def _fetch(url: str, part: Path, start: int, report: Report) -> None:
-    """Append `url` from byte `start` on to `part`, or write `part` anew where the server sends all of it."""
+    """Append `url` from byte `start` to `part`, or rewrite `part` if the server sends the whole file."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        continued = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        done = start if answer.status == HTTPStatus.PARTIAL_CONTENT and continued else 0
-        total = done + length if (length := int(answer.headers.get("Content-Length") or 0)) else 0
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        resumes = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        done = start if response.status == HTTPStatus.PARTIAL_CONTENT and resumes else 0
+        total = done + length if (length := int(response.headers.get("Content-Length") or 0)) else 0
         with part.open("ab" if done else "wb") as file:
-            while block := answer.read1(_BLOCK):  # what has come, so that a kill loses little
+            while block := response.read1(_BLOCK):  # without waiting for a full block, so that a kill loses little
                 done += file.write(block)
-                report(f"fetching {url.rpartition('/')[2]}", done, total)
+                report(f"downloading {url.rpartition('/')[2]}", done, total)
             file.flush()
             flush_to_disk(file.fileno())
     if done < total:
@@ -77,10 +77,10 @@ def _fetch(url: str, part: Path, start: int, report: Report) -> None:
 
 
 def _require_sum(url: str, part: Path, md5: str) -> None:
-    """Raise CheckError, and remove what was fetched, unless it has the sum that is expected."""
-    found, kind = compute_md5(part), detect_file_type(part)
-    if found != md5:
+    """Raise CheckError, and remove the download, unless it has the expected MD5 sum."""
+    actual, file_type = compute_md5(part), detect_file_type(part)
+    if actual != md5:
         part.unlink()
-        message = f"its MD5 sum is {found}, expected {md5}: the server sent {kind}, not the official archive"
-        hint = "; is a login page or a proxy in between?" if kind == HTML else ""
+        message = f"its MD5 sum is {actual}, expected {md5}: the server sent {file_type}, not the official archive"
+        hint = "; check whether a login page or a proxy answers instead" if file_type == HTML else ""
         raise CheckError([Problem(url, f"{message}{hint}")])

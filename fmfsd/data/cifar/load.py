@@ -1,4 +1,4 @@
-"""An official set from its files: images, labels and class names, checked."""
+"""Loads CIFAR from its official files or Parquet files, and validates images, labels and class names."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ Table = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def read_official(official: OfficialSet, source: Path) -> RawSet:
-    """Return the set in the official files, or the Parquet files, in `source`. Raises DataError for what is wrong."""
+    """Load the set from the official or Parquet files in `source`. Raises DataError for invalid files."""
     parquet = find_parquet_files(official, source)
     return _read_parquet_set(official, parquet) if parquet else _read_pickles(official, read_files(official, source))
 
 
 def read_source_files(official: OfficialSet, source: Path) -> tuple[SourceFile, ...]:
-    """Return the files in `source` that the set is read from, with their sums."""
+    """Return the files in `source` that the set is read from, with their MD5 sums."""
     parquet = find_parquet_files(official, source)
     return _describe_parquet(parquet) if parquet else _to_sources(read_files(official, source).values())
 
@@ -37,22 +37,26 @@ def _read_pickles(official: OfficialSet, files: Mapping[str, OfficialFile]) -> R
     for file in files.values():
         if not file.is_official:
             log.warning(
-                "%s: MD5 %s is not the official %s; recorded in the index", file.where, file.md5, file.expected_md5
+                "%s: its MD5 sum %s is not the official %s; this is recorded in the index",
+                file.where,
+                file.md5,
+                file.expected_md5,
             )
     (meta,) = (files[name] for name in official.meta)
     num_classes = len(official.classes)
-    classes = _class_names(load_arrays(meta.data, meta.where).get(official.names_key), num_classes, meta.where)
+    classes = _read_class_names(load_arrays(meta.data, meta.where).get(official.names_key), num_classes, meta.where)
     train, test = (
-        _merged([_read_pickle(official, files[name]) for name in part]) for part in (official.train, official.test)
+        _merge([_read_pickle(official, files[name]) for name in part]) for part in (official.train, official.test)
     )
     return RawSet(classes, train, test, _to_sources(files.values()))
 
 
 def _read_parquet_set(official: OfficialSet, files: Mapping[str, Sequence[Path]]) -> RawSet:
     sources = _describe_parquet(files)
-    log.warning("%s: no official sums exist for Parquet files; theirs are recorded", ", ".join(s.file for s in sources))
+    names = ", ".join(source.file for source in sources)
+    log.warning("%s: Parquet files have no official MD5 sums to compare with; theirs are recorded in the index", names)
     train, test = (
-        _merged([_read_parquet_table(official, path) for path in files[split]]) for split in ("train", "test")
+        _merge([_read_parquet_table(official, path) for path in files[split]]) for split in ("train", "test")
     )
     return RawSet(official.classes, train, test, sources)
 
@@ -66,13 +70,13 @@ def _to_sources(files: Iterable[OfficialFile]) -> tuple[SourceFile, ...]:
     return tuple(SourceFile(file.name, file.md5, file.is_official) for file in files)
 
 
-def _class_names(names: Any, num_classes: int, where: str) -> tuple[str, ...]:
-    """Return the names as text: Python 3 reads those of Python 2 as bytes, and writes them as such again."""
-    found = [_to_text(name) for name in names] if isinstance(names, list) else None
-    if found is None or len(found) != num_classes or not all(isinstance(name, str) for name in found):
-        told = f"{len(found)} names" if found is not None else "no list of names"
-        raise DataError([Problem(where, f"expected the names of {num_classes} classes, found {told}")])
-    return tuple(found)
+def _read_class_names(names: Any, num_classes: int, where: str) -> tuple[str, ...]:
+    """Return the names as text: Python 3 reads the names that Python 2 wrote as bytes."""
+    texts = [_to_text(name) for name in names] if isinstance(names, list) else None
+    if texts is None or len(texts) != num_classes or not all(isinstance(name, str) for name in texts):
+        found = f"{len(texts)} names" if texts is not None else "no list of names"
+        raise DataError([Problem(where, f"expected the names of {num_classes} classes, found {found}")])
+    return tuple(texts)
 
 
 def _to_text(name: Any) -> Any:
@@ -89,12 +93,12 @@ def _read_parquet_table(official: OfficialSet, path: Path) -> Table:
 
 
 def _check_table(pixels: Any, labels: Any, label_key: str, official: OfficialSet, where: str) -> Table:
-    if problems := list(_contradictions(pixels, labels, label_key, len(official.classes), where)):
+    if problems := list(_find_contradictions(pixels, labels, label_key, len(official.classes), where)):
         raise DataError(problems)
     return np.ascontiguousarray(pixels).reshape(-1, *SHAPE), np.asarray(labels, np.int64)
 
 
-def _merged(tables: Sequence[Table]) -> Samples:
+def _merge(tables: Sequence[Table]) -> Samples:
     images, labels = (np.concatenate(parts) for parts in zip(*tables, strict=True))
     return Samples.number(images, labels)
 
@@ -103,14 +107,15 @@ def _to_list(labels: Any) -> Any:
     return labels.tolist() if isinstance(labels, np.ndarray) else labels
 
 
-def _contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, where: str) -> Iterator[Problem]:
+def _find_contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, where: str) -> Iterator[Problem]:
     is_table = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2
     if not is_table or pixels.shape[1] != np.prod(SHAPE) or not len(pixels):
         yield Problem(where, f"'data': expected rows of 3072 bytes, found {_describe(pixels)}")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         yield Problem(
             where,
-            f"{label_key!r}: expected a list of whole numbers, found a {type(labels).__name__}; is it another set?",
+            f"{label_key!r}: expected a list of whole numbers, found a {type(labels).__name__}; "
+            "check that it is the right data set",
         )
         return
     wrong = [(index, label) for index, label in enumerate(labels) if not 0 <= label < num_classes]

@@ -1,4 +1,4 @@
-"""The official CIFAR files: what they are called, where they are found, and whether they are the true ones.
+"""The official CIFAR files: their names, MD5 sums and URLs, and how they are found and read.
 
 Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -22,8 +22,11 @@ LARGEST_FILE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class OfficialSet:
-    """One published set. Sums are the MD5 sums of its page and of its files; its form at Hugging Face, Parquet files in
-    a folder and with a column of labels, has none."""
+    """A published set. `archive_md5` and the values of `train`, `test` and `meta` (by file name) are MD5 sums.
+
+    `parquet_folder` and `parquet_label` are the folder and the label column of Hugging Face's Parquet files, which have
+    no published sums.
+    """
 
     folder: str
     url: str
@@ -84,7 +87,7 @@ OFFICIAL = {
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """A file's bytes and where they came from."""
+    """A file's bytes, and where they were read from."""
 
     name: str
     where: str
@@ -110,34 +113,34 @@ def has_files(official: OfficialSet, source: Path) -> bool:
 
 
 def read_files(official: OfficialSet, source: Path) -> dict[str, OfficialFile]:
-    """Every file of `official`, by name, from `source`.
+    """Read all files of `official` from `source`, and return them by name.
 
-    `source` holds the folder or the archive, or is one of them. Raises DataError if a file is missing or unreadable.
+    `source` contains the folder or the archive, or is one of them. Raises DataError if a file is missing or unreadable.
     """
-    found = _locate(official, source)
-    if found is None:
+    location = _locate(official, source)
+    if location is None:
         expected = f"neither {official.folder}/ nor {official.archive}, from {official.url}, nor Parquet files of train"
         raise DataError([Problem(str(source), f"has {expected} and test")])
-    read = _from_folder(official, found) if found.is_dir() else _from_archive(official, found)
+    read = _from_folder(official, location) if location.is_dir() else _from_archive(official, location)
     files = {file.name: file for file in read}
     missing = [name for name in official.sums if name not in files]
     if missing:
-        raise DataError([Problem(str(found), f"{', '.join(missing)} missing; get {official.archive} again")])
+        raise DataError([Problem(str(location), f"{', '.join(missing)} missing; download {official.archive} again")])
     return files
 
 
 def find_parquet_files(official: OfficialSet, source: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of train and test in `source`; empty without both, and beside the official files."""
+    """Return the Parquet files of train and test in `source`; empty if one is missing or official files exist."""
     if _locate(official, source) is not None:
         return {}
-    place = source.parent if source.is_file() else source
-    for folder in (place, place / official.parquet_folder):
-        found: dict[str, list[Path]] = {"train": [], "test": []}
+    base = source.parent if source.is_file() else source
+    for folder in (base, base / official.parquet_folder):
+        files: dict[str, list[Path]] = {"train": [], "test": []}
         for path in sorted(folder.glob("*.parquet")):
             if (split := _SPLIT.search(path.stem)) is not None:
-                found[split[1]].append(path)
-        if all(found.values()):
-            return found
+                files[split[1]].append(path)
+        if all(files.values()):
+            return files
     return {}
 
 
@@ -158,7 +161,7 @@ def _locate(official: OfficialSet, source: Path) -> Path | None:
 
 _COPY = r"(?: ?\(\d+\))?"
 _DOWNLOADED = rf"{_COPY}\.(?:tgz|tar{_COPY}(?:\.gz)?)"
-"""How browsers name archives: a second copy has a number, and some unpack the outer layer."""
+"""Name endings that browsers give to archives: a second copy gets a number, and some browsers gunzip the file."""
 
 
 def _from_folder(official: OfficialSet, folder: Path) -> Iterator[OfficialFile]:
@@ -170,7 +173,7 @@ def _from_folder(official: OfficialSet, folder: Path) -> Iterator[OfficialFile]:
 
 
 def _from_archive(official: OfficialSet, archive: Path) -> Iterator[OfficialFile]:
-    """Reads the members that are wanted into memory; nothing is ever extracted to disk."""
+    """Read the needed members into memory; nothing is extracted to disk."""
     try:
         with tarfile.open(archive, "r|*") as tar:
             for member in tar:
@@ -181,13 +184,13 @@ def _from_archive(official: OfficialSet, archive: Path) -> Iterator[OfficialFile
                     where = f"{archive}:{member.name}"
                     yield OfficialFile(name, where, _read(file, where), official.sums[name])
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        kind = detect_file_type(archive)
-        found = f"damaged archive: {error}" if kind in (GZIP, TAR) else f"{kind}, not an archive"
-        raise DataError([Problem(str(archive), f"{found}; get it again from {official.url}")]) from error
+        file_type = detect_file_type(archive)
+        problem = f"damaged archive: {error}" if file_type in (GZIP, TAR) else f"{file_type}, not an archive"
+        raise DataError([Problem(str(archive), f"{problem}; download it again from {official.url}")]) from error
 
 
 def _read(file: IO[bytes], where: str) -> bytes:
     data = file.read(LARGEST_FILE_BYTES + 1)
     if len(data) > LARGEST_FILE_BYTES:
-        raise DataError([Problem(where, f"larger than {LARGEST_FILE_BYTES} bytes, so no official file")])
+        raise DataError([Problem(where, f"larger than {LARGEST_FILE_BYTES} bytes, so not an official file")])
     return data

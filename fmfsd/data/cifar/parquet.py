@@ -1,4 +1,4 @@
-"""CIFAR as Hugging Face has it (uoft-cs/cifar10, uoft-cs/cifar100): Parquet files of encoded images and labels."""
+"""Reads CIFAR from Hugging Face's Parquet files (uoft-cs/cifar10, uoft-cs/cifar100) of encoded images and labels."""
 
 import io
 from importlib import import_module
@@ -20,28 +20,30 @@ IMAGES = "img"
 def read_parquet(path: Path, label_column: str) -> tuple[NDArray[np.uint8], list[int]]:
     """Return the images in `path` as rows of 3072 bytes, and their labels.
 
-    Raises DataError for a file of another kind, and CheckError without pyarrow.
+    Raises DataError for an invalid file, and CheckError if pyarrow is not installed.
     """
     try:
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise CheckError([Problem(str(path), "reading it needs pyarrow: pip install 'fmfsd[parquet]'")]) from error
+        raise CheckError([Problem(str(path), "can't be read without pyarrow: pip install 'fmfsd[parquet]'")]) from error
     try:
         names = parquet.read_schema(path).names
         if missing := [name for name in (IMAGES, label_column) if name not in names]:
-            found = f"no column {' and no '.join(missing)} among {', '.join(names)}; is it another set?"
+            found = (
+                f"no column {' and no '.join(missing)} among {', '.join(names)}; check that it is the right data set"
+            )
             raise DataError([Problem(str(path), f"has {found}")])
         table = parquet.read_table(path, columns=[IMAGES, label_column])
     except (OSError, ValueError) as error:  # pyarrow's own errors are among them
-        raise DataError([Problem(str(path), f"can't be read: {error}; get it again")]) from error
-    rows = list(map_in_threads(_pixels, table[IMAGES].to_pylist()))
+        raise DataError([Problem(str(path), f"can't be read: {error}; download it again")]) from error
+    rows = list(map_in_threads(_decode, table[IMAGES].to_pylist()))
     if wrong := [f"image {number} {row}" for number, row in enumerate(rows) if isinstance(row, str)]:
         raise DataError([Problem(str(path), message) for message in wrong[:10]])
     return np.array(rows, np.uint8).reshape(-1, int(np.prod(SHAPE))), table[label_column].to_pylist()
 
 
-def _pixels(image: Any) -> NDArray[np.uint8] | str:
-    """Return the bytes of an encoded image, (3, 32, 32), or what is wrong with it."""
+def _decode(image: Any) -> NDArray[np.uint8] | str:
+    """Return the pixels (3, 32, 32) of an encoded image, or a description of what is wrong with it."""
     try:
         with Image.open(io.BytesIO(image["bytes"]), formats=FORMATS) as file:
             pixels = np.asarray(file.convert("RGB")).transpose(2, 0, 1)

@@ -1,1 +1,1 @@
-"""Image folders: which files belong to a split, what they contain, and how they are decoded. Needs no torch."""
+"""Image folders: finding the images of each split, checking file types, and decoding. Needs no torch."""

@@ -1,4 +1,4 @@
-"""Compares what image files hold, by their first bytes, with what their names say: before any is decoded."""
+"""Checks, before decoding, that the type of each image file (by its first bytes) matches its file name extension."""
 
 import logging
 from collections.abc import Sequence
@@ -23,32 +23,34 @@ TYPES = {
     ".tiff": TIFF,
     ".bmp": BMP,
 }
-"""What a file holds, by the end of its name in lower case."""
+"""File type by file name extension in lower case."""
 _INTERCHANGEABLE = {PNG, JPEG}
-"""ImageNet has PNG images under names of JPEG, which all tools read."""
+"""ImageNet has PNG images with JPEG extensions, which all tools read."""
 
 
 def find_wrong_types(paths: Sequence[Path], report: Report) -> dict[Path, Problem]:
-    """Return the files that do not hold what their names say, or that can't be read."""
-    wrong, renamed = dict[Path, Problem](), list[Path]()
-    for done, (path, found) in enumerate(zip(paths, map_in_threads(_type, paths), strict=True), 1):
+    """Return the files whose type does not match their extension, or that can't be read."""
+    wrong, mismatched = dict[Path, Problem](), list[Path]()
+    for done, (path, detected) in enumerate(zip(paths, map_in_threads(_detect, paths), strict=True), 1):
         report("checking the types of files", done, len(paths))
         expected = TYPES[path.suffix.lower()]
-        if isinstance(found, Problem):
-            wrong[path] = found
-        elif found == AVIF and not features.check("avif"):
+        if isinstance(detected, Problem):
+            wrong[path] = detected
+        elif detected == AVIF and not features.check("avif"):
             wrong[path] = Problem(str(path), f"{AVIF}, which the installed Pillow can't read")
-        elif found != expected and {found, expected} == _INTERCHANGEABLE:
-            renamed.append(path)
-        elif found != expected:
-            wrong[path] = Problem(str(path), f"{found}, not {expected} as its name says")
-    if renamed:
-        message = "%d files hold PNG images and have names of JPEG, or the reverse; they are read all the same: %s, ..."
-        log.warning(message, len(renamed), renamed[0])
+        elif detected != expected and {detected, expected} == _INTERCHANGEABLE:
+            mismatched.append(path)
+        elif detected != expected:
+            wrong[path] = Problem(str(path), f"{detected}, not {expected} as its extension says")
+    if mismatched:
+        message = (
+            "%d files are PNG images with a JPEG extension or the reverse; they are read by their content: %s, ..."
+        )
+        log.warning(message, len(mismatched), mismatched[0])
     return wrong
 
 
-def _type(path: Path) -> str | Problem:
+def _detect(path: Path) -> str | Problem:
     try:
         return detect_file_type(path)
     except OSError as error:

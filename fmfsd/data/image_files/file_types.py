@@ -1,4 +1,4 @@
-"""Recognises what a file holds by its first bytes, whatever its name says."""
+"""Detects a file's type from its first bytes, independently of its name."""
 
 from pathlib import Path
 
@@ -26,20 +26,20 @@ _SIGNATURES = (
     (b"\x1f\x8b", GZIP),
     (b"PAR1", "a Parquet file"),
     (b"Rar!", "a RAR archive"),
-    (b"version https://git-lfs", "a Git LFS pointer, whose content was never fetched"),
+    (b"version https://git-lfs", "a Git LFS pointer, whose content was not downloaded"),
 )
 _HEIF = {b"avif": AVIF, b"avis": AVIF, **dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "a HEIC image")}
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 
 def detect_file_type(path: Path) -> str:
-    """Return what `path` holds, as "a PNG image" or "0 bytes". OSError if it can't be read."""
+    """Return the type of the file `path`, such as "a PNG image" or "0 bytes". Raises OSError if it can't be read."""
     with path.open("rb") as file:
         return detect_type(file.read(HEAD_BYTES))
 
 
 def detect_type(head: bytes) -> str:
-    """Return what a file with these first bytes holds."""
+    """Return the type of a file with these first bytes."""
     if not head:
         return "0 bytes"
     for signature, name in _SIGNATURES:
@@ -53,10 +53,10 @@ def detect_type(head: bytes) -> str:
         return TAR
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return BMP
-    return _type_of_text(head)
+    return _detect_text_type(head)
 
 
-def _type_of_text(head: bytes) -> str:
+def _detect_text_type(head: bytes) -> str:
     if not head.strip(b"\0"):
         return "nothing but zero bytes"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

@@ -1,4 +1,4 @@
-"""Finds the images below a folder, at any depth, in the order of torchvision's ImageFolder."""
+"""Finds all images below a folder, in the order of torchvision's ImageFolder."""
 
 import logging
 import os
@@ -14,30 +14,30 @@ SUFFIXES = tuple(TYPES)
 JUNK = frozenset(
     ("__macosx", ".ds_store", "@eadir", "lost+found", "thumbs.db", ".ipynb_checkpoints", "desktop.ini", "$recycle.bin")
 )
-"""Names, in lower case, of what operating systems, NAS devices and notebooks leave in folders."""
+"""Lower-case names of files and folders that operating systems, NAS devices and notebooks create."""
 
 Entry = os.DirEntry[str]
 _Folder = tuple[str, frozenset[str]]
-"""A folder's path, and the real paths of the folders that links on the way to it left and entered."""
+"""A folder's path, and the real paths of the folders that links on the path to it left and entered."""
 
 
 @dataclass
 class Search:
-    """Searches folders, and collects what it met there."""
+    """A search of folders, which also collects dangling links, problems and skipped files."""
 
     dangling: dict[Path, Problem] = field(default_factory=dict)
-    """Links with the names of images, to files that do not exist."""
+    """Links with image extensions whose targets do not exist."""
     problems: list[Problem] = field(default_factory=list)
     junk: set[str] = field(default_factory=set)
-    """Paths of junk."""
+    """Paths that were skipped because their names are in JUNK."""
     num_others: int = 0
-    """Files that lie outside of class folders or do not have the names of images."""
+    """Number of files outside of class folders or without an image extension."""
 
     def list_entries(self, folder: str | Path) -> list[Entry]:
-        """Return what lies in `folder`, sorted by name, without hidden files and junk."""
+        """Return the entries of `folder`, sorted by name, without hidden files and junk."""
         try:
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(folder) as iterator:
+                entries = sorted(iterator, key=lambda entry: entry.name)
         except OSError as error:
             self.problems.append(Problem(str(folder), f"can't be read: {error.strerror}"))
             return []
@@ -46,15 +46,15 @@ class Search:
 
     def find_images(self, folder: Path) -> list[Path]:
         """Return the images below `folder`, sorted by their folder's path, then by name."""
-        found, folders = list[Path](), [(str(folder), frozenset({os.path.realpath(folder)}))]
+        images, folders = list[Path](), [(str(folder), frozenset({os.path.realpath(folder)}))]
         while folders:
             current = folders.pop()
             for entry in self.list_entries(current[0]):
                 if is_folder(entry):
                     folders += _descend(entry, current)
                 elif self._is_image(entry):
-                    found.append(Path(entry.path))
-        return sorted(found, key=lambda path: (str(path.parent), path.name))
+                    images.append(Path(entry.path))
+        return sorted(images, key=lambda path: (str(path.parent), path.name))
 
     def _is_image(self, entry: Entry) -> bool:
         if not entry.name.lower().endswith(SUFFIXES):
@@ -63,7 +63,7 @@ class Search:
         if is_dangling(entry):
             self.dangling[Path(entry.path)] = describe_dangling(entry)
             return True
-        return os.path.isfile(entry.path)  # reading a pipe would never end
+        return os.path.isfile(entry.path)  # reading from a pipe would block forever
 
 
 def is_folder(entry: Entry) -> bool:

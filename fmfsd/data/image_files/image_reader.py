@@ -1,4 +1,4 @@
-"""Reads the images of a set one by one, in the order of its shards; files are decoded on all cores."""
+"""Reads the images of a set one by one, in shard order; image files are decoded in parallel on all cores."""
 
 import warnings
 from collections.abc import Generator, Sequence
@@ -17,14 +17,14 @@ from fmfsd.errors import Problem
 
 @dataclass
 class ImageReader:
-    """Yields each image as bytes. One whose file is damaged is black, and listed in `damaged`."""
+    """Yields each image as bytes. A damaged image is replaced by a black one and listed in `damaged`."""
 
     states: dict[Path, FileState] = field(default_factory=dict)
-    """Of all files that were read, damaged ones included."""
+    """States of all files that were read, including damaged ones."""
     damaged: dict[Path, Problem] = field(default_factory=dict)
 
     def read(self, parts: Sequence[Images]) -> Generator[bytes]:
-        """Yield the images of all `parts`. Close the iterator, or its threads work until it is collected."""
+        """Yield the images of all `parts`. Close the iterator, or its threads run until it is garbage-collected."""
         files = [(path, part.side) for part in parts if isinstance(part, FileImages) for path in part.paths]
         if files:
             return self._decode(files)
@@ -32,7 +32,7 @@ class ImageReader:
 
     def _decode(self, files: Sequence[tuple[Path, int]]) -> Generator[bytes]:
         with warnings.catch_warnings(), closing(map_in_threads(_read_file, files)) as results:
-            warnings.filterwarnings("ignore", module="PIL")  # they name no file
+            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file
             for (path, _), (pixels, state, problem) in zip(files, results, strict=True):
                 if state is not None:
                     self.states[path] = state
@@ -42,7 +42,7 @@ class ImageReader:
 
 
 def _read_file(source: tuple[Path, int]) -> tuple[bytes, FileState | None, Problem | None]:
-    """Return an image's pixels, and the state of its file unless it can't be opened."""
+    """Return an image's pixels, the state of its file unless it can't be opened, and the problem if it is damaged."""
     path, side = source
     state = None
     try:

@@ -1,4 +1,4 @@
-"""Image folders: `ROOT/train/CLASS/**/*.png`, and test or val beside train. Which images a split holds, by class."""
+"""Layouts of image folders: `ROOT/train/CLASS/**/*.png`, and test or val next to train; lists the images per split."""
 
 import logging
 import unicodedata
@@ -13,19 +13,19 @@ from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "valid", "valid": "valid", "validation": "valid"}
-"""The split that a folder holds, by the folder's name in lower case."""
+"""Split by folder name in lower case."""
 ANNOTATIONS = "val_annotations.txt"
-"""In Tiny ImageNet's val: a file and its class a line, separated by a tab; the images lie in val/images."""
+"""File in Tiny ImageNet's val folder: an image name and its class per line, tab-separated; images are in val/images."""
 IMAGES = "images"
 SHOWN = 10
-"""Problems and names that are listed before the rest is counted."""
+"""Maximum number of names that are listed in a message."""
 
 Classes = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split: files in the order of their classes and names, and the number of each one's class."""
+    """One split: files, ordered by class and name, and the class number of each."""
 
     paths: list[Path]
     labels: list[int]
@@ -33,12 +33,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a folder of images; `classes` are sorted. `splits` are train, test and, if there is one, valid."""
+    """The images of a folder; `classes` are sorted. `splits` are train, test and, if there is one, valid."""
 
     classes: tuple[str, ...]
     splits: dict[str, Part]
     dangling: dict[Path, Problem]
-    """Images that are links to files that do not exist."""
+    """Images that are links whose targets do not exist."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class _Split:
 
 
 def list_images(root: Path) -> Listing:
-    """Return the images below `root`. Raises DataError with everything that is wrong with their folders."""
+    """Return the images below `root`. Raises DataError with all problems of their folders."""
     search = Search()
     folders = _split_folders(root, search)
-    train = _read_split(folders["train"], search, known=())
+    train = _read_split(folders["train"], search, train_classes=())
     others = {
-        name: _read_split(folder, search, known=train.classes) for name, folder in folders.items() if name != "train"
+        name: _read_split(folder, search, train_classes=train.classes)
+        for name, folder in folders.items()
+        if name != "train"
     }
     _log_skipped(root, search)
     splits = {"train": train, **_choose_test_split(others)}
@@ -65,7 +67,7 @@ def list_images(root: Path) -> Listing:
 
 
 def _split_folders(root: Path, search: Search) -> dict[str, Path]:
-    """Return the folder of each split. Raises DataError unless there are a train and another, and one folder each."""
+    """Return the folder of each split. Raises DataError unless there are train and test or valid, one folder each."""
     folders: dict[str, list[Path]] = {}
     for entry in search.list_entries(root):
         if entry.name.lower() in SPLIT_NAMES and (is_folder(entry) or is_dangling(entry)):
@@ -73,7 +75,7 @@ def _split_folders(root: Path, search: Search) -> dict[str, Path]:
             search.problems += [describe_dangling(entry)] if is_dangling(entry) else []
     if problems := [*search.problems, *_check_splits(root, folders)]:
         raise DataError(problems)
-    return {name: found[0] for name, found in folders.items()}
+    return {name: candidates[0] for name, candidates in folders.items()}
 
 
 def _check_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
@@ -81,17 +83,17 @@ def _check_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator
         yield Problem(str(root), f"has no train/; expected {FOLDER_LAYOUT}")
     if not folders.keys() & {"test", "valid"}:
         yield Problem(str(root), f"has no test/, val/, valid/ or validation/; expected {FOLDER_LAYOUT}")
-    for found in folders.values():
-        if len(found) > 1:
-            names = " and ".join(f"{folder.name}/" for folder in found)
-            yield Problem(str(root), f"has {names}, which name the same split: keep one of them")
+    for candidates in folders.values():
+        if len(candidates) > 1:
+            names = " and ".join(f"{folder.name}/" for folder in candidates)
+            yield Problem(str(root), f"has {names}, which are folders of the same split: remove all but one")
 
 
-def _read_split(folder: Path, search: Search, *, known: Collection[str]) -> _Split:
-    """Return the images in `folder` by class; `known` are the classes of the training split."""
+def _read_split(folder: Path, search: Search, *, train_classes: Collection[str]) -> _Split:
+    """Return the images in `folder` by class; `train_classes` are the classes of the training split."""
     entries = search.list_entries(folder)
     subfolders = [Path(entry.path) for entry in entries if is_folder(entry)]
-    if {path.name for path in subfolders} <= {IMAGES} - set(known):
+    if {path.name for path in subfolders} <= {IMAGES} - set(train_classes):
         images = search.find_images(folder)
         if (folder / ANNOTATIONS).is_file():
             return _Split(folder, _read_annotations(folder / ANNOTATIONS, images, search))
@@ -112,7 +114,7 @@ def _group_by_class(folders: Sequence[Path], search: Search) -> Classes:
 
 
 def _normalize_name(name: str) -> str:
-    """Return `name` composed: macOS writes accents as separate characters."""
+    """Return `name` in Unicode form NFC: macOS writes accents as separate characters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -123,32 +125,32 @@ def _describe_missing_images(folder: Path) -> str:
 
 
 def _read_annotations(path: Path, images: Sequence[Path], search: Search) -> Classes:
-    """Return `images` by the classes that the annotations in `path` give them."""
+    """Return `images` by class, according to the annotations in `path`."""
     lines = (line.split("\t") for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip())
     class_of = {line[0]: _normalize_name(line[1]) for line in lines if len(line) > 1}
     classes: Classes = {}
     for image in images:
         if image.name in class_of:
             classes.setdefault(class_of[image.name], []).append(image)
-    names = {image.name for image in images}
+    image_names = {image.name for image in images}
     search.problems += [
-        Problem(str(path), f"{message}: {join_some(found)}")
-        for message, found in (
-            ("lists images that do not exist", class_of.keys() - names),
-            ("does not list all images", names - class_of.keys()),
+        Problem(str(path), f"{message}: {join_some(names)}")
+        for message, names in (
+            ("lists images that do not exist", class_of.keys() - image_names),
+            ("does not list all images", image_names - class_of.keys()),
         )
-        if found
+        if names
     ]
     return classes
 
 
 def _choose_test_split(splits: dict[str, _Split]) -> dict[str, _Split]:
-    """Return `splits`, with val as the test split where no other one has labels: Tiny ImageNet's test has none."""
+    """Return `splits`, with val as the test split if test is missing or has no labels, as in Tiny ImageNet."""
     valid, test = splits.get("valid"), splits.get("test")
     if valid is None or (test is not None and not (test.num_unlabelled and valid.classes)):
         return splits
     if test is not None:
-        message = "%s: left out, as it has no class folders: its %d images have no labels; %s is the test split"
+        message = "%s: ignored, as it has no class folders: its %d images have no labels; %s is used as the test split"
         log.warning(message, test.folder, test.num_unlabelled, valid.folder)
     return {"test": valid}
 
@@ -159,13 +161,13 @@ def _check_classes(splits: Collection[_Split]) -> Iterator[Problem]:
             found = f"its {split.num_unlabelled} images have no labels" if split.num_unlabelled else "and no images"
             yield Problem(str(split.folder), f"has no class folders, {found}; expected {FOLDER_LAYOUT}")
         for name in filter(_is_unsafe, split.classes):
-            yield Problem(str(split.folder), f"{name!a} is no name for a class: use letters, digits and signs")
+            yield Problem(str(split.folder), f"{name!a} is not a valid class name: use letters, digits and signs")
 
 
 def _is_unsafe(name: str) -> bool:
-    """Whether `name` holds control characters, bytes that are no UTF-8, or changes of the writing direction.
+    """Return whether `name` has control characters, bytes that are not UTF-8, or changes of the writing direction.
 
-    Joiners are safe: Persian, Hindi and emoji need them. So is what this Python's Unicode tables do not know yet.
+    Joiners are safe: Persian, Hindi and emoji need them. Characters unknown to this Python's Unicode tables are safe.
     """
     return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _DIRECTIONS for letter in name)
 
@@ -193,9 +195,9 @@ def _log_skipped(root: Path, search: Search) -> None:
     if search.junk:
         counts = Counter(path.rpartition("/")[2] for path in search.junk)
         found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        log.warning("%s: skipped what is no data: %s", root, found)
+        log.warning("%s: skipped files and folders that are not data: %s", root, found)
     if search.num_others:
-        message = "%s: left out files outside of class folders or with names that do not end in %s: %d"
+        message = "%s: skipped files outside of class folders or without one of the extensions %s: %d"
         log.warning(message, root, ", ".join(SUFFIXES), search.num_others)
 
 

@@ -1,4 +1,4 @@
-"""The files that an image folder's set was made from, so that a later change of one is noticed."""
+"""A record of the image files that a set was prepared from, with which later changes are detected."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class FileState:
-    """A file's size, modification time and content."""
+    """A file's size, modification time and content hash."""
 
     size: int
     mtime_ns: int
@@ -29,7 +29,7 @@ class FileState:
 
     @classmethod
     def read(cls, file: BufferedReader) -> "FileState":
-        """Return the state of an open file, and leave it at its start."""
+        """Return the state of an open file, and rewind the file."""
         status = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
         file.seek(0)
@@ -37,51 +37,51 @@ class FileState:
 
 
 States = Mapping[str, FileState]
-"""By the file's path below the folder of images."""
+"""States by the file's path relative to the folder of images."""
 
 
 def write_record(folder: Path, states: States) -> None:
-    """Write `states` beside the shards of the set in `folder`."""
+    """Write `states` next to the shards of the set in `folder`."""
     content = {"format": FORMAT, "images": {name: astuple(state) for name, state in states.items()}}
     write_whole(folder / RECORD, json.dumps(content, separators=(",", ":")), durable=False)
 
 
 def read_record(folder: Path) -> dict[str, FileState]:
-    """Return what `write_record` wrote. Raises DataError if it is missing or damaged."""
+    """Read the record that `write_record` wrote. Raises DataError if it is missing or damaged."""
     try:
         content = read_json(folder / RECORD)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, expected {FORMAT}")
         return {name: FileState(*state) for name, state in content["images"].items()}
     except FileNotFoundError as error:
-        what = "missing, so changes of the images can't be noticed: delete the set and prepare it again"
-        raise DataError([Problem(str(folder / RECORD), what)]) from error
+        problem = "missing, so changes of the images can't be detected: delete the set and prepare it again"
+        raise DataError([Problem(str(folder / RECORD), problem)]) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"damaged: {error}; delete the set and prepare it again"
-        raise DataError([Problem(str(folder / RECORD), what)]) from error
+        problem = f"damaged: {error}; delete the set and prepare it again"
+        raise DataError([Problem(str(folder / RECORD), problem)]) from error
 
 
 def to_source(states: States) -> SourceFile:
-    """Return the MD5 sum of all names and contents: the same wherever the same images lie."""
+    """Return a SourceFile with an MD5 sum of all names and contents, independent of the folder's location."""
     lines = (f"{name}\0{state.digest}\n" for name, state in sorted(states.items()))
     md5 = hashlib.md5("".join(lines).encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
     return SourceFile("names and contents of all images", md5, official=True)
 
 
 def find_differences(states: States, root: Path, names: Collection[str]) -> list[str]:
-    """Return how the images `names` below `root` differ from those recorded: which changed, were added or removed."""
+    """Return descriptions of the images `names` below `root` that were changed, added or removed since `states`."""
     common = sorted(states.keys() & set(names))
     same = map_in_threads(lambda name: _is_same(root / name, states[name]), common)
-    found = {
+    differences = {
         "changed": [name for name, is_same in zip(common, same, strict=True) if not is_same],
         "added": set(names) - states.keys(),
         "removed": states.keys() - set(names),
     }
-    return [f"{len(which)} {what} ({join_some(which)})" for what, which in found.items() if which]
+    return [f"{len(paths)} {change} ({join_some(paths)})" for change, paths in differences.items() if paths]
 
 
 def _is_same(path: Path, state: FileState) -> bool:
-    """Compare size and time, and read the content only where the size is the same and the time is not."""
+    """Compare size and modification time; read the content only if the size is equal and the time differs."""
     try:
         status = path.stat()
         if status.st_size != state.size or status.st_mtime_ns == state.mtime_ns:

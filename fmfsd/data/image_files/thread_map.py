@@ -1,4 +1,4 @@
-"""Runs a function over many items in threads: results in the items' order, and few of them at a time."""
+"""Maps a function over items in threads, in order, with a bounded number of pending results."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -11,13 +11,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WINDOW = 8
-"""Results a thread that may wait for the reader, so that one slow item does not stop the other threads."""
+"""Pending results per thread, so that one slow item does not block the other threads."""
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result]:
-    """Yield `function` of each item, in order, from a thread per core that this process may use.
+    """Yield `function(item)` of each item, in order, with one thread per core that this process may use.
 
-    Close the iterator to end the threads early. It serves functions that release the GIL, as Pillow's decoders do.
+    Close the iterator to end the threads early. For functions that release the GIL, such as Pillow's decoders.
     """
     num_threads = usable_cores()
     pending: deque[Future[Result]] = deque()

@@ -1,1 +1,1 @@
-"""A worker's batches: its shards in memory or streamed from their files, at any training position."""
+"""Data loading: a worker's shards, in memory or streamed from files, and its batches at any training position."""

@@ -1,4 +1,4 @@
-"""A worker's part of a split, wherever its images are."""
+"""Opens a worker's shards of a split, in memory or streamed from their files."""
 
 import logging
 import socket
@@ -19,25 +19,28 @@ log = logging.getLogger(__name__)
 def own_shards(
     index: SetIndex, split: str, *, rank: int, world_size: int, device: torch.device, in_files: bool
 ) -> Shards:
-    """With its images in the memory of `device` or, `in_files`, read when they are needed."""
+    """Return the worker's shards: images in the memory of `device` or, with `stream`, streamed from their files."""
     if in_files:
         return ShardsOnDisk(index, split, rank=rank, world_size=world_size, device=device)
     return load_own_shards(index, split, rank=rank, world_size=world_size, device=device)
 
 
 def images_stay_in_files(data: DataConfig, index: SetIndex, comms: Comms, device: torch.device) -> bool:
-    """What `data` says or, left to us, the size of the set. Every worker makes the call; they need not agree."""
-    part, memory = Part.of(index, comms.size), _memory_of_a_worker(comms, device)
-    found = part.stays_in_files(data, memory)
-    if found:
-        told = f"would take {part.held_bytes >> 20} MiB, this worker may use {memory >> 20} MiB"
-        log.info("images stay in %s and are read ahead of their turn (they %s)", index.folder, told)
-    return found
+    """Return whether images are streamed from files: as set in `data` or, for auto, by the size of the set.
+
+    Every worker must make the call; workers may get different answers.
+    """
+    part, memory = Part.of(index, comms.size), _memory_per_worker(comms, device)
+    streams = part.stays_in_files(data, memory)
+    if streams:
+        reason = f"in memory they would take {part.held_bytes >> 20} MiB of this worker's {memory >> 20} MiB"
+        log.info("images are streamed from the files in %s (%s)", index.folder, reason)
+    return streams
 
 
-def _memory_of_a_worker(comms: Comms, device: torch.device) -> int:
-    """Bytes where its images would be; of a machine that it shares with others, its share."""
-    neighbours = comms.gather(socket.gethostname())
+def _memory_per_worker(comms: Comms, device: torch.device) -> int:
+    """Return the bytes of memory for a worker's images: its GPU's, or its share of the host's."""
+    hosts = comms.gather(socket.gethostname())
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return usable_memory() // neighbours.count(socket.gethostname())
+    return usable_memory() // hosts.count(socket.gethostname())

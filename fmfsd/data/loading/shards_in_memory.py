@@ -1,4 +1,4 @@
-"""A worker's part of a split: the shards that are its own, and nothing of the rest; and these in its memory."""
+"""A worker's shards of a split, loaded into memory, and the interface of all shards."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,13 @@ from fmfsd.system.cpu_count import usable_cores
 
 CPU = torch.device("cpu")
 Order = Tensor | Sequence[Tensor]
-"""Batches of positions, on the CPU."""
+"""Batches of sample indices, on the CPU."""
 
 
 class Shards(Protocol):
-    """Consecutive shards; images (n, 3, H, W) uint8, wherever they are.
+    """A worker's consecutive shards, with n images (3, H, W) uint8, in memory or in files.
 
-    `labels` (n,) and `ids` (n,) are on the device of the batches; `numbers` and `sizes` are the shards'.
+    `labels` (n,) and `ids` (n,) are on the device of the batches; `numbers` and `sizes` are those of the shards.
     """
 
     @property
@@ -42,12 +42,12 @@ class Shards(Protocol):
     @property
     def side(self) -> int: ...
 
-    def rows(self, chosen: Tensor) -> Tensor:
-        """These images, in this order, on the device of the labels."""
+    def rows(self, indices: Tensor) -> Tensor:
+        """Return the images with these indices, in this order, on the device of the labels."""
         ...
 
     def in_order(self, order: Order) -> Callable[[int], Tensor]:
-        """What gives `rows(order[n])` for any n, and soonest if n grows by one."""
+        """Return a function of n that returns `read_images(order[n])`; it is fastest if n increases by one per call."""
         ...
 
     def close(self) -> None: ...
@@ -55,7 +55,7 @@ class Shards(Protocol):
 
 @dataclass(frozen=True)
 class OwnShards:
-    """Shards whose images are held in memory, on the CPU or on a GPU."""
+    """Shards whose images are in memory, on the CPU or on a GPU."""
 
     images: Tensor
     labels: Tensor
@@ -67,19 +67,19 @@ class OwnShards:
     def side(self) -> int:
         return self.images.shape[-1]
 
-    def rows(self, chosen: Tensor) -> Tensor:
-        return self.images.index_select(0, chosen.to(self.images.device))
+    def rows(self, indices: Tensor) -> Tensor:
+        return self.images.index_select(0, indices.to(self.images.device))
 
     def in_order(self, order: Order) -> Callable[[int], Tensor]:
-        there = order.to(self.images.device) if isinstance(order, Tensor) else order
-        return lambda n: self.rows(there[n])
+        indices = order.to(self.images.device) if isinstance(order, Tensor) else order
+        return lambda n: self.rows(indices[n])
 
     def close(self) -> None:
         pass
 
 
 def own_part(index: SetIndex, split: str, *, rank: int, world_size: int) -> tuple[range, Sequence[ShardFile]]:
-    """The numbers and files of the shards of worker `rank` of `world_size`, which divides the shards."""
+    """Return the numbers and files of the shards of worker `rank`; `world_size` must divide the number of shards."""
     files = index.splits[split]
     share = len(files) // world_size
     assert share * world_size == len(files), f"{world_size} workers do not divide {len(files)} shards"
@@ -90,9 +90,10 @@ def own_part(index: SetIndex, split: str, *, rank: int, world_size: int) -> tupl
 def load_own_shards(
     index: SetIndex, split: str, *, rank: int, world_size: int, device: torch.device = CPU
 ) -> OwnShards:
-    """The shards of worker `rank` of `world_size` on `device`, each verified against the index as it is read.
+    """Load the shards of worker `rank` of `world_size` to `device`, verifying each checksum while it is read.
 
-    Raises DataError for a file that is missing or not what the index says. `world_size` divides the shards.
+    Raises DataError for a file that is missing or differs from the index. `world_size` must divide the number of
+    shards.
     """
     numbers, files = own_part(index, split, rank=rank, world_size=world_size)
     sizes = tuple(shard.samples for shard in files)
@@ -109,7 +110,7 @@ def load_own_shards(
 
 
 def _read(index: SetIndex, shard: ShardFile, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and ids; the images go to where they are to stay, a piece at a time through this machine's memory."""
+    """Read the shard's images into `images`, in pieces through host memory; return its labels and ids."""
     with closing(OpenShard(index, shard)) as file:
         head, start = file.before_images(), file.images_start
         digest = hashlib.sha256(head)
@@ -120,13 +121,13 @@ def _read(index: SetIndex, shard: ShardFile, images: Tensor) -> tuple[Tensor, Te
             start += len(pixels)
             piece.copy_(buffer)
         if digest.hexdigest() != shard.sha256:
-            raise file.damaged("its SHA-256 sum is not the index's")
+            raise file.damaged("its SHA-256 sum differs from the index")
         labels, ids = map(torch.from_numpy, file.labels_and_ids(head))
         return labels, ids
 
 
 def _staged(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of `values`, each with the memory of this machine that it is read into: its own if it is there."""
+    """Yield pieces of `values`, each with the host buffer for reading it: the piece itself if it is on the CPU."""
     staging = torch.empty(min(STAGED_BYTES, len(values)) if values.device != CPU else 0, dtype=torch.uint8)
     for piece in values.split(STAGED_BYTES):
         yield piece, piece if values.device == CPU else staging[: len(piece)]

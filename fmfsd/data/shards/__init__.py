@@ -1,1 +1,1 @@
-"""A prepared data set on disk: the index, the shard files, and their verification. Needs no torch."""
+"""Prepared data sets on disk: the index, the shard files, and their verification. Needs no torch."""

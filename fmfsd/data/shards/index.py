@@ -1,4 +1,4 @@
-"""A prepared set on disk: `index.json` with counts, classes and SHA-256 sums, and the shard files it names."""
+"""The index of a prepared set: `index.json` with counts, classes and SHA-256 sums of the shard files."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from fmfsd.system.atomic_files import SHARED, access_remedy, read_json, sha256, 
 INDEX_FORMAT = 1
 SPLITS = ("train", "valid", "test")
 CHECKED_AT_LAUNCH_BYTES = 1 << 30
-"""Sets up to this size have every checksum verified at each launch (CIFAR: 0.1 s)."""
+"""For sets up to this size, each launch verifies all checksums (CIFAR: 0.1 s)."""
 
 SHAPE = (3, 32, 32)
-"""Channels, height and width of every image of a known set."""
+"""Channels, height and width of the images of the known data sets."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that a set was made from; `official` if its MD5 sum is the published one."""
+    """A file that a set was prepared from; `official` if its MD5 sum is the published one."""
 
     file: str
     md5: str
@@ -44,7 +44,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SetIndex:
-    """What a prepared set holds. Every split is cut into the same number of shards."""
+    """The content of a prepared set. Every split has the same number of shards."""
 
     folder: Path
     name: str
@@ -56,13 +56,13 @@ class SetIndex:
     splits: dict[str, tuple[ShardFile, ...]]
     sources: tuple[SourceFile, ...] = ()
     skipped: NonNegativeInt = 0
-    """Damaged images of the source that are not in the set."""
+    """Number of damaged source images that were left out."""
 
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits.get(split, ()))
 
     def largest_part(self, split: str, world_size: int) -> int:
-        """Samples of the worker that holds most of `split`."""
+        """Return the largest number of samples of `split` that any worker has."""
         files, share = self.splits[split], self.shards // world_size
         return max(
             sum(shard.samples for shard in files[start : start + share]) for start in range(0, self.shards, share)
@@ -73,8 +73,8 @@ class SetIndex:
 
     def describe(self) -> str:
         splits = ", ".join(f"{self.samples(split)} {split}" for split in self.splits)
-        strange = [source.file for source in self.sources if not source.official]
-        warning = f"; not the official files: {', '.join(strange)}" if strange else ""
+        unofficial = [source.file for source in self.sources if not source.official]
+        warning = f"; not the official files: {', '.join(unofficial)}" if unofficial else ""
         skipped = f"; damaged images skipped: {self.skipped}" if self.skipped else ""
         return f"{splits} samples of {len(self.classes)} classes in {self.shards} shards{warning}{skipped}"
 
@@ -87,7 +87,7 @@ class SetIndex:
 
 
 def set_folder(data: DataConfig) -> Path:
-    """Where the set that `data` describes lies below its root; what is not the default is part of the name."""
+    """Return the folder below the root of the set that `data` describes; non-default settings are part of its name."""
     assert data.root is not None, "a loaded config has a root"
     shards = "" if data.shards == DataConfig().shards else f"-shards{data.shards}"
     valid = f"-valid{data.valid}" if data.valid else ""
@@ -96,24 +96,24 @@ def set_folder(data: DataConfig) -> Path:
 
 
 def read_index(folder: Path) -> SetIndex:
-    """The index of the set in `folder`. DataError if it is missing, malformed or contradicts itself."""
+    """Read the index of the set in `folder`. Raises DataError if it is missing, malformed or inconsistent."""
     path = folder / "index.json"
     try:
         content = read_json(path)
         if content.pop("format", None) != INDEX_FORMAT:
-            raise ValueError(f"not of format {INDEX_FORMAT}")
+            raise ValueError(f"its format is not {INDEX_FORMAT}")
         index = _FORMAT.validate_json(json.dumps({**content, "folder": str(folder)}), strict=True)
     except FileNotFoundError as error:
-        known = "delete the folder, or choose another place" if folder.exists() else "`fmfsd data prepare` makes one"
-        raise DataError([Problem(str(path), f"missing, so this is no prepared set: {known}")]) from error
+        remedy = "delete the folder, or choose another one" if folder.exists() else "run `fmfsd data prepare`"
+        raise DataError([Problem(str(path), f"missing, so this is no prepared set: {remedy}")]) from error
     except PermissionError as error:
         raise DataError([Problem(str(path), f"can't be read: {access_remedy(folder)}")]) from error
     except (OSError, ValueError) as error:
-        what = _first(error) if isinstance(error, ValidationError) else error
+        reason = _first_error(error) if isinstance(error, ValidationError) else error
         raise DataError(
-            [Problem(str(path), f"no index of a prepared set: {what}; delete {folder} and prepare the set again")]
+            [Problem(str(path), f"not an index of a prepared set: {reason}; delete {folder} and prepare the set again")]
         ) from error
-    if problems := list(_contradictions(index)):
+    if problems := list(_find_contradictions(index)):
         raise DataError(problems)
     return index
 
@@ -121,12 +121,12 @@ def read_index(folder: Path) -> SetIndex:
 _FORMAT = TypeAdapter(with_config(ConfigDict(extra="forbid"))(SetIndex))
 
 
-def _first(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
     details = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, details['loc']))}: {details['msg']}"
 
 
-def _contradictions(index: SetIndex) -> Iterator[Problem]:
+def _find_contradictions(index: SetIndex) -> Iterator[Problem]:
     where = str(index.folder / "index.json")
     for split, files in index.splits.items():
         sizes = {shard.samples for shard in files}
@@ -138,7 +138,7 @@ def _contradictions(index: SetIndex) -> Iterator[Problem]:
             )
     if not _is_known(index):
         found = f"{index.name!r}, {len(index.classes)} classes, images of {index.shape}"
-        yield Problem(where, f"describes no set that is known: {found}")
+        yield Problem(where, f"does not describe a known data set: {found}")
     if not {"train", "test"} <= set(index.splits):
         yield Problem(where, f"has only the splits {', '.join(index.splits) or 'none'}")
 
@@ -151,7 +151,7 @@ def _is_known(index: SetIndex) -> bool:
 
 
 def damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:
-    """Each shard file that is missing or of another size or, with `checksums`, of other content than the index says."""
+    """Yield a problem for each shard file that is missing, or whose size or (with `checksums`) content is wrong."""
     remedy = f"delete {index.folder} and prepare the set again"
     shards = [shard for files in index.splits.values() for shard in files]
     paths = map(index.path, shards)

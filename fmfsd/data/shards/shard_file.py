@@ -1,7 +1,7 @@
-"""One shard's file, open: what stands before its images, and any of these.
+"""Reader of a shard file: its header, labels and ids, and any of its images.
 
-It is read and not mapped: a mapped file that is cut short or on a failing disk ends its reader by SIGBUS, a read one is
-an error that names the file.
+The file is read, not memory-mapped: with mmap, a truncated file or a failing disk kills the process by SIGBUS; a failed
+read raises an error that names the file.
 """
 
 import json
@@ -18,7 +18,7 @@ from fmfsd.errors import DataError, Problem
 
 
 class OpenShard:
-    """A shard of `index`, of the size that this says. DataError, now and later, for what can't be read or is not so."""
+    """An open shard file of `index`. All methods raise DataError if the file can't be read or is damaged."""
 
     def __init__(self, index: SetIndex, shard: ShardFile) -> None:
         self.path, self.shape, self._classes = index.path(shard), (shard.samples, *index.shape), len(index.classes)
@@ -27,74 +27,75 @@ class OpenShard:
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise self._read_error(error) from error
         self._bytes = shard.bytes
         if self._size() != shard.bytes or self.images_start < 8:
-            wrong = self._of_another_size()
+            size_error = self._size_error()
             self.close()
-            raise wrong
+            raise size_error
 
     def close(self) -> None:
         os.close(self._descriptor)
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """As many bytes as `buffer` has, from byte `start` of the file on."""
+        """Fill `buffer` with the bytes of the file from offset `start`."""
         filled = 0
         while filled < len(buffer):
             try:
                 count = os.preadv(self._descriptor, [buffer[filled:]], start + filled)
             except OSError as error:
-                raise self._unreadable(error) from error
+                raise self._read_error(error) from error
             if not count:
-                raise self._of_another_size()
+                raise self._size_error()
             filled += count
 
     def announce(self, start: int, length: int) -> None:
-        """That these bytes will be read soon, so that a disk works on many at once."""
-        with suppress(OSError):  # some file systems know no such thing
+        """Let the kernel prefetch these bytes, so that a disk reads many ranges in parallel."""
+        with suppress(OSError):  # not supported by some file systems
             os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     def before_images(self) -> bytes:
-        """The header, the labels and the ids."""
+        """Read the part of the file before the images: the header, the labels and the ids."""
         head = bytearray(self.images_start)
         self.read_into(memoryview(head), 0)
         return bytes(head)
 
     def labels_and_ids(self, head: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of what stands `before_images`, which is looked at as if nobody had seen it before."""
+        """Parse labels and ids from the result of `read_head`, and validate them completely."""
         try:
-            labels, ids = self._parsed(head)
+            labels, ids = self._parse(head)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self.damaged(f"its header is none of a shard's: {error!r}") from error
+            raise self.damaged(f"its header is not that of a shard: {error!r}") from error
         if len(labels) and not 0 <= labels.min() <= labels.max() < self._classes:
             raise self.damaged(f"labels from {labels.min()} to {labels.max()}, expected 0 to {self._classes - 1}")
         return labels, ids
 
-    def damaged(self, what: str) -> DataError:
-        return DataError([Problem(str(self.path), f"damaged: {what}; prepare the set again")])
+    def damaged(self, problem: str) -> DataError:
+        """Return the error for a damaged file."""
+        return DataError([Problem(str(self.path), f"damaged: {problem}; prepare the set again")])
 
-    def _parsed(self, head: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As safetensors has it: a length, so many bytes of JSON, the tensors; the images last, as we write them."""
+    def _parse(self, head: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Parse the safetensors format: the length of the JSON header, the header, the tensors; the images are last."""
         start = 8 + int.from_bytes(head[:8], "little")
-        told = json.loads(head[8:start])
+        header = json.loads(head[8:start])
         length, images = self.images_start - start, {"dtype": "U8", "shape": list(self.shape)}
-        where = [length, length + math.prod(self.shape)]
-        if told["images"] != {**images, "data_offsets": where}:
-            raise ValueError(f"images are {told['images']}")
-        labels, ids = (self._numbers(head, told[name], start) for name in ("labels", "ids"))
+        offsets = [length, length + math.prod(self.shape)]
+        if header["images"] != {**images, "data_offsets": offsets}:
+            raise ValueError(f"images are {header['images']}")
+        labels, ids = (self._parse_numbers(head, header[name], start) for name in ("labels", "ids"))
         return labels, ids
 
-    def _numbers(self, head: bytes, told: dict[str, Any], start: int) -> NDArray[np.int64]:
-        count, begin = self.shape[0], told["data_offsets"][0]
-        if told != {"dtype": "I64", "shape": [count], "data_offsets": [begin, begin + 8 * count]} or begin < 0:
-            raise ValueError(f"numbers are {told}")
-        return np.frombuffer(head, "<i8", count, start + begin).astype(np.int64)
+    def _parse_numbers(self, head: bytes, entry: dict[str, Any], start: int) -> NDArray[np.int64]:
+        count, offset = self.shape[0], entry["data_offsets"][0]
+        if entry != {"dtype": "I64", "shape": [count], "data_offsets": [offset, offset + 8 * count]} or offset < 0:
+            raise ValueError(f"numbers are {entry}")
+        return np.frombuffer(head, "<i8", count, start + offset).astype(np.int64)
 
     def _size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
-    def _of_another_size(self) -> DataError:
+    def _size_error(self) -> DataError:
         return self.damaged(f"{self._size()} bytes, expected {self._bytes}")
 
-    def _unreadable(self, error: OSError) -> DataError:
+    def _read_error(self, error: OSError) -> DataError:
         return DataError([Problem(str(self.path), f"can't be read: {error}")])

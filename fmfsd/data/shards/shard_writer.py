@@ -1,4 +1,4 @@
-"""Writes one shard's file image by image, so that memory does not grow with the shard."""
+"""Writes a shard file image by image, so that memory use does not grow with the shard."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from fmfsd.data.shards.index import ShardFile
 def write_shard(
     path: Path, images: Iterable[bytes], labels: NDArray[np.int64], ids: NDArray[np.int64], shape: tuple[int, ...]
 ) -> ShardFile:
-    """Write as many `images` of `shape` as there are labels. Return what the index says of the file."""
+    """Write `images` of `shape`, one per label, with labels and ids. Return the file's entry for the index."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for block in chain((_build_header(len(labels), shape), ids.tobytes(), labels.tobytes()), images):
@@ -27,7 +27,7 @@ def write_shard(
 
 
 def _build_header(samples: int, shape: tuple[int, ...]) -> bytes:
-    """Return the header that safetensors itself writes: a length, and JSON padded to a multiple of eight bytes."""
+    """Return the safetensors header: a length, and JSON padded to a multiple of eight bytes."""
     numbers, pixels = 8 * samples, samples * math.prod(shape)
     content = {
         "ids": {"dtype": "I64", "shape": [samples], "data_offsets": [0, numbers]},

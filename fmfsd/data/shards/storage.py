@@ -1,6 +1,6 @@
-"""Where a worker's images are in training: in its memory, or left in their files and read ahead of their turn.
+"""Decides whether a worker's images are loaded into memory or streamed from their files.
 
-No torch, so that it can be told before a launch.
+Without torch, so that a launch can decide it before the workers start.
 """
 
 import math
@@ -11,22 +11,22 @@ from fmfsd.config.schema import DataConfig
 from fmfsd.data.shards.index import SHAPE, SetIndex
 
 LARGEST_SHARE = 0.5
-"""Of a worker's memory that images are held in unless somebody says otherwise: the network needs the rest."""
+"""Fraction of a worker's memory that images may take with data.images_in auto: the network needs the rest."""
 WINDOW_BYTES = 64 << 20
-"""Of images that are read ahead, of each split; but two batches at least."""
+"""Bytes of images that are prefetched per split; at least two batches are."""
 MOST_READERS = 8
-"""Threads that read and verify shards: SHA-256 takes longer than the reading, and lets other threads work meanwhile."""
+"""Threads that read and verify shards: SHA-256 takes longer than reading, and releases the GIL."""
 STAGED_BYTES = 32 << 20
-"""Of the machine's memory, for each of them, on the way to a GPU."""
+"""Bytes of host memory per reader thread, for copies to a GPU."""
 LABEL_BYTES = 8 + 8
-"""And the sample's position in the official files."""
+"""Bytes per sample of its label and id."""
 ORDER_BYTES = 48
-"""Of a sample's place in an epoch and its draws, about; beside images in memory it is nothing."""
+"""Approximate bytes per sample of its position in the epoch and its draws; negligible next to images in memory."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What the worker that has most has of all splits together: `samples`, whose images have `image_bytes` each."""
+    """The samples of the worker with the most, over all `splits`; each image has `image_bytes` bytes."""
 
     samples: int
     image_bytes: int
@@ -39,7 +39,7 @@ class Part:
 
     @classmethod
     def published(cls, data: DataConfig, workers: int) -> "Part":
-        """Of a set that need not be there yet; nothing is known of an image folder."""
+        """Return the share by a set's published sizes, before it is prepared; zeros for an image folder."""
         if (known := DATASETS.get(data.name)) is None:
             return cls(0, 0, 0)
         share, splits = data.shards // workers, (known.train_samples - data.valid, data.valid, known.test_samples)
@@ -48,20 +48,20 @@ class Part:
 
     @property
     def held_bytes(self) -> int:
-        """Of memory, if images are in it."""
+        """Bytes of memory if images are loaded into memory."""
         return self.samples * (self.image_bytes + LABEL_BYTES)
 
     @property
     def read_bytes(self) -> int:
-        """Of memory, if they stay in their files."""
+        """Bytes of memory if images are streamed from their files."""
         return self.samples * (LABEL_BYTES + ORDER_BYTES) + self.splits * WINDOW_BYTES
 
     def staged_bytes(self, *, in_files: bool) -> int:
-        """Of the machine's memory, for a worker whose batches are on a GPU."""
+        """Return the bytes of host memory of a worker whose batches are on a GPU."""
         return self.read_bytes if in_files else self.samples * ORDER_BYTES + MOST_READERS * STAGED_BYTES
 
     def stays_in_files(self, data: DataConfig, memory: int) -> bool:
-        """Where a worker may use `memory` bytes (0: not known)."""
+        """Return whether images are streamed from files, if a worker may use `memory` bytes (0: unknown)."""
         if data.images_in != "auto":
             return data.images_in == "files"
         return 0 < memory * LARGEST_SHARE < self.held_bytes

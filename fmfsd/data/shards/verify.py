@@ -1,4 +1,4 @@
-"""Reads a prepared set completely: every checksum, count and label."""
+"""Verifies a prepared set completely: every checksum, count and label."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,38 +11,38 @@ from fmfsd.errors import DataError, Problem
 
 
 def verify_sets(folder: Path) -> list[SetIndex]:
-    """The index of the set in `folder`, or of each set in it. Raises DataError with everything that is wrong."""
+    """Verify the set in `folder`, or all sets one level below, and return the indexes. Raises DataError."""
     folders = (
         [folder]
         if (folder / "index.json").exists()
         else sorted(path.parent for path in folder.glob("[!.]*/index.json"))
     )
     if not folders:
-        raise DataError([Problem(str(folder), "holds no prepared set: no index.json here or one level down")])
+        raise DataError([Problem(str(folder), "has no prepared set: no index.json here or one level down")])
     indexes = [read_index(each) for each in folders]
-    if problems := [problem for index in indexes for problem in _problems(index)]:
+    if problems := [problem for index in indexes for problem in _find_problems(index)]:
         raise DataError(problems)
     return indexes
 
 
-def _problems(index: SetIndex) -> Iterator[Problem]:
+def _find_problems(index: SetIndex) -> Iterator[Problem]:
     damaged = list(damaged_files(index, checksums=True))
     yield from damaged
     if damaged:
         return
-    seen: dict[str, list[int]] = {}
+    ids_by_part: dict[str, list[int]] = {}
     for split, files in index.splits.items():
         for shard in files:
-            yield from _shard_problems(index, shard)
-            seen.setdefault("test" if split == "test" else "train", []).extend(
+            yield from _find_shard_problems(index, shard)
+            ids_by_part.setdefault("test" if split == "test" else "train", []).extend(
                 load_file(index.path(shard))["ids"].tolist()
             )
-    for part, ids in seen.items():
+    for part, ids in ids_by_part.items():
         if len(set(ids)) != len(ids):
-            yield Problem(str(index.folder), f"{len(ids) - len(set(ids))} {part} samples stand there more than once")
+            yield Problem(str(index.folder), f"{len(ids) - len(set(ids))} duplicate {part} samples")
 
 
-def _shard_problems(index: SetIndex, shard: ShardFile) -> Iterator[Problem]:
+def _find_shard_problems(index: SetIndex, shard: ShardFile) -> Iterator[Problem]:
     where, content = str(index.path(shard)), load_file(index.path(shard))
     images, labels = content["images"], content["labels"]
     if images.shape != (shard.samples, *index.shape) or images.dtype != np.uint8:

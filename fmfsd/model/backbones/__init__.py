@@ -1,4 +1,4 @@
-"""Backbones as a stem and stages of blocks, by name; each is made for a size of images."""
+"""Backbones: a stem and stages of blocks, by name; each is built for a given image size."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the rest of the model needs to know of a backbone: its places, and what lies between them."""
+"""Base classes of backbones: tap points, their shapes, and the forward pass that visits them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from fmfsd.model.activation_checkpointing import recomputed
 from fmfsd.tap_names import place_names
 
 Visit = Callable[[str, Tensor], Tensor]
-"""Is shown the map at a place, and says what goes on from there."""
+"""Called with a tap point's name and map; returns the map from which the trunk continues."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The end of a block: its stage, from 0, and the channels of the map there."""
+    """A tap point, the end of a block: its stage, from 0, and the channels of its map."""
 
     name: str
     stage: int
@@ -24,7 +24,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """From a map's channels to others, at 1 / `stride` of its side."""
+    """A change of a map's shape: from `channels_in` to `channels_out` channels, its side divided by `stride`."""
 
     channels_in: int
     channels_out: int
@@ -32,12 +32,12 @@ class Step:
 
 
 class Trunk(nn.Module):
-    """A network whose maps can be looked at while it runs, and what lies between their shapes.
+    """A network whose forward pass calls `visit` with the map of each tap point.
 
-    `passes_maps_only`: what `visit` returns is all that feeds what follows, so it may be the map of fewer images.
+    `passes_maps_only`: the trunk continues from nothing but the map that `visit` returns, which may have fewer images.
 
-    `channels` has those of the map at each place, stage by stage. All maps of a stage have one size, 1 / its stride of
-    the one before it.
+    `channels` has the channels at each tap point, stage by stage. All maps of a stage have the same size: that of the
+    previous stage divided by the stage's stride.
     """
 
     passes_maps_only = False
@@ -51,7 +51,7 @@ class Trunk(nn.Module):
         )
 
     def forward(self, images: Tensor, visit: Visit) -> Tensor:
-        """(B, 3, H, W) -> the last map. Every place's is shown to `visit`."""
+        """(B, 3, H, W) -> the last map. Calls `visit` with the map of every tap point."""
         raise NotImplementedError
 
     @property
@@ -59,11 +59,11 @@ class Trunk(nn.Module):
         return self.places[-1]
 
     def way(self, start: Place, end: Place) -> tuple[Step, ...]:
-        """From the map at `start` to the shape of the one at `end`: a step for each stage that is entered in between.
+        """Return the steps from the shape at `start` to the shape at `end`, one for each stage that is entered.
 
-        Inside a stage there is none, unless the channels differ.
+        Within a stage there is no step, unless the channels differ.
         """
-        ends = {place.stage: place for place in self.places}
+        ends = {point.stage: point for point in self.places}
         targets = [*(ends[stage] for stage in range(start.stage + 1, end.stage)), end]
         if start.stage == end.stage and start.channels == end.channels:
             return ()
@@ -75,13 +75,13 @@ class Trunk(nn.Module):
 
 
 class Foreign(nn.Sequential):
-    """Layers of another package, which may look at their input in ways that no trace of them would show."""
+    """Layers of another package. They are not traced: their code may depend on the shape or values of their input."""
 
 
 class Backbone(Trunk):
-    """A stem and stages of blocks, one after another; a place is the end of a block.
+    """A stem and stages of blocks in sequence; the tap points are the ends of the blocks.
 
-    `recomputes`: in training a block's inner maps are computed again for the backward pass.
+    `recomputes`: use activation checkpointing for each block during training.
     """
 
     recomputes = False
@@ -98,17 +98,17 @@ class Backbone(Trunk):
         self.stem = stem
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
-        """(B, 3, H, W) -> the last map. What `visit` says of a place's map feeds the next block."""
+    def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
+        """(B, 3, H, W) -> the last map. The map that `visit` returns feeds the next block."""
         x = self.stem(images)
-        for place, block in zip(self.places, self.blocks(), strict=True):
-            x = visit(place.name, self.run_block(block, x))
+        for point, block in zip(self.places, self.blocks(), strict=True):
+            x = visit(point.name, self.run_block(block, x))
         return x
 
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         return recomputed(block, x) if self.recomputes and self.training else block(x)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """One a place."""
+        """Yield the blocks, one per tap point."""
         for stage in self.stages:
             yield from stage.children()

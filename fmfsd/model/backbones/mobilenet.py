@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) and V3 (Howard et al. 2019, arXiv:1905.02244), torchvision's.
 
-Their first block, of 16 channels, counts to the stem, so that the first stage is that of 24 channels. At 224 pixels it
-has stride 2, as published; below, none, as is usual for CIFAR.
+Their first block, with 16 channels, belongs to the stem, so that the first stage has 24 channels. For images of 224
+pixels the first stage has stride 2, as published; for smaller ones stride 1, as is usual for CIFAR.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ V3_CHANNELS = ((24,) * 2, (40,) * 3, (80,) * 4 + (112,) * 2, (160,) * 3 + (960,)
 
 
 def mobilenetv2(size: int) -> Backbone:
-    """Of stages with 24, 32, 96 and 1280 channels; the last block is the 1x1 convolution behind the others."""
-    return _cut(size, mobilenet_v2(num_classes=1).features, V2_CHANNELS)
+    """MobileNetV2: stages with 24, 32, 96 and 1280 channels; the last block is the final 1x1 convolution."""
+    return _build(size, mobilenet_v2(num_classes=1).features, V2_CHANNELS)
 
 
 def mobilenetv3_large(size: int) -> Backbone:
-    """Of stages with 24, 40, 112 and 960 channels; the last block is the 1x1 convolution behind the others.
+    """MobileNetV3-Large: stages with 24, 40, 112 and 960 channels; the last block is the final 1x1 convolution.
 
-    The hidden layer of 1280 that V3 has in its classifier is not part of it: the network's heads are linear.
+    The 1280-channel hidden layer of V3's classifier is left out: the network's heads are linear.
     """
-    return _cut(size, mobilenet_v3_large(num_classes=1).features, V3_CHANNELS)
+    return _build(size, mobilenet_v3_large(num_classes=1).features, V3_CHANNELS)
 
 
-def _cut(size: int, layers: Sequence[nn.Module], channels: Sequence[Sequence[int]]) -> Backbone:
+def _build(size: int, layers: Sequence[nn.Module], channels: Sequence[Sequence[int]]) -> Backbone:
     first, second, *rest = layers
     _set_stride(first, first_stride(size))
     _set_stride(rest[0], 2 if size == 224 else 1)
@@ -39,7 +39,7 @@ def _cut(size: int, layers: Sequence[nn.Module], channels: Sequence[Sequence[int
 
 
 def _set_stride(block: nn.Module, stride: int) -> None:
-    """Of its one convolution that has a stride."""
+    """Set the stride of the block's only strided convolution."""
     for module in block.modules():
         if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
             module.stride = (stride, stride)

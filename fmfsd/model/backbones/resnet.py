@@ -22,7 +22,7 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 def imagenet_style_resnet(size: int, *, depth: int) -> Backbone:
-    """ResNet-18, -34, -50, -101 or -152: stages of 64 to 512 channels, with bottlenecks four times as many."""
+    """ResNet-18, -34, -50, -101 or -152: stages of 64 to 512 channels, four times as many with bottlenecks."""
     block, counts = _BLOCKS[depth]
     return _resnet(size, block, counts, _WIDTHS, expansion=block.expansion)  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
-"""Cuts a model that returns a list of feature maps into the parts between them, by its graph (torch.fx).
+"""Splits a model that returns a list of feature maps into sequential parts, using its graph (torch.fx).
 
-A cut is at a value that all later maps are computed from, with nothing else from before it; its own map is that value
-or a rearrangement of it. B batch, C channels, H height, W width, N tokens.
+A cut is at a value from which, and from nothing else before it, all later maps are computed; the cut's own map is that
+value or a rearrangement of it. B batch, C channels, H height, W width, N tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,26 +14,26 @@ from torch import Tensor, fx, nn
 
 from fmfsd.model.backbones.backbone import Backbone, Foreign, Visit
 
-Read = Callable[[Tensor], Tensor]
-"""From what a model returns for a map to the map (B, C, H, W)."""
+ReadMap = Callable[[Tensor], Tensor]
+"""Converts a map as the model returns it to (B, C, H, W)."""
 
 
 class View:
-    """Shows a value as a map (B, C, H, W), and replaces the map in it; this one is of values that are maps."""
+    """Converts between a value of the graph and its map (B, C, H, W); this class is for values that are maps."""
 
     has_more = False
-    """Whether the value has more than the map."""
+    """True if the value holds more than the map."""
 
     def map_of(self, value: Tensor) -> Tensor:
         return value
 
     def with_map(self, _value: Tensor, map_BCHW: Tensor) -> Tensor:
-        """Return `value` with another map."""
+        """Return `value` with its map replaced."""
         return map_BCHW
 
 
 class ChannelsLast(View):
-    """Of values (B, H, W, C)."""
+    """For values (B, H, W, C)."""
 
     def map_of(self, value: Tensor) -> Tensor:
         return value.permute(0, 3, 1, 2)
@@ -44,7 +44,7 @@ class ChannelsLast(View):
 
 @dataclass(frozen=True)
 class Tokens(View):
-    """Of values (B, N, C): class and register tokens, then one token a position, row by row."""
+    """For values (B, N, C): class and register tokens, then one token per position, row by row."""
 
     num_prefix: int
     side: int
@@ -62,7 +62,7 @@ class Tokens(View):
 
 
 class CutBackbone(Backbone):
-    """A model in parts, which hand values to one another that `views` show as maps."""
+    """A model in sequential parts; `views` convert the values that they exchange to maps."""
 
     def __init__(
         self,
@@ -76,29 +76,29 @@ class CutBackbone(Backbone):
         self._views = tuple(views)
         self.passes_maps_only = not any(view.has_more for view in views)
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
-        """(B, 3, H, W) -> the last map. What `visit` returns for a map takes its place in what feeds the next part."""
+    def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
+        """(B, 3, H, W) -> the last map. The map that `visit` returns replaces the map in the input of the next part."""
         value = self.stem(images)
-        for place, view, block in zip(self.places, self._views, self.blocks(), strict=True):
+        for point, view, block in zip(self.places, self._views, self.blocks(), strict=True):
             value = self.run_block(block, value)
-            shown = view.map_of(value)
-            x = visit(place.name, shown)
-            value = value if x is shown else view.with_map(value, x)
+            map_BCHW = view.map_of(value)
+            x = visit(point.name, map_BCHW)
+            value = value if x is map_BCHW else view.with_map(value, x)
         return x
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Behind the node of this name in the model's graph, whose value `view` shows as a map."""
+    """A cut behind the node of this name in the model's graph; `view` converts the node's value to a map."""
 
     node: str
     view: View
 
 
-def find_cuts(model: nn.Module, images: Tensor, count: int, read: Read) -> list[Cut]:
-    """Return the cuts at the last `count` maps that `model` returns for `images`; none if it can't be cut.
+def find_cuts(model: nn.Module, images: Tensor, count: int, read: ReadMap) -> list[Cut]:
+    """Return the cuts at the last `count` maps that `model` returns for `images`; an empty list if it can't be split.
 
-    The model runs once; on the meta device that takes no memory.
+    The model runs once; on the meta device this takes no memory.
     """
     graph = _graph(model)
     if graph is None:
@@ -110,7 +110,10 @@ def find_cuts(model: nn.Module, images: Tensor, count: int, read: Read) -> list[
 
 
 def parts_between(model: nn.Module, cuts: Sequence[Cut]) -> list[Foreign]:
-    """Return the layers up to the first cut, and from each cut to the next; `cuts` are those of a model like it."""
+    """Return the layers up to the first cut, and from each cut to the next.
+
+    `cuts` were found on a model of the same architecture.
+    """
     graph = _graph(model)
     assert graph is not None
     nodes = {node.name: node for node in graph.nodes}
@@ -118,18 +121,18 @@ def parts_between(model: nn.Module, cuts: Sequence[Cut]) -> list[Foreign]:
 
 
 class _Tracer(fx.Tracer):
-    """Follows the model's own forward pass: each module that it calls is one step."""
+    """Traces only the model's own forward method: every module that it calls is a leaf."""
 
     def is_leaf_module(self, _module: nn.Module, _name: str) -> bool:
         return True
 
 
 def _graph(model: nn.Module) -> fx.Graph | None:
-    """Return None if the model can't be traced, or computes something else in evaluation."""
+    """Return the graph, or None if the model can't be traced or has another graph in evaluation mode."""
     was_training = model.training
     try:
         training, evaluation = (_Tracer().trace(model.train(mode)) for mode in (True, False))
-    except Exception:  # whatever its code does with values that are not there yet
+    except Exception:  # tracing can raise anything in the model's code
         return None
     finally:
         model.train(was_training)
@@ -141,7 +144,7 @@ def _images(graph: fx.Graph) -> fx.Node:
 
 
 def _returned(graph: fx.Graph) -> list[fx.Node]:
-    """Return the nodes of the maps, if a list of them is what the model returns."""
+    """Return the nodes of the maps if the model returns a list of maps, else an empty list."""
     (returned,) = next(node for node in reversed(graph.nodes) if node.op == "output").args
     maps = list(returned) if isinstance(returned, list | tuple) else []
     return maps if all(isinstance(each, fx.Node) for each in maps) else []
@@ -150,29 +153,31 @@ def _returned(graph: fx.Graph) -> list[fx.Node]:
 def _values(model: nn.Module, graph: fx.Graph, images: Tensor) -> Mapping[fx.Node, Any]:
     """Return the value of every node."""
     nodes = tuple(node for node in graph.nodes if node.op not in ("placeholder", "output"))
-    found = fx.GraphModule(model, _subgraph([_images(graph)], nodes))(images)
-    return {_images(graph): images, **dict(zip(nodes, found, strict=True))}
+    outputs = fx.GraphModule(model, _subgraph([_images(graph)], nodes))(images)
+    return {_images(graph): images, **dict(zip(nodes, outputs, strict=True))}
 
 
-def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: Read) -> Iterator[tuple[fx.Node, View]]:
-    """Go back from a map's node as long as values are only rearranged; yield the nodes that have the map in them."""
+def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: ReadMap) -> Iterator[tuple[fx.Node, View]]:
+    """Go back from a map's node while values are only rearranged; yield the nodes whose values contain the map."""
     node: Any = end
     while isinstance(node, fx.Node) and isinstance(value := values[node], Tensor):
         rearrange = _subgraph([_images(end.graph), node], end)
         if any(step.op in ("call_module", "get_attr") for step in rearrange.nodes):
             return
-        found = read(fx.GraphModule({}, rearrange)(values[_images(end.graph)], _numbered(value)))
-        yield from ((node, view) for view in _views(value, found) if torch.equal(view.map_of(_numbered(value)), found))
+        map_BCHW = read(fx.GraphModule({}, rearrange)(values[_images(end.graph)], _numbered(value)))
+        yield from (
+            (node, view) for view in _views(value, map_BCHW) if torch.equal(view.map_of(_numbered(value)), map_BCHW)
+        )
         node = node.args[0] if node.op in ("call_function", "call_method") and node.args else None
 
 
 def _numbered(value: Tensor) -> Tensor:
-    """Return a tensor of this shape with another number at each position, some of them negative."""
+    """Return a tensor of this shape with a different number at each position, some of them negative."""
     return torch.arange(value.numel(), dtype=torch.float64, device="cpu").view(value.shape) - value.numel() // 2
 
 
 def _views(value: Tensor, map_BCHW: Tensor) -> Iterator[View]:
-    """Yield the views that would show a value of this shape as a map of that shape."""
+    """Yield the views that can convert a value of this shape to a map of that shape."""
     _, channels, height, width = map_BCHW.shape
     if value.shape[1:] == (channels, height, width):
         yield View()
@@ -183,7 +188,7 @@ def _views(value: Tensor, map_BCHW: Tensor) -> Iterator[View]:
 
 
 def _chain(start: fx.Node, candidates: Sequence[Sequence[tuple[fx.Node, View]]]) -> list[tuple[fx.Node, View]] | None:
-    """Return one candidate a map, each computed from the one before it and nothing else; None if there are none."""
+    """Return one candidate per map, each computed only from the previous one, or None if there is no such chain."""
     if not candidates:
         return []
     for node, view in candidates[0]:
@@ -193,14 +198,14 @@ def _chain(start: fx.Node, candidates: Sequence[Sequence[tuple[fx.Node, View]]])
 
 
 def _needed(starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node]:
-    """Return what `ends` are computed from, themselves included, where the values of `starts` are given."""
-    waiting, found = [*ends], set[fx.Node]()
-    while waiting:
-        node = waiting.pop()
-        if node not in found and node not in starts:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
+    """Return the nodes that are needed to compute `ends` from the values of `starts`, including `ends`."""
+    pending, needed = [*ends], set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node not in needed and node not in starts:
+            needed.add(node)
+            pending += node.all_input_nodes
+    return needed
 
 
 def _subgraph(starts: Sequence[fx.Node], ends: fx.Node | tuple[fx.Node, ...]) -> fx.Graph:
@@ -215,15 +220,15 @@ def _subgraph(starts: Sequence[fx.Node], ends: fx.Node | tuple[fx.Node, ...]) ->
 
 
 def _part(model: nn.Module, start: fx.Node, end: fx.Node) -> Foreign:
-    """Return the layers themselves where they run one after another, else a graph of them."""
+    """Return the layers as a sequence if they run one after another, else as a graph module."""
     graph = _subgraph([start], end)
-    given, *steps, _ = graph.nodes
-    if all(step.op == "call_module" and step.args == (before,) for before, step in pairwise([given, *steps])):
+    source, *steps, _ = graph.nodes
+    if all(step.op == "call_module" and step.args == (before,) for before, step in pairwise([source, *steps])):
         return Foreign(*(model.get_submodule(step.target) for step in steps))
     return Foreign(fx.GraphModule(model, graph))
 
 
 def _share_nothing(parts: Sequence[nn.Module]) -> bool:
-    """Checkpoints refuse tensors of two names."""
+    """Return whether no tensor is in two parts or under two names, which checkpoints do not support."""
     tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
     return len(tensors) == len(set(tensors))

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 (Iandola et al. 2016, arXiv:1602.07360) of torchvision's blocks. It has no batch normalisation."""
+"""SqueezeNet 1.1 (Iandola et al. 2016, arXiv:1602.07360), torchvision's blocks. It has no batch normalisation."""
 
 from torch import nn
 from torchvision.models import squeezenet1_1
@@ -10,10 +10,10 @@ CHANNELS = ((128, 128), (256, 256), (384, 384), (512, 512))
 
 
 def squeezenet(size: int) -> Backbone:
-    """Four stages of two fire modules; the second and third begin with max-pooling, the last has stride 1.
+    """Four stages of two fire modules; the second and third start with max-pooling, the last has stride 1.
 
-    At 224 pixels under its own stem, but padded by 1, so that the sides of maps are whole parts of an image's: 56, 28
-    and 14 pixels in place of 55, 27 and 13. Its classifying convolution is not part of it.
+    For images of 224 pixels it has its original stem, but padded by 1, so that the sides of maps divide an image's: 56,
+    28 and 14 pixels instead of 55, 27 and 13. Its classifier convolution is left out.
     """
     convolution, relu, pooling, *rest = squeezenet1_1(num_classes=1).features
     stride = first_stride(size)

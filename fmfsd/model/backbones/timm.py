@@ -1,7 +1,7 @@
-"""Models of timm as backbones: their last feature maps, four at most, end the stages.
+"""timm models as backbones: their last feature maps, at most four, are the ends of the stages.
 
-A model that can be cut at its maps is made of stages, so that a map can feed what follows it. Others only show their
-maps. What would make results depend on the number of workers is refused.
+A model that can be split at its maps becomes a sequence of stages, so that a fused map can be fed back into it. Of
+other models the maps can only be read. Models whose results would depend on the number of workers are rejected.
 """
 
 import difflib
@@ -28,7 +28,7 @@ Shape = tuple[int, int]
 
 
 class MapsBackbone(Trunk):
-    """A model that gives all its maps at its end: what `visit` says feeds nothing."""
+    """A model that returns all its maps at the end of its forward pass: the return value of `visit` is not fed back."""
 
     def __init__(
         self, model: nn.Module, channels: Sequence[Sequence[int]], strides: Sequence[int], *, channels_last: bool
@@ -37,87 +37,89 @@ class MapsBackbone(Trunk):
         self.model = Foreign(model)
         self._channels_last = channels_last
 
-    def forward(self, images: Tensor, visit: Visit = lambda _place, x: x) -> Tensor:
+    def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map."""
         maps = self.model(images)
-        for number, place in enumerate(self.places, -len(self.places)):
+        for number, point in enumerate(self.places, -len(self.places)):
             x = maps[number].permute(0, 3, 1, 2) if self._channels_last else maps[number]
-            x = visit(place.name, x)
+            x = visit(point.name, x)
         return x
 
 
 def timm_backbone(name: str, size: int, *, pretrained: bool | str) -> Trunk:
-    """timm's model `name`, without its classifier, for images of `size` pixels a side.
+    """Return timm's model `name`, without its classifier, for images of `size` x `size` pixels.
 
-    First weights are drawn or, if `pretrained`, timm's own from its cache, into which timm fetches what is not there;
-    or those of the folder or repository that `pretrained` names. ConfigError, with the reason, if timm or the model is
-    not there or is nothing that can be trained here.
+    Initial weights are random; or, if `pretrained`, timm's own from its cache, downloaded if missing; or those of the
+    folder or repository that `pretrained` names. Raises ConfigError, with the reason, if timm or the model is missing
+    or the model can't be trained here.
     """
-    timm = _package(name)
+    timm = _import_timm(name)
     _require_known(timm, name, pretrained=pretrained)
     with torch.device("meta"):
-        pretended = _made(timm, name, size, pretrained=False)
-        shapes = _shapes(name, pretended, size)
-        cuts = find_cuts(pretended, torch.empty(2, 3, size, size), MOST_STAGES + 1, partial(_as_map, pretended))
-        _require_usable(name, _trunk(pretended, cuts, shapes, size), size)
-    return _trunk(_made(timm, name, size, pretrained=pretrained), cuts, shapes, size)
+        meta_model = _build_model(timm, name, size, pretrained=False)
+        shapes = _shapes(name, meta_model, size)
+        cuts = find_cuts(meta_model, torch.empty(2, 3, size, size), MOST_STAGES + 1, partial(_as_map, meta_model))
+        _require_usable(name, _trunk(meta_model, cuts, shapes, size), size)
+    return _trunk(_build_model(timm, name, size, pretrained=pretrained), cuts, shapes, size)
 
 
 def statistics_of_weights(name: str, *, pretrained: bool | str) -> ChannelStatistics:
-    """Channel statistics that the weights of timm's model `name` were trained with. ConfigError if there are none."""
-    timm = _package(name)
+    """Return the channel statistics that the weights of timm's model `name` were trained with. Raises ConfigError."""
+    timm = _import_timm(name)
     _require_known(timm, name, pretrained=False)
     try:
-        found = channel_statistics(timm, name, pretrained)
-    except Exception as error:  # of any package that timm uses
-        raise _refusal(name, f"has no weights to read statistics from ({_first_line(error)})") from error
-    if found is None:
-        raise _refusal(name, "has no channel statistics of its own: set data.mean and data.std")
-    return found
+        statistics = channel_statistics(timm, name, pretrained)
+    except Exception as error:  # from any package that timm uses
+        raise _config_error(name, f"has no weights to read statistics from ({_first_line(error)})") from error
+    if statistics is None:
+        raise _config_error(name, "has no channel statistics: set data.mean and data.std")
+    return statistics
 
 
-def _refusal(name: str, reason: str) -> ConfigError:
+def _config_error(name: str, reason: str) -> ConfigError:
     return ConfigError(f"model.backbone: timm/{name} {reason}")
 
 
-def _package(name: str) -> Any:
+def _import_timm(name: str) -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise _refusal(name, f"needs a package that is missing ({error.name}): pip install 'fmfsd[timm]'") from None
+        raise _config_error(
+            name, f"needs a package that is missing ({error.name}): pip install 'fmfsd[timm]'"
+        ) from None
     return timm
 
 
 def _require_known(timm: Any, name: str, *, pretrained: bool | str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        advice = f"; near: {', '.join(f'timm/{each}' for each in near)}" if near else ""
-        raise _refusal(name, f"is no model of timm {timm.__version__}{advice}")
+        advice = f"; similar names: {', '.join(f'timm/{each}' for each in near)}" if near else ""
+        raise _config_error(name, f"is not a model of timm {timm.__version__}{advice}")
     if pretrained is True and not timm.models.is_model_pretrained(name):
-        raise _refusal(name, "has no weights to fetch: set model.pretrained false")
+        raise _config_error(name, "has no pretrained weights: set model.pretrained false")
 
 
-def _made(timm: Any, name: str, size: int, *, pretrained: bool | str) -> nn.Module:
+def _build_model(timm: Any, name: str, size: int, *, pretrained: bool | str) -> nn.Module:
     try:
-        model: nn.Module = _created(timm, name, size, pretrained=pretrained)
-    except Exception as error:  # of any package that timm uses
-        what = "gets no weights" if pretrained else f"can't be made for images of {size} pixels"
-        fetched = pretrained is True or str(pretrained).startswith(HUB)
-        advice = "; timm fetches them where there is a network, and keeps them in HF_HOME" if fetched else ""
-        raise _refusal(name, f"{what} ({_first_line(error)}){advice}") from error
+        model: nn.Module = _create_model(timm, name, size, pretrained=pretrained)
+    except Exception as error:  # from any package that timm uses
+        problem = "can't load its weights" if pretrained else f"can't be built for images of {size} pixels"
+        downloads = pretrained is True or str(pretrained).startswith(HUB)
+        advice = "; timm downloads them to HF_HOME: run once on a machine with network access" if downloads else ""
+        raise _config_error(name, f"{problem} ({_first_line(error)}){advice}") from error
     _split_normalisation(timm, model)
     return model
 
 
-def _created(timm: Any, name: str, size: int, *, pretrained: bool | str) -> nn.Module:
-    """Without its random layers, as far as it can be told so."""
+def _create_model(timm: Any, name: str, size: int, *, pretrained: bool | str) -> nn.Module:
+    """Create timm's model, without dropout and drop path if it has arguments for them."""
     create = partial(timm.create_model, name, pretrained=bool(pretrained), features_only=True)
     if isinstance(pretrained, str):
         create = partial(create, pretrained_cfg=pretrained_config(timm, name, pretrained))
     sized = {"img_size": size} if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False) else {}
-    for still in ({"drop_rate": 0.0, "drop_path_rate": 0.0}, {"drop_rate": 0.0}):
+    for no_dropout in ({"drop_rate": 0.0, "drop_path_rate": 0.0}, {"drop_rate": 0.0}):
         try:
-            return create(**still, **sized)
+            return create(**no_dropout, **sized)
         except TypeError as error:
             if "unexpected keyword" not in str(error):
                 raise
@@ -129,15 +131,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _split_normalisation(timm: Any, model: nn.Module) -> None:
-    """timm's normalisation with an activation in it becomes two layers: only the first depends on the batch, and is
-    what engines know how to take over all workers."""
+    """Replace timm's fused batch norm and activation by two layers.
+
+    Engines can synchronise an nn.BatchNorm2d over all workers, but not timm's BatchNormAct2d.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is timm.layers.BatchNormAct2d:
-                setattr(module, name, _in_two(child))
+                setattr(module, name, _split_norm(child))
 
 
-def _in_two(norm: Any) -> nn.Sequential:
+def _split_norm(norm: Any) -> nn.Sequential:
     bare = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     bare.weight, bare.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers(recurse=False):
@@ -146,28 +150,32 @@ def _in_two(norm: Any) -> nn.Sequential:
 
 
 def _shapes(name: str, model: nn.Module, size: int) -> list[Shape]:
-    """Of the last maps."""
+    """Return the shapes of the last maps. Raises ConfigError if they are not usable."""
     try:
         maps = model(torch.empty(2, 3, size, size))[-MOST_STAGES:]
-    except Exception as error:  # whatever its layers say to such an image
-        raise _refusal(name, f"can't take images of {size} pixels ({_first_line(error)}): set data.size") from error
-    found = [_shape(name, each, _is_channels_last(model)) for each in maps]
-    sides = [side for _, side in found]
-    if len(found) < 2 or any(before % after for before, after in pairwise(sides)):
-        raise _refusal(
+    except Exception as error:  # from any layer
+        raise _config_error(
+            name, f"does not accept images of {size} pixels ({_first_line(error)}): set data.size"
+        ) from error
+    shapes = [_shape(name, each, _is_channels_last(model)) for each in maps]
+    sides = [side for _, side in shapes]
+    if len(shapes) < 2 or any(before % after for before, after in pairwise(sides)):
+        raise _config_error(
             name,
-            f"gives maps of {', '.join(map(str, sides))} pixels a side for images of {size}: needed are two or more, "
-            "each side a whole multiple of the next",
+            f"has maps with sides of {', '.join(map(str, sides))} pixels for images of {size}, but needs two or more "
+            "maps, each side a whole multiple of the next: choose another backbone or data.size",
         )
-    return found
+    return shapes
 
 
-def _shape(name: str, found: Any, channels_last: bool) -> Shape:
-    if not isinstance(found, Tensor) or found.dim() != 4:
-        raise _refusal(name, "gives something other than maps of channels, height and width")
-    height, width, channels = found.shape[1:] if channels_last else (*found.shape[2:], found.shape[1])
+def _shape(name: str, output: Any, channels_last: bool) -> Shape:
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        raise _config_error(name, "has outputs that are not maps (B, C, H, W): choose another backbone")
+    height, width, channels = output.shape[1:] if channels_last else (*output.shape[2:], output.shape[1])
     if height != width:
-        raise _refusal(name, f"gives maps of {height} x {width} pixels for square images")
+        raise _config_error(
+            name, f"has maps of {height} x {width} pixels for square images: choose another backbone or data.size"
+        )
     return channels, height
 
 
@@ -175,12 +183,12 @@ def _is_channels_last(model: nn.Module) -> bool:
     return getattr(model, "output_fmt", None) == "NHWC"
 
 
-def _as_map(model: nn.Module, returned: Tensor) -> Tensor:
-    return returned.permute(0, 3, 1, 2) if _is_channels_last(model) else returned
+def _as_map(model: nn.Module, output: Tensor) -> Tensor:
+    return output.permute(0, 3, 1, 2) if _is_channels_last(model) else output
 
 
 def _trunk(model: nn.Module, cuts: Sequence[Cut], shapes: Sequence[Shape], size: int) -> Trunk:
-    """Return the model in parts; whole, if there are no cuts."""
+    """Return the model split at the cuts, or as a whole if there are none."""
     sides = [size, *(side for _, side in shapes)]
     strides = [before // after for before, after in pairwise(sides)]
     channels = [[count] for count, _ in shapes]
@@ -193,51 +201,65 @@ def _trunk(model: nn.Module, cuts: Sequence[Cut], shapes: Sequence[Shape], size:
 
 
 def _require_usable(name: str, trunk: Trunk, size: int) -> None:
-    """One pass in training, without memory."""
+    """Raise ConfigError if the model can't be trained here, using one training pass on the meta device."""
     layers = dict(trunk.named_modules())
-    if odd := next((type(each).__name__ for each in layers.values() if _depends_on_the_batch(each)), None):
-        raise _refusal(name, f"normalises by {odd}, whose results depend on the number of workers")
-    seen: list[tuple[Tensor, int]] = []
+    if unsupported := next((type(each).__name__ for each in layers.values() if _is_unsupported_norm(each)), None):
+        raise _config_error(
+            name,
+            f"uses {unsupported} for normalisation, whose results depend on the number of workers: "
+            "choose another backbone",
+        )
+    visited: list[tuple[Tensor, int]] = []
 
-    def look(_place: str, x: Tensor) -> Tensor:
-        seen.append((x, x._version))
+    def visit(_name: str, x: Tensor) -> Tensor:
+        visited.append((x, x._version))
         return x
 
-    with _Draws() as draws:
-        deepest = trunk.train()(torch.empty(2, 3, size, size), look)
-    drawing = [type(each).__name__ for each in layers.values() if isinstance(each, _DropoutNd) and each.p > 0]
-    if drawn := [*drawing, *draws.found]:
-        raise _refusal(name, f"draws random numbers in training ({drawn[0]}), which depend on the number of workers")
-    if any(x._version != version for x, version in seen):
-        raise _refusal(name, "changes a map in place behind the end of a stage, so nothing can be learnt from it")
-    if unused := _unused(trunk, deepest):
-        raise _refusal(name, f"has {len(unused)} parameters that its last map does not need, as {unused[0]}")
+    with _RandomOps() as random_ops:
+        deepest = trunk.train()(torch.empty(2, 3, size, size), visit)
+    dropouts = [type(each).__name__ for each in layers.values() if isinstance(each, _DropoutNd) and each.p > 0]
+    if sources := [*dropouts, *random_ops.names]:
+        raise _config_error(
+            name,
+            f"draws random numbers in training ({sources[0]}), which would depend on the number of workers: "
+            "choose another backbone",
+        )
+    if any(x._version != version for x, version in visited):
+        raise _config_error(
+            name, "modifies the map at the end of a stage in place, so a branch can't use it: choose another backbone"
+        )
+    if unused := _find_unused(trunk, deepest):
+        raise _config_error(
+            name,
+            f"has {len(unused)} parameters that its last map does not use, such as {unused[0]}: "
+            "choose another backbone",
+        )
 
 
-def _depends_on_the_batch(layer: nn.Module) -> bool:
-    """In another way than `nn.BatchNorm2d` as engines know it."""
-    remembers = any(name.startswith("running_") for name, _ in layer.named_buffers(recurse=False))
+def _is_unsupported_norm(layer: nn.Module) -> bool:
+    """Return whether the layer has batch statistics and is not an `nn.BatchNorm2d` that engines can synchronise."""
+    has_statistics = any(name.startswith("running_") for name, _ in layer.named_buffers(recurse=False))
     if type(layer) is nn.BatchNorm2d:
-        return not (remembers and layer.affine and layer.momentum is not None)
-    return remembers or isinstance(layer, _NormBase)
+        return not (has_statistics and layer.affine and layer.momentum is not None)
+    return has_statistics or isinstance(layer, _NormBase)
 
 
-class _Draws(TorchDispatchMode):
-    """Notes what draws random numbers. Attention may drop, and says so by a layer of its own."""
+class _RandomOps(TorchDispatchMode):
+    """Records operations that draw random numbers. Attention's dropout is not counted: a dropout layer shows it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags and not any(
             part in func.name() for part in ("_dot_", "_sdp")
         ):
-            self.found.append(func.name())
+            self.names.append(func.name())
         return func(*args, **(kwargs or {}))
 
 
-def _unused(trunk: nn.Module, deepest: Tensor) -> list[str]:
+def _find_unused(trunk: nn.Module, deepest: Tensor) -> list[str]:
     parameters = {name: each for name, each in trunk.named_parameters() if each.requires_grad}
     gradients = torch.autograd.grad(deepest.sum(), list(parameters.values()), allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]

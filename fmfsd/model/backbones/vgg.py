@@ -1,4 +1,4 @@
-"""VGG with batch normalisation (Simonyan & Zisserman 2014, arXiv:1409.1556) of torchvision's layers."""
+"""VGG with batch normalisation (Simonyan & Zisserman 2014, arXiv:1409.1556), torchvision's layers."""
 
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
@@ -9,10 +9,10 @@ _LETTERS = {11: "A", 13: "B", 16: "D", 19: "E"}
 
 
 def vgg(_size: int, *, depth: int) -> Backbone:
-    """VGG-11, -13, -16 or -19: five stages, the same for every size of images.
+    """VGG-11, -13, -16 or -19: five stages, the same for every image size.
 
-    A block is a convolution with its BN and ReLU; all stages but the first begin with max-pooling. Its three large
-    linear layers are not part of it: the network's heads pool globally.
+    A block is a convolution with its BN and ReLU; all stages but the first start with max-pooling. VGG's three large
+    linear layers are left out: the network's heads use global average pooling.
     """
     stages, channels = [list[nn.Module]()], [list[int]()]
     block: list[nn.Module] = []

@@ -9,7 +9,7 @@ from fmfsd.model.backbones.stem import bare_stem
 def wide_resnet(size: int, *, depth: int, factor: int) -> Backbone:
     """WRN-depth-factor (depth 6n + 4): three stages of n blocks, of 16, 32 and 64 channels times `factor`.
 
-    Maps are not rectified, but for the last: normalisation comes first in a block.
+    Blocks are pre-activation: only the last map has passed a ReLU.
     """
     assert depth % 6 == 4, depth
     count, strides, widths = (depth - 4) // 6, (1, 2, 2), [base * factor for base in (16, 32, 64)]
@@ -17,16 +17,18 @@ def wide_resnet(size: int, *, depth: int, factor: int) -> Backbone:
         [WideBlock(channels_in, width, stride), *(WideBlock(width, width) for _ in range(count - 1))]
         for channels_in, width, stride in zip((16, *widths), widths, strides, strict=False)
     ]
-    ending = (nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
-    last = nn.Sequential(stages[-1][-1], *ending)
+    final_norm = (nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
+    last = nn.Sequential(stages[-1][-1], *final_norm)
     return Backbone(
         bare_stem(size, 16), [*stages[:-1], [*stages[-1][:-1], last]], [[width] * count for width in widths], strides
     )
 
 
 class WideBlock(nn.Module):
-    """Twice BN, ReLU and a 3x3 convolution. Where the shape changes, the shortcut is a 1x1 convolution of the map
-    behind the first ReLU; it is the map itself elsewhere."""
+    """BN, ReLU and a 3x3 convolution, twice.
+
+    Where the shape changes, the shortcut is a 1x1 convolution after the first ReLU; elsewhere it is the identity.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -37,12 +39,12 @@ class WideBlock(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
         )
-        changes = stride != 1 or channels_in != channels
-        self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if changes else None
+        changes_shape = stride != 1 or channels_in != channels
+        self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if changes_shape else None
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, channels, H / stride, W / stride)."""
-        entered = self.entry(map_BCHW)
-        shortcut = self.shortcut(entered) if self.shortcut is not None else map_BCHW
-        result: Tensor = shortcut + self.residual(entered)
+        activated = self.entry(map_BCHW)
+        shortcut = self.shortcut(activated) if self.shortcut is not None else map_BCHW
+        result: Tensor = shortcut + self.residual(activated)
         return result

@@ -127,11 +127,14 @@ def test_the_same_images_elsewhere_give_the_same_index(source: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda path: path.unlink(), "images.json: missing, so changes of the images can't be noticed"),
+        (lambda path: path.unlink(), "images.json: missing, so changes of the images can't be detected"),
         (lambda path: path.write_text("{"), "images.json: damaged"),
         (lambda path: path.write_text('{"format": 2}'), r"images\.json: damaged: its format is 2, expected 1"),
         (lambda path: path.write_text('{"format": 1, "images": {"a": [1]}}'), "images.json: damaged"),
-        (lambda path: path.write_text('{"format": 1, "images": {}}'), "its record of images is not that of its index"),
+        (
+            lambda path: path.write_text('{"format": 1, "images": {}}'),
+            "its record of source images does not match its index",
+        ),
     ],
 )
 def test_a_damaged_record_of_the_source_is_an_error(

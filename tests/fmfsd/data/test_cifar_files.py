@@ -135,7 +135,7 @@ def test_a_pickle_with_any_other_global_is_an_error(
     payload: Any, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="train: not read"):
+    with pytest.raises(DataError, match="train: can't be read"):
         load_arrays(pickle.dumps({"data": payload}, protocol=protocol), "train")
     assert not (tmp_path / "marker").exists()
 
@@ -215,11 +215,11 @@ def damaged_files(name: str, case: str) -> dict[str, Any]:
         ("other type", r"expected rows of 3072 bytes, found an array of int16 of shape \(\d+, 3072\)"),
         ("labels in pairs", "expected a list of whole numbers"),
         ("no images", "'data': expected rows of 3072 bytes, found a NoneType"),
-        ("truncated", "not read"),
-        ("empty", "not read"),
+        ("truncated", "can't be read"),
+        ("empty", "can't be read"),
         ("class count", "expected the names of 100?0? classes, found 2 names"),
         ("no class names", "found no list of names"),
-        ("a list", "holds a list, expected a dictionary"),
+        ("a list", "contains a list, expected a dictionary"),
     ],
 )
 def test_damaged_files_are_reported_with_the_problem(name: str, case: str, expected: str, tmp_path: Path) -> None:
@@ -230,7 +230,9 @@ def test_damaged_files_are_reported_with_the_problem(name: str, case: str, expec
 
 def test_cifar_10_instead_of_cifar_100_is_an_error(tmp_path: Path) -> None:
     ten = official_contents("cifar10", train=250, test=50)
-    with pytest.raises(DataError, match="'fine_labels': expected a list of whole numbers.*is it another set"):
+    with pytest.raises(
+        DataError, match="'fine_labels': expected a list of whole numbers.*check that it is the right data set"
+    ):
         read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": ten["data_batch_1"]}))
 
 
@@ -257,7 +259,7 @@ def test_a_truncated_archive_is_an_error(tmp_path: Path) -> None:
 def test_the_error_for_a_file_that_is_no_archive_names_its_type(content: bytes, expected: str, tmp_path: Path) -> None:
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(content)
     with pytest.raises(
-        DataError, match=rf"cifar-100-python\.tar\.gz: {expected}.*; get it again from https://www\.cs\.tor"
+        DataError, match=rf"cifar-100-python\.tar\.gz: {expected}.*; download it again from https://www\.cs\.tor"
     ):
         read_set("cifar100", tmp_path)
 
@@ -291,7 +293,7 @@ def test_files_with_other_names_are_not_used_as_archives(name: str, tmp_path: Pa
 
 
 def test_an_html_page_instead_of_a_file_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cifar-100-python/train: not read: .* \(it holds an HTML page\)"):
+    with pytest.raises(DataError, match=r"cifar-100-python/train: can't be read: .* \(the file is an HTML page\)"):
         read_set("cifar100", write_official(tmp_path, "cifar100", changes={"train": b"<html>"}))
 
 
@@ -307,9 +309,9 @@ def nested(depth: int) -> tuple[Any, ...]:
     ("data", "expected"),
     [
         (pickle.dumps({"data": {7: 1}}, protocol=2), "a key of type int"),
-        (b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__U\x00s\x86b.", "a state of something that is no array"),
-        (b"\x80\x05\x96" + (1 << 45).to_bytes(8, "little") + b"x.", "not read: EOFError"),
-        (b"\x80\x02}U\x04datacnumpy\nndarray\n)\x81s.", "not read"),
+        (b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__U\x00s\x86b.", "a state of something that is not an array"),
+        (b"\x80\x05\x96" + (1 << 45).to_bytes(8, "little") + b"x.", "can't be read: EOFError"),
+        (b"\x80\x02}U\x04datacnumpy\nndarray\n)\x81s.", "can't be read"),
         (b"\x80\x02}(" + pickle.dumps(nested(64), protocol=2)[2:-1] + b"K\x01u.", "a key of type tuple"),
         (b"\x80\x04\x8f(" + pickle.dumps(nested(64), protocol=4)[11:-1] + b"\x90.", "it holds a set"),
         (b"(I1\nI2\nd.", "a dictionary in the form of protocol 0"),

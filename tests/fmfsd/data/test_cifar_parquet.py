@@ -32,7 +32,7 @@ def test_parquet_files_give_the_same_set_as_the_official_files(
         ("train-00000-of-00001.parquet", False),
         ("test-00000-of-00001.parquet", False),
     ]
-    assert "no official sums exist for Parquet files" in caplog.text
+    assert "Parquet files have no official MD5 sums" in caplog.text
 
 
 def test_the_class_names_are_the_official_ones(cifar_dir: Path) -> None:
@@ -41,7 +41,10 @@ def test_the_class_names_are_the_official_ones(cifar_dir: Path) -> None:
 
 
 def test_parquet_files_of_the_other_set_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train-.*has no column fine_label among img, label, coarse_label; is it anot"):
+    with pytest.raises(
+        DataError,
+        match=r"train-.*has no column fine_label among img, label, coarse_label; check that it is the right data set",
+    ):
         read_set("cifar100", write_parquet(tmp_path, "cifar10"))
     with pytest.raises(DataError, match="has no column img and no label among image, fine_label"):
         read_set("cifar10", write_parquet(tmp_path, "cifar100", columns={"img": "image"}))
@@ -51,7 +54,7 @@ def test_damaged_parquet_files_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, "cifar100") / "test-00000-of-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(DataError, match=rf"{path}: can't be read: .*; get it again"):
+    with pytest.raises(DataError, match=rf"{path}: can't be read: .*; download it again"):
         read_set("cifar100", tmp_path)
     path.write_bytes(whole.replace(b"\x89PNG", b"\x89XXX", 1))
     with pytest.raises(DataError, match=rf"{path}: (image 0 can't be decoded|can't be read)"):
@@ -69,5 +72,5 @@ def test_parquet_images_of_another_size_are_an_error(tmp_path: Path, monkeypatch
 def test_parquet_files_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path, "cifar100")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(CheckError, match=r"needs pyarrow: pip install 'fmfsd\[parquet\]'"):
+    with pytest.raises(CheckError, match=r"can't be read without pyarrow: pip install 'fmfsd\[parquet\]'"):
         read_set("cifar100", tmp_path)

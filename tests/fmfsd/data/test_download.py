@@ -102,10 +102,10 @@ def test_without_support_of_ranges_the_whole_file_is_requested_again(tmp_path: P
 
 def test_a_partial_download_is_kept_for_the_next_try(tmp_path: Path) -> None:
     with run_server(Server(breaks=9, limit=0)) as server:
-        with pytest.raises(CheckError, match=f"can't be fetched: OSError: .* closed after 0 of {len(CONTENT)} bytes$"):
+        with pytest.raises(CheckError, match=f"download failed: OSError: .* closed after 0 of {len(CONTENT)} bytes$"):
             download(server.url, tmp_path / "file", md5=MD5, report=quiet)
         (tmp_path / ".file.part").write_bytes(CONTENT[:HALF])
-        with pytest.raises(CheckError, match=f"{HALF} bytes are kept, and the same command continues from there"):
+        with pytest.raises(CheckError, match=f"run the same command again to resume after {HALF} bytes"):
             download(server.url, tmp_path / "file", md5=MD5, report=quiet)
         server.breaks = 0
         download(server.url, tmp_path / "file", md5=MD5, report=quiet)
@@ -149,7 +149,7 @@ def test_a_partial_file_of_another_download_is_removed(tmp_path: Path) -> None:
 
 
 def test_an_html_page_instead_of_the_archive_is_reported(tmp_path: Path) -> None:
-    expected = "the server sent an HTML page, not the official archive; is a login page or a proxy in between"
+    expected = "the server sent an HTML page, not the official archive; check whether a login page or a proxy"
     with (
         run_server(Server(content=b"<!DOCTYPE html><title>Please log in</title>")) as server,
         pytest.raises(CheckError, match=expected),
@@ -164,9 +164,9 @@ def test_a_download_is_complete_or_absent(tmp_path: Path) -> None:
         with pytest.raises(CheckError, match=f"expected {other}: the server sent text, not the official archive"):
             download(server.url, target, md5=other, report=quiet)
         server.status = 404
-        with pytest.raises(CheckError, match="can't be fetched: HTTPError: HTTP Error 404"):
+        with pytest.raises(CheckError, match="download failed: HTTPError: HTTP Error 404"):
             download(server.url, target, md5=MD5, report=quiet)
-    with pytest.raises(CheckError, match="can't be fetched: URLError: .*refused"):
+    with pytest.raises(CheckError, match="download failed: URLError: .*refused"):
         download(server.url, target, md5=MD5, report=quiet)
     assert names(tmp_path) == []
 
@@ -184,7 +184,7 @@ def test_a_response_that_is_not_http_is_a_download_error(response: bytes, tmp_pa
     thread = threading.Thread(target=serve)
     thread.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/file"
-    with listener, pytest.raises(CheckError, match="can't be fetched"):
+    with listener, pytest.raises(CheckError, match="download failed"):
         download(address, tmp_path / "file", md5="0" * 32, report=quiet)
     thread.join()
     assert names(tmp_path) == []

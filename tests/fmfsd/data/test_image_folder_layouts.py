@@ -57,7 +57,7 @@ def test_tiny_imagenet_is_prepared_in_its_original_layout(tmp_path: Path, caplog
     listing = list_images(root)
     assert relative_paths(listing, "test", root) == [f"val/images/val_{number}.JPEG" for number in (0, 2, 4, 1, 3, 5)]
     assert listing.splits["test"].labels == [0, 0, 0, 1, 1, 1]
-    assert "test: left out, as it has no class folders: its 4 images have no labels" in caplog.text
+    assert "test: ignored, as it has no class folders: its 4 images have no labels" in caplog.text
 
 
 def test_annotations_that_do_not_fit_the_images_are_reported(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_a_sweep_uses_the_validation_split_of_the_folder(tmp_path: Path) -> None
 def test_two_folders_for_one_split_are_an_error(tmp_path: Path) -> None:
     root = write_images(tmp_path, *SPLITS, "valid/a/1.png", "Train/a/1.png")
     message = layout_error(root)
-    assert "has val/ and valid/, which name the same split" in message
-    assert "has Train/ and train/, which name the same split" in message
+    assert "has val/ and valid/, which are folders of the same split" in message
+    assert "has Train/ and train/, which are folders of the same split" in message
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -263,4 +263,4 @@ def test_three_splits_and_any_names_work_in_training_evaluation_and_the_report(t
 @pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", "\u202egnp", "a\u2028b", "caf\udce9", "\x85"])
 def test_class_names_with_control_characters_are_errors(name: str, tmp_path: Path) -> None:
     root = write_images(tmp_path, *SPLITS, f"train/{name}/1.png", f"val/{name}/1.png")
-    assert f"{name!a} is no name for a class" in layout_error(root)
+    assert f"{name!a} is not a valid class name" in layout_error(root)

@@ -147,7 +147,7 @@ def test_other_files_are_skipped_and_logged(source: Path, tmp_path: Path, caplog
     for name in ("notes.txt", ".hidden.png", "more.heic"):
         (root / "train" / "bee" / name).touch()
     assert prepare_folders(tmp_path / "root", root).samples("train") == 12
-    assert "left out files outside of class folders or with names that do not end in .png" in caplog.text
+    assert "skipped files outside of class folders or without one of the extensions .png" in caplog.text
     assert caplog.text.rstrip().endswith(": 2")
 
 
@@ -172,7 +172,7 @@ def test_a_config_for_image_folders_is_checked(changes: tuple[str, ...], expecte
 def test_the_command_prepares_folders_and_requires_a_source(source: Path, tmp_path: Path) -> None:
     command = ("data", "prepare", "folder", "--out", str(tmp_path), "--size", "64", "--shards", "4")
     without_source = run_command("fmfsd", *command, cwd=tmp_path)
-    assert (without_source.returncode, "--source: image folders need it" in without_source.stderr) == (2, True)
+    assert (without_source.returncode, "--source: is required for image folders" in without_source.stderr) == (2, True)
     completed = run_command("fmfsd", *command, "--source", str(source), cwd=tmp_path)
     assert completed.returncode == 0, completed.stderr
     assert "12 train, 16 test samples of 4 classes in 4 shards" in completed.stdout
@@ -259,4 +259,4 @@ def test_a_class_name_with_escape_characters_is_an_error(source: Path, tmp_path:
         (part / CLASSES[0]).rename(part / "a\x1b[31m")
     with pytest.raises(DataError) as caught:
         prepare_folders(tmp_path / "sets", copy)
-    assert r"'a\x1b[31m' is no name for a class" in str(caught.value)
+    assert r"'a\x1b[31m' is not a valid class name" in str(caught.value)

@@ -90,7 +90,7 @@ def test_16_bit_images_are_scaled_to_8_bits_in_grey_and_in_colour(tmp_path: Path
 
 def test_32_bit_images_are_errors(source_copy: Path, tmp_path: Path) -> None:
     Image.fromarray(np.ones((32, 32), np.float32)).save(source_copy / "train" / "ant" / "deep.tif")
-    with pytest.raises(DataError, match=r"ant/deep\.tif: .*Pillow's mode F; 8 or 16 bits a channel are needed"):
+    with pytest.raises(DataError, match=r"ant/deep\.tif: .*Pillow's mode F; needed are 8 or 16 bits per channel"):
         prepare_folders(tmp_path / "sets", source_copy)
 
 
@@ -159,7 +159,7 @@ def test_png_files_with_a_jpeg_suffix_are_read_and_logged(
 ) -> None:
     Image.fromarray(SMOOTH).save(source_copy / "train" / "bee" / "n02105855_2933.JPEG", format="PNG")
     assert prepare_folders(tmp_path / "sets", source_copy).samples("train") == 13
-    assert "1 files hold PNG images and have names of JPEG, or the reverse" in caplog.text
+    assert "1 files are PNG images with a JPEG extension or the reverse" in caplog.text
 
 
 def test_the_set_without_damaged_files_is_as_if_they_did_not_exist(
@@ -198,7 +198,7 @@ def test_the_command_skips_damaged_files(source_copy: Path, tmp_path: Path) -> N
 
 
 def test_official_sets_have_no_files_to_skip(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--skip-damaged: only image folders have files to skip, not synthetic10"):
+    with pytest.raises(ConfigError, match="--skip-damaged: applies to image folders only, not to synthetic10"):
         prepare_folders(tmp_path, None, name="synthetic10", skip_damaged=True)
 
 

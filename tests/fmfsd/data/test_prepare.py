@@ -86,7 +86,7 @@ def test_preparing_again_changes_nothing(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"valid": 330}, r"class \d has 33 samples; 33 of them can't be held out"),
+        ({"valid": 330}, r"class \d has 33 samples, too few to hold out 33 of them"),
         (
             {"shards": 331},
             "--shards 331: more than the 330 training images: use --shards 256, and set data.shards",
@@ -103,7 +103,7 @@ def test_a_set_that_is_too_small_is_an_error_and_leaves_no_files(
 
 def test_a_source_that_does_not_exist_is_reported(source: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(DataError, match=r"^/nowhere/at/all: does not exist: give the place of the images"):
+        with pytest.raises(DataError, match=r"^/nowhere/at/all: does not exist: give the folder of the images"):
             make(tmp_path, source=Path("/nowhere/at/all"))
         make(tmp_path, source=source)
 
@@ -114,7 +114,9 @@ def test_a_test_set_that_is_part_of_the_training_set_is_an_error(tmp_path: Path)
     part = {**content, "data": content["data"][:100], "fine_labels": content["fine_labels"][:100]}
     fewer_images = write_official(tmp_path / "parted", "cifar100", changes={"test": part})
     for source in (same_images, fewer_images):
-        with pytest.raises(DataError, match="every test image is a training image too: give it images of its own"):
+        with pytest.raises(
+            DataError, match="every test image is a training image too: use different images for this split"
+        ):
             make(tmp_path, name="cifar100", source=source)
     assert not (tmp_path / "cifar100").exists()
     overlapping = {**part, "data": np.concatenate([part["data"][:-1], part["data"][-1:] ^ 1])}
@@ -186,8 +188,8 @@ def test_a_damaged_shard_is_named(damage: str, source: Path, tmp_path: Path) -> 
 
 
 INDEX_DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
-    "no json": (lambda text: text[:-10], "no index of a prepared set"),
-    "other format": (lambda text: text.replace('"format": 1', '"format": 9'), "not of format 1"),
+    "no json": (lambda text: text[:-10], "not an index of a prepared set"),
+    "other format": (lambda text: text.replace('"format": 1', '"format": 9'), "its format is not 1"),
     "path out of the folder": (
         lambda text: text.replace("train-0003", "../train-0003"),
         "splits.train.3.name: String should match",
@@ -197,9 +199,9 @@ INDEX_DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
     "no shards": (lambda text: text.replace('"shards": 64', '"shards": 0'), "shards: Input should be greater than 0"),
     "no sum": (lambda text: text.replace('"sha256": "', '"sha256": "x', 1), "sha256: String should match"),
     "source of nothing": (lambda text: text.replace('"official": false', '"x": 1', 1), "sources.0"),
-    "class count": (lambda text: text.replace('"class9"', '"class9", "class10"'), "describes no set that is known"),
-    "image size": (lambda text: text.replace("32", "64", 2), "describes no set that is known"),
-    "deep": (lambda _: "[" * 100_000, "no index of a prepared set"),
+    "class count": (lambda text: text.replace('"class9"', '"class9", "class10"'), "does not describe a known data set"),
+    "image size": (lambda text: text.replace("32", "64", 2), "does not describe a known data set"),
+    "deep": (lambda _: "[" * 100_000, "not an index of a prepared set"),
     "shard count": (lambda text: text.replace('"shards": 64', '"shards": 32'), "split train has 64 files, expected 32"),
     "unknown split": (lambda text: text.replace('"test": [', '"testt": ['), "split testt has 64 files|only the splits"),
     "sizes": (lambda text: text.replace('"samples": 6,', '"samples": 9,', 1), "differ by more than one"),
@@ -224,7 +226,7 @@ def test_a_damaged_index_is_named(case: str, source: Path, tmp_path: Path) -> No
 def test_a_folder_without_an_index_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"index\.json: missing"):
         read_index(tmp_path)
-    with pytest.raises(DataError, match="holds no prepared set"):
+    with pytest.raises(DataError, match="has no prepared set"):
         verify_sets(tmp_path)
 
 

@@ -204,7 +204,7 @@ def test_an_invalid_shard_header_is_an_error(damage: str, index: SetIndex) -> No
         header = json.loads(head[8 : 8 + length])
         HEADERS[damage](header)
         damaged_header = json.dumps(header, separators=(",", ":")).encode().ljust(length)[:length]
-        with pytest.raises(DataError, match=r"train-0000\.safetensors: damaged: its header is none of a shard's"):
+        with pytest.raises(DataError, match=r"train-0000\.safetensors: damaged: its header is not that of a shard"):
             file.labels_and_ids(head[:8] + damaged_header + head[8 + length :])
 
 

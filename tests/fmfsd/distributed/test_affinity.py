@@ -54,7 +54,7 @@ def test_an_error_of_the_kernel_is_logged_and_not_fatal(caplog: pytest.LogCaptur
     before = os.sched_getaffinity(0)
     stay_on_share((9_999,), World())
     assert os.sched_getaffinity(0) == before
-    assert "not kept on cores 9999: Invalid argument" in caplog.text
+    assert "could not pin this worker to cores 9999: Invalid argument" in caplog.text
 
 
 @pytest.mark.usefixtures("processes")

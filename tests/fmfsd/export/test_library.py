@@ -119,7 +119,7 @@ def test_all_submodules_without_feature_maps_are_reported_at_once() -> None:
         wrap("layer9", "layer2", "head")
     assert [problem.where for problem in caught.value.problems] == ["layer9", "head"]
     assert "it has conv1, bn1" in str(caught.value)
-    with pytest.raises(ConfigError, match="fc: gives no square map"):
+    with pytest.raises(ConfigError, match="fc: its output is not a square map"):
         wrap("layer1", deepest="fc")
     with pytest.raises(ConfigError, match="name them shallow to deep"):
         wrap("layer3", "layer1")

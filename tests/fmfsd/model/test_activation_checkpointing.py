@@ -116,5 +116,5 @@ def test_auto_does_not_recompute_in_a_compiled_step() -> None:
 
 def test_a_backbone_without_blocks_cannot_recompute_them() -> None:
     config = load_config("cifar100-resnet18", ["model.backbone=timm/test_vit", "method=byot", "train.recompute=all"])
-    with pytest.raises(ConfigError, match="train.recompute: timm/test_vit is not made of blocks"):
+    with pytest.raises(ConfigError, match="train.recompute: timm/test_vit is not a sequence of blocks"):
         build_network(config)

@@ -133,7 +133,7 @@ def test_pruning_does_not_change_the_network() -> None:
 
 
 def test_the_error_for_an_unknown_head_lists_the_heads() -> None:
-    with pytest.raises(ValueError, match="no head 'branch2'; there are branch1, fused, deepest, ensemble"):
+    with pytest.raises(ValueError, match="unknown head 'branch2': choose one of branch1, fused, deepest, ensemble"):
         prune(network_with_fusion("trunk"), "branch2")
 
 

@@ -144,7 +144,7 @@ def test_fusion_commutes_with_flipping_and_negating_the_maps() -> None:
 
 def test_channels_that_groups_do_not_divide_are_an_error() -> None:
     """Identity 7."""
-    with pytest.raises(ValueError, match="16 channels can't be cut into 5 groups"):
+    with pytest.raises(ValueError, match="16 channels can't be divided into 5 groups"):
         SpatialEnhancement(5)(torch.zeros(1, 16, 2, 2))
 
 

@@ -68,7 +68,7 @@ def test_a_shell_of_salloc_has_a_world_of_size_1(step: int) -> None:
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "4"}, "RANK=0, WORLD_SIZE=4: name one of several workers, and MASTER_ADDR"),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, "RANK=0, WORLD_SIZE=4: several workers, but MASTER_ADDR"),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "unset SLURM_PROCID and SLURM_NTASKS"),
     ],
 )

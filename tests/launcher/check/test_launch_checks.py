@@ -126,7 +126,7 @@ DATA_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "truncated": ("test-0001.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, expected"),
     "missing": ("train-0063.safetensors", Path.unlink, "train-0063.safetensors: missing"),
     "no index": ("index.json", Path.unlink, "index.json: missing"),
-    "damaged index": ("index.json", lambda path: path.write_text("{"), "no index of a prepared set"),
+    "damaged index": ("index.json", lambda path: path.write_text("{"), "not an index of a prepared set"),
     "contradictory index": ("index.json", _halve_shards, "split train has 64 files, expected 32"),
 }
 

@@ -188,7 +188,7 @@ def test_without_network_the_default_exits_3_and_names_smoke(tmp_path: Path) -> 
     proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     answer = run_command("fmfsd-launch", cwd=tmp_path, env=proxy)
     assert answer.returncode == 3
-    for part in ("can't be fetched", f"put cifar-100-python.tar.gz or cifar-100-python/ into {tmp_path}/data", "smoke"):
+    for part in ("download failed", f"put cifar-100-python.tar.gz or cifar-100-python/ into {tmp_path}/data", "smoke"):
         assert part in answer.stderr
     assert not (tmp_path / "runs").exists()
 
