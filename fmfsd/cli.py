@@ -15,8 +15,8 @@ from fmfsd.distributed.world import World
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.cache_dir import complete_environment
 from fmfsd.system.cpu_count import usable_cores
-from fmfsd.system.file_locks import choose_method
-from fmfsd.terminal import errors_shown, progress_report
+from fmfsd.system.file_locks import choose_lock_method
+from fmfsd.terminal import exit_on_error, show_progress
 
 app = App(
     help="Feature map fusion self-distillation: workers, data sets, costs of a config, evaluation, export and reports.",
@@ -37,7 +37,7 @@ def main() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))  # torch does not consider CPU quotas
     if (note := complete_environment(os.environ)) and sys.argv[1:2] != ["probe"]:  # the caller of `probe` reports it
         print(note, file=sys.stderr)
-    choose_method(os.environ)
+    choose_lock_method(os.environ)
     app()
 
 
@@ -52,12 +52,12 @@ def train(
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Device to compute on.")] = "auto",
 ) -> None:
     """Run one worker of a run. Environment variables set its rank (torchrun, DeepSpeed, srun or you set them)."""
-    from fmfsd.worker import Circumstances, work
+    from fmfsd.worker import WorkerSettings, run_worker
 
-    with errors_shown(debug=False):
+    with exit_on_error(debug=False):
         if (gpus := os.environ.get("FMFSD_VISIBLE_GPUS")) is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # DeepSpeed's launcher sets it to 0,1,... of the whole machine
-        raise typer.Exit(work(run_dir.absolute(), device, Circumstances.from_environment(os.environ)))
+        raise typer.Exit(run_worker(run_dir.absolute(), device, WorkerSettings.from_environment(os.environ)))
 
 
 @app.command()
@@ -75,17 +75,19 @@ def probe(
     import json
 
     from fmfsd.config import RunConfig, load_config
-    from fmfsd.cost.cache import cache_folder, cached_or, probe_of
-    from fmfsd.cost.estimate import Device, Probe
+    from fmfsd.cost.cache import estimate_cache_dir, parse_estimate, read_or_estimate
+    from fmfsd.cost.estimate import CostEstimate, Device
 
-    def measure(run_config: RunConfig, workers: int, device: Device) -> Probe:
-        from fmfsd.cost.measure.probe import probe
+    def measure(run_config: RunConfig, workers: int, device: Device) -> CostEstimate:
+        from fmfsd.cost.measure.probe import estimate_cost
 
-        return probe(run_config, workers=workers, device=device)
+        return estimate_cost(run_config, workers=workers, device=device)
 
-    with errors_shown(debug=debug):
-        costs = cached_or(measure, load_config(config, overrides or ()), workers, device, cache_folder(os.environ))
-        print(json.dumps(costs, indent=2) if as_json else probe_of(costs).text(sys.stdout))
+    with exit_on_error(debug=debug):
+        costs = read_or_estimate(
+            measure, load_config(config, overrides or ()), workers, device, estimate_cache_dir(os.environ)
+        )
+        print(json.dumps(costs, indent=2) if as_json else parse_estimate(costs).render(sys.stdout))
 
 
 @app.command()
@@ -127,20 +129,20 @@ def evaluate(
     """
     from rich.console import Console
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         world, run = World.from_environment(os.environ), RunDir(run_dir.absolute())
-    with errors_shown(debug=debug), progress_report(Console(stderr=True, quiet=not world.is_main)) as report:
-        from fmfsd.distributed.collectives import connect
-        from fmfsd.evaluation.evaluate_run import Questions, assess
+    with exit_on_error(debug=debug), show_progress(Console(stderr=True, quiet=not world.is_main)) as report:
+        from fmfsd.distributed.collectives import join_process_group
+        from fmfsd.evaluation.evaluate_run import EvaluateOptions, evaluate_run
         from fmfsd.evaluation.output import show_and_write
         from fmfsd.training.trainer import choose_device
 
-        request = Questions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
+        request = EvaluateOptions(split, exit_thresholds or (), exit_target, early_exits, mirrored, data)
         torch_device = choose_device(device, world)
-        with connect(world, torch_device, timeout_s=EVALUATION_TIMEOUT_S) as comms:
-            results = assess(run, request, torch_device, comms, report)
+        with join_process_group(world, torch_device, timeout_s=EVALUATION_TIMEOUT_S) as comms:
+            results = evaluate_run(run, request, torch_device, comms, report)
     if world.is_main:
-        with errors_shown(debug=debug):
+        with exit_on_error(debug=debug):
             show_and_write(results, run=run if data is None else None, out=out, as_json=as_json)
 
 
@@ -172,7 +174,7 @@ def export(
 
     The exported network takes float images in [0, 1] and normalizes them itself. Needs the run's prepared set.
     """
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         from fmfsd.export.write import export as write_export
 
         print(write_export(RunDir(run_dir.absolute()), form, head, exit_thresholds, out and out.absolute()))
@@ -192,7 +194,7 @@ def report(
     """Write a self-contained HTML page of a run, of several runs side by side, or of a sweep, finished or not."""
     from fmfsd.report.write import write_report
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         print(write_report(folders, out))
 
 
@@ -209,10 +211,10 @@ def watch(
 
     from fmfsd.monitor.live import show_once
     from fmfsd.monitor.live import watch as watch_live
-    from fmfsd.monitor.target import folder_of
+    from fmfsd.monitor.target import resolve_target
 
-    with errors_shown(debug=debug), suppress(KeyboardInterrupt):
-        folder = folder_of(target, Path.cwd())
+    with exit_on_error(debug=debug), suppress(KeyboardInterrupt):
+        folder = resolve_target(target, Path.cwd())
         if once:
             show_once(folder, Console(), as_json=as_json)
         else:
@@ -227,12 +229,12 @@ def diff(
 ) -> None:
     """Compare runs: config, software, commit, hardware, data and final metrics; differences come first."""
     from fmfsd.errors import ConfigError
-    from fmfsd.report.differences import print_differences, show_differences
+    from fmfsd.report.differences import print_differences_json, show_differences
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         if len(runs) < 2:
             raise ConfigError(f"{runs[0]}: only one run, expected two or more to compare")
-        print_differences(runs) if as_json else show_differences(runs)
+        print_differences_json(runs) if as_json else show_differences(runs)
 
 
 @app.command()
@@ -245,7 +247,7 @@ def compare(
     """Measure how far runs deviate from the first one: losses, gradients, samples of each step, and final weights."""
     from fmfsd.training.compare_traces import write_comparisons
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         write_comparisons(out, first, others)
 
 
@@ -277,13 +279,13 @@ def prepare(
     """Split a data set into shards. Safe to run in several processes at once; never overwrites files."""
     from rich.console import Console
 
-    from fmfsd.config.load import checked_data
+    from fmfsd.config.load import load_data_config
     from fmfsd.data.prepare import prepare as prepare_set
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that an incomplete set is removed
-    with errors_shown(debug=debug), progress_report(Console(stderr=True)) as report:
-        data = checked_data(name=name, root=str(out.absolute()), size=size, shards=shards, valid=valid)
+    with exit_on_error(debug=debug), show_progress(Console(stderr=True)) as report:
+        data = load_data_config(name=name, root=str(out.absolute()), size=size, shards=shards, valid=valid)
         index = prepare_set(data, source=source, fetch=download, seed=seed, skip_damaged=skip_damaged, report=report)
         print(f"{index.folder}: {index.describe()}")
 
@@ -295,6 +297,6 @@ def verify(
     """Verify all checksums, counts and labels of prepared sets."""
     from fmfsd.data.shards.verify import verify_sets
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         for index in verify_sets(folder):
             print(f"{index.folder}: intact; {index.describe()}")

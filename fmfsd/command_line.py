@@ -9,14 +9,21 @@ from typer.core import TyperCommand
 
 from fmfsd.errors import Problem
 
-WHAT, WHERE, HOW, BEFORE, SLURM, OUTPUT = "What", "Where", "How", "Before starting", "Slurm", "Output"
+PANEL_WHAT, PANEL_WHERE, PANEL_HOW, PANEL_BEFORE, PANEL_SLURM, PANEL_OUTPUT = (
+    "What",
+    "Where",
+    "How",
+    "Before starting",
+    "Slurm",
+    "Output",
+)
 """Titles of the panels in the help."""
 _TYPER_OPTIONS = ("help", "install_completion", "show_completion")
 _INVALID_OPTIONS = "fmfsd.invalid_options"
-HELP = {"help_option_names": ["-h", "--help"]}
+HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
-class Command(TyperCommand):
+class PanelCommand(TyperCommand):
     """A command whose help shows no type for flags, and --help in the last panel."""
 
     def get_params(self, ctx: Any) -> Any:
@@ -25,11 +32,11 @@ class Command(TyperCommand):
             if getattr(parameter, "is_flag", False) and parameter.metavar is None:
                 parameter.metavar = ""
             if parameter.name in _TYPER_OPTIONS:
-                parameter.rich_help_panel = OUTPUT
+                parameter.rich_help_panel = PANEL_OUTPUT
         return parameters
 
 
-class GatheringCommand(Command):
+class ErrorCollectingCommand(PanelCommand):
     """A command that collects options with invalid values and continues with their defaults.
 
     The command reports them, as returned by `invalid_options`, together with all other problems.
@@ -59,7 +66,7 @@ def _format_message(message: str, value: object) -> str:
     return f"expected {expected}; found {value}" if expected != message else message
 
 
-def wrong_values(ctx: typer.Context) -> list[Problem]:
+def invalid_options(ctx: typer.Context) -> list[Problem]:
     """Return a problem for each invalid option of an ErrorCollectingCommand."""
     return list(ctx.meta.get(_INVALID_OPTIONS, ()))
 
@@ -68,12 +75,12 @@ class App(typer.Typer):
     """The commands of one program, with our own error output in place of typer's tracebacks."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(pretty_exceptions_enable=False, context_settings=HELP, **settings)
+        super().__init__(pretty_exceptions_enable=False, context_settings=HELP_SETTINGS, **settings)
 
     def command(  # type: ignore[override]
-        self, name: str | None = None, *, cls: type[Command] = Command, **settings: Any
+        self, name: str | None = None, *, cls: type[PanelCommand] = PanelCommand, **settings: Any
     ) -> Callable[[Any], Any]:
-        return super().command(name, cls=cls, context_settings=HELP, **settings)
+        return super().command(name, cls=cls, context_settings=HELP_SETTINGS, **settings)
 
 
 def _show_version(requested: bool) -> None:
@@ -86,7 +93,9 @@ def _show_version(requested: bool) -> None:
 
 Version = Annotated[
     bool,
-    typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Show the version.", rich_help_panel=PANEL_OUTPUT
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.", rich_help_panel=OUTPUT)]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.", rich_help_panel=PANEL_OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=PANEL_OUTPUT)]

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from fmfsd.own_launcher import pin
+from fmfsd.own_launcher import pin_launcher
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """Exit codes of a command that a signal ends before it has started anything."""
@@ -21,14 +21,14 @@ def main() -> None:
 def launch() -> None:
     """Run `fmfsd-launch`."""
     signal.signal(signal.SIGTERM, _terminate)
-    pin()
+    pin_launcher()
     _run("launcher.cli.launch")
 
 
 def tune() -> None:
     """Run `fmfsd-tune`."""
     signal.signal(signal.SIGTERM, _terminate)
-    pin()
+    pin_launcher()
     _run("launcher.cli.tune")
 
 

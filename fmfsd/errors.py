@@ -73,13 +73,13 @@ class NonFiniteLossError(RunFailedError):
     worth_another_attempt = False
 
 
-class UnlikeError(RunFailedError):
+class WorkerMismatchError(RunFailedError):
     """Workers of one run have different configs, data or software."""
 
     worth_another_attempt = False
 
 
-class DivergedError(RunFailedError):
+class WeightsDivergedError(RunFailedError):
     """Workers that must have the same weights have different ones."""
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmfsd.model.network import Outputs, ensemble
+from fmfsd.model.network import Outputs, average_logits
 from fmfsd.model.spatial_enhancement import at_least_fp32
 
 
@@ -31,32 +31,32 @@ Teachers = Sequence[Sequence[Tensor]]
 """For each head, the logits of its teachers."""
 
 
-def by_the_deepest(logits_BK: Sequence[Tensor]) -> Teachers:
+def use_deepest_as_teacher(logits_BK: Sequence[Tensor]) -> Teachers:
     """Return the deepest head as the teacher of all others; it has no teacher itself."""
     return [*([logits_BK[-1]] for _ in logits_BK[:-1]), []]
 
 
-def by_the_ensemble(logits_BK: Sequence[Tensor]) -> Teachers:
+def use_ensemble_as_teacher(logits_BK: Sequence[Tensor]) -> Teachers:
     """Return the mean of all heads' logits as the teacher of every head."""
-    return [[ensemble(logits_BK)] for _ in logits_BK]
+    return [[average_logits(logits_BK)] for _ in logits_BK]
 
 
-def by_the_fused(logits_BK: Sequence[Tensor]) -> Teachers:
+def use_fused_as_teacher(logits_BK: Sequence[Tensor]) -> Teachers:
     """Return the fused head, the last but one, as the teacher of all others; it has no teacher itself."""
     *shallower, fused, _deepest = logits_BK
     return [*([fused] for _ in shallower), [], [fused]]
 
 
-def by_all_others(logits_BK: Sequence[Tensor]) -> Teachers:
+def use_all_others_as_teachers(logits_BK: Sequence[Tensor]) -> Teachers:
     """Return for each head all other heads as its teachers."""
     return [[*logits_BK[:number], *logits_BK[number + 1 :]] for number in range(len(logits_BK))]
 
 
 TEACHERS: Mapping[str, Callable[[Sequence[Tensor]], Teachers]] = {
-    "deepest": by_the_deepest,
-    "ensemble": by_the_ensemble,
-    "fused": by_the_fused,
-    "all_pairs": by_all_others,
+    "deepest": use_deepest_as_teacher,
+    "ensemble": use_ensemble_as_teacher,
+    "fused": use_fused_as_teacher,
+    "all_pairs": use_all_others_as_teachers,
 }
 
 
@@ -67,7 +67,7 @@ def squared_distances(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tens
     return torch.stack(distances) if distances else target_BD.new_zeros(0)
 
 
-def mean_squares(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
+def mean_squared_errors(features_BD: Sequence[Tensor], teacher_BD: Tensor) -> Tensor:
     """Return the sum of all branches' mean squared errors to the detached teacher feature (hints, Romero et al. 2015,
     arXiv:1412.6550)."""
     distances = [F.mse_loss(feature, teacher_BD.detach()) for feature in features_BD]
@@ -149,5 +149,5 @@ class SelfDistillLoss:
         features = [at_least_fp32(feature) for feature in outputs.features]
         deepest = at_least_fp32(outputs.deepest_feature)
         if self.feature == "mse":
-            return self.beta * mean_squares(features, deepest), deepest.new_zeros(0)
+            return self.beta * mean_squared_errors(features, deepest), deepest.new_zeros(0)
         return deepest.new_zeros(()), squared_distances(features, deepest)

@@ -13,7 +13,7 @@ COMMAND = (sys.executable, "-P", "-m", "fmfsd.own_launcher")
 FOLDER = Path(__file__).parents[1] / NAME
 
 
-def pin() -> None:
+def pin_launcher() -> None:
     """Make `import launcher` import this installation's package in this process."""
     imported = sys.modules.get(NAME)
     if imported is not None and [str(FOLDER)] == list(getattr(imported, "__path__", ())):
@@ -27,6 +27,6 @@ def pin() -> None:
 
 
 if __name__ == "__main__":
-    pin()
+    pin_launcher()
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

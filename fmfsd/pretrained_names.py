@@ -11,19 +11,19 @@ from typing import Any
 TIMM = "timm/"
 """Prefix of timm's backbones."""
 FOLDER, HUB = "local-dir:", "hf-hub:"
-OF_TIMM = "timm/"
+TIMM_ORGANIZATION = "timm/"
 """Organization on the hub whose repositories have timm's own weights, under timm's names."""
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,100})?")
-EXPECTED = f"true, false, {FOLDER}PATH or {HUB}OWNER/NAME"
+EXPECTED_SOURCE = f"true, false, {FOLDER}PATH or {HUB}OWNER/NAME"
 
 
-def weight_source(text: str) -> str:
+def validate_weight_source(text: str) -> str:
     """Return `text` if it names a folder or a repository; else raise ValueError."""
     if text.startswith(FOLDER) and len(text) > len(FOLDER):
         return text
     if text.startswith(HUB) and _REPOSITORY.fullmatch(text.removeprefix(HUB)):
         return text
-    raise ValueError(EXPECTED)
+    raise ValueError(EXPECTED_SOURCE)
 
 
 def read_weights_config(folder: Path) -> dict[str, Any]:
@@ -50,13 +50,13 @@ def expand_backbone(backbone: str) -> tuple[str, bool | str]:
         folder = _absolute_folder(source)
         return f"{TIMM}{read_weights_config(folder)['architecture']}", f"{FOLDER}{folder}"
     repository = source.removeprefix(HUB)
-    if repository.startswith(OF_TIMM):
-        return f"{TIMM}{repository.removeprefix(OF_TIMM)}", True
+    if repository.startswith(TIMM_ORGANIZATION):
+        return f"{TIMM}{repository.removeprefix(TIMM_ORGANIZATION)}", True
     advice = f"set model.backbone {TIMM}ARCHITECTURE and model.pretrained {HUB}{repository}"
     raise ValueError(f"the architecture of {repository} is known to the hub only: {advice}")
 
 
-def absolute_source(source: bool | str) -> bool | str:
+def to_absolute_source(source: bool | str) -> bool | str:
     """Return `source` (model.pretrained) with an absolute path, because workers have another working directory."""
     is_folder = isinstance(source, str) and source.startswith(FOLDER)
     return f"{FOLDER}{_absolute_folder(str(source))}" if is_folder else source
@@ -66,6 +66,6 @@ def _absolute_folder(source: str) -> Path:
     return Path(source.removeprefix(FOLDER)).expanduser().absolute()
 
 
-def names_weights(backbone: object) -> bool:
+def is_weights_name(backbone: object) -> bool:
     """Return whether `backbone` names weights and not an architecture."""
     return isinstance(backbone, str) and backbone.startswith((TIMM + FOLDER, TIMM + HUB))

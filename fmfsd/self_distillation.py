@@ -6,13 +6,13 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fmfsd.distributed.collectives import sum_over_default_group
+from fmfsd.distributed.collectives import all_reduce_over_default_group
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.losses import SelfDistillLoss
-from fmfsd.model.branch import branch_form
-from fmfsd.model.build import initialise, sem_groups
-from fmfsd.model.fusion import fusion_of
-from fmfsd.model.hooked_trunk import hooked
+from fmfsd.model.branch import build_branch_type
+from fmfsd.model.build import choose_sem_groups, initialise_weights
+from fmfsd.model.fusion import build_fusion
+from fmfsd.model.hooked_trunk import build_hooked_trunk
 from fmfsd.model.network import Outputs, SideFusionNetwork
 
 
@@ -46,19 +46,19 @@ class SelfDistillation(nn.Module):
         values = _check_ranges(num_classes=num_classes, size=size, alpha=alpha, beta=beta, temperature=temperature)
         if problems := [*_check_branches(branches, deepest), *values]:
             raise ConfigError(problems)
-        trunk = hooked(backbone, [*branches, deepest], size)
-        taps, groups = trunk.places[:-1], sem_groups("auto", [place.channels for place in trunk.places])
-        fusion = partial(fusion_of, sem="sge", masks="averaged", groups=groups)
+        trunk = build_hooked_trunk(backbone, [*branches, deepest], size)
+        taps, groups = trunk.tap_points[:-1], choose_sem_groups("auto", [place.channels for place in trunk.tap_points])
+        fusion = partial(build_fusion, sem="sge", masks="averaged", groups=groups)
         self.network = SideFusionNetwork(
             trunk,
             taps,
-            branch_form("sepconv", groups=groups),
+            build_branch_type("sepconv", groups=groups),
             fusion,
             num_classes=num_classes,
             groups=groups,
             features=beta > 0,
         )
-        initialise(*(child for child in self.network.children() if child is not trunk))
+        initialise_weights(*(child for child in self.network.children() if child is not trunk))
         self.head_names = self.network.head_names
         self._loss = SelfDistillLoss(alpha=alpha, beta=beta, temperature=temperature)
 
@@ -76,7 +76,7 @@ class SelfDistillation(nn.Module):
         terms = self._loss.terms(self._outputs(images), labels if labels.is_floating_point() else labels.long())
         squares_F, world_size = terms.squares_F.detach(), 1
         if len(squares_F):
-            squares_F, world_size = sum_over_default_group(squares_F)
+            squares_F, world_size = all_reduce_over_default_group(squares_F)
         return self._loss.total(terms, squares_F, world_size=world_size)
 
     def _outputs(self, images: Tensor) -> Outputs:

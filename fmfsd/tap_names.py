@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def place_names(block_counts: Sequence[int]) -> tuple[str, ...]:
+def name_taps(block_counts: Sequence[int]) -> tuple[str, ...]:
     """Return the name of each block's output, `stage2.block1`, or `stage2` for the last block of a stage.
 
     `block_counts` has the number of blocks of each stage.

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-PLAIN_EVERY_S = 5.0
+PLAIN_INTERVAL_S = 5.0
 _BUG = "probably a bug in fmfsd; run the command again with --debug and report its output:"
 
-Report = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Callback for progress: task name, completed amount, total amount (0: unknown)."""
 
 
 @contextmanager
-def progress_report(console: Console) -> Iterator[Report]:
+def show_progress(console: Console) -> Iterator[ProgressCallback]:
     """Yield a function to call with (task, done, total): a bar on a terminal, a line every few seconds elsewhere."""
     if not console.is_terminal:
         yield _plain_reporter(console)
@@ -44,26 +44,26 @@ def progress_report(console: Console) -> Iterator[Report]:
         yield report
 
 
-def _plain_reporter(console: Console) -> Report:
+def _plain_reporter(console: Console) -> ProgressCallback:
     last = time.monotonic()
 
     def report(task: str, done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= PLAIN_EVERY_S:
+        if time.monotonic() - last >= PLAIN_INTERVAL_S:
             last = time.monotonic()
             console.print(f"{task}: {done} of {total or '?'}")
 
     return report
 
 
-def discard(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Redirect `stream`, whose reader has closed it, to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
-class SteadyStream:
+class BrokenPipeSafeStream:
     """A stream that discards all further output once its reader has closed it, like `| head` or a closed terminal.
 
     Output must never end a run.
@@ -76,27 +76,27 @@ class SteadyStream:
         try:
             return self._stream.write(text)
         except OSError:
-            discard(self._stream)
+            discard_output(self._stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            discard(self._stream)
+            discard_output(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 @contextmanager
-def errors_shown(*, debug: bool) -> Iterator[None]:
+def exit_on_error(*, debug: bool) -> Iterator[None]:
     """Turn errors of the block into text on stderr and an exit code; show a traceback only with `debug`."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        discard(sys.stdout)
+        discard_output(sys.stdout)
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:

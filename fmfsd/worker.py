@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmfsd.distributed.affinity import Cores, parse_cores, stay_on_share
+from fmfsd.distributed.affinity import Cores, parse_cores, pin_to_cores
 from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError, FmfsdError, Problem
-from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.heartbeat import HeartbeatFile
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
-from fmfsd.system.parent_death import tie_to_parent
-from fmfsd.training.attempt_fence import Fence
+from fmfsd.system.parent_death import die_with_parent
+from fmfsd.training.attempt_fence import AttemptFence
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ DUMP_SIGNAL = signal.SIGUSR2
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class WorkerSettings:
     """Settings of this worker, which the launcher passes in environment variables.
 
     `agent` is the process id of the node's agent, which must be the parent, or the grandparent if a starter (torchrun,
@@ -54,14 +54,14 @@ class Circumstances:
     timeout_s: float = 120.0
     cores: Cores | None = None
     preflight: bool = False
-    traced: bool = False
-    profiled_steps: int = 0
+    trace: bool = False
+    profile_steps: int = 0
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> "Circumstances":
+    def from_environment(cls, environment: Mapping[str, str]) -> "WorkerSettings":
         agent, attempt = environment.get("FMFSD_AGENT_PID"), environment.get("FMFSD_ATTEMPT")
         cores = environment.get("FMFSD_CORES")
-        return Circumstances(
+        return WorkerSettings(
             world=World.from_environment(environment),
             attempt=int(attempt) if attempt else None,
             agent=int(agent) if agent else None,
@@ -70,8 +70,8 @@ class Circumstances:
             timeout_s=float(environment.get("FMFSD_COLLECTIVE_TIMEOUT_S", cls.timeout_s)),
             cores=parse_cores(cores) if cores else None,
             preflight=environment.get("FMFSD_PREFLIGHT") == "1",
-            traced=environment.get("FMFSD_TRACE") == "1",
-            profiled_steps=int(environment.get("FMFSD_PROFILE", cls.profiled_steps)),
+            trace=environment.get("FMFSD_TRACE") == "1",
+            profile_steps=int(environment.get("FMFSD_PROFILE", cls.profile_steps)),
         )
 
 
@@ -89,11 +89,11 @@ def redirect_output(run: RunDir, world: World, attempt: int) -> None:
     )
 
 
-MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+BUG_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
 """Exceptions that indicate a bug in Python code. A RuntimeError may come from torch, an OSError from the machine."""
 
 
-def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -> None:
+def write_crash_report(run: RunDir, world: World, attempt: int, error: BaseException) -> None:
     """Write the crash report of this worker, from which the coordinator finds the first cause of a failure."""
     content = {
         "rank": world.rank,
@@ -108,15 +108,15 @@ def write_crash(run: RunDir, world: World, attempt: int, error: BaseException) -
         "resumable": getattr(error, "resumable", True),
         "worth_another_attempt": _is_worth_another_attempt(error),
         "traceback": "".join(traceback.format_exception(error)),
-        "in_our_code": in_our_code(error),
+        "in_our_code": is_fmfsd_bug(error),
     }
-    write_json(run.crash(attempt, world.rank), content)
+    write_json(run.crash_report(attempt, world.rank), content)
 
 
-def in_our_code(error: BaseException) -> bool:
+def is_fmfsd_bug(error: BaseException) -> bool:
     """Return whether `error` indicates a bug and was raised by a line of this package."""
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, MISTAKES) and bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
+    return isinstance(error, BUG_ERRORS) and bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
 
 
 def _is_worth_another_attempt(error: BaseException) -> bool:
@@ -132,10 +132,10 @@ def _read_last_step(run: RunDir, rank: int) -> int | None:
         return None
 
 
-def work(run_dir: Path, device: str, settings: Circumstances) -> int:
+def run_worker(run_dir: Path, device: str, settings: WorkerSettings) -> int:
     """Train as the worker that `settings` describe. Return the exit code, which is 0 after a requested stop too."""
     os.umask(0o077)
-    tie_to_parent(settings.agent, has_starter=settings.has_starter)
+    die_with_parent(settings.agent, has_starter=settings.has_starter)
     run, world = RunDir(run_dir), settings.world
     if not run.config.exists():
         raise ConfigError([Problem(str(run.config), "missing: expected a run directory")])
@@ -146,19 +146,19 @@ def work(run_dir: Path, device: str, settings: Circumstances) -> int:
     faulthandler.register(DUMP_SIGNAL, all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if settings.cores is not None:
-        stay_on_share(settings.cores, world)
+        pin_to_cores(settings.cores, world)
     try:
-        with ProgressFile(run.rank_progress(world.rank), rank=world.rank, attempt=attempt) as progress:
-            state = _train(run, device, settings, progress, Fence(run, attempt))
+        with HeartbeatFile(run.rank_progress(world.rank), rank=world.rank, attempt=attempt) as progress:
+            state = _train(run, device, settings, progress, AttemptFence(run, attempt))
     except Exception as error:
         logging.exception("this worker failed")
-        write_crash(run, world, attempt, error)
+        write_crash_report(run, world, attempt, error)
         return error.exit_code if isinstance(error, FmfsdError) else 1
     logging.info("%s", state)
     return 0
 
 
-def _train(run: RunDir, device: str, settings: Circumstances, progress: ProgressFile, fence: Fence) -> str:
+def _train(run: RunDir, device: str, settings: WorkerSettings, progress: HeartbeatFile, fence: AttemptFence) -> str:
     """Train and return the final state of the run.
 
     Imports torch, so it runs only after this process is tied to its parent and writes heartbeats.
@@ -174,15 +174,15 @@ def _train(run: RunDir, device: str, settings: Circumstances, progress: Progress
         fence,
         timeout_s=settings.timeout_s,
         preflight=settings.preflight,
-        traced=settings.traced,
+        traced=settings.trace,
         profile=_profile(run, settings, torch_device),
     )
 
 
-def _profile(run: RunDir, settings: Circumstances, device: "torch.device") -> "Profile | None":
+def _profile(run: RunDir, settings: WorkerSettings, device: "torch.device") -> "Profile | None":
     """Return the profile to write, or None. The profiler is imported only if it is used."""
-    if not settings.profiled_steps:
+    if not settings.profile_steps:
         return None
-    from fmfsd.profiling.profile import WrittenProfile
+    from fmfsd.profiling.profile import ProfileWriter
 
-    return WrittenProfile(run, settings.world.rank, device, settings.profiled_steps)
+    return ProfileWriter(run, settings.world.rank, device, settings.profile_steps)

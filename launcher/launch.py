@@ -9,24 +9,24 @@ from functools import partial
 from fmfsd.config import RunConfig
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
-from launcher.config.array_seeds import Seeds
+from launcher.config.array_seeds import ArraySeeds
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, plan_run
 from launcher.prepare_launch import Checked, Request, checked, prepare_command, run_dir_of, show_plan
 from launcher.resources.allocation import Allocation
 from launcher.resources.host_probe import UnreachableError
 from launcher.resources.site import Site
-from launcher.slurm.job_options import LEAD_BEYOND_S, lead_s
+from launcher.slurm.job_options import LEAD_MARGIN_S, warning_lead_s
 from launcher.supervise.unreachable_nodes import handle_unreachable
 
 
 def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
-    if request.site.reach == "sbatch":
+    if request.site.transport == "sbatch":
         from launcher.slurm.submit import submit
 
         return submit(request, environment=environment, cwd=cwd, argv=argv)
-    job = Allocation.of(environment) if request.site.reach == "srun" else None
+    job = Allocation.from_environment(environment) if request.site.transport == "srun" else None
     request = _of_task(request, job)
     run = run_dir_of(request, cwd, job)
     check = partial(_check_in_job, job, request, run, environment, cwd)
@@ -51,7 +51,7 @@ def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
     """With what the job offers, for whoever resumes the run outside of it; and for a stop the time that is left after
     Slurm's warning."""
     device, workers = site.placement(launch)
-    grace_s = min(launch.longest_grace_s, max(launch.grace_s, lead_s(run) - LEAD_BEYOND_S))
+    grace_s = min(launch.max_grace_s, max(launch.grace_s, warning_lead_s(run) - LEAD_MARGIN_S))
     return replace(launch, device=device, gpus=workers, grace_s=grace_s)
 
 
@@ -77,9 +77,9 @@ def _carry_out(
     job: Allocation | None,
 ) -> int:
     """Run the plan to its end. Imports here what would slow down a dry run."""
-    from launcher.supervise.run_plan import Execution, console_of
+    from launcher.supervise.run_plan import Execution, create_console
 
-    console = console_of(as_json=request.as_json)
+    console = create_console(as_json=request.as_json)
     plan_of = partial(plan_for, run)
     execution = Execution(
         found.config,
@@ -108,7 +108,7 @@ def _of_task(request: Request, job: Allocation | None) -> Request:
     if text is None:
         return request
     task = job.array_task if job is not None else None
-    if task not in Seeds.parse(text).numbers:
+    if task not in ArraySeeds.parse(text).numbers:
         found = "is in no job array" if task is None else f"is task {task} of one"
         raise ConfigError(
             [Problem(f"--array {text}", f"this job {found}: submit it with sbatch --array={text} as well")]

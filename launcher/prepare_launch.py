@@ -11,28 +11,28 @@ from typing import Literal
 from fmfsd.config import RunConfig, load_config
 from fmfsd.config.load import InvalidConfigError, config_name
 from fmfsd.config.names import FOLDER
-from fmfsd.config.schema import usable_path
+from fmfsd.config.schema import validate_path
 from fmfsd.cost.estimate import Device
-from fmfsd.data.shards.index import CHECKED_AT_LAUNCH_BYTES, set_folder
+from fmfsd.data.shards.index import CHECKED_AT_LAUNCH_BYTES, prepared_set_folder
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.cache_dir import cache_note
-from launcher.check.image_storage import counted, told
+from launcher.check.image_storage import add_image_memory, describe_image_storage
 from launcher.check.launch_checks import (
+    find_config_problems,
+    find_problems_without_config,
+    find_warnings,
     is_prepared,
-    problems_of_any_config,
-    problems_of_config,
-    require_sound,
+    require_valid_launch,
     require_visible,
-    warnings,
 )
-from launcher.config.array_seeds import run_of
+from launcher.config.array_seeds import seed_run_dir
 from launcher.config.launch_config import LaunchConfig
-from launcher.plan.plan import LaunchPlan, travelling_to
+from launcher.plan.plan import LaunchPlan, forwarded_variables_for
 from launcher.resources.allocation import Allocation
-from launcher.resources.cost_probe import Costs, costs_of
-from launcher.resources.elasticity import slots_without
-from launcher.resources.host_probe import Survey, UnreachableError, survey
+from launcher.resources.cost_probe import Costs, probe_costs
+from launcher.resources.elasticity import slots_to_use
+from launcher.resources.host_probe import HostProbe, UnreachableError, probe_hosts
 from launcher.resources.site import Site
 from launcher.supervise.run_dir_init import is_finished
 
@@ -73,7 +73,7 @@ class Checked:
     warnings: Sequence[str]
     images: str = ""
     """Where they will be, if not in memory."""
-    hosts: Survey = field(default_factory=Survey)
+    hosts: HostProbe = field(default_factory=HostProbe)
     slots: tuple[int, ...] | None = None
     """The node slots to start with, where some nodes of an elastic launch do not answer; None: all."""
 
@@ -82,7 +82,7 @@ class Checked:
         name, root = self.config.data.name, self.config.data.root
         data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
         said = "; ".join(filter(None, [plan.summary(), data, self.images]))
-        return f"nothing is wrong: {said}\n{self.costs.text(sys.stdout)}"
+        return f"nothing is wrong: {said}\n{self.costs.render(sys.stdout)}"
 
 
 def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
@@ -93,32 +93,36 @@ def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: 
         config = config_of(request)
     except ConfigError as error:
         hosts = about(None)
-        site = hosts.told(request.site)
-        around = problems_of_any_config(launch, site, run, hosts)
+        site = hosts.apply_to(request.site)
+        around = find_problems_without_config(launch, site, run, hosts)
         raise ConfigError([*error.problems, *_beside(error, run, launch, site), *around]) from error
     hosts = about(config)
-    whole_site = hosts.told(request.site)
+    whole_site = hosts.apply_to(request.site)
     slots, shrunk = _slots(launch, whole_site, hosts, config.data.shards)
     launch, site = replace(launch, nodes=len(slots)), replace(whole_site, hosts=whole_site.hosts_of(slots))
-    hosts = hosts if site.is_here else hosts.of(site.hosts)
+    hosts = hosts if site.is_here else hosts.select(site.hosts)
     require_visible(run)
     costs = _costs(replace(request, launch=launch), config, run, site, environment) if asks else Costs()
-    costs = counted(costs, config, launch, site)
+    costs = add_image_memory(costs, config, launch, site)
     try:
-        require_sound(config, launch, site, run, checksums_bytes=request.checksums_bytes, survey=hosts, costs=costs)
+        require_valid_launch(
+            config, launch, site, run, checksums_bytes=request.checksums_bytes, host_probe=hosts, costs=costs
+        )
     except CheckError as error:
-        if hosts.trouble:
+        if hosts.failures:
             raise UnreachableError(error.problems) from error
         raise
-    notes = [cache_note(environment), *shrunk, *warnings(config, launch, site, run, hosts, costs)]
-    return Checked(config, whole_site, costs, list(filter(None, notes)), told(config, launch, site), hosts, slots)
+    notes = [cache_note(environment), *shrunk, *find_warnings(config, launch, site, run, hosts, costs)]
+    return Checked(
+        config, whole_site, costs, list(filter(None, notes)), describe_image_storage(config, launch, site), hosts, slots
+    )
 
 
 def _beside(error: ConfigError, run: RunDir, launch: LaunchConfig, site: Site | None) -> list[Problem]:
     """What else is wrong with a config whose values are not all right."""
     if not isinstance(error, InvalidConfigError):
         return []
-    return problems_of_config(error.draft, run, launch, site, unknown=error.refused)
+    return find_config_problems(error.draft, run, launch, site, unknown=error.invalid_keys)
 
 
 def problems_without_site(
@@ -130,16 +134,16 @@ def problems_without_site(
         config = load_config(source, changes, data_root=data_root)
     except ConfigError as error:
         return [*error.problems, *_beside(error, run, launch, None)]
-    return problems_of_config(config, run, launch, None)
+    return find_config_problems(config, run, launch, None)
 
 
-def _slots(launch: LaunchConfig, site: Site, hosts: Survey, shards: int) -> tuple[tuple[int, ...], list[str]]:
+def _slots(launch: LaunchConfig, site: Site, hosts: HostProbe, shards: int) -> tuple[tuple[int, ...], list[str]]:
     """Return the node slots to start with, and warnings. In a Slurm job, elasticity includes nodes lost before that."""
-    lost = [slot for slot, host in enumerate(site.hosts) if host in hosts.trouble] if site.reach == "srun" else []
-    slots = slots_without(lost, launch, workers=site.placement(launch)[1], shards=shards)
+    lost = [slot for slot, host in enumerate(site.hosts) if host in hosts.failures] if site.transport == "srun" else []
+    slots = slots_to_use(lost, launch, workers=site.placement(launch)[1], shards=shards)
     if len(slots) == launch.nodes:
         return slots, []
-    words = "; ".join(f"{host}: {hosts.trouble[host]}" for host in hosts.trouble)
+    words = "; ".join(f"{host}: {hosts.failures[host]}" for host in hosts.failures)
     return slots, [f"{len(slots)} of {launch.nodes} nodes are used (--elastic), as some do not answer: {words}"]
 
 
@@ -150,19 +154,19 @@ def _costs(request: Request, config: RunConfig, run: RunDir, site: Site, environ
         request = replace(request, overrides=(*request.overrides, "model.pretrained=false"))
         config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
     device: Device = "cuda" if site.placement(request.launch)[0] == "cuda" else "cpu"
-    workers = site.workers(request.launch)
+    workers = site.count_workers(request.launch)
     wrap = request.launch.wrap
-    return costs_of(config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
+    return probe_costs(config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
 
 
 def _survey(
     request: Request, run: RunDir, environment: Mapping[str, str], cwd: str, config: RunConfig | None
-) -> Survey:
+) -> HostProbe:
     if request.stop_after == "plan" or (config is not None and is_finished(config, run)):
-        return Survey()
-    index = None if config is None else set_folder(config.data) / "index.json"
-    variables = {**travelling_to(request.site, environment), **request.launch.extra_env}
-    return survey(request.site, environment, run=run.path, cwd=cwd, index=index, variables=variables)
+        return HostProbe()
+    index = None if config is None else prepared_set_folder(config.data) / "index.json"
+    variables = {**forwarded_variables_for(request.site, environment), **request.launch.extra_env}
+    return probe_hosts(request.site, environment, run=run.path, cwd=cwd, index=index, variables=variables)
 
 
 def config_of(request: Request, changes: Sequence[str] = ()) -> RunConfig:
@@ -174,19 +178,19 @@ def run_dir_of(request: Request, cwd: str, job: Allocation | None = None) -> Run
     """The run's folder; in a job array for seeds, the one of the job's own seed."""
     folder = _folder(request, cwd, job)
     seeds, task = request.launch.slurm.array, job.array_task if job is not None else None
-    return run_of(folder, task) if seeds and task is not None else folder
+    return seed_run_dir(folder, task) if seeds and task is not None else folder
 
 
 def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
     """What is asked for, else a new one; in a job the one of its name, to which it comes back when it starts again."""
     asked, parent = request.launch.run_dir, Path(cwd) / "runs"
     if asked is None and job is not None and job.is_batch:
-        name = f"job{job.array_id}" if request.launch.slurm.array else job.name
+        name = f"job{job.array_id}" if request.launch.slurm.array else job.run_name
         return RunDir((parent / f"{config_name(request.config)}-{name}").absolute())
     if asked is None:
-        return RunDir.fresh(parent, config_name(request.config))
+        return RunDir.new(parent, config_name(request.config))
     try:
-        return RunDir((Path(cwd) / usable_path(str(asked))).absolute())
+        return RunDir((Path(cwd) / validate_path(str(asked))).absolute())
     except ValueError as error:
         raise ConfigError([Problem(f"--run-dir {str(asked)!a}", f"expected {error}")]) from error
 
@@ -204,7 +208,7 @@ def prepare_command(config: RunConfig) -> tuple[str, ...]:
 def show_plan(request: Request, found: Checked, plan: LaunchPlan) -> None:
     """Print the result of --check or --dry-run, and the warnings on stderr."""
     if request.stop_after == "check":
-        text = found.costs.beside(plan.to_json()) if request.as_json else found.text(plan)
+        text = found.costs.add_to_plan(plan.to_json()) if request.as_json else found.text(plan)
     else:
         text = plan.to_json() if request.as_json else plan.render()
     print(text.rstrip())

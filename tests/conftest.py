@@ -14,9 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
 from fmfsd.report.charts import vega
-from tests.helpers.leaks import TEST_ID, leaks_since, running_processes, surroundings
+from tests.helpers.leaks import TEST_ID, leaks_since, snapshot_processes, snapshot_resources
 from tests.helpers.official import write_official
-from tests.helpers.quick import is_quick, refused_processes
+from tests.helpers.quick import is_quick, refuse_processes
 
 settings.register_profile("fmfsd", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fmfsd")
@@ -68,9 +68,9 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: st
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(own_temporary_folder: None) -> Iterator[None]:
-    before = surroundings()
+    before = snapshot_resources()
     yield
-    leaks = leaks_since(before, surroundings)
+    leaks = leaks_since(before, snapshot_resources)
     assert not leaks, "the test left behind:\n" + "\n".join(leaks)
 
 
@@ -82,19 +82,19 @@ def processes() -> None:
 @pytest.fixture
 def charts_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw charts in the test process, for quick tests."""
-    monkeypatch.setattr("fmfsd.report.charts.render.draw_in_child", vega.draw)
+    monkeypatch.setattr("fmfsd.report.charts.render.render_in_child", vega.render_charts)
 
 
 @pytest.fixture(autouse=True)
 def no_process_is_left(request: pytest.FixtureRequest, own_temporary_folder: None) -> Iterator[None]:
     """Fail a test that leaves a process running, and a quick test that starts one."""
     if is_quick(request.node):
-        with refused_processes() as leaks:
+        with refuse_processes() as leaks:
             yield
     else:
-        before = running_processes()
+        before = snapshot_processes()
         yield
-        leaks = leaks_since(before, running_processes)
+        leaks = leaks_since(before, snapshot_processes)
     assert not leaks, "started and not ended:\n" + "\n".join(leaks)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, verified before use, without pickles."""
 
-from fmfsd.checkpoint.checkpoint import Saved
-from fmfsd.checkpoint.manager import Checkpoints
-from fmfsd.checkpoint.store import CheckpointFolder
+from fmfsd.checkpoint.checkpoint import Checkpoint
+from fmfsd.checkpoint.manager import CheckpointManager
+from fmfsd.checkpoint.store import CheckpointStore
 
-__all__ = ["CheckpointFolder", "Checkpoints", "Saved"]
+__all__ = ["Checkpoint", "CheckpointManager", "CheckpointStore"]

@@ -13,25 +13,25 @@ from fmfsd.checkpoint.store import load_checkpoint
 from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.interface import Engine, EngineState
 from fmfsd.errors import CheckError, CheckpointError, Problem, UnreadableCheckpointError
-from fmfsd.run.init_source import KEY, weights_at
+from fmfsd.run.init_source import INIT_FROM_KEY, find_weights
 from fmfsd.system.atomic_files import access_remedy
 
 log = logging.getLogger(__name__)
-REMEDY = f"set method, model, distill.beta and .feature, and the data as in the source run, or unset {KEY}"
+REMEDY = f"set method, model, distill.beta and .feature, and the data as in the source run, or unset {INIT_FROM_KEY}"
 
 
-def begin_with(source: str, engine: Engine, comms: Comms) -> None:
+def load_init_weights(source: str, engine: Engine, comms: Comms) -> None:
     """Load the weights and batch statistics at `source` on rank 0 and broadcast them to all workers.
 
     Raises CheckError on all workers if there are no weights, or with all mismatches.
     """
     expected = engine.state().model
     loaded, local_problems = _load_matching(source, expected) if comms.rank == 0 else ({}, [])
-    if problems := comms.share(local_problems):
-        raise CheckError([Problem(KEY, text) for text in problems])
+    if problems := comms.broadcast_object(local_problems):
+        raise CheckError([Problem(INIT_FROM_KEY, text) for text in problems])
     weights = {name: _contiguous_copy(loaded.get(name, like), like) for name, like in expected.items()}
     for tensor in weights.values():  # contiguous, so that the memory layout is the same on all workers
-        comms.spread_(tensor)
+        comms.broadcast_(tensor)
     engine.load(EngineState(weights, {}))
 
 
@@ -45,7 +45,7 @@ def _load_matching(source: str, expected: Mapping[str, Tensor]) -> tuple[dict[st
         path, weights = _load_newest_intact(source)
     except CheckError as error:
         return {}, [problem.message for problem in error.problems]
-    problems = [f"{path}: {text}; {REMEDY}" for text in misfits(weights, expected)]
+    problems = [f"{path}: {text}; {REMEDY}" for text in find_mismatches(weights, expected)]
     if not problems:
         log.info("initial weights loaded from %s", path)
     return weights, problems
@@ -53,13 +53,13 @@ def _load_matching(source: str, expected: Mapping[str, Tensor]) -> tuple[dict[st
 
 def _load_newest_intact(source: str) -> tuple[Path, dict[str, Tensor]]:
     damaged = []
-    for path in weights_at(source):
+    for path in find_weights(source):
         try:
-            return path, load_checkpoint(path).engine.evaluated if path.is_dir() else _read(path)
+            return path, load_checkpoint(path).engine.evaluated_weights if path.is_dir() else _read(path)
         except UnreadableCheckpointError as error:
-            raise CheckError([Problem(KEY, str(error))]) from error
+            raise CheckError([Problem(INIT_FROM_KEY, str(error))]) from error
         except CheckpointError as error:
-            damaged.append(Problem(KEY, str(error)))
+            damaged.append(Problem(INIT_FROM_KEY, str(error)))
     raise CheckError(damaged)
 
 
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} can't be used: {error}") from error
 
 
-def misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+def find_mismatches(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
     """Yield one text per kind of mismatch between `weights` and `expected`, with all affected names."""
     both = sorted(weights.keys() & expected.keys())
     shapes = {name: (tuple(weights[name].shape), tuple(expected[name].shape)) for name in both}

@@ -5,43 +5,43 @@ import threading
 import time
 from collections.abc import Callable
 
-from fmfsd.checkpoint.checkpoint import Saved
-from fmfsd.checkpoint.store import CheckpointFolder
+from fmfsd.checkpoint.checkpoint import Checkpoint
+from fmfsd.checkpoint.store import CheckpointStore
 from fmfsd.distributed.collectives import Comms
 from fmfsd.errors import CheckpointError, NoCheckpointError
 
 log = logging.getLogger(__name__)
-MAY_FAIL = 1
+MAX_FAILED_SAVES = 1
 """Number of consecutive saves that may fail, such as on a temporarily full disk, before the run fails."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of a run. Rank 0 writes and selects them; every worker makes every call.
 
     `warn` gets the problems that did not end the run.
     """
 
-    def __init__(self, folder: CheckpointFolder, comms: Comms, *, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: CheckpointStore, comms: Comms, *, warn: Callable[[str], None]) -> None:
         self._folder, self._comms, self._warn = folder, comms, warn
         self._writer, self._num_failures = _Writer(), 0
         self._last_failure: CheckpointError | None = None
         self.save_s = 0.0
         """Seconds of the last save, from the copy to the rename."""
 
-    def save(self, checkpoint: Saved) -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
         """Copy the state and write it in the background, once the previous save is written.
 
         Raises what `poll` raises, for the previous save.
         """
         if self._comms.rank == 0:
-            self._handle_outcome(self._writer.result(), failures_allowed=MAY_FAIL)
-            start, copy = time.monotonic(), checkpoint.staged()
+            self._handle_outcome(self._writer.result(), failures_allowed=MAX_FAILED_SAVES)
+            start, copy = time.monotonic(), checkpoint.copy_to_cpu()
             self._writer.start(lambda: self._write(copy, start))
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Raise CheckpointError after too many failed saves, or any other error of the last save; does not wait."""
         if not self._writer.busy:
-            self._handle_outcome(self._writer.result(), failures_allowed=MAY_FAIL)
+            self._handle_outcome(self._writer.result(), failures_allowed=MAX_FAILED_SAVES)
 
     def finish(self) -> None:
         """Wait for the writer; on return the last save is on disk, for every worker.
@@ -56,26 +56,26 @@ class Checkpoints:
     def best_score(self) -> float | None:
         """Return the highest score of the checkpoints on disk, the same on every worker; waits for the writer."""
         self._writer.wait()
-        return self._comms.share(self._folder.best_score() if self._comms.rank == 0 else None)
+        return self._comms.broadcast_object(self._folder.best_score() if self._comms.rank == 0 else None)
 
     def close(self) -> None:
         """Wait for the writer and ignore its errors: the run has ended for another reason."""
         self._writer.result()
 
-    def load_newest(self) -> Saved | None:
+    def load_newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that passes verification, the same on every worker; None without checkpoints.
 
         Raises NoCheckpointError if none of the existing checkpoints can be used.
         """
-        name = self._comms.share(self._folder.newest() if self._comms.rank == 0 else None)
+        name = self._comms.broadcast_object(self._folder.find_newest() if self._comms.rank == 0 else None)
         if name == "":
             raise NoCheckpointError(
                 f"{self._folder.path}: all checkpoints are damaged; the log of rank 0 has the reasons. To start again "
                 "from the first step, choose another --run-dir"
             )
-        return None if name is None else self._folder.read(name)
+        return None if name is None else self._folder.load(name)
 
-    def _write(self, checkpoint: Saved, start: float) -> None:
+    def _write(self, checkpoint: Checkpoint, start: float) -> None:
         self._folder.write(checkpoint)
         self._num_failures, self._last_failure = 0, None
         self.save_s = time.monotonic() - start

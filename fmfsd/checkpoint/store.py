@@ -14,39 +14,39 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fmfsd.checkpoint.checkpoint import FILES, Saved
+from fmfsd.checkpoint.checkpoint import CHECKPOINT_FILES, Checkpoint
 from fmfsd.errors import CheckpointError, UnreadableCheckpointError
-from fmfsd.run.train_position import Position, positions_in
+from fmfsd.run.train_position import TrainPosition, list_positions
 from fmfsd.system.atomic_files import (
     access_remedy,
     free_space,
-    json_object,
+    parse_json_object,
     read_json,
-    read_own,
+    read_regular_file,
     sync_folder,
+    write_atomic,
     write_json,
-    write_whole,
 )
 
 log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 1
 MANIFEST = "manifest.json"
-DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO)
+DAMAGE_ERRNOS = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO)
 """Errors that mean a damaged checkpoint: a file is missing, not a regular file, or on a bad sector. After any other
 error the checkpoint may be intact."""
 
 
-class CheckpointFolder:
+class CheckpointStore:
     """The checkpoints in `path`, used by at most one process at any time.
 
     `keep` is the number of newest checkpoints that are not deleted. `check_fence` raises if another process has taken
     over the run.
     """
 
-    def __init__(self, path: Path, *, keep: int, require_ours: Callable[[], None]) -> None:
-        self.path, self._num_newest, self._require_ours = path, keep, require_ours
+    def __init__(self, path: Path, *, keep: int, check_fence: Callable[[], None]) -> None:
+        self.path, self._num_newest, self._require_ours = path, keep, check_fence
 
-    def write(self, checkpoint: Saved) -> None:
+    def write(self, checkpoint: Checkpoint) -> None:
         """Add a checkpoint and delete old ones; an existing checkpoint of the same position is not changed.
 
         Raises NonFiniteLossError, FencedError, or CheckpointError if it can't be written; the others stay intact.
@@ -54,7 +54,7 @@ class CheckpointFolder:
         checkpoint.require_finite()
         if (self.path / checkpoint.position.folder_name).exists():
             return
-        contents = checkpoint.contents()
+        contents = checkpoint.to_files()
         try:
             self._commit(checkpoint, contents)
         except OSError as error:
@@ -68,14 +68,14 @@ class CheckpointFolder:
 
     def best_score(self) -> float | None:
         """Return the highest score of all checkpoints; None without any."""
-        best = self._find_best(positions_in(self.path))
+        best = self._find_best(list_positions(self.path))
         return None if best is None else _read_score(self.path / best.folder_name)
 
-    def read(self, name: str) -> Saved:
+    def load(self, name: str) -> Checkpoint:
         """Return the checkpoint `name`. Raises what `load_checkpoint` raises."""
         return load_checkpoint(self.path / name)
 
-    def newest(self) -> str | None:
+    def find_newest(self) -> str | None:
         """Return the name of the newest checkpoint that passes verification, "" if none does, None if there is none.
 
         Renames newer, damaged checkpoints, so that they neither block new checkpoints of the same steps nor appear
@@ -83,10 +83,10 @@ class CheckpointFolder:
         skip it silently would mean to train its steps again.
         """
         self._delete_temporary()
-        positions = positions_in(self.path)
+        positions = list_positions(self.path)
         for number, position in enumerate(positions):
             try:
-                self.read(position.folder_name)
+                self.load(position.folder_name)
             except UnreadableCheckpointError:
                 raise
             except CheckpointError as error:
@@ -96,13 +96,13 @@ class CheckpointFolder:
                 return position.folder_name
         return "" if positions else None
 
-    def _commit(self, checkpoint: Saved, contents: dict[str, bytes]) -> None:
+    def _commit(self, checkpoint: Checkpoint, contents: dict[str, bytes]) -> None:
         scratch = self.path / f".tmp-{checkpoint.position.folder_name}-{os.getpid()}"
         scratch.mkdir(mode=0o700)
         try:
             self._require_ours()
             for name, content in contents.items():
-                write_whole(scratch / name, content)
+                write_atomic(scratch / name, content)
             write_json(scratch / MANIFEST, _build_manifest(contents))
             os.rename(scratch, self.path / checkpoint.position.folder_name)
         except BaseException:
@@ -117,7 +117,7 @@ class CheckpointFolder:
             os.rename(scratch, renamed)
             shutil.rmtree(renamed, ignore_errors=True)
 
-    def _rename_damaged(self, damaged: list[Position]) -> None:
+    def _rename_damaged(self, damaged: list[TrainPosition]) -> None:
         for position in damaged:
             name = f"damaged-{position.folder_name}-{time.time_ns()}"
             os.rename(self.path / position.folder_name, self.path / name)
@@ -125,13 +125,13 @@ class CheckpointFolder:
 
     def _prune(self) -> None:
         """Delete all checkpoints except the newest and the best."""
-        positions = positions_in(self.path)
+        positions = list_positions(self.path)
         for position in set(positions[self._num_newest :]) - {self._find_best(positions)}:
             scratch = self.path / f".tmp-old-{position.folder_name}"
             os.rename(self.path / position.folder_name, scratch)
             shutil.rmtree(scratch)
 
-    def _find_best(self, positions: list[Position]) -> Position | None:
+    def _find_best(self, positions: list[TrainPosition]) -> TrainPosition | None:
         """Return the earliest position with the highest score; None without scores."""
         scores = {position: _read_score(self.path / position.folder_name) for position in reversed(positions)}
         validated = {position: score for position, score in scores.items() if score is not None}
@@ -143,7 +143,7 @@ def _build_manifest(contents: dict[str, bytes]) -> dict[str, object]:
     return {"format": CHECKPOINT_FORMAT, "sha256": sums}
 
 
-def load_checkpoint(folder: Path) -> Saved:
+def load_checkpoint(folder: Path) -> Checkpoint:
     """Return the verified checkpoint in `folder`. Any user may own it: tensors and JSON can't contain code.
 
     Raises CheckpointError if a file is missing, a checksum of the manifest does not match, or the position differs from
@@ -152,7 +152,7 @@ def load_checkpoint(folder: Path) -> Saved:
     try:
         return _load_verified(folder)
     except OSError as error:
-        if error.errno in DAMAGE:
+        if error.errno in DAMAGE_ERRNOS:
             raise _damage_error(folder, error) from error
         remedy = f": {access_remedy(folder)}" if isinstance(error, PermissionError) else ""
         raise UnreadableCheckpointError(f"checkpoint {folder} can't be read: {error}{remedy}") from error
@@ -160,17 +160,17 @@ def load_checkpoint(folder: Path) -> Saved:
         raise _damage_error(folder, error) from error
 
 
-def _load_verified(folder: Path) -> Saved:
+def _load_verified(folder: Path) -> Checkpoint:
     if folder.is_symlink():
         raise ValueError("it is a symbolic link")
-    manifest = json_object(read_own(folder / MANIFEST), folder / MANIFEST)
+    manifest = parse_json_object(read_regular_file(folder / MANIFEST), folder / MANIFEST)
     if manifest.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(f"format {manifest.get('format')}, expected {CHECKPOINT_FORMAT}")
-    contents = {name: read_own(folder / name) for name in FILES}
+    contents = {name: read_regular_file(folder / name) for name in CHECKPOINT_FILES}
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
             raise ValueError(f"the checksum of {name} differs from the manifest")
-    checkpoint = Saved.of(contents)
+    checkpoint = Checkpoint.from_files(contents)
     if checkpoint.position.folder_name != folder.name:
         raise ValueError(f"it contains {checkpoint.position}")
     return checkpoint

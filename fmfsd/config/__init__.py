@@ -1,8 +1,8 @@
 """The training config: schema, strict YAML, presets, overrides, consistency checks. Needs no torch."""
 
-from fmfsd.config.load import dump_config, dump_given, load_config, preset_names
-from fmfsd.config.resume_rules import changes
-from fmfsd.config.schedule import Timeline
+from fmfsd.config.load import dump_config, dump_explicit, load_config, preset_names
+from fmfsd.config.resume_rules import find_changes
+from fmfsd.config.schedule import TrainSchedule
 from fmfsd.config.schema import DataConfig, DistillConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 
 __all__ = [
@@ -11,11 +11,11 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
-    "Timeline",
     "TrainConfig",
-    "changes",
+    "TrainSchedule",
     "dump_config",
-    "dump_given",
+    "dump_explicit",
+    "find_changes",
     "load_config",
     "preset_names",
 ]

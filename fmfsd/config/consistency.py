@@ -4,34 +4,34 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 
 from fmfsd.config import deepspeed_config
-from fmfsd.config.names import DATASETS, FOLDER, TIMM, channels_at, taps
-from fmfsd.config.schedule import Timeline
+from fmfsd.config.names import DATASETS, FOLDER, TIMM, get_tap_channels, list_taps
+from fmfsd.config.schedule import TrainSchedule
 from fmfsd.config.schema import EngineConfig, OptimConfig, RunConfig
 from fmfsd.tap_names import is_stage
 
 Problems = Iterator[tuple[str, str]]
 
 
-def contradictions(config: RunConfig, *, unknown: Collection[str] = ()) -> Problems:
+def find_contradictions(config: RunConfig, *, skip_keys: Collection[str] = ()) -> Problems:
     """Yield (dotted key, message) for every contradiction in `config`.
 
     `skip_keys` are keys and sections whose values are not final; checks that read them are skipped.
     """
     for check, reads in _CHECKS.items():
-        if is_meant(reads, unknown):
+        if can_check(reads, skip_keys):
             yield from check(config)
     if (known := DATASETS.get(config.data.name)) is not None:
         for length_check, reads in _LENGTH_CHECKS.items():
-            if is_meant(reads, unknown):
+            if can_check(reads, skip_keys):
                 yield from length_check(config, known.train_samples - config.data.valid)
 
 
-def is_meant(reads: Collection[str], unknown: Collection[str]) -> bool:
+def can_check(keys: Collection[str], skip_keys: Collection[str]) -> bool:
     """Return whether a check that reads `keys` can run: none of them is among the keys and sections `skip_keys`."""
-    return not any(f"{key}.".startswith(f"{each}.") for key in reads for each in unknown)
+    return not any(f"{key}.".startswith(f"{each}.") for key in keys for each in skip_keys)
 
 
-def contradictions_of_length(config: RunConfig, train_samples: int) -> Problems:
+def find_length_contradictions(config: RunConfig, train_samples: int) -> Problems:
     """Yield (dotted key, message) for every setting of `config` that does not fit a run on `train_samples` samples.
 
     For data sets whose size is known only after they are prepared.
@@ -47,7 +47,7 @@ def nearest_multiples(value: int, factor: int) -> str:
 
 
 def _check_branches(config: RunConfig) -> Problems:
-    branches, known = config.model.branches, taps(config.model.backbone)
+    branches, known = config.model.branches, list_taps(config.model.backbone)
     if branches == "auto":
         return
     for name in dict.fromkeys(branches):
@@ -60,7 +60,7 @@ def _check_branches(config: RunConfig) -> Problems:
 
 
 def _check_groups(config: RunConfig) -> Problems:
-    groups, channels = config.model.sem_groups, channels_at(config.model.backbone)
+    groups, channels = config.model.sem_groups, get_tap_channels(config.model.backbone)
     used = (count for tap, count in channels.items() if is_stage(tap) or tap in config.branches)
     if groups != "auto" and (uneven := next((count for count in used if count % groups), None)):
         yield (
@@ -154,14 +154,14 @@ def _check_held_out(config: RunConfig) -> Problems:
 
 
 def _check_epochs(config: RunConfig, samples: int) -> Problems:
-    if not any(_check_batches(config)) and Timeline.of(config, samples).steps_per_epoch < 1:
+    if not any(_check_batches(config)) and TrainSchedule.from_config(config, samples).steps_per_epoch < 1:
         yield "train.batch", f"{config.train.batch} is too large for {samples} training samples: set a smaller batch"
 
 
 def _check_milestones(config: RunConfig, samples: int) -> Problems:
     if any((*_check_batches(config), *_check_epochs(config, samples))):
         return
-    points, (total_steps, end) = Timeline.of(config, samples).milestones, _describe_end(config, samples)
+    points, (total_steps, end) = TrainSchedule.from_config(config, samples).milestones, _describe_end(config, samples)
     if any(later <= earlier for earlier, later in pairwise(points)):
         yield "optim.milestones", f"must be increasing, found {', '.join(map(str, config.optim.milestones))}"
     if points and points[-1] >= total_steps:
@@ -171,7 +171,7 @@ def _check_milestones(config: RunConfig, samples: int) -> Problems:
 def _check_warmup(config: RunConfig, samples: int) -> Problems:
     if config.optim.warmup is None or any((*_check_batches(config), *_check_epochs(config, samples))):
         return
-    timeline, (total_steps, end) = Timeline.of(config, samples), _describe_end(config, samples)
+    timeline, (total_steps, end) = TrainSchedule.from_config(config, samples), _describe_end(config, samples)
     if timeline.warmup_steps >= total_steps:
         yield "optim.warmup", f"{config.optim.warmup} is not before the end, {end}"
     elif timeline.milestones and timeline.warmup_steps > timeline.milestones[0]:
@@ -181,7 +181,7 @@ def _check_warmup(config: RunConfig, samples: int) -> Problems:
 
 def _describe_end(config: RunConfig, samples: int) -> tuple[int, str]:
     """Return the number of steps of the whole run, and its description for a message."""
-    epochs, steps_per_epoch = config.train.epochs, Timeline.of(config, samples).steps_per_epoch
+    epochs, steps_per_epoch = config.train.epochs, TrainSchedule.from_config(config, samples).steps_per_epoch
     return epochs * steps_per_epoch, f"{epochs} epochs of {steps_per_epoch} steps"
 
 
@@ -212,7 +212,7 @@ def _check_optimizer(config: RunConfig) -> Problems:
 
 
 def _check_engine(config: RunConfig) -> Problems:
-    yield from deepspeed_config.refused(config)
+    yield from deepspeed_config.find_deepspeed_problems(config)
     if config.engine.name == "torch":
         yield from _check_ineffective_engine_settings(config.engine)
         return

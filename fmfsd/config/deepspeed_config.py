@@ -42,7 +42,7 @@ _ACCEPTED = (
 """Settings that `engine.deepspeed` accepts; DeepSpeed's other settings belong to features that are not used here."""
 
 
-def refused(config: RunConfig) -> Iterator[tuple[str, str]]:
+def find_deepspeed_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Yield key and message for each setting of `engine.deepspeed` that another key controls or that is unsupported."""
     for name, value in _flatten_settings(config.engine.deepspeed):
         key = f"engine.deepspeed.{name}"
@@ -62,7 +62,7 @@ def _flatten_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def deepspeed_config(config: RunConfig, num_workers: int) -> dict[str, Any]:
+def build_deepspeed_config(config: RunConfig, num_workers: int) -> dict[str, Any]:
     """Return the config for `deepspeed.initialize`: settings derived from the run's config, and `engine.deepspeed`."""
     return _merge(_derive_settings(config, num_workers), config.engine.deepspeed)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-LONGEST = 1e12
+MAX_AMOUNT = 1e12
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?) *(epoch|step)s?")
 
 
@@ -17,7 +17,7 @@ class Duration:
     amount: float
     unit: Literal["epoch", "step"]
 
-    def steps(self, steps_per_epoch: int) -> int:
+    def to_steps(self, steps_per_epoch: int) -> int:
         """Return the number of whole steps, at least 1."""
         exact = self.amount * (steps_per_epoch if self.unit == "epoch" else 1)
         return max(1, round(exact))
@@ -32,7 +32,7 @@ def parse_duration(value: Any) -> Duration:
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match = _FORM.fullmatch(f"{value} epochs" if is_number else str(value))
-    if match is None or isinstance(value, bool) or not 0 < float(match[1]) <= LONGEST:
+    if match is None or isinstance(value, bool) or not 0 < float(match[1]) <= MAX_AMOUNT:
         raise ValueError("a positive number of epochs or steps, as in 30, '30 epochs' or '500 steps'")
     amount, unit = float(match[1]), match[2]
     if unit == "step" and not amount.is_integer():

@@ -10,13 +10,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from fmfsd.config.consistency import contradictions
+from fmfsd.config.consistency import find_contradictions
 from fmfsd.config.methods import METHODS
 from fmfsd.config.names import TIMM
 from fmfsd.config.schema import DataConfig, RunConfig
-from fmfsd.config.strict_yaml import MAX_DEPTH, Document, KeyPath, parse, read_document
+from fmfsd.config.strict_yaml import MAX_DEPTH, Document, KeyPath, parse_yaml, read_document
 from fmfsd.errors import ConfigError, Problem
-from fmfsd.pretrained_names import absolute_source, expand_backbone, names_weights
+from fmfsd.pretrained_names import expand_backbone, is_weights_name, to_absolute_source
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -30,7 +30,7 @@ class InvalidConfigError(ConfigError):
 
     def __init__(self, problems: Sequence[Problem], draft: RunConfig, invalid_keys: Sequence[str]) -> None:
         super().__init__(problems)
-        self.draft, self.refused = draft, tuple(invalid_keys)
+        self.draft, self.invalid_keys = draft, tuple(invalid_keys)
 
 
 def preset_names() -> list[str]:
@@ -60,7 +60,7 @@ def load_config(source: str, overrides: Sequence[str] = (), *, data_root: str = 
     return config
 
 
-def checked_data(**values: Any) -> DataConfig:
+def load_data_config(**values: Any) -> DataConfig:
     """Return the data section with these values, which include `root`; `classes` may be unset.
 
     Raises ConfigError with every problem.
@@ -70,7 +70,7 @@ def checked_data(**values: Any) -> DataConfig:
         config = draft.parse_schema()
     except ValidationError as error:
         raise ConfigError(list(draft.describe(error))) from error
-    data_problems = contradictions(config, unknown=("data.classes", "method", "model", "optim", "train"))
+    data_problems = find_contradictions(config, skip_keys=("data.classes", "method", "model", "optim", "train"))
     if problems := [Problem("", f"{key}: {message}") for key, message in data_problems]:
         raise ConfigError(problems)
     return config.data
@@ -81,7 +81,7 @@ def dump_config(config: RunConfig) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
 
 
-def dump_given(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> str:
+def dump_explicit(source: str, overrides: Sequence[str] = (), *, data_root: str = "data") -> str:
     """Return the explicitly set values as YAML, without those that the method implies: so the method can be changed.
 
     Raises what `load_config` raises.
@@ -122,7 +122,7 @@ class _Draft:
         for end in range(len(path), 0, -1):
             if path[:end] in self._set_by:
                 return self._set_by[path[:end]]
-        return self.document.where(path)
+        return self.document.locate(path)
 
     def override(self, overrides: Sequence[str]) -> None:
         for text in overrides:
@@ -131,7 +131,7 @@ class _Draft:
                 path = tuple(key.split("."))
                 if not (equals and all(path) and key.isprintable() and len(path) <= MAX_DEPTH):
                     raise ConfigError([Problem("", "expected a.b=c, as in optim.lr=0.05")])
-                self._put(path, parse(value, f"--set {text}").content, f"--set {text}")
+                self._put(path, parse_yaml(value, f"--set {text}").content, f"--set {text}")
             except ConfigError as error:
                 self.problems += [Problem(f"--set {text}", problem.message) for problem in error.problems]
 
@@ -161,7 +161,7 @@ class _Draft:
     def expand_backbone(self) -> None:
         """Replace `model.backbone: timm/local-dir:PATH` by the model of that folder and its weights."""
         model = self.content.get("model")
-        if not isinstance(model, dict) or not names_weights(model.get("backbone")):
+        if not isinstance(model, dict) or not is_weights_name(model.get("backbone")):
             return
         try:
             backbone, source = expand_backbone(model["backbone"])
@@ -177,9 +177,9 @@ class _Draft:
         known = METHODS.get(method) if isinstance(method, str) else None
         if known is None:
             return
-        for dotted, value in known.suggests.items():
+        for dotted, value in known.default_values.items():
             self._set_default(dotted, value)
-        for dotted, values in known.means.items():
+        for dotted, values in known.allowed_values.items():
             actual = self._set_default(dotted, values[0])
             if actual not in values:
                 message = f"{dotted}: method {method} requires {' or '.join(map(str, values))}, found {actual}"
@@ -203,7 +203,7 @@ class _Draft:
         """Return `config` with absolute paths and resolved branches."""
         root = self._to_absolute(config.data.root, ("data", "root"))
         init_from = self._to_absolute(config.train.init_from, ("train", "init_from"))
-        pretrained = absolute_source(config.model.pretrained)
+        pretrained = to_absolute_source(config.model.pretrained)
         return config.model_copy(
             update={
                 "data": config.data.model_copy(update={"root": root}),
@@ -228,7 +228,7 @@ class _Draft:
         invalid_keys = [".".join(path) for path in invalid_paths]
         self.problems += [
             Problem(self.where(tuple(key.split("."))), f"{key}: {message}")
-            for key, message in contradictions(config, unknown=invalid_keys)
+            for key, message in find_contradictions(config, skip_keys=invalid_keys)
         ]
         return config, invalid_keys
 

@@ -19,8 +19,8 @@ class Method:
     A key that a config does not set gets the default value, or the first of the allowed values.
     """
 
-    means: Mapping[str, tuple[Any, ...]]
-    suggests: Mapping[str, Any] = field(default_factory=dict)
+    allowed_values: Mapping[str, tuple[Any, ...]]
+    default_values: Mapping[str, Any] = field(default_factory=dict)
 
 
 _NO_FUSION: Mapping[str, tuple[Any, ...]] = {"model.fusion": ("none",)}

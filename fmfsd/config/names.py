@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from fmfsd.pretrained_names import TIMM as TIMM
-from fmfsd.tap_names import place_names
+from fmfsd.tap_names import name_taps
 
 
 @dataclass(frozen=True)
-class KnownSet:
+class DatasetInfo:
     """A data set: its number of classes and of samples, and the side of its images in pixels."""
 
     num_classes: int
@@ -18,16 +18,16 @@ class KnownSet:
 
 
 DATASETS = {
-    "cifar10": KnownSet(num_classes=10, train_samples=50_000, test_samples=10_000),
-    "cifar100": KnownSet(num_classes=100, train_samples=50_000, test_samples=10_000),
-    "synthetic10": KnownSet(num_classes=10, train_samples=9_600, test_samples=1_280),
-    "synthetic100": KnownSet(num_classes=100, train_samples=25_600, test_samples=5_120),
+    "cifar10": DatasetInfo(num_classes=10, train_samples=50_000, test_samples=10_000),
+    "cifar100": DatasetInfo(num_classes=100, train_samples=50_000, test_samples=10_000),
+    "synthetic10": DatasetInfo(num_classes=10, train_samples=9_600, test_samples=1_280),
+    "synthetic100": DatasetInfo(num_classes=100, train_samples=25_600, test_samples=5_120),
 }
 FOLDER = "folder"
 """Name of the user's own image folder; its size and classes are known only after `fmfsd data prepare`."""
 FOLDER_LAYOUT = "train/CLASS/*.png, and test/CLASS/... or val/CLASS/... (with both, val is the validation split)"
 """Layout of the user's image folder."""
-STORED_SIDE = {32: 32, 64: 64, 224: 256}
+STORED_IMAGE_SIDE = {32: 32, 64: 64, 224: 256}
 """Image side in an image folder's shards, by the side of the network's input; larger where random crops need room."""
 
 Channels = tuple[tuple[int, ...], ...]
@@ -61,12 +61,12 @@ BACKBONES: dict[str, Channels] = {
 """Blocks and channels of our own backbones. timm's models are missing: only timm knows their stages."""
 
 
-def taps(backbone: str) -> tuple[str, ...]:
+def list_taps(backbone: str) -> tuple[str, ...]:
     """Return the taps at which branches can be attached, shallow to deep; empty for a backbone not in BACKBONES."""
-    return tuple(channels_at(backbone))[:-1]
+    return tuple(get_tap_channels(backbone))[:-1]
 
 
-def channels_at(backbone: str) -> dict[str, int]:
+def get_tap_channels(backbone: str) -> dict[str, int]:
     """Return the channels of every tap and of the last stage; empty for a backbone not in BACKBONES."""
     stages = BACKBONES.get(backbone, ())
-    return dict(zip(place_names([len(stage) for stage in stages]), chain.from_iterable(stages), strict=True))
+    return dict(zip(name_taps([len(stage) for stage in stages]), chain.from_iterable(stages), strict=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 from fmfsd.config.schema import RunConfig
 
-MAY_CHANGE = frozenset(
+CHANGEABLE_KEYS = frozenset(
     {
         "data.root",
         "data.images_in",
@@ -25,7 +25,7 @@ MAY_CHANGE = frozenset(
 )
 """Keys that may change on resume: they set length, intervals, data location (a checksum identifies the images) and
 trackers, and do not affect the result of a step. A change of any other key requires a new run."""
-ENGINE = "engine."
+ENGINE_PREFIX = "engine."
 """Prefix of the engine's keys, which may change too: checkpoints do not depend on the engine."""
 
 
@@ -39,22 +39,22 @@ class Change:
 
     @property
     def is_allowed(self) -> bool:
-        return self.key in MAY_CHANGE or self.key.startswith(ENGINE)
+        return self.key in CHANGEABLE_KEYS or self.key.startswith(ENGINE_PREFIX)
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} -> {self.after}"
 
 
-def changes(one: RunConfig, other: RunConfig) -> list[Change]:
+def find_changes(one: RunConfig, other: RunConfig) -> list[Change]:
     """Return one Change for each key in which two configs differ."""
-    before, after = (dict(leaves(config.model_dump(mode="json"))) for config in (one, other))
+    before, after = (dict(flatten_keys(config.model_dump(mode="json"))) for config in (one, other))
     return [Change(key, before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)]
 
 
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and their values."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from flatten_keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

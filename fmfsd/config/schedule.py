@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from fmfsd.config.schema import CheckpointConfig, RunConfig
 
-LOOKS = 10
+ATTENTION_SNAPSHOTS = 10
 """Number of attention-mask snapshots per run."""
 
 
 @dataclass(frozen=True)
-class Timeline:
+class TrainSchedule:
     """Intervals and times in steps. An epoch is the number of whole batches in one permutation of the shards."""
 
     steps_per_epoch: int
@@ -24,7 +24,7 @@ class Timeline:
     warmup_steps: int
 
     @classmethod
-    def of(cls, config: RunConfig, train_samples: int) -> "Timeline":
+    def from_config(cls, config: RunConfig, train_samples: int) -> "TrainSchedule":
         """Return the timeline for `train_samples` samples; 0 steps per epoch if they do not fill a batch."""
         shards = config.data.shards
         steps_per_epoch = (train_samples // shards) // max(1, config.train.batch // shards)
@@ -32,11 +32,11 @@ class Timeline:
         return cls(
             steps_per_epoch=steps_per_epoch,
             total_steps=min(total, config.train.max_steps or total),
-            log_every=config.train.log_every.steps(steps_per_epoch),
-            evaluate_every=config.train.evaluate_every.steps(steps_per_epoch),
+            log_every=config.train.log_every.to_steps(steps_per_epoch),
+            evaluate_every=config.train.evaluate_every.to_steps(steps_per_epoch),
             checkpoint_every=_checkpoint_every(config.checkpoint, steps_per_epoch),
-            milestones=tuple(point.steps(steps_per_epoch) for point in config.optim.milestones),
-            warmup_steps=warmup.steps(steps_per_epoch) if warmup is not None else 0,
+            milestones=tuple(point.to_steps(steps_per_epoch) for point in config.optim.milestones),
+            warmup_steps=warmup.to_steps(steps_per_epoch) if warmup is not None else 0,
         )
 
     def epoch(self, step: int) -> int:
@@ -52,13 +52,13 @@ class Timeline:
     def evaluation_due(self, step: int) -> bool:
         return step > 0 and (step % self.evaluate_every == 0 or self.is_last(step))
 
-    def look_due(self, step: int) -> bool:
+    def attention_due(self, step: int) -> bool:
         """Return whether the evaluation at `step` saves attention masks.
 
         ATTENTION_SNAPSHOTS of the evaluations do, evenly spaced and including the last; all of them if there are fewer.
         """
         number, total = (-(-each // self.evaluate_every) for each in (step, self.total_steps))
-        return number * LOOKS // total > (number - 1) * LOOKS // total
+        return number * ATTENTION_SNAPSHOTS // total > (number - 1) * ATTENTION_SNAPSHOTS // total
 
     def checkpoint_due(self, step: int) -> bool:
         return step > 0 and (any(step % every == 0 for every in self.checkpoint_every) or self.is_last(step))

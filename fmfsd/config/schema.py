@@ -18,8 +18,8 @@ from pydantic import (
 )
 
 from fmfsd.config.durations import Duration, DurationField
-from fmfsd.config.names import BACKBONES, DATASETS, TIMM, taps
-from fmfsd.pretrained_names import weight_source
+from fmfsd.config.names import BACKBONES, DATASETS, TIMM, list_taps
+from fmfsd.pretrained_names import validate_weight_source
 from fmfsd.tap_names import is_stage
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -28,7 +28,7 @@ BetaAlpha = Annotated[float, Field(ge=0, le=100)]
 PerChannel = tuple[float, float, float]
 
 
-def usable_path(text: str) -> str:
+def validate_path(text: str) -> str:
     """Return `text`, or raise ValueError if no file can have that path."""
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in text) or not 1 <= len(text.encode()) <= 4096:
         raise ValueError("a path of 1 to 4096 bytes without control characters")
@@ -37,11 +37,11 @@ def usable_path(text: str) -> str:
     return text
 
 
-WeightSource = Annotated[str, AfterValidator(weight_source)]
-PathText = Annotated[str, AfterValidator(usable_path)]
+WeightSource = Annotated[str, AfterValidator(validate_weight_source)]
+PathText = Annotated[str, AfterValidator(validate_path)]
 
 
-def backbone_name(name: str) -> str:
+def validate_backbone_name(name: str) -> str:
     """Return `name`, or raise ValueError if no backbone can have that name."""
     if name in BACKBONES or (name.startswith(TIMM) and _TIMM_NAME.fullmatch(name)):
         return name
@@ -52,10 +52,12 @@ def backbone_name(name: str) -> str:
 
 _TIMM_NAME = re.compile(r"timm/[a-z0-9_]{1,100}(\.[a-z0-9_]{1,100})?")
 _EXAMPLES = [*BACKBONES, "timm/convnext_atto"]
-BackboneName = Annotated[str, AfterValidator(backbone_name), WithJsonSchema({"type": "string", "examples": _EXAMPLES})]
+BackboneName = Annotated[
+    str, AfterValidator(validate_backbone_name), WithJsonSchema({"type": "string", "examples": _EXAMPLES})
+]
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """Base of all config sections: frozen, strict about types and keys; rejects NaN and infinity."""
 
     model_config = ConfigDict(
@@ -63,7 +65,7 @@ class Section(BaseModel):
     )
 
 
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """The data set, its shards, and augmentation."""
 
     name: Literal["cifar10", "cifar100", "synthetic10", "synthetic100", "folder"] = "cifar100"
@@ -117,7 +119,7 @@ class DataConfig(Section):
         return DATASETS[self.name].num_classes if self.name in DATASETS else self.classes or 0
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     """The backbone, the taps of its branches, and the fusion of their feature maps."""
 
     backbone: BackboneName = "resnet18"
@@ -147,7 +149,7 @@ class ModelConfig(Section):
     number of workers."""
 
 
-class DistillConfig(Section):
+class DistillConfig(ConfigSection):
     """Self-distillation losses and their weights."""
 
     alpha: Fraction = 0.3
@@ -171,7 +173,7 @@ class DistillConfig(Section):
         return self.beta > 0 and self.feature != "none"
 
 
-class OptimConfig(Section):
+class OptimConfig(ConfigSection):
     """The optimizer and its learning rate schedule."""
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -201,12 +203,12 @@ class OptimConfig(Section):
     """Maximum global norm of the gradient. Unset: no gradient clipping."""
 
     @property
-    def kept_per_weight(self) -> int:
+    def state_per_weight(self) -> int:
         """Return the number of values per weight in the optimizer's state."""
         return 2 if self.name == "adamw" else int(self.momentum > 0)
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """Length, batch size, precision and evaluation of the training."""
 
     epochs: Annotated[int, Field(gt=0, le=1_000_000)] = 200
@@ -247,7 +249,7 @@ class TrainConfig(Section):
     """Use deterministic algorithms only, so that a run on GPUs is reproducible bit for bit; on CPUs it always is."""
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(ConfigSection):
     """When checkpoints are saved, in addition to the one at the end, and how many remain."""
 
     every_epochs: PositiveInt | None = 1
@@ -260,7 +262,7 @@ class CheckpointConfig(Section):
     """Number of newest checkpoints that are not deleted; with a validation split, the best checkpoint stays as well."""
 
 
-class EngineConfig(Section):
+class EngineConfig(ConfigSection):
     """The training engine. Results are the same up to rounding, and a run can be resumed with another engine.
 
     `engine: deepspeed` is short for `engine: {name: deepspeed}`.
@@ -277,7 +279,7 @@ class EngineConfig(Section):
     """Additional DeepSpeed settings under DeepSpeed's names, such as `zero_optimization: {overlap_comm: true}`."""
 
 
-class RunConfig(Section):
+class RunConfig(ConfigSection):
     """Config of one training run. The hosts and the number of workers are not part of it."""
 
     method: Literal[
@@ -300,7 +302,7 @@ class RunConfig(Section):
     @property
     def branches(self) -> Literal["auto"] | tuple[str, ...]:
         """Return the taps of the branches, shallow to deep; unresolved if only the backbone itself knows its taps."""
-        configured, known = self.model.branches, taps(self.model.backbone)
+        configured, known = self.model.branches, list_taps(self.model.backbone)
         if not known:
             return configured
         return tuple(tap for tap in known if (is_stage(tap) if configured == "auto" else tap in configured))
@@ -310,7 +312,7 @@ class RunConfig(Section):
         return self.train.micro_batch or self.train.batch
 
     @property
-    def full_rate(self) -> float:
+    def peak_lr(self) -> float:
         """Return the learning rate between the warm-up and the first milestone."""
         optim = self.optim
         return optim.lr * self.train.batch / optim.base_batch if optim.base_batch else optim.lr

@@ -41,7 +41,7 @@ class Document:
     lines: dict[KeyPath, int]
     name: str
 
-    def where(self, path: KeyPath) -> str:
+    def locate(self, path: KeyPath) -> str:
         """Return `file:line` of `path`, or of its nearest parent key in the file; empty without a file."""
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 1)
         return f"{self.name}:{line}" if self.name else ""
@@ -57,12 +57,12 @@ def read_document(path: Path) -> Document:
     if len(data) > MAX_BYTES:
         raise ConfigError([Problem(str(path), f"larger than {MAX_BYTES} bytes; a config is a few hundred")])
     try:
-        return parse(data.decode(), str(path))
+        return parse_yaml(data.decode(), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(str(path), f"not UTF-8: byte {error.start} is {data[error.start]:#04x}")]) from error
 
 
-def parse(text: str, name: str) -> Document:
+def parse_yaml(text: str, name: str) -> Document:
     """Return the one YAML document in `text`; messages show `name` as the file. ConfigError as in `read_document`."""
     builder = _Builder(name)
     try:
@@ -78,7 +78,7 @@ def parse(text: str, name: str) -> Document:
     return Document(builder.content, builder.lines, name)
 
 
-def scalar(text: str) -> Any:
+def parse_scalar(text: str) -> Any:
     """Return the value of an unquoted YAML scalar."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -136,7 +136,7 @@ class _Builder:
         if inside is not None and isinstance(inside.content, dict) and inside.key is None:
             self._handle_key(inside, event.value, line)
         else:
-            self._add_value(scalar(event.value) if event.implicit[0] else event.value, line)
+            self._add_value(parse_scalar(event.value) if event.implicit[0] else event.value, line)
 
     def _handle_key(self, inside: _Open, key: str, line: int) -> None:
         if key in inside.key_lines:

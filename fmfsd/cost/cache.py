@@ -14,12 +14,12 @@ from pydantic import TypeAdapter
 
 from fmfsd.config import RunConfig
 from fmfsd.config.names import TIMM
-from fmfsd.cost.estimate import Device, Probe
-from fmfsd.system.atomic_files import json_object, read_private, write_json
+from fmfsd.cost.estimate import CostEstimate, Device
+from fmfsd.system.atomic_files import parse_json_object, read_private, write_json
 from fmfsd.system.cache_dir import cache_home
-from fmfsd.system.kernel_cache import have_kernels
+from fmfsd.system.kernel_cache import can_compile_kernels
 
-_COUNTS = {
+_KEYED_SETTINGS = {
     "data": ("name", "classes", "size", "shards", "valid", "mean", "std"),
     "model": ("backbone", "branches", "fusion", "masks", "sem", "branch", "pretrained", "sem_groups", "sync_bn"),
     "distill": ("alpha", "beta", "temperature", "label_weight", "teacher", "t_squared", "feature"),
@@ -28,15 +28,15 @@ _COUNTS = {
     "engine": ("name", "zero_stage", "offload"),
 }
 """The config keys that may change the costs."""
-_FORMAT = TypeAdapter(Probe)
+_FORMAT = TypeAdapter(CostEstimate)
 
 
-def cache_folder(environment: Mapping[str, str]) -> Path:
+def estimate_cache_dir(environment: Mapping[str, str]) -> Path:
     """Return the folder of this user's cached estimates."""
     return cache_home(environment) / "fmfsd" / "probe"
 
 
-def cached(config: RunConfig, workers: int, device: Device, folder: Path) -> dict[str, Any] | None:
+def read_cached(config: RunConfig, workers: int, device: Device, folder: Path) -> dict[str, Any] | None:
     """Return the cached output of `fmfsd probe --json` for `config`, `workers` and `device`, or None.
 
     An entry counts only for the same code and the same torch. A damaged entry, and one that other users may have
@@ -47,17 +47,21 @@ def cached(config: RunConfig, workers: int, device: Device, folder: Path) -> dic
     try:
         key = _key(config, workers, device)
         path = folder / f"{key}.json"
-        content = json_object(read_private(path), path)
-        return _to_dict(probe_of(content["probe"])) if content["key"] == key else None
+        content = parse_json_object(read_private(path), path)
+        return _to_dict(parse_estimate(content["probe"])) if content["key"] == key else None
     except (OSError, ValueError, KeyError, PackageNotFoundError):
         return None
 
 
-def cached_or(
-    estimate: Callable[[RunConfig, int, Device], Probe], config: RunConfig, workers: int, device: Device, folder: Path
+def read_or_estimate(
+    estimate: Callable[[RunConfig, int, Device], CostEstimate],
+    config: RunConfig,
+    workers: int,
+    device: Device,
+    folder: Path,
 ) -> dict[str, Any]:
     """Return the cached estimate, else cache and return what `estimate` returns. An unwritable folder is no error."""
-    content = cached(config, workers, device, folder)
+    content = read_cached(config, workers, device, folder)
     if content is None:
         content, key = _to_dict(estimate(config, workers, device)), _key(config, workers, device)
         with suppress(OSError):
@@ -66,21 +70,21 @@ def cached_or(
     return content
 
 
-def probe_of(content: Mapping[str, Any]) -> Probe:
+def parse_estimate(content: Mapping[str, Any]) -> CostEstimate:
     """Parse `content`, which `fmfsd probe --json` printed or the cache holds."""
     return _FORMAT.validate_json(json.dumps(content), strict=True)
 
 
-def _to_dict(estimate: Probe) -> dict[str, Any]:
+def _to_dict(estimate: CostEstimate) -> dict[str, Any]:
     return dict(json.loads(json.dumps(asdict(estimate))))
 
 
 def _key(config: RunConfig, workers: int, device: Device) -> str:
     """Hash all that the estimate depends on; on a CPU also whether our kernels are built: they save less memory."""
     values = config.model_dump(mode="json")
-    keys = {section: {name: values[section][name] for name in names} for section, names in _COUNTS.items()}
+    keys = {section: {name: values[section][name] for name in names} for section, names in _KEYED_SETTINGS.items()}
     packages = ["torch", "torchvision", *(["timm"] if config.model.backbone.startswith(TIMM) else [])]
-    kernels = device == "cpu" and have_kernels()
+    kernels = device == "cpu" and can_compile_kernels()
     inputs = [keys, config.method, workers, device, kernels, *map(version, packages), _sources()]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 

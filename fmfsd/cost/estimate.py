@@ -89,7 +89,7 @@ class MemoryCost:
 
 
 @dataclass(frozen=True)
-class Probe:
+class CostEstimate:
     """Costs of a config: the whole network, its heads, and the memory of one worker.
 
     `macs`: multiply-adds of one image's forward pass in training, all heads included; the backward pass takes about
@@ -131,7 +131,7 @@ class Probe:
         of_plain = parameters / self.plain.parameters
         return f"{parameters / 1e6:.3f} M\nx{of_plain:.3f}", f"{macs / 1e6:.2f} M\nx{head.of_plain:.3f}"
 
-    def table(self, plain: bool) -> Table:
+    def totals_table(self, plain: bool) -> Table:
         """Return a table of the totals and the memory of one worker."""
         table = _table(plain, "quantity", "value")
         for name, count in vars(self.parameters).items():
@@ -150,16 +150,16 @@ class Probe:
             lines.append(_BRANCHES_DROP.format(self.fusion))
         return "\n".join(lines)
 
-    def network_text(self, stream: TextIO) -> str:
+    def render_network(self, stream: TextIO) -> str:
         """Render the network table and the advice for printing to `stream`."""
         return _render(stream, self.network_table) + self.advice()
 
-    def text(self, stream: TextIO) -> str:
+    def render(self, stream: TextIO) -> str:
         """Render both tables and the advice for printing to `stream`."""
-        return f"{self.network_text(stream)}\n{_render(stream, self.table)}".rstrip()
+        return f"{self.render_network(stream)}\n{_render(stream, self.totals_table)}".rstrip()
 
 
-MOST_COLUMNS = 120
+MAX_COLUMNS = 120
 _NUMBERS = ("own\nparameters", "own MACs\nper image", "of\ntraining", "alone:\nparameters", "alone:\nMACs")
 _LEGEND = """\
 | marks where maps are fused. own: layers that no other head uses. of training: their share of a training step's
@@ -175,7 +175,7 @@ def _render(stream: TextIO, table: Callable[[bool], Table]) -> str:
     from rich.console import Console
 
     terminal = Console(file=stream)
-    width = min(terminal.width, MOST_COLUMNS) if terminal.is_terminal else MOST_COLUMNS
+    width = min(terminal.width, MAX_COLUMNS) if terminal.is_terminal else MAX_COLUMNS
     console = Console(file=stream, width=width)
     with console.capture() as captured:  # on a closed pipe rich would exit with its own code
         console.print(table(not console.is_terminal))
@@ -189,9 +189,9 @@ def _table(plain: bool, *columns: str) -> Table:
 
 
 def _maps(head: HeadCost) -> str:
-    return "maps " + ", ".join(dict.fromkeys(dimensions(layer.shape) for layer in head.layers))
+    return "maps " + ", ".join(dict.fromkeys(format_shape(layer.shape) for layer in head.layers))
 
 
-def dimensions(shape: Shape) -> str:
+def format_shape(shape: Shape) -> str:
     """Format a shape as in `64x32x32`."""
     return "x".join(map(str, shape))

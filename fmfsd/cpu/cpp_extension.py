@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @cache
-def library(name: str, *definitions: str) -> ctypes.CDLL | None:
+def load_library(name: str, *definitions: str) -> ctypes.CDLL | None:
     """Compile `name`.cpp with `definitions` such as `T=float` and load it; return None where that fails."""
     try:
         return ctypes.CDLL(str(_build(name, definitions)))

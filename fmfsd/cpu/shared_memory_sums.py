@@ -21,18 +21,18 @@ _ENDED, _LATE = 1, 2
 _FUNCTIONS = {torch.float32: "sum_float", torch.float64: "sum_double"}
 
 
-class Talk(Protocol):
+class ObjectCollectives(Protocol):
     """The part of `fmfsd.distributed.collectives.Comms` with which the workers agree on the shared memory."""
 
     rank: int
     size: int
 
-    def share(self, value: Any) -> Any: ...
+    def broadcast_object(self, value: Any) -> Any: ...
 
-    def gather(self, value: Any) -> list[Any]: ...
+    def all_gather_object(self, value: Any) -> list[Any]: ...
 
 
-class SharedSums:
+class SharedMemorySums:
     """All-reduce through shared memory. Tensors are added in rank order, so all workers get bit-identical sums.
 
     Every worker must make every call. `processes` are file descriptors (pidfds) that become readable when a worker's
@@ -48,12 +48,12 @@ class SharedSums:
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._pidfds = (ctypes.c_int * len(processes))(*processes)
 
-    def takes(self, tensor: Tensor) -> bool:
+    def supports(self, tensor: Tensor) -> bool:
         """Return whether `all_reduce_` can add up this tensor; if not, use the process group."""
         is_dense = tensor.is_contiguous() and not tensor.is_neg()
         return is_dense and tensor.device.type == "cpu" and tensor.dtype in self._functions
 
-    def sum_(self, tensor: Tensor, factor: float = 1.0) -> None:
+    def all_reduce_(self, tensor: Tensor, factor: float = 1.0) -> None:
         """Replace `tensor` by the sum over all workers, each multiplied by `factor`.
 
         Raises RuntimeError if a worker's process has ended, does not take part in time, or adds another size.
@@ -78,9 +78,9 @@ class SharedSums:
             return f"timed out waiting for rank {rank}, after {self._timeout_s:g} s"
         return f"tensor sizes differ: rank {rank} and rank {self._rank} add up different tensors"
 
-    def within(self, timeout_s: float) -> "SharedSums":
+    def with_timeout(self, timeout_s: float) -> "SharedMemorySums":
         """Return an object for the same memory whose calls wait `timeout_s` seconds at most."""
-        return SharedSums(self._library, self._memory, self._rank, self._processes, timeout_s)
+        return SharedMemorySums(self._library, self._memory, self._rank, self._processes, timeout_s)
 
     def close(self) -> None:
         for pidfd in self._processes:
@@ -88,22 +88,24 @@ class SharedSums:
                 os.close(pidfd)
 
 
-def shared_sums(talk: Talk, *, timeout_s: float) -> SharedSums | None:
+def open_shared_memory_sums(comms: ObjectCollectives, *, timeout_s: float) -> SharedMemorySums | None:
     """Return the shared-memory sums of the workers of one host, all of which must make the call.
 
     Return None on every worker if one of them has no compiler or can't map the memory.
     """
-    library = cpp_extension.library("sums") if _is_supported() else None
-    size = library.segment_bytes(ctypes.c_long(talk.size)) if library is not None else 0
-    created = _created(size) if talk.rank == 0 and size else None
-    location = talk.share((os.getpid(), *created) if created is not None else None)
-    memory = _mapped(size, *location) if location is not None and size else None
-    pids = talk.gather(os.getpid() if memory is not None else None)
+    library = cpp_extension.load_library("sums") if _is_supported() else None
+    size = library.segment_bytes(ctypes.c_long(comms.size)) if library is not None else 0
+    created = _create_memory_file(size) if comms.rank == 0 and size else None
+    location = comms.broadcast_object((os.getpid(), *created) if created is not None else None)
+    memory = _map_memory_file(size, *location) if location is not None and size else None
+    pids = comms.all_gather_object(os.getpid() if memory is not None else None)
     if created is not None:
         os.close(created[0])
     if library is None or memory is None or None in pids:
         return None
-    return SharedSums(library, memory, talk.rank, [_open_pidfd(rank, pid) for rank, pid in enumerate(pids)], timeout_s)
+    return SharedMemorySums(
+        library, memory, comms.rank, [_open_pidfd(rank, pid) for rank, pid in enumerate(pids)], timeout_s
+    )
 
 
 def _open_pidfd(rank: int, pid: int) -> int:
@@ -126,7 +128,7 @@ def _is_supported() -> bool:
     return False
 
 
-def _created(size: int) -> tuple[int, str] | None:
+def _create_memory_file(size: int) -> tuple[int, str] | None:
     """Return an anonymous file in memory (memfd), which vanishes with its last user, and its name; None on failure."""
     name = f"fmfsd-{secrets.token_hex(8)}"
     with suppress(OSError):
@@ -140,7 +142,7 @@ def _created(size: int) -> tuple[int, str] | None:
     return None
 
 
-def _mapped(size: int, pid: int, file: int, name: str) -> mmap.mmap | None:
+def _map_memory_file(size: int, pid: int, file: int, name: str) -> mmap.mmap | None:
     """Map the memfd of that name of another process; return None where that fails, as on another host."""
     with suppress(OSError):
         path = f"/proc/{pid}/fd/{file}"

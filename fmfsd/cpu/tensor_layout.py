@@ -22,7 +22,7 @@ _kernels_disabled = ContextVar("_kernels_disabled", default=False)
 
 
 @contextmanager
-def left_out() -> Iterator[None]:
+def disable_kernels() -> Iterator[None]:
     """Disable the kernels within the block, as if all maps were on another device."""
     token = _kernels_disabled.set(True)
     try:
@@ -31,7 +31,7 @@ def left_out() -> Iterator[None]:
         _kernels_disabled.reset(token)
 
 
-def takes(name: str, map_BCHW: Tensor, *factors: Tensor) -> bool:
+def supports(name: str, map_BCHW: Tensor, *factors: Tensor) -> bool:
     """Return whether the kernel `name`.cpp can process this map with these factors.
 
     It must be a CPU tensor or a fake CPU tensor, and not be traced by torch.compile.
@@ -46,23 +46,23 @@ def takes(name: str, map_BCHW: Tensor, *factors: Tensor) -> bool:
     return _library(name, map_BCHW.dtype) is not None
 
 
-def layout(x: Tensor) -> torch.memory_format:
+def memory_format_of(x: Tensor) -> torch.memory_format:
     """Return the memory format of a dense map."""
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
-def dense(x: Tensor) -> Tensor:
+def to_dense(x: Tensor) -> Tensor:
     """Return `x` as a dense tensor, contiguous or channels last."""
     x = x.resolve_neg()
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
-def laid_out_as(like: Tensor, x: Tensor) -> Tensor:
+def match_memory_format(like: Tensor, x: Tensor) -> Tensor:
     """Return `x` in the memory format of the dense map `like`."""
-    return x.resolve_neg().contiguous(memory_format=layout(like))
+    return x.resolve_neg().contiguous(memory_format=memory_format_of(like))
 
 
-def run(name: str, function: str, x: Tensor, arrays: Iterable[Tensor | None], *sizes: int) -> None:
+def call_kernel(name: str, function: str, x: Tensor, arrays: Iterable[Tensor | None], *sizes: int) -> None:
     """Call `function` of `name`.cpp, compiled for the dtype of x.
 
     Its arguments are the addresses of the arrays, the sizes, whether x is channels last, and the number of threads.
@@ -73,9 +73,11 @@ def run(name: str, function: str, x: Tensor, arrays: Iterable[Tensor | None], *s
     c_sizes = [ctypes.c_long(size) for size in sizes]
     library = _library(name, x.dtype)
     assert library is not None
-    getattr(library, function)(*addresses, *c_sizes, int(layout(x) == torch.channels_last), torch.get_num_threads())
+    getattr(library, function)(
+        *addresses, *c_sizes, int(memory_format_of(x) == torch.channels_last), torch.get_num_threads()
+    )
 
 
 def _library(name: str, dtype: torch.dtype) -> ctypes.CDLL | None:
     storage_type, arithmetic_type, _ = _TYPES[dtype]
-    return cpp_extension.library(name, f"T={storage_type}", f"A={arithmetic_type}")
+    return cpp_extension.load_library(name, f"T={storage_type}", f"A={arithmetic_type}")

@@ -10,10 +10,10 @@ from fmfsd.data.image_files.layouts import join_some, list_images
 from fmfsd.data.image_files.source_files import find_differences, read_record, to_source
 from fmfsd.data.shards.index import SetIndex
 from fmfsd.errors import DataError, Problem
-from fmfsd.terminal import Report
+from fmfsd.terminal import ProgressCallback
 
 
-def require_same_source(index: SetIndex, source: Path, report: Report) -> None:
+def require_same_source(index: SetIndex, source: Path, report: ProgressCallback) -> None:
     """Raise DataError unless the set of `index` was prepared from the files in `source`."""
     differences = list[str]()
     if index.name == FOLDER:
@@ -27,7 +27,7 @@ def require_same_source(index: SetIndex, source: Path, report: Report) -> None:
         raise DataError([Problem(str(index.folder), f"was prepared from other files: {found}; {remedy}")])
 
 
-def _find_other_images(index: SetIndex, root: Path, report: Report) -> list[str]:
+def _find_other_images(index: SetIndex, root: Path, report: ProgressCallback) -> list[str]:
     states = read_record(index.folder)
     if to_source(states) not in index.sources:
         remedy = "delete the set and prepare it again"

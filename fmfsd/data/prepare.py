@@ -12,13 +12,13 @@ from fmfsd.data.check_source import require_same_source
 from fmfsd.data.cifar.download import download
 from fmfsd.data.cifar.official_files import OFFICIAL, has_files
 from fmfsd.data.raw_set import RawSet
-from fmfsd.data.shards.index import SetIndex, damaged_files, read_index, set_folder
+from fmfsd.data.shards.index import SetIndex, find_damaged_files, prepared_set_folder, read_index
 from fmfsd.data.sources import read_set
 from fmfsd.data.write_shards import SetWriter
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.system.atomic_files import sync_folder
-from fmfsd.system.file_locks import LockLeftError, LockUnsupportedError, wait_for_lock
-from fmfsd.terminal import Report
+from fmfsd.system.file_locks import LockUnsupportedError, StaleLockError, wait_for_lock
+from fmfsd.terminal import ProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def prepare(
     fetch: bool,
     seed: int = 0,
     skip_damaged: bool = False,
-    report: Report,
+    report: ProgressCallback,
 ) -> SetIndex:
     """Prepare the set that `data` describes below `data.root`, unless it exists, and return its index.
 
@@ -38,7 +38,7 @@ def prepare(
     root. `seed` chooses the held-out samples; `skip_damaged` leaves out images that can't be read.
     Raises ConfigError, DataError or CheckError. Nothing is overwritten, and no incomplete set is left behind.
     """
-    folder, writer = set_folder(data), SetWriter(data, seed, skip_damaged, report)
+    folder, writer = prepared_set_folder(data), SetWriter(data, seed, skip_damaged, report)
     if skip_damaged and data.name != FOLDER:
         raise ConfigError(
             [Problem("--skip-damaged", f"applies to image folders only, not to {data.name}: leave it out")]
@@ -56,7 +56,7 @@ def prepare(
                 return _existing(folder, seed, source, report)
             raw = read_set(data.name, _source(data, source, fetch, report), size=data.size, report=report)
             _write_whole(raw, folder, writer)
-    except (LockLeftError, LockUnsupportedError) as error:
+    except (StaleLockError, LockUnsupportedError) as error:
         raise CheckError(str(error)) from error
     except OSError as error:
         path = error.filename or folder
@@ -64,10 +64,10 @@ def prepare(
     return read_index(folder)
 
 
-def _existing(folder: Path, seed: int, source: Path | None, report: Report) -> SetIndex:
+def _existing(folder: Path, seed: int, source: Path | None, report: ProgressCallback) -> SetIndex:
     """Return the index of the set in `folder`. Raises DataError if it is damaged or was not prepared from `source`."""
     index = read_index(folder)
-    if problems := list(damaged_files(index, checksums=True)):
+    if problems := list(find_damaged_files(index, checksums=True)):
         raise DataError(problems)
     if source is not None:
         require_same_source(index, source, report)
@@ -82,7 +82,7 @@ def _existing(folder: Path, seed: int, source: Path | None, report: Report) -> S
     return index
 
 
-def _source(data: DataConfig, source: Path | None, fetch: bool, report: Report) -> Path | None:
+def _source(data: DataConfig, source: Path | None, fetch: bool, report: ProgressCallback) -> Path | None:
     """Return the folder of the source files, downloading official ones if needed; None for a set without files."""
     if data.name == FOLDER:
         if source is None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fmfsd.data.shards.index import SHAPE, SourceFile
+from fmfsd.data.shards.index import IMAGE_SHAPE, SourceFile
 from fmfsd.errors import DataError, Problem
 
 
@@ -63,7 +63,7 @@ class RawSet:
     test: Samples
     sources: tuple[SourceFile, ...] = ()
     valid: Samples | None = None
-    shape: tuple[int, int, int] = SHAPE
+    shape: tuple[int, int, int] = IMAGE_SHAPE
     root: Path | None = None
     damaged: Mapping[Path, Problem] = field(default_factory=dict)
     skipped: int = 0

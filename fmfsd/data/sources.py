@@ -4,18 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fmfsd.config.names import DATASETS, FOLDER, STORED_SIDE
+from fmfsd.config.names import DATASETS, FOLDER, STORED_IMAGE_SIDE
 from fmfsd.data.cifar.load import read_official
 from fmfsd.data.cifar.official_files import OFFICIAL
 from fmfsd.data.image_files.check_types import find_wrong_types
 from fmfsd.data.image_files.layouts import list_images
 from fmfsd.data.raw_set import FileImages, RawSet, Samples
-from fmfsd.data.shards.index import SHAPE
+from fmfsd.data.shards.index import IMAGE_SHAPE
 from fmfsd.data.synthetic import synthetic_images
-from fmfsd.terminal import Report
+from fmfsd.terminal import ProgressCallback
 
 
-def read_set(name: str, source: Path | None, *, size: int = SHAPE[1], report: Report = lambda *_: None) -> RawSet:
+def read_set(
+    name: str, source: Path | None, *, size: int = IMAGE_SHAPE[1], report: ProgressCallback = lambda *_: None
+) -> RawSet:
     """Read the set `name` from the official files or image folders in `source`, or generate it if it is synthetic.
 
     `size` is the network's input size in pixels, for image folders. Raises DataError for files that are missing,
@@ -23,7 +25,7 @@ def read_set(name: str, source: Path | None, *, size: int = SHAPE[1], report: Re
     """
     if name == FOLDER:
         assert source is not None, "image folders need a source"
-        return _read_folders(source, STORED_SIDE[size], report)
+        return _read_folders(source, STORED_IMAGE_SIDE[size], report)
     if name in OFFICIAL:
         assert source is not None, "official sets need a source"
         return read_official(OFFICIAL[name], source)
@@ -39,7 +41,7 @@ def _generate(name: str) -> RawSet:
     return RawSet(tuple(f"pattern{number}" for number in range(known.num_classes)), train, test)
 
 
-def _read_folders(source: Path, side: int, report: Report) -> RawSet:
+def _read_folders(source: Path, side: int, report: ProgressCallback) -> RawSet:
     listing = list_images(source)
     present = [path for part in listing.splits.values() for path in part.paths if path not in listing.dangling]
     damaged = listing.dangling | find_wrong_types(present, report)

@@ -16,10 +16,10 @@ from fmfsd.data.raw_set import FileImages, RawSet, Samples
 from fmfsd.data.shards.index import SetIndex, ShardFile
 from fmfsd.data.shards.shard_writer import write_shard
 from fmfsd.errors import DataError, Problem
-from fmfsd.terminal import Report
+from fmfsd.terminal import ProgressCallback
 
 log = logging.getLogger(__name__)
-SHOWN = 50
+MAX_LISTED = 50
 """Maximum number of damaged files that are listed."""
 
 Splits = dict[str, Samples]
@@ -33,7 +33,7 @@ class SetWriter:
     data: DataConfig
     seed: int
     skip_damaged: bool
-    report: Report
+    report: ProgressCallback
 
     def write(self, raw: RawSet, folder: Path) -> None:
         """Write `raw` to `folder`. Damaged files raise DataError or, with `skip_damaged`, are left out."""
@@ -48,7 +48,7 @@ class SetWriter:
     def _drop_damaged(self, raw: RawSet, damaged: Mapping[Path, Problem]) -> RawSet:
         if not damaged:
             return raw
-        problems = first_of(damaged)
+        problems = summarise_damaged(damaged)
         if not self.skip_damaged:
             raise DataError([*problems, Problem("", "replace or remove these files, or skip them: --skip-damaged")])
         log.warning("damaged images skipped: %d\n%s", len(damaged), "\n".join(map(str, problems)))
@@ -90,11 +90,11 @@ class SetWriter:
         replace(index, sources=sources, skipped=raw.skipped).write()
 
 
-def first_of(damaged: Mapping[Path, Problem]) -> list[Problem]:
+def summarise_damaged(damaged: Mapping[Path, Problem]) -> list[Problem]:
     """Return the first `damaged` files by path, and the number of further ones."""
     problems = [damaged[path] for path in sorted(damaged)]
-    more = [Problem("", f"and {len(problems) - SHOWN} more")] if len(problems) > SHOWN else []
-    return [*problems[:SHOWN], *more]
+    more = [Problem("", f"and {len(problems) - MAX_LISTED} more")] if len(problems) > MAX_LISTED else []
+    return [*problems[:MAX_LISTED], *more]
 
 
 def _require_other_images(raw: RawSet, states: Mapping[Path, FileState]) -> None:

@@ -26,13 +26,13 @@ def parse_cores(text: str) -> Cores:
     return tuple(dict.fromkeys(cores))
 
 
-def share_of(cores: Sequence[int], index: int, count: int) -> Sequence[int]:
+def take_part(cores: Sequence[int], index: int, count: int) -> Sequence[int]:
     """Return the `index`-th of `count` consecutive parts of `cores`, whose sizes differ by at most one."""
     start, end = (len(cores) * edge // count for edge in (index, index + 1))
     return cores[start:end]
 
 
-def stay_on_share(cores: Cores, world: World) -> None:
+def pin_to_cores(cores: Cores, world: World) -> None:
     """Pin this process and the threads that it starts later to its part of the node's `cores`.
 
     Do nothing if there are fewer cores than workers. Only log a warning if the kernel refuses: that costs speed, not
@@ -41,7 +41,7 @@ def stay_on_share(cores: Cores, world: World) -> None:
     usable = sorted(os.sched_getaffinity(0)) if cores == "all" else cores
     if not world.local_rank < world.local_size <= len(usable):
         return
-    share = share_of(usable, world.local_rank, world.local_size)
+    share = take_part(usable, world.local_rank, world.local_size)
     try:
         os.sched_setaffinity(0, share)
     except OSError as error:

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fmfsd.cpu.shared_memory_sums import SharedSums, shared_sums
+from fmfsd.cpu.shared_memory_sums import SharedMemorySums, open_shared_memory_sums
 from fmfsd.distributed.world import World
 
 
 @dataclass
-class Activity:
+class WaitCounter:
     """Counts the time that a worker waits for the other workers; a monitoring thread may read it.
 
     `calls` counts the blocking calls that were started, `waiting` is true while one has not returned, and `waited_s`
@@ -29,7 +29,7 @@ class Activity:
     waited_s: float = 0.0
 
     @contextmanager
-    def of_a_call(self) -> Iterator[None]:
+    def measure_call(self) -> Iterator[None]:
         start = time.perf_counter()
         self.calls, self.waiting = self.calls + 1, True
         try:
@@ -43,22 +43,22 @@ class Comms(Protocol):
 
     rank: int
     size: int
-    activity: Activity
+    activity: WaitCounter
 
     @property
-    def shares_memory(self) -> bool:
+    def uses_shared_memory(self) -> bool:
         """Return whether sums of CPU tensors go through shared memory instead of a network."""
         ...
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by the sum over all workers and return it. Not differentiable."""
         ...
 
-    def mean_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_mean_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by the mean over all workers and return it. Not differentiable."""
         ...
 
-    def spread_(self, tensor: Tensor) -> None:
+    def broadcast_(self, tensor: Tensor) -> None:
         """Replace `tensor` by rank 0's tensor."""
         ...
 
@@ -66,127 +66,127 @@ class Comms(Protocol):
         """Return whether the flag is set on any worker."""
         ...
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's value on every worker. It must be of JSON types."""
         ...
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Return the values of all workers, by rank, on every worker. They must be of JSON types."""
         ...
 
-    def within(self, seconds: float, /) -> AbstractContextManager["Comms"]:
+    def with_timeout(self, seconds: float, /) -> AbstractContextManager["Comms"]:
         """Return collectives of the same workers whose calls raise RuntimeError after waiting `seconds`."""
         ...
 
 
-class SoloComms:
+class SingleWorkerComms:
     """Collectives of a single worker: every call returns its own value."""
 
-    rank, size, shares_memory = 0, 1, False
+    rank, size, uses_shared_memory = 0, 1, False
 
     def __init__(self) -> None:
-        self.activity = Activity()
+        self.activity = WaitCounter()
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def mean_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_mean_(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def spread_(self, tensor: Tensor) -> None:
+    def broadcast_(self, tensor: Tensor) -> None:
         pass
 
     def any(self, flag: bool) -> bool:
         return flag
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         return value
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         return [value]
 
-    def within(self, _seconds: float, /) -> AbstractContextManager[Comms]:
+    def with_timeout(self, _seconds: float, /) -> AbstractContextManager[Comms]:
         return nullcontext(self)
 
 
-class GroupComms:
+class ProcessGroupComms:
     """Collectives of several workers, over torch.distributed's default group or `group`, which has the same members."""
 
     def __init__(
         self,
         world: World,
         device: torch.device,
-        activity: Activity,
+        activity: WaitCounter,
         group: dist.ProcessGroup | None = None,
-        shared: SharedSums | None = None,
+        shared: SharedMemorySums | None = None,
     ) -> None:
         self.rank, self.size, self.activity = world.rank, world.size, activity
         self._world, self._device, self._group, self._shared = world, device, group, shared
 
-    def __deepcopy__(self, _memo: object) -> "GroupComms":
+    def __deepcopy__(self, _memo: object) -> "ProcessGroupComms":
         """Return this object: a copied network uses the same process group."""
         return self
 
     @property
-    def shares_memory(self) -> bool:
+    def uses_shared_memory(self) -> bool:
         return self._shared is not None
 
-    def sum_(self, tensor: Tensor) -> Tensor:
-        with self.activity.of_a_call():
-            if self._shared is not None and self._shared.takes(tensor):
-                self._shared.sum_(tensor)
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        with self.activity.measure_call():
+            if self._shared is not None and self._shared.supports(tensor):
+                self._shared.all_reduce_(tensor)
             else:
                 dist.all_reduce(tensor, group=self._group)
         return tensor
 
-    def mean_(self, tensor: Tensor) -> Tensor:
-        if self._shared is None or not self._shared.takes(tensor):
-            return self.sum_(tensor.div_(self.size))
-        with self.activity.of_a_call():
-            self._shared.sum_(tensor, 1 / self.size)
+    def all_reduce_mean_(self, tensor: Tensor) -> Tensor:
+        if self._shared is None or not self._shared.supports(tensor):
+            return self.all_reduce_(tensor.div_(self.size))
+        with self.activity.measure_call():
+            self._shared.all_reduce_(tensor, 1 / self.size)
         return tensor
 
-    def spread_(self, tensor: Tensor) -> None:
-        with self.activity.of_a_call():
+    def broadcast_(self, tensor: Tensor) -> None:
+        with self.activity.measure_call():
             dist.broadcast(tensor, src=0, group=self._group)
 
     def any(self, flag: bool) -> bool:
-        flags = self.sum_(torch.tensor([int(flag)], device=self._device))
-        with self.activity.of_a_call():  # on a GPU this is where the host waits
+        flags = self.all_reduce_(torch.tensor([int(flag)], device=self._device))
+        with self.activity.measure_call():  # on a GPU this is where the host waits
             return bool(flags.item())
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         content = torch.tensor(
             list(json.dumps(value).encode() if self.rank == 0 else b""), dtype=torch.uint8, device=self._device
         )
         length = torch.tensor([len(content)], device=self._device)
-        self.spread_(length)
+        self.broadcast_(length)
         content = content if self.rank == 0 else content.new_empty(int(length))
-        self.spread_(content)
+        self.broadcast_(content)
         return json.loads(bytes(content.tolist()))
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Return all workers' values, by summing tables in which each worker fills in its own row."""
         content = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self._device)
         lengths = torch.zeros(self.size, dtype=torch.int64, device=self._device)
         lengths[self.rank] = len(content)
-        table = content.new_zeros(self.size, int(self.sum_(lengths).max()))
+        table = content.new_zeros(self.size, int(self.all_reduce_(lengths).max()))
         table[self.rank, : len(content)] = content
-        rows = self.sum_(table).tolist()
+        rows = self.all_reduce_(table).tolist()
         return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths.tolist(), strict=True)]
 
     @contextmanager
-    def within(self, seconds: float, /) -> Iterator[Comms]:
+    def with_timeout(self, seconds: float, /) -> Iterator[Comms]:
         """Yield collectives over a new group. After an error the group is not destroyed, as in `join_process_group`."""
-        with self.activity.of_a_call():
+        with self.activity.measure_call():
             group = dist.new_group(timeout=timedelta(seconds=seconds))
         assert isinstance(group, dist.ProcessGroup), "all workers are members"
-        shared = self._shared.within(seconds) if self._shared is not None else None
-        yield GroupComms(self._world, self._device, self.activity, group, shared)
+        shared = self._shared.with_timeout(seconds) if self._shared is not None else None
+        yield ProcessGroupComms(self._world, self._device, self.activity, group, shared)
         dist.destroy_process_group(group)
 
 
-def sum_over_default_group(tensor: Tensor) -> tuple[Tensor, int]:
+def all_reduce_over_default_group(tensor: Tensor) -> tuple[Tensor, int]:
     """Return the sum of `tensor` over the workers of torch's default process group, and their number.
 
     Not differentiable. Without a process group there is one worker.
@@ -199,7 +199,7 @@ def sum_over_default_group(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 @contextmanager
-def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator[Comms]:
+def join_process_group(world: World, device: torch.device, *, timeout_s: float) -> Iterator[Comms]:
     """Join the process group: NCCL on GPUs, gloo on CPUs (plus shared memory on one host); no group for one worker.
 
     A collective fails when it has waited `timeout_s` seconds (torch's default is up to 30 minutes).
@@ -207,7 +207,7 @@ def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator
     After an error the group is not destroyed: destroying it can wait for peers, and the error must be reported first.
     """
     if world.size == 1:
-        yield SoloComms()
+        yield SingleWorkerComms()
         return
     backend, bound_device = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     timeout = timedelta(seconds=timeout_s)
@@ -220,8 +220,12 @@ def connect(world: World, device: torch.device, *, timeout_s: float) -> Iterator
         device_id=bound_device,
     )
     on_one_host = device.type == "cpu" and world.local_size == world.size
-    shared = shared_sums(GroupComms(world, device, Activity()), timeout_s=timeout_s) if on_one_host else None
-    yield GroupComms(world, device, Activity(), shared=shared)
+    shared = (
+        open_shared_memory_sums(ProcessGroupComms(world, device, WaitCounter()), timeout_s=timeout_s)
+        if on_one_host
+        else None
+    )
+    yield ProcessGroupComms(world, device, WaitCounter(), shared=shared)
     if shared is not None:
         shared.close()
     dist.destroy_process_group()

@@ -17,24 +17,24 @@ from fmfsd.errors import PreflightError, RunFailedError
 log = logging.getLogger(__name__)
 DEADLINE_S = 60.0
 """Timeout of each collective."""
-SIDES = {"cpu": 512, "cuda": 4096}
+MATRIX_SIDES = {"cpu": 512, "cuda": 4096}
 """Side of the square matrices: 0.3 GFLOP per product on a core, 137 on a GPU."""
-TIMED, TIMED_S = 5, 0.1
+TIMED_RUNS, MIN_TIMED_S = 5, 0.1
 """Minimum number of timed repetitions after the first, and minimum total seconds of products. The fastest repetition
 counts: other load on the machine only slows the others down."""
 MESSAGE_FLOATS = 1 << 20
-SLOW = 0.5
+SLOW_FRACTION = 0.5
 """A worker below this fraction of the median rate is reported as slow."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class WorkerMeasurement:
     """One worker's results: `error` (empty if there is none), product rate, and seconds of one all-reduce."""
 
     rank: int
     node: int
     host: str
-    wrong: str
+    error: str
     flops_per_s: float
     message_s: float
     latency_s: float
@@ -43,38 +43,38 @@ class Measured:
         return f"rank {self.rank}, node {self.node}, host {self.host}"
 
 
-def try_out(comms: Comms, world: World, device: torch.device, *, warn: Callable[[str], None]) -> None:
+def run_preflight(comms: Comms, world: World, device: torch.device, *, warn: Callable[[str], None]) -> None:
     """Let every worker multiply matrices and all-reduce; rank 0 logs the speed, and warns of slow workers.
 
     Raises PreflightError on all workers if one computes a wrong product, RunFailedError if one does not take part in
     an all-reduce within DEADLINE_S.
     """
-    workers = measure(comms, world, device)
-    if wrong := [f"{each}: {each.wrong}" for each in workers if each.wrong]:
+    workers = measure_workers(comms, world, device)
+    if wrong := [f"{each}: {each.error}" for each in workers if each.error]:
         raise PreflightError(f"preflight: {'; '.join(wrong)}. Exclude this node until its hardware is checked")
     if comms.rank == 0:
-        log.info("preflight: %s", described(workers))
-        for text in slow(workers):
+        log.info("preflight: %s", format_measurements(workers))
+        for text in find_slow_workers(workers):
             log.warning(text)
             warn(text)
 
 
-def measure(comms: Comms, world: World, device: torch.device) -> list[Measured]:
+def measure_workers(comms: Comms, world: World, device: torch.device) -> list[WorkerMeasurement]:
     """Return the measurements of all workers, by rank, on every worker."""
     wrong, product_s = _multiply(device)
     try:
-        with comms.within(DEADLINE_S) as timed_comms:
+        with comms.with_timeout(DEADLINE_S) as timed_comms:
             message_s, latency_s = (_time_all_reduce(timed_comms, floats, device) for floats in (MESSAGE_FLOATS, 1))
-            rate = 2 * SIDES[device.type] ** 3 / product_s
-            mine = Measured(world.rank, world.node, socket.gethostname(), wrong, rate, message_s, latency_s)
-            return [Measured(**each) for each in comms.gather(asdict(mine))]
+            rate = 2 * MATRIX_SIDES[device.type] ** 3 / product_s
+            mine = WorkerMeasurement(world.rank, world.node, socket.gethostname(), wrong, rate, message_s, latency_s)
+            return [WorkerMeasurement(**each) for each in comms.all_gather_object(asdict(mine))]
     except RuntimeError as error:
         problem = f"rank {world.rank} could not complete an all-reduce within {DEADLINE_S:g} s"
         remedy = "check the network between the nodes"
         raise RunFailedError(f"preflight: {problem}: {error}; {remedy}") from error
 
 
-def operands(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def make_operands(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return two square matrices and their exact product, which every correct multiplication reproduces bit for bit.
 
     left[i, k] = a[i] + c[k] and right[k, j] = c[k] - b[j], all small integers, so that every partial sum is an integer
@@ -93,12 +93,12 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
 
 def _multiply(device: torch.device) -> tuple[str, float]:
     """Return the error of the worst product (empty: none), and the seconds of the fastest one."""
-    left, right, expected = operands(SIDES[device.type], device)
+    left, right, expected = make_operands(MATRIX_SIDES[device.type], device)
     seconds, wrong = list[float](), list[int]()
-    while len(seconds) <= TIMED or sum(seconds) < TIMED_S:
+    while len(seconds) <= TIMED_RUNS or sum(seconds) < MIN_TIMED_S:
         start = time.perf_counter()
         product = multiply(left, right)
-        finish(device)
+        synchronize_device(device)
         seconds.append(time.perf_counter() - start)
         wrong.append(int((product != expected).sum()))
     error = f"a matrix product has {max(wrong)} wrong elements of {expected.numel()}"
@@ -108,21 +108,21 @@ def _multiply(device: torch.device) -> tuple[str, float]:
 def _time_all_reduce(comms: Comms, floats: int, device: torch.device) -> float:
     """Return the seconds of the fastest all-reduce."""
     tensor, seconds = torch.zeros(floats, device=device), []
-    for _ in range(1 + TIMED):
+    for _ in range(1 + TIMED_RUNS):
         start = time.perf_counter()
-        comms.sum_(tensor)
-        with comms.activity.of_a_call():  # on a GPU this is where the host waits
-            finish(device)
+        comms.all_reduce_(tensor)
+        with comms.activity.measure_call():  # on a GPU this is where the host waits
+            synchronize_device(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 
 
-def finish(device: torch.device) -> None:
+def synchronize_device(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def described(workers: Sequence[Measured]) -> str:
+def format_measurements(workers: Sequence[WorkerMeasurement]) -> str:
     """Return one line: the all-reduce bandwidth and latency of the slowest worker, and the median product rate."""
     median, slowest = _median_rate(workers), min(workers, key=lambda each: each.flops_per_s)
     rate = f"product {_short(median / 1e9)} GFLOP/s"
@@ -137,18 +137,18 @@ def described(workers: Sequence[Measured]) -> str:
     )
 
 
-def slow(workers: Sequence[Measured]) -> list[str]:
+def find_slow_workers(workers: Sequence[WorkerMeasurement]) -> list[str]:
     """Return a warning for each worker that multiplies much more slowly than the median."""
     median = _median_rate(workers)
     return [
         f"{each} is slow: {_short(each.flops_per_s / 1e9)} GFLOP/s, median {_short(median / 1e9)}: "
         "all other workers will wait for it"
         for each in workers
-        if each.flops_per_s < SLOW * median
+        if each.flops_per_s < SLOW_FRACTION * median
     ]
 
 
-def _median_rate(workers: Sequence[Measured]) -> float:
+def _median_rate(workers: Sequence[WorkerMeasurement]) -> float:
     return statistics.median(each.flops_per_s for each in workers)
 
 

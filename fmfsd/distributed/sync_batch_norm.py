@@ -68,10 +68,10 @@ class _Normalise(torch.autograd.Function):
 
 def _moments(x: Tensor, weight_C: Tensor) -> Tensor:
     """Return (2, C): mean and mean square of each channel of (B, C, H, W), in fp64."""
-    if tensor_layout.takes("batch_norm", x, weight_C):
+    if tensor_layout.supports("batch_norm", x, weight_C):
         batch, channels, height, width = x.shape
-        x, moments = tensor_layout.dense(x), torch.empty(2, channels, dtype=torch.float64)
-        tensor_layout.run("batch_norm", "moments", x, (x, moments), batch, channels, height * width)
+        x, moments = tensor_layout.to_dense(x), torch.empty(2, channels, dtype=torch.float64)
+        tensor_layout.call_kernel("batch_norm", "moments", x, (x, moments), batch, channels, height * width)
         return moments
     unused = torch.zeros_like(weight_C)  # with running statistics, the statistics of a bf16 batch are in fp32
     mean, variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
@@ -80,12 +80,12 @@ def _moments(x: Tensor, weight_C: Tensor) -> Tensor:
 
 def _combine(one: Tensor, other: Tensor, scale1_C: Tensor, scale2_C: Tensor, offset_C: Tensor) -> Tensor:
     """Return scale1 * one + scale2 * other + offset per channel, for maps (B, C, H, W), in their own dtype."""
-    if not tensor_layout.takes("batch_norm", other, offset_C):
+    if not tensor_layout.supports("batch_norm", other, offset_C):
         return _affine(one, scale1_C, torch.zeros_like(offset_C)).add_(_affine(other, scale2_C, offset_C))
-    y = tensor_layout.dense(other)
-    x, result = tensor_layout.laid_out_as(y, one), torch.empty_like(y)
+    y = tensor_layout.to_dense(other)
+    x, result = tensor_layout.match_memory_format(y, one), torch.empty_like(y)
     batch, channels, height, width = y.shape
-    tensor_layout.run(
+    tensor_layout.call_kernel(
         "batch_norm", "combine", y, (x, y, scale1_C, scale2_C, offset_C, result), batch, channels, height * width
     )
     return result
@@ -98,7 +98,7 @@ def _affine(x: Tensor, slope_C: Tensor, offset_C: Tensor) -> Tensor:
     return torch.batch_norm(x, slope_C, offset_C, zeros, ones, False, 0.0, 0.0, torch.backends.cudnn.enabled)
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` with training statistics over the equal batches of all `size` workers, which `sum_` adds up."""
 
     def __init__(self, like: nn.BatchNorm2d, sum_: Sum, size: int) -> None:
@@ -107,10 +107,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.load_state_dict(like.state_dict())
         self._sum, self._size = sum_, size
         self._reused: Statistics | None = None
-        self.last: Statistics | None = None
+        self.last_statistics: Statistics | None = None
 
     @contextmanager
-    def repeating(self, statistics: Statistics) -> Iterator[None]:
+    def reuse_statistics(self, statistics: Statistics) -> Iterator[None]:
         """Normalise with `statistics` within the block, without an all-reduce: a second pass over the same maps."""
         self._reused = statistics
         try:
@@ -142,14 +142,14 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         if not torch.compiler.is_compiling():
-            self.last = mean, variance
+            self.last_statistics = mean, variance
         self.running_mean.lerp_(mean, self.momentum or 0.0)
         self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum or 0.0)
 
 
-def synchronise_batch_norm(network: nn.Module, sum_: Sum, size: int) -> None:
+def convert_batch_norm(network: nn.Module, sum_: Sum, size: int) -> None:
     """Replace every `nn.BatchNorm2d` inside `network` by one that is synchronised over `size` workers."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                setattr(module, name, GlobalBatchNorm2d(child, sum_, size))
+                setattr(module, name, SyncBatchNorm2d(child, sum_, size))

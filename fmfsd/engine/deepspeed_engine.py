@@ -17,21 +17,21 @@ from deepspeed.utils import logger, safe_get_full_grad
 from torch import Tensor, nn
 
 from fmfsd.config import RunConfig
-from fmfsd.config.deepspeed_config import deepspeed_config
+from fmfsd.config.deepspeed_config import build_deepspeed_config
 from fmfsd.distributed.collectives import Comms
-from fmfsd.engine.base_engine import TrainedNetwork, checksum
-from fmfsd.engine.deepspeed_setup import compile_nothing, import_muon, say_less
+from fmfsd.engine.base_engine import BaseEngine, checksum
+from fmfsd.engine.deepspeed_setup import disable_op_builds, filter_log, import_muon
 from fmfsd.engine.interface import EngineState
-from fmfsd.engine.optimizer_state import give_back, kept_by
+from fmfsd.engine.optimizer_state import get_optimizer_state, load_optimizer_state
 from fmfsd.engine.training_pass import TrainingPass
-from fmfsd.engine.zero_state import DividedState, DividedWeights, Zero
+from fmfsd.engine.zero_state import PartitionedOptimizerState, PartitionedWeights, ZeroState
 from fmfsd.errors import NonFiniteLossError
 from fmfsd.losses import LossTerms, SelfDistillLoss
 from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer
 
 
-class DeepSpeedEngine(TrainedNetwork):
+class DeepSpeedEngine(BaseEngine):
     """Holds the network and the engine and optimizer from `deepspeed.initialize`.
 
     At stage 3 the network's parameters are empty outside a forward or backward pass, so a copy is evaluated, which
@@ -44,35 +44,35 @@ class DeepSpeedEngine(TrainedNetwork):
         super().__init__(network, config, comms, device)
         self.network.to(memory_format=torch.contiguous_format)  # DeepSpeed broadcasts contiguous weights only
         _init_process_group(device)
-        compile_nothing(deepspeed.ops)
+        disable_op_builds(deepspeed.ops)
         import_muon(compiler)
-        say_less(logger)
+        filter_log(logger)
         self._stage = config.engine.zero_stage
-        self._copy = copy.deepcopy(self.network) if self._stage == 3 and self.average is None else None
+        self._copy = copy.deepcopy(self.network) if self._stage == 3 and self.ema is None else None
         self._base = build_optimizer(self.network, config.optim)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=TrainingPass(
                 self.network, loss, self.autocast
             ),  # deepspeed disables autocast outside the module only
             optimizer=self._base,
-            config=deepspeed_config(config, comms.size),
+            config=build_deepspeed_config(config, comms.size),
             dist_init_required=False,
         )
         self._zero = self._build_zero()
         self._set_loss_scale()
 
-    def _build_zero(self) -> Zero | None:
+    def _build_zero(self) -> ZeroState | None:
         """Return the access to ZeRO's partitioned state, or None without ZeRO."""
         if self._stage == 3:
-            return DividedWeights(self.network, self._optimizer, rank=self._comms.rank)
-        return DividedState(self.network, self._optimizer) if self._stage else None
+            return PartitionedWeights(self.network, self._optimizer, rank=self._comms.rank)
+        return PartitionedOptimizerState(self.network, self._optimizer) if self._stage else None
 
-    def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
-        return self._engine(self.laid_out(images), labels)
+    def compute_terms(self, images: Tensor, labels: Tensor) -> LossTerms:
+        return self._engine(self.to_memory_format(images), labels)
 
     @property
-    def evaluated(self) -> nn.Module:
-        return self._copy if self._copy is not None else super().evaluated
+    def evaluated_network(self) -> nn.Module:
+        return self._copy if self._copy is not None else super().evaluated_network
 
     def unify_buffers(self) -> None:
         super().unify_buffers()
@@ -85,8 +85,8 @@ class DeepSpeedEngine(TrainedNetwork):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        with self.backwards():
-            self._engine.backward(self.scaled(loss) if self._zero is None else loss, scale_wrt_gas=False)
+        with self.backward_context():
+            self._engine.backward(self.scale_loss(loss) if self._zero is None else loss, scale_wrt_gas=False)
 
     def gradients(self) -> dict[str, Tensor]:
         scale = self.loss_scale or 1.0
@@ -95,14 +95,14 @@ class DeepSpeedEngine(TrainedNetwork):
     def step(self, learning_rate: float) -> None:
         for group in self._base.param_groups:
             group["lr"] = learning_rate
-        if self._try_step() and self.average is not None:
+        if self._try_step() and self.ema is not None:
             with self._gathered_weights():
-                self.average.update(self.network)
+                self.ema.update(self.network)
 
     def _try_step(self) -> bool:
         """Step unless the gradients are not finite; return whether it did. ZeRO itself unscales and skips steps."""
         if self._zero is None:
-            finite = self.gradients_fit()
+            finite = self.unscale_gradients()
             (self._engine.step if finite else self._engine.zero_grad)()
             return finite
         self._engine.step()
@@ -113,16 +113,16 @@ class DeepSpeedEngine(TrainedNetwork):
 
         Without a loss scale, raise NonFiniteLossError if the gradients are not finite.
         """
-        if self.scale is not None:
-            self.scale.update(fits=finite)
+        if self.grad_scaler is not None:
+            self.grad_scaler.update(finite=finite)
             self._set_loss_scale()
         elif not finite:
             raise NonFiniteLossError("the gradients are not finite. Earlier checkpoints remain. Lower optim.lr")
         return finite
 
     def _set_loss_scale(self) -> None:
-        if self._zero is not None and self.scale is not None:
-            self._optimizer.override_loss_scale(self.scale.value)
+        if self._zero is not None and self.grad_scaler is not None:
+            self._optimizer.override_loss_scale(self.grad_scaler.value)
 
     @contextmanager
     def _gathered_weights(self) -> Iterator[None]:
@@ -138,21 +138,23 @@ class DeepSpeedEngine(TrainedNetwork):
         return checksum(*self.network.buffers()) if self._stage == 3 else super().weights_checksum()
 
     def state(self) -> EngineState:
-        optimizer_state = kept_by(self._base, self.network) if self._zero is None else self._zero.kept()
-        return EngineState(self._model_state(), optimizer_state | self.added())
+        optimizer_state = (
+            get_optimizer_state(self._base, self.network) if self._zero is None else self._zero.gather_optimizer_state()
+        )
+        return EngineState(self._model_state(), optimizer_state | self.extra_state())
 
     def _model_state(self) -> dict[str, Tensor]:
         state = self.network.state_dict()
-        return state if self._zero is None else {**state, **self._zero.weights()}
+        return state if self._zero is None else {**state, **self._zero.gather_weights()}
 
     def load(self, state: EngineState) -> None:
         for name, buffer in self.network.named_buffers():
             buffer.copy_(state.model[name])
-        self.load_added(state)
+        self.load_extra_state(state)
         self._set_loss_scale()
         if self._zero is None:
             self.network.load_state_dict(state.model)
-            give_back(state.optimizer, self._base, self.network)
+            load_optimizer_state(state.optimizer, self._base, self.network)
         else:
             self._zero.load(state.model, state.optimizer)
 

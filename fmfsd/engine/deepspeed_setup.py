@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 
 
-def compile_nothing(ops: ModuleType) -> None:
+def disable_op_builds(ops: ModuleType) -> None:
     """Mark every C++ extension in `deepspeed.ops` as incompatible, so that DeepSpeed compiles none.
 
     DeepSpeed 0.19 checks this in one place (comm/torch.py, `build_shm_op`) and then, on a CPU, compiles an all-reduce
@@ -31,7 +31,7 @@ def import_muon(compiler: ModuleType) -> None:
         vars(compiler)["compile"] = decorator
 
 
-def say_less(logger: logging.Logger) -> None:
+def filter_log(logger: logging.Logger) -> None:
     """Filter out the warning that DeepSpeed logs at every start with a PyTorch optimizer."""
     logger.addFilter(_is_relevant)
 

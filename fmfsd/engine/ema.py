@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class WeightAverage:
+class WeightEMA:
     """EMA of each parameter and buffer: average = decay * average + (1 - decay) * value.
 
     The first update copies the values; before it there is no average. Integers (counts of batches) are averaged and
@@ -21,7 +21,7 @@ class WeightAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = deepcopy(network).eval()
-        self.begun = False
+        self.has_average = False
         self._update_average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
@@ -30,19 +30,19 @@ class WeightAverage:
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         for dtype in dict.fromkeys(average.dtype for average, _ in pairs):
             averages, values = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
-            if self.begun:
+            if self.has_average:
                 self._update_average(list(averages), list(values), 0)
             else:
                 torch._foreach_copy_(list(averages), list(values))
-        self.begun = True
+        self.has_average = True
 
     def state(self) -> dict[str, Tensor]:
         """Return the averages under the network's own names; empty before the first update."""
-        return self.network.state_dict() if self.begun else {}
+        return self.network.state_dict() if self.has_average else {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore a result of `state`; an empty one resets the average."""
-        self.begun = bool(state)
+        self.has_average = bool(state)
         if state:
             self.network.load_state_dict(state)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fmfsd.losses import LossTerms
 from fmfsd.model.network import Outputs
 
-AVERAGE = ".average"
-SCALE = "loss_scale."
+EMA_SUFFIX = ".average"
+LOSS_SCALE_PREFIX = "loss_scale."
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,16 @@ class EngineState:
     optimizer: dict[str, Tensor]
 
     @property
-    def averages(self) -> dict[str, Tensor]:
+    def ema_weights(self) -> dict[str, Tensor]:
         """Return the EMA of parameters and buffers by name; empty without EMA."""
-        return {name.removesuffix(AVERAGE): value for name, value in self.optimizer.items() if name.endswith(AVERAGE)}
+        return {
+            name.removesuffix(EMA_SUFFIX): value for name, value in self.optimizer.items() if name.endswith(EMA_SUFFIX)
+        }
 
     @property
-    def evaluated(self) -> dict[str, Tensor]:
+    def evaluated_weights(self) -> dict[str, Tensor]:
         """Return the weights and buffers for evaluation and export: the EMA if there is one."""
-        return self.averages or self.model
+        return self.ema_weights or self.model
 
 
 class Engine(Protocol):
@@ -52,12 +54,12 @@ class Engine(Protocol):
         """Return the loss scale of the next backward pass in fp16, else None."""
         ...
 
-    def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
+    def compute_terms(self, images: Tensor, labels: Tensor) -> LossTerms:
         """Run a forward pass in training, in the engine's precision and memory format; return the terms of the loss."""
         ...
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated_network(self) -> nn.Module:
         """Return the unwrapped module that `predict` runs."""
         ...
 

@@ -17,27 +17,29 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Form:
+class PrecisionFormat:
     """`dtype` is that of weights and images; `memory_format` theirs; `autocast_dtype` is None without autocast."""
 
     dtype: torch.dtype
-    layout: torch.memory_format
-    mixed: torch.dtype | None
+    memory_format: torch.memory_format
+    autocast_dtype: torch.dtype | None
 
     @classmethod
-    def of(cls, train: TrainConfig) -> "Form":
+    def from_config(cls, train: TrainConfig) -> "PrecisionFormat":
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         return cls(DTYPES[train.precision], layout, _MIXED.get(train.precision))
 
-    def given_to(self, network: AnyModule, device: torch.device) -> AnyModule:
+    def apply_to(self, network: AnyModule, device: torch.device) -> AnyModule:
         """Move `network` to `device`, this dtype and this memory format, and return it."""
-        return network.to(device, self.dtype).to(memory_format=self.layout)
+        return network.to(device, self.dtype).to(memory_format=self.memory_format)
 
     def autocast(self, device_type: str) -> torch.autocast:
-        return torch.autocast(device_type, self.mixed or torch.bfloat16, enabled=self.mixed is not None)
+        return torch.autocast(
+            device_type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
+        )
 
 
-def exact_arithmetic(*, deterministic: bool) -> None:
+def configure_arithmetic(*, deterministic: bool) -> None:
     """Disable TF32, which has only 10 bits of mantissa, so that fp32 is exact fp32.
 
     `deterministic`: use deterministic algorithms, also on GPUs, and raise an error where there are none. Otherwise

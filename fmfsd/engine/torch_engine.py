@@ -11,10 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fmfsd.config import RunConfig
 from fmfsd.distributed.collectives import Comms
-from fmfsd.engine.base_engine import TrainedNetwork
+from fmfsd.engine.base_engine import BaseEngine
 from fmfsd.engine.interface import EngineState
-from fmfsd.engine.optimizer_state import give_back, kept_by
-from fmfsd.engine.training_pass import TrainingPass, compiled
+from fmfsd.engine.optimizer_state import get_optimizer_state, load_optimizer_state
+from fmfsd.engine.training_pass import TrainingPass, compile_module
 from fmfsd.losses import LossTerms, SelfDistillLoss
 from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer
@@ -22,7 +22,7 @@ from fmfsd.optim import build_optimizer
 _WARM_UP_PASSES = 2
 
 
-class TorchEngine(TrainedNetwork):
+class TorchEngine(BaseEngine):
     """Holds the network, its optimizer and, with several workers, the DDP wrapper."""
 
     def __init__(
@@ -34,12 +34,12 @@ class TorchEngine(TrainedNetwork):
         module: nn.Module = TrainingPass(self.network, loss, self.autocast)
         if self.is_compiled:
             network.recomputes = False  # the compiler decides what to recompute
-            module = compiled(module, config.train)
+            module = compile_module(module, config.train)
         buffers = not self.synchronised
         self._module = _wrap_ddp(module, comms, device, buffers=buffers) if comms.size > 1 else module
 
-    def terms(self, images: Tensor, labels: Tensor) -> LossTerms:
-        terms: LossTerms = self._module(self.laid_out(images), labels)
+    def compute_terms(self, images: Tensor, labels: Tensor) -> LossTerms:
+        terms: LossTerms = self._module(self.to_memory_format(images), labels)
         return terms
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
@@ -48,15 +48,15 @@ class TorchEngine(TrainedNetwork):
         )
 
     def backward(self, loss: Tensor) -> None:
-        with self.backwards():
-            self.scaled(loss).backward()
+        with self.backward_context():
+            self.scale_loss(loss).backward()
 
     def gradients(self) -> dict[str, Tensor]:
         named, scale = self.network.named_parameters(), self.loss_scale or 1.0
         return {name: parameter.grad / scale for name, parameter in named if parameter.grad is not None}
 
     def step(self, learning_rate: float) -> None:
-        if self.gradients_fit():
+        if self.unscale_gradients():
             self._step(learning_rate)
         self.optimizer.zero_grad()
 
@@ -66,8 +66,8 @@ class TorchEngine(TrainedNetwork):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.network)
+        if self.ema is not None:
+            self.ema.update(self.network)
 
     def warm_up(self, forward_and_backward: Callable[[], None]) -> None:
         """Run passes without side effects, so that compilation and DDP's bucket rebuilding precede the first step.
@@ -86,12 +86,14 @@ class TorchEngine(TrainedNetwork):
             buffer.copy_(before[name])
 
     def state(self) -> EngineState:
-        return EngineState(self.network.state_dict(), kept_by(self.optimizer, self.network) | self.added())
+        return EngineState(
+            self.network.state_dict(), get_optimizer_state(self.optimizer, self.network) | self.extra_state()
+        )
 
     def load(self, state: EngineState) -> None:
         self.network.load_state_dict(state.model)
-        self.load_added(state)
-        give_back(state.optimizer, self.optimizer, self.network)
+        self.load_extra_state(state)
+        load_optimizer_state(state.optimizer, self.optimizer, self.network)
 
 
 def _wrap_ddp(network: nn.Module, comms: Comms, device: torch.device, *, buffers: bool) -> DistributedDataParallel:
@@ -99,7 +101,7 @@ def _wrap_ddp(network: nn.Module, comms: Comms, device: torch.device, *, buffers
     devices = [device] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = buffers  # the argument is deprecated in torch 2.15, its successor unknown to 2.14
-    if comms.shares_memory:
+    if comms.uses_shared_memory:
         wrapped.register_comm_hook(comms, _all_reduce_hook)
     return wrapped
 
@@ -107,5 +109,5 @@ def _wrap_ddp(network: nn.Module, comms: Comms, device: torch.device, *, buffers
 def _all_reduce_hook(comms: Comms, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
     """Average the bucket's gradients over all workers, synchronously."""
     future = Future[Tensor]()
-    future.set_result(comms.mean_(bucket.buffer()))
+    future.set_result(comms.all_reduce_mean_(bucket.buffer()))
     return future

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmfsd.config import RunConfig, TrainConfig
 from fmfsd.losses import LossTerms, SelfDistillLoss
-from fmfsd.system.compilers import missing_for_compile
+from fmfsd.system.compilers import find_missing_compiler
 
 
 class TrainingPass(nn.Module):
@@ -32,7 +32,7 @@ def is_compiled(config: RunConfig, device: torch.device) -> bool:
     """Return whether training passes are compiled. `auto`: on a GPU, if its compiler works and nothing forbids it."""
     if config.train.compile != "auto":
         return config.train.compile in (True, "cuda_graphs")
-    return device.type == "cuda" and not missing_for_compile("cuda") and may_be_compiled(config)
+    return device.type == "cuda" and not find_missing_compiler("cuda") and may_be_compiled(config)
 
 
 def may_be_compiled(config: RunConfig) -> bool:
@@ -42,7 +42,7 @@ def may_be_compiled(config: RunConfig) -> bool:
     return config.train.recompute in ("auto", "none")
 
 
-def compiled(module: nn.Module, train: TrainConfig) -> nn.Module:
+def compile_module(module: nn.Module, train: TrainConfig) -> nn.Module:
     """Compile `module` for batches of one shape. DDP splits the graph at its buckets, to overlap communication."""
     mode = "reduce-overhead" if train.compile == "cuda_graphs" else None
     return cast("nn.Module", torch.compile(module, fullgraph=True, dynamic=False, mode=mode))

@@ -20,20 +20,20 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from fmfsd.engine.optimizer_state import of_parameters
+from fmfsd.engine.optimizer_state import iterate_parameter_state
 
 _STEP = "step"
 """AdamW's step count, one per flat parameter; all other state has one value per weight."""
 
 
-class Zero(Protocol):
+class ZeroState(Protocol):
     """Access to the full weights and optimizer state at one ZeRO stage."""
 
-    def weights(self) -> dict[str, Tensor]:
+    def gather_weights(self) -> dict[str, Tensor]:
         """Return the full tensor of each parameter."""
         ...
 
-    def kept(self) -> dict[str, Tensor]:
+    def gather_optimizer_state(self) -> dict[str, Tensor]:
         """Return the optimizer state of the full parameters, as in `optimizer_state`; empty before the first step."""
         ...
 
@@ -47,7 +47,7 @@ class _Partitioned:
         self._parameters = dict(network.named_parameters())
         self._base, self._flats = base, flats
 
-    def kept(self) -> dict[str, Tensor]:
+    def gather_optimizer_state(self) -> dict[str, Tensor]:
         state = self._base.state.get(self._flats[0], {})
         values = {
             f"{name}.{key}": safe_get_full_optimizer_state(parameter, key)
@@ -70,27 +70,27 @@ class _Partitioned:
         self._base.param_groups = groups
 
     def _set_step_count(self, state: Mapping[str, Tensor]) -> None:
-        counts = [value for _name, key, value in of_parameters(state) if key == _STEP]
+        counts = [value for _name, key, value in iterate_parameter_state(state) if key == _STEP]
         for flat in self._flats if counts else ():
             self._base.state[flat][_STEP].copy_(counts[0])
 
     def _set(self, state: Mapping[str, Tensor], set_: Callable[[nn.Parameter, Tensor, str], None]) -> None:
-        for name, key, value in of_parameters(state):
+        for name, key, value in iterate_parameter_state(state):
             if key != _STEP:
                 set_(self._parameters[name], value, key)
 
 
-class DividedState(_Partitioned):
+class PartitionedOptimizerState(_Partitioned):
     """ZeRO stages 1 and 2: every worker has all weights and steps its partition."""
 
     def __init__(self, network: nn.Module, optimizer: Any) -> None:
         super().__init__(network, optimizer.optimizer, optimizer.single_partition_of_fp32_groups)
         self._optimizer = optimizer
 
-    def kept(self) -> dict[str, Tensor]:
+    def gather_optimizer_state(self) -> dict[str, Tensor]:
         if self._flats[0] in self._base.state:
             self._link()
-        return super().kept()
+        return super().gather_optimizer_state()
 
     def _link(self) -> None:
         """Link the optimizer state to the parameters again: DeepSpeed links it after the first group's step, too early
@@ -98,34 +98,34 @@ class DividedState(_Partitioned):
         self._optimizer._hp_optimizer_states_linked = False
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
-    def weights(self) -> dict[str, Tensor]:
+    def gather_weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             parameter.data.copy_(weights[name])
             safe_set_full_fp32_param(parameter, weights[name])
-        if any(of_parameters(state)):
+        if any(iterate_parameter_state(state)):
             self._init_state()
             self._link()
             self._set(state, safe_set_full_optimizer_state)
             self._set_step_count(state)
 
 
-class DividedWeights(_Partitioned):
+class PartitionedWeights(_Partitioned):
     """ZeRO stage 3: every worker has its partition of the weights; full weights exist only while they are used."""
 
     def __init__(self, network: nn.Module, optimizer: Any, *, rank: int) -> None:
         super().__init__(network, optimizer.optimizer, optimizer.fp32_partitioned_groups_flat)
         self._optimizer, self._rank = optimizer, rank
 
-    def weights(self) -> dict[str, Tensor]:
+    def gather_weights(self) -> dict[str, Tensor]:
         return {name: safe_get_full_fp32_param(parameter) for name, parameter in self._parameters.items()}
 
     def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             safe_set_local_fp32_param(parameter, self._partition(weights[name], parameter))
-        if any(of_parameters(state)):
+        if any(iterate_parameter_state(state)):
             self._init_state()
             self._set(
                 state,

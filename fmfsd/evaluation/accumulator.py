@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmfsd.distributed.collectives import Comms
-from fmfsd.evaluation.attention_masks import Attention
-from fmfsd.model.network import Outputs, ensemble
+from fmfsd.evaluation.attention_masks import AttentionMaps
+from fmfsd.model.network import Outputs, average_logits
 from fmfsd.model.prune import ENSEMBLE
 
 BINS = 15
@@ -56,13 +56,13 @@ class Evaluation:
     attention: ClassAttention | None
 
     @property
-    def not_finite(self) -> list[str]:
+    def non_finite_values(self) -> list[str]:
         """Names of the values that are NaN or infinite: the loss, or the output of a head."""
         loss = [] if math.isfinite(self.metrics["loss"]) else ["the loss"]
         return loss + [f"the output of {name}" for name, head in self.calibration.items() if math.isnan(head.error)]
 
 
-class Tally:
+class EvaluationAccumulator:
     """Accumulates sums over samples. They are stored in one tensor, `sums`, so that one all-reduce is enough."""
 
     def __init__(self, head_names: Sequence[str], num_classes: int, device: torch.device) -> None:
@@ -74,10 +74,10 @@ class Tally:
         self._attention: Tensor | None = None
         self._names: tuple[str, ...] = ()
 
-    def add(self, outputs: Outputs, labels: Tensor, attention: Attention | None = None) -> None:
+    def add(self, outputs: Outputs, labels: Tensor, attention: AttentionMaps | None = None) -> None:
         logits = [head.double() for head in outputs.logits]
         if len(logits) > 1:
-            logits.append(ensemble(logits))
+            logits.append(average_logits(logits))
         confidence = torch.stack([head.softmax(dim=1).amax(dim=1) for head in logits])
         predicted = torch.stack([head.argmax(dim=1) for head in logits])
         loss = F.cross_entropy(logits[self._deepest], labels, reduction="sum")
@@ -88,7 +88,7 @@ class Tally:
         if attention is not None:
             self._add_attention(attention, labels)
 
-    def _add_attention(self, attention: Attention, labels: Tensor) -> None:
+    def _add_attention(self, attention: AttentionMaps, labels: Tensor) -> None:
         if self._attention is None:
             self._names = attention.names
             self._attention = torch.zeros(
@@ -96,9 +96,9 @@ class Tally:
             )
         self._attention.index_add_(0, labels, attention.grids.double())
 
-    def of_all(self, comms: Comms) -> Evaluation:
+    def compute(self, comms: Comms) -> Evaluation:
         """All-reduce the sums and return the metrics of all workers' samples. Every worker must call it."""
-        parts = comms.sum_(self.sums).split(self._sizes)
+        parts = comms.all_reduce_(self.sums).split(self._sizes)
         samples, loss = (part.item() for part in parts[:2])
         agreement, *binned, confusion = parts[2:]
         calibration = self._calibration([part.view(-1, BINS) for part in binned])
@@ -126,16 +126,16 @@ class Tally:
     def _class_attention(self, comms: Comms, samples: Tensor) -> ClassAttention | None:
         """Average the attention maps by class. A worker without images gets names and shape from another worker."""
         local = (self._names, list(self._attention.shape)) if self._attention is not None else None
-        shared = next((each for each in comms.gather(local) if each is not None), None)
+        shared = next((each for each in comms.all_gather_object(local) if each is not None), None)
         if shared is None:
             return None
         names, shape = shared
         sums = self._attention if self._attention is not None else self.sums.new_zeros(shape)
-        means = comms.sum_(sums) / samples.clamp(min=1).view(-1, 1, 1, 1)
-        return ClassAttention(tuple(names), rounded(means))
+        means = comms.all_reduce_(sums) / samples.clamp(min=1).view(-1, 1, 1, 1)
+        return ClassAttention(tuple(names), round_grids(means))
 
 
-def rounded(grids: Tensor) -> Any:
+def round_grids(grids: Tensor) -> Any:
     """Return nested lists rounded to 5 digits: at the start of training mask values differ by less than 0.001."""
     return [[[[round(x, 5) for x in row] for row in grid] for grid in image] for image in grids.tolist()]
 

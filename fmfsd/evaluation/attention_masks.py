@@ -12,7 +12,7 @@ AVERAGED, FUSED = "averaged", "fused"
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionMaps:
     """Attention maps of B images, one grid (B, H, W) per name.
 
     Names: one per tap, the mask of its feature map, a mean over groups; `averaged`, the mean mask, for a fusion that
@@ -24,14 +24,14 @@ class Attention:
     """(B, M, H, W); M is the number of names."""
 
 
-class Watcher:
+class AttentionRecorder:
     """Records the attention maps of a network's last forward pass in `last`; None for a network without fusion."""
 
     def __init__(self) -> None:
-        self.last: Attention | None = None
+        self.last: AttentionMaps | None = None
 
     @contextmanager
-    def watching(self, network: nn.Module) -> Iterator[None]:
+    def recording(self, network: nn.Module) -> Iterator[None]:
         fusion, taps = getattr(network, "fusion", None), getattr(network, "taps", ())
         if not isinstance(fusion, nn.Module):
             yield
@@ -47,8 +47,8 @@ class Watcher:
             handle.remove()
 
 
-def _attention(taps: Sequence[str], masks: Sequence[Tensor], fused: Tensor, *, averaged: bool) -> Attention:
+def _attention(taps: Sequence[str], masks: Sequence[Tensor], fused: Tensor, *, averaged: bool) -> AttentionMaps:
     means = [mask.float().mean(dim=1) for mask in masks]
     average = {AVERAGED: torch.stack(means).mean(dim=0)} if averaged else {}
     grids = {**dict(zip(taps, means, strict=False)), **average, FUSED: fused.float().abs().mean(dim=1)}
-    return Attention(tuple(grids), torch.stack(tuple(grids.values()), dim=1))
+    return AttentionMaps(tuple(grids), torch.stack(tuple(grids.values()), dim=1))

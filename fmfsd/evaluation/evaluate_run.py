@@ -10,34 +10,46 @@ import torch
 from torch import Tensor, nn
 
 from fmfsd.config import RunConfig
-from fmfsd.config.load import checked_data
+from fmfsd.config.load import load_data_config
 from fmfsd.config.names import FOLDER
 from fmfsd.data.cifar.official_files import OFFICIAL, has_files
-from fmfsd.data.loading.load_shards import images_stay_in_files
+from fmfsd.data.loading.load_shards import should_stream_images
 from fmfsd.data.prepare import prepare
-from fmfsd.data.shards.index import SetIndex, read_index, set_folder
-from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.data.shards.index import SetIndex, prepared_set_folder, read_index
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
 from fmfsd.engine.build import build_loss
 from fmfsd.engine.interface import EngineState
-from fmfsd.engine.precision import Form, exact_arithmetic
+from fmfsd.engine.precision import PrecisionFormat, configure_arithmetic
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.evaluation.early_exits import ExitTable, measure_costs, measure_settings
-from fmfsd.evaluation.exit_thresholds import Thresholds, cheapest, curve, parsed_target, settings_of, sureness
+from fmfsd.evaluation.exit_thresholds import (
+    Thresholds,
+    collect_confidences,
+    find_cheapest_thresholds,
+    parse_target,
+    parse_thresholds,
+    threshold_curve,
+)
 from fmfsd.evaluation.heads import Predictor, evaluate, evaluation_batches
-from fmfsd.evaluation.results import Assessment, EarlyExits
-from fmfsd.evaluation.trained_run import newest_checkpoint, own_index, run_config, without_download
+from fmfsd.evaluation.results import EarlyExitResults, RunEvaluation
+from fmfsd.evaluation.trained_run import (
+    disable_pretrained,
+    load_newest_checkpoint,
+    load_run_config,
+    read_training_index,
+)
 from fmfsd.model.build import build_network
-from fmfsd.model.early_exit import early_heads
+from fmfsd.model.early_exit import early_head_names
 from fmfsd.model.network import Network, Outputs
 from fmfsd.run.run_dir import RunDir
-from fmfsd.terminal import Report
+from fmfsd.terminal import ProgressCallback
 
 DEFAULT_THRESHOLDS = ("0.9",)
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvaluateOptions:
     """Options of an evaluation of a checkpoint.
 
     `data`: a folder with another data set than the run's; `split`: the split of it. `thresholds`: settings of early
@@ -54,21 +66,21 @@ class Questions:
     data: Path | None = None
 
 
-def assess(
+def evaluate_run(
     run: RunDir,
-    options: Questions,
+    options: EvaluateOptions,
     device: torch.device,
     comms: Comms | None = None,
-    report: Report = lambda *_: None,
-) -> Assessment:
+    report: ProgressCallback = lambda *_: None,
+) -> RunEvaluation:
     """Evaluate the newest complete checkpoint of `run`, the samples divided over the workers of `comms`. Write nothing.
 
     With the same number of workers and the same kind of device the metrics equal the run's own to the last digit.
     Raises ConfigError for an invalid split, thresholds or target, CheckError without a checkpoint, NoCheckpointError if
     none is complete, DataError for data of another kind.
     """
-    config, comms = run_config(run), comms or SoloComms()
-    exact_arithmetic(deterministic=config.train.deterministic)
+    config, comms = load_run_config(run), comms or SingleWorkerComms()
+    configure_arithmetic(deterministic=config.train.deterministic)
     with (
         _index(run, config, options, comms) as index,
         closing(_Evaluator(run, config, index, options, device, comms, report)) as evaluator,
@@ -84,35 +96,35 @@ class _Evaluator:
         run: RunDir,
         config: RunConfig,
         index: SetIndex,
-        options: Questions,
+        options: EvaluateOptions,
         device: torch.device,
         comms: Comms,
-        report: Report,
+        report: ProgressCallback,
     ) -> None:
         """Load the checkpoint. Raises ConfigError for invalid options before anything slow starts."""
         self.config, self.index, self.options, self.comms = config, index, options, comms
         self._device, self._report = device, report
-        self.network: Network = build_network(without_download(config))
-        self.early = early_heads(self.network) if options.early_exits else ()
-        self.settings = settings_of(options.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
+        self.network: Network = build_network(disable_pretrained(config))
+        self.early = early_head_names(self.network) if options.early_exits else ()
+        self.settings = parse_thresholds(options.thresholds or (DEFAULT_THRESHOLDS if self.early else ()), self.early)
         self.target = _target(options, self.early, index)
-        self.checkpoint = newest_checkpoint(run)
-        self.engine = TorchEngine(self.network, build_loss(config), config, SoloComms(), device)
-        self.engine.load(EngineState(self.checkpoint.engine.evaluated, {}))
-        self._in_files = images_stay_in_files(config.data, index, comms, device)
+        self.checkpoint = load_newest_checkpoint(run)
+        self.engine = TorchEngine(self.network, build_loss(config), config, SingleWorkerComms(), device)
+        self.engine.load(EngineState(self.checkpoint.engine.evaluated_weights, {}))
+        self._in_files = should_stream_images(config.data, index, comms, device)
         self.batches = evaluation_batches(config, index, options.split, comms, device, self._in_files)
 
     def close(self) -> None:
         self.batches.close()
 
-    def evaluate(self) -> Assessment:
+    def evaluate(self) -> RunEvaluation:
         options, position = self.options, self.checkpoint.position
-        samples = self.index.samples(options.split)
+        samples = self.index.num_samples(options.split)
         evaluation = evaluate(self.engine, self.batches, self.comms, report=self._progress("images", samples))
         assert evaluation is not None, "evaluate() got no stop callback"
         mirrored = evaluate(_Mirrored(self.engine), self.batches, self.comms) if options.mirrored else None
         exits = self._exits() if self.early else None
-        return Assessment(
+        return RunEvaluation(
             options.split,
             str(options.data or self.index.folder),
             position.folder_name,
@@ -125,7 +137,7 @@ class _Evaluator:
             classes=self.index.classes,
         )
 
-    def _exits(self) -> EarlyExits:
+    def _exits(self) -> EarlyExitResults:
         alone, if_all_leave = measure_costs(self.network, self.batches, self._form, self.comms)
         costs, seconds = zip(*map(astuple, if_all_leave.values()), strict=True)
         chosen = self._choose_thresholds(costs) if self.target is not None else None
@@ -133,26 +145,26 @@ class _Evaluator:
         progress = self._progress("settings of early exits", len(settings))
         measured = measure_settings(self.network, self.batches, self._form, settings, self.comms, report=progress)
         table = ExitTable(alone, if_all_leave, measured)
-        confidences = sureness(self.engine, self.batches, len(self.early), self.comms)
-        return EarlyExits(table, curve(confidences, costs, seconds), self.options.exit_target, chosen)
+        confidences = collect_confidences(self.engine, self.batches, len(self.early), self.comms)
+        return EarlyExitResults(table, threshold_curve(confidences, costs, seconds), self.options.exit_target, chosen)
 
     def _choose_thresholds(self, costs: Sequence[float]) -> Thresholds:
         """Choose thresholds on the validation split: on the split they are chosen on, accuracy is biased upwards."""
         assert self.target is not None
         held_out = evaluation_batches(self.config, self.index, "valid", self.comms, self._device, self._in_files)
         with closing(held_out):
-            confidences = sureness(self.engine, held_out, len(self.early), self.comms)
-        thresholds = cheapest(confidences, costs, confidences.deepest_top1 + self.target)
+            confidences = collect_confidences(self.engine, held_out, len(self.early), self.comms)
+        thresholds = find_cheapest_thresholds(confidences, costs, confidences.deepest_top1 + self.target)
         if thresholds is None:
-            best = max(point.top1 for point in curve(confidences, costs, costs)) - confidences.deepest_top1
+            best = max(point.top1 for point in threshold_curve(confidences, costs, costs)) - confidences.deepest_top1
             reached = f"one threshold for all heads reaches {100 * best:+.2f} points on the validation split"
             name = f"--exit-target {self.options.exit_target}"
             raise CheckError([Problem(name, f"no thresholds reach it: {reached}")])
         return thresholds
 
     @property
-    def _form(self) -> Form:
-        return Form.of(self.config.train)
+    def _form(self) -> PrecisionFormat:
+        return PrecisionFormat.from_config(self.config.train)
 
     def _progress(self, unit: str, total: int) -> Callable[[float], None]:
         return lambda done: self._report(unit, round(done * total), total)
@@ -165,8 +177,8 @@ class _Mirrored:
         self._engine, self.head_names = engine, engine.head_names
 
     @property
-    def evaluated(self) -> nn.Module:
-        return self._engine.evaluated
+    def evaluated_network(self) -> nn.Module:
+        return self._engine.evaluated_network
 
     def predict(self, images: Tensor) -> Outputs:
         plain, mirrored = self._engine.predict(images), self._engine.predict(images.flip(3))
@@ -175,9 +187,9 @@ class _Mirrored:
 
 
 @contextmanager
-def _index(run: RunDir, config: RunConfig, options: Questions, comms: Comms) -> Iterator[SetIndex]:
+def _index(run: RunDir, config: RunConfig, options: EvaluateOptions, comms: Comms) -> Iterator[SetIndex]:
     """Open the index of the data set to evaluate; prepare the set in a temporary folder if `data` is not prepared."""
-    training_index = own_index(run, config) if options.data is None else None
+    training_index = read_training_index(run, config) if options.data is None else None
     if training_index is not None:
         yield _require_fit(training_index, options.split, config, comms)
     elif options.data is not None and (options.data / "index.json").exists():
@@ -195,7 +207,7 @@ def _prepare(source: Path, config: RunConfig, scratch: str) -> SetIndex:
     """Prepare the official files of the run's data set, or image folders, as for its training."""
     name = config.data.name
     is_official = name in OFFICIAL and has_files(OFFICIAL[name], source)
-    data = checked_data(name=name if is_official else FOLDER, root=scratch, size=config.data.size, shards=1)
+    data = load_data_config(name=name if is_official else FOLDER, root=scratch, size=config.data.size, shards=1)
     return prepare(data, source=source, fetch=False, report=lambda *_: None)
 
 
@@ -205,7 +217,7 @@ def _require_fit(index: SetIndex, split: str, config: RunConfig, comms: Comms) -
         raise ConfigError(f"--split {split}: {index.folder} has no such split: choose one of {', '.join(index.splits)}")
     if index.shards % comms.size:
         raise ConfigError(f"{comms.size} workers do not divide the {index.shards} shards of {index.folder}")
-    num_classes, train_folder = len(index.classes), set_folder(config.data)
+    num_classes, train_folder = len(index.classes), prepared_set_folder(config.data)
     if num_classes != config.data.num_classes:
         raise DataError([Problem(str(index.folder), f"has {num_classes} classes, the run {config.data.num_classes}")])
     trained_on = read_index(train_folder) if (train_folder / "index.json").exists() else index
@@ -215,7 +227,7 @@ def _require_fit(index: SetIndex, split: str, config: RunConfig, comms: Comms) -
     return index
 
 
-def _target(options: Questions, early: Sequence[str], index: SetIndex) -> float | None:
+def _target(options: EvaluateOptions, early: Sequence[str], index: SetIndex) -> float | None:
     if options.exit_target is None:
         return None
     name = f"--exit-target {options.exit_target}"
@@ -226,6 +238,6 @@ def _target(options: Questions, early: Sequence[str], index: SetIndex) -> float 
             [Problem(name, f"{index.folder} has no validation split to choose thresholds on: set data.valid")]
         )
     try:
-        return parsed_target(options.exit_target)
+        return parse_target(options.exit_target)
     except ValueError as error:
         raise ConfigError([Problem(name, str(error))]) from error

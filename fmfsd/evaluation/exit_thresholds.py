@@ -18,35 +18,35 @@ Thresholds = tuple[float, ...]
 NEVER = 2.0
 """A threshold above every probability."""
 CURVE_POINTS = 40
-MOST_TRIED = 20_000
-MOST_LEVELS = 200
+MAX_SETTINGS = 20_000
+MAX_LEVELS = 200
 
 
 @dataclass(frozen=True)
-class Sureness:
+class HeadConfidences:
     """Confidence of H heads (the early ones, shallow to deep, then the deepest) on N samples.
 
     `confidence`: the largest class probability (H, N). `correct`: True where the head's prediction is correct (H, N).
     """
 
     confidence: Tensor
-    right: Tensor
+    correct: Tensor
 
-    def with_thresholds(self, thresholds: Sequence[float]) -> tuple[float, list[float]]:
+    def apply_thresholds(self, thresholds: Sequence[float]) -> tuple[float, list[float]]:
         """Return the accuracy, and the share of samples that exit at each head."""
-        remaining = torch.ones_like(self.right[0])
+        remaining = torch.ones_like(self.correct[0])
         correct, leaving = 0, []
         for number, threshold in enumerate((*thresholds, 0.0)):
             leaves = remaining & (self.confidence[number] >= threshold)
             remaining = remaining & ~leaves
-            correct += int((leaves & self.right[number]).sum())
+            correct += int((leaves & self.correct[number]).sum())
             leaving.append(int(leaves.sum()))
-        samples = self.right.shape[1]
+        samples = self.correct.shape[1]
         return correct / samples, [count / samples for count in leaving]
 
     @property
     def deepest_top1(self) -> float:
-        return self.right[-1].double().mean().item()
+        return self.correct[-1].double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ class CurvePoint:
     seconds: float
 
 
-def sureness(engine: Predictor, batches: EvaluationBatches, early: int, comms: Comms) -> Sureness:
+def collect_confidences(engine: Predictor, batches: EvaluationBatches, early: int, comms: Comms) -> HeadConfidences:
     """Return the confidences on the samples of all workers, on every worker. `early`: the number of early heads."""
     parts = [
         _batch_confidences(engine, images, labels, early)
-        for images, labels in map(batches.at, range(len(batches)))
+        for images, labels in map(batches.load_batch, range(len(batches)))
         if len(labels)
     ]
     local = [torch.cat([part[which] for part in parts], dim=1).tolist() if parts else [] for which in (0, 1)]
-    gathered = [part for part in comms.gather(local) if part[0]]
+    gathered = [part for part in comms.all_gather_object(local) if part[0]]
     confidence, right = (torch.cat([torch.tensor(part[which]) for part in gathered], dim=1) for which in (0, 1))
-    return Sureness(confidence.double(), right.bool())
+    return HeadConfidences(confidence.double(), right.bool())
 
 
 def _batch_confidences(engine: Predictor, images: Tensor, labels: Tensor, early: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,9 @@ def _batch_confidences(engine: Predictor, images: Tensor, labels: Tensor, early:
     return exits.softmax(dim=2).amax(dim=2).cpu(), (exits.argmax(dim=2) == labels).cpu()
 
 
-def curve(confidences: Sureness, costs: Sequence[float], seconds: Sequence[float]) -> tuple[CurvePoint, ...]:
+def threshold_curve(
+    confidences: HeadConfidences, costs: Sequence[float], seconds: Sequence[float]
+) -> tuple[CurvePoint, ...]:
     """Return the accuracy-cost curve of one threshold for all early heads, from all samples to none exiting early.
 
     Its thresholds are quantiles of the early heads' confidences. `costs` and `seconds` are by head.
@@ -90,24 +92,28 @@ def curve(confidences: Sureness, costs: Sequence[float], seconds: Sequence[float
     return tuple(_point(confidences, level, costs, seconds) for level in levels)
 
 
-def _point(confidences: Sureness, threshold: float, costs: Sequence[float], seconds: Sequence[float]) -> CurvePoint:
-    top1, leaving = confidences.with_thresholds([threshold] * (len(costs) - 1))
+def _point(
+    confidences: HeadConfidences, threshold: float, costs: Sequence[float], seconds: Sequence[float]
+) -> CurvePoint:
+    top1, leaving = confidences.apply_thresholds([threshold] * (len(costs) - 1))
     return CurvePoint(min(threshold, 1.0), top1, _cost(leaving, costs), _cost(leaving, seconds))
 
 
-def cheapest(confidences: Sureness, costs: Sequence[float], least_top1: float) -> Thresholds | None:
+def find_cheapest_thresholds(
+    confidences: HeadConfidences, costs: Sequence[float], least_top1: float
+) -> Thresholds | None:
     """Return the thresholds, one per early head, with the lowest cost and at least `least_top1` on these samples.
 
     None if no setting reaches it. Searches a grid of quantiles of each head's confidences, at most MAX_SETTINGS.
     """
-    results = ((*confidences.with_thresholds(setting), setting) for setting in _settings(confidences))
+    results = ((*confidences.apply_thresholds(setting), setting) for setting in _settings(confidences))
     candidates = [(_cost(leaving, costs), -top1, setting) for top1, leaving, setting in results if top1 >= least_top1]
     return min(candidates)[2] if candidates else None
 
 
-def _settings(confidences: Sureness) -> Iterator[Thresholds]:
+def _settings(confidences: HeadConfidences) -> Iterator[Thresholds]:
     early = confidences.confidence[:-1]
-    count = min(MOST_LEVELS, int(MOST_TRIED ** (1 / len(early)))) - 1
+    count = min(MAX_LEVELS, int(MAX_SETTINGS ** (1 / len(early)))) - 1
     return product(*([*_levels(head, count), NEVER] for head in early))
 
 
@@ -121,7 +127,7 @@ def _cost(leaving: Sequence[float], costs: Sequence[float]) -> float:
     return sum(share * cost for share, cost in zip(leaving, costs, strict=True))
 
 
-def parsed_target(text: str) -> float:
+def parse_target(text: str) -> float:
     """Parse `accuracy=-0.2`, the accuracy minus the deepest head's, in percentage points; return it as a fraction.
 
     Raises ValueError.
@@ -136,7 +142,7 @@ def parsed_target(text: str) -> float:
     return points / 100
 
 
-def settings_of(texts: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
+def parse_thresholds(texts: Sequence[str], early: Sequence[str]) -> list[Thresholds]:
     """Parse the values of `--exit-thresholds` into thresholds by early head. Raises ConfigError with all problems."""
     settings, problems = [], []
     for text in texts:

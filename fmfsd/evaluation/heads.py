@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from fmfsd.config import RunConfig
 from fmfsd.data.loading.batches import EvaluationBatches
-from fmfsd.data.loading.load_shards import own_shards
+from fmfsd.data.loading.load_shards import open_worker_shards
 from fmfsd.data.shards.index import SetIndex
 from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.precision import DTYPES
-from fmfsd.evaluation.accumulator import Evaluation, Tally
-from fmfsd.evaluation.attention_masks import Watcher
+from fmfsd.evaluation.accumulator import Evaluation, EvaluationAccumulator
+from fmfsd.evaluation.attention_masks import AttentionRecorder
 from fmfsd.model.network import Outputs
 
 
@@ -23,7 +23,7 @@ class Predictor(Protocol):
     head_names: tuple[str, ...]
 
     @property
-    def evaluated(self) -> nn.Module: ...
+    def evaluated_network(self) -> nn.Module: ...
 
     def predict(self, images: Tensor) -> Outputs: ...
 
@@ -42,17 +42,20 @@ def evaluate(
     agrees with the deepest; `loss`, the deepest head's cross-entropy. Accuracies are fractions. Returns None if `stop`
     became true on any worker. `report` is called with the fraction that is done.
     """
-    accumulator, recorder = Tally(engine.head_names, batches.num_classes, batches.device), Watcher()
-    with recorder.watching(engine.evaluated):
+    accumulator, recorder = (
+        EvaluationAccumulator(engine.head_names, batches.num_classes, batches.device),
+        AttentionRecorder(),
+    )
+    with recorder.recording(engine.evaluated_network):
         for number in range(len(batches)):
-            images, labels = batches.at(number)
+            images, labels = batches.load_batch(number)
             if len(labels):
                 outputs = engine.predict(images)
                 accumulator.add(outputs, labels, recorder.last)
             if comms.any(stop()):
                 return None
             report((number + 1) / len(batches))
-    return accumulator.of_all(comms)
+    return accumulator.compute(comms)
 
 
 def evaluation_batches(
@@ -60,9 +63,9 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """Return the batches of this worker's part of a split; `in_files`: read images from disk batch by batch."""
     return EvaluationBatches(
-        own_shards(index, split, rank=comms.rank, world_size=comms.size, device=device, in_files=in_files),
+        open_worker_shards(index, split, rank=comms.rank, world_size=comms.size, device=device, stream=in_files),
         config.data,
         batch=config.train.evaluate_batch,
-        largest_part=index.largest_part(split, comms.size),
+        largest_part=index.max_worker_samples(split, comms.size),
         dtype=DTYPES[config.train.precision],
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EarlyExits:
+class EarlyExitResults:
     """Results of early exits.
 
     `table`: measured. `curve`: one threshold for all early heads, computed from the measured costs. `target`: the value
@@ -29,7 +29,7 @@ class EarlyExits:
 
 
 @dataclass(frozen=True)
-class Assessment:
+class RunEvaluation:
     """Evaluation of `checkpoint`, saved after `step` steps.
 
     `metrics`: by the names used in metrics.jsonl. `mirrored`: the same with the logits of each image and its mirror
@@ -44,11 +44,11 @@ class Assessment:
     samples: int
     metrics: dict[str, float]
     mirrored: dict[str, float] | None
-    early_exits: EarlyExits | None
+    early_exits: EarlyExitResults | None
     evaluation: Evaluation
     classes: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in ("evaluation", "classes")}
 
     def tables(self) -> Iterator[Table]:
@@ -67,7 +67,7 @@ class Assessment:
             yield _exit_table(self.early_exits)
 
 
-def _exit_table(early_exits: EarlyExits) -> Table:
+def _exit_table(early_exits: EarlyExitResults) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -2,29 +2,29 @@
 
 import logging
 
-from fmfsd.checkpoint import Saved
+from fmfsd.checkpoint import Checkpoint
 from fmfsd.checkpoint.store import load_checkpoint
 from fmfsd.config import RunConfig, load_config
 from fmfsd.config.names import TIMM
-from fmfsd.data.shards.index import SetIndex, read_index, set_folder
+from fmfsd.data.shards.index import SetIndex, prepared_set_folder, read_index
 from fmfsd.errors import CheckError, CheckpointError, NoCheckpointError, Problem, UnreadableCheckpointError
-from fmfsd.model.backbones.timm import statistics_of_weights
+from fmfsd.model.backbones.timm import load_weight_statistics
 from fmfsd.model.backbones.timm_weights import ChannelStatistics
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import positions_in
+from fmfsd.run.train_position import list_positions
 from fmfsd.system.atomic_files import access_remedy, read_json, sha256
 
 log = logging.getLogger(__name__)
 
 
-def newest_checkpoint(run: RunDir) -> Saved:
+def load_newest_checkpoint(run: RunDir) -> Checkpoint:
     """Load the newest complete checkpoint. Nothing in the run changes; it may still be training.
 
     Raises CheckError if there is none, NoCheckpointError if all are damaged, UnreadableCheckpointError if this user
     can't read it.
     """
     try:
-        positions = positions_in(run.checkpoints)
+        positions = list_positions(run.checkpoints)
     except PermissionError as error:
         raise UnreadableCheckpointError(f"{run.checkpoints} can't be read: {access_remedy(run.checkpoints)}") from error
     if not positions:
@@ -44,7 +44,7 @@ def newest_checkpoint(run: RunDir) -> Saved:
     )
 
 
-def run_config(run: RunDir) -> RunConfig:
+def load_run_config(run: RunDir) -> RunConfig:
     """Load the run's config, with data.mean and data.std `auto` replaced by the values that the run started with.
 
     For a run that has not started they come from the pretrained weights; ConfigError if these have none.
@@ -53,7 +53,7 @@ def run_config(run: RunDir) -> RunConfig:
     data = config.data
     if "auto" not in (data.mean, data.std):
         return config
-    mean, std = _first_statistics(run) or statistics_of_weights(
+    mean, std = _first_statistics(run) or load_weight_statistics(
         config.model.backbone.removeprefix(TIMM), pretrained=config.model.pretrained
     )
     statistics = {"mean": mean if data.mean == "auto" else data.mean, "std": std if data.std == "auto" else data.std}
@@ -74,23 +74,23 @@ def describe_data(index: SetIndex, config: RunConfig) -> dict[str, object]:
     return {"classes": index.classes, "mean": mean, "std": std}
 
 
-def own_index(run: RunDir, config: RunConfig) -> SetIndex:
+def read_training_index(run: RunDir, config: RunConfig) -> SetIndex:
     """Return the index of the run's training set. CheckError if the set in its place is another one."""
-    index = read_index(set_folder(config.data))
+    index = read_index(prepared_set_folder(config.data))
     trained_on = read_json(run.manifest).get("data") if run.manifest.exists() else None
     if trained_on not in (None, sha256(index.folder / "index.json")):
         raise CheckError([Problem(str(index.folder), f"is not the data set that {run.path} was trained on")])
     return index
 
 
-def class_names(run: RunDir, config: RunConfig) -> tuple[str, ...]:
+def read_class_names(run: RunDir, config: RunConfig) -> tuple[str, ...]:
     """Return the class names by label. CheckError if an old run has them only in its data set, and that has changed."""
     try:
         return tuple(map(str, read_json(run.classes)["classes"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return own_index(run, config).classes
+        return read_training_index(run, config).classes
 
 
-def without_download(config: RunConfig) -> RunConfig:
+def disable_pretrained(config: RunConfig) -> RunConfig:
     """Return `config` without pretrained weights, for a network whose weights are loaded from a checkpoint."""
     return config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})

@@ -15,38 +15,38 @@ import torch
 from torch import Tensor, nn
 
 from fmfsd.config import DataConfig
-from fmfsd.data.augment.crop_flip import Normalise, centre
-from fmfsd.data.loading.load_shards import images_stay_in_files, own_shards
+from fmfsd.data.augment.crop_flip import Normalise, centre_crop
+from fmfsd.data.loading.load_shards import open_worker_shards, should_stream_images
 from fmfsd.data.shards.index import SetIndex
-from fmfsd.distributed.collectives import SoloComms
-from fmfsd.engine.precision import exact_arithmetic
+from fmfsd.distributed.collectives import SingleWorkerComms
+from fmfsd.engine.precision import configure_arithmetic
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.evaluation.exit_thresholds import settings_of
-from fmfsd.evaluation.trained_run import own_index
+from fmfsd.evaluation.exit_thresholds import parse_thresholds
+from fmfsd.evaluation.trained_run import read_training_index
 from fmfsd.export.classifier import Classifier
-from fmfsd.export.load import EARLY_EXIT, Card, card_of, load_exported, served, trained_network
-from fmfsd.model.early_exit import EarlyExit, FirstSure, early_heads
-from fmfsd.model.network import Network, ensemble
-from fmfsd.model.prune import ENSEMBLE, pruned
+from fmfsd.export.load import EARLY_EXIT, ModelCard, build_card, extract_network, load_exported, load_trained_network
+from fmfsd.model.early_exit import EarlyExit, StaticEarlyExit, early_head_names
+from fmfsd.model.network import Network, average_logits
+from fmfsd.model.prune import ENSEMBLE, prune_graph
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.atomic_files import flush_to_disk, give_name, sync_folder
+from fmfsd.system.atomic_files import flush_to_disk, rename_no_replace, sync_folder
 
 SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt2", "onnx": ".onnx"}
 CHECKED_IMAGES = 512
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, as a fraction of the largest logit, or of 1 if that is larger."""
-MOST_STRAYED = 0.01
+MAX_CHANGED_EXITS = 0.01
 """Fraction of the images that may exit at another head: rounding can move a confidence across its threshold."""
 BATCH = 64
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
-Answer = tuple[Tensor, Tensor]
+ModelOutput = tuple[Tensor, Tensor]
 """Logits (B, K), and the index of the head that each image's logits are from (zeros if there is one head)."""
-Run = Callable[[Tensor], Answer]
+Run = Callable[[Tensor], ModelOutput]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class OutputComparison:
     """Comparison of the exported file's outputs with the run's.
 
     `difference`: the largest of a logit; `tolerance`: the largest allowed. `ties`: images with another label, because
@@ -57,10 +57,10 @@ class Agreement:
     difference: float
     tolerance: float
     ties: int = 0
-    strayed: int = 0
+    changed_exits: int = 0
 
     def __str__(self) -> str:
-        counts = {"label": self.ties, "exit": self.strayed}
+        counts = {"label": self.ties, "exit": self.changed_exits}
         rounding = "".join(f", {count} with another {what} by rounding" for what, count in counts.items() if count)
         return f"logits differ by {self.difference:.1e} at most (allowed: {self.tolerance:.1e}){rounding}"
 
@@ -73,7 +73,7 @@ class Export:
     head: str
     checkpoint: str
     images: int
-    agreement: Agreement
+    agreement: OutputComparison
 
     def __str__(self) -> str:
         return f"{self.path}: {self.head} of {self.checkpoint}; {self.images} test images: {self.agreement}"
@@ -91,24 +91,24 @@ def export(
     """
     path = out or run.path / "export" / f"{head}{SUFFIXES[file_format]}"
     _require_possible(path, file_format)
-    exact_arithmetic(deterministic=False)
-    config, network, checkpoint = trained_network(run)
+    configure_arithmetic(deterministic=False)
+    config, network, checkpoint = load_trained_network(run)
     _require_head(network, head)
     exits = _exits(network, head, thresholds)
-    card = card_of(run, config, head, exits, checkpoint)
-    images = _images(own_index(run, config), config.data)
+    card = build_card(run, config, head, exits, checkpoint)
+    images = _images(read_training_index(run, config), config.data)
     expected = _run_batches(_reference_model(network, card), images)
     with _rename_on_success(path) as temporary:
         _write(file_format, network, card, temporary)
         exported = _READERS[file_format](temporary)
         actual = _run_batches(lambda batch: exported(batch.float() / 255), images)
-        result = agreement(actual, expected, path)
+        result = compare_outputs(actual, expected, path)
     return Export(str(path), head, checkpoint, len(images), result)
 
 
 def _require_possible(path: Path, file_format: str) -> None:
     problems = [Problem(str(path), "exists and is not overwritten: choose another --out")] if path.exists() else []
-    if missing := [name for name in NEEDED if file_format == "onnx" and find_spec(name) is None]:
+    if missing := [name for name in ONNX_PACKAGES if file_format == "onnx" and find_spec(name) is None]:
         problems.append(Problem("--format onnx", f"needs {', '.join(missing)}: pip install 'fmfsd[export]'"))
     if problems:
         raise CheckError(problems)
@@ -127,29 +127,31 @@ def _exits(network: Network, head: str, thresholds: str | None) -> tuple[float, 
                 f"--exit-thresholds {thresholds}: --head {head} has no thresholds: add --head {EARLY_EXIT}"
             )
         return ()
-    if not (early := early_heads(network)):
+    if not (early := early_head_names(network)):
         raise ConfigError(f"--head {EARLY_EXIT}: this network has no early head: choose another head")
-    return settings_of([thresholds or "0.9"], early)[0]
+    return parse_thresholds([thresholds or "0.9"], early)[0]
 
 
 def _images(index: SetIndex, data: DataConfig) -> Tensor:
     """Return the first images of the test split, uint8 (N, 3, size, size)."""
     cpu = torch.device("cpu")
-    in_files = images_stay_in_files(data, index, SoloComms(), cpu)
-    with closing(own_shards(index, "test", rank=0, world_size=1, device=cpu, in_files=in_files)) as shards:
-        return centre(shards.rows(torch.arange(min(CHECKED_IMAGES, len(shards.labels)))), data.size)
+    in_files = should_stream_images(data, index, SingleWorkerComms(), cpu)
+    with closing(open_worker_shards(index, "test", rank=0, world_size=1, device=cpu, stream=in_files)) as shards:
+        return centre_crop(shards.read_images(torch.arange(min(CHECKED_IMAGES, len(shards.labels)))), data.size)
 
 
-def _reference_model(network: Network, card: Card) -> Run:
+def _reference_model(network: Network, card: ModelCard) -> Run:
     """Return a function that computes the expected outputs of uint8 images as in training, with the whole network."""
     data = card.config.data
     normalise = Normalise(*data.channel_statistics, torch.float32, torch.device("cpu"))
 
-    def run(images: Tensor) -> Answer:
+    def run(images: Tensor) -> ModelOutput:
         if card.head == EARLY_EXIT:
             return _to_answer(EarlyExit(network, card.thresholds)(normalise(images)))
         logits = network(normalise(images)).logits
-        return _to_answer(ensemble(logits) if card.head == ENSEMBLE else logits[network.head_names.index(card.head)])
+        return _to_answer(
+            average_logits(logits) if card.head == ENSEMBLE else logits[network.head_names.index(card.head)]
+        )
 
     return run
 
@@ -167,7 +169,7 @@ def _rename_on_success(path: Path) -> Iterator[Path]:
             temporary.chmod(mode)
         with temporary.open("rb") as file:
             flush_to_disk(file.fileno())
-        give_name(temporary, path)
+        rename_no_replace(temporary, path)
     except OSError as error:
         raise CheckError([Problem(str(path), f"can't be written: {error.strerror}; choose another --out")]) from error
     finally:
@@ -176,7 +178,7 @@ def _rename_on_success(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def _write(file_format: str, network: Network, card: Card, path: Path) -> None:
+def _write(file_format: str, network: Network, card: ModelCard, path: Path) -> None:
     try:
         _WRITERS[file_format](network, card, path)
     except OSError:
@@ -188,71 +190,75 @@ def _write(file_format: str, network: Network, card: Card, path: Path) -> None:
         ) from error
 
 
-def _run_batches(run: Run, images: Tensor) -> Answer:
+def _run_batches(run: Run, images: Tensor) -> ModelOutput:
     """Run a model on the images batch by batch; the last batch may be smaller, as in serving."""
     with torch.no_grad():
         logits, heads = zip(*map(run, images.split(BATCH)), strict=True)
     return torch.cat(logits), torch.cat(heads)
 
 
-def agreement(actual: Answer, expected: Answer, path: Path) -> Agreement:
+def compare_outputs(actual: ModelOutput, expected: ModelOutput, path: Path) -> OutputComparison:
     """Compare outputs. CheckError if logits differ by more than TOLERANCE or too many images exit at another head."""
     same_exit = actual[1] == expected[1]
     logits, reference = actual[0][same_exit].double(), expected[0][same_exit].double()
     tolerance = TOLERANCE * max(1.0, expected[0].abs().max().item())
     difference = (logits - reference).abs().max().item() if len(logits) else math.inf
     ties = int((logits.argmax(dim=1) != reference.argmax(dim=1)).sum())
-    result = Agreement(difference, tolerance, ties, int((~same_exit).sum()))
-    if not difference <= tolerance or result.strayed > MOST_STRAYED * len(same_exit):
+    result = OutputComparison(difference, tolerance, ties, int((~same_exit).sum()))
+    if not difference <= tolerance or result.changed_exits > MAX_CHANGED_EXITS * len(same_exit):
         remedy = "the file was removed; try another --format, and report this"
         raise CheckError([Problem(str(path), f"its outputs on test images differ from the run's: {result}: {remedy}")])
     return result
 
 
 def _module_runner(module: nn.Module) -> Run:
-    def run(images: Tensor) -> Answer:
+    def run(images: Tensor) -> ModelOutput:
         return _to_answer(module(images))
 
     return run
 
 
-def _to_answer(output: Any) -> Answer:
+def _to_answer(output: Any) -> ModelOutput:
     logits, heads = output if isinstance(output, tuple) else (output, torch.zeros(len(output), dtype=torch.int64))
     return logits, heads
 
 
-def _graph(network: Network, card: Card) -> Classifier:
+def _graph(network: Network, card: ModelCard) -> Classifier:
     """Return a classifier without data-dependent control flow, for tracing."""
-    module = pruned(FirstSure(network, card.thresholds)) if card.head == EARLY_EXIT else served(network, card.head, ())
-    return card.classifier(module)
+    module = (
+        prune_graph(StaticEarlyExit(network, card.thresholds))
+        if card.head == EARLY_EXIT
+        else extract_network(network, card.head, ())
+    )
+    return card.build_classifier(module)
 
 
-def _example(card: Card) -> tuple[tuple[Tensor], dict[str, Any]]:
+def _example(card: ModelCard) -> tuple[tuple[Tensor], dict[str, Any]]:
     """Return example images for tracing, and their dynamic shapes (any batch size)."""
     images = torch.zeros(2, 3, card.config.data.size, card.config.data.size)
     return (images,), {"images": {0: torch.export.Dim("batch")}}
 
 
-def _write_safetensors(network: Network, card: Card, path: Path) -> None:
-    state = served(network, card.head, card.thresholds).state_dict()
+def _write_safetensors(network: Network, card: ModelCard, path: Path) -> None:
+    state = extract_network(network, card.head, card.thresholds).state_dict()
     weights = {f"network.{name}": each.contiguous() for name, each in state.items()}
-    safetensors.torch.save_file(weights, path, card.properties())
+    safetensors.torch.save_file(weights, path, card.to_metadata())
 
 
-def _write_torch(network: Network, card: Card, path: Path) -> None:
+def _write_torch(network: Network, card: ModelCard, path: Path) -> None:
     example, dynamic_shapes = _example(card)
     program = torch.export.export(_graph(network, card), example, dynamic_shapes=dynamic_shapes)
-    torch.export.save(program, path, extra_files={"fmfsd.json": json.dumps(card.properties())})
+    torch.export.save(program, path, extra_files={"fmfsd.json": json.dumps(card.to_metadata())})
 
 
-def _write_onnx(network: Network, card: Card, path: Path) -> None:
+def _write_onnx(network: Network, card: ModelCard, path: Path) -> None:
     example, dynamic_shapes = _example(card)
     names = ["logits", "heads"] if card.head == EARLY_EXIT else ["logits"]
     program = torch.onnx.export(
         _graph(network, card), example, dynamo=True, dynamic_shapes=dynamic_shapes, output_names=names, verbose=False
     )
     assert program is not None
-    program.model.metadata_props.update(card.properties())
+    program.model.metadata_props.update(card.to_metadata())
     program.save(path, external_data=False)
 
 
@@ -265,14 +271,14 @@ def _read_onnx(path: Path) -> Run:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Answer:
+    def run(images: Tensor) -> ModelOutput:
         logits, *heads = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
         return logits, heads[0] if heads else torch.zeros(len(logits), dtype=torch.int64)
 
     return run
 
 
-_WRITERS: Mapping[str, Callable[[Network, Card, Path], None]] = {
+_WRITERS: Mapping[str, Callable[[Network, ModelCard, Path], None]] = {
     "safetensors": _write_safetensors,
     "torch": _write_torch,
     "onnx": _write_onnx,

@@ -13,46 +13,46 @@ from torch.utils.checkpoint import checkpoint
 
 
 @runtime_checkable
-class Asking(Protocol):
+class ReusableBatchNorm(Protocol):
     """A synchronised batch norm; `last_statistics` are those of its last forward pass."""
 
-    last: Any
+    last_statistics: Any
 
-    def repeating(self, statistics: Any) -> AbstractContextManager[None]:
+    def reuse_statistics(self, statistics: Any) -> AbstractContextManager[None]:
         """Normalise with `statistics` within the block: a second forward pass over the same maps."""
         ...
 
 
-def recomputed(layers: nn.Module, x: Tensor) -> Tensor:
+def checkpoint_activations(layers: nn.Module, x: Tensor) -> Tensor:
     """Return `layers(x)` with activation checkpointing; output, gradient and batch statistics are bit-identical.
 
     The layers must not draw random numbers.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        statistics = dict[Asking, Any]()
+        statistics = dict[ReusableBatchNorm, Any]()
         return _recording(layers, statistics), _replaying(layers, statistics)
 
     return checkpoint(layers, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextmanager
-def _recording(layers: nn.Module, statistics: dict[Asking, Any]) -> Iterator[None]:
+def _recording(layers: nn.Module, statistics: dict[ReusableBatchNorm, Any]) -> Iterator[None]:
     """Store the statistics of synchronised batch norms after the first forward pass."""
     yield
-    statistics.update((norm, norm.last) for norm in _norms(layers) if isinstance(norm, Asking))
+    statistics.update((norm, norm.last_statistics) for norm in _norms(layers) if isinstance(norm, ReusableBatchNorm))
 
 
 @contextmanager
-def _replaying(layers: nn.Module, statistics: Mapping[Asking, Any]) -> Iterator[None]:
+def _replaying(layers: nn.Module, statistics: Mapping[ReusableBatchNorm, Any]) -> Iterator[None]:
     """Reuse `statistics` in the second forward pass, and leave the running statistics of all batch norms unchanged.
 
     torch may end that pass early, as soon as all missing activations are recomputed.
     """
     with ExitStack() as stack:
         for norm in _norms(layers):
-            if isinstance(norm, Asking):
-                stack.enter_context(norm.repeating(statistics[norm]))
+            if isinstance(norm, ReusableBatchNorm):
+                stack.enter_context(norm.reuse_statistics(statistics[norm]))
             else:
                 stack.enter_context(_running_statistics_fixed(norm))
         yield

@@ -15,7 +15,7 @@ from fmfsd.model.spatial_enhancement import SpatialGate
 Layers = list[nn.Module]
 
 
-class Named(nn.Sequential):
+class LabelledLayers(nn.Sequential):
     """A sequence of layers with a readable label, such as `sepconv 64 /2`."""
 
     def __init__(self, label: str, *layers: nn.Module) -> None:
@@ -23,17 +23,17 @@ class Named(nn.Sequential):
         self.label = label
 
 
-def named_layers(path: nn.Module, name: str) -> Iterator[tuple[str, str]]:
+def iterate_labelled_layers(path: nn.Module, name: str) -> Iterator[tuple[str, str]]:
     """Yield the label of each labelled layer of `path`, in order, and its module name below `name`."""
-    if isinstance(path, Named | AttentionGate):
+    if isinstance(path, LabelledLayers | AttentionGate):
         yield path.label, name
         return
     for child_name, child in path.named_children():
-        yield from named_layers(child, f"{name}.{child_name}")
+        yield from iterate_labelled_layers(child, f"{name}.{child_name}")
 
 
 @dataclass(frozen=True)
-class BranchForm:
+class BranchType:
     """A branch type. `path` builds layers for a sequence of steps (no layers for no steps).
 
     A branch has `entry` layers (built from the map's channels) before the path and `exit` layers after it.
@@ -45,25 +45,25 @@ class BranchForm:
     num_without_feature: int = 0
     """In a network without fusion, the number of deepest branches that have no feature loss."""
 
-    def branch(self, steps: Sequence[Step], channels: int) -> nn.Sequential:
+    def build_branch(self, steps: Sequence[Step], channels: int) -> nn.Sequential:
         """Build a branch from a map of `channels` channels along `steps`."""
         return nn.Sequential(*self.entry(channels), self.path(steps), *self.exit())
 
-    def fused(self, steps: Sequence[Step]) -> nn.Sequential:
+    def build_fused_branch(self, steps: Sequence[Step]) -> nn.Sequential:
         """Build the branch from the fused map along `steps`."""
         return nn.Sequential(self.path(steps), *self.exit())
 
 
-def branch_form(name: str, *, groups: int) -> BranchForm:
+def build_branch_type(name: str, *, groups: int) -> BranchType:
     """Return the branch type `sepconv`, `bottleneck` or `attention`; `groups` are those of spatial enhancement."""
 
     def gate() -> Layers:
         return [SpatialGate(groups)]
 
     forms = {
-        "sepconv": BranchForm(lambda steps: _separable_path(steps, gate), lambda _channels: gate(), gate),
-        "bottleneck": BranchForm(_bottleneck_path),
-        "attention": BranchForm(
+        "sepconv": BranchType(lambda steps: _separable_path(steps, gate), lambda _channels: gate(), gate),
+        "bottleneck": BranchType(_bottleneck_path),
+        "attention": BranchType(
             lambda steps: _separable_path(steps, list),
             lambda channels: [AttentionGate(channels)],
             num_without_feature=1,
@@ -76,16 +76,16 @@ def _separable_path(steps: Sequence[Step], gate: Callable[[], Layers]) -> nn.Seq
     """Build one separable block per step, with a gate between blocks."""
     layers: Layers = []
     for step in steps:
-        layers += [*(gate() if layers else []), separable(step, gate)]
+        layers += [*(gate() if layers else []), separable_block(step, gate)]
     return nn.Sequential(*layers)
 
 
-def separable(step: Step, gate: Callable[[], Layers]) -> nn.Sequential:
+def separable_block(step: Step, gate: Callable[[], Layers]) -> nn.Sequential:
     """Build a separable block: depthwise 3x3 and pointwise convolution, twice, with a gate in between.
 
     Zhang et al. 2022 (doi 10.1109/TPAMI.2021.3067100). The first depthwise convolution has the stride.
     """
-    return Named(
+    return LabelledLayers(
         _label("sepconv", step.channels_out, step.stride),
         *_separable_convolution(step.channels_in, step.channels_in, stride=step.stride),
         *gate(),
@@ -111,7 +111,7 @@ def _bottleneck_path(steps: Sequence[Step]) -> nn.Sequential:
         return nn.Sequential()
     stride, channels = math.prod(step.stride for step in steps), steps[-1].channels_out
     narrow = max(1, channels // 4)
-    return Named(
+    return LabelledLayers(
         _label("bottleneck", channels, stride),
         *_with_norm(nn.Conv2d(steps[0].channels_in, narrow, 1, bias=False)),
         *_with_norm(nn.Conv2d(narrow, narrow, stride, stride, bias=False)),
@@ -133,7 +133,7 @@ class AttentionGate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mask = separable(Step(channels, channels, 2), list)
+        self.mask = separable_block(Step(channels, channels, 2), list)
 
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -11,15 +11,15 @@ from fmfsd.config import ModelConfig, RunConfig
 from fmfsd.config.names import TIMM
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import BACKBONES, Backbone
-from fmfsd.model.backbones.backbone import Place, Trunk
+from fmfsd.model.backbones.backbone import TapPoint, Trunk
 from fmfsd.model.backbones.timm import timm_backbone
-from fmfsd.model.branch import branch_form
-from fmfsd.model.fusion import fusion_of
+from fmfsd.model.branch import build_branch_type
+from fmfsd.model.fusion import build_fusion
 from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
 from fmfsd.tap_names import is_stage
 
-FUSIONS = {"trunk": FusionNetwork, "side": SideFusionNetwork, "both": DoubleFusionNetwork}
-MOST_GROUPS = 32
+FUSION_NETWORKS = {"trunk": FusionNetwork, "side": SideFusionNetwork, "both": DoubleFusionNetwork}
+MAX_GROUPS = 32
 
 
 def build_network(config: RunConfig) -> Network:
@@ -35,7 +35,7 @@ def build_network(config: RunConfig) -> Network:
             _require_blocks(backbone, config.model).recomputes = True
         network = _add_branches(backbone, config)
         network.recomputes = _recomputes_branches(config)
-        initialise(*(child for child in network.children() if child is not backbone))
+        initialise_weights(*(child for child in network.children() if child is not backbone))
     return network
 
 
@@ -44,19 +44,22 @@ def _backbone(model: ModelConfig, size: int) -> Trunk:
     if model.backbone.startswith(TIMM):
         return timm_backbone(model.backbone.removeprefix(TIMM), size, pretrained=model.pretrained)
     backbone = BACKBONES[model.backbone](size)
-    initialise(backbone)
+    initialise_weights(backbone)
     return backbone
 
 
 def _add_branches(backbone: Trunk, config: RunConfig) -> Network:
-    model, taps = config.model, tapped(backbone, config.model)
-    groups = sem_groups(model.sem_groups, _channels(backbone, taps))
+    model, taps = config.model, select_taps(backbone, config.model)
+    groups = choose_sem_groups(model.sem_groups, _channels(backbone, taps))
     _require_fusion(backbone, model)
-    branch_type = branch_form(model.branch, groups=groups)
+    branch_type = build_branch_type(model.branch, groups=groups)
     classes, features = config.data.num_classes, config.distill.has_feature_loss
     if model.fusion == "none":
         return BranchNetwork(backbone, taps, branch_type, num_classes=classes, features=features)
-    fusion, network_class = partial(fusion_of, sem=model.sem, masks=model.masks, groups=groups), FUSIONS[model.fusion]
+    fusion, network_class = (
+        partial(build_fusion, sem=model.sem, masks=model.masks, groups=groups),
+        FUSION_NETWORKS[model.fusion],
+    )
     return network_class(backbone, taps, branch_type, fusion, num_classes=classes, groups=groups, features=features)
 
 
@@ -83,9 +86,9 @@ def _require_fusion(backbone: Trunk, model: ModelConfig) -> None:
         )
 
 
-def tapped(backbone: Trunk, model: ModelConfig) -> list[Place]:
+def select_taps(backbone: Trunk, model: ModelConfig) -> list[TapPoint]:
     """Return the taps of the branches, shallow to deep. Raises ConfigError for taps that the backbone does not have."""
-    candidates = backbone.places[:-1]
+    candidates = backbone.tap_points[:-1]
     if model.branches == "auto":
         return [point for point in candidates if is_stage(point.name)]
     names = [point.name for point in candidates]
@@ -94,12 +97,12 @@ def tapped(backbone: Trunk, model: ModelConfig) -> list[Place]:
     return [point for point in candidates if point.name in model.branches]
 
 
-def _channels(backbone: Trunk, taps: Collection[Place]) -> list[int]:
+def _channels(backbone: Trunk, taps: Collection[TapPoint]) -> list[int]:
     """Return the channels of all maps that may be enhanced."""
-    return [point.channels for point in backbone.places if is_stage(point.name) or point in taps]
+    return [point.channels for point in backbone.tap_points if is_stage(point.name) or point in taps]
 
 
-def sem_groups(setting: int | str, channels: Collection[int]) -> int:
+def choose_sem_groups(setting: int | str, channels: Collection[int]) -> int:
     """Return the number of groups of spatial enhancement; auto: the largest common divisor of all channels, at most 32.
 
     Raises ConfigError for groups that do not divide the channels.
@@ -109,10 +112,10 @@ def sem_groups(setting: int | str, channels: Collection[int]) -> int:
             raise ConfigError(f"model.sem_groups: {setting} groups do not divide a map's {uneven} channels; try auto")
         return setting
     common = math.gcd(*channels)
-    return next(groups for groups in range(min(MOST_GROUPS, common), 0, -1) if common % groups == 0)
+    return next(groups for groups in range(min(MAX_GROUPS, common), 0, -1) if common % groups == 0)
 
 
-def initialise(*parts: nn.Module) -> None:
+def initialise_weights(*parts: nn.Module) -> None:
     """Initialise convolutions with Kaiming normal, fan-out, ReLU (arXiv:1502.01852).
 
     Batch norm and linear layers have PyTorch's default initialisation.

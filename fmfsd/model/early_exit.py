@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fmfsd.model.network import Network
 
 
-class Exits(NamedTuple):
+class EarlyExitOutputs(NamedTuple):
     """For each image, in the order of the batch: logits (B, K), and the index (B,) of the head that they come from.
 
     Heads are counted from 0, shallow to deep.
@@ -24,7 +24,7 @@ class Exits(NamedTuple):
     heads: Tensor
 
 
-def early_heads(network: Network) -> tuple[str, ...]:
+def early_head_names(network: Network) -> tuple[str, ...]:
     """Return the heads that read the map of one tap, shallow to deep; not the fused head, which reads the deepest map.
 
     There are none if the backbone returns all maps at its end, since no computation would be saved, or if its parts
@@ -45,11 +45,11 @@ class EarlyExit(nn.Module):
     def __init__(self, network: Network, thresholds: Sequence[float]) -> None:
         """`thresholds`: one per early head. Raises ValueError for another number."""
         super().__init__()
-        early = early_heads(network)
+        early = early_head_names(network)
         self.network = copy.deepcopy(network).eval()
         self.head_names, self.thresholds = (*early, "deepest"), _require_one_per_head(thresholds, early)
 
-    def forward(self, images: Tensor) -> Exits:
+    def forward(self, images: Tensor) -> EarlyExitOutputs:
         """(B, 3, H, W) -> Exits."""
         batch = _Batch(self.network, self.thresholds, torch.arange(len(images), device=images.device))
         with suppress(_AllExited):
@@ -58,7 +58,7 @@ class EarlyExit(nn.Module):
         return batch.exits()
 
 
-class FirstSure(nn.Module):
+class StaticEarlyExit(nn.Module):
     """The results of `EarlyExit`, up to rounding, without data-dependent control flow.
 
     For export formats that can't branch on data. It computes all heads for all images, so it saves no computation. It
@@ -69,7 +69,7 @@ class FirstSure(nn.Module):
         """`thresholds`: one per early head. Raises ValueError for another number."""
         super().__init__()
         self.network = copy.deepcopy(network).eval()
-        self.thresholds = _require_one_per_head(thresholds, early_heads(network))
+        self.thresholds = _require_one_per_head(thresholds, early_head_names(network))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> logits (B, K) and head indices (B,), as in `EarlyExit`."""
@@ -130,8 +130,8 @@ class _Batch:
         self._maps = [each[~confident] for each in self._maps]
         return trunk_map[~confident]
 
-    def exits(self) -> Exits:
+    def exits(self) -> EarlyExitOutputs:
         indices, logits = (torch.cat(parts) for parts in zip(*self._exited, strict=True))
         heads = torch.cat([torch.full_like(exited, number) for number, (exited, _) in enumerate(self._exited)])
         order = indices.argsort()
-        return Exits(logits[order], heads[order])
+        return EarlyExitOutputs(logits[order], heads[order])

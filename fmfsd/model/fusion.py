@@ -20,7 +20,7 @@ def fuse(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
     return apply_mask(_mean(maps_BCHW), _mean(masks_BGHW))
 
 
-def fuse_under_own(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
+def fuse_with_own_masks(maps_BCHW: Sequence[Tensor], masks_BGHW: Sequence[Tensor]) -> Tensor:
     """Return (B, C, H, W): the mean of all maps, each multiplied by its own mask; the baseline for averaged masks.
 
     Raises ValueError as `fuse` does.
@@ -59,7 +59,7 @@ class Fusion(nn.Module):
         return self._fuse(maps_BCHW, self.masks(maps_BCHW))
 
 
-class SharedFusion(nn.Module):
+class SoftmaxFusion(nn.Module):
     """A weighted sum of maps of one shape; the weights at each position and group are a softmax over the maps.
 
     The softmax over branches is from selective kernels (Li et al. 2019, arXiv:1903.06586), which weight whole channels;
@@ -97,17 +97,17 @@ class MeanFusion(nn.Module):
         return _mean(maps_BCHW)
 
 
-def fusion_of(num_maps: int, *, sem: str, masks: str, groups: int) -> nn.Module:
+def build_fusion(num_maps: int, *, sem: str, masks: str, groups: int) -> nn.Module:
     """Build the fusion module of `num_maps` maps.
 
     `sem`: sge, cbam, softmax or none; `masks`, for sge and cbam: averaged or own; `groups`: those of spatial
     enhancement.
     """
-    combine = fuse if masks == "averaged" else fuse_under_own
+    combine = fuse if masks == "averaged" else fuse_with_own_masks
     forms: dict[str, Callable[[], nn.Module]] = {
         "sge": lambda: Fusion([SpatialEnhancement(groups) for _ in range(num_maps)], combine),
         "cbam": lambda: Fusion([PooledEnhancement() for _ in range(num_maps)], combine),
-        "softmax": lambda: SharedFusion([SpatialScores(groups) for _ in range(num_maps)]),
+        "softmax": lambda: SoftmaxFusion([SpatialScores(groups) for _ in range(num_maps)]),
         "none": MeanFusion,
     }
     return forms[sem]()

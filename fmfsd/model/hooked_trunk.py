@@ -24,13 +24,13 @@ class HookedTrunk(Trunk):
 
     def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map."""
-        maps = maps_of(self.model, self._names, images)
-        for point, name in zip(self.places, self._names, strict=True):
+        maps = capture_outputs(self.model, self._names, images)
+        for point, name in zip(self.tap_points, self._names, strict=True):
             x = visit(point.name, maps[name])
         return x
 
 
-def maps_of(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Any]:
+def capture_outputs(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Any]:
     """Run the model once and return the outputs of the submodules; if one runs several times, its last output."""
     outputs: dict[str, Any] = {}
 
@@ -46,7 +46,7 @@ def maps_of(model: nn.Module, names: Sequence[str], images: Tensor) -> dict[str,
     return outputs
 
 
-def hooked(model: nn.Module, names: Sequence[str], size: int) -> HookedTrunk:
+def build_hooked_trunk(model: nn.Module, names: Sequence[str], size: int) -> HookedTrunk:
     """Return the trunk; map shapes are found by running an image of `size` x `size` pixels.
 
     Raises ConfigError with every name that can't be tapped, or if a map's side is not a whole multiple of the next.
@@ -56,7 +56,9 @@ def hooked(model: nn.Module, names: Sequence[str], size: int) -> HookedTrunk:
         raise ConfigError(problems)
     training = model.training
     with torch.no_grad():
-        maps = maps_of(model.eval(), names, torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+        maps = capture_outputs(
+            model.eval(), names, torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+        )
     model.train(training)
     if unusable := [name for name in names if not _is_square_map(maps.get(name))]:
         text = "its output is not a square map (B, C, H, W): name a submodule whose output is"

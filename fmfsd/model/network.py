@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.activation_checkpointing import recomputed
-from fmfsd.model.backbones.backbone import Backbone, Place, Trunk
-from fmfsd.model.branch import BranchForm
+from fmfsd.model.activation_checkpointing import checkpoint_activations
+from fmfsd.model.backbones.backbone import Backbone, TapPoint, Trunk
+from fmfsd.model.branch import BranchType
 from fmfsd.model.spatial_enhancement import SpatialGate
 
 
@@ -36,34 +36,36 @@ class Head(nn.Module):
         return feature_BD, self.classifier(feature_BD)
 
 
-class _Branching(nn.Module):
+class _BranchedNetwork(nn.Module):
     """Base of the networks. `recomputes`: use activation checkpointing in the branches during training."""
 
     recomputes = False
 
     def _run_path(self, path: nn.Module, x: Tensor) -> Tensor:
-        return recomputed(path, x) if self.recomputes and self.training else path(x)
+        return checkpoint_activations(path, x) if self.recomputes and self.training else path(x)
 
 
-class BranchNetwork(_Branching):
+class BranchNetwork(_BranchedNetwork):
     """An unchanged trunk with a branch from each tap to the deepest shape (BYOT). Without taps: the backbone alone."""
 
     feeds_trunk = False
 
     def __init__(
-        self, backbone: Trunk, taps: Sequence[Place], branch_type: BranchForm, *, num_classes: int, features: bool
+        self, backbone: Trunk, taps: Sequence[TapPoint], branch_type: BranchType, *, num_classes: int, features: bool
     ) -> None:
         super().__init__()
         self.backbone, self.taps = backbone, tuple(point.name for point in taps)
         deepest = backbone.deepest
         self.deepest_head = Head(deepest.channels, num_classes)
-        self.branches = nn.ModuleList(branch_type.branch(backbone.way(tap, deepest), tap.channels) for tap in taps)
+        self.branches = nn.ModuleList(
+            branch_type.build_branch(backbone.steps_between(tap, deepest), tap.channels) for tap in taps
+        )
         self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in taps)
         self.projections = _projections(
             len(taps) - branch_type.num_without_feature if features else 0, deepest.channels
         )
         self.head_names = (*_branch_names(len(taps)), "deepest")
-        self.head_places = (*self.taps, deepest.name)
+        self.head_taps = (*self.taps, deepest.name)
 
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
@@ -81,7 +83,7 @@ class BranchNetwork(_Branching):
         return x
 
 
-class SideFusionNetwork(_Branching):
+class SideFusionNetwork(_BranchedNetwork):
     """FMFSD with an unchanged trunk: the tapped maps, aligned to the deepest tap's shape, are fused for one more head.
 
     Every tap but the deepest has its own branch and head, which read its aligned map. The fused head comes between
@@ -91,14 +93,14 @@ class SideFusionNetwork(_Branching):
 
     feeds_trunk = False
     """True if the trunk continues from the fused map after the last tap."""
-    beside: tuple[str, ...] = ()
+    side_head_names: tuple[str, ...] = ()
     """Names of the heads that read the fused map alone."""
 
     def __init__(
         self,
         backbone: Trunk,
-        taps: Sequence[Place],
-        branch_type: BranchForm,
+        taps: Sequence[TapPoint],
+        branch_type: BranchType,
         fusion: Callable[[int], nn.Module],
         *,
         num_classes: int,
@@ -110,18 +112,20 @@ class SideFusionNetwork(_Branching):
         self.backbone, self.taps = backbone, tuple(point.name for point in taps)
         deepest, last, shallow = backbone.deepest, taps[-1], taps[:-1]
         self.gates = nn.ModuleList(SpatialGate(groups) for _ in taps)
-        self.alignments = nn.ModuleList(branch_type.path(backbone.way(tap, last)) for tap in taps)
+        self.alignments = nn.ModuleList(branch_type.path(backbone.steps_between(tap, last)) for tap in taps)
         self.fusion = fusion(len(taps))
         self.deepest_head = Head(deepest.channels, num_classes)
-        self.branches = nn.ModuleList(branch_type.branch(backbone.way(last, deepest), last.channels) for _ in shallow)
+        self.branches = nn.ModuleList(
+            branch_type.build_branch(backbone.steps_between(last, deepest), last.channels) for _ in shallow
+        )
         self.heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in shallow)
         self.projections = _projections(len(shallow) if features else 0, deepest.channels)
-        self.fused_branch = branch_type.fused(backbone.way(last, deepest))
+        self.fused_branch = branch_type.build_fused_branch(backbone.steps_between(last, deepest))
         self.deep_fusion = fusion(2)
-        self.side_heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in self.beside)
+        self.side_heads = nn.ModuleList(Head(deepest.channels, num_classes) for _ in self.side_head_names)
         self.fused_head = Head(deepest.channels, num_classes)
-        self.head_names = (*_branch_names(len(shallow)), *self.beside, "fused", "deepest")
-        self.head_places = (*self.taps, *(last.name for _ in self.beside), deepest.name)
+        self.head_names = (*_branch_names(len(shallow)), *self.side_head_names, "fused", "deepest")
+        self.head_taps = (*self.taps, *(last.name for _ in self.side_head_names), deepest.name)
 
     def forward(self, images: Tensor) -> Outputs:
         """(B, 3, H, W) -> Outputs."""
@@ -163,7 +167,7 @@ class FusionNetwork(SideFusionNetwork):
 class DoubleFusionNetwork(FusionNetwork):
     """FMFSD with one more head, which reads the fused map alone."""
 
-    beside = ("side",)
+    side_head_names = ("side",)
 
 
 Network = BranchNetwork | SideFusionNetwork
@@ -187,6 +191,6 @@ def _project(projections: nn.ModuleList, features: Sequence[Tensor]) -> list[Ten
     return [projection(feature) for projection, feature in zip(projections, features, strict=False)]
 
 
-def ensemble(logits_BK: Sequence[Tensor]) -> Tensor:
+def average_logits(logits_BK: Sequence[Tensor]) -> Tensor:
     """Return the mean of all heads' logits, (B, K)."""
     return torch.stack(tuple(logits_BK)).mean(dim=0)

@@ -5,8 +5,8 @@ import copy
 from torch import Tensor, fx, nn
 
 from fmfsd.cpu.depthwise import DepthwiseConv2d
-from fmfsd.model.backbones.backbone import Foreign
-from fmfsd.model.network import Network, ensemble
+from fmfsd.model.backbones.backbone import ExternalLayers
+from fmfsd.model.network import Network, average_logits
 from fmfsd.model.spatial_enhancement import PooledEnhancement, SpatialScores
 
 ENSEMBLE = "ensemble"
@@ -21,10 +21,10 @@ def prune(network: Network, head: str = "deepest") -> fx.GraphModule:
     """
     if head not in (*network.head_names, ENSEMBLE):
         raise ValueError(f"unknown head {head!r}: choose one of {', '.join((*network.head_names, ENSEMBLE))}")
-    return pruned(_OneHead(copy.deepcopy(network).eval(), head))
+    return prune_graph(_OneHead(copy.deepcopy(network).eval(), head))
 
 
-def pruned(whole: nn.Module) -> fx.GraphModule:
+def prune_graph(whole: nn.Module) -> fx.GraphModule:
     """Trace `whole`, a module of images, and return a graph with only the layers that its output needs."""
     graph = fx.GraphModule(whole, _Tracer().trace(whole))
     graph.graph.eliminate_dead_code()
@@ -40,12 +40,12 @@ class _OneHead(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network(images).logits
-        return ensemble(logits) if self._head == ENSEMBLE else logits[self.network.head_names.index(self._head)]
+        return average_logits(logits) if self._head == ENSEMBLE else logits[self.network.head_names.index(self._head)]
 
 
 class _Tracer(fx.Tracer):
     """Traces into all modules except those whose code may depend on the shape or dtype of their input."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        is_leaf = isinstance(module, SpatialScores | PooledEnhancement | DepthwiseConv2d | Foreign)
+        is_leaf = isinstance(module, SpatialScores | PooledEnhancement | DepthwiseConv2d | ExternalLayers)
         return is_leaf or super().is_leaf_module(module, qualified_name)

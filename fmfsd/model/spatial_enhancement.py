@@ -34,17 +34,17 @@ def spatial_scores(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
 
 def spatial_mask(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
     """Return the mask (B, G, H, W) in (0, 1): the sigmoid of the scores."""
-    if spatial_kernel.takes(map_BCHW, gamma_G, beta_G):
+    if spatial_kernel.supports(map_BCHW, gamma_G, beta_G):
         _require_groups(map_BCHW.shape[1], len(gamma_G))
-        return spatial_kernel.Mask.apply(map_BCHW, gamma_G, beta_G)
+        return spatial_kernel.MaskFunction.apply(map_BCHW, gamma_G, beta_G)
     return torch.sigmoid(spatial_scores(map_BCHW, gamma_G, beta_G))
 
 
 def spatial_gate(map_BCHW: Tensor, gamma_G: Tensor, beta_G: Tensor) -> Tensor:
     """Return (B, C, H, W): the map times its own mask."""
-    if spatial_kernel.takes(map_BCHW, gamma_G, beta_G):
+    if spatial_kernel.supports(map_BCHW, gamma_G, beta_G):
         _require_groups(map_BCHW.shape[1], len(gamma_G))
-        return spatial_kernel.Gated.apply(map_BCHW, gamma_G, beta_G)
+        return spatial_kernel.GateFunction.apply(map_BCHW, gamma_G, beta_G)
     return apply_mask(map_BCHW, spatial_mask(map_BCHW, gamma_G, beta_G))
 
 

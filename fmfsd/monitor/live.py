@@ -8,21 +8,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from fmfsd.monitor.run_view import run_view
-from fmfsd.monitor.screen import View, line, screen
-from fmfsd.monitor.sweep_view import is_sweep, sweep_view
-from fmfsd.terminal import PLAIN_EVERY_S
+from fmfsd.monitor.run_view import read_run_view
+from fmfsd.monitor.screen import View, render_line, render_screen
+from fmfsd.monitor.sweep_view import is_sweep, read_sweep_view
+from fmfsd.terminal import PLAIN_INTERVAL_S
 
 
-def view_of(folder: Path) -> View:
+def read_view(folder: Path) -> View:
     """Read the current view of the run or search in `folder`."""
-    return sweep_view(folder) if is_sweep(folder) else run_view(folder)
+    return read_sweep_view(folder) if is_sweep(folder) else read_run_view(folder)
 
 
 def show_once(folder: Path, console: Console, *, as_json: bool) -> None:
     """Print the current view once, as a table or as JSON."""
-    view = view_of(folder)
-    print(json.dumps(view.as_json(), indent=2)) if as_json else console.print(screen(view))
+    view = read_view(folder)
+    print(json.dumps(view.to_dict(), indent=2)) if as_json else console.print(render_screen(view))
 
 
 def watch(folder: Path, console: Console, *, as_json: bool, every_s: float) -> None:
@@ -31,17 +31,17 @@ def watch(folder: Path, console: Console, *, as_json: bool, every_s: float) -> N
     On a terminal one live screen; otherwise one line at most every PLAIN_EVERY_S; with `as_json` one object per line.
     """
     if as_json:
-        _repeat(folder, lambda view: print(json.dumps(view.as_json()), flush=True), every_s)
+        _repeat(folder, lambda view: print(json.dumps(view.to_dict()), flush=True), every_s)
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            _repeat(folder, lambda view: live.update(screen(view), refresh=True), every_s)
+            _repeat(folder, lambda view: live.update(render_screen(view), refresh=True), every_s)
     else:
-        _repeat(folder, lambda view: console.print(line(view), highlight=False), max(every_s, PLAIN_EVERY_S))
+        _repeat(folder, lambda view: console.print(render_line(view), highlight=False), max(every_s, PLAIN_INTERVAL_S))
 
 
 def _repeat(folder: Path, show: Callable[[View], None], every_s: float) -> None:
     while True:
-        view = view_of(folder)
+        view = read_view(folder)
         show(view)
         if view.is_over:
             return

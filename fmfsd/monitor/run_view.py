@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.run.metrics import last_records
+from fmfsd.run.metrics import read_last_records
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.slow_ranks import SLOW, factors
+from fmfsd.run.slow_ranks import SLOW_FACTOR, compute_slowdowns
 from fmfsd.system.atomic_files import read_json
 
 SILENT_S = 15.0
@@ -38,7 +38,7 @@ class Worker:
 
     @property
     def is_straggler(self) -> bool:
-        return self.own_time is not None and self.own_time >= SLOW
+        return self.own_time is not None and self.own_time >= SLOW_FACTOR
 
     @property
     def is_silent(self) -> bool:
@@ -65,12 +65,12 @@ class RunView:
     def is_over(self) -> bool:
         return self.state in ("finished", "stopped", "failed")
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         workers = [{**asdict(worker), "straggler": worker.is_straggler} for worker in self.workers]
         return {"kind": "run", **asdict(self), "workers": workers}
 
 
-def run_view(path: Path) -> RunView:
+def read_run_view(path: Path) -> RunView:
     """Read the view of the run in `path`. Missing or incomplete files count as absent."""
     run = RunDir(path.absolute())
     progress = list(_progress(run))
@@ -78,7 +78,7 @@ def run_view(path: Path) -> RunView:
     current = [each for each in progress if each.get("attempt") == attempt]
     workers = tuple(_worker(each, _own_times(current)) for each in current)
     first = current[0] if current else {}
-    outcome, metrics = read_or_empty(run.outcome), _records(run)
+    outcome, metrics = read_json_or_empty(run.outcome), _records(run)
     return RunView(
         path=str(path),
         state=_state(outcome, workers),
@@ -106,12 +106,12 @@ def _state(outcome: dict[str, Any], workers: tuple[Worker, ...]) -> str:
 
 def _progress(run: RunDir) -> Iterator[dict[str, Any]]:
     """Yield the progress files of the workers by rank."""
-    contents = [content for path in run.progress.glob("rank-*.json") if "rank" in (content := read_or_empty(path))]
+    contents = [content for path in run.progress.glob("rank-*.json") if "rank" in (content := read_json_or_empty(path))]
     yield from sorted(contents, key=lambda each: int(each["rank"]))
 
 
 def _own_times(progress: list[dict[str, Any]]) -> dict[int, float]:
-    return factors({each["rank"]: each["busy_s"] for each in progress if each.get("busy_s")})
+    return compute_slowdowns({each["rank"]: each["busy_s"] for each in progress if each.get("busy_s")})
 
 
 def _worker(progress: dict[str, Any], own_times: dict[int, float]) -> Worker:
@@ -134,7 +134,7 @@ def _losses(progress: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in progress.items() if name.startswith("loss")}
 
 
-def read_or_empty(path: Path) -> dict[str, Any]:
+def read_json_or_empty(path: Path) -> dict[str, Any]:
     """Read a JSON object; return an empty one if the file is missing or incomplete."""
     try:
         return read_json(path)
@@ -145,6 +145,6 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 def _records(run: RunDir) -> dict[str, dict[str, float]]:
     """Return the latest record of each split."""
     try:
-        return last_records(run.metrics)
+        return read_last_records(run.metrics)
     except (OSError, json.JSONDecodeError):
         return {}

@@ -11,16 +11,16 @@ from fmfsd.monitor.run_view import RunView, Worker
 from fmfsd.monitor.sweep_view import SweepView
 
 View = RunView | SweepView
-MOST_ROWS = 24
+MAX_ROWS = 24
 """Rows of a table: of more workers the marked ones first, then by rank; of more trials the running, then the newest."""
 
 
-def screen(view: View) -> RenderableType:
+def render_screen(view: View) -> RenderableType:
     """Render a view for a terminal."""
     return Group(*(_run(view) if isinstance(view, RunView) else _sweep(view)))
 
 
-def line(view: View) -> str:
+def render_line(view: View) -> str:
     """Render a view in one line, for a file or a pipe."""
     if isinstance(view, SweepView):
         counts = ", ".join(f"{count} {state}" for state, count in view.counts.items()) or "no trial yet"
@@ -67,7 +67,7 @@ def _workers(workers: Sequence[Worker]) -> Table:
         own = f"{worker.own_time:.2f} x" if worker.own_time is not None else ""
         cells = (str(worker.rank), worker.host, worker.state, str(worker.step), speed, wait)
         table.add_row(*map(Text, cells), memory, _age(worker.heartbeat_age_s), own, _mark(worker))
-    if more := len(workers) - MOST_ROWS:
+    if more := len(workers) - MAX_ROWS:
         table.caption = f"and {more} more workers without a mark" if more > 0 else None
     return table
 
@@ -75,7 +75,7 @@ def _workers(workers: Sequence[Worker]) -> Table:
 def _select_workers(workers: Sequence[Worker]) -> list[Worker]:
     marked = [worker for worker in workers if _mark(worker)]
     others = [worker for worker in workers if not _mark(worker)]
-    return sorted([*marked, *others][:MOST_ROWS], key=lambda worker: worker.rank)
+    return sorted([*marked, *others][:MAX_ROWS], key=lambda worker: worker.rank)
 
 
 def _mark(worker: Worker) -> str:
@@ -90,11 +90,11 @@ def _age(seconds: float) -> str:
 
 def _sweep(view: SweepView) -> Iterator[RenderableType]:
     yield Text(view.path, style="bold")
-    yield Text(line(view))
+    yield Text(render_line(view))
     table = Table("trial", "state", "step", "images/s", "split", "deepest", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     running = [trial for trial in view.trials if trial.state == "running"]
     others = [trial for trial in view.trials if trial.state != "running"]
-    selected = [*others, *running][-MOST_ROWS:]
+    selected = [*others, *running][-MAX_ROWS:]
     for trial in sorted(selected, key=lambda trial: trial.path):
         table.add_row(*map(Text, _trial(trial)))
     yield table

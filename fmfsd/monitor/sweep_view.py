@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.monitor.run_view import RunView, read_or_empty, run_view
+from fmfsd.monitor.run_view import RunView, read_json_or_empty, read_run_view
 from fmfsd.run.run_dir import RunDir
 
 TRIALS, RUNNING = "trials", "running"
@@ -28,7 +28,7 @@ class SweepView:
         states = [trial.state for trial in self.trials]
         return {state: states.count(state) for state in sorted(set(states), key=lambda state: state != RUNNING)}
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         trials = [{**asdict(trial), "workers": len(trial.workers)} for trial in self.trials]
         return {"kind": "sweep", "path": self.path, "state": self.state, "counts": self.counts, "trials": trials}
 
@@ -38,14 +38,14 @@ def is_sweep(path: Path) -> bool:
     return (path / "space.yaml").is_file()
 
 
-def sweep_view(path: Path) -> SweepView:
+def read_sweep_view(path: Path) -> SweepView:
     """Read the view of the search in `path`."""
     folders = sorted(folder.parent for folder in (path / TRIALS).glob("*/config.yaml"))
-    return SweepView(str(path), _state(RunDir(path.absolute())), tuple(map(run_view, folders)))
+    return SweepView(str(path), _state(RunDir(path.absolute())), tuple(map(read_run_view, folders)))
 
 
 def _state(search: RunDir) -> str:
     """Return the state. An outcome older than the owner file is of an earlier start of a resumed search."""
-    outcome, owner = read_or_empty(search.outcome), read_or_empty(search.owner)
+    outcome, owner = read_json_or_empty(search.outcome), read_json_or_empty(search.owner)
     has_ended = outcome.get("time", 0.0) > owner.get("since", 0.0)
     return str(outcome["state"]) if has_ended else RUNNING

@@ -9,12 +9,12 @@ from fmfsd.monitor.sweep_view import is_sweep
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
 
-LOOKED_AT = (".", "*", "runs/*", "sweeps/*", "*/seed-*", "runs/*/seed-*")
+SEARCH_PATTERNS = (".", "*", "runs/*", "sweeps/*", "*/seed-*", "runs/*/seed-*")
 """Patterns of run folders, relative to the working directory; a job array has one run per seed."""
 _JOB = re.compile(r"\d+(_\d+)?")
 
 
-def folder_of(target: str, here: Path) -> Path:
+def resolve_target(target: str, here: Path) -> Path:
     """Return the folder of `target`. CheckError if it is no run or search, and no run below `here` has that job id."""
     path = here / target
     if _is_target(path):
@@ -29,11 +29,11 @@ def _is_target(path: Path) -> bool:
 
 
 def _folder_of_job(job: str, here: Path) -> Path:
-    for pattern in LOOKED_AT:
+    for pattern in SEARCH_PATTERNS:
         for folder in [here] if pattern == "." else sorted(here.glob(pattern)):
             if _has_job(folder, job):
                 return folder
-    where = ", ".join(str(here / pattern) for pattern in LOOKED_AT)
+    where = ", ".join(str(here / pattern) for pattern in SEARCH_PATTERNS)
     raise CheckError([Problem(f"job {job}", f"no run with this job in {where}: give the run's folder instead")])
 
 

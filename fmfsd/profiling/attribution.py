@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 
-from fmfsd.profiling.intervals import Interval, length, overlap, union, without
+from fmfsd.profiling.intervals import Interval, length, overlap, subtract, union
 from fmfsd.profiling.ranges import STEP
-from fmfsd.run.profile_record import BACKWARD, COMMUNICATION, FORWARD, LOSS, OTHER, PARTS, Division, Operator
+from fmfsd.run.profile_record import BACKWARD, COMMUNICATION, FORWARD, LOSS, OTHER, PARTS, Operator, StepBreakdown
 
 SLOWEST = 5
 _EVALUATE = "autograd::engine::evaluate_function: "
@@ -26,7 +26,7 @@ Assigned = tuple[FunctionEvent, str]
 """A host event, and its part of the step."""
 
 
-def division(events: Sequence[FunctionEvent], *, on_gpu: bool) -> Division:
+def divide_step_time(events: Sequence[FunctionEvent], *, on_gpu: bool) -> StepBreakdown:
     """Divide the time of the steps in `events` into parts. The device must be idle at their start and at their end."""
     steps = [event for event in events if event.name == STEP and _is_on_host(event)]
     assigned = list(_assign_parts(events, steps[0].thread))
@@ -35,7 +35,7 @@ def division(events: Sequence[FunctionEvent], *, on_gpu: bool) -> Division:
 
 def _divide_host_time(
     events: Sequence[FunctionEvent], steps: Sequence[FunctionEvent], assigned: Sequence[Assigned]
-) -> Division:
+) -> StepBreakdown:
     """Divide by the time of the thread that runs the steps, each event without its nested events."""
     on_thread = [(event, part) for event, part in assigned if event.thread == steps[0].thread]
     background = union(_span(event) for event in events if event.is_async and _communicates(event.name))
@@ -54,12 +54,12 @@ def _waited_us(event: FunctionEvent, background: Sequence[Interval]) -> float:
     """Return the part of a range's own time during which other threads communicate."""
     if event.name not in _RANGES or _RANGES[event.name] == COMMUNICATION:
         return 0.0
-    return overlap(without(_span(event), map(_span, event.cpu_children)), background)
+    return overlap(subtract(_span(event), map(_span, event.cpu_children)), background)
 
 
 def _divide_gpu_time(
     events: Sequence[FunctionEvent], steps: Sequence[FunctionEvent], assigned: Sequence[Assigned]
-) -> Division:
+) -> StepBreakdown:
     """Divide by the time of the kernels that each event launches; OTHER includes the time without a kernel."""
     kernels = [event for event in events if not _is_on_host(event) and not event.is_user_annotation]
     computing = union(_span(kernel) for kernel in kernels if not _communicates(kernel.name))
@@ -84,11 +84,11 @@ def _division(
     communication_us: float,
     by_operator: Mapping[Key, float],
     calls: Mapping[Key, int],
-) -> Division:
+) -> StepBreakdown:
     scale, slowest_first = 1e-6 / steps, sorted(by_operator.items(), key=lambda item: -item[1])
     slowest = [Operator(*key, time_us * scale, calls[key] / steps) for key, time_us in slowest_first[:SLOWEST]]
     by_part = {part: parts.get(part, 0.0) * scale for part in PARTS}
-    return Division(total_us * scale, by_part, communication_us * scale, tuple(slowest))
+    return StepBreakdown(total_us * scale, by_part, communication_us * scale, tuple(slowest))
 
 
 def _calls(assigned: Iterable[Assigned]) -> Counter[Key]:

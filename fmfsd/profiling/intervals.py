@@ -16,7 +16,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
     return merged
 
 
-def without(whole: Interval, inner: Iterable[Interval]) -> list[Interval]:
+def subtract(whole: Interval, inner: Iterable[Interval]) -> list[Interval]:
     """Return `whole` without the intervals `inner`, which lie in it."""
     gaps, start = list[Interval](), whole[0]
     for inner_start, inner_end in union(inner):

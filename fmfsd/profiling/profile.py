@@ -12,26 +12,33 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from fmfsd.distributed.collectives import Comms
-from fmfsd.distributed.preflight import finish
-from fmfsd.profiling.attribution import division
-from fmfsd.profiling.limit import matrix_flops_per_s
-from fmfsd.profiling.ranges import CALLS, ENGINE, LOSSES, STEP, RangedStopwatch, ranged, ranges_of
-from fmfsd.run.profile_record import SETTLING_STEPS, WARM_UP_STEPS, WorkerProfile, steps_to_profile
+from fmfsd.distributed.preflight import synchronize_device
+from fmfsd.profiling.attribution import divide_step_time
+from fmfsd.profiling.limit import measure_matrix_flops_per_s
+from fmfsd.profiling.ranges import (
+    COLLECTIVE_RANGES,
+    ENGINE_RANGES,
+    LOSS_RANGES,
+    STEP,
+    RangedStepTimer,
+    add_module_ranges,
+    add_ranges,
+)
+from fmfsd.run.profile_record import SETTLING_STEPS, WARM_UP_STEPS, WorkerProfile, count_profile_steps
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from fmfsd.training.loop import Loop
 
 
-class WrittenProfile:
-    """Writes to `RUN/profile`, after `steps_to_profile(steps)` steps: the profiler's trace, and a summary of where this
-    worker's time went.
+class ProfileWriter:
+    """Writes the profiler's trace and this worker's times to `RUN/profile` after `count_profile_steps(steps)` steps.
 
     The profiled loop has no evaluations: they are not part of a step.
     """
 
     def __init__(self, run: RunDir, rank: int, device: torch.device, steps: int) -> None:
         self._run, self._rank, self._device, self._steps = run, rank, device, steps
-        self._step_timer, self._open = RangedStopwatch(self._step), ExitStack()
+        self._step_timer, self._open = RangedStepTimer(self._step), ExitStack()
         self._number, self._timed_steps = 0, list[tuple[_Mark, _Mark]]()
         self._waited_s, self._peak_memory, self._flops_per_s = 0.0, 0, 0.0
         run.profile.mkdir(exist_ok=True, mode=0o700)
@@ -44,31 +51,31 @@ class WrittenProfile:
     ) -> None:
         self._open.close()
 
-    def heard(self, comms: Comms) -> Comms:
-        return ranged(comms, CALLS)
+    def wrap_comms(self, comms: Comms) -> Comms:
+        return add_ranges(comms, COLLECTIVE_RANGES)
 
-    def of(self, loop: Loop) -> Loop:
+    def wrap_loop(self, loop: Loop) -> Loop:
         loop.comms.any(False)  # measure all workers at the same time, as in training: they may share hardware
-        self._flops_per_s = matrix_flops_per_s(loop.config.train, self._device)
+        self._flops_per_s = measure_matrix_flops_per_s(loop.config.train, self._device)
         self._network = loop.engine.network
-        loop.engine, loop.loss = ranged(loop.engine, ENGINE), ranged(loop.loss, LOSSES)
-        loop.stopwatch, loop.evaluations = self._step_timer, {}
+        loop.engine, loop.loss = add_ranges(loop.engine, ENGINE_RANGES), add_ranges(loop.loss, LOSS_RANGES)
+        loop.step_timer, loop.evaluations = self._step_timer, {}
         return loop
 
     def _step(self) -> AbstractContextManager[None]:
         """Return the context to run the loop's next step in."""
         number, self._number = self._number, self._number + 1
         measured = number - SETTLING_STEPS
-        if measured < 0 or number >= steps_to_profile(self._steps):
+        if measured < 0 or number >= count_profile_steps(self._steps):
             return nullcontext()
         return self._time_step() if measured < self._steps else self._record_step(measured - self._steps)
 
     @contextmanager
     def _time_step(self) -> Iterator[None]:
-        waited_s, start = self._step_timer.waited_in_all, _Mark(self._device)
+        waited_s, start = self._step_timer.total_waited_s, _Mark(self._device)
         yield
         self._timed_steps.append((start, _Mark(self._device)))
-        self._waited_s += self._step_timer.waited_in_all - waited_s
+        self._waited_s += self._step_timer.total_waited_s - waited_s
 
     @contextmanager
     def _record_step(self, number: int) -> Iterator[None]:
@@ -77,7 +84,7 @@ class WrittenProfile:
         with record_function(STEP):
             yield
             if number in (WARM_UP_STEPS - 1, WARM_UP_STEPS - 1 + self._steps):
-                finish(self._device)
+                synchronize_device(self._device)
         self._profiler.step()
         if number == WARM_UP_STEPS - 1 + self._steps:
             self._open.close()
@@ -89,7 +96,7 @@ class WrittenProfile:
         steps = schedule(wait=0, warmup=WARM_UP_STEPS, active=self._steps, repeat=1)
         self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu], schedule=steps)
         self._open.enter_context(torch.compiler.set_stance("force_eager"))  # a compiled step has no events of its parts
-        self._open.enter_context(ranges_of(self._network))
+        self._open.enter_context(add_module_ranges(self._network))
         self._open.enter_context(self._profiler)
 
     def _write(self) -> None:
@@ -104,9 +111,9 @@ class WrittenProfile:
             self._waited_s / sum(steps_s),
             self._peak_memory,
             self._flops_per_s,
-            division(self._profiler.events(), on_gpu=self._device.type == "cuda"),
+            divide_step_time(self._profiler.events(), on_gpu=self._device.type == "cuda"),
         )
-        write_json(self._run.profiled(self._rank), summary.to_json())
+        write_json(self._run.profile_result(self._rank), summary.to_dict())
 
 
 class _Mark:

@@ -13,15 +13,26 @@ from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.interface import Engine
 from fmfsd.losses import SelfDistillLoss
 from fmfsd.run.profile_record import BACKWARD, BRANCHES, COMMUNICATION, FORWARD, FUSION, INPUT, LOSS, OPTIMIZER, TRUNK
-from fmfsd.training.timers import Stopwatch
+from fmfsd.training.timers import StepTimer
 
 T = TypeVar("T")
 
 STEP = "step"
-ENGINE = {Engine.terms.__name__: LOSS, Engine.backward.__name__: BACKWARD, Engine.step.__name__: OPTIMIZER}
-LOSSES = {SelfDistillLoss.total.__name__: LOSS}
-_COLLECTIVES = (Comms.sum_, Comms.mean_, Comms.spread_, Comms.any, Comms.share, Comms.gather)
-CALLS = {collective.__name__: COMMUNICATION for collective in _COLLECTIVES}
+ENGINE_RANGES = {
+    Engine.compute_terms.__name__: LOSS,
+    Engine.backward.__name__: BACKWARD,
+    Engine.step.__name__: OPTIMIZER,
+}
+LOSS_RANGES = {SelfDistillLoss.total.__name__: LOSS}
+_COLLECTIVES = (
+    Comms.all_reduce_,
+    Comms.all_reduce_mean_,
+    Comms.broadcast_,
+    Comms.any,
+    Comms.broadcast_object,
+    Comms.all_gather_object,
+)
+COLLECTIVE_RANGES = {collective.__name__: COMMUNICATION for collective in _COLLECTIVES}
 """Methods of an engine, a loss and collectives, and the range of each. A nested range counts only for itself."""
 
 ROLES = {
@@ -32,7 +43,7 @@ ROLES = {
 """A network's children by role; `fusion` is everything that computes and applies masks."""
 
 
-def ranged(target: T, ranges: Mapping[str, str]) -> T:
+def add_ranges(target: T, ranges: Mapping[str, str]) -> T:
     """Return a proxy of `target` that runs the methods named in `ranges` in profiler ranges."""
     return cast(T, _Ranged(target, ranges))
 
@@ -51,19 +62,19 @@ def _call_in_range(name: str, call: Callable[..., Any], *args: Any, **kwargs: An
         return call(*args, **kwargs)
 
 
-class RangedStopwatch(Stopwatch):
+class RangedStepTimer(StepTimer):
     """Runs each step of a loop in the context that `around` returns, and waits for data in a profiler range."""
 
     def __init__(self, around: Callable[[], Any]) -> None:
         super().__init__()
-        self._around, self.waited_in_all = around, 0.0
+        self._around, self.total_waited_s = around, 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        before = self.waited
+        before = self.waited_s
         with record_function(INPUT), super().waiting():
             yield
-        self.waited_in_all += self.waited - before
+        self.total_waited_s += self.waited_s - before
 
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
@@ -72,7 +83,7 @@ class RangedStopwatch(Stopwatch):
 
 
 @contextmanager
-def ranges_of(network: nn.Module) -> Iterator[None]:
+def add_module_ranges(network: nn.Module) -> Iterator[None]:
     """Run the forward passes of the network and of its children in profiler ranges."""
     children = dict(network.named_children())
     handles = [*_hooks(network, FORWARD)]

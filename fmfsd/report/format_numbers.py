@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-NOTHING = "–"
+MISSING = "–"
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -13,39 +13,39 @@ def is_share(metric: str) -> bool:
     return metric.endswith(("_top1", "_agreement"))
 
 
-def shown_metric(metric: str, value: float | None) -> str:
+def format_metric(metric: str, value: float | None) -> str:
     """Format a value of a metric."""
     if value is None or not math.isfinite(value):
-        return NOTHING if value is None else str(value)
+        return MISSING if value is None else str(value)
     if is_share(metric):
         return f"{100 * value:.2f} %"
     factor, prefix = next(((factor, prefix) for factor, prefix in _PREFIXES[:-1] if abs(value) >= factor), (1.0, ""))
     return f"{value / factor:.4g} {prefix}".rstrip()
 
 
-def shown_difference(metric: str, value: float) -> str:
+def format_difference(metric: str, value: float) -> str:
     """Format a difference with its sign; of accuracies in percentage points."""
     if is_share(metric):
         return f"{100 * value:+.2f}"
-    text = shown_metric(metric, value)
+    text = format_metric(metric, value)
     return text if value < 0 else f"+{text}"
 
 
-def unit_of_differences(metric: str) -> str:
+def difference_unit(metric: str) -> str:
     """Return the unit of a metric's differences."""
     return "points" if is_share(metric) else metric
 
 
-def shown_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format the value of a config key; a list without brackets."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown_value, value)) or "none"
+        return ", ".join(map(format_value, value)) or "none"
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def shown_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmfsd.report.charts.render import draw_charts
-from fmfsd.report.html.markup import Html, element, joined
+from fmfsd.report.charts.render import insert_charts
+from fmfsd.report.html.markup import Html, element, join_markup
 
 GENERATOR = '<meta name="generator" content="fmfsd">'
 """Identifies a page that fmfsd wrote."""
@@ -18,7 +18,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading and its content; `key`: its anchor in the page."""
 
     key: str
@@ -26,11 +26,11 @@ class Section:
     content: Html
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+def render_page(title: str, lead: str, sections: Sequence[PageSection]) -> str:
     """Return the page as HTML. `lead`: one sentence below the title."""
     style, script = _read_asset("page.css"), _read_asset("page.js")
     policy = _POLICY.format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
-    head = joined(
+    head = join_markup(
         Html('<meta charset="utf-8">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
@@ -43,10 +43,10 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     top = element("header", element("h1", title), element("p", lead), element("nav", *links, aria_label="Sections"))
     main = element("main", *map(_section_element, sections), id="content")
     body = element("body", skip, top, main, element("script", script))
-    return draw_charts(f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{body}</html>\n')
+    return insert_charts(f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{body}</html>\n')
 
 
-def _section_element(section: Section) -> Html:
+def _section_element(section: PageSection) -> Html:
     return element("section", element("h2", section.title), section.content, id=section.key)
 
 

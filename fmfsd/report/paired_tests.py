@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SURE = 0.95
+CONFIDENCE_LEVEL = 0.95
 """Confidence level of intervals; 1 - CONFIDENCE_LEVEL is the significance level."""
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """Differences between pairs: mean, standard deviation, half width of the 95 % interval, and p-value.
 
     `p`: two-sided p-value of Student's t-test against a mean of 0. With one pair only the mean is known, the other
@@ -23,7 +23,7 @@ class Paired:
     p: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float], references: Sequence[float]) -> "Paired":
+    def from_pairs(cls, values: Sequence[float], references: Sequence[float]) -> "PairedDifference":
         """Compute the statistics of `values` minus `references`, at least one pair."""
         differences = [one - other for one, other in zip(values, references, strict=True)]
         mean, count = statistics.mean(differences), len(differences)
@@ -31,28 +31,28 @@ class Paired:
             return cls(mean, None, None, None)
         deviation = statistics.stdev(differences)
         error = deviation / math.sqrt(count)
-        return cls(mean, deviation, t_quantile(count - 1) * error, _p_value(mean, error, count - 1))
+        return cls(mean, deviation, student_t_quantile(count - 1) * error, _p_value(mean, error, count - 1))
 
     @property
-    def ends(self) -> tuple[float, float] | None:
+    def interval(self) -> tuple[float, float] | None:
         """Ends of the interval."""
         return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
 
     def __str__(self) -> str:
         """Format in percentage points."""
-        if self.deviation is None or self.ends is None:
+        if self.deviation is None or self.interval is None:
             return f"{100 * self.mean:+.2f}"
-        ends = " to ".join(f"{100 * end:+.2f}" for end in self.ends)
+        ends = " to ".join(f"{100 * end:+.2f}" for end in self.interval)
         return f"{100 * self.mean:+.2f} ± {100 * self.deviation:.2f} ({ends})"
 
 
 def _p_value(mean: float, error: float, freedom: int) -> float:
     if error == 0:
         return 1.0 if mean == 0 else 0.0
-    return 1 - t_within(abs(mean) / error, freedom)
+    return 1 - student_t_probability(abs(mean) / error, freedom)
 
 
-def t_within(t: float, freedom: int) -> float:
+def student_t_probability(t: float, freedom: int) -> float:
     """Return P(-t < T < t) for Student's T with `freedom` degrees of freedom, t >= 0.
 
     Finite sums: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 (odd) and 26.7.4 (even).
@@ -68,16 +68,16 @@ def t_within(t: float, freedom: int) -> float:
     return math.sin(angle) * total
 
 
-def t_quantile(freedom: int) -> float:
+def student_t_quantile(freedom: int) -> float:
     """Return t with P(-t < T < t) = CONFIDENCE_LEVEL for Student's T with `freedom` >= 1 degrees of freedom."""
     low, high = 0.0, 16.0  # 12.7 for one degree of freedom, less for more
     while high - low > 1e-12:
         middle = (low + high) / 2
-        low, high = (middle, high) if t_within(middle, freedom) < SURE else (low, middle)
+        low, high = (middle, high) if student_t_probability(middle, freedom) < CONFIDENCE_LEVEL else (low, middle)
     return high
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for multiple comparisons (family-wise error rate).
 
     Holm 1979, Scand. J. Statistics 6, 65-70.

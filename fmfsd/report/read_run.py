@@ -24,8 +24,8 @@ class RunFiles:
     outcome: Content = field(default_factory=dict)
     records: list[Content] = field(default_factory=list)
     evaluations: dict[str, Content] = field(default_factory=dict)
-    exits: dict[str, Content] = field(default_factory=dict)
-    looks: list[Content] = field(default_factory=list)
+    early_exits: dict[str, Content] = field(default_factory=dict)
+    attention_maps: list[Content] = field(default_factory=list)
     pictures: Content = field(default_factory=dict)
     attempts: list[Content] = field(default_factory=list)
     workers: list[Content] = field(default_factory=list)
@@ -35,11 +35,11 @@ class RunFiles:
         return self.run.path.name
 
     @property
-    def values(self) -> dict[str, Any]:
+    def config_values(self) -> dict[str, Any]:
         """Config values by dotted key, without the seed."""
         return {key: value for key, value in _dotted(self.config) if key != "seed"}
 
-    def split(self, name: str) -> list[Content]:
+    def records_of_split(self, name: str) -> list[Content]:
         """Return the records of a split."""
         return [record for record in self.records if record.get("split") == name]
 
@@ -69,9 +69,9 @@ def read_run(path: Path) -> RunFiles:
         outcome=_object(run.outcome),
         records=list(_lines(run.metrics)),
         evaluations=_by_split({split: run.evaluation(split) for split in SPLITS}),
-        exits=_by_split({split: run.early_exits(split) for split in SPLITS}),
-        looks=[content for each in run.all_attention() if (content := _object(each))],
-        pictures=_object(run.pictures),
+        early_exits=_by_split({split: run.early_exits(split) for split in SPLITS}),
+        attention_maps=[content for each in run.attention_files() if (content := _object(each))],
+        pictures=_object(run.attention_images),
         attempts=[each for number in range(1, run.last_attempt() + 1) if (each := _object(run.attempt(number)))],
         workers=[each for path in sorted(run.progress.glob("rank-*.json"), key=_number) if (each := _object(path))],
     )

@@ -5,34 +5,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmfsd.report.charts.run_charts import Line
-from fmfsd.report.format_numbers import shown_value
+from fmfsd.report.format_numbers import format_value
 from fmfsd.report.read_run import RunFiles
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs of one config; `label`: the settings that differ from the other groups."""
 
     label: str
     runs: Sequence[RunFiles]
 
 
-def grouped(runs: Sequence[RunFiles]) -> list[Group]:
+def group_by_config(runs: Sequence[RunFiles]) -> list[SeedGroup]:
     """Group runs by config, in the order of `runs`."""
-    values = [run.values for run in runs]
+    values = [run.config_values for run in runs]
     keys = list(dict.fromkeys(key for each in values for key in each))
-    varying = [key for key in keys if len({shown_value(each.get(key)) for each in values}) > 1]
+    varying = [key for key in keys if len({format_value(each.get(key)) for each in values}) > 1]
     groups: dict[str, list[RunFiles]] = {}
     for run, each in zip(runs, values, strict=True):
-        label = ", ".join(f"{key} {shown_value(each.get(key))}" for key in varying)
+        label = ", ".join(f"{key} {format_value(each.get(key))}" for key in varying)
         groups.setdefault(label, []).append(run)
-    return [Group(label or runs[0].name, members) for label, members in groups.items()]
+    return [SeedGroup(label or runs[0].name, members) for label, members in groups.items()]
 
 
-def mean_line(label: str, group: Group, split: str, metric: str, x: str = "epoch") -> Line | None:
+def mean_line(label: str, group: SeedGroup, split: str, metric: str, x: str = "epoch") -> Line | None:
     """Return the mean over a group's runs at each `x` that all of them have reached; the band is minimum to maximum."""
     curves = [
-        {record[x]: record[metric] for record in run.split(split) if _is_number(record.get(metric)) and x in record}
+        {
+            record[x]: record[metric]
+            for record in run.records_of_split(split)
+            if _is_number(record.get(metric)) and x in record
+        }
         for run in group.runs
     ]
     curves = [curve for curve in curves if curve]
@@ -49,7 +53,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def interval(share: float, samples: int) -> tuple[float, float]:
+def wilson_interval(share: float, samples: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a share of `samples` (1927, doi 10.1080/01621459.1927.10502953)."""
     z = 1.959964
     middle = share + z**2 / (2 * samples)

@@ -4,48 +4,59 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmfsd.report.charts.sweep_charts import Content, course, curves, effect_bars, fronts, importance_bars
-from fmfsd.report.format_numbers import (
-    NOTHING,
-    shown_difference,
-    shown_duration,
-    shown_metric,
-    shown_value,
-    unit_of_differences,
+from fmfsd.report.charts.sweep_charts import (
+    Content,
+    effect_bars,
+    importance_bars,
+    learning_curve_chart,
+    pareto_front_charts,
+    result_history_chart,
 )
-from fmfsd.report.html.markup import Html, element, joined
-from fmfsd.report.html.tables import code, folded, pairs, paragraphs, table
-from fmfsd.report.page import Section, page
+from fmfsd.report.format_numbers import (
+    MISSING,
+    difference_unit,
+    format_difference,
+    format_duration,
+    format_metric,
+    format_value,
+)
+from fmfsd.report.html.markup import Html, element, join_markup
+from fmfsd.report.html.tables import code_block, collapsible, facts_table, paragraphs, table
+from fmfsd.report.page import PageSection, render_page
 
-STATES = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "asked": "running"}
+STATE_LABELS = {"finished": "finished", "pruned": "stopped early", "failed": "failed", "asked": "running"}
 
 
-def sweep_page(content: Content, space: str) -> str:
+def render_sweep_page(content: Content, space: str) -> str:
     """Return the page; `space`: text of the search space's file."""
     parts = (
         ("best", "Best", _best(content)),
         ("confirmed", "Confirmation with new seeds", _confirmations(content)),
         ("tested", "Test results", _test_results(content)),
-        ("front", "Pareto front", joined(*fronts(content))),
-        ("course", "Progress", joined(*filter(None, (course(content), curves(content))))),
-        ("importances", "Importance of parameters", joined(*map(_importance, content["importances"] or ()))),
-        ("placements", "Placements", joined(*map(_effects, content["effects"]))),
+        ("front", "Pareto front", join_markup(*pareto_front_charts(content))),
+        (
+            "course",
+            "Progress",
+            join_markup(*filter(None, (result_history_chart(content), learning_curve_chart(content)))),
+        ),
+        ("importances", "Importance of parameters", join_markup(*map(_importance, content["importances"] or ()))),
+        ("placements", "Placements", join_markup(*map(_effects, content["effects"]))),
         ("trials", "Trials", _trials(content)),
-        ("failed", "Failed", joined(*_failed(content))),
+        ("failed", "Failed", join_markup(*_failed(content))),
         ("searched", "Search space and options", _search_settings(content, space)),
         (
             "versions",
             "Versions",
-            pairs((name, value or "not installed") for name, value in content["versions"].items()),
+            facts_table((name, value or "not installed") for name, value in content["versions"].items()),
         ),
     )
-    sections = [Section(key, title, body) for key, title, body in parts if body]
-    return page(f"Search {Path(content['folder']).name}", _lead(content), sections)
+    sections = [PageSection(key, title, body) for key, title, body in parts if body]
+    return render_page(f"Search {Path(content['folder']).name}", _lead(content), sections)
 
 
 def _lead(content: Content) -> str:
     options, counts = content["options"], content["counts"]
-    states = [f"{counts[state]} {label}" for state, label in STATES.items() if counts[state]]
+    states = [f"{counts[state]} {label}" for state, label in STATE_LABELS.items() if counts[state]]
     repeated = [f"{counts['repeated']} repeated an earlier trial"] if counts["repeated"] else []
     objectives = " and ".join(
         f"{metric} ({mode})" for metric, mode in zip(options["metrics"], options["modes"], strict=True)
@@ -59,11 +70,11 @@ def _best(content: Content) -> Html:
         return paragraphs("No trial has finished.")
     several = len(content["options"]["metrics"]) > 1
     note = "The best of the Pareto front by the first metric." if several else ""
-    return joined(
+    return join_markup(
         paragraphs(f"Trial {best['trial']}. {note}".rstrip()),
-        pairs((name, shown_metric(name, value)) for name, value in _ordered_metrics(content, best["metrics"])),
-        pairs((key, shown_value(value)) for key, value in best["values"].items()),
-        code(best["command"]),
+        facts_table((name, format_metric(name, value)) for name, value in _ordered_metrics(content, best["metrics"])),
+        facts_table((key, format_value(value)) for key, value in best["values"].items()),
+        code_block(best["command"]),
     )
 
 
@@ -87,12 +98,12 @@ def _confirmations(content: Content) -> Html:
     header = ("config", "seeds", *names, f"{judged_by} minus base", "95 % interval", "p")
     rows = [_confirmation_row(each, names) for each in confirmations]
     findings = [f"Trial {each['config']}: {each['finding']}." for each in confirmations if each["finding"]]
-    return joined(paragraphs(*findings), table(header, rows), paragraphs(_COMPARISON_NOTE))
+    return join_markup(paragraphs(*findings), table(header, rows), paragraphs(_COMPARISON_NOTE))
 
 
 def _confirmation_row(result: Content, metrics: Sequence[str]) -> list[str]:
     spreads = [_spread(name, result["metrics"].get(name)) for name in metrics]
-    p = NOTHING if result["p"] is None else f"{result['p']:.2g}"
+    p = MISSING if result["p"] is None else f"{result['p']:.2g}"
     return [result["config"], str(len(result["seeds"])), *spreads, *_difference(metrics[0], result["difference"]), p]
 
 
@@ -104,24 +115,24 @@ _COMPARISON_NOTE = (
 
 def _spread(metric: str, spread: Mapping[str, float | None] | None) -> str:
     if spread is None:
-        return NOTHING
+        return MISSING
     mean, deviation = spread["mean"], spread["deviation"]
-    return shown_metric(metric, mean) if deviation is None else _plus_minus(metric, mean, deviation)
+    return format_metric(metric, mean) if deviation is None else _plus_minus(metric, mean, deviation)
 
 
 def _plus_minus(metric: str, mean: float | None, deviation: float) -> str:
     """Format as in `38.33 ± 0.58 %`."""
-    return f"{shown_metric(metric, mean).removesuffix(' %')} ± {shown_metric(metric, deviation)}"
+    return f"{format_metric(metric, mean).removesuffix(' %')} ± {format_metric(metric, deviation)}"
 
 
 def _difference(metric: str, difference: Mapping[str, Any] | None) -> tuple[str, str]:
     if difference is None or difference["mean"] is None:
-        return NOTHING, NOTHING
+        return MISSING, MISSING
     mean, half = difference["mean"], difference["half_width"]
     if half is None:
-        return shown_difference(metric, mean), NOTHING
-    ends = (shown_difference(metric, mean + side * half) for side in (-1, 1))
-    return shown_difference(metric, mean), " to ".join(ends)
+        return format_difference(metric, mean), MISSING
+    ends = (format_difference(metric, mean + side * half) for side in (-1, 1))
+    return format_difference(metric, mean), " to ".join(ends)
 
 
 def _test_results(content: Content) -> Html:
@@ -130,7 +141,7 @@ def _test_results(content: Content) -> Html:
     if not results:
         return Html("")
     names = sorted({name for metrics in results.values() for name in metrics})
-    rows = [(trial, *(shown_metric(name, metrics.get(name)) for name in names)) for trial, metrics in results.items()]
+    rows = [(trial, *(format_metric(name, metrics.get(name)) for name in names)) for trial, metrics in results.items()]
     return table(("trial", *names), rows)
 
 
@@ -141,7 +152,9 @@ def _importance(importances: Content) -> Html:
         "PED-ANOVA: how far the parameter values of the best tenth (at least five trials) differ from those of all "
         "trials, as shares of all parameters. A choice of few values gets a smaller share than a continuous range."
     )
-    return joined(importance_bars(importances), paragraphs(f"Over {importances['trials']} finished trials. {note}"))
+    return join_markup(
+        importance_bars(importances), paragraphs(f"Over {importances['trials']} finished trials. {note}")
+    )
 
 
 def _effects(effects: Content) -> Html:
@@ -152,7 +165,7 @@ def _effects(effects: Content) -> Html:
         parts += [effect_bars(effects, kind) or Html(""), _effect_table(effects, kind)]
     header = ("placement", "trials", effects["metric"])
     rows = [_placement(effects["metric"], each) for each in effects["placements"]]
-    return joined(*parts, folded("Each placement", table(header, rows)))
+    return join_markup(*parts, collapsible("Each placement", table(header, rows)))
 
 
 _EFFECT_HEADERS = {
@@ -171,17 +184,17 @@ def _effect_table(effects: Content, kind: str) -> Html:
         for each in effects[kind]
     ]
     *counts, name = _EFFECT_HEADERS[kind]
-    return table((*counts, f"{name}, {unit_of_differences(metric)}", "standard error"), rows)
+    return table((*counts, f"{name}, {difference_unit(metric)}", "standard error"), rows)
 
 
 def _estimate(metric: str, value: float | None, error: float | None) -> tuple[str, str]:
     if value is None:
-        return "not identifiable: confounded with other taps", NOTHING
-    return shown_difference(metric, value), NOTHING if error is None else shown_difference(metric, error).lstrip("+")
+        return "not identifiable: confounded with other taps", MISSING
+    return format_difference(metric, value), MISSING if error is None else format_difference(metric, error).lstrip("+")
 
 
 def _placement(metric: str, placement: Content) -> tuple[str, str, str]:
-    return shown_value(placement["taps"]), str(placement["count"]), _spread(metric, placement)
+    return format_value(placement["taps"]), str(placement["count"]), _spread(metric, placement)
 
 
 def _trials(content: Content) -> Html:
@@ -195,15 +208,15 @@ def _trials(content: Content) -> Html:
 
 
 def _trial_row(trial: Content, objectives: Sequence[str], keys: Sequence[str], others: Sequence[str]) -> list[str]:
-    cells = [trial["name"], _state(trial), str(trial["epochs"]), shown_duration(trial["seconds"])]
-    values = [shown_value(trial["values"][key]) if key in trial["values"] else "" for key in keys]
+    cells = [trial["name"], _state(trial), str(trial["epochs"]), format_duration(trial["seconds"])]
+    values = [format_value(trial["values"][key]) if key in trial["values"] else "" for key in keys]
     metrics = trial["metrics"]
-    first, last = ([shown_metric(name, metrics.get(name)) for name in names] for names in (objectives, others))
+    first, last = ([format_metric(name, metrics.get(name)) for name in names] for names in (objectives, others))
     return [*cells, *first, *values, *last]
 
 
 def _state(trial: Content) -> str:
-    label = STATES[trial["state"]]
+    label = STATE_LABELS[trial["state"]]
     return label if trial["repeats"] is None else f"{label}, repeats {trial['repeats']}"
 
 
@@ -211,10 +224,12 @@ def _failed(content: Content) -> Iterator[Html]:
     for trial in content["trials"]:
         if trial["state"] == "failed" and trial["repeats"] is None:
             yield element("h3", f"Trial {trial['name']}")
-            yield code(trial["cause"] or "unknown cause")
-            yield folded("Command to run this trial alone", code(trial["command"]))
+            yield code_block(trial["cause"] or "unknown cause")
+            yield collapsible("Command to run this trial alone", code_block(trial["command"]))
 
 
 def _search_settings(content: Content, space: str) -> Html:
-    options = pairs((name, shown_value(value)) for name, value in content["options"].items() if value is not None)
-    return joined(code(space), folded("Options", options))
+    options = facts_table(
+        (name, format_value(value)) for name, value in content["options"].items() if value is not None
+    )
+    return join_markup(code_block(space), collapsible("Options", options))

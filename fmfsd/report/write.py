@@ -7,9 +7,9 @@ from pathlib import Path
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.report.page import GENERATOR
 from fmfsd.report.read_run import read_run
-from fmfsd.report.run_page import run_page
-from fmfsd.report.sweep_page import sweep_page
-from fmfsd.system.atomic_files import SHARED, write_whole
+from fmfsd.report.run_page import render_run_page
+from fmfsd.report.sweep_page import render_sweep_page
+from fmfsd.system.atomic_files import SHARED_MODE, write_atomic
 
 SWEEP, SPACE = "sweep.json", "space.yaml"
 
@@ -24,7 +24,7 @@ def write_report(folders: Sequence[Path], out: Path | None) -> Path:
     text = _text(folders)
     try:
         _require_ours(path)
-        write_whole(path, text, durable=False, mode=SHARED)
+        write_atomic(path, text, durable=False, mode=SHARED_MODE)
     except OSError as error:
         remedy = "write the page elsewhere with --out FILE"
         raise CheckError([Problem(str(path), f"can't be written: {error}: {remedy}")]) from error
@@ -44,13 +44,13 @@ def _text(folders: Sequence[Path]) -> str:
         )
     if sweeps:
         return _sweep_text(sweeps[0])
-    return run_page([read_run(folder) for folder in folders])
+    return render_run_page([read_run(folder) for folder in folders])
 
 
 def _sweep_text(sweep: Path) -> str:
     try:
         content = json.loads((sweep / SWEEP).read_bytes())
-        return sweep_page(content, (sweep / SPACE).read_text(encoding="utf-8"))
+        return render_sweep_page(content, (sweep / SPACE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckError([Problem(str(sweep), f"its files can't be read: {error}")]) from error
 

@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from fmfsd.system.atomic_files import write_json
 
-EVERY_S = 0.5
+HEARTBEAT_INTERVAL_S = 0.5
 
 
-class ProgressFile:
+class HeartbeatFile:
     """The heartbeat file of a worker, replaced at every change of `state`.
 
     Inside the context, a separate thread writes it every HEARTBEAT_INTERVAL_S seconds too. Its content: `constants`;
@@ -28,7 +28,7 @@ class ProgressFile:
     def __init__(self, path: Path, **constants: Any) -> None:
         self._path = path
         self.constants = {"host": socket.gethostname(), "pid": os.getpid(), **constants}
-        self.calls: Callable[[], tuple[int, bool]] = lambda: (0, False)
+        self.count_collectives: Callable[[], tuple[int, bool]] = lambda: (0, False)
         """Returns the number of collective calls so far, and whether one of them is waiting for other workers."""
         self.warnings: list[str] = []
         self._status: dict[str, Any] = {"state": "starting", "step": 0}
@@ -36,7 +36,7 @@ class ProgressFile:
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._write_periodically, name="heartbeat", daemon=True)
 
-    def show(self, state: str, *, step: int, **values: Any) -> None:
+    def update(self, state: str, *, step: int, **values: Any) -> None:
         """Set the state, the step and other values of the file; write it at once if the state has changed."""
         changed = state != self._status["state"]
         self._status = {"state": state, "step": step, **values}
@@ -62,12 +62,12 @@ class ProgressFile:
         self._write()
 
     def _write_periodically(self) -> None:
-        while not self._ended.wait(EVERY_S):
+        while not self._ended.wait(HEARTBEAT_INTERVAL_S):
             self._beat += 1
             self._write()
 
     def _write(self) -> None:
-        calls, waiting = self.calls()
+        calls, waiting = self.count_collectives()
         content = {
             **self.constants,
             **self._status,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fmfsd.errors import RunFailedError
-from fmfsd.system.atomic_files import flush_to_disk, write_whole
+from fmfsd.system.atomic_files import flush_to_disk, write_atomic
 
 
 class RunningMeans:
@@ -23,13 +23,13 @@ class RunningMeans:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def peek(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Return the means without a reset."""
         return {name: total / self._count for name, total in self._sums.items()}
 
-    def take(self) -> dict[str, float]:
+    def pop(self) -> dict[str, float]:
         """Return the means and reset them."""
-        means = self.peek()
+        means = self.compute()
         self._sums, self._count = {}, 0
         return means
 
@@ -47,21 +47,21 @@ class MetricsLog:
 
     def __init__(self, path: Path | None, started: float) -> None:
         self._path, self._started, self.records = path, started, 0
-        self.show: Callable[[Mapping[str, Any]], None] = _ignore
+        self.on_record: Callable[[Mapping[str, Any]], None] = _ignore
         """Called with each record of the file: on a resume with the existing records, then with each new record."""
         self._descriptor: int | None = None
 
-    def keep(self, records: int) -> None:
+    def truncate(self, records: int) -> None:
         """Open the file and drop all records after the first `records`, which are newer than the loaded checkpoint."""
         self.records = records
         if self._path is None:
             return
         lines = self._path.read_bytes().splitlines(keepends=True)[:records] if self._path.exists() else []
         with _fail_run_on_write_error(self._path):
-            write_whole(self._path, b"".join(lines))
+            write_atomic(self._path, b"".join(lines))
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         for line in lines:
-            self.show(json.loads(line))
+            self.on_record(json.loads(line))
 
     def write(self, *, step: int, epoch: int, split: str, **values: float) -> None:
         """Add a record durably (fsync). RunFailedError if it can't be written."""
@@ -74,7 +74,7 @@ class MetricsLog:
             while line:
                 line = line[os.write(self._descriptor, line) :]
             flush_to_disk(self._descriptor)
-        self.show(record)
+        self.on_record(record)
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -95,7 +95,7 @@ def _fail_run_on_write_error(path: Path) -> Iterator[None]:
         raise RunFailedError(f"{path} can't be written: {error}") from error
 
 
-def last_records(path: Path) -> dict[str, dict[str, float]]:
+def read_last_records(path: Path) -> dict[str, dict[str, float]]:
     """Return the newest record of each split, without step, epoch and time."""
     last: dict[str, dict[str, float]] = {}
     for line in path.read_text("utf-8").splitlines():

@@ -24,7 +24,7 @@ PARTS = (
 """Parts of a step; their times add up to the step time."""
 
 
-def steps_to_profile(steps: int) -> int:
+def count_profile_steps(steps: int) -> int:
     """Return the total number of steps for a profile of `steps` steps, timed first without and then with profiler."""
     return SETTLING_STEPS + steps + WARM_UP_STEPS + steps
 
@@ -40,7 +40,7 @@ class Operator:
 
 
 @dataclass(frozen=True)
-class Division:
+class StepBreakdown:
     """Time of a step of `step_s` seconds by part; `parts` add up to it.
 
     In `parts`, communication is the time that does not overlap with computation; `communication_s` is the total.
@@ -66,9 +66,9 @@ class WorkerProfile:
     data_wait: float
     peak_memory_bytes: int
     matrix_flops_per_s: float
-    division: Division
+    division: StepBreakdown
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod

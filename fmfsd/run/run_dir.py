@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fmfsd.run.train_position import positions_in
+from fmfsd.run.train_position import list_positions
 from fmfsd.system.file_locks import lock_file
 
-NOW = "now"
+STOP_NOW = "now"
 """Content of a stop request that stops the run at once, without a checkpoint."""
 
 
@@ -19,7 +19,7 @@ class RunDir:
     path: Path
 
     @classmethod
-    def fresh(cls, parent: Path, config_name: str) -> "RunDir":
+    def new(cls, parent: Path, config_name: str) -> "RunDir":
         """Return a run directory with an unused name, `<config>-<UTC time>-<4 hex>`. Creates nothing."""
         moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         return cls((parent / f"{config_name}-{moment}-{secrets.token_hex(2)}").absolute())
@@ -142,14 +142,14 @@ class RunDir:
         return self.path / "evaluation" / "attention"
 
     @property
-    def pictures(self) -> Path:
+    def attention_images(self) -> Path:
         """The images of these attention masks."""
         return self.attention / "images.json"
 
-    def attention_at(self, step: int) -> Path:
+    def attention_file(self, step: int) -> Path:
         return self.attention / f"step-{step:08d}.json"
 
-    def all_attention(self) -> list[Path]:
+    def attention_files(self) -> list[Path]:
         """Return the attention mask files, oldest first."""
         return sorted(self.attention.glob("step-*.json"))
 
@@ -158,15 +158,15 @@ class RunDir:
         """Samples and gradients of each step, if the launch requests a trace; written by the workers."""
         return self.path / "trace"
 
-    def traced_gradients(self, step: int) -> Path:
+    def trace_gradients(self, step: int) -> Path:
         """Return the file with the gradients of step `step`, from 1, before clipping."""
         return self.trace / f"step-{step:08d}-gradients.safetensors"
 
-    def traced_samples(self, step: int, rank: int) -> Path:
+    def trace_samples(self, step: int, rank: int) -> Path:
         """Return the file with the samples that worker `rank` used in step `step`, from 1, as official indices."""
         return self.trace / f"step-{step:08d}-rank-{rank}.json"
 
-    def all_traced_samples(self, step: int) -> list[Path]:
+    def all_trace_samples(self, step: int) -> list[Path]:
         """Return the sample files of all workers for step `step`."""
         return sorted(self.trace.glob(f"step-{step:08d}-rank-*.json"))
 
@@ -175,7 +175,7 @@ class RunDir:
         """Time of the steps by part, if the launch requests a profile; written by the workers."""
         return self.path / "profile"
 
-    def profiled(self, rank: int) -> Path:
+    def profile_result(self, rank: int) -> Path:
         """Return the file with the profile results of worker `rank`."""
         return self.profile / f"rank-{rank}.json"
 
@@ -185,7 +185,7 @@ class RunDir:
 
     def newest_step(self) -> int | None:
         """Return the step of the newest checkpoint, or None without any."""
-        positions = positions_in(self.checkpoints)
+        positions = list_positions(self.checkpoints)
         return positions[0].step if positions else None
 
     def damaged_checkpoints(self) -> list[Path]:
@@ -196,11 +196,11 @@ class RunDir:
         """Return the file with the record of attempt `number`; written by the coordinator."""
         return self.attempts / f"{number:04d}.json"
 
-    def crash(self, attempt: int, rank: int) -> Path:
+    def crash_report(self, attempt: int, rank: int) -> Path:
         """Return the file with the crash report of worker `rank`; written by the worker."""
         return self.attempts / f"{attempt:04d}-rank-{rank}.json"
 
-    def crashes(self, attempt: int) -> list[Path]:
+    def crash_reports(self, attempt: int) -> list[Path]:
         return sorted(self.attempts.glob(f"{attempt:04d}-rank-*.json"))
 
     def last_attempt(self) -> int:
@@ -219,7 +219,7 @@ class RunDir:
         return self.node_logs(node) / f"rank-{rank}.log"
 
     @property
-    def said(self) -> Path:
+    def coordinator_log(self) -> Path:
         """Log of a trial's coordinator, which has no terminal."""
         return self.logs / "coordinator.log"
 

@@ -8,7 +8,7 @@ _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(-unevaluated)?")
 
 
 @dataclass(frozen=True, order=True)
-class Position:
+class TrainPosition:
     """Training position: the number of finished steps, and whether the evaluation due after them, if any, is done."""
 
     step: int = 0
@@ -19,13 +19,13 @@ class Position:
         return f"step-{self.step:08d}{'' if self.evaluated else '-unevaluated'}"
 
     @classmethod
-    def named(cls, folder_name: str) -> "Position | None":
+    def from_folder_name(cls, folder_name: str) -> "TrainPosition | None":
         """Return the position of the checkpoint with this folder name; None if it is not a checkpoint's name."""
         match = _NAME.fullmatch(folder_name)
         return cls(int(match[1]), match[2] is None) if match else None
 
 
-def positions_in(folder: Path) -> list[Position]:
+def list_positions(folder: Path) -> list[TrainPosition]:
     """Return the positions of the checkpoints in `folder`, newest first; does not verify the checkpoints."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(filter(None, map(Position.named, names)), reverse=True)
+    return sorted(filter(None, map(TrainPosition.from_folder_name, names)), reverse=True)

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PRIVATE, SHARED = 0o600, 0o666
+PRIVATE_MODE, SHARED_MODE = 0o600, 0o666
 """Modes of new files: for this user only, and for every user that the umask allows."""
 
 
-def write_whole(path: Path, content: str | bytes, *, durable: bool = True, mode: int = PRIVATE) -> None:
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True, mode: int = PRIVATE_MODE) -> None:
     """Write `path` atomically (temporary file, then rename); with `durable` it survives a power loss (fsync)."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -34,16 +34,16 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = True, mode:
         sync_folder(path.parent)
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True, mode: int = PRIVATE) -> None:
-    write_whole(path, json.dumps(content, indent=2) + "\n", durable=durable, mode=mode)
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True, mode: int = PRIVATE_MODE) -> None:
+    write_atomic(path, json.dumps(content, indent=2) + "\n", durable=durable, mode=mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file `path`. OSError if it can't be read, ValueError if it is not a JSON object."""
-    return json_object(path.read_bytes(), path)
+    return parse_json_object(path.read_bytes(), path)
 
 
-def json_object(data: bytes, path: Path) -> dict[str, Any]:
+def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
     """Return the JSON object in `data`, read from `path`. ValueError if there is none."""
     try:
         content = json.loads(data)
@@ -54,7 +54,7 @@ def json_object(data: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def read_own(path: Path) -> bytes:
+def read_regular_file(path: Path) -> bytes:
     """Return the content of a regular file. OSError for a symbolic link, which may lead anywhere, and for a pipe, which
     may never end."""
     with _open_regular(path) as file:
@@ -142,14 +142,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def give_name(temporary: Path, path: Path) -> None:
+def rename_no_replace(temporary: Path, path: Path) -> None:
     """Rename `temporary`, in the same folder, to `path`. FileExistsError if that exists: never overwrites a file."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:  # no hard links on this file system: an empty file reserves the name for a moment
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SHARED))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SHARED_MODE))
         _replace_reserved(temporary, path)
     else:
         temporary.unlink()
@@ -163,7 +163,7 @@ def _replace_reserved(temporary: Path, path: Path) -> None:
         raise
 
 
-def mount_of(path: Path) -> str:
+def describe_mount(path: Path) -> str:
     """Return the mount point of `path` and the type of its file system, as `/data (nfs4)`."""
     visible = nearest_visible(path.absolute()).resolve()
     point = next(str(folder) for folder in (visible, *visible.parents) if os.path.ismount(folder))

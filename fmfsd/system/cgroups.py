@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUP_ROOT, PROC_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def groups(controller: str) -> Iterator[Path]:
+def list_cgroups(controller: str) -> Iterator[Path]:
     """Yield the folder of this process's cgroup for `controller`, then those of its parent groups.
 
     A container may see only some of these folders.
     """
-    for line in OWN.read_text().splitlines():
+    for line in PROC_CGROUP.read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" or controller in controllers.split(","):
-            root = ROOT if number == "0" else ROOT / controller
+            root = CGROUP_ROOT if number == "0" else CGROUP_ROOT / controller
             group = root / path.lstrip("/")
             yield from (group, *(parent for parent in group.parents if parent.is_relative_to(root)))

@@ -8,7 +8,7 @@ COMPILERS = {"cpu": ("c++", "g++", "clang++"), "cuda": ("gcc", "clang")}
 """Suitable compilers by device: Inductor compiles C++ programs on CPUs, Triton its kernel launchers on GPUs."""
 
 
-def missing_for_compile(device: str) -> str:
+def find_missing_compiler(device: str) -> str:
     """Return what is missing on this machine and how to get it; empty if nothing is. `device`: cpu or cuda."""
     if not any(map(shutil.which, COMPILERS[device])):
         return f"no compiler found: install {' or '.join(COMPILERS[device])}"

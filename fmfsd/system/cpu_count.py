@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from fmfsd.system.cgroups import groups
+from fmfsd.system.cgroups import list_cgroups
 
 
 def usable_cores() -> int:
@@ -14,7 +14,7 @@ def usable_cores() -> int:
 
 def _read_quotas() -> Iterator[float]:
     """Yield the CPU quotas of this process's cgroups, in cores."""
-    for folder in groups("cpu"):
+    for folder in list_cgroups("cpu"):
         with suppress(OSError, ValueError):  # "max" is not a number
             quota, period = map(int, (folder / "cpu.max").read_text().split())
             yield quota / period

@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Self
 
-from fmfsd.system.atomic_files import SHARED, mount_of, nearest_visible, read_json
+from fmfsd.system.atomic_files import SHARED_MODE, describe_mount, nearest_visible, read_json
 
-VARIABLE = "FMFSD_LOCK"
+LOCK_VARIABLE = "FMFSD_LOCK"
 RETRY_S, REMIND_S = 0.1, 30.0
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
@@ -31,7 +31,7 @@ class LockHeldError(OSError):
     """Another process holds the lock."""
 
 
-class LockLeftError(LockHeldError):
+class StaleLockError(LockHeldError):
     """A process that has ended left its lock file behind."""
 
 
@@ -40,7 +40,7 @@ class LockUnsupportedError(OSError):
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """A process that holds a lock. `born` is its start time in kernel ticks, because process ids are reused."""
 
     host: str
@@ -49,7 +49,7 @@ class Holder:
     since: float
 
     @classmethod
-    def me(cls) -> Self:
+    def current(cls) -> Self:
         return cls(socket.gethostname(), os.getpid(), _read_start_ticks(os.getpid()), time.time())
 
     @classmethod
@@ -61,18 +61,18 @@ class Holder:
             return None
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         return self.host == socket.gethostname()
 
     @property
-    def is_known_to_live(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the process is on this host and alive; always false for other hosts."""
-        return self.is_here and _read_start_ticks(self.pid) == self.born
+        return self.is_local and _read_start_ticks(self.pid) == self.born
 
     @property
     def has_ended(self) -> bool:
         """Whether the process was on this host and has ended; always false for other hosts."""
-        return self.is_here and not self.is_known_to_live
+        return self.is_local and not self.is_alive
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -99,7 +99,7 @@ def wait_for_lock(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
     while release is None:
         try:
             release = _hold(path)
-        except LockLeftError:
+        except StaleLockError:
             raise
         except LockHeldError as error:
             if time.monotonic() >= remind_at:
@@ -112,10 +112,10 @@ def wait_for_lock(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
         release()
 
 
-def choose_method(environment: Mapping[str, str]) -> None:
+def choose_lock_method(environment: Mapping[str, str]) -> None:
     """Use lock files for the rest of this process if FMFSD_LOCK=file, else flock."""
     global _hold
-    _hold = _create_exclusively if environment.get(VARIABLE) == "file" else _hold_flock
+    _hold = _create_exclusively if environment.get(LOCK_VARIABLE) == "file" else _hold_flock
 
 
 def lock_file(path: Path) -> Path:
@@ -123,7 +123,7 @@ def lock_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.held")
 
 
-def problem_of(path: Path) -> str:
+def find_lock_problem(path: Path) -> str:
     """Return why the lock `path` can't be held now, as far as a check without holding it shows; empty if it can."""
     if _hold is _create_exclusively:
         return _describe_holder(lock_file(path)) if lock_file(path).exists() else ""
@@ -155,7 +155,7 @@ def _hold_flock(path: Path) -> Release:
 def _open(path: Path) -> int:
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(path, flags | os.O_RDWR, SHARED)
+        return os.open(path, flags | os.O_RDWR, SHARED_MODE)
     except PermissionError:  # another user's file, which can be locked but not written
         if not path.exists():
             raise
@@ -166,24 +166,25 @@ def _flock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # PermissionError on some network file systems
-        holder = Holder.read(path)
+        holder = LockHolder.read(path)
         raise LockHeldError(f"{path} is locked by {holder or 'another process'}") from error
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        remedy = f"use another file system, or set {VARIABLE}=file for all commands to use lock files"
+        remedy = f"use another file system, or set {LOCK_VARIABLE}=file for all commands to use lock files"
         raise LockUnsupportedError(
-            f"{path}: the file system of {mount_of(path)} does not support locks (flock: {error.strerror}): {remedy}"
+            f"{path}: the file system of {describe_mount(path)} does not support locks "
+            f"(flock: {error.strerror}): {remedy}"
         ) from error
 
 
 def _create_exclusively(path: Path) -> Release:
     marker = lock_file(path)
     try:
-        descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, SHARED)
+        descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, SHARED_MODE)
     except FileExistsError as error:
-        holder = Holder.read(marker)
-        kind = LockLeftError if holder is not None and holder.has_ended else LockHeldError
+        holder = LockHolder.read(marker)
+        kind = StaleLockError if holder is not None and holder.has_ended else LockHeldError
         raise kind(_describe_holder(marker)) from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(_serialize_own_holder())
@@ -191,14 +192,14 @@ def _create_exclusively(path: Path) -> Release:
 
 
 def _describe_holder(marker: Path) -> str:
-    holder = Holder.read(marker)
+    holder = LockHolder.read(marker)
     if holder is not None and holder.has_ended:
         return f"{marker} was left behind by {holder}, which has ended: `rm {marker}`"
     return f"{marker} is held by {holder or 'another process'}; if that process has ended, `rm {marker}`"
 
 
 def _serialize_own_holder() -> bytes:
-    return json.dumps(asdict(Holder.me())).encode()
+    return json.dumps(asdict(LockHolder.current())).encode()
 
 
 def _read_start_ticks(pid: int) -> int:

@@ -11,9 +11,9 @@ from fmfsd.system.cache_dir import cache_home
 COMPILER = "c++"
 
 
-def have_kernels() -> bool:
+def can_compile_kernels() -> bool:
     """Return whether kernels can be compiled and used here, as far as a check without compiling shows."""
-    return shutil.which(COMPILER) is not None and not privacy_problem()
+    return shutil.which(COMPILER) is not None and not find_privacy_problem()
 
 
 def kernel_folder() -> Path:
@@ -30,7 +30,7 @@ def kernel_folder() -> Path:
     return folder
 
 
-def privacy_problem() -> str:
+def find_privacy_problem() -> str:
     """Return why kernels in the cache can't be used, and the command that fixes it; empty if they can."""
     folder = cache_home(os.environ) / "fmfsd" / "kernels"
     try:

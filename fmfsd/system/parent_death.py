@@ -7,7 +7,7 @@ import signal
 _PR_SET_PDEATHSIG = 1
 
 
-def tie_to_parent(agent: int | None, *, has_starter: bool = True) -> None:
+def die_with_parent(agent: int | None, *, has_starter: bool = True) -> None:
     """Make the kernel kill this process when its parent (starter or agent) ends: a killed torchrun leaves orphans.
 
     Raises SystemExit if the parent has already ended, so that `agent` is not the parent (grandparent with a starter).

@@ -12,10 +12,10 @@ _COMMON_KEYS = ("step", "epoch", "split", "time")
 class Tracker(AbstractContextManager["Tracker"], Protocol):
     """An experiment tracker. One background thread enters and uses it; the training does not wait for it."""
 
-    def show(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         """Log the next record. In a resumed run too, the first record after entering is the run's first."""
 
 
-def named_values(record: Record) -> dict[str, float]:
+def flatten_record(record: Record) -> dict[str, float]:
     """Return the record's metrics under the names of a search: `train/loss`, `valid/deepest_top1`."""
     return {f"{record['split']}/{name}": value for name, value in record.items() if name not in _COMMON_KEYS}

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from fmfsd.config import RunConfig
-from fmfsd.config.resume_rules import leaves
+from fmfsd.config.resume_rules import flatten_keys
 from fmfsd.run.run_dir import RunDir
 from fmfsd.trackers.base import Tracker
-from fmfsd.trackers.feed import Feed, Trackers, Warn
+from fmfsd.trackers.feed import Trackers, TrackerThread, Warn
 
 
 def build_trackers(run: RunDir, config: RunConfig, started: float, *, warn: Warn) -> Trackers:
@@ -18,13 +18,13 @@ def build_trackers(run: RunDir, config: RunConfig, started: float, *, warn: Warn
         "tensorboard": lambda: _tensorboard(run, config, started),
         "wandb": lambda: _wandb(run, config),
     }
-    return Trackers([Feed(name, factories[name], warn) for name in config.tracker])
+    return Trackers([TrackerThread(name, factories[name], warn) for name in config.tracker])
 
 
 def _tensorboard(run: RunDir, config: RunConfig, started: float) -> Tracker:
     from fmfsd.trackers.tensorboard import EventFile
 
-    return EventFile(run.tensorboard, dict(leaves(config.model_dump(mode="json"))), started)
+    return EventFile(run.tensorboard, dict(flatten_keys(config.model_dump(mode="json"))), started)
 
 
 def _wandb(run: RunDir, config: RunConfig) -> Tracker:

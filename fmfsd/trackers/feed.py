@@ -10,14 +10,14 @@ from typing import Self
 
 from fmfsd.trackers.base import Record, Tracker
 
-CLOSING_S = 10.0
+CLOSE_TIMEOUT_S = 10.0
 """Seconds that trackers get at the end of a run, after its outcome is written, to pass on their remaining records."""
 
 Warn = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
-class Feed:
+class TrackerThread:
     """A tracker and its thread, which starts with the first record. Errors of the tracker become warnings."""
 
     def __init__(self, name: str, open_tracker: Callable[[], Tracker], warn: Warn) -> None:
@@ -25,13 +25,13 @@ class Feed:
         self._records: SimpleQueue[Record | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name=f"tracker {name}", daemon=True)
 
-    def show(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         """Queue a record for the tracker."""
         if self._thread.ident is None:
             self._thread.start()
         self._records.put(record)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Make the thread end after the queued records."""
         self._records.put(None)
 
@@ -41,14 +41,14 @@ class Feed:
             return
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            late = f"not finished {CLOSING_S:g} s after the run's end"
+            late = f"not finished {CLOSE_TIMEOUT_S:g} s after the run's end"
             self._warn(f"tracker {self._name}: {late}, so records may be missing")
 
     def _run(self) -> None:
         try:
             with self._open() as tracker:
                 while (record := self._records.get()) is not None:
-                    tracker.show(record)
+                    tracker.log(record)
         except Exception as error:
             log.warning("tracker %s", self._name, exc_info=True)
             self._warn(f"tracker {self._name} failed and gets no more records: {error}")
@@ -57,12 +57,12 @@ class Feed:
 class Trackers:
     """All trackers of a worker, as a context: its exit waits for them, at most CLOSE_TIMEOUT_S; not after an error."""
 
-    def __init__(self, feeds: Sequence[Feed] = ()) -> None:
+    def __init__(self, feeds: Sequence[TrackerThread] = ()) -> None:
         self._feeds = feeds
 
-    def show(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         for feed in self._feeds:
-            feed.show(record)
+            feed.log(record)
 
     def __enter__(self) -> Self:
         return self
@@ -70,9 +70,9 @@ class Trackers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        until = time.monotonic() + CLOSING_S
+        until = time.monotonic() + CLOSE_TIMEOUT_S
         for feed in self._feeds:
-            feed.end()
+            feed.close()
         if error is None:
             for feed in self._feeds:
                 feed.wait(until)

@@ -11,7 +11,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import hparams
 
-from fmfsd.trackers.base import Record, named_values
+from fmfsd.trackers.base import Record, flatten_record
 
 _NAME = "events.out.tfevents."
 _METRICS = ("valid/deepest_top1", "test/deepest_top1")
@@ -47,8 +47,8 @@ class EventFile:
     ) -> None:
         self._file.close()
 
-    def show(self, record: Record) -> None:
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in named_values(record).items()]
+    def log(self, record: Record) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in flatten_record(record).items()]
         self._write(record["time"], step=record["step"], summary=Summary(value=values))
 
     def _hparams(self) -> dict[str, bool | float | str]:

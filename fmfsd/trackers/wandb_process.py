@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmfsd.system.parent_death import tie_to_parent
-from fmfsd.trackers.base import named_values
+from fmfsd.system.parent_death import die_with_parent
+from fmfsd.trackers.base import flatten_record
 
 PROJECT = "fmfsd"
 """Default project, if WANDB_PROJECT is not set."""
@@ -22,18 +22,18 @@ def main() -> None:
 
     Ignores stop signals: the worker handles them and closes the input. Skips W&B's exit handlers, which may block.
     """
-    tie_to_parent(int(sys.argv[1]), has_starter=False)
+    die_with_parent(int(sys.argv[1]), has_starter=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        follow(json.loads(sys.stdin.readline()), sys.stdin)
+        forward_records(json.loads(sys.stdin.readline()), sys.stdin)
     except BaseException as error:
         print(" ".join(str(error).split()), flush=True)
         os._exit(1)
     os._exit(0)
 
 
-def follow(run: Mapping[str, Any], lines: Iterable[str]) -> None:
+def forward_records(run: Mapping[str, Any], lines: Iterable[str]) -> None:
     """Log record i as row i of the W&B run; rows that an earlier start has already sent are skipped."""
     tempfile.tempdir = str(_create_empty(Path(run["dir"]) / "wandb" / "tmp"))
     import wandb
@@ -46,7 +46,7 @@ def follow(run: Mapping[str, Any], lines: Iterable[str]) -> None:
         for row, line in enumerate(lines):
             if row >= first_row:
                 record = json.loads(line)
-                wandb_run.log({"step": record["step"], "epoch": record["epoch"], **named_values(record)}, step=row)
+                wandb_run.log({"step": record["step"], "epoch": record["epoch"], **flatten_record(record)}, step=row)
 
 
 def _create_empty(folder: Path) -> Path:

@@ -11,11 +11,11 @@ from typing import Any, Self
 
 from fmfsd.errors import FmfsdError
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.atomic_files import write_whole
+from fmfsd.system.atomic_files import write_atomic
 from fmfsd.trackers.base import Record
-from fmfsd.trackers.feed import CLOSING_S
+from fmfsd.trackers.feed import CLOSE_TIMEOUT_S
 
-MARGIN_S = 1.0
+CLOSE_MARGIN_S = 1.0
 """Seconds by which this tracker gives up before CLOSE_TIMEOUT_S is over."""
 
 
@@ -43,18 +43,20 @@ class WandbRun:
         )
         return self
 
-    def show(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         self._write(record)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            output, _ = self._process.communicate(timeout=CLOSING_S - MARGIN_S)
+            output, _ = self._process.communicate(timeout=CLOSE_TIMEOUT_S - CLOSE_MARGIN_S)
         except TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            raise WandbError(f"W&B has not taken all records {CLOSING_S - MARGIN_S:g} s after the run's end") from None
+            raise WandbError(
+                f"W&B has not taken all records {CLOSE_TIMEOUT_S - CLOSE_MARGIN_S:g} s after the run's end"
+            ) from None
         if self._process.returncode:
             raise WandbError(output.strip() or f"W&B's process ended with exit code {self._process.returncode}")
 
@@ -70,5 +72,5 @@ def _load_or_create_id(path: Path) -> str:
     """Return the W&B id, which is the same for all starts of a run."""
     if not path.exists():
         path.parent.mkdir(exist_ok=True, mode=0o700)
-        write_whole(path, secrets.token_hex(8).encode())
+        write_atomic(path, secrets.token_hex(8).encode())
     return path.read_text()

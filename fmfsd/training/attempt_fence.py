@@ -7,7 +7,7 @@ from fmfsd.run.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Fence:
+class AttemptFence:
     """Fence for a worker of attempt number `attempt`. The coordinator records a new attempt before it starts it.
 
     A rename is safe if the worker calls `require_current` between creating the temporary file and renaming it: a new
@@ -17,7 +17,7 @@ class Fence:
     run: RunDir
     attempt: int
 
-    def require_ours(self) -> None:
+    def require_current(self) -> None:
         """Raise FencedError if a newer attempt of the run has started."""
         newest = self.run.last_attempt()
         if newest > self.attempt:

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from fmfsd.checkpoint.store import load_checkpoint
-from fmfsd.engine.interface import AVERAGE
+from fmfsd.engine.interface import EMA_SUFFIX
 from fmfsd.errors import CheckError, Problem
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import positions_in
-from fmfsd.system.atomic_files import SHARED, read_json, write_json
+from fmfsd.run.train_position import list_positions
+from fmfsd.system.atomic_files import SHARED_MODE, read_json, write_json
 
-FLOOR = 1e-6
+RELATIVE_FLOOR = 1e-6
 """Tensors below this fraction of the largest value count as that large: a gradient that is 0 in theory holds only
 rounding errors."""
 
 
 @dataclass(frozen=True)
-class Largest:
+class LargestDifference:
     """The largest relative difference, and the name of its tensor."""
 
     difference: float
@@ -32,22 +32,22 @@ class Largest:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TraceComparison:
     """Differences between two runs: one per step, except `weights` (at the end, BatchNorm statistics included).
 
     `samples`: the number of samples that only one of the runs used in a step, summed over all steps.
     """
 
-    losses: list[Largest]
-    gradients: list[Largest]
+    losses: list[LargestDifference]
+    gradients: list[LargestDifference]
     samples: int
-    weights: Largest
+    weights: LargestDifference
 
 
-def compare(one: RunDir, other: RunDir) -> Comparison:
+def compare_traces(one: RunDir, other: RunDir) -> TraceComparison:
     """Compare `other` with `one`. CheckError unless both were traced to the end, over the same steps."""
     steps = _require_alike(one, other)
-    return Comparison(
+    return TraceComparison(
         losses=[largest_difference(first, second) for first, second in zip(_losses(one), _losses(other), strict=True)],
         gradients=[largest_difference(_gradients(one, step), _gradients(other, step)) for step in steps],
         samples=sum(_symmetric_difference(_samples(one, step), _samples(other, step)) for step in steps),
@@ -64,19 +64,23 @@ def _require_alike(*runs: RunDir) -> Sequence[int]:
         raise CheckError([Problem(where, message)])
     steps = range(1, counts[0] + 1)
     for run in runs:
-        if not all(run.traced_gradients(step).exists() for step in steps) or not positions_in(run.checkpoints):
+        if not all(run.trace_gradients(step).exists() for step in steps) or not list_positions(run.checkpoints):
             raise CheckError([Problem(str(run.path), "not traced to its end: run it with FMFSD_TRACE=1")])
     return steps
 
 
-def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Largest:
+def largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> LargestDifference:
     """Return the largest difference of a tensor, relative to its largest value. CheckError if the names differ."""
     if one.keys() != other.keys():
         raise CheckError(f"only one of the two runs has {', '.join(sorted(one.keys() ^ other.keys()))}")
     sizes = {name: _size(value) for name, value in one.items()}
-    floor = FLOOR * max(sizes.values(), default=0.0)
-    differences = (Largest(_size(other[name] - one[name]) / (max(sizes[name], floor) or 1.0), name) for name in one)
-    return max(differences, key=lambda each: (math.isnan(each.difference), each.difference), default=Largest(0.0, ""))
+    floor = RELATIVE_FLOOR * max(sizes.values(), default=0.0)
+    differences = (
+        LargestDifference(_size(other[name] - one[name]) / (max(sizes[name], floor) or 1.0), name) for name in one
+    )
+    return max(
+        differences, key=lambda each: (math.isnan(each.difference), each.difference), default=LargestDifference(0.0, "")
+    )
 
 
 def _size(value: Tensor) -> float:
@@ -98,21 +102,21 @@ def _losses(run: RunDir) -> list[dict[str, Tensor]]:
 
 
 def _gradients(run: RunDir, step: int) -> dict[str, Tensor]:
-    return _to_double(safetensors.torch.load_file(run.traced_gradients(step)))
+    return _to_double(safetensors.torch.load_file(run.trace_gradients(step)))
 
 
 def _samples(run: RunDir, step: int) -> Counter[int]:
     """Count the samples of all workers."""
     counts: Counter[int] = Counter()
-    for path in run.all_traced_samples(step):
+    for path in run.all_trace_samples(step):
         counts.update(read_json(path)["positions"])
     return counts
 
 
 def _weights(run: RunDir) -> dict[str, Tensor]:
-    newest = run.checkpoints / positions_in(run.checkpoints)[0].folder_name
+    newest = run.checkpoints / list_positions(run.checkpoints)[0].folder_name
     engine = load_checkpoint(newest).engine
-    return _to_double({**engine.model, **{f"{name}{AVERAGE}": value for name, value in engine.averages.items()}})
+    return _to_double({**engine.model, **{f"{name}{EMA_SUFFIX}": value for name, value in engine.ema_weights.items()}})
 
 
 def _to_double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,5 +125,7 @@ def _to_double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def write_comparisons(out: Path, first: Path, others: Sequence[Path]) -> None:
     """Compare `first` with each of the others and write the comparisons, in this order, to `out`."""
-    comparisons = [asdict(compare(RunDir(first), RunDir(other))) for other in others]
-    write_json(out, {"first": str(first), "others": list(map(str, others)), "comparisons": comparisons}, mode=SHARED)
+    comparisons = [asdict(compare_traces(RunDir(first), RunDir(other))) for other in others]
+    write_json(
+        out, {"first": str(first), "others": list(map(str, others)), "comparisons": comparisons}, mode=SHARED_MODE
+    )

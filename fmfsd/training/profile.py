@@ -16,11 +16,11 @@ class Profile(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def heard(self, comms: Comms) -> Comms:
+    def wrap_comms(self, comms: Comms) -> Comms:
         """Return the collectives to build the loop with."""
         ...
 
-    def of(self, loop: Loop) -> Loop:
+    def wrap_loop(self, loop: Loop) -> Loop:
         """Return the loop to run."""
         ...
 
@@ -36,8 +36,8 @@ class NoProfile:
     ) -> None:
         pass
 
-    def heard(self, comms: Comms) -> Comms:
+    def wrap_comms(self, comms: Comms) -> Comms:
         return comms
 
-    def of(self, loop: Loop) -> Loop:
+    def wrap_loop(self, loop: Loop) -> Loop:
         return loop

@@ -10,12 +10,12 @@ from torch import Tensor
 from fmfsd.distributed.collectives import Comms
 from fmfsd.losses import LossTerms
 
-READ_LATER_PASSES = {"cpu": 0, "cuda": 10}
+READ_DELAY_PASSES = {"cpu": 0, "cuda": 10}
 """Number of passes after which the host reads a result: on a GPU, reading at once would synchronize every step."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class StepResult:
     """Result of all workers for the step that follows `step` finished ones; losses are means over the global batch."""
 
     step: int
@@ -44,15 +44,15 @@ class _Pending:
     ready: torch.cuda.Event | None
 
 
-class StepReduction:
+class StepAllReduce:
     """All-reduces the loss terms of each pass: the feature norm is used on the device, the rest is read later."""
 
     def __init__(self, comms: Comms, device: torch.device, *, beta: float) -> None:
         self._comms, self._device, self._beta = comms, device, beta
-        self._delay = READ_LATER_PASSES[device.type]
+        self._delay = READ_DELAY_PASSES[device.type]
         self._pending: deque[_Pending] = deque()
 
-    def reduce(self, step: int, terms: LossTerms, *, stop: bool, save: bool) -> Tensor:
+    def all_reduce(self, step: int, terms: LossTerms, *, stop: bool, save: bool) -> Tensor:
         """Return the squares of the feature norm, summed over all workers, (F,), without gradient.
 
         `stop`, `save`: this worker requests a stop or a checkpoint.
@@ -60,20 +60,20 @@ class StepReduction:
         flags = [terms.label.new_full((1,), float(flag)) for flag in (stop, save)]
         means = [each.view(1) for each in (terms.label, terms.soft_target, terms.feature)]
         packed = torch.cat([terms.squares_F, *means, *flags]).detach()
-        self._comms.sum_(packed)
+        self._comms.all_reduce_(packed)
         self._pending.append(self._pending_result(step, packed))
         return packed[: len(terms.squares_F)]
 
-    def readings(self, *, all_of_them: bool = False) -> Iterator[Reading]:
+    def pop_results(self, *, wait: bool = False) -> Iterator[StepResult]:
         """Yield the results that are due; `wait`: all results, waiting for the device."""
-        while len(self._pending) > (0 if all_of_them else self._delay):
+        while len(self._pending) > (0 if wait else self._delay):
             pending = self._pending.popleft()
             if pending.ready is not None:
-                with self._comms.activity.of_a_call():
+                with self._comms.activity.measure_call():
                     pending.ready.synchronize()
             yield self._to_result(pending)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop the results that were not read yet."""
         self._pending.clear()
 
@@ -86,10 +86,10 @@ class StepReduction:
         ready.record()
         return _Pending(step, host, ready)
 
-    def _to_result(self, pending: _Pending) -> Reading:
+    def _to_result(self, pending: _Pending) -> StepResult:
         *squares, label, soft_target, feature, stop, save = pending.values.tolist()
         norms = sum(max(square, 0.0) ** 0.5 for square in squares)
-        return Reading(
+        return StepResult(
             step=pending.step,
             label=label / self._comms.size,
             soft_target=soft_target / self._comms.size,

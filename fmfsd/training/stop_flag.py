@@ -6,7 +6,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from fmfsd.run.run_dir import NOW
+from fmfsd.run.run_dir import STOP_NOW
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_S = 0.5
@@ -47,6 +47,6 @@ class StopFlag:
 def _requests_save(request: Path) -> bool:
     """Return False for a request to end at once: the coordinator handles it and ends this worker."""
     try:
-        return request.read_text() != NOW
+        return request.read_text() != STOP_NOW
     except OSError:
         return False

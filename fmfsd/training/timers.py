@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Stopwatch:
+class StepTimer:
     """Seconds spent in steps and waiting for data, and images trained on, since the last `pop`."""
 
-    waited: float = 0.0
-    stepped: float = 0.0
+    waited_s: float = 0.0
+    stepped_s: float = 0.0
     images: int = 0
     last_step_s: float = 0.0
     busy_s: float = 0.0
@@ -23,7 +23,7 @@ class Stopwatch:
         """Count the block's time as waiting for data."""
         start = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - start
+        self.waited_s += time.perf_counter() - start
 
     @contextmanager
     def step(self, images: int) -> Iterator[None]:
@@ -31,18 +31,18 @@ class Stopwatch:
         start = time.perf_counter()
         yield
         self.last_step_s = time.perf_counter() - start
-        self.stepped += self.last_step_s
+        self.stepped_s += self.last_step_s
         self.images += images
 
     def peek(self) -> dict[str, float]:
         """Return the throughput, and the share of time spent waiting for data."""
-        seconds = max(self.stepped, 1e-9)
-        return {"images_per_s": round(self.images / seconds, 1), "data_wait": round(self.waited / seconds, 4)}
+        seconds = max(self.stepped_s, 1e-9)
+        return {"images_per_s": round(self.images / seconds, 1), "data_wait": round(self.waited_s / seconds, 4)}
 
-    def take(self) -> dict[str, float]:
+    def pop(self) -> dict[str, float]:
         """Return the same as `peek` and reset the counters."""
         rates = self.peek()
-        self.waited, self.stepped, self.images = 0.0, 0.0, 0
+        self.waited_s, self.stepped_s, self.images = 0.0, 0.0, 0
         return rates
 
 

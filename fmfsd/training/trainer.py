@@ -9,34 +9,34 @@ from pathlib import Path
 
 import torch
 
-from fmfsd.checkpoint import CheckpointFolder, Checkpoints
-from fmfsd.config import RunConfig, Timeline, dump_config
+from fmfsd.checkpoint import CheckpointManager, CheckpointStore
+from fmfsd.config import RunConfig, TrainSchedule, dump_config
 from fmfsd.config.names import TIMM
 from fmfsd.data.loading.batches import TrainBatches
-from fmfsd.data.loading.load_shards import images_stay_in_files, own_shards
-from fmfsd.data.shards.index import SetIndex, read_index, set_folder
-from fmfsd.distributed.collectives import Comms, connect
-from fmfsd.distributed.preflight import try_out
+from fmfsd.data.loading.load_shards import open_worker_shards, should_stream_images
+from fmfsd.data.shards.index import SetIndex, prepared_set_folder, read_index
+from fmfsd.distributed.collectives import Comms, join_process_group
+from fmfsd.distributed.preflight import run_preflight
 from fmfsd.distributed.world import World
 from fmfsd.engine.build import build_engine, build_loss
-from fmfsd.engine.precision import DTYPES, exact_arithmetic
-from fmfsd.errors import ConfigError, UnlikeError
-from fmfsd.evaluation.eval_artifacts import Findings, NoFindings, WrittenFindings, pictures_of
+from fmfsd.engine.precision import DTYPES, configure_arithmetic
+from fmfsd.errors import ConfigError, WorkerMismatchError
+from fmfsd.evaluation.eval_artifacts import EvalArtifacts, EvalArtifactWriter, NoEvalArtifacts, select_images
 from fmfsd.evaluation.heads import evaluation_batches
-from fmfsd.evaluation.trained_run import describe_data, run_config, without_download
+from fmfsd.evaluation.trained_run import describe_data, disable_pretrained, load_run_config
 from fmfsd.model.build import build_network
-from fmfsd.run.heartbeat import ProgressFile
-from fmfsd.run.metrics import MetricsLog, last_records
+from fmfsd.run.heartbeat import HeartbeatFile
+from fmfsd.run.metrics import MetricsLog, read_last_records
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, sha256, write_json
 from fmfsd.trackers import Trackers, build_trackers
-from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.attempt_fence import AttemptFence
 from fmfsd.training.loop import Loop
 from fmfsd.training.profile import NoProfile, Profile
-from fmfsd.training.step_all_reduce import StepReduction
+from fmfsd.training.step_all_reduce import StepAllReduce
 from fmfsd.training.stop_flag import StopFlag
 from fmfsd.training.timers import SaveClock
-from fmfsd.training.trace import WrittenTrace
+from fmfsd.training.trace import TraceWriter
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def train(
     run: RunDir,
     world: World,
     device: torch.device,
-    progress: ProgressFile,
-    fence: Fence,
+    progress: HeartbeatFile,
+    fence: AttemptFence,
     *,
     timeout_s: float,
     preflight: bool = False,
@@ -59,28 +59,28 @@ def train(
     collectives, in seconds. `preflight`: test device and collectives before anything is loaded. `traced`: write the
     samples, losses and gradients of each step. `profile` may wrap the loop and its collectives.
     """
-    config = run_config(run)
-    exact_arithmetic(deterministic=config.train.deterministic)
-    progress.show("connect", step=0)
+    config = load_run_config(run)
+    configure_arithmetic(deterministic=config.train.deterministic)
+    progress.update("connect", step=0)
     stop = StopFlag(run.stop_request if world.is_main else None)
     trackers = build_trackers(run, config, _started(run.manifest), warn=progress.warn) if world.is_main else Trackers()
     profile = profile or NoProfile()
-    with stop, trackers, profile, connect(world, device, timeout_s=timeout_s) as comms:
-        progress.calls = lambda: (comms.activity.calls, comms.activity.waiting)
-        progress.show("setup", step=0)
+    with stop, trackers, profile, join_process_group(world, device, timeout_s=timeout_s) as comms:
+        progress.count_collectives = lambda: (comms.activity.calls, comms.activity.waiting)
+        progress.update("setup", step=0)
         _require_alike(comms, config)
         if preflight:
-            try_out(comms, world, device, warn=progress.warn)
-        loop = profile.of(build_loop(run, config, profile.heard(comms), device, stop, progress, fence))
-        loop.trace = WrittenTrace(run, world.rank) if traced else loop.trace
-        loop.metrics.show = trackers.show
+            run_preflight(comms, world, device, warn=progress.warn)
+        loop = profile.wrap_loop(build_loop(run, config, profile.wrap_comms(comms), device, stop, progress, fence))
+        loop.trace = TraceWriter(run, world.rank) if traced else loop.trace
+        loop.metrics.on_record = trackers.log
         with closing(loop):
             state = _run(loop)
             best = loop.checkpoints.best_score()
         if world.is_main:
-            fence.require_ours()
+            fence.require_current()
             _write_outcome(run, state, loop.position.step, best, fence.attempt)
-        progress.show(state, step=loop.position.step)
+        progress.update(state, step=loop.position.step)
     return state
 
 
@@ -115,37 +115,39 @@ def build_loop(
     comms: Comms,
     device: torch.device,
     stop: StopFlag,
-    progress: ProgressFile,
-    fence: Fence,
+    progress: HeartbeatFile,
+    fence: AttemptFence,
 ) -> Loop:
     """Build all parts of this worker from `config`. Raises DataError or ConfigError if they do not fit together."""
-    index = read_index(set_folder(config.data))
-    timeline = Timeline.of(config, index.samples("train"))
+    index = read_index(prepared_set_folder(config.data))
+    timeline = TrainSchedule.from_config(config, index.num_samples("train"))
     _require_fit(config, timeline, index, comms.size)
-    _log_consequences(config, timeline, index.samples("train"), comms.size)
+    _log_consequences(config, timeline, index.num_samples("train"), comms.size)
     if comms.rank == 0 and not run.classes.exists():
         write_json(run.classes, describe_data(index, config))
     network, loss = build_network(_network_config(config, run)), build_loss(config)
     splits = list(_evaluated_splits(config, index))
-    in_files = images_stay_in_files(config.data, index, comms, device)
+    in_files = should_stream_images(config.data, index, comms, device)
     return Loop(
         config=config,
         timeline=timeline,
         comms=comms,
         engine=build_engine(network, loss, config, comms, device),
         loss=loss,
-        reduction=StepReduction(comms, device, beta=config.distill.beta),
+        step_all_reduce=StepAllReduce(comms, device, beta=config.distill.beta),
         batches=_train_batches(config, index, comms, device, in_files),
         evaluations={split: evaluation_batches(config, index, split, comms, device, in_files) for split in splits},
-        checkpoints=Checkpoints(
-            CheckpointFolder(run.checkpoints, keep=config.checkpoint.keep, require_ours=fence.require_ours),
+        checkpoints=CheckpointManager(
+            CheckpointStore(run.checkpoints, keep=config.checkpoint.keep, check_fence=fence.require_current),
             comms,
             warn=progress.warn,
         ),
         metrics=MetricsLog(run.metrics if comms.rank == 0 else None, _started(run.manifest)),
         progress=progress,
         stop=stop,
-        findings=_build_artifacts(run, config, index, splits, device, progress) if comms.rank == 0 else NoFindings(),
+        eval_artifacts=_build_artifacts(run, config, index, splits, device, progress)
+        if comms.rank == 0
+        else NoEvalArtifacts(),
         save_clock=SaveClock(config.checkpoint.every_minutes if comms.rank == 0 else None),
     )
 
@@ -153,7 +155,7 @@ def build_loop(
 def _network_config(config: RunConfig, run: RunDir) -> RunConfig:
     """Return the config to build the network from: without pretrained weights if others will be loaded."""
     has_weights = run.newest_step() is not None or config.train.init_from is not None
-    return without_download(config) if has_weights else config
+    return disable_pretrained(config) if has_weights else config
 
 
 def _build_artifacts(
@@ -162,13 +164,13 @@ def _build_artifacts(
     index: SetIndex,
     splits: list[str],
     device: torch.device,
-    progress: ProgressFile,
-) -> Findings:
+    progress: HeartbeatFile,
+) -> EvalArtifacts:
     """Use images of the validation split, or of the test split if there is no other."""
     if not splits:
-        return NoFindings()
+        return NoEvalArtifacts()
     split = splits[0]
-    return WrittenFindings(run, index.classes, pictures_of(index, split, config, device), split, progress.warn)
+    return EvalArtifactWriter(run, index.classes, select_images(index, split, config, device), split, progress.warn)
 
 
 def _evaluated_splits(config: RunConfig, index: SetIndex) -> Iterator[str]:
@@ -177,7 +179,7 @@ def _evaluated_splits(config: RunConfig, index: SetIndex) -> Iterator[str]:
             yield split
 
 
-def _require_fit(config: RunConfig, timeline: Timeline, index: SetIndex, world_size: int) -> None:
+def _require_fit(config: RunConfig, timeline: TrainSchedule, index: SetIndex, world_size: int) -> None:
     if len(index.classes) != config.data.num_classes:
         raise ConfigError(f"{index.folder} has {len(index.classes)} classes, data.classes is {config.data.num_classes}")
     if config.data.shards % world_size:
@@ -190,7 +192,7 @@ def _require_fit(config: RunConfig, timeline: Timeline, index: SetIndex, world_s
         raise ConfigError(f"train.batch {config.train.batch} is larger than one epoch of the training set: lower it")
 
 
-def _log_consequences(config: RunConfig, timeline: Timeline, samples: int, world_size: int) -> None:
+def _log_consequences(config: RunConfig, timeline: TrainSchedule, samples: int, world_size: int) -> None:
     """Log consequences of the config that are easily overlooked."""
     if left_out := samples - timeline.steps_per_epoch * config.train.batch:
         log.info("%d of %d training samples are left out of each epoch, different ones each time", left_out, samples)
@@ -201,7 +203,7 @@ def _log_consequences(config: RunConfig, timeline: Timeline, samples: int, world
 def _train_batches(
     config: RunConfig, index: SetIndex, comms: Comms, device: torch.device, in_files: bool
 ) -> TrainBatches:
-    shards = own_shards(index, "train", rank=comms.rank, world_size=comms.size, device=device, in_files=in_files)
+    shards = open_worker_shards(index, "train", rank=comms.rank, world_size=comms.size, device=device, stream=in_files)
     per_shard = config.micro_batch // config.data.shards
     return TrainBatches(
         shards, config.data, seed=config.seed, per_shard=per_shard, dtype=DTYPES[config.train.precision]
@@ -220,14 +222,14 @@ def _require_alike(comms: Comms, config: RunConfig) -> None:
     packages = ["torch", "torchvision", "numpy", "safetensors", *backbone_packages, *engine_packages]
     local = {
         "config": dump_config(config),
-        "data": sha256(set_folder(config.data) / "index.json"),
+        "data": sha256(prepared_set_folder(config.data) / "index.json"),
         **{package: _version(package) for package in packages},
     }
-    of_rank_0 = comms.share(local)
+    of_rank_0 = comms.broadcast_object(local)
     differing = [name for name, value in local.items() if value != of_rank_0[name]]
     if comms.any(bool(differing)):
         whose = f"this worker's {', '.join(differing)}" if differing else "another worker's"
-        raise UnlikeError(f"{whose} differs from rank 0's: install the same files and packages on every node")
+        raise WorkerMismatchError(f"{whose} differs from rank 0's: install the same files and packages on every node")
 
 
 def _version(package: str) -> str | None:
@@ -238,7 +240,7 @@ def _version(package: str) -> str | None:
 
 
 def _write_outcome(run: RunDir, state: str, step: int, best: float | None, attempt: int) -> None:
-    content = {"state": state, "attempt": attempt, "step": step, "metrics": last_records(run.metrics)}
+    content = {"state": state, "attempt": attempt, "step": step, "metrics": read_last_records(run.metrics)}
     best_metric = {"best_valid_top1": best} if best is not None else {}
     write_json(run.outcome, {**content, **best_metric, "resumable": state != "finished"})
     run.stop_request.unlink(missing_ok=True)

@@ -32,9 +32,9 @@ from types import FrameType
 from typing import Any
 
 from launcher.agent import network
-from launcher.agent.cgroup import oom_kills
-from launcher.agent.probe import look
-from launcher.agent.processes import Command, NodeProcesses, StarterProcess, WorkerProcesses, end_descendants
+from launcher.agent.cgroup import count_oom_kills
+from launcher.agent.probe import probe_machine
+from launcher.agent.processes import NodeProcesses, ProcessSpec, StarterProcess, WorkerProcesses, kill_descendants
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
@@ -98,20 +98,23 @@ class NodeAgent:
         _send(event="beat")
 
     def _do_look(self, message: dict[str, Any]) -> None:
-        _send(event="seen", **look(message, os.environ))
+        _send(event="seen", **probe_machine(message, os.environ))
 
     def _do_prepare(self, message: dict[str, Any]) -> None:
         """Create the scratch folder and, if other nodes connect to this one, open a port."""
-        self._scratch, self._token = network.scratch_folder(message["longest"]), message["word"]
+        self._scratch, self._token = network.create_scratch_folder(message["longest"]), message["word"]
         interfaces, port = {}, None
         if self._token:
-            interfaces, self._listener = network.addresses(os.environ, message["interface"]), network.listen()
+            interfaces, self._listener = (
+                network.reachable_addresses(os.environ, message["interface"]),
+                network.open_listener(),
+            )
             port = self._listener.getsockname()[1]
         _send(event="prepared", scratch=self._scratch, interfaces=interfaces, port=port)
 
     def _do_reach(self, message: dict[str, Any]) -> None:
-        reachable = network.reached(message["addresses"], message["port"], message["word"])
-        _send(event="reached", interfaces={address: network.interface_to(address) for address in reachable})
+        reachable = network.find_reachable(message["addresses"], message["port"], message["word"])
+        _send(event="reached", interfaces={address: network.find_interface_to(address) for address in reachable})
 
     def _do_stop(self, _order: dict[str, Any]) -> None:
         if self._processes is not None:
@@ -128,13 +131,14 @@ class NodeAgent:
 
     def _do_start(self, message: dict[str, Any]) -> None:
         self._release_port()
-        self._scratch, self._oom_kills_before = message["scratch"], oom_kills()
+        self._scratch, self._oom_kills_before = message["scratch"], count_oom_kills()
         inherits = message.get("inherits", ())
         inherited = {name: os.environ[name] for name in inherits if name in os.environ}
         argv = _with_existing_python(message["argv"]) if inherits else message["argv"]
-        command = Command(argv, _full_environment({**inherited, **message["env"]}), message["cwd"])
+        command = ProcessSpec(argv, _full_environment({**inherited, **message["env"]}), message["cwd"])
         workers = [
-            Command(command.argv, {**command.env, **variables}, command.cwd) for variables in message.get("workers", ())
+            ProcessSpec(command.argv, {**command.env, **variables}, command.cwd)
+            for variables in message.get("workers", ())
         ]
         log = Path(message["log"])
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -151,7 +155,7 @@ class NodeAgent:
             port = self._listener.getsockname()[1]
             self._close_sockets()
             with suppress(OSError):  # it is in use already: the workers report that
-                self._port_reservation = network.hold(port)
+                self._port_reservation = network.reserve_port(port)
 
     def _close_sockets(self) -> None:
         for sock in filter(None, (self._listener, self._port_reservation)):
@@ -161,7 +165,7 @@ class NodeAgent:
     def _poll(self) -> None:
         """Report each worker that has ended, and the node's exit code once all processes started here are gone."""
         if self._listener is not None:
-            network.greet(self._listener, self._token)
+            network.send_token(self._listener, self._token)
         if self._processes is None:
             return
         for pid, code in self._processes.poll().items():
@@ -169,14 +173,14 @@ class NodeAgent:
         if (code := self._processes.exit_code) is not None:
             self._kill_everything()
             self._processes = None
-            _send(event="exited", code=code, oom_kills=oom_kills() - self._oom_kills_before)
+            _send(event="exited", code=code, oom_kills=count_oom_kills() - self._oom_kills_before)
 
     def _kill_everything(self) -> None:
         """Kill everything that the agent has started. The workers of a killed starter become our children and are
         killed too."""
         if self._processes is not None:
             self._processes.kill()
-        end_descendants()
+        kill_descendants()
 
 
 def _with_existing_python(argv: list[str]) -> list[str]:
@@ -190,7 +194,7 @@ def _full_environment(variables: dict[str, str]) -> dict[str, str]:
     FMFSD_VISIBLE_GPUS: a starter that selects GPUs numbers them on the whole machine, and we may have only some of
     them, for example on a node that Slurm shares between jobs.
     """
-    environment = {**network.own_variables(os.environ), **variables, "FMFSD_AGENT_PID": str(os.getpid())}
+    environment = {**network.select_machine_variables(os.environ), **variables, "FMFSD_AGENT_PID": str(os.getpid())}
     gpus = environment.get("CUDA_VISIBLE_DEVICES")
     return environment if gpus is None else {**environment, "FMFSD_VISIBLE_GPUS": gpus}
 

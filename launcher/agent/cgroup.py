@@ -30,7 +30,7 @@ def cpu_limit() -> float | None:
     return min(limits, default=None)
 
 
-def oom_kills() -> int:
+def count_oom_kills() -> int:
     """Return how often the OOM killer has killed a process of this process's group; 0 if that is not recorded."""
     for folder in _groups("memory"):
         for name in ("memory.events", "memory.oom_control"):

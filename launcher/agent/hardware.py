@@ -6,15 +6,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.resources import driver
+from launcher.agent.resources import query_driver
 
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def hardware() -> dict[str, Any]:
+def read_hardware() -> dict[str, Any]:
     """Return `cpu`: the model name; `cores`: installed; `gpus`: model names; `driver`: the NVIDIA driver's version or
     empty."""
-    nvidia = driver()
+    nvidia = query_driver()
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -23,9 +23,9 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def hardware_here() -> dict[str, Any]:
+def read_hardware_by_host() -> dict[str, Any]:
     """Return the hardware of this machine, keyed by its host name."""
-    return {socket.gethostname(): hardware()}
+    return {socket.gethostname(): read_hardware()}
 
 
 def _cpu_model() -> str:

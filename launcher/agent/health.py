@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.resources import driver
+from launcher.agent.resources import query_driver
 
-NAME_S = 12.0
+NAME_LOOKUP_TIMEOUT_S = 12.0
 """Timeout of the lookup. One try of a resolver that does not answer takes 10 s."""
 _POLL_S = 0.01
 _LOOPBACK = ("127.0.0.1", "127.0.1.100")
@@ -23,7 +23,7 @@ _SHM = Path("/dev/shm")  # noqa: S108 (nothing is written there)
 _INFINIBAND = Path("/dev/infiniband")
 
 
-def told(cwd: str) -> dict[str, Any]:
+def collect_health(cwd: str) -> dict[str, Any]:
     """Return limits, free disk space in bytes, loopback and driver problems.
 
     -1 in a limit means no limit. `name_s`: seconds that the lookup of the machine's own name took; None: it timed out.
@@ -31,19 +31,19 @@ def told(cwd: str) -> dict[str, Any]:
     temporary = tempfile.gettempdir()
     return {
         "host": socket.gethostname(),
-        "driver": asdict(driver()),
+        "driver": asdict(query_driver()),
         "installed_cores": os.cpu_count(),
         "shm": _free_bytes(str(_SHM)),
         "disks": {"this folder": [cwd, _free_bytes(cwd)], "temporary files": [temporary, _free_bytes(temporary)]},
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "locked_memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         "infiniband": _INFINIBAND.exists(),
-        "loopback": loopback_trouble(),
+        "loopback": loopback_problem(),
         "name_s": _time_name_lookup(),
     }
 
 
-def loopback_trouble() -> str:
+def loopback_problem() -> str:
     """Return why processes of this machine can't connect to each other over loopback; empty if they can."""
     for address in _LOOPBACK:
         try:
@@ -72,7 +72,7 @@ def _time_name_lookup() -> float | None:
         with suppress(BaseException):
             socket.getfqdn()
         os._exit(0)
-    while time.monotonic() - started < NAME_S:
+    while time.monotonic() - started < NAME_LOOKUP_TIMEOUT_S:
         if os.waitpid(child, os.WNOHANG)[0]:
             return time.monotonic() - started
         time.sleep(_POLL_S)

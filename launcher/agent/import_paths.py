@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-ANSWER_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
 IMPORT_SETTINGS = ("HOME", "PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE")
 """Variables that decide where Python finds modules."""
@@ -19,7 +19,7 @@ print(json.dumps({name: spec.origin if spec else None for name, spec in found.it
 """
 
 
-def differing_imports(
+def find_import_differences(
     variables: Mapping[str, str], environment: Mapping[str, str]
 ) -> dict[str, tuple[str | None, str | None]]:
     """Return the packages that a worker with `variables` would import from another file than this process.
@@ -51,11 +51,11 @@ def _query_origins(variables: Mapping[str, str]) -> dict[str, str | None]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=ANSWER_S,
+            timeout=ANSWER_TIMEOUT_S,
         )
         return dict(json.loads(completed.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"a worker's Python did not start in {ANSWER_S:g} s") from error
+        raise OSError(f"a worker's Python did not start in {ANSWER_TIMEOUT_S:g} s") from error
     except (ValueError, IndexError) as error:
         raise OSError(f"a worker's Python did not start: {completed.stderr.strip()[-500:]}") from error
 

@@ -14,27 +14,27 @@ _SIOCGIFCONF = 0x8912
 _IFREQ_BYTES, _MAX_ADDRESSES = 40, 4096
 
 
-MACHINES_OWN = ("HOME", "LOGNAME", "TMPDIR", "USER", "CUDA_VISIBLE_DEVICES")
+MACHINE_VARIABLES = ("HOME", "LOGNAME", "TMPDIR", "USER", "CUDA_VISIBLE_DEVICES")
 """Variables whose values are taken from each machine itself, not from the machine that the launch is started on."""
 
 
-def own_variables(environment: Mapping[str, str]) -> dict[str, str]:
+def select_machine_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of `environment` that belong to this machine."""
-    return {name: environment[name] for name in MACHINES_OWN if name in environment}
+    return {name: environment[name] for name in MACHINE_VARIABLES if name in environment}
 
 
-def scratch_folder(longest: int = 4096, parent: str = "") -> str:
+def create_scratch_folder(max_length: int = 4096, parent: str = "") -> str:
     """Create a private temporary folder and return its path, which has at most `max_length` characters if possible.
 
     It is created in `parent`, by default in the folder for temporary files, or in /tmp if that path is too long or
     contains # or ?: torch reads the path as a part of a URL.
     """
     folder = parent or tempfile.gettempdir()
-    is_unfit = set("#?") & set(folder) or len(folder) + _NAME_CHARACTERS > longest
+    is_unfit = set("#?") & set(folder) or len(folder) + _NAME_CHARACTERS > max_length
     return tempfile.mkdtemp(prefix="fmfsd-", dir="/tmp" if is_unfit else folder)  # noqa: S108
 
 
-def addresses(environment: Mapping[str, str], interface: str | None) -> dict[str, str]:
+def reachable_addresses(environment: Mapping[str, str], interface: str | None) -> dict[str, str]:
     """Return the IPv4 addresses at which others may reach this node, the most likely first, with their interfaces.
 
     Addresses of `interface`; None: of every interface except loopback. The address that ssh connected to comes first,
@@ -66,30 +66,30 @@ def interface_addresses() -> dict[str, list[str]]:
     return by_interface
 
 
-def interface_to(address: str) -> str:
+def find_interface_to(address: str) -> str:
     """Return the interface over which this node reaches `address` of another node. OSError if there is none."""
-    source = source_to(address)
+    source = find_source_address(address)
     for name, local in interface_addresses().items():
         if source in local:
             return name
     raise OSError(f"no interface here has the address {source}, from which {address} is reached")
 
 
-def source_to(address: str) -> str:
+def find_source_address(address: str) -> str:
     """Return the local address that the kernel uses to reach `address`. OSError if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((address, 9))  # sends nothing
         return str(sock.getsockname()[0])
 
 
-def listen() -> socket.socket:
+def open_listener() -> socket.socket:
     """Return a non-blocking socket that listens on a free port."""
     listener = socket.create_server(("", 0))
     listener.setblocking(False)
     return listener
 
 
-def hold(port: int) -> socket.socket:
+def reserve_port(port: int) -> socket.socket:
     """Bind `port` without listening, so that the kernel does not assign it as a free port.
 
     Another process may still listen on it. OSError if it is in use.
@@ -104,7 +104,7 @@ def hold(port: int) -> socket.socket:
     return sock
 
 
-def greet(listener: socket.socket, token: str) -> None:
+def send_token(listener: socket.socket, token: str) -> None:
     """Send the token to every client that has connected since the last call."""
     with suppress(BlockingIOError):  # no client is left
         while True:
@@ -112,7 +112,7 @@ def greet(listener: socket.socket, token: str) -> None:
                 client.sendall(token.encode())
 
 
-def reached(candidates: Sequence[str], port: int, token: str) -> list[str]:
+def find_reachable(candidates: Sequence[str], port: int, token: str) -> list[str]:
     """Return the addresses of `candidates` at which a node answers with the token."""
     return [address for address in candidates if _read_token(address, port) == token]
 

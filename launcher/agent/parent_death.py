@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_me() -> Callable[[], None]:
+def parent_death_preexec() -> Callable[[], None]:
     """Return a function for `Popen(preexec_fn=...)` by which the kernel kills the new process when this one ends.
 
     Only for single-threaded processes such as agents: with several threads, another thread may hold a lock during the
@@ -23,7 +23,7 @@ def die_with_me() -> Callable[[], None]:
     return partial(_set_parent_death_signal, os.getpid())
 
 
-def tied(argv: Sequence[str]) -> tuple[str, ...]:
+def with_parent_death(argv: Sequence[str]) -> tuple[str, ...]:
     """Return the command `argv`, wrapped so that the kernel kills it when the thread that starts it ends."""
     return (sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv)
 

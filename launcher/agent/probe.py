@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent import health
-from launcher.agent.hardware import hardware
-from launcher.agent.import_paths import differing_imports
-from launcher.agent.network import interface_addresses, own_variables
+from launcher.agent.hardware import read_hardware
+from launcher.agent.import_paths import find_import_differences
+from launcher.agent.network import interface_addresses, select_machine_variables
 from launcher.agent.resources import Resources
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
@@ -22,7 +22,7 @@ OPTIONAL_PACKAGES = ("deepspeed", "ray", "timm")
 OWN_PACKAGES = ("fmfsd", "launcher")
 
 
-def look(query: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+def probe_machine(query: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """Return this machine's software, cores, bytes of memory, GPUs, hardware, interfaces, and Unix time in seconds.
 
     In addition, what `query` asks for: whether the folder `cwd` and the file `marker` exist, whether `parent` is
@@ -34,7 +34,7 @@ def look(query: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
         "versions": {name: _version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)},
         "source": _hash_sources(),
         **asdict(Resources.detect(environment)),
-        "hardware": hardware(),
+        "hardware": read_hardware(),
         "interfaces": interface_addresses(),
         "imports": _imports(query, environment),
         **{name: inspect(query[name]) for name, inspect in _INSPECTIONS.items() if query.get(name)},
@@ -45,7 +45,7 @@ def look(query: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, 
 def _imports(query: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
     if query.get("variables") is None or query.get("wrapped"):  # inside a wrapper, workers inherit its variables
         return {}
-    return differing_imports({**own_variables(environment), **query["variables"]}, environment)
+    return find_import_differences({**select_machine_variables(environment), **query["variables"]}, environment)
 
 
 def _version(package: str) -> str | None:
@@ -84,5 +84,5 @@ _INSPECTIONS = {
     "marker": os.path.exists,
     "parent": lambda path: os.access(path, os.W_OK | os.X_OK),
     "index": _hash_file,
-    "condition": health.told,
+    "condition": health.collect_health,
 }

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from launcher.agent.parent_death import die_with_me
+from launcher.agent.parent_death import parent_death_preexec
 
 REAP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Command:
+class ProcessSpec:
     """A process to start: command line, complete environment and working directory."""
 
     argv: Sequence[str]
@@ -37,7 +37,7 @@ class Command:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_me(),
+            preexec_fn=parent_death_preexec(),
         )
 
 
@@ -73,7 +73,7 @@ class NodeProcesses(ABC):
 class StarterProcess(NodeProcesses):
     """torchrun or DeepSpeed's launcher; its children are the workers."""
 
-    def __init__(self, command: Command, output: BinaryIO) -> None:
+    def __init__(self, command: ProcessSpec, output: BinaryIO) -> None:
         super().__init__()
         self._process = command.start(output)
 
@@ -115,7 +115,7 @@ class StarterProcess(NodeProcesses):
 class WorkerProcesses(NodeProcesses):
     """Workers that the agent starts itself. When one fails, the others get SIGTERM, as with torchrun."""
 
-    def __init__(self, commands: Sequence[Command], output: BinaryIO) -> None:
+    def __init__(self, commands: Sequence[ProcessSpec], output: BinaryIO) -> None:
         super().__init__()
         self._processes = list[subprocess.Popen[bytes]]()
         try:
@@ -153,7 +153,7 @@ class WorkerProcesses(NodeProcesses):
             process.wait()
 
 
-def end_descendants() -> None:
+def kill_descendants() -> None:
     """Kill and reap all children of this process, inherited ones included. Give up after REAP_TIMEOUT_S."""
     deadline = time.monotonic() + REAP_TIMEOUT_S
     while _reap() and time.monotonic() < deadline:

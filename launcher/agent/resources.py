@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent.cgroup import cpu_limit, memory_limit
-from launcher.agent.torch_build import trouble_with_driver
+from launcher.agent.torch_build import driver_problem
 
 _NVIDIA_CONTROL = Path("/dev/nvidiactl")
 _AMD_CONTROL = Path("/dev/kfd")
@@ -36,22 +36,20 @@ class Resources:
     @classmethod
     def detect(cls, environment: Mapping[str, str]) -> "Resources":
         """Return the resources of this process on this machine."""
-        nvidia = driver()
-        visible = _visible([gpu.uuid for gpu in nvidia.gpus], environment.get("CUDA_VISIBLE_DEVICES"))
+        nvidia = query_driver()
+        visible = _visible_gpus([gpu.uuid for gpu in nvidia.gpus], environment.get("CUDA_VISIBLE_DEVICES"))
         return cls(
             _usable_cores(),
             visible,
             _usable_memory(),
             gpu_memory=_min_known(_memory_of(name, nvidia.gpus) for name in visible),
             core_numbers=tuple(sorted(os.sched_getaffinity(0))),
-            gpu_trouble=trouble_with_driver(nvidia.version, nvidia.cuda)
-            if visible
-            else _why_no_gpu(nvidia, environment),
+            gpu_trouble=driver_problem(nvidia.version, nvidia.cuda) if visible else _why_no_gpu(nvidia, environment),
             amd_gpus=_AMD_CONTROL.exists(),
         )
 
     @classmethod
-    def least(cls, machines: Sequence["Resources"]) -> "Resources":
+    def minimum(cls, machines: Sequence["Resources"]) -> "Resources":
         """Return the minimum of the resources of several machines; the GPUs are named by their numbers."""
         return cls(
             cores=min(machine.cores for machine in machines),
@@ -72,7 +70,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Driver:
+class GpuDriver:
     """The NVIDIA driver: its version and GPUs, or in `trouble` why it does not respond; empty: not installed."""
 
     version: str = ""
@@ -82,22 +80,22 @@ class Driver:
     """Newest CUDA version that the driver supports; (0, 0): unknown."""
 
 
-def driver() -> Driver:
+def query_driver() -> GpuDriver:
     """Query the NVIDIA driver. GPUs are in the driver's order."""
     if not _NVIDIA_CONTROL.exists():
-        return Driver()
+        return GpuDriver()
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return Driver(trouble=str(error))
+        return GpuDriver(trouble=str(error))
     try:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         gpus = tuple(_read_gpu(pynvml, handle) for handle in handles)
-        return Driver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=gpus, cuda=_read_cuda_version(pynvml))
+        return GpuDriver(str(pynvml.nvmlSystemGetDriverVersion()), gpus=gpus, cuda=_read_cuda_version(pynvml))
     except pynvml.NVMLError as error:  # a GPU is lost
-        return Driver(trouble=str(error))
+        return GpuDriver(trouble=str(error))
     finally:
         pynvml.nvmlShutdown()
 
@@ -110,7 +108,7 @@ def _read_cuda_version(nvml: Any) -> tuple[int, int]:
     return number // 1000, number % 1000 // 10
 
 
-def _why_no_gpu(nvidia: Driver, environment: Mapping[str, str]) -> str:
+def _why_no_gpu(nvidia: GpuDriver, environment: Mapping[str, str]) -> str:
     """Return why none of the GPUs that are installed or were granted is visible."""
     chosen, granted = environment.get("CUDA_VISIBLE_DEVICES"), environment.get("SLURM_GPUS_ON_NODE", "0")
     value = "not set" if chosen is None else repr(chosen)
@@ -144,7 +142,7 @@ def _min_known(sizes: Iterable[int]) -> int:
     return min(filter(None, sizes), default=0)
 
 
-def core_list(numbers: Sequence[int]) -> str:
+def format_core_list(numbers: Sequence[int]) -> str:
     """Format sorted core numbers as Linux does: `0-3,8`."""
     runs: list[list[int]] = []
     for number in numbers:
@@ -170,7 +168,7 @@ def _usable_memory() -> int:
 _GPU_PREFIX, _MIG_PREFIX = "GPU-", "MIG-"
 
 
-def _visible(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
+def _visible_gpus(uuids: list[str], chosen: str | None) -> tuple[str, ...]:
     """Return the installed GPUs that CUDA_VISIBLE_DEVICES makes visible, by CUDA's rules.
 
     The list ends at the first name that matches no GPU; a duplicate hides all GPUs; at most one MIG instance is

@@ -8,7 +8,7 @@ from pathlib import Path
 _CUDA = re.compile(r"^cuda\b[^=\n]*= *(?:None|'(\d+)\.(\d+)')", re.MULTILINE)
 
 
-def torch_cuda() -> tuple[int, int] | None:
+def torch_cuda_version() -> tuple[int, int] | None:
     """Return the major and minor CUDA version of the installed torch.
 
     (0, 0): a build without CUDA. None: torch is not installed, or its files do not contain the version.
@@ -23,13 +23,13 @@ def torch_cuda() -> tuple[int, int] | None:
     return None if match is None else (int(match[1] or 0), int(match[2] or 0))
 
 
-def trouble_with_driver(driver: str, cuda: tuple[int, int]) -> str:
+def driver_problem(driver: str, cuda: tuple[int, int]) -> str:
     """Return why the installed torch can't use GPUs of this driver; empty if it can.
 
     `cuda`: the newest version that the driver supports, (0, 0) if unknown. Within a major version of CUDA, an older
     driver works: CUDA Compatibility, "Minor Version Compatibility".
     """
-    built = torch_cuda()
+    built = torch_cuda_version()
     if built == (0, 0):
         return f"torch {_torch_version()} is a build without CUDA: install torch from PyPI"
     if built is not None and cuda > (0, 0) and cuda[0] < built[0]:

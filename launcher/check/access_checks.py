@@ -13,7 +13,7 @@ from launcher.resources.site import Site
 _FOLDER_ACCESS = os.R_OK | os.W_OK | os.X_OK
 
 
-def hidden(run: RunDir) -> Iterator[Problem]:
+def check_visible(run: RunDir) -> Iterator[Problem]:
     """Check that this user can enter the run directory and its parents; otherwise nothing else can be checked."""
     for path in (run.path, run.checkpoints):
         folder = nearest_visible(path)
@@ -23,7 +23,7 @@ def hidden(run: RunDir) -> Iterator[Problem]:
             return
 
 
-def not_writable(run: RunDir) -> Iterator[Problem]:
+def check_writable(run: RunDir) -> Iterator[Problem]:
     """Check that the run directory, or the folder in which it would be created, is writable."""
     folder = nearest_visible(run.path)
     if os.access(folder, os.W_OK | os.X_OK):
@@ -35,7 +35,7 @@ def not_writable(run: RunDir) -> Iterator[Problem]:
     yield Problem(str(folder), f"{why}: choose another --run-dir")
 
 
-def denied(run: RunDir) -> Iterator[Problem]:
+def check_access(run: RunDir) -> Iterator[Problem]:
     """Yield one problem for all files of an existing run that lack the access that a launch needs."""
     if paths := list(_denied_paths(run)):
         others = f" and to {len(paths) - 1} more there" if len(paths) > 1 else ""
@@ -60,12 +60,12 @@ def _denied_paths(run: RunDir) -> Iterator[Path]:
         yield from (path for path in paths if os.path.exists(path) and not os.access(path, access))
 
 
-def code_of_others(run: RunDir, site: Site) -> Iterator[Problem]:
+def check_code_is_private(run: RunDir, site: Site) -> Iterator[Problem]:
     """Check that only this user can write in the run directory of a batch job.
 
     The job runs a copy of the program from there.
     """
-    if site.reach == "sbatch" and run.path.is_dir() and not is_private(status := run.path.stat()):
+    if site.transport == "sbatch" and run.path.is_dir() and not is_private(status := run.path.stat()):
         details = f"it belongs to {user_name(status.st_uid)}, its mode is {stat.S_IMODE(status.st_mode):04o}"
         why = f"a batch job runs the copy of the program in this folder, and others can write there ({details})"
         yield Problem(str(run.path), f"{why}: `chmod go-w {run.path}` if it is yours, or choose another --run-dir")

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fmfsd.config import RunConfig, Timeline
-from fmfsd.config.consistency import contradictions_of_length
+from fmfsd.config import RunConfig, TrainSchedule
+from fmfsd.config.consistency import find_length_contradictions
 from fmfsd.config.names import FOLDER, FOLDER_LAYOUT
-from fmfsd.data.shards.index import damaged_files, read_index, set_folder
+from fmfsd.data.shards.index import find_damaged_files, prepared_set_folder, read_index
 from fmfsd.errors import DataError, Problem
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import access_remedy, nearest_visible, read_json, sha256
@@ -20,7 +20,7 @@ from launcher.resources.site import Site
 
 def is_prepared(config: RunConfig) -> bool:
     """Return whether the data set of `config` exists; it may still be damaged."""
-    return os.path.exists(set_folder(config.data))
+    return os.path.exists(prepared_set_folder(config.data))
 
 
 def total_steps(config: RunConfig) -> int | None:
@@ -34,19 +34,19 @@ def last_epoch(config: RunConfig) -> int:
     return math.ceil(timeline.total_steps / timeline.steps_per_epoch) if timeline else config.train.epochs
 
 
-def _read_timeline(config: RunConfig) -> Timeline | None:
+def _read_timeline(config: RunConfig) -> TrainSchedule | None:
     try:
-        return Timeline.of(config, read_index(set_folder(config.data)).samples("train"))
+        return TrainSchedule.from_config(config, read_index(prepared_set_folder(config.data)).num_samples("train"))
     except DataError:
         return None
 
 
-def not_divided(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
-    if message := uneven(site.workers(launch), config.data.shards):
+def check_even_shares(config: RunConfig, launch: LaunchConfig, site: Site) -> Iterator[Problem]:
+    if message := uneven_shares_problem(site.count_workers(launch), config.data.shards):
         yield Problem("--nodes, --gpus", message)
 
 
-def uneven(workers: int, shards: int) -> str:
+def uneven_shares_problem(workers: int, shards: int) -> str:
     """Return why `shards` can't be divided evenly among `workers`; empty if they can."""
     if shards % workers == 0:
         return ""
@@ -63,12 +63,12 @@ def divisors(shards: int) -> list[int]:
     return [count for count in range(1, shards + 1) if shards % count == 0]
 
 
-def damaged(config: RunConfig, *, checksums_bytes: float) -> Iterator[Problem]:
+def check_dataset(config: RunConfig, *, checksums_bytes: float) -> Iterator[Problem]:
     """Check a data set that exists; checksums only for a set of at most `checksums_bytes`.
 
     A set that does not exist is prepared by the launch.
     """
-    folder = set_folder(config.data)
+    folder = prepared_set_folder(config.data)
     if (visible_folder := nearest_visible(folder)).is_dir() and not os.access(visible_folder, os.X_OK):
         yield Problem(str(folder), f"can't be read: {access_remedy(folder)}")
         return
@@ -80,7 +80,7 @@ def damaged(config: RunConfig, *, checksums_bytes: float) -> Iterator[Problem]:
     except DataError as error:
         yield from error.problems
         return
-    damage = list(damaged_files(index, checksums=index.total_bytes() <= checksums_bytes))
+    damage = list(find_damaged_files(index, checksums=index.total_bytes() <= checksums_bytes))
     yield from damage
     expected = (config.data.name, config.data.shards, config.data.valid)
     if (index.name, index.shards, index.valid) != expected:
@@ -92,20 +92,20 @@ def damaged(config: RunConfig, *, checksums_bytes: float) -> Iterator[Problem]:
         yield Problem(
             "data.classes", f"{config.data.num_classes}, but {folder} has {len(index.classes)}: set it to that"
         )
-    elif not damage and Timeline.of(config, index.samples("train")).steps_per_epoch < 1:
+    elif not damage and TrainSchedule.from_config(config, index.num_samples("train")).steps_per_epoch < 1:
         yield Problem(
             "train.batch",
-            f"{config.train.batch} is more than the {index.samples('train')} training samples in {folder} give",
+            f"{config.train.batch} is more than the {index.num_samples('train')} training samples in {folder} give",
         )
     elif config.data.name == FOLDER:
-        yield from (Problem(*each) for each in contradictions_of_length(config, index.samples("train")))
+        yield from (Problem(*each) for each in find_length_contradictions(config, index.num_samples("train")))
         if not config.train.evaluate_test and "valid" not in index.splits:
             yield Problem("train.evaluate_test", f"false, and {folder} has no validation split: set data.valid or true")
 
 
-def other_than_before(config: RunConfig, run: RunDir) -> Iterator[Problem]:
+def check_same_dataset(config: RunConfig, run: RunDir) -> Iterator[Problem]:
     """Check that a resumed run uses the data set that it was started with."""
-    index = set_folder(config.data) / "index.json"
+    index = prepared_set_folder(config.data) / "index.json"
     try:
         before, now = read_json(run.manifest)["data"], sha256(index)
     except (OSError, ValueError, KeyError):
@@ -121,7 +121,7 @@ def _unprepared_problem(config: RunConfig) -> Iterator[Problem]:
     options = {"--out": data.root, "--size": data.size, "--shards": data.shards, "--valid": data.valid}
     flat = shlex.join(str(part) for option in options.items() for part in option)
     yield Problem(
-        str(set_folder(data)),
+        str(prepared_set_folder(data)),
         f"does not exist: create it with `fmfsd data prepare folder --source ROOT {flat}`; ROOT has {FOLDER_LAYOUT}",
     )
 
@@ -135,7 +135,7 @@ def _check_preparable(root: Path) -> Iterator[Problem]:
         )
 
 
-def other_statistics(config: RunConfig, costs: Costs) -> Iterator[str]:
+def warn_other_statistics(config: RunConfig, costs: Costs) -> Iterator[str]:
     """Warn if images are normalised with other statistics than those of the pretrained weights."""
     statistics = costs.probe.pretrained_statistics if costs.probe is not None else None
     for key, theirs in zip(("mean", "std"), statistics or (), strict=False):

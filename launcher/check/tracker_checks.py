@@ -11,7 +11,7 @@ OLDEST_WANDB = (0, 22, 3)
 """First release that accepts the 86-character API keys that W&B issues since late 2025."""
 
 
-def missing(config: RunConfig) -> Iterator[Problem]:
+def check_trackers(config: RunConfig) -> Iterator[Problem]:
     """Check that W&B is installed if it is requested; TensorBoard files need no extra package."""
     if "wandb" not in config.tracker:
         return

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmfsd.errors import ConfigError
-from launcher.config.environment import extra_variables
-from launcher.config.error_collector import Gathered
+from launcher.config.environment import parse_env_options
+from launcher.config.error_collector import ErrorCollector
 from launcher.config.launch_config import (
     DEFAULT_GRACE_S,
     DEFAULT_HANG_TIMEOUT_S,
@@ -17,12 +17,12 @@ from launcher.config.launch_config import (
     LaunchConfig,
     SlurmOptions,
     Starter,
-    node_limits,
+    parse_node_limits,
 )
 from launcher.prepare_launch import Request, problems_without_site
-from launcher.resources.resolve_site import settle
+from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import Site
-from launcher.slurm.job_options import slurm_options
+from launcher.slurm.job_options import parse_slurm_options
 from launcher.transport.ssh import parse_hosts
 from launcher.transport.wrap import parse_wrap
 
@@ -74,10 +74,10 @@ class LaunchArguments:
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in options.items() if name in names}, **fixed)
 
-    def to_request(self, errors: Gathered, environment: Mapping[str, str], cwd: str) -> Request:
+    def to_request(self, errors: ErrorCollector, environment: Mapping[str, str], cwd: str) -> Request:
         """Return the request. ConfigError with every problem, including those in `errors`."""
         launch, nodes = self._launch(errors, environment)
-        resolved = errors.of(lambda: settle(launch, nodes=nodes, environment=environment), None)
+        resolved = errors.collect(lambda: resolve_site(launch, nodes=nodes, environment=environment), None)
         data_root = environment.get("FMFSD_DATA") or "data"
         if resolved is None or errors.problems:
             others = problems_without_site(self.config, self._changes, launch, data_root=data_root, cwd=cwd)
@@ -94,10 +94,10 @@ class LaunchArguments:
             checks_all_data=self.check_data,
         )
 
-    def resolve_site(self, errors: Gathered, environment: Mapping[str, str]) -> Site:
+    def resolve_site(self, errors: ErrorCollector, environment: Mapping[str, str]) -> Site:
         """Return where a launch would run. ConfigError with every problem of the options."""
         launch, nodes = self._launch(errors, environment)
-        resolved = errors.of(lambda: settle(launch, nodes=nodes, environment=environment), None)
+        resolved = errors.collect(lambda: resolve_site(launch, nodes=nodes, environment=environment), None)
         if resolved is None or errors.problems:
             raise ConfigError(errors.problems)
         return resolved[0]
@@ -106,9 +106,9 @@ class LaunchArguments:
     def _changes(self) -> tuple[str, ...]:
         return (*([f"engine.name={self.engine}"] if self.engine else []), *(self.overrides or ()))
 
-    def _launch(self, errors: Gathered, environment: Mapping[str, str]) -> tuple[LaunchConfig, int | None]:
+    def _launch(self, errors: ErrorCollector, environment: Mapping[str, str]) -> tuple[LaunchConfig, int | None]:
         """Return the launch, and its nodes as typed: None for all that are there."""
-        nodes, min_nodes = errors.of(partial(node_limits, self.nodes, self.elastic), (self.nodes, None))
+        nodes, min_nodes = errors.collect(partial(parse_node_limits, self.nodes, self.elastic), (self.nodes, None))
         launch = LaunchConfig(
             gpus=self.gpus,
             device=self.device,
@@ -119,18 +119,18 @@ class LaunchArguments:
             max_restarts=self.max_restarts,
             min_nodes=min_nodes,
             on=self.on,
-            hosts=errors.of(lambda: parse_hosts(self.hosts, self.hostfile), ()),
+            hosts=errors.collect(lambda: parse_hosts(self.hosts, self.hostfile), ()),
             interface=self.interface,
             preflight=self.preflight,
             starter=self.starter,
-            wrap=errors.of(lambda: parse_wrap(self.wrap), ()),
-            extra_env=errors.of(lambda: extra_variables(self.env or [], environment), {}),
-            slurm=errors.of(self._slurm, SlurmOptions()),
+            wrap=errors.collect(lambda: parse_wrap(self.wrap), ()),
+            extra_env=errors.collect(lambda: parse_env_options(self.env or [], environment), {}),
+            slurm=errors.collect(self._slurm, SlurmOptions()),
         )
         return launch, nodes
 
     def _slurm(self) -> SlurmOptions:
-        return slurm_options(
+        return parse_slurm_options(
             {name: getattr(self, name) for name in _SLURM},
             more=self.sbatch_args or (),
             srun=self.srun_args or (),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmfsd.command_line import WHAT, App, Debug, GatheringCommand, Json, wrong_values
+from fmfsd.command_line import PANEL_WHAT, App, Debug, ErrorCollectingCommand, Json, invalid_options
 from launcher.cli import options
 from launcher.config.launch_config import DEFAULT_MAX_RESTARTS
 
@@ -22,7 +22,7 @@ def diagnose() -> None:
     """Test this machine, its cluster, or a config on them."""
 
 
-@diagnose_app.command(cls=GatheringCommand)
+@diagnose_app.command(cls=ErrorCollectingCommand)
 def doctor(
     context: typer.Context,
     on: options.OnNow = "auto",
@@ -37,24 +37,24 @@ def doctor(
 
     Exit code 3 if something is wrong.
     """
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.cli.arguments import LaunchArguments
-    from launcher.config.error_collector import Gathered
+    from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.doctor import examine
 
     arguments = LaunchArguments.from_options(locals())
-    with errors_shown(debug=debug):
-        site = arguments.resolve_site(Gathered(wrong_values(context)), os.environ)
+    with exit_on_error(debug=debug):
+        site = arguments.resolve_site(ErrorCollector(invalid_options(context)), os.environ)
         raise typer.Exit(examine(site, environment=os.environ, cwd=os.getcwd(), as_json=as_json))
 
 
-@diagnose_app.command(cls=GatheringCommand)
+@diagnose_app.command(cls=ErrorCollectingCommand)
 def drill(
     context: typer.Context,
     config: TestedConfig,
     faults: Annotated[str, typer.Argument(help="Comma-separated names of faults.")] = "all",
     seed: Annotated[
-        int, typer.Option(rich_help_panel=WHAT, help="Decides when a fault happens, and to which process.")
+        int, typer.Option(rich_help_panel=PANEL_WHAT, help="Decides when a fault happens, and to which process.")
     ] = 0,
     overrides: options.Overrides = None,
     run_dir: options.RunDirectory = None,
@@ -75,27 +75,27 @@ def drill(
 
     Exit code 1 if a run did not survive a fault, or if its result differs from that of an undisturbed run.
     """
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.cli.arguments import LaunchArguments
-    from launcher.config.error_collector import Gathered
+    from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.drill import parse_faults, run_drill
 
     arguments = LaunchArguments.from_options(locals(), on="local")
-    with errors_shown(debug=debug):
-        errors = Gathered(wrong_values(context))
-        names = errors.of(lambda: parse_faults(faults), ())
+    with exit_on_error(debug=debug):
+        errors = ErrorCollector(invalid_options(context))
+        names = errors.collect(lambda: parse_faults(faults), ())
         request = arguments.to_request(errors, os.environ, os.getcwd())
         raise typer.Exit(run_drill(request, names, seed, environment=os.environ, cwd=os.getcwd()))
 
 
-@diagnose_app.command(cls=GatheringCommand)
+@diagnose_app.command(cls=ErrorCollectingCommand)
 def verify(
     context: typer.Context,
     config: TestedConfig,
     workers: Annotated[
-        str, typer.Option(metavar="N,N...", rich_help_panel=WHAT, help="Numbers of workers to compare.")
+        str, typer.Option(metavar="N,N...", rich_help_panel=PANEL_WHAT, help="Numbers of workers to compare.")
     ] = "1,2",
-    steps: Annotated[int, typer.Option(min=1, rich_help_panel=WHAT, help="Training steps of each run.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, rich_help_panel=PANEL_WHAT, help="Training steps of each run.")] = 5,
     overrides: options.Overrides = None,
     run_dir: options.RunDirectory = None,
     nodes: options.Nodes = None,
@@ -113,25 +113,25 @@ def verify(
 
     Exit code 1 if they differ by more than rounding.
     """
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.cli.arguments import LaunchArguments
-    from launcher.config.error_collector import Gathered
+    from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.verify import parse_worker_counts, verify_invariance
 
     arguments = LaunchArguments.from_options(locals(), on="local")
-    with errors_shown(debug=debug):
-        errors = Gathered(wrong_values(context))
-        counts = errors.of(lambda: parse_worker_counts(workers), ())
+    with exit_on_error(debug=debug):
+        errors = ErrorCollector(invalid_options(context))
+        counts = errors.collect(lambda: parse_worker_counts(workers), ())
         request = arguments.to_request(errors, os.environ, os.getcwd())
         raise typer.Exit(verify_invariance(request, counts, steps, environment=os.environ, cwd=os.getcwd()))
 
 
-@diagnose_app.command(cls=GatheringCommand)
+@diagnose_app.command(cls=ErrorCollectingCommand)
 def profile(
     context: typer.Context,
     config: TestedConfig,
     steps: Annotated[
-        int, typer.Option(min=1, rich_help_panel=WHAT, help="Steps to time, and as many to profile.")
+        int, typer.Option(min=1, rich_help_panel=PANEL_WHAT, help="Steps to time, and as many to profile.")
     ] = 10,
     overrides: options.Overrides = None,
     run_dir: options.RunDirectory = None,
@@ -153,12 +153,12 @@ def profile(
     debug: Debug = False,
 ) -> None:
     """Show where the time of a training step goes, and the share of the machine's measured limit. Writes traces."""
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.cli.arguments import LaunchArguments
-    from launcher.config.error_collector import Gathered
+    from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.profile import profile_run
 
     arguments = LaunchArguments.from_options(locals())
-    with errors_shown(debug=debug):
-        request = arguments.to_request(Gathered(wrong_values(context)), os.environ, os.getcwd())
+    with exit_on_error(debug=debug):
+        request = arguments.to_request(ErrorCollector(invalid_options(context)), os.environ, os.getcwd())
         raise typer.Exit(profile_run(request, steps, environment=os.environ, cwd=os.getcwd()))

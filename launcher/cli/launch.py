@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import typer
 
-from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
+from fmfsd.command_line import App, Debug, ErrorCollectingCommand, Json, Version, invalid_options
 from fmfsd.errors import ConfigError
 from launcher.cli import options
 from launcher.cli.diagnose import DIAGNOSE_COMMANDS, diagnose_app
@@ -46,7 +46,7 @@ def suggest_command(word: str) -> str:
     return f"{word}: neither a config nor a command: did you mean `fmfsd-launch {close[0]}`?" if close else ""
 
 
-@app.command(cls=GatheringCommand)
+@app.command(cls=ErrorCollectingCommand)
 def launch(
     context: typer.Context,
     config: options.Config = "cifar100-resnet18",
@@ -96,15 +96,15 @@ def launch(
     stopped on request with a checkpoint saved (run again to resume), 130 interrupted at once (Ctrl-C twice, or before
     anything was started), 143 SIGTERM before anything was started.
     """
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.cli.arguments import LaunchArguments
-    from launcher.config.error_collector import Gathered
+    from launcher.config.error_collector import ErrorCollector
     from launcher.launch import launch_run, print_schema
 
     arguments = LaunchArguments.from_options(locals())
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         if schema:
             print_schema()
             return
-        request = arguments.to_request(Gathered(wrong_values(context)), os.environ, os.getcwd())
+        request = arguments.to_request(ErrorCollector(invalid_options(context)), os.environ, os.getcwd())
         raise typer.Exit(launch_run(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -25,31 +25,31 @@ def manage() -> None:
 @manage_app.command()
 def stop(run: RunFolder, wait: Wait = False, debug: Debug = False) -> None:
     """Stop a run with a checkpoint; its launcher exits with 75. A job that is still queued is removed."""
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.manage.stop import request_stop
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         print(request_stop(run.absolute(), wait=wait))
 
 
 @manage_app.command()
 def cancel(run: RunFolder, wait: Wait = False, debug: Debug = False) -> None:
     """End a run at once, without a checkpoint; its launcher then exits with 130."""
-    from fmfsd.terminal import errors_shown
-    from launcher.manage.stop import request_end
+    from fmfsd.terminal import exit_on_error
+    from launcher.manage.stop import request_cancel
 
-    with errors_shown(debug=debug):
-        print(request_end(run.absolute(), wait=wait))
+    with exit_on_error(debug=debug):
+        print(request_cancel(run.absolute(), wait=wait))
 
 
 @manage_app.command()
 def status(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
     """Show the state of a run, or of each run in a folder: where it runs, its progress, its outcome."""
-    from fmfsd.terminal import errors_shown
-    from launcher.manage.render_status import shown
+    from fmfsd.terminal import exit_on_error
+    from launcher.manage.render_status import render_status
 
-    with errors_shown(debug=debug):
-        print(shown(run.absolute(), as_json=as_json))
+    with exit_on_error(debug=debug):
+        print(render_status(run.absolute(), as_json=as_json))
 
 
 @manage_app.command()
@@ -61,10 +61,10 @@ def logs(
     debug: Debug = False,
 ) -> None:
     """Show the logs of workers, their starters and batch jobs; each line names its source."""
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.manage.logs import follow_logs, show_logs
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         try:
             (follow_logs if follow else show_logs)(run.absolute(), sys.stdout, rank=rank, lines=lines)
         except KeyboardInterrupt as interrupt:
@@ -74,10 +74,10 @@ def logs(
 @manage_app.command()
 def resume(run: RunFolder, wait: Wait = False, as_json: Json = False, debug: Debug = False) -> None:
     """Launch a run again with the options of its last launch. --wait waits for the end of a batch job."""
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.manage.resume import resume as resume_run
 
-    with errors_shown(debug=debug):
+    with exit_on_error(debug=debug):
         folder, cwd = run.absolute(), os.getcwd()
         code = resume_run(folder, wait=wait, as_json=as_json, environment=os.environ, cwd=cwd, argv=sys.argv)
         raise typer.Exit(code)

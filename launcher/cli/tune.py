@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from fmfsd.command_line import App, Debug, GatheringCommand, Json, Version, wrong_values
+from fmfsd.command_line import App, Debug, ErrorCollectingCommand, Json, Version, invalid_options
 from fmfsd.system.cache_dir import complete_environment
 from launcher.cli import options, tune_options
 from launcher.config.launch_config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
@@ -21,7 +21,7 @@ def main() -> None:
     app()
 
 
-@app.command(cls=GatheringCommand)
+@app.command(cls=ErrorCollectingCommand)
 def tune(
     context: typer.Context,
     config: tune_options.Config = None,
@@ -60,13 +60,13 @@ def tune(
     143 SIGTERM before anything was started.
     """
     from fmfsd.errors import ConfigError
-    from fmfsd.terminal import errors_shown
+    from fmfsd.terminal import exit_on_error
     from launcher.cli.tune_arguments import TuneArguments
     from launcher.tune.sweep_command import run_sweep
 
     arguments = TuneArguments.from_options(locals())
-    with errors_shown(debug=debug):
-        if problems := wrong_values(context):
+    with exit_on_error(debug=debug):
+        if problems := invalid_options(context):
             raise ConfigError(problems)
         request = arguments.to_request(os.environ)
         raise typer.Exit(run_sweep(request, environment=os.environ, cwd=os.getcwd(), argv=sys.argv))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.byte_sizes import parse_size
-from launcher.config.environment import extra_variables
+from launcher.config.environment import parse_env_options
 from launcher.config.launch_config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, Device, LaunchConfig
 from launcher.tune.sweep_command import SweepRequest
 
@@ -56,7 +56,7 @@ class TuneArguments:
             space=self.space,
             config=self.config,
             overrides=tuple(self.overrides or ()),
-            given={name: value for name, value in self._search().items() if value is not None},
+            cli_options={name: value for name, value in self._search().items() if value is not None},
             launch=self._trial_launch(environment),
             sweep_dir=self.sweep_dir,
             resume=self.resume,
@@ -81,5 +81,5 @@ class TuneArguments:
             device=self.device,
             grace_s=self.grace,
             hang_timeout_s=self.hang_timeout,
-            extra_env=extra_variables(self.env or [], environment),
+            extra_env=parse_env_options(self.env or [], environment),
         )

@@ -5,18 +5,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from fmfsd.command_line import BEFORE, HOW, WHAT, WHERE
+from fmfsd.command_line import PANEL_BEFORE, PANEL_HOW, PANEL_WHAT, PANEL_WHERE
 
 SEARCH = "Search"
 
 Config = Annotated[str | None, typer.Argument(help="A preset's name or a YAML file; default: the space's own.")]
-Space = Annotated[str | None, typer.Option(rich_help_panel=WHAT, help="A file, or the name of a shipped space.")]
+Space = Annotated[str | None, typer.Option(rich_help_panel=PANEL_WHAT, help="A file, or the name of a shipped space.")]
 SweepDirectory = Annotated[
-    Path | None, typer.Option(rich_help_panel=WHAT, help="Sweep directory; default: a new one in runs/.")
+    Path | None, typer.Option(rich_help_panel=PANEL_WHAT, help="Sweep directory; default: a new one in runs/.")
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option(metavar="SWEEP_DIR", rich_help_panel=WHAT, help="Resume a sweep; also with more --trials or --seeds."),
+    typer.Option(
+        metavar="SWEEP_DIR", rich_help_panel=PANEL_WHAT, help="Resume a sweep; also with more --trials or --seeds."
+    ),
 ]
 
 Trials = Annotated[
@@ -56,26 +58,30 @@ Best = Annotated[
     int | None, typer.Option(min=1, rich_help_panel=SEARCH, help="Number of best configs to train again; default 3.")
 ]
 
-Nodes = Annotated[int, typer.Option("--nodes", "-N", min=1, rich_help_panel=WHERE, help="Nodes per trial.")]
-Gpus = Annotated[int, typer.Option(min=1, rich_help_panel=WHERE, help="Workers per node of a trial.")]
+Nodes = Annotated[int, typer.Option("--nodes", "-N", min=1, rich_help_panel=PANEL_WHERE, help="Nodes per trial.")]
+Gpus = Annotated[int, typer.Option(min=1, rich_help_panel=PANEL_WHERE, help="Workers per node of a trial.")]
 Concurrent = Annotated[
-    int | None, typer.Option(min=1, rich_help_panel=WHERE, help="Trials at a time; default: as many as fit.")
+    int | None, typer.Option(min=1, rich_help_panel=PANEL_WHERE, help="Trials at a time; default: as many as fit.")
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(metavar="auto|HOST:PORT", rich_help_panel=WHERE, help="An existing Ray cluster; default: start one."),
+    typer.Option(
+        metavar="auto|HOST:PORT", rich_help_panel=PANEL_WHERE, help="An existing Ray cluster; default: start one."
+    ),
 ]
 Dashboard = Annotated[
-    bool, typer.Option("--dashboard", rich_help_panel=WHERE, help="Start Ray's dashboard on loopback.")
+    bool, typer.Option("--dashboard", rich_help_panel=PANEL_WHERE, help="Start Ray's dashboard on loopback.")
 ]
 
 DiskBudget = Annotated[
     str | None,
-    typer.Option(metavar="10G", rich_help_panel=HOW, help="Disk limit of the sweep: only the best keep checkpoints."),
+    typer.Option(
+        metavar="10G", rich_help_panel=PANEL_HOW, help="Disk limit of the sweep: only the best keep checkpoints."
+    ),
 ]
 MaxFailures = Annotated[
-    int | None, typer.Option(min=0, rich_help_panel=HOW, help="Restarts of a failed trial; default 3.")
+    int | None, typer.Option(min=0, rich_help_panel=PANEL_HOW, help="Restarts of a failed trial; default 3.")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", rich_help_panel=BEFORE, help="Show what would be searched and started.")
+    bool, typer.Option("--dry-run", rich_help_panel=PANEL_BEFORE, help="Show what would be searched and started.")
 ]

@@ -11,14 +11,14 @@ _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?")
 
 
 @dataclass(frozen=True)
-class Seeds:
+class ArraySeeds:
     """Seeds of a job array. `max_concurrent`: the number of runs at the same time; None: no limit."""
 
     numbers: tuple[int, ...]
-    at_once: int | None = None
+    max_concurrent: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Seeds":
+    def parse(cls, text: str) -> "ArraySeeds":
         """Parse Slurm's array syntax: `0-4`, `1,5`, `0-8:2`, `0-9%2`. ConfigError for anything else."""
         listed, percent, limit = text.partition("%")
         parts = [_RANGE.fullmatch(part) for part in listed.split(",")]
@@ -34,9 +34,9 @@ class Seeds:
         )
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.numbers)) + (f"%{self.at_once}" if self.at_once else "")
+        return ",".join(map(str, self.numbers)) + (f"%{self.max_concurrent}" if self.max_concurrent else "")
 
 
-def run_of(folder: RunDir, seed: int) -> RunDir:
+def seed_run_dir(folder: RunDir, seed: int) -> RunDir:
     """Return the run directory of one seed in an array's folder."""
     return RunDir(folder.path / f"seed-{seed}")

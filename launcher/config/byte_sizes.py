@@ -9,7 +9,7 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([KMGT])")
 
 
-def size(number: float) -> str:
+def format_size(number: float) -> str:
     """Format a number of bytes for messages: `12.5 GiB`, `850 MiB`."""
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
@@ -23,11 +23,11 @@ def parse_size(option: str, text: str) -> int:
     return number
 
 
-def at_least(number: float) -> str:
+def format_size_rounded_up(number: float) -> str:
     """Format a number of bytes as an option's value, rounded up: `850M`, `12.5G`."""
     return f"{math.ceil(number / 2**30 * 10) / 10:g}G" if number >= 2**30 else f"{math.ceil(number / 2**20)}M"
 
 
-def at_most(number: float) -> str:
+def format_size_rounded_down(number: float) -> str:
     """Format a number of bytes as an option's value, rounded down."""
     return f"{math.floor(number / 2**30 * 10) / 10:g}G" if number >= 2**30 else f"{math.floor(number / 2**20)}M"

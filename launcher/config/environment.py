@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from fmfsd.errors import ConfigError, Problem
 
-IMPORTING = ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONUTF8")
+IMPORT_VARIABLES = ("PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONUTF8")
 """Variables that decide which modules Python finds and how it reads them; node agents get them too."""
 
 FORWARDED = (
-    *IMPORTING,
+    *IMPORT_VARIABLES,
     "ALL_PROXY",
     "CUBLAS_WORKSPACE_CONFIG",
     "CURL_CA_BUNDLE",
@@ -68,7 +68,7 @@ _FORWARDED_UNLESS_SECRET = ("HF_", "WANDB_")
 _RUN_SPECIFIC = ("WANDB_DIR", "WANDB_NAME", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SERVICE", "WANDB_SWEEP_ID")
 """Variables that belong to the W&B run inside which the launcher was started."""
 
-OWN = (
+LAUNCHER_VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "FMFSD_AGENT_PID", "FMFSD_ATTEMPT", "FMFSD_COLLECTIVE_TIMEOUT_S"),
     *("FMFSD_INIT_METHOD", "FMFSD_LOG_TO_FILE", "FMFSD_PREFLIGHT", "FMFSD_STARTER"),
     *("FMFSD_TRACE", "FMFSD_PROFILE", "FMFSD_UMASK"),
@@ -84,7 +84,7 @@ _URL_PASSWORD = re.compile(r"(?<=://)(?:([^/\s:@]*):\S+|[^/\s:@]+)@")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def travelling(environment: Mapping[str, str]) -> dict[str, str]:
+def forwarded_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the caller's variables that a worker gets: those in the lists above, nothing else."""
     return {
         name: value
@@ -98,7 +98,7 @@ def _is_forwarded_setting(name: str) -> bool:
     return name.startswith(_FORWARDED_UNLESS_SECRET) and name not in _RUN_SPECIFIC and not is_secret(name)
 
 
-def extra_variables(options: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+def parse_env_options(options: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of `--env NAME` and `--env NAME=VALUE`. ConfigError for an invalid or unset name."""
     parts = [text.partition("=") for text in options]
     if problems := [problem for part in parts if (problem := _env_problem(*part, environment))]:
@@ -109,16 +109,16 @@ def extra_variables(options: Sequence[str], environment: Mapping[str, str]) -> d
 def _env_problem(name: str, equals: str, _value: str, environment: Mapping[str, str]) -> Problem | None:
     if not _NAME.fullmatch(name):
         return Problem("--env", f"{name!r} is not a valid variable name")
-    if name in OWN:
+    if name in LAUNCHER_VARIABLES:
         return Problem(f"--env {name}", "reserved: the launcher sets it for each worker; leave it out")
     if not equals and name not in environment:
         return Problem(f"--env {name}", f"not set here; give it a value with --env {name}=VALUE")
     return None
 
 
-def shown(name: str, value: str) -> str:
+def mask_secret(name: str, value: str) -> str:
     """Return `value` for logs and plans: masked if `name` suggests a secret, and without passwords in URLs."""
-    return "***" if is_secret(name) else without_passwords(value)
+    return "***" if is_secret(name) else mask_passwords(value)
 
 
 def is_secret(name: str) -> bool:
@@ -126,6 +126,6 @@ def is_secret(name: str) -> bool:
     return bool(_SECRET.search(name))
 
 
-def without_passwords(text: str) -> str:
+def mask_passwords(text: str) -> str:
     """Mask passwords in URLs."""
     return _URL_PASSWORD.sub(lambda match: f"{match[1]}:***@" if match[1] is not None else "***@", text)

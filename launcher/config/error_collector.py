@@ -9,29 +9,29 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Gathered:
+class ErrorCollector:
     """Collects the problems of values that are created one after the other."""
 
     def __init__(self, problems: Iterable[Problem] = ()) -> None:
         self.problems = list(problems)
 
-    def of(self, make: Callable[[], T], otherwise: U) -> T | U:
+    def collect(self, make: Callable[[], T], default: U) -> T | U:
         """Return the result of `make()`. If it raises ConfigError, store its problems and return `default`."""
         try:
             return make()
         except ConfigError as error:
             self.problems += error.problems
-            return otherwise
+            return default
 
 
-def all_of(makes: Iterable[Callable[[], T]], *, beside: Sequence[Problem] = ()) -> list[T]:
+def collect_all(functions: Iterable[Callable[[], T]], *, other_problems: Sequence[Problem] = ()) -> list[T]:
     """Call every function and return the results.
 
     If `other_problems` contains problems or a call fails, raise one error with all problems, each once: ConfigError, or
     CheckError if all failures are CheckErrors.
     """
-    results, config_problems, check_problems = list[T](), list(beside), list[Problem]()
-    for make in makes:
+    results, config_problems, check_problems = list[T](), list(other_problems), list[Problem]()
+    for make in functions:
         try:
             results.append(make())
         except ConfigError as error:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmfsd.errors import CheckError, ConfigError, Problem
-from launcher.config.environment import shown
+from launcher.config.environment import mask_secret
 
 CPUS_PER_WORKER = 2
 DEFAULT_GRACE_S = 30.0
 DEFAULT_HANG_TIMEOUT_S = 300.0
 DEFAULT_MAX_RESTARTS = 3
-DEEPSPEED_KILLS_AFTER_S = 30.0
+DEEPSPEED_KILL_DELAY_S = 30.0
 """Seconds from SIGTERM to SIGKILL in DeepSpeed's launcher (deepspeed/launcher/launch.py, terminate_process_tree)."""
 
 
@@ -84,14 +84,14 @@ class LaunchConfig:
     slurm: SlurmOptions = SlurmOptions()
 
     @property
-    def tries_nodes_first(self) -> bool:
+    def runs_preflight(self) -> bool:
         """Return whether workers test their node and the network before training."""
         return self.nodes > 1 if self.preflight is None else self.preflight
 
     @property
-    def longest_grace_s(self) -> float:
+    def max_grace_s(self) -> float:
         """Return the longest time in seconds that the starter gives workers to stop."""
-        return DEEPSPEED_KILLS_AFTER_S if self.starter == "deepspeed" else math.inf
+        return DEEPSPEED_KILL_DELAY_S if self.starter == "deepspeed" else math.inf
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TuneOptions:
     dashboard: bool = False
 
 
-def to_json(launch: LaunchConfig) -> dict[str, Any]:
+def launch_to_dict(launch: LaunchConfig) -> dict[str, Any]:
     """Return the launch as a dict to store in a run.
 
     Contains only the names of secret variables. Omits `run_dir`, in which it is stored, `resume`, and the array's
@@ -128,11 +128,11 @@ def to_json(launch: LaunchConfig) -> dict[str, Any]:
     """
     content = asdict(replace(launch, slurm=replace(launch.slurm, array=None)))
     del content["run_dir"], content["resume"]
-    extra = {name: value if shown(name, value) == value else None for name, value in launch.extra_env.items()}
+    extra = {name: value if mask_secret(name, value) == value else None for name, value in launch.extra_env.items()}
     return {**content, "extra_env": extra}
 
 
-def from_json(content: Mapping[str, Any], environment: Mapping[str, str]) -> LaunchConfig:
+def launch_from_dict(content: Mapping[str, Any], environment: Mapping[str, str]) -> LaunchConfig:
     """Return the launch that `launch_to_dict` stored, with secrets from `environment`.
 
     CheckError names the secrets that are not set there; ValueError if `content` has another form.
@@ -155,7 +155,7 @@ _DIRECT_IN_0_1 = "none"
 """Name of the starter `direct` in runs of release 0.1."""
 
 
-def node_limits(nodes: int | None, elastic: str | None) -> tuple[int | None, int | None]:
+def parse_node_limits(nodes: int | None, elastic: str | None) -> tuple[int | None, int | None]:
     """Return the initial and the minimum number of nodes from `--nodes N` and `--elastic MIN:MAX`. ConfigError."""
     if elastic is None:
         return nodes, None

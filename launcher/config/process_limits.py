@@ -5,7 +5,7 @@ import resource
 from collections.abc import MutableMapping
 from contextlib import suppress
 
-from fmfsd.system.file_locks import choose_method
+from fmfsd.system.file_locks import choose_lock_method
 
 MAX_OPEN_FILES = 65_536
 
@@ -17,7 +17,7 @@ def prepare_process(environment: MutableMapping[str, str]) -> None:
     them.
     """
     environment.setdefault("FMFSD_UMASK", f"{os.umask(0o077):03o}")
-    choose_method(environment)
+    choose_lock_method(environment)
     raise_open_files()
 
 

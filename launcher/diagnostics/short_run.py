@@ -12,9 +12,9 @@ from fmfsd.run.run_dir import RunDir
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.prepare_launch import Request, run_dir_of
-from launcher.supervise.coordinator import start_planned
+from launcher.supervise.coordinator import start_node_agent
 from launcher.supervise.run_plan import EXIT_CODES, Execution
-from launcher.transport.agent_client import Agent
+from launcher.transport.agent_client import AgentProcess
 
 
 class InterruptedByUserError(Exception):
@@ -36,7 +36,7 @@ class ShortRun:
     console: Console
     check: Callable[[], object] = field(default=lambda: None)
     look: Callable[[], None] = field(default=lambda: None)
-    start_agent: Callable[[NodePlan], Agent] = start_planned
+    start_agent: Callable[[NodePlan], AgentProcess] = start_node_agent
 
     def run_to_end(self, *, may_stop: bool = False) -> None:
         """Train to the end. Raises what a launch raises; InterruptedByUserError also for a stop, unless `may_stop`."""
@@ -47,7 +47,7 @@ class ShortRun:
             self.plan_of,
             check=self.check,
             console=self.console,
-            look=self.look,
+            on_poll=self.look,
             start_agent=self.start_agent,
         )
         code = execution.run_to_end(self._resume_command())
@@ -78,4 +78,4 @@ def short_run_dir(request: Request, cwd: str, purpose: str) -> RunDir:
     """Return the requested run directory, else a new one named after the config and `purpose`."""
     if request.launch.run_dir is not None:
         return run_dir_of(request, cwd)
-    return RunDir.fresh(Path(cwd) / "runs", f"{config_name(request.config)}-{purpose}")
+    return RunDir.new(Path(cwd) / "runs", f"{config_name(request.config)}-{purpose}")

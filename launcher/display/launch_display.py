@@ -14,14 +14,14 @@ from rich.text import Text
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.display.stragglers import Stragglers
+from launcher.display.stragglers import StragglerDetector
 from launcher.run_dir.log_follower import LogFollower
 from launcher.run_dir.record_follower import RecordFollower
 
 READ_EVERY_S = 0.25
 PLAIN_EVERY_S = 10.0
 LOGS_EVERY_S = 1.0
-LINES_A_LOOK = 50
+LINES_PER_POLL = 50
 """Limit of log lines printed per poll; the rest is in the run directory."""
 
 
@@ -55,10 +55,10 @@ class RunDisplay:
         self._read_at = self._printed_at = self._logs_at = time.monotonic()
         self._records = RecordFollower(run)
         self._attempt, self._warnings = run.last_attempt() + 1, set[str]()
-        self._stragglers = Stragglers(run, self._attempt, num_workers)
+        self._stragglers = StragglerDetector(run, self._attempt, num_workers)
         self._newest, self._trained = "", dict[str, Any]()
         self._resume_reported, self._damaged = False, set(run.damaged_checkpoints())
-        self._records.look()  # skip the records of earlier attempts
+        self._records.poll()  # skip the records of earlier attempts
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -116,10 +116,10 @@ class RunDisplay:
         """Print new log lines of workers on other machines, at most LINES_PER_POLL."""
         lines = []
         with suppress(OSError):
-            lines = self._logs.look() if self._logs else []
-        for line in lines[:LINES_A_LOOK]:
+            lines = self._logs.poll() if self._logs else []
+        for line in lines[:LINES_PER_POLL]:
             self._console.print(line, highlight=False, markup=False)
-        if omitted := len(lines[LINES_A_LOOK:]):
+        if omitted := len(lines[LINES_PER_POLL:]):
             self._console.print(f"({omitted} more lines: fmfsd-launch logs {self._run.path})", markup=False)
 
     def _print_resumption(self, progress: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class RunDisplay:
         warnings, takes_s = list(progress.get("warnings", ())), progress.get("stop_takes_s", 0.0)
         if takes_s > self._grace_s:
             warnings.append(f"a step and a save take more than --grace, {self._grace_s:g} s: a stop may lose work")
-        for text in [*warnings, *self._stragglers.look()]:
+        for text in [*warnings, *self._stragglers.poll()]:
             if text not in self._warnings:
                 self._warnings.add(text)
                 self._console.print(f"warning: {text}", highlight=False, markup=False)
@@ -151,7 +151,7 @@ class RunDisplay:
 
     def _print_evaluations(self) -> None:
         """Print the evaluations that were recorded since the last poll."""
-        for record in self._records.look():
+        for record in self._records.poll():
             if record["split"] == "train":
                 self._trained = record
             else:
@@ -199,7 +199,7 @@ def _render_measures(progress: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def heads_table(metrics: dict[str, dict[str, float]]) -> Table:
+def build_heads_table(metrics: dict[str, dict[str, float]]) -> Table:
     """Build the table of the last accuracy of each head in each split, shallow to deep."""
     splits = [split for split in metrics if split != "train"]
     table = Table("head", *(f"{split} accuracy" for split in splits))

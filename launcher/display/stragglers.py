@@ -4,16 +4,16 @@ import time
 from typing import Any
 
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.slow_ranks import SLOW, factors
+from fmfsd.run.slow_ranks import SLOW_FACTOR, compute_slowdowns
 from fmfsd.system.atomic_files import read_json
 
-LOOK_EVERY_S = 2.0
+POLL_EVERY_S = 2.0
 """Each poll reads one file per worker, possibly over a network."""
 WINDOW_STEPS = 25
 WINDOWS = 3
 
 
-class Stragglers:
+class StragglerDetector:
     """Detects stragglers of one attempt by `busy_s` in the progress files, a worker's time without waiting for others.
 
     Waiting is only measured where collectives block the host, as on CPUs.
@@ -25,11 +25,11 @@ class Stragglers:
         self._slow_windows = dict.fromkeys(self._ranks, 0)
         self._reported, self._next_poll = set[int](), 0.0
 
-    def look(self) -> list[str]:
+    def poll(self) -> list[str]:
         """Return the new warnings; each straggler is reported once."""
         if time.monotonic() < self._next_poll:
             return []
-        self._next_poll = time.monotonic() + LOOK_EVERY_S
+        self._next_poll = time.monotonic() + POLL_EVERY_S
         now = {rank: progress for rank in self._ranks if (progress := self._read(rank))}
         if len(now) < max(2, len(self._ranks)):
             return []
@@ -39,11 +39,11 @@ class Stragglers:
             return []
         busy = {rank: _busy_s_per_step(self._before[rank], now[rank]) for rank in self._ranks}
         self._before = now
-        texts = (self._check_rank(rank, factor, now[rank]["host"]) for rank, factor in factors(busy).items())
+        texts = (self._check_rank(rank, factor, now[rank]["host"]) for rank, factor in compute_slowdowns(busy).items())
         return [text for text in texts if text]
 
     def _check_rank(self, rank: int, factor: float, host: str) -> str:
-        self._slow_windows[rank] = self._slow_windows[rank] + 1 if factor > SLOW else 0
+        self._slow_windows[rank] = self._slow_windows[rank] + 1 if factor > SLOW_FACTOR else 0
         if self._slow_windows[rank] < WINDOWS or rank in self._reported:
             return ""
         self._reported.add(rank)

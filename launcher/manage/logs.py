@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TextIO
 
 from fmfsd.run.run_dir import RunDir
-from launcher.run_dir.activity import Work, existing_runs
-from launcher.run_dir.batch_jobs import states_seen
+from launcher.run_dir.activity import RunActivity, find_runs
+from launcher.run_dir.batch_jobs import query_job_states
 from launcher.run_dir.log_follower import LogFollower
 
 POLL_S = 0.2
@@ -17,12 +17,12 @@ CHECK_RUN_EVERY_S = 3.0
 
 def show_logs(folder: Path, out: TextIO, *, rank: int | None, lines: int) -> None:
     """Print the last `lines` of each log, or of worker `rank`'s. CheckError if there is no run."""
-    _print_rest(_Followers(existing_runs(folder), rank, lines), out)
+    _print_rest(_Followers(find_runs(folder), rank, lines), out)
 
 
 def follow_logs(folder: Path, out: TextIO, *, rank: int | None, lines: int) -> None:
     """Print the last `lines` and then every new line, until the run is not active any more. CheckError as above."""
-    runs, check_at = existing_runs(folder), time.monotonic() + CHECK_RUN_EVERY_S
+    runs, check_at = find_runs(folder), time.monotonic() + CHECK_RUN_EVERY_S
     follower, is_active = _Followers(runs, rank, lines), any(map(_is_active, runs))
     while is_active:
         _print(follower.poll(), out)
@@ -40,15 +40,15 @@ class _Followers:
         self._by_run = [(name, LogFollower(run, rank=rank, lines=lines)) for name, run in zip(names, runs, strict=True)]
 
     def poll(self) -> list[str]:
-        return [f"{name}{line}" for name, follower in self._by_run for line in follower.look()]
+        return [f"{name}{line}" for name, follower in self._by_run for line in follower.poll()]
 
     def rest(self) -> list[str]:
-        return [f"{name}{line}" for name, follower in self._by_run for line in follower.rest()]
+        return [f"{name}{line}" for name, follower in self._by_run for line in follower.unended_lines()]
 
 
 def _is_active(run: RunDir) -> bool:
     """Return whether a launch is working on the run, or a batch job is pending or running."""
-    return Work.on(run).is_under_way or any(not job.is_over for job in states_seen(run)[0])
+    return RunActivity.read(run).is_under_way or any(not job.is_over for job in query_job_states(run)[0])
 
 
 def _print_rest(follower: _Followers, out: TextIO) -> None:

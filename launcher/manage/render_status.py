@@ -7,9 +7,9 @@ from typing import Any
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.run.run_dir import RunDir
-from launcher.config.plain_text import in_a_line, in_order
-from launcher.run_dir.activity import age
-from launcher.run_dir.status import Status
+from launcher.config.plain_text import natural_sort_key, to_single_line
+from launcher.run_dir.activity import format_age
+from launcher.run_dir.status import RunStatus
 from launcher.run_dir.sweep_dir import SweepDir, is_sweep
 from launcher.tune.status import SweepStatus
 
@@ -18,34 +18,34 @@ WORKERS_SHOWN = 8
 """Limit of workers shown: those with the oldest heartbeats."""
 
 
-def shown(folder: Path, *, as_json: bool) -> str:
+def render_status(folder: Path, *, as_json: bool) -> str:
     """Render the status of the run or search `folder`, or of those inside it. CheckError if there are none."""
     if (folder / "config.yaml").exists():
         status = _read_status(folder)
-        return json.dumps(status.told()) if as_json else "\n".join(_screen(status))
-    statuses = [_read_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=in_order)]
+        return json.dumps(status.to_dict()) if as_json else "\n".join(_screen(status))
+    statuses = [_read_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=natural_sort_key)]
     if not statuses:
         raise CheckError([Problem(str(folder), "no run directory, and it contains none: expected a config.yaml")])
     if as_json:
-        return json.dumps([status.told() for status in statuses])
+        return json.dumps([status.to_dict() for status in statuses])
     width = max(len(status.path.name) for status in statuses)
-    return "\n".join(f"{status.path.name:<{width}}  {status.line}" for status in statuses)
+    return "\n".join(f"{status.path.name:<{width}}  {status.summary}" for status in statuses)
 
 
-def _read_status(folder: Path) -> Status | SweepStatus:
-    return SweepStatus.of(SweepDir(folder)) if is_sweep(folder) else Status.of(RunDir(folder))
+def _read_status(folder: Path) -> RunStatus | SweepStatus:
+    return SweepStatus.read(SweepDir(folder)) if is_sweep(folder) else RunStatus.read(RunDir(folder))
 
 
-def _screen(status: Status | SweepStatus) -> Iterator[str]:
-    for name, lines in (_rows(status) if isinstance(status, Status) else status.rows()).items():
+def _screen(status: RunStatus | SweepStatus) -> Iterator[str]:
+    for name, lines in (_rows(status) if isinstance(status, RunStatus) else status.rows()).items():
         for number, line in enumerate(lines):
             yield f"{'' if number else name:<12}{line}".rstrip()
 
 
-def _rows(status: Status) -> dict[str, list[str]]:
+def _rows(status: RunStatus) -> dict[str, list[str]]:
     return {
         "run": [str(status.path)],
-        "state": [status.line],
+        "state": [status.summary],
         "run by": [status.who],
         "jobs": status.jobs,
         "attempts": [_attempt(each) for each in status.attempts[-LAST_ATTEMPTS:]],
@@ -57,9 +57,9 @@ def _rows(status: Status) -> dict[str, list[str]]:
 
 
 def _attempt(attempt: dict[str, Any]) -> str:
-    took = f" after {age(attempt['ended'] - attempt['started'])}" if attempt["ended"] else ""
+    took = f" after {format_age(attempt['ended'] - attempt['started'])}" if attempt["ended"] else ""
     workers = f"{attempt['workers']} worker{'' if attempt['workers'] == 1 else 's'}"
-    cause = f": {in_a_line(attempt['cause'])}" if attempt["cause"] else ""
+    cause = f": {to_single_line(attempt['cause'])}" if attempt["cause"] else ""
     return f"{attempt['attempt']}: {attempt['state']}{took}, {workers}{cause}"
 
 
@@ -67,15 +67,16 @@ def _workers(workers: list[dict[str, Any]]) -> Iterator[str]:
     silent = sorted(workers, key=lambda worker: -worker["heartbeat_age_s"])[:WORKERS_SHOWN]
     for worker in sorted(silent, key=workers.index):
         where = f"rank {worker['rank']} (pid {worker.get('pid')} on {worker.get('host')})"
-        yield f"{where}: {worker['state']}, step {worker['step']}, heartbeat {age(worker['heartbeat_age_s'])} ago"
+        age = format_age(worker["heartbeat_age_s"])
+        yield f"{where}: {worker['state']}, step {worker['step']}, heartbeat {age} ago"
     if more := len(workers) - len(silent):
         yield f"and {more} more, with newer heartbeats"
 
 
-def _checkpoint(status: Status) -> list[str]:
+def _checkpoint(status: RunStatus) -> list[str]:
     if status.checkpoint_step is None:
         return ["none yet"]
-    return [f"after step {status.checkpoint_step}, {age(status.checkpoint_age_s or 0.0)} old"]
+    return [f"after step {status.checkpoint_step}, {format_age(status.checkpoint_age_s or 0.0)} old"]
 
 
 def _evaluation(split: str, record: dict[str, Any]) -> str:

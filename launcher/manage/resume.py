@@ -8,14 +8,14 @@ from pathlib import Path
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.atomic_files import json_object, read_json, read_private
-from launcher.config.launch_config import LaunchConfig, from_json
+from fmfsd.system.atomic_files import parse_json_object, read_json, read_private
+from launcher.config.launch_config import LaunchConfig, launch_from_dict
 from launcher.launch import launch_run
 from launcher.prepare_launch import Request
-from launcher.resources.resolve_site import settle
+from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import Site
-from launcher.run_dir.activity import Work, existing_runs
-from launcher.run_dir.batch_jobs import states_seen
+from launcher.run_dir.activity import RunActivity, find_runs
+from launcher.run_dir.batch_jobs import query_job_states
 from launcher.run_dir.sweep_dir import is_sweep
 
 
@@ -28,7 +28,7 @@ def resume(
     """
     if is_sweep(folder):
         raise CheckError([Problem(str(folder), f"is a search, not a run: resume it with fmfsd-tune --resume {folder}")])
-    runs, context = existing_runs(folder), _Context(wait, as_json, environment, cwd, argv)
+    runs, context = find_runs(folder), _Context(wait, as_json, environment, cwd, argv)
     if runs[0].path == folder:
         return _resume_run(runs[0], context)
     return _resume_array(folder, runs, context)
@@ -56,8 +56,8 @@ def _resume_run(run: RunDir, context: _Context) -> int:
         content = {"run_dir": str(run.path), "exit_code": 0, **outcome}
         print(json.dumps(content) if context.as_json else _render_finished(run.path))
         return 0
-    launch = last_launch(run, context.environment)
-    site, launch = settle(launch, nodes=launch.nodes, environment=context.environment)
+    launch = load_last_launch(run, context.environment)
+    site, launch = resolve_site(launch, nodes=launch.nodes, environment=context.environment)
     return context.launch(run, launch, site)
 
 
@@ -76,9 +76,9 @@ def _resume_array(folder: Path, runs: Sequence[RunDir], context: _Context) -> in
     if not idle:
         print(json.dumps({"run_dir": str(folder), "exit_code": 0}) if context.as_json else _render_finished(folder))
         return 0
-    launches = [replace(last_launch(run, context.environment), run_dir=folder) for run in idle]
-    site, launch = settle(launches[0], nodes=launches[0].nodes, environment=context.environment)
-    if site.reach == "sbatch" and len(set(map(_submission_key, launches))) == 1:
+    launches = [replace(load_last_launch(run, context.environment), run_dir=folder) for run in idle]
+    site, launch = resolve_site(launches[0], nodes=launches[0].nodes, environment=context.environment)
+    if site.transport == "sbatch" and len(set(map(_submission_key, launches))) == 1:
         seeds = ",".join(run.path.name.removeprefix("seed-") for run in idle)
         return context.launch(idle[0], replace(launch, slurm=replace(launch.slurm, array=seeds)), site)
     return next(filter(None, (_resume_run(run, context) for run in idle)), 0)
@@ -90,17 +90,17 @@ def _submission_key(launch: LaunchConfig) -> str:
 
 
 def _is_active(run: RunDir) -> bool:
-    return Work.on(run).is_under_way or any(not job.is_over for job in states_seen(run)[0])
+    return RunActivity.read(run).is_under_way or any(not job.is_over for job in query_job_states(run)[0])
 
 
-def last_launch(run: RunDir, environment: Mapping[str, str]) -> LaunchConfig:
+def load_last_launch(run: RunDir, environment: Mapping[str, str]) -> LaunchConfig:
     """Load the options of the run's last launch. CheckError if that fails or a secret variable is not set here.
 
     The file must be writable by this user only: its hosts and worker variables could run programs as this user.
     """
     try:
-        content = json_object(read_private(run.launch), run.launch)
-        return replace(from_json(content, environment), run_dir=run.path)
+        content = parse_json_object(read_private(run.launch), run.launch)
+        return replace(launch_from_dict(content, environment), run_dir=run.path)
     except (OSError, ValueError) as error:
         advice = f"launch it as before, with the same command or `fmfsd-launch {run.config}`, and --run-dir {run.path}"
         problem = f"does not contain the options of this run's launch: {advice} ({error})"

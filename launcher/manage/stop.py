@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmfsd.errors import CheckError, Problem
-from fmfsd.run.run_dir import NOW, RunDir
-from fmfsd.system.atomic_files import read_json, write_whole
-from launcher.run_dir.activity import SILENT_S, Work, existing_runs
-from launcher.run_dir.batch_jobs import states_seen
+from fmfsd.run.run_dir import STOP_NOW, RunDir
+from fmfsd.system.atomic_files import read_json, write_atomic
+from launcher.run_dir.activity import SILENCE_LIMIT_S, RunActivity, find_runs
+from launcher.run_dir.batch_jobs import query_job_states
 from launcher.transport import slurm_commands
 from launcher.transport.slurm_commands import JobState
 
-LOOK_S = 0.2
+POLL_S = 0.2
 
 
 def request_stop(folder: Path, *, wait: bool) -> str:
     """Request a stop with a checkpoint; return the message to the user. CheckError if there is nothing to stop."""
-    return _end(existing_runs(folder), "", "requested to stop", wait=wait)
+    return _end(find_runs(folder), "", "requested to stop", wait=wait)
 
 
-def request_end(folder: Path, *, wait: bool) -> str:
+def request_cancel(folder: Path, *, wait: bool) -> str:
     """Request an immediate end; return the message to the user. CheckError if there is nothing to end."""
-    return _end(existing_runs(folder), NOW, "requested to end immediately", wait=wait)
+    return _end(find_runs(folder), STOP_NOW, "requested to end immediately", wait=wait)
 
 
 def _end(runs: Sequence[RunDir], request: str, label: str, *, wait: bool) -> str:
@@ -65,17 +65,17 @@ def _send_request(run: RunDir, request: str) -> _RequestResult:
     A job that is pending, or whose launch has not reported yet, is cancelled in Slurm; a launch in it saves a
     checkpoint on Slurm's signal.
     """
-    jobs, problems = states_seen(run)
-    is_inactive = not Work.on(run).is_under_way
+    jobs, problems = query_job_states(run)
+    is_inactive = not RunActivity.read(run).is_under_way
     cancelled = [_cancel_job(job) for job in jobs if not job.is_over and (job.is_waiting or is_inactive)]
-    work = Work.on(run)
+    work = RunActivity.read(run)
     is_requested = work.is_under_way or (not cancelled and work.may_be_elsewhere)
     if is_requested:
-        write_whole(run.stop_request, request)
+        write_atomic(run.stop_request, request)
     if not cancelled and not is_requested:
         last = f"; the last was {work.owner}" if work.owner else ""
         raise CheckError([Problem(str(run.path), f"no launch is active there{last}"), *problems])
-    return _RequestResult(cancelled, work.who if is_requested else "", problems)
+    return _RequestResult(cancelled, work.owner_description if is_requested else "", problems)
 
 
 def _cancel_job(job: JobState) -> str:
@@ -86,7 +86,7 @@ def _cancel_job(job: JobState) -> str:
 def _wait_for_end(run: RunDir) -> str:
     """Wait until the launch has ended and another may start; return the message to the user."""
     while _is_active(run):
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     try:
         return f"ended: {read_json(run.outcome)['state']}"
     except (OSError, ValueError, KeyError):
@@ -95,6 +95,6 @@ def _wait_for_end(run: RunDir) -> str:
 
 def _is_active(run: RunDir) -> bool:
     """Return whether a launch is active; one on another host counts as active until it removes the request."""
-    work = Work.on(run)
-    elsewhere = work.owner is not None and not work.owner.is_here and work.quiet_s < SILENT_S
+    work = RunActivity.read(run)
+    elsewhere = work.owner is not None and not work.owner.is_local and work.quiet_s < SILENCE_LIMIT_S
     return work.is_under_way or (elsewhere and run.stop_request.exists())

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.network import MACHINES_OWN
-from launcher.agent.resources import core_list
-from launcher.config.environment import OWN, shown, travelling
+from launcher.agent.network import MACHINE_VARIABLES
+from launcher.agent.resources import format_core_list
+from launcher.config.environment import LAUNCHER_VARIABLES, forwarded_variables, mask_secret
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.placeholders import ATTEMPT, INIT_METHOD, INTERFACE, NCCL_INTERFACE
-from launcher.plan.starters import Crew, Start, start_of
+from launcher.plan.starters import NodeWorkers, StartCommand, build_start_command
 from launcher.resources.site import Site
-from launcher.transport.agent_client import AGENT
-from launcher.transport.wrap import INSIDE, python_inside
+from launcher.transport.agent_client import AGENT_COMMAND
+from launcher.transport.wrap import WRAPPER_VARIABLES, with_python_fallback
 
-SLOW_STATES_S = 120.0
+MIN_PHASE_TIMEOUT_S = 120.0
 """Minimum timeout of imports, rendezvous, loading and saving, which give no heartbeat; --hang-timeout can't shorten
 it."""
 THREAD_PLACEMENT_VARIABLES = (
@@ -28,7 +28,7 @@ THREAD_PLACEMENT_VARIABLES = (
 HANG_MARGIN_S = 15
 """A worker gives up a collective only after the coordinator has had time to find the worker that hangs."""
 
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+MALLOC_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 """Settings that make glibc reuse freed memory on the CPU.
 
 Otherwise it returns every large tensor to the kernel, which clears the pages again in the next step (`python -m
@@ -50,19 +50,19 @@ class NodePlan:
     env: Mapping[str, str]
     cwd: str
     host: str = ""
-    agent: tuple[str, ...] = AGENT
+    agent: tuple[str, ...] = AGENT_COMMAND
     inherits: tuple[str, ...] = ()
     workers: tuple[Mapping[str, str], ...] = ()
 
-    def filled(self, symbols: Mapping[str, str]) -> "NodePlan":
+    def fill_placeholders(self, values: Mapping[str, str]) -> "NodePlan":
         """Return the plan with `values` in place of the placeholders."""
         return replace(
             self,
-            argv=tuple(symbols.get(part, part) for part in self.argv),
-            env={name: symbols.get(value, value) for name, value in self.env.items()},
+            argv=tuple(values.get(part, part) for part in self.argv),
+            env={name: values.get(value, value) for name, value in self.env.items()},
         )
 
-    def commands(self) -> list[str]:
+    def render_commands(self) -> list[str]:
         """Return each command that the agent starts, as a user would type it; secrets are masked."""
         environments = [{**self.env, **variables} for variables in self.workers or ({},)]
         return [_render_command(self.argv, env) for env in environments]
@@ -83,7 +83,7 @@ class LaunchPlan:
     nodes: tuple[NodePlan, ...]
     prepare: tuple[str, ...] = ()
     interface: str | None = None
-    longest_scratch: int = 4096
+    max_scratch_length: int = 4096
     scratch_parent: str = ""
     """Parent of the scratch folder if nodes on this machine do not see the default one; empty: the default."""
 
@@ -93,7 +93,7 @@ class LaunchPlan:
         return not self.nodes[0].host
 
     @property
-    def meets_at(self) -> Literal["file here", "file there", "address"]:
+    def rendezvous_place(self) -> Literal["file here", "file there", "address"]:
         """Return where the nodes find each other."""
         if self.is_here:
             return "file here"
@@ -123,7 +123,7 @@ class LaunchPlan:
                     "agent": list(node.agent),
                     "cwd": node.cwd,
                     "argv": list(node.argv),
-                    "env": {name: shown(name, value) for name, value in sorted(node.env.items())},
+                    "env": {name: mask_secret(name, value) for name, value in sorted(node.env.items())},
                     **(
                         {"workers": [dict(sorted(variables.items())) for variables in node.workers]}
                         if node.workers
@@ -144,13 +144,13 @@ class LaunchPlan:
             lines += [
                 f"# node {node.node}{f', agent: {shlex.join(node.agent)}' if node.host else ''}",
                 f"cd {shlex.quote(node.cwd)}",
-                " &\n".join(node.commands()),
+                " &\n".join(node.render_commands()),
             ]
         return "\n".join(lines)
 
 
 def _render_command(argv: Sequence[str], env: Mapping[str, str]) -> str:
-    variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(env.items())]
+    variables = [f"{name}={shlex.quote(mask_secret(name, value))}" for name, value in sorted(env.items())]
     return " \\\n    ".join(["env -i", *variables, shlex.join(argv)])
 
 
@@ -176,7 +176,7 @@ def plan_run(
             node=node,
             argv=starts[node].argv,
             env={
-                **travelling_to(site, environment),
+                **forwarded_variables_for(site, environment),
                 **_launcher_variables(launch, device),
                 **starts[node].env,
                 **(
@@ -184,53 +184,57 @@ def plan_run(
                     if site.is_here
                     else _remote_variables(len(used_slots), environment)
                 ),
-                **_thread_variables(environment, site.cores_a_node(len(used_slots)) // workers),
+                **_thread_variables(environment, site.cores_per_node(len(used_slots)) // workers),
                 **_core_variables({**environment, **launch.extra_env}, site, len(used_slots), node, workers, device),
                 **launch.extra_env,
             },
             cwd=cwd,
             host=site.host(slot),
-            agent=site.agent(site.host(slot), environment),
-            inherits=INSIDE if site.is_wrapped else (),
+            agent=site.agent_command(site.host(slot), environment),
+            inherits=WRAPPER_VARIABLES if site.is_wrapped else (),
             workers=starts[node].workers,
         )
         for node, slot in enumerate(used_slots)
     )
     parent = str(run.path) if site.is_here and site.is_wrapped else ""
-    prepare = (*launch.wrap, *python_inside(prepare)) if prepare and launch.wrap else prepare
+    prepare = (*launch.wrap, *with_python_fallback(prepare)) if prepare and launch.wrap else prepare
     return LaunchPlan(str(run.path), device, workers, nodes, prepare, launch.interface, scratch_parent=parent)
 
 
-def _start_commands(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int]) -> list[Start]:
+def _start_commands(launch: LaunchConfig, site: Site, run: RunDir, slots: Sequence[int]) -> list[StartCommand]:
     """Return the start command of each node's workers."""
     device, num_workers = site.placement(launch)
     gpu_numbers, has_gpu_slices = tuple(map(str, range(num_workers))), site.is_here and device == "cuda"
-    workers_of_node = Crew(
+    workers_of_node = NodeWorkers(
         node=0,
         worker=("fmfsd", "train", str(run.path), "--device", device),
         device=device,
         gpus=tuple(_gpu_slice(site, slot, num_workers) if has_gpu_slices else gpu_numbers for slot in slots),
-        at_a_file=site.is_here or len(slots) == 1,
+        uses_file_rendezvous=site.is_here or len(slots) == 1,
         grace_s=launch.grace_s,
     )
-    return [start_of(launch.starter, replace(workers_of_node, node=node)) for node in range(len(slots))]
+    return [build_start_command(launch.starter, replace(workers_of_node, node=node)) for node in range(len(slots))]
 
 
-def travelling_to(site: Site, environment: Mapping[str, str]) -> dict[str, str]:
+def forwarded_variables_for(site: Site, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that workers at this site get from the caller's environment."""
-    excluded = (*OWN, *(INSIDE if site.is_wrapped else ()))
-    variables = {name: value for name, value in travelling(environment).items() if name not in excluded}
-    return variables if site.is_here else {name: value for name, value in variables.items() if name not in MACHINES_OWN}
+    excluded = (*LAUNCHER_VARIABLES, *(WRAPPER_VARIABLES if site.is_wrapped else ()))
+    variables = {name: value for name, value in forwarded_variables(environment).items() if name not in excluded}
+    return (
+        variables
+        if site.is_here
+        else {name: value for name, value in variables.items() if name not in MACHINE_VARIABLES}
+    )
 
 
 def _launcher_variables(launch: LaunchConfig, device: str) -> dict[str, str]:
     return {
         "FMFSD_ATTEMPT": ATTEMPT,
-        "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, SLOW_STATES_S) + HANG_MARGIN_S:g}",
+        "FMFSD_COLLECTIVE_TIMEOUT_S": f"{max(launch.hang_timeout_s, MIN_PHASE_TIMEOUT_S) + HANG_MARGIN_S:g}",
         "FMFSD_LOG_TO_FILE": "1",
-        **({"FMFSD_PREFLIGHT": "1"} if launch.tries_nodes_first else {}),
+        **({"FMFSD_PREFLIGHT": "1"} if launch.runs_preflight else {}),
         "PYTHONSAFEPATH": "1",  # never import modules from the working directory
-        **(KEEP_FREED_MEMORY if device == "cpu" else {}),
+        **(MALLOC_SETTINGS if device == "cpu" else {}),
     }
 
 
@@ -272,15 +276,15 @@ def _core_variables(
 
     Not set with GPUs: a worker should run near its GPU, which an equal slice of the cores can't consider.
     """
-    if device != "cpu" or site.cores_a_node(nodes) < workers or any(map(environment.get, THREAD_PLACEMENT_VARIABLES)):
+    if device != "cpu" or site.cores_per_node(nodes) < workers or any(map(environment.get, THREAD_PLACEMENT_VARIABLES)):
         return {}
-    if site.reach == "ray":  # Ray only counts cores, and uses the other cores for other work
+    if site.transport == "ray":  # Ray only counts cores, and uses the other cores for other work
         return {}
     if not site.is_here:
         return {"FMFSD_CORES": "all"}
     numbers = site.resources.core_numbers
     share = len(numbers) // nodes
-    return {"FMFSD_CORES": core_list(numbers[node * share : (node + 1) * share])} if share >= workers else {}
+    return {"FMFSD_CORES": format_core_list(numbers[node * share : (node + 1) * share])} if share >= workers else {}
 
 
 def _thread_variables(environment: Mapping[str, str], share: int) -> dict[str, str]:

@@ -11,13 +11,13 @@ from launcher.config.launch_config import Starter
 from launcher.plan.placeholders import ADDRESS, PORT, RENDEZVOUS, RUN_ID, SCRATCH
 
 JOIN_TIMEOUT_S = 120
-KEEP_ALIVE_S = 60
+KEEP_ALIVE_INTERVAL_S = 60
 """Interval of torchrun's keep-alive messages, which make the rendezvous file grow and which the agents do not need."""
 TORCHRUN, DEEPSPEED = "torch.distributed.run", "deepspeed.launcher.launch"
 
 
 @dataclass(frozen=True)
-class Crew:
+class NodeWorkers:
     """The workers of one `node`; each runs `python -m` with the arguments `worker`, on `device`.
 
     `gpus`: for each node, one GPU name per worker, on the CPU too. `uses_file_rendezvous`: the nodes use a file for the
@@ -28,12 +28,12 @@ class Crew:
     worker: tuple[str, ...]
     device: str
     gpus: tuple[tuple[str, ...], ...]
-    at_a_file: bool
+    uses_file_rendezvous: bool
     grace_s: float
 
 
 @dataclass(frozen=True)
-class Start:
+class StartCommand:
     """A complete command and the variables that it needs in addition to those of every worker.
 
     `workers`: the variables of each worker if the command is a worker; empty if it starts the workers.
@@ -44,27 +44,27 @@ class Start:
     workers: tuple[Mapping[str, str], ...] = ()
 
 
-def start_of(starter: Starter, crew: Crew) -> Start:
+def build_start_command(starter: Starter, crew: NodeWorkers) -> StartCommand:
     """Return the command by which `starter` starts the workers."""
     return _STARTERS[starter](crew)
 
 
-def _torchrun(crew: Crew) -> Start:
+def _torchrun(crew: NodeWorkers) -> StartCommand:
     """Return a torchrun command without restarts: a restart is a new attempt."""
     options = {
         "--nnodes": str(len(crew.gpus)),
         "--nproc-per-node": str(len(crew.gpus[crew.node])),
-        **(_file_rendezvous_options(crew.node) if crew.at_a_file else _static_rendezvous_options(crew.node)),
+        **(_file_rendezvous_options(crew.node) if crew.uses_file_rendezvous else _static_rendezvous_options(crew.node)),
         "--rdzv-id": RUN_ID,
         "--max-restarts": "0",
         "--log-dir": SCRATCH,
     }
     argv = (*_PYTHON, "-m", TORCHRUN, *_flatten(options), "-m", *crew.worker)
     # torch 2.11 does not have the command line option
-    return Start(argv, {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(crew.grace_s))})
+    return StartCommand(argv, {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(crew.grace_s))})
 
 
-def _deepspeed(crew: Crew) -> Start:
+def _deepspeed(crew: NodeWorkers) -> StartCommand:
     """Return a command of DeepSpeed's launcher.
 
     It finds its node by position in a mapping of node names, which must differ also for nodes on one machine. It opens
@@ -73,21 +73,21 @@ def _deepspeed(crew: Crew) -> Start:
     world = {f"node-{node}": gpus for node, gpus in enumerate(crew.gpus)}
     options = {
         "--node_rank": str(crew.node),
-        **({} if crew.at_a_file else {"--master_addr": ADDRESS, "--master_port": PORT}),
+        **({} if crew.uses_file_rendezvous else {"--master_addr": ADDRESS, "--master_port": PORT}),
         "--world_info": base64.urlsafe_b64encode(json.dumps(world).encode()).decode(),
     }
     argv = (*_PYTHON, "-m", DEEPSPEED, *_flatten(options), "--no_local_rank", "--module", *crew.worker)
-    return Start(argv, {"DS_ACCELERATOR": crew.device})
+    return StartCommand(argv, {"DS_ACCELERATOR": crew.device})
 
 
-def _direct(crew: Crew) -> Start:
+def _direct(crew: NodeWorkers) -> StartCommand:
     """Return the workers' command, started by the agent with the variables that torchrun would set.
 
     Without torchrun's store, the first worker opens its own at MASTER_ADDR.
     """
     num_nodes, local_size = len(crew.gpus), len(crew.gpus[crew.node])
     world_size = num_nodes * local_size
-    address = {} if crew.at_a_file else {"MASTER_ADDR": ADDRESS, "MASTER_PORT": PORT}
+    address = {} if crew.uses_file_rendezvous else {"MASTER_ADDR": ADDRESS, "MASTER_PORT": PORT}
     common_env = {
         "FMFSD_STARTER": "direct",
         "WORLD_SIZE": str(world_size),
@@ -104,7 +104,7 @@ def _direct(crew: Crew) -> Start:
     }
     ranks = ((local_rank, str(crew.node * local_size + local_rank)) for local_rank in range(local_size))
     worker_envs = tuple({"LOCAL_RANK": str(local_rank), "RANK": rank, "ROLE_RANK": rank} for local_rank, rank in ranks)
-    return Start((*_PYTHON, "-m", *crew.worker), common_env, worker_envs)
+    return StartCommand((*_PYTHON, "-m", *crew.worker), common_env, worker_envs)
 
 
 def _file_rendezvous_options(node: int) -> dict[str, str]:
@@ -114,7 +114,7 @@ def _file_rendezvous_options(node: int) -> dict[str, str]:
     """
     return {
         "--rdzv-backend": "c10d",
-        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_S}",
+        "--rdzv-conf": f"store_type=file,join_timeout={JOIN_TIMEOUT_S},keep_alive_interval={KEEP_ALIVE_INTERVAL_S}",
         "--rdzv-endpoint": RENDEZVOUS,
         "--local-addr": f"127.0.{1 + node // 100}.{100 + node % 100}",
     }
@@ -139,7 +139,7 @@ def _flatten(options: Mapping[str, str]) -> tuple[str, ...]:
 
 
 _PYTHON = (sys.executable, "-P")
-_STARTERS: Mapping[Starter, Callable[[Crew], Start]] = {
+_STARTERS: Mapping[Starter, Callable[[NodeWorkers], StartCommand]] = {
     "torchrun": _torchrun,
     "deepspeed": _deepspeed,
     "direct": _direct,

@@ -30,7 +30,7 @@ class Allocation:
     is_batch: bool = False
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Allocation | None":
+    def from_environment(cls, environment: Mapping[str, str]) -> "Allocation | None":
         """Return the allocation that `environment` describes; None outside of an allocation."""
         nodelist = environment.get("SLURM_JOB_NODELIST") or environment.get("SLURM_JOB_NODELIST_HET_GROUP_0")
         if not environment.get("SLURM_JOB_ID") or not nodelist:
@@ -49,25 +49,25 @@ class Allocation:
         )
 
     @property
-    def name(self) -> str:
+    def run_name(self) -> str:
         """Return the name of a run that is started by hand in this job: `job5`, or `job5_1` in an array.
 
         It stays the same when the job is requeued.
         """
         return f"job{self.job_id}" if self.array_task is None else f"job{self.array_id}_{self.array_task}"
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the job's entry for the run's manifest."""
         return {"id": self.job_id, "restart": self.restarts, "array_task": self.array_task}
 
-    def gpus_of_a_node(self) -> int:
+    def gpus_per_node(self) -> int:
         """Return the smallest number of GPUs per node, from the variables, else from Slurm."""
-        return self.gpus or slurm_commands.gpus_of_a_node(self.job_id)
+        return self.gpus or slurm_commands.query_gpus_per_node(self.job_id)
 
-    def hosts(self) -> tuple[str, ...]:
+    def list_hosts(self) -> tuple[str, ...]:
         """Return the host names of the nodes. CheckError if a step can't be started on a single node of the job."""
         try:
-            names = slurm_commands.hostnames(self.nodelist)
+            names = slurm_commands.expand_nodelist(self.nodelist)
         except CheckError as error:
             raise CheckError(f"SLURM_JOB_ID={self.job_id}: {error}; to use this machine: --on local") from error
         if self.het_size > 1:

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
 from fmfsd.config import RunConfig
-from fmfsd.cost.cache import cache_folder, cached, probe_of
-from fmfsd.cost.estimate import Device, Probe
+from fmfsd.cost.cache import estimate_cache_dir, parse_estimate, read_cached
+from fmfsd.cost.estimate import CostEstimate, Device
 from fmfsd.errors import CheckError, ConfigError
-from launcher.config.byte_sizes import size
-from launcher.transport.local_commands import said_here
-from launcher.transport.wrap import python_inside
+from launcher.config.byte_sizes import format_size
+from launcher.transport.local_commands import run_captured
+from launcher.transport.wrap import with_python_fallback
 
-ANSWER_S = 120.0
+ANSWER_TIMEOUT_S = 120.0
 """Timeout of the probe process. A first import of torch from a shared file system is slow."""
 
 
@@ -31,29 +31,29 @@ class Costs:
     parameters: int = 0
     macs: int = 0
     memory: Mapping[str, int] = field(default_factory=dict)
-    probe: Probe | None = None
-    unknown: str = ""
-    refused: str = ""
+    probe: CostEstimate | None = None
+    probe_error: str = ""
+    config_error: str = ""
 
-    def text(self, stream: TextIO) -> str:
+    def render(self, stream: TextIO) -> str:
         """Render the network as a table and its totals, to print on `stream`."""
         if self.probe is None:
             return "parameters and memory: unknown"
         return (
-            f"{self.probe.network_text(stream)}\n"
+            f"{self.probe.render_network(stream)}\n"
             f"{self.parameters / 1e6:.2f} M parameters, {self.macs / 1e6:.0f} M multiply-adds an image, "
-            f"at least {size(self.memory['total'])} of memory a worker"
+            f"at least {format_size(self.memory['total'])} of memory a worker"
         )
 
-    def beside(self, plan: str) -> str:
+    def add_to_plan(self, plan: str) -> str:
         """Return the JSON text `plan` with the key `costs`: the output of `fmfsd probe --json`, or null."""
         costs = asdict(self.probe) if self.probe is not None else None
         return json.dumps({**json.loads(plan), "costs": costs}, indent=2)
 
 
-def costs_of(
+def probe_costs(
     config: RunConfig,
-    asked: Sequence[str],
+    config_args: Sequence[str],
     *,
     workers: int,
     environment: Mapping[str, str],
@@ -66,22 +66,22 @@ def costs_of(
     """
     if config.data.shards % workers:
         return Costs()  # another check reports this
-    cached_probe = cached(config, workers, device, cache_folder(environment))
+    cached_probe = read_cached(config, workers, device, estimate_cache_dir(environment))
     if cached_probe is not None:
         return _parse(cached_probe)
     probe = (sys.executable, "-P", "-m", "fmfsd", "probe", "--workers", str(workers), "--device", device, "--json")
-    return _ask((*wrap, *python_inside((*probe, *asked))) if wrap else (*probe, *asked))
+    return _run_probe((*wrap, *with_python_fallback((*probe, *config_args))) if wrap else (*probe, *config_args))
 
 
-def _ask(command: Sequence[str]) -> Costs:
-    code, output, errors = said_here(command, deadline_s=ANSWER_S)
+def _run_probe(command: Sequence[str]) -> Costs:
+    code, output, errors = run_captured(command, timeout_s=ANSWER_TIMEOUT_S)
     if code in (ConfigError.exit_code, CheckError.exit_code):
-        return Costs(refused=_extract_error(errors))
+        return Costs(config_error=_extract_error(errors))
     try:
         return _parse(json.loads(output))
     except ValueError:
         last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
-        return Costs(unknown=f"`fmfsd probe`: {last}")
+        return Costs(probe_error=f"`fmfsd probe`: {last}")
 
 
 def _extract_error(errors: str) -> str:
@@ -96,5 +96,5 @@ def _extract_error(errors: str) -> str:
 
 def _parse(content: Mapping[str, Any]) -> Costs:
     """Convert the JSON of a probe. ValueError if it has another form."""
-    probe = probe_of(content)
+    probe = parse_estimate(content)
     return Costs(probe.parameters.total, probe.macs, asdict(probe.memory), probe)

@@ -13,7 +13,7 @@ def usable_nodes(left: int, workers: int, shards: int) -> int:
     return max((count for count in range(1, left + 1) if shards % (count * workers) == 0), default=0)
 
 
-def slots_without(lost: Collection[int], launch: LaunchConfig, *, workers: int, shards: int) -> tuple[int, ...]:
+def slots_to_use(lost: Collection[int], launch: LaunchConfig, *, workers: int, shards: int) -> tuple[int, ...]:
     """Return the node slots to use while the nodes `lost` do not respond; all slots unless the launch may shrink."""
     slots = tuple(range(launch.nodes))
     if launch.min_nodes is None or not lost:

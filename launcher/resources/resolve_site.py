@@ -10,7 +10,9 @@ from launcher.resources.allocation import Allocation
 from launcher.resources.site import Site
 
 
-def settle(launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str]) -> tuple[Site, LaunchConfig]:
+def resolve_site(
+    launch: LaunchConfig, *, nodes: int | None, environment: Mapping[str, str]
+) -> tuple[Site, LaunchConfig]:
     """Return the site, with the wrapper of its agents, and the launch with its options resolved for this site."""
     site, settled = _resolve(launch, nodes, environment)
     options = tuple(f"--{key}={value}" if value else f"--{key}" for key, value in launch.slurm.srun)
@@ -22,7 +24,7 @@ def _resolve(launch: LaunchConfig, nodes: int | None, environment: Mapping[str, 
 
     No host is contacted: hosts are assumed to have the requested resources. ConfigError for contradicting options.
     """
-    allocation = Allocation.of(environment)
+    allocation = Allocation.from_environment(environment)
     _require_consistent(launch, allocation)
     if launch.hosts:
         return _resolve_hosts(launch, nodes)
@@ -47,10 +49,10 @@ def _resolve_hosts(launch: LaunchConfig, nodes: int | None) -> tuple[Site, Launc
 
 
 def _resolve_allocation(allocation: Allocation, launch: LaunchConfig, nodes: int | None) -> tuple[Site, LaunchConfig]:
-    names = allocation.hosts()
+    names = allocation.list_hosts()
     if nodes is not None and launch.min_nodes is not None and launch.min_nodes <= len(names):
         nodes = min(nodes, len(names))
-    offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus_of_a_node()))))
+    offered = Resources(cores=allocation.cores, gpus=tuple(map(str, range(allocation.gpus_per_node()))))
     return Site(offered, "srun", names[:nodes]), replace(launch, on="slurm", nodes=_num_nodes(nodes, names))
 
 

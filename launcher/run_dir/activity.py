@@ -8,76 +8,76 @@ from pathlib import Path
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.run.run_dir import RunDir
-from launcher.config.plain_text import in_order
+from launcher.config.plain_text import natural_sort_key
 from launcher.run_dir.run_lock import Owner
 from launcher.run_dir.sweep_dir import SweepDir
 
-SILENT_S = 150.0
+SILENCE_LIMIT_S = 150.0
 """Workers write twice a second. Between two attempts nothing is written for up to a minute; a save or a slow disk may
 take as long."""
 
 
 @dataclass(frozen=True)
-class Work:
+class RunActivity:
     """Activity in a run directory. `claimed_at`: when the owner took the run; `ended_at`: when an outcome was written.
 
     Both are times of the file system's clock, 0 for never. `quiet_s`: seconds since the last change.
     """
 
     owner: Owner | None
-    claimed: float
-    ended: float
+    claimed_at: float
+    ended_at: float
     quiet_s: float
 
     @classmethod
-    def on(cls, run: RunDir) -> "Work":
+    def read(cls, run: RunDir) -> "RunActivity":
         """Return the activity of a run: from the owner's process on this host, else from the age of the run's files."""
         quiet_s = max(0.0, time.time() - max(_write_times(run)))
-        return cls(Owner.of(run), _write_time(run.owner), _write_time(run.outcome), quiet_s)
+        return cls(Owner.of_run(run), _write_time(run.owner), _write_time(run.outcome), quiet_s)
 
     @property
     def is_under_way(self) -> bool:
         if self.owner is None:
             return False
-        if self.owner.is_here:
-            return self.owner.is_known_to_live
-        return not self.has_ended and self.quiet_s < SILENT_S
+        if self.owner.is_local:
+            return self.owner.is_alive
+        return not self.has_ended and self.quiet_s < SILENCE_LIMIT_S
 
     @property
     def has_ended(self) -> bool:
         """Return whether the owner has written an outcome."""
-        return self.owner is not None and self.ended >= self.claimed
+        return self.owner is not None and self.ended_at >= self.claimed_at
 
     @property
     def may_be_elsewhere(self) -> bool:
         """Return whether the owner is on another host, where it may be alive without writing."""
-        return self.owner is not None and not self.owner.is_here and not self.has_ended
+        return self.owner is not None and not self.owner.is_local and not self.has_ended
 
     def has_run_since(self, path: Path) -> bool:
         """Return whether the owner took the run after `path` was written."""
-        return self.claimed >= _write_time(path)
+        return self.claimed_at >= _write_time(path)
 
     @property
-    def who(self) -> str:
+    def owner_description(self) -> str:
         """Return the current or last owner, and how its state is known."""
         if self.owner is None:
             return "none yet"
-        if self.owner.is_here or self.has_ended:
+        if self.owner.is_local or self.has_ended:
             return f"{self.owner}{'' if self.is_under_way else ', no longer running'}"
-        return f"{self.owner}; state inferred from the run's files, unchanged for {age(self.quiet_s)}"
+        return f"{self.owner}; state inferred from the run's files, unchanged for {format_age(self.quiet_s)}"
 
 
-def existing_runs(folder: Path) -> tuple[RunDir, ...]:
+def find_runs(folder: Path) -> tuple[RunDir, ...]:
     """Return the run or sweep in `folder`, or the runs of an array in it. CheckError if there are none."""
     if (run := RunDir(folder)).config.exists():
         return (run,)
-    runs = [RunDir(path.parent) for path in sorted(folder.glob("seed-*/config.yaml"), key=in_order)]
+    runs = [RunDir(path.parent) for path in sorted(folder.glob("seed-*/config.yaml"), key=natural_sort_key)]
     if not runs:
         raise CheckError([Problem(str(folder), "neither a run directory nor a folder of an array's runs")])
     return tuple(runs)
 
 
-def age(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """Format a duration: `12 s`, `3 min`, `5 h` or `2 days`."""
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
@@ -85,7 +85,7 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def age_of(path: Path) -> float | None:
+def seconds_since_write(path: Path) -> float | None:
     """Return the seconds since `path` was last written; None if it does not exist."""
     return max(0.0, time.time() - moment) if (moment := _write_time(path)) else None
 

@@ -14,7 +14,7 @@ from launcher.transport.slurm_commands import JobState
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """A submitted batch job. `log`: path of the log of the batch script; empty: unknown.
 
     `cluster`: the cluster named at submission; empty: the default cluster.
@@ -30,11 +30,12 @@ class Job:
         return f"{self.id};{self.cluster}" if self.cluster else self.id
 
 
-def jobs_of(run: RunDir) -> tuple[Job, ...]:
+def read_jobs(run: RunDir) -> tuple[BatchJob, ...]:
     """Return the run's jobs, oldest first; empty if none was submitted."""
     try:
         return tuple(
-            Job(str(job["id"]), str(job.get("log") or ""), str(job.get("cluster") or "")) for job in _read_entries(run)
+            BatchJob(str(job["id"]), str(job.get("log") or ""), str(job.get("cluster") or ""))
+            for job in _read_entries(run)
         )
     except (KeyError, TypeError, AttributeError):
         return ()
@@ -42,7 +43,7 @@ def jobs_of(run: RunDir) -> tuple[Job, ...]:
 
 def add_job(run: RunDir, job: str, *, command: Sequence[str], log: Path) -> None:
     """Record a job that was just submitted, with its time of submission (Unix, s). OSError."""
-    number, cluster = slurm_commands.id_and_cluster(job)
+    number, cluster = slurm_commands.split_job_reference(job)
     where = {"cluster": cluster} if cluster else {}
     entry = {"id": number, **where, "submitted": time.time(), "command": list(command), "log": str(log)}
     write_json(run.jobs, {"jobs": [*_read_entries(run), entry]})
@@ -55,9 +56,9 @@ def _read_entries(run: RunDir) -> list[dict[str, Any]]:
         return []
 
 
-def states_seen(run: RunDir) -> tuple[list[JobState], list[Problem]]:
+def query_job_states(run: RunDir) -> tuple[list[JobState], list[Problem]]:
     """Return the states of the run's jobs that Slurm knows, and the problems if Slurm does not respond."""
     try:
-        return [state for job in jobs_of(run) if (state := slurm_commands.job_state(job.reference))], []
+        return [state for job in read_jobs(run) if (state := slurm_commands.query_job_state(job.reference))], []
     except CheckError as error:
         return [], error.problems

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fmfsd.run.run_dir import RunDir
-from launcher.config.plain_text import harmless, in_order
-from launcher.run_dir.batch_jobs import jobs_of
+from launcher.config.plain_text import natural_sort_key, sanitize_line
+from launcher.run_dir.batch_jobs import read_jobs
 
 READ_BYTES = 1 << 16
 """Bytes read from a log per poll; a longer line is split."""
@@ -31,20 +31,20 @@ class LogFollower:
             with suppress(OSError):
                 log.skip_to_last(lines)
 
-    def look(self) -> list[str]:
+    def poll(self) -> list[str]:
         """Return the new lines, log by log; empty if there are none now."""
         lines = []
         for path, name in self._names_by_path().items():
             with suppress(OSError):
-                new_lines = self._logs.setdefault(path, GrowingFile(path)).new_lines()
-                lines += [f"[{name}] {harmless(line.decode(errors='replace'))}" for line in new_lines]
+                new_lines = self._logs.setdefault(path, GrowingFile(path)).read_new_lines()
+                lines += [f"[{name}] {sanitize_line(line.decode(errors='replace'))}" for line in new_lines]
         return lines
 
-    def rest(self) -> list[str]:
+    def unended_lines(self) -> list[str]:
         """Return the last lines that have no line end, for use after the last poll."""
         named = self._names_by_path()
         return [
-            f"[{named[path]}] {harmless(log.unended.decode(errors='replace'))}"
+            f"[{named[path]}] {sanitize_line(log.unended.decode(errors='replace'))}"
             for path, log in self._logs.items()
             if log.unended
         ]
@@ -52,11 +52,11 @@ class LogFollower:
     def _names_by_path(self) -> dict[Path, str]:
         """Return the logs with their names: `node 0 rank 1`, `node 0 starter`, `job 7`."""
         names = {}
-        for path in sorted(self._run.logs.glob("node-*/*.log"), key=in_order):
+        for path in sorted(self._run.logs.glob("node-*/*.log"), key=natural_sort_key):
             node, match = path.parent.name.replace("-", " "), _RANK.fullmatch(path.name)
             if self._rank is None or (match and int(match[1]) == self._rank):
                 names[path] = f"{node} rank {match[1]}" if match else f"{node} {path.stem}"
-        jobs = jobs_of(self._run) if self._rank is None else ()
+        jobs = read_jobs(self._run) if self._rank is None else ()
         return {**names, **{self._run.path / job.log: f"job {job.id}" for job in jobs if job.log}}
 
 
@@ -74,7 +74,7 @@ class GrowingFile:
             *whole, unended = file.read(TAIL_BYTES).split(b"\n")
         self._position = size - len(b"\n".join([*whole[max(0, len(whole) - lines) :], unended]))
 
-    def new_lines(self) -> list[bytes]:
+    def read_new_lines(self) -> list[bytes]:
         """Return the lines completed since the last call. OSError if the file can't be read."""
         with self._open() as file:
             file.seek(self._position)

@@ -9,30 +9,30 @@ from typing import Any
 
 import fmfsd
 from fmfsd.config import RunConfig
-from fmfsd.data.shards.index import set_folder
+from fmfsd.data.shards.index import prepared_set_folder
 from fmfsd.system.atomic_files import sha256
-from launcher.config.environment import is_secret, without_passwords
-from launcher.transport.local_commands import said_here
+from launcher.config.environment import is_secret, mask_passwords
+from launcher.transport.local_commands import run_captured
 
 COMMIT_FILE = "commit"
 """In a copy of the program, which has no git history: the commit that was copied, then the uncommitted files."""
 OWN_PACKAGES = ("fmfsd", "launcher")
-GIT_S = 5.0
+GIT_TIMEOUT_S = 5.0
 _SOURCE = ("commit", "uncommitted")
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy", "safetensors", "pydantic", "timm")
 
 
-def manifest(config: RunConfig, first: Mapping[str, Any]) -> dict[str, Any]:
+def new_manifest(config: RunConfig, first: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest of a new run; `first` is the entry of its first launch.
 
     `started`: Unix time in s. `data`: SHA-256 sum of the data set's index, which contains the sums of all shards.
     `launches` gets an entry for each launch that resumes the run.
     """
-    data = sha256(set_folder(config.data) / "index.json")
+    data = sha256(prepared_set_folder(config.data) / "index.json")
     return {"started": first["started"], "data": data, "seed": config.seed, "launches": [first]}
 
 
-def launch_entry(
+def new_launch_entry(
     argv: Sequence[str], *, hardware: Mapping[str, Any] | None = None, job: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the entry of one launch. `hardware`: by host, where known; `job`: the batch job that it runs in.
@@ -43,28 +43,28 @@ def launch_entry(
     checkout = Path(fmfsd.__file__).parents[1]
     return {
         "started": time.time(),
-        "command": masked(argv),
-        "versions": versions(PACKAGES),
-        "commit": commit_of(checkout),
-        "uncommitted": uncommitted_files(checkout),
+        "command": mask_command(argv),
+        "versions": installed_versions(PACKAGES),
+        "commit": read_commit(checkout),
+        "uncommitted": list_uncommitted_files(checkout),
         "hardware": dict(hardware or {}),
         "changes": [],
         **({"job": dict(job)} if job is not None else {}),
     }
 
 
-def versions(packages: Sequence[str]) -> dict[str, str | None]:
+def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
     """Return the versions of Python and of `packages`; None for a package that is not installed."""
     return {"python": sys.version.split()[0], **{name: _version(name) for name in packages}}
 
 
-def software_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def find_software_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the differences in software since the launch `before`, which may change the last bits of results."""
     old, new = ({**entry["versions"], **{name: entry.get(name) for name in _SOURCE}} for entry in (before, now))
     return [f"{name}: {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
 
 
-def masked(argv: Sequence[str]) -> list[str]:
+def mask_command(argv: Sequence[str]) -> list[str]:
     """Return the command line without secrets."""
     return [_mask_argument(part) for part in argv]
 
@@ -75,7 +75,7 @@ def _mask_argument(part: str) -> str:
     for number, name in enumerate(pieces[:-1], 1):
         if is_secret(name):
             return "=".join([*pieces[:number], "***"])
-    return without_passwords(part)
+    return mask_passwords(part)
 
 
 def _version(package: str) -> str | None:
@@ -85,7 +85,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def uncommitted_files(checkout: Path) -> list[str] | None:
+def list_uncommitted_files(checkout: Path) -> list[str] | None:
     """Return our uncommitted files as `git status --short` prints them; None if git can't tell.
 
     A copy of the program contains the list of its original.
@@ -96,11 +96,11 @@ def uncommitted_files(checkout: Path) -> list[str] | None:
     if not (checkout / ".git").exists():
         return None
     command = ("git", "-C", str(checkout), "status", "--short", "--", *OWN_PACKAGES)
-    code, output, _ = said_here(command, deadline_s=GIT_S, more={"GIT_OPTIONAL_LOCKS": "0"})
+    code, output, _ = run_captured(command, timeout_s=GIT_TIMEOUT_S, extra_env={"GIT_OPTIONAL_LOCKS": "0"})
     return output.splitlines() if code == 0 else None
 
 
-def commit_of(checkout: Path) -> str | None:
+def read_commit(checkout: Path) -> str | None:
     """Return the commit that is checked out, or that a copy was made of; None for an installed package."""
     commit_file = checkout / COMMIT_FILE
     try:

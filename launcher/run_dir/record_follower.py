@@ -14,7 +14,7 @@ class RecordFollower:
         self._path = run.metrics
         self._inode, self._position, self._seen = -1, 0, set[bytes]()
 
-    def look(self) -> list[dict[str, Any]]:
+    def poll(self) -> list[dict[str, Any]]:
         """Return the new complete records. A resumed run replaces the file; records that it preserved are not new."""
         if not self._path.exists():
             return []

@@ -9,42 +9,49 @@ from typing import Self
 from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from fmfsd.system.file_locks import Holder, LockHeldError, LockLeftError, LockUnsupportedError, hold_lock, lock_file
+from fmfsd.system.file_locks import (
+    LockHeldError,
+    LockHolder,
+    LockUnsupportedError,
+    StaleLockError,
+    hold_lock,
+    lock_file,
+)
 
 OWNER_TIMEOUT_S = 2.0
-LOOK_S = 0.02
+POLL_S = 0.02
 
 
-class BusyError(CheckError):
+class RunInUseError(CheckError):
     """Another launch holds the run."""
 
 
-class Owner(Holder):
+class Owner(LockHolder):
     """The process that works on a run."""
 
     @classmethod
-    def of(cls, run: RunDir) -> Self | None:
+    def of_run(cls, run: RunDir) -> Self | None:
         """Return the current or last owner of the run; None if there was none."""
         return cls.read(run.owner)
 
 
 @contextmanager
-def sole_owner(run: RunDir) -> Iterator[None]:
+def hold_run_lock(run: RunDir) -> Iterator[None]:
     """Hold the run's lock. BusyError if another launch holds it; the kernel releases the lock of a killed process."""
     with ExitStack() as stack:
         try:
             run.create()
             stack.enter_context(hold_lock(run.lock))
-        except (LockLeftError, LockUnsupportedError) as error:
+        except (StaleLockError, LockUnsupportedError) as error:
             raise CheckError(str(error)) from error
         except LockHeldError as error:
             file = f" ({error})" if lock_file(run.lock).exists() else ""
-            raise BusyError(f"{run.path}: {busy(run)}{file}") from error
+            raise RunInUseError(f"{run.path}: {run_in_use_message(run)}{file}") from error
         except OSError as error:
             raise _write_error(error) from error
         try:
             run.stop_request.unlink(missing_ok=True)  # it was for an earlier launch
-            write_json(run.owner, asdict(Owner.me()))
+            write_json(run.owner, asdict(Owner.current()))
         except OSError as error:
             raise _write_error(error) from error
         try:
@@ -58,7 +65,7 @@ def _write_error(error: OSError) -> CheckError:
     return CheckError(f"the run directory can't be written: {error}")
 
 
-def busy(run: RunDir) -> str:
+def run_in_use_message(run: RunDir) -> str:
     """Return the error for a second launch on the run."""
     owner = _wait_for_owner(run)
     details = f" ({owner}; attempt {run.last_attempt()})" if owner else ""
@@ -72,8 +79,8 @@ def _wait_for_owner(run: RunDir) -> Owner | None:
     Until shortly after it gets the lock, the file is missing or names an earlier launch.
     """
     deadline = time.monotonic() + OWNER_TIMEOUT_S
-    while (owner := Owner.of(run)) is None or (owner.is_here and not owner.is_known_to_live):
+    while (owner := Owner.of_run(run)) is None or (owner.is_local and not owner.is_alive):
         if time.monotonic() >= deadline:
             return None
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     return owner

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import positions_in
+from fmfsd.run.train_position import list_positions
 from fmfsd.system.atomic_files import read_json
-from launcher.config.plain_text import in_a_line
-from launcher.run_dir.activity import Work, age_of
-from launcher.run_dir.batch_jobs import states_seen
+from launcher.config.plain_text import to_single_line
+from launcher.run_dir.activity import RunActivity, seconds_since_write
+from launcher.run_dir.batch_jobs import query_job_states
 from launcher.transport.slurm_commands import JobState
 
 TAIL_BYTES = 1 << 20
@@ -22,7 +22,7 @@ _STATES = {"train": "training", "evaluate": "evaluating", "save": "saving", "fin
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """Status of a run.
 
     `state`: queued, starting, training, evaluating, saving, stopping or ending; finished, stopped, failed or
@@ -49,9 +49,9 @@ class Status:
         return self.state in (*_STATES.values(), "starting", "stopping", "lost")
 
     @classmethod
-    def of(cls, run: RunDir) -> "Status":
+    def read(cls, run: RunDir) -> "RunStatus":
         """Read the status of a run."""
-        work, (jobs, trouble), attempts = Work.on(run), states_seen(run), _attempts(run)
+        work, (jobs, trouble), attempts = RunActivity.read(run), query_job_states(run), _attempts(run)
         workers = sorted(_workers(run), key=lambda worker: int(worker["rank"]))
         state, why = _state(run, work, jobs, attempts, workers)
         (step, checkpoint_age_s), outcome = _checkpoint(run), _read_json_or_empty(run.outcome)
@@ -59,7 +59,7 @@ class Status:
             path=run.path,
             state=state,
             why=why,
-            who=work.who,
+            who=work.owner_description,
             is_resumable=state == "lost" or (not work.is_under_way and bool(outcome.get("resumable"))),
             progress=_progress(workers[0]) if workers and state != "queued" else {},
             attempts=attempts,
@@ -71,12 +71,12 @@ class Status:
         )
 
     @property
-    def line(self) -> str:
+    def summary(self) -> str:
         """Return one line: `training: step 5 of 20, epoch 1 of 2, 400 images/s`."""
-        parts = list(filter(None, (_render_progress(self.progress), in_a_line(self.why))))
+        parts = list(filter(None, (_render_progress(self.progress), to_single_line(self.why))))
         return f"{self.state}: {'; '.join(parts)}" if parts else self.state
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the status as a dict for JSON."""
         content = asdict(self)
         return {"run": str(content.pop("path")), **content}
@@ -95,7 +95,7 @@ def _render_progress(progress: dict[str, int | float]) -> str:
 
 
 def _state(
-    run: RunDir, work: Work, jobs: list[JobState], attempts: list[dict[str, Any]], workers: list[dict[str, Any]]
+    run: RunDir, work: RunActivity, jobs: list[JobState], attempts: list[dict[str, Any]], workers: list[dict[str, Any]]
 ) -> tuple[str, str]:
     """Return the state and its details."""
     if work.is_under_way:
@@ -136,7 +136,7 @@ def _workers(run: RunDir) -> Iterator[dict[str, Any]]:
     for path in run.progress.glob("rank-*.json"):
         report = _read_json_or_empty(path)
         if report.get("attempt") == run.last_attempt() and {"rank", "state", "step"} <= report.keys():
-            yield {**report, "heartbeat_age_s": age_of(path)}
+            yield {**report, "heartbeat_age_s": seconds_since_write(path)}
 
 
 def _attempts(run: RunDir) -> list[dict[str, Any]]:
@@ -148,8 +148,12 @@ def _attempts(run: RunDir) -> list[dict[str, Any]]:
 
 def _checkpoint(run: RunDir) -> tuple[int | None, float | None]:
     """Return the step and the age of the newest checkpoint."""
-    positions = positions_in(run.checkpoints)
-    return (positions[0].step, age_of(run.checkpoints / positions[0].folder_name)) if positions else (None, None)
+    positions = list_positions(run.checkpoints)
+    return (
+        (positions[0].step, seconds_since_write(run.checkpoints / positions[0].folder_name))
+        if positions
+        else (None, None)
+    )
 
 
 def _evaluations(metrics: Path) -> dict[str, dict[str, Any]]:

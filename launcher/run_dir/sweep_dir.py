@@ -16,10 +16,10 @@ class SweepDir:
     @classmethod
     def fresh(cls, parent: Path, space_name: str) -> "SweepDir":
         """Return a folder name that no sweep uses yet. Nothing is created."""
-        return cls(RunDir.fresh(parent, space_name).path)
+        return cls(RunDir.new(parent, space_name).path)
 
     @property
-    def coordination(self) -> RunDir:
+    def coordinator_dir(self) -> RunDir:
         return RunDir(self.path)
 
     @property

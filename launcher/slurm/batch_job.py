@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 from fmfsd.config import RunConfig
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
-from launcher.config.array_seeds import Seeds
-from launcher.config.environment import shown
-from launcher.config.packaged_files import shipped_folder
+from launcher.config.array_seeds import ArraySeeds
+from launcher.config.environment import mask_secret
+from launcher.config.packaged_files import packaged_folder
 from launcher.plan.plan import LaunchPlan
-from launcher.slurm.job_options import inner_arguments, job_environment, lead_s, sbatch_options, seconds
-from launcher.slurm.source_snapshot import SITE_SCRIPT, Snapshot
+from launcher.slurm.job_options import (
+    build_job_environment,
+    build_launch_arguments,
+    build_sbatch_options,
+    parse_time_limit,
+    warning_lead_s,
+)
+from launcher.slurm.source_snapshot import SITE_SCRIPT, SourceSnapshot
 from launcher.transport import slurm_commands
 
 if TYPE_CHECKING:
@@ -25,7 +31,7 @@ SCRIPT = "cluster/train.sbatch"
 
 
 @dataclass(frozen=True)
-class Task:
+class JobTask:
     """One run of a job: its only run, or the run of one seed of an array."""
 
     run: RunDir
@@ -33,13 +39,13 @@ class Task:
     plan: LaunchPlan
     seed: int | None = None
 
-    def id_in(self, job: str) -> str:
+    def job_id_in(self, job: str) -> str:
         """Return the id of this task in `job`, as Slurm writes it."""
-        return job if self.seed is None else slurm_commands.task_of(job, self.seed)
+        return job if self.seed is None else slurm_commands.array_task_reference(job, self.seed)
 
-    def log(self, job: str) -> Path:
+    def log_path(self, job: str) -> Path:
         """Return the path of the batch script's log. `job`: a job id, or Slurm's pattern %j, or %A of an array."""
-        return self.run.logs / f"slurm-{slurm_commands.id_and_cluster(self.id_in(job))[0]}.log"
+        return self.run.logs / f"slurm-{slurm_commands.split_job_reference(self.job_id_in(job))[0]}.log"
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,11 @@ class Submission:
     """A job to submit. `arguments` of sbatch: its options, the script, and the script's arguments."""
 
     folder: RunDir
-    tasks: tuple[Task, ...]
+    tasks: tuple[JobTask, ...]
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     cwd: str
-    snapshot: Snapshot
+    snapshot: SourceSnapshot
 
     @property
     def plan(self) -> LaunchPlan:
@@ -60,36 +66,41 @@ class Submission:
 
     def render(self) -> str:
         """Render the sbatch command, the batch script, and the plan that is executed inside the job."""
-        script = (shipped_folder("cluster") / "train.sbatch").read_text("utf-8").rstrip()
-        variables = [f"{name}={shlex.quote(shown(name, value))}" for name, value in sorted(self.environment.items())]
+        script = (packaged_folder("cluster") / "train.sbatch").read_text("utf-8").rstrip()
+        variables = [
+            f"{name}={shlex.quote(mask_secret(name, value))}" for name, value in sorted(self.environment.items())
+        ]
         command = " \\\n    ".join(["env -i", *variables, shlex.join(("sbatch", *self.arguments))])
-        copies = f"# the program is copied to {self.snapshot.folder(self.folder.source)} first"
+        copies = f"# the program is copied to {self.snapshot.folder_in(self.folder.source)} first"
         site = f"# {SITE_SCRIPT} is {self.snapshot.site_script}"
         return "\n".join([copies, site, command, f"# {SCRIPT}", script, "# inside the job", self.plan.render()])
 
     def to_json(self) -> str:
         content: dict[str, Any] = {
             "sbatch": list(self.arguments),
-            "env": {name: shown(name, value) for name, value in sorted(self.environment.items())},
-            "source": str(self.snapshot.folder(self.folder.source)),
+            "env": {name: mask_secret(name, value) for name, value in sorted(self.environment.items())},
+            "source": str(self.snapshot.folder_in(self.folder.source)),
             "plan": json.loads(self.plan.to_json()),
         }
         return json.dumps(content, indent=2) + "\n"
 
 
-def submission(
+def build_submission(
     request: "Request",
     folder: RunDir,
-    tasks: tuple[Task, ...],
+    tasks: tuple[JobTask, ...],
     *,
     environment: Mapping[str, str],
     cwd: str,
 ) -> Submission:
     """Build the job that runs `tasks`. `cwd`: its working directory. ConfigError if the site script is missing."""
     launch, plan = request.launch, tasks[0].plan
-    snapshot = Snapshot.of_program(_site_script(folder, environment, cwd))
-    source, seeds = snapshot.folder(folder.source), Seeds.parse(launch.slurm.array) if launch.slurm.array else None
-    options = sbatch_options(
+    snapshot = SourceSnapshot.from_running_program(_site_script(folder, environment, cwd))
+    source, seeds = (
+        snapshot.folder_in(folder.source),
+        ArraySeeds.parse(launch.slurm.array) if launch.slurm.array else None,
+    )
+    options = build_sbatch_options(
         launch,
         workers=plan.workers_per_node,
         device=plan.device,
@@ -97,14 +108,14 @@ def submission(
         name=folder.path.name,
         cwd=cwd,
         log=folder.logs / "slurm-%j.log" if seeds is None else folder.path / "seed-%a" / "logs" / "slurm-%A_%a.log",
-        lead=max(lead_s(task.run) for task in tasks),
+        lead=max(warning_lead_s(task.run) for task in tasks),
         seeds=seeds,
     )
-    launch_arguments = inner_arguments(
+    launch_arguments = build_launch_arguments(
         launch, tasks[0].run.config, folder.path, workers=plan.workers_per_node, device=plan.device
     )
     arguments = (*options, str(source / SCRIPT), *launch_arguments)
-    return Submission(folder, tasks, arguments, job_environment(launch, source, environment), cwd, snapshot)
+    return Submission(folder, tasks, arguments, build_job_environment(launch, source, environment), cwd, snapshot)
 
 
 def _site_script(folder: RunDir, environment: Mapping[str, str], cwd: str) -> Path | None:
@@ -124,10 +135,10 @@ def _site_script(folder: RunDir, environment: Mapping[str, str], cwd: str) -> Pa
     return here if here.is_file() else previous[-1] if previous else None
 
 
-def problems(request: "Request", folder: RunDir, tasks: tuple[Task, ...]) -> Iterator[Problem]:
+def find_problems(request: "Request", folder: RunDir, tasks: tuple[JobTask, ...]) -> Iterator[Problem]:
     """Yield the problems of a job that do not depend on the training config."""
     time = request.launch.slurm.time
-    lead, limit_s = max(lead_s(task.run) for task in tasks), seconds(time) if time else None
+    lead, limit_s = max(warning_lead_s(task.run) for task in tasks), parse_time_limit(time) if time else None
     if limit_s is not None and limit_s <= lead:
         yield Problem(
             "--time", f"{time} must exceed {lead} s, the time before the job's end at which the run is stopped"

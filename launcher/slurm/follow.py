@@ -9,7 +9,7 @@ from pathlib import Path
 from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.config.plain_text import harmless
+from launcher.config.plain_text import sanitize_line
 from launcher.run_dir.log_follower import GrowingFile
 from launcher.transport import slurm_commands
 
@@ -22,7 +22,7 @@ EXIT_CODES = {"finished": 0, "stopped": 75, "interrupted": INTERRUPTED, "failed"
 
 
 @dataclass
-class Followed:
+class FollowedJob:
     """One job, as `7` or `7;cluster`, its log and its run. `attempts`: the run's number of attempts before the job."""
 
     job: str
@@ -30,20 +30,20 @@ class Followed:
     run: RunDir
     attempts: int
     state: slurm_commands.JobState | None = None
-    ended: bool = False
+    is_over: bool = False
 
     def __post_init__(self) -> None:
         self._growing = GrowingFile(self.log)
 
-    def new_lines(self) -> list[str]:
+    def read_new_lines(self) -> list[str]:
         """Read whole lines that were not read yet; after the job's end also an unterminated last line."""
         try:
-            lines = self._growing.new_lines()
+            lines = self._growing.read_new_lines()
         except OSError:
             return []
-        if self.ended and not lines and self._growing.unended:
+        if self.is_over and not lines and self._growing.unended:
             lines, self._growing.unended = [self._growing.unended], b""
-        return [harmless(line.decode(errors="replace")) for line in lines]
+        return [sanitize_line(line.decode(errors="replace")) for line in lines]
 
     def exit_code(self) -> int:
         """Return the batch script's exit code if Slurm knows it, else the code of the run's outcome, else 1."""
@@ -57,23 +57,23 @@ class Followed:
         return 1
 
 
-def follow(jobs: Sequence[Followed], report: Callable[[str], None]) -> int:
+def follow_jobs(jobs: Sequence[FollowedJob], report: Callable[[str], None]) -> int:
     """Follow `jobs` and return their highest exit code. Ctrl-C ends the following, not the jobs."""
     try:
         _poll_until_ended(jobs, report)
     except KeyboardInterrupt:
         for job in jobs:
-            if not job.ended:
-                number = slurm_commands.id_and_cluster(job.job)[0]
+            if not job.is_over:
+                number = slurm_commands.split_job_reference(job.job)[0]
                 cancel = " ".join(slurm_commands.scancel_command(job.job))
                 report(f"job {number} continues; to follow it: tail -f {job.log}; to cancel it: {cancel}")
         return INTERRUPTED
     return max(job.exit_code() for job in jobs)
 
 
-def _poll_until_ended(jobs: Sequence[Followed], report: Callable[[str], None]) -> None:
+def _poll_until_ended(jobs: Sequence[FollowedJob], report: Callable[[str], None]) -> None:
     query_at, answered_at = 0.0, time.monotonic()
-    while not all(job.ended for job in jobs):
+    while not all(job.is_over for job in jobs):
         if time.monotonic() >= query_at:
             query_at = time.monotonic() + QUERY_EVERY_S
             try:
@@ -87,19 +87,19 @@ def _poll_until_ended(jobs: Sequence[Followed], report: Callable[[str], None]) -
     _print_new_lines(jobs, report)
 
 
-def _query(jobs: Sequence[Followed], report: Callable[[str], None]) -> None:
+def _query(jobs: Sequence[FollowedJob], report: Callable[[str], None]) -> None:
     for job in jobs:
-        if job.ended:
+        if job.is_over:
             continue
-        now = slurm_commands.job_state(job.job)
+        now = slurm_commands.query_job_state(job.job)
         if now is not None and (job.state is None or now.state != job.state.state):
             report(str(now))
         job.state = now or job.state
-        job.ended = now is None or now.is_over
+        job.is_over = now is None or now.is_over
 
 
-def _print_new_lines(jobs: Sequence[Followed], report: Callable[[str], None]) -> None:
+def _print_new_lines(jobs: Sequence[FollowedJob], report: Callable[[str], None]) -> None:
     for job in jobs:
-        while lines := job.new_lines():
+        while lines := job.read_new_lines():
             for line in lines:
-                report(line if len(jobs) == 1 else f"{slurm_commands.id_and_cluster(job.job)[0]}: {line}")
+                report(line if len(jobs) == 1 else f"{slurm_commands.split_job_reference(job.job)[0]}: {line}")

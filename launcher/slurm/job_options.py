@@ -10,14 +10,14 @@ from pathlib import Path
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.config.array_seeds import Seeds
-from launcher.config.environment import OWN as WORKER_VARIABLES
-from launcher.config.environment import travelling
+from launcher.config.array_seeds import ArraySeeds
+from launcher.config.environment import LAUNCHER_VARIABLES as WORKER_VARIABLES
+from launcher.config.environment import forwarded_variables
 from launcher.config.launch_config import LaunchConfig, SlurmOptions
 
 LEAD_S = 180
 """Seconds from the warning signal to the end of the job's time; Slurm may send it up to 60 s earlier."""
-LEAD_BEYOND_S = 60
+LEAD_MARGIN_S = 60
 """Added to twice the measured time of a step and a save."""
 JOB_VARIABLES = ("CUDA_VISIBLE_DEVICES", "TMPDIR")
 """Variables that Slurm or the job sets itself."""
@@ -54,7 +54,7 @@ variable that these modules set is passed on."""
 _SLURM_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 
 
-def slurm_options(
+def parse_slurm_options(
     options: Mapping[str, str | None],
     *,
     more: Sequence[str],
@@ -72,13 +72,13 @@ def slurm_options(
     problems += [Problem(f"--sbatch-arg {key!a}", text) for key, value in extra if (text := _check_sbatch(key, value))]
     problems += [Problem(f"--srun-arg {key!a}", text) for key, value in steps if (text := _check_srun(key, value))]
     time = options.get("time")
-    if time is not None and not problems and seconds(time) is None:
+    if time is not None and not problems and parse_time_limit(time) is None:
         problems.append(
             Problem(f"--time {time!a}", "expected Slurm's form: minutes, hours:minutes:seconds or days-hours")
         )
     if options.get("array") is not None:
         try:
-            Seeds.parse(str(options["array"]))
+            ArraySeeds.parse(str(options["array"]))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -120,7 +120,7 @@ def _check_sbatch(key: str, value: str) -> str:
     return _check_value(value) if value else ""
 
 
-def seconds(time: str) -> float | None:
+def parse_time_limit(time: str) -> float | None:
     """Parse Slurm's `--time` into seconds; None if the format is invalid."""
     if time.lower() in ("infinite", "unlimited", "0"):
         return math.inf
@@ -134,16 +134,16 @@ def seconds(time: str) -> float | None:
     return float(int(match["days"] or 0) * 86_400 + rest)
 
 
-def lead_s(run: RunDir) -> int:
+def warning_lead_s(run: RunDir) -> int:
     """Return how many seconds before its end a job is warned: enough for a step and a save, as measured by the run."""
     try:
         takes_s = float(read_json(run.rank_progress(0))["stop_takes_s"])
     except (OSError, ValueError, KeyError):
         return LEAD_S
-    return max(LEAD_S, math.ceil(LEAD_BEYOND_S + 2 * takes_s))
+    return max(LEAD_S, math.ceil(LEAD_MARGIN_S + 2 * takes_s))
 
 
-def sbatch_options(
+def build_sbatch_options(
     launch: LaunchConfig,
     *,
     workers: int,
@@ -153,7 +153,7 @@ def sbatch_options(
     cwd: str,
     log: Path,
     lead: int,
-    seeds: Seeds | None,
+    seeds: ArraySeeds | None,
 ) -> tuple[str, ...]:
     """Return all options of sbatch, one argument each; `workers` and `cores` are per node.
 
@@ -181,7 +181,7 @@ def sbatch_options(
     return tuple(f"--{name}={value}" if value else f"--{name}" for name, value in options.items())
 
 
-def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str, str]) -> dict[str, str]:
+def build_job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of sbatch, and so of the job: the workers' variables, the user's, and the snapshot's path.
 
     Values are passed by the environment, as other users can read command lines.
@@ -193,7 +193,7 @@ def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str
         name: value for name, value in environment.items() if name in _SLURM_VARIABLES or name.startswith("SBATCH_")
     }
     for_site = {name: value for name, value in environment.items() if name.startswith(_MODULE_PREFIXES)}
-    passed = {**travelling(environment), **for_slurm, **for_site}
+    passed = {**forwarded_variables(environment), **for_slurm, **for_site}
     umask = {name: value for name, value in environment.items() if name == "FMFSD_UMASK"}
     return {
         **{name: value for name, value in passed.items() if name not in excluded},
@@ -205,7 +205,9 @@ def job_environment(launch: LaunchConfig, source: Path, environment: Mapping[str
     }
 
 
-def inner_arguments(launch: LaunchConfig, config: Path, folder: Path, *, workers: int, device: str) -> tuple[str, ...]:
+def build_launch_arguments(
+    launch: LaunchConfig, config: Path, folder: Path, *, workers: int, device: str
+) -> tuple[str, ...]:
     """Return the arguments of `fmfsd-launch` inside the job; outside of a job they would submit it once more."""
     slurm, min_nodes = launch.slurm, launch.min_nodes
     options = {

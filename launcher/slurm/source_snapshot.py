@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fmfsd
-from fmfsd.system.atomic_files import write_whole
-from launcher.config.packaged_files import shipped_folder
-from launcher.run_dir.manifest import COMMIT_FILE, OWN_PACKAGES, commit_of, uncommitted_files
+from fmfsd.system.atomic_files import write_atomic
+from launcher.config.packaged_files import packaged_folder
+from launcher.run_dir.manifest import COMMIT_FILE, OWN_PACKAGES, list_uncommitted_files, read_commit
 
 PACKAGED_FOLDERS = ("tune_spaces", "cluster")
 SITE_SCRIPT = "cluster/env.sh"
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SourceSnapshot:
     """The files to copy, by their names in the copy, and a digest of them.
 
     `version`: the git commit, and a line per uncommitted file; empty if unknown.
@@ -27,12 +27,12 @@ class Snapshot:
     digest: str
 
     @classmethod
-    def of_program(cls, site_script: Path | None = None) -> "Snapshot":
+    def from_running_program(cls, site_script: Path | None = None) -> "SourceSnapshot":
         """Return the snapshot of the running program. `site_script` replaces the packaged `env.sh`."""
         root = Path(fmfsd.__file__).parents[1]
         folders = {
             **{name: root / name for name in OWN_PACKAGES},
-            **{name: shipped_folder(name) for name in PACKAGED_FOLDERS},
+            **{name: packaged_folder(name) for name in PACKAGED_FOLDERS},
         }
         files = {
             f"{name}/{path.relative_to(folder)}": path
@@ -42,7 +42,7 @@ class Snapshot:
         }
         if site_script is not None:
             files[SITE_SCRIPT] = site_script
-        version = "\n".join([commit_of(root) or "", *(uncommitted_files(root) or ())]).strip()
+        version = "\n".join([read_commit(root) or "", *(list_uncommitted_files(root) or ())]).strip()
         return cls(files, version, _digest(files, version))
 
     @property
@@ -50,13 +50,13 @@ class Snapshot:
         """Return the file that becomes the job's `env.sh`."""
         return self.files[SITE_SCRIPT]
 
-    def folder(self, parent: Path) -> Path:
+    def folder_in(self, parent: Path) -> Path:
         """Return the folder of the copy in `parent`, named by the digest."""
         return parent / self.digest
 
     def write(self, parent: Path) -> Path:
         """Write the copy into `parent`, atomically, unless it exists; return its folder. OSError."""
-        folder = self.folder(parent)
+        folder = self.folder_in(parent)
         if folder.exists():
             return folder
         temporary = parent / f".{self.digest}.{os.getpid()}"
@@ -65,7 +65,7 @@ class Snapshot:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 shutil.copyfile(path, temporary / name)
             if self.version:
-                write_whole(temporary / COMMIT_FILE, self.version + "\n")
+                write_atomic(temporary / COMMIT_FILE, self.version + "\n")
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

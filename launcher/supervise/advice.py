@@ -27,6 +27,6 @@ _REMEDIES = (
 )
 
 
-def advice(text: str) -> str:
+def find_remedy(text: str) -> str:
     """Return the likely remedy for a failure with this text, or "" if no known pattern matches."""
     return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, text, re.IGNORECASE)), "")

@@ -10,8 +10,8 @@ from fmfsd.errors import RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from launcher.supervise.hang_detector import Hang
-from launcher.transport.agent_client import Link
-from launcher.transport.connect import on_the_way
+from launcher.transport.agent_client import AgentConnection
+from launcher.transport.connect import describe_lost_connection
 
 _LOST_AGENT = {"gone": "its agent is gone", "silent": "its agent does not answer"}
 
@@ -24,7 +24,7 @@ class NodeState:
     far as the agent saw them.
     """
 
-    agent: Link
+    agent: AgentConnection
     starts_workers: bool = False
     host: str = ""
     agent_pid: int | None = None
@@ -38,17 +38,17 @@ class NodeState:
     done: bool = False
 
     @property
-    def killed_from_outside(self) -> str:
+    def external_kill(self) -> str:
         """Return how the agent or the starter was killed by another process or lost; "" if neither was."""
         if self.trouble or self.ended_by_us or self.starts_workers or self.exit_code is None or self.exit_code >= 0:
             return self.trouble
         return f"its starter was killed by {signal.Signals(-self.exit_code).name}"
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the node's entry in the attempt's record, as JSON."""
         return {name: value for name, value in vars(self).items() if name not in ("agent", "done")}
 
-    def note(self, event: dict[str, Any]) -> None:
+    def apply_event(self, event: dict[str, Any]) -> None:
         """Update the state by an event of the agent."""
         kind = event["event"]
         if kind == "ready":
@@ -66,7 +66,7 @@ class NodeState:
 
 
 def _describe_lost_agent(event: dict[str, Any]) -> str:
-    details = on_the_way(event)
+    details = describe_lost_connection(event)
     problem = _LOST_AGENT[event["event"]]
     return f"{problem}: {details}" if details else problem
 
@@ -79,12 +79,12 @@ class Attempt:
     number: int
     nodes: list[NodeState]
     num_workers: int
-    started: float = field(default_factory=time.time)
+    started_at: float = field(default_factory=time.time)
     state: str = "running"
-    trouble: str = ""
+    problem: str = ""
     hang: Hang | None = None
     dead_rank: int | None = None
-    noticed: float | None = None
+    noticed_at: float | None = None
     """When the coordinator detected the failure, in seconds since 1970."""
     stopped_after_s: float | None = None
     """Seconds from the stop request until all processes had ended."""
@@ -96,21 +96,21 @@ class Attempt:
         index = next(index for index, other in enumerate(self.nodes) if other is node)
         return range(index * workers_per_node, (index + 1) * workers_per_node)
 
-    def notice_failure(self) -> bool:
+    def detect_failure(self) -> bool:
         """Return whether the attempt has failed: a node failed, a worker left a crash file, died or hung.
 
         Sets `noticed_at` when that is first true.
         """
-        if self.noticed is None and (
-            self.trouble
+        if self.noticed_at is None and (
+            self.problem
             or self.dead_rank is not None
             or any(node.done and node.exit_code != 0 for node in self.nodes)
-            or self.run.crashes(self.number)
+            or self.run.crash_reports(self.number)
         ):
-            self.noticed = time.time()
-        return self.noticed is not None
+            self.noticed_at = time.time()
+        return self.noticed_at is not None
 
-    def say_stopped(self) -> None:
+    def write_stopped_outcome(self) -> None:
         """Set the state and the run's outcome to "stopped", for workers that could not write the outcome themselves.
 
         These had not started to train, or the run is between two attempts: no work is lost.
@@ -121,7 +121,7 @@ class Attempt:
             content = {"state": "stopped", "attempt": self.number, "step": step, "metrics": {}, "resumable": True}
             write_json(self.run.outcome, content)
 
-    def begin(self) -> None:
+    def create_record(self) -> None:
         """Create the attempt's record and remove the outcome of an earlier attempt. RunFailedError if that fails."""
         try:
             self.run.outcome.unlink(missing_ok=True)
@@ -129,20 +129,20 @@ class Attempt:
         except OSError as error:
             raise RunFailedError(f"{self.run.path} can't be written, so no attempt was started: {error}") from error
 
-    def write(self) -> None:
+    def write_record(self) -> None:
         """Write the record, best effort: the run is ended even if the disk is not writable."""
         with suppress(OSError):
             self._write()
 
     def _write(self) -> None:
-        nodes = [{"node": number, **node.told()} for number, node in enumerate(self.nodes)]
+        nodes = [{"node": number, **node.to_dict()} for number, node in enumerate(self.nodes)]
         content = {
             "attempt": self.number,
             "state": self.state,
             "cause": self.cause,
             "workers": self.num_workers,
-            "started": self.started,
-            "noticed": self.noticed,
+            "started": self.started_at,
+            "noticed": self.noticed_at,
             "ended": None if self.state == "running" else time.time(),
             "stopped_after_s": self.stopped_after_s,
             "nodes": nodes,

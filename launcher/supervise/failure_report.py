@@ -9,7 +9,7 @@ from typing import Any
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.supervise.advice import advice
+from launcher.supervise.advice import find_remedy
 from launcher.supervise.attempt import Attempt
 
 _VICTIM = re.compile(
@@ -40,7 +40,7 @@ class Failure:
     node: int | None = None
     step: int | None = None
     time: float | None = None
-    advises: bool = False
+    cause_has_remedy: bool = False
     """The text of `cause` contains a remedy."""
     in_our_code: bool = False
     """An exception that is a programming error, raised by a line of fmfsd."""
@@ -50,7 +50,7 @@ class Failure:
         """The likely remedy; "" if none is known or `cause` contains one."""
         # indented lines are code, in which names such as timeout_s would match
         messages = [line for line in self.detail.splitlines() if not line.startswith(" ")]
-        return "" if self.advises else advice("\n".join([self.cause, *messages]))
+        return "" if self.cause_has_remedy else find_remedy("\n".join([self.cause, *messages]))
 
     @property
     def fingerprint(self) -> str:
@@ -58,17 +58,17 @@ class Failure:
         return re.sub(r"0x[0-9a-f]+|[0-9]+(\.[0-9]+)?", "#", self.cause)
 
 
-def first_failure(run: RunDir, attempt: Attempt) -> Failure:
+def find_first_failure(run: RunDir, attempt: Attempt) -> Failure:
     """Return the first failure, with its own message; workers that only lost their peers are victims."""
-    crashes = sorted(map(read_json, run.crashes(attempt.number)), key=lambda crash: crash["time"])
+    crashes = sorted(map(read_json, run.crash_reports(attempt.number)), key=lambda crash: crash["time"])
     causes = [crash for crash in crashes if not _is_victim(crash)]
     crashed_ranks = tuple(crash["rank"] for crash in crashes)
     if causes:
         return _failure_of_crash(causes[0], crashes)
     if attempt.hang is not None:
         return _failure_of_hang(run, attempt, crashed_ranks)
-    if attempt.trouble:
-        return Failure(attempt.trouble, "", crashed_ranks, time=attempt.noticed)
+    if attempt.problem:
+        return Failure(attempt.problem, "", crashed_ranks, time=attempt.noticed_at)
     if failure := _failure_of_nodes(attempt, crashed_ranks) or _failure_of_silent_workers(run, attempt, crashed_ranks):
         return failure
     if crashes:
@@ -76,7 +76,7 @@ def first_failure(run: RunDir, attempt: Attempt) -> Failure:
     return _failure_of_starter(run, attempt)
 
 
-def page(run: RunDir, failure: Failure, *, history: str, command: str, repeats: bool = False) -> str:
+def render_page(run: RunDir, failure: Failure, *, history: str, command: str, repeats: bool = False) -> str:
     """Render one screen for the end of stderr.
 
     `history`: why no attempt follows; `command` resumes the run; `repeats`: the attempt before failed in the same way.
@@ -116,7 +116,7 @@ def _failure_of_crash(crash: dict[str, Any], crashes: list[dict[str, Any]]) -> F
         tuple(other["rank"] for other in crashes if other is not crash),
         resumable=crash["resumable"],
         worth_another_attempt=crash["worth_another_attempt"],
-        advises=crash["expected"],
+        cause_has_remedy=crash["expected"],
         in_our_code=crash.get("in_our_code", False),
         **{name: crash[name] for name in ("rank", "node", "step", "time")},
     )
@@ -125,16 +125,16 @@ def _failure_of_crash(crash: dict[str, Any], crashes: list[dict[str, Any]]) -> F
 def _failure_of_hang(run: RunDir, attempt: Attempt, crashed_ranks: tuple[int, ...]) -> Failure:
     """Return the failure, with the stacks that the hanging ranks dumped into their logs."""
     assert attempt.hang is not None
-    stacks = (_last_stack(run, attempt, rank) for rank in attempt.hang.blamed or attempt.hang.pids)
-    rank = attempt.hang.blamed[0] if attempt.hang.blamed else None
-    victims = tuple(rank for rank in attempt.hang.pids if rank not in attempt.hang.blamed)
+    stacks = (_last_stack(run, attempt, rank) for rank in attempt.hang.hanging_ranks or attempt.hang.pids)
+    rank = attempt.hang.hanging_ranks[0] if attempt.hang.hanging_ranks else None
+    victims = tuple(rank for rank in attempt.hang.pids if rank not in attempt.hang.hanging_ranks)
     return Failure(
-        attempt.trouble,
+        attempt.problem,
         "\n".join(filter(None, stacks)),
-        victims if attempt.hang.blamed else crashed_ranks,
+        victims if attempt.hang.hanging_ranks else crashed_ranks,
         rank=rank,
         node=None if rank is None else _node(attempt, rank),
-        time=attempt.noticed,
+        time=attempt.noticed_at,
     )
 
 
@@ -156,9 +156,9 @@ def _last_stack(run: RunDir, attempt: Attempt, rank: int) -> str:
 
 def _failure_of_nodes(attempt: Attempt, crashed_ranks: tuple[int, ...]) -> Failure | None:
     """Return the failure of nodes whose agent or starter was killed or lost; None if there are none."""
-    killed = {number: node.killed_from_outside for number, node in enumerate(attempt.nodes)}
+    killed = {number: node.external_kill for number, node in enumerate(attempt.nodes)}
     causes = [f"node {number}: {cause}" for number, cause in killed.items() if cause]
-    return Failure("; ".join(causes), "", crashed_ranks, time=attempt.noticed) if causes else None
+    return Failure("; ".join(causes), "", crashed_ranks, time=attempt.noticed_at) if causes else None
 
 
 def _failure_of_silent_workers(run: RunDir, attempt: Attempt, crashed_ranks: tuple[int, ...]) -> Failure | None:
@@ -178,7 +178,7 @@ def _failure_of_silent_workers(run: RunDir, attempt: Attempt, crashed_ranks: tup
     ]
     first = silent[0]
     node = _node(attempt, first["rank"])
-    where = {"rank": first["rank"], "node": node, "step": first["step"], "time": attempt.noticed}
+    where = {"rank": first["rank"], "node": node, "step": first["step"], "time": attempt.noticed_at}
     return Failure("; ".join(causes), "", crashed_ranks, **where)
 
 
@@ -237,5 +237,5 @@ def _failure_of_starter(run: RunDir, attempt: Attempt) -> Failure:
             last = log.read_text("utf-8", "replace").splitlines()[-_LAST_LINES:]
             process = "a worker" if node.starts_workers else "its starter"
             cause = f"node {number}: {process} ended with exit code {node.exit_code}"
-            return Failure(cause, "\n".join(last), time=attempt.noticed, node=number)
-    return Failure("the workers ended without an outcome", time=attempt.noticed)
+            return Failure(cause, "\n".join(last), time=attempt.noticed_at, node=number)
+    return Failure("the workers ended without an outcome", time=attempt.noticed_at)

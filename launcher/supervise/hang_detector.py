@@ -7,7 +7,7 @@ from typing import Any
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
-from launcher.plan.plan import SLOW_STATES_S
+from launcher.plan.plan import MIN_PHASE_TIMEOUT_S
 
 POLL_EVERY_S = 0.5
 COMPILE_S = 1800.0
@@ -42,11 +42,11 @@ class Hang:
     """
 
     text: str
-    blamed: tuple[int, ...]
+    hanging_ranks: tuple[int, ...]
     pids: dict[int, int]
 
 
-class Pulses:
+class HangDetector:
     """Detects hangs by the progress files of an attempt's workers."""
 
     def __init__(self, run: RunDir, attempt: int, num_workers: int, *, hang_timeout_s: float) -> None:
@@ -55,7 +55,7 @@ class Pulses:
         self._workers = {rank: _WorkerState(now, now) for rank in range(num_workers)}
         self._next_poll = 0.0
 
-    def look(self) -> Hang | None:
+    def poll(self) -> Hang | None:
         """Return a hang once a worker has made no progress for the timeout, else None."""
         now = time.monotonic()
         if now < self._next_poll:
@@ -81,12 +81,12 @@ class Pulses:
             return False
         return True
 
-    def has_begun(self) -> bool:
+    def has_reached_training(self) -> bool:
         """Return whether any worker has got as far as training."""
         files = (self._read(rank) for rank in self._workers)
         return any(progress is not None and progress["state"] not in _EARLY_STATES for progress in files)
 
-    def rank_of(self, pid: int, ranks: Iterable[int]) -> int | None:
+    def find_rank(self, pid: int, ranks: Iterable[int]) -> int | None:
         """Return which of `ranks` is process `pid` and has not reported its end; None if there is none."""
         for rank in ranks:
             progress = self._read(rank) or self._workers[rank].progress
@@ -107,7 +107,7 @@ class Pulses:
             return float("inf")
         if state in _QUICK_STATES:
             return self._timeout_s
-        return max(self._timeout_s, COMPILE_S if state == "compile" else SLOW_STATES_S)
+        return max(self._timeout_s, COMPILE_S if state == "compile" else MIN_PHASE_TIMEOUT_S)
 
     def _describe_hang(self, now: float) -> Hang:
         """Return the hang and the ranks that cause it.

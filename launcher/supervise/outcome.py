@@ -5,11 +5,11 @@ from typing import Any
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
-from launcher.supervise.failure_report import page
-from launcher.supervise.restarts import Ended
+from launcher.supervise.failure_report import render_page
+from launcher.supervise.restarts import RunResult
 
 
-def outcome_of(run: RunDir) -> dict[str, Any]:
+def read_outcome(run: RunDir) -> dict[str, Any]:
     """Return the run's outcome; empty if there is none."""
     try:
         return read_json(run.outcome)
@@ -17,13 +17,13 @@ def outcome_of(run: RunDir) -> dict[str, Any]:
         return {}
 
 
-def write_last_word(run: RunDir, result: Ended, command: str) -> None:
+def write_outcome(run: RunDir, result: RunResult, command: str) -> None:
     """Write the outcome of a failed or interrupted run, best effort. `command` resumes the run."""
     with suppress(OSError):
         _write_outcome(run, result, command)
 
 
-def _write_outcome(run: RunDir, result: Ended, command: str) -> None:
+def _write_outcome(run: RunDir, result: RunResult, command: str) -> None:
     failure, attempt = result.failure, result.attempt
     content: dict[str, Any] = {"state": attempt.state, "attempt": attempt.number, "resumable": True}
     if failure is not None:
@@ -34,8 +34,8 @@ def _write_outcome(run: RunDir, result: Ended, command: str) -> None:
         write_json(run.outcome, content)
 
 
-def page_of(run: RunDir, result: Ended, command: str) -> str:
+def render_failure_page(run: RunDir, result: RunResult, command: str) -> str:
     """Render the failure page of a run that has failed."""
     assert result.failure is not None
     history = f"no attempt follows attempt {result.attempt.number}: {result.refusal}"
-    return page(run, result.failure, history=history, command=command, repeats=result.repeats)
+    return render_page(run, result.failure, history=history, command=command, repeats=result.is_repeated_failure)

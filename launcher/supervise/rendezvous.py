@@ -19,30 +19,30 @@ from launcher.plan.placeholders import (
 )
 from launcher.plan.plan import LaunchPlan
 from launcher.supervise.attempt import Attempt, NodeState
-from launcher.supervise.stop_requests import Requests
+from launcher.supervise.stop_requests import StopRequests
 
-READY_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 """Time limit for an agent's answer, including the time of ssh or srun to start it."""
 POLL_S = 0.1
 HEARTBEAT_EVERY_S = 1.0
 
 
-class NotMetError(Exception):
+class RendezvousError(Exception):
     """A node has failed or was lost, as its state says, or a stop was requested."""
 
 
-def meet(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: Requests) -> list[Mapping[str, str]]:
+def run_rendezvous(plan: LaunchPlan, attempt: Attempt, scratch: str, requests: StopRequests) -> list[Mapping[str, str]]:
     """Return the values of the plan's placeholders, one mapping per node. Raises RendezvousError.
 
     `scratch`: the scratch folder that agents on this machine share; agents elsewhere make their own.
     """
     common = {ATTEMPT: str(attempt.number), RUN_ID: uuid.uuid4().hex}
-    if plan.meets_at == "file here":
+    if plan.rendezvous_place == "file here":
         return [{**common, **_file_values(scratch)} for _ in attempt.nodes]
     queries = _Queries(attempt, requests)
-    if plan.meets_at == "file there":
+    if plan.rendezvous_place == "file there":
         (node,) = queries.send(
-            attempt.nodes, "prepared", do="prepare", word="", interface=plan.interface, longest=plan.longest_scratch
+            attempt.nodes, "prepared", do="prepare", word="", interface=plan.interface, longest=plan.max_scratch_length
         )
         return [{**common, **_file_values(node["scratch"])}]
     return [{**common, **values} for values in _address_values(queries, attempt.nodes, plan)]
@@ -62,8 +62,8 @@ def _address_values(queries: "_Queries", nodes: list[NodeState], plan: LaunchPla
     for node, answer in zip(others, reached, strict=True):
         if not answer["interfaces"]:
             where = " or ".join(f"{address}:{port}" for address in candidates)
-            node.note({"event": "failed", "message": f"it can't reach {first.host} at {where}: see --interface"})
-            raise NotMetError
+            node.apply_event({"event": "failed", "message": f"it can't reach {first.host} at {where}: see --interface"})
+            raise RendezvousError
     address = _common_address(first, list(candidates), [each["interfaces"] for each in reached])
     interfaces = [candidates[address], *(interface or each["interfaces"][address] for each in reached)]
     return [
@@ -73,7 +73,7 @@ def _address_values(queries: "_Queries", nodes: list[NodeState], plan: LaunchPla
 
 
 def _prepare_command(plan: LaunchPlan) -> dict[str, Any]:
-    return {"do": "prepare", "interface": plan.interface, "longest": plan.longest_scratch}
+    return {"do": "prepare", "interface": plan.interface, "longest": plan.max_scratch_length}
 
 
 def _common_address(first: NodeState, candidates: list[str], reached: list[dict[str, str]]) -> str:
@@ -81,16 +81,16 @@ def _common_address(first: NodeState, candidates: list[str], reached: list[dict[
     for address in candidates:
         if all(address in each for each in reached):
             return address
-    first.note(
+    first.apply_event(
         {"event": "failed", "message": "none of its addresses can be reached by all other nodes: see --interface"}
     )
-    raise NotMetError
+    raise RendezvousError
 
 
 class _Queries:
     """Queries to agents, and their answers."""
 
-    def __init__(self, attempt: Attempt, requests: Requests) -> None:
+    def __init__(self, attempt: Attempt, requests: StopRequests) -> None:
         self._nodes, self._run, self._requests = attempt.nodes, attempt.run, requests
         self._heartbeat_at = 0.0
 
@@ -100,8 +100,8 @@ class _Queries:
         Raises RendezvousError if any node of the attempt fails before that.
         """
         for node in nodes:
-            node.agent.tell(**command)
-        answers, deadline = dict[int, dict[str, Any]](), time.monotonic() + READY_S
+            node.agent.send(**command)
+        answers, deadline = dict[int, dict[str, Any]](), time.monotonic() + ANSWER_TIMEOUT_S
         with selectors.DefaultSelector() as selector:
             for node in self._nodes:
                 selector.register(node.agent, selectors.EVENT_READ, node)
@@ -116,9 +116,9 @@ class _Queries:
 
     def _read_events(self, node: NodeState, answer: str, answers: dict[int, dict[str, Any]]) -> None:
         for event in node.agent.read():
-            node.note(event)
+            node.apply_event(event)
             if event["event"] == "asked-to-stop":
-                self._requests.ask()
+                self._requests.request_stop()
             if event["event"] == answer:
                 answers[id(node)] = event
 
@@ -126,13 +126,13 @@ class _Queries:
         """Send heartbeats to all agents, also those that wait for others, and check for a stop request."""
         if time.monotonic() >= self._heartbeat_at:
             self._heartbeat_at = time.monotonic() + HEARTBEAT_EVERY_S
-            self._requests.look_at(self._run.stop_request)
+            self._requests.check_files(self._run.stop_request)
             for node in self._nodes:
-                node.agent.beat()
+                node.agent.send_heartbeat()
 
     def _raise_on_failure(self, missing: list[NodeState], *, late: bool) -> None:
         """Raise RendezvousError on a stop request or if a node has failed; `missing` nodes that are `late` have."""
         for node in missing if late else ():
-            node.note({"event": "silent", "words": node.agent.printed})
-        if self._requests.stop or any(node.done for node in self._nodes):
-            raise NotMetError
+            node.apply_event({"event": "silent", "words": node.agent.startup_output})
+        if self._requests.is_stop_requested or any(node.done for node in self._nodes):
+            raise RendezvousError

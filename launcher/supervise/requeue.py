@@ -10,8 +10,8 @@ from launcher.resources.allocation import Allocation
 from launcher.transport import slurm_commands
 
 if TYPE_CHECKING:
-    from launcher.supervise.restarts import Ended
-    from launcher.supervise.stop_requests import Requests
+    from launcher.supervise.restarts import RunResult
+    from launcher.supervise.stop_requests import StopRequests
 
 TIME_IS_UP, NODE_IS_GONE = "the job's time is nearly up", "a node is gone"
 ADVICE = {
@@ -30,41 +30,41 @@ class Requeue:
     """
 
     job: Allocation
-    reached: Callable[[], int]
-    began_at: int
+    progress: Callable[[], int]
+    progress_at_start: int
 
     @classmethod
-    def of(cls, job: Allocation, reached: Callable[[], int]) -> "Requeue":
-        return cls(job, reached, reached())
+    def create(cls, job: Allocation, progress: Callable[[], int]) -> "Requeue":
+        return cls(job, progress, progress())
 
     def refusal(self, why: str) -> str:
         """Return why the job is not requeued; "" if it is. `why`: the reason to do it, TIME_IS_UP or NODE_IS_GONE."""
-        if self.reached() > self.began_at or self.job.restarts == 0:
+        if self.progress() > self.progress_at_start or self.job.restarts == 0:
             return ""
         return (
             f"{why}, and there is no newer checkpoint than when Slurm last requeued job {self.job.job_id}, so it "
             f"would be requeued without end: {ADVICE[why]}"
         )
 
-    def carry_out(self, why: str, report: Callable[[str], None]) -> None:
+    def requeue_job(self, why: str, report: Callable[[str], None]) -> None:
         """Requeue the job; does not return. RunFailedError if that would not help, CheckError if Slurm does not."""
         if refusal := self.refusal(why):
             raise RunFailedError(refusal)
         requeue_and_end(self.job, why, report)
 
-    def carry_out_or_warn(self, why: str, report: Callable[[str], None], command: str) -> None:
+    def requeue_job_or_warn(self, why: str, report: Callable[[str], None], command: str) -> None:
         """Requeue the job; if Slurm does not, warn and return: `command` resumes by hand. RunFailedError as above."""
         try:
-            self.carry_out(why, report)
+            self.requeue_job(why, report)
         except CheckError as error:
             report(f"warning: {error}; to resume: {command}")
 
 
-def reason_to_requeue(result: "Ended", requests: "Requests") -> str:
+def reason_to_requeue(result: "RunResult", requests: "StopRequests") -> str:
     """Return the reason to requeue a job that failed: TIME_IS_UP or NODE_IS_GONE; "" if it is not requeued."""
     if requests.time_is_up:
         return TIME_IS_UP
-    return NODE_IS_GONE if result.for_want_of_a_node and not requests.stop else ""
+    return NODE_IS_GONE if result.has_lost_node and not requests.is_stop_requested else ""
 
 
 def requeue_and_end(job: Allocation, why: str, report: Callable[[str], None]) -> None:

@@ -9,16 +9,16 @@ from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan
 from launcher.resources.elasticity import usable_nodes
 from launcher.supervise.attempt import Attempt
-from launcher.supervise.failure_report import Failure, first_failure
-from launcher.supervise.stop_requests import Requests
+from launcher.supervise.failure_report import Failure, find_first_failure
+from launcher.supervise.stop_requests import StopRequests
 
-REPEATED = "the same failure twice"
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
+REPEATED_FAILURE = "the same failure twice"
+FIRST_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 60.0
 
 
 @dataclass
-class Restarts:
+class RestartBudget:
     """Counts restarts: `allowed` of them in a row without progress; a newer checkpoint resets the count.
 
     `gain`: what counts as progress, for the message. `option`: the option that sets `allowed`, for the message.
@@ -26,11 +26,11 @@ class Restarts:
 
     allowed: int
     used: int = 0
-    gain: str = "new checkpoint"
+    progress_unit: str = "new checkpoint"
     option: str = " (--max-restarts)"
     _last: str = ""
 
-    def refusal(self, failure: Failure, *, progressed: bool) -> str:
+    def count_restart(self, failure: Failure, *, progressed: bool) -> str:
         """Count a restart after `failure`; return why there is none, "" if there is one."""
         is_repeated = failure.fingerprint == self._last and not progressed
         self._last = failure.fingerprint
@@ -39,20 +39,20 @@ class Restarts:
         if not failure.worth_another_attempt:
             return "another attempt would fail in the same way"
         if is_repeated:
-            return f"{REPEATED} without a {self.gain} in between"
+            return f"{REPEATED_FAILURE} without a {self.progress_unit} in between"
         if self.used >= self.allowed:
-            return f"{self.allowed} restarts without a {self.gain} in between{self.option}"
+            return f"{self.allowed} restarts without a {self.progress_unit} in between{self.option}"
         self.used += 1
         return ""
 
     @property
-    def pause_s(self) -> float:
+    def backoff_s(self) -> float:
         """Seconds to wait before the next attempt (exponential backoff)."""
-        return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.used - 1))
+        return min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self.used - 1))
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunResult:
     """The last attempt and, if it failed, the failure and why no restart followed (`refusal`)."""
 
     attempt: Attempt
@@ -60,18 +60,18 @@ class Ended:
     refusal: str = ""
 
     @property
-    def repeats(self) -> bool:
+    def is_repeated_failure(self) -> bool:
         """Return whether the attempt before failed in the same way, without progress in between."""
-        return self.refusal.startswith(REPEATED)
+        return self.refusal.startswith(REPEATED_FAILURE)
 
     @property
-    def for_want_of_a_node(self) -> bool:
+    def has_lost_node(self) -> bool:
         """Return whether the run failed because a node was lost, so that another node would help."""
         return self.failure is not None and any(node.is_gone for node in self.attempt.nodes)
 
 
 @dataclass
-class Recovery:
+class RestartLoop:
     """Runs attempts by `start` until one ends the run; reports each restart by `report`.
 
     `make_plan` returns the plan for a subset of the launch's node slots, numbered from 0.
@@ -79,33 +79,33 @@ class Recovery:
 
     launch: LaunchConfig
     run: RunDir
-    requests: Requests
-    plan_of: Callable[[tuple[int, ...]], LaunchPlan]
+    requests: StopRequests
+    make_plan: Callable[[tuple[int, ...]], LaunchPlan]
     start: Callable[[LaunchPlan], Attempt]
-    say: Callable[[str], None]
+    report: Callable[[str], None]
     shards: int
     slots: tuple[int, ...] | None = None
     """The node slots of the first attempt; None: all."""
 
-    def to_the_end(self) -> Ended:
+    def run_until_end(self) -> RunResult:
         """Run attempts until one does not fail, or until no restart is left or of any use."""
-        restarts, slots = Restarts(self.launch.max_restarts), self.slots or tuple(range(self.launch.nodes))
+        restarts, slots = RestartBudget(self.launch.max_restarts), self.slots or tuple(range(self.launch.nodes))
         while True:
-            attempt = self.start(self.plan_of(slots))
+            attempt = self.start(self.make_plan(slots))
             if attempt.state != "failed":
-                return Ended(attempt)
-            failure = first_failure(self.run, attempt)
+                return RunResult(attempt)
+            failure = find_first_failure(self.run, attempt)
             attempt.cause = failure.cause
-            attempt.write()
+            attempt.write_record()
             remaining, too_few = self._remaining_slots(slots, attempt)
             changed = remaining != slots or self._has_progressed(attempt)
-            stopped = "a stop was requested" if self.requests.stop else ""
-            if refusal := stopped or too_few or restarts.refusal(failure, progressed=changed):
-                return Ended(attempt, failure, refusal)
+            stopped = "a stop was requested" if self.requests.is_stop_requested else ""
+            if refusal := stopped or too_few or restarts.count_restart(failure, progressed=changed):
+                return RunResult(attempt, failure, refusal)
             self._pause(failure, restarts)
-            if self.requests.stop:
+            if self.requests.is_stop_requested:
                 self._write_stop(attempt)
-                return Ended(attempt)
+                return RunResult(attempt)
             slots = remaining
 
     def _write_stop(self, attempt: Attempt) -> None:
@@ -113,8 +113,8 @@ class Recovery:
         if self.requests.interrupted:
             attempt.state = "interrupted"
         else:
-            attempt.say_stopped()
-        attempt.write()
+            attempt.write_stopped_outcome()
+        attempt.write_record()
 
     def _has_progressed(self, attempt: Attempt) -> bool:
         """Return whether the attempt saved a newer checkpoint than the one that it resumed from."""
@@ -143,15 +143,17 @@ class Recovery:
                 f"{count} of the {len(remaining)} remaining nodes are usable, fewer than the minimum of --elastic",
             )
         idle = f"; workers must divide data.shards {self.shards}" if len(remaining) > count else ""
-        self.say(
+        self.report(
             f"{len(remaining)} of {len(slots)} nodes remain: resuming with {count * workers} workers on {count}{idle}"
         )
         return remaining[:count], ""
 
-    def _pause(self, failure: Failure, restarts: Restarts) -> None:
+    def _pause(self, failure: Failure, restarts: RestartBudget) -> None:
         """Report the failure and wait before the next attempt, or until a stop is requested."""
         step = self.run.newest_step()
         where = f"from step {step}" if step is not None else "from the beginning"
-        self.say(f"attempt {self.run.last_attempt()} failed: {failure.cause}")
-        self.say(f"starting again {where} in {restarts.pause_s:g} s, restart {restarts.used} of {restarts.allowed}")
-        self.requests.wait(restarts.pause_s, self.run.stop_request)
+        self.report(f"attempt {self.run.last_attempt()} failed: {failure.cause}")
+        self.report(
+            f"starting again {where} in {restarts.backoff_s:g} s, restart {restarts.used} of {restarts.allowed}"
+        )
+        self.requests.wait(restarts.backoff_s, self.run.stop_request)

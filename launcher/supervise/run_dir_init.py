@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fmfsd.config import RunConfig, changes, dump_config, load_config
+from fmfsd.config import RunConfig, dump_config, find_changes, load_config
 from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.atomic_files import read_json, write_json, write_whole
+from fmfsd.system.atomic_files import read_json, write_atomic, write_json
 from launcher.check.launch_checks import total_steps
-from launcher.config.launch_config import LaunchConfig, to_json
+from launcher.config.launch_config import LaunchConfig, launch_to_dict
 from launcher.plan.plan import LaunchPlan
-from launcher.run_dir.manifest import manifest, software_changes
+from launcher.run_dir.manifest import find_software_changes, new_manifest
 
 
 def is_finished(config: RunConfig, run: RunDir) -> bool:
@@ -29,17 +29,17 @@ def write_run_dir(
     launch: LaunchConfig,
     entry: Mapping[str, Any],
     *,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """Write the run directory; the caller holds the run's lock. `entry`: this launch's in the manifest. CheckError."""
     try:
         if run.config.exists():
-            _update(config, run, launch, entry, say)
+            _update(config, run, launch, entry, report)
         else:
-            write_json(run.manifest, manifest(config, entry))
-            write_json(run.launch, to_json(launch))
-            write_whole(run.config, dump_config(config))
-        write_whole(run.plan, plan.to_json())
+            write_json(run.manifest, new_manifest(config, entry))
+            write_json(run.launch, launch_to_dict(launch))
+            write_atomic(run.config, dump_config(config))
+        write_atomic(run.plan, plan.to_json())
     except OSError as error:
         raise CheckError(f"the run directory can't be written: {error}") from error
 
@@ -52,14 +52,14 @@ def _update(
     report: Callable[[str], None],
 ) -> None:
     """Resume the existing run, which another launch may have created between the check and the lock."""
-    changed = changes(load_config(str(run.config)), config)
+    changed = find_changes(load_config(str(run.config)), config)
     if launch.resume == "never" or not all(change.is_allowed for change in changed):
         raise CheckError(f"{run.path}: another launch has just started a run there: choose another --run-dir")
     entry, content = {**entry, "changes": list(map(str, changed))}, read_json(run.manifest)
     for text in entry["changes"]:
         report(f"changed: {text}")
-    for text in software_changes(content["launches"][-1], entry):
+    for text in find_software_changes(content["launches"][-1], entry):
         report(f"warning: changed since the last launch, so results may differ in the last bits: {text}")
     write_json(run.manifest, {**content, "launches": [*content["launches"], entry]})
-    write_json(run.launch, to_json(launch))
-    write_whole(run.config, dump_config(config))
+    write_json(run.launch, launch_to_dict(launch))
+    write_atomic(run.config, dump_config(config))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fmfsd.run.run_dir import NOW
+from fmfsd.run.run_dir import STOP_NOW
 
 POLL_S = 0.1
 SECOND_INTERRUPT_S = 1.0
@@ -16,66 +16,66 @@ SECOND_INTERRUPT_S = 1.0
 
 
 @dataclass
-class Requests:
+class StopRequests:
     """The stop requests that a launch has received."""
 
     in_job: bool = False
     """Handle SIGUSR1, a batch job's warning signal; outside of jobs it is left alone."""
     interrupted: bool = False
-    asked_at: float | None = None
+    requested_at: float | None = None
     """When a stop was first requested, on the monotonic clock."""
-    others: tuple[Path, ...] = ()
+    other_files: tuple[Path, ...] = ()
     """Further stop request files for this launch, in addition to the run's own."""
     _warned: bool = False
     _terminated: bool = False
     _first_interrupt: float | None = None
 
     @property
-    def stop(self) -> bool:
+    def is_stop_requested(self) -> bool:
         """Return whether a stop was requested."""
-        return self.asked_at is not None
+        return self.requested_at is not None
 
     @property
     def time_is_up(self) -> bool:
         """Return whether the job's warning signal is the only reason to stop: no user or other process requested it."""
         return self._warned and not self._terminated and self._first_interrupt is None
 
-    def ask(self) -> None:
+    def request_stop(self) -> None:
         """Request a stop; a second request changes nothing."""
-        self.asked_at = self.asked_at or time.monotonic()
+        self.requested_at = self.requested_at or time.monotonic()
 
-    def look_at(self, request: Path) -> None:
+    def check_files(self, request: Path) -> None:
         """Check the run's stop request file and `other_files`."""
-        for path in (request, *self.others):
+        for path in (request, *self.other_files):
             with suppress(OSError):
-                self.interrupted |= path.read_text() == NOW
-                self._terminated |= not self.stop  # else the file is ours, written to stop the workers
-                self.ask()
+                self.interrupted |= path.read_text() == STOP_NOW
+                self._terminated |= not self.is_stop_requested  # else the file is ours, written to stop the workers
+                self.request_stop()
 
     def wait(self, seconds: float, request: Path) -> None:
         """Wait for `seconds`, or until a stop is requested."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.stop:
+        while time.monotonic() < end and not self.is_stop_requested:
             time.sleep(POLL_S)
-            self.look_at(request)
+            self.check_files(request)
 
     def on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._first_interrupt is not None and now - self._first_interrupt >= SECOND_INTERRUPT_S:
             self.interrupted = True
         self._first_interrupt = self._first_interrupt or now
-        self.ask()
+        self.request_stop()
 
     def on_terminate(self, _number: int, _frame: FrameType | None) -> None:
         self._terminated = True
-        self.ask()
+        self.request_stop()
 
     def on_warning(self, _number: int, _frame: FrameType | None) -> None:
         self._warned = True
-        self.ask()
+        self.request_stop()
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def install_handlers(self) -> Iterator[None]:
         """Install the signal handlers for the block. SIGHUP stays ignored if it was, as under nohup."""
         handlers = {
             signal.SIGINT: self.on_interrupt,

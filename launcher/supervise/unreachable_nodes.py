@@ -31,7 +31,7 @@ def handle_unreachable(error: UnreachableError, job: Allocation, run: RunDir, re
 def _describe_end(job: Allocation) -> str:
     """Return why the job is not running; empty if it is, or if Slurm does not answer."""
     try:
-        state = slurm_commands.job_state(job.job_id)
+        state = slurm_commands.query_job_state(job.job_id)
     except CheckError:
         return ""
     if state is None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from fmfsd.own_launcher import COMMAND
 
-END_S = 10.0
-AGENT = (*COMMAND, "launcher.agent")
+END_TIMEOUT_S = 10.0
+AGENT_COMMAND = (*COMMAND, "launcher.agent")
 """Command line of an agent. Every node has the same Python environment at the same path."""
 _OUTPUT_TAIL_BYTES = 2000
 _FIRST_MESSAGE = b'{"event": "ready"'
@@ -23,20 +23,20 @@ _UNREAD_BYTES = 1 << 16
 
 
 @contextmanager
-def closing_all() -> Iterator[list["Link"]]:
+def close_agents_together() -> Iterator[list["AgentConnection"]]:
     """Yield a list for agents, and end all of them together at exit; one after the other, 64 agents would take 3 s."""
-    agents = list[Link]()
+    agents = list[AgentConnection]()
     try:
         yield agents
     finally:
         for agent in agents:
-            agent.hang_up()
-        deadline = time.monotonic() + END_S
+            agent.close_input()
+        deadline = time.monotonic() + END_TIMEOUT_S
         for agent in agents:
-            agent.close(within_s=max(0.0, deadline - time.monotonic()))
+            agent.close(timeout_s=max(0.0, deadline - time.monotonic()))
 
 
-class Link(ABC):
+class AgentConnection(ABC):
     """Connection of the coordinator to an agent: it sends commands and receives events.
 
     `deadline_s`: an agent that sends nothing for this long is given up, and an agent that receives nothing for this
@@ -57,32 +57,32 @@ class Link(ABC):
         """Return a descriptor that is readable when `read` has data."""
 
     @abstractmethod
-    def tell(self, **command: Any) -> None:
+    def send(self, **command: Any) -> None:
         """Send one command. A lost agent is detected by `read`."""
 
     @abstractmethod
-    def last_words(self) -> str:
+    def read_error_output(self) -> str:
         """Return the end of the error output of the agent or of the program that leads to it, such as ssh."""
 
     @abstractmethod
-    def hang_up(self) -> None:
+    def close_input(self) -> None:
         """Close the agent's input; the agent then ends itself and everything that it started."""
 
     @abstractmethod
-    def close(self, *, within_s: float = END_S) -> None:
+    def close(self, *, timeout_s: float = END_TIMEOUT_S) -> None:
         """Wait until the agent and everything that it started have ended, as far as they can be reached."""
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         """Send a heartbeat to an agent that has a deadline; the agent replies with one."""
         if self.deadline_s is not None:
-            self.tell(do="beat")
+            self.send(do="beat")
 
     def read(self) -> list[dict[str, Any]]:
         """Return the agent's events since the last call; `{"event": "gone", "words"}` when it has ended."""
         data = os.read(self.fileno(), 1 << 16)
         self._last_message_at = time.monotonic()
         if not data:
-            return [{"event": "gone", "words": self.last_words()}]
+            return [{"event": "gone", "words": self.read_error_output()}]
         *lines, self._unread = (self._unread + data).split(b"\n")
         events = [event for line in lines if (event := self._parse_event(line))]
         if not self._is_ready:
@@ -90,7 +90,7 @@ class Link(ABC):
         return events
 
     @property
-    def printed(self) -> str:
+    def startup_output(self) -> str:
         """Return the end of the output that the host's shell printed before the agent's first message."""
         unread = "" if self._is_ready else self._unread.decode(errors="replace")
         return (self._startup_text + unread)[-_OUTPUT_TAIL_BYTES:]
@@ -115,13 +115,13 @@ class Link(ABC):
         return event
 
 
-class Agent(Link):
+class AgentProcess(AgentConnection):
     """An agent as a child process: `command` is the agent itself, or a program such as ssh that leads to it.
 
     It runs in its own session, so that Ctrl-C in the terminal reaches only the coordinator.
     """
 
-    def __init__(self, command: Sequence[str] = AGENT, *, deadline_s: float | None = None) -> None:
+    def __init__(self, command: Sequence[str] = AGENT_COMMAND, *, deadline_s: float | None = None) -> None:
         super().__init__(deadline_s)
         self._stderr = None if deadline_s is None else tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         try:
@@ -144,31 +144,31 @@ class Agent(Link):
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def tell(self, **command: Any) -> None:
+    def send(self, **command: Any) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write((json.dumps(command) + "\n").encode())
             self._process.stdin.flush()
 
-    def last_words(self) -> str:
+    def read_error_output(self) -> str:
         if self._stderr is None:
-            return self.printed
+            return self.startup_output
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         size = os.fstat(self._stderr.fileno()).st_size
         tail = os.pread(self._stderr.fileno(), _OUTPUT_TAIL_BYTES, max(0, size - _OUTPUT_TAIL_BYTES))
-        return f"{self.printed}\n{tail.decode(errors='replace')}"
+        return f"{self.startup_output}\n{tail.decode(errors='replace')}"
 
-    def hang_up(self) -> None:
+    def close_input(self) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def close(self, *, within_s: float = END_S) -> None:
+    def close(self, *, timeout_s: float = END_TIMEOUT_S) -> None:
         assert self._process.stdout is not None
-        self.hang_up()
+        self.close_input()
         try:
-            self._process.wait(within_s)
+            self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

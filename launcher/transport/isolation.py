@@ -11,17 +11,17 @@ import time
 from pathlib import Path
 
 from fmfsd.errors import CheckError
-from launcher.transport.agent_client import AGENT, Agent
+from launcher.transport.agent_client import AGENT_COMMAND, AgentProcess
 
 INTERFACE = "fmfsd0"
-READY_S = 10.0
+READY_TIMEOUT_S = 10.0
 _POLL_S = 0.01
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def lacks(*programs: str) -> str:
+def isolation_problem(*programs: str) -> str:
     """Return why this process can't create namespaces and mounts; empty if it probably can."""
     missing = [program for program in (*programs, "unshare") if shutil.which(program) is None]
     if os.geteuid() != 0:
@@ -36,13 +36,13 @@ class CuttableNetwork:
     """Agents of one launch, each in its own network namespace, connected by a bridge in the namespace of node 0."""
 
     def __init__(self) -> None:
-        self._agents: list[Agent] = []
+        self._agents: list[AgentProcess] = []
 
-    def start_agent(self, node: int) -> Agent:
+    def start_agent(self, node: int) -> AgentProcess:
         """Start an agent that reaches the other agents only over INTERFACE. CheckError if that fails."""
         if node == 0:
             self._agents = []
-        agent = Agent(("unshare", "--net", "--", *AGENT))
+        agent = AgentProcess(("unshare", "--net", "--", *AGENT_COMMAND))
         self._agents.append(agent)
         try:
             self._wait_for_namespace(agent)
@@ -78,11 +78,11 @@ class CuttableNetwork:
         if completed.returncode:
             raise CheckError(f"{' '.join(command)}: {completed.stderr.strip()}")
 
-    def _wait_for_namespace(self, agent: Agent) -> None:
-        ours, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + READY_S
+    def _wait_for_namespace(self, agent: AgentProcess) -> None:
+        ours, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + READY_TIMEOUT_S
         while os.readlink(f"/proc/{agent.pid}/ns/net") == ours:
             if time.monotonic() > deadline:
-                raise CheckError(f"no network namespace in {READY_S:g} s: leave cut-link out of --drill")
+                raise CheckError(f"no network namespace in {READY_TIMEOUT_S:g} s: leave cut-link out of --drill")
             time.sleep(_POLL_S)
 
 

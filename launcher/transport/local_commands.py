@@ -6,31 +6,31 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from launcher.agent.parent_death import tied
+from launcher.agent.parent_death import with_parent_death
 
-END_S = 10.0
-LOOK_S = 0.1
+END_TIMEOUT_S = 10.0
+POLL_S = 0.1
 
 
-def run_here(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
+def run_foreground(argv: Sequence[str], *, stop: Callable[[], bool]) -> int:
     """Run a command in the foreground with its output on our stderr, and return its exit code.
 
     The command is terminated once `stop` returns true.
     """
-    process = subprocess.Popen(tied(argv), stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    process = subprocess.Popen(with_parent_death(argv), stdin=subprocess.DEVNULL, stdout=sys.stderr)
     while process.poll() is None and not stop():
         with suppress(subprocess.TimeoutExpired):
-            process.wait(LOOK_S)
+            process.wait(POLL_S)
     process.terminate()
     try:
-        return process.wait(END_S)
+        return process.wait(END_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
 
 
-def said_here(
-    argv: Sequence[str], *, deadline_s: float, more: Mapping[str, str] | None = None
+def run_captured(
+    argv: Sequence[str], *, timeout_s: float, extra_env: Mapping[str, str] | None = None
 ) -> tuple[int | None, str, str]:
     """Run a command and return its exit code, stdout and stderr.
 
@@ -39,16 +39,16 @@ def said_here(
     """
     try:
         completed = subprocess.run(
-            tied(argv),
-            env={**os.environ, **(more or {})},
+            with_parent_death(argv),
+            env={**os.environ, **(extra_env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=deadline_s,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        return None, "", f"no answer in {deadline_s:g} s"
+        return None, "", f"no answer in {timeout_s:g} s"
     except OSError as error:
         return None, "", str(error)
     return completed.returncode, completed.stdout, completed.stderr

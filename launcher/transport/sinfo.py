@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from fmfsd.errors import CheckError
-from launcher.transport.local_commands import said_here
+from launcher.transport.local_commands import run_captured
 
-ANSWER_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
 _FORMAT = "%P|%a|%l|%D|%c|%G"
 
 
@@ -25,14 +25,14 @@ class Partition:
         return f"{self.name} {self.state}, at most {self.time_limit}: {self.nodes} nodes of {self.cores} cores{gres}"
 
 
-def partitions() -> list[Partition]:
+def list_partitions() -> list[Partition]:
     """Return all partitions that this user may see. CheckError with sinfo's error output if it fails."""
-    code, output, errors = said_here(("sinfo", "--noheader", f"--format={_FORMAT}"), deadline_s=ANSWER_S)
+    code, output, errors = run_captured(("sinfo", "--noheader", f"--format={_FORMAT}"), timeout_s=ANSWER_TIMEOUT_S)
     if code != 0:
         raise CheckError((errors.strip().splitlines() or [f"sinfo: exit code {code}"])[-1])
     return [Partition(*line.split("|")) for line in output.splitlines()]
 
 
-def version() -> str:
+def slurm_version() -> str:
     """Return Slurm's version as sinfo prints it; empty if it is not available."""
-    return said_here(("sinfo", "--version"), deadline_s=ANSWER_S)[1].strip()
+    return run_captured(("sinfo", "--version"), timeout_s=ANSWER_TIMEOUT_S)[1].strip()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fmfsd.errors import CheckError
 
-ANSWER_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 ENDED_STATES = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
     *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -26,7 +26,7 @@ COMPLETING_STATES = ("COMPLETING", "STAGE_OUT")
 """States in which a job has ended, and Slurm still cleans up."""
 
 
-class NoAnswerError(CheckError):
+class SlurmTimeoutError(CheckError):
     """A Slurm command did not respond in time."""
 
 
@@ -73,9 +73,9 @@ class JobState:
         return f"job {self.id}{cluster}: {self.state}{why}{where}{expected}"
 
 
-def hostnames(nodelist: str) -> tuple[str, ...]:
+def expand_nodelist(nodelist: str) -> tuple[str, ...]:
     """Return the host names of a Slurm node list such as n[1-3,7]. CheckError if Slurm does not respond."""
-    return tuple(_said("scontrol", "show", "hostnames", nodelist).split())
+    return tuple(_run_checked("scontrol", "show", "hostnames", nodelist).split())
 
 
 def submit(options: Sequence[str], *, environment: Mapping[str, str], cwd: str) -> str:
@@ -83,16 +83,16 @@ def submit(options: Sequence[str], *, environment: Mapping[str, str], cwd: str) 
 
     CheckError with Slurm's error output if it refuses.
     """
-    return _said("sbatch", "--parsable", *options, environment=environment, cwd=cwd).strip()
+    return _run_checked("sbatch", "--parsable", *options, environment=environment, cwd=cwd).strip()
 
 
-def id_and_cluster(job: str) -> tuple[str, str]:
+def split_job_reference(job: str) -> tuple[str, str]:
     """Split a job's reference into its id and its cluster; empty: the default cluster."""
     number, _, cluster = job.partition(";")
     return number, cluster
 
 
-def task_of(job: str, task: int) -> str:
+def array_task_reference(job: str, task: int) -> str:
     """Return the reference of a task of an array job."""
     number, semicolon, cluster = job.partition(";")
     return f"{number}_{task}{semicolon}{cluster}"
@@ -105,11 +105,11 @@ def scancel_command(job: str) -> tuple[str, ...]:
 
 def _id_and_cluster_options(job: str) -> tuple[str, tuple[str, ...]]:
     """Return a job's id and the options that direct a command to its cluster."""
-    number, cluster = id_and_cluster(job)
+    number, cluster = split_job_reference(job)
     return number, (f"--clusters={cluster}",) if cluster else ()
 
 
-def try_out(options: Sequence[str], *, environment: Mapping[str, str], cwd: str) -> str:
+def dry_run_submit(options: Sequence[str], *, environment: Mapping[str, str], cwd: str) -> str:
     """Return Slurm's current estimate for a job without submitting it. CheckError if Slurm would refuse the job."""
     completed = _run("sbatch", "--test-only", *options, environment=environment, cwd=cwd)
     output = _without_prefix(completed.stderr + completed.stdout)
@@ -118,7 +118,7 @@ def try_out(options: Sequence[str], *, environment: Mapping[str, str], cwd: str)
     return output
 
 
-def job_state(job: str) -> JobState | None:
+def query_job_state(job: str) -> JobState | None:
     """Return the state of a job; None if Slurm no longer knows it. CheckError if Slurm does not respond."""
     number, options = _id_and_cluster_options(job)
     completed = _run("scontrol", *options, "show", "job", number)
@@ -132,19 +132,19 @@ def job_state(job: str) -> JobState | None:
 
 def cancel(job: str) -> None:
     """Cancel a job; Slurm first signals it to stop. CheckError if Slurm refuses."""
-    _said(*scancel_command(job))
+    _run_checked(*scancel_command(job))
 
 
 def requeue(job_id: str) -> None:
     """Requeue a job. If called inside the job, Slurm ends it at once. CheckError if Slurm refuses."""
-    _said("scontrol", "requeue", job_id)
+    _run_checked("scontrol", "requeue", job_id)
 
 
-def gpus_of_a_node(job: str) -> int:
+def query_gpus_per_node(job: str) -> int:
     """Return the smallest number of GPUs that a job has on any of its nodes; 0 if Slurm does not respond."""
     number, options = _id_and_cluster_options(job)
     try:
-        text = _said("scontrol", *options, "show", "job", "--details", number)
+        text = _run_checked("scontrol", *options, "show", "job", "--details", number)
     except CheckError:
         return 0
     nodes = re.findall(r"^ +Nodes=(\S+) .*?GRES=(\S*)", text, re.MULTILINE)
@@ -163,7 +163,7 @@ def _parse_scontrol(job: str, text: str) -> JobState:
         match = re.search(rf"^ +(?:.* )?{name}=(\S*)", text, re.MULTILINE)
         return match[1] if match and match[1] not in ("None", "(null)", "Unknown", "N/A") else ""
 
-    number, cluster = id_and_cluster(job)
+    number, cluster = split_job_reference(job)
     return JobState(
         number,
         field("JobState"),
@@ -190,11 +190,11 @@ def _query_sacct(job: str) -> JobState | None:
     if not lines or lines[0].count("|") != len(fields) - 1:
         return None
     state, start, nodes, code = lines[0].split("|")
-    cluster = id_and_cluster(job)[1]
+    cluster = split_job_reference(job)[1]
     return JobState(number, state.split()[0], start=start, nodes=nodes, exit_code=_exit_code(code), cluster=cluster)
 
 
-def _said(*command: str, environment: Mapping[str, str] | None = None, cwd: str | None = None) -> str:
+def _run_checked(*command: str, environment: Mapping[str, str] | None = None, cwd: str | None = None) -> str:
     completed = _run(*command, environment=environment, cwd=cwd)
     if completed.returncode:
         raise CheckError(f"{command[0]}: {_without_prefix(completed.stderr) or f'exit code {completed.returncode}'}")
@@ -213,12 +213,14 @@ def _run(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=ANSWER_S,
+            timeout=ANSWER_TIMEOUT_S,
         )
     except FileNotFoundError as error:
         raise CheckError(f"{command[0]}: not found: is this machine a part of a Slurm cluster?") from error
     except subprocess.TimeoutExpired as error:
-        raise NoAnswerError(f"{command[0]}: no answer in {ANSWER_S:g} s: is Slurm's controller up?") from error
+        raise SlurmTimeoutError(
+            f"{command[0]}: no answer in {ANSWER_TIMEOUT_S:g} s: is Slurm's controller up?"
+        ) from error
 
 
 def _without_prefix(output: str) -> str:

@@ -1,6 +1,6 @@
 """The command that starts a node's agent as a step of a Slurm allocation."""
 
-from launcher.transport.agent_client import AGENT
+from launcher.transport.agent_client import AGENT_COMMAND
 
 JOB_VARIABLES = (
     *("SLURM_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"),
@@ -9,8 +9,8 @@ JOB_VARIABLES = (
 """Variables of the job that srun would read as options; from Slurm 23.11 on it fails if they contradict its options."""
 
 
-def command(
-    host: str, *, cores: int, deadline_s: float, agent: tuple[str, ...] = AGENT, options: tuple[str, ...] = ()
+def agent_command(
+    host: str, *, cores: int, deadline_s: float, agent: tuple[str, ...] = AGENT_COMMAND, options: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
     """Return the command that starts an agent on the allocation's node `host`. `options`: further srun options.
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fmfsd.errors import ConfigError, Problem
-from launcher.config.environment import IMPORTING
+from launcher.config.environment import IMPORT_VARIABLES
 from launcher.config.launch_config import Host
-from launcher.transport.agent_client import AGENT
+from launcher.transport.agent_client import AGENT_COMMAND
 
-OPTIONS = {
+SSH_OPTIONS = {
     "IgnoreUnknown": "*",  # must be first: older versions of ssh do not know all of these
     "BatchMode": "yes",  # nobody would see a password prompt during a launch
     "ConnectTimeout": "10",
@@ -34,18 +34,18 @@ _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:\[][A-Za-z0-9_
 _LINE = re.compile(r"(?P<name>\S+)(?:\s+slots\s*=\s*(?P<slots>[1-9][0-9]{0,4}))?")
 
 
-def command(
-    host: str, environment: Mapping[str, str], *, deadline_s: float, agent: tuple[str, ...] = AGENT
+def agent_command(
+    host: str, environment: Mapping[str, str], *, deadline_s: float, agent: tuple[str, ...] = AGENT_COMMAND
 ) -> tuple[str, ...]:
     """Return the command that starts an agent on `host`.
 
     From `environment` it contains only the variables that decide where Python finds modules. Other variables reach the
     agent later through its stdin, where no process list shows them.
     """
-    options = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
+    options = [part for name, value in SSH_OPTIONS.items() for part in ("-o", f"{name}={value}")]
     folders = [os.path.abspath(folder) for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
     absolute = {**environment, "PYTHONPATH": os.pathsep.join(folders)}
-    modules = [f"{name}={absolute[name]}" for name in IMPORTING if absolute.get(name)]
+    modules = [f"{name}={absolute[name]}" for name in IMPORT_VARIABLES if absolute.get(name)]
     remote_command = ("exec", "env", *modules, *agent, "--deadline", f"{deadline_s:g}")
     return ("ssh", *options, "--", host, shlex.join(remote_command))
 

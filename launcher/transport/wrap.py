@@ -4,7 +4,7 @@ import shlex
 
 from fmfsd.errors import ConfigError, Problem
 
-INSIDE = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "PYTHONPATH", "VIRTUAL_ENV")
+WRAPPER_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "PYTHONPATH", "VIRTUAL_ENV")
 """Variables that workers get from inside the wrapper, where programs and libraries are at other paths."""
 _PYTHON_FALLBACK = 'command -v "$0" >/dev/null && exec "$0" "$@"; exec python3 "$@"'
 
@@ -24,6 +24,6 @@ def parse_wrap(text: str | None) -> tuple[str, ...]:
     return command
 
 
-def python_inside(command: tuple[str, ...]) -> tuple[str, ...]:
+def with_python_fallback(command: tuple[str, ...]) -> tuple[str, ...]:
     """Return `command`, which starts with this machine's Python, with python3 as the fallback inside a wrapper."""
     return ("sh", "-c", _PYTHON_FALLBACK, *command)

@@ -13,14 +13,14 @@ from launcher.agent.resources import Resources
 from launcher.check import host_checks, run_checks
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.resources.cost_probe import Costs
-from launcher.resources.host_probe import UnreachableError, survey
+from launcher.resources.host_probe import UnreachableError, probe_hosts
 from launcher.resources.site import Site
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.ray.probe_cluster import machines_of
-from launcher.tune.records.trial_resources import Shape
-from launcher.tune.sampling.sampler import default_search, refused
+from launcher.tune.ray.probe_cluster import probe_machines
+from launcher.tune.records.trial_resources import TrialResources
+from launcher.tune.sampling.sampler import default_search, find_search_problems
 from launcher.tune.space.load import Space
-from launcher.tune.space.metrics import metric_names
+from launcher.tune.space.metrics import list_metric_names
 from launcher.tune.sweep.disk_budget import DiskBudget
 
 _PACKAGES = ("ray", "optuna")
@@ -31,13 +31,13 @@ _HEAD_KEYS = ("method", "model.branches", "model.fusion")
 _METRICS_OF_EVERY_RUN = ("valid/deepest_top1", "valid/loss")
 
 
-def options_of(space: Space, given: Mapping[str, Any]) -> TuneOptions:
+def resolve_options(space: Space, cli_options: Mapping[str, Any]) -> TuneOptions:
     """Return the options of the command line, completed with what the space suggests.
 
     Raise ConfigError if the number of modes differs from the number of metrics.
     """
-    options = TuneOptions(**{"trials": space.trials, "search": default_search(space), **given})
-    if "modes" not in given:
+    options = TuneOptions(**{"trials": space.trials, "search": default_search(space), **cli_options})
+    if "modes" not in cli_options:
         return replace(options, modes=tuple(map(_default_mode, options.metrics)))
     if len(options.modes) != len(options.metrics):
         counts = f"{len(options.modes)} for {len(options.metrics)} metrics"
@@ -49,16 +49,16 @@ def _default_mode(metric: str) -> Literal["max", "min"]:
     return "max" if metric.endswith("_top1") else "min"
 
 
-def require_sound(space: Space, options: TuneOptions, sweep: SweepDir, *, is_new: bool = True) -> None:
+def require_valid_search(space: Space, options: TuneOptions, sweep: SweepDir, *, is_new: bool = True) -> None:
     """Raise ConfigError for problems of the search, CheckError if only this machine has problems."""
     wrong = [
         *_metric_problems(options),
-        *refused(options.search, options, space),
+        *find_search_problems(options.search, options, space),
         *_scheduler_problems(options),
         *_address_problems(options),
         *_folder_problems(sweep, is_new),
     ]
-    missing = [*_missing_packages(), *run_checks.in_use(sweep.coordination)]
+    missing = [*_missing_packages(), *run_checks.check_not_in_use(sweep.coordinator_dir)]
     if wrong:
         raise ConfigError([*wrong, *missing])
     if missing:
@@ -92,7 +92,7 @@ def _address_problems(options: TuneOptions) -> Iterator[Problem]:
 def _folder_problems(sweep: SweepDir, is_new: bool) -> Iterator[Problem]:
     if is_new and sweep.ledger.exists():
         yield Problem(str(sweep.path), f"exists: resume it with --resume {sweep.path}, or choose another --sweep-dir")
-    elif is_new and not sweep.coordination.is_unused():
+    elif is_new and not sweep.coordinator_dir.is_unused():
         yield Problem(str(sweep.path), "exists and is not a sweep: choose another --sweep-dir")
 
 
@@ -109,7 +109,7 @@ def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
     varies = [parameter.key for parameter in space.parameters if parameter.key in _HEAD_KEYS]
     written = [
         name
-        for name in metric_names(costs.probe)
+        for name in list_metric_names(costs.probe)
         if not varies or name in _METRICS_OF_EVERY_RUN or name.startswith("cost/")
     ]
     why = (
@@ -123,14 +123,14 @@ def require_metrics(options: TuneOptions, space: Space, costs: Costs) -> None:
         raise ConfigError([Problem(f"--metric {name}", message) for name in unknown])
 
 
-def machines(site: Site, options: TuneOptions, sweep: SweepDir, *, asks: bool) -> list[Resources]:
+def list_machines(site: Site, options: TuneOptions, sweep: SweepDir, *, probe_ray: bool) -> list[Resources]:
     """Return the resources of each machine for trials.
 
     A Ray cluster is probed only with `probe_ray`; otherwise it is assumed to have the resources of this machine. Raise
     CheckError if a cluster does not answer, or does not see the sweep's files.
     """
     if options.ray_address is not None:
-        return machines_of(options.ray_address, sweep) if asks else [site.resources]
+        return probe_machines(options.ray_address, sweep) if probe_ray else [site.resources]
     return [site.resources] * max(1, len(site.hosts))
 
 
@@ -140,14 +140,18 @@ def probe_site(site: Site, launch: LaunchConfig, folder: Path, environment: Mapp
     `launch` is the launch config of a trial, `folder` the folder of the sweep. Raise CheckError if no host answers, or
     if a host has other software or does not see the same files.
     """
-    probed = survey(site, environment, run=folder, cwd=cwd, index=None)
-    reachable = probed.of(tuple(probed.seen)) if probed.seen else probed
-    if problems := list(host_checks.problems(LaunchConfig(device=launch.device), reachable)):
-        raise (UnreachableError if reachable.trouble else CheckError)(problems)
-    return replace(reachable.told(site), hosts=tuple(reachable.seen) or site.hosts)
+    probed = probe_hosts(site, environment, run=folder, cwd=cwd, index=None)
+    reachable = probed.select(tuple(probed.answers)) if probed.answers else probed
+    if problems := list(host_checks.check_hosts(LaunchConfig(device=launch.device), reachable)):
+        raise (UnreachableError if reachable.failures else CheckError)(problems)
+    return replace(reachable.apply_to(site), hosts=tuple(reachable.answers) or site.hosts)
 
 
-def require_room(sweep: SweepDir, options: TuneOptions, config: RunConfig, costs: Costs, shape: Shape) -> None:
+def require_disk_space(
+    sweep: SweepDir, options: TuneOptions, config: RunConfig, costs: Costs, resources: TrialResources
+) -> None:
     """Raise CheckError if the disk or the disk budget is too small."""
-    if problems := list(DiskBudget.of(sweep, options, config, costs, concurrent=shape.concurrent).refused()):
+    if problems := list(
+        DiskBudget.estimate(sweep, options, config, costs, concurrent=resources.concurrent).find_problems()
+    ):
         raise CheckError(problems)

@@ -8,14 +8,14 @@ from typing import Any
 
 from fmfsd.system.atomic_files import read_json
 from launcher.config.launch_config import TuneOptions
-from launcher.config.plain_text import in_a_line
-from launcher.run_dir.activity import Work
-from launcher.run_dir.status import Status
+from launcher.config.plain_text import to_single_line
+from launcher.run_dir.activity import RunActivity
+from launcher.run_dir.status import RunStatus
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.display.eta import ENDED, counts, seconds_left
-from launcher.tune.display.formatting import best_text, counts_text, left_text
+from launcher.tune.display.eta import END_STATES, count_trials, estimate_seconds_left
+from launcher.tune.display.formatting import format_best, format_counts, format_time_left
 from launcher.tune.records.history import History
-from launcher.tune.records.ledger import facts
+from launcher.tune.records.ledger import read_facts
 
 
 @dataclass(frozen=True)
@@ -40,35 +40,35 @@ class SweepStatus:
     failed: dict[str, str]
 
     @classmethod
-    def of(cls, sweep: SweepDir) -> "SweepStatus":
+    def read(cls, sweep: SweepDir) -> "SweepStatus":
         """Read the status. Raise CheckError if the ledger is damaged."""
-        history, work = _history(sweep), Work.on(sweep.coordination)
+        history, work = _history(sweep), RunActivity.read(sweep.coordinator_dir)
         (state, why), running = _state(sweep, work), dict(_running(sweep, history))
-        ranked = history.ranked()
+        ranked = history.rank_trials()
         done = [_share_done(status) for status in running.values()]
         at_a_time = history.options.concurrent or len(running)
         return cls(
             path=sweep.path,
             state=state,
             why=why,
-            who=work.who,
+            who=work.owner_description,
             is_resumable=not work.is_under_way and state != "finished",
-            trials=counts(history, len(running)),
-            seconds_left=seconds_left(history, done, at_a_time) if work.is_under_way else None,
-            best=best_text(history, ranked[0] if ranked else None),
-            front=[trial.name for trial in history.front()],
-            running={name: status.line for name, status in running.items()},
-            failed={trial.name: in_a_line(trial.cause) for trial in history.runs if trial.state == "failed"},
+            trials=count_trials(history, len(running)),
+            seconds_left=estimate_seconds_left(history, done, at_a_time) if work.is_under_way else None,
+            best=format_best(history, ranked[0] if ranked else None),
+            front=[trial.name for trial in history.pareto_front()],
+            running={name: status.summary for name, status in running.items()},
+            failed={trial.name: to_single_line(trial.cause) for trial in history.runs if trial.state == "failed"},
         )
 
     @property
-    def line(self) -> str:
+    def summary(self) -> str:
         """The status in one line, such as `searching: 7 of 24 ended, about 12 min left`."""
-        ended = f"{sum(self.trials[state] for state in ENDED)} of {sum(self.trials.values())} ended"
-        parts = [", ".join(filter(None, (ended, left_text(self.seconds_left)))), in_a_line(self.why)]
+        ended = f"{sum(self.trials[state] for state in END_STATES)} of {sum(self.trials.values())} ended"
+        parts = [", ".join(filter(None, (ended, format_time_left(self.seconds_left)))), to_single_line(self.why)]
         return f"{self.state}: {'; '.join(filter(None, parts))}"
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the status as JSON types."""
         content = asdict(self)
         return {"sweep": str(content.pop("path")), **content}
@@ -77,9 +77,9 @@ class SweepStatus:
         """Return the lines to display, by topic."""
         return {
             "search": [str(self.path)],
-            "state": [self.line],
+            "state": [self.summary],
             "run by": [self.who],
-            "trials": [counts_text(self.trials)],
+            "trials": [format_counts(self.trials)],
             "best": [self.best] if self.best else [],
             "running": [f"{name} {line}" for name, line in self.running.items()],
             "failed": [f"{name}: {cause}" for name, cause in self.failed.items()],
@@ -91,7 +91,7 @@ def _history(sweep: SweepDir) -> History:
     """Return the history, with the options of the last start: a resumed sweep may have changed some."""
     from pydantic import TypeAdapter
 
-    ledger_facts = facts(sweep.ledger)
+    ledger_facts = read_facts(sweep.ledger)
     options = [fact["options"] for fact in ledger_facts if "options" in fact]
     history = History(TypeAdapter(TuneOptions).validate_python(options[-1]) if options else TuneOptions(trials=0))
     for fact in ledger_facts:
@@ -99,20 +99,20 @@ def _history(sweep: SweepDir) -> History:
     return history
 
 
-def _running(sweep: SweepDir, history: History) -> Iterator[tuple[str, Status]]:
+def _running(sweep: SweepDir, history: History) -> Iterator[tuple[str, RunStatus]]:
     for trial in history.unfinished:
-        if Work.on(run := sweep.trial(trial.name)).is_under_way:
-            yield trial.name, Status.of(run)
+        if RunActivity.read(run := sweep.trial(trial.name)).is_under_way:
+            yield trial.name, RunStatus.read(run)
 
 
-def _share_done(status: Status) -> float:
+def _share_done(status: RunStatus) -> float:
     """Return the completed share of a trial's steps, from 0 to 1."""
     return status.progress.get("step", 0) / status.progress.get("total_steps", 1)
 
 
-def _state(sweep: SweepDir, work: Work) -> tuple[str, str]:
+def _state(sweep: SweepDir, work: RunActivity) -> tuple[str, str]:
     """Return the state and its cause."""
-    run = sweep.coordination
+    run = sweep.coordinator_dir
     if work.is_under_way:
         return ("stopping" if run.stop_request.exists() else "searching"), ""
     if work.owner is None:

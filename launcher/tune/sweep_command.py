@@ -8,29 +8,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fmfsd.config import dump_given, load_config
+from fmfsd.config import dump_explicit, load_config
 from fmfsd.config.load import config_name
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.system.atomic_files import write_whole
+from fmfsd.system.atomic_files import write_atomic
 from launcher.agent.resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.config.packaged_files import find_space
 from launcher.prepare_launch import Checked, Request, checked, prepare_command
 from launcher.resources.allocation import Allocation
 from launcher.resources.host_probe import UnreachableError
-from launcher.resources.resolve_site import settle
+from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import Site
-from launcher.run_dir.manifest import masked
-from launcher.run_dir.run_lock import sole_owner
+from launcher.run_dir.manifest import mask_command
+from launcher.run_dir.run_lock import hold_run_lock
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.slurm.job_options import LEAD_BEYOND_S, LEAD_S
+from launcher.slurm.job_options import LEAD_MARGIN_S, LEAD_S
 from launcher.supervise.unreachable_nodes import handle_unreachable
 from launcher.tune import check
-from launcher.tune.coordinator import BEYOND_GRACE_S, Coordination
+from launcher.tune.coordinator import RAY_SHUTDOWN_S, SweepCoordinator
 from launcher.tune.records.history import History
 from launcher.tune.records.ledger import Ledger
-from launcher.tune.records.sweep_settings import Begun
-from launcher.tune.records.trial_resources import Shape, device_of
+from launcher.tune.records.sweep_settings import SweepSettings
+from launcher.tune.records.trial_resources import TrialResources, choose_device
 from launcher.tune.space import validation_split
 from launcher.tune.space.load import Space, read_space
 
@@ -42,7 +42,7 @@ class SweepRequest:
     space: str | None
     config: str | None
     overrides: tuple[str, ...]
-    given: Mapping[str, Any]
+    cli_options: Mapping[str, Any]
     launch: LaunchConfig
     sweep_dir: Path | None = None
     resume: Path | None = None
@@ -52,21 +52,23 @@ class SweepRequest:
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedSweep:
     """A checked sweep. `content`: the initial files of a new sweep, by path."""
 
     sweep: SweepDir
-    begun: Begun
+    settings: SweepSettings
     space: Space
     prepare: tuple[str, ...]
-    shape: Shape
+    resources: TrialResources
     warnings: Sequence[str]
     content: Mapping[Path, str]
 
-    def in_batch_job(self) -> "Ready":
+    def in_batch_job(self) -> "PreparedSweep":
         """Return the sweep with settings for a batch job of Slurm."""
-        settings = sweep_in_job(self.begun)
-        return Ready(self.sweep, settings, self.space, self.prepare, self.shape, self.warnings, self.content)
+        settings = settings_in_batch_job(self.settings)
+        return PreparedSweep(
+            self.sweep, settings, self.space, self.prepare, self.resources, self.warnings, self.content
+        )
 
 
 def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
@@ -74,10 +76,10 @@ def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str
 
     Raise ConfigError or CheckError if nothing was started, and RunFailedError afterwards.
     """
-    job = Allocation.of(environment)
-    request = _of_job(request, cwd, job)
-    site, _ = settle(LaunchConfig(), nodes=None, environment=environment)
-    if request.stop_after == "run" and "ray_address" not in request.given:
+    job = Allocation.from_environment(environment)
+    request = _with_sweep_dir_of_job(request, cwd, job)
+    site, _ = resolve_site(LaunchConfig(), nodes=None, environment=environment)
+    if request.stop_after == "run" and "ray_address" not in request.cli_options:
         site = _probe_hosts(request, site, job, environment, cwd)
     ready = (
         _prepare_resumed(request, site, environment)
@@ -85,15 +87,15 @@ def run_sweep(request: SweepRequest, *, environment: Mapping[str, str], cwd: str
         else _prepare_new(request, site, environment, cwd)
     )
     ready = ready.in_batch_job() if job is not None and job.is_batch else ready
-    coordination = Coordination(
-        ready.sweep, ready.begun, ready.space, site, environment, as_json=request.as_json, job=job
+    coordination = SweepCoordinator(
+        ready.sweep, ready.settings, ready.space, site, environment, as_json=request.as_json, job=job
     )
     if request.stop_after == "plan":
         print(json.dumps(_to_dict(ready), indent=2) if request.as_json else _render_plan(ready, coordination))
         return 0
-    with sole_owner(ready.sweep.coordination):
-        _write(ready, argv)
-        return coordination.run_to_end(prepare=ready.prepare, shape=ready.shape, warnings=ready.warnings)
+    with hold_run_lock(ready.sweep.coordinator_dir):
+        _write_sweep_files(ready, argv)
+        return coordination.run_to_end(prepare=ready.prepare, resources=ready.resources, warnings=ready.warnings)
 
 
 def _probe_hosts(
@@ -105,54 +107,56 @@ def _probe_hosts(
         return check.probe_site(site, request.launch, folder, environment, cwd)
     except UnreachableError as error:
         if job is not None:
-            handle_unreachable(error, job, SweepDir(folder).coordination, partial(print, file=sys.stderr, flush=True))
+            handle_unreachable(
+                error, job, SweepDir(folder).coordinator_dir, partial(print, file=sys.stderr, flush=True)
+            )
         raise
 
 
-def _of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepRequest:
+def _with_sweep_dir_of_job(request: SweepRequest, cwd: str, job: Allocation | None) -> SweepRequest:
     """Return the request with the sweep folder of the batch job, which a requeued job resumes."""
     if job is None or not job.is_batch or request.resume is not None:
         return request
-    name = f"{config_name(request.space or 'sweep')}-{job.name}"
+    name = f"{config_name(request.space or 'sweep')}-{job.run_name}"
     sweep = SweepDir((Path(cwd) / (request.sweep_dir or Path("runs") / name)).absolute())
     if not job.restarts or not sweep.ledger.exists():
         return replace(request, sweep_dir=sweep.path)
     return replace(request, resume=sweep.path, space=None, config=None, overrides=(), sweep_dir=None)
 
 
-def sweep_in_job(settings: Begun) -> Begun:
+def settings_in_batch_job(settings: SweepSettings) -> SweepSettings:
     """Return the settings with the longest grace that fits between Slurm's warning and the job's end.
 
     Time for Ray to shut down after the trials is left.
     """
     launch = settings.launch
-    left_s = LEAD_S - LEAD_BEYOND_S - BEYOND_GRACE_S
-    return replace(settings, launch=replace(launch, grace_s=min(launch.longest_grace_s, max(launch.grace_s, left_s))))
+    left_s = LEAD_S - LEAD_MARGIN_S - RAY_SHUTDOWN_S
+    return replace(settings, launch=replace(launch, grace_s=min(launch.max_grace_s, max(launch.grace_s, left_s))))
 
 
-def _prepare_new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> Ready:
+def _prepare_new(request: SweepRequest, site: Site, environment: Mapping[str, str], cwd: str) -> PreparedSweep:
     if request.space is None:
         raise ConfigError([Problem("--space", "is missing: give a file, or the name of a space of the package")])
     path = find_space(request.space)
     space = read_space(path, config=request.config, overrides=request.overrides)
-    split_overrides, held_out = validation_split.for_search(
+    split_overrides, held_out = validation_split.split_overrides(
         space.config, request.overrides, data_root=request.data_root
     )
-    options, sweep = check.options_of(space, request.given), _sweep_dir(request, cwd, path)
-    check.require_sound(space, options, sweep)
+    options, sweep = check.resolve_options(space, request.cli_options), _sweep_dir(request, cwd, path)
+    check.require_valid_search(space, options, sweep)
     launch = _trial_launch(request.launch, options)
-    machines = check.machines(site, options, sweep, asks=request.stop_after == "run")
+    machines = check.list_machines(site, options, sweep, probe_ray=request.stop_after == "run")
     overrides = (*request.overrides, *split_overrides)
     base = _check_base(
         replace(request, config=space.config, overrides=overrides), launch, machines, sweep, environment, cwd
     )
-    settings = Begun(options, launch, held_out, base.costs.memory.get("total", 0))
+    settings = SweepSettings(options, launch, held_out, base.costs.memory.get("total", 0))
     check.require_metrics(options, space, base.costs)
-    resources = settings.shape_on(machines)
-    check.require_room(sweep, options, base.config, base.costs, resources)
-    config_text = dump_given(space.config, overrides, data_root=request.data_root)
+    resources = settings.fit_on(machines)
+    check.require_disk_space(sweep, options, base.config, base.costs, resources)
+    config_text = dump_explicit(space.config, overrides, data_root=request.data_root)
     content = {sweep.space: path.read_text("utf-8"), sweep.config: config_text}
-    return Ready(sweep, settings, space, prepare_command(base.config), resources, base.warnings, content)
+    return PreparedSweep(sweep, settings, space, prepare_command(base.config), resources, base.warnings, content)
 
 
 def _check_base(
@@ -168,7 +172,7 @@ def _check_base(
     `trial_resources` checks that the real machines have room. A dry run downloads no weights.
     """
     assert request.config is not None
-    device = device_of(machines, launch)
+    device = choose_device(machines, launch)
     gpus = tuple(map(str, range(launch.nodes * (launch.gpus or 1)))) if device == "cuda" else ()
     offline = ("model.pretrained=false",) if request.stop_after == "plan" else ()
     single = Request(
@@ -183,20 +187,20 @@ def _check_base(
     return checked(single, sweep.trial("0001"), environment, cwd)
 
 
-def _prepare_resumed(request: SweepRequest, site: Site, environment: Mapping[str, str]) -> Ready:
+def _prepare_resumed(request: SweepRequest, site: Site, environment: Mapping[str, str]) -> PreparedSweep:
     """Prepare a sweep from the files in its folder."""
     assert request.resume is not None
     sweep = SweepDir(request.resume.absolute())
     if not sweep.ledger.exists():
         raise CheckError([Problem(str(sweep.path), "is not a sweep folder: it has no ledger")])
     _require_no_new_inputs(request)
-    settings = Begun.of(sweep.ledger, environment).going_on(request.given)
+    settings = SweepSettings.read(sweep.ledger, environment).with_changes(request.cli_options)
     History.read(sweep.ledger, settings.options)
     space = read_space(sweep.space, config=str(sweep.config))
-    check.require_sound(space, settings.options, sweep, is_new=False)
-    machines = check.machines(site, settings.options, sweep, asks=request.stop_after == "run")
-    resources = settings.shape_on(machines)
-    return Ready(sweep, settings, space, prepare_command(load_config(str(sweep.config))), resources, (), {})
+    check.require_valid_search(space, settings.options, sweep, is_new=False)
+    machines = check.list_machines(site, settings.options, sweep, probe_ray=request.stop_after == "run")
+    resources = settings.fit_on(machines)
+    return PreparedSweep(sweep, settings, space, prepare_command(load_config(str(sweep.config))), resources, (), {})
 
 
 def _require_no_new_inputs(request: SweepRequest) -> None:
@@ -225,33 +229,33 @@ def _trial_launch(launch: LaunchConfig, options: TuneOptions) -> LaunchConfig:
     return replace(launch, on="local", gpus=launch.gpus or 1, max_restarts=options.max_failures)
 
 
-def _write(ready: Ready, argv: Sequence[str]) -> None:
+def _write_sweep_files(ready: PreparedSweep, argv: Sequence[str]) -> None:
     """Write the initial files of a new sweep, and a ledger fact for each start."""
     try:
         ready.sweep.trials.mkdir(exist_ok=True, mode=0o700)
         for path, text in ready.content.items():
-            write_whole(path, text)
+            write_atomic(path, text)
         ledger = Ledger(ready.sweep.ledger)
-        ledger.note("begun", **ready.begun.told(), argv=masked(argv))
+        ledger.append_fact("begun", **ready.settings.to_dict(), argv=mask_command(argv))
         ledger.close()
     except OSError as error:
         raise CheckError([Problem(str(ready.sweep.path), f"can't be written: {error}")]) from error
 
 
-def _to_dict(ready: Ready) -> dict[str, Any]:
+def _to_dict(ready: PreparedSweep) -> dict[str, Any]:
     parameters = [parameter.describe() for parameter in ready.space.parameters]
-    return {"sweep_dir": str(ready.sweep.path), **ready.begun.told(), "parameters": parameters}
+    return {"sweep_dir": str(ready.sweep.path), **ready.settings.to_dict(), "parameters": parameters}
 
 
-def _render_plan(ready: Ready, coordination: Coordination) -> str:
+def _render_plan(ready: PreparedSweep, coordination: SweepCoordinator) -> str:
     """Return the text of a dry run."""
-    options = ready.begun.options
+    options = ready.settings.options
     goals = ", ".join(f"{mode} {metric}" for metric, mode in zip(options.metrics, options.modes, strict=True))
     lines = [
         f"{options.trials} trials over {ready.space.config}: {goals}",
         f"search {options.search}, scheduler {options.scheduler}",
         *(f"  {parameter.describe()}" for parameter in ready.space.parameters),
     ]
-    if ready.begun.held_out:
-        lines.append(f"data.valid: {ready.begun.held_out} training samples are held out for validation")
-    return "\n".join([*lines, str(ready.shape), coordination.plan().render()])
+    if ready.settings.held_out:
+        lines.append(f"data.valid: {ready.settings.held_out} training samples are held out for validation")
+    return "\n".join([*lines, str(ready.resources), coordination.plan().render()])

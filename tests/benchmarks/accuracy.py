@@ -19,7 +19,7 @@ from pathlib import Path
 from fmfsd.config.methods import METHODS
 from fmfsd.errors import FmfsdError
 from launcher.agent.resources import Resources
-from tests.benchmarks.accuracy_runs import STOPPED, Asked, Bench, at_a_time
+from tests.benchmarks.accuracy_runs import STOPPED, Bench, Comparison, concurrent_runs
 from tests.benchmarks.accuracy_table import print_results
 from tests.benchmarks.table import machine
 
@@ -30,7 +30,7 @@ NOTES = "accuracy.json"
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = _parser().parse_args()
-    comparison = Asked(
+    comparison = Comparison(
         options.backbone,
         options.dataset,
         tuple(options.methods.split(",")),
@@ -54,7 +54,7 @@ def main() -> int:
     return 1 if failed else STOPPED if unfinished and not options.only_table else 0
 
 
-def _run_all(comparison: Asked, notes: Path, options: argparse.Namespace) -> bool:
+def _run_all(comparison: Comparison, notes: Path, options: argparse.Namespace) -> bool:
     """Run what is unfinished and return whether a run failed. Raise ConfigError for an invalid config before any run
     starts."""
     end = time.monotonic() + options.budget_s
@@ -62,12 +62,14 @@ def _run_all(comparison: Asked, notes: Path, options: argparse.Namespace) -> boo
         run.config()
     unfinished = [run for run in comparison.runs() if not run.is_finished]
     packed = (
-        (at_a_time(unfinished, os.environ) if options.packed == "auto" else int(options.packed)) if unfinished else 1
+        (concurrent_runs(unfinished, os.environ) if options.packed == "auto" else int(options.packed))
+        if unfinished
+        else 1
     )
     comparison.out.mkdir(parents=True, exist_ok=True)
     gpus = Resources.detect(os.environ).gpus
     bench = Bench(unfinished, packed, lambda: time.monotonic() >= end, notes, machine(), gpus)
-    bench.work()
+    bench.run_all()
     return bool(bench.failed)
 
 

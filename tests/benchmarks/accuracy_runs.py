@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmfsd.config import RunConfig, changes, load_config, preset_names
+from fmfsd.config import RunConfig, find_changes, load_config, preset_names
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
-from launcher.agent.parent_death import tied
-from launcher.agent.resources import Resources, driver
-from launcher.resources.cost_probe import costs_of
+from launcher.agent.parent_death import with_parent_death
+from launcher.agent.resources import Resources, query_driver
+from launcher.resources.cost_probe import probe_costs
 from tests.helpers.processes import command
 
 MILESTONES = (66 / 200, 133 / 200, 190 / 200)
@@ -32,7 +32,7 @@ CONTEXT_BYTES, MARGIN = 1 << 30, 1.5
 
 
 @dataclass(frozen=True)
-class Asked:
+class Comparison:
     """The methods, seeds and settings to compare; `settings` are config overrides for every run."""
 
     backbone: str
@@ -58,7 +58,7 @@ class Asked:
 class Run:
     """One method with one seed."""
 
-    comparison: Asked
+    comparison: Comparison
     method: str
     seed: int
 
@@ -75,7 +75,7 @@ class Run:
         comparison = self.comparison
         changes = [f"data.name={comparison.dataset}", f"model.backbone={comparison.backbone}", f"method={self.method}"]
         changes += [f"seed={self.seed}", f"data.root={comparison.root.absolute()}"]
-        return [*changes, *(recipe(comparison.epochs) if comparison.epochs else ()), *comparison.settings]
+        return [*changes, *(length_overrides(comparison.epochs) if comparison.epochs else ()), *comparison.settings]
 
     @property
     def arguments(self) -> list[str]:
@@ -101,33 +101,35 @@ class Run:
         if self.outcome().get("state") != "finished":
             return False
         stored = load_config(str(self.folder.config))
-        return not any(change.key in LENGTH_KEYS or not change.is_allowed for change in changes(stored, self.config()))
+        return not any(
+            change.key in LENGTH_KEYS or not change.is_allowed for change in find_changes(stored, self.config())
+        )
 
 
-def recipe(epochs: int) -> list[str]:
+def length_overrides(epochs: int) -> list[str]:
     """Return overrides that scale the milestones to `epochs`; milestones of a short run that coincide become one."""
     points = sorted({round(share * epochs) for share in MILESTONES} - {0, epochs})
     return [f"train.epochs={epochs}", f"optim.milestones={points}"]
 
 
-def packed_on(free_bytes: int, needed_bytes: int, cores: int) -> int:
+def runs_per_gpu(free_bytes: int, needed_bytes: int, cores: int) -> int:
     """Return the number of concurrent runs for one GPU, limited by its free memory and two cores per run."""
     fits = free_bytes // (round(MARGIN * needed_bytes) + CONTEXT_BYTES)
     return max(1, min(fits, cores // 2))
 
 
-def at_a_time(runs: Sequence[Run], environment: Mapping[str, str]) -> int:
+def concurrent_runs(runs: Sequence[Run], environment: Mapping[str, str]) -> int:
     """Return the number of concurrent runs for this machine: by the largest memory estimate of the runs; one without
     GPUs."""
     resources = Resources.detect(environment)
     if not resources.gpus:
         return 1
     largest = {run.method: run for run in runs}.values()
-    needed = [costs_of(run.config(), run.arguments, workers=1, environment=environment) for run in largest]
+    needed = [probe_costs(run.config(), run.arguments, workers=1, environment=environment) for run in largest]
     most = max(cost.memory.get("total", 0) for cost in needed)
-    free = min((gpu.free for gpu in driver().gpus), default=0)
+    free = min((gpu.free for gpu in query_driver().gpus), default=0)
     return (
-        len(resources.gpus) * packed_on(free, most, resources.cores // len(resources.gpus))
+        len(resources.gpus) * runs_per_gpu(free, most, resources.cores // len(resources.gpus))
         if most
         else len(resources.gpus)
     )
@@ -159,7 +161,7 @@ class Bench:
     running: dict[Run, RunningLaunch] = field(default_factory=dict)
     failed: dict[Run, str] = field(default_factory=dict)
 
-    def work(self) -> None:
+    def run_all(self) -> None:
         """Run until all runs have ended or the time is up."""
         try:
             while self.running or (self.waiting and not self.out_of_time()):
@@ -181,7 +183,7 @@ class Bench:
         options = ("--gpus", "1", "--run-dir", str(run.folder.path), dashes, source)
         with log.open("ab") as output:
             process = subprocess.Popen(
-                tied([command("fmfsd-launch"), *settings, *options]),
+                with_parent_death([command("fmfsd-launch"), *settings, *options]),
                 env={**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

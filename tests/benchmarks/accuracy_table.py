@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.report.paired_tests import Paired
+from fmfsd.report.paired_tests import PairedDifference
 from fmfsd.system.atomic_files import read_json
-from tests.benchmarks.accuracy_runs import Asked, Run, read_notes
+from tests.benchmarks.accuracy_runs import Comparison, Run, read_notes
 from tests.benchmarks.table import command_line, print_rows
 
 MAIN = ("deepest_top1", "ensemble_top1")
@@ -21,24 +21,24 @@ VERSIONS = ("python", "torch", "torchvision", "numpy")
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """A finished run: last accuracy of each head, seconds and images of its training steps, and the largest number of
     other runs at the same time (None: unknown)."""
 
     top1: Mapping[str, float]
     seconds: float
     images: int
-    beside: int | None
+    concurrent: int | None
 
     @classmethod
-    def of(cls, run: Run, notes: Mapping[str, Any]) -> "Result":
+    def of(cls, run: Run, notes: Mapping[str, Any]) -> "RunResult":
         test = run.outcome()["metrics"]["test"]
         top1 = {name: value for name, value in test.items() if name.endswith("_top1")}
-        seconds, images = trained(run.folder.metrics, run.config().train.batch)
+        seconds, images = training_totals(run.folder.metrics, run.config().train.batch)
         return cls(top1, seconds, images, notes.get(run.name, {}).get("beside"))
 
 
-def trained(metrics: Path, batch: int) -> tuple[float, int]:
+def training_totals(metrics: Path, batch: int) -> tuple[float, int]:
     """Return seconds and images of the training steps, from the recorded rates: the recorded times include pauses of a
     stopped run."""
     seconds, last = 0.0, 0
@@ -49,10 +49,10 @@ def trained(metrics: Path, batch: int) -> tuple[float, int]:
     return seconds, last * batch
 
 
-def print_results(comparison: Asked, notes_file: Path) -> None:
+def print_results(comparison: Comparison, notes_file: Path) -> None:
     """Print the table of the finished runs, with the command, hardware and versions."""
     notes, runs = read_notes(notes_file), comparison.runs()
-    finished = {run: Result.of(run, notes) for run in runs if run.is_finished}
+    finished = {run: RunResult.of(run, notes) for run in runs if run.is_finished}
     by_method = {
         method: {run.seed: result for run, result in finished.items() if run.method == method}
         for method in comparison.methods
@@ -64,7 +64,7 @@ def print_results(comparison: Asked, notes_file: Path) -> None:
 
 
 def _row(
-    comparison: Asked, method: str, method_results: Mapping[int, Result], plain: Mapping[int, Result]
+    comparison: Comparison, method: str, method_results: Mapping[int, RunResult], plain: Mapping[int, RunResult]
 ) -> list[str]:
     if not method_results:
         return [method, f"0 of {comparison.seeds}", NOT_RUN, *["-"] * (len(HEADER) - 2)]
@@ -77,9 +77,9 @@ def _row(
         heads[MAIN[0]],
         heads.get(MAIN[1], "-"),
         ", ".join(branches) or "-",
-        "-" if method == BASELINE else compared(method_results, plain),
+        "-" if method == BASELINE else paired_difference(method_results, plain),
         f"{statistics.mean(each.seconds for each in method_results.values()) / 60:.1f} min",
-        rate(method_results, plain),
+        format_rate(method_results, plain),
     ]
 
 
@@ -91,24 +91,28 @@ def spread(shares: Sequence[float]) -> str:
     return f"{statistics.mean(percent):.2f} ± {statistics.stdev(percent):.2f}"
 
 
-def compared(method_results: Mapping[int, Result], plain: Mapping[int, Result]) -> str:
+def paired_difference(method_results: Mapping[int, RunResult], plain: Mapping[int, RunResult]) -> str:
     """Compare the deepest heads seed by seed: both runs have the same sampling order and initial trunk weights."""
     both = sorted(method_results.keys() & plain.keys())
     if not both:
         return "-"
-    return str(Paired.of(*([results[seed].top1[MAIN[0]] for seed in both] for results in (method_results, plain))))
+    return str(
+        PairedDifference.from_pairs(
+            *([results[seed].top1[MAIN[0]] for seed in both] for results in (method_results, plain))
+        )
+    )
 
 
-def rate(method_results: Mapping[int, Result], plain: Mapping[int, Result]) -> str:
+def format_rate(method_results: Mapping[int, RunResult], plain: Mapping[int, RunResult]) -> str:
     """Format images/s, with the ratio to plain if every run of both methods is known to have run alone."""
-    mine, concurrent = f"{_images_per_s(method_results):,.0f}", [each.beside for each in method_results.values()]
+    mine, concurrent = f"{_images_per_s(method_results):,.0f}", [each.concurrent for each in method_results.values()]
     if most := max(count or 0 for count in concurrent):
         return f"{mine} (up to {most + 1} at a time)"
-    alone = all(count == 0 for count in (*concurrent, *(each.beside for each in plain.values())))
+    alone = all(count == 0 for count in (*concurrent, *(each.concurrent for each in plain.values())))
     return f"{mine} ({_images_per_s(method_results) / _images_per_s(plain):.2f}x)" if alone and plain else mine
 
 
-def _images_per_s(method_results: Mapping[int, Result]) -> float:
+def _images_per_s(method_results: Mapping[int, RunResult]) -> float:
     return sum(each.images for each in method_results.values()) / sum(each.seconds for each in method_results.values())
 
 

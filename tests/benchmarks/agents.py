@@ -21,10 +21,10 @@ from pathlib import Path
 from fmfsd.run.run_dir import RunDir
 from launcher.plan.placeholders import ATTEMPT, INTERFACE
 from launcher.plan.plan import LaunchPlan, NodePlan
-from launcher.supervise.coordinator import run_plan
+from launcher.supervise.coordinator import run_attempt
 from launcher.supervise.run_plan import Execution
-from launcher.supervise.stop_requests import Requests
-from launcher.transport.agent_client import AGENT
+from launcher.supervise.stop_requests import StopRequests
+from launcher.transport.agent_client import AGENT_COMMAND
 from tests.benchmarks.table import print_table, spread
 
 STUB = """
@@ -45,7 +45,7 @@ def plan(run: RunDir, nodes: int) -> LaunchPlan:
                 env={"PATH": os.environ["PATH"], "FMFSD_ATTEMPT": ATTEMPT, "IF": INTERFACE},
                 cwd=str(run.path),
                 host=f"host-{node}",
-                agent=(*AGENT, "--deadline", "60"),
+                agent=(*AGENT_COMMAND, "--deadline", "60"),
             )
             for node in range(nodes)
         ),
@@ -56,19 +56,19 @@ def measure_launch(folder: Path, nodes: int) -> dict[str, float]:
     """Return the seconds from the coordinator's start until all nodes' processes run, the seconds from a stop request
     until all have exited, and the peak RSS of this process."""
     assert Execution is not None  # imported so that the memory is that of a launch
-    run, requests, started_at = RunDir(folder), Requests(), list[float]()
+    run, requests, started_at = RunDir(folder), StopRequests(), list[float]()
     run.create()
 
     def request_stop_once_all_run() -> None:
         while sum(log.stat().st_size > 0 for log in run.logs.glob("node-*/starter.log")) < nodes:
             time.sleep(0.005)
         started_at.append(time.perf_counter())
-        requests.ask()
+        requests.request_stop()
 
     watcher = threading.Thread(target=request_stop_once_all_run, daemon=True)
     watcher.start()
     start = time.perf_counter()
-    attempt = run_plan(plan(run, nodes), run, grace_s=60, requests=requests, watch=lambda: None)
+    attempt = run_attempt(plan(run, nodes), run, grace_s=60, requests=requests, on_poll=lambda: None)
     end = time.perf_counter()
     assert attempt.state == "stopped", attempt
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -14,7 +14,7 @@ import torch
 
 from fmfsd.config import load_config
 from fmfsd.data.prepare import prepare
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.training.loop import Loop
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
@@ -27,7 +27,7 @@ def warm_loop(root: str, backbone: str) -> Loop:
     fixed = ("data.name=synthetic100", f"data.root={root}", f"model.backbone={backbone}")
     config = load_config("cifar100-resnet18", [*fixed, "train.log_every=1000000 steps"])
     prepare(config.data, source=None, fetch=False, report=lambda what, done, total: None)
-    loop = make_loop(make_run(Path(root) / "run", config), SoloComms())
+    loop = make_loop(make_run(Path(root) / "run", config), SingleWorkerComms())
     loop.resume()
     for _ in range(WARM_UP_STEPS):
         loop._train_one_step()
@@ -42,7 +42,7 @@ def seconds(loop: Loop, steps: int, *, saving: bool) -> float:
         loop._save()
     for _ in range(steps):
         loop._train_one_step()
-        loop._look_after_saves()
+        loop._check_saves()
     loop.checkpoints.finish()
     return time.perf_counter() - start
 

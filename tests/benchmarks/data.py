@@ -28,10 +28,10 @@ from safetensors.numpy import save
 
 from fmfsd.config import DataConfig
 from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.loading.load_shards import own_shards
+from fmfsd.data.loading.load_shards import open_worker_shards
 from fmfsd.data.prepare import prepare
-from fmfsd.data.shards.index import SHAPE, SetIndex, ShardFile, read_index
-from fmfsd.data.shards.storage import Part
+from fmfsd.data.shards.index import IMAGE_SHAPE, SetIndex, ShardFile, read_index
+from fmfsd.data.shards.storage import WorkerShare
 from fmfsd.system.atomic_files import free_space
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.official import write_official
@@ -112,7 +112,7 @@ def write_set(scratch: Path, scale: int) -> SetIndex:
     """Write a set of `scale` times 50,000 training images; the test split stays small."""
     folder = scratch / f"set-{scale}"
     folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (781, *SHAPE), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (781, *IMAGE_SHAPE), np.uint8)
     splits = {
         split: tuple(
             write_shard(folder, split, number, np.tile(pixels[:count], (times, 1, 1, 1))) for number in range(SHARDS)
@@ -120,7 +120,7 @@ def write_set(scratch: Path, scale: int) -> SetIndex:
         for split, count, times in (("train", 781, scale), ("test", 156, 1))
     }
     classes = tuple(f"class{number}" for number in range(100))
-    index = SetIndex(folder, "cifar100", SHAPE, classes, SHARDS, 0, 0, splits)
+    index = SetIndex(folder, "cifar100", IMAGE_SHAPE, classes, SHARDS, 0, 0, splits)
     index.write()
     return index
 
@@ -160,19 +160,19 @@ def print_start(folder: str, workers: int, in_files: bool, seconds: float) -> No
     before = psutil.Process().memory_full_info().uss
     start, computed = time.perf_counter(), time.process_time()
     train, test = (
-        own_shards(index, split, rank=0, world_size=workers, device=cpu, in_files=in_files)
+        open_worker_shards(index, split, rank=0, world_size=workers, device=cpu, stream=in_files)
         for split in ("train", "test")
     )
     batches = TrainBatches(train, data, seed=0, per_shard=BATCH // SHARDS, dtype=torch.float32)
     evaluation = EvaluationBatches(test, data, batch=500, largest_part=len(test.labels), dtype=torch.float32)
     with closing(batches), closing(evaluation):
-        batches.at(0, 0)
+        batches.load_batch(0, 0)
         values = {"start": time.perf_counter() - start, "computed": time.process_time() - computed, "images": 0.0}
         start = time.perf_counter()
         for place in positions(min(train.sizes) // batches.per_shard):
             if time.perf_counter() - start >= seconds:
                 break
-            values["images"] += len(batches.at(*place)[1])
+            values["images"] += len(batches.load_batch(*place)[1])
         values["rate"] = values["images"] / (time.perf_counter() - start)
         values["held"] = (psutil.Process().memory_full_info().uss - before) / 2**20
     print(json.dumps(values))
@@ -202,11 +202,19 @@ def print_starts(index: SetIndex, rounds: int) -> None:
 
 def rows_of(index: SetIndex, scale: int, rounds: int) -> Iterator[list[object]]:
     for workers in (1, 4):
-        part, free = Part.of(index, workers), psutil.virtual_memory().available
+        part, free = WorkerShare.from_index(index, workers), psutil.virtual_memory().available
         for in_files, cold in ((False, False), (True, False), (True, True)):
             where = f"files{', read for the first time' if cold else ''}" if in_files else "memory"
-            if not in_files and part.held_bytes > MAX_MEMORY_SHARE * free:
-                yield [f"{scale * 50_000:,}", workers, where, f"not tried: {part.held_bytes >> 20:,} MiB", "", "", ""]
+            if not in_files and part.in_memory_bytes > MAX_MEMORY_SHARE * free:
+                yield [
+                    f"{scale * 50_000:,}",
+                    workers,
+                    where,
+                    f"not tried: {part.in_memory_bytes >> 20:,} MiB",
+                    "",
+                    "",
+                    "",
+                ]
                 continue
             measurements = []
             for _ in range(rounds):

@@ -22,9 +22,9 @@ from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.interface import Engine
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.run.run_dir import RunDir
-from launcher.plan.plan import KEEP_FREED_MEMORY
+from launcher.plan.plan import MALLOC_SETTINGS
 from tests.benchmarks.table import print_table, spread
-from tests.distributed.test_deepspeed import ADAMW, SGD, SMALL, STAGES, TORCH, losses, trained
+from tests.distributed.test_deepspeed import ADAMW, SGD, SMALL, STAGES, TORCH, losses, train_runs
 from tests.helpers.runs import make_loop, make_run
 from tests.helpers.workers import run_workers
 
@@ -124,7 +124,7 @@ def _differences(options: argparse.Namespace, root: Path, title: str, optim: tup
     for folder, engine in zip(runs, (TORCH, TORCH, *STAGES), strict=True):
         make_run(folder, _spread_config(options, str(root), *optim, *engine))
     for folder in runs:
-        run_workers(trained, 2, [folder], [runs[1]])
+        run_workers(train_runs, 2, [folder], [runs[1]])
     expected, *others = (losses(folder) for folder in runs)
     relative = [((other - expected) / expected).abs() for other in others]
     most = relative[0].max()
@@ -151,9 +151,7 @@ def main() -> None:
         (compare_speed, 3, "resnet50") if options.part == "speed" else (compare_losses, 50, "resnet8")
     )
     options.steps, options.backbone = options.steps or steps, options.backbone or backbone
-    os.environ.update(
-        KEEP_FREED_MEMORY
-    )  # as the launcher does; read at the start of the process that forks the workers
+    os.environ.update(MALLOC_SETTINGS)  # as the launcher does; read at the start of the process that forks the workers
     part(options)
 
 

@@ -25,16 +25,16 @@ from typing import NoReturn
 import torch
 
 import fmfsd
-from fmfsd.checkpoint import CheckpointFolder, Saved
-from fmfsd.checkpoint.checkpoint import FILES
+from fmfsd.checkpoint import Checkpoint, CheckpointStore
+from fmfsd.checkpoint.checkpoint import CHECKPOINT_FILES
 from fmfsd.checkpoint.store import CHECKPOINT_FORMAT, MANIFEST
 from fmfsd.config import DataConfig, dump_config, load_config
 from fmfsd.config.load import PRESETS
 from fmfsd.data.prepare import prepare
-from fmfsd.data.shards.index import damaged_files, read_index
+from fmfsd.data.shards.index import find_damaged_files, read_index
 from fmfsd.engine.interface import EngineState
 from fmfsd.errors import CheckpointError, DataError, FmfsdError
-from fmfsd.run.train_position import Position
+from fmfsd.run.train_position import TrainPosition
 from tests.benchmarks.table import print_table
 from tests.helpers.mutations import CANARY, mutations
 
@@ -55,7 +55,7 @@ class Target:
 
 
 @dataclass
-class Tally:
+class FuzzTally:
     """Counts of the inputs by result, and the shortest input for each fault."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def inputs(target: Target, seed: int) -> Iterator[bytes]:
     return mutations(target.examples, Random(f"{seed} {target.name}"))
 
 
-def fuzz(target: Target, contents: Iterator[bytes], tally: Tally, *, tries: int) -> Tally:
+def fuzz(target: Target, contents: Iterator[bytes], tally: FuzzTally, *, tries: int) -> FuzzTally:
     """Add `tries` inputs to the tally."""
     for _ in range(tries):
         content, start = next(contents), time.perf_counter()
@@ -130,7 +130,7 @@ def fuzz(target: Target, contents: Iterator[bytes], tally: Tally, *, tries: int)
     return tally
 
 
-def shrunk(target: Target, content: bytes, fault: str) -> bytes:
+def shrink(target: Target, content: bytes, fault: str) -> bytes:
     """Return `content` without the pieces that the fault does not need; large pieces are tried first."""
     size, place, end = max(1, len(content) // 2), 0, time.monotonic() + SHRINKING_S
     while size and content and time.monotonic() < end:
@@ -144,7 +144,7 @@ def shrunk(target: Target, content: bytes, fault: str) -> bytes:
     return content
 
 
-def described(target: Target, content: bytes) -> str:
+def describe(target: Target, content: bytes) -> str:
     """Return `content` as Python code, relative to the target's first example if that is shorter."""
     example = target.examples[0]
     start = _common_prefix(content, example)
@@ -192,7 +192,7 @@ def index_target(folder: Path) -> Target:
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        if problems := list(damaged_files(read_index(folder), checksums=True)):
+        if problems := list(find_damaged_files(read_index(folder), checksums=True)):
             raise DataError(problems)
 
     return Target("index.json", [path.read_bytes()], read)
@@ -201,13 +201,13 @@ def index_target(folder: Path) -> Target:
 def checkpoint_targets(scratch: Path) -> list[Target]:
     """Return a target per file of a checkpoint: with the original manifest, and with one whose checksums are
     updated."""
-    pairs = [(MANIFEST, False), *((name, fits) for fits in (False, True) for name in FILES)]
+    pairs = [(MANIFEST, False), *((name, fits) for fits in (False, True) for name in CHECKPOINT_FILES)]
     return [_checkpoint_file(scratch, name, fits=fits) for name, fits in pairs]
 
 
 def _checkpoint_file(scratch: Path, name: str, *, fits: bool) -> Target:
     title = f"{name}{', checksums updated' if fits else ''}"
-    folder = CheckpointFolder(scratch / title, keep=1, require_ours=lambda: None)
+    folder = CheckpointStore(scratch / title, keep=1, check_fence=lambda: None)
     folder.path.mkdir()
     folder.write(_make_checkpoint())
     (home,) = folder.path.iterdir()
@@ -217,23 +217,23 @@ def _checkpoint_file(scratch: Path, name: str, *, fits: bool) -> Target:
         (home / name).write_bytes(content)
         if fits:
             _update_checksums(home)
-        if not (newest := folder.newest()):
+        if not (newest := folder.find_newest()):
             raise CheckpointError("none can be used")
-        assert folder.read(newest).position.folder_name == newest
+        assert folder.load(newest).position.folder_name == newest
         assert fits or name == MANIFEST or content == whole
 
     return Target(title, [whole], read)
 
 
-def _make_checkpoint() -> Saved:
+def _make_checkpoint() -> Checkpoint:
     weights = {f"conv{number}.weight": torch.arange(2.0 * number).reshape(2, number) for number in range(4)}
     momentum = {f"{name}.momentum_buffer": each / 8 for name, each in weights.items()}
     progress = {"records": 7, "means": {"sums": {"loss": 0.3}, "count": 1}}
-    return Saved(Position(7), EngineState(weights, momentum), progress, 0.5)
+    return Checkpoint(TrainPosition(7), EngineState(weights, momentum), progress, 0.5)
 
 
 def _update_checksums(home: Path) -> None:
-    sums = {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in FILES}
+    sums = {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in CHECKPOINT_FILES}
     (home / MANIFEST).write_text(json.dumps({"format": CHECKPOINT_FORMAT, "sha256": sums}))
 
 
@@ -252,9 +252,9 @@ def main() -> None:
     sys.exit(any(tally.faults for tally in tallies))
 
 
-def fuzz_all(targets: Sequence[Target], seed: int, seconds: float) -> list[Tally]:
+def fuzz_all(targets: Sequence[Target], seed: int, seconds: float) -> list[FuzzTally]:
     """Fuzz the targets round-robin, so that each gets the same number of inputs."""
-    tallies, contents = [Tally() for _ in targets], [inputs(target, seed) for target in targets]
+    tallies, contents = [FuzzTally() for _ in targets], [inputs(target, seed) for target in targets]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for each in zip(targets, contents, tallies, strict=True):
@@ -262,13 +262,13 @@ def fuzz_all(targets: Sequence[Target], seed: int, seconds: float) -> list[Tally
     return tallies
 
 
-def print_results(targets: Sequence[Target], tallies: Sequence[Tally]) -> None:
+def print_results(targets: Sequence[Target], tallies: Sequence[FuzzTally]) -> None:
     """Print the table, and the smallest input for each fault."""
     rows = [[target.name, *tally.row()] for target, tally in zip(targets, tallies, strict=True)]
     print_table(["input", "inputs", "accepted", "refused", "anything else", "slowest, s"], rows)
     for target, tally in zip(targets, tallies, strict=True):
         for fault, content in tally.faults.items():
-            texts = (described(target, each) for each in (content, shrunk(target, content, fault)))
+            texts = (describe(target, each) for each in (content, shrink(target, content, fault)))
             print(f"\n{target.name}: {fault}: {min(texts, key=len)}")
 
 

@@ -96,8 +96,8 @@ GUARDS = (
     Guard(
         "a recomputed pass uses the statistics of its own first pass",
         "fmfsd/model/activation_checkpointing.py",
-        "stack.enter_context(norm.repeating(statistics[norm]))",
-        "stack.enter_context(norm.repeating(norm.last))",
+        "stack.enter_context(norm.reuse_statistics(statistics[norm]))",
+        "stack.enter_context(norm.reuse_statistics(norm.last_statistics))",
         "tests/fmfsd/model/test_activation_checkpointing.py::test_each_of_two_passes_uses_its_own_statistics",
     ),
     Guard(
@@ -138,7 +138,7 @@ GUARDS = (
     Guard(
         "a checkpoint is written from a copy",
         "fmfsd/checkpoint/manager.py",
-        "checkpoint.staged()",
+        "checkpoint.copy_to_cpu()",
         "checkpoint",
         "tests/fmfsd/checkpoint/test_manager.py::test_training_goes_on_while_a_checkpoint_is_written",
     ),
@@ -173,7 +173,7 @@ GUARDS = (
     Guard(
         "the fence, for metric records",
         "fmfsd/run/metrics.py",
-        "write_whole(self._path, b",
+        "write_atomic(self._path, b",
         "self._path.write_bytes(b",
         "tests/fmfsd/system/test_basics.py::test_records_of_a_worker_of_an_ended_attempt_are_not_in_the_file",
     ),
@@ -187,14 +187,14 @@ GUARDS = (
     Guard(
         "no secret is stored with a launch",
         "launcher/config/launch_config.py",
-        "value if shown(name, value) == value else None",
+        "value if mask_secret(name, value) == value else None",
         "value",
         "tests/launcher/manage/test_saved_launches.py::test_a_stored_launch_is_read_back_unchanged_and_contains_no_secret",
     ),
     Guard(
         "a request to end now does not stop with a checkpoint first",
         "fmfsd/training/stop_flag.py",
-        "request.read_text() != NOW",
+        "request.read_text() != STOP_NOW",
         "request.exists()",
         "tests/launcher/supervise/test_stop_requests.py::test_a_request_to_end_now_kills_the_run_instead_of_stopping_it",
     ),
@@ -222,7 +222,7 @@ GUARDS = (
     Guard(
         "weights are compared between workers",
         "fmfsd/training/loop.py",
-        "differs = bool(mine != first)",
+        "differs = bool(checksum != of_rank_0)",
         "differs = False",
         "tests/fmfsd/training/test_loop_saving.py::test_workers_whose_weights_differ_in_one_bit_do_not_save",
     ),

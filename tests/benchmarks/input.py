@@ -19,7 +19,7 @@ import torch
 
 from fmfsd.config import DataConfig
 from fmfsd.data.loading.batches import TrainBatches
-from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.loading.shards_in_memory import load_worker_shards
 from fmfsd.data.prepare import prepare
 from fmfsd.data.shards.index import SetIndex, read_index
 from tests.benchmarks.peer import pil_loader
@@ -42,11 +42,11 @@ def images_per_s(next_batch: Callable[[], object]) -> float:
 
 
 def from_shards(index: SetIndex, data: DataConfig) -> Callable[[], object]:
-    shards = load_own_shards(index, "train", rank=0, world_size=1)
+    shards = load_worker_shards(index, "train", rank=0, world_size=1)
     batches = TrainBatches(shards, data, seed=0, per_shard=BATCH // index.shards, dtype=torch.float32)
     steps = min(shards.sizes) // batches.per_shard
     position = iter(divmod(step, steps) for step in range(10**9))
-    return lambda: batches.at(*next(position))
+    return lambda: batches.load_batch(*next(position))
 
 
 def from_pil(index: SetIndex, data: DataConfig, processes: int) -> Callable[[], object]:
@@ -78,7 +78,7 @@ def worker_memory(folder: Path) -> tuple[int, int]:
 def print_memory(folder: str) -> None:
     index = read_index(Path(folder))
     before = psutil.Process().memory_full_info().uss
-    own = load_own_shards(index, "train", rank=0, world_size=WORLD_SIZE)
+    own = load_worker_shards(index, "train", rank=0, world_size=WORLD_SIZE)
     growth = psutil.Process().memory_full_info().uss - before
     print(own.images.nbytes + own.labels.nbytes + own.ids.nbytes, growth)
 
@@ -108,7 +108,7 @@ def main() -> None:
         variants |= {name: partial(from_shards, index, recipe) for name, recipe in recipes.items()}
         compare("crop, flip and AutoAugment", variants, options.rounds)
         tensors, growth = worker_memory(index.folder)
-        whole = index.samples("train") * 3 * 32 * 32
+        whole = index.num_samples("train") * 3 * 32 * 32
         shares = [
             [name, f"{size / 2**20:.1f}", f"{size / whole:.3f}"]
             for name, size in (("tensors", tensors), ("process", growth))

@@ -18,7 +18,7 @@ from statistics import median
 from fmfsd.config import dump_config
 from fmfsd.data.prepare import prepare
 from fmfsd.run.run_dir import RunDir
-from launcher.plan.plan import KEEP_FREED_MEMORY
+from launcher.plan.plan import MALLOC_SETTINGS
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config
@@ -46,7 +46,7 @@ def by_torchrun(folder: Path, root: Path, number: int, workers: int) -> tuple[fl
     starter = [command("torchrun"), "--standalone", "--nproc-per-node", str(workers), "-m", "fmfsd", "train"]
     threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // workers))}
     return time_run(
-        [*starter, str(run.path), "--device", "cpu"], folder, run, {**os.environ, **KEEP_FREED_MEMORY, **threads}
+        [*starter, str(run.path), "--device", "cpu"], folder, run, {**os.environ, **MALLOC_SETTINGS, **threads}
     )
 
 

@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.transforms import AutoAugmentPolicy
 
 from fmfsd.config import DataConfig, RunConfig
-from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.loading.shards_in_memory import load_worker_shards
 from fmfsd.data.shards.index import SetIndex
 from fmfsd.engine.build import build_loss
 from fmfsd.losses import SelfDistillLoss
@@ -24,7 +24,7 @@ class PilImages(Dataset[tuple[Tensor, int]]):
     """The set as torchvision's CIFAR classes store it: an array, of which each access makes a PIL image."""
 
     def __init__(self, index: SetIndex, data: DataConfig) -> None:
-        shards = load_own_shards(index, "train", rank=0, world_size=1)
+        shards = load_worker_shards(index, "train", rank=0, world_size=1)
         self.images: NDArray[np.uint8] = shards.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = shards.labels.tolist()
         fill = float(data.crop_fill)

@@ -17,8 +17,8 @@ import yaml
 
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
-from fmfsd.distributed.collectives import SoloComms
-from fmfsd.report.sweep_page import sweep_page
+from fmfsd.distributed.collectives import SingleWorkerComms
+from fmfsd.report.sweep_page import render_sweep_page
 from fmfsd.report.write import write_report
 from fmfsd.run.run_dir import RunDir
 from tests.benchmarks.table import print_table
@@ -53,11 +53,11 @@ def make_runs(root: Path, count: int) -> list[Path]:
     source = write_official(root / "source", "cifar10", train=256, test=64)
     prepare(DataConfig(name="cifar10", root=str(root)), source=source, fetch=False, report=lambda *_: None)
     first = make_run(root / "first", tiny_config(root, "train.max_steps=4", "optim.milestones=[]"))
-    train_run(SoloComms(), first.path)
-    return [one_of(first, root / f"run{number:03d}", number) for number in range(count)]
+    train_run(SingleWorkerComms(), first.path)
+    return [write_run_copy(first, root / f"run{number:03d}", number) for number in range(count)]
 
 
-def one_of(first: RunDir, folder: Path, number: int) -> Path:
+def write_run_copy(first: RunDir, folder: Path, number: int) -> Path:
     copy = RunDir(shutil.copytree(first.path, folder))
     config = yaml.safe_load(copy.config.read_text())
     config["seed"], config["distill"]["alpha"] = number % 5, round(0.1 + number // 5 / 100, 2)
@@ -76,13 +76,13 @@ def one_of(first: RunDir, folder: Path, number: int) -> Path:
 
 
 def time_sweep_page(trials: int) -> tuple[str, str, str]:
-    content = search(trials)
+    content = make_sweep(trials)
     start = time.perf_counter()
-    text = sweep_page(content, "parameters: {}\n")
+    text = render_sweep_page(content, "parameters: {}\n")
     return f"a sweep of {trials} trials", f"{time.perf_counter() - start:.2f}", f"{len(text) / 2**20:.2f}"
 
 
-def search(trials: int) -> dict[str, Any]:
+def make_sweep(trials: int) -> dict[str, Any]:
     """Return the content of a sweep.json with finished trials of EPOCHS reports each."""
     rng, metric = random.Random(0), "valid/deepest_top1"
     finished: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from fmfsd.config import RunConfig, load_config
 from fmfsd.data.prepare import prepare
 from fmfsd.distributed.collectives import Comms
 from fmfsd.run.run_dir import RunDir
-from launcher.plan.plan import KEEP_FREED_MEMORY
+from launcher.plan.plan import MALLOC_SETTINGS
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
 from tests.helpers.workers import run_workers
@@ -108,9 +108,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     options = parser.parse_args()
-    os.environ.update(
-        KEEP_FREED_MEMORY
-    )  # as the launcher does; read at the start of the process that forks the workers
+    os.environ.update(MALLOC_SETTINGS)  # as the launcher does; read at the start of the process that forks the workers
     with tempfile.TemporaryDirectory() as root:
         prepare(config(options, root, 1).data, source=None, fetch=False, report=lambda what, done, total: None)
         table = rows(options, root)

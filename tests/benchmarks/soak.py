@@ -25,11 +25,11 @@ import psutil
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import positions_in
+from fmfsd.run.train_position import list_positions
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.official import write_official
-from tests.helpers.processes import Launched, launched, wait_until
-from tests.helpers.runs import TINY, newest_weights, records
+from tests.helpers.processes import LaunchProcess, start_launch, wait_until
+from tests.helpers.runs import TINY, newest_weights, read_records
 
 STEPS, EVERY = 400, 40
 SETTINGS = (
@@ -40,37 +40,37 @@ NODES = ("--nodes", "2", "--gpus", "1", "--hang-timeout", "10", "--max-restarts"
 RELAUNCHED_CODES = {0, 75, -signal.SIGKILL}
 
 
-def kill_worker(run: Launched, rng: random.Random) -> None:
+def kill_worker(run: LaunchProcess, rng: random.Random) -> None:
     run.worker(rng.randrange(2)).kill()
 
 
-def kill_agent(run: Launched, rng: random.Random) -> None:
+def kill_agent(run: LaunchProcess, rng: random.Random) -> None:
     rng.choice(run.agents()).kill()
 
 
-def kill_starter(run: Launched, rng: random.Random) -> None:
+def kill_starter(run: LaunchProcess, rng: random.Random) -> None:
     run.starter(rng.randrange(2)).kill()
 
 
-def kill_launcher(run: Launched, rng: random.Random) -> None:
+def kill_launcher(run: LaunchProcess, rng: random.Random) -> None:
     run.signal(signal.SIGKILL)
 
 
-def suspend_worker(run: Launched, rng: random.Random) -> None:
+def suspend_worker(run: LaunchProcess, rng: random.Random) -> None:
     run.worker(rng.randrange(2)).suspend()
 
 
-def stop_launcher(run: Launched, rng: random.Random) -> None:
+def stop_launcher(run: LaunchProcess, rng: random.Random) -> None:
     run.signal(rng.choice([signal.SIGTERM, signal.SIGINT]))
 
 
-def stop_worker(run: Launched, rng: random.Random) -> None:
+def stop_worker(run: LaunchProcess, rng: random.Random) -> None:
     run.worker(rng.randrange(2)).terminate()
 
 
-def damage_newest_checkpoint(run: Launched, rng: random.Random) -> None:
+def damage_newest_checkpoint(run: LaunchProcess, rng: random.Random) -> None:
     """Damage the newest checkpoint, and kill a worker, so that the next attempt reads it."""
-    newest = run.run.checkpoints / positions_in(run.run.checkpoints)[0].folder_name
+    newest = run.run.checkpoints / list_positions(run.run.checkpoints)[0].folder_name
     file = rng.choice(sorted(newest.iterdir()))
     content = bytearray(file.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -78,7 +78,7 @@ def damage_newest_checkpoint(run: Launched, rng: random.Random) -> None:
     kill_worker(run, rng)
 
 
-FAULTS: tuple[Callable[[Launched, random.Random], None], ...] = (
+FAULTS: tuple[Callable[[LaunchProcess, random.Random], None], ...] = (
     *(kill_worker, kill_agent, kill_starter, kill_launcher),
     *(suspend_worker, stop_launcher, stop_worker, damage_newest_checkpoint),
 )
@@ -102,16 +102,16 @@ class Soak:
         while self.done.total() < self.num_faults:
             self.runs += 1
             run = self.run_to_end(f"run-{self.runs}", disturbed=True)
-            if records(run) != records(undisturbed) or newest_weights(run) != newest_weights(undisturbed):
+            if read_records(run) != read_records(undisturbed) or newest_weights(run) != newest_weights(undisturbed):
                 self.problems.append(f"{run.path.name} has another result")
             print(f"{run.path.name}: {self.done.total()} faults, {len(self.problems)} problems", file=sys.stderr)
 
     def run_to_end(self, name: str, *, disturbed: bool) -> RunDir:
         """Launch the run again and again until it is finished."""
         while True:
-            with launched(self.folder, name, self.arguments) as run:
+            with start_launch(self.folder, name, self.arguments) as run:
                 everything = self.disturb(run) if disturbed else []
-                code, output = run.end()
+                code, output = run.wait_for_end()
             self.require_nothing_left(everything)
             if code == 0:
                 return run.run
@@ -120,7 +120,7 @@ class Soak:
                 if code == 1 and not json.loads(run.run.outcome.read_text())["resumable"]:
                     return run.run
 
-    def disturb(self, run: Launched) -> list[psutil.Process]:
+    def disturb(self, run: LaunchProcess) -> list[psutil.Process]:
         """Cause one fault after another, each after one more checkpoint; return the processes seen last."""
         everything: list[psutil.Process] = []
         while run.process.poll() is None and self.done.total() < self.num_faults:
@@ -132,15 +132,15 @@ class Soak:
             everything = self.cause(self.rng.choice(FAULTS), run) or everything
         return everything
 
-    def is_training(self, run: Launched) -> bool:
+    def is_training(self, run: LaunchProcess) -> bool:
         newest = run.run.last_attempt()
         return all(run.progress(rank).get("attempt") == newest for rank in range(2))
 
-    def cause(self, fault: Callable[[Launched, random.Random], None], run: Launched) -> list[psutil.Process]:
+    def cause(self, fault: Callable[[LaunchProcess, random.Random], None], run: LaunchProcess) -> list[psutil.Process]:
         """Cause one fault and return the run's processes. A process that has exited in the meantime does not count as a
         fault."""
         try:
-            everything = run.everything()
+            everything = run.descendants()
             fault(run, self.rng)
             self.done[fault.__name__] += 1
         except (psutil.Error, IndexError, KeyError, ValueError, OSError):

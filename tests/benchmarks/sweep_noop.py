@@ -74,16 +74,16 @@ def _usage(root: int, ended: int) -> Usage:
 def _tune() -> int:
     """Run fmfsd-tune with the driver below."""
     from launcher.cli.tune import main
-    from launcher.tune.coordinator import Coordination
+    from launcher.tune.coordinator import SweepCoordinator
 
-    original_driver = Coordination._driver
+    original_driver = SweepCoordinator._driver_argv
     replacement = (sys.executable, "-m", "tests.benchmarks.sweep_noop", "drive")
 
-    def driver(self: Coordination, machines: int) -> tuple[str, ...]:
+    def driver(self: SweepCoordinator, machines: int) -> tuple[str, ...]:
         command = original_driver(self, machines)
         return (*replacement, *command[command.index("launcher.tune.driver.driver") + 1 :])
 
-    Coordination._driver = driver  # type: ignore[method-assign]
+    SweepCoordinator._driver_argv = driver  # type: ignore[method-assign]
     main()
     return 0
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.tune.driver.trial_actor import Trial
-from launcher.tune.sweep.trial_spec import TrialOrder
+from launcher.tune.driver.trial_actor import TrialActor
+from launcher.tune.sweep.trial_spec import TrialSpec
 
 
 class FinishedRun:
@@ -14,7 +14,7 @@ class FinishedRun:
 
     has_ended, state, cause = True, "finished", ""
 
-    def __init__(self, order: TrialOrder) -> None:
+    def __init__(self, order: TrialSpec) -> None:
         values = [float(override.partition("=")[2]) for override in order.overrides]
         self._result = {"epoch": 1, "valid/deepest_top1": math.sin(sum(values)) ** 2, "valid/loss": sum(values)}
 
@@ -31,8 +31,8 @@ class FinishedRun:
         """Do nothing: the run has already ended."""
 
 
-class NoopTrial(Trial):
+class NoopTrial(TrialActor):
     def _begin(self, config: Mapping[str, Any]) -> None:
-        order = TrialOrder.from_json(json.loads(config["order"]))
+        order = TrialSpec.from_dict(json.loads(config["order"]))
         self._told, self._crew = order.reported, None
         self._run = FinishedRun(order)  # type: ignore[assignment]

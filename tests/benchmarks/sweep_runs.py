@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.plan.plan import KEEP_FREED_MEMORY
+from launcher.plan.plan import MALLOC_SETTINGS
 from launcher.run_dir.sweep_dir import SweepDir
 from tests.benchmarks.usage import cpu_seconds, idle_share, sample_until_exit
 from tests.helpers.processes import command
@@ -55,7 +55,7 @@ def by_hand(folder: Path, config: str, changes: Sequence[str]) -> SweepMeasureme
     own = folder / "peer"
     values = [f"{key}={json.dumps(values)}" for key, values in VALUES.items()]
     argv = [sys.executable, "-m", "tests.benchmarks.sweep_peer", str(own), config, *changes, *values]
-    env = {"RAY_USAGE_STATS_ENABLED": "0", **KEEP_FREED_MEMORY}
+    env = {"RAY_USAGE_STATS_ENABLED": "0", **MALLOC_SETTINGS}
     return _measure(
         argv, folder, env, lambda: (Stamps(**json.loads(path.read_text())) for path in (own / "stamps").iterdir())
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from launcher.agent.resources import driver
+from launcher.agent.resources import query_driver
 
 PACKAGES = ("torch", "torchvision", "numpy")
 
@@ -44,7 +44,7 @@ def machine() -> str:
     model = next(
         (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
     )
-    gpus = [f"{count} x {name}" for name, count in Counter(gpu.name for gpu in driver().gpus).items()]
+    gpus = [f"{count} x {name}" for name, count in Counter(gpu.name for gpu in query_driver().gpus).items()]
     return ", ".join([model, f"{len(os.sched_getaffinity(0))} cores", *gpus, platform.system()])
 
 

@@ -27,11 +27,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from fmfsd.config import RunConfig, load_config
 from fmfsd.data.prepare import prepare
-from fmfsd.data.shards.index import read_index, set_folder
-from fmfsd.distributed.collectives import SoloComms
-from fmfsd.engine.precision import exact_arithmetic
+from fmfsd.data.shards.index import prepared_set_folder, read_index
+from fmfsd.distributed.collectives import SingleWorkerComms
+from fmfsd.engine.precision import configure_arithmetic
 from fmfsd.engine.torch_engine import TorchEngine
-from launcher.plan.plan import KEEP_FREED_MEMORY
+from launcher.plan.plan import MALLOC_SETTINGS
 from tests.benchmarks.peer import PlainLoop
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
@@ -91,7 +91,7 @@ def print_measurement(kind: str, root: str, backbone: str, batch: int, device: s
     """Measure and print one variant; runs in its own process, because the allocator settings are read at its start."""
     settings, place = config(root, backbone, changes, batch), torch.device(device)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    exact_arithmetic(deterministic=False)
+    configure_arithmetic(deterministic=False)
     step, waits, held_bytes = _build_step(kind, settings, place)
     start = time.perf_counter()
     for _ in range(WARM_UP_STEPS):
@@ -112,15 +112,15 @@ def _build_step(
 ) -> tuple[Callable[[], object], Callable[[], float], Callable[[], int]]:
     """Return functions for one training step, the seconds waited for data so far, and the bytes held between steps."""
     if kind == "script":
-        peer = PlainLoop(settings, read_index(set_folder(settings.data)), processes=2)
+        peer = PlainLoop(settings, read_index(prepared_set_folder(settings.data)), processes=2)
         return peer.step, lambda: peer.waited_s, lambda: _held_bytes(peer.network, peer.optimizer)
     run = make_run(Path(tempfile.mkdtemp(dir=settings.data.root)), settings)
-    loop = make_loop(run, SoloComms(), device=device)
-    loop.metrics.keep(0)
+    loop = make_loop(run, SingleWorkerComms(), device=device)
+    loop.metrics.truncate(0)
     engine = loop.engine
     assert isinstance(engine, TorchEngine)
     held_bytes = partial(_held_bytes, engine.network, engine.optimizer)
-    return loop._train_one_step, lambda: loop.stopwatch.waited, held_bytes
+    return loop._train_one_step, lambda: loop.step_timer.waited_s, held_bytes
 
 
 def _synchronize(device: torch.device) -> None:
@@ -147,7 +147,7 @@ def _peak_memory(step: Callable[[], object], held_bytes: int, device: torch.devi
 def measure(variant: Variant, root: str, options: argparse.Namespace) -> TrainMeasurement:
     arguments = (variant.kind, root, options.backbone, options.batch, options.device, options.steps, *variant.changes)
     code = f"from tests.benchmarks.train import print_measurement as p; p{arguments!r}"
-    env = {**os.environ, **(KEEP_FREED_MEMORY if options.device == "cpu" and variant.kind == "ours" else {})}
+    env = {**os.environ, **(MALLOC_SETTINGS if options.device == "cpu" and variant.kind == "ours" else {})}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True)
     return TrainMeasurement(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -22,7 +22,7 @@ def _train_two_steps(comms: Comms, backbone: str) -> int:
     engine = TorchEngine(build_network(config), build_loss(config), config, comms, torch.device("cpu"))
     torch.manual_seed(comms.rank)
     for _ in range(2):
-        terms = engine.terms(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
+        terms = engine.compute_terms(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
         engine.backward(terms.label + terms.soft_target + terms.squares_F.sum())
         assert all(parameter.grad is not None for parameter in engine.network.parameters())
         engine.step(1e-6)

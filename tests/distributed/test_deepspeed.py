@@ -14,9 +14,9 @@ from fmfsd.checkpoint.store import load_checkpoint
 from fmfsd.config import RunConfig, dump_config
 from fmfsd.distributed.collectives import Comms
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import positions_in
+from fmfsd.run.train_position import list_positions
 from tests.helpers.deepspeed import needs_deepspeed
-from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config
+from tests.helpers.runs import make_loop, make_run, newest_weights, read_records, tiny_config
 from tests.helpers.workers import run_workers
 
 pytestmark = needs_deepspeed
@@ -62,7 +62,7 @@ SETUPS = {
 }
 
 
-def trained(comms: Comms, runs: Sequence[Path], nudged: Sequence[Path] = ()) -> None:
+def train_runs(comms: Comms, runs: Sequence[Path], nudged: Sequence[Path] = ()) -> None:
     """Train each of `runs` from its newest checkpoint; first change the weights of `nudged` by one ulp."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # raised by DeepSpeed
@@ -83,7 +83,7 @@ def nudge(network: torch.nn.Module, *, seed: int) -> None:
 
 
 def losses(run: Path) -> torch.Tensor:
-    return torch.tensor([each["loss"] for each in records(RunDir(run)) if each["split"] == "train"])
+    return torch.tensor([each["loss"] for each in read_records(RunDir(run)) if each["split"] == "train"])
 
 
 @pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw, EMA, accumulation, clipping"])
@@ -95,7 +95,7 @@ def test_every_zero_stage_trains_like_pytorch(optim: tuple[str, ...], tiny_root:
     runs = [tmp_path / "torch", *nudged, *stages]
     for folder, engine in zip(runs, (*[TORCH] * 5, *STAGES), strict=True):
         make_run(folder, tiny_config(tiny_root, *SMALL, *optim, *engine, f"train.max_steps={STEPS}"))
-    run_workers(trained, 2, runs, nudged)
+    run_workers(train_runs, 2, runs, nudged)
     expected, *others = map(losses, runs)
     differences = [(one - expected).abs() for one in others]
     spread = max(difference.max() for difference in differences[:4])
@@ -117,7 +117,7 @@ def setup_runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         }
         for name, changes in runs.items():
             make_run(folder / name, tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *ADAMW, "train.max_steps=5", *changes))
-        run_workers(trained, workers, [folder / name for name in runs])
+        run_workers(train_runs, workers, [folder / name for name in runs])
     return folder
 
 
@@ -125,19 +125,21 @@ def setup_runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_other_setups_train_like_pytorch_too(name: str, setup_runs: Path) -> None:
     one, other = setup_runs / SETUPS[name].expected_run, setup_runs / name
     assert losses(other) == pytest.approx(losses(one), rel=1e-3 if SETUPS[name].changes == BF16 else 1e-5)
-    evaluated, expected = ({k: v for k, v in records(RunDir(run))[-1].items() if "loss" in k} for run in (other, one))
+    evaluated, expected = (
+        {k: v for k, v in read_records(RunDir(run))[-1].items() if "loss" in k} for run in (other, one)
+    )
     assert evaluated == pytest.approx(expected, rel=1e-3)
 
 
 def newest_state(run: RunDir) -> dict[str, torch.Tensor]:
-    (newest, *_) = positions_in(run.checkpoints)
+    (newest, *_) = list_positions(run.checkpoints)
     engine = load_checkpoint(run.checkpoints / newest.folder_name).engine
     return {**engine.model, **engine.optimizer}
 
 
 def resume(run: Path, config: RunConfig, workers: int) -> None:
     RunDir(run).config.write_text(dump_config(config))
-    run_workers(trained, workers, [run])
+    run_workers(train_runs, workers, [run])
 
 
 @pytest.mark.parametrize("optim", [SGD, ADAMW], ids=["sgd", "adamw"])
@@ -149,7 +151,7 @@ def test_a_run_resumes_with_another_engine_zero_stage_and_number_of_workers(
     uninterrupted = make_run(
         tmp_path / "uninterrupted", tiny_config(tiny_root, *SMALL, *ONE_BRANCH, *optim, "train.max_steps=14")
     )
-    run_workers(trained, 2, [uninterrupted.path])
+    run_workers(train_runs, 2, [uninterrupted.path])
     run = make_run(tmp_path / "in parts", tiny_config(tiny_root))
     for number, (engine, workers) in enumerate(parts, 1):
         changes = (*SMALL, *ONE_BRANCH, *optim, *engine, f"train.max_steps={2 * number}")
@@ -171,10 +173,10 @@ def stopped(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     folder = tmp_path_factory.mktemp("stopped")
     whole = [make_run(folder / f"whole {stage}", config(stage, 4)) for stage in range(4)]
     parted = [make_run(folder / f"parted {stage}", config(stage, 2)) for stage in range(4)]
-    run_workers(trained, 2, [run.path for run in (*whole, *parted)])
+    run_workers(train_runs, 2, [run.path for run in (*whole, *parted)])
     for stage, run in enumerate(parted):
         run.config.write_text(dump_config(config(stage, 4)))
-    run_workers(trained, 2, [run.path for run in parted])
+    run_workers(train_runs, 2, [run.path for run in parted])
     return dict(enumerate(zip(whole, parted, strict=True)))
 
 
@@ -187,7 +189,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 
 
 def imported_modules(comms: Comms, run: Path) -> set[str]:
-    trained(comms, [run])
+    train_runs(comms, [run])
     return set(sys.modules)
 
 

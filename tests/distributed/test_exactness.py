@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from fmfsd.cpu import cpp_extension
-from fmfsd.data.loading.shards_in_memory import OwnShards
-from fmfsd.distributed.collectives import Comms, SoloComms
-from fmfsd.distributed.sync_batch_norm import GlobalBatchNorm2d, _moments, synchronise_batch_norm
+from fmfsd.data.loading.shards_in_memory import ShardsInMemory
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
+from fmfsd.distributed.sync_batch_norm import SyncBatchNorm2d, _moments, convert_batch_norm
 from fmfsd.errors import CheckError, CheckpointError
 from fmfsd.run.run_dir import RunDir
 from tests.helpers.runs import (
     make_loop,
     make_run,
     newest_weights,
-    records,
+    read_records,
     tiny_config,
     train_run,
 )
@@ -27,16 +27,16 @@ SMALL = ("data.shards=16", "train.batch=16")
 
 
 def use_every_collective(comms: Comms) -> tuple[list[float], bool, bool, Any, list[Any]]:
-    total = comms.sum_(torch.tensor([comms.rank + 1.0, 1.0]))
+    total = comms.all_reduce_(torch.tensor([comms.rank + 1.0, 1.0]))
     one, none = comms.any(comms.rank == 1), comms.any(False)
-    shared = comms.share({"a": [1, None, "ü"]} if comms.rank == 0 else None)
-    return total.tolist(), one, none, shared, comms.gather(["ü" * comms.rank, None])
+    shared = comms.broadcast_object({"a": [1, None, "ü"]} if comms.rank == 0 else None)
+    return total.tolist(), one, none, shared, comms.all_gather_object(["ü" * comms.rank, None])
 
 
 def use_them_in_two_process_groups(comms: Comms) -> tuple[Any, Any, bool]:
     """Use the default and a second process group; also return whether activity counts the calls in the second."""
     in_default_group = use_every_collective(comms)
-    with comms.within(30) as second:
+    with comms.with_timeout(30) as second:
         before = comms.activity.calls
         in_second_group = use_every_collective(second)
         is_counted = comms.activity.calls > before
@@ -48,7 +48,7 @@ def test_collectives_return_the_same_on_all_workers() -> None:
     gathered = [["", None], ["ü", None], ["üü", None]]
     expected = ([6.0, 3.0], True, False, {"a": [1, None, "ü"]}, gathered)
     assert run_workers(use_them_in_two_process_groups, 3) == [(expected, expected, True)] * 3
-    assert use_every_collective(SoloComms()) == ([1.0, 1.0], False, False, {"a": [1, None, "ü"]}, [["", None]])
+    assert use_every_collective(SingleWorkerComms()) == ([1.0, 1.0], False, False, {"a": [1, None, "ü"]}, [["", None]])
 
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -62,7 +62,7 @@ def normalise_parts(comms: Comms) -> dict[tuple[torch.dtype, torch.memory_format
 
 def _normalise_a_part(comms: Comms, dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:
     images, gradient, layer = _batch_norm_case(dtype, layout)
-    layer = GlobalBatchNorm2d(layer.double() if dtype == torch.float64 else layer, comms.sum_, comms.size)
+    layer = SyncBatchNorm2d(layer.double() if dtype == torch.float64 else layer, comms.all_reduce_, comms.size)
     part = slice(comms.rank * 8 // comms.size, (comms.rank + 1) * 8 // comms.size)
     x = images[part].clone(memory_format=layout).requires_grad_()
     y = layer(x)
@@ -70,7 +70,7 @@ def _normalise_a_part(comms: Comms, dtype: torch.dtype, layout: torch.memory_for
     assert x.grad is not None
     assert layer.weight.grad is not None
     assert layer.bias.grad is not None
-    parameter_gradients = comms.sum_(torch.stack([layer.weight.grad, layer.bias.grad]))
+    parameter_gradients = comms.all_reduce_(torch.stack([layer.weight.grad, layer.bias.grad]))
     return [y.detach(), x.grad, parameter_gradients, layer.running_mean, layer.running_var]
 
 
@@ -124,12 +124,12 @@ def test_batch_norm_is_the_same_without_a_compiler(
     images, gradient, prototype = _batch_norm_case(dtype, layout)
     results = list[list[torch.Tensor]]()
     for _ in range(2):
-        layer = GlobalBatchNorm2d(prototype.double() if dtype == torch.float64 else prototype, lambda sums: sums * 2, 2)
+        layer = SyncBatchNorm2d(prototype.double() if dtype == torch.float64 else prototype, lambda sums: sums * 2, 2)
         x = images.clone(memory_format=layout).requires_grad_()
         y = layer(x)
         y.backward(gradient)
         results.append([y, x.grad, layer.weight.grad, layer.running_mean, layer.running_var])  # type: ignore[list-item]
-        monkeypatch.setattr(cpp_extension, "library", lambda *names: None)
+        monkeypatch.setattr(cpp_extension, "load_library", lambda *names: None)
     for one, other in zip(*results, strict=True):
         assert (one.dtype, one.stride()) == (other.dtype, other.stride())
         assert (one - other).abs().max() <= tolerance * other.abs().max()
@@ -153,9 +153,9 @@ def test_moments_are_precise_far_from_zero_and_with_more_threads(layout: torch.m
 def test_every_batch_norm_of_a_network_is_replaced() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.BatchNorm2d(4))
     before = network.state_dict().keys()
-    synchronise_batch_norm(network, lambda tensor: tensor, 2)
+    convert_batch_norm(network, lambda tensor: tensor, 2)
     kinds = [type(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert kinds == [GlobalBatchNorm2d] * 2
+    assert kinds == [SyncBatchNorm2d] * 2
     assert network.state_dict().keys() == before
 
 
@@ -169,7 +169,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny
     assert run_workers(train_run, 3, whole.path, nodes=3) == ["finished"] * 3
     assert run_workers(train_run, 3, parted.path, 1, nodes=3) == ["stopped"] * 3
     assert run_workers(train_run, 3, parted.path, nodes=3) == ["finished"] * 3
-    assert records(parted) == records(whole)
+    assert read_records(parted) == read_records(whole)
     assert newest_weights(parted) == newest_weights(whole)
 
 
@@ -181,7 +181,7 @@ def warm_up_and_compare(comms: Comms, folder: Path) -> list[str]:
     loop.resume()
     assert torch.equal(torch.get_rng_state(), rng_state)
     assert all(parameter.grad is None for parameter in loop.engine.network.parameters())
-    assert loop.means.peek() == {}
+    assert loop.means.compute() == {}
     return [name for name, tensor in loop.engine.network.state_dict().items() if not torch.equal(tensor, before[name])]
 
 
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_ends_every_worker_with_the_same_error(tiny_ro
 def bytes_in_memory(comms: Comms, folder: Path) -> int:
     loop = make_loop(RunDir(folder), comms)
     shards = loop.batches.shards
-    assert isinstance(shards, OwnShards)
+    assert isinstance(shards, ShardsInMemory)
     return shards.images.nbytes + shards.labels.nbytes + shards.ids.nbytes
 
 
@@ -274,7 +274,7 @@ def test_a_run_with_the_presets_precision_and_layout_resumes_bit_for_bit_too(tin
     run_workers(train_run, 2, whole.path)
     assert run_workers(train_run, 2, parted.path, 2) == ["stopped"] * 2
     run_workers(train_run, 2, parted.path)
-    assert records(parted) == records(whole)
+    assert read_records(parted) == read_records(whole)
     assert newest_weights(parted) == newest_weights(whole)
 
 

@@ -15,9 +15,9 @@ from fmfsd.config import RunConfig, dump_config
 from fmfsd.distributed.collectives import Comms
 from fmfsd.errors import NonFiniteLossError
 from fmfsd.run.run_dir import RunDir
-from tests.distributed.test_deepspeed import ADAMW, ONE_BRANCH, SMALL, STAGES, TORCH, losses, trained
+from tests.distributed.test_deepspeed import ADAMW, ONE_BRANCH, SMALL, STAGES, TORCH, losses, train_runs
 from tests.helpers.deepspeed import needs_deepspeed
-from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config
+from tests.helpers.runs import make_loop, make_run, newest_weights, read_records, tiny_config
 from tests.helpers.workers import run_workers
 
 pytestmark = needs_deepspeed
@@ -54,7 +54,7 @@ def _norms(comms: Comms, folder: Path, scale: float) -> list[float]:
 
 
 def scales(run: Path) -> list[float]:
-    return [each["loss_scale"] for each in records(RunDir(run)) if each["split"] == "train"]
+    return [each["loss_scale"] for each in read_records(RunDir(run)) if each["split"] == "train"]
 
 
 def run_config(root: Path, engine: str, *changes: str) -> RunConfig:
@@ -80,7 +80,7 @@ def runs(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Fp16Runs:
     norms, _ = run_workers(train_with_scale, 2, paths, TOO_LARGE)
     for name, run in stopped.items():
         run.config.write_text(dump_config(run_config(tiny_root, name)))
-    run_workers(trained, 2, [run.path for run in stopped.values()])
+    run_workers(train_runs, 2, [run.path for run in stopped.values()])
     return Fp16Runs(whole, stopped, dict(zip(ENGINES, norms, strict=False)))
 
 

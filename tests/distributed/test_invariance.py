@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fmfsd.data.loading.batches import TrainBatches
-from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
 from fmfsd.engine.interface import Engine
 from fmfsd.losses import LossTerms, SelfDistillLoss
 from fmfsd.run.run_dir import RunDir
 from fmfsd.training.compare_traces import largest_difference
 from fmfsd.training.loop import Loop
-from tests.helpers.runs import assert_records_agree, make_loop, make_run, records, tiny_config, train_run
+from tests.helpers.runs import assert_records_agree, make_loop, make_run, read_records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
 STEPS = 4
@@ -52,13 +52,13 @@ class InMemoryTrace:
         self.positions: list[int] = []
         self.gradients: dict[str, torch.Tensor] = {}
 
-    def batch(self, batches: TrainBatches, epoch: int, micro_step: int) -> None:
+    def record_batch(self, batches: TrainBatches, epoch: int, micro_step: int) -> None:
         self.positions += batches.ids(epoch, micro_step).tolist()
 
-    def step(self, number: int, engine: Engine) -> None:
+    def record_step(self, number: int, engine: Engine) -> None:
         self.gradients = {name: value.clone() for name, value in engine.gradients().items()}
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         self.positions = []
 
 
@@ -99,9 +99,9 @@ def make_a_step_each(comms: Comms, cases: dict[Path, InvarianceCase]) -> list[St
             samples[torch.tensor(trace.positions)] += 1
             results.append(
                 {
-                    "losses": {name: torch.tensor(value) for name, value in loop.means.peek().items()},
+                    "losses": {name: torch.tensor(value) for name, value in loop.means.compute().items()},
                     "gradients": trace.gradients,
-                    "samples": {"taken": comms.sum_(samples)},
+                    "samples": {"taken": comms.all_reduce_(samples)},
                     "weights": {name: value.double().clone() for name, value in loop.engine.state().model.items()},
                 }
             )
@@ -163,7 +163,7 @@ def train_whole_run(folder: Path, root: Path, world_size: int, *changes: str) ->
     """Train a whole run and return its metrics."""
     run = make_run(folder / f"w{world_size}", tiny_config(root, *changes))
     assert run_workers(train_run, world_size, run.path) == ["finished"] * world_size
-    return records(run)
+    return read_records(run)
 
 
 def test_workers_in_fp64_train_and_evaluate_like_one(tiny_root: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ LOSSES = {
 
 def _trunk_after_a_step(run: RunDir, initial: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return backbone and deepest head after one step that starts with the weights `initial`."""
-    with closing(make_loop(run, SoloComms())) as loop:
+    with closing(make_loop(run, SingleWorkerComms())) as loop:
         network = loop.engine.network
         network.load_state_dict({**network.state_dict(), **initial})
         loop._train_one_step()
@@ -202,7 +202,7 @@ def _trunk_after_a_step(run: RunDir, initial: dict[str, torch.Tensor]) -> dict[s
 
 
 def _initial_weights(run: RunDir) -> dict[str, torch.Tensor]:
-    with closing(make_loop(run, SoloComms())) as loop:
+    with closing(make_loop(run, SingleWorkerComms())) as loop:
         return {name: value.clone() for name, value in loop.engine.network.state_dict().items()}
 
 

@@ -16,16 +16,23 @@ import torch
 from torch import Tensor
 
 from fmfsd.distributed import preflight
-from fmfsd.distributed.collectives import Comms, SoloComms
-from fmfsd.distributed.preflight import Measured, described, measure, operands, slow, try_out
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
+from fmfsd.distributed.preflight import (
+    WorkerMeasurement,
+    find_slow_workers,
+    format_measurements,
+    make_operands,
+    measure_workers,
+    run_preflight,
+)
 from fmfsd.distributed.world import World
 from fmfsd.errors import DataError, PreflightError, RunFailedError
-from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.heartbeat import HeartbeatFile
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.attempt_fence import AttemptFence
 from fmfsd.training.trainer import train
-from fmfsd.worker import Circumstances, write_crash
+from fmfsd.worker import WorkerSettings, write_crash_report
 from tests.helpers.processes import run_command
 from tests.helpers.runs import make_run, tiny_config
 from tests.helpers.workers import run_workers
@@ -34,7 +41,7 @@ CPU = torch.device("cpu")
 HERE = socket.gethostname()
 
 
-def run_preflight(comms: Comms, product: Any = None) -> tuple[str, list[str], str]:
+def logged_preflight(comms: Comms, product: Any = None) -> tuple[str, list[str], str]:
     """Return log, warnings and error of this worker; rank 2 computes matrix products by `product`."""
     if product is not None and comms.rank == 2:
         preflight.multiply = product
@@ -42,7 +49,7 @@ def run_preflight(comms: Comms, product: Any = None) -> tuple[str, list[str], st
     preflight.log.setLevel(logging.INFO)
     preflight.log.addHandler(lines)
     try:
-        try_out(comms, World(comms.rank, comms.size, node=comms.rank // 2), CPU, warn=warnings.append)
+        run_preflight(comms, World(comms.rank, comms.size, node=comms.rank // 2), CPU, warn=warnings.append)
     except PreflightError as error:
         return lines.text, warnings, str(error)
     return lines.text, warnings, ""
@@ -56,7 +63,7 @@ class Lines(logging.Handler):
 
 
 def test_rank_0_logs_the_measurements() -> None:
-    (line, _, _), *others = run_workers(run_preflight, 3)
+    (line, _, _), *others = run_workers(logged_preflight, 3)
     number = r"\d+(\.\d+)?(e-\d+)?"
     assert re.match(
         rf"preflight: 3 workers, all-reduce of 4 MiB {number} GB/s, latency {number} ms, "
@@ -66,8 +73,8 @@ def test_rank_0_logs_the_measurements() -> None:
     assert [log for log, _, _ in others] == ["", ""]
 
 
-def measure_speed(comms: Comms) -> list[Measured]:
-    return measure(comms, World(comms.rank, comms.size), CPU)
+def measure_speed(comms: Comms) -> list[WorkerMeasurement]:
+    return measure_workers(comms, World(comms.rank, comms.size), CPU)
 
 
 def test_all_workers_know_the_measurements_of_each() -> None:
@@ -93,7 +100,7 @@ def with_nan(left: Tensor, right: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("product", "places"), [(with_one_bit_wrong, 1), (with_nan, 512)])
 def test_all_workers_report_the_worker_with_a_wrong_product(product: Any, places: int) -> None:
-    errors = {error for _, _, error in run_workers(run_preflight, 3, product)}
+    errors = {error for _, _, error in run_workers(logged_preflight, 3, product)}
     what = f"a matrix product has {places} wrong elements of 262144"
     where = f"rank 2, node 1, host {HERE}"
     assert errors == {f"preflight: {where}: {what}. Exclude this node until its hardware is checked"}
@@ -105,7 +112,7 @@ def multiply_slowly(left: Tensor, right: Tensor) -> Tensor:
 
 
 def test_the_user_is_warned_of_a_worker_that_multiplies_slowly() -> None:
-    (line, warnings, error), *others = run_workers(run_preflight, 3, multiply_slowly)
+    (line, warnings, error), *others = run_workers(logged_preflight, 3, multiply_slowly)
     assert error == ""
     assert "(slowest: rank 2, node 1" in line
     (warning,) = (text for text in warnings if text.startswith(f"rank 2, node 1, host {HERE} is slow: "))
@@ -114,24 +121,24 @@ def test_the_user_is_warned_of_a_worker_that_multiplies_slowly() -> None:
 
 
 def test_a_worker_is_slow_relative_to_the_median() -> None:
-    one = Measured(0, 0, "a", "", 3e11, 4e-4, 3e-5)
+    one = WorkerMeasurement(0, 0, "a", "", 3e11, 4e-4, 3e-5)
     rates = (3.1e11, 3.0e11, 1.6e11, 1.4e11)
     measurements = [replace(one, rank=rank, flops_per_s=rate) for rank, rate in enumerate(rates)]
-    assert slow(measurements[:3]) == []
+    assert find_slow_workers(measurements[:3]) == []
     measurements.append(replace(one, rank=4))
-    assert slow(measurements) == [
+    assert find_slow_workers(measurements) == [
         "rank 3, node 0, host a is slow: 140 GFLOP/s, median 300: all other workers will wait for it"
     ]
-    assert described(measurements) == (
+    assert format_measurements(measurements) == (
         "5 workers, all-reduce of 4 MiB 10 GB/s, latency 0.03 ms, "
         "product 300 GFLOP/s (slowest: rank 3, node 0, host a: 140)"
     )
-    assert described([one]) == "1 worker, product 300 GFLOP/s"
+    assert format_measurements([one]) == "1 worker, product 300 GFLOP/s"
 
 
 @pytest.mark.parametrize("side", [64, 512])
 def test_the_expected_product_is_exact(side: int) -> None:
-    left, right, product = operands(side, CPU)
+    left, right, product = make_operands(side, CPU)
     assert torch.equal((left.long() @ right.long()).float(), product)
     assert len(product.unique()) > side
 
@@ -140,10 +147,10 @@ def skip_the_collective(comms: Comms, joins: bool) -> tuple[str, float]:
     """Rank 1 skips the all-reduce, after joining the process group (if `joins`) or before; rank 0 must time out."""
     preflight.DEADLINE_S = 1.0
     start, message = time.monotonic(), ""
-    with comms.within(preflight.DEADLINE_S) if joins and comms.rank == 1 else nullcontext():
+    with comms.with_timeout(preflight.DEADLINE_S) if joins and comms.rank == 1 else nullcontext():
         if comms.rank == 0:
             try:
-                measure(comms, World(0, 2), CPU)
+                measure_workers(comms, World(0, 2), CPU)
             except RunFailedError as error:
                 message = str(error)
         took_s = time.monotonic() - start
@@ -161,14 +168,14 @@ def test_a_worker_that_skips_the_all_reduce_is_waited_for_only_until_the_deadlin
 def test_a_preflight_error_starts_no_new_attempt_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
-    write_crash(run, World(), 1, PreflightError("wrong"))
-    crash = read_json(run.crash(1, 0))
+    write_crash_report(run, World(), 1, PreflightError("wrong"))
+    crash = read_json(run.crash_report(1, 0))
     assert (crash["worth_another_attempt"], crash["resumable"], crash["expected"]) == (False, True, True)
 
 
 def train_alone(run: RunDir, *, preflight: bool) -> None:
-    with ProgressFile(run.rank_progress(0), rank=0) as progress:
-        train(run, World(), CPU, progress, Fence(run, 1), timeout_s=60, preflight=preflight)
+    with HeartbeatFile(run.rank_progress(0), rank=0) as progress:
+        train(run, World(), CPU, progress, AttemptFence(run, 1), timeout_s=60, preflight=preflight)
 
 
 def test_the_preflight_runs_before_data_is_loaded_if_it_is_requested(
@@ -188,14 +195,16 @@ def test_the_preflight_runs_before_data_is_loaded_if_it_is_requested(
 def test_the_progress_file_warns_the_user_of_a_slow_worker(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "slow", lambda measurements: [f"rank {each.rank} is slow" for each in measurements])
+    monkeypatch.setattr(
+        preflight, "find_slow_workers", lambda measurements: [f"rank {each.rank} is slow" for each in measurements]
+    )
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1"))
     train_alone(run, preflight=True)
     assert read_json(run.rank_progress(0))["warnings"] == ["rank 0 is slow"]
 
 
 def test_an_environment_variable_requests_the_preflight(tiny_root: Path, tmp_path: Path) -> None:
-    assert not Circumstances.from_environment({}).preflight
+    assert not WorkerSettings.from_environment({}).preflight
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1"))
     arguments = ("train", str(run.path), "--device", "cpu")
     worker = run_command("fmfsd", *arguments, cwd=tmp_path, env={"FMFSD_PREFLIGHT": "1"})
@@ -205,5 +214,5 @@ def test_an_environment_variable_requests_the_preflight(tiny_root: Path, tmp_pat
 
 def test_a_single_worker_measures_no_collectives(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    try_out(SoloComms(), World(), CPU, warn=pytest.fail)
+    run_preflight(SingleWorkerComms(), World(), CPU, warn=pytest.fail)
     assert re.search(r"preflight: 1 worker, product \S+ GFLOP/s$", caplog.text)

@@ -3,8 +3,8 @@
 import pytest
 
 from fmfsd.config import load_config
-from fmfsd.cost.measure.probe import probe
-from tests.helpers.costs import saved_bytes
+from fmfsd.cost.measure.probe import estimate_cost
+from tests.helpers.costs import measure_saved_bytes
 from tests.helpers.workers import run_workers
 
 
@@ -12,6 +12,6 @@ from tests.helpers.workers import run_workers
 def test_activations_are_the_bytes_that_each_of_two_workers_saves(change: str) -> None:
     """In bf16 to 2e-4: torch's meta tensors have batch statistics in bf16, real tensors in fp32."""
     config = load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.batch=64", change])
-    expected = run_workers(saved_bytes, 2, config)
+    expected = run_workers(measure_saved_bytes, 2, config)
     assert expected[0] == expected[1]
-    assert probe(config, workers=2).memory.activations == pytest.approx(expected[0], rel=2e-4)
+    assert estimate_cost(config, workers=2).memory.activations == pytest.approx(expected[0], rel=2e-4)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fmfsd.checkpoint import CheckpointFolder, Saved
-from fmfsd.data.sampling import shard_epoch
-from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.checkpoint import Checkpoint, CheckpointStore
+from fmfsd.data.sampling import draw_shard_epoch
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import Position
+from fmfsd.run.train_position import TrainPosition
 from fmfsd.training.loop import Loop
-from tests.helpers.runs import assert_records_agree, make_loop, make_run, newest_weights, records, tiny_config
+from tests.helpers.runs import assert_records_agree, make_loop, make_run, newest_weights, read_records, tiny_config
 from tests.helpers.workers import run_workers
 
 STEPS, STEPS_AN_EPOCH = 7, 5
@@ -54,7 +54,7 @@ def parts_with_stops(workers: int) -> list[RunPart]:
     ]
 
 
-ENDS = [Position(0), Position(2), Position(3, evaluated=False), Position(5), Position(STEPS)]
+ENDS = [TrainPosition(0), TrainPosition(2), TrainPosition(3, evaluated=False), TrainPosition(5), TrainPosition(STEPS)]
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class TrainedRun:
     """A finished run, the positions at which its parts ended, and the samples of each step."""
 
     run: RunDir
-    ends: list[Position]
+    ends: list[TrainPosition]
     samples: dict[int, list[int]]
 
 
-def train_part(comms: Comms, folder: Path, part: RunPart) -> tuple[Position, list[tuple[int, list[int]]]]:
+def train_part(comms: Comms, folder: Path, part: RunPart) -> tuple[TrainPosition, list[tuple[int, list[int]]]]:
     """Return the final position, and (step, sample ids) for each step of this worker."""
     if part.slow:
-        CheckpointFolder.write = _slow_write  # type: ignore[method-assign, assignment]
+        CheckpointStore.write = _slow_write  # type: ignore[method-assign, assignment]
     samples_by_step: list[tuple[int, list[int]]] = []
     loop = make_loop(RunDir(folder), comms, stop_after=part.stop, evaluating=part.evaluating)
     with closing(loop):
@@ -79,10 +79,10 @@ def train_part(comms: Comms, folder: Path, part: RunPart) -> tuple[Position, lis
     return loop.position, samples_by_step
 
 
-_write = CheckpointFolder.write
+_write = CheckpointStore.write
 
 
-def _slow_write(folder: CheckpointFolder, saved: Saved) -> None:
+def _slow_write(folder: CheckpointStore, saved: Checkpoint) -> None:
     time.sleep(0.2)
     _write(folder, saved)
 
@@ -100,7 +100,7 @@ def _recording(loop: Loop, samples_by_step: list[tuple[int, list[int]]]) -> Any:
 
 def train_in_parts(folder: Path, root: Path, parts: Sequence[RunPart], *changes: str) -> TrainedRun:
     run = make_run(folder, tiny_config(root, *CHANGES, *changes))
-    ends, samples = list[Position](), dict[int, list[int]]()
+    ends, samples = list[TrainPosition](), dict[int, list[int]]()
     for part in parts:
         results = run_workers(train_part, part.workers, run.path, part)
         new_samples: dict[int, list[int]] = {}
@@ -131,7 +131,7 @@ def test_the_same_number_of_workers_resumes_bit_for_bit(
 ) -> None:
     parted = train_in_parts(tmp_path / "run", tiny_root, parts_with_stops(size))
     assert parted.ends == ENDS
-    assert records(parted.run) == records(whole[size, "fp32"].run)
+    assert read_records(parted.run) == read_records(whole[size, "fp32"].run)
     assert newest_weights(parted.run) == newest_weights(whole[size, "fp32"].run)
 
 
@@ -143,7 +143,7 @@ def test_another_number_of_workers_resumes_with_the_same_samples_and_metrics(
     parts = [RunPart(1, 1), RunPart(4, 3, evaluating=True), RunPart(2, 4, slow=True), RunPart(1, None)]
     mixed = train_in_parts(tmp_path / "run", tiny_root, parts, "train.precision=fp64")
     assert mixed.ends == ENDS[1:]
-    assert_records_agree(records(mixed.run), records(whole[1, "fp64"].run), tolerance=1e-9)
+    assert_records_agree(read_records(mixed.run), read_records(whole[1, "fp64"].run), tolerance=1e-9)
     assert mixed.samples == whole[1, "fp32"].samples
 
 
@@ -159,7 +159,7 @@ def test_in_fp32_another_number_of_workers_agrees_for_five_steps(
     changing: TrainedRun, whole: dict[tuple[int, str], TrainedRun]
 ) -> None:
     runs = (changing.run, whole[1, "fp32"].run)
-    assert_records_agree(*([line for line in records(run) if line["step"] <= 5] for run in runs), tolerance=1e-5)
+    assert_records_agree(*([line for line in read_records(run) if line["step"] <= 5] for run in runs), tolerance=1e-5)
 
 
 def test_an_epoch_takes_each_sample_at_most_once_and_leaves_out_the_end_of_the_permutation(
@@ -177,11 +177,11 @@ def test_an_epoch_takes_each_sample_at_most_once_and_leaves_out_the_end_of_the_p
 
 def _left_out(epoch: int, shard: int, size: int) -> list[int]:
     """Return the rows of the shard that come last in the epoch's permutation."""
-    return [int(row) for row in shard_epoch(0, epoch, shard, size).permutation[3 * STEPS_AN_EPOCH :]]
+    return [int(row) for row in draw_shard_epoch(0, epoch, shard, size).permutation[3 * STEPS_AN_EPOCH :]]
 
 
 def shards_of(run: RunDir) -> list[list[int]]:
     """Return the sample ids of each shard."""
-    with closing(make_loop(run, SoloComms())) as loop:
+    with closing(make_loop(run, SingleWorkerComms())) as loop:
         shards = loop.batches.shards
         return [part.tolist() for part in shards.ids.split(shards.sizes)]

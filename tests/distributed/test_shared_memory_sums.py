@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fmfsd.cpu import cpp_extension
-from fmfsd.cpu.shared_memory_sums import _created, _mapped, shared_sums
+from fmfsd.cpu.shared_memory_sums import _create_memory_file, _map_memory_file, open_shared_memory_sums
 from fmfsd.distributed.collectives import Comms
-from tests.helpers.runs import make_run, newest_weights, records, tiny_config, train_run
+from tests.helpers.runs import make_run, newest_weights, read_records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
 LENGTHS = (0, 1, 7, 65_536, 65_537, 300_001)
@@ -25,8 +25,8 @@ def part(rank: int, length: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def all_reduce_each(comms: Comms) -> list[torch.Tensor]:
-    assert comms.shares_memory
-    return [comms.sum_(part(comms.rank, *each)) for each in CASES]
+    assert comms.uses_shared_memory
+    return [comms.all_reduce_(part(comms.rank, *each)) for each in CASES]
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -41,7 +41,7 @@ def test_all_workers_get_the_sum_in_rank_order_bit_for_bit(size: int) -> None:
 
 
 def mean_of_parts(comms: Comms) -> torch.Tensor:
-    return comms.mean_(part(comms.rank, 100, torch.float32))
+    return comms.all_reduce_mean_(part(comms.rank, 100, torch.float32))
 
 
 @pytest.mark.parametrize("nodes", [1, 3], ids=["memory", "network"])
@@ -53,7 +53,10 @@ def test_a_mean_covers_all_workers(nodes: int) -> None:
 
 def all_reduce_unsupported_tensors(comms: Comms) -> list[torch.Tensor]:
     ones = torch.ones(2, 3, dtype=torch.float64)
-    return [comms.sum_(each) for each in (torch.tensor([comms.rank, 1]), torch.ones(2, dtype=torch.bfloat16), ones.t())]
+    return [
+        comms.all_reduce_(each)
+        for each in (torch.tensor([comms.rank, 1]), torch.ones(2, dtype=torch.bfloat16), ones.t())
+    ]
 
 
 def test_tensors_that_shared_memory_does_not_support_are_summed_as_well() -> None:
@@ -64,7 +67,7 @@ def test_tensors_that_shared_memory_does_not_support_are_summed_as_well() -> Non
 
 def wait_for_a_killed_worker(comms: Comms, folder: Path) -> None:
     """Rank 1 is killed; the others write the seconds until their error, and its message, to files."""
-    pid = comms.gather(os.getpid())[1]
+    pid = comms.all_gather_object(os.getpid())[1]
     if comms.rank == 1:
         time.sleep(60)
     if comms.rank == 0:
@@ -72,7 +75,7 @@ def wait_for_a_killed_worker(comms: Comms, folder: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(RuntimeError) as caught:
-        comms.sum_(torch.ones(3))
+        comms.all_reduce_(torch.ones(3))
     (folder / f"{comms.rank}").write_text(f"{time.monotonic() - start} {caught.value}")
 
 
@@ -86,14 +89,14 @@ def test_the_other_workers_fail_at_once_when_a_worker_ends(tmp_path: Path) -> No
 
 
 def wait_for_a_missing_worker(comms: Comms, folder: Path) -> str:
-    with comms.within(0.5) as group:
+    with comms.with_timeout(0.5) as group:
         if comms.rank == 1:
             while not (folder / "timed-out").exists():
                 time.sleep(0.01)
             return ""
         start = time.monotonic()
         with pytest.raises(RuntimeError) as caught:
-            group.sum_(torch.ones(3))
+            group.all_reduce_(torch.ones(3))
         assert 0.5 <= time.monotonic() - start < 10
         (folder / "timed-out").touch()
     return str(caught.value)
@@ -106,7 +109,7 @@ def test_a_missing_worker_is_waited_for_only_until_the_timeout(tmp_path: Path) -
 
 def all_reduce_different_lengths(comms: Comms) -> str:
     with pytest.raises(RuntimeError) as caught:
-        comms.sum_(torch.ones(3 + comms.rank))
+        comms.all_reduce_(torch.ones(3 + comms.rank))
     return str(caught.value)
 
 
@@ -118,11 +121,11 @@ def test_workers_that_sum_different_shapes_get_an_error() -> None:
 def starts_shared_sums(comms: Comms, missing: str, rank: int) -> bool:
     """Return whether shared-memory sums start although `rank` lacks a compiler or can't create such a file."""
     if comms.rank == rank and missing == "compiler":
-        cpp_extension.library = lambda *names: None  # type: ignore[assignment]
+        cpp_extension.load_library = lambda *names: None  # type: ignore[assignment]
     if comms.rank == rank and missing == "file":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    return shared_sums(comms, timeout_s=5) is not None
+    return open_shared_memory_sums(comms, timeout_s=5) is not None
 
 
 @pytest.mark.parametrize(("missing", "rank"), [("compiler", 0), ("compiler", 1), ("file", 0)])
@@ -136,20 +139,20 @@ def test_shared_memory_is_used_if_all_workers_can_use_it() -> None:
 
 def test_only_a_file_with_the_expected_name_is_mapped() -> None:
     """On another host the same pid and file descriptor may belong to another process and file."""
-    created = _created(100)
+    created = _create_memory_file(100)
     assert created is not None
     file, name = created
     try:
-        assert _mapped(100, os.getpid(), file, name) is not None
-        assert _mapped(100, os.getpid(), file, "fmfsd-other") is None
-        assert _mapped(100, os.getpid(), 0, name) is None
+        assert _map_memory_file(100, os.getpid(), file, name) is not None
+        assert _map_memory_file(100, os.getpid(), file, "fmfsd-other") is None
+        assert _map_memory_file(100, os.getpid(), 0, name) is None
     finally:
         os.close(file)
 
 
 def shares_memory(comms: Comms) -> bool:
     assert not comms.any(False)
-    return comms.shares_memory
+    return comms.uses_shared_memory
 
 
 def test_workers_of_several_nodes_share_no_memory() -> None:
@@ -165,5 +168,5 @@ def test_two_workers_train_the_same_through_memory_and_over_a_network(
     by_memory, by_network = (make_run(tmp_path / name, config) for name in ("memory", "network"))
     run_workers(train_run, 2, by_memory.path)
     run_workers(train_run, 2, by_network.path, nodes=2)
-    assert records(by_memory) == records(by_network)
+    assert read_records(by_memory) == read_records(by_network)
     assert newest_weights(by_memory) == newest_weights(by_network)

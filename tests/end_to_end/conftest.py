@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.processes import launched
+from tests.helpers.processes import start_launch
 from tests.helpers.runs import DIRECT, TINY
 
 SIXTY_STEPS = ("--set", "train.max_steps=60")
@@ -23,6 +23,6 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Return an uninterrupted run of SIXTY_STEPS."""
-    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *SIXTY_STEPS)) as run:
-        assert run.end()[0] == 0
+    with start_launch(tmp_path_factory.mktemp("whole"), "run", (*arguments, *SIXTY_STEPS)) as run:
+        assert run.wait_for_end()[0] == 0
     return run.run

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from fmfsd.system.atomic_files import read_json
-from tests.benchmarks.accuracy_runs import Asked, Bench
+from tests.benchmarks.accuracy_runs import Bench, Comparison
 from tests.helpers.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -78,10 +78,10 @@ def test_a_killed_benchmark_resumes_and_continues_past_a_failed_run(tiny_root: P
 
 
 def test_a_run_is_stopped_with_a_checkpoint_when_the_time_budget_is_used_up(tiny_root: Path, tmp_path: Path) -> None:
-    options = Asked("resnet8", "cifar10", ("plain", "byot"), 1, 9000, tiny_root, tmp_path, TINY[:2] + TINY[3:])
+    options = Comparison("resnet8", "cifar10", ("plain", "byot"), 1, 9000, tiny_root, tmp_path, TINY[:2] + TINY[3:])
     first, second = options.runs()
     bench = Bench([first, second], 1, lambda: bool(first.folder.newest_step()), tmp_path / "notes.json", "here")
-    bench.work()
+    bench.run_all()
     assert (first.outcome()["state"], first.is_finished, bench.failed) == ("stopped", False, {})
     assert (bench.waiting, second.folder.path.exists()) == ([second], False)
 

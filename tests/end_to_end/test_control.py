@@ -11,10 +11,10 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.agent.hardware import hardware_here
+from launcher.agent.hardware import read_hardware_by_host
 from tests.end_to_end.conftest import SIXTY_STEPS
-from tests.helpers.processes import command, launched, run_command, wait_until
-from tests.helpers.runs import newest_weights, records
+from tests.helpers.processes import command, run_command, start_launch, wait_until
+from tests.helpers.runs import newest_weights, read_records
 
 
 def control(cwd: Path, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
@@ -25,12 +25,12 @@ def control(cwd: Path, *arguments: str, code: int = 0, env: dict[str, str] | Non
 
 
 def test_a_cancelled_run_ends_immediately_without_a_checkpoint(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "run", arguments) as run:
+    with start_launch(tmp_path, "run", arguments) as run:
         run.wait_for_step(1, ranks=2)
-        everything = [process.pid for process in run.everything()]
+        everything = [process.pid for process in run.descendants()]
         assert control(tmp_path, "cancel", "run", "--wait") == "ended: interrupted\n"
         assert not any(map(psutil.pid_exists, everything))
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert (code, "ending immediately, as requested" in output) == (130, True)
     assert run.run.newest_step() is None
     output = control(tmp_path, "cancel", "run", code=3)
@@ -43,31 +43,31 @@ def test_a_stopped_run_resumes_with_its_launch_options_to_the_uninterrupted_resu
     """With its two node agents and variables. The secret must be set again and is in no file of the run."""
     secret = {"MY_TOKEN": "canary"}
     arguments = (*arguments, *SIXTY_STEPS, "--env", "MY_TOKEN", "--grace", "77")
-    with launched(tmp_path, "parted", arguments, env=secret) as parted:
+    with start_launch(tmp_path, "parted", arguments, env=secret) as parted:
         parted.wait_for_step(3)
         control(tmp_path, "stop", "parted")
-        assert parted.end()[0] == 75
+        assert parted.wait_for_end()[0] == 75
     assert "MY_TOKEN: not set here" in control(tmp_path, "resume", "parted", code=3)
     assert "2 workers on cpu, 2 node agents" in control(tmp_path, "resume", "parted", env=secret)
-    assert records(parted.run) == records(whole)
+    assert read_records(parted.run) == read_records(whole)
     assert newest_weights(parted.run) == newest_weights(whole)
     first, second = json.loads(parted.run.manifest.read_text())["launches"]
     assert (first["command"][-2:], second["command"][-2:]) == (["--run-dir", "parted"], ["resume", "parted"])
-    assert first["hardware"] == second["hardware"] == hardware_here()
+    assert first["hardware"] == second["hardware"] == read_hardware_by_host()
     assert all(b"canary" not in path.read_bytes() for path in parted.run.path.rglob("*") if path.is_file())
     assert "this run is finished; nothing to do" in control(tmp_path, "resume", "parted")
     assert json.loads(control(tmp_path, "resume", "parted", "--json"))["state"] == "finished"
 
 
 def test_status_of_a_run_that_trains_on_another_host_or_is_lost(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    with launched(tmp_path, "runs/seed-0", arguments) as run:
+    with start_launch(tmp_path, "runs/seed-0", arguments) as run:
         run.wait_for_step(2, ranks=2)
         screen = control(tmp_path, "status", "runs/seed-0")
         owner = json.loads(run.run.owner.read_text())
         write_json(run.run.owner, {**owner, "host": "elsewhere"})
         from_elsewhere = json.loads(control(tmp_path, "status", "runs/seed-0", "--json"))
         write_json(run.run.owner, owner)
-        everything = [process.pid for process in run.everything()]
+        everything = [process.pid for process in run.descendants()]
         run.process.kill()
         wait_until(lambda: not any(map(psutil.pid_exists, everything)), "the end of every process")
         run.process.wait()
@@ -96,7 +96,7 @@ class FollowedRun:
 @pytest.fixture(scope="module")
 def followed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> FollowedRun:
     folder = tmp_path_factory.mktemp("followed")
-    with launched(folder, "run", (*arguments, "--env", "MY_TOKEN=canary")) as run:
+    with start_launch(folder, "run", (*arguments, "--env", "MY_TOKEN=canary")) as run:
         run.wait_for_step(1)
         follow = [command("fmfsd-launch"), "logs", "run", "--follow"]
         with subprocess.Popen(follow, cwd=folder, stdout=subprocess.PIPE, text=True) as following:
@@ -104,7 +104,7 @@ def followed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
             log_lines = [following.stdout.readline() for _ in range(4)]
             assert run.process.poll() is None
             control(folder, "stop", "run")
-            code, output = run.end()
+            code, output = run.wait_for_end()
             assert code == 75
             log_lines += following.stdout.readlines()
         assert following.returncode == 0

@@ -13,9 +13,9 @@ import pytest
 from fmfsd.run.run_dir import RunDir
 from launcher.plan.starters import DEEPSPEED
 from tests.helpers.deepspeed import needs_deepspeed
-from tests.helpers.faulty import Faulty, Moment, faulty
-from tests.helpers.processes import Launched, launched, run_command, wait_until
-from tests.helpers.runs import newest_weights, records
+from tests.helpers.faulty import FaultInjection, Moment, inject_fault
+from tests.helpers.processes import LaunchProcess, run_command, start_launch, wait_until
+from tests.helpers.runs import newest_weights, read_records
 
 ONE_NODE = ("--nodes", "1", "--gpus", "2")
 FOURTEEN_STEPS = ("--set", "train.max_steps=14", "--set", "checkpoint.every_steps=4")
@@ -26,8 +26,10 @@ BY_DEEPSPEED = ("--starter", "deepspeed", "--max-restarts", "2")
 @pytest.fixture(scope="module")
 def by_torchrun(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Return an uninterrupted run of two workers on one node."""
-    with launched(tmp_path_factory.mktemp("torchrun"), "run", (*arguments, *ONE_NODE, *ENGINE, *FOURTEEN_STEPS)) as run:
-        code, output = run.end()
+    with start_launch(
+        tmp_path_factory.mktemp("torchrun"), "run", (*arguments, *ONE_NODE, *ENGINE, *FOURTEEN_STEPS)
+    ) as run:
+        code, output = run.wait_for_end()
     assert code == 0, output
     return run.run
 
@@ -38,13 +40,13 @@ def attempt(run: RunDir, number: int) -> dict[str, Any]:
 
 def holds_in_three_attempts(moment: Moment) -> None:
     """Hold rank 1 at one step of each attempt."""
-    if moment.at in ((1, 1, 6), (2, 1, 10), (3, 1, 11)):
+    if moment.attempt_rank_step in ((1, 1, 6), (2, 1, 10), (3, 1, 11)):
         moment.hold()
 
 
-def wait_for(run: Launched, fault: Faulty, number: int, newest: int) -> None:
+def wait_for(run: LaunchProcess, fault: FaultInjection, number: int, newest: int) -> None:
     """Wait until rank 1 holds in attempt `number` and the newest checkpoint is `newest`."""
-    wait_until(fault.held(attempt=number, rank=1).exists, f"attempt {number} at its step")
+    wait_until(fault.hold_marker(attempt=number, rank=1).exists, f"attempt {number} at its step")
     wait_until(lambda: run.run.newest_step() == newest, f"checkpoint {newest}")
 
 
@@ -54,17 +56,17 @@ def test_a_run_by_deepspeeds_launcher_with_two_kills_and_a_stop_equals_one_by_to
     arguments: tuple[str, ...], by_torchrun: RunDir, tmp_path: Path
 ) -> None:
     """Kill a worker, then a launcher of DeepSpeed; stop the third attempt by SIGTERM; then resume the run."""
-    fault = faulty(tmp_path / "fault", holds_in_three_attempts)
-    with launched(tmp_path, "run", (*arguments, *ENGINE, *FOURTEEN_STEPS, *BY_DEEPSPEED), env=fault.env) as run:
+    fault = inject_fault(tmp_path / "fault", holds_in_three_attempts)
+    with start_launch(tmp_path, "run", (*arguments, *ENGINE, *FOURTEEN_STEPS, *BY_DEEPSPEED), env=fault.env) as run:
         wait_for(run, fault, number=1, newest=4)
         run.worker(1).kill()
         wait_for(run, fault, number=2, newest=8)
         run.starter(1).kill()
         wait_for(run, fault, number=3, newest=8)
-        everything = run.everything()
+        everything = run.descendants()
         run.starter(0).send_signal(signal.SIGTERM)
-        fault.go()
-        code, output = run.end()
+        fault.release()
+        code, output = run.wait_for_end()
     assert code == 75, output
     assert not psutil.wait_procs(everything, timeout=5)[1]
     first, second = (attempt(run.run, number)["cause"] for number in (1, 2))
@@ -74,7 +76,7 @@ def test_a_run_by_deepspeeds_launcher_with_two_kills_and_a_stop_equals_one_by_to
     resumed = run_command("fmfsd-launch", "resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert DEEPSPEED in run.run.plan.read_text()
-    assert records(run.run) == records(by_torchrun)
+    assert read_records(run.run) == read_records(by_torchrun)
     assert newest_weights(run.run) == newest_weights(by_torchrun)
 
 
@@ -86,10 +88,10 @@ def test_a_run_of_the_deepspeed_engine_is_evaluated_and_resumed_by_the_torch_eng
     evaluated = run_command("fmfsd", "evaluate", "run", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     sixteen = ("--engine", "torch", *FOURTEEN_STEPS, "--set", "train.max_steps=16")
-    with launched(tmp_path, "run", (*arguments, *sixteen)) as run:
-        code, output = run.end()
+    with start_launch(tmp_path, "run", (*arguments, *sixteen)) as run:
+        code, output = run.wait_for_end()
     assert code == 0, output
-    assert [each["step"] for each in records(run.run) if each["split"] == "train"] == list(range(1, 17))
+    assert [each["step"] for each in read_records(run.run) if each["split"] == "train"] == list(range(1, 17))
 
 
 def test_an_import_error_of_deepspeed_is_reported_with_its_own_message(
@@ -102,7 +104,7 @@ def test_an_import_error_of_deepspeed_is_reported_with_its_own_message(
     (modules / "deepspeed" / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open')\n")
     (modules / "deepspeed-0.19.8.dist-info" / "METADATA").write_text("Name: deepspeed\nVersion: 0.19.8\n")
     env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))}
-    with launched(tmp_path, "run", (*arguments, *ONE_NODE, "--starter", "deepspeed"), env=env) as run:
-        code, output = run.end()
+    with start_launch(tmp_path, "run", (*arguments, *ONE_NODE, "--starter", "deepspeed"), env=env) as run:
+        code, output = run.wait_for_end()
     assert (code, "node 0: its starter ended with exit code 1" in output) == (1, True), output
     assert "ImportError: libcudart.so.12: cannot open\n" in output

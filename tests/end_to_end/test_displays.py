@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.processes import command, run_command
-from tests.helpers.terminals import TMUX, terminal
+from tests.helpers.terminals import TMUX, open_terminal
 
 pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 
@@ -22,11 +22,11 @@ def launch(arguments: tuple[str, ...]) -> list[str]:
 
 
 def test_the_launch_and_fmfsd_watch_show_the_run_and_its_end(launch: list[str], tmp_path: Path) -> None:
-    with terminal(tmp_path, launch) as one:
+    with open_terminal(tmp_path, launch) as one:
         screen = one.wait_for("images/s", "data wait", "test: branch1", "loss_label", "loss_soft_target")
         bar = next(row for row in screen.splitlines() if "images/s" in row)
         assert "/960" in bar
-        with terminal(tmp_path, [command("fmfsd"), "watch", "run"]) as other:
+        with open_terminal(tmp_path, [command("fmfsd"), "watch", "run"]) as other:
             watched = other.wait_for("running, epoch", "rank", "heartbeat", "deepest")
             assert re.findall(r"(?m)^ *(\d+) +\S+ +(?:train|evaluate|save) ", watched) == ["0", "1"]
             once = run_command("fmfsd", "watch", "run", "--once", "--json", cwd=tmp_path)
@@ -37,9 +37,9 @@ def test_the_launch_and_fmfsd_watch_show_the_run_and_its_end(launch: list[str], 
 
 
 def test_ctrl_c_in_fmfsd_watch_ends_only_the_watching(launch: list[str], tmp_path: Path) -> None:
-    with terminal(tmp_path, launch, columns=60) as one:
+    with open_terminal(tmp_path, launch, columns=60) as one:
         one.wait_for("step", "images/s", "loss_label")
-        with terminal(tmp_path, [command("fmfsd"), "watch", "run"], columns=60) as other:
+        with open_terminal(tmp_path, [command("fmfsd"), "watch", "run"], columns=60) as other:
             other.wait_for("running")
             other.tmux("send-keys", "C-c")
             other.wait_for("ended with 0")

@@ -16,23 +16,23 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from tests.end_to_end.conftest import SIXTY_STEPS
-from tests.helpers.processes import Launched, launched, run_command
-from tests.helpers.runs import newest_weights, records
+from tests.helpers.processes import LaunchProcess, run_command, start_launch
+from tests.helpers.runs import newest_weights, read_records
 
 
 def test_a_stopped_launch_exits_75_and_resumes_to_the_uninterrupted_result(
     arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
     arguments = (*arguments, *SIXTY_STEPS)
-    with launched(tmp_path, "parted", arguments) as parted:
+    with start_launch(tmp_path, "parted", arguments) as parted:
         parted.wait_for_step(3)
         parted.signal(signal.SIGINT)
-        code, output = parted.end()
+        code, output = parted.wait_for_end()
     assert (code, "stopped after step" in output) == (75, True)
     assert json.loads(parted.run.outcome.read_text())["state"] == "stopped"
-    with launched(tmp_path, "parted", arguments) as again:
-        assert again.end()[0] == 0
-    assert records(again.run) == records(whole)
+    with start_launch(tmp_path, "parted", arguments) as again:
+        assert again.wait_for_end()[0] == 0
+    assert read_records(again.run) == read_records(whole)
     assert newest_weights(again.run) == newest_weights(whole)
     assert "attempt 2" in again.run.rank_log(1, 1).read_text()
     finished = run_command("fmfsd-launch", *arguments, "--run-dir", "parted", cwd=tmp_path)
@@ -50,7 +50,7 @@ def test_a_finished_run_may_be_extended_and_the_change_is_recorded(arguments: tu
     for run_dir, changes in (("parted", steps), ("parted", longer), ("whole", (*longer, *steps[2:]))):
         assert run_command("fmfsd-launch", *arguments, *changes, "--run-dir", run_dir, cwd=tmp_path).returncode == 0
     parted, whole = RunDir(tmp_path / "parted"), RunDir(tmp_path / "whole")
-    assert records(parted)[-2:] == records(whole)[-2:]
+    assert read_records(parted)[-2:] == read_records(whole)[-2:]
     assert newest_weights(parted) == newest_weights(whole)
     first, second = json.loads(parted.manifest.read_text())["launches"]
     assert first["changes"] == []
@@ -66,7 +66,7 @@ class TerminatedRun:
     `second_requested_stop`: a stop request existed after the second launch.
     """
 
-    run: Launched
+    run: LaunchProcess
     connections: list[Any]
     second: subprocess.CompletedProcess[str]
     second_requested_stop: bool
@@ -76,16 +76,16 @@ class TerminatedRun:
 @pytest.fixture(scope="module")
 def terminated(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> TerminatedRun:
     folder, arguments = tmp_path_factory.mktemp("terminated"), (*arguments, "--starter", "torchrun")
-    with launched(folder, "run", arguments) as run:
+    with start_launch(folder, "run", arguments) as run:
         run.wait_for_step(2, ranks=2)
-        processes = [psutil.Process(run.process.pid), *run.everything()]
+        processes = [psutil.Process(run.process.pid), *run.descendants()]
         assert len(processes) >= 7
         connections = [each for process in processes for each in process.net_connections(kind="inet")]
         second = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=folder)
         second_requested_stop = run.run.stop_request.exists()
         for _ in range(2):
             run.signal(signal.SIGTERM)
-        code, _ = run.end()
+        code, _ = run.wait_for_end()
     return TerminatedRun(run, connections, second, second_requested_stop, code)
 
 
@@ -115,8 +115,8 @@ def test_a_second_launch_of_a_run_is_rejected_and_disturbs_nothing(terminated: T
 def failed(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, str]:
     """Return a run that failed with a non-finite loss, and its output; restarts are allowed but would not help."""
     options = ("--max-restarts", "3", "--set", "optim.lr=1e30")
-    with launched(tmp_path_factory.mktemp("failed"), "run", (*arguments, *options)) as run:
-        code, output = run.end()
+    with start_launch(tmp_path_factory.mktemp("failed"), "run", (*arguments, *options)) as run:
+        code, output = run.wait_for_end()
     assert (code, run.run.last_attempt()) == (1, 1)
     return run.run, output
 
@@ -139,7 +139,7 @@ def test_the_status_of_a_failed_run_contains_the_cause(failed: tuple[RunDir, str
 @pytest.mark.fault("F47")
 def test_a_closed_output_pipe_does_not_end_the_run(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """As in `fmfsd-launch ... | head -1`."""
-    with launched(tmp_path, "run", (*arguments, "--nodes", "1", "--set", "train.max_steps=2")) as run:
+    with start_launch(tmp_path, "run", (*arguments, "--nodes", "1", "--set", "train.max_steps=2")) as run:
         assert run.process.stdout is not None
         assert run.process.stdout.readline().startswith("run: ")
         run.process.stdout.close()
@@ -160,10 +160,10 @@ class Pair:
 def pair(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder, short = tmp_path_factory.mktemp("pair"), ("--set", "train.max_steps=3", "--env", "MY_TOKEN=canary")
     with (
-        launched(folder, "one", (*arguments, *short)) as one,
-        launched(folder, "other", (*arguments, *short)) as other,
+        start_launch(folder, "one", (*arguments, *short)) as one,
+        start_launch(folder, "other", (*arguments, *short)) as other,
     ):
-        (first, output), (second, other_output) = one.end(), other.end()
+        (first, output), (second, other_output) = one.wait_for_end(), other.wait_for_end()
     assert (first, second) == (0, 0)
     return Pair(one.run, other.run, output + other_output)
 
@@ -171,7 +171,7 @@ def pair(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.fault("F39")
 def test_two_simultaneous_launches_of_the_same_config_do_not_interfere(pair: Pair) -> None:
     """Each launch has its own workers and rendezvous."""
-    assert records(pair.one) == records(pair.other)
+    assert read_records(pair.one) == read_records(pair.other)
     assert newest_weights(pair.one) == newest_weights(pair.other)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.own_launcher import COMMAND
-from launcher.transport.agent_client import AGENT
+from launcher.transport.agent_client import AGENT_COMMAND
 from tests.helpers.processes import run_command
 from tests.helpers.stub_training import hide_launcher
 
@@ -40,7 +40,7 @@ def test_plans_are_made_by_our_launcher_package(env: dict[str, str], tmp_path: P
 
 @pytest.mark.fault("F54")
 def test_agents_come_from_our_launcher_package(env: dict[str, str], tmp_path: Path) -> None:
-    agent = subprocess.run(AGENT, input="", capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
+    agent = subprocess.run(AGENT_COMMAND, input="", capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60)
     assert json.loads(agent.stdout.splitlines()[0])["event"] == "ready", agent.stderr
 
 

@@ -11,11 +11,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.report.write import write_report
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from tests.helpers.browser import MISSING, complaints, narrowed, opened, prefer, requests
+from tests.helpers.browser import MISSING, console_messages, open_page, requested_urls, set_color_scheme, set_width
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
@@ -59,7 +59,7 @@ return [...document.querySelectorAll("svg")].filter(svg => {
 def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     changes = ("train.max_steps=6", "train.evaluate_every=2 steps", "train.log_every=1 step", "optim.milestones=[]")
     run = make_run(tmp_path_factory.mktemp("paged") / "run", tiny_config(tiny_root, *changes))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     write_json(run.attempt(1), {"attempt": 1, "state": "finished", "workers": 1, "started": 10.0, "ended": 12.5})
     write_json(run.manifest, {"started": 9.0})
     return run
@@ -68,7 +68,7 @@ def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 @pytest.fixture(scope="module")
 def browser(run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     page = write_report([run.path], tmp_path_factory.mktemp("page") / "report.html")
-    with opened(page, tmp_path_factory.mktemp("chromium")) as driver:
+    with open_page(page, tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
 
 
@@ -79,8 +79,8 @@ def artefacts(tmp_path: Path) -> Path:
 
 
 def test_the_report_opens_from_disk_without_console_messages_and_network_requests(browser: webdriver.Chrome) -> None:
-    assert complaints(browser) == []
-    assert set(requests(browser)) == {browser.current_url}
+    assert console_messages(browser) == []
+    assert set(requested_urls(browser)) == {browser.current_url}
     assert browser.current_url.startswith("file://")
 
 
@@ -116,7 +116,7 @@ def test_a_table_is_sorted_by_click_and_by_keyboard(browser: webdriver.Chrome) -
 def test_the_report_has_enough_contrast_in_light_and_dark_mode(
     scheme: str, browser: webdriver.Chrome, artefacts: Path
 ) -> None:
-    prefer(browser, scheme)
+    set_color_scheme(browser, scheme)
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(253, 253, 252)") == (scheme == "light")
     worst = browser.execute_script(CONTRAST)
@@ -127,10 +127,10 @@ def test_the_report_has_enough_contrast_in_light_and_dark_mode(
 
 
 def test_the_report_fits_a_phone_screen(browser: webdriver.Chrome) -> None:
-    narrowed(browser, 360)
+    set_width(browser, 360)
     widths = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     smallest = browser.execute_script(SMALLEST_TEXT)
-    narrowed(browser, 1000)
+    set_width(browser, 1000)
     assert widths[0] <= widths[1]
     assert smallest >= 8, "font size in charts, in pixels"
 
@@ -150,13 +150,13 @@ def test_the_report_prints_dark_on_white_without_clipping(browser: webdriver.Chr
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     (artefacts / "run-report.pdf").write_bytes(printed)
     assert printed.startswith(b"%PDF")
-    prefer(browser, "dark", media="print")
-    narrowed(browser, PRINTED_WIDTH)
+    set_color_scheme(browser, "dark", media="print")
+    set_width(browser, PRINTED_WIDTH)
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     widest = browser.execute_script(
         "return Math.max(...[...document.querySelectorAll('.wide')].map(e => e.scrollWidth))"
     )
-    prefer(browser, "light")
-    narrowed(browser, 1000)
+    set_color_scheme(browser, "light")
+    set_width(browser, 1000)
     assert paper == "rgb(255, 255, 255)"
     assert widest <= PRINTED_WIDTH

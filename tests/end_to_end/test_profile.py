@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.run.profile_record import PARTS, steps_to_profile
+from fmfsd.run.profile_record import PARTS, count_profile_steps
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import run_command
 
@@ -30,7 +30,7 @@ def test_the_profile_of_two_workers_splits_a_step_into_parts(arguments: tuple[st
         names = {event["name"] for event in json.loads(gzip.decompress(Path(trace).read_bytes()))["traceEvents"]}
         assert {"forward/trunk", "backward", "communication"} <= names
     assert "min ms" in done.stderr
-    assert json.loads((tmp_path / "run" / "outcome.json").read_text())["step"] == steps_to_profile(2)
+    assert json.loads((tmp_path / "run" / "outcome.json").read_text())["step"] == count_profile_steps(2)
 
 
 @pytest.mark.parametrize(

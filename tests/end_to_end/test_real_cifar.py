@@ -5,7 +5,7 @@ from pathlib import Path
 from fmfsd.run.run_dir import RunDir
 from tests.helpers.launches import overrides
 from tests.helpers.processes import run_command
-from tests.helpers.runs import records
+from tests.helpers.runs import read_records
 
 SMALL = overrides("model.backbone=resnet8", "train.max_steps=2", "train.log_every=1 step", "train.evaluate_every=1000")
 
@@ -19,7 +19,7 @@ def test_the_default_preset_with_a_small_backbone_trains_on_real_cifar_100(cifar
     (tmp_path / "data" / "cifar-100-python").symlink_to(cifar_dir / "cifar-100-python")
     answer = run_command("fmfsd-launch", "--nodes", "2", "--gpus", "1", *SMALL, "--run-dir", "run", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
-    lines = records(RunDir(tmp_path / "run"))
+    lines = read_records(RunDir(tmp_path / "run"))
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (2, "test")]
     assert {name for name in lines[-1] if name.endswith("_top1")} == {
         "branch1_top1",

@@ -12,7 +12,7 @@ from fmfsd.run.run_dir import RunDir
 from tests.helpers.launches import small_arguments
 from tests.helpers.processes import command, run_command, wait_until
 from tests.helpers.stub_training import stub_training
-from tests.helpers.terminals import TMUX, terminal
+from tests.helpers.terminals import TMUX, open_terminal
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_narrow_terminal_does_not_end_the_run(columns: int, tiny_root: Path, t
     stub = stub_training(tmp_path / "stub")
     pythonpath = f"PYTHONPATH={stub.env['PYTHONPATH']}"
     argv = [shutil.which("env") or "env", pythonpath, command("fmfsd-launch"), *small_arguments(tiny_root)]
-    with terminal(tmp_path, [*map(repr, argv), "--run-dir", "run"], columns=columns) as screen:
+    with open_terminal(tmp_path, [*map(repr, argv), "--run-dir", "run"], columns=columns) as screen:
         outcome = RunDir(tmp_path / "run").outcome
         wait_until(lambda: outcome.exists() and json.loads(outcome.read_text())["state"] == "finished", "its end")
         wait_until(lambda: "ended with 0" in screen.screen.replace("\n", ""), "its exit code")

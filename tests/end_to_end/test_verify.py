@@ -8,7 +8,7 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from tests.helpers.launches import tiny_arguments
-from tests.helpers.processes import Launched, launched, run_command
+from tests.helpers.processes import LaunchProcess, run_command, start_launch
 
 
 @pytest.fixture
@@ -53,10 +53,10 @@ def test_a_config_whose_results_depend_on_the_workers_is_reported(tiny_root: Pat
 def test_an_interrupted_comparison_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """The second run is not started."""
     sizes = ("--workers", "1,2", "--steps", "100000")
-    with launched(tmp_path, "found", ("verify", *arguments, *sizes)) as verification:
-        Launched(verification.process, RunDir(tmp_path / "found" / "w1")).wait_for_step(1)
+    with start_launch(tmp_path, "found", ("verify", *arguments, *sizes)) as verification:
+        LaunchProcess(verification.process, RunDir(tmp_path / "found" / "w1")).wait_for_step(1)
         verification.signal(signal.SIGINT)
-        code, output = verification.end()
+        code, output = verification.wait_for_end()
     assert code == 75
     assert output.endswith("the comparison was ended\n")
     assert [path.name for path in (tmp_path / "found").iterdir()] == ["w1"]

@@ -63,7 +63,7 @@ def test_presets_and_spaces_are_found_by_name(fresh: Path, tmp_path: Path) -> No
 
 
 def test_the_wheel_contains_every_packaged_file_unchanged(fresh: Path, tmp_path: Path) -> None:
-    code = "from launcher.config.packaged_files import shipped_folder; import sys; print(shipped_folder(sys.argv[1]))"
+    code = "from launcher.config.packaged_files import packaged_folder; import sys; print(packaged_folder(sys.argv[1]))"
     for name in ("tune_spaces", "cluster"):
         folder = Path(output_of(fresh, tmp_path, "python", "-c", code, name).strip())
         assert folder.is_relative_to(fresh.parent)
@@ -73,6 +73,6 @@ def test_the_wheel_contains_every_packaged_file_unchanged(fresh: Path, tmp_path:
 
 
 def test_the_kernel_is_compiled_from_the_source_in_the_wheel(fresh: Path, tmp_path: Path) -> None:
-    kernel = "fmfsd.cpu.spatial_kernel.takes(torch.zeros(1, 1, 1, 1), torch.zeros(1))"
+    kernel = "fmfsd.cpu.spatial_kernel.supports(torch.zeros(1, 1, 1, 1), torch.zeros(1))"
     code = f"import torch, fmfsd.cpu.spatial_kernel; print({kernel})"
     assert output_of(fresh, tmp_path, "python", "-c", code) == "True\n"

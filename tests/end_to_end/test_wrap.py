@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.container import HOST, container, lacks_containers
+from tests.helpers.container import HOST, container_skip_reason, write_container
 from tests.helpers.launches import small_arguments
 from tests.helpers.processes import run_command
 
-pytestmark = pytest.mark.skipif(bool(lacks_containers()), reason=lacks_containers())
+pytestmark = pytest.mark.skipif(bool(container_skip_reason()), reason=container_skip_reason())
 
 
 def test_two_nodes_of_this_machine_train_inside_a_container(tiny_root: Path, tmp_path: Path) -> None:
-    wrap = container(tmp_path)
+    wrap = write_container(tmp_path)
     arguments = (*small_arguments(tiny_root), "--nodes", "2", "--gpus", "1", "--device", "cpu", "--wrap", wrap)
     answer = run_command("fmfsd-launch", *arguments, "--run-dir", "run", cwd=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr

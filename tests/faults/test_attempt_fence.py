@@ -7,18 +7,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.faulty import Moment, faulty
+from tests.helpers.faulty import Moment, inject_fault
 from tests.helpers.launches import tiny_arguments
-from tests.helpers.processes import launched, run_command, wait_until
-from tests.helpers.runs import make_run, newest_weights, records, tiny_config, train_run
+from tests.helpers.processes import run_command, start_launch, wait_until
+from tests.helpers.runs import make_run, newest_weights, read_records, tiny_config, train_run
 
 CHANGES = ("data.shards=16", "train.batch=16", "train.max_steps=24", "checkpoint.every_steps=4")
 
 
 def holds_at_step_10(moment: Moment) -> None:
-    if moment.at == (1, 0, 10):
+    if moment.attempt_rank_step == (1, 0, 10):
         moment.hold()
 
 
@@ -26,9 +26,9 @@ def holds_at_step_10(moment: Moment) -> None:
 def test_a_frozen_worker_that_wakes_up_after_a_new_attempt_changes_nothing(tiny_root: Path, tmp_path: Path) -> None:
     """Its launcher is killed, a second launch takes the run over, then the worker continues."""
     arguments = tiny_arguments(tiny_root, *CHANGES, workers=(1,))
-    fault = faulty(tmp_path / "fault", holds_at_step_10)
-    with launched(tmp_path, "run", (*arguments, "--starter", "torchrun"), env=fault.env) as old:
-        wait_until(fault.held(attempt=1, rank=0).exists, "step 10")
+    fault = inject_fault(tmp_path / "fault", holds_at_step_10)
+    with start_launch(tmp_path, "run", (*arguments, "--starter", "torchrun"), env=fault.env) as old:
+        wait_until(fault.hold_marker(attempt=1, rank=0).exists, "step 10")
         wait_until(lambda: old.run.newest_step() == 8, "checkpoint 8")
         agent, starter, worker = old.agents()[0], old.starter(0), old.worker(0)
         for process in (agent, starter, worker):
@@ -39,17 +39,17 @@ def test_a_frozen_worker_that_wakes_up_after_a_new_attempt_changes_nothing(tiny_
         assert again.returncode == 0, again.stderr
         before = _contents(old.run)
         assert old.run.last_attempt() == 2
-        fault.go()
+        fault.release()
         worker.resume()
-        wait_until(old.run.crash(1, 0).exists, "its last words")
-        assert "attempt 2 of this run has started" in old.run.crash(1, 0).read_text()
+        wait_until(old.run.crash_report(1, 0).exists, "its last words")
+        assert "attempt 2 of this run has started" in old.run.crash_report(1, 0).read_text()
         assert _contents(old.run) == before
         for process in (starter, agent):
             process.resume()
         psutil.wait_procs([agent, starter, worker], timeout=10)
     whole = make_run(tmp_path / "whole", tiny_config(tiny_root, *CHANGES))
-    train_run(SoloComms(), whole.path)
-    assert records(old.run) == records(whole)
+    train_run(SingleWorkerComms(), whole.path)
+    assert read_records(old.run) == read_records(whole)
     assert newest_weights(old.run) == newest_weights(whole)
 
 

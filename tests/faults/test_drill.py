@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.faulty import Moment, faulty
+from tests.helpers.faulty import Moment, inject_fault
 from tests.helpers.launches import tiny_arguments
-from tests.helpers.processes import Launched, launched, run_command
+from tests.helpers.processes import LaunchProcess, run_command, start_launch
 
 TWO_NODES = ("--nodes", "2", "--gpus", "1")
 
@@ -36,7 +36,7 @@ def test_every_fault_is_detected_and_the_result_equals_the_undisturbed_run(
     """The drill's disk and network are removed afterwards."""
     mounts = Path("/proc/mounts").read_text()
     drill = ("drill", *arguments, "--seed", "3", "--run-dir", "drill", "--json")
-    slow = faulty(tmp_path / "slow", slows_every_step)
+    slow = inject_fault(tmp_path / "slow", slows_every_step)
     done = run_command("fmfsd-launch", *drill, *TWO_NODES, cwd=tmp_path, env=slow.env, timeout_s=900)
     faults = {each["fault"]: each for each in json.loads(done.stdout)["faults"]}
     assert list(faults) == ["preempt", "kill-worker", "kill-agent", "hang", "disk-full", "cut-link"]
@@ -55,11 +55,11 @@ def test_every_fault_is_detected_and_the_result_equals_the_undisturbed_run(
 def test_an_interrupted_drill_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """The interrupt is not mistaken for a fault of the drill."""
     config, *options = arguments
-    with launched(tmp_path, "drill", ("drill", config, "preempt,hang", *options)) as drill:
-        first = Launched(drill.process, RunDir(tmp_path / "drill" / "undisturbed"))
+    with start_launch(tmp_path, "drill", ("drill", config, "preempt,hang", *options)) as drill:
+        first = LaunchProcess(drill.process, RunDir(tmp_path / "drill" / "undisturbed"))
         first.wait_for_step(1)
         drill.signal(signal.SIGINT)
-        code, output = drill.end()
+        code, output = drill.wait_for_end()
     assert code == 75
     assert output.endswith("the drill was ended\n")
     assert [path.name for path in drill.run.path.iterdir()] == ["undisturbed"]

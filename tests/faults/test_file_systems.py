@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import CheckError
 from fmfsd.export.write import export
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.atomic_files import mount_of
+from fmfsd.system.atomic_files import describe_mount
 from fmfsd.system.file_locks import (
-    VARIABLE,
-    LockLeftError,
-    choose_method,
+    LOCK_VARIABLE,
+    StaleLockError,
+    choose_lock_method,
+    find_lock_problem,
     hold_lock,
     lock_file,
-    problem_of,
     wait_for_lock,
 )
-from launcher.run_dir.run_lock import BusyError, sole_owner
+from launcher.run_dir.run_lock import RunInUseError, hold_run_lock
 from tests.helpers.leaks import CHECKOUT
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command
@@ -65,8 +65,8 @@ def test_a_data_set_is_prepared_where_folders_can_not_be_fsynced(error: str, tmp
     assert done.returncode == 0, done.stderr
 
 
-GIVE_NAME = """import sys; from pathlib import Path; from fmfsd.system.atomic_files import give_name
-give_name(*map(Path, sys.argv[1:]))"""
+GIVE_NAME = """import sys; from pathlib import Path; from fmfsd.system.atomic_files import rename_no_replace
+rename_no_replace(*map(Path, sys.argv[1:]))"""
 
 
 @needs_strace
@@ -84,7 +84,7 @@ def test_a_finished_file_is_renamed_without_hard_links(error: str, tmp_path: Pat
 
 def test_an_export_works_without_hard_links(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=1", "optim.milestones=[]"))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
 
     def no_links(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -100,9 +100,9 @@ def test_a_data_set_is_prepared_without_flock_if_the_lock_method_is_set(error: s
     arguments, fault = prepare_arguments(tmp_path), f"flock:error={error}"
     done = faulty(fault, *arguments, cwd=tmp_path)
     assert done.returncode == 3
-    assert f"the file system of {mount_of(tmp_path)} does not support locks (flock: " in done.stderr
-    assert f"set {VARIABLE}=file" in done.stderr
-    done = subprocess.run(arguments, env={**os.environ, VARIABLE: "file"}, capture_output=True, text=True)
+    assert f"the file system of {describe_mount(tmp_path)} does not support locks (flock: " in done.stderr
+    assert f"set {LOCK_VARIABLE}=file" in done.stderr
+    done = subprocess.run(arguments, env={**os.environ, LOCK_VARIABLE: "file"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "data").glob(".*.held"))
 
@@ -115,27 +115,29 @@ def test_the_check_reports_that_a_run_can_not_be_locked(tiny_root: Path, tmp_pat
     for arguments in ((*launch, "--check"), launch):
         done = faulty("flock:error=ENOLCK", *arguments, cwd=tmp_path)
         assert done.returncode == 3, done.stderr
-        assert f"{tmp_path}/run/lock: the file system of {mount_of(tmp_path)} does not support locks" in done.stderr
-    done = run_command(*("fmfsd-launch", *launch[1:]), "--check", cwd=tmp_path, env={VARIABLE: "file"})
+        assert (
+            f"{tmp_path}/run/lock: the file system of {describe_mount(tmp_path)} does not support locks" in done.stderr
+        )
+    done = run_command(*("fmfsd-launch", *launch[1:]), "--check", cwd=tmp_path, env={LOCK_VARIABLE: "file"})
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"strace"}
 
 
 @pytest.fixture
 def lock_files() -> Iterator[None]:
-    choose_method({VARIABLE: "file"})
+    choose_lock_method({LOCK_VARIABLE: "file"})
     yield
-    choose_method({})
+    choose_lock_method({})
 
 
 def test_a_run_is_locked_by_a_file_without_flock(lock_files: None, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     message = rf"in use by another launch \(process {os.getpid()}.*`rm {run.path}"
-    with sole_owner(run):
-        with pytest.raises(BusyError, match=message), sole_owner(run):
+    with hold_run_lock(run):
+        with pytest.raises(RunInUseError, match=message), hold_run_lock(run):
             pass
-        assert "if that process has ended" in problem_of(run.lock)
-    assert problem_of(run.lock) == ""
+        assert "if that process has ended" in find_lock_problem(run.lock)
+    assert find_lock_problem(run.lock) == ""
     assert run.is_unused()
 
 
@@ -161,14 +163,14 @@ def test_a_stale_lock_file_is_an_error_and_not_waited_for(lock_files: None, tmp_
     run.create()
     pid, marker = leave_stale_lock(run.lock), lock_file(run.lock)
     message = rf"{marker} was left behind by process {pid} on .*, which has ended: `rm {marker}`"
-    assert re.match(message, problem_of(run.lock))
-    with pytest.raises(LockLeftError, match=message), wait_for_lock(run.lock, pytest.fail):
+    assert re.match(message, find_lock_problem(run.lock))
+    with pytest.raises(StaleLockError, match=message), wait_for_lock(run.lock, pytest.fail):
         pass
-    with pytest.raises(CheckError, match=message), sole_owner(run):
+    with pytest.raises(CheckError, match=message), hold_run_lock(run):
         pass
     assert run.is_unused()
     marker.unlink()
-    with sole_owner(run):
+    with hold_run_lock(run):
         pass
 
 
@@ -177,16 +179,16 @@ def test_a_stale_lock_file_is_an_error_and_not_waited_for(lock_files: None, tmp_
 def test_a_process_that_waits_for_a_lock_reports_the_holder(method: str, tmp_path: Path) -> None:
     arguments = prepare_arguments(tmp_path)
     (tmp_path / "data").mkdir()
-    choose_method({VARIABLE: method})
+    choose_lock_method({LOCK_VARIABLE: method})
     try:
         with hold_lock(tmp_path / "data" / ".cifar10.lock"):
-            environment = {**os.environ, VARIABLE: method}
+            environment = {**os.environ, LOCK_VARIABLE: method}
             waiting = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
             assert waiting.stderr is not None
             assert f"by process {os.getpid()} on " in waiting.stderr.readline()
         _, rest = waiting.communicate(timeout=DEADLINE_S)
     finally:
-        choose_method({})
+        choose_lock_method({})
     assert waiting.returncode == 0, rest
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.faulty import Faulty, Moment, faulty
+from tests.helpers.faulty import FaultInjection, Moment, inject_fault
 from tests.helpers.launches import tiny_arguments
-from tests.helpers.processes import launched, wait_until
+from tests.helpers.processes import start_launch, wait_until
 
 TIMEOUT_S = 5.0
 NOTICED_WITHIN_S = TIMEOUT_S + 5
@@ -27,8 +27,8 @@ def attempt(run: RunDir, number: int) -> dict[str, Any]:
     return dict(json.loads(run.attempt(number).read_text()))
 
 
-def assert_noticed_in_time(run: RunDir, fault: Faulty, number: int) -> None:
-    since = fault.held(attempt=number, rank=1).stat().st_mtime
+def assert_noticed_in_time(run: RunDir, fault: FaultInjection, number: int) -> None:
+    since = fault.hold_marker(attempt=number, rank=1).stat().st_mtime
     took_s = attempt(run, number)["noticed"] - since
     print(f"noticed after {took_s:.2f} s")
     assert TIMEOUT_S - 1 < took_s < NOTICED_WITHIN_S  # the poll may have seen the last step half a second late
@@ -36,13 +36,13 @@ def assert_noticed_in_time(run: RunDir, fault: Faulty, number: int) -> None:
 
 def holds_and_in_the_next_attempt_spins_in_its_loss(moment: Moment) -> None:
     def spin_for_ever(*_: Any) -> None:
-        moment.leave_word()
+        moment.mark_reached()
         while True:
             pass
 
-    if moment.at == (1, 1, 3):
+    if moment.attempt_rank_step == (1, 1, 3):
         moment.hold()
-    if moment.at == (2, 1, 3):
+    if moment.attempt_rank_step == (2, 1, 3):
         moment.replace_loss(spin_for_ever)
 
 
@@ -51,12 +51,12 @@ def test_a_stopped_and_a_spinning_worker_are_blamed_and_the_waiting_one_is_not(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     """A stopped process has no heartbeat; for a spinning one the failure page shows the stack."""
-    fault = faulty(tmp_path / "fault", holds_and_in_the_next_attempt_spins_in_its_loss)
-    with launched(tmp_path, "run", (*arguments, "--max-restarts", "1"), env=fault.env) as run:
-        wait_until(fault.held(attempt=1, rank=1).exists, "rank 1 at its step")
+    fault = inject_fault(tmp_path / "fault", holds_and_in_the_next_attempt_spins_in_its_loss)
+    with start_launch(tmp_path, "run", (*arguments, "--max-restarts", "1"), env=fault.env) as run:
+        wait_until(fault.hold_marker(attempt=1, rank=1).exists, "rank 1 at its step")
         pid = run.worker(1).pid
         run.worker(1).send_signal(signal.SIGSTOP)
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert (code, run.run.last_attempt()) == (1, 2), output
     assert_noticed_in_time(run.run, fault, 1)
     assert_noticed_in_time(run.run, fault, 2)

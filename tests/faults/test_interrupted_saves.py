@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.leaks import CHECKOUT
-from tests.helpers.writer import checkpoints, saved
+from tests.helpers.writer import make_checkpoint, open_store
 
 DEADLINE_S = 60.0
 SCRATCH = r"FOLDER/\.tmp-step-00000002-PID"
@@ -51,7 +51,7 @@ class Saves:
     def __init__(self, scratch: Path, writer: "subprocess.Popen[str]") -> None:
         self._scratch, self._writer, self._numbers = scratch, writer, count()
         (scratch / "first").mkdir()
-        checkpoints(scratch / "first").write(saved(1))
+        open_store(scratch / "first").write(make_checkpoint(1))
         self.paths: list[str] = []
         """Only calls that touch one of these paths are traced; if empty, all calls."""
 
@@ -136,9 +136,9 @@ def last(calls: list[Call], pattern: str) -> int:
 
 def assert_whole(case: Case, step: int, call: Call) -> None:
     """Assert that `step` is the newest valid checkpoint after the fault, and that partial files are removed."""
-    folder, expected = checkpoints(case.folder), saved(step)
-    assert folder.newest() == expected.position.folder_name, (call, case.message)
-    assert folder.read(expected.position.folder_name).contents() == expected.contents(), call
+    folder, expected = open_store(case.folder), make_checkpoint(step)
+    assert folder.find_newest() == expected.position.folder_name, (call, case.message)
+    assert folder.load(expected.position.folder_name).to_files() == expected.to_files(), call
     assert not list(case.folder.glob(".tmp-*")), call
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import load_config
-from tests.helpers.faulty import Moment, faulty
+from tests.helpers.faulty import Moment, inject_fault
 from tests.helpers.launches import cache_costs, tiny_arguments
-from tests.helpers.processes import command, launched, run_command, wait_until
+from tests.helpers.processes import command, run_command, start_launch, wait_until
 
 ROOT = Path("/sys/fs/cgroup")
 MORE_BYTES = 128 << 20
@@ -91,7 +91,7 @@ def allocates_more_and_more_memory(moment: Moment) -> None:
     """Allocate memory on rank 1 in small parts, so that the heartbeat can record the peak."""
     from time import sleep
 
-    if moment.at == (1, 1, 2):
+    if moment.attempt_rank_step == (1, 1, 2):
         moment.hold()
         chunks = []
         for _ in range(64):
@@ -102,17 +102,17 @@ def allocates_more_and_more_memory(moment: Moment) -> None:
 @pytest.mark.fault("F9")
 def test_an_out_of_memory_kill_is_reported_with_the_memory_size(group: Group, tiny_root: Path, tmp_path: Path) -> None:
     """The kernel may have killed rank 0 as well, before the memory of rank 1 was free."""
-    fault = faulty(tmp_path / "fault", allocates_more_and_more_memory)
+    fault = inject_fault(tmp_path / "fault", allocates_more_and_more_memory)
     tiny = tiny_arguments(tiny_root, "data.shards=16", "train.batch=16")
     arguments = (*tiny, "--gpus", "2", "--max-restarts", "0")
-    with launched(tmp_path, "run", arguments, env=fault.env) as run:
+    with start_launch(tmp_path, "run", arguments, env=fault.env) as run:
         group.add(run.process.pid)
-        wait_until(fault.held(attempt=1, rank=1).exists, "rank 1 at its step")
+        wait_until(fault.hold_marker(attempt=1, rank=1).exists, "rank 1 at its step")
         run.wait_for_step(2, ranks=2)
         assert {run.worker(rank).pid for rank in (0, 1)} <= group.members()
         group.allow(MORE_BYTES)
-        fault.go()
-        code, output = run.end()
+        fault.release()
+        code, output = run.wait_for_end()
     assert code == 1, output
     cause = json.loads(run.run.outcome.read_text())["cause"]
     size = re.search(

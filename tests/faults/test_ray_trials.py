@@ -19,12 +19,12 @@ import pytest
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.sweep.trial_spec import TrialOrder
-from tests.helpers.processes import launched, wait_until
+from launcher.tune.sweep.trial_spec import TrialSpec
+from tests.helpers.processes import start_launch, wait_until
 from tests.helpers.ray_driver import CORES
-from tests.helpers.runs import DIRECT, assert_records_agree, newest_weights, records
+from tests.helpers.runs import DIRECT, assert_records_agree, newest_weights, read_records
 from tests.helpers.stub_training import StubTraining, stub_training
-from tests.helpers.trials import CPU, order_of, run_to_end, small_sweep
+from tests.helpers.trials import CPU, make_trial_spec, run_to_end, small_sweep
 
 TWO_NODES = replace(CPU, nodes=2, gpus=1)
 EXACT = ("train.precision=fp64", "train.max_steps=20")
@@ -76,8 +76,8 @@ class TrialDriver:
     process: subprocess.Popen[str]
     log: Path
 
-    def start(self, folder: Path, *orders: TrialOrder, **options: Any) -> TrialBatch:
-        file, content = folder / f"{orders[0].name}.json", {"orders": [order.to_json() for order in orders]}
+    def start(self, folder: Path, *orders: TrialSpec, **options: Any) -> TrialBatch:
+        file, content = folder / f"{orders[0].name}.json", {"orders": [order.to_dict() for order in orders]}
         file.write_text(json.dumps({**content, "max_failures": 0, "stop_early": [], "reuse": False, **options}))
         assert self.process.stdin is not None
         print(file, file=self.process.stdin, flush=True)
@@ -132,8 +132,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_root: Path) -> RunDir:
     """Return the run of a launch of the same config without Ray."""
     folder = tmp_path_factory.mktemp("whole")
     sweep = small_sweep(folder, tiny_root, *EXACT)
-    with launched(folder, "run", (str(sweep.config), "--device", "cpu", *DIRECT)) as run:
-        code, output = run.end()
+    with start_launch(folder, "run", (str(sweep.config), "--device", "cpu", *DIRECT)) as run:
+        code, output = run.wait_for_end()
     assert code == 0, output
     return run.run
 
@@ -142,19 +142,19 @@ def test_trials_under_ray_equal_launches_of_the_same_config(
     driver: TrialDriver, whole: RunDir, sweep: SweepDir, stub: StubTraining, tmp_path: Path
 ) -> None:
     """Two workers on one machine; then in parallel: one worker, a trial that is stopped early, an invalid trial."""
-    pair = order_of(sweep, name="0001", launch=TWO_NODES)
+    pair = make_trial_spec(sweep, name="0001", launch=TWO_NODES)
     report = driver.start(tmp_path, pair).end()
     assert report["0001"]["state"] == "finished"
-    assert_records_agree(records(pair.run), records(whole), tolerance=1e-6)
+    assert_records_agree(read_records(pair.run), read_records(whole), tolerance=1e-6)
     assert [bool(node["host"]) for node in read_json(pair.run.plan)["nodes"]] == [False, False]
-    early = order_of(sweep, "train.epochs=1000", "train.max_steps=null", name="0002", env=stub.env)
+    early = make_trial_spec(sweep, "train.epochs=1000", "train.max_steps=null", name="0002", env=stub.env)
     stub.hold("0002", attempt=1, step=28)
-    alone, wrong = order_of(sweep, name="0000"), order_of(sweep, "distill.alpha=2", name="0003")
+    alone, wrong = make_trial_spec(sweep, name="0000"), make_trial_spec(sweep, "distill.alpha=2", name="0003")
     report = driver.start(tmp_path, alone, early, wrong, stop_early=["0002"]).end()
-    assert records(alone.run) == records(whole)
+    assert read_records(alone.run) == read_records(whole)
     assert newest_weights(alone.run) == newest_weights(whole)
     assert [report[name]["state"] for name in ("0000", "0002", "0003")] == ["finished", "running", "failed"]
-    assert report["0000"]["valid/deepest_top1"] == records(whole)[-1]["deepest_top1"]
+    assert report["0000"]["valid/deepest_top1"] == read_records(whole)[-1]["deepest_top1"]
     assert "distill.alpha: expected less than or equal to 1" in report["0003"]["cause"]
     assert read_json(early.run.outcome)["state"] == "interrupted"
     assert report["left"] == NO_LEFTOVERS
@@ -165,7 +165,7 @@ def test_a_trial_survives_the_kill_of_its_worker_and_of_its_actor(
     driver: TrialDriver, sweep: SweepDir, stub: StubTraining, tmp_path: Path
 ) -> None:
     """The run restarts the worker in a new attempt, Ray restarts the actor."""
-    order, undisturbed = (order_of(sweep, name=name, env=stub.env) for name in ("0000", "0001"))
+    order, undisturbed = (make_trial_spec(sweep, name=name, env=stub.env) for name in ("0000", "0001"))
     first, second = stub.hold("0000", attempt=1, step=6), stub.hold("0000", attempt=2, step=17)
     batch = driver.start(tmp_path, order, max_failures=1)
     batch.wait_for(first)
@@ -179,7 +179,7 @@ def test_a_trial_survives_the_kill_of_its_worker_and_of_its_actor(
     report = batch.end()
     assert (report["0000"]["state"], order.run.last_attempt()) == ("finished", 3)
     run_to_end(undisturbed)
-    assert records(order.run) == records(undisturbed.run)
+    assert read_records(order.run) == read_records(undisturbed.run)
     assert report["left"] == NO_LEFTOVERS
 
 
@@ -187,12 +187,12 @@ def test_a_trial_on_two_ray_nodes_has_its_rendezvous_over_the_network(
     driver: TrialDriver, whole: RunDir, sweep: SweepDir, stub: StubTraining, tmp_path: Path
 ) -> None:
     """Its actors are reused for the next trial."""
-    order = order_of(sweep, launch=TWO_NODES, cores=3)
-    again = order_of(sweep, name="0001", launch=TWO_NODES, cores=3, env=stub.env)
+    order = make_trial_spec(sweep, launch=TWO_NODES, cores=3)
+    again = make_trial_spec(sweep, name="0001", launch=TWO_NODES, cores=3, env=stub.env)
     report = driver.start(tmp_path, order, again, reuse=True).end()
     assert [report[name]["state"] for name in ("0000", "0001")] == ["finished", "finished"]
     assert report["0000"]["pid"] == report["0001"]["pid"]
-    assert_records_agree(records(order.run), records(whole), tolerance=1e-6)
+    assert_records_agree(read_records(order.run), read_records(whole), tolerance=1e-6)
     assert read_json(again.run.rank_progress(1))["state"] == "finished"
     for run in (order.run, again.run):
         assert [bool(node["host"]) for node in read_json(run.plan)["nodes"]] == [True, True]

@@ -12,18 +12,18 @@ from typing import Any
 import psutil
 import pytest
 
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.faulty import Faulty, Moment, faulty
+from tests.helpers.faulty import FaultInjection, Moment, inject_fault
 from tests.helpers.launches import small_arguments
-from tests.helpers.processes import Launched, launched, wait_until
+from tests.helpers.processes import LaunchProcess, start_launch, wait_until
 from tests.helpers.runs import (
     SMALL,
     assert_records_agree,
     make_loop,
     make_run,
     newest_weights,
-    records,
+    read_records,
     tiny_config,
 )
 
@@ -40,8 +40,8 @@ def arguments(tiny_root: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def whole(arguments: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Return an uninterrupted run of two workers."""
-    with launched(tmp_path_factory.mktemp("whole"), "run", (*arguments, *TWO_NODES)) as run:
-        assert run.end()[0] == 0
+    with start_launch(tmp_path_factory.mktemp("whole"), "run", (*arguments, *TWO_NODES)) as run:
+        assert run.wait_for_end()[0] == 0
     return run.run
 
 
@@ -51,9 +51,9 @@ def attempts(run: RunDir) -> list[dict[str, Any]]:
 
 def fails_once_and_then_holds(moment: Moment) -> None:
     """Fail or hold on rank 1."""
-    if moment.at == (1, 1, 2):
+    if moment.attempt_rank_step == (1, 1, 2):
         raise RuntimeError("this happens once")
-    if moment.at in ((2, 1, 6), (3, 1, 11), (4, 1, 13)):
+    if moment.attempt_rank_step in ((2, 1, 6), (3, 1, 11), (4, 1, 13)):
         moment.hold()
 
 
@@ -63,12 +63,12 @@ class Kill:
 
     attempt: int
     newest: int
-    choose: Callable[[Launched], psutil.Process]
+    choose: Callable[[LaunchProcess], psutil.Process]
     cause: str
 
-    def execute(self, run: Launched, fault: Faulty) -> float:
+    def execute(self, run: LaunchProcess, fault: FaultInjection) -> float:
         """Kill the process and return the time."""
-        wait_until(fault.held(attempt=self.attempt, rank=1).exists, f"attempt {self.attempt} at its step")
+        wait_until(fault.hold_marker(attempt=self.attempt, rank=1).exists, f"attempt {self.attempt} at its step")
         wait_until(lambda: run.run.newest_step() == self.newest, f"checkpoint {self.newest}")
         self.choose(run).kill()
         return time.time()
@@ -93,18 +93,18 @@ def test_a_run_with_four_failures_has_the_same_result_as_without(
     arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
     """One exception before the first checkpoint and three kills; the result is the same to the last bit."""
-    fault = faulty(tmp_path / "fault", fails_once_and_then_holds)
+    fault = inject_fault(tmp_path / "fault", fails_once_and_then_holds)
     by_torchrun = (*arguments, *TWO_NODES, "--starter", "torchrun")
-    with launched(tmp_path, "run", by_torchrun, env=fault.env) as run:
+    with start_launch(tmp_path, "run", by_torchrun, env=fault.env) as run:
         moments = [kill.execute(run, fault) for kill in KILLS]
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert code == 0, output
     first, *killed, last = attempts(run.run)
     assert [each["state"] for each in (first, *killed, last)] == ["failed"] * 4 + ["finished"]
     assert first["cause"].endswith("step 2: RuntimeError: this happens once")
     for kill, attempt, moment in zip(KILLS, killed, moments, strict=True):
         kill.assert_reported(attempt, moment, output)
-    assert records(run.run) == records(whole)
+    assert read_records(run.run) == read_records(whole)
     assert newest_weights(run.run) == newest_weights(whole)
 
 
@@ -116,9 +116,9 @@ def always_fails(moment: Moment) -> None:
 @pytest.mark.fault("F2")
 def test_a_bug_gets_two_attempts_and_is_reported_as_a_bug_of_fmfsd(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """With its own message. The second attempt resumed from step 4 and failed at the same step."""
-    fault = faulty(tmp_path / "fault", always_fails)
-    with launched(tmp_path, "run", (*arguments, "--gpus", "2"), env=fault.env) as run:
-        code, output = run.end()
+    fault = inject_fault(tmp_path / "fault", always_fails)
+    with start_launch(tmp_path, "run", (*arguments, "--gpus", "2"), env=fault.env) as run:
+        code, output = run.wait_for_end()
     assert (code, run.run.last_attempt()) == (1, 2)
     page = output[output.index("run failed at") :]
     assert re.search(
@@ -132,7 +132,7 @@ def test_a_bug_gets_two_attempts_and_is_reported_as_a_bug_of_fmfsd(arguments: tu
 
 
 def holds_in_the_first_attempt(moment: Moment) -> None:
-    if moment.at == (1, 3, 6):
+    if moment.attempt_rank_step == (1, 3, 6):
         moment.hold()
 
 
@@ -141,20 +141,20 @@ def test_an_elastic_run_resumes_with_the_remaining_nodes(
     arguments: tuple[str, ...], tiny_root: Path, tmp_path: Path
 ) -> None:
     """The result is that of an undisturbed run with one worker."""
-    fault, fp64 = faulty(tmp_path / "fault", holds_in_the_first_attempt), "train.precision=fp64"
-    with launched(
+    fault, fp64 = inject_fault(tmp_path / "fault", holds_in_the_first_attempt), "train.precision=fp64"
+    with start_launch(
         tmp_path, "run", (*arguments, "--elastic", "1:4", "--gpus", "1", "--set", fp64), env=fault.env
     ) as run:
-        wait_until(fault.held(attempt=1, rank=3).exists, "step 6")
+        wait_until(fault.hold_marker(attempt=1, rank=3).exists, "step 6")
         wait_until(lambda: run.run.newest_step() == 4, "checkpoint 4")
         run.agents()[3].kill()
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert code == 0, output
     assert "3 of 4 nodes remain: resuming with 2 workers on 2; workers must divide data.shards 16" in output
     assert [each["workers"] for each in attempts(run.run)] == [4, 2]
-    assert [each["step"] for each in records(run.run) if each["split"] == "train"] == list(range(1, 15))
+    assert [each["step"] for each in read_records(run.run) if each["split"] == "train"] == list(range(1, 15))
     alone = make_run(tmp_path / "alone", tiny_config(tiny_root, *SMALL, fp64))
-    with closing(make_loop(alone, SoloComms())) as loop:
+    with closing(make_loop(alone, SingleWorkerComms())) as loop:
         loop.resume()
         loop.run()
-    assert_records_agree(records(alone), records(run.run), tolerance=1e-9)
+    assert_records_agree(read_records(alone), read_records(run.run), tolerance=1e-9)

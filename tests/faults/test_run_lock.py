@@ -15,8 +15,8 @@ import pytest
 from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from fmfsd.system.file_locks import VARIABLE, choose_method
-from launcher.run_dir.run_lock import Owner, sole_owner
+from fmfsd.system.file_locks import LOCK_VARIABLE, choose_lock_method
+from launcher.run_dir.run_lock import Owner, hold_run_lock
 from tests.helpers.processes import run_command
 
 RACING, ROUNDS, DEADLINE_S = 16, 25, 60.0
@@ -25,12 +25,12 @@ _context = get_context("forkserver")
 
 def race(folders: list[Path], barrier: Barrier, method: str) -> None:
     """Try to lock the run of each folder, all processes at the same time; write "won" or the error into the folder."""
-    choose_method({VARIABLE: method})
+    choose_lock_method({LOCK_VARIABLE: method})
     for folder in folders:
         answer = folder / f"answer-{os.getpid()}"
         barrier.wait(DEADLINE_S)
         try:
-            with sole_owner(RunDir(folder / "run")):
+            with hold_run_lock(RunDir(folder / "run")):
                 answer.write_text("won")
                 barrier.wait(DEADLINE_S)
         except CheckError as error:
@@ -46,7 +46,7 @@ def test_of_sixteen_simultaneous_launches_one_gets_the_lock_and_the_others_name_
     for folder in folders:
         (folder / "run").mkdir(parents=True)
     for folder in folders[1::2]:
-        write_json(RunDir(folder / "run").owner, asdict(replace(Owner.me(), born=1)))
+        write_json(RunDir(folder / "run").owner, asdict(replace(Owner.current(), born=1)))
     racers = [_context.Process(target=race, args=(folders, barrier, method)) for _ in range(RACING)]
     for racer in racers:
         racer.start()
@@ -69,7 +69,7 @@ def end(process: BaseProcess) -> None:
 
 
 def hold(folder: Path, held: Event) -> None:
-    with sole_owner(RunDir(folder)):
+    with hold_run_lock(RunDir(folder)):
         held.set()
         signal.pause()
 
@@ -92,13 +92,13 @@ def owned(folder: Path) -> Iterator[int]:
 @pytest.mark.fault("F33")
 def test_the_lock_of_a_killed_launch_is_taken_over_immediately(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    with owned(run.path) as pid, pytest.raises(CheckError, match=rf"\(process {pid} on "), sole_owner(run):
+    with owned(run.path) as pid, pytest.raises(CheckError, match=rf"\(process {pid} on "), hold_run_lock(run):
         pass
-    left = Owner.of(run)
+    left = Owner.of_run(run)
     assert left is not None
-    assert (left.pid, left.is_known_to_live) == (pid, False)
-    with sole_owner(run):
-        assert Owner.of(run) != left
+    assert (left.pid, left.is_alive) == (pid, False)
+    with hold_run_lock(run):
+        assert Owner.of_run(run) != left
 
 
 @pytest.mark.fault("F33")

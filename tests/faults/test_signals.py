@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.processes import Launched, launched, run_command, wait_until
+from tests.helpers.processes import LaunchProcess, run_command, start_launch, wait_until
 from tests.helpers.runs import DIRECT, TINY
 
 TERM, INT, HUP, USR1, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL
@@ -36,7 +36,7 @@ CAUSES = {
 }
 """The cause in the outcome and in the last lines of the output, if the run failed."""
 
-CHOOSE: dict[str, Callable[[Launched], psutil.Process]] = {
+CHOOSE: dict[str, Callable[[LaunchProcess], psutil.Process]] = {
     "launcher": lambda run: psutil.Process(run.process.pid),
     "agent": lambda run: run.agents()[0],
     "starter": lambda run: run.starter(0),
@@ -76,7 +76,7 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def assert_stopped(run: Launched, output: str) -> None:
+def assert_stopped(run: LaunchProcess, output: str) -> None:
     """Assert that the run was stopped with one checkpoint, of its last step, and that the step is printed."""
     outcome = json.loads(run.run.outcome.read_text())
     assert (outcome["state"], outcome["step"]) == ("stopped", run.run.newest_step())
@@ -84,7 +84,7 @@ def assert_stopped(run: Launched, output: str) -> None:
     assert f"stopped after step {outcome['step']}" in output
 
 
-def assert_failed(run: Launched, output: str, cause: str, arguments: tuple[str, ...]) -> None:
+def assert_failed(run: LaunchProcess, output: str, cause: str, arguments: tuple[str, ...]) -> None:
     """Assert that the outcome and the failure page contain the cause, and the page the command that resumes the run."""
     outcome = json.loads(run.run.outcome.read_text())
     assert (outcome["state"], outcome["resumable"]) == ("failed", True)
@@ -106,16 +106,16 @@ def test_a_signal_ends_the_run_as_documented_and_leaves_no_process(
     by_torchrun = victim == "starter" or (victim, number) == ("agent", KILL)  # torchrun and its workers must end too
     if by_torchrun:
         arguments = (*arguments, "--starter", "torchrun")
-    with launched(tmp_path, "run", arguments) as run:
+    with start_launch(tmp_path, "run", arguments) as run:
         run.wait_for_step(1, ranks=2)
-        everything = run.everything()
+        everything = run.descendants()
         assert len(everything) == (4 if by_torchrun else 3)
         if (victim, number) == ("launcher", INT):  # else the first interrupt ends the run before the second
             for rank in (0, 1):
                 run.worker(rank).suspend()
         send(CHOOSE[victim](run), number)
         sent = time.monotonic()
-        code, output = run.end()
+        code, output = run.wait_for_end()
         wait_until(lambda: not any(map(is_alive, everything)), "the end of every process", deadline_s=GONE_WITHIN_S)
     assert time.monotonic() - sent < ENDED_WITHIN_S
     assert code == EXPECTED[victim][number], output
@@ -133,12 +133,12 @@ def test_two_simultaneous_sigterms_to_every_process_are_one_graceful_stop(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     """As when srun signals every process and torchrun forwards the signal."""
-    with launched(tmp_path, "run", arguments) as run:
+    with start_launch(tmp_path, "run", arguments) as run:
         run.wait_for_step(1, ranks=2)
-        everyone = [run.process.pid, *(process.pid for process in run.everything())]
+        everyone = [run.process.pid, *(process.pid for process in run.descendants())]
         for pid in (*everyone, *everyone):
             os.kill(pid, TERM)
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert code == STOPPED, output
     assert_stopped(run, output)
     assert re.search(r"stopped after step \d+, \d+\.\d s after the request; to resume: fmfsd-launch ", output)
@@ -146,11 +146,11 @@ def test_two_simultaneous_sigterms_to_every_process_are_one_graceful_stop(
 
 def test_a_run_is_stopped_by_the_stop_command(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Afterwards a second `stop` fails, as no launch is active."""
-    with launched(tmp_path, "run", arguments) as run:
+    with start_launch(tmp_path, "run", arguments) as run:
         run.wait_for_step(1)
         stop = run_command("fmfsd-launch", "stop", "run", "--wait", cwd=tmp_path)
         assert not is_alive(psutil.Process(run.process.pid))
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert (stop.returncode, stop.stdout) == (0, "ended: stopped\n")
     assert code == STOPPED
     assert_stopped(run, output)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faulty import Moment, faulty
+from tests.helpers.faulty import Moment, inject_fault
 from tests.helpers.launches import tiny_arguments
-from tests.helpers.processes import launched
+from tests.helpers.processes import start_launch
 
 CHANGES = (
     *("data.shards=16", "train.batch=16", "train.epochs=60"),
@@ -29,10 +29,10 @@ def slows_rank_1_down(moment: Moment) -> None:
 
 @pytest.mark.fault("F8")
 def test_a_slow_worker_is_reported_as_straggler_and_no_other(tiny_root: Path, tmp_path: Path) -> None:
-    fault = faulty(tmp_path / "fault", slows_rank_1_down)
+    fault = inject_fault(tmp_path / "fault", slows_rank_1_down)
     arguments = (*tiny_arguments(tiny_root, *CHANGES), "--gpus", "2")
-    with launched(tmp_path, "run", arguments, env=fault.env) as run:
-        code, output = run.end()
+    with start_launch(tmp_path, "run", arguments, env=fault.env) as run:
+        code, output = run.wait_for_end()
     assert code == 0
     assert output.count("is a straggler") == 1
     assert "warning: rank 1 on " in output

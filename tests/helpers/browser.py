@@ -15,7 +15,7 @@ MISSING = [name for name, path in (("chromium", CHROMIUM), ("chromedriver", DRIV
 
 
 @contextmanager
-def opened(page: Path, scratch: Path, width: int = 1000) -> Iterator[webdriver.Chrome]:
+def open_page(page: Path, scratch: Path, width: int = 1000) -> Iterator[webdriver.Chrome]:
     """Open `page` in a browser until the end of the block; `scratch` is the browser's user data folder."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
@@ -35,21 +35,21 @@ def _screen_metrics(width: int) -> dict[str, Any]:
     return {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 
 
-def narrowed(driver: webdriver.Chrome, width: int) -> None:
+def set_width(driver: webdriver.Chrome, width: int) -> None:
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", _screen_metrics(width))
 
 
-def prefer(driver: webdriver.Chrome, scheme: str, media: str = "") -> None:
+def set_color_scheme(driver: webdriver.Chrome, scheme: str, media: str = "") -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
 
-def complaints(driver: webdriver.Chrome) -> list[str]:
+def console_messages(driver: webdriver.Chrome) -> list[str]:
     """Return the console messages: errors, and violations of the page's content security policy."""
     return [entry["message"] for entry in driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
 
-def requests(driver: webdriver.Chrome) -> list[str]:
+def requested_urls(driver: webdriver.Chrome) -> list[str]:
     """Return all requested URLs, except data inside the page and the browser's own resources."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]  # type: ignore[no-untyped-call]
     urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]

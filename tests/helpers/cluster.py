@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.leaks import TEST_ID
-from tests.helpers.processes import Launched, launched
+from tests.helpers.processes import LaunchProcess, start_launch
 
 SCRIPT = Path(__file__).parents[1] / "slurm" / "cluster.sh"
 _NEEDS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "unshare", "nsenter", "flock", "ps")
 _NEEDS_FOR_SSH = ("ssh", "sshd", "ssh-keygen")
 
 
-def lacks(*, ssh: bool) -> str:
+def cluster_skip_reason(*, ssh: bool) -> str:
     """Return the reason why this machine cannot simulate hosts, or an empty string."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in (*_NEEDS, *(_NEEDS_FOR_SSH if ssh else ())) if shutil.which(name, path=path) is None]
@@ -30,7 +30,7 @@ class Cluster:
 
     folder: Path
 
-    def do(self, *arguments: str) -> str:
+    def run_script(self, *arguments: str) -> str:
         """Run a sub-command of the script and return what it prints. Raise CalledProcessError if it fails.
 
         Hosts and daemons outlive a test, so TEST_ID is not passed to them.
@@ -45,20 +45,20 @@ class Cluster:
     def env(self) -> dict[str, str]:
         return {**os.environ, "SLURM_UP_DIR": str(self.folder)}
 
-    def on(self, host: str, *arguments: str) -> str:
+    def run_on(self, host: str, *arguments: str) -> str:
         """Run a command on a host and return what it prints."""
-        return self.do("exec", host, *arguments)
+        return self.run_script("exec", host, *arguments)
 
     def processes(self, host: str, *parts: str) -> list[int]:
         """Return the pids on the host of processes whose command line contains one of `parts`."""
-        lines = (line.split(maxsplit=1) for line in self.on(host, "ps", "-axo", "pid=,args=").splitlines())
+        lines = (line.split(maxsplit=1) for line in self.run_on(host, "ps", "-axo", "pid=,args=").splitlines())
         return [int(pid) for pid, args in lines if any(part in args for part in parts)]
 
-    def launched(
+    def start_launch(
         self, cwd: Path, run_dir: str, arguments: Sequence[str], env: Mapping[str, str] | None = None
-    ) -> AbstractContextManager[Launched]:
+    ) -> AbstractContextManager[LaunchProcess]:
         """Start `fmfsd-launch ... --run-dir run_dir` on this machine, in a namespace that resolves the hosts' names."""
-        return launched(cwd, run_dir, arguments, {**self.env, **(env or {})}, prefix=self.command("run"))
+        return start_launch(cwd, run_dir, arguments, {**self.env, **(env or {})}, prefix=self.command("run"))
 
 
 @contextmanager
@@ -72,5 +72,5 @@ def hosts_up(**settings: int | str) -> Iterator[Cluster]:
         subprocess.run(cluster.command("up"), env=env, check=True, stdout=subprocess.DEVNULL)
         yield cluster
     finally:
-        cluster.do("down")
+        cluster.run_script("down")
         shutil.rmtree(folder, ignore_errors=True)

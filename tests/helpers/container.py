@@ -10,12 +10,12 @@ HOST = "inside"
 """The host name inside the container."""
 
 
-def lacks_containers() -> str:
+def container_skip_reason() -> str:
     """Return the reason why this machine cannot simulate containers, or an empty string."""
     return "needs root and unshare" if os.geteuid() or shutil.which("unshare") is None else ""
 
 
-def container(folder: Path) -> str:
+def write_container(folder: Path) -> str:
     """Write a container script to `folder` and return the command for --wrap. The only Python inside is `python3`."""
     script, bin_folder = folder / "container.sh", folder / "image" / "bin"
     bin_folder.mkdir(parents=True)

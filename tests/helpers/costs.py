@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fmfsd.config import RunConfig
-from fmfsd.data.shards.index import SHAPE
+from fmfsd.data.shards.index import IMAGE_SHAPE
 from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.build import build_loss
 from fmfsd.engine.precision import DTYPES
@@ -13,7 +13,7 @@ from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.model.build import build_network
 
 
-def saved_bytes(comms: Comms, config: RunConfig) -> int:
+def measure_saved_bytes(comms: Comms, config: RunConfig) -> int:
     """Return the bytes that autograd saves for a micro-batch on this worker, without parameters and buffers."""
     loss = build_loss(config)
     engine = TorchEngine(build_network(config), loss, config, comms, torch.device("cpu"))
@@ -27,8 +27,8 @@ def saved_bytes(comms: Comms, config: RunConfig) -> int:
         return tensor
 
     batch = config.micro_batch // comms.size
-    images, labels = torch.randn(batch, *SHAPE, dtype=DTYPES[config.train.precision]), torch.zeros(batch).long()
+    images, labels = torch.randn(batch, *IMAGE_SHAPE, dtype=DTYPES[config.train.precision]), torch.zeros(batch).long()
     with saved_tensors_hooks(record, lambda tensor: tensor):
-        terms = engine.terms(images, labels)
-        loss.total(terms, comms.sum_(terms.squares_F.detach().clone()), world_size=comms.size)
+        terms = engine.compute_terms(images, labels)
+        loss.total(terms, comms.all_reduce_(terms.squares_F.detach().clone()), world_size=comms.size)
     return sum(storage.nbytes() for storage in saved.values())

@@ -29,16 +29,16 @@ class Moment:
     step: int
 
     @property
-    def at(self) -> tuple[int, int, int]:
+    def attempt_rank_step(self) -> tuple[int, int, int]:
         return self.attempt, self.rank, self.step
 
-    def leave_word(self) -> None:
+    def mark_reached(self) -> None:
         """Create the marker file by which the test knows that this moment is reached."""
         _marker(_HERE, self.attempt, self.rank).touch()
 
     def hold(self) -> None:
         """Create the marker file, and wait until the test calls `Faulty.go`."""
-        self.leave_word()
+        self.mark_reached()
         while not (_HERE / "go").exists():
             time.sleep(0.02)
 
@@ -48,7 +48,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Faulty:
+class FaultInjection:
     """A folder for PYTHONPATH, in which workers create marker files."""
 
     folder: Path
@@ -57,20 +57,20 @@ class Faulty:
     def env(self) -> dict[str, str]:
         return {"PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))}
 
-    def held(self, *, attempt: int, rank: int) -> Path:
+    def hold_marker(self, *, attempt: int, rank: int) -> Path:
         """Return the marker file that the worker creates when it holds; its age is the duration of the hold."""
         return _marker(self.folder, attempt, rank)
 
-    def go(self) -> None:
+    def release(self) -> None:
         (self.folder / "go").touch()
 
 
-def faulty(folder: Path, fault: Callable[[Moment], None]) -> Faulty:
+def inject_fault(folder: Path, fault: Callable[[Moment], None]) -> FaultInjection:
     """Let every worker of a launch with the returned `env` call `fault`, whose source must be self-contained."""
     folder.mkdir()
     install = f"sys.meta_path.insert(0, _LoopPatcher({fault.__name__}))"
     (folder / "sitecustomize.py").write_text(f"{Path(__file__).read_text()}\n\n{getsource(fault)}\n\n{install}\n")
-    return Faulty(folder)
+    return FaultInjection(folder)
 
 
 def _marker(folder: Path, attempt: int, rank: int) -> Path:

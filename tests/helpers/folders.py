@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fmfsd.config.load import checked_data
+from fmfsd.config.load import load_data_config
 from fmfsd.data.prepare import prepare
 from fmfsd.data.shards.index import SetIndex
 from fmfsd.data.synthetic import synthetic_images
@@ -17,13 +17,13 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 
 def write_folders(
-    root: Path, *, train: int, test: int = 4, size: tuple[int, int] = (32, 32), held: str = "val"
+    root: Path, *, train: int, test: int = 4, size: tuple[int, int] = (32, 32), test_folder: str = "val"
 ) -> Path:
     """Write `train` and `test` images per class, alternately PNG and JPEG, of `size` (width, height).
 
     The images are those of four classes of the synthetic set. `held` is the name of the test split's folder.
     """
-    for seed, (split, count) in enumerate({"train": train, held: test}.items()):
+    for seed, (split, count) in enumerate({"train": train, test_folder: test}.items()):
         images, labels = synthetic_images(10, 10 * count, seed=seed)
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
             if label < len(CLASSES):
@@ -68,5 +68,5 @@ def write_tiny_imagenet(root: Path, *, classes: tuple[str, ...] = ("n01443537", 
 
 def prepare_folders(root: Path, source: Path | None, *, skip_damaged: bool = False, **values: Any) -> SetIndex:
     """Prepare the image folders in `source` below `root`; `values` override the data section (default: four shards)."""
-    data = checked_data(**{"name": "folder", "root": str(root), "shards": 4, **values})
+    data = load_data_config(**{"name": "folder", "root": str(root), "shards": 4, **values})
     return prepare(data, source=source, fetch=False, skip_damaged=skip_damaged, report=lambda *_: None)

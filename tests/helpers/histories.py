@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmfsd.config import dump_given
+from fmfsd.config import dump_explicit
 from launcher.config.launch_config import TuneOptions
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.records.history import History
@@ -14,29 +14,31 @@ TOP1 = "valid/deepest_top1"
 TAPS = "model.branches: {subset: {of: [stage1, stage2, stage3], min: 1}}"
 
 
-def sweep_of(folder: Path, *parameters: str) -> tuple[SweepDir, Space]:
+def make_sweep(folder: Path, *parameters: str) -> tuple[SweepDir, Space]:
     """Create a sweep's folder with a space and a base config that holds out validation samples."""
     sweep = SweepDir(folder / "sweep")
     sweep.path.mkdir()
     sweep.space.write_text("\n  ".join(["config: cifar100-resnet18\nparameters:", *parameters]) + "\n")
-    sweep.config.write_text(dump_given("cifar100-resnet18", ["data.valid=5200", "train.evaluate_test=false"]))
+    sweep.config.write_text(dump_explicit("cifar100-resnet18", ["data.valid=5200", "train.evaluate_test=false"]))
     return sweep, read_space(sweep.space)
 
 
-def history_of(*trials: tuple[Mapping[str, Any], float], metric: str = TOP1, mode: str = "max") -> History:
+def make_history(*trials: tuple[Mapping[str, Any], float], metric: str = TOP1, mode: str = "max") -> History:
     """Return a history of finished trials of one epoch, with these values and results."""
     history = History(TuneOptions(trials=len(trials), metrics=(metric,), modes=(mode,)))  # type: ignore[arg-type]
     for number, (values, result) in enumerate(trials):
-        ask(history, number, values)
-        end(history, number, "finished", [{metric: result}])
+        add_trial(history, number, values)
+        end_trial(history, number, "finished", [{metric: result}])
     return history
 
 
-def ask(history: History, number: int, values: Mapping[str, Any]) -> None:
+def add_trial(history: History, number: int, values: Mapping[str, Any]) -> None:
     history.add({"fact": "asked", "trial": number, "values": values, "digest": str(number), "memory": {}})
 
 
-def end(history: History, number: int, state: str, reports: Sequence[Mapping[str, float]], cause: str = "") -> None:
+def end_trial(
+    history: History, number: int, state: str, reports: Sequence[Mapping[str, float]], cause: str = ""
+) -> None:
     """Add the end of a trial that took a minute and made one epoch for each of `reports`."""
     for epoch, metrics in enumerate(reports, 1):
         history.add({"fact": "reported", "trial": number, "epoch": epoch, "metrics": metrics})
@@ -44,7 +46,7 @@ def end(history: History, number: int, state: str, reports: Sequence[Mapping[str
     history.add({"fact": "ended", "trial": number, "state": state, "metrics": last, "cause": cause, "seconds": 60.0})
 
 
-def confirm(history: History, config: str, results: Sequence[float], metric: str = TOP1) -> None:
+def add_confirmations(history: History, config: str, results: Sequence[float], metric: str = TOP1) -> None:
     """Add confirmation runs of `config` with seeds 100, 101, ... and these results."""
     for seed, result in enumerate(results, 100):
         history.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": {metric: result}})

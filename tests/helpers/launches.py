@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from fmfsd.config import RunConfig
-from fmfsd.cost.cache import cache_folder, cached_or
-from fmfsd.cost.estimate import Device, Probe
-from fmfsd.cost.measure.probe import probe
+from fmfsd.cost.cache import estimate_cache_dir, read_or_estimate
+from fmfsd.cost.estimate import CostEstimate, Device
+from fmfsd.cost.measure.probe import estimate_cost
 from tests.helpers.runs import DIRECT, SMALL, TINY, tiny_config
 
 
@@ -32,8 +32,8 @@ def overrides(*changes: str) -> tuple[str, ...]:
 def cache_costs(config: RunConfig, *workers: int) -> None:
     """Probe `config` in this process and cache the result: a launch would start a process that imports torch (8 s)."""
 
-    def run_probe(config: RunConfig, workers: int, device: Device) -> Probe:
-        return probe(config, workers=workers, device=device)
+    def run_probe(config: RunConfig, workers: int, device: Device) -> CostEstimate:
+        return estimate_cost(config, workers=workers, device=device)
 
     for size in workers:
-        cached_or(run_probe, config, size, "cpu", cache_folder(os.environ))
+        read_or_estimate(run_probe, config, size, "cpu", estimate_cache_dir(os.environ))

@@ -24,12 +24,12 @@ Snapshot = Mapping[str, frozenset[str]]
 """Names of the existing objects, by kind."""
 
 
-def surroundings() -> Snapshot:
+def snapshot_resources() -> Snapshot:
     """Return the listeners, threads, files and environment variables, which a test could change in its own process."""
     return {"listener": _listeners(), "thread": _threads(), "file": _files(), "variable": _variables()}
 
 
-def running_processes() -> Snapshot:
+def snapshot_processes() -> Snapshot:
     """Return our descendants and every process with our test id, without Python's forkserver and resource tracker."""
     return {"process": _processes()}
 

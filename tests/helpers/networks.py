@@ -13,13 +13,13 @@ from fmfsd.model.network import Network
 from fmfsd.model.spatial_enhancement import SpatialScores
 
 
-def config(*changes: str) -> RunConfig:
+def make_config(*changes: str) -> RunConfig:
     return load_config("cifar100-resnet18", changes)
 
 
-def network_of(*changes: str) -> Network:
+def make_network(*changes: str) -> Network:
     """Build a network whose gammas, betas and batch statistics all differ from their initial values."""
-    network = build_network(config(*changes))
+    network = build_network(make_config(*changes))
     generator = torch.Generator().manual_seed(5)
     for module in network.modules():
         if isinstance(module, SpatialScores):
@@ -33,7 +33,7 @@ def network_of(*changes: str) -> Network:
     return network
 
 
-def maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
+def maps_by_tap(network: Network, images: Tensor) -> dict[str, Tensor]:
     """Return the trunk's feature map at each tap in a forward pass of the whole network."""
     maps = dict[str, Tensor]()
 
@@ -46,7 +46,7 @@ def maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def plain_maps_by_place(network: Network, images: Tensor) -> dict[str, Tensor]:
+def trunk_maps_by_tap(network: Network, images: Tensor) -> dict[str, Tensor]:
     """Return the trunk's feature map at each tap when the trunk runs alone."""
     maps = dict[str, Tensor]()
     network.backbone(images, lambda tap, x: _record_map(maps, tap, x))
@@ -67,11 +67,11 @@ def assert_all_train(network: nn.Module, batch: Tensor) -> None:
     assert not unused
 
 
-def parameters(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def macs(network: nn.Module) -> float:
+def count_macs(network: nn.Module) -> float:
     """Return the multiply-accumulate operations for one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(2, 3, 32, 32))

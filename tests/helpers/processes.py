@@ -50,7 +50,7 @@ def wait_until(condition: Callable[[], Any], what: str, *, deadline_s: float = D
 
 
 @dataclass
-class Launched:
+class LaunchProcess:
     """A running `fmfsd-launch`, its run, and its processes."""
 
     process: subprocess.Popen[str]
@@ -82,13 +82,13 @@ class Launched:
     def worker(self, rank: int) -> psutil.Process:
         return psutil.Process(self.progress(rank)["pid"])
 
-    def everything(self) -> list[psutil.Process]:
+    def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def end(self) -> tuple[int, str]:
+    def wait_for_end(self) -> tuple[int, str]:
         """Wait for the end; return the exit code and all output."""
         output, _ = self.process.communicate(timeout=DEADLINE_S)
         return self.process.returncode, output
@@ -100,13 +100,13 @@ def _children(process: psutil.Process, part: str) -> list[psutil.Process]:
 
 
 @contextmanager
-def launched(
+def start_launch(
     cwd: Path,
     run_dir: str,
     arguments: Sequence[str],
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
-) -> Iterator[Launched]:
+) -> Iterator[LaunchProcess]:
     """Start `fmfsd-launch ... --run-dir run_dir`; kill it at the end of the block if it still runs.
 
     `prefix`: a command that executes it.
@@ -120,7 +120,7 @@ def launched(
         text=True,
     )
     try:
-        yield Launched(process, RunDir(cwd / run_dir))
+        yield LaunchProcess(process, RunDir(cwd / run_dir))
     finally:
         if process.poll() is None:
             process.kill()

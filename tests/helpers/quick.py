@@ -29,7 +29,7 @@ def is_quick(item: pytest.Item) -> bool:
 
 
 @contextmanager
-def refused_processes() -> Iterator[list[str]]:
+def refuse_processes() -> Iterator[list[str]]:
     """Refuse every start of a process, except of the allowed programs.
 
     The yielded list contains every refused start, even if the code under test caught the error.

@@ -21,8 +21,8 @@ from ray import tune
 from ray.cluster_utils import Cluster
 
 from fmfsd.system.atomic_files import write_json
-from launcher.tune.driver.trial_actor import Trial, placement
-from launcher.tune.sweep.trial_spec import TrialOrder
+from launcher.tune.driver.trial_actor import TrialActor, build_placement_group
+from launcher.tune.sweep.trial_spec import TrialSpec
 
 CORES = (4, 3)
 """Cores of each Ray node: only the first and the second together have room for two launch nodes of three cores."""
@@ -58,11 +58,11 @@ def run_trials(request: dict[str, Any], storage: Path) -> list[dict[str, Any]]:
     """Return the last result of each trial; trials in `stop_early` stop after their first result."""
 
     def resources(config: dict[str, Any]) -> Any:
-        spec = TrialOrder.from_json(json.loads(config["order"]))
-        return placement(spec.launch, spec.cores, 0)
+        spec = TrialSpec.from_dict(json.loads(config["order"]))
+        return build_placement_group(spec.launch, spec.cores, 0)
 
     tuner = tune.Tuner(
-        tune.with_resources(Trial, resources),
+        tune.with_resources(TrialActor, resources),
         param_space={"order": tune.grid_search([json.dumps(spec) for spec in request["orders"]])},
         tune_config=tune.TuneConfig(reuse_actors=request["reuse"]),
         run_config=tune.RunConfig(

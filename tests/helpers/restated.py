@@ -18,7 +18,7 @@ EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
-class Restated:
+class ReferenceOutputs:
     """All outputs of one forward pass."""
 
     logits: list[Tensor]
@@ -29,22 +29,24 @@ class Restated:
     """f_K."""
 
 
-def network(weights: Weights, images: Tensor) -> Restated:
+def network(weights: Weights, images: Tensor) -> ReferenceOutputs:
     """Return the outputs of the whole training graph."""
     num_taps = count(weights, "gates.")
     enhanced = enhanced_maps(weights, images)
-    aligned = [align(part(weights, f"alignments.{i}"), enhanced[i]) for i in range(num_taps - 1)] + enhanced[-1:]
-    fused = fuse(part(weights, "fusion"), aligned)
+    aligned = [align(weights_below(weights, f"alignments.{i}"), enhanced[i]) for i in range(num_taps - 1)] + enhanced[
+        -1:
+    ]
+    fused = fuse(weights_below(weights, "fusion"), aligned)
     deepest_map = stage(weights, fused, num_taps)
     deepest_feature = pool(deepest_map)
-    branch_features = [pool(branch(part(weights, f"branches.{i}"), aligned[i])) for i in range(num_taps - 1)]
-    candidate = fused_branch(part(weights, "fused_branch"), fused)
-    fused_feature = pool(fuse(part(weights, "deep_fusion"), [candidate, deepest_map]))
-    logits = [linear(part(weights, f"heads.{i}.classifier"), f) for i, f in enumerate(branch_features)]
-    logits.append(linear(part(weights, "fused_head.classifier"), fused_feature))
-    logits.append(linear(part(weights, "deepest_head.classifier"), deepest_feature))
-    features = [linear(part(weights, f"projections.{i}"), f) for i, f in enumerate(branch_features)]
-    return Restated(logits, features, deepest_feature)
+    branch_features = [pool(branch(weights_below(weights, f"branches.{i}"), aligned[i])) for i in range(num_taps - 1)]
+    candidate = fused_branch(weights_below(weights, "fused_branch"), fused)
+    fused_feature = pool(fuse(weights_below(weights, "deep_fusion"), [candidate, deepest_map]))
+    logits = [linear(weights_below(weights, f"heads.{i}.classifier"), f) for i, f in enumerate(branch_features)]
+    logits.append(linear(weights_below(weights, "fused_head.classifier"), fused_feature))
+    logits.append(linear(weights_below(weights, "deepest_head.classifier"), deepest_feature))
+    features = [linear(weights_below(weights, f"projections.{i}"), f) for i, f in enumerate(branch_features)]
+    return ReferenceOutputs(logits, features, deepest_feature)
 
 
 def enhanced_maps(weights: Weights, images: Tensor) -> list[Tensor]:
@@ -52,20 +54,22 @@ def enhanced_maps(weights: Weights, images: Tensor) -> list[Tensor]:
     x, enhanced = stem(weights, images), []
     for k in range(count(weights, "gates.")):
         x = stage(weights, x, k)
-        enhanced.append(sge(part(weights, f"gates.{k}"), x))
+        enhanced.append(sge(weights_below(weights, f"gates.{k}"), x))
     return enhanced
 
 
 def stem(weights: Weights, images: Tensor) -> Tensor:
     """Apply the CIFAR stem: 3x3 with stride 1, no max-pooling."""
-    return F.relu(batch_norm(part(weights, "backbone.stem.1"), conv(images, weights["backbone.stem.0.weight"])))
+    return F.relu(
+        batch_norm(weights_below(weights, "backbone.stem.1"), conv(images, weights["backbone.stem.0.weight"]))
+    )
 
 
 def stage(weights: Weights, x: Tensor, number: int) -> Tensor:
     """Apply one stage of residual blocks; each stage but the first halves the resolution in its first block."""
-    blocks = part(weights, f"backbone.stages.{number}")
+    blocks = weights_below(weights, f"backbone.stages.{number}")
     for i in range(count(blocks, "")):
-        x = residual_block(part(blocks, str(i)), x, stride=2 if number > 0 and i == 0 else 1)
+        x = residual_block(weights_below(blocks, str(i)), x, stride=2 if number > 0 and i == 0 else 1)
     return x
 
 
@@ -76,40 +80,40 @@ def residual_block(weights: Weights, x: Tensor, *, stride: int) -> Tensor:
     y = x
     for i in range(1, last + 1):
         y = conv(y, weights[f"conv{i}.weight"], stride=stride if i == strided else 1)
-        y = batch_norm(part(weights, f"bn{i}"), y)
+        y = batch_norm(weights_below(weights, f"bn{i}"), y)
         y = F.relu(y) if i < last else y
     if "downsample.0.weight" in weights:
-        x = batch_norm(part(weights, "downsample.1"), conv(x, weights["downsample.0.weight"], stride=stride))
+        x = batch_norm(weights_below(weights, "downsample.1"), conv(x, weights["downsample.0.weight"], stride=stride))
     return F.relu(y + x)
 
 
 def align(weights: Weights, x: Tensor) -> Tensor:
     """Apply SepConv SGE SepConv ...: one SepConv for each stage boundary, an SGE between two of them."""
     for i in range(count(weights, "")):
-        layer = part(weights, str(i))
+        layer = weights_below(weights, str(i))
         x = sge(layer, x) if "gamma" in layer else sep_conv(layer, x)
     return x
 
 
 def branch(weights: Weights, x: Tensor) -> Tensor:
     """Return R_i = SGE SepConv SGE P_i."""
-    x = sge(part(weights, "0"), x)
-    x = sep_conv(part(weights, "1.0"), x)
-    return sge(part(weights, "2"), x)
+    x = sge(weights_below(weights, "0"), x)
+    x = sep_conv(weights_below(weights, "1.0"), x)
+    return sge(weights_below(weights, "2"), x)
 
 
 def fused_branch(weights: Weights, fused: Tensor) -> Tensor:
     """Return Q = SGE SepConv U."""
-    return sge(part(weights, "1"), sep_conv(part(weights, "0.0"), fused))
+    return sge(weights_below(weights, "1"), sep_conv(weights_below(weights, "0.0"), fused))
 
 
 def sep_conv(weights: Weights, x: Tensor) -> Tensor:
     """Apply dw 3x3 s2, pw ci->ci, BN, ReLU, SGE, dw 3x3 s1, pw ci->co, BN, ReLU."""
     x = conv(x, weights["0.weight"], stride=2, groups=x.shape[1])
-    x = F.relu(batch_norm(part(weights, "2"), conv(x, weights["1.weight"])))
-    x = sge(part(weights, "4"), x)
+    x = F.relu(batch_norm(weights_below(weights, "2"), conv(x, weights["1.weight"])))
+    x = sge(weights_below(weights, "4"), x)
     x = conv(x, weights["5.weight"], groups=x.shape[1])
-    return F.relu(batch_norm(part(weights, "7"), conv(x, weights["6.weight"])))
+    return F.relu(batch_norm(weights_below(weights, "7"), conv(x, weights["6.weight"])))
 
 
 def sge(weights: Weights, x: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ def sge(weights: Weights, x: Tensor) -> Tensor:
 
 def fuse(weights: Weights, maps: Sequence[Tensor]) -> Tensor:
     """Return U = mean_i(Abar * P_i) with Abar = mean_i sem_i(P_i)."""
-    masks = [mask(part(weights, f"enhancements.{i}"), each) for i, each in enumerate(maps)]
+    masks = [mask(weights_below(weights, f"enhancements.{i}"), each) for i, each in enumerate(maps)]
     average = torch.stack(masks).mean(0)
     intermediate = [repeat_over_groups(average, each) * each for each in maps]
     return torch.stack(intermediate).mean(0)
@@ -144,7 +148,7 @@ def repeat_over_groups(masks: Tensor, x: Tensor) -> Tensor:
     return masks.repeat_interleave(x.shape[1] // masks.shape[1], dim=1)
 
 
-def loss(outputs: Restated, labels: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
+def loss(outputs: ReferenceOutputs, labels: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
     """Return L; the teacher's logits and feature are detached in the terms of its students."""
     *students, teacher = outputs.logits
     total = F.cross_entropy(teacher, labels)
@@ -183,7 +187,7 @@ def linear(weights: Weights, x: Tensor) -> Tensor:
     return x @ weights["weight"].T + weights["bias"]
 
 
-def part(weights: Weights, prefix: str) -> Weights:
+def weights_below(weights: Weights, prefix: str) -> Weights:
     """Return the weights below `prefix`, without it."""
     return {name[len(prefix) + 1 :]: each for name, each in weights.items() if name.startswith(prefix + ".")}
 

@@ -11,10 +11,10 @@ import torch
 from fmfsd.config import RunConfig, dump_config, load_config
 from fmfsd.distributed.collectives import Comms
 from fmfsd.evaluation.accumulator import Evaluation
-from fmfsd.evaluation.trained_run import run_config
-from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.evaluation.trained_run import load_run_config
+from fmfsd.run.heartbeat import HeartbeatFile
 from fmfsd.run.run_dir import RunDir
-from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.attempt_fence import AttemptFence
 from fmfsd.training.loop import Loop
 from fmfsd.training.stop_flag import StopFlag
 from fmfsd.training.trainer import build_loop
@@ -78,9 +78,9 @@ def make_loop(
 ) -> Loop:
     """Return this worker's loop, ready to `resume` and `run`."""
     stop = StopAfter(stop_after, evaluating=evaluating)
-    config = run_config(run)
-    progress = ProgressFile(run.rank_progress(comms.rank))
-    loop = build_loop(run, config, comms, device, stop, progress, Fence(run, 1))
+    config = load_run_config(run)
+    progress = HeartbeatFile(run.rank_progress(comms.rank))
+    loop = build_loop(run, config, comms, device, stop, progress, AttemptFence(run, 1))
     stop.watch(loop)
     return loop
 
@@ -93,7 +93,7 @@ def train_run(comms: Comms, folder: Path, stop_after: int | None = None) -> str:
         return loop.run()
 
 
-def records(run: RunDir) -> list[dict[str, Any]]:
+def read_records(run: RunDir) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl, without values that depend on the clock."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in lines]
@@ -114,6 +114,6 @@ def newest_weights(run: RunDir) -> bytes:
     return (folder / "model.safetensors").read_bytes() + (folder / "optimizer.safetensors").read_bytes()
 
 
-def evaluation(**metrics: float) -> Evaluation:
+def make_evaluation(**metrics: float) -> Evaluation:
     """Return the result of an evaluation that has only metrics."""
     return Evaluation((), metrics, [], {}, [], None)

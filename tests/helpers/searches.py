@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.records.ledger import facts
+from launcher.tune.records.ledger import read_facts
 from tests.helpers.processes import command, run_command, wait_until
 from tests.helpers.runs import TINY
 
@@ -47,7 +47,9 @@ FIVE_EPOCHS = ("train.epochs=5", "train.max_steps=null")
 METRICS = ("--metric", "valid/deepest_top1", "--metric", "cost/train_macs")
 
 
-def arguments(root: Path, folder: Path, *more: str, space: str = SPACE, changes: tuple[str, ...] = ()) -> list[str]:
+def sweep_arguments(
+    root: Path, folder: Path, *more: str, space: str = SPACE, changes: tuple[str, ...] = ()
+) -> list[str]:
     """Return the arguments of `fmfsd-tune` for a sweep in `folder`/sweep; `root` is that of `tiny_root`.
 
     Parameters of `space` are not overridden by `--set`.
@@ -59,23 +61,23 @@ def arguments(root: Path, folder: Path, *more: str, space: str = SPACE, changes:
     return ["--space", str(file), *sets, "--sweep-dir", str(folder / "sweep"), "--search", "random", *more]
 
 
-def tune(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_tune(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return run_command("fmfsd-tune", *arguments, cwd=cwd, env=env)
 
 
-def known(sweep: SweepDir, fact: str) -> list[dict[str, Any]]:
+def facts_of_kind(sweep: SweepDir, fact: str) -> list[dict[str, Any]]:
     """Return the ledger's facts of this kind."""
-    return [each for each in facts(sweep.ledger) if each["fact"] == fact]
+    return [each for each in read_facts(sweep.ledger) if each["fact"] == fact]
 
 
-def results(sweep: SweepDir) -> dict[int, tuple[str, dict[str, float]]]:
+def trial_results(sweep: SweepDir) -> dict[int, tuple[str, dict[str, float]]]:
     """Return final state and metrics by trial number: trials that run in parallel end in any order."""
-    ended = sorted(known(sweep, "ended"), key=lambda fact: fact["trial"])
+    ended = sorted(facts_of_kind(sweep, "ended"), key=lambda fact: fact["trial"])
     return {each["trial"]: (each["state"], each["metrics"]) for each in ended}
 
 
 @dataclass
-class Sweeping:
+class SweepProcess:
     """A running `fmfsd-tune`, its sweep, and its processes."""
 
     process: subprocess.Popen[str]
@@ -84,7 +86,7 @@ class Sweeping:
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         def holds() -> Any:
             if self.process.poll() is not None:
-                raise AssertionError(f"fmfsd-tune ended before {what}: {self.ended()}")
+                raise AssertionError(f"fmfsd-tune ended before {what}: {self.wait_for_end()}")
             return condition()
 
         return wait_until(holds, what)
@@ -101,14 +103,14 @@ class Sweeping:
                 matching.append(process)
         return matching
 
-    def ended(self) -> tuple[int, str, str]:
+    def wait_for_end(self) -> tuple[int, str, str]:
         """Wait for the end; return exit code, standard output and standard error."""
         output, errors = self.process.communicate(timeout=240)
         return self.process.returncode, output, errors
 
 
 @contextmanager
-def sweeping(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Sweeping]:
+def start_sweep(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[SweepProcess]:
     """Start `fmfsd-tune`; kill it at the end of the block if it still runs."""
     process = subprocess.Popen(
         [command("fmfsd-tune"), *arguments],
@@ -122,7 +124,7 @@ def sweeping(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -
         Path(arguments[arguments.index("--sweep-dir") + 1] if "--sweep-dir" in arguments else arguments[-1])
     )
     try:
-        yield Sweeping(process, sweep)
+        yield SweepProcess(process, sweep)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

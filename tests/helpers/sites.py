@@ -6,31 +6,31 @@ from pathlib import Path
 
 from launcher.agent.resources import Resources
 from launcher.resources.site import Site
-from launcher.transport.agent_client import AGENT, Agent
+from launcher.transport.agent_client import AGENT_COMMAND, AgentProcess
 
 DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)
-class NearSite(Site):
+class LocalhostSite(Site):
     """A site of local agents; `ways` maps a host to the command that starts its agent (default: AGENT)."""
 
-    ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    agent_commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def start_agent(self, host: str, environment: Mapping[str, str]) -> Agent:
-        return Agent(self.ways.get(host, AGENT), deadline_s=DEADLINE_S)
+    def start_agent(self, host: str, environment: Mapping[str, str]) -> AgentProcess:
+        return AgentProcess(self.agent_commands.get(host, AGENT_COMMAND), deadline_s=DEADLINE_S)
 
 
-def near_site(**ways: Sequence[str]) -> NearSite:
+def localhost_site(**ways: Sequence[str]) -> LocalhostSite:
     """Return a site of the hosts n1 and n2, with the agent commands `ways` by host."""
-    return NearSite(Resources(cores=1), "ssh", ("n1", "n2"), ways)
+    return LocalhostSite(Resources(cores=1), "ssh", ("n1", "n2"), ways)
 
 
-def hiding(folder: Path) -> tuple[str, ...]:
+def agent_hiding_folder(folder: Path) -> tuple[str, ...]:
     """Return the command of an agent that sees an empty file system at `folder`. Needs root."""
-    return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh", *AGENT)
+    return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh", *AGENT_COMMAND)
 
 
-def with_code_of(checkout: Path) -> tuple[str, ...]:
+def agent_with_checkout(checkout: Path) -> tuple[str, ...]:
     """Return the command of an agent that imports the code of `checkout`."""
-    return ("env", f"PYTHONPATH={checkout}", *AGENT)
+    return ("env", f"PYTHONPATH={checkout}", *AGENT_COMMAND)

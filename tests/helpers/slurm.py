@@ -29,7 +29,7 @@ POLL_SLURM_S = 0.25
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job submitted with `fmfsd-launch` to `cluster`."""
 
     cluster: "SlurmCluster"
@@ -38,12 +38,12 @@ class Job:
 
     @property
     def state(self) -> JobState:
-        state = slurm_commands.job_state(self.id)
+        state = slurm_commands.query_job_state(self.id)
         assert state is not None, f"Slurm no longer knows job {self.id}"
         return state
 
     @property
-    def words(self) -> str:
+    def log_text(self) -> str:
         logs = sorted(self.run.logs.glob("slurm-*.log"))
         return "".join(log.read_text(errors="replace") for log in logs)
 
@@ -76,7 +76,7 @@ class Job:
 
         self._wait_until(is_restarted, f"restart {number}", every_s=POLL_SLURM_S)
 
-    def resumed_after_restart(self, number: int) -> int:
+    def resume_step_after_restart(self, number: int) -> int:
         """Wait until the job has been restarted and has made a step; return the step from which it resumed."""
         self.wait_for_restart(number)
         self.wait_for_step(1, attempt=self.run.last_attempt() + 1)
@@ -88,17 +88,17 @@ class Job:
         while not condition():
             if time.monotonic() >= next_query:
                 state, next_query = self.state, time.monotonic() + 4 * POLL_SLURM_S
-                assert not state.is_over, f"{what} of job {self.id}: {state}\n{self.words}"
+                assert not state.is_over, f"{what} of job {self.id}: {state}\n{self.log_text}"
                 assert time.monotonic() < deadline, (
-                    f"{what} of job {self.id}: not within {DEADLINE_S:g} s\n{self.words}"
+                    f"{what} of job {self.id}: not within {DEADLINE_S:g} s\n{self.log_text}"
                 )
             time.sleep(every_s)
 
-    def end(self) -> JobState:
+    def wait_for_end(self) -> JobState:
         """Wait for the end of the job and return its final state."""
         deadline = time.monotonic() + DEADLINE_S
         while not (state := self.state).is_over:
-            assert time.monotonic() < deadline, f"{state}\n{self.words}"
+            assert time.monotonic() < deadline, f"{state}\n{self.log_text}"
             time.sleep(POLL_SLURM_S)
         return state
 
@@ -107,7 +107,7 @@ class Job:
 class SlurmCluster(Cluster):
     """Hosts n1 and n2 with their own Slurm controller."""
 
-    def clear(self) -> None:
+    def cancel_all_jobs(self) -> None:
         """Cancel all jobs and wait until the queue is empty."""
         subprocess.run(["scancel", "--me"], check=True)
         wait_until(lambda: not self._queue(), "the jobs to end")
@@ -120,12 +120,12 @@ class SlurmCluster(Cluster):
     def configuration(self) -> str:
         return str(self.folder / "slurm.conf")
 
-    def submit(self, cwd: Path, run_dir: str, *arguments: str, env: Mapping[str, str] | None = None) -> Job:
+    def submit(self, cwd: Path, run_dir: str, *arguments: str, env: Mapping[str, str] | None = None) -> SlurmJob:
         options = ("--on", "slurm", "--device", "cpu", "--run-dir", run_dir, "--json")
         completed = run_command("fmfsd-launch", *arguments, *options, cwd=cwd, env=env)
         assert completed.returncode == 0, completed.stderr
         submitted = json.loads(completed.stdout)
-        return Job(self, submitted["job"], RunDir(Path(submitted["run_dir"])))
+        return SlurmJob(self, submitted["job"], RunDir(Path(submitted["run_dir"])))
 
     def set_down(self, host: str) -> None:
         """Set the node to DOWN, until its slurmd, which still runs, registers again."""
@@ -135,13 +135,13 @@ class SlurmCluster(Cluster):
     def without_python(self, host: str) -> Iterator[None]:
         """Make Python fail on the host, so that no agent starts there, until the end of the block."""
         python = os.path.realpath(sys.executable)
-        self.on(host, "mount", "--bind", "/bin/false", python)
+        self.run_on(host, "mount", "--bind", "/bin/false", python)
         try:
             yield
         finally:
-            self.on(host, "umount", python)
+            self.run_on(host, "umount", python)
 
-    def signal_worker(self, job: Job, rank: int, name: str) -> None:
+    def signal_worker(self, job: SlurmJob, rank: int, name: str) -> None:
         """Send a signal to a worker of a job with one worker on each of n1 and n2; its pid is that of its namespace."""
         pid = json.loads(job.run.rank_progress(rank).read_text())["pid"]
-        self.on(f"n{rank + 1}", "kill", f"-{name}", str(pid))
+        self.run_on(f"n{rank + 1}", "kill", f"-{name}", str(pid))

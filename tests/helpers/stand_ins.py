@@ -11,9 +11,9 @@ from fmfsd.system.atomic_files import write_json
 from launcher.plan.placeholders import ADDRESS, ATTEMPT, INTERFACE, NCCL_INTERFACE, PORT, SCRATCH
 from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.supervise.attempt import Attempt
-from launcher.supervise.coordinator import run_plan
-from launcher.supervise.stop_requests import Requests
-from launcher.transport.agent_client import Agent
+from launcher.supervise.coordinator import run_attempt
+from launcher.supervise.stop_requests import StopRequests
+from launcher.transport.agent_client import AgentProcess
 from tests.helpers.processes import wait_until
 
 PRELUDE = """
@@ -26,21 +26,21 @@ def until(condition):
     while not condition(): time.sleep(0.01)
 (run / f"pid-{node}").write_text(str(os.getpid()))
 """
-BEGUN = "(run / 'progress' / 'rank-0.json').write_text(json.dumps({'attempt': 1, 'state': 'train', 'pid': 1}))\n"
+STARTED = "(run / 'progress' / 'rank-0.json').write_text(json.dumps({'attempt': 1, 'state': 'train', 'pid': 1}))\n"
 UNTIL_STOPPED = "until((run / 'stop-request').exists)\noutcome('stopped')\n"
 FOR_EVER = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nuntil(lambda: False)\n"
 WITH_CHILD = (
     "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
 )
 
-WRITES_WHAT_IT_WAS_GIVEN = """
+WRITES_ITS_ENVIRONMENT = """
 names = ("ADDRESS", "PORT", "INTERFACE", "NCCL", "SCRATCH")
 (run / f"given-{node}").write_text(json.dumps({name: os.environ[name] for name in names}))
 outcome("finished")
 """
 
 
-def plan(run: RunDir, *scripts: str) -> LaunchPlan:
+def make_plan(run: RunDir, *scripts: str) -> LaunchPlan:
     nodes = tuple(
         NodePlan(
             node=number,
@@ -53,7 +53,7 @@ def plan(run: RunDir, *scripts: str) -> LaunchPlan:
     return LaunchPlan(str(run.path), "cpu", 1, nodes)
 
 
-def plan_for_hosts(
+def make_plan_for_hosts(
     run: RunDir, script: str, *agent_commands: tuple[str, ...], interface: str | None = None
 ) -> LaunchPlan:
     """Return a plan with one node per agent command of `agent_commands`, as if each were on another host."""
@@ -79,40 +79,42 @@ def plan_for_hosts(
     return LaunchPlan(str(run.path), "cpu", 1, tuple(nodes), interface=interface)
 
 
-def carry_out(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: Requests | None = None) -> Attempt:
-    return run_plan(plan(run, *scripts), run, grace_s=grace_s, requests=requests or Requests(), watch=lambda: None)
+def run_scripts(run: RunDir, *scripts: str, grace_s: float = 20.0, requests: StopRequests | None = None) -> Attempt:
+    return run_attempt(
+        make_plan(run, *scripts), run, grace_s=grace_s, requests=requests or StopRequests(), on_poll=lambda: None
+    )
 
 
-def starter(run: RunDir, node: int) -> int:
+def wait_for_starter(run: RunDir, node: int) -> int:
     """Wait until the starter of a node runs; return its pid."""
     path = run.path / f"pid-{node}"
     return int(wait_until(lambda: path.exists() and path.read_text(), f"starter of node {node}"))
 
 
-def meanwhile(action: Callable[[], None]) -> threading.Thread:
+def start_thread(action: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=action)
     thread.start()
     return thread
 
 
-def carry_out_and_hear(run: RunDir, send: Callable[[], None], *scripts: str) -> Attempt:
+def run_scripts_with_signals(run: RunDir, send: Callable[[], None], *scripts: str) -> Attempt:
     """Run a plan of `scripts` with signal handlers installed, while `send` sends signals from another thread."""
-    requests = Requests()
-    with requests.heard():
-        thread = meanwhile(send)
-        attempt = carry_out(run, *scripts, requests=requests)
+    requests = StopRequests()
+    with requests.install_handlers():
+        thread = start_thread(send)
+        attempt = run_scripts(run, *scripts, requests=requests)
     thread.join()
     return attempt
 
 
-class NoAgent(Agent):
+class NoAgent(AgentProcess):
     """An agent that starts nothing."""
 
     def __init__(self) -> None:
         pass
 
 
-def crash(
+def write_crash_file(
     run: RunDir, rank: int, message: str, *, time: float, kind: str = "RuntimeError", expected: bool = False
 ) -> None:
     content: dict[str, Any] = {
@@ -129,4 +131,4 @@ def crash(
         "worth_another_attempt": True,
         "traceback": f"Traceback of rank {rank}\n",
     }
-    write_json(run.crash(1, rank), content)
+    write_json(run.crash_report(1, rank), content)

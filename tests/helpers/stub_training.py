@@ -17,16 +17,16 @@ from random import Random
 from types import ModuleType
 from typing import Any
 
-from fmfsd.config import RunConfig, Timeline, dump_config, load_config
-from fmfsd.data.shards.index import read_index, set_folder
+from fmfsd.config import RunConfig, TrainSchedule, dump_config, load_config
+from fmfsd.data.shards.index import prepared_set_folder, read_index
 from fmfsd.distributed.world import World
 from fmfsd.errors import NonFiniteLossError
-from fmfsd.run.heartbeat import ProgressFile
-from fmfsd.run.metrics import MetricsLog, last_records
+from fmfsd.run.heartbeat import HeartbeatFile
+from fmfsd.run.metrics import MetricsLog, read_last_records
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import Position
+from fmfsd.run.train_position import TrainPosition
 from fmfsd.system.atomic_files import write_json
-from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.attempt_fence import AttemptFence
 from fmfsd.training.stop_flag import StopFlag
 
 CHECKOUT = Path(__file__).parents[2]
@@ -78,7 +78,9 @@ def hide_launcher(folder: Path) -> None:
 def replace_training(folder: Path) -> None:
     """Replace the modules that import torch in this process, before any of them has been imported."""
 
-    def train(run: RunDir, world: World, _device: str, progress: ProgressFile, fence: Fence, **_options: Any) -> str:
+    def train(
+        run: RunDir, world: World, _device: str, progress: HeartbeatFile, fence: AttemptFence, **_options: Any
+    ) -> str:
         return _StubWorker(folder, run, world, progress, fence).run_to_end()
 
     stubs: dict[str, dict[str, Any]] = {
@@ -95,10 +97,12 @@ def replace_training(folder: Path) -> None:
 class _StubWorker:
     """Counts through the steps of a run, from its newest checkpoint, and writes the files that a worker writes."""
 
-    def __init__(self, folder: Path, run: RunDir, world: World, progress: ProgressFile, fence: Fence) -> None:
+    def __init__(self, folder: Path, run: RunDir, world: World, progress: HeartbeatFile, fence: AttemptFence) -> None:
         self._folder, self._run, self._progress, self._fence = folder, run, progress, fence
         self._is_main, self._config = world.is_main, load_config(str(run.config))
-        self._timeline = Timeline.of(self._config, read_index(set_folder(self._config.data)).samples("train"))
+        self._timeline = TrainSchedule.from_config(
+            self._config, read_index(prepared_set_folder(self._config.data)).num_samples("train")
+        )
         self._step = run.newest_step() or 0
         self._metrics = MetricsLog(run.metrics if world.is_main else None, time.time())
 
@@ -112,12 +116,12 @@ class _StubWorker:
             if self._is_main:
                 self._save()
                 self._write_outcome(state)
-        self._progress.show(state, step=self._step)
+        self._progress.update(state, step=self._step)
         return state
 
     def _resume(self) -> None:
         self._progress.constants["went_on_after"] = self._step or None
-        self._metrics.keep(self._step // self._timeline.evaluate_every)
+        self._metrics.truncate(self._step // self._timeline.evaluate_every)
         self._show_progress()
 
     def _wait_while_held(self, stop: StopFlag) -> None:
@@ -146,16 +150,16 @@ class _StubWorker:
 
     def _show_progress(self) -> None:
         totals = {"total_steps": self._timeline.total_steps, "steps_per_epoch": self._timeline.steps_per_epoch}
-        self._progress.show("train", step=self._step, **totals)
+        self._progress.update("train", step=self._step, **totals)
 
     def _save(self) -> None:
-        folder = self._run.checkpoints / Position(self._step).folder_name
+        folder = self._run.checkpoints / TrainPosition(self._step).folder_name
         folder.mkdir(exist_ok=True)
         write_json(folder / "state.json", {"step": self._step})
 
     def _write_outcome(self, state: str) -> None:
-        self._fence.require_ours()
-        metrics = last_records(self._run.metrics)
+        self._fence.require_current()
+        metrics = read_last_records(self._run.metrics)
         content = {"state": state, "attempt": self._fence.attempt, "step": self._step, "metrics": metrics}
         write_json(self._run.outcome, {**content, "resumable": state == "stopped"})
 

@@ -10,29 +10,31 @@ from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.records.ledger import Ledger
 
 
-class MadeSweep:
+class FakeSweep:
     """A sweep folder to which tests add facts and trial folders, as a driver and its trials would."""
 
     def __init__(self, path: Path, options: TuneOptions) -> None:
         self.dir = SweepDir(path)
-        self.dir.coordination.create()
+        self.dir.coordinator_dir.create()
         self.dir.config.write_text("seed: 0\n")
         self.ledger = Ledger(self.dir.ledger)
-        self.ledger.note("began", options=asdict(options))
+        self.ledger.append_fact("began", options=asdict(options))
 
-    def asked(self, number: int, **values: Any) -> None:
-        self.ledger.note("asked", trial=number, values=values, digest=f"d{number}", memory={})
+    def add_trial(self, number: int, **values: Any) -> None:
+        self.ledger.append_fact("asked", trial=number, values=values, digest=f"d{number}", memory={})
 
-    def repeated(self, number: int, of: int, **values: Any) -> None:
-        self.ledger.note("repeated", trial=number, of=of, values=values, digest=f"d{of}", memory={})
+    def add_repeat(self, number: int, of: int, **values: Any) -> None:
+        self.ledger.append_fact("repeated", trial=number, of=of, values=values, digest=f"d{of}", memory={})
 
-    def reported(self, number: int, epoch: int, **metrics: float) -> None:
-        self.ledger.note("reported", trial=number, epoch=epoch, metrics=named(metrics))
+    def add_report(self, number: int, epoch: int, **metrics: float) -> None:
+        self.ledger.append_fact("reported", trial=number, epoch=epoch, metrics=add_metric_prefix(metrics))
 
-    def ended(self, number: int, state: str, cause: str = "", seconds: float = 60.0, **metrics: float) -> None:
-        self.ledger.note("ended", trial=number, state=state, metrics=named(metrics), cause=cause, seconds=seconds)
+    def end_trial(self, number: int, state: str, cause: str = "", seconds: float = 60.0, **metrics: float) -> None:
+        self.ledger.append_fact(
+            "ended", trial=number, state=state, metrics=add_metric_prefix(metrics), cause=cause, seconds=seconds
+        )
 
-    def begun(self, number: int, attempt: int = 1, **progress: Any) -> None:
+    def start_attempt(self, number: int, attempt: int = 1, **progress: Any) -> None:
         """Write a started attempt of a trial and, if `progress` is given, the progress file of its rank 0."""
         run = self.dir.trial(f"{number:04d}")
         run.create()
@@ -43,12 +45,12 @@ class MadeSweep:
             steps = {"step": 50, "total_steps": 100, "steps_per_epoch": 25, "images_per_s": 400.4}
             write_json(run.rank_progress(0), {"rank": 0, "attempt": attempt, "state": "train", **steps, **progress})
 
-    def failed_attempt(self, number: int, attempt: int, cause: str) -> None:
+    def add_failed_attempt(self, number: int, attempt: int, cause: str) -> None:
         times = {"started": 100.0, "ended": 130.0}
         content = {"attempt": attempt, "state": "failed", "cause": cause, "workers": 1, **times}
         write_json(self.dir.trial(f"{number:04d}").attempt(attempt), content)
 
 
-def named(metrics: dict[str, float]) -> dict[str, float]:
+def add_metric_prefix(metrics: dict[str, float]) -> dict[str, float]:
     """Return the metrics with the prefix of their group, for example valid/deepest_top1 and cost/train_macs."""
     return {f"{'cost' if name.endswith('macs') else 'valid'}/{name}": value for name, value in metrics.items()}

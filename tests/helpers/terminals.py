@@ -38,7 +38,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(scratch: Path, command: Sequence[str], *, columns: int = 100, rows: int = 30) -> Iterator[Terminal]:
+def open_terminal(scratch: Path, command: Sequence[str], *, columns: int = 100, rows: int = 30) -> Iterator[Terminal]:
     """Run `command` in a terminal, in the folder `scratch`; the terminal stays open after the end of the command."""
     screen = Terminal(scratch / f"tmux-{os.path.basename(command[0])}-{columns}")
     size = ("-x", str(columns), "-y", str(rows))

@@ -10,38 +10,38 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from fmfsd.run.run_dir import RunDir
-from fmfsd.trackers.base import named_values
+from fmfsd.trackers.base import flatten_record
 
-Points = dict[str, list[tuple[int, float]]]
+MetricPoints = dict[str, list[tuple[int, float]]]
 """(step, value) pairs by metric name."""
 _HEADER, _BLOCK, _CHUNK = 7, 32768, struct.Struct("<IHB")
 
 
-def points(run: RunDir) -> Points:
+def read_metrics(run: RunDir) -> MetricPoints:
     """Return the metrics in metrics.jsonl."""
-    metrics: Points = {}
+    metrics: MetricPoints = {}
     for line in run.metrics.read_text().splitlines():
         record = json.loads(line)
-        for name, value in named_values(record).items():
+        for name, value in flatten_record(record).items():
             metrics.setdefault(name, []).append((record["step"], value))
     return metrics
 
 
-def in_float32(exact: Points) -> Points:
+def to_float32(exact: MetricPoints) -> MetricPoints:
     """Round the values to float32, which TensorBoard stores."""
     return {name: [(step, float(np.float32(value))) for step, value in each] for name, each in exact.items()}
 
 
-def in_tensorboard(run: RunDir) -> Points:
+def read_tensorboard(run: RunDir) -> MetricPoints:
     accumulator = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0})
     accumulator.Reload()
     names = accumulator.Tags()["scalars"]
     return {name: [(each.step, each.value) for each in accumulator.Scalars(name)] for name in names}
 
 
-def in_wandb(run: RunDir) -> Points:
+def read_wandb(run: RunDir) -> MetricPoints:
     """Return the metrics in W&B's newest offline run."""
-    metrics: Points = {}
+    metrics: MetricPoints = {}
     path = sorted(run.wandb_id.parent.glob("offline-run-*/*.wandb"))[-1]
     for content in _log_records(path.read_bytes()):
         record = Record.FromString(content)
@@ -66,7 +66,7 @@ def _log_records(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def hyperparameters(run: RunDir) -> dict[str, Any]:
+def read_hyperparameters(run: RunDir) -> dict[str, Any]:
     """Return the hyperparameters that TensorBoard shows."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 

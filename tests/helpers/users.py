@@ -32,7 +32,7 @@ def _can_switch_user() -> bool:
     )
 
 
-def run_as_other(*argv: str, cwd: Path, umask: int = 0o022, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_as_other_user(*argv: str, cwd: Path, umask: int = 0o022, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `argv` as OTHER and wait for its end; HOME and caches of OTHER are in `cwd`/home."""
     home = cwd / "home"
     home.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def _command_as_other(*argv: str) -> list[str]:
     return ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", *argv]
 
 
-def as_other(function: Callable[..., Any], *arguments: Any) -> Any:
+def call_as_other_user(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call `function` as OTHER in a child process; return its result or the exception that it raised."""
     "localhost".encode("idna")  # sockets use this codec, whose module OTHER may not be able to read
     receiving, sending = os.pipe()
@@ -88,7 +88,7 @@ def common_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def open_to_all(folder: Path) -> None:
+def make_accessible_to_all(folder: Path) -> None:
     """Let every user read and write everything in `folder`, as an owner does for a group."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)

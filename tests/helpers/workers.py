@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fmfsd.distributed.collectives import connect
+from fmfsd.distributed.collectives import join_process_group
 from fmfsd.distributed.world import World
 
 DEADLINE_S = 180.0
@@ -71,7 +71,7 @@ def _run_worker(sending: Connection, function: Callable[..., Any], world: World,
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     try:
-        with connect(world, torch.device("cpu"), timeout_s=120) as comms:
+        with join_process_group(world, torch.device("cpu"), timeout_s=120) as comms:
             result = function(comms, *args)
     except BaseException:
         result = _Failure(f"rank {world.rank}: {traceback.format_exc()}")

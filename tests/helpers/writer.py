@@ -13,23 +13,23 @@ from typing import NoReturn
 
 import torch
 
-from fmfsd.checkpoint import CheckpointFolder, Saved
+from fmfsd.checkpoint import Checkpoint, CheckpointStore
 from fmfsd.engine.interface import EngineState
 from fmfsd.errors import FmfsdError
-from fmfsd.run.train_position import Position
+from fmfsd.run.train_position import TrainPosition
 
 PR_SET_PTRACER, PR_SET_PTRACER_ANY = 0x59616D61, ctypes.c_ulong(-1)
 
 
-def checkpoints(folder: Path) -> CheckpointFolder:
+def open_store(folder: Path) -> CheckpointStore:
     """Return a store of at most one checkpoint, so that a save also deletes one."""
-    return CheckpointFolder(folder, keep=1, require_ours=lambda: None)
+    return CheckpointStore(folder, keep=1, check_fence=lambda: None)
 
 
-def saved(step: int) -> Saved:
+def make_checkpoint(step: int) -> Checkpoint:
     weights, momentum = (torch.arange(6.0).reshape(2, 3) * step + offset for offset in (0.5, 0.25))
     state = EngineState({"conv.weight": weights}, {"conv.weight.momentum_buffer": momentum})
-    return Saved(Position(step), state, {"records": step})
+    return Checkpoint(TrainPosition(step), state, {"records": step})
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def _save(folder: Path) -> NoReturn:
     if not sys.stdin.readline():
         os._exit(1)
     try:
-        checkpoints(folder).write(saved(2))
+        open_store(folder).write(make_checkpoint(2))
         _print("saved")
     except FmfsdError as error:
         _print(f"{type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.cluster import hosts_up, lacks
+from tests.helpers.cluster import cluster_skip_reason, hosts_up
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.runs import make_run, tiny_config, train_run
 from tests.helpers.slurm import SETTINGS, SlurmCluster
@@ -20,7 +20,7 @@ NODES = ("--nodes", "2", "--gpus", "1")
 
 @pytest.fixture(scope="session")
 def session_cluster() -> Iterator[SlurmCluster]:
-    if reason := lacks(ssh=False):
+    if reason := cluster_skip_reason(ssh=False):
         pytest.skip(reason)
     with hosts_up(**SETTINGS) as hosts:
         yield SlurmCluster(hosts.folder)
@@ -31,7 +31,7 @@ def cluster(session_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> I
     """Yield the cluster without jobs; Slurm's commands in this process use it."""
     monkeypatch.setenv("SLURM_CONF", session_cluster.configuration)
     yield session_cluster
-    session_cluster.clear()
+    session_cluster.cancel_all_jobs()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import RunDir
-from launcher.config.environment import travelling
+from launcher.config.environment import forwarded_variables
 from launcher.resources.allocation import Allocation
 from tests.helpers.launches import tiny_arguments
 from tests.helpers.processes import command, run_command
@@ -127,7 +127,7 @@ def test_a_job_gets_only_the_listed_variables_of_the_caller(
     environment = fake.recorded("sbatch")["environment"]
     ours = {"FMFSD_CLUSTER_DIR", "FMFSD_UMASK", "PATH", "PYTHONPATH"}
     own = {*ours, "SLURM_CONF", "SBATCH_RESERVATION", "PWD", "SHLVL", "_", "OLDPWD"}
-    assert set(environment) - own <= set(travelling(os.environ))
+    assert set(environment) - own <= set(forwarded_variables(os.environ))
     assert environment["PYTHONPATH"].startswith(f"{work}/run/source/")
     assert environment["PATH"].startswith(str(Path(sys.executable).parent))
 
@@ -271,7 +271,7 @@ def test_a_job_of_another_cluster_is_queried_and_cancelled_there(fake: FakeSlurm
 
 
 def test_gpus_of_the_whole_job_are_refused_with_several_nodes(fake: FakeSlurm) -> None:
-    allocation = Allocation.of({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS": "4"})
+    allocation = Allocation.from_environment({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_GPUS": "4"})
     assert allocation is not None
     with pytest.raises(CheckError, match="request them with --gpus-per-node"):
-        allocation.hosts()
+        allocation.list_hosts()

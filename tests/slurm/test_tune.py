@@ -10,7 +10,7 @@ from fmfsd.system.atomic_files import read_json
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.transport import slurm_commands
 from tests.helpers.processes import command, wait_until
-from tests.helpers.searches import arguments, known, results
+from tests.helpers.searches import facts_of_kind, sweep_arguments, trial_results
 from tests.helpers.slurm import SlurmCluster
 from tests.helpers.stub_training import stub_training
 
@@ -22,7 +22,7 @@ def test_a_sweep_in_salloc_uses_the_gpus_of_the_allocation(
     cluster: SlurmCluster, tiny_root: Path, tmp_path: Path
 ) -> None:
     """With --gres, no environment variable contains the GPUs."""
-    options = arguments(tiny_root, tmp_path, "--trials", "4", "--gpus", "1", "--dry-run")
+    options = sweep_arguments(tiny_root, tmp_path, "--trials", "4", "--gpus", "1", "--dry-run")
     salloc = [
         "salloc",
         "--quiet",
@@ -39,7 +39,9 @@ def test_a_sweep_in_salloc_uses_the_gpus_of_the_allocation(
 def test_a_sweep_job_runs_trials_over_its_nodes_and_resumes_after_a_requeue(
     cluster: SlurmCluster, tiny_root: Path, tmp_path: Path
 ) -> None:
-    sweep_options = arguments(tiny_root, tmp_path, "--trials", "1", "--nodes", "2", "--gpus", "1", "--device", "cpu")
+    sweep_options = sweep_arguments(
+        tiny_root, tmp_path, "--trials", "1", "--nodes", "2", "--gpus", "1", "--device", "cpu"
+    )
     options = ("--parsable", "--nodes=2", "--cpus-per-task=1", "--time=30", "--output=log")
     path, stub = f"{Path(sys.executable).parent}:{os.environ['PATH']}", stub_training(tmp_path / "stub")
     hold_file = stub.hold("0001", attempt=1, step=5)
@@ -55,7 +57,7 @@ def test_a_sweep_job_runs_trials_over_its_nodes_and_resumes_after_a_requeue(
     log = tmp_path / "log"
 
     def is_over() -> bool:
-        state = slurm_commands.job_state(job)
+        state = slurm_commands.query_job_state(job)
         assert state is not None, "Slurm has forgotten the job"
         return state.is_over
 
@@ -66,11 +68,11 @@ def test_a_sweep_job_runs_trials_over_its_nodes_and_resumes_after_a_requeue(
     wait_until(is_held, "steps of a trial", deadline_s=DEADLINE_S)
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
     wait_until(is_over, "the job to end", deadline_s=DEADLINE_S)
-    assert [state for state, _ in results(sweep).values()] == ["finished"], log.read_text()
-    assert [fact["launch"]["grace_s"] for fact in known(sweep, "begun")] == [90.0, 90.0], log.read_text()
+    assert [state for state, _ in trial_results(sweep).values()] == ["finished"], log.read_text()
+    assert [fact["launch"]["grace_s"] for fact in facts_of_kind(sweep, "begun")] == [90.0, 90.0], log.read_text()
     hosts = {node["host"] for node in read_json(sweep.trial("0001").attempt(1))["nodes"]}
     assert hosts == {"n1", "n2"}
     assert [read_json(sweep.trial("0001").rank_progress(rank))["attempt"] for rank in (0, 1)] == [2, 2]
     assert json.loads(sweep.trial("0001").outcome.read_text())["state"] == "finished"
-    logs = [sweep.coordination.starter_log(node).read_text() for node in (0, 1)]
+    logs = [sweep.coordinator_dir.starter_log(node).read_text() for node in (0, 1)]
     assert not [log for log in logs if "Draining" in log], "Ray waited for trials that had ended"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.cluster import Cluster, hosts_up, lacks
+from tests.helpers.cluster import Cluster, cluster_skip_reason, hosts_up
 from tests.helpers.launches import small_arguments
 from tests.helpers.runs import SMALL, make_run, tiny_config, train_run
 from tests.helpers.workers import run_workers
@@ -15,7 +15,7 @@ from tests.helpers.workers import run_workers
 
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[Cluster]:
-    if reason := lacks(ssh=True):
+    if reason := cluster_skip_reason(ssh=True):
         pytest.skip(reason)
     with hosts_up(nodes=2, gpus=0, sshd=1) as cluster:
         yield cluster
@@ -59,11 +59,11 @@ def ssh_config(hosts: Cluster, *sections: str) -> str:
 
 @contextmanager
 def bind_mount(hosts: Cluster, host: str, source: Path, target: str) -> Iterator[None]:
-    hosts.on(host, "mount", "--bind", str(source), target)
+    hosts.run_on(host, "mount", "--bind", str(source), target)
     try:
         yield
     finally:
-        hosts.on(host, "umount", "--lazy", target)
+        hosts.run_on(host, "umount", "--lazy", target)
 
 
 @pytest.fixture
@@ -77,6 +77,6 @@ def unknown_names(hosts: Cluster, address: str, path_with_config: Path, tmp_path
     with ExitStack() as stack:
         for host, own in addresses.items():
             stack.enter_context(bind_mount(hosts, host, tmp_path / "hosts", "/etc/hosts"))
-            hosts.on(host, "ip", "addr", "add", f"{own}/24", "dev", "eth0")
-            stack.callback(hosts.on, host, "ip", "addr", "del", f"{own}/24", "dev", "eth0")
+            hosts.run_on(host, "ip", "addr", "add", f"{own}/24", "dev", "eth0")
+            stack.callback(hosts.run_on, host, "ip", "addr", "del", f"{own}/24", "dev", "eth0")
         yield names

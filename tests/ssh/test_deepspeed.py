@@ -12,7 +12,7 @@ from launcher.plan.starters import DEEPSPEED
 from tests.helpers.cluster import Cluster
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.processes import command, wait_until
-from tests.helpers.runs import SMALL, make_run, newest_weights, records, tiny_config
+from tests.helpers.runs import SMALL, make_run, newest_weights, read_records, tiny_config
 
 HOSTFILE = "n1 slots=1\nn2 slots=1\n"
 
@@ -36,11 +36,11 @@ def test_two_hosts_with_deepspeeds_launcher_train_like_torchrun_on_one(
     """The first worker listens at the address and port that its agent offered."""
     (tmp_path / "hosts").write_text(HOSTFILE)
     options = ("--hostfile", "hosts", "--device", "cpu", "--starter", "deepspeed")
-    with hosts.launched(tmp_path, "run", (*arguments, *options)) as run:
-        code, output = run.end()
+    with hosts.start_launch(tmp_path, "run", (*arguments, *options)) as run:
+        code, output = run.wait_for_end()
     assert code == 0, output
     assert newest_weights(run.run) == newest_weights(whole)
-    assert records(run.run) == records(whole)
+    assert read_records(run.run) == read_records(whole)
 
 
 @pytest.mark.skipif(shutil.which("pdsh") is None, reason="needs pdsh, with which deepspeed reaches hosts")
@@ -66,4 +66,4 @@ def test_a_users_own_deepspeed_command_on_two_hosts_trains_the_same(
     result = subprocess.run(deepspeed, cwd=tmp_path, env=hosts.env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert newest_weights(run) == newest_weights(whole)
-    assert records(run) == records(whole)
+    assert read_records(run) == read_records(whole)

@@ -11,7 +11,7 @@ import pytest
 from launcher.agent.resources import Resources
 from launcher.check import host_checks
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.host_probe import Survey, ask
+from launcher.resources.host_probe import HostProbe, query_hosts
 from launcher.resources.site import Site
 from launcher.transport import connect
 from tests.helpers.cluster import Cluster
@@ -37,9 +37,9 @@ FOR_INTERACTIVE_USE = """
 """
 
 
-def run_probe(names: Sequence[str]) -> Survey:
+def run_probe(names: Sequence[str]) -> HostProbe:
     site = Site(Resources(cores=1), "ssh", tuple(names))
-    return ask(names, partial(site.start_agent, environment={}))
+    return query_hosts(names, partial(site.start_agent, environment={}))
 
 
 @contextmanager
@@ -50,12 +50,12 @@ def further_sshd(hosts: Cluster, **options: str) -> Iterator[None]:
     usual = (hosts.folder / "ssh" / "sshd_config").read_text().splitlines()
     others = [line for line in usual if line.split()[0] not in changed]
     config.write_text("\n".join([*(f"{name} {value}" for name, value in changed.items()), *others, ""]))
-    hosts.on("n1", "/usr/sbin/sshd", "-f", str(config))
+    hosts.run_on("n1", "/usr/sbin/sshd", "-f", str(config))
     wait_until(pid.exists, "sshd to listen")
     try:
         yield
     finally:
-        hosts.on("n1", "kill", pid.read_text().strip())
+        hosts.run_on("n1", "kill", pid.read_text().strip())
 
 
 def test_a_config_for_interactive_sessions_and_a_shell_that_prints_do_no_harm(
@@ -68,7 +68,7 @@ def test_a_config_for_interactive_sessions_and_a_shell_that_prints_do_no_harm(
         section = FOR_INTERACTIVE_USE.format(port=busy.getsockname()[1], folder=hosts.folder)
         path_with_config.write_text(ssh_config(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}", section))
         result = run_probe(["me"])
-    assert (result.trouble, list(result.seen)) == ({}, ["me"])
+    assert (result.failures, list(result.answers)) == ({}, ["me"])
     assert not list(hosts.folder.glob("control-*"))
 
 
@@ -76,39 +76,39 @@ def test_a_config_for_interactive_sessions_and_a_shell_that_prints_do_no_harm(
 def test_hosts_behind_an_sshd_that_accepts_four_logins_at_a_time_all_answer(
     hosts: Cluster, address: str, path_with_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "RETRY_S", 0.1)
+    monkeypatch.setattr(connect, "RETRY_DELAY_S", 0.1)
     names = [f"host{number}" for number in range(10)]
     path_with_config.write_text(ssh_config(hosts, f"Host host*\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="4:100:4"):
         result = run_probe(names)
-    assert (result.trouble, list(result.seen)) == ({}, names)
+    assert (result.failures, list(result.answers)) == ({}, names)
 
 
 def test_an_sshd_that_refuses_every_connection_is_reported_with_its_setting(
     hosts: Cluster, address: str, path_with_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "RETRY_S", 0.01)
+    monkeypatch.setattr(connect, "RETRY_DELAY_S", 0.01)
     path_with_config.write_text(ssh_config(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="1:100:1"), socket.create_connection((address, SSHD_PORT)) as waiting:
         assert waiting.recv(3) == b"SSH"
         result = run_probe(["me"])
-    assert "limits simultaneous connections: raise MaxStartups" in result.trouble["me"]
+    assert "limits simultaneous connections: raise MaxStartups" in result.failures["me"]
 
 
 def test_a_host_with_ipv6_only_is_refused_with_the_reason(hosts: Cluster, address: str, path_with_config: Path) -> None:
-    network, bridge = address.rpartition(".")[0], hosts.do("bridge").strip()
+    network, bridge = address.rpartition(".")[0], hosts.run_script("bridge").strip()
     path_with_config.write_text(ssh_config(hosts, "Host me\n  HostName fd00:213::2"))
     add_here = ("ip", "-6", "addr", "add", "fd00:213::254/64", "dev", bridge, "nodad")
-    hosts.do("run", *add_here)
-    hosts.on("n2", "ip", "-6", "addr", "add", "fd00:213::2/64", "dev", "eth0", "nodad")
-    hosts.on("n2", "ip", "-4", "addr", "flush", "dev", "eth0")
+    hosts.run_script("run", *add_here)
+    hosts.run_on("n2", "ip", "-6", "addr", "add", "fd00:213::2/64", "dev", "eth0", "nodad")
+    hosts.run_on("n2", "ip", "-4", "addr", "flush", "dev", "eth0")
     try:
         result = run_probe(["me"])
     finally:
-        hosts.on("n2", "ip", "addr", "add", f"{network}.2/24", "dev", "eth0")
-        hosts.on("n2", "ip", "route", "add", "default", "via", f"{network}.254")
-        hosts.on("n2", "ip", "-6", "addr", "del", "fd00:213::2/64", "dev", "eth0")
-        hosts.do("run", "ip", "-6", "addr", "del", "fd00:213::254/64", "dev", bridge)
-    assert result.trouble == {}
-    (problem,) = map(str, host_checks.problems(LaunchConfig(nodes=2), result))
+        hosts.run_on("n2", "ip", "addr", "add", f"{network}.2/24", "dev", "eth0")
+        hosts.run_on("n2", "ip", "route", "add", "default", "via", f"{network}.254")
+        hosts.run_on("n2", "ip", "-6", "addr", "del", "fd00:213::2/64", "dev", "eth0")
+        hosts.run_script("run", "ip", "-6", "addr", "del", "fd00:213::254/64", "dev", bridge)
+    assert result.failures == {}
+    (problem,) = map(str, host_checks.check_hosts(LaunchConfig(nodes=2), result))
     assert problem.startswith("me: has no IPv4 address except loopback's")

@@ -12,9 +12,9 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from tests.helpers.cluster import Cluster
-from tests.helpers.faulty import Moment, faulty
-from tests.helpers.processes import launched, wait_until
-from tests.helpers.runs import assert_records_agree, newest_weights, records
+from tests.helpers.faulty import Moment, inject_fault
+from tests.helpers.processes import start_launch, wait_until
+from tests.helpers.runs import assert_records_agree, newest_weights, read_records
 
 ON_BOTH = ("--hosts", "n1,n2", "--gpus", "1", "--device", "cpu")
 COMMANDS = ("launcher.agent", "fmfsd train", "torch.distributed.run")
@@ -32,7 +32,7 @@ def remaining_processes(hosts: Cluster) -> list[int]:
 
 def assert_same(run: RunDir, whole: RunDir) -> None:
     assert newest_weights(run) == newest_weights(whole)
-    assert_records_agree(records(run), records(whole), tolerance=0)
+    assert_records_agree(read_records(run), read_records(whole), tolerance=0)
 
 
 def attempt(run: RunDir, number: int) -> dict[str, Any]:
@@ -54,13 +54,13 @@ def test_two_hosts_train_like_two_local_workers_and_special_characters_are_passe
     names that they do not resolve."""
     place = tmp_path / SPECIAL_CHARACTERS.replace("\n", " ")
     place.mkdir()
-    fault = faulty(tmp_path / "fault", write_variable)
+    fault = inject_fault(tmp_path / "fault", write_variable)
     env_options = ("--env", f"ODD={SPECIAL_CHARACTERS}", "--env", f"WHERE={place}", "--starter", "torchrun")
     host_options = ("--hosts", ",".join(unknown_names), "--interface", "eth0", *ON_BOTH[2:])
-    with hosts.launched(
+    with hosts.start_launch(
         place, SPECIAL_CHARACTERS.replace("\n", " "), (*arguments, *env_options, *host_options), env=fault.env
     ) as run:
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert code == 0, output
     assert [node["host"] for node in attempt(run.run, 1)["nodes"]] == ["n1", "n2"]
     assert [(place / f"rank-{rank}").read_text() for rank in (0, 1)] == [SPECIAL_CHARACTERS, SPECIAL_CHARACTERS]
@@ -73,10 +73,10 @@ def hold_then_wait_for_stop_in_attempt_2(moment: Moment) -> None:
     that the run does not finish before."""
     from time import sleep
 
-    if moment.at == (1, 1, 10):
+    if moment.attempt_rank_step == (1, 1, 10):
         moment.hold()
-    if moment.at == (2, 0, 10):
-        moment.leave_word()
+    if moment.attempt_rank_step == (2, 0, 10):
+        moment.mark_reached()
         while not moment.loop.stop.requested:
             sleep(0.02)
 
@@ -86,18 +86,18 @@ def test_a_killed_agent_costs_one_attempt_and_a_stop_saves_a_checkpoint(
     hosts: Cluster, arguments: tuple[str, ...], whole: RunDir, tmp_path: Path
 ) -> None:
     """The stopped run is finished on this machine, with the result of an undisturbed run."""
-    fault = faulty(tmp_path / "fault", hold_then_wait_for_stop_in_attempt_2)
-    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
-        wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
+    fault = inject_fault(tmp_path / "fault", hold_then_wait_for_stop_in_attempt_2)
+    with hosts.start_launch(tmp_path, "run", (*arguments, *ON_BOTH), env=fault.env) as run:
+        wait_until(fault.hold_marker(attempt=1, rank=1).exists, "step 10")
         wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
-        hosts.on("n2", "kill", "-9", str(attempt(run.run, 1)["nodes"][1]["agent_pid"]))
-        wait_until(fault.held(attempt=2, rank=0).exists, "step 10 again")
+        hosts.run_on("n2", "kill", "-9", str(attempt(run.run, 1)["nodes"][1]["agent_pid"]))
+        wait_until(fault.hold_marker(attempt=2, rank=0).exists, "step 10 again")
         run.signal(signal.SIGTERM)
-        code, output = run.end()
+        code, output = run.wait_for_end()
     assert (code, run.run.last_attempt()) == (75, 2), output
     assert "node 1: its agent is gone" in attempt(run.run, 1)["cause"]
-    with launched(tmp_path, "run", (*arguments, "--nodes", "2", "--gpus", "1")) as again:
-        assert again.end()[0] == 0
+    with start_launch(tmp_path, "run", (*arguments, "--nodes", "2", "--gpus", "1")) as again:
+        assert again.wait_for_end()[0] == 0
     assert_same(again.run, whole)
 
 
@@ -106,7 +106,7 @@ def test_a_killed_launcher_leaves_nothing_on_any_host(
     hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     """No agents and no workers; workers write a heartbeat before they import torch."""
-    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH)) as run:
+    with hosts.start_launch(tmp_path, "run", (*arguments, *ON_BOTH)) as run:
         wait_until(lambda: run.progress(0) and run.progress(1), "a heartbeat of each worker")
         assert remaining_processes(hosts)
         run.signal(signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_a_killed_launcher_leaves_nothing_on_any_host(
 
 
 def hold_at_step_10(moment: Moment) -> None:
-    if moment.at == (1, 1, 10):
+    if moment.attempt_rank_step == (1, 1, 10):
         moment.hold()
 
 
@@ -123,16 +123,16 @@ def test_after_a_network_cut_an_elastic_run_continues_without_that_host(
     hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     """The disconnected side exits by itself; no process of it is left when the network is back."""
-    fault = faulty(tmp_path / "fault", hold_at_step_10)
-    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH, "--elastic", "1:2"), env=fault.env) as run:
-        wait_until(fault.held(attempt=1, rank=1).exists, "step 10")
+    fault = inject_fault(tmp_path / "fault", hold_at_step_10)
+    with hosts.start_launch(tmp_path, "run", (*arguments, *ON_BOTH, "--elastic", "1:2"), env=fault.env) as run:
+        wait_until(fault.hold_marker(attempt=1, rank=1).exists, "step 10")
         wait_until(lambda: run.run.newest_step() == 8, "checkpoint 8")
         cut_at = time.time()
-        hosts.do("link", "n2", "down")
+        hosts.run_script("link", "n2", "down")
         try:
-            code, output = run.end()
+            code, output = run.wait_for_end()
         finally:
-            hosts.do("link", "n2", "up")
+            hosts.run_script("link", "n2", "up")
     assert code == 0, output
     assert "resuming with 1 workers on 1" in output
     first = attempt(run.run, 1)
@@ -164,8 +164,8 @@ def test_after_a_network_cut_an_elastic_run_continues_without_that_host(
 def test_problems_with_hosts_are_reported_before_anything_is_started(
     options: tuple[str, ...], code: int, expected: str, hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    with hosts.launched(tmp_path, "run", (*arguments, *options)) as run:
-        exit_code, output = run.end()
+    with hosts.start_launch(tmp_path, "run", (*arguments, *options)) as run:
+        exit_code, output = run.wait_for_end()
     assert exit_code == code
     assert expected in output
     assert not run.run.path.exists()
@@ -174,7 +174,7 @@ def test_problems_with_hosts_are_reported_before_anything_is_started(
 def test_an_interface_that_others_do_not_reach_is_named(
     hosts: Cluster, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    with hosts.launched(tmp_path, "run", (*arguments, *ON_BOTH, "--interface", "lo")) as run:
-        code, output = run.end()
+    with hosts.start_launch(tmp_path, "run", (*arguments, *ON_BOTH, "--interface", "lo")) as run:
+        code, output = run.wait_for_end()
     assert code == 1
     assert "node 1: it can't reach n1 at 127.0.0.1:" in output

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.run_dir.sweep_dir import SweepDir
-from tests.helpers.searches import FIVE_EPOCHS, METRICS, STUB_SPACE, arguments, sweeping
+from tests.helpers.searches import FIVE_EPOCHS, METRICS, STUB_SPACE, start_sweep, sweep_arguments
 from tests.helpers.stub_training import StubTraining, stub_training
 
 
@@ -22,21 +22,21 @@ def stub_arguments(tiny_root: Path, tmp_path: Path) -> list[str]:
 
 
 def _stub_arguments(root: Path, folder: Path) -> list[str]:
-    return arguments(root, folder, *METRICS, "--concurrent", "2", space=STUB_SPACE, changes=FIVE_EPOCHS)
+    return sweep_arguments(root, folder, *METRICS, "--concurrent", "2", space=STUB_SPACE, changes=FIVE_EPOCHS)
 
 
 @pytest.fixture(scope="session")
 def two_sweeps(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepDir, SweepDir]:
     folders = tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("undisturbed")
     argvs = (
-        arguments(tiny_root, folders[0], "--trials", "2", "--concurrent", "2"),
+        sweep_arguments(tiny_root, folders[0], "--trials", "2", "--concurrent", "2"),
         _stub_arguments(tiny_root, folders[1]),
     )
     stub = stub_training(folders[1] / "stub")
-    with sweeping(*argvs[0], cwd=folders[0]) as first:
+    with start_sweep(*argvs[0], cwd=folders[0]) as first:
         first.wait_for(first.sweep.ledger.exists, "its first fact")  # the cost probe has run by then
-        with sweeping(*argvs[1], cwd=folders[1], env=stub.env) as second:
-            ends = second.ended(), first.ended()
+        with start_sweep(*argvs[1], cwd=folders[1], env=stub.env) as second:
+            ends = second.wait_for_end(), first.wait_for_end()
     assert [code for code, _, _ in ends] == [0, 0], ends
     return first.sweep, second.sweep
 

@@ -15,11 +15,11 @@ import pytest
 from fmfsd.system.atomic_files import read_json
 from launcher.agent.resources import Resources
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.ray.probe_cluster import machines_of
-from launcher.tune.ray.ray_worker_node import answers
-from launcher.tune.ray.start import end, start_head, start_worker
+from launcher.tune.ray.probe_cluster import probe_machines
+from launcher.tune.ray.ray_worker_node import is_listening
+from launcher.tune.ray.start import start_head, start_worker, stop
 from tests.helpers.processes import wait_until
-from tests.helpers.searches import EPOCH_STEPS, results, sweeping, tune
+from tests.helpers.searches import EPOCH_STEPS, run_tune, start_sweep, trial_results
 from tests.helpers.stub_training import StubTraining, stub_training
 
 HERE = "127.0.0.1"
@@ -43,7 +43,7 @@ class RayNode:
 
     def end(self) -> None:
         below = self._below() if self.process.poll() is None else []
-        end(self.process)
+        stop(self.process)
         for child in below:
             with suppress(psutil.Error):
                 child.kill()
@@ -80,7 +80,7 @@ def cluster() -> Iterator[RayCluster]:
             port = free.getsockname()[1]
         head = RayNode(start_head(HERE, port, Resources(1), Path(folder) / "head"))
         try:
-            wait_until(lambda: answers(HERE, port), "Ray's head")
+            wait_until(lambda: is_listening(HERE, port), "Ray's head")
             yield RayCluster(head, port, Path(folder), {**auth, **stub.env}, stub)
         finally:
             head.end()
@@ -92,7 +92,7 @@ def other(cluster: RayCluster) -> Iterator[RayNode]:
     node = RayNode(start_worker(cluster.address, HERE, Resources(2), cluster.folder / "other"))
     try:
         sweep = SweepDir(cluster.folder / "sweep")
-        wait_until(lambda: len(machines_of(cluster.address, sweep)) == 2, "both nodes")
+        wait_until(lambda: len(probe_machines(cluster.address, sweep)) == 2, "both nodes")
         yield node
     finally:
         node.end()
@@ -105,27 +105,27 @@ def test_a_sweep_on_a_cluster_survives_the_loss_of_a_node_and_leaves_the_head_ru
     """At least one of two running trials is on the lost node, as the head has a single core."""
     hold_files = [cluster.stub.hold(trial, attempt=1, step=EPOCH_STEPS) for trial in TRIALS]
     argv = [*stub_arguments, "--ray-address", cluster.address]
-    with sweeping(*argv, cwd=tmp_path, env=cluster.environment) as running:
+    with start_sweep(*argv, cwd=tmp_path, env=cluster.environment) as running:
         running.wait_for(lambda: all(each.exists() for each in hold_files), "two trials under way")
-        assert results(running.sweep)
+        assert trial_results(running.sweep)
         workers = [psutil.Process(read_json(running.sweep.trial(trial).rank_progress(0))["pid"]) for trial in TRIALS]
         other.kill()
         running.wait_for(lambda: not all(worker.is_running() for worker in workers), "the loss of a worker")
         for each in hold_files:
             each.unlink()
-        code, output, errors = running.ended()
+        code, output, errors = running.wait_for_end()
     assert code == 0, output + errors
-    assert results(running.sweep) == results(undisturbed)
+    assert trial_results(running.sweep) == trial_results(undisturbed)
     assert max(running.sweep.trial(trial).last_attempt() for trial in TRIALS) > 1
     assert cluster.head.process.poll() is None
-    assert answers(HERE, cluster.port)
+    assert is_listening(HERE, cluster.port)
 
 
 def test_more_trials_than_fit_on_a_cluster_are_refused(
     cluster: RayCluster, stub_arguments: list[str], tmp_path: Path
 ) -> None:
     argv = [*stub_arguments, "--ray-address", cluster.address]
-    answer = tune(*argv, cwd=tmp_path, env=cluster.environment)
+    answer = run_tune(*argv, cwd=tmp_path, env=cluster.environment)
     assert answer.returncode == 3, answer.stderr
     assert "--concurrent: 2 at a time, but only 1 fit: a trial requests 1 x 1 cores" in answer.stderr
     assert not (tmp_path / "sweep").exists()
@@ -134,7 +134,7 @@ def test_more_trials_than_fit_on_a_cluster_are_refused(
 def test_an_unreachable_cluster_is_refused(stub_arguments: list[str], tmp_path: Path) -> None:
     with socket.create_server((HERE, 0)) as free:
         address = f"{HERE}:{free.getsockname()[1]}"
-    answer = tune(*stub_arguments, "--ray-address", address, cwd=tmp_path, env=dict(os.environ))
+    answer = run_tune(*stub_arguments, "--ray-address", address, cwd=tmp_path, env=dict(os.environ))
     assert answer.returncode == 3, answer.stderr
     assert f"--ray-address {address}" in answer.stderr
     assert len(answer.stderr.splitlines()) == 1

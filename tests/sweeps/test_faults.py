@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fmfsd.run.run_dir import NOW
+from fmfsd.run.run_dir import STOP_NOW
 from launcher.run_dir.sweep_dir import SweepDir
 from tests.helpers.leaks import TEST_ID
 from tests.helpers.processes import wait_until
-from tests.helpers.searches import EPOCH_STEPS, Sweeping, known, results, sweeping, tune
+from tests.helpers.searches import EPOCH_STEPS, SweepProcess, facts_of_kind, run_tune, start_sweep, trial_results
 from tests.helpers.stub_training import StubTraining
 
 PROCESSES = {
@@ -25,13 +25,15 @@ PROCESSES = {
 """The processes to kill, by parts of their command lines."""
 
 
-def kill_newest(running: Sweeping, *parts: str) -> None:
+def kill_newest(running: SweepProcess, *parts: str) -> None:
     processes = running.wait_for(lambda: running.processes(*parts), f"a process {' '.join(parts)}")
     processes[-1].send_signal(signal.SIGKILL)
 
 
 def have_same_results(sweep: SweepDir, undisturbed: SweepDir) -> bool:
-    return results(sweep) == results(undisturbed) and len(known(sweep, "ended")) == len(known(undisturbed, "ended"))
+    return trial_results(sweep) == trial_results(undisturbed) and len(facts_of_kind(sweep, "ended")) == len(
+        facts_of_kind(undisturbed, "ended")
+    )
 
 
 @pytest.mark.fault("F26", "F27", "F28", "F29")
@@ -43,17 +45,17 @@ def test_a_sweep_recovers_from_the_kill_of_any_process(
         victim: stub.hold("0003", attempt=number, step=number * EPOCH_STEPS)
         for number, victim in enumerate(PROCESSES, start=1)
     }
-    with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
+    with start_sweep(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
         for victim, hold_file in holds.items():
             running.wait_for(hold_file.exists, f"the trial, before the kill of its {victim}")
-            assert results(running.sweep)
+            assert trial_results(running.sweep)
             kill_newest(running, *PROCESSES[victim])
-        code, output, errors = running.ended()
+        code, output, errors = running.wait_for_end()
     assert code == 0, output + errors
     assert have_same_results(running.sweep, undisturbed)
     assert running.sweep.trial("0003").last_attempt() == 1 + len(PROCESSES)
     assert (
-        running.sweep.coordination.last_attempt() == 1 + len(PROCESSES) - 1
+        running.sweep.coordinator_dir.last_attempt() == 1 + len(PROCESSES) - 1
     )  # the trial itself replaces a killed worker
 
 
@@ -64,23 +66,23 @@ def test_a_sweep_that_was_stopped_and_then_killed_ends_with_the_same_results(
     stopped, killed = (
         stub.hold("0003", attempt=attempt, step=step) for attempt, step in ((1, 5), (2, EPOCH_STEPS + 5))
     )
-    with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
+    with start_sweep(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
         running.wait_for(stopped.exists, "a trial under way")
         running.process.send_signal(signal.SIGTERM)
-        code, output, errors = running.ended()
+        code, output, errors = running.wait_for_end()
     assert code == 75, output + errors
     assert f"fmfsd-tune --resume {running.sweep.path}" in output
     assert running.sweep.trial("0003").newest_step() == 6
-    with sweeping("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env) as running:
+    with start_sweep("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env) as running:
         running.wait_for(killed.exists, "the trial that goes on")
         running.process.kill()
         wait_until(lambda: not processes_of_test(str(tmp_path)), "the end of all processes of the sweep")
     with running.sweep.ledger.open("ab") as ledger:
         ledger.write(b'{"fact":"ended","trial":')
-    answer = tune("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env)
+    answer = run_tune("--resume", str(running.sweep.path), cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert have_same_results(running.sweep, undisturbed)
-    assert [each["state"] for each in known(running.sweep, "ended")] == ["finished"] * 3
+    assert [each["state"] for each in facts_of_kind(running.sweep, "ended")] == ["finished"] * 3
 
 
 def processes_of_test(text: str) -> list[int]:
@@ -98,10 +100,10 @@ def processes_of_test(text: str) -> list[int]:
 
 def test_a_cancelled_sweep_ends_at_once(stub: StubTraining, stub_arguments: list[str], tmp_path: Path) -> None:
     hold_file = stub.hold("0001", attempt=1, step=1)
-    with sweeping(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
+    with start_sweep(*stub_arguments, cwd=tmp_path, env=stub.env) as running:
         running.wait_for(hold_file.exists, "a trial under way")
-        running.sweep.coordination.stop_request.write_text(NOW)
-        assert running.ended()[0] == 130
+        running.sweep.coordinator_dir.stop_request.write_text(STOP_NOW)
+        assert running.wait_for_end()[0] == 130
 
 
 @pytest.mark.fault("F30")
@@ -110,7 +112,7 @@ def test_a_damaged_ledger_is_refused(undisturbed: SweepDir, tmp_path: Path) -> N
     shutil.copytree(undisturbed.path, sweep.path)
     lines = sweep.ledger.read_bytes().splitlines(keepends=True)
     sweep.ledger.write_bytes(b"".join([lines[0], b"{\n", *lines[2:]]))
-    answer = tune("--resume", str(sweep.path), cwd=tmp_path)
+    answer = run_tune("--resume", str(sweep.path), cwd=tmp_path)
     assert (answer.returncode, answer.stderr) == (
         3,
         f"{sweep.ledger}:2: is not a valid fact: restore the line, or delete it\n",

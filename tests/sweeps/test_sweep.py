@@ -16,7 +16,7 @@ from fmfsd.system.atomic_files import read_json
 from launcher.run_dir.sweep_dir import SweepDir
 from tests.helpers.processes import command, run_command
 from tests.helpers.runs import DIRECT
-from tests.helpers.searches import EPOCH_STEPS, arguments, known, results, tune
+from tests.helpers.searches import EPOCH_STEPS, facts_of_kind, run_tune, sweep_arguments, trial_results
 from tests.helpers.stub_training import StubTraining
 
 RATES = (0.05, 1.0e30, 1.0e-6, 2.0e-6)
@@ -26,7 +26,7 @@ def test_every_trial_has_a_run_a_table_row_and_a_result(trained: SweepDir) -> No
     rows = list(csv.DictReader(trained.table.read_text().splitlines()))
     summary = read_json(trained.summary)
     assert [row["trial"] for row in rows] == ["0001", "0002"]
-    for row, (state, metrics) in zip(rows, results(trained).values(), strict=True):
+    for row, (state, metrics) in zip(rows, trial_results(trained).values(), strict=True):
         outcome = read_json(trained.trial(row["trial"]).outcome)
         assert (state, outcome["state"]) == ("finished", "finished")
         assert outcome["metrics"]["valid"]["deepest_top1"] == metrics["valid/deepest_top1"]
@@ -37,7 +37,7 @@ def test_every_trial_has_a_run_a_table_row_and_a_result(trained: SweepDir) -> No
 
 def test_the_test_set_is_read_only_for_the_winner(trained: SweepDir) -> None:
     best = read_json(trained.summary)["best"]["trial"]
-    assert [f"{fact['trial']:04d}" for fact in known(trained, "tested")] == [best]
+    assert [f"{fact['trial']:04d}" for fact in facts_of_kind(trained, "tested")] == [best]
     for run in trained.trials.iterdir():
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {line["split"] for line in lines} == {"train", "valid"}
@@ -67,21 +67,21 @@ def test_no_files_of_ray_are_left_in_the_sweep(trained: SweepDir) -> None:
 
 def test_two_concurrent_sweeps_draw_the_same_values(trained: SweepDir, undisturbed: SweepDir) -> None:
     sweeps = trained, undisturbed
-    drivers = [read_json(sweep.coordination.attempt(1)) for sweep in sweeps]
+    drivers = [read_json(sweep.coordinator_dir.attempt(1)) for sweep in sweeps]
     assert max(driver["started"] for driver in drivers) < min(driver["ended"] for driver in drivers)
-    one, other = ([fact["values"] for fact in known(sweep, "asked")] for sweep in sweeps)
+    one, other = ([fact["values"] for fact in facts_of_kind(sweep, "asked")] for sweep in sweeps)
     assert [values["distill.alpha"] for values in one] == [values["optim.weight_decay"] for values in other[:2]]
 
 
 def test_all_trials_of_the_pareto_front_are_tested(undisturbed: SweepDir) -> None:
-    ended = results(undisturbed)
+    ended = trial_results(undisturbed)
     cheapest, best = (
         pick(ended, key=lambda number: ended[number][1][metric])
         for pick, metric in ((min, "cost/train_macs"), (max, "valid/deepest_top1"))
     )
     front = read_json(undisturbed.summary)["front"]
     assert {f"{cheapest:04d}", f"{best:04d}"} <= set(front)
-    assert sorted(f"{fact['trial']:04d}" for fact in known(undisturbed, "tested")) == sorted(front)
+    assert sorted(f"{fact['trial']:04d}" for fact in facts_of_kind(undisturbed, "tested")) == sorted(front)
 
 
 def test_a_finished_sweep_is_resumed_with_more_trials_and_further_seeds(
@@ -89,11 +89,11 @@ def test_a_finished_sweep_is_resumed_with_more_trials_and_further_seeds(
 ) -> None:
     sweep = SweepDir(tmp_path / "sweep")
     shutil.copytree(undisturbed.path, sweep.path)
-    before, more = results(sweep), ("--trials", "4", "--seeds", "2", "--best", "1")
-    answer = tune("--resume", str(sweep.path), *more, cwd=tmp_path, env=stub.env)
+    before, more = trial_results(sweep), ("--trials", "4", "--seeds", "2", "--best", "1")
+    answer = run_tune("--resume", str(sweep.path), *more, cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    after, confirmed = results(sweep), known(sweep, "confirmed")
-    assert (len(after), len(known(sweep, "ended"))) == (4, 4)
+    after, confirmed = trial_results(sweep), facts_of_kind(sweep, "confirmed")
+    assert (len(after), len(facts_of_kind(sweep, "ended"))) == (4, 4)
     assert before.items() <= after.items()
     best = read_json(sweep.summary)["best"]["trial"]
     assert f"best: trial {best}: valid/deepest_top1 " in answer.stdout
@@ -110,14 +110,14 @@ def test_failed_and_pruned_trials_are_marked_and_the_sweep_continues(
     for trial in ("0003", "0004"):  # so that each is still running when the scheduler decides
         stub.hold(trial, attempt=1, step=2 * EPOCH_STEPS)
     changes = ("train.epochs=3", "train.max_steps=null", "optim.milestones=[2]")
-    argv = arguments(tiny_root, tmp_path, *more, space=space, changes=changes)
-    answer = tune(*argv, cwd=tmp_path, env=stub.env)
+    argv = sweep_arguments(tiny_root, tmp_path, *more, space=space, changes=changes)
+    answer = run_tune(*argv, cwd=tmp_path, env=stub.env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
-    states = {trial: state for trial, (state, _) in results(sweep).items()}
+    states = {trial: state for trial, (state, _) in trial_results(sweep).items()}
     assert states == {1: "finished", 2: "failed", 3: "pruned", 4: "pruned"}
     assert [read_json(sweep.trial(trial).outcome)["state"] for trial in ("0003", "0004")] == ["interrupted"] * 2
-    (cause,) = [fact["cause"] for fact in known(sweep, "ended") if fact["state"] == "failed"]
+    (cause,) = [fact["cause"] for fact in facts_of_kind(sweep, "ended") if fact["state"] == "failed"]
     assert "not finite" in cause
     assert cause in answer.stdout
     assert cause.splitlines()[0][:40] in sweep.report.read_text()
@@ -125,7 +125,7 @@ def test_failed_and_pruned_trials_are_marked_and_the_sweep_continues(
 
 
 def test_an_unknown_metric_is_refused_with_the_available_ones(tiny_root: Path, tmp_path: Path) -> None:
-    answer = tune(*arguments(tiny_root, tmp_path), "--metric", "valid/branch7_top1", cwd=tmp_path)
+    answer = run_tune(*sweep_arguments(tiny_root, tmp_path), "--metric", "valid/branch7_top1", cwd=tmp_path)
     assert (answer.returncode, answer.stdout, len(answer.stderr.splitlines())) == (2, "", 1)
     assert (
         "not every trial writes it, because model.branches varies; written by every trial: valid/deepest_top1"
@@ -147,13 +147,13 @@ def test_a_sweep_under_uv_run_without_v8_finishes_and_omits_charts(
 ) -> None:
     """Ray recognizes `uv run` by the command line of a parent process, which this shell imitates."""
     (tmp_path / "run").write_text(LIMITED.format(command=command("fmfsd-tune")))
-    argv = ["uv", "run", *arguments(tiny_root, tmp_path, "--trials", "1")]
+    argv = ["uv", "run", *sweep_arguments(tiny_root, tmp_path, "--trials", "1")]
     options: Any = {"executable": "/bin/sh", "cwd": tmp_path, "env": {**os.environ, **stub.env}}
     answer = subprocess.run(argv, **options, capture_output=True, text=True, timeout=240)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
-    assert [state for state, _ in results(sweep).values()] == ["finished"]
-    assert sweep.coordination.last_attempt() == 1
+    assert [state for state, _ in trial_results(sweep).values()] == ["finished"]
+    assert sweep.coordinator_dir.last_attempt() == 1
     page = sweep.report.read_text()
     assert "This chart is omitted: the chart renderer was ended by SIGTRAP" in page
     assert "<svg" not in page
@@ -167,12 +167,12 @@ def test_a_trial_that_rays_memory_monitor_kills_fails_with_its_reason(
 ) -> None:
     stub.hold("0001", attempt=1, step=1)
     limits = ("--env", "RAY_memory_usage_threshold=0.001", "--env", "RAY_memory_monitor_refresh_ms=5000")
-    argv = arguments(tiny_root, tmp_path, "--trials", "1", "--max-failures", "0", *limits)
-    answer = tune(*argv, cwd=tmp_path, env=stub.env)
+    argv = sweep_arguments(tiny_root, tmp_path, "--trials", "1", "--max-failures", "0", *limits)
+    answer = run_tune(*argv, cwd=tmp_path, env=stub.env)
     assert answer.returncode == 1, answer.stdout + answer.stderr
     sweep = SweepDir(tmp_path / "sweep")
-    (cause,) = [fact["cause"] for fact in known(sweep, "ended")]
+    (cause,) = [fact["cause"] for fact in facts_of_kind(sweep, "ended")]
     assert "killed due to the node running low on memory" in cause
     assert len(cause.splitlines()) == 1
-    assert sweep.coordination.last_attempt() == 1
+    assert sweep.coordinator_dir.last_attempt() == 1
     assert "low on memory" in answer.stdout

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import RunConfig, load_config
 from fmfsd.config.names import BACKBONES as KNOWN
-from fmfsd.config.names import channels_at
+from fmfsd.config.names import get_tap_channels
 from fmfsd.model.backbones import BACKBONES, Backbone
-from fmfsd.model.build import build_network, sem_groups
+from fmfsd.model.build import build_network, choose_sem_groups
 from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
 from fmfsd.tap_names import is_stage
@@ -50,7 +50,7 @@ def expected_shapes(backbone: str, size: int) -> dict[str, tuple[int, ...]]:
     factor = 2 if size == 64 and backbone.startswith("vgg") else 1
     sides = large if size == 224 else tuple(factor * side for side in small)
     stages = {f"stage{number}": side for number, side in enumerate(sides, 1)}
-    return {tap: (count, *2 * [stages[tap.split(".")[0]]]) for tap, count in channels_at(backbone).items()}
+    return {tap: (count, *2 * [stages[tap.split(".")[0]]]) for tap, count in get_tap_channels(backbone).items()}
 
 
 def record_shapes(network: Network) -> dict[str, tuple[int, ...]]:
@@ -106,16 +106,16 @@ def test_larger_images_use_another_stem(backbone: str, size: int) -> None:
 
 def test_the_config_lists_every_backbones_taps() -> None:
     with META:
-        channels = {name: {tap.name: tap.channels for tap in make(32).places} for name, make in BACKBONES.items()}
-    assert channels == {name: channels_at(name) for name in KNOWN}
+        channels = {name: {tap.name: tap.channels for tap in make(32).tap_points} for name, make in BACKBONES.items()}
+    assert channels == {name: get_tap_channels(name) for name in KNOWN}
 
 
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_groups_are_the_largest_common_divisor_up_to_32(backbone: str) -> None:
     small = {3: 16, 4: 32, 5: 32}[len(KNOWN[backbone])]
     expected = {"mobilenetv2": 8, "mobilenetv3_large": 8, "wrn16_8": 32, "wrn28_10": 32}.get(backbone, small)
-    stages = [channels for tap, channels in channels_at(backbone).items() if is_stage(tap)]
-    assert sem_groups("auto", stages) == expected
+    stages = [channels for tap, channels in get_tap_channels(backbone).items() if is_stage(tap)]
+    assert choose_sem_groups("auto", stages) == expected
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -11,8 +11,8 @@ import torch._dynamo.testing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmfsd.config import load_config
-from fmfsd.config.resume_rules import changes as changes_between
-from fmfsd.distributed.collectives import Comms, SoloComms
+from fmfsd.config.resume_rules import find_changes as changes_between
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.training import step_all_reduce
@@ -22,7 +22,7 @@ from tests.helpers.runs import (
     make_loop,
     make_run,
     newest_weights,
-    records,
+    read_records,
     tiny_config,
     train_run,
 )
@@ -48,7 +48,7 @@ def test_a_compiled_run_equals_the_eager_one_to_rounding_and_resumes_bit_for_bit
     )
     run_workers(train_each, 1, {eager.path: None, uninterrupted.path: None, stopped.path: 2})
     run_workers(train_run, 1, stopped.path)
-    assert_records_agree(records(eager), records(uninterrupted), tolerance=1e-4)
+    assert_records_agree(read_records(eager), read_records(uninterrupted), tolerance=1e-4)
     assert newest_weights(uninterrupted) == newest_weights(stopped)
 
 
@@ -68,7 +68,7 @@ def test_with_several_workers_the_step_is_one_graph_including_the_collectives(ti
     )
     run_workers(train_run, 2, eager.path)
     assert run_workers(train_and_count_graphs, 2, uninterrupted.path, nodes=2) == [(1, 0)] * 2
-    assert_records_agree(records(eager), records(uninterrupted), tolerance=1e-4)
+    assert_records_agree(read_records(eager), read_records(uninterrupted), tolerance=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_every_method_compiles_to_one_graph(changes: tuple[str, ...], tiny_root:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "train.recompute=none", *changes))
-    with closing(make_loop(run, SoloComms())) as loop:
+    with closing(make_loop(run, SingleWorkerComms())) as loop:
         engine = loop.engine
         assert isinstance(engine, TorchEngine)
         engine._module = torch.compile(engine._module, backend=counter, fullgraph=True, dynamic=False)  # type: ignore[assignment]
@@ -118,10 +118,12 @@ def test_a_step_does_not_synchronise_with_the_device(
     """Results are read with a delay, as on a GPU; without the delay the synchronisation is detected."""
     quiet = ("train.log_every=100 steps", *SMALL[:2], "train.epochs=4", *recipe)
     for delay in (10, 0):
-        monkeypatch.setitem(step_all_reduce.READ_LATER_PASSES, "cpu", delay)
-        with closing(make_loop(make_run(tmp_path / str(delay), tiny_config(tiny_root, *quiet)), SoloComms())) as loop:
+        monkeypatch.setitem(step_all_reduce.READ_DELAY_PASSES, "cpu", delay)
+        with closing(
+            make_loop(make_run(tmp_path / str(delay), tiny_config(tiny_root, *quiet)), SingleWorkerComms())
+        ) as loop:
             loop.resume()
-            loop.batches.table(0)  # computed on the host, once per epoch
+            loop.batches.epoch_table(0)  # computed on the host, once per epoch
             assert bool(synchronisations_in_steps(loop, 3)) == (delay == 0)
 
 

@@ -21,23 +21,23 @@ from typer.testing import CliRunner
 from fmfsd.cli import app
 from fmfsd.config import load_config
 from fmfsd.data.loading.batches import EvaluationBatches
-from fmfsd.data.loading.shards_in_memory import load_own_shards
-from fmfsd.data.shards.index import SetIndex, read_index, set_folder
-from fmfsd.distributed.collectives import Comms, SoloComms
-from fmfsd.engine.precision import Form
+from fmfsd.data.loading.shards_in_memory import load_worker_shards
+from fmfsd.data.shards.index import SetIndex, prepared_set_folder, read_index
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
+from fmfsd.engine.precision import PrecisionFormat
 from fmfsd.errors import CheckError, ConfigError, NoCheckpointError
 from fmfsd.evaluation import early_exits
-from fmfsd.evaluation.evaluate_run import Questions, assess
+from fmfsd.evaluation.evaluate_run import EvaluateOptions, evaluate_run
 from fmfsd.evaluation.heads import evaluation_batches
 from fmfsd.evaluation.output import show_and_write
-from fmfsd.evaluation.trained_run import newest_checkpoint
+from fmfsd.evaluation.trained_run import load_newest_checkpoint
 from fmfsd.model.build import build_network
 from fmfsd.model.network import Outputs
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import Position
+from fmfsd.run.train_position import TrainPosition
 from fmfsd.system.atomic_files import write_json
 from tests.helpers.processes import command
-from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
+from tests.helpers.runs import make_loop, make_run, read_records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ SHORT = ("train.max_steps=3", "checkpoint.every_steps=1", "train.evaluate_batch=
 
 def train_new_run(root: Path, folder: Path, *changes: str) -> RunDir:
     run = make_run(folder, tiny_config(root, *SHORT, *changes))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     return run
 
 
@@ -56,12 +56,12 @@ def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def last_record(run: RunDir, split: str) -> dict[str, float]:
-    line = next(line for line in reversed(records(run)) if line["split"] == split)
+    line = next(line for line in reversed(read_records(run)) if line["split"] == split)
     return {name: value for name, value in line.items() if name not in ("step", "epoch", "split")}
 
 
 def test_the_metrics_equal_the_runs_last_record_exactly(run: RunDir) -> None:
-    result = assess(run, Questions(), CPU)
+    result = evaluate_run(run, EvaluateOptions(), CPU)
     show_and_write(result, run=run, out=None, as_json=False)
     assert result.metrics == last_record(run, "test")
     assert (result.step, result.samples, result.checkpoint) == (3, 64, "step-00000003")
@@ -69,14 +69,14 @@ def test_the_metrics_equal_the_runs_last_record_exactly(run: RunDir) -> None:
         json.loads(path.read_text()) for path in (run.evaluation("test"), run.early_exits("test"))
     )
     assert (written["step"], written["metrics"]) == (3, result.metrics)
-    assert written_exits == json.loads(json.dumps({"step": 3, **result.as_json()["early_exits"]}))
+    assert written_exits == json.loads(json.dumps({"step": 3, **result.to_dict()["early_exits"]}))
 
 
 def test_the_measurement_of_early_exits_is_optional(run: RunDir) -> None:
-    result = assess(run, Questions(early_exits=False), CPU)
+    result = evaluate_run(run, EvaluateOptions(early_exits=False), CPU)
     assert (result.metrics, result.early_exits) == (last_record(run, "test"), None)
     with pytest.raises(ConfigError, match="there is no early exit to measure"):
-        assess(run, Questions(thresholds=("0.5",), early_exits=False), CPU)
+        evaluate_run(run, EvaluateOptions(thresholds=("0.5",), early_exits=False), CPU)
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_the_metrics_equal_the_runs_with_other_precisions_splits_and_ema(
     changes: tuple[str, ...], tiny_root: Path, tmp_path: Path
 ) -> None:
     run = train_new_run(tiny_root, tmp_path / "run", *changes)
-    for split in {line["split"] for line in records(run)} - {"train"}:
-        assert assess(run, Questions(split), CPU).metrics == last_record(run, split)
+    for split in {line["split"] for line in read_records(run)} - {"train"}:
+        assert evaluate_run(run, EvaluateOptions(split), CPU).metrics == last_record(run, split)
 
 
 def predict_test_split(run: RunDir) -> tuple[Outputs, Tensor]:
     """Return the outputs of the whole network on the test split in one batch, and the labels."""
-    loop = make_loop(run, SoloComms())
-    loop.engine.load(newest_checkpoint(run).engine)
+    loop = make_loop(run, SingleWorkerComms())
+    loop.engine.load(load_newest_checkpoint(run).engine)
     batches = loop.evaluations["test"]
-    images, labels = (torch.cat(parts) for parts in zip(*map(batches.at, range(len(batches))), strict=True))
+    images, labels = (torch.cat(parts) for parts in zip(*map(batches.load_batch, range(len(batches))), strict=True))
     return loop.engine.predict(images), labels
 
 
@@ -108,7 +108,7 @@ def test_early_exits_are_consistent_with_the_outputs_of_the_whole_network(run: R
     outputs, labels = predict_test_split(run)
     confidence = outputs.logits[0].softmax(dim=1).amax(dim=1)
     threshold = confidence.quantile(0.7).item()
-    early_exits = assess(run, Questions(thresholds=(str(threshold), "1")), CPU).early_exits
+    early_exits = evaluate_run(run, EvaluateOptions(thresholds=(str(threshold), "1")), CPU).early_exits
     assert early_exits is not None
     table = early_exits.table
     some_exit, none_exits = table.settings
@@ -128,9 +128,9 @@ def test_early_exits_are_consistent_with_the_outputs_of_the_whole_network(run: R
 
 def test_a_network_without_early_heads_has_no_early_exits(tiny_root: Path, tmp_path: Path) -> None:
     run = train_new_run(tiny_root, tmp_path / "run", "method=plain")
-    assert assess(run, Questions(), CPU).early_exits is None
+    assert evaluate_run(run, EvaluateOptions(), CPU).early_exits is None
     with pytest.raises(ConfigError, match="there is no early exit to measure"):
-        assess(run, Questions(thresholds=("0.5",)), CPU)
+        evaluate_run(run, EvaluateOptions(thresholds=("0.5",)), CPU)
 
 
 WRONG_THRESHOLDS = {
@@ -145,19 +145,19 @@ WRONG_THRESHOLDS = {
 @pytest.mark.parametrize("text", WRONG_THRESHOLDS)
 def test_invalid_thresholds_are_errors(text: str, run: RunDir) -> None:
     with pytest.raises(ConfigError) as caught:
-        assess(run, Questions(thresholds=("0.5", text)), CPU)
+        evaluate_run(run, EvaluateOptions(thresholds=("0.5", text)), CPU)
     assert str(caught.value) == f"--exit-thresholds {text}: {WRONG_THRESHOLDS[text]}"
 
 
 def test_the_error_for_a_missing_split_lists_the_splits(run: RunDir) -> None:
     with pytest.raises(ConfigError, match="--split valid: .*/cifar10 has no such split: choose one of train, test"):
-        assess(run, Questions("valid"), CPU)
+        evaluate_run(run, EvaluateOptions("valid"), CPU)
 
 
 def test_the_error_for_a_run_without_checkpoints_names_the_remedy(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     with pytest.raises(CheckError, match="has no checkpoint yet: train the run first"):
-        assess(run, Questions(), CPU)
+        evaluate_run(run, EvaluateOptions(), CPU)
 
 
 def test_a_damaged_checkpoint_is_skipped_and_not_changed(run: RunDir, tmp_path: Path) -> None:
@@ -166,10 +166,10 @@ def test_a_damaged_checkpoint_is_skipped_and_not_changed(run: RunDir, tmp_path: 
     names = sorted(path.name for path in copy.checkpoints.iterdir())
     assert names == ["step-00000002", "step-00000003"]
     (copy.checkpoints / names[1] / "model.safetensors").write_bytes(b"")
-    assert newest_checkpoint(copy).position == Position(2)
+    assert load_newest_checkpoint(copy).position == TrainPosition(2)
     (copy.checkpoints / names[0] / "model.safetensors").write_bytes(b"")
     with pytest.raises(NoCheckpointError, match="every checkpoint is damaged"):
-        newest_checkpoint(copy)
+        load_newest_checkpoint(copy)
     assert sorted(path.name for path in copy.checkpoints.iterdir()) == names
 
 
@@ -206,7 +206,7 @@ def test_another_data_set_than_that_of_the_run_is_an_error(run: RunDir, tmp_path
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     write_json(copy.manifest, {"data": "0" * 64, "started": 0})
     with pytest.raises(CheckError, match="is not the data set that .* was trained on"):
-        assess(copy, Questions(), CPU)
+        evaluate_run(copy, EvaluateOptions(), CPU)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
@@ -216,13 +216,13 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_with_mirrored_images_is_reported_separately(run: RunDir) -> None:
-    result = assess(run, Questions(mirrored=True), CPU)
+    result = evaluate_run(run, EvaluateOptions(mirrored=True), CPU)
     assert result.metrics == last_record(run, "test")
-    loop = make_loop(run, SoloComms())
-    loop.engine.load(newest_checkpoint(run).engine)
-    images, labels = loop.evaluations["test"].at(0)
+    loop = make_loop(run, SingleWorkerComms())
+    loop.engine.load(load_newest_checkpoint(run).engine)
+    images, labels = loop.evaluations["test"].load_batch(0)
     for number in range(1, len(loop.evaluations["test"])):
-        more = loop.evaluations["test"].at(number)
+        more = loop.evaluations["test"].load_batch(number)
         images, labels = torch.cat([images, more[0]]), torch.cat([labels, more[1]])
     both = [loop.engine.predict(each).logits[-1].double() for each in (images, images.flip(3))]
     assert result.mirrored is not None
@@ -231,11 +231,11 @@ def test_the_evaluation_with_mirrored_images_is_reported_separately(run: RunDir)
 
 def test_thresholds_for_a_target_come_from_the_validation_split(tiny_root: Path, tmp_path: Path) -> None:
     run = train_new_run(tiny_root, tmp_path / "run", "data.shards=16", "data.valid=30")
-    early_exits = assess(run, Questions(exit_target="accuracy=-5"), CPU).early_exits
+    early_exits = evaluate_run(run, EvaluateOptions(exit_target="accuracy=-5"), CPU).early_exits
     assert early_exits is not None
     assert early_exits.chosen is not None
     assert early_exits.table.settings[-1].thresholds == early_exits.chosen
-    on_valid = assess(run, Questions("valid", exit_target="accuracy=-5"), CPU)
+    on_valid = evaluate_run(run, EvaluateOptions("valid", exit_target="accuracy=-5"), CPU)
     assert on_valid.early_exits is not None
     assert on_valid.early_exits.chosen == early_exits.chosen
     assert on_valid.early_exits.table.settings[-1].top1 >= on_valid.metrics["deepest_top1"] - 0.05 - 1e-12
@@ -253,20 +253,20 @@ def test_an_exit_target_needs_a_validation_split(target: str, message: str, run:
 @pytest.mark.parametrize("text", ["accuracy", "accuracy=", "speed=1", "accuracy=much", "accuracy=-101", "accuracy=nan"])
 def test_an_invalid_exit_target_is_an_error(text: str, tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SHORT, "data.shards=16", "data.valid=30"))
-    make_loop(run, SoloComms()).close()
+    make_loop(run, SingleWorkerComms()).close()
     with pytest.raises(ConfigError, match="expected accuracy=POINTS"):
-        assess(run, Questions(exit_target=text), CPU)
+        evaluate_run(run, EvaluateOptions(exit_target=text), CPU)
 
 
 def test_an_exit_target_that_no_threshold_reaches_is_an_error(tiny_root: Path, tmp_path: Path) -> None:
     run = train_new_run(tiny_root, tmp_path / "run", "data.shards=16", "data.valid=30")
     with pytest.raises(CheckError, match="no thresholds reach it: one threshold for all heads reaches"):
-        assess(run, Questions(exit_target="accuracy=90"), CPU)
+        evaluate_run(run, EvaluateOptions(exit_target="accuracy=90"), CPU)
 
 
 def write_image_folders(index: SetIndex, folder: Path) -> Path:
     for split in index.splits:
-        shards = load_own_shards(index, split, rank=0, world_size=1)
+        shards = load_worker_shards(index, split, rank=0, world_size=1)
         for image, label, number in zip(shards.images, shards.labels.tolist(), shards.ids.tolist(), strict=True):
             path = folder / split / index.classes[label] / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +293,7 @@ def test_two_workers_count_each_sample_once(run: RunDir, tmp_path: Path) -> None
     command = [*torchrun, "--nproc-per-node", "2", "-m", "fmfsd", *arguments]
     completed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert completed.returncode == 0, completed.stderr
-    by_two, by_one = json.loads(completed.stdout), assess(run, Questions(thresholds=("0.2",)), CPU)
+    by_two, by_one = json.loads(completed.stdout), evaluate_run(run, EvaluateOptions(thresholds=("0.2",)), CPU)
     assert by_two["metrics"] == pytest.approx(by_one.metrics, rel=1e-6)
     assert by_one.early_exits is not None
     exits, expected = by_two["early_exits"]["table"]["settings"][0], by_one.early_exits.table.settings[0]
@@ -313,7 +313,7 @@ def test_at_most_two_batches_of_images_are_in_memory(
     """This holds for a split of any size: one batch is evaluated while the next is prepared."""
     run = train_new_run(tiny_root, tmp_path / "run", f"data.images_in={images_in}")
     batch_refs: list[weakref.ref[Tensor]] = []
-    most, at = 0, EvaluationBatches.at
+    most, at = 0, EvaluationBatches.load_batch
 
     def count_batches(batches: EvaluationBatches, number: int) -> tuple[Tensor, Tensor]:
         nonlocal most
@@ -322,8 +322,8 @@ def test_at_most_two_batches_of_images_are_in_memory(
         most = max(most, sum(each() is not None for each in batch_refs))
         return images, labels
 
-    monkeypatch.setattr(EvaluationBatches, "at", count_batches)
-    assess(run, Questions("train"), CPU)
+    monkeypatch.setattr(EvaluationBatches, "load_batch", count_batches)
+    evaluate_run(run, EvaluateOptions("train"), CPU)
     assert len(batch_refs) > 20
     assert most <= 2
 
@@ -337,12 +337,12 @@ def count_measurements(comms: Comms, folder: Path) -> int:
         num_measured += 1
         return measure(*arguments)
 
-    index, network = read_index(set_folder(config.data)), build_network(config)
+    index, network = read_index(prepared_set_folder(config.data)), build_network(config)
     with (
         closing(evaluation_batches(config, index, "test", comms, CPU, False)) as batches,
         patch.object(early_exits, "_cost", count_and_measure),
     ):
-        early_exits.measure_costs(network.eval(), batches, Form.of(config.train), comms)
+        early_exits.measure_costs(network.eval(), batches, PrecisionFormat.from_config(config.train), comms)
     return num_measured
 
 
@@ -355,7 +355,7 @@ def test_results_that_cannot_be_stored_are_printed_and_written_to_out(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy, out = RunDir(Path(shutil.copytree(run.path, tmp_path / "run"))), tmp_path / "results.json"
-    monkeypatch.setattr("fmfsd.evaluation.eval_artifacts.write_whole", raise_no_space)
+    monkeypatch.setattr("fmfsd.evaluation.eval_artifacts.write_atomic", raise_no_space)
     code, output, errors = run_evaluate(str(copy.path), "--json", "--out", str(out))
     assert (code, json.loads(output)["metrics"]) == (0, last_record(run, "test")), errors
     assert json.loads(out.read_text()) == json.loads(output)

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import fmfsd
 from fmfsd.cli import app
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import CheckError
-from fmfsd.export.load import trained_network
-from fmfsd.export.write import SUFFIXES, Answer, agreement, export
+from fmfsd.export.load import load_trained_network
+from fmfsd.export.write import SUFFIXES, ModelOutput, compare_outputs, export
 from fmfsd.model.early_exit import EarlyExit
 from fmfsd.run.run_dir import RunDir
 from tests.helpers.runs import make_run, tiny_config, train_run
@@ -29,7 +29,7 @@ SHORT = ("train.max_steps=3", "train.ema=0.5", "optim.milestones=[]")
 @pytest.fixture(scope="module")
 def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = make_run(tmp_path_factory.mktemp("exported") / "run", tiny_config(tiny_root, *SHORT))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     return run
 
 
@@ -60,7 +60,7 @@ def test_every_format_has_the_outputs_of_the_run_for_any_number_of_images(
     result = export(run, format, head, out=path)
     assert result.images == 64
     assert result.agreement.difference <= result.agreement.tolerance
-    assert (result.agreement.ties, result.agreement.strayed) == (0, 0)
+    assert (result.agreement.ties, result.agreement.changed_exits) == (0, 0)
     with torch.no_grad():
         expected = fmfsd.load(run.path, head=head)(images())
     torch.testing.assert_close(run_exported(format, path, images())[0], expected, atol=1e-5, rtol=1e-5)
@@ -94,7 +94,7 @@ def test_early_exits_use_the_first_head_above_its_threshold_in_every_format(
 ) -> None:
     threshold, path = middle_threshold(run), tmp_path / f"served{SUFFIXES[format]}"
     export(run, format, "early-exit", threshold, path)
-    _, network, _ = trained_network(run)
+    _, network, _ = load_trained_network(run)
     classifier = fmfsd.load(run.path)
     with torch.no_grad():
         expected = EarlyExit(network, [float(threshold)])((images(64) - classifier.mean) / classifier.std)
@@ -192,16 +192,16 @@ def test_without_the_data_set_of_the_run_the_error_names_the_remedy(
     assert "run `fmfsd data prepare`" in errors
 
 
-def make_outputs(*logits: tuple[float, float]) -> Answer:
+def make_outputs(*logits: tuple[float, float]) -> ModelOutput:
     return torch.tensor(logits), torch.zeros(len(logits), dtype=torch.int64)
 
 
 def test_only_a_tie_may_have_another_label() -> None:
     expected = make_outputs((1.0, 1.0 + 1e-6), (3.0, 1.0))
-    result = agreement(make_outputs((1.0 + 1e-6, 1.0), (3.0, 1.0)), expected, Path("file"))
+    result = compare_outputs(make_outputs((1.0 + 1e-6, 1.0), (3.0, 1.0)), expected, Path("file"))
     assert (result.ties, str(result).count("1 with another label by rounding")) == (1, 1)
     with pytest.raises(CheckError, match="its outputs on test images differ from the run's"):
-        agreement(make_outputs((1.0, 1.0 + 1e-6), (1.0, 3.0)), expected, Path("file"))
+        compare_outputs(make_outputs((1.0, 1.0 + 1e-6), (1.0, 3.0)), expected, Path("file"))
 
 
 @pytest.mark.parametrize(("strayed", "fails"), [(2, False), (3, True)])
@@ -209,4 +209,4 @@ def test_only_few_images_at_the_threshold_may_use_another_exit(strayed: int, fai
     logits, heads = torch.zeros(200, 2), torch.zeros(200, dtype=torch.int64)
     other_exit = (torch.arange(200) < strayed).long()
     with pytest.raises(CheckError, match=f"{strayed} by another exit") if fails else nullcontext():
-        agreement((logits + 9 * other_exit.unsqueeze(1), other_exit), (logits, heads), Path("file"))
+        compare_outputs((logits + 9 * other_exit.unsqueeze(1), other_exit), (logits, heads), Path("file"))

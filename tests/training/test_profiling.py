@@ -13,16 +13,16 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent, Kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.profiling import attribution
-from fmfsd.profiling.attribution import division
-from fmfsd.profiling.intervals import length, overlap, union, without
-from fmfsd.profiling.profile import WrittenProfile
-from fmfsd.profiling.ranges import ROLES, STEP, ranges_of
-from fmfsd.run.profile_record import COMMUNICATION, OTHER, PARTS, SETTLING_STEPS, WorkerProfile, steps_to_profile
+from fmfsd.profiling.attribution import divide_step_time
+from fmfsd.profiling.intervals import length, overlap, subtract, union
+from fmfsd.profiling.profile import ProfileWriter
+from fmfsd.profiling.ranges import ROLES, STEP, add_module_ranges
+from fmfsd.run.profile_record import COMMUNICATION, OTHER, PARTS, SETTLING_STEPS, WorkerProfile, count_profile_steps
 from fmfsd.run.run_dir import RunDir
 from fmfsd.training.loop import Loop
-from tests.helpers.networks import network_of
+from tests.helpers.networks import make_network
 from tests.helpers.runs import make_loop, make_run, tiny_config
 
 STEPS = 2
@@ -31,10 +31,10 @@ CPU = torch.device("cpu")
 
 def profiled_loop(root: Path, folder: Path) -> Iterator[tuple[RunDir, Loop]]:
     """Yield a run and its loop before it is profiled, and again afterwards."""
-    changes = ("data.shards=16", "train.batch=16", f"train.max_steps={steps_to_profile(STEPS)}")
+    changes = ("data.shards=16", "train.batch=16", f"train.max_steps={count_profile_steps(STEPS)}")
     run = make_run(folder, tiny_config(root, *changes))
-    with WrittenProfile(run, 0, CPU, STEPS) as written_profile:
-        loop = written_profile.of(make_loop(run, written_profile.heard(SoloComms())))
+    with ProfileWriter(run, 0, CPU, STEPS) as written_profile:
+        loop = written_profile.wrap_loop(make_loop(run, written_profile.wrap_comms(SingleWorkerComms())))
         yield run, loop
         with closing(loop):
             loop.resume()
@@ -50,7 +50,7 @@ def run_and_loop(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 @pytest.fixture(scope="module")
 def worker_profile(run_and_loop: tuple[RunDir, Loop]) -> WorkerProfile:
-    return WorkerProfile.read(run_and_loop[0].profiled(0))
+    return WorkerProfile.read(run_and_loop[0].profile_result(0))
 
 
 def test_the_parts_of_a_step_add_up_to_it(worker_profile: WorkerProfile) -> None:
@@ -101,12 +101,12 @@ def test_a_compiled_step_is_timed_compiled_and_profiled_uncompiled(tiny_root: Pa
     run, _ = next(profiling)
     torch.compiler.reset()
     assert calls == list(range(SETTLING_STEPS + STEPS))
-    assert run.profiled(0).exists()
+    assert run.profile_result(0).exists()
 
 
 @pytest.mark.parametrize("change", ["model.fusion=trunk", "model.fusion=side", "model.fusion=both", "method=byot"])
 def test_every_child_of_a_network_has_a_role(change: str) -> None:
-    network = network_of("model.backbone=resnet8", change)
+    network = make_network("model.backbone=resnet8", change)
     assert {name for name, _ in network.named_children()} <= {name for names in ROLES.values() for name in names}
 
 
@@ -115,14 +115,14 @@ def test_backward_operations_are_attributed_to_the_part_of_their_forward_operati
 ) -> None:
     """Checked by counting the convolutions of the trunk and of the branches."""
     monkeypatch.setattr(attribution, "SLOWEST", 1000)
-    network = network_of("model.backbone=resnet8")
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, ranges_of(network), record_function(STEP):
+    network = make_network("model.backbone=resnet8")
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, add_module_ranges(network), record_function(STEP):
         outputs = network(torch.randn(2, 3, 32, 32))
         with record_function("loss"):
             loss = torch.stack([logits.logsumexp(dim=1).sum() for logits in outputs.logits]).sum()
         with record_function("backward"):
             loss.backward()
-    calls = {(each.name, each.part): each.calls for each in division(profiler.events(), on_gpu=False).operators}
+    calls = {(each.name, each.part): each.calls for each in divide_step_time(profiler.events(), on_gpu=False).operators}
     trunk = sum(isinstance(each, torch.nn.Conv2d) for each in network.backbone.modules())
     total = sum(isinstance(each, torch.nn.Conv2d) for each in network.modules())
     assert calls["aten::convolution_backward", "backward/trunk"] == trunk
@@ -147,7 +147,7 @@ def test_waiting_for_communication_on_another_thread_counts_as_communication() -
     backward = event("backward", 20, 100, step)
     operator = event("aten::mul", 20, 60, backward)
     buckets = event("gloo:all_reduce", 50, 80, thread=2, is_async=True)
-    result = division([step, backward, operator, buckets], on_gpu=False)
+    result = divide_step_time([step, backward, operator, buckets], on_gpu=False)
     assert result.parts["backward/other"] == pytest.approx(60e-6)
     assert result.parts[COMMUNICATION] == pytest.approx(20e-6)
     assert result.communication_s == pytest.approx(30e-6)
@@ -172,7 +172,7 @@ def test_on_a_gpu_a_part_has_the_time_of_its_kernels() -> None:
         event("forward/trunk", 10, 30, is_user_annotation=True, **gpu),
         event("ncclDevKernel_AllReduce_Sum_f32", 60, 85, **gpu),
     ]
-    result = division([step, trunk, forward, back, backward, *kernels], on_gpu=True)
+    result = divide_step_time([step, trunk, forward, back, backward, *kernels], on_gpu=True)
     assert {part: round(1e6 * seconds) for part, seconds in result.parts.items() if seconds} == {
         "forward/trunk": 20,
         "backward/trunk": 30,
@@ -187,4 +187,4 @@ def test_overlapping_intervals_are_counted_once() -> None:
     intervals = union([(5, 7), (0, 2), (1, 3), (7, 8)])
     assert intervals == [(0, 3), (5, 8)]
     assert (length(intervals), overlap(intervals, [(2, 6), (7, 20)])) == (6, 3)
-    assert without((0, 10), [(2, 3), (1, 4), (8, 10)]) == [(0, 1), (4, 8)]
+    assert subtract((0, 10), [(2, 3), (1, 4), (8, 10)]) == [(0, 1), (4, 8)]

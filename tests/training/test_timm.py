@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import fmfsd
 from fmfsd.config import RunConfig, load_config
-from fmfsd.cost.measure.probe import probe
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import ConfigError
-from fmfsd.evaluation.evaluate_run import Questions, assess
+from fmfsd.evaluation.evaluate_run import EvaluateOptions, evaluate_run
 from fmfsd.model.backbones.backbone import Backbone
 from fmfsd.model.backbones.timm import MapsBackbone, timm_backbone
 from fmfsd.model.build import build_network
-from fmfsd.model.early_exit import EarlyExit, early_heads
+from fmfsd.model.early_exit import EarlyExit, early_head_names
 from fmfsd.model.prune import prune
 from tests.helpers.processes import run_command
 from tests.helpers.runs import make_loop, make_run, tiny_config, train_run
@@ -72,7 +72,7 @@ def test_a_backbones_maps_equal_timms_bit_for_bit(name: str) -> None:
     expected = timm_maps(name, images)[-4:]
     assert torch.equal(last, expected[-1])
     assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
-    assert [tap.channels for tap in backbone.places] == [each.shape[1] for each in expected]
+    assert [tap.channels for tap in backbone.tap_points] == [each.shape[1] for each in expected]
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_every_parameter_gets_a_gradient(name: str, method: str) -> None:
 @pytest.mark.parametrize(("name", "method"), [("test_resnet", "fmfsd"), ("test_vit", "fmfsd_side")])
 def test_a_probe_reports_the_real_parameters_and_taps(name: str, method: str) -> None:
     run_config = config(name, method, "train.batch=64")
-    result, network = probe(run_config, workers=2), build_network(run_config)
+    result, network = estimate_cost(run_config, workers=2), build_network(run_config)
     assert result.parameters.total == sum(parameter.numel() for parameter in network.parameters())
-    assert [head.tap for head in result.heads] == list(network.head_places)
+    assert [head.tap for head in result.heads] == list(network.head_taps)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_early_exits_work_if_parts_exchange_only_maps(name: str) -> None:
     images = torch.randn(4, 3, 32, 32)
     first, *_, last = network(images).logits
     confidence = first.double().softmax(dim=1).amax(dim=1)
-    unreachable = [2.0] * (len(early_heads(network)) - 1)
+    unreachable = [2.0] * (len(early_head_names(network)) - 1)
     result = EarlyExit(network, [confidence.quantile(0.5).item(), *unreachable])(images)
     exits = (confidence >= confidence.quantile(0.5)).unsqueeze(1)
     assert sorted(result.heads.tolist()) == [0, 0, len(unreachable) + 1, len(unreachable) + 1]
@@ -132,7 +132,7 @@ def test_early_exits_work_if_parts_exchange_only_maps(name: str) -> None:
 def test_a_model_with_a_class_token_has_no_early_exits() -> None:
     network = build_network(config("vit_tiny_patch16_224", "fmfsd")).eval()
     images = torch.randn(2, 3, 32, 32)
-    assert early_heads(network) == ()
+    assert early_head_names(network) == ()
     assert torch.equal(EarlyExit(network, ())(images).logits, network(images).logits[-1])
 
 
@@ -226,14 +226,14 @@ def test_pretrained_weights_are_loaded_from_the_hubs_cache(cache: Path) -> None:
     loaded = [tensor for tensor in state.values() if tensor.dim() == 4]
     assert all(torch.equal(weights[name], tensor) for name, tensor in zip(convolutions, loaded, strict=True))
     assert (
-        probe(run_config, workers=2).parameters.total
-        == probe(config("test_resnet", "plain"), workers=2).parameters.total
+        estimate_cost(run_config, workers=2).parameters.total
+        == estimate_cost(config("test_resnet", "plain"), workers=2).parameters.total
     )
 
 
 def test_a_probe_reports_unavailable_weights_before_a_start(cache: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        probe(config("test_resnet", "plain", "model.pretrained=true"), workers=2)
+        estimate_cost(config("test_resnet", "plain", "model.pretrained=true"), workers=2)
     assert "timm/test_resnet can't load its weights (LocalEntryNotFoundError" in str(caught.value)
     assert "timm downloads them to HF_HOME: run once on a machine with network access" in str(caught.value)
 
@@ -247,15 +247,15 @@ def test_pretrained_weights_are_not_loaded_if_a_checkpoint_replaces_them(
     pretrained = ("model.backbone=timm/test_resnet", "model.pretrained=true", "method=plain")
     run_config = tiny_config(tiny_root, *pretrained, "train.max_steps=2", "optim.milestones=[]")
     run = make_run(tmp_path / "run", run_config)
-    train_run(SoloComms(), run.path, 1)
+    train_run(SingleWorkerComms(), run.path, 1)
     shutil.rmtree(folder)
-    assert train_run(SoloComms(), run.path) == "finished"
-    assert assess(run, Questions(early_exits=False), torch.device("cpu")).step == 2
+    assert train_run(SingleWorkerComms(), run.path) == "finished"
+    assert evaluate_run(run, EvaluateOptions(early_exits=False), torch.device("cpu")).step == 2
     assert fmfsd.load(run.path).predict(torch.zeros(3, 32, 32)).labels.shape == (1,)
     derived = make_run(tmp_path / "again", tiny_config(tiny_root, *pretrained, f"train.init_from={run.path}"))
-    assert train_run(SoloComms(), derived.path, 1) == "stopped"
+    assert train_run(SingleWorkerComms(), derived.path, 1) == "stopped"
     with pytest.raises(ConfigError, match="can't load its weights"):
-        make_loop(make_run(tmp_path / "new", run_config), SoloComms())
+        make_loop(make_run(tmp_path / "new", run_config), SingleWorkerComms())
 
 
 def test_pretrained_is_an_error_for_models_without_weights() -> None:

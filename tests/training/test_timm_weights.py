@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import fmfsd
 from fmfsd.config import RunConfig, dump_config, load_config
-from fmfsd.cost.measure.probe import probe
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import ConfigError
-from fmfsd.evaluation.trained_run import run_config
+from fmfsd.evaluation.trained_run import load_run_config
 from fmfsd.model.build import build_network
-from launcher.check.data_checks import other_statistics
+from launcher.check.data_checks import warn_other_statistics
 from launcher.resources.cost_probe import Costs
 from tests.helpers.runs import make_run, tiny_config, train_run
 
@@ -122,7 +122,7 @@ def test_weights_of_another_or_modified_architecture_are_errors(folder: Path) ->
 
 def statistics_warnings(*changes: str) -> list[str]:
     resolved = config(*changes)
-    return list(other_statistics(resolved, Costs(probe=probe(resolved, workers=1))))
+    return list(warn_other_statistics(resolved, Costs(probe=estimate_cost(resolved, workers=1))))
 
 
 def test_channel_statistics_that_differ_from_those_of_the_weights_are_a_warning(folder: Path) -> None:
@@ -143,11 +143,11 @@ def test_a_run_stores_its_channel_statistics(
     auto = (f"model.backbone=timm/local-dir:{folder}", "data.mean=auto", "data.std=auto")
     resolved = tiny_config(tiny_root, "method=plain", "train.max_steps=2", "optim.milestones=[]", *auto)
     run = make_run(tmp_path / "run", resolved)
-    assert run_config(run).data.channel_statistics == TEST_RESNET
-    train_run(SoloComms(), run.path, 1)
+    assert load_run_config(run).data.channel_statistics == TEST_RESNET
+    train_run(SingleWorkerComms(), run.path, 1)
     shutil.rmtree(folder)
     assert load_config(str(run.config)).data.mean == "auto"
-    assert train_run(SoloComms(), run.path) == "finished"
+    assert train_run(SingleWorkerComms(), run.path) == "finished"
     mean, std = (tuple(values.flatten().tolist()) for values in _statistics(fmfsd.load(run.path)))
     assert (mean, std) == TEST_RESNET
 
@@ -166,7 +166,7 @@ def test_images_are_normalised_with_the_statistics_of_the_weights(
             f"data.{key}={list(v) if v != 'auto' else v}" for key, v in zip(("mean", "std"), statistics, strict=False)
         ]
         run = make_run(tmp_path / name, tiny_config(tiny_root, *changes, *keys))
-        train_run(SoloComms(), run.path)
+        train_run(SingleWorkerComms(), run.path)
         losses.append([json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()])
     assert losses[0] == losses[1] != losses[2]
     assert "auto" in dump_config(load_config(str(tmp_path / "auto" / "config.yaml")))

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fmfsd.config import load_config
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError, NonFiniteLossError
-from fmfsd.run.heartbeat import ProgressFile
+from fmfsd.run.heartbeat import HeartbeatFile
 from fmfsd.run.run_dir import RunDir
-from fmfsd.training.attempt_fence import Fence
+from fmfsd.training.attempt_fence import AttemptFence
 from fmfsd.training.trainer import choose_device, train
-from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
+from tests.helpers.runs import make_loop, make_run, newest_weights, read_records, tiny_config, train_run
 
 CPU = torch.device("cpu")
 FOUR_STEPS = (
@@ -27,14 +27,14 @@ FOUR_STEPS = (
 
 def train_alone(run: RunDir, *, attempt: int) -> str:
     """Train as the only worker, with a heartbeat."""
-    with ProgressFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
-        return train(run, World(), CPU, progress, Fence(run, attempt), timeout_s=60)
+    with HeartbeatFile(run.rank_progress(0), rank=0, attempt=attempt) as progress:
+        return train(run, World(), CPU, progress, AttemptFence(run, attempt), timeout_s=60)
 
 
 def test_a_run_writes_metrics_checkpoints_progress_and_an_outcome(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root))
     assert train_alone(run, attempt=3) == "finished"
-    lines = records(run)
+    lines = read_records(run)
     assert [(line["step"], line["epoch"], line["split"]) for line in lines] == [
         (1, 1, "train"),
         (2, 1, "train"),
@@ -65,17 +65,17 @@ def test_the_learning_rate_is_scaled_by_the_batch_size_and_warmed_up(tiny_root: 
         "checkpoint.keep=9",
     )
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
-    train_run(SoloComms(), run.path)
-    assert [line["lr"] for line in records(run) if "lr" in line] == pytest.approx([0.05, 0.1, 0.1, 0.01])
+    train_run(SingleWorkerComms(), run.path)
+    assert [line["lr"] for line in read_records(run) if "lr" in line] == pytest.approx([0.05, 0.1, 0.1, 0.01])
 
 
 def test_a_run_that_stops_in_its_warm_up_resumes_bit_for_bit(tiny_root: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_root, *FOUR_STEPS, "optim.warmup=3 steps", "optim.milestones=[3 steps]")
     whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
-    train_run(SoloComms(), whole.path)
-    assert train_run(SoloComms(), parted.path, 2) == "stopped"
-    train_run(SoloComms(), parted.path)
-    assert records(parted) == records(whole)
+    train_run(SingleWorkerComms(), whole.path)
+    assert train_run(SingleWorkerComms(), parted.path, 2) == "stopped"
+    train_run(SingleWorkerComms(), parted.path)
+    assert read_records(parted) == read_records(whole)
     assert newest_weights(parted) == newest_weights(whole)
 
 
@@ -86,7 +86,7 @@ def whole(request: pytest.FixtureRequest, tiny_root: Path, tmp_path_factory: pyt
     formats = (f"train.precision={precision}", f"train.channels_last={channels_last}")
     config = tiny_config(tiny_root, *FOUR_STEPS, "train.log_every=3 steps", "checkpoint.keep=1", *formats)
     run = make_run(tmp_path_factory.mktemp("whole") / "run", config)
-    assert train_run(SoloComms(), run.path) == "finished"
+    assert train_run(SingleWorkerComms(), run.path) == "finished"
     return run
 
 
@@ -95,41 +95,41 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     stop_after: int, whole: RunDir, tmp_path: Path
 ) -> None:
     parted = make_run(tmp_path / "run", load_config(str(whole.config)))
-    assert train_run(SoloComms(), parted.path, stop_after) == "stopped"
-    assert train_run(SoloComms(), parted.path) == "finished"
-    assert records(parted) == records(whole)
+    assert train_run(SingleWorkerComms(), parted.path, stop_after) == "stopped"
+    assert train_run(SingleWorkerComms(), parted.path) == "finished"
+    assert read_records(parted) == read_records(whole)
     assert newest_weights(parted) == newest_weights(whole)
 
 
 def test_a_run_stopped_in_an_evaluation_repeats_it_on_resume(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
-    loop = make_loop(run, SoloComms(), stop_after=2)
+    loop = make_loop(run, SingleWorkerComms(), stop_after=2)
     loop.resume()
-    loop._read = lambda **_: None  # type: ignore[method-assign]  # so that the stop is first noticed in the evaluation
+    loop._handle_results = lambda **_: None  # type: ignore[method-assign]  # so that the stop is first noticed in the evaluation
     assert loop.run() == "stopped"
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000002-unevaluated"]
-    assert [line["split"] for line in records(run)] == ["train", "train"]
-    assert train_run(SoloComms(), run.path) == "finished"
-    assert [line["split"] for line in records(run)] == ["train", "train", "test", "train", "train", "test"]
+    assert [line["split"] for line in read_records(run)] == ["train", "train"]
+    assert train_run(SingleWorkerComms(), run.path) == "finished"
+    assert [line["split"] for line in read_records(run)] == ["train", "train", "test", "train", "train", "test"]
 
 
 def test_a_killed_run_has_each_record_exactly_once(tiny_root: Path, tmp_path: Path) -> None:
     """Records after the checkpoint from which it resumes are written again."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "checkpoint.keep=5"))
-    train_run(SoloComms(), run.path)
-    before, weights = records(run), newest_weights(run)
+    train_run(SingleWorkerComms(), run.path)
+    before, weights = read_records(run), newest_weights(run)
     shutil.rmtree(run.checkpoints / "step-00000004")
-    assert train_run(SoloComms(), run.path) == "finished"
-    assert records(run) == before
+    assert train_run(SingleWorkerComms(), run.path) == "finished"
+    assert read_records(run) == before
     assert newest_weights(run) == weights
 
 
 def test_a_finished_run_is_not_trained_again(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS))
-    train_run(SoloComms(), run.path)
-    before = records(run)
-    assert train_run(SoloComms(), run.path) == "finished"
-    assert records(run) == before
+    train_run(SingleWorkerComms(), run.path)
+    before = read_records(run)
+    assert train_run(SingleWorkerComms(), run.path) == "finished"
+    assert read_records(run) == before
 
 
 def test_with_a_validation_split_the_test_set_is_evaluated_only_at_the_end(tiny_root: Path, tmp_path: Path) -> None:
@@ -137,15 +137,15 @@ def test_with_a_validation_split_the_test_set_is_evaluated_only_at_the_end(tiny_
         tiny_root, "data.shards=16", "data.valid=30", "train.batch=64", "train.epochs=2", "optim.milestones=[1]"
     )
     run = make_run(tmp_path / "run", config)
-    train_run(SoloComms(), run.path)
-    splits = [(line["epoch"], line["split"]) for line in records(run) if line["split"] != "train"]
+    train_run(SingleWorkerComms(), run.path)
+    splits = [(line["epoch"], line["split"]) for line in read_records(run) if line["split"] != "train"]
     assert splits == [(1, "valid"), (2, "valid"), (2, "test")]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_the_error_names_the_step(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "optim.lr=1e30"))
     with pytest.raises(NonFiniteLossError, match=r"not finite in step \d, epoch \d .*Lower optim.lr \(1e\+30\)"):
-        train_run(SoloComms(), run.path)
+        train_run(SingleWorkerComms(), run.path)
     assert list(run.checkpoints.glob("step-*")) == []
 
 
@@ -160,9 +160,9 @@ def test_a_network_that_a_step_made_non_finite_ends_the_run_at_its_evaluation(
     with pytest.raises(
         NonFiniteLossError, match=r"is not finite on the test split after step \d.*Lower optim.lr"
     ) as caught:
-        train_run(SoloComms(), run.path)
+        train_run(SingleWorkerComms(), run.path)
     assert not caught.value.worth_another_attempt
-    assert {line["split"] for line in records(run)} == {"train"}
+    assert {line["split"] for line in read_records(run)} == {"train"}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_samples_that_are_left_out_are_logged(
     changes: tuple[str, ...], expected: str, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *changes)), SoloComms())
+    make_loop(make_run(tmp_path / "run", tiny_config(tiny_root, *changes)), SingleWorkerComms())
     assert expected in caplog.text
     assert bool(expected) == ("left out" in caplog.text)
 
@@ -186,7 +186,7 @@ def test_weight_decay_pulls_parameters_towards_0(
     after = {}
     for decay in (0.0, 0.25):
         changes = (*FOUR_STEPS, "train.precision=fp64", f"optim.weight_decay={decay}", *decay_changes)
-        loop = make_loop(make_run(tmp_path / str(decay), tiny_config(tiny_root, *changes)), SoloComms())
+        loop = make_loop(make_run(tmp_path / str(decay), tiny_config(tiny_root, *changes)), SingleWorkerComms())
         loop.resume()
         start = {name: parameter.detach().clone() for name, parameter in loop.engine.network.named_parameters()}
         loop._train_one_step()
@@ -201,8 +201,8 @@ def test_weight_decay_pulls_parameters_towards_0(
 @pytest.mark.parametrize("method", ["plain", "byot"])
 def test_other_methods_train_with_the_same_loop(method: str, tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, f"method={method}"))
-    train_run(SoloComms(), run.path)
-    last = records(run)[-1]
+    train_run(SingleWorkerComms(), run.path)
+    last = read_records(run)[-1]
     expected = {"plain": {"deepest"}, "byot": {"branch1", "branch2", "deepest", "ensemble"}}[method]
     assert {name.removesuffix("_top1") for name in last if name.endswith("_top1")} == expected
 
@@ -221,14 +221,14 @@ def test_other_methods_train_with_the_same_loop(method: str, tiny_root: Path, tm
 )
 def test_every_training_option_trains(changes: tuple[str, ...], tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, *changes))
-    assert train_run(SoloComms(), run.path) == "finished"
+    assert train_run(SingleWorkerComms(), run.path) == "finished"
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(
         tmp_path / "run", tiny_config(tiny_root, *FOUR_STEPS, "optim.clip_norm=0.01", "optim.weight_decay=0")
     )
-    loop = make_loop(run, SoloComms())
+    loop = make_loop(run, SingleWorkerComms())
     loop.resume()
     parameters = list(loop.engine.network.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
@@ -243,8 +243,8 @@ def test_all_layouts_and_precisions_agree_in_the_first_step(tiny_root: Path, tmp
         formats = (f"train.precision={precision}", f"train.channels_last={layout}")
         config = tiny_config(tiny_root, *FOUR_STEPS, *formats, "train.max_steps=1")
         run = make_run(tmp_path / f"{precision}-{layout}", config)
-        train_run(SoloComms(), run.path)
-        losses[precision, layout] = records(run)[0]["loss"]
+        train_run(SingleWorkerComms(), run.path)
+        losses[precision, layout] = read_records(run)[0]["loss"]
     assert losses["fp32", "false"] == pytest.approx(losses["fp64", "false"], rel=1e-5)
     assert losses["fp32", "true"] == pytest.approx(losses["fp64", "false"], rel=1e-5)
     assert losses["bf16", "true"] == pytest.approx(losses["fp64", "false"], rel=2e-2)
@@ -253,7 +253,7 @@ def test_all_layouts_and_precisions_agree_in_the_first_step(tiny_root: Path, tmp
 def test_a_set_that_is_smaller_than_the_batch_is_an_error(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.batch=512"))
     with pytest.raises(ConfigError, match=r"train\.batch 512 is larger than one epoch of the training set"):
-        make_loop(run, SoloComms())
+        make_loop(run, SingleWorkerComms())
 
 
 def test_a_worker_without_its_own_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

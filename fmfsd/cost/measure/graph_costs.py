@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from fmfsd.cost.estimate import Cost
 from fmfsd.model.network import Outputs
 
-Names = frozenset[str]
+ParameterNames = frozenset[str]
 """Names of parameters."""
 
 
-def parameters_behind(results: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> Names:
+def find_reachable_parameters(results: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> ParameterNames:
     """Return the names of the `parameters` that `results` depend on."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     queue = [result.grad_fn for result in results]
@@ -33,7 +33,7 @@ def parameters_behind(results: Sequence[Tensor], parameters: Mapping[str, Tensor
     return frozenset(reached)
 
 
-def needed_to_train(outputs: Outputs, parameters: Mapping[str, Tensor]) -> list[Names]:
+def find_training_parameters(outputs: Outputs, parameters: Mapping[str, Tensor]) -> list[ParameterNames]:
     """Return the parameters that each head's logits and, where it has one, its feature depend on.
 
     Only the first `len(outputs.features)` heads, the shallowest, have a feature.
@@ -41,10 +41,10 @@ def needed_to_train(outputs: Outputs, parameters: Mapping[str, Tensor]) -> list[
     results = [[logits] for logits in outputs.logits]
     for each, feature in zip(results, outputs.features, strict=False):
         each.append(feature)
-    return [parameters_behind(each, parameters) for each in results]
+    return [find_reachable_parameters(each, parameters) for each in results]
 
 
-def only_of_each(needed: Sequence[Names]) -> list[Names]:
+def select_exclusive_parameters(needed: Sequence[ParameterNames]) -> list[ParameterNames]:
     """Return for each head the parameters that no other head needs."""
     return [
         names.difference(*(others for other, others in enumerate(needed) if other != number))
@@ -52,11 +52,11 @@ def only_of_each(needed: Sequence[Names]) -> list[Names]:
     ]
 
 
-class ModuleShares:
+class ModuleCounts:
     """Attributes a running counter to the modules that execute, by name; a module's count excludes its submodules."""
 
     def __init__(self, network: nn.Module, count: Callable[[], int]) -> None:
-        self.found, self._count, self._last_count, self._stack = Counter[str](), count, 0, [""]
+        self.by_module, self._count, self._last_count, self._stack = Counter[str](), count, 0, [""]
         for name, module in network.named_modules():
             module.register_forward_pre_hook(partial(self._enter, name))
             module.register_forward_hook(self._leave)
@@ -71,23 +71,27 @@ class ModuleShares:
 
     def _attribute(self) -> None:
         before, self._last_count = self._last_count, self._count()
-        self.found[self._stack[-1]] += self._last_count - before
+        self.by_module[self._stack[-1]] += self._last_count - before
 
 
-class HeadCosts:
+class CostBreakdown:
     """Costs of a network's parts, from the `sizes` of its parameters and the `macs` of its modules, both by name.
 
     `trained`: the parameters that each head needs in training, shallow to deep. `needed`: those that its logits need.
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], macs: Mapping[str, int], trained: Sequence[Names], needed: Sequence[Names]
+        self,
+        sizes: Mapping[str, int],
+        macs: Mapping[str, int],
+        trained: Sequence[ParameterNames],
+        needed: Sequence[ParameterNames],
     ) -> None:
         self._sizes, self._macs, self._needed = sizes, _macs_by_owner(macs, sizes), needed
         trunk = frozenset(name for name in sizes if name.startswith("backbone."))
         self.total, self.trunk = self._cost(frozenset(sizes)), self._cost(trunk)
         self.plain = self._cost(trunk | {name for name in sizes if name.startswith("deepest_head.")})
-        self.own = [self._cost(names - trunk) for names in only_of_each(trained)]
+        self.own = [self._cost(names - trunk) for names in select_exclusive_parameters(trained)]
         """Cost of each head's layers that neither another head nor the trunk uses."""
 
     @property
@@ -97,11 +101,11 @@ class HeadCosts:
         parameters = self.total.parameters - sum(part.parameters for part in parts)
         return Cost(parameters, self.total.macs - sum(part.macs for part in parts))
 
-    def of_heads(self, heads: Sequence[int]) -> Cost:
+    def cost_of_heads(self, heads: Sequence[int]) -> Cost:
         """Return the cost of a network that computes only these heads."""
         return self._cost(frozenset().union(*(self._needed[head] for head in heads)))
 
-    def _cost(self, names: Names) -> Cost:
+    def _cost(self, names: ParameterNames) -> Cost:
         used = _modules_with(names)
         macs = sum(count for module, count in self._macs.items() if module in used)
         return Cost(sum(self._sizes[name] for name in names), macs)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fmfsd.model.branch import named_layers
+from fmfsd.model.branch import iterate_labelled_layers
 from fmfsd.model.network import DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
 
 Layers = tuple[tuple[str, str], ...]
@@ -14,12 +14,12 @@ Layers = tuple[tuple[str, str], ...]
 class HeadPath:
     """Layers on the way to one head, before and after its map is fused; without fusion all are in the first field."""
 
-    before: Layers
-    after: Layers = ()
+    layers_before_fusion: Layers
+    layers_after_fusion: Layers = ()
     is_fused: bool = False
 
 
-def paths(network: Network) -> list[HeadPath]:
+def find_head_paths(network: Network) -> list[HeadPath]:
     """Return one path per head, in the order of `network.head_names`."""
     if isinstance(network, SideFusionNetwork):
         return [*_fused_branch_paths(network), *_paths_from_fused_map(network)]
@@ -45,7 +45,7 @@ def _paths_from_fused_map(network: SideFusionNetwork) -> Iterator[HeadPath]:
 
 
 def _layers(name: str, network: Network) -> Layers:
-    return tuple(named_layers(network.get_submodule(name), name))
+    return tuple(iterate_labelled_layers(network.get_submodule(name), name))
 
 
 def _deepest(network: Network) -> Layers:

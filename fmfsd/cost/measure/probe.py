@@ -19,28 +19,34 @@ from fmfsd.config import RunConfig
 from fmfsd.config.names import TIMM
 from fmfsd.cost.estimate import (
     ChannelStatistics,
+    CostEstimate,
     Device,
     HeadCost,
     Layer,
     MemoryCost,
     ParameterCount,
-    Probe,
     Shape,
-    dimensions,
+    format_shape,
 )
-from fmfsd.cost.measure.graph_costs import HeadCosts, ModuleShares, Names, needed_to_train, parameters_behind
-from fmfsd.cost.measure.head_paths import HeadPath, paths
+from fmfsd.cost.measure.graph_costs import (
+    CostBreakdown,
+    ModuleCounts,
+    ParameterNames,
+    find_reachable_parameters,
+    find_training_parameters,
+)
+from fmfsd.cost.measure.head_paths import HeadPath, find_head_paths
 from fmfsd.cpu import tensor_layout
-from fmfsd.data.shards.storage import Part
-from fmfsd.distributed.sync_batch_norm import synchronise_batch_norm
+from fmfsd.data.shards.storage import WorkerShare
+from fmfsd.distributed.sync_batch_norm import convert_batch_norm
 from fmfsd.engine.build import build_loss
-from fmfsd.engine.precision import Form
+from fmfsd.engine.precision import PrecisionFormat
 from fmfsd.engine.training_pass import may_be_compiled
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
-from fmfsd.model.backbones.timm import statistics_of_weights
+from fmfsd.model.backbones.timm import load_weight_statistics
 from fmfsd.model.build import build_network
-from fmfsd.model.early_exit import early_heads
+from fmfsd.model.early_exit import early_head_names
 from fmfsd.model.network import Network, Outputs
 from fmfsd.model.spatial_enhancement import SpatialScores
 
@@ -49,7 +55,7 @@ _PARTS = {"backbone": ("backbone", "deepest_head"), "branches": ("branches", "he
 """A network's children by the group that their parameters count for; all others count as fusion."""
 
 
-def probe(config: RunConfig, *, workers: int, device: Device = "cpu") -> Probe:
+def estimate_cost(config: RunConfig, *, workers: int, device: Device = "cpu") -> CostEstimate:
     """Return what a run of `config` costs each of `workers` workers on `device`.
 
     The result is the same on every machine, except that a CPU without a C++ compiler saves more activations.
@@ -59,17 +65,17 @@ def probe(config: RunConfig, *, workers: int, device: Device = "cpu") -> Probe:
         fits = ", ".join(str(count) for count in range(1, config.data.shards + 1) if config.data.shards % count == 0)
         raise ConfigError(f"{workers} workers do not divide data.shards {config.data.shards}: use one of {fits}")
     network = _network(config, workers)
-    with tensor_layout.left_out() if device == "cuda" else nullcontext():
+    with tensor_layout.disable_kernels() if device == "cuda" else nullcontext():
         if device == "cuda" and may_be_compiled(config):
             _recompute_enhancement(network)
         measured = _forward(config, network, workers)
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    costs = HeadCosts(sizes, measured.macs, measured.trained, measured.needed)
-    return Probe(
+    costs = CostBreakdown(sizes, measured.macs, measured.trained, measured.needed)
+    return CostEstimate(
         workers,
         config.model.fusion,
         tuple(_heads(network, measured.shapes, costs)),
-        _parameters(network),
+        _count_parameters(network),
         costs.total.macs,
         plain=costs.plain,
         trunk=costs.trunk,
@@ -84,20 +90,22 @@ def _pretrained_statistics(config: RunConfig) -> ChannelStatistics | None:
     """Return them for pretrained weights, and for data.mean or data.std auto."""
     if not config.model.pretrained and "auto" not in (config.data.mean, config.data.std):
         return None
-    return statistics_of_weights(config.model.backbone.removeprefix(TIMM), pretrained=config.model.pretrained)
+    return load_weight_statistics(config.model.backbone.removeprefix(TIMM), pretrained=config.model.pretrained)
 
 
-def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> Iterator[HeadCost]:
-    heads = zip(network.head_names, network.head_places, paths(network), strict=True)
+def _heads(network: Network, shapes: Mapping[str, Shape], costs: CostBreakdown) -> Iterator[HeadCost]:
+    heads = zip(network.head_names, network.head_taps, find_head_paths(network), strict=True)
     exit_macs = _exit_macs(network, costs)
     for number, (name, place, path) in enumerate(heads):
-        layers = [Layer(label, shapes[where]) for label, where in (*path.before, *path.after)]
-        own, alone = costs.own[number], costs.of_heads([number])
+        layers = [
+            Layer(label, shapes[where]) for label, where in (*path.layers_before_fusion, *path.layers_after_fusion)
+        ]
+        own, alone = costs.own[number], costs.cost_of_heads([number])
         yield HeadCost(
             name,
             place,
             shapes[place],
-            _path_text(path, dimensions(layers[0].shape)),
+            _path_text(path, format_shape(layers[0].shape)),
             tuple(layers),
             own=own,
             training_share=own.macs / costs.total.macs,
@@ -107,16 +115,16 @@ def _heads(network: Network, shapes: Mapping[str, Shape], costs: HeadCosts) -> I
         )
 
 
-def _exit_macs(network: Network, costs: HeadCosts) -> dict[str, int]:
+def _exit_macs(network: Network, costs: CostBreakdown) -> dict[str, int]:
     """Return the multiply-adds of an image that leaves at each exit, the early heads before it included."""
-    exits = (*early_heads(network), network.head_names[-1])
+    exits = (*early_head_names(network), network.head_names[-1])
     numbers = [network.head_names.index(name) for name in exits]
-    return {name: costs.of_heads(numbers[: count + 1]).macs for count, name in enumerate(exits)}
+    return {name: costs.cost_of_heads(numbers[: count + 1]).macs for count, name in enumerate(exits)}
 
 
 def _path_text(path: HeadPath, first_shape: str) -> str:
     """Format a path as in `stage1 64x32x32 > sepconv 128 /2 | sepconv 256 /2 > head`; the bar marks the fused map."""
-    before, after = ([label for label, _ in layers] for layers in (path.before, path.after))
+    before, after = ([label for label, _ in layers] for layers in (path.layers_before_fusion, path.layers_after_fusion))
     before[0] = f"{before[0]} {first_shape}"
     up_to_head = " > ".join([*after, "head"])
     return f"{' > '.join(before)} {'|' if path.is_fused else '>'} {up_to_head}"
@@ -128,9 +136,9 @@ def _network(config: RunConfig, workers: int) -> Network:
         build_network(config)
         config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
     with META:
-        network = Form.of(config.train).given_to(build_network(config), META)
+        network = PrecisionFormat.from_config(config.train).apply_to(build_network(config), META)
         if workers > 1 and config.model.sync_bn in ("auto", True):
-            synchronise_batch_norm(network, lambda sums: sums, workers)
+            convert_batch_norm(network, lambda sums: sums, workers)
     return network
 
 
@@ -141,7 +149,7 @@ def _recompute_enhancement(network: nn.Module) -> None:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
 
 
-def _parameters(network: nn.Module) -> ParameterCount:
+def _count_parameters(network: nn.Module) -> ParameterCount:
     def count(*names: str) -> int:
         parts = (child for name, child in network.named_children() if name in names)
         return sum(parameter.numel() for part in parts for parameter in part.parameters())
@@ -157,7 +165,7 @@ def _memory(config: RunConfig, network: nn.Module, activations: int, workers: in
     buffers = sum(buffer.nbytes for buffer in network.buffers())
     averages = (config.train.ema is not None) * (parameters + buffers)
     stage = config.engine.zero_stage if config.engine.name == "deepspeed" else 0
-    tensors_per_weight = config.optim.kept_per_weight + (stage > 0)  # ZeRO's optimizer holds master weights
+    tensors_per_weight = config.optim.state_per_weight + (stage > 0)  # ZeRO's optimizer holds master weights
     state = tensors_per_weight * parameters // (workers if stage else 1)
     offloaded = bool(config.engine.offload and stage)
     parts = {
@@ -166,7 +174,7 @@ def _memory(config: RunConfig, network: nn.Module, activations: int, workers: in
         "gradients": parameters // (workers if stage >= 2 else 1),
         "optimizer": (not offloaded) * state + averages,
         "activations": activations,
-        "data": Part.published(config.data, workers).held_bytes,
+        "data": WorkerShare.from_published_sizes(config.data, workers).in_memory_bytes,
     }
     return MemoryCost(**parts, total=sum(parts.values()), offloaded=offloaded * state)
 
@@ -180,8 +188,8 @@ class _Forward(NamedTuple):
 
     shapes: dict[str, Shape]
     macs: dict[str, int]
-    trained: list[Names]
-    needed: list[Names]
+    trained: list[ParameterNames]
+    needed: list[ParameterNames]
     saved_bytes: int
 
 
@@ -189,7 +197,7 @@ def _forward(config: RunConfig, network: Network, workers: int) -> _Forward:
     """Measure one forward pass of a worker's part of a micro-batch."""
     batch, shapes, counter = config.micro_batch // workers, dict[str, Shape](), FlopCounterMode(display=False)
     _record_shapes(network, shapes)
-    counts = ModuleShares(network, counter.get_total_flops)
+    counts = ModuleCounts(network, counter.get_total_flops)
     with FakeTensorMode(), _BatchNormShapes():  # type: ignore[no-untyped-call]
         values = _fake_tensors(network)
         saved = _SavedTensors(values)
@@ -197,13 +205,13 @@ def _forward(config: RunConfig, network: Network, workers: int) -> _Forward:
             outputs = _outputs_and_loss(config, network, values, batch, workers)
         parameters = {name: value for name, value in values.items() if value.requires_grad}
         always = _always_needed(network)
-        needed = [parameters_behind([logits], parameters) | always for logits in outputs.logits]
-        trained = needed_to_train(outputs, parameters)
-    macs = {name: flops // (2 * batch) for name, flops in counts.found.items() if flops}
+        needed = [find_reachable_parameters([logits], parameters) | always for logits in outputs.logits]
+        trained = find_training_parameters(outputs, parameters)
+    macs = {name: flops // (2 * batch) for name, flops in counts.by_module.items() if flops}
     return _Forward(shapes, macs, trained, needed, saved.nbytes)
 
 
-def _always_needed(network: Network) -> Names:
+def _always_needed(network: Network) -> ParameterNames:
     """Return the parameters that every head needs: those of a backbone that returns all its maps at the end."""
     if isinstance(network.backbone, Backbone):
         return frozenset()
@@ -213,8 +221,10 @@ def _always_needed(network: Network) -> Names:
 def _outputs_and_loss(
     config: RunConfig, network: Network, values: dict[str, Tensor], batch: int, workers: int
 ) -> Outputs:
-    form, loss = Form.of(config.train), build_loss(config)
-    images = torch.empty(batch, 3, *2 * [config.data.size], dtype=form.dtype).contiguous(memory_format=form.layout)
+    form, loss = PrecisionFormat.from_config(config.train), build_loss(config)
+    images = torch.empty(batch, 3, *2 * [config.data.size], dtype=form.dtype).contiguous(
+        memory_format=form.memory_format
+    )
     with form.autocast("cpu"):
         try:
             outputs: Outputs = functional_call(network, values, (images,))
@@ -228,8 +238,12 @@ def _outputs_and_loss(
 def _record_shapes(network: Network, shapes: dict[str, Shape]) -> None:
     """Register hooks that store the shapes of all maps on the paths: by place in the backbone, else by layer."""
     network.backbone.register_forward_pre_hook(_recording_visitor(shapes))
-    places = {place.name for place in network.backbone.places}
-    layers = {where for path in paths(network) for _, where in (*path.before, *path.after)} - places
+    places = {place.name for place in network.backbone.tap_points}
+    layers = {
+        where
+        for path in find_head_paths(network)
+        for _, where in (*path.layers_before_fusion, *path.layers_after_fusion)
+    } - places
     for name in layers:
         network.get_submodule(name).register_forward_hook(_shape_hook(shapes, name))
 

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmfsd.data.augment.autoaugment_policy import FIRST, KINDS, OPERATIONS, Operation
+from fmfsd.data.augment.autoaugment_policy import FIRST_OF_KIND, KINDS, OPERATIONS, Operation
 
 LEVELS = 256
 
 
 @dataclass(frozen=True)
-class Schedule:
+class AutoAugmentSchedule:
     """One AutoAugment step of an epoch; row m of each array is micro-step m.
 
     `order` has the samples of a micro-batch sorted by operation, `operations` their operations in that order, both on
@@ -36,11 +36,11 @@ class Schedule:
     bounds: NDArray[np.int64]
 
     @classmethod
-    def of(cls, operations: NDArray[np.int64], device: torch.device) -> "Schedule":
+    def from_operations(cls, operations: NDArray[np.int64], device: torch.device) -> "AutoAugmentSchedule":
         """Return the schedule of operations, given by their numbers (micro-steps, samples)."""
         order = np.argsort(operations, axis=1, kind="stable")
         in_order = np.take_along_axis(operations, order, axis=1)
-        limits = [*FIRST.values(), len(OPERATIONS)]
+        limits = [*FIRST_OF_KIND.values(), len(OPERATIONS)]
         bounds = np.stack([(operations < limit).sum(axis=1) for limit in limits], axis=1)
         return cls(torch.from_numpy(order).to(device), torch.from_numpy(in_order).to(device), bounds)
 
@@ -64,12 +64,12 @@ class AutoAugment:
             "sharpness": self._blend_kind("sharpness", device, lambda images, *by: blend(images, smooth(images), *by)),
         }
 
-    def __call__(self, images_BCHW: Tensor, schedule: Schedule, micro_step: int) -> Tensor:
+    def __call__(self, images_BCHW: Tensor, schedule: AutoAugmentSchedule, micro_step: int) -> Tensor:
         """Apply the step to `images_BCHW` in place, and return it."""
         order, operations = schedule.order[micro_step], schedule.operations[micro_step]
         for kind, (start, end) in zip(KINDS, pairwise(schedule.bounds[micro_step].tolist()), strict=True):
             if kind in self._apply and start < end:
-                rows, numbers = order[start:end], operations[start:end] - FIRST[kind]
+                rows, numbers = order[start:end], operations[start:end] - FIRST_OF_KIND[kind]
                 images_BCHW.index_copy_(0, rows, self._apply[kind](images_BCHW.index_select(0, rows), numbers))
         return images_BCHW
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmfsd.data.sampling import integers
+from fmfsd.data.sampling import to_integers
 
 POLICY = (
     (("Invert", 0.1, 0), ("Contrast", 0.2, 6)),
@@ -74,16 +74,18 @@ def _operations() -> tuple[Operation, ...]:
 
 
 OPERATIONS = _operations()
-FIRST = {kind: next(n for n, each in enumerate(OPERATIONS) if each.name in names) for kind, names in KINDS.items()}
+FIRST_OF_KIND = {
+    kind: next(n for n, each in enumerate(OPERATIONS) if each.name in names) for kind, names in KINDS.items()
+}
 """Index of each kind's first operation; operations of one kind are consecutive."""
 
 
-def operations(bits: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
+def draw_operations(bits: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
     """Draw each sample's operations: for each step, the indices into OPERATIONS, from one random value per sample."""
-    sub_policies, signs = integers(bits, len(POLICY), field=0), integers(bits, 1 << STEPS, field=3)
+    sub_policies, signs = to_integers(bits, len(POLICY), field=0), to_integers(bits, 1 << STEPS, field=3)
     return [
         np.where(
-            integers(bits, 1 << 16, field=1 + step) < _PROBABILITIES[sub_policies, step],
+            to_integers(bits, 1 << 16, field=1 + step) < _PROBABILITIES[sub_policies, step],
             _INDICES[sub_policies, step, (signs >> step) & 1],
             0,
         )

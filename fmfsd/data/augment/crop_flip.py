@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 
-def centre(images_BCHW: Tensor, side: int) -> Tensor:
+def centre_crop(images_BCHW: Tensor, side: int) -> Tensor:
     """Return the central `side` x `side` pixels of larger images, as a view."""
     top, left = (max(0, length - side) // 2 for length in images_BCHW.shape[-2:])
     return images_BCHW[..., top : top + side, left : left + side]
 
 
-def flip(images_BCHW: Tensor, mirrored_B: Tensor) -> Tensor:
+def horizontal_flip(images_BCHW: Tensor, mirrored_B: Tensor) -> Tensor:
     """Flip images horizontally where `mirrored_B` is true (four times as fast as `torch.where` on uint8)."""
     batch = len(images_BCHW)
     rows = torch.arange(batch, device=images_BCHW.device) + batch * mirrored_B

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmfsd.data.sampling import fractions, integers
+from fmfsd.data.sampling import to_fractions, to_integers
 
-WORDS = 2
+VALUES_PER_SAMPLE = 2
 _QUANTILES = 1 << 16
 
 
-def mixing_draws(bits: NDArray[np.uint64], *, mixup: float, cutmix: float, side: int) -> dict[str, NDArray[Any]]:
+def draw_mixing(bits: NDArray[np.uint64], *, mixup: float, cutmix: float, side: int) -> dict[str, NDArray[Any]]:
     """Draw the mixing parameters of a shard's epoch, row p for position p, from two random values per sample.
 
     `partner` is the position of the partner, a different sample if there is one; `share` is the weight of the sample's
@@ -30,12 +30,12 @@ def mixing_draws(bits: NDArray[np.uint64], *, mixup: float, cutmix: float, side:
     image's.
     """
     others, positions = max(1, len(bits) - 1), np.arange(len(bits))
-    partner = (positions + 1 + np.floor(fractions(bits[:, 0], half=1) * others).astype(np.int64)) % len(bits)
-    quantile = integers(bits[:, 0], _QUANTILES, field=1)
-    is_cutmix = integers(bits[:, 0], 2, field=0) == 1 if mixup and cutmix else np.full(len(bits), cutmix > 0)
+    partner = (positions + 1 + np.floor(to_fractions(bits[:, 0], half=1) * others).astype(np.int64)) % len(bits)
+    quantile = to_integers(bits[:, 0], _QUANTILES, field=1)
+    is_cutmix = to_integers(bits[:, 0], 2, field=0) == 1 if mixup and cutmix else np.full(len(bits), cutmix > 0)
     if not cutmix:
-        return {"partner": partner, "share": symmetric_beta(mixup)[quantile], "blend": symmetric_beta(mixup)[quantile]}
-    ratio = np.where(is_cutmix, symmetric_beta(cutmix)[quantile], symmetric_beta(mixup or 1.0)[quantile])
+        return {"partner": partner, "share": beta_quantiles(mixup)[quantile], "blend": beta_quantiles(mixup)[quantile]}
+    ratio = np.where(is_cutmix, beta_quantiles(cutmix)[quantile], beta_quantiles(mixup or 1.0)[quantile])
     box = _draw_boxes(bits[:, 1], np.where(is_cutmix, ratio, 1.0), side)
     outside = 1 - (box["lower"] - box["upper"]) * (box["right_edge"] - box["left_edge"]) / side**2
     blend = np.where(is_cutmix, 1.0, ratio)
@@ -45,13 +45,13 @@ def mixing_draws(bits: NDArray[np.uint64], *, mixup: float, cutmix: float, side:
 def _draw_boxes(bits: NDArray[np.uint64], ratio: NDArray[np.float64], side: int) -> dict[str, NDArray[np.int64]]:
     """Draw boxes with a fraction 1 - `ratio` of the image's area, around any pixel, clipped at the border."""
     half = np.floor(side * np.sqrt(1 - ratio)).astype(np.int64) // 2
-    row, column = (np.floor(fractions(bits, half=part) * side).astype(np.int64) for part in (0, 1))
+    row, column = (np.floor(to_fractions(bits, half=part) * side).astype(np.int64) for part in (0, 1))
     edges = {"upper": row - half, "lower": row + half, "left_edge": column - half, "right_edge": column + half}
     return {name: edge.clip(0, side) for name, edge in edges.items()}
 
 
 @lru_cache(maxsize=4)
-def symmetric_beta(alpha: float) -> NDArray[np.float64]:
+def beta_quantiles(alpha: float) -> NDArray[np.float64]:
     """Return 65,536 quantiles of Beta(alpha, alpha): the midpoints of equally likely intervals.
 
     A draw is one of them. They are computed by bisection of the distribution function, so that a draw takes a fixed
@@ -79,7 +79,7 @@ def _distribution(x: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
         return np.exp(alpha * (np.log(x) + np.log1p(-x)) - log_beta) / alpha * total
 
 
-def mixed(images_BCHW: Tensor, partners_BCHW: Tensor, draws: dict[str, Tensor]) -> Tensor:
+def mix_images(images_BCHW: Tensor, partners_BCHW: Tensor, draws: dict[str, Tensor]) -> Tensor:
     """Mix floating-point images, normalised or not, with their partners, by the draws of `draw_mixing`."""
     blend = draws["blend"].to(images_BCHW.dtype).view(-1, 1, 1, 1)
     blended = torch.lerp(partners_BCHW, images_BCHW, blend)
@@ -97,7 +97,7 @@ def _between(start_B: Tensor, end_B: Tensor, length: int) -> Tensor:
     return (position >= start_B.unsqueeze(1)) & (position < end_B.unsqueeze(1))
 
 
-def shares(labels_B: Tensor, partners_B: Tensor, share_B: Tensor, *, num_classes: int) -> Tensor:
+def mix_labels(labels_B: Tensor, partners_B: Tensor, share_B: Tensor, *, num_classes: int) -> Tensor:
     """Return soft labels (B, K) in `share_B`'s dtype: `share_B` at a label's class, the rest at its partner's class."""
     classes = torch.arange(num_classes, device=labels_B.device)  # F.one_hot reads values: a host synchronisation
     own, other = ((each.unsqueeze(1) == classes).to(share_B.dtype) for each in (labels_B, partners_B))

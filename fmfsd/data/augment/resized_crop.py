@@ -11,28 +11,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmfsd.data.sampling import fractions
+from fmfsd.data.sampling import to_fractions
 
-TRIES = 10
-WORDS = TRIES + 1
-SMALLEST_AREA = 0.08
-WIDEST = 4 / 3
+MAX_TRIES = 10
+VALUES_PER_SAMPLE = MAX_TRIES + 1
+MIN_AREA = 0.08
+MAX_ASPECT_RATIO = 4 / 3
 
 
-def part_draws(bits: NDArray[np.uint64], side: int) -> dict[str, NDArray[np.int64]]:
+def draw_crop_boxes(bits: NDArray[np.uint64], side: int) -> dict[str, NDArray[np.int64]]:
     """Draw crops of an image of `side` pixels, from VALUES_PER_SAMPLE random values per sample.
 
     Return `part_top`, `part_left`, `part_height` and `part_width`: the first of ten random crops that fits, as in
     torchvision, or the whole image if none fits.
     """
-    area = side**2 * (SMALLEST_AREA + (1 - SMALLEST_AREA) * fractions(bits[:, :TRIES], half=0))
-    aspect_ratio = np.exp(math.log(WIDEST) * (2 * fractions(bits[:, :TRIES], half=1) - 1))
+    area = side**2 * (MIN_AREA + (1 - MIN_AREA) * to_fractions(bits[:, :MAX_TRIES], half=0))
+    aspect_ratio = np.exp(math.log(MAX_ASPECT_RATIO) * (2 * to_fractions(bits[:, :MAX_TRIES], half=1) - 1))
     widths, heights = np.rint(np.sqrt(area * aspect_ratio)), np.rint(np.sqrt(area / aspect_ratio))
     fits = (widths <= side) & (heights <= side) & (widths > 0) & (heights > 0)
     rows, first = np.arange(len(bits)), fits.argmax(axis=1)
     width, height = (np.where(fits.any(axis=1), each[rows, first], side) for each in (widths, heights))
     top, left = (
-        np.floor(fractions(bits[:, TRIES], half=half) * (side - length + 1))
+        np.floor(to_fractions(bits[:, MAX_TRIES], half=half) * (side - length + 1))
         for half, length in ((0, height), (1, width))
     )
     boxes = {"part_top": top, "part_left": left, "part_height": height, "part_width": width}

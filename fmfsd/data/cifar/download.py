@@ -13,14 +13,14 @@ from fmfsd.data.image_files.file_types import HTML, detect_file_type
 from fmfsd.errors import CheckError, Problem
 from fmfsd.system.atomic_files import flush_to_disk
 from fmfsd.system.file_locks import wait_for_lock
-from fmfsd.terminal import Report
+from fmfsd.terminal import ProgressCallback
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
 _BLOCK = 1 << 20
 
 
-def download(url: str, target: Path, *, md5: str, report: Report) -> None:
+def download(url: str, target: Path, *, md5: str, report: ProgressCallback) -> None:
     """Download `url` to `target`, unless another process has done so. An interrupted download is resumed.
 
     Raises CheckError without network, or if the MD5 sum differs.
@@ -43,7 +43,7 @@ def _get_size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _fetch_all(url: str, part: Path, report: Report) -> None:
+def _fetch_all(url: str, part: Path, report: ProgressCallback) -> None:
     """Download the rest of `part`. After a broken connection, reconnect and resume as long as that adds bytes."""
     while True:
         before = _get_size(part)
@@ -59,7 +59,7 @@ def _fetch_all(url: str, part: Path, report: Report) -> None:
                 raise
 
 
-def _fetch(url: str, part: Path, start: int, report: Report) -> None:
+def _fetch(url: str, part: Path, start: int, report: ProgressCallback) -> None:
     """Append `url` from byte `start` to `part`, or rewrite `part` if the server sends the whole file."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:

@@ -12,7 +12,7 @@ from fmfsd.data.cifar.official_files import OfficialFile, OfficialSet, compute_m
 from fmfsd.data.cifar.parquet import read_parquet
 from fmfsd.data.cifar.restricted_pickle import load_arrays
 from fmfsd.data.raw_set import RawSet, Samples
-from fmfsd.data.shards.index import SHAPE, SourceFile
+from fmfsd.data.shards.index import IMAGE_SHAPE, SourceFile
 from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _read_parquet_table(official: OfficialSet, path: Path) -> Table:
 def _check_table(pixels: Any, labels: Any, label_key: str, official: OfficialSet, where: str) -> Table:
     if problems := list(_find_contradictions(pixels, labels, label_key, len(official.classes), where)):
         raise DataError(problems)
-    return np.ascontiguousarray(pixels).reshape(-1, *SHAPE), np.asarray(labels, np.int64)
+    return np.ascontiguousarray(pixels).reshape(-1, *IMAGE_SHAPE), np.asarray(labels, np.int64)
 
 
 def _merge(tables: Sequence[Table]) -> Samples:
@@ -109,7 +109,7 @@ def _to_list(labels: Any) -> Any:
 
 def _find_contradictions(pixels: Any, labels: Any, label_key: str, num_classes: int, where: str) -> Iterator[Problem]:
     is_table = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 2
-    if not is_table or pixels.shape[1] != np.prod(SHAPE) or not len(pixels):
+    if not is_table or pixels.shape[1] != np.prod(IMAGE_SHAPE) or not len(pixels):
         yield Problem(where, f"'data': expected rows of 3072 bytes, found {_describe(pixels)}")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         yield Problem(

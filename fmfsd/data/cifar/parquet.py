@@ -11,7 +11,7 @@ from PIL import Image
 
 from fmfsd.data.image_files.decode import FORMATS
 from fmfsd.data.image_files.thread_map import map_in_threads
-from fmfsd.data.shards.index import SHAPE
+from fmfsd.data.shards.index import IMAGE_SHAPE
 from fmfsd.errors import CheckError, DataError, Problem
 
 IMAGES = "img"
@@ -39,7 +39,7 @@ def read_parquet(path: Path, label_column: str) -> tuple[NDArray[np.uint8], list
     rows = list(map_in_threads(_decode, table[IMAGES].to_pylist()))
     if wrong := [f"image {number} {row}" for number, row in enumerate(rows) if isinstance(row, str)]:
         raise DataError([Problem(str(path), message) for message in wrong[:10]])
-    return np.array(rows, np.uint8).reshape(-1, int(np.prod(SHAPE))), table[label_column].to_pylist()
+    return np.array(rows, np.uint8).reshape(-1, int(np.prod(IMAGE_SHAPE))), table[label_column].to_pylist()
 
 
 def _decode(image: Any) -> NDArray[np.uint8] | str:
@@ -49,4 +49,6 @@ def _decode(image: Any) -> NDArray[np.uint8] | str:
             pixels = np.asarray(file.convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # decoders raise nearly anything for damaged data
         return f"can't be decoded: {str(error) or type(error).__name__}"
-    return pixels if pixels.shape == SHAPE else f"has {pixels.shape[2]} x {pixels.shape[1]} pixels, expected 32 x 32"
+    return (
+        pixels if pixels.shape == IMAGE_SHAPE else f"has {pixels.shape[2]} x {pixels.shape[1]} pixels, expected 32 x 32"
+    )

@@ -9,7 +9,7 @@ from PIL import features
 from fmfsd.data.image_files.file_types import AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP, detect_file_type
 from fmfsd.data.image_files.thread_map import map_in_threads
 from fmfsd.errors import Problem
-from fmfsd.terminal import Report
+from fmfsd.terminal import ProgressCallback
 
 log = logging.getLogger(__name__)
 TYPES = {
@@ -28,7 +28,7 @@ _INTERCHANGEABLE = {PNG, JPEG}
 """ImageNet has PNG images with JPEG extensions, which all tools read."""
 
 
-def find_wrong_types(paths: Sequence[Path], report: Report) -> dict[Path, Problem]:
+def find_wrong_types(paths: Sequence[Path], report: ProgressCallback) -> dict[Path, Problem]:
     """Return the files whose type does not match their extension, or that can't be read."""
     wrong, mismatched = dict[Path, Problem](), list[Path]()
     for done, (path, detected) in enumerate(zip(paths, map_in_threads(_detect, paths), strict=True), 1):

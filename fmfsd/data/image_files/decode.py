@@ -22,7 +22,7 @@ _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-def decoded(file: Path | BinaryIO, side: int) -> NDArray[np.uint8]:
+def decode_image(file: Path | BinaryIO, side: int) -> NDArray[np.uint8]:
     """Decode the image in `file` (its first frame) and return its central square, resized, as (3, side, side) uint8."""
     with Image.open(file, formats=FORMATS) as image:
         image.load()

@@ -22,7 +22,7 @@ _Folder = tuple[str, frozenset[str]]
 
 
 @dataclass
-class Search:
+class ImageSearch:
     """A search of folders, which also collects dangling links, problems and skipped files."""
 
     dangling: dict[Path, Problem] = field(default_factory=dict)

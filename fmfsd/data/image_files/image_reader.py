@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmfsd.data.image_files.decode import decoded
+from fmfsd.data.image_files.decode import decode_image
 from fmfsd.data.image_files.source_files import FileState
 from fmfsd.data.image_files.thread_map import map_in_threads
 from fmfsd.data.raw_set import FileImages, Images
@@ -48,7 +48,7 @@ def _read_file(source: tuple[Path, int]) -> tuple[bytes, FileState | None, Probl
     try:
         with path.open("rb") as file:
             state = FileState.read(file)
-            return decoded(file, side).tobytes(), state, None
+            return decode_image(file, side).tobytes(), state, None
     except Exception as error:  # decoders raise nearly anything for damaged files
         problem = Problem(str(path), f"can't be decoded: {str(error) or type(error).__name__}")
         return bytes(3 * side * side), state, problem

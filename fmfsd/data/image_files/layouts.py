@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmfsd.config.names import FOLDER_LAYOUT
-from fmfsd.data.image_files.find_images import SUFFIXES, Search, describe_dangling, is_dangling, is_folder
+from fmfsd.data.image_files.find_images import SUFFIXES, ImageSearch, describe_dangling, is_dangling, is_folder
 from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)
@@ -17,14 +17,14 @@ SPLIT_NAMES = {"train": "train", "test": "test", "val": "valid", "valid": "valid
 ANNOTATIONS = "val_annotations.txt"
 """File in Tiny ImageNet's val folder: an image name and its class per line, tab-separated; images are in val/images."""
 IMAGES = "images"
-SHOWN = 10
+MAX_LISTED = 10
 """Maximum number of names that are listed in a message."""
 
 Classes = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitFiles:
     """One split: files, ordered by class and name, and the class number of each."""
 
     paths: list[Path]
@@ -32,11 +32,11 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageListing:
     """The images of a folder; `classes` are sorted. `splits` are train, test and, if there is one, valid."""
 
     classes: tuple[str, ...]
-    splits: dict[str, Part]
+    splits: dict[str, SplitFiles]
     dangling: dict[Path, Problem]
     """Images that are links whose targets do not exist."""
 
@@ -48,9 +48,9 @@ class _Split:
     num_unlabelled: int = 0
 
 
-def list_images(root: Path) -> Listing:
+def list_images(root: Path) -> ImageListing:
     """Return the images below `root`. Raises DataError with all problems of their folders."""
-    search = Search()
+    search = ImageSearch()
     folders = _split_folders(root, search)
     train = _read_split(folders["train"], search, train_classes=())
     others = {
@@ -63,10 +63,12 @@ def list_images(root: Path) -> Listing:
     if problems := [*search.problems, *_check_classes(splits.values()), *_check_same_classes(splits)]:
         raise DataError(problems)
     classes = sorted(train.classes)
-    return Listing(tuple(classes), {name: _to_part(split, classes) for name, split in splits.items()}, search.dangling)
+    return ImageListing(
+        tuple(classes), {name: _to_part(split, classes) for name, split in splits.items()}, search.dangling
+    )
 
 
-def _split_folders(root: Path, search: Search) -> dict[str, Path]:
+def _split_folders(root: Path, search: ImageSearch) -> dict[str, Path]:
     """Return the folder of each split. Raises DataError unless there are train and test or valid, one folder each."""
     folders: dict[str, list[Path]] = {}
     for entry in search.list_entries(root):
@@ -89,7 +91,7 @@ def _check_splits(root: Path, folders: Mapping[str, Sequence[Path]]) -> Iterator
             yield Problem(str(root), f"has {names}, which are folders of the same split: remove all but one")
 
 
-def _read_split(folder: Path, search: Search, *, train_classes: Collection[str]) -> _Split:
+def _read_split(folder: Path, search: ImageSearch, *, train_classes: Collection[str]) -> _Split:
     """Return the images in `folder` by class; `train_classes` are the classes of the training split."""
     entries = search.list_entries(folder)
     subfolders = [Path(entry.path) for entry in entries if is_folder(entry)]
@@ -103,7 +105,7 @@ def _read_split(folder: Path, search: Search, *, train_classes: Collection[str])
     return _Split(folder, _group_by_class(subfolders, search))
 
 
-def _group_by_class(folders: Sequence[Path], search: Search) -> Classes:
+def _group_by_class(folders: Sequence[Path], search: ImageSearch) -> Classes:
     classes: Classes = {}
     for folder in folders:
         images = search.find_images(folder)
@@ -124,7 +126,7 @@ def _describe_missing_images(folder: Path) -> str:
     return f"a class folder without images: no file name in it ends in {', '.join(SUFFIXES)}"
 
 
-def _read_annotations(path: Path, images: Sequence[Path], search: Search) -> Classes:
+def _read_annotations(path: Path, images: Sequence[Path], search: ImageSearch) -> Classes:
     """Return `images` by class, according to the annotations in `path`."""
     lines = (line.split("\t") for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip())
     class_of = {line[0]: _normalize_name(line[1]) for line in lines if len(line) > 1}
@@ -187,11 +189,11 @@ def _check_same_classes(splits: Mapping[str, _Split]) -> Iterator[Problem]:
 
 
 def join_some(names: Collection[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(sorted(names)[:SHOWN])}{more}"
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{', '.join(sorted(names)[:MAX_LISTED])}{more}"
 
 
-def _log_skipped(root: Path, search: Search) -> None:
+def _log_skipped(root: Path, search: ImageSearch) -> None:
     if search.junk:
         counts = Counter(path.rpartition("/")[2] for path in search.junk)
         found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
@@ -201,6 +203,6 @@ def _log_skipped(root: Path, search: Search) -> None:
         log.warning(message, root, ", ".join(SUFFIXES), search.num_others)
 
 
-def _to_part(split: _Split, classes: Sequence[str]) -> Part:
+def _to_part(split: _Split, classes: Sequence[str]) -> SplitFiles:
     labelled = [(path, label) for label, name in enumerate(classes) for path in split.classes[name]]
-    return Part([path for path, _ in labelled], [label for _, label in labelled])
+    return SplitFiles([path for path, _ in labelled], [label for _, label in labelled])

@@ -13,7 +13,7 @@ from fmfsd.data.image_files.layouts import join_some
 from fmfsd.data.image_files.thread_map import map_in_threads
 from fmfsd.data.shards.index import SourceFile
 from fmfsd.errors import DataError, Problem
-from fmfsd.system.atomic_files import read_json, write_whole
+from fmfsd.system.atomic_files import read_json, write_atomic
 
 RECORD = "images.json"
 FORMAT = 1
@@ -43,7 +43,7 @@ States = Mapping[str, FileState]
 def write_record(folder: Path, states: States) -> None:
     """Write `states` next to the shards of the set in `folder`."""
     content = {"format": FORMAT, "images": {name: astuple(state) for name, state in states.items()}}
-    write_whole(folder / RECORD, json.dumps(content, separators=(",", ":")), durable=False)
+    write_atomic(folder / RECORD, json.dumps(content, separators=(",", ":")), durable=False)
 
 
 def read_record(folder: Path) -> dict[str, FileState]:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmfsd.config.schema import DataConfig
-from fmfsd.data.augment.augmentation import STEP_NAMES, Draws, Recipe
-from fmfsd.data.augment.autoaugment import Schedule
-from fmfsd.data.augment.crop_flip import Normalise, centre
-from fmfsd.data.augment.mixup_cutmix import mixed, shares
+from fmfsd.data.augment.augmentation import STEP_NAMES, Augmentation, Draws
+from fmfsd.data.augment.autoaugment import AutoAugmentSchedule
+from fmfsd.data.augment.crop_flip import Normalise, centre_crop
+from fmfsd.data.augment.mixup_cutmix import mix_images, mix_labels
 from fmfsd.data.loading.shards_in_memory import Shards
-from fmfsd.data.sampling import shard_epoch
+from fmfsd.data.sampling import draw_shard_epoch
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class EpochTable:
 
     sample: Tensor
     """Indices of the worker's samples."""
-    stored: Callable[[int], Tensor]
+    read_images: Callable[[int], Tensor]
     """Returns a micro-step's images as they are stored."""
     draws: dict[str, Tensor]
     """Random draws for augmentation, by name."""
-    schedules: list[Schedule] = field(default_factory=list)
+    schedules: list[AutoAugmentSchedule] = field(default_factory=list)
     """The steps of AutoAugment."""
     partners: "EpochTable | None" = None
     """The partners with which samples are mixed, with their own draws."""
@@ -44,16 +44,16 @@ class TrainBatches:
     def __init__(self, shards: Shards, data: DataConfig, *, seed: int, per_shard: int, dtype: torch.dtype) -> None:
         self.shards, self.data, self.seed, self.per_shard = shards, data, seed, per_shard
         self._device = shards.labels.device
-        self._augmentation = Recipe(data, shards.side, self._device)
+        self._augmentation = Augmentation(data, shards.side, self._device)
         self._normalise = Normalise(*data.channel_statistics, dtype, self._device)
-        self._made: tuple[int, EpochTable] | None = None
+        self._cached_table: tuple[int, EpochTable] | None = None
 
-    def at(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
+    def load_batch(self, epoch: int, micro_step: int) -> tuple[Tensor, Tensor]:
         """Return images (b, 3, H, W) of `dtype` and labels, b = the worker's shards * per_shard.
 
         Labels are class numbers (b,) or, with MixUp or CutMix, soft labels (b, K) of `dtype`.
         """
-        table = self.table(epoch)
+        table = self.epoch_table(epoch)
         images, labels = self._augment(table, micro_step)
         if table.partners is None:
             return images, labels
@@ -61,19 +61,19 @@ class TrainBatches:
         draws = {name: values[micro_step] for name, values in table.draws.items()}
         share = draws["share"].to(images.dtype)
         return (
-            mixed(images, other_images, draws),
-            shares(labels, other_labels, share, num_classes=self.data.num_classes),
+            mix_images(images, other_images, draws),
+            mix_labels(labels, other_labels, share, num_classes=self.data.num_classes),
         )
 
     def ids(self, epoch: int, micro_step: int) -> Tensor:
         """Return the ids (positions in the official files) of the samples of a micro-batch."""
-        return self.shards.ids.index_select(0, self.table(epoch).sample[micro_step])
+        return self.shards.ids.index_select(0, self.epoch_table(epoch).sample[micro_step])
 
-    def table(self, epoch: int) -> EpochTable:
+    def epoch_table(self, epoch: int) -> EpochTable:
         """Return the epoch's table; it is built once per epoch."""
-        if self._made is None or self._made[0] != epoch:
-            self._made = epoch, self._build_table(epoch)
-        return self._made[1]
+        if self._cached_table is None or self._cached_table[0] != epoch:
+            self._cached_table = epoch, self._build_table(epoch)
+        return self._cached_table[1]
 
     def close(self) -> None:
         self.shards.close()
@@ -81,15 +81,15 @@ class TrainBatches:
     def _augment(self, table: EpochTable, micro_step: int) -> tuple[Tensor, Tensor]:
         indices = table.sample[micro_step]
         draws = {name: values[micro_step] for name, values in table.draws.items()}
-        images = self._augmentation.applied(table.stored(micro_step), draws, table.schedules, micro_step)
+        images = self._augmentation.apply(table.read_images(micro_step), draws, table.schedules, micro_step)
         return self._normalise(images), self.shards.labels.index_select(0, indices)
 
     def _build_table(self, epoch: int) -> EpochTable:
         starts = np.cumsum([0, *self.shards.sizes[:-1]])
         draws_by_shard = []
         for start, number, size in zip(starts, self.shards.numbers, self.shards.sizes, strict=True):
-            order = shard_epoch(self.seed, epoch, number, size)
-            draws = self._augmentation.drawn(self.seed, epoch, number, order)
+            order = draw_shard_epoch(self.seed, epoch, number, size)
+            draws = self._augmentation.draw(self.seed, epoch, number, order)
             draws_by_shard.append({"sample": start + order.permutation, **draws})
         partners = None
         if self._augmentation.mixes:
@@ -109,8 +109,8 @@ class TrainBatches:
 
         steps = [name for name in STEP_NAMES if name in draws_by_shard[0]]
         draws = {name: on_device(name) for name in draws_by_shard[0] if name not in ("sample", *steps)}
-        schedules = [Schedule.of(rows(name).astype(np.int64), self._device) for name in steps]
-        stored = self.shards.in_order(torch.from_numpy(rows("sample")))
+        schedules = [AutoAugmentSchedule.from_operations(rows(name).astype(np.int64), self._device) for name in steps]
+        stored = self.shards.batch_reader(torch.from_numpy(rows("sample")))
         return EpochTable(on_device("sample"), stored, draws, schedules, partners)
 
 
@@ -133,7 +133,7 @@ class EvaluationBatches:
         self._normalise = Normalise(*data.channel_statistics, dtype, shards.labels.device)
         indices = torch.arange(len(shards.labels))
         self._rows = [slice(start, start + batch) for start in range(0, largest_part, batch)]
-        self._read_images = shards.in_order([indices[rows] for rows in self._rows])
+        self._read_images = shards.batch_reader([indices[rows] for rows in self._rows])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -142,13 +142,13 @@ class EvaluationBatches:
     def device(self) -> torch.device:
         return self.shards.labels.device
 
-    def stored(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def load_raw_batch(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return a batch without normalisation: uint8 images of the network's input size, labels and ids."""
         rows = self._rows[number]
-        return centre(self._read_images(number), self._side), self.shards.labels[rows], self.shards.ids[rows]
+        return centre_crop(self._read_images(number), self._side), self.shards.labels[rows], self.shards.ids[rows]
 
-    def at(self, number: int) -> tuple[Tensor, Tensor]:
-        images, labels, _ = self.stored(number)
+    def load_batch(self, number: int) -> tuple[Tensor, Tensor]:
+        images, labels, _ = self.load_raw_batch(number)
         return self._normalise(images), labels
 
     def close(self) -> None:

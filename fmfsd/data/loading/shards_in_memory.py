@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fmfsd.data.shards.index import SetIndex, ShardFile
-from fmfsd.data.shards.shard_file import OpenShard
-from fmfsd.data.shards.storage import MOST_READERS, STAGED_BYTES
+from fmfsd.data.shards.shard_file import ShardReader
+from fmfsd.data.shards.storage import MAX_READERS, STAGING_BYTES
 from fmfsd.system.cpu_count import usable_cores
 
 CPU = torch.device("cpu")
-Order = Tensor | Sequence[Tensor]
+BatchOrder = Tensor | Sequence[Tensor]
 """Batches of sample indices, on the CPU."""
 
 
@@ -42,11 +42,11 @@ class Shards(Protocol):
     @property
     def side(self) -> int: ...
 
-    def rows(self, indices: Tensor) -> Tensor:
+    def read_images(self, indices: Tensor) -> Tensor:
         """Return the images with these indices, in this order, on the device of the labels."""
         ...
 
-    def in_order(self, order: Order) -> Callable[[int], Tensor]:
+    def batch_reader(self, order: BatchOrder) -> Callable[[int], Tensor]:
         """Return a function of n that returns `read_images(order[n])`; it is fastest if n increases by one per call."""
         ...
 
@@ -54,7 +54,7 @@ class Shards(Protocol):
 
 
 @dataclass(frozen=True)
-class OwnShards:
+class ShardsInMemory:
     """Shards whose images are in memory, on the CPU or on a GPU."""
 
     images: Tensor
@@ -67,18 +67,20 @@ class OwnShards:
     def side(self) -> int:
         return self.images.shape[-1]
 
-    def rows(self, indices: Tensor) -> Tensor:
+    def read_images(self, indices: Tensor) -> Tensor:
         return self.images.index_select(0, indices.to(self.images.device))
 
-    def in_order(self, order: Order) -> Callable[[int], Tensor]:
+    def batch_reader(self, order: BatchOrder) -> Callable[[int], Tensor]:
         indices = order.to(self.images.device) if isinstance(order, Tensor) else order
-        return lambda n: self.rows(indices[n])
+        return lambda n: self.read_images(indices[n])
 
     def close(self) -> None:
         pass
 
 
-def own_part(index: SetIndex, split: str, *, rank: int, world_size: int) -> tuple[range, Sequence[ShardFile]]:
+def select_worker_shards(
+    index: SetIndex, split: str, *, rank: int, world_size: int
+) -> tuple[range, Sequence[ShardFile]]:
     """Return the numbers and files of the shards of worker `rank`; `world_size` must divide the number of shards."""
     files = index.splits[split]
     share = len(files) // world_size
@@ -87,15 +89,15 @@ def own_part(index: SetIndex, split: str, *, rank: int, world_size: int) -> tupl
     return numbers, files[numbers.start : numbers.stop]
 
 
-def load_own_shards(
+def load_worker_shards(
     index: SetIndex, split: str, *, rank: int, world_size: int, device: torch.device = CPU
-) -> OwnShards:
+) -> ShardsInMemory:
     """Load the shards of worker `rank` of `world_size` to `device`, verifying each checksum while it is read.
 
     Raises DataError for a file that is missing or differs from the index. `world_size` must divide the number of
     shards.
     """
-    numbers, files = own_part(index, split, rank=rank, world_size=world_size)
+    numbers, files = select_worker_shards(index, split, rank=rank, world_size=world_size)
     sizes = tuple(shard.samples for shard in files)
     images = torch.empty((sum(sizes), *index.shape), dtype=torch.uint8, device=device)
     labels, ids = (torch.empty(sum(sizes), dtype=torch.int64) for _ in range(2))
@@ -104,15 +106,15 @@ def load_own_shards(
         rows = slice(end - shard.samples, end)
         labels[rows], ids[rows] = _read(index, shard, images[rows])
 
-    with ThreadPoolExecutor(min(MOST_READERS, usable_cores()), "shard reader") as pool:
+    with ThreadPoolExecutor(min(MAX_READERS, usable_cores()), "shard reader") as pool:
         list(pool.map(read, files, accumulate(sizes)))
-    return OwnShards(images, labels.to(device), ids.to(device), tuple(numbers), sizes)
+    return ShardsInMemory(images, labels.to(device), ids.to(device), tuple(numbers), sizes)
 
 
 def _read(index: SetIndex, shard: ShardFile, images: Tensor) -> tuple[Tensor, Tensor]:
     """Read the shard's images into `images`, in pieces through host memory; return its labels and ids."""
-    with closing(OpenShard(index, shard)) as file:
-        head, start = file.before_images(), file.images_start
+    with closing(ShardReader(index, shard)) as file:
+        head, start = file.read_head(), file.images_start
         digest = hashlib.sha256(head)
         for piece, buffer in _staged(images.view(-1)):
             pixels = buffer.numpy().data
@@ -121,13 +123,13 @@ def _read(index: SetIndex, shard: ShardFile, images: Tensor) -> tuple[Tensor, Te
             start += len(pixels)
             piece.copy_(buffer)
         if digest.hexdigest() != shard.sha256:
-            raise file.damaged("its SHA-256 sum differs from the index")
-        labels, ids = map(torch.from_numpy, file.labels_and_ids(head))
+            raise file.damage_error("its SHA-256 sum differs from the index")
+        labels, ids = map(torch.from_numpy, file.parse_labels_and_ids(head))
         return labels, ids
 
 
 def _staged(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pieces of `values`, each with the host buffer for reading it: the piece itself if it is on the CPU."""
-    staging = torch.empty(min(STAGED_BYTES, len(values)) if values.device != CPU else 0, dtype=torch.uint8)
-    for piece in values.split(STAGED_BYTES):
+    staging = torch.empty(min(STAGING_BYTES, len(values)) if values.device != CPU else 0, dtype=torch.uint8)
+    for piece in values.split(STAGING_BYTES):
         yield piece, piece if values.device == CPU else staging[: len(piece)]

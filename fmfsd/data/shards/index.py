@@ -9,17 +9,17 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, with_config
 
-from fmfsd.config.names import DATASETS, FOLDER, STORED_SIDE
+from fmfsd.config.names import DATASETS, FOLDER, STORED_IMAGE_SIDE
 from fmfsd.config.schema import DataConfig
 from fmfsd.errors import DataError, Problem
-from fmfsd.system.atomic_files import SHARED, access_remedy, read_json, sha256, write_json
+from fmfsd.system.atomic_files import SHARED_MODE, access_remedy, read_json, sha256, write_json
 
 INDEX_FORMAT = 1
 SPLITS = ("train", "valid", "test")
 CHECKED_AT_LAUNCH_BYTES = 1 << 30
 """For sets up to this size, each launch verifies all checksums (CIFAR: 0.1 s)."""
 
-SHAPE = (3, 32, 32)
+IMAGE_SHAPE = (3, 32, 32)
 """Channels, height and width of the images of the known data sets."""
 
 
@@ -58,10 +58,10 @@ class SetIndex:
     skipped: NonNegativeInt = 0
     """Number of damaged source images that were left out."""
 
-    def samples(self, split: str) -> int:
+    def num_samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits.get(split, ()))
 
-    def largest_part(self, split: str, world_size: int) -> int:
+    def max_worker_samples(self, split: str, world_size: int) -> int:
         """Return the largest number of samples of `split` that any worker has."""
         files, share = self.splits[split], self.shards // world_size
         return max(
@@ -72,7 +72,7 @@ class SetIndex:
         return sum(shard.bytes for files in self.splits.values() for shard in files)
 
     def describe(self) -> str:
-        splits = ", ".join(f"{self.samples(split)} {split}" for split in self.splits)
+        splits = ", ".join(f"{self.num_samples(split)} {split}" for split in self.splits)
         unofficial = [source.file for source in self.sources if not source.official]
         warning = f"; not the official files: {', '.join(unofficial)}" if unofficial else ""
         skipped = f"; damaged images skipped: {self.skipped}" if self.skipped else ""
@@ -83,10 +83,10 @@ class SetIndex:
 
     def write(self) -> None:
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
-        write_json(self.folder / "index.json", {"format": INDEX_FORMAT, **content}, mode=SHARED)
+        write_json(self.folder / "index.json", {"format": INDEX_FORMAT, **content}, mode=SHARED_MODE)
 
 
-def set_folder(data: DataConfig) -> Path:
+def prepared_set_folder(data: DataConfig) -> Path:
     """Return the folder below the root of the set that `data` describes; non-default settings are part of its name."""
     assert data.root is not None, "a loaded config has a root"
     shards = "" if data.shards == DataConfig().shards else f"-shards{data.shards}"
@@ -145,12 +145,12 @@ def _find_contradictions(index: SetIndex) -> Iterator[Problem]:
 
 def _is_known(index: SetIndex) -> bool:
     if index.name == FOLDER:
-        return bool(index.classes) and index.shape in {(3, side, side) for side in STORED_SIDE.values()}
+        return bool(index.classes) and index.shape in {(3, side, side) for side in STORED_IMAGE_SIDE.values()}
     known = DATASETS.get(index.name)
-    return known is not None and len(index.classes) == known.num_classes and index.shape == SHAPE
+    return known is not None and len(index.classes) == known.num_classes and index.shape == IMAGE_SHAPE
 
 
-def damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:
+def find_damaged_files(index: SetIndex, *, checksums: bool) -> Iterator[Problem]:
     """Yield a problem for each shard file that is missing, or whose size or (with `checksums`) content is wrong."""
     remedy = f"delete {index.folder} and prepare the set again"
     shards = [shard for files in index.splits.values() for shard in files]

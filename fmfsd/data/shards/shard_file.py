@@ -17,7 +17,7 @@ from fmfsd.data.shards.index import SetIndex, ShardFile
 from fmfsd.errors import DataError, Problem
 
 
-class OpenShard:
+class ShardReader:
     """An open shard file of `index`. All methods raise DataError if the file can't be read or is damaged."""
 
     def __init__(self, index: SetIndex, shard: ShardFile) -> None:
@@ -49,28 +49,28 @@ class OpenShard:
                 raise self._size_error()
             filled += count
 
-    def announce(self, start: int, length: int) -> None:
+    def prefetch(self, start: int, length: int) -> None:
         """Let the kernel prefetch these bytes, so that a disk reads many ranges in parallel."""
         with suppress(OSError):  # not supported by some file systems
             os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
-    def before_images(self) -> bytes:
+    def read_head(self) -> bytes:
         """Read the part of the file before the images: the header, the labels and the ids."""
         head = bytearray(self.images_start)
         self.read_into(memoryview(head), 0)
         return bytes(head)
 
-    def labels_and_ids(self, head: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def parse_labels_and_ids(self, head: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Parse labels and ids from the result of `read_head`, and validate them completely."""
         try:
             labels, ids = self._parse(head)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self.damaged(f"its header is not that of a shard: {error!r}") from error
+            raise self.damage_error(f"its header is not that of a shard: {error!r}") from error
         if len(labels) and not 0 <= labels.min() <= labels.max() < self._classes:
-            raise self.damaged(f"labels from {labels.min()} to {labels.max()}, expected 0 to {self._classes - 1}")
+            raise self.damage_error(f"labels from {labels.min()} to {labels.max()}, expected 0 to {self._classes - 1}")
         return labels, ids
 
-    def damaged(self, problem: str) -> DataError:
+    def damage_error(self, problem: str) -> DataError:
         """Return the error for a damaged file."""
         return DataError([Problem(str(self.path), f"damaged: {problem}; prepare the set again")])
 
@@ -95,7 +95,7 @@ class OpenShard:
         return os.fstat(self._descriptor).st_size
 
     def _size_error(self) -> DataError:
-        return self.damaged(f"{self._size()} bytes, expected {self._bytes}")
+        return self.damage_error(f"{self._size()} bytes, expected {self._bytes}")
 
     def _read_error(self, error: OSError) -> DataError:
         return DataError([Problem(str(self.path), f"can't be read: {error}")])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from fmfsd.data.shards.index import SetIndex, ShardFile, damaged_files, read_index
+from fmfsd.data.shards.index import SetIndex, ShardFile, find_damaged_files, read_index
 from fmfsd.errors import DataError, Problem
 
 
@@ -26,7 +26,7 @@ def verify_sets(folder: Path) -> list[SetIndex]:
 
 
 def _find_problems(index: SetIndex) -> Iterator[Problem]:
-    damaged = list(damaged_files(index, checksums=True))
+    damaged = list(find_damaged_files(index, checksums=True))
     yield from damaged
     if damaged:
         return

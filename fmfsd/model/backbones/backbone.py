@@ -6,15 +6,15 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from fmfsd.model.activation_checkpointing import recomputed
-from fmfsd.tap_names import place_names
+from fmfsd.model.activation_checkpointing import checkpoint_activations
+from fmfsd.tap_names import name_taps
 
 Visit = Callable[[str, Tensor], Tensor]
 """Called with a tap point's name and map; returns the map from which the trunk continues."""
 
 
 @dataclass(frozen=True)
-class Place:
+class TapPoint:
     """A tap point, the end of a block: its stage, from 0, and the channels of its map."""
 
     name: str
@@ -45,9 +45,9 @@ class Trunk(nn.Module):
     def __init__(self, channels: Sequence[Sequence[int]], strides: Sequence[int]) -> None:
         super().__init__()
         self.strides = tuple(strides)
-        names = iter(place_names([len(counts) for counts in channels]))
-        self.places = tuple(
-            Place(next(names), stage, count) for stage, counts in enumerate(channels) for count in counts
+        names = iter(name_taps([len(counts) for counts in channels]))
+        self.tap_points = tuple(
+            TapPoint(next(names), stage, count) for stage, counts in enumerate(channels) for count in counts
         )
 
     def forward(self, images: Tensor, visit: Visit) -> Tensor:
@@ -55,15 +55,15 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     @property
-    def deepest(self) -> Place:
-        return self.places[-1]
+    def deepest(self) -> TapPoint:
+        return self.tap_points[-1]
 
-    def way(self, start: Place, end: Place) -> tuple[Step, ...]:
+    def steps_between(self, start: TapPoint, end: TapPoint) -> tuple[Step, ...]:
         """Return the steps from the shape at `start` to the shape at `end`, one for each stage that is entered.
 
         Within a stage there is no step, unless the channels differ.
         """
-        ends = {point.stage: point for point in self.places}
+        ends = {point.stage: point for point in self.tap_points}
         targets = [*(ends[stage] for stage in range(start.stage + 1, end.stage)), end]
         if start.stage == end.stage and start.channels == end.channels:
             return ()
@@ -74,7 +74,7 @@ class Trunk(nn.Module):
         )
 
 
-class Foreign(nn.Sequential):
+class ExternalLayers(nn.Sequential):
     """Layers of another package. They are not traced: their code may depend on the shape or values of their input."""
 
 
@@ -101,12 +101,12 @@ class Backbone(Trunk):
     def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map. The map that `visit` returns feeds the next block."""
         x = self.stem(images)
-        for point, block in zip(self.places, self.blocks(), strict=True):
+        for point, block in zip(self.tap_points, self.blocks(), strict=True):
             x = visit(point.name, self.run_block(block, x))
         return x
 
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        return recomputed(block, x) if self.recomputes and self.training else block(x)
+        return checkpoint_activations(block, x) if self.recomputes and self.training else block(x)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the blocks, one per tap point."""

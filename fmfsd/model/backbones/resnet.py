@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fmfsd.model.backbones.backbone import Backbone
-from fmfsd.model.backbones.stem import stem
+from fmfsd.model.backbones.stem import build_stem
 
 Block = Callable[..., nn.Module]
 
@@ -52,7 +52,7 @@ def _resnet(size: int, block: Block, counts: Sequence[int], widths: Sequence[int
         )
     ]
     channels = [[width] * count for width, count in zip(outputs, counts, strict=True)]
-    return Backbone(stem(size, widths[0]), stages, channels, strides)
+    return Backbone(build_stem(size, widths[0]), stages, channels, strides)
 
 
 def _blocks(block: Block, count: int, channels_in: int, channels: int, stride: int) -> list[nn.Module]:

@@ -12,78 +12,78 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fmfsd.model.backbones.backbone import Backbone, Foreign, Visit
+from fmfsd.model.backbones.backbone import Backbone, ExternalLayers, Visit
 
 ReadMap = Callable[[Tensor], Tensor]
 """Converts a map as the model returns it to (B, C, H, W)."""
 
 
-class View:
+class MapView:
     """Converts between a value of the graph and its map (B, C, H, W); this class is for values that are maps."""
 
-    has_more = False
+    has_extra_values = False
     """True if the value holds more than the map."""
 
-    def map_of(self, value: Tensor) -> Tensor:
+    def to_map(self, value: Tensor) -> Tensor:
         return value
 
-    def with_map(self, _value: Tensor, map_BCHW: Tensor) -> Tensor:
+    def replace_map(self, _value: Tensor, map_BCHW: Tensor) -> Tensor:
         """Return `value` with its map replaced."""
         return map_BCHW
 
 
-class ChannelsLast(View):
+class ChannelsLastView(MapView):
     """For values (B, H, W, C)."""
 
-    def map_of(self, value: Tensor) -> Tensor:
+    def to_map(self, value: Tensor) -> Tensor:
         return value.permute(0, 3, 1, 2)
 
-    def with_map(self, _value: Tensor, map_BCHW: Tensor) -> Tensor:
+    def replace_map(self, _value: Tensor, map_BCHW: Tensor) -> Tensor:
         return map_BCHW.permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
-class Tokens(View):
+class TokenView(MapView):
     """For values (B, N, C): class and register tokens, then one token per position, row by row."""
 
     num_prefix: int
     side: int
 
     @property
-    def has_more(self) -> bool:  # type: ignore[override]
+    def has_extra_values(self) -> bool:  # type: ignore[override]
         return self.num_prefix > 0
 
-    def map_of(self, value: Tensor) -> Tensor:
+    def to_map(self, value: Tensor) -> Tensor:
         return value[:, self.num_prefix :].transpose(1, 2).unflatten(2, (self.side, self.side))
 
-    def with_map(self, value: Tensor, map_BCHW: Tensor) -> Tensor:
+    def replace_map(self, value: Tensor, map_BCHW: Tensor) -> Tensor:
         tokens_BNC = map_BCHW.flatten(2).transpose(1, 2)
         return torch.cat([value[:, : self.num_prefix], tokens_BNC], dim=1) if self.num_prefix else tokens_BNC
 
 
-class CutBackbone(Backbone):
+class SplitBackbone(Backbone):
     """A model in sequential parts; `views` convert the values that they exchange to maps."""
 
     def __init__(
         self,
         stem: nn.Module,
         stages: Sequence[nn.Module],
-        views: Sequence[View],
+        views: Sequence[MapView],
         channels: Sequence[Sequence[int]],
         strides: Sequence[int],
     ) -> None:
         super().__init__(stem, [[stage] for stage in stages], channels, strides)
         self._views = tuple(views)
-        self.passes_maps_only = not any(view.has_more for view in views)
+        self.passes_maps_only = not any(view.has_extra_values for view in views)
 
     def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map. The map that `visit` returns replaces the map in the input of the next part."""
         value = self.stem(images)
-        for point, view, block in zip(self.places, self._views, self.blocks(), strict=True):
+        for point, view, block in zip(self.tap_points, self._views, self.blocks(), strict=True):
             value = self.run_block(block, value)
-            map_BCHW = view.map_of(value)
+            map_BCHW = view.to_map(value)
             x = visit(point.name, map_BCHW)
-            value = value if x is map_BCHW else view.with_map(value, x)
+            value = value if x is map_BCHW else view.replace_map(value, x)
         return x
 
 
@@ -92,7 +92,7 @@ class Cut:
     """A cut behind the node of this name in the model's graph; `view` converts the node's value to a map."""
 
     node: str
-    view: View
+    view: MapView
 
 
 def find_cuts(model: nn.Module, images: Tensor, count: int, read: ReadMap) -> list[Cut]:
@@ -106,10 +106,10 @@ def find_cuts(model: nn.Module, images: Tensor, count: int, read: ReadMap) -> li
     values = _values(model, graph, images)
     candidates = [list(_candidates(end, values, read)) for end in _returned(graph)[-count:]]
     cuts = [Cut(node.name, view) for node, view in _chain(_images(graph), candidates) or []]
-    return cuts if _share_nothing(parts_between(model, cuts)) else []
+    return cuts if _share_nothing(split_at(model, cuts)) else []
 
 
-def parts_between(model: nn.Module, cuts: Sequence[Cut]) -> list[Foreign]:
+def split_at(model: nn.Module, cuts: Sequence[Cut]) -> list[ExternalLayers]:
     """Return the layers up to the first cut, and from each cut to the next.
 
     `cuts` were found on a model of the same architecture.
@@ -157,7 +157,7 @@ def _values(model: nn.Module, graph: fx.Graph, images: Tensor) -> Mapping[fx.Nod
     return {_images(graph): images, **dict(zip(nodes, outputs, strict=True))}
 
 
-def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: ReadMap) -> Iterator[tuple[fx.Node, View]]:
+def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: ReadMap) -> Iterator[tuple[fx.Node, MapView]]:
     """Go back from a map's node while values are only rearranged; yield the nodes whose values contain the map."""
     node: Any = end
     while isinstance(node, fx.Node) and isinstance(value := values[node], Tensor):
@@ -166,7 +166,7 @@ def _candidates(end: fx.Node, values: Mapping[fx.Node, Any], read: ReadMap) -> I
             return
         map_BCHW = read(fx.GraphModule({}, rearrange)(values[_images(end.graph)], _numbered(value)))
         yield from (
-            (node, view) for view in _views(value, map_BCHW) if torch.equal(view.map_of(_numbered(value)), map_BCHW)
+            (node, view) for view in _views(value, map_BCHW) if torch.equal(view.to_map(_numbered(value)), map_BCHW)
         )
         node = node.args[0] if node.op in ("call_function", "call_method") and node.args else None
 
@@ -176,18 +176,20 @@ def _numbered(value: Tensor) -> Tensor:
     return torch.arange(value.numel(), dtype=torch.float64, device="cpu").view(value.shape) - value.numel() // 2
 
 
-def _views(value: Tensor, map_BCHW: Tensor) -> Iterator[View]:
+def _views(value: Tensor, map_BCHW: Tensor) -> Iterator[MapView]:
     """Yield the views that can convert a value of this shape to a map of that shape."""
     _, channels, height, width = map_BCHW.shape
     if value.shape[1:] == (channels, height, width):
-        yield View()
+        yield MapView()
     if value.shape[1:] == (height, width, channels):
-        yield ChannelsLast()
+        yield ChannelsLastView()
     if value.dim() == 3 and value.shape[2] == channels and value.shape[1] >= height * width:
-        yield Tokens(value.shape[1] - height * width, height)
+        yield TokenView(value.shape[1] - height * width, height)
 
 
-def _chain(start: fx.Node, candidates: Sequence[Sequence[tuple[fx.Node, View]]]) -> list[tuple[fx.Node, View]] | None:
+def _chain(
+    start: fx.Node, candidates: Sequence[Sequence[tuple[fx.Node, MapView]]]
+) -> list[tuple[fx.Node, MapView]] | None:
     """Return one candidate per map, each computed only from the previous one, or None if there is no such chain."""
     if not candidates:
         return []
@@ -219,13 +221,13 @@ def _subgraph(starts: Sequence[fx.Node], ends: fx.Node | tuple[fx.Node, ...]) ->
     return graph
 
 
-def _part(model: nn.Module, start: fx.Node, end: fx.Node) -> Foreign:
+def _part(model: nn.Module, start: fx.Node, end: fx.Node) -> ExternalLayers:
     """Return the layers as a sequence if they run one after another, else as a graph module."""
     graph = _subgraph([start], end)
     source, *steps, _ = graph.nodes
     if all(step.op == "call_module" and step.args == (before,) for before, step in pairwise([source, *steps])):
-        return Foreign(*(model.get_submodule(step.target) for step in steps))
-    return Foreign(fx.GraphModule(model, graph))
+        return ExternalLayers(*(model.get_submodule(step.target) for step in steps))
+    return ExternalLayers(fx.GraphModule(model, graph))
 
 
 def _share_nothing(parts: Sequence[nn.Module]) -> bool:

@@ -3,17 +3,17 @@
 from torch import nn
 
 
-def stem(size: int, channels: int) -> nn.Sequential:
+def build_stem(size: int, channels: int) -> nn.Sequential:
     """Return the stem for images of 32, 64 or 224 pixels.
 
     32: a 3x3 convolution at full resolution; 64: the same with stride 2; 224: the ImageNet stem, a 7x7 convolution with
     stride 2 and max-pooling. The maps of the first stage then have a side of 32, 32 or 56 pixels.
     """
-    convolution, *pooling = bare_stem(size, channels)
+    convolution, *pooling = build_bare_stem(size, channels)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), *pooling)
 
 
-def bare_stem(size: int, channels: int) -> nn.Sequential:
+def build_bare_stem(size: int, channels: int) -> nn.Sequential:
     """Return the stem without batch norm and ReLU, for blocks that start with them."""
     if size == 224:
         return nn.Sequential(_convolution(channels, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1))

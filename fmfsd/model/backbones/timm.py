@@ -17,12 +17,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmfsd.errors import ConfigError
-from fmfsd.model.backbones.backbone import Foreign, Trunk, Visit
-from fmfsd.model.backbones.split import Cut, CutBackbone, find_cuts, parts_between
-from fmfsd.model.backbones.timm_weights import ChannelStatistics, channel_statistics, pretrained_config
+from fmfsd.model.backbones.backbone import ExternalLayers, Trunk, Visit
+from fmfsd.model.backbones.split import Cut, SplitBackbone, find_cuts, split_at
+from fmfsd.model.backbones.timm_weights import ChannelStatistics, load_channel_statistics, load_pretrained_config
 from fmfsd.pretrained_names import HUB
 
-MOST_STAGES = 4
+MAX_STAGES = 4
 Shape = tuple[int, int]
 """Channels of a map, and its side in pixels."""
 
@@ -34,13 +34,13 @@ class MapsBackbone(Trunk):
         self, model: nn.Module, channels: Sequence[Sequence[int]], strides: Sequence[int], *, channels_last: bool
     ) -> None:
         super().__init__(channels, strides)
-        self.model = Foreign(model)
+        self.model = ExternalLayers(model)
         self._channels_last = channels_last
 
     def forward(self, images: Tensor, visit: Visit = lambda _name, x: x) -> Tensor:
         """(B, 3, H, W) -> the last map."""
         maps = self.model(images)
-        for number, point in enumerate(self.places, -len(self.places)):
+        for number, point in enumerate(self.tap_points, -len(self.tap_points)):
             x = maps[number].permute(0, 3, 1, 2) if self._channels_last else maps[number]
             x = visit(point.name, x)
         return x
@@ -58,17 +58,17 @@ def timm_backbone(name: str, size: int, *, pretrained: bool | str) -> Trunk:
     with torch.device("meta"):
         meta_model = _build_model(timm, name, size, pretrained=False)
         shapes = _shapes(name, meta_model, size)
-        cuts = find_cuts(meta_model, torch.empty(2, 3, size, size), MOST_STAGES + 1, partial(_as_map, meta_model))
+        cuts = find_cuts(meta_model, torch.empty(2, 3, size, size), MAX_STAGES + 1, partial(_as_map, meta_model))
         _require_usable(name, _trunk(meta_model, cuts, shapes, size), size)
     return _trunk(_build_model(timm, name, size, pretrained=pretrained), cuts, shapes, size)
 
 
-def statistics_of_weights(name: str, *, pretrained: bool | str) -> ChannelStatistics:
+def load_weight_statistics(name: str, *, pretrained: bool | str) -> ChannelStatistics:
     """Return the channel statistics that the weights of timm's model `name` were trained with. Raises ConfigError."""
     timm = _import_timm(name)
     _require_known(timm, name, pretrained=False)
     try:
-        statistics = channel_statistics(timm, name, pretrained)
+        statistics = load_channel_statistics(timm, name, pretrained)
     except Exception as error:  # from any package that timm uses
         raise _config_error(name, f"has no weights to read statistics from ({_first_line(error)})") from error
     if statistics is None:
@@ -115,7 +115,7 @@ def _create_model(timm: Any, name: str, size: int, *, pretrained: bool | str) ->
     """Create timm's model, without dropout and drop path if it has arguments for them."""
     create = partial(timm.create_model, name, pretrained=bool(pretrained), features_only=True)
     if isinstance(pretrained, str):
-        create = partial(create, pretrained_cfg=pretrained_config(timm, name, pretrained))
+        create = partial(create, pretrained_cfg=load_pretrained_config(timm, name, pretrained))
     sized = {"img_size": size} if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False) else {}
     for no_dropout in ({"drop_rate": 0.0, "drop_path_rate": 0.0}, {"drop_rate": 0.0}):
         try:
@@ -152,7 +152,7 @@ def _split_norm(norm: Any) -> nn.Sequential:
 def _shapes(name: str, model: nn.Module, size: int) -> list[Shape]:
     """Return the shapes of the last maps. Raises ConfigError if they are not usable."""
     try:
-        maps = model(torch.empty(2, 3, size, size))[-MOST_STAGES:]
+        maps = model(torch.empty(2, 3, size, size))[-MAX_STAGES:]
     except Exception as error:  # from any layer
         raise _config_error(
             name, f"does not accept images of {size} pixels ({_first_line(error)}): set data.size"
@@ -194,10 +194,10 @@ def _trunk(model: nn.Module, cuts: Sequence[Cut], shapes: Sequence[Shape], size:
     channels = [[count] for count, _ in shapes]
     if not cuts:
         return MapsBackbone(model, channels, strides, channels_last=_is_channels_last(model))
-    before, stages = [Foreign()] * (len(cuts) == len(shapes)), parts_between(model, cuts)
+    before, stages = [ExternalLayers()] * (len(cuts) == len(shapes)), split_at(model, cuts)
     stem, *stages = *before, *stages
     views = [cut.view for cut in cuts[-len(shapes) :]]
-    return CutBackbone(stem, stages, views, channels, strides)
+    return SplitBackbone(stem, stages, views, channels, strides)
 
 
 def _require_usable(name: str, trunk: Trunk, size: int) -> None:

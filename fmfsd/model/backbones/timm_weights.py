@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fmfsd.pretrained_names import FOLDER, HUB, read_weights_config
 
-OF_THE_HEAD = ("num_classes", "global_pool")
+HEAD_ARGUMENTS = ("num_classes", "global_pool")
 """Model arguments that only affect the classifier."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")
 PerChannel = tuple[float, float, float]
@@ -18,7 +18,7 @@ class ChannelStatistics(NamedTuple):
     std: PerChannel
 
 
-def pretrained_config(timm: Any, name: str, source: bool | str) -> Any:
+def load_pretrained_config(timm: Any, name: str, source: bool | str) -> Any:
     """Return timm's PretrainedCfg for the weights of its model `name`, or None; `source` is model.pretrained.
 
     Raises ValueError if the weights of `source` are missing, or are of another architecture.
@@ -35,9 +35,9 @@ def pretrained_config(timm: Any, name: str, source: bool | str) -> Any:
     return timm.models.PretrainedCfg(**config)
 
 
-def channel_statistics(timm: Any, name: str, source: bool | str) -> ChannelStatistics | None:
+def load_channel_statistics(timm: Any, name: str, source: bool | str) -> ChannelStatistics | None:
     """Return the statistics that the weights were trained with, or None. Raises as `load_pretrained_config`."""
-    config = pretrained_config(timm, name, source)
+    config = load_pretrained_config(timm, name, source)
     if config is None:
         return None
     return ChannelStatistics(*(tuple(map(float, values)) for values in (config.mean, config.std)))  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def _require_same(name: str, architecture: str, changes: Any) -> None:
     expected = name.split(".")[0]
     if architecture.split(".")[0] != expected:
         raise ValueError(f"its weights are for {architecture}, not for {expected}: set model.backbone")
-    changes = {key: value for key, value in (changes or {}).items() if key not in OF_THE_HEAD}
+    changes = {key: value for key, value in (changes or {}).items() if key not in HEAD_ARGUMENTS}
     if changes not in ({}, {"in_chans": 3}):
         raise ValueError(f"its weights are for a modified architecture ({changes}), which can't be built here")
 

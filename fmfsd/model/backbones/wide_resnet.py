@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fmfsd.model.backbones.backbone import Backbone
-from fmfsd.model.backbones.stem import bare_stem
+from fmfsd.model.backbones.stem import build_bare_stem
 
 
 def wide_resnet(size: int, *, depth: int, factor: int) -> Backbone:
@@ -20,7 +20,10 @@ def wide_resnet(size: int, *, depth: int, factor: int) -> Backbone:
     final_norm = (nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
     last = nn.Sequential(stages[-1][-1], *final_norm)
     return Backbone(
-        bare_stem(size, 16), [*stages[:-1], [*stages[-1][:-1], last]], [[width] * count for width in widths], strides
+        build_bare_stem(size, 16),
+        [*stages[:-1], [*stages[-1][:-1], last]],
+        [[width] * count for width in widths],
+        strides,
     )
 
 

@@ -11,17 +11,17 @@ import json
 import re
 from typing import Any
 
-from fmfsd.report.charts.vega import Drawn, draw_in_child
-from fmfsd.report.html.markup import Html, cleaned, element
+from fmfsd.report.charts.vega import RenderResult, render_in_child
+from fmfsd.report.html.markup import Html, element, replace_control_characters
 
 Spec = dict[str, Any]
 
-LETTERS = 13
+FONT_SIZE = 13
 """Font size, in pixels of the SVG."""
 _CONFIG: Spec = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
-    "text": {"fontSize": LETTERS},
+    "text": {"fontSize": FONT_SIZE},
     "axis": {
         "labelColor": "var(--ink)",
         "titleColor": "var(--quiet)",
@@ -29,14 +29,14 @@ _CONFIG: Spec = {
         "gridColor": "var(--line)",
         "domainColor": "var(--quiet)",
         "tickColor": "var(--quiet)",
-        "labelFontSize": LETTERS,
-        "titleFontSize": LETTERS,
+        "labelFontSize": FONT_SIZE,
+        "titleFontSize": FONT_SIZE,
         "titlePadding": 10,
         "labelFlush": False,
     },
     "legend": {
         "labelColor": "var(--ink)",
-        "labelFontSize": LETTERS,
+        "labelFontSize": FONT_SIZE,
         "symbolStrokeWidth": 2,
         "orient": "bottom",
         "columnPadding": 18,
@@ -48,22 +48,22 @@ _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _PLACEHOLDER = re.compile(r'<vega-lite title="([^"]*)">([^<]*)</vega-lite>')
 
 
-def drawing(title: str, spec: Spec) -> Html:
+def chart_placeholder(title: str, spec: Spec) -> Html:
     """Return a placeholder that `insert_charts` replaces by the chart. `spec` omits settings common to all charts."""
     full_spec = {"$schema": _SCHEMA, "background": None, "config": _CONFIG, **spec}
     return element("vega-lite", Html(html.escape(json.dumps(_cleaned(full_spec)), quote=False)), title=title)
 
 
-def draw_charts(page: str) -> str:
+def insert_charts(page: str) -> str:
     """Return the page with all placeholders replaced by SVG, or by the reason why a chart can't be drawn."""
     charts = [(html.unescape(title), json.loads(html.unescape(spec))) for title, spec in _PLACEHOLDER.findall(page)]
     if not charts:
         return page
-    results = iter(zip(draw_in_child([spec for _, spec in charts]), [title for title, _ in charts], strict=True))
+    results = iter(zip(render_in_child([spec for _, spec in charts]), [title for title, _ in charts], strict=True))
     return _PLACEHOLDER.sub(lambda _: _chart_element(*next(results)), page)
 
 
-def _chart_element(result: Drawn, title: str) -> Html:
+def _chart_element(result: RenderResult, title: str) -> Html:
     if "svg" in result:
         return _embed_svg(result["svg"], title)
     return element("p", f"This chart is omitted: {result['error']}. Its numbers are in the table.", class_="omitted")
@@ -74,10 +74,10 @@ def _cleaned(part: Any) -> Any:
         return {name: _cleaned(value) for name, value in part.items()}
     if isinstance(part, list | tuple):
         return [_cleaned(each) for each in part]
-    return cleaned(part) if isinstance(part, str) else part
+    return replace_control_characters(part) if isinstance(part, str) else part
 
 
-MOST_LARGER = 1.2
+MAX_SCALE = 1.2
 """Largest scale factor of a chart on a wide page."""
 _LABELLED_MARK = re.compile(r'(<(?:path|text|rect) aria-label="([^"]*)" role="graphics-symbol"[^>]*?)/>')
 
@@ -87,6 +87,6 @@ def _embed_svg(svg: str, title: str) -> Html:
     with_tooltips = _LABELLED_MARK.sub(lambda match: f"{match[1]}><title>{match[2]}</title></path>", svg)
     box, inside = re.fullmatch(r'<svg [^>]*(viewBox="[^"]*")>(.*)</svg>', with_tooltips, re.DOTALL).groups()  # type: ignore[union-attr]
     sides = box.partition('"')[2].rstrip('"')
-    style = f"max-width: {MOST_LARGER * float(sides.split()[2]):.0f}px"
+    style = f"max-width: {MAX_SCALE * float(sides.split()[2]):.0f}px"
     name = element("title", title)
     return element("svg", name, Html(inside), viewBox=sides, role="img", aria_label=title, style=style)

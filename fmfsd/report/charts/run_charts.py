@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fmfsd.report.charts.render import Spec, drawing
-from fmfsd.report.format_numbers import NOTHING, is_share, shown_metric
+from fmfsd.report.charts.render import Spec, chart_placeholder
+from fmfsd.report.format_numbers import MISSING, format_metric, is_share
 from fmfsd.report.html.markup import Html, element
-from fmfsd.report.html.tables import folded, table
+from fmfsd.report.html.tables import collapsible, table
 
 Kind = Literal["best", "plain", "pale", "series"]
-Place = tuple[float, float]
+XY = tuple[float, float]
 WIDTH, HEIGHT = 400, 220
 """Size of the plot area: two charts fit side by side, and one is legible on a telephone."""
-MOST_PLACES = 400
+MAX_LINE_POINTS = 400
 """Most points of a line. A longer line is reduced to the minimum and the maximum of half as many equal parts."""
-ALL_PLACES = 20_000
+MAX_CHART_POINTS = 20_000
 """Most points of all lines of a chart, to limit the size of the page."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2, 1, 2])
 COLOURS = [f"var(--series-{number})" for number in range(len(DASHES))]
@@ -28,16 +28,16 @@ class Axis:
 
     name: str
     percent: bool = False
-    whole: bool = False
+    integer: bool = False
 
     @classmethod
-    def of(cls, metric: str) -> "Axis":
+    def for_metric(cls, metric: str) -> "Axis":
         return cls(metric, percent=is_share(metric))
 
-    def shown(self, value: float) -> str:
-        if self.whole:
+    def format(self, value: float) -> str:
+        if self.integer:
             return f"{value:.0f}"
-        return f"{100 * value:.2f} %" if self.percent else shown_metric("", value)
+        return f"{100 * value:.2f} %" if self.percent else format_metric("", value)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Point:
     """A labelled point."""
 
     label: str
-    place: Place
+    xy: XY
     kind: Kind = "plain"
 
 
@@ -57,9 +57,9 @@ class Line:
     """
 
     label: str
-    places: Sequence[Place]
+    points: Sequence[XY]
     kind: Kind = "plain"
-    band: Sequence[Place] = ()
+    band: Sequence[XY] = ()
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Bar:
 
 def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: Sequence[Line] = ()) -> Html:
     """Return a chart of points and lines, at least one point in all."""
-    limit = min(MOST_PLACES, max(10, ALL_PLACES // max(1, len(lines))))
-    lines = [thinned(line, limit) for line in lines]
+    limit = min(MAX_LINE_POINTS, max(10, MAX_CHART_POINTS // max(1, len(lines))))
+    lines = [downsample(line, limit) for line in lines]
     names = [line.label for line in lines if line.kind == "series"]
-    coordinates = [*(point.place for point in points), *(xy for line in lines for xy in line.places)]
+    coordinates = [*(point.xy for point in points), *(xy for line in lines for xy in line.points)]
     layers = [
         *(_band(line, names) for line in lines if line.band),
         *_lines(lines, names),
@@ -85,18 +85,18 @@ def plot(title: str, x: Axis, y: Axis, *, points: Sequence[Point] = (), lines: S
     ]
     axes = {"x": _axis(x, "x", [xy[0] for xy in coordinates]), "y": _axis(y, "y", [xy[1] for xy in coordinates])}
     spec = {"width": WIDTH, "height": HEIGHT, "encoding": axes, "layer": layers}
-    rows = [(point.label, x.shown(point.place[0]), y.shown(point.place[1])) for point in points]
+    rows = [(point.label, x.format(point.xy[0]), y.format(point.xy[1])) for point in points]
     data = [table(("", x.name, y.name), rows)] if rows else []
     return _figure(title, spec, [*data, *([_lines_table(x, y, lines)] if lines else [])])
 
 
-def bars(title: str, axis: Axis, values: Sequence[Bar]) -> Html:
+def bar_chart(title: str, axis: Axis, values: Sequence[Bar]) -> Html:
     """Return a horizontal bar chart, at least one bar. `half_width` is drawn as an error bar."""
     labels = [bar.label for bar in values]
     y = {"field": "label", "type": "nominal", "sort": labels, "title": None, "axis": {"labelLimit": 200}}
     x = _axis(axis, "x", [bar.value for bar in values])
     rows = [
-        {"label": bar.label, "x": bar.value, "description": f"{bar.label}: {axis.shown(bar.value)}"} for bar in values
+        {"label": bar.label, "x": bar.value, "description": f"{bar.label}: {axis.format(bar.value)}"} for bar in values
     ]
     intervals = [
         {"label": bar.label, "x": bar.value - bar.half_width, "x2": bar.value + bar.half_width}
@@ -110,41 +110,41 @@ def bars(title: str, axis: Axis, values: Sequence[Bar]) -> Html:
         "height": {"step": 24},
         "layer": [bar_layer, *([interval_layer] if intervals else [])],
     }
-    data = [(bar.label, axis.shown(bar.value), _half_width_text(bar, axis)) for bar in values]
+    data = [(bar.label, axis.format(bar.value), _half_width_text(bar, axis)) for bar in values]
     return _figure(title, spec, [table(("", axis.name, "half width of the interval"), data)])
 
 
 _X2 = {"field": "x2"}
 
 
-def thinned(line: Line, most: int = MOST_PLACES) -> Line:
+def downsample(line: Line, max_points: int = MAX_LINE_POINTS) -> Line:
     """Return the line with about `max_points` points, ends and extremes included; the same line if it has no more."""
-    if len(line.places) <= most:
+    if len(line.points) <= max_points:
         return line
-    size = -(-len(line.places) // (most // 2))
+    size = -(-len(line.points) // (max_points // 2))
     selected = set()
-    for start in range(0, len(line.places), size):
-        part = range(start, min(start + size, len(line.places)))
+    for start in range(0, len(line.points), size):
+        part = range(start, min(start + size, len(line.points)))
         selected |= {
-            min(part, key=lambda index: line.places[index][1]),
-            max(part, key=lambda index: line.places[index][1]),
+            min(part, key=lambda index: line.points[index][1]),
+            max(part, key=lambda index: line.points[index][1]),
         }
-    indices = sorted({0, *selected, len(line.places) - 1})
+    indices = sorted({0, *selected, len(line.points) - 1})
     band = [line.band[index] for index in indices] if line.band else ()
-    return Line(line.label, [line.places[index] for index in indices], line.kind, band)
+    return Line(line.label, [line.points[index] for index in indices], line.kind, band)
 
 
 def _axis(axis: Axis, channel: str, values: Sequence[float]) -> Spec:
     """Return the encoding of an axis. It starts at 0 for bars only."""
     large = max(map(abs, values), default=0.0) >= LARGE
-    number: Spec = {"format": "~%" if axis.percent else "~s" if large else "d" if axis.whole else ".6~g"}
-    ticks = {"values": _integers(values)} if axis.whole and max(values) - min(values) <= MOST_TICKS else {}
+    number: Spec = {"format": "~%" if axis.percent else "~s" if large else "d" if axis.integer else ".6~g"}
+    ticks = {"values": _integers(values)} if axis.integer and max(values) - min(values) <= MAX_TICKS else {}
     return {"field": channel, "type": "quantitative", "title": axis.name, "axis": {**number, **ticks}, "scale": _SCALE}
 
 
 LARGE = 1e4
 """Numbers from here on have a prefix: 20k."""
-MOST_TICKS = 10
+MAX_TICKS = 10
 
 
 def _integers(values: Sequence[float]) -> list[int]:
@@ -160,7 +160,7 @@ def _layer(mark: Spec, rows: Sequence[Mapping[str, Any]], **encoding: Spec) -> S
 
 
 def _band(line: Line, names: Sequence[str]) -> Spec:
-    rows = [{"x": x, "low": low, "high": high} for (x, _), (low, high) in zip(line.places, line.band, strict=True)]
+    rows = [{"x": x, "low": low, "high": high} for (x, _), (low, high) in zip(line.points, line.band, strict=True)]
     mark = {"type": "area", "opacity": 0.18, "color": _colour(line, names), "aria": False}
     low = {"field": "low", "type": "quantitative"}
     return _layer(mark, rows, y=low, y2={"field": "high"})
@@ -178,7 +178,7 @@ def _lines(lines: Sequence[Line], names: Sequence[str]) -> list[Spec]:
             {"x": x, "y": y, "name": line.label, "number": number, "at": at}
             for number, line in enumerate(lines)
             if line.kind == kind
-            for at, (x, y) in enumerate(line.places)
+            for at, (x, y) in enumerate(line.points)
         ]
         if rows:
             mark = {"type": "line", "strokeWidth": width, "opacity": opacity, "color": f"var(--{kind})"}
@@ -214,14 +214,14 @@ LEGEND_LETTERS = 58
 
 def _single_points(lines: Sequence[Line]) -> list[Point]:
     """Return the points of lines with a single point, which would be invisible as lines."""
-    return [Point(line.label, line.places[0], line.kind) for line in lines if len(line.places) == 1]
+    return [Point(line.label, line.points[0], line.kind) for line in lines if len(line.points) == 1]
 
 
 def _points(points: Sequence[Point], x: Axis, y: Axis) -> list[Spec]:
     layers = []
     for kind, size in (("pale", 30), ("plain", 36), ("series", 36), ("best", 80)):
         rows = [
-            {"x": point.place[0], "y": point.place[1], "description": _description(point, x, y)}
+            {"x": point.xy[0], "y": point.xy[1], "description": _description(point, x, y)}
             for point in points
             if point.kind == kind
         ]
@@ -233,11 +233,11 @@ def _points(points: Sequence[Point], x: Axis, y: Axis) -> list[Spec]:
 
 def _labels(points: Sequence[Point], across: Sequence[float]) -> list[Spec]:
     """Label up to MAX_POINT_LABELS highlighted points, towards the middle; labels of one position are joined."""
-    labels_by_position: dict[Place, list[str]] = {}
+    labels_by_position: dict[XY, list[str]] = {}
     for point in points:
         if point.kind == "best":
-            labels_by_position.setdefault(point.place, []).append(point.label)
-    if not 0 < len(labels_by_position) <= MOST_NAMED:
+            labels_by_position.setdefault(point.xy, []).append(point.label)
+    if not 0 < len(labels_by_position) <= MAX_POINT_LABELS:
         return []
     middle = (min(across) + max(across)) / 2
     sides = {"left": [], "right": []}  # type: dict[str, list[Spec]]
@@ -247,7 +247,7 @@ def _labels(points: Sequence[Point], across: Sequence[float]) -> list[Spec]:
     return [_text(side, rows) for side, rows in sides.items() if rows]
 
 
-MOST_NAMED = 8
+MAX_POINT_LABELS = 8
 
 
 def _text(side: str, rows: Sequence[Spec]) -> Spec:
@@ -256,27 +256,29 @@ def _text(side: str, rows: Sequence[Spec]) -> Spec:
 
 
 def _description(point: Point, x: Axis, y: Axis) -> str:
-    return f"{point.label}: {x.name} {x.shown(point.place[0])}, {y.name} {y.shown(point.place[1])}"
+    return f"{point.label}: {x.name} {x.format(point.xy[0])}, {y.name} {y.format(point.xy[1])}"
 
 
 def _half_width_text(bar: Bar, axis: Axis) -> str:
-    return NOTHING if bar.half_width is None else axis.shown(bar.half_width)
+    return MISSING if bar.half_width is None else axis.format(bar.half_width)
 
 
 def _figure(title: str, spec: Spec, data: Sequence[Html]) -> Html:
-    return element("figure", element("figcaption", title), drawing(title, spec), folded("Numbers", *data))
+    return element(
+        "figure", element("figcaption", title), chart_placeholder(title, spec), collapsible("Numbers", *data)
+    )
 
 
 def _lines_table(x: Axis, y: Axis, lines: Sequence[Line]) -> Html:
     """Return a table with one row per x and one column per line; with many lines, one row per line."""
-    xs = sorted({point[0] for line in lines for point in line.places})
-    values = [dict(line.places) for line in lines]
+    xs = sorted({point[0] for line in lines for point in line.points})
+    values = [dict(line.points) for line in lines]
     if len(lines) > len(DASHES):
         rows = [(line.label, *_cells(each, xs, y)) for line, each in zip(lines, values, strict=True)]
-        return table((f"{y.name} by {x.name}", *map(x.shown, xs)), rows)
-    rows = [(x.shown(value), *(_cells(each, [value], y)[0] for each in values)) for value in xs]
+        return table((f"{y.name} by {x.name}", *map(x.format, xs)), rows)
+    rows = [(x.format(value), *(_cells(each, [value], y)[0] for each in values)) for value in xs]
     return table((x.name, *(line.label for line in lines)), rows)
 
 
 def _cells(values: Mapping[float, float], xs: Sequence[float], y: Axis) -> list[str]:
-    return [y.shown(values[x]) if x in values else "" for x in xs]
+    return [y.format(values[x]) if x in values else "" for x in xs]

@@ -13,22 +13,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmfsd.system.parent_death import tie_to_parent
+from fmfsd.system.parent_death import die_with_parent
 
-ANSWER_S = 120.0
+RENDER_TIMEOUT_S = 120.0
 
 Spec = Mapping[str, Any]
-Drawn = Mapping[str, str]
+RenderResult = Mapping[str, str]
 """Either `svg`, or `error`: the reason why there is none."""
 
 
-def draw_in_child(specs: Sequence[Spec]) -> Sequence[Drawn]:
+def render_in_child(specs: Sequence[Spec]) -> Sequence[RenderResult]:
     """Return one result per spec; if the child process fails, each is the error."""
     argv = (sys.executable, "-P", "-m", "fmfsd.report.charts.vega", str(os.getpid()))
     try:
-        child = subprocess.run(argv, input=json.dumps(specs).encode(), capture_output=True, timeout=ANSWER_S)
+        child = subprocess.run(argv, input=json.dumps(specs).encode(), capture_output=True, timeout=RENDER_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return [{"error": f"the chart renderer did not finish within {ANSWER_S:g} s"}] * len(specs)
+        return [{"error": f"the chart renderer did not finish within {RENDER_TIMEOUT_S:g} s"}] * len(specs)
     except OSError as error:
         return [{"error": f"the chart renderer could not start: {error}"}] * len(specs)
     if child.returncode == 0:
@@ -48,11 +48,11 @@ def _reason(code: int, errors: str) -> str:
     return f"the chart renderer {status}: {reason} The address space is limited to {limit >> 20} MiB: {remedy}"
 
 
-def draw(specs: Sequence[Spec]) -> list[Drawn]:
+def render_charts(specs: Sequence[Spec]) -> list[RenderResult]:
     """Render each spec in this process and return the results."""
     from vl_convert import vegalite_to_svg
 
-    results: list[Drawn] = []
+    results: list[RenderResult] = []
     for spec in specs:
         try:
             results.append({"svg": vegalite_to_svg(json.dumps(spec))})
@@ -62,6 +62,6 @@ def draw(specs: Sequence[Spec]) -> list[Drawn]:
 
 
 if __name__ == "__main__":
-    tie_to_parent(int(sys.argv[1]), has_starter=False)
+    die_with_parent(int(sys.argv[1]), has_starter=False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort leaves no file in the user's folder
-    json.dump(draw(json.load(sys.stdin)), sys.stdout)
+    json.dump(render_charts(json.load(sys.stdin)), sys.stdout)

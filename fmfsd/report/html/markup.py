@@ -16,10 +16,10 @@ Attribute = str | int | float
 def element(tag: str, *inside: str, **attributes: Attribute) -> Html:
     """Return `<tag attribute="...">inside</tag>`. The attribute `class_` becomes class, `stroke_width` stroke-width."""
     pairs = "".join(f' {_name(key)}="{_escape(_text(value))}"' for key, value in attributes.items())
-    return Html(f"<{tag}{pairs}>{joined(*inside)}</{tag}>")
+    return Html(f"<{tag}{pairs}>{join_markup(*inside)}</{tag}>")
 
 
-def joined(*parts: str) -> Html:
+def join_markup(*parts: str) -> Html:
     """Join markup and text; text is escaped."""
     return Html("".join(part if isinstance(part, Html) else _escape(part) for part in parts))
 
@@ -33,10 +33,10 @@ def _text(value: Attribute) -> str:
 
 
 def _escape(text: str) -> str:
-    return html.escape(cleaned(text))
+    return html.escape(replace_control_characters(text))
 
 
-def cleaned(text: str) -> str:
+def replace_control_characters(text: str) -> str:
     """Replace control characters and surrogates, which are not valid in a page."""
     return "".join("\N{REPLACEMENT CHARACTER}" if _is_invalid(letter) else letter for letter in text)
 

@@ -9,13 +9,13 @@ from fmfsd.report.html.markup import Html, element
 Grid = Sequence[Sequence[float]]
 
 
-def picture(png: str, alt: str, kind: str = "pixels") -> Html:
+def inline_image(png: str, alt: str, kind: str = "pixels") -> Html:
     """Return an img element of `png` (base64); `alt`: text description of the image."""
     markup = element("img", src=f"data:image/png;base64,{png}", alt=alt, class_=kind, title=alt)
     return Html(markup.removesuffix("</img>"))
 
 
-def heat(grid: Grid, alt: str, *, low: float, high: float, kind: str = "pixels") -> Html:
+def heatmap(grid: Grid, alt: str, *, low: float, high: float, kind: str = "pixels") -> Html:
     """Return a heat map of `grid`, from dark at `low` to light at `high`."""
     from PIL import Image  # not needed for a page without images
 
@@ -25,7 +25,7 @@ def heat(grid: Grid, alt: str, *, low: float, high: float, kind: str = "pixels")
     image.putpalette([part for shade in range(256) for part in _colour(shade / 255)])
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return picture(base64.b64encode(buffer.getvalue()).decode(), alt, kind)
+    return inline_image(base64.b64encode(buffer.getvalue()).decode(), alt, kind)
 
 
 _STOPS = ((13, 8, 60), (120, 28, 109), (237, 105, 37), (252, 255, 164))
@@ -39,7 +39,7 @@ def _colour(share: float) -> tuple[int, ...]:
     return tuple(round(one + (other - one) * (position - first)) for one, other in channels)
 
 
-def ends(grids: Sequence[Grid]) -> tuple[float, float]:
+def value_range(grids: Sequence[Grid]) -> tuple[float, float]:
     """Return the minimum and maximum of the grids."""
     values = [value for grid in grids for row in grid for value in row]
     return min(values), max(values)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from fmfsd.report.html.markup import Html, element, joined
+from fmfsd.report.html.markup import Html, element, join_markup
 
 _NUMBER = re.compile(r"[-+]?(?!0[0-9])[0-9.]+(e[-+][0-9]+)?( [^,]*)?|–")
 """A number with an optional unit. Not a trial's name, which starts with a 0."""
@@ -24,13 +24,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, marked: Itera
     )
 
 
-LONG = 30
+LONG_TABLE_ROWS = 30
 """Number of rows above which a table has its own scroll bar and a sticky header."""
 
 
 def _scroll_frame(content: Html, name: str, rows: int) -> Html:
     """Wrap a table in a scrollable frame: it may be wider than the page."""
-    kind = "wide long" if rows > LONG else "wide"
+    kind = "wide long" if rows > LONG_TABLE_ROWS else "wide"
     return element("div", content, class_=kind, tabindex="0", role="region", aria_label=f"Table: {name}")
 
 
@@ -61,22 +61,22 @@ def _cell(value: str, kind: dict[str, str]) -> Html:
     return element("td", value, **kind)
 
 
-def pairs(rows: Iterable[tuple[str, str]]) -> Html:
+def facts_table(rows: Iterable[tuple[str, str]]) -> Html:
     """Return a table of names and values, one per row."""
     lines = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows]
     return element("div", element("table", element("tbody", *lines)), class_="wide facts")
 
 
-def folded(summary: str, *inside: str) -> Html:
+def collapsible(summary: str, *inside: str) -> Html:
     """Return a collapsible block that is closed at first."""
     return element("details", element("summary", summary), *inside)
 
 
-def code(text: str) -> Html:
+def code_block(text: str) -> Html:
     """Return a code block."""
     return element("pre", element("code", text))
 
 
 def paragraphs(*texts: str) -> Html:
     """Return a paragraph per text, without the empty ones."""
-    return joined(*(element("p", text) for text in texts if text))
+    return join_markup(*(element("p", text) for text in texts if text))

@@ -2,25 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 
-from fmfsd.report.html.markup import Html, element, joined
-from fmfsd.report.html.png import Grid, ends, heat, picture
-from fmfsd.report.html.tables import folded, paragraphs, table
+from fmfsd.report.html.markup import Html, element, join_markup
+from fmfsd.report.html.png import Grid, heatmap, inline_image, value_range
+from fmfsd.report.html.tables import collapsible, paragraphs, table
 from fmfsd.report.read_run import Content, RunFiles
 
 OVER_TRAINING = 4
 CLASSES = 12
 
 
-def attention(run: RunFiles, classes: Sequence[str]) -> Html:
+def attention_section(run: RunFiles, classes: Sequence[str]) -> Html:
     """Return the section, empty for a run without attention maps."""
-    if not run.looks:
+    if not run.attention_maps:
         return Html("")
-    return joined(
+    return join_markup(
         paragraphs(_LEGEND),
-        element("h3", f"Images of the {run.pictures.get('split', 'test')} split after step {run.looks[-1]['step']}"),
-        _images(run.looks[-1], run.pictures, classes),
+        element(
+            "h3", f"Images of the {run.pictures.get('split', 'test')} split after step {run.attention_maps[-1]['step']}"
+        ),
+        _images(run.attention_maps[-1], run.pictures, classes),
         element("h3", "Over training"),
-        *_over_training(run.looks, run.pictures),
+        *_over_training(run.attention_maps, run.pictures),
         *_by_class(run, classes),
     )
 
@@ -35,7 +37,7 @@ _LEGEND = (
 
 def _images(maps: Content, pictures: Content, classes: Sequence[str]) -> Html:
     names = list(maps["names"])
-    scales = [ends([grids[number] for grids in maps["grids"]]) for number in range(len(names))]
+    scales = [value_range([grids[number] for grids in maps["grids"]]) for number in range(len(names))]
     headers = [f"{name}\n{low:.3f} to {high:.3f}" for name, (low, high) in zip(names, scales, strict=True)]
     rows = []
     for number, grids in enumerate(maps["grids"]):
@@ -44,7 +46,7 @@ def _images(maps: Content, pictures: Content, classes: Sequence[str]) -> Html:
         )
         cells = _heatmaps(grids, names, scales, label)
         prediction = f"{predicted}\n{100 * maps['sure'][number]:.0f} %"
-        rows.append([label, picture(pictures["png"][number], f"an image of {label}"), prediction, *cells])
+        rows.append([label, inline_image(pictures["png"][number], f"an image of {label}"), prediction, *cells])
     return table(("class", "image", "prediction of\ndeepest head", *headers), rows)
 
 
@@ -52,7 +54,7 @@ def _heatmaps(
     grids: Sequence[Grid], names: Sequence[str], scales: Sequence[tuple[float, float]], label: str
 ) -> list[Html]:
     each = zip(grids, names, scales, strict=True)
-    return [heat(grid, f"{name} of {label}", low=low, high=high) for grid, name, (low, high) in each]
+    return [heatmap(grid, f"{name} of {label}", low=low, high=high) for grid, name, (low, high) in each]
 
 
 def _class_name(classes: Sequence[str], number: int) -> str:
@@ -67,17 +69,17 @@ def _over_training(history: Sequence[Content], pictures: Content) -> Iterator[Ht
     yield _mask_history(history, pictures, first)
     for number, name in enumerate(names):
         if number != first:
-            yield folded(name, _mask_history(history, pictures, number))
+            yield collapsible(name, _mask_history(history, pictures, number))
 
 
 def _mask_history(history: Sequence[Content], pictures: Content, number: int) -> Html:
-    images = [picture(png, f"image {index + 1}") for index, png in enumerate(pictures["png"][:OVER_TRAINING])]
+    images = [inline_image(png, f"image {index + 1}") for index, png in enumerate(pictures["png"][:OVER_TRAINING])]
     rows = [["image", *images, ""]]
     for maps in history:
         grids = [each[number] for each in maps["grids"][:OVER_TRAINING]]
-        low, high = ends(grids)
+        low, high = value_range(grids)
         description = f"{maps['names'][number]} after step {maps['step']}"
-        cells = [heat(grid, description, low=low, high=high) for grid in grids]
+        cells = [heatmap(grid, description, low=low, high=high) for grid in grids]
         rows.append([str(maps["step"]), *cells, f"{low:.3f} to {high:.3f}"])
     return table(("step", *(f"image {index + 1}" for index in range(len(images))), "scale"), rows)
 
@@ -89,7 +91,7 @@ def _by_class(run: RunFiles, classes: Sequence[str]) -> Iterator[Html]:
         return
     maps = run.evaluations[split]["attention"]
     names, grids = list(maps["names"]), maps["grids"]
-    scales = [ends([each[number] for each in grids]) for number in range(len(names))]
+    scales = [value_range([each[number] for each in grids]) for number in range(len(names))]
     rows = [
         [_class_name(classes, number), *_heatmaps(each, names, scales, _class_name(classes, number))]
         for number, each in enumerate(grids)
@@ -98,4 +100,4 @@ def _by_class(run: RunFiles, classes: Sequence[str]) -> Iterator[Html]:
     yield element("h3", f"By class, means over the {split} split")
     yield table(header, rows[:CLASSES])
     if rows[CLASSES:]:
-        yield folded(f"The other {len(rows) - CLASSES} classes", table(header, rows[CLASSES:]))
+        yield collapsible(f"The other {len(rows) - CLASSES} classes", table(header, rows[CLASSES:]))

@@ -2,32 +2,34 @@
 
 from collections.abc import Sequence
 
-from fmfsd.report.html.markup import Html, joined
-from fmfsd.report.html.png import heat
-from fmfsd.report.html.tables import folded, matrix, paragraphs, table
+from fmfsd.report.html.markup import Html, join_markup
+from fmfsd.report.html.png import heatmap
+from fmfsd.report.html.tables import collapsible, matrix, paragraphs, table
 from fmfsd.report.read_run import Content
 
-MOST_PAIRS = 20
-MOST_WRITTEN = 20
+MAX_PAIRS = 20
+MAX_TABLE_CLASSES = 20
 """Most classes of a matrix with numbers. A larger one is an image, with the numbers in a table below."""
 
 Counts = Sequence[Sequence[int]]
 
 
-def confusion(evaluation: Content, classes: Sequence[str]) -> Html:
+def confusion_section(evaluation: Content, classes: Sequence[str]) -> Html:
     """Return the confusion matrix, the most confused pairs, and the predictions of each class."""
     counts: Counts = evaluation.get("confusion") or ()
     if not counts:
         return Html("")
     names = [classes[number] if number < len(classes) else f"class {number}" for number in range(len(counts))]
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    full = _matrix_table(names, counts, shares) if len(names) <= MOST_WRITTEN else _matrix_image(shares)
-    return joined(full, _most_confused(names, counts, shares), folded("Each class", _by_class(names, counts, shares)))
+    full = _matrix_table(names, counts, shares) if len(names) <= MAX_TABLE_CLASSES else _matrix_image(shares)
+    return join_markup(
+        full, _most_confused(names, counts, shares), collapsible("Each class", _by_class(names, counts, shares))
+    )
 
 
 def _matrix_table(names: Sequence[str], counts: Counts, shares: Sequence[Sequence[float]]) -> Html:
     text = "Rows are true classes, columns predictions of the deepest head; darker: a larger share of the row."
-    return joined(paragraphs(text), matrix("class \\ prediction", names, counts, shares))
+    return join_markup(paragraphs(text), matrix("class \\ prediction", names, counts, shares))
 
 
 def _matrix_image(shares: Sequence[Sequence[float]]) -> Html:
@@ -38,14 +40,14 @@ def _matrix_image(shares: Sequence[Sequence[float]]) -> Html:
     )
     alt = f"Confusion matrix of {len(shares)} classes; the tables below contain the numbers"
     roots = [[share**0.5 for share in row] for row in shares]
-    return joined(paragraphs(text), heat(roots, alt, low=0.0, high=1.0, kind="matrix"))
+    return join_markup(paragraphs(text), heatmap(roots, alt, low=0.0, high=1.0, kind="matrix"))
 
 
 def _most_confused(names: Sequence[str], counts: Counts, shares: Sequence[Sequence[float]]) -> Html:
     pairs = sorted(
         ((counts[one][other] + counts[other][one], one, other) for one in range(len(counts)) for other in range(one)),
         reverse=True,
-    )[:MOST_PAIRS]
+    )[:MAX_PAIRS]
     rows = [
         (names[one], names[other], str(both), f"{100 * shares[one][other]:.1f} %", f"{100 * shares[other][one]:.1f} %")
         for both, one, other in pairs

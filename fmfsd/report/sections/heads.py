@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 from fmfsd.report.charts.run_charts import Axis, Line, Point, plot
-from fmfsd.report.format_numbers import shown_metric
-from fmfsd.report.html.markup import Html, joined
+from fmfsd.report.format_numbers import format_metric
+from fmfsd.report.html.markup import Html, join_markup
 from fmfsd.report.html.tables import paragraphs, table
 from fmfsd.report.read_run import Content, RunFiles
-from fmfsd.report.seed_groups import Group, mean_line
+from fmfsd.report.seed_groups import SeedGroup, mean_line
 
 
-def calibration(evaluation: Content) -> Html:
+def calibration_section(evaluation: Content) -> Html:
     """Return a reliability diagram of every head, and its expected calibration error."""
     heads = evaluation.get("calibration", {})
     if not heads:
@@ -20,10 +20,10 @@ def calibration(evaluation: Content) -> Html:
         bins = zip(each["samples"], each["confidence"], each["top1"], strict=True)
         lines.append(Line(name, [(confidence, top1) for count, confidence, top1 in bins if count], "series"))
     share = Axis("mean confidence of a bin", percent=True)
-    lines = [line for line in lines if line.places]
+    lines = [line for line in lines if line.points]
     chart = plot("Accuracy by confidence", share, Axis("top-1", percent=True), lines=lines)
     rows = [(name, f"{100 * each['error']:.2f} %") for name, each in heads.items()]
-    return joined(paragraphs(_ERROR), table(("head", "expected calibration error"), rows), chart)
+    return join_markup(paragraphs(_ERROR), table(("head", "expected calibration error"), rows), chart)
 
 
 _ERROR = (
@@ -32,22 +32,25 @@ _ERROR = (
 )
 
 
-def agreement(evaluation: Content, run: RunFiles) -> Html:
+def agreement_section(evaluation: Content, run: RunFiles) -> Html:
     """Return how often two heads agree: all pairs at the end, and each head with the deepest over training."""
     heads, shares = evaluation.get("heads", ()), evaluation.get("agreement", ())
     if len(heads) < 2:
         return Html("")
     rows = [(name, *(f"{100 * share:.2f} %" for share in row)) for name, row in zip(heads, shares, strict=True)]
-    group, split = Group(run.name, [run]), max(("valid", "test"), key=lambda split: len(run.split(split)))
+    group, split = (
+        SeedGroup(run.name, [run]),
+        max(("valid", "test"), key=lambda split: len(run.records_of_split(split))),
+    )
     lines = [mean_line(name, group, split, f"{name}_agreement", "step") for name in heads]
     available = [line for line in lines if line is not None]
     title = f"Agreement of each head with the deepest, {split}"
     chart = (
-        plot(title, Axis("step", whole=True), Axis("agreement", percent=True), lines=available)
+        plot(title, Axis("step", integer=True), Axis("agreement", percent=True), lines=available)
         if available
         else Html("")
     )
-    return joined(table(("head", *heads), rows), chart)
+    return join_markup(table(("head", *heads), rows), chart)
 
 
 def calibration_error(run: RunFiles, head: str) -> float | None:
@@ -56,10 +59,11 @@ def calibration_error(run: RunFiles, head: str) -> float | None:
     return error
 
 
-def exits_beside(groups: Sequence[Group]) -> Iterator[Html]:
+def compare_early_exits(groups: Sequence[SeedGroup]) -> Iterator[Html]:
     """Yield the early-exit curves of several configs on the test split, each of its first run with such a curve."""
     curves = [
-        (group.label, next((run.exits["test"] for run in group.runs if "test" in run.exits), None)) for group in groups
+        (group.label, next((run.early_exits["test"] for run in group.runs if "test" in run.early_exits), None))
+        for group in groups
     ]
     lines = [Line(label, _curve_points(each), "series") for label, each in curves if each]
     if lines:
@@ -72,9 +76,9 @@ def _curve_points(exits: Content, key: str = "cost", unit: float = 1.0) -> list[
     return [(unit * point[key], point["top1"]) for point in exits["curve"] if key in point]
 
 
-def early_exits(run: RunFiles) -> Iterator[Html]:
+def early_exit_charts(run: RunFiles) -> Iterator[Html]:
     """Yield charts of accuracy over multiply-adds and time, with the measured settings marked, and a table."""
-    for split, exits in run.exits.items():
+    for split, exits in run.early_exits.items():
         yield paragraphs(_EXIT_LEGEND)
         yield _exit_chart(
             f"Accuracy and multiply-adds, {split}", Axis("multiply-adds per image"), exits, "macs", "cost"
@@ -124,6 +128,6 @@ def _thresholds(setting: Content, exits: Content) -> str:
 def _setting(setting: Content, exits: Content, heads: Sequence[str], alone: Content) -> list[str]:
     cost = setting["cost"]
     leaving = [f"{100 * setting['leaving'].get(head, 0):.1f} %" for head in heads]
-    macs = [shown_metric("", cost["macs"]), f"{cost['macs'] / alone['macs']:.3f}"]
+    macs = [format_metric("", cost["macs"]), f"{cost['macs'] / alone['macs']:.3f}"]
     times = [f"{1e3 * cost['seconds']:.3f}", f"{cost['seconds'] / alone['seconds']:.3f}"]
     return [_thresholds(setting, exits), f"{100 * setting['top1']:.2f} %", *leaving, *macs, *times]

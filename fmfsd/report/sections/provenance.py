@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from fmfsd.report.format_numbers import shown_value
-from fmfsd.report.html.markup import Html, element, joined
-from fmfsd.report.html.tables import code, folded, pairs, paragraphs, table
+from fmfsd.report.format_numbers import format_value
+from fmfsd.report.html.markup import Html, element, join_markup
+from fmfsd.report.html.tables import code_block, collapsible, facts_table, paragraphs, table
 from fmfsd.report.read_run import Content, RunFiles
-from fmfsd.report.seed_groups import Group
+from fmfsd.report.seed_groups import SeedGroup
 
 MAIN_KEYS = (
     "method",
@@ -26,18 +26,20 @@ MAIN_KEYS = (
 """Config keys to show first; the full config is below them."""
 
 
-def made_with(run: RunFiles) -> Html:
+def provenance_section(run: RunFiles) -> Html:
     """Return commands, main settings and environment of a run, and its full config, collapsed."""
-    values = {**run.values, "seed": run.config.get("seed")}
-    settings = [(key, shown_value(values[key])) for key in MAIN_KEYS if values.get(key) is not None]
-    config = folded("Full config", code(yaml.safe_dump(dict(run.config), sort_keys=False)))
-    return joined(*map(_launch, run.manifest.get("launches", ())), pairs([*settings, *_manifest(run)]), config)
+    values = {**run.config_values, "seed": run.config.get("seed")}
+    settings = [(key, format_value(values[key])) for key in MAIN_KEYS if values.get(key) is not None]
+    config = collapsible("Full config", code_block(yaml.safe_dump(dict(run.config), sort_keys=False)))
+    return join_markup(
+        *map(_launch, run.manifest.get("launches", ())), facts_table([*settings, *_manifest(run)]), config
+    )
 
 
-def setups(groups: Sequence[Group], runs: Sequence[RunFiles], most: int) -> Iterator[Html]:
+def provenance_of_runs(groups: Sequence[SeedGroup], runs: Sequence[RunFiles], most: int) -> Iterator[Html]:
     """Yield the provenance of the first `most` runs, collapsed, and a table of the groups."""
     for run in runs[:most]:
-        yield folded(run.name, made_with(run))
+        yield collapsible(run.name, provenance_section(run))
     if len(runs) > most:
         yield paragraphs(f"For the other {len(runs) - most} runs see their folders.")
     if len(groups) > 1:
@@ -46,12 +48,12 @@ def setups(groups: Sequence[Group], runs: Sequence[RunFiles], most: int) -> Iter
 
 
 def _launch(launch: Content) -> Html:
-    command = code(shlex.join(map(str, launch.get("command", ()))))
+    command = code_block(shlex.join(map(str, launch.get("command", ()))))
     changes = ", ".join(map(str, launch.get("changes", ())))
-    return joined(command, paragraphs(f"Changed: {changes}" if changes else ""))
+    return join_markup(command, paragraphs(f"Changed: {changes}" if changes else ""))
 
 
-def hardware_text(launch: Content) -> str:
+def describe_hardware(launch: Content) -> str:
     """Describe each kind of machine once: `2 hosts: 8 x NVIDIA H200, driver 580.65, AMD EPYC 9454 (192 cores)`."""
     kinds = Counter(_machine(each) for each in launch.get("hardware", {}).values())
     return "; ".join(f"{count} hosts: {kind}" if count > 1 else kind for kind, count in kinds.items())
@@ -74,7 +76,7 @@ def _manifest(run: RunFiles) -> list[tuple[str, str]]:
         "uncommitted changes": ", ".join(last.get("uncommitted") or ()),
         "versions": ", ".join(versions),
         "hosts": ", ".join(hosts),
-        "hardware": hardware_text(last),
+        "hardware": describe_hardware(last),
         "folder": str(run.run.path),
     }
     return [(name, value) for name, value in facts.items() if value]

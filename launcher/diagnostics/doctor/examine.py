@@ -6,42 +6,42 @@ from dataclasses import asdict
 from functools import partial
 
 from fmfsd.errors import CheckError
-from launcher.agent.probe import look
+from launcher.agent.probe import probe_machine
 from launcher.check import host_checks, machine_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.doctor import environment as surroundings
 from launcher.diagnostics.doctor import machine
 from launcher.diagnostics.doctor.finding import Finding
-from launcher.resources.host_probe import HERE, Survey, ask, compared_on
+from launcher.resources.host_probe import THIS_MACHINE, HostProbe, query_hosts, with_reference
 from launcher.resources.site import Site
 
 
 def examine(site: Site, *, environment: Mapping[str, str], cwd: str, as_json: bool) -> int:
     """Print all findings. Return the exit code: 0, or that of a failed check if something is wrong."""
-    here = look({"condition": cwd}, environment)
+    here = probe_machine({"condition": cwd}, environment)
     start_agent = partial(site.start_agent, environment=environment)
-    hosts = ask(site.known_hosts, start_agent, condition=cwd)
+    hosts = query_hosts(site.hosts_to_probe, start_agent, condition=cwd)
     findings = [
-        *machine.findings(HERE, here),
+        *machine.findings(THIS_MACHINE, here),
         *(() if site.is_wrapped else _software()),
         *surroundings.findings(environment, cwd=cwd),
     ]
-    findings += [finding for host, answer in hosts.seen.items() for finding in machine.findings(host, answer)]
-    findings += _compare_hosts(compared_on(site, Survey(hosts.seen, hosts.trouble), here))
+    findings += [finding for host, answer in hosts.answers.items() for finding in machine.findings(host, answer)]
+    findings += _compare_hosts(with_reference(site, HostProbe(hosts.answers, hosts.failures), here))
     print_json(findings) if as_json else show(findings)
     return CheckError.exit_code if any(finding.wrong for finding in findings) else 0
 
 
 def _software() -> Iterator[Finding]:
-    for problem in machine_checks.software():
-        yield Finding(HERE, problem.where, "", problem.message)
+    for problem in machine_checks.check_software():
+        yield Finding(THIS_MACHINE, problem.where, "", problem.message)
 
 
-def _compare_hosts(hosts: Survey) -> Iterator[Finding]:
+def _compare_hosts(hosts: HostProbe) -> Iterator[Finding]:
     """Yield differences between hosts."""
-    for problem in host_checks.problems(LaunchConfig(nodes=max(1, len(hosts.seen))), hosts):
+    for problem in host_checks.check_hosts(LaunchConfig(nodes=max(1, len(hosts.answers))), hosts):
         yield Finding("hosts", problem.where, "", problem.message)
-    for text in host_checks.warnings(hosts):
+    for text in host_checks.warn_about_hosts(hosts):
         yield Finding("hosts", "note", text)
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher.agent.health import NAME_S
+from launcher.agent.health import NAME_LOOKUP_TIMEOUT_S
 from launcher.check.machine_checks import FREE_BYTES
-from launcher.config.byte_sizes import size
+from launcher.config.byte_sizes import format_size
 from launcher.diagnostics.doctor.finding import Finding
 
 FEWEST_OPEN_FILES = 1024
@@ -49,7 +49,7 @@ def _gpus(answer: Answer) -> Rows:
     elif driver["version"]:
         yield "NVIDIA driver", driver["version"], ""
     for number, gpu in enumerate(driver["gpus"]):
-        yield f"GPU {number}", f"{gpu['name']}, {size(gpu['free'])} of {size(gpu['memory'])} free", ""
+        yield f"GPU {number}", f"{gpu['name']}, {format_size(gpu['free'])} of {format_size(gpu['memory'])} free", ""
     hidden = len(driver["gpus"]) - visible
     note = f", CUDA_VISIBLE_DEVICES hides {hidden}" if hidden > 0 else ""
     yield "GPUs", f"{visible} visible{note}{'' if visible else '; workers compute on the CPU'}", _no_gpu(answer)
@@ -67,14 +67,14 @@ def _cores(answer: Answer) -> Rows:
 
 
 def _memory(answer: Answer) -> Rows:
-    yield "memory", f"{size(answer['memory'])} are available", ""
+    yield "memory", f"{format_size(answer['memory'])} are available", ""
 
 
 def _shm(answer: Answer) -> Rows:
     free, needed = answer["shm"], len(answer["gpus"]) > 1
     short = needed and (free is None or free < SHM_BYTES)
-    advice = f"NCCL needs {size(SHM_BYTES)} between GPUs: docker run --shm-size=1g, or --env NCCL_SHM_DISABLE=1"
-    yield "shared memory", f"{size(free)} free" if free is not None else "not available", advice if short else ""
+    advice = f"NCCL needs {format_size(SHM_BYTES)} between GPUs: docker run --shm-size=1g, or --env NCCL_SHM_DISABLE=1"
+    yield "shared memory", f"{format_size(free)} free" if free is not None else "not available", advice if short else ""
 
 
 def _limits(answer: Answer) -> Rows:
@@ -82,7 +82,7 @@ def _limits(answer: Answer) -> Rows:
     few = 0 <= files < FEWEST_OPEN_FILES
     yield "open files", _limit(files), f"ulimit -n {FEWEST_OPEN_FILES} or more" if few else ""
     locks_little = answer["infiniband"] and locked != UNLIMITED
-    found = _limit(locked) if locked == UNLIMITED else size(locked)
+    found = _limit(locked) if locked == UNLIMITED else format_size(locked)
     yield "locked memory", found, "InfiniBand needs it unlimited: ulimit -l unlimited" if locks_little else ""
 
 
@@ -94,16 +94,18 @@ def _disks(answer: Answer) -> Rows:
     for what, required in _REQUIRED.items():
         place, free = answer["disks"][what]
         short = (
-            f"{size(required)} are required: free some space, or use another folder" if (free or 0) < required else ""
+            f"{format_size(required)} are required: free some space, or use another folder"
+            if (free or 0) < required
+            else ""
         )
-        yield what, f"{place}: {size(free)} free" if free is not None else f"{place} does not exist", short
+        yield what, f"{place}: {format_size(free)} free" if free is not None else f"{place} does not exist", short
 
 
 def _network(answer: Answer) -> Rows:
     trouble, name_s = answer["loopback"], answer["name_s"]
     remedy = f"{trouble}: ip link set lo up"
     yield "loopback", "does not work" if trouble else "works", remedy if trouble else ""
-    found = f"resolved in {name_s:.2f} s" if name_s is not None else f"not resolved in {NAME_S:g} s"
+    found = f"resolved in {name_s:.2f} s" if name_s is not None else f"not resolved in {NAME_LOOKUP_TIMEOUT_S:g} s"
     slow = name_s is None or name_s > SLOW_NAME_S
     advice = f"every process waits for it when it starts: add `ADDRESS {answer['host']}` to /etc/hosts"
     yield f"host name {answer['host']}", found, advice if slow else ""

@@ -10,19 +10,19 @@ from functools import partial
 from rich.console import Console
 
 from fmfsd.config import RunConfig
-from fmfsd.data.shards.index import read_index, set_folder
+from fmfsd.data.shards.index import prepared_set_folder, read_index
 from fmfsd.errors import FmfsdError, Problem, RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.config.error_collector import all_of
+from launcher.config.error_collector import collect_all
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.drill.faults import FAULTS, Injector, Scene
 from launcher.diagnostics.drill.results import Result, checkpoint_bytes, compare_runs, print_json, table
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun, short_run_dir, shorten
 from launcher.plan.plan import LaunchPlan, plan_run
 from launcher.prepare_launch import Request, checked, config_of, prepare_command, show_plan
-from launcher.supervise.coordinator import start_planned
-from launcher.supervise.run_plan import console_of
+from launcher.supervise.coordinator import start_node_agent
+from launcher.supervise.run_plan import create_console
 from launcher.transport.isolation import INTERFACE, CuttableNetwork
 
 MIN_STEPS = 16
@@ -42,14 +42,20 @@ def run_drill(request: Request, faults: Sequence[str], seed: int, *, environment
     exists = (
         [] if run.is_unused() else [Problem(str(run.path), "exists, and a drill needs new runs: use another --run-dir")]
     )
-    (found,) = all_of([partial(checked, request, run, environment, cwd)], beside=exists)
+    (found,) = collect_all([partial(checked, request, run, environment, cwd)], other_problems=exists)
     prepare = prepare_command(found.config)
     plan_for = partial(plan_run, request.launch, found.site, environment=environment, cwd=cwd, prepare=prepare)
     if request.stop_after != "run":
         show_plan(request, found, plan_for(run))
         return 0
     drill = Drill(
-        faults, seed, partial(config_of, request), request.launch, run, plan_for, console_of(as_json=request.as_json)
+        faults,
+        seed,
+        partial(config_of, request),
+        request.launch,
+        run,
+        plan_for,
+        create_console(as_json=request.as_json),
     )
     return drill.run_to_end(as_json=request.as_json)
 
@@ -120,7 +126,7 @@ class Drill:
     def _seconds_per_evaluation_batch(self) -> float:
         config, workers = self._config(), self._plan_for(self._undisturbed).num_workers
         *_, (trained_at, _), (evaluated_at, split) = _record_times(self._undisturbed)
-        share = config.train.evaluate_batch * workers / read_index(set_folder(config.data)).samples(split)
+        share = config.train.evaluate_batch * workers / read_index(prepared_set_folder(config.data)).num_samples(split)
         return (evaluated_at - trained_at) * min(1.0, share)
 
     def _result(self, name: str) -> Result:
@@ -170,7 +176,7 @@ class Drill:
             partial(plan_in, run),
             self._console,
             look=look,
-            start_agent=start_planned if network is None else lambda node: network.start_agent(node.node),
+            start_agent=start_node_agent if network is None else lambda node: network.start_agent(node.node),
         ).run_to_end(may_stop=may_stop)
 
     def _plan_in_network(self, run: RunDir, slots: tuple[int, ...] | None = None) -> LaunchPlan:

@@ -13,7 +13,7 @@ from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import free_space, read_json
 from launcher.config.launch_config import LaunchConfig
-from launcher.transport.isolation import CuttableNetwork, lacks, mount_small_disk
+from launcher.transport.isolation import CuttableNetwork, isolation_problem, mount_small_disk
 
 FILLER = "filler"
 DISK_OF_CHECKPOINTS = 6
@@ -128,7 +128,7 @@ def _disk_bytes(checkpoint_bytes: int) -> int:
 def _missing_for_disk(_launch: LaunchConfig, checkpoint_bytes: int) -> str:
     """The small disk is a tmpfs, so it needs memory."""
     needed, free = _disk_bytes(checkpoint_bytes), os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return lacks() or (f"needs {needed >> 19} MiB of free memory" if 2 * needed > free else "")
+    return isolation_problem() or (f"needs {needed >> 19} MiB of free memory" if 2 * needed > free else "")
 
 
 def _small_disk(scene: Scene) -> None:
@@ -149,7 +149,7 @@ def _own_network(scene: Scene) -> None:
 
 
 def _missing_for_network(launch: LaunchConfig, _checkpoint_bytes: int) -> str:
-    return lacks("ip", "nsenter") or ("" if launch.nodes > 1 else "needs --nodes 2 or more")
+    return isolation_problem("ip", "nsenter") or ("" if launch.nodes > 1 else "needs --nodes 2 or more")
 
 
 def _nodes(run: RunDir) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import positions_in
+from fmfsd.run.train_position import list_positions
 from fmfsd.system.atomic_files import read_json
 
 CLOCK_METRICS = ("time", "images_per_s", "data_wait")
@@ -75,4 +75,4 @@ def _records(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _last_checkpoint(run: RunDir) -> Path:
-    return run.checkpoints / positions_in(run.checkpoints)[0].folder_name
+    return run.checkpoints / list_positions(run.checkpoints)[0].folder_name

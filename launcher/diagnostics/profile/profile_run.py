@@ -9,16 +9,16 @@ from functools import partial
 from rich.console import Console
 
 from fmfsd.errors import ConfigError, Problem, RunFailedError
-from fmfsd.run.profile_record import WorkerProfile, steps_to_profile
+from fmfsd.run.profile_record import WorkerProfile, count_profile_steps
 from fmfsd.run.run_dir import RunDir
-from launcher.config.error_collector import all_of
+from launcher.config.error_collector import collect_all
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.profile.screen import render
 from launcher.diagnostics.profile.summary import Summary
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun, short_run_dir, shorten
 from launcher.plan.plan import LaunchPlan, plan_run
 from launcher.prepare_launch import Checked, Request, checked, config_of, prepare_command, show_plan
-from launcher.supervise.run_plan import console_of
+from launcher.supervise.run_plan import create_console
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Profiling:
 
     def _profile_of(self, rank: int) -> WorkerProfile:
         try:
-            return WorkerProfile.read(self.run.profiled(rank))
+            return WorkerProfile.read(self.run.profile_result(rank))
         except (OSError, ValueError) as error:
             raise RunFailedError(f"the profile of rank {rank} can't be read: {error}") from error
 
@@ -55,7 +55,7 @@ def profile_run(request: Request, steps: int, *, environment: Mapping[str, str],
     if request.stop_after != "run":
         show_plan(request, profiling.found, profiling.plan_of())
         return 0
-    console = console_of(as_json=request.as_json)
+    console = create_console(as_json=request.as_json)
     try:
         summary = profiling.run_to_end(console)
     except InterruptedByUserError as interruption:
@@ -74,7 +74,7 @@ def _profiling(request: Request, steps: int, environment: Mapping[str, str], cwd
     with suppress(ConfigError):  # the checks report it together with other problems
         request = _short(request, steps)
     check = partial(checked, request, run, environment, cwd)
-    (found,) = all_of([check], beside=list(_existing(run)))
+    (found,) = collect_all([check], other_problems=list(_existing(run)))
     launch, prepare = request.launch, prepare_command(found.config)
     planned = partial(plan_run, launch, found.site, run, environment=environment, cwd=cwd, prepare=prepare)
     return Profiling(launch, run, found, check, lambda *slots: _profiled(planned(*slots), steps))
@@ -82,7 +82,7 @@ def _profiling(request: Request, steps: int, environment: Mapping[str, str], cwd
 
 def _short(request: Request, steps: int) -> Request:
     """Return the request for the steps that a profile takes, not elastic."""
-    changes = shorten(config_of(request), steps_to_profile(steps))
+    changes = shorten(config_of(request), count_profile_steps(steps))
     launch = replace(request.launch, min_nodes=None)
     return replace(request, overrides=(*request.overrides, *changes), launch=launch)
 

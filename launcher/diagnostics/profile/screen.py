@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fmfsd.run.profile_record import COMMUNICATION, PARTS
 from fmfsd.run.run_dir import RunDir
-from launcher.config.byte_sizes import size
+from launcher.config.byte_sizes import format_size
 from launcher.diagnostics.profile.summary import Compute, Spread, Summary
 
 
@@ -28,7 +28,7 @@ def _numbers(summary: Summary) -> Iterator[str]:
     yield (
         f"step {_ms(summary.step_s)} ms (median of {summary.steps}; worst {_ms(summary.worst_step_s)}), "
         f"{summary.images_per_s:,.0f} images/s, data wait {summary.data_wait:.1%}, "
-        f"peak memory {size(summary.peak_memory_bytes)}{' per worker' if summary.workers > 1 else ''}"
+        f"peak memory {format_size(summary.peak_memory_bytes)}{' per worker' if summary.workers > 1 else ''}"
     )
     yield _describe_compute(summary.compute, summary)
 

@@ -15,9 +15,9 @@ from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun
 from launcher.diagnostics.verify.results import PROMISES, Row, print_json, table
 from launcher.diagnostics.verify.worker_counts import ComparedRun, compared_runs
 from launcher.prepare_launch import Request
-from launcher.supervise.run_plan import EXIT_CODES, console_of
-from launcher.supervise.stop_requests import Requests
-from launcher.transport.local_commands import run_here
+from launcher.supervise.run_plan import EXIT_CODES, create_console
+from launcher.supervise.stop_requests import StopRequests
+from launcher.transport.local_commands import run_foreground
 
 
 def verify_invariance(
@@ -27,7 +27,7 @@ def verify_invariance(
     runs = compared_runs(request, counts, steps, environment=environment, cwd=cwd)
     if request.stop_after != "run":
         return _show(runs, request)
-    verification = Verification(runs, steps, console_of(as_json=request.as_json))
+    verification = Verification(runs, steps, create_console(as_json=request.as_json))
     return verification.run_to_end(as_json=request.as_json)
 
 
@@ -57,9 +57,9 @@ class Verification:
 
     def run_to_end(self, *, as_json: bool) -> int:
         self._announce()
-        requests = Requests()
+        requests = StopRequests()
         try:
-            with requests.heard():
+            with requests.install_handlers():
                 for run in self._runs:
                     self._train(run, requests)
                 rows = self._rows(requests)
@@ -92,17 +92,17 @@ class Verification:
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def _train(self, run: ComparedRun, requests: Requests) -> None:
+    def _train(self, run: ComparedRun, requests: StopRequests) -> None:
         _require_no_stop(requests)
         self._print("")
         config = run.found.config
         ShortRun(config, run.launch, run.run, run.plan_of, self._console, check=run.check).run_to_end()
 
-    def _rows(self, requests: Requests) -> list[Row]:
+    def _rows(self, requests: StopRequests) -> list[Row]:
         out, folders = self._folder / "comparison.json", [str(run.run.path) for run in self._runs]
         _require_no_stop(requests)
         argv = (sys.executable, "-P", "-m", "fmfsd", "compare", "--out", str(out), "--", *folders)
-        code = run_here(argv, stop=lambda: requests.stop)
+        code = run_foreground(argv, stop=lambda: requests.is_stop_requested)
         _require_no_stop(requests)
         if code:
             raise RunFailedError(f"the runs in {self._folder} could not be compared (exit code {code})")
@@ -112,8 +112,8 @@ class Verification:
         return [Row.of(*_size(run), each, self._promise) for run, each in zip(self._runs[1:], comparisons, strict=True)]
 
 
-def _require_no_stop(requests: Requests) -> None:
-    if requests.stop:
+def _require_no_stop(requests: StopRequests) -> None:
+    if requests.is_stop_requested:
         raise InterruptedByUserError(EXIT_CODES["interrupted"])
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
-from launcher.check.data_checks import uneven
-from launcher.config.error_collector import all_of
+from launcher.check.data_checks import uneven_shares_problem
+from launcher.config.error_collector import collect_all
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.short_run import short_run_dir, shorten
 from launcher.plan.plan import LaunchPlan, plan_run
@@ -55,7 +55,7 @@ def compared_runs(
     wrong = [*_existing(folder), *(problem for each in impossible.values() for problem in each)]
     possible = [workers for workers, problems in impossible.items() if not problems] or ([1] if shards is None else [])
     run = partial(_compared_run, short, folder.path, environment, cwd)
-    return all_of((partial(run, workers) for workers in possible), beside=wrong)
+    return collect_all((partial(run, workers) for workers in possible), other_problems=wrong)
 
 
 def _short(request: Request, steps: int) -> tuple[Request, int]:
@@ -74,7 +74,7 @@ def _impossible(request: Request, workers: int, shards: int | None) -> Iterator[
     where, gpus = f"--workers {workers}", len(request.site.resources.gpus)
     if request.site.placement(request.launch)[0] == "cuda" and workers > gpus:
         yield Problem(where, f"needs as many GPUs, {gpus} are visible: leave it out, or use --device cpu")
-    if shards is not None and (message := uneven(workers, shards)):
+    if shards is not None and (message := uneven_shares_problem(workers, shards)):
         yield Problem(where, message)
 
 

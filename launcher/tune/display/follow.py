@@ -11,12 +11,12 @@ from fmfsd.system.atomic_files import read_json
 from launcher.config.launch_config import TuneOptions
 from launcher.run_dir.log_follower import GrowingFile
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.display.eta import counts, seconds_left
+from launcher.tune.display.eta import count_trials, estimate_seconds_left
 from launcher.tune.records.history import History, Trial
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningTrial:
     """A running trial. `done`: completed share of its steps, from 0 to 1. Unknown values are empty or 0."""
 
     trial: Trial
@@ -27,7 +27,7 @@ class Running:
     images_per_s: float = 0.0
 
     @classmethod
-    def of(cls, trial: Trial, progress: Mapping[str, Any]) -> "Running":
+    def from_progress(cls, trial: Trial, progress: Mapping[str, Any]) -> "RunningTrial":
         """Return the running trial with the progress of rank 0."""
         total, per_epoch = progress.get("total_steps", 0), progress.get("steps_per_epoch", 0)
         known: dict[str, Any] = {"state": str(progress.get("state", "starting"))}
@@ -47,15 +47,15 @@ class SweepFollower:
         self._sweep, self.history = sweep, History(options)
         self._ledger = GrowingFile(sweep.ledger)
         self._most_at_a_time = 0
-        self.look()
+        self.poll()
         self._reported_attempts = {trial.number: self._run(trial).last_attempt() for trial in self.history.unfinished}
         self._initial_attempts = dict(self._reported_attempts)
 
-    def look(self) -> list[dict[str, Any]]:
+    def poll(self) -> list[dict[str, Any]]:
         """Read and return the new facts. Raise OSError if the ledger can not be read."""
         new_facts = []
         with suppress(FileNotFoundError):
-            while lines := self._ledger.new_lines():
+            while lines := self._ledger.read_new_lines():
                 for line in lines:
                     with suppress(ValueError, KeyError, TypeError):  # the driver itself refuses a damaged ledger
                         fact = json.loads(line)
@@ -63,17 +63,17 @@ class SweepFollower:
                         new_facts.append(fact)
         return new_facts
 
-    def running(self) -> list[Running]:
+    def running_trials(self) -> list[RunningTrial]:
         """Return the running trials."""
         running = []
         for trial in self.history.unfinished:
             attempt = (run := self._run(trial)).last_attempt()
             if attempt > self._initial_attempts.get(trial.number, 0):
-                running.append(Running.of(trial, _progress(run, attempt)))
+                running.append(RunningTrial.from_progress(trial, _progress(run, attempt)))
         self._most_at_a_time = max(self._most_at_a_time, len(running))
         return running
 
-    def troubles(self) -> Iterator[str]:
+    def failed_attempts(self) -> Iterator[str]:
         """Yield a message for each failed attempt of a trial that another attempt follows, once."""
         for trial in self.history.unfinished:
             run, reported = self._run(trial), self._reported_attempts.get(trial.number, 0)
@@ -82,12 +82,12 @@ class SweepFollower:
                 cause = _read_attempt(run, number).get("cause") or "its coordinator is gone"
                 yield f"trial {trial.name}, attempt {number}: {cause}; attempt {number + 1} continues"
 
-    def counts(self, running: list[Running]) -> dict[str, int]:
-        return counts(self.history, len(running))
+    def count_trials(self, running: list[RunningTrial]) -> dict[str, int]:
+        return count_trials(self.history, len(running))
 
-    def seconds_left(self, running: list[Running]) -> float | None:
+    def estimate_seconds_left(self, running: list[RunningTrial]) -> float | None:
         at_a_time = self.history.options.concurrent or self._most_at_a_time
-        return seconds_left(self.history, [each.done for each in running], at_a_time)
+        return estimate_seconds_left(self.history, [each.done for each in running], at_a_time)
 
     def _run(self, trial: Trial) -> RunDir:
         return self._sweep.trial(trial.name)

@@ -12,29 +12,29 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.config.launch_config import TuneOptions
-from launcher.config.plain_text import in_a_line
+from launcher.config.plain_text import to_single_line
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.display.follow import Running, SweepFollower
+from launcher.tune.display.follow import RunningTrial, SweepFollower
 from launcher.tune.display.formatting import (
-    best_text,
-    counts_text,
-    ended_text,
-    left_text,
-    metric_text,
-    metrics_text,
-    progress_text,
-    reruns_text,
-    restarted_text,
-    values_text,
+    format_best,
+    format_counts,
+    format_metric,
+    format_metrics,
+    format_progress,
+    format_reruns,
+    format_time_left,
+    format_trial_end,
+    format_trial_restart,
+    format_values,
 )
 from launcher.tune.records.history import History, Trial
 
-READ_EVERY_S = 0.25
-PLAIN_EVERY_S = 30.0
-LINES_A_LOOK = 20
+READ_INTERVAL_S = 0.25
+PLAIN_INTERVAL_S = 30.0
+MAX_LINES_PER_UPDATE = 20
 """Maximum number of lines about ended trials per update."""
-RUNNING_SHOWN = 16
-FRONT_SHOWN = 20
+MAX_RUNNING_ROWS = 16
+MAX_FRONT_ROWS = 20
 
 
 class SweepDisplay:
@@ -68,7 +68,7 @@ class SweepDisplay:
 
     def update(self) -> None:
         now = time.monotonic()
-        if now - self._read_at < READ_EVERY_S:
+        if now - self._read_at < READ_INTERVAL_S:
             return
         self._read_at = now
         with suppress(Exception):  # an error of the display must never end a sweep
@@ -76,13 +76,13 @@ class SweepDisplay:
 
     def _refresh(self, now: float) -> None:
         self._print_new_facts()
-        running = self._follower.running()
-        counts, left_s = self._follower.counts(running), self._follower.seconds_left(running)
+        running = self._follower.running_trials()
+        counts, left_s = self._follower.count_trials(running), self._follower.estimate_seconds_left(running)
         if self._live:
             self._live.update(self._render(running, counts, left_s), refresh=True)
-        elif now - self._printed_at >= PLAIN_EVERY_S:
+        elif now - self._printed_at >= PLAIN_INTERVAL_S:
             self._printed_at = now
-            self._print_progress(progress_text(self._follower.history, counts, left_s))
+            self._print_progress(format_progress(self._follower.history, counts, left_s))
 
     def _print_progress(self, text: str) -> None:
         """Print the progress, unless it is the same as the last time."""
@@ -92,66 +92,72 @@ class SweepDisplay:
 
     def _print_new_facts(self) -> None:
         """Print lines for failed attempts and for new facts, of these at most MAX_LINES_PER_UPDATE."""
-        for text in self._follower.troubles():
-            self._print(f"warning: {in_a_line(text)}")
-        facts = self._follower.look()
+        for text in self._follower.failed_attempts():
+            self._print(f"warning: {to_single_line(text)}")
+        facts = self._follower.poll()
         if any(fact["fact"] == "ended" for fact in facts):
             self._best = _best(self._follower.history)
         lines = list(filter(None, map(self._line, facts)))
-        for line in lines[:LINES_A_LOOK]:
+        for line in lines[:MAX_LINES_PER_UPDATE]:
             self._print(line)
-        if omitted := len(lines[LINES_A_LOOK:]):
+        if omitted := len(lines[MAX_LINES_PER_UPDATE:]):
             self._print(f"({omitted} more have ended)")
 
     def _line(self, fact: Mapping[str, Any]) -> str:
         history = self._follower.history
         if fact["fact"] in ("ended", "repeated"):
-            return ended_text(history.trials[fact["trial"]], history, self._best, self._hidden)
+            return format_trial_end(history.trials[fact["trial"]], history, self._best, self._hidden)
         if fact["fact"] == "confirmed":
-            reached = metrics_text(fact["metrics"], history.options.metrics)
+            reached = format_metrics(fact["metrics"], history.options.metrics)
             return f"{fact['config']} with new seed {fact['seed']}: {reached}"
         if fact["fact"] == "restarted":
-            return restarted_text(fact)
+            return format_trial_restart(fact)
         return ""
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def _render(self, running: list[Running], counts: Mapping[str, int], left_s: float | None) -> Group:
-        parts = (f"trials: {counts_text(counts)}", reruns_text(self._follower.history, counts), left_text(left_s))
+    def _render(self, running: list[RunningTrial], counts: Mapping[str, int], left_s: float | None) -> Group:
+        parts = (
+            f"trials: {format_counts(counts)}",
+            format_reruns(self._follower.history, counts),
+            format_time_left(left_s),
+        )
         lines = [Text("; ".join(filter(None, parts)))]
-        if best := best_text(self._follower.history, self._best, self._hidden):
+        if best := format_best(self._follower.history, self._best, self._hidden):
             lines.append(Text(f"best {best}"))
-        more = len(running) - RUNNING_SHOWN
+        more = len(running) - MAX_RUNNING_ROWS
         below = [Text(f"and {more} more running")] if more > 0 else []
         return Group(*lines, *([self._running_table(running)] if running else []), *below)
 
-    def _running_table(self, running: list[Running]) -> Table:
+    def _running_table(self, running: list[RunningTrial]) -> Table:
         metrics = self._follower.history.options.metrics
         table = _table("trial", "values", "epoch", *metrics, "images/s")
-        for each in running[:RUNNING_SHOWN]:
+        for each in running[:MAX_RUNNING_ROWS]:
             reports = each.trial.reports
             last = reports[max(reports)] if reports else {}
             epoch = f"{each.epoch}/{each.epochs}" if each.epochs else each.state
             speed = f"{each.images_per_s:.0f}" if each.images_per_s else ""
-            reached = [metric_text(name, last[name]) if name in last else "" for name in metrics]
-            _add_row(table, [each.trial.name, values_text(each.trial.values, self._hidden), epoch, *reached, speed])
+            reached = [format_metric(name, last[name]) if name in last else "" for name in metrics]
+            _add_row(table, [each.trial.name, format_values(each.trial.values, self._hidden), epoch, *reached, speed])
         return table
 
 
-def final_table(history: History, hidden: Collection[str] = ()) -> Table:
+def build_final_table(history: History, hidden: Collection[str] = ()) -> Table:
     """Return the table of the best trials, or of the Pareto front with several metrics: metrics and values."""
     metrics = history.options.metrics
-    trials = history.ranked()[: history.options.best]
+    trials = history.rank_trials()[: history.options.best]
     if len(metrics) > 1:
-        trials = history.ranked()[: min(len(history.front()), FRONT_SHOWN)]
+        trials = history.rank_trials()[: min(len(history.pareto_front()), MAX_FRONT_ROWS)]
     test_names = [name.replace("valid/", "test/") for name in metrics]
-    tested = [name for name in test_names if any(name in history.tested.get(trial.number, {}) for trial in trials)]
+    tested = [
+        name for name in test_names if any(name in history.test_metrics.get(trial.number, {}) for trial in trials)
+    ]
     table = _table("trial", *metrics, *tested, "values")
     for trial in trials:
-        values = {**trial.metrics, **history.tested.get(trial.number, {})}
-        reached = [metric_text(name, values[name]) if name in values else "" for name in (*metrics, *tested)]
-        _add_row(table, [trial.name, *reached, values_text(trial.values, hidden)])
+        values = {**trial.metrics, **history.test_metrics.get(trial.number, {})}
+        reached = [format_metric(name, values[name]) if name in values else "" for name in (*metrics, *tested)]
+        _add_row(table, [trial.name, *reached, format_values(trial.values, hidden)])
     return table
 
 
@@ -168,5 +174,5 @@ def _add_row(table: Table, cells: list[str]) -> None:
 
 
 def _best(history: History) -> Trial | None:
-    ranked = history.ranked()
+    ranked = history.rank_trials()
     return ranked[0] if ranked else None

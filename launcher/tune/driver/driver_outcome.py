@@ -10,7 +10,7 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 
 
-def write_crash(run: RunDir, attempt: int, error: Exception) -> None:
+def write_driver_crash(run: RunDir, attempt: int, error: Exception) -> None:
     """Write the crash record of the driver. Raise OSError if that fails."""
     expected = isinstance(error, FmfsdError)
     content = {
@@ -27,4 +27,4 @@ def write_crash(run: RunDir, attempt: int, error: Exception) -> None:
         "worth_another_attempt": not expected or getattr(error, "worth_another_attempt", False),
         "traceback": "".join(traceback.format_exception(error)),
     }
-    write_json(run.crash(attempt, 0), content)
+    write_json(run.crash_report(attempt, 0), content)

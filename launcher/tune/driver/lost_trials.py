@@ -15,14 +15,14 @@ _GENERIC_PART = " Some common causes"
 """Starts the part of Ray's message that is the same for every lost process."""
 
 
-def reason_of(trial: RayTrial) -> str:
+def read_loss_reason(trial: RayTrial) -> str:
     """Return Ray's reason why the trial's last process was lost, in one line; empty if Ray has left none."""
     with suppress(OSError, TypeError):  # Tune gives no path for a trial without an error
-        return short_reason(Path(trial.error_file).read_text(errors="replace"))
+        return extract_reason(Path(trial.error_file).read_text(errors="replace"))
     return ""
 
 
-def short_reason(text: str) -> str:
+def extract_reason(text: str) -> str:
     """Return the line of Ray's `text` with the reason why a process was lost."""
     lines = [line for line in text.splitlines() if line.strip()]
     memory = [line for line in lines if _LOW_ON_MEMORY in line]
@@ -38,7 +38,7 @@ class _ActorManager(RayActorManager):
 
 
 @contextmanager
-def memory_kills_survived() -> Iterator[None]:
+def survive_memory_kills() -> Iterator[None]:
     """Run Tune with an actor manager for which a memory kill ends only the trial, and not Tune's loop."""
     original = tune_controller.RayActorManager
     tune_controller.RayActorManager = _ActorManager

@@ -9,13 +9,13 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from launcher.config.launch_config import TuneOptions
-from launcher.tune.driver.unpickled import Unkept
+from launcher.tune.driver.unpickled import EmptyPickle
 from launcher.tune.records.history import History, Trial
 
-FIRST_RUNG = 9
+FIRST_RUNG_DIVISOR = 9
 """ASHA's rungs are at a ninth and a third of the epochs; at each rung the best third of the trials continues."""
-REDUCTION = 3
-FEWEST_OTHERS = 3
+REDUCTION_FACTOR = 3
+MIN_TRIALS_FOR_MEDIAN = 3
 """Minimum number of trials for the median stopping rule."""
 
 
@@ -36,7 +36,7 @@ class _EmptyController:
 _EMPTY_CONTROLLER = _EmptyController()
 
 
-class Scheduler(Unkept, FIFOScheduler):
+class EarlyStopScheduler(EmptyPickle, FIFOScheduler):
     """Starts trials in order, stops those that `rule` selects, and calls `on_stop` with the number of each.
 
     At the start the reports in `history` are replayed to the rule. The rule gets each epoch once, and nothing more
@@ -57,7 +57,7 @@ class Scheduler(Unkept, FIFOScheduler):
         self._epochs, self._stopped = dict[int, int](), set[int]()
         for trial in history.runs:
             self._add(trial.number)
-        for number, epoch in history.told:
+        for number, epoch in history.report_order:
             self._replay(history.trials[number], epoch)
 
     def _add(self, number: int) -> None:
@@ -98,10 +98,10 @@ class Scheduler(Unkept, FIFOScheduler):
             self._rule.on_trial_complete(tune_controller, _TrialId(str(number)), result)
 
 
-def rule_of(options: TuneOptions, epochs: int) -> TrialScheduler:
+def build_stopping_rule(options: TuneOptions, epochs: int) -> TrialScheduler:
     """Return Tune's scheduler that the options name, for runs of at most `epochs` epochs."""
     metric, mode = options.metrics[0], options.modes[0]
-    first = max(1, epochs // FIRST_RUNG)
+    first = max(1, epochs // FIRST_RUNG_DIVISOR)
     if options.scheduler == "asha":
         return AsyncHyperBandScheduler(
             time_attr="epoch",
@@ -109,11 +109,11 @@ def rule_of(options: TuneOptions, epochs: int) -> TrialScheduler:
             mode=mode,
             max_t=max(epochs, first),
             grace_period=first,
-            reduction_factor=REDUCTION,
+            reduction_factor=REDUCTION_FACTOR,
             stop_last_trials=False,
         )
     if options.scheduler == "median":
         return MedianStoppingRule(
-            time_attr="epoch", metric=metric, mode=mode, grace_period=first, min_samples_required=FEWEST_OTHERS
+            time_attr="epoch", metric=metric, mode=mode, grace_period=first, min_samples_required=MIN_TRIALS_FOR_MEDIAN
         )
     return FIFOScheduler()

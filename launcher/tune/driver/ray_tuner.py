@@ -11,22 +11,22 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import TrialScheduler
 
 from launcher.config.launch_config import LaunchConfig
-from launcher.tune.driver.lost_trials import memory_kills_survived, reason_of
-from launcher.tune.driver.ray_searcher import Feeder
-from launcher.tune.driver.trial_actor import Trial, placement
-from launcher.tune.driver.unpickled import Unkept
-from launcher.tune.records.trial_resources import Shape
+from launcher.tune.driver.lost_trials import read_loss_reason, survive_memory_kills
+from launcher.tune.driver.ray_searcher import SweepSearcher
+from launcher.tune.driver.trial_actor import TrialActor, build_placement_group
+from launcher.tune.driver.unpickled import EmptyPickle
+from launcher.tune.records.trial_resources import TrialResources
 
 
 def run_trials(
-    feeder: Feeder,
+    searcher: SweepSearcher,
     rule: TrialScheduler | None,
     *,
     launch: LaunchConfig,
-    shape: Shape,
+    resources: TrialResources,
     max_failures: int,
     scratch: Path,
-    pulse: Callable[[], None],
+    on_step: Callable[[], None],
 ) -> None:
     """Run the searcher's trials until it has no more and all have ended. Call `on_step` several times a second.
 
@@ -34,9 +34,9 @@ def run_trials(
     """
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(Trial, placement(launch, shape.cores, shape.gpus)),
+        tune.with_resources(TrialActor, build_placement_group(launch, resources.cores, resources.gpus)),
         tune_config=tune.TuneConfig(
-            search_alg=feeder,
+            search_alg=searcher,
             scheduler=rule,
             num_samples=-1,
             reuse_actors=True,
@@ -48,12 +48,12 @@ def run_trials(
             storage_path=str(scratch),
             failure_config=tune.FailureConfig(max_failures=max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_Callback(feeder, pulse)],
+            callbacks=[_Callback(searcher, on_step)],
             verbose=0,
         ),
     )
     try:
-        with memory_kills_survived():
+        with survive_memory_kills():
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -63,17 +63,17 @@ def _trial_id(trial: RayTrial) -> str:
     return str(trial.trial_id)
 
 
-class _Callback(Unkept, tune.Callback):
+class _Callback(EmptyPickle, tune.Callback):
     """Passes events of Tune's loop to the searcher and to `on_step`."""
 
-    def __init__(self, feeder: Feeder, pulse: Callable[[], None]) -> None:
+    def __init__(self, feeder: SweepSearcher, pulse: Callable[[], None]) -> None:
         self._searcher, self._on_step = feeder, pulse
 
     def on_trial_recover(self, *, trial: RayTrial, **_info: Any) -> None:
-        self._searcher.on_trial_restarted(trial.trial_id, reason_of(trial))
+        self._searcher.on_trial_restarted(trial.trial_id, read_loss_reason(trial))
 
     def on_trial_error(self, *, trial: RayTrial, **_info: Any) -> None:
-        self._searcher.on_trial_lost(trial.trial_id, reason_of(trial))
+        self._searcher.on_trial_lost(trial.trial_id, read_loss_reason(trial))
 
     def on_trial_complete(self, *, trial: Any, **_info: Any) -> None:
         """Delete the trial's metric statistics, which are not used: Ray 2.60 never frees these 20 KiB."""

@@ -9,29 +9,29 @@ from typing import Any
 from ray import tune
 
 from fmfsd.errors import CheckError
-from fmfsd.system.file_locks import choose_method
-from launcher.agent.network import MACHINES_OWN, own_variables
+from fmfsd.system.file_locks import choose_lock_method
+from launcher.agent.network import MACHINE_VARIABLES, select_machine_variables
 from launcher.config.launch_config import LaunchConfig
-from launcher.tune.driver.trial_run import Machines, TrialRun
-from launcher.tune.ray.agents import Crew
-from launcher.tune.sweep.trial_spec import TrialOrder
+from launcher.tune.driver.trial_run import TrialMachines, TrialRun
+from launcher.tune.ray.agents import PlacementGroupNodes
+from launcher.tune.sweep.trial_spec import TrialSpec
 
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
-def placement(launch: LaunchConfig, cores: int, gpus: int) -> Any:
+def build_placement_group(launch: LaunchConfig, cores: int, gpus: int) -> Any:
     """Return a placement group with one bundle per node of a trial, packed on as few machines as possible."""
     bundle = {"CPU": float(cores), **({"GPU": float(gpus)} if gpus else {})}
     return tune.PlacementGroupFactory([bundle] * launch.nodes, strategy="PACK")
 
 
-class Trial(tune.Trainable):
+class TrialActor(tune.Trainable):
     """Never fails in Ray's sense: the run restarts its workers itself, and its outcome is reported as a result."""
 
     _run: TrialRun | None
     _refusal: str
     """Why the run could not start."""
-    _nodes: Crew | None
+    _nodes: PlacementGroupNodes | None
     """Set for a trial with more than one node."""
     _reported_epoch: int
     """The last epoch whose evaluation was reported."""
@@ -39,21 +39,21 @@ class Trial(tune.Trainable):
     def setup(self, config: Mapping[str, Any]) -> None:
         """Start the trial. `config["order"]` is the JSON text of its specification."""
         os.umask(0o077)
-        choose_method(os.environ)
+        choose_lock_method(os.environ)
         self._start(config)
 
     def step(self) -> dict[str, Any]:
         """Return the next evaluation, or the outcome of the run: state, cause, seconds and the last metrics."""
         if (run := self._run) is None:
             return {"state": "failed", "cause": self._refusal, "seconds": 0.0, "done": True}
-        while not (records := run.records(self._reported_epoch)) and not run.has_ended:
-            run.wait(LOOK_S)
-        records = records or run.records(self._reported_epoch)
+        while not (records := run.new_records(self._reported_epoch)) and not run.has_ended:
+            run.wait(POLL_S)
+        records = records or run.new_records(self._reported_epoch)
         record = records[0] if records else run.last_record()
         self._reported_epoch = max(self._reported_epoch, int(record.get("epoch", 0)))
         is_last = run.has_ended and len(records) <= 1
         state = run.state if is_last else "running"
-        outcome = {"state": state, "cause": run.cause if is_last else "", "seconds": run.seconds()}
+        outcome = {"state": state, "cause": run.cause if is_last else "", "seconds": run.elapsed_s()}
         return {"epoch": self._reported_epoch, **record, **outcome, "done": is_last}
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
@@ -65,7 +65,7 @@ class Trial(tune.Trainable):
     def cleanup(self) -> None:
         """Kill the run, and return when all its processes have ended."""
         if self._run is not None:
-            self._run.end_now()
+            self._run.stop_now()
         if self._nodes is not None:
             self._nodes.close()
 
@@ -79,15 +79,15 @@ class Trial(tune.Trainable):
     def _start(self, config: Mapping[str, Any]) -> None:
         self._run, self._nodes = None, None
         try:
-            spec = TrialOrder.from_json(_with_local_variables(json.loads(config["order"])))
+            spec = TrialSpec.from_dict(_with_local_variables(json.loads(config["order"])))
         except CheckError as error:  # such as a secret that this machine lacks
             self._refusal = f"on {socket.gethostname()}: {error}"
             return
         self._reported_epoch = spec.reported
-        self._nodes = Crew(os.environ) if spec.launch.nodes > 1 else None
-        machines = Machines.here(spec, os.environ)
+        self._nodes = PlacementGroupNodes(os.environ) if spec.launch.nodes > 1 else None
+        machines = TrialMachines.local(spec, os.environ)
         if self._nodes is not None:
-            machines = Machines(self._nodes.site(spec.cores), self._nodes.start_agent)
+            machines = TrialMachines(self._nodes.site(spec.cores), self._nodes.start_agent)
         self._run = TrialRun(spec, machines)
 
 
@@ -97,8 +97,8 @@ def _with_local_variables(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _local_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return `environment` with the machine-specific variables of this machine."""
-    own = own_variables(os.environ)
-    return {**{name: value for name, value in environment.items() if name not in MACHINES_OWN}, **own}
+    own = select_machine_variables(os.environ)
+    return {**{name: value for name, value in environment.items() if name not in MACHINE_VARIABLES}, **own}
 
 
 def _secrets(spec: Mapping[str, Any]) -> dict[str, str]:

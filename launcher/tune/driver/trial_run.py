@@ -13,43 +13,43 @@ from typing import Any, Literal
 from fmfsd.config import RunConfig, load_config
 from fmfsd.errors import ConfigError, FmfsdError
 from fmfsd.system.atomic_files import read_json
-from launcher.agent.hardware import hardware_here
+from launcher.agent.hardware import read_hardware_by_host
 from launcher.agent.resources import Resources
 from launcher.check import data_checks
 from launcher.check.launch_checks import total_steps
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, NodePlan, plan_run
 from launcher.resources.site import Site
-from launcher.run_dir.manifest import launch_entry
+from launcher.run_dir.manifest import new_launch_entry
 from launcher.run_dir.record_follower import RecordFollower
-from launcher.run_dir.run_lock import BusyError, sole_owner
+from launcher.run_dir.run_lock import RunInUseError, hold_run_lock
 from launcher.supervise.attempt import Attempt
-from launcher.supervise.coordinator import run_plan, start_planned
-from launcher.supervise.outcome import page_of, write_last_word
-from launcher.supervise.restarts import Ended, Recovery
+from launcher.supervise.coordinator import run_attempt, start_node_agent
+from launcher.supervise.outcome import render_failure_page, write_outcome
+from launcher.supervise.restarts import RestartLoop, RunResult
 from launcher.supervise.run_dir_init import is_finished, write_run_dir
-from launcher.supervise.stop_requests import Requests
-from launcher.transport.agent_client import Link
-from launcher.tune.space.metrics import SPLIT, costs_by_name
-from launcher.tune.sweep.trial_spec import TrialOrder
+from launcher.supervise.stop_requests import StopRequests
+from launcher.transport.agent_client import AgentConnection
+from launcher.tune.space.metrics import SPLIT, probe_cost_metrics
+from launcher.tune.sweep.trial_spec import TrialSpec
 
-State = Literal["running", "finished", "stopped", "failed"]
-HELD_S = 60.0
+TrialRunState = Literal["running", "finished", "stopped", "failed"]
+LOCK_TIMEOUT_S = 60.0
 """Time for a process of an earlier start to release the run lock."""
-LOOK_S = 0.5
-_STATE_OF_ATTEMPT: Mapping[str, State] = {"finished": "finished", "failed": "failed"}
+POLL_S = 0.5
+_STATE_OF_ATTEMPT: Mapping[str, TrialRunState] = {"finished": "finished", "failed": "failed"}
 """All other states of an attempt count as stopped."""
 
 
 @dataclass(frozen=True)
-class Machines:
+class TrialMachines:
     """The machines of a trial's nodes, and the function that starts a node's agent."""
 
     site: Site
-    start_agent: Callable[[NodePlan], Link] = start_planned
+    start_agent: Callable[[NodePlan], AgentConnection] = start_node_agent
 
     @classmethod
-    def here(cls, spec: TrialOrder, environment: Mapping[str, str]) -> "Machines":
+    def local(cls, spec: TrialSpec, environment: Mapping[str, str]) -> "TrialMachines":
         """Return this machine with the trial's number of cores, not pinned, and the GPUs visible in `environment`."""
         detected, cores = Resources.detect(environment), spec.cores * spec.launch.nodes
         return cls(Site(replace(detected, cores=cores, core_numbers=())))
@@ -58,12 +58,12 @@ class Machines:
 class TrialRun:
     """Starts at once. Ends when the run ends, after a stop request to the sweep, or by `stop_now`."""
 
-    def __init__(self, spec: TrialOrder, machines: Machines) -> None:
+    def __init__(self, spec: TrialSpec, machines: TrialMachines) -> None:
         self._spec, self._machines, self._run = spec, machines, spec.run
-        self._requests = Requests(others=(spec.sweep_dir.coordination.stop_request,))
+        self._requests = StopRequests(other_files=(spec.sweep_dir.coordinator_dir.stop_request,))
         self._follower, self._records = RecordFollower(self._run), dict[int, dict[str, float]]()
         self._costs, self._last_step = dict[str, float](), -math.inf
-        self.state: State = "running"
+        self.state: TrialRunState = "running"
         self.cause = ""
         """Why the run failed, in one line."""
         self._thread = threading.Thread(target=self._run_safely, name=f"trial {spec.name}")
@@ -78,20 +78,20 @@ class TrialRun:
         """Wait until the run ends, at most `timeout_s` seconds."""
         self._thread.join(timeout_s)
 
-    def end_now(self) -> None:
+    def stop_now(self) -> None:
         """Stop without a checkpoint, and return when all processes of the run have ended."""
         self._requests.interrupted = True
-        self._requests.ask()
+        self._requests.request_stop()
         self._thread.join()
 
-    def records(self, after: int) -> list[dict[str, float]]:
+    def new_records(self, after: int) -> list[dict[str, float]]:
         """Return the metrics on the validation split of each epoch later than `after`, in order.
 
         The last epoch is included only after the run has ended.
         """
         ended = self.has_ended
         with suppress(OSError, ValueError, KeyError):
-            for record in self._follower.look():
+            for record in self._follower.poll():
                 if record["split"] == SPLIT:
                     self._records[record["epoch"]] = record
         return [
@@ -102,9 +102,9 @@ class TrialRun:
 
     def last_record(self) -> dict[str, float]:
         """Return the newest metrics, or an empty dict."""
-        return (self.records(0) or [{}])[-1]
+        return (self.new_records(0) or [{}])[-1]
 
-    def seconds(self) -> float:
+    def elapsed_s(self) -> float:
         """Return the duration of all attempts so far, without those whose coordinator was killed."""
         attempts = list[dict[str, Any]]()
         for number in range(1, self._run.last_attempt() + 1):
@@ -135,10 +135,10 @@ class TrialRun:
         spec = self._spec
         config = load_config(str(spec.sweep_dir.config), spec.overrides)
         launch = self._resolve_launch()
-        if problems := list(data_checks.not_divided(config, launch, self._machines.site)):
+        if problems := list(data_checks.check_even_shares(config, launch, self._machines.site)):
             raise ConfigError(problems)
         if spec.wants_costs:
-            self._costs = costs_by_name(config, self._config_args(), launch, self._machines.site, spec.environment)
+            self._costs = probe_cost_metrics(config, self._config_args(), launch, self._machines.site, spec.environment)
         self._last_step = total_steps(config) or math.inf
         if is_finished(config, self._run):
             self.state = "finished"
@@ -148,15 +148,15 @@ class TrialRun:
                 self.state = "stopped"
                 return
             end = self._run_attempts(config, launch)
-            write_last_word(self._run, end, self._command())
+            write_outcome(self._run, end, self._command())
         if end.failure is not None:
             self.cause = end.failure.cause
-            self._log(page_of(self._run, end, self._command()))
+            self._log(render_failure_page(self._run, end, self._command()))
         self.state = self._state_after(end)
 
-    def _state_after(self, end: Ended) -> State:
+    def _state_after(self, end: RunResult) -> TrialRunState:
         """Return the state; a failure while stopping counts as stopped if another attempt may help."""
-        if self._requests.stop and end.failure is not None and end.failure.worth_another_attempt:
+        if self._requests.is_stop_requested and end.failure is not None and end.failure.worth_another_attempt:
             return "stopped"
         return _STATE_OF_ATTEMPT.get(end.attempt.state, "stopped")
 
@@ -165,15 +165,15 @@ class TrialRun:
 
         Wait for a process that Ray has cut off to release it. Raise BusyError if it does not.
         """
-        deadline = time.monotonic() + HELD_S
-        while not self._requests.stop:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while not self._requests.is_stop_requested:
             try:
-                stack.enter_context(sole_owner(self._run))
+                stack.enter_context(hold_run_lock(self._run))
                 return True
-            except BusyError:
+            except RunInUseError:
                 if time.monotonic() > deadline:
                     raise
-            self._requests.wait(LOOK_S, self._spec.sweep_dir.coordination.stop_request)
+            self._requests.wait(POLL_S, self._spec.sweep_dir.coordinator_dir.stop_request)
         return False
 
     def _resolve_launch(self) -> LaunchConfig:
@@ -182,24 +182,24 @@ class TrialRun:
         device, workers = self._machines.site.placement(launch)
         return replace(launch, device=device, gpus=workers, starter="direct", run_dir=self._run.path)
 
-    def _run_attempts(self, config: RunConfig, launch: LaunchConfig) -> Ended:
+    def _run_attempts(self, config: RunConfig, launch: LaunchConfig) -> RunResult:
         spec, run = self._spec, self._run
         plan_of = partial(plan_run, launch, self._machines.site, run, environment=spec.environment, cwd=spec.cwd)
         plan = plan_of(tuple(range(launch.nodes)))
-        entry = launch_entry(self._argv(launch), hardware=hardware_here() if plan.is_here else {})
-        write_run_dir(config, run, plan, launch, entry, say=self._log)
+        entry = new_launch_entry(self._argv(launch), hardware=read_hardware_by_host() if plan.is_here else {})
+        write_run_dir(config, run, plan, launch, entry, report=self._log)
         start = partial(self._run_attempt, launch)
         shards = config.data.shards
-        return Recovery(launch, run, self._requests, plan_of, start, self._log, shards).to_the_end()
+        return RestartLoop(launch, run, self._requests, plan_of, start, self._log, shards).run_until_end()
 
     def _run_attempt(self, launch: LaunchConfig, plan: LaunchPlan) -> Attempt:
-        return run_plan(
+        return run_attempt(
             plan,
             self._run,
             grace_s=launch.grace_s,
             hang_timeout_s=launch.hang_timeout_s,
             requests=self._requests,
-            watch=lambda: None,
+            on_poll=lambda: None,
             start_agent=self._machines.start_agent,
         )
 
@@ -227,5 +227,5 @@ class TrialRun:
 
     def _log(self, text: str) -> None:
         """Append to the run's launch log; ignore errors."""
-        with suppress(OSError), self._run.said.open("a", encoding="utf-8") as log:
+        with suppress(OSError), self._run.coordinator_log.open("a", encoding="utf-8") as log:
             log.write(f"{text}\n")

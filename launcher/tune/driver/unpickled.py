@@ -1,7 +1,7 @@
 """A base class for parts that Tune pickles with its own state, which is not used: a sweep resumes from its ledger."""
 
 
-class Unkept:
+class EmptyPickle:
     """Pickles as an empty object."""
 
     def __getstate__(self) -> dict[str, object]:

@@ -11,23 +11,28 @@ from fmfsd.config import load_config
 from fmfsd.errors import RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.plan.plan import KEEP_FREED_MEMORY
+from launcher.plan.plan import MALLOC_SETTINGS
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.transport.local_commands import said_here
-from launcher.tune.driver.ray_searcher import Ended
-from launcher.tune.records.history import History, Trial, name_of_rerun
-from launcher.tune.records.trial_resources import Shape
-from launcher.tune.space.parameters import Space, overrides
-from launcher.tune.sweep.sweep_state import Book
-from launcher.tune.sweep.trial_spec import TrialOrder
+from launcher.transport.local_commands import run_captured
+from launcher.tune.driver.ray_searcher import TrialResult
+from launcher.tune.records.history import History, Trial, format_rerun_name
+from launcher.tune.records.trial_resources import TrialResources
+from launcher.tune.space.parameters import Space, format_overrides
+from launcher.tune.sweep.sweep_state import SweepState
+from launcher.tune.sweep.trial_spec import TrialSpec
 
 BASE = "base"
-ANSWER_S = 3600.0
-LOOK_S = 0.5
+EVALUATE_TIMEOUT_S = 3600.0
+POLL_S = 0.5
 
 
-def test_winners(
-    state: Book, sweep: SweepDir, shape: Shape, *, pulse: Callable[[], None], is_stopped: Callable[[], bool]
+def evaluate_winners(
+    state: SweepState,
+    sweep: SweepDir,
+    resources: TrialResources,
+    *,
+    on_step: Callable[[], None],
+    is_stopped: Callable[[], bool],
 ) -> None:
     """Evaluate each winner once on the test set, also over several starts of the sweep.
 
@@ -36,23 +41,25 @@ def test_winners(
     winner can not be evaluated.
     """
     history = state.history
-    winners = history.front() if len(history.options.metrics) > 1 else history.ranked()[:1]
-    missing = [trial for trial in winners if trial.number not in history.tested and not trial.is_freed]
-    evaluate = _evaluate.options(num_cpus=shape.cores, num_gpus=min(shape.gpus, 1)).remote
-    results = [evaluate(str(sweep.trial(trial.name).path), shape.device) for trial in missing]
+    winners = history.pareto_front() if len(history.options.metrics) > 1 else history.rank_trials()[:1]
+    missing = [
+        trial for trial in winners if trial.number not in history.test_metrics and not trial.is_checkpoint_deleted
+    ]
+    evaluate = _evaluate.options(num_cpus=resources.cores, num_gpus=min(resources.gpus, 1)).remote
+    results = [evaluate(str(sweep.trial(trial.name).path), resources.device) for trial in missing]
     for trial, result in zip(missing, results, strict=True):
-        while not ray.wait([result], timeout=LOOK_S)[0]:
-            pulse()
+        while not ray.wait([result], timeout=POLL_S)[0]:
+            on_step()
             if is_stopped():
                 return
-        state.note("tested", trial=trial.number, metrics=_parse_metrics(trial, *ray.get(result)))
+        state.append_fact("tested", trial=trial.number, metrics=_parse_metrics(trial, *ray.get(result)))
 
 
 @ray.remote
 def _evaluate(run: str, device: str) -> tuple[int | None, str, str]:
     command = ("evaluate", run, "--split", "test", "--no-early-exits", "--device", device, "--json")
     argv = (sys.executable, "-P", "-m", "fmfsd", *command)
-    return said_here(argv, deadline_s=ANSWER_S, more=KEEP_FREED_MEMORY if device == "cpu" else {})
+    return run_captured(argv, timeout_s=EVALUATE_TIMEOUT_S, extra_env=MALLOC_SETTINGS if device == "cpu" else {})
 
 
 def _parse_metrics(trial: Trial, code: int | None, output: str, errors: str) -> dict[str, float]:
@@ -73,20 +80,20 @@ class Rerun:
     @property
     def name(self) -> str:
         """The name of the run folder."""
-        return name_of_rerun(self.config, self.seed)
+        return format_rerun_name(self.config, self.seed)
 
     @property
     def overrides(self) -> tuple[str, ...]:
         return (*self.values, f"seed={self.seed}", "train.evaluate_test=true")
 
 
-def reruns(history: History, sweep: SweepDir, space: Space) -> list[Rerun]:
+def pending_reruns(history: History, sweep: SweepDir, space: Space) -> list[Rerun]:
     """Return the pending runs of the best configs and of the base config, each with the same new seeds.
 
     The base config also has the space's constants, so that the compared configs differ only in searched parameters.
     """
-    configs = {trial.name: trial.overrides for trial in history.ranked()[: history.options.best]}
-    configs[BASE] = overrides(space.constants)
+    configs = {trial.name: trial.overrides for trial in history.rank_trials()[: history.options.best]}
+    configs[BASE] = format_overrides(space.constants)
     done = {(each.config, each.seed) for each in history.confirmations}
     planned = [Rerun(name, seed, tuple(configs[name])) for seed in _seeds(history, sweep) for name in configs]
     return [each for each in planned if (each.config, each.seed) not in done]
@@ -99,44 +106,46 @@ def _seeds(history: History, sweep: SweepDir) -> range:
     return range(first, first + history.options.seeds)
 
 
-class Confirmed:
+class RerunTrials:
     """The reruns as a source."""
 
     def __init__(
         self,
-        state: Book,
+        state: SweepState,
         sweep: SweepDir,
-        wanted: Sequence[Rerun],
-        to_spec: Callable[[Rerun], TrialOrder],
+        pending: Sequence[Rerun],
+        to_spec: Callable[[Rerun], TrialSpec],
         *,
         is_stopped: Callable[[], bool],
-        done: Callable[[], None],
+        on_trial_end: Callable[[], None],
     ) -> None:
         self._state, self._sweep, self._to_spec = state, sweep, to_spec
-        self._pending, self._next = dict(enumerate(wanted, 1)), 1
-        self._is_stopped, self._done = is_stopped, done
+        self._pending, self._next = dict(enumerate(pending, 1)), 1
+        self._is_stopped, self._done = is_stopped, on_trial_end
 
-    def next_order(self) -> tuple[int, TrialOrder] | None:
+    def next_run(self) -> tuple[int, TrialSpec] | None:
         number = self._next
         self._next += 1
         return (number, self._to_spec(self._pending[number])) if number in self._pending else None
 
-    def reported(self, _number: int, _epoch: int, _metrics: Mapping[str, float]) -> None:
+    def on_report(self, _number: int, _epoch: int, _metrics: Mapping[str, float]) -> None:
         """Ignore metrics of single epochs; only the final ones count."""
 
-    def restarted(self, number: int, cause: str) -> None:
+    def on_restart(self, number: int, cause: str) -> None:
         rerun = self._pending[number]
-        self._state.note("restarted", config=rerun.config, seed=rerun.seed, cause=cause)
+        self._state.append_fact("restarted", config=rerun.config, seed=rerun.seed, cause=cause)
 
-    def ended(self, number: int, how: Ended) -> None:
+    def on_end(self, number: int, result: TrialResult) -> None:
         rerun = self._pending[number]
-        if how.state == "stopped" and self._is_stopped():
+        if result.state == "stopped" and self._is_stopped():
             return
-        if how.state == "finished":
+        if result.state == "finished":
             metrics = _last_metrics(self._sweep.trial(rerun.name))
-            self._state.note("confirmed", config=rerun.config, seed=rerun.seed, metrics=metrics)
+            self._state.append_fact("confirmed", config=rerun.config, seed=rerun.seed, metrics=metrics)
         else:
-            self._state.note("unconfirmed", config=rerun.config, seed=rerun.seed, cause=how.cause or how.state)
+            self._state.append_fact(
+                "unconfirmed", config=rerun.config, seed=rerun.seed, cause=result.cause or result.state
+            )
         self._done()
 
 

@@ -16,10 +16,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launcher.agent.resources import Resources
 from launcher.plan.plan import NodePlan
 from launcher.resources.site import AGENT_DEADLINE_S, Site
-from launcher.supervise.coordinator import start_planned
-from launcher.transport.agent_client import AGENT, END_S, Agent, Link
+from launcher.supervise.coordinator import start_node_agent
+from launcher.transport.agent_client import AGENT_COMMAND, END_TIMEOUT_S, AgentConnection, AgentProcess
 
-LOOK_S = 0.5
+POLL_S = 0.5
 _GROUPS = {"commands": 1, "events": 1}
 """Concurrency groups with one thread each: commands stay in order while a call waits for the next event."""
 
@@ -28,32 +28,32 @@ _GROUPS = {"commands": 1, "events": 1}
 class Bundle:
     """The place of a trial's node: Ray's node id of the machine, its host name and the bundle's resources."""
 
-    machine: str
+    node_id: str
     host: str
     resources: Resources
 
     @classmethod
-    def here(cls, environment: Mapping[str, str]) -> "Bundle":
+    def current(cls, environment: Mapping[str, str]) -> "Bundle":
         """Return the bundle of this actor."""
         machine = ray.get_runtime_context().get_node_id()
         return cls(machine, socket.gethostname(), Resources.detect(environment))
 
 
-class Holder:
+class AgentActor:
     """The actor in a bundle. When it ends, for any reason, its agent and all processes of the agent end too."""
 
     def bundle(self) -> Bundle:
         """Return the bundle of this actor."""
         os.umask(0o077)
-        return Bundle.here(os.environ)
+        return Bundle.current(os.environ)
 
     def start(self) -> None:
         """Start a new agent."""
-        self._agent = Agent((*AGENT, "--deadline", f"{AGENT_DEADLINE_S:g}"), deadline_s=AGENT_DEADLINE_S)
+        self._agent = AgentProcess((*AGENT_COMMAND, "--deadline", f"{AGENT_DEADLINE_S:g}"), deadline_s=AGENT_DEADLINE_S)
 
     def send(self, command: Mapping[str, Any]) -> None:
         """Send a command to the agent."""
-        self._agent.tell(**command)
+        self._agent.send(**command)
 
     def receive(self) -> bytes:
         """Wait for output of the agent; return nothing once it has ended."""
@@ -61,18 +61,18 @@ class Holder:
 
     def read_error_output(self) -> str:
         """Return the end of the agent's error output."""
-        return self._agent.last_words()
+        return self._agent.read_error_output()
 
     def close_input(self) -> None:
         """Close the agent's input, so that it ends its processes and itself."""
-        self._agent.hang_up()
+        self._agent.close_input()
 
     def close(self, timeout_s: float) -> None:
         """Wait until the agent has ended, and kill it after `timeout_s` seconds."""
-        self._agent.close(within_s=timeout_s)
+        self._agent.close(timeout_s=timeout_s)
 
 
-class RayAgent(Link):
+class RayAgent(AgentConnection):
     """The connection to the agent of `actor`, an actor handle. A thread writes the agent's output into a pipe."""
 
     def __init__(self, actor: Any) -> None:
@@ -89,18 +89,18 @@ class RayAgent(Link):
     def fileno(self) -> int:
         return self._out
 
-    def tell(self, **order: Any) -> None:
+    def send(self, **order: Any) -> None:
         self._call("commands", "send", order)
 
-    def last_words(self) -> str:
-        return f"{self.printed}\n{self._error_output}"
+    def read_error_output(self) -> str:
+        return f"{self.startup_output}\n{self._error_output}"
 
-    def hang_up(self) -> None:
+    def close_input(self) -> None:
         self._call("commands", "close_input")
 
-    def close(self, *, within_s: float = END_S) -> None:
+    def close(self, *, timeout_s: float = END_TIMEOUT_S) -> None:
         with suppress(RayError, GetTimeoutError):
-            ray.get(self._call("commands", "close", within_s), timeout=within_s + END_S)
+            ray.get(self._call("commands", "close", timeout_s), timeout=timeout_s + END_TIMEOUT_S)
         self._closed.set()
         os.close(self._out)
         self._thread.join()
@@ -124,12 +124,12 @@ class RayAgent(Link):
     def _result(self, call: Any) -> Any:
         """Wait for the result of a remote call; return None if the connection is closed before that."""
         while not self._closed.is_set():
-            if ray.wait([call], timeout=LOOK_S)[0]:
+            if ray.wait([call], timeout=POLL_S)[0]:
                 return ray.get(call)
         return None
 
 
-class Crew:
+class PlacementGroupNodes:
     """The nodes of this actor's trial, one per bundle of its placement group; the first bundle is this actor's."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -140,17 +140,20 @@ class Crew:
 
     def site(self, cores: int) -> Site:
         """Return the site with `cores` cores per node: one machine if all bundles are on it, else several hosts."""
-        bundles = [Bundle.here(self._environment), *ray.get([each.bundle.remote() for each in self._actors.values()])]
+        bundles = [
+            Bundle.current(self._environment),
+            *ray.get([each.bundle.remote() for each in self._actors.values()]),
+        ]
         resources = [replace(each.resources, cores=cores, core_numbers=()) for each in bundles]
-        if len({each.machine for each in bundles}) > 1:
-            return Site(Resources.least(resources), "ray", tuple(each.host for each in bundles))
+        if len({each.node_id for each in bundles}) > 1:
+            return Site(Resources.minimum(resources), "ray", tuple(each.host for each in bundles))
         gpus = tuple(name for each in resources for name in each.gpus)
         return Site(replace(resources[0], gpus=gpus, cores=cores * len(bundles)))
 
-    def start_agent(self, node: NodePlan) -> Link:
+    def start_agent(self, node: NodePlan) -> AgentConnection:
         """Start the agent of a node; a plan for this site has a node for each bundle."""
         if not node.host or node.node == 0:
-            return start_planned(replace(node, host=""))
+            return start_node_agent(replace(node, host=""))
         if (previous := self._agents.get(node.node)) and previous.is_lost:
             self._actors[node.node] = self._start_actor(node.node)
         self._agents[node.node] = RayAgent(self._actors[node.node])
@@ -166,5 +169,5 @@ class Crew:
         """Start the actor of a bundle, with all GPUs of the bundle, so that they are visible to it, and no cores."""
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
         gpus = self._group.bundle_specs[number].get("GPU", 0)
-        actor = ray.remote(concurrency_groups=_GROUPS)(Holder)
+        actor = ray.remote(concurrency_groups=_GROUPS)(AgentActor)
         return actor.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy).remote()

@@ -15,19 +15,19 @@ import ray
 from fmfsd.errors import CheckError
 from launcher.agent.resources import Resources
 from launcher.tune.ray import start
-from launcher.tune.ray.ray_worker_node import answers
+from launcher.tune.ray.ray_worker_node import is_listening
 
-LOOK_S = 1.0
-START_S = 60.0
+POLL_S = 1.0
+START_TIMEOUT_S = 60.0
 _OPTIONS = {
     "log_to_driver": False,
     "logging_level": "ERROR",
-    "runtime_env": {"worker_process_setup_hook": "fmfsd.own_launcher.pin"},
+    "runtime_env": {"worker_process_setup_hook": "fmfsd.own_launcher.pin_launcher"},
 }
 
 
 @dataclass(frozen=True)
-class Head:
+class RayHead:
     """The address of the head of a private cluster, and the number of its machines, including the head."""
 
     address: str
@@ -36,18 +36,18 @@ class Head:
 
 
 @contextmanager
-def private_ray(folder: Path, offered: Resources, *, dashboard: bool) -> Iterator[None]:
+def private_ray(folder: Path, resources: Resources, *, dashboard: bool) -> Iterator[None]:
     """Run Ray on this machine within this context, with free ports and all its files in `folder`.
 
     Ray reads its token from the file in RAY_AUTH_TOKEN_PATH.
     """
     ray.init(
         address="local",
-        num_cpus=offered.cores,
-        num_gpus=len(offered.gpus),
+        num_cpus=resources.cores,
+        num_gpus=len(resources.gpus),
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
-        object_store_memory=start.OBJECTS_BYTES,
+        object_store_memory=start.OBJECT_STORE_BYTES,
         _temp_dir=str(folder),
         **_OPTIONS,
     )
@@ -58,31 +58,31 @@ def private_ray(folder: Path, offered: Resources, *, dashboard: bool) -> Iterato
 
 
 @contextmanager
-def head_of_a_cluster(folder: Path, head: Head, offered: Resources) -> Iterator[None]:
+def cluster_head(folder: Path, head: RayHead, resources: Resources) -> Iterator[None]:
     """Run the head of a cluster within this context, and wait for the other machines.
 
     Raise CheckError if Ray does not start here.
     """
-    process = start.start_head(head.address, head.port, offered, folder)
+    process = start.start_head(head.address, head.port, resources, folder)
     try:
-        deadline = time.monotonic() + START_S
-        while not answers(head.address, head.port):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not is_listening(head.address, head.port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise CheckError("Ray did not start on this machine: see the driver's log")
-            time.sleep(LOOK_S / 10)
+            time.sleep(POLL_S / 10)
         ray.init(address=f"{head.address}:{head.port}", _node_ip_address=head.address, **_OPTIONS)
         _wait_for_machines(head.machines)
         yield
     finally:
         ray.shutdown()
-        start.end(process)
+        start.stop(process)
 
 
 def _wait_for_machines(count: int) -> None:
     """Wait for `count` machines, for START_TIMEOUT_S at most; machines that join later are used then."""
-    deadline = time.monotonic() + START_S
-    while len(machines()) < count and time.monotonic() < deadline:
-        time.sleep(LOOK_S / 10)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while len(list_alive_machines()) < count and time.monotonic() < deadline:
+        time.sleep(POLL_S / 10)
 
 
 @contextmanager
@@ -99,12 +99,12 @@ def existing_ray(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def machines() -> list[Resources]:
+def list_alive_machines() -> list[Resources]:
     """Return the resources of each live machine, as Ray reports them."""
-    return [machine(node) for node in ray.nodes() if node["Alive"]]
+    return [parse_node_resources(node) for node in ray.nodes() if node["Alive"]]
 
 
-def machine(node: Mapping[str, Any]) -> Resources:
+def parse_node_resources(node: Mapping[str, Any]) -> Resources:
     """Return the resources of an entry of `ray.nodes()`."""
     resources = node["Resources"]
     gpus = tuple(map(str, range(int(resources.get("GPU", 0)))))
@@ -112,7 +112,7 @@ def machine(node: Mapping[str, Any]) -> Resources:
 
 
 @contextmanager
-def ending_if_ray_dies(report_crash: Callable[[Exception], None]) -> Iterator[None]:
+def kill_if_ray_dies(report_crash: Callable[[Exception], None]) -> Iterator[None]:
     """Kill this process when one of the Ray processes that it started dies, since Tune would wait for ever.
 
     `report_crash` gets an error that names the dead process.
@@ -135,11 +135,11 @@ def _ray_processes() -> dict[str, int]:
 
 
 def _watch(pids: dict[str, int], ended: threading.Event, report_crash: Callable[[Exception], None]) -> None:
-    while not ended.wait(LOOK_S):
+    while not ended.wait(POLL_S):
         dead = [name for name, pid in pids.items() if not _is_alive(pid)]
         if dead and not ended.is_set():
             report_crash(ChildProcessError(f"Ray's {dead[0]} was killed"))
-            time.sleep(LOOK_S / 10)
+            time.sleep(POLL_S / 10)
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -13,35 +13,35 @@ from typing import Any
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.own_launcher import COMMAND
-from launcher.agent.probe import look
+from launcher.agent.probe import probe_machine
 from launcher.agent.resources import Resources
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.transport.local_commands import said_here
+from launcher.transport.local_commands import run_captured
 from launcher.tune.ray.environment import ENVIRONMENT
-from launcher.tune.ray.ray_worker_node import answers
+from launcher.tune.ray.ray_worker_node import is_listening
 
-ANSWER_S = 120.0
-NODE_S = 60.0
+PROBE_TIMEOUT_S = 120.0
+NODE_TIMEOUT_S = 60.0
 
 
-def machines_of(address: str, sweep: SweepDir) -> list[Resources]:
+def probe_machines(address: str, sweep: SweepDir) -> list[Resources]:
     """Return the resources of each machine of the cluster at `address`.
 
     Raise CheckError if the cluster can not be reached, or if a machine has other code or does not see the sweep folder.
     """
     host, _, port = address.rpartition(":")
-    if port.isdecimal() and not answers(host, int(port)):
+    if port.isdecimal() and not is_listening(host, int(port)):
         raise CheckError([Problem(f"--ray-address {address}", "no answer: check that Ray runs there, and the address")])
     folder = next(parent for parent in sweep.path.parents if parent.is_dir())
     with NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-") as marker:
         argv = (*COMMAND, "launcher.tune.ray.probe_cluster", address, marker.name)
-        code, output, errors = said_here(argv, deadline_s=ANSWER_S, more=ENVIRONMENT)
+        code, output, errors = run_captured(argv, timeout_s=PROBE_TIMEOUT_S, extra_env=ENVIRONMENT)
     try:
         reports = json.loads(output)
     except ValueError:
         last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
         raise CheckError([Problem(f"--ray-address {address}", f"can not be reached: {last}")]) from None
-    source = look({}, {})["source"]
+    source = probe_machine({}, {})["source"]
     if problems := [problem for report in reports if (problem := _problem(report, source))]:
         raise CheckError(problems)
     return [Resources(report["cores"], tuple(report["gpus"]), report["memory"]) for report in reports]
@@ -65,10 +65,10 @@ def main(address: str, marker: str) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from launcher.tune.ray.cluster import existing_ray, machine
+    from launcher.tune.ray.cluster import existing_ray, parse_node_resources
 
     with existing_ray(address):
-        probe = ray.remote(num_cpus=0)(look)
+        probe = ray.remote(num_cpus=0)(probe_machine)
         alive = [node for node in ray.nodes() if node["Alive"]]
         results = [
             probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
@@ -78,9 +78,9 @@ def main(address: str, marker: str) -> None:
         ]
         reports = []
         for node, result in zip(alive, results, strict=True):
-            report = {**asdict(machine(node)), "address": node["NodeManagerAddress"], "trouble": ""}
+            report = {**asdict(parse_node_resources(node)), "address": node["NodeManagerAddress"], "trouble": ""}
             try:
-                probed = ray.get(result, timeout=NODE_S)
+                probed = ray.get(result, timeout=NODE_TIMEOUT_S)
                 report |= {name: probed[name] for name in ("source", "marker")}
             except (ray.exceptions.RayError, ImportError) as error:
                 report["trouble"] = f"can not run trials: {str(error).strip().splitlines()[-1]}"

@@ -10,45 +10,45 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from launcher.agent.network import interface_addresses, source_to
+from launcher.agent.network import find_source_address, interface_addresses
 from launcher.agent.resources import Resources
-from launcher.tune.ray.start import end, start_worker
+from launcher.tune.ray.start import start_worker, stop
 
-LOOK_S = 0.5
-HEAD_S = 120.0
+POLL_S = 0.5
+HEAD_TIMEOUT_S = 120.0
 """Time for the head to start."""
-SILENT_S = 3.0
-PAUSE_S = 2.0
+SILENCE_TIMEOUT_S = 3.0
+REJOIN_PAUSE_S = 2.0
 
 
-def main(address: str, port: int, interface: str, folder: Path, offered: Resources) -> int:
+def main(address: str, port: int, interface: str, folder: Path, resources: Resources) -> int:
     """Run the worker node and return the exit code: 1 if no head was found."""
     os.umask(0o077)
-    deadline = time.monotonic() + HEAD_S
-    while not answers(address, port):
+    deadline = time.monotonic() + HEAD_TIMEOUT_S
+    while not is_listening(address, port):
         if time.monotonic() > deadline:
             print(f"no Ray head answers at {address}:{port}", file=sys.stderr)
             return 1
-        time.sleep(LOOK_S)
-    bound, source = interface_addresses()[interface], source_to(address)
+        time.sleep(POLL_S)
+    bound, source = interface_addresses()[interface], find_source_address(address)
     own = source if source in bound else bound[0]
     while True:
-        _join(f"{address}:{port}", own, offered, folder)
-        if not answers(address, port):
+        _join(f"{address}:{port}", own, resources, folder)
+        if not is_listening(address, port):
             return 0
-        time.sleep(PAUSE_S)
+        time.sleep(REJOIN_PAUSE_S)
 
 
 def _join(head: str, own: str, offered: Resources, folder: Path) -> None:
     """Run a Ray worker until it dies or the head does not answer any more."""
     process, answered_at = start_worker(head, own, offered, folder), time.monotonic()
     try:
-        while process.poll() is None and time.monotonic() - answered_at < SILENT_S:
-            time.sleep(LOOK_S)
-            if answers(*_split(head)):
+        while process.poll() is None and time.monotonic() - answered_at < SILENCE_TIMEOUT_S:
+            time.sleep(POLL_S)
+            if is_listening(*_split(head)):
                 answered_at = time.monotonic()
     finally:
-        end(process)
+        stop(process)
 
 
 def _split(head: str) -> tuple[str, int]:
@@ -56,9 +56,9 @@ def _split(head: str) -> tuple[str, int]:
     return address, int(port)
 
 
-def answers(address: str, port: int) -> bool:
+def is_listening(address: str, port: int) -> bool:
     """Return whether a process accepts TCP connections there."""
-    with suppress(OSError), socket.create_connection((address, port), LOOK_S * 2):
+    with suppress(OSError), socket.create_connection((address, port), POLL_S * 2):
         return True
     return False
 

@@ -4,12 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher.agent.parent_death import tied
+from launcher.agent.parent_death import with_parent_death
 from launcher.agent.resources import Resources
 
-OBJECTS_BYTES = 100 << 20
+OBJECT_STORE_BYTES = 100 << 20
 """Size of the object store; trials only pass small dictionaries."""
-END_S = 10.0
+STOP_TIMEOUT_S = 10.0
 _FREE_PORTS = {
     "--node-manager-port": "0",
     "--object-manager-port": "0",
@@ -23,22 +23,22 @@ _FREE_PORTS = {
 """Ports chosen by the kernel, since another sweep or another Ray may run on the same machine."""
 
 
-def start_head(address: str, port: int, offered: Resources, folder: Path) -> "subprocess.Popen[bytes]":
+def start_head(address: str, port: int, resources: Resources, folder: Path) -> "subprocess.Popen[bytes]":
     """Start the head of a new cluster, with all its files in `folder` and the token of RAY_AUTH_TOKEN_PATH."""
     head = {"--port": str(port), "--temp-dir": str(folder), "--include-dashboard": "false"}
-    return _start(("--head", "--node-ip-address", address, *_flat(head)), offered)
+    return _start(("--head", "--node-ip-address", address, *_flat(head)), resources)
 
 
-def start_worker(head: str, address: str, offered: Resources, folder: Path) -> "subprocess.Popen[bytes]":
+def start_worker(head: str, address: str, resources: Resources, folder: Path) -> "subprocess.Popen[bytes]":
     """Start a worker of the cluster whose head is at `head`, HOST:PORT."""
-    return _start(("--address", head, "--node-ip-address", address, "--temp-dir", str(folder)), offered)
+    return _start(("--address", head, "--node-ip-address", address, "--temp-dir", str(folder)), resources)
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
+def stop(process: "subprocess.Popen[bytes]") -> None:
     """Stop `ray start` and with it, as far as possible, its processes; the node agent kills the rest."""
     process.terminate()
     try:
-        process.wait(END_S)
+        process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -48,11 +48,13 @@ def _start(options: tuple[str, ...], offered: Resources) -> "subprocess.Popen[by
     sizes = {
         "--num-cpus": str(offered.cores),
         "--num-gpus": str(len(offered.gpus)),
-        "--object-store-memory": str(OBJECTS_BYTES),
+        "--object-store-memory": str(OBJECT_STORE_BYTES),
         "--include-log-monitor": "false",  # no driver displays workers' logs
     }
     program = (sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
-    return subprocess.Popen(tied((*program, *options, *_flat(sizes), *_flat(_FREE_PORTS))), stdin=subprocess.DEVNULL)
+    return subprocess.Popen(
+        with_parent_death((*program, *options, *_flat(sizes), *_flat(_FREE_PORTS))), stdin=subprocess.DEVNULL
+    )
 
 
 def _flat(options: dict[str, str]) -> tuple[str, ...]:

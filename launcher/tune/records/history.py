@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from fmfsd.errors import CheckError, Problem
 from launcher.config.launch_config import TuneOptions
-from launcher.tune.records.ledger import facts
-from launcher.tune.space.parameters import overrides
+from launcher.tune.records.ledger import read_facts
+from launcher.tune.space.parameters import format_overrides
 
 TrialState = Literal["asked", "finished", "pruned", "failed"]
 
@@ -28,14 +28,14 @@ class Trial:
     number: int
     values: Mapping[str, Any]
     digest: str
-    memory: Mapping[str, Any] = field(default_factory=dict)
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
     state: TrialState = "asked"
     reports: dict[int, Mapping[str, float]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     cause: str = ""
     seconds: float = 0.0
-    repeats: int | None = None
-    is_freed: bool = False
+    duplicate_of: int | None = None
+    is_checkpoint_deleted: bool = False
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def overrides(self) -> list[str]:
-        return overrides(self.values)
+        return format_overrides(self.values)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Confirmation:
 
     @property
     def name(self) -> str:
-        return name_of_rerun(self.config, self.seed)
+        return format_rerun_name(self.config, self.seed)
 
 
 @dataclass
@@ -67,11 +67,11 @@ class History:
     options: TuneOptions
     trials: dict[int, Trial] = field(default_factory=dict)
     confirmations: list[Confirmation] = field(default_factory=list)
-    tested: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    test_metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
     """Test accuracies of the winners, by trial number."""
-    unconfirmed: dict[str, str] = field(default_factory=dict)
+    failed_reruns: dict[str, str] = field(default_factory=dict)
     """Causes of failed runs with new seeds, by run folder name; resuming the sweep runs them again."""
-    told: list[tuple[int, int]] = field(default_factory=list)
+    report_order: list[tuple[int, int]] = field(default_factory=list)
     """Trial number and epoch of every report, in the order of arrival."""
     _ranking: list[Trial] | None = field(default=None, init=False, repr=False, compare=False)
     """Cached ranking, discarded when a trial changes."""
@@ -80,7 +80,7 @@ class History:
     def read(cls, ledger: Path, options: TuneOptions) -> "History":
         """Read a ledger. Raise CheckError if it is damaged, or if a fact refers to a trial that it lacks."""
         history = cls(options)
-        for number, fact in enumerate(facts(ledger), 1):
+        for number, fact in enumerate(read_facts(ledger), 1):
             try:
                 history.add(fact)
             except (KeyError, TypeError, AttributeError) as error:
@@ -95,37 +95,37 @@ class History:
             self._add_trial(fact)
         elif kind == "reported":
             self.trials[fact["trial"]].reports[fact["epoch"]] = fact["metrics"]
-            self.told.append((fact["trial"], fact["epoch"]))
+            self.report_order.append((fact["trial"], fact["epoch"]))
         elif kind == "ended":
             result = {name: fact[name] for name in ("state", "metrics", "cause", "seconds")}
             self._store(replace(self.trials[fact["trial"]], **result))
         elif kind == "freed":
-            self.trials[fact["trial"]].is_freed = True
+            self.trials[fact["trial"]].is_checkpoint_deleted = True
         elif kind == "confirmed":
             self.confirmations.append(Confirmation(fact["config"], fact["seed"], fact["metrics"]))
-            self.unconfirmed.pop(self.confirmations[-1].name, None)
+            self.failed_reruns.pop(self.confirmations[-1].name, None)
         elif kind == "unconfirmed":
-            self.unconfirmed[name_of_rerun(fact["config"], fact["seed"])] = fact["cause"]
+            self.failed_reruns[format_rerun_name(fact["config"], fact["seed"])] = fact["cause"]
         elif kind == "tested" and number is not None:
-            self.tested[number] = fact["metrics"]
+            self.test_metrics[number] = fact["metrics"]
 
     def _add_trial(self, fact: Mapping[str, Any]) -> None:
-        trial = Trial(fact["trial"], fact["values"], fact["digest"], fact["memory"], repeats=fact.get("of"))
+        trial = Trial(fact["trial"], fact["values"], fact["digest"], fact["memory"], duplicate_of=fact.get("of"))
         self._store(trial)
 
     def _store(self, trial: Trial) -> None:
         """Store a trial, and copy its results to the trials that repeat it."""
         self.trials[trial.number], self._ranking = trial, None
         for other in self.trials.values():
-            if other.repeats == trial.number:
+            if other.duplicate_of == trial.number:
                 other.state, other.metrics, other.reports = trial.state, trial.metrics, trial.reports
-        if trial.repeats is not None and (original := self.trials[trial.repeats]):
+        if trial.duplicate_of is not None and (original := self.trials[trial.duplicate_of]):
             trial.state, trial.metrics, trial.reports = original.state, original.metrics, original.reports
 
     @property
     def runs(self) -> list[Trial]:
         """The trials that have a run: those that do not repeat another trial."""
-        return [trial for trial in self.trials.values() if trial.repeats is None]
+        return [trial for trial in self.trials.values() if trial.duplicate_of is None]
 
     @property
     def unfinished(self) -> list[Trial]:
@@ -135,17 +135,17 @@ class History:
         """Return the values of the searched metrics, in the order of the options."""
         return tuple(trial.metrics[name] for name in self.options.metrics)
 
-    def ranked(self) -> list[Trial]:
+    def rank_trials(self) -> list[Trial]:
         """Return the finished trials, best first; with several metrics, the Pareto front comes first."""
         if self._ranking is None:
             finished = [trial for trial in self.runs if trial.state == "finished"]
-            front = {trial.number for trial in self.front()}
+            front = {trial.number for trial in self.pareto_front()}
             self._ranking = sorted(
                 finished, key=lambda trial: (trial.number not in front, *self._losses(trial), trial.number)
             )
         return list(self._ranking)
 
-    def front(self) -> list[Trial]:
+    def pareto_front(self) -> list[Trial]:
         """Return the Pareto front of the finished trials, by number."""
         finished = [(self._losses(trial), trial) for trial in self.runs if trial.state == "finished"]
         front: list[tuple[tuple[float, ...], Trial]] = []
@@ -160,7 +160,7 @@ class History:
         return tuple(sign * value for sign, value in zip(signs, self.objectives(trial), strict=True))
 
 
-def name_of_rerun(config: str, seed: int) -> str:
+def format_rerun_name(config: str, seed: int) -> str:
     """Return the folder name of a run of `config` with another seed."""
     return f"{config}-seed-{seed}"
 

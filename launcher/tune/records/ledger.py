@@ -9,10 +9,10 @@ from fmfsd.errors import CheckError, Problem
 from fmfsd.system.atomic_files import flush_to_disk, sync_folder
 
 
-class Notebook(Protocol):
+class FactLog(Protocol):
     """Appends facts to a ledger."""
 
-    def note(self, fact: str, **values: Any) -> None: ...
+    def append_fact(self, fact: str, **values: Any) -> None: ...
 
 
 class Ledger:
@@ -25,7 +25,7 @@ class Ledger:
         if is_new:
             sync_folder(path.parent)
 
-    def note(self, fact: str, **values: Any) -> None:
+    def append_fact(self, fact: str, **values: Any) -> None:
         """Append a fact and flush it to disk. Raise OSError if that fails; the ledger is then unchanged."""
         line = json.dumps({"fact": fact, **values}, separators=(",", ":")).encode() + b"\n"
         before = os.fstat(self._descriptor).st_size
@@ -41,7 +41,7 @@ class Ledger:
         os.close(self._descriptor)
 
 
-def facts(path: Path) -> list[dict[str, Any]]:
+def read_facts(path: Path) -> list[dict[str, Any]]:
     """Return all facts in order; none without a ledger. Raise CheckError that names the damaged lines."""
     try:
         *lines, _torn = path.read_bytes().split(b"\n")

@@ -6,12 +6,12 @@ from typing import Literal
 
 from fmfsd.errors import CheckError, Problem
 from launcher.agent.resources import Resources
-from launcher.config.byte_sizes import size
+from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 
 
 @dataclass(frozen=True)
-class Shape:
+class TrialResources:
     """The `cores` and `gpus` of each node of a trial, its `device`, and the number of `concurrent` trials."""
 
     device: Literal["cuda", "cpu"]
@@ -24,15 +24,15 @@ class Shape:
         return f"{self.concurrent} at a time, {resources} for each node of a trial"
 
 
-def shape_of(
+def fit_trials(
     machines: Sequence[Resources], launch: LaunchConfig, options: TuneOptions, *, worker_bytes: int = 0
-) -> Shape:
+) -> TrialResources:
     """Fit as many trials as requested, or as possible, on `machines`; they share all cores.
 
     `worker_bytes`: minimum memory of a worker; 0 if unknown. Raise CheckError if not even one trial fits, or fewer than
     requested.
     """
-    device = device_of(machines, launch)
+    device = choose_device(machines, launch)
     workers = launch.gpus or 1
 
     def fitting(cores: int) -> int:
@@ -45,10 +45,10 @@ def shape_of(
         raise CheckError([_does_not_fit(machines, launch, options, device, most, worker_bytes)])
     concurrent = min(options.concurrent or most, options.trials)
     cores = next(cores for cores in range(max(each.cores for each in machines), 0, -1) if fitting(cores) >= concurrent)
-    return Shape(device, cores, workers if device == "cuda" else 0, concurrent)
+    return TrialResources(device, cores, workers if device == "cuda" else 0, concurrent)
 
 
-def device_of(machines: Sequence[Resources], launch: LaunchConfig) -> Literal["cuda", "cpu"]:
+def choose_device(machines: Sequence[Resources], launch: LaunchConfig) -> Literal["cuda", "cpu"]:
     """Return the device of trials: GPUs if any machine has one, unless the launch config names a device."""
     if launch.device != "auto":
         return launch.device
@@ -71,7 +71,7 @@ def _does_not_fit(
 ) -> Problem:
     workers = launch.gpus or 1
     needs = f"{workers} GPUs" if device == "cuda" else f"{workers} cores"
-    memory = f" and at least {size(worker_bytes * workers)} of {'their ' if device == 'cuda' else ''}memory"
+    memory = f" and at least {format_size(worker_bytes * workers)} of {'their ' if device == 'cuda' else ''}memory"
     offers = "; ".join(dict.fromkeys(map(_offer, machines)))
     request = f"a trial requests {launch.nodes} x {needs}{memory if worker_bytes else ''}"
     if most and options.concurrent:
@@ -83,5 +83,5 @@ def _does_not_fit(
 
 def _offer(machine: Resources) -> str:
     known = machine.gpu_memory or machine.memory
-    memory = f", {size(known)}{' each' if machine.gpu_memory else ''}" if known else ""
+    memory = f", {format_size(known)}{' each' if machine.gpu_memory else ''}" if known else ""
     return f"a machine with {machine.cores} cores, {len(machine.gpus)} GPUs{memory}"

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-FEWEST_TRIALS = 10
+MIN_TRIALS = 10
 BEST_SHARE, FEWEST_BEST = 0.1, 5
 """The best trials are a tenth, and at least five, as Optuna's documentation of the evaluator recommends."""
 
-Entry = tuple[str, "BaseDistribution", Any]
+OptunaEntry = tuple[str, "BaseDistribution", Any]
 """A parameter's name in Optuna, its distribution and its value."""
 
 
@@ -36,7 +36,7 @@ class Importances:
     reason: str = ""
 
 
-def importances(space: Space, history: History) -> list[Importances]:
+def compute_importances(space: Space, history: History) -> list[Importances]:
     """Return the importances for each metric, from the finished trials."""
     finished = [trial for trial in history.runs if trial.state == "finished"]
     return [
@@ -51,8 +51,8 @@ def _importances(
     def undefined(reason: str) -> Importances:
         return Importances(metric, len(trials), None, reason)
 
-    if len(trials) < FEWEST_TRIALS:
-        return undefined(f"{len(trials)} finished trials are too few: at least {FEWEST_TRIALS} are needed")
+    if len(trials) < MIN_TRIALS:
+        return undefined(f"{len(trials)} finished trials are too few: at least {MIN_TRIALS} are needed")
     if len(set(results)) == 1:
         return undefined(f"{metric} is the same in all {len(trials)} finished trials")
     if all(trial.values == trials[0].values for trial in trials):
@@ -109,7 +109,7 @@ def _to_optuna_trial(space: Space, trial: Trial, result: float) -> "FrozenTrial"
     )
 
 
-def _entries(parameter: Parameter, value: Any) -> Iterator[Entry]:
+def _entries(parameter: Parameter, value: Any) -> Iterator[OptunaEntry]:
     """Yield Optuna's entries of a parameter, none for a constant. Choices become JSON, as Optuna accepts no lists."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 

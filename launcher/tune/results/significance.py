@@ -9,30 +9,30 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fmfsd.report.format_numbers import is_share, shown_difference
-from fmfsd.report.paired_tests import SURE, Paired, holm
+from fmfsd.report.format_numbers import format_difference, is_share
+from fmfsd.report.paired_tests import CONFIDENCE_LEVEL, PairedDifference, holm_correction
 from launcher.tune.records.history import History
 
 BASE = "base"
 
-Seeds = Mapping[int, Mapping[str, float]]
+MetricsBySeed = Mapping[int, Mapping[str, float]]
 """The metrics of one config's runs, by seed."""
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSpread:
     """Mean and standard deviation over seeds; the deviation is None for one seed."""
 
     mean: float
     deviation: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def from_values(cls, values: Sequence[float]) -> "SeedSpread":
         return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class BaseComparison:
     """One config's runs and their comparison with the base config.
 
     `difference`: paired difference to the base in the metric `judged_by`; None for the base itself and without common
@@ -42,13 +42,13 @@ class Confirmed:
     config: str
     judged_by: str
     seeds: tuple[int, ...]
-    metrics: Mapping[str, Spread]
-    difference: Paired | None = None
+    metrics: Mapping[str, SeedSpread]
+    difference: PairedDifference | None = None
     p: float | None = None
     finding: str = ""
 
 
-def confirmed(history: History) -> list[Confirmed]:
+def compare_with_base(history: History) -> list[BaseComparison]:
     """Return the comparisons, best mean first and the base last.
 
     Return none without runs with new seeds, or if these have no searched metric in common.
@@ -67,9 +67,9 @@ def confirmed(history: History) -> list[Confirmed]:
     for config, seeds in runs.items():
         difference, p = differences[config], p_values.get(config)
         finding = _finding(metric, sign, difference, p, len(p_values))
-        comparisons.append(Confirmed(config, metric, *_spreads(seeds), difference, p, finding))
+        comparisons.append(BaseComparison(config, metric, *_spreads(seeds), difference, p, finding))
     comparisons.sort(key=lambda each: -sign * each.metrics[metric].mean)
-    return comparisons + ([Confirmed(BASE, metric, *_spreads(base))] if base else [])
+    return comparisons + ([BaseComparison(BASE, metric, *_spreads(base))] if base else [])
 
 
 def _criterion(history: History) -> tuple[str, int] | None:
@@ -82,38 +82,42 @@ def _criterion(history: History) -> tuple[str, int] | None:
     return None
 
 
-def _spreads(runs: Seeds) -> tuple[tuple[int, ...], dict[str, Spread]]:
+def _spreads(runs: MetricsBySeed) -> tuple[tuple[int, ...], dict[str, SeedSpread]]:
     """Return the seeds, and the spread of each metric that all runs have."""
     seeds = sorted(runs)
     names = [name for name in runs[seeds[0]] if all(name in runs[seed] for seed in seeds)]
-    return tuple(seeds), {name: Spread.of([runs[seed][name] for seed in seeds]) for name in names}
+    return tuple(seeds), {name: SeedSpread.from_values([runs[seed][name] for seed in seeds]) for name in names}
 
 
-def _difference(runs: Seeds, base: Seeds, metric: str) -> Paired | None:
+def _difference(runs: MetricsBySeed, base: MetricsBySeed, metric: str) -> PairedDifference | None:
     common = sorted(runs.keys() & base.keys())
-    return Paired.of(*([side[seed][metric] for seed in common] for side in (runs, base))) if common else None
+    return (
+        PairedDifference.from_pairs(*([side[seed][metric] for seed in common] for side in (runs, base)))
+        if common
+        else None
+    )
 
 
-def _correct_p_values(differences: Mapping[str, Paired | None]) -> dict[str, float]:
+def _correct_p_values(differences: Mapping[str, PairedDifference | None]) -> dict[str, float]:
     """Return the p-values after Holm's correction, for the configs that have one."""
     p_values = {config: each.p for config, each in differences.items() if each is not None and each.p is not None}
-    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return dict(zip(p_values, holm_correction(list(p_values.values())), strict=True))
 
 
-def _finding(metric: str, sign: int, difference: Paired | None, p: float | None, compared: int) -> str:
+def _finding(metric: str, sign: int, difference: PairedDifference | None, p: float | None, compared: int) -> str:
     """Return the result of the comparison as one sentence."""
     if difference is None:
         return "no seed in common with the base config: no comparison"
-    mean, points = shown_difference(metric, difference.mean), " points" if is_share(metric) else ""
+    mean, points = format_difference(metric, difference.mean), " points" if is_share(metric) else ""
     measured = f"{mean}{points} of {metric} to {BASE}"
-    if p is None or difference.ends is None:
+    if p is None or difference.interval is None:
         return f"{measured} with one seed, too few to distinguish a gain from noise"
-    low, high = (shown_difference(metric, end) for end in difference.ends)
+    low, high = (format_difference(metric, end) for end in difference.interval)
     corrected = f"p = {p:.2g}" + (f" after Holm's correction for {compared} comparisons" if compared > 1 else "")
     return f"{measured}, 95 % interval {low} to {high}, {corrected}: {_verdict(sign * difference.mean, p)}"
 
 
 def _verdict(gain: float, p: float) -> str:
-    if p >= 1 - SURE:
+    if p >= 1 - CONFIDENCE_LEVEL:
         return "the gain may be noise" if gain > 0 else "there is no gain"
     return "the gain is significant" if gain > 0 else f"it is significantly worse than {BASE}"

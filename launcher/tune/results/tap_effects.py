@@ -20,7 +20,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from fmfsd.report.paired_tests import t_quantile
+from fmfsd.report.paired_tests import student_t_quantile
 from launcher.tune.records.history import History, Trial
 from launcher.tune.space.load import Parameter, Space
 
@@ -30,7 +30,7 @@ Estimate = tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True)
-class Effect:
+class TapEffect:
     """The effect of one tap or of a pair, in the metric's unit.
 
     `counts`: trials without and with the tap; for a pair with neither, the second, the first, and both. `value` is None
@@ -56,18 +56,18 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Effects:
+class TapEffects:
     """The effects of one subset parameter on the first metric; only pairs that have trials in all four cells."""
 
     parameter: str
     metric: str
     trials: int
-    taps: list[Effect]
-    pairs: list[Effect]
+    taps: list[TapEffect]
+    pairs: list[TapEffect]
     placements: list[Placement]
 
 
-def effects(space: Space, history: History) -> list[Effects]:
+def compute_tap_effects(space: Space, history: History) -> list[TapEffects]:
     """Return the effects of each subset parameter that a finished trial has."""
     finished = [trial for trial in history.runs if trial.state == "finished"]
     subsets = [parameter for parameter in space.parameters if parameter.kind == "subset"]
@@ -75,13 +75,13 @@ def effects(space: Space, history: History) -> list[Effects]:
     return [_effects(parameter, trials, history) for parameter, trials in trials_of if trials]
 
 
-def _effects(parameter: Parameter, trials: Sequence[Trial], history: History) -> Effects:
+def _effects(parameter: Parameter, trials: Sequence[Trial], history: History) -> TapEffects:
     taps = list(map(str, parameter.values))
     placed = [tuple(map(str, trial.values[parameter.key])) for trial in trials]
     present = np.array([[tap in each for tap in taps] for each in placed], dtype=np.float64).reshape(len(trials), -1)
     results = np.array([history.objectives(trial)[0] for trial in trials])
     pairs = [_pair(taps, present, results, pair) for pair in combinations(range(len(taps)), 2)]
-    return Effects(
+    return TapEffects(
         parameter.key,
         history.options.metrics[0],
         len(trials),
@@ -91,18 +91,18 @@ def _effects(parameter: Parameter, trials: Sequence[Trial], history: History) ->
     )
 
 
-def _main(taps: Sequence[str], present: Matrix, results: Matrix) -> list[Effect]:
+def _main(taps: Sequence[str], present: Matrix, results: Matrix) -> list[TapEffect]:
     fitted = _fit(present, results)
     with_it = present.sum(axis=0).astype(int)
     counts = [(len(results) - int(count), int(count)) for count in with_it]
-    return [Effect((tap,), count, *estimate) for tap, count, estimate in zip(taps, counts, fitted, strict=True)]
+    return [TapEffect((tap,), count, *estimate) for tap, count, estimate in zip(taps, counts, fitted, strict=True)]
 
 
-def _pair(taps: Sequence[str], present: Matrix, results: Matrix, pair: tuple[int, int]) -> Effect:
+def _pair(taps: Sequence[str], present: Matrix, results: Matrix, pair: tuple[int, int]) -> TapEffect:
     one, other = present[:, pair[0]], present[:, pair[1]]
     cells = np.bincount((2 * one + other).astype(int), minlength=4)
     estimate = _fit(np.column_stack([present, one * other]), results)[-1]
-    return Effect((taps[pair[0]], taps[pair[1]]), tuple(map(int, cells)), *estimate)
+    return TapEffect((taps[pair[0]], taps[pair[1]]), tuple(map(int, cells)), *estimate)
 
 
 def _fit(columns: Matrix, results: Matrix) -> list[Estimate]:
@@ -132,7 +132,7 @@ def _estimate(coefficient: float, variance: float | None, scale: float, degrees_
     if variance is None:
         return coefficient, None, None
     error = math.sqrt(variance * scale)
-    return coefficient, error, t_quantile(degrees_of_freedom) * error
+    return coefficient, error, student_t_quantile(degrees_of_freedom) * error
 
 
 def _placements(placed: Sequence[tuple[str, ...]], results: Sequence[float], *, best_first: bool) -> list[Placement]:

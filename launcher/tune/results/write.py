@@ -10,16 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmfsd.system.atomic_files import write_whole
+from fmfsd.system.atomic_files import write_atomic
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.transport.local_commands import said_here
+from launcher.transport.local_commands import run_captured
 from launcher.tune.records.history import History, Trial
-from launcher.tune.results.best_config import best_config
-from launcher.tune.results.importance import Importances, importances
-from launcher.tune.results.summary import summary
+from launcher.tune.results.best_config import build_best_config
+from launcher.tune.results.importance import Importances, compute_importances
+from launcher.tune.results.summary import build_summary
 from launcher.tune.space.load import Space
 
-REPORT_S = 300.0
+REPORT_TIMEOUT_S = 300.0
 
 
 def write_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
@@ -32,12 +32,14 @@ def write_results(sweep: SweepDir, space: Space, history: History, *, held_out: 
 
 def write_final_results(sweep: SweepDir, space: Space, history: History, *, held_out: int) -> None:
     """Write the results with importances."""
-    _write(sweep, space, history, importances(space, history), held_out)
+    _write(sweep, space, history, compute_importances(space, history), held_out)
 
 
 def write_report(sweep: SweepDir) -> str:
     """Have `fmfsd report` write the page, with the user's umask; return the error, or an empty string."""
-    code, _, errors = said_here((sys.executable, "-P", "-m", "fmfsd", "report", str(sweep.path)), deadline_s=REPORT_S)
+    code, _, errors = run_captured(
+        (sys.executable, "-P", "-m", "fmfsd", "report", str(sweep.path)), timeout_s=REPORT_TIMEOUT_S
+    )
     if code == 0:
         return ""
     return (errors.strip().splitlines() or [f"exit code {code}"])[-1]
@@ -46,11 +48,11 @@ def write_report(sweep: SweepDir) -> str:
 def _write(
     sweep: SweepDir, space: Space, history: History, by_metric: Sequence[Importances] | None, held_out: int
 ) -> None:
-    write_whole(sweep.summary, _format_json(summary(sweep, space, history, by_metric)), durable=False)
-    write_whole(sweep.table, trials_csv(space, history), durable=False)
-    if ranked := history.ranked():
-        best = best_config(sweep, ranked[0], history.options.metrics[0], held_out=held_out)
-        write_whole(sweep.best, best, durable=False)
+    write_atomic(sweep.summary, _format_json(build_summary(sweep, space, history, by_metric)), durable=False)
+    write_atomic(sweep.table, format_trials_csv(space, history), durable=False)
+    if ranked := history.rank_trials():
+        best = build_best_config(sweep, ranked[0], history.options.metrics[0], held_out=held_out)
+        write_atomic(sweep.best, best, durable=False)
 
 
 def _format_json(content: Mapping[str, Any]) -> str:
@@ -60,7 +62,7 @@ def _format_json(content: Mapping[str, Any]) -> str:
     return ",\n".join(["{" + keys[0], *keys[1:], f'"trials": [\n{trials}\n]}}\n'])
 
 
-def trials_csv(space: Space, history: History) -> str:
+def format_trials_csv(space: Space, history: History) -> str:
     """Return a row per trial. Missing values are empty; strings are written as they are, other values as JSON."""
     trials = list(history.trials.values())
     keys = [parameter.key for parameter in space.parameters]
@@ -73,7 +75,7 @@ def trials_csv(space: Space, history: History) -> str:
 
 
 def _row(trial: Trial, keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    repeats = "" if trial.repeats is None else f"{trial.repeats:04d}"
+    repeats = "" if trial.duplicate_of is None else f"{trial.duplicate_of:04d}"
     about = [trial.name, trial.state, str(max(trial.reports, default=0)), f"{trial.seconds:.1f}", repeats, trial.cause]
     values = [_cell(trial.values[key]) if key in trial.values else "" for key in keys]
     return [*about, *values, *(_cell(trial.metrics[name]) if name in trial.metrics else "" for name in metrics)]

@@ -10,22 +10,22 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from launcher.tune.records.history import Trial
-from launcher.tune.space.parameters import ENDLESS, Parameter, Space
+from launcher.tune.space.parameters import CONTINUOUS, Parameter, Space
 
 
-def params_of(space: Space, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+def to_optuna_params(space: Space, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     """Return a draw as Optuna's params and distributions: a subset is one boolean per element, a choice is JSON."""
     params: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
-    for parameter in space.live:
+    for parameter in space.reachable:
         if parameter.key in values:
-            by_name = distributions_of(parameter)
+            by_name = to_distributions(parameter)
             params |= {name: _param(parameter, values[parameter.key], name) for name in by_name}
             distributions |= by_name
     return params, distributions
 
 
-def distributions_of(parameter: Parameter) -> dict[str, BaseDistribution]:
+def to_distributions(parameter: Parameter) -> dict[str, BaseDistribution]:
     """Return the distributions of a parameter by Optuna's names; empty if it has only one value."""
     if parameter.count == 1:
         return {}
@@ -41,7 +41,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     if parameter.kind == "int":
         return IntDistribution(*parameter.values)
     if parameter.kind == "quniform":
-        low, high = parameter.step(0), parameter.step(parameter.count - 1)
+        low, high = parameter.value_at(0), parameter.value_at(parameter.count - 1)
         return FloatDistribution(float(low), float(high), step=float(parameter.values[2]))
     return CategoricalDistribution([json.dumps(value) for value in parameter.values])
 
@@ -55,23 +55,23 @@ def _param(parameter: Parameter, value: Any, name: str) -> Any:
         return any(_name(parameter, element) == name for element in value)
     if parameter.kind == "int":
         return value
-    return float(value) if parameter.kind in (*ENDLESS, "quniform") else json.dumps(value)
+    return float(value) if parameter.kind in (*CONTINUOUS, "quniform") else json.dumps(value)
 
 
-def value_of(parameter: Parameter, params: Mapping[str, Any]) -> Any:
+def from_optuna_params(parameter: Parameter, params: Mapping[str, Any]) -> Any:
     """Return the config value for Optuna's params of a parameter; the only value if there are no params."""
     if not params:
-        return next(iter(parameter.each()))
+        return next(iter(parameter.enumerate_values()))
     if parameter.kind == "subset":
         return [element for element in parameter.values if params[_name(parameter, element)]]
     param = params[parameter.key]
     if parameter.kind == "quniform":
         low, _, step = parameter.values
-        return parameter.step(round((param - low) / step))
-    return param if parameter.kind in (*ENDLESS, "int") else json.loads(param)
+        return parameter.value_at(round((param - low) / step))
+    return param if parameter.kind in (*CONTINUOUS, "int") else json.loads(param)
 
 
-def suggested(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
     """Let Optuna suggest a value for one of its params."""
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
@@ -82,7 +82,7 @@ def suggested(trial: optuna.Trial, name: str, distribution: BaseDistribution) ->
     return trial.suggest_float(name, low, high, step=distribution.step, log=distribution.log)
 
 
-def result_of(trial: Trial, metrics: tuple[str, ...]) -> dict[str, Any]:
+def to_optuna_result(trial: Trial, metrics: tuple[str, ...]) -> dict[str, Any]:
     """Return the state and values of a trial as arguments of Optuna's `create_trial`.
 
     A trial without finite values of all metrics counts as failed. So does a pruned trial with several metrics, which

@@ -24,20 +24,26 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from launcher.config.launch_config import TuneOptions
 from launcher.tune.records.history import Trial
-from launcher.tune.sampling.optuna_params import distributions_of, params_of, result_of, suggested, value_of
+from launcher.tune.sampling.optuna_params import (
+    from_optuna_params,
+    suggest,
+    to_distributions,
+    to_optuna_params,
+    to_optuna_result,
+)
 from launcher.tune.sampling.sampler import Draw
-from launcher.tune.space.draw import chance_of, grid_values, in_order
-from launcher.tune.space.parameters import Parameter, Space, exists
+from launcher.tune.space.draw import grid_values, sort_by_file_order, trial_rng
+from launcher.tune.space.parameters import Parameter, Space, is_active
 
-POPULATION = 20
+POPULATION_SIZE = 20
 """Size of a generation; Optuna's default of 50 would be a whole sweep of the usual size."""
-TRIES = 100
+MAX_TRIES = 100
 _TRIES_OF = {"gp": 3}
 """A draw from a Gaussian process takes about a second."""
 _NAME = "search"
 
 
-class Modelled:
+class OptunaSampler:
     """Draws with a sampler of Optuna. A draw depends only on the seed, the trial's number and the reported results.
 
     The ledger stores the values of each draw and the sampler's attributes, such as the generation of a genetic search.
@@ -58,22 +64,22 @@ class Modelled:
         self._store(number, values, memory)
         return Draw(values, {name: attrs for name, attrs in memory.items() if attrs})
 
-    def tell(self, trial: Trial) -> None:
+    def report(self, trial: Trial) -> None:
         drawn = self._drawn[trial.number]
         self._ended[trial.number] = create_trial(
             params=drawn.params,
             distributions=drawn.distributions,
             system_attrs=drawn.system_attrs,
-            **result_of(trial, self._options.metrics),
+            **to_optuna_result(trial, self._options.metrics),
         )
 
-    def recall(self, trial: Trial) -> None:
-        self._store(trial.number, trial.values, trial.memory)
+    def restore(self, trial: Trial) -> None:
+        self._store(trial.number, trial.values, trial.sampler_state)
         if trial.state != "asked":
-            self.tell(trial)
+            self.report(trial)
 
     def _store(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> None:
-        params, distributions = params_of(self._space, values)
+        params, distributions = to_optuna_params(self._space, values)
         trial_attrs = dict(memory.get("trial", {}))
         self._study_attrs.update(memory.get("study", {}))
         self._drawn[number] = create_trial(
@@ -100,25 +106,25 @@ class Modelled:
 
     def _suggest_allowed(self, study: optuna.Study, number: int) -> dict[str, Any]:
         """Suggest values until all subsets have allowed sizes; repair the last ones if none had."""
-        for _ in range(_TRIES_OF.get(self._options.search, TRIES)):
+        for _ in range(_TRIES_OF.get(self._options.search, MAX_TRIES)):
             trial = study.ask()
             values = self._suggest(trial)
             if all(len(values[each.key]) in each.sizes for each in _subsets(self._space, values)):
                 return values
             study.tell(trial, state=TrialState.FAIL)
-        return repaired(self._space, values, seed=self._options.seed, number=number)
+        return repair_subset_sizes(self._space, values, seed=self._options.seed, number=number)
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         drawn: dict[str, Any] = {}
-        for parameter in self._space.live:
-            if exists(parameter, drawn, self._space.base):
-                params = {name: suggested(trial, name, each) for name, each in distributions_of(parameter).items()}
-                drawn[parameter.key] = value_of(parameter, params)
-        return in_order(self._space, drawn)
+        for parameter in self._space.reachable:
+            if is_active(parameter, drawn, self._space.base):
+                params = {name: suggest(trial, name, each) for name, each in to_distributions(parameter).items()}
+                drawn[parameter.key] = from_optuna_params(parameter, params)
+        return sort_by_file_order(self._space, drawn)
 
     def _build_sampler(self, number: int, fixed: Mapping[str, Any]) -> BaseSampler:
-        seed = chance_of(self._options.seed, number).getrandbits(32)
-        enumerated = (each.key for each in self._space.live if each.kind == "grid" and each.key in fixed)
+        seed = trial_rng(self._options.seed, number).getrandbits(32)
+        enumerated = (each.key for each in self._space.reachable if each.kind == "grid" and each.key in fixed)
         params = {key: json.dumps(fixed[key]) for key in enumerated}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -126,7 +132,7 @@ class Modelled:
             return PartialFixedSampler(params, sampler) if params else sampler
 
 
-class Replayed(Modelled):
+class ReplayingOptunaSampler(OptunaSampler):
     """Restores its state by repeating all draws; the ledger stores which results were new at each draw."""
 
     def __init__(self, space: Space, options: TuneOptions) -> None:
@@ -139,19 +145,19 @@ class Replayed(Modelled):
         draw = super().draw(number)
         return Draw(draw.values, {"new": new})
 
-    def recall(self, trial: Trial) -> None:
-        self._used.update(trial.memory.get("new", ()))
+    def restore(self, trial: Trial) -> None:
+        self._used.update(trial.sampler_state.get("new", ()))
         used = {number: self._ended[number] for number in self._used if number in self._ended}
         _, trial_attrs, study_attrs = self._sample(trial.number, used)
         self._store(trial.number, trial.values, {"trial": trial_attrs, "study": study_attrs})
         if trial.state != "asked":
-            self.tell(trial)
+            self.report(trial)
 
 
 def _build_sampler(options: TuneOptions, space: Space, seed: int) -> BaseSampler:
     if options.search == "tpe":
         # with several metrics each parameter is sampled independently, which is Optuna's default
-        grouped = len(options.metrics) == 1 and any(parameter.when for parameter in space.live)
+        grouped = len(options.metrics) == 1 and any(parameter.when for parameter in space.reachable)
         return TPESampler(seed=seed, group=grouped)
     if options.search == "gp":
         return GPSampler(seed=seed, warn_independent_sampling=False)
@@ -163,23 +169,23 @@ def _build_sampler(options: TuneOptions, space: Space, seed: int) -> BaseSampler
             scramble=True, seed=options.seed, independent_sampler=independent, warn_independent_sampling=False
         )
     genetic = NSGAIISampler if options.search == "nsga2" else NSGAIIISampler
-    return genetic(seed=seed, population_size=POPULATION)
+    return genetic(seed=seed, population_size=POPULATION_SIZE)
 
 
-def repaired(space: Space, values: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
+def repair_subset_sizes(space: Space, values: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
     """Return the values with allowed subset sizes: add or remove random elements as needed."""
-    rng, result = chance_of(seed, number), dict(values)
+    rng, result = trial_rng(seed, number), dict(values)
     for parameter in _subsets(space, values):
         chosen = values[parameter.key]
         others = [each for each in parameter.values if each not in chosen]
         least, most = parameter.sizes[0], parameter.sizes[-1]
         added = rng.sample(others, max(least - len(chosen), 0))
-        result[parameter.key] = parameter.ordered([*rng.sample(chosen, min(len(chosen), most)), *added])
+        result[parameter.key] = parameter.sort_elements([*rng.sample(chosen, min(len(chosen), most)), *added])
     return result
 
 
 def _subsets(space: Space, values: Mapping[str, Any]) -> Iterable[Parameter]:
-    return (each for each in space.live if each.kind == "subset" and each.key in values)
+    return (each for each in space.reachable if each.kind == "subset" and each.key in values)
 
 
 def _attrs_to_store(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from fmfsd.errors import Problem
 from launcher.config.launch_config import TuneOptions
 from launcher.tune.records.history import Trial
-from launcher.tune.space.draw import at_random, chance_of, grid_values, nth
+from launcher.tune.space.draw import draw_random, grid_values, nth_draw, trial_rng
 from launcher.tune.space.parameters import RANGES, Space
 
-SEARCHES: Mapping[str, str] = {
+SEARCH_METHODS: Mapping[str, str] = {
     "random": "uniform random draws",
     "grid": "every combination once, in order",
     "tpe": "tree-structured Parzen estimators",
@@ -41,27 +41,27 @@ class Draw:
     """A drawn config: `values` by config key, and the `sampler_state` to restore on resume; both are JSON."""
 
     values: Mapping[str, Any]
-    memory: Mapping[str, Any] = field(default_factory=dict)
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def missing(search: str) -> str:
+def find_missing_package(search: str) -> str:
     """Return a package that the search method needs and that is not installed, or ''. Import nothing."""
     return next((name for name in _NEEDS[search] if find_spec(name) is None), "")
 
 
 def default_search(space: Space) -> str:
     """Return `grid` for a space of grids and constants, else `tpe`."""
-    return "grid" if all(each.kind in ("grid", "const") or each.count == 1 for each in space.live) else "tpe"
+    return "grid" if all(each.kind in ("grid", "const") or each.count == 1 for each in space.reachable) else "tpe"
 
 
-def refused(search: str, options: TuneOptions, space: Space) -> Iterator[Problem]:
+def find_search_problems(search: str, options: TuneOptions, space: Space) -> Iterator[Problem]:
     """Yield the reasons why the space can not be searched with this method."""
-    if search not in SEARCHES:
-        close = difflib.get_close_matches(search, SEARCHES, n=1)
+    if search not in SEARCH_METHODS:
+        close = difflib.get_close_matches(search, SEARCH_METHODS, n=1)
         meant = f"did you mean {close[0]}? Known" if close else "known"
-        yield Problem(f"--search {search}", f"is unknown; {meant} methods: {', '.join(SEARCHES)}")
+        yield Problem(f"--search {search}", f"is unknown; {meant} methods: {', '.join(SEARCH_METHODS)}")
         return
-    if package := missing(search):
+    if package := find_missing_package(search):
         yield Problem(f"--search {search}", f"needs {package}, which is not installed: pip install {package}")
     if search == "cmaes":
         yield from _cmaes_problems(options, space)
@@ -71,33 +71,33 @@ def refused(search: str, options: TuneOptions, space: Space) -> Iterator[Problem
 def _cmaes_problems(options: TuneOptions, space: Space) -> Iterator[Problem]:
     if len(options.metrics) > 1:
         yield Problem("--search cmaes", f"optimizes one metric, found {len(options.metrics)}: choose tpe, nsga2 or gp")
-    if not any(each.kind in RANGES and not each.when for each in space.live):
+    if not any(each.kind in RANGES and not each.when for each in space.reachable):
         yield Problem("--search cmaes", "needs numeric ranges without a condition, found none: choose tpe")
 
 
 def _grid_problems(search: str, options: TuneOptions, space: Space) -> Iterator[Problem]:
-    endless = [each.key for each in space.live if each.count is None]
+    endless = [each.key for each in space.reachable if each.count is None]
     if search == "grid" and endless:
         yield Problem(
             "--search grid",
             f"needs finite parameters, found continuous {', '.join(endless)}: use quniform, choice or grid",
         )
         return
-    size = (space if search == "grid" else space.grids).size() or 0
+    size = (space if search == "grid" else space.grid_part).size() or 0
     if options.trials < size:
         uncovered = f"fewer than the {size} combinations of the grid"
         yield Problem(f"--trials {options.trials}", f"{uncovered}: set --trials {size}, or make the grid smaller")
 
 
-class Drawer(Protocol):
+class SamplerBackend(Protocol):
     """A search method."""
 
     def draw(self, number: int) -> Draw | None: ...
-    def tell(self, trial: Trial) -> None: ...
-    def recall(self, trial: Trial) -> None: ...
+    def report(self, trial: Trial) -> None: ...
+    def restore(self, trial: Trial) -> None: ...
 
 
-class Search:
+class Sampler:
     """The sampler of a sweep. A draw depends only on the seed, its number and the reported results.
 
     Therefore a new sampler that has restored all trials of a ledger continues as if there had been no interruption.
@@ -111,31 +111,34 @@ class Search:
         """Draw the config of trial `number`, from 1 on; None if a grid is exhausted."""
         return self._sampler.draw(number)
 
-    def tell(self, trial: Trial) -> None:
+    def report(self, trial: Trial) -> None:
         """Report the result of a trial that was drawn."""
-        self._sampler.tell(trial)
+        self._sampler.report(trial)
 
-    def recall(self, trial: Trial) -> None:
+    def restore(self, trial: Trial) -> None:
         """Restore the state after a trial was drawn and, if it has ended, reported; call it for all trials in order."""
-        self._sampler.recall(trial)
+        self._sampler.restore(trial)
 
 
-def _build_sampler(space: Space, options: TuneOptions) -> Drawer:
+def _build_sampler(space: Space, options: TuneOptions) -> SamplerBackend:
     if options.search == "random":
         return _RandomSampler(space, options.seed)
     if options.search == "grid":
         return _GridSampler(space)
-    from launcher.tune.sampling.optuna_sampler import Modelled, Replayed  # importing optuna takes half a second
+    from launcher.tune.sampling.optuna_sampler import (  # importing optuna takes half a second
+        OptunaSampler,
+        ReplayingOptunaSampler,
+    )
 
-    return (Replayed if options.search == "cmaes" else Modelled)(space, options)
+    return (ReplayingOptunaSampler if options.search == "cmaes" else OptunaSampler)(space, options)
 
 
 class _StatelessSampler:
     """Ignores results."""
 
-    def tell(self, trial: Trial) -> None: ...
+    def report(self, trial: Trial) -> None: ...
 
-    def recall(self, trial: Trial) -> None: ...
+    def restore(self, trial: Trial) -> None: ...
 
 
 class _RandomSampler(_StatelessSampler):
@@ -143,7 +146,7 @@ class _RandomSampler(_StatelessSampler):
         self._space, self._seed = space, seed
 
     def draw(self, number: int) -> Draw:
-        return Draw(at_random(self._space, chance_of(self._seed, number), grid_values(self._space, number)))
+        return Draw(draw_random(self._space, trial_rng(self._seed, number), grid_values(self._space, number)))
 
 
 class _GridSampler(_StatelessSampler):
@@ -151,5 +154,5 @@ class _GridSampler(_StatelessSampler):
         self._space = space
 
     def draw(self, number: int) -> Draw | None:
-        values = nth(self._space, number - 1)
+        values = nth_draw(self._space, number - 1)
         return None if values is None else Draw(values)

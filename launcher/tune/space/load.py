@@ -5,9 +5,9 @@ from pathlib import Path
 
 from fmfsd.config.strict_yaml import Document, read_document
 from fmfsd.errors import ConfigError
-from launcher.tune.space.check import Base, drawn_problems, own_problems
+from launcher.tune.space.check import BaseConfig, find_draw_problems, find_parameter_problems
 from launcher.tune.space.parameters import Parameter, Space
-from launcher.tune.space.parse import frame_problems, parameters_of
+from launcher.tune.space.parse import find_top_level_problems, parse_parameters
 
 __all__ = ["Parameter", "Space", "read_space"]
 
@@ -20,16 +20,16 @@ def read_space(path: Path, *, config: str | None = None, overrides: Sequence[str
     combination, and memory is not checked, since that needs torch.
     """
     document = read_document(path)
-    parameters, problems = parameters_of(document)
-    problems = [*frame_problems(document), *problems]
+    parameters, problems = parse_parameters(document)
+    problems = [*find_top_level_problems(document), *problems]
     space = Space(config or _base_name(document), _trials(document), tuple(parameters))
     try:
-        base = Base.load(space.config, overrides)
+        base = BaseConfig.load(space.config, overrides)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
-    space = base.under(space)
-    problems += own_problems(document, space, base, unread=_unread(document, parameters))
-    problems += [] if problems else drawn_problems(document, space, base)
+    space = base.attach_to(space)
+    problems += find_parameter_problems(document, space, base, unparsed=_unread(document, parameters))
+    problems += [] if problems else find_draw_problems(document, space, base)
     if problems:
         raise ConfigError(problems)
     return space

@@ -8,25 +8,25 @@ from fmfsd.config.strict_yaml import Document
 from fmfsd.errors import Problem
 from launcher.tune.space.parameters import KINDS, RANGES, Parameter, is_one_of
 
-When = tuple[tuple[str, tuple[Any, ...]], ...]
+Conditions = tuple[tuple[str, tuple[Any, ...]], ...]
 
 
-def frame_problems(document: Document) -> Iterator[Problem]:
+def find_top_level_problems(document: Document) -> Iterator[Problem]:
     """Yield the problems of the file's top level."""
     content = document.content if isinstance(document.content, dict) else {}
     for key in content:
         if key not in ("config", "trials", "parameters"):
-            yield Problem(document.where((key,)), f"unknown key {key}; known keys: config, trials, parameters")
+            yield Problem(document.locate((key,)), f"unknown key {key}; known keys: config, trials, parameters")
     if not isinstance(content.get("config", ""), str):
-        yield Problem(document.where(("config",)), "config: expected the name of a preset or a file")
+        yield Problem(document.locate(("config",)), "config: expected the name of a preset or a file")
     if type(content.get("trials", 1)) is not int or content.get("trials", 1) < 1:
-        yield Problem(document.where(("trials",)), f"trials: expected a positive number, found {content['trials']!r}")
+        yield Problem(document.locate(("trials",)), f"trials: expected a positive number, found {content['trials']!r}")
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
         yield Problem(document.name, "parameters: expected config keys and their ranges or choices, found none")
 
 
-def parameters_of(document: Document) -> tuple[list[Parameter], list[Problem]]:
+def parse_parameters(document: Document) -> tuple[list[Parameter], list[Problem]]:
     """Return the parameters that could be parsed, and the problems of the others."""
     parsed: list[Parameter] = []
     problems: list[Problem] = []
@@ -35,7 +35,7 @@ def parameters_of(document: Document) -> tuple[list[Parameter], list[Problem]]:
         try:
             parsed.append(_parse_parameter(key, spec))
         except ExceptionGroup as errors:
-            where = document.where(("parameters", key))
+            where = document.locate(("parameters", key))
             problems += [Problem(where, f"{key}: {error}") for error in errors.exceptions]
     return parsed, problems
 
@@ -47,7 +47,7 @@ def _parse_parameter(key: str, spec: Any) -> Parameter:
             "", [ValueError(f"expected {{kind: values}}, such as {{uniform: [0, 1]}}, found {spec!r}")]
         )
     errors: list[ValueError] = []
-    when: When = ()
+    when: Conditions = ()
     try:
         when = _parse_conditions(spec.get("when", {}))
     except ValueError as error:
@@ -61,7 +61,7 @@ def _parse_parameter(key: str, spec: Any) -> Parameter:
     return parameter
 
 
-def _parse_conditions(value: Any) -> When:
+def _parse_conditions(value: Any) -> Conditions:
     """Parse conditions; a list means any of its values."""
     if not isinstance(value, dict):
         raise ValueError(f"when: expected config keys and values, found {value!r}")
@@ -70,7 +70,7 @@ def _parse_conditions(value: Any) -> When:
     return tuple((key, _parse_list(each) if isinstance(each, list) else (each,)) for key, each in value.items())
 
 
-def _parse_kind(key: str, spec: dict[str, Any], when: When) -> Parameter:
+def _parse_kind(key: str, spec: dict[str, Any], when: Conditions) -> Parameter:
     if len(spec) != 1 or not set(spec) <= set(KINDS):
         raise ValueError(f"expected one of {', '.join(KINDS)}, found {', '.join(spec) or 'nothing'}")
     ((kind, value),) = spec.items()
@@ -104,7 +104,7 @@ def _parse_list(value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _parse_subset(key: str, value: Any, when: When) -> Parameter:
+def _parse_subset(key: str, value: Any, when: Conditions) -> Parameter:
     if not isinstance(value, dict) or not set(value) <= {"of", "min", "max"}:
         raise ValueError(f"subset: expected {{of: [...], min: N, max: N}}, found {value!r}")
     elements = _parse_list(value.get("of"))

@@ -13,52 +13,60 @@ from fmfsd.config import RunConfig
 from fmfsd.errors import Problem
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import free_space
-from launcher.check.machine_checks import ALSO_KEPT, FREE_BYTES, checkpoint_bytes
-from launcher.config.byte_sizes import at_least, at_most, size
+from launcher.check.machine_checks import EXTRA_CHECKPOINTS, FREE_BYTES, checkpoint_bytes
+from launcher.config.byte_sizes import format_size, format_size_rounded_down, format_size_rounded_up
 from launcher.config.launch_config import TuneOptions
 from launcher.resources.cost_probe import Costs
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.records.history import History, Trial
-from launcher.tune.records.ledger import Notebook
+from launcher.tune.records.ledger import FactLog
 
 LOGS_BYTES = 256 << 10
 """Size of a run's logs, metrics and other small files. Measured: 64 KiB after 27 epochs, 72 after two."""
-BLOCK = 512
+BLOCK_BYTES = 512
 """Unit of `st_blocks`, in bytes."""
 
 
 @dataclass(frozen=True)
-class Needs:
+class DiskNeeds:
     """Disk space of a sweep: `running_bytes` of checkpoints per running trial, `complete_bytes` per ended run."""
 
-    at_a_time: int
+    concurrent: int
     best: int
     runs: int
-    while_it_runs: int
-    whole: int
+    running_bytes: int
+    complete_bytes: int
 
     @classmethod
-    def of(cls, options: TuneOptions, *, concurrent: int, checkpoint_bytes: int, keep: int) -> "Needs":
+    def estimate(
+        cls, options: TuneOptions, *, concurrent: int, checkpoint_bytes: int, num_checkpoints: int
+    ) -> "DiskNeeds":
         """Estimate the needs, with `num_checkpoints` newest checkpoints, the best one and one being written."""
         best = min(options.best, options.trials)
         runs = options.trials + (best + 1) * options.seeds
-        return cls(concurrent, best, runs, checkpoint_bytes * (keep + ALSO_KEPT), checkpoint_bytes * (keep + 1))
+        return cls(
+            concurrent,
+            best,
+            runs,
+            checkpoint_bytes * (num_checkpoints + EXTRA_CHECKPOINTS),
+            checkpoint_bytes * (num_checkpoints + 1),
+        )
 
     @property
-    def without_running(self) -> int:
+    def ended_bytes(self) -> int:
         """Bytes of ended runs and of all logs."""
-        return self.best * self.whole + self.runs * LOGS_BYTES
+        return self.best * self.complete_bytes + self.runs * LOGS_BYTES
 
     @property
-    def total(self) -> int:
-        return self.without_running + self.at_a_time * self.while_it_runs
+    def total_bytes(self) -> int:
+        return self.ended_bytes + self.concurrent * self.running_bytes
 
-    def fitting(self, limit: float) -> int:
+    def max_concurrent(self, limit: float) -> int:
         """Return how many trials can run concurrently within `limit` bytes."""
-        return max(0, int((limit - self.without_running) // max(1, self.while_it_runs)))
+        return max(0, int((limit - self.ended_bytes) // max(1, self.running_bytes)))
 
     def __str__(self) -> str:
-        running = f"{self.at_a_time} at a time with up to {size(self.while_it_runs)} of checkpoints each"
+        running = f"{self.concurrent} at a time with up to {format_size(self.running_bytes)} of checkpoints each"
         return f"{running}, all checkpoints of the best {self.best}, and logs and metrics of {self.runs} runs"
 
 
@@ -72,34 +80,39 @@ class DiskBudget:
 
     sweep: SweepDir
     options: TuneOptions
-    needs: Needs
+    needs: DiskNeeds
     _ended: dict[int, int] = field(default_factory=dict)
     """Size of each ended trial in bytes, which does not change any more."""
     _largest: int = 0
 
     @classmethod
-    def of(
+    def estimate(
         cls, sweep: SweepDir, options: TuneOptions, config: RunConfig, costs: Costs, *, concurrent: int
     ) -> "DiskBudget":
         """Estimate the needs from the base `config`; guess the size of a checkpoint if it is unknown."""
         keep = config.checkpoint.keep
-        one = checkpoint_bytes(config, costs) or FREE_BYTES // (keep + ALSO_KEPT)
-        return cls(sweep, options, Needs.of(options, concurrent=concurrent, checkpoint_bytes=one, keep=keep))
+        one = checkpoint_bytes(config, costs) or FREE_BYTES // (keep + EXTRA_CHECKPOINTS)
+        return cls(
+            sweep,
+            options,
+            DiskNeeds.estimate(options, concurrent=concurrent, checkpoint_bytes=one, num_checkpoints=keep),
+        )
 
-    def refused(self) -> Iterator[Problem]:
+    def find_problems(self) -> Iterator[Problem]:
         """Yield a problem if the budget is too small for the sweep, or larger than the free space of the disk."""
         if self.options.disk_bytes is None:
             return
         budget, available = self.options.disk_bytes, self._available()
-        if self.needs.total > min(budget, available):
-            yield Problem(f"--disk-budget {at_most(budget)}", self._shortage(budget, available))
+        if self.needs.total_bytes > min(budget, available):
+            yield Problem(f"--disk-budget {format_size_rounded_down(budget)}", self._shortage(budget, available))
         elif budget > available:
-            advice = f"free disk space, or set at most {at_most(available)}"
+            advice = f"free disk space, or set at most {format_size_rounded_down(available)}"
             yield Problem(
-                f"--disk-budget {at_most(budget)}", f"only {size(available)} are available on the disk: {advice}"
+                f"--disk-budget {format_size_rounded_down(budget)}",
+                f"only {format_size(available)} are available on the disk: {advice}",
             )
 
-    def tidy(self, history: History, ledger: Notebook) -> list[Trial]:
+    def delete_checkpoints(self, history: History, ledger: FactLog) -> list[Trial]:
         """Delete checkpoints until the running and the next trials have room; return the trials that lost checkpoints.
 
         Raise OSError if the disk fails.
@@ -107,41 +120,45 @@ class DiskBudget:
         if self.options.disk_bytes is None:
             return []
         for trial in history.runs:
-            if trial.is_freed and trial.number not in self._ended:
+            if trial.is_checkpoint_deleted and trial.number not in self._ended:
                 _delete(self.sweep.trial(trial.name))  # a kill may have come between the fact and the deletion
         freed = []
         for trial in _deletable(history):
-            if self._missing_bytes(history, new_trials=self.needs.at_a_time - len(history.unfinished)) <= 0:
+            if self._missing_bytes(history, new_trials=self.needs.concurrent - len(history.unfinished)) <= 0:
                 break
             if self._free(trial, history, ledger):
                 freed.append(trial)
         return freed
 
-    def tidy_reruns(self, history: History) -> None:
+    def delete_rerun_checkpoints(self, history: History) -> None:
         """Delete the checkpoints of completed runs with further seeds; nothing resumes from them."""
         if self.options.disk_bytes is not None:
             for confirmation in history.confirmations:
                 _delete(self.sweep.trial(confirmation.name))
 
-    def may_begin(self, history: History) -> bool:
+    def has_room_for_trial(self, history: History) -> bool:
         """Return whether one more trial has room, in addition to the unfinished ones."""
         return self._missing_bytes(history, new_trials=1) <= 0
 
-    def trouble(self, history: History) -> str:
+    def explain_shortage(self, history: History) -> str:
         """Return a message why no trial can start."""
         missing = self._missing_bytes(history, new_trials=1)
-        held = f"the sweep uses {size(self._held(history))}, none of which may be deleted"
-        return f"no trial can start: {size(missing)} of disk space are missing; {held}"
+        held = f"the sweep uses {format_size(self._held(history))}, none of which may be deleted"
+        return f"no trial can start: {format_size(missing)} of disk space are missing; {held}"
 
     def _shortage(self, budget: float, available: float) -> str:
         is_disk = available < budget
         limit = min(budget, available)
-        fits = self.needs.fitting(limit)
-        remedies = [f"free {size(self.needs.total - available)} more on the disk"] if is_disk else []
-        remedies += [f"set at least {at_least(self.needs.total)}"] if budget < self.needs.total else []
+        fits = self.needs.max_concurrent(limit)
+        remedies = [f"free {format_size(self.needs.total_bytes - available)} more on the disk"] if is_disk else []
+        remedies += (
+            [f"set at least {format_size_rounded_up(self.needs.total_bytes)}"]
+            if budget < self.needs.total_bytes
+            else []
+        )
         fewer = f", or run fewer at a time: --concurrent {fits}" if fits else ""
-        needed = f"{self.needs} need about {size(self.needs.total)}"
-        only = f", but only {size(available)} are available on the disk" if is_disk else ""
+        needed = f"{self.needs} need about {format_size(self.needs.total_bytes)}"
+        only = f", but only {format_size(available)} are available on the disk" if is_disk else ""
         return f"{needed}{only}: {' and '.join(remedies)}{fewer}"
 
     def _missing_bytes(self, history: History, *, new_trials: int) -> float:
@@ -149,7 +166,7 @@ class DiskBudget:
         if self.options.disk_bytes is None:
             return -math.inf
         limit = min(self.options.disk_bytes, self._available(self._held(history)))
-        each = max(self.needs.while_it_runs + LOGS_BYTES, self._largest)
+        each = max(self.needs.running_bytes + LOGS_BYTES, self._largest)
         growth = sum(max(0, each - self._size(trial)) for trial in history.unfinished)
         return self._held(history) + growth + max(0, new_trials) * each - limit
 
@@ -170,7 +187,7 @@ class DiskBudget:
             self._ended[trial.number] = current
         return current
 
-    def _free(self, trial: Trial, history: History, ledger: Notebook) -> bool:
+    def _free(self, trial: Trial, history: History, ledger: FactLog) -> bool:
         """Delete a trial's checkpoints, after the ledger fact: the ledger knows of every missing checkpoint.
 
         Return whether there were any.
@@ -180,10 +197,10 @@ class DiskBudget:
             return False
         fact = {"trial": trial.number, "bytes": number}
         try:
-            ledger.note("freed", **fact)
+            ledger.append_fact("freed", **fact)
         except OSError:  # a full disk has no room for the fact before the deletion
             _delete(run)
-            ledger.note("freed", **fact)
+            ledger.append_fact("freed", **fact)
         history.add({"fact": "freed", **fact})
         _delete(run)
         self._ended.pop(trial.number, None)
@@ -192,9 +209,11 @@ class DiskBudget:
 
 def _deletable(history: History) -> Iterator[Trial]:
     """Yield ended trials that are not among the best: failed ones, then those stopped early, then the worst first."""
-    yield from (trial for trial in history.runs if trial.state == "failed" and not trial.is_freed)
-    yield from (trial for trial in history.runs if trial.state == "pruned" and not trial.is_freed)
-    yield from (trial for trial in reversed(history.ranked()[history.options.best :]) if not trial.is_freed)
+    yield from (trial for trial in history.runs if trial.state == "failed" and not trial.is_checkpoint_deleted)
+    yield from (trial for trial in history.runs if trial.state == "pruned" and not trial.is_checkpoint_deleted)
+    yield from (
+        trial for trial in reversed(history.rank_trials()[history.options.best :]) if not trial.is_checkpoint_deleted
+    )
 
 
 def _delete(run: RunDir) -> None:
@@ -212,7 +231,7 @@ def _bytes_in(folder: Path, *, without: Path | None = None) -> int:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError):
-                total += entry.stat(follow_symlinks=False).st_blocks * BLOCK
+                total += entry.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
                 if entry.is_dir(follow_symlinks=False) and (without is None or entry.path != str(without)):
                     total += _bytes_in(Path(entry.path))
     return total

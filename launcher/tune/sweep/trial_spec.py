@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fmfsd.run.run_dir import RunDir
-from launcher.config.launch_config import LaunchConfig, from_json, to_json
+from launcher.config.launch_config import LaunchConfig, launch_from_dict, launch_to_dict
 from launcher.run_dir.sweep_dir import SweepDir
 
 
 @dataclass(frozen=True)
-class TrialOrder:
+class TrialSpec:
     """A run of the sweep's config with `overrides`, in the trial's own folder, on any machine.
 
     `launch` has nodes, workers, device and so on, but no hosts and no run folder. `environment`: variables for the
@@ -37,15 +37,15 @@ class TrialOrder:
     def run(self) -> RunDir:
         return self.sweep_dir.trial(self.name)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the specification as JSON types."""
         converted = {"overrides": list(self.overrides), "environment": dict(self.environment)}
-        return {**vars(self), **converted, "sweep": str(self.sweep), "launch": to_json(self.launch)}
+        return {**vars(self), **converted, "sweep": str(self.sweep), "launch": launch_to_dict(self.launch)}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "TrialOrder":
+    def from_dict(cls, content: Mapping[str, Any]) -> "TrialSpec":
         """Parse the result of `to_dict`; ignore further keys. Raise CheckError for a missing secret."""
         fields = {name: content[name] for name in cls.__dataclass_fields__}
-        launch = from_json(content["launch"], content["environment"])
+        launch = launch_from_dict(content["launch"], content["environment"])
         converted = {"sweep": Path(fields["sweep"]), "overrides": tuple(fields["overrides"]), "launch": launch}
         return cls(**{**fields, **converted})

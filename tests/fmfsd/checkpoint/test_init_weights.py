@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fmfsd.checkpoint.init_weights import misfits
+from fmfsd.checkpoint.init_weights import find_mismatches
 from fmfsd.checkpoint.store import load_checkpoint
 from fmfsd.config import load_config
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.distributed.world import World
 from fmfsd.errors import CheckError
-from fmfsd.run.init_source import weights_at
+from fmfsd.run.init_source import find_weights
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.train_position import Position
+from fmfsd.run.train_position import TrainPosition
 from fmfsd.training.loop import Loop
-from fmfsd.worker import write_crash
+from fmfsd.worker import write_crash_report
 from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config, train_run
 
 
@@ -28,13 +28,13 @@ from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config,
 def source(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Return a finished run with checkpoints of steps 2 and 4."""
     run = make_run(tmp_path_factory.mktemp("source") / "run", tiny_config(tiny_root))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     return run
 
 
 def start_from(folder: Path, root: Path, origin: Path, *changes: str) -> Loop:
     """Start a run with `train.init_from` and make no step."""
-    loop = make_loop(make_run(folder, tiny_config(root, f"train.init_from={origin}", *changes)), SoloComms())
+    loop = make_loop(make_run(folder, tiny_config(root, f"train.init_from={origin}", *changes)), SingleWorkerComms())
     assert not loop.resume()
     return loop
 
@@ -62,20 +62,20 @@ def test_weights_and_batch_statistics_are_loaded_and_the_rest_is_new(
     source_weights, state = load_file(source.checkpoints / "step-00000004" / "model.safetensors"), loop.engine.state()
     assert source_weights.keys() == state.model.keys()
     assert all(torch.equal(source_weights[name], state.model[name]) for name in source_weights)
-    assert (state.optimizer, loop.position, loop.metrics.records) == ({}, Position(), 0)
+    assert (state.optimizer, loop.position, loop.metrics.records) == ({}, TrainPosition(), 0)
 
 
 def test_a_run_resumes_from_its_own_checkpoint_even_if_the_source_run_was_deleted(
     tiny_root: Path, tmp_path: Path
 ) -> None:
     other = make_run(tmp_path / "other", tiny_config(tiny_root))
-    train_run(SoloComms(), other.path)
+    train_run(SingleWorkerComms(), other.path)
     config = tiny_config(tiny_root, f"train.init_from={other.path}")
     whole, parted = (make_run(tmp_path / name, config) for name in ("whole", "parted"))
-    train_run(SoloComms(), whole.path)
-    train_run(SoloComms(), parted.path, 1)
+    train_run(SingleWorkerComms(), whole.path)
+    train_run(SingleWorkerComms(), parted.path, 1)
     shutil.rmtree(other.path)
-    assert train_run(SoloComms(), parted.path) == "finished"
+    assert train_run(SingleWorkerComms(), parted.path) == "finished"
     assert newest_weights(parted) == newest_weights(whole)
 
 
@@ -110,7 +110,7 @@ def test_all_mismatches_are_reported_at_once() -> None:
     expected = {name: torch.zeros(2, 3) for name in ("same", "gone", "lost", "wide", "whole", "nan")}
     weights = {name: torch.ones(2, 3) for name in ("same", "more")}
     weights |= {"wide": torch.ones(4, 3), "whole": torch.ones(2, 3).int(), "nan": torch.full((2, 3), torch.nan)}
-    assert list(misfits(weights, expected)) == [
+    assert list(find_mismatches(weights, expected)) == [
         "missing keys: gone, lost",
         "unexpected keys: more",
         "other shapes: wide (4, 3), expected (2, 3)",
@@ -123,14 +123,14 @@ def test_weights_of_another_network_are_an_error_without_a_new_attempt(
     source: RunDir, tiny_root: Path, tmp_path: Path
 ) -> None:
     plain = make_run(tmp_path / "plain", tiny_config(tiny_root, "method=plain", f"train.init_from={source.path}"))
-    loop = make_loop(plain, SoloComms())
+    loop = make_loop(plain, SingleWorkerComms())
     before = {name: value.clone() for name, value in loop.engine.state().model.items()}
     with pytest.raises(CheckError, match=r"step-00000004: unexpected keys: alignments\.0\.0\.0") as caught:
         loop.resume()
     assert "set method, model, distill.beta and .feature, and the data as in the source run" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in loop.engine.state().model.items())
-    write_crash(plain, World(), 1, caught.value)
-    assert '"worth_another_attempt": false' in plain.crash(1, 0).read_text()
+    write_crash_report(plain, World(), 1, caught.value)
+    assert '"worth_another_attempt": false' in plain.crash_report(1, 0).read_text()
 
 
 def test_a_damaged_file_is_an_error(source: RunDir, tiny_root: Path, tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_a_path_without_weights_is_detected_before_a_worker_starts(source: RunDi
         with pytest.raises(
             CheckError, match=rf"^train\.init_from: {tmp_path}/{name} {expected}.*: expected a run's fol"
         ):
-            weights_at(str(tmp_path / name))
-    paths = weights_at(str(source.path))
+            find_weights(str(tmp_path / name))
+    paths = find_weights(str(source.path))
     assert [path.name for path in paths] == ["step-00000004", "step-00000002"]
-    assert weights_at(str(paths[0])) == paths[:1]
+    assert find_weights(str(paths[0])) == paths[:1]
 
 
 def test_the_path_is_made_absolute() -> None:
@@ -167,8 +167,8 @@ def test_finding_initial_weights_needs_no_torch() -> None:
 def test_the_ema_weights_of_a_run_are_loaded(tiny_root: Path, tmp_path: Path) -> None:
     """The run was evaluated with the EMA weights."""
     run = make_run(tmp_path / "averaged", tiny_config(tiny_root, "train.ema=0.5"))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     saved = load_checkpoint(run.checkpoints / "step-00000004").engine
     weights = start_from(tmp_path / "run", tiny_root, run.path).engine.state().model
-    assert all(torch.equal(value, saved.averages[name]) for name, value in weights.items())
+    assert all(torch.equal(value, saved.ema_weights[name]) for name, value in weights.items())
     assert any(not torch.equal(value, saved.model[name]) for name, value in weights.items())

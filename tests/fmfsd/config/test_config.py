@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fmfsd.config import Timeline, changes, dump_config, load_config, preset_names
+from fmfsd.config import TrainSchedule, dump_config, find_changes, load_config, preset_names
 from fmfsd.config.durations import Duration, parse_duration
 from fmfsd.config.load import PRESETS, config_name
-from fmfsd.config.resume_rules import MAY_CHANGE, leaves
-from fmfsd.config.strict_yaml import parse, scalar
+from fmfsd.config.resume_rules import CHANGEABLE_KEYS, flatten_keys
+from fmfsd.config.strict_yaml import parse_scalar, parse_yaml
 
 RESERVED = {"stop", "status", "logs", "cancel", "resume"}
 
@@ -51,9 +51,9 @@ def test_the_defaults_are_the_published_training_recipe() -> None:
 def test_the_large_batch_preset_scales_the_learning_rate_and_warms_up() -> None:
     """The factor is 16 (Goyal et al. 2017), after 5 epochs of 24 steps: 32 samples of each of 64 shards a step."""
     small, large = load_config("cifar100-resnet18"), load_config("cifar100-resnet18-b2048")
-    assert [change.key for change in changes(small, large)] == ["optim.base_batch", "optim.warmup", "train.batch"]
-    assert (small.full_rate, large.full_rate) == (0.1, 16 * 0.1)
-    assert Timeline.of(large, 50_000).warmup_steps == 5 * 24
+    assert [change.key for change in find_changes(small, large)] == ["optim.base_batch", "optim.warmup", "train.batch"]
+    assert (small.peak_lr, large.peak_lr) == (0.1, 16 * 0.1)
+    assert TrainSchedule.from_config(large, 50_000).warmup_steps == 5 * 24
 
 
 def test_overrides_are_yaml_and_the_last_one_wins() -> None:
@@ -96,36 +96,36 @@ def test_the_data_root_is_made_absolute_and_defaults_to_the_given_one() -> None:
     ],
 )
 def test_scalars_are_resolved_as_in_yaml_1_2(text: str, value: Any) -> None:
-    result = scalar(text)
+    result = parse_scalar(text)
     assert result == value
     assert type(result) is type(value)
 
 
 def test_quoted_scalars_are_strings() -> None:
-    assert parse("a: '1'\nb: \"true\"\nc: plain text", "x").content == {"a": "1", "b": "true", "c": "plain text"}
+    assert parse_yaml("a: '1'\nb: \"true\"\nc: plain text", "x").content == {"a": "1", "b": "true", "c": "plain text"}
 
 
 def test_changes_list_each_changed_key() -> None:
     one, other = load_config("smoke"), load_config("smoke", ["optim.lr=0.2", "model.branches=[stage1]"])
-    assert list(map(str, changes(one, other))) == [
+    assert list(map(str, find_changes(one, other))) == [
         "model.branches: ['stage1', 'stage2'] -> ['stage1']",
         "optim.lr: 0.1 -> 0.2",
     ]
-    assert changes(one, one) == []
+    assert find_changes(one, one) == []
 
 
 def test_durations_without_a_unit_are_epochs() -> None:
     assert parse_duration(30) == parse_duration("30 epochs") == Duration(30, "epoch")
-    assert parse_duration("500 steps").steps(100) == 500
-    assert parse_duration(0.5).steps(100) == 50
-    assert parse_duration("0.001 epochs").steps(100) == 1
+    assert parse_duration("500 steps").to_steps(100) == 500
+    assert parse_duration(0.5).to_steps(100) == 50
+    assert parse_duration("0.001 epochs").to_steps(100) == 1
     assert str(parse_duration("1234567 steps")) == "1234567 steps"
     assert parse_duration(str(Duration(1, "epoch"))) == Duration(1, "epoch")
 
 
 def test_the_timeline_is_in_steps() -> None:
     config = load_config("cifar100-resnet18", ["train.evaluate_every=100 steps", "checkpoint.every_epochs=2"])
-    timeline = Timeline.of(config, 50_000)
+    timeline = TrainSchedule.from_config(config, 50_000)
     assert (timeline.steps_per_epoch, timeline.total_steps) == (390, 78_000)
     assert timeline.milestones == (66 * 390, 133 * 390, 190 * 390)
     assert [step for step in range(500) if timeline.evaluation_due(step)] == [100, 200, 300, 400]
@@ -136,11 +136,13 @@ def test_the_timeline_is_in_steps() -> None:
 
 
 def test_the_search_split_gives_350_steps_of_128() -> None:
-    assert Timeline.of(load_config("cifar100-resnet18", ["data.valid=5200"]), 44_800).steps_per_epoch == 350
+    assert (
+        TrainSchedule.from_config(load_config("cifar100-resnet18", ["data.valid=5200"]), 44_800).steps_per_epoch == 350
+    )
 
 
 def test_max_steps_ends_a_run_early() -> None:
-    timeline = Timeline.of(load_config("cifar100-resnet18", ["train.max_steps=7"]), 50_000)
+    timeline = TrainSchedule.from_config(load_config("cifar100-resnet18", ["train.max_steps=7"]), 50_000)
     assert timeline.total_steps == 7
     assert timeline.evaluation_due(7)
 
@@ -158,14 +160,14 @@ def test_configs_need_no_torch() -> None:
 
 def test_every_key_is_fixed_or_may_change_on_resume() -> None:
     """Keys that may change are listed; a new key is fixed by default."""
-    keys = {key for key, _ in leaves(load_config("smoke").model_dump(mode="json"))}
-    assert keys >= MAY_CHANGE
+    keys = {key for key, _ in flatten_keys(load_config("smoke").model_dump(mode="json"))}
+    assert keys >= CHANGEABLE_KEYS
     allowed = {
         change.key
-        for change in changes(*(load_config("smoke", ["data.valid=10", *text]) for text in ([], CHANGED)))
+        for change in find_changes(*(load_config("smoke", ["data.valid=10", *text]) for text in ([], CHANGED)))
         if change.is_allowed
     }
-    assert {key for key in allowed if not key.startswith("engine.")} == MAY_CHANGE
+    assert {key for key in allowed if not key.startswith("engine.")} == CHANGEABLE_KEYS
     assert {key for key in keys if key.startswith("engine.")} < allowed
 
 
@@ -195,7 +197,7 @@ CHANGED = [
 def test_checkpoints_are_due_by_epochs_by_steps_and_at_the_end() -> None:
     def due(*overrides: str) -> list[int]:
         config = load_config("smoke", ["train.max_steps=12", *overrides])
-        timeline = Timeline.of(config, 64 * 12)
+        timeline = TrainSchedule.from_config(config, 64 * 12)
         return [step for step in range(13) if timeline.checkpoint_due(step)]
 
     assert due() == [6, 12]

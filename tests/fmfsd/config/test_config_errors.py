@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmfsd.config import RunConfig, load_config
-from fmfsd.config.strict_yaml import MAX_BYTES, parse
+from fmfsd.config.strict_yaml import MAX_BYTES, parse_yaml
 from fmfsd.errors import ConfigError
 
 
@@ -253,7 +253,7 @@ def test_malformed_yaml_is_shown_with_a_caret(tmp_path: Path) -> None:
     (message,) = error_messages(tmp_path, "seed: 1\ntrain: {epochs: 1")
     assert message.startswith("config.yaml:")
     with pytest.raises(ConfigError, match=r"x:1: invalid YAML: .*\n    a: b: c\n        \^"):
-        parse("a: b: c", "x")
+        parse_yaml("a: b: c", "x")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import load_config
-from fmfsd.config.deepspeed_config import deepspeed_config
+from fmfsd.config.deepspeed_config import build_deepspeed_config
 from fmfsd.config.schema import EngineConfig
 from fmfsd.errors import ConfigError
 
@@ -15,7 +15,7 @@ STAGE_2 = ("engine.name=deepspeed", "engine.zero_stage=2")
 def test_deepspeed_settings_are_merged_with_those_from_the_config() -> None:
     more = "engine.deepspeed={zero_optimization: {overlap_comm: true}, wall_clock_breakdown: true}"
     config = load_config("smoke", [*STAGE_2, "train.batch=128", "train.micro_batch=64", "engine.offload=true", more])
-    result = deepspeed_config(config, 2)
+    result = build_deepspeed_config(config, 2)
     assert result["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}, "overlap_comm": True}
     assert (result["train_micro_batch_size_per_gpu"], result["gradient_accumulation_steps"]) == (32, 2)
     assert result["wall_clock_breakdown"] is True

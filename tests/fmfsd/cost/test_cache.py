@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from fmfsd.config import RunConfig, load_config
-from fmfsd.config.resume_rules import leaves
-from fmfsd.cost.cache import _COUNTS, cache_folder, cached, cached_or, probe_of
-from fmfsd.cost.estimate import Cost, Device, HeadCost, Layer, MemoryCost, ParameterCount, Probe
+from fmfsd.config.resume_rules import flatten_keys
+from fmfsd.cost.cache import _KEYED_SETTINGS, estimate_cache_dir, parse_estimate, read_cached, read_or_estimate
+from fmfsd.cost.estimate import Cost, CostEstimate, Device, HeadCost, Layer, MemoryCost, ParameterCount
 from tests.helpers.processes import run_command
 
 MAP = (64, 8, 8)
 PATH = "stage3 64x8x8 > head", (Layer("stage3", MAP),)
-PROBE = Probe(
+PROBE = CostEstimate(
     2,
     "none",
     (
@@ -63,53 +63,53 @@ NOT_IN_KEY = {
 
 def write_cache(folder: Path, config: RunConfig, workers: int = 2) -> Path:
     """Cache PROBE as the result for `config`; return the cache file."""
-    cached_or(lambda *_: PROBE, config, workers, "cpu", folder)
+    read_or_estimate(lambda *_: PROBE, config, workers, "cpu", folder)
     (path,) = folder.iterdir()
     return path
 
 
 def test_a_cached_result_is_returned_without_a_probe(tmp_path: Path) -> None:
     folder, config = tmp_path / "a" / "b", load_config("smoke")
-    assert cached(config, 2, "cpu", folder) is None
+    assert read_cached(config, 2, "cpu", folder) is None
     write_cache(folder, config)
-    result = cached(config, 2, "cpu", folder)
+    result = read_cached(config, 2, "cpu", folder)
     assert result == json.loads(json.dumps(asdict(PROBE)))
-    assert cached_or(fail_if_probed, config, 2, "cpu", folder) == result
-    assert probe_of(result) == PROBE
+    assert read_or_estimate(fail_if_probed, config, 2, "cpu", folder) == result
+    assert parse_estimate(result) == PROBE
 
 
-def fail_if_probed(config: RunConfig, workers: int, device: Device) -> Probe:
+def fail_if_probed(config: RunConfig, workers: int, device: Device) -> CostEstimate:
     raise AssertionError("probed again")
 
 
 def test_every_config_key_is_in_the_cache_key_or_excluded() -> None:
     """A new config key must be added to one of the two lists."""
-    keys = {key for key, _ in leaves(load_config("smoke").model_dump(mode="json"))}
-    counted = {f"{section}.{name}" for section, names in _COUNTS.items() for name in names} | {"method"}
+    keys = {key for key, _ in flatten_keys(load_config("smoke").model_dump(mode="json"))}
+    counted = {f"{section}.{name}" for section, names in _KEYED_SETTINGS.items() for name in names} | {"method"}
     assert (counted | NOT_IN_KEY, counted & NOT_IN_KEY) == (keys, set())
 
 
 @pytest.mark.parametrize("change", ["train.batch=256", "model.branches=[stage1]", "optim.momentum=0", "method=byot"])
 def test_a_result_for_another_config_is_not_used(change: str, tmp_path: Path) -> None:
     write_cache(tmp_path / "probes", load_config("smoke"))
-    assert cached(load_config("smoke", ["optim.lr=1", "seed=9"]), 2, "cpu", tmp_path / "probes") is not None
-    assert cached(load_config("smoke", [change]), 2, "cpu", tmp_path / "probes") is None
-    assert cached(load_config("smoke"), 4, "cpu", tmp_path / "probes") is None
+    assert read_cached(load_config("smoke", ["optim.lr=1", "seed=9"]), 2, "cpu", tmp_path / "probes") is not None
+    assert read_cached(load_config("smoke", [change]), 2, "cpu", tmp_path / "probes") is None
+    assert read_cached(load_config("smoke"), 4, "cpu", tmp_path / "probes") is None
 
 
 def test_a_result_for_another_device_is_not_used(tmp_path: Path) -> None:
     write_cache(tmp_path / "probes", load_config("smoke"))
-    assert cached(load_config("smoke"), 2, "cuda", tmp_path / "probes") is None
+    assert read_cached(load_config("smoke"), 2, "cuda", tmp_path / "probes") is None
 
 
 def test_a_result_with_cpu_kernels_is_not_used_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a compiler, autograd on a CPU saves more; a GPU never uses these kernels."""
     folder, config = tmp_path / "probes", load_config("smoke")
     for device in ("cpu", "cuda"):
-        cached_or(lambda *_: PROBE, config, 2, device, folder)
+        read_or_estimate(lambda *_: PROBE, config, 2, device, folder)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cached(config, 2, "cpu", folder) is None
-    assert cached(config, 2, "cuda", folder) is not None
+    assert read_cached(config, 2, "cpu", folder) is None
+    assert read_cached(config, 2, "cuda", folder) is not None
 
 
 @pytest.mark.parametrize("attribute", ["version", "_sources"])
@@ -118,7 +118,7 @@ def test_a_result_of_another_torch_or_another_fmfsd_is_not_used(
 ) -> None:
     write_cache(tmp_path / "probes", load_config("smoke"))
     monkeypatch.setattr(f"fmfsd.cost.cache.{attribute}", lambda *_: "another")
-    assert cached(load_config("smoke"), 2, "cpu", tmp_path / "probes") is None
+    assert read_cached(load_config("smoke"), 2, "cpu", tmp_path / "probes") is None
 
 
 def edit_json(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -158,21 +158,25 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_a_damaged_file_or_one_that_others_can_write_is_replaced(damage: str, tmp_path: Path) -> None:
     config = load_config("smoke")
     DAMAGES[damage](write_cache(tmp_path / "probes", config))
-    assert cached(config, 2, "cpu", tmp_path / "probes") is None
-    assert probe_of(cached_or(lambda *_: PROBE, config, 2, "cpu", tmp_path / "probes")) == PROBE
-    assert (cached(config, 2, "cpu", tmp_path / "probes") is not None) == (damage != "a folder")
+    assert read_cached(config, 2, "cpu", tmp_path / "probes") is None
+    assert parse_estimate(read_or_estimate(lambda *_: PROBE, config, 2, "cpu", tmp_path / "probes")) == PROBE
+    assert (read_cached(config, 2, "cpu", tmp_path / "probes") is not None) == (damage != "a folder")
 
 
 def test_a_cache_folder_that_cannot_be_created_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    result = cached_or(lambda *_: PROBE, load_config("smoke"), 2, "cpu", tmp_path / "file" / "probes")
-    assert probe_of(result) == PROBE
+    result = read_or_estimate(lambda *_: PROBE, load_config("smoke"), 2, "cpu", tmp_path / "file" / "probes")
+    assert parse_estimate(result) == PROBE
 
 
 def test_the_cache_is_in_the_users_cache_folder(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
-    assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "fmfsd" / "probe"
-    assert cache_folder(home) == cache_folder({**home, "XDG_CACHE_HOME": "here"}) == tmp_path / ".cache/fmfsd/probe"
+    assert estimate_cache_dir({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "fmfsd" / "probe"
+    assert (
+        estimate_cache_dir(home)
+        == estimate_cache_dir({**home, "XDG_CACHE_HOME": "here"})
+        == tmp_path / ".cache/fmfsd/probe"
+    )
 
 
 @pytest.mark.usefixtures("processes")

@@ -11,14 +11,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import RunConfig, load_config
-from fmfsd.cost.estimate import HeadCost, Probe
-from fmfsd.cost.measure.probe import probe
+from fmfsd.cost.estimate import CostEstimate, HeadCost
+from fmfsd.cost.measure.probe import estimate_cost
 from fmfsd.evaluation.exit_thresholds import NEVER
 from fmfsd.model.build import build_network
-from fmfsd.model.early_exit import EarlyExit, early_heads
+from fmfsd.model.early_exit import EarlyExit, early_head_names
 from fmfsd.model.network import Network
 from fmfsd.model.prune import prune
-from tests.helpers.networks import macs
+from tests.helpers.networks import count_macs
 
 SMALL = ("model.backbone=resnet8", "train.batch=64")
 TAPS = "model.branches=[stage3, stage2.block1, stage1]"
@@ -30,11 +30,11 @@ def config(*changes: str) -> RunConfig:
 
 
 @cache
-def cached_probe(*changes: str) -> Probe:
-    return probe(config(*changes), workers=1)
+def cached_probe(*changes: str) -> CostEstimate:
+    return estimate_cost(config(*changes), workers=1)
 
 
-def heads_by_name(probe: Probe) -> dict[str, HeadCost]:
+def heads_by_name(probe: CostEstimate) -> dict[str, HeadCost]:
     return {head.name: head for head in probe.heads}
 
 
@@ -68,10 +68,10 @@ WITH_EXITS = [
 
 def measure_exits(network: Network) -> dict[str, float]:
     """Return the measured multiply-adds of an image that leaves at each exit."""
-    early = early_heads(network)
+    early = early_head_names(network)
     threshold_lists = [[NEVER] * number + [0.0] * (len(early) - number) for number in range(len(early) + 1)]
     models = [EarlyExit(network, thresholds) for thresholds in threshold_lists]
-    return {name: macs(model) for name, model in zip((*early, "deepest"), models, strict=True)}
+    return {name: count_macs(model) for name, model in zip((*early, "deepest"), models, strict=True)}
 
 
 @pytest.mark.parametrize("changes", WITH_EXITS, ids="-".join)
@@ -191,11 +191,11 @@ def test_taps_may_be_given_in_any_order() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_costs_of_heads_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     """Two workers use synchronised batch norm, which torch.fx can't trace."""
-    assert probe(config(*SMALL), workers=workers).heads == cached_probe(*SMALL).heads
+    assert estimate_cost(config(*SMALL), workers=workers).heads == cached_probe(*SMALL).heads
 
 
 def test_the_table_fits_120_columns_and_is_ascii_in_a_file() -> None:
-    text = cached_probe(*NETWORKS["trunk"]).text(io.StringIO())
+    text = cached_probe(*NETWORKS["trunk"]).render(io.StringIO())
     assert max(map(len, text.splitlines())) <= 120
     assert text.isascii()
     last = [line for line in text.splitlines() if line.startswith("all ")]
@@ -208,7 +208,7 @@ def test_a_terminal_gets_box_lines_and_no_colour(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     with os.fdopen(reader), os.fdopen(writer, "w") as terminal:
-        output = cached_probe(*SMALL).network_text(terminal)
+        output = cached_probe(*SMALL).render_network(terminal)
     assert "┃" in output
     assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line)) for line in output.splitlines()) <= 120
     assert not re.search(r"\x1b\[3\d", output)

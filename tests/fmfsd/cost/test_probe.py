@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from fmfsd.config import RunConfig, load_config
-from fmfsd.cost.measure.probe import _parameters, probe
+from fmfsd.cost.measure.probe import _count_parameters, estimate_cost
 from fmfsd.cpu import tensor_layout
-from fmfsd.data.loading.shards_in_memory import load_own_shards
-from fmfsd.data.shards.index import read_index, set_folder
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.data.loading.shards_in_memory import load_worker_shards
+from fmfsd.data.shards.index import prepared_set_folder, read_index
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.engine.build import build_loss
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
 from fmfsd.model.build import build_network
-from tests.helpers.costs import saved_bytes
+from tests.helpers.costs import measure_saved_bytes
 
 SMALL = ("model.backbone=resnet8", "train.batch=64")
 
@@ -28,7 +28,9 @@ def config(*changes: str) -> RunConfig:
 
 
 def real_engine(run_config: RunConfig) -> TorchEngine:
-    return TorchEngine(build_network(run_config), build_loss(run_config), run_config, SoloComms(), torch.device("cpu"))
+    return TorchEngine(
+        build_network(run_config), build_loss(run_config), run_config, SingleWorkerComms(), torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_parameters_and_multiply_adds_are_the_published_ones(
 ) -> None:
     """Compare the backbone's values in millions, and FMFSD's factors relative to it."""
     one, *others = (
-        probe(config(f"model.backbone={backbone}", *changes), workers=1)
+        estimate_cost(config(f"model.backbone={backbone}", *changes), workers=1)
         for changes in (["method=plain"], ["distill.beta=0"], [])
     )
     assert one.parameters.total / 1e6 == pytest.approx(base[0], abs=5e-4)
@@ -61,12 +63,12 @@ def test_multiply_adds_of_a_small_network_are_those_computed_by_hand() -> None:
     stages = [2 * 9 * 16 * 16 * 32**2]
     for before, after, side in ((16, 32, 16), (32, 64, 8)):
         stages.append((9 * before * after + 9 * after * after + before * after) * side**2)
-    result = probe(config(*SMALL, "method=plain", "train.precision=fp32"), workers=4)
+    result = estimate_cost(config(*SMALL, "method=plain", "train.precision=fp32"), workers=4)
     assert result.macs == stem + sum(stages) + 64 * 100
 
 
 def test_heads_are_reported_with_their_taps_and_map_shapes() -> None:
-    result = probe(config("model.branches=[stage1, stage3]", "train.batch=64"), workers=1)
+    result = estimate_cost(config("model.branches=[stage1, stage3]", "train.batch=64"), workers=1)
     assert [(head.name, head.tap, head.shape) for head in result.heads] == [
         ("branch1", "stage1", (64, 32, 32)),
         ("fused", "stage3", (256, 8, 8)),
@@ -76,7 +78,7 @@ def test_heads_are_reported_with_their_taps_and_map_shapes() -> None:
 
 @pytest.mark.parametrize("method", ["fmfsd", "byot", "plain"])
 def test_every_parameter_belongs_to_one_part(method: str) -> None:
-    result = _parameters(build_network(config(*SMALL, f"method={method}")))
+    result = _count_parameters(build_network(config(*SMALL, f"method={method}")))
     assert result.backbone + result.branches + result.fusion == result.total
     assert (result.branches > 0, result.fusion > 0) == (method != "plain", method == "fmfsd")
 
@@ -87,11 +89,11 @@ def test_every_parameter_belongs_to_one_part(method: str) -> None:
 def test_weights_gradients_and_optimizer_state_are_those_of_an_engine_after_a_step(changes: tuple[str, ...]) -> None:
     run_config = config(*SMALL, *changes)
     engine, kind = real_engine(run_config), torch.float64 if run_config.train.precision == "fp64" else torch.float32
-    terms = engine.terms(torch.zeros(64, 3, 32, 32, dtype=kind), torch.zeros(64, dtype=torch.int64))
+    terms = engine.compute_terms(torch.zeros(64, 3, 32, 32, dtype=kind), torch.zeros(64, dtype=torch.int64))
     engine.backward(terms.label + terms.soft_target + terms.squares_F.sum())
     gradients = [parameter.grad for parameter in engine.network.parameters() if parameter.grad is not None]
     engine.step(0.1)
-    result = probe(run_config, workers=1).memory
+    result = estimate_cost(run_config, workers=1).memory
     assert result.parameters == size(engine.network.parameters())
     assert result.gradients == size(gradients)
     assert result.buffers == size(engine.network.buffers())
@@ -101,12 +103,12 @@ def test_weights_gradients_and_optimizer_state_are_those_of_an_engine_after_a_st
 def test_zero_divides_the_state_of_workers_and_offloading_moves_it() -> None:
     """In addition to the momenta, ZeRO's optimizer has its own copy of the weights."""
     by = {stage: ("engine.name=deepspeed", f"engine.zero_stage={stage}") for stage in range(4)}
-    whole = probe(config(*SMALL, *by[0]), workers=2).memory
-    divided = {stage: probe(config(*SMALL, *by[stage]), workers=2).memory for stage in (1, 2, 3)}
+    whole = estimate_cost(config(*SMALL, *by[0]), workers=2).memory
+    divided = {stage: estimate_cost(config(*SMALL, *by[stage]), workers=2).memory for stage in (1, 2, 3)}
     assert [each.optimizer for each in divided.values()] == 3 * [whole.optimizer]
     assert [each.gradients * 2 // whole.gradients for each in divided.values()] == [2, 1, 1]
     assert [each.parameters * 2 // whole.parameters for each in divided.values()] == [2, 2, 1]
-    offloading = probe(config(*SMALL, *by[2], "engine.offload=true"), workers=2).memory
+    offloading = estimate_cost(config(*SMALL, *by[2], "engine.offload=true"), workers=2).memory
     assert (offloading.optimizer, offloading.offloaded) == (0, divided[2].optimizer)
     assert offloading.total == divided[2].total - divided[2].optimizer
 
@@ -124,12 +126,12 @@ def test_activations_are_what_a_real_forward_pass_saves(
     """In bf16, torch's meta tensors have batch statistics in bf16, real tensors in fp32."""
     formats = (f"train.precision={precision}", f"train.channels_last={layout}", f"method={method}")
     run_config = config(*SMALL, *formats)
-    expected = saved_bytes(SoloComms(), run_config)
-    assert probe(run_config, workers=1).memory.activations == pytest.approx(expected, rel=tolerance, abs=0)
+    expected = measure_saved_bytes(SingleWorkerComms(), run_config)
+    assert estimate_cost(run_config, workers=1).memory.activations == pytest.approx(expected, rel=tolerance, abs=0)
 
 
 def gpu_activations(*changes: str) -> int:
-    return probe(config(*SMALL, "train.precision=bf16", *changes), workers=1, device="cuda").memory.activations
+    return estimate_cost(config(*SMALL, "train.precision=bf16", *changes), workers=1, device="cuda").memory.activations
 
 
 def test_the_estimate_for_a_gpu_does_not_depend_on_this_machines_compiler(
@@ -147,11 +149,11 @@ def test_without_torch_compile_a_gpu_saves_what_pytorchs_operations_save(
 ) -> None:
     """The expected value is measured on a CPU without our kernel."""
     run_config = config(*SMALL, f"train.precision={precision}", "train.compile=false")
-    result = probe(run_config, workers=1, device="cuda").memory.activations
-    with tensor_layout.left_out():
-        expected = saved_bytes(SoloComms(), run_config)
+    result = estimate_cost(run_config, workers=1, device="cuda").memory.activations
+    with tensor_layout.disable_kernels():
+        expected = measure_saved_bytes(SingleWorkerComms(), run_config)
     assert result == pytest.approx(expected, rel=1e-4)
-    assert result > probe(run_config, workers=1, device="cpu").memory.activations > 0
+    assert result > estimate_cost(run_config, workers=1, device="cpu").memory.activations > 0
 
 
 @pytest.mark.parametrize("change", ["engine.name=deepspeed", "train.compile=false", "train.recompute=branches"])
@@ -162,16 +164,16 @@ def test_a_compiled_step_saves_less_than_single_operations(change: str) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 64])
 def test_the_data_are_those_of_the_worker_with_most_samples(workers: int, synthetic_root: Path) -> None:
     run_config = load_config("smoke", ["train.batch=64"], data_root=str(synthetic_root))
-    index = read_index(set_folder(run_config.data))
-    own_shards = [load_own_shards(index, split, rank=0, world_size=workers) for split in index.splits]
+    index = read_index(prepared_set_folder(run_config.data))
+    own_shards = [load_worker_shards(index, split, rank=0, world_size=workers) for split in index.splits]
     expected = sum(size((shards.images, shards.labels, shards.ids)) for shards in own_shards)
-    assert probe(run_config, workers=workers).memory.data == expected
+    assert estimate_cost(run_config, workers=workers).memory.data == expected
 
 
 def test_a_probe_does_not_allocate_the_memory_that_it_counts() -> None:
     """The estimate is 28 GiB, nearly all of it activations."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result = probe(load_config("cifar100-resnet18-b2048", ["model.backbone=resnet50"]), workers=1).memory
+    result = estimate_cost(load_config("cifar100-resnet18-b2048", ["model.backbone=resnet50"]), workers=1).memory
     parts = (result.parameters, result.buffers, result.gradients, result.optimizer, result.activations, result.data)
     assert result.total == sum(parts) > 28 << 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < 1 << 30
@@ -181,11 +183,11 @@ def test_a_number_of_workers_that_does_not_divide_the_shards_is_an_error() -> No
     with pytest.raises(
         ConfigError, match=r"3 workers do not divide data\.shards 64: use one of 1, 2, 4, 8, 16, 32, 64"
     ):
-        probe(config(), workers=3)
+        estimate_cost(config(), workers=3)
 
 
 def test_batches_that_are_too_small_for_batch_norm_are_an_error_of_the_probe() -> None:
     """Each worker has one image, whose last feature maps have one position."""
     changes = ("model.backbone=timm/convnext_atto", "data.shards=4", "train.batch=4", "model.sync_bn=false")
     with pytest.raises(ConfigError, match="a worker can't train on 1 images at a time: Expected more than 1 value"):
-        probe(config(*changes), workers=4)
+        estimate_cost(config(*changes), workers=4)

@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 
 from fmfsd.cpu import cpp_extension
-from launcher.check.machine_checks import private_kernels
+from launcher.check.machine_checks import warn_no_cpu_kernels
 from launcher.config.launch_config import LaunchConfig
-from tests.helpers.checks import CPU
+from tests.helpers.checks import CPU_SITE
 
 
 @pytest.fixture
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Return the cache folder of libraries, of which this process has loaded none."""
     monkeypatch.setattr("fmfsd.system.kernel_cache.cache_home", lambda environment: tmp_path)
-    cpp_extension.library.cache_clear()
+    cpp_extension.load_library.cache_clear()
     (tmp_path / "fmfsd").mkdir()
     yield tmp_path / "fmfsd" / "kernels"
-    cpp_extension.library.cache_clear()
+    cpp_extension.load_library.cache_clear()
 
 
 def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
@@ -32,8 +32,8 @@ def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
 
     def answers(*definitions: str) -> tuple[int, int]:
         """Return the library's answer, and the number of cached libraries."""
-        cpp_extension.library.cache_clear()
-        library = cpp_extension.library("one", *definitions)
+        cpp_extension.load_library.cache_clear()
+        library = cpp_extension.load_library("one", *definitions)
         assert library is not None
         return library.answer(), len(list(empty_cache.iterdir()))
 
@@ -46,12 +46,12 @@ def test_a_library_is_compiled_once_for_its_source_definitions_and_headers(
 @pytest.mark.usefixtures("processes")
 def test_without_a_compiler_there_is_no_library(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_extension, "COMPILER", "no-such-compiler")
-    assert cpp_extension.library("sums") is None
+    assert cpp_extension.load_library("sums") is None
     assert list(empty_cache.iterdir()) == []
 
 
 def test_a_source_that_does_not_compile_gives_no_library(empty_cache: Path) -> None:
-    assert cpp_extension.library("sums", "SEAT=1") is None
+    assert cpp_extension.load_library("sums", "SEAT=1") is None
     assert list(empty_cache.iterdir()) == []
 
 
@@ -61,24 +61,24 @@ def test_no_library_is_cached_in_a_folder_that_others_can_write(
     """The log and the check before a launch name the remedy."""
     empty_cache.mkdir(mode=0o700)
     empty_cache.chmod(0o777)
-    assert cpp_extension.library("sums") is None
+    assert cpp_extension.load_library("sums") is None
     problem = f"{empty_cache} has mode 0777, so other users can write to it: `chmod go-w {empty_cache}`"
     assert problem in caplog.text
-    assert [problem in text for text in private_kernels(LaunchConfig(), CPU)] == [True]
+    assert [problem in text for text in warn_no_cpu_kernels(LaunchConfig(), CPU_SITE)] == [True]
     empty_cache.chmod(0o700)
-    assert list(private_kernels(LaunchConfig(), CPU)) == []
+    assert list(warn_no_cpu_kernels(LaunchConfig(), CPU_SITE)) == []
     assert list(empty_cache.iterdir()) == []
 
 
 def test_a_group_writable_cache_folder_is_made_private(empty_cache: Path) -> None:
     empty_cache.parent.chmod(0o775)
-    assert cpp_extension.library("sums") is not None
+    assert cpp_extension.load_library("sums") is not None
     assert empty_cache.parent.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_library_that_others_can_write_is_not_loaded(empty_cache: Path) -> None:
-    assert cpp_extension.library("sums") is not None
+    assert cpp_extension.load_library("sums") is not None
     (path,) = empty_cache.iterdir()
     path.chmod(0o722)
-    cpp_extension.library.cache_clear()
-    assert cpp_extension.library("sums") is None
+    cpp_extension.load_library.cache_clear()
+    assert cpp_extension.load_library("sums") is None

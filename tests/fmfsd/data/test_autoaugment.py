@@ -10,8 +10,8 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 from torchvision.transforms.autoaugment import AutoAugment as Reference
 from torchvision.transforms.autoaugment import _apply_op
 
-from fmfsd.data.augment.autoaugment import AutoAugment, Schedule
-from fmfsd.data.augment.autoaugment_policy import FIRST, KINDS, OPERATIONS, POLICY, operations
+from fmfsd.data.augment.autoaugment import AutoAugment, AutoAugmentSchedule
+from fmfsd.data.augment.autoaugment_policy import FIRST_OF_KIND, KINDS, OPERATIONS, POLICY, draw_operations
 
 CPU = torch.device("cpu")
 REFERENCE = Reference(AutoAugmentPolicy.CIFAR10, fill=[128.0])
@@ -44,7 +44,7 @@ def test_every_operation_equals_torchvisions_bit_for_bit(side: int) -> None:
     numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(len(OPERATIONS)), len(source_images)))
     batch = source_images[torch.arange(len(numbers)) % len(source_images)]
     augment = AutoAugment(side, fill=128, device=CPU)
-    results = augment(batch.clone(), Schedule.of(numbers[None], CPU), 0)
+    results = augment(batch.clone(), AutoAugmentSchedule.from_operations(numbers[None], CPU), 0)
     for image, result, number in zip(batch, results, numbers, strict=True):
         assert torch.equal(result, apply_by_torchvision(image, number)), OPERATIONS[number]
 
@@ -55,12 +55,12 @@ def test_every_sub_policy_is_that_of_torchvision() -> None:
     assert sorted(name for names in KINDS.values() for name in names if name != "Nothing") == sorted(
         {name for steps in POLICY for name, _, _ in steps}
     )
-    assert [OPERATIONS[first].name in KINDS[kind] for kind, first in FIRST.items()] == [True] * len(KINDS)
+    assert [OPERATIONS[first].name in KINDS[kind] for kind, first in FIRST_OF_KIND.items()] == [True] * len(KINDS)
 
 
 def test_sub_policies_steps_and_signs_are_drawn_with_the_right_frequencies() -> None:
     random_words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(400_000)
-    observed = [Counter(numbers.tolist()) for numbers in operations(random_words)]
+    observed = [Counter(numbers.tolist()) for numbers in draw_operations(random_words)]
     expected: list[Counter[int]] = [Counter(), Counter()]
     for steps in POLICY:
         for step, (name, chance, level) in enumerate(steps):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fmfsd.config.load import checked_data
+from fmfsd.config.load import load_data_config
 from fmfsd.data.image_files.source_files import RECORD, FileState
 from fmfsd.data.prepare import prepare
 from fmfsd.errors import DataError
@@ -148,7 +148,7 @@ def test_a_damaged_record_of_the_source_is_an_error(
 
 def test_changed_official_files_are_detected(tmp_path: Path) -> None:
     first, second = (write_official(tmp_path / str(seed), "cifar100", seed=seed) for seed in (1, 2))
-    data = checked_data(name="cifar100", root=str(tmp_path))
+    data = load_data_config(name="cifar100", root=str(tmp_path))
     index = prepare(data, source=first, fetch=False, report=lambda *_: None)
     for source in (first, None):
         assert prepare(data, source=source, fetch=False, report=lambda *_: None) == index

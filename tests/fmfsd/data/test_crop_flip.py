@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmfsd.data.augment.crop_flip import Normalise, cutout, flip, random_crop
+from fmfsd.data.augment.crop_flip import Normalise, cutout, horizontal_flip, random_crop
 
 IMAGES = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -29,7 +29,7 @@ def test_a_crop_of_images_that_are_not_square() -> None:
 
 def test_flip_mirrors_only_the_selected_images() -> None:
     mirrored = torch.arange(20) % 3 == 0
-    result = flip(IMAGES, mirrored)
+    result = horizontal_flip(IMAGES, mirrored)
     assert torch.equal(result[mirrored], IMAGES[mirrored].flip(-1))
     assert torch.equal(result[~mirrored], IMAGES[~mirrored])
 

@@ -10,26 +10,26 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from fmfsd.config import load_config
-from fmfsd.data.image_files.layouts import Listing, list_images
+from fmfsd.data.image_files.layouts import ImageListing, list_images
 from fmfsd.data.shards.index import SetIndex
 from fmfsd.data.shards.verify import verify_sets
 from fmfsd.errors import DataError
 from fmfsd.report.write import write_report
-from launcher.check.data_checks import damaged
-from launcher.tune.space.validation_split import for_search
+from launcher.check.data_checks import check_dataset
+from launcher.tune.space.validation_split import split_overrides
 from tests.helpers.folders import prepare_folders, write_images, write_tiny_imagenet
 from tests.helpers.processes import run_command
-from tests.helpers.runs import make_run, records, train_run
+from tests.helpers.runs import make_run, read_records, train_run
 from tests.helpers.workers import run_workers
 
 SPLITS = ("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")
 
 
 def samples_by_split(index: SetIndex) -> dict[str, int]:
-    return {split: index.samples(split) for split in index.splits}
+    return {split: index.num_samples(split) for split in index.splits}
 
 
-def relative_paths(listing: Listing, split: str, root: Path) -> list[str]:
+def relative_paths(listing: ImageListing, split: str, root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in listing.splits[split].paths]
 
 
@@ -102,13 +102,13 @@ def test_a_sweep_uses_the_validation_split_of_the_folder(tmp_path: Path) -> None
         "train.batch=4",
         "optim.milestones=[]",
     )
-    assert for_search("smoke", config, data_root=str(tmp_path)) == (["train.evaluate_test=false"], 0)
+    assert split_overrides("smoke", config, data_root=str(tmp_path)) == (["train.evaluate_test=false"], 0)
     search_config = load_config("smoke", [*config, "train.evaluate_test=false"], data_root=str(tmp_path))
-    assert list(damaged(search_config, checksums_bytes=0)) == []
+    assert list(check_dataset(search_config, checksums_bytes=0)) == []
     shutil.rmtree(tmp_path / "images" / "val")
     shutil.rmtree(tmp_path / "folder-shards4")
     prepare_folders(tmp_path, tmp_path / "images")
-    (problem,) = damaged(search_config, checksums_bytes=0)
+    (problem,) = check_dataset(search_config, checksums_bytes=0)
     assert str(problem).startswith(f"train.evaluate_test: false, and {tmp_path}/folder-shards4 has no validation split")
 
 
@@ -252,7 +252,7 @@ def test_three_splits_and_any_names_work_in_training_evaluation_and_the_report(t
     config = load_config("smoke", [*small, "optim.milestones=[]"], data_root=str(tmp_path))
     run = make_run(tmp_path / "run", config)
     assert run_workers(train_run, 1, run.path) == ["finished"]
-    assert [record["split"] for record in records(run)][-2:] == ["valid", "test"]
+    assert [record["split"] for record in read_records(run)][-2:] == ["valid", "test"]
     page = write_report([run.path], None).read_text()
     assert all(name in page for name in names)
     completed = run_command("fmfsd", "evaluate", str(run.path), "--split", "valid", "--no-early-exits", cwd=tmp_path)

@@ -13,17 +13,17 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from fmfsd.config import DataConfig, RunConfig, load_config
-from fmfsd.cost.measure.probe import probe
+from fmfsd.cost.measure.probe import estimate_cost
 from fmfsd.data.augment.crop_flip import Normalise
-from fmfsd.data.image_files.decode import decoded
+from fmfsd.data.image_files.decode import decode_image
 from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.data.loading.shards_in_memory import load_worker_shards
 from fmfsd.data.shards.index import read_index
 from fmfsd.data.shards.verify import verify_sets
 from fmfsd.errors import ConfigError, DataError
 from tests.helpers.folders import CLASSES, prepare_folders, write_folders
 from tests.helpers.processes import run_command
-from tests.helpers.runs import assert_records_agree, make_run, records, train_run
+from tests.helpers.runs import assert_records_agree, make_run, read_records, train_run
 from tests.helpers.workers import run_workers
 
 
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_classes_are_sorted_and_every_image_is_stored_once(source: Path, tmp_path: Path) -> None:
     index = prepare_folders(tmp_path, source)
     assert (index.classes, index.shape) == (CLASSES, (3, 32, 32))
-    assert (index.samples("train"), index.samples("test")) == (12, 16)
+    assert (index.num_samples("train"), index.num_samples("test")) == (12, 16)
     verify_sets(tmp_path)
     files = sorted(path for path in (source / "train").rglob("*.*"))
     for shard in index.splits["train"]:
@@ -55,11 +55,11 @@ def test_images_are_cropped_to_the_centre_and_converted_to_rgb(tmp_path: Path) -
     pixels = np.zeros((100, 300), np.uint8)
     pixels[:, 100:200] = 200
     Image.fromarray(pixels, "L").save(tmp_path / "wide.png")
-    image = decoded(tmp_path / "wide.png", 64)
+    image = decode_image(tmp_path / "wide.png", 64)
     assert image.shape == (3, 64, 64)
     assert (image[:, :, 2:-2] == 200).all()
     Image.new("RGBA", (40, 90), (10, 20, 30, 0)).save(tmp_path / "tall.png")
-    assert decoded(tmp_path / "tall.png", 64).mean((1, 2)).tolist() == [10, 20, 30]
+    assert decode_image(tmp_path / "tall.png", 64).mean((1, 2)).tolist() == [10, 20, 30]
 
 
 def test_sets_of_different_image_sizes_coexist_with_a_margin_for_crops(source: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_sets_of_different_image_sizes_coexist_with_a_margin_for_crops(source: P
 
 def test_held_out_images_are_the_same_number_of_each_class(tmp_path: Path) -> None:
     index = prepare_folders(tmp_path / "root", write_folders(tmp_path / "images", train=4), valid=8)
-    assert [index.samples(split) for split in ("train", "valid", "test")] == [8, 8, 16]
+    assert [index.num_samples(split) for split in ("train", "valid", "test")] == [8, 8, 16]
     labels = np.concatenate([load_file(index.path(shard))["labels"] for shard in index.splits["valid"]])
     assert np.bincount(labels).tolist() == [2] * 4
 
@@ -146,7 +146,7 @@ def test_other_files_are_skipped_and_logged(source: Path, tmp_path: Path, caplog
     shutil.copytree(source, root)
     for name in ("notes.txt", ".hidden.png", "more.heic"):
         (root / "train" / "bee" / name).touch()
-    assert prepare_folders(tmp_path / "root", root).samples("train") == 12
+    assert prepare_folders(tmp_path / "root", root).num_samples("train") == 12
     assert "skipped files outside of class folders or without one of the extensions .png" in caplog.text
     assert caplog.text.rstrip().endswith(": 2")
 
@@ -184,18 +184,18 @@ def test_training_uses_the_centre_or_random_crops_of_large_images_and_evaluation
 ) -> None:
     data = DataConfig(name="folder", root=str(tmp_path), shards=4, size=224, classes=4, crop_padding=0, flip=False)
     index = prepare_folders(tmp_path, source, size=224)
-    shards = load_own_shards(index, "test", rank=0, world_size=1)
+    shards = load_worker_shards(index, "test", rank=0, world_size=1)
     centre = shards.images[..., 16:240, 16:240]
     normalise = Normalise(*data.channel_statistics, torch.float32, torch.device("cpu"))
     for data_config, is_centre in ((data, True), (data.model_copy(update={"resized_crop": True}), False)):
         batches = TrainBatches(shards, data_config, seed=0, per_shard=4, dtype=torch.float32)
-        images, _ = batches.at(0, 0)
+        images, _ = batches.load_batch(0, 0)
         assert images.shape == (16, 3, 224, 224)
         expected = Normalise(*data.channel_statistics, torch.float32, torch.device("cpu"))(
-            centre[batches.table(0).sample[0]]
+            centre[batches.epoch_table(0).sample[0]]
         )
         assert torch.equal(images, expected) == is_centre
-    evaluated, _ = EvaluationBatches(shards, data, batch=16, largest_part=16, dtype=torch.float32).at(0)
+    evaluated, _ = EvaluationBatches(shards, data, batch=16, largest_part=16, dtype=torch.float32).load_batch(0)
     assert torch.equal(evaluated, normalise(centre))
 
 
@@ -206,7 +206,7 @@ def test_two_workers_train_on_image_folders_like_one(source: Path, tmp_path: Pat
     for size in (1, 2):
         run = make_run(tmp_path / f"w{size}", config(tmp_path, "train.precision=fp64"))
         assert run_workers(train_run, size, run.path) == ["finished"] * size
-        results.append(records(run))
+        results.append(read_records(run))
     assert [line["step"] for line in results[0]] == [1, 2, 3, 3]
     assert_records_agree(*results, tolerance=1e-9)
 
@@ -216,20 +216,20 @@ def test_a_network_for_224_pixels_trains(source: Path, tmp_path: Path) -> None:
     prepare_folders(tmp_path, source, size=224)
     large = ("data.size=224", "data.resized_crop=true", "data.crop_padding=0", "train.max_steps=2")
     run_config = config(tmp_path, *large, "train.evaluate_batch=8")
-    assert probe(run_config, workers=2).memory.data == 0
+    assert estimate_cost(run_config, workers=2).memory.data == 0
     run = make_run(tmp_path / "run", run_config)
     assert run_workers(train_run, 2, run.path) == ["finished"] * 2
-    assert [line["split"] for line in records(run)] == ["train", "train", "test"]
+    assert [line["split"] for line in read_records(run)] == ["train", "train", "test"]
 
 
 def test_another_number_of_classes_is_an_error(source: Path, tmp_path: Path) -> None:
-    from fmfsd.distributed.collectives import SoloComms
+    from fmfsd.distributed.collectives import SingleWorkerComms
     from tests.helpers.runs import make_loop
 
     prepare_folders(tmp_path, source)
     run = make_run(tmp_path / "run", config(tmp_path, "data.classes=5"))
     with pytest.raises(ConfigError, match=r"folder-shards4 has 4 classes, data\.classes is 5"):
-        make_loop(run, SoloComms())
+        make_loop(run, SingleWorkerComms())
 
 
 def test_images_are_rotated_by_their_exif_orientation(tmp_path: Path) -> None:
@@ -238,19 +238,19 @@ def test_images_are_rotated_by_their_exif_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "rotated.png", exif=exif)
-    assert decoded(tmp_path / "rotated.png", 32)[0, 0].tolist() == [0] * 16 + [255] * 16
+    assert decode_image(tmp_path / "rotated.png", 32)[0, 0].tolist() == [0] * 16 + [255] * 16
 
 
 def test_of_a_very_long_image_only_the_centre_is_decoded(tmp_path: Path) -> None:
     Image.new("RGB", (1, 100_000), "red").save(tmp_path / "strip.png")
-    assert decoded(tmp_path / "strip.png", 256).shape == (3, 256, 256)
+    assert decode_image(tmp_path / "strip.png", 256).shape == (3, 256, 256)
 
 
 def test_pipes_are_skipped(source: Path, tmp_path: Path) -> None:
     """Reading a pipe would block."""
     copy = shutil.copytree(source, tmp_path / "images")
     os.mkfifo(copy / "train" / CLASSES[0] / "pipe.png")
-    assert prepare_folders(tmp_path / "sets", copy).samples("train") == 12
+    assert prepare_folders(tmp_path / "sets", copy).num_samples("train") == 12
 
 
 def test_a_class_name_with_escape_characters_is_an_error(source: Path, tmp_path: Path) -> None:

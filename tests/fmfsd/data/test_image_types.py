@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from fmfsd.data.image_files import image_reader
-from fmfsd.data.image_files.decode import decoded
+from fmfsd.data.image_files.decode import decode_image
 from fmfsd.data.image_files.file_types import detect_type
 from fmfsd.data.shards.index import SetIndex
 from fmfsd.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ def checksums(index: SetIndex) -> list[str]:
 )
 def test_each_format_is_decoded_correctly(name: str, tolerance: int, tmp_path: Path) -> None:
     Image.fromarray(SMOOTH).save(tmp_path / name)
-    image = decoded(tmp_path / name, 32).transpose(1, 2, 0)
+    image = decode_image(tmp_path / name, 32).transpose(1, 2, 0)
     assert np.abs(image.astype(int) - SMOOTH).max() <= tolerance
 
 
@@ -59,7 +59,7 @@ def test_each_format_is_decoded_correctly(name: str, tolerance: int, tmp_path: P
 def test_of_several_frames_the_first_is_used(name: str, tmp_path: Path) -> None:
     first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
     first.save(tmp_path / name, save_all=True, append_images=[second])
-    assert decoded(tmp_path / name, 32).mean((1, 2)).round() == pytest.approx([255, 0, 0], abs=3)
+    assert decode_image(tmp_path / name, 32).mean((1, 2)).round() == pytest.approx([255, 0, 0], abs=3)
 
 
 def write_png_16(path: Path, pixels: NDArray[np.uint16]) -> Path:
@@ -78,14 +78,14 @@ def write_png_16(path: Path, pixels: NDArray[np.uint16]) -> Path:
 
 def test_16_bit_images_are_scaled_to_8_bits_in_grey_and_in_colour(tmp_path: Path) -> None:
     levels = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
-    grey = decoded(write_png_16(tmp_path / "grey.png", levels), 32)
-    colour = decoded(write_png_16(tmp_path / "colours.png", np.stack([levels] * 3, axis=-1)), 32)
+    grey = decode_image(write_png_16(tmp_path / "grey.png", levels), 32)
+    colour = decode_image(write_png_16(tmp_path / "colours.png", np.stack([levels] * 3, axis=-1)), 32)
     assert np.array_equal(grey, colour)
     assert np.abs(grey - levels / 65535 * 255).max() <= 1
     assert (grey.min(), grey.max()) == (0, 255)
     for order in ("<u2", ">u2"):
         Image.fromarray(levels.astype(order)).save(tmp_path / "grey.tif")
-        assert np.array_equal(decoded(tmp_path / "grey.tif", 32), grey)
+        assert np.array_equal(decode_image(tmp_path / "grey.tif", 32), grey)
 
 
 def test_32_bit_images_are_errors(source_copy: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ BROKEN_EXIF = [
 @pytest.mark.parametrize("exif", BROKEN_EXIF)
 def test_broken_exif_data_are_ignored(exif: bytes, suffix: str, source_copy: Path, tmp_path: Path) -> None:
     Image.fromarray(SMOOTH).save(source_copy / "train" / "ant" / f"broken.{suffix}", exif=exif)
-    assert prepare_folders(tmp_path / "sets", source_copy).samples("train") == 13
+    assert prepare_folders(tmp_path / "sets", source_copy).num_samples("train") == 13
 
 
 def test_an_image_is_rotated_even_if_its_other_exif_data_are_invalid(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_an_image_is_rotated_even_if_its_other_exif_data_are_invalid(tmp_path: P
     number_as_text = b"\x01\x1a\0\x02\0\0\0\x04abc\0"
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + orientation + number_as_text + b"\0\0\0\0"
     Image.fromarray(pixels).save(tmp_path / "rotated.png", exif=exif)
-    assert decoded(tmp_path / "rotated.png", 32)[0, 0].tolist() == [0] * 16 + [255] * 16
+    assert decode_image(tmp_path / "rotated.png", 32)[0, 0].tolist() == [0] * 16 + [255] * 16
 
 
 MISNAMED_FILES = {
@@ -145,7 +145,7 @@ def test_all_files_with_wrong_suffixes_are_reported_before_any_is_decoded(
     source_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages = add_misnamed_files(source_copy / "train" / "bee")
-    monkeypatch.setattr(image_reader, "decoded", None)
+    monkeypatch.setattr(image_reader, "decode_image", None)
     with pytest.raises(DataError) as caught:
         prepare_folders(tmp_path / "sets", source_copy)
     for name, expected in messages.items():
@@ -158,7 +158,7 @@ def test_png_files_with_a_jpeg_suffix_are_read_and_logged(
     source_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.fromarray(SMOOTH).save(source_copy / "train" / "bee" / "n02105855_2933.JPEG", format="PNG")
-    assert prepare_folders(tmp_path / "sets", source_copy).samples("train") == 13
+    assert prepare_folders(tmp_path / "sets", source_copy).num_samples("train") == 13
     assert "1 files are PNG images with a JPEG extension or the reverse" in caplog.text
 
 

@@ -17,10 +17,10 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from fmfsd.config import DataConfig
-from fmfsd.config.load import checked_data
+from fmfsd.config.load import load_data_config
 from fmfsd.data.cifar.official_files import OFFICIAL
 from fmfsd.data.prepare import prepare
-from fmfsd.data.shards.index import SetIndex, damaged_files, read_index
+from fmfsd.data.shards.index import SetIndex, find_damaged_files, read_index
 from fmfsd.data.shards.verify import verify_sets
 from fmfsd.data.sources import read_set
 from fmfsd.errors import CheckError, DataError
@@ -31,7 +31,7 @@ from tests.helpers.workers import _context as processes
 
 
 def make(root: Path, *, name: str = "cifar10", source: Path | None = None, seed: int = 0, **data: Any) -> SetIndex:
-    config = checked_data(name=name, root=str(root), **data)
+    config = load_data_config(name=name, root=str(root), **data)
     return prepare(config, source=source, fetch=False, seed=seed, report=quiet)
 
 
@@ -50,7 +50,7 @@ def test_shards_contain_every_sample_once_and_their_sizes_differ_by_at_most_one(
     assert sorted(number for shard in shards for number in shard) == list(range(330))
     assert {len(shard) for shard in shards} == {5, 6}
     assert sorted(number for shard in ids(index, "test") for number in shard) == list(range(70))
-    assert index.samples("train") == 330
+    assert index.num_samples("train") == 330
 
 
 def test_shards_contain_the_images_of_the_source(source: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_damaged_shard_is_named(damage: str, source: Path, tmp_path: Path) -> 
         path.unlink()
     else:
         path.write_bytes(content if damage == "flipped byte" else content[:-1])
-    (problem,) = damaged_files(index, checksums=True)
+    (problem,) = find_damaged_files(index, checksums=True)
     assert "train-0007.safetensors" in problem.where
     assert {"flipped byte": "damaged: SHA-256", "truncated": "bytes, expected", "missing": "missing"}[
         damage
@@ -279,7 +279,7 @@ def test_a_missing_set_is_fetched_once_into_the_root(tmp_path: Path, monkeypatch
         mirror = replace(OFFICIAL["cifar10"], url=f"{address}/{archive.name}", archive_md5=md5)
         monkeypatch.setitem(OFFICIAL, "cifar10", mirror)
         for _ in range(2):
-            assert prepare(config, source=None, fetch=True, report=quiet).samples("train") == 256
+            assert prepare(config, source=None, fetch=True, report=quiet).num_samples("train") == 256
     assert requested_paths == ["/cifar-10-python.tar.gz"]
 
 
@@ -295,7 +295,11 @@ def test_without_network_the_error_names_the_folder_for_the_files(
 def test_real_cifar_100_is_bit_exact(cifar_dir: Path, tmp_path: Path) -> None:
     index = make(tmp_path, name="cifar100", source=cifar_dir, valid=5200)
     assert all(source.official for source in index.sources)
-    assert (index.samples("train"), index.samples("valid"), index.samples("test")) == (44_800, 5_200, 10_000)
+    assert (index.num_samples("train"), index.num_samples("valid"), index.num_samples("test")) == (
+        44_800,
+        5_200,
+        10_000,
+    )
     assert {shard.samples for shard in index.splits["train"]} == {700}
     assert index.classes[:3] == ("apple", "aquarium_fish", "baby")
     verify_sets(tmp_path)
@@ -303,7 +307,7 @@ def test_real_cifar_100_is_bit_exact(cifar_dir: Path, tmp_path: Path) -> None:
 
 def test_the_real_cifar_10_layout_is_read(cifar_dir: Path, tmp_path: Path) -> None:
     index = make(tmp_path, name="cifar10", source=cifar_dir)
-    assert (index.samples("train"), index.samples("test")) == (50_000, 10_000)
+    assert (index.num_samples("train"), index.num_samples("test")) == (50_000, 10_000)
     assert {shard.samples for shard in index.splits["train"]} == {781, 782}
     assert index.classes[0] == "airplane"
 

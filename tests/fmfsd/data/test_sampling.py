@@ -14,21 +14,23 @@ from hypothesis import strategies as st
 
 from fmfsd.config import DataConfig
 from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.loading.shards_in_memory import OwnShards, load_own_shards
-from fmfsd.data.sampling import integers, shard_epoch
+from fmfsd.data.loading.shards_in_memory import ShardsInMemory, load_worker_shards
+from fmfsd.data.sampling import draw_shard_epoch, to_integers
 from fmfsd.data.shards.index import SetIndex, read_index
 from fmfsd.data.shards.shard_writer import write_shard
-from fmfsd.data.shards.storage import MOST_READERS, STAGED_BYTES
+from fmfsd.data.shards.storage import MAX_READERS, STAGING_BYTES
 from fmfsd.distributed.collectives import Comms
 from fmfsd.errors import DataError
 from tests.helpers.workers import run_workers
 
 
-def own_shards(sizes: list[int], numbers: range) -> OwnShards:
+def own_shards(sizes: list[int], numbers: range) -> ShardsInMemory:
     """Return the shards `numbers` of a set of black images with ids 1000 * shard + position."""
     ids = torch.tensor([1000 * number + position for number in numbers for position in range(sizes[number])])
     images = torch.zeros(len(ids), 3, 4, 4, dtype=torch.uint8)
-    return OwnShards(images, torch.zeros_like(ids), ids, tuple(numbers), tuple(sizes[number] for number in numbers))
+    return ShardsInMemory(
+        images, torch.zeros_like(ids), ids, tuple(numbers), tuple(sizes[number] for number in numbers)
+    )
 
 
 def batches(sizes: list[int], rank: int, world_size: int, per_shard: int, seed: int) -> TrainBatches:
@@ -69,7 +71,7 @@ def test_micro_batches_of_half_the_size_hold_the_samples_of_the_batch() -> None:
 
 def test_epochs_shards_and_seeds_have_different_orders() -> None:
     orders = {
-        shard_epoch(seed, epoch, shard, 50).permutation.tobytes()
+        draw_shard_epoch(seed, epoch, shard, 50).permutation.tobytes()
         for seed in (0, 1)
         for epoch in (0, 1)
         for shard in (0, 1)
@@ -89,18 +91,18 @@ def test_different_epochs_leave_out_different_samples() -> None:
 
 def test_the_order_is_that_of_numpys_philox() -> None:
     """Pinned values: a change would change the order of every run (key 7, (3 << 32) | 2; NumPy's `random_raw`)."""
-    order = shard_epoch(7, 3, 2, 5)
+    order = draw_shard_epoch(7, 3, 2, 5)
     assert order.permutation.tolist() == [2, 1, 0, 4, 3]
-    assert order.words[0].tolist() == [17517598195444341551, 13806165096732131116]
+    assert order.random_bits[0].tolist() == [17517598195444341551, 13806165096732131116]
 
 
 def test_a_batch_is_augmented_as_in_the_table_of_draws(tiny_root: Path) -> None:
     """Each sample has its own draws: flip, crop, Cutout."""
     data = DataConfig(crop_padding=4, crop_fill=128, cutout=8)
-    shards = load_own_shards(read_index(tiny_root / "cifar10"), "train", rank=1, world_size=2)
+    shards = load_worker_shards(read_index(tiny_root / "cifar10"), "train", rank=1, world_size=2)
     train_batches = TrainBatches(shards, data, seed=3, per_shard=2, dtype=torch.float64)
-    images, labels = train_batches.at(5, 1)
-    draws, chosen = train_batches.table(5).draws, train_batches.table(5).sample[1]
+    images, labels = train_batches.load_batch(5, 1)
+    draws, chosen = train_batches.epoch_table(5).draws, train_batches.epoch_table(5).sample[1]
     assert torch.equal(labels, shards.labels[chosen])
     for number, sample in enumerate(chosen):
         top, left, row, column = (int(draws[name][1][number]) for name in ("top", "left", "row", "column"))
@@ -117,17 +119,17 @@ def test_a_batch_is_augmented_as_in_the_table_of_draws(tiny_root: Path) -> None:
 def test_draws_are_uniform(below: int) -> None:
     random_words = np.random.Philox(key=np.array([1, 2], np.uint64)).random_raw(90_000)
     for field in range(4):
-        counts = np.bincount(integers(random_words, below, field=field), minlength=below)
+        counts = np.bincount(to_integers(random_words, below, field=field), minlength=below)
         assert len(counts) == below
         assert counts == pytest.approx(90_000 / below, rel=0.1)
 
 
 def test_a_worker_loads_only_its_own_shards(tiny_root: Path) -> None:
     index = read_index(tiny_root / "cifar10")
-    parts = [load_own_shards(index, "train", rank=rank, world_size=4) for rank in range(4)]
+    parts = [load_worker_shards(index, "train", rank=rank, world_size=4) for rank in range(4)]
     assert [part.images.nbytes for part in parts] == [256 * 3072 // 4] * 4
     assert [part.numbers for part in parts] == [tuple(range(16 * rank, 16 * rank + 16)) for rank in range(4)]
-    whole = load_own_shards(index, "train", rank=0, world_size=1)
+    whole = load_worker_shards(index, "train", rank=0, world_size=1)
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert sorted(whole.ids.tolist()) == list(range(256))
 
@@ -143,9 +145,9 @@ def test_a_worker_verifies_the_shards_that_it_reads(tiny_root: Path, tmp_path: P
     content[-1] ^= 1
     path.write_bytes(content)
     index = read_index(folder)
-    load_own_shards(index, "train", rank=1, world_size=2)
+    load_worker_shards(index, "train", rank=1, world_size=2)
     with pytest.raises(DataError, match="train-0005.safetensors: damaged"):
-        load_own_shards(index, "train", rank=0, world_size=2)
+        load_worker_shards(index, "train", rank=0, world_size=2)
 
 
 @pytest.mark.parametrize("piece", [1000, 3072 * 4, 1 << 25])
@@ -154,10 +156,10 @@ def test_images_reach_another_device_piece_by_piece(
 ) -> None:
     """The device is the CPU, patched to look like a device other than that to which files are read."""
     index = read_index(tiny_root / "cifar10-shards6")
-    expected = load_own_shards(index, "train", rank=0, world_size=1)
+    expected = load_worker_shards(index, "train", rank=0, world_size=1)
     monkeypatch.setattr("fmfsd.data.loading.shards_in_memory.CPU", torch.device("meta"))
-    monkeypatch.setattr("fmfsd.data.loading.shards_in_memory.STAGED_BYTES", piece)
-    shards = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("cpu"))
+    monkeypatch.setattr("fmfsd.data.loading.shards_in_memory.STAGING_BYTES", piece)
+    shards = load_worker_shards(index, "train", rank=0, world_size=1, device=torch.device("cpu"))
     assert torch.equal(shards.images, expected.images)
     assert torch.equal(shards.labels, expected.labels)
 
@@ -180,9 +182,9 @@ def large_set(folder: Path) -> Path:
 
 def measure_growth(_comms: Comms, small: Path, large: Path) -> tuple[int, int]:
     """Return the bytes by which this process grows, and those of the images, which are loaded to the meta device."""
-    load_own_shards(read_index(small), "train", rank=0, world_size=1, device=torch.device("meta"))
+    load_worker_shards(read_index(small), "train", rank=0, world_size=1, device=torch.device("meta"))
     index, before = read_index(large), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    own = load_own_shards(index, "train", rank=0, world_size=1, device=torch.device("meta"))
+    own = load_worker_shards(index, "train", rank=0, world_size=1, device=torch.device("meta"))
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10, own.images.nbytes
 
 
@@ -190,17 +192,17 @@ def measure_growth(_comms: Comms, small: Path, large: Path) -> tuple[int, int]:
 def test_images_for_a_gpu_are_never_all_in_main_memory(tiny_root: Path, tmp_path: Path) -> None:
     ((growth, images),) = run_workers(measure_growth, 1, tiny_root / "cifar10", large_set(tmp_path))
     assert images > 230 << 20
-    assert growth < min(MOST_READERS, len(os.sched_getaffinity(0))) * STAGED_BYTES + (16 << 20)
+    assert growth < min(MAX_READERS, len(os.sched_getaffinity(0))) * STAGING_BYTES + (16 << 20)
 
 
 def test_evaluation_uses_every_sample_once_and_all_ranks_have_equally_many_batches(tiny_root: Path) -> None:
     index = read_index(tiny_root / "cifar10-shards6")
     batch_sizes, counts = [], set()
     for rank in range(3):
-        own = load_own_shards(index, "test", rank=rank, world_size=3)
-        largest = index.largest_part("test", 3)
+        own = load_worker_shards(index, "test", rank=rank, world_size=3)
+        largest = index.max_worker_samples("test", 3)
         part = EvaluationBatches(own, DataConfig(), batch=11, largest_part=largest, dtype=torch.float32)
         counts.add(len(part))
-        batch_sizes += [len(part.at(number)[1]) for number in range(len(part))]
+        batch_sizes += [len(part.load_batch(number)[1]) for number in range(len(part))]
     assert sum(batch_sizes) == 64
     assert len(counts) == 1

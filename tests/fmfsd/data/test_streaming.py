@@ -19,16 +19,16 @@ from torch import Tensor
 from fmfsd.config import DataConfig
 from fmfsd.data.loading import load_shards
 from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
-from fmfsd.data.loading.load_shards import images_stay_in_files, own_shards
-from fmfsd.data.loading.shards_streaming import MOST_BATCHES, ShardsOnDisk, _Ahead
-from fmfsd.data.shards.index import SetIndex, read_index, set_folder
-from fmfsd.data.shards.shard_file import OpenShard
-from fmfsd.data.shards.storage import Part
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.data.loading.load_shards import open_worker_shards, should_stream_images
+from fmfsd.data.loading.shards_streaming import MAX_PREFETCHED_BATCHES, StreamedShards, _Prefetcher
+from fmfsd.data.shards.index import SetIndex, prepared_set_folder, read_index
+from fmfsd.data.shards.shard_file import ShardReader
+from fmfsd.data.shards.storage import WorkerShare
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import DataError
 from fmfsd.system.memory import usable_memory
 from launcher.agent.resources import Resources
-from tests.helpers.runs import make_loop, make_run, newest_weights, records, tiny_config, train_run
+from tests.helpers.runs import make_loop, make_run, newest_weights, read_records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
 CPU = torch.device("cpu")
@@ -50,12 +50,12 @@ def index_copy(index: SetIndex, tmp_path: Path) -> SetIndex:
 
 def train_batches(index: SetIndex, recipe: str, rank: int, world_size: int, *, in_files: bool) -> TrainBatches:
     data = DataConfig(name="cifar10", **RECIPES[recipe])
-    shards = own_shards(index, "train", rank=rank, world_size=world_size, device=CPU, in_files=in_files)
+    shards = open_worker_shards(index, "train", rank=rank, world_size=world_size, device=CPU, stream=in_files)
     return TrainBatches(shards, data, seed=5, per_shard=2, dtype=torch.float32)
 
 
-def on_disk(index: SetIndex) -> ShardsOnDisk:
-    return ShardsOnDisk(index, "train", rank=0, world_size=2, device=CPU)
+def on_disk(index: SetIndex) -> StreamedShards:
+    return StreamedShards(index, "train", rank=0, world_size=2, device=CPU)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -70,13 +70,13 @@ def test_batches_are_bit_for_bit_those_of_images_in_memory(
     in_order = [(epoch, micro_step) for epoch in range(2) for micro_step in range(8)]
     with closing(streamed):
         for position in [*in_order, (1, 5), (1, 2), (7, 4)]:
-            assert all(map(torch.equal, in_memory.at(*position), streamed.at(*position)))
+            assert all(map(torch.equal, in_memory.load_batch(*position), streamed.load_batch(*position)))
             assert torch.equal(in_memory.ids(*position), streamed.ids(*position))
 
 
 def test_evaluation_batches_are_those_of_images_in_memory(index: SetIndex) -> None:
     shards_by_mode = [
-        own_shards(index, "test", rank=1, world_size=2, device=CPU, in_files=each) for each in (False, True)
+        open_worker_shards(index, "test", rank=1, world_size=2, device=CPU, stream=each) for each in (False, True)
     ]
     in_memory, streamed = (
         EvaluationBatches(shards, DataConfig(), batch=11, largest_part=40, dtype=torch.float32)
@@ -84,8 +84,8 @@ def test_evaluation_batches_are_those_of_images_in_memory(index: SetIndex) -> No
     )
     with closing(streamed):
         for number in [0, 1, 2, 3, 0, 2]:
-            assert all(map(torch.equal, in_memory.stored(number), streamed.stored(number)))
-            assert all(map(torch.equal, in_memory.at(number), streamed.at(number)))
+            assert all(map(torch.equal, in_memory.load_raw_batch(number), streamed.load_raw_batch(number)))
+            assert all(map(torch.equal, in_memory.load_batch(number), streamed.load_batch(number)))
 
 
 @pytest.mark.usefixtures("processes")
@@ -97,9 +97,9 @@ def test_a_run_may_change_to_streaming_and_stays_bit_for_bit_the_same(tiny_root:
     assert run_workers(train_run, 2, parted.path, 3) == ["stopped"] * 2
     make_run(parted.path, tiny_config(tiny_root, *small, "data.images_in=files"))
     assert run_workers(train_run, 2, parted.path) == ["finished"] * 2
-    assert records(parted) == records(whole)
+    assert read_records(parted) == read_records(whole)
     assert newest_weights(parted) == newest_weights(whole)
-    assert parted.pictures.read_bytes() == whole.pictures.read_bytes()
+    assert parted.attention_images.read_bytes() == whole.attention_images.read_bytes()
 
 
 def test_only_a_window_is_prefetched_and_earlier_batches_are_dropped() -> None:
@@ -111,18 +111,18 @@ def test_only_a_window_is_prefetched_and_earlier_batches_are_dropped() -> None:
 
     order = torch.arange(100)
     with ThreadPoolExecutor(1) as pool:
-        ahead = _Ahead(pool, read, order, depth=4)
+        ahead = _Prefetcher(pool, read, order, depth=4)
         assert [int(ahead.take(number)) for number in (0, 1, 50, 51, 99)] == [0, 1, 50, 51, 99]
-        assert not ahead._begun
+        assert not ahead._pending
     assert set(requested) <= {*range(6), *range(50, 56), 99}
     assert len(requested) == len(set(requested)), "nothing is read twice"
 
 
 def test_the_window_is_bounded_by_bytes(index: SetIndex) -> None:
     with closing(on_disk(index)) as shards:
-        assert shards._depth(torch.zeros(9, 16)) == MOST_BATCHES
+        assert shards._depth(torch.zeros(9, 16)) == MAX_PREFETCHED_BATCHES
         assert shards._depth(torch.zeros(9, 10_000)) == 2
-        assert shards._depth([]) == MOST_BATCHES
+        assert shards._depth([]) == MAX_PREFETCHED_BATCHES
 
 
 def test_the_prefetch_thread_ends_with_the_run_even_after_an_error(tiny_root: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_prefetch_thread_ends_with_the_run_even_after_an_error(tiny_root: Pa
     root = tmp_path / "root"
     shutil.copytree(tiny_root / "cifar10-shards16", root / "cifar10-shards16")
     run = make_run(tmp_path / "run", tiny_config(root, *sizes, "data.images_in=files"))
-    with closing(make_loop(run, SoloComms())) as loop:
+    with closing(make_loop(run, SingleWorkerComms())) as loop:
         loop.resume()
         os.truncate(root / "cifar10-shards16" / "test-0003.safetensors", 5000)
         with pytest.raises(DataError, match=r"test-0003\.safetensors: damaged: 5000 bytes, expected"):
@@ -161,8 +161,8 @@ def test_a_shard_that_does_not_match_the_index_is_an_error_at_the_start(
 ) -> None:
     damage(index_copy.folder / "train-0005.safetensors")
     with pytest.raises(DataError, match=rf"train-0005\.safetensors: .*{expected}"):
-        own_shards(index_copy, "train", rank=0, world_size=1, device=CPU, in_files=in_files)
-    own_shards(index_copy, "train", rank=1, world_size=2, device=CPU, in_files=in_files).close()
+        open_worker_shards(index_copy, "train", rank=0, world_size=1, device=CPU, stream=in_files)
+    open_worker_shards(index_copy, "train", rank=1, world_size=2, device=CPU, stream=in_files).close()
 
 
 @pytest.mark.fault("F17")
@@ -170,7 +170,7 @@ def test_a_shard_that_is_truncated_during_training_is_an_error_and_not_a_signal(
     with closing(train_batches(index_copy, "plain", 0, 1, in_files=True)) as batches:
         os.truncate(index_copy.folder / "train-0002.safetensors", 1000)
         with pytest.raises(DataError, match=r"train-0002\.safetensors: damaged: 1000 bytes, expected"):
-            batches.at(0, 0)
+            batches.load_batch(0, 0)
 
 
 @pytest.mark.fault("F17")
@@ -181,7 +181,7 @@ def test_a_disk_error_names_the_file(index: SetIndex, monkeypatch: pytest.Monkey
     with closing(train_batches(index, "plain", 0, 1, in_files=True)) as batches:
         monkeypatch.setattr(os, "preadv", raise_io_error)
         with pytest.raises(DataError, match=r"train-\d{4}\.safetensors: can't be read: .*Input/output error"):
-            batches.at(0, 0)
+            batches.load_batch(0, 0)
 
 
 HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -198,53 +198,53 @@ HEADERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("damage", HEADERS)
 def test_an_invalid_shard_header_is_an_error(damage: str, index: SetIndex) -> None:
-    with closing(OpenShard(index, index.splits["train"][0])) as file:
-        head = file.before_images()
+    with closing(ShardReader(index, index.splits["train"][0])) as file:
+        head = file.read_head()
         length = int.from_bytes(head[:8], "little")
         header = json.loads(head[8 : 8 + length])
         HEADERS[damage](header)
         damaged_header = json.dumps(header, separators=(",", ":")).encode().ljust(length)[:length]
         with pytest.raises(DataError, match=r"train-0000\.safetensors: damaged: its header is not that of a shard"):
-            file.labels_and_ids(head[:8] + damaged_header + head[8 + length :])
+            file.parse_labels_and_ids(head[:8] + damaged_header + head[8 + length :])
 
 
 def test_invalid_labels_are_an_error_even_without_checking_the_checksum(index: SetIndex) -> None:
-    with closing(OpenShard(index, index.splits["train"][0])) as file:
-        head, labels = file.before_images(), file.labels_and_ids(file.before_images())[0]
+    with closing(ShardReader(index, index.splits["train"][0])) as file:
+        head, labels = file.read_head(), file.parse_labels_and_ids(file.read_head())[0]
         damaged_head = head.replace(labels.tobytes(), (labels + 10).tobytes())
         with pytest.raises(DataError, match=r"damaged: labels from 1\d to 1\d, expected 0 to 9"):
-            file.labels_and_ids(damaged_head)
+            file.parse_labels_and_ids(damaged_head)
 
 
 @given(noise=st.binary(min_size=1, max_size=40), position=st.integers(0, 10_000))
 def test_random_changes_of_a_header_are_at_worst_a_data_error(noise: bytes, position: int, tiny_root: Path) -> None:
     index = read_index(tiny_root / "cifar10-shards16")
-    with closing(OpenShard(index, index.splits["train"][0])) as file:
-        head = bytearray(file.before_images())
+    with closing(ShardReader(index, index.splits["train"][0])) as file:
+        head = bytearray(file.read_head())
         start = position % len(head)
         head[start : start + len(noise)] = noise[: len(head) - start]
         try:
-            labels, ids = file.labels_and_ids(bytes(head))
+            labels, ids = file.parse_labels_and_ids(bytes(head))
         except DataError:
             return
         assert len(labels) == len(ids) == 16
 
 
 def test_images_are_streamed_if_they_would_take_more_than_half_of_the_memory() -> None:
-    part = Part(samples=1000, image_bytes=3072, splits=2)
-    enough = 2 * part.held_bytes
+    part = WorkerShare(samples=1000, image_bytes=3072, splits=2)
+    enough = 2 * part.in_memory_bytes
     configs = {name: DataConfig(images_in=name) for name in ("auto", "memory", "files")}
-    assert [part.stays_in_files(configs["auto"], memory) for memory in (0, enough - 2, enough)] == [False, True, False]
-    assert not part.stays_in_files(configs["memory"], 1)
-    assert part.stays_in_files(configs["files"], 1 << 60)
+    assert [part.should_stream(configs["auto"], memory) for memory in (0, enough - 2, enough)] == [False, True, False]
+    assert not part.should_stream(configs["memory"], 1)
+    assert part.should_stream(configs["files"], 1 << 60)
 
 
 def test_a_worker_with_little_memory_streams_its_images(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataConfig(name="cifar10", root=str(tiny_root))
-    index = read_index(set_folder(data))
-    assert not images_stay_in_files(data, index, SoloComms(), CPU)
+    index = read_index(prepared_set_folder(data))
+    assert not should_stream_images(data, index, SingleWorkerComms(), CPU)
     monkeypatch.setattr(load_shards, "usable_memory", lambda: 1 << 20)
-    assert images_stay_in_files(data, index, SoloComms(), CPU)
+    assert should_stream_images(data, index, SingleWorkerComms(), CPU)
 
 
 def test_worker_and_launcher_detect_the_same_memory() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from fmfsd.config.load import checked_data
+from fmfsd.config.load import load_data_config
 from fmfsd.data.image_files.thread_map import WINDOW, map_in_threads
 from fmfsd.data.prepare import prepare
 from fmfsd.data.shards.shard_writer import write_shard
@@ -84,7 +84,7 @@ def test_the_set_is_the_same_for_any_number_of_cores(
 
 def test_progress_is_counted_in_images(source: Path, tmp_path: Path) -> None:
     reports: list[tuple[str, int, int]] = []
-    data = checked_data(name="folder", root=str(tmp_path), shards=4)
+    data = load_data_config(name="folder", root=str(tmp_path), shards=4)
     prepare(data, source=source, fetch=False, report=lambda *each: reports.append(each))
     for stage in ("checking the types of files", "preparing folder"):
         assert [each for each in reports if each[0] == stage] == [(stage, done, 28) for done in range(1, 29)]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmfsd.distributed.affinity import parse_cores, share_of, stay_on_share
+from fmfsd.distributed.affinity import parse_cores, pin_to_cores, take_part
 from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError
 from fmfsd.system.atomic_files import read_json
-from fmfsd.worker import Circumstances
+from fmfsd.worker import WorkerSettings
 from tests.helpers.processes import wait_until
 from tests.helpers.runs import make_run, tiny_config
 
@@ -23,8 +23,8 @@ def test_cores_are_parsed_in_linuxs_list_format() -> None:
     assert parse_cores("0-3,8") == (0, 1, 2, 3, 8)
     assert parse_cores("5,1, 1-2") == (5, 1, 2)
     assert parse_cores("all") == "all"
-    assert Circumstances.from_environment({"FMFSD_CORES": "2"}).cores == (2,)
-    assert Circumstances.from_environment({"FMFSD_CORES": ""}).cores is None
+    assert WorkerSettings.from_environment({"FMFSD_CORES": "2"}).cores == (2,)
+    assert WorkerSettings.from_environment({"FMFSD_CORES": ""}).cores is None
 
 
 @pytest.mark.parametrize("text", ["some", "1-", "-1", "3-1", "1,,2", "1;2", "0-999999999"])
@@ -37,7 +37,7 @@ def test_an_invalid_list_of_cores_is_an_error(text: str) -> None:
 
 @given(st.lists(st.integers(0, 9_999), unique=True, min_size=1), st.integers(1, 40))
 def test_shares_differ_in_size_by_at_most_one_and_cover_all_cores(cores: list[int], count: int) -> None:
-    shares = [share_of(cores, index, count) for index in range(count)]
+    shares = [take_part(cores, index, count) for index in range(count)]
     assert [core for share in shares for core in share] == cores
     sizes = {len(share) for share in shares}
     assert max(sizes) - min(sizes) <= 1
@@ -46,13 +46,13 @@ def test_shares_differ_in_size_by_at_most_one_and_cover_all_cores(cores: list[in
 @pytest.mark.parametrize("world", [World(size=2, local_size=2), World(local_size=0)])
 def test_the_affinity_stays_unchanged_without_enough_cores_or_a_known_number_of_workers(world: World) -> None:
     before = os.sched_getaffinity(0)
-    stay_on_share((min(before),), world)
+    pin_to_cores((min(before),), world)
     assert os.sched_getaffinity(0) == before
 
 
 def test_an_error_of_the_kernel_is_logged_and_not_fatal(caplog: pytest.LogCaptureFixture) -> None:
     before = os.sched_getaffinity(0)
-    stay_on_share((9_999,), World())
+    pin_to_cores((9_999,), World())
     assert os.sched_getaffinity(0) == before
     assert "could not pin this worker to cores 9999: Invalid argument" in caplog.text
 
@@ -87,4 +87,4 @@ def test_a_worker_and_all_its_threads_run_on_its_share(local_rank: int, tiny_roo
         process.kill()
         process.wait()
     assert len(threads) > 1
-    assert used_cores == set(share_of(cores, local_rank, 2))
+    assert used_cores == set(take_part(cores, local_rank, 2))

@@ -10,35 +10,35 @@ import torch
 from torch import Tensor
 
 from fmfsd.config import load_config
-from fmfsd.config.schedule import Timeline
-from fmfsd.data.loading.shards_in_memory import load_own_shards
+from fmfsd.config.schedule import TrainSchedule
+from fmfsd.data.loading.shards_in_memory import load_worker_shards
 from fmfsd.data.shards.index import read_index
-from fmfsd.distributed.collectives import SoloComms
-from fmfsd.evaluation.accumulator import BINS, Tally
-from fmfsd.evaluation.attention_masks import Attention, Watcher
-from fmfsd.evaluation.eval_artifacts import pictures_of
+from fmfsd.distributed.collectives import SingleWorkerComms
+from fmfsd.evaluation.accumulator import BINS, EvaluationAccumulator
+from fmfsd.evaluation.attention_masks import AttentionMaps, AttentionRecorder
+from fmfsd.evaluation.eval_artifacts import select_images
 from fmfsd.model.build import build_network
 from fmfsd.model.network import Outputs
-from tests.helpers.runs import make_loop, make_run, records, tiny_config, train_run
+from tests.helpers.runs import make_loop, make_run, read_records, tiny_config, train_run
 
 HEADS = ("branch1", "fused", "deepest")
 CLASSES, SAMPLES = 5, 200
 
 
-def random_outputs() -> tuple[list[Tensor], Tensor, Attention]:
+def random_outputs() -> tuple[list[Tensor], Tensor, AttentionMaps]:
     generator = torch.Generator().manual_seed(3)
     logits = [3 * torch.randn(SAMPLES, CLASSES, generator=generator) for _ in HEADS]
     labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
-    return logits, labels, Attention(("stage1", "fused"), torch.rand(SAMPLES, 2, 3, 4, generator=generator))
+    return logits, labels, AttentionMaps(("stage1", "fused"), torch.rand(SAMPLES, 2, 3, 4, generator=generator))
 
 
-def accumulate(rows: slice) -> Tally:
+def accumulate(rows: slice) -> EvaluationAccumulator:
     logits, labels, attention = random_outputs()
-    tally = Tally(HEADS, CLASSES, torch.device("cpu"))
+    tally = EvaluationAccumulator(HEADS, CLASSES, torch.device("cpu"))
     for start in range(rows.start, rows.stop, 37):
         part = slice(start, min(start + 37, rows.stop))
         outputs = Outputs([head[part] for head in logits], [], torch.empty(0))
-        tally.add(outputs, labels[part], Attention(attention.names, attention.grids[part]))
+        tally.add(outputs, labels[part], AttentionMaps(attention.names, attention.grids[part]))
     return tally
 
 
@@ -48,17 +48,17 @@ def test_values_that_are_not_finite_are_counted_and_named(number: int, value: fl
     """One logit of one image and one head is not finite."""
     logits, labels, _ = random_outputs()
     logits[number][7, 2] = value
-    tally = Tally(HEADS, CLASSES, torch.device("cpu"))
+    tally = EvaluationAccumulator(HEADS, CLASSES, torch.device("cpu"))
     tally.add(Outputs(logits, [], torch.empty(0)), labels)
-    evaluation = tally.of_all(SoloComms())
+    evaluation = tally.compute(SingleWorkerComms())
     names = [f"the output of {name}" for name in (HEADS[number], "ensemble")]
-    assert evaluation.not_finite == (["the loss", *names] if HEADS[number] == "deepest" else names)
+    assert evaluation.non_finite_values == (["the loss", *names] if HEADS[number] == "deepest" else names)
     assert sum(map(sum, evaluation.confusion)) == SAMPLES
 
 
 def test_every_result_equals_the_one_computed_by_hand() -> None:
     logits, labels, attention = random_outputs()
-    evaluation = accumulate(slice(0, SAMPLES)).of_all(SoloComms())
+    evaluation = accumulate(slice(0, SAMPLES)).compute(SingleWorkerComms())
     heads = [*logits, torch.stack(logits).double().mean(dim=0)]
     predictions = [head.argmax(dim=1) for head in heads]
     assert evaluation.heads == (*HEADS, "ensemble")
@@ -84,12 +84,12 @@ def test_every_result_equals_the_one_computed_by_hand() -> None:
     assert torch.tensor(evaluation.attention.grids[2]) == pytest.approx(expected_grid, abs=6e-6)
 
 
-class SimulatedPair(SoloComms):
+class SimulatedPair(SingleWorkerComms):
     """Two workers, simulated one at a time: the other worker's values are given in advance."""
 
     size = 2
 
-    def __init__(self, other: Tally) -> None:
+    def __init__(self, other: EvaluationAccumulator) -> None:
         super().__init__()
         self._others = [other.sums, other._attention]
 
@@ -99,9 +99,9 @@ class SimulatedPair(SoloComms):
 
 
 def test_two_workers_get_the_result_of_one_even_if_one_has_no_image() -> None:
-    whole = accumulate(slice(0, SAMPLES)).of_all(SoloComms())
+    whole = accumulate(slice(0, SAMPLES)).compute(SingleWorkerComms())
     for cut in (70, SAMPLES):
-        both = accumulate(slice(0, cut)).of_all(SimulatedPair(accumulate(slice(cut, SAMPLES))))
+        both = accumulate(slice(0, cut)).compute(SimulatedPair(accumulate(slice(cut, SAMPLES))))
         assert (both.confusion, both.calibration) == (whole.confusion, whole.calibration)
         assert both.attention == whole.attention
 
@@ -120,9 +120,9 @@ def test_recording_the_masks_of_the_fusion_does_not_change_the_logits(
     changes: tuple[str, ...], names: tuple[str, ...]
 ) -> None:
     network = build_network(load_config("cifar100-resnet18", ("data.root=data", *changes))).eval()
-    images, watcher = torch.randn(2, 3, 32, 32), Watcher()
+    images, watcher = torch.randn(2, 3, 32, 32), AttentionRecorder()
     plain = network(images).logits
-    with watcher.watching(network):
+    with watcher.recording(network):
         recorded = network(images).logits
     assert all(torch.equal(one, other) for one, other in zip(plain, recorded, strict=True))
     assert watcher.last is not None
@@ -139,26 +139,26 @@ def test_recording_the_masks_of_the_fusion_does_not_change_the_logits(
 def test_a_run_writes_evaluation_files_and_the_same_ones_after_a_resume(tiny_root: Path, tmp_path: Path) -> None:
     changes = ("train.max_steps=4", "train.evaluate_every=2 steps", "optim.milestones=[]")
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *changes))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     written = json.loads(run.evaluation("test").read_text())
-    last = [line for line in records(run) if line["split"] == "test"][-1]
+    last = [line for line in read_records(run) if line["split"] == "test"][-1]
     assert written["step"] == 4
     assert all(last[name] == value for name, value in written["metrics"].items())
-    assert [path.name for path in run.all_attention()] == ["step-00000002.json", "step-00000004.json"]
-    attention = json.loads(run.all_attention()[-1].read_text())
-    pictures = json.loads(run.pictures.read_text())
+    assert [path.name for path in run.attention_files()] == ["step-00000002.json", "step-00000004.json"]
+    attention = json.loads(run.attention_files()[-1].read_text())
+    pictures = json.loads(run.attention_images.read_text())
     assert len(attention["grids"]) == len(attention["said"]) == len(pictures["png"]) == len(set(pictures["labels"]))
     assert pictures["split"] == "test"
-    before = {path: path.read_bytes() for path in (run.evaluation("test"), *run.all_attention())}
+    before = {path: path.read_bytes() for path in (run.evaluation("test"), *run.attention_files())}
     resumed = make_run(tmp_path / "resumed", tiny_config(tiny_root, *changes, "checkpoint.every_steps=1"))
-    loop = make_loop(resumed, SoloComms())
+    loop = make_loop(resumed, SingleWorkerComms())
     loop.resume()
     loop._train_one_step()
     loop._save()
     loop.checkpoints.finish()
     loop.close()
-    train_run(SoloComms(), resumed.path)
-    assert {path.name: path.read_bytes() for path in (resumed.evaluation("test"), *resumed.all_attention())} == {
+    train_run(SingleWorkerComms(), resumed.path)
+    assert {path.name: path.read_bytes() for path in (resumed.evaluation("test"), *resumed.attention_files())} == {
         path.name: content for path, content in before.items()
     }
 
@@ -166,7 +166,7 @@ def test_a_run_writes_evaluation_files_and_the_same_ones_after_a_resume(tiny_roo
 def test_evaluation_files_that_cannot_be_written_are_a_warning_and_not_fatal(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, "train.max_steps=2", "optim.milestones=[]"))
     (run.path / "evaluation").write_text("a file instead of a folder")
-    loop = make_loop(run, SoloComms())
+    loop = make_loop(run, SingleWorkerComms())
     with closing(loop):
         loop.resume()
         assert loop.run() == "finished"
@@ -178,8 +178,8 @@ def test_evaluation_files_that_cannot_be_written_are_a_warning_and_not_fatal(tin
 
 def test_attention_maps_are_written_at_ten_evaluations_and_at_the_last() -> None:
     def steps_with_maps(total: int, every: int) -> list[int]:
-        timeline = Timeline(10, total, 1, every, (), (), 0)
-        return [step for step in range(1, total + 1) if timeline.evaluation_due(step) and timeline.look_due(step)]
+        timeline = TrainSchedule(10, total, 1, every, (), (), 0)
+        return [step for step in range(1, total + 1) if timeline.evaluation_due(step) and timeline.attention_due(step)]
 
     assert steps_with_maps(200, 1) == list(range(20, 201, 20))
     assert steps_with_maps(30, 10) == [10, 20, 30]
@@ -190,13 +190,13 @@ def test_the_images_for_attention_maps_are_read_from_the_first_shards(tiny_root:
     """If the set has fewer classes than images are shown, no shard is opened after each class has an image."""
     folder = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "cifar10"))
     index, config = read_index(folder), tiny_config(tmp_path)
-    labels = load_own_shards(index, "test", rank=0, world_size=1).labels.tolist()
+    labels = load_worker_shards(index, "test", rank=0, world_size=1).labels.tolist()
     last = max(labels.index(label) for label in range(10))
     for shard in index.splits["test"][last + 1 :]:
         index.path(shard).unlink()
     assert last < 63
-    pictures = pictures_of(index, "test", config, torch.device("cpu"))
-    images, picture_labels, _ids = pictures.stored(0)
+    pictures = select_images(index, "test", config, torch.device("cpu"))
+    images, picture_labels, _ids = pictures.load_raw_batch(0)
     assert picture_labels.tolist() == list(range(10))
-    whole = load_own_shards(read_index(tiny_root / "cifar10"), "test", rank=0, world_size=1)
+    whole = load_worker_shards(read_index(tiny_root / "cifar10"), "test", rank=0, world_size=1)
     assert torch.equal(images, whole.images[[labels.index(label) for label in range(10)]])

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import fmfsd
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.export.write import export
 from fmfsd.run.run_dir import RunDir
@@ -24,7 +24,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README.partition("## As a library"
 def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     config = tiny_config(tiny_root, "train.max_steps=2", "optim.milestones=[]")
     run = make_run(tmp_path_factory.mktemp("library") / "run", config)
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     return run
 
 
@@ -72,7 +72,7 @@ def test_a_run_can_be_loaded_without_its_data_set(tiny_root: Path, tmp_path: Pat
     data = Path(shutil.copytree(tiny_root / "cifar10", tmp_path / "data" / "cifar10")).parent
     config = tiny_config(data, "train.max_steps=1", "optim.milestones=[]")
     run = make_run(tmp_path / "run", config)
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     expected = fmfsd.load(run.path)
     shutil.rmtree(data)
     loaded = fmfsd.load(run.path, head="branch1")

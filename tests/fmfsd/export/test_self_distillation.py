@@ -12,7 +12,7 @@ from fmfsd import SelfDistillation
 from fmfsd.distributed.collectives import Comms
 from fmfsd.errors import ConfigError
 from tests.helpers import restated
-from tests.helpers.restated import Restated
+from tests.helpers.restated import ReferenceOutputs
 from tests.helpers.workers import run_workers
 
 BATCH, SIZE = 8, 16
@@ -55,7 +55,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def reference_loss(model: SelfDistillation, images: Tensor, labels: Tensor) -> Tensor:
     outputs = model.network(images)
-    reference = Restated(outputs.logits, outputs.features, outputs.deepest_feature)
+    reference = ReferenceOutputs(outputs.logits, outputs.features, outputs.deepest_feature)
     return restated.loss(reference, labels, alpha=0.3, beta=0.5, temperature=3.0)
 
 

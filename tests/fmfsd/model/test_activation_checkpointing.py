@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fmfsd.config import load_config
-from fmfsd.distributed.collectives import Comms, SoloComms
-from fmfsd.distributed.sync_batch_norm import GlobalBatchNorm2d
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
+from fmfsd.distributed.sync_batch_norm import SyncBatchNorm2d
 from fmfsd.engine.build import build_loss
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.errors import ConfigError
-from fmfsd.model.activation_checkpointing import recomputed
+from fmfsd.model.activation_checkpointing import checkpoint_activations
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.build import build_network
 from fmfsd.run.run_dir import RunDir
-from tests.helpers.costs import saved_bytes
+from tests.helpers.costs import measure_saved_bytes
 from tests.helpers.runs import make_loop, make_run, newest_weights, tiny_config, train_run
 from tests.helpers.workers import run_workers
 
@@ -60,7 +60,9 @@ def test_less_memory_is_saved_for_the_backward_pass(method: str, share: float) -
     """Only the inputs of recomputed parts are saved: nothing inside ResNet-8's blocks and inside branches."""
     small = (f"method={method}", "model.backbone=resnet8", "train.batch=64", "train.precision=fp32")
     none, auto, branches, everything = (
-        saved_bytes(SoloComms(), load_config("cifar100-resnet18", [*small, f"train.recompute={recompute}"]))
+        measure_saved_bytes(
+            SingleWorkerComms(), load_config("cifar100-resnet18", [*small, f"train.recompute={recompute}"])
+        )
         for recompute in ("none", "auto", "branches", "all")
     )
     assert auto == branches
@@ -71,7 +73,7 @@ def test_less_memory_is_saved_for_the_backward_pass(method: str, share: float) -
 def gradients_after_two_passes(forward: Callable[[nn.Module, Tensor], Tensor]) -> list[Tensor | None]:
     """Make two forward passes and one backward pass of both, with batch norm as over two workers with equal maps."""
     generator = torch.Generator().manual_seed(0)
-    norm = GlobalBatchNorm2d(nn.BatchNorm2d(3), lambda sums: sums * 2, 2)
+    norm = SyncBatchNorm2d(nn.BatchNorm2d(3), lambda sums: sums * 2, 2)
     layers = nn.Sequential(nn.Tanh(), norm, nn.Tanh())
     one, other = (torch.randn(4, 3, 5, 5, generator=generator) * scale + scale for scale in (1, 3))
     both = forward(layers, one.requires_grad_()).sum() + forward(layers, other.requires_grad_()).square().sum()
@@ -81,7 +83,7 @@ def gradients_after_two_passes(forward: Callable[[nn.Module, Tensor], Tensor]) -
 
 def test_each_of_two_passes_uses_its_own_statistics() -> None:
     without_recomputing = gradients_after_two_passes(lambda layers, x: layers(x))
-    for one, other in zip(gradients_after_two_passes(recomputed), without_recomputing, strict=True):
+    for one, other in zip(gradients_after_two_passes(checkpoint_activations), without_recomputing, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -110,7 +112,7 @@ def test_auto_does_not_recompute_if_zero_has_released_the_weights(engine: str, e
 def test_auto_does_not_recompute_in_a_compiled_step() -> None:
     config = load_config("cifar100-resnet18", ["model.backbone=resnet8", "train.compile=true"])
     network, loss = build_network(config), build_loss(config)
-    assert TorchEngine(network, loss, config, SoloComms(), torch.device("cpu")).is_compiled
+    assert TorchEngine(network, loss, config, SingleWorkerComms(), torch.device("cpu")).is_compiled
     assert not network.recomputes
 
 

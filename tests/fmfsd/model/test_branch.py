@@ -9,12 +9,12 @@ from torch import nn
 
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.backbones.resnet import cifar_resnet
-from fmfsd.model.branch import AttentionGate, branch_form
-from fmfsd.model.build import FUSIONS
-from fmfsd.model.fusion import fusion_of
+from fmfsd.model.branch import AttentionGate, build_branch_type
+from fmfsd.model.build import FUSION_NETWORKS
+from fmfsd.model.fusion import build_fusion
 from fmfsd.model.network import BranchNetwork, FusionNetwork, Network
 from fmfsd.model.spatial_enhancement import SpatialGate
-from tests.helpers.networks import assert_all_train, network_of
+from tests.helpers.networks import assert_all_train, make_network
 
 
 def layers(module: nn.Module) -> list[str]:
@@ -43,7 +43,7 @@ def separable_layers(start: int, end: int) -> list[str]:
 
 def test_a_bottleneck_branch_reduces_the_resolution_in_one_step() -> None:
     """Zhang et al. 2019: 1x1 to a quarter of the channels, one convolution with the whole stride, 1x1 back."""
-    network = network_of("method=byot")
+    network = make_network("method=byot")
     assert [layers(branch) for branch in network.branches] == [
         ["1x1 s1 64->128", "8x8 s8 128->128", "1x1 s1 128->512"],
         ["1x1 s1 128->128", "4x4 s4 128->128", "1x1 s1 128->512"],
@@ -53,7 +53,7 @@ def test_a_bottleneck_branch_reduces_the_resolution_in_one_step() -> None:
 
 def test_an_attention_branch_has_a_mask_and_separable_convolutions_without_enhancement() -> None:
     """Zhang et al. 2022."""
-    network = network_of("method=byot_attention")
+    network = make_network("method=byot_attention")
     widths = (64, 128, 256, 512)
     for number, branch in enumerate(network.branches):
         steps = [layer for start, end in itertools.pairwise(widths[number:]) for layer in separable_layers(start, end)]
@@ -77,20 +77,20 @@ def small_backbone() -> Backbone:
     return cifar_resnet(32, depth=14)
 
 
-TAPS = [tap.name for tap in small_backbone().places[:-1]]
+TAPS = [tap.name for tap in small_backbone().tap_points[:-1]]
 PLACEMENTS = [chosen for size in range(1, 6) for chosen in itertools.combinations(TAPS, size)]
 
 
 def build_with_taps(placement: tuple[str, ...], *, branch_type: str, fusion: str) -> Network:
-    backbone, path = small_backbone(), branch_form(branch_type, groups=4)
-    taps = [tap for tap in backbone.places if tap.name in placement]
+    backbone, path = small_backbone(), build_branch_type(branch_type, groups=4)
+    taps = [tap for tap in backbone.tap_points if tap.name in placement]
     if fusion == "none":
         return BranchNetwork(backbone, taps, path, num_classes=5, features=True)
-    return FUSIONS[fusion](
+    return FUSION_NETWORKS[fusion](
         backbone,
         taps,
         path,
-        lambda count: fusion_of(count, sem="sge", masks="averaged", groups=4),
+        lambda count: build_fusion(count, sem="sge", masks="averaged", groups=4),
         num_classes=5,
         groups=4,
         features=True,
@@ -116,7 +116,7 @@ def test_maps_are_fused_with_the_shape_of_the_deepest_tap(placement: tuple[str, 
     shapes: dict[str, torch.Size] = {}
     network = build_with_taps(placement, branch_type="sepconv", fusion="trunk")
     assert isinstance(network, FusionNetwork)
-    for tap, block in zip(network.backbone.places, network.backbone.blocks(), strict=True):
+    for tap, block in zip(network.backbone.tap_points, network.backbone.blocks(), strict=True):
         block.register_forward_hook(lambda _m, _i, out, name=tap.name: shapes.update({name: out.shape}))
     fused: list[list[torch.Size]] = []
     network.fusion.register_forward_hook(lambda _m, i, out: fused.append([*(each.shape for each in i[0]), out.shape]))
@@ -126,7 +126,7 @@ def test_maps_are_fused_with_the_shape_of_the_deepest_tap(placement: tuple[str, 
 
 def test_a_single_branch_has_only_the_fused_head() -> None:
     """For n = 1 the branch has neither its own head nor a feature term; the fusion is a second gate."""
-    network = network_of("model.backbone=resnet8", "model.branches=[stage2]").train()
+    network = make_network("model.backbone=resnet8", "model.branches=[stage2]").train()
     outputs = network(torch.randn(3, 3, 32, 32))
     assert network.head_names == ("fused", "deepest")
     assert (len(outputs.logits), outputs.features) == (2, [])

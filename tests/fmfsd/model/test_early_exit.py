@@ -7,11 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.backbones.timm import MapsBackbone
-from fmfsd.model.branch import branch_form
-from fmfsd.model.early_exit import EarlyExit, early_heads
-from fmfsd.model.network import BranchNetwork, Network, ensemble
+from fmfsd.model.branch import build_branch_type
+from fmfsd.model.early_exit import EarlyExit, early_head_names
+from fmfsd.model.network import BranchNetwork, Network, average_logits
 from fmfsd.model.prune import prune
-from tests.helpers.networks import macs, network_of, parameters
+from tests.helpers.networks import count_macs, count_parameters, make_network
 
 SMALL = "model.backbone=resnet8"
 FUSIONS = {
@@ -26,7 +26,7 @@ NEVER = 2.0
 
 def network_with_fusion(fusion: str, *changes: str) -> Network:
     method = ("method=byot",) if fusion == "none" else (f"model.fusion={fusion}",)
-    return network_of(SMALL, *method, *changes)
+    return make_network(SMALL, *method, *changes)
 
 
 def images(count: int = 4) -> Tensor:
@@ -35,7 +35,7 @@ def images(count: int = 4) -> Tensor:
 
 def logits_of(network: Network, head: str, batch: Tensor) -> Tensor:
     logits = network.eval()(batch).logits
-    return ensemble(logits) if head == "ensemble" else logits[network.head_names.index(head)]
+    return average_logits(logits) if head == "ensemble" else logits[network.head_names.index(head)]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -98,7 +98,7 @@ NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize(("fusion", "head"), [(fusion, head) for fusion, heads in NEEDED.items() for head in heads])
 def test_a_pruned_network_has_only_the_layers_that_its_head_needs(fusion: str, head: str) -> None:
-    network = network_of(SMALL, "method=plain") if fusion == "plain" else network_with_fusion(fusion)
+    network = make_network(SMALL, "method=plain") if fusion == "plain" else network_with_fusion(fusion)
     prefixes = tuple(f"{part}." for part in NEEDED[fusion][head])
     needed = {name for name, _ in network.named_parameters() if name.startswith(prefixes)}
     remaining = {name.removeprefix("network."): each for name, each in prune(network, head).named_parameters()}
@@ -111,16 +111,16 @@ def test_a_pruned_network_has_only_the_layers_that_its_head_needs(fusion: str, h
 @pytest.mark.parametrize("method", ["fmfsd_side", "byot"])
 def test_with_fusion_next_to_the_trunk_the_deepest_head_costs_as_much_as_the_plain_network(method: str) -> None:
     """The factor of parameters and multiply-accumulates is 1.000."""
-    plain = network_of("method=plain").eval()
-    pruned = prune(network_of(f"method={method}"))
-    assert (parameters(pruned), macs(pruned)) == (parameters(plain), macs(plain))
+    plain = make_network("method=plain").eval()
+    pruned = prune(make_network(f"method={method}"))
+    assert (count_parameters(pruned), count_macs(pruned)) == (count_parameters(plain), count_macs(plain))
 
 
 def test_with_fusion_in_the_trunk_the_deepest_head_costs_the_published_share() -> None:
     """Deepest head of FMFSD on ResNet-18: 1.011 times the parameters, 1.018 times the multiply-accumulates."""
-    pruned, plain = prune(network_of()), network_of("method=plain").eval()
-    assert round(parameters(pruned) / parameters(plain), 3) == 1.011
-    assert round(macs(pruned) / macs(plain), 3) == 1.018
+    pruned, plain = prune(make_network()), make_network("method=plain").eval()
+    assert round(count_parameters(pruned) / count_parameters(plain), 3) == 1.011
+    assert round(count_macs(pruned) / count_macs(plain), 3) == 1.018
 
 
 def test_pruning_does_not_change_the_network() -> None:
@@ -139,7 +139,7 @@ def test_the_error_for_an_unknown_head_lists_the_heads() -> None:
 
 def confidences(network: Network, batch: Tensor) -> Tensor:
     """Return the largest probability per image and early head, shape (B, early heads)."""
-    logits = network.eval()(batch).logits[: len(early_heads(network))]
+    logits = network.eval()(batch).logits[: len(early_head_names(network))]
     return torch.stack([each.double().softmax(dim=1).amax(dim=1) for each in logits], dim=1)
 
 
@@ -179,7 +179,7 @@ def test_each_image_has_the_logits_of_the_first_head_above_its_threshold(fusion:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_if_all_images_exit_together_their_logits_are_bit_for_bit_those_of_the_network(fusion: str) -> None:
     network = network_with_fusion(fusion)
-    early = early_heads(network)
+    early = early_head_names(network)
     for number, head in enumerate((*early, "deepest")):
         thresholds = [NEVER if before < number else 0.0 for before in range(len(early))]
         result = EarlyExit(network, thresholds)(images())
@@ -189,9 +189,9 @@ def test_if_all_images_exit_together_their_logits_are_bit_for_bit_those_of_the_n
 
 def test_early_exits_cost_the_published_shares() -> None:
     """Relative to plain ResNet-18: 0.293 and 0.546 if all images exit early, 1.030 if none does."""
-    network, plain = network_of(), macs(network_of("method=plain").eval())
+    network, plain = make_network(), count_macs(make_network("method=plain").eval())
     threshold_pairs = [(0.0, 0.0), (NEVER, 0.0), (NEVER, NEVER)]
-    assert [round(macs(EarlyExit(network, each)) / plain, 3) for each in threshold_pairs] == [0.293, 0.546, 1.030]
+    assert [round(count_macs(EarlyExit(network, each)) / plain, 3) for each in threshold_pairs] == [0.293, 0.546, 1.030]
 
 
 def test_with_fusion_next_to_the_trunk_maps_of_remaining_images_are_not_fused() -> None:
@@ -206,7 +206,7 @@ def test_images_that_have_exited_cost_nothing_more() -> None:
     """The cost of a batch is the sum of the costs of its images."""
     network, batch = network_with_fusion("none"), images(9)
     thresholds, exits = median_thresholds(network, batch)
-    alone = [macs(EarlyExit(network, each)) for each in ((0.0, 0.0), (NEVER, 0.0), (NEVER, NEVER))]
+    alone = [count_macs(EarlyExit(network, each)) for each in ((0.0, 0.0), (NEVER, 0.0), (NEVER, NEVER))]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         EarlyExit(network, thresholds)(batch)
     assert counter.get_total_flops() / 2 == sum(alone[number] for number in exits)
@@ -224,7 +224,7 @@ def fail(*_: object) -> None:
 
 
 def test_a_plain_network_has_one_exit() -> None:
-    network = network_of(SMALL, "method=plain")
+    network = make_network(SMALL, "method=plain")
     result = EarlyExit(network, ())(images())
     assert torch.equal(result.logits, logits_of(network, "deepest", images()))
     assert result.heads.tolist() == [0] * 4
@@ -246,9 +246,9 @@ class AllMaps(nn.Module):
 
 def test_a_backbone_that_returns_all_maps_at_its_end_has_one_exit() -> None:
     backbone = MapsBackbone(AllMaps(), [[8]] * 3, [2] * 3, channels_last=False)
-    path = branch_form("bottleneck", groups=4)
-    network = BranchNetwork(backbone, backbone.places[:2], path, num_classes=5, features=False)
-    assert (network.head_names, early_heads(network)) == (("branch1", "branch2", "deepest"), ())
+    path = build_branch_type("bottleneck", groups=4)
+    network = BranchNetwork(backbone, backbone.tap_points[:2], path, num_classes=5, features=False)
+    assert (network.head_names, early_head_names(network)) == (("branch1", "branch2", "deepest"), ())
     assert torch.equal(EarlyExit(network, ())(images()).logits, logits_of(network, "deepest", images()))
 
 

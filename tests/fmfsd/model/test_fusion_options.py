@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmfsd.model.build import FUSIONS
-from fmfsd.model.fusion import Fusion, MeanFusion, SharedFusion, fusion_of
+from fmfsd.model.build import FUSION_NETWORKS
+from fmfsd.model.fusion import Fusion, MeanFusion, SoftmaxFusion, build_fusion
 from fmfsd.model.network import BranchNetwork, DoubleFusionNetwork, FusionNetwork, Network, SideFusionNetwork
 from fmfsd.model.spatial_enhancement import PooledEnhancement, SpatialEnhancement, SpatialScores
-from tests.helpers.networks import assert_all_train, network_of
+from tests.helpers.networks import assert_all_train, make_network
 
 SMALL = "model.backbone=resnet8"
 MASK_KINDS = {
@@ -31,7 +31,7 @@ def maps(count: int, *, size: int = 8) -> list[Tensor]:
 
 
 def plain_network_with_trunk_of(network: Network) -> BranchNetwork:
-    plain = network_of(SMALL, "method=plain")
+    plain = make_network(SMALL, "method=plain")
     assert isinstance(plain, BranchNetwork)
     plain.load_state_dict({name: network.state_dict()[name] for name in plain.state_dict()})
     return plain
@@ -57,7 +57,7 @@ def heads_that_use_the_fused_map(network: Network, *, train: bool) -> list[str]:
     ],
 )
 def test_which_heads_depend_on_the_fused_map(fusion: str, kind: type[nn.Module], dependent_heads: list[str]) -> None:
-    network = network_of(SMALL, f"model.fusion={fusion}")
+    network = make_network(SMALL, f"model.fusion={fusion}")
     assert type(network) is kind
     assert heads_that_use_the_fused_map(network, train=False) == dependent_heads
 
@@ -67,7 +67,7 @@ def test_which_heads_depend_on_the_fused_map(fusion: str, kind: type[nn.Module],
 def test_a_trunk_without_fusion_has_the_logits_of_the_plain_backbone_bit_for_bit(
     changes: tuple[str], train: bool
 ) -> None:
-    network = network_of(SMALL, *changes)
+    network = make_network(SMALL, *changes)
     plain = plain_network_with_trunk_of(network).train(train)
     assert torch.equal(network.train(train)(images()).logits[-1], plain(images()).logits[-1])
 
@@ -75,7 +75,7 @@ def test_a_trunk_without_fusion_has_the_logits_of_the_plain_backbone_bit_for_bit
 @pytest.mark.parametrize("method", ["fmfsd_side", "byot"])
 def test_heads_with_weight_0_do_not_change_the_gradient_of_the_trunk(method: str) -> None:
     """Identity 13."""
-    network = network_of(SMALL, f"method={method}").double()
+    network = make_network(SMALL, f"method={method}").double()
     plain = plain_network_with_trunk_of(network).double()
     trunk = {name: each for name, each in network.named_parameters() if name in dict(plain.named_parameters())}
     logits = network.train()(images().double()).logits
@@ -88,7 +88,7 @@ def test_heads_with_weight_0_do_not_change_the_gradient_of_the_trunk(method: str
 
 
 def test_the_side_head_uses_the_fused_map_before_the_fusion_with_the_deepest_map() -> None:
-    network = network_of(SMALL, "model.fusion=both").eval()
+    network = make_network(SMALL, "model.fusion=both").eval()
     assert isinstance(network, DoubleFusionNetwork)
     fused_maps: list[Tensor] = []
     network.fusion.register_forward_hook(lambda _module, _maps, fused: fused_maps.append(fused))
@@ -116,7 +116,7 @@ def reference_fusion(mask_kind: str, module: nn.Module, inputs: list[Tensor]) ->
     if mask_kind == "none":
         weights = [torch.ones_like(each) for each in inputs]
     elif mask_kind == "softmax":
-        assert isinstance(module, SharedFusion)
+        assert isinstance(module, SoftmaxFusion)
         scores = [reference_scores(score, each).exp() for score, each in zip(module.scores, inputs, strict=True)]
         weights = [len(inputs) * repeat_over_channels(each / torch.stack(scores).sum(0), inputs[0]) for each in scores]
     else:
@@ -139,7 +139,7 @@ def reference_mask(module: nn.Module, x: Tensor) -> Tensor:
 def random_fusion(mask_kind: str, count: int) -> nn.Module:
     """Return a fusion module with random parameters."""
     sem = mask_kind if mask_kind in ("cbam", "softmax", "none") else "sge"
-    module = fusion_of(count, sem=sem, masks="own" if mask_kind == "own" else "averaged", groups=4).double()
+    module = build_fusion(count, sem=sem, masks="own" if mask_kind == "own" else "averaged", groups=4).double()
     generator = torch.Generator().manual_seed(3)
     for parameter in module.parameters():
         nn.init.normal_(parameter, generator=generator)
@@ -181,7 +181,7 @@ def test_fusion_with_own_softmax_or_no_masks_commutes_with_flipping_and_negating
 
 
 def test_initially_softmax_shares_are_equal_and_the_fused_map_is_the_mean() -> None:
-    module, inputs = fusion_of(3, sem="softmax", masks="own", groups=4).double(), maps(3)
+    module, inputs = build_fusion(3, sem="softmax", masks="own", groups=4).double(), maps(3)
     torch.testing.assert_close(module(inputs), torch.stack(inputs).mean(0))
 
 
@@ -208,16 +208,16 @@ def test_gradients_of_degenerate_maps_are_finite_under_every_mask(mask_kind: str
 
 
 @pytest.mark.parametrize("mask_kind", MASK_KINDS)
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", FUSION_NETWORKS)
 def test_every_kind_of_mask_works_with_every_kind_of_fusion(mask_kind: str, fusion: str) -> None:
     """Also identity 7: the memory layout changes only rounding."""
-    network = network_of(SMALL, f"model.fusion={fusion}", *MASK_KINDS[mask_kind]).double()
+    network = make_network(SMALL, f"model.fusion={fusion}", *MASK_KINDS[mask_kind]).double()
     assert_all_train(network, images(4).double())
     expected = network.eval()(images().double()).logits
     channels_last = network.to(memory_format=torch.channels_last)
     logits = channels_last(images().double().contiguous(memory_format=torch.channels_last)).logits
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    fusion_types = {"sge": Fusion, "own": Fusion, "cbam": Fusion, "softmax": SharedFusion, "none": MeanFusion}
+    fusion_types = {"sge": Fusion, "own": Fusion, "cbam": Fusion, "softmax": SoftmaxFusion, "none": MeanFusion}
     assert isinstance(network, SideFusionNetwork)
     assert (type(network.fusion), type(network.deep_fusion)) == (fusion_types[mask_kind],) * 2
 

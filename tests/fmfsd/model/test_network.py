@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmfsd.config.names import taps
+from fmfsd.config.names import list_taps
 from fmfsd.model.build import build_network
 from fmfsd.model.fusion import Fusion
 from fmfsd.model.network import FusionNetwork
 from fmfsd.model.spatial_enhancement import SpatialGate
 from fmfsd.tap_names import is_stage
-from tests.helpers.networks import assert_all_train, config, macs, network_of, parameters
+from tests.helpers.networks import assert_all_train, count_macs, count_parameters, make_config, make_network
 
 
 def test_the_memory_layout_changes_only_rounding() -> None:
     """Identity 7."""
-    network = build_network(config("model.backbone=resnet8")).double()
+    network = build_network(make_config("model.backbone=resnet8")).double()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     expected = network(images).logits
     logits = network.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last)).logits
@@ -38,16 +38,16 @@ def test_parameters_and_multiply_accumulates_are_the_published_ones(
     backbone: str, base: tuple[float, float], without_features: tuple[float, float], with_features: tuple[float, float]
 ) -> None:
     """Compare the backbone's values in millions, and FMFSD's factors relative to it."""
-    plain = build_network(config("method=plain", f"model.backbone={backbone}")).eval()
-    assert (parameters(plain) / 1e6, macs(plain) / 1e6) == pytest.approx(base, abs=0.06)
+    plain = build_network(make_config("method=plain", f"model.backbone={backbone}")).eval()
+    assert (count_parameters(plain) / 1e6, count_macs(plain) / 1e6) == pytest.approx(base, abs=0.06)
     for beta, mode, expected in ((0.0, False, without_features), (0.03, True, with_features)):
-        network = build_network(config(f"model.backbone={backbone}", f"distill.beta={beta}")).train(mode)
-        factors = (parameters(network) / parameters(plain), macs(network) / macs(plain))
+        network = build_network(make_config(f"model.backbone={backbone}", f"distill.beta={beta}")).train(mode)
+        factors = (count_parameters(network) / count_parameters(plain), count_macs(network) / count_macs(plain))
         assert tuple(round(factor, 3) for factor in factors) == expected
 
 
 def every_placement(backbone: str) -> list[tuple[str, ...]]:
-    stages = [tap for tap in taps(backbone) if is_stage(tap)]
+    stages = [tap for tap in list_taps(backbone) if is_stage(tap)]
     return [chosen for size in range(1, len(stages) + 1) for chosen in itertools.combinations(stages, size)]
 
 
@@ -55,7 +55,7 @@ def every_placement(backbone: str) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("placement", every_placement("resnet18"), ids="-".join)
 def test_every_placement_uses_every_parameter(method: str, placement: tuple[str, ...]) -> None:
     branches = f"model.branches=[{', '.join(placement)}]"
-    network = build_network(config(f"method={method}", branches, "data.name=cifar10"))
+    network = build_network(make_config(f"method={method}", branches, "data.name=cifar10"))
     assert_all_train(network, torch.randn(4, 3, 32, 32))
     num_branches = len(placement) - (method == "fmfsd")
     names = [f"branch{number}" for number in range(1, num_branches + 1)] + ["fused"] * (method == "fmfsd") + ["deepest"]
@@ -68,18 +68,18 @@ def test_every_placement_uses_every_parameter(method: str, placement: tuple[str,
 
 def test_placement_order_does_not_matter() -> None:
     orders = ("[stage3, stage1]", "[stage1, stage3]")
-    one, other = (build_network(config(f"model.branches={order}")).state_dict() for order in orders)
+    one, other = (build_network(make_config(f"model.branches={order}")).state_dict() for order in orders)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_initial_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(1)
-    one = build_network(config("seed=3", "model.backbone=resnet8")).state_dict()
+    one = build_network(make_config("seed=3", "model.backbone=resnet8")).state_dict()
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    same_seed = build_network(config("seed=3", "model.backbone=resnet8")).state_dict()
-    other = build_network(config("seed=4", "model.backbone=resnet8")).state_dict()
+    same_seed = build_network(make_config("seed=3", "model.backbone=resnet8")).state_dict()
+    other = build_network(make_config("seed=4", "model.backbone=resnet8")).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[name], same_seed[name]) for name in one)
     assert not torch.equal(one["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
@@ -87,7 +87,7 @@ def test_initial_weights_depend_only_on_the_seed() -> None:
 
 def test_all_methods_start_from_the_same_trunk() -> None:
     trunks = [
-        build_network(config(f"method={method}", "model.backbone=resnet8")).backbone
+        build_network(make_config(f"method={method}", "model.backbone=resnet8")).backbone
         for method in ("plain", "byot", "fmfsd")
     ]
     first, *others = (trunk.state_dict() for trunk in trunks)
@@ -95,7 +95,7 @@ def test_all_methods_start_from_the_same_trunk() -> None:
 
 
 def test_convolutions_start_by_kaiming_normal_fan_out() -> None:
-    weight = build_network(config()).backbone.state_dict()["stages.3.1.conv2.weight"]
+    weight = build_network(make_config()).backbone.state_dict()["stages.3.1.conv2.weight"]
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
 
 
@@ -111,7 +111,7 @@ def reference_fusion(fusion: Fusion, maps: list[Tensor]) -> Tensor:
 
 def test_the_network_has_the_structure_of_the_method() -> None:
     """Section 1 line by line, with its symbols, for ResNet-18 with branches after stages 1, 2 and 3."""
-    network = network_of().double().train()
+    network = make_network().double().train()
     assert isinstance(network, FusionNetwork)
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     outputs = network(images)
@@ -151,7 +151,7 @@ def layer_kinds(module: nn.Module) -> list[str]:
 
 def test_branches_have_the_layers_of_the_method() -> None:
     """P_1 and P_2, the identity for P_3, R_i and Q."""
-    network = build_network(config())
+    network = build_network(make_config())
     assert isinstance(network, FusionNetwork)
     assert [layer_kinds(each) for each in network.alignments] == [[*SEPARABLE, "gate", *SEPARABLE], SEPARABLE, []]
     assert [layer_kinds(each) for each in network.branches] == [["gate", *SEPARABLE, "gate"]] * 2
@@ -161,7 +161,7 @@ def test_branches_have_the_layers_of_the_method() -> None:
 @pytest.mark.parametrize("head", [0, 1, 2])
 def test_the_gradient_of_each_head_reaches_the_trunk(head: int) -> None:
     """The fused head's gradient reaches all stages, the other heads' the stages before their branch."""
-    network = build_network(config())
+    network = build_network(make_config())
     assert isinstance(network, FusionNetwork)
     images = torch.randn(2, 3, 32, 32)
     F.cross_entropy(network.train()(images).logits[head], torch.tensor([0, 1])).backward()

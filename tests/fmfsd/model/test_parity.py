@@ -13,7 +13,7 @@ from fmfsd.engine.build import build_loss
 from fmfsd.model.build import build_network
 from fmfsd.model.network import Network, Outputs
 from tests.helpers import restated
-from tests.helpers.restated import Restated, Weights
+from tests.helpers.restated import ReferenceOutputs, Weights
 
 LOSS_WEIGHTS = {"alpha": 0.3, "beta": 0.03, "temperature": 3.0}
 LABELS = torch.tensor([7, 0, 99])
@@ -64,7 +64,7 @@ def relative_difference(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     return max(((one - other).abs().max() / other.abs().max()).item() for one, other in pairs)
 
 
-def difference(computed: Computed, reference: Restated) -> float:
+def difference(computed: Computed, reference: ReferenceOutputs) -> float:
     """Return the relative difference of outputs and loss."""
     values = [*computed.outputs.logits, *computed.outputs.features, computed.outputs.deepest_feature, computed.loss]
     loss = restated.loss(reference, LABELS, **LOSS_WEIGHTS)
@@ -87,7 +87,7 @@ def feed_gated_maps_to_next_stage(weights: Weights, images: Tensor) -> list[Tens
     enhanced: list[Tensor] = []
     x = restated.stem(weights, images)
     for k in range(restated.count(weights, "gates.")):
-        x = restated.sge(restated.part(weights, f"gates.{k}"), restated.stage(weights, x, k))
+        x = restated.sge(restated.weights_below(weights, f"gates.{k}"), restated.stage(weights, x, k))
         enhanced.append(x)
     return enhanced
 
@@ -103,7 +103,7 @@ def use_biased_deviation(agreement: Tensor) -> Tensor:
 
 
 def use_own_masks(weights: Weights, maps: Sequence[Tensor]) -> Tensor:
-    gates = [restated.part(weights, f"enhancements.{i}") for i in range(len(maps))]
+    gates = [restated.weights_below(weights, f"enhancements.{i}") for i in range(len(maps))]
     return torch.stack([restated.sge(gate, each) for gate, each in zip(gates, maps, strict=True)]).mean(0)
 
 
@@ -112,7 +112,7 @@ def sum_maps(weights: Weights, maps: Sequence[Tensor]) -> Tensor:
 
 
 def omit_gates(weights: Weights, x: Tensor) -> Tensor:
-    return restated.align(restated.part(weights, "1"), x)
+    return restated.align(restated.weights_below(weights, "1"), x)
 
 
 def multiply_by_t_squared(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fmfsd.model.backbones import BACKBONES
 from fmfsd.model.network import BranchNetwork, Network
-from tests.helpers.networks import maps_by_place, network_of, plain_maps_by_place
+from tests.helpers.networks import make_network, maps_by_tap, trunk_maps_by_tap
 
 RESNET8, RESNET20 = "model.backbone=resnet8", "model.backbone=resnet20"
 SPLIT_MODELS = (
@@ -24,19 +24,19 @@ def images() -> Tensor:
 
 def changed_taps(network: Network) -> list[str]:
     """Return the taps whose maps differ from those of the plain backbone with the same weights."""
-    with_branches, plain = maps_by_place(network.train(), images()), plain_maps_by_place(network, images())
-    assert list(with_branches) == [tap.name for tap in network.backbone.places]
+    with_branches, plain = maps_by_tap(network.train(), images()), trunk_maps_by_tap(network, images())
+    assert list(with_branches) == [tap.name for tap in network.backbone.tap_points]
     return [tap for tap in plain if not torch.equal(with_branches[tap], plain[tap])]
 
 
 def taps_after_the_last_branch(network: Network) -> list[str]:
-    taps = [tap.name for tap in network.backbone.places]
+    taps = [tap.name for tap in network.backbone.tap_points]
     return taps[taps.index(network.taps[-1]) + 1 :]
 
 
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_the_fused_map_is_the_only_change_to_the_trunk(backbone: str) -> None:
-    network = network_of(f"model.backbone={backbone}")
+    network = make_network(f"model.backbone={backbone}")
     assert changed_taps(network) == taps_after_the_last_branch(network)
 
 
@@ -54,7 +54,7 @@ def test_the_fused_map_is_the_only_change_to_the_trunk(backbone: str) -> None:
     ids="-".join,
 )
 def test_the_fused_map_is_the_only_change_with_every_option(changes: tuple[str, ...]) -> None:
-    network = network_of(*changes)
+    network = make_network(*changes)
     assert changed_taps(network) == taps_after_the_last_branch(network)
 
 
@@ -73,6 +73,6 @@ def test_the_fused_map_is_the_only_change_with_every_option(changes: tuple[str, 
     ids="-".join,
 )
 def test_fusion_next_to_the_trunk_does_not_change_it(changes: tuple[str, ...]) -> None:
-    network = network_of(*changes)
+    network = make_network(*changes)
     assert isinstance(network, BranchNetwork) or not network.feeds_trunk
     assert changed_taps(network) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fmfsd.model.backbones.split import ChannelsLast, Tokens, View, find_cuts, parts_between
+from fmfsd.model.backbones.split import ChannelsLastView, MapView, TokenView, find_cuts, split_at
 
 
 def conv(channels_in: int, channels: int = 4) -> nn.Conv2d:
@@ -129,27 +129,32 @@ def images(count: int = 2) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def maps_of_parts(parts: Sequence[nn.Module], views: Sequence[View], value: Tensor) -> list[Tensor]:
+def maps_of_parts(parts: Sequence[nn.Module], views: Sequence[MapView], value: Tensor) -> list[Tensor]:
     """Run the parts; take each map out of the value and put it back."""
     maps = []
     for part, view in zip(parts, views, strict=True):
         value = part(value)
-        maps.append(view.map_of(value))
-        value = view.with_map(value, maps[-1].clone())
+        maps.append(view.to_map(value))
+        value = view.replace_map(value, maps[-1].clone())
     return maps
 
 
 @pytest.mark.parametrize(
     ("kind", "view"),
-    [(Stages, View), (WithOperationsBetweenLayers, View), (WithChannelsLast, ChannelsLast), (WithTokens, Tokens)],
+    [
+        (Stages, MapView),
+        (WithOperationsBetweenLayers, MapView),
+        (WithChannelsLast, ChannelsLastView),
+        (WithTokens, TokenView),
+    ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_the_parts_in_sequence_are_the_model(kind: type[nn.Module], view: type[View], training: bool) -> None:
+def test_the_parts_in_sequence_are_the_model(kind: type[nn.Module], view: type[MapView], training: bool) -> None:
     """Bit for bit, also for batches of another size; the parts have all parameters of the model, each once."""
     model = kind().train(training)
     cuts = find_cuts(model, images(), 3, lambda returned: to_channels_first(model, returned))
     assert [type(cut.view) for cut in cuts] == [view] * len(model(images()))
-    parts = parts_between(model, cuts)
+    parts = split_at(model, cuts)
     expected = [to_channels_first(model, each) for each in model(images(5))]
     for one, other in zip(maps_of_parts(parts, [cut.view for cut in cuts], images(5)), expected, strict=True):
         assert torch.equal(one, other)
@@ -158,20 +163,20 @@ def test_the_parts_in_sequence_are_the_model(kind: type[nn.Module], view: type[V
 
 
 def test_a_map_replaces_the_patch_tokens_but_not_the_prefix_tokens() -> None:
-    value, view = torch.randn(2, 6, 3), Tokens(num_prefix=2, side=2)
+    value, view = torch.randn(2, 6, 3), TokenView(num_prefix=2, side=2)
     other = torch.randn(2, 3, 2, 2)
-    replaced = view.with_map(value, other)
+    replaced = view.replace_map(value, other)
     assert torch.equal(replaced[:, :2], value[:, :2])
-    assert torch.equal(view.map_of(replaced), other)
-    assert view.has_more
-    assert not Tokens(num_prefix=0, side=2).has_more
+    assert torch.equal(view.to_map(replaced), other)
+    assert view.has_extra_values
+    assert not TokenView(num_prefix=0, side=2).has_extra_values
     assert torch.equal(replaced[0, 3], other[0, :, 0, 1]), "row by row"
 
 
 def test_a_sequence_of_layers_is_split_without_tracing() -> None:
     model = Stages()
     cuts = find_cuts(model, images(), 2, lambda returned: returned)
-    assert [list(part) for part in parts_between(model, cuts)] == [[model.one, model.two], [model.three]]
+    assert [list(part) for part in split_at(model, cuts)] == [[model.one, model.two], [model.three]]
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.resources import Driver, Gpu, Resources
+from launcher.agent.resources import Gpu, GpuDriver, Resources
 from launcher.resources.cost_probe import Costs
 from tests.benchmarks import accuracy_runs
-from tests.benchmarks.accuracy_runs import Asked, at_a_time, packed_on, recipe
-from tests.benchmarks.accuracy_table import Result, compared, rate, spread, trained
+from tests.benchmarks.accuracy_runs import Comparison, concurrent_runs, length_overrides, runs_per_gpu
+from tests.benchmarks.accuracy_table import RunResult, format_rate, paired_difference, spread, training_totals
 
 GIB = 1 << 30
 
 
-def result(top1: float) -> Result:
-    return Result({"deepest_top1": top1}, seconds=1.0, images=1, beside=0)
+def result(top1: float) -> RunResult:
+    return RunResult({"deepest_top1": top1}, seconds=1.0, images=1, concurrent=0)
 
 
 def test_only_seeds_that_both_methods_have_finished_are_compared() -> None:
     method_results, plain = {0: result(0.5), 2: result(0.8)}, {1: result(0.1), 2: result(0.7)}
-    assert compared(method_results, plain) == "+10.00"
-    assert compared(method_results, {}) == "-"
+    assert paired_difference(method_results, plain) == "+10.00"
+    assert paired_difference(method_results, {}) == "-"
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,10 @@ def test_only_seeds_that_both_methods_have_finished_are_compared() -> None:
 def test_speeds_are_compared_only_for_runs_that_did_not_share_the_machine(
     method_beside: int | None, plain_beside: int | None, expected: str
 ) -> None:
-    one, other = (Result({}, 10.0, images, beside) for images, beside in ((3000, method_beside), (2000, plain_beside)))
-    assert rate({0: one}, {0: other}) == expected
+    one, other = (
+        RunResult({}, 10.0, images, beside) for images, beside in ((3000, method_beside), (2000, plain_beside))
+    )
+    assert format_rate({0: one}, {0: other}) == expected
 
 
 def test_spread_is_in_percent() -> None:
@@ -47,14 +49,14 @@ def test_training_time_excludes_pauses_and_evaluations(tmp_path: Path) -> None:
         {"split": "train", "step": 15, "time": 90_000, "images_per_s": 20.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert trained(tmp_path / "metrics.jsonl", batch=8) == (4.0, 120)
+    assert training_totals(tmp_path / "metrics.jsonl", batch=8) == (4.0, 120)
 
 
 @pytest.mark.parametrize(
     ("epochs", "points"), [(200, [66, 133, 190]), (250, [82, 166, 238]), (6, [2, 4]), (2, [1]), (1, [])]
 )
 def test_milestones_are_scaled_to_the_epochs(epochs: int, points: list[int]) -> None:
-    assert recipe(epochs) == [f"train.epochs={epochs}", f"optim.milestones={points}"]
+    assert length_overrides(epochs) == [f"train.epochs={epochs}", f"optim.milestones={points}"]
 
 
 @pytest.mark.parametrize(
@@ -62,20 +64,20 @@ def test_milestones_are_scaled_to_the_epochs(epochs: int, points: list[int]) -> 
     [(80 * GIB, 2 * GIB, 16, 8), (80 * GIB, 20 * GIB, 16, 2), (80 * GIB, 2 * GIB, 4, 2), (GIB, 8 * GIB, 1, 1)],
 )
 def test_memory_and_cores_limit_the_number_of_runs_on_a_gpu(free: int, needed: int, cores: int, expected: int) -> None:
-    assert packed_on(free, needed, cores) == expected
+    assert runs_per_gpu(free, needed, cores) == expected
 
 
 def test_runs_are_packed_by_the_largest_memory_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two GPUs with 10 and 8 GiB free, and 3 GiB for fmfsd: two runs on each, which 8 cores can feed."""
-    runs = Asked("resnet8", "cifar10", ("plain", "fmfsd"), 3, 6, tmp_path, tmp_path).runs()
+    runs = Comparison("resnet8", "cifar10", ("plain", "fmfsd"), 3, 6, tmp_path, tmp_path).runs()
     needed = {"plain": GIB, "fmfsd": 2 * GIB}
     monkeypatch.setattr(
-        accuracy_runs, "driver", lambda: Driver(gpus=(Gpu("a", "A", 0, 10 * GIB), Gpu("b", "B", 0, 8 * GIB)))
+        accuracy_runs, "query_driver", lambda: GpuDriver(gpus=(Gpu("a", "A", 0, 10 * GIB), Gpu("b", "B", 0, 8 * GIB)))
     )
     monkeypatch.setattr(Resources, "detect", lambda environment: Resources(cores=8, gpus=("0", "1")))
     monkeypatch.setattr(
-        accuracy_runs, "costs_of", lambda config, *_, **__: Costs(memory={"total": needed[config.method]})
+        accuracy_runs, "probe_costs", lambda config, *_, **__: Costs(memory={"total": needed[config.method]})
     )
-    assert at_a_time(runs, {}) == 4
+    assert concurrent_runs(runs, {}) == 4
     monkeypatch.setattr(Resources, "detect", lambda environment: Resources(cores=8))
-    assert at_a_time(runs, {}) == 1
+    assert concurrent_runs(runs, {}) == 1

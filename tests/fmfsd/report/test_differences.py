@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fmfsd.cli import app
-from fmfsd.report.sections.provenance import hardware_text
+from fmfsd.report.sections.provenance import describe_hardware
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from tests.helpers.runs import make_run, tiny_config
@@ -81,6 +81,6 @@ def test_fewer_than_two_runs_and_other_folders_are_errors(runs: list[str], tmp_p
 
 
 def test_hosts_of_one_kind_are_named_once() -> None:
-    text = hardware_text({"hardware": {"n1": EPYC, "n2": EPYC, "n3": {**EPYC, "gpus": [], "driver": ""}}})
+    text = describe_hardware({"hardware": {"n1": EPYC, "n2": EPYC, "n3": {**EPYC, "gpus": [], "driver": ""}}})
     machine = "driver 580.65, AMD EPYC 9454 (96 cores)"
     assert text == f"2 hosts: 8 x NVIDIA H200, {machine}; AMD EPYC 9454 (96 cores)"

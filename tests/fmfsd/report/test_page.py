@@ -10,16 +10,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fmfsd.report.charts.render import draw_charts
-from fmfsd.report.charts.run_charts import MOST_PLACES, Axis, Bar, Line, Point, bars, plot, thinned
-from fmfsd.report.format_numbers import shown_difference, shown_duration, shown_metric, shown_value
+from fmfsd.report.charts.render import insert_charts
+from fmfsd.report.charts.run_charts import MAX_LINE_POINTS, Axis, Bar, Line, Point, bar_chart, downsample, plot
+from fmfsd.report.format_numbers import format_difference, format_duration, format_metric, format_value
 from fmfsd.report.html.markup import Html, element
 from fmfsd.report.html.tables import table
-from fmfsd.report.page import Section, page
+from fmfsd.report.page import PageSection, render_page
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(1)'>\x1b\udc80"
 MACS = Axis("cost/train_macs")
-TOP1 = Axis.of("valid/deepest_top1")
+TOP1 = Axis.for_metric("valid/deepest_top1")
 
 pytestmark = pytest.mark.usefixtures("charts_in_process")
 
@@ -46,7 +46,7 @@ class Tags(HTMLParser):
 
 def chart(text: str) -> ElementTree.Element:
     """Return the only chart in `text`."""
-    (svg,) = re.findall(r"<svg.*?</svg>", draw_charts(text), re.DOTALL)
+    (svg,) = re.findall(r"<svg.*?</svg>", insert_charts(text), re.DOTALL)
     return ElementTree.fromstring(svg)
 
 
@@ -55,10 +55,10 @@ def texts(svg: ElementTree.Element) -> list[str | None]:
 
 
 def test_a_page_is_well_formed_and_escapes_all_values() -> None:
-    hostile_bars = bars(HOSTILE, Axis(HOSTILE), [Bar(HOSTILE, 1.0, 0.5)])
+    hostile_bars = bar_chart(HOSTILE, Axis(HOSTILE), [Bar(HOSTILE, 1.0, 0.5)])
     hostile_plot = plot(HOSTILE, Axis(HOSTILE), TOP1, points=[Point(HOSTILE, (1, 1))], lines=[Line(HOSTILE, [(1, 1)])])
     content = Html(table((HOSTILE,), [(HOSTILE,)]) + hostile_bars + hostile_plot)
-    text = page(HOSTILE, HOSTILE, [Section("key", HOSTILE, content)])
+    text = render_page(HOSTILE, HOSTILE, [PageSection("key", HOSTILE, content)])
     tags = Tags(text)
     assert tags.open == []
     assert not tags.names & {"img", "link", "iframe"}
@@ -67,7 +67,7 @@ def test_a_page_is_well_formed_and_escapes_all_values() -> None:
 
 
 def test_a_page_loads_nothing_from_other_addresses() -> None:
-    text = page("Title", "Lead", [Section("a", "A", element("p", "text"))])
+    text = render_page("Title", "Lead", [PageSection("a", "A", element("p", "text"))])
     assert "default-src 'none'" in text
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -78,10 +78,10 @@ def test_a_page_loads_nothing_from_other_addresses() -> None:
 
 def test_a_chart_that_cannot_be_drawn_is_omitted_but_its_table_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "fmfsd.report.charts.render.draw_in_child", lambda specs: [{"error": f"no <V8> {HOSTILE}"}] * len(specs)
+        "fmfsd.report.charts.render.render_in_child", lambda specs: [{"error": f"no <V8> {HOSTILE}"}] * len(specs)
     )
-    charts = [bars(str(number), Axis("change"), [Bar("up", 2.125)]) for number in range(2)]
-    text = page("", "", [Section("a", "A", Html("".join(charts)))])
+    charts = [bar_chart(str(number), Axis("change"), [Bar("up", 2.125)]) for number in range(2)]
+    text = render_page("", "", [PageSection("a", "A", Html("".join(charts)))])
     assert (
         text.count("This chart is omitted: no &lt;V8&gt; ")
         == text.count("<td>2.125</td>") + text.count(">2.125</td>")
@@ -131,7 +131,7 @@ def test_highlighted_lines_are_drawn_last() -> None:
 def test_series_differ_in_colour_or_dashes_and_have_labels_and_bands() -> None:
     points = [(1.0, 0.2), (2.0, 0.4)]
     lines = [Line(f"head{number}", points, "series", [(0.1, 0.3), (0.3, 0.5)]) for number in range(10)]
-    svg = chart(plot("", Axis("epoch", whole=True), TOP1, lines=lines))
+    svg = chart(plot("", Axis("epoch", integer=True), TOP1, lines=lines))
     lines_drawn = marks(svg, "line mark")
     assert {each.attrib["stroke"] for each in lines_drawn} == {f"var(--series-{number})" for number in range(8)}
     assert len({(each.attrib["stroke"], each.get("stroke-dasharray")) for each in lines_drawn}) == 8
@@ -141,16 +141,16 @@ def test_series_differ_in_colour_or_dashes_and_have_labels_and_bands() -> None:
 
 def test_long_lines_are_thinned_but_their_ends_and_extremes_stay() -> None:
     points = [(float(x), float((x * 7919) % 10_007)) for x in range(10_000)]
-    line = thinned(Line("long", points))
-    assert len(line.places) <= MOST_PLACES + 2
+    line = downsample(Line("long", points))
+    assert len(line.points) <= MAX_LINE_POINTS + 2
     lowest, highest = min(points, key=lambda at: at[1]), max(points, key=lambda at: at[1])
-    assert {points[0], points[-1], lowest, highest} <= set(line.places)
-    assert thinned(Line("short", points[:10])).places == points[:10]
+    assert {points[0], points[-1], lowest, highest} <= set(line.points)
+    assert downsample(Line("short", points[:10])).points == points[:10]
 
 
 def test_every_number_of_a_chart_is_also_in_a_table() -> None:
     text = plot(
-        "", Axis("epoch", whole=True), TOP1, lines=[Line("0001", [(1, 0.5), (2, 0.625)]), Line("0002", [(1, 0.25)])]
+        "", Axis("epoch", integer=True), TOP1, lines=[Line("0001", [(1, 0.5), (2, 0.625)]), Line("0002", [(1, 0.25)])]
     )
     rows = re.findall(r"<tr>(.*?)</tr>", text)
     assert [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows] == [
@@ -161,7 +161,7 @@ def test_every_number_of_a_chart_is_also_in_a_table() -> None:
 
 
 def test_bars_start_at_0_and_have_their_intervals() -> None:
-    svg = chart(bars("", Axis("change"), [Bar("up", 2.0, 1.0), Bar("down", -1.0)]))
+    svg = chart(bar_chart("", Axis("change"), [Bar("up", 2.0, 1.0), Bar("down", -1.0)]))
     up, down = ([float(each) for each in re.findall(r"-?[0-9.]+", mark.attrib["d"])] for mark in marks(svg, "bar"))
     assert [mark.findtext("title") for mark in marks(svg, "bar")] == ["up: 2", "down: -1"]
     up_ends, down_ends = ({each[0], each[0] + each[2]} for each in (up, down))
@@ -180,21 +180,21 @@ def test_bars_start_at_0_and_have_their_intervals() -> None:
     ],
 )
 def test_metrics_are_shown_in_their_units(metric: str, value: float | None, expected: str) -> None:
-    assert shown_metric(metric, value) == expected
+    assert format_metric(metric, value) == expected
 
 
 def test_differences_have_a_sign() -> None:
-    assert [shown_difference("a_top1", 0.0123), shown_difference("loss", -0.5)] == ["+1.23", "-0.5"]
+    assert [format_difference("a_top1", 0.0123), format_difference("loss", -0.5)] == ["+1.23", "-0.5"]
 
 
 def test_values_are_shown_without_brackets() -> None:
-    assert [shown_value(each) for each in (["stage1", "stage2"], 1e-05, True, "deepest", [])] == [
+    assert [format_value(each) for each in (["stage1", "stage2"], 1e-05, True, "deepest", [])] == [
         *("stage1, stage2", "1e-05", "true", "deepest", "none")
     ]
 
 
 def test_durations_have_suitable_units() -> None:
-    assert [shown_duration(each) for each in (5.4, 125, 7300)] == ["5 s", "2 min 5 s", "2 h 1 min"]
+    assert [format_duration(each) for each in (5.4, 125, 7300)] == ["5 s", "2 min 5 s", "2 h 1 min"]
 
 
 def test_only_columns_of_numbers_are_right_aligned() -> None:

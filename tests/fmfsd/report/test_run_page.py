@@ -13,15 +13,15 @@ import yaml
 from typer.testing import CliRunner
 
 from fmfsd.cli import app
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.report.read_run import read_run
-from fmfsd.report.sections.confusion import confusion
-from fmfsd.report.seed_groups import grouped, interval, mean_line
-from fmfsd.report.sweep_page import sweep_page
+from fmfsd.report.sections.confusion import confusion_section
+from fmfsd.report.seed_groups import group_by_config, mean_line, wilson_interval
+from fmfsd.report.sweep_page import render_sweep_page
 from fmfsd.report.write import write_report
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from tests.benchmarks.report import one_of, search
+from tests.benchmarks.report import make_sweep, write_run_copy
 from tests.helpers.processes import command
 from tests.helpers.runs import make_run, tiny_config, train_run
 
@@ -33,7 +33,7 @@ SHORT = ("train.max_steps=4", "train.evaluate_every=2 steps", "train.log_every=1
 @pytest.fixture(scope="module")
 def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = make_run(tmp_path_factory.mktemp("reported") / "run", tiny_config(tiny_root, *SHORT))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     return run
 
 
@@ -70,7 +70,7 @@ def test_the_page_of_a_run_has_every_part_and_its_numbers(run: RunDir) -> None:
 
 
 def test_every_number_of_the_confusion_matrix_is_in_a_table(run: RunDir) -> None:
-    text = confusion({"confusion": [[7, 3, 0], [0, 9, 1], [2, 0, 8]]}, ["cat", "dog", "<cow>"])
+    text = confusion_section({"confusion": [[7, 3, 0], [0, 9, 1], [2, 0, 8]]}, ["cat", "dog", "<cow>"])
     assert re.findall(r"<td[^>]*share[^>]*>|<td class=.number. style=[^>]*>(\d*)<", text) == [
         *"73",
         "",
@@ -81,7 +81,7 @@ def test_every_number_of_the_confusion_matrix_is_in_a_table(run: RunDir) -> None
     ]
     assert "<tr><td>cat</td><td>70.00 %</td><td>10</td><td>dog 3</td></tr>" in re.sub(r' class="number"', "", text)
     many = [[1 if one == other else 2 * (other == one + 1) for other in range(30)] for one in range(30)]
-    large = confusion({"confusion": many}, [f"c{number}" for number in range(30)])
+    large = confusion_section({"confusion": many}, [f"c{number}" for number in range(30)])
     assert "<img" in large
     assert "<td>c1 2</td>" in large
 
@@ -111,7 +111,7 @@ def test_a_run_in_any_state_has_a_page(run: RunDir, tmp_path: Path) -> None:
     damaged = copy_run(run, tmp_path / "damaged")
     damaged.metrics.write_bytes(damaged.metrics.read_bytes()[:-20])
     damaged.evaluation("test").write_text("{")
-    for attention in damaged.all_attention():
+    for attention in damaged.attention_files():
         attention.write_text("")
     assert report(damaged.path)[0] == 0
     assert {"calibration", "attention"} & set(sections(damaged.path / "report.html")) == set()
@@ -151,13 +151,13 @@ def test_runs_that_differ_by_their_seed_are_one_line_with_a_band(run: RunDir, tm
     larger_losses = [{**record, "loss": record["loss"] + 1} for record in records]
     others[0].metrics.write_text("".join(json.dumps(record) + "\n" for record in larger_losses))
     runs = [read_run(each.path) for each in (run, *others, copy_run(run, tmp_path / "other", alpha=0.5))]
-    seeds, other = grouped(runs)
+    seeds, other = group_by_config(runs)
     assert [len(seeds.runs), len(other.runs)] == [3, 1]
-    weight = read_run(run.path).values["distill.alpha"]
+    weight = read_run(run.path).config_values["distill.alpha"]
     assert (seeds.label, other.label) == (f"distill.alpha {weight}", "distill.alpha 0.5")
     line = mean_line("loss", seeds, "train", "loss")
     assert line is not None
-    for (_, mean), (low, high) in zip(line.places, line.band, strict=True):
+    for (_, mean), (low, high) in zip(line.points, line.band, strict=True):
         assert [high - low, mean - low] == pytest.approx([1, 1 / 3])
     page = write_report([each.run.path for each in runs], tmp_path / "all.html")
     assert "distill.alpha 0.5" in page.read_text()
@@ -178,7 +178,7 @@ def test_other_folders_and_existing_files_are_errors(run: RunDir, tmp_path: Path
 
 
 def test_a_sweep_has_its_own_page(tmp_path: Path) -> None:
-    write_json(tmp_path / "sweep.json", search(20))
+    write_json(tmp_path / "sweep.json", make_sweep(20))
     (tmp_path / "space.yaml").write_text("parameters: {}\n")
     code, output, _ = report(tmp_path)
     assert (code, output.strip()) == (0, str(tmp_path / "report.html"))
@@ -186,9 +186,12 @@ def test_a_sweep_has_its_own_page(tmp_path: Path) -> None:
 
 
 def test_pages_of_100_runs_and_1000_trials_are_small_and_fast_to_write(run: RunDir, tmp_path: Path) -> None:
-    folders = [one_of(run, tmp_path / f"run{number:03d}", number) for number in range(100)]
+    folders = [write_run_copy(run, tmp_path / f"run{number:03d}", number) for number in range(100)]
     start = time.process_time()  # CPU time, which does not depend on other processes
-    pages = [write_report(folders, tmp_path / "runs.html").read_text(), sweep_page(search(1000), "parameters: {}\n")]
+    pages = [
+        write_report(folders, tmp_path / "runs.html").read_text(),
+        render_sweep_page(make_sweep(1000), "parameters: {}\n"),
+    ]
     assert time.process_time() - start < 20
     assert max(map(len, pages)) < 3_000_000
 
@@ -202,8 +205,8 @@ def test_a_report_needs_no_torch(run: RunDir) -> None:
 
 def test_intervals_are_wilson_intervals() -> None:
     """50 of 100: the value of Wilson's formula, method 3 in table I of Newcombe 1998."""
-    assert interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
-    assert interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
+    assert wilson_interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert wilson_interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
 
 
 @pytest.mark.usefixtures("processes")

@@ -18,13 +18,13 @@ from fmfsd.cli import train
 from fmfsd.distributed.world import World
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem, RunFailedError
 from fmfsd.optim import learning_rate
-from fmfsd.run.heartbeat import ProgressFile
-from fmfsd.run.metrics import MetricsLog, RunningMeans, last_records
+from fmfsd.run.heartbeat import HeartbeatFile
+from fmfsd.run.metrics import MetricsLog, RunningMeans, read_last_records
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.atomic_files import read_json, write_json, write_whole
+from fmfsd.system.atomic_files import read_json, write_atomic, write_json
 from fmfsd.training.stop_flag import StopFlag
-from fmfsd.training.timers import Stopwatch
-from fmfsd.worker import in_our_code
+from fmfsd.training.timers import StepTimer
+from fmfsd.worker import is_fmfsd_bug
 from tests.helpers.processes import wait_until
 
 HERE = {"MASTER_ADDR": "127.0.0.1"}
@@ -96,7 +96,7 @@ def test_a_worker_sees_the_gpus_of_its_agent(monkeypatch: pytest.MonkeyPatch) ->
     visible: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("FMFSD_VISIBLE_GPUS", "2,3")
-    monkeypatch.setattr("fmfsd.worker.work", lambda *_: visible.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr("fmfsd.worker.run_worker", lambda *_: visible.append(os.environ["CUDA_VISIBLE_DEVICES"]))
     with pytest.raises(typer.Exit):
         train(Path("run"))
     assert visible == ["2,3"]
@@ -104,17 +104,17 @@ def test_a_worker_sees_the_gpus_of_its_agent(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write_whole(path, "old")
+    write_atomic(path, "old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        write_whole(path, "new")
+        write_atomic(path, "new")
     assert path.read_text() == "old"
 
 
 def test_files_are_private_to_the_user(tmp_path: Path) -> None:
     previous = os.umask(0)
     try:
-        write_whole(tmp_path / "file", "x")
+        write_atomic(tmp_path / "file", "x")
         RunDir(tmp_path / "run").create()
     finally:
         os.umask(previous)
@@ -131,7 +131,7 @@ def test_json_that_is_not_an_object_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_new_run_has_a_unique_name(tmp_path: Path) -> None:
-    run = RunDir.fresh(tmp_path, "smoke")
+    run = RunDir.new(tmp_path, "smoke")
     assert re.fullmatch(r"smoke-20\d{6}-\d{6}-[0-9a-f]{4}", run.path.name)
     assert not run.path.exists()
 
@@ -157,9 +157,9 @@ def test_attempts_are_counted(tmp_path: Path) -> None:
     assert run.last_attempt() == 0
     for number in (1, 2, 10):
         write_json(run.attempt(number), {})
-        write_json(run.crash(number, 3), {})
+        write_json(run.crash_report(number, 3), {})
     assert run.last_attempt() == 10
-    assert [path.name for path in run.crashes(10)] == ["0010-rank-3.json"]
+    assert [path.name for path in run.crash_reports(10)] == ["0010-rank-3.json"]
 
 
 def test_errors_have_exit_codes_and_list_every_problem() -> None:
@@ -185,15 +185,15 @@ def test_means_are_over_the_values_added_since_the_last_take() -> None:
     means.add(loss=1.0, top=0.5)
     means.add(loss=2.0, top=1.5)
     restored = RunningMeans(**json.loads(json.dumps(means.state())))
-    assert means.take() == restored.take() == {"loss": 1.5, "top": 1.0}
-    assert means.take() == {}
+    assert means.pop() == restored.pop() == {"loss": 1.5, "top": 1.0}
+    assert means.pop() == {}
     means.add(loss=4.0)
-    assert means.take() == {"loss": 4.0}
+    assert means.pop() == {"loss": 4.0}
 
 
 def test_records_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", time.time())
-    log.keep(0)
+    log.truncate(0)
     for step in (1, 2, 3):
         log.write(step=step, epoch=1, split="train", loss=step / 3)
     assert log.records == 3
@@ -201,20 +201,20 @@ def test_records_after_the_checkpoint_are_removed(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"half a rec')
     resumed = MetricsLog(tmp_path / "metrics.jsonl", time.time())
-    resumed.keep(2)
+    resumed.truncate(2)
     resumed.write(step=3, epoch=1, split="test", loss=0.5)
     resumed.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [(1, "train"), (2, "train"), (3, "test")]
-    assert last_records(tmp_path / "metrics.jsonl") == {"train": {"loss": 2 / 3}, "test": {"loss": 0.5}}
+    assert read_last_records(tmp_path / "metrics.jsonl") == {"train": {"loss": 2 / 3}, "test": {"loss": 0.5}}
 
 
 def test_records_of_a_worker_of_an_ended_attempt_are_not_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     old, new = MetricsLog(path, time.time()), MetricsLog(path, time.time())
-    old.keep(0)
+    old.truncate(0)
     old.write(step=1, epoch=1, split="train", loss=1.0)
-    new.keep(1)
+    new.truncate(1)
     old.write(step=2, epoch=1, split="train", loss=9.0)
     new.write(step=2, epoch=1, split="train", loss=2.0)
     old.close()
@@ -224,7 +224,7 @@ def test_records_of_a_worker_of_an_ended_attempt_are_not_in_the_file(tmp_path: P
 
 def test_a_record_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", time.time())
-    log.keep(0)
+    log.truncate(0)
     log._descriptor = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(RunFailedError, match=r"metrics\.jsonl can't be written: .*No space left"):
         log.write(step=1, epoch=1, split="train")
@@ -233,7 +233,7 @@ def test_a_record_that_cannot_be_written_is_a_run_error(tmp_path: Path) -> None:
 
 def test_other_ranks_count_records_but_do_not_write_them(tmp_path: Path) -> None:
     log = MetricsLog(None, time.time())
-    log.keep(4)
+    log.truncate(4)
     log.write(step=1, epoch=1, split="train")
     assert log.records == 5
 
@@ -261,14 +261,14 @@ def test_a_stop_request_is_a_file(tmp_path: Path) -> None:
 def test_progress_is_written_at_every_change_of_state_and_by_the_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fmfsd.run.heartbeat.EVERY_S", 0.01)
-    progress = ProgressFile(tmp_path / "rank-0.json", rank=0)
+    monkeypatch.setattr("fmfsd.run.heartbeat.HEARTBEAT_INTERVAL_S", 0.01)
+    progress = HeartbeatFile(tmp_path / "rank-0.json", rank=0)
     for state, step in (("setup", 0), ("train", 1), ("train", 2)):
-        progress.show(state, step=step)
+        progress.update(state, step=step)
     content = read_json(tmp_path / "rank-0.json")
     assert (content["state"], content["step"], content["rank"], content["pid"]) == ("train", 1, 0, os.getpid())
     assert content["peak_memory_bytes"] > 1 << 20
-    progress.calls = lambda: (10, True)
+    progress.count_collectives = lambda: (10, True)
     with progress:
         wait_until(lambda: read_json(tmp_path / "rank-0.json")["beat"] > 3, "heartbeat")
         content = read_json(tmp_path / "rank-0.json")
@@ -278,10 +278,10 @@ def test_progress_is_written_at_every_change_of_state_and_by_the_heartbeat(
 
 
 def test_the_step_timer_separates_waiting_from_computing() -> None:
-    watch = Stopwatch()
+    watch = StepTimer()
     with watch.step(128), watch.waiting():
         time.sleep(0.02)
-    rates = watch.take()
+    rates = watch.pop()
     assert rates["data_wait"] == pytest.approx(1, abs=0.1)
     assert 1000 < rates["images_per_s"] < 6400
     assert watch.peek() == {"images_per_s": 0.0, "data_wait": 0.0}
@@ -305,6 +305,6 @@ def _raised_error(action: Callable[[], object]) -> BaseException:
 
 def test_only_an_error_raised_in_our_own_code_counts_as_a_bug() -> None:
     """Not an invalid value that torch rejects, nor an error of the machine that passes through our code."""
-    assert in_our_code(_raised_error(lambda: World.from_environment(cast(Any, None))))
-    assert not in_our_code(_raised_error(lambda: list[int]()[1]))  # raised in the tests
-    assert not in_our_code(_raised_error(lambda: read_json(Path("/nowhere"))))
+    assert is_fmfsd_bug(_raised_error(lambda: World.from_environment(cast(Any, None))))
+    assert not is_fmfsd_bug(_raised_error(lambda: list[int]()[1]))  # raised in the tests
+    assert not is_fmfsd_bug(_raised_error(lambda: read_json(Path("/nowhere"))))

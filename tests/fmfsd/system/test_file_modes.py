@@ -12,17 +12,17 @@ import pytest
 
 from fmfsd.config import DataConfig
 from fmfsd.data.prepare import prepare
-from fmfsd.distributed.collectives import SoloComms
+from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.export.write import export
 from fmfsd.report.write import write_report
 from fmfsd.run.run_dir import RunDir
 from launcher.config.launch_config import LaunchConfig
-from launcher.slurm.job_options import job_environment
+from launcher.slurm.job_options import build_job_environment
 from tests.conftest import quiet
 from tests.helpers.official import write_official
-from tests.helpers.processes import command, launched, wait_until
+from tests.helpers.processes import command, start_launch, wait_until
 from tests.helpers.runs import make_run, tiny_config, train_run
-from tests.helpers.users import common_folder, needs_second_user, run_as_other
+from tests.helpers.users import common_folder, needs_second_user, run_as_other_user
 
 UMASKS = [0o022, 0o002, 0o027, 0o077]
 
@@ -44,7 +44,7 @@ def mode(path: Path) -> int:
 def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     changes = ("train.max_steps=1", "optim.milestones=[]")
     run = make_run(tmp_path_factory.mktemp("modes") / "run", tiny_config(tiny_root, *changes))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     return run
 
 
@@ -92,7 +92,7 @@ def test_a_prepared_set_can_be_read_by_another_user() -> None:
         prepare = ("prepare", "cifar10", "--out", str(folder / "data"), "--source", str(source))
         completed = subprocess.run([command("fmfsd"), "data", *prepare], umask=0o022, capture_output=True, text=True)
         assert completed.returncode == 0, completed.stderr
-        completed = run_as_other(command("fmfsd"), "data", "verify", str(folder / "data"), cwd=folder)
+        completed = run_as_other_user(command("fmfsd"), "data", "verify", str(folder / "data"), cwd=folder)
         assert "intact; 256 train, 64 test samples" in completed.stdout, completed.stderr
 
 
@@ -102,16 +102,16 @@ def test_a_set_that_a_launch_prepares_follows_the_users_umask(tmp_path: Path) ->
     data = tmp_path / "data"
     with (
         umask(0o022),
-        launched(tmp_path, "run", ("smoke", "--set", f"data.root={data}", "--device", "cpu")) as launch,
+        start_launch(tmp_path, "run", ("smoke", "--set", f"data.root={data}", "--device", "cpu")) as launch,
     ):
         (index,) = wait_until(lambda: list(data.glob("[!.]*/index.json")), "a set")
         launch.signal(signal.SIGTERM)
-        launch.end()
+        launch.wait_for_end()
     assert (mode(index), mode(index.parent), mode(data)) == (0o644, 0o755, 0o755)
 
 
 def test_a_batch_job_gets_the_umask_of_the_user_who_submitted_it() -> None:
     """The job's own umask is inherited from the launcher."""
-    environment = job_environment(LaunchConfig(), Path("/source"), {"FMFSD_UMASK": "022", "FMFSD_ATTEMPT": "1"})
+    environment = build_job_environment(LaunchConfig(), Path("/source"), {"FMFSD_UMASK": "022", "FMFSD_ATTEMPT": "1"})
     assert environment["FMFSD_UMASK"] == "022"
     assert "FMFSD_ATTEMPT" not in environment

@@ -14,16 +14,16 @@ import yaml
 from tests.benchmarks.fuzz import (
     ACCEPTED,
     REFUSED,
-    Tally,
+    FuzzTally,
     Target,
     checkpoint_targets,
     config_targets,
-    described,
+    describe,
     fuzz,
     index_target,
     inputs,
     outcome,
-    shrunk,
+    shrink,
 )
 from tests.helpers.mutations import TOKENS
 
@@ -32,8 +32,8 @@ SEED = 7
 
 def assert_accepted_or_rejected(targets: Sequence[Target], *, tries: int) -> None:
     for target in targets:
-        tally = fuzz(target, inputs(target, SEED), Tally(), tries=tries)
-        faults = [f"{target.name}: {fault}: {described(target, each)}" for fault, each in tally.faults.items()]
+        tally = fuzz(target, inputs(target, SEED), FuzzTally(), tries=tries)
+        faults = [f"{target.name}: {fault}: {describe(target, each)}" for fault, each in tally.faults.items()]
         assert not faults, "\n".join(faults)
         assert {ACCEPTED, REFUSED} == tally.counts.keys(), target.name
 
@@ -64,12 +64,12 @@ def test_the_fuzzer_detects_inputs_that_take_too_long() -> None:
 
 def test_the_fuzzer_detects_other_exceptions_and_shrinks_their_input() -> None:
     target = Target("JSON", [b'{"a": [1, 2, 3]}'], json.loads)
-    tally = fuzz(target, inputs(target, SEED), Tally(), tries=200)
+    tally = fuzz(target, inputs(target, SEED), FuzzTally(), tries=200)
     (fault, content), *_ = (each for each in tally.faults.items() if each[0].startswith("UnicodeDecodeError"))
-    assert len(shrunk(target, content, fault)) == 1
+    assert len(shrink(target, content, fault)) == 1
 
 
 def test_a_long_input_is_described_by_its_changes() -> None:
     target = Target("any", [b"abcd" * 50], json.loads)
-    assert described(target, b"abcd" * 20 + b"\xff" + b"abcd" * 30) == r"example[:80] + b'\xff' + example[80:]"
-    assert described(target, b"short") == "b'short'"
+    assert describe(target, b"abcd" * 20 + b"\xff" + b"abcd" * 30) == r"example[:80] + b'\xff' + example[80:]"
+    assert describe(target, b"short") == "b'short'"

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from fmfsd.distributed.collectives import Comms, SoloComms
-from fmfsd.engine.precision import exact_arithmetic
-from fmfsd.errors import DivergedError, UnlikeError
+from fmfsd.distributed.collectives import Comms, SingleWorkerComms
+from fmfsd.engine.precision import configure_arithmetic
+from fmfsd.errors import WeightsDivergedError, WorkerMismatchError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.training.trainer import _require_alike
-from tests.helpers.runs import evaluation, make_loop, make_run, newest_weights, records, tiny_config, train_run
+from tests.helpers.runs import (
+    make_evaluation,
+    make_loop,
+    make_run,
+    newest_weights,
+    read_records,
+    tiny_config,
+    train_run,
+)
 from tests.helpers.workers import run_workers
 
 SMALL = ("data.shards=16", "train.batch=16", "train.max_steps=8", "checkpoint.keep=9", "checkpoint.every_epochs=null")
@@ -26,7 +34,7 @@ def steps(run: RunDir) -> list[str]:
 def test_checkpoints_are_saved_every_n_steps_and_at_the_end(tiny_root: Path, tmp_path: Path) -> None:
     """There is no additional checkpoint before a due evaluation."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "checkpoint.every_steps=3"))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     assert steps(run) == ["3", "6", "8"]
 
 
@@ -51,7 +59,7 @@ def test_all_workers_save_when_rank_0s_clock_is_due(tiny_root: Path, tmp_path: P
 def test_checkpoints_are_saved_every_n_minutes(tiny_root: Path, tmp_path: Path) -> None:
     """The interval is about 1 ms: a save after every step, and before the evaluation, too."""
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "checkpoint.every_minutes=0.00002"))
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     assert steps(run) == [*(str(step) for step in range(1, 9)), "8-unevaluated"]
 
 
@@ -61,15 +69,15 @@ def test_the_best_checkpoint_on_the_validation_split_is_saved_and_kept(
     """This holds at any step and after a resume; the last checkpoint is kept, too."""
     scores = iter([0.1, 0.5, 0.5, 0.3])
     monkeypatch.setattr(
-        "fmfsd.training.loop.evaluate", lambda *_, **__: evaluation(deepest_top1=next(scores, 0.0), loss=1.0)
+        "fmfsd.training.loop.evaluate", lambda *_, **__: make_evaluation(deepest_top1=next(scores, 0.0), loss=1.0)
     )
     valid = ("data.valid=30", "train.evaluate_every=2 steps", "checkpoint.keep=1")
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, *valid))
-    train_run(SoloComms(), run.path, 5)
+    train_run(SingleWorkerComms(), run.path, 5)
     assert steps(run) == ["4", "6-unevaluated"]
-    train_run(SoloComms(), run.path)
+    train_run(SingleWorkerComms(), run.path)
     assert steps(run) == ["4", "8"]
-    with closing(make_loop(run, SoloComms())) as loop:
+    with closing(make_loop(run, SingleWorkerComms())) as loop:
         assert loop.checkpoints.best_score() == 0.5
 
 
@@ -82,7 +90,7 @@ def flip_a_bit_and_save(comms: Comms, folder: Path) -> str:
         next(loop.engine.network.parameters()).data.view(torch.int32)[0, 0, 0, 0] ^= 1
     try:
         loop._save()
-    except DivergedError as error:
+    except WeightsDivergedError as error:
         return str(error)
     return "saved"
 
@@ -100,7 +108,7 @@ def compare_with_rank_0(comms: Comms, root: Path) -> str:
     config = tiny_config(root, *(() if comms.rank == 0 else ("optim.lr=0.2",)))
     try:
         _require_alike(comms, config)
-    except UnlikeError as error:
+    except WorkerMismatchError as error:
         return str(error)
     return "alike"
 
@@ -119,7 +127,7 @@ def test_training_does_not_use_global_random_generators(method: str, tiny_root: 
     runs = []
     for seed in (1, 2):
         run = make_run(tmp_path / str(seed), tiny_config(tiny_root, *SMALL, f"method={method}"))
-        loop = make_loop(run, SoloComms())
+        loop = make_loop(run, SingleWorkerComms())
         loop.resume()
         torch.manual_seed(seed)
         np.random.seed(seed)
@@ -129,7 +137,7 @@ def test_training_does_not_use_global_random_generators(method: str, tiny_root: 
         loop.close()
         assert (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
         runs.append(run)
-    assert records(runs[0]) == records(runs[1])
+    assert read_records(runs[0]) == read_records(runs[1])
     assert newest_weights(runs[0]) == newest_weights(runs[1])
 
 
@@ -138,17 +146,17 @@ def test_every_method_trains_with_deterministic_algorithms(tiny_root: Path, tmp_
     try:
         for method in ("fmfsd", "byot", "plain"):
             config = tiny_config(tiny_root, *SMALL, f"method={method}", "train.deterministic=true")
-            exact_arithmetic(deterministic=config.train.deterministic)
+            configure_arithmetic(deterministic=config.train.deterministic)
             assert torch.are_deterministic_algorithms_enabled()
-            assert train_run(SoloComms(), make_run(tmp_path / method, config).path) == "finished"
+            assert train_run(SingleWorkerComms(), make_run(tmp_path / method, config).path) == "finished"
     finally:
-        exact_arithmetic(deterministic=False)
+        configure_arithmetic(deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_progress_file_has_the_expected_duration_of_a_stop(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL, "checkpoint.every_steps=2"))
-    loop = make_loop(run, SoloComms())
+    loop = make_loop(run, SingleWorkerComms())
     loop.resume()
     loop.run()
     loop.close()

@@ -14,10 +14,10 @@ import pytest
 from fmfsd.run.metrics import MetricsLog
 from fmfsd.run.run_dir import RunDir
 from fmfsd.trackers import Record, Trackers, build_trackers
-from fmfsd.trackers.feed import Feed
+from fmfsd.trackers.feed import TrackerThread
 from fmfsd.trackers.tensorboard import EventFile
 from tests.helpers.runs import make_run, tiny_config
-from tests.helpers.tracked import hyperparameters, in_float32, in_tensorboard, in_wandb, points
+from tests.helpers.tracked import read_hyperparameters, read_metrics, read_tensorboard, read_wandb, to_float32
 
 SHORT_S = 3.0
 NO_KEY = "a" * 40
@@ -37,7 +37,7 @@ class Broken:
     ) -> None:
         pass
 
-    def show(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         self.remaining -= 1
         if self.remaining < 0 and self.wait is not None:
             self.wait.wait()
@@ -48,10 +48,10 @@ class Broken:
 def record_some(run: RunDir, trackers: Trackers, *, num_kept: int = 0, steps: range = range(1, 6)) -> float:
     """Write the records of `steps`; return the longest time that writing a record took, in seconds."""
     log = MetricsLog(run.metrics, time.time())
-    log.show = trackers.show
+    log.on_record = trackers.log
     longest = 0.0
     with trackers:
-        log.keep(num_kept)
+        log.truncate(num_kept)
         for step in steps:
             start = time.monotonic()
             log.write(step=step, epoch=1, split="train", loss=step / 3, lr=0.1)
@@ -69,7 +69,7 @@ def run(tiny_root: Path, tmp_path: Path) -> RunDir:
 @pytest.fixture
 def short_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("feed", "weights_and_biases"):
-        monkeypatch.setattr(f"fmfsd.trackers.{module}.CLOSING_S", SHORT_S)
+        monkeypatch.setattr(f"fmfsd.trackers.{module}.CLOSE_TIMEOUT_S", SHORT_S)
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_tensorboard_has_each_record_once_after_a_resume(run: RunDir, tiny_root:
     (first,) = run.tensorboard.iterdir()
     first.write_bytes(first.read_bytes()[:-9])
     record_some(run, trackers_of(run, tiny_root, warnings, *changes), num_kept=4, steps=range(3, 9))
-    assert in_tensorboard(run) == in_float32(points(run))
-    assert [step for step, _ in in_tensorboard(run)["train/loss"]] == list(range(1, 9))
-    values = hyperparameters(run)
+    assert read_tensorboard(run) == to_float32(read_metrics(run))
+    assert [step for step, _ in read_tensorboard(run)["train/loss"]] == list(range(1, 9))
+    values = read_hyperparameters(run)
     assert (values["distill.alpha"], values["train.deterministic"], values["tracker"]) == (
         0.25,
         True,
@@ -116,18 +116,18 @@ def test_a_running_tensorboard_drops_records_that_are_written_again(run: RunDir,
 
 def test_a_tracker_error_is_a_warning_and_the_other_trackers_continue(run: RunDir) -> None:
     warnings: list[str] = []
-    broken = Feed("broken", lambda: Broken(3), warnings.append)
-    working = Feed("tensorboard", lambda: EventFile(run.tensorboard, {}, 1e9), warnings.append)
+    broken = TrackerThread("broken", lambda: Broken(3), warnings.append)
+    working = TrackerThread("tensorboard", lambda: EventFile(run.tensorboard, {}, 1e9), warnings.append)
     record_some(run, Trackers([broken, working]))
     assert warnings == ["tracker broken failed and gets no more records: no network"]
-    assert in_tensorboard(run) == in_float32(points(run))
+    assert read_tensorboard(run) == to_float32(read_metrics(run))
 
 
 def test_a_hanging_tracker_is_abandoned_after_its_timeout(run: RunDir, short_closing: None) -> None:
     warnings: list[str] = []
     release = Event()
     start = time.monotonic()
-    feed = Feed("hanging", lambda: Broken(1, release), warnings.append)
+    feed = TrackerThread("hanging", lambda: Broken(1, release), warnings.append)
     assert record_some(run, Trackers([feed])) < 10
     assert SHORT_S <= time.monotonic() - start < SHORT_S + 20
     assert warnings == ["tracker hanging: not finished 3 s after the run's end, so records may be missing"]
@@ -137,8 +137,8 @@ def test_a_hanging_tracker_is_abandoned_after_its_timeout(run: RunDir, short_clo
 def test_a_failed_run_does_not_wait_for_trackers() -> None:
     release = Event()
     start = time.monotonic()
-    trackers = Trackers([Feed("hanging", lambda: Broken(0, release), pytest.fail)])
-    trackers.show({})
+    trackers = Trackers([TrackerThread("hanging", lambda: Broken(0, release), pytest.fail)])
+    trackers.log({})
     trackers.__exit__(RuntimeError, RuntimeError(), None)
     assert time.monotonic() - start < 20
     release.set()
@@ -151,7 +151,7 @@ def test_a_full_disk_is_a_warning(run: RunDir, monkeypatch: pytest.MonkeyPatch) 
     file._file.close()
     file._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0)
     monkeypatch.setattr(EventFile, "__enter__", lambda self: self)
-    record_some(run, Trackers([Feed("tensorboard", lambda: file, warnings.append)]))
+    record_some(run, Trackers([TrackerThread("tensorboard", lambda: file, warnings.append)]))
     assert warnings == ["tracker tensorboard failed and gets no more records: [Errno 28] No space left on device"]
 
 
@@ -178,7 +178,7 @@ def test_an_offline_wandb_run_has_the_exact_values(
     run_id = run.wandb_id.read_text()
     record_some(run, trackers_of(run, tiny_root, warnings, "tracker=[wandb]"), num_kept=4, steps=range(3, 9))
     assert warnings == []
-    assert in_wandb(run) == points(run)
+    assert read_wandb(run) == read_metrics(run)
     assert {path.stem for path in run.wandb_id.parent.glob("offline-run-*/*.wandb")} == {f"run-{run_id}"}
 
 

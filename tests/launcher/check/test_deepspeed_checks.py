@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from fmfsd.system.atomic_files import write_json
-from launcher.agent.probe import look
-from launcher.check.launch_checks import warnings
+from launcher.agent.probe import probe_machine
+from launcher.check.launch_checks import find_warnings
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.host_probe import Survey
-from tests.helpers.checks import CPU, problems, sound
+from launcher.resources.host_probe import HostProbe
+from tests.helpers.checks import CPU_SITE, assert_no_problems, run_failing_checks
 from tests.helpers.runs import make_run, tiny_config
 
 BY_DEEPSPEED = LaunchConfig(starter="deepspeed")
@@ -30,19 +30,19 @@ def install(monkeypatch: pytest.MonkeyPatch, release: str | None) -> None:
 
 def test_a_missing_deepspeed_names_the_extra_to_install(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None)
-    code, text = problems(tiny_config(data_root), BY_DEEPSPEED)
+    code, text = run_failing_checks(tiny_config(data_root), BY_DEEPSPEED)
     assert (code, "deepspeed: not installed in this environment: pip install 'fmfsd[deepspeed]'" in text) == (3, True)
-    sound(tiny_config(data_root))
+    assert_no_problems(tiny_config(data_root))
 
 
 def test_another_deepspeed_on_a_host_is_refused(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "0.19.8")
-    answer = {**look({}, {}), "clock_s": 0.0}
+    answer = {**probe_machine({}, {}), "clock_s": 0.0}
     hosts = {name: {**answer, "versions": {**answer["versions"], "deepspeed": each}} for name, each in VERSIONS.items()}
-    probed = Survey({"n1": hosts["n1"], "n2": hosts["n2"]}, here=hosts["here"])
-    code, text = problems(tiny_config(data_root), BY_DEEPSPEED, survey=probed)
+    probed = HostProbe({"n1": hosts["n1"], "n2": hosts["n2"]}, here=hosts["here"])
+    code, text = run_failing_checks(tiny_config(data_root), BY_DEEPSPEED, host_probe=probed)
     assert (code, "; 0.19.7 on n1; none on n2: use one environment" in text) == (3, True), text
-    assert "deepspeed: " not in problems(tiny_config(data_root), survey=probed)[1]
+    assert "deepspeed: " not in run_failing_checks(tiny_config(data_root), host_probe=probed)[1]
 
 
 @pytest.mark.parametrize(("grace_s", "refused"), [(30.0, False), (30.5, True)])
@@ -52,9 +52,9 @@ def test_more_grace_than_deepspeeds_launcher_leaves_is_refused(
     install(monkeypatch, "0.19.8")
     launch = LaunchConfig(starter="deepspeed", grace_s=grace_s)
     if not refused:
-        sound(tiny_config(data_root), launch)
+        assert_no_problems(tiny_config(data_root), launch)
         return
-    code, text = problems(tiny_config(data_root), launch)
+    code, text = run_failing_checks(tiny_config(data_root), launch)
     assert code == 2
     assert "--grace 30.5, --starter deepspeed: DeepSpeed's launcher kills workers 30 s after TERM" in text
 
@@ -65,10 +65,12 @@ def test_an_untested_release_is_a_single_warning(
 ) -> None:
     install(monkeypatch, release)
     config = tiny_config(data_root)
-    messages = warnings(config, BY_DEEPSPEED, CPU, make_run(tmp_path / "run", config))
+    messages = find_warnings(config, BY_DEEPSPEED, CPU_SITE, make_run(tmp_path / "run", config))
     assert sum(f"deepspeed {release} is untested" in text for text in messages) == expected
     assert not [
-        text for text in warnings(config, LaunchConfig(), CPU, make_run(tmp_path / "r", config)) if release in text
+        text
+        for text in find_warnings(config, LaunchConfig(), CPU_SITE, make_run(tmp_path / "r", config))
+        if release in text
     ]
 
 
@@ -76,4 +78,8 @@ def test_a_run_whose_stop_takes_longer_is_advised_to_use_torchrun(data_root: Pat
     config = tiny_config(data_root)
     run = make_run(tmp_path / "run", config)
     write_json(run.rank_progress(0), {"stop_takes_s": 30.5})
-    assert [text for text in warnings(config, BY_DEEPSPEED, CPU, run) if text.endswith("61 and --starter torchrun")]
+    assert [
+        text
+        for text in find_warnings(config, BY_DEEPSPEED, CPU_SITE, run)
+        if text.endswith("61 and --starter torchrun")
+    ]

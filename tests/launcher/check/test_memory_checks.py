@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from fmfsd.config import dump_config, load_config
-from fmfsd.data.shards.storage import WINDOW_BYTES
+from fmfsd.data.shards.storage import PREFETCH_BYTES
 from fmfsd.run.run_dir import RunDir
 from launcher.agent.resources import Resources
 from launcher.check import image_storage, machine_checks, memory_checks
-from launcher.check.launch_checks import warnings
-from launcher.config.byte_sizes import size
+from launcher.check.launch_checks import find_warnings
+from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig
 from launcher.prepare_launch import Request, checked
 from launcher.resources import cost_probe as costs_module
 from launcher.resources import host_probe as survey_module
-from launcher.resources.cost_probe import Costs, costs_of
+from launcher.resources.cost_probe import Costs, probe_costs
 from launcher.resources.site import Site
-from tests.helpers.checks import CPU, ONE, problems, sound
+from tests.helpers.checks import CPU_SITE, DEFAULT_LAUNCH, assert_no_problems, run_failing_checks
 from tests.helpers.processes import run_command
 from tests.helpers.runs import tiny_config
 
@@ -36,13 +36,13 @@ def gpus(count: int, gib: int = 0) -> Site:
 
 
 def test_a_model_that_fits_passes(data_root: Path) -> None:
-    sound(tiny_config(data_root), costs=LARGE)
-    assert not list(memory_checks.too_little(tiny_config(data_root), TWO, gpus(2, gib=16), LARGE))
+    assert_no_problems(tiny_config(data_root), costs=LARGE)
+    assert not list(memory_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2, gib=16), LARGE))
 
 
 def test_too_little_gpu_memory_is_refused_with_settings_that_fit(data_root: Path) -> None:
     config = tiny_config(data_root, "train.batch=512", "train.micro_batch=256")
-    (problem,) = memory_checks.too_little(config, TWO, gpus(2, gib=10), LARGE)
+    (problem,) = memory_checks.check_device_memory(config, TWO, gpus(2, gib=10), LARGE)
     assert problem.message == (
         "a worker needs at least 16.0 GiB, 12.0 GiB of it for activations; its GPU has 10.0 GiB: by these figures "
         "4 workers or train.micro_batch 128 (which is another run) would fit"
@@ -51,15 +51,15 @@ def test_too_little_gpu_memory_is_refused_with_settings_that_fit(data_root: Path
 
 def test_more_workers_are_not_advised_if_they_share_the_memory(data_root: Path) -> None:
     site = Site(Resources(cores=8, memory=30 * GIB))
-    code, text = problems(tiny_config(data_root), TWO, site, costs=LARGE)
+    code, text = run_failing_checks(tiny_config(data_root), TWO, site, costs=LARGE)
     assert code == 3
     assert "its machine has 15.0 GiB for it: by these figures 1 worker or train.micro_batch 64" in text
     hosts = Site(Resources(cores=8, memory=30 * GIB), "ssh", ("n1", "n2"))
-    assert not list(memory_checks.too_little(tiny_config(data_root), LaunchConfig(nodes=2), hosts, LARGE))
+    assert not list(memory_checks.check_device_memory(tiny_config(data_root), LaunchConfig(nodes=2), hosts, LARGE))
 
 
 def test_a_model_that_never_fits_gets_that_message(data_root: Path) -> None:
-    (problem,) = memory_checks.too_little(tiny_config(data_root), TWO, gpus(2, gib=2), LARGE)
+    (problem,) = memory_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2, gib=2), LARGE)
     assert problem.message.endswith("only a smaller model fits")
 
 
@@ -68,16 +68,16 @@ def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(data_roo
     tensors."""
     offloading = Costs(memory={**LARGE.memory, "offloaded": 5 * GIB})
     two = Site(Resources(cores=8, gpus=("0", "1"), gpu_memory=16 * GIB, memory=9 * GIB))
-    (problem,) = memory_checks.no_room_to_offload(TWO, two, offloading)
+    (problem,) = memory_checks.check_offload_memory(TWO, two, offloading)
     assert str(problem) == (
         "engine.offload: the optimizers of 2 workers need at least 10.0 GiB of their machine, which has 9.0 GiB: set "
         "it to false, or take more nodes with fewer GPUs each"
     )
-    assert not list(memory_checks.no_room_to_offload(LaunchConfig(gpus=1), two, offloading))
+    assert not list(memory_checks.check_offload_memory(LaunchConfig(gpus=1), two, offloading))
     cpu = Site(Resources(cores=8, memory=20 * GIB))
-    (problem,) = memory_checks.too_little(tiny_config(data_root), LaunchConfig(), cpu, offloading)
+    (problem,) = memory_checks.check_device_memory(tiny_config(data_root), LaunchConfig(), cpu, offloading)
     assert "a worker needs at least 21.0 GiB" in problem.message
-    assert not list(memory_checks.no_room_to_offload(LaunchConfig(), cpu, offloading))
+    assert not list(memory_checks.check_offload_memory(LaunchConfig(), cpu, offloading))
 
 
 def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None:
@@ -87,7 +87,7 @@ def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None
 
     def messages(gib: int, launch: LaunchConfig = eight) -> list[str]:
         site = Site(Resources(cores=8, gpus=tuple("01234567"), gpu_memory=64 * GIB, memory=gib * GIB))
-        return [str(problem) for problem in memory_checks.too_little_beside_gpus(config, launch, site, costs)]
+        return [str(problem) for problem in memory_checks.check_host_memory(config, launch, site, costs)]
 
     assert messages(13) == [
         "memory: 8 workers with GPUs also need at least 14.0 GiB of their machine's memory (2.0 GiB to read images, "
@@ -95,29 +95,31 @@ def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None
         "fewer GPUs each"
     ]
     assert messages(15) == messages(0) == messages(13, LaunchConfig(gpus=4)) == []
-    code, text = problems(config, eight, Site(Resources(8, tuple("01234567"), 13 * GIB, 64 * GIB)), costs=costs)
+    code, text = run_failing_checks(
+        config, eight, Site(Resources(8, tuple("01234567"), 13 * GIB, 64 * GIB)), costs=costs
+    )
     assert (code, "8 workers with GPUs also need" in text) == (3, True)
 
 
 def test_unknown_gpu_memory_is_not_checked(data_root: Path) -> None:
-    assert not list(memory_checks.too_little(tiny_config(data_root), TWO, gpus(2), LARGE))
+    assert not list(memory_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2), LARGE))
 
 
 def test_the_disk_has_to_hold_all_checkpoints_of_this_model(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and momenta of four checkpoints: the two newest, the best and the one being written."""
     config = tiny_config(data_root)
-    assert machine_checks.checkpoints_bytes(config, LARGE) == 8 * GIB
-    assert machine_checks.checkpoints_bytes(tiny_config(data_root, "optim.momentum=0"), LARGE) == 4 * GIB
-    assert machine_checks.checkpoints_bytes(tiny_config(data_root, "train.precision=fp64"), LARGE) == 16 * GIB
-    assert machine_checks.checkpoints_bytes(config, Costs()) == machine_checks.FREE_BYTES
-    assert f"a run needs at least {2**41}" in problems(config, costs=Costs(parameters=1 << 56))[1]
+    assert machine_checks.total_checkpoint_bytes(config, LARGE) == 8 * GIB
+    assert machine_checks.total_checkpoint_bytes(tiny_config(data_root, "optim.momentum=0"), LARGE) == 4 * GIB
+    assert machine_checks.total_checkpoint_bytes(tiny_config(data_root, "train.precision=fp64"), LARGE) == 16 * GIB
+    assert machine_checks.total_checkpoint_bytes(config, Costs()) == machine_checks.FREE_BYTES
+    assert f"a run needs at least {2**41}" in run_failing_checks(config, costs=Costs(parameters=1 << 56))[1]
 
 
 @pytest.mark.parametrize(
     ("launch", "site", "changes", "expected"),
     [
         (LaunchConfig(gpus=4), gpus(4), (), None),
-        (LaunchConfig(gpus=8), CPU, (), None),
+        (LaunchConfig(gpus=8), CPU_SITE, (), None),
         (
             LaunchConfig(gpus=8),
             gpus(8),
@@ -131,7 +133,7 @@ def test_the_disk_has_to_hold_all_checkpoints_of_this_model(data_root: Path, mon
 def test_batches_that_are_too_small_for_the_gpus_are_a_warning(
     launch: LaunchConfig, site: Site, changes: tuple[str, ...], expected: str | None, data_root: Path, run: RunDir
 ) -> None:
-    messages = warnings(tiny_config(data_root, *changes), launch, site, run)
+    messages = find_warnings(tiny_config(data_root, *changes), launch, site, run)
     assert messages == [] if expected is None else expected in messages[0]
 
 
@@ -142,19 +144,20 @@ def test_the_real_cost_probe_runs_once_and_its_costs_refuse_a_small_machine(
     config = tiny_config(data_root)
     preset = ["--set", "data.name=cifar10", "--set", "model.backbone=resnet8", "--", "cifar100-resnet18"]
     settings = ["--set", "train.precision=fp32", "--set", "train.channels_last=false", *preset]
-    costs = costs_of(config, settings, workers=1, environment=os.environ)
-    monkeypatch.setattr(costs_module, "_ask", lambda arguments: pytest.fail("probed again"))
-    assert costs_of(config, settings, workers=1, environment=os.environ) == costs
+    costs = probe_costs(config, settings, workers=1, environment=os.environ)
+    monkeypatch.setattr(costs_module, "_run_probe", lambda arguments: pytest.fail("probed again"))
+    assert probe_costs(config, settings, workers=1, environment=os.environ) == costs
     assert costs.parameters > 80_000
     assert costs.memory["total"] > costs.memory["activations"] > 100 << 20
     small = Site(Resources(cores=2, memory=100 << 20))
     assert (
-        f"memory: a worker needs at least {size(costs.memory['total'])}" in problems(config, site=small, costs=costs)[1]
+        f"memory: a worker needs at least {format_size(costs.memory['total'])}"
+        in run_failing_checks(config, site=small, costs=costs)[1]
     )
 
 
 def test_the_cost_probe_does_not_run_for_a_wrong_number_of_workers(data_root: Path) -> None:
-    assert costs_of(tiny_config(data_root), ["nonsense"], workers=3, environment=os.environ) == Costs()
+    assert probe_costs(tiny_config(data_root), ["nonsense"], workers=3, environment=os.environ) == Costs()
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -176,16 +179,18 @@ def test_the_check_fetches_no_weights_that_a_checkpoint_replaces(
         calls.append(arguments)
         return Costs()
 
-    monkeypatch.setattr(costs_module, "_ask", fake_probe)
-    monkeypatch.setattr(survey_module, "differing_imports", lambda *_: {})
-    checked(Request("cifar100-resnet18", changes, ONE, CPU, "check", as_json=False), run, os.environ, ".")
+    monkeypatch.setattr(costs_module, "_run_probe", fake_probe)
+    monkeypatch.setattr(survey_module, "find_import_differences", lambda *_: {})
+    checked(
+        Request("cifar100-resnet18", changes, DEFAULT_LAUNCH, CPU_SITE, "check", as_json=False), run, os.environ, "."
+    )
     assert ["model.pretrained=false" in arguments for arguments in calls] == [replaced]
 
 
 @pytest.mark.usefixtures("processes")
 def test_problems_of_the_cost_probe_are_reported(data_root: Path) -> None:
-    refused = costs_of(tiny_config(data_root, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
-    code, text = problems(tiny_config(data_root), costs=refused)
+    refused = probe_costs(tiny_config(data_root, "seed=7"), ["--", "nonsense"], workers=64, environment=os.environ)
+    code, text = run_failing_checks(tiny_config(data_root), costs=refused)
     assert (code, "unknown preset 'nonsense'" in text) == (2, True)
 
 
@@ -204,12 +209,13 @@ def test_a_torch_that_does_not_load_is_only_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_the_cost_probe_has_a_timeout(monkeypatch: pytest.MonkeyPatch, data_root: Path) -> None:
-    monkeypatch.setattr(costs_module, "ANSWER_S", 0.01)
-    costs = costs_of(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ)
-    assert costs.unknown == "`fmfsd probe`: no answer in 0.01 s"
+    monkeypatch.setattr(costs_module, "ANSWER_TIMEOUT_S", 0.01)
+    costs = probe_costs(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ)
+    assert costs.probe_error == "`fmfsd probe`: no answer in 0.01 s"
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert (
-        "No such file" in costs_of(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ).unknown
+        "No such file"
+        in probe_costs(tiny_config(data_root), ["--", "smoke"], workers=32, environment=os.environ).probe_error
     )
 
 
@@ -218,27 +224,34 @@ def test_images_are_counted_where_they_will_be_stored(data_root: Path) -> None:
     config, launch = tiny_config(data_root), LaunchConfig(gpus=2)
     held, other = 3088 * 160, LARGE.memory["total"] - LARGE.memory["data"]
     roomy, tight = (Site(Resources(cores=2, memory=2 * 2 * held + more)) for more in (0, -2))
-    memory = image_storage.counted(LARGE, config, launch, roomy).memory
-    assert (memory["data"], memory["total"], image_storage.told(config, launch, roomy)) == (held, other + held, "")
-    window = 64 * 160 + 2 * WINDOW_BYTES
-    memory = image_storage.counted(LARGE, config, launch, tight).memory
+    memory = image_storage.add_image_memory(LARGE, config, launch, roomy).memory
+    assert (memory["data"], memory["total"], image_storage.describe_image_storage(config, launch, roomy)) == (
+        held,
+        other + held,
+        "",
+    )
+    window = 64 * 160 + 2 * PREFETCH_BYTES
+    memory = image_storage.add_image_memory(LARGE, config, launch, tight).memory
     assert (memory["data"], memory["total"]) == (window, other + window)
-    message = image_storage.told(config, launch, tight)
+    message = image_storage.describe_image_storage(config, launch, tight)
     assert message == "images (0 MiB a worker) stay in their files and are prefetched"
     in_memory = tiny_config(data_root, "data.images_in=memory")
-    assert image_storage.counted(LARGE, in_memory, launch, tight).memory["data"] == held
-    assert image_storage.counted(Costs(), config, launch, tight) == Costs()
+    assert image_storage.add_image_memory(LARGE, in_memory, launch, tight).memory["data"] == held
+    assert image_storage.add_image_memory(Costs(), config, launch, tight) == Costs()
 
 
 def test_the_size_of_an_unprepared_set_is_the_published_one(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "data.name=cifar100")
-    part = image_storage.part_of(config, 2)
-    assert (part.samples, part.held_bytes) == (25_008 + 5_008, 30_016 * 3088)
+    part = image_storage.worker_share(config, 2)
+    assert (part.samples, part.in_memory_bytes) == (25_008 + 5_008, 30_016 * 3088)
 
 
 def test_images_in_files_is_offered_as_a_remedy(data_root: Path) -> None:
     site = Site(Resources(cores=8, memory=31 * GIB))
-    assert "or data.images_in files or train.micro_batch" in problems(tiny_config(data_root), TWO, site, costs=LARGE)[1]
+    assert (
+        "or data.images_in files or train.micro_batch"
+        in run_failing_checks(tiny_config(data_root), TWO, site, costs=LARGE)[1]
+    )
 
 
 @pytest.mark.usefixtures("processes")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.probe import look
+from launcher.agent.probe import probe_machine
 from launcher.diagnostics.doctor import examine, machine
 from launcher.resources.site import Site
 from tests.helpers.processes import command
-from tests.helpers.sites import near_site
+from tests.helpers.sites import localhost_site
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -115,7 +115,7 @@ def test_a_slow_resolver_is_a_fault() -> None:
 
 def faults(**changed: Any) -> dict[str, str]:
     """Return the faults of a machine like this one, with the probe values `changed`."""
-    answer = look({"condition": "/"}, os.environ)
+    answer = probe_machine({"condition": "/"}, os.environ)
     condition = {**answer["condition"], **{name: changed[name] for name in changed if name in answer["condition"]}}
     findings = machine.findings("there", {**answer, **changed, "condition": condition})
     return {finding.what: finding.wrong for finding in findings if finding.wrong}
@@ -150,7 +150,7 @@ def test_faults_of_a_gpu_machine_are_reported_with_the_fix(changed: dict[str, An
 
 
 def test_gpus_are_listed_with_their_free_memory() -> None:
-    answer = look({"condition": "/"}, os.environ)
+    answer = probe_machine({"condition": "/"}, os.environ)
     with_gpus = {**answer, "gpus": ["1"], "condition": {**answer["condition"], "driver": make_driver(GPU, GPU)}}
     findings = {finding.what: finding.found for finding in machine.findings("there", with_gpus)}
     assert findings["GPU 0"] == "H100, 79.0 GiB of 80.0 GiB free"
@@ -158,7 +158,7 @@ def test_gpus_are_listed_with_their_free_memory() -> None:
 
 
 def test_hosts_are_examined_like_this_machine_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    site: Site = near_site(n2=("sh", "-c", "echo no route to host >&2; exit 255"))
+    site: Site = localhost_site(n2=("sh", "-c", "echo no route to host >&2; exit 255"))
     code = examine(site, environment=os.environ, cwd=str(tmp_path), as_json=True)
     findings = json.loads(capsys.readouterr().out)
     assert code == 3
@@ -169,6 +169,6 @@ def test_hosts_are_examined_like_this_machine_and_compared(tmp_path: Path, capsy
 
 
 def test_without_json_the_report_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    examine(near_site(), environment=os.environ, cwd=str(tmp_path), as_json=False)
+    examine(localhost_site(), environment=os.environ, cwd=str(tmp_path), as_json=False)
     text = capsys.readouterr().out
     assert all(name in text for name in ("how to fix it", "this machine", "n1", "n2", "loopback"))

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fmfsd.config import load_config
-from fmfsd.run.profile_record import PARTS, Division, Operator, WorkerProfile
+from fmfsd.run.profile_record import PARTS, Operator, StepBreakdown, WorkerProfile
 from fmfsd.run.run_dir import RunDir
 from launcher.diagnostics.profile import screen
 from launcher.diagnostics.profile.summary import Spread, Summary
@@ -23,7 +23,7 @@ ONE = WorkerProfile(
     data_wait=0.02,
     peak_memory_bytes=3 << 30,
     matrix_flops_per_s=1e12,
-    division=Division(sum(PARTS_S.values()), PARTS_S, 0.2, (OPERATOR,)),
+    division=StepBreakdown(sum(PARTS_S.values()), PARTS_S, 0.2, (OPERATOR,)),
 )
 OTHER = replace(ONE, rank=1, steps_s=(0.6, 0.4, 0.4), data_wait=0.04, matrix_flops_per_s=3e12)
 MACS = 500_000_000

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.atomic_files import write_json, write_whole
-from fmfsd.terminal import SteadyStream
+from fmfsd.system.atomic_files import write_atomic, write_json
+from fmfsd.terminal import BrokenPipeSafeStream
 from launcher.display import launch_display as display_module
-from launcher.display.launch_display import RunDisplay, heads_table
+from launcher.display.launch_display import RunDisplay, build_heads_table
 from launcher.run_dir.log_follower import LogFollower
 
 
@@ -87,7 +87,7 @@ def test_a_metrics_file_that_a_resumed_run_replaces_is_read_from_the_start(run: 
     screen = console(terminal=False)
     with RunDisplay(screen, run, grace_s=30) as display:
         first_record = run.metrics.read_bytes().splitlines(keepends=True)[0]
-        write_whole(run.metrics, first_record)
+        write_atomic(run.metrics, first_record)
         for accuracy in (0.5, 0.75, 0.875, 1.0):
             record(run, "valid", deepest_top1=accuracy)
             display.update()
@@ -129,7 +129,7 @@ def test_writing_to_a_stream_without_a_reader_raises_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as stream:
-        steady = SteadyStream(stream)
+        steady = BrokenPipeSafeStream(stream)
         for _ in range(2):
             steady.write("x" * 100_000)
             steady.flush()
@@ -179,7 +179,9 @@ def test_right_after_a_record_its_numbers_are_shown(run: RunDir) -> None:
 
 def test_the_table_has_each_head_and_split() -> None:
     screen = console(terminal=False)
-    screen.print(heads_table({"train": {"loss": 1.0}, "test": {"branch1_top1": 0.3, "deepest_top1": 0.5, "loss": 2.0}}))
+    screen.print(
+        build_heads_table({"train": {"loss": 1.0}, "test": {"branch1_top1": 0.3, "deepest_top1": 0.5, "loss": 2.0}})
+    )
     assert "branch1" in output(screen)
     assert "50.00%" in output(screen)
     assert "loss" not in output(screen)
@@ -193,8 +195,8 @@ def test_logs_of_other_machines_are_shown_up_to_a_number_of_lines(run: RunDir, m
         log.write_text("[red]no markup\n")
         display.update()
         with log.open("a") as file:
-            file.write("again\n" * (display_module.LINES_A_LOOK + 7))
+            file.write("again\n" * (display_module.LINES_PER_POLL + 7))
     lines = output(screen).splitlines()
     assert lines[0] == "[node 1 rank 3] [red]no markup"
-    assert lines[1:-1] == ["[node 1 rank 3] again"] * display_module.LINES_A_LOOK
+    assert lines[1:-1] == ["[node 1 rank 3] again"] * display_module.LINES_PER_POLL
     assert lines[-1] == f"(7 more lines: fmfsd-launch logs {run.path})"

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from fmfsd.errors import CheckError
-from fmfsd.run.run_dir import NOW, RunDir
+from fmfsd.run.run_dir import STOP_NOW, RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.config.launch_config import LaunchConfig, SlurmOptions, to_json
+from launcher.config.launch_config import LaunchConfig, SlurmOptions, launch_to_dict
 from launcher.manage import resume as resume_module
 from launcher.manage.logs import show_logs
 from launcher.manage.resume import resume
-from launcher.manage.stop import request_end, request_stop
+from launcher.manage.stop import request_cancel, request_stop
 from launcher.prepare_launch import Request
-from launcher.run_dir.activity import existing_runs
+from launcher.run_dir.activity import find_runs
 from launcher.run_dir.run_lock import Owner
 
 LAUNCH = LaunchConfig(on="slurm", device="cpu", gpus=1)
@@ -28,12 +28,12 @@ def array(tmp_path: Path) -> list[RunDir]:
     for run in runs:
         run.create()
         run.config.write_text("")
-        write_json(run.launch, to_json(LAUNCH))
+        write_json(run.launch, launch_to_dict(LAUNCH))
     return runs
 
 
 def mark_running(run: RunDir) -> None:
-    write_json(run.owner, asdict(Owner.me()))
+    write_json(run.owner, asdict(Owner.current()))
 
 
 def resume_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
@@ -49,10 +49,10 @@ def resume_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Reque
 
 
 def test_runs_of_an_array_are_sorted_by_seed(array: list[RunDir], tmp_path: Path) -> None:
-    assert list(existing_runs(tmp_path / "array")) == array
-    assert existing_runs(array[0].path) == (array[0],)
+    assert list(find_runs(tmp_path / "array")) == array
+    assert find_runs(array[0].path) == (array[0],)
     with pytest.raises(CheckError, match="neither a run directory nor a folder of an array's runs"):
-        existing_runs(tmp_path)
+        find_runs(tmp_path)
 
 
 def test_all_running_runs_of_an_array_are_stopped(array: list[RunDir], tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_all_running_runs_of_an_array_are_stopped(array: list[RunDir], tmp_path:
     lines = request_stop(tmp_path / "array", wait=False).splitlines()
     assert [line.split(": process")[0] for line in lines] == ["seed-2: requested to stop", "seed-10: requested to stop"]
     assert [run.stop_request.exists() for run in array] == [False, True, True]
-    request_end(tmp_path / "array", wait=False)
-    assert array[1].stop_request.read_text() == NOW
+    request_cancel(tmp_path / "array", wait=False)
+    assert array[1].stop_request.read_text() == STOP_NOW
 
 
 def test_stopping_an_array_without_a_running_run_names_each_run(array: list[RunDir], tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_array_is_resumed_as_one_array_of_the_runs_that_are_neither_finished_
     array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_json(array[0].outcome, {"state": "finished", "attempt": 1})
-    write_json(array[1].launch, to_json(replace(LAUNCH, grace_s=120.0)))  # its job has run
+    write_json(array[1].launch, launch_to_dict(replace(LAUNCH, grace_s=120.0)))  # its job has run
     (request,) = resume_requests(tmp_path / "array", monkeypatch)
     assert (request.launch.run_dir, request.launch.slurm.array) == (tmp_path / "array", "2,10")
     mark_running(array[1])
@@ -99,7 +99,7 @@ def test_an_array_is_resumed_as_one_array_of_the_runs_that_are_neither_finished_
 def test_runs_that_were_launched_differently_are_resumed_one_by_one(
     other: LaunchConfig, array: list[RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_json(array[2].launch, to_json(other))
+    write_json(array[2].launch, launch_to_dict(other))
     requests = resume_requests(tmp_path / "array", monkeypatch)
     assert [request.launch.run_dir for request in requests] == [run.path for run in array]
 

@@ -7,7 +7,7 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.config.plain_text import harmless
+from launcher.config.plain_text import sanitize_line
 from launcher.run_dir.log_follower import READ_BYTES, LogFollower
 
 
@@ -22,13 +22,13 @@ def append_log(run: RunDir, text: str | bytes, *, node: int = 0, rank: int = 0) 
 def test_lines_are_complete_appear_once_and_name_their_source(run: RunDir) -> None:
     follower = LogFollower(run)
     append_log(run, "one\ntw")
-    assert follower.look() == ["[node 0 rank 0] one"]
-    assert follower.look() == []
+    assert follower.poll() == ["[node 0 rank 0] one"]
+    assert follower.poll() == []
     append_log(run, "o\n")
     append_log(run, "new\n", node=1, rank=10)
     append_log(run, "new\n", node=1, rank=9)
     (run.starter_log(0)).write_text("started\n")
-    assert follower.look() == [
+    assert follower.poll() == [
         "[node 0 rank 0] two",
         "[node 0 starter] started",
         "[node 1 rank 9] new",
@@ -39,15 +39,15 @@ def test_lines_are_complete_appear_once_and_name_their_source(run: RunDir) -> No
 def test_one_worker_alone_can_be_followed(run: RunDir) -> None:
     for rank in (1, 11):
         append_log(run, "here\n", rank=rank)
-    assert LogFollower(run, rank=1, lines=5).look() == ["[node 0 rank 1] here"]
+    assert LogFollower(run, rank=1, lines=5).poll() == ["[node 0 rank 1] here"]
 
 
 def test_logs_of_batch_jobs_are_read_too(run: RunDir, tmp_path: Path) -> None:
     write_json(run.jobs, {"jobs": [{"id": "7", "log": str(tmp_path / "7.log")}, {"id": "8", "log": "logs/8.log"}]})
     for path in (tmp_path / "7.log", run.logs / "8.log"):
         path.write_text("hello\n")
-    assert LogFollower(run, lines=1).look() == ["[job 7] hello", "[job 8] hello"]
-    assert LogFollower(run, lines=1, rank=0).look() == []
+    assert LogFollower(run, lines=1).poll() == ["[job 7] hello", "[job 8] hello"]
+    assert LogFollower(run, lines=1, rank=0).poll() == []
 
 
 @pytest.mark.parametrize(
@@ -56,32 +56,32 @@ def test_logs_of_batch_jobs_are_read_too(run: RunDir, tmp_path: Path) -> None:
 def test_of_existing_logs_the_last_lines_are_shown(lines: int, expected: list[str], run: RunDir) -> None:
     append_log(run, "a\nb\nc\nunend")
     follower = LogFollower(run, lines=lines)
-    assert follower.look() == [f"[node 0 rank 0] {line}" for line in expected]
-    assert follower.rest() == ["[node 0 rank 0] unend"]
+    assert follower.poll() == [f"[node 0 rank 0] {line}" for line in expected]
+    assert follower.unended_lines() == ["[node 0 rank 0] unend"]
     append_log(run, "ed\n")
-    assert follower.look() == ["[node 0 rank 0] unended"]
-    assert follower.rest() == []
+    assert follower.poll() == ["[node 0 rank 0] unended"]
+    assert follower.unended_lines() == []
 
 
 def test_a_log_that_is_truncated_or_replaced_is_read_from_the_start(run: RunDir) -> None:
     path, follower = append_log(run, "one\ntwo\nthr"), LogFollower(run)
-    follower.look()
+    follower.poll()
     path.write_text("cut\n")
-    assert follower.look() == ["[node 0 rank 0] cut"]
+    assert follower.poll() == ["[node 0 rank 0] cut"]
     replacement = path.with_name("new")
     replacement.write_text("replaced, and longer than before\n")
     os.replace(replacement, path)
-    assert follower.look() == ["[node 0 rank 0] replaced, and longer than before"]
+    assert follower.poll() == ["[node 0 rank 0] replaced, and longer than before"]
     path.unlink()
-    assert follower.look() == []
+    assert follower.poll() == []
 
 
 def test_a_large_log_is_read_in_pieces_and_an_endless_line_is_cut(run: RunDir) -> None:
     follower = LogFollower(run)
     append_log(run, "x" * (READ_BYTES + 7))
-    assert follower.look() == ["[node 0 rank 0] " + "x" * READ_BYTES]
+    assert follower.poll() == ["[node 0 rank 0] " + "x" * READ_BYTES]
     append_log(run, "\n" + "y\n" * READ_BYTES)
-    pieces = list(iter(follower.look, []))
+    pieces = list(iter(follower.poll, []))
     assert len(pieces) > 1
     assert sum(map(len, pieces)) == READ_BYTES + 1
 
@@ -91,7 +91,7 @@ def test_unreadable_logs_are_skipped(run: RunDir) -> None:
     os.mkfifo(run.rank_log(0, 0))
     run.rank_log(0, 2).mkdir()
     run.rank_log(0, 3).symlink_to("nowhere")
-    assert LogFollower(run, lines=5).look() == ["[node 0 rank 1] here"]
+    assert LogFollower(run, lines=5).poll() == ["[node 0 rank 1] here"]
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_unreadable_logs_are_skipped(run: RunDir) -> None:
     ],
 )
 def test_control_characters_are_removed_or_escaped(raw: bytes, expected: str) -> None:
-    assert harmless(raw.decode(errors="replace")) == expected
+    assert sanitize_line(raw.decode(errors="replace")) == expected

@@ -14,8 +14,8 @@ import pytest
 from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.resources import Resources, _visible
-from launcher.config.environment import extra_variables, shown, travelling, without_passwords
+from launcher.agent.resources import Resources, _visible_gpus
+from launcher.config.environment import forwarded_variables, mask_passwords, mask_secret, parse_env_options
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.placeholders import ADDRESS, INIT_METHOD, PORT
 from launcher.plan.plan import LaunchPlan, plan_run
@@ -71,7 +71,7 @@ def test_with_the_direct_starter_each_worker_gets_the_variables_of_its_rank() ->
         assert [(world.node, world.local_rank, world.local_size) for world in worlds] == [
             (node, local_rank, 2) for node in range(2) for local_rank in range(2)
         ]
-        at_a_file = result.meets_at == "file here"
+        at_a_file = result.rendezvous_place == "file here"
         assert {world.init_method for world in worlds} == {INIT_METHOD if at_a_file else "env://"}
         assert {node.env.get("MASTER_ADDR") for node in result.nodes} == {None if at_a_file else ADDRESS}
         assert {node.env.get("MASTER_PORT") for node in result.nodes} == {None if at_a_file else PORT}
@@ -101,7 +101,7 @@ def test_deepspeeds_rendezvous_is_an_address_of_the_first_host() -> None:
     hosts = Site(Resources(8, ("0", "1")), "ssh", ("a", "b"))
     launch = LaunchConfig(nodes=2, gpus=2, starter="deepspeed")
     for node in plan_run(launch, hosts, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work").nodes:
-        filled = node.filled({ADDRESS: "10.0.0.1", PORT: "4242"})
+        filled = node.fill_placeholders({ADDRESS: "10.0.0.1", PORT: "4242"})
         assert " --master_addr 10.0.0.1 --master_port 4242 " in shlex.join(filled.argv)
         assert "FMFSD_INIT_METHOD" not in filled.env
 
@@ -112,14 +112,16 @@ def test_an_agent_in_a_ray_actor_gets_no_core_list() -> None:
     launch = LaunchConfig(nodes=2, gpus=2, device="cpu")
     result = plan_run(launch, site, RunDir(Path("/runs/one")), environment=ENVIRONMENT, cwd="/work here")
     assert [node.host for node in result.nodes] == ["n1", "n2"]
-    assert result.meets_at == "address"
+    assert result.rendezvous_place == "address"
     assert [("FMFSD_CORES" in node.env, node.env["OMP_NUM_THREADS"]) for node in result.nodes] == [(False, "1")] * 2
 
 
 def test_only_placeholders_are_filled() -> None:
     launch = LaunchConfig(extra_env={"MINE": "{id} and {attempt}"})
     (node,) = plan(launch, Resources(cores=2), run_dir="/runs/{id} {x}").nodes
-    filled = node.filled({"{id}": "abc", "{attempt}": "7", "{rendezvous}": "/s/r", "{init_method}": "file:///s/w"})
+    filled = node.fill_placeholders(
+        {"{id}": "abc", "{attempt}": "7", "{rendezvous}": "/s/r", "{init_method}": "file:///s/w"}
+    )
     assert filled.argv[filled.argv.index("--rdzv-id") + 1] == "abc"
     assert filled.argv[filled.argv.index("--rdzv-endpoint") + 1] == "/s/r"
     assert "/runs/{id} {x}" in filled.argv
@@ -241,11 +243,11 @@ UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
     ],
 )
 def test_visible_gpus_are_those_that_cuda_would_use(chosen: str | None, expected: tuple[str, ...]) -> None:
-    assert _visible(UUIDS, chosen) == expected
+    assert _visible_gpus(UUIDS, chosen) == expected
 
 
 def test_only_listed_variables_are_passed_on() -> None:
-    passed = travelling(
+    passed = forwarded_variables(
         {**ENVIRONMENT, "OMP_PROC_BIND": "1", "PYTORCH_ALLOC_CONF": "", "WANDB_API_KEY": "s", "LS_COLORS": "x"}
     )
     assert set(passed) == {"PATH", "HOME", "NCCL_DEBUG", "OMP_PROC_BIND", "PYTORCH_ALLOC_CONF"}
@@ -275,18 +277,18 @@ def test_workers_get_the_python_proxy_and_hub_settings_of_the_launcher() -> None
         "WANDB_SERVICE": "2-1-tcp",
         "PYTHONINSPECT": "1",
     }
-    assert travelling({**settings, **others}) == settings
+    assert forwarded_variables({**settings, **others}) == settings
 
 
 def test_further_variables_are_passed_by_name() -> None:
-    assert extra_variables(["A", "B=2=3", "C="], {"A": "1"}) == {"A": "1", "B": "2=3", "C": ""}
+    assert parse_env_options(["A", "B=2=3", "C="], {"A": "1"}) == {"A": "1", "B": "2=3", "C": ""}
     with pytest.raises(ConfigError, match="--env A: not set here"):
-        extra_variables(["A"], {})
+        parse_env_options(["A"], {})
     with pytest.raises(ConfigError, match="'A B' is not a valid variable name") as caught:
-        extra_variables(["A B=canary"], {})
+        parse_env_options(["A B=canary"], {})
     assert "canary" not in str(caught.value)
     with pytest.raises(ConfigError, match="--env FMFSD_ATTEMPT: reserved: the launcher sets it for each worker"):
-        extra_variables(["FMFSD_ATTEMPT=9"], {})
+        parse_env_options(["FMFSD_ATTEMPT=9"], {})
 
 
 def test_secrets_are_masked_in_output_but_passed_to_workers() -> None:
@@ -305,8 +307,8 @@ def test_secrets_are_masked_in_output_but_passed_to_workers() -> None:
 
 def test_passwords_in_addresses_are_masked() -> None:
     """Masked up to the last @: a hidden host is better than half a password."""
-    assert without_passwords("https://user:pass@host:1/x?a=b") == "https://user:***@host:1/x?a=b"
-    assert without_passwords("postgres://user:p@ss/w@host") == "postgres://user:***@host"
-    assert without_passwords("https://ghp_token@host/x and more") == "https://***@host/x and more"
-    assert without_passwords("git@host:x http://host:80/y") == "git@host:x http://host:80/y"
-    assert shown("URL", "https://host/x") == "https://host/x"
+    assert mask_passwords("https://user:pass@host:1/x?a=b") == "https://user:***@host:1/x?a=b"
+    assert mask_passwords("postgres://user:p@ss/w@host") == "postgres://user:***@host"
+    assert mask_passwords("https://ghp_token@host/x and more") == "https://***@host/x and more"
+    assert mask_passwords("git@host:x http://host:80/y") == "git@host:x http://host:80/y"
+    assert mask_secret("URL", "https://host/x") == "https://host/x"

@@ -15,17 +15,17 @@ import torch
 from fmfsd.system import cgroups
 from fmfsd.system.cpu_count import usable_cores
 from launcher.agent import cgroup, resources, torch_build
-from launcher.agent.probe import look
-from launcher.agent.resources import Driver, Gpu, Resources
+from launcher.agent.probe import probe_machine
+from launcher.agent.resources import Gpu, GpuDriver, Resources
 from launcher.check import host_checks, machine_checks
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.host_probe import Survey
+from launcher.resources.host_probe import HostProbe
 from launcher.resources.site import Site
 from tests.helpers.processes import command, wait_until
 
 AUTO, ROOT = LaunchConfig(), Path("/sys/fs/cgroup")
-TWO = Driver("580.1", gpus=(Gpu("GPU-1", "H100"), Gpu("GPU-2", "H100")))
-MISMATCH = Driver(trouble="Driver/library version mismatch")
+TWO = GpuDriver("580.1", gpus=(Gpu("GPU-1", "H100"), Gpu("GPU-2", "H100")))
+MISMATCH = GpuDriver(trouble="Driver/library version mismatch")
 V1, V2 = "4:cpu,cpuacct:/a/b\n1:memory:/\n", "0::/a/b\n"
 
 
@@ -89,16 +89,16 @@ def test_half_a_core_of_a_real_parent_group_is_one_thread(inner_group: Path) -> 
     assert subprocess.run(inside, check=True, capture_output=True, text=True).stdout == "1 1\n"
 
 
-def gpu_problems(monkeypatch: pytest.MonkeyPatch, gpu_driver: Driver, **environment: str) -> list[str]:
+def gpu_problems(monkeypatch: pytest.MonkeyPatch, gpu_driver: GpuDriver, **environment: str) -> list[str]:
     """Return the problems of this machine with this driver; a host with the same probe result must have the same."""
-    monkeypatch.setattr(resources, "driver", lambda: gpu_driver)
+    monkeypatch.setattr(resources, "query_driver", lambda: gpu_driver)
     site = Site(Resources.detect(environment))
-    here = list(map(str, machine_checks.no_gpus(AUTO, site)))
-    answer = {**look({}, environment), "clock_s": 0.0}
+    here = list(map(str, machine_checks.check_gpus_usable(AUTO, site)))
+    answer = {**probe_machine({}, environment), "clock_s": 0.0}
     assert here == [
-        str(each).replace("n1:", "--device auto:") for each in host_checks.problems(AUTO, Survey({"n1": answer}))
+        str(each).replace("n1:", "--device auto:") for each in host_checks.check_hosts(AUTO, HostProbe({"n1": answer}))
     ]
-    assert list(machine_checks.no_gpus(LaunchConfig(device="cpu"), site)) == []
+    assert list(machine_checks.check_gpus_usable(LaunchConfig(device="cpu"), site)) == []
     return here
 
 
@@ -113,7 +113,7 @@ def gpu_problems(monkeypatch: pytest.MonkeyPatch, gpu_driver: Driver, **environm
         ),
         (TWO, {"CUDA_VISIBLE_DEVICES": "7"}, "2 GPUs are installed, and CUDA_VISIBLE_DEVICES is '7'"),
         (
-            Driver(),
+            GpuDriver(),
             {"SLURM_GPUS_ON_NODE": "4"},
             "Slurm granted 4 GPUs, and none is visible (CUDA_VISIBLE_DEVICES is not set)",
         ),
@@ -125,7 +125,7 @@ def gpu_problems(monkeypatch: pytest.MonkeyPatch, gpu_driver: Driver, **environm
     ],
 )
 def test_installed_gpus_that_are_not_visible_are_refused(
-    gpu_driver: Driver, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+    gpu_driver: GpuDriver, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (message,) = gpu_problems(monkeypatch, gpu_driver, **environment)
     assert message.startswith(f"--device auto: {expected}")
@@ -135,16 +135,16 @@ def test_installed_gpus_that_are_not_visible_are_refused(
 @pytest.mark.parametrize(
     ("gpu_driver", "environment"),
     [
-        (Driver(), {}),
-        (Driver("580.1"), {"SLURM_GPUS_ON_NODE": "0"}),
+        (GpuDriver(), {}),
+        (GpuDriver("580.1"), {"SLURM_GPUS_ON_NODE": "0"}),
         (TWO, {}),
         (TWO, {"CUDA_VISIBLE_DEVICES": ""}),
         (MISMATCH, {"CUDA_VISIBLE_DEVICES": "-1"}),
-        (Driver(), {"CUDA_VISIBLE_DEVICES": "0"}),
+        (GpuDriver(), {"CUDA_VISIBLE_DEVICES": "0"}),
     ],
 )
 def test_no_gpu_is_accepted_if_none_is_installed_or_all_are_hidden(
-    gpu_driver: Driver, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    gpu_driver: GpuDriver, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert gpu_problems(monkeypatch, gpu_driver, **environment) == []
 
@@ -152,9 +152,11 @@ def test_no_gpu_is_accepted_if_none_is_installed_or_all_are_hidden(
 def test_amd_gpus_are_reported_as_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_AMD_CONTROL", tmp_path)
     site = Site(Resources.detect({"CUDA_VISIBLE_DEVICES": ""}))
-    (message,) = machine_checks.unsupported_gpus(AUTO, site)
+    (message,) = machine_checks.warn_unsupported_gpus(AUTO, site)
     assert message.startswith("this machine has AMD GPUs, which are not supported")
-    (host_message,) = host_checks.warnings(Survey({"n1": {**look({}, {"CUDA_VISIBLE_DEVICES": ""}), "clock_s": 0.0}}))
+    (host_message,) = host_checks.warn_about_hosts(
+        HostProbe({"n1": {**probe_machine({}, {"CUDA_VISIBLE_DEVICES": ""}), "clock_s": 0.0}})
+    )
     assert host_message == "n1: it has AMD GPUs, which are not supported"
 
 
@@ -172,7 +174,9 @@ exec env -u CUDA_VISIBLE_DEVICES "$@"
 @pytest.mark.fault("F61")
 @pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
-@pytest.mark.skipif(bool(resources.driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken")
+@pytest.mark.skipif(
+    bool(resources.query_driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken"
+)
 def test_a_launch_with_a_real_driver_that_does_not_respond_is_refused(tmp_path: Path) -> None:
     """The error message is that of the library."""
     inside = ("unshare", "--mount", "sh", "-c", WITH_NVIDIA_CONTROL, "sh", str(tmp_path / "dev"), str(tmp_path))
@@ -195,19 +199,19 @@ GPU = (Gpu("GPU-1", "H100"),)
     [
         (
             NEW_TORCH,
-            Driver("535.1", gpus=GPU, cuda=(12, 2)),
+            GpuDriver("535.1", gpus=GPU, cuda=(12, 2)),
             "driver 535.1 supports CUDA 12.2, and torch was built for CUDA 13.2",
         ),
-        (NEW_TORCH, Driver("580.1", gpus=GPU, cuda=(13, 0)), ""),
-        (NEW_TORCH, Driver("600.1", gpus=GPU, cuda=(14, 0)), ""),
-        (NEW_TORCH, Driver("580.1", gpus=GPU), ""),
-        (CPU_TORCH, Driver("580.1", gpus=GPU, cuda=(13, 0)), "is a build without CUDA: install torch from PyPI"),
-        (CPU_TORCH, Driver(), ""),
-        ("", Driver("580.1", gpus=GPU, cuda=(13, 0)), ""),
+        (NEW_TORCH, GpuDriver("580.1", gpus=GPU, cuda=(13, 0)), ""),
+        (NEW_TORCH, GpuDriver("600.1", gpus=GPU, cuda=(14, 0)), ""),
+        (NEW_TORCH, GpuDriver("580.1", gpus=GPU), ""),
+        (CPU_TORCH, GpuDriver("580.1", gpus=GPU, cuda=(13, 0)), "is a build without CUDA: install torch from PyPI"),
+        (CPU_TORCH, GpuDriver(), ""),
+        ("", GpuDriver("580.1", gpus=GPU, cuda=(13, 0)), ""),
     ],
 )
 def test_a_torch_that_can_not_use_the_gpus_of_this_machine_is_refused(
-    build: str, gpu_driver: Driver, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: str, gpu_driver: GpuDriver, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Determined from torch's version file; torch is not imported."""
     (tmp_path / "version.py").write_text(build)
@@ -218,4 +222,4 @@ def test_a_torch_that_can_not_use_the_gpus_of_this_machine_is_refused(
 
 def test_the_cuda_of_the_installed_torch_is_read_from_its_file() -> None:
     expected = torch.version.cuda
-    assert torch_build.torch_cuda() == (tuple(map(int, expected.split("."))) if expected else (0, 0))
+    assert torch_build.torch_cuda_version() == (tuple(map(int, expected.split("."))) if expected else (0, 0))

@@ -7,9 +7,9 @@ import pytest
 
 from fmfsd.errors import ConfigError
 from launcher.config.launch_config import Host, LaunchConfig, SlurmOptions
-from launcher.resources.resolve_site import settle
+from launcher.resources.resolve_site import resolve_site
 from launcher.transport import slurm_commands
-from launcher.transport.ssh import command, parse_hosts
+from launcher.transport.ssh import agent_command, parse_hosts
 
 A, B = Host("a"), Host("b")
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
@@ -29,8 +29,8 @@ JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_CPUS_PER_NODE
 def test_nodes_are_this_machine_or_hosts_or_chosen_by_slurm(
     launch: LaunchConfig, nodes: int | None, expected: tuple[str, tuple[str, ...], int, int | None]
 ) -> None:
-    site, settled = settle(launch, nodes=nodes, environment={})
-    assert (site.reach, site.hosts, settled.nodes, settled.gpus) == expected
+    site, settled = resolve_site(launch, nodes=nodes, environment={})
+    assert (site.transport, site.hosts, settled.nodes, settled.gpus) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,20 @@ def test_contradicting_options_are_refused(
     launch: LaunchConfig, nodes: int | None, environment: dict[str, str], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        settle(launch, nodes=nodes, environment=environment)
+        resolve_site(launch, nodes=nodes, environment=environment)
     assert str(raised.value).startswith(expected)
 
 
 def test_with_on_ssh_given_hosts_are_reached_by_ssh_inside_a_job() -> None:
-    site, _ = settle(LaunchConfig(hosts=(A,), on="ssh"), nodes=None, environment=JOB)
-    assert site.reach == "ssh"
+    site, _ = resolve_site(LaunchConfig(hosts=(A,), on="ssh"), nodes=None, environment=JOB)
+    assert site.transport == "ssh"
 
 
 def test_hosts_are_assumed_to_have_the_requested_gpus() -> None:
     requested = LaunchConfig(hosts=(A, B), gpus=4)
-    site, settled = settle(requested, nodes=None, environment={})
+    site, settled = resolve_site(requested, nodes=None, environment={})
     assert site.placement(settled) == ("cuda", 4)
-    site, settled = settle(replace(requested, device="cpu"), nodes=None, environment={})
+    site, settled = resolve_site(replace(requested, device="cpu"), nodes=None, environment={})
     assert site.placement(settled) == ("cpu", 4)
 
 
@@ -100,7 +100,7 @@ def test_problems_in_a_hostfile_are_reported_with_their_line(text: str, expected
 
 def test_ssh_is_non_interactive_and_passes_only_python_path_variables() -> None:
     modules = {"PYTHONPATH": "/our modules", "PYTHONNOUSERSITE": "1"}
-    argv = command("a", {**modules, "HF_TOKEN": "canary"}, deadline_s=60)
+    argv = agent_command("a", {**modules, "HF_TOKEN": "canary"}, deadline_s=60)
     assert argv[:5] == ("ssh", "-o", "IgnoreUnknown=*", "-o", "BatchMode=yes")
     assert argv[-3:-1] == ("--", "a")
     assert argv[-1].startswith("exec env PYTHONNOUSERSITE=1 'PYTHONPATH=/our modules' ")
@@ -128,7 +128,7 @@ def test_gpus_of_an_allocation_come_from_variables_or_from_scontrol(
      Nodes=n1 CPU_IDs=0-1 Mem=2 GRES=gpu:a100:3(IDX:0-2)
      Nodes=n2 CPU_IDs=0-1 Mem=2 GRES=gpu:a100:1(IDX:0),gpu:1(IDX:1),shard:4(IDX:0)
 """
-    monkeypatch.setattr(slurm_commands, "_said", lambda *_: details)
-    monkeypatch.setattr(slurm_commands, "hostnames", lambda _: ("n1", "n2"))
-    site, _ = settle(LaunchConfig(), nodes=None, environment={**JOB, **variables})
+    monkeypatch.setattr(slurm_commands, "_run_checked", lambda *_: details)
+    monkeypatch.setattr(slurm_commands, "expand_nodelist", lambda _: ("n1", "n2"))
+    site, _ = resolve_site(LaunchConfig(), nodes=None, environment={**JOB, **variables})
     assert len(site.resources.gpus) == expected

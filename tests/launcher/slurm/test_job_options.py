@@ -14,19 +14,25 @@ import pytest
 from fmfsd.errors import CheckError, ConfigError, RunFailedError
 from fmfsd.run.run_dir import RunDir
 from launcher.agent.resources import Resources
-from launcher.config.array_seeds import Seeds
+from launcher.config.array_seeds import ArraySeeds
 from launcher.config.launch_config import LaunchConfig, SlurmOptions
 from launcher.prepare_launch import Request, run_dir_of
 from launcher.resources.allocation import Allocation
 from launcher.resources.site import Site
-from launcher.run_dir.manifest import commit_of, uncommitted_files
-from launcher.slurm.batch_job import Task
-from launcher.slurm.follow import Followed, follow
-from launcher.slurm.job_options import LEAD_S, lead_s, sbatch_options, seconds, slurm_options
-from launcher.slurm.source_snapshot import Snapshot
-from launcher.slurm.submit import all_or_nothing
+from launcher.run_dir.manifest import list_uncommitted_files, read_commit
+from launcher.slurm.batch_job import JobTask
+from launcher.slurm.follow import FollowedJob, follow_jobs
+from launcher.slurm.job_options import (
+    LEAD_S,
+    build_sbatch_options,
+    parse_slurm_options,
+    parse_time_limit,
+    warning_lead_s,
+)
+from launcher.slurm.source_snapshot import SourceSnapshot
+from launcher.slurm.submit import remove_new_runs_on_failure
 from launcher.supervise.requeue import TIME_IS_UP, Requeue
-from launcher.supervise.stop_requests import Requests
+from launcher.supervise.stop_requests import StopRequests
 from launcher.transport import slurm_commands
 from launcher.transport.slurm_commands import JobState
 
@@ -44,21 +50,21 @@ from launcher.transport.slurm_commands import JobState
     ],
 )
 def test_a_time_limit_is_read_as_slurm_reads_it(text: str, expected: float | None) -> None:
-    assert seconds(text) == expected
+    assert parse_time_limit(text) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("0-2", (0, 1, 2)), ("1,5", (1, 5)), ("0-8:4", (0, 4, 8)), ("7", (7,)), ("3-4%1", (3, 4))]
 )
 def test_seeds_have_the_syntax_of_slurm_arrays(text: str, expected: tuple[int, ...]) -> None:
-    assert Seeds.parse(text).numbers == expected
-    assert Seeds.parse(str(Seeds.parse(text))) == Seeds.parse(text)
+    assert ArraySeeds.parse(text).numbers == expected
+    assert ArraySeeds.parse(str(ArraySeeds.parse(text))) == ArraySeeds.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "2-1", "1,,2", "0-99999999", "1%0"])
 def test_invalid_seeds_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected up to"):
-        Seeds.parse(text)
+        ArraySeeds.parse(text)
 
 
 @pytest.mark.parametrize(("takes_s", "expected"), [(None, LEAD_S), (10.0, LEAD_S), (100.0, 260)])
@@ -67,7 +73,7 @@ def test_the_warning_signal_comes_early_enough_for_the_measured_save(
 ) -> None:
     if takes_s is not None:
         run.rank_progress(0).write_text(json.dumps({"stop_takes_s": takes_s}))
-    assert lead_s(run) == expected
+    assert warning_lead_s(run) == expected
 
 
 @pytest.mark.parametrize("min_nodes", [None, 1])
@@ -82,18 +88,18 @@ def test_only_elastic_jobs_outlive_their_nodes(min_nodes: int | None, tmp_path: 
         "lead": LEAD_S,
         "seeds": None,
     }
-    assert ("--no-kill" in sbatch_options(launch, log=tmp_path / "log", **request)) == (min_nodes is not None)
+    assert ("--no-kill" in build_sbatch_options(launch, log=tmp_path / "log", **request)) == (min_nodes is not None)
 
 
 def test_harmless_options_of_newer_versions_are_passed_on(tmp_path: Path) -> None:
     more = ("requeue=expedite", "gres-flags=one-task-per-sharing", "segment=2", "oom-kill-step=0")
-    options = slurm_options({}, more=more, cpus_per_gpu=None, wait=False)
+    options = parse_slurm_options({}, more=more, cpus_per_gpu=None, wait=False)
     launch = LaunchConfig(slurm=options)
     request: dict[str, Any] = {"workers": 1, "device": "cpu", "cores": 2, "name": "run", "cwd": "/", "lead": LEAD_S}
-    arguments = sbatch_options(launch, log=tmp_path / "log", seeds=None, **request)
+    arguments = build_sbatch_options(launch, log=tmp_path / "log", seeds=None, **request)
     assert {f"--{option}" for option in more} <= set(arguments)
     assert "--requeue" not in arguments
-    assert "--requeue" in sbatch_options(LaunchConfig(), log=tmp_path / "log", seeds=None, **request)
+    assert "--requeue" in build_sbatch_options(LaunchConfig(), log=tmp_path / "log", seeds=None, **request)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +124,13 @@ def test_job_states_of_all_slurm_versions_are_understood(state: str, is_waiting:
 
 @pytest.mark.parametrize("may_be_submitted", [False, True])
 def test_runs_of_a_job_that_was_not_submitted_are_withdrawn(may_be_submitted: bool, tmp_path: Path) -> None:
-    tasks = [cast(Task, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
-    error = slurm_commands.NoAnswerError("no answer") if may_be_submitted else CheckError("in use by another launch")
+    tasks = [cast(JobTask, SimpleNamespace(run=RunDir(tmp_path / f"seed-{seed}"))) for seed in (0, 1)]
+    error = (
+        slurm_commands.SlurmTimeoutError("no answer") if may_be_submitted else CheckError("in use by another launch")
+    )
 
     def write_and_fail() -> None:
-        with all_or_nothing(tasks):
+        with remove_new_runs_on_failure(tasks):
             tasks[0].run.create()
             tasks[0].run.config.write_text("")
             raise error
@@ -157,11 +165,11 @@ def test_a_job_is_requeued_while_each_start_makes_progress(
 ) -> None:
     job_ids = fake_requeue(monkeypatch)
     checkpoint(run, 4)
-    requeue = Requeue.of(job(restarts), lambda: run.newest_step() or 0)
+    requeue = Requeue.create(job(restarts), lambda: run.newest_step() or 0)
     if progress:
         checkpoint(run, 5)
     with pytest.raises(CheckError, match="it is disabled"):
-        requeue.carry_out(TIME_IS_UP, lambda text: None)
+        requeue.requeue_job(TIME_IS_UP, lambda text: None)
     assert job_ids == ["7"]
 
 
@@ -169,7 +177,7 @@ def test_a_restarted_job_without_progress_is_not_requeued_again(run: RunDir, mon
     job_ids = fake_requeue(monkeypatch)
     checkpoint(run, 4)
     with pytest.raises(RunFailedError, match="no newer checkpoint than when Slurm last requeued job 7"):
-        Requeue.of(job(1), lambda: run.newest_step() or 0).carry_out(TIME_IS_UP, lambda text: None)
+        Requeue.create(job(1), lambda: run.newest_step() or 0).requeue_job(TIME_IS_UP, lambda text: None)
     assert job_ids == []
 
 
@@ -185,20 +193,20 @@ def test_a_restarted_job_without_progress_is_not_requeued_again(run: RunDir, mon
 def test_time_is_up_if_slurm_warns_and_no_other_signal_comes(
     signals: tuple[signal.Signals, ...], time_is_up: bool
 ) -> None:
-    requests = Requests(in_job=True)
-    with requests.heard():
+    requests = StopRequests(in_job=True)
+    with requests.install_handlers():
         for number in signals:
             os.kill(os.getpid(), number)
-    assert (requests.stop, requests.time_is_up) == (True, time_is_up)
+    assert (requests.is_stop_requested, requests.time_is_up) == (True, time_is_up)
 
 
 @pytest.mark.parametrize(("file_first", "time_is_up"), [(True, False), (False, True)])
 def test_a_run_that_a_user_stops_is_not_requeued_by_a_warning(file_first: bool, time_is_up: bool, run: RunDir) -> None:
     """After a warning, the stop-request file is the launcher's own message to its workers."""
-    requests = Requests(in_job=True)
+    requests = StopRequests(in_job=True)
     run.stop_request.touch()
-    acts = [partial(requests.look_at, run.stop_request), partial(os.kill, os.getpid(), signal.SIGUSR1)]
-    with requests.heard():
+    acts = [partial(requests.check_files, run.stop_request), partial(os.kill, os.getpid(), signal.SIGUSR1)]
+    with requests.install_handlers():
         for act in acts if file_first else reversed(acts):
             act()
     assert requests.time_is_up == time_is_up
@@ -206,7 +214,7 @@ def test_a_run_that_a_user_stops_is_not_requeued_by_a_warning(file_first: bool, 
 
 def test_outside_of_jobs_sigusr1_is_not_handled() -> None:
     before = signal.getsignal(signal.SIGUSR1)
-    with Requests().heard():
+    with StopRequests().install_handlers():
         assert signal.getsignal(signal.SIGUSR1) == before
 
 
@@ -243,43 +251,43 @@ def test_waiting_returns_the_exit_code_of_the_script_or_else_of_the_run(
 ) -> None:
     if outcome is not None:
         run.outcome.write_text(json.dumps(outcome))
-    assert Followed("7", run.logs / "log", run, attempts=2, state=state).exit_code() == expected
+    assert FollowedJob("7", run.logs / "log", run, attempts=2, state=state).exit_code() == expected
 
 
 def test_interrupting_the_wait_prints_how_to_follow_the_job_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_id: str) -> JobState:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm_commands, "job_state", interrupted)
+    monkeypatch.setattr(slurm_commands, "query_job_state", interrupted)
     messages = list[str]()
-    assert follow([Followed("7", run.logs / "log", run, attempts=0)], messages.append) == 130
+    assert follow_jobs([FollowedJob("7", run.logs / "log", run, attempts=0)], messages.append) == 130
     assert messages == [f"job 7 continues; to follow it: tail -f {run.logs}/log; to cancel it: scancel 7"]
 
 
 def test_log_lines_are_shown_complete_and_once(run: RunDir) -> None:
-    followed = Followed("7", run.logs / "log", run, attempts=0)
-    assert followed.new_lines() == []
+    followed = FollowedJob("7", run.logs / "log", run, attempts=0)
+    assert followed.read_new_lines() == []
     followed.log.write_text("one\ntw")
-    assert followed.new_lines() == ["one"]
+    assert followed.read_new_lines() == ["one"]
     followed.log.write_text("one\ntwo\nend")
-    assert followed.new_lines() == ["two"]
-    followed.ended = True
-    assert followed.new_lines() == ["end"]
+    assert followed.read_new_lines() == ["two"]
+    followed.is_over = True
+    assert followed.read_new_lines() == ["end"]
 
 
 def test_a_source_snapshot_is_complete_and_has_its_commit_and_the_sites_env_file(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "env.sh").write_text("# ours\n")
-    snapshot = Snapshot.of_program(tmp_path / "site" / "env.sh")
+    snapshot = SourceSnapshot.from_running_program(tmp_path / "site" / "env.sh")
     copy = snapshot.write(tmp_path)
     assert (copy / "cluster" / "env.sh").read_text() == "# ours\n"
     assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} - {"commit"} == set(
         snapshot.files
     )
     root = Path(__file__).parents[3]
-    assert commit_of(copy) == commit_of(root)
-    assert uncommitted_files(copy) == uncommitted_files(root)
-    assert (snapshot.write(tmp_path), Snapshot.of_program().digest != snapshot.digest) == (copy, True)
+    assert read_commit(copy) == read_commit(root)
+    assert list_uncommitted_files(copy) == list_uncommitted_files(root)
+    assert (snapshot.write(tmp_path), SourceSnapshot.from_running_program().digest != snapshot.digest) == (copy, True)
 
 
 def test_a_run_in_an_interactive_allocation_is_always_new(tmp_path: Path) -> None:

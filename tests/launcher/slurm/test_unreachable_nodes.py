@@ -10,23 +10,23 @@ import pytest
 
 from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import RunDir
-from launcher import launch as launch_module
+from launcher import prepare_launch
 from launcher.agent.resources import Resources
 from launcher.config.launch_config import LaunchConfig
 from launcher.prepare_launch import Request, checked
 from launcher.resources import host_probe as survey_module
 from launcher.resources.allocation import Allocation
 from launcher.resources.cost_probe import Costs
-from launcher.resources.elasticity import slots_without, usable_nodes
+from launcher.resources.elasticity import slots_to_use, usable_nodes
 from launcher.resources.host_probe import UnreachableError
-from launcher.resources.resolve_site import settle
+from launcher.resources.resolve_site import resolve_site
 from launcher.supervise.unreachable_nodes import MOST_REQUEUES, handle_unreachable
 from launcher.transport import slurm_commands
-from launcher.transport.agent_client import AGENT
+from launcher.transport.agent_client import AGENT_COMMAND
 from launcher.transport.slurm_commands import JobState
 from tests.helpers.launches import overrides
 from tests.helpers.runs import TINY
-from tests.helpers.sites import NearSite
+from tests.helpers.sites import LocalhostSite
 
 LOST = ("sh", "-c", "echo credential revoked >&2; exit 1")
 
@@ -45,20 +45,20 @@ def test_the_largest_number_of_nodes_that_divides_the_shards_is_used(
 def test_only_an_elastic_launch_starts_without_lost_nodes(
     min_nodes: int | None, lost: list[int], expected: tuple[int, ...]
 ) -> None:
-    assert slots_without(lost, LaunchConfig(nodes=4, min_nodes=min_nodes), workers=1, shards=16) == expected
+    assert slots_to_use(lost, LaunchConfig(nodes=4, min_nodes=min_nodes), workers=1, shards=16) == expected
 
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey_module, "JOB_PAUSE_S", 0.0)
+    monkeypatch.setattr(survey_module, "RETRY_DELAY_S", 0.0)
 
 
 @pytest.fixture
 def without_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_module, "costs_of", lambda *_, **__: Costs())
+    monkeypatch.setattr(prepare_launch, "probe_costs", lambda *_, **__: Costs())
 
 
-def check_in_allocation(site: NearSite, root: Path, tmp_path: Path, min_nodes: int | None) -> Any:
+def check_in_allocation(site: LocalhostSite, root: Path, tmp_path: Path, min_nodes: int | None) -> Any:
     launch = LaunchConfig(nodes=2, min_nodes=min_nodes, device="cpu", gpus=1, on="slurm")
     changes = overrides(*TINY, f"data.root={root}")[1::2]
     request = Request("cifar100-resnet18", changes, launch, site, "run", as_json=False)
@@ -68,14 +68,14 @@ def check_in_allocation(site: NearSite, root: Path, tmp_path: Path, min_nodes: i
 @pytest.mark.usefixtures("processes", "quick_retries", "without_costs")
 def test_a_node_whose_first_job_steps_fail_is_probed_again(tiny_root: Path, tmp_path: Path) -> None:
     script = f'echo >> {tmp_path}/tries; [ "$(wc -l < {tmp_path}/tries)" -gt 2 ] || exit 1; exec "$@"'
-    site = NearSite(Resources(1), "srun", ("n1", "n2"), {"n1": ("sh", "-c", script, "sh", *AGENT)})
+    site = LocalhostSite(Resources(1), "srun", ("n1", "n2"), {"n1": ("sh", "-c", script, "sh", *AGENT_COMMAND)})
     result = check_in_allocation(site, tiny_root, tmp_path, None)
     assert result.slots == (0, 1)
 
 
 @pytest.mark.usefixtures("processes", "quick_retries", "without_costs")
 def test_an_elastic_job_starts_without_a_node_that_does_not_answer(tiny_root: Path, tmp_path: Path) -> None:
-    site = NearSite(Resources(1), "srun", ("n1", "n2"), {"n1": LOST})
+    site = LocalhostSite(Resources(1), "srun", ("n1", "n2"), {"n1": LOST})
     result = check_in_allocation(site, tiny_root, tmp_path, 1)
     assert result.slots == (1,)
     assert result.warnings[0].startswith("1 of 2 nodes are used (--elastic), as some do not answer: n1: ")
@@ -84,8 +84,8 @@ def test_an_elastic_job_starts_without_a_node_that_does_not_answer(tiny_root: Pa
 
 
 def test_an_elastic_launch_accepts_an_allocation_with_fewer_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_commands, "_said", lambda *_: "n1")
-    settled = partial(settle, nodes=2, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
+    monkeypatch.setattr(slurm_commands, "_run_checked", lambda *_: "n1")
+    settled = partial(resolve_site, nodes=2, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
     site, launch = settled(LaunchConfig(min_nodes=1))
     assert (site.hosts, launch.nodes) == (("n1",), 1)
 
@@ -94,7 +94,7 @@ def test_an_elastic_launch_accepts_an_allocation_with_fewer_nodes(monkeypatch: p
 def test_an_allocation_without_slurm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(CheckError, match="SLURM_JOB_ID=7: scontrol: not found.*to use this machine: --on local"):
-        settle(LaunchConfig(), nodes=None, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
+        resolve_site(LaunchConfig(), nodes=None, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"})
 
 
 def in_job(restarts: int, *, is_batch: bool = True) -> Allocation:
@@ -109,7 +109,7 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def killed(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(slurm_commands, "job_state", lambda _: JobState("7", "RUNNING"))
+    monkeypatch.setattr(slurm_commands, "query_job_state", lambda _: JobState("7", "RUNNING"))
     monkeypatch.setattr(slurm_commands, "requeue", job_ids.append)
     monkeypatch.setattr("launcher.supervise.requeue.time.sleep", killed)
     return job_ids
@@ -147,6 +147,6 @@ def test_an_interactive_allocation_is_not_requeued(run: RunDir, requeued: list[s
 def test_a_variable_of_a_job_that_has_ended_is_named(
     state: JobState | None, expected: str, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_commands, "job_state", lambda _: state)
+    monkeypatch.setattr(slurm_commands, "query_job_state", lambda _: state)
     with pytest.raises(CheckError, match=f"SLURM_JOB_ID=7: {expected}: to train on this machine: --on local"):
         handle_unreachable(ERROR, in_job(0), run, lambda text: None)

@@ -3,9 +3,9 @@
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
 from launcher.supervise.attempt import Attempt, NodeState
-from launcher.supervise.failure_report import Failure, first_failure, page
+from launcher.supervise.failure_report import Failure, find_first_failure, render_page
 from launcher.supervise.hang_detector import Hang
-from tests.helpers.stand_ins import NoAgent, crash
+from tests.helpers.stand_ins import NoAgent, write_crash_file
 
 RESET = "[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer"
 
@@ -25,22 +25,22 @@ def attempt(run: RunDir, *codes: int | None, trouble: str = "") -> Attempt:
 
 def report_lines(run: RunDir, failure: Failure) -> list[str]:
     """Return the lines of the report."""
-    return page(run, failure, history="no attempt follows", command="fmfsd-launch x").splitlines()
+    return render_page(run, failure, history="no attempt follows", command="fmfsd-launch x").splitlines()
 
 
 def test_the_first_error_is_the_cause_and_lost_connections_are_not(run: RunDir) -> None:
-    crash(run, 0, RESET, time=1.0)
-    crash(run, 3, "boom", time=2.0, kind="ValueError")
-    crash(run, 1, "later", time=3.0)
-    failure = first_failure(run, attempt(run, 1, 1))
+    write_crash_file(run, 0, RESET, time=1.0)
+    write_crash_file(run, 3, "boom", time=2.0, kind="ValueError")
+    write_crash_file(run, 1, "later", time=3.0)
+    failure = find_first_failure(run, attempt(run, 1, 1))
     assert failure.cause == "rank 3 (node 1, here) after step 7: ValueError: boom"
     assert failure.victims == (0, 1)
     assert failure.detail == "Traceback of rank 3\n"
 
 
 def test_an_expected_error_has_no_traceback(run: RunDir) -> None:
-    crash(run, 0, "the loss is not finite", time=1.0, kind="NonFiniteLossError", expected=True)
-    first, *others = report_lines(run, first_failure(run, attempt(run, 1)))
+    write_crash_file(run, 0, "the loss is not finite", time=1.0, kind="NonFiniteLossError", expected=True)
+    first, *others = report_lines(run, find_first_failure(run, attempt(run, 1)))
     assert first == "run failed at 00:00:01 UTC: rank 0 (node 0, here) after step 7: the loss is not finite"
     assert not any("Traceback" in line or "likely to help" in line for line in others)
 
@@ -48,15 +48,15 @@ def test_an_expected_error_has_no_traceback(run: RunDir) -> None:
 def test_a_worker_that_was_killed_is_named_with_its_signal(run: RunDir) -> None:
     write_progress(run, 0)
     write_progress(run, 1)
-    crash(run, 0, RESET, time=1.0)
+    write_crash_file(run, 0, RESET, time=1.0)
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 101)\n")
-    failure = first_failure(run, attempt(run, 1))
+    failure = find_first_failure(run, attempt(run, 1))
     assert failure.cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL: by a user, or")
     assert failure.victims == (0,)
     killed = attempt(run, 1)
     killed.nodes[0].oom_kills = 1
-    assert first_failure(run, killed).cause.endswith("killed by SIGKILL: out of memory, at 1.50 GiB")
+    assert find_first_failure(run, killed).cause.endswith("killed by SIGKILL: out of memory, at 1.50 GiB")
 
 
 def test_the_worker_that_exited_first_is_the_cause_if_its_exit_code_is_unknown(run: RunDir) -> None:
@@ -65,7 +65,7 @@ def test_the_worker_that_exited_first_is_the_cause_if_its_exit_code_is_unknown(r
         write_progress(run, rank)
     dead = attempt(run, -9)
     dead.dead_rank, dead.nodes[0].ended_by_us = 1, True
-    assert first_failure(run, dead).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
+    assert find_first_failure(run, dead).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
 
 
 def test_an_exit_code_that_the_agent_saw_is_reported(run: RunDir) -> None:
@@ -74,7 +74,7 @@ def test_an_exit_code_that_the_agent_saw_is_reported(run: RunDir) -> None:
         write_progress(run, rank)
     killed = attempt(run, 1)
     killed.nodes[0].worker_codes |= {100: -15, 101: -11}
-    failure = first_failure(run, killed)
+    failure = find_first_failure(run, killed)
     assert failure.cause == "rank 1 (pid 101 on here) after step 7: killed by SIGSEGV"
 
 
@@ -88,45 +88,47 @@ def test_the_last_exit_code_in_deepspeeds_log_is_that_of_the_first_dead_worker(r
     run.starter_log(0).write_text("".join([*spawned[:2], exits[0], *spawned[2:], exits[1]]))
     dead = attempt(run, 1)
     dead.dead_rank = 1
-    assert first_failure(run, dead).cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL")
+    assert find_first_failure(run, dead).cause.startswith("rank 1 (pid 101 on here) after step 7: killed by SIGKILL")
     run.starter_log(0).write_text("".join([*spawned[:2], exits[0], *spawned[2:]]))
-    assert first_failure(run, dead).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
+    assert find_first_failure(run, dead).cause == "rank 1 (pid 101 on here) after step 7: ended without an error report"
 
 
 def test_a_worker_that_its_starter_terminated_is_not_the_cause(run: RunDir) -> None:
     write_progress(run, 1)
-    crash(run, 0, RESET, time=1.0)
+    write_crash_file(run, 0, RESET, time=1.0)
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("exitcode  : -15 (pid: 101)\n")
-    assert first_failure(run, attempt(run, 1)).cause.startswith("rank 0")
+    assert find_first_failure(run, attempt(run, 1)).cause.startswith("rank 0")
 
 
 def test_a_killed_agent_or_starter_comes_before_its_victims(run: RunDir) -> None:
-    crash(run, 1, RESET, time=1.0)
-    assert first_failure(run, attempt(run, None, 1, trouble="its agent is gone")).cause == "node 0: its agent is gone"
-    assert first_failure(run, attempt(run, 1, -9)).cause == "node 1: its starter was killed by SIGKILL"
+    write_crash_file(run, 1, RESET, time=1.0)
+    assert (
+        find_first_failure(run, attempt(run, None, 1, trouble="its agent is gone")).cause == "node 0: its agent is gone"
+    )
+    assert find_first_failure(run, attempt(run, 1, -9)).cause == "node 1: its starter was killed by SIGKILL"
 
 
 def test_without_a_crash_file_the_starters_log_is_shown(run: RunDir) -> None:
     run.node_logs(0).mkdir(parents=True)
     run.starter_log(0).write_text("\n".join(f"line {number}" for number in range(50)))
-    failure = first_failure(run, attempt(run, 2))
+    failure = find_first_failure(run, attempt(run, 2))
     assert failure.cause == "node 0: its starter ended with exit code 2"
     assert failure.detail.splitlines()[-1] == "line 49"
     assert len(failure.detail.splitlines()) == 12
 
 
 def test_a_failure_without_any_information_is_reported(run: RunDir) -> None:
-    assert first_failure(run, attempt(run, 0)).cause == "the workers ended without an outcome"
+    assert find_first_failure(run, attempt(run, 0)).cause == "the workers ended without an outcome"
 
 
 def test_the_report_ends_with_advice_logs_and_the_command_to_resume(run: RunDir) -> None:
-    crash(run, 2, "CUDA out of memory", time=1.0, kind="OutOfMemoryError")
-    crash(run, 0, RESET, time=2.0)
+    write_crash_file(run, 2, "CUDA out of memory", time=1.0, kind="OutOfMemoryError")
+    write_crash_file(run, 0, RESET, time=2.0)
     log = run.rank_log(1, 2)
     log.parent.mkdir(parents=True)
     log.touch()
-    first, _, *rest = report_lines(run, first_failure(run, attempt(run, 1, 1)))
+    first, _, *rest = report_lines(run, find_first_failure(run, attempt(run, 1, 1)))
     assert first == "Traceback of rank 2"
     assert rest[:3] == [
         "ended because of it: rank 0",
@@ -136,21 +138,21 @@ def test_the_report_ends_with_advice_logs_and_the_command_to_resume(run: RunDir)
     ]
     assert rest[3:] == [f"logs: {log}", "to start again (no checkpoint yet):", "  fmfsd-launch x"]
     (run.checkpoints / "step-00000007").mkdir()
-    assert "to resume after step 7:" in report_lines(run, first_failure(run, attempt(run, 1, 1)))
+    assert "to resume after step 7:" in report_lines(run, find_first_failure(run, attempt(run, 1, 1)))
 
 
 def test_a_run_that_can_not_resume_gets_no_resume_command(run: RunDir) -> None:
-    crash(run, 0, "no checkpoint there can be used", time=1.0, expected=True)
-    write_json(run.crash(1, 0), {**read_json(run.crash(1, 0)), "resumable": False})
-    failure = first_failure(run, attempt(run, 1))
+    write_crash_file(run, 0, "no checkpoint there can be used", time=1.0, expected=True)
+    write_json(run.crash_report(1, 0), {**read_json(run.crash_report(1, 0)), "resumable": False})
+    failure = find_first_failure(run, attempt(run, 1))
     assert not failure.resumable
     assert report_lines(run, failure)[-1] == f"logs: {run.logs}"
 
 
 def test_a_worker_that_reports_the_fault_of_another_is_not_the_cause(run: RunDir) -> None:
-    crash(run, 0, "the weights are no longer the same: another worker's differ", time=1.0, expected=True)
-    crash(run, 1, "the weights are no longer the same: this worker's differ", time=2.0, expected=True)
-    assert first_failure(run, attempt(run, 1)).rank == 1
+    write_crash_file(run, 0, "the weights are no longer the same: another worker's differ", time=1.0, expected=True)
+    write_crash_file(run, 1, "the weights are no longer the same: this worker's differ", time=2.0, expected=True)
+    assert find_first_failure(run, attempt(run, 1)).rank == 1
 
 
 def test_a_hang_is_reported_with_the_stack_of_the_hanging_worker(run: RunDir) -> None:
@@ -161,8 +163,8 @@ def test_a_hang_is_reported_with_the_stack_of_the_hanging_worker(run: RunDir) ->
     )
     hanging = attempt(run, -9, -9)
     hanging.hang = Hang("rank 1: hangs, for 10 s or more", (1,), {0: 100, 1: 101})
-    hanging.trouble = hanging.hang.text
-    failure = first_failure(run, hanging)
+    hanging.problem = hanging.hang.text
+    failure = find_first_failure(run, hanging)
     assert (failure.rank, failure.node, failure.victims) == (1, 1, (0,))
     assert failure.detail == "stack of rank 1, innermost call first:\n  File b"
     assert "raise --hang-timeout" in failure.advice

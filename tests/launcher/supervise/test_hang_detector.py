@@ -7,7 +7,7 @@ import pytest
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from launcher.supervise import hang_detector as pulses_module
-from launcher.supervise.hang_detector import Hang, Pulses
+from launcher.supervise.hang_detector import Hang, HangDetector
 
 
 class Clock:
@@ -32,7 +32,7 @@ def write_heartbeat(run: RunDir, rank: int, *, beat: int, moves: int, **more: An
 def detect(run: RunDir, clock: Clock, *behaviours: dict[str, Any], seconds: int = 16) -> Hang | None:
     """Return the hang found within `seconds`, at a timeout of 10 s; workers have these behaviours from the third second
     on."""
-    pulses = Pulses(run, 1, len(behaviours), hang_timeout_s=10)
+    pulses = HangDetector(run, 1, len(behaviours), hang_timeout_s=10)
     for second in range(seconds):
         for rank, behaviour in enumerate(behaviours):
             has_changed = second >= 3
@@ -40,7 +40,7 @@ def detect(run: RunDir, clock: Clock, *behaviours: dict[str, Any], seconds: int 
             moves = 3 if has_changed and (behaviour.get("stuck") or behaviour.get("stopped")) else second
             more = {name: value for name, value in behaviour.items() if name not in ("stopped", "stuck")}
             write_heartbeat(run, rank, beat=beat, moves=moves, **(more if has_changed else {}))
-        if hang := pulses.look():
+        if hang := pulses.poll():
             return hang
         clock.now += 1
     return None
@@ -54,7 +54,7 @@ def test_workers_that_make_progress_do_not_hang(run: RunDir, clock: Clock) -> No
 def test_a_stopped_process_has_no_heartbeat(run: RunDir, clock: Clock) -> None:
     hang = detect(run, clock, {"stuck": True, "waiting": True}, {"stopped": True})
     assert hang is not None
-    assert (hang.blamed, hang.pids) == ((1,), {0: 100, 1: 101})
+    assert (hang.hanging_ranks, hang.pids) == ((1,), {0: 100, 1: 101})
     assert hang.text.startswith("rank 1 (pid 101 on here) in train after step 7: hangs, for 10 s or more")
     assert "has no heartbeat" in hang.text
 
@@ -62,24 +62,24 @@ def test_a_stopped_process_has_no_heartbeat(run: RunDir, clock: Clock) -> None:
 def test_a_worker_outside_of_collectives_is_the_one_that_hangs(run: RunDir, clock: Clock) -> None:
     hang = detect(run, clock, {"stuck": True, "waiting": True}, {"stuck": True}, {"stuck": True, "waiting": True})
     assert hang is not None
-    assert hang.blamed == (1,)
+    assert hang.hanging_ranks == (1,)
     assert "it waits for no other worker" in hang.text
 
 
 def test_of_workers_outside_of_collectives_the_one_with_the_least_progress_hangs(run: RunDir, clock: Clock) -> None:
     """The other worker waits without knowing it, for example in a GPU kernel, and is one collective ahead."""
-    pulses = Pulses(run, 1, 2, hang_timeout_s=10)
+    pulses = HangDetector(run, 1, 2, hang_timeout_s=10)
     for rank, moves in ((0, 8), (1, 7)):
         write_heartbeat(run, rank, beat=1, moves=moves)
-    assert pulses.look() is None
+    assert pulses.poll() is None
     clock.now += 8
     for rank, moves in ((0, 8), (1, 7)):
         write_heartbeat(run, rank, beat=9, moves=moves)
-    pulses.look()
+    pulses.poll()
     clock.now += 3
-    hang = pulses.look()
+    hang = pulses.poll()
     assert hang is not None
-    assert hang.blamed == (1,)
+    assert hang.hanging_ranks == (1,)
 
 
 def test_on_a_full_disk_no_hang_is_reported(run: RunDir, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_on_a_full_disk_no_hang_is_reported(run: RunDir, clock: Clock, monkeypat
 def test_if_all_workers_wait_the_network_is_suspected(run: RunDir, clock: Clock) -> None:
     hang = detect(run, clock, *[{"stuck": True, "waiting": True}] * 2)
     assert hang is not None
-    assert (hang.blamed, "is the network between them cut?" in hang.text) == ((), True)
+    assert (hang.hanging_ranks, "is the network between them cut?" in hang.text) == ((), True)
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,23 @@ def test_some_states_may_take_longer(state: str, seconds: int, run: RunDir, cloc
 def test_a_worker_that_never_starts_is_reported(run: RunDir, clock: Clock) -> None:
     """A heartbeat of an earlier attempt's worker does not count."""
     write_heartbeat(run, 0, beat=1, moves=1, attempt=7)
-    pulses = Pulses(run, 1, 1, hang_timeout_s=10)
-    assert pulses.look() is None
+    pulses = HangDetector(run, 1, 1, hang_timeout_s=10)
+    assert pulses.poll() is None
     clock.now += 119
-    assert pulses.look() is None
+    assert pulses.poll() is None
     clock.now += 2
-    hang = pulses.look()
+    hang = pulses.poll()
     assert hang is not None
     assert hang.text.startswith("rank 0, which has not started: hangs")
 
 
 def test_a_process_id_is_mapped_to_its_rank_until_the_worker_is_finished(run: RunDir, clock: Clock) -> None:
-    pulses = Pulses(run, 1, 2, hang_timeout_s=10)
+    pulses = HangDetector(run, 1, 2, hang_timeout_s=10)
     write_heartbeat(run, 1, beat=1, moves=1)
-    assert (pulses.rank_of(101, (0, 1)), pulses.rank_of(4711, (0, 1)), pulses.rank_of(101, (0,))) == (1, None, None)
+    assert (pulses.find_rank(101, (0, 1)), pulses.find_rank(4711, (0, 1)), pulses.find_rank(101, (0,))) == (
+        1,
+        None,
+        None,
+    )
     write_heartbeat(run, 1, beat=1, moves=1, state="finished")
-    assert pulses.rank_of(101, (0, 1)) is None
+    assert pulses.find_rank(101, (0, 1)) is None

@@ -12,26 +12,28 @@ from fmfsd.run.run_dir import RunDir
 from launcher.agent import network
 from launcher.plan.plan import LaunchPlan
 from launcher.supervise.attempt import Attempt
-from launcher.supervise.coordinator import run_plan
-from launcher.supervise.stop_requests import Requests
-from launcher.transport.agent_client import AGENT, Agent, closing_all
-from launcher.transport.connect import on_the_way
+from launcher.supervise.coordinator import run_attempt
+from launcher.supervise.stop_requests import StopRequests
+from launcher.transport.agent_client import AGENT_COMMAND, AgentProcess, close_agents_together
+from launcher.transport.connect import describe_lost_connection
 from tests.helpers.processes import wait_until
-from tests.helpers.stand_ins import WRITES_WHAT_IT_WAS_GIVEN, meanwhile, plan_for_hosts
+from tests.helpers.stand_ins import WRITES_ITS_ENVIRONMENT, make_plan_for_hosts, start_thread
 
 pytestmark = pytest.mark.usefixtures("processes")
 
-REMOTE_AGENT = (*AGENT, "--deadline", "60")
+REMOTE_AGENT = (*AGENT_COMMAND, "--deadline", "60")
 HAS_A_NETWORK = any(not address.startswith("127.") for own in network.interface_addresses().values() for address in own)
 
 
-def run_attempt(run: RunDir, plan: LaunchPlan) -> Attempt:
-    return run_plan(plan, run, grace_s=5, requests=Requests(), watch=lambda: None)
+def attempt_of(run: RunDir, plan: LaunchPlan) -> Attempt:
+    return run_attempt(plan, run, grace_s=5, requests=StopRequests(), on_poll=lambda: None)
 
 
 @pytest.mark.skipif(not HAS_A_NETWORK, reason="needs a network interface besides loopback")
 def test_the_rendezvous_address_is_reachable_by_all_and_each_node_has_its_own_folder(run: RunDir) -> None:
-    attempt = run_attempt(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, REMOTE_AGENT, REMOTE_AGENT, REMOTE_AGENT))
+    attempt = attempt_of(
+        run, make_plan_for_hosts(run, WRITES_ITS_ENVIRONMENT, REMOTE_AGENT, REMOTE_AGENT, REMOTE_AGENT)
+    )
     assert attempt.state == "finished", attempt
     environments = [json.loads((run.path / f"given-{number}").read_text()) for number in range(3)]
     own = network.interface_addresses()
@@ -45,12 +47,12 @@ def test_the_rendezvous_address_is_reachable_by_all_and_each_node_has_its_own_fo
 
 def test_an_offered_port_is_reserved_for_the_worker_that_will_listen() -> None:
     """The worker imports torch first, and other processes request free ports in the meantime."""
-    listener = network.listen()
+    listener = network.open_listener()
     port = listener.getsockname()[1]
     with pytest.raises(OSError, match="in use"):
-        network.hold(port)
+        network.reserve_port(port)
     listener.close()
-    with network.hold(port):
+    with network.reserve_port(port):
         with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
             stranger.bind(("", port))
         with socket.create_server(("", port)), socket.create_connection(("127.0.0.1", port)):
@@ -62,7 +64,7 @@ def test_a_node_that_can_not_be_reached_is_named(run: RunDir) -> None:
     isolated = ("unshare", "--net", *REMOTE_AGENT)
     if os.geteuid():
         pytest.skip("a network namespace needs root")
-    attempt = run_attempt(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, REMOTE_AGENT, isolated))
+    attempt = attempt_of(run, make_plan_for_hosts(run, WRITES_ITS_ENVIRONMENT, REMOTE_AGENT, isolated))
     assert "it can't reach" in attempt.nodes[1].trouble
     assert attempt.state == "failed"
 
@@ -70,19 +72,19 @@ def test_a_node_that_can_not_be_reached_is_named(run: RunDir) -> None:
 def test_a_stop_request_is_handled_while_waiting_for_nodes(run: RunDir) -> None:
     """One agent never answers, like that of a host that is slow to start."""
     silent = ("sh", "-c", "read -r line; read -r line")
-    thread = meanwhile(run.stop_request.touch)
+    thread = start_thread(run.stop_request.touch)
     start = time.monotonic()
-    attempt = run_attempt(run, plan_for_hosts(run, WRITES_WHAT_IT_WAS_GIVEN, REMOTE_AGENT, silent))
+    attempt = attempt_of(run, make_plan_for_hosts(run, WRITES_ITS_ENVIRONMENT, REMOTE_AGENT, silent))
     thread.join()
     assert attempt.state == "stopped"
     assert time.monotonic() - start < 40
 
 
 def test_agents_that_do_not_exit_share_one_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.transport.agent_client.END_S", 2.0)
+    monkeypatch.setattr("launcher.transport.agent_client.END_TIMEOUT_S", 2.0)
     start = time.monotonic()
-    with closing_all() as agents:
-        agents += [Agent(("sh", "-c", "trap '' TERM; exec sleep 60"), deadline_s=60) for _ in range(8)]
+    with close_agents_together() as agents:
+        agents += [AgentProcess(("sh", "-c", "trap '' TERM; exec sleep 60"), deadline_s=60) for _ in range(8)]
     assert time.monotonic() - start < 10
 
 
@@ -92,7 +94,7 @@ def test_agents_that_do_not_exit_share_one_timeout(monkeypatch: pytest.MonkeyPat
 )
 def test_output_of_a_hosts_shell_before_the_agents_messages_is_ignored(greeting: str) -> None:
     """The output may lack a newline at its end."""
-    agent = Agent(("sh", "-c", f"printf '{greeting}'; exec \"$@\"", "sh", *REMOTE_AGENT), deadline_s=60)
+    agent = AgentProcess(("sh", "-c", f"printf '{greeting}'; exec \"$@\"", "sh", *REMOTE_AGENT), deadline_s=60)
     try:
         events = wait_until(agent.read, "the agent's message")
         assert [event["event"] for event in events] == ["ready"]
@@ -101,16 +103,16 @@ def test_output_of_a_hosts_shell_before_the_agents_messages_is_ignored(greeting:
 
 
 def test_output_of_a_hosts_shell_without_an_agent_is_reported_without_escape_sequences() -> None:
-    agent = Agent(("sh", "-c", "printf '\\033]0;title\\007Select a project: '"), deadline_s=60)
+    agent = AgentProcess(("sh", "-c", "printf '\\033]0;title\\007Select a project: '"), deadline_s=60)
     try:
         (event,) = wait_until(agent.read, "its end")
-        assert (event["event"], on_the_way(event)) == ("gone", "Select a project:")
+        assert (event["event"], describe_lost_connection(event)) == ("gone", "Select a project:")
     finally:
         agent.close()
 
 
 def test_an_agent_without_messages_exits_after_its_deadline() -> None:
-    agent = Agent((*AGENT, "--deadline", "0.5"), deadline_s=60)
+    agent = AgentProcess((*AGENT_COMMAND, "--deadline", "0.5"), deadline_s=60)
     try:
         assert wait_until(agent.read, "the agent's message")[0]["event"] == "ready"
         assert wait_until(agent.read, "its end")[0]["event"] == "gone"

@@ -8,46 +8,48 @@ import pytest
 from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.config.launch_config import LaunchConfig, node_limits
+from launcher.config.launch_config import LaunchConfig, parse_node_limits
 from launcher.diagnostics.drill.faults import FAULTS, parse_faults
 from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.supervise.attempt import Attempt, NodeState
 from launcher.supervise.failure_report import Failure
-from launcher.supervise.restarts import Ended, Recovery, Restarts
-from launcher.supervise.stop_requests import Requests
-from tests.helpers.stand_ins import NoAgent, crash
+from launcher.supervise.restarts import RestartBudget, RestartLoop, RunResult
+from launcher.supervise.stop_requests import StopRequests
+from tests.helpers.stand_ins import NoAgent, write_crash_file
 
 KILLED = Failure("rank 1 (pid 4711) after step 7: killed by SIGKILL")
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("launcher.supervise.restarts.FIRST_BACKOFF_S", 0.0)
 
 
 def test_a_new_checkpoint_resets_the_count_of_restarts() -> None:
-    restarts = Restarts(allowed=2)
+    restarts = RestartBudget(allowed=2)
     failures = [Failure(f"boom {letter}") for letter in "abcdefg"]
     progressed = [False, False, True, False, True, False, False]
-    refusals = [restarts.refusal(one, progressed=more) for one, more in zip(failures, progressed, strict=True)]
+    refusals = [restarts.count_restart(one, progressed=more) for one, more in zip(failures, progressed, strict=True)]
     assert refusals == [*[""] * 6, "2 restarts without a new checkpoint in between (--max-restarts)"]
 
 
 def test_the_same_failure_twice_without_a_new_checkpoint_is_final() -> None:
-    restarts = Restarts(allowed=9)
+    restarts = RestartBudget(allowed=9)
     again = Failure("rank 0 (pid 99) after step 8: killed by SIGKILL")
-    assert [restarts.refusal(one, progressed=True) for one in (KILLED, again)] == ["", ""]
-    assert restarts.refusal(again, progressed=False) == "the same failure twice without a new checkpoint in between"
+    assert [restarts.count_restart(one, progressed=True) for one in (KILLED, again)] == ["", ""]
+    assert (
+        restarts.count_restart(again, progressed=False) == "the same failure twice without a new checkpoint in between"
+    )
 
 
 def test_a_failure_that_would_repeat_is_not_retried() -> None:
-    refusal = Restarts(allowed=9).refusal(Failure("NaN", worth_another_attempt=False), progressed=True)
+    refusal = RestartBudget(allowed=9).count_restart(Failure("NaN", worth_another_attempt=False), progressed=True)
     assert refusal == "another attempt would fail in the same way"
 
 
 def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 1.0)
-    assert [Restarts(9, used).pause_s for used in (1, 2, 3, 7, 30)] == [1, 2, 4, 60, 60]
+    monkeypatch.setattr("launcher.supervise.restarts.FIRST_BACKOFF_S", 1.0)
+    assert [RestartBudget(9, used).backoff_s for used in (1, 2, 3, 7, 30)] == [1, 2, 4, 60, 60]
 
 
 class FakeAttempts:
@@ -68,13 +70,15 @@ class FakeAttempts:
         attempt.state = ending if isinstance(ending, str) else "failed"
         for number in ending if not isinstance(ending, str) else ():
             nodes[number].done = False
-            nodes[number].note({"event": "gone"})
-        attempt.write()
+            nodes[number].apply_event({"event": "gone"})
+        attempt.write_record()
         return attempt
 
-    def run_to_end(self, **launch: Any) -> Ended:
+    def run_to_end(self, **launch: Any) -> RunResult:
         config = LaunchConfig(**{"nodes": 4, "gpus": 8, **launch})
-        return Recovery(config, self.run, Requests(), self.plan_of, self.start, self.messages.append, 64).to_the_end()
+        return RestartLoop(
+            config, self.run, StopRequests(), self.plan_of, self.start, self.messages.append, 64
+        ).run_until_end()
 
 
 def test_a_run_continues_with_as_many_remaining_nodes_as_divide_the_shards(run: RunDir) -> None:
@@ -107,7 +111,7 @@ def test_without_elastic_a_lost_node_is_started_again(run: RunDir) -> None:
 
 
 def test_the_cause_of_a_failed_attempt_is_in_its_file_and_shown(run: RunDir) -> None:
-    crash(run, 1, "boom", time=1.0, kind="ValueError")
+    write_crash_file(run, 1, "boom", time=1.0, kind="ValueError")
     fake = FakeAttempts(run, (), "stopped")
     fake.run_to_end()
     assert "ValueError: boom" in run.attempt(1).read_text()
@@ -122,22 +126,22 @@ def test_progress_is_a_checkpoint_later_than_the_one_the_attempt_resumed(run: Ru
     for attempt, resumed_step in ((1, 4), (2, 8), (3, 8)):
         write_json(run.rank_progress(0), {"attempt": attempt, "went_on_after": resumed_step})
         failed = Attempt(run, attempt, [], 1)
-        recovery = Recovery(LaunchConfig(), run, Requests(), fake.plan_of, fake.start, fake.messages.append, 64)
+        recovery = RestartLoop(LaunchConfig(), run, StopRequests(), fake.plan_of, fake.start, fake.messages.append, 64)
         assert recovery._has_progressed(failed) == (resumed_step == 4)
     assert not recovery._has_progressed(Attempt(run, 9, [], 1))
 
 
 def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is stopped: nothing is running, so nothing is lost. After an earlier stop request the failure counts."""
-    monkeypatch.setattr("launcher.supervise.restarts.FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr("launcher.supervise.restarts.FIRST_BACKOFF_S", 60.0)
     (run.checkpoints / "step-00000004").mkdir()
     for stopped_before in (False, True):
-        fake, requests = FakeAttempts(run, ()), Requests()
-        stop_first = requests.ask if stopped_before else lambda: None
+        fake, requests = FakeAttempts(run, ()), StopRequests()
+        stop_first = requests.request_stop if stopped_before else lambda: None
         stop_first()
-        recovery = Recovery(LaunchConfig(nodes=4), run, requests, fake.plan_of, fake.start, fake.messages.append, 64)
+        recovery = RestartLoop(LaunchConfig(nodes=4), run, requests, fake.plan_of, fake.start, fake.messages.append, 64)
         run.stop_request.touch()
-        ended = recovery.to_the_end()
+        ended = recovery.run_until_end()
         assert (ended.attempt.state, ended.refusal) == (
             ("failed", "a stop was requested") if stopped_before else ("stopped", "")
         )
@@ -157,15 +161,15 @@ def test_a_stop_request_between_two_attempts_ends_the_run(run: RunDir, monkeypat
 def test_elastic_sets_the_initial_and_the_minimum_number_of_nodes(
     nodes: int | None, elastic: str | None, expected: tuple[int, int | None]
 ) -> None:
-    assert node_limits(nodes, elastic) == expected
+    assert parse_node_limits(nodes, elastic) == expected
 
 
 @pytest.mark.parametrize("elastic", ["4:1", "0:2", "2", "1:2:3", "a:b", "", "-1:2", "1:9999999"])
 def test_an_invalid_elastic_range_is_refused(elastic: str) -> None:
     with pytest.raises(ConfigError, match="expected MIN:MAX"):
-        node_limits(None, elastic)
+        parse_node_limits(None, elastic)
     with pytest.raises(ConfigError, match="leave --nodes out"):
-        node_limits(2, "1:4")
+        parse_node_limits(2, "1:4")
 
 
 def test_drill_faults_are_deduplicated_and_all_means_every_one() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launcher.transport import connect
-from launcher.transport.agent_client import AGENT, Agent, Link, closing_all
-from launcher.transport.connect import AT_ONCE, TRIES, on_the_way, open_all
+from launcher.transport.agent_client import AGENT_COMMAND, AgentConnection, AgentProcess, close_agents_together
+from launcher.transport.connect import MAX_CONCURRENT_LOGINS, MAX_TRIES, describe_lost_connection, open_connections
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -21,26 +21,26 @@ exec "$@"
 """
 
 
-def refused_twice(count: Path, message: str = RESET) -> Agent:
-    return Agent(("sh", "-c", REFUSED_TWICE, "sh", str(count), message, *AGENT), deadline_s=60)
+def refused_twice(count: Path, message: str = RESET) -> AgentProcess:
+    return AgentProcess(("sh", "-c", REFUSED_TWICE, "sh", str(count), message, *AGENT_COMMAND), deadline_s=60)
 
 
-def end_message(agent: Link) -> str:
+def end_message(agent: AgentConnection) -> str:
     (event,) = agent.read()
-    return on_the_way(event)
+    return describe_lost_connection(event)
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "RETRY_S", 0.01)
+    monkeypatch.setattr(connect, "RETRY_DELAY_S", 0.01)
 
 
 @pytest.mark.fault("F60")
 @pytest.mark.parametrize("message", [RESET, "srun: error: Unable to create step for job 7: Job credential revoked"])
 def test_a_connection_that_was_refused_is_opened_again(message: str, tmp_path: Path) -> None:
-    with closing_all() as agents:
-        (agent,) = open_all([partial(refused_twice, tmp_path / "tries", message)], agents)
-        assert isinstance(agent, Link)
+    with close_agents_together() as agents:
+        (agent,) = open_connections([partial(refused_twice, tmp_path / "tries", message)], agents)
+        assert isinstance(agent, AgentConnection)
         assert (agents, [event["event"] for event in agent.read()]) == ([agent], ["ready"])
     assert (tmp_path / "tries").read_text() == "try\n" * 3
 
@@ -55,29 +55,29 @@ def test_a_connection_that_was_refused_is_opened_again(message: str, tmp_path: P
 def test_a_connection_that_is_always_refused_is_reported_with_the_setting(message: str, remedy: str) -> None:
     started: list[None] = []
 
-    def refused() -> Agent:
+    def refused() -> AgentProcess:
         started.append(None)
-        return Agent(("sh", "-c", 'echo "$1" >&2; exit 255', "sh", message), deadline_s=60)
+        return AgentProcess(("sh", "-c", 'echo "$1" >&2; exit 255', "sh", message), deadline_s=60)
 
-    with closing_all() as agents:
-        (agent,) = open_all([refused], agents)
-        assert isinstance(agent, Link)
+    with close_agents_together() as agents:
+        (agent,) = open_connections([refused], agents)
+        assert isinstance(agent, AgentConnection)
         text = end_message(agent)
-    assert len(started) == TRIES
-    assert text.startswith(f"{message} / refused {TRIES} times: ")
+    assert len(started) == MAX_TRIES
+    assert text.startswith(f"{message} / refused {MAX_TRIES} times: ")
     assert remedy in text
 
 
 def test_another_failure_is_not_retried() -> None:
     started: list[None] = []
 
-    def unknown() -> Agent:
+    def unknown() -> AgentProcess:
         started.append(None)
-        return Agent(("sh", "-c", "echo ssh: Could not resolve hostname n9 >&2; exit 255"), deadline_s=60)
+        return AgentProcess(("sh", "-c", "echo ssh: Could not resolve hostname n9 >&2; exit 255"), deadline_s=60)
 
-    with closing_all() as agents:
-        (agent,) = open_all([unknown], agents)
-        assert isinstance(agent, Link)
+    with close_agents_together() as agents:
+        (agent,) = open_connections([unknown], agents)
+        assert isinstance(agent, AgentConnection)
         assert end_message(agent) == "ssh: Could not resolve hostname n9"
     assert len(started) == 1
 
@@ -88,10 +88,10 @@ def test_few_connections_log_in_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     gates = list[Path]()
     counts = list[int]()
 
-    def start() -> Agent:
+    def start() -> AgentProcess:
         gates.append(tmp_path / str(len(gates)))
         script = 'until [ -e "$1" ]; do sleep 0.01; done; echo in; exec cat'
-        return Agent(("sh", "-c", script, "sh", str(gates[-1])), deadline_s=60)
+        return AgentProcess(("sh", "-c", script, "sh", str(gates[-1])), deadline_s=60)
 
     def let_all_in() -> bool:
         waiting = [gate for gate in gates if not gate.exists()]
@@ -100,14 +100,14 @@ def test_few_connections_log_in_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
             gate.touch()
         return False
 
-    with closing_all() as agents:
-        open_all([start] * (3 * AT_ONCE), agents, stop=let_all_in)
-    assert (len(gates), max(counts)) == (3 * AT_ONCE, AT_ONCE)
+    with close_agents_together() as agents:
+        open_connections([start] * (3 * MAX_CONCURRENT_LOGINS), agents, stop=let_all_in)
+    assert (len(gates), max(counts)) == (3 * MAX_CONCURRENT_LOGINS, MAX_CONCURRENT_LOGINS)
 
 
 def test_a_stop_request_opens_the_remaining_connections_at_once() -> None:
     start_s = time.monotonic()
-    with closing_all() as agents:
-        opened = open_all([lambda: Agent(("cat",), deadline_s=60)] * 3, agents, stop=lambda: True)
+    with close_agents_together() as agents:
+        opened = open_connections([lambda: AgentProcess(("cat",), deadline_s=60)] * 3, agents, stop=lambda: True)
         assert len(opened) == len(agents) == 3
-    assert time.monotonic() - start_s < connect.OPEN_S
+    assert time.monotonic() - start_s < connect.OPEN_TIMEOUT_S

@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import tune_controller
 
-from launcher.tune.driver.lost_trials import memory_kills_survived, short_reason
+from launcher.tune.driver.lost_trials import extract_reason, survive_memory_kills
 
 MEMORY = """\
 Failure # 1 (occurred at 2026-11-30_16-25-03)
@@ -34,14 +34,14 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
     ],
 )
 def test_the_reason_of_a_lost_trial_is_one_line(text: str, expected: str) -> None:
-    assert short_reason(text) == expected
+    assert extract_reason(text) == expected
 
 
 def test_a_memory_kill_during_a_step_fails_the_trial_and_not_tune() -> None:
     errors = list[Exception]()
     actor: Any = SimpleNamespace(actor_id="1", _on_error=None)
     step: Any = SimpleNamespace(_tracked_actor=actor, _on_error=lambda _actor, error: errors.append(error))
-    with memory_kills_survived():
+    with survive_memory_kills():
         manager: Any = object.__new__(tune_controller.RayActorManager)  # its constructor would start Ray
     manager._failed_actor_ids, manager._cleanup_actor = set(), lambda **_: None
     manager._actor_task_failed(step, OutOfMemoryError(MEMORY))

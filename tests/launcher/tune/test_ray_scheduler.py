@@ -6,9 +6,9 @@ from typing import Any, Literal
 import pytest
 
 from launcher.config.launch_config import TuneOptions
-from launcher.tune.driver.ray_scheduler import Scheduler, rule_of
+from launcher.tune.driver.ray_scheduler import EarlyStopScheduler, build_stopping_rule
 from launcher.tune.records.history import History
-from tests.helpers.histories import TOP1, ask, end
+from tests.helpers.histories import TOP1, add_trial, end_trial
 
 EPOCHS = 9
 
@@ -17,12 +17,12 @@ def add_report(history: History, number: int, epoch: int, top1: float) -> None:
     history.add({"fact": "reported", "trial": number, "epoch": epoch, "metrics": {TOP1: top1}})
 
 
-def scheduler(history: History, stopped: list[int]) -> Scheduler:
-    rule = rule_of(history.options, EPOCHS)
-    return Scheduler(rule, history, last_epoch=lambda _number: EPOCHS, on_stop=stopped.append)
+def scheduler(history: History, stopped: list[int]) -> EarlyStopScheduler:
+    rule = build_stopping_rule(history.options, EPOCHS)
+    return EarlyStopScheduler(rule, history, last_epoch=lambda _number: EPOCHS, on_stop=stopped.append)
 
 
-def report_result(tune_scheduler: Scheduler, number: int, epoch: int, top1: float) -> str:
+def report_result(tune_scheduler: EarlyStopScheduler, number: int, epoch: int, top1: float) -> str:
     trial: Any = SimpleNamespace(config={"number": number})
     controller: Any = None
     return tune_scheduler.on_trial_result(controller, trial, {"state": "running", "epoch": epoch, TOP1: top1})
@@ -33,7 +33,7 @@ def test_a_resumed_scheduler_decides_like_an_uninterrupted_one(name: Literal["as
     history, stopped = History(TuneOptions(trials=9, scheduler=name)), list[int]()
     uninterrupted = scheduler(history, stopped)
     for number in range(1, 7):
-        ask(history, number, {})
+        add_trial(history, number, {})
         uninterrupted.on_trial_add(None, SimpleNamespace(config={"number": number}))
     for epoch in (1, 2, 3):
         for number in range(1, 7):
@@ -42,7 +42,7 @@ def test_a_resumed_scheduler_decides_like_an_uninterrupted_one(name: Literal["as
                 decision = report_result(uninterrupted, number, epoch, top1)
                 assert decision == report_result(scheduler(history, []), number, epoch, top1)
                 if decision == "STOP":
-                    end(history, number, "pruned", [])
+                    end_trial(history, number, "pruned", [])
                 add_report(history, number, epoch, top1)
     assert stopped
 
@@ -53,7 +53,7 @@ def test_a_trial_whose_stop_was_interrupted_is_stopped_by_its_next_report(
 ) -> None:
     history, stopped = History(TuneOptions(trials=9, scheduler=name)), list[int]()
     for number in (1, 2, 3, 4, 5):
-        ask(history, number, {})
+        add_trial(history, number, {})
         add_report(history, number, 1, 0.9 - number / 10)
     resumed = scheduler(history, stopped)
     assert report_result(resumed, 5, 1, 0.4) == "STOP"

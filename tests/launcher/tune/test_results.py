@@ -18,7 +18,7 @@ from launcher.tune.records.history import History
 from launcher.tune.results.write import write_final_results, write_results
 from launcher.tune.results.write import write_report as write_sweep_report
 from launcher.tune.space.load import Space
-from tests.helpers.histories import TAPS, TOP1, ask, confirm, end, history_of, sweep_of
+from tests.helpers.histories import TAPS, TOP1, add_confirmations, add_trial, end_trial, make_history, make_sweep
 
 pytestmark = pytest.mark.usefixtures("charts_in_process")
 
@@ -39,17 +39,17 @@ def sweep(tmp_path: Path) -> SweepDir:
 
 def write_sweep(folder: Path) -> tuple[SweepDir, Space, History]:
     """Write all results of a sweep with a trial of each state, a repeated trial, and runs with further seeds."""
-    sweep, space = sweep_of(folder, *SPACE)
+    sweep, space = make_sweep(folder, *SPACE)
     history = History(TuneOptions(trials=6))
     for number, values in enumerate((PLAIN, GOOD, PLAIN, PLAIN, PLAIN)):
-        ask(history, number, values)
-    end(history, 0, "finished", [{TOP1: 0.25}, {TOP1: 0.5}])
-    end(history, 1, "finished", [{TOP1: 0.5, "valid/loss": 2.0}, {TOP1: 0.75, "valid/loss": float("nan")}])
-    end(history, 2, "pruned", [{TOP1: 0.125}])
-    end(history, 3, "failed", [], HOSTILE)
+        add_trial(history, number, values)
+    end_trial(history, 0, "finished", [{TOP1: 0.25}, {TOP1: 0.5}])
+    end_trial(history, 1, "finished", [{TOP1: 0.5, "valid/loss": 2.0}, {TOP1: 0.75, "valid/loss": float("nan")}])
+    end_trial(history, 2, "pruned", [{TOP1: 0.125}])
+    end_trial(history, 3, "failed", [], HOSTILE)
     history.add({"fact": "repeated", "trial": 5, "values": GOOD, "digest": "1", "memory": {}, "of": 1})
-    confirm(history, "0001", [0.7, 0.71, 0.705])
-    confirm(history, "base", [0.5, 0.51, 0.505])
+    add_confirmations(history, "0001", [0.7, 0.71, 0.705])
+    add_confirmations(history, "base", [0.5, 0.51, 0.505])
     history.add({"fact": "tested", "trial": 1, "metrics": {"test/deepest_top1": 0.7}})
     write_final_results(sweep, space, history, held_out=5200)
     write_report([sweep.path], None)
@@ -115,17 +115,17 @@ def test_the_best_config_has_a_header_with_command_and_result(sweep: SweepDir) -
 
 
 def test_samples_that_the_user_held_out_stay_held_out(tmp_path: Path) -> None:
-    sweep, space = sweep_of(tmp_path, *SPACE)
-    write_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
+    sweep, space = make_sweep(tmp_path, *SPACE)
+    write_results(sweep, space, make_history((PLAIN, 0.5)), held_out=0)
     assert load_config(str(sweep.best)).data.valid == 5200
 
 
 def test_with_several_metrics_the_best_trial_is_the_one_with_the_best_first_metric(tmp_path: Path) -> None:
-    sweep, space = sweep_of(tmp_path, *SPACE)
+    sweep, space = make_sweep(tmp_path, *SPACE)
     history = History(TuneOptions(trials=3, metrics=(TOP1, "cost/train_macs"), modes=("max", "min")))
     for number, (top1, macs) in enumerate(((0.5, 1e8), (0.7, 3e8), (0.6, 4e8))):
-        ask(history, number, PLAIN)
-        end(history, number, "finished", [{TOP1: top1, "cost/train_macs": macs}])
+        add_trial(history, number, PLAIN)
+        end_trial(history, number, "finished", [{TOP1: top1, "cost/train_macs": macs}])
     write_final_results(sweep, space, history, held_out=5200)
     write_report([sweep.path], None)
     content = summary(sweep)
@@ -135,9 +135,9 @@ def test_with_several_metrics_the_best_trial_is_the_one_with_the_best_first_metr
 
 
 def test_without_a_finished_trial_there_is_a_report_and_no_best(tmp_path: Path) -> None:
-    sweep, space = sweep_of(tmp_path, *SPACE)
+    sweep, space = make_sweep(tmp_path, *SPACE)
     history = History(TuneOptions(trials=1))
-    ask(history, 0, PLAIN)
+    add_trial(history, 0, PLAIN)
     write_final_results(sweep, space, history, held_out=5200)
     write_report([sweep.path], None)
     assert summary(sweep)["best"] is None
@@ -152,8 +152,8 @@ def test_texts_of_trials_are_escaped_in_the_report(sweep: SweepDir) -> None:
 
 
 def test_writing_a_hundred_trials_takes_less_than_0_1_cpu_seconds(tmp_path: Path) -> None:
-    sweep, space = sweep_of(tmp_path, *SPACE)
-    history = history_of(*((GOOD, number / 1000) for number in range(100)))
+    sweep, space = make_sweep(tmp_path, *SPACE)
+    history = make_history(*((GOOD, number / 1000) for number in range(100)))
     write_results(sweep, space, history, held_out=5200)
     start = time.process_time()
     write_results(sweep, space, history, held_out=5200)
@@ -162,9 +162,9 @@ def test_writing_a_hundred_trials_takes_less_than_0_1_cpu_seconds(tmp_path: Path
 
 @pytest.mark.usefixtures("processes")
 def test_an_existing_file_is_not_overwritten_by_the_report(tmp_path: Path) -> None:
-    sweep, space = sweep_of(tmp_path, *SPACE)
+    sweep, space = make_sweep(tmp_path, *SPACE)
     sweep.report.write_text("mine")
-    write_final_results(sweep, space, history_of((PLAIN, 0.5)), held_out=0)
+    write_final_results(sweep, space, make_history((PLAIN, 0.5)), held_out=0)
     assert "exists and was not written by fmfsd report" in write_sweep_report(sweep)
     assert (sweep.report.read_text(), sweep.has_report) == ("mine", False)
     sweep.report.unlink()

@@ -13,11 +13,17 @@ import pytest
 
 from launcher.config.launch_config import TuneOptions
 from launcher.tune.records.history import Trial
-from launcher.tune.sampling.sampler import SEARCHES, Search, default_search, missing, refused
-from launcher.tune.space.draw import at_random, combinations
+from launcher.tune.sampling.sampler import (
+    SEARCH_METHODS,
+    Sampler,
+    default_search,
+    find_missing_package,
+    find_search_problems,
+)
+from launcher.tune.space.draw import draw_random, enumerate_draws
 from launcher.tune.space.parameters import Parameter, Space
 
-TAPS = Parameter("model.branches", "subset", ("stage1", "stage2", "stage3"), least=1, most=2)
+TAPS = Parameter("model.branches", "subset", ("stage1", "stage2", "stage3"), min_size=1, max_size=2)
 CONDITIONAL = (
     Parameter("distill.feature", "choice", ("batch_norm", "none")),
     Parameter("distill.beta", "loguniform", (1e-3, 0.3), when=(("distill.feature", ("batch_norm",)),)),
@@ -40,11 +46,11 @@ def end_trial(trial: Trial, metrics: tuple[str, ...]) -> Trial:
     return replace(trial, state="finished", metrics=values)
 
 
-def draw_trial(search: Search, number: int) -> Trial:
+def draw_trial(search: Sampler, number: int) -> Trial:
     """Draw a trial and return it as read from a ledger."""
     draw = search.draw(number)
     assert draw is not None
-    return Trial(number, json.loads(json.dumps(draw.values)), "", json.loads(json.dumps(draw.memory)))
+    return Trial(number, json.loads(json.dumps(draw.values)), "", json.loads(json.dumps(draw.sampler_state)))
 
 
 def run_search(
@@ -52,15 +58,15 @@ def run_search(
 ) -> tuple[dict[int, Trial], list[Trial]]:
     """Return all trials, `under_way` of them at a time, and the trials that a resumed sampler draws after each of the
     `cuts`."""
-    search, ledger, again = Search(space, options), dict[int, Trial](), list[Trial]()
+    search, ledger, again = Sampler(space, options), dict[int, Trial](), list[Trial]()
     for number in range(1, options.trials + 1):
         if (oldest := number - num_running) >= 1:
             ledger[oldest] = end_trial(ledger[oldest], options.metrics)
-            search.tell(ledger[oldest])
+            search.report(ledger[oldest])
         if number in cuts:
-            resumed = Search(space, options)
+            resumed = Sampler(space, options)
             for trial in ledger.values():
-                resumed.recall(trial)
+                resumed.restore(trial)
             again.append(draw_trial(resumed, number))
         ledger[number] = draw_trial(search, number)
     return ledger, again
@@ -68,18 +74,18 @@ def run_search(
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("num_running", [1, 3])
-@pytest.mark.parametrize("search", [name for name in SEARCHES if name != "grid"])
+@pytest.mark.parametrize("search", [name for name in SEARCH_METHODS if name != "grid"])
 def test_a_resumed_sampler_continues_as_if_uninterrupted(search: str, num_running: int) -> None:
-    if package := missing(search):
+    if package := find_missing_package(search):
         pytest.skip(f"{package} is not installed")
     trials = {"gp": 16}.get(search, 45)
     cuts = (2, 5, trials)
     space = replace(SPACE, parameters=(*SPACE.parameters, SEEDS))
     options = TuneOptions(trials=trials, search=search, metrics=("valid/loss",), modes=("min",), seed=5)
-    assert not list(refused(search, options, space))
+    assert not list(find_search_problems(search, options, space))
     ledger, again = run_search(space, options, num_running=num_running, cuts=cuts)
     for cut, trial in zip(cuts, again, strict=True):
-        assert (trial.values, trial.memory) == (ledger[cut].values, ledger[cut].memory)
+        assert (trial.values, trial.sampler_state) == (ledger[cut].values, ledger[cut].sampler_state)
     assert all(set(trial.values) >= {"seed", "distill.alpha", "model.branches"} for trial in ledger.values())
     assert [trial.values["seed"] for trial in ledger.values()] == [number % 3 for number in range(trials)]
 
@@ -87,16 +93,16 @@ def test_a_resumed_sampler_continues_as_if_uninterrupted(search: str, num_runnin
 @pytest.mark.parametrize("search", ["tpe", "nsga2", "nsga3"])
 def test_a_resumed_sampler_for_two_metrics_continues_as_if_uninterrupted(search: str) -> None:
     options = TuneOptions(trials=40, search=search, metrics=("valid/loss", "cost/params"), modes=("min", "max"))
-    assert not list(refused(search, options, SPACE))
+    assert not list(find_search_problems(search, options, SPACE))
     ledger, (again,) = run_search(SPACE, options, num_running=2, cuts=(40,))
-    assert (again.values, again.memory) == (ledger[40].values, ledger[40].memory)
+    assert (again.values, again.sampler_state) == (ledger[40].values, ledger[40].sampler_state)
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
 def test_subsets_have_allowed_sizes_and_order_and_conditions_hold(search: str) -> None:
     options = TuneOptions(trials=30, search=search, metrics=("valid/loss",), modes=("min",))
     for trial in run_search(SPACE, options)[0].values():
-        assert trial.values["model.branches"] in list(TAPS.each())
+        assert trial.values["model.branches"] in list(TAPS.enumerate_values())
         assert ("distill.beta" in trial.values) == (trial.values["distill.feature"] == "batch_norm")
 
 
@@ -110,15 +116,15 @@ def test_tpe_draws_better_than_random() -> None:
 
 def test_a_random_draw_depends_only_on_seed_and_number() -> None:
     options = TuneOptions(trials=9, search="random", seed=3)
-    one, other = Search(SPACE, options), Search(SPACE, options)
+    one, other = Sampler(SPACE, options), Sampler(SPACE, options)
     assert [one.draw(number) for number in range(9)][7] == other.draw(7)
     assert other.draw(7) != other.draw(8)
-    assert Search(SPACE, replace(options, seed=4)).draw(7) != other.draw(7)
+    assert Sampler(SPACE, replace(options, seed=4)).draw(7) != other.draw(7)
 
 
 def test_random_subsets_are_uniform_over_all_allowed_ones() -> None:
     """6000 draws of 6 subsets: 1000 each, within five standard deviations of 29."""
-    search = Search(Space("smoke", 1, (TAPS,)), TuneOptions(trials=1, search="random"))
+    search = Sampler(Space("smoke", 1, (TAPS,)), TuneOptions(trials=1, search="random"))
     draws = (search.draw(number) for number in range(6000))
     counts = Counter(tuple(draw.values["model.branches"]) for draw in draws if draw is not None)
     assert len(counts) == 6
@@ -126,11 +132,11 @@ def test_random_subsets_are_uniform_over_all_allowed_ones() -> None:
 
 
 def test_a_subset_of_a_forbidden_size_is_repaired() -> None:
-    from launcher.tune.sampling.optuna_sampler import repaired
+    from launcher.tune.sampling.optuna_sampler import repair_subset_sizes
 
-    space = Space("smoke", 1, (replace(TAPS, least=2), Parameter("distill.alpha", "uniform", (0, 1))))
+    space = Space("smoke", 1, (replace(TAPS, min_size=2), Parameter("distill.alpha", "uniform", (0, 1))))
     for number, taps in enumerate(([], ["stage3"], ["stage1", "stage2", "stage3"])):
-        values = repaired(space, {"model.branches": taps, "distill.alpha": 0.5}, seed=0, number=number)
+        values = repair_subset_sizes(space, {"model.branches": taps, "distill.alpha": 0.5}, seed=0, number=number)
         assert (len(values["model.branches"]), values["distill.alpha"]) == (2, 0.5)
         assert sorted(values["model.branches"]) == values["model.branches"]
         assert set(values["model.branches"]) <= set(taps) or set(values["model.branches"]) >= set(taps)
@@ -139,7 +145,7 @@ def test_a_subset_of_a_forbidden_size_is_repaired() -> None:
 FINITE = (
     Parameter("a", "choice", (1, 2, 3)),
     Parameter("b", "int", (0, 4), when=(("a", (1, 2)),)),
-    Parameter("c", "subset", ("x", "y", "z"), least=0, most=2, when=(("b", (3,)), ("optim.nesterov", (False,)))),
+    Parameter("c", "subset", ("x", "y", "z"), min_size=0, max_size=2, when=(("b", (3,)), ("optim.nesterov", (False,)))),
     Parameter("d", "quniform", (0.1, 0.9, 0.2), when=(("c", (["x"], ["x", "y"])),)),
     Parameter("e", "const", ("here",)),
     Parameter("f", "grid", (0, 1), when=(("optim.nesterov", (True,)),)),
@@ -149,13 +155,13 @@ FINITE = (
 
 def test_a_finite_space_knows_its_size_and_a_grid_covers_it() -> None:
     space = Space("smoke", 1, FINITE[::-1], {"optim.nesterov": False})
-    search = Search(space, TuneOptions(trials=31, search="grid"))
+    search = Sampler(space, TuneOptions(trials=31, search="grid"))
     draws = [search.draw(number) for number in range(1, 40)]
     assert space.size() == 1 + 2 * (4 + 5 + 2 * 5) == 39
-    assert len({json.dumps(draw) for draw in combinations(space)}) == 39
-    assert [draw.values for draw in draws if draw is not None] == list(combinations(space))
+    assert len({json.dumps(draw) for draw in enumerate_draws(space)}) == 39
+    assert [draw.values for draw in draws if draw is not None] == list(enumerate_draws(space))
     assert search.draw(40) is None
-    assert all(list(draw) == [key for key in "fedcba" if key in draw] for draw in combinations(space))
+    assert all(list(draw) == [key for key in "fedcba" if key in draw] for draw in enumerate_draws(space))
 
 
 def test_the_size_of_a_space_is_computed_without_enumeration() -> None:
@@ -167,8 +173,8 @@ def test_the_size_of_a_space_is_computed_without_enumeration() -> None:
 
 
 def test_quantized_values_are_exact_decimals() -> None:
-    assert list(Parameter("x", "quniform", (0.1, 0.9, 0.2)).each()) == [0.1, 0.3, 0.5, 0.7, 0.9]
-    assert list(Parameter("x", "quniform", (1, 8, 3)).each()) == [1, 4, 7]
+    assert list(Parameter("x", "quniform", (0.1, 0.9, 0.2)).enumerate_values()) == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert list(Parameter("x", "quniform", (1, 8, 3)).enumerate_values()) == [1, 4, 7]
     quarter = Space("smoke", 1, (Parameter("x", "quniform", (0.1, 0.9, 0.2)), SPACE.parameters[2], TAPS))
     options = TuneOptions(trials=20, search="tpe", metrics=("valid/loss",), modes=("min",))
     assert {trial.values["x"] for trial in run_search(quarter, options)[0].values()} == {0.1, 0.3, 0.5, 0.7, 0.9}
@@ -176,17 +182,17 @@ def test_quantized_values_are_exact_decimals() -> None:
 
 def test_random_draws_are_within_their_range() -> None:
     rng, learning_rate = random.Random(0), Parameter("optim.lr", "loguniform", (1e-4, 1.0))
-    rates = [learning_rate.at_random(rng) for _ in range(1000)]
+    rates = [learning_rate.sample(rng) for _ in range(1000)]
     assert all(1e-4 <= value <= 1 for value in rates)
     assert 400 < sum(value < 1e-2 for value in rates) < 600, "half of the orders of magnitude"
-    assert at_random(SPACE, rng, {"distill.alpha": 0.25})["distill.alpha"] == 0.25
+    assert draw_random(SPACE, rng, {"distill.alpha": 0.25})["distill.alpha"] == 0.25
 
 
 def test_a_missing_or_nan_metric_counts_as_a_failed_trial() -> None:
     options = TuneOptions(trials=2, search="tpe", metrics=("valid/loss",), modes=("min",))
-    search = Search(SPACE, options)
+    search = Sampler(SPACE, options)
     for number, metrics in enumerate(({"valid/loss": float("nan")}, {}, {"valid/loss": 1.0}), 1):
-        search.tell(replace(draw_trial(search, number), state="finished", metrics=metrics))
+        search.report(replace(draw_trial(search, number), state="finished", metrics=metrics))
     assert search.draw(4) is not None
 
 
@@ -210,14 +216,14 @@ def test_unsuitable_searches_are_refused(
     search: str, options: dict[str, Any], parameters: tuple[Parameter, ...], expected: str
 ) -> None:
     tune_options = TuneOptions(**{"trials": 9, "search": search, **options})
-    messages = [str(problem) for problem in refused(search, tune_options, Space("smoke", 9, parameters))]
+    messages = [str(problem) for problem in find_search_problems(search, tune_options, Space("smoke", 9, parameters))]
     assert any(text.startswith(expected) for text in messages), messages
 
 
 def test_a_search_without_its_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.tune.sampling.sampler.find_spec", lambda name: None)
-    assert [missing(name) for name in ("random", "grid", "tpe")] == ["", "", "optuna"]
-    assert "needs optuna, which is not installed" in str(*refused("tpe", TuneOptions(trials=9), SPACE))
+    assert [find_missing_package(name) for name in ("random", "grid", "tpe")] == ["", "", "optuna"]
+    assert "needs optuna, which is not installed" in str(*find_search_problems("tpe", TuneOptions(trials=9), SPACE))
 
 
 def test_the_default_search_is_grid_for_grids_and_tpe_otherwise() -> None:
@@ -231,9 +237,9 @@ def test_random_and_grid_need_no_optuna() -> None:
     code = (
         "import sys; from launcher.config.launch_config import TuneOptions;"
         "from launcher.config.packaged_files import find_space;"
-        "from launcher.tune.sampling.sampler import Search; from launcher.tune.space.load import read_space;"
+        "from launcher.tune.sampling.sampler import Sampler; from launcher.tune.space.load import read_space;"
         "space = read_space(find_space('temperature'));"
-        "[Search(space, TuneOptions(trials=12, search=name)).draw(1) for name in ('random', 'grid')];"
+        "[Sampler(space, TuneOptions(trials=12, search=name)).draw(1) for name in ('random', 'grid')];"
         "print({'optuna', 'numpy', 'torch', 'ray'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -242,9 +248,9 @@ def test_random_and_grid_need_no_optuna() -> None:
 
 def test_a_ledger_contains_no_pickles() -> None:
     """Optuna stores CMA-ES's state as a pickle; the ledger stores instead which results were new."""
-    if package := missing("cmaes"):
+    if package := find_missing_package("cmaes"):
         pytest.skip(f"{package} is not installed")
     options = TuneOptions(trials=30, search="cmaes", metrics=("valid/loss",), modes=("min",))
-    memories = [trial.memory for trial in run_search(SPACE, options)[0].values()]
+    memories = [trial.sampler_state for trial in run_search(SPACE, options)[0].values()]
     assert memories[0] == {"new": []}
     assert all(memory == {"new": [number]} for number, memory in enumerate(memories[1:], 1))

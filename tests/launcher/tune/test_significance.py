@@ -4,8 +4,8 @@ import pytest
 
 from launcher.config.launch_config import TuneOptions
 from launcher.tune.records.history import History
-from launcher.tune.results.significance import confirmed
-from tests.helpers.histories import TOP1, confirm
+from launcher.tune.results.significance import compare_with_base
+from tests.helpers.histories import TOP1, add_confirmations
 
 NOISE = (0.0, 0.004, -0.003, 0.002, -0.001)
 
@@ -14,7 +14,7 @@ def history(mode: str = "max", **results: tuple[float, ...]) -> History:
     """Return a history with these results by config; names of trials are prefixed with t."""
     runs = History(TuneOptions(trials=1, metrics=(TOP1,), modes=(mode,)))  # type: ignore[arg-type]
     for config, values in results.items():
-        confirm(runs, config.removeprefix("t"), values)
+        add_confirmations(runs, config.removeprefix("t"), values)
     return runs
 
 
@@ -27,7 +27,7 @@ def test_effects_of_a_seed_on_all_configs_are_not_noise() -> None:
     shared = (0.0, 0.04, -0.02, 0.01, -0.01)
     gains = (0.01, 0.011, 0.009, 0.01, 0.01)
     mine = tuple(0.7 + each + gain for each, gain in zip(shared, gains, strict=True))
-    best, base = confirmed(history(t0003=mine, base=around(0.7, shared)))
+    best, base = compare_with_base(history(t0003=mine, base=around(0.7, shared)))
     assert (best.config, base.config) == ("0003", "base")
     assert best.finding.startswith(f"+1.00 points of {TOP1} to base, 95 % interval +0.91 to +1.09, p = ")
     assert best.finding.endswith(": the gain is significant")
@@ -35,13 +35,13 @@ def test_effects_of_a_seed_on_all_configs_are_not_noise() -> None:
 
 
 def test_an_interval_around_zero_may_be_noise() -> None:
-    best = confirmed(history(t0003=(0.71, 0.70, 0.72), base=(0.70, 0.71, 0.70)))[0]
+    best = compare_with_base(history(t0003=(0.71, 0.70, 0.72), base=(0.70, 0.71, 0.70)))[0]
     assert best.finding.endswith(": the gain may be noise")
 
 
 def test_a_loss_or_no_difference_is_never_called_a_gain() -> None:
     worse, equal = (0.60, 0.601, 0.599), (0.70, 0.70, 0.70)
-    by_config = {each.config: each for each in confirmed(history(t1=worse, t2=equal, base=equal))}
+    by_config = {each.config: each for each in compare_with_base(history(t1=worse, t2=equal, base=equal))}
     assert by_config["1"].finding.endswith("it is significantly worse than base")
     assert by_config["2"].finding.endswith("there is no gain")
 
@@ -49,8 +49,8 @@ def test_a_loss_or_no_difference_is_never_called_a_gain() -> None:
 def test_more_configs_make_the_same_gain_less_significant() -> None:
     """p is below 0.05 for one comparison, and above for three."""
     mine, base = (0.71, 0.72, 0.73, 0.7, 0.72), (0.7,) * 5
-    alone = confirmed(history(t1=mine, base=base))[0]
-    of_three = confirmed(history(t1=mine, t2=base, t3=base, base=base))[0]
+    alone = compare_with_base(history(t1=mine, base=base))[0]
+    of_three = compare_with_base(history(t1=mine, t2=base, t3=base, base=base))[0]
     assert alone.p is not None
     assert alone.p < 0.05
     assert of_three.p == pytest.approx(3 * alone.p)
@@ -60,25 +60,25 @@ def test_more_configs_make_the_same_gain_less_significant() -> None:
 
 def test_with_mode_min_a_decrease_is_the_gain() -> None:
     mine, base = (0.5, 0.51, 0.49, 0.5), (0.6, 0.61, 0.59, 0.605)
-    best, *_ = confirmed(history(mode="min", t1=mine, t2=base, base=base))
+    best, *_ = compare_with_base(history(mode="min", t1=mine, t2=base, base=base))
     assert (best.config, best.finding.rpartition(": ")[2]) == ("1", "the gain is significant")
 
 
 def test_one_seed_gives_no_estimate_of_noise() -> None:
-    best = confirmed(history(t1=(0.8,), base=(0.7,)))[0]
+    best = compare_with_base(history(t1=(0.8,), base=(0.7,)))[0]
     assert best.finding == f"+10.00 points of {TOP1} to base with one seed, too few to distinguish a gain from noise"
     assert best.p is None
 
 
 def test_without_a_common_seed_nothing_is_compared() -> None:
-    best = confirmed(history(t1=(0.8, 0.8)))[0]
+    best = compare_with_base(history(t1=(0.8, 0.8)))[0]
     assert (best.difference, best.finding) == (None, "no seed in common with the base config: no comparison")
 
 
 def test_a_run_that_was_recorded_twice_counts_once() -> None:
     runs = history(t1=(0.8, 0.9), base=(0.7, 0.7))
-    confirm(runs, "1", (0.8, 0.9))
-    assert confirmed(runs)[0].seeds == (100, 101)
+    add_confirmations(runs, "1", (0.8, 0.9))
+    assert compare_with_base(runs)[0].seeds == (100, 101)
 
 
 def test_the_test_set_decides_if_all_runs_were_tested() -> None:
@@ -89,20 +89,20 @@ def test_the_test_set_decides_if_all_runs_were_tested() -> None:
             noise = {"1": 0.001, "base": 0.002}[config] * (-1) ** seed
             metrics = {TOP1: top1 + noise, "test/deepest_top1": test_top1 + noise}
             runs.add({"fact": "confirmed", "config": config, "seed": seed, "metrics": metrics})
-    assert confirmed(runs)[0].judged_by == "test/deepest_top1"
-    assert "the gain is significant" not in confirmed(runs)[0].finding
-    confirm(runs, "1", [0.8])
-    assert confirmed(runs)[0].judged_by == TOP1
+    assert compare_with_base(runs)[0].judged_by == "test/deepest_top1"
+    assert "the gain is significant" not in compare_with_base(runs)[0].finding
+    add_confirmations(runs, "1", [0.8])
+    assert compare_with_base(runs)[0].judged_by == TOP1
 
 
 def test_a_missing_cost_metric_is_not_used() -> None:
     runs = History(TuneOptions(trials=1, metrics=("cost/train_macs", TOP1), modes=("min", "max")))
-    confirm(runs, "1", [0.8])
-    assert confirmed(runs)[0].judged_by == TOP1
+    add_confirmations(runs, "1", [0.8])
+    assert compare_with_base(runs)[0].judged_by == TOP1
     alone = History(TuneOptions(trials=1, metrics=("cost/train_macs",), modes=("min",)))
-    confirm(alone, "1", [0.8])
-    assert confirmed(alone) == []
+    add_confirmations(alone, "1", [0.8])
+    assert compare_with_base(alone) == []
 
 
 def test_without_runs_with_further_seeds_there_are_no_findings() -> None:
-    assert confirmed(history()) == []
+    assert compare_with_base(history()) == []

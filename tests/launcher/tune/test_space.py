@@ -9,12 +9,12 @@ import pytest
 
 from fmfsd.config import load_config
 from fmfsd.errors import ConfigError
-from launcher.config.packaged_files import find_space, shipped_folder
-from launcher.tune.space.draw import at_random
+from launcher.config.packaged_files import find_space, packaged_folder
+from launcher.tune.space.draw import draw_random
 from launcher.tune.space.load import read_space
-from launcher.tune.space.parameters import overrides
+from launcher.tune.space.parameters import format_overrides
 
-SHIPPED = sorted(path.stem for path in shipped_folder("tune_spaces").glob("*.yaml"))
+SHIPPED = sorted(path.stem for path in packaged_folder("tune_spaces").glob("*.yaml"))
 
 
 def space(folder: Path, parameters: str, head: str = "config: smoke\n") -> Path:
@@ -40,7 +40,7 @@ def test_every_kind_of_parameter_is_parsed(tmp_path: Path) -> None:
     kinds = [parameter.kind for parameter in parsed.parameters]
     assert kinds == ["uniform", "loguniform", "quniform", "int", "choice", "grid", "subset", "const", "uniform"]
     assert parsed.parameters[-1].when == (("method", ("fmfsd",)),)
-    assert parsed.parameters[6].probes() == [["stage1"], ["stage2"], ["stage1", "stage2"]]
+    assert parsed.parameters[6].values_to_check() == [["stage1"], ["stage2"], ["stage1", "stage2"]]
 
 
 def test_values_are_checked_where_their_condition_holds(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_searched_key_can_not_be_set_too(tmp_path: Path) -> None:
 
 
 def test_spaces_are_found_by_name_or_path(tmp_path: Path) -> None:
-    assert find_space("loss") == shipped_folder("tune_spaces") / "loss.yaml"
+    assert find_space("loss") == packaged_folder("tune_spaces") / "loss.yaml"
     assert find_space("here/mine.yaml") == Path("here/mine.yaml")
     with pytest.raises(ConfigError, match=r"unknown search space 'los'; did you mean loss\?"):
         find_space("los")
@@ -204,7 +204,7 @@ def test_every_draw_of_a_shipped_space_is_a_valid_config(name: str) -> None:
     """The draws differ from the sample that the check of a space uses."""
     space, rng = read_space(find_space(name)), random.Random(1)
     for _ in range(50):
-        load_config(space.config, overrides(at_random(space, rng)))
+        load_config(space.config, format_overrides(draw_random(space, rng)))
 
 
 def test_shipped_spaces_cover_the_switches_of_the_method() -> None:

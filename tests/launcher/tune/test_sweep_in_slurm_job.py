@@ -17,25 +17,25 @@ from launcher.resources.host_probe import UnreachableError
 from launcher.resources.site import Site
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.supervise.requeue import NODE_IS_GONE, TIME_IS_UP, Requeue, reason_to_requeue
-from launcher.supervise.restarts import Ended
-from launcher.supervise.stop_requests import Requests
+from launcher.supervise.restarts import RunResult
+from launcher.supervise.stop_requests import StopRequests
 from launcher.transport import slurm_commands
 from launcher.tune import coordinator as coordination_module
 from launcher.tune.check import probe_site
-from launcher.tune.coordinator import BEYOND_GRACE_S, Coordination
-from launcher.tune.records.sweep_settings import Begun
-from launcher.tune.sweep_command import sweep_in_job
-from tests.helpers.sites import NearSite
+from launcher.tune.coordinator import RAY_SHUTDOWN_S, SweepCoordinator
+from launcher.tune.records.sweep_settings import SweepSettings
+from launcher.tune.sweep_command import settings_in_batch_job
+from tests.helpers.sites import LocalhostSite
 
 LOST = ("sh", "-c", "exit 1")
 
 
-def ended(*, node_is_gone: bool) -> Ended:
-    return cast(Ended, SimpleNamespace(for_want_of_a_node=node_is_gone))
+def ended(*, node_is_gone: bool) -> RunResult:
+    return cast(RunResult, SimpleNamespace(has_lost_node=node_is_gone))
 
 
-def requests(*, warned: bool = False, terminated: bool = False) -> Requests:
-    stop_requests = Requests(in_job=True)
+def requests(*, warned: bool = False, terminated: bool = False) -> StopRequests:
+    stop_requests = StopRequests(in_job=True)
     if warned:
         stop_requests.on_warning(0, None)
     if terminated:
@@ -54,7 +54,7 @@ def requests(*, warned: bool = False, terminated: bool = False) -> Requests:
     ],
 )
 def test_a_failed_job_is_requeued_at_its_time_limit_or_without_a_node(
-    received: Requests, node_is_gone: bool, expected: str
+    received: StopRequests, node_is_gone: bool, expected: str
 ) -> None:
     assert reason_to_requeue(ended(node_is_gone=node_is_gone), received) == expected
 
@@ -66,9 +66,9 @@ def test_a_sweep_that_fails_at_its_jobs_time_limit_is_requeued(
     requeued = list[str]()
     monkeypatch.setattr(slurm_commands, "requeue", requeued.append)
     monkeypatch.setattr("launcher.supervise.requeue.time.sleep", lambda _: None)
-    monkeypatch.setattr(coordination_module, "page_of", lambda *_: "the search failed")
-    sweep, settings, space = SweepDir(tmp_path), Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
-    coordination = Coordination(sweep, settings, space, NearSite(Resources(1)), {})
+    monkeypatch.setattr(coordination_module, "render_failure_page", lambda *_: "the search failed")
+    sweep, settings, space = SweepDir(tmp_path), SweepSettings(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
+    coordination = SweepCoordinator(sweep, settings, space, LocalhostSite(Resources(1)), {})
     job = Allocation("7", "n1", cores=1, gpus=0, is_batch=True)
     with pytest.raises(RunFailedError, match="the search failed"):
         coordination._fail(ended(node_is_gone=False), Requeue(job, lambda: 1, 0), requests(warned=warned))
@@ -77,10 +77,10 @@ def test_a_sweep_that_fails_at_its_jobs_time_limit_is_requeued(
 
 def test_on_hosts_home_user_and_gpus_are_not_passed_on(tmp_path: Path) -> None:
     environment = {"HOME": "/home/me", "USER": "me", "CUDA_VISIBLE_DEVICES": "3", "NCCL_DEBUG": "INFO"}
-    settings, space = Begun(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
+    settings, space = SweepSettings(TuneOptions(1), LaunchConfig(), 0), cast(Any, None)
     site = Site(Resources(1), "srun", ("n1", "n2"))
     for each, expected in ((site, {"NCCL_DEBUG"}), (Site(Resources(1)), set(environment))):
-        for node in Coordination(SweepDir(tmp_path), settings, space, each, environment).plan().nodes:
+        for node in SweepCoordinator(SweepDir(tmp_path), settings, space, each, environment).plan().nodes:
             assert environment.keys() & node.env.keys() == expected
 
 
@@ -91,17 +91,17 @@ def test_the_grace_of_trials_is_the_time_between_the_warning_and_the_kill(
     grace_s: float, starter: Any, expected: float
 ) -> None:
     """180 s in all, of which Slurm may already have used 60 s, and Ray needs 30 s to exit."""
-    assert BEYOND_GRACE_S == 30
-    settings = Begun(TuneOptions(1), LaunchConfig(grace_s=grace_s, starter=starter), 0)
-    assert sweep_in_job(settings).launch.grace_s == expected
+    assert RAY_SHUTDOWN_S == 30
+    settings = SweepSettings(TuneOptions(1), LaunchConfig(grace_s=grace_s, starter=starter), 0)
+    assert settings_in_batch_job(settings).launch.grace_s == expected
 
 
 @pytest.mark.usefixtures("processes")
 def test_a_sweep_uses_the_hosts_that_answer_and_their_resources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey_module, "JOB_PAUSE_S", 0.0)
-    site = NearSite(Resources(cores=1, gpus=("0", "1")), "srun", ("n1", "n2"), {"n1": LOST})
+    monkeypatch.setattr(survey_module, "RETRY_DELAY_S", 0.0)
+    site = LocalhostSite(Resources(cores=1, gpus=("0", "1")), "srun", ("n1", "n2"), {"n1": LOST})
     probed = probe_site(site, LaunchConfig(), tmp_path / "runs" / "one", os.environ, str(tmp_path))
     assert (probed.hosts, probed.resources.gpus) == (("n2",), Resources.detect(os.environ).gpus)
     with pytest.raises(UnreachableError, match="n1: no agent could be started there"):

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from launcher.tune.results.tap_effects import Effects, effects
-from tests.helpers.histories import TAPS, ask, end, history_of, sweep_of
+from launcher.tune.results.tap_effects import TapEffects, compute_tap_effects
+from tests.helpers.histories import TAPS, add_trial, end_trial, make_history, make_sweep
 
 NAMES = ("stage1", "stage2", "stage3")
 
 
-def effects_of(folder: Path, *placements: tuple[tuple[str, ...], float]) -> Effects:
-    _, space = sweep_of(folder, TAPS)
-    history = history_of(*(({"model.branches": list(taps)}, result) for taps, result in placements))
-    (result,) = effects(space, history)
+def effects_of(folder: Path, *placements: tuple[tuple[str, ...], float]) -> TapEffects:
+    _, space = make_sweep(folder, TAPS)
+    history = make_history(*(({"model.branches": list(taps)}, result) for taps, result in placements))
+    (result,) = compute_tap_effects(space, history)
     return result
 
 
@@ -93,14 +93,14 @@ def test_placements_are_sorted_by_their_means(tmp_path: Path) -> None:
 
 
 def test_only_finished_trials_with_the_parameter_count(tmp_path: Path) -> None:
-    _, space = sweep_of(tmp_path, TAPS)
-    history = history_of(({"model.branches": ["stage1"]}, 0.5), ({}, 0.9))
-    ask(history, 2, {"model.branches": ["stage2"]})
-    end(history, 2, "pruned", [{"valid/deepest_top1": 0.1}])
-    (result,) = effects(space, history)
+    _, space = make_sweep(tmp_path, TAPS)
+    history = make_history(({"model.branches": ["stage1"]}, 0.5), ({}, 0.9))
+    add_trial(history, 2, {"model.branches": ["stage2"]})
+    end_trial(history, 2, "pruned", [{"valid/deepest_top1": 0.1}])
+    (result,) = compute_tap_effects(space, history)
     assert result.trials == 1
 
 
 def test_without_placements_there_are_no_effects(tmp_path: Path) -> None:
-    _, space = sweep_of(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}")
-    assert effects(space, history_of(({"optim.lr": 0.1}, 0.5))) == []
+    _, space = make_sweep(tmp_path, "optim.lr: {uniform: [0.1, 0.2]}")
+    assert compute_tap_effects(space, make_history(({"optim.lr": 0.1}, 0.5))) == []

@@ -5,7 +5,7 @@ import pytest
 from fmfsd.errors import CheckError
 from launcher.agent.resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
-from launcher.tune.records.trial_resources import Shape, shape_of
+from launcher.tune.records.trial_resources import TrialResources, fit_trials
 
 GIB = 1 << 30
 BOX = Resources(cores=64, gpus=tuple(map(str, range(8))), memory=256 * GIB, gpu_memory=80 * GIB)
@@ -14,26 +14,26 @@ LAPTOP = Resources(cores=8, memory=16 * GIB)
 
 def shape(
     *machines: Resources, trials: int = 100, concurrent: int | None = None, need: int = 0, **launch: int
-) -> Shape:
+) -> TrialResources:
     options = TuneOptions(trials=trials, concurrent=concurrent)
-    return shape_of(machines, LaunchConfig(**{"gpus": 1, **launch}), options, worker_bytes=need)  # type: ignore[arg-type]
+    return fit_trials(machines, LaunchConfig(**{"gpus": 1, **launch}), options, worker_bytes=need)  # type: ignore[arg-type]
 
 
 def test_gpus_and_cores_are_divided_among_as_many_trials_as_fit() -> None:
-    assert shape(BOX) == Shape("cuda", cores=8, gpus=1, concurrent=8)
-    assert shape(BOX, gpus=2) == Shape("cuda", cores=16, gpus=2, concurrent=4)
-    assert shape(BOX, BOX, nodes=2, gpus=8) == Shape("cuda", cores=64, gpus=8, concurrent=1)
-    assert shape(BOX, gpus=3) == Shape("cuda", cores=32, gpus=3, concurrent=2)
+    assert shape(BOX) == TrialResources("cuda", cores=8, gpus=1, concurrent=8)
+    assert shape(BOX, gpus=2) == TrialResources("cuda", cores=16, gpus=2, concurrent=4)
+    assert shape(BOX, BOX, nodes=2, gpus=8) == TrialResources("cuda", cores=64, gpus=8, concurrent=1)
+    assert shape(BOX, gpus=3) == TrialResources("cuda", cores=32, gpus=3, concurrent=2)
 
 
 def test_without_gpus_each_worker_has_at_least_one_core_and_fewer_trials_have_more() -> None:
-    assert shape(LAPTOP) == Shape("cpu", cores=1, gpus=0, concurrent=8)
-    assert shape(LAPTOP, trials=3) == Shape("cpu", cores=2, gpus=0, concurrent=3)
-    assert shape(LAPTOP, concurrent=2) == Shape("cpu", cores=4, gpus=0, concurrent=2)
+    assert shape(LAPTOP) == TrialResources("cpu", cores=1, gpus=0, concurrent=8)
+    assert shape(LAPTOP, trials=3) == TrialResources("cpu", cores=2, gpus=0, concurrent=3)
+    assert shape(LAPTOP, concurrent=2) == TrialResources("cpu", cores=4, gpus=0, concurrent=2)
 
 
 def test_memory_limits_concurrent_trials() -> None:
-    assert shape(LAPTOP, need=5 * GIB) == Shape("cpu", cores=2, gpus=0, concurrent=3)
+    assert shape(LAPTOP, need=5 * GIB) == TrialResources("cpu", cores=2, gpus=0, concurrent=3)
     with pytest.raises(CheckError, match="a trial requests 1 x 1 GPUs and at least 90.0 GiB of their memory"):
         shape(BOX, need=90 * GIB)
 

@@ -10,7 +10,7 @@ from launcher.agent.resources import Resources
 from launcher.cli.tune import app
 from launcher.resources.cost_probe import Costs
 from tests.helpers.processes import run_command
-from tests.helpers.searches import arguments
+from tests.helpers.searches import sweep_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def expect_refusal(*argv: str) -> tuple[int, list[str]]:
 
 @pytest.mark.usefixtures("processes")
 def test_a_dry_run_shows_the_sweep_and_its_commands_and_writes_nothing(tiny_root: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run"))
+    result = CliRunner().invoke(app, sweep_arguments(tiny_root, tmp_path, "--dry-run"))
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(
         "3 trials over cifar100-resnet18: max valid/deepest_top1\nsearch random, scheduler none\n"
@@ -49,7 +49,7 @@ def test_help_and_dry_runs_import_neither_ray_nor_optuna_nor_torch(options: tupl
 
 @pytest.mark.usefixtures("processes")
 def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, arguments(tiny_root, tmp_path, "--dry-run", "--json"))
+    result = CliRunner().invoke(app, sweep_arguments(tiny_root, tmp_path, "--dry-run", "--json"))
     plan = json.loads(result.stdout)
     assert (plan["options"]["trials"], plan["held_out"], plan["launch"]["gpus"]) == (3, 0, 1)
 
@@ -75,7 +75,7 @@ def test_json_of_a_dry_run_is_json(tiny_root: Path, tmp_path: Path) -> None:
     ],
 )
 def test_invalid_options_are_refused(options: tuple[str, ...], expected: str, tiny_root: Path, tmp_path: Path) -> None:
-    argv = options if "--resume" in options else (*arguments(tiny_root, tmp_path), *options)
+    argv = options if "--resume" in options else (*sweep_arguments(tiny_root, tmp_path), *options)
     code, errors = expect_refusal(*argv)
     assert code == (3 if "--resume" in options else 2)
     assert any(expected in line for line in errors), errors
@@ -98,8 +98,8 @@ def test_invalid_options_are_refused(options: tuple[str, ...], expected: str, ti
 def test_a_dry_run_reports_the_same_problems_as_a_start(
     options: tuple[str, ...], code: int, expected: str, tiny_root: Path, tmp_path: Path
 ) -> None:
-    start = expect_refusal(*arguments(tiny_root, tmp_path, *options))
-    assert expect_refusal(*arguments(tiny_root, tmp_path, *options, "--dry-run")) == start
+    start = expect_refusal(*sweep_arguments(tiny_root, tmp_path, *options))
+    assert expect_refusal(*sweep_arguments(tiny_root, tmp_path, *options, "--dry-run")) == start
     assert start[0] == code
     assert any(expected in line for line in start[1]), start
 
@@ -111,13 +111,13 @@ def test_a_config_is_checked_for_the_devices_of_the_sweep(
 ) -> None:
     devices = list[str]()
 
-    def costs_of(*_: object, device: str, **_more: object) -> Costs:
+    def probe_costs(*_: object, device: str, **_more: object) -> Costs:
         devices.append(device)
         return Costs()
 
-    monkeypatch.setattr("launcher.prepare_launch.costs_of", costs_of)
+    monkeypatch.setattr("launcher.prepare_launch.probe_costs", probe_costs)
     monkeypatch.setattr(Resources, "detect", lambda _environment: Resources(4, gpus))
-    argv = arguments(tiny_root, tmp_path, "--set", "train.compile=cuda_graphs", "--dry-run")
+    argv = sweep_arguments(tiny_root, tmp_path, "--set", "train.compile=cuda_graphs", "--dry-run")
     result = CliRunner().invoke(app, argv)
     assert devices == [device]
     assert result.exit_code == (0 if gpus else 2), result.stderr
@@ -126,7 +126,7 @@ def test_a_config_is_checked_for_the_devices_of_the_sweep(
 
 def test_a_space_with_nothing_to_vary_is_refused(tiny_root: Path, tmp_path: Path) -> None:
     space = "config: smoke\nparameters:\n  distill.alpha: {const: 0.3}\n"
-    code, errors = expect_refusal(*arguments(tiny_root, tmp_path, space=space))
+    code, errors = expect_refusal(*sweep_arguments(tiny_root, tmp_path, space=space))
     assert code == 2
     assert "nothing to vary" in "".join(errors)
 
@@ -138,7 +138,7 @@ def test_without_ray_the_extra_is_named(tiny_root: Path, tmp_path: Path) -> None
         "find_spec = util.find_spec\n"
         "util.find_spec = lambda name, *more: None if name in ('ray', 'optuna') else find_spec(name, *more)\n"
         "from launcher.cli.tune import app\n"
-        f"app({arguments(tiny_root, tmp_path)!r})"
+        f"app({sweep_arguments(tiny_root, tmp_path)!r})"
     )
     result = run_command("python", "-c", code, cwd=tmp_path)
     assert result.returncode == 3, result.stderr
