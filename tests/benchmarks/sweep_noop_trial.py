@@ -18,21 +18,21 @@ class FinishedRun:
         values = [float(override.partition("=")[2]) for override in order.overrides]
         self._result = {"epoch": 1, "valid/deepest_top1": math.sin(sum(values)) ** 2, "valid/loss": sum(values)}
 
-    def records(self, after: int) -> list[dict[str, Any]]:
+    def new_records(self, after: int) -> list[dict[str, Any]]:
         return [self._result] if after < 1 else []
 
     def last_record(self) -> dict[str, Any]:
         return self._result
 
-    def seconds(self) -> float:
+    def elapsed_s(self) -> float:
         return 0.0
 
-    def end_now(self) -> None:
+    def stop_now(self) -> None:
         """Do nothing: the run has already ended."""
 
 
 class NoopTrial(TrialActor):
-    def _begin(self, config: Mapping[str, Any]) -> None:
+    def _start(self, config: Mapping[str, Any]) -> None:
         order = TrialSpec.from_dict(json.loads(config["order"]))
-        self._told, self._crew = order.reported, None
+        self._reported_epoch, self._nodes = order.reported, None
         self._run = FinishedRun(order)  # type: ignore[assignment]

@@ -158,7 +158,7 @@ def skip_the_collective(comms: Comms, joins: bool) -> tuple[str, float]:
     return message, took_s
 
 
-@pytest.mark.parametrize("met", [True, False])
+@pytest.mark.parametrize("joins", [True, False])
 def test_a_worker_that_skips_the_all_reduce_is_waited_for_only_until_the_deadline(joins: bool) -> None:
     (message, took_s), _ = run_workers(skip_the_collective, 2, joins)
     assert message.startswith("preflight: rank 0 could not complete an all-reduce within 1 s")

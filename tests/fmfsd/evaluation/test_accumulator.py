@@ -93,7 +93,7 @@ class SimulatedPair(SingleWorkerComms):
         super().__init__()
         self._others = [other.sums, other._attention]
 
-    def sum_(self, tensor: Tensor) -> Tensor:
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
         other = self._others.pop(0)
         return tensor if other is None else tensor + other
 

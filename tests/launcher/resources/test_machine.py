@@ -51,7 +51,7 @@ def test_the_smallest_quota_of_a_group_and_its_parents_counts(
         (tmp_path / "groups" / name).write_text(content)
     (tmp_path / "own").write_text(own)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    for module, root, path in ((cgroup, "_ROOT", "_OWN"), (cgroups, "ROOT", "OWN")):
+    for module, root, path in ((cgroup, "_ROOT", "_OWN"), (cgroups, "CGROUP_ROOT", "PROC_CGROUP")):
         monkeypatch.setattr(module, root, tmp_path / "groups")
         monkeypatch.setattr(module, path, tmp_path / "own")
     assert (Resources.detect({}).cores, usable_cores()) == (expected, expected)

@@ -111,7 +111,7 @@ def test_a_mistake_is_named_with_its_line(parameters: str, expected: str, tmp_pa
         ("parameters: {seed: {int: [0, 2]}}\ntrails: 3", "unknown key trails"),
         ("parameters: {seed: {int: [0, 2]}}\ntrials: 0", "trials: expected a positive number, found 0"),
         ("parameters: {seed: {int: [0, 2]}}\nconfig: 3", "config: expected the name of a preset or a file"),
-        ("parameters: {seed: {int: [0, 2]}}\nconfig: smoky", "no preset is called 'smoky'"),
+        ("parameters: {seed: {int: [0, 2]}}\nconfig: smoky", "unknown preset 'smoky'"),
     ],
 )
 def test_a_mistake_around_the_parameters_is_named(text: str, expected: str, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_invalid_combinations_are_refused_with_the_conflicting_values(tmp_path: 
         "model.branches: {const: [stage1, stage2]}",
     )
     (message,) = problems(space(tmp_path, "\n  ".join(lines)))
-    assert message.startswith(f"{tmp_path}/space.yaml:4: model.sem: softmax masks average to the same everywhere")
+    assert message.startswith(f"{tmp_path}/space.yaml:4: model.sem: the average of softmax masks is constant")
     assert message.endswith('; found with model.sem "softmax": let a `when` keep these apart')
 
 

@@ -112,7 +112,7 @@ def test_a_sweep_that_was_never_launched_is_new(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("act", "asked"), [(request_stop, ""), (request_cancel, STOP_NOW)])
+@pytest.mark.parametrize(("act", "content"), [(request_stop, ""), (request_cancel, STOP_NOW)])
 def test_a_sweep_gets_stop_requests_like_a_run(act: Callable[..., str], content: str, sweep: FakeSweep) -> None:
     set_owner(sweep, Owner.current())
     assert act(sweep.dir.path, wait=False).startswith("requested to ")
