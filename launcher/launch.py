@@ -1,4 +1,4 @@
-"""One launch from request to exit code: load, check, plan, and then show the plan or carry it out."""
+"""A launch from request to exit code: check, plan, and then show the plan or execute it."""
 
 import json
 import sys
@@ -12,7 +12,14 @@ from fmfsd.run.run_dir import RunDir
 from launcher.config.array_seeds import ArraySeeds
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import Checked, Request, checked, prepare_command, run_dir_of, show_plan
+from launcher.prepare_launch import (
+    CheckedLaunch,
+    LaunchRequest,
+    check_request,
+    prepare_command,
+    resolve_run_dir,
+    show_plan,
+)
 from launcher.resources.allocation import Allocation
 from launcher.resources.host_probe import UnreachableError
 from launcher.resources.site import Site
@@ -20,19 +27,19 @@ from launcher.slurm.job_options import LEAD_MARGIN_S, warning_lead_s
 from launcher.supervise.unreachable_nodes import handle_unreachable
 
 
-def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
-    """The exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
+def launch_run(request: LaunchRequest, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
+    """Return the exit code. Raises ConfigError or CheckError while nothing is started, RunFailedError after."""
     if request.site.transport == "sbatch":
         from launcher.slurm.submit import submit
 
         return submit(request, environment=environment, cwd=cwd, argv=argv)
     job = Allocation.from_environment(environment) if request.site.transport == "srun" else None
-    request = _of_task(request, job)
-    run = run_dir_of(request, cwd, job)
+    request = _with_task_seed(request, job)
+    run = resolve_run_dir(request, cwd, job)
     check = partial(_check_in_job, job, request, run, environment, cwd)
     found = check()
     if job is not None:
-        request = replace(request, launch=_in_job(request.launch, found.site, run))
+        request = replace(request, launch=_with_job_resources(request.launch, found.site, run))
     plan_for = partial(
         plan_run,
         request.launch,
@@ -42,34 +49,33 @@ def launch_run(request: Request, *, environment: Mapping[str, str], cwd: str, ar
         prepare=prepare_command(found.config),
     )
     if request.stop_after == "run":
-        return _carry_out(request, found, run, plan_for, check, argv, job)
+        return _execute(request, found, run, plan_for, check, argv, job)
     show_plan(request, found, plan_for(run, found.slots))
     return 0
 
 
-def _in_job(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
-    """With what the job offers, for whoever resumes the run outside of it; and for a stop the time that is left after
-    Slurm's warning."""
+def _with_job_resources(launch: LaunchConfig, site: Site, run: RunDir) -> LaunchConfig:
+    """Return the launch with the job's device, workers and warning time, so that it can be resumed elsewhere."""
     device, workers = site.placement(launch)
     grace_s = min(launch.max_grace_s, max(launch.grace_s, warning_lead_s(run) - LEAD_MARGIN_S))
     return replace(launch, device=device, gpus=workers, grace_s=grace_s)
 
 
 def _check_in_job(
-    job: Allocation | None, request: Request, run: RunDir, environment: Mapping[str, str], cwd: str
-) -> Checked:
-    """Return what `checked` does; in a Slurm job, nodes that do not answer may also have the job requeued."""
+    job: Allocation | None, request: LaunchRequest, run: RunDir, environment: Mapping[str, str], cwd: str
+) -> CheckedLaunch:
+    """Check the request. In a Slurm job, nodes that do not answer may also lead to a requeue."""
     try:
-        return checked(request, run, environment, cwd)
+        return check_request(request, run, environment, cwd)
     except UnreachableError as error:
         if job is not None and request.stop_after == "run":
             handle_unreachable(error, job, run, partial(print, file=sys.stderr, flush=True))
         raise
 
 
-def _carry_out(
-    request: Request,
-    found: Checked,
+def _execute(
+    request: LaunchRequest,
+    found: CheckedLaunch,
     run: RunDir,
     plan_for: Callable[..., LaunchPlan],
     check: Callable[[], object],
@@ -98,12 +104,12 @@ def _carry_out(
 
 
 def print_schema() -> None:
-    """The JSON schema of a config, for editors."""
+    """Print the JSON schema of a config, for editors."""
     print(json.dumps(RunConfig.model_json_schema(mode="serialization"), indent=2))
 
 
-def _of_task(request: Request, job: Allocation | None) -> Request:
-    """In a job array for seeds: with the seed and the folder of this task."""
+def _with_task_seed(request: LaunchRequest, job: Allocation | None) -> LaunchRequest:
+    """Return the request with the seed of this task, in a job array over seeds."""
     text = request.launch.slurm.array
     if text is None:
         return request

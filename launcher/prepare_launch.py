@@ -1,4 +1,4 @@
-"""What a launch is made from: the request, its config and its run directory, and the checks that it has to pass."""
+"""The request for a launch: its config, its run directory, and the checks that it has to pass."""
 
 import math
 import sys
@@ -38,8 +38,8 @@ from launcher.supervise.run_dir_init import is_finished
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the command line asks for."""
+class LaunchRequest:
+    """A launch as requested on the command line."""
 
     config: str
     overrides: tuple[str, ...]
@@ -51,104 +51,107 @@ class Request:
     checks_all_data: bool = False
 
     @property
-    def checksums_bytes(self) -> float:
-        """The size up to which a data set's content is verified."""
+    def max_checksum_bytes(self) -> float:
+        """The largest size of a data set whose checksums are verified."""
         if self.checks_all_data:
             return math.inf
         return 0 if self.stop_after == "plan" else CHECKED_AT_LAUNCH_BYTES
 
     @property
-    def words(self) -> list[str]:
-        """What the config is made from, as a command line has it."""
-        return [*(word for override in self.overrides for word in ("--set", override)), "--", self.config]
+    def config_arguments(self) -> list[str]:
+        """The config and its overrides as command-line arguments."""
+        return [*(part for override in self.overrides for part in ("--set", override)), "--", self.config]
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A launch that nothing is wrong with: its config, its site as it was found, what is to be said of it."""
+class CheckedLaunch:
+    """A launch that has passed all checks: its config, its probed site, its costs and warnings."""
 
     config: RunConfig
     site: Site
     costs: Costs
     warnings: Sequence[str]
     images: str = ""
-    """Where they will be, if not in memory."""
+    """Where the images are kept, if not in memory."""
     hosts: HostProbe = field(default_factory=HostProbe)
     slots: tuple[int, ...] | None = None
-    """The node slots to start with, where some nodes of an elastic launch do not answer; None: all."""
+    """The node slots to start with, if some nodes of an elastic launch do not answer; None: all."""
 
-    def text(self, plan: LaunchPlan) -> str:
-        """For people."""
+    def render(self, plan: LaunchPlan) -> str:
+        """Return the result of --check as text."""
         name, root = self.config.data.name, self.config.data.root
         data = f"{name} is prepared in {root}" if is_prepared(self.config) else f"{name} is prepared first, in {root}"
-        said = "; ".join(filter(None, [plan.summary(), data, self.images]))
-        return f"nothing is wrong: {said}\n{self.costs.render(sys.stdout)}"
+        summary = "; ".join(filter(None, [plan.summary(), data, self.images]))
+        return f"all checks passed: {summary}\n{self.costs.render(sys.stdout)}"
 
 
-def checked(request: Request, run: RunDir, environment: Mapping[str, str], cwd: str) -> Checked:
-    """ConfigError or CheckError with everything that is wrong; hosts and torch are not asked for a dry run."""
-    launch, asks = request.launch, request.stop_after != "plan"
-    about = partial(_survey, request, run, environment, cwd)
+def check_request(request: LaunchRequest, run: RunDir, environment: Mapping[str, str], cwd: str) -> CheckedLaunch:
+    """Check a request. ConfigError or CheckError with all problems. A dry run queries neither hosts nor torch."""
+    launch = request.launch
+    probe = partial(_probe_hosts, request, run, environment, cwd)
     try:
-        config = config_of(request)
+        config = load_request_config(request)
     except ConfigError as error:
-        hosts = about(None)
+        hosts = probe(None)
         site = hosts.apply_to(request.site)
-        around = find_problems_without_config(launch, site, run, hosts)
-        raise ConfigError([*error.problems, *_beside(error, run, launch, site), *around]) from error
-    hosts = about(config)
+        others = find_problems_without_config(launch, site, run, hosts)
+        raise ConfigError([*error.problems, *_find_other_problems(error, run, launch, site), *others]) from error
+    hosts = probe(config)
     whole_site = hosts.apply_to(request.site)
-    slots, shrunk = _slots(launch, whole_site, hosts, config.data.shards)
+    slots, elastic_notes = _choose_slots(launch, whole_site, hosts, config.data.shards)
     launch, site = replace(launch, nodes=len(slots)), replace(whole_site, hosts=whole_site.hosts_of(slots))
     hosts = hosts if site.is_here else hosts.select(site.hosts)
     require_visible(run)
-    costs = _costs(replace(request, launch=launch), config, run, site, environment) if asks else Costs()
+    is_dry = request.stop_after == "plan"
+    costs = Costs() if is_dry else _probe_costs(replace(request, launch=launch), config, run, site, environment)
     costs = add_image_memory(costs, config, launch, site)
     try:
         require_valid_launch(
-            config, launch, site, run, checksums_bytes=request.checksums_bytes, host_probe=hosts, costs=costs
+            config, launch, site, run, checksums_bytes=request.max_checksum_bytes, host_probe=hosts, costs=costs
         )
     except CheckError as error:
         if hosts.failures:
             raise UnreachableError(error.problems) from error
         raise
-    notes = [cache_note(environment), *shrunk, *find_warnings(config, launch, site, run, hosts, costs)]
-    return Checked(
+    notes = [cache_note(environment), *elastic_notes, *find_warnings(config, launch, site, run, hosts, costs)]
+    return CheckedLaunch(
         config, whole_site, costs, list(filter(None, notes)), describe_image_storage(config, launch, site), hosts, slots
     )
 
 
-def _beside(error: ConfigError, run: RunDir, launch: LaunchConfig, site: Site | None) -> list[Problem]:
-    """What else is wrong with a config whose values are not all right."""
+def _find_other_problems(error: ConfigError, run: RunDir, launch: LaunchConfig, site: Site | None) -> list[Problem]:
+    """Return further problems of a config with invalid values, found without these values."""
     if not isinstance(error, InvalidConfigError):
         return []
     return find_config_problems(error.draft, run, launch, site, unknown=error.invalid_keys)
 
 
-def problems_without_site(
+def find_problems_without_site(
     source: str, changes: Sequence[str], launch: LaunchConfig, *, data_root: str, cwd: str
 ) -> list[Problem]:
-    """What is wrong with a config, its data and its first weights, where options leave open what it is to run on."""
+    """Return the problems of a config, its data and its initial weights where the site is unknown."""
     run = RunDir(Path(cwd, launch.run_dir or "runs/new"))
     try:
         config = load_config(source, changes, data_root=data_root)
     except ConfigError as error:
-        return [*error.problems, *_beside(error, run, launch, None)]
+        return [*error.problems, *_find_other_problems(error, run, launch, None)]
     return find_config_problems(config, run, launch, None)
 
 
-def _slots(launch: LaunchConfig, site: Site, hosts: HostProbe, shards: int) -> tuple[tuple[int, ...], list[str]]:
+def _choose_slots(launch: LaunchConfig, site: Site, hosts: HostProbe, shards: int) -> tuple[tuple[int, ...], list[str]]:
     """Return the node slots to start with, and warnings. In a Slurm job, elasticity includes nodes lost before that."""
     lost = [slot for slot, host in enumerate(site.hosts) if host in hosts.failures] if site.transport == "srun" else []
     slots = slots_to_use(lost, launch, workers=site.placement(launch)[1], shards=shards)
     if len(slots) == launch.nodes:
         return slots, []
-    words = "; ".join(f"{host}: {hosts.failures[host]}" for host in hosts.failures)
-    return slots, [f"{len(slots)} of {launch.nodes} nodes are used (--elastic), as some do not answer: {words}"]
+    reasons = "; ".join(f"{host}: {hosts.failures[host]}" for host in hosts.failures)
+    return slots, [f"{len(slots)} of {launch.nodes} nodes are used (--elastic), as some do not answer: {reasons}"]
 
 
-def _costs(request: Request, config: RunConfig, run: RunDir, site: Site, environment: Mapping[str, str]) -> Costs:
-    """Without a download of weights that a checkpoint of the run, or train.init_from, replaces."""
+def _probe_costs(
+    request: LaunchRequest, config: RunConfig, run: RunDir, site: Site, environment: Mapping[str, str]
+) -> Costs:
+    """Return the costs. Pretrained weights that a checkpoint or train.init_from replaces are not downloaded."""
     replaced = config.train.init_from is not None or any(run.checkpoints.glob("step-*"))
     if config.model.pretrained and replaced:
         request = replace(request, overrides=(*request.overrides, "model.pretrained=false"))
@@ -156,11 +159,13 @@ def _costs(request: Request, config: RunConfig, run: RunDir, site: Site, environ
     device: Device = "cuda" if site.placement(request.launch)[0] == "cuda" else "cpu"
     workers = site.count_workers(request.launch)
     wrap = request.launch.wrap
-    return probe_costs(config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
+    return probe_costs(
+        config, request.config_arguments, workers=workers, environment=environment, device=device, wrap=wrap
+    )
 
 
-def _survey(
-    request: Request, run: RunDir, environment: Mapping[str, str], cwd: str, config: RunConfig | None
+def _probe_hosts(
+    request: LaunchRequest, run: RunDir, environment: Mapping[str, str], cwd: str, config: RunConfig | None
 ) -> HostProbe:
     if request.stop_after == "plan" or (config is not None and is_finished(config, run)):
         return HostProbe()
@@ -169,34 +174,34 @@ def _survey(
     return probe_hosts(request.site, environment, run=run.path, cwd=cwd, index=index, variables=variables)
 
 
-def config_of(request: Request, changes: Sequence[str] = ()) -> RunConfig:
-    """What is asked for; `changes` are further overrides."""
+def load_request_config(request: LaunchRequest, changes: Sequence[str] = ()) -> RunConfig:
+    """Load the requested config; `changes` are further overrides."""
     return load_config(request.config, [*request.overrides, *changes], data_root=request.data_root)
 
 
-def run_dir_of(request: Request, cwd: str, job: Allocation | None = None) -> RunDir:
-    """The run's folder; in a job array for seeds, the one of the job's own seed."""
-    folder = _folder(request, cwd, job)
+def resolve_run_dir(request: LaunchRequest, cwd: str, job: Allocation | None = None) -> RunDir:
+    """Return the run directory; in a job array over seeds, the one of this task's seed."""
+    folder = _requested_or_new_run_dir(request, cwd, job)
     seeds, task = request.launch.slurm.array, job.array_task if job is not None else None
     return seed_run_dir(folder, task) if seeds and task is not None else folder
 
 
-def _folder(request: Request, cwd: str, job: Allocation | None) -> RunDir:
-    """What is asked for, else a new one; in a job the one of its name, to which it comes back when it starts again."""
-    asked, parent = request.launch.run_dir, Path(cwd) / "runs"
-    if asked is None and job is not None and job.is_batch:
+def _requested_or_new_run_dir(request: LaunchRequest, cwd: str, job: Allocation | None) -> RunDir:
+    """Return the requested run directory, or a new one. A batch job uses its own name, so that it resumes its run."""
+    requested, parent = request.launch.run_dir, Path(cwd) / "runs"
+    if requested is None and job is not None and job.is_batch:
         name = f"job{job.array_id}" if request.launch.slurm.array else job.run_name
         return RunDir((parent / f"{config_name(request.config)}-{name}").absolute())
-    if asked is None:
+    if requested is None:
         return RunDir.new(parent, config_name(request.config))
     try:
-        return RunDir((Path(cwd) / validate_path(str(asked))).absolute())
+        return RunDir((Path(cwd) / validate_path(str(requested))).absolute())
     except ValueError as error:
-        raise ConfigError([Problem(f"--run-dir {str(asked)!a}", f"expected {error}")]) from error
+        raise ConfigError([Problem(f"--run-dir {str(requested)!a}", f"expected {error}")]) from error
 
 
 def prepare_command(config: RunConfig) -> tuple[str, ...]:
-    """What makes the data set first; nothing if it is there, or if only the user can say what from."""
+    """Return the command that prepares the data set; empty if it is prepared, or if its source is unknown."""
     if is_prepared(config) or config.data.name == FOLDER:
         return ()
     data = config.data
@@ -205,10 +210,10 @@ def prepare_command(config: RunConfig) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "fmfsd", "data", "prepare", data.name, *flat, "--download")
 
 
-def show_plan(request: Request, found: Checked, plan: LaunchPlan) -> None:
+def show_plan(request: LaunchRequest, found: CheckedLaunch, plan: LaunchPlan) -> None:
     """Print the result of --check or --dry-run, and the warnings on stderr."""
     if request.stop_after == "check":
-        text = found.costs.add_to_plan(plan.to_json()) if request.as_json else found.text(plan)
+        text = found.costs.add_to_plan(plan.to_json()) if request.as_json else found.render(plan)
     else:
         text = plan.to_json() if request.as_json else plan.render()
     print(text.rstrip())

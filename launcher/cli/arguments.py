@@ -19,7 +19,7 @@ from launcher.config.launch_config import (
     Starter,
     parse_node_limits,
 )
-from launcher.prepare_launch import Request, problems_without_site
+from launcher.prepare_launch import LaunchRequest, find_problems_without_site
 from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import Site
 from launcher.slurm.job_options import parse_slurm_options
@@ -74,16 +74,16 @@ class LaunchArguments:
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in options.items() if name in names}, **fixed)
 
-    def to_request(self, errors: ErrorCollector, environment: Mapping[str, str], cwd: str) -> Request:
+    def to_request(self, errors: ErrorCollector, environment: Mapping[str, str], cwd: str) -> LaunchRequest:
         """Return the request. ConfigError with every problem, including those in `errors`."""
         launch, nodes = self._launch(errors, environment)
         resolved = errors.collect(lambda: resolve_site(launch, nodes=nodes, environment=environment), None)
         data_root = environment.get("FMFSD_DATA") or "data"
         if resolved is None or errors.problems:
-            others = problems_without_site(self.config, self._changes, launch, data_root=data_root, cwd=cwd)
+            others = find_problems_without_site(self.config, self._changes, launch, data_root=data_root, cwd=cwd)
             raise ConfigError([*errors.problems, *others])
         site, placed = resolved
-        return Request(
+        return LaunchRequest(
             config=self.config,
             overrides=self._changes,
             launch=placed,

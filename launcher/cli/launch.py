@@ -22,22 +22,22 @@ _SIMILARITY = 0.7
 
 def main() -> None:
     prepare_process(os.environ)
-    word = first_word(sys.argv, os.environ)
-    if word in MANAGE_COMMANDS:
+    command = first_argument(sys.argv, os.environ)
+    if command in MANAGE_COMMANDS:
         manage_app()
-    elif word in DIAGNOSE_COMMANDS:
+    elif command in DIAGNOSE_COMMANDS:
         diagnose_app()
-    elif message := suggest_command(word):
+    elif message := suggest_command(command):
         print(message, file=sys.stderr)
         sys.exit(ConfigError.exit_code)
     else:
         app()
 
 
-def first_word(argv: Sequence[str], environment: Mapping[str, str]) -> str:
+def first_argument(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the first argument; while a shell completes a command line, the first argument of that line."""
-    words = environment.get("_TYPER_COMPLETE_ARGS", "").split() or argv
-    return words[1] if len(words) > 1 else ""
+    arguments = environment.get("_TYPER_COMPLETE_ARGS", "").split() or argv
+    return arguments[1] if len(arguments) > 1 else ""
 
 
 def suggest_command(word: str) -> str:

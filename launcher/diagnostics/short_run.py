@@ -11,7 +11,7 @@ from fmfsd.config.load import config_name
 from fmfsd.run.run_dir import RunDir
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.plan import LaunchPlan, NodePlan
-from launcher.prepare_launch import Request, run_dir_of
+from launcher.prepare_launch import LaunchRequest, resolve_run_dir
 from launcher.supervise.coordinator import start_node_agent
 from launcher.supervise.run_plan import EXIT_CODES, Execution
 from launcher.transport.agent_client import AgentProcess
@@ -74,8 +74,8 @@ def shorten(config: RunConfig, steps: int) -> list[str]:
     ]
 
 
-def short_run_dir(request: Request, cwd: str, purpose: str) -> RunDir:
+def short_run_dir(request: LaunchRequest, cwd: str, purpose: str) -> RunDir:
     """Return the requested run directory, else a new one named after the config and `purpose`."""
     if request.launch.run_dir is not None:
-        return run_dir_of(request, cwd)
+        return resolve_run_dir(request, cwd)
     return RunDir.new(Path(cwd) / "runs", f"{config_name(request.config)}-{purpose}")

@@ -11,7 +11,7 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import parse_json_object, read_json, read_private
 from launcher.config.launch_config import LaunchConfig, launch_from_dict
 from launcher.launch import launch_run
-from launcher.prepare_launch import Request
+from launcher.prepare_launch import LaunchRequest
 from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import Site
 from launcher.run_dir.activity import RunActivity, find_runs
@@ -47,7 +47,7 @@ class _Context:
     def launch(self, run: RunDir, launch: LaunchConfig, site: Site) -> int:
         """Launch `run` again and return the exit code."""
         slurm = replace(launch.slurm, wait=self.wait)
-        request = Request(str(run.config), (), replace(launch, slurm=slurm), site, "run", self.as_json)
+        request = LaunchRequest(str(run.config), (), replace(launch, slurm=slurm), site, "run", self.as_json)
         return launch_run(request, environment=self.environment, cwd=self.cwd, argv=self.argv)
 
 

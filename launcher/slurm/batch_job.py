@@ -25,7 +25,7 @@ from launcher.slurm.source_snapshot import SITE_SCRIPT, SourceSnapshot
 from launcher.transport import slurm_commands
 
 if TYPE_CHECKING:
-    from launcher.prepare_launch import Request
+    from launcher.prepare_launch import LaunchRequest
 
 SCRIPT = "cluster/train.sbatch"
 
@@ -86,7 +86,7 @@ class Submission:
 
 
 def build_submission(
-    request: "Request",
+    request: "LaunchRequest",
     folder: RunDir,
     tasks: tuple[JobTask, ...],
     *,
@@ -135,7 +135,7 @@ def _site_script(folder: RunDir, environment: Mapping[str, str], cwd: str) -> Pa
     return here if here.is_file() else previous[-1] if previous else None
 
 
-def find_problems(request: "Request", folder: RunDir, tasks: tuple[JobTask, ...]) -> Iterator[Problem]:
+def find_problems(request: "LaunchRequest", folder: RunDir, tasks: tuple[JobTask, ...]) -> Iterator[Problem]:
     """Yield the problems of a job that do not depend on the training config."""
     time = request.launch.slurm.time
     lead, limit_s = max(warning_lead_s(task.run) for task in tasks), parse_time_limit(time) if time else None

@@ -16,7 +16,7 @@ from launcher.check.launch_checks import find_problems_without_config, find_warn
 from launcher.config.array_seeds import ArraySeeds, seed_run_dir
 from launcher.config.packaged_files import packaged_folder
 from launcher.plan.plan import plan_run
-from launcher.prepare_launch import Request, config_of, prepare_command, run_dir_of
+from launcher.prepare_launch import LaunchRequest, load_request_config, prepare_command, resolve_run_dir
 from launcher.resources.cost_probe import Costs, probe_costs
 from launcher.run_dir.batch_jobs import add_job, read_jobs
 from launcher.run_dir.manifest import mask_command, new_launch_entry
@@ -27,9 +27,9 @@ from launcher.transport import slurm_commands
 from launcher.transport.local_commands import run_foreground
 
 
-def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
+def submit(request: LaunchRequest, *, environment: Mapping[str, str], cwd: str, argv: Sequence[str]) -> int:
     """Submit the job of `request` and return the exit code. Raises ConfigError or CheckError before the submission."""
-    folder = run_dir_of(request, cwd)
+    folder = resolve_run_dir(request, cwd)
     tasks = _make_tasks(request, folder, environment, cwd)
     costs = _estimate_costs(request, tasks[0], environment)
     check = partial(_require_sound, request, folder, tasks, costs)
@@ -42,7 +42,7 @@ def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: 
     _require_no_other_job(tasks)
     estimate = _test_submission(job)
     if request.stop_after == "check":
-        message = f"nothing is wrong: {job.plan.summary()}; {estimate}\n{costs.render(sys.stdout)}"
+        message = f"all checks passed: {job.plan.summary()}; {estimate}\n{costs.render(sys.stdout)}"
         print(costs.add_to_plan(job.to_json()) if request.as_json else message)
         return 0
     for text in find_warnings(tasks[0].config, request.launch, request.site, tasks[0].run, costs=costs):
@@ -55,13 +55,15 @@ def submit(request: Request, *, environment: Mapping[str, str], cwd: str, argv: 
     return _submit(request, job, argv, report)
 
 
-def _make_tasks(request: Request, folder: RunDir, environment: Mapping[str, str], cwd: str) -> tuple[JobTask, ...]:
+def _make_tasks(
+    request: LaunchRequest, folder: RunDir, environment: Mapping[str, str], cwd: str
+) -> tuple[JobTask, ...]:
     text = request.launch.slurm.array
     seeds = ArraySeeds.parse(text).numbers if text else (None,)
 
     def task(seed: int | None) -> JobTask:
         run = folder if seed is None else seed_run_dir(folder, seed)
-        config = config_of(request, () if seed is None else (f"seed={seed}",))
+        config = load_request_config(request, () if seed is None else (f"seed={seed}",))
         prepare = prepare_command(config)
         plan = plan_run(request.launch, request.site, run, environment=environment, cwd=cwd, prepare=prepare)
         return JobTask(run, config, plan, seed)
@@ -73,22 +75,24 @@ def _make_tasks(request: Request, folder: RunDir, environment: Mapping[str, str]
         raise ConfigError([*error.problems, *others]) from error
 
 
-def _estimate_costs(request: Request, task: JobTask, environment: Mapping[str, str]) -> Costs:
+def _estimate_costs(request: LaunchRequest, task: JobTask, environment: Mapping[str, str]) -> Costs:
     """Estimate costs by one task; they do not depend on the seed."""
     if request.stop_after == "plan":
         return Costs()
     device: Device = "cuda" if task.plan.device == "cuda" else "cpu"
     workers, wrap = task.plan.num_workers, request.launch.wrap
-    costs = probe_costs(task.config, request.words, workers=workers, environment=environment, device=device, wrap=wrap)
+    costs = probe_costs(
+        task.config, request.config_arguments, workers=workers, environment=environment, device=device, wrap=wrap
+    )
     return add_image_memory(costs, task.config, request.launch, request.site)
 
 
-def _require_sound(request: Request, folder: RunDir, tasks: tuple[JobTask, ...], costs: Costs) -> None:
+def _require_sound(request: LaunchRequest, folder: RunDir, tasks: tuple[JobTask, ...], costs: Costs) -> None:
     """Raise all problems of all tasks, each once: ConfigError if any is of the config, else CheckError."""
     config_problems, check_problems = list(find_problems(request, folder, tasks)), list[Problem]()
     for number, task in enumerate(tasks):
         try:
-            size = request.checksums_bytes if number == 0 else 0
+            size = request.max_checksum_bytes if number == 0 else 0
             require_valid_launch(task.config, request.launch, request.site, task.run, checksums_bytes=size, costs=costs)
         except ConfigError as error:
             config_problems += error.problems
@@ -134,7 +138,7 @@ def _prepare_data(job: Submission, check: partial[None]) -> None:
         check()
 
 
-def _submit(request: Request, job: Submission, argv: Sequence[str], report: partial[None]) -> int:
+def _submit(request: LaunchRequest, job: Submission, argv: Sequence[str], report: partial[None]) -> int:
     attempts = [task.run.last_attempt() for task in job.tasks]
     with remove_new_runs_on_failure(job.tasks):
         _write(request, job, argv, report)
@@ -183,7 +187,7 @@ def remove_new_runs_on_failure(tasks: Sequence[JobTask]) -> Iterator[None]:
         raise
 
 
-def _write(request: Request, job: Submission, argv: Sequence[str], report: partial[None]) -> None:
+def _write(request: LaunchRequest, job: Submission, argv: Sequence[str], report: partial[None]) -> None:
     """Write the run directories and the snapshot; hold one lock at a time, as the limit of open files may be small."""
     for task in job.tasks:
         with hold_run_lock(task.run):

@@ -15,7 +15,7 @@ from fmfsd.system.atomic_files import write_atomic
 from launcher.agent.resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.config.packaged_files import find_space
-from launcher.prepare_launch import Checked, Request, checked, prepare_command
+from launcher.prepare_launch import CheckedLaunch, LaunchRequest, check_request, prepare_command
 from launcher.resources.allocation import Allocation
 from launcher.resources.host_probe import UnreachableError
 from launcher.resources.resolve_site import resolve_site
@@ -166,7 +166,7 @@ def _check_base(
     sweep: SweepDir,
     environment: Mapping[str, str],
     cwd: str,
-) -> Checked:
+) -> CheckedLaunch:
     """Check the base config as a single run, on an imaginary machine with room for one trial.
 
     `trial_resources` checks that the real machines have room. A dry run downloads no weights.
@@ -175,7 +175,7 @@ def _check_base(
     device = choose_device(machines, launch)
     gpus = tuple(map(str, range(launch.nodes * (launch.gpus or 1)))) if device == "cuda" else ()
     offline = ("model.pretrained=false",) if request.stop_after == "plan" else ()
-    single = Request(
+    single = LaunchRequest(
         config=request.config,
         overrides=(*request.overrides, *offline),
         launch=replace(launch, device=device),
@@ -184,7 +184,7 @@ def _check_base(
         as_json=False,
         data_root=request.data_root,
     )
-    return checked(single, sweep.trial("0001"), environment, cwd)
+    return check_request(single, sweep.trial("0001"), environment, cwd)
 
 
 def _prepare_resumed(request: SweepRequest, site: Site, environment: Mapping[str, str]) -> PreparedSweep:

@@ -20,7 +20,7 @@ from launcher.diagnostics.drill.faults import FAULTS, Injector, Scene
 from launcher.diagnostics.drill.results import Result, checkpoint_bytes, compare_runs, print_json, table
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun, short_run_dir, shorten
 from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import Request, checked, config_of, prepare_command, show_plan
+from launcher.prepare_launch import LaunchRequest, check_request, load_request_config, prepare_command, show_plan
 from launcher.supervise.coordinator import start_node_agent
 from launcher.supervise.run_plan import create_console
 from launcher.transport.isolation import INTERFACE, CuttableNetwork
@@ -33,7 +33,9 @@ SLOW_STEPS = 4
 """The hang timeout is at least the time of this number of steps or evaluation batches."""
 
 
-def run_drill(request: Request, faults: Sequence[str], seed: int, *, environment: Mapping[str, str], cwd: str) -> int:
+def run_drill(
+    request: LaunchRequest, faults: Sequence[str], seed: int, *, environment: Mapping[str, str], cwd: str
+) -> int:
     """Return the exit code: 1 if a fault was not survived or changed the result.
 
     ConfigError or CheckError before anything is started.
@@ -42,7 +44,7 @@ def run_drill(request: Request, faults: Sequence[str], seed: int, *, environment
     exists = (
         [] if run.is_unused() else [Problem(str(run.path), "exists, and a drill needs new runs: use another --run-dir")]
     )
-    (found,) = collect_all([partial(checked, request, run, environment, cwd)], other_problems=exists)
+    (found,) = collect_all([partial(check_request, request, run, environment, cwd)], other_problems=exists)
     prepare = prepare_command(found.config)
     plan_for = partial(plan_run, request.launch, found.site, environment=environment, cwd=cwd, prepare=prepare)
     if request.stop_after != "run":
@@ -51,7 +53,7 @@ def run_drill(request: Request, faults: Sequence[str], seed: int, *, environment
     drill = Drill(
         faults,
         seed,
-        partial(config_of, request),
+        partial(load_request_config, request),
         request.launch,
         run,
         plan_for,

@@ -17,7 +17,14 @@ from launcher.diagnostics.profile.screen import render
 from launcher.diagnostics.profile.summary import Summary
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun, short_run_dir, shorten
 from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import Checked, Request, checked, config_of, prepare_command, show_plan
+from launcher.prepare_launch import (
+    CheckedLaunch,
+    LaunchRequest,
+    check_request,
+    load_request_config,
+    prepare_command,
+    show_plan,
+)
 from launcher.supervise.run_plan import create_console
 
 
@@ -27,8 +34,8 @@ class Profiling:
 
     launch: LaunchConfig
     run: RunDir
-    found: Checked
-    check: Callable[[], Checked]
+    found: CheckedLaunch
+    check: Callable[[], CheckedLaunch]
     plan_of: Callable[..., LaunchPlan]
 
     def run_to_end(self, console: Console) -> Summary:
@@ -49,7 +56,7 @@ class Profiling:
             raise RunFailedError(f"the profile of rank {rank} can't be read: {error}") from error
 
 
-def profile_run(request: Request, steps: int, *, environment: Mapping[str, str], cwd: str) -> int:
+def profile_run(request: LaunchRequest, steps: int, *, environment: Mapping[str, str], cwd: str) -> int:
     """Return the exit code. ConfigError or CheckError while nothing is started, RunFailedError after."""
     profiling = _profiling(request, steps, environment, cwd)
     if request.stop_after != "run":
@@ -68,21 +75,21 @@ def profile_run(request: Request, steps: int, *, environment: Mapping[str, str],
     return 0
 
 
-def _profiling(request: Request, steps: int, environment: Mapping[str, str], cwd: str) -> Profiling:
+def _profiling(request: LaunchRequest, steps: int, environment: Mapping[str, str], cwd: str) -> Profiling:
     """Check and plan the run. ConfigError or CheckError with all problems."""
     run = short_run_dir(request, cwd, "profile")
     with suppress(ConfigError):  # the checks report it together with other problems
         request = _short(request, steps)
-    check = partial(checked, request, run, environment, cwd)
+    check = partial(check_request, request, run, environment, cwd)
     (found,) = collect_all([check], other_problems=list(_existing(run)))
     launch, prepare = request.launch, prepare_command(found.config)
     planned = partial(plan_run, launch, found.site, run, environment=environment, cwd=cwd, prepare=prepare)
     return Profiling(launch, run, found, check, lambda *slots: _profiled(planned(*slots), steps))
 
 
-def _short(request: Request, steps: int) -> Request:
+def _short(request: LaunchRequest, steps: int) -> LaunchRequest:
     """Return the request for the steps that a profile takes, not elastic."""
-    changes = shorten(config_of(request), count_profile_steps(steps))
+    changes = shorten(load_request_config(request), count_profile_steps(steps))
     launch = replace(request.launch, min_nodes=None)
     return replace(request, overrides=(*request.overrides, *changes), launch=launch)
 

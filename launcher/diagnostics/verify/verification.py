@@ -14,14 +14,14 @@ from fmfsd.system.atomic_files import read_json
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun
 from launcher.diagnostics.verify.results import PROMISES, Row, print_json, table
 from launcher.diagnostics.verify.worker_counts import ComparedRun, compared_runs
-from launcher.prepare_launch import Request
+from launcher.prepare_launch import LaunchRequest
 from launcher.supervise.run_plan import EXIT_CODES, create_console
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport.local_commands import run_foreground
 
 
 def verify_invariance(
-    request: Request, counts: Sequence[int], steps: int, *, environment: Mapping[str, str], cwd: str
+    request: LaunchRequest, counts: Sequence[int], steps: int, *, environment: Mapping[str, str], cwd: str
 ) -> int:
     """Return the exit code: 1 if the results differ by more than rounding. ConfigError or CheckError before a start."""
     runs = compared_runs(request, counts, steps, environment=environment, cwd=cwd)
@@ -31,14 +31,14 @@ def verify_invariance(
     return verification.run_to_end(as_json=request.as_json)
 
 
-def _show(runs: Sequence[ComparedRun], request: Request) -> int:
+def _show(runs: Sequence[ComparedRun], request: LaunchRequest) -> int:
     for text in _warnings(runs):
         print(text, file=sys.stderr)
     if request.as_json:
         print(json.dumps({"runs": [json.loads(run.plan.to_json()) for run in runs]}, indent=2))
         return 0
     for run in runs:
-        print(run.found.text(run.plan) if request.stop_after == "check" else run.plan.render())
+        print(run.found.render(run.plan) if request.stop_after == "check" else run.plan.render())
     return 0
 
 

@@ -14,7 +14,7 @@ from launcher.config.error_collector import collect_all
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.short_run import short_run_dir, shorten
 from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import Checked, Request, checked, config_of, prepare_command
+from launcher.prepare_launch import CheckedLaunch, LaunchRequest, check_request, load_request_config, prepare_command
 
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
@@ -25,8 +25,8 @@ class ComparedRun:
 
     launch: LaunchConfig
     run: RunDir
-    found: Checked
-    check: Callable[[], Checked]
+    found: CheckedLaunch
+    check: Callable[[], CheckedLaunch]
     plan_of: Callable[..., LaunchPlan]
 
     @property
@@ -43,7 +43,7 @@ def parse_worker_counts(text: str) -> tuple[int, ...]:
 
 
 def compared_runs(
-    request: Request, counts: Sequence[int], steps: int, *, environment: Mapping[str, str], cwd: str
+    request: LaunchRequest, counts: Sequence[int], steps: int, *, environment: Mapping[str, str], cwd: str
 ) -> list[ComparedRun]:
     """Return a run for each number of workers. ConfigError or CheckError with all problems of all of them."""
     folder = short_run_dir(request, cwd, "verify")
@@ -58,9 +58,9 @@ def compared_runs(
     return collect_all((partial(run, workers) for workers in possible), other_problems=wrong)
 
 
-def _short(request: Request, steps: int) -> tuple[Request, int]:
+def _short(request: LaunchRequest, steps: int) -> tuple[LaunchRequest, int]:
     """Return the request shortened to `steps` steps that all log their losses, and the number of data shards."""
-    config = config_of(request)
+    config = load_request_config(request)
     changes = (*shorten(config, steps), "train.log_every=1 step")
     return replace(request, overrides=(*request.overrides, *changes)), config.data.shards
 
@@ -70,7 +70,7 @@ def _existing(folder: RunDir) -> Iterator[Problem]:
         yield Problem(str(folder.path), "exists, and a comparison needs new runs: use another --run-dir")
 
 
-def _impossible(request: Request, workers: int, shards: int | None) -> Iterator[Problem]:
+def _impossible(request: LaunchRequest, workers: int, shards: int | None) -> Iterator[Problem]:
     where, gpus = f"--workers {workers}", len(request.site.resources.gpus)
     if request.site.placement(request.launch)[0] == "cuda" and workers > gpus:
         yield Problem(where, f"needs as many GPUs, {gpus} are visible: leave it out, or use --device cpu")
@@ -79,13 +79,13 @@ def _impossible(request: Request, workers: int, shards: int | None) -> Iterator[
 
 
 def _compared_run(
-    request: Request, folder: Path, environment: Mapping[str, str], cwd: str, workers: int
+    request: LaunchRequest, folder: Path, environment: Mapping[str, str], cwd: str, workers: int
 ) -> ComparedRun:
     """Use as many of the launch's nodes as divide the workers evenly."""
     nodes = math.gcd(workers, request.launch.nodes)
     launch = replace(request.launch, nodes=nodes, gpus=workers // nodes, run_dir=None)
     run = RunDir(folder / f"w{workers}")
-    check = partial(checked, replace(request, launch=launch), run, environment, cwd)
+    check = partial(check_request, replace(request, launch=launch), run, environment, cwd)
     found = check()
     planned = partial(
         plan_run, launch, found.site, run, environment=environment, cwd=cwd, prepare=prepare_command(found.config)

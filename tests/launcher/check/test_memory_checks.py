@@ -15,7 +15,7 @@ from launcher.check import image_storage, machine_checks, memory_checks
 from launcher.check.launch_checks import find_warnings
 from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig
-from launcher.prepare_launch import Request, checked
+from launcher.prepare_launch import LaunchRequest, check_request
 from launcher.resources import cost_probe as costs_module
 from launcher.resources import host_probe as survey_module
 from launcher.resources.cost_probe import Costs, probe_costs
@@ -181,8 +181,11 @@ def test_the_check_fetches_no_weights_that_a_checkpoint_replaces(
 
     monkeypatch.setattr(costs_module, "_run_probe", fake_probe)
     monkeypatch.setattr(survey_module, "find_import_differences", lambda *_: {})
-    checked(
-        Request("cifar100-resnet18", changes, DEFAULT_LAUNCH, CPU_SITE, "check", as_json=False), run, os.environ, "."
+    check_request(
+        LaunchRequest("cifar100-resnet18", changes, DEFAULT_LAUNCH, CPU_SITE, "check", as_json=False),
+        run,
+        os.environ,
+        ".",
     )
     assert ["model.pretrained=false" in arguments for arguments in calls] == [replaced]
 
@@ -268,5 +271,5 @@ def test_the_check_reports_that_images_stay_in_their_files(data_root: Path) -> N
     answer = run_command("fmfsd-launch", "cifar100-resnet8", *arguments, cwd=data_root)
     assert answer.returncode == 0, answer.stderr
     first = answer.stdout.splitlines()[0]
-    assert first.startswith("nothing is wrong: 1 worker on cpu, 1 node agent; cifar10 is prepared in ")
+    assert first.startswith("all checks passed: 1 worker on cpu, 1 node agent; cifar10 is prepared in ")
     assert first.endswith("; images (1 MiB a worker) stay in their files and are prefetched")

@@ -150,7 +150,7 @@ def test_the_check_prints_network_costs_and_workers(tmp_path: Path) -> None:
     assert any(line.startswith("branch1  stage1 16x32x32 > sepconv 32 /2 | sepconv 64 /2 > head") for line in network)
     assert max(map(len, network)) <= 120
     assert "branches can't be dropped at no cost" in answer.stdout
-    assert sound.startswith("nothing is wrong: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
+    assert sound.startswith("all checks passed: 2 workers on cpu, 2 node agents; synthetic10 is prepared first")
     assert re.fullmatch(
         r"0\.\d\d M parameters, \d+ M multiply-adds an image, at least \d+ MiB of memory a worker", costs
     )

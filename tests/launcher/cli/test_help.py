@@ -16,7 +16,7 @@ import launcher.cli.manage
 import launcher.cli.tune
 from fmfsd.command_line import App
 from launcher.cli.diagnose import DIAGNOSE_COMMANDS
-from launcher.cli.launch import first_word
+from launcher.cli.launch import first_argument
 from launcher.cli.manage import MANAGE_COMMANDS
 from tests.helpers.processes import run_command
 
@@ -69,9 +69,9 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_the_command_is_also_recognized_during_shell_completion() -> None:
-    assert first_word(["fmfsd-launch", "stop", "RUN"], {}) == "stop"
-    assert first_word(["fmfsd-launch"], {}) == ""
-    assert first_word(["fmfsd-launch"], {"_TYPER_COMPLETE_ARGS": "fmfsd-launch logs --fo"}) == "logs"
+    assert first_argument(["fmfsd-launch", "stop", "RUN"], {}) == "stop"
+    assert first_argument(["fmfsd-launch"], {}) == ""
+    assert first_argument(["fmfsd-launch"], {"_TYPER_COMPLETE_ARGS": "fmfsd-launch logs --fo"}) == "logs"
 
 
 @pytest.mark.usefixtures("processes")

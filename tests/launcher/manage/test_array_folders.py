@@ -14,7 +14,7 @@ from launcher.manage import resume as resume_module
 from launcher.manage.logs import show_logs
 from launcher.manage.resume import resume
 from launcher.manage.stop import request_cancel, request_stop
-from launcher.prepare_launch import Request
+from launcher.prepare_launch import LaunchRequest
 from launcher.run_dir.activity import find_runs
 from launcher.run_dir.run_lock import Owner
 
@@ -36,10 +36,10 @@ def mark_running(run: RunDir) -> None:
     write_json(run.owner, asdict(Owner.current()))
 
 
-def resume_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    requests = list[Request]()
+def resume_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[LaunchRequest]:
+    requests = list[LaunchRequest]()
 
-    def launch(request: Request, **_: object) -> int:
+    def launch(request: LaunchRequest, **_: object) -> int:
         requests.append(request)
         return 0
 

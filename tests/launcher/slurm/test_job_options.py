@@ -16,7 +16,7 @@ from fmfsd.run.run_dir import RunDir
 from launcher.agent.resources import Resources
 from launcher.config.array_seeds import ArraySeeds
 from launcher.config.launch_config import LaunchConfig, SlurmOptions
-from launcher.prepare_launch import Request, run_dir_of
+from launcher.prepare_launch import LaunchRequest, resolve_run_dir
 from launcher.resources.allocation import Allocation
 from launcher.resources.site import Site
 from launcher.run_dir.manifest import list_uncommitted_files, read_commit
@@ -230,8 +230,8 @@ def test_the_run_directory_of_a_launch_in_a_job_has_the_jobs_id(
     array: str | None, allocation: Allocation, expected: str, tmp_path: Path
 ) -> None:
     launch = LaunchConfig(slurm=SlurmOptions(array=array))
-    request = Request("smoke", (), launch, Site(Resources(1)), "run", as_json=False)
-    assert run_dir_of(request, str(tmp_path), allocation).path == tmp_path / expected
+    request = LaunchRequest("smoke", (), launch, Site(Resources(1)), "run", as_json=False)
+    assert resolve_run_dir(request, str(tmp_path), allocation).path == tmp_path / expected
 
 
 @pytest.mark.parametrize(
@@ -292,6 +292,6 @@ def test_a_source_snapshot_is_complete_and_has_its_commit_and_the_sites_env_file
 
 def test_a_run_in_an_interactive_allocation_is_always_new(tmp_path: Path) -> None:
     """Slurm does not requeue it, and a second launch there is another run."""
-    request = Request("smoke", (), LaunchConfig(), Site(Resources(1)), "run", as_json=False)
-    run_dir = run_dir_of(request, str(tmp_path), replace(job(0), is_batch=False))
+    request = LaunchRequest("smoke", (), LaunchConfig(), Site(Resources(1)), "run", as_json=False)
+    run_dir = resolve_run_dir(request, str(tmp_path), replace(job(0), is_batch=False))
     assert run_dir.path.name.startswith("smoke-2")

@@ -13,7 +13,7 @@ from fmfsd.run.run_dir import RunDir
 from launcher import prepare_launch
 from launcher.agent.resources import Resources
 from launcher.config.launch_config import LaunchConfig
-from launcher.prepare_launch import Request, checked
+from launcher.prepare_launch import LaunchRequest, check_request
 from launcher.resources import host_probe as survey_module
 from launcher.resources.allocation import Allocation
 from launcher.resources.cost_probe import Costs
@@ -61,8 +61,8 @@ def without_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 def check_in_allocation(site: LocalhostSite, root: Path, tmp_path: Path, min_nodes: int | None) -> Any:
     launch = LaunchConfig(nodes=2, min_nodes=min_nodes, device="cpu", gpus=1, on="slurm")
     changes = overrides(*TINY, f"data.root={root}")[1::2]
-    request = Request("cifar100-resnet18", changes, launch, site, "run", as_json=False)
-    return checked(request, RunDir(tmp_path / "run"), os.environ, str(tmp_path))
+    request = LaunchRequest("cifar100-resnet18", changes, launch, site, "run", as_json=False)
+    return check_request(request, RunDir(tmp_path / "run"), os.environ, str(tmp_path))
 
 
 @pytest.mark.usefixtures("processes", "quick_retries", "without_costs")
