@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from fmfsd.command_line import App, Debug, Json, Version
 from fmfsd.distributed.world import World
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.cache_dir import complete_environment
 from fmfsd.system.cpu_count import usable_cores
 from fmfsd.system.file_locks import choose_lock_method
 from fmfsd.terminal import exit_on_error, show_progress
+from fmfsd.typer_app import App, Debug, Json, Version
 
 app = App(
     help="Feature map fusion self-distillation: workers, data sets, costs of a config, evaluation, export and reports.",
@@ -76,10 +76,10 @@ def probe(
 
     from fmfsd.config import RunConfig, load_config
     from fmfsd.cost.cache import estimate_cache_dir, parse_estimate, read_or_estimate
-    from fmfsd.cost.estimate import CostEstimate, Device
+    from fmfsd.cost.cost_report import CostEstimate, Device
 
     def measure(run_config: RunConfig, workers: int, device: Device) -> CostEstimate:
-        from fmfsd.cost.measure.probe import estimate_cost
+        from fmfsd.cost.measure.estimate import estimate_cost
 
         return estimate_cost(run_config, workers=workers, device=device)
 
@@ -209,9 +209,9 @@ def watch(
     """Show all workers of a run live, by reading files only; Ctrl-C ends the live view, not the run."""
     from rich.console import Console
 
+    from fmfsd.monitor.find_run import resolve_target
     from fmfsd.monitor.live import show_once
     from fmfsd.monitor.live import watch as watch_live
-    from fmfsd.monitor.target import resolve_target
 
     with exit_on_error(debug=debug), suppress(KeyboardInterrupt):
         folder = resolve_target(target, Path.cwd())

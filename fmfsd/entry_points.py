@@ -22,14 +22,14 @@ def launch() -> None:
     """Run `fmfsd-launch`."""
     signal.signal(signal.SIGTERM, _terminate)
     pin_launcher()
-    _run("launcher.cli.launch")
+    _run("launcher.cli.launch_command")
 
 
 def tune() -> None:
     """Run `fmfsd-tune`."""
     signal.signal(signal.SIGTERM, _terminate)
     pin_launcher()
-    _run("launcher.cli.tune")
+    _run("launcher.cli.tune_command")
 
 
 def _run(module: str) -> None:

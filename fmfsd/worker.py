@@ -28,7 +28,7 @@ from fmfsd.training.attempt_fence import AttemptFence
 if TYPE_CHECKING:
     import torch
 
-    from fmfsd.training.profile import Profile
+    from fmfsd.training.profile_hook import Profile
 
 DUMP_SIGNAL = signal.SIGUSR2
 """Makes a worker write every thread's Python stack into its log, even during a call that hangs."""
@@ -183,6 +183,6 @@ def _profile(run: RunDir, settings: WorkerSettings, device: "torch.device") -> "
     """Return the profile to write, or None. The profiler is imported only if it is used."""
     if not settings.profile_steps:
         return None
-    from fmfsd.profiling.profile import ProfileWriter
+    from fmfsd.profiling.profiler import ProfileWriter
 
     return ProfileWriter(run, settings.world.rank, device, settings.profile_steps)

@@ -11,8 +11,7 @@ from fmfsd.errors import ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
 from launcher.config.array_seeds import ArraySeeds
 from launcher.config.launch_config import LaunchConfig
-from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import (
+from launcher.launch_request import (
     CheckedLaunch,
     LaunchRequest,
     check_request,
@@ -20,6 +19,7 @@ from launcher.prepare_launch import (
     resolve_run_dir,
     show_plan,
 )
+from launcher.plan.launch_plan import LaunchPlan, plan_run
 from launcher.resources.allocation import Allocation
 from launcher.resources.host_probe import UnreachableError
 from launcher.resources.site import Site
@@ -83,7 +83,7 @@ def _execute(
     job: Allocation | None,
 ) -> int:
     """Run the plan to its end. Imports here what would slow down a dry run."""
-    from launcher.supervise.run_plan import Execution, create_console
+    from launcher.supervise.execute_plan import Execution, create_console
 
     console = create_console(as_json=request.as_json)
     plan_of = partial(plan_for, run)

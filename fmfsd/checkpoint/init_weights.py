@@ -13,7 +13,7 @@ from fmfsd.checkpoint.store import load_checkpoint
 from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.interface import Engine, EngineState
 from fmfsd.errors import CheckError, CheckpointError, Problem, UnreadableCheckpointError
-from fmfsd.run.init_source import INIT_FROM_KEY, find_weights
+from fmfsd.run.init_weights_source import INIT_FROM_KEY, find_weights
 from fmfsd.system.atomic_files import access_remedy
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from fmfsd.config import RunConfig
 from fmfsd.config.names import TIMM
-from fmfsd.cost.estimate import CostEstimate, Device
+from fmfsd.cost.cost_report import CostEstimate, Device
 from fmfsd.system.atomic_files import parse_json_object, read_private, write_json
 from fmfsd.system.cache_dir import cache_home
 from fmfsd.system.kernel_cache import can_compile_kernels

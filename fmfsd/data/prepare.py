@@ -11,9 +11,9 @@ from fmfsd.config.schema import DataConfig
 from fmfsd.data.check_source import require_same_source
 from fmfsd.data.cifar.download import download
 from fmfsd.data.cifar.official_files import OFFICIAL, has_files
-from fmfsd.data.raw_set import RawSet
 from fmfsd.data.shards.index import SetIndex, find_damaged_files, prepared_set_folder, read_index
 from fmfsd.data.sources import read_set
+from fmfsd.data.unsharded_set import RawSet
 from fmfsd.data.write_shards import SetWriter
 from fmfsd.errors import CheckError, ConfigError, DataError, Problem
 from fmfsd.system.atomic_files import sync_folder

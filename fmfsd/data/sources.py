@@ -9,9 +9,9 @@ from fmfsd.data.cifar.load import read_official
 from fmfsd.data.cifar.official_files import OFFICIAL
 from fmfsd.data.image_files.check_types import find_wrong_types
 from fmfsd.data.image_files.layouts import list_images
-from fmfsd.data.raw_set import FileImages, RawSet, Samples
 from fmfsd.data.shards.index import IMAGE_SHAPE
 from fmfsd.data.synthetic import synthetic_images
+from fmfsd.data.unsharded_set import FileImages, RawSet, Samples
 from fmfsd.terminal import ProgressCallback
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.image_files.image_reader import ImageReader
 from fmfsd.data.image_files.source_files import FileState, to_source, write_record
-from fmfsd.data.raw_set import FileImages, RawSet, Samples
 from fmfsd.data.shards.index import SetIndex, ShardFile
 from fmfsd.data.shards.shard_writer import write_shard
+from fmfsd.data.unsharded_set import FileImages, RawSet, Samples
 from fmfsd.errors import DataError, Problem
 from fmfsd.terminal import ProgressCallback
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from fmfsd.config import RunConfig
 from fmfsd.distributed.collectives import Comms
 from fmfsd.distributed.sync_batch_norm import convert_batch_norm
+from fmfsd.engine.compiled_pass import is_compiled
 from fmfsd.engine.ema import WeightEMA
 from fmfsd.engine.grad_scaler import GradScaler
 from fmfsd.engine.interface import EMA_SUFFIX, EngineState
 from fmfsd.engine.precision import AnyModule, PrecisionFormat
-from fmfsd.engine.training_pass import is_compiled
 from fmfsd.model.network import Network, Outputs
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

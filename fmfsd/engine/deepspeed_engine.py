@@ -20,10 +20,10 @@ from fmfsd.config import RunConfig
 from fmfsd.config.deepspeed_config import build_deepspeed_config
 from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.base_engine import BaseEngine, checksum
+from fmfsd.engine.compiled_pass import TrainingPass
 from fmfsd.engine.deepspeed_setup import disable_op_builds, filter_log, import_muon
 from fmfsd.engine.interface import EngineState
 from fmfsd.engine.optimizer_state import get_optimizer_state, load_optimizer_state
-from fmfsd.engine.training_pass import TrainingPass
 from fmfsd.engine.zero_state import PartitionedOptimizerState, PartitionedWeights, ZeroState
 from fmfsd.errors import NonFiniteLossError
 from fmfsd.losses import LossTerms, SelfDistillLoss

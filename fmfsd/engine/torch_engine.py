@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fmfsd.config import RunConfig
 from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.base_engine import BaseEngine
+from fmfsd.engine.compiled_pass import TrainingPass, compile_module
 from fmfsd.engine.interface import EngineState
 from fmfsd.engine.optimizer_state import get_optimizer_state, load_optimizer_state
-from fmfsd.engine.training_pass import TrainingPass, compile_module
 from fmfsd.losses import LossTerms, SelfDistillLoss
 from fmfsd.model.network import Network
 from fmfsd.optim import build_optimizer

@@ -9,7 +9,7 @@ from typing import Any
 
 from fmfsd.run.metrics import read_last_records
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.slow_ranks import SLOW_FACTOR, compute_slowdowns
+from fmfsd.run.straggler_detection import SLOW_FACTOR, compute_slowdowns
 from fmfsd.system.atomic_files import read_json
 
 SILENT_S = 15.0

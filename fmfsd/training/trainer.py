@@ -32,7 +32,7 @@ from fmfsd.system.atomic_files import read_json, sha256, write_json
 from fmfsd.trackers import Trackers, build_trackers
 from fmfsd.training.attempt_fence import AttemptFence
 from fmfsd.training.loop import Loop
-from fmfsd.training.profile import NoProfile, Profile
+from fmfsd.training.profile_hook import NoProfile, Profile
 from fmfsd.training.step_all_reduce import StepAllReduce
 from fmfsd.training.stop_flag import StopFlag
 from fmfsd.training.timers import SaveClock

@@ -33,7 +33,7 @@ from typing import Any
 
 from launcher.agent import network
 from launcher.agent.cgroup import count_oom_kills
-from launcher.agent.probe import probe_machine
+from launcher.agent.describe_machine import probe_machine
 from launcher.agent.processes import NodeProcesses, ProcessSpec, StarterProcess, WorkerProcesses, kill_descendants
 
 _PR_SET_CHILD_SUBREAPER = 36

@@ -14,7 +14,7 @@ from fmfsd.errors import DataError, Problem
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import access_remedy, nearest_visible, read_json, sha256
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.resources.site import Site
 
 

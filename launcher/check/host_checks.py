@@ -10,7 +10,7 @@ from fmfsd.config.names import TIMM
 from fmfsd.data.shards.index import prepared_set_folder
 from fmfsd.errors import Problem
 from fmfsd.system.atomic_files import sha256
-from launcher.agent.probe import PACKAGES
+from launcher.agent.describe_machine import PACKAGES
 from launcher.check.machine_checks import NO_GPU_REMEDY
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.host_probe import HostProbe

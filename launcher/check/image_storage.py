@@ -8,7 +8,7 @@ from fmfsd.data.shards.storage import WorkerShare
 from fmfsd.errors import DataError
 from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.resources.site import Site
 
 

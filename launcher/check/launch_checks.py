@@ -20,7 +20,7 @@ from launcher.check import (
 from launcher.check.data_checks import is_prepared as is_prepared
 from launcher.check.data_checks import total_steps as total_steps
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.resources.host_probe import HostProbe
 from launcher.resources.site import Site
 

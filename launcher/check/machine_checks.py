@@ -9,11 +9,11 @@ from fmfsd.config import RunConfig
 from fmfsd.errors import Problem
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import nearest_visible
-from fmfsd.system.compilers import find_missing_compiler
+from fmfsd.system.compile_requirements import find_missing_compiler
 from fmfsd.system.kernel_cache import find_privacy_problem
 from launcher.agent.health import loopback_problem
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.resources.site import Site
 
 TESTED_TORCH = ("2.11", "2.16")

@@ -10,7 +10,7 @@ from launcher.check.data_checks import divisors
 from launcher.check.machine_checks import checkpoint_bytes
 from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.resources.site import Site
 
 MIN_IMAGES = 32

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fmfsd.config import RunConfig, find_changes, load_config
 from fmfsd.errors import CheckError, ConfigError, Problem
-from fmfsd.run.init_source import INIT_FROM_KEY, find_weights
+from fmfsd.run.init_weights_source import INIT_FROM_KEY, find_weights
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import access_remedy, read_json
 from fmfsd.system.file_locks import find_lock_problem

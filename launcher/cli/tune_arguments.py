@@ -8,7 +8,7 @@ from typing import Any
 from launcher.config.byte_sizes import parse_size
 from launcher.config.environment import parse_env_options
 from launcher.config.launch_config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, Device, LaunchConfig
-from launcher.tune.sweep_command import SweepRequest
+from launcher.tune.run_sweep import SweepRequest
 
 _SEARCH = ("trials", "search", "scheduler", "seed", "concurrent", "ray_address", "max_failures", "seeds", "best")
 

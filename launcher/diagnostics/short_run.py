@@ -10,10 +10,10 @@ from fmfsd.config import RunConfig
 from fmfsd.config.load import config_name
 from fmfsd.run.run_dir import RunDir
 from launcher.config.launch_config import LaunchConfig
-from launcher.plan.plan import LaunchPlan, NodePlan
-from launcher.prepare_launch import LaunchRequest, resolve_run_dir
+from launcher.launch_request import LaunchRequest, resolve_run_dir
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.supervise.coordinator import start_node_agent
-from launcher.supervise.run_plan import EXIT_CODES, Execution
+from launcher.supervise.execute_plan import EXIT_CODES, Execution
 from launcher.transport.agent_client import AgentProcess
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.display.stragglers import StragglerDetector
+from launcher.display.straggler_warnings import StragglerDetector
 from launcher.run_dir.log_follower import LogFollower
 from launcher.run_dir.record_follower import RecordFollower
 

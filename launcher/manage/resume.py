@@ -11,7 +11,7 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import parse_json_object, read_json, read_private
 from launcher.config.launch_config import LaunchConfig, launch_from_dict
 from launcher.launch import launch_run
-from launcher.prepare_launch import LaunchRequest
+from launcher.launch_request import LaunchRequest
 from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import Site
 from launcher.run_dir.activity import RunActivity, find_runs

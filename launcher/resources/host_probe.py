@@ -12,12 +12,12 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from fmfsd.errors import CheckError, Problem
+from launcher.agent.available_resources import Resources
+from launcher.agent.describe_machine import probe_machine
 from launcher.agent.import_paths import find_import_differences
-from launcher.agent.probe import probe_machine
-from launcher.agent.resources import Resources
 from launcher.resources.site import Site
 from launcher.transport.agent_client import AgentConnection, AgentProcess, close_agents_together
-from launcher.transport.connect import describe_lost_connection, open_connections
+from launcher.transport.connect_with_retry import describe_lost_connection, open_connections
 
 ANSWER_TIMEOUT_S = 30.0
 JOB_TRIES, RETRY_DELAY_S = 3, 2.0
@@ -32,7 +32,7 @@ class UnreachableError(CheckError):
 
 @dataclass(frozen=True)
 class HostProbe:
-    """Results of the host probe, by host. `answers`: what each host reported (`launcher.agent.probe`).
+    """Results of the host probe, by host. `answers`: what each host reported (`launcher.agent.describe_machine`).
 
     `failures`: why a host did not answer. `here`: the report of this machine. `query`: the query sent to all hosts.
     `clock_s` in an answer: the seconds by which the host's clock is ahead of ours, as far as that is certain.

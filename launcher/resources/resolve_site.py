@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fmfsd.errors import ConfigError, Problem
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import CPUS_PER_WORKER, LaunchConfig, SlurmOptions
 from launcher.resources.allocation import Allocation
 from launcher.resources.site import Site

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import Device, LaunchConfig
 from launcher.transport import srun, ssh
 from launcher.transport.agent_client import AGENT_COMMAND, AgentProcess
-from launcher.transport.wrap import with_python_fallback
+from launcher.transport.wrap_command import with_python_fallback
 
 AGENT_DEADLINE_S = 60.0
 """A coordinator and an agent on another machine give each other up after this time without a message."""

@@ -13,7 +13,7 @@ from fmfsd.run.run_dir import RunDir
 from launcher.config.array_seeds import ArraySeeds
 from launcher.config.environment import mask_secret
 from launcher.config.packaged_files import packaged_folder
-from launcher.plan.plan import LaunchPlan
+from launcher.plan.launch_plan import LaunchPlan
 from launcher.slurm.job_options import (
     build_job_environment,
     build_launch_arguments,
@@ -25,7 +25,7 @@ from launcher.slurm.source_snapshot import SITE_SCRIPT, SourceSnapshot
 from launcher.transport import slurm_commands
 
 if TYPE_CHECKING:
-    from launcher.prepare_launch import LaunchRequest
+    from launcher.launch_request import LaunchRequest
 
 SCRIPT = "cluster/train.sbatch"
 

@@ -8,16 +8,16 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from fmfsd.cost.estimate import Device
+from fmfsd.cost.cost_report import Device
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
 from launcher.check.image_storage import add_image_memory
 from launcher.check.launch_checks import find_problems_without_config, find_warnings, is_prepared, require_valid_launch
 from launcher.config.array_seeds import ArraySeeds, seed_run_dir
 from launcher.config.packaged_files import packaged_folder
-from launcher.plan.plan import plan_run
-from launcher.prepare_launch import LaunchRequest, load_request_config, prepare_command, resolve_run_dir
-from launcher.resources.cost_probe import Costs, probe_costs
+from launcher.launch_request import LaunchRequest, load_request_config, prepare_command, resolve_run_dir
+from launcher.plan.launch_plan import plan_run
+from launcher.resources.config_cost import Costs, probe_costs
 from launcher.run_dir.batch_jobs import add_job, read_jobs
 from launcher.run_dir.manifest import mask_command, new_launch_entry
 from launcher.run_dir.run_lock import hold_run_lock

@@ -11,7 +11,7 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from launcher.supervise.hang_detector import Hang
 from launcher.transport.agent_client import AgentConnection
-from launcher.transport.connect import describe_lost_connection
+from launcher.transport.connect_with_retry import describe_lost_connection
 
 _LOST_AGENT = {"gone": "its agent is gone", "silent": "its agent does not answer"}
 

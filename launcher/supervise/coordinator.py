@@ -11,15 +11,15 @@ from functools import partial
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
 from launcher.agent.network import create_scratch_folder
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.plan.placeholders import SCRATCH
-from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.resources.site import start_agent_process
 from launcher.supervise.attempt import Attempt, NodeState
 from launcher.supervise.hang_detector import HangDetector
 from launcher.supervise.rendezvous import RendezvousError, run_rendezvous
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport.agent_client import AgentConnection, AgentProcess, close_agents_together
-from launcher.transport.connect import open_connections
+from launcher.transport.connect_with_retry import open_connections
 
 POLL_S = 0.1
 TERM_TO_KILL_S = 5.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
-from launcher.plan.plan import MIN_PHASE_TIMEOUT_S
+from launcher.plan.launch_plan import MIN_PHASE_TIMEOUT_S
 
 POLL_EVERY_S = 0.5
 COMPILE_S = 1800.0

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.placeholders import (
     ADDRESS,
     ATTEMPT,
@@ -17,7 +18,6 @@ from launcher.plan.placeholders import (
     RUN_ID,
     SCRATCH,
 )
-from launcher.plan.plan import LaunchPlan
 from launcher.supervise.attempt import Attempt, NodeState
 from launcher.supervise.stop_requests import StopRequests
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
 from launcher.config.launch_config import LaunchConfig
-from launcher.plan.plan import LaunchPlan
+from launcher.plan.launch_plan import LaunchPlan
 from launcher.resources.elasticity import usable_nodes
 from launcher.supervise.attempt import Attempt
 from launcher.supervise.failure_report import Failure, find_first_failure

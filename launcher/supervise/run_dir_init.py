@@ -9,7 +9,7 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_atomic, write_json
 from launcher.check.launch_checks import total_steps
 from launcher.config.launch_config import LaunchConfig, launch_to_dict
-from launcher.plan.plan import LaunchPlan
+from launcher.plan.launch_plan import LaunchPlan
 from launcher.run_dir.manifest import find_software_changes, new_manifest
 
 

@@ -15,23 +15,23 @@ from fmfsd.system.atomic_files import read_json, write_atomic
 from launcher.agent.network import MACHINE_VARIABLES
 from launcher.config.environment import forwarded_variables
 from launcher.config.plain_text import to_single_line
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.plan.placeholders import ADDRESS, ATTEMPT, INTERFACE, PORT, SCRATCH
-from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.resources.allocation import Allocation
 from launcher.resources.site import Site
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.supervise.attempt import Attempt
 from launcher.supervise.coordinator import run_attempt
+from launcher.supervise.execute_plan import EXIT_CODES, SECOND_INTERRUPT_HINT, create_console
 from launcher.supervise.failure_report import find_first_failure
 from launcher.supervise.outcome import render_failure_page, write_outcome
 from launcher.supervise.requeue import TIME_IS_UP, Requeue, reason_to_requeue
 from launcher.supervise.restarts import RestartBudget, RunResult
-from launcher.supervise.run_plan import EXIT_CODES, SECOND_INTERRUPT_HINT, create_console
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport.local_commands import run_foreground
 from launcher.tune.display.formatting import format_conclusions
 from launcher.tune.display.live_table import SweepDisplay, build_final_table
-from launcher.tune.ray.environment import ENVIRONMENT
+from launcher.tune.ray.ray_environment import ENVIRONMENT
 from launcher.tune.records.history import History
 from launcher.tune.records.sweep_settings import SweepSettings
 from launcher.tune.records.trial_resources import TrialResources

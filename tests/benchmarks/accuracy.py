@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fmfsd.config.methods import METHODS
 from fmfsd.errors import FmfsdError
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from tests.benchmarks.accuracy_runs import STOPPED, Bench, Comparison, concurrent_runs
 from tests.benchmarks.accuracy_table import print_results
 from tests.benchmarks.table import machine

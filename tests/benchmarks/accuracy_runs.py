@@ -13,9 +13,9 @@ from typing import Any
 from fmfsd.config import RunConfig, find_changes, load_config, preset_names
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
+from launcher.agent.available_resources import Resources, query_driver
 from launcher.agent.parent_death import with_parent_death
-from launcher.agent.resources import Resources, query_driver
-from launcher.resources.cost_probe import probe_costs
+from launcher.resources.config_cost import probe_costs
 from tests.helpers.processes import command
 
 MILESTONES = (66 / 200, 133 / 200, 190 / 200)

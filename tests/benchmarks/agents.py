@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from fmfsd.run.run_dir import RunDir
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.plan.placeholders import ATTEMPT, INTERFACE
-from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.supervise.coordinator import run_attempt
-from launcher.supervise.run_plan import Execution
+from launcher.supervise.execute_plan import Execution
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport.agent_client import AGENT_COMMAND
 from tests.benchmarks.table import print_table, spread

@@ -22,7 +22,7 @@ from fmfsd.distributed.collectives import Comms
 from fmfsd.engine.interface import Engine
 from fmfsd.engine.torch_engine import TorchEngine
 from fmfsd.run.run_dir import RunDir
-from launcher.plan.plan import MALLOC_SETTINGS
+from launcher.plan.launch_plan import MALLOC_SETTINGS
 from tests.benchmarks.table import print_table, spread
 from tests.distributed.test_deepspeed import ADAMW, SGD, SMALL, STAGES, TORCH, losses, train_runs
 from tests.helpers.runs import make_loop, make_run

@@ -18,7 +18,7 @@ from statistics import median
 from fmfsd.config import dump_config
 from fmfsd.data.prepare import prepare
 from fmfsd.run.run_dir import RunDir
-from launcher.plan.plan import MALLOC_SETTINGS
+from launcher.plan.launch_plan import MALLOC_SETTINGS
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.processes import command
 from tests.helpers.runs import tiny_config

@@ -21,7 +21,7 @@ from fmfsd.config import RunConfig, load_config
 from fmfsd.data.prepare import prepare
 from fmfsd.distributed.collectives import Comms
 from fmfsd.run.run_dir import RunDir
-from launcher.plan.plan import MALLOC_SETTINGS
+from launcher.plan.launch_plan import MALLOC_SETTINGS
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run
 from tests.helpers.workers import run_workers

@@ -73,7 +73,7 @@ def _usage(root: int, ended: int) -> Usage:
 
 def _tune() -> int:
     """Run fmfsd-tune with the driver below."""
-    from launcher.cli.tune import main
+    from launcher.cli.tune_command import main
     from launcher.tune.coordinator import SweepCoordinator
 
     original_driver = SweepCoordinator._driver_argv

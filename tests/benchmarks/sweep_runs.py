@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.plan.plan import MALLOC_SETTINGS
+from launcher.plan.launch_plan import MALLOC_SETTINGS
 from launcher.run_dir.sweep_dir import SweepDir
 from tests.benchmarks.usage import cpu_seconds, idle_share, sample_until_exit
 from tests.helpers.processes import command

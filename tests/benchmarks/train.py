@@ -31,7 +31,7 @@ from fmfsd.data.shards.index import prepared_set_folder, read_index
 from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.engine.precision import configure_arithmetic
 from fmfsd.engine.torch_engine import TorchEngine
-from launcher.plan.plan import MALLOC_SETTINGS
+from launcher.plan.launch_plan import MALLOC_SETTINGS
 from tests.benchmarks.peer import PlainLoop
 from tests.benchmarks.table import print_table, spread
 from tests.helpers.runs import make_loop, make_run

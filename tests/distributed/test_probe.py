@@ -3,7 +3,7 @@
 import pytest
 
 from fmfsd.config import load_config
-from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.cost.measure.estimate import estimate_cost
 from tests.helpers.costs import measure_saved_bytes
 from tests.helpers.workers import run_workers
 

@@ -11,7 +11,7 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.agent.hardware import read_hardware_by_host
+from launcher.agent.hardware_record import read_hardware_by_host
 from tests.end_to_end.conftest import SIXTY_STEPS
 from tests.helpers.processes import command, run_command, start_launch, wait_until
 from tests.helpers.runs import newest_weights, read_records

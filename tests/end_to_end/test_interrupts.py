@@ -25,15 +25,15 @@ sys.meta_path.insert(0, At())
 """Content of `sitecustomize.py`, which every Python process imports first: sends a signal at the import of `module`."""
 
 MOMENTS = [
-    ("fmfsd-launch smoke --dry-run", "launcher.cli.launch"),
+    ("fmfsd-launch smoke --dry-run", "launcher.cli.launch_command"),
     ("fmfsd-launch smoke --dry-run", "typer"),
     ("fmfsd-launch smoke --dry-run", "fmfsd.config"),
     ("fmfsd-launch smoke --check", "launcher.launch"),
     ("fmfsd-launch smoke --check", "launcher.check.run_checks"),
     ("fmfsd-launch stop nowhere", "launcher.manage.stop"),
     ("fmfsd-launch logs nowhere", "launcher.manage.logs"),
-    ("fmfsd-tune --space smoke --dry-run", "launcher.cli.tune"),
-    ("fmfsd-tune --space smoke --dry-run", "launcher.tune.sweep_command"),
+    ("fmfsd-tune --space smoke --dry-run", "launcher.cli.tune_command"),
+    ("fmfsd-tune --space smoke --dry-run", "launcher.tune.run_sweep"),
 ]
 
 

@@ -13,7 +13,7 @@ from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import UnreadableCheckpointError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_regular_file
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.check.access_checks import check_code_is_private
 from launcher.resources.site import Site
 from tests.helpers.checkpoints import list_names, make_checkpoint, make_manager, newest_step, save_and_wait

@@ -14,7 +14,7 @@ import pytest
 from fmfsd.config import load_config
 from fmfsd.run.run_dir import STOP_NOW, RunDir
 from fmfsd.system.atomic_files import read_json, write_atomic
-from launcher.resources.cost_probe import probe_costs
+from launcher.resources.config_cost import probe_costs
 from launcher.run_dir.run_lock import hold_run_lock
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.space.metrics import list_metric_names

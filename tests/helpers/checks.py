@@ -8,7 +8,7 @@ import pytest
 from fmfsd.config import RunConfig
 from fmfsd.errors import ProblemsError
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.check.launch_checks import require_valid_launch
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.site import Site

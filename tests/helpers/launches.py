@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fmfsd.config import RunConfig
 from fmfsd.cost.cache import estimate_cache_dir, read_or_estimate
-from fmfsd.cost.estimate import CostEstimate, Device
-from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.cost.cost_report import CostEstimate, Device
+from fmfsd.cost.measure.estimate import estimate_cost
 from tests.helpers.runs import DIRECT, SMALL, TINY, tiny_config
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.resources.site import Site
 from launcher.transport.agent_client import AGENT_COMMAND, AgentProcess
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.plan.placeholders import ADDRESS, ATTEMPT, INTERFACE, NCCL_INTERFACE, PORT, SCRATCH
-from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.supervise.attempt import Attempt
 from launcher.supervise.coordinator import run_attempt
 from launcher.supervise.stop_requests import StopRequests

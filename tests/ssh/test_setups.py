@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.check import host_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.host_probe import HostProbe, query_hosts
 from launcher.resources.site import Site
-from launcher.transport import connect
+from launcher.transport import connect_with_retry
 from tests.helpers.cluster import Cluster
 from tests.helpers.processes import wait_until
 from tests.ssh.conftest import ssh_config
@@ -76,7 +76,7 @@ def test_a_config_for_interactive_sessions_and_a_shell_that_prints_do_no_harm(
 def test_hosts_behind_an_sshd_that_accepts_four_logins_at_a_time_all_answer(
     hosts: Cluster, address: str, path_with_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "RETRY_DELAY_S", 0.1)
+    monkeypatch.setattr(connect_with_retry, "RETRY_DELAY_S", 0.1)
     names = [f"host{number}" for number in range(10)]
     path_with_config.write_text(ssh_config(hosts, f"Host host*\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="4:100:4"):
@@ -87,7 +87,7 @@ def test_hosts_behind_an_sshd_that_accepts_four_logins_at_a_time_all_answer(
 def test_an_sshd_that_refuses_every_connection_is_reported_with_its_setting(
     hosts: Cluster, address: str, path_with_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr(connect_with_retry, "RETRY_DELAY_S", 0.01)
     path_with_config.write_text(ssh_config(hosts, f"Host me\n  HostName {address}\n  Port {SSHD_PORT}"))
     with further_sshd(hosts, MaxStartups="1:100:1"), socket.create_connection((address, SSHD_PORT)) as waiting:
         assert waiting.recv(3) == b"SSH"

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from fmfsd.system.atomic_files import read_json
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.ray.probe_cluster import probe_machines
+from launcher.tune.ray.cluster_resources import probe_machines
+from launcher.tune.ray.ray_start import start_head, start_worker, stop
 from launcher.tune.ray.ray_worker_node import is_listening
-from launcher.tune.ray.start import start_head, start_worker, stop
 from tests.helpers.processes import wait_until
 from tests.helpers.searches import EPOCH_STEPS, run_tune, start_sweep, trial_results
 from tests.helpers.stub_training import StubTraining, stub_training

@@ -17,7 +17,7 @@ from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.profiling import attribution
 from fmfsd.profiling.attribution import divide_step_time
 from fmfsd.profiling.intervals import length, overlap, subtract, union
-from fmfsd.profiling.profile import ProfileWriter
+from fmfsd.profiling.profiler import ProfileWriter
 from fmfsd.profiling.ranges import ROLES, STEP, add_module_ranges
 from fmfsd.run.profile_record import COMMUNICATION, OTHER, PARTS, SETTLING_STEPS, WorkerProfile, count_profile_steps
 from fmfsd.run.run_dir import RunDir

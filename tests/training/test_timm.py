@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fmfsd
 from fmfsd.config import RunConfig, load_config
-from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.cost.measure.estimate import estimate_cost
 from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import ConfigError
 from fmfsd.evaluation.evaluate_run import EvaluateOptions, evaluate_run

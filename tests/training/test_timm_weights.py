@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import fmfsd
 from fmfsd.config import RunConfig, dump_config, load_config
-from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.cost.measure.estimate import estimate_cost
 from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import ConfigError
 from fmfsd.evaluation.trained_run import load_run_config
 from fmfsd.model.build import build_network
 from launcher.check.data_checks import warn_other_statistics
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from tests.helpers.runs import make_run, tiny_config, train_run
 
 TEST_RESNET = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

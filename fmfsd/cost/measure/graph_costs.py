@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fmfsd.cost.estimate import Cost
+from fmfsd.cost.cost_report import Cost
 from fmfsd.model.network import Outputs
 
 ParameterNames = frozenset[str]

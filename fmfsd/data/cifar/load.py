@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from fmfsd.data.cifar.official_files import OfficialFile, OfficialSet, compute_md5, find_parquet_files, read_files
 from fmfsd.data.cifar.parquet import read_parquet
 from fmfsd.data.cifar.restricted_pickle import load_arrays
-from fmfsd.data.raw_set import RawSet, Samples
 from fmfsd.data.shards.index import IMAGE_SHAPE, SourceFile
+from fmfsd.data.unsharded_set import RawSet, Samples
 from fmfsd.errors import DataError, Problem
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 from fmfsd.data.image_files.decode import decode_image
 from fmfsd.data.image_files.source_files import FileState
 from fmfsd.data.image_files.thread_map import map_in_threads
-from fmfsd.data.raw_set import FileImages, Images
+from fmfsd.data.unsharded_set import FileImages, Images
 from fmfsd.errors import Problem
 
 

@@ -8,7 +8,7 @@ from fmfsd.report.html.markup import Html, join_markup
 from fmfsd.report.html.tables import paragraphs, table
 from fmfsd.report.read_run import Content, RunFiles
 from fmfsd.report.seed_groups import SeedGroup, mean_line
-from fmfsd.run.slow_ranks import SLOW_FACTOR, compute_slowdowns
+from fmfsd.run.straggler_detection import SLOW_FACTOR, compute_slowdowns
 
 TIME_UNITS = ((2 * 3600, "hours", 3600.0), (300, "minutes", 60.0), (0, "seconds", 1.0))
 """Units of a time axis: from this number of seconds, name, seconds per unit."""

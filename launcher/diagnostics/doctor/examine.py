@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 
 from fmfsd.errors import CheckError
-from launcher.agent.probe import probe_machine
+from launcher.agent.describe_machine import probe_machine
 from launcher.check import host_checks, machine_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.doctor import environment as surroundings

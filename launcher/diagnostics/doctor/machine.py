@@ -1,4 +1,4 @@
-"""Findings about one machine, from the answer of its agent (`launcher.agent.probe`)."""
+"""Findings about one machine, from the answer of its agent (`launcher.agent.describe_machine`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

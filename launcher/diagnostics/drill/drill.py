@@ -19,10 +19,10 @@ from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.drill.faults import FAULTS, Injector, Scene
 from launcher.diagnostics.drill.results import Result, checkpoint_bytes, compare_runs, print_json, table
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun, short_run_dir, shorten
-from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import LaunchRequest, check_request, load_request_config, prepare_command, show_plan
+from launcher.launch_request import LaunchRequest, check_request, load_request_config, prepare_command, show_plan
+from launcher.plan.launch_plan import LaunchPlan, plan_run
 from launcher.supervise.coordinator import start_node_agent
-from launcher.supervise.run_plan import create_console
+from launcher.supervise.execute_plan import create_console
 from launcher.transport.isolation import INTERFACE, CuttableNetwork
 
 MIN_STEPS = 16

@@ -16,8 +16,7 @@ from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.profile.screen import render
 from launcher.diagnostics.profile.summary import Summary
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun, short_run_dir, shorten
-from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import (
+from launcher.launch_request import (
     CheckedLaunch,
     LaunchRequest,
     check_request,
@@ -25,7 +24,8 @@ from launcher.prepare_launch import (
     prepare_command,
     show_plan,
 )
-from launcher.supervise.run_plan import create_console
+from launcher.plan.launch_plan import LaunchPlan, plan_run
+from launcher.supervise.execute_plan import create_console
 
 
 @dataclass(frozen=True)

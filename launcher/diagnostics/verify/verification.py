@@ -12,10 +12,10 @@ from fmfsd.errors import RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
 from launcher.diagnostics.short_run import InterruptedByUserError, ShortRun
-from launcher.diagnostics.verify.results import PROMISES, Row, print_json, table
+from launcher.diagnostics.verify.tolerances import PROMISES, Row, print_json, table
 from launcher.diagnostics.verify.worker_counts import ComparedRun, compared_runs
-from launcher.prepare_launch import LaunchRequest
-from launcher.supervise.run_plan import EXIT_CODES, create_console
+from launcher.launch_request import LaunchRequest
+from launcher.supervise.execute_plan import EXIT_CODES, create_console
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport.local_commands import run_foreground
 

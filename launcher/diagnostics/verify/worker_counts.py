@@ -13,8 +13,8 @@ from launcher.check.data_checks import uneven_shares_problem
 from launcher.config.error_collector import collect_all
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.short_run import short_run_dir, shorten
-from launcher.plan.plan import LaunchPlan, plan_run
-from launcher.prepare_launch import CheckedLaunch, LaunchRequest, check_request, load_request_config, prepare_command
+from launcher.launch_request import CheckedLaunch, LaunchRequest, check_request, load_request_config, prepare_command
+from launcher.plan.launch_plan import LaunchPlan, plan_run
 
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 

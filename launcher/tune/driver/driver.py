@@ -18,10 +18,10 @@ from fmfsd.errors import FmfsdError, SearchFailedError
 from fmfsd.run.heartbeat import HeartbeatFile
 from fmfsd.run.run_dir import STOP_NOW, RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.check.data_checks import last_epoch
 from launcher.config.environment import forwarded_variables
-from launcher.resources.cost_probe import Costs, probe_costs
+from launcher.resources.config_cost import Costs, probe_costs
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.driver.driver_outcome import write_driver_crash
 from launcher.tune.driver.ray_scheduler import EarlyStopScheduler, build_stopping_rule
@@ -29,7 +29,7 @@ from launcher.tune.driver.ray_searcher import RunSource, SampledTrials, SweepSea
 from launcher.tune.driver.ray_tuner import run_trials
 from launcher.tune.driver.winners import RerunTrials, evaluate_winners, pending_reruns
 from launcher.tune.ray.capacity_watchdog import CapacityWatchdog
-from launcher.tune.ray.cluster import (
+from launcher.tune.ray.ray_init import (
     RayHead,
     cluster_head,
     existing_ray,

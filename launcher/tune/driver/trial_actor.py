@@ -13,7 +13,7 @@ from fmfsd.system.file_locks import choose_lock_method
 from launcher.agent.network import MACHINE_VARIABLES, select_machine_variables
 from launcher.config.launch_config import LaunchConfig
 from launcher.tune.driver.trial_run import TrialMachines, TrialRun
-from launcher.tune.ray.agents import PlacementGroupNodes
+from launcher.tune.ray.agent_actors import PlacementGroupNodes
 from launcher.tune.sweep.trial_spec import TrialSpec
 
 POLL_S = 0.1

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from fmfsd.config import RunConfig, load_config
 from fmfsd.errors import ConfigError, FmfsdError
 from fmfsd.system.atomic_files import read_json
-from launcher.agent.hardware import read_hardware_by_host
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
+from launcher.agent.hardware_record import read_hardware_by_host
 from launcher.check import data_checks
 from launcher.check.launch_checks import total_steps
 from launcher.config.launch_config import LaunchConfig
-from launcher.plan.plan import LaunchPlan, NodePlan, plan_run
+from launcher.plan.launch_plan import LaunchPlan, NodePlan, plan_run
 from launcher.resources.site import Site
 from launcher.run_dir.manifest import new_launch_entry
 from launcher.run_dir.record_follower import RecordFollower

@@ -11,7 +11,7 @@ from fmfsd.config import load_config
 from fmfsd.errors import RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json
-from launcher.plan.plan import MALLOC_SETTINGS
+from launcher.plan.launch_plan import MALLOC_SETTINGS
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.transport.local_commands import run_captured
 from launcher.tune.driver.ray_searcher import TrialResult

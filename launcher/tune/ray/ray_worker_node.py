@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from launcher.agent.available_resources import Resources
 from launcher.agent.network import find_source_address, interface_addresses
-from launcher.agent.resources import Resources
-from launcher.tune.ray.start import start_worker, stop
+from launcher.tune.ray.ray_start import start_worker, stop
 
 POLL_S = 0.5
 HEAD_TIMEOUT_S = 120.0

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fmfsd.errors import CheckError, ConfigError, Problem
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import Device, LaunchConfig, TuneOptions, launch_from_dict, launch_to_dict
 from launcher.tune.records.ledger import read_facts
 from launcher.tune.records.trial_resources import TrialResources, fit_trials

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmfsd.errors import CheckError, Problem
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from fmfsd.config.strict_yaml import Document, read_document
 from fmfsd.errors import ConfigError
-from launcher.tune.space.check import BaseConfig, find_draw_problems, find_parameter_problems
 from launcher.tune.space.parameters import Parameter, Space
 from launcher.tune.space.parse import find_top_level_problems, parse_parameters
+from launcher.tune.space.space_checks import BaseConfig, find_draw_problems, find_parameter_problems
 
 __all__ = ["Parameter", "Space", "read_space"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from fmfsd.config import RunConfig
-from fmfsd.cost.estimate import CostEstimate, Device
+from fmfsd.cost.cost_report import CostEstimate, Device
 from fmfsd.errors import CheckError, ConfigError
 from launcher.config.launch_config import LaunchConfig
-from launcher.resources.cost_probe import probe_costs
+from launcher.resources.config_cost import probe_costs
 from launcher.resources.site import Site
 
 SPLIT = "valid"

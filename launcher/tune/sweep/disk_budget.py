@@ -16,7 +16,7 @@ from fmfsd.system.atomic_files import free_space
 from launcher.check.machine_checks import EXTRA_CHECKPOINTS, FREE_BYTES, checkpoint_bytes
 from launcher.config.byte_sizes import format_size, format_size_rounded_down, format_size_rounded_up
 from launcher.config.launch_config import TuneOptions
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.records.history import History, Trial
 from launcher.tune.records.ledger import FactLog

@@ -16,7 +16,7 @@ from fmfsd.config import load_config
 from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.distributed.world import World
 from fmfsd.errors import CheckError
-from fmfsd.run.init_source import find_weights
+from fmfsd.run.init_weights_source import find_weights
 from fmfsd.run.run_dir import RunDir
 from fmfsd.run.train_position import TrainPosition
 from fmfsd.training.loop import Loop
@@ -160,7 +160,7 @@ def test_the_path_is_made_absolute() -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_finding_initial_weights_needs_no_torch() -> None:
-    code = "import fmfsd.run.init_source, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
+    code = "import fmfsd.run.init_weights_source, sys; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

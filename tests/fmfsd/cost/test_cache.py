@@ -12,7 +12,7 @@ import pytest
 from fmfsd.config import RunConfig, load_config
 from fmfsd.config.resume_rules import flatten_keys
 from fmfsd.cost.cache import _KEYED_SETTINGS, estimate_cache_dir, parse_estimate, read_cached, read_or_estimate
-from fmfsd.cost.estimate import Cost, CostEstimate, Device, HeadCost, Layer, MemoryCost, ParameterCount
+from fmfsd.cost.cost_report import Cost, CostEstimate, Device, HeadCost, Layer, MemoryCost, ParameterCount
 from tests.helpers.processes import run_command
 
 MAP = (64, 8, 8)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import RunConfig, load_config
-from fmfsd.cost.estimate import CostEstimate, HeadCost
-from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.cost.cost_report import CostEstimate, HeadCost
+from fmfsd.cost.measure.estimate import estimate_cost
 from fmfsd.evaluation.exit_thresholds import NEVER
 from fmfsd.model.build import build_network
 from fmfsd.model.early_exit import EarlyExit, early_head_names

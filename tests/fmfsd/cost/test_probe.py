@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fmfsd.config import RunConfig, load_config
-from fmfsd.cost.measure.probe import _count_parameters, estimate_cost
+from fmfsd.cost.measure.estimate import _count_parameters, estimate_cost
 from fmfsd.cpu import tensor_layout
 from fmfsd.data.loading.shards_in_memory import load_worker_shards
 from fmfsd.data.shards.index import prepared_set_folder, read_index

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from fmfsd.config import DataConfig, RunConfig, load_config
-from fmfsd.cost.measure.probe import estimate_cost
+from fmfsd.cost.measure.estimate import estimate_cost
 from fmfsd.data.augment.crop_flip import Normalise
 from fmfsd.data.image_files.decode import decode_image
 from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches

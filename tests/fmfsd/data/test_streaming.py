@@ -27,7 +27,7 @@ from fmfsd.data.shards.storage import WorkerShare
 from fmfsd.distributed.collectives import SingleWorkerComms
 from fmfsd.errors import DataError
 from fmfsd.system.memory import usable_memory
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from tests.helpers.runs import make_loop, make_run, newest_weights, read_records, tiny_config, train_run
 from tests.helpers.workers import run_workers
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.resources import Gpu, GpuDriver, Resources
-from launcher.resources.cost_probe import Costs
+from launcher.agent.available_resources import Gpu, GpuDriver, Resources
+from launcher.resources.config_cost import Costs
 from tests.benchmarks import accuracy_runs
 from tests.benchmarks.accuracy_runs import Comparison, concurrent_runs, length_overrides, runs_per_gpu
 from tests.benchmarks.accuracy_table import RunResult, format_rate, paired_difference, spread, training_totals

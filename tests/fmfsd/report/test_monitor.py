@@ -11,10 +11,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fmfsd.cli import app
+from fmfsd.monitor.find_run import resolve_target
 from fmfsd.monitor.live import read_view, watch
 from fmfsd.monitor.run_view import read_run_view
 from fmfsd.monitor.screen import render_line, render_screen
-from fmfsd.monitor.target import resolve_target
 from fmfsd.run.heartbeat import HeartbeatFile
 from fmfsd.run.metrics import MetricsLog
 from fmfsd.run.run_dir import RunDir

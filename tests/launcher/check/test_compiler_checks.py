@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fmfsd.config import load_config
-from fmfsd.engine.training_pass import is_compiled
+from fmfsd.engine.compiled_pass import is_compiled
 from fmfsd.run.run_dir import RunDir
-from fmfsd.system.compilers import find_missing_compiler
-from launcher.agent.resources import Resources
+from fmfsd.system.compile_requirements import find_missing_compiler
+from launcher.agent.available_resources import Resources
 from launcher.check.launch_checks import find_warnings
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.site import Site

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fmfsd.system.atomic_files import write_json
-from launcher.agent.probe import probe_machine
+from launcher.agent.describe_machine import probe_machine
 from launcher.check.launch_checks import find_warnings
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.host_probe import HostProbe

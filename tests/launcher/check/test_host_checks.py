@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fmfsd.system.atomic_files import sha256
-from launcher.agent.probe import probe_machine
+from launcher.agent.describe_machine import probe_machine
 from launcher.check import host_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.host_probe import HostProbe

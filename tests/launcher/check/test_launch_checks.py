@@ -12,7 +12,7 @@ from fmfsd.data.prepare import prepare
 from fmfsd.data.shards.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.check import machine_checks
 from launcher.check.launch_checks import is_prepared, require_valid_launch
 from launcher.config.launch_config import LaunchConfig

@@ -10,15 +10,15 @@ import pytest
 from fmfsd.config import dump_config, load_config
 from fmfsd.data.shards.storage import PREFETCH_BYTES
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.check import image_storage, machine_checks, memory_checks
 from launcher.check.launch_checks import find_warnings
 from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig
-from launcher.prepare_launch import LaunchRequest, check_request
-from launcher.resources import cost_probe as costs_module
+from launcher.launch_request import LaunchRequest, check_request
+from launcher.resources import config_cost as costs_module
 from launcher.resources import host_probe as survey_module
-from launcher.resources.cost_probe import Costs, probe_costs
+from launcher.resources.config_cost import Costs, probe_costs
 from launcher.resources.site import Site
 from tests.helpers.checks import CPU_SITE, DEFAULT_LAUNCH, assert_no_problems, run_failing_checks
 from tests.helpers.processes import run_command

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from fmfsd.config.load import preset_names
-from launcher.cli.launch import suggest_command
-from launcher.cli.options import COMMANDS
+from launcher.cli.launch_command import suggest_command
+from launcher.cli.option_types import COMMANDS
 from tests.helpers.deepspeed import needs_deepspeed
 from tests.helpers.official import write_official
 from tests.helpers.processes import command, run_command, wait_until

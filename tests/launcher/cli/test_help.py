@@ -10,19 +10,19 @@ import pytest
 from typer.testing import CliRunner
 
 import fmfsd.cli
-import launcher.cli.diagnose
-import launcher.cli.launch
-import launcher.cli.manage
-import launcher.cli.tune
-from fmfsd.command_line import App
-from launcher.cli.diagnose import DIAGNOSE_COMMANDS
-from launcher.cli.launch import first_argument
-from launcher.cli.manage import MANAGE_COMMANDS
+import launcher.cli.diagnostic_commands
+import launcher.cli.launch_command
+import launcher.cli.manage_commands
+import launcher.cli.tune_command
+from fmfsd.typer_app import App
+from launcher.cli.diagnostic_commands import DIAGNOSE_COMMANDS
+from launcher.cli.launch_command import first_argument
+from launcher.cli.manage_commands import MANAGE_COMMANDS
 from tests.helpers.processes import run_command
 
 PANELS = {
-    launcher.cli.launch.app: ["What", "Where", "How", "Before starting", "Slurm", "Output"],
-    launcher.cli.tune.app: ["What", "Search", "Where", "How", "Before starting", "Output"],
+    launcher.cli.launch_command.app: ["What", "Where", "How", "Before starting", "Slurm", "Output"],
+    launcher.cli.tune_command.app: ["What", "Search", "Where", "How", "Before starting", "Output"],
 }
 
 
@@ -42,10 +42,10 @@ def test_options_are_grouped_in_panels(app: App) -> None:
 @pytest.mark.parametrize(
     ("app", "command"),
     [
-        (launcher.cli.launch.app, ()),
-        (launcher.cli.tune.app, ()),
-        *((launcher.cli.manage.manage_app, (word,)) for word in MANAGE_COMMANDS),
-        *((launcher.cli.diagnose.diagnose_app, (word,)) for word in DIAGNOSE_COMMANDS),
+        (launcher.cli.launch_command.app, ()),
+        (launcher.cli.tune_command.app, ()),
+        *((launcher.cli.manage_commands.manage_app, (word,)) for word in MANAGE_COMMANDS),
+        *((launcher.cli.diagnostic_commands.diagnose_app, (word,)) for word in DIAGNOSE_COMMANDS),
         *((fmfsd.cli.app, (word,)) for word in ("train", "probe", "evaluate", "export", "report", "watch", "diff")),
         (fmfsd.cli.app, ("data", "prepare")),
     ],
@@ -57,13 +57,13 @@ def test_no_option_is_cut_off_and_no_flag_has_a_type(app: App, command: tuple[st
 
 
 def test_short_options_are_those_of_slurm_and_torchrun() -> None:
-    lines = help_lines(launcher.cli.launch.app)
+    lines = help_lines(launcher.cli.launch_command.app)
     for short, long in {"-N": "--nodes", "-p": "--partition", "-A": "--account", "-t": "--time"}.items():
         assert any(short in line and long in line for line in lines)
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    for app in (launcher.cli.launch.app, launcher.cli.tune.app, fmfsd.cli.app):
+    for app in (launcher.cli.launch_command.app, launcher.cli.tune_command.app, fmfsd.cli.app):
         result = CliRunner().invoke(app, ["--version"])
         assert (result.exit_code, result.stdout) == (0, f"fmfsd {version('fmfsd')}\n")
 

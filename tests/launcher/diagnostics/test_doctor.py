@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.probe import probe_machine
+from launcher.agent.describe_machine import probe_machine
 from launcher.diagnostics.doctor import examine, machine
 from launcher.resources.site import Site
 from tests.helpers.processes import command

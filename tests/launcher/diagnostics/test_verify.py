@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launcher.diagnostics.verify.results import PROMISES, Row
+from launcher.diagnostics.verify.tolerances import PROMISES, Row
 
 
 def make_comparison(*losses: float, gradients: float = 0.0, weights: float = 0.0, samples: int = 0) -> dict[str, Any]:

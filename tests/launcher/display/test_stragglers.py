@@ -4,7 +4,7 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
-from launcher.display.stragglers import WINDOW_STEPS, StragglerDetector
+from launcher.display.straggler_warnings import WINDOW_STEPS, StragglerDetector
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def progress(step: int, busy_s: float) -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.display.stragglers.POLL_EVERY_S", 0.0)
+    monkeypatch.setattr("launcher.display.straggler_warnings.POLL_EVERY_S", 0.0)

@@ -10,11 +10,11 @@ from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import STOP_NOW, RunDir
 from fmfsd.system.atomic_files import write_json
 from launcher.config.launch_config import LaunchConfig, SlurmOptions, launch_to_dict
+from launcher.launch_request import LaunchRequest
 from launcher.manage import resume as resume_module
 from launcher.manage.logs import show_logs
 from launcher.manage.resume import resume
 from launcher.manage.stop import request_cancel, request_stop
-from launcher.prepare_launch import LaunchRequest
 from launcher.run_dir.activity import find_runs
 from launcher.run_dir.run_lock import Owner
 

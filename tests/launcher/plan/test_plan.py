@@ -14,11 +14,11 @@ import pytest
 from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.resources import Resources, _visible_gpus
+from launcher.agent.available_resources import Resources, _visible_gpus
 from launcher.config.environment import forwarded_variables, mask_passwords, mask_secret, parse_env_options
 from launcher.config.launch_config import LaunchConfig
+from launcher.plan.launch_plan import LaunchPlan, plan_run
 from launcher.plan.placeholders import ADDRESS, INIT_METHOD, PORT
-from launcher.plan.plan import LaunchPlan, plan_run
 from launcher.resources.site import Site
 
 GOLDEN = Path(__file__).parents[2] / "golden"

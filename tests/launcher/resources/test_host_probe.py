@@ -14,8 +14,8 @@ import torch
 import launcher
 from fmfsd.errors import CheckError
 from fmfsd.system.atomic_files import sha256
-from launcher.agent.hardware import read_hardware
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
+from launcher.agent.hardware_record import read_hardware
 from launcher.check import host_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources import host_probe as survey_module

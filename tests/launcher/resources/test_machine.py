@@ -14,9 +14,9 @@ import torch
 
 from fmfsd.system import cgroups
 from fmfsd.system.cpu_count import usable_cores
-from launcher.agent import cgroup, resources, torch_build
-from launcher.agent.probe import probe_machine
-from launcher.agent.resources import Gpu, GpuDriver, Resources
+from launcher.agent import available_resources, cgroup, torch_cuda_version
+from launcher.agent.available_resources import Gpu, GpuDriver, Resources
+from launcher.agent.describe_machine import probe_machine
 from launcher.check import host_checks, machine_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.host_probe import HostProbe
@@ -82,7 +82,7 @@ def _removed(folder: Path) -> bool:
 @pytest.mark.usefixtures("processes")
 def test_half_a_core_of_a_real_parent_group_is_one_thread(inner_group: Path) -> None:
     code = (
-        "from launcher.agent.resources import Resources; from fmfsd.system.cpu_count import usable_cores\n"
+        "from launcher.agent.available_resources import Resources; from fmfsd.system.cpu_count import usable_cores\n"
         "print(Resources.detect({}).cores, usable_cores())"
     )
     inside = ("sh", "-c", f'echo $$ > {inner_group}/cgroup.procs && exec "$@"', "sh", sys.executable, "-c", code)
@@ -91,7 +91,7 @@ def test_half_a_core_of_a_real_parent_group_is_one_thread(inner_group: Path) -> 
 
 def gpu_problems(monkeypatch: pytest.MonkeyPatch, gpu_driver: GpuDriver, **environment: str) -> list[str]:
     """Return the problems of this machine with this driver; a host with the same probe result must have the same."""
-    monkeypatch.setattr(resources, "query_driver", lambda: gpu_driver)
+    monkeypatch.setattr(available_resources, "query_driver", lambda: gpu_driver)
     site = Site(Resources.detect(environment))
     here = list(map(str, machine_checks.check_gpus_usable(AUTO, site)))
     answer = {**probe_machine({}, environment), "clock_s": 0.0}
@@ -150,7 +150,7 @@ def test_no_gpu_is_accepted_if_none_is_installed_or_all_are_hidden(
 
 
 def test_amd_gpus_are_reported_as_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_AMD_CONTROL", tmp_path)
+    monkeypatch.setattr(available_resources, "_AMD_CONTROL", tmp_path)
     site = Site(Resources.detect({"CUDA_VISIBLE_DEVICES": ""}))
     (message,) = machine_checks.warn_unsupported_gpus(AUTO, site)
     assert message.startswith("this machine has AMD GPUs, which are not supported")
@@ -175,7 +175,7 @@ exec env -u CUDA_VISIBLE_DEVICES "$@"
 @pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 @pytest.mark.skipif(
-    bool(resources.query_driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken"
+    bool(available_resources.query_driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken"
 )
 def test_a_launch_with_a_real_driver_that_does_not_respond_is_refused(tmp_path: Path) -> None:
     """The error message is that of the library."""
@@ -215,11 +215,13 @@ def test_a_torch_that_can_not_use_the_gpus_of_this_machine_is_refused(
 ) -> None:
     """Determined from torch's version file; torch is not imported."""
     (tmp_path / "version.py").write_text(build)
-    monkeypatch.setattr(torch_build, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    monkeypatch.setattr(
+        torch_cuda_version, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    )
     problems = gpu_problems(monkeypatch, gpu_driver)
     assert [expected in problem for problem in problems] == ([True] if expected else [])
 
 
 def test_the_cuda_of_the_installed_torch_is_read_from_its_file() -> None:
     expected = torch.version.cuda
-    assert torch_build.torch_cuda_version() == (tuple(map(int, expected.split("."))) if expected else (0, 0))
+    assert torch_cuda_version.torch_cuda_version() == (tuple(map(int, expected.split("."))) if expected else (0, 0))

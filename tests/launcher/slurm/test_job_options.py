@@ -13,10 +13,10 @@ import pytest
 
 from fmfsd.errors import CheckError, ConfigError, RunFailedError
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.array_seeds import ArraySeeds
 from launcher.config.launch_config import LaunchConfig, SlurmOptions
-from launcher.prepare_launch import LaunchRequest, resolve_run_dir
+from launcher.launch_request import LaunchRequest, resolve_run_dir
 from launcher.resources.allocation import Allocation
 from launcher.resources.site import Site
 from launcher.run_dir.manifest import list_uncommitted_files, read_commit

@@ -10,13 +10,13 @@ import pytest
 
 from fmfsd.errors import CheckError
 from fmfsd.run.run_dir import RunDir
-from launcher import prepare_launch
-from launcher.agent.resources import Resources
+from launcher import launch_request
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import LaunchConfig
-from launcher.prepare_launch import LaunchRequest, check_request
+from launcher.launch_request import LaunchRequest, check_request
 from launcher.resources import host_probe as survey_module
 from launcher.resources.allocation import Allocation
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.resources.elasticity import slots_to_use, usable_nodes
 from launcher.resources.host_probe import UnreachableError
 from launcher.resources.resolve_site import resolve_site
@@ -55,7 +55,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def without_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_launch, "probe_costs", lambda *_, **__: Costs())
+    monkeypatch.setattr(launch_request, "probe_costs", lambda *_, **__: Costs())
 
 
 def check_in_allocation(site: LocalhostSite, root: Path, tmp_path: Path, min_nodes: int | None) -> Any:

@@ -17,8 +17,8 @@ from fmfsd.errors import RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from launcher.agent.network import create_scratch_folder
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.plan.placeholders import ATTEMPT
-from launcher.plan.plan import LaunchPlan, NodePlan
 from launcher.supervise.attempt import Attempt
 from launcher.supervise.coordinator import run_attempt
 from launcher.supervise.stop_requests import StopRequests

@@ -10,12 +10,12 @@ import pytest
 
 from fmfsd.run.run_dir import RunDir
 from launcher.agent import network
-from launcher.plan.plan import LaunchPlan
+from launcher.plan.launch_plan import LaunchPlan
 from launcher.supervise.attempt import Attempt
 from launcher.supervise.coordinator import run_attempt
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport.agent_client import AGENT_COMMAND, AgentProcess, close_agents_together
-from launcher.transport.connect import describe_lost_connection
+from launcher.transport.connect_with_retry import describe_lost_connection
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import WRITES_ITS_ENVIRONMENT, make_plan_for_hosts, start_thread
 

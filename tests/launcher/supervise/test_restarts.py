@@ -10,7 +10,7 @@ from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_json
 from launcher.config.launch_config import LaunchConfig, parse_node_limits
 from launcher.diagnostics.drill.faults import FAULTS, parse_faults
-from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.supervise.attempt import Attempt, NodeState
 from launcher.supervise.failure_report import Failure
 from launcher.supervise.restarts import RestartBudget, RestartLoop, RunResult

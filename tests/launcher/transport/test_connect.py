@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.transport import connect
+from launcher.transport import connect_with_retry
 from launcher.transport.agent_client import AGENT_COMMAND, AgentConnection, AgentProcess, close_agents_together
-from launcher.transport.connect import MAX_CONCURRENT_LOGINS, MAX_TRIES, describe_lost_connection, open_connections
+from launcher.transport.connect_with_retry import (
+    MAX_CONCURRENT_LOGINS,
+    MAX_TRIES,
+    describe_lost_connection,
+    open_connections,
+)
 
 pytestmark = pytest.mark.usefixtures("processes")
 
@@ -32,7 +37,7 @@ def end_message(agent: AgentConnection) -> str:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr(connect_with_retry, "RETRY_DELAY_S", 0.01)
 
 
 @pytest.mark.fault("F60")
@@ -84,7 +89,7 @@ def test_another_failure_is_not_retried() -> None:
 
 def test_few_connections_log_in_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further connections are opened when earlier ones have logged in; here each does after it was counted."""
-    monkeypatch.setattr(connect, "LOGIN_S", 60.0)
+    monkeypatch.setattr(connect_with_retry, "LOGIN_S", 60.0)
     gates = list[Path]()
     counts = list[int]()
 
@@ -110,4 +115,4 @@ def test_a_stop_request_opens_the_remaining_connections_at_once() -> None:
     with close_agents_together() as agents:
         opened = open_connections([lambda: AgentProcess(("cat",), deadline_s=60)] * 3, agents, stop=lambda: True)
         assert len(opened) == len(agents) == 3
-    assert time.monotonic() - start_s < connect.OPEN_TIMEOUT_S
+    assert time.monotonic() - start_s < connect_with_retry.OPEN_TIMEOUT_S

@@ -8,19 +8,19 @@ import pytest
 
 from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.probe import probe_machine
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
+from launcher.agent.describe_machine import probe_machine
 from launcher.check import host_checks
 from launcher.config.launch_config import LaunchConfig, SlurmOptions, launch_from_dict, launch_to_dict
-from launcher.plan.plan import plan_run
-from launcher.resources import cost_probe as costs_module
-from launcher.resources.cost_probe import probe_costs
+from launcher.plan.launch_plan import plan_run
+from launcher.resources import config_cost as costs_module
+from launcher.resources.config_cost import probe_costs
 from launcher.resources.host_probe import HostProbe, probe_hosts
 from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import WRAPPED_HOST, Site
 from launcher.slurm.job_options import build_launch_arguments, parse_slurm_options
 from launcher.transport.agent_client import AGENT_COMMAND
-from launcher.transport.wrap import parse_wrap, with_python_fallback
+from launcher.transport.wrap_command import parse_wrap, with_python_fallback
 from tests.helpers.runs import tiny_config
 
 WRAP = ("apptainer", "exec", "--nv", "my image.sif")

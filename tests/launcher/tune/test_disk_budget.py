@@ -13,7 +13,7 @@ import pytest
 from fmfsd.errors import ConfigError
 from launcher.config.byte_sizes import format_size_rounded_down, format_size_rounded_up, parse_size
 from launcher.config.launch_config import TuneOptions
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.tune.records.history import History
 from launcher.tune.records.ledger import Ledger, read_facts
 from launcher.tune.sweep import disk_budget

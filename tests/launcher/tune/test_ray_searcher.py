@@ -10,7 +10,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from fmfsd.errors import SearchFailedError
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.tune.driver.ray_searcher import LOST_TOO_OFTEN, SampledTrials, SweepSearcher

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from fmfsd.errors import RunFailedError
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.resources import host_probe as survey_module
 from launcher.resources.allocation import Allocation
@@ -21,10 +21,10 @@ from launcher.supervise.restarts import RunResult
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport import slurm_commands
 from launcher.tune import coordinator as coordination_module
-from launcher.tune.check import probe_site
 from launcher.tune.coordinator import RAY_SHUTDOWN_S, SweepCoordinator
 from launcher.tune.records.sweep_settings import SweepSettings
-from launcher.tune.sweep_command import settings_in_batch_job
+from launcher.tune.run_sweep import settings_in_batch_job
+from launcher.tune.sweep_checks import probe_site
 from tests.helpers.sites import LocalhostSite
 
 LOST = ("sh", "-c", "exit 1")

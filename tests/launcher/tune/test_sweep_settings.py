@@ -10,22 +10,22 @@ import pytest
 
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.system.atomic_files import write_json
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.resources.allocation import Allocation
 from launcher.run_dir.run_lock import Owner
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.check import require_valid_search
 from launcher.tune.records.history import History
 from launcher.tune.records.sweep_settings import SweepSettings
 from launcher.tune.records.trial_resources import TrialResources
-from launcher.tune.sweep_command import (
+from launcher.tune.run_sweep import (
     PreparedSweep,
     SweepRequest,
     _with_sweep_dir_of_job,
     _write_sweep_files,
     run_sweep,
 )
+from launcher.tune.sweep_checks import require_valid_search
 from tests.helpers.histories import TAPS, make_sweep
 
 

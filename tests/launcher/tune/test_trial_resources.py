@@ -3,7 +3,7 @@
 import pytest
 
 from fmfsd.errors import CheckError
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.tune.records.trial_resources import TrialResources, fit_trials
 

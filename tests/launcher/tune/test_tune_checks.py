@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launcher.agent.resources import Resources
-from launcher.cli.tune import app
-from launcher.resources.cost_probe import Costs
+from launcher.agent.available_resources import Resources
+from launcher.cli.tune_command import app
+from launcher.resources.config_cost import Costs
 from tests.helpers.processes import run_command
 from tests.helpers.searches import sweep_arguments
 
@@ -39,7 +39,7 @@ def test_a_dry_run_shows_the_sweep_and_its_commands_and_writes_nothing(tiny_root
 @pytest.mark.usefixtures("processes")
 def test_help_and_dry_runs_import_neither_ray_nor_optuna_nor_torch(options: tuple[str, ...], tmp_path: Path) -> None:
     code = (
-        "import sys; from launcher.cli.tune import app\n"
+        "import sys; from launcher.cli.tune_command import app\n"
         f"try:\n    app({list(options)})\n"
         "finally:\n    assert not {'ray', 'optuna', 'torch', 'numpy'} & set(sys.modules)"
     )
@@ -115,7 +115,7 @@ def test_a_config_is_checked_for_the_devices_of_the_sweep(
         devices.append(device)
         return Costs()
 
-    monkeypatch.setattr("launcher.prepare_launch.probe_costs", probe_costs)
+    monkeypatch.setattr("launcher.launch_request.probe_costs", probe_costs)
     monkeypatch.setattr(Resources, "detect", lambda _environment: Resources(4, gpus))
     argv = sweep_arguments(tiny_root, tmp_path, "--set", "train.compile=cuda_graphs", "--dry-run")
     result = CliRunner().invoke(app, argv)
@@ -137,7 +137,7 @@ def test_without_ray_the_extra_is_named(tiny_root: Path, tmp_path: Path) -> None
         "import importlib.util as util, sys\n"
         "find_spec = util.find_spec\n"
         "util.find_spec = lambda name, *more: None if name in ('ray', 'optuna') else find_spec(name, *more)\n"
-        "from launcher.cli.tune import app\n"
+        "from launcher.cli.tune_command import app\n"
         f"app({sweep_arguments(tiny_root, tmp_path)!r})"
     )
     result = run_command("python", "-c", code, cwd=tmp_path)

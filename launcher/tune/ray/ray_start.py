@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launcher.agent.available_resources import Resources
 from launcher.agent.parent_death import with_parent_death
-from launcher.agent.resources import Resources
 
 OBJECT_STORE_BYTES = 100 << 20
 """Size of the object store; trials only pass small dictionaries."""

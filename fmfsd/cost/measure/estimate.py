@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmfsd.config import RunConfig
 from fmfsd.config.names import TIMM
-from fmfsd.cost.estimate import (
+from fmfsd.cost.cost_report import (
     ChannelStatistics,
     CostEstimate,
     Device,
@@ -40,8 +40,8 @@ from fmfsd.cpu import tensor_layout
 from fmfsd.data.shards.storage import WorkerShare
 from fmfsd.distributed.sync_batch_norm import convert_batch_norm
 from fmfsd.engine.build import build_loss
+from fmfsd.engine.compiled_pass import may_be_compiled
 from fmfsd.engine.precision import PrecisionFormat
-from fmfsd.engine.training_pass import may_be_compiled
 from fmfsd.errors import ConfigError
 from fmfsd.model.backbones import Backbone
 from fmfsd.model.backbones.timm import load_weight_statistics

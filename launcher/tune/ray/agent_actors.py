@@ -13,8 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launcher.agent.resources import Resources
-from launcher.plan.plan import NodePlan
+from launcher.agent.available_resources import Resources
+from launcher.plan.launch_plan import NodePlan
 from launcher.resources.site import AGENT_DEADLINE_S, Site
 from launcher.supervise.coordinator import start_node_agent
 from launcher.transport.agent_client import AGENT_COMMAND, END_TIMEOUT_S, AgentConnection, AgentProcess

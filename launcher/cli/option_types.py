@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from fmfsd.command_line import PANEL_BEFORE, PANEL_HOW, PANEL_SLURM, PANEL_WHAT, PANEL_WHERE
 from fmfsd.config.load import preset_names
+from fmfsd.typer_app import PANEL_BEFORE, PANEL_HOW, PANEL_SLURM, PANEL_WHAT, PANEL_WHERE
 
 COMMANDS = ("stop", "status", "logs", "cancel", "resume", "doctor", "drill", "verify", "profile")
 """Subcommands of `fmfsd-launch`; no preset has such a name."""

@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
-from fmfsd.command_line import PANEL_WHAT, App, Debug, ErrorCollectingCommand, Json, invalid_options
-from launcher.cli import options
+from fmfsd.typer_app import PANEL_WHAT, App, Debug, ErrorCollectingCommand, Json, invalid_options
+from launcher.cli import option_types
 from launcher.config.launch_config import DEFAULT_MAX_RESTARTS
 
 diagnose_app = App()
 DIAGNOSE_COMMANDS = ("doctor", "drill", "verify", "profile")
 
 TestedConfig = Annotated[
-    str, typer.Argument(help="A preset's name or a YAML file.", autocompletion=options.complete_config)
+    str, typer.Argument(help="A preset's name or a YAML file.", autocompletion=option_types.complete_config)
 ]
 
 
@@ -25,11 +25,11 @@ def diagnose() -> None:
 @diagnose_app.command(cls=ErrorCollectingCommand)
 def doctor(
     context: typer.Context,
-    on: options.OnNow = "auto",
-    nodes: options.Nodes = None,
-    hosts: options.Hosts = None,
-    hostfile: options.Hostfile = None,
-    wrap: options.Wrap = None,
+    on: option_types.OnNow = "auto",
+    nodes: option_types.Nodes = None,
+    hosts: option_types.Hosts = None,
+    hostfile: option_types.Hostfile = None,
+    wrap: option_types.Wrap = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -38,7 +38,7 @@ def doctor(
     Exit code 3 if something is wrong.
     """
     from fmfsd.terminal import exit_on_error
-    from launcher.cli.arguments import LaunchArguments
+    from launcher.cli.launch_arguments import LaunchArguments
     from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.doctor import examine
 
@@ -56,18 +56,18 @@ def drill(
     seed: Annotated[
         int, typer.Option(rich_help_panel=PANEL_WHAT, help="Decides when a fault happens, and to which process.")
     ] = 0,
-    overrides: options.Overrides = None,
-    run_dir: options.RunDirectory = None,
-    nodes: options.Nodes = None,
-    gpus: options.Gpus = None,
-    device: options.Device = "auto",
-    env: options.Env = None,
-    engine: options.Engine = None,
-    starter: options.Starter = "torchrun",
-    wrap: options.Wrap = None,
-    max_restarts: options.MaxRestarts = DEFAULT_MAX_RESTARTS,
-    check: options.Check = False,
-    dry_run: options.DryRun = False,
+    overrides: option_types.Overrides = None,
+    run_dir: option_types.RunDirectory = None,
+    nodes: option_types.Nodes = None,
+    gpus: option_types.Gpus = None,
+    device: option_types.Device = "auto",
+    env: option_types.Env = None,
+    engine: option_types.Engine = None,
+    starter: option_types.Starter = "torchrun",
+    wrap: option_types.Wrap = None,
+    max_restarts: option_types.MaxRestarts = DEFAULT_MAX_RESTARTS,
+    check: option_types.Check = False,
+    dry_run: option_types.DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -76,7 +76,7 @@ def drill(
     Exit code 1 if a run did not survive a fault, or if its result differs from that of an undisturbed run.
     """
     from fmfsd.terminal import exit_on_error
-    from launcher.cli.arguments import LaunchArguments
+    from launcher.cli.launch_arguments import LaunchArguments
     from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.drill import parse_faults, run_drill
 
@@ -96,16 +96,16 @@ def verify(
         str, typer.Option(metavar="N,N...", rich_help_panel=PANEL_WHAT, help="Numbers of workers to compare.")
     ] = "1,2",
     steps: Annotated[int, typer.Option(min=1, rich_help_panel=PANEL_WHAT, help="Training steps of each run.")] = 5,
-    overrides: options.Overrides = None,
-    run_dir: options.RunDirectory = None,
-    nodes: options.Nodes = None,
-    device: options.Device = "auto",
-    env: options.Env = None,
-    engine: options.Engine = None,
-    starter: options.Starter = "torchrun",
-    wrap: options.Wrap = None,
-    check: options.Check = False,
-    dry_run: options.DryRun = False,
+    overrides: option_types.Overrides = None,
+    run_dir: option_types.RunDirectory = None,
+    nodes: option_types.Nodes = None,
+    device: option_types.Device = "auto",
+    env: option_types.Env = None,
+    engine: option_types.Engine = None,
+    starter: option_types.Starter = "torchrun",
+    wrap: option_types.Wrap = None,
+    check: option_types.Check = False,
+    dry_run: option_types.DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -114,7 +114,7 @@ def verify(
     Exit code 1 if they differ by more than rounding.
     """
     from fmfsd.terminal import exit_on_error
-    from launcher.cli.arguments import LaunchArguments
+    from launcher.cli.launch_arguments import LaunchArguments
     from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.verify import parse_worker_counts, verify_invariance
 
@@ -133,28 +133,28 @@ def profile(
     steps: Annotated[
         int, typer.Option(min=1, rich_help_panel=PANEL_WHAT, help="Steps to time, and as many to profile.")
     ] = 10,
-    overrides: options.Overrides = None,
-    run_dir: options.RunDirectory = None,
-    on: options.OnNow = "auto",
-    nodes: options.Nodes = None,
-    gpus: options.Gpus = None,
-    device: options.Device = "auto",
-    hosts: options.Hosts = None,
-    hostfile: options.Hostfile = None,
-    interface: options.Interface = None,
-    env: options.Env = None,
-    engine: options.Engine = None,
-    starter: options.Starter = "torchrun",
-    wrap: options.Wrap = None,
-    check: options.Check = False,
-    dry_run: options.DryRun = False,
-    preflight: options.Preflight = None,
+    overrides: option_types.Overrides = None,
+    run_dir: option_types.RunDirectory = None,
+    on: option_types.OnNow = "auto",
+    nodes: option_types.Nodes = None,
+    gpus: option_types.Gpus = None,
+    device: option_types.Device = "auto",
+    hosts: option_types.Hosts = None,
+    hostfile: option_types.Hostfile = None,
+    interface: option_types.Interface = None,
+    env: option_types.Env = None,
+    engine: option_types.Engine = None,
+    starter: option_types.Starter = "torchrun",
+    wrap: option_types.Wrap = None,
+    check: option_types.Check = False,
+    dry_run: option_types.DryRun = False,
+    preflight: option_types.Preflight = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show where the time of a training step goes, and the share of the machine's measured limit. Writes traces."""
     from fmfsd.terminal import exit_on_error
-    from launcher.cli.arguments import LaunchArguments
+    from launcher.cli.launch_arguments import LaunchArguments
     from launcher.config.error_collector import ErrorCollector
     from launcher.diagnostics.profile import profile_run
 

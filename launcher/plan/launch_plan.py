@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fmfsd.run.run_dir import RunDir
+from launcher.agent.available_resources import format_core_list
 from launcher.agent.network import MACHINE_VARIABLES
-from launcher.agent.resources import format_core_list
 from launcher.config.environment import LAUNCHER_VARIABLES, forwarded_variables, mask_secret
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.placeholders import ATTEMPT, INIT_METHOD, INTERFACE, NCCL_INTERFACE
 from launcher.plan.starters import NodeWorkers, StartCommand, build_start_command
 from launcher.resources.site import Site
 from launcher.transport.agent_client import AGENT_COMMAND
-from launcher.transport.wrap import WRAPPER_VARIABLES, with_python_fallback
+from launcher.transport.wrap_command import WRAPPER_VARIABLES, with_python_fallback
 
 MIN_PHASE_TIMEOUT_S = 120.0
 """Minimum timeout of imports, rendezvous, loading and saving, which give no heartbeat; --hang-timeout can't shorten

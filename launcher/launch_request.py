@@ -12,7 +12,7 @@ from fmfsd.config import RunConfig, load_config
 from fmfsd.config.load import InvalidConfigError, config_name
 from fmfsd.config.names import FOLDER
 from fmfsd.config.schema import validate_path
-from fmfsd.cost.estimate import Device
+from fmfsd.cost.cost_report import Device
 from fmfsd.data.shards.index import CHECKED_AT_LAUNCH_BYTES, prepared_set_folder
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.run.run_dir import RunDir
@@ -28,9 +28,9 @@ from launcher.check.launch_checks import (
 )
 from launcher.config.array_seeds import seed_run_dir
 from launcher.config.launch_config import LaunchConfig
-from launcher.plan.plan import LaunchPlan, forwarded_variables_for
+from launcher.plan.launch_plan import LaunchPlan, forwarded_variables_for
 from launcher.resources.allocation import Allocation
-from launcher.resources.cost_probe import Costs, probe_costs
+from launcher.resources.config_cost import Costs, probe_costs
 from launcher.resources.elasticity import slots_to_use
 from launcher.resources.host_probe import HostProbe, UnreachableError, probe_hosts
 from launcher.resources.site import Site

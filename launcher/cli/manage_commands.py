@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fmfsd.command_line import App, Debug, Json
+from fmfsd.typer_app import App, Debug, Json
 
 manage_app = App()
 MANAGE_COMMANDS = ("stop", "status", "logs", "cancel", "resume")

@@ -5,9 +5,9 @@ import sys
 
 import typer
 
-from fmfsd.command_line import App, Debug, ErrorCollectingCommand, Json, Version, invalid_options
 from fmfsd.system.cache_dir import complete_environment
-from launcher.cli import options, tune_options
+from fmfsd.typer_app import App, Debug, ErrorCollectingCommand, Json, Version, invalid_options
+from launcher.cli import option_types, tune_option_types
 from launcher.config.launch_config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S
 from launcher.config.process_limits import prepare_process
 
@@ -24,31 +24,31 @@ def main() -> None:
 @app.command(cls=ErrorCollectingCommand)
 def tune(
     context: typer.Context,
-    config: tune_options.Config = None,
-    space: tune_options.Space = None,
-    overrides: options.Overrides = None,
-    sweep_dir: tune_options.SweepDirectory = None,
-    resume: tune_options.Resume = None,
-    trials: tune_options.Trials = None,
-    metrics: tune_options.Metrics = None,
-    modes: tune_options.Modes = None,
-    search: tune_options.Algorithm = None,
-    scheduler: tune_options.Scheduler = None,
-    seed: tune_options.Seed = None,
-    seeds: tune_options.Seeds = None,
-    best: tune_options.Best = None,
-    nodes: tune_options.Nodes = 1,
-    gpus: tune_options.Gpus = 1,
-    device: options.Device = "auto",
-    concurrent: tune_options.Concurrent = None,
-    ray_address: tune_options.RayAddress = None,
-    dashboard: tune_options.Dashboard = False,
-    env: options.Env = None,
-    max_failures: tune_options.MaxFailures = None,
-    disk_budget: tune_options.DiskBudget = None,
-    grace: options.Grace = DEFAULT_GRACE_S,
-    hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
-    dry_run: tune_options.DryRun = False,
+    config: tune_option_types.Config = None,
+    space: tune_option_types.Space = None,
+    overrides: option_types.Overrides = None,
+    sweep_dir: tune_option_types.SweepDirectory = None,
+    resume: tune_option_types.Resume = None,
+    trials: tune_option_types.Trials = None,
+    metrics: tune_option_types.Metrics = None,
+    modes: tune_option_types.Modes = None,
+    search: tune_option_types.Algorithm = None,
+    scheduler: tune_option_types.Scheduler = None,
+    seed: tune_option_types.Seed = None,
+    seeds: tune_option_types.Seeds = None,
+    best: tune_option_types.Best = None,
+    nodes: tune_option_types.Nodes = 1,
+    gpus: tune_option_types.Gpus = 1,
+    device: option_types.Device = "auto",
+    concurrent: tune_option_types.Concurrent = None,
+    ray_address: tune_option_types.RayAddress = None,
+    dashboard: tune_option_types.Dashboard = False,
+    env: option_types.Env = None,
+    max_failures: tune_option_types.MaxFailures = None,
+    disk_budget: tune_option_types.DiskBudget = None,
+    grace: option_types.Grace = DEFAULT_GRACE_S,
+    hang_timeout: option_types.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
+    dry_run: tune_option_types.DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
     _version: Version = False,
@@ -62,7 +62,7 @@ def tune(
     from fmfsd.errors import ConfigError
     from fmfsd.terminal import exit_on_error
     from launcher.cli.tune_arguments import TuneArguments
-    from launcher.tune.sweep_command import run_sweep
+    from launcher.tune.run_sweep import run_sweep
 
     arguments = TuneArguments.from_options(locals())
     with exit_on_error(debug=debug):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fmfsd.command_line import PANEL_BEFORE, PANEL_HOW, PANEL_WHAT, PANEL_WHERE
+from fmfsd.typer_app import PANEL_BEFORE, PANEL_HOW, PANEL_WHAT, PANEL_WHERE
 
 SEARCH = "Search"
 

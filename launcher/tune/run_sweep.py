@@ -12,10 +12,10 @@ from fmfsd.config import dump_explicit, load_config
 from fmfsd.config.load import config_name
 from fmfsd.errors import CheckError, ConfigError, Problem
 from fmfsd.system.atomic_files import write_atomic
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.config.launch_config import LaunchConfig, TuneOptions
 from launcher.config.packaged_files import find_space
-from launcher.prepare_launch import CheckedLaunch, LaunchRequest, check_request, prepare_command
+from launcher.launch_request import CheckedLaunch, LaunchRequest, check_request, prepare_command
 from launcher.resources.allocation import Allocation
 from launcher.resources.host_probe import UnreachableError
 from launcher.resources.resolve_site import resolve_site
@@ -25,7 +25,7 @@ from launcher.run_dir.run_lock import hold_run_lock
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.slurm.job_options import LEAD_MARGIN_S, LEAD_S
 from launcher.supervise.unreachable_nodes import handle_unreachable
-from launcher.tune import check
+from launcher.tune import sweep_checks
 from launcher.tune.coordinator import RAY_SHUTDOWN_S, SweepCoordinator
 from launcher.tune.records.history import History
 from launcher.tune.records.ledger import Ledger
@@ -104,7 +104,7 @@ def _probe_hosts(
     """Return the site with the hosts that answer; if none answers, requeue the job if possible."""
     folder = Path(cwd, request.resume or request.sweep_dir or Path("runs", "new"))
     try:
-        return check.probe_site(site, request.launch, folder, environment, cwd)
+        return sweep_checks.probe_site(site, request.launch, folder, environment, cwd)
     except UnreachableError as error:
         if job is not None:
             handle_unreachable(
@@ -142,18 +142,18 @@ def _prepare_new(request: SweepRequest, site: Site, environment: Mapping[str, st
     split_overrides, held_out = validation_split.split_overrides(
         space.config, request.overrides, data_root=request.data_root
     )
-    options, sweep = check.resolve_options(space, request.cli_options), _sweep_dir(request, cwd, path)
-    check.require_valid_search(space, options, sweep)
+    options, sweep = sweep_checks.resolve_options(space, request.cli_options), _sweep_dir(request, cwd, path)
+    sweep_checks.require_valid_search(space, options, sweep)
     launch = _trial_launch(request.launch, options)
-    machines = check.list_machines(site, options, sweep, probe_ray=request.stop_after == "run")
+    machines = sweep_checks.list_machines(site, options, sweep, probe_ray=request.stop_after == "run")
     overrides = (*request.overrides, *split_overrides)
     base = _check_base(
         replace(request, config=space.config, overrides=overrides), launch, machines, sweep, environment, cwd
     )
     settings = SweepSettings(options, launch, held_out, base.costs.memory.get("total", 0))
-    check.require_metrics(options, space, base.costs)
+    sweep_checks.require_metrics(options, space, base.costs)
     resources = settings.fit_on(machines)
-    check.require_disk_space(sweep, options, base.config, base.costs, resources)
+    sweep_checks.require_disk_space(sweep, options, base.config, base.costs, resources)
     config_text = dump_explicit(space.config, overrides, data_root=request.data_root)
     content = {sweep.space: path.read_text("utf-8"), sweep.config: config_text}
     return PreparedSweep(sweep, settings, space, prepare_command(base.config), resources, base.warnings, content)
@@ -197,8 +197,8 @@ def _prepare_resumed(request: SweepRequest, site: Site, environment: Mapping[str
     settings = SweepSettings.read(sweep.ledger, environment).with_changes(request.cli_options)
     History.read(sweep.ledger, settings.options)
     space = read_space(sweep.space, config=str(sweep.config))
-    check.require_valid_search(space, settings.options, sweep, is_new=False)
-    machines = check.list_machines(site, settings.options, sweep, probe_ray=request.stop_after == "run")
+    sweep_checks.require_valid_search(space, settings.options, sweep, is_new=False)
+    machines = sweep_checks.list_machines(site, settings.options, sweep, probe_ray=request.stop_after == "run")
     resources = settings.fit_on(machines)
     return PreparedSweep(sweep, settings, space, prepare_command(load_config(str(sweep.config))), resources, (), {})
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent import health
-from launcher.agent.hardware import read_hardware
+from launcher.agent.available_resources import Resources
+from launcher.agent.hardware_record import read_hardware
 from launcher.agent.import_paths import find_import_differences
 from launcher.agent.network import interface_addresses, select_machine_variables
-from launcher.agent.resources import Resources
 
 PACKAGES = ("fmfsd", "torch", "torchvision", "numpy")
 OPTIONAL_PACKAGES = ("deepspeed", "ray", "timm")

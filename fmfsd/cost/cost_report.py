@@ -1,4 +1,4 @@
-"""Cost estimate of a config: values and tables. Computing one needs torch and is in fmfsd.cost.measure.probe."""
+"""Cost estimate of a config: values and tables. Computing one needs torch and is in fmfsd.cost.measure.estimate."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Probe of an existing Ray cluster, by a short process that imports Ray.
 
-`python -m launcher.tune.ray.probe_cluster ADDRESS FILE` prints the resources and software of each machine as JSON, and
-whether it sees FILE.
+`python -m launcher.tune.ray.cluster_resources ADDRESS FILE` prints JSON: the resources and software of each machine,
+and whether it sees FILE.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import Any
 
 from fmfsd.errors import CheckError, Problem
 from fmfsd.own_launcher import COMMAND
-from launcher.agent.probe import probe_machine
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
+from launcher.agent.describe_machine import probe_machine
 from launcher.run_dir.sweep_dir import SweepDir
 from launcher.transport.local_commands import run_captured
-from launcher.tune.ray.environment import ENVIRONMENT
+from launcher.tune.ray.ray_environment import ENVIRONMENT
 from launcher.tune.ray.ray_worker_node import is_listening
 
 PROBE_TIMEOUT_S = 120.0
@@ -34,7 +34,7 @@ def probe_machines(address: str, sweep: SweepDir) -> list[Resources]:
         raise CheckError([Problem(f"--ray-address {address}", "no answer: check that Ray runs there, and the address")])
     folder = next(parent for parent in sweep.path.parents if parent.is_dir())
     with NamedTemporaryFile(dir=folder, prefix=".fmfsd-seen-") as marker:
-        argv = (*COMMAND, "launcher.tune.ray.probe_cluster", address, marker.name)
+        argv = (*COMMAND, "launcher.tune.ray.cluster_resources", address, marker.name)
         code, output, errors = run_captured(argv, timeout_s=PROBE_TIMEOUT_S, extra_env=ENVIRONMENT)
     try:
         reports = json.loads(output)
@@ -65,7 +65,7 @@ def main(address: str, marker: str) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from launcher.tune.ray.cluster import existing_ray, parse_node_resources
+    from launcher.tune.ray.ray_init import existing_ray, parse_node_resources
 
     with existing_ray(address):
         probe = ray.remote(num_cpus=0)(probe_machine)

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from fmfsd.config import RunConfig
 from fmfsd.errors import CheckError, ConfigError, Problem
-from launcher.agent.resources import Resources
+from launcher.agent.available_resources import Resources
 from launcher.check import host_checks, run_checks
 from launcher.config.launch_config import LaunchConfig, TuneOptions
-from launcher.resources.cost_probe import Costs
+from launcher.resources.config_cost import Costs
 from launcher.resources.host_probe import UnreachableError, probe_hosts
 from launcher.resources.site import Site
 from launcher.run_dir.sweep_dir import SweepDir
-from launcher.tune.ray.probe_cluster import probe_machines
+from launcher.tune.ray.cluster_resources import probe_machines
 from launcher.tune.records.trial_resources import TrialResources
 from launcher.tune.sampling.sampler import default_search, find_search_problems
 from launcher.tune.space.load import Space

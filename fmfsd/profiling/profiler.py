@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from fmfsd.distributed.collectives import Comms
 from fmfsd.distributed.preflight import synchronize_device
 from fmfsd.profiling.attribution import divide_step_time
-from fmfsd.profiling.limit import measure_matrix_flops_per_s
+from fmfsd.profiling.matmul_rate import measure_matrix_flops_per_s
 from fmfsd.profiling.ranges import (
     COLLECTIVE_RANGES,
     ENGINE_RANGES,

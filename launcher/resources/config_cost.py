@@ -8,11 +8,11 @@ from typing import Any, TextIO
 
 from fmfsd.config import RunConfig
 from fmfsd.cost.cache import estimate_cache_dir, parse_estimate, read_cached
-from fmfsd.cost.estimate import CostEstimate, Device
+from fmfsd.cost.cost_report import CostEstimate, Device
 from fmfsd.errors import CheckError, ConfigError
 from launcher.config.byte_sizes import format_size
 from launcher.transport.local_commands import run_captured
-from launcher.transport.wrap import with_python_fallback
+from launcher.transport.wrap_command import with_python_fallback
 
 ANSWER_TIMEOUT_S = 120.0
 """Timeout of the probe process. A first import of torch from a shared file system is slow."""

@@ -13,8 +13,8 @@ from typing import Any
 import ray
 
 from fmfsd.errors import CheckError
-from launcher.agent.resources import Resources
-from launcher.tune.ray import start
+from launcher.agent.available_resources import Resources
+from launcher.tune.ray import ray_start
 from launcher.tune.ray.ray_worker_node import is_listening
 
 POLL_S = 1.0
@@ -47,7 +47,7 @@ def private_ray(folder: Path, resources: Resources, *, dashboard: bool) -> Itera
         num_gpus=len(resources.gpus),
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
-        object_store_memory=start.OBJECT_STORE_BYTES,
+        object_store_memory=ray_start.OBJECT_STORE_BYTES,
         _temp_dir=str(folder),
         **_OPTIONS,
     )
@@ -63,7 +63,7 @@ def cluster_head(folder: Path, head: RayHead, resources: Resources) -> Iterator[
 
     Raise CheckError if Ray does not start here.
     """
-    process = start.start_head(head.address, head.port, resources, folder)
+    process = ray_start.start_head(head.address, head.port, resources, folder)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not is_listening(head.address, head.port):
@@ -75,7 +75,7 @@ def cluster_head(folder: Path, head: RayHead, resources: Resources) -> Iterator[
         yield
     finally:
         ray.shutdown()
-        start.stop(process)
+        ray_start.stop(process)
 
 
 def _wait_for_machines(count: int) -> None:

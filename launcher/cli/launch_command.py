@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import typer
 
-from fmfsd.command_line import App, Debug, ErrorCollectingCommand, Json, Version, invalid_options
 from fmfsd.errors import ConfigError
-from launcher.cli import options
-from launcher.cli.diagnose import DIAGNOSE_COMMANDS, diagnose_app
-from launcher.cli.manage import MANAGE_COMMANDS, manage_app
+from fmfsd.typer_app import App, Debug, ErrorCollectingCommand, Json, Version, invalid_options
+from launcher.cli import option_types
+from launcher.cli.diagnostic_commands import DIAGNOSE_COMMANDS, diagnose_app
+from launcher.cli.manage_commands import MANAGE_COMMANDS, manage_app
 from launcher.config.launch_config import DEFAULT_GRACE_S, DEFAULT_HANG_TIMEOUT_S, DEFAULT_MAX_RESTARTS
 from launcher.config.process_limits import prepare_process
 
@@ -42,47 +42,47 @@ def first_argument(argv: Sequence[str], environment: Mapping[str, str]) -> str:
 
 def suggest_command(word: str) -> str:
     """Return an error message if `word` is a mistyped subcommand, else an empty string."""
-    close = difflib.get_close_matches(word, options.COMMANDS, n=1, cutoff=_SIMILARITY)
+    close = difflib.get_close_matches(word, option_types.COMMANDS, n=1, cutoff=_SIMILARITY)
     return f"{word}: neither a config nor a command: did you mean `fmfsd-launch {close[0]}`?" if close else ""
 
 
 @app.command(cls=ErrorCollectingCommand)
 def launch(
     context: typer.Context,
-    config: options.Config = "cifar100-resnet18",
-    overrides: options.Overrides = None,
-    schema: options.Schema = False,
-    run_dir: options.RunDirectory = None,
-    resume: options.Resume = "auto",
-    on: options.On = "auto",
-    nodes: options.Nodes = None,
-    gpus: options.Gpus = None,
-    device: options.Device = "auto",
-    hosts: options.Hosts = None,
-    hostfile: options.Hostfile = None,
-    interface: options.Interface = None,
-    env: options.Env = None,
-    engine: options.Engine = None,
-    starter: options.Starter = "torchrun",
-    wrap: options.Wrap = None,
-    max_restarts: options.MaxRestarts = DEFAULT_MAX_RESTARTS,
-    elastic: options.Elastic = None,
-    grace: options.Grace = DEFAULT_GRACE_S,
-    hang_timeout: options.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
-    check: options.Check = False,
-    check_data: options.CheckData = False,
-    dry_run: options.DryRun = False,
-    preflight: options.Preflight = None,
-    partition: options.Partition = None,
-    account: options.Account = None,
-    qos: options.Qos = None,
-    time: options.Time = None,
-    mem: options.Mem = None,
-    cpus_per_gpu: options.CpusPerGpu = None,
-    array: options.Array = None,
-    sbatch_args: options.SbatchArgs = None,
-    srun_args: options.SrunArgs = None,
-    wait: options.Wait = False,
+    config: option_types.Config = "cifar100-resnet18",
+    overrides: option_types.Overrides = None,
+    schema: option_types.Schema = False,
+    run_dir: option_types.RunDirectory = None,
+    resume: option_types.Resume = "auto",
+    on: option_types.On = "auto",
+    nodes: option_types.Nodes = None,
+    gpus: option_types.Gpus = None,
+    device: option_types.Device = "auto",
+    hosts: option_types.Hosts = None,
+    hostfile: option_types.Hostfile = None,
+    interface: option_types.Interface = None,
+    env: option_types.Env = None,
+    engine: option_types.Engine = None,
+    starter: option_types.Starter = "torchrun",
+    wrap: option_types.Wrap = None,
+    max_restarts: option_types.MaxRestarts = DEFAULT_MAX_RESTARTS,
+    elastic: option_types.Elastic = None,
+    grace: option_types.Grace = DEFAULT_GRACE_S,
+    hang_timeout: option_types.HangTimeout = DEFAULT_HANG_TIMEOUT_S,
+    check: option_types.Check = False,
+    check_data: option_types.CheckData = False,
+    dry_run: option_types.DryRun = False,
+    preflight: option_types.Preflight = None,
+    partition: option_types.Partition = None,
+    account: option_types.Account = None,
+    qos: option_types.Qos = None,
+    time: option_types.Time = None,
+    mem: option_types.Mem = None,
+    cpus_per_gpu: option_types.CpusPerGpu = None,
+    array: option_types.Array = None,
+    sbatch_args: option_types.SbatchArgs = None,
+    srun_args: option_types.SrunArgs = None,
+    wait: option_types.Wait = False,
     as_json: Json = False,
     debug: Debug = False,
     _version: Version = False,
@@ -97,7 +97,7 @@ def launch(
     anything was started), 143 SIGTERM before anything was started.
     """
     from fmfsd.terminal import exit_on_error
-    from launcher.cli.arguments import LaunchArguments
+    from launcher.cli.launch_arguments import LaunchArguments
     from launcher.config.error_collector import ErrorCollector
     from launcher.launch import launch_run, print_schema
 

@@ -19,12 +19,12 @@ from launcher.config.launch_config import (
     Starter,
     parse_node_limits,
 )
-from launcher.prepare_launch import LaunchRequest, find_problems_without_site
+from launcher.launch_request import LaunchRequest, find_problems_without_site
 from launcher.resources.resolve_site import resolve_site
 from launcher.resources.site import Site
 from launcher.slurm.job_options import parse_slurm_options
 from launcher.transport.ssh import parse_hosts
-from launcher.transport.wrap import parse_wrap
+from launcher.transport.wrap_command import parse_wrap
 
 _SLURM = ("partition", "account", "qos", "time", "mem", "array")
 

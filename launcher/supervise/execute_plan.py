@@ -14,11 +14,11 @@ from fmfsd.config import RunConfig
 from fmfsd.errors import CheckError, RunFailedError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.terminal import BrokenPipeSafeStream
-from launcher.agent.hardware import read_hardware_by_host
+from launcher.agent.hardware_record import read_hardware_by_host
 from launcher.check.launch_checks import is_prepared
 from launcher.config.launch_config import LaunchConfig
 from launcher.display.launch_display import RunDisplay, build_heads_table
-from launcher.plan.plan import LaunchPlan, NodePlan
+from launcher.plan.launch_plan import LaunchPlan, NodePlan
 from launcher.resources.allocation import Allocation
 from launcher.run_dir.log_follower import LogFollower
 from launcher.run_dir.manifest import mask_command, new_launch_entry

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent.cgroup import cpu_limit, memory_limit
-from launcher.agent.torch_build import driver_problem
+from launcher.agent.torch_cuda_version import driver_problem
 
 _NVIDIA_CONTROL = Path("/dev/nvidiactl")
 _AMD_CONTROL = Path("/dev/kfd")

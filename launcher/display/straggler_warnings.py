@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from fmfsd.run.run_dir import RunDir
-from fmfsd.run.slow_ranks import SLOW_FACTOR, compute_slowdowns
+from fmfsd.run.straggler_detection import SLOW_FACTOR, compute_slowdowns
 from fmfsd.system.atomic_files import read_json
 
 POLL_EVERY_S = 2.0

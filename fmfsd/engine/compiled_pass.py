@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmfsd.config import RunConfig, TrainConfig
 from fmfsd.losses import LossTerms, SelfDistillLoss
-from fmfsd.system.compilers import find_missing_compiler
+from fmfsd.system.compile_requirements import find_missing_compiler
 
 
 class TrainingPass(nn.Module):
