@@ -15,13 +15,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from fmfsd.checkpoint.checkpoint import CHECKPOINT_FILES, Checkpoint
+from fmfsd.checkpoint.retention import delete_old_checkpoints, find_best, read_score
 from fmfsd.errors import CheckpointError, UnreadableCheckpointError
 from fmfsd.run.train_position import TrainPosition, list_positions
 from fmfsd.system.atomic_files import (
     access_remedy,
     free_space,
     parse_json_object,
-    read_json,
     read_regular_file,
     sync_folder,
     write_atomic,
@@ -62,14 +62,14 @@ class CheckpointStore:
             space = _describe_missing_space(self.path, error, needed)
             raise CheckpointError(f"{self.path}: step {checkpoint.position.step} not saved: {error}{space}") from error
         try:
-            self._prune()
+            delete_old_checkpoints(self.path, keep=self._num_newest)
         except OSError as error:
             log.warning("%s: old checkpoints were not deleted: %s", self.path, error)
 
     def best_score(self) -> float | None:
         """Return the highest score of all checkpoints; None without any."""
-        best = self._find_best(list_positions(self.path))
-        return None if best is None else _read_score(self.path / best.folder_name)
+        best = find_best(self.path, list_positions(self.path))
+        return None if best is None else read_score(self.path / best.folder_name)
 
     def load(self, name: str) -> Checkpoint:
         """Return the checkpoint `name`. Raises what `load_checkpoint` raises."""
@@ -123,20 +123,6 @@ class CheckpointStore:
             os.rename(self.path / position.folder_name, self.path / name)
             log.warning("the damaged checkpoint was renamed to %s", self.path / name)
 
-    def _prune(self) -> None:
-        """Delete all checkpoints except the newest and the best."""
-        positions = list_positions(self.path)
-        for position in set(positions[self._num_newest :]) - {self._find_best(positions)}:
-            scratch = self.path / f".tmp-old-{position.folder_name}"
-            os.rename(self.path / position.folder_name, scratch)
-            shutil.rmtree(scratch)
-
-    def _find_best(self, positions: list[TrainPosition]) -> TrainPosition | None:
-        """Return the earliest position with the highest score; None without scores."""
-        scores = {position: _read_score(self.path / position.folder_name) for position in reversed(positions)}
-        validated = {position: score for position, score in scores.items() if score is not None}
-        return max(validated, key=validated.__getitem__, default=None)
-
 
 def _build_manifest(contents: dict[str, bytes]) -> dict[str, object]:
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -178,15 +164,6 @@ def _load_verified(folder: Path) -> Checkpoint:
 
 def _damage_error(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"checkpoint {folder} is damaged: {error}")
-
-
-def _read_score(folder: Path) -> float | None:
-    """Return the score of a checkpoint. OSError if it can't be read now, because it may be the best."""
-    try:
-        score = read_json(folder / "state.json").get("score")
-    except ValueError:
-        return None
-    return score if isinstance(score, float) else None
 
 
 def _describe_missing_space(folder: Path, error: OSError, needed: int) -> str:

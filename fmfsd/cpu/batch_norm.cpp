@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "stored.h"
+#include "element_types.h"
 
 constexpr long BLOCK = 64;    // positions that are summed in A before their sum is added in double
 constexpr long PARTS = 16;    // parts of a batch that are summed separately

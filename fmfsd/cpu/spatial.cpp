@@ -10,7 +10,7 @@
 #include <cmath>
 #include <vector>
 
-#include "stored.h"
+#include "element_types.h"
 
 static inline double exponential(double value) { return std::exp(value); }
 static inline float exponential(float value) {  // accurate to 1e-7 and vectorised, as std::exp is only with -ffast-math

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from fmfsd.config import RunConfig
 from fmfsd.config.resume_rules import flatten_keys
 from fmfsd.run.run_dir import RunDir
-from fmfsd.trackers.base import Tracker
 from fmfsd.trackers.feed import Trackers, TrackerThread, Warn
+from fmfsd.trackers.tracker import Tracker
 
 
 def build_trackers(run: RunDir, config: RunConfig, started: float, *, warn: Warn) -> Trackers:

@@ -8,7 +8,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Self
 
-from fmfsd.trackers.base import Record, Tracker
+from fmfsd.trackers.metric_tags import Record
+from fmfsd.trackers.tracker import Tracker
 
 CLOSE_TIMEOUT_S = 10.0
 """Seconds that trackers get at the end of a run, after its outcome is written, to pass on their remaining records."""

@@ -11,7 +11,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import hparams
 
-from fmfsd.trackers.base import Record, flatten_record
+from fmfsd.trackers.metric_tags import Record, flatten_record
 
 _NAME = "events.out.tfevents."
 _METRICS = ("valid/deepest_top1", "test/deepest_top1")

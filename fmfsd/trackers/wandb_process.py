@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmfsd.system.parent_death import die_with_parent
-from fmfsd.trackers.base import flatten_record
+from fmfsd.trackers.metric_tags import flatten_record
 
 PROJECT = "fmfsd"
 """Default project, if WANDB_PROJECT is not set."""

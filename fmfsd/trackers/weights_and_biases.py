@@ -12,8 +12,8 @@ from typing import Any, Self
 from fmfsd.errors import FmfsdError
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import write_atomic
-from fmfsd.trackers.base import Record
 from fmfsd.trackers.feed import CLOSE_TIMEOUT_S
+from fmfsd.trackers.metric_tags import Record
 
 CLOSE_MARGIN_S = 1.0
 """Seconds by which this tracker gives up before CLOSE_TIMEOUT_S is over."""

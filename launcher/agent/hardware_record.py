@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.available_resources import query_driver
+from launcher.agent.visible_gpus import query_driver
 
 _CPUINFO = Path("/proc/cpuinfo")
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.available_resources import query_driver
+from launcher.agent.visible_gpus import query_driver
 
 NAME_LOOKUP_TIMEOUT_S = 12.0
 """Timeout of the lookup. One try of a resolver that does not answer takes 10 s."""

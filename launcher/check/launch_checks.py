@@ -15,6 +15,7 @@ from launcher.check import (
     machine_checks,
     memory_checks,
     run_checks,
+    software_checks,
     tracker_checks,
 )
 from launcher.check.data_checks import is_prepared as is_prepared
@@ -113,7 +114,7 @@ def require_visible(run: RunDir) -> None:
 
 def _check_environment(launch: LaunchConfig, site: Site, run: RunDir, host_probe: HostProbe) -> Iterator[Problem]:
     yield from run_checks.check_not_in_use(run)
-    yield from (() if site.is_wrapped else machine_checks.check_software())
+    yield from (() if site.is_wrapped else software_checks.check_software())
     yield from machine_checks.check_loopback(site)
     yield from machine_checks.check_gpus_usable(launch, site)
     yield from access_checks.check_writable(run)

@@ -2,8 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 
 from fmfsd.config import RunConfig
 from fmfsd.errors import Problem
@@ -16,8 +14,6 @@ from launcher.config.launch_config import LaunchConfig
 from launcher.resources.config_cost import Costs
 from launcher.resources.site import Site
 
-TESTED_TORCH = ("2.11", "2.16")
-"""First version that works, and first version that is untested."""
 FREE_BYTES = 320 << 20
 """Required free space if the size of a checkpoint is unknown."""
 EXTRA_CHECKPOINTS = 2
@@ -76,20 +72,6 @@ def check_cuda_graphs(config: RunConfig, launch: LaunchConfig, site: Site) -> It
         yield Problem("train.compile", "cuda_graphs need a GPU, and workers use the CPU: set true or false")
     elif (workers := site.count_workers(launch)) > 1:
         yield Problem("train.compile", f"cuda_graphs support one worker, found {workers}: set true, or --gpus 1")
-
-
-def check_software() -> Iterator[Problem]:
-    for package in ("torch", "torchvision"):
-        if find_spec(package) is None:
-            yield Problem(package, "not installed in this environment: install fmfsd with its dependencies")
-            return
-    first, untested = (tuple(map(int, text.split("."))) for text in TESTED_TORCH)
-    try:
-        installed = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
-    except (PackageNotFoundError, ValueError):
-        return
-    if not first <= installed < untested:
-        yield Problem("torch", f"version {version('torch')} is not between {TESTED_TORCH[0]} and {TESTED_TORCH[1]}")
 
 
 def check_loopback(site: Site) -> Iterator[Problem]:

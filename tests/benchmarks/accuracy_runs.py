@@ -13,8 +13,9 @@ from typing import Any
 from fmfsd.config import RunConfig, find_changes, load_config, preset_names
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
-from launcher.agent.available_resources import Resources, query_driver
+from launcher.agent.available_resources import Resources
 from launcher.agent.parent_death import with_parent_death
+from launcher.agent.visible_gpus import query_driver
 from launcher.resources.config_cost import probe_costs
 from tests.helpers.processes import command
 

@@ -140,7 +140,7 @@ GUARDS = (
         "fmfsd/checkpoint/manager.py",
         "checkpoint.copy_to_cpu()",
         "checkpoint",
-        "tests/fmfsd/checkpoint/test_manager.py::test_training_goes_on_while_a_checkpoint_is_written",
+        "tests/fmfsd/checkpoint/test_manager.py::test_training_continues_while_a_checkpoint_is_written",
     ),
     Guard(
         "a file is flushed before it is renamed",

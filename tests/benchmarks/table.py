@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from launcher.agent.available_resources import query_driver
+from launcher.agent.visible_gpus import query_driver
 
 PACKAGES = ("torch", "torchvision", "numpy")
 

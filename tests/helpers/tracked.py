@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from fmfsd.run.run_dir import RunDir
-from fmfsd.trackers.base import flatten_record
+from fmfsd.trackers.metric_tags import flatten_record
 
 MetricPoints = dict[str, list[tuple[int, float]]]
 """(step, value) pairs by metric name."""

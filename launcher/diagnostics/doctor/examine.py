@@ -7,7 +7,7 @@ from functools import partial
 
 from fmfsd.errors import CheckError
 from launcher.agent.describe_machine import probe_machine
-from launcher.check import host_checks, machine_checks
+from launcher.check import host_checks, software_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.diagnostics.doctor import environment as surroundings
 from launcher.diagnostics.doctor import machine
@@ -33,7 +33,7 @@ def examine(site: Site, *, environment: Mapping[str, str], cwd: str, as_json: bo
 
 
 def _software() -> Iterator[Finding]:
-    for problem in machine_checks.check_software():
+    for problem in software_checks.check_software():
         yield Finding(THIS_MACHINE, problem.where, "", problem.message)
 
 

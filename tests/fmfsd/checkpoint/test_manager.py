@@ -133,7 +133,7 @@ def test_a_checkpoint_whose_score_cannot_be_read_is_not_removed(
     checkpoints = make_manager(tmp_path / "c", keep=1)
     save_and_wait(checkpoints, make_checkpoint(1, score=0.9))
     with monkeypatch.context() as patch:
-        patch.setattr("fmfsd.checkpoint.store.read_json", raise_no_space)
+        patch.setattr("fmfsd.checkpoint.retention.read_json", raise_no_space)
         save_and_wait(checkpoints, make_checkpoint(2, score=0.1))
     assert list_names(tmp_path / "c") == ["step-00000001", "step-00000002"]
     save_and_wait(checkpoints, make_checkpoint(3, score=0.2))

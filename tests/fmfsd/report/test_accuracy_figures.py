@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.available_resources import Gpu, GpuDriver, Resources
+from launcher.agent.available_resources import Resources
+from launcher.agent.visible_gpus import Gpu, GpuDriver
 from launcher.resources.config_cost import Costs
 from tests.benchmarks import accuracy_runs
 from tests.benchmarks.accuracy_runs import Comparison, concurrent_runs, length_overrides, runs_per_gpu

@@ -13,7 +13,7 @@ from fmfsd.data.shards.index import CHECKED_AT_LAUNCH_BYTES
 from fmfsd.errors import CheckError, ConfigError
 from fmfsd.run.run_dir import RunDir
 from launcher.agent.available_resources import Resources
-from launcher.check import machine_checks
+from launcher.check import machine_checks, software_checks
 from launcher.check.launch_checks import is_prepared, require_valid_launch
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.site import Site
@@ -204,7 +204,7 @@ def test_a_full_disk_is_named(data_root: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_untested_torch_versions_are_refused(
     version: str, fits: bool, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine_checks, "version", lambda _: version)
+    monkeypatch.setattr(software_checks, "version", lambda _: version)
     if fits:
         assert_no_problems(tiny_config(data_root))
     else:
@@ -212,7 +212,7 @@ def test_untested_torch_versions_are_refused(
 
 
 def test_a_missing_torch_is_named(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(software_checks, "find_spec", lambda name: None)
     assert "torch: not installed in this environment" in run_failing_checks(tiny_config(data_root))[1]
 
 

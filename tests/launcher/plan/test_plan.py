@@ -14,7 +14,8 @@ import pytest
 from fmfsd.distributed.world import World
 from fmfsd.errors import ConfigError
 from fmfsd.run.run_dir import RunDir
-from launcher.agent.available_resources import Resources, _visible_gpus
+from launcher.agent.available_resources import Resources
+from launcher.agent.visible_gpus import list_visible_gpus
 from launcher.config.environment import forwarded_variables, mask_passwords, mask_secret, parse_env_options
 from launcher.config.launch_config import LaunchConfig
 from launcher.plan.launch_plan import LaunchPlan, plan_run
@@ -243,7 +244,7 @@ UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]
     ],
 )
 def test_visible_gpus_are_those_that_cuda_would_use(chosen: str | None, expected: tuple[str, ...]) -> None:
-    assert _visible_gpus(UUIDS, chosen) == expected
+    assert list_visible_gpus(UUIDS, chosen) == expected
 
 
 def test_only_listed_variables_are_passed_on() -> None:

@@ -15,8 +15,9 @@ import torch
 from fmfsd.system import cgroups
 from fmfsd.system.cpu_count import usable_cores
 from launcher.agent import available_resources, cgroup, torch_cuda_version
-from launcher.agent.available_resources import Gpu, GpuDriver, Resources
+from launcher.agent.available_resources import Resources
 from launcher.agent.describe_machine import probe_machine
+from launcher.agent.visible_gpus import Gpu, GpuDriver, query_driver
 from launcher.check import host_checks, machine_checks
 from launcher.config.launch_config import LaunchConfig
 from launcher.resources.host_probe import HostProbe
@@ -174,9 +175,7 @@ exec env -u CUDA_VISIBLE_DEVICES "$@"
 @pytest.mark.fault("F61")
 @pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
-@pytest.mark.skipif(
-    bool(available_resources.query_driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken"
-)
+@pytest.mark.skipif(bool(query_driver().gpus), reason="needs a machine whose NVIDIA library is missing or broken")
 def test_a_launch_with_a_real_driver_that_does_not_respond_is_refused(tmp_path: Path) -> None:
     """The error message is that of the library."""
     inside = ("unshare", "--mount", "sh", "-c", WITH_NVIDIA_CONTROL, "sh", str(tmp_path / "dev"), str(tmp_path))
